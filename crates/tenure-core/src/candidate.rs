@@ -1,0 +1,97 @@
+//! What others see of a candidate, and how it is written into an entry.
+
+use std::{str, time::Duration};
+
+use crate::{CandidateId, FencingToken};
+
+/// The largest value a candidate can have: 64 KiB.
+pub const MAX_VALUE_BYTES: usize = 64 * 1024;
+
+/// What `id` and value look like inside an entry: `tenure/1 ID\nVALUE`.
+const MAGIC: &[u8] = b"tenure/1 ";
+
+/// A candidate as the store shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// Who: the candidate's id, or the name of its entry when another library wrote it.
+    pub id: String,
+    /// What it wants others to know, an address say; at most 64 KiB.
+    pub value: Vec<u8>,
+    /// The token that this candidate has, or will have, as leader; `None` where
+    /// the store gives the token only on winning.
+    pub token: Option<FencingToken>,
+    /// The session the entry belongs to, in the store's own words.
+    pub session: String,
+    /// How long ago the entry was made, where the store knows.
+    pub age: Option<Duration>,
+}
+
+impl Candidate {
+    /// A candidate read back from an entry's payload, ours or a stranger's.
+    ///
+    /// A payload of another library is taken whole as the value, and `entry`, the
+    /// name of the entry, stands in for the id.
+    pub fn decode(
+        entry: &str,
+        session: impl Into<String>,
+        payload: &[u8],
+        token: Option<FencingToken>,
+    ) -> Self {
+        let session = session.into();
+        if let Some((id, value)) = decode(payload) {
+            return Self { id: id.to_owned(), value: value.to_vec(), token, session, age: None };
+        }
+        Self { id: entry.to_owned(), value: payload.to_vec(), token, session, age: None }
+    }
+
+    /// The value as text, with anything that is not UTF-8 replaced.
+    pub fn value_lossy(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.value)
+    }
+}
+
+/// An entry's payload for a candidate's id and value.
+pub fn encode_payload(id: &CandidateId, value: &[u8]) -> Vec<u8> {
+    [MAGIC, id.as_str().as_bytes(), b"\n", value].concat()
+}
+
+fn decode(payload: &[u8]) -> Option<(&str, &[u8])> {
+    let rest = payload.strip_prefix(MAGIC)?;
+    let end = rest.iter().position(|b| *b == b'\n')?;
+    let id = str::from_utf8(&rest[..end]).ok()?;
+    CandidateId::new(id).ok()?;
+    Some((id, &rest[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_strangers_payload_is_its_value() {
+        for payload in
+            [&b"10.0.0.1"[..], b"", b"tenure/1 no newline", b"tenure/1 \n", b"tenure/1 \xff\n", b"\xff\xfe"]
+        {
+            let candidate = Candidate::decode("7f2a", "7f2a", payload, None);
+            assert_eq!((candidate.id.as_str(), candidate.value.as_slice()), ("7f2a", payload));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_payload_gives_back_what_was_put_in(id in "[!-~]{1,255}", value: Vec<u8>) {
+            let payload = encode_payload(&CandidateId::new(&id).unwrap(), &value);
+            let candidate = Candidate::decode("entry", "s", &payload, None);
+            prop_assert_eq!(candidate.id, id);
+            prop_assert_eq!(candidate.value, value);
+        }
+
+        #[test]
+        fn no_payload_panics(payload: Vec<u8>) {
+            Candidate::decode("entry", "s", &payload, None);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What a user can set, checked before anything is asked of a store.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{CandidateId, ElectionName, Error, FencingToken, InvalidConfig, MAX_VALUE_BYTES};
+
+/// The settings of an elector.
+///
+/// ```
+/// use std::time::Duration;
+/// use tenure_core::Config;
+/// let config = Config::new().with_ttl(Duration::from_secs(5)).with_value("10.0.0.7:8080");
+/// assert!(config.validate().is_ok());
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) ttl: Duration,
+    pub(crate) drift: f64,
+    pub(crate) stop_budget: Option<Duration>,
+    pub(crate) id: CandidateId,
+    pub(crate) value: Vec<u8>,
+    pub(crate) request_timeout: Duration,
+    pub(crate) on_disconnect: OnDisconnect,
+    pub(crate) on_overrun: OnOverrun,
+    pub(crate) retry: Backoff,
+    pub(crate) after_work: Backoff,
+}
+
+/// The shortest and the longest time between two tries; the waits between grow, with jitter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// The first wait.
+    pub min: Duration,
+    /// The longest wait.
+    pub max: Duration,
+}
+
+/// What a leader does when a heartbeat goes unanswered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnDisconnect {
+    /// Leads on until the deadline: a restart or an election inside the store is ridden out.
+    #[default]
+    RideOut,
+    /// Gives leadership up with the first heartbeat that fails.
+    LoseAtOnce,
+}
+
+/// What happens when work given to `run` has not stopped by the deadline, because
+/// it blocks its thread. Decided by a thread of its own, so that a blocked runtime does not hinder it.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum OnOverrun {
+    /// Logs an error. The fencing token is then the only thing that protects the resource.
+    #[default]
+    Log,
+    /// Logs, and calls a function.
+    Hook(Arc<dyn Fn(&Overrun) + Send + Sync>),
+    /// Logs, and aborts the process: nothing of it runs on beside the next leader.
+    Abort,
+}
+
+impl fmt::Debug for OnOverrun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Log => "Log",
+            Self::Hook(_) => "Hook(..)",
+            Self::Abort => "Abort",
+        })
+    }
+}
+
+/// Work that went on past its deadline.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Overrun {
+    /// Which election.
+    pub election: ElectionName,
+    /// The token of the leadership that is over.
+    pub token: FencingToken,
+}
+
+impl Config {
+    /// The least TTL that can be asked for.
+    pub const MIN_TTL: Duration = Duration::from_secs(1);
+    /// The largest TTL that can be asked for.
+    pub const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+    /// TTL 10 s, drift 10 %, stop budget a tenth of the TTL, a unique id, no value.
+    pub fn new() -> Self {
+        Self {
+            ttl: Duration::from_secs(10),
+            drift: 0.1,
+            stop_budget: None,
+            id: CandidateId::unique(),
+            value: Vec::new(),
+            request_timeout: Duration::from_secs(5),
+            on_disconnect: OnDisconnect::default(),
+            on_overrun: OnOverrun::default(),
+            retry: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) },
+            after_work: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
+        }
+    }
+
+    /// After how much silence the store lets go of a session: 1 s to 24 h, 10 s by default.
+    ///
+    /// Short means a quick fail-over after a crash, and leadership lost over a short outage.
+    /// A store may grant another TTL; deadlines are computed from what it granted.
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// The bound on the difference between this machine's clock rate and the store's:
+    /// a fraction from 0 to 0.5, 0.1 by default (chrony slews by up to 8.3 %).
+    pub fn with_drift(mut self, drift: f64) -> Self {
+        self.drift = drift;
+        self
+    }
+
+    /// The time before the deadline that is kept for work to stop: more than 0, at
+    /// most a third of the TTL, a tenth of it by default.
+    pub fn with_stop_budget(mut self, budget: Duration) -> Self {
+        self.stop_budget = Some(budget);
+        self
+    }
+
+    /// Who this candidate is; [`CandidateId::unique`] by default.
+    pub fn with_id(mut self, id: CandidateId) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// What others can read of this candidate, an address say; at most 64 KiB.
+    pub fn with_value(mut self, value: impl Into<Vec<u8>>) -> Self {
+        self.value = value.into();
+        self
+    }
+
+    /// After how long an unanswered request is tried again: 5 s by default. Heartbeats
+    /// are bounded by a third of the TTL as well.
+    pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// What a leader does when a heartbeat goes unanswered.
+    pub fn with_on_disconnect(mut self, policy: OnDisconnect) -> Self {
+        self.on_disconnect = policy;
+        self
+    }
+
+    /// What happens when work has not stopped by the deadline.
+    pub fn with_on_overrun(mut self, policy: OnOverrun) -> Self {
+        self.on_overrun = policy;
+        self
+    }
+
+    /// The waits between tries to reach the store: 50 ms to 2 s by default.
+    pub fn with_retry(mut self, backoff: Backoff) -> Self {
+        self.retry = backoff;
+        self
+    }
+
+    /// The waits before campaigning again after failed work: 100 ms to 30 s by default.
+    pub fn with_after_work(mut self, backoff: Backoff) -> Self {
+        self.after_work = backoff;
+        self
+    }
+
+    /// The TTL to ask for.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// The time kept for work to stop.
+    pub fn stop_budget(&self) -> Duration {
+        self.stop_budget.unwrap_or(self.ttl / 10)
+    }
+
+    /// Who this candidate is.
+    pub fn id(&self) -> &CandidateId {
+        &self.id
+    }
+
+    /// Checks every setting, and how they fit each other.
+    ///
+    /// # Errors
+    /// What is wrong, and what is allowed.
+    pub fn validate(&self) -> Result<(), Error> {
+        if !(Self::MIN_TTL..=Self::MAX_TTL).contains(&self.ttl) {
+            return Err(InvalidConfig::Ttl { given: self.ttl, min: Self::MIN_TTL, max: Self::MAX_TTL }.into());
+        }
+        if !(0.0..=0.5).contains(&self.drift) {
+            return Err(InvalidConfig::Drift { given: self.drift }.into());
+        }
+        self.check_stop_budget(self.ttl)?;
+        if self.request_timeout.is_zero() {
+            return Err(InvalidConfig::Time {
+                setting: "request timeout",
+                given: self.request_timeout,
+                allowed: "more than 0",
+            }
+            .into());
+        }
+        for (setting, backoff) in [("retry backoff", self.retry), ("backoff after work", self.after_work)] {
+            if backoff.min.is_zero() || backoff.min > backoff.max {
+                return Err(InvalidConfig::Time {
+                    setting,
+                    given: backoff.min,
+                    allowed: "more than 0 and at most its own maximum",
+                }
+                .into());
+            }
+        }
+        if self.value.len() > MAX_VALUE_BYTES {
+            return Err(Error::ValueTooLarge { bytes: self.value.len() });
+        }
+        Ok(())
+    }
+
+    /// Whether the stop budget fits a TTL, the one asked for or the one granted.
+    pub(crate) fn check_stop_budget(&self, ttl: Duration) -> Result<(), InvalidConfig> {
+        check_stop_budget(self.stop_budget(), ttl)
+    }
+}
+
+/// Whether `budget` leaves time to lead under a session of `ttl`.
+pub(crate) fn check_stop_budget(budget: Duration, ttl: Duration) -> Result<(), InvalidConfig> {
+    if budget.is_zero() || budget > ttl / 3 {
+        return Err(InvalidConfig::StopBudget { given: budget, ttl });
+    }
+    Ok(())
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(config: Config) -> String {
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn settings_that_cannot_work_say_what_is_allowed() {
+        let base = Config::new;
+        assert_eq!(
+            message(base().with_ttl(Duration::from_millis(10))),
+            "ttl 10ms is not allowed: it must be from 1s to 1day"
+        );
+        assert_eq!(
+            message(base().with_stop_budget(Duration::from_secs(9))),
+            "stop budget 9s is not allowed with ttl 10s: it must be more than 0 and at most a third of the ttl (3s 333ms 333us 333ns)"
+        );
+        assert_eq!(
+            message(base().with_drift(0.9)),
+            "drift 0.9 is not allowed: it must be a fraction from 0 to 0.5, such as 0.1 for 10 %"
+        );
+        assert!(message(base().with_drift(f64::NAN)).contains("drift NaN"));
+        assert_eq!(
+            message(base().with_value(vec![0; 65 * 1024])),
+            "a candidate's value of 66560 bytes is too large: at most 65536 bytes (64 KiB) are allowed"
+        );
+        assert!(base().with_value(vec![0; 64 * 1024]).validate().is_ok());
+        assert!(message(base().with_request_timeout(Duration::ZERO)).contains("request timeout"));
+        let backoff = Backoff { min: Duration::from_secs(2), max: Duration::from_secs(1) };
+        assert!(message(base().with_retry(backoff)).contains("retry backoff"));
+    }
+}

@@ -1,0 +1,104 @@
+//! The trait that users hold, and what it gives them on top.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+use crate::{Candidate, Error, Leadership, Status};
+
+/// The leaders of an election, one after the other; see [`Elector::observe`].
+pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
+
+/// Takes part in elections, and watches them.
+///
+/// Cheap to share as `Arc<dyn Elector>`. All elections of one elector share one
+/// session with the store, opened by the first campaign; one renewal keeps all of
+/// them. Within one elector, campaigns for the *same* election queue up behind each
+/// other, so that at most one of them stands in the store.
+///
+/// A store that cannot be reached is asked again, with jittered backoff, for as long as
+/// the caller waits: bound a call with [`tokio::time::timeout`] to wait less. Meanwhile
+/// [`status`](Self::status) and `tracing` say what is wrong. Whatever cannot get better
+/// (refused credentials, an illegal name) is returned at once.
+///
+/// Dropping an elector closes its session once the leaderships it gave are over.
+#[async_trait]
+pub trait Elector: Send + Sync + fmt::Debug {
+    /// Campaigns until this candidate leads.
+    ///
+    /// # Behavior
+    /// - Waits its turn, in order of arrival where the store keeps one.
+    /// - Goes on under a new entry when its own is deleted, or its session ends.
+    ///
+    /// # Errors
+    /// An illegal name, refused credentials, [`Error::Closed`]; never an outage.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future withdraws the candidate: no entry stays behind, whatever was under way.
+    async fn campaign(&self, election: &str) -> Result<Leadership, Error>;
+
+    /// Leads at once, or not at all: `None` when somebody else does.
+    ///
+    /// # Errors
+    /// As [`campaign`](Self::campaign).
+    ///
+    /// # Cancellation safety
+    /// As [`campaign`](Self::campaign).
+    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error>;
+
+    /// Who leads now; `None` when nobody does.
+    ///
+    /// # Errors
+    /// As [`campaign`](Self::campaign).
+    async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error>;
+
+    /// All candidates in order of succession, the leader first.
+    ///
+    /// # Errors
+    /// As [`campaign`](Self::campaign).
+    async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error>;
+
+    /// The leader now and at every change; `None` while nobody leads.
+    ///
+    /// The stream goes on across outages of the store and ends only after an error
+    /// that cannot get better, or when the elector is closed. It needs no session.
+    fn observe(&self, election: &str) -> Leaders;
+
+    /// How the elector and its store get on, for a health endpoint.
+    fn status(&self) -> Status;
+
+    /// Ends all campaigns and leaderships, waits for their work to stop, and closes the session.
+    ///
+    /// # Behavior
+    /// - Campaigns return [`Error::Closed`]; work under [`Leadership::run`] is told to
+    ///   stop, and has until its deadline.
+    /// - Returns when the store has confirmed, or its session has expired in any case.
+    /// - A second call waits for the first.
+    async fn close(&self);
+}
+
+#[async_trait]
+impl<E: Elector + ?Sized> Elector for Arc<E> {
+    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
+        (**self).campaign(election).await
+    }
+    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
+        (**self).try_campaign(election).await
+    }
+    async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        (**self).leader(election).await
+    }
+    async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
+        (**self).candidates(election).await
+    }
+    fn observe(&self, election: &str) -> Leaders {
+        (**self).observe(election)
+    }
+    fn status(&self) -> Status {
+        (**self).status()
+    }
+    async fn close(&self) {
+        (**self).close().await;
+    }
+}

@@ -1,0 +1,62 @@
+//! Why a leadership ended.
+
+use std::fmt;
+
+/// Why a leadership ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LossReason {
+    /// No confirmed heartbeat moved the deadline in time; the stop budget before it has begun.
+    Deadline,
+    /// The entry no longer exists in the store, or is not ours any more.
+    EntryGone,
+    /// The store says that the session has ended.
+    SessionExpired,
+    /// A heartbeat failed, and the elector gives up at once then
+    /// ([`OnDisconnect::LoseAtOnce`](crate::OnDisconnect::LoseAtOnce)).
+    Disconnected,
+    /// The time of day ran ahead of the clock, as it does after a virtual machine was paused.
+    ClockJump,
+    /// [`Leadership::resign`](crate::Leadership::resign) was called.
+    Resigned,
+    /// The guard was dropped.
+    Dropped,
+    /// The elector was closed.
+    Closed,
+}
+
+impl LossReason {
+    /// A stable name, for metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline",
+            Self::EntryGone => "entry_gone",
+            Self::SessionExpired => "session_expired",
+            Self::Disconnected => "disconnected",
+            Self::ClockJump => "clock_jump",
+            Self::Resigned => "resigned",
+            Self::Dropped => "dropped",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// Whether the store says that somebody else may lead already, so that no time is left for work to stop.
+    pub(crate) fn is_over_in_the_store(self) -> bool {
+        matches!(self, Self::EntryGone | Self::SessionExpired | Self::ClockJump)
+    }
+}
+
+impl fmt::Display for LossReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deadline => "no heartbeat was confirmed in time",
+            Self::EntryGone => "its entry is gone from the store",
+            Self::SessionExpired => "its session has expired",
+            Self::Disconnected => "the store did not answer a heartbeat",
+            Self::ClockJump => "the time of day jumped ahead of the machine's clock",
+            Self::Resigned => "it was resigned",
+            Self::Dropped => "its guard was dropped",
+            Self::Closed => "the elector was closed",
+        })
+    }
+}

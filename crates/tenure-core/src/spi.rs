@@ -1,0 +1,325 @@
+//! What a store provides: the trait that a backend implements.
+//!
+//! A backend knows its store's requests and recipes, and nothing of deadlines,
+//! guards or retries. The engine calls it, bounds every call in time (all but the
+//! three waits), repeats what may be repeated, and derives from the answers how
+//! long leadership may be assumed. A user of the library never calls it.
+//!
+//! # Rules for an implementer
+//!
+//! - No call blocks the runtime's thread.
+//! - Every future may be dropped at any time. What its request then does in the
+//!   store counts as unknown; the engine resolves it with [`leave`](BackendSession::leave).
+//! - An error that does not say for certain what the store did is
+//!   [`Unavailable`](BackendErrorKind::Unavailable).
+//! - Entries of strangers are ignored or shown, never changed or deleted.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use thiserror::Error;
+
+use crate::{Candidate, CandidateId, ElectionName, FencingToken, candidate::encode_payload};
+
+/// A store, as one elector uses it.
+#[async_trait]
+pub trait Backend: Send + Sync + fmt::Debug + 'static {
+    /// What this store can do; the conformance suite chooses its cases by it.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Opens a new session whose entries vanish once it was silent for about `ttl`.
+    ///
+    /// # Behavior
+    /// - Never hands out a session that an earlier call opened.
+    /// - The session is alive from a moment after this call began, on the word of a
+    ///   quorum where the store has one.
+    /// - A call that fails or is dropped leaves at most a session that expires by itself.
+    ///
+    /// # Errors
+    /// [`Unavailable`](BackendErrorKind::Unavailable) is tried again; anything
+    /// permanent (refused credentials, an impossible `ttl`) reaches the user.
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError>;
+
+    /// The candidates of `election` in order of succession, the leader first.
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError>;
+
+    /// The leader of `election`, or `None` when nobody leads.
+    async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        Ok(self.candidates(election).await?.into_iter().next())
+    }
+
+    /// The leader of `election` now, and then at every change; `None` while nobody leads.
+    ///
+    /// # Behavior
+    /// - Yields the present state first.
+    /// - May leave out a state that was over at once; the last state is always yielded.
+    /// - May yield the same state twice.
+    /// - Ends with an error when the store is lost; the engine observes again.
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError>;
+
+    /// Lets go of connections, tasks and threads. Sessions have been closed before.
+    async fn close(&self) {}
+}
+
+/// A stream of leaders, from [`Backend::observe`].
+pub type Observation = BoxStream<'static, Result<Option<Candidate>, BackendError>>;
+
+/// The bond with the store under which entries are made.
+#[async_trait]
+pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
+    /// The session's name in the store's own words, for people.
+    fn id(&self) -> String;
+
+    /// The TTL as the store granted it, which is what deadlines are computed from.
+    fn granted_ttl(&self) -> Duration;
+
+    /// What makes an answered heartbeat count.
+    fn proof(&self) -> Proof;
+
+    /// Asks the store to keep the session alive for another TTL.
+    ///
+    /// The engine reads the clock before it calls this; a request that the backend
+    /// repeats on another connection is credited from that reading, and an answer
+    /// to an *earlier* call must never be returned.
+    ///
+    /// # Errors
+    /// [`SessionGone`](BackendErrorKind::SessionGone) when the store says that the
+    /// session has ended.
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError>;
+
+    /// Whether `heartbeat` was answered by a store that still spoke for its quorum:
+    /// only for sessions whose proof is [`Proof::Read`].
+    ///
+    /// `witness` is an entry of this session, when it has one, that the read has to find.
+    async fn confirm(
+        &self,
+        heartbeat: &Heartbeat,
+        witness: Option<&Entry>,
+    ) -> Result<Confirmation, BackendError> {
+        let _ = (heartbeat, witness);
+        Ok(Confirmation::Confirmed)
+    }
+
+    /// Enters a candidate into an election.
+    ///
+    /// # Behavior
+    /// - Called again with the same request, finds the entry that an earlier call
+    ///   made, and makes no second one.
+    /// - At most one request for an election is under way in one session.
+    ///
+    /// # Errors
+    /// [`SessionGone`](BackendErrorKind::SessionGone) when the session has ended.
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError>;
+
+    /// Waits until `entry` leads, and returns its token. Not bounded in time.
+    ///
+    /// # Behavior
+    /// - Returns only after the store has shown, since the last departure ahead of
+    ///   it, that `entry` still exists and belongs to this session.
+    /// - Wakes once per departure of the candidate just ahead, not of every one.
+    /// - Bounds every request of its own.
+    ///
+    /// # Errors
+    /// [`EntryGone`](BackendErrorKind::EntryGone) promptly when `entry` vanishes.
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError>;
+
+    /// Waits until `entry` no longer exists or no longer belongs to this session.
+    /// Not bounded in time.
+    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError>;
+
+    /// Replaces the value that others read.
+    ///
+    /// # Errors
+    /// [`EntryGone`](BackendErrorKind::EntryGone) when `entry` no longer exists.
+    async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError>;
+
+    /// Removes whatever entry an earlier [`enter`](Self::enter) of `request` made or
+    /// is about to make; `entry` when its answer came.
+    ///
+    /// # Behavior
+    /// - Returns `Ok` only when the store has confirmed that the entry is gone.
+    /// - Succeeds when there is none.
+    /// - Never removes an entry of a later request.
+    async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError>;
+
+    /// Ends the session in the store; all its entries go with it.
+    async fn close(&self) -> Result<(), BackendError>;
+}
+
+/// What a store can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Candidates lead in the order in which they entered.
+    pub ordered: bool,
+    /// Sessions live by heartbeats and expire without them. Where they do not, the
+    /// kernel ends them with the process.
+    pub expiring: bool,
+    /// The token is known on entering rather than on winning.
+    pub early_token: bool,
+}
+
+impl Capabilities {
+    /// A queue of expiring sessions with tokens given on entering, as etcd and ZooKeeper are.
+    pub const QUEUE: Self = Self { ordered: true, expiring: true, early_token: true };
+
+    /// The same, with the sessions' expiry as given.
+    pub const fn expiring(mut self, yes: bool) -> Self {
+        self.expiring = yes;
+        self
+    }
+
+    /// The same, with the order of succession as given.
+    pub const fn ordered(mut self, yes: bool) -> Self {
+        self.ordered = yes;
+        self
+    }
+
+    /// The same, with the time at which tokens are given.
+    pub const fn early_token(mut self, yes: bool) -> Self {
+        self.early_token = yes;
+        self
+    }
+}
+
+/// What makes an answered heartbeat count towards the deadline.
+///
+/// An answer alone proves nothing: a member that was cut off from its peers, or
+/// whose disk stalls, goes on answering while the others elect anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Proof {
+    /// The answer itself is a quorum's word (a linearizable compare-and-swap).
+    Answer,
+    /// A linearizable read sent after the answer finds the same epoch
+    /// ([`BackendSession::confirm`]): etcd.
+    Read,
+    /// A later heartbeat, sent at least `gap` after this one, is answered too: ZooKeeper.
+    Later {
+        /// The least time between the two requests.
+        gap: Duration,
+    },
+    /// None is needed: the session lives exactly as long as the process. The
+    /// deadline never comes and no heartbeat is sent.
+    Process,
+}
+
+/// An answered heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// How long the store keeps the session from some moment after the request was sent.
+    pub ttl: Duration,
+    /// The store's epoch (etcd's raft term) in which the answer was given; zero where there is none.
+    pub epoch: u64,
+}
+
+/// The outcome of [`BackendSession::confirm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Confirmation {
+    /// The heartbeat counts.
+    Confirmed,
+    /// The epoch has changed; the heartbeat proves nothing.
+    Unconfirmed,
+    /// The witness no longer exists, or is another one under the same name.
+    WitnessGone,
+}
+
+/// A candidate's wish to enter an election.
+#[derive(Clone, Debug)]
+pub struct EntryRequest {
+    /// Which election.
+    pub election: ElectionName,
+    /// Who enters.
+    pub candidate: CandidateId,
+    /// What others can read; at most 64 KiB.
+    pub value: Vec<u8>,
+    /// Names this attempt; a new one for every entry, never used again.
+    pub nonce: u128,
+}
+
+impl EntryRequest {
+    /// The bytes to store in the entry; [`Candidate::decode`] reads them back.
+    pub fn payload(&self) -> Vec<u8> {
+        encode_payload(&self.candidate, &self.value)
+    }
+}
+
+/// A candidate's entry in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which election.
+    pub election: ElectionName,
+    /// The entry's key, path or file name, in the backend's own form.
+    pub key: String,
+    /// The number that tells this entry from an earlier one under the same key:
+    /// create revision, czxid, counter.
+    pub version: u64,
+}
+
+/// The outcome of [`BackendSession::enter`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entered {
+    /// The entry, made now or by an earlier call with the same request.
+    pub entry: Entry,
+    /// The token, when the entry already leads.
+    pub leads: Option<FencingToken>,
+}
+
+/// What kind of failure a [`BackendError`] is; it decides what the engine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BackendErrorKind {
+    /// The store did not answer, or not usefully; the outcome is unknown. Tried again.
+    Unavailable,
+    /// The session has ended in the store.
+    SessionGone,
+    /// The entry does not exist.
+    EntryGone,
+    /// Credentials or permissions were refused. Permanent.
+    Unauthorized,
+    /// The store refuses the request as such. Permanent.
+    Invalid,
+}
+
+/// A failure of a store, classified.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub struct BackendError {
+    kind: BackendErrorKind,
+    message: String,
+    #[source]
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl BackendError {
+    /// A failure without an underlying error.
+    pub fn new(kind: BackendErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// A failure caused by `source`. Neither text may hold a secret.
+    pub fn with_source(
+        kind: BackendErrorKind,
+        message: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self { kind, message: message.into(), source: Some(source.into()) }
+    }
+
+    /// What to do about it.
+    pub fn kind(&self) -> BackendErrorKind {
+        self.kind
+    }
+
+    /// Whether asking again can help: the store did not answer.
+    pub fn is_retryable(&self) -> bool {
+        self.kind == BackendErrorKind::Unavailable
+    }
+
+    /// Whether asking again cannot help, with this session or another.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self.kind, BackendErrorKind::Unauthorized | BackendErrorKind::Invalid)
+    }
+}

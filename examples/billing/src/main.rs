@@ -1,0 +1,2 @@
+//! Billing.
+fn main() {}

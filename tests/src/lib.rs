@@ -1,0 +1,1 @@
+//! One file per backend, calling the shared suite.
