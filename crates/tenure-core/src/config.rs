@@ -86,6 +86,10 @@ impl Config {
     /// The largest TTL that can be asked for.
     pub const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
+    /// The waits before campaigning again after failed work, unless others are set.
+    pub const DEFAULT_AFTER_WORK: Backoff =
+        Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
+
     /// TTL 10 s, drift 10 %, stop budget a tenth of the TTL, a unique id, no value.
     pub fn new() -> Self {
         Self {
@@ -98,7 +102,7 @@ impl Config {
             on_disconnect: OnDisconnect::default(),
             on_overrun: OnOverrun::default(),
             retry: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) },
-            after_work: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
+            after_work: Self::DEFAULT_AFTER_WORK,
         }
     }
 

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
-use crate::{Candidate, Error, Leadership, Status};
+use crate::{Backoff, Candidate, Config, Error, Leadership, Status};
 
 /// The leaders of an election, one after the other; see [`Elector::observe`].
 pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
@@ -68,6 +68,11 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// How the elector and its store get on, for a health endpoint.
     fn status(&self) -> Status;
 
+    /// The waits before campaigning again after failed work; see [`Config::with_after_work`].
+    fn work_backoff(&self) -> Backoff {
+        Config::DEFAULT_AFTER_WORK
+    }
+
     /// Ends all campaigns and leaderships, waits for their work to stop, and closes the session.
     ///
     /// # Behavior
@@ -97,6 +102,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     fn status(&self) -> Status {
         (**self).status()
+    }
+    fn work_backoff(&self) -> Backoff {
+        (**self).work_backoff()
     }
     async fn close(&self) {
         (**self).close().await;

@@ -4,19 +4,30 @@
 mod candidate;
 mod clock;
 mod config;
+mod elector;
 mod error;
 mod fencing;
+mod leadership;
 mod loss;
 mod name;
+mod runner;
+mod status;
 mod url;
 
+pub mod engine;
+pub mod memory;
 pub mod spi;
 
 pub use candidate::{Candidate, MAX_VALUE_BYTES, encode_payload};
 pub use clock::{BootClock, Clock, Moment, SimClock};
 pub use config::{Backoff, Config, OnDisconnect, OnOverrun, Overrun};
+pub use elector::{Elector, Leaders};
+pub use engine::StoreElector;
 pub use error::{BoxError, Error, InvalidConfig, Lost};
 pub use fencing::{Fence, FencingToken, ParseTokenError, StaleToken};
+pub use leadership::{Leadership, LeadershipHandle};
 pub use loss::LossReason;
 pub use name::{CandidateId, ElectionName, InvalidCandidate, InvalidElection};
+pub use runner::ElectorExt;
+pub use status::{Connection, Status};
 pub use url::{InvalidUrl, Secret, StoreUrl};

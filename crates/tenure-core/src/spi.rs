@@ -14,7 +14,7 @@
 //!   [`Unavailable`](BackendErrorKind::Unavailable).
 //! - Entries of strangers are ignored or shown, never changed or deleted.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -284,13 +284,13 @@ pub enum BackendErrorKind {
 }
 
 /// A failure of a store, classified.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 #[error("{message}")]
 pub struct BackendError {
     kind: BackendErrorKind,
     message: String,
     #[source]
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl BackendError {
@@ -305,7 +305,7 @@ impl BackendError {
         message: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Self { kind, message: message.into(), source: Some(source.into()) }
+        Self { kind, message: message.into(), source: Some(Arc::from(source.into())) }
     }
 
     /// What to do about it.

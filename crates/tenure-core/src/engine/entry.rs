@@ -1,0 +1,274 @@
+//! One candidate's entry, from entering to leaving: a task of its own, so that everything
+//! about an entry happens in one order, and dropping a future anywhere leaves nothing behind.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{
+    retry::{Retry, timed},
+    session::{Live, Session},
+    term::Term,
+};
+use crate::{
+    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
+    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest},
+};
+
+/// What a campaign asks its entry's task for.
+#[derive(Debug)]
+pub(crate) struct Candidacy {
+    pub(crate) election: ElectionName,
+    pub(crate) candidate: CandidateId,
+    pub(crate) value: Vec<u8>,
+    /// Whether to wait when somebody else leads.
+    pub(crate) waits: bool,
+    /// Cancelled when the campaign is given up.
+    pub(crate) withdrawn: CancellationToken,
+    /// This elector's one place in the election; given back when the entry is gone.
+    pub(crate) _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// What an entry's task tells its campaign.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Leads(Leadership),
+    /// Somebody else leads, and the candidate did not want to wait.
+    NotNow,
+    /// The session has ended; another one is needed.
+    SessionEnded,
+    Failed(Error),
+}
+
+/// Why an entry's task stops on its way to leadership.
+enum Stop {
+    SessionEnded,
+    Withdrawn,
+    NotNow,
+    Failed(BackendError),
+}
+
+struct Task<'a> {
+    session: &'a Arc<Session>,
+    candidacy: Candidacy,
+    request: EntryRequest,
+    /// Whether a request to enter went unanswered, so that it may yet be carried out.
+    uncertain: bool,
+    entry: Option<Entry>,
+}
+
+/// Enters, waits, leads, leaves.
+pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
+    let mut task =
+        Task { session: &session, request: request(&candidacy), candidacy, uncertain: false, entry: None };
+    match task.until_leading().await {
+        Ok((token, entry, gone)) => {
+            let term = Term::new(&session, task.candidacy.candidate.clone(), token, entry);
+            // A campaign dropped meanwhile drops the guard, which resigns.
+            let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
+            task.lead(&term, &gone).await;
+            term.departed.cancel();
+        }
+        Err(stop) => {
+            task.depart().await;
+            let _ = outcome.send(match stop {
+                Stop::SessionEnded => Outcome::SessionEnded,
+                Stop::Withdrawn | Stop::NotNow => Outcome::NotNow,
+                Stop::Failed(error) => Outcome::Failed(error.into()),
+            });
+        }
+    }
+}
+
+/// A new request: its nonce is never used again, so that two entries are never taken for each other.
+fn request(candidacy: &Candidacy) -> EntryRequest {
+    EntryRequest {
+        election: candidacy.election.clone(),
+        candidate: candidacy.candidate.clone(),
+        value: candidacy.value.clone(),
+        nonce: fastrand::u128(..),
+    }
+}
+
+impl Task<'_> {
+    /// Enters and waits until the entry leads; again under a new entry when its own was deleted.
+    async fn until_leading(&mut self) -> Result<(FencingToken, Entry, CancellationToken), Stop> {
+        loop {
+            let entered = self.enter().await?;
+            let gone = CancellationToken::new();
+            self.entry = Some(entered.entry.clone());
+            let live = Live { entry: entered.entry.clone(), gone: gone.clone() };
+            self.session.live().insert(self.candidacy.election.clone(), live);
+            let token = match entered.leads {
+                Some(token) => Some(token),
+                None if !self.candidacy.waits => return Err(Stop::NotNow),
+                None => self.wait_turn(&entered.entry, &gone).await?,
+            };
+            if let Some(token) = token {
+                // A session that has not been heard of for a while may have won in vain.
+                let session = self.session;
+                session.check_window(session.window.budget()).map_err(|_| Stop::SessionEnded)?;
+                return Ok((token, entered.entry, gone));
+            }
+            warn!(election = %self.candidacy.election, candidate = %self.candidacy.candidate,
+                "the entry of a waiting candidate is gone; entering again");
+            // Gone for certain, or deleted by this: never two entries at a time.
+            self.depart().await;
+            self.request = request(&self.candidacy);
+        }
+    }
+
+    async fn enter(&mut self) -> Result<Entered, Stop> {
+        let session = self.session;
+        let shared = &session.shared;
+        let mut retry = Retry::new(shared.config.retry);
+        loop {
+            if self.candidacy.withdrawn.is_cancelled() {
+                return Err(Stop::Withdrawn);
+            }
+            let limit = shared.config.request_timeout;
+            // A withdrawal waits for the answer: what is known needs no resolving.
+            let answer = tokio::select! {
+                biased;
+                () = session.stop.cancelled() => return Err(Stop::SessionEnded),
+                answer = timed("entering", limit, session.spi.enter(&self.request)) => answer,
+            };
+            match answer {
+                Ok(entered) => {
+                    shared.status.answered();
+                    return Ok(entered);
+                }
+                Err(error) => {
+                    self.uncertain |= error.is_retryable();
+                    self.judge(error, "entering again")?;
+                }
+            }
+            self.pause(&mut retry).await?;
+        }
+    }
+
+    /// The token once the entry leads; `None` when the entry is gone.
+    async fn wait_turn(&self, entry: &Entry, gone: &CancellationToken) -> Result<Option<FencingToken>, Stop> {
+        let session = self.session;
+        let mut retry = Retry::new(session.shared.config.retry);
+        loop {
+            let answer = tokio::select! {
+                biased;
+                () = session.stop.cancelled() => return Err(Stop::SessionEnded),
+                () = self.candidacy.withdrawn.cancelled() => return Err(Stop::Withdrawn),
+                () = gone.cancelled() => return Ok(None),
+                answer = session.spi.wait_turn(entry) => answer,
+            };
+            match answer {
+                Ok(token) => return Ok(Some(token)),
+                Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(None),
+                Err(error) => self.judge(error, "waiting again")?,
+            }
+            self.pause(&mut retry).await?;
+        }
+    }
+
+    /// Whether to try again after `error`.
+    fn judge(&self, error: BackendError, what: &'static str) -> Result<(), Stop> {
+        match error.kind() {
+            BackendErrorKind::SessionGone => {
+                self.session.end(LossReason::SessionExpired);
+                Err(Stop::SessionEnded)
+            }
+            _ if error.is_permanent() => {
+                self.session.shared.status.failed(&error);
+                warn!(election = %self.candidacy.election, %error, "the store refuses the candidate");
+                Err(Stop::Failed(error))
+            }
+            _ => {
+                self.session.shared.status.failed(&error);
+                debug!(election = %self.candidacy.election, %error, "{what}");
+                Ok(())
+            }
+        }
+    }
+
+    async fn pause(&self, retry: &mut Retry) -> Result<(), Stop> {
+        tokio::select! {
+            biased;
+            () = self.session.stop.cancelled() => Err(Stop::SessionEnded),
+            () = self.candidacy.withdrawn.cancelled() => Err(Stop::Withdrawn),
+            () = retry.pause() => Ok(()),
+        }
+    }
+
+    /// Leads until the leadership is over and its work has stopped; then removes the entry.
+    async fn lead(&mut self, term: &Arc<Term>, gone: &CancellationToken) {
+        tokio::select! {
+            biased;
+            // Also when the session ends: its token is the parent's.
+            () = term.stop.cancelled() => {}
+            () = gone.cancelled() => term.lose(LossReason::EntryGone),
+            () = self.watch_own_entry(&term.entry) => term.lose(LossReason::EntryGone),
+        }
+        term.wait_stopped().await;
+        self.depart().await;
+    }
+
+    /// Returns when the entry is gone. A watch that fails is taken up again.
+    async fn watch_own_entry(&self, entry: &Entry) {
+        let session = self.session;
+        let mut retry = Retry::new(session.shared.config.retry);
+        loop {
+            match session.spi.wait_gone(entry).await {
+                Ok(()) => return,
+                Err(error) if error.kind() == BackendErrorKind::EntryGone => return,
+                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                    session.end(LossReason::SessionExpired);
+                    return;
+                }
+                Err(error) => {
+                    session.shared.status.failed(&error);
+                    debug!(election = %entry.election, %error, "watching the own entry again");
+                }
+            }
+            retry.pause().await;
+        }
+    }
+
+    /// Removes the entry; tries until that is confirmed or the session has ended, which removes it too.
+    async fn depart(&mut self) {
+        let session = self.session;
+        session.live().remove(&self.candidacy.election);
+        let entry = self.entry.take();
+        if entry.is_none() && !self.uncertain {
+            return;
+        }
+        let shared = &session.shared;
+        let mut retry = Retry::new(shared.config.retry);
+        loop {
+            let leaving = session.spi.leave(&self.request, entry.as_ref());
+            let answer = tokio::select! {
+                biased;
+                () = session.stop.cancelled() => return,
+                answer = timed("leaving", shared.config.request_timeout, leaving) => answer,
+            };
+            match answer {
+                Ok(()) => break,
+                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                    session.end(LossReason::SessionExpired);
+                    return;
+                }
+                Err(error) => {
+                    shared.status.failed(&error);
+                    warn!(election = %self.candidacy.election, %error, "the entry is not removed yet; trying again");
+                }
+            }
+            tokio::select! {
+                biased;
+                () = session.stop.cancelled() => return,
+                () = retry.pause() => {}
+            }
+        }
+        if std::mem::take(&mut self.uncertain) {
+            session.graves().push(self.request.clone());
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The engine: every safety rule, once, for every store.
+//!
+//! | file | what |
+//! |---|---|
+//! | `window` | how long leadership may be assumed |
+//! | `session` | what all elections of an elector share, and how it ends |
+//! | `opener` | how an elector gets its session |
+//! | `keeper` | heartbeats, their confirmation, and closing |
+//! | `entry` | one candidate's entry, from entering to leaving |
+//! | `term` | one leadership, and the work done under it |
+//! | `watchdog` | deadlines on time, whatever the runtime does |
+//! | `elector` | the [`Elector`](crate::Elector) over all of it |
+
+mod elector;
+mod entry;
+mod keeper;
+mod opener;
+pub(crate) mod retry;
+mod session;
+pub(crate) mod term;
+mod watchdog;
+mod window;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use elector::StoreElector;
+
+use self::watchdog::Watchdog;
+use crate::{Clock, Config, ElectionName, spi::Backend, status::StatusCell};
+
+/// What the parts of one elector share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) config: Config,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) status: StatusCell,
+    /// Cancelled by `close`: everything ends.
+    pub(crate) closing: CancellationToken,
+    /// Cancelled when the elector is dropped: the session ends once nothing stands on it.
+    pub(crate) abandoned: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    slots: Mutex<HashMap<ElectionName, Weak<Semaphore>>>,
+}
+
+impl Shared {
+    fn new(backend: Arc<dyn Backend>, config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            backend,
+            config,
+            watchdog: Watchdog::new(Arc::clone(&clock)),
+            clock,
+            status: StatusCell::default(),
+            closing: CancellationToken::new(),
+            abandoned: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            slots: Mutex::default(),
+        })
+    }
+
+    /// The one place for a candidate that this elector has in `election`.
+    fn slot(&self, election: &ElectionName) -> Arc<Semaphore> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = slots.get(election).and_then(Weak::upgrade) {
+            return slot;
+        }
+        slots.retain(|_, slot| slot.strong_count() > 0);
+        let slot = Arc::new(Semaphore::new(1));
+        slots.insert(election.clone(), Arc::downgrade(&slot));
+        slot
+    }
+}

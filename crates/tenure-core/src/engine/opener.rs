@@ -1,0 +1,173 @@
+//! How an elector gets its session: opened when first needed, by one task for all who wait.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::{
+    Shared, keeper,
+    retry::{Retry, timed},
+    session::Session,
+    watchdog::Watched,
+    window::Window,
+};
+use crate::{
+    Error, InvalidConfig,
+    spi::{BackendError, BackendErrorKind, BackendSession, Proof},
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct Opener {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Idle,
+    Opening(Arc<watch::Sender<Option<Opened>>>),
+    Open(Arc<Session>),
+}
+
+type Opened = Result<Arc<Session>, OpenError>;
+
+#[derive(Clone, Debug)]
+enum OpenError {
+    Backend(BackendError),
+    Config(InvalidConfig),
+}
+
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Backend(error) => error.into(),
+            OpenError::Config(error) => error.into(),
+        }
+    }
+}
+
+impl Opener {
+    /// The session, opened now if there is none; waits for as long as the store cannot be reached.
+    ///
+    /// # Cancellation safety
+    /// An opening that nobody waits for any more is given up after the request under way.
+    pub(crate) async fn session(&self, shared: &Arc<Shared>) -> Result<Arc<Session>, Error> {
+        let mut opened = {
+            let mut state = lock(&self.state);
+            match &*state {
+                State::Open(session) if session.ended().is_none() => return Ok(Arc::clone(session)),
+                State::Opening(sender) => sender.subscribe(),
+                _ => {
+                    let (sender, receiver) = watch::channel(None);
+                    let sender = Arc::new(sender);
+                    *state = State::Opening(Arc::clone(&sender));
+                    shared.tasks.spawn(open(Arc::clone(shared), Arc::clone(&self.state), sender));
+                    receiver
+                }
+            }
+        };
+        let outcome = opened.wait_for(Option::is_some).await.map(|opened| opened.clone());
+        match outcome {
+            Ok(Some(opened)) => Ok(opened?),
+            // The task ends without an outcome when the elector closes.
+            _ => Err(Error::Closed),
+        }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tries until a session is open, the failure is permanent, or nobody waits.
+async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::Sender<Option<Opened>>>) {
+    let mut retry = Retry::new(shared.config.retry);
+    loop {
+        // Not interrupted by a drop of the waiters, so that no session is left without an owner.
+        let outcome = tokio::select! {
+            biased;
+            () = shared.closing.cancelled() => None,
+            outcome = open_once(&shared) => Some(outcome),
+        };
+        match outcome {
+            None => {
+                *lock(&state) = State::Idle;
+                return;
+            }
+            Some(Ok(session)) => {
+                *lock(&state) = State::Open(Arc::clone(&session));
+                sender.send_replace(Some(Ok(session)));
+                return;
+            }
+            Some(Err(OpenError::Backend(error))) if !error.is_permanent() => {
+                shared.status.failed(&error);
+                warn!(%error, "no session yet; trying again");
+            }
+            Some(Err(error)) => {
+                if let OpenError::Backend(error) = &error {
+                    shared.status.failed(error);
+                }
+                *lock(&state) = State::Idle;
+                sender.send_replace(Some(Err(error)));
+                return;
+            }
+        }
+        tokio::select! {
+            () = shared.closing.cancelled() => {}
+            () = sender.closed() => {}
+            () = retry.pause() => {}
+        }
+        let mut state = lock(&state);
+        if sender.receiver_count() == 0 {
+            debug!("nobody waits for a session any more");
+            *state = State::Idle;
+            return;
+        }
+    }
+}
+
+async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
+    let config = &shared.config;
+    let clock = &*shared.clock;
+    let sent = clock.now();
+    let spi = timed("opening a session", config.request_timeout, shared.backend.open_session(config.ttl))
+        .await
+        .map_err(OpenError::Backend)?;
+    let ttl = spi.granted_ttl();
+    let window = if spi.proof() == Proof::Process {
+        Window::endless(clock, ttl, config.drift, config.stop_budget())
+    } else {
+        Window::opened(clock, sent, ttl, config.drift, config.stop_budget())
+    };
+    if let Err(error) = config.check_stop_budget(ttl) {
+        close_unused(shared, spi).await;
+        return Err(OpenError::Config(error));
+    }
+    if window.check(clock, window.budget()).is_err() {
+        close_unused(shared, spi).await;
+        return Err(OpenError::Backend(BackendError::new(
+            BackendErrorKind::Unavailable,
+            "opening a session took nearly as long as the session lives",
+        )));
+    }
+    let session = Session::new(spi, Arc::clone(shared), window);
+    let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
+    shared.watchdog.watch(watched).map_err(|error| {
+        OpenError::Backend(BackendError::with_source(
+            BackendErrorKind::Unavailable,
+            "the watchdog thread cannot be started",
+            error,
+        ))
+    })?;
+    shared.status.session_opened(session.spi.id());
+    debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
+    shared.tasks.spawn(keeper::keep(Arc::clone(&session), sent));
+    Ok(session)
+}
+
+async fn close_unused(shared: &Shared, spi: Box<dyn BackendSession>) {
+    if let Err(error) = timed("closing a session", shared.config.request_timeout, spi.close()).await {
+        warn!(%error, "an unused session was not closed; it expires by itself");
+    }
+}

@@ -1,0 +1,182 @@
+//! A session as all its elections share it: one window, one end.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{Shared, term::Term, watchdog::Watched, window::Window};
+use crate::{
+    ElectionName, LossReason, Moment,
+    spi::{BackendSession, Entry, EntryRequest, Proof},
+};
+
+/// One session with the store. When it ends, everything that stood on it ends, and the
+/// next campaign opens another: a session never comes back.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) spi: Box<dyn BackendSession>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) window: Window,
+    ended: OnceLock<End>,
+    /// Cancelled when the session ends: work is told to stop.
+    pub(crate) stop: CancellationToken,
+    /// Cancelled just before the deadline: work is dropped.
+    pub(crate) hard: CancellationToken,
+    /// Cancelled when the session has been closed in the store, or has expired in any case.
+    pub(crate) closed: CancellationToken,
+    /// One task for each entry.
+    pub(crate) entries: TaskTracker,
+    live: Mutex<HashMap<ElectionName, Live>>,
+    graves: Mutex<Vec<EntryRequest>>,
+    terms: Mutex<HashMap<usize, Weak<Term>>>,
+}
+
+/// Why something ended, and the instant by which its work has to have stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    pub(crate) reason: LossReason,
+    pub(crate) stop_by: Moment,
+}
+
+/// An entry that stands in the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    pub(crate) entry: Entry,
+    /// Cancelled when a confirming read did not find the entry.
+    pub(crate) gone: CancellationToken,
+}
+
+/// How long before the last instant work is dropped, so that it is gone by then.
+const DROP_MARGIN: Duration = Duration::from_millis(50);
+
+impl Session {
+    pub(crate) fn new(spi: Box<dyn BackendSession>, shared: Arc<Shared>, window: Window) -> Arc<Self> {
+        Arc::new(Self {
+            spi,
+            shared,
+            window,
+            ended: OnceLock::new(),
+            stop: CancellationToken::new(),
+            hard: CancellationToken::new(),
+            closed: CancellationToken::new(),
+            entries: TaskTracker::new(),
+            live: Mutex::default(),
+            graves: Mutex::default(),
+            terms: Mutex::default(),
+        })
+    }
+
+    /// Why the session has ended, if it has.
+    pub(crate) fn ended(&self) -> Option<End> {
+        self.ended.get().copied()
+    }
+
+    /// Whether a leadership with `budget` to stop may be assumed now; ends the session when its
+    /// window has closed. Compares the clock on every call.
+    pub(crate) fn check_window(&self, budget: Duration) -> Result<(), LossReason> {
+        if let Some(end) = self.ended() {
+            return Err(end.reason);
+        }
+        let clock = &*self.shared.clock;
+        match self.window.check(clock, budget.max(self.window.budget())) {
+            Ok(()) => Ok(()),
+            Err(reason) => {
+                if let Err(reason) = self.window.check(clock, self.window.budget()) {
+                    self.end(reason);
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// Ends the session: the first reason stays. Everything that stands on it is told to stop.
+    pub(crate) fn end(&self, reason: LossReason) {
+        if self.ended.set(self.end_now(reason)).is_err() {
+            return;
+        }
+        match reason {
+            LossReason::Closed => info!(session = self.spi.id(), %reason, "session ends"),
+            _ => warn!(session = self.spi.id(), %reason, "session ends"),
+        }
+        if reason.is_over_in_the_store() {
+            self.hard.cancel();
+        }
+        self.stop.cancel();
+        self.shared.watchdog.wake();
+    }
+
+    /// The end of a leadership that ends now for `reason`: its work may go on until the deadline,
+    /// but for an instant only when the store says that somebody else may lead already.
+    pub(crate) fn end_now(&self, reason: LossReason) -> End {
+        let now = self.shared.clock.now();
+        let stop_by = if reason.is_over_in_the_store() {
+            now + DROP_MARGIN
+        } else {
+            self.window.deadline().min(now + self.window.length())
+        };
+        End { reason, stop_by }
+    }
+
+    /// The time between dropping work and the last instant.
+    pub(crate) fn drop_margin(&self) -> Duration {
+        DROP_MARGIN.min(self.window.budget() / 4)
+    }
+
+    /// Whether heartbeats have to be sent.
+    pub(crate) fn needs_heartbeats(&self) -> bool {
+        self.spi.proof() != Proof::Process
+    }
+
+    pub(crate) fn live(&self) -> MutexGuard<'_, HashMap<ElectionName, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Entries whose request may still reach the store after they were withdrawn.
+    pub(crate) fn graves(&self) -> MutexGuard<'_, Vec<EntryRequest>> {
+        self.graves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the watchdog look after a leadership with work under way, whenever it looks next.
+    pub(crate) fn attend(&self, term: &Arc<Term>) {
+        let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        terms.entry(Arc::as_ptr(term) as usize).or_insert_with(|| Arc::downgrade(term));
+    }
+
+    fn terms(&self) -> Vec<Arc<Term>> {
+        let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alive = Vec::with_capacity(terms.len());
+        terms.retain(|_, weak| weak.upgrade().map(|term| alive.push(term)).is_some());
+        alive
+    }
+
+    /// The session's own part of [`Watched::check`].
+    fn check_end(&self) -> Option<Moment> {
+        let Some(end) = self.ended() else {
+            if self.check_window(self.window.budget()).is_ok() {
+                return Some(self.window.deadline() - self.window.budget());
+            }
+            return Some(self.shared.clock.now());
+        };
+        if self.entries.is_empty() {
+            return None;
+        }
+        let drop_at = end.stop_by - self.drop_margin();
+        if self.shared.clock.now() < drop_at {
+            return Some(drop_at);
+        }
+        self.hard.cancel();
+        None
+    }
+}
+
+impl Watched for Session {
+    fn check(&self) -> Option<Moment> {
+        let own = self.check_end();
+        self.terms().iter().filter_map(|term| term.check_deadlines()).chain(own).min()
+    }
+}

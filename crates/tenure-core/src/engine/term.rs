@@ -1,0 +1,197 @@
+//! One leadership, as its guard, its handles, its task and the watchdog share it.
+
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use super::session::{End, Session};
+use crate::{
+    CandidateId, ElectionName, FencingToken, LossReason, Lost, Moment, OnOverrun, Overrun, spi::Entry,
+};
+
+#[derive(Debug)]
+pub(crate) struct Term {
+    pub(crate) session: Arc<Session>,
+    pub(crate) election: ElectionName,
+    pub(crate) candidate: CandidateId,
+    pub(crate) token: FencingToken,
+    pub(crate) entry: Entry,
+    ended: OnceLock<End>,
+    /// The largest stop budget that work under way has asked for, in nanoseconds.
+    budget: AtomicU64,
+    overrun_reported: AtomicBool,
+    pub(crate) stop: CancellationToken,
+    hard: CancellationToken,
+    /// Work under way; closed when the guard has gone.
+    pub(crate) works: TaskTracker,
+    /// Cancelled when the entry is known to be gone, or its session has ended.
+    pub(crate) departed: CancellationToken,
+}
+
+impl Term {
+    pub(crate) fn new(
+        session: &Arc<Session>,
+        candidate: CandidateId,
+        token: FencingToken,
+        entry: Entry,
+    ) -> Arc<Self> {
+        let term = Arc::new(Self {
+            election: entry.election.clone(),
+            candidate,
+            token,
+            entry,
+            ended: OnceLock::new(),
+            budget: AtomicU64::new(0),
+            overrun_reported: AtomicBool::new(false),
+            stop: session.stop.child_token(),
+            hard: session.hard.child_token(),
+            works: TaskTracker::new(),
+            departed: CancellationToken::new(),
+            session: Arc::clone(session),
+        });
+        info!(election = %term.election, candidate = %term.candidate, token = token.get(), "leads");
+        term
+    }
+
+    /// How the leadership ended, if it has.
+    fn ended(&self) -> Option<End> {
+        self.ended.get().copied().or_else(|| self.session.ended())
+    }
+
+    /// Why the leadership is over, if it is.
+    pub(crate) fn reason(&self) -> Option<LossReason> {
+        self.ended().map(|end| end.reason)
+    }
+
+    /// Whether leadership may be assumed now. Compares the clock on every call.
+    pub(crate) fn check(self: &Arc<Self>) -> Result<(), Lost> {
+        if let Some(end) = self.ended.get() {
+            return Err(Lost::new(end.reason));
+        }
+        self.session.check_window(self.own_budget()).map_err(|reason| {
+            self.lose(reason);
+            Lost::new(self.reason().unwrap_or(reason))
+        })
+    }
+
+    /// Ends this leadership, not its session: the first reason stays. Work is told to stop.
+    pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
+        if self.session.ended().is_some() || self.ended.set(self.session.end_now(reason)).is_err() {
+            return;
+        }
+        match reason {
+            LossReason::Resigned | LossReason::Dropped => {
+                info!(election = %self.election, candidate = %self.candidate, token = self.token.get(), %reason, "leads no more");
+            }
+            _ => {
+                warn!(election = %self.election, candidate = %self.candidate, token = self.token.get(), %reason, "leads no more");
+            }
+        }
+        if reason.is_over_in_the_store() {
+            self.hard.cancel();
+        }
+        self.stop.cancel();
+        if !self.works.is_empty() {
+            self.session.shared.watchdog.wake();
+        }
+    }
+
+    /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
+    pub(crate) fn stop_by(&self) -> Moment {
+        self.ended().map_or(Moment::NEVER, |end| end.stop_by)
+    }
+
+    fn own_budget(&self) -> Duration {
+        Duration::from_nanos(self.budget.load(Ordering::Acquire))
+    }
+
+    /// Asks for at least `budget` to stop in.
+    pub(crate) fn raise_budget(self: &Arc<Self>, budget: Duration) {
+        let nanos = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        if self.budget.fetch_max(nanos, Ordering::AcqRel) < nanos {
+            self.session.attend(self);
+            self.session.shared.watchdog.wake();
+        }
+    }
+
+    /// Does what is due, for the watchdog, and says when to look again.
+    pub(crate) fn check_deadlines(self: &Arc<Self>) -> Option<Moment> {
+        if self.check().is_ok() {
+            let budget = self.own_budget().max(self.session.window.budget());
+            return Some(self.session.window.deadline() - budget);
+        }
+        if self.works.is_empty() {
+            return None;
+        }
+        let now = self.session.shared.clock.now();
+        let stop_by = self.stop_by();
+        let drop_at = stop_by - self.session.drop_margin();
+        if now < drop_at {
+            return Some(drop_at);
+        }
+        self.hard.cancel();
+        if now < stop_by {
+            return Some(stop_by);
+        }
+        self.report_overrun();
+        None
+    }
+
+    /// Work has gone on past its last instant: it blocks its thread, or the runtime is blocked.
+    fn report_overrun(&self) {
+        if self.overrun_reported.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        error!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
+            "work has not stopped by the deadline; only its fencing token protects the resource now");
+        match &self.session.shared.config.on_overrun {
+            OnOverrun::Log => {}
+            OnOverrun::Hook(hook) => hook(&Overrun { election: self.election.clone(), token: self.token }),
+            OnOverrun::Abort => std::process::abort(),
+        }
+    }
+
+    /// Runs `work` until it returns, or the leadership's last instant has come.
+    ///
+    /// The loss is polled before the work, so that work which was not polled for a while is
+    /// dropped rather than resumed.
+    pub(crate) async fn run<F: Future>(self: &Arc<Self>, work: F) -> Result<F::Output, Lost> {
+        self.check()?;
+        let _tracked = self.works.token();
+        self.session.attend(self);
+        let mut hard = pin!(self.hard.cancelled());
+        let mut work = pin!(work);
+        std::future::poll_fn(|context| {
+            if hard.as_mut().poll(context).is_ready() || self.is_past_the_last_instant() {
+                let reason = self.reason().unwrap_or(LossReason::Deadline);
+                return Poll::Ready(Err(Lost::new(reason)));
+            }
+            work.as_mut().poll(context).map(Ok)
+        })
+        .await
+    }
+
+    fn is_past_the_last_instant(self: &Arc<Self>) -> bool {
+        self.check().is_err()
+            && self.session.shared.clock.now() >= self.stop_by() - self.session.drop_margin()
+    }
+
+    /// Waits until all work has stopped and the guard has gone, at most until the last instant.
+    pub(crate) async fn wait_stopped(&self) {
+        tokio::select! {
+            biased;
+            () = self.works.wait() => {}
+            () = self.session.shared.clock.sleep_until(self.stop_by()) => {}
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The guard: one candidate's term as leader.
+
+use std::{fmt, future::Future, ops::Deref, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    CandidateId, ElectionName, Error, FencingToken, InvalidConfig, LossReason, Lost, MAX_VALUE_BYTES, Moment,
+    config::check_stop_budget,
+    engine::{
+        retry::{Retry, timed},
+        term::Term,
+    },
+    spi::{BackendErrorKind, EntryRequest},
+};
+
+/// One candidate's term as leader: the guard.
+///
+/// # Guarantees
+/// - [`is_leader`](LeadershipHandle::is_leader) and [`ensure`](LeadershipHandle::ensure) compare
+///   the clock with the deadline on every call. They say no from `deadline − stop budget` on,
+///   before the store can give leadership to anybody else, and never yes again.
+/// - Work under [`run`](LeadershipHandle::run) is told to stop at `deadline − stop budget` and
+///   dropped before the deadline. The entry is removed only after the work has stopped.
+///
+/// # Assumptions
+/// The clock's rate differs from the store's by less than the configured drift, and nobody
+/// deletes entries by hand. When they fail, the [fencing token](LeadershipHandle::fencing_token)
+/// still protects a resource that checks it.
+///
+/// # Caveats
+/// A side effect that was begun in time can take effect late. Send the token with it.
+///
+/// Dropping the guard resigns in the background: it never blocks, panics or spawns. To know that
+/// the store has confirmed, call [`resign`](Self::resign).
+#[derive(Debug)]
+pub struct Leadership {
+    handle: LeadershipHandle,
+}
+
+/// A view of a [`Leadership`] that can be cloned and given to other tasks, but cannot resign.
+#[derive(Clone)]
+pub struct LeadershipHandle {
+    term: Arc<Term>,
+}
+
+impl fmt::Debug for LeadershipHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeadershipHandle")
+            .field("election", &self.term.election)
+            .field("candidate", &self.term.candidate)
+            .field("token", &self.term.token)
+            .field("over", &self.term.reason())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Leadership {
+    pub(crate) fn new(term: Arc<Term>) -> Self {
+        Self { handle: LeadershipHandle { term } }
+    }
+
+    /// A view of this leadership for another task.
+    pub fn handle(&self) -> LeadershipHandle {
+        self.handle.clone()
+    }
+
+    /// Replaces the value that others read, for this term; at most 64 KiB.
+    ///
+    /// # Errors
+    /// [`Error::ValueTooLarge`]; [`Error::Lost`] when the leadership is over; a refusal by the
+    /// store. An outage is waited for.
+    ///
+    /// # Cancellation safety
+    /// When the future is dropped, others may read the old value or the new.
+    pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
+        let value = value.into();
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(Error::ValueTooLarge { bytes: value.len() });
+        }
+        let term = &self.term;
+        let config = &term.session.shared.config;
+        let request = EntryRequest {
+            election: term.election.clone(),
+            candidate: term.candidate.clone(),
+            value,
+            nonce: fastrand::u128(..),
+        };
+        let mut retry = Retry::new(config.retry);
+        loop {
+            self.ensure()?;
+            let update = term.session.spi.update(&term.entry, &request);
+            let answer = tokio::select! {
+                biased;
+                reason = self.lost() => return Err(Lost::new(reason).into()),
+                answer = timed("updating the value", config.request_timeout, update) => answer,
+            };
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_permanent() => return Err(error.into()),
+                Err(error) if error.kind() == BackendErrorKind::EntryGone => {
+                    term.lose(LossReason::EntryGone);
+                }
+                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                    term.session.end(LossReason::SessionExpired);
+                }
+                Err(error) => {
+                    term.session.shared.status.failed(&error);
+                    retry.pause().await;
+                }
+            }
+        }
+    }
+
+    /// Tells the work to stop, as [`resign`](Self::resign) does, without waiting for anything.
+    pub fn begin_resign(&self) {
+        self.term.lose(LossReason::Resigned);
+    }
+
+    /// Gives leadership back.
+    ///
+    /// # Behavior
+    /// Tells the work to stop, waits for it, at most until the deadline, and then removes the
+    /// entry; tries until the store confirms it or the session is dead.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the leadership had been lost for another reason before; whatever
+    /// stood in the store is gone then too.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future does not stop the resignation.
+    pub async fn resign(self) -> Result<(), Error> {
+        let term = Arc::clone(&self.term);
+        term.lose(LossReason::Resigned);
+        drop(self);
+        term.departed.cancelled().await;
+        if term.session.ended().is_some() {
+            term.session.closed.cancelled().await;
+        }
+        match term.reason() {
+            Some(LossReason::Resigned) | None => Ok(()),
+            Some(reason) => Err(Lost::new(reason).into()),
+        }
+    }
+}
+
+impl Drop for Leadership {
+    fn drop(&mut self) {
+        self.term.lose(LossReason::Dropped);
+        self.term.works.close();
+    }
+}
+
+impl Deref for Leadership {
+    type Target = LeadershipHandle;
+    fn deref(&self) -> &Self::Target {
+        &self.handle
+    }
+}
+
+impl LeadershipHandle {
+    /// Which election this leads.
+    pub fn election(&self) -> &ElectionName {
+        &self.term.election
+    }
+
+    /// Who leads.
+    pub fn candidate(&self) -> &CandidateId {
+        &self.term.candidate
+    }
+
+    /// The token of this term, to be sent with every side effect.
+    pub fn fencing_token(&self) -> FencingToken {
+        self.term.token
+    }
+
+    /// Whether leadership may be assumed now. Compares the clock on every call; asks no store.
+    pub fn is_leader(&self) -> bool {
+        self.term.check().is_ok()
+    }
+
+    /// The same as an error, for use with `?` before each side effect.
+    ///
+    /// # Errors
+    /// [`Lost`], with the reason, when leadership is over.
+    pub fn ensure(&self) -> Result<(), Lost> {
+        self.term.check()
+    }
+
+    /// The latest instant at which leadership may be assumed, as things stand; it moves forward
+    /// with every confirmed heartbeat. [`Moment::NEVER`] where the kernel keeps the session.
+    pub fn deadline(&self) -> Moment {
+        self.term.session.window.deadline().min(self.term.stop_by())
+    }
+
+    /// The time left until [`deadline`](Self::deadline); zero when it has passed.
+    pub fn remaining(&self) -> Duration {
+        let deadline = self.deadline();
+        if deadline == Moment::NEVER {
+            return Duration::MAX;
+        }
+        deadline.since(self.term.session.shared.clock.now())
+    }
+
+    /// A token that is cancelled when the work has to stop. Cancelling it has no effect on the leadership.
+    ///
+    /// It is cancelled on time by a thread of its own, even when every worker of the runtime is blocked.
+    pub fn cancellation_token(&self) -> CancellationToken {
+        self.term.stop.child_token()
+    }
+
+    /// Waits until leadership is over, and says why.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future has no effect.
+    pub async fn lost(&self) -> LossReason {
+        self.term.stop.cancelled().await;
+        self.term.reason().unwrap_or(LossReason::Deadline)
+    }
+
+    /// Why leadership is over, if it is.
+    pub fn loss(&self) -> Option<LossReason> {
+        self.term.check().err().map(|lost| lost.reason)
+    }
+
+    /// Runs `work` under this leadership.
+    ///
+    /// # Behavior
+    /// - At `deadline − stop budget` the work is told to stop through
+    ///   [`cancellation_token`](Self::cancellation_token); just before the deadline it is dropped.
+    /// - When the store itself says that leadership is over, it is dropped at once.
+    /// - The loss is polled before the work: work that nobody polled for a while is not resumed past its deadline.
+    /// - The entry stays in the store until the work has stopped.
+    ///
+    /// # Errors
+    /// [`Lost`] when the work was dropped, or leadership was over before it began. Work that
+    /// returns in time has its output returned, even when it was told to stop.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future drops the work.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost> {
+        self.term.run(work).await
+    }
+
+    /// Runs `work` as [`run`](Self::run) does, with at least `budget` to stop in.
+    ///
+    /// A larger budget holds for the whole leadership from now on: it is over that much before the deadline.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the budget is zero or more than a third of the TTL as granted;
+    /// otherwise as [`run`](Self::run).
+    ///
+    /// # Cancellation safety
+    /// Dropping the future drops the work.
+    pub async fn run_with_stop_budget<F: Future>(
+        &self,
+        budget: Duration,
+        work: F,
+    ) -> Result<F::Output, Error> {
+        let check: Result<(), InvalidConfig> = check_stop_budget(budget, self.term.session.spi.granted_ttl());
+        check?;
+        self.term.raise_budget(budget);
+        Ok(self.term.run(work).await?)
+    }
+}

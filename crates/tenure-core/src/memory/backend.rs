@@ -1,0 +1,198 @@
+//! One client of the in-memory store.
+
+use std::{future::Future, time::Duration};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::{Link, MemoryStore, Op, Path, Side};
+use crate::{
+    Candidate, ElectionName, FencingToken,
+    spi::{
+        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Confirmation, Entered, Entry,
+        EntryRequest, Heartbeat, Observation, Proof,
+    },
+};
+
+/// One client of a [`MemoryStore`], with a [`Link`] of its own.
+#[derive(Clone, Debug)]
+pub struct MemoryBackend {
+    store: MemoryStore,
+    link: Link,
+}
+
+impl MemoryBackend {
+    pub(super) fn new(store: MemoryStore) -> Self {
+        Self { store, link: Link::new() }
+    }
+
+    /// The line to the store, on which faults can be set.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Waits until `look` finds something, looking at every change that reaches this client.
+    async fn wait_for<T>(&self, look: impl Fn() -> Option<T>) -> T {
+        let mut store = self.store.changes();
+        let mut link = self.link.changes();
+        loop {
+            let sees = self.link.path(Op::Watch, Side::Answer) == Path::Pass;
+            if sees && let Some(found) = look() {
+                return found;
+            }
+            let expiry = self.store.next_expiry();
+            tokio::select! {
+                _ = store.changed() => {}
+                _ = link.changed() => {}
+                () = until(expiry) => {}
+            }
+        }
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[async_trait]
+impl Backend for MemoryBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.store.capabilities()
+    }
+
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+        let store = self.store.clone();
+        let id = self.link.send(Op::Open, move || Ok(store.open(ttl))).await?;
+        Ok(Box::new(MemorySession { backend: self.clone(), id, ttl }))
+    }
+
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
+        let (store, election) = (self.store.clone(), election.clone());
+        self.link.send(Op::Read, move || Ok(store.candidates(&election))).await
+    }
+
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
+        let (backend, election) = (self.clone(), election.clone());
+        let first = self.link.send(Op::Watch, || Ok(())).await.map(|()| None::<Option<Candidate>>)?;
+        Ok(futures::stream::unfold(first, move |last| {
+            let (backend, election) = (backend.clone(), election.clone());
+            async move {
+                let leader = backend
+                    .wait_for(|| {
+                        let leader = backend.store.candidates(&election).into_iter().next();
+                        let key = |c: &Option<Candidate>| c.as_ref().map(|c| (c.token, c.value.clone()));
+                        (last.as_ref().map(key) != Some(key(&leader))).then_some(leader)
+                    })
+                    .await;
+                Some((Ok(leader.clone()), Some(leader)))
+            }
+        })
+        .boxed())
+    }
+}
+
+#[derive(Debug)]
+struct MemorySession {
+    backend: MemoryBackend,
+    id: u64,
+    ttl: Duration,
+}
+
+impl MemorySession {
+    fn send<T: Send + 'static>(
+        &self,
+        op: Op,
+        carried_out: impl FnOnce(MemoryStore, u64) -> Result<T, BackendError> + Send + 'static,
+    ) -> impl Future<Output = Result<T, BackendError>> + Send {
+        let (store, id) = (self.backend.store.clone(), self.id);
+        let link = self.backend.link.clone();
+        async move { link.send(op, move || carried_out(store, id)).await }
+    }
+}
+
+#[async_trait]
+impl BackendSession for MemorySession {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn proof(&self) -> Proof {
+        self.backend.store.proof()
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        if self.backend.link.lies() {
+            let ttl = self.ttl;
+            return self.send(Op::Heartbeat, move |store, id| Ok(store.stale_answer(id, ttl))).await;
+        }
+        self.send(Op::Heartbeat, |store, id| store.renew(id)).await
+    }
+
+    async fn confirm(
+        &self,
+        heartbeat: &Heartbeat,
+        witness: Option<&Entry>,
+    ) -> Result<Confirmation, BackendError> {
+        let (heartbeat, witness) = (*heartbeat, witness.cloned());
+        self.send(Op::Confirm, move |store, id| {
+            if store.epoch() != heartbeat.epoch {
+                return Ok(Confirmation::Unconfirmed);
+            }
+            match witness {
+                Some(entry) if store.standing(id, &entry).is_none() => Ok(Confirmation::WitnessGone),
+                _ => Ok(Confirmation::Confirmed),
+            }
+        })
+        .await
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let request = request.clone();
+        self.send(Op::Enter, move |store, id| store.enter(id, &request)).await
+    }
+
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+        self.backend
+            .wait_for(|| match self.backend.store.standing(self.id, entry) {
+                None => Some(Err(BackendError::new(BackendErrorKind::EntryGone, "the entry does not exist"))),
+                Some(true) => FencingToken::new(entry.version).map(Ok),
+                Some(false) => None,
+            })
+            .await
+    }
+
+    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+        self.backend.wait_for(|| self.backend.store.standing(self.id, entry).is_none().then_some(())).await;
+        Ok(())
+    }
+
+    async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        let (entry, request) = (entry.clone(), request.clone());
+        self.send(Op::Update, move |store, _| store.update(&entry, &request)).await
+    }
+
+    async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
+        let request = request.clone();
+        self.send(Op::Leave, move |store, id| {
+            store.leave(id, &request);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.send(Op::Close, |store, id| {
+            store.close(id);
+            Ok(())
+        })
+        .await
+    }
+}

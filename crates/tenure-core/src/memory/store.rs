@@ -1,0 +1,316 @@
+//! The in-memory store's own state: sessions, entries, epochs.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::MemoryBackend;
+use crate::{
+    Candidate, ElectionName, FencingToken,
+    spi::{BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, Heartbeat, Proof},
+};
+
+/// A store in memory; clones are the same store.
+///
+/// Its revisions number the entries, as etcd's and ZooKeeper's do: an entry's revision is its
+/// token, and the lowest leads.
+#[derive(Clone, Debug)]
+pub struct MemoryStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    proof: Proof,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    revision: u64,
+    epoch: u64,
+    sessions: BTreeMap<u64, StoredSession>,
+    elections: HashMap<ElectionName, BTreeMap<u64, StoredEntry>>,
+}
+
+#[derive(Debug)]
+struct StoredSession {
+    ttl: Duration,
+    expires: Instant,
+}
+
+/// An entry as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoredEntry {
+    /// The session it belongs to.
+    pub session: u64,
+    /// The request that made it.
+    pub nonce: u128,
+    /// Its number, which is its token.
+    pub revision: u64,
+    /// The candidate's id and value, as written.
+    pub payload: Vec<u8>,
+    created: Instant,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    /// An empty store whose answers count by themselves.
+    pub fn new() -> Self {
+        Self::with_proof(Proof::Answer)
+    }
+
+    /// An empty store whose heartbeats have to be confirmed as `proof` says.
+    pub fn with_proof(proof: Proof) -> Self {
+        Self(Arc::new(Inner {
+            state: Mutex::new(State { epoch: 1, ..State::default() }),
+            changed: watch::channel(0).0,
+            proof,
+        }))
+    }
+
+    /// A client with a line of its own.
+    pub fn backend(&self) -> MemoryBackend {
+        MemoryBackend::new(self.clone())
+    }
+
+    /// The entries of `election`, the leader's first.
+    pub fn entries(&self, election: &str) -> Vec<StoredEntry> {
+        let state = self.state();
+        state
+            .elections
+            .iter()
+            .filter(|(name, _)| name.as_str() == election)
+            .flat_map(|(_, entries)| entries.values().cloned())
+            .collect()
+    }
+
+    /// The numbers of all living sessions.
+    pub fn sessions(&self) -> Vec<u64> {
+        self.state().sessions.keys().copied().collect()
+    }
+
+    /// How many entries there are in all elections.
+    pub fn entry_count(&self) -> usize {
+        self.state().elections.values().map(BTreeMap::len).sum()
+    }
+
+    /// Deletes one entry behind its candidate's back.
+    pub fn delete_entry(&self, election: &str, revision: u64) -> bool {
+        let mut deleted = false;
+        self.change(|state| {
+            for (name, entries) in &mut state.elections {
+                deleted |= name.as_str() == election && entries.remove(&revision).is_some();
+            }
+        });
+        deleted
+    }
+
+    /// Ends a session behind its client's back.
+    pub fn expire_session(&self, session: u64) -> bool {
+        let mut ended = false;
+        self.change(|state| ended = state.end_session(session));
+        ended
+    }
+
+    /// Forgets everything but the count of revisions.
+    pub fn wipe(&self) {
+        self.change(|state| {
+            state.sessions.clear();
+            state.elections.clear();
+        });
+    }
+
+    /// Begins a new epoch, as an election inside a real store does. All sessions have their whole TTL again.
+    pub fn begin_epoch(&self) {
+        let now = Instant::now();
+        self.change(|state| {
+            state.epoch += 1;
+            for session in state.sessions.values_mut() {
+                session.expires = now + session.ttl;
+            }
+        });
+    }
+
+    pub(super) fn proof(&self) -> Proof {
+        self.0.proof
+    }
+
+    pub(super) fn capabilities(&self) -> Capabilities {
+        Capabilities::QUEUE
+    }
+
+    /// Wakes at every change of the store.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// The state, after whatever has expired is gone.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.expire(Instant::now()) {
+            self.0.changed.send_modify(|n| *n += 1);
+        }
+        state
+    }
+
+    fn change<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
+        let outcome = with(&mut self.state());
+        self.0.changed.send_modify(|n| *n += 1);
+        outcome
+    }
+
+    /// When the next session expires, if nobody keeps it alive.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.state().sessions.values().map(|session| session.expires).min()
+    }
+
+    pub(super) fn open(&self, ttl: Duration) -> u64 {
+        self.change(|state| {
+            state.revision += 1;
+            let session = state.revision;
+            state.sessions.insert(session, StoredSession { ttl, expires: Instant::now() + ttl });
+            session
+        })
+    }
+
+    pub(super) fn renew(&self, session: u64) -> Result<Heartbeat, BackendError> {
+        let mut state = self.state();
+        let epoch = state.epoch;
+        let stored = state.sessions.get_mut(&session).ok_or_else(|| session_gone(session))?;
+        stored.expires = Instant::now() + stored.ttl;
+        Ok(Heartbeat { ttl: stored.ttl, epoch })
+    }
+
+    /// What a member that was cut off before the last epoch answers to a heartbeat.
+    pub(super) fn stale_answer(&self, session: u64, ttl: Duration) -> Heartbeat {
+        let _ = session;
+        Heartbeat { ttl, epoch: self.state().epoch.saturating_sub(1) }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.state().epoch
+    }
+
+    pub(super) fn enter(&self, session: u64, request: &EntryRequest) -> Result<Entered, BackendError> {
+        self.change(|state| {
+            if !state.sessions.contains_key(&session) {
+                return Err(session_gone(session));
+            }
+            let found = state.elections.get(&request.election).and_then(|entries| {
+                entries
+                    .values()
+                    .find(|e| e.session == session && e.nonce == request.nonce)
+                    .map(|e| e.revision)
+            });
+            let revision = found.unwrap_or_else(|| {
+                state.revision += 1;
+                let revision = state.revision;
+                let entry = StoredEntry {
+                    session,
+                    nonce: request.nonce,
+                    revision,
+                    payload: request.payload(),
+                    created: Instant::now(),
+                };
+                state.elections.entry(request.election.clone()).or_default().insert(revision, entry);
+                revision
+            });
+            let entry = Entry {
+                election: request.election.clone(),
+                key: format!("{}/{revision}", request.election),
+                version: revision,
+            };
+            let leads = if state.head(&entry) { FencingToken::new(revision) } else { None };
+            Ok(Entered { entry, leads })
+        })
+    }
+
+    /// Whether `entry` stands, and if so whether it leads.
+    pub(super) fn standing(&self, session: u64, entry: &Entry) -> Option<bool> {
+        let state = self.state();
+        state.find(entry).filter(|stored| stored.session == session)?;
+        Some(state.head(entry))
+    }
+
+    pub(super) fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        self.change(|state| {
+            let stored = state
+                .elections
+                .get_mut(&entry.election)
+                .and_then(|entries| entries.get_mut(&entry.version))
+                .ok_or_else(|| BackendError::new(BackendErrorKind::EntryGone, "the entry does not exist"))?;
+            stored.payload = request.payload();
+            Ok(())
+        })
+    }
+
+    pub(super) fn leave(&self, session: u64, request: &EntryRequest) {
+        self.change(|state| {
+            if let Some(entries) = state.elections.get_mut(&request.election) {
+                entries.retain(|_, e| e.session != session || e.nonce != request.nonce);
+            }
+        });
+    }
+
+    pub(super) fn close(&self, session: u64) {
+        self.change(|state| state.end_session(session));
+    }
+
+    pub(super) fn candidates(&self, election: &ElectionName) -> Vec<Candidate> {
+        let state = self.state();
+        let entries = state.elections.get(election).into_iter().flat_map(BTreeMap::values);
+        entries
+            .map(|stored| {
+                let token = FencingToken::new(stored.revision);
+                let name = stored.revision.to_string();
+                let mut candidate =
+                    Candidate::decode(&name, stored.session.to_string(), &stored.payload, token);
+                candidate.age = Some(stored.created.elapsed());
+                candidate
+            })
+            .collect()
+    }
+}
+
+impl State {
+    fn expire(&mut self, now: Instant) -> bool {
+        let expired: Vec<u64> =
+            self.sessions.iter().filter(|(_, s)| s.expires <= now).map(|(session, _)| *session).collect();
+        for session in &expired {
+            self.end_session(*session);
+        }
+        !expired.is_empty()
+    }
+
+    fn end_session(&mut self, session: u64) -> bool {
+        for entries in self.elections.values_mut() {
+            entries.retain(|_, e| e.session != session);
+        }
+        self.sessions.remove(&session).is_some()
+    }
+
+    fn find(&self, entry: &Entry) -> Option<&StoredEntry> {
+        self.elections.get(&entry.election)?.get(&entry.version)
+    }
+
+    fn head(&self, entry: &Entry) -> bool {
+        self.elections
+            .get(&entry.election)
+            .and_then(|entries| entries.keys().next())
+            .is_some_and(|first| *first == entry.version)
+    }
+}
+
+fn session_gone(session: u64) -> BackendError {
+    BackendError::new(BackendErrorKind::SessionGone, format!("session {session} does not exist"))
+}
