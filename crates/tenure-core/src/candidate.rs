@@ -7,7 +7,7 @@ use crate::{CandidateId, FencingToken};
 /// The largest value a candidate can have: 64 KiB.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
 
-/// What `id` and value look like inside an entry: `tenure/1 ID\nVALUE`.
+/// What a payload looks like: `tenure/1 ID NONCE\nVALUE`, with the nonce in hexadecimal.
 const MAGIC: &[u8] = b"tenure/1 ";
 
 /// A candidate as the store shows it.
@@ -51,16 +51,17 @@ impl Candidate {
     }
 }
 
-/// An entry's payload for a candidate's id and value.
-pub fn encode_payload(id: &CandidateId, value: &[u8]) -> Vec<u8> {
-    [MAGIC, id.as_str().as_bytes(), b"\n", value].concat()
+/// An entry's payload for a candidate's id and value; the nonce makes it unlike any other's.
+pub(crate) fn encode(id: &CandidateId, nonce: u128, value: &[u8]) -> Vec<u8> {
+    [MAGIC, id.as_str().as_bytes(), format!(" {nonce:032x}\n").as_bytes(), value].concat()
 }
 
 fn decode(payload: &[u8]) -> Option<(&str, &[u8])> {
     let rest = payload.strip_prefix(MAGIC)?;
     let end = rest.iter().position(|b| *b == b'\n')?;
-    let id = str::from_utf8(&rest[..end]).ok()?;
+    let (id, nonce) = str::from_utf8(&rest[..end]).ok()?.split_once(' ')?;
     CandidateId::new(id).ok()?;
+    u128::from_str_radix(nonce, 16).ok()?;
     Some((id, &rest[end + 1..]))
 }
 
@@ -72,9 +73,16 @@ mod tests {
 
     #[test]
     fn a_strangers_payload_is_its_value() {
-        for payload in
-            [&b"10.0.0.1"[..], b"", b"tenure/1 no newline", b"tenure/1 \n", b"tenure/1 \xff\n", b"\xff\xfe"]
-        {
+        for payload in [
+            &b"10.0.0.1"[..],
+            b"",
+            b"tenure/1 no newline",
+            b"tenure/1 \n",
+            b"tenure/1 a\n",
+            b"tenure/1 a b c\n",
+            b"tenure/1 \xff\n",
+            b"\xff\xfe",
+        ] {
             let candidate = Candidate::decode("7f2a", "7f2a", payload, None);
             assert_eq!((candidate.id.as_str(), candidate.value.as_slice()), ("7f2a", payload));
         }
@@ -82,8 +90,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_payload_gives_back_what_was_put_in(id in "[!-~]{1,255}", value: Vec<u8>) {
-            let payload = encode_payload(&CandidateId::new(&id).unwrap(), &value);
+        fn a_payload_gives_back_what_was_put_in(id in "[!-~]{1,255}", nonce: u128, value: Vec<u8>) {
+            let payload = encode(&CandidateId::new(&id).unwrap(), nonce, &value);
             let candidate = Candidate::decode("entry", "s", &payload, None);
             prop_assert_eq!(candidate.id, id);
             prop_assert_eq!(candidate.value, value);

@@ -18,7 +18,7 @@ pub mod engine;
 pub mod memory;
 pub mod spi;
 
-pub use candidate::{Candidate, MAX_VALUE_BYTES, encode_payload};
+pub use candidate::{Candidate, MAX_VALUE_BYTES};
 pub use clock::{BootClock, Clock, Moment, SimClock};
 pub use config::{Backoff, Config, OnDisconnect, OnOverrun, Overrun};
 pub use elector::{Elector, Leaders};

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use thiserror::Error;
 
-use crate::{Candidate, CandidateId, ElectionName, FencingToken, candidate::encode_payload};
+use crate::{Candidate, CandidateId, ElectionName, FencingToken, candidate};
 
 /// A store, as one elector uses it.
 #[async_trait]
@@ -106,7 +106,9 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// # Behavior
     /// - Called again with the same request, finds the entry that an earlier call
     ///   made, and makes no second one.
-    /// - At most one request for an election is under way in one session.
+    /// - Where a session can have one entry only in an election, the entry of an *earlier*
+    ///   request, made after that had been withdrawn, is removed first and not taken over.
+    /// - At most one call for an election is under way in one session.
     ///
     /// # Errors
     /// [`SessionGone`](BackendErrorKind::SessionGone) when the session has ended.
@@ -140,7 +142,8 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// # Behavior
     /// - Returns `Ok` only when the store has confirmed that the entry is gone.
     /// - Succeeds when there is none.
-    /// - Never removes an entry of a later request.
+    /// - Never removes an entry of another request, not even under the same key: without
+    ///   `entry`, it is known by its payload. It may be called while a later request stands.
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError>;
 
     /// Ends the session in the store; all its entries go with it.
@@ -240,9 +243,10 @@ pub struct EntryRequest {
 }
 
 impl EntryRequest {
-    /// The bytes to store in the entry; [`Candidate::decode`] reads them back.
+    /// The bytes to store in the entry; [`Candidate::decode`] reads them back. They hold the
+    /// nonce, so that no two requests have the same.
     pub fn payload(&self) -> Vec<u8> {
-        encode_payload(&self.candidate, &self.value)
+        candidate::encode(&self.candidate, self.nonce, &self.value)
     }
 }
 

@@ -158,13 +158,16 @@ impl fmt::Display for StoreUrl {
     }
 }
 
-/// The text without what may be a password, for an error about a URL that does not parse.
+/// The text without what may be a password, for an error about a URL that does not parse:
+/// nothing before the last `@` but the scheme, and no settings.
 fn redacted(text: &str) -> String {
-    match (text.find("//"), text.rfind('@')) {
-        (Some(start), Some(end)) if start + 2 <= end => format!("{}***{}", &text[..start + 2], &text[end..]),
-        (None, Some(end)) => format!("***{}", &text[end..]),
-        _ => text.to_owned(),
-    }
+    let (before, after) = text.rsplit_once('@').map_or((None, text), |(before, after)| (Some(before), after));
+    let after = after.split_once('?').map_or(after.to_owned(), |(after, _)| format!("{after}?***"));
+    let Some(before) = before else { return after };
+    let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+    let known = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
+    let scheme = if known { format!("{scheme}://") } else { String::new() };
+    format!("{scheme}***@{after}")
 }
 
 fn decoded(text: &str) -> Result<String, String> {
@@ -176,13 +179,14 @@ fn decoded(text: &str) -> Result<String, String> {
     Ok(text.into_owned())
 }
 
+/// The messages do not repeat the host: where a password was not percent-encoded, it is in here.
 fn check_host(host: &str) -> Result<(), String> {
     let (name, port) = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
-        Some(None) => return Err(format!("host {host:?} has no closing bracket")),
+        Some(None) => return Err("a host has no closing bracket".to_owned()),
         Some(Some((name, ""))) => (name, None),
         Some(Some((name, rest))) => match rest.strip_prefix(':') {
             Some(port) => (name, Some(port)),
-            None => return Err(format!("host {host:?} has text after its bracket")),
+            None => return Err("a host has text after its bracket".to_owned()),
         },
         None => match host.split_once(':') {
             Some((name, port)) => (name, Some(port)),
@@ -193,12 +197,14 @@ fn check_host(host: &str) -> Result<(), String> {
         return Err("a host is empty".to_owned());
     }
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':')) {
-        return Err(format!("host {host:?} has a character that is not allowed"));
+        return Err("a host has a character that is not allowed".to_owned());
     }
     match port.map(str::parse::<u16>) {
         None => Ok(()),
         Some(Ok(port)) if port > 0 => Ok(()),
-        Some(_) => Err(format!("the port of {host:?} is not a number from 1 to 65535")),
+        Some(_) => Err("a host's port is not a number from 1 to 65535 (the characters @ / ? of a \
+                        password are written %40 %2F %3F)"
+            .to_owned()),
     }
 }
 
@@ -315,6 +321,9 @@ mod tests {
             ("etcd://:secret@h", "no user"),
             ("etcd://u:secret@", "no host"),
             ("etcd://h?ttl", "name=value"),
+            ("etcd://h?password=secret&ttl", "name=value"),
+            ("etcd://u:secret?x@h", "from 1 to 65535"),
+            ("etcd://u:secret/x@h", "from 1 to 65535"),
             ("etcd://h?ttl=1s&ttl=2s", "given twice"),
             ("etcd://h/%00", "control character"),
             ("etcd://h/%ff", "UTF-8"),

@@ -268,7 +268,8 @@ impl Task<'_> {
             }
         }
         if std::mem::take(&mut self.uncertain) {
-            session.graves().push(self.request.clone());
+            let wait = session.spi.granted_ttl() / 3;
+            session.graves().dig(self.request.clone(), shared.clock.now(), wait);
         }
     }
 }

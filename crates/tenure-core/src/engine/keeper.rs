@@ -9,7 +9,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    LossReason, Moment, OnDisconnect,
+    Backoff, LossReason, Moment, OnDisconnect,
     spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, Proof},
 };
 
@@ -27,6 +27,7 @@ pub(crate) async fn keep(session: Arc<Session>, opened: Moment) {
         () = shared.closing.cancelled() => session.end(LossReason::Closed),
         () = unneeded => session.end(LossReason::Closed),
         () = beat(&session, opened) => {}
+        () = bury(&session) => {}
     }
     // First the work, then the entries: whoever is next must find nothing running.
     session.entries.close();
@@ -35,6 +36,10 @@ pub(crate) async fn keep(session: Arc<Session>, opened: Moment) {
     shared.status.session_closed(&session.spi.id());
     session.closed.cancel();
 }
+
+/// The first wait before an unanswered heartbeat is sent again. The longest stays a small part of
+/// the TTL: there is little time left.
+const RETRY_HEARTBEAT: Duration = Duration::from_millis(20);
 
 /// How often a heartbeat is sent, and how heartbeats are confirmed.
 fn interval(proof: Proof, ttl: Duration) -> Duration {
@@ -53,10 +58,8 @@ async fn beat(session: &Arc<Session>, opened: Moment) {
     let proof = session.spi.proof();
     let interval = interval(proof, session.spi.granted_ttl());
     let limit = shared.config.request_timeout.min(session.spi.granted_ttl() / 3);
-    let mut retry = Retry::new(crate::Backoff {
-        min: Duration::from_millis(20),
-        max: limit.max(Duration::from_millis(20)),
-    });
+    let longest = (limit / 8).max(RETRY_HEARTBEAT);
+    let mut retry = Retry::new(Backoff { min: RETRY_HEARTBEAT, max: longest });
     let mut unconfirmed: VecDeque<(Moment, Heartbeat)> = VecDeque::new();
     let mut next = opened + interval;
     loop {
@@ -93,7 +96,6 @@ async fn beat(session: &Arc<Session>, opened: Moment) {
                 shared.status.answered();
                 retry.reset();
                 next = sent + interval;
-                bury(session).await;
             }
             // The next heartbeat, a gap later, will confirm this one.
             Ok((None, true)) => next = sent + interval,
@@ -163,20 +165,24 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
     }
 }
 
-/// Removes entries that a withdrawn request may have made after all.
+/// Removes entries that withdrawn requests have made after all, for as long as the session lives.
 ///
 /// A request that was given up can sit in a frozen server and be carried out much later. So a
-/// withdrawal after an unanswered request is repeated for as long as the session lives.
+/// withdrawal after an unanswered request is repeated, ever more rarely.
 async fn bury(session: &Session) {
-    let graves = session.graves().clone();
-    for request in graves {
-        // A candidate of ours that stands in the same election now is not to be disturbed.
-        let slot = session.shared.slot(&request.election);
-        let Ok(_permit) = slot.try_acquire() else { continue };
-        let limit = session.shared.config.request_timeout;
-        if let Err(error) = timed("leaving", limit, session.spi.leave(&request, None)).await {
-            debug!(election = %request.election, %error, "not yet known whether a withdrawn entry is gone");
-            return;
+    let shared = &session.shared;
+    let first = session.spi.granted_ttl() / 3;
+    loop {
+        tokio::time::sleep(first).await;
+        let due = session.graves().due(shared.clock.now());
+        for request in due {
+            let limit = shared.config.request_timeout;
+            match timed("leaving", limit, session.spi.leave(&request, None)).await {
+                Ok(()) => session.graves().left(&request, shared.clock.now()),
+                Err(error) => {
+                    debug!(election = %request.election, %error, "not yet known whether a withdrawn entry is gone");
+                }
+            }
         }
     }
 }

@@ -7,12 +7,14 @@
 //! | `opener` | how an elector gets its session |
 //! | `keeper` | heartbeats, their confirmation, and closing |
 //! | `entry` | one candidate's entry, from entering to leaving |
+//! | `graves` | requests that were withdrawn without an answer |
 //! | `term` | one leadership, and the work done under it |
 //! | `watchdog` | deadlines on time, whatever the runtime does |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 
 mod elector;
 mod entry;
+mod graves;
 mod keeper;
 mod opener;
 pub(crate) mod retry;

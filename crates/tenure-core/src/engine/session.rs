@@ -9,10 +9,10 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Shared, term::Term, watchdog::Watched, window::Window};
+use super::{Shared, graves::Graves, term::Term, watchdog::Watched, window::Window};
 use crate::{
     ElectionName, LossReason, Moment,
-    spi::{BackendSession, Entry, EntryRequest, Proof},
+    spi::{BackendSession, Entry, Proof},
 };
 
 /// One session with the store. When it ends, everything that stood on it ends, and the
@@ -32,7 +32,7 @@ pub(crate) struct Session {
     /// One task for each entry.
     pub(crate) entries: TaskTracker,
     live: Mutex<HashMap<ElectionName, Live>>,
-    graves: Mutex<Vec<EntryRequest>>,
+    graves: Mutex<Graves>,
     terms: Mutex<HashMap<usize, Weak<Term>>>,
 }
 
@@ -136,8 +136,7 @@ impl Session {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Entries whose request may still reach the store after they were withdrawn.
-    pub(crate) fn graves(&self) -> MutexGuard<'_, Vec<EntryRequest>> {
+    pub(crate) fn graves(&self) -> MutexGuard<'_, Graves> {
         self.graves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

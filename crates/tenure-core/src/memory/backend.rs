@@ -129,11 +129,33 @@ impl BackendSession for MemorySession {
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
-        if self.backend.link.lies() {
-            let ttl = self.ttl;
-            return self.send(Op::Heartbeat, move |store, id| Ok(store.stale_answer(id, ttl))).await;
+        let (link, ttl) = (self.backend.link.clone(), self.ttl);
+        match self.proof() {
+            // As ZooKeeper: the answer is a quorum's, but the session is touched only when the
+            // member relays that, half a tick later, if it still can.
+            Proof::Later { gap } => {
+                if link.lies() {
+                    return std::future::pending().await;
+                }
+                self.send(Op::Heartbeat, move |store, id| {
+                    let answer = store.alive(id)?;
+                    tokio::spawn(async move {
+                        tokio::time::sleep(gap.mul_f64(0.9)).await;
+                        if !link.lies() {
+                            let _ = store.renew(id);
+                        }
+                    });
+                    Ok(answer)
+                })
+                .await
+            }
+            // As etcd: a member that believes to lead answers by itself.
+            Proof::Read if link.lies() => {
+                self.send(Op::Heartbeat, move |store, _| Ok(store.stale_answer(ttl))).await
+            }
+            _ if link.lies() => std::future::pending().await,
+            _ => self.send(Op::Heartbeat, |store, id| store.renew(id)).await,
         }
-        self.send(Op::Heartbeat, |store, id| store.renew(id)).await
     }
 
     async fn confirm(

@@ -114,8 +114,11 @@ impl Link {
         self.set(&Op::ALL, Side::Answer, Path::Lose);
     }
 
-    /// Answers heartbeats from a member that is cut off from its peers: they do not renew the
-    /// session, and their epoch is an old one.
+    /// Talks to a member that is cut off from its peers.
+    ///
+    /// Where a read confirms a heartbeat, the member goes on answering heartbeats: they do not
+    /// renew the session, and their epoch is an old one. Where a later heartbeat confirms it, the
+    /// member answers none, and what it has answered lately was never relayed.
     pub fn lie(&self, yes: bool) {
         *self.0.lies.lock().unwrap_or_else(PoisonError::into_inner) = yes;
     }

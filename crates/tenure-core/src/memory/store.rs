@@ -191,9 +191,15 @@ impl MemoryStore {
         Ok(Heartbeat { ttl: stored.ttl, epoch })
     }
 
+    /// The answer to a heartbeat that has not touched the session yet.
+    pub(super) fn alive(&self, session: u64) -> Result<Heartbeat, BackendError> {
+        let state = self.state();
+        let stored = state.sessions.get(&session).ok_or_else(|| session_gone(session))?;
+        Ok(Heartbeat { ttl: stored.ttl, epoch: state.epoch })
+    }
+
     /// What a member that was cut off before the last epoch answers to a heartbeat.
-    pub(super) fn stale_answer(&self, session: u64, ttl: Duration) -> Heartbeat {
-        let _ = session;
+    pub(super) fn stale_answer(&self, ttl: Duration) -> Heartbeat {
         Heartbeat { ttl, epoch: self.state().epoch.saturating_sub(1) }
     }
 

@@ -1,0 +1,83 @@
+//! A simulated host: one elector with a clock and a line to the store of its own.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tenure_core::{
+    CandidateId, Config, Elector, Leadership, SimClock, StoreElector,
+    memory::{Link, MemoryStore},
+};
+
+/// TTL 10 s, drift 10 %, stop budget 1 s: the deadline is 9 s after the last confirmed
+/// heartbeat was sent, and work is told to stop after 8 s.
+pub(crate) const TTL: Duration = Duration::from_secs(10);
+pub(crate) const UNTIL_STOP: Duration = Duration::from_secs(8);
+pub(crate) const UNTIL_DEADLINE: Duration = Duration::from_secs(9);
+
+pub(crate) struct Host {
+    pub(crate) elector: Arc<StoreElector>,
+    pub(crate) link: Link,
+    pub(crate) clock: SimClock,
+}
+
+impl Host {
+    pub(crate) fn new(store: &MemoryStore, id: &str) -> Self {
+        Self::with(store, id, SimClock::new(), |config| config)
+    }
+
+    pub(crate) fn with(
+        store: &MemoryStore,
+        id: &str,
+        clock: SimClock,
+        settings: impl FnOnce(Config) -> Config,
+    ) -> Self {
+        let backend = store.backend();
+        let link = backend.link().clone();
+        let config = settings(Config::new().with_ttl(TTL).with_id(CandidateId::new(id).unwrap()));
+        let elector = StoreElector::with_clock(Arc::new(backend), config, Arc::new(clock.clone())).unwrap();
+        Self { elector: Arc::new(elector), link, clock }
+    }
+
+    pub(crate) async fn lead(&self) -> Leadership {
+        within(Duration::from_secs(60), self.elector.campaign("e")).await.unwrap()
+    }
+
+    /// Starts a campaign and returns once its entry stands.
+    pub(crate) async fn wait_in_line(&self, store: &MemoryStore) -> tokio::task::JoinHandle<Leadership> {
+        let before = store.entries("e").len();
+        let elector = Arc::clone(&self.elector);
+        let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
+        until("the candidate has entered", || store.entries("e").len() > before).await;
+        campaign
+    }
+}
+
+/// Waits for a condition, for at most ten simulated minutes.
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
+    let looking = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(600), looking).await.is_err() {
+        panic!("never: {what}");
+    }
+}
+
+/// The outcome of `future`, within so much simulated time.
+pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(time, future).await {
+        Ok(outcome) => outcome,
+        Err(_) => panic!("not within {time:?}"),
+    }
+}
+
+/// Lets simulated time pass.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// Nothing of any candidate is left, once everything was closed.
+pub(crate) async fn nothing_left(store: &MemoryStore) {
+    until("no entry and no session is left", || store.entry_count() == 0 && store.sessions().is_empty())
+        .await;
+}

@@ -1,0 +1,271 @@
+//! Work under a leadership: told to stop, dropped, and waited for; promise S3.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tenure_core::{
+    Config, Elector, Error, LossReason, OnOverrun, StoreElector,
+    memory::{MemoryStore, Op, Path, Side},
+};
+
+use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, pass, until, within};
+
+/// Says when it was dropped.
+struct Dropped(Arc<std::sync::Mutex<Option<tokio::time::Instant>>>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap() = Some(tokio::time::Instant::now());
+    }
+}
+
+/// Promise S3: told to stop at deadline − stop budget, dropped by the deadline.
+#[tokio::test(start_paused = true)]
+async fn work_is_told_to_stop_and_dropped_by_the_deadline() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    host.link.set(&[Op::Heartbeat], Side::Request, Path::Lose);
+    let from = tokio::time::Instant::now();
+    let leadership = host.lead().await;
+    let token = leadership.cancellation_token();
+    let dropped = Arc::default();
+    let guard = Dropped(Arc::clone(&dropped));
+    let work = async move {
+        token.cancelled().await;
+        let told = from.elapsed();
+        assert!(
+            told >= UNTIL_STOP - Duration::from_millis(5) && told <= UNTIL_STOP + Duration::from_millis(5)
+        );
+        let _guard = guard;
+        std::future::pending::<()>().await;
+    };
+    let lost = leadership.run(work).await.unwrap_err();
+    assert_eq!(lost.reason, LossReason::Deadline);
+    let after = dropped.lock().unwrap().unwrap() - from;
+    assert!(after > UNTIL_STOP && after <= UNTIL_DEADLINE, "{after:?}");
+}
+
+/// Work that stops when it is told to has its output returned.
+#[tokio::test(start_paused = true)]
+async fn work_that_stops_in_time_returns_its_output() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    host.link.cut();
+    let token = leadership.cancellation_token();
+    let output = leadership
+        .run(async {
+            token.cancelled().await;
+            pass(Duration::from_millis(500)).await;
+            "cleaned up"
+        })
+        .await;
+    assert_eq!(output, Ok("cleaned up"));
+    assert!(!leadership.is_leader());
+}
+
+/// Hazard G5: the successor leads only after the work has stopped, on a clean hand-over too.
+#[tokio::test(start_paused = true)]
+async fn a_resignation_waits_for_the_work() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let leadership = a.lead().await;
+    let next = b.wait_in_line(&store).await;
+    let handle = leadership.handle();
+    let working = Arc::new(AtomicBool::new(true));
+    let still = Arc::clone(&working);
+    let work = tokio::spawn(async move {
+        let token = handle.cancellation_token();
+        handle
+            .run(async {
+                token.cancelled().await;
+                pass(Duration::from_secs(3)).await;
+                still.store(false, Ordering::SeqCst);
+            })
+            .await
+    });
+    tokio::task::yield_now().await;
+    let from = tokio::time::Instant::now();
+    leadership.resign().await.unwrap();
+    assert!(!working.load(Ordering::SeqCst));
+    assert!(from.elapsed() >= Duration::from_secs(3));
+    within(Duration::from_millis(50), next).await.unwrap();
+    work.await.unwrap().unwrap();
+}
+
+/// Hazard G5: work that ignores the resignation is dropped by the deadline, and the entry goes after it.
+#[tokio::test(start_paused = true)]
+async fn a_resignation_does_not_wait_for_ever() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let handle = leadership.handle();
+    let dropped = Arc::default();
+    let guard = Dropped(Arc::clone(&dropped));
+    let work = tokio::spawn(async move {
+        handle
+            .run(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+            })
+            .await
+    });
+    tokio::task::yield_now().await;
+    within(UNTIL_DEADLINE + Duration::from_millis(100), leadership.resign()).await.unwrap();
+    assert!(dropped.lock().unwrap().is_some());
+    assert!(store.entries("e").is_empty());
+    assert_eq!(work.await.unwrap().unwrap_err().reason, LossReason::Resigned);
+}
+
+/// Hazard G4: work that was not polled past its deadline is dropped, not resumed.
+#[tokio::test(start_paused = true)]
+async fn work_is_not_resumed_past_its_deadline() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let polls = Arc::new(AtomicUsize::new(0));
+    let (counted, clock) = (Arc::clone(&polls), host.clock.clone());
+    let lost = leadership
+        .run(std::future::poll_fn(move |context| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            // The process is stopped here, and continued past its TTL; the work is ready to go on.
+            clock.jump(TTL * 2);
+            context.waker().wake_by_ref();
+            std::task::Poll::<()>::Pending
+        }))
+        .await
+        .unwrap_err();
+    assert_eq!((lost.reason, polls.load(Ordering::SeqCst)), (LossReason::Deadline, 1));
+}
+
+/// Hazard G9: a leadership that was lost before the work began runs no work.
+#[tokio::test(start_paused = true)]
+async fn work_of_a_lost_leadership_never_begins() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let token = leadership.cancellation_token();
+    host.clock.jump(TTL);
+    let outcome = leadership.run(async { panic!("the work has begun") }).await;
+    assert_eq!(outcome.unwrap_err().reason, LossReason::Deadline);
+    assert!(token.is_cancelled() && leadership.cancellation_token().is_cancelled());
+}
+
+/// When the store says that it is over, no time is left.
+#[tokio::test(start_paused = true)]
+async fn work_is_dropped_at_once_when_the_entry_is_gone() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let token = leadership.fencing_token().get();
+    let from = tokio::time::Instant::now();
+    let (lost, _) =
+        tokio::join!(leadership.run(std::future::pending::<()>()), async { store.delete_entry("e", token) });
+    assert_eq!(lost.unwrap_err().reason, LossReason::EntryGone);
+    assert!(from.elapsed() < Duration::from_millis(100));
+}
+
+/// A larger stop budget ends the leadership earlier, and only this one.
+#[tokio::test(start_paused = true)]
+async fn work_can_ask_for_more_time_to_stop() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    host.link.set(&[Op::Heartbeat], Side::Request, Path::Lose);
+    let from = tokio::time::Instant::now();
+    let leadership = host.lead().await;
+    let other = host.elector.campaign("another").await.unwrap();
+    let token = leadership.cancellation_token();
+    leadership
+        .run_with_stop_budget(Duration::from_secs(3), async {
+            token.cancelled().await;
+            let told = from.elapsed();
+            assert!(told >= Duration::from_millis(5_990) && told <= Duration::from_millis(6_010), "{told:?}");
+            assert!(!leadership.is_leader() && other.is_leader());
+        })
+        .await
+        .unwrap();
+    let refused = other.run_with_stop_budget(Duration::from_secs(5), async {}).await.unwrap_err();
+    assert!(refused.to_string().contains("at most a third of the ttl"), "{refused}");
+}
+
+/// Hazard G6: whoever has not led has nothing to lose; a campaign that was given up tells nobody anything.
+#[tokio::test(start_paused = true)]
+async fn only_a_leader_can_lose() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let leadership = a.lead().await;
+    let waiting = b.wait_in_line(&store).await;
+    store.expire_session(store.sessions()[1]);
+    pass(TTL).await;
+    // It was told nothing, and stands in line again.
+    assert!(!waiting.is_finished() && store.entries("e").len() == 2);
+    leadership.resign().await.unwrap();
+    within(TTL, waiting).await.unwrap();
+}
+
+/// Hazard G4: with every worker of the runtime blocked, the work is still told to stop on time,
+/// and the overrun policy is carried out.
+#[test]
+fn a_blocked_runtime_does_not_stop_the_watchdog() {
+    let overruns = Arc::new(AtomicUsize::new(0));
+    let (seen, counted) = (Arc::clone(&overruns), Arc::clone(&overruns));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let backend = MemoryStore::new().backend();
+        let link = backend.link().clone();
+        let config = Config::new().with_ttl(Duration::from_secs(1)).with_on_overrun(OnOverrun::Hook(
+            Arc::new(move |overrun| {
+                assert_eq!(overrun.election.as_str(), "e");
+                counted.fetch_add(1, Ordering::SeqCst);
+            }),
+        ));
+        let elector = StoreElector::new(Arc::new(backend), config).unwrap();
+        let leadership = elector.campaign("e").await.unwrap();
+        link.cut();
+        let token = leadership.cancellation_token();
+        let blocked = leadership.run(async {
+            let begun = std::time::Instant::now();
+            // The only worker never returns to the runtime.
+            while seen.load(Ordering::SeqCst) == 0 {
+                assert!(begun.elapsed() < Duration::from_secs(20), "nobody noticed");
+                std::thread::yield_now();
+            }
+            assert!(token.is_cancelled() && !leadership.is_leader());
+        });
+        // Work that returns at the end of its poll has its output returned, late as it is.
+        blocked.await.unwrap();
+    });
+    assert_eq!(overruns.load(Ordering::SeqCst), 1);
+}
+
+/// Hazard G20: dropping the guard outside a runtime neither blocks nor panics, and gives leadership back.
+#[tokio::test(start_paused = true)]
+async fn a_guard_can_be_dropped_anywhere() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let handle = leadership.handle();
+    std::thread::spawn(move || drop(leadership)).join().unwrap();
+    assert_eq!(handle.loss(), Some(LossReason::Dropped));
+    until("the entry is gone", || store.entries("e").is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_value_can_be_changed_while_leading() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    leadership.set_value("10.0.0.9").await.unwrap();
+    let seen = host.elector.leader("e").await.unwrap().unwrap();
+    assert_eq!((seen.id.as_str(), seen.value.as_slice()), ("a", &b"10.0.0.9"[..]));
+    let error = leadership.set_value(vec![0; 65 * 1024]).await.unwrap_err();
+    assert!(matches!(error, Error::ValueTooLarge { bytes: 66_560 }), "{error}");
+    store.delete_entry("e", leadership.fencing_token().get());
+    let error = leadership.set_value("late").await.unwrap_err();
+    assert!(matches!(error, Error::Lost(lost) if lost.reason == LossReason::EntryGone), "{error}");
+}
