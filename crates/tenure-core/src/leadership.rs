@@ -84,7 +84,7 @@ impl Leadership {
             election: term.election.clone(),
             candidate: term.candidate.clone(),
             value,
-            nonce: fastrand::u128(..),
+            nonce: term.nonce,
         };
         let mut retry = Retry::new(config.retry);
         loop {

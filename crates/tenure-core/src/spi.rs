@@ -130,7 +130,7 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// Not bounded in time.
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError>;
 
-    /// Replaces the value that others read.
+    /// Replaces the value that others read. `request` is the one that made the entry, with the new value.
     ///
     /// # Errors
     /// [`EntryGone`](BackendErrorKind::EntryGone) when `entry` no longer exists.

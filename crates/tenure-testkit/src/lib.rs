@@ -1,1 +1,43 @@
-//! tenure-testkit
+//! For anybody who writes a backend: the conformance suite, a fault-injecting proxy, and real
+//! servers in containers.
+//!
+//! A backend's tests are a [`Harness`](harness::Harness) and one macro call:
+//!
+//! ```no_run
+//! # use std::{sync::Arc, time::Duration};
+//! # use tenure_core::memory::MemoryStore;
+//! # use tenure_testkit::harness::{Abilities, Client, Harness};
+//! struct MyStore(MemoryStore);
+//!
+//! #[async_trait::async_trait]
+//! impl Harness for MyStore {
+//!     fn abilities(&self) -> Abilities { Abilities::NONE }
+//!     async fn client(&self) -> Client {
+//!         Client { backend: Arc::new(self.0.backend()), line: None }
+//!     }
+//!     fn ttl(&self) -> Duration { Duration::from_secs(2) }
+//!     async fn leftovers(&self) -> Vec<String> {
+//!         self.0.sessions().iter().map(|session| format!("session {session}")).collect()
+//!     }
+//!     // The rest is for what `abilities` declares.
+//! #   async fn delete_entry(&self, _: &str, _: &str, _: u64) {}
+//! #   async fn expire_session(&self, _: &str) {}
+//! #   async fn litter(&self, _: &str) {}
+//! #   async fn litter_is_untouched(&self, _: &str) -> bool { true }
+//! }
+//!
+//! tenure_testkit::conformance!(async { MyStore(MemoryStore::new()) });
+//! # fn main() {}
+//! ```
+//!
+//! # Features
+//!
+//! `containers`: real etcd servers in Docker containers, alone and in threes, and what can be
+//! done to them.
+#![doc(test(attr(deny(warnings))))]
+
+#[cfg(feature = "containers")]
+pub mod containers;
+pub mod harness;
+pub mod proxy;
+pub mod suite;

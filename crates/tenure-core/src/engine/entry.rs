@@ -65,7 +65,7 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
         Task { session: &session, request: request(&candidacy), candidacy, uncertain: false, entry: None };
     match task.until_leading().await {
         Ok((token, entry, gone)) => {
-            let term = Term::new(&session, task.candidacy.candidate.clone(), token, entry);
+            let term = Term::new(&session, &task.request, token, entry);
             // A campaign dropped meanwhile drops the guard, which resigns.
             let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
             task.lead(&term, &gone).await;

@@ -16,7 +16,8 @@ use tracing::{error, info, warn};
 
 use super::session::{End, Session};
 use crate::{
-    CandidateId, ElectionName, FencingToken, LossReason, Lost, Moment, OnOverrun, Overrun, spi::Entry,
+    CandidateId, ElectionName, FencingToken, LossReason, Lost, Moment, OnOverrun, Overrun,
+    spi::{Entry, EntryRequest},
 };
 
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Term {
     pub(crate) candidate: CandidateId,
     pub(crate) token: FencingToken,
     pub(crate) entry: Entry,
+    /// The nonce of the request that made the entry.
+    pub(crate) nonce: u128,
     ended: OnceLock<End>,
     /// The largest stop budget that work under way has asked for, in nanoseconds.
     budget: AtomicU64,
@@ -41,15 +44,16 @@ pub(crate) struct Term {
 impl Term {
     pub(crate) fn new(
         session: &Arc<Session>,
-        candidate: CandidateId,
+        request: &EntryRequest,
         token: FencingToken,
         entry: Entry,
     ) -> Arc<Self> {
         let term = Arc::new(Self {
             election: entry.election.clone(),
-            candidate,
+            candidate: request.candidate.clone(),
             token,
             entry,
+            nonce: request.nonce,
             ended: OnceLock::new(),
             budget: AtomicU64::new(0),
             overrun_reported: AtomicBool::new(false),

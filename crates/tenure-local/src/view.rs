@@ -1,0 +1,40 @@
+//! What an onlooker sees of an election.
+
+use std::{io, path::Path, time::SystemTime};
+
+use tenure_core::{Candidate, FencingToken};
+
+use crate::{
+    entry::{self, Look, look},
+    layout::entry_file,
+    queue::numbers,
+};
+
+/// The living candidates in order of succession.
+pub(crate) fn candidates(dir: &Path) -> io::Result<Vec<Candidate>> {
+    living(dir, usize::MAX).map(|all| all.into_iter().map(|(_, candidate)| candidate).collect())
+}
+
+/// The first of them, and its entry's number.
+pub(crate) fn leader(dir: &Path) -> io::Result<Option<(u64, Candidate)>> {
+    living(dir, 1).map(|mut all| all.pop())
+}
+
+fn living(dir: &Path, at_most: usize) -> io::Result<Vec<(u64, Candidate)>> {
+    let mut living = Vec::new();
+    for number in numbers(dir)? {
+        if living.len() == at_most {
+            break;
+        }
+        let name = entry_file(number);
+        let Look::Living(file) = look(&dir.join(&name))? else { continue };
+        // An entry that somebody has written over leads none the less: it is shown, by
+        // its name, rather than its election called vacant.
+        let (session, payload) = entry::read(&file)?.unwrap_or_default();
+        let mut candidate = Candidate::decode(&name, session, &payload, FencingToken::new(number));
+        let made = file.metadata().and_then(|m| m.created().or_else(|_| m.modified())).ok();
+        candidate.age = made.and_then(|made| SystemTime::now().duration_since(made).ok());
+        living.push((number, candidate));
+    }
+    Ok(living)
+}

@@ -1,0 +1,58 @@
+//! What the tests share: a backend over a fresh directory, requests, bounded waiting.
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "every test file takes what it needs")]
+
+use std::{future::Future, path::Path, time::Duration};
+
+use tempfile::TempDir;
+use tenure_core::{
+    CandidateId, ElectionName,
+    spi::{Backend, BackendSession, EntryRequest},
+};
+use tenure_local::LocalBackend;
+
+pub const BOUND: Duration = Duration::from_secs(20);
+
+pub fn fresh() -> (TempDir, LocalBackend) {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = LocalBackend::open(dir.path()).unwrap();
+    (dir, backend)
+}
+
+pub async fn session(backend: &LocalBackend) -> Box<dyn BackendSession> {
+    backend.open_session(Duration::from_secs(5)).await.unwrap()
+}
+
+pub fn election(name: &str) -> ElectionName {
+    ElectionName::new(name).unwrap()
+}
+
+pub fn request(election_name: &str, id: &str) -> EntryRequest {
+    EntryRequest {
+        election: election(election_name),
+        candidate: CandidateId::new(id).unwrap(),
+        value: format!("value of {id}").into_bytes(),
+        nonce: fastrand::u128(..),
+    }
+}
+
+/// The names of the files in an election's directory.
+pub fn files(dir: &Path, election: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir.join("elections").join(election)) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// Waits until `condition` holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    soon(what, async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}

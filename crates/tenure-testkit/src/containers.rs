@@ -1,0 +1,47 @@
+//! Real servers in Docker containers, with handles to break and to mend them.
+//!
+//! Everything goes through the `docker` command: it speaks with any engine, however
+//! old, and finds it however it is configured. The images have names of their own
+//! (`tenure-test/etcd:3.5`); `cargo xtask images` makes them, and nothing is pulled behind a
+//! test's back. Servers publish their ports on loopback only, and keep their data in a volume that goes with them.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), tenure_testkit::containers::ContainerError> {
+//! use tenure_testkit::containers::{EtcdCluster, Version};
+//!
+//! let cluster = EtcdCluster::start(Version::Etcd35).await?;
+//! let leader = cluster.leader().await?;
+//! let fault = cluster.member(leader).pause().await?; // frozen, its connections stay open
+//! let successor = cluster.successor_of(leader).await?;
+//! cluster.member(successor).admin().put("written", "meanwhile").await?;
+//! fault.heal().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Guarantees
+//! - A dropped [`Fault`] undoes what it did; a dropped server is removed with its
+//!   data, also when a test panics.
+//! - What a killed test process leaves behind carries the label `tenure-test` with that process's
+//!   id; the next `cargo xtask test` removes it.
+//!
+//! # Caveats
+//! - Dropping a fault or a server runs `docker` and blocks its thread for a moment.
+
+mod admin;
+mod cluster;
+mod container;
+mod docker;
+mod error;
+mod etcd;
+mod fault;
+mod health;
+mod network;
+mod version;
+
+pub use admin::{EtcdAdmin, KeyValue, Lease, Permission};
+pub use cluster::EtcdCluster;
+pub use error::ContainerError;
+pub use etcd::{EtcdServer, SharedEtcd};
+pub use fault::Fault;
+pub use version::Version;

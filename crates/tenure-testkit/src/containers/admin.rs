@@ -1,0 +1,293 @@
+//! A server's keys, leases and users, handled without tenure and without an etcd client.
+//!
+//! Speaks with the JSON gateway that every etcd has beside its gRPC service: numbers
+//! of 64 bits travel as text, bytes as base64, and what is zero or empty is left out.
+
+mod gateway;
+
+use std::{fmt, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::ContainerError;
+use gateway::{Gateway, bytes, decoded, encoded, number, range_end};
+
+/// Administers one etcd server, as an operator would.
+#[derive(Clone)]
+pub struct EtcdAdmin {
+    gateway: Gateway,
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// The revision in which it was created.
+    pub create_revision: u64,
+    /// The lease it is bound to; zero when it is bound to none.
+    pub lease: i64,
+}
+
+/// A lease, and what hangs on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its id.
+    pub id: i64,
+    /// How long it lives on without a keepalive, rounded down to seconds.
+    pub remaining: Duration,
+    /// The TTL with which it was granted.
+    pub granted: Duration,
+    /// The keys bound to it.
+    pub keys: Vec<String>,
+}
+
+/// What a role may do with the keys under a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// Read them.
+    Read,
+    /// Write them.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) member: u64,
+    /// Zero when it knows none.
+    pub(super) leader: u64,
+}
+
+impl EtcdAdmin {
+    /// For the server at `endpoint` (`host:port`). Nothing is sent yet.
+    pub fn new(endpoint: impl Into<String>) -> Self {
+        Self { gateway: Gateway::new(endpoint.into()) }
+    }
+
+    /// The `host:port` of the server.
+    pub fn endpoint(&self) -> &str {
+        self.gateway.endpoint()
+    }
+
+    /// The same, speaking as `user`: needed once [`enable_auth`](Self::enable_auth) was called.
+    ///
+    /// # Errors
+    /// When the server refuses the password or does not answer.
+    pub async fn login(&self, user: &str, password: &str) -> Result<Self, ContainerError> {
+        let request = json!({ "name": user, "password": password });
+        let answer = self.gateway.call("auth/authenticate", request).await?;
+        let token = answer["token"].as_str().unwrap_or_default();
+        Ok(Self { gateway: self.gateway.with_token(token) })
+    }
+
+    /// Succeeds when the server serves: it has a quorum, and can read.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn health(&self) -> Result<(), ContainerError> {
+        self.gateway.health().await
+    }
+
+    pub(super) async fn status(&self) -> Result<Status, ContainerError> {
+        let answer = self.gateway.call("maintenance/status", json!({})).await?;
+        Ok(Status { member: number(&answer["header"]["member_id"]), leader: number(&answer["leader"]) })
+    }
+
+    /// Writes a key.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer; so for every method below.
+    pub async fn put(&self, key: &str, value: impl AsRef<[u8]>) -> Result<(), ContainerError> {
+        self.put_with_lease(key, value, 0).await
+    }
+
+    /// Writes a key that is bound to a lease.
+    ///
+    /// # Errors
+    /// Also when there is no such lease.
+    pub async fn put_with_lease(
+        &self,
+        key: &str,
+        value: impl AsRef<[u8]>,
+        lease: i64,
+    ) -> Result<(), ContainerError> {
+        let request = json!({ "key": encoded(key), "value": encoded(value), "lease": lease.to_string() });
+        self.gateway.call("kv/put", request).await.map(|_| ())
+    }
+
+    /// The key, when it exists.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn get(&self, key: &str) -> Result<Option<KeyValue>, ContainerError> {
+        Ok(self.range(json!({ "key": encoded(key) })).await?.pop())
+    }
+
+    /// All keys under a prefix, the oldest first.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<KeyValue>, ContainerError> {
+        let (key, range_end) = prefix_range(prefix);
+        let request =
+            json!({ "key": key, "range_end": range_end, "sort_target": "CREATE", "sort_order": "ASCEND" });
+        self.range(request).await
+    }
+
+    async fn range(&self, request: Value) -> Result<Vec<KeyValue>, ContainerError> {
+        let answer = self.gateway.call("kv/range", request).await?;
+        let found = answer["kvs"].as_array().map(Vec::as_slice).unwrap_or_default();
+        found
+            .iter()
+            .map(|found| {
+                Ok(KeyValue {
+                    key: decoded(&found["key"])?,
+                    value: bytes(&found["value"])?,
+                    create_revision: number(&found["create_revision"]),
+                    lease: number(&found["lease"]),
+                })
+            })
+            .collect()
+    }
+
+    /// Deletes a key; returns whether it existed.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn delete(&self, key: &str) -> Result<bool, ContainerError> {
+        let answer = self.gateway.call("kv/deleterange", json!({ "key": encoded(key) })).await?;
+        Ok(number::<u64>(&answer["deleted"]) > 0)
+    }
+
+    /// Deletes all keys under a prefix; returns how many.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn delete_prefix(&self, prefix: &str) -> Result<u64, ContainerError> {
+        let (key, range_end) = prefix_range(prefix);
+        let request = json!({ "key": key, "range_end": range_end });
+        Ok(number(&self.gateway.call("kv/deleterange", request).await?["deleted"]))
+    }
+
+    /// The store's current revision.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn revision(&self) -> Result<u64, ContainerError> {
+        let answer = self.gateway.call("kv/range", json!({ "key": encoded("/") })).await?;
+        Ok(number(&answer["header"]["revision"]))
+    }
+
+    /// Forgets all history up to the current revision; returns that revision.
+    ///
+    /// # Errors
+    /// Also when that was done already.
+    pub async fn compact(&self) -> Result<u64, ContainerError> {
+        let revision = self.revision().await?;
+        let request = json!({ "revision": revision.to_string(), "physical": true });
+        self.gateway.call("kv/compaction", request).await?;
+        Ok(revision)
+    }
+
+    /// Grants a lease; returns its id.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn grant_lease(&self, ttl: Duration) -> Result<i64, ContainerError> {
+        let request = json!({ "TTL": ttl.as_secs().to_string() });
+        Ok(number(&self.gateway.call("lease/grant", request).await?["ID"]))
+    }
+
+    /// The ids of all living leases.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn leases(&self) -> Result<Vec<i64>, ContainerError> {
+        let answer = self.gateway.call("lease/leases", json!({})).await?;
+        let leases = answer["leases"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(leases.iter().map(|lease| number(&lease["ID"])).collect())
+    }
+
+    /// A lease, when it lives.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn lease(&self, id: i64) -> Result<Option<Lease>, ContainerError> {
+        let request = json!({ "ID": id.to_string(), "keys": true });
+        let answer = self.gateway.call("lease/timetolive", request).await?;
+        let granted = number::<u64>(&answer["grantedTTL"]);
+        if granted == 0 {
+            return Ok(None);
+        }
+        // Negative when it has expired and its revocation is under way.
+        let remaining = Duration::from_secs(number::<i64>(&answer["TTL"]).try_into().unwrap_or(0));
+        let keys = answer["keys"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let keys = keys.iter().map(decoded).collect::<Result<_, _>>()?;
+        Ok(Some(Lease { id, remaining, granted: Duration::from_secs(granted), keys }))
+    }
+
+    /// Ends a lease, and deletes the keys bound to it.
+    ///
+    /// # Errors
+    /// Also when there is no such lease.
+    pub async fn revoke_lease(&self, id: i64) -> Result<(), ContainerError> {
+        self.gateway.call("lease/revoke", json!({ "ID": id.to_string() })).await.map(|_| ())
+    }
+
+    /// Makes a user who may do `permission` with the keys under `prefix`, by a role of the same name.
+    ///
+    /// # Errors
+    /// Also when there is such a user already.
+    pub async fn add_user(
+        &self,
+        user: &str,
+        password: &str,
+        permission: Permission,
+        prefix: &str,
+    ) -> Result<(), ContainerError> {
+        let permission = match permission {
+            Permission::Read => "READ",
+            Permission::Write => "WRITE",
+            Permission::ReadWrite => "READWRITE",
+        };
+        let (key, range_end) = prefix_range(prefix);
+        let permission = json!({ "permType": permission, "key": key, "range_end": range_end });
+        self.gateway.call("auth/role/add", json!({ "name": user })).await?;
+        self.gateway.call("auth/role/grant", json!({ "name": user, "perm": permission })).await?;
+        self.add_user_with_role(user, password, user).await
+    }
+
+    /// Makes the user `root` and demands a name and password from everybody from now on;
+    /// returns this, speaking as root.
+    ///
+    /// # Errors
+    /// Also when that was done already.
+    pub async fn enable_auth(&self, root_password: &str) -> Result<Self, ContainerError> {
+        self.gateway.call("auth/role/add", json!({ "name": "root" })).await?;
+        self.add_user_with_role("root", root_password, "root").await?;
+        self.gateway.call("auth/enable", json!({})).await?;
+        self.login("root", root_password).await
+    }
+
+    async fn add_user_with_role(&self, user: &str, password: &str, role: &str) -> Result<(), ContainerError> {
+        self.gateway.call("auth/user/add", json!({ "name": user, "password": password })).await?;
+        self.gateway.call("auth/user/grant", json!({ "user": user, "role": role })).await.map(|_| ())
+    }
+}
+
+impl fmt::Debug for EtcdAdmin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdAdmin").field("endpoint", &self.endpoint()).finish_non_exhaustive()
+    }
+}
+
+/// The range of all keys with a prefix; etcd knows no empty key, and begins with this one.
+fn prefix_range(prefix: &str) -> (String, String) {
+    let first = if prefix.is_empty() { "\0" } else { prefix };
+    (encoded(first), encoded(range_end(prefix)))
+}

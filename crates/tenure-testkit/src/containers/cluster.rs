@@ -1,0 +1,147 @@
+//! Three etcd servers that form a cluster.
+
+use std::sync::Arc;
+
+use super::{
+    ContainerError, EtcdServer, Fault, Version,
+    container::{Container, Recipe, is_port_taken},
+    etcd::{CLIENT_PORT, client_flags},
+    fault::Remedy,
+    health::eventually,
+    network::Network,
+};
+
+const MEMBERS: usize = 3;
+const PEER_PORT: u16 = 2380;
+const ATTEMPTS: usize = 5;
+
+/// Three etcd servers of a test's own. Dropping it removes them.
+///
+/// The members talk among themselves on a private network, and with clients on
+/// loopback: a member can be [cut off](Self::cut_off) from its peers while its clients still reach it.
+#[derive(Debug)]
+pub struct EtcdCluster {
+    // Dropped in this order: a network is removed after its containers.
+    members: Vec<EtcdServer>,
+    peers: Arc<Network>,
+}
+
+impl EtcdCluster {
+    /// Starts three members with an empty store, and waits until all of them serve.
+    ///
+    /// # Errors
+    /// When Docker or the image is missing (the error names the remedy), or the
+    /// cluster does not serve within a minute.
+    pub async fn start(version: Version) -> Result<Self, ContainerError> {
+        Self::start_with(version, &[]).await
+    }
+
+    /// The same with more flags on each member's command line:
+    /// `--election-timeout=500`, say.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_with(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
+        let mut attempt = 1;
+        let cluster = loop {
+            match Self::launch(version, flags).await {
+                Err(error) if attempt < ATTEMPTS && is_port_taken(&error) => attempt += 1,
+                launched => break launched?,
+            }
+        };
+        for member in &cluster.members {
+            member.await_health().await?;
+        }
+        Ok(cluster)
+    }
+
+    async fn launch(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
+        let mut cluster = Self { members: Vec::new(), peers: Arc::new(Network::create().await?) };
+        let peer_url = |index| format!("http://{}:{PEER_PORT}", cluster.peers.ip(index));
+        let everyone: Vec<_> = (0..MEMBERS).map(|index| format!("m{index}={}", peer_url(index))).collect();
+        let everyone = everyone.join(",");
+        let recipes: Vec<_> = (0..MEMBERS)
+            .map(|index| {
+                let mut arguments = client_flags(&format!("m{index}"));
+                arguments.push(format!("--listen-peer-urls=http://0.0.0.0:{PEER_PORT}"));
+                arguments.push(format!("--initial-advertise-peer-urls={}", peer_url(index)));
+                arguments.push(format!("--initial-cluster={everyone}"));
+                arguments.push(format!("--initial-cluster-token={}", cluster.peers.name()));
+                arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+                Recipe { version, port: CLIENT_PORT, program: "etcd", arguments }
+            })
+            .collect();
+        for (index, recipe) in recipes.into_iter().enumerate() {
+            let container = Container::create(&recipe).await?;
+            container.join(&cluster.peers, &cluster.peers.ip(index)).await?;
+            container.start().await?;
+            cluster.members.push(EtcdServer::new(recipe, container));
+        }
+        Ok(cluster)
+    }
+
+    /// The member with this number, from 0 to 2.
+    ///
+    /// # Panics
+    /// For any other number.
+    pub fn member(&self, index: usize) -> &EtcdServer {
+        &self.members[index]
+    }
+
+    /// All members' endpoints, in order: `127.0.0.1:port`.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(EtcdServer::endpoint).collect()
+    }
+
+    /// The number of the member that leads by the word of a majority; waits until there is one.
+    ///
+    /// A member that was cut off may go on thinking that it leads; alone it is not
+    /// believed. Its peers notice only after an election timeout: see
+    /// [`successor_of`](Self::successor_of).
+    ///
+    /// # Errors
+    /// When a majority does not agree on a leader within a minute.
+    pub async fn leader(&self) -> Result<usize, ContainerError> {
+        eventually("a majority that agrees on its leader", || self.agreed_leader()).await
+    }
+
+    /// The number of the member that leads in place of `former`; waits until there is one.
+    ///
+    /// # Errors
+    /// When a majority does not agree on another leader within a minute.
+    pub async fn successor_of(&self, former: usize) -> Result<usize, ContainerError> {
+        eventually("a majority that agrees on another leader", || async {
+            match self.agreed_leader().await? {
+                leader if leader == former => {
+                    Err(ContainerError::Malformed(format!("member {former} still leads")))
+                }
+                leader => Ok(leader),
+            }
+        })
+        .await
+    }
+
+    async fn agreed_leader(&self) -> Result<usize, ContainerError> {
+        let mut statuses = Vec::new();
+        for member in &self.members {
+            statuses.push(member.admin().status().await.ok());
+        }
+        let votes = |id| statuses.iter().flatten().filter(|status| status.leader == id).count();
+        let leads = |id| id != 0 && votes(id) > MEMBERS / 2;
+        statuses
+            .iter()
+            .position(|status| status.as_ref().is_some_and(|status| leads(status.member)))
+            .ok_or_else(|| ContainerError::Malformed(format!("{statuses:?}")))
+    }
+
+    /// Cuts a member off from its peers, both ways, while clients still reach it.
+    ///
+    /// # Errors
+    /// When docker fails.
+    pub async fn cut_off(&self, index: usize) -> Result<Fault, ContainerError> {
+        let member = self.member(index);
+        member.container().part(&self.peers).await?;
+        let (network, ip) = (self.peers.clone(), self.peers.ip(index));
+        Ok(member.fault(Remedy::Join { network, ip }))
+    }
+}

@@ -1,0 +1,51 @@
+//! Which servers can be run, and the names of their images.
+
+use std::{env, fmt};
+
+/// A server's kind and version: those in Debian 12 and 13, so that the images can be
+/// made on any Debian machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Version {
+    /// etcd 3.4.
+    Etcd34,
+    /// etcd 3.5.
+    Etcd35,
+}
+
+impl Version {
+    /// Every version of etcd.
+    pub const ETCD: [Self; 2] = [Self::Etcd34, Self::Etcd35];
+
+    /// The image's name: `tenure-test/etcd:3.5`, or what
+    /// [`image_variable`](Self::image_variable) says.
+    pub fn image(self) -> String {
+        env::var(self.image_variable()).unwrap_or_else(|_| format!("tenure-test/{self}"))
+    }
+
+    /// The environment variable that names another image.
+    pub fn image_variable(self) -> &'static str {
+        match self {
+            Self::Etcd34 => "TENURE_TEST_IMAGE_ETCD_3_4",
+            Self::Etcd35 => "TENURE_TEST_IMAGE_ETCD_3_5",
+        }
+    }
+
+    /// The environment variable with the `host:port` of a running server that all
+    /// tests may share; `cargo xtask test` sets it.
+    pub fn shared_variable(self) -> &'static str {
+        match self {
+            Self::Etcd34 => "TENURE_TEST_ETCD_3_4",
+            Self::Etcd35 => "TENURE_TEST_ETCD_3_5",
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Etcd34 => "etcd:3.4",
+            Self::Etcd35 => "etcd:3.5",
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! The conformance suite: what every backend has to do, run against a real store.
+//!
+//! The cases are free functions over a [`Harness`]. Each is chosen by what the backend and the
+//! harness declare, never by a store's name. [`conformance!`](crate::conformance) makes a test
+//! of each; [`run`] runs one and then checks that nothing is left: no entry and no session in
+//! the store, no task and no thread in the process.
+
+mod candidacy;
+mod interference;
+mod outage;
+mod stage;
+mod succession;
+mod watching;
+
+use std::{future::Future, pin::Pin};
+
+use tenure_core::spi::Capabilities;
+
+pub use stage::{Stage, until, within};
+
+use crate::harness::{Abilities, Harness};
+
+/// One case of the suite.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// What is shown.
+    pub name: &'static str,
+    /// Whether it is for a store of these capabilities and abilities.
+    pub applies: fn(Capabilities, Abilities) -> bool,
+    body: for<'a> fn(&'a Stage<'a>) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
+}
+
+macro_rules! table {
+    ($($module:ident :: $name:ident if $applies:expr;)*) => {
+        /// Every case, in the order of the files.
+        pub const CASES: &[Case] = &[$(Case {
+            name: stringify!($name),
+            applies: $applies,
+            body: |stage| Box::pin($module::$name(stage)),
+        },)*];
+    };
+}
+
+table! {
+    candidacy::a_candidate_leads_and_hands_over if |_, _| true;
+    candidacy::tokens_rise_from_term_to_term if |_, _| true;
+    candidacy::trying_does_not_wait if |_, _| true;
+    candidacy::a_waiting_campaign_that_is_dropped_leaves_nothing if |_, _| true;
+    candidacy::a_campaign_dropped_at_any_moment_leaves_nothing if |_, _| true;
+    candidacy::a_dropped_guard_hands_over if |_, _| true;
+    candidacy::a_failing_leader_hands_over if |_, _| true;
+    candidacy::work_has_stopped_before_the_next_leader_begins if |_, _| true;
+    candidacy::a_shutdown_leaves_nothing if |_, _| true;
+    candidacy::closing_ends_everything if |_, _| true;
+    candidacy::a_guard_outlives_its_elector if |_, _| true;
+    succession::leadership_follows_the_order_of_arrival if |c, _| c.ordered;
+    succession::a_departure_in_the_middle_promotes_nobody if |c, _| c.ordered;
+    succession::many_candidates_never_lead_together if |_, _| true;
+    succession::many_elections_share_one_session if |_, _| true;
+    succession::elections_with_like_names_are_apart if |_, _| true;
+    watching::candidates_are_seen_with_their_values if |_, _| true;
+    watching::a_value_can_be_changed if |_, _| true;
+    watching::a_value_has_a_largest_size if |_, _| true;
+    watching::observers_hear_of_leaders_and_vacancies if |_, _| true;
+    watching::litter_is_ignored_and_left_alone if |_, a| a.litters;
+    interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, a| a.deletes;
+    interference::a_waiter_whose_entry_was_deleted_enters_again if |_, a| a.deletes;
+    interference::a_leader_whose_session_was_ended_leads_no_more if |_, a| a.expires;
+    interference::a_waiter_whose_session_was_ended_wins_no_phantom if |_, a| a.expires;
+    outage::a_leader_cut_off_stops_before_the_next_one_leads if |c, a| c.expiring && a.lines;
+    outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, a| c.expiring && a.lines;
+    outage::a_short_outage_is_ridden_out if |c, a| c.expiring && a.lines;
+    outage::a_resignation_during_an_outage_is_carried_out if |c, a| c.expiring && a.lines;
+    outage::connections_lost_while_entering_leave_nothing if |_, a| a.lines;
+    outage::a_campaign_waits_for_its_store if |_, a| a.lines;
+    outage::an_observer_survives_an_outage if |_, a| a.lines;
+    outage::after_an_outage_exactly_one_leads if |c, a| c.expiring && a.lines;
+}
+
+/// Runs one case on a store, and checks that nothing is left behind.
+///
+/// # Panics
+/// When the case fails, is not known, or leaves anything.
+pub async fn run(name: &str, harness: &dyn Harness) {
+    let Some(case) = CASES.iter().find(|case| case.name == name) else {
+        panic!("there is no case {name:?}");
+    };
+    let tasks = stage::tasks();
+    let capabilities = harness.client().await.backend.capabilities();
+    if !(case.applies)(capabilities, harness.abilities()) {
+        println!("{name} is not for this store: {capabilities:?}, {:?}", harness.abilities());
+        return;
+    }
+    let stage = Stage::new(harness);
+    (case.body)(&stage).await;
+    stage.end(tasks).await;
+}
+
+/// Makes a test of every case, each with a harness of its own.
+///
+/// The argument is an async expression that makes the harness.
+#[macro_export]
+macro_rules! conformance {
+    ($harness:expr) => {
+        $crate::conformance! { @tests $harness;
+            a_candidate_leads_and_hands_over tokens_rise_from_term_to_term trying_does_not_wait
+            a_waiting_campaign_that_is_dropped_leaves_nothing a_campaign_dropped_at_any_moment_leaves_nothing
+            a_dropped_guard_hands_over a_failing_leader_hands_over
+            work_has_stopped_before_the_next_leader_begins a_shutdown_leaves_nothing closing_ends_everything
+            a_guard_outlives_its_elector leadership_follows_the_order_of_arrival
+            a_departure_in_the_middle_promotes_nobody many_candidates_never_lead_together
+            many_elections_share_one_session elections_with_like_names_are_apart
+            candidates_are_seen_with_their_values a_value_can_be_changed a_value_has_a_largest_size
+            observers_hear_of_leaders_and_vacancies litter_is_ignored_and_left_alone
+            a_leader_whose_entry_was_deleted_leads_no_more a_waiter_whose_entry_was_deleted_enters_again
+            a_leader_whose_session_was_ended_leads_no_more a_waiter_whose_session_was_ended_wins_no_phantom
+            a_leader_cut_off_stops_before_the_next_one_leads a_leader_on_a_dead_line_stops_before_the_next_one_leads
+            a_short_outage_is_ridden_out a_resignation_during_an_outage_is_carried_out
+            connections_lost_while_entering_leave_nothing a_campaign_waits_for_its_store
+            an_observer_survives_an_outage after_an_outage_exactly_one_leads
+        }
+
+        /// Every case of the suite is a test here.
+        #[test]
+        fn the_suite_is_complete() {
+            let mut names: Vec<&str> = $crate::suite::CASES.iter().map(|case| case.name).collect();
+            names.sort_unstable();
+            let mut tests = TESTS.to_vec();
+            tests.sort_unstable();
+            assert_eq!(names, tests);
+        }
+    };
+    (@tests $harness:expr; $($name:ident)*) => {
+        const TESTS: &[&str] = &[$(stringify!($name)),*];
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                $crate::suite::run(stringify!($name), &($harness).await).await;
+            }
+        )*
+    };
+}

@@ -1,0 +1,162 @@
+//! The line to the store is cut, silent, or loses answers.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure_core::{Connection, Elector};
+use tokio::time::Instant;
+
+use super::{Stage, stage::Player, until, watching::next, within};
+use crate::harness::Line;
+
+/// Hazards G2, Z1, E7; promises S1, L1.
+pub(super) async fn a_leader_cut_off_stops_before_the_next_one_leads(stage: &Stage<'_>) {
+    stops_in_time(stage, |line| line.cut()).await;
+}
+
+/// Hazards E5, E7, Z1: a pulled cable, on which nothing fails.
+pub(super) async fn a_leader_on_a_dead_line_stops_before_the_next_one_leads(stage: &Stage<'_>) {
+    stops_in_time(stage, |line| line.silence()).await;
+}
+
+async fn stops_in_time(stage: &Stage<'_>, disturb: impl Fn(&dyn Line)) {
+    let (a, b) = (stage.player("a").await, stage.player("b").await);
+    let first = a.lead().await;
+    let next = b.wait_in_line().await;
+    let won = tokio::spawn(async move {
+        let leadership = next.await.unwrap();
+        (Instant::now(), leadership)
+    });
+    disturb(a.line());
+    let worked = first.run(async {
+        // Works until it is dropped.
+        std::future::pending::<()>().await;
+    });
+    assert!(within("the loss", worked).await.is_err());
+    let stopped = Instant::now();
+    assert!(!first.is_leader());
+    let (won, second) = within("the next leader", won).await.unwrap();
+    assert!(stopped < won, "the next one led {:?} before the work had stopped", stopped - won);
+    assert!(second.is_leader() && second.fencing_token() > first.fencing_token());
+}
+
+/// Hazards E4, Z7: losing the connection is not losing leadership.
+pub(super) async fn a_short_outage_is_ridden_out(stage: &Stage<'_>) {
+    let a = stage.player("a").await;
+    let leadership = a.lead().await;
+    let deadline = leadership.deadline();
+    until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
+    for _ in 0..3 {
+        a.line().cut();
+        until("a request failed", async || a.elector.status().connection == Connection::Retrying).await;
+        a.line().heal();
+        let deadline = leadership.deadline();
+        until("a heartbeat was confirmed", async || {
+            leadership.deadline() > deadline || !leadership.is_leader()
+        })
+        .await;
+        assert!(leadership.is_leader(), "{:?}", leadership.loss());
+    }
+}
+
+/// Hazard G11.
+pub(super) async fn a_resignation_during_an_outage_is_carried_out(stage: &Stage<'_>) {
+    let (a, b) = (stage.player("a").await, stage.player("b").await);
+    let leadership = a.lead().await;
+    let next = b.wait_in_line().await;
+    a.line().cut();
+    let resigning = tokio::spawn(leadership.resign());
+    until("a request failed", async || a.elector.status().connection == Connection::Retrying).await;
+    a.line().heal();
+    let second = within("the hand-over", next).await.unwrap();
+    // Lost or resigned: it is over, and the store knows.
+    let _ = within("the resignation", resigning).await.unwrap();
+    assert!(second.is_leader());
+    assert_eq!(b.candidates().await, ["b"]);
+}
+
+/// Hazards G10, Z10: answers swallowed just after the request to enter, again and again.
+pub(super) async fn connections_lost_while_entering_leave_nothing(stage: &Stage<'_>) {
+    let (a, watcher) = (stage.player("a").await, stage.player("w").await);
+    a.lead().await.resign().await.unwrap();
+    for n in 0..10u32 {
+        let elector = Arc::clone(&a.elector);
+        let campaign = tokio::spawn(async move { elector.campaign("e").await });
+        for _ in 0..n * 3 {
+            tokio::task::yield_now().await;
+        }
+        if n % 2 == 0 {
+            a.line().swallow_answers()
+        } else {
+            a.line().cut()
+        }
+        tokio::task::yield_now().await;
+        campaign.abort();
+        a.line().heal();
+        let _ = campaign.await;
+    }
+    until("no entry is left", async || watcher.candidates().await.is_empty()).await;
+    assert!(a.lead().await.is_leader());
+}
+
+/// No store at the start: elected once it comes.
+pub(super) async fn a_campaign_waits_for_its_store(stage: &Stage<'_>) {
+    let a = stage.player("a").await;
+    a.line().cut();
+    let elector = Arc::clone(&a.elector);
+    let campaign = tokio::spawn(async move { elector.campaign("e").await });
+    until("a request failed", async || a.elector.status().connection == Connection::Retrying).await;
+    assert!(!campaign.is_finished() && a.elector.status().last_error.is_some());
+    a.line().heal();
+    assert!(within("leading", campaign).await.unwrap().unwrap().is_leader());
+}
+
+pub(super) async fn an_observer_survives_an_outage(stage: &Stage<'_>) {
+    let (a, watcher) = (stage.player("a").await, stage.player("w").await);
+    let mut leaders = watcher.elector.observe("e");
+    assert_eq!(next(&mut leaders).await, None);
+    watcher.line().cut();
+    let leadership = a.lead().await;
+    watcher.line().heal();
+    assert_eq!(next(&mut leaders).await.as_deref(), Some("a"));
+    watcher.line().silence();
+    leadership.resign().await.unwrap();
+    watcher.line().heal();
+    assert_eq!(next(&mut leaders).await, None);
+}
+
+/// Five candidates, nobody reaches the store, nobody leads; then exactly one does, with one entry for each.
+pub(super) async fn after_an_outage_exactly_one_leads(stage: &Stage<'_>) {
+    let mut players: Vec<Player> = Vec::new();
+    let mut line = Vec::new();
+    for n in 0..5 {
+        let player = stage.player(&format!("c{n}")).await;
+        line.push(player.wait_in_line().await);
+        players.push(player);
+    }
+    let first = within("leading", line.remove(0)).await.unwrap();
+    for player in &players {
+        player.line().silence();
+    }
+    within("the loss", first.lost()).await;
+    assert!(line.iter().all(|campaign| !campaign.is_finished()));
+    drop(first);
+    for player in &players {
+        player.line().heal();
+    }
+    until("somebody leads", async || line.iter().any(|campaign| campaign.is_finished())).await;
+    let watcher = stage.player("w").await;
+    until("everybody stands again", async || watcher.candidates().await.len() == 4).await;
+    let ttl = stage.harness.ttl();
+    let wait = tokio::time::timeout(ttl + Duration::from_secs(1), std::future::pending::<()>());
+    assert!(wait.await.is_err());
+    let mut leading = 0;
+    for campaign in line {
+        if campaign.is_finished() {
+            // One that won on its last breath may have lost again.
+            leading += usize::from(campaign.await.unwrap().is_leader());
+        } else {
+            campaign.abort();
+        }
+    }
+    assert_eq!(leading, 1);
+}

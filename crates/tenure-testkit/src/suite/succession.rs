@@ -1,0 +1,106 @@
+//! Many candidates, many elections.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tenure_core::Elector;
+
+use super::{Stage, until, within};
+
+pub(super) async fn leadership_follows_the_order_of_arrival(stage: &Stage<'_>) {
+    let mut players = Vec::new();
+    let mut line = Vec::new();
+    for n in 0..6 {
+        let player = stage.player(&format!("c{n}")).await;
+        line.push(player.wait_in_line().await);
+        players.push(player);
+    }
+    let names: Vec<_> = (0..6).map(|n| format!("c{n}")).collect();
+    assert_eq!(players[0].candidates().await, names);
+    let mut last = None;
+    for (campaign, name) in line.into_iter().zip(names) {
+        let leadership = within("the hand-over", campaign).await.unwrap();
+        assert_eq!(leadership.candidate().as_str(), name);
+        assert!(last < Some(leadership.fencing_token()));
+        last = Some(leadership.fencing_token());
+        leadership.resign().await.unwrap();
+    }
+}
+
+/// Hazard Z16: the neighbour of one who leaves is not promoted, and nobody else is woken.
+pub(super) async fn a_departure_in_the_middle_promotes_nobody(stage: &Stage<'_>) {
+    let (a, b, c) = (stage.player("a").await, stage.player("b").await, stage.player("c").await);
+    let first = a.lead().await;
+    let middle = b.wait_in_line().await;
+    let last = c.wait_in_line().await;
+    middle.abort();
+    until("the middle one has left", async || a.candidates().await == ["a", "c"]).await;
+    assert!(first.is_leader() && !last.is_finished());
+    first.resign().await.unwrap();
+    assert!(within("the hand-over", last).await.unwrap().is_leader());
+}
+
+/// Promises S1, S2: candidates that come and go all the time.
+pub(super) async fn many_candidates_never_lead_together(stage: &Stage<'_>) {
+    let leading = Arc::new(AtomicUsize::new(0));
+    let highest = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let mut runs = Vec::new();
+    for n in 0..5 {
+        let player = stage.player(&format!("c{n}")).await;
+        let (leading, highest) = (Arc::clone(&leading), Arc::clone(&highest));
+        runs.push(tokio::spawn(async move {
+            for round in 0..6 {
+                let leadership = player.lead().await;
+                assert_eq!(leading.fetch_add(1, Ordering::SeqCst), 0, "two lead at once");
+                let token = leadership.fencing_token().get();
+                assert!(highest.swap(token, Ordering::SeqCst) < token, "token {token} is not the highest");
+                tokio::task::yield_now().await;
+                assert!(leadership.is_leader());
+                leading.fetch_sub(1, Ordering::SeqCst);
+                if (n + round) % 2 == 0 {
+                    leadership.resign().await.unwrap();
+                }
+            }
+        }));
+    }
+    for run in runs {
+        within("every candidate's turn", run).await.unwrap();
+    }
+}
+
+pub(super) async fn many_elections_share_one_session(stage: &Stage<'_>) {
+    let (a, b) = (stage.player("a").await, stage.player("b").await);
+    let mut held = Vec::new();
+    for n in 0..30 {
+        held.push(within("leading", a.elector.campaign(&format!("many-{n}"))).await.unwrap());
+    }
+    let leader = b.elector.leader("many-0").await.unwrap().unwrap();
+    for n in 1..30 {
+        let other = b.elector.leader(&format!("many-{n}")).await.unwrap().unwrap();
+        assert_eq!(leader.session, other.session);
+    }
+    assert!(held.iter().all(|leadership| leadership.is_leader()));
+    let second = within("leading", a.elector.campaign("many-more")).await.unwrap();
+    drop(held);
+    assert!(second.is_leader());
+}
+
+/// Hazard G18.
+pub(super) async fn elections_with_like_names_are_apart(stage: &Stage<'_>) {
+    let a = stage.player("a").await;
+    let b = stage.player("b").await;
+    let names = ["a", "ab", "a.b", "a-b", "a_b", "A", "0", "...", "-"];
+    let mut held = Vec::new();
+    for (n, name) in names.iter().enumerate() {
+        let player = if n % 2 == 0 { &a } else { &b };
+        held.push(within(name, player.elector.campaign(name)).await.unwrap());
+    }
+    assert!(held.iter().all(|leadership| leadership.is_leader()));
+    for name in names {
+        assert_eq!(a.elector.candidates(name).await.unwrap().len(), 1, "{name}");
+    }
+    let long = "x".repeat(255);
+    assert!(within("a long name", a.elector.campaign(&long)).await.unwrap().is_leader());
+}

@@ -1,0 +1,125 @@
+//! From a URL to an elector.
+
+use std::sync::Arc;
+
+use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElector, StoreUrl, spi::Backend};
+
+/// An elector on the store that `url` names, with the settings in the URL.
+///
+/// | URL | store | feature |
+/// |---|---|---|
+/// | `memory:NAME` | within this process; the same name is the same store | `memory` |
+/// | `local:/directory` | the processes of this machine that share the directory | `local` |
+/// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
+///
+/// Every store takes these settings, as `?name=value&name=value`:
+///
+/// | setting | what | default |
+/// |---|---|---|
+/// | `ttl` | after how much silence the store lets go, such as `10s` | 10 s |
+/// | `drift` | bound on the difference of clock rates, a fraction | 0.1 |
+/// | `stop_budget` | time before the deadline kept for work to stop | a tenth of the TTL |
+/// | `request_timeout` | after how long an unanswered request is tried again | 5 s |
+/// | `on_disconnect` | `ride_out` or `lose_at_once` | `ride_out` |
+/// | `id` | who this candidate is | host, process id and a random number |
+/// | `value` | what others can read of it | nothing |
+///
+/// Nothing is asked of the store yet: one that cannot be reached now is waited for by the first
+/// campaign.
+///
+/// # Errors
+/// An illegal URL or setting, an unknown setting, a store whose feature is not compiled in. The
+/// text says what is allowed, and never shows a password.
+pub async fn connect(url: &str) -> Result<Arc<dyn Elector>, Error> {
+    connect_with(url, Config::new()).await
+}
+
+/// The same, on top of `config`; settings in the URL win.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_with(url: &str, config: Config) -> Result<Arc<dyn Elector>, Error> {
+    let url: StoreUrl = url.parse()?;
+    let config = settings(&url, config)?;
+    let backend = backend(&url).await?;
+    url.deny_unknown()?;
+    Ok(Arc::new(StoreElector::new(backend, config)?))
+}
+
+fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Error> {
+    if let Some(ttl) = url.duration("ttl")? {
+        config = config.with_ttl(ttl);
+    }
+    if let Some(drift) = url.parsed("drift", "a fraction such as 0.1")? {
+        config = config.with_drift(drift);
+    }
+    if let Some(budget) = url.duration("stop_budget")? {
+        config = config.with_stop_budget(budget);
+    }
+    if let Some(timeout) = url.duration("request_timeout")? {
+        config = config.with_request_timeout(timeout);
+    }
+    match url.text("on_disconnect") {
+        None => {}
+        Some("ride_out") => config = config.with_on_disconnect(OnDisconnect::RideOut),
+        Some("lose_at_once") => config = config.with_on_disconnect(OnDisconnect::LoseAtOnce),
+        Some(other) => {
+            return Err(url
+                .invalid(format!("on_disconnect={other} is not allowed: it must be ride_out or lose_at_once"))
+                .into());
+        }
+    }
+    if let Some(id) = url.text("id") {
+        config = config.with_id(CandidateId::new(id)?);
+    }
+    if let Some(value) = url.text("value") {
+        config = config.with_value(value);
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+async fn backend(url: &StoreUrl) -> Result<Arc<dyn Backend>, Error> {
+    match url.scheme() {
+        #[cfg(feature = "memory")]
+        "memory" => Ok(Arc::new(memory(url)?)),
+        #[cfg(feature = "local")]
+        "local" => {
+            let config = tenure_local::LocalConfig::from_url(url)?;
+            Ok(Arc::new(tenure_local::LocalBackend::from_config(&config)?))
+        }
+        #[cfg(feature = "etcd")]
+        "etcd" => {
+            let config = tenure_etcd::EtcdConfig::from_url(url)?;
+            Ok(Arc::new(tenure_etcd::EtcdBackend::new(config)?))
+        }
+        known if ["memory", "local", "etcd"].contains(&known) => Err(url
+            .invalid(format!(
+                "this program was built without tenure's feature {known:?}; add it in Cargo.toml"
+            ))
+            .into()),
+        other => Err(url
+            .invalid(format!("there is no store {other:?}; allowed are memory:, local: and etcd:"))
+            .into()),
+    }
+}
+
+/// The stores of this process, by name: two electors on `memory:a` stand in the same elections.
+#[cfg(feature = "memory")]
+fn memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
+    use std::{
+        collections::HashMap,
+        sync::{Mutex, PoisonError},
+    };
+
+    use tenure_core::memory::MemoryStore;
+
+    static STORES: Mutex<Option<HashMap<String, MemoryStore>>> = Mutex::new(None);
+
+    if !url.hosts().is_empty() {
+        return Err(url.invalid("a memory store has no host; write memory: or memory:NAME").into());
+    }
+    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+    let store = stores.get_or_insert_default().entry(url.path().to_owned()).or_default();
+    Ok(store.backend())
+}

@@ -1,0 +1,81 @@
+//! The local store under the shared suite.
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tempfile::TempDir;
+use tenure::local::LocalBackend;
+use tenure_testkit::harness::{Abilities, Client, Harness};
+
+/// The local store, in a directory of its own.
+#[derive(Debug)]
+pub struct Local(TempDir);
+
+impl Local {
+    /// A new store in a new directory.
+    ///
+    /// # Panics
+    /// When there is no temporary directory.
+    #[expect(clippy::new_without_default, reason = "it makes a directory")]
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary directory can be made"))
+    }
+
+    fn election(&self, election: &str) -> PathBuf {
+        self.0.path().join("elections").join(election)
+    }
+}
+
+#[async_trait]
+impl Harness for Local {
+    fn abilities(&self) -> Abilities {
+        Abilities::NONE.deletes(true).litters(true)
+    }
+
+    async fn client(&self) -> Client {
+        let backend = LocalBackend::open(self.0.path()).expect("the directory can be used");
+        Client { backend: Arc::new(backend), line: None }
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    async fn delete_entry(&self, election: &str, _session: &str, token: u64) {
+        fs::remove_file(self.election(election).join(format!("entry-{token:020}")))
+            .expect("the entry exists");
+    }
+
+    async fn expire_session(&self, _session: &str) {
+        unreachable!("not declared");
+    }
+
+    async fn litter(&self, election: &str) {
+        let directory = self.election(election);
+        fs::create_dir_all(directory.join("entry-00000000000000000001x")).expect("a directory can be made");
+        fs::write(directory.join("notes.txt"), "not ours").expect("a file can be written");
+        fs::write(directory.join("entry-1"), "not ours either").expect("a file can be written");
+    }
+
+    async fn litter_is_untouched(&self, election: &str) -> bool {
+        let directory = self.election(election);
+        directory.join("entry-00000000000000000001x").is_dir()
+            && fs::read(directory.join("notes.txt")).is_ok_and(|text| text == b"not ours")
+            && fs::read(directory.join("entry-1")).is_ok_and(|text| text == b"not ours either")
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for election in fs::read_dir(self.0.path().join("elections")).into_iter().flatten().flatten() {
+            for file in fs::read_dir(election.path()).into_iter().flatten().flatten() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                if name.starts_with("entry-") && name.len() == "entry-".len() + 20
+                    || name.starts_with(".new-")
+                {
+                    left.push(format!("{}/{name}", election.file_name().to_string_lossy()));
+                }
+            }
+        }
+        left
+    }
+}

@@ -1,0 +1,58 @@
+//! The in-memory store under the shared suite.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tenure::{memory::MemoryStore, spi::Proof};
+use tenure_testkit::harness::{Abilities, Client, Harness};
+
+/// The in-memory store, in one of its ways of confirming heartbeats.
+#[derive(Debug)]
+pub struct Memory(MemoryStore);
+
+impl Memory {
+    /// A new store whose heartbeats have to be confirmed as `proof` says.
+    pub fn new(proof: Proof) -> Self {
+        Self(MemoryStore::with_proof(proof))
+    }
+}
+
+#[async_trait]
+impl Harness for Memory {
+    fn abilities(&self) -> Abilities {
+        Abilities::ALL.litters(false)
+    }
+
+    async fn client(&self) -> Client {
+        let backend = self.0.backend();
+        let line = Arc::new(backend.link().clone());
+        Client { backend: Arc::new(backend), line: Some(line) }
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    async fn delete_entry(&self, election: &str, _session: &str, token: u64) {
+        assert!(self.0.delete_entry(election, token), "no entry {token} in {election}");
+    }
+
+    async fn expire_session(&self, session: &str) {
+        let number = session.parse().expect("sessions are numbers here");
+        assert!(self.0.expire_session(number), "no session {session}");
+    }
+
+    async fn litter(&self, _election: &str) {
+        unreachable!("not declared");
+    }
+
+    async fn litter_is_untouched(&self, _election: &str) -> bool {
+        unreachable!("not declared")
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        let entries = self.0.entry_count();
+        let sessions = self.0.sessions().into_iter().map(|session| format!("session {session}"));
+        sessions.chain((entries > 0).then(|| format!("{entries} entries"))).collect()
+    }
+}

@@ -1,0 +1,3 @@
+//! The shared suite on the local store.
+
+tenure_testkit::conformance!(async { tenure_tests::Local::new() });

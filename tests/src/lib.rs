@@ -1,1 +1,0 @@
-//! One file per backend, calling the shared suite.
