@@ -1,1 +1,155 @@
-//! tenure-etcd
+//! Leader election on etcd: tenure's etcd backend.
+//!
+//! An entry is the key `PREFIX/ELECTION/HEX(lease)` and whoever has the lowest create
+//! revision leads, exactly as in Go's `concurrency.Election` and `etcdctl elect`: candidates
+//! of both stand in one queue. The create revision is the fencing token.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), tenure_core::Error> {
+//! use tenure_etcd::{EtcdBackend, EtcdConfig};
+//!
+//! let url = "etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/acme".parse()?;
+//! let backend = EtcdBackend::new(EtcdConfig::from_url(&url)?)?;
+//! # let _ = backend;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Guarantees
+//!
+//! - A heartbeat counts only once a linearizable read, sent after its answer, was
+//!   answered in the same raft term.
+//! - Nobody is said to lead whose entry a linearizable read did not see just then.
+//! - With one member of three dead or frozen every call still succeeds: each member has
+//!   its own connection, and a late answer is asked for elsewhere.
+//! - A request that the store carries out late, after its caller gave up, leaves no entry.
+//!
+//! # Assumptions
+//!
+//! - etcd 3.4 or later, reached without TLS.
+//! - With auth switched on, the user may read and write every key below `PREFIX/`.
+//! - Nobody else writes below `PREFIX/~`, which holds this library's own marks.
+//!
+//! # Caveats
+//!
+//! - Keys in an election that no candidate made (not named after their own lease) are
+//!   passed over, counted and logged. Go's candidates wait for such keys until somebody
+//!   deletes them; we do not, and never delete them.
+//! - The TTL is in whole seconds, rounded up, and etcd has a least one that follows from
+//!   its election timeout: 2 s by default.
+#![doc(test(attr(deny(warnings))))]
+
+mod config;
+mod error;
+mod hedge;
+mod keys;
+mod members;
+mod observe;
+mod session;
+mod stream;
+mod wait;
+mod watch;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use etcd_client::KeyValue;
+use tenure_core::{
+    Candidate, ElectionName, Error,
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+};
+use tracing::warn;
+
+pub use crate::config::EtcdConfig;
+use crate::{keys::Keys, members::Members, session::EtcdSession, watch::Watches};
+
+/// An etcd cluster as a store for elections.
+pub struct EtcdBackend {
+    shared: Arc<Shared>,
+}
+
+/// What the backend, its sessions and its observers share.
+struct Shared {
+    keys: Keys,
+    members: Arc<Members>,
+    watches: Watches,
+    strangers: AtomicU64,
+}
+
+impl EtcdBackend {
+    /// A backend for the cluster that `config` describes. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When `config` names no endpoint or has a time out of bounds.
+    pub fn new(config: EtcdConfig) -> Result<Self, Error> {
+        config.check()?;
+        let keys = Keys::new(&config.prefix);
+        let members = Arc::new(Members::new(config, keys.probe()));
+        let watches = Watches::new(Arc::clone(&members));
+        Ok(Self { shared: Arc::new(Shared { keys, members, watches, strangers: AtomicU64::new(0) }) })
+    }
+
+    /// How often a key was met in an election that no candidate can have made.
+    pub fn strangers_met(&self) -> u64 {
+        self.shared.strangers.load(Relaxed)
+    }
+}
+
+impl Shared {
+    /// Counts and logs the keys among `found` that are no candidates.
+    fn note_strangers(&self, election: &str, found: &[KeyValue]) {
+        let mut strangers = found.iter().filter(|kv| !keys::is_candidate(election, kv));
+        let Some(first) = strangers.next() else { return };
+        let count = 1 + strangers.count() as u64;
+        let before = self.strangers.fetch_add(count, Relaxed);
+        if before == 0 {
+            warn!(
+                election,
+                key = %String::from_utf8_lossy(first.key()),
+                count,
+                "keys in this etcd election were made by no candidate; Go candidates wait for them for ever"
+            );
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for EtcdBackend {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::QUEUE
+    }
+
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+        Ok(Box::new(EtcdSession::open(Arc::clone(&self.shared), ttl).await?))
+    }
+
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
+        observe::candidates(&self.shared, election).await
+    }
+
+    async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        observe::leader(&self.shared, election).await
+    }
+
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
+        observe::observe(Arc::clone(&self.shared), election).await
+    }
+
+    async fn close(&self) {
+        self.shared.watches.close();
+        self.shared.members.disconnect();
+    }
+}
+
+impl fmt::Debug for EtcdBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdBackend").field("members", &self.shared.members).finish_non_exhaustive()
+    }
+}

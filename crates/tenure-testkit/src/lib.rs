@@ -40,4 +40,5 @@
 pub mod containers;
 pub mod harness;
 pub mod proxy;
+pub mod recorder;
 pub mod suite;

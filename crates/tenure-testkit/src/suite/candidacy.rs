@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tenure_core::{Elector, ElectorExt, Error, LossReason};
+use tenure_core::{Config, Elector, ElectorExt, Error, LossReason, StoreElector};
 use tokio::sync::oneshot;
 
 use super::{Stage, until, within};
@@ -165,10 +165,10 @@ pub(super) async fn closing_ends_everything(stage: &Stage<'_>) {
 
 pub(super) async fn a_guard_outlives_its_elector(stage: &Stage<'_>) {
     let watcher = stage.player("w").await;
+    let client = stage.harness.client().await;
     let leadership = {
-        let backend = stage.harness.client().await.backend;
-        let config = tenure_core::Config::new().with_ttl(stage.harness.ttl());
-        let elector = tenure_core::StoreElector::new(backend, config).unwrap();
+        let config = Config::new().with_ttl(stage.harness.ttl());
+        let elector = StoreElector::new(client.backend.clone(), config).unwrap();
         within("leading", elector.campaign("e")).await.unwrap()
     };
     assert!(leadership.is_leader());

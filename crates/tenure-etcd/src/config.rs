@@ -1,0 +1,251 @@
+//! Which etcd, which prefix, and how patient to be.
+
+use std::{fmt, fs, time::Duration};
+
+use tenure_core::{
+    Error, InvalidConfig, Secret, StoreUrl,
+    spi::{BackendError, BackendErrorKind},
+};
+
+const DEFAULT_PORT: u16 = 2379;
+const DEFAULT_PREFIX: &str = "/tenure";
+
+/// How to reach an etcd cluster, and where in it elections lie.
+///
+/// Its `Debug` shows no password.
+#[derive(Clone)]
+pub struct EtcdConfig {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) prefix: String,
+    pub(crate) login: Option<(String, Secret)>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) hedge: Duration,
+}
+
+impl EtcdConfig {
+    /// The members at `endpoints`, each `host` or `host:port`, with the prefix `/tenure`.
+    ///
+    /// Give every member: each has its own connection, and when one does not answer
+    /// the next is asked.
+    pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(|endpoint| with_port(endpoint.into())).collect(),
+            prefix: DEFAULT_PREFIX.to_owned(),
+            login: None,
+            connect_timeout: Duration::from_secs(1),
+            attempt_timeout: Duration::from_secs(2),
+            hedge: Duration::from_millis(300),
+        }
+    }
+
+    /// Reads a URL such as `etcd://user:password@10.0.0.1:2379,10.0.0.2/prefix?hedge=200ms`.
+    ///
+    /// - Hosts have port 2379 unless they name one; at least one is needed.
+    /// - The path is the prefix; without one it is `/tenure`.
+    /// - Settings taken: `connect_timeout` (default 1 s), `attempt_timeout` (default
+    ///   2 s), `hedge` (default 300 ms), `password_file` (read now; one newline at its
+    ///   end is dropped).
+    ///
+    /// # Errors
+    /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
+    /// what is allowed, and never the password.
+    pub fn from_url(url: &StoreUrl) -> Result<Self, Error> {
+        if url.scheme() != "etcd" {
+            return Err(url.invalid("its scheme is not etcd").into());
+        }
+        if url.hosts().is_empty() {
+            return Err(url
+                .invalid("it names no host; give every member: etcd://host1:2379,host2:2379/prefix")
+                .into());
+        }
+        let mut config = Self::new(url.hosts().iter().cloned());
+        if !url.path().trim_end_matches('/').is_empty() {
+            config = config.prefix(url.path());
+        }
+        if let Some((user, password)) = login(url)? {
+            config = config.login(user, password);
+        }
+        if let Some(given) = url.duration("connect_timeout")? {
+            config = config.connect_timeout(given);
+        }
+        if let Some(given) = url.duration("attempt_timeout")? {
+            config = config.attempt_timeout(given);
+        }
+        if let Some(given) = url.duration("hedge")? {
+            config = config.hedge(given);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Puts elections below `prefix`; slashes at its end do not count.
+    ///
+    /// A user of etcd needs permission to read and write all keys below `prefix`
+    /// and a slash.
+    pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
+        self.prefix = prefix.as_ref().trim_end_matches('/').to_owned();
+        self
+    }
+
+    /// Authenticates as `user`.
+    pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
+        self.login = Some((user.into(), password));
+        self
+    }
+
+    /// Gives up connecting to a member after `time`.
+    pub fn connect_timeout(mut self, time: Duration) -> Self {
+        self.connect_timeout = time;
+        self
+    }
+
+    /// Gives up a request to one member after `time`, connecting included.
+    pub fn attempt_timeout(mut self, time: Duration) -> Self {
+        self.attempt_timeout = time;
+        self
+    }
+
+    /// Asks the next member as well once an answer is late by `time`.
+    pub fn hedge(mut self, time: Duration) -> Self {
+        self.hedge = time;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.endpoints.is_empty() {
+            return Err(BackendError::new(
+                BackendErrorKind::Invalid,
+                "no etcd endpoint is given; at least one host or host:port is needed",
+            )
+            .into());
+        }
+        for (setting, given, least, most, allowed) in [
+            ("connect_timeout", self.connect_timeout, 1, 60_000, "from 1ms to 1m"),
+            ("attempt_timeout", self.attempt_timeout, 10, 60_000, "from 10ms to 1m"),
+            ("hedge", self.hedge, 10, 60_000, "from 10ms to 1m"),
+        ] {
+            if given < Duration::from_millis(least) || given > Duration::from_millis(most) {
+                return Err(InvalidConfig::Time { setting, given, allowed }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for EtcdConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdConfig")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("user", &self.login.as_ref().map(|(user, _)| user))
+            .field("connect_timeout", &self.connect_timeout)
+            .field("attempt_timeout", &self.attempt_timeout)
+            .field("hedge", &self.hedge)
+            .finish()
+    }
+}
+
+fn with_port(endpoint: String) -> String {
+    let name = endpoint.rsplit_once(']').map_or(endpoint.as_str(), |(_, rest)| rest);
+    if name.contains(':') { endpoint } else { format!("{endpoint}:{DEFAULT_PORT}") }
+}
+
+fn login(url: &StoreUrl) -> Result<Option<(String, Secret)>, Error> {
+    let file = url.text("password_file");
+    let password = match (url.password(), file) {
+        (Some(_), Some(_)) => {
+            return Err(url.invalid("it has both a password and a password_file; give one").into());
+        }
+        (Some(password), None) => Some(password.clone()),
+        (None, Some(file)) => {
+            let text = fs::read_to_string(file)
+                .map_err(|error| url.invalid(format!("password_file={file} cannot be read: {error}")))?;
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            Some(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
+        }
+        (None, None) => None,
+    };
+    match (url.user(), password) {
+        (Some(user), Some(password)) => Ok(Some((user.to_owned(), password))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(url
+            .invalid("it has a user but no password; give etcd://user:password@host or password_file=/path")
+            .into()),
+        (None, Some(_)) => {
+            Err(url.invalid("it has a password_file but no user; give etcd://user@host").into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn config(url: &str) -> Result<EtcdConfig, Error> {
+        EtcdConfig::from_url(&url.parse().unwrap())
+    }
+
+    #[test]
+    fn a_url_says_it_all() {
+        let config = config(
+            "etcd://me:p%40ss@10.0.0.1,[::1],h:1/acme/?connect_timeout=2s&attempt_timeout=3s&hedge=100ms",
+        )
+        .unwrap();
+        assert_eq!(config.endpoints, ["10.0.0.1:2379", "[::1]:2379", "h:1"]);
+        assert_eq!(config.prefix, "/acme");
+        let (user, password) = config.login.as_ref().unwrap();
+        assert_eq!((user.as_str(), password.expose()), ("me", "p@ss"));
+        assert_eq!(config.connect_timeout, Duration::from_secs(2));
+        assert_eq!(config.attempt_timeout, Duration::from_secs(3));
+        assert_eq!(config.hedge, Duration::from_millis(100));
+        assert!(!format!("{config:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn the_prefix_has_a_default() {
+        for url in ["etcd://h", "etcd://h/", "etcd://h//"] {
+            assert_eq!(config(url).unwrap().prefix, "/tenure", "{url}");
+        }
+        assert_eq!(config("etcd://h/a/b").unwrap().prefix, "/a/b");
+    }
+
+    #[test]
+    fn a_password_may_lie_in_a_file() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"hunter2 \r\n").unwrap();
+        let config = config(&format!("etcd://me@h?password_file={}", file.path().display())).unwrap();
+        assert_eq!(config.login.unwrap().1.expose(), "hunter2 ");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (url, reason) in [
+            ("zk://h", "its scheme is not etcd"),
+            ("etcd:", "it names no host; give every member"),
+            ("etcd:///acme", "it names no host"),
+            ("etcd://me@h", "it has a user but no password"),
+            ("etcd://h?password_file=/nowhere/pw", "password_file=/nowhere/pw cannot be read"),
+            ("etcd://me:pw@h?password_file=/nowhere/pw", "both a password and a password_file"),
+            ("etcd://h?hedge=soon", "hedge=soon is not a time"),
+            ("etcd://h?hedge=0s", "hedge 0s is not allowed: it must be from 10ms to 1m"),
+            ("etcd://h?attempt_timeout=1h", "attempt_timeout 1h is not allowed"),
+            ("etcd://h?connect_timeout=0s", "connect_timeout 0s is not allowed"),
+        ] {
+            let error = config(url).unwrap_err().to_string();
+            assert!(error.contains(reason), "{url}: {error}");
+        }
+        let none = EtcdConfig::new([] as [&str; 0]).check().unwrap_err().to_string();
+        assert!(none.contains("no etcd endpoint is given"), "{none}");
+    }
+
+    #[test]
+    fn the_settings_are_known_to_the_url() {
+        let url: StoreUrl = "etcd://h?ttl=1s".parse().unwrap();
+        EtcdConfig::from_url(&url).unwrap();
+        let error = url.deny_unknown().unwrap_err().to_string();
+        assert!(error.contains("attempt_timeout, connect_timeout, hedge, password_file"), "{error}");
+    }
+}

@@ -1,0 +1,376 @@
+//! One connection for each member, and which of them to ask.
+//!
+//! etcd-client can spread calls over endpoints but checks none of them: with one
+//! member of three dead a quarter of all calls failed, with one frozen a third hung
+//! for ever (hazard E6). Here every member has a client of its own, every await has
+//! a timeout (E7), a late or failed answer sends the call to the next member, and
+//! the member that answered last is asked first.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use etcd_client::{Client, ConnectOptions, GetOptions};
+use tenure_core::spi::{BackendError, BackendErrorKind};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::{Instant, timeout},
+};
+use tracing::debug;
+
+use crate::{
+    config::EtcdConfig,
+    error::{Failure, asks_for_no_login, doing},
+    hedge::{Pace, Won, hedged},
+};
+
+/// etcd counts pings that come faster than every 5 s as abuse and then closes the
+/// connection (`--grpc-keepalive-min-time`); it allows them only while a stream is open.
+const PING_EVERY: Duration = Duration::from_secs(6);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a call may take, all its attempts together. A leader's loss is settled
+/// in etcd within about two seconds; the engine has its own, shorter bounds.
+const CALL_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// How many calls that come in bulk (thousands of elections at once) are under way
+/// at a time. More would only wait in etcd's queue, where they would look late.
+const BULK: usize = 256;
+
+/// Answers larger than tonic's 4 MiB are usual: a few dozen candidates with large values.
+const MAX_ANSWER_BYTES: usize = 1 << 30;
+
+/// The members of the cluster.
+pub(crate) struct Members {
+    members: Vec<Member>,
+    preferred: AtomicUsize,
+    config: EtcdConfig,
+    probe_key: String,
+    bulk: Semaphore,
+    born: Instant,
+}
+
+struct Member {
+    endpoint: String,
+    client: Mutex<Option<Arc<Client>>>,
+    /// When a quorum's answer last came through this member, in milliseconds since
+    /// `born` plus one; zero when it is suspected to be frozen or cut off.
+    fresh: AtomicU64,
+    /// How many attempts have failed since the last that did not.
+    failures: AtomicU32,
+}
+
+/// After how many failures in a row a connection is given up for a new one. It mends
+/// itself after a lost connection, but not when the runtime it was made on is gone.
+const WORN_OUT: u32 = 4;
+
+/// What a call is, which decides how it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// A quorum's word, of which there may be thousands at once.
+    Bulk,
+    /// A quorum's word that must not queue behind others.
+    Urgent,
+    /// A lease keepalive: urgent, and no proof that the member hears the others.
+    Keepalive,
+}
+
+impl Members {
+    pub(crate) fn new(config: EtcdConfig, probe_key: String) -> Self {
+        let members: Vec<_> = config
+            .endpoints
+            .iter()
+            .map(|endpoint| Member {
+                endpoint: endpoint.clone(),
+                client: Mutex::new(None),
+                fresh: AtomicU64::new(0),
+                failures: AtomicU32::new(0),
+            })
+            .collect();
+        // Processes spread over the members.
+        let preferred = AtomicUsize::new(fastrand::usize(..members.len().max(1)));
+        Self { members, preferred, config, probe_key, bulk: Semaphore::new(BULK), born: Instant::now() }
+    }
+
+    /// The member to ask first.
+    pub(crate) fn preferred(&self) -> usize {
+        self.preferred.load(Relaxed)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(crate) fn endpoint(&self, member: usize) -> &str {
+        &self.members[member].endpoint
+    }
+
+    /// Makes `call` on the preferred member, and on the next ones when it is late or fails.
+    ///
+    /// `op` must be safe to make several times, also long after this call has ended:
+    /// an attempt that was overtaken may still reach the store.
+    pub(crate) async fn call<T, F, Fut>(
+        &self,
+        what: &'static str,
+        call: Call,
+        op: F,
+    ) -> Result<Won<T>, BackendError>
+    where
+        F: Fn(Arc<Client>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let _permit = match call {
+            Call::Bulk => self.bulk.acquire().await.ok(),
+            Call::Urgent | Call::Keepalive => None,
+        };
+        let (first, count) = (self.preferred(), self.members.len());
+        let pace = Pace { hedge: self.config.hedge, call: CALL_TIMEOUT, round: count };
+        let outcome = hedged(pace, |n| {
+            if n > 0 {
+                self.suspect((first + n - 1) % count);
+            }
+            self.attempt((first + n) % count, what, call, self.config.attempt_timeout, &op)
+        })
+        .await;
+        match &outcome {
+            Ok(won) if won.attempt > 0 => self.prefer((first + won.attempt) % count),
+            Ok(_) => {}
+            Err(error) if error.kind() == BackendErrorKind::Unavailable => self.prefer((first + 1) % count),
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    /// Makes one attempt on one member.
+    async fn attempt<T, F, Fut>(
+        &self,
+        index: usize,
+        what: &'static str,
+        call: Call,
+        limit: Duration,
+        op: &F,
+    ) -> Result<T, BackendError>
+    where
+        F: Fn(Arc<Client>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let member = &self.members[index];
+        let outcome = timeout(limit, async { op(self.client(index).await?).await }).await;
+        let failure = match outcome {
+            Ok(Ok(value)) => {
+                member.failures.store(0, Relaxed);
+                if call != Call::Keepalive {
+                    self.note_fresh(index);
+                }
+                return Ok(value);
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => {
+                BackendError::new(BackendErrorKind::Unavailable, format!("no answer within {limit:?}")).into()
+            }
+        };
+        let mut error = failure.error;
+        if failure.stale_login {
+            self.reset(index);
+            if self.config.login.is_some() {
+                error = BackendError::new(BackendErrorKind::Unavailable, error.to_string());
+            }
+        }
+        if error.kind() == BackendErrorKind::Unavailable {
+            self.suspect(index);
+            if member.failures.fetch_add(1, Relaxed) + 1 >= WORN_OUT {
+                member.failures.store(0, Relaxed);
+                self.reset(index);
+            }
+        }
+        debug!(member = %member.endpoint, what, %error, "etcd request failed");
+        Err(doing(what, &member.endpoint, &error))
+    }
+
+    /// The member's client, connected when there is none. The caller bounds it in time.
+    pub(crate) async fn client(&self, index: usize) -> Result<Arc<Client>, Failure> {
+        let member = &self.members[index];
+        let mut slot = member.client.lock().await;
+        if let Some(client) = &*slot {
+            return Ok(Arc::clone(client));
+        }
+        // Without a login nothing is sent here: the channel connects on its first request.
+        let connected = match Client::connect([&member.endpoint], Some(self.options(true))).await {
+            // The server's auth may be switched off; Go's client goes on without it too.
+            Err(error) if asks_for_no_login(&error) => {
+                Client::connect([&member.endpoint], Some(self.options(false))).await
+            }
+            outcome => outcome,
+        };
+        let client = Arc::new(connected?);
+        *slot = Some(Arc::clone(&client));
+        Ok(client)
+    }
+
+    /// What to connect with. Never kept or printed: its `Debug` shows the password.
+    fn options(&self, with_login: bool) -> ConnectOptions {
+        let options = ConnectOptions::new()
+            .with_connect_timeout(self.config.connect_timeout)
+            .with_keep_alive(PING_EVERY, PING_TIMEOUT)
+            .with_keep_alive_while_idle(false)
+            .with_tcp_keepalive(Duration::from_secs(10))
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        match &self.config.login {
+            Some((user, password)) if with_login => options.with_user(user, password.expose()),
+            _ => options,
+        }
+    }
+
+    /// Asks `member` alone for a quorum's word, to see whether it hears the others.
+    pub(crate) async fn probe(&self, member: usize, limit: Duration) -> Result<(), BackendError> {
+        self.attempt(member, "probe", Call::Urgent, limit, &|client: Arc<Client>| async move {
+            let options = GetOptions::new().with_count_only();
+            client.kv_client().get(self.probe_key.as_str(), Some(options)).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets the member's connection and login, unless a new one is being made.
+    pub(crate) fn reset(&self, member: usize) {
+        if let Ok(mut client) = self.members[member].client.try_lock() {
+            *client = None;
+        }
+    }
+
+    /// Forgets all connections.
+    pub(crate) fn disconnect(&self) {
+        (0..self.members.len()).for_each(|member| self.reset(member));
+    }
+
+    /// Asks another member first from now on, if this one was asked first.
+    pub(crate) fn avoid(&self, member: usize) {
+        self.suspect(member);
+        let next = (member + 1) % self.members.len();
+        let _ = self.preferred.compare_exchange(member, next, Relaxed, Relaxed);
+    }
+
+    fn prefer(&self, member: usize) {
+        self.preferred.store(member, Relaxed);
+    }
+
+    fn suspect(&self, member: usize) {
+        self.members[member].fresh.store(0, Relaxed);
+    }
+
+    fn note_fresh(&self, member: usize) {
+        self.members[member].fresh.store(self.now(), Relaxed);
+    }
+
+    /// How long ago a quorum's answer last came through `member`; `None` when it is suspected.
+    pub(crate) fn quiet(&self, member: usize) -> Option<Duration> {
+        match self.members[member].fresh.load(Relaxed) {
+            0 => None,
+            at => Some(Duration::from_millis(self.now().saturating_sub(at))),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+}
+
+impl fmt::Debug for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Members").field("config", &self.config).field("preferred", &self.preferred()).finish()
+    }
+}
+
+/// A client for keys and values whose answers may be large.
+pub(crate) fn kv(client: &Client) -> etcd_client::KvClient {
+    client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
+/// A client for watches whose messages may be large.
+pub(crate) fn watches(client: &Client) -> etcd_client::WatchClient {
+    client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn three() -> Members {
+        Members::new(EtcdConfig::new(["a", "b", "c"]), "/t/~probe".to_owned())
+    }
+
+    fn refused() -> Failure {
+        BackendError::new(BackendErrorKind::Unavailable, "connection refused").into()
+    }
+
+    /// E6: a dead member is found out once and then left alone.
+    #[tokio::test(start_paused = true)]
+    async fn the_member_that_answered_is_asked_first() {
+        let members = three();
+        let (dead, asked) = (members.preferred(), AtomicUsize::new(0));
+        for attempts in [2, 1, 1] {
+            let won = members.call("test", Call::Urgent, |_| async {
+                if asked.fetch_add(1, Relaxed) == 0 { Err(refused()) } else { Ok(()) }
+            });
+            assert_eq!(won.await.unwrap().attempts, attempts);
+            assert_eq!(members.preferred(), (dead + 1) % 3);
+        }
+    }
+
+    /// E5, E16: a member whose answer is late is suspected, whoever noticed.
+    #[tokio::test(start_paused = true)]
+    async fn a_late_member_is_suspected() {
+        let members = three();
+        let frozen = members.preferred();
+        members.call("test", Call::Urgent, |_| async { Ok(()) }).await.unwrap();
+        assert_eq!(members.quiet(frozen), Some(Duration::ZERO));
+        let asked = AtomicUsize::new(0);
+        let won = members.call("test", Call::Keepalive, |_| async {
+            if asked.fetch_add(1, Relaxed) == 0 { pending().await } else { Ok(()) }
+        });
+        won.await.unwrap();
+        assert_eq!(members.quiet(frozen), None);
+        assert_eq!(members.quiet(members.preferred()), None, "a keepalive proves no quorum");
+    }
+
+    /// E6: with every member dead the call fails after one round, and says whom it asked.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_fails_when_all_members_have() {
+        let members = three();
+        let asked = AtomicUsize::new(0);
+        let error = members.call("test", Call::Bulk, |_| async {
+            asked.fetch_add(1, Relaxed);
+            Err::<(), _>(refused())
+        });
+        let error = error.await.unwrap_err();
+        assert_eq!((asked.load(Relaxed), error.kind()), (3, BackendErrorKind::Unavailable));
+        assert!(error.to_string().contains(":2379: connection refused"), "{error}");
+    }
+
+    /// E10: an expired login costs another attempt, and a refused one is final.
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_login_is_made_anew() {
+        let stale = || Failure {
+            error: BackendError::new(BackendErrorKind::Unavailable, "invalid auth token"),
+            stale_login: true,
+        };
+        let (members, asked) = (three(), AtomicUsize::new(0));
+        let won = members.call("test", Call::Urgent, |_| async {
+            if asked.fetch_add(1, Relaxed) == 0 { Err(stale()) } else { Ok(()) }
+        });
+        assert_eq!(won.await.unwrap().attempts, 2);
+        let denied = members.call("test", Call::Urgent, |_| async {
+            Err::<(), _>(BackendError::new(BackendErrorKind::Unauthorized, "permission denied").into())
+        });
+        assert_eq!(denied.await.unwrap_err().kind(), BackendErrorKind::Unauthorized);
+    }
+}

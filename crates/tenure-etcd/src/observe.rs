@@ -1,0 +1,122 @@
+//! Who leads: read once, and followed.
+
+use std::sync::Arc;
+
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget};
+use futures::{StreamExt as _, stream};
+use tenure_core::{
+    Candidate, ElectionName,
+    spi::{BackendError, Observation},
+};
+
+use crate::{
+    Shared,
+    error::malformed,
+    keys::{candidate, is_candidate},
+    members::{Call, kv},
+    watch::{Following, Target},
+};
+
+/// All candidates, in order of their create revisions.
+pub(crate) async fn candidates(
+    shared: &Shared,
+    election: &ElectionName,
+) -> Result<Vec<Candidate>, BackendError> {
+    let election = shared.keys.election(election);
+    let (found, _) = read(shared, &election, GetOptions::new()).await?;
+    shared.note_strangers(&election, &found);
+    let candidates = found.iter().filter(|kv| is_candidate(&election, kv));
+    Ok(candidates.map(|kv| candidate(&election, kv)).collect())
+}
+
+/// The candidate with the lowest create revision.
+pub(crate) async fn leader(
+    shared: &Shared,
+    election: &ElectionName,
+) -> Result<Option<Candidate>, BackendError> {
+    let election = shared.keys.election(election);
+    let (head, _) = head(shared, &election).await?;
+    Ok(head.map(|kv| candidate(&election, &kv)))
+}
+
+/// The leader now and at every change.
+///
+/// Each state is a linearizable read's, never put together from events (hazard E9).
+/// While somebody leads only the leader's entry is watched, since nobody can come in
+/// ahead of it; while nobody does, the whole election is. So one state is held,
+/// whatever the number of candidates, and a candidate that only waits wakes no observer.
+pub(crate) async fn observe(
+    shared: Arc<Shared>,
+    election: &ElectionName,
+) -> Result<Observation, BackendError> {
+    let election = shared.keys.election(election);
+    let (first, read_at) = head(&shared, &election).await?;
+    let observer =
+        Observer { shared, election, seen: None, now: (first, read_at), watch: Following::default() };
+    Ok(stream::unfold(Some(observer), |observer| async move {
+        let mut observer = observer?;
+        match observer.next().await {
+            Ok(leader) => Some((Ok(leader), Some(observer))),
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+    .boxed())
+}
+
+struct Observer {
+    shared: Arc<Shared>,
+    election: String,
+    /// What was yielded last: the leader's create and modification revision.
+    seen: Option<Option<(i64, i64)>>,
+    /// What was read last, and at which revision.
+    now: (Option<KeyValue>, i64),
+    watch: Following,
+}
+
+impl Observer {
+    async fn next(&mut self) -> Result<Option<Candidate>, BackendError> {
+        loop {
+            let (leader, read_at) = &self.now;
+            let state = leader.as_ref().map(|kv| (kv.create_revision(), kv.mod_revision()));
+            if self.seen != Some(state) {
+                self.seen = Some(state);
+                return Ok(leader.as_ref().map(|kv| candidate(&self.election, kv)));
+            }
+            let target = match leader {
+                Some(kv) => Target::Key(String::from_utf8_lossy(kv.key()).into_owned()),
+                None => Target::Below(self.election.clone()),
+            };
+            self.watch.follow(&self.shared.watches, [target], *read_at).await;
+            self.now = Box::pin(head(&self.shared, &self.election)).await?;
+        }
+    }
+}
+
+/// The first candidate, and the revision it was read at.
+async fn head(shared: &Shared, election: &str) -> Result<(Option<KeyValue>, i64), BackendError> {
+    let (mut found, read_at) = read(shared, election, GetOptions::new().with_limit(1)).await?;
+    match found.pop() {
+        Some(kv) if !is_candidate(election, &kv) => {}
+        head => return Ok((head, read_at)),
+    }
+    let (found, read_at) = read(shared, election, GetOptions::new()).await?;
+    shared.note_strangers(election, &found);
+    Ok((found.into_iter().find(|kv| is_candidate(election, kv)), read_at))
+}
+
+async fn read(
+    shared: &Shared,
+    election: &str,
+    options: GetOptions,
+) -> Result<(Vec<KeyValue>, i64), BackendError> {
+    let options = &options.with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
+    let won = shared
+        .members
+        .call("read", Call::Bulk, |client| async move {
+            let mut answer = kv(&client).get(election, Some(options.clone())).await?;
+            let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
+            Ok((answer.take_kvs(), read_at))
+        })
+        .await?;
+    Ok(won.value)
+}

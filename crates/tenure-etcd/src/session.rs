@@ -1,0 +1,380 @@
+//! A session is a lease; the entries made under it.
+//!
+//! # Requests that arrive late
+//!
+//! A request that was overtaken by another attempt, or whose future was dropped, may
+//! lie in a frozen member's socket and be carried out when nobody expects it any
+//! more. So no request here can do harm late:
+//!
+//! - a *put* of an entry is refused once its request was withdrawn: when the outcome
+//!   of an attempt is unknown, `leave` first writes a mark, `~withdrawn/LEASE/NONCE`,
+//!   that hangs on the same lease and that every put of that request compares with
+//!   nothing. Where every attempt was answered (almost always) no mark is written;
+//! - a *delete* names the create revision, an *update* the modification revision too;
+//! - a *keepalive* prolongs a lease that is still wanted, or one that is revoked anyway;
+//! - a *grant* makes a lease with an id of our choice, which expires by itself.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp,
+};
+use tenure_core::{
+    FencingToken,
+    spi::{
+        BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
+        Heartbeat, Proof,
+    },
+};
+use tracing::debug;
+
+use crate::{
+    Shared,
+    error::{lease_exists, malformed},
+    keys::token,
+    members::{Call, kv},
+    wait::{self, gone, is_ours, ranges, revision},
+};
+
+/// A lease, and what was entered under it.
+pub(crate) struct EtcdSession {
+    shared: Arc<Shared>,
+    lease: i64,
+    granted: Duration,
+    /// Requests of which an attempt may still reach the store, by nonce.
+    unsettled: Mutex<HashSet<u128>>,
+}
+
+impl EtcdSession {
+    /// Grants a lease of `ttl`, in whole seconds rounded up.
+    ///
+    /// The id is ours and random, so that all attempts are for one lease and a lost
+    /// answer is found again (hazard E12: a second grant says "already exists").
+    pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
+        let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
+        let lease = fastrand::i64(1..i64::MAX);
+        let granted = shared
+            .members
+            .call("open session", Call::Urgent, |client| async move {
+                let options = LeaseGrantOptions::new().with_id(lease);
+                match client.lease_client().grant(seconds.max(1), Some(options)).await {
+                    Ok(answer) => Ok(answer.ttl()),
+                    Err(error) if lease_exists(&error) => {
+                        Ok(client.lease_client().time_to_live(lease, None).await?.granted_ttl())
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            })
+            .await?
+            .value;
+        debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
+        Ok(Self { shared, lease, granted: seconds_of(granted)?, unsettled: Mutex::default() })
+    }
+
+    /// Asks for the lease to live on, on a stream made for this one question.
+    ///
+    /// etcd's answers carry no number, so that on a stream with a past, an answer could
+    /// belong to an earlier question. The client library keeps the first answer to
+    /// itself, and with it the term; the second one is ours.
+    ///
+    /// # Why the term in the answer is good for [`confirm`](BackendSession::confirm)
+    ///
+    /// In etcd 3.4 and 3.5 alike, `server/etcdserver/api/v3rpc/lease.go` fills the
+    /// header *before* it renews, and the header's term (`v3rpc/header.go`) is that of
+    /// the last entry this member applied (`setTerm` in `etcdserver/server.go`), which
+    /// it has only once it knew the leader of that term (`updateLead` in
+    /// `etcdserver/raft.go` comes before the entries). So a member that says term x
+    /// renewed the lease at a leader of term K ≥ x. A linearizable read sent after that
+    /// was served once a leader of some term L had heard a quorum, and by a member that
+    /// had applied an entry of L: it says y ≥ L. No quorum hears L once it has voted
+    /// in K > L, so K ≤ L. With x = y then x ≤ K ≤ L ≤ y = x: the leader that renewed
+    /// the lease was still leader after it did, and no other can have revoked it.
+    async fn keepalive(&self) -> Result<Heartbeat, BackendError> {
+        let lease = self.lease;
+        let won = self
+            .shared
+            .members
+            .call("heartbeat", Call::Keepalive, |client| async move {
+                let (mut keeper, mut answers) = client.lease_client().keep_alive(lease).await?;
+                keeper.keep_alive().await?;
+                // `keep_alive` is Ok on a dead connection (hazard E12): only an answer counts.
+                let answer = answers.message().await?.ok_or_else(|| malformed("keepalive"))?;
+                if answer.id() != lease {
+                    return Err(malformed("keepalive of our lease").into());
+                }
+                if answer.ttl() <= 0 {
+                    return Err(BackendError::new(BackendErrorKind::SessionGone, "lease not found").into());
+                }
+                let epoch = answer.header().ok_or_else(|| malformed("header"))?.raft_term();
+                Ok(Heartbeat { ttl: seconds_of(answer.ttl())?, epoch })
+            })
+            .await?;
+        Ok(won.value)
+    }
+
+    /// Reads one key, linearizably, and the term it was read in.
+    async fn read(&self, what: &'static str, key: &str) -> Result<(Option<KeyValue>, u64), BackendError> {
+        let won = self
+            .shared
+            .members
+            .call(what, Call::Urgent, |client| async move {
+                let options = GetOptions::new().with_keys_only();
+                let mut answer = kv(&client).get(key, Some(options)).await?;
+                let term = answer.header().ok_or_else(|| malformed("header"))?.raft_term();
+                Ok((answer.take_kvs().pop(), term))
+            })
+            .await?;
+        Ok(won.value)
+    }
+
+    fn unsettled(&self) -> std::sync::MutexGuard<'_, HashSet<u128>> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deletes the key if it was created at `create_revision`.
+    async fn delete(&self, key: &str, create_revision: i64) -> Result<(), BackendError> {
+        self.shared
+            .members
+            .call("leave", Call::Bulk, |client| async move {
+                let txn = Txn::new()
+                    .when([Compare::create_revision(key, CompareOp::Equal, create_revision)])
+                    .and_then([TxnOp::delete(key, None)]);
+                kv(&client).txn(txn).await?;
+                Ok(())
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Marks `request` as withdrawn, so that no put of it takes effect from now on.
+    async fn withdraw(&self, request: &EntryRequest) -> Result<(), BackendError> {
+        let mark = &self.shared.keys.withdrawn(self.lease, request);
+        let lease = self.lease;
+        let outcome = self
+            .shared
+            .members
+            .call("withdraw", Call::Bulk, |client| async move {
+                kv(&client).put(mark.as_str(), "", Some(PutOptions::new().with_lease(lease))).await?;
+                Ok(())
+            })
+            .await;
+        match outcome {
+            // Nothing can be put under a lease that has ended.
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+#[async_trait]
+impl BackendSession for EtcdSession {
+    fn id(&self) -> String {
+        format!("{:x}", self.lease)
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.granted
+    }
+
+    fn proof(&self) -> Proof {
+        Proof::Read
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        match self.keepalive().await {
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                // A leader elected a moment ago may not have applied the grant yet and
+                // says "not found" all the same; after a linearizable read it has.
+                self.read("heartbeat", &self.shared.keys.probe()).await?;
+                self.keepalive().await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn confirm(
+        &self,
+        heartbeat: &Heartbeat,
+        witness: Option<&Entry>,
+    ) -> Result<Confirmation, BackendError> {
+        let probe = self.shared.keys.probe();
+        let key = witness.map_or(probe.as_str(), |entry| &entry.key);
+        let (found, term) = self.read("confirm", key).await?;
+        if let Some(entry) = witness
+            && !found.is_some_and(|kv| is_ours(&kv, self.lease, entry))
+        {
+            return Ok(Confirmation::WitnessGone);
+        }
+        if term == heartbeat.epoch {
+            Ok(Confirmation::Confirmed)
+        } else {
+            debug!(session = self.id(), from = heartbeat.epoch, to = term, "etcd's raft term has changed");
+            Ok(Confirmation::Unconfirmed)
+        }
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let Shared { keys, members, .. } = &*self.shared;
+        let election = &keys.election(&request.election);
+        let key = &keys.entry(&request.election, self.lease);
+        let mark = &keys.withdrawn(self.lease, request);
+        let payload = &request.payload();
+        let lease = self.lease;
+        let first_time = self.unsettled().insert(request.nonce);
+        let outcome = members
+            .call("enter", Call::Bulk, |client| async move {
+                let head = GetOptions::new()
+                    .with_prefix()
+                    .with_keys_only()
+                    .with_sort(SortTarget::Create, SortOrder::Ascend)
+                    .with_limit(1);
+                let head = TxnOp::get(election.as_str(), Some(head));
+                let own = TxnOp::get(key.as_str(), Some(GetOptions::new().with_keys_only()));
+                let put =
+                    TxnOp::put(key.as_str(), payload.as_slice(), Some(PutOptions::new().with_lease(lease)));
+                let txn = Txn::new()
+                    .when([
+                        Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+                        Compare::create_revision(mark.as_str(), CompareOp::Equal, 0),
+                    ])
+                    .and_then([put, own.clone(), head.clone()])
+                    .or_else([own, head]);
+                let mut found = ranges(kv(&client).txn(txn).await?.op_responses());
+                match (found.next(), found.next()) {
+                    (Some(own), Some(head)) => Ok((own, head)),
+                    _ => Err(malformed("ranges").into()),
+                }
+            })
+            .await;
+        let settled = match &outcome {
+            Ok(won) => won.attempts == 1,
+            // Refused as such, as any other attempt is.
+            Err(error) => error.is_permanent(),
+        };
+        if first_time && settled {
+            self.unsettled().remove(&request.nonce);
+        }
+        let (own, head) = outcome?.value;
+        let Some(own) = own.first() else {
+            return Err(BackendError::new(
+                BackendErrorKind::EntryGone,
+                "this request to enter has been withdrawn",
+            ));
+        };
+        if own.lease() != lease {
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("the key {key} has been taken by somebody else"),
+            ));
+        }
+        let version = u64::try_from(own.create_revision()).map_err(|_| malformed("create revision"))?;
+        let leads = head.first().is_some_and(|head| head.create_revision() == own.create_revision());
+        Ok(Entered {
+            entry: Entry { election: request.election.clone(), key: key.clone(), version },
+            leads: if leads { token(own.create_revision()) } else { None },
+        })
+    }
+
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+        wait::wait_turn(&self.shared, self.lease, entry).await
+    }
+
+    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+        wait::wait_gone(&self.shared, self.lease, entry).await
+    }
+
+    async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        let (payload, lease) = (&request.payload(), self.lease);
+        let key = entry.key.as_str();
+        loop {
+            let (found, _) = self.read("update", key).await?;
+            let Some(found) = found.filter(|kv| is_ours(kv, lease, entry)) else {
+                return Err(gone(entry));
+            };
+            let seen = found.mod_revision();
+            let won = self
+                .shared
+                .members
+                .call("update", Call::Bulk, |client| async move {
+                    let txn = Txn::new()
+                        .when([
+                            Compare::create_revision(key, CompareOp::Equal, revision(entry)),
+                            Compare::mod_revision(key, CompareOp::Equal, seen),
+                        ])
+                        .and_then([TxnOp::put(
+                            key,
+                            payload.as_slice(),
+                            Some(PutOptions::new().with_lease(lease)),
+                        )])
+                        .or_else([TxnOp::get(key, None)]);
+                    let answer = kv(&client).txn(txn).await?;
+                    let value =
+                        ranges(answer.op_responses()).flatten().next().map(|kv| kv.value() == payload);
+                    Ok(answer.succeeded() || value == Some(true))
+                })
+                .await?;
+            if won.value {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
+        let unsettled = self.unsettled().contains(&request.nonce);
+        match entry {
+            Some(entry) if !unsettled => self.delete(&entry.key, revision(entry)).await?,
+            _ => {
+                if unsettled {
+                    self.withdraw(request).await?;
+                }
+                if let Some(entry) = entry {
+                    self.delete(&entry.key, revision(entry)).await?;
+                }
+                let key = self.shared.keys.entry(&request.election, self.lease);
+                let (found, _) = self.read("leave", &key).await?;
+                if let Some(kv) = found.filter(|kv| kv.lease() == self.lease) {
+                    self.delete(&key, kv.create_revision()).await?;
+                }
+            }
+        }
+        self.unsettled().remove(&request.nonce);
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        let lease = self.lease;
+        let outcome = self
+            .shared
+            .members
+            .call("close session", Call::Urgent, |client| async move {
+                client.lease_client().revoke(lease).await?;
+                Ok(())
+            })
+            .await;
+        match outcome {
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+impl fmt::Debug for EtcdSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdSession").field("id", &self.id()).field("granted", &self.granted).finish()
+    }
+}
+
+fn seconds_of(ttl: i64) -> Result<Duration, BackendError> {
+    u64::try_from(ttl)
+        .ok()
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs)
+        .ok_or_else(|| malformed("positive TTL"))
+}

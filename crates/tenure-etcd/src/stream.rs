@@ -1,0 +1,300 @@
+//! The stream that carries all watches of one backend.
+//!
+//! One stream carries thousands of watches at the price of a map entry each, and its
+//! member is checked once for all of them: when no quorum's answer came through it
+//! for two seconds, or a request to it was late, it is asked for one (hazards E5,
+//! E16); `require_leader` makes a member without a leader end the stream itself. When
+//! the stream ends, everybody is told to look again, and what is asked for anew goes to
+//! the next member.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use etcd_client::{WatchRequestSender, WatchResponse, WatchResponseStream};
+use tenure_core::spi::{BackendError, BackendErrorKind};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::debug;
+
+use crate::{
+    error::{Failure, is_login_trouble},
+    members::{Members, watches},
+    watch::{Command, FIRST_ID, NOW, Signal, Target},
+};
+
+/// How often the stream's member is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a member may go without a quorum's answer before it is asked for one.
+const QUIET: Duration = Duration::from_secs(2);
+/// How long it then has.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long opening a stream may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a stream without watches is kept: a waiter that looks again comes back soon.
+const LINGER: Duration = Duration::from_secs(5);
+
+struct Watch {
+    target: Target,
+    from: i64,
+    signal: Arc<Signal>,
+}
+
+type Open = HashMap<i64, Watch>;
+
+/// Why a stream ended.
+enum End {
+    /// Nobody watches any more.
+    Idle,
+    /// It broke, or could not be opened.
+    Broken,
+    /// The backend is gone.
+    Closed,
+}
+
+/// Serves `commands` until their sender is gone.
+pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut open = Open::new();
+    let mut failures = 0_u32;
+    loop {
+        if open.is_empty() {
+            match commands.recv().await {
+                Some(command) => {
+                    accept(command, &mut open);
+                    continue;
+                }
+                None => return,
+            }
+        }
+        while let Ok(command) = commands.try_recv() {
+            accept(command, &mut open);
+        }
+        match Box::pin(serve(&members, &mut commands, &mut open, &mut failures)).await {
+            End::Closed => return,
+            End::Idle => {}
+            End::Broken => {
+                failures = failures.saturating_add(1);
+                // The other members are tried without delay.
+                if failures as usize >= members.count() {
+                    let pause = Duration::from_millis(50 << failures.min(5));
+                    sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+                }
+                for (_, watch) in open.drain() {
+                    watch.signal.over();
+                }
+            }
+        }
+    }
+}
+
+fn accept(command: Command, open: &mut Open) {
+    match command {
+        Command::Add { id, target, from, signal } => {
+            open.insert(id, Watch { target, from, signal });
+        }
+        Command::Remove { id } => {
+            open.remove(&id);
+        }
+    }
+}
+
+/// Serves watches on one stream for as long as it lasts.
+async fn serve(
+    members: &Members,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    open: &mut Open,
+    failures: &mut u32,
+) -> End {
+    let Some((first, _)) = open.iter().next().map(|(id, watch)| (*id, watch)) else {
+        return End::Idle;
+    };
+    let member = members.preferred();
+    let (sender, mut responses) = match connect(members, member, first, open).await {
+        Ok(stream) => stream,
+        Err(failure) => {
+            debug!(member = members.endpoint(member), error = %failure.error, "etcd watch stream not opened");
+            if failure.stale_login {
+                members.reset(member);
+            }
+            members.avoid(member);
+            return End::Broken;
+        }
+    };
+    debug!(member = members.endpoint(member), watches = open.len(), "etcd watch stream opened");
+    let (requests, outgoing) = mpsc::unbounded_channel();
+    for (id, watch) in open.iter().filter(|(id, _)| **id != first) {
+        let _ = requests.send(Request::create(*id, watch));
+    }
+    let sending = send(sender, outgoing);
+    tokio::pin!(sending);
+    let cut_off = until_cut_off(members, member);
+    tokio::pin!(cut_off);
+    let idle = sleep(LINGER);
+    tokio::pin!(idle);
+    let broken = loop {
+        if !open.is_empty() {
+            idle.as_mut().reset(Instant::now() + LINGER);
+        }
+        tokio::select! {
+            command = commands.recv() => match command {
+                None => return End::Closed,
+                Some(Command::Add { id, target, from, signal }) => {
+                    let watch = Watch { target, from, signal };
+                    let _ = requests.send(Request::create(id, &watch));
+                    open.insert(id, watch);
+                }
+                Some(Command::Remove { id }) => {
+                    if open.remove(&id).is_some() {
+                        let _ = requests.send(Request::Cancel(id));
+                    }
+                }
+            },
+            response = responses.message() => match response {
+                Ok(Some(response)) => {
+                    if !response.canceled() {
+                        *failures = 0;
+                    }
+                    match dispatch(&response, open) {
+                        Dispatched::Nothing => {}
+                        Dispatched::Done(id) => drop(requests.send(Request::Cancel(id))),
+                        Dispatched::Refused => {
+                            if is_login_trouble(response.cancel_reason()) {
+                                members.reset(member);
+                            }
+                            break response.cancel_reason().to_owned();
+                        }
+                    }
+                }
+                Ok(None) => break "the member ended it".to_owned(),
+                Err(error) => break Failure::from(error).error.to_string(),
+            },
+            () = &mut sending => break "the connection is lost".to_owned(),
+            error = &mut cut_off => break error.to_string(),
+            () = &mut idle, if open.is_empty() => return End::Idle,
+        }
+    };
+    debug!(member = members.endpoint(member), reason = broken, "etcd watch stream ended");
+    members.avoid(member);
+    End::Broken
+}
+
+/// Returns when `member` no longer hears a quorum, with how that showed.
+async fn until_cut_off(members: &Members, member: usize) -> BackendError {
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if members.quiet(member).is_none_or(|quiet| quiet >= QUIET)
+            && let Err(error) = members.probe(member, PROBE_TIMEOUT).await
+            && error.is_retryable()
+        {
+            return error;
+        }
+    }
+}
+
+/// What a response meant.
+enum Dispatched {
+    Nothing,
+    /// The watch has said its word.
+    Done(i64),
+    /// The member refuses to watch for us.
+    Refused,
+}
+
+fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
+    let id = response.watch_id();
+    if response.canceled() {
+        // Also the end that a compaction puts to a watch, with an empty reason and
+        // the stream left open (issue 7815).
+        return match open.remove(&id) {
+            Some(watch) => {
+                watch.signal.over();
+                if is_login_trouble(response.cancel_reason()) {
+                    Dispatched::Refused
+                } else {
+                    Dispatched::Nothing
+                }
+            }
+            None if id < FIRST_ID => Dispatched::Refused,
+            None => Dispatched::Nothing,
+        };
+    }
+    if response.created() {
+        return dispatch_created(response, open);
+    }
+    if response.events().is_empty() {
+        return Dispatched::Nothing;
+    }
+    match open.remove(&id) {
+        Some(watch) => {
+            watch.signal.over();
+            Dispatched::Done(id)
+        }
+        None => Dispatched::Nothing,
+    }
+}
+
+fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {
+    let id = response.watch_id();
+    let Some(watch) = open.get(&id) else { return Dispatched::Nothing };
+    if watch.from == NOW {
+        watch.signal.look();
+    } else if response.header().is_some_and(|header| header.revision() >= watch.from) {
+        watch.signal.over_late();
+        open.remove(&id);
+        return Dispatched::Done(id);
+    }
+    Dispatched::Nothing
+}
+
+async fn connect(
+    members: &Members,
+    member: usize,
+    first: i64,
+    open: &Open,
+) -> Result<(WatchRequestSender, WatchResponseStream), Failure> {
+    let watch = &open[&first];
+    let opening = async {
+        let client = members.client(member).await?;
+        let (key, options) = watch.target.options(first, watch.from);
+        Ok(watches(&client).watch(key, Some(options)).await?.split())
+    };
+    match timeout(OPEN_TIMEOUT, opening).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let text = format!("no answer within {OPEN_TIMEOUT:?}");
+            Err(BackendError::new(BackendErrorKind::Unavailable, text).into())
+        }
+    }
+}
+
+enum Request {
+    Create { target: Target, id: i64, from: i64 },
+    Cancel(i64),
+}
+
+impl Request {
+    fn create(id: i64, watch: &Watch) -> Self {
+        Self::Create { target: watch.target.clone(), id, from: watch.from }
+    }
+}
+
+/// Hands requests to the stream; ends when it is gone.
+///
+/// Beside the loop that reads answers, so that neither waits for the other: etcd
+/// stops reading requests while its answers are not read.
+async fn send(mut sender: WatchRequestSender, mut requests: mpsc::UnboundedReceiver<Request>) {
+    while let Some(request) = requests.recv().await {
+        let sent = match request {
+            Request::Create { target, id, from } => {
+                let (key, options) = target.options(id, from);
+                sender.watch(key, Some(options)).await
+            }
+            Request::Cancel(id) => sender.cancel(id).await,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! All watches of one backend on one stream.
+//!
+//! A watch here never carries news, only the word "look again": whoever waits reads
+//! the store, watches what the answer rests on from the answer's revision + 1, and
+//! reads again when told to. So a compaction, a lost stream, a member that is frozen
+//! or cut off are all the same case, and nothing is ever concluded from a watch.
+//!
+//! The stream itself is kept in [`crate::stream`].
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use etcd_client::{WatchFilterType, WatchOptions};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use crate::{members::Members, stream};
+
+/// The revision that a watch starts from when it starts whenever it comes to stand.
+pub(crate) const NOW: i64 = 0;
+
+/// A client's own watch ids start here; etcd's start at zero and -1 means none.
+pub(crate) const FIRST_ID: i64 = 1;
+
+/// What to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The end of one key.
+    End(String),
+    /// Any change of one key.
+    Key(String),
+    /// Any change below a prefix.
+    Below(String),
+}
+
+impl Target {
+    pub(crate) fn options(&self, id: i64, from: i64) -> (&str, WatchOptions) {
+        let options = WatchOptions::new().with_watch_id(id).with_start_revision(from);
+        match self {
+            Self::End(key) => (key, options.with_filters([WatchFilterType::NoPut])),
+            Self::Key(key) => (key, options),
+            Self::Below(prefix) => (prefix, options.with_prefix()),
+        }
+    }
+}
+
+/// Where watches are asked for.
+#[derive(Debug)]
+pub(crate) struct Watches {
+    members: Arc<Members>,
+    next_id: AtomicI64,
+    open: Arc<AtomicUsize>,
+    task: Mutex<Option<(mpsc::UnboundedSender<Command>, JoinHandle<()>)>>,
+}
+
+/// Some targets being watched, until dropped.
+#[derive(Debug)]
+pub(crate) struct Watching {
+    signal: Arc<Signal>,
+    ids: Vec<i64>,
+    commands: mpsc::UnboundedSender<Command>,
+    open: Arc<AtomicUsize>,
+}
+
+/// What a watch has to say.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    notify: Notify,
+    spent: AtomicBool,
+    late: AtomicBool,
+}
+
+impl Signal {
+    /// Look again; the watch goes on.
+    pub(crate) fn look(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Look again; the watch is over.
+    pub(crate) fn over(&self) {
+        self.spent.store(true, Relaxed);
+        self.notify.notify_one();
+    }
+
+    /// Look again; the watch is over because it would have begun in the past.
+    pub(crate) fn over_late(&self) {
+        self.late.store(true, Relaxed);
+        self.over();
+    }
+}
+
+/// What is asked of the stream.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Add { id: i64, target: Target, from: i64, signal: Arc<Signal> },
+    Remove { id: i64 },
+}
+
+impl Watches {
+    pub(crate) fn new(members: Arc<Members>) -> Self {
+        Self { members, next_id: AtomicI64::new(FIRST_ID), open: Arc::default(), task: Mutex::default() }
+    }
+
+    /// Watches `targets` from the revision `from` on.
+    ///
+    /// `from` is the revision of the read before, plus one. If others have written
+    /// meanwhile it lies in the past, and the watch would be served by a loop that
+    /// runs every 100 ms (hazard E15): such a watch is over at once, and
+    /// [`was_late`](Watching::was_late). The next one takes [`NOW`] instead, which costs
+    /// one more read: it says "look again" once it stands.
+    pub(crate) fn watch(&self, targets: impl IntoIterator<Item = Target>, from: i64) -> Watching {
+        let signal = Arc::new(Signal::default());
+        let commands = self.commands();
+        let mut ids = Vec::with_capacity(2);
+        for target in targets {
+            let id = self.next_id.fetch_add(1, Relaxed);
+            ids.push(id);
+            if commands.send(Command::Add { id, target, from, signal: Arc::clone(&signal) }).is_err() {
+                signal.over();
+            }
+        }
+        self.open.fetch_add(1, Relaxed);
+        Watching { signal, ids, commands, open: Arc::clone(&self.open) }
+    }
+
+    /// After how long to read again although nothing was heard.
+    ///
+    /// etcd can lose an event around a compaction (issue 18089). A lost stream is
+    /// noticed otherwise, so that this can be rare where many wait: at most some five
+    /// reads a second in one process, whatever the number of elections.
+    pub(crate) fn patience(&self) -> Duration {
+        let open = u32::try_from(self.open.load(Relaxed)).unwrap_or(u32::MAX);
+        let base = Duration::from_secs(5).max(Duration::from_millis(200).saturating_mul(open));
+        base.mul_f64(0.75 + fastrand::f64() / 2.0)
+    }
+
+    /// Ends the stream and its task. Watches asked for later start a new one.
+    pub(crate) fn close(&self) {
+        if let Some((_, task)) = self.slot().take() {
+            task.abort();
+        }
+    }
+
+    fn commands(&self) -> mpsc::UnboundedSender<Command> {
+        let mut slot = self.slot();
+        if let Some((commands, task)) = &*slot
+            && !task.is_finished()
+        {
+            return commands.clone();
+        }
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let task = tokio::spawn(stream::run(Arc::clone(&self.members), receiver));
+        *slot = Some((commands.clone(), task));
+        commands
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<(mpsc::UnboundedSender<Command>, JoinHandle<()>)>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Watching {
+    /// Waits until it is time to look again.
+    ///
+    /// # Cancellation safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn changed(&self) {
+        self.signal.notify.notified().await;
+    }
+
+    /// Whether the watch is over, so that another is needed.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.signal.spent.load(Relaxed)
+    }
+
+    /// Whether the watch came to stand after the revision it was to start from.
+    pub(crate) fn was_late(&self) -> bool {
+        self.signal.late.load(Relaxed)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Relaxed);
+        for id in &self.ids {
+            let _ = self.commands.send(Command::Remove { id: *id });
+        }
+    }
+}
+
+/// A watch that is kept from one look to the next for as long as it serves.
+#[derive(Debug, Default)]
+pub(crate) struct Following {
+    watching: Option<(Vec<Target>, Watching)>,
+    start_now: bool,
+}
+
+impl Following {
+    /// Waits until it is time to look again at what was read at revision `read_at`,
+    /// and what rests on `targets`.
+    ///
+    /// # Cancellation safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn follow(&mut self, watches: &Watches, targets: impl Into<Vec<Target>>, read_at: i64) {
+        let targets = targets.into();
+        if let Some((followed, watching)) = &self.watching
+            && (watching.is_spent() || *followed != targets)
+        {
+            self.start_now = watching.was_late();
+            self.watching = None;
+        }
+        let (_, watching) = self.watching.get_or_insert_with(|| {
+            let from = if self.start_now { NOW } else { read_at + 1 };
+            let watching = watches.watch(targets.iter().cloned(), from);
+            (targets, watching)
+        });
+        tokio::select! {
+            () = watching.changed() => {}
+            () = sleep(watches.patience()) => {}
+        }
+    }
+}

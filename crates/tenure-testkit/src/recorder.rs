@@ -1,0 +1,64 @@
+//! A backend that remembers which sessions were opened through it, so that a test on a shared
+//! server can tell its own from others'.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tenure_core::{
+    Candidate, ElectionName,
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+};
+
+/// Remembers the sessions of all backends that it [wrapped](Self::wrap).
+#[derive(Clone, Debug, Default)]
+pub struct Recorder(Arc<Mutex<Vec<String>>>);
+
+impl Recorder {
+    /// The same backend, with its sessions remembered.
+    pub fn wrap(&self, backend: impl Backend) -> Arc<dyn Backend> {
+        Arc::new(Recorded { backend, sessions: self.clone() })
+    }
+
+    /// The sessions opened so far, in the store's own words.
+    pub fn sessions(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[derive(Debug)]
+struct Recorded<B> {
+    backend: B,
+    sessions: Recorder,
+}
+
+#[async_trait]
+impl<B: Backend> Backend for Recorded<B> {
+    fn capabilities(&self) -> Capabilities {
+        self.backend.capabilities()
+    }
+
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+        let session = self.backend.open_session(ttl).await?;
+        self.sessions.0.lock().unwrap_or_else(PoisonError::into_inner).push(session.id());
+        Ok(session)
+    }
+
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
+        self.backend.candidates(election).await
+    }
+
+    async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        self.backend.leader(election).await
+    }
+
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
+        self.backend.observe(election).await
+    }
+
+    async fn close(&self) {
+        self.backend.close().await;
+    }
+}

@@ -1,0 +1,76 @@
+//! Debian's packages: whether they can be installed here, and from where.
+
+use std::{fs, sync::Once};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::shell::{command, exists, output, run, say};
+
+/// Installs a package, or tells what a person has to do instead.
+///
+/// # Errors
+/// When this is not Debian, or not root's shell.
+pub(crate) fn install(package: &str, purpose: &str) -> Result<()> {
+    if !exists("apt-get") {
+        bail!(
+            "{purpose} is missing, and this is no Debian system: install it by hand (on Debian, `{package}`)"
+        );
+    }
+    ensure!(is_root(), "{purpose} is missing: run this as root, or first `sudo apt-get install {package}`");
+    say(format!("{purpose} is missing: installing Debian's {package}"));
+    update();
+    let arguments = ["install", "--yes", "--no-install-recommends", package];
+    run(command("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// Fetches the lists of packages, once. Old lists may do, so a failure is only shown.
+fn update() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if let Err(error) = run(&mut command("apt-get", ["update"])) {
+            say(format!("going on with the old lists of packages: {error:#}"));
+        }
+    });
+}
+
+pub(crate) fn is_root() -> bool {
+    output(&mut command("id", ["-u"])).is_ok_and(|id| id == "0")
+}
+
+/// From where this machine gets Debian's packages; `None` when it is not Debian.
+pub(crate) fn mirror() -> Option<String> {
+    let system = fs::read_to_string("/etc/os-release").ok()?;
+    if !system.lines().any(|line| line == "ID=debian") {
+        return None;
+    }
+    let format = "$(RELEASE) $(COMPONENT) $(REPO_URI)";
+    let arguments = ["indextargets", "--format", format, "Created-By: Packages"];
+    mirror_of(&output(&mut command("apt-get", arguments)).ok()?)
+}
+
+/// The source of a whole release, among those of its updates and of others.
+fn mirror_of(targets: &str) -> Option<String> {
+    targets.lines().find_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [release, "main", uri] if !release.contains('-') && uri.contains("/debian") => Some(uri.to_owned()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mirror_of;
+
+    #[test]
+    fn the_mirror_is_the_one_of_the_release_itself() {
+        let targets = "trixie-security main http://mirror.example/debian-security/\n\
+                       nodistro main http://other.example/\n\
+                       trixie main http://mirror.example/debian/\n\
+                       trixie-updates main http://mirror.example/debian/";
+        assert_eq!(mirror_of(targets).as_deref(), Some("http://mirror.example/debian/"));
+    }
+
+    #[test]
+    fn without_a_source_for_the_release_there_is_no_mirror() {
+        assert_eq!(mirror_of("trixie-security main http://mirror.example/debian-security/"), None);
+    }
+}

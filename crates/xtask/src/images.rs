@@ -1,0 +1,161 @@
+//! The images of the test servers: used when present, else made from Debian's packages.
+
+use std::{
+    env,
+    io::Write,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    apt,
+    docker::{self, docker},
+    shell::{command, exists, output_within, run, say},
+};
+
+/// How long a registry may take: where none is reachable, that shows at once.
+const PULL: Duration = Duration::from_secs(60);
+const BUILD: Duration = Duration::from_secs(300);
+
+/// The image of one server, and how to make it.
+pub(crate) struct Image {
+    /// The server, as in the image's name and in messages.
+    pub(crate) name: &'static str,
+    /// Names another image.
+    override_variable: &'static str,
+    /// Tells the tests where a shared server runs.
+    pub(crate) shared_variable: &'static str,
+    /// The release of Debian that has this version.
+    suite: &'static str,
+    packages: &'static [&'static str],
+}
+
+/// Every image that the tests use. The testkit's `Version` knows the same names.
+pub(crate) const IMAGES: [Image; 2] = [
+    Image {
+        name: "etcd:3.4",
+        override_variable: "TENURE_TEST_IMAGE_ETCD_3_4",
+        shared_variable: "TENURE_TEST_ETCD_3_4",
+        suite: "bookworm",
+        packages: &["etcd-server", "etcd-client"],
+    },
+    Image {
+        name: "etcd:3.5",
+        override_variable: "TENURE_TEST_IMAGE_ETCD_3_5",
+        shared_variable: "TENURE_TEST_ETCD_3_5",
+        suite: "trixie",
+        packages: &["etcd-server", "etcd-client"],
+    },
+];
+
+impl Image {
+    /// The image to run.
+    pub(crate) fn tag(&self) -> String {
+        env::var(self.override_variable).unwrap_or_else(|_| format!("tenure-test/{}", self.name))
+    }
+
+    fn is_overridden(&self) -> bool {
+        env::var_os(self.override_variable).is_some()
+    }
+
+    fn is_present(&self) -> bool {
+        docker(["image", "inspect", &self.tag()]).is_ok()
+    }
+}
+
+/// Makes sure of Docker, and then of all images.
+///
+/// # Errors
+/// When an image is missing and cannot be made here.
+pub(crate) fn ensure_with_tools() -> Result<()> {
+    docker::ensure()?;
+    ensure()
+}
+
+/// Makes the images that are missing.
+///
+/// # Errors
+/// When one cannot be made here.
+pub(crate) fn ensure() -> Result<()> {
+    for image in &IMAGES {
+        let tag = image.tag();
+        if image.is_present() {
+            say(format!("image {tag} is there"));
+            continue;
+        }
+        let start = Instant::now();
+        make(image).with_context(|| {
+            format!(
+                "there is no image {tag}, and it cannot be made here; name one that has `etcd` in \
+                 its PATH in {}",
+                image.override_variable
+            )
+        })?;
+        say(format!("image {tag} is there after {:.0} s", start.elapsed().as_secs_f32()));
+    }
+    Ok(())
+}
+
+fn make(image: &Image) -> Result<()> {
+    let tag = image.tag();
+    if image.is_overridden() {
+        say(format!("image {tag} is missing: pulling it"));
+        return run(&mut command("docker", ["pull", &tag]));
+    }
+    say(format!("image {tag} is missing: trying to build it on Debian's own image"));
+    match build_on_pulled_base(image) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            say(format!("that cannot be had: {error:#}"));
+            say(format!("building {tag} from Debian's packages"));
+            bootstrap(image)
+        }
+    }
+}
+
+fn build_on_pulled_base(image: &Image) -> Result<()> {
+    let base = format!("debian:{}-slim", image.suite);
+    if docker(["image", "inspect", &base]).is_err() {
+        output_within(&mut command("docker", ["pull", "--quiet", &base]), PULL)?;
+    }
+    let recipe = format!(
+        "FROM {base}\nRUN apt-get update && \
+         apt-get install --yes --no-install-recommends {} && rm -rf /var/lib/apt/lists\n",
+        image.packages.join(" ")
+    );
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("Dockerfile");
+    std::fs::File::create(&file)?.write_all(recipe.as_bytes())?;
+    output_within(command("docker", ["build", "--tag", &image.tag()]).arg(folder.path()), BUILD)?;
+    Ok(())
+}
+
+fn bootstrap(image: &Image) -> Result<()> {
+    ensure!(apt::is_root(), "building a system from Debian's packages needs root");
+    if !exists("debootstrap") {
+        apt::install("debootstrap", "debootstrap")?;
+    }
+    let folder = tempfile::Builder::new().prefix("tenure-image-").tempdir_in("/var/tmp")?;
+    let root = folder.path().join("root");
+    let mut debootstrap = command("debootstrap", ["--variant=minbase"]);
+    debootstrap.arg(format!("--include={}", image.packages.join(","))).arg(image.suite).arg(&root);
+    debootstrap.args(apt::mirror()).stdout(Stdio::null());
+    run(&mut debootstrap)?;
+
+    let mut tar = command("tar", ["--create", "--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists"]);
+    tar.args(["--exclude=./proc/*", "--exclude=./usr/share/doc", "--exclude=./usr/share/locale"]);
+    tar.arg("--directory").arg(&root).arg(".");
+    import(&mut tar, &image.tag())
+}
+
+fn import(tar: &mut Command, tag: &str) -> Result<()> {
+    let mut tar = tar.stdout(Stdio::piped()).spawn().context("cannot run tar")?;
+    let archive = tar.stdout.take().context("tar's output was piped")?;
+    let imported = run(command("docker", ["import", "-", tag]).stdin(archive).stdout(Stdio::null()));
+    let packed = tar.wait()?;
+    imported?;
+    ensure!(packed.success(), "tar failed ({packed})");
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! `cargo xtask test`: everything that the tests need, and then the tests.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{
+    images,
+    servers::{Servers, remove_leftovers},
+    shell::{cargo, run},
+    tools,
+};
+
+/// What to test: everything, unless a choice is made. The documentation's examples are
+/// run with everything only.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only this package's tests; may be given again
+    #[arg(long = "package", short)]
+    packages: Vec<String>,
+    /// Passed on to `cargo nextest run`, to choose tests
+    #[arg(last = true)]
+    nextest: Vec<String>,
+}
+
+/// Runs the tests.
+///
+/// # Errors
+/// When something is missing that cannot be installed here, or a test fails.
+pub(crate) fn test(options: &Options) -> Result<()> {
+    tools::ensure_for_build()?;
+    tools::ensure_for_tests()?;
+    images::ensure()?;
+    remove_leftovers();
+    let servers = Servers::start()?;
+
+    let mut tests = cargo(["nextest", "run", "--all-features"]);
+    if options.packages.is_empty() {
+        tests.arg("--workspace");
+    }
+    tests.args(options.packages.iter().flat_map(|package| ["--package", package]));
+    let tested = run(servers.tell(&mut tests).args(&options.nextest));
+    if !options.packages.is_empty() || !options.nextest.is_empty() {
+        return tested;
+    }
+    let mut examples = cargo(["test", "--doc", "--workspace", "--all-features", "--quiet"]);
+    let documented = run(servers.tell(&mut examples));
+    tested.and(documented)
+}
