@@ -74,7 +74,10 @@ impl Harness for Etcd {
 
     async fn delete_entry(&self, election: &str, session: &str, _token: u64) {
         let key = format!("{}/{election}/{session}", self.prefix);
-        assert!(self.server.admin().delete(&key).await.unwrap_or_else(|error| panic!("{error}")), "no key {key}");
+        assert!(
+            self.server.admin().delete(&key).await.unwrap_or_else(|error| panic!("{error}")),
+            "no key {key}"
+        );
     }
 
     async fn expire_session(&self, session: &str) {

@@ -11,7 +11,7 @@ use tenure_core::{
 
 use crate::{
     LocalConfig,
-    fault::fault,
+    fault::{fault, unusable},
     filesystem,
     jobs::Jobs,
     layout::Layout,
@@ -49,9 +49,9 @@ impl LocalBackend {
     /// lies on a network file system.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, Error> {
         let dir = dir.as_ref();
-        let root = std::path::absolute(dir).map_err(|e| fault("use the directory", dir, e))?;
+        let root = std::path::absolute(dir).map_err(|e| unusable("use the directory", dir, e))?;
         let layout = Layout::new(root);
-        layout.make().map_err(|e| fault("make the directory", layout.root(), not_a_directory(e)))?;
+        layout.make().map_err(|e| unusable("make the directory", layout.root(), not_a_directory(e)))?;
         for dir in [layout.elections(), layout.tokens()] {
             rustix::fs::accessat(
                 CWD,
@@ -59,10 +59,10 @@ impl LocalBackend {
                 Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK,
                 AtFlags::EACCESS,
             )
-            .map_err(|e| fault("write to the directory", &dir, e.into()))?;
+            .map_err(|e| unusable("write to the directory", &dir, e.into()))?;
         }
         let network =
-            filesystem::network(layout.root()).map_err(|e| fault("use the directory", layout.root(), e))?;
+            filesystem::network(layout.root()).map_err(|e| unusable("use the directory", layout.root(), e))?;
         if let Some(network) = network {
             let message = format!(
                 "cannot use the directory {}: it is on a network file system ({network}), whose locks do not \

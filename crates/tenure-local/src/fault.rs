@@ -14,3 +14,13 @@ pub(crate) fn fault(what: &str, path: &Path, error: io::Error) -> BackendError {
     };
     BackendError::with_source(kind, format!("cannot {what} {}: {error}", path.display()), error)
 }
+
+/// The same for a directory that is about to be used for the first time: nothing is under way
+/// that waiting could bring back, and whoever named it is there to be told.
+pub(crate) fn unusable(what: &str, path: &Path, error: io::Error) -> BackendError {
+    let fault = fault(what, path, error);
+    if fault.is_permanent() {
+        return fault;
+    }
+    BackendError::with_source(BackendErrorKind::Invalid, fault.to_string(), fault)
+}

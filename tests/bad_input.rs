@@ -1,0 +1,99 @@
+//! What cannot work is refused at once, in words that say what is wrong and what is allowed.
+
+use std::time::Duration;
+
+use tenure::{Config, Connection, Elector, Error};
+use tenure_testkit::suite::{until, within};
+
+async fn refusal(url: &str) -> String {
+    match tenure::connect(url).await {
+        Ok(_) => panic!("{url} was taken"),
+        Err(error) => {
+            assert!(!error.is_retryable(), "{error}");
+            error.to_string()
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_url_that_cannot_work() {
+    for (url, said) in [
+        ("", "it has no scheme"),
+        ("etcd", "it has no scheme"),
+        ("consul://h", "there is no store \"consul\"; allowed are memory:, local: and etcd:"),
+        ("etcd:", "host"),
+        ("etcd://", "host"),
+        ("etcd://h:port", "from 1 to 65535"),
+        ("etcd://h?ttl=soon", "ttl=soon is not a time such as 10s"),
+        ("etcd://h?ttl=10ms", "it must be from 1s to 1day"),
+        ("etcd://h?ttl=2days", "it must be from 1s to 1day"),
+        ("etcd://h?drift=2", "it must be a fraction from 0 to 0.5"),
+        ("etcd://h?drift=much", "drift=much is not a fraction"),
+        ("etcd://h?stop_budget=9s", "at most a third of the ttl"),
+        ("etcd://h?on_disconnect=panic", "it must be ride_out or lose_at_once"),
+        ("etcd://h?id=a%20b", "visible ASCII"),
+        ("etcd://h?tll=10s", "unknown setting tll; allowed are"),
+        ("local:relative/dir", "absolute"),
+        ("local://host/dir", "host"),
+        ("memory://host/x", "no host"),
+        ("memory:?prefix=x", "unknown setting prefix"),
+    ] {
+        let refused = refusal(url).await;
+        assert!(refused.contains(said), "{url}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_never_repeated() {
+    for url in ["etcd://u:hunter2@h:x", "etcd://u:hunter2@h?tll=1s", "etcd://:hunter2@h", "etcd://u:hunter2@"]
+    {
+        let error = tenure::connect(url).await.unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    let elector = tenure::connect("etcd://u:hunter2@127.0.0.1:1/p").await.unwrap();
+    assert!(!format!("{elector:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_name_that_no_election_can_have() {
+    let elector = tenure::connect("memory:names").await.unwrap();
+    for name in ["", ".", "..", "a/b", "a b", "ä", "a\0b", &"x".repeat(256)] {
+        let error = elector.campaign(name).await.unwrap_err();
+        assert!(matches!(error, Error::InvalidElection(_)));
+        assert!(error.to_string().contains("1 to 255 bytes of [A-Za-z0-9._-]"), "{error}");
+        assert!(elector.leader(name).await.is_err() && elector.try_campaign(name).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_too_large() {
+    let config = Config::new().with_value(vec![0; 65 * 1024]);
+    let error = tenure::connect_with("memory:", config).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a candidate's value of 66560 bytes is too large: at most 65536 bytes (64 KiB) are allowed"
+    );
+}
+
+/// A directory that cannot be written to, or is none.
+#[tokio::test]
+async fn a_directory_that_cannot_be_used() {
+    let refused = refusal("local:/proc/nowhere").await;
+    assert!(refused.contains("/proc/nowhere"), "{refused}");
+    let refused = refusal("local:/dev/null/x").await;
+    assert!(refused.contains("/dev/null/x"), "{refused}");
+}
+
+/// A store that cannot be reached is waited for, and the status says so meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_cannot_be_reached() {
+    // Reserved, and nobody listens on it.
+    let elector = tenure::connect("etcd://127.0.0.1:1/p?ttl=5s").await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
+    assert!(waiting.await.is_err(), "it waits");
+    until("the status says so", async || elector.status().connection == Connection::Retrying).await;
+    let said = elector.status().last_error.unwrap();
+    assert!(said.contains("127.0.0.1:1"), "{said}");
+    within("closing", elector.close()).await;
+}

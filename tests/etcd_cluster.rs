@@ -1,0 +1,160 @@
+//! Three etcd members, and one of them dead or frozen.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure::{Config, Elector};
+use tenure_testkit::{
+    containers::{EtcdCluster, Version},
+    suite::{until, within},
+};
+
+async fn cluster() -> EtcdCluster {
+    EtcdCluster::start(Version::Etcd35).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// An elector that knows all members, beginning with number `first`.
+async fn connect(cluster: &EtcdCluster, first: usize, ttl: u64) -> Arc<dyn Elector> {
+    let mut endpoints = cluster.endpoints();
+    endpoints.rotate_left(first);
+    let config = Config::new().with_ttl(Duration::from_secs(ttl));
+    tenure::connect_with(&format!("etcd://{}/acme", endpoints.join(",")), config).await.unwrap()
+}
+
+/// Hazards E6, E7: with one member of three dead, then frozen, no campaign fails and none hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_with_one_member_down_elects_as_ever() {
+    let cluster = cluster().await;
+    for down in 0..3 {
+        for freeze in [false, true] {
+            let member = cluster.member(down);
+            let fault = if freeze { member.pause().await } else { member.kill().await }.unwrap();
+            for first in 0..3 {
+                let elector = connect(&cluster, first, 5).await;
+                for n in 0..5 {
+                    let leadership =
+                        within("leading with one member down", elector.campaign(&format!("e{n}")))
+                            .await
+                            .unwrap();
+                    assert!(leadership.is_leader());
+                    within("resigning with one member down", leadership.resign()).await.unwrap();
+                }
+                within("closing", elector.close()).await;
+            }
+            fault.heal().await.unwrap();
+            cluster.leader().await.unwrap();
+        }
+    }
+}
+
+/// Hazards E3, E4, E16: the etcd leader is frozen, then killed; a leadership with a TTL of 5 s is kept,
+/// and a waiting candidate still gets its turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_whose_leader_is_frozen_or_killed_keeps_its_leaderships() {
+    let cluster = cluster().await;
+    for freeze in [true, false] {
+        let leader = cluster.leader().await.unwrap();
+        let (a, b) = (connect(&cluster, leader, 5).await, connect(&cluster, leader, 5).await);
+        let first = within("leading", a.campaign("e")).await.unwrap();
+        let elector = Arc::clone(&b);
+        let waiting = tokio::spawn(async move { elector.campaign("e").await });
+        until("both stand", async || a.candidates("e").await.unwrap().len() == 2).await;
+        let member = cluster.member(leader);
+        let fault = if freeze { member.pause().await } else { member.kill().await }.unwrap();
+        // Long past what the old lease would have given: three deadlines further.
+        for _ in 0..3 {
+            let deadline = first.deadline();
+            until("a heartbeat was confirmed", async || first.deadline() > deadline || !first.is_leader())
+                .await;
+            assert!(first.is_leader(), "frozen: {freeze}; {:?}; {:?}", first.loss(), a.status());
+        }
+        assert!(!waiting.is_finished());
+        within("resigning", first.resign()).await.unwrap();
+        let second = within("the hand-over", waiting).await.unwrap().unwrap();
+        assert!(second.is_leader());
+        within("resigning", second.resign()).await.unwrap();
+        fault.heal().await.unwrap();
+        a.close().await;
+        b.close().await;
+    }
+}
+
+/// Hazard E5: the member that a candidate talks to is cut off from its peers and still answers it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_member_that_is_cut_off_holds_nobody_up() {
+    let cluster = cluster().await;
+    for member in 0..3 {
+        let (a, b) = (connect(&cluster, member, 5).await, connect(&cluster, member, 5).await);
+        let first = within("leading", a.campaign("e")).await.unwrap();
+        let elector = Arc::clone(&b);
+        let waiting = tokio::spawn(async move { elector.campaign("e").await });
+        until("both stand", async || a.candidates("e").await.unwrap().len() == 2).await;
+        let fault = cluster.cut_off(member).await.unwrap();
+        let deadline = first.deadline();
+        until("a heartbeat was confirmed", async || first.deadline() > deadline || !first.is_leader()).await;
+        assert!(first.is_leader(), "{:?}; {:?}", first.loss(), a.status());
+        within("resigning", first.resign()).await.unwrap();
+        let second = within("the hand-over", waiting).await.unwrap().unwrap();
+        assert!(second.is_leader());
+        second.resign().await.unwrap();
+        fault.heal().await.unwrap();
+        a.close().await;
+        b.close().await;
+    }
+}
+
+/// Hazard E11: the raft leader fails over and over with short leases; two never lead at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_whose_leader_fails_never_has_two_leaders() {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    let cluster = cluster().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (leading, terms) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut candidates = Vec::new();
+    for n in 0..3 {
+        let elector = connect(&cluster, n, 2).await;
+        let (stop, leading, terms) = (Arc::clone(&stop), Arc::clone(&leading), Arc::clone(&terms));
+        candidates.push(tokio::spawn(async move {
+            while !stop.load(Ordering::SeqCst) {
+                let patience = Duration::from_secs(3);
+                let Ok(campaign) = tokio::time::timeout(patience, elector.campaign("e")).await else {
+                    continue;
+                };
+                let leadership = campaign.unwrap();
+                let leading = Leading::begin(&leading);
+                terms.fetch_add(1, Ordering::SeqCst);
+                let work = tokio::time::timeout(Duration::from_millis(300), leadership.lost());
+                // Whether it was lost or merely long enough: what counts is when it ended.
+                let _ = leadership.run(work).await;
+                drop(leading);
+                drop(leadership);
+            }
+            elector.close().await;
+        }));
+    }
+    for _ in 0..4 {
+        let leader = cluster.leader().await.unwrap();
+        let before = terms.load(Ordering::SeqCst);
+        let fault = cluster.member(leader).pause().await.unwrap();
+        cluster.successor_of(leader).await.unwrap();
+        until("somebody leads again", async || terms.load(Ordering::SeqCst) > before + 2).await;
+        fault.heal().await.unwrap();
+    }
+    stop.store(true, Ordering::SeqCst);
+    for candidate in candidates {
+        within("a candidate's end", candidate).await.unwrap();
+    }
+
+    struct Leading(Arc<AtomicUsize>);
+    impl Leading {
+        fn begin(count: &Arc<AtomicUsize>) -> Self {
+            assert_eq!(count.fetch_add(1, Ordering::SeqCst), 0, "two lead at once");
+            Self(Arc::clone(count))
+        }
+    }
+    impl Drop for Leading {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
