@@ -1,0 +1,58 @@
+//! `docs/hazards.md` against the tests that it names.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// A hazard's number and the tests that its row names: file and function.
+fn rows(page: &str) -> Vec<(String, Vec<(String, String)>)> {
+    page.lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split(" | ");
+            let number = cells.next()?.to_owned();
+            let (kind, digits) = number.split_at_checked(1)?;
+            if !"GEZ".contains(kind) || digits.parse::<u8>().is_err() {
+                return None;
+            }
+            let tests = cells.last()?.split("[`").skip(1).filter_map(|test| {
+                let (name, rest) = test.split_once("`](../")?;
+                Some((rest.split_once(')')?.0.to_owned(), name.to_owned()))
+            });
+            Some((number, tests.collect()))
+        })
+        .collect()
+}
+
+/// The doc comment right above a function.
+fn doc_of(source: &str, function: &str) -> Option<String> {
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let at = lines.iter().position(|line| {
+        let line = line.strip_prefix("pub(super) ").unwrap_or(line);
+        line.strip_prefix("async ")
+            .unwrap_or(line)
+            .strip_prefix("fn ")
+            .is_some_and(|rest| rest.strip_prefix(function).is_some_and(|rest| rest.starts_with(['(', '<'])))
+    })?;
+    let above = lines[..at].iter().rev().take_while(|line| line.starts_with("///") || line.starts_with("#["));
+    Some(above.filter(|line| line.starts_with("///")).copied().collect::<Vec<_>>().join(" "))
+}
+
+/// Every test named there exists, and says the hazard's number in its doc comment; every G and E hazard has one.
+#[test]
+fn every_hazard_has_the_tests_that_the_page_names() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let rows = rows(&fs::read_to_string(root.join("docs/hazards.md")).unwrap());
+    let numbers: BTreeSet<&str> = rows.iter().map(|(number, _)| number.as_str()).collect();
+    let expected = (1..=25).map(|n| format!("G{n}")).chain((1..=16).map(|n| format!("E{n}")));
+    for number in expected {
+        assert!(numbers.contains(number.as_str()), "{number} is not on the page");
+    }
+    for (number, tests) in &rows {
+        assert!(!tests.is_empty(), "{number} has no test");
+        for (file, name) in tests {
+            let source =
+                fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+            let doc = doc_of(&source, name).unwrap_or_else(|| panic!("{number}: no {name} in {file}"));
+            let says = doc.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == number);
+            assert!(says, "{name} in {file} does not say {number}: {doc}");
+        }
+    }
+}
