@@ -1,0 +1,205 @@
+//! What a leader writes: each time a transaction that raises the fence first, or is refused.
+
+use sqlx::{Any, Transaction};
+use tenure::FencingToken;
+use thiserror::Error;
+
+use super::{Database, Renewal};
+use crate::{clock::now_ms, payment::Receipt};
+
+/// A write that was not made.
+#[derive(Debug, Error)]
+pub(crate) enum WriteError {
+    /// A later leader has written: nothing of ours is written any more.
+    #[error("the database refuses our fencing token {token}: a later leader has written")]
+    Stale { token: FencingToken },
+    /// The token does not fit the column; no store gives such a number.
+    #[error("the fencing token {token} is too large for the database")]
+    TokenTooLarge { token: FencingToken },
+    #[error("the database fails")]
+    Database(#[from] sqlx::Error),
+}
+
+impl Database {
+    /// Takes office: from here on, whatever an earlier leader writes is refused.
+    ///
+    /// An earlier leader's transaction that is under way is waited for, because it holds the
+    /// fence's row; what it commits is visible to the reads that follow.
+    pub(crate) async fn claim(&self, token: FencingToken, leader: &str) -> Result<(), WriteError> {
+        let mut tx = self.pool.begin().await?;
+        let number = raise_fence(&mut tx, token).await?;
+        sqlx::query(
+            "INSERT INTO terms (token, leader, claimed_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        )
+        .bind(number)
+        .bind(leader)
+        .bind(now_ms())
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Records a charge, and moves the subscription on to its next period; both, once, or neither.
+    pub(crate) async fn record(
+        &self,
+        renewal: &Renewal,
+        receipt: &Receipt,
+        token: FencingToken,
+    ) -> Result<(), WriteError> {
+        let mut tx = self.pool.begin().await?;
+        let number = raise_fence(&mut tx, token).await?;
+        sqlx::query(
+            "INSERT INTO renewals (subscription, period, amount_cents, charge, token, recorded_at)
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        )
+        .bind(renewal.subscription)
+        .bind(renewal.request().period)
+        .bind(receipt.amount_cents)
+        .bind(receipt.charge)
+        .bind(number)
+        .bind(now_ms())
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "UPDATE subscriptions SET periods_paid = periods_paid + 1, renews_at = $1, not_before = 0
+             WHERE id = $2 AND periods_paid = $3",
+        )
+        .bind(renewal.next_renewal_at)
+        .bind(renewal.subscription)
+        .bind(renewal.periods_paid)
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Puts a renewal off, so that one that cannot be charged does not hold up the others.
+    pub(crate) async fn put_off(
+        &self,
+        renewal: &Renewal,
+        until: i64,
+        token: FencingToken,
+    ) -> Result<(), WriteError> {
+        let mut tx = self.pool.begin().await?;
+        raise_fence(&mut tx, token).await?;
+        sqlx::query("UPDATE subscriptions SET not_before = $1 WHERE id = $2 AND periods_paid = $3")
+            .bind(until)
+            .bind(renewal.subscription)
+            .bind(renewal.periods_paid)
+            .execute(&mut *tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+}
+
+/// The first statement of every transaction of a leader.
+///
+/// It takes the lock on the fence's row until the commit, so that no other leader's transaction
+/// comes between this check and the write that it guards.
+async fn raise_fence(tx: &mut Transaction<'_, Any>, token: FencingToken) -> Result<i64, WriteError> {
+    let number = i64::try_from(token.get()).map_err(|_| WriteError::TokenTooLarge { token })?;
+    let raised = sqlx::query("UPDATE fence SET token = $1 WHERE resource = 'renewals' AND token <= $1")
+        .bind(number)
+        .execute(&mut **tx)
+        .await?
+        .rows_affected();
+    if raised == 0 { Err(WriteError::Stale { token }) } else { Ok(number) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        calendar::{DAY_MS, Plan},
+        db::{NewSubscription, Recorded, tests::sqlite},
+    };
+
+    fn token(number: u64) -> FencingToken {
+        FencingToken::new(number).unwrap()
+    }
+
+    const RECEIPT: Receipt = Receipt { charge: 1, amount_cents: 990, made_before: false };
+
+    /// The rules of the fence, on any database. Tokens go on from `base`, subscriptions from `first`.
+    async fn the_fence_holds(database: &Database, base: u64, first: i64) {
+        let subscription = |id| NewSubscription {
+            id,
+            plan: Plan::Monthly,
+            price_cents: 990,
+            started_at: 20_000 * DAY_MS,
+            periods_paid: 3,
+        };
+        database.sign_up(&[subscription(first), subscription(first + 1)]).await.unwrap();
+        let due = database.due(i64::MAX, now_ms(), i64::MAX).await.unwrap();
+        let mine: Vec<_> = due.iter().filter(|r| r.subscription >= first).collect();
+
+        // given: the leader with token 7, and then one with token 9
+        database.claim(token(base + 7), "old").await.unwrap();
+        database.record(mine[0], &RECEIPT, token(base + 7)).await.unwrap();
+        database.claim(token(base + 9), "new").await.unwrap();
+
+        // when: the old one wakes and writes
+        let record = database.record(mine[1], &RECEIPT, token(base + 7)).await;
+        let put_off = database.put_off(mine[1], i64::MAX, token(base + 7)).await;
+        let claim = database.claim(token(base + 7), "old").await;
+
+        // then: nothing of it is written
+        for refused in [record, put_off, claim] {
+            assert!(matches!(refused, Err(WriteError::Stale { .. })), "{refused:?}");
+        }
+        let recorded = database.recorded().await.unwrap();
+        let mine_recorded: Vec<_> = recorded.iter().filter(|r| r.subscription >= first).collect();
+        let expected = Recorded { subscription: first, period: mine[0].request().period, amount_cents: 990 };
+        assert_eq!(mine_recorded, [&expected]);
+        let still_due = database.due(mine[1].renews_at, now_ms(), i64::MAX).await.unwrap();
+        assert!(still_due.iter().any(|r| r == mine[1]), "{still_due:?}");
+        assert!(still_due.iter().all(|r| r.subscription != first), "the paid one has moved on");
+
+        // and: the new one records the same twice, as after a crash, and it counts once
+        database.record(mine[1], &RECEIPT, token(base + 9)).await.unwrap();
+        database.record(mine[1], &RECEIPT, token(base + 9)).await.unwrap();
+        let next = database.due(mine[1].next_renewal_at, now_ms(), i64::MAX).await.unwrap();
+        let moved = next.iter().find(|r| r.subscription == first + 1).unwrap();
+        assert_eq!((moved.periods_paid, moved.renews_at), (4, mine[1].next_renewal_at));
+    }
+
+    /// Hazard G1 and G24: the token is checked in the transaction that writes.
+    #[tokio::test]
+    async fn a_stale_leader_writes_nothing_to_sqlite() {
+        let (_dir, database) = sqlite().await;
+        the_fence_holds(&database, 0, 1).await;
+    }
+
+    /// The same on PostgreSQL, when `BILLING_TEST_POSTGRES` names a database to use.
+    #[tokio::test]
+    async fn a_stale_leader_writes_nothing_to_postgres() {
+        let Ok(url) = std::env::var("BILLING_TEST_POSTGRES") else {
+            eprintln!("skipped: set BILLING_TEST_POSTGRES=postgres://… to run it");
+            return;
+        };
+        let database = Database::open(&url).await.unwrap();
+        let base = u64::try_from(now_ms()).unwrap() * 1000;
+        the_fence_holds(&database, base, now_ms()).await;
+    }
+
+    /// A leader that dies within its transaction leaves nothing of it.
+    #[tokio::test]
+    async fn a_transaction_that_is_dropped_leaves_nothing() {
+        let (_dir, database) = sqlite().await;
+        let mut tx = database.pool.begin().await.unwrap();
+        raise_fence(&mut tx, token(9)).await.unwrap();
+        drop(tx);
+        database.claim(token(7), "next").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_put_off_is_not_due_until_then() {
+        let (_dir, database) = sqlite().await;
+        let new =
+            NewSubscription { id: 1, plan: Plan::Annual, price_cents: 5, started_at: 0, periods_paid: 1 };
+        database.sign_up(&[new]).await.unwrap();
+        let due = database.due(i64::MAX, 1_000, 10).await.unwrap();
+        database.put_off(&due[0], 2_000, token(1)).await.unwrap();
+        assert!(database.due(i64::MAX, 1_999, 10).await.unwrap().is_empty());
+        assert_eq!(database.due(i64::MAX, 2_000, 10).await.unwrap(), due);
+    }
+}
