@@ -53,6 +53,32 @@ async fn a_compaction_is_not_noticed() {
     }
 }
 
+/// Hazard E15: others write between the read and the watch, so that the watch begins in the past, and
+/// the resignation comes right after the wait began. Every hand-over still happens. (How quickly is
+/// for a benchmark to say.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hand_overs_succeed_beside_a_busy_writer() {
+    let server = server(Version::Etcd35).await;
+    let (a, b) = (connect(&server, 5).await, connect(&server, 5).await);
+    let admin = server.admin().clone();
+    let writer = tokio::spawn(async move {
+        loop {
+            admin.put("/elsewhere", "busy").await.unwrap();
+        }
+    });
+    for _ in 0..20 {
+        let first = within("leading", a.campaign("e")).await.unwrap();
+        let elector = Arc::clone(&b);
+        let waiting = tokio::spawn(async move { elector.campaign("e").await });
+        until("both stand", async || a.candidates("e").await.unwrap().len() == 2).await;
+        first.resign().await.unwrap();
+        within("the hand-over", waiting).await.unwrap().unwrap().resign().await.unwrap();
+    }
+    writer.abort();
+    a.close().await;
+    b.close().await;
+}
+
 /// Hazard E12: etcd grants more than it was asked for, and the deadline follows what it granted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_deadline_follows_the_ttl_as_granted() {

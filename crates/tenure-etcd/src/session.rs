@@ -10,7 +10,7 @@
 //!   of an attempt is unknown, `leave` first writes a mark, `~withdrawn/LEASE/NONCE`,
 //!   that hangs on the same lease and that every put of that request compares with
 //!   nothing. Where every attempt was answered (almost always) no mark is written;
-//! - a *delete* names the create revision, an *update* the modification revision too;
+//! - a *delete* names the create revision or the payload, which holds the nonce; an *update* the modification revision too;
 //! - a *keepalive* prolongs a lease that is still wanted, or one that is revoked anyway;
 //! - a *grant* makes a lease with an id of our choice, which expires by itself.
 
@@ -146,6 +146,24 @@ impl EtcdSession {
                 let txn = Txn::new()
                     .when([Compare::create_revision(key, CompareOp::Equal, create_revision)])
                     .and_then([TxnOp::delete(key, None)]);
+                kv(&client).txn(txn).await?;
+                Ok(())
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Deletes the entry that `request` made, known by its payload: under the same key there may
+    /// be a later request's by now.
+    async fn delete_payload(&self, request: &EntryRequest) -> Result<(), BackendError> {
+        let key = &self.shared.keys.entry(&request.election, self.lease);
+        let payload = &request.payload();
+        self.shared
+            .members
+            .call("leave", Call::Bulk, |client| async move {
+                let txn = Txn::new()
+                    .when([Compare::value(key.as_str(), CompareOp::Equal, payload.as_slice())])
+                    .and_then([TxnOp::delete(key.as_str(), None)]);
                 kv(&client).txn(txn).await?;
                 Ok(())
             })
@@ -337,11 +355,7 @@ impl BackendSession for EtcdSession {
                 if let Some(entry) = entry {
                     self.delete(&entry.key, revision(entry)).await?;
                 }
-                let key = self.shared.keys.entry(&request.election, self.lease);
-                let (found, _) = self.read("leave", &key).await?;
-                if let Some(kv) = found.filter(|kv| kv.lease() == self.lease) {
-                    self.delete(&key, kv.create_revision()).await?;
-                }
+                self.delete_payload(request).await?;
             }
         }
         self.unsettled().remove(&request.nonce);

@@ -238,14 +238,38 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
 fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {
     let id = response.watch_id();
     let Some(watch) = open.get(&id) else { return Dispatched::Nothing };
-    if watch.from == NOW {
-        watch.signal.look();
-    } else if response.header().is_some_and(|header| header.revision() >= watch.from) {
-        watch.signal.over_late();
-        open.remove(&id);
-        return Dispatched::Done(id);
+    match standing(watch.from, response.header().map(|header| header.revision())) {
+        Standing::InTime => Dispatched::Nothing,
+        Standing::Now => {
+            watch.signal.look();
+            Dispatched::Nothing
+        }
+        Standing::Late => {
+            watch.signal.over_late();
+            open.remove(&id);
+            Dispatched::Done(id)
+        }
     }
-    Dispatched::Nothing
+}
+
+/// How a watch came to stand.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// Before the revision it starts from: it is told of every change as it happens.
+    InTime,
+    /// At or after that revision: etcd serves it from a loop that runs every 100 ms.
+    Late,
+    /// It was to start whenever it stands; what happened before has to be read.
+    Now,
+}
+
+/// How a watch stands that was asked to start `from`, in a store at `revision`.
+fn standing(from: i64, revision: Option<i64>) -> Standing {
+    match revision {
+        _ if from == NOW => Standing::Now,
+        Some(revision) if revision >= from => Standing::Late,
+        _ => Standing::InTime,
+    }
 }
 
 async fn connect(
@@ -296,5 +320,19 @@ async fn send(mut sender: WatchRequestSender, mut requests: mpsc::UnboundedRecei
         if sent.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hazard E15: a watch is in time only while its first revision lies in the store's future.
+    #[test]
+    fn a_watch_that_starts_in_the_past_is_known_to_be_late() {
+        assert_eq!(standing(8, Some(7)), Standing::InTime);
+        assert_eq!(standing(8, Some(8)), Standing::Late);
+        assert_eq!(standing(8, Some(9)), Standing::Late);
+        assert_eq!(standing(NOW, Some(9)), Standing::Now);
     }
 }

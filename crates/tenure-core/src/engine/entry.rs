@@ -66,10 +66,11 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
     match task.until_leading().await {
         Ok((token, entry, gone)) => {
             let term = Term::new(&session, &task.request, token, entry);
+            // Also when a backend panics: whoever resigns must not wait for ever.
+            let _departed = term.departed.clone().drop_guard();
             // A campaign dropped meanwhile drops the guard, which resigns.
             let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
             task.lead(&term, &gone).await;
-            term.departed.cancel();
         }
         Err(stop) => {
             task.depart().await;

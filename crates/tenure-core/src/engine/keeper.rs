@@ -16,6 +16,8 @@ use crate::{
 /// Keeps `session`, asked for at `opened`, alive until it ends or nothing needs it; then closes it.
 pub(crate) async fn keep(session: Arc<Session>, opened: Moment) {
     let shared = &session.shared;
+    // Also when a backend panics: whoever waits for the closing must not wait for ever.
+    let _closed = session.closed.clone().drop_guard();
     let unneeded = async {
         shared.abandoned.cancelled().await;
         session.entries.close();
@@ -34,7 +36,6 @@ pub(crate) async fn keep(session: Arc<Session>, opened: Moment) {
     session.entries.wait().await;
     close(&session).await;
     shared.status.session_closed(&session.spi.id());
-    session.closed.cancel();
 }
 
 /// The first wait before an unanswered heartbeat is sent again. The longest stays a small part of

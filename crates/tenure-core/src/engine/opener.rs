@@ -70,8 +70,8 @@ impl Opener {
         let outcome = opened.wait_for(Option::is_some).await.map(|opened| opened.clone());
         match outcome {
             Ok(Some(opened)) => Ok(opened?),
-            // The task ends without an outcome when the elector closes.
-            _ => Err(Error::Closed),
+            _ if shared.closing.is_cancelled() => Err(Error::Closed),
+            _ => Err(Error::TaskEnded("opening a session panicked, or the runtime shut down")),
         }
     }
 }
@@ -80,8 +80,21 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Forgets an opening that came to nothing, however it ended; those who wait for it are told.
+struct Opening(Arc<Mutex<State>>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0);
+        if matches!(*state, State::Opening(_)) {
+            *state = State::Idle;
+        }
+    }
+}
+
 /// Tries until a session is open, the failure is permanent, or nobody waits.
 async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::Sender<Option<Opened>>>) {
+    let _opening = Opening(Arc::clone(&state));
     let mut retry = Retry::new(shared.config.retry);
     loop {
         // Not interrupted by a drop of the waiters, so that no session is left without an owner.
@@ -91,10 +104,7 @@ async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::
             outcome = open_once(&shared) => Some(outcome),
         };
         match outcome {
-            None => {
-                *lock(&state) = State::Idle;
-                return;
-            }
+            None => return,
             Some(Ok(session)) => {
                 *lock(&state) = State::Open(Arc::clone(&session));
                 sender.send_replace(Some(Ok(session)));
