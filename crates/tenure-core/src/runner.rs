@@ -81,7 +81,8 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                 }
                 (Ok(Err(error)), None) => {
                     let pause = retry.next_wait();
-                    warn!(election, token = token.get(), %error, pause = %humantime::format_duration(pause),
+                    let error = chain(&*error);
+                    warn!(election, token = token.get(), error, pause = %humantime::format_duration(pause),
                         "work failed; leadership handed over");
                     pause
                 }
@@ -97,4 +98,10 @@ impl<E: Elector + ?Sized> ElectorExt for E {
             }
         }
     }
+}
+
+/// An error and what caused it, on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -92,3 +92,8 @@ pub use tenure_local as local;
 /// The etcd store.
 #[cfg(feature = "etcd")]
 pub use tenure_etcd as etcd;
+
+/// The README's example, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -32,6 +32,8 @@ pub(crate) struct Term {
     ended: OnceLock<End>,
     /// The largest stop budget that work under way has asked for, in nanoseconds.
     budget: AtomicU64,
+    /// When the watchdog had the work dropped.
+    dropped_at: OnceLock<Moment>,
     overrun_reported: AtomicBool,
     pub(crate) stop: CancellationToken,
     hard: CancellationToken,
@@ -56,6 +58,7 @@ impl Term {
             nonce: request.nonce,
             ended: OnceLock::new(),
             budget: AtomicU64::new(0),
+            dropped_at: OnceLock::new(),
             overrun_reported: AtomicBool::new(false),
             stop: session.stop.child_token(),
             hard: session.hard.child_token(),
@@ -139,13 +142,17 @@ impl Term {
         }
         let now = self.session.shared.clock.now();
         let stop_by = self.stop_by();
-        let drop_at = stop_by - self.session.drop_margin();
-        if now < drop_at {
-            return Some(drop_at);
+        let margin = self.session.drop_margin();
+        if now < stop_by - margin {
+            return Some(stop_by - margin);
         }
         self.hard.cancel();
-        if now < stop_by {
-            return Some(stop_by);
+        let dropped = *self.dropped_at.get_or_init(|| now);
+        // A process that was stopped wakes up past its deadline: its work is dropped at its next
+        // poll, which has to be given the chance to come.
+        let overrun_at = stop_by.max(dropped + margin);
+        if now < overrun_at {
+            return Some(overrun_at);
         }
         self.report_overrun();
         None
