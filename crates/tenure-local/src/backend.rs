@@ -61,8 +61,8 @@ impl LocalBackend {
             )
             .map_err(|e| unusable("write to the directory", &dir, e.into()))?;
         }
-        let network =
-            filesystem::network(layout.root()).map_err(|e| unusable("use the directory", layout.root(), e))?;
+        let network = filesystem::network(layout.root())
+            .map_err(|e| unusable("use the directory", layout.root(), e))?;
         if let Some(network) = network {
             let message = format!(
                 "cannot use the directory {}: it is on a network file system ({network}), whose locks do not \

@@ -1,12 +1,12 @@
-//! Several processes and `kill -9`: this test's own binary, started again as a contender.
+//! Several processes and `kill -9`: the example `contender`, as many times as needed.
 #![allow(missing_docs)]
 
 mod common;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Lines, Write},
-    path::{Path, PathBuf},
+    io::{BufRead, BufReader, Lines},
+    path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -17,9 +17,6 @@ use tenure_core::spi::{BackendSession, Entered, EntryRequest};
 use tenure_local::LocalBackend;
 use tokio::sync::Notify;
 
-const ROLE: &str = "TENURE_LOCAL_TEST_ROLE";
-const DIR: &str = "TENURE_LOCAL_TEST_DIR";
-
 /// A contender in a process of its own, killed when dropped.
 struct Contender {
     child: Child,
@@ -28,13 +25,13 @@ struct Contender {
 
 impl Contender {
     fn start(role: &str, dir: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["contender", "--exact", "--ignored", "--nocapture"])
-            .env(ROLE, role)
-            .env(DIR, dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let test = std::env::current_exe().unwrap();
+        // target/debug/deps/processes-… and target/debug/examples/contender
+        let program = test.parent().unwrap().with_file_name("examples").join("contender");
+        let child = Command::new(&program).arg(role).arg(dir).stdout(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|error| {
+            panic!("{}: {error}; `cargo build -p tenure-local --examples` makes it", program.display())
+        });
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
@@ -42,10 +39,8 @@ impl Contender {
     /// The number after `word` on the next line that starts with it.
     fn read(&mut self, word: &str) -> u64 {
         for line in self.lines.by_ref() {
-            // The test harness writes `test contender ... ` before the first of ours.
-            let line = line.unwrap();
-            if let Some(at) = line.find(word) {
-                return line[at + word.len()..].trim().parse().unwrap();
+            if let Some(number) = line.unwrap().strip_prefix(word) {
+                return number.trim().parse().unwrap();
             }
         }
         panic!("the contender ended before it said {word}");
@@ -64,82 +59,10 @@ impl Drop for Contender {
     }
 }
 
-fn say(word: &str, number: u64) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "\n{word} {number}").unwrap();
-    out.flush().unwrap();
-}
-
-#[test]
-#[ignore = "the other tests start it as a process of its own"]
-fn contender() {
-    let Ok(role) = std::env::var(ROLE) else { return };
-    let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let backend = LocalBackend::open(&dir).unwrap();
-        match role.as_str() {
-            "lead" => {
-                let s = session(&backend).await;
-                let (_, entered) = enter(&*s).await;
-                say("ENTERED", entered.entry.version);
-                say("LEADS", turn(&*s, &entered).await);
-                std::future::pending::<()>().await;
-            }
-            "churn" => churn(&backend, &dir).await,
-            other => panic!("no such role: {other}"),
-        }
-    });
-}
-
 async fn enter(s: &dyn BackendSession) -> (EntryRequest, Entered) {
     let request = request("e", &format!("p{}", std::process::id()));
     let entered = s.enter(&request).await.unwrap();
     (request, entered)
-}
-
-async fn turn(s: &dyn BackendSession, entered: &Entered) -> u64 {
-    match entered.leads {
-        Some(token) => token.get(),
-        None => s.wait_turn(&entered.entry).await.unwrap().get(),
-    }
-}
-
-/// Leads again and again; each time alone, or else it says so.
-async fn churn(backend: &LocalBackend, dir: &Path) {
-    let (witness, log) = (dir.join("witness"), dir.join("log"));
-    let me = std::process::id().to_string();
-    for round in 0.. {
-        let s = session(backend).await;
-        let (request, entered) = enter(&*s).await;
-        let token = turn(&*s, &entered).await;
-        // A leader that was killed could not take its mark away; the killer has told us first.
-        if let Ok(other) = fs::read_to_string(&witness)
-            && !dir.join(format!("killed-{other}")).exists()
-        {
-            say("OVERLAP", token);
-        }
-        put(&witness, &me);
-        let last = fs::read_to_string(&log).unwrap_or_default().trim().parse().unwrap_or(0);
-        if token <= last {
-            say("BACKWARDS", token);
-        }
-        put(&log, &token.to_string());
-        tokio::task::yield_now().await;
-        if fs::read_to_string(&witness).ok().as_deref() != Some(&me) {
-            say("OVERLAP", token);
-        }
-        fs::remove_file(&witness).unwrap();
-        s.leave(&request, Some(&entered.entry)).await.unwrap();
-        say("ROUND", round);
-    }
-}
-
-/// Replaces a file whole: a kill in the middle of writing it is no fault of the election.
-fn put(path: &Path, text: &str) {
-    let new = path.with_extension(std::process::id().to_string());
-    fs::write(&new, text).unwrap();
-    fs::rename(&new, path).unwrap();
 }
 
 /// After `kill -9` of the holder the next process leads within milliseconds.

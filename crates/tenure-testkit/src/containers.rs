@@ -1,9 +1,9 @@
 //! Real servers in Docker containers, with handles to break and to mend them.
 //!
-//! Everything goes through the `docker` command: it speaks with any engine, however
-//! old, and finds it however it is configured. The images have names of their own
-//! (`tenure-test/etcd:3.5`); `cargo xtask images` makes them, and nothing is pulled behind a
-//! test's back. Servers publish their ports on loopback only, and keep their data in a volume that goes with them.
+//! Testcontainers runs them, and finds the engine: by `DOCKER_HOST`, or at its usual
+//! sockets. The images have names of their own (`tenure-test/etcd:3.5`); `cargo xtask images`
+//! makes them, and nothing is pulled behind a test's back. Servers publish their ports on loopback only, and
+//! keep their data in a volume that goes with them.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), tenure_testkit::containers::ContainerError> {
@@ -22,16 +22,18 @@
 //! # Guarantees
 //! - A dropped [`Fault`] undoes what it did; a dropped server is removed with its
 //!   data, also when a test panics.
-//! - What a killed test process leaves behind carries the label `tenure-test` with that process's
-//!   id; the next `cargo xtask test` removes it.
+//! - What a killed test process leaves behind, or a start that was cancelled, carries the label
+//!   `tenure-test` with that process's id; the next `cargo xtask test` removes it.
 //!
 //! # Caveats
-//! - Dropping a fault or a server runs `docker` and blocks its thread for a moment.
+//! - Dropping a fault or a server waits for the engine and blocks its thread for a moment.
+//! - An engine behind TLS or SSH is not reached, nor one known only to a context of the `docker` command.
+//! - With `TESTCONTAINERS_COMMAND=keep`, servers stay for inspection until the next `cargo xtask test`.
 
 mod admin;
 mod cluster;
 mod container;
-mod docker;
+mod engine;
 mod error;
 mod etcd;
 mod fault;

@@ -79,7 +79,8 @@ async fn auth_is_switched_on(version: Version) -> Outcome {
     let refused = nobody.login("alice", "under").await.unwrap_err();
     assert!(matches!(refused, ContainerError::Refused { .. }), "{refused}");
     assert!(!format!("{root:?}{refused:?}").contains("under"));
-    root.put("/bob/x", "1").await
+    root.put("/bob/x", "1").await?;
+    server.kill().await?.heal().await
 }
 
 async fn a_killed_server_comes_back_with_its_data(version: Version) -> Outcome {
@@ -206,6 +207,24 @@ async fn nothing_is_left_of_a_server_whose_test_panicked() {
     assert_eq!(listed_as_ours(), ["", ""]);
 }
 
+#[test]
+fn nothing_is_left_of_a_server_that_outlives_its_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let server = runtime.block_on(EtcdServer::start(Version::Etcd35)).unwrap();
+    drop(runtime);
+    drop(server);
+    assert_eq!(listed_as_ours(), ["", ""]);
+}
+
+#[tokio::test]
+async fn a_server_is_published_on_loopback_only() {
+    let server = EtcdServer::start(Version::Etcd35).await.unwrap();
+    let [id, _] = listed_as_ours();
+    let published = Command::new("docker").args(["port", id.trim()]).output().unwrap().stdout;
+    let published = String::from_utf8(published).unwrap();
+    assert_eq!(published.trim(), format!("2379/tcp -> {}", server.endpoint()));
+}
+
 /// The containers and the volumes that this process has made.
 fn listed_as_ours() -> [String; 2] {
     let ours = format!("--filter=label=tenure-test={}", std::process::id());
@@ -222,17 +241,39 @@ fn listed_as_ours() -> [String; 2] {
 #[tokio::test]
 async fn a_missing_image_is_an_error_that_names_the_remedy() {
     const MISSING: &str = "tenure-test/none:0";
-    if std::env::var(Version::Etcd35.image_variable()).is_ok_and(|image| image == MISSING) {
-        // This is the process started below, in which alone the image is missing.
-        panic!("{}", EtcdServer::start(Version::Etcd35).await.unwrap_err());
-    }
-    let outcome = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_missing_image_is_an_error_that_names_the_remedy", "--nocapture"])
-        .env(Version::Etcd35.image_variable(), MISSING)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&outcome.stderr);
+    let said = said_by_a_failed_start(
+        "a_missing_image_is_an_error_that_names_the_remedy",
+        (Version::Etcd35.image_variable(), MISSING),
+    )
+    .await;
     for part in [MISSING, "cargo xtask images", "TENURE_TEST_IMAGE_ETCD_3_5"] {
         assert!(said.contains(part), "{part} is not in: {said}");
     }
+}
+
+#[tokio::test]
+async fn a_missing_engine_is_an_error_that_names_the_remedy() {
+    let said = said_by_a_failed_start(
+        "a_missing_engine_is_an_error_that_names_the_remedy",
+        ("DOCKER_HOST", "unix:///no/such.sock"),
+    )
+    .await;
+    for part in ["/no/such.sock", "cargo xtask test"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+}
+
+/// What `test` prints when it starts a server in a process of its own, in which alone the
+/// environment has this `variable`.
+async fn said_by_a_failed_start(test: &str, variable: (&str, &str)) -> String {
+    if std::env::var(variable.0).is_ok_and(|value| value == variable.1) {
+        let error = EtcdServer::start(Version::Etcd35).await.unwrap_err();
+        panic!("{error}: {:?}", std::error::Error::source(&error));
+    }
+    let outcome = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(variable.0, variable.1)
+        .output()
+        .unwrap();
+    String::from_utf8(outcome.stderr).unwrap()
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use futures::future::try_join_all;
+
 use super::{
     ContainerError, EtcdServer, Fault, Version,
-    container::{Container, Recipe, is_port_taken},
+    container::{Container, Recipe},
     etcd::{CLIENT_PORT, client_flags},
     fault::Remedy,
     health::eventually,
@@ -13,7 +15,6 @@ use super::{
 
 const MEMBERS: usize = 3;
 const PEER_PORT: u16 = 2380;
-const ATTEMPTS: usize = 5;
 
 /// Three etcd servers of a test's own. Dropping it removes them.
 ///
@@ -42,13 +43,7 @@ impl EtcdCluster {
     /// # Errors
     /// As for [`start`](Self::start).
     pub async fn start_with(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
-        let mut attempt = 1;
-        let cluster = loop {
-            match Self::launch(version, flags).await {
-                Err(error) if attempt < ATTEMPTS && is_port_taken(&error) => attempt += 1,
-                launched => break launched?,
-            }
-        };
+        let cluster = Self::launch(version, flags).await?;
         for member in &cluster.members {
             member.await_health().await?;
         }
@@ -56,28 +51,27 @@ impl EtcdCluster {
     }
 
     async fn launch(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
-        let mut cluster = Self { members: Vec::new(), peers: Arc::new(Network::create().await?) };
-        let peer_url = |index| format!("http://{}:{PEER_PORT}", cluster.peers.ip(index));
+        let peers = Arc::new(Network::create().await?);
+        let peer_url = |index| format!("http://{}:{PEER_PORT}", peers.ip(index));
         let everyone: Vec<_> = (0..MEMBERS).map(|index| format!("m{index}={}", peer_url(index))).collect();
         let everyone = everyone.join(",");
-        let recipes: Vec<_> = (0..MEMBERS)
-            .map(|index| {
-                let mut arguments = client_flags(&format!("m{index}"));
-                arguments.push(format!("--listen-peer-urls=http://0.0.0.0:{PEER_PORT}"));
-                arguments.push(format!("--initial-advertise-peer-urls={}", peer_url(index)));
-                arguments.push(format!("--initial-cluster={everyone}"));
-                arguments.push(format!("--initial-cluster-token={}", cluster.peers.name()));
-                arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-                Recipe { version, port: CLIENT_PORT, program: "etcd", arguments }
-            })
-            .collect();
-        for (index, recipe) in recipes.into_iter().enumerate() {
-            let container = Container::create(&recipe).await?;
-            container.join(&cluster.peers, &cluster.peers.ip(index)).await?;
-            container.start().await?;
-            cluster.members.push(EtcdServer::new(recipe, container));
-        }
-        Ok(cluster)
+        let members = (0..MEMBERS).map(|index| {
+            let mut arguments = client_flags(&format!("m{index}"));
+            arguments.push(format!("--listen-peer-urls=http://0.0.0.0:{PEER_PORT}"));
+            arguments.push(format!("--initial-advertise-peer-urls={}", peer_url(index)));
+            arguments.push(format!("--initial-cluster={everyone}"));
+            arguments.push(format!("--initial-cluster-token={}", peers.name()));
+            arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+            let recipe = Recipe { version, port: CLIENT_PORT, program: "etcd", arguments };
+            let ip = peers.ip(index);
+            let peers = &peers;
+            async move {
+                let container = Container::run(&recipe).await?;
+                container.join(peers, &ip).await?;
+                Ok::<_, ContainerError>(EtcdServer::new(recipe, container))
+            }
+        });
+        Ok(Self { members: try_join_all(members).await?, peers })
     }
 
     /// The member with this number, from 0 to 2.

@@ -1,10 +1,25 @@
 //! One container: made, broken, mended, and removed with its data when dropped.
 
-use std::net::TcpListener;
+use std::{
+    net::TcpListener,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use testcontainers::{
+    ContainerAsync, ContainerRequest, GenericImage, ImageExt,
+    bollard::{
+        models::{
+            HostConfig, Mount, MountType, MountVolumeOptions, NetworkConnectRequest, NetworkDisconnectRequest,
+        },
+        query_parameters::KillContainerOptionsBuilder,
+    },
+    core::IntoContainerPort,
+    runners::AsyncRunner,
+};
 
 use super::{
     ContainerError, Version,
-    docker::{docker, docker_in_drop, label, unique_name},
+    engine::{engine, engine_failure, expect_image, failure, in_drop, labels, remove_container, unique_name},
     network::Network,
 };
 
@@ -12,6 +27,10 @@ use super::{
 /// outgoing connections: a stopped server's port stays free for its return.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const ATTEMPTS: usize = 20;
+
+/// How long a server that is stopped may take until it is killed.
+const STOP_SECONDS: i32 = 10;
+const LAST_LINES: usize = 5;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -23,61 +42,63 @@ pub(super) struct Recipe {
     pub(super) arguments: Vec<String>,
 }
 
-/// A container that has been created. Dropping it removes it, its volume too.
+/// A container that runs, or ran until a fault. Dropping it removes it, its volume too.
 #[derive(Debug)]
 pub(super) struct Container {
     name: String,
     port: u16,
+    /// `None` until it has started, also while another takes its place.
+    started: Mutex<Option<Arc<ContainerAsync<GenericImage>>>>,
 }
 
 impl Container {
-    /// Creates a container without starting it.
-    pub(super) async fn create(recipe: &Recipe) -> Result<Self, ContainerError> {
-        let container = Self { name: unique_name("server"), port: free_port()? };
-        container.docker_create(recipe).await?;
+    /// Creates and starts a container; takes another port when somebody else took the first.
+    pub(super) async fn run(recipe: &Recipe) -> Result<Self, ContainerError> {
+        expect_image(recipe.version).await?;
+        let mut attempt = 1;
+        loop {
+            match Self::run_at(free_port()?, recipe).await {
+                Err(error) if attempt < ATTEMPTS && is_port_taken(&error) => attempt += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn run_at(port: u16, recipe: &Recipe) -> Result<Self, ContainerError> {
+        let container = Self { name: unique_name("server"), port, started: Mutex::new(None) };
+        container.create(recipe).await?;
         Ok(container)
     }
 
-    /// Creates and starts a container; takes another port when somebody else took the first.
-    pub(super) async fn run(recipe: &Recipe) -> Result<Self, ContainerError> {
-        let mut attempt = 1;
-        loop {
-            let container = Self::create(recipe).await?;
-            match container.start().await {
-                Ok(()) => return Ok(container),
-                Err(error) if attempt < ATTEMPTS && is_port_taken(&error) => attempt += 1,
-                Err(error) => return Err(error),
-            }
-        }
+    async fn create(&self, recipe: &Recipe) -> Result<(), ContainerError> {
+        let started = self.request(recipe).start().await;
+        let started = started.map_err(|error| failure(&format!("run {}", self.name), error))?;
+        *self.slot() = Some(Arc::new(started));
+        Ok(())
     }
 
-    async fn docker_create(&self, recipe: &Recipe) -> Result<(), ContainerError> {
-        let Recipe { version, port, program, arguments } = recipe;
-        let image = version.image();
-        let mut command = vec![
-            "create".to_owned(),
-            "--pull=never".to_owned(),
-            format!("--name={}", self.name),
-            format!("--label={}", label()),
-            format!("--publish=127.0.0.1:{}:{port}", self.port),
-            format!("--mount=type=volume,target=/data,volume-label={}", label()),
-            format!("--entrypoint={program}"),
-            image.clone(),
-        ];
-        command.extend_from_slice(arguments);
-        match docker(command).await {
-            Err(ContainerError::Docker { message, .. }) if message.contains("No such image") => {
-                Err(ContainerError::NoImage { image, variable: version.image_variable() })
-            }
-            created => created.map(|_| ()),
-        }
+    /// No condition to wait for is named: testcontainers waits at the first start only,
+    /// and a server that was broken must be waited for in the same way.
+    fn request(&self, recipe: &Recipe) -> ContainerRequest<GenericImage> {
+        let image = recipe.version.image();
+        let (image, tag) = name_and_tag(&image);
+        GenericImage::new(image, tag)
+            .with_entrypoint(recipe.program)
+            .with_cmd(&recipe.arguments)
+            .with_container_name(&self.name)
+            .with_labels(labels())
+            .with_mapped_port(self.port, recipe.port.tcp())
+            .with_host_config_modifier(on_loopback_with_volume)
     }
 
     /// Starts again from nothing: a new container with the same name, port and recipe, and no data.
     pub(super) async fn recreate(&self, recipe: &Recipe) -> Result<(), ContainerError> {
-        self.remove().await?;
-        self.docker_create(recipe).await?;
-        self.start().await
+        let former = self.slot().take().and_then(Arc::into_inner);
+        match former {
+            Some(former) => former.rm().await.map_err(|error| failure(&self.command("rm"), error))?,
+            None => remove_container(&self.name).await?,
+        }
+        self.create(recipe).await
     }
 
     /// The published address.
@@ -86,66 +107,107 @@ impl Container {
     }
 
     pub(super) async fn start(&self) -> Result<(), ContainerError> {
-        self.docker(&["start"]).await
+        self.started()?.start().await.map_err(|error| failure(&self.command("start"), error))
     }
 
     /// SIGKILL.
     pub(super) async fn kill(&self) -> Result<(), ContainerError> {
-        self.docker(&["kill", "--signal=KILL"]).await
+        let options = KillContainerOptionsBuilder::new().signal("KILL").build();
+        let killed = engine().await?.kill_container(&self.name, Some(options)).await;
+        killed.map_err(|error| engine_failure(&self.command("kill"), error))
     }
 
     /// SIGTERM, and SIGKILL ten seconds later.
     pub(super) async fn stop(&self) -> Result<(), ContainerError> {
-        self.docker(&["stop", "--time=10"]).await
+        let stopped = self.started()?.stop_with_timeout(Some(STOP_SECONDS)).await;
+        stopped.map_err(|error| failure(&self.command("stop"), error))
     }
 
     pub(super) async fn pause(&self) -> Result<(), ContainerError> {
-        self.docker(&["pause"]).await
+        self.started()?.pause().await.map_err(|error| failure(&self.command("pause"), error))
     }
 
     pub(super) async fn unpause(&self) -> Result<(), ContainerError> {
-        self.docker(&["unpause"]).await
+        self.started()?.unpause().await.map_err(|error| failure(&self.command("unpause"), error))
     }
 
     pub(super) async fn join(&self, network: &Network, ip: &str) -> Result<(), ContainerError> {
-        let ip = format!("--ip={ip}");
-        docker(["network", "connect", &ip, network.name(), &self.name]).await.map(|_| ())
+        let request = NetworkConnectRequest {
+            container: self.name.clone(),
+            endpoint_config: Some(Network::endpoint(ip)),
+        };
+        let joined = engine().await?.connect_network(network.name(), request).await;
+        joined.map_err(|error| engine_failure(&self.command("network connect"), error))
     }
 
     pub(super) async fn part(&self, network: &Network) -> Result<(), ContainerError> {
-        docker(["network", "disconnect", network.name(), &self.name]).await.map(|_| ())
+        let request = NetworkDisconnectRequest { container: self.name.clone(), force: None };
+        let parted = engine().await?.disconnect_network(network.name(), request).await;
+        parted.map_err(|error| engine_failure(&self.command("network disconnect"), error))
     }
 
     /// What the server printed last, for an error message.
     pub(super) async fn last_words(&self) -> String {
-        docker(["logs", "--tail=5", &self.name]).await.unwrap_or_else(|error| error.to_string())
+        let started = match self.started() {
+            Ok(started) => started,
+            Err(error) => return error.to_string(),
+        };
+        match started.stderr_to_vec().await {
+            Ok(printed) => last_lines(&String::from_utf8_lossy(&printed)),
+            Err(error) => error.to_string(),
+        }
     }
 
-    pub(super) fn start_in_drop(&self) {
-        docker_in_drop(&["start", &self.name]);
+    fn started(&self) -> Result<Arc<ContainerAsync<GenericImage>>, ContainerError> {
+        let started = self.slot().clone();
+        started.ok_or_else(|| ContainerError::Malformed(format!("{} has not been started", self.name)))
     }
 
-    pub(super) fn unpause_in_drop(&self) {
-        docker_in_drop(&["unpause", &self.name]);
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<ContainerAsync<GenericImage>>>> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn join_in_drop(&self, network: &Network, ip: &str) {
-        docker_in_drop(&["network", "connect", "--ip", ip, network.name(), &self.name]);
-    }
-
-    async fn remove(&self) -> Result<(), ContainerError> {
-        self.docker(&["rm", "--force", "--volumes"]).await
-    }
-
-    async fn docker(&self, arguments: &[&str]) -> Result<(), ContainerError> {
-        docker(arguments.iter().chain([&self.name.as_str()])).await.map(|_| ())
+    fn command(&self, verb: &str) -> String {
+        format!("{verb} {}", self.name)
     }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        docker_in_drop(&["rm", "--force", "--volumes", &self.name]);
+        let started = self.slot().take();
+        in_drop(async {
+            match started {
+                Some(started) => drop(started),
+                None => drop(remove_container(&self.name).await),
+            }
+        });
     }
+}
+
+/// Testcontainers would publish the port on every address, and could not label the volume.
+fn on_loopback_with_volume(config: &mut HostConfig) {
+    for binding in config.port_bindings.iter_mut().flat_map(|ports| ports.values_mut()).flatten().flatten() {
+        binding.host_ip = Some("127.0.0.1".to_owned());
+    }
+    // Without a name, so that it goes with the container.
+    config.mounts = Some(vec![Mount {
+        target: Some("/data".to_owned()),
+        typ: Some(MountType::VOLUME),
+        volume_options: Some(MountVolumeOptions { labels: Some(labels()), ..Default::default() }),
+        ..Default::default()
+    }]);
+}
+
+fn name_and_tag(image: &str) -> (&str, &str) {
+    match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (image, "latest"),
+    }
+}
+
+fn last_lines(printed: &str) -> String {
+    let lines: Vec<_> = printed.lines().collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
 fn free_port() -> Result<u16, ContainerError> {
@@ -155,7 +217,33 @@ fn free_port() -> Result<u16, ContainerError> {
         .ok_or_else(|| ContainerError::Malformed(format!("no free loopback port found in {PORTS:?}")))
 }
 
-pub(super) fn is_port_taken(error: &ContainerError) -> bool {
+fn is_port_taken(error: &ContainerError) -> bool {
     matches!(error, ContainerError::Docker { message, .. }
         if message.contains("port is already allocated") || message.contains("address already in use"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_somebody_took_meanwhile_is_told_and_nothing_is_left() {
+        let somebody = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = somebody.local_addr().unwrap().port();
+        let recipe = Recipe { version: Version::Etcd35, port: 2379, program: "etcd", arguments: Vec::new() };
+
+        let container = Container { name: unique_name("server"), port, started: Mutex::new(None) };
+        let refused = container.create(&recipe).await.unwrap_err();
+        assert!(is_port_taken(&refused), "{refused}");
+
+        let name = container.name.clone();
+        drop(container);
+        assert!(engine().await.unwrap().inspect_container(&name, None).await.is_err());
+    }
+
+    #[test]
+    fn an_image_is_named_with_and_without_a_tag() {
+        assert_eq!(name_and_tag("tenure-test/etcd:3.5"), ("tenure-test/etcd", "3.5"));
+        assert_eq!(name_and_tag("registry:5000/etcd"), ("registry:5000/etcd", "latest"));
+    }
 }

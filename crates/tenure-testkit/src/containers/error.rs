@@ -8,10 +8,10 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ContainerError {
-    /// There is no `docker` command.
+    /// There is no socket of an engine.
     #[error(
-        "the tests need Docker, and there is no `docker` command in PATH; `cargo xtask test` installs \
-         Docker's engine on Debian, elsewhere install it by hand"
+        "the tests need Docker, and there is no engine's socket; `cargo xtask test` installs Docker's \
+         engine on Debian, elsewhere install it by hand"
     )]
     NoDocker(#[source] std::io::Error),
     /// The engine does not answer.
@@ -28,10 +28,10 @@ pub enum ContainerError {
         /// The environment variable that names another.
         variable: &'static str,
     },
-    /// A `docker` command failed.
+    /// The engine failed at what the `docker` command of this name does.
     #[error("`docker {command}` failed: {message}")]
     Docker {
-        /// Its arguments.
+        /// The command and its subject.
         command: String,
         /// What it said.
         message: String,

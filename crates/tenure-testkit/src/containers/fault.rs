@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{ContainerError, EtcdAdmin, container::Container, etcd::await_health, network::Network};
+use super::{
+    ContainerError, EtcdAdmin, container::Container, engine::in_drop, etcd::await_health, network::Network,
+};
 
 /// A fault in force. It ends when this is healed or dropped.
 #[must_use = "a fault ends as soon as it is dropped"]
@@ -19,6 +21,16 @@ pub(super) enum Remedy {
     Join { network: Arc<Network>, ip: String },
 }
 
+impl Remedy {
+    async fn apply(&self, container: &Container) -> Result<(), ContainerError> {
+        match self {
+            Self::Start => container.start().await,
+            Self::Unpause => container.unpause().await,
+            Self::Join { network, ip } => container.join(network, ip).await,
+        }
+    }
+}
+
 impl Fault {
     pub(super) fn new(remedy: Remedy, container: Arc<Container>, admin: EtcdAdmin) -> Self {
         Self { remedy: Some(remedy), container, admin }
@@ -33,11 +45,8 @@ impl Fault {
     /// # Cancellation safety
     /// Dropped half-way, the fault is undone all the same, without waiting.
     pub async fn heal(mut self) -> Result<(), ContainerError> {
-        match &self.remedy {
-            Some(Remedy::Start) => self.container.start().await?,
-            Some(Remedy::Unpause) => self.container.unpause().await?,
-            Some(Remedy::Join { network, ip }) => self.container.join(network, ip).await?,
-            None => {}
+        if let Some(remedy) = &self.remedy {
+            remedy.apply(&self.container).await?;
         }
         self.remedy = None;
         await_health(&self.container, &self.admin).await
@@ -46,11 +55,8 @@ impl Fault {
 
 impl Drop for Fault {
     fn drop(&mut self) {
-        match self.remedy.take() {
-            Some(Remedy::Start) => self.container.start_in_drop(),
-            Some(Remedy::Unpause) => self.container.unpause_in_drop(),
-            Some(Remedy::Join { network, ip }) => self.container.join_in_drop(&network, &ip),
-            None => {}
+        if let Some(remedy) = self.remedy.take() {
+            in_drop(async { drop(remedy.apply(&self.container).await) });
         }
     }
 }

@@ -31,7 +31,7 @@ where
 }
 
 /// An error with everything that caused it.
-fn described(error: &dyn std::error::Error) -> String {
+pub(super) fn described(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

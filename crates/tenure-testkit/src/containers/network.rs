@@ -1,8 +1,12 @@
 //! A private network between servers, without a way out.
 
+use testcontainers::bollard::models::{
+    EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkCreateRequest,
+};
+
 use super::{
     ContainerError,
-    docker::{docker, docker_in_drop, label, unique_name},
+    engine::{engine, engine_failure, in_drop, labels, unique_name},
 };
 
 const ATTEMPTS: usize = 20;
@@ -18,13 +22,13 @@ pub(super) struct Network {
 impl Network {
     /// Creates a network on a range of private addresses that no other network has.
     pub(super) async fn create() -> Result<Self, ContainerError> {
+        let engine = engine().await?;
         let mut attempt = 1;
         loop {
             let prefix = format!("10.{}.{}", fastrand::u8(200..250), fastrand::u8(..));
             let network = Self { name: unique_name("peers"), prefix };
-            let subnet = format!("--subnet={}.0/24", network.prefix);
-            let label = format!("--label={}", label());
-            match docker(["network", "create", "--internal", &subnet, &label, &network.name]).await {
+            let created = engine.create_network(network.request()).await;
+            match created.map_err(|error| engine_failure("network create", error)) {
                 Ok(_) => return Ok(network),
                 Err(ContainerError::Docker { message, .. })
                     if attempt < ATTEMPTS && message.contains("overlaps") =>
@@ -36,6 +40,17 @@ impl Network {
         }
     }
 
+    fn request(&self) -> NetworkCreateRequest {
+        let range = IpamConfig { subnet: Some(format!("{}.0/24", self.prefix)), ..Default::default() };
+        NetworkCreateRequest {
+            name: self.name.clone(),
+            internal: Some(true),
+            labels: Some(labels()),
+            ipam: Some(Ipam { config: Some(vec![range]), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -44,10 +59,20 @@ impl Network {
     pub(super) fn ip(&self, member: usize) -> String {
         format!("{}.{}", self.prefix, member + 2)
     }
+
+    /// How a member joins at a fixed address.
+    pub(super) fn endpoint(ip: &str) -> EndpointSettings {
+        let address = EndpointIpamConfig { ipv4_address: Some(ip.to_owned()), ..Default::default() };
+        EndpointSettings { ipam_config: Some(address), ..Default::default() }
+    }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        docker_in_drop(&["network", "rm", &self.name]);
+        in_drop(async {
+            if let Ok(engine) = engine().await {
+                let _ = engine.remove_network(&self.name).await;
+            }
+        });
     }
 }
