@@ -29,7 +29,7 @@ async fn a_url_that_cannot_work() {
         ("etcd://h?ttl=2days", "it must be from 1s to 1day"),
         ("etcd://h?drift=2", "it must be a fraction from 0 to 0.5"),
         ("etcd://h?drift=much", "drift=much is not a fraction"),
-        ("etcd://h?stop_budget=9s", "at most a third of the ttl"),
+        ("etcd://h?stop_budget=9s", "at most 3s 333ms"),
         ("etcd://h?on_disconnect=panic", "it must be ride_out or lose_at_once"),
         ("etcd://h?id=a%20b", "visible ASCII"),
         ("etcd://h?tll=10s", "unknown setting tll; allowed are"),

@@ -54,7 +54,7 @@ pub enum OnOverrun {
     /// Logs an error. The fencing token is then the only thing that protects the resource.
     #[default]
     Log,
-    /// Logs, and calls a function.
+    /// Logs, and calls a function, on the thread that watches all deadlines: it must not block.
     Hook(Arc<dyn Fn(&Overrun) + Send + Sync>),
     /// Logs, and aborts the process: nothing of it runs on beside the next leader.
     Abort,
@@ -198,7 +198,7 @@ impl Config {
         if !(0.0..=0.5).contains(&self.drift) {
             return Err(InvalidConfig::Drift { given: self.drift }.into());
         }
-        self.check_stop_budget(self.ttl)?;
+        check_stop_budget(self.stop_budget(), self.ttl, self.ttl / 3)?;
         if self.request_timeout.is_zero() {
             return Err(InvalidConfig::Time {
                 setting: "request timeout",
@@ -222,17 +222,16 @@ impl Config {
         }
         Ok(())
     }
-
-    /// Whether the stop budget fits a TTL, the one asked for or the one granted.
-    pub(crate) fn check_stop_budget(&self, ttl: Duration) -> Result<(), InvalidConfig> {
-        check_stop_budget(self.stop_budget(), ttl)
-    }
 }
 
-/// Whether `budget` leaves time to lead under a session of `ttl`.
-pub(crate) fn check_stop_budget(budget: Duration, ttl: Duration) -> Result<(), InvalidConfig> {
-    if budget.is_zero() || budget > ttl / 3 {
-        return Err(InvalidConfig::StopBudget { given: budget, ttl });
+/// Whether `budget` leaves time to lead under a session of `ttl`, which allows at most `most`.
+pub(crate) fn check_stop_budget(
+    budget: Duration,
+    ttl: Duration,
+    most: Duration,
+) -> Result<(), InvalidConfig> {
+    if budget.is_zero() || budget > most {
+        return Err(InvalidConfig::StopBudget { given: budget, ttl, most });
     }
     Ok(())
 }
@@ -260,7 +259,7 @@ mod tests {
         );
         assert_eq!(
             message(base().with_stop_budget(Duration::from_secs(9))),
-            "stop budget 9s is not allowed with ttl 10s: it must be more than 0 and at most a third of the ttl (3s 333ms 333us 333ns)"
+            "stop budget 9s is not allowed with ttl 10s: it must be more than 0 and at most 3s 333ms"
         );
         assert_eq!(
             message(base().with_drift(0.9)),

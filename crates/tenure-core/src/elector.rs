@@ -38,7 +38,8 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// Dropping the future withdraws the candidate: no entry stays behind, whatever was under way.
     async fn campaign(&self, election: &str) -> Result<Leadership, Error>;
 
-    /// Leads at once, or not at all: `None` when somebody else does.
+    /// Leads at once, or not at all: `None` when somebody else does, or another campaign of this
+    /// elector stands in the election or has not quite left it.
     ///
     /// # Errors
     /// As [`campaign`](Self::campaign).
@@ -78,6 +79,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// # Behavior
     /// - Campaigns return [`Error::Closed`]; work under [`Leadership::run`] is told to
     ///   stop, and has until its deadline.
+    /// - A guard that is still held, and not dropped, is waited for in the same way.
     /// - Returns when the store has confirmed, or its session has expired in any case.
     /// - A second call waits for the first.
     async fn close(&self);

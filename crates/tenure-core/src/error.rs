@@ -122,13 +122,16 @@ pub enum InvalidConfig {
     },
 
     /// The stop budget leaves no time to lead.
-    #[error("stop budget {} is not allowed with ttl {}: it must be more than 0 and at most a third of the ttl ({})",
-        humantime::format_duration(*.given), humantime::format_duration(*.ttl), humantime::format_duration(*.ttl / 3))]
+    #[error("stop budget {} is not allowed with ttl {}: it must be more than 0 and at most {}",
+        humantime::format_duration(*.given), humantime::format_duration(*.ttl),
+        humantime::format_duration(Duration::from_millis(u64::try_from(most.as_millis()).unwrap_or(u64::MAX))))]
     StopBudget {
         /// What was given.
         given: Duration,
         /// The TTL it has to fit, as asked for or as the store granted it.
         ttl: Duration,
+        /// The largest budget allowed: a third of the TTL, or less where drift and heartbeats need more.
+        most: Duration,
     },
 
     /// A time that must not be zero, or two whose order is wrong.

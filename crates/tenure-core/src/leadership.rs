@@ -5,7 +5,7 @@ use std::{fmt, future::Future, ops::Deref, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CandidateId, ElectionName, Error, FencingToken, InvalidConfig, LossReason, Lost, MAX_VALUE_BYTES, Moment,
+    CandidateId, ElectionName, Error, FencingToken, LossReason, Lost, MAX_VALUE_BYTES, Moment,
     config::check_stop_budget,
     engine::{
         retry::{Retry, timed},
@@ -72,7 +72,8 @@ impl Leadership {
     /// store. An outage is waited for.
     ///
     /// # Cancellation safety
-    /// When the future is dropped, others may read the old value or the new.
+    /// When the future is dropped, others may read the old value or the new. A request that went
+    /// unanswered can still be carried out after a later one.
     pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let value = value.into();
         if value.len() > MAX_VALUE_BYTES {
@@ -133,7 +134,10 @@ impl Leadership {
         let term = Arc::clone(&self.term);
         term.lose(LossReason::Resigned);
         drop(self);
-        term.departed.cancelled().await;
+        tokio::select! {
+            () = term.departed.cancelled() => {}
+            () = term.session.closed.cancelled() => {}
+        }
         if term.session.ended().is_some() {
             term.session.closed.cancelled().await;
         }
@@ -247,7 +251,7 @@ impl LeadershipHandle {
     /// A larger budget holds for the whole leadership from now on: it is over that much before the deadline.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the budget is zero or more than a third of the TTL as granted;
+    /// [`Error::InvalidConfig`] when the budget is zero, or more than the session's TTL allows (a third of it, or less);
     /// otherwise as [`run`](Self::run).
     ///
     /// # Cancellation safety
@@ -257,8 +261,8 @@ impl LeadershipHandle {
         budget: Duration,
         work: F,
     ) -> Result<F::Output, Error> {
-        let check: Result<(), InvalidConfig> = check_stop_budget(budget, self.term.session.spi.granted_ttl());
-        check?;
+        let session = &self.term.session;
+        check_stop_budget(budget, session.spi.granted_ttl(), session.largest_stop_budget())?;
         self.term.raise_budget(budget);
         Ok(self.term.run(work).await?)
     }

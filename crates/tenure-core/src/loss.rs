@@ -23,6 +23,9 @@ pub enum LossReason {
     Dropped,
     /// The elector was closed.
     Closed,
+    /// The session had to be given up: a task ended before its time (a backend panicked, or its
+    /// runtime was shut down), or the store refused to remove an entry.
+    SessionGivenUp,
 }
 
 impl LossReason {
@@ -37,6 +40,7 @@ impl LossReason {
             Self::Resigned => "resigned",
             Self::Dropped => "dropped",
             Self::Closed => "closed",
+            Self::SessionGivenUp => "session_given_up",
         }
     }
 
@@ -57,6 +61,7 @@ impl fmt::Display for LossReason {
             Self::Resigned => "it was resigned",
             Self::Dropped => "its guard was dropped",
             Self::Closed => "the elector was closed",
+            Self::SessionGivenUp => "its session had to be given up",
         })
     }
 }

@@ -16,7 +16,8 @@ pub trait ElectorExt: Elector {
     ///   dropped before the deadline, as under [`run`](LeadershipHandle::run).
     /// - When the work returns, resigns, pauses and campaigns again. The pauses are
     ///   jittered, and grow while the work fails ([`Config::with_after_work`](crate::Config::with_after_work)).
-    /// - When leadership is lost, campaigns again at once.
+    /// - When leadership is lost, campaigns again: at once after a term that lasted, after such a
+    ///   pause when terms are short.
     /// - When `shutdown` completes, tells the work to stop, waits for it, at most until the
     ///   deadline, resigns and returns.
     ///
@@ -54,9 +55,10 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                 leadership = self.campaign(election) => leadership?,
             };
             let token = leadership.fencing_token();
+            let since = tokio::time::Instant::now();
             let mut stopping = false;
             let outcome = {
-                let mut running = pin!(leadership.run(work(leadership.handle())));
+                let mut running = pin!(leadership.run(async { work(leadership.handle()).await }));
                 loop {
                     tokio::select! {
                         biased;
@@ -77,7 +79,13 @@ impl<E: Elector + ?Sized> ElectorExt for E {
             let pause = match (outcome, lost) {
                 (_, Some(reason)) => {
                     info!(election, token = token.get(), %reason, "leadership lost; campaigning again");
-                    Duration::ZERO
+                    // Not at once when terms are short: whatever ends them would end them for ever.
+                    if since.elapsed() >= self.work_backoff().max {
+                        retry.reset();
+                        Duration::ZERO
+                    } else {
+                        retry.next_wait()
+                    }
                 }
                 (Ok(Err(error)), None) => {
                     let pause = retry.next_wait();

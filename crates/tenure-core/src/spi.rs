@@ -12,6 +12,7 @@
 //!   store counts as unknown; the engine resolves it with [`leave`](BackendSession::leave).
 //! - An error that does not say for certain what the store did is
 //!   [`Unavailable`](BackendErrorKind::Unavailable).
+//! - Dropping a session or a backend works on any thread, outside a runtime too.
 //! - Entries of strangers are ignored or shown, never changed or deleted.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
@@ -58,7 +59,8 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// - Ends with an error when the store is lost; the engine observes again.
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError>;
 
-    /// Lets go of connections, tasks and threads. Sessions have been closed before.
+    /// Lets go of connections, tasks and threads, when the elector is closed (not when it is merely
+    /// dropped). Sessions have been closed before.
     async fn close(&self) {}
 }
 

@@ -147,7 +147,9 @@ impl StoreElector {
                     debug!(%error, "asking again");
                 }
             }
-            retry.pause().await;
+            if end_with(shared, retry.pause()).await.is_none() {
+                return Err(Error::Closed);
+            }
         }
     }
 }
@@ -223,7 +225,9 @@ impl Elector for StoreElector {
                     }
                     debug!(%election, %error, "observing again");
                 }
-                retry.pause().await;
+                if end_with(&shared, retry.pause()).await.is_none() {
+                    return;
+                }
             }
         }
         .boxed()

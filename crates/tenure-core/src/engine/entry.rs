@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     retry::{Retry, timed},
@@ -61,6 +61,7 @@ struct Task<'a> {
 
 /// Enters, waits, leads, leaves.
 pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
+    let unfinished = Unfinished(&session);
     let mut task =
         Task { session: &session, request: request(&candidacy), candidacy, uncertain: false, entry: None };
     match task.until_leading().await {
@@ -81,6 +82,17 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
             });
         }
     }
+    std::mem::forget(unfinished);
+}
+
+/// Ends the session when an entry's task ends before its time (a panic in a backend, a runtime
+/// that is shut down): nobody would watch the entry any more, nor remove it.
+struct Unfinished<'a>(&'a Session);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.end(LossReason::SessionGivenUp);
+    }
 }
 
 /// A new request: its nonce is never used again, so that two entries are never taken for each other.
@@ -96,6 +108,7 @@ fn request(candidacy: &Candidacy) -> EntryRequest {
 impl Task<'_> {
     /// Enters and waits until the entry leads; again under a new entry when its own was deleted.
     async fn until_leading(&mut self) -> Result<(FencingToken, Entry, CancellationToken), Stop> {
+        let mut retry = Retry::new(self.session.shared.config.retry);
         loop {
             let entered = self.enter().await?;
             let gone = CancellationToken::new();
@@ -118,6 +131,7 @@ impl Task<'_> {
             // Gone for certain, or deleted by this: never two entries at a time.
             self.depart().await;
             self.request = request(&self.candidacy);
+            self.pause(&mut retry).await?;
         }
     }
 
@@ -163,7 +177,10 @@ impl Task<'_> {
                 answer = session.spi.wait_turn(entry) => answer,
             };
             match answer {
-                Ok(token) => return Ok(Some(token)),
+                Ok(token) => {
+                    session.shared.status.answered();
+                    return Ok(Some(token));
+                }
                 Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(None),
                 Err(error) => self.judge(error, "waiting again")?,
             }
@@ -202,12 +219,30 @@ impl Task<'_> {
 
     /// Leads until the leadership is over and its work has stopped; then removes the entry.
     async fn lead(&mut self, term: &Arc<Term>, gone: &CancellationToken) {
-        tokio::select! {
-            biased;
-            // Also when the session ends: its token is the parent's.
-            () = term.stop.cancelled() => {}
-            () = gone.cancelled() => term.lose(LossReason::EntryGone),
-            () = self.watch_own_entry(&term.entry) => term.lose(LossReason::EntryGone),
+        {
+            let mut is_gone = std::pin::pin!(async {
+                tokio::select! {
+                    () = gone.cancelled() => {}
+                    () = self.watch_own_entry(&term.entry) => {}
+                }
+            });
+            tokio::select! {
+                biased;
+                // Also when the session ends: its token is the parent's.
+                () = term.stop.cancelled() => {
+                    // Its work may go on for a while, but not beside a successor.
+                    tokio::select! {
+                        biased;
+                        () = term.wait_stopped() => {}
+                        () = &mut is_gone => term.drop_work(),
+                    }
+                }
+                () = &mut is_gone => term.lose(LossReason::EntryGone),
+            }
+        }
+        if let Some(end) = self.session.ended() {
+            info!(election = %term.election, candidate = %term.candidate, token = term.token.get(),
+                reason = %end.reason, "leads no more");
         }
         term.wait_stopped().await;
         self.depart().await;
@@ -225,10 +260,8 @@ impl Task<'_> {
                     session.end(LossReason::SessionExpired);
                     return;
                 }
-                Err(error) => {
-                    session.shared.status.failed(&error);
-                    debug!(election = %entry.election, %error, "watching the own entry again");
-                }
+                // Not for the status: the heartbeats say whether the store answers.
+                Err(error) => debug!(election = %entry.election, %error, "watching the own entry again"),
             }
             retry.pause().await;
         }
@@ -252,9 +285,18 @@ impl Task<'_> {
                 answer = timed("leaving", shared.config.request_timeout, leaving) => answer,
             };
             match answer {
-                Ok(()) => break,
+                Ok(()) => {
+                    shared.status.answered();
+                    break;
+                }
                 Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                     session.end(LossReason::SessionExpired);
+                    return;
+                }
+                Err(error) if error.is_permanent() => {
+                    shared.status.failed(&error);
+                    error!(election = %self.candidacy.election, %error, "the store refuses to remove the entry; its session ends");
+                    session.end(LossReason::SessionGivenUp);
                     return;
                 }
                 Err(error) => {

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{Moment, spi::EntryRequest};
 
 /// At most so many are remembered; the oldest is the likeliest to have been carried out or lost.
-const MOST: usize = 1024;
+const MOST: usize = 4096;
 
 #[derive(Debug, Default)]
 pub(crate) struct Graves(VecDeque<Grave>);
@@ -24,7 +24,7 @@ impl Graves {
         if self.0.len() == MOST {
             self.0.pop_front();
         }
-        self.0.push_back(Grave { request, due: now + wait, wait, longest: wait * 16 });
+        self.0.push_back(Grave { request, due: now + wait, wait, longest: wait * 3 });
     }
 
     /// The requests whose entries have to be looked for now.

@@ -1,12 +1,14 @@
 //! The task of a session: heartbeats, their confirmation, and closing.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use tracing::{debug, warn};
+use futures::{FutureExt, StreamExt, stream};
+use tracing::{debug, error, warn};
 
 use super::{
     retry::{Retry, timed},
     session::Session,
+    window::Sent,
 };
 use crate::{
     Backoff, LossReason, Moment, OnDisconnect,
@@ -14,10 +16,9 @@ use crate::{
 };
 
 /// Keeps `session`, asked for at `opened`, alive until it ends or nothing needs it; then closes it.
-pub(crate) async fn keep(session: Arc<Session>, opened: Moment) {
+pub(crate) async fn keep(session: Arc<Session>, opened: Sent) {
     let shared = &session.shared;
-    // Also when a backend panics: whoever waits for the closing must not wait for ever.
-    let _closed = session.closed.clone().drop_guard();
+    let _ends = Ends(&session);
     let unneeded = async {
         shared.abandoned.cancelled().await;
         session.entries.close();
@@ -28,55 +29,101 @@ pub(crate) async fn keep(session: Arc<Session>, opened: Moment) {
         () = session.stop.cancelled() => {}
         () = shared.closing.cancelled() => session.end(LossReason::Closed),
         () = unneeded => session.end(LossReason::Closed),
-        () = beat(&session, opened) => {}
-        () = bury(&session) => {}
+        outcome = AssertUnwindSafe(beat(&session, opened)).catch_unwind() => panicked(&session, outcome),
+        outcome = AssertUnwindSafe(bury(&session)).catch_unwind() => panicked(&session, outcome),
     }
     // First the work, then the entries: whoever is next must find nothing running.
     session.entries.close();
     session.entries.wait().await;
     close(&session).await;
-    shared.status.session_closed(&session.spi.id());
+}
+
+/// Tells everybody that the session is over, also when its task ends before its time: a panic
+/// in a backend, or a runtime that is shut down.
+struct Ends<'a>(&'a Arc<Session>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.end(LossReason::SessionGivenUp);
+        self.0.shared.status.session_closed(&self.0.spi.id());
+        self.0.closed.cancel();
+    }
+}
+
+fn panicked(session: &Session, outcome: std::thread::Result<()>) {
+    if outcome.is_err() {
+        error!(session = session.spi.id(), "a backend has panicked; its session ends");
+        session.end(LossReason::SessionGivenUp);
+    }
 }
 
 /// The first wait before an unanswered heartbeat is sent again. The longest stays a small part of
 /// the TTL: there is little time left.
 const RETRY_HEARTBEAT: Duration = Duration::from_millis(20);
 
-/// How often a heartbeat is sent, and how heartbeats are confirmed.
-fn interval(proof: Proof, ttl: Duration) -> Duration {
+/// How often a heartbeat is sent: a third of the TTL, or more often where drift bound, stop
+/// budget and confirmation leave less time.
+fn interval(proof: Proof, ttl: Duration, drift: f64, budget: Duration) -> Duration {
+    let usable = ttl.mul_f64(1.0 - drift).saturating_sub(budget);
     match proof {
-        Proof::Later { gap } => gap.min(ttl / 3),
-        _ => ttl / 3,
+        // What is confirmed is a gap old, and up to an interval more; and one heartbeat may be lost.
+        Proof::Later { gap } => gap.min(ttl / 3).min(usable.saturating_sub(wide(gap, drift)) / 3),
+        _ => (ttl / 3).min(usable / 2),
     }
 }
 
+/// A gap that is none too short by the store's clock either.
+fn wide(gap: Duration, drift: f64) -> Duration {
+    gap.div_f64(1.0 - drift)
+}
+
+/// The largest stop budget with which a session can be kept whose heartbeats follow `budget`.
+pub(crate) fn largest_stop_budget(proof: Proof, ttl: Duration, drift: f64, budget: Duration) -> Duration {
+    let length = ttl.mul_f64(1.0 - drift);
+    let interval = interval(proof, ttl, drift, budget).max(ttl / 100);
+    let used = match proof {
+        Proof::Process => Duration::ZERO,
+        Proof::Later { gap } => wide(gap, drift) + interval * 5 / 2,
+        _ => interval * 3 / 2,
+    };
+    length.saturating_sub(used).min(ttl / 3)
+}
+
 /// Sends heartbeats until the session ends.
-async fn beat(session: &Arc<Session>, opened: Moment) {
+async fn beat(session: &Arc<Session>, opened: Sent) {
     if !session.needs_heartbeats() {
         return std::future::pending().await;
     }
     let shared = &session.shared;
     let proof = session.spi.proof();
-    let interval = interval(proof, session.spi.granted_ttl());
-    let limit = shared.config.request_timeout.min(session.spi.granted_ttl() / 3);
-    let longest = (limit / 8).max(RETRY_HEARTBEAT);
+    let drift = shared.config.drift;
+    let interval = interval(proof, session.spi.granted_ttl(), drift, session.window.budget());
+    // So short that there is time for another one.
+    let limit = shared.config.request_timeout.min(match proof {
+        Proof::Later { .. } => interval / 2,
+        _ => interval,
+    });
+    let longest = (limit / 16).max(RETRY_HEARTBEAT);
     let mut retry = Retry::new(Backoff { min: RETRY_HEARTBEAT, max: longest });
-    let mut unconfirmed: VecDeque<(Moment, Heartbeat)> = VecDeque::new();
-    let mut next = opened + interval;
+    let mut unconfirmed: VecDeque<(Sent, Heartbeat)> = VecDeque::new();
+    let mut next = opened.at + interval;
     loop {
         shared.clock.sleep_until(next).await;
         // Read before the request is handed to the client: the store counts from no earlier.
-        let sent = shared.clock.now();
+        let sent = Sent::now(&*shared.clock);
         let outcome = match timed("heartbeat", limit, session.spi.heartbeat()).await {
             Ok(heartbeat) if heartbeat.ttl.is_zero() => {
                 session.end(LossReason::SessionExpired);
                 return;
             }
             Ok(heartbeat) => {
+                if session.window.shorten(sent.at, heartbeat.ttl) {
+                    shared.watchdog.wake();
+                }
                 let proven = match proof {
                     Proof::Answer => Ok(Some((sent, heartbeat))),
                     Proof::Later { gap } => {
-                        let proven = confirmed_by_later(&mut unconfirmed, sent, gap);
+                        let proven = confirmed_by_later(&mut unconfirmed, sent.at, wide(gap, drift));
                         unconfirmed.push_back((sent, heartbeat));
                         Ok(proven)
                     }
@@ -96,10 +143,10 @@ async fn beat(session: &Arc<Session>, opened: Moment) {
                 }
                 shared.status.answered();
                 retry.reset();
-                next = sent + interval;
+                next = sent.at + interval;
             }
             // The next heartbeat, a gap later, will confirm this one.
-            Ok((None, true)) => next = sent + interval,
+            Ok((None, true)) => next = sent.at + interval,
             Ok((None, false)) => {
                 debug!(
                     session = session.spi.id(),
@@ -135,13 +182,13 @@ fn failed(session: &Session, error: &BackendError) {
 
 /// The newest of the answered heartbeats that were sent at least `gap` before `sent`.
 fn confirmed_by_later(
-    unconfirmed: &mut VecDeque<(Moment, Heartbeat)>,
+    unconfirmed: &mut VecDeque<(Sent, Heartbeat)>,
     sent: Moment,
     gap: Duration,
-) -> Option<(Moment, Heartbeat)> {
+) -> Option<(Sent, Heartbeat)> {
     let mut proven = None;
     while let Some((earlier, _)) = unconfirmed.front() {
-        if *earlier + gap > sent {
+        if earlier.at + gap > sent {
             break;
         }
         proven = unconfirmed.pop_front();
@@ -176,7 +223,7 @@ async fn bury(session: &Session) {
     loop {
         tokio::time::sleep(first).await;
         let due = session.graves().due(shared.clock.now());
-        for request in due {
+        let leaving = due.into_iter().map(|request| async move {
             let limit = shared.config.request_timeout;
             match timed("leaving", limit, session.spi.leave(&request, None)).await {
                 Ok(()) => session.graves().left(&request, shared.clock.now()),
@@ -184,7 +231,8 @@ async fn bury(session: &Session) {
                     debug!(election = %request.election, %error, "not yet known whether a withdrawn entry is gone");
                 }
             }
-        }
+        });
+        stream::iter(leaving).buffer_unordered(16).collect::<()>().await;
     }
 }
 
@@ -198,7 +246,9 @@ async fn close(session: &Session) {
     let expired = shared.clock.now() + granted.mul_f64(1.0 + shared.config.drift) + Duration::from_secs(1);
     let mut retry = Retry::new(shared.config.retry);
     loop {
-        match timed("closing the session", shared.config.request_timeout, session.spi.close()).await {
+        let left = expired.since(shared.clock.now()).max(RETRY_HEARTBEAT);
+        let limit = shared.config.request_timeout.min(left);
+        match timed("closing the session", limit, session.spi.close()).await {
             Ok(()) => return,
             Err(error) if error.kind() == BackendErrorKind::SessionGone => return,
             Err(error) => {
@@ -224,16 +274,20 @@ mod tests {
         Moment::from_nanos(millis * 1_000_000)
     }
 
+    fn sent(millis: u64) -> Sent {
+        Sent { at: at(millis), wall_offset: 0 }
+    }
+
     /// Hazard Z18: an answered write is confirmed only by one that was sent long enough after it.
     #[test]
     fn an_answer_is_confirmed_by_a_later_heartbeat_only() {
         let gap = Duration::from_millis(1_500);
-        let mut unconfirmed = VecDeque::from([(at(0), BEAT)]);
+        let mut unconfirmed = VecDeque::from([(sent(0), BEAT)]);
         assert_eq!(confirmed_by_later(&mut unconfirmed, at(1_499), gap), None);
-        unconfirmed.push_back((at(1_499), BEAT));
-        assert_eq!(confirmed_by_later(&mut unconfirmed, at(1_600), gap), Some((at(0), BEAT)));
-        unconfirmed.push_back((at(1_600), BEAT));
-        assert_eq!(confirmed_by_later(&mut unconfirmed, at(3_100), gap), Some((at(1_600), BEAT)));
+        unconfirmed.push_back((sent(1_499), BEAT));
+        assert_eq!(confirmed_by_later(&mut unconfirmed, at(1_600), gap), Some((sent(0), BEAT)));
+        unconfirmed.push_back((sent(1_600), BEAT));
+        assert_eq!(confirmed_by_later(&mut unconfirmed, at(3_100), gap), Some((sent(1_600), BEAT)));
         assert!(unconfirmed.is_empty());
     }
 }

@@ -10,10 +10,11 @@ use super::{
     retry::{Retry, timed},
     session::Session,
     watchdog::Watched,
-    window::Window,
+    window::{Sent, Window},
 };
 use crate::{
     Error, InvalidConfig,
+    config::check_stop_budget,
     spi::{BackendError, BackendErrorKind, BackendSession, Proof},
 };
 
@@ -26,7 +27,8 @@ pub(crate) struct Opener {
 enum State {
     #[default]
     Idle,
-    Opening(Arc<watch::Sender<Option<Opened>>>),
+    /// Weak: when the task that opens ends before its time, nobody waits for it.
+    Opening(Weak<watch::Sender<Option<Opened>>>),
     Open(Arc<Session>),
 }
 
@@ -55,23 +57,24 @@ impl Opener {
     pub(crate) async fn session(&self, shared: &Arc<Shared>) -> Result<Arc<Session>, Error> {
         let mut opened = {
             let mut state = lock(&self.state);
-            match &*state {
+            let opening = match &*state {
                 State::Open(session) if session.ended().is_none() => return Ok(Arc::clone(session)),
-                State::Opening(sender) => sender.subscribe(),
-                _ => {
-                    let (sender, receiver) = watch::channel(None);
-                    let sender = Arc::new(sender);
-                    *state = State::Opening(Arc::clone(&sender));
-                    shared.tasks.spawn(open(Arc::clone(shared), Arc::clone(&self.state), sender));
-                    receiver
-                }
-            }
+                State::Opening(sender) => sender.upgrade().map(|sender| sender.subscribe()),
+                _ => None,
+            };
+            opening.unwrap_or_else(|| {
+                let (sender, receiver) = watch::channel(None);
+                let sender = Arc::new(sender);
+                *state = State::Opening(Arc::downgrade(&sender));
+                shared.tasks.spawn(open(Arc::clone(shared), Arc::clone(&self.state), sender));
+                receiver
+            })
         };
         let outcome = opened.wait_for(Option::is_some).await.map(|opened| opened.clone());
         match outcome {
             Ok(Some(opened)) => Ok(opened?),
             _ if shared.closing.is_cancelled() => Err(Error::Closed),
-            _ => Err(Error::TaskEnded("opening a session panicked, or the runtime shut down")),
+            _ => Err(Error::TaskEnded("opening a session panicked, or its runtime was shut down")),
         }
     }
 }
@@ -80,21 +83,8 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets an opening that came to nothing, however it ended; those who wait for it are told.
-struct Opening(Arc<Mutex<State>>);
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        let mut state = lock(&self.0);
-        if matches!(*state, State::Opening(_)) {
-            *state = State::Idle;
-        }
-    }
-}
-
 /// Tries until a session is open, the failure is permanent, or nobody waits.
 async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::Sender<Option<Opened>>>) {
-    let _opening = Opening(Arc::clone(&state));
     let mut retry = Retry::new(shared.config.retry);
     loop {
         // Not interrupted by a drop of the waiters, so that no session is left without an owner.
@@ -140,7 +130,7 @@ async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::
 async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     let config = &shared.config;
     let clock = &*shared.clock;
-    let sent = clock.now();
+    let sent = Sent::now(clock);
     let spi = timed("opening a session", config.request_timeout, shared.backend.open_session(config.ttl))
         .await
         .map_err(OpenError::Backend)?;
@@ -148,14 +138,15 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     let window = if spi.proof() == Proof::Process {
         Window::endless(clock, ttl, config.drift, config.stop_budget())
     } else {
-        Window::opened(clock, sent, ttl, config.drift, config.stop_budget())
+        Window::opened(sent, ttl, config.drift, config.stop_budget())
     };
-    if let Err(error) = config.check_stop_budget(ttl) {
-        close_unused(shared, spi).await;
+    let most = keeper::largest_stop_budget(spi.proof(), ttl, config.drift, config.stop_budget());
+    if let Err(error) = check_stop_budget(config.stop_budget(), ttl, most) {
+        close_unused(shared, &*spi).await;
         return Err(OpenError::Config(error));
     }
     if window.check(clock, window.budget()).is_err() {
-        close_unused(shared, spi).await;
+        close_unused(shared, &*spi).await;
         return Err(OpenError::Backend(BackendError::new(
             BackendErrorKind::Unavailable,
             "opening a session took nearly as long as the session lives",
@@ -163,20 +154,21 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     }
     let session = Session::new(spi, Arc::clone(shared), window);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
-    shared.watchdog.watch(watched).map_err(|error| {
-        OpenError::Backend(BackendError::with_source(
+    if let Err(error) = shared.watchdog.watch(watched) {
+        close_unused(shared, &*session.spi).await;
+        return Err(OpenError::Backend(BackendError::with_source(
             BackendErrorKind::Unavailable,
             "the watchdog thread cannot be started",
             error,
-        ))
-    })?;
+        )));
+    }
     shared.status.session_opened(session.spi.id());
     debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
     shared.tasks.spawn(keeper::keep(Arc::clone(&session), sent));
     Ok(session)
 }
 
-async fn close_unused(shared: &Shared, spi: Box<dyn BackendSession>) {
+async fn close_unused(shared: &Shared, spi: &dyn BackendSession) {
     if let Err(error) = timed("closing a session", shared.config.request_timeout, spi.close()).await {
         warn!(%error, "an unused session was not closed; it expires by itself");
     }

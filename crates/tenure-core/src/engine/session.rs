@@ -9,7 +9,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Shared, graves::Graves, term::Term, watchdog::Watched, window::Window};
+use super::{Shared, graves::Graves, keeper, term::Term, watchdog::Watched, window::Window};
 use crate::{
     ElectionName, LossReason, Moment,
     spi::{BackendSession, Entry, Proof},
@@ -125,6 +125,12 @@ impl Session {
     /// The time between dropping work and the last instant.
     pub(crate) fn drop_margin(&self) -> Duration {
         DROP_MARGIN.min(self.window.budget() / 4)
+    }
+
+    /// The largest stop budget that work can ask for.
+    pub(crate) fn largest_stop_budget(&self) -> Duration {
+        let drift = self.shared.config.drift;
+        keeper::largest_stop_budget(self.spi.proof(), self.spi.granted_ttl(), drift, self.window.budget())
     }
 
     /// Whether heartbeats have to be sent.

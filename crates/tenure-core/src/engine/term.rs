@@ -5,7 +5,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
     time::Duration,
@@ -35,6 +35,8 @@ pub(crate) struct Term {
     /// When the watchdog had the work dropped.
     dropped_at: OnceLock<Moment>,
     overrun_reported: AtomicBool,
+    /// How much work is being polled at this moment.
+    polled: AtomicUsize,
     pub(crate) stop: CancellationToken,
     hard: CancellationToken,
     /// Work under way; closed when the guard has gone.
@@ -60,6 +62,7 @@ impl Term {
             budget: AtomicU64::new(0),
             dropped_at: OnceLock::new(),
             overrun_reported: AtomicBool::new(false),
+            polled: AtomicUsize::new(0),
             stop: session.stop.child_token(),
             hard: session.hard.child_token(),
             works: TaskTracker::new(),
@@ -113,6 +116,11 @@ impl Term {
         }
     }
 
+    /// Drops work that was told to stop before.
+    pub(crate) fn drop_work(&self) {
+        self.hard.cancel();
+    }
+
     /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
     pub(crate) fn stop_by(&self) -> Moment {
         self.ended().map_or(Moment::NEVER, |end| end.stop_by)
@@ -160,14 +168,21 @@ impl Term {
 
     /// Work has gone on past its last instant: it blocks its thread, or the runtime is blocked.
     fn report_overrun(&self) {
-        if self.overrun_reported.swap(true, Ordering::AcqRel) {
+        // Work that nobody polls does nothing, and is dropped with its next poll.
+        if self.polled.load(Ordering::Acquire) == 0 || self.overrun_reported.swap(true, Ordering::AcqRel) {
             return;
         }
         error!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
             "work has not stopped by the deadline; only its fencing token protects the resource now");
         match &self.session.shared.config.on_overrun {
             OnOverrun::Log => {}
-            OnOverrun::Hook(hook) => hook(&Overrun { election: self.election.clone(), token: self.token }),
+            OnOverrun::Hook(hook) => {
+                let overrun = Overrun { election: self.election.clone(), token: self.token };
+                // This thread watches all other deadlines too.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&overrun))).is_err() {
+                    error!(election = %self.election, "the overrun hook has panicked");
+                }
+            }
             OnOverrun::Abort => std::process::abort(),
         }
     }
@@ -177,9 +192,10 @@ impl Term {
     /// The loss is polled before the work, so that work which was not polled for a while is
     /// dropped rather than resumed.
     pub(crate) async fn run<F: Future>(self: &Arc<Self>, work: F) -> Result<F::Output, Lost> {
-        self.check()?;
+        // Counted first: whoever ends the leadership after the check waits for this work.
         let _tracked = self.works.token();
         self.session.attend(self);
+        self.check()?;
         let mut hard = pin!(self.hard.cancelled());
         let mut work = pin!(work);
         std::future::poll_fn(|context| {
@@ -187,6 +203,8 @@ impl Term {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
                 return Poll::Ready(Err(Lost::new(reason)));
             }
+            self.polled.fetch_add(1, Ordering::AcqRel);
+            let _polled = Polled(&self.polled);
             work.as_mut().poll(context).map(Ok)
         })
         .await
@@ -204,5 +222,13 @@ impl Term {
             () = self.works.wait() => {}
             () = self.session.shared.clock.sleep_until(self.stop_by()) => {}
         }
+    }
+}
+
+struct Polled<'a>(&'a AtomicUsize);
+
+impl Drop for Polled<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

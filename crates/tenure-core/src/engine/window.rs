@@ -7,6 +7,20 @@ use std::{
 
 use crate::{Clock, LossReason, Moment};
 
+/// When a request was handed to the store's client, by both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) at: Moment,
+    /// Time of day minus clock.
+    pub(crate) wall_offset: i64,
+}
+
+impl Sent {
+    pub(crate) fn now(clock: &dyn Clock) -> Self {
+        Self { at: clock.now(), wall_offset: wall_offset(clock) }
+    }
+}
+
 /// The time in which a session's leaderships are valid.
 ///
 /// One atomic for all leaderships of a session, so that a renewal costs the same for
@@ -14,7 +28,7 @@ use crate::{Clock, LossReason, Moment};
 #[derive(Debug)]
 pub(crate) struct Window {
     deadline: AtomicU64,
-    /// Time of day minus clock, when the deadline was last moved.
+    /// Time of day minus clock, when the heartbeat behind the deadline was sent.
     wall_offset: AtomicI64,
     budget: Duration,
     ttl: Duration,
@@ -23,27 +37,21 @@ pub(crate) struct Window {
 
 impl Window {
     /// A window whose session was asked for at `sent` and granted `ttl`.
-    pub(crate) fn opened(
-        clock: &dyn Clock,
-        sent: Moment,
-        ttl: Duration,
-        drift: f64,
-        budget: Duration,
-    ) -> Self {
+    pub(crate) fn opened(sent: Sent, ttl: Duration, drift: f64, budget: Duration) -> Self {
         let window = Self {
             deadline: AtomicU64::new(0),
-            wall_offset: AtomicI64::new(wall_offset(clock)),
+            wall_offset: AtomicI64::new(sent.wall_offset),
             budget,
             ttl,
             drift,
         };
-        window.deadline.store(window.until(sent, ttl).as_nanos(), Ordering::Release);
+        window.deadline.store(window.until(sent.at, ttl).as_nanos(), Ordering::Release);
         window
     }
 
     /// A window that never closes: the kernel ends the session with the process.
     pub(crate) fn endless(clock: &dyn Clock, ttl: Duration, drift: f64, budget: Duration) -> Self {
-        let window = Self::opened(clock, clock.now(), ttl, drift, budget);
+        let window = Self::opened(Sent::now(clock), ttl, drift, budget);
         window.deadline.store(Moment::NEVER.as_nanos(), Ordering::Release);
         window
     }
@@ -86,19 +94,26 @@ impl Window {
 
     /// Moves the deadline for a heartbeat sent at `sent`, now that it is confirmed. Never
     /// backwards, and not at all once the window has closed: work has been told to stop then.
-    pub(crate) fn credit(&self, clock: &dyn Clock, sent: Moment, ttl: Duration) -> Result<(), LossReason> {
+    pub(crate) fn credit(&self, clock: &dyn Clock, sent: Sent, ttl: Duration) -> Result<(), LossReason> {
         loop {
             self.check(clock, self.budget)?;
             let current = self.deadline.load(Ordering::Acquire);
-            let moved = self.until(sent, ttl).as_nanos();
+            let moved = self.until(sent.at, ttl).as_nanos();
             if moved <= current {
                 return Ok(());
             }
             if self.deadline.compare_exchange(current, moved, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                self.wall_offset.store(wall_offset(clock), Ordering::Relaxed);
+                self.wall_offset.store(sent.wall_offset, Ordering::Relaxed);
                 return Ok(());
             }
         }
+    }
+
+    /// The store keeps the session for `ttl` from now on, and that may be less than it did: no
+    /// deadline lies beyond it. True when the deadline came nearer.
+    pub(crate) fn shorten(&self, sent: Moment, ttl: Duration) -> bool {
+        let latest = self.until(sent, ttl).as_nanos();
+        self.deadline.fetch_min(latest, Ordering::AcqRel) > latest
     }
 
     fn wall_slack(&self) -> i64 {
@@ -121,7 +136,7 @@ mod tests {
     const BUDGET: Duration = Duration::from_secs(1);
 
     fn window(clock: &SimClock) -> Window {
-        Window::opened(clock, clock.now(), TTL, 0.1, BUDGET)
+        Window::opened(Sent::now(clock), TTL, 0.1, BUDGET)
     }
 
     /// Hazards G2 and G22: the deadline is counted from before the request was sent, less the drift bound.
@@ -131,7 +146,7 @@ mod tests {
         let window = window(&clock);
         let sent = clock.now();
         tokio::time::advance(Duration::from_secs(3)).await;
-        window.credit(&clock, sent + Duration::from_secs(1), TTL).unwrap();
+        window.credit(&clock, Sent { at: sent + Duration::from_secs(1), ..Sent::now(&clock) }, TTL).unwrap();
         assert_eq!(window.deadline(), sent + Duration::from_secs(10));
     }
 
@@ -140,7 +155,9 @@ mod tests {
         let clock = SimClock::new();
         let window = window(&clock);
         let before = window.deadline();
-        window.credit(&clock, clock.now() - Duration::from_secs(5), TTL).unwrap();
+        window
+            .credit(&clock, Sent { at: clock.now() - Duration::from_secs(5), ..Sent::now(&clock) }, TTL)
+            .unwrap();
         assert_eq!(window.deadline(), before);
     }
 
@@ -153,7 +170,7 @@ mod tests {
         assert_eq!(window.check(&clock, BUDGET), Ok(()));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(window.check(&clock, BUDGET), Err(LossReason::Deadline));
-        assert_eq!(window.credit(&clock, clock.now(), TTL), Err(LossReason::Deadline));
+        assert_eq!(window.credit(&clock, Sent::now(&clock), TTL), Err(LossReason::Deadline));
         assert_eq!(window.check(&clock, BUDGET), Err(LossReason::Deadline));
     }
 
@@ -175,7 +192,7 @@ mod tests {
         assert_eq!(window.check(&clock, BUDGET), Ok(()));
         clock.jump_wall(Duration::from_millis(400));
         assert_eq!(window.check(&clock, BUDGET), Err(LossReason::ClockJump));
-        assert_eq!(window.credit(&clock, clock.now(), TTL), Err(LossReason::ClockJump));
+        assert_eq!(window.credit(&clock, Sent::now(&clock), TTL), Err(LossReason::ClockJump));
     }
 
     /// Hazard G22: a clock that runs slow by less than the drift bound still closes the window before the store's TTL is over.
