@@ -77,7 +77,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// Ends all campaigns and leaderships, waits for their work to stop, and closes the session.
     ///
     /// # Behavior
-    /// - Campaigns return [`Error::Closed`]; work under [`Leadership::run`] is told to
+    /// - Campaigns return [`Error::Closed`]; work under [`run`](crate::LeadershipHandle::run) is told to
     ///   stop, and has until its deadline.
     /// - A guard that is still held, and not dropped, is waited for in the same way.
     /// - Returns when the store has confirmed, or its session has expired in any case.

@@ -82,8 +82,8 @@ impl From<BackendError> for Error {
     }
 }
 
-/// Leadership is over: what [`Leadership::ensure`](crate::Leadership::ensure) and
-/// [`Leadership::run`](crate::Leadership::run) return then.
+/// Leadership is over: what [`Leadership::ensure`](crate::LeadershipHandle::ensure) and
+/// [`Leadership::run`](crate::LeadershipHandle::run) return then.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("leadership is over: {reason}")]
 #[non_exhaustive]

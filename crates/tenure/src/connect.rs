@@ -24,6 +24,21 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `id` | who this candidate is | host, process id and a random number |
 /// | `value` | what others can read of it | nothing |
 ///
+/// etcd takes `user:password@` before its hosts, and these settings besides:
+///
+/// | setting | what | default |
+/// |---|---|---|
+/// | `password_file` | a file with the password, so that no URL holds it | none |
+/// | `connect_timeout` | after how long a member that does not accept is given up for now | 1 s |
+/// | `attempt_timeout` | after how long one member's answer is given up for now | 2 s |
+/// | `hedge` | after how long the next member is asked as well | 300 ms |
+///
+/// Its user has to be allowed to read and write everything below the prefix. The path is the
+/// prefix; without one it is `/tenure`.
+///
+/// The local store works between the processes of one machine, needs a tokio runtime with
+/// `enable_all`, and refuses network file systems.
+///
 /// Nothing is asked of the store yet: one that cannot be reached now is waited for by the first
 /// campaign.
 ///
