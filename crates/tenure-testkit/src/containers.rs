@@ -6,6 +6,7 @@
 //! keep their data in a volume that goes with them.
 //!
 //! ```no_run
+//! # #![allow(dead_code)]
 //! # async fn example() -> Result<(), tenure_testkit::containers::ContainerError> {
 //! use tenure_testkit::containers::{EtcdCluster, Version};
 //!

@@ -4,6 +4,7 @@
 //! A backend's tests are a [`Harness`](harness::Harness) and one macro call:
 //!
 //! ```no_run
+//! # #![allow(dead_code)]
 //! # use std::{sync::Arc, time::Duration};
 //! # use tenure_core::memory::MemoryStore;
 //! # use tenure_testkit::harness::{Abilities, Client, Harness};

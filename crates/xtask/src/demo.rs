@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
+    catalog::ETCD_3_5,
     docker, images,
     servers::{Servers, remove_leftovers},
     shell::{cargo, run, say},
@@ -72,9 +73,9 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
         Store::Local => None,
         Store::Etcd => {
             docker::ensure()?;
-            images::ensure()?;
+            images::ensure(&[&ETCD_3_5])?;
             remove_leftovers();
-            Some(Servers::start()?)
+            Some(Servers::start(&[&ETCD_3_5])?)
         }
     };
     // Built as the tests build it, so that what they compiled is used again.
@@ -86,7 +87,7 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
         let data = std::path::absolute(target())?.join("demo").join(format!("{name}-{seed}"));
         let store = match &servers {
             None => format!("local:{}", data.join("locks").display()),
-            Some(servers) => format!("etcd://{}/demo-{seed}", servers.newest()?),
+            Some(servers) => format!("etcd://{}/demo-{seed}", servers.address_of(&ETCD_3_5)?),
         };
         fresh(&data)?;
         say(format!("the demo on {name}, seed {seed}"));
@@ -141,9 +142,13 @@ fn verdict(reports: &[(u64, u64, Value)]) -> Result<()> {
 }
 
 fn print_table(reports: &[(u64, u64, Value)]) {
+    // A `Value` pays no heed to a width; text does.
     println!("{:>6} {:>8} {}", "seed", "seconds", COLUMNS.map(|name| format!("{name:>18}")).concat());
     for (seed, seconds, report) in reports {
-        println!("{seed:>6} {seconds:>8} {}", COLUMNS.map(|name| format!("{:>18}", report[name])).concat());
+        println!(
+            "{seed:>6} {seconds:>8} {}",
+            COLUMNS.map(|name| format!("{:>18}", report[name].to_string())).concat()
+        );
     }
 }
 

@@ -1,7 +1,6 @@
 //! The images of the test servers: used when present, else made from Debian's packages.
 
 use std::{
-    env,
     io::Write,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -11,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     apt,
+    catalog::{IMAGES, Image},
     docker::{self, docker},
     shell::{command, exists, output_within, run, say},
 };
@@ -19,78 +19,31 @@ use crate::{
 const PULL: Duration = Duration::from_secs(60);
 const BUILD: Duration = Duration::from_secs(300);
 
-/// The image of one server, and how to make it.
-pub(crate) struct Image {
-    /// The server, as in the image's name and in messages.
-    pub(crate) name: &'static str,
-    /// Names another image.
-    override_variable: &'static str,
-    /// Tells the tests where a shared server runs.
-    pub(crate) shared_variable: &'static str,
-    /// The release of Debian that has this version.
-    suite: &'static str,
-    packages: &'static [&'static str],
-}
-
-/// Every image that the tests use. The testkit's `Version` knows the same names.
-pub(crate) const IMAGES: [Image; 2] = [
-    Image {
-        name: "etcd:3.4",
-        override_variable: "TENURE_TEST_IMAGE_ETCD_3_4",
-        shared_variable: "TENURE_TEST_ETCD_3_4",
-        suite: "bookworm",
-        packages: &["etcd-server", "etcd-client"],
-    },
-    Image {
-        name: "etcd:3.5",
-        override_variable: "TENURE_TEST_IMAGE_ETCD_3_5",
-        shared_variable: "TENURE_TEST_ETCD_3_5",
-        suite: "trixie",
-        packages: &["etcd-server", "etcd-client"],
-    },
-];
-
-impl Image {
-    /// The image to run.
-    pub(crate) fn tag(&self) -> String {
-        env::var(self.override_variable).unwrap_or_else(|_| format!("tenure-test/{}", self.name))
-    }
-
-    fn is_overridden(&self) -> bool {
-        env::var_os(self.override_variable).is_some()
-    }
-
-    fn is_present(&self) -> bool {
-        docker(["image", "inspect", &self.tag()]).is_ok()
-    }
-}
-
 /// Makes sure of Docker, and then of all images.
 ///
 /// # Errors
 /// When an image is missing and cannot be made here.
 pub(crate) fn ensure_with_tools() -> Result<()> {
     docker::ensure()?;
-    ensure()
+    ensure(&IMAGES)
 }
 
-/// Makes the images that are missing.
+/// Makes those of the images that are missing.
 ///
 /// # Errors
 /// When one cannot be made here.
-pub(crate) fn ensure() -> Result<()> {
-    for image in &IMAGES {
+pub(crate) fn ensure(images: &[&Image]) -> Result<()> {
+    for image in images {
         let tag = image.tag();
-        if image.is_present() {
+        if docker(["image", "inspect", &tag]).is_ok() {
             say(format!("image {tag} is there"));
             continue;
         }
         let start = Instant::now();
         make(image).with_context(|| {
             format!(
-                "there is no image {tag}, and it cannot be made here; name one that has `etcd` in \
-                 its PATH in {}",
-                image.override_variable
+                "there is no image {tag}, and it cannot be made here; name one in {} that has {}",
+                image.override_variable, image.needs
             )
         })?;
         say(format!("image {tag} is there after {:.0} s", start.elapsed().as_secs_f32()));
@@ -122,7 +75,7 @@ fn build_on_pulled_base(image: &Image) -> Result<()> {
     }
     let recipe = format!(
         "FROM {base}\nRUN apt-get update && \
-         apt-get install --yes --no-install-recommends {} && rm -rf /var/lib/apt/lists\n",
+         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {} && rm -rf /var/lib/apt/lists\n",
         image.packages.join(" ")
     );
     let folder = tempfile::tempdir()?;

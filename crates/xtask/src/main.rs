@@ -1,6 +1,7 @@
 //! The project's chores. `cargo xtask --help` lists them.
 
 mod apt;
+mod catalog;
 mod check;
 mod demo;
 mod docker;

@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    catalog::Image,
     docker::docker,
-    images::{IMAGES, Image},
     shell::{command, output, say},
 };
 
@@ -30,29 +30,34 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// Starts one server of each image.
+    /// Starts one server of each of these images.
     ///
     /// # Errors
     /// When one does not start.
-    pub(crate) fn start() -> Result<Self> {
+    pub(crate) fn start(images: &[&Image]) -> Result<Self> {
         remove_on_interrupt()?;
         let mut servers = Self { variables: Vec::new() };
-        for image in &IMAGES {
-            let endpoint = start(image).with_context(|| format!("cannot run {}", image.tag()))?;
-            say(format!("{} runs at {endpoint}", image.name));
-            servers.variables.push((image.shared_variable, endpoint));
+        for image in images {
+            let address = start(image).with_context(|| format!("cannot run {}", image.tag()))?;
+            say(format!("{} runs at {address}", image.name));
+            servers.variables.push((image.shared_variable, address));
         }
         Ok(servers)
     }
 
     /// Adds to `command`'s environment where the servers are.
     pub(crate) fn tell<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.envs(self.variables.iter().map(|(name, endpoint)| (name, endpoint)))
+        command.envs(self.variables.iter().map(|(name, address)| (name, address)))
     }
 
-    /// The newest server's `host:port`.
-    pub(crate) fn newest(&self) -> Result<&str> {
-        self.variables.last().map(|(_, endpoint)| endpoint.as_str()).context("no server was started")
+    /// Where the server of this image is.
+    ///
+    /// # Errors
+    /// When none was started.
+    pub(crate) fn address_of(&self, image: &Image) -> Result<&str> {
+        let mut variables = self.variables.iter();
+        let found = variables.find(|(name, _)| *name == image.shared_variable);
+        found.map(|(_, address)| address.as_str()).with_context(|| format!("no {} was started", image.name))
     }
 }
 
@@ -94,32 +99,31 @@ fn is_running(process: &str) -> bool {
 }
 
 fn start(image: &Image) -> Result<String> {
+    let server = &image.server;
     let name = format!("tenure-test-shared-{}-{}", image.name.replace(':', "-"), process::id());
     STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
-    docker([
-        "run",
-        "--detach",
-        "--pull=never",
-        &format!("--name={name}"),
-        &format!("--label={LABEL}={}", process::id()),
-        "--publish=127.0.0.1::2379",
+    let (program, arguments) = server.command.split_first().context("no program is named")?;
+    let mut run = command("docker", ["run", "--detach", "--pull=never"]);
+    run.arg(format!("--name={name}"))
+        .arg(format!("--label={LABEL}={}", process::id()))
+        .arg(format!("--publish=127.0.0.1::{}", server.port))
+        .arg(format!("--user={}", server.user))
         // A store that nobody restarts needs no disk, and is fast without.
-        "--tmpfs=/data",
-        "--entrypoint=etcd",
-        &image.tag(),
-        "--data-dir=/data/etcd",
-        "--listen-client-urls=http://0.0.0.0:2379",
-        "--advertise-client-urls=http://127.0.0.1:2379",
-    ])?;
-    let published = docker(["port", &name, "2379/tcp"])?;
+        .arg("--tmpfs=/data")
+        .arg(format!("--entrypoint={program}"))
+        .arg(image.tag())
+        .args(arguments);
+    output(&mut run)?;
+    let published = docker(["port", &name, &server.port.to_string()])?;
     let endpoint = published.lines().next().context("docker published no port")?.to_owned();
-    wait_until_healthy(&name)?;
-    Ok(endpoint)
+    wait_until_healthy(&name, server.health)?;
+    let (before, after) = server.address;
+    Ok(format!("{before}{endpoint}{after}"))
 }
 
-fn wait_until_healthy(name: &str) -> Result<()> {
+fn wait_until_healthy(name: &str, health: &[&str]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while let Err(error) = docker(["exec", "--env=ETCDCTL_API=3", name, "etcdctl", "endpoint", "health"]) {
+    while let Err(error) = docker(["exec", name].iter().chain(health)) {
         if Instant::now() > deadline {
             let said = docker(["logs", "--tail=5", name]).unwrap_or_default();
             bail!("it does not serve after {PATIENCE:?}: {error:#}\n{said}");

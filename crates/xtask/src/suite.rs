@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::{
+    catalog::IMAGES,
     images,
     servers::{Servers, remove_leftovers},
     shell::{cargo, run},
@@ -29,9 +30,9 @@ pub(crate) struct Options {
 pub(crate) fn test(options: &Options) -> Result<()> {
     tools::ensure_for_build()?;
     tools::ensure_for_tests()?;
-    images::ensure()?;
+    images::ensure(&IMAGES)?;
     remove_leftovers();
-    let servers = Servers::start()?;
+    let servers = Servers::start(&IMAGES)?;
 
     let mut tests = cargo(["nextest", "run", "--all-features"]);
     if options.packages.is_empty() {

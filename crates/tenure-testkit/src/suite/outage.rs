@@ -1,11 +1,11 @@
 //! The line to the store is cut, silent, or loses answers.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tenure_core::{Connection, Elector};
+use tenure_core::{Connection, Elector, LeadershipHandle};
 use tokio::time::Instant;
 
-use super::{Stage, stage::Player, until, watching::next, within};
+use super::{Stage, until, watching::next, within};
 use crate::harness::Line;
 
 /// Hazards G2, Z1, E7; promises S1, L1.
@@ -124,39 +124,49 @@ pub(super) async fn an_observer_survives_an_outage(stage: &Stage<'_>) {
     assert_eq!(next(&mut leaders).await, None);
 }
 
-/// Five candidates, nobody reaches the store, nobody leads; then exactly one does, with one entry for each.
+/// Five candidates, nobody reaches the store, nobody leads; then exactly one does, and everybody
+/// stands with one entry.
 pub(super) async fn after_an_outage_exactly_one_leads(stage: &Stage<'_>) {
-    let mut players: Vec<Player> = Vec::new();
-    let mut line = Vec::new();
+    let terms: Arc<Mutex<Vec<LeadershipHandle>>> = Arc::default();
+    let leading = |terms: &Mutex<Vec<LeadershipHandle>>| {
+        let terms = terms.lock().unwrap_or_else(PoisonError::into_inner);
+        terms.iter().filter(|term| term.is_leader()).count()
+    };
+    let mut players = Vec::new();
+    let mut candidates = Vec::new();
     for n in 0..5 {
         let player = stage.player(&format!("c{n}")).await;
-        line.push(player.wait_in_line().await);
+        let (elector, terms) = (Arc::clone(&player.elector), Arc::clone(&terms));
+        candidates.push(tokio::spawn(async move {
+            // One that wins on its last breath loses again, and stands again.
+            while let Ok(leadership) = elector.campaign("e").await {
+                terms.lock().unwrap_or_else(PoisonError::into_inner).push(leadership.handle());
+                leadership.lost().await;
+            }
+        }));
         players.push(player);
     }
-    let first = within("leading", line.remove(0)).await.unwrap();
+    let watcher = stage.player("w").await;
+    until("everybody stands", async || watcher.candidates().await.len() == 5).await;
+    until("somebody leads", async || leading(&terms) == 1).await;
     for player in &players {
         player.line().silence();
     }
-    within("the loss", first.lost()).await;
-    assert!(line.iter().all(|campaign| !campaign.is_finished()));
-    drop(first);
+    until("nobody leads", async || leading(&terms) == 0).await;
     for player in &players {
         player.line().heal();
     }
-    until("somebody leads", async || line.iter().any(|campaign| campaign.is_finished())).await;
-    let watcher = stage.player("w").await;
-    until("everybody stands again", async || watcher.candidates().await.len() == 4).await;
-    let ttl = stage.harness.ttl();
-    let wait = tokio::time::timeout(ttl + Duration::from_secs(1), std::future::pending::<()>());
-    assert!(wait.await.is_err());
-    let mut leading = 0;
-    for campaign in line {
-        if campaign.is_finished() {
-            // One that won on its last breath may have lost again.
-            leading += usize::from(campaign.await.unwrap().is_leader());
-        } else {
-            campaign.abort();
-        }
+    until("somebody leads again", async || leading(&terms) == 1).await;
+    until("everybody stands again", async || {
+        assert!(leading(&terms) <= 1, "two lead at once");
+        watcher.candidates().await.len() == 5
+    })
+    .await;
+    until("exactly one leads", async || leading(&terms) == 1).await;
+    for player in &players {
+        within("closing", player.elector.close()).await;
     }
-    assert_eq!(leading, 1);
+    for candidate in candidates {
+        within("a candidate's end", candidate).await.unwrap();
+    }
 }

@@ -110,7 +110,10 @@ mod tests {
     use super::*;
     use crate::{
         calendar::{DAY_MS, Plan},
-        db::{NewSubscription, Recorded, tests::sqlite},
+        db::{
+            NewSubscription, Recorded,
+            tests::{postgres, sqlite},
+        },
     };
 
     fn token(number: u64) -> FencingToken {
@@ -119,8 +122,8 @@ mod tests {
 
     const RECEIPT: Receipt = Receipt { charge: 1, amount_cents: 990, made_before: false };
 
-    /// The rules of the fence, on any database. Tokens go on from `base`, subscriptions from `first`.
-    async fn the_fence_holds(database: &Database, base: u64, first: i64) {
+    /// The rules of the fence, on any database.
+    async fn the_fence_holds(database: &Database) {
         let subscription = |id| NewSubscription {
             id,
             plan: Plan::Monthly,
@@ -128,57 +131,66 @@ mod tests {
             started_at: 20_000 * DAY_MS,
             periods_paid: 3,
         };
-        database.sign_up(&[subscription(first), subscription(first + 1)]).await.unwrap();
-        let due = database.due(i64::MAX, now_ms(), i64::MAX).await.unwrap();
-        let mine: Vec<_> = due.iter().filter(|r| r.subscription >= first).collect();
+        database.sign_up(&[subscription(1), subscription(2)]).await.unwrap();
+        let due = database.due(i64::MAX, now_ms(), 10).await.unwrap();
 
         // given: the leader with token 7, and then one with token 9
-        database.claim(token(base + 7), "old").await.unwrap();
-        database.record(mine[0], &RECEIPT, token(base + 7)).await.unwrap();
-        database.claim(token(base + 9), "new").await.unwrap();
+        database.claim(token(7), "old").await.unwrap();
+        database.record(&due[0], &RECEIPT, token(7)).await.unwrap();
+        database.claim(token(9), "new").await.unwrap();
 
         // when: the old one wakes and writes
-        let record = database.record(mine[1], &RECEIPT, token(base + 7)).await;
-        let put_off = database.put_off(mine[1], i64::MAX, token(base + 7)).await;
-        let claim = database.claim(token(base + 7), "old").await;
+        let record = database.record(&due[1], &RECEIPT, token(7)).await;
+        let put_off = database.put_off(&due[1], i64::MAX, token(7)).await;
+        let claim = database.claim(token(7), "old").await;
 
         // then: nothing of it is written
         for refused in [record, put_off, claim] {
             assert!(matches!(refused, Err(WriteError::Stale { .. })), "{refused:?}");
         }
-        let recorded = database.recorded().await.unwrap();
-        let mine_recorded: Vec<_> = recorded.iter().filter(|r| r.subscription >= first).collect();
-        let expected = Recorded { subscription: first, period: mine[0].request().period, amount_cents: 990 };
-        assert_eq!(mine_recorded, [&expected]);
-        let still_due = database.due(mine[1].renews_at, now_ms(), i64::MAX).await.unwrap();
-        assert!(still_due.iter().any(|r| r == mine[1]), "{still_due:?}");
-        assert!(still_due.iter().all(|r| r.subscription != first), "the paid one has moved on");
+        let expected =
+            Recorded { subscription: 1, period: due[0].request().period, amount_cents: RECEIPT.amount_cents };
+        assert_eq!(database.recorded().await.unwrap(), [expected]);
+        let still_due = database.due(due[1].renews_at, now_ms(), 10).await.unwrap();
+        assert_eq!(still_due, due[1..], "the paid one has moved on, and nothing else");
 
         // and: the new one records the same twice, as after a crash, and it counts once
-        database.record(mine[1], &RECEIPT, token(base + 9)).await.unwrap();
-        database.record(mine[1], &RECEIPT, token(base + 9)).await.unwrap();
-        let next = database.due(mine[1].next_renewal_at, now_ms(), i64::MAX).await.unwrap();
-        let moved = next.iter().find(|r| r.subscription == first + 1).unwrap();
-        assert_eq!((moved.periods_paid, moved.renews_at), (4, mine[1].next_renewal_at));
+        database.record(&due[1], &RECEIPT, token(9)).await.unwrap();
+        database.record(&due[1], &RECEIPT, token(9)).await.unwrap();
+        let next = database.due(due[1].next_renewal_at, now_ms(), 10).await.unwrap();
+        let moved = next.iter().find(|renewal| renewal.subscription == 2).unwrap();
+        assert_eq!((moved.periods_paid, moved.renews_at), (4, due[1].next_renewal_at));
     }
 
     /// Hazard G1 and G24: the token is checked in the transaction that writes.
     #[tokio::test]
     async fn a_stale_leader_writes_nothing_to_sqlite() {
         let (_dir, database) = sqlite().await;
-        the_fence_holds(&database, 0, 1).await;
+        the_fence_holds(&database).await;
     }
 
-    /// The same on PostgreSQL, when `BILLING_TEST_POSTGRES` names a database to use.
     #[tokio::test]
     async fn a_stale_leader_writes_nothing_to_postgres() {
-        let Ok(url) = std::env::var("BILLING_TEST_POSTGRES") else {
-            eprintln!("skipped: set BILLING_TEST_POSTGRES=postgres://… to run it");
-            return;
-        };
-        let database = Database::open(&url).await.unwrap();
-        let base = u64::try_from(now_ms()).unwrap() * 1000;
-        the_fence_holds(&database, base, now_ms()).await;
+        let database = Database::open(&postgres().await).await.unwrap();
+        the_fence_holds(&database).await;
+    }
+
+    /// PostgreSQL ends the transaction of a leader that is stopped within it.
+    #[tokio::test]
+    async fn on_postgres_the_next_leader_does_not_wait_for_a_stopped_one_to_wake() {
+        let url = postgres().await;
+        let (old, new) = (Database::open(&url).await.unwrap(), Database::open(&url).await.unwrap());
+
+        // given: a leader that is stopped with the fence's row locked
+        let mut stopped = old.pool.begin().await.unwrap();
+        raise_fence(&mut stopped, token(7)).await.unwrap();
+
+        // when: the next one takes office
+        new.claim(token(9), "new").await.unwrap();
+
+        // then: nothing of the old one's transaction is written when it wakes
+        assert!(stopped.commit().await.is_err());
+        assert!(matches!(old.claim(token(7), "old").await, Err(WriteError::Stale { .. })));
     }
 
     /// A leader that dies within its transaction leaves nothing of it.

@@ -116,6 +116,22 @@ pub(crate) mod tests {
         (dir, database)
     }
 
+    /// The URL of a database of its own, on the PostgreSQL that is run and thrown away with the tests.
+    pub(crate) async fn postgres() -> String {
+        let server = std::env::var("TENURE_TEST_POSTGRES").expect(
+            "this test needs a PostgreSQL: `cargo xtask test -p billing` starts one; or set \
+             TENURE_TEST_POSTGRES=postgres://USER@HOST/DATABASE to one where USER may create databases",
+        );
+        let name = format!("billing_{:016x}", fastrand::u64(..));
+        sqlx::any::install_default_drivers();
+        let mut connection = AnyConnection::connect(&server).await.expect("TENURE_TEST_POSTGRES answers");
+        // It is made of letters and digits, and no statement takes a name as a parameter.
+        let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
+        sqlx::query(create).execute(&mut connection).await.unwrap();
+        let (host, _) = server.rsplit_once('/').expect("TENURE_TEST_POSTGRES ends in /DATABASE");
+        format!("{host}/{name}")
+    }
+
     #[tokio::test]
     async fn a_database_url_that_cannot_work_says_what_is_allowed() {
         for (url, reason) in [
@@ -136,9 +152,15 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn servers_that_start_together_make_the_tables_together() {
+    async fn servers_that_start_together_make_the_tables_together_on_sqlite() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("billing.db").display());
+        futures::future::try_join_all((0..8).map(|_| Database::open(&url))).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn servers_that_start_together_make_the_tables_together_on_postgres() {
+        let url = postgres().await;
         futures::future::try_join_all((0..8).map(|_| Database::open(&url))).await.unwrap();
     }
 }

@@ -9,7 +9,9 @@ use super::{
 use crate::payment::Outcome;
 
 const WIDTH: f64 = 1000.0;
-const LEFT: f64 = 90.0;
+/// The margins: for the lanes' names, and for half of the last second's.
+const LEFT: f64 = 100.0;
+const RIGHT: f64 = 20.0;
 const LANE: f64 = 30.0;
 /// The height of the charges' chart, and where the lanes begin.
 const CHART: f64 = 90.0;
@@ -18,20 +20,25 @@ const LANES: f64 = CHART + 40.0;
 const SLICES: usize = 180;
 
 const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1d2733; --faint: #8794a3; --line: #d9e0e7; --back: #fff; --lead: #2f7d5b;
-  --charge: #3b74b9; --kill: #c0392b; --pause: #b9770e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --faint: #8794a3; --line: #34404d; --back: #151b22;
-  --lead: #4fb286; --charge: #6ea3e0; --kill: #ef6a5a; --pause: #e0a33e; } }
+:root { color-scheme: light dark; --ink: #1d2733; --faint: #586575; --line: #d9e0e7; --back: #fff; --lead: #2f7d5b;
+  --charge: #3b74b9; --kill: #c0392b; --pause: #d9941f; --dup: #8e5bb5; --stale: #c0392b; --down: #c9d1d9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --faint: #9aa7b5; --line: #2b3641; --back: #151b22;
+  --lead: #3f9c74; --charge: #6ea3e0; --kill: #ff7a6b; --pause: #e0a33e; --dup: #b98be0; --stale: #ff7a6b;
+  --down: #46525f; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 1040px;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin: 0 } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem } p { margin: .3rem 0 }
-.faint { color: var(--faint) } .good { color: var(--lead) } .bad { color: var(--kill); white-space: pre-wrap }
-table { border-collapse: collapse } td, th { padding: .2rem 1.2rem .2rem 0; text-align: left;
-  border-bottom: 1px solid var(--line) } td.n { text-align: right; font-variant-numeric: tabular-nums }
+.faint { color: var(--faint); overflow-wrap: anywhere }
+.good, .bad { font-size: 1.1rem; font-weight: 600; margin: .8rem 0 }
+.good { color: var(--lead) } .bad { color: var(--kill); white-space: pre-wrap }
+table { border-collapse: collapse } td, th { padding: .2rem 1.6rem .2rem 0; text-align: left;
+  border-bottom: 1px solid var(--line) } .n { text-align: right; font-variant-numeric: tabular-nums }
 svg { width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: var(--faint) }
-.axis { stroke: var(--line) } .lead { fill: var(--lead) } .charge { fill: var(--charge) }
-.kill { stroke: var(--kill); fill: var(--kill) } .pause { fill: var(--pause) } .stale { fill: var(--pause) }
-.dup { fill: var(--kill) } .down { fill: var(--line) }
+.axis { stroke: var(--line) } .second { text-anchor: middle } .lead { fill: var(--lead) } .down { fill: var(--down) }
+.charge { fill: var(--charge) } .dup { fill: var(--dup) } .stale { fill: var(--stale) } .pause { fill: var(--pause) }
+.kill { stroke: var(--kill); stroke-width: 2.5 }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; color: var(--faint) }
+.legend svg { width: 14px; height: 14px; margin-right: .4rem; vertical-align: -2px }
 ";
 
 /// The page; it needs nothing from elsewhere.
@@ -50,15 +57,41 @@ pub(crate) fn render(summary: &Summary) -> String {
         store = escape(&summary.store),
         seconds = summary.seconds(),
         timeline = timeline(summary),
-        legend = LEGEND,
+        legend = legend(),
         counts = counts(summary),
         faults = faults(summary),
     )
 }
 
-const LEGEND: &str = "<p class=faint>Above: charges made (blue), duplicates refused (red), stale tokens refused (ochre). \
-    Below, one lane per server: green while it leads, ✕ killed and grey while it is down, ochre while it is stopped. \
-    Hover for details.</p>";
+/// What the colours mean: those of the charges above, and those of the lanes below.
+fn legend() -> String {
+    let rows = [
+        &[
+            ("charge", "charged"),
+            ("dup", "refused: charged before a crash"),
+            ("stale", "refused: sent by a leader of the past"),
+        ][..],
+        &[
+            ("lead", "leads"),
+            ("kill", "killed"),
+            ("down", "down until it is started again"),
+            ("pause", "stopped (SIGSTOP)"),
+        ],
+    ];
+    let mut legend = String::new();
+    for row in rows {
+        legend += "<div class=legend>";
+        for (class, meaning) in row {
+            let sign = match *class {
+                "kill" => cross((7.0, 7.0)),
+                class => format!("<rect class={class} rx=2 width=14 height=14 />"),
+            };
+            let _ = write!(legend, "<span><svg viewBox='0 0 14 14'>{sign}</svg>{meaning}</span>");
+        }
+        legend += "</div>\n";
+    }
+    legend
+}
 
 /// Where a moment is drawn.
 struct Scale {
@@ -68,7 +101,7 @@ struct Scale {
 
 impl Scale {
     fn x(&self, at: i64) -> f64 {
-        LEFT + ((at - self.begun) as f64 / self.span).clamp(0.0, 1.0) * (WIDTH - LEFT - 10.0)
+        LEFT + ((at - self.begun) as f64 / self.span).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
     }
 }
 
@@ -79,7 +112,7 @@ fn timeline(summary: &Summary) -> String {
     axis(&mut svg, &scale, height);
     charges(&mut svg, summary, &scale);
     for number in 1..=summary.servers {
-        let _ = writeln!(svg, "<text x=0 y={}>server-{number}</text>", lane(number) + 15.0);
+        let _ = writeln!(svg, "<text x=0 y={}>server-{number}</text>", lane(number) + 17.0);
     }
     for fault in &summary.faults {
         absence(&mut svg, fault, &scale);
@@ -109,7 +142,7 @@ fn axis(svg: &mut String, scale: &Scale, height: f64) {
         let x = scale.x(scale.begun + (second * 1000.0) as i64);
         let _ = writeln!(
             svg,
-            "<line class=axis x1={x:.1} x2={x:.1} y1=0 y2={:.0} /><text x={x:.1} y={:.0}>{second} s</text>",
+            "<line class=axis x1={x:.1} x2={x:.1} y1=0 y2={:.0} /><text class=second x={x:.1} y={:.0}>{second} s</text>",
             height - 22.0,
             height - 6.0
         );
@@ -129,7 +162,7 @@ fn charges(svg: &mut String, summary: &Summary, scale: &Scale) {
         }] += 1;
     }
     let most = slices.iter().map(|slice| slice.iter().sum::<usize>()).max().unwrap_or(0).max(1) as f64;
-    let width = (WIDTH - LEFT - 10.0) / SLICES as f64;
+    let width = (WIDTH - LEFT - RIGHT) / SLICES as f64;
     for (n, slice) in slices.iter().enumerate() {
         let mut y = CHART;
         for (count, class) in slice.iter().zip(["charge", "dup", "stale"]).filter(|(count, _)| **count > 0) {
@@ -145,7 +178,12 @@ fn charges(svg: &mut String, summary: &Summary, scale: &Scale) {
         }
     }
     let per_second = most * SLICES as f64 / (scale.span / 1000.0);
-    let _ = writeln!(svg, "<text x=0 y=12>{per_second:.0} / s</text><text x=0 y={CHART}>charges</text>");
+    let _ = writeln!(
+        svg,
+        "<line class=axis x1={LEFT} x2={} y1={CHART} y2={CHART} />\
+         <text x=0 y=12>charges,</text><text x=0 y=28>up to {per_second:.0} / s</text>",
+        WIDTH - RIGHT
+    );
 }
 
 /// The time for which a server was down, or stopped.
@@ -167,20 +205,18 @@ fn strike(svg: &mut String, fault: &Fault, scale: &Scale) {
     let x = scale.x(struck.at);
     match struck.kind {
         FaultKind::Kill => {
-            let y = lane(number_of(&struck.victim)) + 11.0;
-            let _ = writeln!(
-                svg,
-                "<path class=kill stroke-width=2.5 d='M{:.1} {:.1}l8 8m0 -8l-8 8'><title>{}</title></path>",
-                x - 4.0,
-                y - 4.0,
-                escape(&title)
-            );
+            let y = lane(number_of(&struck.victim)) + 13.0;
+            let _ = writeln!(svg, "<g>{}<title>{}</title></g>", cross((x, y)), escape(&title));
         }
         FaultKind::Pause => {
             let end = scale.x(struck.back_at.unwrap_or(struck.at));
             bar(svg, "pause", &struck.victim, (x, end), 14.0, &title);
         }
     }
+}
+
+fn cross((x, y): (f64, f64)) -> String {
+    format!("<path class=kill d='M{:.1} {:.1}l8 8m0 -8l-8 8' />", x - 4.0, y - 4.0)
 }
 
 fn bar(svg: &mut String, class: &str, server: &str, (from, to): (f64, f64), inset: f64, title: &str) {
@@ -227,7 +263,9 @@ fn faults(summary: &Summary) -> String {
             )
         })
         .collect();
-    format!("<table><tr><th>at<th>fault<th>leader<th>then<th>nobody charged for\n{rows}</table>")
+    format!(
+        "<table><tr><th class=n>at<th>fault<th>leader<th>then<th class=n>nobody charged for\n{rows}</table>"
+    )
 }
 
 fn escape(text: &str) -> String {

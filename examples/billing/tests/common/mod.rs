@@ -12,6 +12,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
+use serde_json::Value;
 
 /// Nothing that is waited for takes longer, unless it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +30,13 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
 
 pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The object that the demo prints as its last line.
+pub(crate) fn last_line(output: &Output) -> Value {
+    let stdout = text(&output.stdout);
+    let line = stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {stdout}\n{}", text(&output.stderr)))
 }
 
 /// A server or provider that listens; killed when dropped.

@@ -1,0 +1,107 @@
+//! The servers that the tests use: of which Debian packages, and how they are run.
+
+use std::env;
+
+/// The image of one server: how to make it, and how to run it.
+pub(crate) struct Image {
+    /// The server, as in the image's name and in messages.
+    pub(crate) name: &'static str,
+    /// Names another image.
+    pub(crate) override_variable: &'static str,
+    /// Tells the tests where a shared server runs.
+    pub(crate) shared_variable: &'static str,
+    /// The release of Debian that has this version.
+    pub(crate) suite: &'static str,
+    pub(crate) packages: &'static [&'static str],
+    /// What another image has to have.
+    pub(crate) needs: &'static str,
+    pub(crate) server: Server,
+}
+
+/// How a server runs in a container. It has `/data`, in memory, for its files.
+pub(crate) struct Server {
+    /// Where it listens inside.
+    pub(crate) port: u16,
+    pub(crate) user: &'static str,
+    /// The program, with what is needed to serve without any other file.
+    pub(crate) command: &'static [&'static str],
+    /// Succeeds inside the container once it serves.
+    pub(crate) health: &'static [&'static str],
+    /// What stands before and after `host:port` in what the tests are told.
+    pub(crate) address: (&'static str, &'static str),
+}
+
+pub(crate) static ETCD_3_4: Image = Image {
+    name: "etcd:3.4",
+    override_variable: "TENURE_TEST_IMAGE_ETCD_3_4",
+    shared_variable: "TENURE_TEST_ETCD_3_4",
+    suite: "bookworm",
+    packages: &["etcd-server", "etcd-client"],
+    needs: ETCD_NEEDS,
+    server: ETCD,
+};
+
+pub(crate) static ETCD_3_5: Image = Image {
+    name: "etcd:3.5",
+    override_variable: "TENURE_TEST_IMAGE_ETCD_3_5",
+    shared_variable: "TENURE_TEST_ETCD_3_5",
+    suite: "trixie",
+    packages: &["etcd-server", "etcd-client"],
+    needs: ETCD_NEEDS,
+    server: ETCD,
+};
+
+pub(crate) static POSTGRES_15: Image = Image {
+    name: "postgres:15",
+    override_variable: "TENURE_TEST_IMAGE_POSTGRES",
+    shared_variable: "TENURE_TEST_POSTGRES",
+    suite: "bookworm",
+    packages: &["postgresql"],
+    needs: "a user `postgres`, and PostgreSQL's programs under /usr/lib/postgresql",
+    server: Server {
+        port: 5432,
+        user: "postgres",
+        command: &["sh", "-ec", POSTGRES_SCRIPT],
+        health: &["pg_isready", "--host=127.0.0.1", "--username=billing", "--dbname=billing"],
+        address: ("postgres://billing@", "/billing"),
+    },
+};
+
+/// Every image that the tests use. The testkit's `Version` knows etcd's by the same names.
+pub(crate) static IMAGES: [&Image; 3] = [&ETCD_3_4, &ETCD_3_5, &POSTGRES_15];
+
+const ETCD_NEEDS: &str = "`etcd` and `etcdctl` in its PATH";
+
+const ETCD: Server = Server {
+    port: 2379,
+    user: "root",
+    command: &[
+        "etcd",
+        "--data-dir=/data/etcd",
+        "--listen-client-urls=http://0.0.0.0:2379",
+        "--advertise-client-urls=http://127.0.0.1:2379",
+    ],
+    health: &["env", "ETCDCTL_API=3", "etcdctl", "endpoint", "health"],
+    address: ("", ""),
+};
+
+/// An empty cluster with the user and the database `billing`. It lets in whoever asks, for it is
+/// published on loopback only, and holds nothing that outlives the tests.
+const POSTGRES_SCRIPT: &str = "\
+PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
+initdb --pgdata=/data/postgres --username=billing --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync
+echo 'host all all all trust' >>/data/postgres/pg_hba.conf
+echo 'CREATE DATABASE billing' | postgres --single -D /data/postgres postgres
+exec postgres -D /data/postgres -c listen_addresses='*' -c unix_socket_directories=/data -c fsync=off
+";
+
+impl Image {
+    /// The image to run.
+    pub(crate) fn tag(&self) -> String {
+        env::var(self.override_variable).unwrap_or_else(|_| format!("tenure-test/{}", self.name))
+    }
+
+    pub(crate) fn is_overridden(&self) -> bool {
+        env::var_os(self.override_variable).is_some()
+    }
+}
