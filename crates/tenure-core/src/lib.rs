@@ -10,6 +10,7 @@ mod fencing;
 mod leadership;
 mod loss;
 mod name;
+mod random;
 mod runner;
 mod status;
 mod url;

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use thiserror::Error;
 
+use crate::random;
+
 /// The name of an election: 1 to 255 bytes of `[A-Za-z0-9._-]`, not `.` or `..`.
 ///
 /// The alphabet has no separator of any store, so that no name can leave its
@@ -100,7 +102,8 @@ impl CandidateId {
             .filter(char::is_ascii_graphic)
             .take(200)
             .collect();
-        Self(format!("{host}-{}-{:016x}", std::process::id(), fastrand::u64(..)).into())
+        let number = random::number() >> 64;
+        Self(format!("{host}-{}-{number:016x}", std::process::id()).into())
     }
 
     /// The identity as text.

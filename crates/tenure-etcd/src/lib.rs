@@ -22,7 +22,8 @@
 //! - Nobody is said to lead whose entry a linearizable read did not see just then.
 //! - With one member of three dead or frozen every call still succeeds: each member has
 //!   its own connection, and a late answer is asked for elsewhere.
-//! - A request that the store carries out late, after its caller gave up, leaves no entry.
+//! - A request that the store carries out late, after its caller gave up, leaves no entry for
+//!   longer than one TTL.
 //!
 //! # Assumptions
 //!
@@ -35,6 +36,11 @@
 //! - Keys in an election that no candidate made (not named after their own lease) are
 //!   passed over, counted and logged. Go's candidates wait for such keys until somebody
 //!   deletes them; we do not, and never delete them.
+//! - After an answer to an entering request was lost, a mark stays below `PREFIX/~withdrawn/`
+//!   until the session ends.
+//! - A store that was wiped, or restored from an older snapshot, gives out old revisions again:
+//!   tokens repeat then. Restore with `--bump-revision` (etcd 3.6), or change the prefix and reset
+//!   the fences.
 //! - The TTL is in whole seconds, rounded up, and etcd has a least one that follows from
 //!   its election timeout: 2 s by default.
 #![doc(test(attr(deny(warnings))))]

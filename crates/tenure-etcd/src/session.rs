@@ -17,7 +17,10 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -50,23 +53,32 @@ pub(crate) struct EtcdSession {
     granted: Duration,
     /// Requests of which an attempt may still reach the store, by nonce.
     unsettled: Mutex<HashSet<u128>>,
+    /// Requests that can have no effect any more, because they are marked as withdrawn.
+    buried: Mutex<HashSet<u128>>,
 }
 
 impl EtcdSession {
     /// Grants a lease of `ttl`, in whole seconds rounded up.
     ///
     /// The id is ours and random, so that all attempts are for one lease and a lost
-    /// answer is found again (hazard E12: a second grant says "already exists").
+    /// answer is found again (hazard E12: a second grant says "already exists"). It is the
+    /// system's random number: two processes with one lease would both lead. When the first
+    /// attempt hears "already exists", the lease is somebody else's.
     pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
         let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
-        let lease = fastrand::i64(1..i64::MAX);
+        let random = getrandom::u64().map_err(|error| {
+            BackendError::with_source(BackendErrorKind::Unavailable, "no random number for a lease", error)
+        })?;
+        let lease = (random >> 1).cast_signed().max(1);
+        let tries = &AtomicUsize::new(0);
         let granted = shared
             .members
             .call("open session", Call::Urgent, |client| async move {
+                let nth = tries.fetch_add(1, Relaxed);
                 let options = LeaseGrantOptions::new().with_id(lease);
                 match client.lease_client().grant(seconds.max(1), Some(options)).await {
                     Ok(answer) => Ok(answer.ttl()),
-                    Err(error) if lease_exists(&error) => {
+                    Err(error) if lease_exists(&error) && nth > 0 => {
                         Ok(client.lease_client().time_to_live(lease, None).await?.granted_ttl())
                     }
                     Err(error) => Err(error.into()),
@@ -75,7 +87,13 @@ impl EtcdSession {
             .await?
             .value;
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
-        Ok(Self { shared, lease, granted: seconds_of(granted)?, unsettled: Mutex::default() })
+        Ok(Self {
+            shared,
+            lease,
+            granted: seconds_of(granted)?,
+            unsettled: Mutex::default(),
+            buried: Mutex::default(),
+        })
     }
 
     /// Asks for the lease to live on, on a stream made for this one question.
@@ -132,6 +150,10 @@ impl EtcdSession {
             })
             .await?;
         Ok(won.value)
+    }
+
+    fn buried(&self) -> std::sync::MutexGuard<'_, HashSet<u128>> {
+        self.buried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unsettled(&self) -> std::sync::MutexGuard<'_, HashSet<u128>> {
@@ -245,9 +267,11 @@ impl BackendSession for EtcdSession {
         let mark = &keys.withdrawn(self.lease, request);
         let payload = &request.payload();
         let lease = self.lease;
+        let tries = &AtomicUsize::new(0);
         let first_time = self.unsettled().insert(request.nonce);
         let outcome = members
             .call("enter", Call::Bulk, |client| async move {
+                tries.fetch_add(1, Relaxed);
                 let head = GetOptions::new()
                     .with_prefix()
                     .with_keys_only()
@@ -262,24 +286,32 @@ impl BackendSession for EtcdSession {
                         Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
                         Compare::create_revision(mark.as_str(), CompareOp::Equal, 0),
                     ])
-                    .and_then([put, own.clone(), head.clone()])
-                    .or_else([own, head]);
-                let mut found = ranges(kv(&client).txn(txn).await?.op_responses());
+                    .and_then([put, own, head.clone()])
+                    .or_else([TxnOp::get(key.as_str(), None), head]);
+                let answer = kv(&client).txn(txn).await?;
+                let made = answer.succeeded();
+                let mut found = ranges(answer.op_responses());
                 match (found.next(), found.next()) {
-                    (Some(own), Some(head)) => Ok((own, head)),
+                    (Some(own), Some(head)) => Ok((made, own, head)),
                     _ => Err(malformed("ranges").into()),
                 }
             })
             .await;
+        let outcome = match outcome {
+            // Another attempt is still under way, and may be carried out.
+            Err(error) if error.is_permanent() && tries.load(Relaxed) > 1 => {
+                Err(BackendError::with_source(BackendErrorKind::Unavailable, error.to_string(), error))
+            }
+            outcome => outcome,
+        };
         let settled = match &outcome {
             Ok(won) => won.attempts == 1,
-            // Refused as such, as any other attempt is.
             Err(error) => error.is_permanent(),
         };
         if first_time && settled {
             self.unsettled().remove(&request.nonce);
         }
-        let (own, head) = outcome?.value;
+        let (made, own, head) = outcome?.value;
         let Some(own) = own.first() else {
             return Err(BackendError::new(
                 BackendErrorKind::EntryGone,
@@ -290,6 +322,15 @@ impl BackendSession for EtcdSession {
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("the key {key} has been taken by somebody else"),
+            ));
+        }
+        // All of the payload but the value, which may have been updated since: it holds the nonce.
+        let named = &payload[..payload.len() - request.value.len()];
+        if !made && !own.value().starts_with(named) {
+            self.delete(key, own.create_revision()).await?;
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("the entry of an earlier request stood in the way at {key}, and has been removed"),
             ));
         }
         let version = u64::try_from(own.create_revision()).map_err(|_| malformed("create revision"))?;
@@ -345,6 +386,9 @@ impl BackendSession for EtcdSession {
     }
 
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
+        if entry.is_none() && self.buried().contains(&request.nonce) {
+            return Ok(());
+        }
         let unsettled = self.unsettled().contains(&request.nonce);
         match entry {
             Some(entry) if !unsettled => self.delete(&entry.key, revision(entry)).await?,
@@ -358,7 +402,9 @@ impl BackendSession for EtcdSession {
                 self.delete_payload(request).await?;
             }
         }
-        self.unsettled().remove(&request.nonce);
+        if self.unsettled().remove(&request.nonce) {
+            self.buried().insert(request.nonce);
+        }
         Ok(())
     }
 

@@ -14,6 +14,9 @@ pub(crate) fn network(path: &Path) -> io::Result<Option<&'static str>> {
         0x7461_636f => Some("OCFS2"),
         0x0116_1970 => Some("GFS2"),
         0x0bd0_0bd0 => Some("Lustre"),
+        0x0102_1997 => Some("9p"),
+        0x4750_4653 => Some("GPFS"),
+        0x1983_0326 => Some("BeeGFS"),
         _ => None,
     })
 }

@@ -32,6 +32,9 @@
 //! - All candidates run on one kernel (containers that share the directory do), with
 //!   the directory on a local file system. NFS, SMB and Ceph are refused: their locks
 //!   end with a time-out of their own, not with the process.
+//! - Nobody moves the directory, or one above it, while it is used: that is noticed only within
+//!   some seconds. FUSE file systems are not refused; one that is shared between machines must not
+//!   be used.
 //! - Nobody deletes entries while they lead: as everywhere, the work of a leader
 //!   whose entry was deleted may go on for the moment it takes to notice.
 //!

@@ -310,7 +310,9 @@ impl BackendSession for LocalSession {
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
         self.book.held(entry)?;
-        let mut attempt = self.book.attempt(request.nonce)?.lock_owned().await;
+        // Looked up, not made: a withdrawn request stays withdrawn.
+        let attempt = self.book.pages().attempts.get(&request.nonce).cloned();
+        let mut attempt = attempt.ok_or_else(|| entry_gone(entry))?.lock_owned().await;
         let (entry, payload) = (entry.clone(), request.payload());
         let job = move || {
             let Attempt::Made(_, held) = &mut *attempt else { return Err(entry_gone(&entry)) };

@@ -13,7 +13,7 @@ use super::{
     term::Term,
 };
 use crate::{
-    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
+    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason, random,
     spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest},
 };
 
@@ -101,7 +101,7 @@ fn request(candidacy: &Candidacy) -> EntryRequest {
         election: candidacy.election.clone(),
         candidate: candidacy.candidate.clone(),
         value: candidacy.value.clone(),
-        nonce: fastrand::u128(..),
+        nonce: random::number(),
     }
 }
 

@@ -4,7 +4,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tenure_core::{
     CandidateId, Config, Elector, Leadership, SimClock, StoreElector,
-    memory::{Link, MemoryStore},
+    memory::{Link, MemoryBackend, MemoryStore},
+    spi::Backend,
 };
 
 /// TTL 10 s, drift 10 %, stop budget 1 s: the deadline is 9 s after the last confirmed
@@ -30,10 +31,21 @@ impl Host {
         clock: SimClock,
         settings: impl FnOnce(Config) -> Config,
     ) -> Self {
+        Self::over(store, id, clock, settings, |backend| Arc::new(backend))
+    }
+
+    /// A host whose backend is wrapped.
+    pub(crate) fn over(
+        store: &MemoryStore,
+        id: &str,
+        clock: SimClock,
+        settings: impl FnOnce(Config) -> Config,
+        wrap: impl FnOnce(MemoryBackend) -> Arc<dyn Backend>,
+    ) -> Self {
         let backend = store.backend();
         let link = backend.link().clone();
         let config = settings(Config::new().with_ttl(TTL).with_id(CandidateId::new(id).unwrap()));
-        let elector = StoreElector::with_clock(Arc::new(backend), config, Arc::new(clock.clone())).unwrap();
+        let elector = StoreElector::with_clock(wrap(backend), config, Arc::new(clock.clone())).unwrap();
         Self { elector: Arc::new(elector), link, clock }
     }
 

@@ -22,6 +22,17 @@ async fn the_first_check_after_a_pause_says_no() {
     assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::Deadline);
 }
 
+/// Hazards G1, G25: the same within the stop budget, before anybody else has noticed: no time is left to begin anything.
+#[tokio::test(start_paused = true)]
+async fn the_first_check_within_the_stop_budget_says_no() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    host.clock.jump(UNTIL_STOP + Duration::from_millis(500));
+    assert!(!leadership.remaining().is_zero(), "the deadline is yet to come");
+    assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::Deadline);
+}
+
 /// Hazard G21: a leadership that was lost stays lost, whatever its elector does next.
 #[tokio::test(start_paused = true)]
 async fn an_old_guard_never_says_yes_again() {

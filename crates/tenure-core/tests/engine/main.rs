@@ -2,10 +2,19 @@
 //! stands in the doc comment of the test that shows it.
 
 mod chaos;
+mod closing;
+mod entering;
+mod faulty;
+mod ghosts;
+mod heartbeats;
 mod host;
 mod loss;
 mod order;
+mod overrun;
+mod panics;
+mod races;
 mod runner;
+mod settings;
 mod watching;
 mod withdrawal;
 mod work;

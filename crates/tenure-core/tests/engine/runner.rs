@@ -10,13 +10,17 @@ use std::{
 
 use async_trait::async_trait;
 use tenure_core::{
-    Candidate, Config, Connection, ElectionName, Elector, ElectorExt, Error, LossReason, StoreElector,
+    Candidate, Config, Connection, ElectionName, Elector, ElectorExt, Error, LeadershipHandle, LossReason,
+    StoreElector,
     memory::MemoryStore,
     spi::{Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation},
 };
 use tokio::sync::oneshot;
 
-use crate::host::{Host, TTL, nothing_left, pass, until, within};
+use crate::{
+    faulty::{self, Call},
+    host::{Host, TTL, nothing_left, pass, until, within},
+};
 
 /// Hazard G7: after every loss it campaigns again.
 #[tokio::test(start_paused = true)]
@@ -70,6 +74,30 @@ async fn failed_work_backs_off() {
         .unwrap();
     let terms = terms.into_inner();
     assert!((15..=60).contains(&terms), "{terms} terms in ten minutes");
+}
+
+/// Hazard G15: whatever ends every term at once does not end terms at once, for ever.
+#[tokio::test(start_paused = true)]
+async fn short_terms_back_off() {
+    let store = MemoryStore::new();
+    let entered = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&entered);
+    let host = faulty::host(&store, "a", move |call| match call {
+        Call::Enter => {
+            assert!(counted.fetch_add(1, Ordering::SeqCst) < 10_000, "it spins");
+            Ok(())
+        }
+        Call::WaitGone => Err(BackendError::new(BackendErrorKind::EntryGone, "not ours")),
+        _ => Ok(()),
+    });
+    let shutdown = pass(Duration::from_secs(10));
+    let work = |leadership: LeadershipHandle| async move {
+        leadership.lost().await;
+        Ok(())
+    };
+    host.elector.run_while_leader("e", shutdown, work).await.unwrap();
+    let terms = entered.load(Ordering::SeqCst);
+    assert!((3..100).contains(&terms), "{terms} terms in ten seconds");
 }
 
 /// A leader whose work fails hands over.

@@ -5,9 +5,13 @@ use std::{sync::Arc, time::Duration};
 use tenure_core::{
     Elector, Error, LossReason,
     memory::{MemoryStore, Op, Path, Side},
+    spi::{BackendError, BackendErrorKind},
 };
 
-use crate::host::{Host, TTL, nothing_left, pass, until, within};
+use crate::{
+    faulty::{self, Call},
+    host::{Host, TTL, nothing_left, pass, until, within},
+};
 
 /// Hazard G10: a campaign dropped while it waits its turn.
 #[tokio::test(start_paused = true)]
@@ -146,6 +150,41 @@ async fn a_guard_dropped_during_an_outage_leaves_nothing() {
     pass(Duration::from_secs(3)).await;
     host.link.heal();
     until("the entry is gone", || store.entries("e").is_empty()).await;
+}
+
+/// Hazard G11: the store refuses, for good, to remove the entry; its session is given up, and the entry goes with it.
+#[tokio::test(start_paused = true)]
+async fn a_resignation_that_the_store_refuses_gives_the_session_up() {
+    let store = MemoryStore::new();
+    let host = faulty::host(&store, "a", |call| match call {
+        Call::Leave => Err(BackendError::new(BackendErrorKind::Unauthorized, "permission denied")),
+        _ => Ok(()),
+    });
+    let leadership = host.lead().await;
+    within(TTL, leadership.resign()).await.unwrap();
+    assert_eq!((store.entries("e").len(), store.sessions().len()), (0, 0));
+    assert!(host.elector.status().last_error.unwrap().contains("permission denied"));
+    assert!(host.lead().await.is_leader());
+}
+
+/// Hazards G5, G11: when the session ended with the leadership, its entry goes with the session;
+/// the resignation waits for that.
+#[tokio::test(start_paused = true)]
+async fn a_resignation_waits_until_an_ended_session_is_closed() {
+    let delay = Duration::from_secs(2);
+    for side in [Side::Request, Side::Answer] {
+        let store = MemoryStore::new();
+        let host = Host::new(&store, "a");
+        let leadership = host.lead().await;
+        host.link.set(&[Op::Close], side, Path::Delay(delay));
+        host.clock.jump(TTL);
+        assert!(!leadership.is_leader());
+        let from = tokio::time::Instant::now();
+        let error = within(TTL, leadership.resign()).await.unwrap_err();
+        assert!(matches!(error, Error::Lost(lost) if lost.reason == LossReason::Deadline), "{error}");
+        assert!(from.elapsed() >= delay, "{side:?}: resigned after {:?}", from.elapsed());
+        assert!(store.entries("e").is_empty() && store.sessions().is_empty(), "{side:?}");
+    }
 }
 
 /// Hazard G16: renewal is bound to the guard: when the work has died, so has the leadership.

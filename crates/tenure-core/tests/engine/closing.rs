@@ -1,0 +1,48 @@
+//! `close` returns: whatever is held, however long a request may take, and whoever waits.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure_core::{
+    Backoff, Elector, Error, LossReason, SimClock,
+    memory::{MemoryStore, Op, Path, Side},
+};
+
+use crate::host::{Host, TTL, UNTIL_DEADLINE, nothing_left, pass, within};
+
+/// A guard that is merely held is waited for, until the deadline and no longer.
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_a_held_guard_until_the_deadline() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let from = tokio::time::Instant::now();
+    within(UNTIL_DEADLINE + Duration::from_millis(10), host.elector.close()).await;
+    assert!(from.elapsed() > TTL / 2, "given up after {:?}", from.elapsed());
+    assert_eq!(leadership.loss(), Some(LossReason::Closed));
+    nothing_left(&store).await;
+}
+
+/// A request timeout beyond the TTL does not keep `close` waiting beyond the session's life.
+#[tokio::test(start_paused = true)]
+async fn closing_does_not_wait_for_a_long_request_timeout() {
+    let store = MemoryStore::new();
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_request_timeout(TTL * 60));
+    drop(host.lead().await);
+    host.link.cut();
+    within(TTL * 3, host.elector.close()).await;
+    nothing_left(&store).await;
+}
+
+/// A question that would be asked again much later ends with its elector.
+#[tokio::test(start_paused = true)]
+async fn closing_ends_a_question_that_waits_to_be_asked_again() {
+    let store = MemoryStore::new();
+    let later = Backoff { min: TTL * 60, max: TTL * 60 };
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_retry(later));
+    host.link.set(&Op::ALL, Side::Request, Path::Refuse);
+    let elector = Arc::clone(&host.elector);
+    let asking = tokio::spawn(async move { elector.leader("e").await });
+    pass(Duration::from_secs(1)).await;
+    host.elector.close().await;
+    assert!(matches!(within(TTL, asking).await.unwrap(), Err(Error::Closed)));
+}

@@ -1,0 +1,90 @@
+//! From opening a session to winning: no entry and no session that is worth nothing is relied upon.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tenure_core::{
+    Backoff, Elector, SimClock,
+    memory::{MemoryStore, Op, Path, Side},
+    spi::{BackendError, BackendErrorKind},
+};
+
+use crate::{
+    faulty::{self, Call},
+    host::{Host, TTL, UNTIL_STOP, pass, until, within},
+};
+
+/// Hazard G1: opening took nearly as long as the session lives: it is closed, not used.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_opened_too_late_is_closed_and_not_used() {
+    let store = MemoryStore::new();
+    let later = Backoff { min: TTL, max: TTL };
+    let host =
+        Host::with(&store, "a", SimClock::new(), |c| c.with_ttl(Duration::from_secs(5)).with_retry(later));
+    host.link.set(&[Op::Open], Side::Answer, Path::Delay(Duration::from_millis(4_500)));
+    let elector = Arc::clone(&host.elector);
+    let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
+    pass(Duration::from_millis(4_400)).await;
+    assert_eq!(store.sessions().len(), 1);
+    pass(Duration::from_millis(200)).await;
+    assert!(store.sessions().is_empty(), "it would have lived for 400 ms more");
+    assert!(!campaign.is_finished() && store.entries("e").is_empty());
+    assert!(host.elector.status().last_error.unwrap().contains("nearly as long"));
+    host.link.heal();
+    assert!(within(TTL * 3, campaign).await.unwrap().is_leader());
+}
+
+/// Hazard G1: nobody is told that it leads once its window has closed, however late the answer came.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_won_too_late_enters_again_and_leads() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    host.elector.campaign("first").await.unwrap().resign().await.unwrap();
+    host.link.set(&[Op::Enter], Side::Answer, Path::Delay(Duration::from_secs(1)));
+    let elector = Arc::clone(&host.elector);
+    let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap().is_leader() });
+    pass(Duration::from_millis(500)).await;
+    // The process is stopped here; its watchdog has not looked yet when the answer comes.
+    host.clock.jump(UNTIL_STOP);
+    assert!(within(TTL * 2, campaign).await.unwrap(), "the guard was born dead");
+}
+
+/// Hazard G14: a new entry is made by a new request, so that no late answer or removal is taken for its own.
+#[tokio::test(start_paused = true)]
+async fn a_new_entry_has_a_new_nonce() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let _first = a.lead().await;
+    let _next = b.wait_in_line(&store).await;
+    let old = store.entries("e")[1].clone();
+    store.delete_entry("e", old.revision);
+    until("it has entered again", || store.entries("e").len() == 2).await;
+    assert_ne!(store.entries("e")[1].nonce, old.nonce);
+}
+
+/// A candidate that is told again and again that its entry is gone does not flood the store with new ones.
+#[tokio::test(start_paused = true)]
+async fn entering_again_and_again_backs_off() {
+    let store = MemoryStore::new();
+    let other = Host::new(&store, "other");
+    let _leader = other.lead().await;
+    let entered = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&entered);
+    let host = faulty::host(&store, "a", move |call| match call {
+        Call::Enter => {
+            assert!(counted.fetch_add(1, Ordering::SeqCst) < 10_000, "it spins");
+            Ok(())
+        }
+        Call::WaitTurn => Err(BackendError::new(BackendErrorKind::EntryGone, "not ours")),
+        _ => Ok(()),
+    });
+    assert!(tokio::time::timeout(Duration::from_secs(10), host.elector.campaign("e")).await.is_err());
+    let entered = entered.load(Ordering::SeqCst);
+    assert!((3..100).contains(&entered), "{entered} entries in ten seconds");
+    until("the last one is gone", || store.entries("e").len() == 1).await;
+}

@@ -1,0 +1,160 @@
+//! A backend with bugs: the in-memory store's, with something done before each call, or to each heartbeat.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tenure_core::{
+    Candidate, ElectionName, FencingToken, SimClock,
+    memory::{MemoryBackend, MemoryStore},
+    spi::{
+        Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
+        Heartbeat, Observation, Proof,
+    },
+};
+
+use crate::host::Host;
+
+/// A call that the engine makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Open,
+    Heartbeat,
+    Confirm,
+    Enter,
+    WaitTurn,
+    WaitGone,
+    Update,
+    Leave,
+    Close,
+}
+
+/// A host whose backend does `before` ahead of each call, which then fails or panics.
+pub(crate) fn host(
+    store: &MemoryStore,
+    id: &str,
+    before: impl Fn(Call) -> Result<(), BackendError> + Send + Sync + 'static,
+) -> Host {
+    over(store, id, Faults { before: Box::new(before), answered: Box::new(|answer| answer) })
+}
+
+/// A host whose heartbeats are answered otherwise than the store does.
+pub(crate) fn host_that_hears(
+    store: &MemoryStore,
+    id: &str,
+    answered: impl Fn(Heartbeat) -> Heartbeat + Send + Sync + 'static,
+) -> Host {
+    over(store, id, Faults { before: Box::new(|_| Ok(())), answered: Box::new(answered) })
+}
+
+fn over(store: &MemoryStore, id: &str, faults: Faults) -> Host {
+    Host::over(
+        store,
+        id,
+        SimClock::new(),
+        |config| config,
+        |inner| Arc::new(Faulty { inner, faults: Arc::new(faults) }),
+    )
+}
+
+struct Faults {
+    before: Box<dyn Fn(Call) -> Result<(), BackendError> + Send + Sync>,
+    answered: Box<dyn Fn(Heartbeat) -> Heartbeat + Send + Sync>,
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faults").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Faulty {
+    inner: MemoryBackend,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl Backend for Faulty {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+        (self.faults.before)(Call::Open)?;
+        let inner = self.inner.open_session(ttl).await?;
+        Ok(Box::new(FaultySession { inner, faults: Arc::clone(&self.faults) }))
+    }
+
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
+        self.inner.candidates(election).await
+    }
+
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
+        self.inner.observe(election).await
+    }
+}
+
+#[derive(Debug)]
+struct FaultySession {
+    inner: Box<dyn BackendSession>,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl BackendSession for FaultySession {
+    fn id(&self) -> String {
+        self.inner.id()
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.inner.granted_ttl()
+    }
+
+    fn proof(&self) -> Proof {
+        self.inner.proof()
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        (self.faults.before)(Call::Heartbeat)?;
+        self.inner.heartbeat().await.map(&self.faults.answered)
+    }
+
+    async fn confirm(
+        &self,
+        heartbeat: &Heartbeat,
+        witness: Option<&Entry>,
+    ) -> Result<Confirmation, BackendError> {
+        (self.faults.before)(Call::Confirm)?;
+        self.inner.confirm(heartbeat, witness).await
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        (self.faults.before)(Call::Enter)?;
+        self.inner.enter(request).await
+    }
+
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+        (self.faults.before)(Call::WaitTurn)?;
+        self.inner.wait_turn(entry).await
+    }
+
+    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+        (self.faults.before)(Call::WaitGone)?;
+        self.inner.wait_gone(entry).await
+    }
+
+    async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        (self.faults.before)(Call::Update)?;
+        self.inner.update(entry, request).await
+    }
+
+    async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
+        (self.faults.before)(Call::Leave)?;
+        self.inner.leave(request, entry).await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        (self.faults.before)(Call::Close)?;
+        self.inner.close().await
+    }
+}

@@ -1,0 +1,56 @@
+//! Requests that were given up and are carried out long after.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure_core::{
+    Elector,
+    memory::{MemoryStore, Op, Path, Side},
+};
+
+use crate::host::{Host, TTL, nothing_left, pass, within};
+
+/// So long a campaign is waited for here, before it is given up.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// Hazard Z10: the ghosts of many elections are all buried.
+#[tokio::test(start_paused = true)]
+async fn the_ghosts_of_many_elections_are_buried() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    host.elector.campaign("first").await.unwrap().resign().await.unwrap();
+    host.link.set(&[Op::Enter], Side::Request, Path::Hold);
+    let given_up: Vec<_> = (0..2_000)
+        .map(|n| {
+            let elector = Arc::clone(&host.elector);
+            tokio::spawn(async move {
+                tokio::time::timeout(PATIENCE, elector.campaign(&format!("e{n}"))).await.is_err()
+            })
+        })
+        .collect();
+    for campaign in given_up {
+        assert!(campaign.await.unwrap());
+    }
+    pass(TTL * 3).await;
+    host.link.heal();
+    pass(Duration::from_millis(1)).await;
+    assert!(store.entry_count() >= 2_000, "the ghosts have come");
+    pass(TTL * 5).await;
+    assert_eq!(store.entry_count(), 0);
+    within(TTL * 2, host.elector.close()).await;
+    nothing_left(&store).await;
+}
+
+/// Hazards G10, Z10: a ghost that comes late blocks the election for no longer than a crash would.
+#[tokio::test(start_paused = true)]
+async fn a_late_ghost_blocks_nobody_for_long() {
+    let store = MemoryStore::new();
+    let (host, other) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    host.elector.campaign("first").await.unwrap().resign().await.unwrap();
+    host.link.set(&[Op::Enter], Side::Request, Path::Hold);
+    assert!(tokio::time::timeout(PATIENCE, host.elector.campaign("e")).await.is_err());
+    pass(TTL * 30).await;
+    host.link.heal();
+    pass(Duration::from_millis(10)).await;
+    assert!(!store.entries("e").is_empty(), "the ghost has come");
+    assert!(within(TTL * 2, other.lead()).await.is_leader());
+}

@@ -1,0 +1,144 @@
+//! Backends that panic and runtimes that vanish: nobody waits for ever, and no entry stays.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tenure_core::{Config, Elector, Error, LossReason, StoreElector, memory::MemoryStore};
+
+use crate::{
+    faulty::{self, Call},
+    host::{Host, TTL, nothing_left, until, within},
+};
+
+/// A host whose backend panics at the first such call.
+fn panics_once(store: &MemoryStore, at: Call) -> Host {
+    let armed = AtomicBool::new(true);
+    faulty::host(store, "a", move |call| {
+        assert!(call != at || !armed.swap(false, Ordering::SeqCst), "a bug in the backend's {call:?}");
+        Ok(())
+    })
+}
+
+/// A panic while the session is opened reaches the campaign, and the next one opens another.
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_opening_reaches_the_campaign() {
+    let store = MemoryStore::new();
+    let host = panics_once(&store, Call::Open);
+    let error = within(TTL, host.elector.campaign("e")).await.unwrap_err();
+    assert!(matches!(error, Error::TaskEnded(_)), "{error}");
+    assert!(within(TTL, host.lead()).await.is_leader());
+}
+
+/// A panic while entering reaches the campaign, and the next one leads.
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_entering_reaches_the_campaign() {
+    let store = MemoryStore::new();
+    let host = panics_once(&store, Call::Enter);
+    let error = within(TTL, host.elector.campaign("e")).await.unwrap_err();
+    assert!(matches!(error, Error::TaskEnded(_)), "{error}");
+    assert!(within(TTL, host.lead()).await.is_leader());
+}
+
+/// Hazards G10, G16: a panic in the watch on the own entry ends the leadership; its entry blocks nobody.
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_watch_ends_the_leadership() {
+    let store = MemoryStore::new();
+    let host = panics_once(&store, Call::WaitGone);
+    let leadership = host.lead().await;
+    assert_eq!(within(TTL, leadership.lost()).await, LossReason::SessionGivenUp);
+    until("the entry is gone, though its guard is held", || store.entries("e").is_empty()).await;
+    let error = within(TTL, leadership.resign()).await.unwrap_err();
+    assert!(matches!(error, Error::Lost(lost) if lost.reason == LossReason::SessionGivenUp), "{error}");
+    assert!(within(TTL, host.lead()).await.is_leader());
+}
+
+/// Hazard G10: a panic while the entry is removed ends the session, and the entry goes with it.
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_leaving_leaves_nothing() {
+    let store = MemoryStore::new();
+    let host = panics_once(&store, Call::Leave);
+    let leadership = host.lead().await;
+    within(TTL, leadership.resign()).await.unwrap();
+    assert!(store.entries("e").is_empty());
+    assert!(within(TTL, host.lead()).await.is_leader());
+}
+
+/// Hazard G10: a guard that is dropped instead leaves nothing either.
+#[tokio::test(start_paused = true)]
+async fn a_panic_after_the_guard_was_dropped_leaves_nothing() {
+    let store = MemoryStore::new();
+    for call in [Call::WaitGone, Call::Leave] {
+        let host = panics_once(&store, call);
+        drop(host.lead().await);
+        until("the entry is gone", || store.entries("e").is_empty()).await;
+        within(TTL, host.elector.close()).await;
+        nothing_left(&store).await;
+    }
+}
+
+/// A panic in a heartbeat ends the session; resigning and closing return.
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_heartbeat_ends_the_session() {
+    let store = MemoryStore::new();
+    let host = panics_once(&store, Call::Heartbeat);
+    let leadership = host.lead().await;
+    assert_eq!(within(TTL, leadership.lost()).await, LossReason::SessionGivenUp);
+    let _ = within(TTL, leadership.resign()).await;
+    assert!(within(TTL, host.lead()).await.is_leader());
+    within(TTL, host.elector.close()).await;
+    assert_eq!(host.elector.status().session, None);
+    nothing_left(&store).await;
+}
+
+/// A panic while the session is closed neither keeps `close` waiting nor its session shown.
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_closing_does_not_hang() {
+    let store = MemoryStore::new();
+    let host = panics_once(&store, Call::Close);
+    drop(host.lead().await);
+    within(TTL, host.elector.close()).await;
+    assert_eq!(host.elector.status().session, None);
+    nothing_left(&store).await;
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+/// The runtime that led is gone: on another one, resigning and closing return.
+#[test]
+fn a_resignation_outlives_its_runtime() {
+    let store = MemoryStore::new();
+    let first = runtime();
+    let (elector, leadership) = first.block_on(async {
+        let elector = StoreElector::new(Arc::new(store.backend()), Config::new()).unwrap();
+        let leadership = elector.campaign("e").await.unwrap();
+        (elector, leadership)
+    });
+    drop(first);
+    assert_eq!(leadership.loss(), Some(LossReason::SessionGivenUp));
+    runtime().block_on(async move {
+        within(TTL, leadership.resign()).await.unwrap_err();
+        within(TTL, elector.close()).await;
+    });
+}
+
+/// The runtime that was opening a session is gone: a campaign on another one opens one itself.
+#[test]
+fn an_opening_that_was_cut_short_is_begun_anew() {
+    let backend = MemoryStore::new().backend();
+    let link = backend.link().clone();
+    link.cut();
+    let elector = StoreElector::new(Arc::new(backend), Config::new()).unwrap();
+    let first = runtime();
+    first.block_on(async {
+        assert!(tokio::time::timeout(TTL / 10, elector.campaign("e")).await.is_err());
+    });
+    drop(first);
+    link.heal();
+    runtime().block_on(async move {
+        assert!(within(TTL, elector.campaign("e")).await.unwrap().is_leader());
+    });
+}

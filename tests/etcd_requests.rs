@@ -1,0 +1,71 @@
+//! etcd's side of the contract with the engine, request by request.
+
+use std::time::Duration;
+
+use tenure::{
+    CandidateId, ElectionName,
+    etcd::{EtcdBackend, EtcdConfig},
+    spi::{Backend, BackendErrorKind, EntryRequest},
+};
+use tenure_testkit::{containers::Version, harness::Harness};
+use tenure_tests::Etcd;
+
+fn request(nonce: u128) -> EntryRequest {
+    EntryRequest {
+        election: ElectionName::new("e").unwrap(),
+        candidate: CandidateId::new("a").unwrap(),
+        value: b"value".to_vec(),
+        nonce,
+    }
+}
+
+/// Hazard G14: the entry of an earlier request is removed, not taken over; a withdrawal of the
+/// earlier one, repeated as often as one likes, does not touch the later one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_never_takes_over_the_entry_of_another() {
+    for version in Version::ETCD {
+        let etcd = Etcd::new(version).await;
+        let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
+        let backend = EtcdBackend::new(config).unwrap();
+        let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
+        let first = session.enter(&request(1)).await.unwrap();
+        assert_eq!(session.enter(&request(1)).await.unwrap(), first, "the same request finds its own");
+
+        let refused = session.enter(&request(2)).await.unwrap_err();
+        assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
+        let second = session.enter(&request(2)).await.unwrap();
+        assert!(second.leads > first.leads && second.entry.version > first.entry.version);
+
+        for _ in 0..3 {
+            session.leave(&request(1), None).await.unwrap();
+        }
+        let updated = EntryRequest { value: b"another".to_vec(), ..request(2) };
+        session.update(&second.entry, &updated).await.unwrap();
+        assert_eq!(session.enter(&request(2)).await.unwrap().entry, second.entry, "also with a new value");
+        session.leave(&request(2), Some(&second.entry)).await.unwrap();
+        session.leave(&request(2), Some(&second.entry)).await.unwrap();
+        session.close().await.unwrap();
+        session.close().await.unwrap();
+        backend.close().await;
+        assert!(etcd.leftovers().await.is_empty());
+    }
+}
+
+/// Hazard E13: every session has a lease of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sessions_never_share_a_lease() {
+    let etcd = Etcd::new(Version::Etcd35).await;
+    let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
+    let backend = EtcdBackend::new(config).unwrap();
+    let mut ids = std::collections::BTreeSet::new();
+    let mut sessions = Vec::new();
+    for _ in 0..20 {
+        let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
+        assert!(ids.insert(session.id()), "{}", session.id());
+        sessions.push(session);
+    }
+    for session in sessions {
+        session.close().await.unwrap();
+    }
+    backend.close().await;
+}
