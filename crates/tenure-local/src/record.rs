@@ -13,7 +13,7 @@ const HEADER: usize = MAGIC.len() + 1 + 20 + 1 + 10 + 1 + 16 + 1;
 /// The distance between the copies: more than the largest entry, and a multiple of any block.
 const STRIDE: u64 = 128 * 1024;
 const MAX_BODY: usize = STRIDE as usize - HEADER;
-/// How often a reader looks again when both copies changed under it.
+/// How often a reader looks at most beside a busy writer.
 const READS: usize = 16;
 
 /// The newest state of a file.
@@ -25,16 +25,28 @@ pub(crate) struct Record {
 }
 
 /// Reads the newest state; `None` when neither copy is whole.
+///
+/// A single look can be one state behind: the first copy is read before it is replaced, the
+/// second while it is. By then the first one is newer, so that two looks agree only on what
+/// was the newest between them.
 pub(crate) fn read(file: &File) -> io::Result<Option<Record>> {
+    let mut best: Option<Record> = None;
     for _ in 0..READS {
-        if let Some((_, record)) = newest(file)? {
-            return Ok(Some(record));
-        }
-        if file.metadata()?.len() == 0 {
-            return Ok(None);
+        match newest(file)? {
+            Some((_, record)) => {
+                let known = best.as_ref().map_or(0, |best| best.generation);
+                if best.is_some() && record.generation == known {
+                    break;
+                }
+                if record.generation >= known {
+                    best = Some(record);
+                }
+            }
+            None if file.metadata()?.len() == 0 => break,
+            None => {}
         }
     }
-    Ok(None)
+    Ok(best)
 }
 
 /// Writes a new state over the older copy. It is not yet durable. One writer at a time.

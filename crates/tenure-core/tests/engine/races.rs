@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use tenure_core::{Clock, Config, Elector, Moment, SimClock, StoreElector, memory::MemoryStore};
 
-use crate::host::TTL;
+use crate::host::{TTL, pass, until};
 
 type Meanwhile = Box<dyn FnOnce() + Send>;
 
@@ -52,12 +52,11 @@ impl Clock for Preempting {
 /// the first poll; the entry stays until that work is over.
 #[test]
 fn work_that_begins_while_its_guard_is_dropped_holds_the_entry() {
-    let runtime =
-        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let runtime = Arc::new(runtime());
+    let simulated = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = Arc::new(simulated.unwrap());
     let store = MemoryStore::new();
-    // For the time of the simulation; its tasks run only under `block_on`.
-    let _simulated = runtime.enter();
+    // So that the clock can be read here; the tasks run only under `block_on`.
+    let _entered = runtime.enter();
     let clock = Arc::new(Preempting { clock: SimClock::new(), meanwhile: Mutex::default() });
     let elector =
         StoreElector::with_clock(Arc::new(store.backend()), Config::new().with_ttl(TTL), clock.clone())
@@ -67,12 +66,12 @@ fn work_that_begins_while_its_guard_is_dropped_holds_the_entry() {
     let others = Arc::clone(&runtime);
     *clock.meanwhile.lock().unwrap() = Some(Box::new(move || {
         drop(leadership);
-        others.block_on(tokio::time::sleep(Duration::from_secs(1)));
+        others.block_on(pass(Duration::from_secs(1)));
     }));
 
     let stands = || store.entries("e").iter().any(|entry| entry.revision == token);
     let outcome = handle.run(async { stands() }).now_or_never();
     assert!(clock.meanwhile.lock().unwrap().is_none(), "the guard was dropped meanwhile");
     assert_ne!(outcome, Some(Ok(false)), "work began without an entry");
-    runtime.block_on(crate::host::until("the entry is gone", || !stands()));
+    runtime.block_on(until("the entry is gone", || !stands()));
 }
