@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::host::{Host, TTL, nothing_left, pass, until, within};
 
 /// How many seeds are run, unless `TENURE_CHAOS_SEEDS` says otherwise.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 20;
 /// How many faults a run has.
 const FAULTS: usize = 60;
 /// The time between two side effects of a leader.

@@ -44,7 +44,7 @@ async fn work_is_told_to_stop_and_dropped_by_the_deadline() {
         let _guard = guard;
         std::future::pending::<()>().await;
     };
-    let lost = leadership.run(work).await.unwrap_err();
+    let lost = within(TTL, leadership.run(work)).await.unwrap_err();
     assert_eq!(lost.reason, LossReason::Deadline);
     let after = dropped.lock().unwrap().unwrap() - from;
     assert!(after > UNTIL_STOP && after <= UNTIL_DEADLINE - Duration::from_millis(20), "{after:?}");
@@ -183,9 +183,8 @@ async fn work_is_dropped_at_once_when_the_entry_is_gone() {
         let leadership = host.lead().await;
         let token = leadership.fencing_token().get();
         let from = tokio::time::Instant::now();
-        let (lost, _) = tokio::join!(leadership.run(std::future::pending::<()>()), async {
-            store.delete_entry("e", token)
-        });
+        let working = within(TTL, leadership.run(std::future::pending::<()>()));
+        let (lost, _) = tokio::join!(working, async { store.delete_entry("e", token) });
         assert_eq!(lost.unwrap_err().reason, LossReason::EntryGone);
         assert!(from.elapsed() < Duration::from_millis(20), "{:?} with {budget:?}", from.elapsed());
     }
@@ -204,7 +203,8 @@ async fn work_is_dropped_at_once_when_the_session_has_ended() {
             leadership.lost().await;
             tokio::time::Instant::now()
         };
-        let (lost, told) = tokio::join!(leadership.run(std::future::pending::<()>()), told);
+        let working = within(TTL, leadership.run(std::future::pending::<()>()));
+        let (lost, told) = tokio::join!(working, told);
         assert_eq!(lost.unwrap_err().reason, LossReason::SessionExpired);
         assert!(told.elapsed() < Duration::from_millis(20), "{:?} with {budget:?}", told.elapsed());
     }
@@ -237,8 +237,8 @@ async fn work_that_stops_is_dropped_at_once_when_the_entry_is_gone() {
     let second = within(TTL, next).await.unwrap();
     pass(Duration::from_millis(20)).await;
     assert!(second.is_leader() && dropped.lock().unwrap().is_some());
-    assert_eq!(work.await.unwrap().unwrap_err().reason, LossReason::Resigned);
-    resigning.await.unwrap().unwrap();
+    assert_eq!(within(TTL, work).await.unwrap().unwrap_err().reason, LossReason::Resigned);
+    within(TTL, resigning).await.unwrap().unwrap();
 }
 
 /// A larger stop budget ends the leadership earlier, and only this one.
