@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     apt, docker,
-    shell::{cargo, exists, output, run, say},
+    shell::{cargo, command, exists, output, run, say},
 };
 
 /// What the build of all packages needs: protoc, for etcd's protocol. The C compiler
@@ -13,11 +13,30 @@ use crate::{
 /// # Errors
 /// When something is missing that cannot be installed here.
 pub(crate) fn ensure_for_build() -> Result<()> {
-    let given = std::env::var_os("PROTOC").is_some();
-    if !given && !exists("protoc") {
-        apt::install("protobuf-compiler", "protoc")?;
+    if protoc_serves() {
+        return Ok(());
     }
+    // The second holds protobuf's own definitions, which the first only recommends.
+    apt::install("protobuf-compiler", "protoc")?;
+    apt::install("libprotobuf-dev", "what protoc includes")?;
+    ensure!(
+        protoc_serves(),
+        "protoc cannot read google/protobuf/descriptor.proto: install protobuf whole, or name it in PROTOC"
+    );
     Ok(())
+}
+
+/// Whether there is a protoc that finds protobuf's own definitions, as etcd's protocol needs.
+fn protoc_serves() -> bool {
+    let Ok(folder) = tempfile::tempdir() else { return false };
+    let probe = folder.path().join("probe.proto");
+    let text = "syntax = \"proto3\";\nimport \"google/protobuf/descriptor.proto\";\n";
+    let protoc = std::env::var("PROTOC").unwrap_or_else(|_| "protoc".to_owned());
+    std::fs::write(&probe, text).is_ok()
+        && output(
+            command(&protoc, ["probe.proto", "--descriptor_set_out=probe.bin"]).current_dir(folder.path()),
+        )
+        .is_ok()
 }
 
 /// What the tests need besides.
