@@ -178,6 +178,13 @@ impl LeadershipHandle {
         self.term.token
     }
 
+    /// The entry's name in the store: an etcd key, a znode's path. A transaction of the store's own
+    /// that checks it is fenced: on etcd, that its create revision is the fencing token; on
+    /// ZooKeeper, that it exists.
+    pub fn entry(&self) -> &str {
+        &self.term.entry.key
+    }
+
     /// Whether leadership may be assumed now. Compares the clock on every call; asks no store.
     pub fn is_leader(&self) -> bool {
         self.term.check().is_ok()

@@ -4,6 +4,8 @@
 //! with ports), so that this is a parser of its own. The facade and the backends each
 //! take the settings they know; what nobody took is an error.
 
+mod login;
+
 use std::{cell::RefCell, collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use percent_encoding::percent_decode_str;

@@ -1,6 +1,6 @@
 //! Which etcd, which prefix, and how patient to be.
 
-use std::{fmt, fs, time::Duration};
+use std::{fmt, time::Duration};
 
 use tenure_core::{
     Error, InvalidConfig, Secret, StoreUrl,
@@ -63,7 +63,7 @@ impl EtcdConfig {
         if !url.path().trim_end_matches('/').is_empty() {
             config = config.prefix(url.path());
         }
-        if let Some((user, password)) = login(url)? {
+        if let Some((user, password)) = url.login()? {
             config = config.login(user, password);
         }
         if let Some(given) = url.duration("connect_timeout")? {
@@ -149,33 +149,6 @@ impl fmt::Debug for EtcdConfig {
 fn with_port(endpoint: String) -> String {
     let name = endpoint.rsplit_once(']').map_or(endpoint.as_str(), |(_, rest)| rest);
     if name.contains(':') { endpoint } else { format!("{endpoint}:{DEFAULT_PORT}") }
-}
-
-fn login(url: &StoreUrl) -> Result<Option<(String, Secret)>, Error> {
-    let file = url.text("password_file");
-    let password = match (url.password(), file) {
-        (Some(_), Some(_)) => {
-            return Err(url.invalid("it has both a password and a password_file; give one").into());
-        }
-        (Some(password), None) => Some(password.clone()),
-        (None, Some(file)) => {
-            let text = fs::read_to_string(file)
-                .map_err(|error| url.invalid(format!("password_file={file} cannot be read: {error}")))?;
-            let text = text.strip_suffix('\n').unwrap_or(&text);
-            Some(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
-        }
-        (None, None) => None,
-    };
-    match (url.user(), password) {
-        (Some(user), Some(password)) => Ok(Some((user.to_owned(), password))),
-        (None, None) => Ok(None),
-        (Some(_), None) => Err(url
-            .invalid("it has a user but no password; give etcd://user:password@host or password_file=/path")
-            .into()),
-        (None, Some(_)) => {
-            Err(url.invalid("it has a password_file but no user; give etcd://user@host").into())
-        }
-    }
 }
 
 #[cfg(test)]

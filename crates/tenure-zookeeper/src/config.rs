@@ -1,0 +1,247 @@
+//! Which ZooKeeper, where in it, and within which bounds.
+
+use std::{fmt, time::Duration};
+
+use tenure_core::{
+    Error, InvalidConfig, Secret, StoreUrl,
+    spi::{BackendError, BackendErrorKind},
+};
+
+use crate::layout::Layout;
+
+const DEFAULT_PORT: u16 = 2181;
+const DEFAULT_ROOT: &str = "/tenure";
+
+/// How to reach a ZooKeeper ensemble, and where in it elections lie.
+///
+/// Its `Debug` shows no password.
+#[derive(Clone)]
+pub struct ZookeeperConfig {
+    pub(crate) servers: Vec<String>,
+    pub(crate) root: String,
+    pub(crate) layout: Layout,
+    pub(crate) login: Option<(String, Secret)>,
+    pub(crate) min_ttl: Option<Duration>,
+    pub(crate) max_ttl: Option<Duration>,
+    pub(crate) attempt_timeout: Duration,
+}
+
+impl ZookeeperConfig {
+    /// The servers at `servers`, each `host` or `host:port`, with the root `/tenure`.
+    ///
+    /// Give every server: when one does not answer, the session moves to another.
+    pub fn new<S: Into<String>>(servers: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            servers: servers.into_iter().map(|server| with_port(server.into())).collect(),
+            root: DEFAULT_ROOT.to_owned(),
+            layout: Layout::default(),
+            login: None,
+            min_ttl: None,
+            max_ttl: None,
+            attempt_timeout: Duration::from_secs(2),
+        }
+    }
+
+    /// Reads a URL such as `zookeeper://10.0.0.1:2181,10.0.0.2/acme?layout=curator`.
+    ///
+    /// - Hosts have port 2181 unless they name one; at least one is needed.
+    /// - The path is the root below which elections lie; without one it is `/tenure`.
+    /// - Settings taken: `layout` (`tenure`, `curator` or `kazoo`), `min_ttl` and `max_ttl` (the bounds
+    ///   within which the servers may change the TTL; half and twice what is asked for),
+    ///   `attempt_timeout` (default 2 s), `password_file`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
+    /// what is allowed, and never the password.
+    pub fn from_url(url: &StoreUrl) -> Result<Self, Error> {
+        if url.scheme() != "zookeeper" {
+            return Err(url.invalid("its scheme is not zookeeper").into());
+        }
+        if url.hosts().is_empty() {
+            return Err(url
+                .invalid("it names no host; give every server: zookeeper://host1:2181,host2:2181/root")
+                .into());
+        }
+        let mut config = Self::new(url.hosts().iter().cloned());
+        if !url.path().trim_end_matches('/').is_empty() {
+            config = config.root(url.path());
+        }
+        if let Some(layout) = url.text("layout") {
+            let layout = layout.parse().map_err(|reason| url.invalid(format!("layout={layout} {reason}")))?;
+            config = config.layout(layout);
+        }
+        if let Some((user, password)) = url.login()? {
+            config = config.login(user, password);
+        }
+        config.min_ttl = url.duration("min_ttl")?;
+        config.max_ttl = url.duration("max_ttl")?;
+        if let Some(given) = url.duration("attempt_timeout")? {
+            config = config.attempt_timeout(given);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Puts elections below the znode `root`; slashes at its end do not count. It is made when missing.
+    pub fn root(mut self, root: impl AsRef<str>) -> Self {
+        self.root = root.as_ref().trim_end_matches('/').to_owned();
+        self
+    }
+
+    /// Names entries as another library does, to stand in one election with its candidates.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// Authenticates as `user` (ZooKeeper's `digest` scheme); only this user can then change what
+    /// is created.
+    pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
+        self.login = Some((user.into(), password));
+        self
+    }
+
+    /// Refuses a session whose timeout the servers have set to less than `min` or more than `max`;
+    /// otherwise to less than half or more than twice the TTL asked for.
+    pub fn granted_ttl(mut self, min: Duration, max: Duration) -> Self {
+        self.min_ttl = Some(min);
+        self.max_ttl = Some(max);
+        self
+    }
+
+    /// Gives up connecting to a server, or waiting for its answer, after `time`, and takes the session
+    /// to another.
+    pub fn attempt_timeout(mut self, time: Duration) -> Self {
+        self.attempt_timeout = time;
+        self
+    }
+
+    /// The bounds within which a granted timeout is accepted when `asked` was asked for.
+    pub(crate) fn accepted(&self, asked: Duration) -> (Duration, Duration) {
+        (self.min_ttl.unwrap_or(asked / 2), self.max_ttl.unwrap_or(asked * 2))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.servers.is_empty() {
+            return Err(invalid("no ZooKeeper server is given; at least one host or host:port is needed"));
+        }
+        check_root(&self.root).map_err(|reason| {
+            invalid(format!("the root {:?} is not allowed: {reason}; it is a path such as /acme", self.root))
+        })?;
+        let given = self.attempt_timeout;
+        if given < Duration::from_millis(10) || given > Duration::from_secs(60) {
+            let setting = "attempt_timeout";
+            return Err(InvalidConfig::Time { setting, given, allowed: "from 10ms to 1m" }.into());
+        }
+        if let (Some(min), Some(max)) = (self.min_ttl, self.max_ttl)
+            && min > max
+        {
+            let allowed = "at most max_ttl";
+            return Err(InvalidConfig::Time { setting: "min_ttl", given: min, allowed }.into());
+        }
+        Ok(())
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    BackendError::new(BackendErrorKind::Invalid, message).into()
+}
+
+/// As ZooKeeper's `PathUtils.validatePath` has it, a little stricter.
+fn check_root(root: &str) -> Result<(), &'static str> {
+    if !root.starts_with('/') {
+        return Err("it does not begin with a slash");
+    }
+    for part in root[1..].split('/') {
+        match part {
+            "" => return Err("it has an empty part"),
+            "." | ".." => return Err("it has a part . or .."),
+            "zookeeper" if root.starts_with("/zookeeper") => return Err("/zookeeper is ZooKeeper's own"),
+            part if part
+                .chars()
+                .any(|c| c.is_control() || ('\u{e000}'..'\u{f900}').contains(&c) || c >= '\u{fff0}') =>
+            {
+                return Err("it has a character that ZooKeeper does not allow");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Debug for ZookeeperConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZookeeperConfig")
+            .field("servers", &self.servers)
+            .field("root", &self.root)
+            .field("layout", &self.layout)
+            .field("user", &self.login.as_ref().map(|(user, _)| user))
+            .field("min_ttl", &self.min_ttl)
+            .field("max_ttl", &self.max_ttl)
+            .field("attempt_timeout", &self.attempt_timeout)
+            .finish()
+    }
+}
+
+fn with_port(server: String) -> String {
+    let name = server.rsplit_once(']').map_or(server.as_str(), |(_, rest)| rest);
+    if name.contains(':') { server } else { format!("{server}:{DEFAULT_PORT}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> Result<ZookeeperConfig, Error> {
+        ZookeeperConfig::from_url(&url.parse().unwrap())
+    }
+
+    #[test]
+    fn a_url_says_it_all() {
+        let config = config(
+            "zookeeper://me:p%40ss@10.0.0.1,[::1],h:1/acme/jobs/?attempt_timeout=3s\
+             &layout=curator&min_ttl=4s&max_ttl=40s",
+        )
+        .unwrap();
+        assert_eq!(config.servers, ["10.0.0.1:2181", "[::1]:2181", "h:1"]);
+        assert_eq!((config.root.as_str(), config.layout), ("/acme/jobs", Layout::Curator));
+        let (user, password) = config.login.as_ref().unwrap();
+        assert_eq!((user.as_str(), password.expose()), ("me", "p@ss"));
+        assert_eq!(
+            config.accepted(Duration::from_secs(9)),
+            (Duration::from_secs(4), Duration::from_secs(40))
+        );
+        assert!(!format!("{config:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn what_is_not_given_has_a_default() {
+        let config = config("zookeeper://h").unwrap();
+        assert_eq!((config.root.as_str(), config.layout), ("/tenure", Layout::Tenure));
+        let ten = Duration::from_secs(10);
+        assert_eq!(config.accepted(ten), (ten / 2, ten * 2));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (url, reason) in [
+            ("zk://h", "its scheme is not zookeeper"),
+            ("zookeeper:", "it names no host; give every server"),
+            ("zookeeper://me@h", "it has a user but no password; give zookeeper://user:password@host"),
+            ("zookeeper://h/a//b", "it has an empty part"),
+            ("zookeeper://h/a/../b", "it has a part . or .."),
+            ("zookeeper://h/zookeeper", "/zookeeper is ZooKeeper's own"),
+            ("zookeeper://h?layout=consul", "layout=consul is not one of tenure, curator, kazoo"),
+            (
+                "zookeeper://h?attempt_timeout=0s",
+                "attempt_timeout 0s is not allowed: it must be from 10ms to 1m",
+            ),
+            ("zookeeper://h?min_ttl=5s&max_ttl=4s", "min_ttl 5s is not allowed: it must be at most max_ttl"),
+        ] {
+            let error = config(url).unwrap_err().to_string();
+            assert!(error.contains(reason), "{url}: {error}");
+        }
+        let none = ZookeeperConfig::new([] as [&str; 0]).check().unwrap_err().to_string();
+        assert!(none.contains("no ZooKeeper server is given"), "{none}");
+    }
+}

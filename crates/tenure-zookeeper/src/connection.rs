@@ -1,0 +1,426 @@
+//! One connection of a session, and all that has to be worked around in the client library.
+//!
+//! Written against zookeeper-client 0.11.2. Each point names what it is about, and when it can go.
+//!
+//! - **Its own reconnecting is not used.** Its waits between tries double without a bound, so that
+//!   a session is not resumed in time after an outage of a few seconds
+//!   (`IterableEndpoints::timeout`); requests made meanwhile pile up and are carried out later, also
+//!   when nobody waits for them any more; a reconnect can come back with another session, unsaid
+//!   (hazard Z3: `handle_connect_response` takes any session's id, and `Client::session_id` keeps the first);
+//!   persistent watches are not renewed (hazard Z11: `resend_watches` never counts `index` up).
+//!   So a [`Connection`] is one TCP connection: when it breaks, its task is aborted, and
+//!   [`Link`](crate::link::Link) resumes the session with a new one. Can go when its backoff can be set
+//!   and a change of the session is told.
+//! - **Its task is spawned by us**, through `asyncs::task::enter`, so that it can be aborted, and so that
+//!   its end is noticed: after a panic in it the state stays `SyncConnected` for good, and
+//!   `StateWatcher::changed` waits for ever (hazard Z13). Can go when the client tells that its task has ended.
+//! - **Panics are caught**: `OneshotWatcher::changed` unwraps when that task is gone (hazard Z13).
+//! - **State changes are hints only.** They coalesce (hazard Z13), so *any* change means that the
+//!   connection broke.
+//! - **A dropped future's request still runs** (hazard Z10): the caller looks for what it did, and nothing here
+//!   takes it back. Requests of one session are carried out in order; those of a connection that
+//!   was given up are refused by the servers once the session has moved (`SessionMovedException`).
+//! - Not used at all: `lock()` (hazard Z12), persistent watches (Z11), the multi transaction for
+//!   entering (Z14), chroots (their paths are unwrapped: a foreign path panics).
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use asyncs::task::{Spawn, Task};
+use futures::FutureExt as _;
+use tenure_core::Secret;
+use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use zookeeper_client::{
+    Acls, Client, CreateMode, Error, MultiWriteError, OneshotWatcher, SessionId, SessionInfo, SessionState,
+    Stat, StateWatcher,
+};
+
+/// How connections are made.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) login: Option<(String, Secret)>,
+    pub(crate) attempt_timeout: Duration,
+}
+
+impl Terms {
+    /// Who may do what with a znode that is made by us: everybody, or us alone when we have a name.
+    pub(crate) fn acls(&self) -> Acls<'static> {
+        if self.login.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
+    }
+}
+
+/// One TCP connection of a session.
+pub(crate) struct Connection {
+    client: Mutex<Option<Client>>,
+    session: SessionInfo,
+    granted: Duration,
+    server: String,
+    attempt_timeout: Duration,
+    state: Mutex<StateWatcher>,
+    task: AbortHandle,
+    /// Cancelled when the client's task has ended.
+    ended: CancellationToken,
+    /// Cancelled when the connection must not be used any more.
+    lost: CancellationToken,
+}
+
+/// The tasks that the client spawns while it connects: one.
+#[derive(Default)]
+struct Capture(Mutex<Option<Spawned>>);
+
+/// A task of the client's. It begins once it is released, so that no change of state is missed.
+struct Spawned {
+    handle: AbortHandle,
+    ended: CancellationToken,
+    release: oneshot::Sender<()>,
+}
+
+impl Spawn for Capture {
+    fn spawn(&self, task: Task) {
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
+        let future = Box::into_pin(task.future);
+        let (release, released) = oneshot::channel();
+        let handle = tokio::spawn(async move {
+            let _guard = guard;
+            if released.await.is_ok() {
+                future.await;
+            }
+        });
+        *lock(&self.0) = Some(Spawned { handle: handle.abort_handle(), ended, release });
+    }
+}
+
+impl Connection {
+    /// Connects to `server`, with a new session of about `ttl` or with the one given.
+    ///
+    /// # Errors
+    /// [`Error::SessionExpired`] when the session given has ended or is not resumed.
+    pub(crate) async fn open(
+        terms: &Terms,
+        server: &str,
+        ttl: Duration,
+        resumed: Option<&SessionInfo>,
+    ) -> Result<Self, Error> {
+        let mut connector = Client::connector()
+            .with_session_timeout(ttl)
+            .with_connection_timeout(silence(ttl))
+            .with_fail_eagerly();
+        if let Some((user, password)) = &terms.login {
+            connector = connector.with_auth("digest", format!("{user}:{}", password.expose()).as_bytes());
+        }
+        if let Some(session) = resumed {
+            connector = connector.with_session(session.clone());
+        }
+        let capture = Capture::default();
+        let connecting = async {
+            let mut connecting = pin!(connector.connect(server));
+            poll_fn(|context| {
+                let _scope = asyncs::task::enter(&capture);
+                connecting.as_mut().poll(context)
+            })
+            .await
+        };
+        let connected = timeout(terms.attempt_timeout, AssertUnwindSafe(connecting).catch_unwind()).await;
+        let spawned = lock(&capture.0).take();
+        let client = match connected {
+            Ok(Ok(outcome)) => outcome?,
+            Ok(Err(_)) => return Err(panicked()),
+            Err(_) => return Err(Error::Timeout),
+        };
+        let Spawned { handle, ended, release } = spawned.ok_or_else(panicked)?;
+        let connection = Self {
+            session: client.session().clone(),
+            granted: client.session_timeout(),
+            server: server.to_owned(),
+            attempt_timeout: terms.attempt_timeout,
+            state: Mutex::new(client.state_watcher()),
+            client: Mutex::new(Some(client)),
+            task: handle,
+            ended,
+            lost: CancellationToken::new(),
+        };
+        let _ = release.send(());
+        match resumed {
+            Some(session) if session.id() != connection.session.id() => Err(Error::SessionExpired),
+            _ => Ok(connection),
+        }
+    }
+
+    pub(crate) fn session(&self) -> &SessionInfo {
+        &self.session
+    }
+
+    /// The session's timeout as the server granted it on this connection.
+    pub(crate) fn granted(&self) -> Duration {
+        self.granted
+    }
+
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Whether every answer so far came over this connection and from this session: a client that
+    /// has reconnected by itself may have another one.
+    pub(crate) fn is_unbroken(&self) -> bool {
+        if lock(&self.state).changed().now_or_never().is_some() || self.ended.is_cancelled() {
+            self.lost.cancel();
+        }
+        !self.lost.is_cancelled()
+    }
+
+    /// Gives the connection up: it may be half dead.
+    pub(crate) fn give_up(&self) {
+        self.lost.cancel();
+        self.task.abort();
+    }
+
+    /// Returns when the connection must not be used any more.
+    pub(crate) async fn broken(&self) {
+        let mut state = lock(&self.state).clone();
+        tokio::select! {
+            () = self.lost.cancelled() => {}
+            () = self.ended.cancelled() => {}
+            _ = state.changed() => {}
+        }
+        self.lost.cancel();
+    }
+
+    /// Returns once [`give_up`](Self::give_up) or [`broken`](Self::broken) have given the connection up.
+    pub(crate) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Ends the session in the store, and tells whether that was confirmed.
+    pub(crate) async fn end(&self) -> bool {
+        let watcher = lock(&self.state).clone();
+        // The client ends its session once nobody holds it: whoever waits for an answer lets go.
+        self.lost.cancel();
+        drop(lock(&self.client).take());
+        let ended = timeout(self.attempt_timeout, self.ended.cancelled()).await;
+        ended.is_ok() && matches!(watcher.peek_state(), SessionState::Closed | SessionState::Expired)
+    }
+
+    /// The answer to one request, bounded in time.
+    ///
+    /// The request is sent when this is first polled, and requests are carried out in the order in which they were sent.
+    async fn ask<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let client = lock(&self.client).clone().filter(|_| !self.lost.is_cancelled());
+        let client = client.ok_or(Error::ConnectionLoss)?;
+        let answer = timeout(self.attempt_timeout, AssertUnwindSafe(request(client)).catch_unwind());
+        let answer = tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = self.lost.cancelled() => return Err(Error::ConnectionLoss),
+        };
+        match answer {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                self.lost.cancel();
+                Err(panicked())
+            }
+            Err(_) => {
+                self.lost.cancel();
+                Err(Error::Timeout)
+            }
+        }
+    }
+
+    /// Makes a znode; with a mode that is sequential, `path` is what its path begins with. Returns
+    /// the whole path, and the znode's stat.
+    pub(crate) async fn create(
+        &self,
+        path: &str,
+        data: &[u8],
+        mode: CreateMode,
+        acls: Acls<'static>,
+    ) -> Result<(String, Stat), Error> {
+        self.ask(|client| async move {
+            let (stat, number) = client.create(path, data, &mode.with_acls(acls)).await?;
+            let is_numbered = matches!(mode, CreateMode::EphemeralSequential);
+            Ok((if is_numbered { format!("{path}{number}") } else { path.to_owned() }, stat))
+        })
+        .await
+    }
+
+    /// Deletes a znode; one that does not exist is deleted already.
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), Error> {
+        let deleted = self.ask(|client| async move { client.delete(path, None).await }).await;
+        unless_missing(deleted).map(|_| ())
+    }
+
+    pub(crate) async fn set(&self, path: &str, data: &[u8]) -> Result<Option<Stat>, Error> {
+        unless_missing(self.ask(|client| async move { client.set_data(path, data, None).await }).await)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Option<(Vec<u8>, Stat)>, Error> {
+        unless_missing(self.ask(|client| async move { client.get_data(path).await }).await)
+    }
+
+    pub(crate) async fn stat(&self, path: &str) -> Result<Option<Stat>, Error> {
+        self.ask(|client| async move { client.check_stat(path).await }).await
+    }
+
+    pub(crate) async fn children(&self, path: &str) -> Result<Option<Vec<String>>, Error> {
+        unless_missing(self.ask(|client| async move { client.list_children(path).await }).await)
+    }
+
+    /// The children, and a watch for one that comes or goes.
+    pub(crate) async fn watch_children(&self, path: &str) -> Result<Option<(Vec<String>, Watch<'_>)>, Error> {
+        let watched = self.ask(|client| async move { client.list_and_watch_children(path).await }).await;
+        Ok(unless_missing(watched)?.map(|(children, watcher)| (children, self.watch(watcher))))
+    }
+
+    /// A watch for the creation of what does not exist; `None` when it does.
+    pub(crate) async fn watch_creation(&self, path: &str) -> Result<Option<Watch<'_>>, Error> {
+        let watched = self.ask(|client| async move { client.check_and_watch_stat(path).await }).await;
+        let (stat, watcher) = watched?;
+        Ok(stat.is_none().then(|| self.watch(watcher)))
+    }
+
+    /// The data, and a watch for its change or the znode's end.
+    pub(crate) async fn watch_data(&self, path: &str) -> Result<Option<(Vec<u8>, Stat, Watch<'_>)>, Error> {
+        let watched = self
+            .ask(|client| async move {
+                let (data, stat, watcher) = client.get_and_watch_data(path).await?;
+                Ok((data, stat, watcher))
+            })
+            .await;
+        Ok(unless_missing(watched)?.map(|(data, stat, watcher)| (data, stat, self.watch(watcher))))
+    }
+
+    /// A watch for the end of a candidate's znode. It is one on its children, of which a
+    /// candidate's has none: unlike one on its data it does not fire when the value is changed.
+    pub(crate) async fn watch_end(&self, path: &str) -> Result<Option<(Stat, Watch<'_>)>, Error> {
+        let watched = self
+            .ask(|client| async move {
+                let (_, stat, watcher) = client.get_and_watch_children(path).await?;
+                Ok((stat, watcher))
+            })
+            .await;
+        Ok(unless_missing(watched)?.map(|(stat, watcher)| (stat, self.watch(watcher))))
+    }
+
+    /// Brings the server up to date with the store's leader, for what is read next.
+    pub(crate) async fn sync(&self) -> Result<(), Error> {
+        self.ask(|client| async move { client.sync("/").await }).await
+    }
+
+    /// All of `steps` in one transaction, or none of them.
+    pub(crate) async fn transact(&self, steps: &[Step], acls: Acls<'static>) -> Result<(), Refusal> {
+        let outcome = self
+            .ask(|client| async move {
+                let mut writer = client.new_multi_writer();
+                for step in steps {
+                    match step {
+                        Step::Exists(path) => writer.add_check_version(path, -1)?,
+                        Step::Create(path, data) => {
+                            writer.add_create(path, data, &CreateMode::Persistent.with_acls(acls))?;
+                        }
+                        Step::Set(path, data, version) => writer.add_set_data(path, data, *version)?,
+                        Step::Delete(path, version) => writer.add_delete(path, *version)?,
+                    }
+                }
+                Ok(match writer.commit().await {
+                    Ok(_) => Ok(()),
+                    Err(MultiWriteError::OperationFailed { index, source }) => {
+                        Err(Refusal::Step(index, source))
+                    }
+                    Err(MultiWriteError::RequestFailed { source }) => Err(Refusal::Whole(source)),
+                })
+            })
+            .await;
+        outcome.unwrap_or_else(|error| Err(Refusal::Whole(error)))
+    }
+
+    fn watch(&self, watcher: OneshotWatcher) -> Watch<'_> {
+        Watch { watcher, connection: self }
+    }
+}
+
+/// A part of a transaction.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Exists(String),
+    Create(String, Vec<u8>),
+    Set(String, Vec<u8>, Option<i32>),
+    Delete(String, Option<i32>),
+}
+
+/// Why a transaction was not carried out, or may not have been.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// For this step, counted from zero. Nothing was changed.
+    Step(usize, Error),
+    Whole(Error),
+}
+
+/// A watch on one connection.
+pub(crate) struct Watch<'a> {
+    watcher: OneshotWatcher,
+    connection: &'a Connection,
+}
+
+impl Watch<'_> {
+    /// Returns when something has happened, if only to the connection: look again.
+    pub(crate) async fn fired(self) {
+        let fired = AssertUnwindSafe(self.watcher.changed()).catch_unwind();
+        tokio::select! {
+            _ = fired => {}
+            () = self.connection.lost() => {}
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("session", &self.session.id())
+            .field("server", &self.server)
+            .field("lost", &self.lost.is_cancelled())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A session's name in ZooKeeper's own words.
+pub(crate) fn name_of(session: i64) -> String {
+    SessionId(session).to_string()
+}
+
+/// After how much silence of the server a connection counts as broken: so soon that there is time
+/// for another. The client asks for a sign of life after three eighths of it.
+fn silence(ttl: Duration) -> Duration {
+    ttl / 5
+}
+
+fn panicked() -> Error {
+    Error::UnexpectedError("the client library panicked".to_owned())
+}
+
+fn unless_missing<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::NoNode) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

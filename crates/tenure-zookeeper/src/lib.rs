@@ -1,0 +1,219 @@
+//! Leader election on ZooKeeper: tenure's ZooKeeper backend.
+//!
+//! An entry is an ephemeral sequential znode `ROOT/ELECTION/c-GUID-NUMBER`; whoever has the lowest
+//! number leads, and each candidate watches the one just ahead of it. The znode's `czxid`, a number that
+//! rises across the whole ensemble, is the fencing token.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), tenure_core::Error> {
+//! use tenure_zookeeper::{ZookeeperBackend, ZookeeperConfig};
+//!
+//! let url = "zookeeper://10.0.0.1:2181,10.0.0.2:2181,10.0.0.3:2181/acme".parse()?;
+//! let backend = ZookeeperBackend::new(ZookeeperConfig::from_url(&url)?)?;
+//! # let _ = backend;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Guarantees
+//!
+//! - A heartbeat is a quorum write, and counts only once a later one, sent a quarter of the
+//!   TTL after it, was answered too: a follower that is cut off answers its clients' pings for seconds.
+//! - Nobody is said to lead whose entry was not listed, under our session, since the last
+//!   departure ahead of it.
+//! - A session outlives its connection: it is resumed at another server, and everything is looked
+//!   at anew. A session that ZooKeeper has put in another's place is never taken for it.
+//! - A request whose outcome is unknown is resolved by the GUID in the entry's name, after a `sync`.
+//!
+//! # Assumptions
+//!
+//! - ZooKeeper 3.6 or later, tested with 3.8 and 3.9.
+//! - The servers' `minSessionTimeout` is at least two of their ticks, as it is by default.
+//! - Where we log in, nobody else made the znodes below the root: what is created belongs to its creator alone.
+//!
+//! # Caveats
+//!
+//! - A TTL that the servers do not grant is refused, unless `min_ttl` and `max_ttl` allow what they
+//!   grant: 2 to 20 ticks, by default 4 s to 40 s.
+//! - An election's znode is a container: ZooKeeper deletes it some time after the last candidate has left.
+//! - A store that was wiped gives out old transaction numbers again: tokens repeat then. Change the root and reset the
+//!   fences.
+//! - ZooKeeper may keep an entry whose session is over (ZOOKEEPER-2867, ZOOKEEPER-4837).
+//!   [`Candidate`] shows its owner and age; deleting it is an operator's decision.
+#![doc(test(attr(deny(warnings))))]
+
+mod config;
+mod connection;
+mod error;
+mod fenced;
+mod layout;
+mod link;
+mod observe;
+mod parents;
+mod queue;
+mod servers;
+mod session;
+mod wait;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tenure_core::{
+    Candidate, ElectionName, Error, LeadershipHandle,
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+};
+use tracing::warn;
+
+pub use crate::{
+    config::ZookeeperConfig,
+    fenced::{FencedError, FencedWrite},
+    layout::Layout,
+};
+use crate::{connection::Terms, link::Link, servers::Servers, session::ZookeeperSession};
+
+/// The TTL of a session that is opened only to read.
+const READER_TTL: Duration = Duration::from_secs(10);
+
+/// A ZooKeeper ensemble as a store for elections.
+#[derive(Clone)]
+pub struct ZookeeperBackend {
+    shared: Arc<Shared>,
+}
+
+/// What the backend, its sessions and its observers share.
+#[derive(Debug)]
+struct Shared {
+    config: ZookeeperConfig,
+    terms: Arc<Terms>,
+    servers: Arc<Servers>,
+    /// The sessions of electors; reads go over them.
+    links: Mutex<Vec<Weak<Link>>>,
+    /// The session opened to read while there is no other.
+    reader: tokio::sync::Mutex<Option<Arc<Link>>>,
+    strangers: AtomicU64,
+}
+
+impl ZookeeperBackend {
+    /// A backend for the ensemble that `config` describes. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When `config` names no server, an illegal root, or a time out of bounds.
+    pub fn new(config: ZookeeperConfig) -> Result<Self, Error> {
+        config.check()?;
+        let terms = Terms { login: config.login.clone(), attempt_timeout: config.attempt_timeout };
+        let shared = Shared {
+            terms: Arc::new(terms),
+            servers: Arc::new(Servers::new(config.servers.clone())),
+            config,
+            links: Mutex::default(),
+            reader: tokio::sync::Mutex::default(),
+            strangers: AtomicU64::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// How often a znode was met in an election that no candidate can have made.
+    pub fn strangers_met(&self) -> u64 {
+        self.shared.strangers.load(Relaxed)
+    }
+
+    /// A transaction that ZooKeeper carries out only while `leadership` stands.
+    pub fn fenced(&self, leadership: &LeadershipHandle) -> FencedWrite {
+        FencedWrite::new(Arc::clone(&self.shared), leadership.entry())
+    }
+}
+
+impl Shared {
+    /// The znode of `election`.
+    fn election(&self, election: &ElectionName) -> String {
+        format!("{}/{election}", self.config.root)
+    }
+
+    /// The znode below which sessions have theirs. No election's name may have a `~`.
+    fn sessions(&self) -> String {
+        format!("{}/~sessions", self.config.root)
+    }
+
+    /// The number in the name at `path`; last when there is none.
+    fn number(&self, path: &str) -> u64 {
+        let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+        self.config.layout.number(name).unwrap_or(u64::MAX)
+    }
+
+    /// Counts and logs what is no candidate's.
+    fn note_strangers(&self, parent: &str, count: usize) {
+        if count > 0 && self.strangers.fetch_add(count as u64, Relaxed) == 0 {
+            warn!(parent, count, "znodes in this ZooKeeper election were made by no candidate");
+        }
+    }
+
+    fn links(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets reads go over `link` too.
+    fn share(&self, link: &Arc<Link>) {
+        let mut links = self.links();
+        links.retain(|link| link.strong_count() > 0);
+        links.push(Arc::downgrade(link));
+    }
+
+    /// A session to read over: an elector's where there is one.
+    async fn reader(&self) -> Result<Arc<Link>, BackendError> {
+        let shared = self.links().iter().rev().filter_map(Weak::upgrade).find(|link| !link.is_over());
+        if let Some(link) = shared {
+            // Whoever reads over the other one has it still.
+            if let Ok(mut reader) = self.reader.try_lock() {
+                *reader = None;
+            }
+            return Ok(link);
+        }
+        let mut reader = self.reader.lock().await;
+        if let Some(link) = reader.as_ref().filter(|link| !link.is_over()) {
+            return Ok(Arc::clone(link));
+        }
+        let link = Link::open(Arc::clone(&self.terms), Arc::clone(&self.servers), READER_TTL).await?;
+        let link = Arc::new(link);
+        *reader = Some(Arc::clone(&link));
+        Ok(link)
+    }
+}
+
+#[async_trait]
+impl Backend for ZookeeperBackend {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::QUEUE
+    }
+
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+        Ok(Box::new(ZookeeperSession::open(Arc::clone(&self.shared), ttl).await?))
+    }
+
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
+        observe::candidates(&self.shared, election).await
+    }
+
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
+        observe::observe(Arc::clone(&self.shared), election).await
+    }
+
+    async fn close(&self) {
+        let reader = self.shared.reader.lock().await.take();
+        if let Some(reader) = reader {
+            reader.close().await;
+        }
+    }
+}
+
+impl fmt::Debug for ZookeeperBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZookeeperBackend").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,245 @@
+//! A session that stays connected: when a connection breaks, another takes its place.
+//!
+//! A session is bound to no server. Its id and password resume it anywhere, for as long as
+//! the ensemble keeps it.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure_core::spi::{BackendError, BackendErrorKind};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use zookeeper_client::{Error, SessionInfo};
+
+use crate::{
+    connection::{Connection, Terms},
+    error::{failed, gone, unknown},
+    servers::Servers,
+};
+
+/// Before all servers are tried again. Short, since sessions run out; each try is bounded by itself.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(100));
+
+/// A session and the connection it has now. Dropping it ends the session in the background.
+#[derive(Debug)]
+pub(crate) struct Link {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    terms: Arc<Terms>,
+    servers: Arc<Servers>,
+    /// The TTL that was asked for, and is asked for again.
+    ttl: Duration,
+    session: SessionInfo,
+    state: watch::Sender<State>,
+    closing: CancellationToken,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Up(Arc<Connection>),
+    Down,
+    /// The session has ended, or nothing can be done with it.
+    Over(BackendError),
+}
+
+impl Link {
+    /// A new session of about `ttl`.
+    ///
+    /// # Errors
+    /// When no server could be connected to, each being tried once.
+    pub(crate) async fn open(
+        terms: Arc<Terms>,
+        servers: Arc<Servers>,
+        ttl: Duration,
+    ) -> Result<Self, BackendError> {
+        let mut last = unknown("no ZooKeeper server is known");
+        for server in servers.in_order() {
+            match Connection::open(&terms, &server, ttl, None).await {
+                Ok(connection) => return Ok(Self::keep(terms, servers, ttl, connection)),
+                Err(error) => {
+                    servers.failed(&server);
+                    last = failed(&format!("connecting to {server}"), &error);
+                    if last.is_permanent() {
+                        break;
+                    }
+                    debug!(server, %error, "no ZooKeeper session there");
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn keep(terms: Arc<Terms>, servers: Arc<Servers>, ttl: Duration, first: Connection) -> Self {
+        let first = Arc::new(first);
+        let shared = Arc::new(Shared {
+            terms,
+            servers,
+            ttl,
+            session: first.session().clone(),
+            state: watch::Sender::new(State::Up(Arc::clone(&first))),
+            closing: CancellationToken::new(),
+        });
+        tokio::spawn(keep_connected(Arc::clone(&shared), first));
+        Self { shared }
+    }
+
+    pub(crate) fn session(&self) -> i64 {
+        self.shared.session.id().0
+    }
+
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.shared.terms
+    }
+
+    /// Whether the session can still be used, as far as is known.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.closing.is_cancelled() || matches!(*self.shared.state.borrow(), State::Over(_))
+    }
+
+    /// The connection, waiting for one while there is none.
+    ///
+    /// # Errors
+    /// [`SessionGone`](BackendErrorKind::SessionGone) when the session has ended.
+    pub(crate) async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
+        let mut state = self.shared.state.subscribe();
+        loop {
+            match &*state.borrow_and_update() {
+                State::Up(connection) if connection.is_unbroken() => return Ok(Arc::clone(connection)),
+                State::Over(error) => return Err(error.clone()),
+                _ => {}
+            }
+            if state.changed().await.is_err() {
+                return Err(unknown("the task that keeps the ZooKeeper session has ended"));
+            }
+        }
+    }
+
+    /// Begins to end the session in the store.
+    pub(crate) fn begin_close(&self) {
+        self.shared.closing.cancel();
+    }
+
+    /// Ends the session in the store, and returns once it has ended there or has run out.
+    pub(crate) async fn close(&self) {
+        self.begin_close();
+        let mut state = self.shared.state.subscribe();
+        let _ = state.wait_for(|state| matches!(state, State::Over(_))).await;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.begin_close();
+    }
+}
+
+/// Says that the session is over, also when the task that keeps it ends before its time.
+struct Ends<'a>(&'a Shared);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.state.send_if_modified(|state| {
+            let lasts = !matches!(state, State::Over(_));
+            if lasts {
+                *state = State::Over(unknown("the task that keeps the ZooKeeper session has ended"));
+            }
+            lasts
+        });
+    }
+}
+
+async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
+    let _ends = Ends(&shared);
+    let mut connection = first;
+    loop {
+        let closing = tokio::select! {
+            biased;
+            () = shared.closing.cancelled() => true,
+            () = connection.broken() => false,
+        };
+        if closing {
+            break;
+        }
+        debug!(session = %shared.session.id(), server = connection.server(), "ZooKeeper connection broken");
+        shared.servers.failed(connection.server());
+        shared.state.send_replace(State::Down);
+        connection.give_up();
+        let resumed = tokio::select! {
+            biased;
+            () = shared.closing.cancelled() => break,
+            resumed = resume(&shared) => resumed,
+        };
+        match resumed {
+            Ok(resumed) => {
+                connection = Arc::new(resumed);
+                shared.state.send_replace(State::Up(Arc::clone(&connection)));
+            }
+            Err(over) => {
+                shared.state.send_replace(State::Over(over));
+                return;
+            }
+        }
+    }
+    end(&shared).await;
+    shared.state.send_replace(State::Over(gone("the ZooKeeper session was closed")));
+}
+
+/// Tries until the session has another connection.
+///
+/// # Errors
+/// When the store says that the session has ended, or refuses our credentials.
+async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
+    loop {
+        for server in shared.servers.in_order() {
+            match resume_at(shared, &server).await {
+                Ok(connection) => {
+                    debug!(session = %shared.session.id(), server, "ZooKeeper session resumed");
+                    return Ok(connection);
+                }
+                Err(error) => {
+                    shared.servers.failed(&server);
+                    let error = failed(&format!("resuming the session at {server}"), &error);
+                    if error.kind() == BackendErrorKind::SessionGone || error.is_permanent() {
+                        return Err(error);
+                    }
+                    debug!(session = %shared.session.id(), %error, "ZooKeeper session not resumed there");
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE.0 + PAUSE.1.mul_f64(fastrand::f64())).await;
+    }
+}
+
+async fn resume_at(shared: &Shared, server: &str) -> Result<Connection, Error> {
+    let connection = Connection::open(&shared.terms, server, shared.ttl, Some(&shared.session)).await?;
+    // The server may lag behind what this session has seen at another.
+    connection.sync().await?;
+    Ok(connection)
+}
+
+/// Ends the session, connecting again where that is needed, until it has run out in any case.
+async fn end(shared: &Shared) {
+    let run_out = Instant::now() + shared.ttl.mul_f64(1.25);
+    let mut connection = match shared.state.send_replace(State::Down) {
+        State::Up(connection) => Some(connection),
+        _ => None,
+    };
+    loop {
+        if let Some(connection) = connection.take()
+            && connection.end().await
+        {
+            return;
+        }
+        match tokio::time::timeout_at(run_out, resume(shared)).await {
+            Ok(Ok(resumed)) => connection = Some(Arc::new(resumed)),
+            Ok(Err(error)) => {
+                debug!(session = %shared.session.id(), %error, "the ZooKeeper session is over");
+                return;
+            }
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The servers of an ensemble, those first that have not failed lately.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// For how long a server that failed is asked last.
+const GRUDGE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(crate) struct Servers {
+    all: Vec<String>,
+    failed: Mutex<Vec<Option<Instant>>>,
+}
+
+impl Servers {
+    pub(crate) fn new(all: Vec<String>) -> Self {
+        let failed = Mutex::new(vec![None; all.len()]);
+        Self { all, failed }
+    }
+
+    /// All servers, in the order in which to try them: at random, but those that failed lately come
+    /// last, and the longest ago first among them.
+    pub(crate) fn in_order(&self) -> Vec<String> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut order: Vec<usize> = (0..self.all.len()).collect();
+        fastrand::shuffle(&mut order);
+        order.sort_by_key(|&n| failed[n].filter(|at| at.elapsed() < GRUDGE));
+        order.into_iter().map(|n| self.all[n].clone()).collect()
+    }
+
+    /// Remembers that `server` did not serve.
+    pub(crate) fn failed(&self, server: &str) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = self.all.iter().position(|known| known == server) {
+            failed[n] = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_failed_is_tried_last() {
+        let servers = Servers::new(["a", "b", "c"].map(String::from).to_vec());
+        servers.failed("b");
+        servers.failed("a");
+        servers.failed("unknown");
+        for _ in 0..20 {
+            assert_eq!(servers.in_order(), ["c", "b", "a"]);
+        }
+    }
+}

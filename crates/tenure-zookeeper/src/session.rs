@@ -1,0 +1,299 @@
+//! A session, and the entries made under it.
+//!
+//! # Requests that arrive late
+//!
+//! A request whose future was dropped is still carried out, and one that was under way when the
+//! connection broke may be. Yet none is carried out *after* a later request of the same session was
+//! answered: on one connection they are in order; and once the session has moved to another
+//! server, or to another connection of the same one, what still lies in the old one is refused
+//! (`SessionMovedException`, ZOOKEEPER-417) or thrown away with it. So what a `sync` and a listing do not show when
+//! asked for after it, does not come into being any more.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::future::join;
+use tenure_core::{
+    FencingToken,
+    spi::{BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Proof},
+};
+use zookeeper_client::{CreateMode, Error, Stat};
+
+use crate::{
+    Shared,
+    connection::{Connection, name_of},
+    error::{failed, gone, unknown},
+    link::Link,
+    parents::make_parent,
+    queue::{Ahead, Queue},
+    wait,
+};
+
+/// A session, and what was entered under it.
+#[derive(Debug)]
+pub(crate) struct ZookeeperSession {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    granted: Duration,
+    /// The znode that heartbeats are written to. Nobody watches it, for a write fires data watches.
+    pulse: String,
+    /// Requests that were sent without an answer, by nonce.
+    asked: Mutex<HashSet<u128>>,
+}
+
+/// How often a znode is tried again whose parent vanished just then.
+const TRIES: usize = 8;
+
+impl ZookeeperSession {
+    /// Opens a session of about `ttl`, and makes its heartbeats' znode.
+    pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
+        let link = Link::open(Arc::clone(&shared.terms), Arc::clone(&shared.servers), ttl).await?;
+        let connection = link.connection().await?;
+        let granted = connection.granted();
+        if let Err(refused) = accept(&shared, ttl, granted, connection.server()) {
+            link.close().await;
+            return Err(refused);
+        }
+        let random = getrandom::u64().map_err(|error| unknown(format!("no random number: {error}")))?;
+        let pulse = format!("{}/{}-{random:016x}", shared.sessions(), name_of(link.session()));
+        let (_, stat) = create(&shared, &connection, "opening", &pulse, &[], CreateMode::Ephemeral).await?;
+        let session = Self { shared, link: Arc::new(link), granted, pulse, asked: Mutex::default() };
+        session.check_owner(&stat)?;
+        session.shared.share(&session.link);
+        Ok(session)
+    }
+
+    /// Refuses what belongs to another session than ours (hazards Z2, Z3).
+    fn check_owner(&self, stat: &Stat) -> Result<(), BackendError> {
+        let (owner, ours) = (stat.ephemeral_owner, self.link.session());
+        if owner == ours {
+            return Ok(());
+        }
+        let (owner, ours) = (name_of(owner), name_of(ours));
+        Err(gone(format!("ZooKeeper has put session {owner} in the place of {ours}")))
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashSet<u128>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the entry; with it come the candidates, listed just after.
+    async fn create_entry(
+        &self,
+        connection: &Connection,
+        request: &EntryRequest,
+    ) -> Result<((String, Stat), Queue), BackendError> {
+        let parent = self.shared.election(&request.election);
+        let path = format!("{parent}/{}", self.shared.config.layout.prefix(request.nonce));
+        let payload = request.payload();
+        for _ in 0..TRIES {
+            // Both at once: the listing is carried out after the other, and shows the new entry.
+            let creating =
+                connection.create(&path, &payload, CreateMode::EphemeralSequential, self.shared.terms.acls());
+            match join(creating, connection.children(&parent)).await {
+                (Ok(created), Ok(Some(children))) => {
+                    return Ok((created, Queue::new(&self.shared, &parent, children)));
+                }
+                (Err(Error::NoNode), _) => make_parent(&self.shared, connection, &path).await?,
+                (Ok(_), Ok(None)) => return Err(unknown("the election's znode vanished with the entry")),
+                (Err(error), _) | (_, Err(error)) => return Err(failed("entering", &error)),
+            }
+        }
+        Err(unknown("the election's znode vanishes again and again"))
+    }
+
+    /// Looks for the entry that an earlier attempt has made.
+    async fn find_entry(
+        &self,
+        connection: &Connection,
+        request: &EntryRequest,
+    ) -> Result<Option<((String, Stat), Queue)>, BackendError> {
+        let Some(queue) = self.queue(connection, request).await? else { return Ok(None) };
+        let Some(path) = queue.find(&self.shared.config.layout.prefix(request.nonce)) else {
+            return Ok(None);
+        };
+        let stat = connection.stat(&path).await.map_err(|error| failed("entering", &error))?;
+        Ok(stat.map(|stat| ((path, stat), queue)))
+    }
+
+    /// The candidates, as they are now that everything asked for before has been carried out.
+    async fn queue(
+        &self,
+        connection: &Connection,
+        request: &EntryRequest,
+    ) -> Result<Option<Queue>, BackendError> {
+        let parent = self.shared.election(&request.election);
+        let (synced, children) = join(connection.sync(), connection.children(&parent)).await;
+        synced.map_err(|error| failed("looking for an entry", &error))?;
+        let children = children.map_err(|error| failed("looking for an entry", &error))?;
+        Ok(children.map(|children| Queue::new(&self.shared, &parent, children)))
+    }
+}
+
+/// Refuses a timeout that the server has set out of bounds.
+fn accept(shared: &Shared, asked: Duration, granted: Duration, server: &str) -> Result<(), BackendError> {
+    let (min, max) = shared.config.accepted(asked);
+    if (min..=max).contains(&granted) {
+        return Ok(());
+    }
+    let [asked, granted, min, max] = [asked, granted, min, max].map(humantime::format_duration);
+    Err(BackendError::new(
+        BackendErrorKind::Invalid,
+        format!(
+            "ZooKeeper {server} grants a session of {granted} when {asked} is asked for, by its minSessionTimeout and \
+             maxSessionTimeout (2 and 20 ticks unless set); allowed are {min} to {max}: ask for a ttl that it grants, \
+             or set min_ttl and max_ttl"
+        ),
+    ))
+}
+
+/// Makes a znode, and what is above it when that is missing.
+async fn create(
+    shared: &Shared,
+    connection: &Connection,
+    what: &str,
+    path: &str,
+    data: &[u8],
+    mode: CreateMode,
+) -> Result<(String, Stat), BackendError> {
+    for _ in 0..TRIES {
+        match connection.create(path, data, mode, shared.terms.acls()).await {
+            Ok(created) => return Ok(created),
+            Err(Error::NoNode) => make_parent(shared, connection, path).await?,
+            Err(error) => return Err(failed(what, &error)),
+        }
+    }
+    Err(unknown(format!("what is above {path} vanishes again and again")))
+}
+
+#[async_trait]
+impl BackendSession for ZookeeperSession {
+    fn id(&self) -> String {
+        name_of(self.link.session())
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.granted
+    }
+
+    /// A quarter of the TTL is at least half a tick, for a TTL is at least two ticks: in that time a follower has
+    /// told the leader of the session's signs of life.
+    fn proof(&self) -> Proof {
+        Proof::Later { gap: self.granted / 4 }
+    }
+
+    /// Writes to the session's own znode, which takes a quorum.
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        let connection = self.link.connection().await?;
+        // Dropped without an answer: the engine's patience is over, and another server may do better.
+        let patience = GiveUp(Some(&connection));
+        let written = connection.set(&self.pulse, &[]).await;
+        patience.answered();
+        let stat = written.map_err(|error| failed("heartbeat", &error))?;
+        let Some(stat) = stat else { return Err(gone("the session's znode is gone from ZooKeeper")) };
+        self.check_owner(&stat)?;
+        // After a reconnect of the client's own, the answer could be to another session.
+        if !connection.is_unbroken() {
+            return Err(unknown("the connection broke under a heartbeat"));
+        }
+        Ok(Heartbeat { ttl: connection.granted(), epoch: 0 })
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let connection = self.link.connection().await?;
+        let found = if self.asked().insert(request.nonce) {
+            None
+        } else {
+            self.find_entry(&connection, request).await?
+        };
+        let ((path, stat), queue) = match found {
+            Some(found) => found,
+            None => self.create_entry(&connection, request).await?,
+        };
+        self.check_owner(&stat)?;
+        let (election, version) = (request.election.clone(), version(&stat)?);
+        let leads = match queue.ahead_of(&connection, &path, stat.czxid).await? {
+            Ahead::Nobody => Some(token(version)?),
+            Ahead::Others(_) => None,
+            Ahead::Gone => return Err(unknown("the entry vanished while it was made")),
+        };
+        self.asked().remove(&request.nonce);
+        Ok(Entered { entry: Entry { election, key: path, version }, leads })
+    }
+
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+        wait::until_first(&self.shared, &self.link, entry).await?;
+        token(entry.version)
+    }
+
+    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+        wait::until_gone(&self.link, entry).await
+    }
+
+    async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        let connection = self.link.connection().await?;
+        let written = connection.set(&entry.key, &request.payload()).await;
+        match written.map_err(|error| failed("updating", &error))? {
+            Some(_) => Ok(()),
+            None => Err(BackendError::new(BackendErrorKind::EntryGone, "the entry is gone from ZooKeeper")),
+        }
+    }
+
+    async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
+        let connection = self.link.connection().await?;
+        let path = match entry {
+            Some(entry) => Some(entry.key.clone()),
+            None => self
+                .queue(&connection, request)
+                .await?
+                .and_then(|queue| queue.find(&self.shared.config.layout.prefix(request.nonce))),
+        };
+        if let Some(path) = path {
+            connection.delete(&path).await.map_err(|error| failed("leaving", &error))?;
+        }
+        self.asked().remove(&request.nonce);
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.link.close().await;
+        Ok(())
+    }
+}
+
+impl Drop for ZookeeperSession {
+    /// An observer may hold the link still.
+    fn drop(&mut self) {
+        self.link.begin_close();
+    }
+}
+
+/// Gives a connection up unless an answer came.
+struct GiveUp<'a>(Option<&'a Connection>);
+
+impl GiveUp<'_> {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0 {
+            connection.give_up();
+        }
+    }
+}
+
+fn version(stat: &Stat) -> Result<u64, BackendError> {
+    u64::try_from(stat.czxid).map_err(|_| unknown("ZooKeeper's answer has no czxid"))
+}
+
+/// The token of an entry: the number of the transaction that made it, which rises across the whole ensemble.
+pub(crate) fn token(version: u64) -> Result<FencingToken, BackendError> {
+    FencingToken::new(version).ok_or_else(|| unknown("ZooKeeper's answer has a czxid of zero"))
+}
