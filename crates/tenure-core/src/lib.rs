@@ -13,6 +13,7 @@ mod name;
 mod random;
 mod runner;
 mod status;
+mod tls;
 mod url;
 
 pub mod engine;
@@ -31,4 +32,5 @@ pub use loss::LossReason;
 pub use name::{CandidateId, ElectionName, InvalidCandidate, InvalidElection};
 pub use runner::ElectorExt;
 pub use status::{Connection, Status};
+pub use tls::Tls;
 pub use url::{InvalidUrl, Secret, StoreUrl};

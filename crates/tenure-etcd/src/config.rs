@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use tenure_core::{
-    Error, InvalidConfig, Secret, StoreUrl,
+    Error, InvalidConfig, Secret, StoreUrl, Tls,
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -18,6 +18,7 @@ pub struct EtcdConfig {
     pub(crate) endpoints: Vec<String>,
     pub(crate) prefix: String,
     pub(crate) login: Option<(String, Secret)>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) connect_timeout: Duration,
     pub(crate) attempt_timeout: Duration,
     pub(crate) hedge: Duration,
@@ -33,6 +34,7 @@ impl EtcdConfig {
             endpoints: endpoints.into_iter().map(|endpoint| with_port(endpoint.into())).collect(),
             prefix: DEFAULT_PREFIX.to_owned(),
             login: None,
+            tls: None,
             connect_timeout: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(2),
             hedge: Duration::from_millis(300),
@@ -45,7 +47,7 @@ impl EtcdConfig {
     /// - The path is the prefix; without one it is `/tenure`.
     /// - Settings taken: `connect_timeout` (default 1 s), `attempt_timeout` (default
     ///   2 s), `hedge` (default 300 ms), `password_file` (read now; one newline at its
-    ///   end is dropped).
+    ///   end is dropped), and for TLS `ca`, `cert` and `key`, each a PEM file.
     ///
     /// # Errors
     /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
@@ -66,6 +68,7 @@ impl EtcdConfig {
         if let Some((user, password)) = url.login()? {
             config = config.login(user, password);
         }
+        config.tls = Tls::from_url(url)?;
         if let Some(given) = url.duration("connect_timeout")? {
             config = config.connect_timeout(given);
         }
@@ -91,6 +94,12 @@ impl EtcdConfig {
     /// Authenticates as `user`.
     pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
         self.login = Some((user.into(), password));
+        self
+    }
+
+    /// Speaks TLS with every member. Needs the feature `tls`.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -120,6 +129,13 @@ impl EtcdConfig {
             )
             .into());
         }
+        if self.tls.is_some() && cfg!(not(feature = "tls")) {
+            return Err(BackendError::new(
+                BackendErrorKind::Invalid,
+                "TLS is asked for, and this program was built without the feature \"tls\"; add it in Cargo.toml",
+            )
+            .into());
+        }
         for (setting, given, least, most, allowed) in [
             ("connect_timeout", self.connect_timeout, 1, 60_000, "from 1ms to 1m"),
             ("attempt_timeout", self.attempt_timeout, 10, 60_000, "from 10ms to 1m"),
@@ -139,6 +155,7 @@ impl fmt::Debug for EtcdConfig {
             .field("endpoints", &self.endpoints)
             .field("prefix", &self.prefix)
             .field("user", &self.login.as_ref().map(|(user, _)| user))
+            .field("tls", &self.tls)
             .field("connect_timeout", &self.connect_timeout)
             .field("attempt_timeout", &self.attempt_timeout)
             .field("hedge", &self.hedge)
@@ -219,6 +236,9 @@ mod tests {
         let url: StoreUrl = "etcd://h?ttl=1s".parse().unwrap();
         EtcdConfig::from_url(&url).unwrap();
         let error = url.deny_unknown().unwrap_err().to_string();
-        assert!(error.contains("attempt_timeout, connect_timeout, hedge, password_file"), "{error}");
+        assert!(
+            error.contains("attempt_timeout, ca, cert, connect_timeout, hedge, key, password_file"),
+            "{error}"
+        );
     }
 }

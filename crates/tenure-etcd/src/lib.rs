@@ -27,7 +27,7 @@
 //!
 //! # Assumptions
 //!
-//! - etcd 3.4 or later, reached without TLS.
+//! - etcd 3.4 or later, reached with TLS where the feature `tls` is on and an authority is given.
 //! - With auth switched on, the user may read and write every key below `PREFIX/`.
 //! - Nobody else writes below `PREFIX/~`, which holds this library's own marks.
 //!

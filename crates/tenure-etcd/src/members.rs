@@ -16,7 +16,11 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "tls")]
+use etcd_client::{Certificate, Identity, TlsOptions};
 use etcd_client::{Client, ConnectOptions, GetOptions};
+#[cfg(feature = "tls")]
+use tenure_core::Tls;
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{
     sync::{Mutex, Semaphore},
@@ -57,7 +61,10 @@ pub(crate) struct Members {
 }
 
 struct Member {
+    /// `host:port`.
     endpoint: String,
+    /// The same with the scheme of the protocol.
+    url: String,
     client: Mutex<Option<Arc<Client>>>,
     /// When a quorum's answer last came through this member, in milliseconds since
     /// `born` plus one; zero when it is suspected to be frozen or cut off.
@@ -88,6 +95,7 @@ impl Members {
             .iter()
             .map(|endpoint| Member {
                 endpoint: endpoint.clone(),
+                url: format!("{}://{endpoint}", if config.tls.is_some() { "https" } else { "http" }),
                 client: Mutex::new(None),
                 fresh: AtomicU64::new(0),
                 failures: AtomicU32::new(0),
@@ -201,10 +209,10 @@ impl Members {
             return Ok(Arc::clone(client));
         }
         // Without a login nothing is sent here: the channel connects on its first request.
-        let connected = match Client::connect([&member.endpoint], Some(self.options(true))).await {
+        let connected = match Client::connect([&member.url], Some(self.options(true))).await {
             // The server's auth may be switched off; Go's client goes on without it too.
             Err(error) if asks_for_no_login(&error) => {
-                Client::connect([&member.endpoint], Some(self.options(false))).await
+                Client::connect([&member.url], Some(self.options(false))).await
             }
             outcome => outcome,
         };
@@ -222,6 +230,11 @@ impl Members {
             .with_tcp_keepalive(Duration::from_secs(10))
             .with_require_leader(true)
             .with_auto_token_refresh(true);
+        #[cfg(feature = "tls")]
+        let options = match &self.config.tls {
+            Some(tls) => options.with_tls(tls_options(tls)),
+            None => options,
+        };
         match &self.config.login {
             Some((user, password)) if with_login => options.with_user(user, password.expose()),
             _ => options,
@@ -296,6 +309,16 @@ pub(crate) fn kv(client: &Client) -> etcd_client::KvClient {
 /// A client for watches whose messages may be large.
 pub(crate) fn watches(client: &Client) -> etcd_client::WatchClient {
     client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
+/// The name to check is that of the member's URL.
+#[cfg(feature = "tls")]
+fn tls_options(tls: &Tls) -> TlsOptions {
+    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.ca()));
+    match tls.identity() {
+        Some((certificate, key)) => options.identity(Identity::from_pem(certificate, key.expose())),
+        None => options,
+    }
 }
 
 #[cfg(test)]

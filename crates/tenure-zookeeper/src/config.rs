@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use tenure_core::{
-    Error, InvalidConfig, Secret, StoreUrl,
+    Error, InvalidConfig, Secret, StoreUrl, Tls,
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -21,6 +21,7 @@ pub struct ZookeeperConfig {
     pub(crate) root: String,
     pub(crate) layout: Layout,
     pub(crate) login: Option<(String, Secret)>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) min_ttl: Option<Duration>,
     pub(crate) max_ttl: Option<Duration>,
     pub(crate) attempt_timeout: Duration,
@@ -36,6 +37,7 @@ impl ZookeeperConfig {
             root: DEFAULT_ROOT.to_owned(),
             layout: Layout::default(),
             login: None,
+            tls: None,
             min_ttl: None,
             max_ttl: None,
             attempt_timeout: Duration::from_secs(2),
@@ -48,7 +50,8 @@ impl ZookeeperConfig {
     /// - The path is the root below which elections lie; without one it is `/tenure`.
     /// - Settings taken: `layout` (`tenure`, `curator` or `kazoo`), `min_ttl` and `max_ttl` (the bounds
     ///   within which the servers may change the TTL; half and twice what is asked for),
-    ///   `attempt_timeout` (default 2 s), `password_file`.
+    ///   `attempt_timeout` (default 2 s), `password_file`, and for TLS `ca`,
+    ///   `cert` and `key`, each a PEM file.
     ///
     /// # Errors
     /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
@@ -73,6 +76,7 @@ impl ZookeeperConfig {
         if let Some((user, password)) = url.login()? {
             config = config.login(user, password);
         }
+        config.tls = Tls::from_url(url)?;
         config.min_ttl = url.duration("min_ttl")?;
         config.max_ttl = url.duration("max_ttl")?;
         if let Some(given) = url.duration("attempt_timeout")? {
@@ -98,6 +102,12 @@ impl ZookeeperConfig {
     /// is created.
     pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
         self.login = Some((user.into(), password));
+        self
+    }
+
+    /// Speaks TLS with every server. Needs the feature `tls`.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -128,6 +138,11 @@ impl ZookeeperConfig {
         check_root(&self.root).map_err(|reason| {
             invalid(format!("the root {:?} is not allowed: {reason}; it is a path such as /acme", self.root))
         })?;
+        if self.tls.is_some() && cfg!(not(feature = "tls")) {
+            return Err(invalid(
+                "TLS is asked for, and this program was built without the feature \"tls\"; add it in Cargo.toml",
+            ));
+        }
         let given = self.attempt_timeout;
         if given < Duration::from_millis(10) || given > Duration::from_secs(60) {
             let setting = "attempt_timeout";
@@ -176,6 +191,7 @@ impl fmt::Debug for ZookeeperConfig {
             .field("root", &self.root)
             .field("layout", &self.layout)
             .field("user", &self.login.as_ref().map(|(user, _)| user))
+            .field("tls", &self.tls)
             .field("min_ttl", &self.min_ttl)
             .field("max_ttl", &self.max_ttl)
             .field("attempt_timeout", &self.attempt_timeout)

@@ -34,12 +34,14 @@ use std::{
 
 use asyncs::task::{Spawn, Task};
 use futures::FutureExt as _;
-use tenure_core::Secret;
+use tenure_core::{Secret, Tls};
 use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
+#[cfg(feature = "tls")]
+use zookeeper_client::TlsOptions;
 use zookeeper_client::{
-    Acls, Client, CreateMode, Error, MultiWriteError, OneshotWatcher, SessionId, SessionInfo, SessionState,
-    Stat, StateWatcher,
+    Acls, Client, Connector, CreateMode, Error, MultiWriteError, OneshotWatcher, SessionId, SessionInfo,
+    SessionState, Stat, StateWatcher,
 };
 
 /// How connections are made.
@@ -47,12 +49,31 @@ use zookeeper_client::{
 pub(crate) struct Terms {
     pub(crate) login: Option<(String, Secret)>,
     pub(crate) attempt_timeout: Duration,
+    pub(crate) tls: Option<Tls>,
 }
 
 impl Terms {
     /// Who may do what with a znode that is made by us: everybody, or us alone when we have a name.
     pub(crate) fn acls(&self) -> Acls<'static> {
         if self.login.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
+    }
+}
+
+impl Terms {
+    #[cfg(feature = "tls")]
+    async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
+        let Some(tls) = &self.tls else { return connector.connect(server).await };
+        let mut options = TlsOptions::new().with_pem_ca(tls.ca())?;
+        if let Some((certificate, key)) = tls.identity() {
+            options = options.with_pem_identity(certificate, key.expose())?;
+        }
+        connector.with_tls(options).secure_connect(server).await
+    }
+
+    #[cfg(not(feature = "tls"))]
+    async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
+        debug_assert!(self.tls.is_none(), "refused with the configuration");
+        connector.connect(server).await
     }
 }
 
@@ -121,7 +142,7 @@ impl Connection {
         }
         let capture = Capture::default();
         let connecting = async {
-            let mut connecting = pin!(connector.connect(server));
+            let mut connecting = pin!(terms.connect(connector, server));
             poll_fn(|context| {
                 let _scope = asyncs::task::enter(&capture);
                 connecting.as_mut().poll(context)

@@ -107,7 +107,11 @@ impl ZookeeperBackend {
     /// When `config` names no server, an illegal root, or a time out of bounds.
     pub fn new(config: ZookeeperConfig) -> Result<Self, Error> {
         config.check()?;
-        let terms = Terms { login: config.login.clone(), attempt_timeout: config.attempt_timeout };
+        let terms = Terms {
+            login: config.login.clone(),
+            attempt_timeout: config.attempt_timeout,
+            tls: config.tls.clone(),
+        };
         let shared = Shared {
             terms: Arc::new(terms),
             servers: Arc::new(Servers::new(config.servers.clone())),

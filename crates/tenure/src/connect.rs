@@ -11,6 +11,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `memory:NAME` | within this process; the same name is the same store | `memory` |
 /// | `local:/directory` | the processes of this machine that share the directory | `local` |
 /// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
+/// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 ///
 /// Every store takes these settings, as `?name=value&name=value`:
 ///
@@ -35,6 +36,18 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 ///
 /// Its user has to be allowed to read and write everything below the prefix. The path is the
 /// prefix; without one it is `/tenure`.
+///
+/// ZooKeeper takes `user:password@` before its hosts (its `digest` scheme), and these settings besides:
+///
+/// | setting | what | default |
+/// |---|---|---|
+/// | `password_file` | a file with the password, so that no URL holds it | none |
+/// | `layout` | `tenure`, or `curator` or `kazoo` to stand in one election with theirs | `tenure` |
+/// | `min_ttl`, `max_ttl` | the bounds within which the servers may change the TTL | half and twice the `ttl` |
+/// | `attempt_timeout` | after how long one server's answer is given up | 2 s |
+///
+/// The path is the znode below which elections lie, and is made when missing; without one it is
+/// `/tenure`. ZooKeeper grants 2 to 20 of its ticks: by default, a `ttl` from 4 s to 40 s.
 ///
 /// The local store works between the processes of one machine, needs a tokio runtime with
 /// `enable_all`, and refuses network file systems.
@@ -108,13 +121,20 @@ async fn backend(url: &StoreUrl) -> Result<Arc<dyn Backend>, Error> {
             let config = tenure_etcd::EtcdConfig::from_url(url)?;
             Ok(Arc::new(tenure_etcd::EtcdBackend::new(config)?))
         }
-        known if ["memory", "local", "etcd"].contains(&known) => Err(url
+        #[cfg(feature = "zookeeper")]
+        "zookeeper" => {
+            let config = tenure_zookeeper::ZookeeperConfig::from_url(url)?;
+            Ok(Arc::new(tenure_zookeeper::ZookeeperBackend::new(config)?))
+        }
+        known if ["memory", "local", "etcd", "zookeeper"].contains(&known) => Err(url
             .invalid(format!(
                 "this program was built without tenure's feature {known:?}; add it in Cargo.toml"
             ))
             .into()),
         other => Err(url
-            .invalid(format!("there is no store {other:?}; allowed are memory:, local: and etcd:"))
+            .invalid(format!(
+                "there is no store {other:?}; allowed are memory:, local:, etcd: and zookeeper:"
+            ))
             .into()),
     }
 }

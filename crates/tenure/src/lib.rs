@@ -10,7 +10,7 @@
 //! # let shutdown = { let done = done.clone(); async move { done.notified().await } };
 //! # async fn charge(token: tenure::FencingToken, charged: &AtomicU64) -> Result<(), tenure::BoxError> { charged.store(token.get(), Ordering::Relaxed); Ok(()) }
 //! # fn tokio_util_stop() -> std::sync::Arc<tokio::sync::Notify> { Default::default() }
-//! let elector = tenure::connect("memory:").await?; // or local:/dir, or etcd://host:2379/prefix
+//! let elector = tenure::connect("memory:").await?; // or local:/dir, etcd://host/prefix, zookeeper://host/root
 //!
 //! elector.run_while_leader("billing", shutdown, |leadership| {
 //! #    let (done, charged) = (done.clone(), charged.clone());
@@ -63,8 +63,9 @@
 //!
 //! # Features
 //!
-//! `local` and `memory` are on by default and build without any system package. `etcd` is off by
-//! default: building it needs `protoc`.
+//! `local` and `memory` are on by default and build without any system package, and so does
+//! `zookeeper`, which is off by default. `etcd` is off by default: building it needs `protoc` with
+//! protobuf's own definitions (Debian's `protobuf-compiler` and `libprotobuf-dev`).
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -75,7 +76,7 @@ pub use tenure_core::{
     Backoff, BootClock, BoxError, Candidate, CandidateId, Clock, Config, Connection, ElectionName, Elector,
     ElectorExt, Error, Fence, FencingToken, InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl,
     Leaders, Leadership, LeadershipHandle, LossReason, Lost, MAX_VALUE_BYTES, Moment, OnDisconnect,
-    OnOverrun, Overrun, ParseTokenError, StaleToken, Status, StoreElector, StoreUrl,
+    OnOverrun, Overrun, ParseTokenError, Secret, StaleToken, Status, StoreElector, StoreUrl, Tls,
 };
 
 /// The trait that a store's backend implements, for those who write one.
@@ -92,6 +93,10 @@ pub use tenure_local as local;
 /// The etcd store.
 #[cfg(feature = "etcd")]
 pub use tenure_etcd as etcd;
+
+/// The ZooKeeper store.
+#[cfg(feature = "zookeeper")]
+pub use tenure_zookeeper as zookeeper;
 
 /// The README's example, compiled.
 #[cfg(doctest)]
