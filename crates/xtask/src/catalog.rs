@@ -51,6 +51,28 @@ pub(crate) static ETCD_3_5: Image = Image {
     server: ETCD,
 };
 
+/// With it come Python's kazoo and Java's Curator, against which elections are tested, and a Java
+/// that runs a program from its source.
+pub(crate) static ZOOKEEPER_3_8: Image = Image {
+    name: "zookeeper:3.8",
+    override_variable: "TENURE_TEST_IMAGE_ZOOKEEPER_3_8",
+    shared_variable: "TENURE_TEST_ZOOKEEPER_3_8",
+    suite: "bookworm",
+    packages: &["libzookeeper-java", "openjdk-17-jdk-headless", "python3-kazoo", "libcurator-recipes-java"],
+    needs: ZOOKEEPER_NEEDS,
+    server: ZOOKEEPER,
+};
+
+pub(crate) static ZOOKEEPER_3_9: Image = Image {
+    name: "zookeeper:3.9",
+    override_variable: "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
+    shared_variable: "TENURE_TEST_ZOOKEEPER_3_9",
+    suite: "trixie",
+    packages: &["libzookeeper-java", "openjdk-21-jre-headless", "python3-kazoo"],
+    needs: ZOOKEEPER_NEEDS,
+    server: ZOOKEEPER,
+};
+
 pub(crate) static POSTGRES_15: Image = Image {
     name: "postgres:15",
     override_variable: "TENURE_TEST_IMAGE_POSTGRES",
@@ -67,8 +89,8 @@ pub(crate) static POSTGRES_15: Image = Image {
     },
 };
 
-/// Every image that the tests use. The testkit's `Version` knows etcd's by the same names.
-pub(crate) static IMAGES: [&Image; 3] = [&ETCD_3_4, &ETCD_3_5, &POSTGRES_15];
+/// Every image that the tests use. The testkit's `Version` knows the stores' by the same names.
+pub(crate) static IMAGES: [&Image; 5] = [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15];
 
 const ETCD_NEEDS: &str = "`etcd` and `etcdctl` in its PATH";
 
@@ -84,6 +106,34 @@ const ETCD: Server = Server {
     health: &["env", "ETCDCTL_API=3", "etcdctl", "endpoint", "health"],
     address: ("", ""),
 };
+
+const ZOOKEEPER_NEEDS: &str =
+    "`java`, `bash`, Python's kazoo, and ZooKeeper's and Curator's jars under /usr/share/java";
+
+const ZOOKEEPER: Server = Server {
+    port: 2181,
+    user: "root",
+    command: &["sh", "-ec", ZOOKEEPER_SCRIPT],
+    health: &["bash", "-ec", "exec 3<>/dev/tcp/127.0.0.1/2181; printf srvr >&3; grep -q ^Mode <&3"],
+    address: ("", ""),
+};
+
+/// Its tick is short, so that it grants sessions of 1 s; empty containers go after a second. The testkit runs its own
+/// with the same settings.
+const ZOOKEEPER_SCRIPT: &str = "\
+cat >/data/zoo.cfg <<END
+tickTime=500
+maxSessionTimeout=60000
+maxClientCnxns=0
+dataDir=/data/zookeeper
+clientPort=2181
+admin.enableServer=false
+4lw.commands.whitelist=*
+END
+exec java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dzookeeper.forceSync=no \
+  -Dznode.container.checkIntervalMs=1000 -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
+  -cp '/usr/share/java/slf4j-simple.jar:/usr/share/java/*' org.apache.zookeeper.server.quorum.QuorumPeerMain /data/zoo.cfg
+";
 
 /// An empty cluster with the user and the database `billing`. It lets in whoever asks, for it is
 /// published on loopback only, and holds nothing that outlives the tests.

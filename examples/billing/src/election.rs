@@ -28,5 +28,8 @@ fn check_features(store: &str) -> anyhow::Result<()> {
     if !cfg!(feature = "etcd") && store.starts_with("etcd:") {
         bail!("built without etcd: add --features etcd (building it needs protoc)");
     }
+    if !cfg!(feature = "zookeeper") && store.starts_with("zookeeper:") {
+        bail!("built without ZooKeeper: add --features zookeeper");
+    }
     Ok(())
 }

@@ -30,7 +30,7 @@ const LOCAL_TTL: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Where the servers elect: local:/directory (a directory of the demo's own by default), or
-    /// etcd://host:2379/prefix?ttl=3s
+    /// etcd://host:2379/prefix?ttl=3s, or zookeeper://host:2181/root?ttl=4s
     #[arg(long)]
     store: Option<String>,
     /// The billing database (SQLite in the data directory by default): postgres://user@host/database, with no
@@ -141,7 +141,7 @@ async fn check_store(store: &str) -> anyhow::Result<()> {
     election::watch(store).await?;
     if store.parse::<StoreUrl>()?.scheme() == "memory" {
         bail!(
-            "the demo's servers are processes of their own, and memory: is within one; use local: or etcd:"
+            "the demo's servers are processes of their own, and memory: is within one; use local:, etcd: or zookeeper:"
         );
     }
     Ok(())

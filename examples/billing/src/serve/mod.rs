@@ -21,7 +21,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where the servers elect: local:/directory, or etcd://host:2379/prefix?ttl=5s
+    /// Where the servers elect: local:/directory, etcd://host:2379/prefix?ttl=5s, or zookeeper://host:2181/root?ttl=5s
     #[arg(long)]
     store: String,
     /// The billing database: sqlite:FILE, or postgres://user@host/database
