@@ -3,7 +3,9 @@
 mod etcd;
 mod local;
 mod memory;
+mod zookeeper;
 
 pub use etcd::Etcd;
 pub use local::Local;
 pub use memory::Memory;
+pub use zookeeper::{Zookeeper, session_id};

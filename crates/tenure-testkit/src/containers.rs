@@ -40,11 +40,18 @@ mod etcd;
 mod fault;
 mod health;
 mod network;
+mod program;
 mod version;
+mod zookeeper;
 
 pub use admin::{EtcdAdmin, KeyValue, Lease, Permission};
 pub use cluster::EtcdCluster;
 pub use error::ContainerError;
 pub use etcd::{EtcdServer, SharedEtcd};
 pub use fault::Fault;
+pub use program::Program;
 pub use version::Version;
+pub use zookeeper::{
+    AdminSession, Lifetime, SharedZookeeper, Znode, ZookeeperAdmin, ZookeeperEnsemble, ZookeeperServer,
+    ZookeeperSettings,
+};

@@ -13,7 +13,7 @@ use testcontainers::{
         },
         query_parameters::KillContainerOptionsBuilder,
     },
-    core::IntoContainerPort,
+    core::{ExecCommand, ExecResult, IntoContainerPort},
     runners::AsyncRunner,
 };
 
@@ -144,6 +144,16 @@ impl Container {
         let request = NetworkDisconnectRequest { container: self.name.clone(), force: None };
         let parted = engine().await?.disconnect_network(network.name(), request).await;
         parted.map_err(|error| engine_failure(&self.command("network disconnect"), error))
+    }
+
+    /// Runs a program beside the server.
+    pub(super) async fn exec<'a>(
+        &self,
+        command: impl Iterator<Item = &'a str>,
+    ) -> Result<ExecResult, ContainerError> {
+        let command = ExecCommand::new(command.map(str::to_owned));
+        let running = self.started()?.exec(command).await;
+        running.map_err(|error| failure(&self.command("exec"), error))
     }
 
     /// What the server printed last, for an error message.

@@ -55,6 +55,15 @@ pub enum ContainerError {
         #[source]
         source: reqwest::Error,
     },
+    /// A server did not answer in time, or broke off.
+    #[error("no answer to {request}")]
+    NoAnswer {
+        /// What was asked, and where.
+        request: String,
+        /// The underlying failure.
+        #[source]
+        source: std::io::Error,
+    },
     /// A server refused a request.
     #[error("{url} was refused: {message}")]
     Refused {

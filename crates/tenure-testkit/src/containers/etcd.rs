@@ -6,7 +6,7 @@ use super::{
     ContainerError, EtcdAdmin, Fault, Version,
     container::{Container, Recipe},
     fault::Remedy,
-    health::eventually,
+    health::{Health, await_health},
 };
 
 pub(super) const CLIENT_PORT: u16 = 2379;
@@ -104,23 +104,15 @@ impl EtcdServer {
     }
 
     pub(super) fn fault(&self, remedy: Remedy) -> Fault {
-        Fault::new(remedy, self.container.clone(), self.admin.clone())
+        Fault::new(remedy, self.container.clone(), self.health())
     }
 
     pub(super) async fn await_health(&self) -> Result<(), ContainerError> {
-        await_health(&self.container, &self.admin).await
+        await_health(&self.container, &self.health()).await
     }
-}
 
-/// Waits until a server serves; when it does not, tells what it printed last.
-pub(super) async fn await_health(container: &Container, admin: &EtcdAdmin) -> Result<(), ContainerError> {
-    let health = eventually("etcd to serve", || admin.health()).await;
-    match health {
-        Err(ContainerError::TimedOut { what, waited, last }) => {
-            let last = format!("{last}\n{}", container.last_words().await);
-            Err(ContainerError::TimedOut { what, waited, last })
-        }
-        health => health,
+    fn health(&self) -> Health {
+        Health::Etcd(self.admin.clone())
     }
 }
 

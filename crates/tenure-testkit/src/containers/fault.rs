@@ -3,7 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    ContainerError, EtcdAdmin, container::Container, engine::in_drop, etcd::await_health, network::Network,
+    ContainerError,
+    container::Container,
+    engine::in_drop,
+    health::{Health, await_health},
+    network::Network,
 };
 
 /// A fault in force. It ends when this is healed or dropped.
@@ -12,7 +16,7 @@ pub struct Fault {
     /// `None` once it has been undone.
     remedy: Option<Remedy>,
     container: Arc<Container>,
-    admin: EtcdAdmin,
+    health: Health,
 }
 
 pub(super) enum Remedy {
@@ -32,8 +36,8 @@ impl Remedy {
 }
 
 impl Fault {
-    pub(super) fn new(remedy: Remedy, container: Arc<Container>, admin: EtcdAdmin) -> Self {
-        Self { remedy: Some(remedy), container, admin }
+    pub(super) fn new(remedy: Remedy, container: Arc<Container>, health: Health) -> Self {
+        Self { remedy: Some(remedy), container, health }
     }
 
     /// Undoes the fault, and waits until the server serves again.
@@ -49,7 +53,7 @@ impl Fault {
             remedy.apply(&self.container).await?;
         }
         self.remedy = None;
-        await_health(&self.container, &self.admin).await
+        await_health(&self.container, &self.health).await
     }
 }
 

@@ -11,11 +11,18 @@ pub enum Version {
     Etcd34,
     /// etcd 3.5.
     Etcd35,
+    /// ZooKeeper 3.8, with kazoo and Curator.
+    Zookeeper38,
+    /// ZooKeeper 3.9, with kazoo.
+    Zookeeper39,
 }
 
 impl Version {
     /// Every version of etcd.
     pub const ETCD: [Self; 2] = [Self::Etcd34, Self::Etcd35];
+
+    /// Every version of ZooKeeper.
+    pub const ZOOKEEPER: [Self; 2] = [Self::Zookeeper38, Self::Zookeeper39];
 
     /// The image's name: `tenure-test/etcd:3.5`, or what
     /// [`image_variable`](Self::image_variable) says.
@@ -28,6 +35,8 @@ impl Version {
         match self {
             Self::Etcd34 => "TENURE_TEST_IMAGE_ETCD_3_4",
             Self::Etcd35 => "TENURE_TEST_IMAGE_ETCD_3_5",
+            Self::Zookeeper38 => "TENURE_TEST_IMAGE_ZOOKEEPER_3_8",
+            Self::Zookeeper39 => "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
         }
     }
 
@@ -37,6 +46,8 @@ impl Version {
         match self {
             Self::Etcd34 => "TENURE_TEST_ETCD_3_4",
             Self::Etcd35 => "TENURE_TEST_ETCD_3_5",
+            Self::Zookeeper38 => "TENURE_TEST_ZOOKEEPER_3_8",
+            Self::Zookeeper39 => "TENURE_TEST_ZOOKEEPER_3_9",
         }
     }
 }
@@ -46,6 +57,8 @@ impl fmt::Display for Version {
         f.write_str(match self {
             Self::Etcd34 => "etcd:3.4",
             Self::Etcd35 => "etcd:3.5",
+            Self::Zookeeper38 => "zookeeper:3.8",
+            Self::Zookeeper39 => "zookeeper:3.9",
         })
     }
 }
