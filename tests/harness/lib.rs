@@ -3,9 +3,11 @@
 mod etcd;
 mod local;
 mod memory;
+mod relay;
 mod zookeeper;
 
 pub use etcd::Etcd;
 pub use local::Local;
 pub use memory::Memory;
+pub use relay::Relay;
 pub use zookeeper::{Zookeeper, session_id};

@@ -41,7 +41,7 @@ pub(crate) struct ZookeeperSession {
     granted: Duration,
     /// The znode that heartbeats are written to. Nobody watches it, for a write fires data watches.
     pulse: String,
-    /// Requests that were sent without an answer, by nonce.
+    /// Requests that were sent and not withdrawn yet, by nonce.
     asked: Mutex<HashSet<u128>>,
 }
 
@@ -221,7 +221,6 @@ impl BackendSession for ZookeeperSession {
             Ahead::Others(_) => None,
             Ahead::Gone => return Err(unknown("the entry vanished while it was made")),
         };
-        self.asked().remove(&request.nonce);
         Ok(Entered { entry: Entry { election, key: path, version }, leads })
     }
 

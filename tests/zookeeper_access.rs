@@ -1,0 +1,72 @@
+//! ZooKeeper with its doors locked: who may change what.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure::{Config, Connection, Elector, Error};
+use tenure_testkit::{
+    containers::{SharedZookeeper, Version},
+    suite::{until, within},
+};
+
+const PASSWORD: &str = "correct-horse-7";
+/// All that can be permitted, as ZooKeeper counts it.
+const ALL: i32 = 31;
+
+async fn connect(server: &SharedZookeeper, login: &str, root: &str) -> Arc<dyn Elector> {
+    let url = format!("zookeeper://{login}{}{root}", server.endpoint());
+    tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(3))).await.unwrap()
+}
+
+/// Hazard Z19: what an authenticated session makes belongs to its user alone: the entry, and the znodes above
+/// it, by whose permissions ZooKeeper decides who may delete the entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_its_user_can_delete_an_entry() {
+    for version in Version::ZOOKEEPER {
+        let server = SharedZookeeper::get(version).await.unwrap();
+        let root = format!("/access-{:016x}", fastrand::u64(..));
+        let elector = connect(&server, &format!("app:{PASSWORD}@"), &root).await;
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        let entry = leadership.entry().to_owned();
+
+        let refused = server.admin().delete(&entry).await.unwrap_err().to_string();
+        assert!(refused.contains("code -102"), "NoAuth: {refused}");
+        let app = server.admin().with_auth("digest", &format!("app:{PASSWORD}"));
+        let mut session = app.session().await.unwrap();
+        let sessions = format!("{root}/~sessions");
+        for path in [entry.as_str(), &format!("{root}/e"), &sessions, &root] {
+            let acl = session.acl(path).await.unwrap();
+            let [(permissions, scheme, id)] = &acl[..] else { panic!("{path}: {acl:?}") };
+            assert_eq!((*permissions, scheme.as_str()), (ALL, "digest"), "{path}");
+            assert!(id.starts_with("app:"), "{path}: {id}");
+        }
+        assert!(leadership.is_leader());
+        assert!(session.delete(&entry).await.unwrap(), "its user can");
+        within("the loss", leadership.lost()).await;
+        session.close().await.unwrap();
+        drop(leadership);
+        elector.close().await;
+    }
+}
+
+/// Hazard G8: whoever may not enter is told so within seconds, in words, and without the password.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_enter_is_told_so() {
+    let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+    let root = format!("/access-{:016x}", fastrand::u64(..));
+    let owner = connect(&server, &format!("app:{PASSWORD}@"), &root).await;
+    let leadership = within("leading", owner.campaign("e")).await.unwrap();
+    for login in ["", "app:wrong-horse@", &format!("other:{PASSWORD}@")] {
+        let elector = connect(&server, login, &root).await;
+        let refused = within("the refusal", elector.campaign("e")).await.unwrap_err();
+        assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
+        assert_eq!(elector.status().connection, Connection::Refused);
+        let text = format!("{refused} {refused:?} {:?} {elector:?}", elector.status());
+        assert!(text.contains("not authorized") && !text.contains("horse"), "{text}");
+        elector.close().await;
+    }
+    assert!(leadership.is_leader());
+    drop(leadership);
+    owner.close().await;
+    let app = server.admin().with_auth("digest", &format!("app:{PASSWORD}"));
+    until("nobody stands", async || app.children(&format!("{root}/e")).await.unwrap().is_empty()).await;
+}
