@@ -65,7 +65,7 @@ async fn lead_in_turn(library: Library, version: Version) {
         let (first, next) = (format!("first-{round}"), format!("next-{round}"));
         let mut theirs = library.stands(&server, &first).await;
         within("theirs leads", theirs.until("leads")).await.unwrap();
-        assert_eq!(values(&*ours).await, [first.clone()]);
+        assert_eq!(values(&*ours).await, [&*first]);
         let token = ours.leader("e").await.unwrap().unwrap().token.unwrap().get();
         assert!(token > last);
         assert!(ours.try_campaign("e").await.unwrap().is_none(), "theirs leads");
@@ -85,7 +85,7 @@ async fn lead_in_turn(library: Library, version: Version) {
 
         leadership.resign().await.unwrap();
         within("the hand-over to theirs", waiting.until("leads")).await.unwrap();
-        assert_eq!(values(&*ours).await, [next.clone()]);
+        assert_eq!(values(&*ours).await, [&*next]);
         resign(&server, &next).await;
         within("its end", waiting.until("resigned")).await.unwrap();
         until("nobody stands", async || values(&*ours).await.is_empty()).await;

@@ -41,6 +41,7 @@ mod fault;
 mod health;
 mod network;
 mod program;
+mod tls;
 mod version;
 mod zookeeper;
 
@@ -50,6 +51,7 @@ pub use error::ContainerError;
 pub use etcd::{EtcdServer, SharedEtcd};
 pub use fault::Fault;
 pub use program::Program;
+pub use tls::TlsFiles;
 pub use version::Version;
 pub use zookeeper::{
     AdminSession, Lifetime, SharedZookeeper, Znode, ZookeeperAdmin, ZookeeperEnsemble, ZookeeperServer,

@@ -62,7 +62,7 @@ impl EtcdCluster {
             arguments.push(format!("--initial-cluster={everyone}"));
             arguments.push(format!("--initial-cluster-token={}", peers.name()));
             arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-            let recipe = Recipe { version, port: CLIENT_PORT, program: "etcd", arguments };
+            let recipe = Recipe { version, port: CLIENT_PORT, secure_port: None, program: "etcd", arguments };
             let ip = peers.ip(index);
             let peers = &peers;
             async move {

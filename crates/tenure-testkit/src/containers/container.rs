@@ -38,6 +38,8 @@ pub(super) struct Recipe {
     pub(super) version: Version,
     /// The port inside the container that is published on loopback.
     pub(super) port: u16,
+    /// Another one, where clients speak TLS.
+    pub(super) secure_port: Option<u16>,
     pub(super) program: &'static str,
     pub(super) arguments: Vec<String>,
 }
@@ -47,6 +49,7 @@ pub(super) struct Recipe {
 pub(super) struct Container {
     name: String,
     port: u16,
+    secure_port: Option<u16>,
     /// `None` until it has started, also while another takes its place.
     started: Mutex<Option<Arc<ContainerAsync<GenericImage>>>>,
 }
@@ -57,15 +60,16 @@ impl Container {
         expect_image(recipe.version).await?;
         let mut attempt = 1;
         loop {
-            match Self::run_at(free_port()?, recipe).await {
+            let secure_port = recipe.secure_port.map(|_| free_port()).transpose()?;
+            match Self::run_at(free_port()?, secure_port, recipe).await {
                 Err(error) if attempt < ATTEMPTS && is_port_taken(&error) => attempt += 1,
                 outcome => return outcome,
             }
         }
     }
 
-    async fn run_at(port: u16, recipe: &Recipe) -> Result<Self, ContainerError> {
-        let container = Self { name: unique_name("server"), port, started: Mutex::new(None) };
+    async fn run_at(port: u16, secure_port: Option<u16>, recipe: &Recipe) -> Result<Self, ContainerError> {
+        let container = Self { name: unique_name("server"), port, secure_port, started: Mutex::new(None) };
         container.create(recipe).await?;
         Ok(container)
     }
@@ -82,13 +86,17 @@ impl Container {
     fn request(&self, recipe: &Recipe) -> ContainerRequest<GenericImage> {
         let image = recipe.version.image();
         let (image, tag) = name_and_tag(&image);
-        GenericImage::new(image, tag)
+        let request = GenericImage::new(image, tag)
             .with_entrypoint(recipe.program)
             .with_cmd(&recipe.arguments)
             .with_container_name(&self.name)
             .with_labels(labels())
             .with_mapped_port(self.port, recipe.port.tcp())
-            .with_host_config_modifier(on_loopback_with_volume)
+            .with_host_config_modifier(on_loopback_with_volume);
+        match (self.secure_port, recipe.secure_port) {
+            (Some(outside), Some(inside)) => request.with_mapped_port(outside, inside.tcp()),
+            _ => request,
+        }
     }
 
     /// Starts again from nothing: a new container with the same name, port and recipe, and no data.
@@ -104,6 +112,11 @@ impl Container {
     /// The published address.
     pub(super) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The published address where clients speak TLS.
+    pub(super) fn secure_address(&self) -> Option<String> {
+        self.secure_port.map(|port| format!("127.0.0.1:{port}"))
     }
 
     pub(super) async fn start(&self) -> Result<(), ContainerError> {
@@ -240,9 +253,16 @@ mod tests {
     async fn a_port_that_somebody_took_meanwhile_is_told_and_nothing_is_left() {
         let somebody = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = somebody.local_addr().unwrap().port();
-        let recipe = Recipe { version: Version::Etcd35, port: 2379, program: "etcd", arguments: Vec::new() };
+        let recipe = Recipe {
+            version: Version::Etcd35,
+            port: 2379,
+            secure_port: None,
+            program: "etcd",
+            arguments: Vec::new(),
+        };
 
-        let container = Container { name: unique_name("server"), port, started: Mutex::new(None) };
+        let container =
+            Container { name: unique_name("server"), port, secure_port: None, started: Mutex::new(None) };
         let refused = container.create(&recipe).await.unwrap_err();
         assert!(is_port_taken(&refused), "{refused}");
 

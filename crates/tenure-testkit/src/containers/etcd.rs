@@ -3,13 +3,14 @@
 use std::{env, sync::Arc};
 
 use super::{
-    ContainerError, EtcdAdmin, Fault, Version,
+    ContainerError, EtcdAdmin, Fault, TlsFiles, Version,
     container::{Container, Recipe},
     fault::Remedy,
     health::{Health, await_health},
 };
 
 pub(super) const CLIENT_PORT: u16 = 2379;
+const SECURE_PORT: u16 = 2378;
 
 /// An etcd server of a test's own, in a container. Dropping it removes it.
 #[derive(Debug)]
@@ -36,7 +37,33 @@ impl EtcdServer {
     pub async fn start_with(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
         let mut arguments = client_flags("single");
         arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-        let recipe = Recipe { version, port: CLIENT_PORT, program: "etcd", arguments };
+        let recipe = Recipe { version, port: CLIENT_PORT, secure_port: None, program: "etcd", arguments };
+        let container = Container::run(&recipe).await?;
+        let server = Self::new(recipe, container);
+        server.await_health().await?;
+        Ok(server)
+    }
+
+    /// The same with a second endpoint where clients speak TLS and show a certificate.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_tls(version: Version, files: &TlsFiles) -> Result<Self, ContainerError> {
+        let mut arguments = client_flags("single");
+        let both = |host: &str| format!("http://{host}:{CLIENT_PORT},https://{host}:{SECURE_PORT}");
+        arguments.retain(|flag| !flag.contains("client-urls"));
+        arguments.push(format!("--listen-client-urls={}", both("0.0.0.0")));
+        arguments.push(format!("--advertise-client-urls={}", both("127.0.0.1")));
+        arguments.push("--client-cert-auth".to_owned());
+        for (flag, path) in
+            [("trusted-ca-file", TlsFiles::CA), ("cert-file", TlsFiles::CERT), ("key-file", TlsFiles::KEY)]
+        {
+            arguments.push(format!("--{flag}={path}"));
+        }
+        let script = format!("{}exec etcd \"$@\"", files.script());
+        let arguments = ["-ec".to_owned(), script, "sh".to_owned()].into_iter().chain(arguments).collect();
+        let (port, secure_port) = (CLIENT_PORT, Some(SECURE_PORT));
+        let recipe = Recipe { version, port, secure_port, program: "sh", arguments };
         let container = Container::run(&recipe).await?;
         let server = Self::new(recipe, container);
         server.await_health().await?;
@@ -56,6 +83,11 @@ impl EtcdServer {
     /// Where it listens: `127.0.0.1:port`. Stays the same for as long as the server exists, through any fault.
     pub fn endpoint(&self) -> String {
         self.container.address()
+    }
+
+    /// Where it listens for clients that speak TLS, when it does.
+    pub fn secure_endpoint(&self) -> Option<String> {
+        self.container.secure_address()
     }
 
     /// The server's own view of its keys, leases and users.

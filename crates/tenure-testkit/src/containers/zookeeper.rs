@@ -4,22 +4,22 @@ mod admin;
 mod ensemble;
 mod wire;
 
-use std::{env, fmt::Write as _, sync::Arc};
-
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use std::{env, sync::Arc};
 
 pub use self::{
     admin::{AdminSession, Lifetime, Znode, ZookeeperAdmin},
     ensemble::ZookeeperEnsemble,
 };
 use super::{
-    ContainerError, Fault, Version,
+    ContainerError, Fault, TlsFiles, Version,
     container::{Container, Recipe},
     fault::Remedy,
     health::{Health, await_health},
+    tls::written,
 };
 
 const CLIENT_PORT: u16 = 2181;
+const SECURE_PORT: u16 = 2281;
 
 /// How a server of the tests is set up.
 ///
@@ -30,11 +30,13 @@ pub struct ZookeeperSettings {
     configuration: Vec<(String, String)>,
     properties: Vec<(String, String)>,
     files: Vec<(String, Vec<u8>)>,
+    tls: Option<TlsFiles>,
 }
 
 impl Default for ZookeeperSettings {
     fn default() -> Self {
-        let settings = Self { configuration: Vec::new(), properties: Vec::new(), files: Vec::new() };
+        let settings =
+            Self { configuration: Vec::new(), properties: Vec::new(), files: Vec::new(), tls: None };
         settings
             .set("tickTime", "500")
             .set("maxSessionTimeout", "60000")
@@ -69,14 +71,26 @@ impl ZookeeperSettings {
         self
     }
 
+    /// Adds an endpoint where clients speak TLS and show a certificate.
+    pub fn tls(mut self, files: TlsFiles) -> Self {
+        self.tls = Some(files);
+        self.set("secureClientPort", SECURE_PORT.to_string())
+            .set("serverCnxnFactory", "org.apache.zookeeper.server.NettyServerCnxnFactory")
+            .set("ssl.keyStore.location", TlsFiles::BOTH)
+            .set("ssl.keyStore.type", "PEM")
+            .set("ssl.trustStore.location", TlsFiles::CA)
+            .set("ssl.trustStore.type", "PEM")
+    }
+
     /// What a shell does to run the server.
     fn script(&self) -> String {
         let mut script = "mkdir -p /data/zookeeper\n".to_owned();
+        script += &self.tls.as_ref().map(TlsFiles::script).unwrap_or_default();
         let configuration: String =
             self.configuration.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
         let own = [("/data/zoo.cfg".to_owned(), configuration.into_bytes())];
         for (path, content) in own.iter().chain(&self.files) {
-            let _ = writeln!(script, "echo {} | base64 -d >{path}", BASE64_STANDARD.encode(content));
+            script += &written(path, content);
         }
         let properties: String =
             self.properties.iter().map(|(key, value)| format!(" '-D{key}={value}'")).collect();
@@ -91,7 +105,8 @@ impl ZookeeperSettings {
 
     fn recipe(&self, version: Version) -> Recipe {
         let arguments = vec!["-ec".to_owned(), self.script()];
-        Recipe { version, port: CLIENT_PORT, program: "sh", arguments }
+        let secure_port = self.tls.as_ref().map(|_| SECURE_PORT);
+        Recipe { version, port: CLIENT_PORT, secure_port, program: "sh", arguments }
     }
 }
 
@@ -138,6 +153,11 @@ impl ZookeeperServer {
     /// Where it listens: `127.0.0.1:port`. Stays the same for as long as the server exists, through any fault.
     pub fn endpoint(&self) -> String {
         self.container.address()
+    }
+
+    /// Where it listens for clients that speak TLS, when it does.
+    pub fn secure_endpoint(&self) -> Option<String> {
+        self.container.secure_address()
     }
 
     /// The server's own view of its znodes and sessions.
