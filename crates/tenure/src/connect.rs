@@ -49,6 +49,13 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// The path is the znode below which elections lie, and is made when missing; without one it is
 /// `/tenure`. ZooKeeper grants 2 to 20 of its ticks: by default, a `ttl` from 4 s to 40 s.
 ///
+/// Both speak TLS when an authority is given (feature `tls`), and check the servers' names:
+///
+/// | setting | what |
+/// |---|---|
+/// | `ca` | a PEM file with the authorities that vouch for the servers |
+/// | `cert`, `key` | PEM files with our own certificate and its key, where the servers ask for one |
+///
 /// The local store works between the processes of one machine, needs a tokio runtime with
 /// `enable_all`, and refuses network file systems.
 ///

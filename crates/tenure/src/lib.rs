@@ -66,6 +66,7 @@
 //! `local` and `memory` are on by default and build without any system package, and so does
 //! `zookeeper`, which is off by default. `etcd` is off by default: building it needs `protoc` with
 //! protobuf's own definitions (Debian's `protobuf-compiler` and `libprotobuf-dev`).
+//! `tls` adds TLS to both.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

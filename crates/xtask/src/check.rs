@@ -9,7 +9,8 @@ use crate::{
 };
 
 /// What others depend on: held to the stated Rust version.
-const LIBRARIES: [&str; 5] = ["tenure", "tenure-core", "tenure-etcd", "tenure-local", "tenure-testkit"];
+const LIBRARIES: [&str; 6] =
+    ["tenure", "tenure-core", "tenure-etcd", "tenure-local", "tenure-testkit", "tenure-zookeeper"];
 /// What may not be among the facade's default dependencies: it needs protoc to build.
 const NEEDS_PROTOC: [&str; 4] = ["etcd-client", "prost-build", "tonic-build", "tonic-prost-build"];
 
@@ -25,12 +26,13 @@ pub(crate) fn run_all() -> Result<()> {
     let metadata = Metadata::load()?;
     each_feature_alone(&metadata)?;
     default_needs_no_protoc()?;
+    one_crypto_provider()?;
     dependencies_keep_to_the_rust_version(&metadata)?;
     cargo_deny()
 }
 
 fn each_feature_alone(metadata: &Metadata) -> Result<()> {
-    for package in ["tenure", "tenure-testkit"] {
+    for package in ["tenure", "tenure-testkit", "tenure-etcd", "tenure-zookeeper"] {
         let lint = |features: &str| {
             let chosen = ["--package", package, "--no-default-features", "--features", features];
             run(cargo(["clippy", "--quiet"]).args(chosen).args(["--", "-D", "warnings"]))
@@ -51,6 +53,16 @@ fn default_needs_no_protoc() -> Result<()> {
         .collect();
     ensure!(found.is_empty(), "tenure's default features need protoc, by {}", found.join(", "));
     say("tenure's default features need no protoc");
+    Ok(())
+}
+
+/// With two of them in one process rustls panics when it chooses (docs/hazards.md, Z17).
+fn one_crypto_provider() -> Result<()> {
+    let tree = output(&mut cargo(["tree", "--workspace", "--all-features", "--edges=all", "--prefix=none"]))?;
+    let has = |name: &str| tree.lines().any(|line| line.split(' ').next() == Some(name));
+    ensure!(has("aws-lc-rs"), "rustls has no crypto provider");
+    ensure!(!has("ring"), "rustls has two crypto providers: `cargo tree --workspace --all-features -i ring`");
+    say("there is one crypto provider");
     Ok(())
 }
 

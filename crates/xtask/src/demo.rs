@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    catalog::ETCD_3_5,
+    catalog::{ETCD_3_5, ZOOKEEPER_3_9},
     docker, images,
     servers::{Servers, remove_leftovers},
     shell::{cargo, run, say},
@@ -61,6 +61,8 @@ enum Store {
     Local,
     /// An etcd in a container, started for the purpose
     Etcd,
+    /// A ZooKeeper in a container, started for the purpose
+    Zookeeper,
 }
 
 /// Runs the demo for each seed.
@@ -69,13 +71,18 @@ enum Store {
 /// When a run cannot be made, or one of them shows a violation.
 pub(crate) fn run_seeds(options: &Options) -> Result<()> {
     tools::ensure_for_build()?;
-    let servers = match options.store {
-        Store::Local => None,
-        Store::Etcd => {
+    let (name, image) = match options.store {
+        Store::Local => ("local", None),
+        Store::Etcd => ("etcd", Some(&ETCD_3_5)),
+        Store::Zookeeper => ("zookeeper", Some(&ZOOKEEPER_3_9)),
+    };
+    let servers = match image {
+        None => None,
+        Some(image) => {
             docker::ensure()?;
-            images::ensure(&[&ETCD_3_5])?;
+            images::ensure(&[image])?;
             remove_leftovers();
-            Some(Servers::start(&[&ETCD_3_5])?)
+            Some(Servers::start(&[image])?)
         }
     };
     // Built as the tests build it, so that what they compiled is used again.
@@ -83,11 +90,10 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
 
     let mut reports = Vec::new();
     for seed in options.first_seed..options.first_seed + options.seeds {
-        let name = if servers.is_some() { "etcd" } else { "local" };
         let data = std::path::absolute(target())?.join("demo").join(format!("{name}-{seed}"));
-        let store = match &servers {
-            None => format!("local:{}", data.join("locks").display()),
-            Some(servers) => format!("etcd://{}/demo-{seed}", servers.address_of(&ETCD_3_5)?),
+        let store = match (image, &servers) {
+            (Some(image), Some(servers)) => format!("{name}://{}/demo-{seed}", servers.address_of(image)?),
+            _ => format!("local:{}", data.join("locks").display()),
         };
         fresh(&data)?;
         say(format!("the demo on {name}, seed {seed}"));
