@@ -33,6 +33,11 @@ async fn a_url_that_cannot_work() {
         ("etcd://h?on_disconnect=panic", "it must be ride_out or lose_at_once"),
         ("etcd://h?id=a%20b", "visible ASCII"),
         ("etcd://h?tll=10s", "unknown setting tll; allowed are"),
+        ("zookeeper:", "it names no host; give every server"),
+        ("zookeeper://h/a//b", "it has an empty part"),
+        ("zookeeper://h?layout=consul", "layout=consul is not one of tenure, curator, kazoo"),
+        ("zookeeper://u@h", "it has a user but no password; give zookeeper://user:password@host"),
+        ("zookeeper://h?hedge=1s", "unknown setting hedge; allowed are"),
         ("local:relative/dir", "absolute"),
         ("local://host/dir", "host"),
         ("memory://host/x", "no host"),
@@ -45,14 +50,22 @@ async fn a_url_that_cannot_work() {
 
 #[tokio::test]
 async fn a_password_is_never_repeated() {
-    for url in ["etcd://u:hunter2@h:x", "etcd://u:hunter2@h?tll=1s", "etcd://:hunter2@h", "etcd://u:hunter2@"]
-    {
+    for url in [
+        "etcd://u:hunter2@h:x",
+        "etcd://u:hunter2@h?tll=1s",
+        "etcd://:hunter2@h",
+        "etcd://u:hunter2@",
+        "zookeeper://u:hunter2@h?tll=1s",
+        "zookeeper://u:hunter2@h/a//b",
+    ] {
         let error = tenure::connect(url).await.unwrap_err();
         let text = format!("{error} {error:?}");
         assert!(!text.contains("hunter2"), "{text}");
     }
-    let elector = tenure::connect("etcd://u:hunter2@127.0.0.1:1/p").await.unwrap();
-    assert!(!format!("{elector:?}").contains("hunter2"));
+    for scheme in ["etcd", "zookeeper"] {
+        let elector = tenure::connect(&format!("{scheme}://u:hunter2@127.0.0.1:1/p")).await.unwrap();
+        assert!(!format!("{elector:?}").contains("hunter2"));
+    }
 }
 
 #[tokio::test]
@@ -88,12 +101,14 @@ async fn a_directory_that_cannot_be_used() {
 /// A store that cannot be reached is waited for, and the status says so meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_cannot_be_reached() {
-    // Reserved, and nobody listens on it.
-    let elector = tenure::connect("etcd://127.0.0.1:1/p?ttl=5s").await.unwrap();
-    let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
-    assert!(waiting.await.is_err(), "it waits");
-    until("the status says so", async || elector.status().connection == Connection::Retrying).await;
-    let said = elector.status().last_error.unwrap();
-    assert!(said.contains("127.0.0.1:1"), "{said}");
-    within("closing", elector.close()).await;
+    for scheme in ["etcd", "zookeeper"] {
+        // Reserved, and nobody listens on it.
+        let elector = tenure::connect(&format!("{scheme}://127.0.0.1:1/p?ttl=5s")).await.unwrap();
+        let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
+        assert!(waiting.await.is_err(), "it waits");
+        until("the status says so", async || elector.status().connection == Connection::Retrying).await;
+        let said = elector.status().last_error.unwrap();
+        assert!(said.contains("127.0.0.1:1"), "{said}");
+        within("closing", elector.close()).await;
+    }
 }

@@ -92,7 +92,7 @@ impl Harness for Zookeeper {
     }
 
     fn ttl(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_secs(3)
     }
 
     async fn delete_entry(&self, election: &str, _session: &str, token: u64) {

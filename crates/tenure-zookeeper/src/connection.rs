@@ -107,12 +107,13 @@ impl Spawn for Capture {
     fn spawn(&self, task: Task) {
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
-        let future = Box::into_pin(task.future);
+        let mut future = Box::into_pin(task.future);
         let (release, released) = oneshot::channel();
         let handle = tokio::spawn(async move {
-            let _guard = guard;
             if released.await.is_ok() {
-                future.await;
+                // Dropped before the future, so that its end is known when its watches are cut.
+                let _guard = guard;
+                (&mut future).await;
             }
         });
         *lock(&self.0) = Some(Spawned { handle: handle.abort_handle(), ended, release });
@@ -149,7 +150,7 @@ impl Connection {
             })
             .await
         };
-        let connected = timeout(terms.attempt_timeout, AssertUnwindSafe(connecting).catch_unwind()).await;
+        let connected = timeout(patience(terms, ttl), AssertUnwindSafe(connecting).catch_unwind()).await;
         let spawned = lock(&capture.0).take();
         let client = match connected {
             Ok(Ok(outcome)) => outcome?,
@@ -396,9 +397,12 @@ impl Watch<'_> {
     /// Returns when something has happened, if only to the connection: look again.
     pub(crate) async fn fired(self) {
         let fired = AssertUnwindSafe(self.watcher.changed()).catch_unwind();
+        // First whether the client's task has ended: its watches panic then.
         tokio::select! {
-            _ = fired => {}
+            biased;
             () = self.connection.lost() => {}
+            () = self.connection.ended.cancelled() => {}
+            _ = fired => {}
         }
     }
 }
@@ -424,10 +428,17 @@ pub(crate) fn name_of(session: i64) -> String {
     SessionId(session).to_string()
 }
 
-/// After how much silence of the server a connection counts as broken: so soon that there is time
-/// for another. The client asks for a sign of life after three eighths of it.
+/// After how much silence of the server the client counts its connection as broken: the most that it takes. It
+/// asks for a sign of life after three eighths of that, which is less often than heartbeats are sent; and a
+/// heartbeat without an answer gives its connection up much sooner.
 fn silence(ttl: Duration) -> Duration {
-    ttl / 5
+    ttl * 3 / 5
+}
+
+/// How long connecting may take: so short that there is time for another server.
+fn patience(terms: &Terms, ttl: Duration) -> Duration {
+    const LEAST: Duration = Duration::from_millis(500);
+    terms.attempt_timeout.min(LEAST.max(ttl / 5))
 }
 
 fn panicked() -> Error {

@@ -2,13 +2,14 @@
 
 use std::{fmt, sync::Arc};
 
-use tenure_core::spi::{BackendError, BackendErrorKind};
+use tenure_core::spi::BackendError;
 use thiserror::Error;
 
 use crate::{
     Shared,
     connection::{Refusal, Step},
     error::failed,
+    observe::{connection_of, not_ours},
 };
 
 /// A transaction on znodes that is carried out only while a leadership stands: it begins with a
@@ -84,7 +85,7 @@ impl FencedWrite {
     /// Dropped before its answer, it may be carried out or not.
     pub async fn commit(self) -> Result<(), FencedError> {
         let link = self.shared.reader().await?;
-        let connection = link.connection().await?;
+        let connection = connection_of(&link).await?;
         match connection.transact(&self.steps, link.terms().acls()).await {
             Ok(()) => Ok(()),
             Err(Refusal::Step(0, zookeeper_client::Error::NoNode)) => {
@@ -96,15 +97,7 @@ impl FencedWrite {
             Err(Refusal::Step(step, reason)) => {
                 Err(FencedError::Refused { step, reason: reason.to_string() })
             }
-            Err(Refusal::Whole(error)) => {
-                let error = failed("fenced write", &error);
-                // The session that carried the request is ours to lose, and not the caller's.
-                let kind = match error.kind() {
-                    BackendErrorKind::SessionGone => BackendErrorKind::Unavailable,
-                    kind => kind,
-                };
-                Err(BackendError::new(kind, error.to_string()).into())
-            }
+            Err(Refusal::Whole(error)) => Err(not_ours(failed("fenced write", &error)).into()),
         }
     }
 }

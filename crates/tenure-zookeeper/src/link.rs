@@ -40,7 +40,8 @@ struct Shared {
 #[derive(Clone, Debug)]
 enum State {
     Up(Arc<Connection>),
-    Down,
+    /// With the last failure to connect.
+    Down(Option<BackendError>),
     /// The session has ended, or nothing can be done with it.
     Over(BackendError),
 }
@@ -117,6 +118,18 @@ impl Link {
         }
     }
 
+    /// The connection, if there is one just now.
+    ///
+    /// # Errors
+    /// As for [`connection`](Self::connection), and when there is none.
+    pub(crate) fn connection_now(&self) -> Result<Arc<Connection>, BackendError> {
+        match &*self.shared.state.borrow() {
+            State::Up(connection) if connection.is_unbroken() => Ok(Arc::clone(connection)),
+            State::Over(error) | State::Down(Some(error)) => Err(error.clone()),
+            State::Up(_) | State::Down(None) => Err(unknown("the connection to ZooKeeper is broken")),
+        }
+    }
+
     /// Begins to end the session in the store.
     pub(crate) fn begin_close(&self) {
         self.shared.closing.cancel();
@@ -165,7 +178,7 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
         }
         debug!(session = %shared.session.id(), server = connection.server(), "ZooKeeper connection broken");
         shared.servers.failed(connection.server());
-        shared.state.send_replace(State::Down);
+        shared.state.send_replace(State::Down(None));
         connection.give_up();
         let resumed = tokio::select! {
             biased;
@@ -206,6 +219,7 @@ async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
                         return Err(error);
                     }
                     debug!(session = %shared.session.id(), %error, "ZooKeeper session not resumed there");
+                    shared.state.send_replace(State::Down(Some(error)));
                 }
             }
         }
@@ -223,7 +237,7 @@ async fn resume_at(shared: &Shared, server: &str) -> Result<Connection, Error> {
 /// Ends the session, connecting again where that is needed, until it has run out in any case.
 async fn end(shared: &Shared) {
     let run_out = Instant::now() + shared.ttl.mul_f64(1.25);
-    let mut connection = match shared.state.send_replace(State::Down) {
+    let mut connection = match shared.state.send_replace(State::Down(None)) {
         State::Up(connection) => Some(connection),
         _ => None,
     };

@@ -8,14 +8,14 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, future::join, stream};
 use tenure_core::{
     Candidate, ElectionName,
-    spi::{BackendError, Observation},
+    spi::{BackendError, BackendErrorKind, Observation},
 };
-use zookeeper_client::Stat;
+use zookeeper_client::{Error, Stat};
 
 use crate::{
     Shared,
     connection::{Connection, Watch, name_of},
-    error::failed,
+    error::{failed, unknown},
     link::Link,
     queue::{Queue, is_candidate},
     session::token,
@@ -30,14 +30,14 @@ pub(crate) async fn candidates(
     election: &ElectionName,
 ) -> Result<Vec<Candidate>, BackendError> {
     let link = shared.reader().await?;
-    let connection = link.connection().await?;
+    let connection = connection_of(&link).await?;
     let parent = shared.election(election);
     let Some(queue) = list(shared, &connection, &parent).await? else { return Ok(Vec::new()) };
     let found = stream::iter(queue.paths())
         .map(|path| {
             let connection = &connection;
             async move {
-                let found = connection.get(&path).await.map_err(|error| failed("reading", &error))?;
+                let found = connection.get(&path).await.map_err(reading)?;
                 Ok(found.map(|(data, stat)| (path, data, stat)))
             }
         })
@@ -51,11 +51,28 @@ pub(crate) async fn candidates(
     Ok(found.iter().map(|(path, data, stat)| shown(path, data, stat)).collect())
 }
 
+/// The connection that `link` has now.
+pub(crate) async fn connection_of(link: &Link) -> Result<Arc<Connection>, BackendError> {
+    link.connection().await.map_err(not_ours)
+}
+
+fn reading(error: Error) -> BackendError {
+    not_ours(failed("reading", &error))
+}
+
+/// A session that is only read over is nobody's: when it ends, another one does as well.
+pub(crate) fn not_ours(error: BackendError) -> BackendError {
+    match error.kind() {
+        BackendErrorKind::SessionGone => unknown(error.to_string()),
+        _ => error,
+    }
+}
+
 /// The candidates' names, as the whole ensemble has them.
 async fn list(shared: &Shared, connection: &Connection, parent: &str) -> Result<Option<Queue>, BackendError> {
     let (synced, children) = join(connection.sync(), connection.children(parent)).await;
-    synced.map_err(|error| failed("reading", &error))?;
-    let children = children.map_err(|error| failed("reading", &error))?;
+    synced.map_err(reading)?;
+    let children = children.map_err(reading)?;
     Ok(children.map(|children| Queue::new(shared, parent, children)))
 }
 
@@ -104,7 +121,7 @@ struct Observer {
 impl Observer {
     async fn next(&mut self) -> Result<Option<Candidate>, BackendError> {
         loop {
-            let connection = self.link.connection().await?;
+            let connection = connection_of(&self.link).await?;
             let Some((leader, watch)) = look(&self.shared, &connection, &self.parent).await? else {
                 continue;
             };
@@ -127,7 +144,6 @@ async fn look<'a>(
     connection: &'a Connection,
     parent: &str,
 ) -> Result<Option<(Option<Found>, Watch<'a>)>, BackendError> {
-    let reading = |error| failed("reading", &error);
     if let Some(queue) = list(shared, connection, parent).await? {
         for path in in_order(shared, connection, &queue).await? {
             let found = connection.watch_data(&path).await.map_err(reading)?;
@@ -164,7 +180,7 @@ async fn in_order(
     if tied > 1 {
         let mut ties = Vec::with_capacity(tied);
         for path in paths.drain(..tied) {
-            let stat = connection.stat(&path).await.map_err(|error| failed("reading", &error))?;
+            let stat = connection.stat(&path).await.map_err(reading)?;
             ties.push((stat.map_or(i64::MAX, |stat| stat.czxid), path));
         }
         ties.sort_unstable();

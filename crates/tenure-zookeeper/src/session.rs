@@ -188,7 +188,7 @@ impl BackendSession for ZookeeperSession {
 
     /// Writes to the session's own znode, which takes a quorum.
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
-        let connection = self.link.connection().await?;
+        let connection = self.link.connection_now()?;
         // Dropped without an answer: the engine's patience is over, and another server may do better.
         let patience = GiveUp(Some(&connection));
         let written = connection.set(&self.pulse, &[]).await;
@@ -200,7 +200,8 @@ impl BackendSession for ZookeeperSession {
         if !connection.is_unbroken() {
             return Err(unknown("the connection broke under a heartbeat"));
         }
-        Ok(Heartbeat { ttl: connection.granted(), epoch: 0 })
+        // Another server may have other bounds.
+        Ok(Heartbeat { ttl: connection.granted().min(self.granted), epoch: 0 })
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, io};
 
 use super::{
-    super::ContainerError,
+    super::{ContainerError, health::eventually},
     wire::{Answer, Failure, Frame, Wire, code, end_session, four_letters, op},
 };
 
@@ -154,8 +154,19 @@ impl ZookeeperAdmin {
     /// # Errors
     /// Also when there is no such session.
     pub async fn expire_session(&self, session: i64) -> Result<(), ContainerError> {
-        let ended = end_session(&self.endpoint, session).await;
-        ended.map_err(|error| no_answer(&self.endpoint, "end a session", error))
+        if !self.sessions().await?.contains(&session) {
+            return Err(ContainerError::Malformed(format!("there is no session {session:#x}")));
+        }
+        // Its owner may take it back in between.
+        eventually("the end of a session", async || {
+            let ended = end_session(&self.endpoint, session).await;
+            if self.sessions().await?.contains(&session) {
+                let error = ended.err().unwrap_or_else(|| io::ErrorKind::Interrupted.into());
+                return Err(no_answer(&self.endpoint, "end a session", error));
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The sessions that a server alone, or the leader of several, has; without this call's own.
