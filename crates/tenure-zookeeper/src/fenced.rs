@@ -19,6 +19,7 @@ use crate::{
 /// [`set`](Self::set) the version that you have read, and it is not carried out twice.
 ///
 /// ```no_run
+/// # #![allow(dead_code)]
 /// # async fn example(leadership: tenure_core::Leadership, backend: tenure_zookeeper::ZookeeperBackend)
 /// # -> Result<(), tenure_zookeeper::FencedError> {
 /// backend.fenced(&leadership).set("/acme/cursor", "42", Some(7)).commit().await?;

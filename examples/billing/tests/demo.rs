@@ -129,7 +129,7 @@ fn bad_input_is_refused_at_once_and_in_words() {
     let cases: &[(&[&str], &str)] = &[
         (&["demo", "--servers", "0"], "0 is not in 1..=50"),
         (&["demo", "--subscriptions", "7"], "7 subscriptions are too few for 7 faults: at least 8"),
-        (&["demo", "--store", "memory:"], "use local: or etcd:"),
+        (&["demo", "--store", "memory:"], "use local:, etcd: or zookeeper:"),
         (&["demo", "--store", "redis://h"], "there is no store \"redis\""),
         (&["demo", "--store", "local:/tmp/x?ttl=1parsec"], "ttl=1parsec is not a time"),
         (&["demo", "--store", "local:/tmp/x?ttl=1ms"], "ttl 1ms is not allowed"),
@@ -144,6 +144,11 @@ fn bad_input_is_refused_at_once_and_in_words() {
         (
             &["serve", "--id", "a", "--provider", "http://h", "--store", "etcd://h/p"],
             "built without etcd: add --features etcd",
+        ),
+        #[cfg(not(feature = "zookeeper"))]
+        (
+            &["serve", "--id", "a", "--provider", "http://h", "--store", "zookeeper://h/p"],
+            "built without ZooKeeper: add --features zookeeper",
         ),
     ];
     for (arguments, reason) in cases {
