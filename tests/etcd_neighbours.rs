@@ -8,7 +8,10 @@ use tenure_testkit::{
     suite::{until, within},
 };
 use tenure_tests::Etcd;
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
 
 /// A Go candidate: campaigns until it is told to stop, and resigns then.
 struct GoCandidate(Child);
@@ -20,7 +23,7 @@ impl GoCandidate {
             .args(["--endpoints", &etcd.server().endpoint(), "elect"])
             .arg(format!("{}/{election}", etcd.prefix()))
             .arg(value)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn();
         Self(child.unwrap_or_else(|error| {
@@ -28,10 +31,14 @@ impl GoCandidate {
         }))
     }
 
+    /// Once it knows that it leads, and says so: told to stop before, it leaves its entry to its lease.
     async fn resigns(mut self) {
+        let mut printed = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        within("etcdctl's word that it leads", printed.next_line()).await.unwrap().unwrap();
         let id = self.0.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())).unwrap();
         rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
         within("etcdctl's end", self.0.wait()).await.unwrap();
+        drop(printed);
     }
 }
 
