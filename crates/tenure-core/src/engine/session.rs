@@ -1,7 +1,7 @@
 //! A session as all its elections share it: one window, one end.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{Shared, graves::Graves, keeper, term::Term, watchdog::Watched, window::Window};
 use crate::{
-    ElectionName, LossReason, Moment,
+    ElectionName, FencingToken, LossReason, Moment,
     spi::{BackendSession, Entry, Proof},
 };
 
@@ -31,9 +31,10 @@ pub(crate) struct Session {
     pub(crate) closed: CancellationToken,
     /// One task for each entry.
     pub(crate) entries: TaskTracker,
-    live: Mutex<HashMap<ElectionName, Live>>,
+    // In an order, so that a simulated run is the same every time.
+    live: Mutex<BTreeMap<ElectionName, Live>>,
     graves: Mutex<Graves>,
-    terms: Mutex<HashMap<usize, Weak<Term>>>,
+    terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
 }
 
 /// Why something ended, and the instant by which its work has to have stopped.
@@ -138,7 +139,7 @@ impl Session {
         self.spi.proof() != Proof::Process
     }
 
-    pub(crate) fn live(&self) -> MutexGuard<'_, HashMap<ElectionName, Live>> {
+    pub(crate) fn live(&self) -> MutexGuard<'_, BTreeMap<ElectionName, Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -149,7 +150,7 @@ impl Session {
     /// Has the watchdog look after a leadership with work under way, whenever it looks next.
     pub(crate) fn attend(&self, term: &Arc<Term>) {
         let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
-        terms.entry(Arc::as_ptr(term) as usize).or_insert_with(|| Arc::downgrade(term));
+        terms.insert((term.election.clone(), term.token), Arc::downgrade(term));
     }
 
     fn terms(&self) -> Vec<Arc<Term>> {

@@ -1,7 +1,7 @@
 //! The in-memory store's own state: sessions, entries, epochs.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,7 +33,7 @@ struct State {
     revision: u64,
     epoch: u64,
     sessions: BTreeMap<u64, StoredSession>,
-    elections: HashMap<ElectionName, BTreeMap<u64, StoredEntry>>,
+    elections: BTreeMap<ElectionName, BTreeMap<u64, StoredEntry>>,
 }
 
 #[derive(Debug)]

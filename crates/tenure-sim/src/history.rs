@@ -1,0 +1,116 @@
+//! What happened in a run, and what must not have.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::time::Instant;
+
+/// The history of one run; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History(Arc<Mutex<Record>>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    elections: BTreeMap<String, Contest>,
+    pub(crate) terms: u64,
+    /// Writes of stale leaders that the register refused.
+    pub(crate) refused: u64,
+    /// Until when work that nobody could poll may not have been dropped yet.
+    stalled: Option<Instant>,
+    /// What must not have happened.
+    pub(crate) violations: Vec<String>,
+}
+
+/// One election: who works in it, and a register that is fenced by its tokens.
+#[derive(Debug, Default)]
+struct Contest {
+    working: Vec<u64>,
+    /// The highest token of any term.
+    highest: u64,
+    /// The highest token that has written.
+    written: u64,
+}
+
+impl History {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Record> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Record {
+    pub(crate) fn stalled_until(&mut self, moment: Instant) {
+        self.stalled = Some(moment);
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.stalled.is_some_and(|until| Instant::now() <= until)
+    }
+
+    pub(crate) fn violated(&mut self, promise: &str, what: String) {
+        if self.violations.len() < 20 {
+            self.violations.push(format!("{promise}: {what}"));
+        }
+    }
+
+    /// A term's work begins. Promises S1 and S2.
+    pub(crate) fn begins(&mut self, election: &str, token: u64) {
+        let stalled = self.is_stalled();
+        self.terms += 1;
+        let contest = self.elections.entry(election.to_owned()).or_default();
+        let (highest, beside) = (contest.highest, contest.working.clone());
+        contest.highest = highest.max(token);
+        contest.working.push(token);
+        if token <= highest {
+            self.violated("S2", format!("{election}: token {token} after {highest}"));
+        }
+        if !beside.is_empty() && !stalled {
+            self.violated("S1", format!("{election}: {token} leads beside {beside:?}"));
+        }
+    }
+
+    /// A leader that has just checked its leadership acts. Promise S1.
+    pub(crate) fn acts(&mut self, election: &str, token: u64) {
+        let highest = self.elections.get(election).map_or(0, |contest| contest.highest);
+        if token < highest {
+            self.violated("S1", format!("{election}: {token} may act after {highest} began"));
+        }
+    }
+
+    /// A write arrives at the register. Promise S2: it takes none that is older than what it has.
+    pub(crate) fn writes(&mut self, election: &str, token: u64) {
+        let contest = self.elections.entry(election.to_owned()).or_default();
+        if token < contest.written {
+            self.refused += 1;
+        } else {
+            contest.written = token;
+        }
+    }
+
+    /// Work acted although its deadline had passed. Promise S3.
+    pub(crate) fn too_late(&mut self, election: &str, token: u64) {
+        if !self.is_stalled() {
+            self.violated("S3", format!("{election}: {token} works past its deadline"));
+        }
+    }
+
+    pub(crate) fn ends(&mut self, election: &str, token: u64) {
+        if let Some(contest) = self.elections.get_mut(election) {
+            contest.working.retain(|working| *working != token);
+        }
+    }
+
+    /// The highest token of an election so far.
+    pub(crate) fn highest(&self, election: &str) -> u64 {
+        self.elections.get(election).map_or(0, |contest| contest.highest)
+    }
+
+    /// Whose work goes on, when none should.
+    pub(crate) fn working(&self) -> Vec<(String, u64)> {
+        let contests = self.elections.iter();
+        contests
+            .flat_map(|(election, contest)| contest.working.iter().map(|token| (election.clone(), *token)))
+            .collect()
+    }
+}

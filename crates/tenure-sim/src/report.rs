@@ -1,0 +1,97 @@
+//! All seeds, and what came of them.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    options::Options,
+    run::{Outcome, run},
+};
+
+/// What was found over all seeds.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    seeds: u64,
+    elections: u64,
+    faults: u64,
+    violations: u64,
+    seconds: f64,
+    /// Writes of stale leaders that the fenced register refused.
+    refused_stale: u64,
+    failed_seeds: Vec<u64>,
+    #[serde(skip)]
+    what: Vec<(u64, Vec<String>)>,
+}
+
+/// Runs every seed.
+pub(crate) fn run_all(options: &Options) -> Report {
+    let start = Instant::now();
+    let next = AtomicU64::new(options.first_seed);
+    let report = Mutex::new(Report::default());
+    let threads = options.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
+    thread::scope(|scope| {
+        for _ in 0..threads.unwrap_or(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Relaxed);
+                    if seed >= options.first_seed + options.seeds {
+                        return;
+                    }
+                    let simulated = Duration::from_secs(options.simulated_seconds);
+                    let outcome = run(seed, options.store_of(seed), simulated);
+                    report.lock().unwrap_or_else(PoisonError::into_inner).add(seed, outcome);
+                }
+            });
+        }
+    });
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.seconds = start.elapsed().as_secs_f64();
+    report.failed_seeds.sort_unstable();
+    report.what.sort_unstable_by_key(|(seed, _)| *seed);
+    report
+}
+
+impl Report {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        self.seeds += 1;
+        self.elections += outcome.elections;
+        self.faults += outcome.faults;
+        self.refused_stale += outcome.refused;
+        if !outcome.violations.is_empty() {
+            self.violations += outcome.violations.len() as u64;
+            self.failed_seeds.push(seed);
+            self.what.push((seed, outcome.violations));
+        }
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        self.violations == 0 && self.elections > 0
+    }
+
+    pub(crate) fn print(&self, options: &Options) {
+        for (seed, violations) in &self.what {
+            println!(
+                "seed {seed} ({:?}), again with --seeds 1 --first-seed {seed}:",
+                options.store_of(*seed)
+            );
+            for violation in violations {
+                println!("  {violation}");
+            }
+        }
+        println!(
+            "{} seeds, {} elections, {} faults, {} violations, {:.1} s",
+            self.seeds, self.elections, self.faults, self.violations, self.seconds
+        );
+        if options.json {
+            println!("{}", serde_json::to_string(self).unwrap_or_default());
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The recipe of `tenure-zookeeper` over the simulated cluster.
+//!
+//! Sessions on one connection at a time, whose requests keep their order; a follower that tells the
+//! leader of its clients only now and then, or never; listings of a member that lags.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use tenure_core::{
+    Candidate, ElectionName, FencingToken,
+    spi::{
+        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, Heartbeat,
+        Observation, Proof,
+    },
+};
+use tokio::time::Instant;
+
+use crate::{
+    cluster::{State, entry_gone, refused, session_gone},
+    etcd::{entered, shown},
+    host::{Access, Word, name},
+};
+
+#[derive(Debug)]
+pub(crate) struct SimZookeeper(pub(crate) Access);
+
+#[derive(Debug)]
+struct Session {
+    access: Access,
+    id: u64,
+    ttl: Duration,
+    /// Which connection this is; the servers refuse what an earlier one still holds.
+    connection: AtomicU64,
+    /// When the connection was made: what the session has seen by then it sees on.
+    seen: Mutex<Instant>,
+    /// Requests that were sent and not withdrawn yet.
+    asked: Mutex<std::collections::BTreeSet<u128>>,
+}
+
+#[async_trait]
+impl Backend for SimZookeeper {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::QUEUE
+    }
+
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+        self.0.turn();
+        let id = self.0.ask("connect", Word::Quorum, move |state, _| Ok(state.open(ttl))).await?;
+        Ok(Box::new(Session {
+            access: self.0.clone(),
+            id,
+            ttl,
+            connection: AtomicU64::new(0),
+            seen: Mutex::new(Instant::now()),
+            asked: Mutex::default(),
+        }))
+    }
+
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
+        let election = name(election);
+        self.0.ask("list", Word::Quorum, move |state, _| Ok(shown(state, &election))).await
+    }
+
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
+        let first = self.candidates(election).await?.into_iter().next();
+        Ok(futures::stream::once(async move { Ok(first) }).boxed())
+    }
+}
+
+impl Session {
+    /// Asks over the connection that there is now; whoever gets no answer in time makes another one.
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        word: Word,
+        carried_out: impl Fn(&mut State, usize) -> Result<T, BackendError> + Send + Sync + 'static,
+    ) -> Result<T, BackendError> {
+        let (id, connection) = (self.id, self.connection.load(Relaxed));
+        let in_time = Duration::from_secs(2);
+        let asking = self.access.ask(what, word, move |state, member| {
+            let session = state.sessions.get(&id).ok_or_else(|| session_gone(id))?;
+            // An older connection's: moved.
+            if session.connection > connection {
+                return Err(refused(what));
+            }
+            carried_out(state, member)
+        });
+        let outcome = tokio::time::timeout(in_time, asking).await.unwrap_or_else(|_| Err(refused(what)));
+        if outcome.as_ref().is_err_and(BackendError::is_retryable) {
+            self.move_on().await;
+        }
+        outcome
+    }
+
+    /// Takes the session to another member.
+    async fn move_on(&self) {
+        self.access.turn();
+        let (id, next) = (self.id, self.connection.fetch_add(1, Relaxed) + 1);
+        // A `sync` with it: what this member shows from here on is no older.
+        let moved = self.access.ask("move", Word::Quorum, move |state, _| {
+            state.touch(id)?;
+            if let Some(session) = state.sessions.get_mut(&id) {
+                session.connection = session.connection.max(next);
+            }
+            Ok(())
+        });
+        if tokio::time::timeout(Duration::from_secs(2), moved).await.is_ok_and(|moved| moved.is_ok()) {
+            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+
+    fn seen(&self) -> Instant {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `entry` is there and first, as the member shows it, which may lag.
+    async fn place(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
+        let (election, session, revision) = (name(&entry.election), self.id, entry.version);
+        let seen = self.seen();
+        self.ask("list", Word::Own, move |state, member| {
+            let lag = state.members[member].lag;
+            let entries = state.entries_as_of(&election, lag, seen);
+            let ours = entries.iter().any(|e| e.revision == revision && e.session == session);
+            // It has seen its own entry made: a member that does not show it yet has not answered yet.
+            let made = state.entries(&election).iter().any(|e| e.revision == revision);
+            if !ours && made {
+                return Ok(Some(false));
+            }
+            Ok(ours.then(|| entries.first().is_some_and(|first| first.revision == revision)))
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl BackendSession for Session {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn proof(&self) -> Proof {
+        Proof::Later { gap: self.ttl / 4 }
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        let (id, ttl, cluster) = (self.id, self.ttl, self.access.cluster.clone());
+        // Half a tick and no more: a TTL is at least two ticks. By whose clock, nobody knows.
+        let relayed = ttl / 4;
+        let phase = self.access.line.random().f64();
+        self.ask("write", Word::Quorum, move |state, member| {
+            if state.leader == Some(member) {
+                state.touch(id)?;
+                return Ok(());
+            }
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(relayed.mul_f64(phase * 0.9)).await;
+                let mut state = cluster.state();
+                let at = state.members[member];
+                if !at.cut_off && !at.frozen && state.leader.is_some() {
+                    drop(state.touch(id));
+                }
+            });
+            Ok(())
+        })
+        .await?;
+        Ok(Heartbeat { ttl, epoch: 0 })
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
+        let again = !self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(nonce);
+        if again {
+            // A sync, and a listing.
+            let election = election.clone();
+            let found = self
+                .ask("find", Word::Quorum, move |state, _| {
+                    let entries = state.entries(&election);
+                    let found = entries.iter().find(|e| e.session == session && e.nonce == nonce);
+                    Ok(found.map(|found| (*found, entries.first() == Some(found))))
+                })
+                .await?;
+            if let Some((stored, first)) = found {
+                return Ok(entered(request, &name(&request.election), stored.revision, first));
+            }
+        }
+        let key = election.clone();
+        let (stored, first) = self
+            .ask("create", Word::Quorum, move |state, _| {
+                let stored = state.enter(&election, session, nonce)?;
+                Ok((stored, state.entries(&election).first() == Some(&stored)))
+            })
+            .await?;
+        Ok(entered(request, &key, stored.revision, first))
+    }
+
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+        loop {
+            match self.place(entry).await? {
+                None => return Err(entry_gone()),
+                Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
+                Some(false) => self.access.hear(&entry.election).await,
+            }
+        }
+    }
+
+    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+        while self.place(entry).await?.is_some() {
+            self.access.hear(&entry.election).await;
+        }
+        Ok(())
+    }
+
+    async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
+        let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
+        self.ask("delete", Word::Quorum, move |state, _| {
+            state.remove(&election, |entry| entry.session == session && entry.nonce == nonce);
+            Ok(())
+        })
+        .await?;
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&request.nonce);
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        let id = self.id;
+        self.ask("close", Word::Quorum, move |state, _| {
+            state.end_session(id);
+            Ok(())
+        })
+        .await
+    }
+}
