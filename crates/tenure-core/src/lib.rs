@@ -9,6 +9,11 @@ mod error;
 mod fencing;
 mod leadership;
 mod loss;
+#[cfg(tenure_mutants)]
+#[doc(hidden)]
+pub mod mutants;
+#[cfg(not(tenure_mutants))]
+mod mutants;
 mod name;
 mod random;
 mod runner;

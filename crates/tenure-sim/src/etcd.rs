@@ -16,6 +16,7 @@ use tenure_core::{
 };
 
 use crate::{
+    broken::{Recipe, broken},
     cluster::{State, entry_gone, refused, session_gone},
     host::{Access, Word, name},
 };
@@ -105,7 +106,8 @@ impl BackendSession for Lease {
                 let at = state.members[member];
                 // It believes to lead, and asks nobody.
                 if let Some(term) = at.believes_to_lead {
-                    return Ok(Heartbeat { ttl, epoch: term });
+                    let epoch = if broken(Recipe::NameTheTerm) { state.term } else { term };
+                    return Ok(Heartbeat { ttl, epoch });
                 }
                 if at.cut_off || state.leader.is_none() {
                     return Err(refused("keepalive"));
@@ -127,9 +129,14 @@ impl BackendSession for Lease {
     ) -> Result<Confirmation, BackendError> {
         let (epoch, session) = (heartbeat.epoch, self.id);
         let witness = witness.map(|entry| (name(&entry.election), entry.version));
+        let word = if broken(Recipe::ReadFromAQuorum) { Word::Own } else { Word::Quorum };
         let read = self
             .access
-            .ask("confirm", Word::Quorum, move |state, _| {
+            .ask("confirm", word, move |state, member| {
+                let believed = state.members[member].believes_to_lead;
+                if believed == Some(epoch) {
+                    return Ok(Confirmation::Confirmed);
+                }
                 if state.term != epoch {
                     return Ok(Confirmation::Unconfirmed);
                 }
@@ -166,7 +173,8 @@ impl BackendSession for Lease {
                     return Err(refused("enter"));
                 }
                 let stored = state.enter(&election, session, nonce)?;
-                Ok((stored, state.entries(&election).first() == Some(&stored)))
+                let first = state.entries(&election).first() == Some(&stored);
+                Ok((stored, first || broken(Recipe::LookOnEntering)))
             })
             .await?;
         Ok(entered(request, &in_election, stored.revision, first))
@@ -178,6 +186,9 @@ impl BackendSession for Lease {
                 None => return Err(entry_gone()),
                 Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
                 Some(false) => self.access.hear(&entry.election).await,
+            }
+            if broken(Recipe::LookOnWinning) {
+                return FencingToken::new(entry.version).ok_or_else(entry_gone);
             }
         }
     }
@@ -197,8 +208,11 @@ impl BackendSession for Lease {
         let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
         self.access
             .ask("leave", Word::Quorum, move |state, _| {
-                state.withdrawn.insert(nonce);
-                state.remove(&election, |entry| entry.session == session && entry.nonce == nonce);
+                if !broken(Recipe::ForgetNothing) {
+                    state.withdrawn.insert(nonce);
+                }
+                let any = broken(Recipe::LeaveByNonce);
+                state.remove(&election, |entry| entry.session == session && (any || entry.nonce == nonce));
                 Ok(())
             })
             .await

@@ -1,7 +1,7 @@
 //! What happened in a run, and what must not have.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,6 +19,8 @@ pub(crate) struct Record {
     pub(crate) refused: u64,
     /// Until when work that nobody could poll may not have been dropped yet.
     stalled: Option<Instant>,
+    /// Whether an operator deletes entries, so that two may lead for a moment.
+    operated: bool,
     /// What must not have happened.
     pub(crate) violations: Vec<String>,
 }
@@ -27,6 +29,8 @@ pub(crate) struct Record {
 #[derive(Debug, Default)]
 struct Contest {
     working: Vec<u64>,
+    /// The tokens of all terms so far.
+    terms: BTreeSet<u64>,
     /// The highest token of any term.
     highest: u64,
     /// The highest token that has written.
@@ -34,6 +38,13 @@ struct Contest {
 }
 
 impl History {
+    /// A history in which, or in which not, an operator `interferes`.
+    pub(crate) fn new(interferes: bool) -> Self {
+        let history = Self::default();
+        history.lock().operated = interferes;
+        history
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Record> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,10 +73,13 @@ impl Record {
         let (highest, beside) = (contest.highest, contest.working.clone());
         contest.highest = highest.max(token);
         contest.working.push(token);
-        if token <= highest {
+        let fresh = contest.terms.insert(token);
+        // Whoever hears late that it leads, of an entry that was deleted meanwhile, comes late.
+        let late = token < highest && self.operated;
+        if !fresh || (token <= highest && !late) {
             self.violated("S2", format!("{election}: token {token} after {highest}"));
         }
-        if !beside.is_empty() && !stalled {
+        if !beside.is_empty() && !stalled && !self.operated {
             self.violated("S1", format!("{election}: {token} leads beside {beside:?}"));
         }
     }
@@ -73,7 +87,7 @@ impl Record {
     /// A leader that has just checked its leadership acts. Promise S1.
     pub(crate) fn acts(&mut self, election: &str, token: u64) {
         let highest = self.elections.get(election).map_or(0, |contest| contest.highest);
-        if token < highest {
+        if token < highest && !self.operated {
             self.violated("S1", format!("{election}: {token} may act after {highest} began"));
         }
     }

@@ -25,6 +25,8 @@ pub(crate) struct Access {
     pub(crate) cluster: Cluster,
     pub(crate) line: Arc<Line>,
     member: Arc<AtomicUsize>,
+    /// Whether a request is sent a second time when its answer is late.
+    hedges: bool,
 }
 
 /// Who has to stand behind an answer.
@@ -37,8 +39,8 @@ pub(crate) enum Word {
 }
 
 impl Access {
-    pub(crate) fn new(cluster: Cluster, line: Arc<Line>) -> Self {
-        Self { cluster, line, member: Arc::new(AtomicUsize::new(0)) }
+    pub(crate) fn new(cluster: Cluster, line: Arc<Line>, hedges: bool) -> Self {
+        Self { cluster, line, member: Arc::new(AtomicUsize::new(0)), hedges }
     }
 
     /// The member that this host speaks with now.
@@ -65,7 +67,7 @@ impl Access {
         };
         let (answer, answered) = oneshot::channel();
         let (cluster, member, carried_out) = (self.cluster.clone(), self.member(), Arc::new(carried_out));
-        if let Some(again) = fate.again {
+        if let Some(again) = fate.again.filter(|_| self.hedges) {
             let (cluster, carried_out) = (cluster.clone(), Arc::clone(&carried_out));
             let other = (member + 1) % MEMBERS;
             tokio::spawn(async move {

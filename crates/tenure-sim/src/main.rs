@@ -5,11 +5,13 @@
 //! elections of one cluster, which works as etcd's or ZooKeeper's do, and has members that stop, freeze, lag, are cut off and
 //! lie. While the hosts campaign, lead, resign, crash and sleep, everything that can go wrong on the way is made to.
 
+mod broken;
 mod cluster;
 mod etcd;
 mod history;
 mod host;
 mod line;
+mod mutants;
 mod options;
 mod report;
 mod run;
@@ -21,7 +23,24 @@ use clap::Parser as _;
 
 fn main() -> anyhow::Result<ExitCode> {
     let options = options::Options::parse();
-    let report = report::run_all(&options);
-    report.print(&options);
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let clean = if options.mutants {
+        let verdict = mutants::run_all(&options, &all_mutants()?);
+        verdict.print(&options);
+        verdict.is_clean()
+    } else {
+        let report = report::run_all(&options);
+        report.print(&options);
+        report.is_clean()
+    };
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(tenure_mutants)]
+fn all_mutants() -> anyhow::Result<Vec<broken::Mutant>> {
+    Ok(broken::Mutant::all())
+}
+
+#[cfg(not(tenure_mutants))]
+fn all_mutants() -> anyhow::Result<Vec<broken::Mutant>> {
+    anyhow::bail!("built without --cfg tenure_mutants: `cargo xtask mutants` builds with it")
 }

@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// How many seeds run at a time, each on a thread of its own; as many as there are processors unless given
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    /// Breaks each rule in turn, and looks whether that is noticed
+    #[arg(long)]
+    pub(crate) mutants: bool,
     /// Prints one object of JSON as the last line
     #[arg(long)]
     pub(crate) json: bool,
@@ -35,7 +38,7 @@ pub(crate) enum Store {
 
 impl Options {
     pub(crate) fn store_of(&self, seed: u64) -> Store {
-        let in_turn = if seed.is_multiple_of(2) { Store::Etcd } else { Store::Zookeeper };
+        let in_turn = if seed % 2 == 0 { Store::Etcd } else { Store::Zookeeper };
         self.store.unwrap_or(in_turn)
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn run_all(options: &Options) -> Report {
                         return;
                     }
                     let simulated = Duration::from_secs(options.simulated_seconds);
-                    let outcome = run(seed, options.store_of(seed), simulated);
+                    let outcome = run(seed, options.store_of(seed), simulated, None);
                     report.lock().unwrap_or_else(PoisonError::into_inner).add(seed, outcome);
                 }
             });

@@ -10,6 +10,7 @@ use tenure_core::{
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
+    broken::Mutant,
     cluster::{Cluster, MEMBERS, MOST_LAG},
     etcd::SimEtcd,
     history::History,
@@ -39,7 +40,8 @@ struct Host {
 }
 
 /// Runs one seed, on this thread.
-pub(crate) fn run(seed: u64, store: Store, simulated: Duration) -> Outcome {
+pub(crate) fn run(seed: u64, store: Store, simulated: Duration, mutant: Option<Mutant>) -> Outcome {
+    Mutant::choose(mutant);
     // The engine's own jitter comes from here too.
     fastrand::seed(seed);
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -60,7 +62,10 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let mut rate = || 0.955 + 0.09 * random.f64();
     let cluster = Cluster::new(rate());
     let rates: Vec<f64> = (0..HOSTS).map(|_| rate()).collect();
-    let history = History::default();
+    // In some runs an operator ends sessions and deletes entries. Two may lead for a moment then, and their
+    // tokens tell them apart.
+    let operated = seed % 8 >= 6;
+    let history = History::new(operated);
     let hosts: Vec<Host> =
         rates.iter().enumerate().map(|(n, rate)| host(&cluster, store, n, *rate, &mut random)).collect();
     let keeping_time = tokio::spawn(cluster.clone().keep_time());
@@ -73,6 +78,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
                 election: format!("e{n}"),
                 random: Rng::with_seed(random.u64(..)),
                 history: history.clone(),
+                long: operated,
             };
             candidates.push(tokio::spawn(candidate.stand_for_ever()));
         }
@@ -83,6 +89,9 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
         tokio::time::sleep(Duration::from_millis(random.u64(1..1_500))).await;
         let host = &hosts[random.usize(..HOSTS)];
         cause_fault(&mut random, &cluster, host, &history).await;
+        if operated && random.u8(..4) == 0 {
+            interfere(&mut random, &cluster, &history);
+        }
         faults += 1;
     }
     for host in &hosts {
@@ -104,7 +113,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
 
 fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) -> Host {
     let line = Arc::new(Line::new(random.u64(..)));
-    let access = Access::new(cluster.clone(), Arc::clone(&line));
+    let access = Access::new(cluster.clone(), Arc::clone(&line), store == Store::Etcd);
     let backend: Arc<dyn Backend> = match store {
         Store::Etcd => Arc::new(SimEtcd(access)),
         Store::Zookeeper => Arc::new(SimZookeeper(access)),
@@ -156,6 +165,25 @@ async fn cause_fault(random: &mut Rng, cluster: &Cluster, host: &Host, history: 
         let works = |member: &crate::cluster::Member| !member.frozen && !member.cut_off;
         if state.leader.is_none_or(|leader| !works(&state.members[leader])) {
             state.elect(random);
+        }
+    });
+}
+
+/// An operator ends a session or deletes an entry; whoever led by it has to notice.
+fn interfere(random: &mut Rng, cluster: &Cluster, history: &History) {
+    let election = format!("e{}", random.usize(..ELECTIONS));
+    let Some(leader) = cluster.state().entries(&election).first().copied() else { return };
+    cluster.change(|state| match random.bool() {
+        true => state.remove(&election, |entry| *entry == leader),
+        false => drop(state.end_session(leader.session)),
+    });
+    let history = history.clone();
+    tokio::spawn(async move {
+        // By its watch, or at the latest by its deadline.
+        tokio::time::sleep(TTL.mul_f64(1.3)).await;
+        let token = leader.revision;
+        if history.lock().working().contains(&(election.clone(), token)) {
+            history.lock().violated("S1", format!("{election}: {token} leads on without an entry"));
         }
     });
 }
@@ -229,6 +257,8 @@ struct Candidate {
     election: String,
     random: Rng,
     history: History,
+    /// Whether many terms are long.
+    long: bool,
 }
 
 impl Candidate {
@@ -254,7 +284,7 @@ impl Candidate {
     }
 
     async fn lead(&mut self, leadership: Leadership) {
-        let most = if self.random.u8(..25) == 0 { 20_000 } else { 60 };
+        let most = if self.random.u8(..if self.long { 3 } else { 25 }) == 0 { 20_000 } else { 60 };
         let length = Duration::from_millis(self.random.u64(1..most));
         let work = Work {
             handle: leadership.handle(),

@@ -23,6 +23,7 @@ use tenure_core::{
 use tokio::time::Instant;
 
 use crate::{
+    broken::{Recipe, broken},
     cluster::{State, entry_gone, refused, session_gone},
     etcd::{entered, shown},
     host::{Access, Word, name},
@@ -85,11 +86,12 @@ impl Session {
         let (id, connection) = (self.id, self.connection.load(Relaxed));
         let in_time = Duration::from_secs(2);
         let asking = self.access.ask(what, word, move |state, member| {
-            let session = state.sessions.get(&id).ok_or_else(|| session_gone(id))?;
+            let session = state.sessions.get_mut(&id).ok_or_else(|| session_gone(id))?;
             // An older connection's: moved.
-            if session.connection > connection {
+            if session.connection > connection && !broken(Recipe::ForgetNothing) {
                 return Err(refused(what));
             }
+            session.connection = session.connection.max(connection);
             carried_out(state, member)
         });
         let outcome = tokio::time::timeout(in_time, asking).await.unwrap_or_else(|_| Err(refused(what)));
@@ -199,7 +201,8 @@ impl BackendSession for Session {
         let (stored, first) = self
             .ask("create", Word::Quorum, move |state, _| {
                 let stored = state.enter(&election, session, nonce)?;
-                Ok((stored, state.entries(&election).first() == Some(&stored)))
+                let first = state.entries(&election).first() == Some(&stored);
+                Ok((stored, first || broken(Recipe::LookOnEntering)))
             })
             .await?;
         Ok(entered(request, &key, stored.revision, first))
@@ -211,6 +214,9 @@ impl BackendSession for Session {
                 None => return Err(entry_gone()),
                 Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
                 Some(false) => self.access.hear(&entry.election).await,
+            }
+            if broken(Recipe::LookOnWinning) {
+                return FencingToken::new(entry.version).ok_or_else(entry_gone);
             }
         }
     }
@@ -229,7 +235,8 @@ impl BackendSession for Session {
     async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
         let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
         self.ask("delete", Word::Quorum, move |state, _| {
-            state.remove(&election, |entry| entry.session == session && entry.nonce == nonce);
+            let any = broken(Recipe::LeaveByNonce);
+            state.remove(&election, |entry| entry.session == session && (any || entry.nonce == nonce));
             Ok(())
         })
         .await?;

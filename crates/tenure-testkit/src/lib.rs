@@ -33,8 +33,8 @@
 //!
 //! # Features
 //!
-//! `containers`: real etcd servers in Docker containers, alone and in threes, and what can be
-//! done to them.
+//! `containers`: real etcd and ZooKeeper servers in Docker containers, alone and in threes, and what
+//! can be done to them.
 #![doc(test(attr(deny(warnings))))]
 
 #[cfg(feature = "containers")]

@@ -135,6 +135,21 @@ impl ZookeeperConfig {
         if self.servers.is_empty() {
             return Err(invalid("no ZooKeeper server is given; at least one host or host:port is needed"));
         }
+        for server in &self.servers {
+            // As a URL has it: one host, and nothing else.
+            let url: Result<StoreUrl, _> = format!("zookeeper://{server}").parse();
+            let fits = url.as_ref().is_ok_and(|url| {
+                url.hosts().len() == 1
+                    && url.path().is_empty()
+                    && url.user().is_none()
+                    && !server.contains('?')
+            });
+            if !fits {
+                return Err(invalid(format!(
+                    "the server {server:?} is not allowed: it is one host or host:port, such as 10.0.0.1:2181"
+                )));
+            }
+        }
         check_root(&self.root).map_err(|reason| {
             invalid(format!("the root {:?} is not allowed: {reason}; it is a path such as /acme", self.root))
         })?;
@@ -259,5 +274,9 @@ mod tests {
         }
         let none = ZookeeperConfig::new([] as [&str; 0]).check().unwrap_err().to_string();
         assert!(none.contains("no ZooKeeper server is given"), "{none}");
+        for server in ["h:2181/acme", "h:99999", "tcp://h:2181", "a:1,b:2", "", "u@h", "h?x"] {
+            let error = ZookeeperConfig::new([server]).check().unwrap_err().to_string();
+            assert!(error.contains("it is one host or host:port"), "{server}: {error}");
+        }
     }
 }

@@ -28,7 +28,7 @@ use std::{
     future::{Future, poll_fn},
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -50,6 +50,8 @@ pub(crate) struct Terms {
     pub(crate) login: Option<(String, Secret)>,
     pub(crate) attempt_timeout: Duration,
     pub(crate) tls: Option<Tls>,
+    /// A path at which nothing ever is.
+    pub(crate) nowhere: String,
 }
 
 impl Terms {
@@ -79,7 +81,7 @@ impl Terms {
 
 /// One TCP connection of a session.
 pub(crate) struct Connection {
-    client: Mutex<Option<Client>>,
+    client: Arc<Mutex<Option<Client>>>,
     session: SessionInfo,
     granted: Duration,
     server: String,
@@ -94,7 +96,10 @@ pub(crate) struct Connection {
 
 /// The tasks that the client spawns while it connects: one.
 #[derive(Default)]
-struct Capture(Mutex<Option<Spawned>>);
+struct Capture {
+    spawned: Mutex<Option<Spawned>>,
+    client: Arc<Mutex<Option<Client>>>,
+}
 
 /// A task of the client's. It begins once it is released, so that no change of state is missed.
 struct Spawned {
@@ -107,16 +112,19 @@ impl Spawn for Capture {
     fn spawn(&self, task: Task) {
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
-        let mut future = Box::into_pin(task.future);
+        let (client, future) = (Arc::clone(&self.client), Box::into_pin(task.future));
         let (release, released) = oneshot::channel();
         let handle = tokio::spawn(async move {
+            // Dropped in the opposite order: first its end is told, for its watches are cut with it; and while the
+            // future lives the client does, for without one it would end the session.
+            let _client = client;
+            let mut future = future;
+            let _guard = guard;
             if released.await.is_ok() {
-                // Dropped before the future, so that its end is known when its watches are cut.
-                let _guard = guard;
                 (&mut future).await;
             }
         });
-        *lock(&self.0) = Some(Spawned { handle: handle.abort_handle(), ended, release });
+        *lock(&self.spawned) = Some(Spawned { handle: handle.abort_handle(), ended, release });
     }
 }
 
@@ -124,7 +132,8 @@ impl Connection {
     /// Connects to `server`, with a new session of about `ttl` or with the one given.
     ///
     /// # Errors
-    /// [`Error::SessionExpired`] when the session given has ended or is not resumed.
+    /// [`Error::SessionExpired`] when the session given has ended, by the word of this server;
+    /// [`Error::RuntimeInconsistent`] when the server put another in its place.
     pub(crate) async fn open(
         terms: &Terms,
         server: &str,
@@ -151,7 +160,7 @@ impl Connection {
             .await
         };
         let connected = timeout(patience(terms, ttl), AssertUnwindSafe(connecting).catch_unwind()).await;
-        let spawned = lock(&capture.0).take();
+        let spawned = lock(&capture.spawned).take();
         let client = match connected {
             Ok(Ok(outcome)) => outcome?,
             Ok(Err(_)) => return Err(panicked()),
@@ -164,14 +173,19 @@ impl Connection {
             server: server.to_owned(),
             attempt_timeout: terms.attempt_timeout,
             state: Mutex::new(client.state_watcher()),
-            client: Mutex::new(Some(client)),
+            client: Arc::clone(&capture.client),
             task: handle,
             ended,
             lost: CancellationToken::new(),
         };
+        *lock(&connection.client) = Some(client);
         let _ = release.send(());
         match resumed {
-            Some(session) if session.id() != connection.session.id() => Err(Error::SessionExpired),
+            // Nobody has asked for that one (hazard Z3).
+            Some(session) if session.id() != connection.session.id() => {
+                connection.end().await;
+                Err(Error::RuntimeInconsistent)
+            }
             _ => Ok(connection),
         }
     }
@@ -330,7 +344,24 @@ impl Connection {
                 Ok((stat, watcher))
             })
             .await;
+        if matches!(watched, Err(Error::NoAuth)) {
+            // To know that something exists takes no permission.
+            let (stat, watcher) =
+                self.ask(|client| async move { client.check_and_watch_stat(path).await }).await?;
+            return Ok(stat.map(|stat| (stat, self.watch(watcher))));
+        }
         Ok(unless_missing(watched)?.map(|(stat, watcher)| (stat, self.watch(watcher))))
+    }
+
+    /// Returns once the server has carried out what a quorum had decided before.
+    ///
+    /// By a write that is refused, which takes a quorum all the same. A `sync` does not: a leader that was frozen
+    /// and deposed answers it from what it knew before, for as long as half a tick.
+    pub(crate) async fn barrier(&self, nowhere: &str) -> Result<(), Error> {
+        match self.delete(nowhere).await {
+            Ok(()) | Err(Error::NoAuth) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Brings the server up to date with the store's leader, for what is read next.

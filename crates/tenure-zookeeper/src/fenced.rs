@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::{
     Shared,
     connection::{Refusal, Step},
-    error::failed,
+    error::{failed, unknown},
     observe::{connection_of, not_ours},
 };
 
@@ -85,8 +85,13 @@ impl FencedWrite {
     /// # Cancellation safety
     /// Dropped before its answer, it may be carried out or not.
     pub async fn commit(self) -> Result<(), FencedError> {
-        let link = self.shared.reader().await?;
-        let connection = connection_of(&link).await?;
+        let connecting = async {
+            let link = self.shared.reader().await?;
+            Ok::<_, BackendError>((connection_of(&link).await?, link))
+        };
+        let patience = self.shared.config.attempt_timeout * 3;
+        let connected = tokio::time::timeout(patience, connecting).await;
+        let (connection, link) = connected.unwrap_or_else(|_| Err(unknown("no connection to ZooKeeper")))?;
         match connection.transact(&self.steps, link.terms().acls()).await {
             Ok(()) => Ok(()),
             Err(Refusal::Step(0, zookeeper_client::Error::NoNode)) => {

@@ -28,7 +28,8 @@
 //! # Assumptions
 //!
 //! - ZooKeeper 3.6 or later, tested with 3.8 and 3.9.
-//! - The servers' `minSessionTimeout` is at least two of their ticks, as it is by default.
+//! - The servers' `minSessionTimeout` is at least two of their ticks, as it is by default, and all have
+//!   the same bounds: a session that a server cuts short is given up.
 //! - Where we log in, nobody else made the znodes below the root: what is created belongs to its creator alone.
 //!
 //! # Caveats
@@ -111,6 +112,7 @@ impl ZookeeperBackend {
             login: config.login.clone(),
             attempt_timeout: config.attempt_timeout,
             tls: config.tls.clone(),
+            nowhere: format!("{}/~nowhere", config.root),
         };
         let shared = Shared {
             terms: Arc::new(terms),

@@ -33,6 +33,8 @@ struct Shared {
     /// The TTL that was asked for, and is asked for again.
     ttl: Duration,
     session: SessionInfo,
+    /// The timeout that the session was granted.
+    granted: Duration,
     state: watch::Sender<State>,
     closing: CancellationToken,
 }
@@ -80,6 +82,7 @@ impl Link {
             servers,
             ttl,
             session: first.session().clone(),
+            granted: first.granted(),
             state: watch::Sender::new(State::Up(Arc::clone(&first))),
             closing: CancellationToken::new(),
         });
@@ -93,6 +96,11 @@ impl Link {
 
     pub(crate) fn terms(&self) -> &Terms {
         &self.shared.terms
+    }
+
+    /// Whether the session is being ended.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.shared.closing.is_cancelled()
     }
 
     /// Whether the session can still be used, as far as is known.
@@ -203,49 +211,81 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
 /// Tries until the session has another connection.
 ///
 /// # Errors
-/// When the store says that the session has ended, or refuses our credentials.
+/// When the session has ended or cannot go on as it was, or our credentials are refused.
 async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
+    let mut first_denied = None;
     loop {
         for server in shared.servers.in_order() {
-            match resume_at(shared, &server).await {
+            let error = match resume_at(shared, &server).await {
                 Ok(connection) => {
                     debug!(session = %shared.session.id(), server, "ZooKeeper session resumed");
                     return Ok(connection);
                 }
-                Err(error) => {
-                    shared.servers.failed(&server);
-                    let error = failed(&format!("resuming the session at {server}"), &error);
-                    if error.kind() == BackendErrorKind::SessionGone || error.is_permanent() {
-                        return Err(error);
-                    }
-                    debug!(session = %shared.session.id(), %error, "ZooKeeper session not resumed there");
-                    shared.state.send_replace(State::Down(Some(error)));
-                }
+                Err(Refusal::Over(error)) => return Err(error),
+                Err(Refusal::NotHere(error)) => error,
+            };
+            shared.servers.failed(&server);
+            let denied = matches!(error, Error::SessionExpired);
+            let error = failed(&format!("resuming the session at {server}"), &error);
+            // A leader that was frozen and deposed knows nothing of younger sessions, for half a tick at most:
+            // it is asked again, or another one is.
+            let since = first_denied.get_or_insert_with(Instant::now);
+            if !denied {
+                first_denied = None;
+            } else if since.elapsed() >= shared.granted / 4 {
+                return Err(error);
             }
+            if error.kind() == BackendErrorKind::Unauthorized {
+                return Err(error);
+            }
+            debug!(session = %shared.session.id(), %error, "ZooKeeper session not resumed there");
+            shared.state.send_replace(State::Down(Some(unknown(error.to_string()))));
         }
         tokio::time::sleep(PAUSE.0 + PAUSE.1.mul_f64(fastrand::f64())).await;
     }
 }
 
-async fn resume_at(shared: &Shared, server: &str) -> Result<Connection, Error> {
-    let connection = Connection::open(&shared.terms, server, shared.ttl, Some(&shared.session)).await?;
+/// Why a session is not resumed at a server.
+enum Refusal {
+    NotHere(Error),
+    /// Nor anywhere else.
+    Over(BackendError),
+}
+
+async fn resume_at(shared: &Shared, server: &str) -> Result<Connection, Refusal> {
+    let connection = Connection::open(&shared.terms, server, shared.ttl, Some(&shared.session)).await;
+    let connection = connection.map_err(|error| match error {
+        Error::RuntimeInconsistent => {
+            Refusal::Over(gone(format!("{server} has put another session in the place of ours")))
+        }
+        error => Refusal::NotHere(error),
+    })?;
+    // A server with other bounds has changed the session's timeout for all: deadlines rest on the old one.
+    if connection.granted() < shared.granted {
+        let [now, before] = [connection.granted(), shared.granted].map(humantime::format_duration);
+        return Err(Refusal::Over(gone(format!(
+            "{server} has cut the session's timeout from {before} to {now}: all servers need the same \
+             minSessionTimeout, maxSessionTimeout and tickTime"
+        ))));
+    }
     // The server may lag behind what this session has seen at another.
-    connection.sync().await?;
+    connection.barrier(&shared.terms.nowhere).await.map_err(Refusal::NotHere)?;
     Ok(connection)
 }
 
 /// Ends the session, connecting again where that is needed, until it has run out in any case.
 async fn end(shared: &Shared) {
-    let run_out = Instant::now() + shared.ttl.mul_f64(1.25);
+    let run_out = Instant::now() + shared.granted.max(shared.ttl).mul_f64(1.25);
     let mut connection = match shared.state.send_replace(State::Down(None)) {
         State::Up(connection) => Some(connection),
         _ => None,
     };
     loop {
-        if let Some(connection) = connection.take()
-            && connection.end().await
-        {
-            return;
+        if let Some(connection) = connection.take() {
+            if connection.end().await {
+                return;
+            }
+            connection.give_up();
         }
         match tokio::time::timeout_at(run_out, resume(shared)).await {
             Ok(Ok(resumed)) => connection = Some(Arc::new(resumed)),

@@ -37,7 +37,14 @@ pub(crate) async fn candidates(
         .map(|path| {
             let connection = &connection;
             async move {
-                let found = connection.get(&path).await.map_err(reading)?;
+                let found = match connection.get(&path).await {
+                    // Whoever may not be read stands all the same.
+                    Err(Error::NoAuth) => {
+                        connection.stat(&path).await.map(|stat| stat.map(|stat| (Vec::new(), stat)))
+                    }
+                    found => found,
+                };
+                let found = found.map_err(reading)?;
                 Ok(found.map(|(data, stat)| (path, data, stat)))
             }
         })
@@ -146,7 +153,14 @@ async fn look<'a>(
 ) -> Result<Option<(Option<Found>, Watch<'a>)>, BackendError> {
     if let Some(queue) = list(shared, connection, parent).await? {
         for path in in_order(shared, connection, &queue).await? {
-            let found = connection.watch_data(&path).await.map_err(reading)?;
+            let found = match connection.watch_data(&path).await {
+                Err(Error::NoAuth) => {
+                    let found = connection.watch_end(&path).await;
+                    found.map(|found| found.map(|(stat, watch)| (Vec::new(), stat, watch)))
+                }
+                found => found,
+            };
+            let found = found.map_err(reading)?;
             let Some((data, stat, watch)) = found else { return Ok(None) };
             if is_candidate(shared, &stat) {
                 return Ok(Some((Some((path, data, stat)), watch)));

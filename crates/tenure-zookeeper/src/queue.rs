@@ -81,6 +81,25 @@ impl Queue {
     }
 }
 
+/// Whether any of the znodes at `paths` is a candidate's, and not only named like one.
+pub(crate) async fn any_candidate(
+    shared: &Shared,
+    connection: &Connection,
+    paths: &[String],
+) -> Result<bool, BackendError> {
+    if !shared.config.layout.is_ephemeral() {
+        return Ok(!paths.is_empty());
+    }
+    for path in paths {
+        let stat = connection.stat(path).await.map_err(|error| failed("looking at a candidate", &error))?;
+        // One that has just gone counts as well: whoever waits looks again.
+        if stat.is_none_or(|stat| is_candidate(shared, &stat)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Whether a znode with a candidate's name is a candidate's.
 pub(crate) fn is_candidate(shared: &Shared, stat: &Stat) -> bool {
     stat.ephemeral_owner != 0 || !shared.config.layout.is_ephemeral()

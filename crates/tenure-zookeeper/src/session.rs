@@ -29,7 +29,7 @@ use crate::{
     error::{failed, gone, unknown},
     link::Link,
     parents::make_parent,
-    queue::{Ahead, Queue},
+    queue::{Ahead, Queue, any_candidate},
     wait,
 };
 
@@ -100,7 +100,13 @@ impl ZookeeperSession {
                 }
                 (Err(Error::NoNode), _) => make_parent(&self.shared, connection, &path).await?,
                 (Ok(_), Ok(None)) => return Err(unknown("the election's znode vanished with the entry")),
-                (Err(error), _) | (_, Err(error)) => return Err(failed("entering", &error)),
+                (Err(error), _) => return Err(failed("entering", &error)),
+                (Ok((path, _)), Err(error)) => {
+                    // Whoever is refused leaves nothing.
+                    let deleted = connection.delete(&path).await;
+                    deleted.map_err(|error| unknown(format!("{path} is not removed yet: {error}")))?;
+                    return Err(failed("entering", &error));
+                }
             }
         }
         Err(unknown("the election's znode vanishes again and again"))
@@ -127,8 +133,9 @@ impl ZookeeperSession {
         request: &EntryRequest,
     ) -> Result<Option<Queue>, BackendError> {
         let parent = self.shared.election(&request.election);
-        let (synced, children) = join(connection.sync(), connection.children(&parent)).await;
-        synced.map_err(|error| failed("looking for an entry", &error))?;
+        let barrier = connection.barrier(&self.shared.terms.nowhere);
+        let (passed, children) = join(barrier, connection.children(&parent)).await;
+        passed.map_err(|error| failed("looking for an entry", &error))?;
         let children = children.map_err(|error| failed("looking for an entry", &error))?;
         Ok(children.map(|children| Queue::new(&self.shared, &parent, children)))
     }
@@ -190,7 +197,7 @@ impl BackendSession for ZookeeperSession {
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
         let connection = self.link.connection_now()?;
         // Dropped without an answer: the engine's patience is over, and another server may do better.
-        let patience = GiveUp(Some(&connection));
+        let patience = GiveUp(Some(&connection), &self.link);
         let written = connection.set(&self.pulse, &[]).await;
         patience.answered();
         let stat = written.map_err(|error| failed("heartbeat", &error))?;
@@ -219,7 +226,8 @@ impl BackendSession for ZookeeperSession {
         let (election, version) = (request.election.clone(), version(&stat)?);
         let leads = match queue.ahead_of(&connection, &path, stat.czxid).await? {
             Ahead::Nobody => Some(token(version)?),
-            Ahead::Others(_) => None,
+            Ahead::Others(ahead) if any_candidate(&self.shared, &connection, &ahead).await? => None,
+            Ahead::Others(_) => Some(token(version)?),
             Ahead::Gone => return Err(unknown("the entry vanished while it was made")),
         };
         Ok(Entered { entry: Entry { election, key: path, version }, leads })
@@ -273,7 +281,7 @@ impl Drop for ZookeeperSession {
 }
 
 /// Gives a connection up unless an answer came.
-struct GiveUp<'a>(Option<&'a Connection>);
+struct GiveUp<'a>(Option<&'a Connection>, &'a Link);
 
 impl GiveUp<'_> {
     fn answered(mut self) {
@@ -283,7 +291,8 @@ impl GiveUp<'_> {
 
 impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
-        if let Some(connection) = self.0 {
+        // Closing wants the connection.
+        if let Some(connection) = self.0.filter(|_| !self.1.is_closing()) {
             connection.give_up();
         }
     }

@@ -108,7 +108,7 @@ const ETCD: Server = Server {
 };
 
 const ZOOKEEPER_NEEDS: &str =
-    "`java`, `bash`, Python's kazoo, and ZooKeeper's and Curator's jars under /usr/share/java";
+    "`java`, `bash`, Python's kazoo, and ZooKeeper's jars (for 3.8 Curator's too) under /usr/share/java";
 
 const ZOOKEEPER: Server = Server {
     port: 2181,

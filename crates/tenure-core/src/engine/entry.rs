@@ -13,7 +13,9 @@ use super::{
     term::Term,
 };
 use crate::{
-    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason, random,
+    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
+    mutants::{Rule, broken},
+    random,
     spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest},
 };
 
@@ -123,13 +125,18 @@ impl Task<'_> {
             if let Some(token) = token {
                 // A session that has not been heard of for a while may have won in vain.
                 let session = self.session;
-                session.check_window(session.window.budget()).map_err(|_| Stop::SessionEnded)?;
+                if !broken(Rule::CheckOnWinning) {
+                    session.check_window(session.window.budget()).map_err(|_| Stop::SessionEnded)?;
+                }
+                let token = self.told(token);
                 return Ok((token, entered.entry, gone));
             }
             warn!(election = %self.candidacy.election, candidate = %self.candidacy.candidate,
                 "the entry of a waiting candidate is gone; entering again");
             // Gone for certain, or deleted by this: never two entries at a time.
-            self.depart().await;
+            if !broken(Rule::LeaveBeforeEnteringAgain) {
+                self.depart().await;
+            }
             self.request = request(&self.candidacy);
             self.pause(&mut retry).await?;
         }
@@ -244,14 +251,28 @@ impl Task<'_> {
             info!(election = %term.election, candidate = %term.candidate, token = term.token.get(),
                 reason = %end.reason, "leads no more");
         }
-        term.wait_stopped().await;
+        if !broken(Rule::StopBeforeLeaving) {
+            term.wait_stopped().await;
+        }
         self.depart().await;
+    }
+
+    /// The token that the leader is told.
+    fn told(&self, token: FencingToken) -> FencingToken {
+        #[cfg(tenure_mutants)]
+        if broken(Rule::NewTokens) {
+            return crate::mutants::first_token(&self.candidacy.election, &self.candidacy.candidate, token);
+        }
+        token
     }
 
     /// Returns when the entry is gone. A watch that fails is taken up again.
     async fn watch_own_entry(&self, entry: &Entry) {
         let session = self.session;
         let mut retry = Retry::new(session.shared.config.retry);
+        if broken(Rule::WatchOwnEntry) {
+            return std::future::pending().await;
+        }
         loop {
             match session.spi.wait_gone(entry).await {
                 Ok(()) => return,
@@ -272,7 +293,7 @@ impl Task<'_> {
         let session = self.session;
         session.live().remove(&self.candidacy.election);
         let entry = self.entry.take();
-        if entry.is_none() && !self.uncertain {
+        if entry.is_none() && (!self.uncertain || broken(Rule::ResolveTheUnknown)) {
             return;
         }
         let shared = &session.shared;
@@ -310,7 +331,7 @@ impl Task<'_> {
                 () = retry.pause() => {}
             }
         }
-        if std::mem::take(&mut self.uncertain) {
+        if std::mem::take(&mut self.uncertain) && !broken(Rule::ResolveTheUnknown) {
             let wait = session.spi.granted_ttl() / 3;
             session.graves().dig(self.request.clone(), shared.clock.now(), wait);
         }

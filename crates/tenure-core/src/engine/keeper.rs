@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Backoff, LossReason, Moment, OnDisconnect,
+    mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, Proof},
 };
 
@@ -34,7 +35,9 @@ pub(crate) async fn keep(session: Arc<Session>, opened: Sent) {
     }
     // First the work, then the entries: whoever is next must find nothing running.
     session.entries.close();
-    session.entries.wait().await;
+    if !broken(Rule::StopBeforeClosing) {
+        session.entries.wait().await;
+    }
     close(&session).await;
 }
 
@@ -70,6 +73,11 @@ fn interval(proof: Proof, ttl: Duration, drift: f64, budget: Duration) -> Durati
         Proof::Later { gap } => gap.min(ttl / 3).min(usable.saturating_sub(wide(gap, drift)) / 3),
         _ => (ttl / 3).min(usable / 2),
     }
+}
+
+/// What has to lie between a heartbeat and the one that confirms it.
+fn gap_between(gap: Duration, drift: f64) -> Duration {
+    if broken(Rule::KeepTheGap) { Duration::ZERO } else { wide(gap, drift) }
 }
 
 /// A gap that is none too short by the store's clock either.
@@ -111,7 +119,9 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
         shared.clock.sleep_until(next).await;
         // Read before the request is handed to the client: the store counts from no earlier.
         let sent = Sent::now(&*shared.clock);
-        let outcome = match timed("heartbeat", limit, session.spi.heartbeat()).await {
+        let answer = timed("heartbeat", limit, session.spi.heartbeat()).await;
+        let sent = if broken(Rule::CountFromTheSending) { Sent::now(&*shared.clock) } else { sent };
+        let outcome = match answer {
             Ok(heartbeat) if heartbeat.ttl.is_zero() => {
                 session.end(LossReason::SessionExpired);
                 return;
@@ -121,11 +131,15 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
                     shared.watchdog.wake();
                 }
                 let proven = match proof {
+                    _ if broken(Rule::Confirm) => Ok(Some((sent, heartbeat))),
                     Proof::Answer => Ok(Some((sent, heartbeat))),
                     Proof::Later { gap } => {
-                        let proven = confirmed_by_later(&mut unconfirmed, sent.at, wide(gap, drift));
+                        let proven = confirmed_by_later(&mut unconfirmed, sent.at, gap_between(gap, drift));
                         unconfirmed.push_back((sent, heartbeat));
-                        Ok(proven)
+                        // What the store grants now holds for what was sent before, too.
+                        Ok(proven.map(|(sent, earlier)| {
+                            (sent, Heartbeat { ttl: earlier.ttl.min(heartbeat.ttl), ..earlier })
+                        }))
                     }
                     _ => {
                         confirm(session, limit, &heartbeat).await.map(|yes| yes.then_some((sent, heartbeat)))
@@ -168,7 +182,7 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
             }
         }
         // The watchdog does the same on time; this covers a watchdog that could not.
-        if session.check_window(session.window.budget()).is_err() {
+        if session.check_window(session.window.budget()).is_err() && !broken(Rule::CloseForGood) {
             return;
         }
     }
@@ -203,9 +217,10 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
         let entry = witness.as_ref().map(|live| &live.entry);
         match timed("confirming read", limit, session.spi.confirm(heartbeat, entry)).await? {
             Confirmation::Confirmed => return Ok(true),
-            Confirmation::Unconfirmed => return Ok(false),
+            Confirmation::Unconfirmed => return Ok(broken(Rule::CompareEpochs)),
             // Its own task finds out what became of it; another entry can bear witness.
             Confirmation::WitnessGone => match witness {
+                Some(_) if broken(Rule::WatchOwnEntry) => return Ok(true),
                 Some(live) => live.gone.cancel(),
                 None => return Ok(false),
             },

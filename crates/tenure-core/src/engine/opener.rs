@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Error, InvalidConfig,
     config::check_stop_budget,
+    mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, BackendSession, Proof},
 };
 
@@ -134,6 +135,7 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     let spi = timed("opening a session", config.request_timeout, shared.backend.open_session(config.ttl))
         .await
         .map_err(OpenError::Backend)?;
+    let sent = if broken(Rule::CountOpeningFromTheSending) { Sent::now(clock) } else { sent };
     let ttl = spi.granted_ttl();
     let window = if spi.proof() == Proof::Process {
         Window::endless(clock, ttl, config.drift, config.stop_budget())

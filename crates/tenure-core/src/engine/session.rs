@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::{Shared, graves::Graves, keeper, term::Term, watchdog::Watched, window::Window};
 use crate::{
     ElectionName, FencingToken, LossReason, Moment,
+    mutants::{Rule, broken},
     spi::{BackendSession, Entry, Proof},
 };
 
@@ -83,11 +84,16 @@ impl Session {
         if let Some(end) = self.ended() {
             return Err(end.reason);
         }
+        if broken(Rule::CompareTheClock) {
+            return Ok(());
+        }
         let clock = &*self.shared.clock;
         match self.window.check(clock, budget.max(self.window.budget())) {
             Ok(()) => Ok(()),
             Err(reason) => {
-                if let Err(reason) = self.window.check(clock, self.window.budget()) {
+                if let Err(reason) = self.window.check(clock, self.window.budget())
+                    && !broken(Rule::CloseForGood)
+                {
                     self.end(reason);
                 }
                 Err(reason)
@@ -163,6 +169,9 @@ impl Session {
     /// The session's own part of [`Watched::check`].
     fn check_end(&self) -> Option<Moment> {
         let Some(end) = self.ended() else {
+            if broken(Rule::CompareTheClock) || broken(Rule::CloseForGood) {
+                return Some(self.shared.clock.now() + DROP_MARGIN);
+            }
             if self.check_window(self.window.budget()).is_ok() {
                 return Some(self.window.deadline() - self.window.budget());
             }
@@ -174,6 +183,9 @@ impl Session {
         let drop_at = end.stop_by - self.drop_margin();
         if self.shared.clock.now() < drop_at {
             return Some(drop_at);
+        }
+        if broken(Rule::DropWork) {
+            return None;
         }
         self.hard.cancel();
         None

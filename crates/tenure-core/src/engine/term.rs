@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use super::session::{End, Session};
 use crate::{
     CandidateId, ElectionName, FencingToken, LossReason, Lost, Moment, OnOverrun, Overrun,
+    mutants::{Rule, broken},
     spi::{Entry, EntryRequest},
 };
 
@@ -141,6 +142,9 @@ impl Term {
 
     /// Does what is due, for the watchdog, and says when to look again.
     pub(crate) fn check_deadlines(self: &Arc<Self>) -> Option<Moment> {
+        if broken(Rule::CompareTheClock) || broken(Rule::CloseForGood) {
+            return None;
+        }
         if self.check().is_ok() {
             let budget = self.own_budget().max(self.session.window.budget());
             return Some(self.session.window.deadline() - budget);
@@ -199,7 +203,8 @@ impl Term {
         let mut hard = pin!(self.hard.cancelled());
         let mut work = pin!(work);
         std::future::poll_fn(|context| {
-            if hard.as_mut().poll(context).is_ready() || self.is_past_the_last_instant() {
+            let over = hard.as_mut().poll(context).is_ready() || self.is_past_the_last_instant();
+            if over && !broken(Rule::DropWork) {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
                 return Poll::Ready(Err(Lost::new(reason)));
             }

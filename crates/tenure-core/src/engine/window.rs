@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{Clock, LossReason, Moment};
+use crate::{
+    Clock, LossReason, Moment,
+    mutants::{Rule, broken},
+};
 
 /// When a request was handed to the store's client, by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +62,8 @@ impl Window {
     /// `sent + ttl · (1 − drift)`: the store counts the TTL from no earlier than `sent`, on
     /// a clock whose rate differs from ours by less than the drift bound.
     fn until(&self, sent: Moment, ttl: Duration) -> Moment {
-        sent + ttl.mul_f64(1.0 - self.drift)
+        let drift = if broken(Rule::AllowForDrift) { 0.0 } else { self.drift };
+        sent + ttl.mul_f64(1.0 - drift)
     }
 
     pub(crate) fn deadline(&self) -> Moment {
@@ -96,7 +100,9 @@ impl Window {
     /// backwards, and not at all once the window has closed: work has been told to stop then.
     pub(crate) fn credit(&self, clock: &dyn Clock, sent: Sent, ttl: Duration) -> Result<(), LossReason> {
         loop {
-            self.check(clock, self.budget)?;
+            if !broken(Rule::CloseForGood) {
+                self.check(clock, self.budget)?;
+            }
             let current = self.deadline.load(Ordering::Acquire);
             let moved = self.until(sent.at, ttl).as_nanos();
             if moved <= current {

@@ -183,6 +183,15 @@ impl ZookeeperServer {
         Ok(self.fault(Remedy::Start))
     }
 
+    /// Stops the server as an operator would (SIGTERM). Its data stays.
+    ///
+    /// # Errors
+    /// When docker fails.
+    pub async fn stop(&self) -> Result<Fault, ContainerError> {
+        self.container.stop().await?;
+        Ok(self.fault(Remedy::Start))
+    }
+
     /// Freezes the server: its connections stay open, new ones are accepted, and nothing is answered.
     ///
     /// # Errors

@@ -25,6 +25,8 @@ pub struct Znode {
     pub version: i32,
     /// The session that it ends with; zero when it ends with none.
     pub owner: i64,
+    /// How many znodes lie directly below it.
+    pub children: i32,
 }
 
 /// How long a znode is there.
@@ -110,6 +112,16 @@ impl ZookeeperAdmin {
         Ok(znode)
     }
 
+    /// Replaces the data at `path`.
+    ///
+    /// # Errors
+    /// Also when there is no such znode.
+    pub async fn set(&self, path: &str, data: impl AsRef<[u8]>) -> Result<(), ContainerError> {
+        let mut session = self.session().await?;
+        session.set(path, data).await?;
+        session.close().await
+    }
+
     /// The names of the znodes below `path`; none when there is no such znode.
     ///
     /// # Errors
@@ -145,6 +157,23 @@ impl ZookeeperAdmin {
     pub async fn delete(&self, path: &str) -> Result<bool, ContainerError> {
         let mut session = self.session().await?;
         let deleted = session.delete(path).await?;
+        session.close().await?;
+        Ok(deleted)
+    }
+
+    /// Deletes the znode at `path` and all below it; how many there were.
+    ///
+    /// # Errors
+    /// Also when somebody adds to it meanwhile.
+    pub async fn delete_recursive(&self, path: &str) -> Result<usize, ContainerError> {
+        let mut paths = self.tree(path).await?;
+        paths.insert(0, path.to_owned());
+        let mut session = self.session().await?;
+        let mut deleted = 0;
+        // What lies deeper comes later.
+        for path in paths.iter().rev() {
+            deleted += usize::from(session.delete(path).await?);
+        }
         session.close().await?;
         Ok(deleted)
     }
@@ -335,7 +364,8 @@ fn znode(mut answer: Answer) -> io::Result<Znode> {
     let data = answer.buffer()?;
     let (czxid, _mzxid, _ctime, _mtime) = (answer.long()?, answer.long()?, answer.long()?, answer.long()?);
     let (version, _cversion, _aversion) = (answer.int()?, answer.int()?, answer.int()?);
-    Ok(Znode { data, czxid, version, owner: answer.long()? })
+    let (owner, _length, children) = (answer.long()?, answer.int()?, answer.int()?);
+    Ok(Znode { data, czxid, version, owner, children })
 }
 
 fn no_answer(endpoint: &str, what: &str, source: io::Error) -> ContainerError {

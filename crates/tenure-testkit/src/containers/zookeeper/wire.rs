@@ -271,14 +271,16 @@ fn malformed() -> io::Error {
 mod tests {
     use super::*;
 
-    /// As Java has it: `new Random(0x1234L ^ 0xB3415C00L).nextBytes(new byte[16])`.
+    /// As Java itself says: `new Random(id ^ 0xB3415C00L).nextBytes(new byte[16])`.
     #[test]
     fn a_sessions_password_follows_from_its_id() {
-        let first = password_of(0x1234);
-        assert_ne!(first, password_of(0x1235));
-        // Random(42).nextInt() is -1170105035, which is known.
-        let known = password_of(42 ^ 0xB341_5C00);
-        assert_eq!(i32::from_le_bytes(known[..4].try_into().unwrap()), -1_170_105_035);
+        for (id, password) in [
+            (0x1234, 0x3c18_abe0_5b0e_6182_741d_625d_127c_15b0),
+            (0x0100_0a2b_3c4d_0001, 0xbc47_3af4_22c9_4ce5_244b_a1f0_6f87_1acd),
+            (-5, 0xd471_44b5_e45e_45c4_9c3b_7fdc_d662_57ba_u128),
+        ] {
+            assert_eq!(password_of(id), password.to_be_bytes(), "{id:#x}");
+        }
     }
 
     #[test]

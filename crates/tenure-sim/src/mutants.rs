@@ -1,0 +1,78 @@
+//! Every rule broken in turn: a mutant that nobody notices is a hole in the checks.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{broken::Mutant, options::Options, run::run};
+
+/// Which mutants there are, and which were noticed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Verdict {
+    mutants: usize,
+    killed: usize,
+    survivors: Vec<String>,
+    seconds: f64,
+}
+
+/// Breaks each rule, and runs seeds until one of them shows it.
+pub(crate) fn run_all(options: &Options, mutants: &[Mutant]) -> Verdict {
+    let start = Instant::now();
+    let mut survivors = Vec::new();
+    for mutant in mutants {
+        let began = Instant::now();
+        let first = options.first_seed;
+        match first_to_notice(options, *mutant) {
+            Some(seed) => {
+                let tried = seed - first + 1;
+                println!("killed    {mutant:?} by seed {seed} ({tried} tried, {:.1?})", began.elapsed());
+            }
+            None => {
+                println!("SURVIVED  {mutant:?} ({} seeds, {:.1?})", options.seeds, began.elapsed());
+                survivors.push(format!("{mutant:?}"));
+            }
+        }
+    }
+    let killed = mutants.len() - survivors.len();
+    Verdict { mutants: mutants.len(), killed, survivors, seconds: start.elapsed().as_secs_f64() }
+}
+
+fn first_to_notice(options: &Options, mutant: Mutant) -> Option<u64> {
+    let (next, noticed) = (AtomicU64::new(options.first_seed), AtomicU64::new(u64::MAX));
+    let threads = options.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
+    thread::scope(|scope| {
+        for _ in 0..threads.unwrap_or(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Relaxed);
+                    if seed >= options.first_seed + options.seeds || noticed.load(Relaxed) < u64::MAX {
+                        return;
+                    }
+                    let simulated = Duration::from_secs(options.simulated_seconds);
+                    let outcome = run(seed, options.store_of(seed), simulated, Some(mutant));
+                    if !outcome.violations.is_empty() {
+                        noticed.fetch_min(seed, Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    Some(noticed.into_inner()).filter(|seed| *seed < u64::MAX)
+}
+
+impl Verdict {
+    pub(crate) fn is_clean(&self) -> bool {
+        self.survivors.is_empty() && self.mutants > 0
+    }
+
+    pub(crate) fn print(&self, options: &Options) {
+        println!("{} of {} mutants killed, {:.1} s", self.killed, self.mutants, self.seconds);
+        if options.json {
+            println!("{}", serde_json::to_string(self).unwrap_or_default());
+        }
+    }
+}
