@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tenure::{Config, Connection, Elector, Error};
 use tenure_testkit::{
-    containers::{SharedZookeeper, Version},
+    containers::{Lifetime, SharedZookeeper, Version},
     suite::{until, within},
 };
 
@@ -69,4 +69,58 @@ async fn who_may_not_enter_is_told_so() {
     owner.close().await;
     let app = server.admin().with_auth("digest", &format!("app:{PASSWORD}"));
     until("nobody stands", async || app.children(&format!("{root}/e")).await.unwrap().is_empty()).await;
+}
+
+/// Hazard G10: an election that may be entered and not read refuses its candidates, and keeps no entry of theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_campaign_leaves_no_entry() {
+    /// To create and to delete below, and no more.
+    const ENTER_ONLY: i32 = 4 | 8;
+    for version in Version::ZOOKEEPER {
+        let server = SharedZookeeper::get(version).await.unwrap();
+        let root = format!("/access-{:016x}", fastrand::u64(..));
+        let elector = connect(&server, "", &root).await;
+        // Another election, so that the session lives on.
+        let other = within("leading", elector.campaign("other")).await.unwrap();
+        let mut operator = server.admin().session().await.unwrap();
+        let parent = format!("{root}/e");
+        operator.create_permitting(&parent, "", Lifetime::Persistent, ENTER_ONLY).await.unwrap();
+        let refused = within("the refusal", elector.campaign("e")).await.unwrap_err();
+        assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
+        // ZooKeeper deletes no znode that has others below it.
+        assert!(operator.delete(&parent).await.unwrap(), "nothing is left in it");
+        assert!(other.is_leader());
+        other.resign().await.unwrap();
+        elector.close().await;
+    }
+}
+
+/// Whoever may not read the entry before its own waits for it all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_may_not_be_read_is_waited_for() {
+    let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+    let root = format!("/access-{:016x}", fastrand::u64(..));
+    let open = connect(&server, "", &root).await;
+    let first = within("leading", open.campaign("e")).await.unwrap();
+    let named = connect(&server, &format!("app:{PASSWORD}@"), &root).await;
+    let second = tokio::spawn({
+        let named = Arc::clone(&named);
+        async move { named.campaign("e").await }
+    });
+    until("it waits", async || open.candidates("e").await.unwrap().len() == 2).await;
+    let behind = connect(&server, "", &root).await;
+    let third = tokio::spawn({
+        let behind = Arc::clone(&behind);
+        async move { behind.campaign("e").await }
+    });
+    until("both wait", async || behind.candidates("e").await.unwrap().len() == 3).await;
+    first.resign().await.unwrap();
+    let second = within("the second leads", second).await.unwrap().unwrap();
+    assert!(!third.is_finished());
+    second.resign().await.unwrap();
+    let third = within("the third leads", third).await.unwrap().unwrap();
+    third.resign().await.unwrap();
+    for elector in [open, named, behind] {
+        elector.close().await;
+    }
 }

@@ -7,6 +7,7 @@ use tenure_testkit::{
     containers::{Version, ZookeeperEnsemble},
     suite::{until, within},
 };
+use tenure_tests::Relay;
 use tokio::time::Instant;
 
 async fn ensemble() -> ZookeeperEnsemble {
@@ -100,5 +101,43 @@ async fn ensemble_whose_leader_is_killed_keeps_its_leaderships() {
         a.close().await;
         b.close().await;
         killed.heal().await.unwrap();
+    }
+}
+
+/// A leader of the ensemble that was frozen and deposed answers, for a moment after it thaws, from what it
+/// knew before: it knows no younger session and no younger entry. No leadership is lost by that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ensemble_whose_old_leader_thaws_loses_no_leadership() {
+    let ensemble = ensemble().await;
+    for (round, older_session) in [false, true, false, true].into_iter().enumerate() {
+        let leader = ensemble.leader().await.unwrap();
+        let follower = (leader + 1) % 3;
+        let relay = Relay::start(ensemble.member(follower).endpoint()).await.unwrap();
+        let elector = connect(&[relay.endpoint()], 15).await;
+        let other = match older_session {
+            true => Some(within("leading", elector.campaign("other")).await.unwrap()),
+            false => None,
+        };
+        let frozen = ensemble.member(leader).pause().await.unwrap();
+        ensemble.successor_of(leader).await.unwrap();
+        let leadership = within("leading", elector.campaign(&format!("e{round}"))).await.unwrap();
+        let deadline = leadership.deadline();
+        until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
+        // The session goes to the frozen one, which answers as it thaws.
+        let before = relay.connections();
+        relay.lead_to(ensemble.member(leader).endpoint());
+        relay.cut();
+        until("it is asked", async || relay.connections() > before).await;
+        let thawed = tokio::spawn(frozen.heal());
+        let deadline = leadership.deadline();
+        until("a heartbeat was confirmed", async || {
+            leadership.deadline() > deadline || !leadership.is_leader()
+        })
+        .await;
+        assert!(leadership.is_leader(), "round {round}: {:?}", leadership.loss());
+        assert!(other.as_ref().is_none_or(|other| other.is_leader()));
+        thawed.await.unwrap().unwrap();
+        drop((leadership, other));
+        elector.close().await;
     }
 }

@@ -256,3 +256,19 @@ async fn a_dropped_requests_entry_is_found_again() {
         backend.close().await;
     }
 }
+
+/// A znode that is only named like a candidate's blocks nobody, whether they wait or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_alike_blocks_nobody() {
+    let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
+    let a = elector(&zookeeper, "a");
+    within("leading", a.campaign("e")).await.unwrap().resign().await.unwrap();
+    let like = format!("{}/e/c-{:032x}-0000000000", zookeeper.root(), 7);
+    zookeeper.server().admin().create(&like, "x").await.unwrap();
+    assert_eq!(a.leader("e").await.unwrap(), None);
+    within("leading", a.campaign("e")).await.unwrap().resign().await.unwrap();
+    let tried = within("trying", a.try_campaign("e")).await.unwrap();
+    tried.expect("nobody leads").resign().await.unwrap();
+    assert!(zookeeper.server().admin().get(&like).await.unwrap().is_some(), "it is not ours to delete");
+    a.close().await;
+}

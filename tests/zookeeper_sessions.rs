@@ -1,6 +1,12 @@
 //! ZooKeeper's sessions: replaced, taken back, ended, granted otherwise than asked for.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tenure::{
     CandidateId, Config, ElectionName, Elector, Error, LossReason, StoreElector,
@@ -235,5 +241,72 @@ async fn elections_of_one_elector_share_a_session() {
     let again = within("leading again", elector.campaign("e0")).await.unwrap();
     assert!(again.fencing_token() > terms[0].fencing_token());
     drop((terms, again));
+    elector.close().await;
+}
+
+/// A server with other bounds cuts a session's timeout as it resumes it: the store would let go before the
+/// deadline. The leadership ends at once, and nobody leads beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_cut_short_is_given_up() {
+    let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
+    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
+    let (a, b) = (elector(&backend(&zookeeper, &relay), 10), Arc::new(elector(&zookeeper.backend(), 10)));
+    let first = within("leading", a.campaign("e")).await.unwrap();
+    let waiting = Arc::clone(&b);
+    let next = tokio::spawn(async move { waiting.campaign("e").await });
+    until("it waits", async || b.candidates("e").await.unwrap().len() == 2).await;
+    let deadline = first.deadline();
+    until("a heartbeat was confirmed", async || first.deadline() > deadline).await;
+    relay.ask_for(2_000);
+    relay.cut();
+    within("the loss", first.lost()).await;
+    let second = within("the next leader", next).await.unwrap().unwrap();
+    assert!(!first.is_leader() && second.is_leader());
+    drop((first, second));
+    drop(relay);
+    a.close().await;
+    b.close().await;
+}
+
+/// Hazard Z13: an ordinary reconnect panics nowhere, not even where that is caught: a process may be built to
+/// abort.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reconnect_panics_nowhere() {
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Relaxed);
+        usual(panic);
+    }));
+    let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
+    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
+    let elector = elector(&backend(&zookeeper, &relay), 5);
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    for _ in 0..20 {
+        let before = relay.connections();
+        relay.cut();
+        until("it is connected again", async || relay.connections() > before).await;
+        let candidates = within("reading", elector.candidates("e")).await.unwrap();
+        assert_eq!(candidates.len(), 1);
+    }
+    assert!(leadership.is_leader(), "{:?}", leadership.loss());
+    assert_eq!(PANICS.load(Relaxed), 0);
+    leadership.resign().await.unwrap();
+    elector.close().await;
+}
+
+/// A fenced write comes to an end when the store cannot be reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fenced_write_waits_for_no_store() {
+    let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
+    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
+    let (elector, apart) = (elector(&zookeeper.backend(), 5), backend(&zookeeper, &relay));
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    let path = format!("{}/x", zookeeper.root());
+    apart.fenced(&leadership).create(&path, "1").commit().await.unwrap();
+    drop(relay);
+    let refused = within("an answer", apart.fenced(&leadership).set(&path, "2", None).commit()).await;
+    assert!(matches!(refused, Err(FencedError::Store(_))), "{refused:?}");
+    leadership.resign().await.unwrap();
     elector.close().await;
 }

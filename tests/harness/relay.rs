@@ -3,8 +3,8 @@
 use std::{
     io,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst},
     },
 };
 
@@ -25,14 +25,17 @@ pub struct Relay {
 
 #[derive(Debug)]
 struct Shared {
-    server: String,
+    server: Mutex<String>,
     forgets: AtomicBool,
+    /// The timeout to ask for in the clients' stead, in milliseconds; none when zero.
+    timeout: AtomicU32,
     carried: AtomicUsize,
     injected: broadcast::Sender<Option<Vec<u8>>>,
 }
 
 /// Where the session's id stands in the first frame of a connection: behind its length, a version,
 /// a transaction and a timeout. Its password comes just after, with its length.
+const TIMEOUT: std::ops::Range<usize> = 16..20;
 const SESSION: std::ops::Range<usize> = 20..28;
 const PASSWORD: std::ops::Range<usize> = 32..48;
 
@@ -45,8 +48,9 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = listener.local_addr()?.to_string();
         let shared = Arc::new(Shared {
-            server: server.into(),
+            server: Mutex::new(server.into()),
             forgets: AtomicBool::new(false),
+            timeout: AtomicU32::new(0),
             carried: AtomicUsize::new(0),
             injected: broadcast::Sender::new(16),
         });
@@ -69,6 +73,16 @@ impl Relay {
     /// From now on a client that asks for its session back is given a new one, and is not told.
     pub fn replace_sessions(&self) {
         self.shared.forgets.store(true, SeqCst);
+    }
+
+    /// From now on asks for a session timeout of so many milliseconds, whatever clients ask for.
+    pub fn ask_for(&self, millis: u32) {
+        self.shared.timeout.store(millis, SeqCst);
+    }
+
+    /// Carries connections to another server from now on.
+    pub fn lead_to(&self, server: impl Into<String>) {
+        *self.shared.server.lock().unwrap_or_else(PoisonError::into_inner) = server.into();
     }
 
     /// Sends bytes to all clients that the server has not sent.
@@ -97,12 +111,17 @@ impl Drop for Relay {
 async fn carry(mut client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
     let mut injected = shared.injected.subscribe();
     shared.carried.fetch_add(1, SeqCst);
-    let mut server = TcpStream::connect(&shared.server).await?;
+    let target = shared.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut server = TcpStream::connect(target).await?;
     let mut first = vec![0; PASSWORD.end];
     client.read_exact(&mut first).await?;
     if shared.forgets.load(SeqCst) {
         first[SESSION].fill(0);
         first[PASSWORD].fill(0);
+    }
+    let timeout = shared.timeout.load(SeqCst);
+    if timeout > 0 {
+        first[TIMEOUT].copy_from_slice(&timeout.to_be_bytes());
     }
     server.write_all(&first).await?;
     loop {

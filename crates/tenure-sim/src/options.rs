@@ -38,7 +38,7 @@ pub(crate) enum Store {
 
 impl Options {
     pub(crate) fn store_of(&self, seed: u64) -> Store {
-        let in_turn = if seed % 2 == 0 { Store::Etcd } else { Store::Zookeeper };
+        let in_turn = if seed.is_multiple_of(2) { Store::Etcd } else { Store::Zookeeper };
         self.store.unwrap_or(in_turn)
     }
 }

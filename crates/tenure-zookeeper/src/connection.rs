@@ -338,19 +338,28 @@ impl Connection {
     /// A watch for the end of a candidate's znode. It is one on its children, of which a
     /// candidate's has none: unlike one on its data it does not fire when the value is changed.
     pub(crate) async fn watch_end(&self, path: &str) -> Result<Option<(Stat, Watch<'_>)>, Error> {
-        let watched = self
+        let watched: Result<_, Error> = self
             .ask(|client| async move {
                 let (_, stat, watcher) = client.get_and_watch_children(path).await?;
                 Ok((stat, watcher))
             })
             .await;
         if matches!(watched, Err(Error::NoAuth)) {
-            // To know that something exists takes no permission.
-            let (stat, watcher) =
-                self.ask(|client| async move { client.check_and_watch_stat(path).await }).await?;
-            return Ok(stat.map(|stat| (stat, self.watch(watcher))));
+            return self.watch_end_unread(path).await;
         }
         Ok(unless_missing(watched)?.map(|(stat, watcher)| (stat, self.watch(watcher))))
+    }
+
+    /// The same for a znode that we may not read: servers tell nobody of those (ZOOKEEPER-4799), so that all
+    /// that comes and goes beside it is watched.
+    async fn watch_end_unread(&self, path: &str) -> Result<Option<(Stat, Watch<'_>)>, Error> {
+        let Some((parent, name)) = path.rsplit_once('/') else { return Ok(None) };
+        let Some((names, watch)) = self.watch_children(parent).await? else { return Ok(None) };
+        if !names.iter().any(|other| other == name) {
+            return Ok(None);
+        }
+        // To know that something exists takes no permission.
+        Ok(self.stat(path).await?.map(|stat| (stat, watch)))
     }
 
     /// Returns once the server has carried out what a quorum had decided before.

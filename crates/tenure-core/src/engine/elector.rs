@@ -103,7 +103,7 @@ impl StoreElector {
                 value: shared.config.value.clone(),
                 waits,
                 withdrawn,
-                _permit: Arc::clone(&permit),
+                permit: Some(Arc::clone(&permit)),
             };
             session.entries.spawn(entry::run(Arc::clone(&session), candidacy, sender));
             let outcome = outcome.await.map_err(|_| Error::TaskEnded("its outcome never came"))?;

@@ -30,7 +30,7 @@ pub(crate) struct Candidacy {
     /// Cancelled when the campaign is given up.
     pub(crate) withdrawn: CancellationToken,
     /// This elector's one place in the election; given back when the entry is gone.
-    pub(crate) _permit: Arc<OwnedSemaphorePermit>,
+    pub(crate) permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// What an entry's task tells its campaign.
@@ -74,6 +74,8 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
             // A campaign dropped meanwhile drops the guard, which resigns.
             let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
             task.lead(&term, &gone).await;
+            // Before anybody is told: whoever has resigned may stand again at once.
+            task.candidacy.permit = None;
         }
         Err(stop) => {
             task.depart().await;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tenure_core::{Elector, FencingToken, memory::MemoryStore};
 
-use crate::host::{Host, TTL, pass, until, within};
+use crate::host::{Host, TTL, nothing_left, pass, until, within};
 
 #[tokio::test(start_paused = true)]
 async fn leadership_follows_the_order_of_arrival_with_rising_tokens() {
@@ -145,4 +145,17 @@ async fn a_campaign_waits_for_its_store() {
     assert!(!campaign.is_finished());
     host.link.heal();
     assert!(within(TTL, campaign).await.unwrap().is_leader());
+}
+
+/// Whoever has resigned may stand again at once, also without waiting.
+#[tokio::test(start_paused = true)]
+async fn a_place_is_free_once_a_resignation_is_confirmed() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    for _ in 0..100 {
+        let leadership = host.elector.try_campaign("e").await.unwrap();
+        leadership.expect("nobody else stands").resign().await.unwrap();
+    }
+    host.elector.close().await;
+    nothing_left(&store).await;
 }

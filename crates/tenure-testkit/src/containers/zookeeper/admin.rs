@@ -42,6 +42,9 @@ pub enum Lifetime {
     Container,
 }
 
+/// All permissions, as ZooKeeper counts them.
+const EVERYTHING: i32 = 31;
+
 /// A session of an operator's own, for as long as this is kept, and at most a minute.
 #[derive(Debug)]
 pub struct AdminSession {
@@ -234,11 +237,32 @@ impl AdminSession {
         data: impl AsRef<[u8]>,
         lifetime: Lifetime,
     ) -> Result<String, ContainerError> {
-        let created = self.try_create(path, data.as_ref(), lifetime).await;
+        self.create_permitting(path, data, lifetime, EVERYTHING).await
+    }
+
+    /// The same, permitting everybody only `permissions`: 1 to read, 2 to write, 4 to create below, 8 to
+    /// delete below, 16 to permit.
+    ///
+    /// # Errors
+    /// Also when it exists.
+    pub async fn create_permitting(
+        &mut self,
+        path: &str,
+        data: impl AsRef<[u8]>,
+        lifetime: Lifetime,
+        permissions: i32,
+    ) -> Result<String, ContainerError> {
+        let created = self.try_create(path, data.as_ref(), lifetime, permissions).await;
         created.map_err(|error| failure(&self.endpoint, &format!("create {path}"), error))
     }
 
-    async fn try_create(&mut self, path: &str, data: &[u8], lifetime: Lifetime) -> Result<String, Failure> {
+    async fn try_create(
+        &mut self,
+        path: &str,
+        data: &[u8],
+        lifetime: Lifetime,
+        permissions: i32,
+    ) -> Result<String, Failure> {
         let (op, flags) = match lifetime {
             Lifetime::Persistent => (op::CREATE, 0),
             Lifetime::Ephemeral => (op::CREATE, 1),
@@ -246,12 +270,12 @@ impl AdminSession {
             Lifetime::Container => (op::CREATE_CONTAINER, 4),
         };
         let mut body = Frame::default();
-        body.text(path).buffer(data).int(1).int(31).text("world").text("anyone").int(flags);
+        body.text(path).buffer(data).int(1).int(permissions).text("world").text("anyone").int(flags);
         Ok(self.wire.ask(op, body).await?.text()?)
     }
 
     async fn create_if_missing(&mut self, path: &str) -> Result<(), ContainerError> {
-        match self.try_create(path, &[], Lifetime::Persistent).await {
+        match self.try_create(path, &[], Lifetime::Persistent, EVERYTHING).await {
             Ok(_) | Err(Failure::Refused(code::NODE_EXISTS)) => Ok(()),
             Err(error) => Err(failure(&self.endpoint, &format!("create {path}"), error)),
         }
