@@ -24,8 +24,6 @@ pub enum Rule {
     CloseForGood,
     /// Every check compares the clock.
     CompareTheClock,
-    /// Whoever wins checks that its session can still be assumed.
-    CheckOnWinning,
     /// Work is dropped by the deadline.
     DropWork,
     /// An entry is removed after its work has stopped.
@@ -34,8 +32,6 @@ pub enum Rule {
     StopBeforeClosing,
     /// A leader watches its own entry.
     WatchOwnEntry,
-    /// An entry is removed before its candidate enters again.
-    LeaveBeforeEnteringAgain,
     /// A request whose outcome is unknown is withdrawn.
     ResolveTheUnknown,
     /// Every term has a token of its own.

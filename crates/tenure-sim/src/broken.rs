@@ -80,12 +80,10 @@ impl Mutant {
             AllowForDrift,
             CloseForGood,
             CompareTheClock,
-            CheckOnWinning,
             DropWork,
             StopBeforeLeaving,
             StopBeforeClosing,
             WatchOwnEntry,
-            LeaveBeforeEnteringAgain,
             ResolveTheUnknown,
             NewTokens,
         ];

@@ -45,6 +45,11 @@ pub(crate) struct State {
     pub(crate) withdrawn: BTreeSet<u128>,
     /// How fast the leader's clock runs.
     rate: f64,
+    random: Rng,
+    /// How often a member is cut off at the worst moment: once in so many heartbeats.
+    worst: u32,
+    /// How often it was.
+    pub(crate) cuts: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,7 +88,7 @@ pub(crate) struct Stored {
 }
 
 impl Cluster {
-    pub(crate) fn new(rate: f64) -> Self {
+    pub(crate) fn new(rate: f64, random: Rng, worst: u32) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::new(State {
                 revision: 0,
@@ -95,6 +100,9 @@ impl Cluster {
                 changed: BTreeSet::new(),
                 withdrawn: BTreeSet::new(),
                 rate,
+                random,
+                worst,
+                cuts: 0,
             }),
             members: watch::Sender::new(0),
             elections: Mutex::default(),
@@ -302,6 +310,20 @@ impl State {
         let ids: Vec<u64> = self.sessions.keys().copied().collect();
         for session in ids {
             let _ = self.touch(session);
+        }
+    }
+
+    /// Now and then cuts a member off from its peers just as it has answered a heartbeat.
+    pub(crate) fn at_the_worst_moment(&mut self, member: usize) {
+        if self.random.u32(..self.worst) > 0 || self.members.iter().any(|other| other.cut_off || other.frozen)
+        {
+            return;
+        }
+        self.cuts += 1;
+        self.members[member].cut_off = true;
+        if self.leader == Some(member) {
+            let mut random = self.random.fork();
+            self.elect(&mut random);
         }
     }
 

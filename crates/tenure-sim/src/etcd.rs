@@ -113,7 +113,9 @@ impl BackendSession for Lease {
                     return Err(refused("keepalive"));
                 }
                 let ttl = state.touch(id)?;
-                Ok(Heartbeat { ttl, epoch: state.term })
+                let epoch = state.term;
+                state.at_the_worst_moment(member);
+                Ok(Heartbeat { ttl, epoch })
             })
             .await;
         if answer.is_err() {
@@ -130,9 +132,11 @@ impl BackendSession for Lease {
         let (epoch, session) = (heartbeat.epoch, self.id);
         let witness = witness.map(|entry| (name(&entry.election), entry.version));
         let word = if broken(Recipe::ReadFromAQuorum) { Word::Own } else { Word::Quorum };
+        // Through whichever member comes first.
+        let member = self.access.any_member();
         let read = self
             .access
-            .ask("confirm", word, move |state, member| {
+            .ask_at(member, "confirm", word, move |state, member| {
                 let believed = state.members[member].believes_to_lead;
                 if believed == Some(epoch) {
                     return Ok(Confirmation::Confirmed);

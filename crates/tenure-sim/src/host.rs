@@ -54,9 +54,26 @@ impl Access {
         self.member.store((self.member() + other) % MEMBERS, Relaxed);
     }
 
-    /// Sends a request that may be carried out late, twice, or never, whether or not anybody waits for its answer.
+    /// Some member, often the one that this host speaks with.
+    pub(crate) fn any_member(&self) -> usize {
+        let turn = self.line.random().usize(..MEMBERS);
+        if turn == 0 { self.member() } else { (self.member() + turn) % MEMBERS }
+    }
+
+    /// Asks the member that this host speaks with.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
+        what: &'static str,
+        word: Word,
+        carried_out: impl Fn(&mut State, usize) -> Result<T, BackendError> + Send + Sync + 'static,
+    ) -> Result<T, BackendError> {
+        self.ask_at(self.member(), what, word, carried_out).await
+    }
+
+    /// Sends a request that may be carried out late, twice, or never, whether or not anybody waits for its answer.
+    pub(crate) async fn ask_at<T: Send + 'static>(
+        &self,
+        member: usize,
         what: &'static str,
         word: Word,
         carried_out: impl Fn(&mut State, usize) -> Result<T, BackendError> + Send + Sync + 'static,
@@ -66,7 +83,7 @@ impl Access {
             return never(what, fate.told).await;
         };
         let (answer, answered) = oneshot::channel();
-        let (cluster, member, carried_out) = (self.cluster.clone(), self.member(), Arc::new(carried_out));
+        let (cluster, carried_out) = (self.cluster.clone(), Arc::new(carried_out));
         if let Some(again) = fate.again.filter(|_| self.hedges) {
             let (cluster, carried_out) = (cluster.clone(), Arc::clone(&carried_out));
             let other = (member + 1) % MEMBERS;

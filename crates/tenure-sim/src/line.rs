@@ -105,8 +105,12 @@ impl Line {
             }
             if random.u8(..100) < late {
                 faults += 1;
-                // Mostly a little late, and now and then by more than a TTL.
-                let most = if random.u8(..12) == 0 { 15_000 } else { 900 };
+                // Mostly a little late, at times by nearly as long as anybody waits, now and then by more than a TTL.
+                let most = match random.u8(..12) {
+                    0 => 15_000,
+                    1 | 2 => 4_900,
+                    _ => 900,
+                };
                 return Some(Duration::from_millis(random.u64(5..most)));
             }
             Some(Duration::from_micros(random.u64(100..2_000)))

@@ -60,12 +60,15 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let mut random = Rng::with_seed(seed ^ 0x7e4a_11e5);
     // Any two clocks differ by less than a tenth.
     let mut rate = || 0.955 + 0.09 * random.f64();
-    let cluster = Cluster::new(rate());
+    let worst = if seed % 4 >= 2 { 150 } else { 2_000 };
+    let cluster = Cluster::new(rate(), Rng::with_seed(seed), worst);
     let rates: Vec<f64> = (0..HOSTS).map(|_| rate()).collect();
     // In some runs an operator ends sessions and deletes entries. Two may lead for a moment then, and their
     // tokens tell them apart.
     let operated = seed % 8 >= 6;
     let history = History::new(operated);
+    // In half of the runs terms are long and faults last; in the others there are many of both.
+    let lasting = seed % 4 >= 2;
     let hosts: Vec<Host> =
         rates.iter().enumerate().map(|(n, rate)| host(&cluster, store, n, *rate, &mut random)).collect();
     let keeping_time = tokio::spawn(cluster.clone().keep_time());
@@ -78,7 +81,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
                 election: format!("e{n}"),
                 random: Rng::with_seed(random.u64(..)),
                 history: history.clone(),
-                long: operated,
+                long: lasting,
             };
             candidates.push(tokio::spawn(candidate.stand_for_ever()));
         }
@@ -86,9 +89,10 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let end = Instant::now() + simulated;
     let mut faults = 0;
     while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(random.u64(1..1_500))).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(1..if lasting { 6_000 } else { 1_500 }))).await;
         let host = &hosts[random.usize(..HOSTS)];
-        cause_fault(&mut random, &cluster, host, &history).await;
+        let mends = if lasting { 2 } else { 6 };
+        cause_fault(&mut random, mends, &cluster, host, &history).await;
         if operated && random.u8(..4) == 0 {
             interfere(&mut random, &cluster, &history);
         }
@@ -105,7 +109,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let record = history.lock();
     Outcome {
         elections: record.terms,
-        faults: faults + hosts.iter().map(|host| host.line.faults()).sum::<u64>(),
+        faults: faults + cluster.state().cuts + hosts.iter().map(|host| host.line.faults()).sum::<u64>(),
         refused: record.refused,
         violations: record.violations.clone(),
     }
@@ -129,10 +133,10 @@ fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) 
 }
 
 /// Something goes wrong, or is mended.
-async fn cause_fault(random: &mut Rng, cluster: &Cluster, host: &Host, history: &History) {
+async fn cause_fault(random: &mut Rng, mends: u8, cluster: &Cluster, host: &Host, history: &History) {
     let delay = Duration::from_millis(random.u64(1..14_000));
     let member = random.usize(..MEMBERS);
-    match random.u8(..26) {
+    match random.u8(..20 + mends) {
         0..=2 => host.line.set_weather(Weather::Fair),
         3..=6 => host.line.set_weather(Weather::Foul),
         7 | 8 => host.line.set_weather(Weather::Cut),
@@ -286,7 +290,7 @@ impl Candidate {
 
     async fn lead(&mut self, leadership: Leadership) {
         let most = match self.long {
-            true if self.random.u8(..4) == 0 => 120_000,
+            true if self.random.u8(..3) == 0 => 90_000,
             false if self.random.u8(..25) == 0 => 20_000,
             _ => 60,
         };

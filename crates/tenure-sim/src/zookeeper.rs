@@ -27,6 +27,7 @@ use crate::{
     cluster::{State, entry_gone, refused, session_gone},
     etcd::{entered, shown},
     host::{Access, Word, name},
+    line::Weather,
 };
 
 #[derive(Debug)]
@@ -159,7 +160,8 @@ impl BackendSession for Session {
         let (id, ttl, cluster) = (self.id, self.ttl, self.access.cluster.clone());
         // Half a tick and no more: a TTL is at least two ticks. By whose clock, nobody knows.
         let relayed = ttl / 4;
-        let phase = self.access.line.random().f64();
+        // Just before, or just after.
+        let phase = if self.access.line.random().bool() { 0.05 } else { 0.95 };
         self.ask("write", Word::Quorum, move |state, member| {
             if state.leader == Some(member) {
                 state.touch(id)?;
@@ -167,16 +169,24 @@ impl BackendSession for Session {
             }
             let cluster = cluster.clone();
             tokio::spawn(async move {
-                tokio::time::sleep(relayed.mul_f64(phase * 0.9)).await;
+                tokio::time::sleep(relayed.mul_f64(phase)).await;
                 let mut state = cluster.state();
                 let at = state.members[member];
                 if !at.cut_off && !at.frozen && state.leader.is_some() {
                     drop(state.touch(id));
                 }
             });
+            state.at_the_worst_moment(member);
             Ok(())
         })
         .await?;
+        // The host may reach nobody but the member that reaches nobody.
+        if self.access.cluster.state().members[self.access.member()].cut_off
+            && self.access.line.random().bool()
+        {
+            self.access.line.count();
+            self.access.line.set_weather(Weather::Cut);
+        }
         Ok(Heartbeat { ttl, epoch: 0 })
     }
 

@@ -9,6 +9,7 @@ mod images;
 mod metadata;
 mod servers;
 mod shell;
+mod sim;
 mod suite;
 mod tools;
 
@@ -33,6 +34,10 @@ enum Chore {
     Check,
     /// Runs the billing demo over several seeds and fails on any violation
     Demo(demo::Options),
+    /// Runs the engine over simulated clusters, and looks for two leaders
+    Sim(sim::Options),
+    /// Breaks each of the engine's rules in turn, and looks whether the simulation notices
+    Mutants(sim::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +46,8 @@ fn main() -> ExitCode {
         Chore::Images => images::ensure_with_tools(),
         Chore::Check => check::run_all(),
         Chore::Demo(options) => demo::run_seeds(&options),
+        Chore::Sim(options) => sim::simulate(&options),
+        Chore::Mutants(options) => sim::mutants(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -127,18 +127,14 @@ impl Task<'_> {
             if let Some(token) = token {
                 // A session that has not been heard of for a while may have won in vain.
                 let session = self.session;
-                if !broken(Rule::CheckOnWinning) {
-                    session.check_window(session.window.budget()).map_err(|_| Stop::SessionEnded)?;
-                }
+                session.check_window(session.window.budget()).map_err(|_| Stop::SessionEnded)?;
                 let token = self.told(token);
                 return Ok((token, entered.entry, gone));
             }
             warn!(election = %self.candidacy.election, candidate = %self.candidacy.candidate,
                 "the entry of a waiting candidate is gone; entering again");
             // Gone for certain, or deleted by this: never two entries at a time.
-            if !broken(Rule::LeaveBeforeEnteringAgain) {
-                self.depart().await;
-            }
+            self.depart().await;
             self.request = request(&self.candidacy);
             self.pause(&mut retry).await?;
         }
@@ -242,6 +238,7 @@ impl Task<'_> {
                     // Its work may go on for a while, but not beside a successor.
                     tokio::select! {
                         biased;
+                        () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
                         () = term.wait_stopped() => {}
                         () = &mut is_gone => term.drop_work(),
                     }
