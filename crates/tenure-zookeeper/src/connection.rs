@@ -11,6 +11,9 @@
 //!   So a [`Connection`] is one TCP connection: when it breaks, its task is aborted, and
 //!   [`Link`](crate::link::Link) resumes the session with a new one. Can go when its backoff can be set
 //!   and a change of the session is told.
+//! - **A resumed session says that it has seen nothing**: `SessionInfo::last_zxid` cannot be read or set, so that
+//!   ZooKeeper's own guard against servers that lag ("Refusing session request") never acts. A write that is refused
+//!   stands in for it ([`Connection::barrier`]). Can go when the number can be carried over.
 //! - **Its task is spawned by us**, through `asyncs::task::enter`, so that it can be aborted, and so that
 //!   its end is noticed: after a panic in it the state stays `SyncConnected` for good, and
 //!   `StateWatcher::changed` waits for ever (hazard Z13). Can go when the client tells that its task has ended.

@@ -23,7 +23,7 @@
 //!   departure ahead of it.
 //! - A session outlives its connection: it is resumed at another server, and everything is looked
 //!   at anew. A session that ZooKeeper has put in another's place is never taken for it.
-//! - A request whose outcome is unknown is resolved by the GUID in the entry's name, after a `sync`.
+//! - A request whose outcome is unknown is resolved by the GUID in the entry's name, after a write that took a quorum.
 //!
 //! # Assumptions
 //!

@@ -6,8 +6,8 @@
 //! connection broke may be. Yet none is carried out *after* a later request of the same session was
 //! answered: on one connection they are in order; and once the session has moved to another
 //! server, or to another connection of the same one, what still lies in the old one is refused
-//! (`SessionMovedException`, ZOOKEEPER-417) or thrown away with it. So what a `sync` and a listing do not show when
-//! asked for after it, does not come into being any more.
+//! (`SessionMovedException`, ZOOKEEPER-417) or thrown away with it. So what a listing does not show after a
+//! write that took a quorum, does not come into being any more.
 
 use std::{
     collections::HashSet,

@@ -3,10 +3,12 @@
 use std::{
     io::Write,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     apt,
@@ -33,21 +35,34 @@ pub(crate) fn ensure_with_tools() -> Result<()> {
 /// # Errors
 /// When one cannot be made here.
 pub(crate) fn ensure(images: &[&Image]) -> Result<()> {
-    for image in images {
-        let tag = image.tag();
-        if docker(["image", "inspect", &tag]).is_ok() {
-            say(format!("image {tag} is there"));
-            continue;
-        }
-        let start = Instant::now();
-        make(image).with_context(|| {
-            format!(
-                "there is no image {tag}, and it cannot be made here; name one in {} that has {}",
-                image.override_variable, image.needs
-            )
-        })?;
-        say(format!("image {tag} is there after {:.0} s", start.elapsed().as_secs_f32()));
+    // Two at a time: one unpacks while the other fetches.
+    for pair in images.chunks(2) {
+        let made: Vec<Result<()>> = thread::scope(|scope| {
+            let making: Vec<_> = pair.iter().map(|image| scope.spawn(|| ensure_one(image))).collect();
+            making
+                .into_iter()
+                .map(|made| made.join().unwrap_or_else(|_| bail!("making an image has panicked")))
+                .collect()
+        });
+        made.into_iter().collect::<Result<()>>()?;
     }
+    Ok(())
+}
+
+fn ensure_one(image: &Image) -> Result<()> {
+    let tag = image.tag();
+    if docker(["image", "inspect", &tag]).is_ok() {
+        say(format!("image {tag} is there"));
+        return Ok(());
+    }
+    let start = Instant::now();
+    make(image).with_context(|| {
+        format!(
+            "there is no image {tag}, and it cannot be made here; name one in {} that has {}",
+            image.override_variable, image.needs
+        )
+    })?;
+    say(format!("image {tag} is there after {:.0} s", start.elapsed().as_secs_f32()));
     Ok(())
 }
 
@@ -87,8 +102,13 @@ fn build_on_pulled_base(image: &Image) -> Result<()> {
 
 fn bootstrap(image: &Image) -> Result<()> {
     ensure!(apt::is_root(), "building a system from Debian's packages needs root");
-    if !exists("debootstrap") {
-        apt::install("debootstrap", "debootstrap")?;
+    {
+        // apt serves one at a time.
+        static INSTALLING: Mutex<()> = Mutex::new(());
+        let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+        if !exists("debootstrap") {
+            apt::install("debootstrap", "debootstrap")?;
+        }
     }
     let folder = tempfile::Builder::new().prefix("tenure-image-").tempdir_in("/var/tmp")?;
     let root = folder.path().join("root");
