@@ -306,8 +306,13 @@ impl Connection {
         unless_missing(self.ask(|client| async move { client.get_data(path).await }).await)
     }
 
+    /// The stat of a znode; [`UNREAD`] of one that we may not read.
     pub(crate) async fn stat(&self, path: &str) -> Result<Option<Stat>, Error> {
-        self.ask(|client| async move { client.check_stat(path).await }).await
+        match self.ask(|client| async move { client.check_stat(path).await }).await {
+            // From 3.9 on, to know that something exists takes permission (ZOOKEEPER-2590).
+            Err(Error::NoAuth) => Ok(Some(UNREAD)),
+            outcome => outcome,
+        }
     }
 
     pub(crate) async fn children(&self, path: &str) -> Result<Option<Vec<String>>, Error> {
@@ -361,7 +366,6 @@ impl Connection {
         if !names.iter().any(|other| other == name) {
             return Ok(None);
         }
-        // To know that something exists takes no permission.
         Ok(self.stat(path).await?.map(|stat| (stat, watch)))
     }
 
@@ -412,6 +416,22 @@ impl Connection {
         Watch { watcher, connection: self }
     }
 }
+
+/// What is known of a znode that we may not read: that it is there.
+pub(crate) const UNREAD: Stat = Stat {
+    // Before any other: whoever may stand before us is waited for.
+    czxid: 0,
+    mzxid: 0,
+    pzxid: 0,
+    ctime: -1,
+    mtime: -1,
+    version: 0,
+    cversion: 0,
+    aversion: 0,
+    ephemeral_owner: -1,
+    data_length: 0,
+    num_children: 0,
+};
 
 /// A part of a transaction.
 #[derive(Debug)]
@@ -468,6 +488,9 @@ impl fmt::Debug for Connection {
 
 /// A session's name in ZooKeeper's own words.
 pub(crate) fn name_of(session: i64) -> String {
+    if session == UNREAD.ephemeral_owner {
+        return "unknown".to_owned();
+    }
     SessionId(session).to_string()
 }
 
