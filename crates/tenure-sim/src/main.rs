@@ -15,6 +15,7 @@ mod mutants;
 mod options;
 mod report;
 mod run;
+mod seeds;
 mod zookeeper;
 
 use std::process::ExitCode;

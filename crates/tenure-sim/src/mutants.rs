@@ -2,13 +2,12 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde::Serialize;
 
-use crate::{broken::Mutant, options::Options, run::run};
+use crate::{broken::Mutant, options::Options, seeds::run_seeds};
 
 /// Which mutants there are, and which were noticed.
 #[derive(Debug, Serialize)]
@@ -42,24 +41,13 @@ pub(crate) fn run_all(options: &Options, mutants: &[Mutant]) -> Verdict {
 }
 
 fn first_to_notice(options: &Options, mutant: Mutant) -> Option<u64> {
-    let (next, noticed) = (AtomicU64::new(options.first_seed), AtomicU64::new(u64::MAX));
-    let threads = options.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
-    thread::scope(|scope| {
-        for _ in 0..threads.unwrap_or(1) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Relaxed);
-                    if seed >= options.first_seed + options.seeds || noticed.load(Relaxed) < u64::MAX {
-                        return;
-                    }
-                    let simulated = Duration::from_secs(options.simulated_seconds);
-                    let outcome = run(seed, options.store_of(seed), simulated, Some(mutant));
-                    if !outcome.violations.is_empty() {
-                        noticed.fetch_min(seed, Relaxed);
-                    }
-                }
-            });
+    let noticed = AtomicU64::new(u64::MAX);
+    run_seeds(options, Some(mutant), |seed, outcome| {
+        let wrong = !outcome.violations.is_empty();
+        if wrong {
+            noticed.fetch_min(seed, Relaxed);
         }
+        wrong
     });
     Some(noticed.into_inner()).filter(|seed| *seed < u64::MAX)
 }

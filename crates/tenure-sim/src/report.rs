@@ -1,20 +1,13 @@
 //! All seeds, and what came of them.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    thread,
-    time::{Duration, Instant},
+    sync::{Mutex, PoisonError},
+    time::Instant,
 };
 
 use serde::Serialize;
 
-use crate::{
-    options::Options,
-    run::{Outcome, run},
-};
+use crate::{options::Options, run::Outcome, seeds::run_seeds};
 
 /// What was found over all seeds.
 #[derive(Debug, Default, Serialize)]
@@ -34,23 +27,10 @@ pub(crate) struct Report {
 /// Runs every seed.
 pub(crate) fn run_all(options: &Options) -> Report {
     let start = Instant::now();
-    let next = AtomicU64::new(options.first_seed);
     let report = Mutex::new(Report::default());
-    let threads = options.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
-    thread::scope(|scope| {
-        for _ in 0..threads.unwrap_or(1) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Relaxed);
-                    if seed >= options.first_seed + options.seeds {
-                        return;
-                    }
-                    let simulated = Duration::from_secs(options.simulated_seconds);
-                    let outcome = run(seed, options.store_of(seed), simulated, None);
-                    report.lock().unwrap_or_else(PoisonError::into_inner).add(seed, outcome);
-                }
-            });
-        }
+    run_seeds(options, None, |seed, outcome| {
+        report.lock().unwrap_or_else(PoisonError::into_inner).add(seed, outcome);
+        false
     });
     let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.seconds = start.elapsed().as_secs_f64();

@@ -43,8 +43,8 @@ use tokio_util::sync::CancellationToken;
 #[cfg(feature = "tls")]
 use zookeeper_client::TlsOptions;
 use zookeeper_client::{
-    Acls, Client, Connector, CreateMode, Error, MultiWriteError, OneshotWatcher, SessionId, SessionInfo,
-    SessionState, Stat, StateWatcher,
+    Acls, Client, Connector, CreateMode, Error, OneshotWatcher, SessionId, SessionInfo, SessionState, Stat,
+    StateWatcher,
 };
 
 /// How connections are made.
@@ -250,7 +250,7 @@ impl Connection {
     /// The answer to one request, bounded in time.
     ///
     /// The request is sent when this is first polled, and requests are carried out in the order in which they were sent.
-    async fn ask<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Error>
+    pub(crate) async fn ask<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -385,33 +385,6 @@ impl Connection {
         self.ask(|client| async move { client.sync("/").await }).await
     }
 
-    /// All of `steps` in one transaction, or none of them.
-    pub(crate) async fn transact(&self, steps: &[Step], acls: Acls<'static>) -> Result<(), Refusal> {
-        let outcome = self
-            .ask(|client| async move {
-                let mut writer = client.new_multi_writer();
-                for step in steps {
-                    match step {
-                        Step::Exists(path) => writer.add_check_version(path, -1)?,
-                        Step::Create(path, data) => {
-                            writer.add_create(path, data, &CreateMode::Persistent.with_acls(acls))?;
-                        }
-                        Step::Set(path, data, version) => writer.add_set_data(path, data, *version)?,
-                        Step::Delete(path, version) => writer.add_delete(path, *version)?,
-                    }
-                }
-                Ok(match writer.commit().await {
-                    Ok(_) => Ok(()),
-                    Err(MultiWriteError::OperationFailed { index, source }) => {
-                        Err(Refusal::Step(index, source))
-                    }
-                    Err(MultiWriteError::RequestFailed { source }) => Err(Refusal::Whole(source)),
-                })
-            })
-            .await;
-        outcome.unwrap_or_else(|error| Err(Refusal::Whole(error)))
-    }
-
     fn watch(&self, watcher: OneshotWatcher) -> Watch<'_> {
         Watch { watcher, connection: self }
     }
@@ -432,23 +405,6 @@ pub(crate) const UNREAD: Stat = Stat {
     data_length: 0,
     num_children: 0,
 };
-
-/// A part of a transaction.
-#[derive(Debug)]
-pub(crate) enum Step {
-    Exists(String),
-    Create(String, Vec<u8>),
-    Set(String, Vec<u8>, Option<i32>),
-    Delete(String, Option<i32>),
-}
-
-/// Why a transaction was not carried out, or may not have been.
-#[derive(Debug)]
-pub(crate) enum Refusal {
-    /// For this step, counted from zero. Nothing was changed.
-    Step(usize, Error),
-    Whole(Error),
-}
 
 /// A watch on one connection.
 pub(crate) struct Watch<'a> {

@@ -4,10 +4,11 @@ use std::{fmt, sync::Arc};
 
 use tenure_core::spi::BackendError;
 use thiserror::Error;
+use zookeeper_client::{Acls, CreateMode, MultiWriteError};
 
 use crate::{
     Shared,
-    connection::{Refusal, Step},
+    connection::Connection,
     error::{failed, unknown},
     observe::{connection_of, not_ours},
 };
@@ -105,6 +106,52 @@ impl FencedWrite {
             }
             Err(Refusal::Whole(error)) => Err(not_ours(failed("fenced write", &error)).into()),
         }
+    }
+}
+
+/// A part of a transaction.
+#[derive(Debug)]
+enum Step {
+    Exists(String),
+    Create(String, Vec<u8>),
+    Set(String, Vec<u8>, Option<i32>),
+    Delete(String, Option<i32>),
+}
+
+/// Why a transaction was not carried out, or may not have been.
+#[derive(Debug)]
+enum Refusal {
+    /// For this step, counted from zero. Nothing was changed.
+    Step(usize, zookeeper_client::Error),
+    Whole(zookeeper_client::Error),
+}
+
+impl Connection {
+    /// All of `steps` in one transaction, or none of them.
+    async fn transact(&self, steps: &[Step], acls: Acls<'static>) -> Result<(), Refusal> {
+        let outcome = self
+            .ask(|client| async move {
+                let mut writer = client.new_multi_writer();
+                for step in steps {
+                    match step {
+                        Step::Exists(path) => writer.add_check_version(path, -1)?,
+                        Step::Create(path, data) => {
+                            writer.add_create(path, data, &CreateMode::Persistent.with_acls(acls))?;
+                        }
+                        Step::Set(path, data, version) => writer.add_set_data(path, data, *version)?,
+                        Step::Delete(path, version) => writer.add_delete(path, *version)?,
+                    }
+                }
+                Ok(match writer.commit().await {
+                    Ok(_) => Ok(()),
+                    Err(MultiWriteError::OperationFailed { index, source }) => {
+                        Err(Refusal::Step(index, source))
+                    }
+                    Err(MultiWriteError::RequestFailed { source }) => Err(Refusal::Whole(source)),
+                })
+            })
+            .await;
+        outcome.unwrap_or_else(|error| Err(Refusal::Whole(error)))
     }
 }
 

@@ -123,3 +123,30 @@ pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>
         Err(_) => panic!("waited {PATIENCE:?} in vain until {what}"),
     }
 }
+
+/// The demo on a store whose sessions expire: another server leads after each fault, and the books are right.
+pub(crate) fn leadership_moves_on(store: &str) {
+    let data = tempfile::tempdir().unwrap();
+    let output = run(&[
+        "demo",
+        "--store",
+        store,
+        "--subscriptions",
+        "200",
+        "--kills",
+        "1",
+        "--pauses",
+        "1",
+        "--json",
+        "--data",
+        data.path().to_str().unwrap(),
+    ]);
+    let summary = last_line(&output);
+    assert!(output.status.success(), "{summary:#}");
+    let faults = summary["faults"].as_array().unwrap();
+    assert_eq!(faults.len(), 2, "{summary:#}");
+    assert!(
+        faults.iter().all(|fault| fault["next"].is_string() && fault["next"] != fault["leader"]),
+        "{summary:#}"
+    );
+}

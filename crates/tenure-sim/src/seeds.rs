@@ -1,0 +1,40 @@
+//! Running many seeds, several at a time.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    broken::Mutant,
+    options::Options,
+    run::{Outcome, run},
+};
+
+/// Runs the seeds in order, each on one of the threads, until `seen` has seen enough.
+pub(crate) fn run_seeds(
+    options: &Options,
+    mutant: Option<Mutant>,
+    seen: impl Fn(u64, Outcome) -> bool + Sync,
+) {
+    let next = AtomicU64::new(options.first_seed);
+    let end = options.first_seed + options.seeds;
+    let threads = options.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
+    thread::scope(|scope| {
+        for _ in 0..threads.unwrap_or(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    let simulated = Duration::from_secs(options.simulated_seconds);
+                    if seen(seed, run(seed, options.store_of(seed), simulated, mutant)) {
+                        next.store(end, Relaxed);
+                    }
+                }
+            });
+        }
+    });
+}
