@@ -163,6 +163,12 @@ impl Deref for Leadership {
 }
 
 impl LeadershipHandle {
+    /// What the guard and its handles share.
+    #[cfg(all(test, tenure_loom))]
+    pub(crate) fn term(&self) -> Arc<Term> {
+        Arc::clone(&self.term)
+    }
+
     /// Which election this leads.
     pub fn election(&self) -> &ElectionName {
         &self.term.election

@@ -9,15 +9,13 @@ mod error;
 mod fencing;
 mod leadership;
 mod loss;
-#[cfg(tenure_mutants)]
 #[doc(hidden)]
 pub mod mutants;
-#[cfg(not(tenure_mutants))]
-mod mutants;
 mod name;
 mod random;
 mod runner;
 mod status;
+mod sync;
 mod tls;
 mod url;
 

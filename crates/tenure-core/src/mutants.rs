@@ -1,11 +1,9 @@
-//! The engine's rules, each to be broken on purpose, to see whether anybody notices.
+//! The rules of the engine and of the backends, each to be broken on purpose, to see whether anybody notices.
 //!
 //! Without `--cfg tenure_mutants` no rule can be broken, and nothing of this is compiled in.
 
 /// A rule that can be broken.
-#[cfg_attr(not(tenure_mutants), expect(dead_code, unreachable_pub, reason = "no rule can be broken"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[doc(hidden)]
 #[non_exhaustive]
 pub enum Rule {
     /// A deadline is counted from before the request is sent, not from its answer.
@@ -16,7 +14,7 @@ pub enum Rule {
     Confirm,
     /// A confirming read has to be of the heartbeat's epoch.
     CompareEpochs,
-    /// A confirming write has to be sent a gap later.
+    /// A confirming write has to be sent a gap after the answer to the one before.
     KeepTheGap,
     /// The deadline allows for the drift of clocks.
     AllowForDrift,
@@ -36,6 +34,18 @@ pub enum Rule {
     ResolveTheUnknown,
     /// Every term has a token of its own.
     NewTokens,
+    /// ZooKeeper's heartbeat is a write, which a quorum has to answer.
+    BeatByWriting,
+    /// What one server does not answer is asked of another.
+    AskElsewhere,
+    /// A leadership has one reason for its end, though it and its session may end at once.
+    OneReason,
+    /// A deadline is moved only from where it was last seen.
+    CompareAndSwap,
+    /// Work that begins as its leadership ends sees that, or is seen.
+    OrderWorkAndLoss,
+    /// The watchdog that is told to look again looks, also when it is about to wait.
+    RememberTheWake,
 }
 
 #[cfg(tenure_mutants)]
@@ -43,6 +53,7 @@ mod chosen {
     use std::{
         cell::{Cell, RefCell},
         collections::BTreeMap,
+        sync::OnceLock,
     };
 
     use super::Rule;
@@ -53,14 +64,21 @@ mod chosen {
     }
 
     /// Breaks `rule` on this thread, and mends whatever was broken before.
-    #[doc(hidden)]
     pub fn break_rule(rule: Option<Rule>) {
         BROKEN.set(rule);
         TOKENS.take();
     }
 
-    pub(crate) fn broken(rule: Rule) -> bool {
-        BROKEN.get() == Some(rule)
+    static EVERYWHERE: OnceLock<Rule> = OnceLock::new();
+
+    /// Breaks `rule` in this whole process, for good.
+    pub fn break_everywhere(rule: Rule) {
+        EVERYWHERE.get_or_init(|| rule);
+    }
+
+    /// Whether this rule is broken, on this thread or everywhere.
+    pub fn broken(rule: Rule) -> bool {
+        BROKEN.get() == Some(rule) || EVERYWHERE.get() == Some(&rule)
     }
 
     thread_local! {
@@ -79,12 +97,12 @@ mod chosen {
 }
 
 #[cfg(tenure_mutants)]
-pub use chosen::break_rule;
+pub(crate) use chosen::first_token;
 #[cfg(tenure_mutants)]
-pub(crate) use chosen::{broken, first_token};
+pub use chosen::{break_everywhere, break_rule, broken};
 
 /// No rule is broken.
 #[cfg(not(tenure_mutants))]
-pub(crate) const fn broken(_rule: Rule) -> bool {
+pub const fn broken(_rule: Rule) -> bool {
     false
 }

@@ -200,9 +200,9 @@ pub enum Proof {
     /// A linearizable read sent after the answer finds the same epoch
     /// ([`BackendSession::confirm`]): etcd.
     Read,
-    /// A later heartbeat, sent at least `gap` after this one, is answered too: ZooKeeper.
+    /// A later heartbeat, sent at least `gap` after this one was answered, is answered too: ZooKeeper.
     Later {
-        /// The least time between the two requests.
+        /// The least time from the one's answer to the other's request.
         gap: Duration,
     },
     /// None is needed: the session lives exactly as long as the process. The

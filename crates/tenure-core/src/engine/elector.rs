@@ -17,6 +17,7 @@ use super::{
 use crate::{
     Backoff, BootClock, Candidate, Clock, Config, ElectionName, Elector, Error, Leaders, Leadership, Status,
     spi::{Backend, BackendError},
+    sync::spawn_tracked,
 };
 
 /// The [`Elector`] over any [`Backend`].
@@ -105,7 +106,7 @@ impl StoreElector {
                 withdrawn,
                 permit: Some(Arc::clone(&permit)),
             };
-            session.entries.spawn(entry::run(Arc::clone(&session), candidacy, sender));
+            spawn_tracked(&session.entries, entry::run(Arc::clone(&session), candidacy, sender));
             let outcome = outcome.await.map_err(|_| Error::TaskEnded("its outcome never came"))?;
             guard.disarm();
             match outcome {

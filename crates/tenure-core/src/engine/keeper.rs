@@ -14,6 +14,7 @@ use crate::{
     Backoff, LossReason, Moment, OnDisconnect,
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, Proof},
+    sync::sleep,
 };
 
 /// Keeps `session`, asked for at `opened`, alive until it ends or nothing needs it; then closes it.
@@ -69,8 +70,11 @@ const RETRY_HEARTBEAT: Duration = Duration::from_millis(20);
 fn interval(proof: Proof, ttl: Duration, drift: f64, budget: Duration) -> Duration {
     let usable = ttl.mul_f64(1.0 - drift).saturating_sub(budget);
     match proof {
-        // What is confirmed is a gap old, and up to an interval more; and one heartbeat may be lost.
-        Proof::Later { gap } => gap.min(ttl / 3).min(usable.saturating_sub(wide(gap, drift)) / 3),
+        // What is confirmed is a gap old, and up to an interval more; and one heartbeat may be lost. However short
+        // the gap, there is no need to hurry.
+        Proof::Later { gap } => {
+            gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(wide(gap, drift)) / 3)
+        }
         _ => (ttl / 3).min(usable / 2),
     }
 }
@@ -91,7 +95,7 @@ pub(crate) fn largest_stop_budget(proof: Proof, ttl: Duration, drift: f64, budge
     let interval = interval(proof, ttl, drift, budget).max(ttl / 100);
     let used = match proof {
         Proof::Process => Duration::ZERO,
-        Proof::Later { gap } => wide(gap, drift) + interval * 5 / 2,
+        Proof::Later { gap } => wide(gap, drift).max(interval) + interval * 5 / 2,
         _ => interval * 3 / 2,
     };
     length.saturating_sub(used).min(ttl / 3)
@@ -113,7 +117,7 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
     });
     let longest = (limit / 16).max(RETRY_HEARTBEAT);
     let mut retry = Retry::new(Backoff { min: RETRY_HEARTBEAT, max: longest });
-    let mut unconfirmed: VecDeque<(Sent, Heartbeat)> = VecDeque::new();
+    let mut unconfirmed: VecDeque<Answered> = VecDeque::new();
     let mut next = opened.at + interval;
     loop {
         shared.clock.sleep_until(next).await;
@@ -135,10 +139,11 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
                     Proof::Answer => Ok(Some((sent, heartbeat))),
                     Proof::Later { gap } => {
                         let proven = confirmed_by_later(&mut unconfirmed, sent.at, gap_between(gap, drift));
-                        unconfirmed.push_back((sent, heartbeat));
+                        unconfirmed.push_back(Answered { sent, at: shared.clock.now(), heartbeat });
                         // What the store grants now holds for what was sent before, too.
-                        Ok(proven.map(|(sent, earlier)| {
-                            (sent, Heartbeat { ttl: earlier.ttl.min(heartbeat.ttl), ..earlier })
+                        Ok(proven.map(|earlier| {
+                            let ttl = earlier.heartbeat.ttl.min(heartbeat.ttl);
+                            (earlier.sent, Heartbeat { ttl, ..earlier.heartbeat })
                         }))
                     }
                     _ => {
@@ -194,14 +199,20 @@ fn failed(session: &Session, error: &BackendError) {
     warn!(session = session.spi.id(), %error, left = %humantime::format_duration(left), "heartbeat unanswered");
 }
 
-/// The newest of the answered heartbeats that were sent at least `gap` before `sent`.
-fn confirmed_by_later(
-    unconfirmed: &mut VecDeque<(Sent, Heartbeat)>,
-    sent: Moment,
-    gap: Duration,
-) -> Option<(Sent, Heartbeat)> {
+/// A heartbeat that waits for its confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answered {
+    sent: Sent,
+    at: Moment,
+    heartbeat: Heartbeat,
+}
+
+/// The newest of the heartbeats that were answered at least `gap` before `sent`.
+///
+/// From its *answer* on: the store may have carried it out only just before that, however long ago it was sent.
+fn confirmed_by_later(unconfirmed: &mut VecDeque<Answered>, sent: Moment, gap: Duration) -> Option<Answered> {
     let mut proven = None;
-    while let Some((earlier, _)) = unconfirmed.front() {
+    while let Some(earlier) = unconfirmed.front() {
         if earlier.at + gap > sent {
             break;
         }
@@ -236,7 +247,7 @@ async fn bury(session: &Session) {
     let shared = &session.shared;
     let first = session.spi.granted_ttl() / 3;
     loop {
-        tokio::time::sleep(first).await;
+        sleep(first).await;
         let due = session.graves().due(shared.clock.now());
         let leaving = due.into_iter().map(|request| async move {
             let limit = shared.config.request_timeout;
@@ -289,20 +300,30 @@ mod tests {
         Moment::from_nanos(millis * 1_000_000)
     }
 
-    fn sent(millis: u64) -> Sent {
-        Sent { at: at(millis), wall_offset: 0 }
+    fn answered(sent: u64, answer: u64) -> Answered {
+        Answered { sent: Sent { at: at(sent), wall_offset: 0 }, at: at(answer), heartbeat: BEAT }
     }
+
+    const GAP: Duration = Duration::from_millis(1_500);
 
     /// Hazard Z18: an answered write is confirmed only by one that was sent long enough after it.
     #[test]
     fn an_answer_is_confirmed_by_a_later_heartbeat_only() {
-        let gap = Duration::from_millis(1_500);
-        let mut unconfirmed = VecDeque::from([(sent(0), BEAT)]);
-        assert_eq!(confirmed_by_later(&mut unconfirmed, at(1_499), gap), None);
-        unconfirmed.push_back((sent(1_499), BEAT));
-        assert_eq!(confirmed_by_later(&mut unconfirmed, at(1_600), gap), Some((sent(0), BEAT)));
-        unconfirmed.push_back((sent(1_600), BEAT));
-        assert_eq!(confirmed_by_later(&mut unconfirmed, at(3_100), gap), Some((sent(1_600), BEAT)));
+        let mut unconfirmed = VecDeque::from([answered(0, 0)]);
+        assert_eq!(confirmed_by_later(&mut unconfirmed, at(1_499), GAP), None);
+        unconfirmed.push_back(answered(1_499, 1_499));
+        assert_eq!(confirmed_by_later(&mut unconfirmed, at(1_600), GAP), Some(answered(0, 0)));
+        unconfirmed.push_back(answered(1_600, 1_600));
+        assert_eq!(confirmed_by_later(&mut unconfirmed, at(3_100), GAP), Some(answered(1_600, 1_600)));
         assert!(unconfirmed.is_empty());
+    }
+
+    /// Hazard Z18: a write that was long under way was carried out just before its answer, for all we know, and its
+    /// server may have told nobody yet.
+    #[test]
+    fn the_gap_is_counted_from_the_answer() {
+        let mut unconfirmed = VecDeque::from([answered(0, 1_400)]);
+        assert_eq!(confirmed_by_later(&mut unconfirmed, at(2_899), GAP), None);
+        assert_eq!(confirmed_by_later(&mut unconfirmed, at(2_900), GAP), Some(answered(0, 1_400)));
     }
 }

@@ -9,6 +9,7 @@
 //! | `entry` | one candidate's entry, from entering to leaving |
 //! | `graves` | requests that were withdrawn without an answer |
 //! | `term` | one leadership, and the work done under it |
+//! | `works` | how much work that is, and whether more can begin |
 //! | `watchdog` | deadlines on time, whatever the runtime does |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 
@@ -22,10 +23,14 @@ mod session;
 pub(crate) mod term;
 mod watchdog;
 mod window;
+mod works;
+
+#[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
+mod races;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, PoisonError, Weak},
 };
 
 use tokio::sync::Semaphore;
@@ -34,7 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use elector::StoreElector;
 
 use self::watchdog::Watchdog;
-use crate::{Clock, Config, ElectionName, spi::Backend, status::StatusCell};
+use crate::{Clock, Config, ElectionName, spi::Backend, status::StatusCell, sync::Mutex};
 
 /// What the parts of one elector share.
 #[derive(Debug)]

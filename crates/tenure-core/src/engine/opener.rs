@@ -1,6 +1,6 @@
 //! How an elector gets its session: opened when first needed, by one task for all who wait.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -17,6 +17,7 @@ use crate::{
     config::check_stop_budget,
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, BackendSession, Proof},
+    sync::{Mutex, MutexGuard, spawn_tracked},
 };
 
 #[derive(Debug, Default)]
@@ -67,7 +68,7 @@ impl Opener {
                 let (sender, receiver) = watch::channel(None);
                 let sender = Arc::new(sender);
                 *state = State::Opening(Arc::downgrade(&sender));
-                shared.tasks.spawn(open(Arc::clone(shared), Arc::clone(&self.state), sender));
+                spawn_tracked(&shared.tasks, open(Arc::clone(shared), Arc::clone(&self.state), sender));
                 receiver
             })
         };
@@ -166,7 +167,7 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     }
     shared.status.session_opened(session.spi.id());
     debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
-    shared.tasks.spawn(keeper::keep(Arc::clone(&session), sent));
+    spawn_tracked(&shared.tasks, keeper::keep(Arc::clone(&session), sent));
     Ok(session)
 }
 

@@ -7,6 +7,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use crate::{
     Backoff,
     spi::{BackendError, BackendErrorKind},
+    sync::{sleep, timeout},
 };
 
 /// The growing, jittered waits between tries.
@@ -23,7 +24,7 @@ impl Retry {
 
     /// Waits before the next try, longer each time.
     pub(crate) async fn pause(&mut self) {
-        tokio::time::sleep(self.next_wait()).await;
+        sleep(self.next_wait()).await;
     }
 
     pub(crate) fn next_wait(&mut self) -> Duration {
@@ -51,7 +52,7 @@ pub(crate) async fn timed<T>(
     limit: Duration,
     request: impl Future<Output = Result<T, BackendError>>,
 ) -> Result<T, BackendError> {
-    match tokio::time::timeout(limit, request).await {
+    match timeout(limit, request).await {
         Ok(outcome) => outcome,
         Err(_) => Err(BackendError::new(
             BackendErrorKind::Unavailable,

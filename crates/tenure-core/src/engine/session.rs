@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     ElectionName, FencingToken, LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendSession, Entry, Proof},
+    sync::{Latch, Mutex, MutexGuard},
 };
 
 /// One session with the store. When it ends, everything that stood on it ends, and the
@@ -23,7 +24,7 @@ pub(crate) struct Session {
     pub(crate) spi: Box<dyn BackendSession>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) window: Window,
-    ended: OnceLock<End>,
+    ended: Latch<End>,
     /// Cancelled when the session ends: work is told to stop.
     pub(crate) stop: CancellationToken,
     /// Cancelled just before the deadline: work is dropped.
@@ -62,7 +63,7 @@ impl Session {
             spi,
             shared,
             window,
-            ended: OnceLock::new(),
+            ended: Latch::new(),
             stop: CancellationToken::new(),
             hard: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -75,7 +76,7 @@ impl Session {
 
     /// Why the session has ended, if it has.
     pub(crate) fn ended(&self) -> Option<End> {
-        self.ended.get().copied()
+        self.ended.get()
     }
 
     /// Whether a leadership with `budget` to stop may be assumed now; ends the session when its
@@ -88,22 +89,22 @@ impl Session {
             return Ok(());
         }
         let clock = &*self.shared.clock;
-        match self.window.check(clock, budget.max(self.window.budget())) {
-            Ok(()) => Ok(()),
-            Err(reason) => {
-                if let Err(reason) = self.window.check(clock, self.window.budget())
-                    && !broken(Rule::CloseForGood)
-                {
-                    self.end(reason);
-                }
-                Err(reason)
-            }
+        let own = self.window.budget();
+        let Err(reason) = self.window.check(clock, budget.max(own)) else { return Ok(()) };
+        // Not looked at again where the budget is the session's own: a heartbeat confirmed in between, or a
+        // time of day set back, would let a session live on that somebody was told has ended.
+        let closed = if budget <= own { Err(reason) } else { self.window.check(clock, own) };
+        if let Err(reason) = closed
+            && !broken(Rule::CloseForGood)
+        {
+            self.end(reason);
         }
+        Err(reason)
     }
 
     /// Ends the session: the first reason stays. Everything that stands on it is told to stop.
     pub(crate) fn end(&self, reason: LossReason) {
-        if self.ended.set(self.end_now(reason)).is_err() {
+        if !self.ended.set(self.end_now(reason)) {
             return;
         }
         match reason {

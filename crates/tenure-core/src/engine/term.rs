@@ -1,24 +1,22 @@
 //! One leadership, as its guard, its handles, its task and the watchdog share it.
 
-use std::{
-    future::Future,
-    pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-    task::Poll,
-    time::Duration,
-};
+use std::{future::Future, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::session::{End, Session};
+use super::{
+    session::{End, Session},
+    works::Works,
+};
 use crate::{
     CandidateId, ElectionName, FencingToken, LossReason, Lost, Moment, OnOverrun, Overrun,
     mutants::{Rule, broken},
     spi::{Entry, EntryRequest},
+    sync::{
+        Latch,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 #[derive(Debug)]
@@ -30,18 +28,18 @@ pub(crate) struct Term {
     pub(crate) entry: Entry,
     /// The nonce of the request that made the entry.
     pub(crate) nonce: u128,
-    ended: OnceLock<End>,
+    ended: Latch<End>,
     /// The largest stop budget that work under way has asked for, in nanoseconds.
     budget: AtomicU64,
     /// When the watchdog had the work dropped.
-    dropped_at: OnceLock<Moment>,
+    dropped_at: Latch<Moment>,
     overrun_reported: AtomicBool,
     /// How much work is being polled at this moment.
     polled: AtomicUsize,
     pub(crate) stop: CancellationToken,
     hard: CancellationToken,
     /// Work under way; closed when the guard has gone.
-    pub(crate) works: TaskTracker,
+    pub(crate) works: Arc<Works>,
     /// Cancelled when the entry is known to be gone, or its session has ended.
     pub(crate) departed: CancellationToken,
 }
@@ -59,14 +57,14 @@ impl Term {
             token,
             entry,
             nonce: request.nonce,
-            ended: OnceLock::new(),
+            ended: Latch::new(),
             budget: AtomicU64::new(0),
-            dropped_at: OnceLock::new(),
+            dropped_at: Latch::new(),
             overrun_reported: AtomicBool::new(false),
             polled: AtomicUsize::new(0),
             stop: session.stop.child_token(),
             hard: session.hard.child_token(),
-            works: TaskTracker::new(),
+            works: Works::new(),
             departed: CancellationToken::new(),
             session: Arc::clone(session),
         });
@@ -74,9 +72,16 @@ impl Term {
         term
     }
 
-    /// How the leadership ended, if it has.
+    /// How the leadership ended, if it has: of its own end and its session's the one that was seen first.
     fn ended(&self) -> Option<End> {
-        self.ended.get().copied().or_else(|| self.session.ended())
+        self.ended.get().or_else(|| {
+            let end = self.session.ended()?;
+            if broken(Rule::OneReason) {
+                return Some(end);
+            }
+            // Kept, for somebody else may be about to end the leadership for a reason of its own.
+            Some(self.ended.get_or_set(end))
+        })
     }
 
     /// Why the leadership is over, if it is.
@@ -97,7 +102,7 @@ impl Term {
 
     /// Ends this leadership, not its session: the first reason stays. Work is told to stop.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
-        if self.session.ended().is_some() || self.ended.set(self.session.end_now(reason)).is_err() {
+        if self.ended().is_some() || !self.ended.set(self.session.end_now(reason)) {
             return;
         }
         match reason {
@@ -159,7 +164,7 @@ impl Term {
             return Some(stop_by - margin);
         }
         self.hard.cancel();
-        let dropped = *self.dropped_at.get_or_init(|| now);
+        let dropped = self.dropped_at.get_or_set(now);
         // A process that was stopped wakes up past its deadline: its work is dropped at its next
         // poll, which has to be given the chance to come.
         let overrun_at = stop_by.max(dropped + margin);
@@ -197,7 +202,7 @@ impl Term {
     /// dropped rather than resumed.
     pub(crate) async fn run<F: Future>(self: &Arc<Self>, work: F) -> Result<F::Output, Lost> {
         // Counted first: whoever ends the leadership after the check waits for this work.
-        let _tracked = self.works.token();
+        let _begun = self.works.begin();
         self.session.attend(self);
         self.check()?;
         let mut hard = pin!(self.hard.cancelled());

@@ -2,15 +2,19 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, Weak},
 };
 
 use tokio::sync::Notify;
 
-use crate::{Clock, Moment};
+use crate::{
+    Clock, Moment,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+        spawn, thread,
+    },
+};
 
 /// Something with deadlines to watch.
 pub(crate) trait Watched: Send + Sync {
@@ -78,14 +82,14 @@ impl Watchdog {
         let state = Arc::clone(&self.state);
         if state.clock.wants_watchdog_thread() {
             state.alarm.prepare()?;
-            std::thread::Builder::new().name("tenure-watchdog".into()).spawn(move || {
+            thread::Builder::new().name("tenure-watchdog".into()).spawn(move || {
                 while !state.quit.load(Ordering::Acquire) {
                     let next = state.check();
                     state.alarm.wait(&*state.clock, next);
                 }
             })?;
         } else {
-            tokio::spawn(async move {
+            spawn(async move {
                 while !state.quit.load(Ordering::Acquire) {
                     let next = state.check();
                     tokio::select! {
@@ -125,7 +129,7 @@ impl State {
 }
 
 /// An alarm clock that goes on while the machine is suspended, and can be woken early.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(test, any(tenure_loom, tenure_shuttle)))))]
 mod alarm {
     use std::{os::fd::OwnedFd, sync::OnceLock};
 
@@ -187,15 +191,16 @@ mod alarm {
     }
 }
 
-/// An alarm clock for systems without `timerfd`.
-#[cfg(not(target_os = "linux"))]
+/// An alarm clock for systems without `timerfd`, and for a checker of races.
+#[cfg(any(not(target_os = "linux"), all(test, any(tenure_loom, tenure_shuttle))))]
 mod alarm {
-    use std::{
-        sync::{Condvar, Mutex, PoisonError},
-        time::Duration,
-    };
+    use std::{sync::PoisonError, time::Duration};
 
-    use crate::{Clock, Moment};
+    use crate::{
+        Clock, Moment,
+        mutants::{Rule, broken},
+        sync::{Condvar, Mutex},
+    };
 
     pub(super) struct Alarm {
         woken: Mutex<bool>,
@@ -219,11 +224,14 @@ mod alarm {
         pub(super) fn wait(&self, clock: &dyn Clock, until: Moment) {
             // In slices, because this wait may stand still while the machine is suspended.
             let left = until.since(clock.now()).min(Duration::from_millis(100));
-            let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
-            let (mut woken, _) = self
-                .condvar
-                .wait_timeout_while(woken, left, |woken| !*woken)
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+            if broken(Rule::RememberTheWake) {
+                *woken = false;
+            }
+            if !*woken {
+                // Woken without a reason, the watchdog looks once too often.
+                (woken, _) = self.condvar.wait_timeout(woken, left).unwrap_or_else(PoisonError::into_inner);
+            }
             *woken = false;
         }
     }

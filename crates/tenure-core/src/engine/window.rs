@@ -1,13 +1,11 @@
 //! How long leadership may be assumed: the deadline, and everything that is compared with it.
 
-use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use crate::{
     Clock, LossReason, Moment,
     mutants::{Rule, broken},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
 /// When a request was handed to the store's client, by both clocks.
@@ -106,6 +104,10 @@ impl Window {
             let current = self.deadline.load(Ordering::Acquire);
             let moved = self.until(sent.at, ttl).as_nanos();
             if moved <= current {
+                return Ok(());
+            }
+            if broken(Rule::CompareAndSwap) {
+                self.deadline.store(moved, Ordering::Release);
                 return Ok(());
             }
             if self.deadline.compare_exchange(current, moved, Ordering::AcqRel, Ordering::Acquire).is_ok() {

@@ -14,6 +14,7 @@ mod overrun;
 mod panics;
 mod races;
 mod runner;
+mod sequences;
 mod settings;
 mod watching;
 mod withdrawal;

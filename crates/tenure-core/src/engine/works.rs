@@ -1,0 +1,71 @@
+//! How much work is under way in one leadership, and whether any more can begin.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    mutants::{Rule, broken},
+    sync::atomic::{AtomicUsize, Ordering, fence},
+};
+
+const CLOSED: usize = 1;
+const ONE: usize = 2;
+
+/// The work under way in one leadership.
+///
+/// Not `tokio-util`'s `TaskTracker`: that counts with a relaxed increment, after which a thread may still read
+/// that the leadership stands, though whoever waits has seen the count at zero.
+#[derive(Debug)]
+pub(crate) struct Works {
+    /// Whether it is closed, and twice the number of works.
+    state: AtomicUsize,
+    /// Cancelled when it is closed and nothing is under way.
+    stopped: CancellationToken,
+}
+
+/// Work under way, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Begun(Arc<Works>);
+
+impl Works {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { state: AtomicUsize::new(0), stopped: CancellationToken::new() })
+    }
+
+    /// Counts one work more. Whoever calls this looks *afterwards* whether the leadership stands: either that
+    /// look sees its end, or [`is_empty`](Self::is_empty) after the end sees the work.
+    pub(crate) fn begin(self: &Arc<Self>) -> Begun {
+        let ordered = !broken(Rule::OrderWorkAndLoss);
+        self.state.fetch_add(ONE, if ordered { Ordering::AcqRel } else { Ordering::Relaxed });
+        if ordered {
+            fence(Ordering::SeqCst);
+        }
+        Begun(Arc::clone(self))
+    }
+
+    /// The guard has gone.
+    pub(crate) fn close(&self) {
+        if self.state.fetch_or(CLOSED, Ordering::AcqRel) < ONE {
+            self.stopped.cancel();
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.state.load(Ordering::Acquire) < ONE
+    }
+
+    /// Waits until it is closed and nothing is under way.
+    pub(crate) async fn wait(&self) {
+        self.stopped.cancelled().await;
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if self.0.state.fetch_sub(ONE, Ordering::AcqRel) == ONE | CLOSED {
+            self.0.stopped.cancel();
+        }
+    }
+}

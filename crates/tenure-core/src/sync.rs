@@ -1,0 +1,150 @@
+//! What the engine's threads share, under one name each, so that a checker of races can put its
+//! own in their place: `cargo xtask races`.
+//!
+//! | built with | mutexes, atomics, threads | tasks and waits |
+//! |---|---|---|
+//! | nothing | std's | tokio's |
+//! | `--cfg tenure_loom`, this crate's tests | loom's | tokio's; there are none in its models |
+//! | `--cfg tenure_shuttle`, this crate's tests | shuttle's | shuttle's |
+//!
+//! `tokio-util`'s and tokio's own primitives (cancellation tokens, channels, semaphores) cannot be
+//! replaced from outside: each call of theirs counts as one step that nothing comes between.
+
+#[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
+mod chosen {
+    pub(crate) use std::{
+        sync::{Mutex, MutexGuard, atomic},
+        thread,
+    };
+}
+
+#[cfg(all(test, tenure_loom))]
+mod chosen {
+    pub(crate) use loom::{
+        sync::{Condvar, Mutex, MutexGuard, atomic},
+        thread,
+    };
+}
+
+#[cfg(all(test, tenure_shuttle))]
+mod chosen {
+    pub(crate) use shuttle::{
+        sync::{Condvar, Mutex, MutexGuard, atomic},
+        thread,
+    };
+}
+
+pub(crate) use chosen::*;
+#[cfg(not(any(target_os = "linux", all(test, any(tenure_loom, tenure_shuttle)))))]
+pub(crate) use std::sync::Condvar;
+
+/// Tasks and waits as tokio has them.
+#[cfg(not(all(test, tenure_shuttle)))]
+mod tasks {
+    use std::future::Future;
+
+    use tokio_util::task::TaskTracker;
+
+    pub(crate) use tokio::time::{sleep, timeout};
+
+    /// Starts a task that nobody waits for.
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
+
+    /// Starts a task that is waited for through `tracker`.
+    pub(crate) fn spawn_tracked(tracker: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
+        tracker.spawn(task);
+    }
+}
+
+/// Tasks as shuttle schedules them. It knows no time: a wait is over whenever the schedule says so, and
+/// no request takes too long.
+#[cfg(all(test, tenure_shuttle))]
+mod tasks {
+    use std::{convert::Infallible, future::Future, time::Duration};
+
+    use tokio_util::task::TaskTracker;
+
+    pub(crate) async fn sleep(_: Duration) {
+        shuttle::future::yield_now().await;
+    }
+
+    pub(crate) async fn timeout<F: Future>(_: Duration, future: F) -> Result<F::Output, Infallible> {
+        Ok(future.await)
+    }
+
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+        drop(shuttle::future::spawn(task));
+    }
+
+    pub(crate) fn spawn_tracked(tracker: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
+        drop(shuttle::future::spawn(tracker.track_future(task)));
+    }
+}
+
+pub(crate) use tasks::*;
+
+/// A value that is set once and never changes.
+#[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
+#[derive(Debug)]
+pub(crate) struct Latch<T>(std::sync::OnceLock<T>);
+
+#[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
+impl<T: Copy> Latch<T> {
+    pub(crate) fn new() -> Self {
+        Self(std::sync::OnceLock::new())
+    }
+
+    pub(crate) fn get(&self) -> Option<T> {
+        self.0.get().copied()
+    }
+
+    /// The value; `value` if there was none.
+    pub(crate) fn get_or_set(&self, value: T) -> T {
+        *self.0.get_or_init(|| value)
+    }
+
+    /// Whether `value` is what was set, as there was none.
+    pub(crate) fn set(&self, value: T) -> bool {
+        self.0.set(value).is_ok()
+    }
+}
+
+/// The same with the checker's own parts: as std's, reading it synchronises with the setting of it
+/// and with nothing else.
+#[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
+#[derive(Debug)]
+pub(crate) struct Latch<T> {
+    is_set: atomic::AtomicBool,
+    value: Mutex<Option<T>>,
+}
+
+#[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
+impl<T: Copy> Latch<T> {
+    pub(crate) fn new() -> Self {
+        Self { is_set: atomic::AtomicBool::new(false), value: Mutex::new(None) }
+    }
+
+    pub(crate) fn get(&self) -> Option<T> {
+        if !self.is_set.load(atomic::Ordering::Acquire) {
+            return None;
+        }
+        *self.value.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn get_or_set(&self, value: T) -> T {
+        self.set(value);
+        self.get().unwrap_or(value)
+    }
+
+    pub(crate) fn set(&self, value: T) -> bool {
+        let mut held = self.value.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if held.is_some() {
+            return false;
+        }
+        *held = Some(value);
+        self.is_set.store(true, atomic::Ordering::Release);
+        true
+    }
+}

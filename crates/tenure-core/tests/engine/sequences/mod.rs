@@ -1,0 +1,79 @@
+//! Sequences of calls and faults, drawn and shrunk by proptest, beside a model that says who may lead.
+//!
+//! `chaos` draws faults for candidates that go on by themselves; here each call is drawn too, so that a failure is
+//! shrunk to the few that are needed. `PROPTEST_CASES=10000` for a long run; there are 256 otherwise.
+
+mod model;
+mod world;
+
+use proptest::test_runner::Config;
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
+
+use self::{
+    model::{Model, Step},
+    world::World,
+};
+
+struct Sequences;
+
+impl StateMachineTest for Sequences {
+    type SystemUnderTest = World;
+    type Reference = Model;
+
+    fn init_test(model: &Model) -> World {
+        World::new(model)
+    }
+
+    fn apply(mut world: World, model: &Model, step: Step) -> World {
+        world.apply(model, step);
+        world
+    }
+
+    fn teardown(world: World, model: <Model as ReferenceStateMachine>::State) {
+        world.finish(model);
+    }
+}
+
+prop_state_machine! {
+    #![proptest_config(Config { max_shrink_iters: 4096, ..Config::default() })]
+
+    /// Promises S1, S2, L1, L2; hazards G5, G7, G9, G10, G14, G19, G21.
+    #[test]
+    fn whatever_is_called_the_model_says_who_may_lead(sequential 1..40 => Sequences);
+}
+
+/// Each of these rules, broken, is noticed within a few thousand sequences.
+#[cfg(tenure_mutants)]
+#[test]
+fn a_broken_rule_is_noticed() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use proptest::{
+        strategy::{Strategy, ValueTree},
+        test_runner::TestRunner,
+    };
+    use tenure_core::mutants::{Rule, break_rule};
+
+    for rule in [
+        Rule::CompareTheClock,
+        Rule::DropWork,
+        Rule::StopBeforeLeaving,
+        Rule::StopBeforeClosing,
+        Rule::WatchOwnEntry,
+        Rule::ResolveTheUnknown,
+        Rule::NewTokens,
+    ] {
+        let mut runner = TestRunner::deterministic();
+        let sequences = Model::sequential_strategy(1..40);
+        let tried = (1..=5_000).find(|_| {
+            let (model, steps, _) = sequences.new_tree(&mut runner).unwrap().current();
+            break_rule(Some(rule));
+            let sequence = || Sequences::test_sequential(Config::default(), model, steps, None);
+            let outcome = catch_unwind(AssertUnwindSafe(sequence));
+            break_rule(None);
+            outcome.is_err()
+        });
+        let tried = tried.unwrap_or_else(|| panic!("nobody noticed that {rule:?} is broken"));
+        println!("{rule:?}, broken, is noticed by sequence {tried}");
+    }
+}
