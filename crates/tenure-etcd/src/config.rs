@@ -22,6 +22,8 @@ pub struct EtcdConfig {
     pub(crate) connect_timeout: Duration,
     pub(crate) attempt_timeout: Duration,
     pub(crate) hedge: Duration,
+    #[cfg(feature = "simulation")]
+    pub(crate) network: Option<crate::simulation::Network>,
 }
 
 impl EtcdConfig {
@@ -38,6 +40,8 @@ impl EtcdConfig {
             connect_timeout: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(2),
             hedge: Duration::from_millis(300),
+            #[cfg(feature = "simulation")]
+            network: None,
         }
     }
 
@@ -118,6 +122,14 @@ impl EtcdConfig {
     /// Asks the next member as well once an answer is late by `time`.
     pub fn hedge(mut self, time: Duration) -> Self {
         self.hedge = time;
+        self
+    }
+
+    /// Reaches the members over a simulated network.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn network(mut self, network: crate::simulation::Network) -> Self {
+        self.network = Some(network);
         self
     }
 

@@ -46,12 +46,16 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod config;
+mod connect;
 mod error;
 mod hedge;
 mod keys;
 mod members;
 mod observe;
 mod session;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod stream;
 mod wait;
 mod watch;

@@ -16,12 +16,11 @@ use std::{
     time::Duration,
 };
 
-#[cfg(feature = "tls")]
-use etcd_client::{Certificate, Identity, TlsOptions};
-use etcd_client::{Client, ConnectOptions, GetOptions};
-#[cfg(feature = "tls")]
-use tenure_core::Tls;
-use tenure_core::spi::{BackendError, BackendErrorKind};
+use etcd_client::{Client, GetOptions};
+use tenure_core::{
+    mutants::{Rule, broken},
+    spi::{BackendError, BackendErrorKind},
+};
 use tokio::{
     sync::{Mutex, Semaphore},
     time::{Instant, timeout},
@@ -30,14 +29,10 @@ use tracing::debug;
 
 use crate::{
     config::EtcdConfig,
-    error::{Failure, asks_for_no_login, doing},
+    connect::connect,
+    error::{Failure, doing},
     hedge::{Pace, Won, hedged},
 };
-
-/// etcd counts pings that come faster than every 5 s as abuse and then closes the
-/// connection (`--grpc-keepalive-min-time`); it allows them only while a stream is open.
-const PING_EVERY: Duration = Duration::from_secs(6);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a call may take, all its attempts together. A leader's loss is settled
 /// in etcd within about two seconds; the engine has its own, shorter bounds.
@@ -108,7 +103,7 @@ impl Members {
 
     /// The member to ask first.
     pub(crate) fn preferred(&self) -> usize {
-        self.preferred.load(Relaxed)
+        if broken(Rule::AskElsewhere) { 0 } else { self.preferred.load(Relaxed) }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -138,7 +133,10 @@ impl Members {
             Call::Urgent | Call::Keepalive => None,
         };
         let (first, count) = (self.preferred(), self.members.len());
-        let pace = Pace { hedge: self.config.hedge, call: CALL_TIMEOUT, round: count };
+        let pace = match broken(Rule::AskElsewhere) {
+            true => Pace { hedge: CALL_TIMEOUT, call: CALL_TIMEOUT, round: 1 },
+            false => Pace { hedge: self.config.hedge, call: CALL_TIMEOUT, round: count },
+        };
         let outcome = hedged(pace, |n| {
             if n > 0 {
                 self.suspect((first + n - 1) % count);
@@ -208,37 +206,9 @@ impl Members {
         if let Some(client) = &*slot {
             return Ok(Arc::clone(client));
         }
-        // Without a login nothing is sent here: the channel connects on its first request.
-        let connected = match Client::connect([&member.url], Some(self.options(true))).await {
-            // The server's auth may be switched off; Go's client goes on without it too.
-            Err(error) if asks_for_no_login(&error) => {
-                Client::connect([&member.url], Some(self.options(false))).await
-            }
-            outcome => outcome,
-        };
-        let client = Arc::new(connected?);
+        let client = Arc::new(connect(&self.config, &member.url).await?);
         *slot = Some(Arc::clone(&client));
         Ok(client)
-    }
-
-    /// What to connect with. Never kept or printed: its `Debug` shows the password.
-    fn options(&self, with_login: bool) -> ConnectOptions {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(self.config.connect_timeout)
-            .with_keep_alive(PING_EVERY, PING_TIMEOUT)
-            .with_keep_alive_while_idle(false)
-            .with_tcp_keepalive(Duration::from_secs(10))
-            .with_require_leader(true)
-            .with_auto_token_refresh(true);
-        #[cfg(feature = "tls")]
-        let options = match &self.config.tls {
-            Some(tls) => options.with_tls(tls_options(tls)),
-            None => options,
-        };
-        match &self.config.login {
-            Some((user, password)) if with_login => options.with_user(user, password.expose()),
-            _ => options,
-        }
     }
 
     /// Asks `member` alone for a quorum's word, to see whether it hears the others.
@@ -249,6 +219,18 @@ impl Members {
             Ok(())
         })
         .await
+    }
+
+    /// A number that no other process has, for a lease.
+    pub(crate) fn random(&self) -> Result<u64, BackendError> {
+        // A simulated run is the same every time.
+        #[cfg(feature = "simulation")]
+        if self.config.network.is_some() {
+            return Ok(fastrand::u64(..));
+        }
+        getrandom::u64().map_err(|error| {
+            BackendError::with_source(BackendErrorKind::Unavailable, "no random number for a lease", error)
+        })
     }
 
     /// Forgets the member's connection and login, unless a new one is being made.
@@ -309,16 +291,6 @@ pub(crate) fn kv(client: &Client) -> etcd_client::KvClient {
 /// A client for watches whose messages may be large.
 pub(crate) fn watches(client: &Client) -> etcd_client::WatchClient {
     client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES)
-}
-
-/// The name to check is that of the member's URL.
-#[cfg(feature = "tls")]
-fn tls_options(tls: &Tls) -> TlsOptions {
-    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.ca()));
-    match tls.identity() {
-        Some((certificate, key)) => options.identity(Identity::from_pem(certificate, key.expose())),
-        None => options,
-    }
 }
 
 #[cfg(test)]

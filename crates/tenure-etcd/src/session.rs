@@ -66,10 +66,7 @@ impl EtcdSession {
     /// attempt hears "already exists", the lease is somebody else's.
     pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
         let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
-        let random = getrandom::u64().map_err(|error| {
-            BackendError::with_source(BackendErrorKind::Unavailable, "no random number for a lease", error)
-        })?;
-        let lease = (random >> 1).cast_signed().max(1);
+        let lease = (shared.members.random()? >> 1).cast_signed().max(1);
         let tries = &AtomicUsize::new(0);
         let granted = shared
             .members

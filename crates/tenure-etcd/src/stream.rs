@@ -7,7 +7,7 @@
 //! the stream ends, everybody is told to look again, and what is asked for anew goes to
 //! the next member.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use etcd_client::{WatchRequestSender, WatchResponse, WatchResponseStream};
 use tenure_core::spi::{BackendError, BackendErrorKind};
@@ -40,7 +40,8 @@ struct Watch {
     signal: Arc<Signal>,
 }
 
-type Open = HashMap<i64, Watch>;
+// In an order, so that a simulated run is the same every time.
+type Open = BTreeMap<i64, Watch>;
 
 /// Why a stream ended.
 enum End {
@@ -79,7 +80,7 @@ pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedRece
                     let pause = Duration::from_millis(50 << failures.min(5));
                     sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
                 }
-                for (_, watch) in open.drain() {
+                for watch in std::mem::take(&mut open).into_values() {
                     watch.signal.over();
                 }
             }

@@ -25,6 +25,7 @@ pub struct ZookeeperConfig {
     pub(crate) min_ttl: Option<Duration>,
     pub(crate) max_ttl: Option<Duration>,
     pub(crate) attempt_timeout: Duration,
+    pub(crate) tick: Option<Duration>,
 }
 
 impl ZookeeperConfig {
@@ -41,6 +42,7 @@ impl ZookeeperConfig {
             min_ttl: None,
             max_ttl: None,
             attempt_timeout: Duration::from_secs(2),
+            tick: None,
         }
     }
 
@@ -50,7 +52,7 @@ impl ZookeeperConfig {
     /// - The path is the root below which elections lie; without one it is `/tenure`.
     /// - Settings taken: `layout` (`tenure`, `curator` or `kazoo`), `min_ttl` and `max_ttl` (the bounds
     ///   within which the servers may change the TTL; half and twice what is asked for),
-    ///   `attempt_timeout` (default 2 s), `password_file`, and for TLS `ca`,
+    ///   `attempt_timeout` (default 2 s), `tick` (the servers' `tickTime`), `password_file`, and for TLS `ca`,
     ///   `cert` and `key`, each a PEM file.
     ///
     /// # Errors
@@ -82,6 +84,7 @@ impl ZookeeperConfig {
         if let Some(given) = url.duration("attempt_timeout")? {
             config = config.attempt_timeout(given);
         }
+        config.tick = url.duration("tick")?;
         config.check()?;
         Ok(config)
     }
@@ -126,6 +129,23 @@ impl ZookeeperConfig {
         self
     }
 
+    /// Says how long the servers' `tickTime` is, which they tell nobody: a heartbeat is then confirmed sooner, and
+    /// a longer outage ridden out, where the TTL is more than four ticks.
+    ///
+    /// Without it, a heartbeat is confirmed by one that follows a quarter of the TTL later: no TTL is less than
+    /// two ticks. A tick that is given too short breaks safety; one that is too long does no harm.
+    pub fn tick(mut self, time: Duration) -> Self {
+        self.tick = Some(time);
+        self
+    }
+
+    /// What has to lie between a heartbeat's answer and the heartbeat that confirms it: in half a tick a follower has
+    /// told the leader of the session's signs of life. A tick leaves room for a leader that is late with its
+    /// ping; a quarter of the TTL is at least half a tick.
+    pub(crate) fn gap(&self, granted: Duration) -> Duration {
+        self.tick.map_or(granted / 4, |tick| tick.min(granted / 4))
+    }
+
     /// The bounds within which a granted timeout is accepted when `asked` was asked for.
     pub(crate) fn accepted(&self, asked: Duration) -> (Duration, Duration) {
         (self.min_ttl.unwrap_or(asked / 2), self.max_ttl.unwrap_or(asked * 2))
@@ -162,6 +182,9 @@ impl ZookeeperConfig {
         if given < Duration::from_millis(10) || given > Duration::from_secs(60) {
             let setting = "attempt_timeout";
             return Err(InvalidConfig::Time { setting, given, allowed: "from 10ms to 1m" }.into());
+        }
+        if let Some(given) = self.tick.filter(|tick| *tick < Duration::from_millis(1)) {
+            return Err(InvalidConfig::Time { setting: "tick", given, allowed: "at least 1ms" }.into());
         }
         if let (Some(min), Some(max)) = (self.min_ttl, self.max_ttl)
             && min > max
@@ -210,6 +233,7 @@ impl fmt::Debug for ZookeeperConfig {
             .field("min_ttl", &self.min_ttl)
             .field("max_ttl", &self.max_ttl)
             .field("attempt_timeout", &self.attempt_timeout)
+            .field("tick", &self.tick)
             .finish()
     }
 }
@@ -231,7 +255,7 @@ mod tests {
     fn a_url_says_it_all() {
         let config = config(
             "zookeeper://me:p%40ss@10.0.0.1,[::1],h:1/acme/jobs/?attempt_timeout=3s\
-             &layout=curator&min_ttl=4s&max_ttl=40s",
+             &layout=curator&min_ttl=4s&max_ttl=40s&tick=500ms",
         )
         .unwrap();
         assert_eq!(config.servers, ["10.0.0.1:2181", "[::1]:2181", "h:1"]);
@@ -242,6 +266,8 @@ mod tests {
             config.accepted(Duration::from_secs(9)),
             (Duration::from_secs(4), Duration::from_secs(40))
         );
+        assert_eq!(config.gap(Duration::from_secs(5)), Duration::from_millis(500));
+        assert_eq!(config.gap(Duration::from_secs(1)), Duration::from_millis(250));
         assert!(!format!("{config:?}").contains("p@ss"));
     }
 
@@ -263,6 +289,7 @@ mod tests {
             ("zookeeper://h/a/../b", "it has a part . or .."),
             ("zookeeper://h/zookeeper", "/zookeeper is ZooKeeper's own"),
             ("zookeeper://h?layout=consul", "layout=consul is not one of tenure, curator, kazoo"),
+            ("zookeeper://h?tick=0s", "tick 0s is not allowed: it must be at least 1ms"),
             (
                 "zookeeper://h?attempt_timeout=0s",
                 "attempt_timeout 0s is not allowed: it must be from 10ms to 1m",

@@ -3,8 +3,13 @@
 //! A session is bound to no server. Its id and password resume it anywhere, for as long as
 //! the ensemble keeps it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +24,8 @@ use crate::{
 
 /// Before all servers are tried again. Short, since sessions run out; each try is bounded by itself.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(100));
+/// How long a server is waited for, at first, before another is asked as well.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// A session and the connection it has now. Dropping it ends the session in the background.
 #[derive(Debug)]
@@ -210,38 +217,80 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
 
 /// Tries until the session has another connection.
 ///
+/// A frozen server answers nothing, and refuses nothing: it is not waited for alone. The others are asked
+/// meanwhile, and again, for as long as it is silent.
+///
 /// # Errors
 /// When the session has ended or cannot go on as it was, or our credentials are refused.
 async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
-    let mut first_denied = None;
+    let mut asked = FuturesUnordered::new();
+    let mut silent: BTreeSet<String> = BTreeSet::new();
+    let mut next: VecDeque<String> = shared.servers.in_order().into();
+    let mut patience = MOMENT;
+    let mut denials = Denials::default();
     loop {
-        for server in shared.servers.in_order() {
-            let error = match resume_at(shared, &server).await {
-                Ok(connection) => {
-                    debug!(session = %shared.session.id(), server, "ZooKeeper session resumed");
-                    return Ok(connection);
-                }
-                Err(Refusal::Over(error)) => return Err(error),
-                Err(Refusal::NotHere(error)) => error,
-            };
-            shared.servers.failed(&server);
-            let denied = matches!(error, Error::SessionExpired);
-            let error = failed(&format!("resuming the session at {server}"), &error);
-            // A leader that was frozen and deposed knows nothing of younger sessions, for half a tick at most:
-            // it is asked again, or another one is.
-            let since = first_denied.get_or_insert_with(Instant::now);
-            if !denied {
-                first_denied = None;
-            } else if since.elapsed() >= shared.granted / 4 {
-                return Err(error);
-            }
-            if error.kind() == BackendErrorKind::Unauthorized {
-                return Err(error);
-            }
-            debug!(session = %shared.session.id(), %error, "ZooKeeper session not resumed there");
-            shared.state.send_replace(State::Down(Some(unknown(error.to_string()))));
+        next.retain(|server| !silent.contains(server));
+        if let Some(server) = next.pop_front() {
+            silent.insert(server.clone());
+            asked.push(async move {
+                let outcome = resume_at(shared, &server).await;
+                (server, outcome)
+            });
         }
-        tokio::time::sleep(PAUSE.0 + PAUSE.1.mul_f64(fastrand::f64())).await;
+        let wait = match next.is_empty() {
+            true => PAUSE.0 + PAUSE.1.mul_f64(fastrand::f64()),
+            false => patience,
+        };
+        let (server, outcome) = tokio::select! {
+            biased;
+            Some(answered) = asked.next() => answered,
+            () = tokio::time::sleep(wait) => {
+                if next.is_empty() {
+                    next = shared.servers.in_order().into();
+                    // A session that is asked for at several servers goes from one to the other: where all
+                    // are far away, each has its time.
+                    if !silent.is_empty() {
+                        patience = (patience * 2).min(shared.ttl / 5).max(MOMENT);
+                    }
+                }
+                continue;
+            }
+        };
+        silent.remove(&server);
+        let error = match outcome {
+            Ok(connection) => {
+                debug!(session = %shared.session.id(), server, "ZooKeeper session resumed");
+                return Ok(connection);
+            }
+            Err(Refusal::Over(error)) => return Err(error),
+            Err(Refusal::NotHere(error)) => error,
+        };
+        shared.servers.failed(&server);
+        let is_believed = denials.is_believed(&error, shared.granted / 4);
+        let error = failed(&format!("resuming the session at {server}"), &error);
+        if is_believed || error.kind() == BackendErrorKind::Unauthorized {
+            return Err(error);
+        }
+        debug!(session = %shared.session.id(), %error, "ZooKeeper session not resumed there");
+        shared.state.send_replace(State::Down(Some(unknown(error.to_string()))));
+    }
+}
+
+/// For how long servers have said, and none has said otherwise, that the session has ended.
+#[derive(Debug, Default)]
+struct Denials {
+    since: Option<Instant>,
+}
+
+impl Denials {
+    /// Whether `error` says that the session has ended, and is to be believed: a leader that was frozen and
+    /// deposed knows nothing of younger sessions, for half a tick at most, which `repeated` is longer than.
+    fn is_believed(&mut self, error: &Error, repeated: Duration) -> bool {
+        if !matches!(error, Error::SessionExpired) {
+            self.since = None;
+            return false;
+        }
+        self.since.get_or_insert_with(Instant::now).elapsed() >= repeated
     }
 }
 

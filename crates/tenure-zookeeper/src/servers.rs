@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tenure_core::mutants::{Rule, broken};
+
 /// For how long a server that failed is asked last.
 const GRUDGE: Duration = Duration::from_secs(10);
 
@@ -23,6 +25,9 @@ impl Servers {
     /// All servers, in the order in which to try them: at random, but those that failed lately come
     /// last, and the longest ago first among them.
     pub(crate) fn in_order(&self) -> Vec<String> {
+        if broken(Rule::AskElsewhere) {
+            return self.all[..1].to_vec();
+        }
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut order: Vec<usize> = (0..self.all.len()).collect();
         fastrand::shuffle(&mut order);

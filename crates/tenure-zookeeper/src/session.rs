@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use futures::future::join;
 use tenure_core::{
     FencingToken,
+    mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Proof},
 };
 use zookeeper_client::{CreateMode, Error, Stat};
@@ -187,10 +188,8 @@ impl BackendSession for ZookeeperSession {
         self.granted
     }
 
-    /// A quarter of the TTL is at least half a tick, for a TTL is at least two ticks: in that time a follower has
-    /// told the leader of the session's signs of life.
     fn proof(&self) -> Proof {
-        Proof::Later { gap: self.granted / 4 }
+        Proof::Later { gap: self.shared.config.gap(self.granted) }
     }
 
     /// Writes to the session's own znode, which takes a quorum.
@@ -198,7 +197,10 @@ impl BackendSession for ZookeeperSession {
         let connection = self.link.connection_now()?;
         // Dropped without an answer: the engine's patience is over, and another server may do better.
         let patience = GiveUp(Some(&connection), &self.link);
-        let written = connection.set(&self.pulse, &[]).await;
+        let written = match broken(Rule::BeatByWriting) {
+            true => connection.stat(&self.pulse).await,
+            false => connection.set(&self.pulse, &[]).await,
+        };
         patience.answered();
         let stat = written.map_err(|error| failed("heartbeat", &error))?;
         let Some(stat) = stat else { return Err(gone("the session's znode is gone from ZooKeeper")) };
