@@ -1,4 +1,4 @@
-//! For anybody who writes a backend: the conformance suite, a fault-injecting proxy, and real
+//! For anybody who writes a backend: the conformance suite, the history checker, a fault-injecting proxy, and real
 //! servers in containers.
 //!
 //! A backend's tests are a [`Harness`](harness::Harness) and one macro call:
@@ -40,6 +40,7 @@
 #[cfg(feature = "containers")]
 pub mod containers;
 pub mod harness;
+pub mod history;
 pub mod proxy;
 pub mod recorder;
 pub mod suite;

@@ -9,6 +9,7 @@ use super::{
     container::{Container, Recipe},
     etcd::{CLIENT_PORT, client_flags},
     fault::Remedy,
+    harm::{Harm, breakable, inflict},
     health::eventually,
     network::Network,
 };
@@ -43,14 +44,23 @@ impl EtcdCluster {
     /// # Errors
     /// As for [`start`](Self::start).
     pub async fn start_with(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
-        let cluster = Self::launch(version, flags).await?;
-        for member in &cluster.members {
-            member.await_health().await?;
-        }
-        Ok(cluster)
+        Self::launch(version, flags, |recipe| recipe).await
     }
 
-    async fn launch(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
+    /// The same with members that can be [harmed](Self::harm): each has a disk of its own, and may
+    /// mount it.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn breakable(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
+        Self::launch(version, flags, breakable).await
+    }
+
+    async fn launch(
+        version: Version,
+        flags: &[&str],
+        set_up: fn(Recipe) -> Recipe,
+    ) -> Result<Self, ContainerError> {
         let peers = Arc::new(Network::create().await?);
         let peer_url = |index| format!("http://{}:{PEER_PORT}", peers.ip(index));
         let everyone: Vec<_> = (0..MEMBERS).map(|index| format!("m{index}={}", peer_url(index))).collect();
@@ -62,7 +72,7 @@ impl EtcdCluster {
             arguments.push(format!("--initial-cluster={everyone}"));
             arguments.push(format!("--initial-cluster-token={}", peers.name()));
             arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-            let recipe = Recipe { version, port: CLIENT_PORT, secure_port: None, program: "etcd", arguments };
+            let recipe = set_up(Recipe::new(version, CLIENT_PORT, "etcd", arguments));
             let ip = peers.ip(index);
             let peers = &peers;
             async move {
@@ -71,7 +81,11 @@ impl EtcdCluster {
                 Ok::<_, ContainerError>(EtcdServer::new(recipe, container))
             }
         });
-        Ok(Self { members: try_join_all(members).await?, peers })
+        let cluster = Self { members: try_join_all(members).await?, peers };
+        for member in &cluster.members {
+            member.await_health().await?;
+        }
+        Ok(cluster)
     }
 
     /// The member with this number, from 0 to 2.
@@ -137,5 +151,14 @@ impl EtcdCluster {
         member.container().part(&self.peers).await?;
         let (network, ip) = (self.peers.clone(), self.peers.ip(index));
         Ok(member.fault(Remedy::Join { network, ip }))
+    }
+
+    /// Does `harm` to a member of a [breakable](Self::breakable) cluster.
+    ///
+    /// # Errors
+    /// When docker fails, or the member cannot be harmed in this way.
+    pub async fn harm(&self, index: usize, harm: Harm) -> Result<Fault, ContainerError> {
+        let member = self.member(index);
+        Ok(member.fault(inflict(member.container(), &self.peers, harm).await?))
     }
 }

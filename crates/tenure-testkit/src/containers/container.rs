@@ -20,6 +20,7 @@ use testcontainers::{
 use super::{
     ContainerError, Version,
     engine::{engine, engine_failure, expect_image, failure, in_drop, labels, remove_container, unique_name},
+    harm,
     network::Network,
 };
 
@@ -42,6 +43,15 @@ pub(super) struct Recipe {
     pub(super) secure_port: Option<u16>,
     pub(super) program: &'static str,
     pub(super) arguments: Vec<String>,
+    /// Whether it has a disk of its own, and may drop packets.
+    pub(super) breakable: bool,
+}
+
+impl Recipe {
+    /// A server that listens at `port` and keeps its data below `/data`.
+    pub(super) fn new(version: Version, port: u16, program: &'static str, arguments: Vec<String>) -> Self {
+        Self { version, port, secure_port: None, program, arguments, breakable: false }
+    }
 }
 
 /// A container that runs, or ran until a fault. Dropping it removes it, its volume too.
@@ -92,7 +102,7 @@ impl Container {
             .with_container_name(&self.name)
             .with_labels(labels())
             .with_mapped_port(self.port, recipe.port.tcp())
-            .with_host_config_modifier(on_loopback_with_volume);
+            .with_host_config_modifier(host_config(recipe));
         match (self.secure_port, recipe.secure_port) {
             (Some(outside), Some(inside)) => request.with_mapped_port(outside, inside.tcp()),
             _ => request,
@@ -169,6 +179,27 @@ impl Container {
         running.map_err(|error| failure(&self.command("exec"), error))
     }
 
+    /// Runs a script of the shell's beside the server, to its end.
+    pub(super) async fn shell(&self, script: &str) -> Result<(), ContainerError> {
+        let whole = format!("exec 2>&1\n{script}\necho all done");
+        let mut running = self.exec(["sh", "-ec", &whole].into_iter()).await?;
+        let said = running.stdout_to_vec().await.map_err(|error| failure(&self.command("exec"), error))?;
+        let said = String::from_utf8_lossy(&said);
+        match said.trim_end().ends_with("all done") {
+            true => Ok(()),
+            false => {
+                Err(ContainerError::Docker { command: self.command("exec"), message: last_lines(&said) })
+            }
+        }
+    }
+
+    /// Whether the engine says that it runs.
+    pub(super) async fn is_running(&self) -> Result<bool, ContainerError> {
+        let found = engine().await?.inspect_container(&self.name, None).await;
+        let found = found.map_err(|error| engine_failure(&self.command("inspect"), error))?;
+        Ok(found.state.and_then(|state| state.running).unwrap_or(false))
+    }
+
     /// What the server printed last, for an error message.
     pub(super) async fn last_words(&self) -> String {
         let started = match self.started() {
@@ -208,17 +239,25 @@ impl Drop for Container {
 }
 
 /// Testcontainers would publish the port on every address, and could not label the volume.
-fn on_loopback_with_volume(config: &mut HostConfig) {
-    for binding in config.port_bindings.iter_mut().flat_map(|ports| ports.values_mut()).flatten().flatten() {
-        binding.host_ip = Some("127.0.0.1".to_owned());
+fn host_config(recipe: &Recipe) -> impl Fn(&mut HostConfig) + Send + Sync + use<> {
+    let breakable = recipe.breakable;
+    move |config| {
+        let bindings = config.port_bindings.iter_mut().flat_map(|ports| ports.values_mut());
+        for binding in bindings.flatten().flatten() {
+            binding.host_ip = Some("127.0.0.1".to_owned());
+        }
+        // Without a name, so that it goes with the container.
+        let volume = Mount {
+            target: Some(if breakable { harm::DISK } else { "/data" }.to_owned()),
+            typ: Some(MountType::VOLUME),
+            volume_options: Some(MountVolumeOptions { labels: Some(labels()), ..Default::default() }),
+            ..Default::default()
+        };
+        config.mounts = Some(vec![volume]);
+        if breakable {
+            harm::permit(config);
+        }
     }
-    // Without a name, so that it goes with the container.
-    config.mounts = Some(vec![Mount {
-        target: Some("/data".to_owned()),
-        typ: Some(MountType::VOLUME),
-        volume_options: Some(MountVolumeOptions { labels: Some(labels()), ..Default::default() }),
-        ..Default::default()
-    }]);
 }
 
 fn name_and_tag(image: &str) -> (&str, &str) {
@@ -253,13 +292,7 @@ mod tests {
     async fn a_port_that_somebody_took_meanwhile_is_told_and_nothing_is_left() {
         let somebody = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = somebody.local_addr().unwrap().port();
-        let recipe = Recipe {
-            version: Version::Etcd35,
-            port: 2379,
-            secure_port: None,
-            program: "etcd",
-            arguments: Vec::new(),
-        };
+        let recipe = Recipe::new(Version::Etcd35, 2379, "etcd", Vec::new());
 
         let container =
             Container { name: unique_name("server"), port, secure_port: None, started: Mutex::new(None) };

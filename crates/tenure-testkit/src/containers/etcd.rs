@@ -37,7 +37,7 @@ impl EtcdServer {
     pub async fn start_with(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
         let mut arguments = client_flags("single");
         arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-        let recipe = Recipe { version, port: CLIENT_PORT, secure_port: None, program: "etcd", arguments };
+        let recipe = Recipe::new(version, CLIENT_PORT, "etcd", arguments);
         let container = Container::run(&recipe).await?;
         let server = Self::new(recipe, container);
         server.await_health().await?;
@@ -62,8 +62,8 @@ impl EtcdServer {
         }
         let script = format!("{}exec etcd \"$@\"", files.script());
         let arguments = ["-ec".to_owned(), script, "sh".to_owned()].into_iter().chain(arguments).collect();
-        let (port, secure_port) = (CLIENT_PORT, Some(SECURE_PORT));
-        let recipe = Recipe { version, port, secure_port, program: "sh", arguments };
+        let recipe =
+            Recipe { secure_port: Some(SECURE_PORT), ..Recipe::new(version, CLIENT_PORT, "sh", arguments) };
         let container = Container::run(&recipe).await?;
         let server = Self::new(recipe, container);
         server.await_health().await?;

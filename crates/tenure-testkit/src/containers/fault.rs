@@ -22,7 +22,12 @@ pub struct Fault {
 pub(super) enum Remedy {
     Start,
     Unpause,
-    Join { network: Arc<Network>, ip: String },
+    Join {
+        network: Arc<Network>,
+        ip: String,
+    },
+    /// A script that is run beside the server. One that has ended is started instead, which has the same effect.
+    Script(&'static str),
 }
 
 impl Remedy {
@@ -31,6 +36,10 @@ impl Remedy {
             Self::Start => container.start().await,
             Self::Unpause => container.unpause().await,
             Self::Join { network, ip } => container.join(network, ip).await,
+            Self::Script(script) => match container.shell(script).await {
+                Err(_) if !container.is_running().await? => container.start().await,
+                outcome => outcome,
+            },
         }
     }
 }
@@ -51,6 +60,10 @@ impl Fault {
     pub async fn heal(mut self) -> Result<(), ContainerError> {
         if let Some(remedy) = &self.remedy {
             remedy.apply(&self.container).await?;
+            // It may have ended by what was done to it.
+            if !self.container.is_running().await? {
+                self.container.start().await?;
+            }
         }
         self.remedy = None;
         await_health(&self.container, &self.health).await
@@ -71,6 +84,7 @@ impl fmt::Debug for Fault {
             Some(Remedy::Start) => "start",
             Some(Remedy::Unpause) => "unpause",
             Some(Remedy::Join { .. }) => "join",
+            Some(Remedy::Script(script)) => script,
             None => "none",
         };
         f.debug_struct("Fault").field("remedy", &remedy).finish_non_exhaustive()

@@ -41,7 +41,7 @@ impl Network {
     }
 
     fn request(&self) -> NetworkCreateRequest {
-        let range = IpamConfig { subnet: Some(format!("{}.0/24", self.prefix)), ..Default::default() };
+        let range = IpamConfig { subnet: Some(self.subnet()), ..Default::default() };
         NetworkCreateRequest {
             name: self.name.clone(),
             internal: Some(true),
@@ -53,6 +53,10 @@ impl Network {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn subnet(&self) -> String {
+        format!("{}.0/24", self.prefix)
     }
 
     /// The address of the member with this number; the network's own is the first.

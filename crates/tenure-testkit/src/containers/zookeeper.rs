@@ -59,6 +59,11 @@ impl ZookeeperSettings {
         self
     }
 
+    /// Sets what stands in `zoo.cfg` where nothing else was said of it.
+    fn or(self, key: &str, value: &str) -> Self {
+        if self.configuration.iter().any(|(known, _)| known == key) { self } else { self.set(key, value) }
+    }
+
     /// Sets a property of the Java machine's.
     pub fn property(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.properties.push((key.into(), value.into()));
@@ -106,7 +111,7 @@ impl ZookeeperSettings {
     fn recipe(&self, version: Version) -> Recipe {
         let arguments = vec!["-ec".to_owned(), self.script()];
         let secure_port = self.tls.as_ref().map(|_| SECURE_PORT);
-        Recipe { version, port: CLIENT_PORT, secure_port, program: "sh", arguments }
+        Recipe { secure_port, ..Recipe::new(version, CLIENT_PORT, "sh", arguments) }
     }
 }
 

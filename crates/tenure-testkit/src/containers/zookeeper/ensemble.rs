@@ -6,7 +6,11 @@ use futures::future::try_join_all;
 
 use super::{
     super::{
-        ContainerError, Fault, Version, container::Container, fault::Remedy, health::eventually,
+        ContainerError, Fault, Harm, Version,
+        container::{Container, Recipe},
+        fault::Remedy,
+        harm::{breakable, inflict},
+        health::eventually,
         network::Network,
     },
     ZookeeperServer, ZookeeperSettings,
@@ -40,11 +44,28 @@ impl ZookeeperEnsemble {
     /// # Errors
     /// As for [`start`](Self::start).
     pub async fn start_with(version: Version, settings: &ZookeeperSettings) -> Result<Self, ContainerError> {
+        Self::launch(version, settings, |recipe| recipe).await
+    }
+
+    /// The same with members that can be [harmed](Self::harm): each has a disk of its own, and may
+    /// mount it.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn breakable(version: Version, settings: &ZookeeperSettings) -> Result<Self, ContainerError> {
+        Self::launch(version, settings, breakable).await
+    }
+
+    async fn launch(
+        version: Version,
+        settings: &ZookeeperSettings,
+        set_up: fn(Recipe) -> Recipe,
+    ) -> Result<Self, ContainerError> {
         let peers = Arc::new(Network::create().await?);
         let mut shared = settings
             .clone()
-            .set("initLimit", "20")
-            .set("syncLimit", "4")
+            .or("initLimit", "20")
+            .or("syncLimit", "4")
             // The address on the private network comes after the start.
             .set("quorumListenOnAllIPs", "true");
         for index in 0..MEMBERS {
@@ -52,7 +73,7 @@ impl ZookeeperEnsemble {
         }
         let members = (0..MEMBERS).map(|index| {
             let settings = shared.clone().file("/data/zookeeper/myid", index.to_string());
-            let (recipe, ip, peers) = (settings.recipe(version), peers.ip(index), &peers);
+            let (recipe, ip, peers) = (set_up(settings.recipe(version)), peers.ip(index), &peers);
             async move {
                 let container = Container::run(&recipe).await?;
                 container.join(peers, &ip).await?;
@@ -117,5 +138,14 @@ impl ZookeeperEnsemble {
         member.container().part(&self.peers).await?;
         let (network, ip) = (self.peers.clone(), self.peers.ip(index));
         Ok(member.fault(Remedy::Join { network, ip }))
+    }
+
+    /// Does `harm` to a member of a [breakable](Self::breakable) ensemble.
+    ///
+    /// # Errors
+    /// When docker fails, or the member cannot be harmed in this way.
+    pub async fn harm(&self, index: usize, harm: Harm) -> Result<Fault, ContainerError> {
+        let member = self.member(index);
+        Ok(member.fault(inflict(member.container(), &self.peers, harm).await?))
     }
 }
