@@ -6,6 +6,7 @@
 //! lie. While the hosts campaign, lead, resign, crash and sleep, everything that can go wrong on the way is made to.
 
 mod broken;
+mod candidate;
 mod cluster;
 mod etcd;
 mod history;
@@ -16,6 +17,7 @@ mod options;
 mod report;
 mod run;
 mod seeds;
+mod wire;
 mod zookeeper;
 
 use std::process::ExitCode;

@@ -15,9 +15,12 @@ pub(crate) struct Options {
     /// Which store's recipes; both in turn unless one is named
     #[arg(long, value_enum)]
     pub(crate) store: Option<Store>,
-    /// How much simulated time a run has before everything is mended, in seconds
-    #[arg(long, default_value_t = 300)]
-    pub(crate) simulated_seconds: u64,
+    /// The real backend and its client, over a simulated network, in place of the simulated recipes
+    #[arg(long, value_enum, conflicts_with = "store")]
+    pub(crate) client: Option<Client>,
+    /// How much simulated time a run has before everything is mended, in seconds; 300 unless given, with a real client 60
+    #[arg(long)]
+    simulated_seconds: Option<u64>,
     /// How many seeds run at a time, each on a thread of its own; as many as there are processors unless given
     #[arg(long)]
     pub(crate) threads: Option<usize>,
@@ -36,7 +39,26 @@ pub(crate) enum Store {
     Zookeeper,
 }
 
+/// Whose real client is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Client {
+    Etcd,
+}
+
 impl Options {
+    pub(crate) fn simulated_seconds(&self) -> u64 {
+        let usual = if self.client.is_some() { 60 } else { 300 };
+        self.simulated_seconds.unwrap_or(usual)
+    }
+
+    /// What is simulated with this seed.
+    pub(crate) fn what(&self, seed: u64) -> String {
+        match self.client {
+            Some(client) => format!("--client {client:?}").to_lowercase(),
+            None => format!("--store {:?}", self.store_of(seed)).to_lowercase(),
+        }
+    }
+
     pub(crate) fn store_of(&self, seed: u64) -> Store {
         let in_turn = if seed.is_multiple_of(2) { Store::Etcd } else { Store::Zookeeper };
         self.store.unwrap_or(in_turn)

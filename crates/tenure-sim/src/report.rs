@@ -19,6 +19,8 @@ pub(crate) struct Report {
     seconds: f64,
     /// Writes of stale leaders that the fenced register refused.
     refused_stale: u64,
+    /// Requests that fake servers have served, when it is a real client that asks.
+    requests: u64,
     failed_seeds: Vec<u64>,
     #[serde(skip)]
     what: Vec<(u64, Vec<String>)>,
@@ -45,6 +47,7 @@ impl Report {
         self.elections += outcome.elections;
         self.faults += outcome.faults;
         self.refused_stale += outcome.refused;
+        self.requests += outcome.events;
         if !outcome.violations.is_empty() {
             self.violations += outcome.violations.len() as u64;
             self.failed_seeds.push(seed);
@@ -58,10 +61,7 @@ impl Report {
 
     pub(crate) fn print(&self, options: &Options) {
         for (seed, violations) in &self.what {
-            println!(
-                "seed {seed} ({:?}), again with --seeds 1 --first-seed {seed}:",
-                options.store_of(*seed)
-            );
+            println!("seed {seed} ({}), again with --seeds 1 --first-seed {seed}:", options.what(*seed));
             for violation in violations {
                 println!("  {violation}");
             }

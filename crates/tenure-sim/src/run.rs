@@ -3,14 +3,12 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use fastrand::Rng;
-use tenure_core::{
-    CandidateId, Config, Elector, Leadership, LeadershipHandle, OnDisconnect, SimClock, StoreElector,
-    spi::Backend,
-};
+use tenure_core::{CandidateId, Config, Elector, OnDisconnect, SimClock, StoreElector, spi::Backend};
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     broken::Mutant,
+    candidate::{Candidate, Terms},
     cluster::{Cluster, MEMBERS, MOST_LAG},
     etcd::SimEtcd,
     history::History,
@@ -31,6 +29,9 @@ pub(crate) struct Outcome {
     pub(crate) faults: u64,
     pub(crate) refused: u64,
     pub(crate) violations: Vec<String>,
+    /// How many requests a fake server has served, and a digest of which and when.
+    pub(crate) events: u64,
+    pub(crate) digest: u64,
 }
 
 struct Host {
@@ -81,7 +82,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
                 election: format!("e{n}"),
                 random: Rng::with_seed(random.u64(..)),
                 history: history.clone(),
-                long: lasting,
+                terms: if lasting { Terms::Long(Duration::from_secs(90)) } else { Terms::Short },
             };
             candidates.push(tokio::spawn(candidate.stand_for_ever()));
         }
@@ -112,6 +113,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
         faults: faults + cluster.state().cuts + hosts.iter().map(|host| host.line.faults()).sum::<u64>(),
         refused: record.refused,
         violations: record.violations.clone(),
+        ..Outcome::default()
     }
 }
 
@@ -253,134 +255,4 @@ async fn check_leftovers(cluster: &Cluster, history: &History) {
 
 async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(time, future).await.ok()
-}
-
-/// One host in one election.
-struct Candidate {
-    elector: Arc<StoreElector>,
-    clock: SimClock,
-    election: String,
-    random: Rng,
-    history: History,
-    /// Whether many terms are long.
-    long: bool,
-}
-
-impl Candidate {
-    /// Campaigns with more or less patience, and leads in one way or another, until the elector is closed.
-    async fn stand_for_ever(mut self) {
-        loop {
-            let patience = Duration::from_millis(self.random.u64(1..60_000));
-            let tries = self.random.u8(..6) == 0;
-            let pause = Duration::from_millis(self.random.u64(1..400));
-            let campaign = async {
-                if !tries {
-                    return self.elector.campaign(&self.election).await.map(Some);
-                }
-                tokio::time::sleep(pause).await;
-                self.elector.try_campaign(&self.election).await
-            };
-            match tokio::time::timeout(patience, campaign).await {
-                Err(_) | Ok(Ok(None)) => {}
-                Ok(Ok(Some(leadership))) => self.lead(leadership).await,
-                Ok(Err(_closed)) => return,
-            }
-        }
-    }
-
-    async fn lead(&mut self, leadership: Leadership) {
-        let most = match self.long {
-            true if self.random.u8(..3) == 0 => 90_000,
-            false if self.random.u8(..25) == 0 => 20_000,
-            _ => 60,
-        };
-        let length = Duration::from_millis(self.random.u64(1..most));
-        let work = Work {
-            handle: leadership.handle(),
-            clock: self.clock.clone(),
-            election: self.election.clone(),
-            ends: Instant::now() + length,
-            obeys: self.random.bool(),
-            random: Rng::with_seed(self.random.u64(..)),
-            history: self.history.clone(),
-        };
-        let handle = leadership.handle();
-        match self.random.u8(..5) {
-            0 => drop(tokio::time::timeout(length, leadership.run(work.go())).await),
-            1 => {
-                let working = tokio::spawn(async move { handle.run(work.go()).await });
-                tokio::time::sleep(length / 2).await;
-                drop((leadership.resign().await, working.await));
-                return;
-            }
-            2 => {
-                let working = tokio::spawn(async move { handle.run(work.go()).await });
-                tokio::time::sleep(length / 2).await;
-                drop(leadership);
-                if self.random.bool() {
-                    drop(working.await);
-                }
-                return;
-            }
-            3 => {
-                let budget = Duration::from_millis(self.random.u64(1..3_300));
-                drop(leadership.run_with_stop_budget(budget, work.go()).await);
-            }
-            _ => drop(leadership.run(work.go()).await),
-        }
-        if self.random.bool() {
-            let _ = leadership.resign().await;
-        }
-    }
-}
-
-/// A term's work: side effects, one after the other.
-struct Work {
-    handle: LeadershipHandle,
-    clock: SimClock,
-    election: String,
-    ends: Instant,
-    /// Whether it stops when it is told to; otherwise it has to be dropped.
-    obeys: bool,
-    random: Rng,
-    history: History,
-}
-
-impl Work {
-    fn token(&self) -> u64 {
-        self.handle.fencing_token().get()
-    }
-
-    async fn go(mut self) {
-        use tenure_core::Clock as _;
-        self.history.lock().begins(&self.election, self.token());
-        let stop = self.handle.cancellation_token();
-        loop {
-            if self.clock.now() > self.handle.deadline() {
-                self.history.lock().too_late(&self.election, self.token());
-            }
-            if self.handle.ensure().is_ok() {
-                self.history.lock().acts(&self.election, self.token());
-                // On its way it may take as long as it likes; the register knows.
-                let (history, election, token) = (self.history.clone(), self.election.clone(), self.token());
-                let on_its_way = Duration::from_millis(self.random.u64(..20).pow(3));
-                tokio::spawn(async move {
-                    tokio::time::sleep(on_its_way).await;
-                    history.lock().writes(&election, token);
-                });
-            }
-            tokio::time::sleep(Duration::from_millis(self.random.u64(1..120))).await;
-            let over = if stop.is_cancelled() { self.obeys } else { Instant::now() >= self.ends };
-            if over {
-                return;
-            }
-        }
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let token = self.token();
-        self.history.lock().ends(&self.election, token);
-    }
 }

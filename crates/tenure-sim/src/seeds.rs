@@ -8,8 +8,9 @@ use std::{
 
 use crate::{
     broken::Mutant,
-    options::Options,
+    options::{Client, Options},
     run::{Outcome, run},
+    wire,
 };
 
 /// Runs the seeds in order, each on one of the threads, until `seen` has seen enough.
@@ -29,8 +30,12 @@ pub(crate) fn run_seeds(
                     if seed >= end {
                         return;
                     }
-                    let simulated = Duration::from_secs(options.simulated_seconds);
-                    if seen(seed, run(seed, options.store_of(seed), simulated, mutant)) {
+                    let simulated = Duration::from_secs(options.simulated_seconds());
+                    let outcome = match options.client {
+                        Some(Client::Etcd) => wire::run(seed, simulated, mutant),
+                        None => run(seed, options.store_of(seed), simulated, mutant),
+                    };
+                    if seen(seed, outcome) {
                         next.store(end, Relaxed);
                     }
                 }

@@ -1,0 +1,23 @@
+//! What etcd says when it refuses, in its words: the client's code reads them.
+
+use tonic::Status;
+
+pub(super) fn lease_not_found() -> Status {
+    Status::not_found("etcdserver: requested lease not found")
+}
+
+pub(super) fn compacted() -> Status {
+    Status::out_of_range("etcdserver: mvcc: required revision has been compacted")
+}
+
+pub(super) fn no_leader() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}
+
+pub(super) fn leader_changed() -> Status {
+    Status::unavailable("etcdserver: leader changed")
+}
+
+pub(super) fn timed_out() -> Status {
+    Status::unavailable("etcdserver: request timed out")
+}
