@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use tenure::{Config, Elector};
 use tenure_testkit::{
-    containers::{EtcdCluster, Version},
+    containers::{EtcdCluster, Harm, Version},
     suite::{until, within},
 };
+use tokio::time::Instant;
 
 async fn cluster() -> EtcdCluster {
     EtcdCluster::start(Version::Etcd35).await.unwrap_or_else(|error| panic!("{error}"))
@@ -16,6 +17,10 @@ async fn cluster() -> EtcdCluster {
 async fn connect(cluster: &EtcdCluster, first: usize, ttl: u64) -> Arc<dyn Elector> {
     let mut endpoints = cluster.endpoints();
     endpoints.rotate_left(first);
+    connect_to(&endpoints, ttl).await
+}
+
+async fn connect_to(endpoints: &[String], ttl: u64) -> Arc<dyn Elector> {
     let config = Config::new().with_ttl(Duration::from_secs(ttl));
     tenure::connect_with(&format!("etcd://{}/acme", endpoints.join(",")), config).await.unwrap()
 }
@@ -97,6 +102,46 @@ async fn cluster_member_that_is_cut_off_holds_nobody_up() {
         assert!(second.is_leader());
         second.resign().await.unwrap();
         fault.heal().await.unwrap();
+        a.close().await;
+        b.close().await;
+    }
+}
+
+/// Hazard E14: the disk of the etcd leader stalls, which goes on answering keepalives while the others elect
+/// anew and let the lease expire; the candidate that speaks to it alone stops before the next one leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_leader_with_a_stalled_disk_keeps_no_second_leader() {
+    let cluster =
+        EtcdCluster::breakable(Version::Etcd35, &[]).await.unwrap_or_else(|error| panic!("{error}"));
+    for _ in 0..2 {
+        let leader = cluster.leader().await.unwrap();
+        let (mut others, stalled) = (cluster.endpoints(), cluster.endpoints().remove(leader));
+        others.remove(leader);
+        let (a, b) = (connect_to(&[stalled], 5).await, connect_to(&others, 5).await);
+        let first = within("leading", a.campaign("e")).await.unwrap();
+        let deadline = first.deadline();
+        until("a heartbeat was confirmed", async || first.deadline() > deadline).await;
+        let next = tokio::spawn({
+            let b = Arc::clone(&b);
+            async move { b.campaign("e").await.map(|leadership| (Instant::now(), leadership)) }
+        });
+        until("it waits", async || b.candidates("e").await.unwrap().len() == 2).await;
+        let fault = cluster.harm(leader, Harm::StallDisk).await.unwrap();
+        // A stall shows when something is to be written.
+        let busy = cluster.member((leader + 1) % 3).admin().clone();
+        let writer = tokio::spawn(async move {
+            loop {
+                let _ = busy.put("/elsewhere", "busy").await;
+            }
+        });
+        let reason = within("the loss", first.lost()).await;
+        let stopped = Instant::now();
+        let (won, second) = within("the next leader", next).await.unwrap().unwrap();
+        assert!(stopped < won, "{reason}: the next one led {:?} before", stopped - won);
+        assert!(!first.is_leader() && second.fencing_token() > first.fencing_token());
+        writer.abort();
+        fault.heal().await.unwrap();
+        drop((first, second));
         a.close().await;
         b.close().await;
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tenure::{Config, Elector};
 use tenure_testkit::{
-    containers::{Version, ZookeeperEnsemble},
+    containers::{Version, ZookeeperEnsemble, ZookeeperSettings},
     suite::{until, within},
 };
 use tenure_tests::Relay;
@@ -73,14 +73,17 @@ async fn ensemble_that_cuts_a_follower_off_never_has_two_leaders() {
     }
 }
 
-/// The ensemble's leader is killed; a leadership with a TTL of 10 s is kept, whichever server it was
-/// connected to, and a waiting candidate still gets its turn.
+/// The ensemble's leader is frozen, then killed; a leadership with a TTL of 5 s is kept, whichever server it was
+/// connected to, and a waiting candidate still gets its turn. (The followers notice a frozen leader after two
+/// ticks of half a second: no session outlasts an ensemble that takes longer than the session's timeout.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ensemble_whose_leader_is_killed_keeps_its_leaderships() {
-    let ensemble = ensemble().await;
-    for _ in 0..3 {
+async fn ensemble_whose_leader_is_frozen_or_killed_keeps_its_leaderships() {
+    let settings = ZookeeperSettings::default().set("syncLimit", "2");
+    let ensemble = ZookeeperEnsemble::start_with(Version::Zookeeper39, &settings).await.unwrap();
+    let url = format!("zookeeper://{}/acme?ttl=5s&tick=500ms", ensemble.endpoints().join(","));
+    for freeze in [true, false, true, false] {
         let leader = ensemble.leader().await.unwrap();
-        let (a, b) = (connect(&ensemble.endpoints(), 10).await, connect(&ensemble.endpoints(), 10).await);
+        let (a, b) = (tenure::connect(&url).await.unwrap(), tenure::connect(&url).await.unwrap());
         let first = within("leading", a.campaign("e")).await.unwrap();
         let next = tokio::spawn({
             let b = Arc::clone(&b);
@@ -89,18 +92,22 @@ async fn ensemble_whose_leader_is_killed_keeps_its_leaderships() {
         until("it waits", async || b.candidates("e").await.unwrap().len() == 2).await;
         let deadline = first.deadline();
         until("a heartbeat was confirmed", async || first.deadline() > deadline).await;
-        let killed = ensemble.member(leader).kill().await.unwrap();
+        let member = ensemble.member(leader);
+        let fault = if freeze { member.pause().await } else { member.kill().await }.unwrap();
         ensemble.successor_of(leader).await.unwrap();
-        let deadline = first.deadline();
-        until("a heartbeat was confirmed", async || first.deadline() > deadline || !first.is_leader()).await;
-        assert!(first.is_leader(), "{:?}", first.loss());
+        for _ in 0..3 {
+            let deadline = first.deadline();
+            until("a heartbeat was confirmed", async || first.deadline() > deadline || !first.is_leader())
+                .await;
+            assert!(first.is_leader(), "frozen: {freeze}; {:?}; {:?}", first.loss(), a.status());
+        }
         first.resign().await.unwrap();
         let second = within("the hand-over", next).await.unwrap().unwrap();
         assert!(second.is_leader());
         second.resign().await.unwrap();
         a.close().await;
         b.close().await;
-        killed.heal().await.unwrap();
+        fault.heal().await.unwrap();
     }
 }
 

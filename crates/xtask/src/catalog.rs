@@ -36,7 +36,7 @@ pub(crate) static ETCD_3_4: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_ETCD_3_4",
     shared_variable: "TENURE_TEST_ETCD_3_4",
     suite: "bookworm",
-    packages: &["etcd-server", "etcd-client"],
+    packages: ETCD_PACKAGES,
     needs: ETCD_NEEDS,
     server: ETCD,
 };
@@ -46,7 +46,7 @@ pub(crate) static ETCD_3_5: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_ETCD_3_5",
     shared_variable: "TENURE_TEST_ETCD_3_5",
     suite: "trixie",
-    packages: &["etcd-server", "etcd-client"],
+    packages: ETCD_PACKAGES,
     needs: ETCD_NEEDS,
     server: ETCD,
 };
@@ -68,7 +68,7 @@ pub(crate) static ZOOKEEPER_3_9: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
     shared_variable: "TENURE_TEST_ZOOKEEPER_3_9",
     suite: "trixie",
-    packages: &["libzookeeper-java", "openjdk-21-jre-headless", "python3-kazoo"],
+    packages: &["libzookeeper-java", "openjdk-21-jre-headless", "python3-kazoo", "e2fsprogs", "iptables"],
     needs: ZOOKEEPER_NEEDS,
     server: ZOOKEEPER,
 };
@@ -92,7 +92,10 @@ pub(crate) static POSTGRES_15: Image = Image {
 /// Every image that the tests use. The testkit's `Version` knows the stores' by the same names.
 pub(crate) static IMAGES: [&Image; 5] = [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15];
 
-const ETCD_NEEDS: &str = "`etcd` and `etcdctl` in its PATH";
+/// The server, and what breaks its disk and drops its packets.
+const ETCD_PACKAGES: &[&str] = &["etcd-server", "etcd-client", "e2fsprogs", "iptables"];
+
+const ETCD_NEEDS: &str = "`etcd`, `etcdctl`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH";
 
 const ETCD: Server = Server {
     port: 2379,
@@ -107,8 +110,8 @@ const ETCD: Server = Server {
     address: ("", ""),
 };
 
-const ZOOKEEPER_NEEDS: &str =
-    "`java`, `bash`, Python's kazoo, and ZooKeeper's jars (for 3.8 Curator's too) under /usr/share/java";
+const ZOOKEEPER_NEEDS: &str = "`java`, `bash`, Python's kazoo, and ZooKeeper's jars (for 3.8 Curator's too) under /usr/share/java; \
+     for 3.9 `mkfs.ext4`, `mount`, `fsfreeze` and `iptables`";
 
 const ZOOKEEPER: Server = Server {
     port: 2181,

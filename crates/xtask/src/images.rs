@@ -21,6 +21,9 @@ use crate::{
 const PULL: Duration = Duration::from_secs(60);
 const BUILD: Duration = Duration::from_secs(300);
 
+/// The label that says of which packages an image was made.
+const PACKAGES: &str = "tenure-test-packages";
+
 /// Makes sure of Docker, and then of all images.
 ///
 /// # Errors
@@ -30,7 +33,7 @@ pub(crate) fn ensure_with_tools() -> Result<()> {
     ensure(&IMAGES)
 }
 
-/// Makes those of the images that are missing.
+/// Makes those of the images that are missing, or were made of other packages.
 ///
 /// # Errors
 /// When one cannot be made here.
@@ -51,9 +54,13 @@ pub(crate) fn ensure(images: &[&Image]) -> Result<()> {
 
 fn ensure_one(image: &Image) -> Result<()> {
     let tag = image.tag();
-    if docker(["image", "inspect", &tag]).is_ok() {
-        say(format!("image {tag} is there"));
-        return Ok(());
+    match docker(["image", "inspect", &format!("--format={{{{index .Config.Labels {PACKAGES:?}}}}}"), &tag]) {
+        Ok(packages) if image.is_overridden() || packages == image.packages.join(" ") => {
+            say(format!("image {tag} is there"));
+            return Ok(());
+        }
+        Ok(_) => say(format!("image {tag} is there, but of other packages: it is made anew")),
+        Err(_) => {}
     }
     let start = Instant::now();
     make(image).with_context(|| {
@@ -88,10 +95,10 @@ fn build_on_pulled_base(image: &Image) -> Result<()> {
     if docker(["image", "inspect", &base]).is_err() {
         output_within(&mut command("docker", ["pull", "--quiet", &base]), PULL)?;
     }
+    let packages = image.packages.join(" ");
     let recipe = format!(
-        "FROM {base}\nRUN apt-get update && \
-         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {} && rm -rf /var/lib/apt/lists\n",
-        image.packages.join(" ")
+        "FROM {base}\nLABEL {PACKAGES}={packages:?}\nRUN apt-get update && \
+         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {packages} && rm -rf /var/lib/apt/lists\n"
     );
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("Dockerfile");
@@ -120,13 +127,15 @@ fn bootstrap(image: &Image) -> Result<()> {
     let mut tar = command("tar", ["--create", "--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists"]);
     tar.args(["--exclude=./proc/*", "--exclude=./usr/share/doc", "--exclude=./usr/share/locale"]);
     tar.arg("--directory").arg(&root).arg(".");
-    import(&mut tar, &image.tag())
+    import(&mut tar, image)
 }
 
-fn import(tar: &mut Command, tag: &str) -> Result<()> {
+fn import(tar: &mut Command, image: &Image) -> Result<()> {
     let mut tar = tar.stdout(Stdio::piped()).spawn().context("cannot run tar")?;
     let archive = tar.stdout.take().context("tar's output was piped")?;
-    let imported = run(command("docker", ["import", "-", tag]).stdin(archive).stdout(Stdio::null()));
+    let label = format!("--change=LABEL {PACKAGES}={:?}", image.packages.join(" "));
+    let mut import = command("docker", ["import", &label, "-", &image.tag()]);
+    let imported = run(import.stdin(archive).stdout(Stdio::null()));
     let packed = tar.wait()?;
     imported?;
     ensure!(packed.success(), "tar failed ({packed})");

@@ -1,12 +1,15 @@
 //! The project's chores. `cargo xtask --help` lists them.
 
 mod apt;
+mod breakable;
 mod catalog;
+mod chaos;
 mod check;
 mod demo;
 mod docker;
 mod images;
 mod metadata;
+mod races;
 mod servers;
 mod shell;
 mod sim;
@@ -34,10 +37,16 @@ enum Chore {
     Check,
     /// Runs the billing demo over several seeds and fails on any violation
     Demo(demo::Options),
+    /// Runs the engine's threads and tasks in every order, or in many, and looks for races
+    Races(races::Options),
     /// Runs the engine over simulated clusters, and looks for two leaders
     Sim(sim::Options),
     /// Breaks each of the engine's rules in turn, and looks whether the simulation notices
     Mutants(sim::Options),
+    /// Breaks a real cluster and the candidates on it, and looks for two leaders
+    Chaos(chaos::Options),
+    /// Tries every known killer on real clusters, whole and with the rule broken that it is about
+    Trials(chaos::TrialOptions),
 }
 
 fn main() -> ExitCode {
@@ -46,8 +55,11 @@ fn main() -> ExitCode {
         Chore::Images => images::ensure_with_tools(),
         Chore::Check => check::run_all(),
         Chore::Demo(options) => demo::run_seeds(&options),
+        Chore::Races(options) => races::check(&options),
         Chore::Sim(options) => sim::simulate(&options),
         Chore::Mutants(options) => sim::mutants(&options),
+        Chore::Chaos(options) => chaos::chaos(&options),
+        Chore::Trials(options) => chaos::trials(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -84,6 +84,8 @@ pub(crate) fn remove_leftovers() {
                 continue;
             }
             say(format!("removing {id}, left behind by process {owner}"));
+            // What waits for a disk that was stalled cannot be killed.
+            let _ = docker(["exec", id, "fsfreeze", "-u", "/data"]);
             if let Err(error) = docker(remove.iter().copied().chain([id])) {
                 say(format!("  it stays: {error:#}"));
             }

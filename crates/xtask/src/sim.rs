@@ -1,11 +1,12 @@
 //! `cargo xtask sim` and `cargo xtask mutants`: the engine over simulated clusters, whole and broken.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::Args;
 
-use crate::shell::{cargo, command, run};
+use crate::{
+    breakable,
+    shell::{command, run},
+};
 
 /// What to run; the rest is passed on to `tenure-sim`.
 #[derive(Args)]
@@ -43,14 +44,8 @@ pub(crate) fn mutants(options: &Options) -> Result<()> {
     start(options, options.seeds.or(Some(MUTANT_SEEDS)), &["--mutants"])
 }
 
-/// Builds apart from everything else: tokio's own lots are drawn from the seed, and rules can be broken.
 fn start(options: &Options, seeds: Option<u64>, flags: &[&str]) -> Result<()> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    let target = std::path::absolute(target)?.join("sim");
-    let mut build = cargo(["build", "--release", "--package", "tenure-sim"]);
-    build.env("RUSTFLAGS", "--cfg tokio_unstable --cfg tenure_mutants").env("CARGO_TARGET_DIR", &target);
-    run(&mut build)?;
-    let mut sim = command(&target.join("release").join("tenure-sim").to_string_lossy(), flags);
+    let mut sim = command(&breakable::build("tenure-sim")?.to_string_lossy(), flags);
     for (flag, value) in [("seeds", seeds), ("first-seed", options.first_seed)] {
         sim.args(value.map(|value| format!("--{flag}={value}")));
     }

@@ -1,0 +1,21 @@
+//! Programs in which rules can be broken.
+
+use std::{env, path::PathBuf};
+
+use anyhow::Result;
+
+use crate::shell::{cargo, run};
+
+/// Builds a program apart from everything else, and tells where it is: rules can be broken in it, and tokio's own
+/// lots are drawn from a seed where one is given.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn build(package: &str) -> Result<PathBuf> {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let target = std::path::absolute(target)?.join("sim");
+    let mut build = cargo(["build", "--release", "--package", package]);
+    build.env("RUSTFLAGS", "--cfg tokio_unstable --cfg tenure_mutants").env("CARGO_TARGET_DIR", &target);
+    run(&mut build)?;
+    Ok(target.join("release").join(package))
+}
