@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tenure::{Config, Elector, Leadership, LossReason};
+use tenure::{Config, Elector, Leadership};
 use tenure_testkit::history::{Event, What};
 use tokio::signal::unix;
 
@@ -139,14 +139,13 @@ impl Candidacy {
         if worked.is_ok() && leadership.is_leader() {
             saw(&self.election, token, now(), What::Resigns);
         }
-        let reason = leadership.loss();
+        let over_since = term.over_since();
         match fastrand::u8(..3) {
             0 => drop(leadership),
             // Whether it was confirmed, or lost meanwhile, is seen in the history.
             _ => drop(leadership.resign().await),
         }
-        let by_deadline = reason == Some(LossReason::Deadline);
-        saw(&self.election, token, now(), What::Ends { valid_until: term.last_yes(), by_deadline });
+        saw(&self.election, token, now(), What::Ends { valid_until: term.last_yes(), over_since });
     }
 }
 

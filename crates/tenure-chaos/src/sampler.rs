@@ -27,13 +27,21 @@ pub(crate) struct Term {
     handle: LeadershipHandle,
     last_yes: AtomicU64,
     deadline: AtomicU64,
-    last_no: AtomicU64,
+    first_no: AtomicU64,
 }
 
 impl Term {
     /// When a check said yes for the last time.
     pub(crate) fn last_yes(&self) -> u64 {
         self.last_yes.load(Relaxed)
+    }
+
+    /// When a check said no for the first time, or now if none has.
+    pub(crate) fn over_since(&self) -> u64 {
+        match self.first_no.load(Relaxed) {
+            0 => now(),
+            first => first,
+        }
     }
 
     fn event(&self, at: u64, what: What) -> Event {
@@ -46,7 +54,7 @@ impl Term {
         let at = now();
         if self.handle.is_leader() {
             self.last_yes.store(at, Relaxed);
-            let ended = self.last_no.load(Relaxed) > 0;
+            let ended = self.first_no.load(Relaxed) > 0;
             let deadline = self.handle.deadline().as_nanos();
             if deadline > self.deadline.swap(deadline, Relaxed) {
                 tell(self.event(at, What::Renewed { deadline }));
@@ -56,7 +64,7 @@ impl Term {
             }
             return true;
         }
-        let first = match self.last_no.compare_exchange(0, at, Relaxed, Relaxed) {
+        let first = match self.first_no.compare_exchange(0, at, Relaxed, Relaxed) {
             Ok(_) => at,
             Err(first) => first,
         };
@@ -94,7 +102,7 @@ impl Sampler {
             handle,
             last_yes: AtomicU64::new(at),
             deadline: AtomicU64::new(deadline),
-            last_no: AtomicU64::new(0),
+            first_no: AtomicU64::new(0),
         });
         let leads = term.event(at, What::Leads { deadline });
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&term));

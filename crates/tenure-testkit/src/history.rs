@@ -60,8 +60,8 @@ pub enum What {
     Ends {
         /// When a check said yes for the last time.
         valid_until: u64,
-        /// Whether it is over because its deadline came, rather than because the store or the candidate said so.
-        by_deadline: bool,
+        /// When a check said no for the first time. Before its deadline: its successor need not wait for that.
+        over_since: u64,
     },
     /// The register took a write.
     Accepted,
@@ -161,9 +161,9 @@ fn terms(election: &str, events: &[&Event], verdict: &mut Verdict) -> Vec<Term> 
             What::Renewed { deadline } => term.deadline = term.deadline.max(deadline),
             What::Valid | What::Worked => term.seen = term.seen.max(event.at),
             What::Resigns => term.told = true,
-            What::Ends { valid_until, by_deadline } => {
+            What::Ends { valid_until, over_since } => {
                 term.seen = term.seen.max(valid_until);
-                term.told |= !by_deadline;
+                term.told |= over_since < term.deadline;
             }
             _ => {}
         }
@@ -251,7 +251,7 @@ mod tests {
         let verdict = check(&[
             leads(10, 1, 50),
             event(30, 1, What::Resigns),
-            event(35, 1, What::Ends { valid_until: 29, by_deadline: false }),
+            event(35, 1, What::Ends { valid_until: 29, over_since: 30 }),
             leads(34, 2, 90),
             event(40, 2, What::Renewed { deadline: 95 }),
             leads(100, 3, 150),
@@ -265,6 +265,14 @@ mod tests {
         let verdict =
             check(&[leads(10, 1, 50), event(20, 1, What::Renewed { deadline: 60 }), leads(55, 2, 90)]);
         assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(5)));
+    }
+
+    /// Work is told to stop before the deadline, and the entry is left as soon as it has stopped.
+    #[test]
+    fn who_was_told_before_its_deadline_leads_no_longer_than_that() {
+        let ends = |over_since| event(45, 1, What::Ends { valid_until: 30, over_since });
+        let of = |over_since| check(&[leads(10, 1, 50), leads(40, 2, 90), ends(over_since)]).max_overlap;
+        assert_eq!((of(31), of(50)), (Some(-10), Some(10)));
     }
 
     #[test]

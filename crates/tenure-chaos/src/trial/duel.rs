@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use tenure::{Config, Elector, Leadership, LossReason};
+use tenure::{Config, Elector, Leadership};
 use tenure_testkit::history::{Event, What};
 use tokio::{
     task::JoinHandle,
@@ -68,14 +68,14 @@ impl Stand {
             };
             stand.record.take(0, Line::Saw(leads));
             sleep(AFTERWARDS).await;
-            stand.over(&leadership, &term, false);
+            stand.over(&leadership, &term);
             Ok(at)
         })
     }
 
-    /// Writes down that a leadership is over, by its deadline or by resigning now.
-    pub(super) fn over(&self, leadership: &Leadership, term: &Term, by_deadline: bool) {
-        let what = What::Ends { valid_until: term.last_yes(), by_deadline };
+    /// Writes down that a leadership is over, or ends now.
+    pub(super) fn over(&self, leadership: &Leadership, term: &Term) {
+        let what = What::Ends { valid_until: term.last_yes(), over_since: term.over_since() };
         let (election, token) = (leadership.election().to_string(), leadership.fencing_token().get());
         self.record.take(0, Line::Saw(Event { at: now(), election, token, what }));
     }
@@ -127,8 +127,7 @@ impl Duel {
             Ok(won) => Some(won??),
             Err(_) => None,
         };
-        let lost = timeout(Duration::ZERO, leadership.lost()).await.ok();
-        stand.over(&leadership, &term, lost == Some(LossReason::Deadline));
+        stand.over(&leadership, &term);
         mend();
         drop(leadership);
         for elector in [first, second] {
