@@ -55,6 +55,7 @@ async fn stand(options: &CandidateOptions) -> Result<()> {
     let config = Config::new().with_ttl(options.ttl).with_id(id);
     let elector = tenure::connect_with(&options.url, config).await?;
     let mut told_to_end = unix::signal(unix::SignalKind::terminate())?;
+    tokio::spawn(tell_status_when_asked(options.id.clone(), Arc::clone(&elector)));
     let sampler = Sampler::start(|event| say(&Line::Saw(event)));
     let ending = Arc::new(AtomicBool::new(false));
     let elections = match &options.hold {
@@ -85,6 +86,14 @@ async fn stand(options: &CandidateOptions) -> Result<()> {
         candidacy.await?;
     }
     Ok(())
+}
+
+/// The rig asks with a signal how a candidate sees things that is stuck.
+async fn tell_status_when_asked(id: String, elector: Arc<dyn Elector>) {
+    let Ok(mut asked) = unix::signal(unix::SignalKind::user_defined1()) else { return };
+    while asked.recv().await.is_some() {
+        eprintln!("{id}: {:?}", elector.status());
+    }
 }
 
 /// Ends this process when the rig is gone: nobody holds the other end of the standard input any more.

@@ -34,19 +34,35 @@ async fn disturb(options: &Options) -> Result<Report> {
     let began = Instant::now();
     let cluster = Cluster::start(options.store).await?;
     let record = Record::default();
-    let candidates = Candidates::start(&cluster, options.ttl, &record).await?;
     let mut report = Report::new(options);
-    let mut lots = fastrand::Rng::with_seed(options.seed);
-    let mut left = options.faults;
-    settle::settle(&cluster, &record, options, &mut report).await?;
-    while left > 0 {
-        let round = left.min(ROUND);
-        left -= round;
-        lane::break_things(&cluster, &candidates, &mut lots, round, options, &mut report).await?;
-        settle::settle(&cluster, &record, options, &mut report).await?;
+    let over = go_through_rounds(&cluster, &record, options, &mut report).await;
+    // Whatever stopped the run: what was seen before counts.
+    if let Err(error) = over {
+        report.broke_off(&error);
     }
-    settle::end(&cluster, candidates, options, &mut report).await?;
     report.judge(&record, began.elapsed());
     report.keep_history(&record, options)?;
     Ok(report)
+}
+
+async fn go_through_rounds(
+    cluster: &Cluster,
+    record: &Record,
+    options: &Options,
+    report: &mut Report,
+) -> Result<()> {
+    let candidates = Candidates::start(cluster, options.ttl, record).await?;
+    let mut lots = fastrand::Rng::with_seed(options.seed);
+    let mut left = options.faults;
+    settle::settle(cluster, &candidates, record, options, report).await?;
+    while left > 0 {
+        let round = left.min(ROUND);
+        left -= round;
+        lane::break_things(cluster, &candidates, &mut lots, round, options, report).await?;
+        settle::settle(cluster, &candidates, record, options, report).await?;
+        if left > 0 {
+            println!("{left} faults to come");
+        }
+    }
+    settle::end(cluster, candidates, options, report).await
 }

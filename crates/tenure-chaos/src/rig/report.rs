@@ -31,6 +31,8 @@ pub(crate) struct Report {
     writes_refused: u64,
     elected_too_late: u64,
     slowest_leader_ms: u64,
+    /// Servers that did not serve again by themselves after all was mended.
+    servers_restarted: u64,
     seconds: f64,
     #[serde(skip)]
     by_kind: BTreeMap<Kind, BTreeMap<Target, u64>>,
@@ -56,6 +58,7 @@ impl Report {
             writes_refused: 0,
             elected_too_late: 0,
             slowest_leader_ms: 0,
+            servers_restarted: 0,
             seconds: 0.0,
             by_kind: BTreeMap::new(),
             wrong: Vec::new(),
@@ -82,6 +85,17 @@ impl Report {
     pub(crate) fn leaked(&mut self, what: String, count: usize) {
         self.leaks += count as u64;
         self.wrong(format!("L2: {what}"));
+    }
+
+    /// A server had to be started again.
+    pub(crate) fn restarted(&mut self, what: &str) {
+        println!("after {} faults: {what}", self.faults);
+        self.servers_restarted += 1;
+    }
+
+    /// The run could not go on.
+    pub(crate) fn broke_off(&mut self, error: &anyhow::Error) {
+        self.wrong(format!("the run broke off: {error:#}"));
     }
 
     fn wrong(&mut self, what: String) {

@@ -1,10 +1,11 @@
 //! Everything is mended: somebody leads soon, everybody leads in turn, and nothing is left that should not be.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use tenure::{BootClock, Clock as _};
+use tenure_testkit::containers::Harm;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -22,8 +23,11 @@ use crate::{
 const EXPIRY: Duration = Duration::from_secs(1);
 /// What two busy cores may add.
 const SLACK: Duration = Duration::from_secs(5);
-/// How long the servers may take to serve again; that is no affair of ours.
-const SERVERS: Duration = Duration::from_secs(60);
+/// How long a server may take to serve again before it is started again, as its operator would; that is no
+/// affair of ours.
+const RECOVERY: Duration = Duration::from_secs(20);
+/// How long that may take.
+const SERVERS: Duration = Duration::from_secs(90);
 const PACE: Duration = Duration::from_millis(20);
 
 /// Waits until a condition holds; how long that took, or `None` when it took longer than `limit`.
@@ -41,20 +45,31 @@ async fn until(limit: Duration, condition: impl Fn() -> bool) -> Option<Duration
 /// Checks L1 and L2 while nothing is broken.
 pub(crate) async fn settle(
     cluster: &Cluster,
+    candidates: &Candidates,
     record: &Record,
     options: &Options,
     report: &mut Report,
 ) -> Result<()> {
-    let patience = Instant::now() + SERVERS;
+    let began = Instant::now();
+    let mut started_again = BTreeSet::new();
     loop {
         let health = cluster.health().await;
         if health.iter().all(Result::is_ok) {
             break;
         }
         ensure!(
-            Instant::now() < patience,
+            began.elapsed() < SERVERS,
             "{SERVERS:?} after all was mended, not all servers serve: {health:?}"
         );
+        if began.elapsed() > RECOVERY {
+            for (member, health) in health.iter().enumerate() {
+                let Err(error) = health else { continue };
+                if started_again.insert(member) {
+                    report.restarted(&format!("server {member} is started again: {error:#}"));
+                    cluster.harm(member, Harm::Kill).await?.heal().await?;
+                }
+            }
+        }
         sleep(PACE).await;
     }
     let since = BootClock.now().as_nanos();
@@ -72,7 +87,9 @@ pub(crate) async fn settle(
         // Those before it may lead first, and the session of one that was killed may have to end.
         let turn = || record.last_led(place, election) > since;
         if until(limit + options.ttl, turn).await.is_none() {
-            report.stuck(format!("the candidate at place {place} leads {election} no more"));
+            let entries = cluster.entries(election).await;
+            report.stuck(format!("the candidate at place {place} leads {election} no more: {entries:?}"));
+            candidates.signal(place, Signal::USR1)?;
         }
     }
     look_for_strays(cluster, options, report).await
