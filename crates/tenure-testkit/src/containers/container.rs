@@ -3,6 +3,7 @@
 use std::{
     net::TcpListener,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use testcontainers::{
@@ -191,6 +192,19 @@ impl Container {
                 Err(ContainerError::Docker { command: self.command("exec"), message: last_lines(&said) })
             }
         }
+    }
+
+    /// The same, for a script of which the server may end: whether it still runs.
+    pub(super) async fn shell_while_running(&self, script: &str) -> Result<bool, ContainerError> {
+        let Err(error) = self.shell(script).await else { return Ok(true) };
+        // The script ends with the server, and the engine knows of it a little later.
+        for _ in 0..30 {
+            if !self.is_running().await? {
+                return Ok(false);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(error)
     }
 
     /// Whether the engine says that it runs.

@@ -36,9 +36,9 @@ impl Remedy {
             Self::Start => container.start().await,
             Self::Unpause => container.unpause().await,
             Self::Join { network, ip } => container.join(network, ip).await,
-            Self::Script(script) => match container.shell(script).await {
-                Err(_) if !container.is_running().await? => container.start().await,
-                outcome => outcome,
+            Self::Script(script) => match container.shell_while_running(script).await? {
+                true => Ok(()),
+                false => container.start().await,
             },
         }
     }

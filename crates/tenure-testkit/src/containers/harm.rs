@@ -138,12 +138,10 @@ pub(super) async fn inflict(
             (dropping(Way::Both, |_| lots.clone()), FLUSH)
         }
     };
-    match container.shell(&script).await {
-        // It has ended by that.
-        Err(_) if !container.is_running().await? => {}
-        outcome => outcome?,
-    }
-    Ok(Remedy::Script(remedy))
+    Ok(match container.shell_while_running(&script).await? {
+        true => Remedy::Script(remedy),
+        false => Remedy::Start,
+    })
 }
 
 const FLUSH: &str = "iptables --flush";
