@@ -1,9 +1,10 @@
 //! The protocol: what can happen in a state, and what comes of it.
 //!
 //! What only loses time is left out where it makes nothing worse: an entry is made, a session is opened and a
-//! confirming read is answered in one step, for a later answer leaves less of the window. What is
-//! left apart are the steps between which something can come: a heartbeat and its answer, an answer and its
-//! confirmation, a check and the write after it, the end of a term, of its work, and of its entry.
+//! confirming read is answered in one step, and etcd takes a keepalive as soon as it is sent, for later would leave
+//! less of the window. What is left apart are the steps between which something can come: a heartbeat and its
+//! answer, an answer and its confirmation, a check and the write after it, the end of a term, of its work, and of
+//! its entry.
 
 use stateright::{Model, Property};
 
@@ -35,8 +36,7 @@ pub(crate) enum Step {
     /// Closes the session in the store.
     Close(usize),
     Resign(usize),
-    WorkStops(usize),
-    /// Removes its entry.
+    /// Removes its entry: its work has stopped.
     Leave(usize),
     /// Asks whether it leads, to write next.
     Check(usize),
@@ -101,10 +101,6 @@ impl Protocol {
             return state.entry_before(entry) != candidate.predecessor || state.first_entry() == entry;
         }
         state.first_entry() == entry
-    }
-
-    fn can_leave(&self, candidate: &Candidate, rule: Rule) -> bool {
-        candidate.phase == Phase::Leaving || (candidate.phase == Phase::Stopping && self.is_broken(rule))
     }
 
     /// Moves a deadline for a heartbeat sent `age` ticks ago, now that it is confirmed.
@@ -204,9 +200,6 @@ impl Protocol {
             Beat::None => Beat::None,
             Beat::Asked(sent) => asked(sent).map_or(Beat::None, Beat::Asked),
             Beat::Answered(sent) => asked(sent).map_or(Beat::None, Beat::Answered),
-            Beat::Reading { age, old_term } => {
-                older(age).map_or(Beat::None, |age| Beat::Reading { age, old_term })
-            }
         };
         let gap = true;
         candidate.unconfirmed =
@@ -223,8 +216,16 @@ impl Protocol {
         candidate.beat = Beat::Asked(Asked { age: 0, mark });
     }
 
+    /// The heartbeat that the store takes.
+    fn asked(candidate: &Candidate) -> Asked {
+        match candidate.beat {
+            Beat::Asked(sent) => sent,
+            _ => Asked { age: 0, mark: false },
+        }
+    }
+
     fn take_heartbeat(&self, candidate: &mut Candidate) {
-        let Beat::Asked(sent) = candidate.beat else { return };
+        let sent = Self::asked(candidate);
         if candidate.session.at_follower {
             candidate.session.touched = true;
         } else {
@@ -234,7 +235,7 @@ impl Protocol {
     }
 
     fn take_astray(&self, candidate: &mut Candidate) {
-        let Beat::Asked(sent) = candidate.beat else { return };
+        let sent = Self::asked(candidate);
         // The deposed leader says in which term it believes itself.
         let mark = match self.store {
             Store::Etcd => !self.is_broken(Rule::NameTheTerm),
@@ -251,25 +252,21 @@ impl Protocol {
         if self.is_broken(Rule::Confirm) {
             return self.renew(state, number, age);
         }
-        match self.store {
-            Store::Etcd => candidate.beat = Beat::Reading { age, old_term: sent.mark },
-            Store::Zookeeper => {
-                let answered = Some(Unconfirmed { age, gap: false });
-                match candidate.unconfirmed {
-                    Some(earlier) if sent.mark => {
-                        candidate.unconfirmed = answered;
-                        self.renew(state, number, earlier.age);
-                    }
-                    Some(_) => {}
-                    None => candidate.unconfirmed = answered,
-                }
+        let answered = Some(Unconfirmed { age, gap: false });
+        match candidate.unconfirmed {
+            Some(earlier) if sent.mark => {
+                candidate.unconfirmed = answered;
+                self.renew(state, number, earlier.age);
             }
+            Some(_) => {}
+            None => candidate.unconfirmed = answered,
         }
     }
 
     fn read(&self, state: &mut State, number: usize, astray: bool) {
         let candidate = &mut state.candidates[number];
-        let Beat::Reading { age, old_term } = candidate.beat else { return };
+        let Beat::Answered(Asked { age, mark: old_term }) = candidate.beat else { return };
+        let age = if self.is_broken(Rule::CountFromTheSending) { 0 } else { age };
         candidate.beat = Beat::None;
         // A deposed leader has all entries that it ever had.
         let (found, same_term) = match astray {
@@ -288,10 +285,8 @@ impl Protocol {
         state.astray = true;
         for candidate in &mut state.candidates {
             candidate.session.expires = candidate.session.expires.map(|_| TTL);
-            match &mut candidate.beat {
-                Beat::Answered(sent) => sent.mark = true,
-                Beat::Reading { old_term, .. } => *old_term = true,
-                _ => {}
+            if let Beat::Answered(sent) = &mut candidate.beat {
+                sent.mark = true;
             }
         }
     }
@@ -317,13 +312,12 @@ impl Protocol {
             Phase::Leads => {
                 can(GiveUp(number), candidate.left == 0);
                 can(Resign(number), candidate.left > 0);
-                can(Check(number), self.is_valid(candidate) && candidate.writing == 0);
+                can(Check(number), number == 0 && self.is_valid(candidate) && candidate.writing == 0);
             }
-            Phase::Stopping | Phase::Leaving => {
-                can(WorkStops(number), candidate.phase == Phase::Stopping);
-                can(Leave(number), self.can_leave(candidate, Rule::StopBeforeLeaving) && session.entry > 0);
-                can(Close(number), self.can_leave(candidate, Rule::StopBeforeClosing) && lasts);
-                can(GiveUp(number), candidate.left == 0 || session.entry == 0);
+            Phase::Stopping => {
+                can(Leave(number), true);
+                can(Close(number), true);
+                can(GiveUp(number), candidate.left == 0);
             }
         }
         can(Write(number), candidate.writing > 0);
@@ -335,13 +329,19 @@ impl Protocol {
             Store::Zookeeper => session.at_follower && state.astray && self.is_broken(Rule::BeatByWriting),
         };
         match candidate.beat {
+            Beat::None if self.store == Store::Etcd => {
+                can(TakeHeartbeat(number), beats && reaches);
+                can(TakeHeartbeatAstray(number), beats && lost_ways);
+            }
             Beat::None => can(SendHeartbeat(number), beats),
             Beat::Asked(_) => {
                 can(TakeHeartbeat(number), reaches);
                 can(TakeHeartbeatAstray(number), lost_ways);
             }
-            Beat::Answered(_) => can(HearAnswer(number), true),
-            Beat::Reading { .. } => {
+            Beat::Answered(_) if self.store == Store::Zookeeper || self.is_broken(Rule::Confirm) => {
+                can(HearAnswer(number), true);
+            }
+            Beat::Answered(_) => {
                 can(Read { candidate: number, astray: false }, true);
                 let astray = state.astray && self.is_broken(Rule::ReadFromAQuorum);
                 can(Read { candidate: number, astray: true }, astray);
@@ -364,27 +364,22 @@ impl Protocol {
             }
             Close(number) => {
                 Self::end_in_store(state, number);
-                if state.candidates[number].phase == Phase::Leaving {
+                if !self.is_broken(Rule::StopBeforeClosing) || state.candidates[number].phase == Phase::Out {
                     self.stand_down(state, number);
-                }
-                if state.candidates[number].phase == Phase::Out {
                     Self::forget_session(state, number);
                 }
             }
             Resign(number) => state.candidates[number].phase = Phase::Stopping,
-            WorkStops(number) => state.candidates[number].phase = Phase::Leaving,
             Leave(number) => {
                 state.candidates[number].session.entry = 0;
-                if state.candidates[number].phase == Phase::Leaving {
+                if !self.is_broken(Rule::StopBeforeLeaving) {
                     self.stand_down(state, number);
                 }
             }
             Check(number) => state.candidates[number].writing = state.candidates[number].token,
             Write(number) => {
                 let token = std::mem::take(&mut state.candidates[number].writing);
-                if token >= state.written {
-                    state.written = token;
-                } else if self.is_broken(Rule::Fence) {
+                if token < state.newest && self.is_broken(Rule::Fence) {
                     state.wrong = Some(Wrong::StaleWrite);
                 }
             }
@@ -473,7 +468,7 @@ impl Model for Protocol {
                 state
                     .candidates
                     .iter()
-                    .any(|candidate| candidate.writing > 0 && candidate.writing < state.written)
+                    .any(|candidate| candidate.writing > 0 && candidate.writing < state.newest)
             }),
             Property::sometimes(
                 "a leader's session has expired, and it is about to write",
@@ -484,11 +479,13 @@ impl Model for Protocol {
                 },
             ),
             Property::sometimes(
-                "the second leads after a leader that resigned",
+                "another leads while one is between its check and its write",
                 |_: &Self, state: &State| {
-                    state.candidates.iter().any(|candidate| {
-                        candidate.phase == Phase::Leads && candidate.token < state.newest.max(2)
-                    }) && state.written > 0
+                    let led = state.candidates[0].writing;
+                    led > 0
+                        && state.candidates[1..]
+                            .iter()
+                            .any(|candidate| candidate.phase == Phase::Leads && candidate.token > led)
                 },
             ),
             Property::sometimes("a heartbeat is answered by who should not", |_: &Self, state: &State| {

@@ -21,8 +21,6 @@ pub(crate) enum Phase {
     Leads,
     /// Leads no more, and its work has not stopped yet.
     Stopping,
-    /// Its work has stopped, and its entry is there.
-    Leaving,
 }
 
 /// A heartbeat, and how many ticks of its candidate's clock ago it was sent.
@@ -31,20 +29,15 @@ pub(crate) enum Beat {
     None,
     /// On its way to the store.
     Asked(Asked),
-    /// Carried out, or what its server took for that; the answer is on its way.
+    /// Carried out, or what its server took for that; the answer is on its way, or on etcd the read after it.
     Answered(Asked),
-    /// etcd: the answer has come, and a confirming read is on its way; whether the store's term has changed
-    /// since the keepalive was answered, or it came from a deposed leader.
-    Reading {
-        age: u8,
-        old_term: bool,
-    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Asked {
     pub(crate) age: u8,
-    /// ZooKeeper: whether it was sent late enough to confirm the one before. etcd: as for `Reading`.
+    /// ZooKeeper: whether it was sent late enough to confirm the one before. etcd: whether the store's
+    /// term is another now than that in which it was answered.
     pub(crate) mark: bool,
 }
 
@@ -67,7 +60,8 @@ pub(crate) struct Candidate {
     pub(crate) steady: u8,
     pub(crate) beat: Beat,
     pub(crate) unconfirmed: Option<Unconfirmed>,
-    /// With which token it is about to write: a check has said yes.
+    /// With which token it is about to write: a check has said yes. Only the first candidate waits between the
+    /// two; the others write as soon as they lead.
     pub(crate) writing: Token,
     /// Whose entry it saw before its own; only where a rule is broken.
     pub(crate) predecessor: Token,
@@ -92,9 +86,8 @@ pub(crate) struct State {
     pub(crate) candidates: [Candidate; CANDIDATES],
     /// etcd: whether a deposed leader answers still. ZooKeeper: whether the follower is cut off.
     pub(crate) astray: bool,
-    /// The highest token that has led, and the highest that the resource has seen.
+    /// The highest token that has led, and that the resource has seen.
     pub(crate) newest: Token,
-    pub(crate) written: Token,
     /// Nothing comes after this.
     pub(crate) wrong: Option<Wrong>,
 }
@@ -125,7 +118,7 @@ impl State {
             predecessor: 0,
             session,
         };
-        Self { candidates: [candidate; CANDIDATES], astray: false, newest: 0, written: 0, wrong: None }
+        Self { candidates: [candidate; CANDIDATES], astray: false, newest: 0, wrong: None }
     }
 
     /// A token that is higher than all.
@@ -149,10 +142,10 @@ impl State {
         let of_candidates = self.candidates.iter().flat_map(|candidate| {
             [candidate.token, candidate.writing, candidate.predecessor, candidate.session.entry]
         });
-        of_candidates.chain([self.newest, self.written])
+        of_candidates.chain([self.newest])
     }
 
-    /// Renumbers the tokens, and forgets what cannot matter any more.
+    /// Renumbers the tokens, and puts the candidates whose clocks are exact in an order: they are all alike.
     pub(crate) fn normalised(mut self) -> Self {
         let mut tokens: Vec<Token> = self.tokens().filter(|token| *token > 0).collect();
         tokens.sort_unstable();
@@ -169,15 +162,8 @@ impl State {
             renumber(&mut candidate.session.entry);
         }
         renumber(&mut self.newest);
-        renumber(&mut self.written);
+        self.candidates[1..].sort_unstable();
         self
-    }
-
-    /// The same with the candidates whose clocks are exact in a fixed order: they are all alike.
-    pub(crate) fn representative(&self) -> Self {
-        let mut same = self.clone();
-        same.candidates[1..].sort_unstable();
-        same
     }
 }
 
@@ -186,7 +172,7 @@ impl fmt::Debug for State {
         for candidate in &self.candidates {
             writeln!(f, "{candidate:?}")?;
         }
-        let Self { astray, newest, written, wrong, .. } = self;
-        write!(f, "astray {astray}, newest token {newest}, written {written}, {wrong:?}")
+        let Self { astray, newest, wrong, .. } = self;
+        write!(f, "astray {astray}, newest token {newest}, {wrong:?}")
     }
 }

@@ -9,7 +9,6 @@ use crate::{
     Options,
     protocol::Protocol,
     rules::{Rule, Store},
-    state::State,
 };
 
 /// What came of it.
@@ -31,8 +30,7 @@ pub(crate) fn look(options: &Options) -> Verdict {
     let mut verdict = Verdict::default();
     let stores = [Store::Etcd, Store::Zookeeper];
     for store in stores.into_iter().filter(|store| options.store.is_none_or(|named| named == *store)) {
-        verdict.exhaust(store, options);
-        if options.mutants {
+        if !options.mutants { verdict.exhaust(store, options);} else {
             for rule in Rule::all_of(store) {
                 verdict.break_rule(store, rule, options);
             }
@@ -50,8 +48,11 @@ impl Verdict {
     fn exhaust(&mut self, store: Store, options: &Options) {
         let began = Instant::now();
         let protocol = Protocol { store, broken: None };
-        let checker =
-            protocol.checker().symmetry_fn(State::representative).threads(threads()).spawn_dfs().join();
+        let checker = protocol
+            .checker()
+            .threads(threads())
+            .spawn_bfs()
+            .join_and_report(&mut stateright::report::WriteReporter::new(&mut std::io::stderr()));
         println!(
             "{store:?}: {} states, {} steps, {:.1?}",
             checker.unique_state_count(),
