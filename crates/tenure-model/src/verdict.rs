@@ -30,7 +30,9 @@ pub(crate) fn look(options: &Options) -> Verdict {
     let mut verdict = Verdict::default();
     let stores = [Store::Etcd, Store::Zookeeper];
     for store in stores.into_iter().filter(|store| options.store.is_none_or(|named| named == *store)) {
-        if !options.mutants { verdict.exhaust(store, options);} else {
+        if !options.mutants {
+            verdict.exhaust(store, options);
+        } else {
             for rule in Rule::all_of(store) {
                 verdict.break_rule(store, rule, options);
             }

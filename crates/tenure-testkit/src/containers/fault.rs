@@ -1,6 +1,8 @@
 //! What was done to a server, and how it is undone.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
 
 use super::{
     ContainerError,
@@ -9,6 +11,9 @@ use super::{
     health::{Health, await_health},
     network::Network,
 };
+
+/// How often it is looked whether a server has ended.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A fault in force. It ends when this is healed or dropped.
 #[must_use = "a fault ends as soon as it is dropped"]
@@ -60,13 +65,23 @@ impl Fault {
     pub async fn heal(mut self) -> Result<(), ContainerError> {
         if let Some(remedy) = &self.remedy {
             remedy.apply(&self.container).await?;
-            // It may have ended by what was done to it.
+        }
+        self.remedy = None;
+        tokio::select! {
+            healthy = await_health(&self.container, &self.health) => healthy,
+            failed = self.keep_running() => failed,
+        }
+    }
+
+    /// Starts the server when it has ended by what was done to it, which may take it a while. Returns when
+    /// docker fails.
+    async fn keep_running(&self) -> Result<(), ContainerError> {
+        loop {
             if !self.container.is_running().await? {
                 self.container.start().await?;
             }
+            sleep(LOOK).await;
         }
-        self.remedy = None;
-        await_health(&self.container, &self.health).await
     }
 }
 
