@@ -3,10 +3,12 @@
 //! Time is counted in ticks, and only what is left of each term of time is kept, so that there are
 //! finitely many states although nothing bounds how long a run is, or how many terms it has.
 
+mod etcd;
 mod protocol;
 mod rules;
 mod state;
 mod verdict;
+mod zookeeper;
 
 use std::process::ExitCode;
 

@@ -9,8 +9,10 @@
 use stateright::{Model, Property};
 
 use crate::{
+    etcd,
     rules::{Rule, Store},
-    state::{Asked, Beat, CANDIDATES, Candidate, DRIFT, Phase, State, TTL, Unconfirmed, Wrong},
+    state::{Asked, Beat, CANDIDATES, Candidate, DRIFT, Phase, Session, State, Unconfirmed, Wrong},
+    zookeeper,
 };
 
 /// The protocol over one store, whole or with one rule broken.
@@ -33,7 +35,7 @@ pub(crate) enum Step {
     Win(usize),
     /// Gives up a session whose window has closed, or that it knows to have ended.
     GiveUp(usize),
-    /// Closes the session in the store.
+    /// Closes the session in the store: its work has stopped.
     Close(usize),
     Resign(usize),
     /// Removes its entry: its work has stopped.
@@ -41,44 +43,28 @@ pub(crate) enum Step {
     /// Asks whether it leads, to write next.
     Check(usize),
     Write(usize),
-    SendHeartbeat(usize),
-    /// The heartbeat is lost, or its answer.
-    LoseHeartbeat(usize),
-    /// The store carries it out.
-    TakeHeartbeat(usize),
-    /// etcd: a deposed leader answers it. ZooKeeper: the follower takes it that is cut off.
-    TakeHeartbeatAstray(usize),
-    /// The answer comes.
-    HearAnswer(usize),
-    /// etcd: the confirming read is answered, by a quorum or by the deposed leader.
-    Read {
-        candidate: usize,
-        astray: bool,
-    },
     /// The store ends a session that has run out.
     Expire(usize),
-    /// etcd: another member leads, and gives each lease its whole TTL; the one before knows nothing of it.
-    ChangeLeader,
-    /// etcd: the deposed leader hears that it is none.
-    HearOfNewLeader,
-    /// ZooKeeper: the follower is cut off, and forgets of whom it has heard.
-    CutFollower,
-    /// ZooKeeper: the follower is one again.
-    MendFollower,
-    /// ZooKeeper: the candidate connects to the leader, or to the follower.
-    Move(usize),
+    Etcd(etcd::Step),
+    Zookeeper(zookeeper::Step),
 }
 
 use Step::*;
 
 impl Protocol {
-    fn is_broken(&self, rule: Rule) -> bool {
+    pub(crate) fn is_broken(&self, rule: Rule) -> bool {
         self.broken == Some(rule)
+    }
+
+    /// Whether all that is told of the candidate is what others can notice: see [`zookeeper`].
+    fn is_plain(&self, number: usize) -> bool {
+        self.store == Store::Zookeeper && number > 0
     }
 
     /// How much a heartbeat is worth that has just been sent.
     fn credit(&self) -> u8 {
-        if self.is_broken(Rule::AllowForDrift) { TTL } else { TTL - DRIFT }
+        let ttl = self.store.ttl();
+        if self.is_broken(Rule::AllowForDrift) { ttl } else { ttl - DRIFT }
     }
 
     /// Whether the candidate may assume to lead.
@@ -104,7 +90,7 @@ impl Protocol {
     }
 
     /// Moves a deadline for a heartbeat sent `age` ticks ago, now that it is confirmed.
-    fn renew(&self, state: &mut State, number: usize, age: u8) {
+    pub(crate) fn renew(&self, state: &mut State, number: usize, age: u8) {
         let credit = self.credit().saturating_sub(age);
         let candidate = &mut state.candidates[number];
         if candidate.left == 0 {
@@ -134,7 +120,7 @@ impl Protocol {
         let before = state.entry_before(new);
         let candidate = &mut state.candidates[number];
         if candidate.session.expires.is_none() {
-            candidate.session.expires = Some(TTL);
+            candidate.session.expires = Some(self.store.ttl());
             candidate.left = self.credit();
         }
         candidate.session.entry = new;
@@ -160,7 +146,7 @@ impl Protocol {
         }
     }
 
-    fn forget_session(state: &mut State, number: usize) {
+    pub(crate) fn forget_session(state: &mut State, number: usize) {
         let candidate = &mut state.candidates[number];
         candidate.left = 0;
         candidate.beat = Beat::None;
@@ -168,23 +154,21 @@ impl Protocol {
     }
 
     fn end_in_store(state: &mut State, number: usize) {
-        let session = &mut state.candidates[number].session;
-        (session.expires, session.entry) = (None, 0);
-        (session.at_follower, session.touched) = (false, false);
+        state.candidates[number].session = Session { expires: None, entry: 0 };
     }
 
     fn tick(&self, state: &mut State, missed: bool) {
+        if self.store == Store::Zookeeper {
+            zookeeper::tick(state);
+        }
         for (number, candidate) in state.candidates.iter_mut().enumerate() {
-            let session = &mut candidate.session;
-            // The follower tells the leader of whom it has heard, once a tick.
-            if session.touched && session.expires.is_some() {
-                session.expires = Some(TTL);
+            if self.is_plain(number) {
+                continue;
             }
-            session.touched = false;
-            session.expires = session.expires.map(|left| left.saturating_sub(1));
+            candidate.session.expires = candidate.session.expires.map(|left| left.saturating_sub(1));
             candidate.steady = candidate.steady.saturating_sub(1);
             if number == 0 && missed {
-                candidate.steady = TTL - 1;
+                candidate.steady = self.store.ttl() - 1;
                 continue;
             }
             candidate.left = candidate.left.saturating_sub(1);
@@ -195,100 +179,18 @@ impl Protocol {
     /// A tick of the candidate's clock. What is worth nothing any more is forgotten.
     fn age(&self, candidate: &mut Candidate) {
         let older = |age: u8| Some(age + 1).filter(|age| *age < self.credit());
-        let asked = |Asked { age, mark }| older(age).map(|age| Asked { age, mark });
-        candidate.beat = match candidate.beat {
-            Beat::None => Beat::None,
-            Beat::Asked(sent) => asked(sent).map_or(Beat::None, Beat::Asked),
-            Beat::Answered(sent) => asked(sent).map_or(Beat::None, Beat::Answered),
+        let later = |sent: Asked| older(sent.age).map(|age| Asked { age, ..sent });
+        let beat = match candidate.beat {
+            Beat::None => None,
+            Beat::Kept { age, old_term } => older(age).map(|age| Beat::Kept { age, old_term }),
+            Beat::Asked(sent) => later(sent).map(Beat::Asked),
+            Beat::Decided { sent, behind } => later(sent).map(|sent| Beat::Decided { sent, behind }),
+            Beat::Syncing(sent) => later(sent).map(Beat::Syncing),
         };
+        candidate.beat = beat.unwrap_or(Beat::None);
         let gap = true;
         candidate.unconfirmed =
             candidate.unconfirmed.and_then(|sent| older(sent.age).map(|age| Unconfirmed { age, gap }));
-    }
-
-    fn send_heartbeat(&self, candidate: &mut Candidate) {
-        let mark = match (self.store, candidate.unconfirmed) {
-            (Store::Etcd, _) | (_, None) => false,
-            (_, Some(_)) if self.is_broken(Rule::KeepTheGap) => true,
-            (_, Some(earlier)) if self.is_broken(Rule::CountTheGapFromTheAnswer) => earlier.age > 0,
-            (_, Some(earlier)) => earlier.gap,
-        };
-        candidate.beat = Beat::Asked(Asked { age: 0, mark });
-    }
-
-    /// The heartbeat that the store takes.
-    fn asked(candidate: &Candidate) -> Asked {
-        match candidate.beat {
-            Beat::Asked(sent) => sent,
-            _ => Asked { age: 0, mark: false },
-        }
-    }
-
-    fn take_heartbeat(&self, candidate: &mut Candidate) {
-        let sent = Self::asked(candidate);
-        if candidate.session.at_follower {
-            candidate.session.touched = true;
-        } else {
-            candidate.session.expires = Some(TTL);
-        }
-        candidate.beat = Beat::Answered(sent);
-    }
-
-    fn take_astray(&self, candidate: &mut Candidate) {
-        let sent = Self::asked(candidate);
-        // The deposed leader says in which term it believes itself.
-        let mark = match self.store {
-            Store::Etcd => !self.is_broken(Rule::NameTheTerm),
-            Store::Zookeeper => sent.mark,
-        };
-        candidate.beat = Beat::Answered(Asked { mark, ..sent });
-    }
-
-    fn hear_answer(&self, state: &mut State, number: usize) {
-        let candidate = &mut state.candidates[number];
-        let Beat::Answered(sent) = candidate.beat else { return };
-        let age = if self.is_broken(Rule::CountFromTheSending) { 0 } else { sent.age };
-        candidate.beat = Beat::None;
-        if self.is_broken(Rule::Confirm) {
-            return self.renew(state, number, age);
-        }
-        let answered = Some(Unconfirmed { age, gap: false });
-        match candidate.unconfirmed {
-            Some(earlier) if sent.mark => {
-                candidate.unconfirmed = answered;
-                self.renew(state, number, earlier.age);
-            }
-            Some(_) => {}
-            None => candidate.unconfirmed = answered,
-        }
-    }
-
-    fn read(&self, state: &mut State, number: usize, astray: bool) {
-        let candidate = &mut state.candidates[number];
-        let Beat::Answered(Asked { age, mark: old_term }) = candidate.beat else { return };
-        let age = if self.is_broken(Rule::CountFromTheSending) { 0 } else { age };
-        candidate.beat = Beat::None;
-        // A deposed leader has all entries that it ever had.
-        let (found, same_term) = match astray {
-            true => (true, old_term),
-            false => (candidate.session.entry > 0, !old_term),
-        };
-        if !found {
-            return Self::forget_session(state, number);
-        }
-        if same_term || self.is_broken(Rule::CompareEpochs) {
-            self.renew(state, number, age);
-        }
-    }
-
-    fn change_leader(state: &mut State) {
-        state.astray = true;
-        for candidate in &mut state.candidates {
-            candidate.session.expires = candidate.session.expires.map(|_| TTL);
-            if let Beat::Answered(sent) = &mut candidate.beat {
-                sent.mark = true;
-            }
-        }
     }
 
     fn steps_of(&self, state: &State, number: usize, steps: &mut Vec<Step>) {
@@ -300,6 +202,12 @@ impl Protocol {
                 steps.push(step);
             }
         };
+        if self.is_plain(number) {
+            can(Enter(number), !lasts);
+            can(Win(number), self.can_win(state, candidate));
+            can(Expire(number), lasts);
+            return;
+        }
         match candidate.phase {
             Phase::Out => {
                 can(Enter(number), !lasts || (candidate.left > 0 && session.entry == 0));
@@ -322,35 +230,6 @@ impl Protocol {
         }
         can(Write(number), candidate.writing > 0);
         can(Expire(number), session.expires == Some(0));
-        let beats = candidate.phase != Phase::Out && candidate.left > 0;
-        let reaches = lasts && !(session.at_follower && state.astray);
-        let lost_ways = match self.store {
-            Store::Etcd => state.astray,
-            Store::Zookeeper => session.at_follower && state.astray && self.is_broken(Rule::BeatByWriting),
-        };
-        match candidate.beat {
-            Beat::None if self.store == Store::Etcd => {
-                can(TakeHeartbeat(number), beats && reaches);
-                can(TakeHeartbeatAstray(number), beats && lost_ways);
-            }
-            Beat::None => can(SendHeartbeat(number), beats),
-            Beat::Asked(_) => {
-                can(TakeHeartbeat(number), reaches);
-                can(TakeHeartbeatAstray(number), lost_ways);
-            }
-            Beat::Answered(_) if self.store == Store::Zookeeper || self.is_broken(Rule::Confirm) => {
-                can(HearAnswer(number), true);
-            }
-            Beat::Answered(_) => {
-                can(Read { candidate: number, astray: false }, true);
-                let astray = state.astray && self.is_broken(Rule::ReadFromAQuorum);
-                can(Read { candidate: number, astray: true }, astray);
-            }
-        }
-        can(LoseHeartbeat(number), candidate.beat != Beat::None);
-        // A session is resumed where there is one, and nowhere that is cut off.
-        let moves = self.store == Store::Zookeeper && lasts && (session.at_follower || !state.astray);
-        can(Move(number), moves && !session.touched);
     }
 
     fn apply(&self, state: &mut State, step: Step) {
@@ -383,23 +262,15 @@ impl Protocol {
                     state.wrong = Some(Wrong::StaleWrite);
                 }
             }
-            SendHeartbeat(number) => self.send_heartbeat(&mut state.candidates[number]),
-            LoseHeartbeat(number) => state.candidates[number].beat = Beat::None,
-            TakeHeartbeat(number) => self.take_heartbeat(&mut state.candidates[number]),
-            TakeHeartbeatAstray(number) => self.take_astray(&mut state.candidates[number]),
-            HearAnswer(number) => self.hear_answer(state, number),
-            Read { candidate, astray } => self.read(state, candidate, astray),
-            Expire(number) => Self::end_in_store(state, number),
-            ChangeLeader => Self::change_leader(state),
-            HearOfNewLeader | MendFollower => state.astray = false,
-            CutFollower => {
-                state.astray = true;
-                state.candidates.iter_mut().for_each(|candidate| candidate.session.touched = false);
+            Expire(number) => {
+                Self::end_in_store(state, number);
+                if self.is_plain(number) {
+                    self.stand_down(state, number);
+                    Self::forget_session(state, number);
+                }
             }
-            Move(number) => {
-                let session = &mut state.candidates[number].session;
-                session.at_follower = !session.at_follower;
-            }
+            Etcd(step) => etcd::apply(self, state, step),
+            Zookeeper(step) => zookeeper::apply(self, state, step),
         }
     }
 }
@@ -416,19 +287,16 @@ impl Model for Protocol {
         if state.wrong.is_some() {
             return;
         }
-        steps.push(Tick { missed: false });
-        if state.candidates[0].steady == 0 {
-            steps.push(Tick { missed: true });
+        if self.store == Store::Etcd || zookeeper::can_tick(state) {
+            steps.push(Tick { missed: false });
+            steps.extend((state.candidates[0].steady == 0).then_some(Tick { missed: true }));
         }
         for number in 0..CANDIDATES {
             self.steps_of(state, number, steps);
         }
         match self.store {
-            Store::Etcd => {
-                steps.push(ChangeLeader);
-                steps.extend(state.astray.then_some(HearOfNewLeader));
-            }
-            Store::Zookeeper => steps.push(if state.astray { MendFollower } else { CutFollower }),
+            Store::Etcd => steps.extend(etcd::steps(self, state).into_iter().map(Etcd)),
+            Store::Zookeeper => steps.extend(zookeeper::steps(self, state).into_iter().map(Zookeeper)),
         }
     }
 
@@ -488,13 +356,6 @@ impl Model for Protocol {
                             .any(|candidate| candidate.phase == Phase::Leads && candidate.token > led)
                 },
             ),
-            Property::sometimes("a heartbeat is answered by who should not", |_: &Self, state: &State| {
-                state.astray
-                    && state.candidates.iter().any(|candidate| {
-                        matches!(candidate.beat, Beat::Asked(_) | Beat::Answered(_))
-                            && candidate.phase == Phase::Leads
-                    })
-            }),
         ]
     }
 }

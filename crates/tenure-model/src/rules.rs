@@ -11,6 +11,17 @@ pub(crate) enum Store {
     Zookeeper,
 }
 
+impl Store {
+    /// How long the store keeps a session of which it hears nothing, in ticks of its clock: no longer than it takes
+    /// for a heartbeat to be confirmed before the deadline, and to leave more than was left.
+    pub(crate) fn ttl(self) -> u8 {
+        match self {
+            Self::Etcd => 3,
+            Self::Zookeeper => 4,
+        }
+    }
+}
+
 /// A rule that can be broken; the names are those of the simulation where both have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rule {
@@ -30,6 +41,8 @@ pub(crate) enum Rule {
     KeepTheGap,
     /// The gap is counted from the answer, not from the question (ZooKeeper).
     CountTheGapFromTheAnswer,
+    /// A heartbeat ends with a sync, which the leader answers after all that its follower has told it before (ZooKeeper).
+    SyncAfterWriting,
     /// The deadline allows for the drift of clocks.
     AllowForDrift,
     /// A window that has closed is not opened again.
@@ -71,10 +84,10 @@ impl Rule {
             LookOnEntering,
             Fence,
         ];
-        let own = match store {
-            Store::Etcd => [CompareEpochs, NameTheTerm, ReadFromAQuorum],
-            Store::Zookeeper => [BeatByWriting, KeepTheGap, CountTheGapFromTheAnswer],
+        let own: &[Self] = match store {
+            Store::Etcd => &[CompareEpochs, NameTheTerm, ReadFromAQuorum],
+            Store::Zookeeper => &[BeatByWriting, KeepTheGap, CountTheGapFromTheAnswer, SyncAfterWriting],
         };
-        of_both.into_iter().chain(own).collect()
+        of_both.iter().chain(own).copied().collect()
     }
 }

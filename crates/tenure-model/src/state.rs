@@ -4,9 +4,7 @@ use std::fmt;
 
 /// Three candidates: one that leads, one that follows it, and one between or behind them.
 pub(crate) const CANDIDATES: usize = 3;
-/// How long the store keeps a session of which it hears nothing, in ticks of its clock.
-pub(crate) const TTL: u8 = 3;
-/// How much of that is given up for clocks that run slow: the slow one misses one tick of each TTL.
+/// How much of a TTL is given up for clocks that run slow, in ticks: the slow one misses one tick of each TTL.
 pub(crate) const DRIFT: u8 = 1;
 
 /// A fencing token; zero is none. Only the order of tokens counts, so they are renumbered from one.
@@ -23,22 +21,33 @@ pub(crate) enum Phase {
     Stopping,
 }
 
-/// A heartbeat, and how many ticks of its candidate's clock ago it was sent.
+/// A heartbeat under way, and how many ticks of its candidate's clock ago it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Beat {
     None,
-    /// On its way to the store.
+    /// etcd: carried out, or what a deposed leader took for that; next comes the confirming read. Whether the
+    /// store's term is another by now than that in which it was answered.
+    Kept {
+        age: u8,
+        old_term: bool,
+    },
+    /// ZooKeeper: on its way to the server.
     Asked(Asked),
-    /// Carried out, or what its server took for that; the answer is on its way, or on etcd the read after it.
-    Answered(Asked),
+    /// ZooKeeper: the leader has carried it out, and the answer is on its way to the follower, behind so many of the
+    /// leader's questions of whom the follower has heard.
+    Decided {
+        sent: Asked,
+        behind: u8,
+    },
+    /// ZooKeeper: answered, and a sync is on its way to the leader.
+    Syncing(Asked),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Asked {
     pub(crate) age: u8,
-    /// ZooKeeper: whether it was sent late enough to confirm the one before. etcd: whether the store's
-    /// term is another now than that in which it was answered.
-    pub(crate) mark: bool,
+    /// Whether it was sent late enough to confirm the one before.
+    pub(crate) late_enough: bool,
 }
 
 /// ZooKeeper: an answered heartbeat that a later one will confirm.
@@ -75,17 +84,29 @@ pub(crate) struct Session {
     pub(crate) expires: Option<u8>,
     /// The entry under it; zero when there is none.
     pub(crate) entry: Token,
-    /// ZooKeeper: whether its client is connected to the follower rather than to the leader.
-    pub(crate) at_follower: bool,
-    /// ZooKeeper: whether the follower has heard of it and not told the leader.
-    pub(crate) touched: bool,
+}
+
+/// ZooKeeper: how the first candidate reaches the leader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Route {
+    /// Over the follower.
+    pub(crate) by_follower: bool,
+    /// The follower hears nobody, and nobody hears it.
+    pub(crate) cut: bool,
+    /// The follower has heard of the session since it last told the leader.
+    pub(crate) heard: bool,
+    /// It has told the leader, who has not heard it yet.
+    pub(crate) told: bool,
+    /// How many of the leader's questions of whom the follower has heard are on their way to it.
+    pub(crate) questions: u8,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) candidates: [Candidate; CANDIDATES],
-    /// etcd: whether a deposed leader answers still. ZooKeeper: whether the follower is cut off.
-    pub(crate) astray: bool,
+    /// etcd: whether there is a deposed leader that answers still.
+    pub(crate) deposed: bool,
+    pub(crate) route: Route,
     /// The highest token that has led, and that the resource has seen.
     pub(crate) newest: Token,
     /// Nothing comes after this.
@@ -106,7 +127,7 @@ pub(crate) enum Wrong {
 impl State {
     /// Nobody stands in the election, and nothing has happened.
     pub(crate) fn first() -> Self {
-        let session = Session { expires: None, entry: 0, at_follower: false, touched: false };
+        let session = Session { expires: None, entry: 0 };
         let candidate = Candidate {
             phase: Phase::Out,
             token: 0,
@@ -118,7 +139,13 @@ impl State {
             predecessor: 0,
             session,
         };
-        Self { candidates: [candidate; CANDIDATES], astray: false, newest: 0, wrong: None }
+        Self {
+            candidates: [candidate; CANDIDATES],
+            deposed: false,
+            route: Route::default(),
+            newest: 0,
+            wrong: None,
+        }
     }
 
     /// A token that is higher than all.
@@ -172,7 +199,7 @@ impl fmt::Debug for State {
         for candidate in &self.candidates {
             writeln!(f, "{candidate:?}")?;
         }
-        let Self { astray, newest, wrong, .. } = self;
-        write!(f, "astray {astray}, newest token {newest}, {wrong:?}")
+        let Self { deposed, route, newest, wrong, .. } = self;
+        write!(f, "deposed {deposed}, {route:?}, newest token {newest}, {wrong:?}")
     }
 }

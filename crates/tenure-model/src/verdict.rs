@@ -30,9 +30,8 @@ pub(crate) fn look(options: &Options) -> Verdict {
     let mut verdict = Verdict::default();
     let stores = [Store::Etcd, Store::Zookeeper];
     for store in stores.into_iter().filter(|store| options.store.is_none_or(|named| named == *store)) {
-        if !options.mutants {
-            verdict.exhaust(store, options);
-        } else {
+        verdict.exhaust(store, options);
+        if options.mutants {
             for rule in Rule::all_of(store) {
                 verdict.break_rule(store, rule, options);
             }
@@ -50,11 +49,7 @@ impl Verdict {
     fn exhaust(&mut self, store: Store, options: &Options) {
         let began = Instant::now();
         let protocol = Protocol { store, broken: None };
-        let checker = protocol
-            .checker()
-            .threads(threads())
-            .spawn_bfs()
-            .join_and_report(&mut stateright::report::WriteReporter::new(&mut std::io::stderr()));
+        let checker = protocol.checker().threads(threads()).spawn_bfs().join();
         println!(
             "{store:?}: {} states, {} steps, {:.1?}",
             checker.unique_state_count(),

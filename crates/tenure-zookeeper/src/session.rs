@@ -192,14 +192,21 @@ impl BackendSession for ZookeeperSession {
         Proof::Later { gap: self.shared.config.gap(self.granted) }
     }
 
-    /// Writes to the session's own znode, which takes a quorum.
+    /// Writes to the session's own znode, which takes a quorum; and waits until the leader has heard from our server
+    /// after that.
+    ///
+    /// A follower tells the leader of whom it has heard when the leader asks, which it does every half tick, and
+    /// the leader's question overtakes none of its decisions. So once half a tick lies between two
+    /// writes, the follower has told of the first before it answers the second. But what it has told may be
+    /// under way still, and be lost with its connection: whatever it forwards after that answer, and the leader
+    /// answers, shows that it was not.
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
         let connection = self.link.connection_now()?;
         // Dropped without an answer: the engine's patience is over, and another server may do better.
         let patience = GiveUp(Some(&connection), &self.link);
         let written = match broken(Rule::BeatByWriting) {
             true => connection.stat(&self.pulse).await,
-            false => connection.set(&self.pulse, &[]).await,
+            false => write_and_sync(&connection, &self.pulse).await,
         };
         patience.answered();
         let stat = written.map_err(|error| failed("heartbeat", &error))?;
@@ -280,6 +287,12 @@ impl Drop for ZookeeperSession {
     fn drop(&mut self) {
         self.link.begin_close();
     }
+}
+
+async fn write_and_sync(connection: &Connection, path: &str) -> Result<Option<Stat>, Error> {
+    let written = connection.set(path, &[]).await?;
+    connection.sync().await?;
+    Ok(written)
 }
 
 /// Gives a connection up unless an answer came.

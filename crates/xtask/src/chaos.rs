@@ -1,18 +1,14 @@
 //! `cargo xtask chaos` and `cargo xtask trials`: real clusters under real faults.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     breakable, images, servers,
-    shell::{run, say},
+    shell::{run, run_for_json, say},
 };
 
 /// What to run; the rest is passed on to `tenure-chaos`.
@@ -108,7 +104,7 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
                 &trials.to_string(),
             ]);
             trial.args(mutant.then_some("--mutant"));
-            let (found, kept) = attempt(&mut trial)?;
+            let (found, kept) = run_for_json(&mut trial)?;
             all.extend(found);
             if !kept {
                 failed.push(format!(
@@ -128,21 +124,6 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
     }
     say("every known killer was survived, and every broken rule was noticed");
     Ok(())
-}
-
-/// Shows what a trial prints, but for its last line, which is returned; and whether all was as it should be.
-fn attempt(trial: &mut Command) -> Result<(Option<Value>, bool)> {
-    let mut child = trial.stdout(Stdio::piped()).spawn().context("cannot run tenure-chaos")?;
-    let printed = child.stdout.take().context("its output was piped")?;
-    let mut found = None;
-    for line in BufReader::new(printed).lines() {
-        let line = line?;
-        match line.starts_with('{') {
-            true => found = Some(serde_json::from_str(&line)?),
-            false => println!("{line}"),
-        }
-    }
-    Ok((found, child.wait()?.success()))
 }
 
 /// Docker, the images and the program; rules can be broken in it, and none is unless a trial says so.

@@ -41,7 +41,7 @@ enum Chore {
     Races(races::Options),
     /// Runs the engine over simulated clusters, and looks for two leaders
     Sim(sim::Options),
-    /// Breaks each of the engine's rules in turn, and looks whether the simulation notices
+    /// Looks at every state of a model of the protocol, and breaks each rule in turn, there and in the simulation
     Mutants(sim::Options),
     /// Breaks a real cluster and the candidates on it, and looks for two leaders
     Chaos(chaos::Options),

@@ -1,13 +1,14 @@
 //! Running commands, saying which.
 
 use std::{
-    io::{ErrorKind, Read},
+    io::{BufRead as _, BufReader, ErrorKind, Read},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 /// Tells the person at the terminal what happens next.
 pub(crate) fn say(what: impl std::fmt::Display) {
@@ -41,6 +42,28 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     ensure!(status.success(), "`{shown}` failed ({status})");
     say(format!("  done in {:.1} s", start.elapsed().as_secs_f32()));
     Ok(())
+}
+
+/// Runs the command with what it prints shown, but for an object of JSON, which is returned; and whether the command
+/// succeeded.
+///
+/// # Errors
+/// When it cannot be run, or prints what looks like JSON and is none.
+pub(crate) fn run_for_json(command: &mut Command) -> Result<(Option<Value>, bool)> {
+    let shown = shown(command);
+    say(format!("$ {shown}"));
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{shown}`"))?;
+    let printed = child.stdout.take().context("its output was piped")?;
+    let mut found = None;
+    for line in BufReader::new(printed).lines() {
+        let line = line?;
+        match line.starts_with('{') {
+            true => found = Some(serde_json::from_str(&line).with_context(|| line.clone())?),
+            false => println!("{line}"),
+        }
+    }
+    Ok((found, child.wait()?.success()))
 }
 
 /// Runs the command unseen and returns what it printed.

@@ -1,14 +1,19 @@
-//! `cargo xtask sim` and `cargo xtask mutants`: the engine over simulated clusters, whole and broken.
+//! `cargo xtask sim` and `cargo xtask mutants`: the engine over simulated clusters, whole and broken, and a model of
+//! its protocol.
 
-use anyhow::Result;
+use std::{path::Path, process::Command, time::Instant};
+
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use serde_json::{Value, json};
 
 use crate::{
     breakable,
-    shell::{command, run},
+    shell::{run, run_for_json, say},
+    tools,
 };
 
-/// What to run; the rest is passed on to `tenure-sim`.
+/// What to run; the rest is passed on to `tenure-sim` and `tenure-model`.
 #[derive(Args)]
 pub(crate) struct Options {
     /// How many runs, each with another seed
@@ -20,6 +25,9 @@ pub(crate) struct Options {
     /// etcd or zookeeper; both in turn unless one is named
     #[arg(long)]
     store: Option<String>,
+    /// etcd: its real client and our backend over a simulated network, in place of the simulated recipes
+    #[arg(long, conflicts_with = "store")]
+    client: Option<String>,
     /// Prints one object of JSON as the last line
     #[arg(long)]
     json: bool,
@@ -33,23 +41,84 @@ const MUTANT_SEEDS: u64 = 2_500;
 /// # Errors
 /// When a promise was broken.
 pub(crate) fn simulate(options: &Options) -> Result<()> {
-    start(options, options.seeds, &[])
+    let mut sim = simulation(&build("tenure-sim")?, options, options.seeds);
+    sim.args(options.json.then_some("--json"));
+    run(&mut sim)
 }
 
-/// Breaks each rule in turn, and looks whether any seed shows it.
+/// Looks at every state of the protocol's model; then breaks each rule in turn, in the model and in the simulation, and
+/// looks whether that shows.
 ///
 /// # Errors
-/// When a mutant survives.
+/// When a promise is broken by the whole protocol, or a mutant survives.
 pub(crate) fn mutants(options: &Options) -> Result<()> {
-    start(options, options.seeds.or(Some(MUTANT_SEEDS)), &["--mutants"])
+    let began = Instant::now();
+    let mut model = Command::new(build("tenure-model")?);
+    model.args(options.store.iter().map(|store| format!("--store={store}"))).args(["--mutants", "--json"]);
+    let model = run_for_json(&mut model)?;
+    let mut sim = simulation(&build("tenure-sim")?, options, options.seeds.or(Some(MUTANT_SEEDS)));
+    let sim = run_for_json(sim.args(["--mutants", "--json"]))?;
+    let both = ["model", "simulation"].into_iter().zip([model, sim]);
+    let parts: Vec<Part> = both.map(|(name, said)| Part::read(name, said)).collect::<Result<_>>()?;
+    let sum = |of: fn(&Part) -> u64| parts.iter().map(of).sum::<u64>();
+    let survivors: Vec<_> = parts.iter().flat_map(|part| part.survivors.clone()).collect();
+    let (mutants, killed) = (sum(|part| part.mutants), sum(|part| part.killed));
+    say(format!("{killed} of {mutants} mutants killed, in the model and in the simulation"));
+    if options.json {
+        let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+        let states = sum(|part| part.states);
+        println!(
+            "{}",
+            json!({ "mutants": mutants, "killed": killed, "survivors": survivors, "states": states, "seconds": seconds })
+        );
+    }
+    ensure!(survivors.is_empty(), "nothing shows that these rules are broken: {}", survivors.join(", "));
+    for part in parts {
+        ensure!(part.succeeded, "the {} is not as it should be", part.name);
+    }
+    Ok(())
 }
 
-fn start(options: &Options, seeds: Option<u64>, flags: &[&str]) -> Result<()> {
-    let mut sim = command(&breakable::build("tenure-sim")?.to_string_lossy(), flags);
+fn build(package: &str) -> Result<std::path::PathBuf> {
+    tools::ensure_for_build()?;
+    breakable::build(package)
+}
+
+fn simulation(program: &Path, options: &Options, seeds: Option<u64>) -> Command {
+    let mut sim = Command::new(program);
     for (flag, value) in [("seeds", seeds), ("first-seed", options.first_seed)] {
         sim.args(value.map(|value| format!("--{flag}={value}")));
     }
-    sim.args(options.store.iter().map(|store| format!("--store={store}")));
-    sim.args(options.json.then_some("--json"));
-    run(&mut sim)
+    for (flag, value) in [("store", &options.store), ("client", &options.client)] {
+        sim.args(value.iter().map(|value| format!("--{flag}={value}")));
+    }
+    sim
+}
+
+/// What became of the mutants in one place.
+struct Part {
+    name: &'static str,
+    mutants: u64,
+    killed: u64,
+    survivors: Vec<String>,
+    /// Of the model.
+    states: u64,
+    succeeded: bool,
+}
+
+impl Part {
+    fn read(name: &'static str, (said, succeeded): (Option<Value>, bool)) -> Result<Self> {
+        let said = said.with_context(|| format!("the {name} ended without a result"))?;
+        let number = |of: &str| said[of].as_u64().unwrap_or(0);
+        let survivors = said["survivors"].as_array().into_iter().flatten();
+        let survivors = survivors.map(|mutant| format!("{} in the {name}", mutant.as_str().unwrap_or("one")));
+        Ok(Self {
+            name,
+            mutants: number("mutants"),
+            killed: number("killed"),
+            survivors: survivors.collect(),
+            states: number("states"),
+            succeeded,
+        })
+    }
 }

@@ -1,7 +1,7 @@
 //! How each thing is broken, and mended.
 
 use anyhow::Result;
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use rustix::process::Signal;
 use tenure_testkit::{
     containers::{Harm, Way},
@@ -44,7 +44,12 @@ pub(crate) async fn break_members(
     };
     let faults = try_join_all(members.iter().map(|&member| cluster.harm(member, harm))).await?;
     sleep(planned.lasts).await;
-    try_join_all(faults.into_iter().map(|fault| fault.heal())).await?;
+    for healed in join_all(faults.into_iter().map(|fault| fault.heal())).await {
+        // Whether it serves again is looked at once everything is mended.
+        if let Err(error) = healed {
+            println!("a server does not come back after {:?}: {error}", planned.kind);
+        }
+    }
     Ok(())
 }
 
