@@ -52,6 +52,10 @@ pub(crate) fn simulate(options: &Options) -> Result<()> {
 /// # Errors
 /// When a promise is broken by the whole protocol, or a mutant survives.
 pub(crate) fn mutants(options: &Options) -> Result<()> {
+    ensure!(
+        options.client.is_none(),
+        "rules are broken in the model and with the simulated recipes: leave out --client"
+    );
     let began = Instant::now();
     let mut model = Command::new(build("tenure-model")?);
     model.args(options.store.iter().map(|store| format!("--store={store}"))).args(["--mutants", "--json"]);
