@@ -54,6 +54,9 @@ pub enum What {
     Worked,
     /// The work was polled although its deadline had passed.
     Outside,
+    /// The work was polled although it had been told to stop: it may take its time, but only for as long as nobody
+    /// else leads.
+    Polled,
     /// The candidate is about to resign: from here on only what it checked counts, not its deadline.
     Resigns,
     /// The leadership is over.
@@ -201,12 +204,19 @@ fn check_windows(election: &str, terms: &[Term], verdict: &mut Verdict) {
     }
 }
 
+/// Where the store itself ended a term, its candidate may notice that as late as the next, in nanoseconds.
+const NOTICE: u64 = 50_000_000;
+
 /// S3.
 fn check_work(election: &str, events: &[&Event], terms: &[Term], verdict: &mut Verdict) {
     for event in events {
         let after = |term: &&Term| term.token > event.token && term.begins < event.at;
         let what = match event.what {
             What::Outside => "was polled past its deadline".to_owned(),
+            What::Polled => match terms.iter().find(|term| after(term) && term.begins + NOTICE < event.at) {
+                Some(later) => format!("went on after {} led", later.token),
+                None => continue,
+            },
             What::Worked => match terms.iter().find(after) {
                 Some(later) => format!("acted after {} led", later.token),
                 None => continue,
@@ -304,6 +314,15 @@ mod tests {
         ]);
         assert_eq!(verdict.work_outside_window, 2);
         assert_eq!(verdict.overlaps, 1);
+    }
+
+    #[test]
+    fn work_that_goes_on_beside_the_next_leader_is_found() {
+        let ends = event(15, 1, What::Ends { valid_until: 12, over_since: 13 });
+        let polled = |at| event(at, 1, What::Polled);
+        let verdict =
+            check(&[leads(10, 1, 900_000_000), ends, polled(19), leads(20, 2, 30), polled(100_000_000)]);
+        assert_eq!((verdict.work_outside_window, verdict.overlaps), (1, 0));
     }
 
     #[test]

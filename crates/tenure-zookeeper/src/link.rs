@@ -4,14 +4,21 @@
 //! the ensemble keeps it.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, VecDeque},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tenure_core::spi::{BackendError, BackendErrorKind};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use zookeeper_client::{Error, SessionInfo};
@@ -44,6 +51,20 @@ struct Shared {
     granted: Duration,
     state: watch::Sender<State>,
     closing: CancellationToken,
+    /// How long a server is waited for before another is asked as well. Where all are far away, the session
+    /// would go from one to the other for ever: it grows with each connection that breaks soon.
+    patience: Mutex<Duration>,
+}
+
+impl Shared {
+    fn patience(&self) -> MutexGuard<'_, Duration> {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn be_more_patient(&self) {
+        let mut patience = self.patience();
+        *patience = (*patience * 2).min(self.ttl / 5).max(MOMENT);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -92,6 +113,7 @@ impl Link {
             granted: first.granted(),
             state: watch::Sender::new(State::Up(Arc::clone(&first))),
             closing: CancellationToken::new(),
+            patience: Mutex::new(MOMENT),
         });
         tokio::spawn(keep_connected(Arc::clone(&shared), first));
         Self { shared }
@@ -182,6 +204,7 @@ impl Drop for Ends<'_> {
 async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
     let _ends = Ends(&shared);
     let mut connection = first;
+    let mut connected = Instant::now();
     loop {
         let closing = tokio::select! {
             biased;
@@ -193,6 +216,10 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
         }
         debug!(session = %shared.session.id(), server = connection.server(), "ZooKeeper connection broken");
         shared.servers.failed(connection.server());
+        match connected.elapsed() < shared.granted / 3 {
+            true => shared.be_more_patient(),
+            false => *shared.patience() = MOMENT,
+        }
         shared.state.send_replace(State::Down(None));
         connection.give_up();
         let resumed = tokio::select! {
@@ -203,6 +230,7 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
         match resumed {
             Ok(resumed) => {
                 connection = Arc::new(resumed);
+                connected = Instant::now();
                 shared.state.send_replace(State::Up(Arc::clone(&connection)));
             }
             Err(over) => {
@@ -218,39 +246,40 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
 /// Tries until the session has another connection.
 ///
 /// A frozen server answers nothing, and refuses nothing: it is not waited for alone. The others are asked
-/// meanwhile, and again, for as long as it is silent.
+/// meanwhile, and again, for as long as it is silent. But a server that takes the session over takes it from
+/// the one that has it: once one has answered, no other is asked before that has come to an end.
 ///
 /// # Errors
 /// When the session has ended or cannot go on as it was, or our credentials are refused.
 async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
+    let taken_over = AtomicUsize::new(0);
+    let taken_over = &taken_over;
     let mut asked = FuturesUnordered::new();
-    let mut silent: BTreeSet<String> = BTreeSet::new();
+    let mut silent: BTreeMap<String, Instant> = BTreeMap::new();
     let mut next: VecDeque<String> = shared.servers.in_order().into();
-    let mut patience = MOMENT;
     let mut denials = Denials::default();
     loop {
-        next.retain(|server| !silent.contains(server));
-        if let Some(server) = next.pop_front() {
-            silent.insert(server.clone());
+        next.retain(|server| !silent.contains_key(server));
+        let alone = taken_over.load(Relaxed) > 0;
+        if let Some(server) = if alone { None } else { next.pop_front() } {
+            silent.insert(server.clone(), Instant::now());
             asked.push(async move {
-                let outcome = resume_at(shared, &server).await;
+                let outcome = resume_at(shared, &server, taken_over).await;
                 (server, outcome)
             });
         }
-        let wait = match next.is_empty() {
+        let wait = match next.is_empty() || alone {
             true => PAUSE.0 + PAUSE.1.mul_f64(fastrand::f64()),
-            false => patience,
+            false => *shared.patience(),
         };
         let (server, outcome) = tokio::select! {
             biased;
             Some(answered) = asked.next() => answered,
             () = tokio::time::sleep(wait) => {
-                if next.is_empty() {
+                if next.is_empty() && !alone {
                     next = shared.servers.in_order().into();
-                    // A session that is asked for at several servers goes from one to the other: where all
-                    // are far away, each has its time.
                     if !silent.is_empty() {
-                        patience = (patience * 2).min(shared.ttl / 5).max(MOMENT);
+                        shared.be_more_patient();
                     }
                 }
                 continue;
@@ -260,13 +289,19 @@ async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
         let error = match outcome {
             Ok(connection) => {
                 debug!(session = %shared.session.id(), server, "ZooKeeper session resumed");
+                let slow = silent.iter().filter(|(_, since)| since.elapsed() > MOMENT);
+                slow.for_each(|(server, _)| shared.servers.failed(server));
                 return Ok(connection);
             }
             Err(Refusal::Over(error)) => return Err(error),
-            Err(Refusal::NotHere(error)) => error,
+            Err(Refusal::NotReached(error)) => error,
+            Err(Refusal::NotHere(error)) => {
+                denials.contradict();
+                error
+            }
         };
         shared.servers.failed(&server);
-        let is_believed = denials.is_believed(&error, shared.granted / 4);
+        let is_believed = denials.is_believed(&error, shared.granted / 2);
         let error = failed(&format!("resuming the session at {server}"), &error);
         if is_believed || error.kind() == BackendErrorKind::Unauthorized {
             return Err(error);
@@ -283,11 +318,15 @@ struct Denials {
 }
 
 impl Denials {
+    /// A server knows the session.
+    fn contradict(&mut self) {
+        self.since = None;
+    }
+
     /// Whether `error` says that the session has ended, and is to be believed: a leader that was frozen and
-    /// deposed knows nothing of younger sessions, for half a tick at most, which `repeated` is longer than.
+    /// deposed knows nothing of younger sessions, for a tick at most, than which `repeated` is no shorter.
     fn is_believed(&mut self, error: &Error, repeated: Duration) -> bool {
         if !matches!(error, Error::SessionExpired) {
-            self.since = None;
             return false;
         }
         self.since.get_or_insert_with(Instant::now).elapsed() >= repeated
@@ -296,18 +335,21 @@ impl Denials {
 
 /// Why a session is not resumed at a server.
 enum Refusal {
+    /// It was not reached, or refused.
+    NotReached(Error),
+    /// It knows the session, and has lost it again.
     NotHere(Error),
     /// Nor anywhere else.
     Over(BackendError),
 }
 
-async fn resume_at(shared: &Shared, server: &str) -> Result<Connection, Refusal> {
+async fn resume_at(shared: &Shared, server: &str, taken_over: &AtomicUsize) -> Result<Connection, Refusal> {
     let connection = Connection::open(&shared.terms, server, shared.ttl, Some(&shared.session)).await;
     let connection = connection.map_err(|error| match error {
         Error::RuntimeInconsistent => {
             Refusal::Over(gone(format!("{server} has put another session in the place of ours")))
         }
-        error => Refusal::NotHere(error),
+        error => Refusal::NotReached(error),
     })?;
     // A server with other bounds has changed the session's timeout for all: deadlines rest on the old one.
     if connection.granted() < shared.granted {
@@ -318,8 +360,35 @@ async fn resume_at(shared: &Shared, server: &str) -> Result<Connection, Refusal>
         ))));
     }
     // The server may lag behind what this session has seen at another.
-    connection.barrier(&shared.terms.nowhere).await.map_err(Refusal::NotHere)?;
+    let settled = {
+        let mut barrier = pin!(connection.barrier(&shared.terms.nowhere));
+        let alone = Counted::new(taken_over);
+        match timeout(shared.ttl / 5, barrier.as_mut()).await {
+            Ok(settled) => settled,
+            Err(_) => {
+                drop(alone);
+                barrier.await
+            }
+        }
+    };
+    settled.map_err(Refusal::NotHere)?;
     Ok(connection)
+}
+
+/// One more, for as long as this lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Ends the session, connecting again where that is needed, until it has run out in any case.

@@ -206,12 +206,16 @@ impl BackendSession for ZookeeperSession {
         let patience = GiveUp(Some(&connection), &self.link);
         let written = match broken(Rule::BeatByWriting) {
             true => connection.stat(&self.pulse).await,
-            false => write_and_sync(&connection, &self.pulse).await,
+            false => connection.set(&self.pulse, &[]).await,
         };
+        // From here on the server is known to be there: a sync that is late costs this heartbeat alone.
         patience.answered();
         let stat = written.map_err(|error| failed("heartbeat", &error))?;
         let Some(stat) = stat else { return Err(gone("the session's znode is gone from ZooKeeper")) };
         self.check_owner(&stat)?;
+        if !broken(Rule::BeatByWriting) {
+            connection.sync().await.map_err(|error| failed("heartbeat", &error))?;
+        }
         // After a reconnect of the client's own, the answer could be to another session.
         if !connection.is_unbroken() {
             return Err(unknown("the connection broke under a heartbeat"));
@@ -287,12 +291,6 @@ impl Drop for ZookeeperSession {
     fn drop(&mut self) {
         self.link.begin_close();
     }
-}
-
-async fn write_and_sync(connection: &Connection, path: &str) -> Result<Option<Stat>, Error> {
-    let written = connection.set(path, &[]).await?;
-    connection.sync().await?;
-    Ok(written)
 }
 
 /// Gives a connection up unless an answer came.

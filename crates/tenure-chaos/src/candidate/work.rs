@@ -27,6 +27,8 @@ pub(super) async fn work(leadership: LeadershipHandle, length: Duration, ttl: Du
         if leadership.ensure().is_ok() {
             saw(&election, token, at, What::Worked);
             write(&election, token, ttl);
+        } else {
+            saw(&election, token, at, What::Polled);
         }
         sleep(STEP).await;
     }

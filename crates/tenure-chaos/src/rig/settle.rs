@@ -87,7 +87,7 @@ pub(crate) async fn settle(
         // Those before it may lead first, and the session of one that was killed may have to end.
         let turn = || record.last_led(place, election) > since;
         if until(limit + options.ttl, turn).await.is_none() {
-            let entries = cluster.entries(election).await;
+            let entries = cluster.entries(election).await.map_err(|error| error.to_string());
             report.stuck(format!("the candidate at place {place} leads {election} no more: {entries:?}"));
             candidates.signal(place, Signal::USR1)?;
         }
