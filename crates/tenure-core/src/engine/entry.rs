@@ -79,6 +79,8 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
         }
         Err(stop) => {
             task.depart().await;
+            // Before the campaign is told: whoever was turned away may try again at once.
+            task.candidacy.permit = None;
             let _ = outcome.send(match stop {
                 Stop::SessionEnded => Outcome::SessionEnded,
                 Stop::Withdrawn | Stop::NotNow => Outcome::NotNow,
