@@ -17,7 +17,7 @@
 //!
 //! # Guarantees
 //!
-//! - A heartbeat is a quorum write, and counts only once a later one, sent a quarter of the
+//! - A heartbeat is a quorum write and a `sync` after it, and counts only once a later one, sent a quarter of the
 //!   TTL after it, was answered too: a follower that is cut off answers its clients' pings for seconds.
 //! - Nobody is said to lead whose entry was not listed, under our session, since the last
 //!   departure ahead of it.

@@ -125,7 +125,9 @@ fn start(image: &Image) -> Result<String> {
 
 fn wait_until_healthy(name: &str, health: &[&str]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while let Err(error) = docker(["exec", name].iter().chain(health)) {
+    // A server that has just begun may accept a connection, and forget it.
+    let bounded = ["exec", name, "timeout", "5"];
+    while let Err(error) = docker(bounded.iter().chain(health)) {
         if Instant::now() > deadline {
             let said = docker(["logs", "--tail=5", name]).unwrap_or_default();
             bail!("it does not serve after {PATIENCE:?}: {error:#}\n{said}");
