@@ -33,6 +33,8 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct State {
     revision: u64,
+    /// Sessions are not numbered like changes: no store gives the same name to two.
+    opened: u64,
     pub(crate) term: u64,
     /// Which member leads by the word of a quorum; none while there is none.
     pub(crate) leader: Option<usize>,
@@ -92,6 +94,7 @@ impl Cluster {
         Self(Arc::new(Inner {
             state: Mutex::new(State {
                 revision: 0,
+                opened: 0,
                 term: 1,
                 leader: Some(0),
                 members: [Member::default(); MEMBERS],
@@ -203,14 +206,9 @@ impl State {
         }
     }
 
-    /// The next number of the store's.
-    fn next_revision(&mut self) -> u64 {
-        self.revision += 1;
-        self.revision
-    }
-
     pub(crate) fn open(&mut self, ttl: Duration) -> u64 {
-        let session = self.next_revision();
+        self.opened += 1;
+        let session = self.opened;
         let expires = self.after(ttl);
         self.sessions.insert(session, Session { ttl, expires, connection: 0 });
         session
@@ -324,6 +322,16 @@ impl State {
         if self.leader == Some(member) {
             let mut random = self.random.fork();
             self.elect(&mut random);
+        }
+    }
+
+    /// Whatever was in the store is gone. It may count its changes from the start again.
+    pub(crate) fn wipe(&mut self, counts_anew: bool) {
+        self.sessions.clear();
+        self.changed.extend(std::mem::take(&mut self.elections).into_keys());
+        self.withdrawn.clear();
+        if counts_anew {
+            self.revision = 0;
         }
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Record {
     pub(crate) refused: u64,
     /// Until when work that nobody could poll may not have been dropped yet.
     stalled: Option<Instant>,
+    /// How often the store began to count from the start.
+    epoch: u64,
     /// Whether an operator deletes entries, so that two may lead for a moment.
     operated: bool,
     /// What must not have happened.
@@ -29,6 +31,8 @@ pub(crate) struct Record {
 #[derive(Debug, Default)]
 struct Contest {
     working: Vec<u64>,
+    /// How many terms have begun.
+    begun: u64,
     /// The tokens of all terms so far.
     terms: BTreeSet<u64>,
     /// The highest token of any term.
@@ -71,6 +75,7 @@ impl Record {
         self.terms += 1;
         let contest = self.elections.entry(election.to_owned()).or_default();
         let (highest, beside) = (contest.highest, contest.working.clone());
+        contest.begun += 1;
         contest.highest = highest.max(token);
         contest.working.push(token);
         let fresh = contest.terms.insert(token);
@@ -115,9 +120,23 @@ impl Record {
         }
     }
 
-    /// The highest token of an election so far.
-    pub(crate) fn highest(&self, election: &str) -> u64 {
-        self.elections.get(election).map_or(0, |contest| contest.highest)
+    /// The store counts from the start again, and so do those who compare its tokens.
+    pub(crate) fn tokens_begin_anew(&mut self) {
+        self.epoch += 1;
+        for contest in self.elections.values_mut() {
+            contest.terms.clear();
+            (contest.highest, contest.written) = (0, 0);
+        }
+    }
+
+    /// How often the store began to count from the start: tokens of other epochs say nothing.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How many terms of an election have begun.
+    pub(crate) fn begun(&self, election: &str) -> u64 {
+        self.elections.get(election).map_or(0, |contest| contest.begun)
     }
 
     /// Whose work goes on, when none should.

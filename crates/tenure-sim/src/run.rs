@@ -64,7 +64,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let worst = if seed % 4 >= 2 { 150 } else { 2_000 };
     let cluster = Cluster::new(rate(), Rng::with_seed(seed), worst);
     let rates: Vec<f64> = (0..HOSTS).map(|_| rate()).collect();
-    // In some runs an operator ends sessions and deletes entries. Two may lead for a moment then, and their
+    // In some runs an operator ends sessions, deletes entries and loses the store. Two may lead for a moment then, and their
     // tokens tell them apart.
     let operated = seed % 8 >= 6;
     let history = History::new(operated);
@@ -175,33 +175,42 @@ async fn cause_fault(random: &mut Rng, mends: u8, cluster: &Cluster, host: &Host
     });
 }
 
-/// An operator ends a session or deletes an entry; whoever led by it has to notice.
+/// An operator ends a session, deletes an entry or loses the store; whoever led by it has to notice.
 fn interfere(random: &mut Rng, cluster: &Cluster, history: &History) {
     let election = format!("e{}", random.usize(..ELECTIONS));
     let Some(leader) = cluster.state().entries(&election).first().copied() else { return };
-    cluster.change(|state| match random.bool() {
-        true => state.remove(&election, |entry| *entry == leader),
-        false => drop(state.end_session(leader.session)),
-    });
-    let history = history.clone();
+    match random.u8(..16) {
+        0 => {
+            cluster.change(|state| state.wipe(true));
+            history.lock().tokens_begin_anew();
+            return;
+        }
+        1 | 2 => cluster.change(|state| state.wipe(false)),
+        3..=9 => cluster.change(|state| state.remove(&election, |entry| *entry == leader)),
+        _ => {
+            cluster.change(|state| state.end_session(leader.session));
+        }
+    }
+    let (history, epoch) = (history.clone(), history.lock().epoch());
     tokio::spawn(async move {
         // By its watch, asked for again over a line that loses much.
         tokio::time::sleep(TTL * 4).await;
         let token = leader.revision;
-        if history.lock().working().contains(&(election.clone(), token)) {
-            history.lock().violated("S1", format!("{election}: {token} leads on without an entry"));
+        let mut record = history.lock();
+        if record.epoch() == epoch && record.working().contains(&(election.clone(), token)) {
+            record.violated("S1", format!("{election}: {token} leads on without an entry"));
         }
     });
 }
 
 /// Promise L1: with everything mended, somebody else leads in each election.
 async fn check_recovery(cluster: &Cluster, hosts: &[Host], history: &History) {
-    let before: Vec<u64> = (0..ELECTIONS).map(|n| history.lock().highest(&format!("e{n}"))).collect();
+    let before: Vec<u64> = (0..ELECTIONS).map(|n| history.lock().begun(&format!("e{n}"))).collect();
     for (n, before) in before.into_iter().enumerate() {
         let election = format!("e{n}");
         // Some terms take their time.
         let led = within(TTL * 16, async {
-            while history.lock().highest(&election) <= before {
+            while history.lock().begun(&election) <= before {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -211,7 +220,9 @@ async fn check_recovery(cluster: &Cluster, hosts: &[Host], history: &History) {
             let status: Vec<_> = hosts.iter().map(|host| host.elector.status()).collect();
             history.lock().violated(
                 "L1",
-                format!("{election}: nobody has led since {before}; {entries:?}; {working:?}; {status:?}"),
+                format!(
+                    "{election}: nobody leads after {before} terms; {entries:?}; {working:?}; {status:?}"
+                ),
             );
         }
     }

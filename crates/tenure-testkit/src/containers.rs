@@ -46,7 +46,7 @@ mod tls;
 mod version;
 mod zookeeper;
 
-pub use admin::{EtcdAdmin, KeyValue, Lease, Permission};
+pub use admin::{EtcdAdmin, Expiries, KeyValue, Lease, Permission};
 pub use cluster::EtcdCluster;
 pub use error::ContainerError;
 pub use etcd::{EtcdServer, SharedEtcd};

@@ -15,7 +15,7 @@
 //! assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(1_000)));
 //! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -90,8 +90,25 @@ pub struct Verdict {
     pub writes_refused: u64,
     /// S3: how often work acted outside its window, or after a later term had begun.
     pub work_outside_window: u64,
-    /// What is wrong, in words; the first twenty.
-    pub details: Vec<String>,
+    /// All that is wrong.
+    pub details: Vec<Broken>,
+}
+
+/// A promise that was not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Broken {
+    /// Since when, in nanoseconds of the history's clock.
+    pub at: u64,
+    /// Which promise: `S1`, `S2` or `S3`.
+    pub promise: &'static str,
+    /// How, in words.
+    pub what: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}, since {}", self.promise, self.what, self.at)
+    }
 }
 
 impl Verdict {
@@ -103,10 +120,8 @@ impl Verdict {
             && self.work_outside_window == 0
     }
 
-    fn wrong(&mut self, promise: &str, what: String) {
-        if self.details.len() < 20 {
-            self.details.push(format!("{promise}: {what}"));
-        }
+    fn wrong(&mut self, promise: &'static str, at: u64, what: String) {
+        self.details.push(Broken { at, promise, what });
     }
 }
 
@@ -153,7 +168,11 @@ fn terms(election: &str, events: &[&Event], verdict: &mut Verdict) -> Vec<Term> 
         if let What::Leads { deadline } = event.what {
             if current.insert(event.token, terms.len()).is_some() {
                 verdict.stale_tokens += 1;
-                verdict.wrong("S2", format!("{election}: two terms have the token {}", event.token));
+                verdict.wrong(
+                    "S2",
+                    event.at,
+                    format!("{election}: two terms have the token {}", event.token),
+                );
             }
             let (token, at) = (event.token, event.at);
             terms.push(Term { token, begins: at, seen: at, deadline, told: false });
@@ -183,7 +202,7 @@ fn check_windows(election: &str, terms: &[Term], verdict: &mut Verdict) {
         verdict.elections += 1;
         if term.token < highest {
             verdict.stale_tokens += 1;
-            verdict.wrong("S2", format!("{election}: token {} after {highest}", term.token));
+            verdict.wrong("S2", term.begins, format!("{election}: token {} after {highest}", term.token));
         }
         highest = highest.max(term.token);
         if let Some(last) = before {
@@ -191,11 +210,9 @@ fn check_windows(election: &str, terms: &[Term], verdict: &mut Verdict) {
             verdict.max_overlap = verdict.max_overlap.max(Some(overlap));
             if overlap > 0 {
                 verdict.overlaps += 1;
-                let (token, other, at) = (last.token, term.token, term.begins);
-                verdict.wrong(
-                    "S1",
-                    format!("{election}: {token} could lead for {overlap} ns more when {other} led, at {at}"),
-                );
+                let (token, other) = (last.token, term.token);
+                let what = format!("{election}: {token} could lead for {overlap} ns more when {other} led");
+                verdict.wrong("S1", term.begins, what);
             }
         }
         if before.is_none_or(|last| term.end() > last.end()) {
@@ -211,20 +228,20 @@ const NOTICE: u64 = 50_000_000;
 fn check_work(election: &str, events: &[&Event], terms: &[Term], verdict: &mut Verdict) {
     for event in events {
         let after = |term: &&Term| term.token > event.token && term.begins < event.at;
-        let what = match event.what {
-            What::Outside => "was polled past its deadline".to_owned(),
+        let (since, what) = match event.what {
+            What::Outside => (event.at, "was polled past its deadline".to_owned()),
             What::Polled => match terms.iter().find(|term| after(term) && term.begins + NOTICE < event.at) {
-                Some(later) => format!("went on after {} led", later.token),
+                Some(later) => (later.begins, format!("went on after {} led", later.token)),
                 None => continue,
             },
             What::Worked => match terms.iter().find(after) {
-                Some(later) => format!("acted after {} led", later.token),
+                Some(later) => (later.begins, format!("acted after {} led", later.token)),
                 None => continue,
             },
             _ => continue,
         };
         verdict.work_outside_window += 1;
-        verdict.wrong("S3", format!("{election}: the work of {} {what}, at {}", event.token, event.at));
+        verdict.wrong("S3", since, format!("{election}: the work of {} {what}", event.token));
     }
 }
 
@@ -235,7 +252,8 @@ fn check_writes(election: &str, events: &[&Event], verdict: &mut Verdict) {
         match event.what {
             What::Accepted if event.token < highest => {
                 verdict.stale_writes_accepted += 1;
-                verdict.wrong("S2", format!("{election}: {} has written after {highest}", event.token));
+                let what = format!("{election}: {} has written after {highest}", event.token);
+                verdict.wrong("S2", event.at, what);
             }
             What::Accepted => highest = event.token,
             What::Refused => verdict.writes_refused += 1,

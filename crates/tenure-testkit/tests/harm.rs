@@ -62,6 +62,35 @@ async fn ensemble_members_are_harmed_and_healed() -> Outcome {
     Ok(())
 }
 
+#[tokio::test]
+async fn ensemble_member_whose_data_are_taken_away_has_them_anew() -> Outcome {
+    let ensemble = ZookeeperEnsemble::breakable(Version::Zookeeper39, &ZookeeperSettings::default()).await?;
+    ensemble.member(0).admin().create("/kept", "").await?;
+    for member in 0..3 {
+        ensemble.renew(member).await?;
+        assert!(ensemble.member(member).admin().get("/kept").await?.is_some());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn cluster_members_count_the_leases_that_ran_out() -> Outcome {
+    let cluster = EtcdCluster::start(Version::Etcd35).await?;
+    let leader = cluster.leader().await?;
+    let lease = cluster.member(0).admin().grant_lease(Duration::from_secs(1)).await?;
+    while cluster.member(leader).admin().lease(lease).await?.is_some() {}
+    let mut revoked = Vec::new();
+    let led_by = cluster.member(leader).admin().expiries().await?.member;
+    for member in 0..3 {
+        let expiries = cluster.member(member).admin().expiries().await?;
+        assert_eq!(expiries.leader, led_by);
+        revoked.push((member, expiries.revoked));
+    }
+    let all: u64 = revoked.iter().map(|(_, count)| count).sum();
+    assert!(all == 1 && revoked.contains(&(leader, 1)), "{leader}: {revoked:?}");
+    Ok(())
+}
+
 /// A full disk is full: what the server does by that is its own affair.
 #[tokio::test]
 async fn cluster_member_with_a_full_disk_is_not_the_end_of_the_cluster() -> Outcome {

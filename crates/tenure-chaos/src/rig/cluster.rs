@@ -8,7 +8,7 @@ use tenure_testkit::containers::{EtcdCluster, Fault, Harm, Version, ZookeeperEns
 use crate::options::StoreKind;
 
 /// Below this name are the candidates' entries.
-const ROOT: &str = "chaos";
+pub(crate) const ROOT: &str = "chaos";
 
 pub(crate) const MEMBERS: usize = 3;
 

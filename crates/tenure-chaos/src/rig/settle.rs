@@ -9,6 +9,7 @@ use tenure_testkit::containers::Harm;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
+    alike::make_alike,
     candidates::{Candidates, PLACES},
     cluster::Cluster,
     record::Record,
@@ -50,27 +51,10 @@ pub(crate) async fn settle(
     options: &Options,
     report: &mut Report,
 ) -> Result<()> {
-    let began = Instant::now();
-    let mut started_again = BTreeSet::new();
-    loop {
-        let health = cluster.health().await;
-        if health.iter().all(Result::is_ok) {
-            break;
-        }
-        ensure!(
-            began.elapsed() < SERVERS,
-            "{SERVERS:?} after all was mended, not all servers serve: {health:?}"
-        );
-        if began.elapsed() > RECOVERY {
-            for (member, health) in health.iter().enumerate() {
-                let Err(error) = health else { continue };
-                if started_again.insert(member) {
-                    report.restarted(&format!("server {member} is started again: {error:#}"));
-                    cluster.harm(member, Harm::Kill).await?.heal().await?;
-                }
-            }
-        }
-        sleep(PACE).await;
+    await_servers(cluster, report).await?;
+    if let Cluster::Zookeeper(ensemble) = cluster {
+        make_alike(ensemble, report).await?;
+        await_servers(cluster, report).await?;
     }
     let since = BootClock.now().as_nanos();
     let limit = options.ttl + EXPIRY + SLACK;
@@ -93,6 +77,32 @@ pub(crate) async fn settle(
         }
     }
     look_for_strays(cluster, options, report).await
+}
+
+/// Waits until all servers serve; those that do not for long are started again.
+async fn await_servers(cluster: &Cluster, report: &mut Report) -> Result<()> {
+    let began = Instant::now();
+    let mut started_again = BTreeSet::new();
+    loop {
+        let health = cluster.health().await;
+        if health.iter().all(Result::is_ok) {
+            return Ok(());
+        }
+        ensure!(
+            began.elapsed() < SERVERS,
+            "{SERVERS:?} after all was mended, not all servers serve: {health:?}"
+        );
+        if began.elapsed() > RECOVERY {
+            for (member, health) in health.iter().enumerate() {
+                let Err(error) = health else { continue };
+                if started_again.insert(member) {
+                    report.restarted(&format!("server {member} is started again: {error:#}"));
+                    cluster.harm(member, Harm::Kill).await?.heal().await?;
+                }
+            }
+        }
+        sleep(PACE).await;
+    }
 }
 
 /// Each candidate has one entry at most, once the sessions of those that were killed have ended.

@@ -119,9 +119,9 @@ impl World {
     /// Promise L1: with everything mended, somebody else leads in each election.
     fn check_recovery(&mut self) {
         let elections: Vec<String> = (0..ELECTIONS).map(|n| format!("e{n}")).collect();
-        let before: Vec<u64> = elections.iter().map(|name| self.history.lock().highest(name)).collect();
+        let before: Vec<u64> = elections.iter().map(|name| self.history.lock().begun(name)).collect();
         for (election, before) in elections.iter().zip(before) {
-            let led = self.goes_on_until(TTL * 16, |world| world.history.lock().highest(election) > before);
+            let led = self.goes_on_until(TTL * 16, |world| world.history.lock().begun(election) > before);
             if !led {
                 let working = self.history.lock().working();
                 let state = self.cluster.read();

@@ -55,6 +55,18 @@ pub enum Permission {
     ReadWrite,
 }
 
+/// What a member says of leases that have run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiries {
+    /// The member's id.
+    pub member: u64,
+    /// The id of the member that leads by its word; zero when it knows none.
+    pub leader: u64,
+    /// How many leases this member has revoked because they had run out, since it started. To do so is the
+    /// leader's task.
+    pub revoked: u64,
+}
+
 /// What a member says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Status {
@@ -229,6 +241,21 @@ impl EtcdAdmin {
         let keys = answer["keys"].as_array().map(Vec::as_slice).unwrap_or_default();
         let keys = keys.iter().map(decoded).collect::<Result<_, _>>()?;
         Ok(Some(Lease { id, remaining, granted: Duration::from_secs(granted), keys }))
+    }
+
+    /// How many leases that had run out this member has revoked, and who leads by its word.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn expiries(&self) -> Result<Expiries, ContainerError> {
+        let Status { member, leader } = self.status().await?;
+        let metrics = self.gateway.metrics().await?;
+        let revoked = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("etcd_debugging_server_lease_expired_total ")?.parse().ok());
+        let revoked =
+            revoked.ok_or_else(|| ContainerError::Malformed("no count of expired leases".to_owned()))?;
+        Ok(Expiries { member, leader, revoked })
     }
 
     /// Ends a lease, and deletes the keys bound to it.

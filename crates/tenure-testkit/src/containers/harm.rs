@@ -66,6 +66,9 @@ impl Way {
 /// Where the volume is that holds the image of the disk.
 pub(super) const DISK: &str = "/disk";
 
+/// Makes a ZooKeeper server begin without data when it is started again.
+pub(super) const BEGIN_ANEW: &str = "touch /disk/anew";
+
 /// A file system of the server's own, so that it can be stalled and filled; loop devices are taken in turn,
 /// and another container may be faster.
 const OWN_DISK: &str = "\
@@ -77,6 +80,7 @@ for attempt in 1 2 3 4 5 6 7 8 9; do
 done
 mountpoint -q /data
 rm -f /data/ballast*
+test ! -e /disk/anew || rm -r /data/zookeeper/version-2 /disk/anew
 exec \"$@\"
 ";
 

@@ -52,6 +52,14 @@ impl Gateway {
         Ok(answer)
     }
 
+    /// What the server counts, as text.
+    pub(super) async fn metrics(&self) -> Result<String, ContainerError> {
+        let url = format!("http://{}/metrics", self.endpoint);
+        let unreachable = |source| ContainerError::Unreachable { url: url.clone(), source };
+        let answer = self.client.get(&url).send().await.map_err(unreachable)?;
+        answer.text().await.map_err(unreachable)
+    }
+
     pub(super) async fn health(&self) -> Result<(), ContainerError> {
         let url = format!("http://{}/health", self.endpoint);
         let unreachable = |source| ContainerError::Unreachable { url: url.clone(), source };

@@ -136,7 +136,7 @@ impl ZookeeperAdmin {
         Ok(children)
     }
 
-    /// The paths of all znodes below `path`.
+    /// The paths of all znodes below `path`, as this server shows them.
     ///
     /// # Errors
     /// When the server does not serve, or refuses.

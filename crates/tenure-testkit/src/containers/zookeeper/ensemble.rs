@@ -9,7 +9,7 @@ use super::{
         ContainerError, Fault, Harm, Version,
         container::{Container, Recipe},
         fault::Remedy,
-        harm::{breakable, inflict},
+        harm::{BEGIN_ANEW, breakable, inflict},
         health::eventually,
         network::Network,
     },
@@ -138,6 +138,16 @@ impl ZookeeperEnsemble {
         member.container().part(&self.peers).await?;
         let (network, ip) = (self.peers.clone(), self.peers.ip(index));
         Ok(member.fault(Remedy::Join { network, ip }))
+    }
+
+    /// Takes a member of a [breakable](Self::breakable) ensemble its data, as an operator would whose server shows what
+    /// the others do not, and waits until it has them anew from the leader.
+    ///
+    /// # Errors
+    /// When docker fails, or the member does not serve within a minute.
+    pub async fn renew(&self, index: usize) -> Result<(), ContainerError> {
+        self.member(index).container().shell(BEGIN_ANEW).await?;
+        self.harm(index, Harm::Kill).await?.heal().await
     }
 
     /// Does `harm` to a member of a [breakable](Self::breakable) ensemble.
