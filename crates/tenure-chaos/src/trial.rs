@@ -90,12 +90,15 @@ async fn attempt(options: &TrialOptions) -> Result<Outcome> {
     }
 }
 
+/// So much is told in words.
+const MOST_DETAILS: usize = 20;
+
 fn judge(options: &TrialOptions, rule: Option<Rule>, mut outcome: Outcome, began: Instant) -> Report {
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
     let verdict = check(&outcome.record.events());
-    for detail in &verdict.details {
+    for detail in verdict.details.iter().take(MOST_DETAILS) {
         println!("{detail}");
     }
     outcome.gaps.sort_unstable();

@@ -1,6 +1,6 @@
 //! The guard: one candidate's term as leader.
 
-use std::{fmt, future::Future, ops::Deref, sync::Arc, time::Duration};
+use std::{fmt, future::Future, ops::Deref, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -189,6 +189,19 @@ impl LeadershipHandle {
     /// ZooKeeper, that it exists.
     pub fn entry(&self) -> &str {
         &self.term.entry.key
+    }
+
+    /// A duplicate of the open file by whose lock the kernel keeps this leadership; `None` on stores whose sessions
+    /// have deadlines.
+    ///
+    /// For programs that let another process work for them: given the duplicate, it keeps the leadership until it has
+    /// ended too, should this process be killed before it. A resignation gives up the lock, however many
+    /// duplicates there are.
+    ///
+    /// # Errors
+    /// When the entry is not there any more, or the file cannot be duplicated.
+    pub fn lock_file(&self) -> Result<Option<OwnedFd>, Error> {
+        Ok(self.term.session.spi.lock_file(&self.term.entry)?)
     }
 
     /// Whether leadership may be assumed now. Compares the clock on every call; asks no store.

@@ -15,7 +15,7 @@
 //! - Dropping a session or a backend works on any thread, outside a runtime too.
 //! - Entries of strangers are ignored or shown, never changed or deleted.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -147,6 +147,16 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// - Never removes an entry of another request, not even under the same key: without
     ///   `entry`, it is known by its payload. It may be called while a later request stands.
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError>;
+
+    /// A duplicate of the open file by whose lock the kernel keeps an entry: the entry lives until all its duplicates
+    /// are closed, in whatever process, or the lock is given up. `None`, the default, where no file keeps it.
+    ///
+    /// # Errors
+    /// When the entry is not there, or the file cannot be duplicated.
+    fn lock_file(&self, entry: &Entry) -> Result<Option<OwnedFd>, BackendError> {
+        let _ = entry;
+        Ok(None)
+    }
 
     /// Ends the session in the store; all its entries go with it.
     async fn close(&self) -> Result<(), BackendError>;

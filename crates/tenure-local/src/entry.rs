@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, Metadata, TryLockError},
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -53,6 +54,11 @@ impl Held {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A duplicate of the open file: the lock is on both.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
     }
 
     /// Whether others still find the entry: nobody has deleted or moved its file.

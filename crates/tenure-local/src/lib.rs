@@ -44,6 +44,8 @@
 //!   or lay on a `tmpfs` that a reboot emptied), numbers go on from the wall clock in
 //!   microseconds, which is more than any number before unless that clock was set
 //!   back. This is why the first token of an election is a large number.
+//! - A process that was given a duplicate of the lock's file (`LeadershipHandle::lock_file`) keeps the leadership
+//!   until it has ended, too.
 //! - A child process made by `fork` without `exec` shares its parent's locks: should
 //!   the parent be killed, the entry lives until the child has ended as well.
 //! - Whoever may write to the directory may stand in its elections. It is made for

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -329,6 +330,11 @@ impl BackendSession for LocalSession {
         let Some(attempt) = book.pages().attempts.get(&nonce).cloned() else { return Ok(()) };
         let mut attempt = attempt.lock_owned().await;
         self.store.jobs.run(move || book.withdraw(nonce, &mut attempt)).await
+    }
+
+    fn lock_file(&self, entry: &Entry) -> Result<Option<OwnedFd>, BackendError> {
+        let held = self.book.held(entry)?;
+        held.duplicate().map(Some).map_err(|e| fault("duplicate", held.path(), e))
     }
 
     async fn close(&self) -> Result<(), BackendError> {

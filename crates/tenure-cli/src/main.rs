@@ -1,0 +1,67 @@
+//! The `tenure` command: runs any program on one node only.
+
+mod args;
+mod exec;
+mod exit;
+mod guard;
+mod look;
+mod orders;
+mod processes;
+mod progress;
+mod run;
+mod signals;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use args::{Arguments, Command, LogFormat};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        // These two have one thread, and no runtime: they are what is left when the rest is gone.
+        Command::Guard(options) => return guard::guard(&options),
+        Command::Exec(options) => return exec::exec(&options),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "tenure", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+        Command::Man => {
+            let page = clap_mangen::Man::new(Arguments::command());
+            return exit::code(page.render(&mut std::io::stdout()).map_err(Into::into).map(|()| 0));
+        }
+        _ => {}
+    }
+    log(arguments.log_format, arguments.verbose);
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(carry_out(arguments.command)));
+    exit::code(outcome)
+}
+
+async fn carry_out(command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Run(options) => run::run(&options).await,
+        Command::Leader(options) => look::leader(&options).await,
+        Command::Candidates(options) => look::candidates(&options).await,
+        Command::Observe(options) => look::observe(&options).await,
+        Command::Guard(_) | Command::Exec(_) | Command::Completions { .. } | Command::Man => Ok(0),
+    }
+}
+
+/// What the library has to say goes to the standard error: the standard output is the program's.
+fn log(format: LogFormat, verbose: u8) {
+    let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TENURE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.with_target(false).init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}

@@ -1,0 +1,139 @@
+//! What `run` and the guard say to each other: a line of JSON each, over a socket.
+//!
+//! First come open files: the program's standard input, and whatever keeps the leadership.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read as _},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// What the guard is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Order {
+    /// How long the program may go on, as things stand; in nanoseconds of CLOCK_BOOTTIME.
+    Window {
+        /// When it is told to stop.
+        stop_at: u64,
+        /// When it is killed.
+        kill_at: u64,
+    },
+    /// It is told to stop now.
+    Stop,
+    /// It is sent this signal.
+    Signal(i32),
+}
+
+/// What the guard answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ended {
+    /// The program returned this.
+    Exited(i32),
+    /// This signal ended it.
+    Signaled(i32),
+}
+
+/// The most files that are handed over.
+const MOST_FILES: usize = 2;
+
+/// Hands open files over, which are dropped at the other end only.
+pub(crate) fn send_files(to: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::Error::other("too many files to hand over"));
+    }
+    sendmsg(to, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Takes what [`send_files`] hands over.
+pub(crate) fn receive_files(from: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received =
+        recvmsg(from.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut files = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            files.extend(received);
+        }
+    }
+    Ok(files)
+}
+
+/// A message as it is sent.
+pub(crate) fn line(message: &impl Serialize) -> io::Result<String> {
+    Ok(serde_json::to_string(message)? + "\n")
+}
+
+/// Lines that arrive in pieces.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    unread: Vec<u8>,
+}
+
+impl Lines {
+    /// Reads what there is, waiting for something; `None` when the other end is gone.
+    pub(crate) fn read<M: DeserializeOwned>(&mut self, from: &mut UnixStream) -> io::Result<Option<Vec<M>>> {
+        let mut buffer = [0; 4096];
+        let length = from.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(None);
+        }
+        self.unread.extend_from_slice(&buffer[..length]);
+        let mut messages = Vec::new();
+        while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.unread.drain(..=end).collect();
+            messages.push(serde_json::from_slice(&line)?);
+        }
+        Ok(Some(messages))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn files_and_lines_arrive_as_they_were_sent() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let (mut end, file) = std::io::pipe().unwrap();
+        send_files(&here, &[file.as_fd()]).unwrap();
+        drop(file);
+        let files = receive_files(&there).unwrap();
+        let [file] = <[OwnedFd; 1]>::try_from(files).unwrap();
+        std::fs::File::from(file).write_all(b"through another hand").unwrap();
+        let mut read = String::new();
+        end.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "through another hand");
+
+        let sent = [Order::Window { stop_at: 1, kill_at: u64::MAX }, Order::Stop, Order::Signal(15)];
+        let all: String = sent.iter().map(|order| line(order).unwrap()).collect();
+        let (first, rest) = all.split_at(7);
+        let mut lines = Lines::default();
+        here.write_all(first.as_bytes()).unwrap();
+        assert_eq!(lines.read::<Order>(&mut there).unwrap(), Some(vec![]));
+        here.write_all(rest.as_bytes()).unwrap();
+        assert_eq!(lines.read(&mut there).unwrap(), Some(sent.to_vec()));
+        drop(here);
+        assert_eq!(lines.read::<Order>(&mut there).unwrap(), None);
+    }
+}

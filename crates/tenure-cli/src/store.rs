@@ -1,0 +1,50 @@
+//! The store: the one that is named, or a directory of the user's.
+
+use std::{env, path::PathBuf, sync::Arc};
+
+use tenure::{Config, Elector, Error};
+
+use crate::args;
+
+/// An elector on the store; nothing is asked of it yet.
+pub(crate) async fn connect(store: &args::Store, config: Config) -> Result<Arc<dyn Elector>, Error> {
+    let url = store.url.clone().unwrap_or_else(|| local(&own_directory()));
+    tenure::connect_with(&url, config).await
+}
+
+/// Where programs of this user keep what outlives them.
+fn own_directory() -> PathBuf {
+    let named = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    named("XDG_STATE_HOME")
+        .or_else(|| Some(named("HOME")?.join(".local/state")))
+        .unwrap_or_else(|| PathBuf::from("/var/lib"))
+        .join("tenure")
+}
+
+fn local(directory: &std::path::Path) -> String {
+    use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _};
+
+    let mut url = "local:".to_owned();
+    for byte in directory.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
+                url.push(char::from(*byte))
+            }
+            // Writing to a string does not fail.
+            _ => drop(write!(url, "%{byte:02X}")),
+        }
+    }
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_of_any_name_makes_a_url() {
+        assert_eq!(local(Path::new("/home/a b/ü?")), "local:/home/a%20b/%C3%BC%3F");
+    }
+}

@@ -1,0 +1,119 @@
+//! `tenure run` on stores whose leaders have deadlines: the program, and all that it has started, is dead before the
+//! next node leads, whatever happens to tenure and to its line to the store.
+
+mod common;
+
+use common::{ALONE, STUBBORN, Stage, eventually, runs};
+use tenure_testkit::{
+    containers::{SharedEtcd, SharedZookeeper, Version},
+    proxy::{Direction, Proxy},
+};
+
+const TERM: [&str; 4] = ["--stop-budget", "600ms", "--stop-signal", "INT"];
+
+/// What is done to the first node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Blow {
+    /// Its line to the store is silent.
+    Cut,
+    /// tenure is stopped, and the program is not.
+    Stop,
+    /// tenure is killed.
+    Kill,
+}
+
+/// Where a server listens, and how the store is named: scheme, name and settings.
+struct Place {
+    endpoint: String,
+    scheme: &'static str,
+    settings: &'static str,
+}
+
+impl Place {
+    async fn etcd() -> Self {
+        let endpoint = SharedEtcd::get(Version::Etcd35).await.unwrap().endpoint();
+        Self { endpoint, scheme: "etcd", settings: "ttl=2s" }
+    }
+
+    async fn zookeeper() -> Self {
+        let endpoint = SharedZookeeper::get(Version::Zookeeper39).await.unwrap().endpoint();
+        Self { endpoint, scheme: "zookeeper", settings: "ttl=2s" }
+    }
+
+    /// The program does not listen to the signal that tells it to stop.
+    async fn is_dead_in_time(&self, blow: Blow) {
+        let line = Proxy::start(&self.endpoint).await.unwrap();
+        let root = format!("cli-{:016x}", fastrand::u64(..));
+        let url = |endpoint: &str| format!("{}://{endpoint}/{root}?{}", self.scheme, self.settings);
+        let mut stage = Stage::on(url(&line.endpoint()));
+        let mut first =
+            stage.start(&TERM, &format!("test -n \"$TENURE_DEADLINE_BOOTTIME_NS\" || exit 1; {STUBBORN}"));
+        let pids = stage.line("pids");
+        stage.url = url(&self.endpoint);
+        let mut second = stage.start(&["--quiet"], ALONE);
+        eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
+        match blow {
+            Blow::Cut => line.blackhole(Direction::Both),
+            Blow::Stop => first.signal("STOP"),
+            Blow::Kill => first.signal("KILL"),
+        }
+        assert_eq!(second.code(), (Some(0), String::new()), "{blow:?}");
+        assert!(pids.split(' ').all(|pid| !runs(pid)), "{blow:?}: {pids}");
+        if blow == Blow::Stop {
+            first.signal("CONT");
+        }
+        let (code, said) = first.code();
+        if blow != Blow::Kill {
+            assert_eq!(code, Some(76), "{blow:?}: {said}");
+            assert!(said.contains("leadership of e was lost: no heartbeat was confirmed in time"), "{said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_etcd_is_cut_off() {
+    Place::etcd().await.is_dead_in_time(Blow::Cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_etcd() {
+    Place::etcd().await.is_dead_in_time(Blow::Stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_etcd() {
+    Place::etcd().await.is_dead_in_time(Blow::Kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_zookeeper_is_cut_off() {
+    Place::zookeeper().await.is_dead_in_time(Blow::Cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_zookeeper() {
+    Place::zookeeper().await.is_dead_in_time(Blow::Stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_zookeeper() {
+    Place::zookeeper().await.is_dead_in_time(Blow::Kill).await;
+}
+
+/// Leadership goes on at once, and not after a TTL, when the program is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_leads_at_once_when_the_program_is_killed() {
+    for place in [Place::etcd().await, Place::zookeeper().await] {
+        let root = format!("cli-{:016x}", fastrand::u64(..));
+        // Far longer than anybody waits here.
+        let stage = Stage::on(format!("{}://{}/{root}?ttl=40s", place.scheme, place.endpoint));
+        let mut first = stage.start(&[], "echo $$ > first; exec sleep 1000");
+        let pid = stage.line("first");
+        let mut second = stage.start(&[], "echo leads > second");
+        eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
+        common::kill("KILL", pid);
+        assert_eq!(stage.line("second"), "leads");
+        assert_eq!((first.end().code(), second.end().code()), (Some(137), Some(0)));
+        assert_eq!(stage.candidates(), [] as [&str; 0]);
+    }
+}
