@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tenure::{Config, Elector};
 use tenure_testkit::{
     containers::{Version, ZookeeperEnsemble, ZookeeperSettings},
+    proxy::Proxy,
     suite::{until, within},
 };
 use tenure_tests::Relay;
@@ -147,4 +148,33 @@ async fn ensemble_whose_old_leader_thaws_loses_no_leadership() {
         drop((leadership, other));
         elector.close().await;
     }
+}
+
+/// Whoever is connected over slow lines and has them reset again and again keeps its leadership: no server that took
+/// the session over is robbed of it by the next that is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ensemble_behind_slow_lines_that_break_loses_no_leadership() {
+    let ensemble = ensemble().await;
+    let mut lines = Vec::new();
+    for endpoint in ensemble.endpoints() {
+        let line = Proxy::start(endpoint).await.unwrap();
+        line.delay(Duration::from_millis(70));
+        lines.push(line);
+    }
+    let endpoints: Vec<_> = lines.iter().map(Proxy::endpoint).collect();
+    let elector = connect(&endpoints, 6).await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    for round in 0..8 {
+        let deadline = leadership.deadline();
+        until("a heartbeat was confirmed", async || {
+            leadership.deadline() > deadline || !leadership.is_leader()
+        })
+        .await;
+        assert!(leadership.is_leader(), "round {round}: {:?}; {:?}", leadership.loss(), elector.status());
+        for line in &lines {
+            line.reset_connections();
+        }
+    }
+    within("resigning", leadership.resign()).await.unwrap();
+    elector.close().await;
 }

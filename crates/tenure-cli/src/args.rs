@@ -39,6 +39,11 @@ pub(crate) enum Command {
     Candidates(Look),
     /// Prints who leads, now and at every change
     Observe(Look),
+    /// Asks whoever leads to resign, and waits until it has; exits with 1 when nobody leads
+    ///
+    /// The leader is told, wherever it runs; its work is stopped, and the next in the queue leads. What leads is another
+    /// library's candidate, perhaps: that does not listen, and is an error.
+    Resign(Look),
     /// Prints a completion script for a shell
     Completions {
         /// Which shell
@@ -164,9 +169,9 @@ pub(crate) struct Look {
 pub(crate) struct Guard {
     #[arg(long)]
     pub(crate) stop_signal: StopSignal,
-    /// Whether the program has a process group of its own
+    /// The process group that the program joins; one of its own by default
     #[arg(long)]
-    pub(crate) own_group: bool,
+    pub(crate) group: Option<i32>,
     #[arg(required = true, last = true)]
     pub(crate) command: Vec<OsString>,
 }
@@ -176,6 +181,9 @@ pub(crate) struct Exec {
     /// The guard, which may have gone
     #[arg(long)]
     pub(crate) parent: i32,
+    /// From when on the program must not be started any more; nanoseconds of CLOCK_BOOTTIME
+    #[arg(long)]
+    pub(crate) until: u64,
     #[arg(required = true, last = true)]
     pub(crate) command: Vec<OsString>,
 }

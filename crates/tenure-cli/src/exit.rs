@@ -1,6 +1,6 @@
 //! Exit codes: the program's own, and a few of ours.
 
-use std::process::ExitCode;
+use std::{fmt, process::ExitCode};
 
 use tenure::Error;
 
@@ -32,7 +32,10 @@ pub(crate) fn code(outcome: anyhow::Result<u8>) -> ExitCode {
         Ok(code) => return code.into(),
         Err(error) => error,
     };
-    eprintln!("tenure: {error:#}");
+    crate::say(&format!("{error:#}"));
+    if error.is::<Usage>() {
+        return USAGE.into();
+    }
     match error.downcast_ref::<Error>() {
         Some(Error::InvalidUrl(_) | Error::InvalidConfig(_) | Error::InvalidElection(_)) => USAGE.into(),
         Some(Error::InvalidCandidate(_) | Error::ValueTooLarge { .. }) => USAGE.into(),
@@ -40,3 +43,15 @@ pub(crate) fn code(outcome: anyhow::Result<u8>) -> ExitCode {
         None => FAULT.into(),
     }
 }
+
+/// Bad usage, in words.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}

@@ -6,7 +6,7 @@
 //! `tenure run` is gone, it kills at once. Should the guard itself be killed, the kernel kills the program.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
@@ -20,6 +20,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    io::Errno,
     process::{
         Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group,
         pidfd_open, waitpid,
@@ -30,36 +31,38 @@ use rustix::{
     },
 };
 use signal_hook::consts::signal::{
-    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
+    SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
 };
 use tenure::{BootClock, Clock as _};
 
 use crate::{
     args, exit,
-    orders::{Ended, Lines, Order, line, receive_files},
+    orders::{Answer, Ended, Lines, Order, line, receive_files},
     processes::{adopt_orphans, end_all, reap_orphans},
-    signals::StopSignal,
+    say,
+    signals::{StopSignal, not_ignored},
 };
 
-/// What would end or stop this process, and must not: a terminal sends it to everybody in front of it.
-const SURVIVED: [i32; 9] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2];
+/// What would end or stop this process, and must not.
+const SURVIVED: [i32; 11] =
+    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM, SIGIO];
 
 /// Guards one program to its end.
 pub(crate) fn guard(options: &args::Guard) -> ExitCode {
     match watch_over(options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code.into(),
         Err(error) => {
             // Nothing may go on unguarded.
             end_all(None, None);
-            eprintln!("tenure: cannot guard the program: {error}");
+            say(&format!("cannot guard the program: {error}"));
             exit::CANNOT_RUN.into()
         }
     }
 }
 
-fn watch_over(options: &args::Guard) -> io::Result<()> {
+fn watch_over(options: &args::Guard) -> io::Result<u8> {
     let ignored = Arc::new(AtomicBool::new(false));
-    for signal in SURVIVED {
+    for signal in not_ignored(&SURVIVED) {
         signal_hook::flag::register(signal, Arc::clone(&ignored))?;
     }
     let child_died = Arc::new(AtomicBool::new(false));
@@ -67,69 +70,121 @@ fn watch_over(options: &args::Guard) -> io::Result<()> {
     // Whatever the program leaves behind becomes a child of ours.
     adopt_orphans()?;
 
-    let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut files = receive_files(&control)?.into_iter();
+    let mut control = Control {
+        stream: UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?),
+        lines: Lines::default(),
+    };
+    let mut files = receive_files(&control.stream)?.into_iter();
     let input = files.next().ok_or_else(|| io::Error::other("there is no standard input"))?;
     // Kept open: as long as this process lives, so does the leadership.
     let _leadership: Vec<OwnedFd> = files.collect();
-    let mut lines = Lines::default();
     // Nothing runs before it is known for how long it may.
-    let mut orders = Vec::new();
-    while orders.is_empty() {
-        orders = lines.read(&mut control)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    }
-
-    let own = getpid().as_raw_nonzero().get();
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("__exec").arg(format!("--parent={own}")).arg("--").args(&options.command);
-    if options.own_group {
-        command.process_group(0);
-    }
-    let child = command.stdin(Stdio::from(input)).spawn()?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("the program has no process id"))?;
+    let mut orders = control.wait()?;
+    control.stream.set_nonblocking(true)?;
+    orders.extend(control.drain()?.ok_or(io::ErrorKind::UnexpectedEof)?);
     let mut program = Program {
-        pid,
-        group: options.own_group.then_some(pid),
+        pid: getpid(),
+        group: None,
         stop_signal: options.stop_signal,
         stop_at: u64::MAX,
         kill_at: u64::MAX,
         told: false,
+        in_time: false,
     };
+    program.take_windows(&orders);
+    // Asleep until now, perhaps.
+    if BootClock.now().as_nanos() >= program.stop_at || orders.contains(&Order::Stop) {
+        return Ok(exit::LOST);
+    }
+
+    let own = getpid().as_raw_nonzero().get();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("__exec").arg(format!("--parent={own}")).arg(format!("--until={}", program.stop_at));
+    command.arg("--").args(&options.command);
+    command.process_group(options.group.unwrap_or(0));
+    let child = command.stdin(Stdio::from(input)).spawn()?;
+    // The program alone holds its input from here on: whoever feeds it sees when it reads no more.
+    drop(command);
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    program.pid = pid.ok_or_else(|| io::Error::other("the program has no process id"))?;
+    program.group = options.group.is_none().then_some(program.pid);
+    control.tell(Answer::Started)?;
     orders.into_iter().for_each(|order| program.obey(order));
-    let ended = program.end(&mut control, &mut lines, &child_died)?;
-    // Whoever is told is gone, perhaps.
-    let _ = control.write_all(line(&ended)?.as_bytes());
-    Ok(())
+    let how = program.end(&mut control, &child_died)?;
+    control.tell(Answer::Ended { how, in_time: program.in_time })?;
+    Ok(0)
+}
+
+/// The line to `tenure run`.
+struct Control {
+    stream: UnixStream,
+    lines: Lines,
+}
+
+impl Control {
+    /// The first orders.
+    fn wait(&mut self) -> io::Result<Vec<Order>> {
+        loop {
+            let orders: Vec<Order> =
+                self.lines.read(&mut self.stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            if !orders.is_empty() {
+                return Ok(orders);
+            }
+        }
+    }
+
+    /// All orders that have come; `None` when there can be no more.
+    fn drain(&mut self) -> io::Result<Option<Vec<Order>>> {
+        let mut all = Vec::new();
+        loop {
+            match self.lines.read::<Order>(&mut self.stream) {
+                Ok(None) => return Ok(None),
+                Ok(Some(orders)) => all.extend(orders),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Some(all)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whoever is told may be gone.
+    fn tell(&mut self, answer: Answer) -> io::Result<()> {
+        let _ = self.stream.write_all(line(&answer)?.as_bytes());
+        Ok(())
+    }
 }
 
 /// The program, and until when it may go on.
 struct Program {
     pid: Pid,
+    /// The process group, when it is the program's own.
     group: Option<Pid>,
     stop_signal: StopSignal,
     stop_at: u64,
     kill_at: u64,
     /// Whether it was told to stop.
     told: bool,
+    /// Whether that was because its time was up.
+    in_time: bool,
 }
 
 impl Program {
     /// Waits until it has ended, or ends it. Nothing of it is left then.
-    fn end(
-        &mut self,
-        control: &mut UnixStream,
-        lines: &mut Lines,
-        child_died: &AtomicBool,
-    ) -> io::Result<Ended> {
+    fn end(&mut self, control: &mut Control, child_died: &AtomicBool) -> io::Result<Ended> {
         let over = pidfd_open(self.pid, PidfdFlags::empty())?;
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         loop {
+            // What was said before counts before the time does.
+            match control.drain()? {
+                None => break,
+                Some(orders) => orders.into_iter().for_each(|order| self.obey(order)),
+            }
             let now = BootClock.now().as_nanos();
             if now >= self.kill_at {
+                self.in_time = true;
                 break;
             }
-            if now >= self.stop_at {
+            if now >= self.stop_at && !self.told {
+                self.in_time = true;
                 self.tell_to_stop();
             }
             self.set(&timer, now)?;
@@ -139,36 +194,37 @@ impl Program {
             let mut watched = [
                 PollFd::new(&over, PollFlags::IN),
                 PollFd::new(&timer, PollFlags::IN),
-                PollFd::new(&*control, PollFlags::IN),
+                PollFd::new(&control.stream, PollFlags::IN),
             ];
             match poll(&mut watched, None) {
-                Err(rustix::io::Errno::INTR) => continue,
+                Err(Errno::INTR) => continue,
                 outcome => outcome?,
             };
-            let [over, _, heard] = watched.map(|fd| !fd.revents().is_empty());
-            if over {
+            if !watched[0].revents().is_empty() {
                 break;
             }
-            if heard {
-                match lines.read(control)? {
-                    None => break,
-                    Some(orders) => orders.into_iter().for_each(|order| self.obey(order)),
-                }
-            }
         }
-        let status = end_all(self.group, Some(self.pid));
+        let status = end_all(Some(self.pid), self.group);
         let status =
             status.or_else(|| waitpid(Some(self.pid), WaitOptions::NOHANG).ok()?.map(|(_, ended)| ended));
         status.map(ended).ok_or_else(|| io::Error::other("the program's end was not seen"))
     }
 
+    fn take_windows(&mut self, orders: &[Order]) {
+        for order in orders {
+            if let Order::Window { stop_at, kill_at } = *order {
+                (self.stop_at, self.kill_at) = (stop_at, kill_at);
+            }
+        }
+    }
+
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Window { stop_at, kill_at } => (self.stop_at, self.kill_at) = (stop_at, kill_at),
+            Order::Window { .. } => self.take_windows(&[order]),
             Order::Stop => self.tell_to_stop(),
             Order::Signal(number) => {
                 if let Some(signal) = StopSignal::from_number(number) {
-                    self.send(signal.signal());
+                    self.send(signal);
                 }
             }
         }
@@ -176,11 +232,19 @@ impl Program {
 
     fn tell_to_stop(&mut self) {
         if !std::mem::replace(&mut self.told, true) {
-            self.send(self.stop_signal.signal());
+            self.send(self.stop_signal);
         }
     }
 
-    fn send(&self, signal: Signal) {
+    fn send(&self, signal: StopSignal) {
+        self.send_one(signal.signal());
+        // A program that was stopped, by its terminal say, would hear nothing of its end.
+        if signal.ends() {
+            self.send_one(Signal::CONT);
+        }
+    }
+
+    fn send_one(&self, signal: Signal) {
         // One that has just ended needs it no more.
         let _ = match self.group {
             Some(group) => kill_process_group(group, signal),
@@ -192,7 +256,7 @@ impl Program {
     fn set(&self, timer: &OwnedFd, now: u64) -> io::Result<()> {
         let next = if self.told { self.kill_at } else { self.stop_at.min(self.kill_at) };
         // Zero would be never.
-        let left = if next == u64::MAX { 0 } else { (next - now).max(1) };
+        let left = if next == u64::MAX { 0 } else { next.saturating_sub(now).max(1) };
         let at = Timespec {
             tv_sec: i64::try_from(left / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: (left % 1_000_000_000) as _,
@@ -209,10 +273,4 @@ fn ended(status: WaitStatus) -> Ended {
         (None, Some(signal)) => Ended::Signaled(signal),
         (None, None) => Ended::Exited(exit::CANNOT_RUN.into()),
     }
-}
-
-/// Whether a terminal feeds the program: then it stays in the group of processes in front of it, or it could not
-/// read from it.
-pub(crate) fn reads_from_a_terminal() -> bool {
-    io::stdin().is_terminal()
 }

@@ -79,6 +79,42 @@ pub(crate) async fn observe(options: &Look) -> Result<u8> {
     }
 }
 
+/// Asks whoever leads to resign, and prints who it was once it has.
+pub(crate) async fn resign(options: &Look) -> Result<u8> {
+    let elector = store::connect(&options.store, Config::new()).await?;
+    let election = &options.store.election;
+    let asking = async {
+        let mut leaders = elector.observe(election);
+        let Some(asked) = elector.ask_to_resign(election).await? else { return Ok(None) };
+        loop {
+            match tokio::time::timeout(ASK_AGAIN, leaders.next()).await {
+                Ok(leader) => match leader.transpose()? {
+                    Some(leader) if is_same(leader.as_ref(), &asked) => {}
+                    _ => return Ok(Some(asked)),
+                },
+                // A candidate that changed its value just then may have written over it.
+                Err(_) => match elector.ask_to_resign(election).await? {
+                    Some(leader) if is_same(Some(&leader), &asked) => {}
+                    Some(_) | None => return Ok(Some(asked)),
+                },
+            }
+        }
+    };
+    let limit = options.timeout;
+    match in_time::<_, tenure::Error>(limit, asking).await? {
+        Some(resigned) => print(&text(options, &resigned)?),
+        None => Ok(exit::VACANT),
+    }
+}
+
+/// How long a leader may take before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Whether this is the same term.
+fn is_same(leader: Option<&Candidate>, asked: &Candidate) -> bool {
+    leader.is_some_and(|leader| (&leader.session, leader.token) == (&asked.session, asked.token))
+}
+
 async fn in_time<T, E>(limit: Option<Duration>, asking: impl Future<Output = Result<T, E>>) -> Result<T>
 where
     anyhow::Error: From<E>,
@@ -86,7 +122,7 @@ where
     let Some(limit) = limit else { return Ok(asking.await?) };
     match tokio::time::timeout(limit, asking).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => bail!("the store has not answered within {}", humantime::format_duration(limit)),
+        Err(_) => bail!("there was no answer within {}", humantime::format_duration(limit)),
     }
 }
 

@@ -12,7 +12,10 @@ mod run;
 mod signals;
 mod store;
 
-use std::process::ExitCode;
+use std::{
+    io::{Write as _, stderr},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory as _, Parser as _};
 
@@ -50,8 +53,14 @@ async fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Leader(options) => look::leader(&options).await,
         Command::Candidates(options) => look::candidates(&options).await,
         Command::Observe(options) => look::observe(&options).await,
+        Command::Resign(options) => look::resign(&options).await,
         Command::Guard(_) | Command::Exec(_) | Command::Completions { .. } | Command::Man => Ok(0),
     }
+}
+
+/// Tells people something; whoever does not listen misses it.
+pub(crate) fn say(what: &str) {
+    let _ = writeln!(stderr(), "tenure: {what}");
 }
 
 /// What the library has to say goes to the standard error: the standard output is the program's.
@@ -59,7 +68,8 @@ fn log(format: LogFormat, verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
     let filter = tracing_subscriber::EnvFilter::try_from_env("TENURE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => lines.with_target(false).init(),
         LogFormat::Json => lines.json().init(),

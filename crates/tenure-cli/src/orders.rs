@@ -3,7 +3,7 @@
 //! First come open files: the program's standard input, and whatever keeps the leadership.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut, Read as _},
+    io::{self, ErrorKind, IoSlice, IoSliceMut, Read as _},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -37,6 +37,21 @@ pub(crate) enum Order {
 /// What the guard answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// The program runs, and hears what its terminal sends.
+    Started,
+    /// Nothing of it is left.
+    Ended {
+        /// How it ended.
+        how: Ended,
+        /// Whether the guard had told it to stop, or killed it, because its time was up.
+        in_time: bool,
+    },
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Ended {
     /// The program returned this.
     Exited(i32),
@@ -54,7 +69,8 @@ pub(crate) fn send_files(to: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Resul
     if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::Error::other("too many files to hand over"));
     }
-    sendmsg(to, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let count = [u8::try_from(files.len()).unwrap_or(u8::MAX)];
+    sendmsg(to, &[IoSlice::new(&count)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
@@ -74,6 +90,10 @@ pub(crate) fn receive_files(from: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             files.extend(received);
         }
     }
+    // What this process has no room for is left out without a word.
+    if files.len() != usize::from(byte[0]) {
+        return Err(io::Error::other("some of the files that were handed over did not arrive"));
+    }
     Ok(files)
 }
 
@@ -89,21 +109,33 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Reads what there is, waiting for something; `None` when the other end is gone.
+    /// Reads what there is, waiting for something unless the socket does not wait; `None` when the other end is gone.
+    ///
+    /// # Errors
+    /// Also when there is nothing, and the socket does not wait.
     pub(crate) fn read<M: DeserializeOwned>(&mut self, from: &mut UnixStream) -> io::Result<Option<Vec<M>>> {
         let mut buffer = [0; 4096];
-        let length = from.read(&mut buffer)?;
+        let mut messages = Vec::new();
+        let length = match from.read(&mut buffer) {
+            Ok(length) => length,
+            Err(error) if is_gone(&error) => 0,
+            Err(error) => return Err(error),
+        };
         if length == 0 {
             return Ok(None);
         }
         self.unread.extend_from_slice(&buffer[..length]);
-        let mut messages = Vec::new();
         while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.unread.drain(..=end).collect();
             messages.push(serde_json::from_slice(&line)?);
         }
         Ok(Some(messages))
     }
+}
+
+/// Whether the other end has gone, and what it had not read with it.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }
 
 #[cfg(test)]

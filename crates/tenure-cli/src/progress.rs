@@ -2,6 +2,8 @@
 
 use std::{
     io::{IsTerminal as _, Write as _, stderr},
+    sync::mpsc::{SyncSender, sync_channel},
+    thread,
     time::Duration,
 };
 
@@ -20,7 +22,7 @@ const PLAIN: Duration = Duration::from_secs(5);
 /// anything else a line a change.
 pub(crate) async fn tell(elector: &dyn Elector, election: &str, id: &str) {
     let live = stderr().is_terminal();
-    let mut line = Line { live, last: String::new() };
+    let mut line = Line::new(live);
     let mut leaders = elector.observe(election);
     // Whoever leads at once has nothing to tell.
     tokio::time::sleep(AT_FIRST).await;
@@ -68,29 +70,39 @@ fn seconds(since: Duration) -> String {
     format!(", seen for {}", humantime::format_duration(Duration::from_secs(since.as_secs())))
 }
 
+/// The line, written by a thread of its own: nobody who does not read it holds up a campaign.
 struct Line {
     live: bool,
     last: String,
+    /// What is to be written; what finds no room is not.
+    writer: SyncSender<String>,
 }
 
 impl Line {
+    fn new(live: bool) -> Self {
+        let (writer, written) = sync_channel::<String>(16);
+        // It ends with the process, should its reader never read. Without it nothing is told.
+        let _ = thread::Builder::new().name("progress".to_owned()).spawn(move || {
+            for text in written {
+                let _ = write!(stderr(), "{text}");
+            }
+        });
+        Self { live, last: String::new(), writer }
+    }
+
     fn write(&mut self, text: &str) {
         if self.last == text {
             return;
         }
         text.clone_into(&mut self.last);
-        // Whoever does not listen misses it.
-        let _ = match self.live {
-            true => write!(stderr(), "\r\x1b[K{text}"),
-            false => writeln!(stderr(), "{text}"),
-        };
+        let _ = self.writer.try_send(if self.live { format!("\r\x1b[K{text}") } else { format!("{text}\n") });
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
         if self.live && !self.last.is_empty() {
-            let _ = write!(stderr(), "\r\x1b[K");
+            let _ = self.writer.try_send("\r\x1b[K".to_owned());
         }
     }
 }

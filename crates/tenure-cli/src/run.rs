@@ -4,20 +4,20 @@ mod program;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tenure::{CandidateId, Config, Elector, Error, Leadership, OnOverrun};
 use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
 
 use crate::{
     args::{self, Restart},
-    exit,
+    exit::{self, Usage},
     orders::Ended,
-    progress,
+    progress, say,
     signals::{self, Received},
     store,
 };
-use program::Program;
+use program::{LEAST_BUDGET, Program};
 
 /// How a term ended.
 enum Term {
@@ -34,17 +34,33 @@ enum Campaign {
     Interrupted(Received),
 }
 
+/// How long the store is told that we leave, when somebody wants an end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What came of it all.
+struct Outcome {
+    code: u8,
+    /// Whether somebody wanted an end.
+    told_to_end: bool,
+}
+
 /// Runs the program on this node only; its exit code.
 pub(crate) async fn run(options: &args::Run) -> Result<u8> {
     let config = config(options)?;
     let (stop_budget, id) = (config.stop_budget(), config.id().to_string());
     // Before anything else: whoever is told to end leaves nothing behind.
     let mut signals = signals::listen().context("cannot listen to signals")?;
-    crate::processes::adopt_orphans().context("cannot adopt what the program leaves behind")?;
+    crate::processes::adopt_orphans().context("cannot look after what the program starts")?;
     let elector = store::connect(&options.store, config).await?;
     let outcome = terms(options, &*elector, &id, stop_budget, &mut signals).await;
-    elector.close().await;
-    outcome
+    let told_to_end = outcome.as_ref().is_ok_and(|outcome| outcome.told_to_end);
+    tokio::select! {
+        () = elector.close() => {}
+        // Nothing runs here any more: what is left in the store expires by itself.
+        _ = end(&mut signals) => {}
+        () = tokio::time::sleep(PATIENCE), if told_to_end => {}
+    }
+    outcome.map(|outcome| outcome.code)
 }
 
 async fn terms(
@@ -53,24 +69,33 @@ async fn terms(
     id: &str,
     stop_budget: Duration,
     signals: &mut UnboundedReceiver<Received>,
-) -> Result<u8> {
+) -> Result<Outcome> {
+    let interrupted = |signal: Received| Outcome { code: exit::by_signal(signal.number), told_to_end: true };
     let mut waits = backoff(options);
     loop {
         let leadership = match campaign(options, elector, id, signals).await? {
             Campaign::Won(leadership) => leadership,
-            Campaign::NotElected => return Ok(exit::NOT_ELECTED),
-            Campaign::Interrupted(signal) => return Ok(exit::by_signal(signal.number)),
+            Campaign::NotElected => return Ok(Outcome { code: exit::NOT_ELECTED, told_to_end: false }),
+            Campaign::Interrupted(signal) => return Ok(interrupted(signal)),
         };
+        while let Ok(signal) = signals.try_recv() {
+            if signal.ends() {
+                return Ok(interrupted(signal));
+            }
+        }
         let began = Instant::now();
         let mut told_to_end = false;
         let term = lead(options, &leadership, stop_budget, signals, &mut told_to_end).await;
-        // Confirmed, or lost already: in either case nothing of ours is left.
-        let _ = leadership.resign().await;
+        tokio::select! {
+            // Confirmed, or lost already: in either case nothing of ours is left.
+            _ = leadership.resign() => {}
+            _ = end(signals) => told_to_end = true,
+        }
         let (code, failed) = match term? {
             Term::Ended(Ended::Exited(code)) => (u8::try_from(code).unwrap_or(u8::MAX), code != 0),
             Term::Ended(Ended::Signaled(signal)) => (exit::by_signal(signal), true),
             Term::Lost(reason) => {
-                eprintln!("tenure: leadership of {} was lost: {reason}", options.store.election);
+                say(&format!("leadership of {} was lost: {reason}", options.store.election));
                 (exit::LOST, true)
             }
         };
@@ -80,7 +105,7 @@ async fn terms(
             Restart::Always => true,
         };
         if told_to_end || !again {
-            return Ok(code);
+            return Ok(Outcome { code, told_to_end });
         }
         if !failed || began.elapsed() > options.max_backoff {
             waits = backoff(options);
@@ -90,7 +115,7 @@ async fn terms(
             "the term is over; campaigning again");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            signal = end(signals) => return Ok(exit::by_signal(signal.number)),
+            signal = end(signals) => return Ok(interrupted(signal)),
         }
     }
 }
@@ -137,19 +162,27 @@ async fn lead(
     signals: &mut UnboundedReceiver<Received>,
     told_to_end: &mut bool,
 ) -> Result<Term> {
-    let mut program = Program::start(options, leadership, stop_budget)?;
-    let ended = leadership.run(program.mind(leadership, signals, told_to_end)).await;
+    let mut program = match Program::start(options, leadership, stop_budget) {
+        Err(error) => match leadership.loss() {
+            Some(reason) => return Ok(Term::Lost(reason.to_string())),
+            None => return Err(error),
+        },
+        Ok(program) => program,
+    };
+    let outcome = leadership.run(program.mind(leadership, signals, told_to_end)).await;
     // Dropped at the deadline, or at once where the store says that somebody else may lead.
-    let dead = program.end().await;
-    let lost = match &ended {
+    program.rest().await?;
+    let lost = match &outcome {
         Err(lost) => Some(lost.reason),
         Ok(_) => leadership.loss(),
     };
     if let Some(reason) = lost {
         return Ok(Term::Lost(reason.to_string()));
     }
-    let told = ended.ok().transpose()?.flatten();
-    Ok(Term::Ended(told.map_or(dead, Ok)?))
+    match outcome.ok().transpose()? {
+        Some(end) if !end.in_time => Ok(Term::Ended(end.how)),
+        _ => Ok(Term::Lost("its deadline was too near".to_owned())),
+    }
 }
 
 /// The next signal that wants an end.
@@ -172,10 +205,10 @@ fn backoff(options: &args::Run) -> ExponentialBackoff {
         .build()
 }
 
-fn config(options: &args::Run) -> Result<Config, Error> {
+fn config(options: &args::Run) -> Result<Config> {
     let mut config = Config::new();
     if let Some(id) = &options.id {
-        config = config.with_id(CandidateId::new(id)?);
+        config = config.with_id(CandidateId::new(id).map_err(Error::from)?);
     }
     if let Some(value) = &options.value {
         config = config.with_value(value.as_bytes());
@@ -190,5 +223,14 @@ fn config(options: &args::Run) -> Result<Config, Error> {
         config = config.with_on_overrun(OnOverrun::Abort);
     }
     config.validate()?;
+    let (budget, least) = (config.stop_budget(), LEAST_BUDGET);
+    ensure!(
+        budget >= least,
+        Usage(format!(
+            "stop budget {} is not allowed: a program needs at least {} to stop and to die in",
+            humantime::format_duration(budget),
+            humantime::format_duration(least)
+        ))
+    );
     Ok(config)
 }

@@ -1,6 +1,6 @@
 //! Signals: their names, and those that are passed on to the program.
 
-use std::{io, str::FromStr, thread};
+use std::{fs, io, str::FromStr, thread};
 
 use rustix::process::Signal;
 use signal_hook::{
@@ -32,6 +32,11 @@ pub(crate) struct StopSignal(Signal);
 impl StopSignal {
     pub(crate) fn signal(self) -> Signal {
         self.0
+    }
+
+    /// Whether it asks for an end.
+    pub(crate) fn ends(self) -> bool {
+        [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM].contains(&self.0)
     }
 
     pub(crate) fn from_number(number: i32) -> Option<Self> {
@@ -75,9 +80,19 @@ impl Received {
     }
 }
 
+/// Those of `signals` that this process was not told to ignore when it was started: by `nohup`, say, or by a shell
+/// that runs it in the background. What is ignored stays so, for the program too.
+pub(crate) fn not_ignored(signals: &[i32]) -> Vec<i32> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    signals.iter().copied().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect()
+}
+
 /// Hears all signals that are passed on, from now on.
 pub(crate) fn listen() -> io::Result<mpsc::UnboundedReceiver<Received>> {
-    let heard = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
+    let mut heard = not_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH]);
+    heard.push(SIGCHLD);
     let mut signals = SignalsInfo::<WithOrigin>::new(heard)?;
     let (tell, told) = mpsc::unbounded_channel();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {

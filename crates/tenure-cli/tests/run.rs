@@ -106,15 +106,101 @@ fn signals_are_passed_on() {
 /// On a lock file nobody waits for a deadline: the kernel keeps the lock for as long as the guard has it too.
 #[test]
 fn nothing_runs_beside_the_next_leader_when_tenure_is_killed() {
+    for group in [false, true] {
+        let stage = Stage::local();
+        let mut first = stage.start(&[], STUBBORN);
+        let pids = stubborn(&stage);
+        let mut second = stage.start(&["--quiet"], ALONE);
+        eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
+        if group {
+            first.signal_group("KILL")
+        } else {
+            first.signal("KILL")
+        };
+        assert_eq!(second.code(), (Some(0), String::new()), "its group: {group}");
+        assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
+        first.end();
+    }
+}
+
+/// Whoever started tenure may have started other things before, which are none of its business.
+#[test]
+fn what_was_there_before_is_spared() {
     let stage = Stage::local();
-    let mut first = stage.start(&[], STUBBORN);
+    let script = format!(
+        "sleep 1000 & echo $! > sidecar; exec {} run -- sh -c 'echo leads > leads; sleep 1000'",
+        env!("CARGO_BIN_EXE_tenure")
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(stage.file("")).stdin(Stdio::null());
+    let mut running = Running::start(command.env("TENURE_STORE", &stage.url).env("TENURE_ELECTION", "e"));
+    stage.line("leads");
+    let sidecar = stage.line("sidecar");
+    let guard = children(running.pid()).into_iter().find(|pid| *pid != sidecar).unwrap();
+    kill("KILL", guard);
+    assert_eq!(running.end().code(), Some(137));
+    assert!(runs(&sidecar));
+    kill("KILL", sidecar);
+}
+
+/// A guard that does nothing any more is not waited for.
+#[test]
+fn a_program_whose_guard_is_stopped_is_killed_all_the_same() {
+    let stage = Stage::local();
+    let mut first = stage.start(&["--ttl", "2s"], STUBBORN);
     let pids = stubborn(&stage);
-    let mut second = stage.start(&["--quiet"], ALONE);
+    let mut second = stage.start(&["--quiet"], "echo leads > second; exec sleep 1000");
     eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
-    first.signal("KILL");
-    assert_eq!(second.code(), (Some(0), String::new()));
+    kill("STOP", &children(first.pid())[0]);
+    succeed(stage.tenure(&["resign"]).stdout(Stdio::null()));
+    stage.line("second");
     assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
-    first.end();
+    assert_eq!(first.end().code(), Some(76));
+    second.signal("TERM");
+    second.end();
+}
+
+#[test]
+fn a_program_that_was_stopped_hears_of_its_end() {
+    let stage = Stage::local();
+    let mut running = stage.start(&[], "echo $$ > pid; kill -STOP $$; sleep 1000");
+    let pid = stage.line("pid");
+    eventually("a stopped program", || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.contains(") T ").then_some(())
+    });
+    running.signal("TERM");
+    assert_eq!(running.end().code(), Some(143));
+}
+
+/// As by `nohup`, or by a shell that runs it in the background.
+#[test]
+fn what_is_ignored_stays_so() {
+    let stage = Stage::local();
+    let script = format!(
+        "trap '' HUP INT; exec {} run -- sh -c 'grep SigIgn /proc/self/status > ignored; sleep 1000'",
+        env!("CARGO_BIN_EXE_tenure")
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(stage.file("")).stdin(Stdio::null());
+    let mut running = Running::start(command.env("TENURE_STORE", &stage.url).env("TENURE_ELECTION", "e"));
+    let ignored = stage.line("ignored");
+    let ignored = u64::from_str_radix(ignored.split_whitespace().nth(1).unwrap(), 16).unwrap();
+    assert_eq!(ignored & 0b11, 0b11, "HUP and INT");
+    running.signal("HUP");
+    running.signal("INT");
+    running.signal("TERM");
+    assert_eq!(running.end().code(), Some(143));
+}
+
+#[test]
+fn nobody_has_to_listen() {
+    let stage = Stage::local();
+    let mut command = stage
+        .run(&["--restart", "on-failure", "--backoff", "1ms"], "test -e again || { touch again; exit 1; }");
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut running = Running::start(command.env("TENURE_LOG", "trace").stderr(writer));
+    drop((command, reader));
+    assert_eq!(running.end().code(), Some(0));
 }
 
 #[test]
@@ -160,14 +246,17 @@ fn a_program_that_fails_is_begun_again_when_that_is_wanted() {
 #[test]
 fn the_first_process_of_all_buries_what_others_leave() {
     let stage = Stage::local();
-    // An orphan that nobody below tenure has started, as of a health check from outside.
-    let script = "(setsid sh -c 'exec sleep 0.05' &); while test -n \"$(ps -o pid= -C sleep)\"; do :; done; ps -o stat=";
-    let tenure = env!("CARGO_BIN_EXE_tenure");
+    // An orphan that tenure has not started, as of a health check from outside; it is looked for until it is buried.
+    let script = format!(
+        "(setsid sleep 0.05 &)
+        exec {} run -- sh -c 'while cat /proc/[0-9]*/stat 2>/dev/null | grep -q \"(sleep)\"; do :; done; exit 5'",
+        env!("CARGO_BIN_EXE_tenure")
+    );
     let mut unshare = Command::new("unshare");
-    unshare.args(["--pid", "--fork", "--mount-proc", tenure, "run", "--", "sh", "-c", script]);
-    unshare.env("TENURE_STORE", &stage.url).env("TENURE_ELECTION", "e").current_dir(stage.file(""));
-    let states = text(&succeed(unshare.stdin(Stdio::null())));
-    assert!(states.lines().all(|state| !state.starts_with('Z')), "{states}");
+    unshare.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "sh", "-c", &script]);
+    unshare.env("TENURE_STORE", &stage.url).env("TENURE_ELECTION", "e").stdin(Stdio::null());
+    let (ended, said) = code(&mut unshare);
+    assert_eq!(ended, Some(5), "{said}");
 }
 
 #[test]
@@ -182,6 +271,7 @@ fn bad_usage_is_told_at_once() {
     refused(&["run", "--ttl", "10 parsecs", "--", "true"], "parsecs");
     refused(&["run", "--ttl", "10ms", "--", "true"], "it must be from 1s to 1day");
     refused(&["run", "--stop-budget", "9s", "--", "true"], "at most 3s 333ms");
+    refused(&["run", "--stop-budget", "50ms", "--", "true"], "at least 100ms");
     refused(&["run", "--stop-signal", "NOPE", "--", "true"], "allowed are HUP");
     refused(&["run", "--id", "a b", "--", "true"], "a b");
     refused(&["run", "--election", "a/b", "--", "true"], "a/b");

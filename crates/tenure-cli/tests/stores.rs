@@ -18,6 +18,8 @@ enum Blow {
     Cut,
     /// tenure is stopped, and the program is not.
     Stop,
+    /// All of its process group is.
+    StopGroup,
     /// tenure is killed.
     Kill,
 }
@@ -55,11 +57,12 @@ impl Place {
         match blow {
             Blow::Cut => line.blackhole(Direction::Both),
             Blow::Stop => first.signal("STOP"),
+            Blow::StopGroup => first.signal_group("STOP"),
             Blow::Kill => first.signal("KILL"),
         }
         assert_eq!(second.code(), (Some(0), String::new()), "{blow:?}");
         assert!(pids.split(' ').all(|pid| !runs(pid)), "{blow:?}: {pids}");
-        if blow == Blow::Stop {
+        if matches!(blow, Blow::Stop | Blow::StopGroup) {
             first.signal("CONT");
         }
         let (code, said) = first.code();
@@ -78,6 +81,11 @@ async fn a_stubborn_program_is_dead_in_time_when_etcd_is_cut_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_etcd() {
     Place::etcd().await.is_dead_in_time(Blow::Stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_its_job_is_stopped_on_etcd() {
+    Place::etcd().await.is_dead_in_time(Blow::StopGroup).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

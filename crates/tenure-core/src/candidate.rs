@@ -9,6 +9,9 @@ pub const MAX_VALUE_BYTES: usize = 64 * 1024;
 
 /// What a payload looks like: `tenure/1 ID NONCE\nVALUE`, with the nonce in hexadecimal.
 const MAGIC: &[u8] = b"tenure/1 ";
+/// What stands behind the value when somebody has asked the candidate to resign. Behind, because an entry is known by
+/// what stands before its value.
+const ASKED: &[u8] = b"\n\0tenure/1 resign\0";
 
 /// A candidate as the store shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,7 @@ impl Candidate {
     ) -> Self {
         let session = session.into();
         if let Some((id, value)) = decode(payload) {
+            let value = value.strip_suffix(ASKED).unwrap_or(value);
             return Self { id: id.to_owned(), value: value.to_vec(), token, session, age: None };
         }
         Self { id: entry.to_owned(), value: payload.to_vec(), token, session, age: None }
@@ -54,6 +58,18 @@ impl Candidate {
 /// An entry's payload for a candidate's id and value; the nonce makes it unlike any other's.
 pub(crate) fn encode(id: &CandidateId, nonce: u128, value: &[u8]) -> Vec<u8> {
     [MAGIC, id.as_str().as_bytes(), format!(" {nonce:032x}\n").as_bytes(), value].concat()
+}
+
+/// The payload of an entry whose candidate is asked to resign; `None` when it is another library's, which would not
+/// know what that means.
+pub(crate) fn ask(payload: &[u8]) -> Option<Vec<u8>> {
+    decode(payload)?;
+    Some(if is_asked(payload) { payload.to_vec() } else { [payload, ASKED].concat() })
+}
+
+/// Whether the candidate with this payload has been asked to resign.
+pub(crate) fn is_asked(payload: &[u8]) -> bool {
+    payload.ends_with(ASKED)
 }
 
 fn decode(payload: &[u8]) -> Option<(&str, &[u8])> {
@@ -85,6 +101,7 @@ mod tests {
         ] {
             let candidate = Candidate::decode("7f2a", "7f2a", payload, None);
             assert_eq!((candidate.id.as_str(), candidate.value.as_slice()), ("7f2a", payload));
+            assert_eq!(ask(payload), None);
         }
     }
 
@@ -95,6 +112,16 @@ mod tests {
             let candidate = Candidate::decode("entry", "s", &payload, None);
             prop_assert_eq!(candidate.id, id);
             prop_assert_eq!(candidate.value, value);
+        }
+
+        #[test]
+        fn a_candidate_that_was_asked_to_resign_has_the_same_value(value: Vec<u8>, nonce: u128) {
+            let payload = encode(&CandidateId::new("me").unwrap(), nonce, &value);
+            let asked = ask(&payload).unwrap();
+            prop_assert!(is_asked(&asked) && !is_asked(&payload));
+            prop_assert_eq!(ask(&asked).as_deref(), Some(asked.as_slice()));
+            let shown = |payload| Candidate::decode("entry", "s", payload, None);
+            prop_assert_eq!(shown(&asked), shown(&payload));
         }
 
         #[test]

@@ -66,6 +66,23 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// that cannot get better, or when the elector is closed. It needs no session.
     fn observe(&self, election: &str) -> Leaders;
 
+    /// Asks whoever leads to resign, and returns whom it asked; `None` when nobody leads.
+    ///
+    /// # Behavior
+    /// - The leader is told, wherever it runs: its leadership is over for the reason
+    ///   [`LossReason::Asked`](crate::LossReason::Asked), its work is told to stop and
+    ///   awaited, and its entry goes then, as on a [`resign`](Leadership::resign) of its own.
+    /// - Returns when the store has taken the wish, not when the leader has gone: [`observe`](Self::observe) shows that.
+    /// - Whoever campaigns again at once may lead again, when nobody else waits.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the leader is another library's, which would not listen; otherwise as
+    /// [`campaign`](Self::campaign).
+    ///
+    /// # Cancellation safety
+    /// When the future is dropped, the leader may have been asked or not.
+    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error>;
+
     /// How the elector and its store get on, for a health endpoint.
     fn status(&self) -> Status;
 
@@ -101,6 +118,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     fn observe(&self, election: &str) -> Leaders {
         (**self).observe(election)
+    }
+    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        (**self).ask_to_resign(election).await
     }
     fn status(&self) -> Status {
         (**self).status()

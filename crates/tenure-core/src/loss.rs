@@ -19,6 +19,8 @@ pub enum LossReason {
     ClockJump,
     /// [`Leadership::resign`](crate::Leadership::resign) was called.
     Resigned,
+    /// Somebody asked the leader to resign ([`Elector::ask_to_resign`](crate::Elector::ask_to_resign)).
+    Asked,
     /// The guard was dropped.
     Dropped,
     /// The elector was closed.
@@ -38,6 +40,7 @@ impl LossReason {
             Self::Disconnected => "disconnected",
             Self::ClockJump => "clock_jump",
             Self::Resigned => "resigned",
+            Self::Asked => "asked",
             Self::Dropped => "dropped",
             Self::Closed => "closed",
             Self::SessionGivenUp => "session_given_up",
@@ -59,6 +62,7 @@ impl fmt::Display for LossReason {
             Self::Disconnected => "the store did not answer a heartbeat",
             Self::ClockJump => "the time of day jumped ahead of the machine's clock",
             Self::Resigned => "it was resigned",
+            Self::Asked => "an operator asked for it",
             Self::Dropped => "its guard was dropped",
             Self::Closed => "the elector was closed",
             Self::SessionGivenUp => "its session had to be given up",

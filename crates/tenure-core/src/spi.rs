@@ -59,6 +59,20 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// - Ends with an error when the store is lost; the engine observes again.
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError>;
 
+    /// Asks the leader of `election` to resign: its [`wait_parting`](BackendSession::wait_parting) returns
+    /// [`Parting::Asked`]. Whom it asked; `None` when nobody leads.
+    ///
+    /// By [`asked`] in place of the entry's payload, where the store keeps payloads.
+    ///
+    /// # Errors
+    /// [`Invalid`](BackendErrorKind::Invalid) when the leader is another library's, or the store has no way to ask.
+    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        Err(BackendError::new(
+            BackendErrorKind::Invalid,
+            format!("this store has no way to ask the leader of {election} to resign"),
+        ))
+    }
+
     /// Lets go of connections, tasks and threads, when the elector is closed (not when it is merely
     /// dropped). Sessions have been closed before.
     async fn close(&self) {}
@@ -131,6 +145,12 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// Waits until `entry` no longer exists or no longer belongs to this session.
     /// Not bounded in time.
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError>;
+
+    /// The same, but returns as well when the candidate has been asked to resign
+    /// ([`Backend::ask_to_resign`]), also before the call.
+    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+        self.wait_gone(entry).await.map(|()| Parting::Gone)
+    }
 
     /// Replaces the value that others read. `request` is the one that made the entry, with the new value.
     ///
@@ -281,6 +301,35 @@ pub struct Entered {
     pub entry: Entry,
     /// The token, when the entry already leads.
     pub leads: Option<FencingToken>,
+}
+
+/// The outcome of [`BackendSession::wait_parting`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Parting {
+    /// The entry no longer exists, or no longer belongs to this session.
+    Gone,
+    /// Somebody wants the candidate to resign.
+    Asked,
+}
+
+/// The payload of an entry whose candidate is asked to resign, made of what stands there; `None` when that is not
+/// [`EntryRequest::payload`]'s, but another library's.
+pub fn asked(payload: &[u8]) -> Option<Vec<u8>> {
+    candidate::ask(payload)
+}
+
+/// Whether this payload is one that [`asked`] has made.
+pub fn is_asked(payload: &[u8]) -> bool {
+    candidate::is_asked(payload)
+}
+
+/// The error of [`Backend::ask_to_resign`] when the leader is another library's.
+pub fn does_not_listen(leader: &Candidate) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Invalid,
+        format!("the leader, {}, is not tenure's, and listens to no wish to resign", leader.id),
+    )
 }
 
 /// What kind of failure a [`BackendError`] is; it decides what the engine does.

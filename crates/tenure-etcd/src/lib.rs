@@ -152,6 +152,10 @@ impl Backend for EtcdBackend {
         observe::observe(Arc::clone(&self.shared), election).await
     }
 
+    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        observe::ask_to_resign(&self.shared, election).await
+    }
+
     async fn close(&self) {
         self.shared.watches.close();
         self.shared.members.disconnect();

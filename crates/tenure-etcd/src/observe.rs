@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
 use futures::{StreamExt as _, stream};
 use tenure_core::{
     Candidate, ElectionName,
-    spi::{BackendError, Observation},
+    spi::{BackendError, Observation, asked, does_not_listen},
 };
 
 use crate::{
@@ -37,6 +37,35 @@ pub(crate) async fn leader(
     let election = shared.keys.election(election);
     let (head, _) = head(shared, &election).await?;
     Ok(head.map(|kv| candidate(&election, &kv)))
+}
+
+/// Writes into the leader's entry that it is asked to resign.
+///
+/// The entry keeps its lease and its create revision; whoever updates it beside us is not overwritten.
+pub(crate) async fn ask_to_resign(
+    shared: &Shared,
+    election: &ElectionName,
+) -> Result<Option<Candidate>, BackendError> {
+    let election = shared.keys.election(election);
+    loop {
+        let (head, _) = head(shared, &election).await?;
+        let Some(head) = head else { return Ok(None) };
+        let leader = candidate(&election, &head);
+        let asked = &asked(head.value()).ok_or_else(|| does_not_listen(&leader))?;
+        let (key, seen) = (head.key(), head.mod_revision());
+        let won = shared
+            .members
+            .call("ask to resign", Call::Bulk, |client| async move {
+                let put = TxnOp::put(key, asked.as_slice(), Some(PutOptions::new().with_ignore_lease()));
+                let txn =
+                    Txn::new().when([Compare::mod_revision(key, CompareOp::Equal, seen)]).and_then([put]);
+                Ok(kv(&client).txn(txn).await?.succeeded())
+            })
+            .await?;
+        if won.value {
+            return Ok(Some(leader));
+        }
+    }
 }
 
 /// The leader now and at every change.

@@ -33,7 +33,7 @@ use tenure_core::{
     FencingToken,
     spi::{
         BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Proof,
+        Heartbeat, Parting, Proof, asked,
     },
 };
 use tracing::debug;
@@ -177,12 +177,17 @@ impl EtcdSession {
     async fn delete_payload(&self, request: &EntryRequest) -> Result<(), BackendError> {
         let key = &self.shared.keys.entry(&request.election, self.lease);
         let payload = &request.payload();
+        // Somebody may have asked its candidate to resign.
+        let asked = &asked(payload).unwrap_or_default();
         self.shared
             .members
             .call("leave", Call::Bulk, |client| async move {
-                let txn = Txn::new()
-                    .when([Compare::value(key.as_str(), CompareOp::Equal, payload.as_slice())])
-                    .and_then([TxnOp::delete(key.as_str(), None)]);
+                let with = |payload: &[u8]| {
+                    Txn::new()
+                        .when([Compare::value(key.as_str(), CompareOp::Equal, payload)])
+                        .and_then([TxnOp::delete(key.as_str(), None)])
+                };
+                let txn = with(payload).or_else([TxnOp::txn(with(asked))]);
                 kv(&client).txn(txn).await?;
                 Ok(())
             })
@@ -344,6 +349,10 @@ impl BackendSession for EtcdSession {
 
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
         wait::wait_gone(&self.shared, self.lease, entry).await
+    }
+
+    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+        wait::wait_parting(&self.shared, self.lease, entry).await
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
 use tenure_core::{
     FencingToken,
-    spi::{BackendError, BackendErrorKind, Entry},
+    spi::{BackendError, BackendErrorKind, Entry, Parting, is_asked},
 };
 use tokio::time::sleep;
 use tracing::debug;
@@ -53,10 +53,29 @@ pub(crate) async fn wait_turn(
 /// See [`BackendSession::wait_gone`](tenure_core::spi::BackendSession::wait_gone).
 pub(crate) async fn wait_gone(shared: &Shared, lease: i64, entry: &Entry) -> Result<(), BackendError> {
     let mut watch = Following::default();
-    while let Some(read_at) = persistently(|| Box::pin(still_there(shared, lease, entry))).await? {
+    while let Some((read_at, _)) = persistently(|| Box::pin(own(shared, lease, entry, true))).await? {
         watch.follow(&shared.watches, [Target::Key(entry.key.clone())], read_at).await;
     }
     Ok(())
+}
+
+/// See [`BackendSession::wait_parting`](tenure_core::spi::BackendSession::wait_parting).
+pub(crate) async fn wait_parting(
+    shared: &Shared,
+    lease: i64,
+    entry: &Entry,
+) -> Result<Parting, BackendError> {
+    let mut watch = Following::default();
+    loop {
+        let Some((read_at, payload)) = persistently(|| Box::pin(own(shared, lease, entry, false))).await?
+        else {
+            return Ok(Parting::Gone);
+        };
+        if is_asked(&payload) {
+            return Ok(Parting::Asked);
+        }
+        watch.follow(&shared.watches, [Target::Key(entry.key.clone())], read_at).await;
+    }
 }
 
 /// The error of an entry that is not there.
@@ -167,16 +186,24 @@ fn behind(kv: &KeyValue, read_at: i64) -> Place {
     Place::Behind(String::from_utf8_lossy(kv.key()).into_owned(), read_at)
 }
 
-/// Reads `entry`; the revision it was read at when it is there and ours.
-async fn still_there(shared: &Shared, lease: i64, entry: &Entry) -> Result<Option<i64>, BackendError> {
+/// Reads `entry`, without its payload when it is to be `brief`; the revision it was read at, and the payload, when
+/// it is there and ours.
+async fn own(
+    shared: &Shared,
+    lease: i64,
+    entry: &Entry,
+    brief: bool,
+) -> Result<Option<(i64, Vec<u8>)>, BackendError> {
     let answer = shared
         .members
         .call("look", Call::Bulk, |client| async move {
-            let options = GetOptions::new().with_keys_only();
+            let options = GetOptions::new();
+            let options = if brief { options.with_keys_only() } else { options };
             Ok(kv(&client).get(entry.key.as_str(), Some(options)).await?)
         })
         .await?
         .value;
     let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
-    Ok(answer.kvs().first().filter(|kv| is_ours(kv, lease, entry)).map(|_| read_at))
+    let ours = answer.kvs().first().filter(|kv| is_ours(kv, lease, entry));
+    Ok(ours.map(|kv| (read_at, kv.value().to_vec())))
 }

@@ -118,6 +118,11 @@ impl Backend for LocalBackend {
         Ok(self.store.jobs.run(leader).await?.map(|(_, candidate)| candidate))
     }
 
+    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        let dir = self.store.layout.election(election);
+        self.store.jobs.run(move || view::ask_to_resign(&dir).map_err(|e| fault("write to", &dir, e))).await
+    }
+
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
         let (jobs, watcher) = (self.store.jobs.clone(), self.store.watcher.clone());
         let dir = self.store.layout.election(election);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    layout::{entry_file, is_absent, leads_to, new_file, open_options},
+    layout::{entry_file, is_absent, leads_to, new_file, open_options, resign_file},
     record,
 };
 
@@ -72,6 +72,11 @@ impl Held {
         record::write(&self.file, generation, &body(&self.session, payload))
     }
 
+    /// Whether somebody has asked its candidate to resign.
+    pub(crate) fn is_asked_to_resign(&self) -> bool {
+        self.path.with_file_name(resign_file(self.number)).is_file()
+    }
+
     /// Ends the entry's life: it counts for nobody when this returns.
     ///
     /// # Errors
@@ -82,6 +87,11 @@ impl Held {
             Ok(false) => Ok(()),
             Err(error) => Err(error),
         };
+        if self.is_asked_to_resign()
+            && let Err(error) = fs::remove_file(self.path.with_file_name(resign_file(self.number)))
+        {
+            tracing::debug!(%error, "left for the next candidate to remove");
+        }
         // An entry without its lock is dead, removed or not.
         match (removed, self.file.unlock()) {
             (Err(error), Ok(())) if !is_absent(&error) => {

@@ -12,6 +12,7 @@ use tenure_core::ElectionName;
 
 const ENTRY: &str = "entry-";
 const NEW: &str = ".new-";
+const RESIGN: &str = ".resign-";
 const DIGITS: usize = 20;
 
 /// The paths under one directory.
@@ -69,6 +70,16 @@ pub(crate) fn new_file(number: u64) -> String {
     format!("{NEW}{number:020}")
 }
 
+/// The file that asks the candidate of an entry to resign.
+pub(crate) fn resign_file(number: u64) -> String {
+    format!("{RESIGN}{number:020}")
+}
+
+/// The number of the entry whose candidate this file asks to resign; `None` for any other file.
+pub(crate) fn resign_number(file: &str) -> Option<u64> {
+    number(file.strip_prefix(RESIGN)?)
+}
+
 /// The number of an entry's file; `None` for any other file.
 pub(crate) fn entry_number(file: &str) -> Option<u64> {
     number(file.strip_prefix(ENTRY)?)
@@ -120,6 +131,7 @@ mod tests {
         assert_eq!(entry_number(&entry_file(7)), Some(7));
         assert_eq!(entry_number(&entry_file(u64::MAX)), Some(u64::MAX));
         assert!(is_new_file(&new_file(7)));
+        assert_eq!(resign_number(&resign_file(7)), Some(7));
         for name in [
             "entry-7",
             "entry-00000000000000000000",
@@ -132,6 +144,7 @@ mod tests {
         ] {
             assert_eq!(entry_number(name), None, "{name}");
             assert!(!is_new_file(name), "{name}");
+            assert_eq!(resign_number(name), None, "{name}");
         }
     }
 

@@ -14,6 +14,7 @@
 //! | `DIR/tokens/ELECTION` | the highest token given out, in two checksummed copies; its lock serialises entering |
 //! | `DIR/elections/ELECTION/entry-NUMBER` | a candidate, alive as long as the file is locked |
 //! | `DIR/elections/ELECTION/.new-NUMBER` | an entry being made |
+//! | `DIR/elections/ELECTION/.resign-NUMBER` | a wish that the candidate of that entry may resign |
 //!
 //! Other files in it are ignored and never deleted.
 //!

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use crate::{
     counter::Counter,
     entry::{Held, Look, look},
-    layout::{entry_file, entry_number, is_absent, is_new_file},
+    layout::{entry_file, entry_number, is_absent, is_new_file, resign_number},
 };
 
 /// Where an entry stands.
@@ -71,13 +71,24 @@ pub(crate) fn sweep(dir: &Path, _locked: &Counter) -> io::Result<Swept> {
         remove_dead(&dir.join(name))?;
     }
     let mut swept = Swept { taken: false, highest: 0 };
+    let mut living = Vec::new();
     for number in names.iter().filter_map(|n| entry_number(n)) {
         let path = dir.join(entry_file(number));
         // A directory or a link of that name is nobody's entry.
         if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
             swept.highest = swept.highest.max(number);
         }
-        swept.taken |= remove_dead(&path)?;
+        if remove_dead(&path)? {
+            living.push(number);
+        }
+    }
+    swept.taken = !living.is_empty();
+    // Wishes that came too late. A file of that name which is none is a stranger's.
+    for asked in names.iter().filter(|n| resign_number(n).is_some_and(|n| !living.contains(&n))) {
+        let path = dir.join(asked);
+        if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() == 0) {
+            remove(&path)?;
+        }
     }
     Ok(swept)
 }
@@ -87,11 +98,14 @@ fn remove_dead(path: &Path) -> io::Result<bool> {
     match look(path)? {
         Look::Absent => Ok(false),
         Look::Living(_) => Ok(true),
-        Look::Dead => match fs::remove_file(path) {
-            Ok(()) => Ok(false),
-            Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(error),
-        },
+        Look::Dead => remove(path).map(|()| false),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if !is_absent(&error) => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 use async_trait::async_trait;
 use tenure_core::{
     ElectionName, FencingToken,
-    spi::{BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Proof},
+    spi::{
+        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Parting,
+        Proof,
+    },
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
@@ -20,7 +23,7 @@ use crate::{
     counter::Counter,
     entry::Held,
     fault::fault,
-    layout::{entry_file, make_dir},
+    layout::{entry_file, make_dir, resign_file},
     pace::Pace,
     queue::{self, Standing, standing},
     watch::{Interest, Subscription},
@@ -108,6 +111,33 @@ impl LocalSession {
     pub(crate) fn new(store: Arc<Store>, ttl: Duration) -> Self {
         let id = format!("{}-{:016x}", std::process::id(), fastrand::u64(..));
         Self { store, id, ttl, book: Arc::default() }
+    }
+
+    /// Waits until the entry has gone, or its candidate has been asked to resign and `heeds` that.
+    async fn part(&self, entry: &Entry, heeds: bool) -> Result<Parting, BackendError> {
+        let Ok(held) = self.book.held(entry) else { return Ok(Parting::Gone) };
+        let dir = self.store.layout.election(&entry.election);
+        let mut subscription = Subscription::new(&self.store.watcher, dir);
+        let files = vec![entry_file(held.number()), resign_file(held.number())];
+        subscription.narrow(Interest::Going(files));
+        let mut pace = Pace::new();
+        loop {
+            let looked_at = Arc::clone(&held);
+            let job = move || {
+                subscription.renew();
+                let here = looked_at.is_in_place().map_err(|e| fault("find", looked_at.path(), e))?;
+                Ok((subscription, here, heeds && looked_at.is_asked_to_resign()))
+            };
+            let (here, asked);
+            (subscription, here, asked) = self.store.jobs.run(job).await?;
+            if !here || self.book.held(entry).is_err() {
+                return Ok(Parting::Gone);
+            }
+            if asked {
+                return Ok(Parting::Asked);
+            }
+            pace.wait(&subscription).await;
+        }
     }
 
     /// Looks where the held entry stands, with the subscription renewed before.
@@ -288,25 +318,11 @@ impl BackendSession for LocalSession {
     }
 
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
-        let Ok(held) = self.book.held(entry) else { return Ok(()) };
-        let dir = self.store.layout.election(&entry.election);
-        let mut subscription = Subscription::new(&self.store.watcher, dir);
-        subscription.narrow(Interest::Going(vec![entry_file(held.number())]));
-        let mut pace = Pace::new();
-        loop {
-            let looked_at = Arc::clone(&held);
-            let job = move || {
-                subscription.renew();
-                let here = looked_at.is_in_place().map_err(|e| fault("find", looked_at.path(), e))?;
-                Ok((subscription, here))
-            };
-            let here;
-            (subscription, here) = self.store.jobs.run(job).await?;
-            if !here || self.book.held(entry).is_err() {
-                return Ok(());
-            }
-            pace.wait(&subscription).await;
-        }
+        self.part(entry, false).await.map(drop)
+    }
+
+    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+        self.part(entry, true).await
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -1,12 +1,12 @@
 //! What an onlooker sees of an election.
 
-use std::{io, path::Path, time::SystemTime};
+use std::{io, os::unix::fs::OpenOptionsExt as _, path::Path, time::SystemTime};
 
 use tenure_core::{Candidate, FencingToken};
 
 use crate::{
     entry::{self, Look, look},
-    layout::entry_file,
+    layout::{entry_file, open_options, resign_file},
     queue::numbers,
 };
 
@@ -18,6 +18,16 @@ pub(crate) fn candidates(dir: &Path) -> io::Result<Vec<Candidate>> {
 /// The first of them, and its entry's number.
 pub(crate) fn leader(dir: &Path) -> io::Result<Option<(u64, Candidate)>> {
     living(dir, 1).map(|mut all| all.pop())
+}
+
+/// Asks the first of them to resign.
+pub(crate) fn ask_to_resign(dir: &Path) -> io::Result<Option<Candidate>> {
+    let Some((number, leader)) = leader(dir)? else { return Ok(None) };
+    // Should it be gone by now, the next that enters removes this.
+    match open_options().write(true).create_new(true).mode(0o600).open(dir.join(resign_file(number))) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(Some(leader)),
+    }
 }
 
 fn living(dir: &Path, at_most: usize) -> io::Result<Vec<(u64, Candidate)>> {

@@ -302,6 +302,16 @@ impl Connection {
         unless_missing(self.ask(|client| async move { client.set_data(path, data, None).await }).await)
     }
 
+    /// Writes over what has this version; whether it still had.
+    pub(crate) async fn set_version(&self, path: &str, data: &[u8], version: i32) -> Result<bool, Error> {
+        let written = self.ask(|client| async move { client.set_data(path, data, Some(version)).await });
+        match written.await {
+            Ok(_) => Ok(true),
+            Err(Error::BadVersion | Error::NoNode) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Result<Option<(Vec<u8>, Stat)>, Error> {
         unless_missing(self.ask(|client| async move { client.get_data(path).await }).await)
     }

@@ -210,6 +210,10 @@ impl Backend for ZookeeperBackend {
         observe::observe(Arc::clone(&self.shared), election).await
     }
 
+    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        observe::ask_to_resign(&self.shared, election).await
+    }
+
     async fn close(&self) {
         let reader = self.shared.reader.lock().await.take();
         if let Some(reader) = reader {

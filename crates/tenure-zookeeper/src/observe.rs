@@ -8,7 +8,7 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, future::join, stream};
 use tenure_core::{
     Candidate, ElectionName,
-    spi::{BackendError, BackendErrorKind, Observation},
+    spi::{BackendError, BackendErrorKind, Observation, asked, does_not_listen},
 };
 use zookeeper_client::{Error, Stat};
 
@@ -56,6 +56,34 @@ pub(crate) async fn candidates(
     // Where numbers are the same, by transaction.
     found.sort_by_key(|(path, _, stat)| (shared.number(path), stat.czxid));
     Ok(found.iter().map(|(path, data, stat)| shown(path, data, stat)).collect())
+}
+
+/// Writes into the leader's entry that it is asked to resign; whoever updates it beside us is not overwritten.
+pub(crate) async fn ask_to_resign(
+    shared: &Shared,
+    election: &ElectionName,
+) -> Result<Option<Candidate>, BackendError> {
+    let link = shared.reader().await?;
+    let connection = connection_of(&link).await?;
+    let parent = shared.election(election);
+    'changed: loop {
+        let Some(queue) = list(shared, &connection, &parent).await? else { return Ok(None) };
+        for path in in_order(shared, &connection, &queue).await? {
+            let Some((payload, stat)) = connection.get(&path).await.map_err(reading)? else {
+                continue 'changed;
+            };
+            if !is_candidate(shared, &stat) {
+                continue;
+            }
+            let leader = shown(&path, &payload, &stat);
+            let asked = asked(&payload).ok_or_else(|| does_not_listen(&leader))?;
+            match connection.set_version(&path, &asked, stat.version).await.map_err(reading)? {
+                true => return Ok(Some(leader)),
+                false => continue 'changed,
+            }
+        }
+        return Ok(None);
+    }
 }
 
 /// The connection that `link` has now.

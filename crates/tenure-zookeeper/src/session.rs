@@ -20,7 +20,10 @@ use futures::future::join;
 use tenure_core::{
     FencingToken,
     mutants::{Rule, broken},
-    spi::{BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Proof},
+    spi::{
+        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Parting,
+        Proof,
+    },
 };
 use zookeeper_client::{CreateMode, Error, Stat};
 
@@ -253,6 +256,10 @@ impl BackendSession for ZookeeperSession {
 
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
         wait::until_gone(&self.link, entry).await
+    }
+
+    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+        wait::until_parting(&self.link, entry).await
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -3,8 +3,8 @@
 //! Every watch is for one event and for one connection: after a reconnect everything is looked at again
 //! (hazards Z6, Z7, Z11).
 
-use tenure_core::spi::{BackendError, BackendErrorKind, Entry};
-use zookeeper_client::Stat;
+use tenure_core::spi::{BackendError, BackendErrorKind, Entry, Parting, is_asked};
+use zookeeper_client::{Error, Stat};
 
 use crate::{
     Shared,
@@ -87,6 +87,26 @@ pub(crate) async fn until_gone(link: &Link, entry: &Entry) -> Result<(), Backend
             None => return Ok(()),
             Some(watch) => watch.fired().await,
         }
+    }
+}
+
+/// Returns when `entry` is gone, or its candidate has been asked to resign.
+pub(crate) async fn until_parting(link: &Link, entry: &Entry) -> Result<Parting, BackendError> {
+    loop {
+        let connection = link.connection().await?;
+        let found = match connection.watch_data(&entry.key).await {
+            // Whoever may not read its own entry is asked in vain.
+            Err(Error::NoAuth) => return until_gone(link, entry).await.map(|()| Parting::Gone),
+            found => found.map_err(|error| failed("waiting", &error))?,
+        };
+        let Some((payload, stat, watch)) = found else { return Ok(Parting::Gone) };
+        if !is_ours(link, &stat, entry) {
+            return Err(gone("the entry belongs to another session"));
+        }
+        if is_asked(&payload) {
+            return Ok(Parting::Asked);
+        }
+        watch.fired().await;
     }
 }
 

@@ -1,45 +1,67 @@
 //! The program, as seen from `run`: its guard, and what the guard is told.
 
 use std::{
+    fs::File,
     io::{self, ErrorKind, Write as _},
-    os::unix::process::ExitStatusExt as _,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::net::UnixStream,
+        unix::{
+            net::UnixStream,
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
     },
-    process::{Child, Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use tenure::{LeadershipHandle, Moment};
+use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, pidfd_open, pidfd_send_signal};
+use tenure::{BootClock, Clock as _, LeadershipHandle, Moment};
 use tokio::{
     io::Interest,
     sync::mpsc::UnboundedReceiver,
-    time::{MissedTickBehavior, interval},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
-    args,
-    guard::reads_from_a_terminal,
-    orders::{Ended, Lines, Order, line, send_files},
+    args::{self, OnOverrun, Restart},
+    orders::{Answer, Ended, Lines, Order, is_gone, line, send_files},
     processes::{end_all, start_known, wait_known},
+    say,
     signals::Received,
 };
 
 /// How often it is looked whether the deadline has moved: hearts beat every third of a TTL.
-const PACE: Duration = Duration::from_millis(200);
+const PACE: Duration = Duration::from_millis(100);
 /// The part of the stop budget that dying takes: nothing of the program may live at the deadline.
 const DYING: u32 = 5;
+const LEAST_DYING: Duration = Duration::from_millis(50);
 const MOST_DYING: Duration = Duration::from_millis(200);
+/// The least stop budget: a moment to stop in, and one to die in.
+pub(super) const LEAST_BUDGET: Duration = Duration::from_millis(100);
+/// How long a guard that has nothing to wait for may take.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// A program and its guard. Dropped, the program is killed.
 pub(super) struct Program {
-    guard: Child,
+    /// The guard, to be killed by no other's number.
+    guard: OwnedFd,
+    waiting: Option<JoinHandle<io::Result<ExitStatus>>>,
     control: UnixStream,
     stop_budget: Duration,
+    on_overrun: OnOverrun,
+    /// Whether the program has a process group of its own.
     own_group: bool,
     window: Option<Order>,
+    deadline: Moment,
+}
+
+/// How a program ended, and whether that was because its time was up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub(super) how: Ended,
+    pub(super) in_time: bool,
 }
 
 impl Program {
@@ -48,14 +70,18 @@ impl Program {
         leadership: &LeadershipHandle,
         stop_budget: Duration,
     ) -> Result<Self> {
+        leadership.ensure()?;
         let (control, other) = UnixStream::pair().context("a socket to the guard")?;
-        let own_group = !reads_from_a_terminal();
         let mut command = Command::new("/proc/self/exe");
         command.arg("__guard").arg(format!("--stop-signal={}", options.stop_signal));
-        if own_group {
-            command.arg("--own-group");
+        // Whoever reads from a terminal has to be in the group of processes in front of it.
+        let own_group = File::open("/dev/tty").is_err();
+        if !own_group {
+            command.arg(format!("--group={}", getpgrp().as_raw_nonzero()));
         }
         command.arg("--").args(&options.command);
+        // What is done to all of our group is not to befall the guard.
+        command.process_group(0);
         command
             .env("TENURE_ELECTION", leadership.election().as_str())
             .env("TENURE_FENCING_TOKEN", leadership.fencing_token().to_string())
@@ -67,59 +93,86 @@ impl Program {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());
         }
         let lock = leadership.lock_file()?;
-        let guard = start_known(command.stdin(Stdio::from(OwnedFd::from(other))));
+        let child = start_known(command.stdin(Stdio::from(OwnedFd::from(other))));
         // The other end of the socket is the guard's alone from here on.
         drop(command);
-        let guard = guard.context("cannot start the program's guard")?;
-        let mut program = Self { guard, control, stop_budget, own_group, window: None };
+        let child = child.context("cannot start the program's guard")?;
+        let pid =
+            i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the guard has no process id")?;
+        let guard = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the program's guard")?;
+        let mut program = Self {
+            guard,
+            waiting: Some(tokio::task::spawn_blocking(move || wait_known(child))),
+            control,
+            stop_budget,
+            on_overrun: options.on_overrun,
+            own_group,
+            window: None,
+            deadline,
+        };
         let input = io::stdin();
         let mut files = vec![input.as_fd()];
         files.extend(lock.as_ref().map(|lock| lock.as_fd()));
-        send_files(&program.control, &files).context("cannot tell the guard")?;
+        // A guard that has gone is heard of later.
+        match send_files(&program.control, &files) {
+            Err(error) if !is_gone(&error) => return Err(error).context("cannot tell the guard"),
+            _ => {}
+        }
+        if options.restart == Restart::Never {
+            // The program alone holds its input from here on: whoever feeds it sees when it reads no more.
+            rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        }
+        program.control.set_nonblocking(true)?;
         program.tell_window(leadership).context("cannot tell the guard")?;
         Ok(program)
     }
 
-    /// Waits until the program has ended, `None` when its guard did before it; passes signals on, and tells it to stop when leadership is over.
+    /// Waits until nothing of the program is left; passes signals on, and tells it to stop when leadership is over.
     pub(super) async fn mind(
         &mut self,
         leadership: &LeadershipHandle,
         signals: &mut UnboundedReceiver<Received>,
         told_to_end: &mut bool,
-    ) -> Result<Option<Ended>> {
-        self.control.set_nonblocking(true)?;
+    ) -> Result<End> {
         let control = tokio::net::UnixStream::from_std(self.control.try_clone()?)?;
         let mut reading = self.control.try_clone()?;
         let mut lines = Lines::default();
         let stop = leadership.cancellation_token();
-        let mut told = false;
-        let mut ticks = interval(PACE);
+        let (mut told, mut started) = (false, false);
+        let mut ticks = interval(PACE.min(self.stop_budget / 5));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // A guard that does not kill in time is not waited for.
+            let late = self.deadline - self.dying() / 2;
             tokio::select! {
                 biased;
                 ready = control.ready(Interest::READABLE) => {
                     ready?;
-                    let answers = control.try_io(Interest::READABLE, || lines.read::<Ended>(&mut reading));
-                    match answers {
-                        Ok(Some(answers)) => {
-                            if let Some(ended) = answers.into_iter().next() {
-                                return Ok(Some(ended));
+                    match control.try_io(Interest::READABLE, || lines.read::<Answer>(&mut reading)) {
+                        Ok(Some(answers)) => for answer in answers {
+                            match answer {
+                                Answer::Started => started = true,
+                                Answer::Ended { how, in_time } => {
+                                    self.rest().await?;
+                                    return Ok(End { how, in_time });
+                                }
                             }
-                        }
-                        Ok(None) => return Ok(None),
+                        },
+                        Ok(None) => return self.rest().await,
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                         Err(error) => return Err(error.into()),
                     }
                 }
+                () = BootClock.sleep_until(late) => return self.rest().await,
                 () = stop.cancelled(), if !told => {
                     told = true;
+                    self.tell_window(leadership)?;
                     self.tell(Order::Stop)?;
                 }
                 Some(signal) = signals.recv() => {
                     *told_to_end |= signal.ends();
-                    // What a terminal sends, everybody in front of it has.
-                    if self.own_group || !signal.by_terminal {
+                    // What a terminal sends, everybody in front of it has, once it is there.
+                    if self.own_group || !signal.by_terminal || !started {
                         self.tell(Order::Signal(signal.number))?;
                     }
                 }
@@ -128,49 +181,69 @@ impl Program {
         }
     }
 
+    fn dying(&self) -> Duration {
+        (self.stop_budget / DYING).clamp(LEAST_DYING, MOST_DYING)
+    }
+
     /// Tells how long the program may go on, when that has changed.
     fn tell_window(&mut self, leadership: &LeadershipHandle) -> io::Result<()> {
-        let deadline = leadership.deadline();
-        let dying = (self.stop_budget / DYING).min(MOST_DYING);
+        self.deadline = leadership.deadline();
         let window = Order::Window {
-            stop_at: (deadline - self.stop_budget).as_nanos(),
-            kill_at: (deadline - dying).as_nanos(),
+            stop_at: (self.deadline - self.stop_budget).as_nanos(),
+            kill_at: (self.deadline - self.dying()).as_nanos(),
         };
         if self.window != Some(window) {
-            self.window = Some(window);
             self.tell(window)?;
+            self.window = Some(window);
         }
         Ok(())
     }
 
-    /// The guard reads at once, or is gone, which is heard elsewhere.
     fn tell(&mut self, order: Order) -> io::Result<()> {
         match self.control.write_all(line(&order)?.as_bytes()) {
-            // One that was stopped goes on by what it has heard.
-            Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::WouldBlock) => {
-                Err(error)
-            }
+            // One that was stopped goes on by what it has heard; one that has gone is heard of elsewhere.
+            Err(error) if error.kind() != ErrorKind::WouldBlock && !is_gone(&error) => Err(error),
             _ => Ok(()),
         }
     }
 
     /// Returns when nothing of the program is left; whatever is, is killed. How it ended, where its guard did not say.
-    pub(super) async fn end(self) -> Result<Ended> {
-        let Self { guard, control, .. } = self;
+    pub(super) async fn rest(&mut self) -> Result<End> {
         // This is what makes the guard kill.
-        drop(control);
-        let waiting = tokio::task::spawn_blocking(move || {
-            let status = wait_known(guard);
-            if status.as_ref().is_ok_and(|status| status.signal().is_some()) {
-                // The kernel has killed the program with it; what that had started is ours now.
-                end_all(None, None);
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
+        let Some(waiting) = &mut self.waiting else {
+            return Ok(End { how: Ended::Signaled(Signal::KILL.as_raw()), in_time: true });
+        };
+        let left = self.deadline.since(BootClock.now());
+        let status = match timeout(GRACE.min(left / 2), &mut *waiting).await {
+            Ok(status) => status,
+            // Stopped, or unable: what it has started is ours once it is dead.
+            Err(_) => {
+                let _ = pidfd_send_signal(&self.guard, Signal::KILL);
+                waiting.await
             }
-            status
-        });
-        let status = waiting.await?.context("the end of the program's guard")?;
-        Ok(match status.signal() {
+        };
+        self.waiting = None;
+        let status = status?.context("the end of the program's guard")?;
+        if !status.success() {
+            self.end_orphans().await;
+        }
+        let how = match status.signal() {
             Some(signal) => Ended::Signaled(signal),
             None => Ended::Exited(status.code().unwrap_or_default()),
-        })
+        };
+        Ok(End { how, in_time: status.code() == Some(crate::exit::LOST.into()) })
+    }
+
+    /// Kills what a guard that did not end as it should has left behind.
+    async fn end_orphans(&self) {
+        let mut ending = tokio::task::spawn_blocking(|| end_all(None, None));
+        if timeout(self.deadline.since(BootClock.now()), &mut ending).await.is_err() {
+            say("the program is not dead by its deadline");
+            if self.on_overrun == OnOverrun::Abort {
+                std::process::abort();
+            }
+            let _ = ending.await;
+        }
     }
 }

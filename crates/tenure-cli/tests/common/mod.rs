@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::Read as _,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
@@ -99,7 +100,7 @@ pub(crate) struct Running(Child);
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
-        Self(command.spawn().unwrap())
+        Self(command.process_group(0).spawn().unwrap())
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -108,6 +109,13 @@ impl Running {
 
     pub(crate) fn signal(&self, name: &str) {
         kill(name, self.pid());
+    }
+
+    /// Sends a signal to all of its process group.
+    pub(crate) fn signal_group(&self, name: &str) {
+        let sent =
+            Command::new("kill").args([&format!("-{name}"), "--", &format!("-{}", self.pid())]).status();
+        assert!(sent.unwrap().success());
     }
 
     /// Waits until it has ended.
@@ -145,8 +153,13 @@ pub(crate) fn runs(pid: &str) -> bool {
 
 /// The processes whose parent this is.
 pub(crate) fn children(pid: u32) -> Vec<String> {
-    let found = Command::new("ps").args(["-o", "pid=", "--ppid", &pid.to_string()]).output().unwrap();
-    text(&found).split_whitespace().map(str::to_owned).collect()
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let is_child = |other: &String| {
+        let stat = fs::read_to_string(format!("/proc/{other}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)) == Some(&pid.to_string())
+    };
+    pids.filter(|pid| pid.bytes().all(|byte| byte.is_ascii_digit())).filter(is_child).collect()
 }
 
 /// Runs a command to its end, which has to be a success.

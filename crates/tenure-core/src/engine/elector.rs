@@ -234,6 +234,11 @@ impl Elector for StoreElector {
         .boxed()
     }
 
+    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        let election = ElectionName::new(election)?;
+        self.ask("asking the leader to resign", || self.shared.backend.ask_to_resign(&election)).await
+    }
+
     fn status(&self) -> Status {
         self.shared.status.get()
     }

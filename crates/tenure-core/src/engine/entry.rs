@@ -16,7 +16,7 @@ use crate::{
     CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
     mutants::{Rule, broken},
     random,
-    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest},
+    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, Parting},
 };
 
 /// What a campaign asks its entry's task for.
@@ -230,7 +230,7 @@ impl Task<'_> {
             let mut is_gone = std::pin::pin!(async {
                 tokio::select! {
                     () = gone.cancelled() => {}
-                    () = self.watch_own_entry(&term.entry) => {}
+                    () = self.watch_own_entry(&term.entry, || term.lose(LossReason::Asked)) => {}
                 }
             });
             tokio::select! {
@@ -267,16 +267,28 @@ impl Task<'_> {
         token
     }
 
-    /// Returns when the entry is gone. A watch that fails is taken up again.
-    async fn watch_own_entry(&self, entry: &Entry) {
+    /// Returns when the entry is gone, and calls `asked` once when somebody has asked for a resignation. A watch that
+    /// fails is taken up again.
+    async fn watch_own_entry(&self, entry: &Entry, asked: impl Fn()) {
         let session = self.session;
         let mut retry = Retry::new(session.shared.config.retry);
         if broken(Rule::WatchOwnEntry) {
             return std::future::pending().await;
         }
+        let mut heeds = true;
         loop {
-            match session.spi.wait_gone(entry).await {
-                Ok(()) => return,
+            let parting = match heeds {
+                true => session.spi.wait_parting(entry).await,
+                false => session.spi.wait_gone(entry).await.map(|()| Parting::Gone),
+            };
+            match parting {
+                Ok(Parting::Gone) => return,
+                Ok(Parting::Asked) => {
+                    info!(election = %entry.election, entry = entry.key, "asked to resign");
+                    asked();
+                    heeds = false;
+                    continue;
+                }
                 Err(error) if error.kind() == BackendErrorKind::EntryGone => return,
                 Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                     session.end(LossReason::SessionExpired);

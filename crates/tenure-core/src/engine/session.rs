@@ -107,15 +107,16 @@ impl Session {
         if !self.ended.set(self.end_now(reason)) {
             return;
         }
-        match reason {
-            LossReason::Closed => info!(session = self.spi.id(), %reason, "session ends"),
-            _ => warn!(session = self.spi.id(), %reason, "session ends"),
-        }
         if reason.is_over_in_the_store() {
             self.hard.cancel();
         }
         self.stop.cancel();
         self.shared.watchdog.wake();
+        // Last: what listens to events may take its time, or panic.
+        match reason {
+            LossReason::Closed => info!(session = self.spi.id(), %reason, "session ends"),
+            _ => warn!(session = self.spi.id(), %reason, "session ends"),
+        }
     }
 
     /// The end of a leadership that ends now for `reason`: its work may go on until the deadline,

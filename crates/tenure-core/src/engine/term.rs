@@ -105,6 +105,14 @@ impl Term {
         if self.ended().is_some() || !self.ended.set(self.session.end_now(reason)) {
             return;
         }
+        if reason.is_over_in_the_store() {
+            self.hard.cancel();
+        }
+        self.stop.cancel();
+        if !self.works.is_empty() {
+            self.session.shared.watchdog.wake();
+        }
+        // Last: what listens to events may take its time, or panic.
         match reason {
             LossReason::Resigned | LossReason::Dropped => {
                 info!(election = %self.election, candidate = %self.candidate, token = self.token.get(), %reason, "leads no more");
@@ -112,13 +120,6 @@ impl Term {
             _ => {
                 warn!(election = %self.election, candidate = %self.candidate, token = self.token.get(), %reason, "leads no more");
             }
-        }
-        if reason.is_over_in_the_store() {
-            self.hard.cancel();
-        }
-        self.stop.cancel();
-        if !self.works.is_empty() {
-            self.session.shared.watchdog.wake();
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     Candidate, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Confirmation, Entered, Entry,
-        EntryRequest, Heartbeat, Observation, Proof,
+        EntryRequest, Heartbeat, Observation, Parting, Proof,
     },
 };
 
@@ -73,6 +73,11 @@ impl Backend for MemoryBackend {
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         let (store, election) = (self.store.clone(), election.clone());
         self.link.send(Op::Read, move || Ok(store.candidates(&election))).await
+    }
+
+    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        let (store, election) = (self.store.clone(), election.clone());
+        self.link.send(Op::Update, move || store.ask_to_resign(&election)).await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
@@ -194,6 +199,15 @@ impl BackendSession for MemorySession {
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
         self.backend.wait_for(|| self.backend.store.standing(self.id, entry).is_none().then_some(())).await;
         Ok(())
+    }
+
+    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+        let store = &self.backend.store;
+        let parting = self.backend.wait_for(|| match store.standing(self.id, entry) {
+            None => Some(Parting::Gone),
+            Some(_) => store.is_asked(entry).then_some(Parting::Asked),
+        });
+        Ok(parting.await)
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

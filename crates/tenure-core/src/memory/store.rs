@@ -11,7 +11,10 @@ use tokio::{sync::watch, time::Instant};
 use super::MemoryBackend;
 use crate::{
     Candidate, ElectionName, FencingToken,
-    spi::{BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, Heartbeat, Proof},
+    spi::{
+        BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, Heartbeat, Proof, asked,
+        does_not_listen, is_asked,
+    },
 };
 
 /// A store in memory; clones are the same store.
@@ -260,6 +263,24 @@ impl MemoryStore {
         })
     }
 
+    /// Asks whoever leads to resign.
+    pub(super) fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        self.change(|state| {
+            let first = state.elections.get_mut(election).and_then(|entries| entries.values_mut().next());
+            let Some(stored) = first else { return Ok(None) };
+            let leader = shown(stored);
+            stored.payload = asked(&stored.payload).ok_or_else(|| does_not_listen(&leader))?;
+            Ok(Some(leader))
+        })
+    }
+
+    /// Whether the candidate of `entry` has been asked to resign.
+    pub(super) fn is_asked(&self, entry: &Entry) -> bool {
+        let state = self.state();
+        let stored = state.elections.get(&entry.election).and_then(|entries| entries.get(&entry.version));
+        stored.is_some_and(|stored| is_asked(&stored.payload))
+    }
+
     pub(super) fn leave(&self, session: u64, request: &EntryRequest) {
         self.change(|state| {
             if let Some(entries) = state.elections.get_mut(&request.election) {
@@ -275,17 +296,17 @@ impl MemoryStore {
     pub(super) fn candidates(&self, election: &ElectionName) -> Vec<Candidate> {
         let state = self.state();
         let entries = state.elections.get(election).into_iter().flat_map(BTreeMap::values);
-        entries
-            .map(|stored| {
-                let token = FencingToken::new(stored.revision);
-                let name = stored.revision.to_string();
-                let mut candidate =
-                    Candidate::decode(&name, stored.session.to_string(), &stored.payload, token);
-                candidate.age = Some(stored.created.elapsed());
-                candidate
-            })
-            .collect()
+        entries.map(shown).collect()
     }
+}
+
+/// What others see of the candidate of an entry.
+fn shown(stored: &StoredEntry) -> Candidate {
+    let token = FencingToken::new(stored.revision);
+    let name = stored.revision.to_string();
+    let mut candidate = Candidate::decode(&name, stored.session.to_string(), &stored.payload, token);
+    candidate.age = Some(stored.created.elapsed());
+    candidate
 }
 
 impl State {

@@ -8,7 +8,7 @@ use tenure_core::{
     memory::{MemoryBackend, MemoryStore},
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Observation, Proof,
+        Heartbeat, Observation, Parting, Proof,
     },
 };
 
@@ -141,6 +141,11 @@ impl BackendSession for FaultySession {
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
         (self.faults.before)(Call::WaitGone)?;
         self.inner.wait_gone(entry).await
+    }
+
+    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+        (self.faults.before)(Call::WaitGone)?;
+        self.inner.wait_parting(entry).await
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -1,6 +1,7 @@
 //! The engine's rules over the simulated store, in simulated time. Each hazard's number
 //! stands in the doc comment of the test that shows it.
 
+mod asked;
 mod chaos;
 mod closing;
 mod entering;

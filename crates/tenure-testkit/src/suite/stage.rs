@@ -60,6 +60,12 @@ impl Player {
         campaign
     }
 
+    /// Asks the leader of the election to resign; its id.
+    pub(super) async fn ask_to_resign(&self) -> Option<String> {
+        let asked = within("asking", self.elector.ask_to_resign("e")).await;
+        asked.unwrap_or_else(|error| panic!("{error}")).map(|c| c.id)
+    }
+
     /// The candidates of the election, by id.
     pub(super) async fn candidates(&self) -> Vec<String> {
         let candidates = within("asking", self.elector.candidates("e")).await;

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use tenure_core::Elector;
+use tenure_core::{Elector, LossReason};
 
 use super::{Stage, until, within};
 
@@ -40,6 +40,44 @@ pub(super) async fn a_departure_in_the_middle_promotes_nobody(stage: &Stage<'_>)
     assert!(first.is_leader() && !last.is_finished());
     first.resign().await.unwrap();
     assert!(within("the hand-over", last).await.unwrap().is_leader());
+}
+
+/// Who asks need not stand in the election; the leader's work stops before the next one leads, and a wish
+/// concerns one term only.
+pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_>) {
+    let (a, b) = (stage.player("a").await, stage.player("b").await);
+    let asker = stage.player("asker").await;
+    assert_eq!(asker.ask_to_resign().await, None, "nobody leads");
+    let first = a.lead().await;
+    let second = b.wait_in_line().await;
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let work = {
+        let (handle, stopped) = (first.handle(), Arc::clone(&stopped));
+        tokio::spawn(async move {
+            let stop = handle.cancellation_token();
+            handle
+                .run(async move {
+                    stop.cancelled().await;
+                    tokio::task::yield_now().await;
+                    stopped.store(1, Ordering::SeqCst);
+                })
+                .await
+        })
+    };
+    assert_eq!(asker.ask_to_resign().await.as_deref(), Some("a"));
+    assert_eq!(within("the leader is told", first.lost()).await, LossReason::Asked);
+    let second = within("the hand-over", second).await.unwrap();
+    assert_eq!(stopped.load(Ordering::SeqCst), 1, "its work has stopped");
+    within("the end of the work", work).await.unwrap().unwrap();
+    drop(first);
+
+    let first = a.wait_in_line().await;
+    assert_eq!(asker.ask_to_resign().await.as_deref(), Some("b"));
+    assert_eq!(within("the leader is told", second.lost()).await, LossReason::Asked);
+    drop(second);
+    let first = within("the hand-over", first).await.unwrap();
+    assert!(first.is_leader() && first.loss().is_none(), "it has not been asked");
+    assert_eq!(asker.candidates().await, ["a"]);
 }
 
 /// Promises S1, S2: candidates that come and go all the time.
