@@ -34,12 +34,12 @@ struct Place {
 impl Place {
     async fn etcd() -> Self {
         let endpoint = SharedEtcd::get(Version::Etcd35).await.unwrap().endpoint();
-        Self { endpoint, scheme: "etcd", settings: "ttl=2s" }
+        Self { endpoint, scheme: "etcd", settings: "ttl=4s" }
     }
 
     async fn zookeeper() -> Self {
         let endpoint = SharedZookeeper::get(Version::Zookeeper39).await.unwrap().endpoint();
-        Self { endpoint, scheme: "zookeeper", settings: "ttl=2s" }
+        Self { endpoint, scheme: "zookeeper", settings: "ttl=4s" }
     }
 
     /// The program does not listen to the signal that tells it to stop.
