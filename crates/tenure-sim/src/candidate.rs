@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use fastrand::Rng;
-use tenure_core::{Elector, Leadership, LeadershipHandle, SimClock, StoreElector};
+use tenure_core::{Elector, Error, Leadership, LeadershipHandle, SimClock, StoreElector};
 use tokio::time::Instant;
 
 use crate::history::History;
@@ -44,7 +44,13 @@ impl Candidate {
             match tokio::time::timeout(patience, campaign).await {
                 Err(_) | Ok(Ok(None)) => {}
                 Ok(Ok(Some(leadership))) => self.lead(leadership).await,
-                Ok(Err(_closed)) => return,
+                Ok(Err(Error::Closed)) => return,
+                // Nothing here is for good.
+                Ok(Err(error)) => {
+                    let what = format!("{}: a campaign was refused: {error}", self.election);
+                    self.history.lock().violated("L2", what);
+                    return;
+                }
             }
         }
     }

@@ -216,9 +216,14 @@ impl Store {
             Some(PbTxnOpRequest::RequestDeleteRange(delete)) => {
                 PbTxnOpResponse::ResponseDeleteRange(self.delete_now(delete))
             }
-            Some(PbTxnOpRequest::RequestTxn(_)) | None => {
-                return Err(Status::unimplemented("the fake etcd knows no transaction in a transaction"));
+            // etcd compares before it changes anything; what stands around such a transaction here only reads.
+            Some(PbTxnOpRequest::RequestTxn(txn)) => {
+                let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
+                let ops = if succeeded { txn.success } else { txn.failure };
+                let responses = ops.into_iter().map(|op| self.carry_out(op)).collect::<Result<_, _>>()?;
+                PbTxnOpResponse::ResponseTxn(PbTxnResponse { header: None, succeeded, responses })
             }
+            None => return Err(Status::invalid_argument("an operation that is none")),
         };
         Ok(PbResponseOp { response: Some(response) })
     }
