@@ -195,6 +195,8 @@ impl State {
         at.term = term;
         at.follows = leader;
         at.coming = None;
+        // etcd steps down (`updateLeadership`) before it applies anything of a later term, and names a term once it has.
+        at.believes_until = None;
     }
 
     /// Notes that `what` was asked at `member`.
@@ -218,7 +220,7 @@ impl State {
                 && when <= now
                 && at.works()
             {
-                (at.term, at.follows, at.coming) = (term, Some(leader), None);
+                (at.term, at.follows, at.coming, at.believes_until) = (term, Some(leader), None, None);
                 changed = true;
             }
             match at.deaf_since {
