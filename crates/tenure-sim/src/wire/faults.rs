@@ -267,7 +267,10 @@ impl Faults {
     /// Everything works again.
     pub(super) fn mend_all(&mut self, world: &mut World) {
         for (_, due) in std::mem::take(&mut self.due) {
-            self.carry_out(world, due);
+            // Who has just lost its entry may still have to notice.
+            if !matches!(due, Due::Noticed(..)) {
+                self.carry_out(world, due);
+            }
         }
     }
 }
