@@ -89,7 +89,7 @@ fn watch_over(options: &args::Guard) -> io::Result<u8> {
         stop_at: u64::MAX,
         kill_at: u64::MAX,
         told: false,
-        in_time: false,
+        out_of_time: false,
     };
     program.take_windows(&orders);
     // Asleep until now, perhaps.
@@ -111,7 +111,7 @@ fn watch_over(options: &args::Guard) -> io::Result<u8> {
     control.tell(Answer::Started)?;
     orders.into_iter().for_each(|order| program.obey(order));
     let how = program.end(&mut control, &child_died)?;
-    control.tell(Answer::Ended { how, in_time: program.in_time })?;
+    control.tell(Answer::Ended { how, out_of_time: program.out_of_time })?;
     Ok(0)
 }
 
@@ -164,7 +164,7 @@ struct Program {
     /// Whether it was told to stop.
     told: bool,
     /// Whether that was because its time was up.
-    in_time: bool,
+    out_of_time: bool,
 }
 
 impl Program {
@@ -180,11 +180,11 @@ impl Program {
             }
             let now = BootClock.now().as_nanos();
             if now >= self.kill_at {
-                self.in_time = true;
+                self.out_of_time = true;
                 break;
             }
             if now >= self.stop_at && !self.told {
-                self.in_time = true;
+                self.out_of_time = true;
                 self.tell_to_stop();
             }
             self.set(&timer, now)?;

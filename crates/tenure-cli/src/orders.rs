@@ -45,7 +45,7 @@ pub(crate) enum Answer {
         /// How it ended.
         how: Ended,
         /// Whether the guard had told it to stop, or killed it, because its time was up.
-        in_time: bool,
+        out_of_time: bool,
     },
 }
 

@@ -4,20 +4,20 @@ mod program;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tenure::{CandidateId, Config, Elector, Error, Leadership, OnOverrun};
 use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
 
 use crate::{
     args::{self, Restart},
-    exit::{self, Usage},
+    exit,
     orders::Ended,
     progress, say,
     signals::{self, Received},
     store,
 };
-use program::{LEAST_BUDGET, Program};
+use program::{Program, check_stop_budget};
 
 /// How a term ended.
 enum Term {
@@ -47,12 +47,12 @@ struct Outcome {
 /// Runs the program on this node only; its exit code.
 pub(crate) async fn run(options: &args::Run) -> Result<u8> {
     let config = config(options)?;
-    let (stop_budget, id) = (config.stop_budget(), config.id().to_string());
+    let id = config.id().to_string();
     // Before anything else: whoever is told to end leaves nothing behind.
     let mut signals = signals::listen().context("cannot listen to signals")?;
     crate::processes::adopt_orphans().context("cannot look after what the program starts")?;
     let elector = store::connect(&options.store, config).await?;
-    let outcome = terms(options, &*elector, &id, stop_budget, &mut signals).await;
+    let outcome = terms(options, &*elector, &id, &mut signals).await;
     let told_to_end = outcome.as_ref().is_ok_and(|outcome| outcome.told_to_end);
     tokio::select! {
         () = elector.close() => {}
@@ -67,7 +67,6 @@ async fn terms(
     options: &args::Run,
     elector: &dyn Elector,
     id: &str,
-    stop_budget: Duration,
     signals: &mut UnboundedReceiver<Received>,
 ) -> Result<Outcome> {
     let interrupted = |signal: Received| Outcome { code: exit::by_signal(signal.number), told_to_end: true };
@@ -85,7 +84,7 @@ async fn terms(
         }
         let began = Instant::now();
         let mut told_to_end = false;
-        let term = lead(options, &leadership, stop_budget, signals, &mut told_to_end).await;
+        let term = lead(options, &leadership, signals, &mut told_to_end).await;
         tokio::select! {
             // Confirmed, or lost already: in either case nothing of ours is left.
             _ = leadership.resign() => {}
@@ -158,11 +157,10 @@ async fn campaign(
 async fn lead(
     options: &args::Run,
     leadership: &Leadership,
-    stop_budget: Duration,
     signals: &mut UnboundedReceiver<Received>,
     told_to_end: &mut bool,
 ) -> Result<Term> {
-    let mut program = match Program::start(options, leadership, stop_budget) {
+    let mut program = match Program::start(options, leadership) {
         Err(error) => match leadership.loss() {
             Some(reason) => return Ok(Term::Lost(reason.to_string())),
             None => return Err(error),
@@ -180,7 +178,7 @@ async fn lead(
         return Ok(Term::Lost(reason.to_string()));
     }
     match outcome.ok().transpose()? {
-        Some(end) if !end.in_time => Ok(Term::Ended(end.how)),
+        Some(end) if !end.out_of_time => Ok(Term::Ended(end.how)),
         _ => Ok(Term::Lost("its deadline was too near".to_owned())),
     }
 }
@@ -223,14 +221,6 @@ fn config(options: &args::Run) -> Result<Config> {
         config = config.with_on_overrun(OnOverrun::Abort);
     }
     config.validate()?;
-    let (budget, least) = (config.stop_budget(), LEAST_BUDGET);
-    ensure!(
-        budget >= least,
-        Usage(format!(
-            "stop budget {} is not allowed: a program needs at least {} to stop and to die in",
-            humantime::format_duration(budget),
-            humantime::format_duration(least)
-        ))
-    );
+    check_stop_budget(config.stop_budget())?;
     Ok(config)
 }

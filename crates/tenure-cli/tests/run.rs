@@ -29,6 +29,21 @@ fn the_program_knows_its_term() {
 }
 
 #[test]
+fn the_stores_url_may_set_what_a_term_is_like() {
+    let mut stage = Stage::local();
+    let directory = stage.url.clone();
+    let budget = |stage: &Stage| text(&succeed(&mut stage.run(&[], "echo $TENURE_STOP_BUDGET_MS")));
+    for (settings, millis) in [("ttl=2s", "200\n"), ("ttl=2s&stop_budget=450ms", "450\n")] {
+        stage.url = format!("{directory}?{settings}");
+        assert_eq!(budget(&stage), millis, "{settings}");
+    }
+    stage.url = format!("{directory}?stop_budget=50ms");
+    let (refused, said) = code(&mut stage.run(&[], "touch ran"));
+    assert_eq!(refused, Some(2), "{said}");
+    assert!(said.contains("at least 100ms") && !stage.file("ran").exists(), "{said}");
+}
+
+#[test]
 fn the_programs_end_is_passed_through() {
     let stage = Stage::local();
     assert_eq!(code(&mut stage.run(&[], "exit 0")).0, Some(0));

@@ -223,6 +223,11 @@ impl LeadershipHandle {
         self.term.session.window.deadline().min(self.term.stop_by())
     }
 
+    /// The time before the [`deadline`](Self::deadline) that is kept for work to stop: leadership is over that much before it.
+    pub fn stop_budget(&self) -> Duration {
+        self.term.stop_budget()
+    }
+
     /// The time left until [`deadline`](Self::deadline); zero when it has passed.
     pub fn remaining(&self) -> Duration {
         let deadline = self.deadline();

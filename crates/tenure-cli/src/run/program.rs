@@ -26,6 +26,7 @@ use tokio::{
 
 use crate::{
     args::{self, OnOverrun, Restart},
+    exit::Usage,
     orders::{Answer, Ended, Lines, Order, is_gone, line, send_files},
     processes::{end_all, start_known, wait_known},
     say,
@@ -39,7 +40,7 @@ const DYING: u32 = 5;
 const LEAST_DYING: Duration = Duration::from_millis(50);
 const MOST_DYING: Duration = Duration::from_millis(200);
 /// The least stop budget: a moment to stop in, and one to die in.
-pub(super) const LEAST_BUDGET: Duration = Duration::from_millis(100);
+const LEAST_BUDGET: Duration = Duration::from_millis(100);
 /// How long a guard that has nothing to wait for may take.
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -61,16 +62,15 @@ pub(super) struct Program {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
     pub(super) how: Ended,
-    pub(super) in_time: bool,
+    pub(super) out_of_time: bool,
 }
 
 impl Program {
-    pub(super) fn start(
-        options: &args::Run,
-        leadership: &LeadershipHandle,
-        stop_budget: Duration,
-    ) -> Result<Self> {
+    pub(super) fn start(options: &args::Run, leadership: &LeadershipHandle) -> Result<Self> {
         leadership.ensure()?;
+        // The engine's own: the store's URL may have set it too.
+        let stop_budget = leadership.stop_budget();
+        check_stop_budget(stop_budget)?;
         let (control, other) = UnixStream::pair().context("a socket to the guard")?;
         let mut command = Command::new("/proc/self/exe");
         command.arg("__guard").arg(format!("--stop-signal={}", options.stop_signal));
@@ -152,9 +152,9 @@ impl Program {
                         Ok(Some(answers)) => for answer in answers {
                             match answer {
                                 Answer::Started => started = true,
-                                Answer::Ended { how, in_time } => {
+                                Answer::Ended { how, out_of_time } => {
                                     self.rest().await?;
-                                    return Ok(End { how, in_time });
+                                    return Ok(End { how, out_of_time });
                                 }
                             }
                         },
@@ -212,7 +212,7 @@ impl Program {
         // This is what makes the guard kill.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
         let Some(waiting) = &mut self.waiting else {
-            return Ok(End { how: Ended::Signaled(Signal::KILL.as_raw()), in_time: true });
+            return Ok(End { how: Ended::Signaled(Signal::KILL.as_raw()), out_of_time: true });
         };
         let left = self.deadline.since(BootClock.now());
         let status = match timeout(GRACE.min(left / 2), &mut *waiting).await {
@@ -232,7 +232,7 @@ impl Program {
             Some(signal) => Ended::Signaled(signal),
             None => Ended::Exited(status.code().unwrap_or_default()),
         };
-        Ok(End { how, in_time: status.code() == Some(crate::exit::LOST.into()) })
+        Ok(End { how, out_of_time: status.code() == Some(crate::exit::LOST.into()) })
     }
 
     /// Kills what a guard that did not end as it should has left behind.
@@ -246,4 +246,16 @@ impl Program {
             let _ = ending.await;
         }
     }
+}
+
+/// Whether a program can stop and die in so much time.
+pub(super) fn check_stop_budget(budget: Duration) -> Result<(), Usage> {
+    if budget >= LEAST_BUDGET {
+        return Ok(());
+    }
+    Err(Usage(format!(
+        "stop budget {} is not allowed: a program needs at least {} to stop and to die in",
+        humantime::format_duration(budget),
+        humantime::format_duration(LEAST_BUDGET)
+    )))
 }

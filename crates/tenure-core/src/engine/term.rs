@@ -133,6 +133,11 @@ impl Term {
         self.ended().map_or(Moment::NEVER, |end| end.stop_by)
     }
 
+    /// The time before the deadline that is kept for work to stop.
+    pub(crate) fn stop_budget(&self) -> Duration {
+        self.own_budget().max(self.session.window.budget())
+    }
+
     fn own_budget(&self) -> Duration {
         Duration::from_nanos(self.budget.load(Ordering::Acquire))
     }
@@ -152,8 +157,7 @@ impl Term {
             return None;
         }
         if self.check().is_ok() {
-            let budget = self.own_budget().max(self.session.window.budget());
-            return Some(self.session.window.deadline() - budget);
+            return Some(self.session.window.deadline() - self.stop_budget());
         }
         if self.works.is_empty() {
             return None;
