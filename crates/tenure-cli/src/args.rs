@@ -44,6 +44,11 @@ pub(crate) enum Command {
     /// The leader is told, wherever it runs; its work is stopped, and the next in the queue leads. What leads is another
     /// library's candidate, perhaps: that does not listen, and is an error.
     Resign(Look),
+    /// Looks whether the store, this machine and the settings are fit for elections, and says what to do
+    ///
+    /// Each member of the store is asked for its version and its part, a session is opened and the election
+    /// "tenure-doctor" entered for a moment. Exits with 69 when there is a problem.
+    Doctor(Doctor),
     /// Prints a completion script for a shell
     Completions {
         /// Which shell
@@ -162,6 +167,20 @@ pub(crate) struct Look {
     /// Gives up when the store does not answer within this time
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
+}
+
+/// What `tenure doctor` is told.
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// The store, as for the other commands
+    #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
+    pub(crate) url: Option<String>,
+    /// The TTL that is meant to be used; 10s by default
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// Prints one object of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What the guard is told when it is started; the rest comes over its standard input, a socket.

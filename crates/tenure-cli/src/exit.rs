@@ -9,7 +9,7 @@ pub(crate) const VACANT: u8 = 1;
 /// Bad usage, as clap has it: nothing was asked of a store.
 const USAGE: u8 = 2;
 /// The store refuses (EX_UNAVAILABLE).
-const REFUSED: u8 = 69;
+pub(crate) const REFUSED: u8 = 69;
 /// A fault of tenure's or its machine's (EX_SOFTWARE).
 const FAULT: u8 = 70;
 /// Not elected (EX_TEMPFAIL).

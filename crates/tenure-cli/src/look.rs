@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anstyle::Style;
 use anyhow::{Result, bail};
 use futures::StreamExt as _;
 use serde::Serialize;
@@ -35,7 +36,7 @@ struct Seen<'a> {
 
 /// Prints who leads.
 pub(crate) async fn leader(options: &Look) -> Result<u8> {
-    let elector = store::connect(&options.store, Config::new()).await?;
+    let elector = store::connect(options.store.url.as_deref(), Config::new()).await?;
     let leader = in_time(options.timeout, elector.leader(&options.store.election)).await?;
     let Some(leader) = leader else { return Ok(exit::VACANT) };
     print(&text(options, &leader)?)
@@ -43,7 +44,7 @@ pub(crate) async fn leader(options: &Look) -> Result<u8> {
 
 /// Prints all candidates.
 pub(crate) async fn candidates(options: &Look) -> Result<u8> {
-    let elector = store::connect(&options.store, Config::new()).await?;
+    let elector = store::connect(options.store.url.as_deref(), Config::new()).await?;
     for candidate in in_time(options.timeout, elector.candidates(&options.store.election)).await? {
         print(&text(options, &candidate)?)?;
     }
@@ -53,7 +54,7 @@ pub(crate) async fn candidates(options: &Look) -> Result<u8> {
 /// Prints who leads, now and at every change.
 pub(crate) async fn observe(options: &Look) -> Result<u8> {
     let mut signals = signals::listen()?;
-    let elector = store::connect(&options.store, Config::new()).await?;
+    let elector = store::connect(options.store.url.as_deref(), Config::new()).await?;
     let mut leaders = elector.observe(&options.store.election);
     let mut first = options.timeout;
     loop {
@@ -81,7 +82,7 @@ pub(crate) async fn observe(options: &Look) -> Result<u8> {
 
 /// Asks whoever leads to resign, and prints who it was once it has.
 pub(crate) async fn resign(options: &Look) -> Result<u8> {
-    let elector = store::connect(&options.store, Config::new()).await?;
+    let elector = store::connect(options.store.url.as_deref(), Config::new()).await?;
     let election = &options.store.election;
     let asking = async {
         let mut leaders = elector.observe(election);
@@ -146,13 +147,22 @@ fn text(options: &Look, candidate: &Candidate) -> Result<String> {
     let token = candidate.token.map_or_else(|| "-".to_owned(), |token| token.to_string());
     // Others' text, which may hold anything.
     let (id, value) = (candidate.id.escape_debug(), value.escape_debug());
-    Ok(format!("{id}\t{token}\t{value}").trim_end().to_owned())
+    // On a terminal; elsewhere nothing is left of the style.
+    let (bold, dim) = (Style::new().bold(), Style::new().dimmed());
+    let line = format!("{bold}{id}{bold:#}\t{dim}{token}{dim:#}\t{value}");
+    Ok(line.trim_end().to_owned())
 }
 
 /// Prints a line; whoever reads no more wants no more.
 fn print(line: &str) -> Result<u8> {
-    match writeln!(io::stdout(), "{line}") {
+    written(writeln!(anstream::stdout(), "{line}"))?;
+    Ok(0)
+}
+
+/// What came of writing to the standard output.
+pub(crate) fn written(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        written => Ok(written.map(|()| 0)?),
+        outcome => outcome,
     }
 }

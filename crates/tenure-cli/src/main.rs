@@ -1,6 +1,7 @@
 //! The `tenure` command: runs any program on one node only.
 
 mod args;
+mod doctor;
 mod exec;
 mod exit;
 mod guard;
@@ -54,6 +55,7 @@ async fn carry_out(command: Command) -> anyhow::Result<u8> {
         Command::Candidates(options) => look::candidates(&options).await,
         Command::Observe(options) => look::observe(&options).await,
         Command::Resign(options) => look::resign(&options).await,
+        Command::Doctor(options) => doctor::doctor(&options).await,
         Command::Guard(_) | Command::Exec(_) | Command::Completions { .. } | Command::Man => Ok(0),
     }
 }

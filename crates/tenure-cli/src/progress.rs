@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anstyle::Style;
 use futures::StreamExt as _;
 use tenure::{Candidate, Connection, Elector};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -22,6 +23,7 @@ const PLAIN: Duration = Duration::from_secs(5);
 /// anything else a line a change.
 pub(crate) async fn tell(elector: &dyn Elector, election: &str, id: &str) {
     let live = stderr().is_terminal();
+    let bold = if live && colored() { Style::new().bold() } else { Style::new() };
     let mut line = Line::new(live);
     let mut leaders = elector.observe(election);
     // Whoever leads at once has nothing to tell.
@@ -50,7 +52,7 @@ pub(crate) async fn tell(elector: &dyn Elector, election: &str, id: &str) {
                 let place = queue(elector, election, id).await;
                 let place =
                     place.map(|(place, all)| format!("; number {place} of {all}")).unwrap_or_default();
-                format!("{} leads{since}{place}", leader.id)
+                format!("{bold}{}{bold:#} leads{since}{place}", leader.id.escape_debug())
             }
             // Not for long.
             (_, None) => continue,
@@ -64,6 +66,11 @@ async fn queue(elector: &dyn Elector, election: &str, id: &str) -> Option<(usize
     let all = elector.candidates(election).await.ok()?;
     let place = all.iter().position(|candidate| candidate.id == id)?;
     Some((place + 1, all.len()))
+}
+
+/// Whether a terminal is to have colours (`NO_COLOR` and the like).
+fn colored() -> bool {
+    anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never
 }
 
 fn seconds(since: Duration) -> String {

@@ -47,11 +47,11 @@ struct Outcome {
 /// Runs the program on this node only; its exit code.
 pub(crate) async fn run(options: &args::Run) -> Result<u8> {
     let config = config(options)?;
-    let id = config.id().to_string();
     // Before anything else: whoever is told to end leaves nothing behind.
     let mut signals = signals::listen().context("cannot listen to signals")?;
     crate::processes::adopt_orphans().context("cannot look after what the program starts")?;
-    let elector = store::connect(&options.store, config).await?;
+    let elector = store::connect(options.store.url.as_deref(), config).await?;
+    let id = elector.candidate().to_string();
     let outcome = terms(options, &*elector, &id, &mut signals).await;
     let told_to_end = outcome.as_ref().is_ok_and(|outcome| outcome.told_to_end);
     tokio::select! {

@@ -4,11 +4,9 @@ use std::{env, path::PathBuf, sync::Arc};
 
 use tenure::{Config, Elector, Error};
 
-use crate::args;
-
 /// An elector on the store; nothing is asked of it yet.
-pub(crate) async fn connect(store: &args::Store, config: Config) -> Result<Arc<dyn Elector>, Error> {
-    let url = store.url.clone().unwrap_or_else(|| local(&own_directory()));
+pub(crate) async fn connect(url: Option<&str>, config: Config) -> Result<Arc<dyn Elector>, Error> {
+    let url = url.map_or_else(|| local(&own_directory()), str::to_owned);
     tenure::connect_with(&url, config).await
 }
 

@@ -90,3 +90,45 @@ fn shells_and_readers_are_served() {
         assert!(help.contains(promised), "{help}");
     }
 }
+
+/// The place in the queue is told to whoever is named by the URL, too.
+#[test]
+fn a_waiting_candidate_says_who_leads_and_which_place_it_has() {
+    let mut stage = Stage::local();
+    let _first = stage.start(&["--id", "first"], "echo > leads; sleep 1000");
+    stage.line("leads");
+    stage.url.push_str("?id=named-by-the-url");
+    let mut second = stage.start(&["--timeout", "2s"], "true");
+    let (code, said) = second.code();
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains("waiting to lead e: first leads; number 2 of 2"), "{said}");
+}
+
+#[test]
+fn a_store_that_is_fit_is_said_to_be() {
+    let stage = Stage::local();
+    let printed = text(&succeed(&mut bare(&["doctor", "--store", &stage.url])));
+    for (subject, said) in [("directory", "no network file system"), ("entry", "entered the election")] {
+        let line = printed.lines().find(|line| line.starts_with(&format!("ok       {subject}: ")));
+        assert!(line.is_some_and(|line| line.contains(said)), "{printed}");
+    }
+    assert!(printed.contains("clock: "), "{printed}");
+    assert!(!printed.contains('\u{1b}'), "a pipe has no colours");
+    let report = text(&succeed(&mut bare(&["doctor", "--json", "--store", &stage.url])));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert!(report["worst"] == "good" || report["worst"] == "warning", "{report}");
+    assert!(report["findings"].as_array().is_some_and(|findings| findings.len() >= 4), "{report}");
+}
+
+#[test]
+fn a_store_that_is_not_there_is_a_problem_and_it_is_said_what_to_do() {
+    let (code, _) = code(&mut bare(&["doctor", "--store", "local:/proc/no"]));
+    assert_eq!(code, Some(69));
+    let output =
+        bare(&["doctor", "--store", "zookeeper://127.0.0.1:1/?request_timeout=500ms"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let printed = text(&output);
+    assert!(printed.contains("problem  server 127.0.0.1:1: it gives no session"), "{printed}");
+    assert!(printed.contains("to do: start it"), "{printed}");
+    assert!(printed.contains("problem  session: "), "{printed}");
+}

@@ -125,3 +125,46 @@ async fn the_next_leads_at_once_when_the_program_is_killed() {
         assert_eq!(stage.candidates(), [] as [&str; 0]);
     }
 }
+
+/// What `tenure doctor` prints, and its exit code.
+fn doctor(url: &str) -> (Option<i32>, String) {
+    let output = common::bare(&["doctor", "--store", url]).output().unwrap();
+    (output.status.code(), common::text(&output))
+}
+
+/// Hazard E1: a version with a known bug is named, and so is what to do about it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_members_versions_and_their_bugs_on_etcd() {
+    let place = Place::etcd().await;
+    let old = SharedEtcd::get(Version::Etcd34).await.unwrap().endpoint();
+    let (code, said) = doctor(&format!("etcd://{},127.0.0.1:1/doctor", place.endpoint));
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains(&format!("ok       member {}: etcd 3.5.", place.endpoint)), "{said}");
+    assert!(said.contains("leads its cluster"), "{said}");
+    assert!(said.contains("problem  member 127.0.0.1:1: "), "{said}");
+    for subject in ["quorum", "session", "entry"] {
+        assert!(said.contains(&format!("ok       {subject}: ")), "{said}");
+    }
+    let (code, said) = doctor(&format!("etcd://{old}/doctor"));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("warning  member {old}: etcd 3.4.")), "{said}");
+    assert!(said.contains("etcd-io/etcd#15247") && said.contains("to do: update it to 3.4.31"), "{said}");
+    let (code, said) = doctor(&format!("etcd://{}/doctor?ttl=1s", place.endpoint));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("warning  session: ") && said.contains("to do: ask for ttl=2s"), "{said}");
+    let left = Stage::on(format!("etcd://{}/doctor", place.endpoint));
+    assert_eq!(left.candidates(), [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_servers_and_what_they_grant_on_zookeeper() {
+    let place = Place::zookeeper().await;
+    let (code, said) = doctor(&format!("zookeeper://{}/doctor?ttl=10s", place.endpoint));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("warning  server {}: ZooKeeper 3.9.", place.endpoint)), "{said}");
+    assert!(said.contains("standalone, gave a session in"), "{said}");
+    assert!(said.contains("ok       session: ") && said.contains("ok       entry: "), "{said}");
+    let (code, said) = doctor(&format!("zookeeper://{}/doctor?ttl=30m", place.endpoint));
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("problem  session: ") && said.contains("min_ttl"), "{said}");
+}

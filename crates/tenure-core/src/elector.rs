@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
-use crate::{Backoff, Candidate, Config, Error, Leadership, Status};
+use crate::{Backoff, Candidate, CandidateId, Config, Error, Finding, Leadership, LeadershipHandle, Status};
 
 /// The leaders of an election, one after the other; see [`Elector::observe`].
 pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
@@ -83,8 +83,26 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// When the future is dropped, the leader may have been asked or not.
     async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error>;
 
+    /// Who this elector's candidates are.
+    fn candidate(&self) -> CandidateId;
+
+    /// This elector's own leadership in the election, while it may be assumed: for handlers of requests, say, which
+    /// then need not be given it. Compares the clock; asks no store.
+    fn leadership(&self, election: &str) -> Option<LeadershipHandle>;
+
     /// How the elector and its store get on, for a health endpoint.
     fn status(&self) -> Status;
+
+    /// Looks whether the store, this machine and the settings are fit for elections, and says what to do where they
+    /// are not. For people: what `tenure doctor` prints.
+    ///
+    /// # Behavior
+    /// - Asks the store, each member of it where it has several, and bounds every question in time.
+    /// - Opens a session of its own for a moment, and enters no election.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future leaves at most a session that expires by itself.
+    async fn examine(&self) -> Vec<Finding>;
 
     /// The waits before campaigning again after failed work; see [`Config::with_after_work`].
     fn work_backoff(&self) -> Backoff {
@@ -122,8 +140,17 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         (**self).ask_to_resign(election).await
     }
+    fn candidate(&self) -> CandidateId {
+        (**self).candidate()
+    }
+    fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
+        (**self).leadership(election)
+    }
     fn status(&self) -> Status {
         (**self).status()
+    }
+    async fn examine(&self) -> Vec<Finding> {
+        (**self).examine().await
     }
     fn work_backoff(&self) -> Backoff {
         (**self).work_backoff()

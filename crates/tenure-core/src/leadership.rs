@@ -57,7 +57,7 @@ impl fmt::Debug for LeadershipHandle {
 
 impl Leadership {
     pub(crate) fn new(term: Arc<Term>) -> Self {
-        Self { handle: LeadershipHandle { term } }
+        Self { handle: LeadershipHandle::new(term) }
     }
 
     /// A view of this leadership for another task.
@@ -113,6 +113,19 @@ impl Leadership {
         }
     }
 
+    /// Has this leadership rest on another one, which it keeps: the leader of leaders rests on the leadership of its
+    /// own group, say. [`Hierarchy`](crate::Hierarchy) does the whole of that.
+    ///
+    /// # Behavior
+    /// - When `base` is over, so is this one, for the reason [`LossReason::Base`]. Every check compares the clock with
+    ///   both deadlines, and the [`deadline`](LeadershipHandle::deadline) is the earlier of the two.
+    /// - When this one is over, `base` is resigned, after the work has stopped and the entry of this one has gone.
+    /// - Has to be called within a tokio runtime.
+    pub fn resting_on(self, base: Self) -> Self {
+        self.term.rest_on(base);
+        self
+    }
+
     /// Tells the work to stop, as [`resign`](Self::resign) does, without waiting for anything.
     pub fn begin_resign(&self) {
         self.term.lose(LossReason::Resigned);
@@ -141,6 +154,15 @@ impl Leadership {
         if term.session.ended().is_some() {
             term.session.closed.cancelled().await;
         }
+        // What it rested on is given back by then, and goes next.
+        let mut below = term.base();
+        while let Some(base) = below {
+            tokio::select! {
+                () = base.departed.cancelled() => {}
+                () = base.session.closed.cancelled() => {}
+            }
+            below = base.base();
+        }
         match term.reason() {
             Some(LossReason::Resigned) | None => Ok(()),
             Some(reason) => Err(Lost::new(reason).into()),
@@ -163,8 +185,11 @@ impl Deref for Leadership {
 }
 
 impl LeadershipHandle {
+    pub(crate) fn new(term: Arc<Term>) -> Self {
+        Self { term }
+    }
+
     /// What the guard and its handles share.
-    #[cfg(all(test, tenure_loom))]
     pub(crate) fn term(&self) -> Arc<Term> {
         Arc::clone(&self.term)
     }
@@ -220,7 +245,7 @@ impl LeadershipHandle {
     /// The latest instant at which leadership may be assumed, as things stand; it moves forward
     /// with every confirmed heartbeat. [`Moment::NEVER`] where the kernel keeps the session.
     pub fn deadline(&self) -> Moment {
-        self.term.session.window.deadline().min(self.term.stop_by())
+        self.term.deadline().min(self.term.stop_by())
     }
 
     /// The time before the [`deadline`](Self::deadline) that is kept for work to stop: leadership is over that much before it.

@@ -7,6 +7,8 @@ mod config;
 mod elector;
 mod error;
 mod fencing;
+mod finding;
+mod hierarchy;
 mod leadership;
 mod loss;
 #[doc(hidden)]
@@ -14,13 +16,17 @@ pub mod mutants;
 mod name;
 mod random;
 mod runner;
+mod standing;
 mod status;
 mod sync;
+mod telemetry;
 mod tls;
 mod url;
 
 pub mod engine;
 pub mod memory;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod spi;
 
 pub use candidate::{Candidate, MAX_VALUE_BYTES};
@@ -30,10 +36,13 @@ pub use elector::{Elector, Leaders};
 pub use engine::StoreElector;
 pub use error::{BoxError, Error, InvalidConfig, Lost};
 pub use fencing::{Fence, FencingToken, ParseTokenError, StaleToken};
+pub use finding::{Finding, Level};
+pub use hierarchy::Hierarchy;
 pub use leadership::{Leadership, LeadershipHandle};
 pub use loss::LossReason;
 pub use name::{CandidateId, ElectionName, InvalidCandidate, InvalidElection};
 pub use runner::ElectorExt;
+pub use standing::{ElectionStatus, StatusHandle};
 pub use status::{Connection, Status};
 pub use tls::Tls;
 pub use url::{InvalidUrl, Secret, StoreUrl};

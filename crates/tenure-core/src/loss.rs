@@ -21,6 +21,8 @@ pub enum LossReason {
     Resigned,
     /// Somebody asked the leader to resign ([`Elector::ask_to_resign`](crate::Elector::ask_to_resign)).
     Asked,
+    /// The leadership that this one rests on is over ([`Leadership::resting_on`](crate::Leadership::resting_on)).
+    Base,
     /// The guard was dropped.
     Dropped,
     /// The elector was closed.
@@ -41,6 +43,7 @@ impl LossReason {
             Self::ClockJump => "clock_jump",
             Self::Resigned => "resigned",
             Self::Asked => "asked",
+            Self::Base => "base",
             Self::Dropped => "dropped",
             Self::Closed => "closed",
             Self::SessionGivenUp => "session_given_up",
@@ -63,6 +66,7 @@ impl fmt::Display for LossReason {
             Self::ClockJump => "the time of day jumped ahead of the machine's clock",
             Self::Resigned => "it was resigned",
             Self::Asked => "an operator asked for it",
+            Self::Base => "the leadership that it rests on is over",
             Self::Dropped => "its guard was dropped",
             Self::Closed => "the elector was closed",
             Self::SessionGivenUp => "its session had to be given up",

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use thiserror::Error;
 
-use crate::{Candidate, CandidateId, ElectionName, FencingToken, candidate};
+use crate::{Candidate, CandidateId, ElectionName, FencingToken, Finding, candidate};
 
 /// A store, as one elector uses it.
 #[async_trait]
@@ -71,6 +71,15 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
             BackendErrorKind::Invalid,
             format!("this store has no way to ask the leader of {election} to resign"),
         ))
+    }
+
+    /// What an operator is told of the store: of each of its members, their versions, what is known to go wrong with
+    /// those. The engine looks at sessions and entries itself.
+    ///
+    /// # Behavior
+    /// Bounds every question in time; whatever fails is a finding.
+    async fn examine(&self) -> Vec<Finding> {
+        Vec::new()
     }
 
     /// Lets go of connections, tasks and threads, when the elector is closed (not when it is merely
@@ -330,6 +339,11 @@ pub fn does_not_listen(leader: &Candidate) -> BackendError {
         BackendErrorKind::Invalid,
         format!("the leader, {}, is not tenure's, and listens to no wish to resign", leader.id),
     )
+}
+
+/// Counts entries that no candidate can have made, for the metrics.
+pub fn note_foreign_entries(election: &str, count: u64) {
+    crate::telemetry::foreign_entries(election, count);
 }
 
 /// What kind of failure a [`BackendError`] is; it decides what the engine does.

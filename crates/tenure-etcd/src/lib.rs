@@ -48,6 +48,7 @@
 mod config;
 mod connect;
 mod error;
+mod examine;
 mod hedge;
 mod keys;
 mod members;
@@ -72,8 +73,8 @@ use std::{
 use async_trait::async_trait;
 use etcd_client::KeyValue;
 use tenure_core::{
-    Candidate, ElectionName, Error,
-    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+    Candidate, ElectionName, Error, Finding,
+    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
 };
 use tracing::warn;
 
@@ -118,6 +119,7 @@ impl Shared {
         let mut strangers = found.iter().filter(|kv| !keys::is_candidate(election, kv));
         let Some(first) = strangers.next() else { return };
         let count = 1 + strangers.count() as u64;
+        spi::note_foreign_entries(election, count);
         let before = self.strangers.fetch_add(count, Relaxed);
         if before == 0 {
             warn!(
@@ -154,6 +156,10 @@ impl Backend for EtcdBackend {
 
     async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         observe::ask_to_resign(&self.shared, election).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        examine::examine(&self.shared.members).await
     }
 
     async fn close(&self) {

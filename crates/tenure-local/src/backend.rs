@@ -5,7 +5,7 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use rustix::fs::{Access, AtFlags, CWD};
 use tenure_core::{
-    Candidate, ElectionName, Error,
+    Candidate, ElectionName, Error, Finding,
     spi::{Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation},
 };
 
@@ -88,6 +88,32 @@ impl LocalBackend {
     }
 }
 
+impl LocalBackend {
+    fn directory(&self) -> Finding {
+        let directory = self.dir().display();
+        Finding::good("directory", format!("{directory}, which is on no network file system that is known"))
+    }
+
+    /// How quickly a departure is noticed.
+    fn watching(&self) -> Finding {
+        match Watcher::can_watch() {
+            Ok(true) => Finding::good("watching", "by inotify: a departure is noticed at once"),
+            Ok(false) => Finding::warning(
+                "watching",
+                "this system has no inotify: departures are looked for, and noticed later",
+                "use another store where a quick fail-over matters",
+            ),
+            Err(error) => Finding::warning(
+                "watching",
+                format!(
+                    "no inotify instance can be had ({error}): departures are looked for, and noticed later"
+                ),
+                "raise fs.inotify.max_user_instances (sysctl), or end programs of this user that hold some",
+            ),
+        }
+    }
+}
+
 /// `mkdir -p` says "exists" of a file that stands where a directory is wanted.
 fn not_a_directory(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::AlreadyExists {
@@ -160,6 +186,10 @@ impl Backend for LocalBackend {
                 }
             }
         }))
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        vec![self.directory(), self.watching()]
     }
 
     async fn close(&self) {

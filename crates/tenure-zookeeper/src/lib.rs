@@ -46,6 +46,7 @@
 mod config;
 mod connection;
 mod error;
+mod examine;
 mod fenced;
 mod layout;
 mod link;
@@ -67,8 +68,8 @@ use std::{
 
 use async_trait::async_trait;
 use tenure_core::{
-    Candidate, ElectionName, Error, LeadershipHandle,
-    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+    Candidate, ElectionName, Error, Finding, LeadershipHandle,
+    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
 };
 use tracing::warn;
 
@@ -155,6 +156,10 @@ impl Shared {
 
     /// Counts and logs what is no candidate's.
     fn note_strangers(&self, parent: &str, count: usize) {
+        if count > 0 {
+            let election = parent.rsplit_once('/').map_or(parent, |(_, election)| election);
+            spi::note_foreign_entries(election, count as u64);
+        }
         if count > 0 && self.strangers.fetch_add(count as u64, Relaxed) == 0 {
             warn!(parent, count, "znodes in this ZooKeeper election were made by no candidate");
         }
@@ -212,6 +217,10 @@ impl Backend for ZookeeperBackend {
 
     async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         observe::ask_to_resign(&self.shared, election).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        examine::examine(&self.shared).await
     }
 
     async fn close(&self) {

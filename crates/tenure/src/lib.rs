@@ -74,10 +74,11 @@ mod connect;
 
 pub use connect::{connect, connect_with};
 pub use tenure_core::{
-    Backoff, BootClock, BoxError, Candidate, CandidateId, Clock, Config, Connection, ElectionName, Elector,
-    ElectorExt, Error, Fence, FencingToken, InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl,
-    Leaders, Leadership, LeadershipHandle, LossReason, Lost, MAX_VALUE_BYTES, Moment, OnDisconnect,
-    OnOverrun, Overrun, ParseTokenError, Secret, StaleToken, Status, StoreElector, StoreUrl, Tls,
+    Backoff, BootClock, BoxError, Candidate, CandidateId, Clock, Config, Connection, ElectionName,
+    ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Finding, Hierarchy, InvalidCandidate,
+    InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle, Level, LossReason,
+    Lost, MAX_VALUE_BYTES, Moment, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Secret, StaleToken,
+    Status, StatusHandle, StoreElector, StoreUrl, Tls,
 };
 
 /// The trait that a store's backend implements, for those who write one.

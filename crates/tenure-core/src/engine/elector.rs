@@ -15,9 +15,11 @@ use super::{
     retry::{Retry, timed},
 };
 use crate::{
-    Backoff, BootClock, Candidate, Clock, Config, ElectionName, Elector, Error, Leaders, Leadership, Status,
+    Backoff, BootClock, Candidate, CandidateId, Clock, Config, ElectionName, Elector, Error, Finding,
+    Leaders, Leadership, LeadershipHandle, Status,
     spi::{Backend, BackendError},
     sync::spawn_tracked,
+    telemetry,
 };
 
 /// The [`Elector`] over any [`Backend`].
@@ -71,6 +73,8 @@ impl StoreElector {
     async fn stand(&self, election: &str, waits: bool) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
+        let since = shared.clock.now();
+        telemetry::stands(&election);
         let slot = shared.slot(&election);
         let permit = if waits {
             tokio::select! {
@@ -102,6 +106,7 @@ impl StoreElector {
                 election: election.clone(),
                 candidate: shared.config.id.clone(),
                 value: shared.config.value.clone(),
+                since,
                 waits,
                 withdrawn,
                 permit: Some(Arc::clone(&permit)),
@@ -239,8 +244,21 @@ impl Elector for StoreElector {
         self.ask("asking the leader to resign", || self.shared.backend.ask_to_resign(&election)).await
     }
 
+    fn candidate(&self) -> CandidateId {
+        self.shared.config.id.clone()
+    }
+
+    fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
+        let term = self.shared.term(&ElectionName::new(election).ok()?)?;
+        Some(LeadershipHandle::new(term)).filter(LeadershipHandle::is_leader)
+    }
+
     fn status(&self) -> Status {
         self.shared.status.get()
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        super::examine::examine(&self.shared).await
     }
 
     fn work_backoff(&self) -> Backoff {

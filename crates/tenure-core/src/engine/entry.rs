@@ -13,10 +13,11 @@ use super::{
     term::Term,
 };
 use crate::{
-    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
+    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason, Moment,
     mutants::{Rule, broken},
     random,
     spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, Parting},
+    telemetry,
 };
 
 /// What a campaign asks its entry's task for.
@@ -25,6 +26,8 @@ pub(crate) struct Candidacy {
     pub(crate) election: ElectionName,
     pub(crate) candidate: CandidateId,
     pub(crate) value: Vec<u8>,
+    /// When the campaign was called for.
+    pub(crate) since: Moment,
     /// Whether to wait when somebody else leads.
     pub(crate) waits: bool,
     /// Cancelled when the campaign is given up.
@@ -69,6 +72,9 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
     match task.until_leading().await {
         Ok((token, entry, gone)) => {
             let term = Term::new(&session, &task.request, token, entry);
+            session.shared.leads(&term);
+            let waited = session.shared.clock.now().since(task.candidacy.since);
+            telemetry::leads(&term.election, token, waited);
             // Also when a backend panics: whoever resigns must not wait for ever.
             let _departed = term.departed.clone().drop_guard();
             // A campaign dropped meanwhile drops the guard, which resigns.
@@ -248,10 +254,7 @@ impl Task<'_> {
                 () = &mut is_gone => term.lose(LossReason::EntryGone),
             }
         }
-        if let Some(end) = self.session.ended() {
-            info!(election = %term.election, candidate = %term.candidate, token = term.token.get(),
-                reason = %end.reason, "leads no more");
-        }
+        term.tell_over();
         if !broken(Rule::StopBeforeLeaving) {
             term.wait_stopped().await;
         }

@@ -15,6 +15,7 @@ use crate::{
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, Proof},
     sync::sleep,
+    telemetry,
 };
 
 /// Keeps `session`, asked for at `opened`, alive until it ends or nothing needs it; then closes it.
@@ -125,6 +126,9 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
         let sent = Sent::now(&*shared.clock);
         let answer = timed("heartbeat", limit, session.spi.heartbeat()).await;
         let sent = if broken(Rule::CountFromTheSending) { Sent::now(&*shared.clock) } else { sent };
+        // Before the heartbeat counts: the least that there was.
+        let left = session.window.deadline().since(shared.clock.now());
+        let measured = |outcome| telemetry::heartbeat(outcome, shared.clock.now().since(sent.at), left);
         let outcome = match answer {
             Ok(heartbeat) if heartbeat.ttl.is_zero() => {
                 session.end(LossReason::SessionExpired);
@@ -162,11 +166,16 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
                 }
                 shared.status.answered();
                 retry.reset();
+                measured("confirmed");
                 next = sent.at + interval;
             }
             // The next heartbeat, a gap later, will confirm this one.
-            Ok((None, true)) => next = sent.at + interval,
+            Ok((None, true)) => {
+                measured("answered");
+                next = sent.at + interval;
+            }
             Ok((None, false)) => {
+                measured("answered");
                 debug!(
                     session = session.spi.id(),
                     "the store changed its epoch under a heartbeat; sending another"
@@ -179,6 +188,7 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
             }
             Err(error) => {
                 failed(session, &error);
+                measured("failed");
                 if shared.config.on_disconnect == OnDisconnect::LoseAtOnce {
                     session.end(LossReason::Disconnected);
                     return;

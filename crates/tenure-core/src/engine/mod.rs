@@ -11,10 +11,12 @@
 //! | `term` | one leadership, and the work done under it |
 //! | `works` | how much work that is, and whether more can begin |
 //! | `watchdog` | deadlines on time, whatever the runtime does |
+//! | `examine` | what an operator is told of the store, the machine and the settings |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 
 mod elector;
 mod entry;
+mod examine;
 mod graves;
 mod keeper;
 mod opener;
@@ -38,7 +40,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use elector::StoreElector;
 
-use self::watchdog::Watchdog;
+use self::{term::Term, watchdog::Watchdog};
 use crate::{Clock, Config, ElectionName, spi::Backend, status::StatusCell, sync::Mutex};
 
 /// What the parts of one elector share.
@@ -55,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) abandoned: CancellationToken,
     pub(crate) tasks: TaskTracker,
     slots: Mutex<HashMap<ElectionName, Weak<Semaphore>>>,
+    /// The latest term in each election.
+    terms: Mutex<HashMap<ElectionName, Weak<Term>>>,
 }
 
 impl Shared {
@@ -69,6 +73,7 @@ impl Shared {
             abandoned: CancellationToken::new(),
             tasks: TaskTracker::new(),
             slots: Mutex::default(),
+            terms: Mutex::default(),
         })
     }
 
@@ -82,5 +87,20 @@ impl Shared {
         let slot = Arc::new(Semaphore::new(1));
         slots.insert(election.clone(), Arc::downgrade(&slot));
         slot
+    }
+
+    /// Remembers `term` as the one in its election.
+    fn leads(&self, term: &Arc<Term>) {
+        let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        if terms.len() == terms.capacity() {
+            terms.retain(|_, term| term.strong_count() > 0);
+        }
+        terms.insert(term.election.clone(), Arc::downgrade(term));
+    }
+
+    /// The latest term in `election`; it may be over.
+    fn term(&self, election: &ElectionName) -> Option<Arc<Term>> {
+        let terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        terms.get(election)?.upgrade()
     }
 }

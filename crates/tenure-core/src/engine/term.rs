@@ -1,6 +1,12 @@
 //! One leadership, as its guard, its handles, its task and the watchdog share it.
 
-use std::{future::Future, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -10,13 +16,15 @@ use super::{
     works::Works,
 };
 use crate::{
-    CandidateId, ElectionName, FencingToken, LossReason, Lost, Moment, OnOverrun, Overrun,
+    CandidateId, ElectionName, FencingToken, Leadership, LossReason, Lost, Moment, OnOverrun, Overrun,
     mutants::{Rule, broken},
     spi::{Entry, EntryRequest},
     sync::{
         Latch,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        spawn_tracked,
     },
+    telemetry,
 };
 
 #[derive(Debug)]
@@ -34,6 +42,10 @@ pub(crate) struct Term {
     /// When the watchdog had the work dropped.
     dropped_at: Latch<Moment>,
     overrun_reported: AtomicBool,
+    /// Whether everybody has been told that the leadership is over.
+    told: AtomicBool,
+    /// The leadership that this one rests on, which it cannot outlive.
+    base: OnceLock<Arc<Term>>,
     /// How much work is being polled at this moment.
     polled: AtomicUsize,
     pub(crate) stop: CancellationToken,
@@ -61,6 +73,8 @@ impl Term {
             budget: AtomicU64::new(0),
             dropped_at: Latch::new(),
             overrun_reported: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+            base: OnceLock::new(),
             polled: AtomicUsize::new(0),
             stop: session.stop.child_token(),
             hard: session.hard.child_token(),
@@ -94,10 +108,57 @@ impl Term {
         if let Some(end) = self.ended.get() {
             return Err(Lost::new(end.reason));
         }
-        self.session.check_window(self.own_budget()).map_err(|reason| {
+        let window = self.session.check_window(self.own_budget());
+        let base = || self.base.get().map_or(Ok(()), |base| base.check().map_err(|_| LossReason::Base));
+        window.and_then(|()| base()).map_err(|reason| {
             self.lose(reason);
             Lost::new(self.reason().unwrap_or(reason))
         })
+    }
+
+    /// Has this leadership rest on another, which the other keeps: it is over when the other is, and the other is given
+    /// back only when the entry of this one has gone.
+    pub(crate) fn rest_on(self: &Arc<Self>, base: Leadership) {
+        let below = base.term();
+        if self.base.set(Arc::clone(&below)).is_err() {
+            // One rests on the other, all the way down.
+            if let Some(own) = self.base() {
+                own.rest_on(base);
+            }
+            return;
+        }
+        let term = Arc::clone(self);
+        spawn_tracked(&self.session.entries, async move {
+            tokio::select! {
+                () = term.departed.cancelled() => {}
+                () = below.stop.cancelled() => {
+                    term.lose(LossReason::Base);
+                    // Work that was told to stop before may have less time now.
+                    term.session.shared.watchdog.wake();
+                    term.departed.cancelled().await;
+                }
+            }
+            drop(base);
+        });
+        self.session.attend(self);
+        self.session.shared.watchdog.wake();
+    }
+
+    /// The leadership that this one rests on.
+    pub(crate) fn base(&self) -> Option<&Arc<Self>> {
+        self.base.get()
+    }
+
+    /// The latest instant at which leadership may be assumed, as things stand.
+    pub(crate) fn deadline(&self) -> Moment {
+        let own = self.session.window.deadline();
+        self.base().map_or(own, |base| own.min(base.deadline()))
+    }
+
+    /// When the stop budget before the deadline begins, as things stand.
+    fn closes(&self) -> Moment {
+        let own = self.session.window.deadline() - self.stop_budget();
+        self.base().map_or(own, |base| own.min(base.closes()))
     }
 
     /// Ends this leadership, not its session: the first reason stays. Work is told to stop.
@@ -113,12 +174,24 @@ impl Term {
             self.session.shared.watchdog.wake();
         }
         // Last: what listens to events may take its time, or panic.
+        self.tell_over();
+    }
+
+    /// Tells, once, that the leadership is over, when it is.
+    pub(crate) fn tell_over(&self) {
+        let Some(reason) = self.reason() else { return };
+        if self.told.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        telemetry::leads_no_more(&self.election, reason);
         match reason {
-            LossReason::Resigned | LossReason::Dropped => {
-                info!(election = %self.election, candidate = %self.candidate, token = self.token.get(), %reason, "leads no more");
+            LossReason::Resigned | LossReason::Dropped | LossReason::Closed => {
+                info!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
+                    cause = reason.as_str(), %reason, "leads no more");
             }
             _ => {
-                warn!(election = %self.election, candidate = %self.candidate, token = self.token.get(), %reason, "leads no more");
+                warn!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
+                    cause = reason.as_str(), %reason, "leads no more");
             }
         }
     }
@@ -130,7 +203,13 @@ impl Term {
 
     /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
     pub(crate) fn stop_by(&self) -> Moment {
-        self.ended().map_or(Moment::NEVER, |end| end.stop_by)
+        let own = self.ended().map_or(Moment::NEVER, |end| end.stop_by);
+        self.base().map_or(own, |base| own.min(base.last_instant()))
+    }
+
+    /// The instant by which work on top of this leadership has to have stopped.
+    fn last_instant(&self) -> Moment {
+        self.stop_by().min(self.deadline())
     }
 
     /// The time before the deadline that is kept for work to stop.
@@ -157,7 +236,7 @@ impl Term {
             return None;
         }
         if self.check().is_ok() {
-            return Some(self.session.window.deadline() - self.stop_budget());
+            return Some(self.closes());
         }
         if self.works.is_empty() {
             return None;
@@ -188,6 +267,7 @@ impl Term {
         }
         error!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
             "work has not stopped by the deadline; only its fencing token protects the resource now");
+        telemetry::overrun(&self.election);
         match &self.session.shared.config.on_overrun {
             OnOverrun::Log => {}
             OnOverrun::Hook(hook) => {

@@ -65,6 +65,11 @@ pub(super) struct Ticket {
 }
 
 impl Watcher {
+    /// Whether the kernel tells of changes.
+    pub(crate) fn can_watch() -> io::Result<bool> {
+        Inotify::init().map(|_| true)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

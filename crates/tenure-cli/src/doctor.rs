@@ -1,0 +1,56 @@
+//! `tenure doctor`: whether a store, this machine and the settings are fit for elections.
+
+use std::io::Write as _;
+
+use anstyle::{AnsiColor, Style};
+use anyhow::Result;
+use serde::Serialize;
+use tenure::{Config, Finding, Level};
+
+use crate::{args::Doctor, exit, look::written, store};
+
+/// What `--json` prints, on one line.
+#[derive(Serialize)]
+struct Report<'a> {
+    worst: Level,
+    findings: &'a [Finding],
+}
+
+/// Prints what was found, each with what to do about it.
+pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
+    let mut config = Config::new();
+    if let Some(ttl) = options.ttl {
+        config = config.with_ttl(ttl);
+    }
+    let elector = store::connect(options.url.as_deref(), config).await?;
+    let findings = elector.examine().await;
+    elector.close().await;
+    let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Good);
+    if options.json {
+        let report = serde_json::to_string(&Report { worst, findings: &findings })?;
+        written(writeln!(anstream::stdout(), "{report}"))?;
+    } else {
+        for finding in &findings {
+            written(print(finding))?;
+        }
+    }
+    Ok(if worst == Level::Problem { exit::REFUSED } else { 0 })
+}
+
+fn print(finding: &Finding) -> std::io::Result<()> {
+    let Finding { subject, text, .. } = finding;
+    let (mark, color) = match finding.level {
+        Level::Good => ("ok", AnsiColor::Green),
+        Level::Warning => ("warning", AnsiColor::Yellow),
+        _ => ("problem", AnsiColor::Red),
+    };
+    let (bold, style) = (Style::new().bold(), color.on_default().bold());
+    let mut out = anstream::stdout();
+    // Others' text, which may hold anything.
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    writeln!(out, "{style}{mark:<8}{style:#} {bold}{subject}{bold:#}: {text}")?;
+    if let Some(advice) = &finding.advice {
+        writeln!(out, "{:<8} to do: {advice}", "")?;
+    }
+    Ok(())
+}

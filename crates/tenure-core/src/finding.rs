@@ -1,0 +1,82 @@
+//! What an operator is told about a store, its machine and the settings.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// One thing that was looked at, how it is, and what to do about it; see [`Elector::examine`](crate::Elector::examine).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Finding {
+    /// What was looked at: a member, the session, the clock.
+    pub subject: String,
+    /// How it is.
+    pub level: Level,
+    /// The same in words.
+    pub text: String,
+    /// What to do, where something is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+/// How something is that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Level {
+    /// As it should be.
+    Good,
+    /// Elections work, but not as well, or not under every fault.
+    Warning,
+    /// Elections do not work, or are not safe.
+    Problem,
+}
+
+impl Level {
+    /// A stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Finding {
+    /// Something that is as it should be.
+    pub fn good(subject: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { subject: subject.into(), level: Level::Good, text: text.into(), advice: None }
+    }
+
+    /// Something that could be better, and what to do.
+    pub fn warning(subject: impl Into<String>, text: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { level: Level::Warning, advice: Some(advice.into()), ..Self::good(subject, text) }
+    }
+
+    /// Something that has to be mended, and how.
+    pub fn problem(subject: impl Into<String>, text: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { level: Level::Problem, advice: Some(advice.into()), ..Self::good(subject, text) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_is_the_greatest() {
+        let findings = [
+            Finding::warning("a", "slow", "look"),
+            Finding::problem("b", "down", "start it"),
+            Finding::good("c", "up"),
+        ];
+        assert_eq!(findings.iter().map(|finding| finding.level).max(), Some(Level::Problem));
+    }
+}

@@ -1,0 +1,169 @@
+//! Groups elect, and their leaders elect one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tracing::info;
+
+use crate::{
+    Backoff, Candidate, CandidateId, Connection, ElectionName, Elector, Error, Finding, Leaders, Leadership,
+    LeadershipHandle, Status, engine::retry::Retry,
+};
+
+/// An elector in two tiers: every group elects its leader, and only the groups' leaders stand in the election itself.
+///
+/// With hundreds of candidates, a few of each group's (a rack's, a region's) wait at the top, and the group's own election can
+/// be held in a store nearby. Leadership at the top rests on that in the group: the loss of either ends both
+/// ([`Leadership::resting_on`]).
+///
+/// The group's election is called `ELECTION.GROUP`: both tiers may share a store, and even an elector. A group is itself an
+/// elector of any kind, so that tiers can be stacked.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tenure_core::Error> {
+/// use std::sync::Arc;
+/// use tenure_core::{Config, Elector, Hierarchy, StoreElector, memory::MemoryStore};
+///
+/// let store = MemoryStore::new();
+/// let elector = Arc::new(StoreElector::new(Arc::new(store.backend()), Config::new())?);
+/// let hierarchy = Hierarchy::new(elector, "berlin")?;
+/// let leadership = hierarchy.campaign("billing").await?;
+/// assert_eq!(leadership.election().as_str(), "billing");
+/// let in_the_group = hierarchy.group_leader("billing").await?;
+/// assert_eq!(in_the_group.map(|leader| leader.id), Some(hierarchy.candidate().to_string()));
+/// leadership.resign().await?; // at the top, and in the group
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Hierarchy {
+    top: Arc<dyn Elector>,
+    groups: Arc<dyn Elector>,
+    group: ElectionName,
+}
+
+impl Hierarchy {
+    /// An elector whose candidates belong to `group`; both tiers' elections are held by `elector`.
+    ///
+    /// # Errors
+    /// A group's name that is no election's.
+    pub fn new(elector: Arc<dyn Elector>, group: &str) -> Result<Self, Error> {
+        let group = ElectionName::new(group)?;
+        Ok(Self { groups: Arc::clone(&elector), top: elector, group })
+    }
+
+    /// The same, with the group's elections held by `elector`: in a store of the group's own, say.
+    pub fn with_group_elector(mut self, elector: Arc<dyn Elector>) -> Self {
+        self.groups = elector;
+        self
+    }
+
+    /// The name of the group's election for `election`.
+    ///
+    /// # Errors
+    /// When it is too long, or `election` is not legal.
+    pub fn group_election(&self, election: &str) -> Result<ElectionName, Error> {
+        ElectionName::new(election)?;
+        Ok(ElectionName::new(&format!("{election}.{}", self.group))?)
+    }
+
+    /// Who leads the group now.
+    ///
+    /// # Errors
+    /// As [`Elector::leader`].
+    pub async fn group_leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        self.groups.leader(self.group_election(election)?.as_str()).await
+    }
+
+    fn shares(&self) -> bool {
+        Arc::ptr_eq(&self.top, &self.groups)
+    }
+}
+
+#[async_trait]
+impl Elector for Hierarchy {
+    /// Leads the group first, and then campaigns at the top for as long as the group is led.
+    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
+        let group = self.group_election(election)?;
+        let mut retry = Retry::new(self.work_backoff());
+        loop {
+            let base = self.groups.campaign(group.as_str()).await?;
+            let reason = tokio::select! {
+                biased;
+                reason = base.lost() => reason,
+                top = self.top.campaign(election) => return Ok(top?.resting_on(base)),
+            };
+            info!(election, group = %self.group, %reason, "no longer leads its group; campaigning there again");
+            // Given back for certain before it is stood for again.
+            let _ = base.resign().await;
+            retry.pause().await;
+        }
+    }
+
+    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
+        let group = self.group_election(election)?;
+        let Some(base) = self.groups.try_campaign(group.as_str()).await? else { return Ok(None) };
+        match self.top.try_campaign(election).await {
+            Ok(Some(top)) => Ok(Some(top.resting_on(base))),
+            other => {
+                // Whoever was turned away may try again at once, and find the group's place free.
+                let _ = base.resign().await;
+                other
+            }
+        }
+    }
+
+    async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        self.top.leader(election).await
+    }
+
+    /// The groups' leaders.
+    async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
+        self.top.candidates(election).await
+    }
+
+    fn observe(&self, election: &str) -> Leaders {
+        self.top.observe(election)
+    }
+
+    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        self.top.ask_to_resign(election).await
+    }
+
+    fn candidate(&self) -> CandidateId {
+        self.top.candidate()
+    }
+
+    fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
+        self.top.leadership(election)
+    }
+
+    /// That of the top; of the group's store while that does not answer.
+    fn status(&self) -> Status {
+        let (top, group) = (self.top.status(), self.groups.status());
+        match (top.connection, group.connection) {
+            (Connection::Idle | Connection::Connected, Connection::Retrying | Connection::Refused) => group,
+            _ => top,
+        }
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        let mut findings = self.top.examine().await;
+        if !self.shares() {
+            findings.extend(self.groups.examine().await);
+        }
+        findings
+    }
+
+    fn work_backoff(&self) -> Backoff {
+        self.top.work_backoff()
+    }
+
+    /// The top first, so that no work goes on when the group is given back.
+    async fn close(&self) {
+        self.top.close().await;
+        if !self.shares() {
+            self.groups.close().await;
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the engine counts and measures; nothing of it is left without the feature `metrics`.
+
+#[cfg(feature = "metrics")]
+mod told {
+    use std::time::Duration;
+
+    use metrics::{counter, gauge, histogram};
+
+    use crate::{ElectionName, FencingToken, LossReason, metrics as names};
+
+    fn label(election: &ElectionName) -> String {
+        election.to_string()
+    }
+
+    /// A candidate campaigns: from now on there is a series that says who does not lead.
+    pub(crate) fn stands(election: &ElectionName) {
+        gauge!(names::IS_LEADER, "election" => label(election)).increment(0.0);
+    }
+
+    pub(crate) fn leads(election: &ElectionName, token: FencingToken, waited: Duration) {
+        // Two electors of one process may stand in the same election.
+        gauge!(names::IS_LEADER, "election" => label(election)).increment(1.0);
+        counter!(names::TRANSITIONS, "election" => label(election), "reason" => "elected").increment(1);
+        #[allow(clippy::cast_precision_loss, reason = "as a gauge has it")]
+        gauge!(names::FENCING_TOKEN, "election" => label(election)).set(token.get() as f64);
+        histogram!(names::CAMPAIGN_WAIT, "election" => label(election)).record(waited);
+    }
+
+    pub(crate) fn leads_no_more(election: &ElectionName, reason: LossReason) {
+        gauge!(names::IS_LEADER, "election" => label(election)).decrement(1.0);
+        counter!(names::TRANSITIONS, "election" => label(election), "reason" => reason.as_str()).increment(1);
+    }
+
+    /// A heartbeat was answered or not, `left` before the deadline.
+    pub(crate) fn heartbeat(outcome: &'static str, took: Duration, left: Duration) {
+        histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
+        gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
+    }
+
+    pub(crate) fn overrun(election: &ElectionName) {
+        counter!(names::OVERRUNS, "election" => label(election)).increment(1);
+    }
+
+    pub(crate) fn foreign_entries(election: &str, count: u64) {
+        counter!(names::FOREIGN_ENTRIES, "election" => election.to_owned()).increment(count);
+    }
+
+    pub(crate) fn store_failed() {
+        counter!(names::STORE_FAILURES).increment(1);
+    }
+}
+
+#[cfg(not(feature = "metrics"))]
+mod told {
+    use std::time::Duration;
+
+    use crate::{ElectionName, FencingToken, LossReason};
+
+    pub(crate) fn stands(_: &ElectionName) {}
+    pub(crate) fn leads(_: &ElectionName, _: FencingToken, _: Duration) {}
+    pub(crate) fn leads_no_more(_: &ElectionName, _: LossReason) {}
+    pub(crate) fn heartbeat(_: &'static str, _: Duration, _: Duration) {}
+    pub(crate) fn overrun(_: &ElectionName) {}
+    pub(crate) fn foreign_entries(_: &str, _: u64) {}
+    pub(crate) fn store_failed() {}
+}
+
+pub(crate) use told::*;

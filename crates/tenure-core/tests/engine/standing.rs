@@ -1,0 +1,58 @@
+//! The status handle: whom a candidate follows, and where it stands.
+
+use std::time::Duration;
+
+use tenure_core::{Connection, Elector, StatusHandle, memory::MemoryStore};
+
+use crate::host::{Host, UNTIL_STOP, pass, until, within};
+
+#[tokio::test(start_paused = true)]
+async fn a_status_handle_says_who_leads_and_which_place_is_ours() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let mut status = StatusHandle::new(b.elector.clone(), "e").unwrap();
+    assert!(!status.get().known);
+    until("it is known that nobody leads", || status.get().known).await;
+    assert!(status.get().leader.is_none());
+    let first = a.lead().await;
+    let next = b.wait_in_line(&store).await;
+    until("the place is known", || status.get().place == Some(2)).await;
+    let now = status.get();
+    assert_eq!((now.leader.unwrap().id.as_str(), now.candidates), ("a", 2));
+    assert!(now.leadership.is_none() && now.store.connection == Connection::Connected);
+    first.resign().await.unwrap();
+    let second = within(Duration::from_secs(5), next).await.unwrap();
+    let own = status.leadership().unwrap();
+    assert_eq!(own.fencing_token(), second.fencing_token(), "known without asking anybody");
+    until("the leader is seen", || status.get().leader.is_some_and(|leader| leader.id == "b")).await;
+    assert!(within(Duration::from_secs(60), status.changed()).await);
+    until("the place is seen", || status.get().place == Some(1)).await;
+    pass(Duration::from_secs(5)).await;
+    assert!(status.get().seen_for >= Duration::from_secs(5));
+}
+
+/// Hazards G1, G25: its own leadership goes by the clock, whatever the store said last.
+#[tokio::test(start_paused = true)]
+async fn a_status_handle_does_not_say_that_a_leader_leads_past_its_deadline() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let status = StatusHandle::new(host.elector.clone(), "e").unwrap();
+    let leadership = host.lead().await;
+    until("it leads", || status.get().leader.is_some()).await;
+    host.clock.jump(UNTIL_STOP + Duration::from_millis(1));
+    let now = status.get();
+    assert!(now.leadership.is_none() && now.leader.is_some());
+    assert!(!leadership.is_leader());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_handle_ends_with_its_elector() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let mut status = StatusHandle::new(host.elector.clone(), "e").unwrap();
+    until("it knows", || status.get().known).await;
+    host.elector.close().await;
+    let ended = async { while status.changed().await {} };
+    within(Duration::from_secs(60), ended).await;
+    assert!(StatusHandle::new(host.elector.clone(), "no/name").is_err());
+}

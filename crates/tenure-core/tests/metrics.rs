@@ -1,0 +1,83 @@
+//! What the metrics say. One test: the recorder is the process's.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tenure_core::{
+    CandidateId, Config, Elector, LossReason, SimClock, StoreElector, memory::MemoryStore, metrics, spi,
+};
+
+/// All series by `name{label=value}`, taken together from all snapshots: each of them begins at zero again.
+#[derive(Debug, Default)]
+struct Series(HashMap<String, f64>);
+
+impl Series {
+    fn read(&mut self, recorded: &Snapshotter) {
+        for (key, _, _, value) in recorded.snapshot().into_vec() {
+            let key = key.key();
+            let labels: Vec<_> =
+                key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+            let value = match value {
+                DebugValue::Counter(count) => count as f64,
+                DebugValue::Gauge(value) => value.into_inner(),
+                DebugValue::Histogram(values) => values.len() as f64,
+            };
+            *self.0.entry(format!("{}{{{}}}", key.name(), labels.join(","))).or_default() += value;
+        }
+    }
+}
+
+impl std::ops::Index<&str> for Series {
+    type Output = f64;
+    fn index(&self, name: &str) -> &f64 {
+        self.0.get(name).unwrap_or_else(|| panic!("there is no {name} in {self:?}"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_tell_who_leads_how_it_changed_and_how_heartbeats_fare() {
+    let recorder = DebuggingRecorder::new();
+    let recorded = recorder.snapshotter();
+    recorder.install().unwrap();
+    metrics::describe();
+
+    let store = MemoryStore::new();
+    let elector = |id: &str| {
+        let config = Config::new().with_id(CandidateId::new(id).unwrap());
+        let backend = store.backend();
+        let link = backend.link().clone();
+        let elector = StoreElector::with_clock(Arc::new(backend), config, Arc::new(SimClock::new())).unwrap();
+        (Arc::new(elector), link)
+    };
+    let ((a, link), (b, _)) = (elector("a"), elector("b"));
+    let first = a.campaign("e").await.unwrap();
+    let next = {
+        let b = Arc::clone(&b);
+        tokio::spawn(async move { b.campaign("e").await.unwrap() })
+    };
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let mut now = Series::default();
+    now.read(&recorded);
+    assert_eq!(now["tenure_is_leader{election=e}"], 1.0, "one of this process leads: {now:?}");
+    assert_eq!(now["tenure_transitions_total{election=e,reason=elected}"], 1.0);
+    assert_eq!(now["tenure_fencing_token{election=e}"], first.fencing_token().get() as f64);
+    assert_eq!(now["tenure_campaign_wait_seconds{election=e}"], 1.0);
+    assert!(now["tenure_heartbeat_seconds{outcome=confirmed}"] >= 4.0, "{now:?}");
+    let left = now["tenure_time_to_deadline_seconds{}"];
+    assert!((3.0..9.0).contains(&left), "before the heartbeat counted: {left}");
+
+    link.cut();
+    assert_eq!(first.lost().await, LossReason::Deadline);
+    drop(first);
+    let second = next.await.unwrap();
+    now.read(&recorded);
+    assert_eq!(now["tenure_transitions_total{election=e,reason=deadline}"], 1.0, "{now:?}");
+    assert!(now["tenure_store_failures_total{}"] > 0.0);
+    assert!(now["tenure_heartbeat_seconds{outcome=failed}"] > 0.0);
+    second.resign().await.unwrap();
+    spi::note_foreign_entries("e", 3);
+    now.read(&recorded);
+    assert_eq!(now["tenure_is_leader{election=e}"], 0.0, "{now:?}");
+    assert_eq!(now["tenure_transitions_total{election=e,reason=resigned}"], 1.0);
+    assert_eq!(now["tenure_foreign_entries_total{election=e}"], 3.0);
+}

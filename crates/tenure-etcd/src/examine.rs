@@ -1,0 +1,196 @@
+//! What an operator is told of a cluster, member by member.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tenure_core::{Finding, spi::BackendError};
+use tokio::time::timeout;
+
+use crate::members::Members;
+
+/// How long a member's answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The changes that elections need: the version that has the fix, for each release line, and what goes wrong before it.
+const FIXES: [(Version, &str); 3] = [
+    (
+        Version(3, 4, 31),
+        "a member whose disk or processor stalls can revoke live leases, so that two lead until the first is told \
+         (etcd-io/etcd#15247)",
+    ),
+    (Version(3, 5, 3), "members can come to differ after a crash (the data inconsistency of 3.5.0 to 3.5.2)"),
+    (
+        Version(3, 5, 13),
+        "a member whose disk or processor stalls can revoke live leases, so that two lead until the first is told \
+         (etcd-io/etcd#15247)",
+    ),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version(u32, u32, u32);
+
+impl Version {
+    fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split(['.', '-', '+']).map(str::parse);
+        let mut next = || numbers.next()?.ok();
+        Some(Self(next()?, next()?, next()?))
+    }
+}
+
+/// What one member said.
+struct Told {
+    version: String,
+    leader: u64,
+    text: String,
+    trouble: Vec<String>,
+}
+
+pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
+    let asked = join_all((0..members.count()).map(|member| ask(members, member))).await;
+    let mut findings = Vec::new();
+    let mut leaders = Vec::new();
+    for (member, told) in asked.into_iter().enumerate() {
+        let subject = format!("member {}", members.endpoint(member));
+        match told {
+            Ok(told) => {
+                leaders.push(told.leader);
+                findings.extend(judge(&subject, &told));
+            }
+            Err(why) => findings.push(Finding::problem(
+                subject,
+                why,
+                "start it, see that its port can be reached from here, or take it out of the URL",
+            )),
+        }
+    }
+    findings.extend(quorum(members, &leaders).await);
+    findings
+}
+
+async fn ask(members: &Members, member: usize) -> Result<Told, String> {
+    let begun = Instant::now();
+    let told = timeout(PATIENCE, async {
+        let client = members.client(member).await.map_err(|failure| failure.error.to_string())?;
+        let status = client.maintenance_client().status().await;
+        status.map_err(|error| crate::error::Failure::from(error).error.to_string())
+    });
+    let status = told.await.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))?;
+    let own = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
+    let role = match (status.leader(), status.is_learner()) {
+        (_, true) => "learner",
+        (0, false) => "knows no leader",
+        (leader, false) if leader == own => "leads its cluster",
+        _ => "follows",
+    };
+    Ok(Told {
+        version: status.version().to_owned(),
+        leader: status.leader(),
+        text: format!("etcd {}, {role}, answered in {:.1?}", status.version(), begun.elapsed()),
+        trouble: status.errors().to_vec(),
+    })
+}
+
+fn judge(subject: &str, told: &Told) -> Vec<Finding> {
+    let Told { version, leader, text, trouble } = told;
+    let mut findings = Vec::new();
+    if *leader == 0 {
+        let advice = "see whether a majority of the members is up, and whether they reach each other";
+        findings.push(Finding::problem(subject, format!("{text}: it hears of no leader"), advice));
+    }
+    for trouble in trouble {
+        let advice = "see `etcdctl alarm list`; after NOSPACE compact, defragment and disarm; after CORRUPT replace the member";
+        findings.push(Finding::problem(subject, format!("{text}: {trouble}"), advice));
+    }
+    if let Some((what, advice)) = known_bug(version) {
+        findings.push(Finding::warning(subject, format!("{text}: {what}"), advice));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good(subject, text));
+    }
+    findings
+}
+
+/// What goes wrong with this version, and what to do.
+fn known_bug(version: &str) -> Option<(String, String)> {
+    let known = Version::parse(version)?;
+    if known < Version(3, 4, 0) {
+        let advice = "update it: elections are tested with 3.4 and 3.5".to_owned();
+        return Some(("it is older than what elections need".to_owned(), advice));
+    }
+    let open =
+        FIXES.into_iter().filter(|(fixed, _)| (fixed.0, fixed.1) == (known.0, known.1) && known < *fixed);
+    let (versions, whats): (Vec<_>, Vec<_>) = open.unzip();
+    let Version(major, minor, patch) = versions.into_iter().max()?;
+    let advice = format!(
+        "update it to {major}.{minor}.{patch} or later; give etcd a disk of its own, and send the fencing token with \
+         every write"
+    );
+    Some((whats.join("; "), advice))
+}
+
+/// Whether a read that takes a quorum is answered, and how far the members agree.
+async fn quorum(members: &Members, leaders: &[u64]) -> Vec<Finding> {
+    let begun = Instant::now();
+    let mut outcome: Result<(), BackendError> = Ok(());
+    for member in 0..members.count() {
+        outcome = members.probe(member, PATIENCE).await;
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    let mut findings = vec![match outcome {
+        Ok(()) => {
+            Finding::good("quorum", format!("a linearizable read was answered in {:.1?}", begun.elapsed()))
+        }
+        Err(error) => Finding::problem(
+            "quorum",
+            error.to_string(),
+            "see whether a majority of the members is up, and whether the user may read below the prefix",
+        ),
+    }];
+    let known = |leader: &&u64| **leader != 0;
+    let first = leaders.iter().find(known);
+    if leaders.iter().filter(known).any(|leader| Some(leader) != first) {
+        findings.push(Finding::problem(
+            "quorum",
+            "the members name different leaders",
+            "ask again: during an election that is so for a moment; if it stays, the URL names members of two clusters",
+        ));
+    }
+    if members.count() == 1 {
+        findings.push(Finding::warning(
+            "quorum",
+            "the URL names one member: without it nobody can be elected",
+            "run three members, and name them all in the URL",
+        ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_with_known_bugs_are_named() {
+        for (version, expected) in [
+            ("3.3.27", Some("tested with 3.4 and 3.5")),
+            ("3.4.23", Some("3.4.31")),
+            ("3.4.31", None),
+            ("3.5.1", Some("3.5.13")),
+            ("3.5.12", Some("3.5.13")),
+            ("3.5.13", None),
+            ("3.5.16+dfsg", None),
+            ("3.6.0", None),
+            ("not a version", None),
+        ] {
+            let advice = known_bug(version).map(|(_, advice)| advice);
+            match expected {
+                Some(part) => {
+                    assert!(advice.as_ref().is_some_and(|advice| advice.contains(part)), "{version}")
+                }
+                None => assert_eq!(advice, None, "{version}"),
+            }
+        }
+    }
+}

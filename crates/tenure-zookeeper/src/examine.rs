@@ -1,0 +1,150 @@
+//! What an operator is told of an ensemble, server by server.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tenure_core::Finding;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{READER_TTL, Shared, connection::Connection};
+
+/// How long a server's answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The most of an answer that is read.
+const ANSWER: u64 = 16 * 1024;
+
+pub(crate) async fn examine(shared: &Shared) -> Vec<Finding> {
+    let servers = &shared.config.servers;
+    let mut findings: Vec<Finding> =
+        join_all(servers.iter().map(|server| ask(shared, server))).await.into_iter().flatten().collect();
+    if servers.len() == 1 {
+        findings.push(Finding::warning(
+            "quorum",
+            "the URL names one server: without it nobody can be elected",
+            "run three servers, and name them all in the URL",
+        ));
+    }
+    findings
+}
+
+/// What one server says of itself, and whether it takes a session of ours.
+async fn ask(shared: &Shared, server: &str) -> Vec<Finding> {
+    let subject = format!("server {server}");
+    let begun = Instant::now();
+    let connected = timeout(PATIENCE, Connection::open(&shared.terms, server, READER_TTL, None)).await;
+    let took = begun.elapsed();
+    let failed = match connected {
+        Ok(Ok(connection)) => {
+            connection.end().await;
+            None
+        }
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no session within {PATIENCE:?}")),
+    };
+    // Over TLS nothing but a session can be asked for.
+    let said = match shared.terms.tls {
+        Some(_) => Err("asked over TLS, it tells nothing of itself".to_owned()),
+        None => timeout(PATIENCE, srvr(server)).await.unwrap_or_else(|_| Err("no answer to srvr".to_owned())),
+    };
+    judge(&subject, failed, said, took)
+}
+
+fn judge(subject: &str, failed: Option<String>, said: Result<Said, String>, took: Duration) -> Vec<Finding> {
+    if let Some(why) = failed {
+        let mode = said
+            .map_or_else(|_| String::new(), |said| format!("ZooKeeper {}, {}: ", said.version, said.mode));
+        return vec![Finding::problem(
+            subject,
+            format!("{mode}it gives no session: {why}"),
+            "start it, see that its port can be reached from here and that a majority of the servers is up; a refusal \
+             may be of the user or the authority",
+        )];
+    }
+    let Ok(Said { version, mode }) = said else {
+        return vec![Finding::good(
+            subject,
+            format!(
+                "gave a session in {took:.1?}; it does not tell its version (srvr is off, or it speaks TLS)"
+            ),
+        )];
+    };
+    let text = format!("ZooKeeper {version}, {mode}, gave a session in {took:.1?}");
+    let mut findings = Vec::new();
+    let numbers: Vec<u32> = version.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
+    if numbers.as_slice() < [3, 6].as_slice() {
+        let advice = "update it: elections are tested with 3.8 and 3.9, and need 3.6";
+        findings.push(Finding::problem(
+            subject,
+            format!("{text}: it is older than what elections need"),
+            advice,
+        ));
+    }
+    if mode == "standalone" {
+        let advice = "run three servers as an ensemble";
+        findings.push(Finding::warning(subject, format!("{text}: without it nobody can be elected"), advice));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good(subject, text));
+    }
+    findings
+}
+
+/// What `srvr` tells.
+struct Said {
+    version: String,
+    mode: String,
+}
+
+async fn srvr(server: &str) -> Result<Said, String> {
+    let answer = async {
+        let mut stream = TcpStream::connect(server).await?;
+        stream.write_all(b"srvr").await?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER).read_to_end(&mut answer).await?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = answer.await.map_err(|error| error.to_string())?;
+    parse(&answer)
+        .ok_or_else(|| format!("it answers to srvr with {:?}", answer.lines().next().unwrap_or_default()))
+}
+
+fn parse(answer: &str) -> Option<Said> {
+    let line = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name));
+    let version = line("Zookeeper version: ")?.split([',', ' ']).next()?.to_owned();
+    Some(Said { version, mode: line("Mode: ")?.trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use tenure_core::Level;
+
+    use super::*;
+
+    const ANSWER: &str = "Zookeeper version: 3.9.3--1, built on 2025-01-18 13:08 UTC\nLatency min/avg/max: 0/0.0/0\n\
+                          Received: 1\nMode: follower\nNode count: 5\n";
+
+    #[test]
+    fn a_server_tells_its_version_and_its_part() {
+        let said = parse(ANSWER).unwrap();
+        assert_eq!((said.version.as_str(), said.mode.as_str()), ("3.9.3--1", "follower"));
+        assert!(parse("srvr is not executed because it is not in the whitelist.\n").is_none());
+        assert!(parse("This ZooKeeper instance is not currently serving requests\n").is_none());
+    }
+
+    #[test]
+    fn an_old_server_and_one_alone_are_told_of() {
+        let level = |version: &str, mode: &str| {
+            let said = Said { version: version.to_owned(), mode: mode.to_owned() };
+            let findings = judge("server", None, Ok(said), Duration::ZERO);
+            findings.iter().map(|finding| finding.level).max().unwrap()
+        };
+        assert_eq!(level("3.9.3--1", "leader"), Level::Good);
+        assert_eq!(level("3.8.0", "standalone"), Level::Warning);
+        assert_eq!(level("3.4.14-4c25d480e66aadd371de8bd2fd8da255ac140bcf", "leader"), Level::Problem);
+        assert_eq!(level("3.5.5", "standalone"), Level::Problem);
+    }
+}
