@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use crate::{Candidate, ElectionName, Elector, Error, LeadershipHandle, Status};
+use crate::{Candidate, CandidateId, ElectionName, Elector, Error, LeadershipHandle, Status};
 
 /// How often the queue is looked at, where nothing else is asked for.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -102,6 +102,11 @@ impl StatusHandle {
     /// Which election.
     pub fn election(&self) -> &ElectionName {
         &self.election
+    }
+
+    /// Who this elector's candidate is.
+    pub fn candidate(&self) -> CandidateId {
+        self.elector.candidate()
     }
 
     /// How the election stands. Asks no store.

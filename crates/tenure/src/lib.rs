@@ -67,12 +67,17 @@
 //! `zookeeper`, which is off by default. `etcd` is off by default: building it needs `protoc` with
 //! protobuf's own definitions (Debian's `protobuf-compiler` and `libprotobuf-dev`).
 //! `tls` adds TLS to both.
+//!
+//! `metrics` counts and measures through the `metrics` facade, `axum` serves health endpoints and sends followers'
+//! requests to the leader, `clap` and `serde` read [`Settings`].
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
+mod settings;
 
 pub use connect::{connect, connect_with};
+pub use settings::Settings;
 pub use tenure_core::{
     Backoff, BootClock, BoxError, Candidate, CandidateId, Clock, Config, Connection, ElectionName,
     ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Finding, Hierarchy, InvalidCandidate,
@@ -83,6 +88,14 @@ pub use tenure_core::{
 
 /// The trait that a store's backend implements, for those who write one.
 pub use tenure_core::spi;
+
+/// What is counted and measured.
+#[cfg(feature = "metrics")]
+pub use tenure_core::metrics;
+
+/// Leader election in axum services.
+#[cfg(feature = "axum")]
+pub use tenure_axum as axum;
 
 /// The in-memory store, with faults to inject, for tests.
 #[cfg(feature = "memory")]
@@ -100,7 +113,18 @@ pub use tenure_etcd as etcd;
 #[cfg(feature = "zookeeper")]
 pub use tenure_zookeeper as zookeeper;
 
-/// The README's example, compiled.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;
+/// The README's and the guides' Rust, compiled and, where it needs no server, run.
+#[cfg(all(
+    doctest,
+    feature = "local",
+    feature = "memory",
+    feature = "etcd",
+    feature = "zookeeper",
+    feature = "axum"
+))]
+mod guides {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/coming-from.md")]
+    struct ComingFrom;
+}

@@ -1,0 +1,246 @@
+//! Nodes that serve over real connections, and elect in memory.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::OriginalUri,
+    http::HeaderMap,
+    routing::{get, post},
+};
+use reqwest::{Client, StatusCode, redirect};
+use serde_json::Value;
+use tenure_axum::{FENCING_TOKEN, FenceLayer, Fencing, ForwardToLeader, Leading};
+use tenure_core::{
+    CandidateId, Config, Elector, Fence, FencingToken, Leadership, StatusHandle, StoreElector,
+    memory::MemoryStore,
+};
+use tokio::net::TcpListener;
+
+struct Node {
+    url: String,
+    elector: Arc<StoreElector>,
+    link: tenure_core::memory::Link,
+    status: StatusHandle,
+}
+
+impl Node {
+    async fn start(
+        store: &MemoryStore,
+        id: &str,
+        layer: impl FnOnce(ForwardToLeader) -> ForwardToLeader,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = Config::new()
+            .with_ttl(Duration::from_secs(3))
+            .with_id(CandidateId::new(id).unwrap())
+            .with_value(address.to_string());
+        let backend = store.backend();
+        let link = backend.link().clone();
+        let elector = Arc::new(StoreElector::new(Arc::new(backend), config).unwrap());
+        let refresh = Duration::from_millis(100);
+        let status = StatusHandle::with_refresh(elector.clone(), "e", refresh).unwrap();
+        let own = id.to_owned();
+        let inner = Router::new().route(
+            "/work",
+            post(
+                move |Leading(leadership): Leading,
+                      OriginalUri(uri): OriginalUri,
+                      headers: HeaderMap,
+                      body: Bytes| async move {
+                    let kept = headers.get("x-kept").and_then(|value| value.to_str().ok()).unwrap_or("-");
+                    let token = leadership.fencing_token();
+                    format!("{own} {token} {uri} {kept} {} bytes", body.len())
+                },
+            ),
+        );
+        let slow = Router::new().route("/slow", get(|_: Leading| std::future::pending::<()>()));
+        let app = Router::new()
+            .nest("/api", inner.merge(slow).layer(layer(ForwardToLeader::new(status.clone()))))
+            .merge(tenure_axum::router(status.clone()));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { url: format!("http://{address}"), elector, link, status }
+    }
+
+    async fn lead(&self) -> Leadership {
+        self.elector.campaign("e").await.unwrap()
+    }
+
+    /// The status of an endpoint, and what it says.
+    async fn look(&self, path: &str) -> (StatusCode, Value) {
+        let response = reqwest::get(format!("{}{path}", self.url)).await.unwrap();
+        (response.status(), response.json().await.unwrap())
+    }
+
+    async fn sees(&mut self, leader: Option<&str>) {
+        let seen = async {
+            while self.status.get().leader.map(|leader| leader.id).as_deref() != leader
+                || !self.status.get().known
+            {
+                assert!(self.status.changed().await);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_followers_requests_reach_the_leader() {
+    let store = MemoryStore::new();
+    let (mut a, mut b) =
+        (Node::start(&store, "a", |layer| layer).await, Node::start(&store, "b", |layer| layer).await);
+    b.sees(None).await;
+    let client = Client::new();
+    let post = |url: &str| {
+        let request = client.post(format!("{url}/api/work?x=1")).header("x-kept", "yes");
+        request.header("connection", "x-own").header("x-own", "1").body(vec![7; 200_000]).send()
+    };
+    let vacant = post(&b.url).await.unwrap();
+    assert_eq!(
+        (vacant.status(), vacant.headers()["retry-after"].to_str().unwrap()),
+        (StatusCode::SERVICE_UNAVAILABLE, "1")
+    );
+
+    let leadership = a.lead().await;
+    a.sees(Some("a")).await;
+    b.sees(Some("a")).await;
+    let token = leadership.fencing_token();
+    for url in [&a.url, &b.url] {
+        let answer = post(url).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.text().await.unwrap(), format!("a {token} /api/work?x=1 yes 200000 bytes"));
+    }
+    // A follower that is taken for the leader does not send it on again.
+    let forwarded = client.post(format!("{}/api/work", b.url)).header("tenure-forwarded", "1").send();
+    assert_eq!(forwarded.await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let next = b.elector.campaign("e");
+    leadership.resign().await.unwrap();
+    let _second = next.await.unwrap();
+    a.sees(Some("b")).await;
+    assert!(post(&a.url).await.unwrap().text().await.unwrap().starts_with("b "), "and back");
+}
+
+/// Hazards G1, G25: whether the handler may run is asked of the clock, whatever the store said last.
+#[tokio::test]
+async fn a_leader_past_its_deadline_handles_no_request() {
+    let store = MemoryStore::new();
+    let mut node = Node::start(&store, "a", |layer| layer).await;
+    let leadership = node.lead().await;
+    node.sees(Some("a")).await;
+    node.link.cut();
+    leadership.lost().await;
+    let answer = Client::new().post(format!("{}/api/work", node.url)).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(node.look("/leading").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(node.look("/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE, "the store does not answer");
+    assert_eq!(node.look("/healthz").await.0, StatusCode::OK, "a new start would not help");
+}
+
+#[tokio::test]
+async fn clients_that_can_reach_the_leader_are_redirected() {
+    let store = MemoryStore::new();
+    let a = Node::start(&store, "a", |layer| layer).await;
+    let mut b = Node::start(&store, "b", ForwardToLeader::redirecting).await;
+    let _leadership = a.lead().await;
+    b.sees(Some("a")).await;
+    let client = Client::builder().redirect(redirect::Policy::none()).build().unwrap();
+    let answer = client.post(format!("{}/api/work?x=1", b.url)).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(answer.headers()["location"], format!("{}/api/work?x=1", a.url));
+}
+
+#[tokio::test]
+async fn a_leader_that_is_not_there_is_a_bad_gateway_and_a_silent_one_a_timeout() {
+    let store = MemoryStore::new();
+    let mut b = Node::start(&store, "b", |layer| layer.with_timeout(Duration::from_millis(100))).await;
+    let a = Node::start(&store, "a", |layer| layer).await;
+    let leadership = a.lead().await;
+    b.sees(Some("a")).await;
+    let get = |path: &str| reqwest::get(format!("{}{path}", b.url));
+    assert_eq!(get("/api/slow").await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+    // A port that nobody listens at, and no address at all.
+    for (value, expected) in
+        [("127.0.0.1:1", "cannot be reached"), ("nowhere in particular", "is no address")]
+    {
+        leadership.set_value(value).await.unwrap();
+        let seen = async {
+            while b.status.get().leader.is_none_or(|leader| leader.value != value.as_bytes()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
+        let answer = get("/api/slow").await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+        let said = answer.text().await.unwrap();
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_endpoints_say_who_leads_and_whether_this_node_serves() {
+    let store = MemoryStore::new();
+    let (mut a, mut b) =
+        (Node::start(&store, "a", |layer| layer).await, Node::start(&store, "b", |layer| layer).await);
+    b.sees(None).await;
+    let (code, said) = b.look("/leader").await;
+    assert_eq!((code, &said["leader"], &said["election"]), (StatusCode::OK, &Value::Null, &"e".into()));
+    let leadership = a.lead().await;
+    let elector = b.elector.clone();
+    let waiting = tokio::spawn(async move { elector.campaign("e").await });
+    a.sees(Some("a")).await;
+    b.sees(Some("a")).await;
+    while b.status.get().place != Some(2) {
+        assert!(b.status.changed().await);
+    }
+    let (code, said) = b.look("/leader").await;
+    assert_eq!(code, StatusCode::OK);
+    assert_eq!(said["leader"]["id"], "a");
+    assert_eq!(said["leader"]["value"], a.url.strip_prefix("http://").unwrap());
+    assert_eq!(said["leader"]["fencing_token"], leadership.fencing_token().get());
+    assert_eq!((&said["leads"], &said["place"], &said["candidates"]), (&false.into(), &2.into(), &2.into()));
+    assert_eq!((&said["store"], &said["fencing_token"]), (&"connected".into(), &Value::Null));
+    for (node, path, expected) in [
+        (&a, "/leading", StatusCode::OK),
+        (&b, "/leading", StatusCode::SERVICE_UNAVAILABLE),
+        (&a, "/readyz", StatusCode::OK),
+        (&b, "/readyz", StatusCode::OK),
+        (&b, "/healthz", StatusCode::OK),
+    ] {
+        assert_eq!(node.look(path).await.0, expected, "{path}");
+    }
+    waiting.abort();
+}
+
+/// Promise S2: a resource refuses a stale leader's write by its token, and says what is wrong with any other.
+#[tokio::test]
+async fn a_resource_refuses_stale_missing_and_malformed_tokens() {
+    let fence = Arc::new(Fence::new());
+    let app = Router::new()
+        .route("/", post(|Fencing(token): Fencing| async move { token.to_string() }).get(|| async { "read" }))
+        .layer(FenceLayer::new(fence.clone()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let client = Client::new();
+    let write = async |tokens: &[&str]| {
+        let mut request = client.post(&url);
+        for token in tokens {
+            request = request.header(FENCING_TOKEN.as_str(), *token);
+        }
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(write(&["7"]).await, (200, "7".to_owned()));
+    assert_eq!(write(&["9"]).await, (200, "9".to_owned()));
+    let (code, said) = write(&["7"]).await;
+    assert_eq!((code, said.trim()), (412, "stale fencing token 7: 9 has been seen"));
+    assert_eq!(write(&[]).await.0, 428);
+    assert_eq!(write(&["9", "9"]).await.0, 400);
+    let (code, said) = write(&["-1"]).await;
+    assert!(code == 400 && said.contains("must be a decimal number"), "{said}");
+    assert_eq!(reqwest::get(&url).await.unwrap().text().await.unwrap(), "read", "reading needs no token");
+    assert_eq!(fence.highest(), FencingToken::new(9));
+}

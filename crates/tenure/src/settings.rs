@@ -1,0 +1,128 @@
+//! A service's settings for its elections, from its command line or its configuration file.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure_core::{CandidateId, Config, Elector, Error};
+
+/// Where a service stands for election, and as whom: for its command line (feature `clap`) and its configuration file
+/// (feature `serde`).
+///
+/// ```
+/// # #[cfg(all(feature = "clap", feature = "memory"))]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use clap::Parser;
+///
+/// #[derive(Parser)]
+/// struct Arguments {
+///     #[arg(long)]
+///     port: u16,
+///     #[command(flatten)]
+///     election: tenure::Settings,
+/// }
+///
+/// let arguments = Arguments::parse_from(["svc", "--port=80", "--store=memory:", "--election=billing", "--ttl=5s"]);
+/// let elector = arguments.election.connect().await?;
+/// let leadership = elector.campaign(&arguments.election.election).await?;
+/// # leadership.resign().await?;
+/// # Ok(()) }
+/// # #[cfg(not(all(feature = "clap", feature = "memory")))]
+/// # fn main() {}
+/// ```
+///
+/// In a file, here in JSON; times are such as `10s` and `1m 30s`, and whatever is not known is refused:
+///
+/// ```
+/// # #[cfg(feature = "serde")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let settings: tenure::Settings = serde_json::from_str(
+///     r#"{ "store": "etcd://10.0.0.1:2379/acme", "election": "billing", "ttl": "5s", "stop_budget": "500ms" }"#,
+/// )?;
+/// assert_eq!(settings.ttl, Some(std::time::Duration::from_secs(5)));
+/// assert!(serde_json::from_str::<tenure::Settings>(r#"{ "store": "memory:", "elections": "billing" }"#).is_err());
+/// # Ok(()) }
+/// # #[cfg(not(feature = "serde"))]
+/// # fn main() {}
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::Args))]
+#[cfg_attr(feature = "clap", command(next_help_heading = "Election"))]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+#[non_exhaustive]
+pub struct Settings {
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. Passwords belong into the environment or
+    /// into a file (?password_file=).
+    #[cfg_attr(
+        feature = "clap",
+        arg(long, value_name = "URL", env = "TENURE_STORE", hide_env_values = true)
+    )]
+    pub store: String,
+
+    /// Which election.
+    #[cfg_attr(feature = "clap", arg(long, value_name = "NAME", env = "TENURE_ELECTION"))]
+    pub election: String,
+
+    /// Who this candidate is; host, process and a random number by default.
+    #[cfg_attr(feature = "clap", arg(long, value_name = "ID", env = "TENURE_CANDIDATE"))]
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub candidate: Option<String>,
+
+    /// What others can read of this candidate: the address at which it serves, say.
+    #[cfg_attr(
+        feature = "clap",
+        arg(long = "candidate-value", value_name = "TEXT", env = "TENURE_CANDIDATE_VALUE")
+    )]
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub value: Option<String>,
+
+    /// After how much silence the store gives leadership to another; 10s by default.
+    #[cfg_attr(feature = "clap", arg(long, value_name = "TIME", env = "TENURE_TTL", value_parser = humantime::parse_duration))]
+    #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
+    pub ttl: Option<Duration>,
+
+    /// The time before the deadline kept for work to stop; a tenth of the TTL by default.
+    #[cfg_attr(
+        feature = "clap",
+        arg(long, value_name = "TIME", env = "TENURE_STOP_BUDGET", value_parser = humantime::parse_duration)
+    )]
+    #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
+    pub stop_budget: Option<Duration>,
+}
+
+impl Settings {
+    /// Settings that name a store and an election, and leave the rest as it is.
+    pub fn new(store: impl Into<String>, election: impl Into<String>) -> Self {
+        Self { store: store.into(), election: election.into(), ..Self::default() }
+    }
+
+    /// The settings of an elector.
+    ///
+    /// # Errors
+    /// An illegal id.
+    pub fn config(&self) -> Result<Config, Error> {
+        let mut config = Config::new();
+        if let Some(id) = &self.candidate {
+            config = config.with_id(CandidateId::new(id)?);
+        }
+        if let Some(value) = &self.value {
+            config = config.with_value(value.as_str());
+        }
+        if let Some(ttl) = self.ttl {
+            config = config.with_ttl(ttl);
+        }
+        if let Some(budget) = self.stop_budget {
+            config = config.with_stop_budget(budget);
+        }
+        Ok(config)
+    }
+
+    /// An elector with these settings; settings in the store's URL win. The election's name is checked too.
+    ///
+    /// # Errors
+    /// As [`connect`](crate::connect), and an illegal name or id.
+    pub async fn connect(&self) -> Result<Arc<dyn Elector>, Error> {
+        tenure_core::ElectionName::new(&self.election)?;
+        crate::connect_with(&self.store, self.config()?).await
+    }
+}
