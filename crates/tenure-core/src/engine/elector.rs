@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{Instrument as _, debug, info_span};
 
 use super::{
     Shared,
@@ -111,7 +111,9 @@ impl StoreElector {
                 withdrawn,
                 permit: Some(Arc::clone(&permit)),
             };
-            spawn_tracked(&session.entries, entry::run(Arc::clone(&session), candidacy, sender));
+            let span = info_span!("candidate", %election, candidate = %shared.config.id);
+            let task = entry::run(Arc::clone(&session), candidacy, sender).instrument(span);
+            spawn_tracked(&session.entries, task);
             let outcome = outcome.await.map_err(|_| Error::TaskEnded("its outcome never came"))?;
             guard.disarm();
             match outcome {

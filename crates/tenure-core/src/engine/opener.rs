@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, Weak};
 
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::{
     Shared, keeper,
@@ -167,7 +167,8 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     }
     shared.status.session_opened(session.spi.id());
     debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
-    spawn_tracked(&shared.tasks, keeper::keep(Arc::clone(&session), sent));
+    let span = info_span!("session", session = session.spi.id());
+    spawn_tracked(&shared.tasks, keeper::keep(Arc::clone(&session), sent).instrument(span));
     Ok(session)
 }
 

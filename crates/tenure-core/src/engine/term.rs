@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info, info_span, warn};
 
 use super::{
     session::{End, Session},
@@ -290,6 +290,8 @@ impl Term {
         let _begun = self.works.begin();
         self.session.attend(self);
         self.check()?;
+        // So that whatever the work logs says under which token.
+        let span = info_span!("leadership", election = %self.election, candidate = %self.candidate, token = self.token.get());
         let mut hard = pin!(self.hard.cancelled());
         let mut work = pin!(work);
         std::future::poll_fn(|context| {
@@ -300,6 +302,7 @@ impl Term {
             }
             self.polled.fetch_add(1, Ordering::AcqRel);
             let _polled = Polled(&self.polled);
+            let _span = span.enter();
             work.as_mut().poll(context).map(Ok)
         })
         .await

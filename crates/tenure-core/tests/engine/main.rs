@@ -19,6 +19,7 @@ mod runner;
 mod sequences;
 mod settings;
 mod standing;
+mod tracing;
 mod watching;
 mod withdrawal;
 mod work;

@@ -1,0 +1,89 @@
+//! What is logged: the names of spans and fields, on which others' filters and dashboards rest.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tenure_core::{Elector, memory::MemoryStore};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::host::{Host, pass};
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Lines {
+    /// The events with this message.
+    fn with(&self, message: &str) -> Vec<Value> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|event| event["fields"]["message"] == message).collect()
+    }
+}
+
+fn in_span<'a>(event: &'a Value, name: &str) -> &'a Value {
+    let spans = event["spans"].as_array().unwrap();
+    spans.iter().find(|span| span["name"] == name).unwrap_or_else(|| panic!("no span {name} in {event}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn spans_and_fields_have_the_names_that_the_guide_promises() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(lines.clone())
+        .finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let token = leadership.fencing_token().get();
+    leadership.run(async { tracing::info!("charged") }).await.unwrap();
+    let charged = &lines.with("charged")[0];
+    let span = in_span(charged, "leadership");
+    assert_eq!(
+        (&span["election"], &span["candidate"], &span["token"]),
+        (&"e".into(), &"a".into(), &token.into())
+    );
+
+    host.link.cut();
+    pass(Duration::from_secs(20)).await;
+    host.elector.close().await;
+    let leads = &lines.with("leads")[0]["fields"];
+    assert_eq!(
+        (&leads["election"], &leads["candidate"], &leads["token"]),
+        (&"e".into(), &"a".into(), &token.into())
+    );
+    let over = lines.with("leads no more");
+    assert_eq!(over.len(), 1, "told once: {over:?}");
+    let over = &over[0]["fields"];
+    assert_eq!((&over["cause"], &over["token"]), (&"deadline".into(), &token.into()));
+    let unanswered = &lines.with("heartbeat unanswered")[0];
+    assert!(
+        unanswered["fields"]["error"].is_string() && unanswered["fields"]["left"].is_string(),
+        "{unanswered}"
+    );
+    assert!(in_span(unanswered, "session")["session"].is_string());
+    assert!(lines.with("session ends")[0]["fields"]["reason"].is_string());
+}
