@@ -65,54 +65,6 @@ impl Leadership {
         self.handle.clone()
     }
 
-    /// Replaces the value that others read, for this term; at most 64 KiB.
-    ///
-    /// # Errors
-    /// [`Error::ValueTooLarge`]; [`Error::Lost`] when the leadership is over; a refusal by the
-    /// store. An outage is waited for.
-    ///
-    /// # Cancellation safety
-    /// When the future is dropped, others may read the old value or the new. A request that went
-    /// unanswered can still be carried out after a later one.
-    pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
-        let value = value.into();
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(Error::ValueTooLarge { bytes: value.len() });
-        }
-        let term = &self.term;
-        let config = &term.session.shared.config;
-        let request = EntryRequest {
-            election: term.election.clone(),
-            candidate: term.candidate.clone(),
-            value,
-            nonce: term.nonce,
-        };
-        let mut retry = Retry::new(config.retry);
-        loop {
-            self.ensure()?;
-            let update = term.session.spi.update(&term.entry, &request);
-            let answer = tokio::select! {
-                biased;
-                reason = self.lost() => return Err(Lost::new(reason).into()),
-                answer = timed("updating the value", config.request_timeout, update) => answer,
-            };
-            match answer {
-                Ok(()) => return Ok(()),
-                Err(error) if error.is_permanent() => return Err(error.into()),
-                Err(error) if error.kind() == BackendErrorKind::EntryGone => {
-                    term.lose(LossReason::EntryGone);
-                }
-                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                    term.session.end(LossReason::SessionExpired);
-                }
-                Err(error) => {
-                    term.session.shared.status.failed(&error);
-                    retry.pause().await;
-                }
-            }
-        }
-    }
-
     /// Has this leadership rest on another one, which it keeps: the leader of leaders rests on the leadership of its
     /// own group, say. [`Hierarchy`](crate::Hierarchy) does the whole of that.
     ///
@@ -192,6 +144,54 @@ impl LeadershipHandle {
     /// What the guard and its handles share.
     pub(crate) fn term(&self) -> Arc<Term> {
         Arc::clone(&self.term)
+    }
+
+    /// Replaces the value that others read, for this term; at most 64 KiB.
+    ///
+    /// # Errors
+    /// [`Error::ValueTooLarge`]; [`Error::Lost`] when the leadership is over; a refusal by the
+    /// store. An outage is waited for.
+    ///
+    /// # Cancellation safety
+    /// When the future is dropped, others may read the old value or the new. A request that went
+    /// unanswered can still be carried out after a later one.
+    pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
+        let value = value.into();
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(Error::ValueTooLarge { bytes: value.len() });
+        }
+        let term = &self.term;
+        let config = &term.session.shared.config;
+        let request = EntryRequest {
+            election: term.election.clone(),
+            candidate: term.candidate.clone(),
+            value,
+            nonce: term.nonce,
+        };
+        let mut retry = Retry::new(config.retry);
+        loop {
+            self.ensure()?;
+            let update = term.session.spi.update(&term.entry, &request);
+            let answer = tokio::select! {
+                biased;
+                reason = self.lost() => return Err(Lost::new(reason).into()),
+                answer = timed("updating the value", config.request_timeout, update) => answer,
+            };
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_permanent() => return Err(error.into()),
+                Err(error) if error.kind() == BackendErrorKind::EntryGone => {
+                    term.lose(LossReason::EntryGone);
+                }
+                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                    term.session.end(LossReason::SessionExpired);
+                }
+                Err(error) => {
+                    term.session.shared.status.failed(&error);
+                    retry.pause().await;
+                }
+            }
+        }
     }
 
     /// Which election this leads.

@@ -1,5 +1,5 @@
-//! For anybody who writes a backend: the conformance suite, the history checker, a fault-injecting proxy, and real
-//! servers in containers.
+//! For anybody who writes a backend: the conformance suite, the history checker, a fault-injecting proxy, programs as
+//! processes, and real servers in containers.
 //!
 //! A backend's tests are a [`Harness`](harness::Harness) and one macro call:
 //!
@@ -41,6 +41,7 @@
 pub mod containers;
 pub mod harness;
 pub mod history;
+pub mod program;
 pub mod proxy;
 pub mod recorder;
 pub mod suite;

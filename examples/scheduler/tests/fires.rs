@@ -1,0 +1,51 @@
+//! A job fires each second, once, on one node; also when that node is killed, or stopped for a while.
+
+use std::{collections::BTreeMap, process::Command};
+
+use tenure_testkit::program::Program;
+
+/// The times that a node says it has fired, in seconds of the day.
+fn fired(program: &Program) -> Vec<String> {
+    let lines = program.lines();
+    let times = lines.iter().filter_map(|line| line.strip_prefix("report fired for ")?.split(' ').next());
+    times.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_job_fires_once_each_time_also_across_a_fail_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = format!("local:{}", directory.path().join("store").display());
+    let ledger = format!("sqlite:{}", directory.path().join("ledger.db").display());
+    let start = |id: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_scheduler"));
+        command.args(["--cron", "* * * * * *", "--ledger", &ledger, "--store", &store]);
+        Program::start(command.args(["--election", "cron", "--candidate", id])).unwrap()
+    };
+    let mut first = start("a");
+    first.wait_for("report fired for ");
+    let (mut second, mut third) = (start("b"), start("c"));
+    first.wait_for("report fired for ");
+    first.wait_for("report fired for ");
+    first.kill();
+    // Either of the others goes on.
+    let (next, last) = loop {
+        match (fired(&second).is_empty(), fired(&third).is_empty()) {
+            (false, _) => break (&mut second, &mut third),
+            (_, false) => break (&mut third, &mut second),
+            _ => std::thread::yield_now(),
+        }
+    };
+    next.wait_for("report fired for ");
+    next.wait_for("report fired for ");
+    next.terminate();
+    assert!(next.wait().success());
+    last.wait_for("report fired for ");
+    last.wait_for("report fired for ");
+    last.kill();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for time in [&first, &second, &third].into_iter().flat_map(fired) {
+        *counts.entry(time).or_default() += 1;
+    }
+    assert!(counts.values().all(|count| *count == 1), "each time once: {counts:?}");
+    assert!(counts.len() >= 6, "{counts:?}");
+}
