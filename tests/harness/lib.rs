@@ -1,5 +1,22 @@
 //! The stores under test, as the shared suite wants them.
 
+/// The guides' Rust, compiled and, where it needs no server, run.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../docs/backend.md")]
+    struct Backend;
+    #[doc = include_str!("../../docs/choosing.md")]
+    struct Choosing;
+    #[doc = include_str!("../../docs/coming-from.md")]
+    struct ComingFrom;
+    #[doc = include_str!("../../docs/fencing.md")]
+    struct Fencing;
+    #[doc = include_str!("../../docs/operating.md")]
+    struct Operating;
+    #[doc = include_str!("../../docs/start.md")]
+    struct Start;
+}
+
 mod etcd;
 mod local;
 mod memory;

@@ -113,18 +113,7 @@ pub use tenure_etcd as etcd;
 #[cfg(feature = "zookeeper")]
 pub use tenure_zookeeper as zookeeper;
 
-/// The README's and the guides' Rust, compiled and, where it needs no server, run.
-#[cfg(all(
-    doctest,
-    feature = "local",
-    feature = "memory",
-    feature = "etcd",
-    feature = "zookeeper",
-    feature = "axum"
-))]
-mod guides {
-    #[doc = include_str!("../../../README.md")]
-    struct Readme;
-    #[doc = include_str!("../../../docs/coming-from.md")]
-    struct ComingFrom;
-}
+/// The README's example, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -9,8 +9,15 @@ use crate::{
 };
 
 /// What others depend on: held to the stated Rust version.
-const LIBRARIES: [&str; 6] =
-    ["tenure", "tenure-core", "tenure-etcd", "tenure-local", "tenure-testkit", "tenure-zookeeper"];
+const LIBRARIES: [&str; 7] = [
+    "tenure",
+    "tenure-axum",
+    "tenure-core",
+    "tenure-etcd",
+    "tenure-local",
+    "tenure-testkit",
+    "tenure-zookeeper",
+];
 /// What may not be among the facade's default dependencies: it needs protoc to build.
 const NEEDS_PROTOC: [&str; 4] = ["etcd-client", "prost-build", "tonic-build", "tonic-prost-build"];
 
@@ -32,7 +39,9 @@ pub(crate) fn run_all() -> Result<()> {
 }
 
 fn each_feature_alone(metadata: &Metadata) -> Result<()> {
-    for package in ["tenure", "tenure-testkit", "tenure-etcd", "tenure-zookeeper"] {
+    for package in
+        ["tenure", "tenure-core", "tenure-testkit", "tenure-etcd", "tenure-zookeeper", "tenure-cli"]
+    {
         let lint = |features: &str| {
             let chosen = ["--package", package, "--no-default-features", "--features", features];
             run(cargo(["clippy", "--quiet"]).args(chosen).args(["--", "-D", "warnings"]))

@@ -7,6 +7,7 @@ mod chaos;
 mod check;
 mod demo;
 mod docker;
+mod handover;
 mod images;
 mod metadata;
 mod races;
@@ -37,6 +38,8 @@ enum Chore {
     Check,
     /// Runs the billing demo over several seeds and fails on any violation
     Demo(demo::Options),
+    /// Measures how long nobody leads after a program, or its `tenure run`, was killed
+    Handover(handover::Options),
     /// Runs the engine's threads and tasks in every order, or in many, and looks for races
     Races(races::Options),
     /// Runs the engine over simulated clusters, and looks for two leaders
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Chore::Images => images::ensure_with_tools(),
         Chore::Check => check::run_all(),
         Chore::Demo(options) => demo::run_seeds(&options),
+        Chore::Handover(options) => handover::measure(&options),
         Chore::Races(options) => races::check(&options),
         Chore::Sim(options) => sim::simulate(&options),
         Chore::Mutants(options) => sim::mutants(&options),
