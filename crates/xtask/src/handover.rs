@@ -116,7 +116,7 @@ fn etcdctl(endpoint: &str) -> Runner {
     };
     Runner {
         name: "etcdctl lock".to_owned(),
-        run: words(&["lock", &format!("--ttl={TTL}"), "etcdctl-handover"]),
+        run: words(&["lock", &format!("--ttl={TTL}"), "etcdctl-handover", "--"]),
         queue: words(&["get", "--prefix", "--keys-only", "etcdctl-handover"]),
     }
 }
