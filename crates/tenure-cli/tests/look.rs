@@ -132,3 +132,32 @@ fn a_store_that_is_not_there_is_a_problem_and_it_is_said_what_to_do() {
     assert!(printed.contains("to do: start it"), "{printed}");
     assert!(printed.contains("problem  session: "), "{printed}");
 }
+
+/// What a command prints on a terminal, which `script` makes for it.
+fn on_a_terminal(stage: &Stage, line: &str) -> String {
+    let mut command = std::process::Command::new("script");
+    let line = format!("{} {line}", env!("CARGO_BIN_EXE_tenure"));
+    command.args(["--quiet", "--command", &line, "/dev/null"]).stdin(Stdio::null());
+    command
+        .env("TENURE_STORE", &stage.url)
+        .env("TENURE_ELECTION", "e")
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR");
+    text(&succeed(&mut command))
+}
+
+#[test]
+fn a_terminal_has_colours_and_a_line_that_lives() {
+    let stage = Stage::local();
+    let _first = stage.start(&["--id", "first"], "echo > leads; sleep 1000");
+    stage.line("leads");
+    let shown = on_a_terminal(&stage, "leader");
+    assert!(shown.contains("\u{1b}[1mfirst\u{1b}[0m"), "{shown:?}");
+    assert!(on_a_terminal(&stage, "doctor").contains("\u{1b}[1m\u{1b}[32mok"), "green");
+    let waiting = on_a_terminal(&stage, "run --timeout 2s -- true || true");
+    assert!(
+        waiting.contains("\r\u{1b}[K") && waiting.contains("first\u{1b}[0m leads, seen for"),
+        "{waiting:?}"
+    );
+    assert!(text(&succeed(&mut stage.tenure(&["leader"]))).starts_with("first\t"), "a pipe has none");
+}
