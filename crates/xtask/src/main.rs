@@ -1,6 +1,7 @@
 //! The project's chores. `cargo xtask --help` lists them.
 
 mod apt;
+mod bench;
 mod breakable;
 mod catalog;
 mod chaos;
@@ -38,6 +39,8 @@ enum Chore {
     Check,
     /// Runs the billing demo over several seeds and fails on any violation
     Demo(demo::Options),
+    /// Measures what elections cost, beside the raw operations that they are made of
+    Bench(bench::Options),
     /// Measures how long nobody leads after a program, or its `tenure run`, was killed
     Handover(handover::Options),
     /// Runs the engine's threads and tasks in every order, or in many, and looks for races
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Chore::Images => images::ensure_with_tools(),
         Chore::Check => check::run_all(),
         Chore::Demo(options) => demo::run_seeds(&options),
+        Chore::Bench(options) => bench::measure(&options),
         Chore::Handover(options) => handover::measure(&options),
         Chore::Races(options) => races::check(&options),
         Chore::Sim(options) => sim::simulate(&options),

@@ -1,0 +1,130 @@
+//! ZooKeeper, through zookeeper-client.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use zookeeper_client::{Acls, Client, CreateMode};
+
+use super::Raw;
+
+const UNDER_WAY: usize = 1024;
+
+pub(crate) struct Zookeeper {
+    endpoint: String,
+    client: Client,
+    other: Client,
+    next: u64,
+}
+
+const ROOT: &str = "/raw";
+
+impl Zookeeper {
+    pub(crate) async fn connect(endpoint: &str) -> Result<Self> {
+        let client = connect(endpoint).await?;
+        let _ = client.create(ROOT, &[], &CreateMode::Persistent.with_acls(Acls::anyone_all())).await;
+        Ok(Self {
+            endpoint: endpoint.to_owned(),
+            client,
+            other: connect(endpoint).await?,
+            next: fastrand::u64(..) >> 16,
+        })
+    }
+
+    /// The znode of an election, made beforehand, as one that is in use is.
+    async fn election(&mut self) -> Result<String> {
+        self.next += 1;
+        let election = format!("{ROOT}/{:x}", self.next);
+        self.client.create(&election, &[], &CreateMode::Persistent.with_acls(Acls::anyone_all())).await?;
+        Ok(election)
+    }
+}
+
+async fn connect(endpoint: &str) -> Result<Client> {
+    Ok(Client::connector().with_session_timeout(Duration::from_secs(30)).connect(endpoint).await?)
+}
+
+/// Creates an ephemeral znode with a number, and lists all of them.
+async fn enter(client: &Client, election: &str) -> Result<String> {
+    let options = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
+    let (_, number) = client.create(&format!("{election}/c-"), b"value", &options).await?;
+    client.list_children(election).await?;
+    Ok(format!("{election}/c-{number}"))
+}
+
+#[async_trait]
+impl Raw for Zookeeper {
+    fn entering(&self) -> (&'static str, &'static str) {
+        ("create ephemeral sequential, list", "connect with a new session, create, list")
+    }
+
+    async fn enter(&mut self) -> Result<Duration> {
+        let election = self.election().await?;
+        let begun = Instant::now();
+        let entry = enter(&self.client, &election).await?;
+        let took = begun.elapsed();
+        self.client.delete(&entry, None).await?;
+        self.client.delete(&election, None).await?;
+        Ok(took)
+    }
+
+    async fn enter_from_nothing(&mut self) -> Result<Duration> {
+        let election = self.election().await?;
+        let begun = Instant::now();
+        let client = connect(&self.endpoint).await?;
+        let entry = enter(&client, &election).await?;
+        let took = begun.elapsed();
+        client.delete(&entry, None).await?;
+        self.client.delete(&election, None).await?;
+        Ok(took)
+    }
+
+    async fn hand_over(&mut self, quiet: Duration) -> Result<Duration> {
+        let election = self.election().await?;
+        let entry = enter(&self.client, &election).await?;
+        let (_, watcher) = self.other.check_and_watch_stat(&entry).await?;
+        tokio::time::sleep(quiet).await;
+        let begun = Instant::now();
+        let (deleted, took) = tokio::join!(self.client.delete(&entry, None), async {
+            watcher.changed().await;
+            begun.elapsed()
+        });
+        deleted?;
+        self.client.delete(&election, None).await?;
+        Ok(took)
+    }
+
+    async fn enter_many(&mut self, count: usize) -> Result<Duration> {
+        let client = &connect(&self.endpoint).await?;
+        let elections: Vec<_> = (0..count)
+            .map(|_| {
+                self.next += 1;
+                format!("{ROOT}/{:x}", self.next)
+            })
+            .collect();
+        let begun = Instant::now();
+        let entering = elections.into_iter().map(|election| {
+            async move {
+                client.create(&election, &[], &CreateMode::Container.with_acls(Acls::anyone_all())).await?;
+                enter(client, &election).await.map(drop)
+            }
+            .boxed()
+        });
+        stream::iter(entering.collect::<Vec<_>>()).buffer_unordered(UNDER_WAY).try_collect::<()>().await?;
+        Ok(begun.elapsed())
+    }
+
+    async fn requests(&mut self) -> Result<u64> {
+        let mut stream = TcpStream::connect(&self.endpoint).await?;
+        stream.write_all(b"srvr").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Received: "));
+        Ok(line.context("no count of packets")?.trim().parse()?)
+    }
+}

@@ -1,0 +1,127 @@
+//! `cargo xtask bench`: what elections cost, beside the raw operations that they are made of.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use crate::{
+    catalog::{ETCD_3_5, ZOOKEEPER_3_9},
+    docker, images,
+    servers::{Servers, remove_leftovers},
+    shell::{cargo, run, say},
+    tools,
+};
+
+/// What to measure.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only this store; all by default
+    #[arg(long, value_enum)]
+    store: Option<Store>,
+    /// Fewer rounds, and fewer elections
+    #[arg(long)]
+    quick: bool,
+    /// Only measures that have this in their names
+    #[arg(long)]
+    only: Option<String>,
+    /// Prints the rows as one list of JSON in the end, instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Store {
+    Etcd,
+    Zookeeper,
+    Local,
+    Memory,
+}
+
+/// Measures, writes `target/bench/summary.json` and prints a table.
+///
+/// # Errors
+/// When something cannot be measured. A target that is missed is told, and is no error.
+pub(crate) fn measure(options: &Options) -> Result<()> {
+    tools::ensure_for_build()?;
+    let all = [Store::Etcd, Store::Zookeeper, Store::Local, Store::Memory];
+    let stores: Vec<_> =
+        all.into_iter().filter(|store| options.store.is_none_or(|only| only == *store)).collect();
+    let needed: Vec<_> = stores
+        .iter()
+        .filter_map(|store| match store {
+            Store::Etcd => Some(&ETCD_3_5),
+            Store::Zookeeper => Some(&ZOOKEEPER_3_9),
+            Store::Local | Store::Memory => None,
+        })
+        .collect();
+    let servers = match needed.is_empty() {
+        true => None,
+        false => {
+            docker::ensure()?;
+            images::ensure(&needed)?;
+            remove_leftovers();
+            Some(Servers::start(&needed)?)
+        }
+    };
+    run(&mut cargo(["build", "--release", "--package", "tenure-bench"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let directory = tempfile::tempdir()?;
+    let mut rows = Vec::new();
+    for store in stores {
+        let address = |image| servers.as_ref().context("no server")?.address_of(image);
+        let url = match store {
+            Store::Etcd => format!("etcd://{}", address(&ETCD_3_5)?),
+            Store::Zookeeper => format!("zookeeper://{}", address(&ZOOKEEPER_3_9)?),
+            Store::Local => format!("local:{}", directory.path().display()),
+            Store::Memory => "memory:bench".to_owned(),
+        };
+        say(format!("measuring on {url}"));
+        let mut bench = Command::new(target.join("release").join("tenure-bench"));
+        bench.arg(format!("--store={url}")).args(options.quick.then_some("--quick"));
+        bench.args(options.only.iter().map(|only| format!("--only={only}"))).stdout(Stdio::piped());
+        let mut child = bench.spawn().context("cannot run tenure-bench")?;
+        for line in BufReader::new(child.stdout.take().context("its output was piped")?).lines() {
+            let row: Value = serde_json::from_str(&line?)?;
+            if !options.json {
+                print(&row);
+            }
+            rows.push(row);
+        }
+        ensure!(child.wait()?.success(), "tenure-bench failed on {url}");
+    }
+    let summary = target.join("bench");
+    fs::create_dir_all(&summary)?;
+    let summary = summary.join("summary.json");
+    fs::write(&summary, serde_json::to_string_pretty(&rows)?)?;
+    if options.json {
+        println!("{}", Value::Array(rows));
+    }
+    say(format!("written to {}", summary.display()));
+    Ok(())
+}
+
+/// A row of the table: ours, the floor, and their ratio.
+fn print(row: &Value) {
+    let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let number =
+        |name: &str| row[name].as_f64().map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
+    println!(
+        "{:<10} {:<62} {:>10} ({:>10})  floor {:>9} ({:>9})  ratio {:>6} ({:>6})  {}",
+        text("store"),
+        text("measure"),
+        number("p50_us"),
+        number("p99_us"),
+        number("floor_p50_us"),
+        number("floor_p99_us"),
+        number("ratio_p50"),
+        number("ratio_p99"),
+        if row["met"] == true { "met" } else { "MISSED" },
+    );
+}
