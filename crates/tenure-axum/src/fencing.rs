@@ -101,6 +101,7 @@ impl<S: Sync> FromRequestParts<S> for Fencing {
 /// - Requests that change nothing (GET, HEAD, OPTIONS, TRACE) pass without a token; with one, it is not looked at.
 /// - The mark is in memory. It protects what is in memory too: state that outlives the process needs its mark beside it, in the same
 ///   transaction ([`Fencing`]), or at least [`Fence::starting_at`] it.
+/// - Whoever gets through to it can raise the mark, and shut out every leader until a new start: put it *inside* authentication.
 /// - A request is admitted before its handler runs: two that run at the same time are not put in order.
 #[derive(Clone, Debug)]
 pub struct FenceLayer {

@@ -21,13 +21,13 @@ use axum::{
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use tenure_core::{Candidate, LeadershipHandle, StatusHandle};
 use tower::{Layer, Service};
 use tracing::debug;
 
-/// Says that a follower has sent this request on: nobody does so twice.
+/// Says in which elections a follower has sent this request on: nobody does so twice.
 const FORWARDED: HeaderName = HeaderName::from_static("tenure-forwarded");
 /// What concerns one connection only (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -42,6 +42,8 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 /// How long a leader is given to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
+/// After how much silence a connection is probed, so that a leader whose machine is gone is noticed in mid-answer.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How long a leader is given to begin its answer, unless said otherwise.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -49,7 +51,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 ///
 /// The leader is found by its candidate's value: `http://HOST:PORT`, or `HOST:PORT` for short. No store is asked for a request.
 ///
-/// - On the leader the handler runs, and finds the leadership by [`Leading`]; whether it leads is asked of the clock.
+/// - On the leader the handler runs, under [`run`](LeadershipHandle::run): it finds the leadership by [`Leading`], a resignation waits for it, and it is dropped just
+///   before the deadline, with 503. What the body of its response streams comes after that. Whether it leads is asked of the clock.
 /// - A follower sends method, path, query, headers and body on, as they come. Upgrades (WebSockets) are not sent on: use
 ///   [`redirecting`](Self::redirecting) for them, and for leaders at `https://`.
 /// - 503 with `Retry-After` while nobody leads or leadership moves; 502 when the leader does not accept or its value is no address;
@@ -81,7 +84,8 @@ impl ForwardToLeader {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new()).build(connector);
+        connector.set_keepalive(Some(KEEPALIVE));
+        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
         Self { status, redirects: false, timeout: ANSWER, client }
     }
 
@@ -98,7 +102,8 @@ impl ForwardToLeader {
     }
 
     async fn send(&self, request: Request) -> Response {
-        if request.headers().contains_key(&FORWARDED) {
+        let own = self.status.election().as_str();
+        if request.headers().get_all(&FORWARDED).iter().any(|election| election == own) {
             return retry("this node was taken for the leader, and is not");
         }
         let status = self.status.get();
@@ -130,7 +135,9 @@ impl ForwardToLeader {
         if let Some(host) = parts.headers.remove(header::HOST) {
             parts.headers.entry(HeaderName::from_static("x-forwarded-host")).or_insert(host);
         }
-        parts.headers.insert(FORWARDED, HeaderValue::from_static("1"));
+        if let Ok(own) = HeaderValue::from_str(own) {
+            parts.headers.append(FORWARDED, own);
+        }
         parts.uri = uri;
         parts.version = axum::http::Version::HTTP_11;
         let asked = self.client.request(Request::from_parts(parts, body));
@@ -247,8 +254,14 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         if let Some(leadership) = self.forward.status.leadership() {
-            request.extensions_mut().insert(Leading(leadership));
-            return Box::pin(self.inner.call(request));
+            request.extensions_mut().insert(Leading(leadership.clone()));
+            let handling = self.inner.call(request);
+            // Leadership is not handed over while handlers run, and they do not run past the deadline.
+            return Box::pin(async move {
+                leadership.run(handling).await.unwrap_or_else(|lost| {
+                    Ok(retry(&format!("{lost}; the request may have been carried out in part")))
+                })
+            });
         }
         let forward = self.forward.clone();
         Box::pin(async move { Ok(forward.send(request).await) })
@@ -257,8 +270,8 @@ where
 
 /// The leadership under which a handler runs: an extractor, for handlers under [`ForwardToLeader`].
 ///
-/// The handler checks [`ensure`](LeadershipHandle::ensure) before each side effect, and sends the fencing token with it; under
-/// [`run`](LeadershipHandle::run) it is stopped in time.
+/// The handler checks [`ensure`](LeadershipHandle::ensure) before each side effect, and sends the fencing token with it. Tasks that it spawns have to
+/// [`run`](LeadershipHandle::run) under it themselves.
 #[derive(Clone, Debug)]
 pub struct Leading(pub LeadershipHandle);
 

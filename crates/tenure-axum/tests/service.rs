@@ -16,13 +16,15 @@ use tenure_core::{
     CandidateId, Config, Elector, Fence, FencingToken, Leadership, StatusHandle, StoreElector,
     memory::MemoryStore,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 struct Node {
     url: String,
     elector: Arc<StoreElector>,
     link: tenure_core::memory::Link,
     status: StatusHandle,
+    /// Two of its waiters meet: a handler, and the test.
+    gate: Arc<Notify>,
 }
 
 impl Node {
@@ -43,6 +45,7 @@ impl Node {
         let refresh = Duration::from_millis(100);
         let status = StatusHandle::with_refresh(elector.clone(), "e", refresh).unwrap();
         let own = id.to_owned();
+        let gate = Arc::new(Notify::new());
         let inner = Router::new().route(
             "/work",
             post(
@@ -56,12 +59,21 @@ impl Node {
                 },
             ),
         );
+        let waits = gate.clone();
+        let gated = Router::new().route(
+            "/gated",
+            post(move |_: Leading| async move {
+                waits.notify_one();
+                waits.notified().await;
+                "handled"
+            }),
+        );
         let slow = Router::new().route("/slow", get(|_: Leading| std::future::pending::<()>()));
         let app = Router::new()
-            .nest("/api", inner.merge(slow).layer(layer(ForwardToLeader::new(status.clone()))))
+            .nest("/api", inner.merge(slow).merge(gated).layer(layer(ForwardToLeader::new(status.clone()))))
             .merge(tenure_axum::router(status.clone()));
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { url: format!("http://{address}"), elector, link, status }
+        Self { url: format!("http://{address}"), elector, link, status, gate }
     }
 
     async fn lead(&self) -> Leadership {
@@ -113,7 +125,7 @@ async fn a_followers_requests_reach_the_leader() {
         assert_eq!(answer.text().await.unwrap(), format!("a {token} /api/work?x=1 yes 200000 bytes"));
     }
     // A follower that is taken for the leader does not send it on again.
-    let forwarded = client.post(format!("{}/api/work", b.url)).header("tenure-forwarded", "1").send();
+    let forwarded = client.post(format!("{}/api/work", b.url)).header("tenure-forwarded", "e").send();
     assert_eq!(forwarded.await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
 
     let next = b.elector.campaign("e");
@@ -243,4 +255,25 @@ async fn a_resource_refuses_stale_missing_and_malformed_tokens() {
     assert!(code == 400 && said.contains("must be a decimal number"), "{said}");
     assert_eq!(reqwest::get(&url).await.unwrap().text().await.unwrap(), "read", "reading needs no token");
     assert_eq!(fence.highest(), FencingToken::new(9));
+}
+
+/// Hazard G5: leadership is handed over once the handlers under it have ended, and not before.
+#[tokio::test]
+async fn a_resignation_waits_for_the_handlers_that_run() {
+    let store = MemoryStore::new();
+    let mut a = Node::start(&store, "a", |layer| layer).await;
+    let b = Node::start(&store, "b", |layer| layer).await;
+    let leadership = a.lead().await;
+    a.sees(Some("a")).await;
+    let url = format!("{}/api/gated", a.url);
+    let asking =
+        tokio::spawn(async move { Client::new().post(url).send().await.unwrap().text().await.unwrap() });
+    a.gate.notified().await;
+    let resigning = tokio::spawn(leadership.resign());
+    assert!(b.elector.try_campaign("e").await.unwrap().is_none(), "a handler runs");
+    assert!(!resigning.is_finished());
+    a.gate.notify_one();
+    assert_eq!(asking.await.unwrap(), "handled");
+    resigning.await.unwrap().unwrap();
+    assert!(b.elector.try_campaign("e").await.unwrap().is_some());
 }

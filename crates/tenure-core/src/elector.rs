@@ -98,7 +98,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Behavior
     /// - Asks the store, each member of it where it has several, and bounds every question in time.
-    /// - Opens a session of its own for a moment, and enters no election.
+    /// - Opens a session of its own for a moment, and enters the election `tenure-doctor`, which nobody else is to use.
     ///
     /// # Cancellation safety
     /// Dropping the future leaves at most a session that expires by itself.

@@ -134,6 +134,13 @@ pub enum InvalidConfig {
         most: Duration,
     },
 
+    /// A group's name that would make its election's name another's.
+    #[error("group {given:?} is not allowed: a group's name has no dot")]
+    Group {
+        /// What was given.
+        given: String,
+    },
+
     /// A time that must not be zero, or two whose order is wrong.
     #[error("{setting} {} is not allowed: it must be {allowed}", humantime::format_duration(*.given))]
     Time {

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use tracing::info;
 
 use crate::{
-    Backoff, Candidate, CandidateId, Connection, ElectionName, Elector, Error, Finding, Leaders, Leadership,
-    LeadershipHandle, Status, engine::retry::Retry,
+    Backoff, Candidate, CandidateId, Connection, ElectionName, Elector, Error, Finding, InvalidConfig,
+    Leaders, Leadership, LeadershipHandle, Status, engine::retry::Retry,
 };
 
 /// An elector in two tiers: every group elects its leader, and only the groups' leaders stand in the election itself.
@@ -16,7 +16,8 @@ use crate::{
 /// be held in a store nearby. Leadership at the top rests on that in the group: the loss of either ends both
 /// ([`Leadership::resting_on`]).
 ///
-/// The group's election is called `ELECTION.GROUP`: both tiers may share a store, and even an elector. A group is itself an
+/// The group's election is called `ELECTION.GROUP`: both tiers may share a store, and even an elector. So groups have no dot in
+/// their names, and no other election is to be called like that. A group is itself an
 /// elector of any kind, so that tiers can be stacked.
 ///
 /// ```
@@ -46,9 +47,13 @@ impl Hierarchy {
     /// An elector whose candidates belong to `group`; both tiers' elections are held by `elector`.
     ///
     /// # Errors
-    /// A group's name that is no election's.
+    /// A group's name that is no election's, or has a dot.
     pub fn new(elector: Arc<dyn Elector>, group: &str) -> Result<Self, Error> {
-        let group = ElectionName::new(group)?;
+        let name = ElectionName::new(group)?;
+        if group.contains('.') {
+            return Err(InvalidConfig::Group { given: group.to_owned() }.into());
+        }
+        let group = name;
         Ok(Self { groups: Arc::clone(&elector), top: elector, group })
     }
 
@@ -135,7 +140,8 @@ impl Elector for Hierarchy {
     }
 
     fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
-        self.top.leadership(election)
+        // Not before it rests on the group's.
+        self.top.leadership(election).filter(LeadershipHandle::rests)
     }
 
     /// That of the top; of the group's store while that does not answer.

@@ -71,6 +71,7 @@ impl Leadership {
     /// # Behavior
     /// - When `base` is over, so is this one, for the reason [`LossReason::Base`]. Every check compares the clock with
     ///   both deadlines, and the [`deadline`](LeadershipHandle::deadline) is the earlier of the two.
+    /// - The stop budget is kept before both deadlines; before `base`'s, as much of it as its session's TTL allows.
     /// - When this one is over, `base` is resigned, after the work has stopped and the entry of this one has gone.
     /// - Has to be called within a tokio runtime.
     pub fn resting_on(self, base: Self) -> Self {
@@ -112,6 +113,9 @@ impl Leadership {
             tokio::select! {
                 () = base.departed.cancelled() => {}
                 () = base.session.closed.cancelled() => {}
+            }
+            if base.session.ended().is_some() {
+                base.session.closed.cancelled().await;
             }
             below = base.base();
         }
@@ -192,6 +196,11 @@ impl LeadershipHandle {
                 }
             }
         }
+    }
+
+    /// Whether it rests on another leadership.
+    pub(crate) fn rests(&self) -> bool {
+        self.term.base().is_some()
     }
 
     /// Which election this leads.
@@ -317,8 +326,8 @@ impl LeadershipHandle {
         budget: Duration,
         work: F,
     ) -> Result<F::Output, Error> {
-        let session = &self.term.session;
-        check_stop_budget(budget, session.spi.granted_ttl(), session.largest_stop_budget())?;
+        let (most, ttl) = self.term.largest_stop_budget();
+        check_stop_budget(budget, ttl, most)?;
         self.term.raise_budget(budget);
         Ok(self.term.run(work).await?)
     }

@@ -18,7 +18,7 @@ const SPREAD: Duration = Duration::from_secs(1);
 /// A status handle: how an election stands, kept up to date by a task, for health endpoints and for requests that have
 /// to find the leader. Cheap to clone, and to ask.
 ///
-/// It watches the leader, and looks at the queue every ten seconds. It keeps its elector alive; the task ends when all its
+/// It watches the leader, and looks at the queue every ten seconds. When the store refuses, nothing is known until it does not any more. It keeps its elector alive; the task ends when all its
 /// clones are dropped or the elector is closed.
 ///
 /// ```
@@ -150,6 +150,7 @@ async fn follow(
     let mut leaders = elector.observe(name);
     let mut ticks = interval_at(Instant::now() + spread(SPREAD.min(refresh)), refresh);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failed = false;
     let mut looking: Option<BoxFuture<'_, Result<Vec<Candidate>, Error>>> = None;
     loop {
         tokio::select! {
@@ -161,8 +162,21 @@ async fn follow(
                     });
                     ticks.reset_after(spread(SPREAD.min(refresh)));
                 }
-                // The elector's status says why.
-                Some(Err(_)) => {}
+                // The elector's status says why. What was seen may be long over.
+                Some(Err(_)) => {
+                    failed = true;
+                    seen.send_modify(|seen| {
+                        *seen = Seen { leader: None, since: Instant::now(), known: false, place: None, candidates: 0 };
+                    });
+                }
+                None if failed => {
+                    failed = false;
+                    let pause = tokio::time::sleep(refresh);
+                    tokio::select! {
+                        () = seen.closed() => return,
+                        () = pause => leaders = elector.observe(name),
+                    }
+                }
                 None => return,
             },
             _ = ticks.tick(), if looking.is_none() => looking = Some(elector.candidates(name)),

@@ -2,7 +2,10 @@
 
 #[cfg(feature = "metrics")]
 mod told {
-    use std::time::Duration;
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        time::Duration,
+    };
 
     use metrics::{counter, gauge, histogram};
 
@@ -12,41 +15,61 @@ mod told {
         election.to_string()
     }
 
+    /// A recorder that panics harms nobody: the thread that watches deadlines counts, too.
+    fn guarded(telling: impl FnOnce()) {
+        let _ = catch_unwind(AssertUnwindSafe(telling));
+    }
+
     /// A candidate campaigns: from now on there is a series that says who does not lead.
     pub(crate) fn stands(election: &ElectionName) {
-        gauge!(names::IS_LEADER, "election" => label(election)).increment(0.0);
+        guarded(|| {
+            gauge!(names::IS_LEADER, "election" => label(election)).increment(0.0);
+        });
     }
 
     pub(crate) fn leads(election: &ElectionName, token: FencingToken, waited: Duration) {
-        // Two electors of one process may stand in the same election.
-        gauge!(names::IS_LEADER, "election" => label(election)).increment(1.0);
-        counter!(names::TRANSITIONS, "election" => label(election), "reason" => "elected").increment(1);
-        #[allow(clippy::cast_precision_loss, reason = "as a gauge has it")]
-        gauge!(names::FENCING_TOKEN, "election" => label(election)).set(token.get() as f64);
-        histogram!(names::CAMPAIGN_WAIT, "election" => label(election)).record(waited);
+        guarded(|| {
+            // Two electors of one process may stand in the same election.
+            gauge!(names::IS_LEADER, "election" => label(election)).increment(1.0);
+            counter!(names::TRANSITIONS, "election" => label(election), "reason" => "elected").increment(1);
+            #[allow(clippy::cast_precision_loss, reason = "as a gauge has it")]
+            gauge!(names::FENCING_TOKEN, "election" => label(election)).set(token.get() as f64);
+            histogram!(names::CAMPAIGN_WAIT, "election" => label(election)).record(waited);
+        });
     }
 
     pub(crate) fn leads_no_more(election: &ElectionName, reason: LossReason) {
-        gauge!(names::IS_LEADER, "election" => label(election)).decrement(1.0);
-        counter!(names::TRANSITIONS, "election" => label(election), "reason" => reason.as_str()).increment(1);
+        guarded(|| {
+            gauge!(names::IS_LEADER, "election" => label(election)).decrement(1.0);
+            counter!(names::TRANSITIONS, "election" => label(election), "reason" => reason.as_str())
+                .increment(1);
+        });
     }
 
     /// A heartbeat was answered or not, `left` before the deadline.
     pub(crate) fn heartbeat(outcome: &'static str, took: Duration, left: Duration) {
-        histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
-        gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
+        guarded(|| {
+            histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
+            gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
+        });
     }
 
     pub(crate) fn overrun(election: &ElectionName) {
-        counter!(names::OVERRUNS, "election" => label(election)).increment(1);
+        guarded(|| {
+            counter!(names::OVERRUNS, "election" => label(election)).increment(1);
+        });
     }
 
     pub(crate) fn foreign_entries(election: &str, count: u64) {
-        counter!(names::FOREIGN_ENTRIES, "election" => election.to_owned()).increment(count);
+        guarded(|| {
+            counter!(names::FOREIGN_ENTRIES, "election" => election.to_owned()).increment(count);
+        });
     }
 
     pub(crate) fn store_failed() {
-        counter!(names::STORE_FAILURES).increment(1);
+        guarded(|| {
+            counter!(names::STORE_FAILURES).increment(1);
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::future::{join_all, select_ok};
 use tenure_core::{Finding, spi::BackendError};
 use tokio::time::timeout;
 
@@ -41,6 +41,8 @@ impl Version {
 struct Told {
     version: String,
     leader: u64,
+    cluster: u64,
+    member: u64,
     text: String,
     trouble: Vec<String>,
 }
@@ -48,12 +50,13 @@ struct Told {
 pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
     let asked = join_all((0..members.count()).map(|member| ask(members, member))).await;
     let mut findings = Vec::new();
-    let mut leaders = Vec::new();
+    let (mut leaders, mut ids) = (Vec::new(), Vec::new());
     for (member, told) in asked.into_iter().enumerate() {
         let subject = format!("member {}", members.endpoint(member));
         match told {
             Ok(told) => {
                 leaders.push(told.leader);
+                ids.push((told.cluster, told.member));
                 findings.extend(judge(&subject, &told));
             }
             Err(why) => findings.push(Finding::problem(
@@ -63,6 +66,7 @@ pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
             )),
         }
     }
+    findings.extend(one_cluster(&ids));
     findings.extend(quorum(members, &leaders).await);
     findings
 }
@@ -85,13 +89,15 @@ async fn ask(members: &Members, member: usize) -> Result<Told, String> {
     Ok(Told {
         version: status.version().to_owned(),
         leader: status.leader(),
+        cluster: status.header().map_or(0, etcd_client::ResponseHeader::cluster_id),
+        member: own,
         text: format!("etcd {}, {role}, answered in {:.1?}", status.version(), begun.elapsed()),
         trouble: status.errors().to_vec(),
     })
 }
 
 fn judge(subject: &str, told: &Told) -> Vec<Finding> {
-    let Told { version, leader, text, trouble } = told;
+    let Told { version, leader, text, trouble, .. } = told;
     let mut findings = Vec::new();
     if *leader == 0 {
         let advice = "see whether a majority of the members is up, and whether they reach each other";
@@ -128,16 +134,32 @@ fn known_bug(version: &str) -> Option<(String, String)> {
     Some((whats.join("; "), advice))
 }
 
+/// Whether the members, by their clusters' ids and their own, are of one cluster, and each another.
+fn one_cluster(ids: &[(u64, u64)]) -> Option<Finding> {
+    let (first, _) = ids.first()?;
+    if ids.iter().any(|(cluster, _)| cluster != first) {
+        return Some(Finding::problem(
+            "cluster",
+            "the URL names members of different clusters: candidates lead on each of them",
+            "name the members of one cluster only",
+        ));
+    }
+    let twice = ids.iter().enumerate().any(|(at, id)| ids[..at].contains(id));
+    twice.then(|| {
+        Finding::problem(
+            "cluster",
+            "two of the members have the same id: one member by two names, or two clusters of one member each, on which \
+             two candidates lead",
+            "name each member once, and see `etcdctl member list` at each of them",
+        )
+    })
+}
+
 /// Whether a read that takes a quorum is answered, and how far the members agree.
 async fn quorum(members: &Members, leaders: &[u64]) -> Vec<Finding> {
     let begun = Instant::now();
-    let mut outcome: Result<(), BackendError> = Ok(());
-    for member in 0..members.count() {
-        outcome = members.probe(member, PATIENCE).await;
-        if outcome.is_ok() {
-            break;
-        }
-    }
+    let probes = (0..members.count()).map(|member| Box::pin(members.probe(member, PATIENCE)));
+    let outcome: Result<(), BackendError> = select_ok(probes).await.map(|(answer, _)| answer);
     let mut findings = vec![match outcome {
         Ok(()) => {
             Finding::good("quorum", format!("a linearizable read was answered in {:.1?}", begun.elapsed()))
@@ -170,6 +192,15 @@ async fn quorum(members: &Members, leaders: &[u64]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_are_of_one_cluster_and_each_another() {
+        assert_eq!(one_cluster(&[]), None);
+        assert_eq!(one_cluster(&[(1, 1), (1, 2), (1, 3)]), None);
+        for wrong in [[(1, 1), (2, 2)], [(1, 1), (1, 1)]] {
+            assert!(one_cluster(&wrong).is_some(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn versions_with_known_bugs_are_named() {

@@ -19,8 +19,10 @@ const ANSWER: u64 = 16 * 1024;
 
 pub(crate) async fn examine(shared: &Shared) -> Vec<Finding> {
     let servers = &shared.config.servers;
-    let mut findings: Vec<Finding> =
-        join_all(servers.iter().map(|server| ask(shared, server))).await.into_iter().flatten().collect();
+    let asked = join_all(servers.iter().map(|server| ask(shared, server))).await;
+    let modes: Vec<String> = asked.iter().filter_map(|(_, mode)| mode.clone()).collect();
+    let mut findings: Vec<Finding> = asked.into_iter().flat_map(|(findings, _)| findings).collect();
+    findings.extend(one_ensemble(servers.len(), &modes));
     if servers.len() == 1 {
         findings.push(Finding::warning(
             "quorum",
@@ -31,8 +33,27 @@ pub(crate) async fn examine(shared: &Shared) -> Vec<Finding> {
     findings
 }
 
-/// What one server says of itself, and whether it takes a session of ours.
-async fn ask(shared: &Shared, server: &str) -> Vec<Finding> {
+/// Whether the servers can be of one ensemble, by their parts in it.
+fn one_ensemble(servers: usize, modes: &[String]) -> Option<Finding> {
+    let count = |mode: &str| modes.iter().filter(|known| *known == mode).count();
+    if servers > 1 && count("standalone") > 0 {
+        return Some(Finding::problem(
+            "ensemble",
+            "a server among several is a store of its own (standalone): candidates lead on each of them",
+            "name the servers of one ensemble, each of which has all of them in its configuration",
+        ));
+    }
+    (count("leader") > 1).then(|| {
+        Finding::problem(
+            "ensemble",
+            "two of the servers lead an ensemble: candidates lead on each of them",
+            "ask again: during an election that is so for a moment; if it stays, the URL names two ensembles",
+        )
+    })
+}
+
+/// What one server says of itself, its part, and whether it takes a session of ours.
+async fn ask(shared: &Shared, server: &str) -> (Vec<Finding>, Option<String>) {
     let subject = format!("server {server}");
     let begun = Instant::now();
     let connected = timeout(PATIENCE, Connection::open(&shared.terms, server, READER_TTL, None)).await;
@@ -50,7 +71,8 @@ async fn ask(shared: &Shared, server: &str) -> Vec<Finding> {
         Some(_) => Err("asked over TLS, it tells nothing of itself".to_owned()),
         None => timeout(PATIENCE, srvr(server)).await.unwrap_or_else(|_| Err("no answer to srvr".to_owned())),
     };
-    judge(&subject, failed, said, took)
+    let mode = said.as_ref().ok().map(|said| said.mode.clone());
+    (judge(&subject, failed, said, took), mode)
 }
 
 fn judge(subject: &str, failed: Option<String>, said: Result<Said, String>, took: Duration) -> Vec<Finding> {
@@ -133,6 +155,15 @@ mod tests {
         assert_eq!((said.version.as_str(), said.mode.as_str()), ("3.9.3--1", "follower"));
         assert!(parse("srvr is not executed because it is not in the whitelist.\n").is_none());
         assert!(parse("This ZooKeeper instance is not currently serving requests\n").is_none());
+    }
+
+    #[test]
+    fn servers_are_of_one_ensemble() {
+        let modes = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(one_ensemble(1, &modes("standalone")), None);
+        assert_eq!(one_ensemble(3, &modes("leader follower follower")), None);
+        assert!(one_ensemble(3, &modes("standalone standalone standalone")).is_some());
+        assert!(one_ensemble(2, &modes("leader leader")).is_some());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A service's settings for its elections, from its command line or its configuration file.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use tenure_core::{CandidateId, Config, Elector, Error};
+use tenure_core::{CandidateId, Config, Elector, Error, StoreUrl};
 
 /// Where a service stands for election, and as whom: for its command line (feature `clap`) and its configuration file
 /// (feature `serde`).
@@ -44,7 +44,7 @@ use tenure_core::{CandidateId, Config, Elector, Error};
 /// # #[cfg(not(feature = "serde"))]
 /// # fn main() {}
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::Args))]
 #[cfg_attr(feature = "clap", command(next_help_heading = "Election"))]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize))]
@@ -60,11 +60,11 @@ pub struct Settings {
     pub store: String,
 
     /// Which election.
-    #[cfg_attr(feature = "clap", arg(long, value_name = "NAME", env = "TENURE_ELECTION"))]
+    #[cfg_attr(feature = "clap", arg(long, value_name = "NAME"))]
     pub election: String,
 
     /// Who this candidate is; host, process and a random number by default.
-    #[cfg_attr(feature = "clap", arg(long, value_name = "ID", env = "TENURE_CANDIDATE"))]
+    #[cfg_attr(feature = "clap", arg(long, value_name = "ID"))]
     #[cfg_attr(feature = "serde", serde(default))]
     pub candidate: Option<String>,
 
@@ -88,6 +88,22 @@ pub struct Settings {
     )]
     #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
     pub stop_budget: Option<Duration>,
+}
+
+impl fmt::Debug for Settings {
+    /// Without the password that the URL may hold.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let store =
+            self.store.parse::<StoreUrl>().map_or_else(|_| "(no URL)".to_owned(), |url| url.to_string());
+        f.debug_struct("Settings")
+            .field("store", &store)
+            .field("election", &self.election)
+            .field("candidate", &self.candidate)
+            .field("value", &self.value)
+            .field("ttl", &self.ttl)
+            .field("stop_budget", &self.stop_budget)
+            .finish()
+    }
 }
 
 impl Settings {
@@ -124,5 +140,18 @@ impl Settings {
     pub async fn connect(&self) -> Result<Arc<dyn Elector>, Error> {
         tenure_core::ElectionName::new(&self.election)?;
         crate::connect_with(&self.store, self.config()?).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_shown() {
+        for store in ["etcd://me:s3cret@h/acme", "etcd://me:s3cret@h /acme", "s3cret"] {
+            let shown = format!("{:?}", Settings::new(store, "billing"));
+            assert!(shown.contains("billing") && !shown.contains("s3cret"), "{shown}");
+        }
     }
 }

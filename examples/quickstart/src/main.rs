@@ -2,7 +2,7 @@
 //!
 //! ```console
 //! $ cargo run -p quickstart
-//! $ cargo run -p quickstart etcd://10.0.0.1:2379/acme --features etcd
+//! $ cargo run -p quickstart --features etcd -- etcd://10.0.0.1:2379/acme
 //! ```
 
 use std::time::Duration;

@@ -1,8 +1,9 @@
-//! Cron jobs that fire on one node only, and each time once, also across a fail-over.
+//! Cron jobs that fire on one node only, and at most once each time, also across a fail-over.
 //!
 //! The leader alone has a schedule. What makes a time fire *once* is the ledger: a time is claimed there, under the leader's
 //! fencing token, before its job runs, so that neither a stale leader nor a new one fires it again. Times that passed while
-//! nobody led are fired by the next leader.
+//! nobody led are fired by the next leader; a time that was claimed as its leader crashed is not fired again. Where that is worse than
+//! firing twice, write down beside the claim that the job is done, and repeat what is not, under an idempotency key.
 //!
 //! ```console
 //! $ cargo run -p scheduler -- --cron '*/5 * * * * *' --ledger sqlite:/tmp/ledger.db --store local:/tmp/cron --election cron
@@ -87,11 +88,22 @@ impl Scheduled {
     }
 }
 
+/// A schedule that ends with the term, also when this is dropped before it has been told to stop.
+struct Running(Option<JobScheduler>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut scheduler) = self.0.take() {
+            tokio::spawn(async move { drop(scheduler.shutdown().await) });
+        }
+    }
+}
+
 /// The leader's schedule, for one term.
 async fn lead(scheduled: Arc<Scheduled>, leadership: LeadershipHandle) -> Result<(), BoxError> {
     // What passed while nobody led.
     scheduled.fire(&leadership).await?;
-    let mut scheduler = JobScheduler::new().await?;
+    let scheduler = Running(Some(JobScheduler::new().await?));
     let pattern = scheduled.pattern.clone();
     let own = leadership.clone();
     let job = Job::new_async(pattern.as_str(), move |_, _| {
@@ -105,10 +117,11 @@ async fn lead(scheduled: Arc<Scheduled>, leadership: LeadershipHandle) -> Result
             }
         })
     })?;
-    scheduler.add(job).await?;
-    scheduler.start().await?;
+    if let Some(schedule) = &scheduler.0 {
+        schedule.add(job).await?;
+        schedule.start().await?;
+    }
     leadership.lost().await;
-    scheduler.shutdown().await?;
     Ok(())
 }
 

@@ -54,7 +54,8 @@ async fn ticket(
 ) -> Result<String, (StatusCode, String)> {
     let token = leadership.fencing_token();
     let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-    counts.retain(|other, _| *other == token);
+    // Never a later term's: a handler of an earlier one may have waited for the lock.
+    counts.retain(|other, _| *other >= token);
     let count = counts.entry(token).or_default();
     *count += 1;
     // After the count: whoever is told of a ticket was told by the leader.
@@ -73,6 +74,12 @@ async fn main() -> anyhow::Result<()> {
 
     // The value is where the others find this node: behind a proxy it is another address (--candidate-value).
     let mut settings = arguments.election;
+    if settings.value.is_none() && listener.local_addr()?.ip().is_unspecified() {
+        anyhow::bail!(
+            "--listen {} is every address: give the one that others reach as --candidate-value",
+            arguments.listen
+        );
+    }
     settings.value.get_or_insert_with(|| address.clone());
     let elector = settings.connect().await?;
     let status = StatusHandle::new(elector.clone(), &settings.election)?;
@@ -100,7 +107,7 @@ async fn main() -> anyhow::Result<()> {
         .route("/metrics", get(move || async move { recorder.render() }));
     println!("listening on {address}");
     let serving = axum::serve(listener, app).with_graceful_shutdown(stopped());
-    // While this node leads, its handlers do the work.
+    // While this node leads, its handlers do the work; the layer has leadership wait for them.
     let leading = elector.run_while_leader(&settings.election, stopped(), |leadership| async move {
         leadership.lost().await;
         Ok(())

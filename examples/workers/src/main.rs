@@ -36,8 +36,8 @@ struct Arguments {
     election: tenure::Settings,
 }
 
-fn job_election(job: usize) -> String {
-    format!("job.{job}")
+fn job_election(election: &str, job: usize) -> String {
+    format!("{election}.job.{job}")
 }
 
 /// The leader's part: keeps the plan up to date.
@@ -57,7 +57,8 @@ async fn assign(
             .collect();
         let mut holders = Vec::with_capacity(jobs);
         for job in 0..jobs {
-            holders.push(elector.leader(&job_election(job)).await?.map(|holder| holder.id));
+            let job = job_election(leadership.election().as_str(), job);
+            holders.push(elector.leader(&job).await?.map(|holder| holder.id));
         }
         let plan = Plan::new(&workers, &holders);
         if told.as_ref() != Some(&plan) {
@@ -90,12 +91,26 @@ async fn follow(
     election: String,
     stop: CancellationToken,
 ) -> Result<(), BoxError> {
+    // Whatever ends this, the process ends, and its jobs are assigned anew.
+    let _stop = stop.clone().drop_guard();
     let own = elector.candidate().to_string();
     let mut leaders = elector.observe(&election);
     let mut running: HashMap<usize, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
     // While nobody leads, the last plan stands.
-    while let Some(Some(leader)) = stop.run_until_cancelled(leaders.next()).await {
+    loop {
+        let leader = tokio::select! {
+            () = stop.cancelled() => break,
+            // Also when a job has panicked.
+            Some(ended) = tasks.join_next() => {
+                ended??;
+                continue;
+            }
+            leader = leaders.next() => match leader {
+                Some(leader) => leader,
+                None => break,
+            },
+        };
         let Some(plan) = leader?.and_then(|leader| Plan::read(&leader.value)) else { continue };
         running.retain(|job, mine| {
             let stays = plan.worker(*job) == Some(&own);
@@ -107,17 +122,13 @@ async fn follow(
         for job in plan.jobs_of(&own) {
             running.entry(job).or_insert_with(|| {
                 let (elector, mine) = (Arc::clone(&elector), stop.child_token());
+                let election = job_election(&election, job);
                 let over = mine.clone().cancelled_owned();
                 tasks.spawn(async move {
-                    elector
-                        .run_while_leader(&job_election(job), over, |leadership| work(job, leadership))
-                        .await
+                    elector.run_while_leader(&election, over, |leadership| work(job, leadership)).await
                 });
                 mine
             });
-        }
-        while let Some(ended) = tasks.try_join_next() {
-            ended??;
         }
     }
     stop.cancel();

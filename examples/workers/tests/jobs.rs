@@ -13,7 +13,7 @@ async fn until_spread(elector: &Arc<dyn Elector>, workers: &[&str]) {
         loop {
             let mut counts: BTreeMap<String, usize> = BTreeMap::new();
             for job in 0..JOBS {
-                if let Some(holder) = elector.leader(&format!("job.{job}")).await.unwrap() {
+                if let Some(holder) = elector.leader(&format!("workers.job.{job}")).await.unwrap() {
                     *counts.entry(holder.id).or_default() += 1;
                 }
             }

@@ -77,6 +77,7 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
             telemetry::leads(&term.election, token, waited);
             // Also when a backend panics: whoever resigns must not wait for ever.
             let _departed = term.departed.clone().drop_guard();
+            let _told = Told(&term);
             // A campaign dropped meanwhile drops the guard, which resigns.
             let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
             task.lead(&term, &gone).await;
@@ -95,6 +96,15 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
         }
     }
     std::mem::forget(unfinished);
+}
+
+/// Tells that a leadership is over when its task ends, however it does.
+struct Told<'a>(&'a Term);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.tell_over();
+    }
 }
 
 /// Ends the session when an entry's task ends before its time (a panic in a backend, a runtime

@@ -10,12 +10,14 @@ use crate::{
     spi::{BackendError, BackendErrorKind, BackendSession, EntryRequest, Proof},
 };
 
+/// How long a backend may take in all.
+const LIMIT: Duration = Duration::from_secs(30);
 /// The election that is entered for a moment, to see whether that is allowed.
 const ELECTION: &str = "tenure-doctor";
 
 pub(super) async fn examine(shared: &Shared) -> Vec<Finding> {
     // Backends bound their questions; this is for one that does not.
-    let limit = shared.config.request_timeout * 4;
+    let limit = LIMIT.max(shared.config.request_timeout * 4);
     let asked = timed("examining the store", limit, async { Ok(shared.backend.examine().await) }).await;
     let mut findings = asked.unwrap_or_else(|error| {
         vec![Finding::problem(

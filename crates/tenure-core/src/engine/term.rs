@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     task::Poll,
     time::Duration,
 };
@@ -46,6 +46,8 @@ pub(crate) struct Term {
     told: AtomicBool,
     /// The leadership that this one rests on, which it cannot outlive.
     base: OnceLock<Arc<Term>>,
+    /// The one that rests on this.
+    above: OnceLock<Weak<Term>>,
     /// How much work is being polled at this moment.
     polled: AtomicUsize,
     pub(crate) stop: CancellationToken,
@@ -75,6 +77,7 @@ impl Term {
             overrun_reported: AtomicBool::new(false),
             told: AtomicBool::new(false),
             base: OnceLock::new(),
+            above: OnceLock::new(),
             polled: AtomicUsize::new(0),
             stop: session.stop.child_token(),
             hard: session.hard.child_token(),
@@ -109,39 +112,79 @@ impl Term {
             return Err(Lost::new(end.reason));
         }
         let window = self.session.check_window(self.own_budget());
-        let base = || self.base.get().map_or(Ok(()), |base| base.check().map_err(|_| LossReason::Base));
+        let base = || match self.base() {
+            Some(base) if !base.carries(self.tier_budget(Duration::ZERO)) => Err(LossReason::Base),
+            _ => Ok(()),
+        };
         window.and_then(|()| base()).map_err(|reason| {
             self.lose(reason);
             Lost::new(self.reason().unwrap_or(reason))
         })
     }
 
+    /// Whether this leadership stands, and has as much time left as one that rests on it needs to stop.
+    fn carries(self: &Arc<Self>, above: Duration) -> bool {
+        self.check().is_ok() && self.has_time_for(above)
+    }
+
+    /// Whether so much time is left. That there is not ends nothing: this leadership needs less.
+    fn has_time_for(&self, above: Duration) -> bool {
+        let budget = self.tier_budget(above);
+        self.session.check_window(budget).is_ok() && self.base().is_none_or(|base| base.has_time_for(budget))
+    }
+
+    /// The time before this tier's own deadline that is kept for work to stop, when what rests on it asks for `above`: as
+    /// much of that as the session allows.
+    fn tier_budget(&self, above: Duration) -> Duration {
+        let own = self.own_budget().max(self.session.window.budget());
+        if above <= own {
+            return own;
+        }
+        own.max(above.min(self.session.largest_stop_budget()))
+    }
+
     /// Has this leadership rest on another, which the other keeps: it is over when the other is, and the other is given
     /// back only when the entry of this one has gone.
     pub(crate) fn rest_on(self: &Arc<Self>, base: Leadership) {
         let below = base.term();
-        if self.base.set(Arc::clone(&below)).is_err() {
-            // One rests on the other, all the way down.
-            if let Some(own) = self.base() {
-                own.rest_on(base);
-            }
-            return;
+        let asked = self.tier_budget(Duration::ZERO);
+        if below.tier_budget(asked) < asked {
+            warn!(election = %self.election, base = %below.election, asked = %humantime::format_duration(asked),
+                kept = %humantime::format_duration(below.tier_budget(asked)),
+                "the session below allows less time for work to stop");
         }
-        let term = Arc::clone(self);
-        spawn_tracked(&self.session.entries, async move {
-            tokio::select! {
-                () = term.departed.cancelled() => {}
-                () = below.stop.cancelled() => {
-                    term.lose(LossReason::Base);
-                    // Work that was told to stop before may have less time now.
-                    term.session.shared.watchdog.wake();
-                    term.departed.cancelled().await;
+        if self.base.set(Arc::clone(&below)).is_ok() {
+            // It rests on a guard, of which there is one.
+            let _ = below.above.set(Arc::downgrade(self));
+            let term = Arc::clone(self);
+            let lower = Arc::clone(&below);
+            spawn_tracked(&self.session.entries, async move {
+                tokio::select! {
+                    () = term.departed.cancelled() => {}
+                    () = lower.stop.cancelled() => {
+                        lower.end_above();
+                        term.departed.cancelled().await;
+                    }
                 }
-            }
-            drop(base);
-        });
-        self.session.attend(self);
-        self.session.shared.watchdog.wake();
+                drop(base);
+            });
+        } else if let Some(own) = self.base() {
+            // One rests on the other, all the way down.
+            own.rest_on(base);
+        }
+        // Both watchdogs look at both, whatever the runtime does.
+        for term in [self, &below] {
+            term.session.attend(term);
+            term.session.shared.watchdog.wake();
+        }
+    }
+
+    /// Ends what rests on this leadership, which is over.
+    fn end_above(&self) {
+        let Some(above) = self.above.get().and_then(Weak::upgrade) else { return };
+        above.lose(LossReason::Base);
+        // Work that was told to stop before may have less time now.
+        above.session.shared.watchdog.wake();
     }
 
     /// The leadership that this one rests on.
@@ -156,14 +199,18 @@ impl Term {
     }
 
     /// When the stop budget before the deadline begins, as things stand.
-    fn closes(&self) -> Moment {
-        let own = self.session.window.deadline() - self.stop_budget();
-        self.base().map_or(own, |base| own.min(base.closes()))
+    fn closes(&self, above: Duration) -> Moment {
+        let budget = self.tier_budget(above);
+        let own = self.session.window.deadline() - budget;
+        self.base().map_or(own, |base| own.min(base.closes(budget)))
     }
 
     /// Ends this leadership, not its session: the first reason stays. Work is told to stop.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
         if self.ended().is_some() || !self.ended.set(self.session.end_now(reason)) {
+            // With its session, perhaps, of which nobody else has told.
+            self.end_above();
+            self.tell_over();
             return;
         }
         if reason.is_over_in_the_store() {
@@ -173,6 +220,7 @@ impl Term {
         if !self.works.is_empty() {
             self.session.shared.watchdog.wake();
         }
+        self.end_above();
         // Last: what listens to events may take its time, or panic.
         self.tell_over();
     }
@@ -212,9 +260,20 @@ impl Term {
         self.stop_by().min(self.deadline())
     }
 
-    /// The time before the deadline that is kept for work to stop.
+    /// The time before the deadline that is kept for work to stop, whichever tier's deadline that is.
     pub(crate) fn stop_budget(&self) -> Duration {
-        self.own_budget().max(self.session.window.budget())
+        self.kept_for(Duration::ZERO)
+    }
+
+    fn kept_for(&self, above: Duration) -> Duration {
+        let own = self.tier_budget(above);
+        self.base().map_or(own, |base| own.min(base.kept_for(own)))
+    }
+
+    /// The largest stop budget that work can ask for, and the TTL that bounds it.
+    pub(crate) fn largest_stop_budget(&self) -> (Duration, Duration) {
+        let own = (self.session.largest_stop_budget(), self.session.spi.granted_ttl());
+        self.base().map_or(own, |base| own.min(base.largest_stop_budget()))
     }
 
     fn own_budget(&self) -> Duration {
@@ -236,7 +295,7 @@ impl Term {
             return None;
         }
         if self.check().is_ok() {
-            return Some(self.closes());
+            return Some(self.closes(Duration::ZERO));
         }
         if self.works.is_empty() {
             return None;

@@ -20,10 +20,15 @@ struct Member {
 
 impl Member {
     fn new(groups: &MemoryStore, top: &MemoryStore, id: &str, group: &str) -> Self {
+        Self::with_budget(groups, top, id, group, TTL / 10)
+    }
+
+    /// One whose work at the top has so much time to stop.
+    fn with_budget(groups: &MemoryStore, top: &MemoryStore, id: &str, group: &str, budget: Duration) -> Self {
         let clock = SimClock::new();
         let (groups, top) = (
             Host::with(groups, id, clock.clone(), |config| config),
-            Host::with(top, id, clock, |config| config),
+            Host::with(top, id, clock, |config| config.with_stop_budget(budget)),
         );
         let hierarchy = Hierarchy::new(top.elector.clone(), group).unwrap();
         let elector = Arc::new(hierarchy.with_group_elector(groups.elector.clone()));
@@ -251,4 +256,38 @@ async fn tiers_can_be_stacked() {
     assert_eq!(within(Duration::from_secs(5), leadership.lost()).await, LossReason::Base);
     drop(leadership);
     until("all have left", || store.entry_count() == 0).await;
+}
+
+/// Promise S3: work at the top has its stop budget before the group's deadline, too, which asks for less itself.
+#[tokio::test(start_paused = true)]
+async fn the_stop_budget_is_kept_before_both_deadlines() {
+    let (groups, top) = (MemoryStore::new(), MemoryStore::new());
+    let budget = Duration::from_secs(3);
+    let member = Member::with_budget(&groups, &top, "a", "g", budget);
+    let leadership = member.lead().await;
+    assert_eq!(leadership.stop_budget(), budget);
+    let token = leadership.cancellation_token();
+    member.group.link.cut();
+    within(TTL, token.cancelled()).await;
+    let left = leadership.remaining();
+    assert!(left > budget - Duration::from_millis(50), "{left:?} was left when the work was told to stop");
+    assert_eq!(leadership.loss(), Some(LossReason::Base));
+    // The group itself would have had more time.
+    let in_the_group = member.group.elector.leadership("e.g");
+    assert!(in_the_group.is_some_and(|group| group.is_leader() && group.stop_budget() < budget));
+    drop(leadership);
+
+    // More than a session allows is refused, and said.
+    member.group.link.heal();
+    let leadership = member.lead().await;
+    let refused = leadership.run_with_stop_budget(TTL, async {}).await.unwrap_err();
+    assert!(refused.to_string().contains("stop budget 10s is not allowed"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_with_a_dot_in_its_name_is_refused() {
+    let host = Host::new(&MemoryStore::new(), "a");
+    let refused = Hierarchy::new(host.elector.clone(), "b.c").unwrap_err();
+    assert_eq!(refused.to_string(), "group \"b.c\" is not allowed: a group's name has no dot");
+    assert!(Hierarchy::new(host.elector.clone(), "no/name").is_err());
 }
