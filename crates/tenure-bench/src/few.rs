@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use futures::future::join_all;
 use tenure::{Config, Elector, Leadership};
 use tokio::task::JoinHandle;
 
@@ -170,13 +171,11 @@ async fn hand_over(
         until_entered(&*looks, &election, candidates).await?;
         tokio::time::sleep(quiet).await;
     }
+    queue.iter().for_each(|(_, waiting)| waiting.abort());
+    // A guard that is held, in a task that has ended say, would be waited for.
+    let electors: Vec<_> = queue.into_iter().map(|(elector, _)| elector).chain([elector, looks]).collect();
     leads.resign().await?;
-    for (elector, waiting) in queue {
-        waiting.abort();
-        elector.close().await;
-    }
-    elector.close().await;
-    looks.close().await;
+    join_all(electors.iter().map(|elector| elector.close())).await;
     Ok(row(place, name, &ours, ("delete, then the watch's event, after the same quiet", &floor), 1.2))
 }
 

@@ -1,9 +1,14 @@
 //! ZooKeeper, through zookeeper-client.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use asyncs::task::{Spawn, Task};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -45,8 +50,23 @@ impl Zookeeper {
     }
 }
 
+/// Where the client's tasks are spawned.
+struct Tokio;
+
+impl Spawn for Tokio {
+    fn spawn(&self, task: Task) {
+        tokio::spawn(Box::into_pin(task.future));
+    }
+}
+
 async fn connect(endpoint: &str) -> Result<Client> {
-    Ok(Client::connector().with_session_timeout(Duration::from_secs(30)).connect(endpoint).await?)
+    let connector = Client::connector().with_session_timeout(Duration::from_secs(30));
+    let mut connecting = pin!(connector.connect(endpoint));
+    let connected = poll_fn(|context| {
+        let _scope = asyncs::task::enter(&Tokio);
+        connecting.as_mut().poll(context)
+    });
+    Ok(connected.await?)
 }
 
 /// Creates an ephemeral znode with a number, and lists all of them.
