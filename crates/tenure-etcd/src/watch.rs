@@ -210,6 +210,23 @@ pub(crate) struct Following {
 }
 
 impl Following {
+    /// Watches `targets` from now on, and waits until it does: what was before has to be read after that.
+    ///
+    /// So one read does where nobody waits for it. Whoever reads first has to read again when others have written
+    /// meanwhile, as with thousands of entries at a time they have.
+    ///
+    /// # Cancellation safety
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn stand(&mut self, watches: &Watches, targets: impl Into<Vec<Target>>) {
+        let targets = targets.into();
+        let watching = watches.watch(targets.iter().cloned(), NOW);
+        let (_, watching) = self.watching.insert((targets, watching));
+        tokio::select! {
+            () = watching.changed() => {}
+            () = sleep(watches.patience()) => {}
+        }
+    }
+
     /// Waits until it is time to look again at what was read at revision `read_at`,
     /// and what rests on `targets`.
     ///

@@ -83,7 +83,10 @@ impl Shared {
         if let Some(slot) = slots.get(election).and_then(Weak::upgrade) {
             return slot;
         }
-        slots.retain(|_, slot| slot.strong_count() > 0);
+        // Not each time: with thousands of them that is most of the work.
+        if slots.len() == slots.capacity() {
+            slots.retain(|_, slot| slot.strong_count() > 0);
+        }
         let slot = Arc::new(Semaphore::new(1));
         slots.insert(election.clone(), Arc::downgrade(&slot));
         slot

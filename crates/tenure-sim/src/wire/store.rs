@@ -68,6 +68,17 @@ impl Keys {
 const LEAST_TTL: i64 = 2;
 const LARGEST_TTL: i64 = 9_000_000_000;
 
+/// A transaction whose comparisons are made.
+struct Planned {
+    succeeded: bool,
+    ops: Vec<Step>,
+}
+
+enum Step {
+    Op(PbTxnRequestOp),
+    Within(Planned),
+}
+
 impl Store {
     pub(super) fn new() -> Self {
         Self {
@@ -195,18 +206,46 @@ impl Store {
         }
     }
 
+    /// As etcd does: it compares everywhere, in transactions within transactions too, before it changes anything; and
+    /// carries out all of it, or nothing, in one revision.
     pub(super) fn txn(&mut self, now: Duration, request: PbTxnRequest) -> Result<PbTxnResponse, Status> {
+        let planned = self.plan(request);
+        self.check_leases(&planned.ops)?;
+        let responses = self.change(now, |store| store.carry_out_all(planned.ops))?;
+        Ok(PbTxnResponse { header: None, succeeded: planned.succeeded, responses })
+    }
+
+    fn plan(&self, request: PbTxnRequest) -> Planned {
         let succeeded = request.compare.iter().all(|compare| self.holds(compare));
         let ops = if succeeded { request.success } else { request.failure };
-        for op in &ops {
-            if let Some(PbTxnOpRequest::RequestPut(put)) = &op.request {
-                self.check_lease(put)?;
+        let ops = ops.into_iter().map(|op| match op.request {
+            Some(PbTxnOpRequest::RequestTxn(txn)) => Step::Within(self.plan(txn)),
+            request => Step::Op(PbTxnRequestOp { request }),
+        });
+        Planned { succeeded, ops: ops.collect() }
+    }
+
+    fn check_leases(&self, ops: &[Step]) -> Result<(), Status> {
+        ops.iter().try_for_each(|step| match step {
+            Step::Within(planned) => self.check_leases(&planned.ops),
+            Step::Op(PbTxnRequestOp { request: Some(PbTxnOpRequest::RequestPut(put)) }) => {
+                self.check_lease(put)
             }
-        }
-        let responses = self.change(now, |store| {
-            ops.into_iter().map(|op| store.carry_out(op)).collect::<Result<Vec<_>, _>>()
-        })?;
-        Ok(PbTxnResponse { header: None, succeeded, responses })
+            Step::Op(_) => Ok(()),
+        })
+    }
+
+    fn carry_out_all(&mut self, ops: Vec<Step>) -> Result<Vec<PbResponseOp>, Status> {
+        ops.into_iter()
+            .map(|step| match step {
+                Step::Op(op) => self.carry_out(op),
+                Step::Within(planned) => {
+                    let responses = self.carry_out_all(planned.ops)?;
+                    let txn = PbTxnResponse { header: None, succeeded: planned.succeeded, responses };
+                    Ok(PbResponseOp { response: Some(PbTxnOpResponse::ResponseTxn(txn)) })
+                }
+            })
+            .collect()
     }
 
     fn carry_out(&mut self, op: PbTxnRequestOp) -> Result<PbResponseOp, Status> {
@@ -216,14 +255,9 @@ impl Store {
             Some(PbTxnOpRequest::RequestDeleteRange(delete)) => {
                 PbTxnOpResponse::ResponseDeleteRange(self.delete_now(delete))
             }
-            // etcd compares before it changes anything; what stands around such a transaction here only reads.
-            Some(PbTxnOpRequest::RequestTxn(txn)) => {
-                let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
-                let ops = if succeeded { txn.success } else { txn.failure };
-                let responses = ops.into_iter().map(|op| self.carry_out(op)).collect::<Result<_, _>>()?;
-                PbTxnOpResponse::ResponseTxn(PbTxnResponse { header: None, succeeded, responses })
+            Some(PbTxnOpRequest::RequestTxn(_)) | None => {
+                return Err(Status::invalid_argument("an operation that is none"));
             }
-            None => return Err(Status::invalid_argument("an operation that is none")),
         };
         Ok(PbResponseOp { response: Some(response) })
     }
