@@ -36,7 +36,7 @@ pub const FENCING_TOKEN: HeaderName = HeaderName::from_static("fencing-token");
 ///     _ => StatusCode::CREATED,
 /// }
 /// # }
-/// # drop(handler);
+/// # let _ = handler;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fencing(pub FencingToken);

@@ -2,7 +2,7 @@
 //! `Fencing-Token` header.
 //!
 //! ```
-//! use axum::{Router, routing::{get, post}};
+//! use axum::{Router, routing::post};
 //! use std::sync::Arc;
 //! use tenure_axum::{ForwardToLeader, Leading};
 //! use tenure_core::{Config, StatusHandle, StoreElector, memory::MemoryStore};

@@ -50,13 +50,14 @@ pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_
     assert_eq!(asker.ask_to_resign().await, None, "nobody leads");
     let first = a.lead().await;
     let second = b.wait_in_line().await;
-    let stopped = Arc::new(AtomicUsize::new(0));
+    let (stopped, begun) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
     let work = {
-        let (handle, stopped) = (first.handle(), Arc::clone(&stopped));
+        let (handle, stopped, begun) = (first.handle(), Arc::clone(&stopped), Arc::clone(&begun));
         tokio::spawn(async move {
             let stop = handle.cancellation_token();
             handle
                 .run(async move {
+                    begun.notify_one();
                     stop.cancelled().await;
                     tokio::task::yield_now().await;
                     stopped.store(1, Ordering::SeqCst);
@@ -64,6 +65,7 @@ pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_
                 .await
         })
     };
+    within("the work", begun.notified()).await;
     assert_eq!(asker.ask_to_resign().await.as_deref(), Some("a"));
     assert_eq!(within("the leader is told", first.lost()).await, LossReason::Asked);
     let second = within("the hand-over", second).await.unwrap();
