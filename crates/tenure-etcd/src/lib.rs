@@ -47,12 +47,10 @@
 
 mod config;
 mod connect;
-mod entering;
 mod error;
 mod examine;
 mod hedge;
 mod keys;
-mod looking;
 mod members;
 mod observe;
 mod session;
@@ -60,7 +58,6 @@ mod session;
 #[doc(hidden)]
 pub mod simulation;
 mod stream;
-mod together;
 mod wait;
 mod watch;
 
@@ -82,9 +79,7 @@ use tenure_core::{
 use tracing::warn;
 
 pub use crate::config::EtcdConfig;
-use crate::{
-    keys::Keys, looking::Looking, members::Members, session::EtcdSession, together::Together, watch::Watches,
-};
+use crate::{keys::Keys, members::Members, session::EtcdSession, watch::Watches};
 
 /// An etcd cluster as a store for elections.
 pub struct EtcdBackend {
@@ -96,7 +91,6 @@ struct Shared {
     keys: Keys,
     members: Arc<Members>,
     watches: Watches,
-    looking: Arc<Together<Looking>>,
     strangers: AtomicU64,
 }
 
@@ -110,9 +104,7 @@ impl EtcdBackend {
         let keys = Keys::new(&config.prefix);
         let members = Arc::new(Members::new(config, keys.probe()));
         let watches = Watches::new(Arc::clone(&members));
-        let looking = Together::new(Looking { members: Arc::clone(&members) });
-        let shared = Shared { keys, members, watches, looking, strangers: AtomicU64::new(0) };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(Shared { keys, members, watches, strangers: AtomicU64::new(0) }) })
     }
 
     /// How often a key was met in an election that no candidate can have made.

@@ -25,7 +25,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp,
+};
 use tenure_core::{
     FencingToken,
     spi::{
@@ -37,11 +40,9 @@ use tracing::debug;
 
 use crate::{
     Shared,
-    entering::{Entering, Found, Step},
     error::{lease_exists, malformed},
     keys::token,
     members::{Call, kv},
-    together::Together,
     wait::{self, gone, is_ours, ranges, revision},
 };
 
@@ -50,7 +51,6 @@ pub(crate) struct EtcdSession {
     shared: Arc<Shared>,
     lease: i64,
     granted: Duration,
-    entering: Arc<Together<Entering>>,
     /// Requests of which an attempt may still reach the store, by nonce.
     unsettled: Mutex<HashSet<u128>>,
     /// Requests that can have no effect any more, because they are marked as withdrawn.
@@ -85,7 +85,6 @@ impl EtcdSession {
             .value;
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
         Ok(Self {
-            entering: Together::new(Entering { members: Arc::clone(&shared.members), lease }),
             shared,
             lease,
             granted: seconds_of(granted)?,
@@ -264,26 +263,57 @@ impl BackendSession for EtcdSession {
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let keys = &self.shared.keys;
+        let Shared { keys, members, .. } = &*self.shared;
+        let election = &keys.election(&request.election);
         let key = &keys.entry(&request.election, self.lease);
+        let mark = &keys.withdrawn(self.lease, request);
         let payload = &request.payload();
         let lease = self.lease;
+        let tries = &AtomicUsize::new(0);
         let first_time = self.unsettled().insert(request.nonce);
-        let step = Step {
-            election: keys.election(&request.election),
-            key: key.clone(),
-            mark: keys.withdrawn(lease, request),
-            payload: payload.clone(),
+        let outcome = members
+            .call("enter", Call::Bulk, |client| async move {
+                tries.fetch_add(1, Relaxed);
+                let head = GetOptions::new()
+                    .with_prefix()
+                    .with_keys_only()
+                    .with_sort(SortTarget::Create, SortOrder::Ascend)
+                    .with_limit(1);
+                let head = TxnOp::get(election.as_str(), Some(head));
+                let own = TxnOp::get(key.as_str(), Some(GetOptions::new().with_keys_only()));
+                let put =
+                    TxnOp::put(key.as_str(), payload.as_slice(), Some(PutOptions::new().with_lease(lease)));
+                let txn = Txn::new()
+                    .when([
+                        Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+                        Compare::create_revision(mark.as_str(), CompareOp::Equal, 0),
+                    ])
+                    .and_then([put, own, head.clone()])
+                    .or_else([TxnOp::get(key.as_str(), None), head]);
+                let answer = kv(&client).txn(txn).await?;
+                let made = answer.succeeded();
+                let mut found = ranges(answer.op_responses());
+                match (found.next(), found.next()) {
+                    (Some(own), Some(head)) => Ok((made, own, head)),
+                    _ => Err(malformed("ranges").into()),
+                }
+            })
+            .await;
+        let outcome = match outcome {
+            // Another attempt is still under way, and may be carried out.
+            Err(error) if error.is_permanent() && tries.load(Relaxed) > 1 => {
+                Err(BackendError::with_source(BackendErrorKind::Unavailable, error.to_string(), error))
+            }
+            outcome => outcome,
         };
-        let outcome = self.entering.ask(step).await;
         let settled = match &outcome {
             Ok(won) => won.attempts == 1,
-            Err(refused) => refused.settled,
+            Err(error) => error.is_permanent(),
         };
         if first_time && settled {
             self.unsettled().remove(&request.nonce);
         }
-        let Found { made, own, head } = outcome.map_err(|refused| refused.error)?.value;
+        let (made, own, head) = outcome?.value;
         let Some(own) = own.first() else {
             return Err(BackendError::new(
                 BackendErrorKind::EntryGone,

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{KeyValue, TxnOpResponse};
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
 use tenure_core::{
     FencingToken,
     spi::{BackendError, BackendErrorKind, Entry, Parting, is_asked},
@@ -18,7 +18,7 @@ use crate::{
     Shared,
     error::malformed,
     keys::{is_candidate, token},
-    looking::{Ahead, Look, Seen},
+    members::{Call, kv},
     watch::{Following, Target},
 };
 
@@ -54,8 +54,7 @@ pub(crate) async fn wait_turn(
 pub(crate) async fn wait_gone(shared: &Shared, lease: i64, entry: &Entry) -> Result<(), BackendError> {
     let mut watch = Following::default();
     watch.stand(&shared.watches, [Target::Key(entry.key.clone())]).await;
-    while let Some(seen) = persistently(|| Box::pin(own(shared, lease, entry, false))).await? {
-        let read_at = seen.read_at;
+    while let Some((read_at, _)) = persistently(|| Box::pin(own(shared, lease, entry, true))).await? {
         watch.follow(&shared.watches, [Target::Key(entry.key.clone())], read_at).await;
     }
     Ok(())
@@ -70,18 +69,11 @@ pub(crate) async fn wait_parting(
     let mut watch = Following::default();
     watch.stand(&shared.watches, [Target::Key(entry.key.clone())]).await;
     loop {
-        let Some(mut seen) = persistently(|| Box::pin(own(shared, lease, entry, false))).await? else {
+        let Some((read_at, payload)) = persistently(|| Box::pin(own(shared, lease, entry, false))).await?
+        else {
             return Ok(Parting::Gone);
         };
-        // The payload may be large, and is as it was made, mostly.
-        if seen.changed {
-            match persistently(|| Box::pin(own(shared, lease, entry, true))).await? {
-                Some(with_payload) => seen = with_payload,
-                None => return Ok(Parting::Gone),
-            }
-        }
-        let read_at = seen.read_at;
-        if is_asked(&seen.payload) {
+        if is_asked(&payload) {
             return Ok(Parting::Asked);
         }
         watch.follow(&shared.watches, [Target::Key(entry.key.clone())], read_at).await;
@@ -142,8 +134,10 @@ async fn place(shared: &Shared, lease: i64, entry: &Entry) -> Result<Place, Back
     if revision(entry) < 2 {
         return Ok(Place::Gone);
     }
-    let ahead = |nearest| Ahead { election: election.clone(), before: revision(entry), nearest };
-    let Some((read_at, nearest)) = look(shared, lease, entry, ahead(true)).await? else {
+    let ahead =
+        GetOptions::new().with_prefix().with_keys_only().with_max_create_revision(revision(entry) - 1);
+    let nearest = ahead.clone().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(1);
+    let Some((read_at, nearest)) = look(shared, lease, entry, &election, &nearest).await? else {
         return Ok(Place::Gone);
     };
     match nearest.first() {
@@ -152,7 +146,7 @@ async fn place(shared: &Shared, lease: i64, entry: &Entry) -> Result<Place, Back
         Some(_) => {}
     }
     // Keys that no candidate made are passed over, which needs a look at all of them.
-    let Some((read_at, all)) = look(shared, lease, entry, ahead(false)).await? else {
+    let Some((read_at, all)) = look(shared, lease, entry, &election, &ahead).await? else {
         return Ok(Place::Gone);
     };
     shared.note_strangers(&election, &all);
@@ -166,38 +160,52 @@ async fn look(
     shared: &Shared,
     lease: i64,
     entry: &Entry,
-    ahead: Ahead,
+    election: &str,
+    ahead: &GetOptions,
 ) -> Result<Option<(i64, Vec<KeyValue>)>, BackendError> {
-    let seen = see(shared, Look { key: entry.key.clone(), payload: false, ahead: Some(ahead) }).await?;
-    let ours = seen.own.first().is_some_and(|kv| is_ours(kv, lease, entry));
-    Ok(ours.then_some((seen.read_at, seen.ahead)))
-}
-
-async fn see(shared: &Shared, look: Look) -> Result<Seen, BackendError> {
-    Ok(shared.looking.ask(look).await.map_err(|refused| refused.error)?.value)
+    let (read_at, own, ahead) = shared
+        .members
+        .call("wait", Call::Bulk, |client| async move {
+            let txn = Txn::new().and_then([
+                TxnOp::get(entry.key.as_str(), Some(GetOptions::new().with_keys_only())),
+                TxnOp::get(election, Some(ahead.clone())),
+            ]);
+            let answer = kv(&client).txn(txn).await?;
+            let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
+            let mut found = ranges(answer.op_responses());
+            match (found.next(), found.next()) {
+                (Some(own), Some(ahead)) => Ok((read_at, own, ahead)),
+                _ => Err(malformed("ranges").into()),
+            }
+        })
+        .await?
+        .value;
+    let ours = own.first().is_some_and(|kv| is_ours(kv, lease, entry));
+    Ok(ours.then_some((read_at, ahead)))
 }
 
 fn behind(kv: &KeyValue, read_at: i64) -> Place {
     Place::Behind(String::from_utf8_lossy(kv.key()).into_owned(), read_at)
 }
 
-/// An entry that is there and ours, as it was read.
-struct Own {
-    read_at: i64,
-    /// Whether it was written to since it was made.
-    changed: bool,
-    /// Empty when it was not asked for.
-    payload: Vec<u8>,
-}
-
-/// Reads `entry`, with its payload or without; `None` when it is not there, or not ours.
-async fn own(shared: &Shared, lease: i64, entry: &Entry, payload: bool) -> Result<Option<Own>, BackendError> {
-    let Seen { read_at, own, .. } =
-        see(shared, Look { key: entry.key.clone(), payload, ahead: None }).await?;
-    let ours = own.into_iter().find(|kv| is_ours(kv, lease, entry));
-    Ok(ours.map(|kv| Own {
-        read_at,
-        changed: kv.mod_revision() != kv.create_revision(),
-        payload: kv.value().to_vec(),
-    }))
+/// Reads `entry`, without its payload when it is to be `brief`; the revision it was read at, and the payload, when
+/// it is there and ours.
+async fn own(
+    shared: &Shared,
+    lease: i64,
+    entry: &Entry,
+    brief: bool,
+) -> Result<Option<(i64, Vec<u8>)>, BackendError> {
+    let answer = shared
+        .members
+        .call("look", Call::Bulk, |client| async move {
+            let options = GetOptions::new();
+            let options = if brief { options.with_keys_only() } else { options };
+            Ok(kv(&client).get(entry.key.as_str(), Some(options)).await?)
+        })
+        .await?
+        .value;
+    let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
+    let ours = answer.kvs().first().filter(|kv| is_ours(kv, lease, entry));
+    Ok(ours.map(|kv| (read_at, kv.value().to_vec())))
 }

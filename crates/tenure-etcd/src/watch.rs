@@ -30,6 +30,9 @@ pub(crate) const NOW: i64 = 0;
 /// A client's own watch ids start here; etcd's start at zero and -1 means none.
 pub(crate) const FIRST_ID: i64 = 1;
 
+/// How long a watch may take to stand before what it is about is read all the same.
+const STAND: Duration = Duration::from_secs(1);
+
 /// What to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -223,7 +226,8 @@ impl Following {
         let (_, watching) = self.watching.insert((targets, watching));
         tokio::select! {
             () = watching.changed() => {}
-            () = sleep(watches.patience()) => {}
+            // Whoever stands later is told to look again then.
+            () = sleep(STAND) => {}
         }
     }
 
