@@ -52,13 +52,19 @@ struct Shared {
     state: watch::Sender<State>,
     closing: CancellationToken,
     /// How long a server is waited for before another is asked as well. Where all are far away, the session
-    /// would go from one to the other for ever: it grows with each connection that breaks soon.
+    /// would go from one to the other for ever: it grows with each connection that breaks soon, or is robbed of it.
     patience: Mutex<Duration>,
 }
 
 impl Shared {
     fn patience(&self) -> MutexGuard<'_, Duration> {
         self.patience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As far away as they were the servers are mostly still.
+    fn be_less_patient(&self) {
+        let mut patience = self.patience();
+        *patience = (*patience / 2).max(MOMENT);
     }
 
     fn be_more_patient(&self) {
@@ -218,7 +224,7 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
         shared.servers.failed(connection.server());
         match connected.elapsed() < shared.granted / 3 {
             true => shared.be_more_patient(),
-            false => *shared.patience() = MOMENT,
+            false => shared.be_less_patient(),
         }
         shared.state.send_replace(State::Down(None));
         connection.give_up();
@@ -261,7 +267,10 @@ async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
     loop {
         next.retain(|server| !silent.contains_key(server));
         let alone = taken_over.load(Relaxed) > 0;
-        if let Some(server) = if alone { None } else { next.pop_front() } {
+        // Since the last was asked, which the next one would rob of the session.
+        let waited = silent.values().map(Instant::elapsed).min();
+        let left = waited.map_or(Duration::ZERO, |waited| shared.patience().saturating_sub(waited));
+        if let Some(server) = if alone || !left.is_zero() { None } else { next.pop_front() } {
             silent.insert(server.clone(), Instant::now());
             asked.push(async move {
                 let outcome = resume_at(shared, &server, taken_over).await;
@@ -270,7 +279,8 @@ async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
         }
         let wait = match next.is_empty() || alone {
             true => PAUSE.0 + PAUSE.1.mul_f64(fastrand::f64()),
-            false => *shared.patience(),
+            false if left.is_zero() => *shared.patience(),
+            false => left,
         };
         let (server, outcome) = tokio::select! {
             biased;
@@ -294,9 +304,17 @@ async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
                 return Ok(connection);
             }
             Err(Refusal::Over(error)) => return Err(error),
-            Err(Refusal::NotReached(error)) => error,
+            Err(Refusal::NotReached(error)) => {
+                // It had answered, and another was asked beside it: too soon, most likely.
+                if matches!(error, Error::ConnectionLoss) && !silent.is_empty() {
+                    shared.be_more_patient();
+                }
+                error
+            }
             Err(Refusal::NotHere(error)) => {
                 denials.contradict();
+                // Another that was asked too soon has taken the session over, most likely; and is robbed of it next.
+                shared.be_more_patient();
                 error
             }
         };
