@@ -69,3 +69,39 @@ async fn two_sessions_never_share_a_lease() {
     }
     backend.close().await;
 }
+
+/// Promise S2, by etcd itself: the transaction that the cookbook shows commits only while the leadership stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_compares_the_entry_is_fenced() {
+    use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
+    use tenure::LeadershipHandle;
+
+    async fn move_on(client: &Client, leadership: &LeadershipHandle, key: &str, cursor: &str) -> bool {
+        let token = i64::try_from(leadership.fencing_token().get()).unwrap();
+        let txn = Txn::new()
+            .when([Compare::create_revision(leadership.entry(), CompareOp::Equal, token)])
+            .and_then([TxnOp::put(key, cursor, None)]);
+        client.kv_client().txn(txn).await.unwrap().succeeded()
+    }
+
+    for version in Version::ETCD {
+        let etcd = Etcd::new(version).await;
+        let endpoint = etcd.server().endpoint();
+        let client = Client::connect([format!("http://{endpoint}")], None).await.unwrap();
+        let key = format!("cursor-{:016x}", fastrand::u64(..));
+        let elector = tenure::connect(&etcd.url()).await.unwrap();
+        let first = elector.campaign("e").await.unwrap();
+        let old = first.handle();
+        assert!(move_on(&client, &old, &key, "1").await, "{version:?}");
+        first.resign().await.unwrap();
+        assert!(!move_on(&client, &old, &key, "2").await, "{version:?}: nobody leads");
+        let second = elector.campaign("e").await.unwrap();
+        assert!(!move_on(&client, &old, &key, "2").await, "{version:?}: its successor has the same key");
+        assert!(move_on(&client, &second, &key, "3").await, "{version:?}");
+        let found = client.kv_client().get(key.as_str(), None).await.unwrap();
+        assert_eq!(found.kvs()[0].value(), b"3");
+        client.kv_client().delete(key.as_str(), None).await.unwrap();
+        second.resign().await.unwrap();
+        elector.close().await;
+    }
+}

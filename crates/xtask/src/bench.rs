@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: what elections cost, beside the raw operations that they are made of.
 
+mod page;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader},
@@ -44,7 +46,7 @@ enum Store {
     Memory,
 }
 
-/// Measures, writes `target/bench/summary.json` and prints a table.
+/// Measures, writes `target/bench/summary.json` and prints a table. A full run writes `docs/benchmarks.md`, too.
 ///
 /// # Errors
 /// When something cannot be measured. A target that is missed is told, and is no error.
@@ -100,6 +102,9 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     fs::create_dir_all(&summary)?;
     let summary = summary.join("summary.json");
     fs::write(&summary, serde_json::to_string_pretty(&rows)?)?;
+    if !options.quick && options.only.is_none() && options.store.is_none() {
+        page::write(&rows)?;
+    }
     if options.json {
         println!("{}", Value::Array(rows));
     }
