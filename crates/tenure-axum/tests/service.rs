@@ -23,8 +23,8 @@ struct Node {
     elector: Arc<StoreElector>,
     link: tenure_core::memory::Link,
     status: StatusHandle,
-    /// Two of its waiters meet: a handler, and the test.
-    gate: Arc<Notify>,
+    /// That a handler has come to the gate, and that it may go on.
+    gate: (Arc<Notify>, Arc<Notify>),
 }
 
 impl Node {
@@ -45,7 +45,7 @@ impl Node {
         let refresh = Duration::from_millis(100);
         let status = StatusHandle::with_refresh(elector.clone(), "e", refresh).unwrap();
         let own = id.to_owned();
-        let gate = Arc::new(Notify::new());
+        let gate = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let inner = Router::new().route(
             "/work",
             post(
@@ -59,12 +59,12 @@ impl Node {
                 },
             ),
         );
-        let waits = gate.clone();
+        let (came, goes_on) = gate.clone();
         let gated = Router::new().route(
             "/gated",
             post(move |_: Leading| async move {
-                waits.notify_one();
-                waits.notified().await;
+                came.notify_one();
+                goes_on.notified().await;
                 "handled"
             }),
         );
@@ -171,7 +171,8 @@ async fn a_leader_that_is_not_there_is_a_bad_gateway_and_a_silent_one_a_timeout(
     let a = Node::start(&store, "a", |layer| layer).await;
     let leadership = a.lead().await;
     b.sees(Some("a")).await;
-    let get = |path: &str| reqwest::get(format!("{}{path}", b.url));
+    let url = b.url.clone();
+    let get = |path: &str| reqwest::get(format!("{url}{path}"));
     assert_eq!(get("/api/slow").await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
     // A port that nobody listens at, and no address at all.
     for (value, expected) in
@@ -180,7 +181,7 @@ async fn a_leader_that_is_not_there_is_a_bad_gateway_and_a_silent_one_a_timeout(
         leadership.set_value(value).await.unwrap();
         let seen = async {
             while b.status.get().leader.is_none_or(|leader| leader.value != value.as_bytes()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                assert!(b.status.changed().await);
             }
         };
         tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
@@ -268,11 +269,11 @@ async fn a_resignation_waits_for_the_handlers_that_run() {
     let url = format!("{}/api/gated", a.url);
     let asking =
         tokio::spawn(async move { Client::new().post(url).send().await.unwrap().text().await.unwrap() });
-    a.gate.notified().await;
+    a.gate.0.notified().await;
     let resigning = tokio::spawn(leadership.resign());
     assert!(b.elector.try_campaign("e").await.unwrap().is_none(), "a handler runs");
     assert!(!resigning.is_finished());
-    a.gate.notify_one();
+    a.gate.1.notify_one();
     assert_eq!(asking.await.unwrap(), "handled");
     resigning.await.unwrap().unwrap();
     assert!(b.elector.try_campaign("e").await.unwrap().is_some());

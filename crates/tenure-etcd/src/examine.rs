@@ -13,18 +13,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The changes that elections need: the version that has the fix, for each release line, and what goes wrong before it.
 const FIXES: [(Version, &str); 3] = [
-    (
-        Version(3, 4, 31),
-        "a member whose disk or processor stalls can revoke live leases, so that two lead until the first is told \
-         (etcd-io/etcd#15247)",
-    ),
+    (Version(3, 4, 31), STALLED),
     (Version(3, 5, 3), "members can come to differ after a crash (the data inconsistency of 3.5.0 to 3.5.2)"),
-    (
-        Version(3, 5, 13),
-        "a member whose disk or processor stalls can revoke live leases, so that two lead until the first is told \
-         (etcd-io/etcd#15247)",
-    ),
+    (Version(3, 5, 13), STALLED),
 ];
+const STALLED: &str = "a member whose disk or processor stalls can revoke live leases, so that two lead until the first \
+                       is told (etcd-io/etcd#15247)";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u32, u32, u32);

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// use std::process::Command;
 /// use tenure_testkit::program::Program;
 ///
-/// let mut shell = Program::start(Command::new("sh").args(["-c", "echo ready; echo leads with token 7; sleep 60"]))?;
+/// let mut shell = Program::start(Command::new("sh").args(["-c", "echo ready; echo leads with token 7; exec sleep 60"]))?;
 /// assert_eq!(shell.wait_for("leads"), "leads with token 7");
 /// shell.kill();
 /// # Ok(()) }
@@ -100,19 +100,20 @@ impl Program {
         }
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has ended, and so has its output.
     ///
     /// # Panics
-    /// When it has not within a minute.
-    pub fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return status;
-            }
-            assert!(Instant::now() < until, "it does not end:\n{}", self.lines().join("\n"));
-            thread::sleep(Duration::from_millis(5));
-        }
+    /// When its output has not ended within a minute: it lives, or a process that it has started does.
+    ///
+    /// # Errors
+    /// When the system cannot be asked.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        let printed = self.printed.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = self.printed.more.wait_timeout_while(printed, PATIENCE, |(_, ended)| !*ended);
+        let (printed, waited) = ended.unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.timed_out(), "it does not end:\n{}", printed.0.join("\n"));
+        drop(printed);
+        self.child.wait()
     }
 }
 

@@ -65,7 +65,7 @@ async fn tickets_are_given_once_and_rise_whichever_node_is_asked() {
         assert!(metrics.contains("tenure_is_leader{election=\"tickets\"} 1"), "{metrics}");
         if nodes.len() == 1 {
             leader.program.terminate();
-            assert!(leader.program.wait().success());
+            assert!(leader.program.wait().unwrap().success());
         } else {
             leader.program.kill();
         }

@@ -55,7 +55,7 @@ async fn jobs_are_assigned_and_assigned_again_when_a_worker_dies() {
     let _d = start("d");
     until_spread(&elector, &["c", "d"]).await;
     c.terminate();
-    assert!(c.wait().success());
+    assert!(c.wait().unwrap().success());
     until_spread(&elector, &["d"]).await;
     let ended = c.lines().iter().filter(|line| line.contains("ends on c")).count();
     let begun = c.lines().iter().filter(|line| line.contains("begins on c")).count();

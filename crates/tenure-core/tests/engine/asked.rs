@@ -1,25 +1,10 @@
 //! An operator asks the leader to resign: promises S3 and L2.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use tenure_core::{Elector, Error, LossReason, memory::MemoryStore};
 
-use crate::host::{Host, TTL, UNTIL_STOP, pass, until, within};
-
-/// Set until it is dropped.
-struct Working(Arc<AtomicBool>);
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.store(false, SeqCst);
-    }
-}
+use crate::host::{Host, TTL, UNTIL_STOP, endless_work, pass, until, within};
 
 /// Work that listens to nothing goes on until the deadline, and nobody leads beside it.
 #[tokio::test(start_paused = true)]
@@ -28,17 +13,7 @@ async fn who_is_asked_to_resign_leaves_once_its_work_has_stopped() {
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let first = a.lead().await;
     let next = b.wait_in_line(&store).await;
-    let works = Arc::new(AtomicBool::new(true));
-    let working = Working(Arc::clone(&works));
-    let handle = first.handle();
-    let work = tokio::spawn(async move {
-        handle
-            .run(async move {
-                let _working = working;
-                std::future::pending::<()>().await;
-            })
-            .await
-    });
+    let (works, work) = endless_work(&first);
     let asked = b.elector.ask_to_resign("e").await.unwrap();
     assert_eq!(asked.unwrap().id, "a");
     assert_eq!(within(Duration::from_secs(1), first.lost()).await, LossReason::Asked);
@@ -60,17 +35,7 @@ async fn work_that_is_stopping_is_dropped_when_the_entry_goes() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
-    let works = Arc::new(AtomicBool::new(true));
-    let working = Working(Arc::clone(&works));
-    let handle = leadership.handle();
-    tokio::spawn(async move {
-        handle
-            .run(async move {
-                let _working = working;
-                std::future::pending::<()>().await;
-            })
-            .await
-    });
+    let (works, _) = endless_work(&leadership);
     host.elector.ask_to_resign("e").await.unwrap();
     within(Duration::from_secs(1), leadership.lost()).await;
     pass(Duration::from_secs(1)).await;

@@ -1,16 +1,13 @@
 //! A leadership that rests on another: the loss of either ends both, and promise S3 holds through both.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 use tenure_core::{Connection, Elector, Hierarchy, Leadership, LossReason, SimClock, memory::MemoryStore};
 
-use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, nothing_left, pass, until, within};
+use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, endless_work, nothing_left, pass, until, within};
 
 /// A group's member: its group's store and the top's, each with a session of its own.
 struct Member {
@@ -38,28 +35,6 @@ impl Member {
     async fn lead(&self) -> Leadership {
         within(Duration::from_secs(120), self.elector.campaign("e")).await.unwrap()
     }
-}
-
-/// Set while work goes on.
-fn work(leadership: &Leadership) -> Arc<AtomicBool> {
-    struct Working(Arc<AtomicBool>);
-    impl Drop for Working {
-        fn drop(&mut self) {
-            self.0.store(false, SeqCst);
-        }
-    }
-    let works = Arc::new(AtomicBool::new(true));
-    let working = Working(Arc::clone(&works));
-    let handle = leadership.handle();
-    tokio::spawn(async move {
-        handle
-            .run(async move {
-                let _working = working;
-                std::future::pending::<()>().await;
-            })
-            .await
-    });
-    works
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +103,7 @@ async fn the_loss_of_the_group_ends_both() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
     let (a, b) = (Member::new(&groups, &top, "a", "g"), Member::new(&groups, &top, "b", "g"));
     let first = a.lead().await;
-    let works = work(&first);
+    let (works, _) = endless_work(&first);
     let next = {
         let elector = Arc::clone(&b.elector);
         tokio::spawn(async move { elector.campaign("e").await.unwrap() })
@@ -192,7 +167,7 @@ async fn work_that_is_stopping_has_no_longer_than_the_group() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
     let member = Member::new(&groups, &top, "a", "g");
     let leadership = member.lead().await;
-    let works = work(&leadership);
+    let (works, _) = endless_work(&leadership);
     pass(Duration::from_millis(1)).await;
     leadership.begin_resign();
     pass(Duration::from_millis(100)).await;

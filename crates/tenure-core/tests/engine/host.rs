@@ -1,9 +1,16 @@
 //! A simulated host: one elector with a clock and a line to the store of its own.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use tenure_core::{
-    CandidateId, Config, Elector, Leadership, SimClock, StoreElector,
+    CandidateId, Config, Elector, Leadership, Lost, SimClock, StoreElector,
     memory::{Link, MemoryBackend, MemoryStore},
     spi::Backend,
 };
@@ -61,6 +68,29 @@ impl Host {
         until("the candidate has entered", || store.entries("e").len() > before).await;
         campaign
     }
+}
+
+/// Starts work that never ends by itself; true while it goes on, and what comes of it.
+pub(crate) fn endless_work(
+    leadership: &Leadership,
+) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Result<(), Lost>>) {
+    struct Working(Arc<AtomicBool>);
+    impl Drop for Working {
+        fn drop(&mut self) {
+            self.0.store(false, SeqCst);
+        }
+    }
+    let works = Arc::new(AtomicBool::new(true));
+    let (working, handle) = (Working(Arc::clone(&works)), leadership.handle());
+    let work = tokio::spawn(async move {
+        handle
+            .run(async move {
+                let _working = working;
+                std::future::pending::<()>().await;
+            })
+            .await
+    });
+    (works, work)
 }
 
 /// Waits for a condition, for at most ten simulated minutes.
