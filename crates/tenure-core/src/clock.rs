@@ -8,10 +8,11 @@ use std::{
     fmt,
     ops::{Add, Sub},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use async_trait::async_trait;
+use rustix::time::{ClockId, clock_gettime};
 
 /// An instant of a [`Clock`], in nanoseconds since an arbitrary origin.
 ///
@@ -91,15 +92,21 @@ pub struct BootClock;
 impl Clock for BootClock {
     fn now(&self) -> Moment {
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        let id = rustix::time::ClockId::Boottime;
+        let id = ClockId::Boottime;
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        let id = rustix::time::ClockId::Monotonic;
-        let time = rustix::time::clock_gettime(id);
+        let id = ClockId::Monotonic;
+        let time = clock_gettime(id);
         Moment((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
     }
 
+    /// To a tick of the kernel, a few milliseconds: read on every check, and a jump is far longer.
     fn wall(&self) -> Duration {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let id = ClockId::RealtimeCoarse;
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let id = ClockId::Realtime;
+        let time = clock_gettime(id);
+        Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
     }
 
     async fn sleep_until(&self, moment: Moment) {

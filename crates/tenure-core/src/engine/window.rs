@@ -18,7 +18,8 @@ pub(crate) struct Sent {
 
 impl Sent {
     pub(crate) fn now(clock: &dyn Clock) -> Self {
-        Self { at: clock.now(), wall_offset: wall_offset(clock) }
+        let at = clock.now();
+        Self { at, wall_offset: wall_offset(clock, at) }
     }
 }
 
@@ -83,12 +84,13 @@ impl Window {
         if deadline == Moment::NEVER {
             return Ok(());
         }
-        if clock.now() + budget >= deadline {
+        let now = clock.now();
+        if now + budget >= deadline {
             return Err(LossReason::Deadline);
         }
         // A paused virtual machine's clocks stand still together, and only the time of day is
         // put right afterwards: by then the store may have let go of us.
-        if wall_offset(clock) - self.wall_offset.load(Ordering::Relaxed) > self.wall_slack() {
+        if wall_offset(clock, now) - self.wall_offset.load(Ordering::Relaxed) > self.wall_slack() {
             return Err(LossReason::ClockJump);
         }
         Ok(())
@@ -130,9 +132,10 @@ impl Window {
     }
 }
 
-fn wall_offset(clock: &dyn Clock) -> i64 {
+/// The time of day minus the clock, which says `now`.
+fn wall_offset(clock: &dyn Clock, now: Moment) -> i64 {
     let wall = i64::try_from(clock.wall().as_nanos()).unwrap_or(i64::MAX);
-    wall.wrapping_sub_unsigned(clock.now().as_nanos())
+    wall.wrapping_sub_unsigned(now.as_nanos())
 }
 
 #[cfg(test)]
