@@ -79,6 +79,8 @@ pub(crate) enum Call {
     Bulk,
     /// A quorum's word that must not queue behind others.
     Urgent,
+    /// What one member knows, of which there may be thousands at once: no proof that it hears the others.
+    Local,
     /// A lease keepalive: urgent, and no proof that the member hears the others.
     Keepalive,
 }
@@ -129,7 +131,7 @@ impl Members {
         Fut: Future<Output = Result<T, Failure>>,
     {
         let _permit = match call {
-            Call::Bulk => self.bulk.acquire().await.ok(),
+            Call::Bulk | Call::Local => self.bulk.acquire().await.ok(),
             Call::Urgent | Call::Keepalive => None,
         };
         let (first, count) = (self.preferred(), self.members.len());
@@ -171,7 +173,7 @@ impl Members {
         let failure = match outcome {
             Ok(Ok(value)) => {
                 member.failures.store(0, Relaxed);
-                if call != Call::Keepalive {
+                if matches!(call, Call::Bulk | Call::Urgent) {
                     self.note_fresh(index);
                 }
                 return Ok(value);

@@ -26,8 +26,8 @@ use std::{
 
 use async_trait::async_trait;
 use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, SortOrder, SortTarget, Txn,
-    TxnOp,
+    Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper,
+    PutOptions, SortOrder, SortTarget, Txn, TxnOp,
 };
 use tenure_core::{
     FencingToken,
@@ -40,7 +40,7 @@ use tracing::debug;
 
 use crate::{
     Shared,
-    error::{lease_exists, malformed},
+    error::{Failure, lease_exists, malformed},
     keys::token,
     members::{Call, kv},
     wait::{self, gone, is_ours, ranges, revision},
@@ -55,6 +55,32 @@ pub(crate) struct EtcdSession {
     unsettled: Mutex<HashSet<u128>>,
     /// Requests that can have no effect any more, because they are marked as withdrawn.
     buried: Mutex<HashSet<u128>>,
+    /// A stream of keepalives on which no question is open.
+    line: Mutex<Option<Line>>,
+}
+
+/// A stream of keepalives to one member.
+struct Line {
+    client: Arc<Client>,
+    keeper: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+}
+
+impl Line {
+    /// Asks once, and waits for the answer; without one the stream is dropped.
+    async fn ask(mut self, lease: i64) -> Result<(Heartbeat, Self), Failure> {
+        self.keeper.keep_alive().await?;
+        // `keep_alive` is Ok on a dead connection (hazard E12): only an answer counts.
+        let answer = self.answers.message().await?.ok_or_else(|| malformed("keepalive"))?;
+        if answer.id() != lease {
+            return Err(malformed("keepalive of our lease").into());
+        }
+        if answer.ttl() <= 0 {
+            return Err(BackendError::new(BackendErrorKind::SessionGone, "lease not found").into());
+        }
+        let epoch = answer.header().ok_or_else(|| malformed("header"))?.raft_term();
+        Ok((Heartbeat { ttl: seconds_of(answer.ttl())?, epoch }, self))
+    }
 }
 
 impl EtcdSession {
@@ -90,14 +116,17 @@ impl EtcdSession {
             granted: seconds_of(granted)?,
             unsettled: Mutex::default(),
             buried: Mutex::default(),
+            line: Mutex::default(),
         })
     }
 
-    /// Asks for the lease to live on, on a stream made for this one question.
+    /// Asks for the lease to live on.
     ///
-    /// etcd's answers carry no number, so that on a stream with a past, an answer could
-    /// belong to an earlier question. The client library keeps the first answer to
-    /// itself, and with it the term; the second one is ours.
+    /// etcd's answers carry no number, so that an answer could belong to an earlier question. A
+    /// stream is therefore used again only when all that was asked on it has been answered; whoever
+    /// asks has it to itself, and when it does not come back with an answer it is dropped. The client
+    /// library keeps a stream's first answer to itself, and with it the term: on a new one a second
+    /// question is asked.
     ///
     /// # Why the term in the answer is good for [`confirm`](BackendSession::confirm)
     ///
@@ -117,21 +146,25 @@ impl EtcdSession {
             .shared
             .members
             .call("heartbeat", Call::Keepalive, |client| async move {
-                let (mut keeper, mut answers) = client.lease_client().keep_alive(lease).await?;
-                keeper.keep_alive().await?;
-                // `keep_alive` is Ok on a dead connection (hazard E12): only an answer counts.
-                let answer = answers.message().await?.ok_or_else(|| malformed("keepalive"))?;
-                if answer.id() != lease {
-                    return Err(malformed("keepalive of our lease").into());
+                let kept = self.line().take().filter(|line| Arc::ptr_eq(&line.client, &client));
+                // One that was quiet for a while may have ended meanwhile.
+                if let Some(line) = kept
+                    && let Ok((heartbeat, line)) = line.ask(lease).await
+                {
+                    *self.line() = Some(line);
+                    return Ok(heartbeat);
                 }
-                if answer.ttl() <= 0 {
-                    return Err(BackendError::new(BackendErrorKind::SessionGone, "lease not found").into());
-                }
-                let epoch = answer.header().ok_or_else(|| malformed("header"))?.raft_term();
-                Ok(Heartbeat { ttl: seconds_of(answer.ttl())?, epoch })
+                let (keeper, answers) = client.lease_client().keep_alive(lease).await?;
+                let (heartbeat, line) = Line { client, keeper, answers }.ask(lease).await?;
+                *self.line() = Some(line);
+                Ok(heartbeat)
             })
             .await?;
         Ok(won.value)
+    }
+
+    fn line(&self) -> std::sync::MutexGuard<'_, Option<Line>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads one key, linearizably, and the term it was read in.

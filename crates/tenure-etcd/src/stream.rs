@@ -229,11 +229,17 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
     }
     match open.remove(&id) {
         Some(watch) => {
-            watch.signal.over();
+            watch.signal.over_with(last_revision(response));
             Dispatched::Done(id)
         }
         None => Dispatched::Nothing,
     }
+}
+
+/// The revision of the last event of a response.
+fn last_revision(response: &WatchResponse) -> i64 {
+    let revisions = response.events().iter().filter_map(|event| Some(event.kv()?.mod_revision()));
+    revisions.max().unwrap_or_default()
 }
 
 fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {

@@ -1,8 +1,19 @@
 //! Waiting for one's turn, and for one's entry to go.
 //!
 //! Read, watch what the answer rests on, read again (see [`crate::watch`]). Every
-//! conclusion comes from a linearizable read that saw the entry itself, so that
-//! nobody wins without an entry (hazards G13, E11).
+//! conclusion comes from a read that saw the entry itself, so that nobody wins without an
+//! entry (hazards G13, E11).
+//!
+//! # What a member may answer alone
+//!
+//! When the candidate ahead has gone, the member that said so is asked where the entry
+//! stands, without a quorum's word: half the price, on the path of every hand-over. Its answer
+//! counts when it is of that departure's revision or a later one. What it then concludes
+//! cannot be out of date: that nobody is ahead stays true, for candidates ahead can only
+//! leave; that the entry has gone stays true, for it never comes back; and that the entry was
+//! there when the last one ahead left is all that a quorum's answer would say for certain, too. How long
+//! it may be assumed to be there since is for the session's deadline, which rests on confirmed heartbeats alone. Anything
+//! else (a first look, a watch that has broken off or heard nothing) asks a quorum.
 
 use std::time::Duration;
 
@@ -37,14 +48,14 @@ pub(crate) async fn wait_turn(
     entry: &Entry,
 ) -> Result<FencingToken, BackendError> {
     let mut watch = Following::default();
+    let mut since = None;
     loop {
-        match persistently(|| Box::pin(place(shared, lease, entry))).await? {
+        match persistently(|| Box::pin(place(shared, lease, entry, since))).await? {
             Place::Gone => return Err(gone(entry)),
             Place::Leads => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
             Place::Behind(ahead, read_at) => {
-                watch
-                    .follow(&shared.watches, [Target::End(ahead), Target::End(entry.key.clone())], read_at)
-                    .await;
+                let targets = [Target::End(ahead), Target::End(entry.key.clone())];
+                since = watch.follow(&shared.watches, targets, read_at).await;
             }
         }
     }
@@ -127,8 +138,13 @@ where
     }
 }
 
-/// Reads where `entry` stands.
-async fn place(shared: &Shared, lease: i64, entry: &Entry) -> Result<Place, BackendError> {
+/// Reads where `entry` stands: since a revision that a watch has told of, or by the word of a quorum.
+async fn place(
+    shared: &Shared,
+    lease: i64,
+    entry: &Entry,
+    since: Option<i64>,
+) -> Result<Place, BackendError> {
     let election = shared.keys.election(&entry.election);
     // A bound of zero would be none; etcd's first key has create revision 2.
     if revision(entry) < 2 {
@@ -137,51 +153,73 @@ async fn place(shared: &Shared, lease: i64, entry: &Entry) -> Result<Place, Back
     let ahead =
         GetOptions::new().with_prefix().with_keys_only().with_max_create_revision(revision(entry) - 1);
     let nearest = ahead.clone().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(1);
-    let Some((read_at, nearest)) = look(shared, lease, entry, &election, &nearest).await? else {
-        return Ok(Place::Gone);
+    let own = |look: &Look| look.own.iter().any(|kv| is_ours(kv, lease, entry));
+    let here = match since {
+        Some(since) => look(shared, entry, &election, &nearest, true).await.ok().filter(|look| {
+            let needed = since.max(revision(entry));
+            look.read_at >= needed
+        }),
+        None => None,
     };
+    let seen = match here {
+        Some(look) => look,
+        None => look(shared, entry, &election, &nearest, false).await?,
+    };
+    if !own(&seen) {
+        return Ok(Place::Gone);
+    }
+    let Look { read_at, ahead: nearest, .. } = seen;
     match nearest.first() {
         None => return Ok(Place::Leads),
         Some(kv) if is_candidate(&election, kv) => return Ok(behind(kv, read_at)),
         Some(_) => {}
     }
     // Keys that no candidate made are passed over, which needs a look at all of them.
-    let Some((read_at, all)) = look(shared, lease, entry, &election, &ahead).await? else {
+    let seen = look(shared, entry, &election, &ahead, false).await?;
+    if !own(&seen) {
         return Ok(Place::Gone);
-    };
+    }
+    let Look { read_at, ahead: all, .. } = seen;
     shared.note_strangers(&election, &all);
     let candidates = all.iter().filter(|kv| is_candidate(&election, kv));
     Ok(candidates.max_by_key(|kv| kv.create_revision()).map_or(Place::Leads, |kv| behind(kv, read_at)))
 }
 
-/// Reads, in one linearizable transaction, `entry` and the keys `ahead` of it; `None`
-/// when the entry is gone. With them comes the revision they were read at.
+/// What one transaction has shown.
+struct Look {
+    read_at: i64,
+    own: Vec<KeyValue>,
+    ahead: Vec<KeyValue>,
+}
+
+/// Reads, in one transaction, `entry` and the keys `ahead` of it: what one member knows, or
+/// by the word of a quorum.
 async fn look(
     shared: &Shared,
-    lease: i64,
     entry: &Entry,
     election: &str,
     ahead: &GetOptions,
-) -> Result<Option<(i64, Vec<KeyValue>)>, BackendError> {
-    let (read_at, own, ahead) = shared
+    here: bool,
+) -> Result<Look, BackendError> {
+    let options = |options: GetOptions| if here { options.with_serializable() } else { options };
+    let call = if here { Call::Local } else { Call::Bulk };
+    let won = shared
         .members
-        .call("wait", Call::Bulk, |client| async move {
+        .call("wait", call, |client| async move {
             let txn = Txn::new().and_then([
-                TxnOp::get(entry.key.as_str(), Some(GetOptions::new().with_keys_only())),
-                TxnOp::get(election, Some(ahead.clone())),
+                TxnOp::get(entry.key.as_str(), Some(options(GetOptions::new().with_keys_only()))),
+                TxnOp::get(election, Some(options(ahead.clone()))),
             ]);
             let answer = kv(&client).txn(txn).await?;
             let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
             let mut found = ranges(answer.op_responses());
             match (found.next(), found.next()) {
-                (Some(own), Some(ahead)) => Ok((read_at, own, ahead)),
+                (Some(own), Some(ahead)) => Ok(Look { read_at, own, ahead }),
                 _ => Err(malformed("ranges").into()),
             }
         })
-        .await?
-        .value;
-    let ours = own.first().is_some_and(|kv| is_ours(kv, lease, entry));
-    Ok(ours.then_some((read_at, ahead)))
+        .await?;
+    Ok(won.value)
 }
 
 fn behind(kv: &KeyValue, read_at: i64) -> Place {

@@ -79,6 +79,8 @@ pub(crate) struct Signal {
     notify: Notify,
     spent: AtomicBool,
     late: AtomicBool,
+    /// The revision of the event that ended the watch; zero when none did.
+    event: AtomicI64,
 }
 
 impl Signal {
@@ -91,6 +93,12 @@ impl Signal {
     pub(crate) fn over(&self) {
         self.spent.store(true, Relaxed);
         self.notify.notify_one();
+    }
+
+    /// Look again; the watch is over with an event of `revision`.
+    pub(crate) fn over_with(&self, revision: i64) {
+        self.event.store(revision, Relaxed);
+        self.over();
     }
 
     /// Look again; the watch is over because it would have begun in the past.
@@ -137,11 +145,11 @@ impl Watches {
     /// After how long to read again although nothing was heard.
     ///
     /// etcd can lose an event around a compaction (issue 18089). A lost stream is
-    /// noticed otherwise, so that this can be rare where many wait: at most some five
-    /// reads a second in one process, whatever the number of elections.
+    /// noticed otherwise, so that this can be rare, and rarer where many wait: at most some
+    /// five reads a second in one process, whatever the number of elections.
     pub(crate) fn patience(&self) -> Duration {
         let open = u32::try_from(self.open.load(Relaxed)).unwrap_or(u32::MAX);
-        let base = Duration::from_secs(5).max(Duration::from_millis(200).saturating_mul(open));
+        let base = Duration::from_secs(20).max(Duration::from_millis(200).saturating_mul(open));
         base.mul_f64(0.75 + fastrand::f64() / 2.0)
     }
 
@@ -183,6 +191,11 @@ impl Watching {
     /// Nothing is lost when the future is dropped.
     pub(crate) async fn changed(&self) {
         self.signal.notify.notified().await;
+    }
+
+    /// The revision of the event that has ended the watch, if one has.
+    fn event(&self) -> Option<i64> {
+        Some(self.signal.event.load(Relaxed)).filter(|revision| *revision > 0)
     }
 
     /// Whether the watch is over, so that another is needed.
@@ -232,11 +245,16 @@ impl Following {
     }
 
     /// Waits until it is time to look again at what was read at revision `read_at`,
-    /// and what rests on `targets`.
+    /// and what rests on `targets`. The revision of the event that ended the wait, if one did.
     ///
     /// # Cancellation safety
     /// Nothing is lost when the future is dropped.
-    pub(crate) async fn follow(&mut self, watches: &Watches, targets: impl Into<Vec<Target>>, read_at: i64) {
+    pub(crate) async fn follow(
+        &mut self,
+        watches: &Watches,
+        targets: impl Into<Vec<Target>>,
+        read_at: i64,
+    ) -> Option<i64> {
         let targets = targets.into();
         if let Some((followed, watching)) = &self.watching
             && (watching.is_spent() || *followed != targets)
@@ -253,5 +271,6 @@ impl Following {
             () = watching.changed() => {}
             () = sleep(watches.patience()) => {}
         }
+        watching.event()
     }
 }

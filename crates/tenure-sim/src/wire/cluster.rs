@@ -181,7 +181,9 @@ impl State {
 
     /// What `member` knows of is older than this.
     pub(super) fn seen_by(&self, member: usize) -> Duration {
-        self.now.saturating_sub(self.members[member].lag)
+        let at = &self.members[member];
+        let late = self.now.saturating_sub(at.lag);
+        at.deaf_since.map_or(late, |deaf| late.min(deaf))
     }
 
     pub(super) fn revision_at(&self, member: usize) -> i64 {
