@@ -155,25 +155,28 @@ async fn hand_over(
     }
     let (mut elector, leading) = queue.pop_front().context("there are candidates")?;
     let mut leads = leading.await??.0;
+    let mut resigned = None;
     for _ in 0..rounds {
         if let Some(raw) = raw.as_mut() {
             floor.add(raw.hand_over(quiet).await?);
         }
-        let (next, leading) = queue.pop_front().context("there are candidates")?;
-        let begun = Instant::now();
-        let (resigned, led) = tokio::join!(leads.resign(), leading);
-        resigned?;
-        let (next_leads, at) = led??;
-        ours.add(at - begun);
-        // The one that resigned stands again, as the last.
-        queue.push_back(stand(elector, &election));
-        (elector, leads) = (next, next_leads);
+        // The last to resign stands again, as the last.
+        queue.extend(resigned.take().map(|elector| stand(elector, &election)));
         until_entered(&*looks, &election, candidates).await?;
         tokio::time::sleep(quiet).await;
+        let (next, leading) = queue.pop_front().context("there are candidates")?;
+        let begun = Instant::now();
+        let (given_back, led) = tokio::join!(leads.resign(), leading);
+        given_back?;
+        let (next_leads, at) = led??;
+        ours.add(at - begun);
+        resigned = Some(std::mem::replace(&mut elector, next));
+        leads = next_leads;
     }
     queue.iter().for_each(|(_, waiting)| waiting.abort());
     // A guard that is held, in a task that has ended say, would be waited for.
-    let electors: Vec<_> = queue.into_iter().map(|(elector, _)| elector).chain([elector, looks]).collect();
+    let electors: Vec<_> =
+        queue.into_iter().map(|(elector, _)| elector).chain(resigned).chain([elector, looks]).collect();
     leads.resign().await?;
     join_all(electors.iter().map(|elector| elector.close())).await;
     Ok(row(place, name, &ours, ("delete, then the watch's event, after the same quiet", &floor), 1.2))
