@@ -50,7 +50,7 @@ pub(crate) async fn measure(
     options: &Options,
     place: &Place,
     raw: &mut Option<Box<dyn Raw>>,
-    tell: &mut impl FnMut(Row) -> Result<()>,
+    tell: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
     let rounds = options.rounds(300);
     if options.wants("campaign, session held") {

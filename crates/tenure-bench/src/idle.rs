@@ -13,7 +13,7 @@ pub(crate) async fn measure(
     options: &Options,
     place: &Place,
     raw: &mut dyn Raw,
-    tell: &mut impl FnMut(Row) -> Result<()>,
+    tell: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
     let name = "idle: requests a second of a leader and ten followers, TTL 5 s";
     if !options.wants(name) {

@@ -43,7 +43,11 @@ impl Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let options = Options::parse();
+    // In a task, where programs do their work: the main future is woken from one thread to another each time.
+    tokio::spawn(measure(Options::parse())).await?
+}
+
+async fn measure(options: Options) -> Result<()> {
     let Some((scheme, rest)) = options.store.split_once(':') else { bail!("{} is no store", options.store) };
     let endpoint = rest.trim_start_matches('/');
     let mut raw: Option<Box<dyn Raw>> = match scheme {

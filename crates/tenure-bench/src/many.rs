@@ -15,7 +15,7 @@ pub(crate) async fn measure(
     options: &Options,
     place: &Place,
     raw: &mut Option<Box<dyn Raw>>,
-    tell: &mut impl FnMut(Row) -> Result<()>,
+    tell: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
     let all = match place.scheme.as_str() {
         // A file each.

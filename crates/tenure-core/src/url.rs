@@ -6,7 +6,13 @@
 
 mod login;
 
-use std::{cell::RefCell, collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use percent_encoding::percent_decode_str;
 use thiserror::Error;
@@ -42,7 +48,8 @@ pub struct StoreUrl {
     hosts: Vec<String>,
     path: String,
     settings: BTreeMap<String, String>,
-    known: RefCell<BTreeMap<String, bool>>,
+    /// The settings that somebody has asked for, of this URL or a clone of it, and whether they were given.
+    known: Arc<Mutex<BTreeMap<String, bool>>>,
 }
 
 /// A store URL that cannot be used. Its text shows no password.
@@ -79,10 +86,14 @@ impl StoreUrl {
         &self.path
     }
 
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the setting `name` as text.
     pub fn text(&self, name: &str) -> Option<&str> {
         let value = self.settings.get(name).map(String::as_str);
-        self.known.borrow_mut().insert(name.to_owned(), value.is_some());
+        self.known().insert(name.to_owned(), value.is_some());
         value
     }
 
@@ -115,7 +126,7 @@ impl StoreUrl {
     /// # Errors
     /// Names the settings that nobody knows, and those that could have been given.
     pub fn deny_unknown(&self) -> Result<(), InvalidUrl> {
-        let known = self.known.borrow();
+        let known = self.known();
         let unknown: Vec<_> =
             self.settings.keys().filter(|k| !known.contains_key(*k)).map(String::as_str).collect();
         if unknown.is_empty() {
@@ -241,7 +252,7 @@ impl FromStr for StoreUrl {
             hosts: Vec::new(),
             path: decoded(path).map_err(|e| fail(format!("its path is not allowed: {e}")))?,
             settings: BTreeMap::new(),
-            known: RefCell::default(),
+            known: Arc::default(),
         };
         if let Some(authority) = authority {
             let hosts = match authority.rsplit_once('@') {

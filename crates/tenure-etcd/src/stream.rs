@@ -20,7 +20,7 @@ use tracing::debug;
 use crate::{
     error::{Failure, is_login_trouble},
     members::{Members, watches},
-    watch::{Command, FIRST_ID, NOW, Signal, Target},
+    watch::{Command, FIRST_ID, Heard, NOW, Signal, Target},
 };
 
 /// How often the stream's member is looked at.
@@ -227,13 +227,15 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
     if response.events().is_empty() {
         return Dispatched::Nothing;
     }
-    match open.remove(&id) {
-        Some(watch) => {
-            watch.signal.over_with(last_revision(response));
-            Dispatched::Done(id)
-        }
-        None => Dispatched::Nothing,
+    let Some(watch) = open.get(&id) else { return Dispatched::Nothing };
+    let ended = response.events().iter().filter_map(|event| Some(event.kv()?.key()));
+    match watch.target.heard(ended) {
+        Heard::Nothing => return Dispatched::Nothing,
+        Heard::Look => watch.signal.over_with(last_revision(response)),
+        Heard::Turn => watch.signal.turn(),
     }
+    open.remove(&id);
+    Dispatched::Done(id)
 }
 
 /// The revision of the last event of a response.

@@ -1,13 +1,14 @@
 //! Waiting for one's turn, and for one's entry to go.
 //!
-//! Read, watch what the answer rests on, read again (see [`crate::watch`]). Every
-//! conclusion comes from a read that saw the entry itself, so that nobody wins without an
-//! entry (hazards G13, E11).
+//! Read, watch what the answer rests on, read again (see [`crate::watch`]). Whoever
+//! is second in line leads when its watch says that the leader has gone and its own entry has not.
+//! Every other conclusion comes from a read that saw the entry itself, so that nobody wins
+//! without an entry (hazards G13, E11).
 //!
 //! # What a member may answer alone
 //!
-//! When the candidate ahead has gone, the member that said so is asked where the entry
-//! stands, without a quorum's word: half the price, on the path of every hand-over. Its answer
+//! When a candidate ahead has gone, the member that said so is asked where the entry
+//! stands, without a quorum's word. Its answer
 //! counts when it is of that departure's revision or a later one. What it then concludes
 //! cannot be out of date: that nobody is ahead stays true, for candidates ahead can only
 //! leave; that the entry has gone stays true, for it never comes back; and that the entry was
@@ -30,15 +31,26 @@ use crate::{
     error::malformed,
     keys::{is_candidate, token},
     members::{Call, kv},
-    watch::{Following, Target},
+    watch::{Following, Target, Woken},
 };
 
 /// Where an entry stands.
 enum Place {
     Gone,
     Leads,
-    /// Behind the candidate with this key, as of this revision.
-    Behind(String, i64),
+    /// Behind others, as of this revision.
+    Behind {
+        ahead: Ahead,
+        read_at: i64,
+    },
+}
+
+/// Who stands before an entry.
+enum Ahead {
+    /// The leader, and nobody else.
+    Leader(String),
+    /// These, the nearest first, and perhaps more.
+    Others(Vec<String>),
 }
 
 /// See [`BackendSession::wait_turn`](tenure_core::spi::BackendSession::wait_turn).
@@ -53,9 +65,17 @@ pub(crate) async fn wait_turn(
         match persistently(|| Box::pin(place(shared, lease, entry, since))).await? {
             Place::Gone => return Err(gone(entry)),
             Place::Leads => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
-            Place::Behind(ahead, read_at) => {
-                let targets = [Target::End(ahead), Target::End(entry.key.clone())];
-                since = watch.follow(&shared.watches, targets, read_at).await;
+            Place::Behind { ahead, read_at } => {
+                let own = entry.key.clone();
+                let targets = match ahead {
+                    Ahead::Leader(ahead) => vec![Target::Turn { own, ahead }],
+                    Ahead::Others(ahead) => ahead.into_iter().chain([own]).map(Target::End).collect(),
+                };
+                since = match watch.follow(&shared.watches, targets, read_at).await {
+                    Woken::Turn => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
+                    Woken::Event(revision) => Some(revision),
+                    Woken::Anyhow => None,
+                };
             }
         }
     }
@@ -152,7 +172,7 @@ async fn place(
     }
     let ahead =
         GetOptions::new().with_prefix().with_keys_only().with_max_create_revision(revision(entry) - 1);
-    let nearest = ahead.clone().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(1);
+    let nearest = ahead.clone().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(FOLLOWED);
     let own = |look: &Look| look.own.iter().any(|kv| is_ours(kv, lease, entry));
     let here = match since {
         Some(since) => look(shared, entry, &election, &nearest, true).await.ok().filter(|look| {
@@ -169,10 +189,8 @@ async fn place(
         return Ok(Place::Gone);
     }
     let Look { read_at, ahead: nearest, .. } = seen;
-    match nearest.first() {
-        None => return Ok(Place::Leads),
-        Some(kv) if is_candidate(&election, kv) => return Ok(behind(kv, read_at)),
-        Some(_) => {}
+    if nearest.iter().all(|kv| is_candidate(&election, kv)) {
+        return Ok(behind(&nearest, read_at));
     }
     // Keys that no candidate made are passed over, which needs a look at all of them.
     let seen = look(shared, entry, &election, &ahead, false).await?;
@@ -181,8 +199,25 @@ async fn place(
     }
     let Look { read_at, ahead: all, .. } = seen;
     shared.note_strangers(&election, &all);
-    let candidates = all.iter().filter(|kv| is_candidate(&election, kv));
-    Ok(candidates.max_by_key(|kv| kv.create_revision()).map_or(Place::Leads, |kv| behind(kv, read_at)))
+    let mut candidates: Vec<_> = all.into_iter().filter(|kv| is_candidate(&election, kv)).collect();
+    candidates.sort_by_key(|kv| std::cmp::Reverse(kv.create_revision()));
+    candidates.truncate(FOLLOWED as usize);
+    Ok(behind(&candidates, read_at))
+}
+
+/// How many of those ahead a candidate follows: the nearest, after which it may be its turn; and the one before
+/// that, after which it may be second in line, and has time to find that out before its turn comes.
+const FOLLOWED: i64 = 2;
+
+/// Where an entry stands behind `nearest`, of all those ahead the nearest ones.
+fn behind(nearest: &[KeyValue], read_at: i64) -> Place {
+    let key = |kv: &KeyValue| String::from_utf8_lossy(kv.key()).into_owned();
+    let ahead = match nearest {
+        [] => return Place::Leads,
+        [leader] => Ahead::Leader(key(leader)),
+        more => Ahead::Others(more.iter().map(key).collect()),
+    };
+    Place::Behind { ahead, read_at }
 }
 
 /// What one transaction has shown.
@@ -220,10 +255,6 @@ async fn look(
         })
         .await?;
     Ok(won.value)
-}
-
-fn behind(kv: &KeyValue, read_at: i64) -> Place {
-    Place::Behind(String::from_utf8_lossy(kv.key()).into_owned(), read_at)
 }
 
 /// Reads `entry`, without its payload when it is to be `brief`; the revision it was read at, and the payload, when

@@ -1,9 +1,17 @@
 //! All watches of one backend on one stream.
 //!
-//! A watch here never carries news, only the word "look again": whoever waits reads
+//! A watch here carries no news but one, only the word "look again": whoever waits reads
 //! the store, watches what the answer rests on from the answer's revision + 1, and
 //! reads again when told to. So a compaction, a lost stream, a member that is frozen
-//! or cut off are all the same case, and nothing is ever concluded from a watch.
+//! or cut off are all the same case.
+//!
+//! # The one thing that is concluded from a watch
+//!
+//! Who is second in line leads when the leader goes, if its own entry is there still. The
+//! events of two watches come in no order that proves that; those of *one* come by revision, and
+//! none is left out. So one watch holds both keys ([`Target::Turn`]): whoever hears of the
+//! leader's end on it, and not of its own, was there when the leader went. A watch that was late,
+//! or whose stream broke, says "look again" like any other.
 //!
 //! The stream itself is kept in [`crate::stream`].
 
@@ -42,6 +50,8 @@ pub(crate) enum Target {
     Key(String),
     /// Any change below a prefix.
     Below(String),
+    /// The end of the only key `ahead` of one's `own`, or of that.
+    Turn { own: String, ahead: String },
 }
 
 impl Target {
@@ -51,8 +61,38 @@ impl Target {
             Self::End(key) => (key, options.with_filters([WatchFilterType::NoPut])),
             Self::Key(key) => (key, options),
             Self::Below(prefix) => (prefix, options.with_prefix()),
+            // What else lies between the two is told of as well, and passed over.
+            Self::Turn { own, ahead } => {
+                let (first, last) = if own < ahead { (own, ahead) } else { (ahead, own) };
+                // The first key after `last`.
+                let options = options.with_range(format!("{last}\0"));
+                (first, options.with_filters([WatchFilterType::NoPut]))
+            }
         }
     }
+
+    /// What the end of these keys, in this order, means to whoever watches.
+    pub(crate) fn heard<'a>(&self, mut ended: impl Iterator<Item = &'a [u8]> + Clone) -> Heard {
+        let Self::Turn { own, ahead } = self else { return Heard::Look };
+        if ended.clone().any(|key| key == own.as_bytes()) {
+            Heard::Look
+        } else if ended.any(|key| key == ahead.as_bytes()) {
+            Heard::Turn
+        } else {
+            Heard::Nothing
+        }
+    }
+}
+
+/// What an event means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// It is about others.
+    Nothing,
+    /// Look again.
+    Look,
+    /// The only candidate ahead has gone, and one's own entry was there then.
+    Turn,
 }
 
 /// Where watches are asked for.
@@ -81,6 +121,7 @@ pub(crate) struct Signal {
     late: AtomicBool,
     /// The revision of the event that ended the watch; zero when none did.
     event: AtomicI64,
+    turn: AtomicBool,
 }
 
 impl Signal {
@@ -98,6 +139,12 @@ impl Signal {
     /// Look again; the watch is over with an event of `revision`.
     pub(crate) fn over_with(&self, revision: i64) {
         self.event.store(revision, Relaxed);
+        self.over();
+    }
+
+    /// The only candidate ahead has gone; the watch is over.
+    pub(crate) fn turn(&self) {
+        self.turn.store(true, Relaxed);
         self.over();
     }
 
@@ -193,9 +240,14 @@ impl Watching {
         self.signal.notify.notified().await;
     }
 
-    /// The revision of the event that has ended the watch, if one has.
-    fn event(&self) -> Option<i64> {
-        Some(self.signal.event.load(Relaxed)).filter(|revision| *revision > 0)
+    fn woken(&self) -> Woken {
+        if self.signal.turn.load(Relaxed) {
+            return Woken::Turn;
+        }
+        match self.signal.event.load(Relaxed) {
+            0 => Woken::Anyhow,
+            revision => Woken::Event(revision),
+        }
     }
 
     /// Whether the watch is over, so that another is needed.
@@ -216,6 +268,17 @@ impl Drop for Watching {
             let _ = self.commands.send(Command::Remove { id: *id });
         }
     }
+}
+
+/// Why a wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// [`Heard::Turn`].
+    Turn,
+    /// An event of this revision has ended the watch.
+    Event(i64),
+    /// It is time to look again, whatever for.
+    Anyhow,
 }
 
 /// A watch that is kept from one look to the next for as long as it serves.
@@ -245,7 +308,7 @@ impl Following {
     }
 
     /// Waits until it is time to look again at what was read at revision `read_at`,
-    /// and what rests on `targets`. The revision of the event that ended the wait, if one did.
+    /// and what rests on `targets`.
     ///
     /// # Cancellation safety
     /// Nothing is lost when the future is dropped.
@@ -254,7 +317,7 @@ impl Following {
         watches: &Watches,
         targets: impl Into<Vec<Target>>,
         read_at: i64,
-    ) -> Option<i64> {
+    ) -> Woken {
         let targets = targets.into();
         if let Some((followed, watching)) = &self.watching
             && (watching.is_spent() || *followed != targets)
@@ -271,6 +334,35 @@ impl Following {
             () = watching.changed() => {}
             () = sleep(watches.patience()) => {}
         }
-        watching.event()
+        watching.woken()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hazard G13: whoever hears of its own entry's end does not lead, even when the leader's is told of in the same breath.
+    #[test]
+    fn the_turn_has_come_only_while_the_own_entry_stands() {
+        let turn = Target::Turn { own: "e/5".to_owned(), ahead: "e/9".to_owned() };
+        let heard = |keys: &[&str]| turn.heard(keys.iter().map(|key| key.as_bytes()));
+        assert_eq!(heard(&["e/7", "e/9"]), Heard::Turn);
+        assert_eq!(heard(&["e/6", "e/7"]), Heard::Nothing);
+        assert_eq!(heard(&["e/5"]), Heard::Look);
+        assert_eq!(heard(&["e/9", "e/5"]), Heard::Look);
+        assert_eq!(heard(&["e/5", "e/9"]), Heard::Look);
+        assert_eq!(Target::End("e/5".to_owned()).heard(std::iter::empty()), Heard::Look);
+    }
+
+    /// The range of a turn holds both keys, whichever is first.
+    #[test]
+    fn a_turn_watches_both_keys() {
+        for (own, ahead) in [("e/5", "e/9"), ("e/9", "e/5")] {
+            let turn = Target::Turn { own: own.to_owned(), ahead: ahead.to_owned() };
+            let (first, options) = turn.options(FIRST_ID, 7);
+            assert_eq!(first, "e/5");
+            assert!(format!("{options:?}").contains(&format!("{:?}", b"e/9\0".to_vec())), "{options:?}");
+        }
     }
 }

@@ -166,3 +166,16 @@ fn memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
     let store = stores.get_or_insert_default().entry(url.path().to_owned()).or_default();
     Ok(store.backend())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs connect in tasks of their own.
+    #[test]
+    fn connecting_can_be_spawned() {
+        fn is_send(_: impl Send) {}
+        is_send(connect("memory:e"));
+        is_send(connect_with("memory:e", Config::new()));
+    }
+}
