@@ -232,6 +232,7 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
     match watch.target.heard(ended) {
         Heard::Nothing => return Dispatched::Nothing,
         Heard::Look => watch.signal.over_with(last_revision(response)),
+        Heard::LookLater => watch.signal.look_later(last_revision(response)),
         Heard::Turn => watch.signal.turn(),
     }
     open.remove(&id);

@@ -49,8 +49,8 @@ enum Place {
 enum Ahead {
     /// The leader, and nobody else.
     Leader(String),
-    /// These, the nearest first, and perhaps more.
-    Others(Vec<String>),
+    /// The nearest, the one before it, and perhaps more.
+    Others { nearest: String, next: String },
 }
 
 /// See [`BackendSession::wait_turn`](tenure_core::spi::BackendSession::wait_turn).
@@ -69,7 +69,9 @@ pub(crate) async fn wait_turn(
                 let own = entry.key.clone();
                 let targets = match ahead {
                     Ahead::Leader(ahead) => vec![Target::Turn { own, ahead }],
-                    Ahead::Others(ahead) => ahead.into_iter().chain([own]).map(Target::End).collect(),
+                    Ahead::Others { nearest, next } => {
+                        vec![Target::End(nearest), Target::Farther(next), Target::End(own)]
+                    }
                 };
                 since = match watch.follow(&shared.watches, targets, read_at).await {
                     Woken::Turn => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
@@ -215,7 +217,7 @@ fn behind(nearest: &[KeyValue], read_at: i64) -> Place {
     let ahead = match nearest {
         [] => return Place::Leads,
         [leader] => Ahead::Leader(key(leader)),
-        more => Ahead::Others(more.iter().map(key).collect()),
+        [nearest, next, ..] => Ahead::Others { nearest: key(nearest), next: key(next) },
     };
     Place::Behind { ahead, read_at }
 }

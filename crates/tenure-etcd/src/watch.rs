@@ -41,11 +41,16 @@ pub(crate) const FIRST_ID: i64 = 1;
 /// How long a watch may take to stand before what it is about is read all the same.
 const STAND: Duration = Duration::from_secs(1);
 
+/// How long to leave the store to those who are in a hurry.
+const LATER: Duration = Duration::from_millis(20);
+
 /// What to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The end of one key.
     End(String),
+    /// The same, where it is in no hurry.
+    Farther(String),
     /// Any change of one key.
     Key(String),
     /// Any change below a prefix.
@@ -58,7 +63,7 @@ impl Target {
     pub(crate) fn options(&self, id: i64, from: i64) -> (&str, WatchOptions) {
         let options = WatchOptions::new().with_watch_id(id).with_start_revision(from);
         match self {
-            Self::End(key) => (key, options.with_filters([WatchFilterType::NoPut])),
+            Self::End(key) | Self::Farther(key) => (key, options.with_filters([WatchFilterType::NoPut])),
             Self::Key(key) => (key, options),
             Self::Below(prefix) => (prefix, options.with_prefix()),
             // What else lies between the two is told of as well, and passed over.
@@ -73,7 +78,11 @@ impl Target {
 
     /// What the end of these keys, in this order, means to whoever watches.
     pub(crate) fn heard<'a>(&self, mut ended: impl Iterator<Item = &'a [u8]> + Clone) -> Heard {
-        let Self::Turn { own, ahead } = self else { return Heard::Look };
+        let (own, ahead) = match self {
+            Self::Turn { own, ahead } => (own, ahead),
+            Self::Farther(_) => return Heard::LookLater,
+            _ => return Heard::Look,
+        };
         if ended.clone().any(|key| key == own.as_bytes()) {
             Heard::Look
         } else if ended.any(|key| key == ahead.as_bytes()) {
@@ -91,6 +100,8 @@ pub(crate) enum Heard {
     Nothing,
     /// Look again.
     Look,
+    /// Look again, in a while.
+    LookLater,
     /// The only candidate ahead has gone, and one's own entry was there then.
     Turn,
 }
@@ -122,6 +133,7 @@ pub(crate) struct Signal {
     /// The revision of the event that ended the watch; zero when none did.
     event: AtomicI64,
     turn: AtomicBool,
+    later: AtomicBool,
 }
 
 impl Signal {
@@ -133,6 +145,13 @@ impl Signal {
     /// Look again; the watch is over.
     pub(crate) fn over(&self) {
         self.spent.store(true, Relaxed);
+        self.notify.notify_one();
+    }
+
+    /// Look again in a while, at something that changed at `revision`. Other watches of the same signal go on.
+    pub(crate) fn look_later(&self, revision: i64) {
+        self.event.store(revision, Relaxed);
+        self.later.store(true, Relaxed);
         self.notify.notify_one();
     }
 
@@ -240,6 +259,11 @@ impl Watching {
         self.signal.notify.notified().await;
     }
 
+    /// Whether there is nothing to look at but what is in no hurry.
+    fn can_wait(&self) -> bool {
+        self.signal.later.load(Relaxed) && !self.is_spent()
+    }
+
     fn woken(&self) -> Woken {
         if self.signal.turn.load(Relaxed) {
             return Woken::Turn;
@@ -333,6 +357,12 @@ impl Following {
         tokio::select! {
             () = watching.changed() => {}
             () = sleep(watches.patience()) => {}
+        }
+        if watching.can_wait() {
+            tokio::select! {
+                () = watching.changed() => {}
+                () = sleep(LATER.mul_f64(0.5 + fastrand::f64())) => {}
+            }
         }
         watching.woken()
     }
