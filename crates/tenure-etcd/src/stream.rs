@@ -13,6 +13,7 @@ use etcd_client::{WatchRequestSender, WatchResponse, WatchResponseStream};
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{
     sync::mpsc,
+    task::yield_now,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::debug;
@@ -132,6 +133,8 @@ async fn serve(
     tokio::pin!(cut_off);
     let idle = sleep(LINGER);
     tokio::pin!(idle);
+    // Watches that have said their word. Whoever was woken by it goes first.
+    let mut done = Vec::new();
     let broken = loop {
         if !open.is_empty() {
             idle.as_mut().reset(Instant::now() + LINGER);
@@ -157,7 +160,7 @@ async fn serve(
                     }
                     match dispatch(&response, open) {
                         Dispatched::Nothing => {}
-                        Dispatched::Done(id) => drop(requests.send(Request::Cancel(id))),
+                        Dispatched::Done(id) => done.push(id),
                         Dispatched::Refused => {
                             if is_login_trouble(response.cancel_reason()) {
                                 members.reset(member);
@@ -169,6 +172,9 @@ async fn serve(
                 Ok(None) => break "the member ended it".to_owned(),
                 Err(error) => break Failure::from(error).error.to_string(),
             },
+            () = yield_now(), if !done.is_empty() => {
+                done.drain(..).for_each(|id| drop(requests.send(Request::Cancel(id))));
+            }
             () = &mut sending => break "the connection is lost".to_owned(),
             error = &mut cut_off => break error.to_string(),
             () = &mut idle, if open.is_empty() => return End::Idle,

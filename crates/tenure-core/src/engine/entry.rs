@@ -17,6 +17,7 @@ use crate::{
     mutants::{Rule, broken},
     random,
     spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, Parting},
+    sync::yield_now,
     telemetry,
 };
 
@@ -80,6 +81,8 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
             let _told = Told(&term);
             // A campaign dropped meanwhile drops the guard, which resigns.
             let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
+            // The campaign first: what follows wakes others, too.
+            yield_now().await;
             task.lead(&term, &gone).await;
             // Before anybody is told: whoever has resigned may stand again at once.
             task.candidacy.permit = None;
