@@ -43,8 +43,8 @@ use tokio_util::sync::CancellationToken;
 #[cfg(feature = "tls")]
 use zookeeper_client::TlsOptions;
 use zookeeper_client::{
-    Acls, Client, Connector, CreateMode, Error, OneshotWatcher, SessionId, SessionInfo, SessionState, Stat,
-    StateWatcher,
+    Acls, Client, Connector, CreateMode, Error, EventType, OneshotWatcher, SessionId, SessionInfo,
+    SessionState, Stat, StateWatcher, WatchedEvent,
 };
 
 /// How connections are made.
@@ -398,6 +398,13 @@ impl Connection {
     fn watch(&self, watcher: OneshotWatcher) -> Watch<'_> {
         Watch { watcher, connection: self }
     }
+
+    /// Whether `fired` is the end of the znode at `path`, told of on this connection, unbroken as it is.
+    pub(crate) fn tells_the_end(&self, fired: Option<&WatchedEvent>, path: &str) -> bool {
+        let ended =
+            fired.is_some_and(|event| event.event_type == EventType::NodeDeleted && event.path == path);
+        ended && self.is_unbroken()
+    }
 }
 
 /// What is known of a znode that we may not read: that it is there.
@@ -423,15 +430,18 @@ pub(crate) struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Returns when something has happened, if only to the connection: look again.
-    pub(crate) async fn fired(self) {
+    /// Returns when something has happened, if only to the connection: look again. What it was, when the server has
+    /// told.
+    ///
+    /// The events of one connection come in the order in which its server carried out what they tell of.
+    pub(crate) async fn fired(self) -> Option<WatchedEvent> {
         let fired = AssertUnwindSafe(self.watcher.changed()).catch_unwind();
         // First whether the client's task has ended: its watches panic then.
         tokio::select! {
             biased;
-            () = self.connection.lost() => {}
-            () = self.connection.ended.cancelled() => {}
-            _ = fired => {}
+            () = self.connection.lost() => None,
+            () = self.connection.ended.cancelled() => None,
+            event = fired => event.ok(),
         }
     }
 }

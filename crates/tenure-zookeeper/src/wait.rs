@@ -3,7 +3,11 @@
 //! Every watch is for one event and for one connection: after a reconnect everything is looked at again
 //! (hazards Z6, Z7, Z11).
 
+use std::time::Duration;
+
+use futures::FutureExt as _;
 use tenure_core::spi::{BackendError, BackendErrorKind, Entry, Parting, is_asked};
+use tokio::time::sleep;
 use zookeeper_client::{Error, Stat};
 
 use crate::{
@@ -14,10 +18,15 @@ use crate::{
     queue::{Ahead, Queue, is_candidate},
 };
 
+/// After how long whoever may be second in line now looks, so that whoever leads now goes first.
+const LATER: Duration = Duration::from_millis(20);
+
 /// Returns when nobody stands before `entry` any more.
 ///
-/// Two watches at a time, on the entry itself and on the one just ahead (hazard Z16). When that
-/// one went, the candidates are listed anew, and nothing is created (hazard Z4).
+/// Watches the entry itself and the one just ahead (hazard Z16). When that one went and was the leader, and the
+/// own watch on the same connection has not fired before, the entry was there then, and leads. Otherwise
+/// the candidates are listed anew, and nothing is created (hazard Z4). So that the last of the waiting is
+/// known to be second in line by the time its turn comes, the one before the one just ahead is watched, too.
 ///
 /// # Errors
 /// [`EntryGone`](BackendErrorKind::EntryGone) when `entry` is not there, also when it stands under another session.
@@ -38,15 +47,34 @@ pub(crate) async fn until_first(shared: &Shared, link: &Link, entry: &Entry) -> 
                 Ahead::Nobody => return Ok(()),
                 Ahead::Others(ahead) => ahead,
             };
-            let nearest = match nearest(shared, &connection, ahead).await? {
+            let (nearest, at, next) = match nearest(shared, &connection, &ahead).await? {
                 Nearest::Nobody => return Ok(()),
                 Nearest::Departed => continue,
-                Nearest::Watched(watch) => watch,
+                Nearest::Watched { watch, at, next } => (watch, at, next),
+            };
+            let second_in_line = async {
+                match next {
+                    Some(next) => {
+                        next.fired().await;
+                        sleep(LATER.mul_f64(0.5 + fastrand::f64())).await;
+                    }
+                    None => std::future::pending().await,
+                }
             };
             tokio::select! {
                 biased;
-                () = &mut own => break,
-                () = nearest.fired() => {}
+                _ = &mut own => break,
+                fired = nearest.fired() => {
+                    let leader_left = at == 0 && connection.tells_the_end(fired.as_ref(), &ahead[at]);
+                    // Looked at once more: its event may have come just before the other.
+                    if own.as_mut().now_or_never().is_some() {
+                        break;
+                    }
+                    if leader_left {
+                        return Ok(());
+                    }
+                }
+                () = second_in_line => {}
             }
             if !connection.is_unbroken() {
                 break;
@@ -60,19 +88,30 @@ enum Nearest<'a> {
     Nobody,
     /// One has gone meanwhile: list again.
     Departed,
-    Watched(Watch<'a>),
+    /// The nearest, its place among those ahead, and the one before it.
+    Watched { watch: Watch<'a>, at: usize, next: Option<Watch<'a>> },
 }
 
-/// Watches the nearest of those ahead that is a candidate.
+/// Watches the nearest of those ahead that is a candidate, and the one before it.
 async fn nearest<'a>(
     shared: &Shared,
     connection: &'a Connection,
-    ahead: Vec<String>,
+    ahead: &[String],
 ) -> Result<Nearest<'a>, BackendError> {
-    for path in ahead.iter().rev() {
-        match connection.watch_end(path).await.map_err(|error| failed("waiting", &error))? {
+    let watch_end = async |path| connection.watch_end(path).await.map_err(|error| failed("waiting", &error));
+    for (at, path) in ahead.iter().enumerate().rev() {
+        match watch_end(path).await? {
             None => return Ok(Nearest::Departed),
-            Some((stat, watch)) if is_candidate(shared, &stat) => return Ok(Nearest::Watched(watch)),
+            Some((stat, watch)) if is_candidate(shared, &stat) => {
+                let next = match at.checked_sub(1) {
+                    None => None,
+                    Some(before) => match watch_end(&ahead[before]).await? {
+                        None => return Ok(Nearest::Departed),
+                        Some((_, watch)) => Some(watch),
+                    },
+                };
+                return Ok(Nearest::Watched { watch, at, next });
+            }
             Some(_) => {}
         }
     }
@@ -85,7 +124,7 @@ pub(crate) async fn until_gone(link: &Link, entry: &Entry) -> Result<(), Backend
         let connection = link.connection().await?;
         match watch_own(link, &connection, entry).await? {
             None => return Ok(()),
-            Some(watch) => watch.fired().await,
+            Some(watch) => drop(watch.fired().await),
         }
     }
 }
