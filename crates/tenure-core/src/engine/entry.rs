@@ -245,32 +245,32 @@ impl Task<'_> {
 
     /// Leads until the leadership is over and its work has stopped; then removes the entry.
     async fn lead(&mut self, term: &Arc<Term>, gone: &CancellationToken) {
-        {
-            let mut is_gone = std::pin::pin!(async {
-                tokio::select! {
-                    () = gone.cancelled() => {}
-                    () = self.watch_own_entry(&term.entry, || term.lose(LossReason::Asked)) => {}
-                }
-            });
+        let session = self.session;
+        let mut is_gone = std::pin::pin!(async {
             tokio::select! {
-                biased;
-                // Also when the session ends: its token is the parent's.
-                () = term.stop.cancelled() => {
-                    // Its work may go on for a while, but not beside a successor.
-                    tokio::select! {
-                        biased;
-                        () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
-                        () = term.wait_stopped() => {}
-                        () = &mut is_gone => term.drop_work(),
-                    }
-                }
-                () = &mut is_gone => term.lose(LossReason::EntryGone),
+                () = gone.cancelled() => {}
+                () = watch_own_entry(session, &term.entry, || term.lose(LossReason::Asked)) => {}
             }
+        });
+        tokio::select! {
+            biased;
+            // Also when the session ends: its token is the parent's.
+            () = term.stop.cancelled() => {
+                // Its work may go on for a while, but not beside a successor.
+                tokio::select! {
+                    biased;
+                    () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
+                    () = term.wait_stopped() => {}
+                    () = &mut is_gone => term.drop_work(),
+                }
+            }
+            () = &mut is_gone => term.lose(LossReason::EntryGone),
         }
         term.tell_over();
         if !broken(Rule::StopBeforeLeaving) {
             term.wait_stopped().await;
         }
+        // The watch is let go of after that: it would be taken back first, and who is next waits.
         self.depart().await;
     }
 
@@ -281,40 +281,6 @@ impl Task<'_> {
             return crate::mutants::first_token(&self.candidacy.election, &self.candidacy.candidate, token);
         }
         token
-    }
-
-    /// Returns when the entry is gone, and calls `asked` once when somebody has asked for a resignation. A watch that
-    /// fails is taken up again.
-    async fn watch_own_entry(&self, entry: &Entry, asked: impl Fn()) {
-        let session = self.session;
-        let mut retry = Retry::new(session.shared.config.retry);
-        if broken(Rule::WatchOwnEntry) {
-            return std::future::pending().await;
-        }
-        let mut heeds = true;
-        loop {
-            let parting = match heeds {
-                true => session.spi.wait_parting(entry).await,
-                false => session.spi.wait_gone(entry).await.map(|()| Parting::Gone),
-            };
-            match parting {
-                Ok(Parting::Gone) => return,
-                Ok(Parting::Asked) => {
-                    info!(election = %entry.election, entry = entry.key, "asked to resign");
-                    asked();
-                    heeds = false;
-                    continue;
-                }
-                Err(error) if error.kind() == BackendErrorKind::EntryGone => return,
-                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                    session.end(LossReason::SessionExpired);
-                    return;
-                }
-                // Not for the status: the heartbeats say whether the store answers.
-                Err(error) => debug!(election = %entry.election, %error, "watching the own entry again"),
-            }
-            retry.pause().await;
-        }
     }
 
     /// Removes the entry; tries until that is confirmed or the session has ended, which removes it too.
@@ -364,5 +330,38 @@ impl Task<'_> {
             let wait = session.spi.granted_ttl() / 3;
             session.graves().dig(self.request.clone(), shared.clock.now(), wait);
         }
+    }
+}
+
+/// Returns when the entry is gone, and calls `asked` once when somebody has asked for a resignation. A watch that
+/// fails is taken up again.
+async fn watch_own_entry(session: &Session, entry: &Entry, asked: impl Fn()) {
+    let mut retry = Retry::new(session.shared.config.retry);
+    if broken(Rule::WatchOwnEntry) {
+        return std::future::pending().await;
+    }
+    let mut heeds = true;
+    loop {
+        let parting = match heeds {
+            true => session.spi.wait_parting(entry).await,
+            false => session.spi.wait_gone(entry).await.map(|()| Parting::Gone),
+        };
+        match parting {
+            Ok(Parting::Gone) => return,
+            Ok(Parting::Asked) => {
+                info!(election = %entry.election, entry = entry.key, "asked to resign");
+                asked();
+                heeds = false;
+                continue;
+            }
+            Err(error) if error.kind() == BackendErrorKind::EntryGone => return,
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                session.end(LossReason::SessionExpired);
+                return;
+            }
+            // Not for the status: the heartbeats say whether the store answers.
+            Err(error) => debug!(election = %entry.election, %error, "watching the own entry again"),
+        }
+        retry.pause().await;
     }
 }
