@@ -101,7 +101,7 @@ impl Leadership {
         term.lose(LossReason::Resigned);
         drop(self);
         tokio::select! {
-            () = term.departed.cancelled() => {}
+            () = term.departed.wait() => {}
             () = term.session.closed.cancelled() => {}
         }
         if term.session.ended().is_some() {
@@ -111,7 +111,7 @@ impl Leadership {
         let mut below = term.base();
         while let Some(base) = below {
             tokio::select! {
-                () = base.departed.cancelled() => {}
+                () = base.departed.wait() => {}
                 () = base.session.closed.cancelled() => {}
             }
             if base.session.ended().is_some() {
@@ -175,7 +175,7 @@ impl LeadershipHandle {
         let mut retry = Retry::new(config.retry);
         loop {
             self.ensure()?;
-            let update = term.session.spi.update(&term.entry, &request);
+            let update = term.session.spi.update(term.entry(), &request);
             let answer = tokio::select! {
                 biased;
                 reason = self.lost() => return Err(Lost::new(reason).into()),
@@ -222,7 +222,7 @@ impl LeadershipHandle {
     /// that checks it is fenced: on etcd, that its create revision is the fencing token; on
     /// ZooKeeper, that it exists.
     pub fn entry(&self) -> &str {
-        &self.term.entry.key
+        &self.term.entry().key
     }
 
     /// A duplicate of the open file by whose lock the kernel keeps this leadership; `None` on stores whose sessions
@@ -235,7 +235,7 @@ impl LeadershipHandle {
     /// # Errors
     /// When the entry is not there any more, or the file cannot be duplicated.
     pub fn lock_file(&self) -> Result<Option<OwnedFd>, Error> {
-        Ok(self.term.session.spi.lock_file(&self.term.entry)?)
+        Ok(self.term.session.spi.lock_file(self.term.entry())?)
     }
 
     /// Whether leadership may be assumed now. Compares the clock on every call; asks no store.

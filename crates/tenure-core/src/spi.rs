@@ -142,9 +142,9 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// Waits until `entry` leads, and returns its token. Not bounded in time.
     ///
     /// # Behavior
-    /// - Returns only after the store has shown, since the last departure ahead of
-    ///   it, that `entry` still exists and belongs to this session.
-    /// - Wakes once per departure of the candidate just ahead, not of every one.
+    /// - Returns only after the store has shown that `entry` existed and belonged to this session
+    ///   when the last one ahead departed, or later.
+    /// - Wakes for the departure of the candidate just ahead, and at most of one other; not of every one.
     /// - Bounds every request of its own.
     ///
     /// # Errors

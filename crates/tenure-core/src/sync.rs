@@ -153,3 +153,35 @@ impl<T: Copy> Latch<T> {
         true
     }
 }
+
+/// Something that happens once, and is waited for: as a cancellation token, without its children and its allocation.
+#[derive(Debug)]
+pub(crate) struct Flag {
+    happened: atomic::AtomicBool,
+    told: tokio::sync::Notify,
+}
+
+impl Flag {
+    pub(crate) fn new() -> Self {
+        Self { happened: atomic::AtomicBool::new(false), told: tokio::sync::Notify::new() }
+    }
+
+    pub(crate) fn set(&self) {
+        self.happened.store(true, atomic::Ordering::SeqCst);
+        self.told.notify_waiters();
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.happened.load(atomic::Ordering::SeqCst)
+    }
+
+    /// Returns once it has happened.
+    pub(crate) async fn wait(&self) {
+        let mut told = std::pin::pin!(self.told.notified());
+        // From here on nothing is missed.
+        told.as_mut().enable();
+        if !self.is_set() {
+            told.await;
+        }
+    }
+}

@@ -112,8 +112,8 @@ impl Observer {
                 return Ok(leader.as_ref().map(|kv| candidate(&self.election, kv)));
             }
             let target = match leader {
-                Some(kv) => Target::Key(String::from_utf8_lossy(kv.key()).into_owned()),
-                None => Target::Below(self.election.clone()),
+                Some(kv) => Target::Key(String::from_utf8_lossy(kv.key()).into()),
+                None => Target::Below(self.election.as_str().into()),
             };
             self.watch.follow(&self.shared.watches, [target], *read_at).await;
             self.now = Box::pin(head(&self.shared, &self.election)).await?;

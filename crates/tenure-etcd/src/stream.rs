@@ -13,8 +13,7 @@ use etcd_client::{WatchRequestSender, WatchResponse, WatchResponseStream};
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{
     sync::mpsc,
-    task::yield_now,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, Sleep, interval, sleep, timeout},
 };
 use tracing::debug;
 
@@ -32,6 +31,8 @@ const QUIET: Duration = Duration::from_secs(2);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long opening a stream may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long after its end a watch is taken back.
+const MOMENT: Duration = Duration::from_millis(20);
 /// How long a stream without watches is kept: a waiter that looks again comes back soon.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -133,8 +134,10 @@ async fn serve(
     tokio::pin!(cut_off);
     let idle = sleep(LINGER);
     tokio::pin!(idle);
-    // Watches that have said their word. Whoever was woken by it goes first.
-    let mut done = Vec::new();
+    // Watches that are over. Taken back a moment later: what is asked for next, a departure often, goes first.
+    let mut over = Vec::new();
+    let take_back = sleep(LINGER);
+    tokio::pin!(take_back);
     let broken = loop {
         if !open.is_empty() {
             idle.as_mut().reset(Instant::now() + LINGER);
@@ -149,7 +152,7 @@ async fn serve(
                 }
                 Some(Command::Remove { id }) => {
                     if open.remove(&id).is_some() {
-                        let _ = requests.send(Request::Cancel(id));
+                        push(id, &mut over, take_back.as_mut());
                     }
                 }
             },
@@ -160,7 +163,7 @@ async fn serve(
                     }
                     match dispatch(&response, open) {
                         Dispatched::Nothing => {}
-                        Dispatched::Done(id) => done.push(id),
+                        Dispatched::Done(id) => push(id, &mut over, take_back.as_mut()),
                         Dispatched::Refused => {
                             if is_login_trouble(response.cancel_reason()) {
                                 members.reset(member);
@@ -172,8 +175,8 @@ async fn serve(
                 Ok(None) => break "the member ended it".to_owned(),
                 Err(error) => break Failure::from(error).error.to_string(),
             },
-            () = yield_now(), if !done.is_empty() => {
-                done.drain(..).for_each(|id| drop(requests.send(Request::Cancel(id))));
+            () = &mut take_back, if !over.is_empty() => {
+                over.drain(..).for_each(|id| drop(requests.send(Request::Cancel(id))));
             }
             () = &mut sending => break "the connection is lost".to_owned(),
             error = &mut cut_off => break error.to_string(),
@@ -183,6 +186,14 @@ async fn serve(
     debug!(member = members.endpoint(member), reason = broken, "etcd watch stream ended");
     members.avoid(member);
     End::Broken
+}
+
+/// Has the watch `id`, which is over, taken back a moment after the first of those that are to be.
+fn push(id: i64, over: &mut Vec<i64>, take_back: std::pin::Pin<&mut Sleep>) {
+    if over.is_empty() {
+        take_back.reset(Instant::now() + MOMENT);
+    }
+    over.push(id);
 }
 
 /// Returns when `member` no longer hears a quorum, with how that showed.
@@ -234,11 +245,17 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
         return Dispatched::Nothing;
     }
     let Some(watch) = open.get(&id) else { return Dispatched::Nothing };
-    let ended = response.events().iter().filter_map(|event| Some(event.kv()?.key()));
+    let ended = response.events().iter().filter_map(|event| {
+        let kv = event.kv()?;
+        Some((kv.key(), kv.mod_revision()))
+    });
     match watch.target.heard(ended) {
         Heard::Nothing => return Dispatched::Nothing,
         Heard::Look => watch.signal.over_with(last_revision(response)),
         Heard::LookLater => watch.signal.look_later(last_revision(response)),
+        Heard::Turn if watch.from == NOW && !watch.signal.is_proven() => {
+            watch.signal.over_with(last_revision(response));
+        }
         Heard::Turn => watch.signal.turn(),
     }
     open.remove(&id);

@@ -16,7 +16,7 @@
 //! it may be assumed to be there since is for the session's deadline, which rests on confirmed heartbeats alone. Anything
 //! else (a first look, a watch that has broken off or heard nothing) asks a quorum.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
 use tenure_core::{
@@ -31,7 +31,7 @@ use crate::{
     error::malformed,
     keys::{is_candidate, token},
     members::{Call, kv},
-    watch::{Following, Target, Woken},
+    watch::{Following, Target, Turn, Woken},
 };
 
 /// Where an entry stands.
@@ -48,9 +48,9 @@ enum Place {
 /// Who stands before an entry.
 enum Ahead {
     /// The leader, and nobody else.
-    Leader(String),
+    Leader(Arc<str>),
     /// The nearest, the one before it, and perhaps more.
-    Others { nearest: String, next: String },
+    Others { nearest: Arc<str>, next: Arc<str> },
 }
 
 /// See [`BackendSession::wait_turn`](tenure_core::spi::BackendSession::wait_turn).
@@ -66,9 +66,11 @@ pub(crate) async fn wait_turn(
             Place::Gone => return Err(gone(entry)),
             Place::Leads => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
             Place::Behind { ahead, read_at } => {
-                let own = entry.key.clone();
+                let own: Arc<str> = entry.key.as_str().into();
                 let targets = match ahead {
-                    Ahead::Leader(ahead) => vec![Target::Turn { own, ahead }],
+                    Ahead::Leader(ahead) => {
+                        vec![Target::Turn(Box::new(Turn { own, ahead, entered: revision(entry) }))]
+                    }
                     Ahead::Others { nearest, next } => {
                         vec![Target::End(nearest), Target::Farther(next), Target::End(own)]
                     }
@@ -85,10 +87,11 @@ pub(crate) async fn wait_turn(
 
 /// See [`BackendSession::wait_gone`](tenure_core::spi::BackendSession::wait_gone).
 pub(crate) async fn wait_gone(shared: &Shared, lease: i64, entry: &Entry) -> Result<(), BackendError> {
+    let own_key = Target::Key(entry.key.as_str().into());
     let mut watch = Following::default();
-    watch.stand(&shared.watches, [Target::Key(entry.key.clone())]).await;
+    watch.stand(&shared.watches, [own_key.clone()]).await;
     while let Some((read_at, _)) = persistently(|| Box::pin(own(shared, lease, entry, true))).await? {
-        watch.follow(&shared.watches, [Target::Key(entry.key.clone())], read_at).await;
+        watch.follow(&shared.watches, [own_key.clone()], read_at).await;
     }
     Ok(())
 }
@@ -99,8 +102,9 @@ pub(crate) async fn wait_parting(
     lease: i64,
     entry: &Entry,
 ) -> Result<Parting, BackendError> {
+    let own_key = Target::Key(entry.key.as_str().into());
     let mut watch = Following::default();
-    watch.stand(&shared.watches, [Target::Key(entry.key.clone())]).await;
+    watch.stand(&shared.watches, [own_key.clone()]).await;
     loop {
         let Some((read_at, payload)) = persistently(|| Box::pin(own(shared, lease, entry, false))).await?
         else {
@@ -109,7 +113,7 @@ pub(crate) async fn wait_parting(
         if is_asked(&payload) {
             return Ok(Parting::Asked);
         }
-        watch.follow(&shared.watches, [Target::Key(entry.key.clone())], read_at).await;
+        watch.follow(&shared.watches, [own_key.clone()], read_at).await;
     }
 }
 
@@ -213,7 +217,7 @@ const FOLLOWED: i64 = 2;
 
 /// Where an entry stands behind `nearest`, of all those ahead the nearest ones.
 fn behind(nearest: &[KeyValue], read_at: i64) -> Place {
-    let key = |kv: &KeyValue| String::from_utf8_lossy(kv.key()).into_owned();
+    let key = |kv: &KeyValue| Arc::from(String::from_utf8_lossy(kv.key()));
     let ahead = match nearest {
         [] => return Place::Leads,
         [leader] => Ahead::Leader(key(leader)),

@@ -8,17 +8,31 @@
 //! # The one thing that is concluded from a watch
 //!
 //! Who is second in line leads when the leader goes, if its own entry is there still. The
-//! events of two watches come in no order that proves that; those of *one* come by revision, and
-//! none is left out. So one watch holds both keys ([`Target::Turn`]): whoever hears of the
-//! leader's end on it, and not of its own, was there when the leader went. A watch that was late,
-//! or whose stream broke, says "look again" like any other.
+//! events of two watches come in no order that proves that; those of *one* come by revision.
+//! So one watch holds both keys ([`Target::Turn`]): whoever hears of the
+//! leader's end on it, and not of its own, was there when the leader went. Three things are looked at besides:
+//!
+//! - the leader's end has to be of a later revision than the own entry. A member that lags can
+//!   tell of the end of an earlier entry under the same key, when the watch came to it from another member, or when its
+//!   state was replaced (etcd before 3.4.38 and 3.5.22 sets the watch back then). After the own entry, that key can
+//!   have ended only once while it was ahead;
+//! - a watch that started [`NOW`] decides nothing until the look that followed its standing is over:
+//!   what happened before it stood it does not tell;
+//! - a watch that was late, or whose stream broke, says "look again" like any other.
+//!
+//! One gap is known: etcd before 3.4.34 and 3.5.16 can lose one event at a compaction of just its revision (issue 18089). If that is
+//! the end of one's own entry, which nobody but an operator or a stalled etcd leader (issue 15247) brings about, the
+//! candidate leads for the moment until it reads its entry, which it does first of all.
 //!
 //! The stream itself is kept in [`crate::stream`].
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicI64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -41,6 +55,10 @@ pub(crate) const FIRST_ID: i64 = 1;
 /// How long a watch may take to stand before what it is about is read all the same.
 const STAND: Duration = Duration::from_secs(1);
 
+/// The least time after which whoever is second in line reads again although nothing was heard, and others do.
+const HURRIED: Duration = Duration::from_secs(5);
+const UNHURRIED: Duration = Duration::from_secs(30);
+
 /// How long to leave the store to those who are in a hurry.
 const LATER: Duration = Duration::from_millis(20);
 
@@ -48,15 +66,24 @@ const LATER: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The end of one key.
-    End(String),
+    End(Arc<str>),
     /// The same, where it is in no hurry.
-    Farther(String),
+    Farther(Arc<str>),
     /// Any change of one key.
-    Key(String),
+    Key(Arc<str>),
     /// Any change below a prefix.
-    Below(String),
+    Below(Arc<str>),
     /// The end of the only key `ahead` of one's `own`, or of that.
-    Turn { own: String, ahead: String },
+    Turn(Box<Turn>),
+}
+
+/// The two keys that decide whose turn it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) own: Arc<str>,
+    pub(crate) ahead: Arc<str>,
+    /// The revision that made the own entry.
+    pub(crate) entered: i64,
 }
 
 impl Target {
@@ -67,7 +94,8 @@ impl Target {
             Self::Key(key) => (key, options),
             Self::Below(prefix) => (prefix, options.with_prefix()),
             // What else lies between the two is told of as well, and passed over.
-            Self::Turn { own, ahead } => {
+            Self::Turn(turn) => {
+                let Turn { own, ahead, .. } = &**turn;
                 let (first, last) = if own < ahead { (own, ahead) } else { (ahead, own) };
                 // The first key after `last`.
                 let options = options.with_range(format!("{last}\0"));
@@ -76,20 +104,23 @@ impl Target {
         }
     }
 
-    /// What the end of these keys, in this order, means to whoever watches.
-    pub(crate) fn heard<'a>(&self, mut ended: impl Iterator<Item = &'a [u8]> + Clone) -> Heard {
-        let (own, ahead) = match self {
-            Self::Turn { own, ahead } => (own, ahead),
+    /// What the end of these keys, each with the revision of its end, means to whoever watches.
+    pub(crate) fn heard<'a>(&self, ended: impl Iterator<Item = (&'a [u8], i64)>) -> Heard {
+        let turn = match self {
+            Self::Turn(turn) => &**turn,
             Self::Farther(_) => return Heard::LookLater,
             _ => return Heard::Look,
         };
-        if ended.clone().any(|key| key == own.as_bytes()) {
-            Heard::Look
-        } else if ended.any(|key| key == ahead.as_bytes()) {
-            Heard::Turn
-        } else {
-            Heard::Nothing
+        let mut heard = Heard::Nothing;
+        for (key, _) in ended.filter(|(_, revision)| *revision > turn.entered) {
+            if key == turn.own.as_bytes() {
+                return Heard::Look;
+            }
+            if key == turn.ahead.as_bytes() {
+                heard = Heard::Turn;
+            }
         }
+        heard
     }
 }
 
@@ -134,12 +165,21 @@ pub(crate) struct Signal {
     event: AtomicI64,
     turn: AtomicBool,
     later: AtomicBool,
+    /// Whether the watch stands that was to start [`NOW`], and whether a look has followed.
+    stands: AtomicBool,
+    looked: AtomicBool,
 }
 
 impl Signal {
-    /// Look again; the watch goes on.
+    /// Look again, for what was before: the watch that was to start [`NOW`] stands, and goes on.
     pub(crate) fn look(&self) {
+        self.stands.store(true, SeqCst);
         self.notify.notify_one();
+    }
+
+    /// Whether a watch that started [`NOW`] has been looked behind.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.looked.load(SeqCst)
     }
 
     /// Look again; the watch is over.
@@ -213,9 +253,9 @@ impl Watches {
     /// etcd can lose an event around a compaction (issue 18089). A lost stream is
     /// noticed otherwise, so that this can be rare, and rarer where many wait: at most some
     /// five reads a second in one process, whatever the number of elections.
-    pub(crate) fn patience(&self) -> Duration {
+    fn patience(&self, least: Duration) -> Duration {
         let open = u32::try_from(self.open.load(Relaxed)).unwrap_or(u32::MAX);
-        let base = Duration::from_secs(20).max(Duration::from_millis(200).saturating_mul(open));
+        let base = least.max(Duration::from_millis(200).saturating_mul(open));
         base.mul_f64(0.75 + fastrand::f64() / 2.0)
     }
 
@@ -310,6 +350,8 @@ pub(crate) enum Woken {
 pub(crate) struct Following {
     watching: Option<(Vec<Target>, Watching)>,
     start_now: bool,
+    /// Whether the watch stood when the last wait ended: whatever was looked at since is what was there after that.
+    stood: bool,
 }
 
 impl Following {
@@ -348,16 +390,24 @@ impl Following {
         {
             self.start_now = watching.was_late();
             self.watching = None;
+            self.stood = false;
         }
+        // Who is second in line should not wait long for an event that was lost.
+        let hurries = targets.iter().any(|target| matches!(target, Target::Turn(_)));
+        let patience = if hurries { watches.patience(HURRIED) } else { watches.patience(UNHURRIED) };
         let (_, watching) = self.watching.get_or_insert_with(|| {
             let from = if self.start_now { NOW } else { read_at + 1 };
             let watching = watches.watch(targets.iter().cloned(), from);
             (targets, watching)
         });
+        if self.stood {
+            watching.signal.looked.store(true, SeqCst);
+        }
         tokio::select! {
             () = watching.changed() => {}
-            () = sleep(watches.patience()) => {}
+            () = sleep(patience) => {}
         }
+        self.stood = watching.signal.stands.load(SeqCst);
         if watching.can_wait() {
             tokio::select! {
                 () = watching.changed() => {}
@@ -375,21 +425,32 @@ mod tests {
     /// Hazard G13: whoever hears of its own entry's end does not lead, even when the leader's is told of in the same breath.
     #[test]
     fn the_turn_has_come_only_while_the_own_entry_stands() {
-        let turn = Target::Turn { own: "e/5".to_owned(), ahead: "e/9".to_owned() };
-        let heard = |keys: &[&str]| turn.heard(keys.iter().map(|key| key.as_bytes()));
+        let turn = Target::Turn(Box::new(Turn { own: "e/5".into(), ahead: "e/9".into(), entered: 90 }));
+        let heard = |keys: &[&str]| turn.heard(keys.iter().map(|key| (key.as_bytes(), 100)));
         assert_eq!(heard(&["e/7", "e/9"]), Heard::Turn);
         assert_eq!(heard(&["e/6", "e/7"]), Heard::Nothing);
         assert_eq!(heard(&["e/5"]), Heard::Look);
         assert_eq!(heard(&["e/9", "e/5"]), Heard::Look);
         assert_eq!(heard(&["e/5", "e/9"]), Heard::Look);
-        assert_eq!(Target::End("e/5".to_owned()).heard(std::iter::empty()), Heard::Look);
+        assert_eq!(Target::End("e/5".into()).heard(std::iter::empty()), Heard::Look);
+    }
+
+    /// Hazard G13: a member that lags tells of the end that an earlier entry of today's leader had, under the same key.
+    #[test]
+    fn the_end_of_an_earlier_entry_of_the_leader_is_nobodys_turn() {
+        let turn = Target::Turn(Box::new(Turn { own: "e/5".into(), ahead: "e/9".into(), entered: 90 }));
+        let heard = |key: &'static str, revision| turn.heard([(key.as_bytes(), revision)].into_iter());
+        assert_eq!(heard("e/9", 60), Heard::Nothing);
+        assert_eq!(heard("e/5", 60), Heard::Nothing);
+        assert_eq!(heard("e/9", 91), Heard::Turn);
+        assert_eq!(heard("e/5", 91), Heard::Look);
     }
 
     /// The range of a turn holds both keys, whichever is first.
     #[test]
     fn a_turn_watches_both_keys() {
         for (own, ahead) in [("e/5", "e/9"), ("e/9", "e/5")] {
-            let turn = Target::Turn { own: own.to_owned(), ahead: ahead.to_owned() };
+            let turn = Target::Turn(Box::new(Turn { own: own.into(), ahead: ahead.into(), entered: 2 }));
             let (first, options) = turn.options(FIRST_ID, 7);
             assert_eq!(first, "e/5");
             assert!(format!("{options:?}").contains(&format!("{:?}", b"e/9\0".to_vec())), "{options:?}");

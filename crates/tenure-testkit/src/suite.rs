@@ -55,6 +55,7 @@ table! {
     candidacy::a_guard_outlives_its_elector if |_, _| true;
     succession::leadership_follows_the_order_of_arrival if |c, _| c.ordered;
     succession::a_departure_in_the_middle_promotes_nobody if |c, _| c.ordered;
+    succession::very_many_are_given_back_as_soon_as_won if |_, _| true;
     succession::a_leader_that_is_asked_to_resign_hands_over if |_, _| true;
     succession::many_candidates_never_lead_together if |_, _| true;
     succession::many_elections_share_one_session if |_, _| true;
@@ -109,7 +110,7 @@ macro_rules! conformance {
             a_dropped_guard_hands_over a_failing_leader_hands_over
             work_has_stopped_before_the_next_leader_begins a_shutdown_leaves_nothing closing_ends_everything
             a_guard_outlives_its_elector leadership_follows_the_order_of_arrival
-            a_departure_in_the_middle_promotes_nobody a_leader_that_is_asked_to_resign_hands_over
+            a_departure_in_the_middle_promotes_nobody very_many_are_given_back_as_soon_as_won a_leader_that_is_asked_to_resign_hands_over
             many_candidates_never_lead_together
             many_elections_share_one_session elections_with_like_names_are_apart
             candidates_are_seen_with_their_values a_value_can_be_changed a_value_has_a_largest_size

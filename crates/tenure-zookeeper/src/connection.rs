@@ -36,7 +36,7 @@ use std::{
 };
 
 use asyncs::task::{Spawn, Task};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::BoxFuture};
 use tenure_core::{Secret, Tls};
 use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -91,6 +91,8 @@ pub(crate) struct Connection {
     attempt_timeout: Duration,
     state: Mutex<StateWatcher>,
     task: AbortHandle,
+    /// Watches that are over, and not taken back yet.
+    over: Mutex<Vec<BoxFuture<'static, WatchedEvent>>>,
     /// Cancelled when the client's task has ended.
     ended: CancellationToken,
     /// Cancelled when the connection must not be used any more.
@@ -178,6 +180,7 @@ impl Connection {
             state: Mutex::new(client.state_watcher()),
             client: Arc::clone(&capture.client),
             task: handle,
+            over: Mutex::default(),
             ended,
             lost: CancellationToken::new(),
         };
@@ -213,6 +216,12 @@ impl Connection {
             self.lost.cancel();
         }
         !self.lost.is_cancelled()
+    }
+
+    /// Takes back the watches that are over.
+    pub(crate) fn let_go(&self) {
+        let over = std::mem::take(&mut *lock(&self.over));
+        take_back(over);
     }
 
     /// Gives the connection up: it may be half dead.
@@ -396,7 +405,7 @@ impl Connection {
     }
 
     fn watch(&self, watcher: OneshotWatcher) -> Watch<'_> {
-        Watch { watcher, connection: self }
+        Watch { event: Some(watcher.changed().boxed()), connection: self }
     }
 
     /// Whether `fired` is the end of the znode at `path`, told of on this connection, unbroken as it is.
@@ -424,8 +433,11 @@ pub(crate) const UNREAD: Stat = Stat {
 };
 
 /// A watch on one connection.
+///
+/// Dropped, it is taken back with the next heartbeat: the library would ask the server for that at
+/// once, and what is asked for next, a departure often, would wait behind it.
 pub(crate) struct Watch<'a> {
-    watcher: OneshotWatcher,
+    event: Option<BoxFuture<'static, WatchedEvent>>,
     connection: &'a Connection,
 }
 
@@ -434,15 +446,41 @@ impl Watch<'_> {
     /// told.
     ///
     /// The events of one connection come in the order in which its server carried out what they tell of.
-    pub(crate) async fn fired(self) -> Option<WatchedEvent> {
-        let fired = AssertUnwindSafe(self.watcher.changed()).catch_unwind();
+    pub(crate) async fn fired(mut self) -> Option<WatchedEvent> {
+        let fired = AssertUnwindSafe(self.event.as_mut()?).catch_unwind();
         // First whether the client's task has ended: its watches panic then.
-        tokio::select! {
+        let event = tokio::select! {
             biased;
-            () = self.connection.lost() => None,
-            () = self.connection.ended.cancelled() => None,
-            event = fired => event.ok(),
+            () = self.connection.lost() => return None,
+            () = self.connection.ended.cancelled() => return None,
+            event = fired => event,
+        };
+        self.event = None;
+        event.ok()
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let Some(event) = self.event.take() else { return };
+        let mut over = lock(&self.connection.over);
+        over.push(event);
+        if over.len() > MANY {
+            let all = std::mem::take(&mut *over);
+            drop(over);
+            take_back(all);
         }
+    }
+}
+
+/// So many watches that are over are taken back at once.
+const MANY: usize = 256;
+
+/// Has the library take watches back that have not fired.
+fn take_back(watches: Vec<BoxFuture<'static, WatchedEvent>>) {
+    for watch in watches {
+        // Looked at first: of one that has fired the server knows nothing any more.
+        let _ = AssertUnwindSafe(watch).catch_unwind().now_or_never();
     }
 }
 

@@ -25,6 +25,7 @@ use tenure_core::{
         Proof,
     },
 };
+use tokio::sync::OnceCell;
 use zookeeper_client::{CreateMode, Error, Stat};
 
 use crate::{
@@ -45,6 +46,8 @@ pub(crate) struct ZookeeperSession {
     granted: Duration,
     /// The znode that heartbeats are written to. Nobody watches it, for a write fires data watches.
     pulse: String,
+    /// Whether it is there: made with the first entry, or the first heartbeat.
+    has_pulse: OnceCell<()>,
     /// Requests that were sent and not withdrawn yet, by nonce.
     asked: Mutex<HashSet<u128>>,
 }
@@ -53,7 +56,7 @@ pub(crate) struct ZookeeperSession {
 const TRIES: usize = 8;
 
 impl ZookeeperSession {
-    /// Opens a session of about `ttl`, and makes its heartbeats' znode.
+    /// Opens a session of about `ttl`.
     pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
         let link = Link::open(Arc::clone(&shared.terms), Arc::clone(&shared.servers), ttl).await?;
         let connection = link.connection().await?;
@@ -64,9 +67,8 @@ impl ZookeeperSession {
         }
         let random = getrandom::u64().map_err(|error| unknown(format!("no random number: {error}")))?;
         let pulse = format!("{}/{}-{random:016x}", shared.sessions(), name_of(link.session()));
-        let (_, stat) = create(&shared, &connection, "opening", &pulse, &[], CreateMode::Ephemeral).await?;
-        let session = Self { shared, link: Arc::new(link), granted, pulse, asked: Mutex::default() };
-        session.check_owner(&stat)?;
+        let (link, has_pulse) = (Arc::new(link), OnceCell::new());
+        let session = Self { shared, link, granted, pulse, has_pulse, asked: Mutex::default() };
         session.shared.share(&session.link);
         Ok(session)
     }
@@ -83,6 +85,24 @@ impl ZookeeperSession {
 
     fn asked(&self) -> MutexGuard<'_, HashSet<u128>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the heartbeats' znode, and what is above it when that is missing, unless it is there.
+    async fn make_pulse(&self, connection: &Connection) -> Result<(), BackendError> {
+        let making = async || {
+            for _ in 0..TRIES {
+                let mode = CreateMode::Ephemeral;
+                match connection.create(&self.pulse, &[], mode, self.shared.terms.acls()).await {
+                    Ok((_, stat)) => return self.check_owner(&stat),
+                    // By an earlier attempt, for nobody else has its name. Every heartbeat looks at whose it is.
+                    Err(Error::NodeExists) => return Ok(()),
+                    Err(Error::NoNode) => make_parent(&self.shared, connection, &self.pulse).await?,
+                    Err(error) => return Err(failed("opening", &error)),
+                }
+            }
+            Err(unknown(format!("what is above {} vanishes again and again", self.pulse)))
+        };
+        self.has_pulse.get_or_try_init(making).await.copied()
     }
 
     /// Makes the entry; with it come the candidates, listed just after.
@@ -106,14 +126,18 @@ impl ZookeeperSession {
                 (Ok(_), Ok(None)) => return Err(unknown("the election's znode vanished with the entry")),
                 (Err(error), _) => return Err(failed("entering", &error)),
                 (Ok((path, _)), Err(error)) => {
-                    // Whoever is refused leaves nothing.
-                    let deleted = connection.delete(&path).await;
-                    deleted.map_err(|error| unknown(format!("{path} is not removed yet: {error}")))?;
+                    self.take_back(connection, &path).await?;
                     return Err(failed("entering", &error));
                 }
             }
         }
         Err(unknown("the election's znode vanishes again and again"))
+    }
+
+    /// Removes an entry that cannot be kept: whoever is refused leaves nothing.
+    async fn take_back(&self, connection: &Connection, path: &str) -> Result<(), BackendError> {
+        let deleted = connection.delete(path).await;
+        deleted.map_err(|error| unknown(format!("{path} is not removed yet: {error}")))
     }
 
     /// Looks for the entry that an earlier attempt has made.
@@ -162,25 +186,6 @@ fn accept(shared: &Shared, asked: Duration, granted: Duration, server: &str) -> 
     ))
 }
 
-/// Makes a znode, and what is above it when that is missing.
-async fn create(
-    shared: &Shared,
-    connection: &Connection,
-    what: &str,
-    path: &str,
-    data: &[u8],
-    mode: CreateMode,
-) -> Result<(String, Stat), BackendError> {
-    for _ in 0..TRIES {
-        match connection.create(path, data, mode, shared.terms.acls()).await {
-            Ok(created) => return Ok(created),
-            Err(Error::NoNode) => make_parent(shared, connection, path).await?,
-            Err(error) => return Err(failed(what, &error)),
-        }
-    }
-    Err(unknown(format!("what is above {path} vanishes again and again")))
-}
-
 #[async_trait]
 impl BackendSession for ZookeeperSession {
     fn id(&self) -> String {
@@ -205,8 +210,13 @@ impl BackendSession for ZookeeperSession {
     /// answers, shows that it was not.
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
         let connection = self.link.connection_now()?;
+        connection.let_go();
         // Dropped without an answer: the engine's patience is over, and another server may do better.
         let patience = GiveUp(Some(&connection), &self.link);
+        if let Err(error) = self.make_pulse(&connection).await {
+            patience.answered();
+            return Err(error);
+        }
         let written = match broken(Rule::BeatByWriting) {
             true => connection.stat(&self.pulse).await,
             false => connection.set(&self.pulse, &[]).await,
@@ -234,10 +244,19 @@ impl BackendSession for ZookeeperSession {
         } else {
             self.find_entry(&connection, request).await?
         };
-        let ((path, stat), queue) = match found {
-            Some(found) => found,
-            None => self.create_entry(&connection, request).await?,
+        let entering = async {
+            match found {
+                Some(found) => Ok(found),
+                None => self.create_entry(&connection, request).await,
+            }
         };
+        // Both at once: under a session whose heartbeats are refused nobody leads.
+        let (pulse, entered) = join(self.make_pulse(&connection), entering).await;
+        let ((path, stat), queue) = entered?;
+        if let Err(refused) = pulse {
+            self.take_back(&connection, &path).await?;
+            return Err(refused);
+        }
         self.check_owner(&stat)?;
         let (election, version) = (request.election.clone(), version(&stat)?);
         let leads = match queue.ahead_of(&connection, &path, stat.czxid).await? {

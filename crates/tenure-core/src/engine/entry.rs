@@ -17,7 +17,7 @@ use crate::{
     mutants::{Rule, broken},
     random,
     spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, Parting},
-    sync::yield_now,
+    sync::{Flag, yield_now},
     telemetry,
 };
 
@@ -56,39 +56,60 @@ enum Stop {
     Failed(BackendError),
 }
 
+/// A candidate on its way to leadership.
 struct Task<'a> {
     session: &'a Arc<Session>,
     candidacy: Candidacy,
+    standing: Standing,
+}
+
+/// What may stand in the store.
+struct Standing {
     request: EntryRequest,
     /// Whether a request to enter went unanswered, so that it may yet be carried out.
     uncertain: bool,
-    entry: Option<Entry>,
+    live: Option<Arc<Live>>,
 }
 
 /// Enters, waits, leads, leaves.
 pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
     let unfinished = Unfinished(&session);
-    let mut task =
-        Task { session: &session, request: request(&candidacy), candidacy, uncertain: false, entry: None };
+    if let Some((term, standing, permit)) = campaign(&session, candidacy, outcome).await {
+        // Also when a backend panics: whoever resigns must not wait for ever.
+        let _departed = Departed(&term);
+        let _told = Told(&term);
+        // The campaign first: what follows wakes others, too.
+        yield_now().await;
+        lead(&session, &term, standing).await;
+        // Before anybody is told: whoever has resigned may stand again at once.
+        drop(permit);
+    }
+    std::mem::forget(unfinished);
+}
+
+/// A place in the election, held.
+type Permit = Option<Arc<OwnedSemaphorePermit>>;
+
+/// Enters and waits, and tells the campaign what came of it.
+async fn campaign(
+    session: &Arc<Session>,
+    candidacy: Candidacy,
+    outcome: oneshot::Sender<Outcome>,
+) -> Option<(Arc<Term>, Standing, Permit)> {
+    let standing = Standing { request: request(&candidacy), uncertain: false, live: None };
+    let mut task = Task { session, candidacy, standing };
     match task.until_leading().await {
-        Ok((token, entry, gone)) => {
-            let term = Term::new(&session, &task.request, token, entry);
+        Ok((token, live)) => {
+            let term = Term::new(session, &task.standing.request, token, live);
             session.shared.leads(&term);
             let waited = session.shared.clock.now().since(task.candidacy.since);
             telemetry::leads(&term.election, token, waited);
-            // Also when a backend panics: whoever resigns must not wait for ever.
-            let _departed = term.departed.clone().drop_guard();
-            let _told = Told(&term);
             // A campaign dropped meanwhile drops the guard, which resigns.
             let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
-            // The campaign first: what follows wakes others, too.
-            yield_now().await;
-            task.lead(&term, &gone).await;
-            // Before anybody is told: whoever has resigned may stand again at once.
-            task.candidacy.permit = None;
+            Some((term, task.standing, task.candidacy.permit))
         }
         Err(stop) => {
-            task.depart().await;
+            Box::pin(task.standing.depart(session)).await;
             // Before the campaign is told: whoever was turned away may try again at once.
             task.candidacy.permit = None;
             let _ = outcome.send(match stop {
@@ -96,9 +117,18 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
                 Stop::Withdrawn | Stop::NotNow => Outcome::NotNow,
                 Stop::Failed(error) => Outcome::Failed(error.into()),
             });
+            None
         }
     }
-    std::mem::forget(unfinished);
+}
+
+/// Tells that an entry has gone when its task ends, however it does.
+struct Departed<'a>(&'a Term);
+
+impl Drop for Departed<'_> {
+    fn drop(&mut self) {
+        self.0.departed.set();
+    }
 }
 
 /// Tells that a leadership is over when its task ends, however it does.
@@ -132,32 +162,32 @@ fn request(candidacy: &Candidacy) -> EntryRequest {
 
 impl Task<'_> {
     /// Enters and waits until the entry leads; again under a new entry when its own was deleted.
-    async fn until_leading(&mut self) -> Result<(FencingToken, Entry, CancellationToken), Stop> {
+    async fn until_leading(&mut self) -> Result<(FencingToken, Arc<Live>), Stop> {
         let mut retry = Retry::new(self.session.shared.config.retry);
         loop {
-            let entered = self.enter().await?;
-            let gone = CancellationToken::new();
-            self.entry = Some(entered.entry.clone());
-            let live = Live { entry: entered.entry.clone(), gone: gone.clone() };
-            self.session.live().insert(self.candidacy.election.clone(), live);
-            let token = match entered.leads {
+            // Boxed: the room for a request is not held while the candidate waits, which may be for hours.
+            let Entered { entry, leads } = Box::pin(self.enter()).await?;
+            let live = Arc::new(Live { entry, gone: Flag::new() });
+            self.standing.live = Some(Arc::clone(&live));
+            self.session.live().insert(self.candidacy.election.clone(), Arc::clone(&live));
+            let token = match leads {
                 Some(token) => Some(token),
                 None if !self.candidacy.waits => return Err(Stop::NotNow),
-                None => self.wait_turn(&entered.entry, &gone).await?,
+                None => self.wait_turn(&live).await?,
             };
             if let Some(token) = token {
                 // A session that has not been heard of for a while may have won in vain.
                 let session = self.session;
                 session.check_window(session.window.budget()).map_err(|_| Stop::SessionEnded)?;
                 let token = self.told(token);
-                return Ok((token, entered.entry, gone));
+                return Ok((token, live));
             }
             warn!(election = %self.candidacy.election, candidate = %self.candidacy.candidate,
                 "the entry of a waiting candidate is gone; entering again");
             // Gone for certain, or deleted by this: never two entries at a time.
-            self.depart().await;
-            self.request = request(&self.candidacy);
-            self.pause(&mut retry).await?;
+            Box::pin(self.standing.depart(self.session)).await;
+            self.standing.request = request(&self.candidacy);
+            Box::pin(self.pause(&mut retry)).await?;
         }
     }
 
@@ -174,7 +204,7 @@ impl Task<'_> {
             let answer = tokio::select! {
                 biased;
                 () = session.stop.cancelled() => return Err(Stop::SessionEnded),
-                answer = timed("entering", limit, session.spi.enter(&self.request)) => answer,
+                answer = timed("entering", limit, session.spi.enter(&self.standing.request)) => answer,
             };
             match answer {
                 Ok(entered) => {
@@ -182,16 +212,16 @@ impl Task<'_> {
                     return Ok(entered);
                 }
                 Err(error) => {
-                    self.uncertain |= error.is_retryable();
+                    self.standing.uncertain |= error.is_retryable();
                     self.judge(error, "entering again")?;
                 }
             }
-            self.pause(&mut retry).await?;
+            Box::pin(self.pause(&mut retry)).await?;
         }
     }
 
     /// The token once the entry leads; `None` when the entry is gone.
-    async fn wait_turn(&self, entry: &Entry, gone: &CancellationToken) -> Result<Option<FencingToken>, Stop> {
+    async fn wait_turn(&self, live: &Live) -> Result<Option<FencingToken>, Stop> {
         let session = self.session;
         let mut retry = Retry::new(session.shared.config.retry);
         loop {
@@ -199,8 +229,8 @@ impl Task<'_> {
                 biased;
                 () = session.stop.cancelled() => return Err(Stop::SessionEnded),
                 () = self.candidacy.withdrawn.cancelled() => return Err(Stop::Withdrawn),
-                () = gone.cancelled() => return Ok(None),
-                answer = session.spi.wait_turn(entry) => answer,
+                () = live.gone.wait() => return Ok(None),
+                answer = session.spi.wait_turn(&live.entry) => answer,
             };
             match answer {
                 Ok(token) => {
@@ -210,7 +240,7 @@ impl Task<'_> {
                 Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(None),
                 Err(error) => self.judge(error, "waiting again")?,
             }
-            self.pause(&mut retry).await?;
+            Box::pin(self.pause(&mut retry)).await?;
         }
     }
 
@@ -243,37 +273,6 @@ impl Task<'_> {
         }
     }
 
-    /// Leads until the leadership is over and its work has stopped; then removes the entry.
-    async fn lead(&mut self, term: &Arc<Term>, gone: &CancellationToken) {
-        let session = self.session;
-        let mut is_gone = std::pin::pin!(async {
-            tokio::select! {
-                () = gone.cancelled() => {}
-                () = watch_own_entry(session, &term.entry, || term.lose(LossReason::Asked)) => {}
-            }
-        });
-        tokio::select! {
-            biased;
-            // Also when the session ends: its token is the parent's.
-            () = term.stop.cancelled() => {
-                // Its work may go on for a while, but not beside a successor.
-                tokio::select! {
-                    biased;
-                    () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
-                    () = term.wait_stopped() => {}
-                    () = &mut is_gone => term.drop_work(),
-                }
-            }
-            () = &mut is_gone => term.lose(LossReason::EntryGone),
-        }
-        term.tell_over();
-        if !broken(Rule::StopBeforeLeaving) {
-            term.wait_stopped().await;
-        }
-        // The watch is let go of after that: it would be taken back first, and who is next waits.
-        self.depart().await;
-    }
-
     /// The token that the leader is told.
     fn told(&self, token: FencingToken) -> FencingToken {
         #[cfg(tenure_mutants)]
@@ -282,19 +281,21 @@ impl Task<'_> {
         }
         token
     }
+}
 
+impl Standing {
     /// Removes the entry; tries until that is confirmed or the session has ended, which removes it too.
-    async fn depart(&mut self) {
-        let session = self.session;
-        session.live().remove(&self.candidacy.election);
-        let entry = self.entry.take();
+    async fn depart(&mut self, session: &Session) {
+        session.live().remove(&self.request.election);
+        let live = self.live.take();
+        let entry = live.as_ref().map(|live| &live.entry);
         if entry.is_none() && (!self.uncertain || broken(Rule::ResolveTheUnknown)) {
             return;
         }
         let shared = &session.shared;
         let mut retry = Retry::new(shared.config.retry);
         loop {
-            let leaving = session.spi.leave(&self.request, entry.as_ref());
+            let leaving = session.spi.leave(&self.request, entry);
             let answer = tokio::select! {
                 biased;
                 () = session.stop.cancelled() => return,
@@ -311,13 +312,13 @@ impl Task<'_> {
                 }
                 Err(error) if error.is_permanent() => {
                     shared.status.failed(&error);
-                    error!(election = %self.candidacy.election, %error, "the store refuses to remove the entry; its session ends");
+                    error!(election = %self.request.election, %error, "the store refuses to remove the entry; its session ends");
                     session.end(LossReason::SessionGivenUp);
                     return;
                 }
                 Err(error) => {
                     shared.status.failed(&error);
-                    warn!(election = %self.candidacy.election, %error, "the entry is not removed yet; trying again");
+                    warn!(election = %self.request.election, %error, "the entry is not removed yet; trying again");
                 }
             }
             tokio::select! {
@@ -331,6 +332,39 @@ impl Task<'_> {
             session.graves().dig(self.request.clone(), shared.clock.now(), wait);
         }
     }
+}
+
+/// Leads until the leadership is over and its work has stopped; then removes the entry.
+async fn lead(session: &Session, term: &Arc<Term>, mut standing: Standing) {
+    let Some(live) = standing.live.clone() else { return };
+    {
+        let mut is_gone = std::pin::pin!(async {
+            tokio::select! {
+                () = live.gone.wait() => {}
+                () = watch_own_entry(session, &live.entry, || term.lose(LossReason::Asked)) => {}
+            }
+        });
+        tokio::select! {
+            biased;
+            // Also when the session ends: its token is the parent's.
+            () = term.stop.cancelled() => {
+                // Its work may go on for a while, but not beside a successor.
+                tokio::select! {
+                    biased;
+                    () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
+                    () = term.wait_stopped() => {}
+                    () = &mut is_gone => term.drop_work(),
+                }
+            }
+            () = &mut is_gone => term.lose(LossReason::EntryGone),
+        }
+        // Let go of now: it may be in the middle of a request, and hold what the next one waits for.
+    }
+    term.tell_over();
+    if !broken(Rule::StopBeforeLeaving) {
+        term.wait_stopped().await;
+    }
+    Box::pin(standing.depart(session)).await;
 }
 
 /// Returns when the entry is gone, and calls `asked` once when somebody has asked for a resignation. A watch that

@@ -234,7 +234,7 @@ fn confirmed_by_later(unconfirmed: &mut VecDeque<Answered>, sent: Moment, gap: D
 /// Whether a read that the store's quorum stands behind confirms `heartbeat`.
 async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> Result<bool, BackendError> {
     loop {
-        let witness = session.live().values().find(|live| !live.gone.is_cancelled()).cloned();
+        let witness = session.live().values().find(|live| !live.gone.is_set()).cloned();
         let entry = witness.as_ref().map(|live| &live.entry);
         match timed("confirming read", limit, session.spi.confirm(heartbeat, entry)).await? {
             Confirmation::Confirmed => return Ok(true),
@@ -242,7 +242,7 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
             // Its own task finds out what became of it; another entry can bear witness.
             Confirmation::WitnessGone => match witness {
                 Some(_) if broken(Rule::WatchOwnEntry) => return Ok(true),
-                Some(live) => live.gone.cancel(),
+                Some(live) => live.gone.set(),
                 None => return Ok(false),
             },
         }

@@ -14,26 +14,29 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Retry {
     policy: Backoff,
-    waits: ExponentialBackoff,
+    /// Made with the first wait: most need none.
+    waits: Option<Box<ExponentialBackoff>>,
 }
 
 impl Retry {
     pub(crate) fn new(policy: Backoff) -> Self {
-        Self { policy, waits: build(policy) }
+        Self { policy, waits: None }
     }
 
     /// Waits before the next try, longer each time.
     pub(crate) async fn pause(&mut self) {
-        sleep(self.next_wait()).await;
+        // Boxed: who waits for hours should not hold the room for a pause.
+        Box::pin(sleep(self.next_wait())).await;
     }
 
     pub(crate) fn next_wait(&mut self) -> Duration {
-        self.waits.next().unwrap_or(self.policy.max)
+        let waits = self.waits.get_or_insert_with(|| Box::new(build(self.policy)));
+        waits.next().unwrap_or(self.policy.max)
     }
 
     /// Starts anew with the shortest wait, after a success.
     pub(crate) fn reset(&mut self) {
-        self.waits = build(self.policy);
+        self.waits = None;
     }
 }
 
@@ -52,7 +55,8 @@ pub(crate) async fn timed<T>(
     limit: Duration,
     request: impl Future<Output = Result<T, BackendError>>,
 ) -> Result<T, BackendError> {
-    match timeout(limit, request).await {
+    // Boxed, as a pause is.
+    match Box::pin(timeout(limit, request)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(BackendError::new(
             BackendErrorKind::Unavailable,

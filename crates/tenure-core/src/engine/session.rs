@@ -14,7 +14,7 @@ use crate::{
     ElectionName, FencingToken, LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendSession, Entry, Proof},
-    sync::{Latch, Mutex, MutexGuard},
+    sync::{Flag, Latch, Mutex, MutexGuard},
 };
 
 /// One session with the store. When it ends, everything that stood on it ends, and the
@@ -34,7 +34,7 @@ pub(crate) struct Session {
     /// One task for each entry.
     pub(crate) entries: TaskTracker,
     // In an order, so that a simulated run is the same every time.
-    live: Mutex<BTreeMap<ElectionName, Live>>,
+    live: Mutex<BTreeMap<ElectionName, Arc<Live>>>,
     graves: Mutex<Graves>,
     terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
 }
@@ -47,11 +47,11 @@ pub(crate) struct End {
 }
 
 /// An entry that stands in the store.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) entry: Entry,
-    /// Cancelled when a confirming read did not find the entry.
-    pub(crate) gone: CancellationToken,
+    /// Set when a confirming read did not find the entry.
+    pub(crate) gone: Flag,
 }
 
 /// How long before the last instant work is dropped, so that it is gone by then.
@@ -147,7 +147,7 @@ impl Session {
         self.spi.proof() != Proof::Process
     }
 
-    pub(crate) fn live(&self) -> MutexGuard<'_, BTreeMap<ElectionName, Live>> {
+    pub(crate) fn live(&self) -> MutexGuard<'_, BTreeMap<ElectionName, Arc<Live>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
 use super::{
-    session::{End, Session},
+    session::{End, Live, Session},
     works::Works,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     mutants::{Rule, broken},
     spi::{Entry, EntryRequest},
     sync::{
-        Latch,
+        Flag, Latch,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         spawn_tracked,
     },
@@ -33,7 +33,7 @@ pub(crate) struct Term {
     pub(crate) election: ElectionName,
     pub(crate) candidate: CandidateId,
     pub(crate) token: FencingToken,
-    pub(crate) entry: Entry,
+    live: Arc<Live>,
     /// The nonce of the request that made the entry.
     pub(crate) nonce: u128,
     ended: Latch<End>,
@@ -51,11 +51,12 @@ pub(crate) struct Term {
     /// How much work is being polled at this moment.
     polled: AtomicUsize,
     pub(crate) stop: CancellationToken,
-    hard: CancellationToken,
+    /// Cancelled when work is to be dropped; made when there is some.
+    hard: OnceLock<CancellationToken>,
     /// Work under way; closed when the guard has gone.
     pub(crate) works: Arc<Works>,
-    /// Cancelled when the entry is known to be gone, or its session has ended.
-    pub(crate) departed: CancellationToken,
+    /// Set when the entry is known to be gone, or its session has ended.
+    pub(crate) departed: Flag,
 }
 
 impl Term {
@@ -63,13 +64,13 @@ impl Term {
         session: &Arc<Session>,
         request: &EntryRequest,
         token: FencingToken,
-        entry: Entry,
+        live: Arc<Live>,
     ) -> Arc<Self> {
         let term = Arc::new(Self {
-            election: entry.election.clone(),
+            election: live.entry.election.clone(),
             candidate: request.candidate.clone(),
             token,
-            entry,
+            live,
             nonce: request.nonce,
             ended: Latch::new(),
             budget: AtomicU64::new(0),
@@ -80,13 +81,22 @@ impl Term {
             above: OnceLock::new(),
             polled: AtomicUsize::new(0),
             stop: session.stop.child_token(),
-            hard: session.hard.child_token(),
+            hard: OnceLock::new(),
             works: Works::new(),
-            departed: CancellationToken::new(),
+            departed: Flag::new(),
             session: Arc::clone(session),
         });
         info!(election = %term.election, candidate = %term.candidate, token = token.get(), "leads");
         term
+    }
+
+    /// The entry that leads.
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.live.entry
+    }
+
+    fn hard(&self) -> &CancellationToken {
+        self.hard.get_or_init(|| self.session.hard.child_token())
     }
 
     /// How the leadership ended, if it has: of its own end and its session's the one that was seen first.
@@ -160,10 +170,10 @@ impl Term {
             let lower = Arc::clone(&below);
             spawn_tracked(&self.session.entries, async move {
                 tokio::select! {
-                    () = term.departed.cancelled() => {}
+                    () = term.departed.wait() => {}
                     () = lower.stop.cancelled() => {
                         lower.end_above();
-                        term.departed.cancelled().await;
+                        term.departed.wait().await;
                     }
                 }
                 drop(base);
@@ -214,7 +224,7 @@ impl Term {
             return;
         }
         if reason.is_over_in_the_store() {
-            self.hard.cancel();
+            self.hard().cancel();
         }
         self.stop.cancel();
         if !self.works.is_empty() {
@@ -246,7 +256,7 @@ impl Term {
 
     /// Drops work that was told to stop before.
     pub(crate) fn drop_work(&self) {
-        self.hard.cancel();
+        self.hard().cancel();
     }
 
     /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
@@ -306,7 +316,7 @@ impl Term {
         if now < stop_by - margin {
             return Some(stop_by - margin);
         }
-        self.hard.cancel();
+        self.hard().cancel();
         let dropped = self.dropped_at.get_or_set(now);
         // A process that was stopped wakes up past its deadline: its work is dropped at its next
         // poll, which has to be given the chance to come.
@@ -351,7 +361,7 @@ impl Term {
         self.check()?;
         // So that whatever the work logs says under which token.
         let span = info_span!("leadership", election = %self.election, candidate = %self.candidate, token = self.token.get());
-        let mut hard = pin!(self.hard.cancelled());
+        let mut hard = pin!(self.hard().cancelled());
         let mut work = pin!(work);
         std::future::poll_fn(|context| {
             let over = hard.as_mut().poll(context).is_ready() || self.is_past_the_last_instant();

@@ -90,7 +90,10 @@ impl Window {
         }
         // A paused virtual machine's clocks stand still together, and only the time of day is
         // put right afterwards: by then the store may have let go of us.
-        if wall_offset(clock, now) - self.wall_offset.load(Ordering::Relaxed) > self.wall_slack() {
+        let offset = self.wall_offset.load(Ordering::Relaxed);
+        let jumped = |now| wall_offset(clock, now) - offset > self.wall_slack();
+        // Looked at once more: this thread may have been stopped between the two readings.
+        if jumped(now) && jumped(clock.now()) {
             return Err(LossReason::ClockJump);
         }
         Ok(())

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     mutants::{Rule, broken},
-    sync::atomic::{AtomicUsize, Ordering, fence},
+    sync::{
+        Flag,
+        atomic::{AtomicUsize, Ordering, fence},
+    },
 };
 
 const CLOSED: usize = 1;
@@ -20,8 +21,8 @@ const ONE: usize = 2;
 pub(crate) struct Works {
     /// Whether it is closed, and twice the number of works.
     state: AtomicUsize,
-    /// Cancelled when it is closed and nothing is under way.
-    stopped: CancellationToken,
+    /// Set when it is closed and nothing is under way.
+    stopped: Flag,
 }
 
 /// Work under way, until it is dropped.
@@ -30,7 +31,7 @@ pub(crate) struct Begun(Arc<Works>);
 
 impl Works {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { state: AtomicUsize::new(0), stopped: CancellationToken::new() })
+        Arc::new(Self { state: AtomicUsize::new(0), stopped: Flag::new() })
     }
 
     /// Counts one work more. Whoever calls this looks *afterwards* whether the leadership stands: either that
@@ -47,7 +48,7 @@ impl Works {
     /// The guard has gone.
     pub(crate) fn close(&self) {
         if self.state.fetch_or(CLOSED, Ordering::AcqRel) < ONE {
-            self.stopped.cancel();
+            self.stopped.set();
         }
     }
 
@@ -58,14 +59,14 @@ impl Works {
 
     /// Waits until it is closed and nothing is under way.
     pub(crate) async fn wait(&self) {
-        self.stopped.cancelled().await;
+        self.stopped.wait().await;
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
         if self.0.state.fetch_sub(ONE, Ordering::AcqRel) == ONE | CLOSED {
-            self.0.stopped.cancel();
+            self.0.stopped.set();
         }
     }
 }

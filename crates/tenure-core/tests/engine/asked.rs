@@ -36,6 +36,8 @@ async fn work_that_is_stopping_is_dropped_when_the_entry_goes() {
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     let (works, _) = endless_work(&leadership);
+    // Time passes once everybody waits: the work has begun.
+    pass(Duration::from_millis(1)).await;
     host.elector.ask_to_resign("e").await.unwrap();
     within(Duration::from_secs(1), leadership.lost()).await;
     pass(Duration::from_secs(1)).await;

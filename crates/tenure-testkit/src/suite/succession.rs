@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use futures::future::try_join_all;
 use tenure_core::{Elector, LossReason};
 
 use super::{Stage, until, within};
@@ -40,6 +41,19 @@ pub(super) async fn a_departure_in_the_middle_promotes_nobody(stage: &Stage<'_>)
     assert!(first.is_leader() && !last.is_finished());
     first.resign().await.unwrap();
     assert!(within("the hand-over", last).await.unwrap().is_leader());
+}
+
+/// Hazard G11: what looks after an entry may be in the middle of a request when leadership is given back, and takes nothing
+/// with it that the departure needs: as many at once as no backend has room for.
+pub(super) async fn very_many_are_given_back_as_soon_as_won(stage: &Stage<'_>) {
+    let (a, b) = (stage.player("a").await, stage.player("b").await);
+    let names: Vec<_> = (0..600).map(|n| format!("many-{n}")).collect();
+    for elector in [&a.elector, &b.elector] {
+        let campaigns = names.iter().map(|name| elector.campaign(name));
+        let won = within("leading", try_join_all(campaigns)).await.unwrap();
+        let resigned = try_join_all(won.into_iter().map(|leadership| leadership.resign()));
+        within("giving back", resigned).await.unwrap();
+    }
 }
 
 /// Who asks need not stand in the election; the leader's work stops before the next one leads, and a wish
