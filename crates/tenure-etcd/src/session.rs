@@ -59,6 +59,13 @@ pub(crate) struct EtcdSession {
     line: Mutex<Option<Line>>,
 }
 
+/// What stands under the key of an entry.
+struct Found {
+    created: i64,
+    lease: i64,
+    value: Vec<u8>,
+}
+
 /// A stream of keepalives to one member.
 struct Line {
     client: Arc<Client>,
@@ -313,7 +320,6 @@ impl BackendSession for EtcdSession {
                     .with_sort(SortTarget::Create, SortOrder::Ascend)
                     .with_limit(1);
                 let head = TxnOp::get(election.as_str(), Some(head));
-                let own = TxnOp::get(key.as_str(), Some(GetOptions::new().with_keys_only()));
                 let put =
                     TxnOp::put(key.as_str(), payload.as_slice(), Some(PutOptions::new().with_lease(lease)));
                 let txn = Txn::new()
@@ -321,15 +327,24 @@ impl BackendSession for EtcdSession {
                         Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
                         Compare::create_revision(mark.as_str(), CompareOp::Equal, 0),
                     ])
-                    .and_then([put, own, head.clone()])
+                    .and_then([put, head.clone()])
                     .or_else([TxnOp::get(key.as_str(), None), head]);
                 let answer = kv(&client).txn(txn).await?;
                 let made = answer.succeeded();
+                let now = answer.header().ok_or_else(|| malformed("header"))?.revision();
                 let mut found = ranges(answer.op_responses());
-                match (found.next(), found.next()) {
-                    (Some(own), Some(head)) => Ok((made, own, head)),
-                    _ => Err(malformed("ranges").into()),
-                }
+                let own = if made {
+                    Some(Found { created: now, lease, value: payload.clone() })
+                } else {
+                    let own = found.next().ok_or_else(|| malformed("range of the entry"))?.into_iter().next();
+                    own.map(|kv| Found {
+                        created: kv.create_revision(),
+                        lease: kv.lease(),
+                        value: kv.value().to_vec(),
+                    })
+                };
+                let head = found.next().ok_or_else(|| malformed("range of the election"))?;
+                Ok((own, head.first().map(KeyValue::create_revision)))
             })
             .await;
         let outcome = match outcome {
@@ -346,14 +361,14 @@ impl BackendSession for EtcdSession {
         if first_time && settled {
             self.unsettled().remove(&request.nonce);
         }
-        let (made, own, head) = outcome?.value;
-        let Some(own) = own.first() else {
+        let (own, head) = outcome?.value;
+        let Some(own) = own else {
             return Err(BackendError::new(
                 BackendErrorKind::EntryGone,
                 "this request to enter has been withdrawn",
             ));
         };
-        if own.lease() != lease {
+        if own.lease != lease {
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("the key {key} has been taken by somebody else"),
@@ -361,18 +376,17 @@ impl BackendSession for EtcdSession {
         }
         // All of the payload but the value, which may have been updated since: it holds the nonce.
         let named = &payload[..payload.len() - request.value.len()];
-        if !made && !own.value().starts_with(named) {
-            self.delete(key, own.create_revision()).await?;
+        if !own.value.starts_with(named) {
+            self.delete(key, own.created).await?;
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("the entry of an earlier request stood in the way at {key}, and has been removed"),
             ));
         }
-        let version = u64::try_from(own.create_revision()).map_err(|_| malformed("create revision"))?;
-        let leads = head.first().is_some_and(|head| head.create_revision() == own.create_revision());
+        let version = u64::try_from(own.created).map_err(|_| malformed("create revision"))?;
         Ok(Entered {
             entry: Entry { election: request.election.clone(), key: key.clone(), version },
-            leads: if leads { token(own.create_revision()) } else { None },
+            leads: if head == Some(own.created) { token(own.created) } else { None },
         })
     }
 

@@ -5,7 +5,7 @@ mod page;
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Only measures that have this in their names
     #[arg(long)]
     only: Option<String>,
+    /// Also measures other libraries, after tenure on the same servers: installs what they need
+    #[arg(long)]
+    peers: bool,
     /// Prints the rows as one list of JSON in the end, instead of a table
     #[arg(long)]
     json: bool,
@@ -44,6 +47,38 @@ enum Store {
     Zookeeper,
     Local,
     Memory,
+}
+
+impl Store {
+    /// The directories of the programs that measure others on this store.
+    fn peers(self) -> &'static [&'static str] {
+        match self {
+            Self::Etcd => &["go"],
+            Self::Zookeeper => &["curator", "kazoo"],
+            Self::Local | Self::Memory => &[],
+        }
+    }
+}
+
+/// What a peer's program says, a row a line.
+fn peer_rows(peer: &str, endpoint: &str, target: &Path, options: &Options) -> Result<Vec<Value>> {
+    say(format!("measuring {peer} on {endpoint}"));
+    let mut program = Command::new(Path::new("crates/tenure-bench/peers").join(peer).join("run"));
+    program.args(["--endpoint", endpoint]).args(options.quick.then_some("--quick"));
+    program.args(options.only.iter().flat_map(|only| ["--only", only]));
+    let target = std::path::absolute(target)?;
+    program.env("CARGO_TARGET_DIR", target).stdout(Stdio::piped());
+    let mut child = program.spawn().with_context(|| format!("cannot run the peer {peer}"))?;
+    let mut rows = Vec::new();
+    for line in BufReader::new(child.stdout.take().context("its output was piped")?).lines() {
+        let row: Value = serde_json::from_str(&line?)?;
+        if !options.json {
+            print(&row);
+        }
+        rows.push(row);
+    }
+    ensure!(child.wait()?.success(), "the peer {peer} failed on {endpoint}");
+    Ok(rows)
 }
 
 /// Measures, writes `target/bench/summary.json` and prints a table. A full run writes `docs/benchmarks.md`, too.
@@ -97,6 +132,12 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
             rows.push(row);
         }
         ensure!(child.wait()?.success(), "tenure-bench failed on {url}");
+        if options.peers {
+            for peer in store.peers() {
+                let (_, endpoint) = url.split_once("://").context("a peer's store has an address")?;
+                rows.extend(peer_rows(peer, endpoint, &target, options)?);
+            }
+        }
     }
     let summary = target.join("bench");
     fs::create_dir_all(&summary)?;
@@ -117,6 +158,11 @@ fn print(row: &Value) {
     let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
     let number =
         |name: &str| row[name].as_f64().map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
+    if let Some(peer) = row["peer"].as_str() {
+        let (p50, p99) = (number("p50_us"), number("p99_us"));
+        println!("{:<10} {:<62} {p50:>10} ({p99:>10})  {peer}", text("store"), text("measure"));
+        return;
+    }
     println!(
         "{:<10} {:<62} {:>10} ({:>10})  floor {:>9} ({:>9})  ratio {:>6} ({:>6})  {}",
         text("store"),

@@ -20,8 +20,10 @@ pub(super) fn write(rows: &[Value]) -> Result<()> {
         .with_context(|| format!("cannot read {PAGE}; run this at the top of the tree"))?;
     let (before, rest) = page.split_once(BEGIN).with_context(|| format!("{PAGE} has no {BEGIN}"))?;
     let (_, after) = rest.split_once(END).with_context(|| format!("{PAGE} has no {END}"))?;
-    fs::write(PAGE, format!("{before}{BEGIN}\n{}{END}{after}", table(rows)))?;
-    fs::write(PLOT, plot(rows))?;
+    let (peers, ours): (Vec<&Value>, Vec<&Value>) = rows.iter().partition(|row| row["peer"].is_string());
+    let beside = if peers.is_empty() { String::new() } else { beside(&ours, &peers) };
+    fs::write(PAGE, format!("{before}{BEGIN}\n{}{beside}{END}{after}", table(&ours)))?;
+    fs::write(PLOT, plot(&ours))?;
     Ok(())
 }
 
@@ -29,7 +31,7 @@ fn number(row: &Value, name: &str) -> Option<f64> {
     row[name].as_f64()
 }
 
-fn table(rows: &[Value]) -> String {
+fn table(rows: &[&Value]) -> String {
     let mut table = "\n| store | measure | rounds | p50 (p99) | floor, p50 (p99) | ratio | target | met |\n|---|---|---|---|---|---|---|---|\n".to_owned();
     for row in rows {
         let text = |name: &str| row[name].as_str().unwrap_or_default();
@@ -56,9 +58,40 @@ fn table(rows: &[Value]) -> String {
     table
 }
 
+/// Other libraries beside tenure, in the same run on the same servers.
+fn beside(ours: &[&Value], peers: &[&Value]) -> String {
+    let mut table = "| store | measure | tenure, p50 (p99) | other | other, p50 (p99) | other / tenure |\n|---|---|---|---|---|---|\n".to_owned();
+    let pair = |row: &Value| match (number(row, "p50_us"), number(row, "p99_us")) {
+        (Some(a), Some(b)) => format!("{a:.0} ({b:.0})"),
+        _ => "–".to_owned(),
+    };
+    for peer in peers {
+        // Not all of them hold ten thousand elections; what one costs is what is compared.
+        let kind = |row: &Value| {
+            let name = row["measure"].as_str().unwrap_or_default();
+            name.chars().filter(|c| !c.is_ascii_digit() || !name.starts_with("many")).collect::<String>()
+        };
+        let same = ours.iter().find(|row| row["store"] == peer["store"] && kind(row) == kind(peer));
+        let ratio = same
+            .and_then(|same| Some(number(peer, "p50_us")? / number(same, "p50_us")?))
+            .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.1}"));
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {} | {ratio} |",
+            peer["store"].as_str().unwrap_or_default(),
+            peer["measure"].as_str().unwrap_or_default(),
+            same.map_or_else(|| "–".to_owned(), |same| pair(same)),
+            peer["peer"].as_str().unwrap_or_default(),
+            pair(peer),
+        );
+    }
+    table.push('\n');
+    table
+}
+
 /// The ratios to the floors, as bars.
-fn plot(rows: &[Value]) -> String {
-    let bars: Vec<_> = rows.iter().filter_map(|row| Some((row, number(row, "ratio_p50")?))).collect();
+fn plot(rows: &[&Value]) -> String {
+    let bars: Vec<_> = rows.iter().filter_map(|row| Some((*row, number(row, "ratio_p50")?))).collect();
     let (left, wide, high) = (430.0, 380.0, 22.0);
     let most = bars.iter().map(|(_, ratio)| *ratio).fold(1.0, f64::max);
     let height = high * (bars.len() as f64 + 2.0);
