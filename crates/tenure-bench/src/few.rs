@@ -37,6 +37,10 @@ impl Place {
         Self { scheme: scheme.to_owned(), url }
     }
 
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     pub(crate) async fn elector(&self) -> Result<Arc<dyn Elector>> {
         self.elector_with(Config::new().with_ttl(Duration::from_secs(30))).await
     }

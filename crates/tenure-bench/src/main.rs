@@ -1,5 +1,6 @@
 //! What elections cost, beside the raw operations of the store that they are made of: alternating, in one run.
 
+mod crash;
 mod few;
 mod idle;
 mod many;
@@ -64,6 +65,7 @@ async fn measure(options: Options) -> Result<()> {
     few::measure(&options, &place, &mut raw, &mut tell).await?;
     many::measure(&options, &place, &mut raw, &mut tell).await?;
     if let Some(raw) = raw.as_deref_mut() {
+        crash::measure(&options, &place, raw, &mut tell).await?;
         idle::measure(&options, &place, raw, &mut tell).await?;
     }
     Ok(())

@@ -29,6 +29,10 @@ pub(crate) trait Raw: Send {
     /// Enters so many elections as fast as the store takes them, in its own best way.
     async fn enter_many(&mut self, count: usize) -> Result<Duration>;
 
+    /// From asking for a session of which nothing is heard after that to the event of its entry's end; so many times, begun
+    /// at any time within `spread`.
+    async fn expire(&mut self, ttl: Duration, spread: Duration, times: usize) -> Result<Vec<Duration>>;
+
     /// How many requests the server has been asked so far.
     async fn requests(&mut self) -> Result<u64>;
 }

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
+    Client, Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType,
+    WatchOptions,
 };
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 
 use super::Raw;
 
@@ -117,6 +118,26 @@ impl Raw for Etcd {
         let took = begun.elapsed();
         self.client.lease_client().revoke(lease).await?;
         Ok(took)
+    }
+
+    async fn expire(&mut self, ttl: Duration, spread: Duration, times: usize) -> Result<Vec<Duration>> {
+        let elections: Vec<_> = (0..times).map(|_| self.election()).collect();
+        let (client, other) = (&self.client, &self.other);
+        let all = elections.into_iter().map(|election| async move {
+            tokio::time::sleep(spread.mul_f64(fastrand::f64())).await;
+            let begun = Instant::now();
+            let lease = client.lease_client().grant(i64::try_from(ttl.as_secs())?, None).await?.id();
+            client.kv_client().txn(enter(&election, lease)).await?;
+            let options = WatchOptions::new().with_filters([WatchFilterType::NoPut]);
+            let mut watch = other.watch_client().watch(format!("{election}{lease:x}"), Some(options)).await?;
+            while let Some(message) = watch.message().await? {
+                if !message.events().is_empty() {
+                    return Ok(begun.elapsed());
+                }
+            }
+            anyhow::bail!("the watch ended")
+        });
+        try_join_all(all).await
     }
 
     async fn requests(&mut self) -> Result<u64> {

@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use asyncs::task::{Spawn, Task};
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use zookeeper_client::{Acls, Client, CreateMode};
+use zookeeper_client::{Acls, Client, Connector, CreateMode};
 
 use super::Raw;
 
@@ -60,7 +60,10 @@ impl Spawn for Tokio {
 }
 
 async fn connect(endpoint: &str) -> Result<Client> {
-    let connector = Client::connector().with_session_timeout(Duration::from_secs(30));
+    connect_with(Client::connector().with_session_timeout(Duration::from_secs(30)), endpoint).await
+}
+
+async fn connect_with(connector: Connector, endpoint: &str) -> Result<Client> {
     let mut connecting = pin!(connector.connect(endpoint));
     let connected = poll_fn(|context| {
         let _scope = asyncs::task::enter(&Tokio);
@@ -137,6 +140,27 @@ impl Raw for Zookeeper {
         });
         stream::iter(entering.collect::<Vec<_>>()).buffer_unordered(UNDER_WAY).try_collect::<()>().await?;
         Ok(begun.elapsed())
+    }
+
+    async fn expire(&mut self, ttl: Duration, spread: Duration, times: usize) -> Result<Vec<Duration>> {
+        let mut elections = Vec::with_capacity(times);
+        for _ in 0..times {
+            elections.push(self.election().await?);
+        }
+        let (endpoint, other) = (&self.endpoint, &self.other);
+        let all = elections.into_iter().map(|election| async move {
+            tokio::time::sleep(spread.mul_f64(fastrand::f64())).await;
+            let begun = Instant::now();
+            // Detached: it goes without ending its session.
+            let connector = Client::connector().with_session_timeout(ttl).with_detached();
+            let client = connect_with(connector, endpoint).await?;
+            let entry = enter(&client, &election).await?;
+            drop(client);
+            let (_, watcher) = other.check_and_watch_stat(&entry).await?;
+            watcher.changed().await;
+            anyhow::Ok(begun.elapsed())
+        });
+        try_join_all(all).await
     }
 
     async fn requests(&mut self) -> Result<u64> {
