@@ -155,24 +155,27 @@ impl<T: Copy> Latch<T> {
 }
 
 /// Something that happens once, and is waited for: as a cancellation token, without its children and its allocation.
+///
+/// Like that, it counts as one step to a checker of races, which cannot see into tokio's `Notify`: so the atomic is std's
+/// in any case. What orders it is `Notify`'s own lock, which both sides take in between.
 #[derive(Debug)]
 pub(crate) struct Flag {
-    happened: atomic::AtomicBool,
+    happened: std::sync::atomic::AtomicBool,
     told: tokio::sync::Notify,
 }
 
 impl Flag {
     pub(crate) fn new() -> Self {
-        Self { happened: atomic::AtomicBool::new(false), told: tokio::sync::Notify::new() }
+        Self { happened: std::sync::atomic::AtomicBool::new(false), told: tokio::sync::Notify::new() }
     }
 
     pub(crate) fn set(&self) {
-        self.happened.store(true, atomic::Ordering::SeqCst);
+        self.happened.store(true, std::sync::atomic::Ordering::SeqCst);
         self.told.notify_waiters();
     }
 
     pub(crate) fn is_set(&self) -> bool {
-        self.happened.load(atomic::Ordering::SeqCst)
+        self.happened.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Returns once it has happened.

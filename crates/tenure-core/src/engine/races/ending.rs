@@ -9,13 +9,14 @@ use crate::{
     CandidateId, Config, ElectionName, FencingToken, Leadership, LossReason,
     engine::{
         Shared,
-        session::Session,
+        session::{Live, Session},
         term::Term,
         window::{Sent, Window},
     },
     memory::MemoryStore,
     mutants::Rule,
     spi::{Entry, EntryRequest},
+    sync::Flag,
 };
 
 pub(super) const TTL: Duration = Duration::from_secs(10);
@@ -45,7 +46,8 @@ pub(super) fn leading(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let candidate = CandidateId::new("a").unwrap();
     let request = EntryRequest { election: election.clone(), candidate, value: Vec::new(), nonce: 1 };
     let entry = Entry { election, key: "e/2".into(), version: 2 };
-    Leadership::new(Term::new(&session, &request, FencingToken::new(2).unwrap(), entry))
+    let live = Arc::new(Live { entry, gone: Flag::new() });
+    Leadership::new(Term::new(&session, &request, FencingToken::new(2).unwrap(), live))
 }
 
 fn term(leadership: &Leadership) -> Arc<Term> {
