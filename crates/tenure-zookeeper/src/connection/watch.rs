@@ -1,0 +1,60 @@
+//! Watches: each for one event, on one connection.
+
+use std::panic::AssertUnwindSafe;
+
+use futures::{FutureExt as _, future::BoxFuture};
+use zookeeper_client::WatchedEvent;
+
+use super::{Connection, lock};
+
+/// A watch on one connection.
+///
+/// Dropped, it is taken back with the next heartbeat: the library would ask the server for that at
+/// once, and what is asked for next, a departure often, would wait behind it.
+pub(crate) struct Watch<'a> {
+    pub(super) event: Option<BoxFuture<'static, WatchedEvent>>,
+    pub(super) connection: &'a Connection,
+}
+
+impl Watch<'_> {
+    /// Returns when something has happened, if only to the connection: look again. What it was, when the server has
+    /// told.
+    ///
+    /// The events of one connection come in the order in which its server carried out what they tell of.
+    pub(crate) async fn fired(mut self) -> Option<WatchedEvent> {
+        let fired = AssertUnwindSafe(self.event.as_mut()?).catch_unwind();
+        // First whether the client's task has ended: its watches panic then.
+        let event = tokio::select! {
+            biased;
+            () = self.connection.lost() => return None,
+            () = self.connection.ended.cancelled() => return None,
+            event = fired => event,
+        };
+        self.event = None;
+        event.ok()
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let Some(event) = self.event.take() else { return };
+        let mut over = lock(&self.connection.over);
+        over.push(event);
+        if over.len() > MANY {
+            let all = std::mem::take(&mut *over);
+            drop(over);
+            take_back(all);
+        }
+    }
+}
+
+/// So many watches that are over are taken back at once.
+const MANY: usize = 256;
+
+/// Has the library take watches back that have not fired.
+pub(super) fn take_back(watches: Vec<BoxFuture<'static, WatchedEvent>>) {
+    for watch in watches {
+        // Looked at first: of one that has fired the server knows nothing any more.
+        let _ = AssertUnwindSafe(watch).catch_unwind().now_or_never();
+    }
+}
