@@ -28,7 +28,7 @@ async fn connect(server: &EtcdServer, login: &str, prefix: &str) -> Arc<dyn Elec
 }
 
 /// The refusal, which has to come within seconds and to say nothing of the password.
-async fn refusal(elector: &dyn Elector) -> String {
+async fn refusal(elector: &Arc<dyn Elector>) -> String {
     let patience = Duration::from_secs(10);
     let error = match tokio::time::timeout(patience, elector.campaign("e")).await {
         Ok(outcome) => outcome.unwrap_err(),
@@ -96,4 +96,32 @@ async fn a_token_that_expires_is_renewed() {
     within("the second leader", seen).await;
     a.close().await;
     b.close().await;
+}
+
+/// Hazards E10, G8: a leader whose password is changed loses its leadership before its deadline, and it and whoever waits are
+/// told in words that they are not let in any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoked_credentials_end_leadership_in_words() {
+    for version in Version::ETCD {
+        let server = EtcdServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
+        let admin = server.admin();
+        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/").await.unwrap();
+        let root = admin.enable_auth("root-password").await.unwrap();
+        let login = format!("app:{PASSWORD}@");
+        let (a, b) = (connect(&server, &login, "/acme").await, connect(&server, &login, "/acme").await);
+        let first = within("leading", a.campaign("e")).await.unwrap();
+        let waits = Arc::clone(&b);
+        let waiting = tokio::spawn(async move { waits.campaign("e").await });
+        until("it waits", async || b.candidates("e").await.is_ok_and(|all| all.len() == 2)).await;
+        root.change_password("app", "another-horse-8").await.unwrap();
+        within("the loss", first.lost()).await;
+        assert!(!first.is_leader());
+        let refused = refusal(&a).await;
+        assert!(refused.contains("invalid user ID or password"), "{refused}");
+        let waited = within("the refusal", waiting).await.unwrap().unwrap_err();
+        assert!(matches!(waited, Error::Unauthorized(_)), "{waited:?}");
+        for elector in [a, b] {
+            elector.close().await;
+        }
+    }
 }

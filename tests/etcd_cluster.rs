@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tenure::{Config, Elector};
+use tenure::{Config, Elector, LeadershipHandle};
 use tenure_testkit::{
     containers::{EtcdCluster, Harm, Version},
     suite::{until, within},
@@ -150,15 +150,20 @@ async fn cluster_leader_with_a_stalled_disk_keeps_no_second_leader() {
 /// Hazard E11: the raft leader fails over and over with short leases; two never lead at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cluster_whose_leader_fails_never_has_two_leaders() {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    };
 
     let cluster = cluster().await;
     let stop = Arc::new(AtomicBool::new(false));
-    let (leading, terms) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let leads = Arc::new(Mutex::new(Leads::default()));
+    let (works, terms) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut candidates = Vec::new();
     for n in 0..3 {
         let elector = connect(&cluster, n, 2).await;
-        let (stop, leading, terms) = (Arc::clone(&stop), Arc::clone(&leading), Arc::clone(&terms));
+        let (stop, leads) = (Arc::clone(&stop), Arc::clone(&leads));
+        let (works, terms) = (Arc::clone(&works), Arc::clone(&terms));
         candidates.push(tokio::spawn(async move {
             while !stop.load(Ordering::SeqCst) {
                 let patience = Duration::from_secs(3);
@@ -166,12 +171,15 @@ async fn cluster_whose_leader_fails_never_has_two_leaders() {
                     continue;
                 };
                 let leadership = campaign.unwrap();
-                let leading = Leading::begin(&leading);
-                terms.fetch_add(1, Ordering::SeqCst);
-                let work = tokio::time::timeout(Duration::from_millis(300), leadership.lost());
-                // Whether it was lost or merely long enough: what counts is when it ended.
+                let handle = leadership.handle();
+                leads.lock().unwrap().begin(handle.clone());
+                let work = async {
+                    // What counts is when the work begins and ends, and not when anybody hears of that.
+                    let _working = Working::begin(&works);
+                    terms.fetch_add(1, Ordering::SeqCst);
+                    let _ = tokio::time::timeout(Duration::from_millis(300), handle.lost()).await;
+                };
                 let _ = leadership.run(work).await;
-                drop(leading);
                 drop(leadership);
             }
             elector.close().await;
@@ -190,14 +198,26 @@ async fn cluster_whose_leader_fails_never_has_two_leaders() {
         within("a candidate's end", candidate).await.unwrap();
     }
 
-    struct Leading(Arc<AtomicUsize>);
-    impl Leading {
+    /// Whoever led last.
+    #[derive(Default)]
+    struct Leads(Option<LeadershipHandle>);
+    impl Leads {
+        fn begin(&mut self, next: LeadershipHandle) {
+            if let Some(before) = self.0.replace(next.clone()) {
+                let (open, left) = (before.is_leader(), before.remaining());
+                assert!(!open, "two lead at once: {before:?}, {left:?} left, {:?}; {next:?}", before.loss());
+            }
+        }
+    }
+
+    struct Working(Arc<AtomicUsize>);
+    impl Working {
         fn begin(count: &Arc<AtomicUsize>) -> Self {
-            assert_eq!(count.fetch_add(1, Ordering::SeqCst), 0, "two lead at once");
+            assert_eq!(count.fetch_add(1, Ordering::SeqCst), 0, "two work at once");
             Self(Arc::clone(count))
         }
     }
-    impl Drop for Leading {
+    impl Drop for Working {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
         }

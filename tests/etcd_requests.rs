@@ -5,9 +5,9 @@ use std::time::Duration;
 use tenure::{
     CandidateId, ElectionName,
     etcd::{EtcdBackend, EtcdConfig},
-    spi::{Backend, BackendErrorKind, EntryRequest},
+    spi::{Backend, BackendErrorKind, EntryRequest, Parting},
 };
-use tenure_testkit::{containers::Version, harness::Harness};
+use tenure_testkit::{containers::Version, harness::Harness, suite::within};
 use tenure_tests::Etcd;
 
 fn request(nonce: u128) -> EntryRequest {
@@ -49,6 +49,25 @@ async fn a_request_never_takes_over_the_entry_of_another() {
         backend.close().await;
         assert!(etcd.leftovers().await.is_empty());
     }
+}
+
+/// Somebody asks the leader to resign, and it writes a new value before it has heard of that: the wish stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_value_does_not_write_over_a_wish() {
+    let etcd = Etcd::new(Version::Etcd35).await;
+    let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
+    let backend = EtcdBackend::new(config).unwrap();
+    let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
+    let entered = session.enter(&request(1)).await.unwrap();
+    backend.ask_to_resign(&request(1).election).await.unwrap().unwrap();
+    let updated = EntryRequest { value: b"another".to_vec(), ..request(1) };
+    session.update(&entered.entry, &updated).await.unwrap();
+    let leader = backend.leader(&request(1).election).await.unwrap().unwrap();
+    assert_eq!(leader.value, b"another");
+    let parting = within("the wish", session.wait_parting(&entered.entry)).await.unwrap();
+    assert_eq!(parting, Parting::Asked);
+    session.close().await.unwrap();
+    backend.close().await;
 }
 
 /// Hazard E13: every session has a lease of its own.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tenure::{Config, Connection, Elector, Error};
 use tenure_testkit::{
-    containers::{Lifetime, SharedZookeeper, Version},
+    containers::{Lifetime, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings},
     suite::{until, within},
 };
 
@@ -122,5 +122,85 @@ async fn an_entry_that_may_not_be_read_is_waited_for() {
     third.resign().await.unwrap();
     for elector in [open, named, behind] {
         elector.close().await;
+    }
+}
+
+/// A server that knows the users `app` and `other` by SASL.
+async fn sasl_server(version: Version) -> ZookeeperServer {
+    let users = format!(
+        "Server {{ org.apache.zookeeper.server.auth.DigestLoginModule required user_app=\"{PASSWORD}\" \
+         user_other=\"{PASSWORD}\"; }};\n"
+    );
+    let settings = ZookeeperSettings::default()
+        .set("authProvider.1", "org.apache.zookeeper.server.auth.SASLAuthenticationProvider")
+        .property("java.security.auth.login.config", "/data/jaas.conf")
+        .file("/data/jaas.conf", users);
+    ZookeeperServer::start_with(version, &settings).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+async fn connect_by_sasl(server: &ZookeeperServer, login: &str, root: &str) -> Arc<dyn Elector> {
+    let url = format!("zookeeper://{login}{}{root}?auth=sasl", server.endpoint());
+    tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(3))).await.unwrap()
+}
+
+/// Hazards Z19, G8: a user that the servers know by SASL leads, over lost connections too; what it makes is its own, and whoever
+/// is refused is told so within seconds, in words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_known_by_sasl_leads_and_nobody_else() {
+    for version in Version::ZOOKEEPER {
+        let server = sasl_server(version).await;
+        let elector = connect_by_sasl(&server, &format!("app:{PASSWORD}@"), "/acme").await;
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        for login in ["app:wrong-horse@".to_owned(), format!("nobody:{PASSWORD}@")] {
+            let refused = connect_by_sasl(&server, &login, "/acme").await;
+            let error = within("the refusal", refused.campaign("e")).await.unwrap_err();
+            assert!(matches!(error, Error::Unauthorized(_)), "{version:?} {error:?}");
+            assert_eq!(refused.status().connection, Connection::Refused);
+            let text = format!("{error} {error:?} {:?} {refused:?}", refused.status());
+            assert!(!text.contains("horse"), "{text}");
+            refused.close().await;
+        }
+        let url = format!("zookeeper://{}/acme", server.endpoint());
+        let anonymous =
+            tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(3))).await.unwrap();
+        let error = within("the refusal", anonymous.campaign("e")).await.unwrap_err();
+        assert!(matches!(error, Error::Unauthorized(_)), "{version:?} {error:?}");
+        anonymous.close().await;
+
+        let deadline = leadership.deadline();
+        until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
+        leadership.resign().await.unwrap();
+        elector.close().await;
+    }
+}
+
+/// Hazard Z19: of two users known by SASL neither can delete what the other made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_user_known_by_sasl_makes_is_its_own() {
+    let server = sasl_server(Version::Zookeeper39).await;
+    let elector = connect_by_sasl(&server, &format!("app:{PASSWORD}@"), "/acme").await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    let entry = leadership.entry().to_owned();
+    let refused = server.admin().delete(&entry).await.unwrap_err().to_string();
+    assert!(refused.contains("code -102"), "NoAuth: {refused}");
+    let other = connect_by_sasl(&server, &format!("other:{PASSWORD}@"), "/acme").await;
+    let error = within("the refusal", other.campaign("e")).await.unwrap_err();
+    assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
+    assert!(leadership.is_leader());
+    drop(leadership);
+    elector.close().await;
+    other.close().await;
+}
+
+/// What cannot be meant is said at once.
+#[tokio::test]
+async fn a_login_by_sasl_needs_a_user() {
+    for (url, reason) in [
+        ("zookeeper://h?auth=sasl", "it has auth=sasl but no user"),
+        ("zookeeper://a:b@h?auth=kerberos", "auth=kerberos is neither digest nor sasl"),
+        ("zookeeper://a:b@h?acl=none", "acl=none is neither creator nor open"),
+    ] {
+        let error = tenure::connect(url).await.unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
     }
 }

@@ -79,13 +79,17 @@ impl IntoResponse for FencingRejection {
     }
 }
 
-fn token(headers: &axum::http::HeaderMap) -> Result<FencingToken, FencingRejection> {
+pub(crate) fn token(headers: &axum::http::HeaderMap) -> Result<FencingToken, FencingRejection> {
     let mut all = headers.get_all(&FENCING_TOKEN).iter();
     let first = all.next().ok_or(FencingRejection::Missing)?;
     if all.next().is_some() {
         return Err(FencingRejection::Several);
     }
-    String::from_utf8_lossy(first.as_bytes()).trim().parse().map_err(FencingRejection::Malformed)
+    // No more than HTTP takes for white space: others on the way see the same.
+    String::from_utf8_lossy(first.as_bytes())
+        .trim_matches([' ', '\t'])
+        .parse()
+        .map_err(FencingRejection::Malformed)
 }
 
 impl<S: Sync> FromRequestParts<S> for Fencing {
@@ -149,5 +153,21 @@ impl<S: Service<Request, Response = Response>> Service<Request> for FencedServic
             Ok(()) => Either::Left(self.inner.call(request)),
             Err(rejection) => Either::Right(ready(Ok(rejection.into_response()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn a_token_may_have_the_white_space_of_http_around_it_and_no_other() {
+        let read = |value: &[u8]| {
+            token(&HeaderMap::from_iter([(FENCING_TOKEN, HeaderValue::from_bytes(value).unwrap())])).ok()
+        };
+        assert_eq!(read(b" 7\t").map(FencingToken::get), Some(7));
+        assert_eq!(read("\u{a0}7".as_bytes()), None);
     }
 }

@@ -30,7 +30,7 @@ use tracing::debug;
 /// Says in which elections a follower has sent this request on: nobody does so twice.
 const FORWARDED: HeaderName = HeaderName::from_static("tenure-forwarded");
 /// What concerns one connection only (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 8] = [
+pub(crate) const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     header::PROXY_AUTHENTICATE,
@@ -118,7 +118,7 @@ impl ForwardToLeader {
         let (mut parts, body) = request.into_parts();
         // Under a nested router the path has lost its beginning.
         let uri = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
-        let Ok(uri) = at.uri(uri) else {
+        let Some(uri) = at.uri(uri) else {
             return answer(StatusCode::BAD_REQUEST, "this path cannot be sent on");
         };
         if self.redirects {
@@ -165,13 +165,13 @@ impl ForwardToLeader {
 }
 
 /// Where a leader is.
-struct Address {
+pub(crate) struct Address {
     scheme: Scheme,
     authority: Authority,
 }
 
 impl Address {
-    fn of(leader: &Candidate) -> Result<Self, String> {
+    pub(crate) fn of(leader: &Candidate) -> Result<Self, String> {
         let value = leader.value_lossy();
         let wrong = || {
             format!(
@@ -181,34 +181,37 @@ impl Address {
         };
         let text = if value.contains("://") { value.to_string() } else { format!("http://{value}") };
         let parts = text.parse::<Uri>().map_err(|_| wrong())?.into_parts();
-        let bare = parts.path_and_query.is_none_or(|path| path == "/");
+        let behind = text.split_once("://").map_or("", |(_, behind)| behind);
+        // Nothing but a host and its port: no user, no path, no query, no fragment.
+        let bare = |authority: &Authority| {
+            let host = !authority.host().is_empty() && !authority.as_str().contains('@');
+            host && behind.strip_suffix('/').unwrap_or(behind) == authority.as_str()
+        };
         match (parts.scheme, parts.authority) {
-            (Some(scheme), Some(authority)) if bare && [Scheme::HTTP, Scheme::HTTPS].contains(&scheme) => {
+            (Some(scheme), Some(authority))
+                if [Scheme::HTTP, Scheme::HTTPS].contains(&scheme) && bare(&authority) =>
+            {
                 Ok(Self { scheme, authority })
             }
             _ => Err(wrong()),
         }
     }
 
-    /// The same request there.
-    fn uri(&self, uri: &Uri) -> Result<Uri, http::Error> {
+    /// The same request there; `None` for one of the whole server (`OPTIONS *`), whose asterisk would become part of the host.
+    pub(crate) fn uri(&self, uri: &Uri) -> Option<Uri> {
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(path)
-            .build()
+        let there = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
+        path.as_str().starts_with('/').then(|| there.path_and_query(path).build().ok())?
     }
 }
 
 /// Leaves the headers that are meant for whoever is at the end.
-fn end_to_end(headers: &mut HeaderMap) {
+pub(crate) fn end_to_end(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
@@ -312,7 +315,18 @@ mod tests {
             let address = Address::of(&leader(value)).unwrap();
             assert_eq!(address.uri(&"/a?b=c".parse().unwrap()).unwrap().to_string(), expected, "{value}");
         }
-        for value in ["", "ftp://a", "http://a/path", "a b", "http://"] {
+        for value in [
+            "",
+            "ftp://a",
+            "http://a/path",
+            "a b",
+            "http://",
+            ":80",
+            "user:password@a",
+            "http://a@b:80",
+            "a#b",
+            "a/?",
+        ] {
             let said = Address::of(&leader(value)).err().unwrap_or_else(|| panic!("{value:?} is taken"));
             assert!(said.contains("allowed are http://HOST:PORT"), "{said}");
         }
@@ -326,6 +340,9 @@ mod tests {
         {
             headers.insert(name, HeaderValue::from_static(value));
         }
+        let not_ascii = HeaderValue::from_bytes(b"\xff, x-other").unwrap();
+        headers.append(header::CONNECTION, not_ascii);
+        headers.insert("x-other", HeaderValue::from_static("1"));
         end_to_end(&mut headers);
         assert_eq!(headers.keys().collect::<Vec<_>>(), [header::ACCEPT]);
     }

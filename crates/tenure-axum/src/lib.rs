@@ -31,6 +31,9 @@
 
 mod fencing;
 mod forward;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 
 pub use fencing::{FENCING_TOKEN, FenceLayer, FencedService, Fencing, FencingRejection};

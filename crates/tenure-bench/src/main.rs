@@ -1,5 +1,6 @@
 //! What elections cost, beside the raw operations of the store that they are made of: alternating, in one run.
 
+mod churn;
 mod crash;
 mod few;
 mod idle;
@@ -66,6 +67,7 @@ async fn measure(options: Options) -> Result<()> {
     many::measure(&options, &place, &mut raw, &mut tell).await?;
     if let Some(raw) = raw.as_deref_mut() {
         crash::measure(&options, &place, raw, &mut tell).await?;
+        churn::measure(&options, &place, raw, &mut tell).await?;
         idle::measure(&options, &place, raw, &mut tell).await?;
     }
     Ok(())

@@ -139,7 +139,7 @@ fn shown<'a>(options: &'a Look, candidate: &'a Candidate, value: &'a str) -> Sho
 }
 
 /// A candidate on a line of its own: id, token and value.
-fn text(options: &Look, candidate: &Candidate) -> Result<String> {
+pub(crate) fn text(options: &Look, candidate: &Candidate) -> Result<String> {
     let value = candidate.value_lossy();
     if options.json {
         return Ok(serde_json::to_string(&shown(options, candidate, &value))?);

@@ -26,7 +26,7 @@ const LONG: Duration = Duration::from_secs(2);
 
 /// A process as `/proc` shows it. Its number may be another's later, but not with the same beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Seen {
+pub(crate) struct Seen {
     pid: i32,
     begun: u64,
     parent: i32,
@@ -45,7 +45,7 @@ fn one(pid: i32) -> Option<Seen> {
 }
 
 /// `PID (NAME) STATE PARENT …`, where the name may be anything; the beginning is the 22nd field.
-fn parse(pid: i32, stat: &str) -> Option<Seen> {
+pub(crate) fn parse(pid: i32, stat: &str) -> Option<Seen> {
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let zombie = matches!(*fields.first()?, "Z" | "X");

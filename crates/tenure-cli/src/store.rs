@@ -19,11 +19,13 @@ fn own_directory() -> PathBuf {
         .join("tenure")
 }
 
-fn local(directory: &std::path::Path) -> String {
+pub(crate) fn local(directory: &std::path::Path) -> String {
     use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _};
 
-    let mut url = "local:".to_owned();
-    for byte in directory.as_os_str().as_bytes() {
+    let path = directory.as_os_str().as_bytes();
+    // After two slashes comes a host.
+    let mut url = if path.starts_with(b"//") { "local://" } else { "local:" }.to_owned();
+    for byte in path {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
                 url.push(char::from(*byte))
@@ -44,5 +46,7 @@ mod tests {
     #[test]
     fn a_directory_of_any_name_makes_a_url() {
         assert_eq!(local(Path::new("/home/a b/ü?")), "local:/home/a%20b/%C3%BC%3F");
+        let url: tenure::StoreUrl = local(Path::new("//h/x")).parse().unwrap();
+        assert_eq!((url.hosts().len(), url.path()), (0, "//h/x"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{str, time::Duration};
 
-use crate::{CandidateId, FencingToken};
+use crate::{CandidateId, Error, FencingToken, InvalidConfig, name::MAX_BYTES as MAX_ID_BYTES};
 
 /// The largest value a candidate can have: 64 KiB.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
@@ -33,8 +33,8 @@ pub struct Candidate {
 impl Candidate {
     /// A candidate read back from an entry's payload, ours or a stranger's.
     ///
-    /// A payload of another library is taken whole as the value, and `entry`, the
-    /// name of the entry, stands in for the id.
+    /// A payload of another library is taken as the value, and `entry`, the name of the entry, stands
+    /// in for the id: as much of both as a candidate of ours could have.
     pub fn decode(
         entry: &str,
         session: impl Into<String>,
@@ -44,15 +44,23 @@ impl Candidate {
         let session = session.into();
         if let Some((id, value)) = decode(payload) {
             let value = value.strip_suffix(ASKED).unwrap_or(value);
-            return Self { id: id.to_owned(), value: value.to_vec(), token, session, age: None };
+            return Self { id: id.to_owned(), value: bounded(value), token, session, age: None };
         }
-        Self { id: entry.to_owned(), value: payload.to_vec(), token, session, age: None }
+        let most = entry.len().min(MAX_ID_BYTES);
+        let end = (0..=most).rev().find(|end| entry.is_char_boundary(*end)).unwrap_or(0);
+        let id = entry[..end].to_owned();
+        Self { id, value: bounded(payload), token, session, age: None }
     }
 
     /// The value as text, with anything that is not UTF-8 replaced.
     pub fn value_lossy(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.value)
     }
+}
+
+/// As much of what a stranger wrote as a value can have.
+fn bounded(value: &[u8]) -> Vec<u8> {
+    value[..value.len().min(MAX_VALUE_BYTES)].to_vec()
 }
 
 /// An entry's payload for a candidate's id and value; the nonce makes it unlike any other's.
@@ -63,13 +71,28 @@ pub(crate) fn encode(id: &CandidateId, nonce: u128, value: &[u8]) -> Vec<u8> {
 /// The payload of an entry whose candidate is asked to resign; `None` when it is another library's, which would not
 /// know what that means.
 pub(crate) fn ask(payload: &[u8]) -> Option<Vec<u8>> {
-    decode(payload)?;
-    Some(if is_asked(payload) { payload.to_vec() } else { [payload, ASKED].concat() })
+    let (_, value) = decode(payload)?;
+    Some(if value.ends_with(ASKED) { payload.to_vec() } else { [payload, ASKED].concat() })
 }
 
-/// Whether the candidate with this payload has been asked to resign.
+/// Whether the candidate with this payload has been asked to resign: in its value, for the line before could end as the
+/// mark begins.
 pub(crate) fn is_asked(payload: &[u8]) -> bool {
-    payload.ends_with(ASKED)
+    decode(payload).is_some_and(|(_, value)| value.ends_with(ASKED))
+}
+
+/// Checks what a candidate wants others to know.
+///
+/// # Errors
+/// When it is too large, or would be taken for a wish that the candidate may resign.
+pub(crate) fn check_value(value: &[u8]) -> Result<(), Error> {
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(Error::ValueTooLarge { bytes: value.len() });
+    }
+    if value.ends_with(ASKED) {
+        return Err(InvalidConfig::Value.into());
+    }
+    Ok(())
 }
 
 fn decode(payload: &[u8]) -> Option<(&str, &[u8])> {
@@ -102,6 +125,39 @@ mod tests {
             let candidate = Candidate::decode("7f2a", "7f2a", payload, None);
             assert_eq!((candidate.id.as_str(), candidate.value.as_slice()), ("7f2a", payload));
             assert_eq!(ask(payload), None);
+        }
+    }
+
+    /// The mark of a wish begins with a newline, and so does the value that comes after the first line.
+    #[test]
+    fn a_value_that_looks_like_a_part_of_the_mark_asks_nobody_to_resign() {
+        let payload = encode(&CandidateId::new("me").unwrap(), 1, &ASKED[1..]);
+        assert!(!is_asked(&payload));
+        let wish = ask(&payload).unwrap();
+        assert!(is_asked(&wish));
+        assert_eq!(Candidate::decode("entry", "s", &wish, None).value, &ASKED[1..]);
+    }
+
+    #[test]
+    fn a_stranger_is_asked_for_nothing() {
+        assert!(!is_asked(ASKED));
+        assert!(!is_asked(&[b"10.0.0.1", ASKED].concat()));
+    }
+
+    #[test]
+    fn no_candidate_can_be_asked_by_its_own_value() {
+        let refused = check_value(&[b"10.0.0.1", ASKED].concat()).unwrap_err().to_string();
+        assert!(refused.contains("wish that the candidate may resign"), "{refused}");
+        check_value(&[ASKED, b"10.0.0.1"].concat()).unwrap();
+    }
+
+    #[test]
+    fn a_stranger_is_shown_no_larger_than_a_candidate_of_ours_can_be() {
+        let name = "é".repeat(1000);
+        let ours = encode(&CandidateId::new("me").unwrap(), 7, &vec![7; 1 << 20]);
+        for (payload, id) in [(ours, "me"), (vec![7; 1 << 20], &name[..254])] {
+            let shown = Candidate::decode(&name, "s", &payload, None);
+            assert_eq!((shown.id.as_str(), shown.value), (id, vec![7; MAX_VALUE_BYTES]));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{CandidateId, ElectionName, Error, FencingToken, InvalidConfig, MAX_VALUE_BYTES};
+use crate::{CandidateId, ElectionName, Error, FencingToken, InvalidConfig, candidate::check_value};
 
 /// The settings of an elector.
 ///
@@ -217,10 +217,7 @@ impl Config {
                 .into());
             }
         }
-        if self.value.len() > MAX_VALUE_BYTES {
-            return Err(Error::ValueTooLarge { bytes: self.value.len() });
-        }
-        Ok(())
+        check_value(&self.value)
     }
 }
 

@@ -134,6 +134,10 @@ pub enum InvalidConfig {
         most: Duration,
     },
 
+    /// The candidate's value ends with what marks an entry whose candidate is asked to resign.
+    #[error("a candidate's value may not end with the mark of a wish that the candidate may resign")]
+    Value,
+
     /// A group's name that would make its election's name another's.
     #[error("group {given:?} is not allowed: a group's name has no dot")]
     Group {

@@ -4,7 +4,14 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::printable::printable;
+
+/// The most that a finding repeats of what a store said of itself.
+const MOST_SAID: usize = 2048;
+
 /// One thing that was looked at, how it is, and what to do about it; see [`Elector::examine`](crate::Elector::examine).
+///
+/// Its texts are on one line and of bounded length, whatever the store said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
@@ -52,7 +59,8 @@ impl fmt::Display for Level {
 impl Finding {
     /// Something that is as it should be.
     pub fn good(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { subject: subject.into(), level: Level::Good, text: text.into(), advice: None }
+        let [subject, text] = [subject.into(), text.into()].map(|text| printable(&text, MOST_SAID));
+        Self { subject, level: Level::Good, text, advice: None }
     }
 
     /// Something that could be better, and what to do.
@@ -69,6 +77,13 @@ impl Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_store_says_of_itself_is_printed_as_text() {
+        let finding = Finding::warning("member \u{1b}]0;x\u{7}", "etcd 3.5\n\u{202e}", "look");
+        assert_eq!(finding.subject, "member \\u{1b}]0;x\\u{7}");
+        assert_eq!(finding.text, "etcd 3.5\\n\\u{202e}");
+    }
 
     #[test]
     fn the_worst_is_the_greatest() {

@@ -5,7 +5,8 @@ use std::{fmt, future::Future, ops::Deref, os::fd::OwnedFd, sync::Arc, time::Dur
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CandidateId, ElectionName, Error, FencingToken, LossReason, Lost, MAX_VALUE_BYTES, Moment,
+    CandidateId, ElectionName, Error, FencingToken, LossReason, Lost, Moment,
+    candidate::check_value,
     config::check_stop_budget,
     engine::{
         retry::{Retry, timed},
@@ -161,9 +162,7 @@ impl LeadershipHandle {
     /// unanswered can still be carried out after a later one.
     pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let value = value.into();
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(Error::ValueTooLarge { bytes: value.len() });
-        }
+        check_value(&value)?;
         let term = &self.term;
         let config = &term.session.shared.config;
         let request = EntryRequest {

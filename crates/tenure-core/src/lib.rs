@@ -14,6 +14,8 @@ mod loss;
 #[doc(hidden)]
 pub mod mutants;
 mod name;
+mod plain_text;
+mod printable;
 mod random;
 mod runner;
 mod standing;
@@ -44,5 +46,5 @@ pub use name::{CandidateId, ElectionName, InvalidCandidate, InvalidElection};
 pub use runner::ElectorExt;
 pub use standing::{ElectionStatus, StatusHandle};
 pub use status::{Connection, Status};
-pub use tls::Tls;
+pub use tls::{Tls, TlsPem};
 pub use url::{InvalidUrl, Secret, StoreUrl};

@@ -35,7 +35,7 @@ pub struct InvalidCandidate {
     reason: &'static str,
 }
 
-const MAX_BYTES: usize = 255;
+pub(crate) const MAX_BYTES: usize = 255;
 
 /// What an error message repeats of a bad name.
 fn excerpt(name: &str) -> String {

@@ -22,6 +22,10 @@ use futures::stream::BoxStream;
 use thiserror::Error;
 
 use crate::{Candidate, CandidateId, ElectionName, FencingToken, Finding, candidate};
+pub use crate::{
+    plain_text::{is_loopback, warn_of_plain_text},
+    printable::printable,
+};
 
 /// A store, as one elector uses it.
 #[async_trait]
@@ -333,12 +337,40 @@ pub fn is_asked(payload: &[u8]) -> bool {
     candidate::is_asked(payload)
 }
 
+/// The payload with which [`BackendSession::update`] takes the place of what it `found`: somebody may have asked the candidate to resign
+/// just before.
+pub fn updated(found: &[u8], request: &EntryRequest) -> Vec<u8> {
+    let payload = request.payload();
+    if is_asked(found) { asked(&payload).unwrap_or(payload) } else { payload }
+}
+
 /// The error of [`Backend::ask_to_resign`] when the leader is another library's.
 pub fn does_not_listen(leader: &Candidate) -> BackendError {
     BackendError::new(
         BackendErrorKind::Invalid,
         format!("the leader, {}, is not tenure's, and listens to no wish to resign", leader.id),
     )
+}
+
+/// Checks that each of these is a host, or a host and a port, for a store whose name is `store`.
+///
+/// # Errors
+/// Says what is wrong with one, and does not repeat it: there may be a password in it.
+pub fn check_hosts(store: &str, hosts: &[String]) -> Result<(), BackendError> {
+    let wrong = hosts.iter().find_map(|host| crate::url::check_host(host).err());
+    match wrong {
+        None if hosts.is_empty() => Err(BackendError::new(
+            BackendErrorKind::Invalid,
+            format!("no host of {store} is given; at least one host or host:port is needed"),
+        )),
+        None => Ok(()),
+        Some(reason) => Err(BackendError::new(
+            BackendErrorKind::Invalid,
+            format!(
+                "a host of {store} is not allowed: {reason}; it is one host or host:port, such as 10.0.0.1:2379"
+            ),
+        )),
+    }
 }
 
 /// Counts entries that no candidate can have made, for the metrics.
@@ -362,7 +394,10 @@ pub enum BackendErrorKind {
     Invalid,
 }
 
-/// A failure of a store, classified.
+/// The most that an error repeats of what a store said.
+const MOST_SAID: usize = 1024;
+
+/// A failure of a store, classified. Its text is on one line and of bounded length, whatever the store said.
 #[derive(Clone, Debug, Error)]
 #[error("{message}")]
 pub struct BackendError {
@@ -375,7 +410,7 @@ pub struct BackendError {
 impl BackendError {
     /// A failure without an underlying error.
     pub fn new(kind: BackendErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: printable(&message.into(), MOST_SAID), source: None }
     }
 
     /// A failure caused by `source`. Neither text may hold a secret.
@@ -384,7 +419,8 @@ impl BackendError {
         message: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Self { kind, message: message.into(), source: Some(Arc::from(source.into())) }
+        let message = printable(&message.into(), MOST_SAID);
+        Self { kind, message, source: Some(Arc::from(source.into())) }
     }
 
     /// What to do about it.
@@ -400,5 +436,24 @@ impl BackendError {
     /// Whether asking again cannot help, with this session or another.
     pub fn is_permanent(&self) -> bool {
         matches!(self.kind, BackendErrorKind::Unauthorized | BackendErrorKind::Invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_on_one_line_whatever_the_store_said() {
+        let said = format!("no\r\nERROR forged\u{1b}[2J{}", "x".repeat(1 << 20));
+        let kind = BackendErrorKind::Unavailable;
+        let io = std::io::Error::other("cause");
+        for error in
+            [BackendError::new(kind, said.as_str()), BackendError::with_source(kind, said.as_str(), io)]
+        {
+            let text = error.to_string();
+            assert!(text.starts_with("no\\r\\nERROR forged\\u{1b}[2J") && text.len() < 2000, "{text}");
+            assert_eq!(BackendError::new(kind, text.as_str()).to_string(), text, "not escaped twice");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod login;
 use std::{
     collections::BTreeMap,
     fmt,
+    net::Ipv6Addr,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -172,15 +173,27 @@ impl fmt::Display for StoreUrl {
 }
 
 /// The text without what may be a password, for an error about a URL that does not parse:
-/// nothing before the last `@` but the scheme, and no settings.
+/// nothing before the last `@` but the scheme, no settings, and no host that is none.
 fn redacted(text: &str) -> String {
     let (before, after) = text.rsplit_once('@').map_or((None, text), |(before, after)| (Some(before), after));
-    let after = after.split_once('?').map_or(after.to_owned(), |(after, _)| format!("{after}?***"));
-    let Some(before) = before else { return after };
-    let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
-    let known = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
-    let scheme = if known { format!("{scheme}://") } else { String::new() };
-    format!("{scheme}***@{after}")
+    let (after, settings) = after.split_once('?').map_or((after, ""), |(after, _)| (after, "?***"));
+    let scheme = |text: &str| -> String {
+        let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+        let known = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
+        if known { format!("{scheme}://") } else { String::new() }
+    };
+    let (start, rest) = match before {
+        Some(before) => (format!("{}***@", scheme(before)), after),
+        None => match after.split_once("://") {
+            Some((_, rest)) => (scheme(after), rest),
+            // Such as `local:/directory`.
+            None => return format!("{after}{settings}"),
+        },
+    };
+    let (hosts, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+    let hosts: Vec<_> =
+        hosts.split(',').map(|host| if check_host(host).is_ok() { host } else { "***" }).collect();
+    format!("{start}{}{path}{settings}", hosts.join(","))
 }
 
 fn decoded(text: &str) -> Result<String, String> {
@@ -192,8 +205,8 @@ fn decoded(text: &str) -> Result<String, String> {
     Ok(text.into_owned())
 }
 
-/// The messages do not repeat the host: where a password was not percent-encoded, it is in here.
-fn check_host(host: &str) -> Result<(), String> {
+/// Checks a host, or a host and a port. The messages do not repeat it: where a password was not percent-encoded, it is in here.
+pub(crate) fn check_host(host: &str) -> Result<(), String> {
     let (name, port) = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(None) => return Err("a host has no closing bracket".to_owned()),
         Some(Some((name, ""))) => (name, None),
@@ -206,6 +219,9 @@ fn check_host(host: &str) -> Result<(), String> {
             None => (host, None),
         },
     };
+    if host.starts_with('[') && name.parse::<Ipv6Addr>().is_err() {
+        return Err("a host in brackets is no IPv6 address".to_owned());
+    }
     if name.is_empty() {
         return Err("a host is empty".to_owned());
     }
@@ -233,6 +249,16 @@ impl FromStr for StoreUrl {
             || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         {
             return Err(fail("its scheme is not of [a-z0-9-]".to_owned()));
+        }
+        let hosts_end =
+            rest.strip_prefix("//").map_or(0, |rest| 2 + rest.find(['/', '?']).unwrap_or(rest.len()));
+        // What stands before it may be a password that was not percent-encoded, or in a URL without its slashes or its scheme.
+        let like_a_login = |at: usize| rest[..at].contains(':') || !rest.starts_with('/');
+        if rest.rfind('@').is_some_and(|at| at > hosts_end && like_a_login(at)) {
+            return Err(fail(
+                "it has an @ behind its hosts, which is written %40 (and @ / ? of a password %40 %2F %3F)"
+                    .to_owned(),
+            ));
         }
         let (rest, query) = match rest.split_once('?') {
             Some((rest, query)) => (rest, Some(query)),
@@ -288,6 +314,9 @@ impl FromStr for StoreUrl {
             let (name, value) = pair
                 .split_once('=')
                 .ok_or_else(|| fail("a setting is not of the form name=value".to_owned()))?;
+            if !name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+                return Err(fail("a setting's name is not of [a-z_]".to_owned()));
+            }
             let value = decoded(value).map_err(|e| fail(format!("setting {name} is not allowed: {e}")))?;
             if url.settings.insert(name.to_owned(), value).is_some() {
                 return Err(fail(format!("setting {name} is given twice")));
@@ -317,6 +346,8 @@ mod tests {
         assert_eq!((local.path(), local.hosts().len()), ("/var/lib/x", 0));
         let local: StoreUrl = "local:///var/lib/x".parse().unwrap();
         assert_eq!(local.path(), "/var/lib/x");
+        let local: StoreUrl = "local:/home/me@work".parse().unwrap();
+        assert_eq!(local.path(), "/home/me@work");
         let memory: StoreUrl = "memory:".parse().unwrap();
         assert_eq!((memory.scheme(), memory.path()), ("memory", ""));
     }
@@ -330,13 +361,21 @@ mod tests {
             ("etcd://h:0", "from 1 to 65535"),
             ("etcd://h,,i", "a host is empty"),
             ("etcd://h o", "not allowed"),
+            ("etcd://[fe80]", "no IPv6 address"),
+            ("etcd://u:2024/secret@h", "an @ behind its hosts"),
+            ("etcd://h?secret0=1", "[a-z_]"),
             ("etcd://[::1", "closing bracket"),
             ("etcd://:secret@h", "no user"),
             ("etcd://u:secret@", "no host"),
             ("etcd://h?ttl", "name=value"),
             ("etcd://h?password=secret&ttl", "name=value"),
-            ("etcd://u:secret?x@h", "from 1 to 65535"),
-            ("etcd://u:secret/x@h", "from 1 to 65535"),
+            ("etcd://u:secret?x@h", "an @ behind its hosts"),
+            ("etcd://u:secret/x@h", "an @ behind its hosts"),
+            ("etcd://u:p@ss/secret@h", "an @ behind its hosts"),
+            ("etcd://u:1?value=secret@h", "an @ behind its hosts"),
+            ("etcd:/u:secret@h", "an @ behind its hosts"),
+            ("u:secret@h", "an @ behind its hosts"),
+            ("etcd:2379://u:secret@h", "an @ behind its hosts"),
             ("etcd://h?ttl=1s&ttl=2s", "given twice"),
             ("etcd://h/%00", "control character"),
             ("etcd://h/%ff", "UTF-8"),
@@ -364,6 +403,19 @@ mod tests {
         assert!(url.to_string().contains("password_file=/run/pw"));
     }
 
+    /// Also where the `@` was percent-encoded, or is missing, so that the password stands where a port should.
+    #[test]
+    fn no_password_is_taken_for_a_port() {
+        for (url, shown) in [
+            ("etcd://app:hunter2%40h:2379/x", "etcd://***/x"),
+            ("etcd://app:hunter2", "etcd://***"),
+            ("etcd://a:1,app:hunter2,b/x?y=hunter2", "etcd://a:1,***,b/x?***"),
+        ] {
+            let error = url.parse::<StoreUrl>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{shown:?}")) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_panics(text in ".{0,200}") {
@@ -374,7 +426,7 @@ mod tests {
         fn no_text_shows_its_password(prefix in "[a-z]{0,5}(:|://)", user in "[a-z]{0,4}", rest in ".{0,20}") {
             let text = format!("{prefix}{user}:hunter2pw@{rest}");
             match text.parse::<StoreUrl>() {
-                Ok(url) => prop_assert!(url.path().contains("hunter2") || !url.to_string().contains("hunter2pw")),
+                Ok(url) => prop_assert!(!url.to_string().contains("hunter2pw"), "{}", url),
                 Err(error) => prop_assert!(!error.to_string().contains("hunter2pw"), "{}", error),
             }
         }

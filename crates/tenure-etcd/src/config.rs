@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use tenure_core::{
     Error, InvalidConfig, Secret, StoreUrl, Tls,
-    spi::{BackendError, BackendErrorKind},
+    spi::{BackendError, BackendErrorKind, check_hosts},
 };
 
 const DEFAULT_PORT: u16 = 2379;
@@ -51,7 +51,7 @@ impl EtcdConfig {
     /// - The path is the prefix; without one it is `/tenure`.
     /// - Settings taken: `connect_timeout` (default 1 s), `attempt_timeout` (default
     ///   2 s), `hedge` (default 300 ms), `password_file` (read now; one newline at its
-    ///   end is dropped), and for TLS `ca`, `cert` and `key`, each a PEM file.
+    ///   end is dropped) or `password_env` (a variable's name), and for TLS `ca`, `cert` and `key`, each a PEM file.
     ///
     /// # Errors
     /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
@@ -134,13 +134,7 @@ impl EtcdConfig {
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.endpoints.is_empty() {
-            return Err(BackendError::new(
-                BackendErrorKind::Invalid,
-                "no etcd endpoint is given; at least one host or host:port is needed",
-            )
-            .into());
-        }
+        check_hosts("etcd", &self.endpoints)?;
         if self.tls.is_some() && cfg!(not(feature = "tls")) {
             return Err(BackendError::new(
                 BackendErrorKind::Invalid,
@@ -230,7 +224,7 @@ mod tests {
             ("etcd:///acme", "it names no host"),
             ("etcd://me@h", "it has a user but no password"),
             ("etcd://h?password_file=/nowhere/pw", "password_file=/nowhere/pw cannot be read"),
-            ("etcd://me:pw@h?password_file=/nowhere/pw", "both a password and a password_file"),
+            ("etcd://me:pw@h?password_file=/nowhere/pw", "more than one of a password"),
             ("etcd://h?hedge=soon", "hedge=soon is not a time"),
             ("etcd://h?hedge=0s", "hedge 0s is not allowed: it must be from 10ms to 1m"),
             ("etcd://h?attempt_timeout=1h", "attempt_timeout 1h is not allowed"),
@@ -240,7 +234,7 @@ mod tests {
             assert!(error.contains(reason), "{url}: {error}");
         }
         let none = EtcdConfig::new([] as [&str; 0]).check().unwrap_err().to_string();
-        assert!(none.contains("no etcd endpoint is given"), "{none}");
+        assert!(none.contains("no host of etcd is given"), "{none}");
     }
 
     #[test]
@@ -249,7 +243,9 @@ mod tests {
         EtcdConfig::from_url(&url).unwrap();
         let error = url.deny_unknown().unwrap_err().to_string();
         assert!(
-            error.contains("attempt_timeout, ca, cert, connect_timeout, hedge, key, password_file"),
+            error.contains(
+                "attempt_timeout, ca, cert, connect_timeout, hedge, key, password_env, password_file"
+            ),
             "{error}"
         );
     }

@@ -1,12 +1,13 @@
 //! A client of one member, and what its connection is made with.
 
-use std::time::Duration;
+use std::{sync::Once, time::Duration};
 
 #[cfg(feature = "tls")]
 use etcd_client::{Certificate, Identity, TlsOptions};
 use etcd_client::{Client, ConnectOptions};
-#[cfg(feature = "tls")]
-use tenure_core::Tls;
+use tenure_core::TlsPem;
+
+use tracing::warn;
 
 use crate::{
     config::EtcdConfig,
@@ -18,13 +19,19 @@ use crate::{
 const PING_EVERY: Duration = Duration::from_secs(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A client of the member at `url`. The caller bounds it in time.
+/// A client of the member at `url`, by the certificates of `pem` when it is to speak TLS. The caller bounds it in time.
 ///
 /// Without a login nothing is sent here: the channel connects on its first request.
-pub(crate) async fn connect(config: &EtcdConfig, url: &str) -> Result<Client, Failure> {
-    let client = match open(config, url, options(config, true)).await {
+pub(crate) async fn connect(config: &EtcdConfig, url: &str, pem: Option<&TlsPem>) -> Result<Client, Failure> {
+    let client = match open(config, url, options(config, pem, true)).await {
         // The server's auth may be switched off; Go's client goes on without it too.
-        Err(error) if asks_for_no_login(&error) => open(config, url, options(config, false)).await,
+        Err(error) if asks_for_no_login(&error) => {
+            static WARNED: Once = Once::new();
+            WARNED.call_once(|| {
+                warn!(url, "etcd asks nobody who they are: its auth is off, and the login unused")
+            });
+            open(config, url, options(config, pem, false)).await
+        }
         outcome => outcome,
     };
     Ok(client?)
@@ -50,7 +57,7 @@ async fn open(config: &EtcdConfig, url: &str, options: ConnectOptions) -> Result
 }
 
 /// What to connect with. Never kept or printed: its `Debug` shows the password.
-fn options(config: &EtcdConfig, with_login: bool) -> ConnectOptions {
+fn options(config: &EtcdConfig, pem: Option<&TlsPem>, with_login: bool) -> ConnectOptions {
     let options = ConnectOptions::new()
         .with_connect_timeout(config.connect_timeout)
         .with_keep_alive(PING_EVERY, PING_TIMEOUT)
@@ -59,10 +66,12 @@ fn options(config: &EtcdConfig, with_login: bool) -> ConnectOptions {
         .with_require_leader(true)
         .with_auto_token_refresh(true);
     #[cfg(feature = "tls")]
-    let options = match &config.tls {
-        Some(tls) => options.with_tls(tls_options(tls)),
+    let options = match pem {
+        Some(pem) => options.with_tls(tls_options(pem)),
         None => options,
     };
+    #[cfg(not(feature = "tls"))]
+    debug_assert!(pem.is_none(), "refused with the configuration");
     match &config.login {
         Some((user, password)) if with_login => options.with_user(user, password.expose()),
         _ => options,
@@ -71,9 +80,9 @@ fn options(config: &EtcdConfig, with_login: bool) -> ConnectOptions {
 
 /// The name to check is that of the member's URL.
 #[cfg(feature = "tls")]
-fn tls_options(tls: &Tls) -> TlsOptions {
-    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.ca()));
-    match tls.identity() {
+fn tls_options(pem: &TlsPem) -> TlsOptions {
+    let options = TlsOptions::new().ca_certificate(Certificate::from_pem(pem.ca()));
+    match pem.identity() {
         Some((certificate, key)) => options.identity(Identity::from_pem(certificate, key.expose())),
         None => options,
     }

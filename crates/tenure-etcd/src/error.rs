@@ -92,6 +92,11 @@ pub(crate) fn lease_exists(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("lease already exists"))
 }
 
+/// Whether an answer was larger than we take.
+pub(crate) fn is_too_large(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("message length too large"))
+}
+
 /// An error's text with the texts of its causes: tonic's own says only "transport error".
 fn describe(error: &etcd_client::Error) -> String {
     let (mut text, mut source) = match error {

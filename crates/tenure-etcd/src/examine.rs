@@ -111,7 +111,7 @@ fn judge(subject: &str, told: &Told) -> Vec<Finding> {
 }
 
 /// What goes wrong with this version, and what to do.
-fn known_bug(version: &str) -> Option<(String, String)> {
+pub(crate) fn known_bug(version: &str) -> Option<(String, String)> {
     let known = Version::parse(version)?;
     if known < Version(3, 4, 0) {
         let advice = "update it: elections are tested with 3.4 and 3.5".to_owned();

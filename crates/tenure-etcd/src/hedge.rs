@@ -38,7 +38,8 @@ pub(crate) struct Pace {
 /// [`Unavailable`](BackendErrorKind::Unavailable). The next attempt starts when
 /// `hedge` has passed since the last one did, or at once when one has failed and
 /// not every member was tried yet. The call fails when nothing is under way and
-/// every member has failed.
+/// every member has failed. At most two attempts a member, and one more, are under way at a time:
+/// more would only be in each other's way when the store is late because it has much to do.
 ///
 /// # Cancellation safety
 /// Dropping the future drops all attempts.
@@ -56,7 +57,7 @@ where
             let future = start(attempt);
             running.push(async move { (attempt, future.await) });
             attempts += 1;
-            let next = Instant::now() + pace.hedge;
+            let mut next = Instant::now() + pace.hedge;
             loop {
                 tokio::select! {
                     biased;
@@ -76,7 +77,10 @@ where
                         }
                         None => sleep_until(next).await,
                     },
-                    () = sleep_until(next) => break,
+                    () = sleep_until(next) => match running.len() <= 2 * pace.round {
+                        true => break,
+                        false => next += pace.hedge,
+                    },
                 }
             }
         }

@@ -42,6 +42,12 @@ impl Keys {
     }
 }
 
+/// The name of the election whose entries begin with `election`.
+pub(crate) fn name(election: &str) -> &str {
+    let path = election.trim_end_matches('/');
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
 /// Whether `kv`, found under `election` (with its slash), is a candidate.
 ///
 /// A candidate, Go's or ours, is named after the lease that it hangs on. Go waits for
@@ -51,7 +57,7 @@ pub(crate) fn is_candidate(election: &str, kv: &KeyValue) -> bool {
     names_its_lease(election, kv.key(), kv.lease())
 }
 
-fn names_its_lease(election: &str, key: &[u8], lease: i64) -> bool {
+pub(crate) fn names_its_lease(election: &str, key: &[u8], lease: i64) -> bool {
     lease != 0
         && key.strip_prefix(election.as_bytes()).is_some_and(|name| name == format!("{lease:x}").as_bytes())
 }
@@ -87,6 +93,7 @@ mod tests {
         let keys = Keys::new("/acme");
         let election = ElectionName::new("billing").unwrap();
         assert_eq!(keys.election(&election), "/acme/billing/");
+        assert_eq!(name(&keys.election(&election)), "billing");
         assert_eq!(keys.entry(&election, 0x694d_71dd_acfd_a227), "/acme/billing/694d71ddacfda227");
     }
 

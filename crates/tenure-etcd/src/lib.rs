@@ -47,17 +47,25 @@
 
 mod config;
 mod connect;
+mod connection;
+mod entering;
 mod error;
 mod examine;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hedge;
 mod keys;
+mod looking;
 mod members;
 mod observe;
+mod pages;
 mod session;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub mod simulation;
 mod stream;
+mod together;
 mod wait;
 mod watch;
 
@@ -71,7 +79,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use etcd_client::KeyValue;
 use tenure_core::{
     Candidate, ElectionName, Error, Finding,
     spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
@@ -79,7 +86,9 @@ use tenure_core::{
 use tracing::warn;
 
 pub use crate::config::EtcdConfig;
-use crate::{keys::Keys, members::Members, session::EtcdSession, watch::Watches};
+use crate::{
+    keys::Keys, looking::Looking, members::Members, session::EtcdSession, together::Together, watch::Watches,
+};
 
 /// An etcd cluster as a store for elections.
 pub struct EtcdBackend {
@@ -91,6 +100,7 @@ struct Shared {
     keys: Keys,
     members: Arc<Members>,
     watches: Watches,
+    looking: Arc<Together<Looking>>,
     strangers: AtomicU64,
 }
 
@@ -101,10 +111,15 @@ impl EtcdBackend {
     /// When `config` names no endpoint or has a time out of bounds.
     pub fn new(config: EtcdConfig) -> Result<Self, Error> {
         config.check()?;
+        if config.tls.is_none() {
+            spi::warn_of_plain_text("etcd", &config.endpoints, config.login.is_some());
+        }
         let keys = Keys::new(&config.prefix);
         let members = Arc::new(Members::new(config, keys.probe()));
         let watches = Watches::new(Arc::clone(&members));
-        Ok(Self { shared: Arc::new(Shared { keys, members, watches, strangers: AtomicU64::new(0) }) })
+        let looking = Together::new(Looking { members: Arc::clone(&members) });
+        let shared = Shared { keys, members, watches, looking, strangers: AtomicU64::new(0) };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// How often a key was met in an election that no candidate can have made.
@@ -114,23 +129,25 @@ impl EtcdBackend {
 }
 
 impl Shared {
-    /// Counts and logs the keys among `found` that are no candidates.
-    fn note_strangers(&self, election: &str, found: &[KeyValue]) {
-        let mut strangers = found.iter().filter(|kv| !keys::is_candidate(election, kv));
-        let Some(first) = strangers.next() else { return };
-        let count = 1 + strangers.count() as u64;
-        spi::note_foreign_entries(election, count);
-        let before = self.strangers.fetch_add(count, Relaxed);
-        if before == 0 {
+    /// Counts `count` keys below `election` that no candidate made, and logs the first of them: once, for they stay.
+    fn note_strangers(&self, election: &str, count: u64, first: &[u8]) {
+        if count == 0 {
+            return;
+        }
+        spi::note_foreign_entries(keys::name(election), count);
+        if self.strangers.fetch_add(count, Relaxed) == 0 {
             warn!(
-                election,
-                key = %String::from_utf8_lossy(first.key()),
+                election = keys::name(election),
+                key = %spi::printable(&String::from_utf8_lossy(first), MOST_OF_A_KEY),
                 count,
                 "keys in this etcd election were made by no candidate; Go candidates wait for them for ever"
             );
         }
     }
 }
+
+/// How much of a stranger's key is logged.
+const MOST_OF_A_KEY: usize = 256;
 
 #[async_trait]
 impl Backend for EtcdBackend {

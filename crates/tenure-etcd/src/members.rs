@@ -11,7 +11,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -22,14 +22,14 @@ use tenure_core::{
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::{
-    sync::{Mutex, Semaphore},
+    sync::Semaphore,
     time::{Instant, timeout},
 };
 use tracing::debug;
 
 use crate::{
     config::EtcdConfig,
-    connect::connect,
+    connection::Connection,
     error::{Failure, doing},
     hedge::{Pace, Won, hedged},
 };
@@ -42,15 +42,16 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 /// at a time. More would only wait in etcd's queue, where they would look late.
 const BULK: usize = 256;
 
-/// Answers larger than tonic's 4 MiB are usual: a few dozen candidates with large values.
-const MAX_ANSWER_BYTES: usize = 1 << 30;
+/// Answers larger than tonic's 4 MiB are usual: a few dozen candidates with large values. Whatever could be larger than
+/// this is read in parts ([`crate::pages`]): room is made for as much as an answer says that it has.
+const MAX_ANSWER_BYTES: usize = 32 << 20;
 
 /// The members of the cluster.
 pub(crate) struct Members {
     members: Vec<Member>,
     preferred: AtomicUsize,
-    config: EtcdConfig,
-    probe_key: String,
+    config: Arc<EtcdConfig>,
+    probe_key: Arc<str>,
     bulk: Semaphore,
     born: Instant,
 }
@@ -58,19 +59,11 @@ pub(crate) struct Members {
 struct Member {
     /// `host:port`.
     endpoint: String,
-    /// The same with the scheme of the protocol.
-    url: String,
-    client: Mutex<Option<Arc<Client>>>,
+    connection: Arc<Connection>,
     /// When a quorum's answer last came through this member, in milliseconds since
     /// `born` plus one; zero when it is suspected to be frozen or cut off.
     fresh: AtomicU64,
-    /// How many attempts have failed since the last that did not.
-    failures: AtomicU32,
 }
-
-/// After how many failures in a row a connection is given up for a new one. It mends
-/// itself after a lost connection, but not when the runtime it was made on is gone.
-const WORN_OUT: u32 = 4;
 
 /// What a call is, which decides how it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,23 +72,20 @@ pub(crate) enum Call {
     Bulk,
     /// A quorum's word that must not queue behind others.
     Urgent,
-    /// What one member knows, of which there may be thousands at once: no proof that it hears the others.
-    Local,
     /// A lease keepalive: urgent, and no proof that the member hears the others.
     Keepalive,
 }
 
 impl Members {
     pub(crate) fn new(config: EtcdConfig, probe_key: String) -> Self {
+        let (config, probe_key) = (Arc::new(config), Arc::from(probe_key));
         let members: Vec<_> = config
             .endpoints
             .iter()
             .map(|endpoint| Member {
                 endpoint: endpoint.clone(),
-                url: format!("{}://{endpoint}", if config.tls.is_some() { "https" } else { "http" }),
-                client: Mutex::new(None),
+                connection: Connection::new(Arc::clone(&config), endpoint, Arc::clone(&probe_key)),
                 fresh: AtomicU64::new(0),
-                failures: AtomicU32::new(0),
             })
             .collect();
         // Processes spread over the members.
@@ -131,7 +121,7 @@ impl Members {
         Fut: Future<Output = Result<T, Failure>>,
     {
         let _permit = match call {
-            Call::Bulk | Call::Local => self.bulk.acquire().await.ok(),
+            Call::Bulk => self.bulk.acquire().await.ok(),
             Call::Urgent | Call::Keepalive => None,
         };
         let (first, count) = (self.preferred(), self.members.len());
@@ -169,10 +159,15 @@ impl Members {
         Fut: Future<Output = Result<T, Failure>>,
     {
         let member = &self.members[index];
-        let outcome = timeout(limit, async { op(self.client(index).await?).await }).await;
+        let mut used = None;
+        let attempt = async {
+            let connected = used.insert(member.connection.get().await?);
+            op(connected.client()).await
+        };
+        let outcome = timeout(limit, attempt).await;
         let failure = match outcome {
             Ok(Ok(value)) => {
-                member.failures.store(0, Relaxed);
+                used.iter().for_each(|connected| connected.served());
                 if matches!(call, Call::Bulk | Call::Urgent) {
                     self.note_fresh(index);
                 }
@@ -185,16 +180,15 @@ impl Members {
         };
         let mut error = failure.error;
         if failure.stale_login {
-            self.reset(index);
+            member.connection.forget(used.as_ref());
             if self.config.login.is_some() {
                 error = BackendError::new(BackendErrorKind::Unavailable, error.to_string());
             }
         }
         if error.kind() == BackendErrorKind::Unavailable {
             self.suspect(index);
-            if member.failures.fetch_add(1, Relaxed) + 1 >= WORN_OUT {
-                member.failures.store(0, Relaxed);
-                self.reset(index);
+            if let Some(connected) = &used {
+                member.connection.failed(connected);
             }
         }
         debug!(member = %member.endpoint, what, %error, "etcd request failed");
@@ -203,21 +197,14 @@ impl Members {
 
     /// The member's client, connected when there is none. The caller bounds it in time.
     pub(crate) async fn client(&self, index: usize) -> Result<Arc<Client>, Failure> {
-        let member = &self.members[index];
-        let mut slot = member.client.lock().await;
-        if let Some(client) = &*slot {
-            return Ok(Arc::clone(client));
-        }
-        let client = Arc::new(connect(&self.config, &member.url).await?);
-        *slot = Some(Arc::clone(&client));
-        Ok(client)
+        Ok(self.members[index].connection.get().await?.client())
     }
 
     /// Asks `member` alone for a quorum's word, to see whether it hears the others.
     pub(crate) async fn probe(&self, member: usize, limit: Duration) -> Result<(), BackendError> {
         self.attempt(member, "probe", Call::Urgent, limit, &|client: Arc<Client>| async move {
             let options = GetOptions::new().with_count_only();
-            client.kv_client().get(self.probe_key.as_str(), Some(options)).await?;
+            client.kv_client().get(&*self.probe_key, Some(options)).await?;
             Ok(())
         })
         .await
@@ -237,9 +224,7 @@ impl Members {
 
     /// Forgets the member's connection and login, unless a new one is being made.
     pub(crate) fn reset(&self, member: usize) {
-        if let Ok(mut client) = self.members[member].client.try_lock() {
-            *client = None;
-        }
+        self.members[member].connection.forget(None);
     }
 
     /// Forgets all connections.

@@ -14,6 +14,7 @@ use crate::{
     error::malformed,
     keys::{candidate, is_candidate},
     members::{Call, kv},
+    pages::Pages,
     watch::{Following, Target},
 };
 
@@ -23,10 +24,13 @@ pub(crate) async fn candidates(
     election: &ElectionName,
 ) -> Result<Vec<Candidate>, BackendError> {
     let election = shared.keys.election(election);
-    let (found, _) = read(shared, &election, GetOptions::new()).await?;
-    shared.note_strangers(&election, &found);
-    let candidates = found.iter().filter(|kv| is_candidate(&election, kv));
-    Ok(candidates.map(|kv| candidate(&election, kv)).collect())
+    let mut found = Vec::new();
+    let mut pages = Pages::with_values(shared, &election);
+    while let Some(page) = pages.next().await? {
+        found.extend(page.iter().map(|kv| (kv.create_revision(), candidate(&election, kv))));
+    }
+    found.sort_by_key(|(created, _)| *created);
+    Ok(found.into_iter().map(|(_, candidate)| candidate).collect())
 }
 
 /// The candidate with the lowest create revision.
@@ -123,28 +127,37 @@ impl Observer {
 
 /// The first candidate, and the revision it was read at.
 async fn head(shared: &Shared, election: &str) -> Result<(Option<KeyValue>, i64), BackendError> {
-    let (mut found, read_at) = read(shared, election, GetOptions::new().with_limit(1)).await?;
-    match found.pop() {
+    let first =
+        GetOptions::new().with_prefix().with_limit(1).with_sort(SortTarget::Create, SortOrder::Ascend);
+    let (found, read_at) = read(shared, election.as_bytes(), first).await?;
+    match found {
         Some(kv) if !is_candidate(election, &kv) => {}
         head => return Ok((head, read_at)),
     }
-    let (found, read_at) = read(shared, election, GetOptions::new()).await?;
-    shared.note_strangers(election, &found);
-    Ok((found.into_iter().find(|kv| is_candidate(election, kv)), read_at))
+    // The oldest key is a stranger's, which needs a look at all of them.
+    let (mut head, mut pages) = (None::<KeyValue>, Pages::of_keys(shared, election, 0));
+    while let Some(page) = pages.next().await? {
+        head = head.into_iter().chain(page).min_by_key(KeyValue::create_revision);
+    }
+    let read_at = pages.read_at();
+    let Some(head) = head else { return Ok((None, read_at)) };
+    let (head, _) = read(shared, head.key(), GetOptions::new().with_revision(read_at)).await?;
+    Ok((head, read_at))
 }
 
+/// The first key that `options` name, with its value, and the revision it was read at.
 async fn read(
     shared: &Shared,
-    election: &str,
+    key: &[u8],
     options: GetOptions,
-) -> Result<(Vec<KeyValue>, i64), BackendError> {
-    let options = &options.with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
+) -> Result<(Option<KeyValue>, i64), BackendError> {
+    let options = &options;
     let won = shared
         .members
         .call("read", Call::Bulk, |client| async move {
-            let mut answer = kv(&client).get(election, Some(options.clone())).await?;
+            let mut answer = kv(&client).get(key, Some(options.clone())).await?;
             let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
-            Ok((answer.take_kvs(), read_at))
+            Ok((answer.take_kvs().into_iter().next(), read_at))
         })
         .await?;
     Ok(won.value)

@@ -27,22 +27,24 @@ use std::{
 use async_trait::async_trait;
 use etcd_client::{
     Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper,
-    PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    PutOptions, Txn, TxnOp,
 };
 use tenure_core::{
     FencingToken,
     spi::{
         BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Parting, Proof, asked,
+        Heartbeat, Parting, Proof, asked, updated,
     },
 };
 use tracing::debug;
 
 use crate::{
     Shared,
+    entering::{Entering, Place, Step},
     error::{Failure, lease_exists, malformed},
     keys::token,
     members::{Call, kv},
+    together::{Refused, Together},
     wait::{self, gone, is_ours, ranges, revision},
 };
 
@@ -57,13 +59,7 @@ pub(crate) struct EtcdSession {
     buried: Mutex<HashSet<u128>>,
     /// A stream of keepalives on which no question is open.
     line: Mutex<Option<Line>>,
-}
-
-/// What stands under the key of an entry.
-struct Found {
-    created: i64,
-    lease: i64,
-    value: Vec<u8>,
+    entering: Arc<Together<Entering>>,
 }
 
 /// A stream of keepalives to one member.
@@ -118,6 +114,7 @@ impl EtcdSession {
             .value;
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
         Ok(Self {
+            entering: Together::new(Entering { members: Arc::clone(&shared.members), lease }),
             shared,
             lease,
             granted: seconds_of(granted)?,
@@ -175,13 +172,18 @@ impl EtcdSession {
     }
 
     /// Reads one key, linearizably, and the term it was read in.
-    async fn read(&self, what: &'static str, key: &str) -> Result<(Option<KeyValue>, u64), BackendError> {
+    async fn read(
+        &self,
+        what: &'static str,
+        key: &str,
+        options: GetOptions,
+    ) -> Result<(Option<KeyValue>, u64), BackendError> {
+        let options = &options;
         let won = self
             .shared
             .members
             .call(what, Call::Urgent, |client| async move {
-                let options = GetOptions::new().with_keys_only();
-                let mut answer = kv(&client).get(key, Some(options)).await?;
+                let mut answer = kv(&client).get(key, Some(options.clone())).await?;
                 let term = answer.header().ok_or_else(|| malformed("header"))?.raft_term();
                 Ok((answer.take_kvs().pop(), term))
             })
@@ -274,7 +276,7 @@ impl BackendSession for EtcdSession {
             Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                 // A leader elected a moment ago may not have applied the grant yet and
                 // says "not found" all the same; after a linearizable read it has.
-                self.read("heartbeat", &self.shared.keys.probe()).await?;
+                self.read("heartbeat", &self.shared.keys.probe(), GetOptions::new().with_keys_only()).await?;
                 self.keepalive().await
             }
             outcome => outcome,
@@ -288,7 +290,7 @@ impl BackendSession for EtcdSession {
     ) -> Result<Confirmation, BackendError> {
         let probe = self.shared.keys.probe();
         let key = witness.map_or(probe.as_str(), |entry| &entry.key);
-        let (found, term) = self.read("confirm", key).await?;
+        let (found, term) = self.read("confirm", key, GetOptions::new().with_keys_only()).await?;
         if let Some(entry) = witness
             && !found.is_some_and(|kv| is_ours(&kv, self.lease, entry))
         {
@@ -303,65 +305,29 @@ impl BackendSession for EtcdSession {
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let Shared { keys, members, .. } = &*self.shared;
-        let election = &keys.election(&request.election);
+        let keys = &self.shared.keys;
         let key = &keys.entry(&request.election, self.lease);
-        let mark = &keys.withdrawn(self.lease, request);
         let payload = &request.payload();
         let lease = self.lease;
-        let tries = &AtomicUsize::new(0);
         let first_time = self.unsettled().insert(request.nonce);
-        let outcome = members
-            .call("enter", Call::Bulk, |client| async move {
-                tries.fetch_add(1, Relaxed);
-                let head = GetOptions::new()
-                    .with_prefix()
-                    .with_keys_only()
-                    .with_sort(SortTarget::Create, SortOrder::Ascend)
-                    .with_limit(1);
-                let head = TxnOp::get(election.as_str(), Some(head));
-                let put =
-                    TxnOp::put(key.as_str(), payload.as_slice(), Some(PutOptions::new().with_lease(lease)));
-                let txn = Txn::new()
-                    .when([
-                        Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
-                        Compare::create_revision(mark.as_str(), CompareOp::Equal, 0),
-                    ])
-                    .and_then([put, head.clone()])
-                    .or_else([TxnOp::get(key.as_str(), None), head]);
-                let answer = kv(&client).txn(txn).await?;
-                let made = answer.succeeded();
-                let now = answer.header().ok_or_else(|| malformed("header"))?.revision();
-                let mut found = ranges(answer.op_responses());
-                let own = if made {
-                    Some(Found { created: now, lease, value: payload.clone() })
-                } else {
-                    let own = found.next().ok_or_else(|| malformed("range of the entry"))?.into_iter().next();
-                    own.map(|kv| Found {
-                        created: kv.create_revision(),
-                        lease: kv.lease(),
-                        value: kv.value().to_vec(),
-                    })
-                };
-                let head = found.next().ok_or_else(|| malformed("range of the election"))?;
-                Ok((own, head.first().map(KeyValue::create_revision)))
-            })
-            .await;
-        let outcome = match outcome {
-            // Another attempt is still under way, and may be carried out.
-            Err(error) if error.is_permanent() && tries.load(Relaxed) > 1 => {
-                Err(BackendError::with_source(BackendErrorKind::Unavailable, error.to_string(), error))
-            }
-            outcome => outcome,
+        let step = Step {
+            election: keys.election(&request.election),
+            key: key.clone(),
+            mark: keys.withdrawn(lease, request),
+            payload: payload.clone(),
+        };
+        let outcome = match first_time {
+            true => self.entering.ask(step).await,
+            false => self.entering.ask_alone(&step).await,
         };
         let settled = match &outcome {
             Ok(won) => won.attempts == 1,
-            Err(error) => error.is_permanent(),
+            Err(refused) => refused.settled,
         };
         if first_time && settled {
             self.unsettled().remove(&request.nonce);
         }
-        let (own, head) = outcome?.value;
+        let Place { own, head } = outcome.map_err(Refused::into_error)?.value;
         let Some(own) = own else {
             return Err(BackendError::new(
                 BackendErrorKind::EntryGone,
@@ -376,7 +342,7 @@ impl BackendSession for EtcdSession {
         }
         // All of the payload but the value, which may have been updated since: it holds the nonce.
         let named = &payload[..payload.len() - request.value.len()];
-        if !own.value.starts_with(named) {
+        if own.other.is_some_and(|other| !other.starts_with(named)) {
             self.delete(key, own.created).await?;
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -403,13 +369,13 @@ impl BackendSession for EtcdSession {
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
-        let (payload, lease) = (&request.payload(), self.lease);
-        let key = entry.key.as_str();
+        let (key, lease) = (entry.key.as_str(), self.lease);
         loop {
-            let (found, _) = self.read("update", key).await?;
+            let (found, _) = self.read("update", key, GetOptions::new()).await?;
             let Some(found) = found.filter(|kv| is_ours(kv, lease, entry)) else {
                 return Err(gone(entry));
             };
+            let payload = &updated(found.value(), request);
             let seen = found.mod_revision();
             let won = self
                 .shared

@@ -251,21 +251,15 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
     });
     match watch.target.heard(ended) {
         Heard::Nothing => return Dispatched::Nothing,
-        Heard::Look => watch.signal.over_with(last_revision(response)),
-        Heard::LookLater => watch.signal.look_later(last_revision(response)),
+        Heard::Look => watch.signal.over(),
+        Heard::LookLater => watch.signal.look_later(),
         Heard::Turn if watch.from == NOW && !watch.signal.is_proven() => {
-            watch.signal.over_with(last_revision(response));
+            watch.signal.over();
         }
         Heard::Turn => watch.signal.turn(),
     }
     open.remove(&id);
     Dispatched::Done(id)
-}
-
-/// The revision of the last event of a response.
-fn last_revision(response: &WatchResponse) -> i64 {
-    let revisions = response.events().iter().filter_map(|event| Some(event.kv()?.mod_revision()));
-    revisions.max().unwrap_or_default()
 }
 
 fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {

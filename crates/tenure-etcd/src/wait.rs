@@ -4,21 +4,10 @@
 //! is second in line leads when its watch says that the leader has gone and its own entry has not.
 //! Every other conclusion comes from a read that saw the entry itself, so that nobody wins
 //! without an entry (hazards G13, E11).
-//!
-//! # What a member may answer alone
-//!
-//! When a candidate ahead has gone, the member that said so is asked where the entry
-//! stands, without a quorum's word. Its answer
-//! counts when it is of that departure's revision or a later one. What it then concludes
-//! cannot be out of date: that nobody is ahead stays true, for candidates ahead can only
-//! leave; that the entry has gone stays true, for it never comes back; and that the entry was
-//! there when the last one ahead left is all that a quorum's answer would say for certain, too. How long
-//! it may be assumed to be there since is for the session's deadline, which rests on confirmed heartbeats alone. Anything
-//! else (a first look, a watch that has broken off or heard nothing) asks a quorum.
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{KeyValue, TxnOpResponse};
 use tenure_core::{
     FencingToken,
     spi::{BackendError, BackendErrorKind, Entry, Parting, is_asked},
@@ -30,7 +19,8 @@ use crate::{
     Shared,
     error::malformed,
     keys::{is_candidate, token},
-    members::{Call, kv},
+    looking::{Ahead as Older, Look, Seen},
+    pages::Pages,
     watch::{Following, Target, Turn, Woken},
 };
 
@@ -60,9 +50,8 @@ pub(crate) async fn wait_turn(
     entry: &Entry,
 ) -> Result<FencingToken, BackendError> {
     let mut watch = Following::default();
-    let mut since = None;
     loop {
-        match persistently(|| Box::pin(place(shared, lease, entry, since))).await? {
+        match persistently(|| Box::pin(place(shared, lease, entry))).await? {
             Place::Gone => return Err(gone(entry)),
             Place::Leads => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
             Place::Behind { ahead, read_at } => {
@@ -75,11 +64,9 @@ pub(crate) async fn wait_turn(
                         vec![Target::End(nearest), Target::Farther(next), Target::End(own)]
                     }
                 };
-                since = match watch.follow(&shared.watches, targets, read_at).await {
-                    Woken::Turn => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
-                    Woken::Event(revision) => Some(revision),
-                    Woken::Anyhow => None,
-                };
+                if let Woken::Turn = watch.follow(&shared.watches, targets, read_at).await {
+                    return token(revision(entry)).ok_or_else(|| malformed("create revision"));
+                }
             }
         }
     }
@@ -90,8 +77,8 @@ pub(crate) async fn wait_gone(shared: &Shared, lease: i64, entry: &Entry) -> Res
     let own_key = Target::Key(entry.key.as_str().into());
     let mut watch = Following::default();
     watch.stand(&shared.watches, [own_key.clone()]).await;
-    while let Some((read_at, _)) = persistently(|| Box::pin(own(shared, lease, entry, true))).await? {
-        watch.follow(&shared.watches, [own_key.clone()], read_at).await;
+    while let Some(own) = persistently(|| Box::pin(own(shared, lease, entry, false))).await? {
+        watch.follow(&shared.watches, [own_key.clone()], own.read_at).await;
     }
     Ok(())
 }
@@ -106,14 +93,20 @@ pub(crate) async fn wait_parting(
     let mut watch = Following::default();
     watch.stand(&shared.watches, [own_key.clone()]).await;
     loop {
-        let Some((read_at, payload)) = persistently(|| Box::pin(own(shared, lease, entry, false))).await?
-        else {
+        let Some(mut seen) = persistently(|| Box::pin(own(shared, lease, entry, false))).await? else {
             return Ok(Parting::Gone);
         };
-        if is_asked(&payload) {
+        // The payload may be large, and is as it was made, mostly.
+        if seen.changed {
+            match persistently(|| Box::pin(own(shared, lease, entry, true))).await? {
+                Some(with_payload) => seen = with_payload,
+                None => return Ok(Parting::Gone),
+            }
+        }
+        if is_asked(&seen.payload) {
             return Ok(Parting::Asked);
         }
-        watch.follow(&shared.watches, [own_key.clone()], read_at).await;
+        watch.follow(&shared.watches, [own_key.clone()], seen.read_at).await;
     }
 }
 
@@ -164,50 +157,27 @@ where
     }
 }
 
-/// Reads where `entry` stands: since a revision that a watch has told of, or by the word of a quorum.
-async fn place(
-    shared: &Shared,
-    lease: i64,
-    entry: &Entry,
-    since: Option<i64>,
-) -> Result<Place, BackendError> {
-    let election = shared.keys.election(&entry.election);
+/// Reads where `entry` stands.
+async fn place(shared: &Shared, lease: i64, entry: &Entry) -> Result<Place, BackendError> {
     // A bound of zero would be none; etcd's first key has create revision 2.
     if revision(entry) < 2 {
         return Ok(Place::Gone);
     }
-    let ahead =
-        GetOptions::new().with_prefix().with_keys_only().with_max_create_revision(revision(entry) - 1);
-    let nearest = ahead.clone().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(FOLLOWED);
-    let own = |look: &Look| look.own.iter().any(|kv| is_ours(kv, lease, entry));
-    let here = match since {
-        Some(since) => look(shared, entry, &election, &nearest, true).await.ok().filter(|look| {
-            let needed = since.max(revision(entry));
-            look.read_at >= needed
-        }),
-        None => None,
-    };
-    let seen = match here {
-        Some(look) => look,
-        None => look(shared, entry, &election, &nearest, false).await?,
-    };
-    if !own(&seen) {
+    let election = shared.keys.election(&entry.election);
+    let Some((read_at, nearest)) = ahead(shared, lease, entry, &election).await? else {
         return Ok(Place::Gone);
-    }
-    let Look { read_at, ahead: nearest, .. } = seen;
+    };
     if nearest.iter().all(|kv| is_candidate(&election, kv)) {
         return Ok(behind(&nearest, read_at));
     }
-    // Keys that no candidate made are passed over, which needs a look at all of them.
-    let seen = look(shared, entry, &election, &ahead, false).await?;
-    if !own(&seen) {
-        return Ok(Place::Gone);
+    // Keys that no candidate made are passed over, which needs a look at all of them, as they were then.
+    let mut candidates = Vec::<KeyValue>::new();
+    let mut pages = Pages::of_keys(shared, &election, read_at);
+    while let Some(page) = pages.next().await? {
+        candidates.extend(page.into_iter().filter(|kv| kv.create_revision() < revision(entry)));
+        candidates.sort_by_key(|kv| std::cmp::Reverse(kv.create_revision()));
+        candidates.truncate(FOLLOWED as usize);
     }
-    let Look { read_at, ahead: all, .. } = seen;
-    shared.note_strangers(&election, &all);
-    let mut candidates: Vec<_> = all.into_iter().filter(|kv| is_candidate(&election, kv)).collect();
-    candidates.sort_by_key(|kv| std::cmp::Reverse(kv.create_revision()));
-    candidates.truncate(FOLLOWED as usize);
     Ok(behind(&candidates, read_at))
 }
 
@@ -226,61 +196,46 @@ fn behind(nearest: &[KeyValue], read_at: i64) -> Place {
     Place::Behind { ahead, read_at }
 }
 
-/// What one transaction has shown.
-struct Look {
-    read_at: i64,
-    own: Vec<KeyValue>,
-    ahead: Vec<KeyValue>,
-}
-
-/// Reads, in one transaction, `entry` and the keys `ahead` of it: what one member knows, or
-/// by the word of a quorum.
-async fn look(
-    shared: &Shared,
-    entry: &Entry,
-    election: &str,
-    ahead: &GetOptions,
-    here: bool,
-) -> Result<Look, BackendError> {
-    let options = |options: GetOptions| if here { options.with_serializable() } else { options };
-    let call = if here { Call::Local } else { Call::Bulk };
-    let won = shared
-        .members
-        .call("wait", call, |client| async move {
-            let txn = Txn::new().and_then([
-                TxnOp::get(entry.key.as_str(), Some(options(GetOptions::new().with_keys_only()))),
-                TxnOp::get(election, Some(options(ahead.clone()))),
-            ]);
-            let answer = kv(&client).txn(txn).await?;
-            let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
-            let mut found = ranges(answer.op_responses());
-            match (found.next(), found.next()) {
-                (Some(own), Some(ahead)) => Ok(Look { read_at, own, ahead }),
-                _ => Err(malformed("ranges").into()),
-            }
-        })
-        .await?;
-    Ok(won.value)
-}
-
-/// Reads `entry`, without its payload when it is to be `brief`; the revision it was read at, and the payload, when
-/// it is there and ours.
-async fn own(
+/// Reads the newest few keys ahead of `entry`, and at which revision; `None` when the entry is not there.
+async fn ahead(
     shared: &Shared,
     lease: i64,
     entry: &Entry,
-    brief: bool,
-) -> Result<Option<(i64, Vec<u8>)>, BackendError> {
-    let answer = shared
-        .members
-        .call("look", Call::Bulk, |client| async move {
-            let options = GetOptions::new();
-            let options = if brief { options.with_keys_only() } else { options };
-            Ok(kv(&client).get(entry.key.as_str(), Some(options)).await?)
-        })
-        .await?
-        .value;
-    let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
-    let ours = answer.kvs().first().filter(|kv| is_ours(kv, lease, entry));
-    Ok(ours.map(|kv| (read_at, kv.value().to_vec())))
+    election: &str,
+) -> Result<Option<(i64, Vec<KeyValue>)>, BackendError> {
+    let ahead = Older { election: election.to_owned(), before: revision(entry), most: FOLLOWED };
+    let look = Look { key: entry.key.clone(), payload: false, ahead: Some(ahead) };
+    let Seen { read_at, own, ahead } = see(shared, look).await?;
+    let ours = own.is_some_and(|kv| is_ours(&kv, lease, entry));
+    Ok(ours.then_some((read_at, ahead)))
+}
+
+/// An entry that is there and ours, as it was read.
+struct Own {
+    read_at: i64,
+    /// Whether it was written to since it was made.
+    changed: bool,
+    /// Empty when it was not asked for.
+    payload: Vec<u8>,
+}
+
+/// Reads `entry`, with its payload or without; `None` when it is not there, or not ours.
+async fn own(shared: &Shared, lease: i64, entry: &Entry, payload: bool) -> Result<Option<Own>, BackendError> {
+    let Seen { read_at, own, .. } =
+        see(shared, Look { key: entry.key.clone(), payload, ahead: None }).await?;
+    let ours = own.filter(|kv| is_ours(kv, lease, entry));
+    Ok(ours.map(|kv| Own {
+        read_at,
+        changed: kv.mod_revision() != kv.create_revision(),
+        payload: kv.value().to_vec(),
+    }))
+}
+
+async fn see(shared: &Shared, look: Look) -> Result<Seen, BackendError> {
+    let seen = match shared.looking.ask(look.clone()).await {
+        // It may be for the sake of those whom it was asked together with.
+        Err(refused) if refused.error.is_retryable() => shared.looking.ask_alone(&look).await,
+        outcome => outcome,
+    };
+    Ok(seen.map_err(|refused| refused.error)?.value)
 }

@@ -161,8 +161,6 @@ pub(crate) struct Signal {
     notify: Notify,
     spent: AtomicBool,
     late: AtomicBool,
-    /// The revision of the event that ended the watch; zero when none did.
-    event: AtomicI64,
     turn: AtomicBool,
     later: AtomicBool,
     /// Whether the watch stands that was to start [`NOW`], and whether a look has followed.
@@ -188,17 +186,10 @@ impl Signal {
         self.notify.notify_one();
     }
 
-    /// Look again in a while, at something that changed at `revision`. Other watches of the same signal go on.
-    pub(crate) fn look_later(&self, revision: i64) {
-        self.event.store(revision, Relaxed);
+    /// Look again in a while. Other watches of the same signal go on.
+    pub(crate) fn look_later(&self) {
         self.later.store(true, Relaxed);
         self.notify.notify_one();
-    }
-
-    /// Look again; the watch is over with an event of `revision`.
-    pub(crate) fn over_with(&self, revision: i64) {
-        self.event.store(revision, Relaxed);
-        self.over();
     }
 
     /// The only candidate ahead has gone; the watch is over.
@@ -305,13 +296,7 @@ impl Watching {
     }
 
     fn woken(&self) -> Woken {
-        if self.signal.turn.load(Relaxed) {
-            return Woken::Turn;
-        }
-        match self.signal.event.load(Relaxed) {
-            0 => Woken::Anyhow,
-            revision => Woken::Event(revision),
-        }
+        if self.signal.turn.load(Relaxed) { Woken::Turn } else { Woken::Look }
     }
 
     /// Whether the watch is over, so that another is needed.
@@ -339,10 +324,8 @@ impl Drop for Watching {
 pub(crate) enum Woken {
     /// [`Heard::Turn`].
     Turn,
-    /// An event of this revision has ended the watch.
-    Event(i64),
     /// It is time to look again, whatever for.
-    Anyhow,
+    Look,
 }
 
 /// A watch that is kept from one look to the next for as long as it serves.

@@ -1,6 +1,6 @@
 //! The directory as a store.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use rustix::fs::{Access, AtFlags, CWD};
@@ -51,7 +51,7 @@ impl LocalBackend {
         let dir = dir.as_ref();
         let root = std::path::absolute(dir).map_err(|e| unusable("use the directory", dir, e))?;
         let layout = Layout::new(root);
-        layout.make().map_err(|e| unusable("make the directory", layout.root(), not_a_directory(e)))?;
+        layout.make().map_err(|e| unusable("make the directory", layout.root(), e))?;
         for dir in [layout.elections(), layout.tokens()] {
             rustix::fs::accessat(
                 CWD,
@@ -112,14 +112,6 @@ impl LocalBackend {
             ),
         }
     }
-}
-
-/// `mkdir -p` says "exists" of a file that stands where a directory is wanted.
-fn not_a_directory(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::AlreadyExists {
-        return io::Error::new(io::ErrorKind::NotADirectory, "a file is in its place");
-    }
-    error
 }
 
 #[async_trait]

@@ -30,6 +30,9 @@ impl Counter {
         let path = layout.counter(election);
         for _ in 0..ATTEMPTS {
             let file = open_options().read(true).write(true).create(true).truncate(false).open(&path)?;
+            if !file.metadata()?.is_file() {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+            }
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),

@@ -8,8 +8,14 @@ use tenure_core::spi::{BackendError, BackendErrorKind};
 pub(crate) fn fault(what: &str, path: &Path, error: io::Error) -> BackendError {
     use io::ErrorKind as K;
     let kind = match error.kind() {
+        // A link where a file belongs is not followed.
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            BackendErrorKind::Invalid
+        }
         K::PermissionDenied | K::ReadOnlyFilesystem => BackendErrorKind::Unauthorized,
-        K::NotADirectory | K::InvalidFilename | K::Unsupported | K::InvalidInput => BackendErrorKind::Invalid,
+        K::NotADirectory | K::IsADirectory | K::InvalidFilename | K::Unsupported | K::InvalidInput => {
+            BackendErrorKind::Invalid
+        }
         _ => BackendErrorKind::Unavailable,
     };
     BackendError::with_source(kind, format!("cannot {what} {}: {error}", path.display()), error)

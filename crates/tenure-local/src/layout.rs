@@ -59,7 +59,14 @@ impl Layout {
 }
 
 pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| match error.kind() {
+        // `mkdir -p` says so of a file, or of a link to nowhere, that stands where a directory is wanted.
+        io::ErrorKind::AlreadyExists => {
+            io::Error::new(io::ErrorKind::NotADirectory, "something that is no directory is in its place")
+        }
+        _ => error,
+    })
 }
 
 pub(crate) fn entry_file(number: u64) -> String {

@@ -64,6 +64,9 @@ mod counter;
 mod entry;
 mod fault;
 mod filesystem;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod jobs;
 mod layout;
 mod pace;

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use tenure_core::{
     Error, InvalidConfig, Secret, StoreUrl, Tls,
-    spi::{BackendError, BackendErrorKind},
+    spi::{BackendError, BackendErrorKind, check_hosts, is_loopback},
 };
 
 use crate::layout::Layout;
@@ -20,12 +20,30 @@ pub struct ZookeeperConfig {
     pub(crate) servers: Vec<String>,
     pub(crate) root: String,
     pub(crate) layout: Layout,
-    pub(crate) login: Option<(String, Secret)>,
+    pub(crate) login: Option<Login>,
     pub(crate) tls: Option<Tls>,
+    pub(crate) creator_only: Option<bool>,
     pub(crate) min_ttl: Option<Duration>,
     pub(crate) max_ttl: Option<Duration>,
     pub(crate) attempt_timeout: Duration,
     pub(crate) tick: Option<Duration>,
+}
+
+/// Who we are, and how that is proved.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    pub(crate) user: String,
+    pub(crate) password: Secret,
+    pub(crate) by: Proven,
+}
+
+/// How a user proves who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proven {
+    /// ZooKeeper's own scheme: a name and a password that the servers do not know, but hash.
+    Digest,
+    /// SASL's DIGEST-MD5: the servers know the user, and the password does not travel.
+    Sasl,
 }
 
 impl ZookeeperConfig {
@@ -39,6 +57,7 @@ impl ZookeeperConfig {
             layout: Layout::default(),
             login: None,
             tls: None,
+            creator_only: None,
             min_ttl: None,
             max_ttl: None,
             attempt_timeout: Duration::from_secs(2),
@@ -52,7 +71,8 @@ impl ZookeeperConfig {
     /// - The path is the root below which elections lie; without one it is `/tenure`.
     /// - Settings taken: `layout` (`tenure`, `curator` or `kazoo`), `min_ttl` and `max_ttl` (the bounds
     ///   within which the servers may change the TTL; half and twice what is asked for),
-    ///   `attempt_timeout` (default 2 s), `tick` (the servers' `tickTime`), `password_file`, and for TLS `ca`,
+    ///   `attempt_timeout` (default 2 s), `tick` (the servers' `tickTime`), `password_file` or `password_env`, `auth` (`digest`, or `sasl` for DIGEST-MD5), `acl` (`creator` or
+    ///   `open`: who may change what is created; its creator alone where there is a login), and for TLS `ca`,
     ///   `cert` and `key`, each a PEM file.
     ///
     /// # Errors
@@ -75,10 +95,32 @@ impl ZookeeperConfig {
             let layout = layout.parse().map_err(|reason| url.invalid(format!("layout={layout} {reason}")))?;
             config = config.layout(layout);
         }
-        if let Some((user, password)) = url.login()? {
-            config = config.login(user, password);
+        let by_sasl = match url.text("auth") {
+            None | Some("digest") => false,
+            Some("sasl") => true,
+            Some(other) => {
+                return Err(url.invalid(format!("auth={other} is neither digest nor sasl")).into());
+            }
+        };
+        match url.login()? {
+            Some((user, password)) if by_sasl => config = config.login_by_sasl(user, password),
+            Some((user, password)) => config = config.login(user, password),
+            None if by_sasl => {
+                return Err(url
+                    .invalid("it has auth=sasl but no user; give zookeeper://user:password@host")
+                    .into());
+            }
+            None => {}
         }
         config.tls = Tls::from_url(url)?;
+        config.creator_only = match url.text("acl") {
+            None => None,
+            Some("creator") => Some(true),
+            Some("open") => Some(false),
+            Some(other) => {
+                return Err(url.invalid(format!("acl={other} is neither creator nor open")).into());
+            }
+        };
         config.min_ttl = url.duration("min_ttl")?;
         config.max_ttl = url.duration("max_ttl")?;
         if let Some(given) = url.duration("attempt_timeout")? {
@@ -103,8 +145,30 @@ impl ZookeeperConfig {
 
     /// Authenticates as `user` (ZooKeeper's `digest` scheme); only this user can then change what
     /// is created.
+    ///
+    /// Whatever the password, ZooKeeper takes it: a wrong one is another user, who may not enter where the right one has been.
     pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
-        self.login = Some((user.into(), password));
+        self.login = Some(Login { user: user.into(), password, by: Proven::Digest });
+        self
+    }
+
+    /// Authenticates as `user` by SASL's DIGEST-MD5, as users in the servers' JAAS configuration do; only this
+    /// user can then change what is created. Needs the feature `sasl`.
+    ///
+    /// MD5 keeps the password from nobody who tries many, and the client library trusts what it is challenged with: to another
+    /// machine it needs [TLS](Self::tls).
+    pub fn login_by_sasl(mut self, user: impl Into<String>, password: Secret) -> Self {
+        self.login = Some(Login { user: user.into(), password, by: Proven::Sasl });
+        self
+    }
+
+    /// Says whether what is created belongs to its creator alone, or to everybody: without it, to its creator when there
+    /// is a login.
+    ///
+    /// Set it where the servers know us by our certificate. To a store that knows us by nothing, a creator-only znode is
+    /// an error.
+    pub fn creator_only(mut self, creator_only: bool) -> Self {
+        self.creator_only = Some(creator_only);
         self
     }
 
@@ -152,24 +216,7 @@ impl ZookeeperConfig {
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.servers.is_empty() {
-            return Err(invalid("no ZooKeeper server is given; at least one host or host:port is needed"));
-        }
-        for server in &self.servers {
-            // As a URL has it: one host, and nothing else.
-            let url: Result<StoreUrl, _> = format!("zookeeper://{server}").parse();
-            let fits = url.as_ref().is_ok_and(|url| {
-                url.hosts().len() == 1
-                    && url.path().is_empty()
-                    && url.user().is_none()
-                    && !server.contains('?')
-            });
-            if !fits {
-                return Err(invalid(format!(
-                    "the server {server:?} is not allowed: it is one host or host:port, such as 10.0.0.1:2181"
-                )));
-            }
-        }
+        check_hosts("ZooKeeper", &self.servers)?;
         check_root(&self.root).map_err(|reason| {
             invalid(format!("the root {:?} is not allowed: {reason}; it is a path such as /acme", self.root))
         })?;
@@ -177,6 +224,19 @@ impl ZookeeperConfig {
             return Err(invalid(
                 "TLS is asked for, and this program was built without the feature \"tls\"; add it in Cargo.toml",
             ));
+        }
+        if self.login.as_ref().is_some_and(|login| login.by == Proven::Sasl) && cfg!(not(feature = "sasl")) {
+            return Err(invalid(
+                "SASL is asked for, and this program was built without the feature \"sasl\"; add it in Cargo.toml",
+            ));
+        }
+        if self.login.as_ref().is_some_and(|login| login.by == Proven::Sasl)
+            && self.tls.is_none()
+            && let Some(host) = self.servers.iter().find(|server| !is_loopback(server))
+        {
+            return Err(invalid(format!(
+                "SASL's DIGEST-MD5 to {host} needs TLS, for who listens can guess the password; give ca=/path/to/authorities.pem"
+            )));
         }
         let given = self.attempt_timeout;
         if given < Duration::from_millis(10) || given > Duration::from_secs(60) {
@@ -228,7 +288,7 @@ impl fmt::Debug for ZookeeperConfig {
             .field("servers", &self.servers)
             .field("root", &self.root)
             .field("layout", &self.layout)
-            .field("user", &self.login.as_ref().map(|(user, _)| user))
+            .field("user", &self.login.as_ref().map(|login| &login.user))
             .field("tls", &self.tls)
             .field("min_ttl", &self.min_ttl)
             .field("max_ttl", &self.max_ttl)
@@ -260,7 +320,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.servers, ["10.0.0.1:2181", "[::1]:2181", "h:1"]);
         assert_eq!((config.root.as_str(), config.layout), ("/acme/jobs", Layout::Curator));
-        let (user, password) = config.login.as_ref().unwrap();
+        let Login { user, password, .. } = config.login.as_ref().unwrap();
         assert_eq!((user.as_str(), password.expose()), ("me", "p@ss"));
         assert_eq!(
             config.accepted(Duration::from_secs(9)),
@@ -300,7 +360,7 @@ mod tests {
             assert!(error.contains(reason), "{url}: {error}");
         }
         let none = ZookeeperConfig::new([] as [&str; 0]).check().unwrap_err().to_string();
-        assert!(none.contains("no ZooKeeper server is given"), "{none}");
+        assert!(none.contains("no host of ZooKeeper is given"), "{none}");
         for server in ["h:2181/acme", "h:99999", "tcp://h:2181", "a:1,b:2", "", "u@h", "h?x"] {
             let error = ZookeeperConfig::new([server]).check().unwrap_err().to_string();
             assert!(error.contains("it is one host or host:port"), "{server}: {error}");

@@ -23,6 +23,9 @@
 //! - **A dropped future's request still runs** (hazard Z10): the caller looks for what it did, and nothing here
 //!   takes it back. Requests of one session are carried out in order; those of a connection that
 //!   was given up are refused by the servers once the session has moved (`SessionMovedException`).
+//! - **Lengths are believed**: `Session::handle_recv_buf` keeps what comes until a frame is whole, and a list's
+//!   `Vec::with_capacity` takes its count from the answer. Neither can be bounded from here; the first lasts as long as
+//!   connecting may take ([`patience`]).
 //! - Not used at all: `lock()` (hazard Z12), persistent watches (Z11), the multi transaction for
 //!   entering (Z14), chroots (their paths are unwrapped: a foreign path panics).
 
@@ -39,53 +42,17 @@ use std::{
 
 use asyncs::task::{Spawn, Task};
 use futures::{FutureExt as _, future::BoxFuture};
-use tenure_core::{Secret, Tls};
 use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-#[cfg(feature = "tls")]
-use zookeeper_client::TlsOptions;
 use zookeeper_client::{
-    Acls, Client, Connector, CreateMode, Error, EventType, OneshotWatcher, SessionId, SessionInfo,
+    Acls, AuthId, Client, CreateMode, Error, EventType, OneshotWatcher, Permission, SessionId, SessionInfo,
     SessionState, Stat, StateWatcher, WatchedEvent,
 };
 
 pub(crate) use watch::Watch;
 use watch::take_back;
 
-/// How connections are made.
-#[derive(Debug)]
-pub(crate) struct Terms {
-    pub(crate) login: Option<(String, Secret)>,
-    pub(crate) attempt_timeout: Duration,
-    pub(crate) tls: Option<Tls>,
-    /// A path at which nothing ever is.
-    pub(crate) nowhere: String,
-}
-
-impl Terms {
-    /// Who may do what with a znode that is made by us: everybody, or us alone when we have a name.
-    pub(crate) fn acls(&self) -> Acls<'static> {
-        if self.login.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
-    }
-}
-
-impl Terms {
-    #[cfg(feature = "tls")]
-    async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
-        let Some(tls) = &self.tls else { return connector.connect(server).await };
-        let mut options = TlsOptions::new().with_pem_ca(tls.ca())?;
-        if let Some((certificate, key)) = tls.identity() {
-            options = options.with_pem_identity(certificate, key.expose())?;
-        }
-        connector.with_tls(options).secure_connect(server).await
-    }
-
-    #[cfg(not(feature = "tls"))]
-    async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
-        debug_assert!(self.tls.is_none(), "refused with the configuration");
-        connector.connect(server).await
-    }
-}
+use crate::terms::{Terms, proving};
 
 /// One TCP connection of a session.
 pub(crate) struct Connection {
@@ -154,8 +121,8 @@ impl Connection {
             .with_session_timeout(ttl)
             .with_connection_timeout(silence(ttl))
             .with_fail_eagerly();
-        if let Some((user, password)) = &terms.login {
-            connector = connector.with_auth("digest", format!("{user}:{}", password.expose()).as_bytes());
+        if let Some(login) = &terms.login {
+            connector = proving(connector, login);
         }
         if let Some(session) = resumed {
             connector = connector.with_session(session.clone());
@@ -328,6 +295,19 @@ impl Connection {
 
     pub(crate) async fn get(&self, path: &str) -> Result<Option<(Vec<u8>, Stat)>, Error> {
         unless_missing(self.ask(|client| async move { client.get_data(path).await }).await)
+    }
+
+    /// Whether everybody may make or delete what lies below a znode, or change who may; `false` when that cannot be known.
+    pub(crate) async fn is_open(&self, path: &str) -> Result<bool, Error> {
+        match self.ask(|client| async move { client.get_acl(path).await }).await {
+            Ok((acls, _)) => Ok(acls.iter().any(|acl| {
+                let may = |permission| acl.permission().has(permission);
+                acl.auth_id() == &AuthId::anyone()
+                    && (may(Permission::CREATE) || may(Permission::DELETE) || may(Permission::ADMIN))
+            })),
+            Err(Error::NoNode | Error::NoAuth) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The stat of a znode; [`UNREAD`] of one that we may not read.

@@ -8,7 +8,12 @@ use zookeeper_client::Error;
 /// Requests under way when a connection breaks fail in several ways, `Custom` among them (hazard
 /// Z9): whatever is not a server's word on the request leaves its outcome unknown.
 pub(crate) fn failed(what: &str, error: &Error) -> BackendError {
-    BackendError::new(kind(error), format!("{what} on ZooKeeper: {error}"))
+    let text = match error {
+        // The library's word for one server that it tried in vain.
+        Error::NoHosts => "no connection, or no answer that makes sense".to_owned(),
+        error => error.to_string(),
+    };
+    BackendError::new(kind(error), format!("{what} on ZooKeeper: {text}"))
 }
 
 fn kind(error: &Error) -> BackendErrorKind {

@@ -58,8 +58,11 @@ async fn ask(shared: &Shared, server: &str) -> (Vec<Finding>, Option<String>) {
     let begun = Instant::now();
     let connected = timeout(PATIENCE, Connection::open(&shared.terms, server, READER_TTL, None)).await;
     let took = begun.elapsed();
+    let mut open = false;
     let failed = match connected {
         Ok(Ok(connection)) => {
+            let root = &shared.config.root;
+            open = shared.terms.creator_only && connection.is_open(root).await.unwrap_or_default();
             connection.end().await;
             None
         }
@@ -72,10 +75,23 @@ async fn ask(shared: &Shared, server: &str) -> (Vec<Finding>, Option<String>) {
         None => timeout(PATIENCE, srvr(server)).await.unwrap_or_else(|_| Err("no answer to srvr".to_owned())),
     };
     let mode = said.as_ref().ok().map(|said| said.mode.clone());
-    (judge(&subject, failed, said, took), mode)
+    let mut findings = judge(&subject, failed, said, took);
+    if open {
+        findings.push(Finding::warning(
+            &subject,
+            format!("everybody may make and delete znodes below {}", shared.config.root),
+            "give that znode an ACL of its own: whoever makes an election's znode first says who may delete the entries in it",
+        ));
+    }
+    (findings, mode)
 }
 
-fn judge(subject: &str, failed: Option<String>, said: Result<Said, String>, took: Duration) -> Vec<Finding> {
+pub(crate) fn judge(
+    subject: &str,
+    failed: Option<String>,
+    said: Result<Said, String>,
+    took: Duration,
+) -> Vec<Finding> {
     if let Some(why) = failed {
         let mode = said
             .map_or_else(|_| String::new(), |said| format!("ZooKeeper {}, {}: ", said.version, said.mode));
@@ -116,9 +132,9 @@ fn judge(subject: &str, failed: Option<String>, said: Result<Said, String>, took
 }
 
 /// What `srvr` tells.
-struct Said {
-    version: String,
-    mode: String,
+pub(crate) struct Said {
+    pub(crate) version: String,
+    pub(crate) mode: String,
 }
 
 async fn srvr(server: &str) -> Result<Said, String> {
@@ -134,7 +150,7 @@ async fn srvr(server: &str) -> Result<Said, String> {
         .ok_or_else(|| format!("it answers to srvr with {:?}", answer.lines().next().unwrap_or_default()))
 }
 
-fn parse(answer: &str) -> Option<Said> {
+pub(crate) fn parse(answer: &str) -> Option<Said> {
     let line = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name));
     let version = line("Zookeeper version: ")?.split([',', ' ']).next()?.to_owned();
     Some(Said { version, mode: line("Mode: ")?.trim().to_owned() })

@@ -39,6 +39,9 @@
 //! - An election's znode is a container: ZooKeeper deletes it some time after the last candidate has left.
 //! - A store that was wiped gives out old transaction numbers again: tokens repeat then. Change the root and reset the
 //!   fences.
+//! - What is not ZooKeeper, and sends without end, is listened to for as long as connecting may take, a fifth of the TTL
+//!   and at most `attempt_timeout`, and all of it is kept for so long: the client library has no bound. It also believes
+//!   a server that says how long a list is: one that lies, which a real one does not, can end the process for want of memory.
 //! - ZooKeeper may keep an entry whose session is over (ZOOKEEPER-2867, ZOOKEEPER-4837).
 //!   [`Candidate`] shows its owner and age; deleting it is an operator's decision.
 #![doc(test(attr(deny(warnings))))]
@@ -48,6 +51,9 @@ mod connection;
 mod error;
 mod examine;
 mod fenced;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layout;
 mod link;
 mod observe;
@@ -55,13 +61,14 @@ mod parents;
 mod queue;
 mod servers;
 mod session;
+mod terms;
 mod wait;
 
 use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -78,7 +85,7 @@ pub use crate::{
     fenced::{FencedError, FencedWrite},
     layout::Layout,
 };
-use crate::{connection::Terms, link::Link, servers::Servers, session::ZookeeperSession};
+use crate::{connection::Connection, link::Link, servers::Servers, session::ZookeeperSession, terms::Terms};
 
 /// The TTL of a session that is opened only to read.
 const READER_TTL: Duration = Duration::from_secs(10);
@@ -100,6 +107,8 @@ struct Shared {
     /// The session opened to read while there is no other.
     reader: tokio::sync::Mutex<Option<Arc<Link>>>,
     strangers: AtomicU64,
+    /// Whether a znode of everybody's was warned of.
+    warned: AtomicBool,
 }
 
 impl ZookeeperBackend {
@@ -109,8 +118,12 @@ impl ZookeeperBackend {
     /// When `config` names no server, an illegal root, or a time out of bounds.
     pub fn new(config: ZookeeperConfig) -> Result<Self, Error> {
         config.check()?;
+        if config.tls.is_none() {
+            spi::warn_of_plain_text("ZooKeeper", &config.servers, config.login.is_some());
+        }
         let terms = Terms {
             login: config.login.clone(),
+            creator_only: config.creator_only.unwrap_or(config.login.is_some()),
             attempt_timeout: config.attempt_timeout,
             tls: config.tls.clone(),
             nowhere: format!("{}/~nowhere", config.root),
@@ -122,6 +135,7 @@ impl ZookeeperBackend {
             links: Mutex::default(),
             reader: tokio::sync::Mutex::default(),
             strangers: AtomicU64::new(0),
+            warned: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -165,6 +179,22 @@ impl Shared {
         }
     }
 
+    /// Warns, once, of a znode above entries that is everybody's, although what we make is to be ours alone: its permissions
+    /// decide who may delete below it (hazard Z19).
+    async fn check_owner(&self, connection: &Connection, parent: &str) {
+        // What cannot be known now is looked at with the next entry.
+        if self.terms.creator_only
+            && !self.warned.load(Relaxed)
+            && let Ok(true) = connection.is_open(parent).await
+            && !self.warned.swap(true, Relaxed)
+        {
+            warn!(
+                parent,
+                "everybody may make or delete znodes below this one, or change who may; give it an ACL of its own"
+            );
+        }
+    }
+
     fn links(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,6 +221,7 @@ impl Shared {
             return Ok(Arc::clone(link));
         }
         let link = Link::open(Arc::clone(&self.terms), Arc::clone(&self.servers), READER_TTL).await?;
+        link.stays_bare();
         let link = Arc::new(link);
         *reader = Some(Arc::clone(&link));
         Ok(link)
@@ -209,6 +240,10 @@ impl Backend for ZookeeperBackend {
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         observe::candidates(&self.shared, election).await
+    }
+
+    async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        observe::leader(&self.shared, election).await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {

@@ -8,7 +8,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -24,9 +24,10 @@ use tracing::debug;
 use zookeeper_client::{Error, SessionInfo};
 
 use crate::{
-    connection::{Connection, Terms},
+    connection::Connection,
     error::{failed, gone, unknown},
     servers::Servers,
+    terms::Terms,
 };
 
 /// Before all servers are tried again. Short, since sessions run out; each try is bounded by itself.
@@ -51,6 +52,8 @@ struct Shared {
     granted: Duration,
     state: watch::Sender<State>,
     closing: CancellationToken,
+    /// Whether no entry can hang on the session, so that nobody minds how long the store keeps it.
+    is_bare: AtomicBool,
     /// How long a server is waited for before another is asked as well. Where all are far away, the session
     /// would go from one to the other for ever: it grows with each connection that breaks soon, or is robbed of it.
     patience: Mutex<Duration>,
@@ -98,7 +101,7 @@ impl Link {
                 Ok(connection) => return Ok(Self::keep(terms, servers, ttl, connection)),
                 Err(error) => {
                     servers.failed(&server);
-                    last = failed(&format!("connecting to {server}"), &error);
+                    last = failed(&format!("connecting to {server}{}", terms.hint(&error)), &error);
                     if last.is_permanent() {
                         break;
                     }
@@ -119,6 +122,7 @@ impl Link {
             granted: first.granted(),
             state: watch::Sender::new(State::Up(Arc::clone(&first))),
             closing: CancellationToken::new(),
+            is_bare: AtomicBool::new(false),
             patience: Mutex::new(MOMENT),
         });
         tokio::spawn(keep_connected(Arc::clone(&shared), first));
@@ -131,6 +135,11 @@ impl Link {
 
     pub(crate) fn terms(&self) -> &Terms {
         &self.shared.terms
+    }
+
+    /// No entry will hang on the session: a server that does not end it soon may keep it for as long as it has granted.
+    pub(crate) fn stays_bare(&self) {
+        self.shared.is_bare.store(true, Relaxed);
     }
 
     /// Whether the session is being ended.
@@ -409,9 +418,13 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Ends the session, connecting again where that is needed, until it has run out in any case.
+/// Ends the session, connecting again where that is needed, until it has run out in any case; a bare one for a moment only.
 async fn end(shared: &Shared) {
-    let run_out = Instant::now() + shared.granted.max(shared.ttl).mul_f64(1.25);
+    let run_out = match shared.is_bare.load(Relaxed) {
+        true => shared.terms.attempt_timeout,
+        false => shared.granted.max(shared.ttl).mul_f64(1.25),
+    };
+    let run_out = Instant::now() + run_out;
     let mut connection = match shared.state.send_replace(State::Down(None)) {
         State::Up(connection) => Some(connection),
         _ => None,

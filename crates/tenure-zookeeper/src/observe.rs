@@ -1,6 +1,7 @@
 //! Who stands in an election and who leads it: read once, and followed.
 
 use std::{
+    future::Future,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,12 +18,9 @@ use crate::{
     connection::{Connection, Watch, name_of},
     error::{failed, unknown},
     link::Link,
-    queue::{Queue, is_candidate},
+    queue::{AT_ONCE, Queue, by_transaction, first_candidate, is_candidate},
     session::token,
 };
-
-/// How many candidates are asked for at a time.
-const AT_ONCE: usize = 64;
 
 /// All candidates in their order.
 pub(crate) async fn candidates(
@@ -33,29 +31,50 @@ pub(crate) async fn candidates(
     let connection = connection_of(&link).await?;
     let parent = shared.election(election);
     let Some(queue) = list(shared, &connection, &parent).await? else { return Ok(Vec::new()) };
-    let found = stream::iter(queue.paths())
+    let mut found = stream::iter(queue.paths())
         .map(|path| {
             let connection = &connection;
             async move {
-                let found = match connection.get(&path).await {
-                    // Whoever may not be read stands all the same.
-                    Err(Error::NoAuth) => {
-                        connection.stat(&path).await.map(|stat| stat.map(|stat| (Vec::new(), stat)))
-                    }
-                    found => found,
-                };
-                let found = found.map_err(reading)?;
-                Ok(found.map(|(data, stat)| (path, data, stat)))
+                // Whoever may not be read stands all the same.
+                let found = read(connection, path).await.map_err(reading)?;
+                let found = found.map(|(found, ())| found).filter(|(_, _, stat)| is_candidate(shared, stat));
+                // Shortened here: what a stranger wrote may be large.
+                Ok(found.map(|(path, data, stat)| {
+                    ((shared.number(&path), stat.czxid), shown(&path, &data, &stat))
+                }))
             }
         })
         .buffered(AT_ONCE)
         .try_filter_map(async |found| Ok(found))
         .try_collect::<Vec<_>>()
         .await?;
-    let mut found: Vec<_> = found.into_iter().filter(|(_, _, stat)| is_candidate(shared, stat)).collect();
     // Where numbers are the same, by transaction.
-    found.sort_by_key(|(path, _, stat)| (shared.number(path), stat.czxid));
-    Ok(found.iter().map(|(path, data, stat)| shown(path, data, stat)).collect())
+    found.sort_by_key(|(place, _)| *place);
+    Ok(found.into_iter().map(|(_, candidate)| candidate).collect())
+}
+
+/// The candidate that leads.
+pub(crate) async fn leader(
+    shared: &Shared,
+    election: &ElectionName,
+) -> Result<Option<Candidate>, BackendError> {
+    let link = shared.reader().await?;
+    let connection = connection_of(&link).await?;
+    let parent = shared.election(election);
+    let found = head(shared, &connection, &parent).await?;
+    Ok(found.map(|(path, data, stat)| shown(&path, &data, &stat)))
+}
+
+/// The entry that leads.
+async fn head(shared: &Shared, connection: &Connection, parent: &str) -> Result<Option<Found>, BackendError> {
+    loop {
+        let Some(queue) = list(shared, connection, parent).await? else { return Ok(None) };
+        match first(shared, connection, &queue, read).await? {
+            First::Found(found, ()) => return Ok(Some(found)),
+            First::Changed => {}
+            First::Nobody => return Ok(None),
+        }
+    }
 }
 
 /// Writes into the leader's entry that it is asked to resign; whoever updates it beside us is not overwritten.
@@ -66,23 +85,13 @@ pub(crate) async fn ask_to_resign(
     let link = shared.reader().await?;
     let connection = connection_of(&link).await?;
     let parent = shared.election(election);
-    'changed: loop {
-        let Some(queue) = list(shared, &connection, &parent).await? else { return Ok(None) };
-        for path in in_order(shared, &connection, &queue).await? {
-            let Some((payload, stat)) = connection.get(&path).await.map_err(reading)? else {
-                continue 'changed;
-            };
-            if !is_candidate(shared, &stat) {
-                continue;
-            }
-            let leader = shown(&path, &payload, &stat);
-            let asked = asked(&payload).ok_or_else(|| does_not_listen(&leader))?;
-            match connection.set_version(&path, &asked, stat.version).await.map_err(reading)? {
-                true => return Ok(Some(leader)),
-                false => continue 'changed,
-            }
+    loop {
+        let Some((path, payload, stat)) = head(shared, &connection, &parent).await? else { return Ok(None) };
+        let leader = shown(&path, &payload, &stat);
+        let asked = asked(&payload).ok_or_else(|| does_not_listen(&leader))?;
+        if connection.set_version(&path, &asked, stat.version).await.map_err(reading)? {
+            return Ok(Some(leader));
         }
-        return Ok(None);
     }
 }
 
@@ -180,19 +189,10 @@ async fn look<'a>(
     parent: &str,
 ) -> Result<Option<(Option<Found>, Watch<'a>)>, BackendError> {
     if let Some(queue) = list(shared, connection, parent).await? {
-        for path in in_order(shared, connection, &queue).await? {
-            let found = match connection.watch_data(&path).await {
-                Err(Error::NoAuth) => {
-                    let found = connection.watch_end(&path).await;
-                    found.map(|found| found.map(|(stat, watch)| (Vec::new(), stat, watch)))
-                }
-                found => found,
-            };
-            let found = found.map_err(reading)?;
-            let Some((data, stat, watch)) = found else { return Ok(None) };
-            if is_candidate(shared, &stat) {
-                return Ok(Some((Some((path, data, stat)), watch)));
-            }
+        match first(shared, connection, &queue, watch).await? {
+            First::Found(found, watch) => return Ok(Some((Some(found), watch))),
+            First::Changed => return Ok(None),
+            First::Nobody => {}
         }
     }
     // Nobody led just now; whoever enters from here on fires the watch.
@@ -201,13 +201,62 @@ async fn look<'a>(
         return Ok(created.map(|watch| (None, watch)));
     };
     let queue = Queue::new(shared, parent, children);
-    for path in queue.paths() {
-        let stat = connection.stat(&path).await.map_err(reading)?;
-        if stat.is_some_and(|stat| is_candidate(shared, &stat)) {
-            return Ok(None);
-        }
+    let anybody = first_candidate(shared, connection, queue.paths().collect()).await.map_err(reading)?;
+    Ok(anybody.is_none().then_some((None, watch)))
+}
+
+/// Whoever stands first in a queue, and what was had with it: a watch, or nothing.
+enum First<W> {
+    /// A candidate.
+    Found(Found, W),
+    /// It was there when the candidates were listed, and is gone: list again.
+    Changed,
+    Nobody,
+}
+
+/// The first in `queue` that is a candidate, and not only named like one, as `look` finds it.
+async fn first<'a, W, F>(
+    shared: &Shared,
+    connection: &'a Connection,
+    queue: &Queue,
+    look: impl Fn(&'a Connection, String) -> F,
+) -> Result<First<W>, BackendError>
+where
+    F: Future<Output = Result<Option<(Found, W)>, Error>>,
+{
+    let mut rest = in_order(shared, connection, queue).await?.into_iter();
+    let Some(path) = rest.next() else { return Ok(First::Nobody) };
+    match look(connection, path).await.map_err(reading)? {
+        Some((found, with)) if is_candidate(shared, &found.2) => return Ok(First::Found(found, with)),
+        Some(_) => {}
+        None => return Ok(First::Changed),
     }
-    Ok(Some((None, watch)))
+    let at = first_candidate(shared, connection, rest.as_slice().to_vec()).await.map_err(reading)?;
+    let Some(path) = at.and_then(|at| rest.nth(at)) else { return Ok(First::Nobody) };
+    match look(connection, path).await.map_err(reading)? {
+        Some((found, with)) if is_candidate(shared, &found.2) => Ok(First::Found(found, with)),
+        _ => Ok(First::Changed),
+    }
+}
+
+/// The data and stat of a znode; of one that we may not read, no data.
+async fn read(connection: &Connection, path: String) -> Result<Option<(Found, ())>, Error> {
+    let found = match connection.get(&path).await {
+        Err(Error::NoAuth) => connection.stat(&path).await?.map(|stat| (Vec::new(), stat)),
+        found => found?,
+    };
+    Ok(found.map(|(data, stat)| ((path, data, stat), ())))
+}
+
+/// The same, with a watch for its change or its end; of one that we may not read, for its end.
+async fn watch(connection: &Connection, path: String) -> Result<Option<(Found, Watch<'_>)>, Error> {
+    let found = match connection.watch_data(&path).await {
+        Err(Error::NoAuth) => {
+            connection.watch_end(&path).await?.map(|(stat, watch)| (Vec::new(), stat, watch))
+        }
+        found => found?,
+    };
+    Ok(found.map(|(data, stat, watch)| ((path, data, stat), watch)))
 }
 
 /// The candidates' paths; the first ones by transaction where their numbers are the same.
@@ -220,12 +269,8 @@ async fn in_order(
     let first = paths.first().map(|path| shared.number(path));
     let tied = paths.iter().take_while(|path| Some(shared.number(path)) == first).count();
     if tied > 1 {
-        let mut ties = Vec::with_capacity(tied);
-        for path in paths.drain(..tied) {
-            let stat = connection.stat(&path).await.map_err(reading)?;
-            ties.push((stat.map_or(i64::MAX, |stat| stat.czxid), path));
-        }
-        ties.sort_unstable();
+        let ties: Vec<_> = paths.drain(..tied).collect();
+        let ties = by_transaction(connection, ties).await.map_err(reading)?;
         paths.splice(..0, ties.into_iter().map(|(_, path)| path));
     }
     Ok(paths)

@@ -1,9 +1,14 @@
 //! The candidates of an election in their order.
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tenure_core::spi::BackendError;
-use zookeeper_client::Stat;
+use zookeeper_client::{Error, Stat};
 
 use crate::{Shared, connection::Connection, error::failed};
+
+/// How many znodes are asked for at a time. Whoever may write to an election can put thousands into it that are named
+/// like entries, and each has to be looked at.
+pub(crate) const AT_ONCE: usize = 64;
 
 /// The candidates of one election, as one listing showed them.
 #[derive(Debug)]
@@ -62,16 +67,10 @@ impl Queue {
         let Some(&(number, _)) = own else { return Ok(Ahead::Gone) };
         let earlier = self.candidates.iter().filter(|(other, _)| *other < number);
         let mut ahead: Vec<String> = earlier.map(|(_, name)| self.path(name)).collect();
-        let mut tied = Vec::new();
-        for (_, name) in
-            self.candidates.iter().filter(|(other, name)| *other == number && self.path(name) != path)
-        {
-            let other = self.path(name);
-            let stat =
-                connection.stat(&other).await.map_err(|error| failed("looking at a candidate", &error))?;
-            tied.extend(stat.filter(|stat| stat.czxid < czxid).map(|stat| (stat.czxid, other)));
-        }
-        tied.sort_unstable();
+        let others = self.candidates.iter().filter(|(other, _)| *other == number);
+        let others: Vec<_> = others.map(|(_, name)| self.path(name)).filter(|other| other != path).collect();
+        let mut tied = by_transaction(connection, others).await.map_err(looking)?;
+        tied.retain(|(other, _)| *other < czxid);
         ahead.extend(tied.into_iter().map(|(_, path)| path));
         Ok(if ahead.is_empty() { Ahead::Nobody } else { Ahead::Others(ahead) })
     }
@@ -81,23 +80,52 @@ impl Queue {
     }
 }
 
-/// Whether any of the znodes at `paths` is a candidate's, and not only named like one.
+/// The znodes at `paths` that are still there, with the transactions that made them, in that order.
+pub(crate) async fn by_transaction(
+    connection: &Connection,
+    paths: Vec<String>,
+) -> Result<Vec<(i64, String)>, Error> {
+    let asked = stream::iter(paths).map(|path| async move {
+        let stat = connection.stat(&path).await?;
+        Ok::<_, Error>(stat.map(|stat| (stat.czxid, path)))
+    });
+    let found = asked.buffered(AT_ONCE).try_filter_map(async |found| Ok(found));
+    let mut found = found.try_collect::<Vec<_>>().await?;
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Where the first of the znodes at `paths` stands that is a candidate's, and not only named like one; or that has
+/// just gone: whoever waits looks again.
+pub(crate) async fn first_candidate(
+    shared: &Shared,
+    connection: &Connection,
+    paths: Vec<String>,
+) -> Result<Option<usize>, Error> {
+    if !shared.config.layout.is_ephemeral() {
+        return Ok((!paths.is_empty()).then_some(0));
+    }
+    let asked = stream::iter(paths).map(|path| async move { connection.stat(&path).await });
+    let mut stats = asked.buffered(AT_ONCE).enumerate();
+    while let Some((at, stat)) = stats.next().await {
+        if stat?.is_none_or(|stat| is_candidate(shared, &stat)) {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
+}
+
+/// The same, as whether there is any.
 pub(crate) async fn any_candidate(
     shared: &Shared,
     connection: &Connection,
-    paths: &[String],
+    paths: Vec<String>,
 ) -> Result<bool, BackendError> {
-    if !shared.config.layout.is_ephemeral() {
-        return Ok(!paths.is_empty());
-    }
-    for path in paths {
-        let stat = connection.stat(path).await.map_err(|error| failed("looking at a candidate", &error))?;
-        // One that has just gone counts as well: whoever waits looks again.
-        if stat.is_none_or(|stat| is_candidate(shared, &stat)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(first_candidate(shared, connection, paths).await.map_err(looking)?.is_some())
+}
+
+fn looking(error: Error) -> BackendError {
+    failed("looking at a candidate", &error)
 }
 
 /// Whether a znode with a candidate's name is a candidate's.

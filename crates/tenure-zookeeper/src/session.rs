@@ -22,10 +22,10 @@ use tenure_core::{
     mutants::{Rule, broken},
     spi::{
         BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Parting,
-        Proof,
+        Proof, updated,
     },
 };
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::timeout};
 use zookeeper_client::{CreateMode, Error, Stat};
 
 use crate::{
@@ -62,7 +62,9 @@ impl ZookeeperSession {
         let connection = link.connection().await?;
         let granted = connection.granted();
         if let Err(refused) = accept(&shared, ttl, granted, connection.server()) {
-            link.close().await;
+            // A server that grants what it should not may not answer either.
+            link.stays_bare();
+            let _ = timeout(shared.config.attempt_timeout, link.close()).await;
             return Err(refused);
         }
         let random = getrandom::u64().map_err(|error| unknown(format!("no random number: {error}")))?;
@@ -118,7 +120,9 @@ impl ZookeeperSession {
             // Both at once: the listing is carried out after the other, and shows the new entry.
             let creating =
                 connection.create(&path, &payload, CreateMode::EphemeralSequential, self.shared.terms.acls());
-            match join(creating, connection.children(&parent)).await {
+            let listed = join(connection.children(&parent), self.shared.check_owner(connection, &parent));
+            let (created, (children, ())) = join(creating, listed).await;
+            match (created, children) {
                 (Ok(created), Ok(Some(children))) => {
                     return Ok((created, Queue::new(&self.shared, &parent, children)));
                 }
@@ -261,8 +265,10 @@ impl BackendSession for ZookeeperSession {
         let (election, version) = (request.election.clone(), version(&stat)?);
         let leads = match queue.ahead_of(&connection, &path, stat.czxid).await? {
             Ahead::Nobody => Some(token(version)?),
-            Ahead::Others(ahead) if any_candidate(&self.shared, &connection, &ahead).await? => None,
-            Ahead::Others(_) => Some(token(version)?),
+            Ahead::Others(ahead) => match any_candidate(&self.shared, &connection, ahead).await? {
+                true => None,
+                false => Some(token(version)?),
+            },
             Ahead::Gone => return Err(unknown("the entry vanished while it was made")),
         };
         Ok(Entered { entry: Entry { election, key: path, version }, leads })
@@ -283,10 +289,19 @@ impl BackendSession for ZookeeperSession {
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
         let connection = self.link.connection().await?;
-        let written = connection.set(&entry.key, &request.payload()).await;
-        match written.map_err(|error| failed("updating", &error))? {
-            Some(_) => Ok(()),
-            None => Err(BackendError::new(BackendErrorKind::EntryGone, "the entry is gone from ZooKeeper")),
+        loop {
+            let found = connection.get(&entry.key).await.map_err(|error| failed("updating", &error))?;
+            let Some((found, stat)) = found else {
+                return Err(BackendError::new(
+                    BackendErrorKind::EntryGone,
+                    "the entry is gone from ZooKeeper",
+                ));
+            };
+            let payload = updated(&found, request);
+            let written = connection.set_version(&entry.key, &payload, stat.version).await;
+            if written.map_err(|error| failed("updating", &error))? {
+                return Ok(());
+            }
         }
     }
 

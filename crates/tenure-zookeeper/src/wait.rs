@@ -15,7 +15,7 @@ use crate::{
     connection::{Connection, Watch},
     error::{failed, gone, unknown},
     link::Link,
-    queue::{Ahead, Queue, is_candidate},
+    queue::{Ahead, Queue, first_candidate, is_candidate},
 };
 
 /// After how long whoever may be second in line now looks, so that whoever leads now goes first.
@@ -38,7 +38,7 @@ pub(crate) async fn until_first(shared: &Shared, link: &Link, entry: &Entry) -> 
         let mut own = std::pin::pin!(own.fired());
         // As long as the own watch has not fired.
         loop {
-            let children = connection.children(&parent).await.map_err(|error| failed("waiting", &error))?;
+            let children = connection.children(&parent).await.map_err(waiting)?;
             let Some(children) = children else { return Err(entry_gone()) };
             let queue = Queue::new(shared, &parent, children);
             let czxid = i64::try_from(entry.version).map_err(|_| unknown("no such czxid"))?;
@@ -98,24 +98,54 @@ async fn nearest<'a>(
     connection: &'a Connection,
     ahead: &[String],
 ) -> Result<Nearest<'a>, BackendError> {
-    let watch_end = async |path| connection.watch_end(path).await.map_err(|error| failed("waiting", &error));
-    for (at, path) in ahead.iter().enumerate().rev() {
-        match watch_end(path).await? {
-            None => return Ok(Nearest::Departed),
-            Some((stat, watch)) if is_candidate(shared, &stat) => {
-                let next = match at.checked_sub(1) {
-                    None => None,
-                    Some(before) => match watch_end(&ahead[before]).await? {
-                        None => return Ok(Nearest::Departed),
-                        Some((_, watch)) => Some(watch),
-                    },
-                };
-                return Ok(Nearest::Watched { watch, at, next });
-            }
-            Some(_) => {}
-        }
+    let Some((at, (stat, watch))) = last_watched(connection, ahead, ahead.len()).await? else {
+        return Ok(Nearest::Departed);
+    };
+    if is_candidate(shared, &stat) {
+        return watched(connection, ahead, at, watch).await;
     }
-    Ok(Nearest::Nobody)
+    drop(watch);
+    // A znode that is only named like an entry: the nearest that is one is looked for among the rest.
+    let rest: Vec<String> = ahead[..at].iter().rev().cloned().collect();
+    let found = first_candidate(shared, connection, rest).await.map_err(waiting)?;
+    let Some(found) = found else { return Ok(Nearest::Nobody) };
+    match last_watched(connection, ahead, at - found).await? {
+        Some((at, (stat, watch))) if is_candidate(shared, &stat) => {
+            watched(connection, ahead, at, watch).await
+        }
+        _ => Ok(Nearest::Departed),
+    }
+}
+
+/// A watch for the end of the last of the first `count` of those ahead, and its place; `None` when it has gone.
+async fn last_watched<'a>(
+    connection: &'a Connection,
+    ahead: &[String],
+    count: usize,
+) -> Result<Option<(usize, (Stat, Watch<'a>))>, BackendError> {
+    let Some(at) = count.checked_sub(1) else { return Ok(None) };
+    let watched = connection.watch_end(&ahead[at]).await.map_err(waiting)?;
+    Ok(watched.map(|watched| (at, watched)))
+}
+
+/// The nearest is at `at`, and watched; so is the one before it from now on.
+async fn watched<'a>(
+    connection: &'a Connection,
+    ahead: &[String],
+    at: usize,
+    watch: Watch<'a>,
+) -> Result<Nearest<'a>, BackendError> {
+    if at == 0 {
+        return Ok(Nearest::Watched { watch, at, next: None });
+    }
+    match last_watched(connection, ahead, at).await? {
+        None => Ok(Nearest::Departed),
+        Some((_, (_, next))) => Ok(Nearest::Watched { watch, at, next: Some(next) }),
+    }
+}
+
+fn waiting(error: Error) -> BackendError {
+    failed("waiting", &error)
 }
 
 /// Returns when `entry` is gone.
@@ -136,7 +166,7 @@ pub(crate) async fn until_parting(link: &Link, entry: &Entry) -> Result<Parting,
         let found = match connection.watch_data(&entry.key).await {
             // Whoever may not read its own entry is asked in vain.
             Err(Error::NoAuth) => return until_gone(link, entry).await.map(|()| Parting::Gone),
-            found => found.map_err(|error| failed("waiting", &error))?,
+            found => found.map_err(waiting)?,
         };
         let Some((payload, stat, watch)) = found else { return Ok(Parting::Gone) };
         if !is_ours(link, &stat, entry) {
@@ -155,7 +185,7 @@ async fn watch_own<'a>(
     connection: &'a Connection,
     entry: &Entry,
 ) -> Result<Option<Watch<'a>>, BackendError> {
-    let found = connection.watch_end(&entry.key).await.map_err(|error| failed("waiting", &error))?;
+    let found = connection.watch_end(&entry.key).await.map_err(waiting)?;
     let Some((stat, watch)) = found else { return Ok(None) };
     if !is_ours(link, &stat, entry) {
         return Err(gone("the entry belongs to another session"));

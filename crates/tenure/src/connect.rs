@@ -25,11 +25,14 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `id` | who this candidate is | host, process id and a random number |
 /// | `value` | what others can read of it | nothing |
 ///
+/// Everything but the hosts may be percent-encoded. An `@` behind the hosts has to be (`%40`), for it could be that of a password.
+///
 /// etcd takes `user:password@` before its hosts, and these settings besides:
 ///
 /// | setting | what | default |
 /// |---|---|---|
 /// | `password_file` | a file with the password, so that no URL holds it | none |
+/// | `password_env` | the name of an environment variable with the password, likewise | none |
 /// | `connect_timeout` | after how long a member that does not accept is given up for now | 1 s |
 /// | `attempt_timeout` | after how long one member's answer is given up for now | 2 s |
 /// | `hedge` | after how long the next member is asked as well | 300 ms |
@@ -42,6 +45,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | setting | what | default |
 /// |---|---|---|
 /// | `password_file` | a file with the password, so that no URL holds it | none |
+/// | `password_env` | the name of an environment variable with the password, likewise | none |
 /// | `layout` | `tenure`, or `curator` or `kazoo` to stand in one election with theirs | `tenure` |
 /// | `min_ttl`, `max_ttl` | the bounds within which the servers may change the TTL | half and twice the `ttl` |
 /// | `attempt_timeout` | after how long one server's answer is given up | 2 s |
@@ -56,6 +60,8 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// |---|---|
 /// | `ca` | a PEM file with the authorities that vouch for the servers |
 /// | `cert`, `key` | PEM files with our own certificate and its key, where the servers ask for one |
+///
+/// These files are read again when connections are made: certificates may rotate while a leader leads.
 ///
 /// The local store works between the processes of one machine, needs a tokio runtime with
 /// `enable_all`, and refuses network file systems.
@@ -82,7 +88,7 @@ pub async fn connect_with(url: &str, config: Config) -> Result<Arc<dyn Elector>,
     Ok(Arc::new(StoreElector::new(backend, config)?))
 }
 
-fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Error> {
+pub(crate) fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Error> {
     if let Some(ttl) = url.duration("ttl")? {
         config = config.with_ttl(ttl);
     }

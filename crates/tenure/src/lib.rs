@@ -74,6 +74,9 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod settings;
 
 pub use connect::{connect, connect_with};
@@ -83,7 +86,7 @@ pub use tenure_core::{
     ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Finding, Hierarchy, InvalidCandidate,
     InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle, Level, LossReason,
     Lost, MAX_VALUE_BYTES, Moment, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Secret, StaleToken,
-    Status, StatusHandle, StoreElector, StoreUrl, Tls,
+    Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
 };
 
 /// The trait that a store's backend implements, for those who write one.

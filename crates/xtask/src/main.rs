@@ -7,9 +7,12 @@ mod catalog;
 mod chaos;
 mod check;
 mod demo;
+mod dependencies;
 mod docker;
+mod fuzz;
 mod handover;
 mod images;
+mod lints;
 mod metadata;
 mod races;
 mod servers;
@@ -43,6 +46,8 @@ enum Chore {
     Bench(bench::Options),
     /// Measures how long nobody leads after a program, or its `tenure run`, was killed
     Handover(handover::Options),
+    /// Feeds every parser with hostile input, and looks for one that breaks it
+    Fuzz(fuzz::Options),
     /// Runs the engine's threads and tasks in every order, or in many, and looks for races
     Races(races::Options),
     /// Runs the engine over simulated clusters, and looks for two leaders
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
         Chore::Demo(options) => demo::run_seeds(&options),
         Chore::Bench(options) => bench::measure(&options),
         Chore::Handover(options) => handover::measure(&options),
+        Chore::Fuzz(options) => fuzz::fuzz(&options),
         Chore::Races(options) => races::check(&options),
         Chore::Sim(options) => sim::simulate(&options),
         Chore::Mutants(options) => sim::mutants(&options),

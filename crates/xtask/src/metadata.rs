@@ -1,6 +1,9 @@
 //! What `cargo metadata` says of the workspace and of what it depends on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -81,6 +84,12 @@ impl Metadata {
             })
         });
         Ok(needed.collect())
+    }
+
+    /// The manifests of the workspace's packages.
+    pub(crate) fn manifests(&self) -> Vec<PathBuf> {
+        let own = self.packages.values().filter(|package| package["source"].is_null());
+        own.map(|package| text(&package["manifest_path"]).into()).collect()
     }
 
     fn id(&self, package: &str) -> Result<&str> {

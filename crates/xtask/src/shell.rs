@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, ErrorKind, Read},
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -23,6 +24,14 @@ pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(
     let mut command = Command::new(program);
     command.args(arguments);
     command
+}
+
+/// The folder of the workspace.
+///
+/// # Errors
+/// When there is none above this package's.
+pub(crate) fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace has a folder")
 }
 
 /// The cargo that runs this.

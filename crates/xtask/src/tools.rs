@@ -48,14 +48,35 @@ pub(crate) fn ensure_for_tests() -> Result<()> {
         apt::install("etcd-client", "etcdctl, against which elections are tested,")?;
     }
     docker::ensure()?;
-    if output(&mut cargo(["nextest", "--version"])).is_err() {
-        say("cargo-nextest is missing: building it, which takes some minutes");
-        run(&mut cargo(["install", "--locked", "cargo-nextest"]))
-            .context("cargo-nextest is missing: install it by hand")?;
-        ensure!(
-            output(&mut cargo(["nextest", "--version"])).is_ok(),
-            "cargo-nextest was installed but is not found: put cargo's bin directory into PATH"
-        );
+    ensure_installed("nextest")
+}
+
+/// What fuzzing needs besides.
+///
+/// # Errors
+/// When it is missing and cannot be installed here.
+pub(crate) fn ensure_for_fuzzing() -> Result<()> {
+    ensure_installed("fuzz")
+}
+
+/// What the dependencies' rules are checked with.
+///
+/// # Errors
+/// When it is missing and cannot be installed here.
+pub(crate) fn ensure_for_dependencies() -> Result<()> {
+    ensure_installed("deny")
+}
+
+/// A command of cargo's, built here when it is missing.
+fn ensure_installed(name: &str) -> Result<()> {
+    let serves = || output(&mut cargo([name, "--version"])).is_ok();
+    if serves() {
+        return Ok(());
     }
+    let package = format!("cargo-{name}");
+    say(format!("{package} is missing: building it, which takes some minutes"));
+    run(&mut cargo(["install", "--locked", &package]))
+        .with_context(|| format!("{package} is missing: install it by hand"))?;
+    ensure!(serves(), "{package} was installed but is not found: put cargo's bin directory into PATH");
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::{
     Candidate, ElectionName, FencingToken,
     spi::{
         BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, Heartbeat, Proof, asked,
-        does_not_listen, is_asked,
+        does_not_listen, is_asked, updated,
     },
 };
 
@@ -258,7 +258,7 @@ impl MemoryStore {
                 .get_mut(&entry.election)
                 .and_then(|entries| entries.get_mut(&entry.version))
                 .ok_or_else(|| BackendError::new(BackendErrorKind::EntryGone, "the entry does not exist"))?;
-            stored.payload = request.payload();
+            stored.payload = updated(&stored.payload, request);
             Ok(())
         })
     }

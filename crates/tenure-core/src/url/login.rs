@@ -1,39 +1,60 @@
-//! Who a store URL says we are: a user, with a password from the URL or from a file.
+//! Who a store URL says we are: a user, with a password from the URL, from a file, or from the environment.
 
-use std::fs;
+use std::{env, fs};
 
 use super::{InvalidUrl, Secret, StoreUrl};
 
 impl StoreUrl {
-    /// The user and the password, if there are any: `user:password@host`, or `user@host` with the
-    /// setting `password_file`, which is read now; one newline at its end is dropped.
+    /// The user and the password, if there are any: `user:password@host`, or `user@host` with one of the settings
+    /// `password_file` (read now; one newline at its end is dropped) and `password_env`, the name of an environment variable.
+    ///
+    /// A URL with a password in it can be seen by everybody who lists processes, when it is an argument.
     ///
     /// # Errors
-    /// When one of the two is missing, the password is given twice, or the file cannot be read.
+    /// When one of the two is missing, the password is given twice, or its file or variable cannot be read.
     pub fn login(&self) -> Result<Option<(String, Secret)>, InvalidUrl> {
-        let file = self.text("password_file");
+        let (file, variable) = (self.text("password_file"), self.text("password_env"));
         let scheme = self.scheme();
-        let password = match (self.password(), file) {
-            (Some(_), Some(_)) => {
-                return Err(self.invalid("it has both a password and a password_file; give one"));
-            }
-            (Some(password), None) => Some(password.clone()),
-            (None, Some(file)) => {
+        let password = match (self.password(), file, variable) {
+            (None, None, None) => None,
+            (Some(password), None, None) => Some(password.clone()),
+            (None, Some(file), None) => {
                 let text = fs::read_to_string(file)
                     .map_err(|error| self.invalid(format!("password_file={file} cannot be read: {error}")))?;
                 let text = text.strip_suffix('\n').unwrap_or(&text);
                 Some(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
             }
-            (None, None) => None,
+            (None, None, Some(variable)) => {
+                // The error's text could show the password.
+                let text = env::var_os(variable).map(|text| text.into_string());
+                Some(Secret::new(match text {
+                    Some(Ok(text)) => text,
+                    Some(Err(_)) => {
+                        return Err(
+                            self.invalid(format!("the variable of password_env={variable} is not UTF-8"))
+                        );
+                    }
+                    None => {
+                        return Err(
+                            self.invalid(format!("the variable of password_env={variable} is not set"))
+                        );
+                    }
+                }))
+            }
+            _ => {
+                return Err(self.invalid(
+                    "it has more than one of a password, a password_file and a password_env; give one",
+                ));
+            }
         };
         match (self.user(), password) {
             (Some(user), Some(password)) => Ok(Some((user.to_owned(), password))),
             (None, None) => Ok(None),
             (Some(_), None) => Err(self.invalid(format!(
-                "it has a user but no password; give {scheme}://user:password@host or password_file=/path"
+                "it has a user but no password; give {scheme}://user:password@host, password_file=/path or password_env=NAME"
             ))),
             (None, Some(_)) => {
-                Err(self.invalid(format!("it has a password_file but no user; give {scheme}://user@host")))
+                Err(self.invalid(format!("it has a password but no user; give {scheme}://user@host")))
             }
         }
     }

@@ -1,11 +1,8 @@
 //! The service for keys and values.
 
-use std::time::Duration;
-
 use etcd_client::proto::{
     PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbKvService, PbPutRequest,
-    PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse, PbTxnOpRequest, PbTxnRequest,
-    PbTxnResponse,
+    PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse, PbTxnRequest, PbTxnResponse,
 };
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, async_trait};
@@ -48,9 +45,6 @@ impl PbKvService for Served {
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        if is_local(request.get_ref()) {
-            return self.read_here(request).await;
-        }
         decide!(self, "txn", request, |state: &mut State, txn| state.store.txn(state.now, txn))
     }
 
@@ -68,32 +62,5 @@ impl PbKvService for Served {
         _request: Request<PbRangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         Err(Status::unimplemented("unknown method RangeStream"))
-    }
-}
-
-/// Whether a transaction only reads, and is content with what its member knows.
-fn is_local(txn: &PbTxnRequest) -> bool {
-    let ops = || txn.success.iter().chain(&txn.failure);
-    ops().next().is_some()
-        && ops()
-            .all(|op| matches!(&op.request, Some(PbTxnOpRequest::RequestRange(range)) if range.serializable))
-}
-
-impl Served {
-    /// Answers by what this member knows, old as it may be, and without a word of the others.
-    async fn read_here(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        self.cluster.read().note(self.member, "local read");
-        self.thawed().await;
-        let travels = Duration::from_micros(self.cluster.read().random.u64(100..1_000));
-        tokio::time::sleep(travels).await;
-        let answer = {
-            let state = self.cluster.read();
-            let mut seen = state.store.as_seen(state.seen_by(self.member));
-            let mut answer = seen.txn(state.now, request.into_inner())?;
-            answer.header = state.header(self.member, seen.revision);
-            answer
-        };
-        self.thawed().await;
-        Ok(Response::new(answer))
     }
 }

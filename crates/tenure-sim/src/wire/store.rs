@@ -26,8 +26,8 @@ pub(super) struct Store {
     log: VecDeque<Logged>,
     pub(super) leases: BTreeMap<i64, Granted>,
     granted: u64,
-    /// What the revision under way has changed so far, with what was there before.
-    pending: Vec<(PbEvent, Option<PbKeyValue>)>,
+    /// What the revision under way has changed so far.
+    pending: Vec<PbEvent>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +45,6 @@ pub(super) struct Logged {
     pub(super) revision: i64,
     pub(super) at: Duration,
     pub(super) event: PbEvent,
-    /// What the key held before.
-    before: Option<PbKeyValue>,
 }
 
 /// The keys that a request names.
@@ -101,9 +99,7 @@ impl Store {
         if !pending.is_empty() {
             self.revision += 1;
             let revision = self.revision;
-            let logged =
-                pending.into_iter().map(|(event, before)| Logged { revision, at: now, event, before });
-            self.log.extend(logged);
+            self.log.extend(pending.into_iter().map(|event| Logged { revision, at: now, event }));
         }
         outcome
     }
@@ -177,7 +173,7 @@ impl Store {
         };
         self.keys.insert(request.key, kv.clone());
         let event = PbEvent { r#type: EventType::Put as i32, kv: Some(kv), prev_kv: None };
-        self.pending.push((event, prev.clone()));
+        self.pending.push(event);
         PbPutResponse { header: None, prev_kv: prev.filter(|_| request.prev_kv) }
     }
 
@@ -204,11 +200,11 @@ impl Store {
     }
 
     fn remove(&mut self, key: &[u8]) {
-        if let Some(before) = self.keys.remove(key) {
+        if self.keys.remove(key).is_some() {
             let kv =
                 PbKeyValue { key: key.to_vec(), mod_revision: self.revision + 1, ..PbKeyValue::default() };
             let event = PbEvent { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
-            self.pending.push((event, Some(before)));
+            self.pending.push(event);
         }
     }
 
@@ -336,24 +332,6 @@ impl Store {
     pub(super) fn revision_seen(&self, seen: Duration) -> i64 {
         let unseen = self.log.partition_point(|logged| logged.at <= seen);
         self.log.get(unseen).map_or(self.revision, |logged| logged.revision - 1)
-    }
-
-    /// What a member holds that knows what is older than `seen`.
-    pub(super) fn as_seen(&self, seen: Duration) -> Self {
-        let mut old = Self {
-            revision: self.revision_seen(seen),
-            compacted: self.compacted,
-            keys: self.keys.clone(),
-            ..Self::new()
-        };
-        for logged in self.log.iter().rev().take_while(|logged| logged.at > seen) {
-            let Some(key) = logged.event.kv.as_ref().map(|kv| &kv.key) else { continue };
-            match &logged.before {
-                Some(before) => drop(old.keys.insert(key.clone(), before.clone())),
-                None => drop(old.keys.remove(key)),
-            }
-        }
-        old
     }
 
     /// The first key below `prefix` in the order of creation: whoever leads.

@@ -277,6 +277,21 @@ impl EtcdAdmin {
         permission: Permission,
         prefix: &str,
     ) -> Result<(), ContainerError> {
+        self.gateway.call("auth/role/add", json!({ "name": user })).await?;
+        self.permit(user, permission, prefix).await?;
+        self.add_user_with_role(user, password, user).await
+    }
+
+    /// Permits the role of a user's own what lies below `prefix` as well.
+    ///
+    /// # Errors
+    /// When there is no such role.
+    pub async fn permit(
+        &self,
+        user: &str,
+        permission: Permission,
+        prefix: &str,
+    ) -> Result<(), ContainerError> {
         let permission = match permission {
             Permission::Read => "READ",
             Permission::Write => "WRITE",
@@ -284,9 +299,17 @@ impl EtcdAdmin {
         };
         let (key, range_end) = prefix_range(prefix);
         let permission = json!({ "permType": permission, "key": key, "range_end": range_end });
-        self.gateway.call("auth/role/add", json!({ "name": user })).await?;
         self.gateway.call("auth/role/grant", json!({ "name": user, "perm": permission })).await?;
-        self.add_user_with_role(user, password, user).await
+        Ok(())
+    }
+
+    /// Gives a user another password; whoever has logged in with the old one is to log in anew.
+    ///
+    /// # Errors
+    /// When there is no such user.
+    pub async fn change_password(&self, user: &str, password: &str) -> Result<(), ContainerError> {
+        let change = json!({ "name": user, "password": password });
+        self.gateway.call("auth/user/changepw", change).await.map(|_| ())
     }
 
     /// Makes the user `root` and demands a name and password from everybody from now on;

@@ -1,0 +1,69 @@
+//! On what terms connections are made: who we are, whom we trust, and whose what we make is.
+
+use std::time::Duration;
+
+use tenure_core::Tls;
+#[cfg(feature = "sasl")]
+use zookeeper_client::SaslOptions;
+#[cfg(feature = "tls")]
+use zookeeper_client::TlsOptions;
+use zookeeper_client::{Acls, Client, Connector, Error};
+
+use crate::config::{Login, Proven};
+
+/// How connections are made.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) login: Option<Login>,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) creator_only: bool,
+    /// A path at which nothing ever is.
+    pub(crate) nowhere: String,
+}
+
+impl Terms {
+    /// Who may do what with a znode that is made by us: everybody, or us alone.
+    pub(crate) fn acls(&self) -> Acls<'static> {
+        if self.creator_only { Acls::creator_all() } else { Acls::anyone_all() }
+    }
+
+    /// What may be the matter when the client library says nothing of it: it keeps to itself why a connection was not made.
+    pub(crate) fn hint(&self, error: &Error) -> &'static str {
+        match error {
+            Error::NoHosts | Error::ConnectionLoss if self.tls.is_some() => {
+                " (it is not there, its certificate does not hold, or it takes none of ours)"
+            }
+            _ => "",
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
+        let Some(tls) = &self.tls else { return connector.connect(server).await };
+        let pem = tls.current().await;
+        let mut options = TlsOptions::new().with_pem_ca(pem.ca())?;
+        if let Some((certificate, key)) = pem.identity() {
+            options = options.with_pem_identity(certificate, key.expose())?;
+        }
+        connector.with_tls(options).secure_connect(server).await
+    }
+
+    #[cfg(not(feature = "tls"))]
+    pub(crate) async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
+        debug_assert!(self.tls.is_none(), "refused with the configuration");
+        connector.connect(server).await
+    }
+}
+
+/// A connector that says who we are.
+pub(crate) fn proving(connector: Connector, Login { user, password, by }: &Login) -> Connector {
+    let password = password.expose();
+    match by {
+        Proven::Digest => connector.with_auth("digest", format!("{user}:{password}").as_bytes()),
+        #[cfg(feature = "sasl")]
+        Proven::Sasl => connector.with_sasl(SaslOptions::digest_md5(user.clone(), password.to_owned())),
+        #[cfg(not(feature = "sasl"))]
+        Proven::Sasl => connector,
+    }
+}

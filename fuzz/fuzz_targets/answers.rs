@@ -1,0 +1,43 @@
+//! What servers say of themselves to `tenure doctor`: versions, and ZooKeeper's answer to `srvr`.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tenure_etcd::fuzzing::known_bug;
+use tenure_zookeeper::fuzzing::answered;
+
+fuzz_target!(|data: &[u8]| {
+    let text = String::from_utf8_lossy(data);
+    etcd(&text);
+    zookeeper(&text);
+});
+
+/// A version is judged by its three numbers, and by nothing else.
+fn etcd(version: &str) {
+    let said = known_bug(version);
+    let parts: Vec<_> = version.split(['.', '-', '+']).collect();
+    let numbers: Vec<u32> = parts.iter().take(3).filter_map(|part| part.parse().ok()).collect();
+    let &[major, minor, patch] = numbers.as_slice() else {
+        assert_eq!(said, None, "{version}");
+        return;
+    };
+    assert_eq!(said, known_bug(&format!("{major}.{minor}.{patch}+any-thing.1")), "{version}");
+    if (major, minor) < (3, 4) {
+        assert!(said.is_some(), "{version}");
+    }
+    // Nothing gets worse by an update within one release line.
+    if let (None, Some(next)) = (&said, patch.checked_add(1)) {
+        assert_eq!(known_bug(&format!("{major}.{minor}.{next}")), None, "{version}");
+    }
+}
+
+/// What is told of a server is what it has said, and an old one is never called good.
+fn zookeeper(answer: &str) {
+    let Some((version, mode, findings)) = answered(answer) else { return };
+    assert!(answer.contains(&version) && answer.contains(&mode));
+    assert!(!version.contains([' ', ',', '\n']) && !mode.contains('\n') && mode.trim() == mode);
+    assert!(!findings.is_empty() && findings.iter().all(|finding| finding.text.contains(&version)));
+    let (again, part, _) =
+        answered(&format!("Zookeeper version: {version}, built\nMode: {mode}\n")).expect("it is one");
+    assert_eq!((again, part), (version, mode));
+}

@@ -1,0 +1,120 @@
+//! Very many elections of one process on etcd, which share transactions.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use tenure::{Config, Elector, Error, Leadership};
+use tenure_testkit::{
+    containers::{EtcdServer, Permission, Version},
+    suite::within,
+};
+
+const PASSWORD: &str = "correct-horse-7";
+
+async fn server(version: Version, flags: &[&str]) -> EtcdServer {
+    EtcdServer::start_with(version, flags).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+async fn connect(server: &EtcdServer, login: &str) -> Arc<dyn Elector> {
+    let url = format!("etcd://{login}{}/acme", server.endpoint());
+    tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(5))).await.unwrap()
+}
+
+/// Campaigns for all of them at once.
+async fn campaign(
+    elector: &Arc<dyn Elector>,
+    elections: &[String],
+) -> BTreeMap<String, Result<Leadership, Error>> {
+    let campaigns = elections.iter().map(|election| {
+        let (elector, election) = (Arc::clone(elector), election.clone());
+        tokio::spawn(async move { (election.clone(), elector.campaign(&election).await) })
+    });
+    let ended = within("all campaigns", join_all(campaigns)).await;
+    ended.into_iter().map(Result::unwrap).collect()
+}
+
+fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{prefix}-{n}")).collect()
+}
+
+/// Elections that may not be entered cost those nothing that are entered in the same breath: each is told of its own fate,
+/// also by an etcd that looks at no permission of what is nested in a transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_election_costs_its_neighbours_nothing() {
+    for version in Version::ETCD {
+        let server = server(version, &[]).await;
+        let admin = server.admin();
+        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/ours-").await.unwrap();
+        admin.permit("app", Permission::ReadWrite, "/acme/~").await.unwrap();
+        let root = admin.enable_auth("root-password").await.unwrap();
+        let elector = connect(&server, &format!("app:{PASSWORD}@")).await;
+        let first = within("the session", elector.campaign("ours-first")).await.unwrap();
+        let mut elections = names("ours", 150);
+        for (n, theirs) in names("theirs", 10).into_iter().enumerate() {
+            elections.insert(n * 15, theirs);
+        }
+        let ended = campaign(&elector, &elections).await;
+        for (election, outcome) in &ended {
+            match outcome {
+                Ok(leadership) => assert!(election.starts_with("ours") && leadership.is_leader()),
+                Err(Error::Unauthorized(_)) => assert!(election.starts_with("theirs"), "{election}"),
+                Err(error) => panic!("{election}: {error}"),
+            }
+        }
+        assert_eq!(ended.values().filter(|outcome| outcome.is_ok()).count(), 150);
+        assert!(root.list("/acme/theirs").await.unwrap().is_empty(), "nothing is entered that may not be");
+        drop((first, ended));
+        elector.close().await;
+    }
+}
+
+/// An etcd that takes few operations in a transaction is asked for fewer, and every election is led.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_takes_small_transactions_serves() {
+    let server = server(Version::Etcd35, &["--max-txn-ops=16"]).await;
+    let elector = connect(&server, "").await;
+    let first = within("the session", elector.campaign("first")).await.unwrap();
+    let ended = campaign(&elector, &names("e", 300)).await;
+    for (election, outcome) in &ended {
+        assert!(outcome.as_ref().is_ok_and(|leadership| leadership.is_leader()), "{election}: {outcome:?}");
+    }
+    drop((first, ended));
+    elector.close().await;
+    assert!(server.admin().list("/acme/e").await.unwrap().is_empty());
+}
+
+/// Hazard G13: of two processes that campaign for the same elections in the same breath one leads each, with a token of its own,
+/// and the other leads it next, with a larger one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_many_elections_has_one_leader_at_a_time() {
+    let server = server(Version::Etcd35, &[]).await;
+    let (a, b) = (connect(&server, "").await, connect(&server, "").await);
+    let elections = names("e", 300);
+    let warm = (a.campaign("first-a").await.unwrap(), b.campaign("first-b").await.unwrap());
+    let campaigns: Vec<_> = [&a, &b]
+        .into_iter()
+        .flat_map(|elector| elections.iter().map(move |election| (Arc::clone(elector), election.clone())))
+        .map(|(elector, election)| {
+            tokio::spawn(async move {
+                let leadership = elector.campaign(&election).await.unwrap();
+                let (token, entry) = (leadership.fencing_token(), leadership.entry().to_owned());
+                leadership.resign().await.unwrap();
+                (election, token, entry)
+            })
+        })
+        .collect();
+    let mut tokens: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for led in within("all", join_all(campaigns)).await {
+        let (election, token, entry) = led.unwrap();
+        tokens.entry(election).or_default().push((token, entry));
+    }
+    assert_eq!(tokens.len(), 300);
+    for (election, led) in tokens {
+        let [(first, one), (second, other)] = &led[..] else { panic!("{election}: {led:?}") };
+        assert!(first != second && one != other, "{election}: {led:?}");
+    }
+    drop(warm);
+    for elector in [a, b] {
+        elector.close().await;
+    }
+}

@@ -1,0 +1,86 @@
+//! Names with every odd character: of strangers' entries, and as elections.
+
+use tenure::{Elector, Error};
+
+use crate::{is_fit_to_be_printed, soon};
+
+/// Names that people and programs come up with; none is legal for an election.
+pub(crate) fn odd() -> Vec<String> {
+    let mut names: Vec<String> = [
+        " ",
+        "a b",
+        "a/b",
+        "../e",
+        "..",
+        ".",
+        "%2F",
+        "a%2Fb",
+        "a\\b",
+        "a\nb",
+        "a\r\nERROR forged",
+        "\t",
+        "a\0b",
+        "\u{1b}[31mred\u{1b}[0m",
+        "\u{7f}",
+        "\u{85}",
+        "\u{202e}gnp.exe",
+        "\u{2028}",
+        "\u{feff}",
+        "e\u{301}",
+        "ä",
+        "名前",
+        "😀",
+        "{}",
+        "{0}",
+        "%s%n",
+        "'; DROP TABLE e;--",
+        "$(reboot)",
+        "<script>",
+        "~withdrawn",
+        "~sessions",
+        "*",
+        "?",
+        "#",
+        "0x7f",
+        "-1",
+        "+1",
+        "١٢٣",
+    ]
+    .map(str::to_owned)
+    .into();
+    names.push("x".repeat(8000));
+    names
+}
+
+/// Each is refused at once as an election's name, in words that can be printed; legal ones that look odd work.
+pub(crate) async fn are_refused_or_work(elector: &dyn Elector) {
+    for name in odd().iter().filter(|name| !["-1", "0x7f"].contains(&name.as_str())) {
+        let refused = soon("refusing", elector.campaign(name)).await.unwrap_err();
+        assert!(
+            matches!(refused, Error::InvalidElection(_)) && !refused.is_retryable(),
+            "{name:?}: {refused}"
+        );
+        assert!(is_fit_to_be_printed(&refused.to_string()), "{refused}");
+        assert!(matches!(elector.leader(name).await, Err(Error::InvalidElection(_))));
+        assert!(matches!(elector.candidates(name).await, Err(Error::InvalidElection(_))));
+    }
+    for name in [
+        "-1",
+        "0x7f",
+        "-",
+        "_",
+        "...",
+        "..a",
+        "a.",
+        "--help",
+        "NUL",
+        "zookeeper",
+        "latch-0000000001",
+        &"x".repeat(255),
+    ] {
+        let leadership = soon("leading", elector.campaign(name)).await.unwrap();
+        let leader = soon("asking", elector.leader(name)).await.unwrap().unwrap();
+        assert_eq!(leader.id, elector.candidate().to_string(), "{name}");
+        soon("resigning", leadership.resign()).await.unwrap();
+    }
+}
