@@ -4,7 +4,6 @@ mod alike;
 mod breakage;
 mod candidates;
 pub(crate) mod cluster;
-mod expiries;
 mod lane;
 mod plan;
 pub(crate) mod record;
@@ -18,7 +17,6 @@ use anyhow::Result;
 use crate::options::Options;
 use candidates::Candidates;
 use cluster::Cluster;
-use expiries::Watch;
 use record::Record;
 use report::Report;
 
@@ -37,14 +35,14 @@ async fn disturb(options: &Options) -> Result<Report> {
     let began = Instant::now();
     let cluster = Cluster::start(options.store).await?;
     let record = Record::default();
-    let expiries = Watch::start(&cluster);
+    let expiries = cluster.watch_expiries();
     let mut report = Report::new(options);
     let over = go_through_rounds(&cluster, &record, options, &mut report).await;
     // Whatever stopped the run: what was seen before counts.
     if let Err(error) = over {
         report.broke_off(&error);
     }
-    report.judge(&record, &expiries, began.elapsed());
+    report.judge(&record, expiries.as_ref(), began.elapsed());
     report.keep_history(&record, options)?;
     Ok(report)
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tenure_testkit::containers::{EtcdCluster, Fault, Harm, Version, ZookeeperEnsemble, ZookeeperSettings};
+use tenure_testkit::containers::{
+    EtcdCluster, ExpiryWatch, Fault, Harm, Version, ZookeeperEnsemble, ZookeeperSettings,
+};
 
 use crate::options::StoreKind;
 
@@ -45,6 +47,14 @@ impl Cluster {
         match self {
             Self::Etcd(cluster) => cluster.endpoints(),
             Self::Zookeeper(ensemble) => ensemble.endpoints(),
+        }
+    }
+
+    /// Looks for leases that an etcd server revoked though another led.
+    pub(crate) fn watch_expiries(&self) -> Option<ExpiryWatch> {
+        match self {
+            Self::Etcd(cluster) => Some(ExpiryWatch::start(cluster)),
+            Self::Zookeeper(_) => None,
         }
     }
 

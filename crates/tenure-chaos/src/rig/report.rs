@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, fs::File, io::Write as _, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 use serde::Serialize;
-use tenure_testkit::history::{Verdict, check};
+use tenure_testkit::{
+    containers::ExpiryWatch,
+    history::{Verdict, check},
+};
 
 use super::{
-    expiries::Watch,
     plan::{Kind, Planned, Target},
     record::Record,
 };
@@ -118,7 +120,7 @@ impl Report {
 
     /// Checks the history. What the store's own expiries explain is told and counted, and is no fault of the
     /// candidates'.
-    pub(crate) fn judge(&mut self, record: &Record, expiries: &Watch, took: Duration) {
+    pub(crate) fn judge(&mut self, record: &Record, expiries: Option<&ExpiryWatch>, took: Duration) {
         let Verdict {
             elections,
             overlaps,
@@ -137,7 +139,8 @@ impl Report {
         self.elected_too_late = record.missed();
         self.seconds = took.as_secs_f64();
         for detail in details {
-            if detail.promise != "S2" && expiries.explains(detail.at) {
+            let explained = || expiries.is_some_and(|expiries| expiries.explains(detail.at));
+            if detail.promise != "S2" && explained() {
                 println!("{detail}: just before, an etcd server that did not lead had revoked leases");
                 self.explained_by_revocations += 1;
             } else {

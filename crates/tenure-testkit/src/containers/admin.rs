@@ -215,6 +215,15 @@ impl EtcdAdmin {
         Ok(number(&self.gateway.call("lease/grant", request).await?["ID"]))
     }
 
+    /// Renews a lease; returns whether it lives.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn keep_alive(&self, id: i64) -> Result<bool, ContainerError> {
+        let answer = self.gateway.call("lease/keepalive", json!({ "ID": id.to_string() })).await?;
+        Ok(number::<i64>(&answer["result"]["TTL"]) > 0)
+    }
+
     /// The ids of all living leases.
     ///
     /// # Errors

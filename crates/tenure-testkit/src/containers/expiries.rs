@@ -10,14 +10,13 @@ use std::{
     time::Duration,
 };
 
-use tenure::{BootClock, Clock as _};
-use tenure_testkit::containers::{EtcdAdmin, Expiries};
+use tenure_core::{BootClock, Clock as _};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
 
-use super::cluster::{Cluster, MEMBERS};
+use super::{EtcdAdmin, EtcdCluster, Expiries};
 
 const PACE: Duration = Duration::from_millis(500);
 /// A frozen server is asked again.
@@ -35,34 +34,56 @@ struct Look {
     expiries: Expiries,
 }
 
-/// Looks at the servers until it is dropped.
+/// Looks at a cluster's members until it is dropped, to tell a store that broke its word from a fault of its client.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), tenure_testkit::containers::ContainerError> {
+/// use tenure_core::{BootClock, Clock as _};
+/// use tenure_testkit::containers::{EtcdCluster, ExpiryWatch, Version};
+///
+/// let cluster = EtcdCluster::start(Version::Etcd35).await?;
+/// let expiries = ExpiryWatch::start(&cluster);
+/// let began = BootClock.now().as_nanos(); // a second candidate leads, and the first one still does
+/// assert!(expiries.explains(began), "the library is at fault");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
-pub(crate) struct Watch {
-    looks: Arc<Mutex<[Vec<Look>; MEMBERS]>>,
+pub struct ExpiryWatch {
+    looks: Arc<Mutex<Vec<Vec<Look>>>>,
     _looking: JoinSet<()>,
 }
 
-impl Watch {
-    /// Begins to look.
-    pub(crate) fn start(cluster: &Cluster) -> Self {
-        let looks = Arc::default();
+impl ExpiryWatch {
+    /// Begins to look, twice a second. Call it in a tokio runtime.
+    pub fn start(cluster: &EtcdCluster) -> Self {
+        let members = cluster.endpoints().len();
+        let looks = Arc::new(Mutex::new(vec![Vec::new(); members]));
         let mut looking = JoinSet::new();
-        if let Cluster::Etcd(etcd) = cluster {
-            for member in 0..MEMBERS {
-                looking.spawn(look(member, etcd.member(member).admin().clone(), Arc::clone(&looks)));
-            }
+        for member in 0..members {
+            looking.spawn(look(member, cluster.member(member).admin().clone(), Arc::clone(&looks)));
         }
         Self { looks, _looking: looking }
     }
 
-    /// Whether the store itself broke its word around this moment.
-    pub(crate) fn explains(&self, at: u64) -> bool {
+    /// Whether a member that did not lead revoked leases around this moment, in nanoseconds of
+    /// [`BootClock`], and none that led: the store itself broke its word.
+    ///
+    /// Ask once [`has_seen`](Self::has_seen) says that the members have told of it.
+    pub fn explains(&self, at: u64) -> bool {
         let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
         revoked_by_others(&looks, at)
     }
+
+    /// Whether every member was looked at since this moment and what followed it; a frozen one never is.
+    pub fn has_seen(&self, at: u64) -> bool {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = at.saturating_add(AFTER);
+        looks.iter().all(|looks| looks.last().is_some_and(|look| look.asked >= since))
+    }
 }
 
-async fn look(member: usize, admin: EtcdAdmin, looks: Arc<Mutex<[Vec<Look>; MEMBERS]>>) {
+async fn look(member: usize, admin: EtcdAdmin, looks: Arc<Mutex<Vec<Vec<Look>>>>) {
     loop {
         let asked = BootClock.now().as_nanos();
         if let Ok(Ok(expiries)) = timeout(PATIENCE, admin.expiries()).await {
@@ -78,7 +99,7 @@ async fn look(member: usize, admin: EtcdAdmin, looks: Arc<Mutex<[Vec<Look>; MEMB
 }
 
 /// Whether a server that did not lead revoked leases around this moment, and none that led.
-fn revoked_by_others(looks: &[Vec<Look>; MEMBERS], at: u64) -> bool {
+fn revoked_by_others(looks: &[Vec<Look>], at: u64) -> bool {
     let from = at.saturating_sub(BEFORE);
     // Two looks of a server between which some of that time lies.
     let around = |member: usize| {
@@ -89,13 +110,13 @@ fn revoked_by_others(looks: &[Vec<Look>; MEMBERS], at: u64) -> bool {
     // Whoever another server took for the leader.
     let led = |member: usize| {
         let id = looks[member].first().map(|look| look.expiries.member);
-        let others = (0..MEMBERS).filter(|&other| other != member);
+        let others = (0..looks.len()).filter(|&other| other != member);
         let mut then = others
             .flat_map(|other| &looks[other])
             .filter(|look| look.answered >= from && look.asked <= at.saturating_add(AFTER));
         id.is_some_and(|id| then.any(|look| look.expiries.leader == id))
     };
-    let (leaders, others): (Vec<_>, Vec<_>) = (0..MEMBERS).partition(|&member| led(member));
+    let (leaders, others): (Vec<_>, Vec<_>) = (0..looks.len()).partition(|&member| led(member));
     !leaders.is_empty() && others.into_iter().any(revoked) && !leaders.into_iter().any(revoked)
 }
 
