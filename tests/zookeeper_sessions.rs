@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt as _, StreamExt as _};
 use tenure::{
     CandidateId, Config, ElectionName, Elector, Error, LossReason, StoreElector,
     spi::{Backend, BackendErrorKind, EntryRequest},
@@ -308,5 +309,73 @@ async fn a_fenced_write_waits_for_no_store() {
     let refused = within("an answer", apart.fenced(&leadership).set(&path, "2", None).commit()).await;
     assert!(matches!(refused, Err(FencedError::Store(_))), "{refused:?}");
     leadership.resign().await.unwrap();
+    elector.close().await;
+}
+
+/// Hazard Z2: somebody deletes the znode that a session writes its heartbeats to. The session is given up
+/// though it lives, so that its entries have to go with it: whoever holds a handle keeps nobody waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_given_up_is_ended_in_the_store() {
+    let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
+    let (a, b) = (elector(&zookeeper.backend(), 4), elector(&zookeeper.backend(), 4));
+    let first = within("leading", a.campaign("e")).await.unwrap();
+    let handle = first.handle();
+    let admin = zookeeper.server().admin();
+    let sessions = format!("{}/~sessions", zookeeper.root());
+    for session in admin.children(&sessions).await.unwrap() {
+        admin.delete(&format!("{sessions}/{session}")).await.unwrap();
+    }
+    assert_eq!(within("the loss", first.lost()).await, LossReason::SessionExpired);
+    drop(first);
+    let second = within("the next leader", b.campaign("e")).await.unwrap();
+    assert!(second.fencing_token() > handle.fencing_token() && !handle.is_leader());
+    let stands = admin.get(handle.entry()).await.unwrap();
+    assert_eq!(stands, None);
+    drop(second);
+    a.close().await;
+    b.close().await;
+}
+
+/// An observer that nobody polls, in the middle of connecting, keeps an elector neither from answering nor from closing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_observer_that_is_not_polled_holds_nobody_up() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = ZookeeperConfig::new([silent.local_addr().unwrap().to_string()]);
+    let elector = elector(&ZookeeperBackend::new(config).unwrap(), 5);
+    let mut leaders = elector.observe("e");
+    assert!(leaders.next().now_or_never().is_none());
+    within("closing", elector.close()).await;
+    drop(leaders);
+
+    let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
+    let elector = self::elector(&zookeeper.backend(), 5);
+    let mut leaders = elector.observe("e");
+    assert!(leaders.next().now_or_never().is_none());
+    assert_eq!(within("an answer", elector.leader("e")).await.unwrap(), None);
+    within("closing", elector.close()).await;
+    drop(leaders);
+}
+
+/// A stranger's znode at the path at which nothing should be, childless or not: sessions are resumed all the same, and it stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strangers_znode_keeps_no_session_from_going_on() {
+    let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
+    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
+    let elector = elector(&backend(&zookeeper, &relay), 5);
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    let admin = zookeeper.server().admin();
+    let nowhere = format!("{}/~nowhere", zookeeper.root());
+    for path in [nowhere.clone(), format!("{nowhere}/x")] {
+        admin.create(&path, "a stranger's").await.unwrap();
+        let before = relay.connections();
+        relay.cut();
+        until("it is connected again", async || relay.connections() > before).await;
+        let deadline = leadership.deadline();
+        let renewed = async || leadership.deadline() > deadline || !leadership.is_leader();
+        until("a heartbeat was confirmed", renewed).await;
+        assert!(leadership.is_leader(), "{path}: {:?}", leadership.loss());
+        assert!(admin.get(&path).await.unwrap().is_some(), "{path} is not ours to delete");
+    }
+    drop(leadership);
     elector.close().await;
 }

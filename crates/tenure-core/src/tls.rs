@@ -269,7 +269,10 @@ impl TlsPem {
     /// Whether a connection can be made with it, but for what the server says.
     #[cfg(feature = "tls")]
     fn check_whole(&self) -> Result<(), String> {
-        use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore, crypto::aws_lc_rs};
+        use rustls::{
+            ClientConfig, Error, InconsistentKeys, RootCertStore, client::WebPkiServerVerifier,
+            crypto::aws_lc_rs, pki_types::CertificateRevocationListDer,
+        };
 
         let certificates = |pem: &str| -> Result<Vec<_>, String> {
             CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(no_pem)
@@ -280,10 +283,18 @@ impl TlsPem {
                 .add(authority)
                 .map_err(|error| format!("a certificate of the authorities is none: {error}"))?;
         }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        // ZooKeeper's client heeds lists of what was revoked.
+        let revoked = CertificateRevocationListDer::pem_slice_iter(self.ca.as_bytes());
+        let revoked = revoked.collect::<Result<Vec<_>, _>>().map_err(no_pem)?;
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots.clone()), Arc::clone(&provider))
+            .with_crls(revoked)
+            .build()
+            .map_err(|error| format!("a list of revoked certificates is none: {error}"))?;
         let Some((certificate, key)) = &self.identity else { return Ok(()) };
         let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
             .map_err(|_| "it has no private key in PEM".to_owned())?;
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots)
@@ -400,6 +411,8 @@ mod tests {
         assert_eq!(refused, "the private key is not that of the certificate");
         let none = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(Tls::new(none).unwrap_err().starts_with("a certificate of the authorities is none"));
+        let list = format!("{certificate}-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n");
+        assert!(Tls::new(&list).unwrap_err().starts_with("a list of revoked certificates is none"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ use std::{
     future::{Future, poll_fn},
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     task: AbortHandle,
     /// Watches that are over, and not taken back yet.
     over: Mutex<Vec<BoxFuture<'static, WatchedEvent>>>,
+    /// How many look again when they have heard nothing for a while.
+    waiting: AtomicU32,
     /// Cancelled when the client's task has ended.
     ended: CancellationToken,
     /// Cancelled when the connection must not be used any more.
@@ -153,6 +155,7 @@ impl Connection {
             client: Arc::clone(&capture.client),
             task: handle,
             over: Mutex::default(),
+            waiting: AtomicU32::new(0),
             ended,
             lost: CancellationToken::new(),
         };
@@ -378,8 +381,10 @@ impl Connection {
     /// By a write that is refused, which takes a quorum all the same. A `sync` does not: a leader that was frozen
     /// and deposed answers it from what it knew before, for as long as half a tick.
     pub(crate) async fn barrier(&self, nowhere: &str) -> Result<(), Error> {
-        match self.delete(nowhere).await {
-            Ok(()) | Err(Error::NoAuth) => Ok(()),
+        // Of a version that no znode has: what somebody puts there is not deleted.
+        let refused = self.ask(|client| async move { client.delete(nowhere, Some(i32::MAX)).await }).await;
+        match refused {
+            Ok(()) | Err(Error::NoNode | Error::BadVersion | Error::NotEmpty | Error::NoAuth) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -74,6 +74,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use tenure_core::{
     Candidate, ElectionName, Error, Finding, LeadershipHandle,
     spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
@@ -85,7 +89,10 @@ pub use crate::{
     fenced::{FencedError, FencedWrite},
     layout::Layout,
 };
-use crate::{connection::Connection, link::Link, servers::Servers, session::ZookeeperSession, terms::Terms};
+use crate::{
+    connection::Connection, error::unknown, link::Link, servers::Servers, session::ZookeeperSession,
+    terms::Terms,
+};
 
 /// The TTL of a session that is opened only to read.
 const READER_TTL: Duration = Duration::from_secs(10);
@@ -96,6 +103,9 @@ pub struct ZookeeperBackend {
     shared: Arc<Shared>,
 }
 
+/// A session to read over, opened by a task of its own for all who wait: none of them has to be polled for the others.
+type Opening = futures::future::Shared<BoxFuture<'static, Result<Arc<Link>, BackendError>>>;
+
 /// What the backend, its sessions and its observers share.
 #[derive(Debug)]
 struct Shared {
@@ -105,7 +115,9 @@ struct Shared {
     /// The sessions of electors; reads go over them.
     links: Mutex<Vec<Weak<Link>>>,
     /// The session opened to read while there is no other.
-    reader: tokio::sync::Mutex<Option<Arc<Link>>>,
+    reader: Mutex<Option<Opening>>,
+    /// All sessions opened to read: an observer may have one still when there is another.
+    readers: Mutex<Vec<Weak<Link>>>,
     strangers: AtomicU64,
     /// Whether a znode of everybody's was warned of.
     warned: AtomicBool,
@@ -133,7 +145,8 @@ impl ZookeeperBackend {
             servers: Arc::new(Servers::new(config.servers.clone())),
             config,
             links: Mutex::default(),
-            reader: tokio::sync::Mutex::default(),
+            reader: Mutex::default(),
+            readers: Mutex::default(),
             strangers: AtomicU64::new(0),
             warned: AtomicBool::new(false),
         };
@@ -195,37 +208,55 @@ impl Shared {
         }
     }
 
-    fn links(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Lets reads go over `link` too.
     fn share(&self, link: &Arc<Link>) {
-        let mut links = self.links();
-        links.retain(|link| link.strong_count() > 0);
-        links.push(Arc::downgrade(link));
+        remember(&self.links, link);
     }
 
     /// A session to read over: an elector's where there is one.
-    async fn reader(&self) -> Result<Arc<Link>, BackendError> {
-        let shared = self.links().iter().rev().filter_map(Weak::upgrade).find(|link| !link.is_over());
+    async fn reader(self: &Arc<Self>) -> Result<Arc<Link>, BackendError> {
+        let shared = lock(&self.links).iter().rev().filter_map(Weak::upgrade).find(|link| !link.is_over());
         if let Some(link) = shared {
             // Whoever reads over the other one has it still.
-            if let Ok(mut reader) = self.reader.try_lock() {
-                *reader = None;
-            }
+            *lock(&self.reader) = None;
             return Ok(link);
         }
-        let mut reader = self.reader.lock().await;
-        if let Some(link) = reader.as_ref().filter(|link| !link.is_over()) {
-            return Ok(Arc::clone(link));
-        }
-        let link = Link::open(Arc::clone(&self.terms), Arc::clone(&self.servers), READER_TTL).await?;
-        link.stays_bare();
-        let link = Arc::new(link);
-        *reader = Some(Arc::clone(&link));
-        Ok(link)
+        let opening = {
+            let mut reader = lock(&self.reader);
+            let usable = reader.take().filter(|opening| match opening.peek() {
+                None => true,
+                Some(opened) => opened.as_ref().is_ok_and(|link| !link.is_over()),
+            });
+            reader.insert(usable.unwrap_or_else(|| self.open_reader())).clone()
+        };
+        opening.await
     }
+
+    fn open_reader(self: &Arc<Self>) -> Opening {
+        let shared = Arc::clone(self);
+        let opened = tokio::spawn(async move {
+            let (terms, servers) = (Arc::clone(&shared.terms), Arc::clone(&shared.servers));
+            let link = Arc::new(Link::open(terms, servers, READER_TTL).await?);
+            link.stays_bare();
+            remember(&shared.readers, &link);
+            Ok(link)
+        });
+        let opened = opened.map(|opened| {
+            opened.unwrap_or_else(|error| Err(unknown(format!("opening a session to read: {error}"))))
+        });
+        opened.boxed().shared()
+    }
+}
+
+/// Notes a session, and forgets those that have gone.
+fn remember(links: &Mutex<Vec<Weak<Link>>>, link: &Arc<Link>) {
+    let mut links = lock(links);
+    links.retain(|link| link.strong_count() > 0);
+    links.push(Arc::downgrade(link));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -259,10 +290,11 @@ impl Backend for ZookeeperBackend {
     }
 
     async fn close(&self) {
-        let reader = self.shared.reader.lock().await.take();
-        if let Some(reader) = reader {
-            reader.close().await;
-        }
+        // One that is being opened ends as soon as it is open: nobody has it.
+        drop(lock(&self.shared.reader).take());
+        let readers = std::mem::take(&mut *lock(&self.shared.readers));
+        join_all(readers.iter().filter_map(Weak::upgrade).map(|reader| async move { reader.close().await }))
+            .await;
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 
 /// All candidates in their order.
 pub(crate) async fn candidates(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     election: &ElectionName,
 ) -> Result<Vec<Candidate>, BackendError> {
     let link = shared.reader().await?;
@@ -55,7 +55,7 @@ pub(crate) async fn candidates(
 
 /// The candidate that leads.
 pub(crate) async fn leader(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
     let link = shared.reader().await?;
@@ -79,7 +79,7 @@ async fn head(shared: &Shared, connection: &Connection, parent: &str) -> Result<
 
 /// Writes into the leader's entry that it is asked to resign; whoever updates it beside us is not overwritten.
 pub(crate) async fn ask_to_resign(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
     let link = shared.reader().await?;
@@ -154,6 +154,9 @@ pub(crate) async fn observe(
     .boxed())
 }
 
+/// After how long to look again although nothing was heard, or later where many do.
+const LOOK_AGAIN: Duration = Duration::from_secs(20);
+
 struct Observer {
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -174,7 +177,7 @@ impl Observer {
                 self.seen = Some(state);
                 return Ok(leader.map(|(path, data, stat)| shown(&path, &data, &stat)));
             }
-            watch.fired().await;
+            watch.fired_or_due(LOOK_AGAIN).await;
         }
     }
 }

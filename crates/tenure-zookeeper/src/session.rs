@@ -138,6 +138,26 @@ impl ZookeeperSession {
         Err(unknown("the election's znode vanishes again and again"))
     }
 
+    /// The token of the entry at `path` when nobody stands before it.
+    async fn leads(
+        &self,
+        connection: &Connection,
+        queue: &Queue,
+        path: &str,
+        stat: &Stat,
+    ) -> Result<Option<FencingToken>, BackendError> {
+        match queue.ahead_of(connection, path, stat.czxid).await? {
+            Ahead::Nobody => {}
+            Ahead::Others(ahead) => {
+                if any_candidate(&self.shared, connection, ahead).await? {
+                    return Ok(None);
+                }
+            }
+            Ahead::Gone => return Err(unknown("the entry vanished while it was made")),
+        }
+        Ok(Some(token(version(stat)?)?))
+    }
+
     /// Removes an entry that cannot be kept: whoever is refused leaves nothing.
     async fn take_back(&self, connection: &Connection, path: &str) -> Result<(), BackendError> {
         let deleted = connection.delete(path).await;
@@ -262,16 +282,17 @@ impl BackendSession for ZookeeperSession {
             return Err(refused);
         }
         self.check_owner(&stat)?;
-        let (election, version) = (request.election.clone(), version(&stat)?);
-        let leads = match queue.ahead_of(&connection, &path, stat.czxid).await? {
-            Ahead::Nobody => Some(token(version)?),
-            Ahead::Others(ahead) => match any_candidate(&self.shared, &connection, ahead).await? {
-                true => None,
-                false => Some(token(version)?),
-            },
-            Ahead::Gone => return Err(unknown("the entry vanished while it was made")),
-        };
-        Ok(Entered { entry: Entry { election, key: path, version }, leads })
+        match self.leads(&connection, &queue, &path, &stat).await {
+            Ok(leads) => {
+                let (election, version) = (request.election.clone(), version(&stat)?);
+                Ok(Entered { entry: Entry { election, key: path, version }, leads })
+            }
+            Err(refused) if refused.is_permanent() => {
+                self.take_back(&connection, &path).await?;
+                Err(refused)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {

@@ -21,6 +21,12 @@ use crate::{
 /// After how long whoever may be second in line now looks, so that whoever leads now goes first.
 const LATER: Duration = Duration::from_millis(20);
 
+/// After how long whoever waits looks again although nothing was heard, or later where many do. The fewest requests
+/// are worth most here.
+const WAITING: Duration = Duration::from_secs(60);
+/// The same of who leads, or wants to know of its end: to see that an entry is there costs one request.
+const LEADING: Duration = Duration::from_secs(20);
+
 /// Returns when nobody stands before `entry` any more.
 ///
 /// Watches the entry itself and the one just ahead (hazard Z16). When that one went and was the leader, and the
@@ -35,7 +41,7 @@ pub(crate) async fn until_first(shared: &Shared, link: &Link, entry: &Entry) -> 
     loop {
         let connection = link.connection().await?;
         let Some(own) = watch_own(link, &connection, entry).await? else { return Err(entry_gone()) };
-        let mut own = std::pin::pin!(own.fired());
+        let mut own = std::pin::pin!(own.fired_or_due(WAITING));
         // As long as the own watch has not fired.
         loop {
             let children = connection.children(&parent).await.map_err(waiting)?;
@@ -154,7 +160,7 @@ pub(crate) async fn until_gone(link: &Link, entry: &Entry) -> Result<(), Backend
         let connection = link.connection().await?;
         match watch_own(link, &connection, entry).await? {
             None => return Ok(()),
-            Some(watch) => drop(watch.fired().await),
+            Some(watch) => watch.fired_or_due(LEADING).await,
         }
     }
 }
@@ -175,7 +181,7 @@ pub(crate) async fn until_parting(link: &Link, entry: &Entry) -> Result<Parting,
         if is_asked(&payload) {
             return Ok(Parting::Asked);
         }
-        watch.fired().await;
+        watch.fired_or_due(LEADING).await;
     }
 }
 

@@ -271,7 +271,13 @@ impl Elector for StoreElector {
         self.shared.closing.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
-        self.shared.backend.close().await;
+        let closing = async {
+            self.shared.backend.close().await;
+            Ok(())
+        };
+        if let Err(error) = timed("closing the backend", self.shared.config.request_timeout, closing).await {
+            debug!(%error, "the backend is left to close by itself");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument as _, debug, error, info, warn};
 
 use super::{
     retry::{Retry, timed},
@@ -17,7 +17,7 @@ use crate::{
     mutants::{Rule, broken},
     random,
     spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, Parting},
-    sync::{Flag, yield_now},
+    sync::{Flag, spawn_tracked, yield_now},
     telemetry,
 };
 
@@ -71,18 +71,13 @@ struct Standing {
     live: Option<Arc<Live>>,
 }
 
-/// Enters, waits, leads, leaves.
+/// Enters and waits. Who leads then has a task of its own, which leaves in the end: a task holds the room for the largest of
+/// its states, and this one's for as long as the leadership lasts.
 pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
     let unfinished = Unfinished(&session);
     if let Some((term, standing, permit)) = campaign(&session, candidacy, outcome).await {
-        // Also when a backend panics: whoever resigns must not wait for ever.
-        let _departed = Departed(&term);
-        let _told = Told(&term);
-        // The campaign first: what follows wakes others, too.
-        yield_now().await;
-        lead(&session, &term, standing).await;
-        // Before anybody is told: whoever has resigned may stand again at once.
-        drop(permit);
+        let leading = Leading { term, finished: false };
+        spawn_tracked(&session.entries, lead(leading, standing, permit).in_current_span());
     }
     std::mem::forget(unfinished);
 }
@@ -122,21 +117,20 @@ async fn campaign(
     }
 }
 
-/// Tells that an entry has gone when its task ends, however it does.
-struct Departed<'a>(&'a Term);
-
-impl Drop for Departed<'_> {
-    fn drop(&mut self) {
-        self.0.departed.set();
-    }
+/// Tells that an entry has gone and its leadership is over when its task ends, however it does: also when a backend panics,
+/// whoever resigns must not wait for ever.
+struct Leading {
+    term: Arc<Term>,
+    finished: bool,
 }
 
-/// Tells that a leadership is over when its task ends, however it does.
-struct Told<'a>(&'a Term);
-
-impl Drop for Told<'_> {
+impl Drop for Leading {
     fn drop(&mut self) {
-        self.0.tell_over();
+        if !self.finished {
+            drop(Unfinished(&self.term.session));
+        }
+        self.term.tell_over();
+        self.term.departed.set();
     }
 }
 
@@ -335,36 +329,51 @@ impl Standing {
 }
 
 /// Leads until the leadership is over and its work has stopped; then removes the entry.
-async fn lead(session: &Session, term: &Arc<Term>, mut standing: Standing) {
-    let Some(live) = standing.live.clone() else { return };
-    {
-        let mut is_gone = std::pin::pin!(async {
-            tokio::select! {
-                () = live.gone.wait() => {}
-                () = watch_own_entry(session, &live.entry, || term.lose(LossReason::Asked)) => {}
-            }
-        });
-        tokio::select! {
-            biased;
-            // Also when the session ends: its token is the parent's.
-            () = term.stop.cancelled() => {
-                // Its work may go on for a while, but not beside a successor.
-                tokio::select! {
-                    biased;
-                    () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
-                    () = term.wait_stopped() => {}
-                    () = &mut is_gone => term.drop_work(),
-                }
-            }
-            () = &mut is_gone => term.lose(LossReason::EntryGone),
+#[expect(clippy::manual_async_fn, reason = "an async function holds its arguments twice")]
+fn lead(
+    leading: Leading,
+    mut standing: Standing,
+    permit: Permit,
+) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        let mut leading = leading;
+        // The campaign first: what follows wakes others, too.
+        yield_now().await;
+        until_over(&leading.term).await;
+        leading.term.tell_over();
+        if !broken(Rule::StopBeforeLeaving) {
+            Box::pin(leading.term.wait_stopped()).await;
         }
-        // Let go of now: it may be in the middle of a request, and hold what the next one waits for.
+        Box::pin(standing.depart(&leading.term.session)).await;
+        // Before anybody is told: whoever has resigned may stand again at once.
+        drop(permit);
+        leading.finished = true;
     }
-    term.tell_over();
-    if !broken(Rule::StopBeforeLeaving) {
-        term.wait_stopped().await;
+}
+
+/// Waits until the leadership is over, and its work has stopped or has been told to.
+async fn until_over(term: &Arc<Term>) {
+    let mut is_gone = std::pin::pin!(async {
+        tokio::select! {
+            () = term.gone().wait() => {}
+            () = watch_own_entry(&term.session, term.entry(), || term.lose(LossReason::Asked)) => {}
+        }
+    });
+    tokio::select! {
+        biased;
+        // Also when the session ends: its token is the parent's.
+        () = term.stop.cancelled() => {}
+        () = &mut is_gone => return term.lose(LossReason::EntryGone),
     }
-    Box::pin(standing.depart(session)).await;
+    // Its work may go on for a while, but not beside a successor.
+    let mut stopped = Box::pin(term.wait_stopped());
+    tokio::select! {
+        biased;
+        () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
+        () = &mut stopped => {}
+        () = &mut is_gone => term.drop_work(),
+    }
+    // The watch is let go of with this: it may be in the middle of a request, and hold what the next one waits for.
 }
 
 /// Returns when the entry is gone, and calls `asked` once when somebody has asked for a resignation. A watch that

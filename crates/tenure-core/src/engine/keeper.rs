@@ -273,11 +273,11 @@ async fn bury(session: &Session) {
 }
 
 /// Ends the session in the store; tries until that is confirmed, or the store has let go by itself.
+///
+/// Also when a backend has said that the session is gone: what it had seen gone may be less than that, and entries of a
+/// session that lives on would block their elections.
 async fn close(session: &Session) {
     let shared = &session.shared;
-    if session.ended().is_some_and(|end| end.reason == LossReason::SessionExpired) {
-        return;
-    }
     let granted = session.spi.granted_ttl();
     let expired = shared.clock.now() + granted.mul_f64(1.0 + shared.config.drift) + Duration::from_secs(1);
     let mut retry = Retry::new(shared.config.retry);

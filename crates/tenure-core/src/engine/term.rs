@@ -97,6 +97,11 @@ impl Term {
         &self.live.entry
     }
 
+    /// Set when a confirming read did not find that entry.
+    pub(crate) fn gone(&self) -> &Flag {
+        &self.live.gone
+    }
+
     fn hard(&self) -> &CancellationToken {
         self.hard.get_or_init(|| self.session.hard.child_token())
     }

@@ -1,8 +1,13 @@
 //! Watches: each for one event, on one connection.
 
-use std::panic::AssertUnwindSafe;
+use std::{
+    panic::AssertUnwindSafe,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
+use tokio::time::timeout;
 use zookeeper_client::WatchedEvent;
 
 use super::{Connection, lock};
@@ -32,6 +37,38 @@ impl Watch<'_> {
         };
         self.event = None;
         event.ok()
+    }
+
+    /// The same, or when `least` is over, or more where many wait: look again, whatever for.
+    ///
+    /// A server keeps to itself what happens to a znode that we may not read *when it happens* (ZOOKEEPER-4799): a watch that
+    /// was set while we might is never heard of again.
+    pub(crate) async fn fired_or_due(self, least: Duration) {
+        let waiting = Waiting::begin(&self.connection.waiting);
+        let patience = waiting.patience(least);
+        let _ = timeout(patience, self.fired()).await;
+    }
+}
+
+/// One more that looks again now and then, for as long as this lives.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+
+    /// At most some five look each second, however many wait.
+    fn patience(&self, least: Duration) -> Duration {
+        let base = least.max(Duration::from_millis(200).saturating_mul(self.0.load(Relaxed)));
+        base.mul_f64(0.75 + fastrand::f64() / 2.0)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
