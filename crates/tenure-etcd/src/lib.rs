@@ -19,7 +19,8 @@
 //!
 //! - A heartbeat counts only once a linearizable read, sent after its answer, was
 //!   answered in the same raft term.
-//! - Nobody is said to lead whose entry a linearizable read did not see just then.
+//! - Nobody is said to lead but by a linearizable read that saw its entry first in line, or by one watch that held
+//!   both entries and told of the leader's end and not of its own.
 //! - With one member of three dead or frozen every call still succeeds: each member has
 //!   its own connection, and a late answer is asked for elsewhere.
 //! - A request that the store carries out late, after its caller gave up, leaves no entry for

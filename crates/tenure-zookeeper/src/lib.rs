@@ -18,9 +18,10 @@
 //! # Guarantees
 //!
 //! - A heartbeat is a quorum write and a `sync` after it, and counts only once a later one, sent a quarter of the
-//!   TTL after it, was answered too: a follower that is cut off answers its clients' pings for seconds.
-//! - Nobody is said to lead whose entry was not listed, under our session, since the last
-//!   departure ahead of it.
+//!   TTL (or, where `tick` is given and less, a tick) after its answer, was answered too: a follower that is cut off
+//!   answers its clients' pings for seconds.
+//! - Nobody is said to lead but by a listing in which its entry is first, or because the leader's end came over a
+//!   connection on which the watch on its own entry, made under our session, had not fired.
 //! - A session outlives its connection: it is resumed at another server, and everything is looked
 //!   at anew. A session that ZooKeeper has put in another's place is never taken for it.
 //! - A request whose outcome is unknown is resolved by the GUID in the entry's name, after a write that took a quorum.
@@ -34,8 +35,8 @@
 //!
 //! # Caveats
 //!
-//! - A TTL that the servers do not grant is refused, unless `min_ttl` and `max_ttl` allow what they
-//!   grant: 2 to 20 ticks, by default 4 s to 40 s.
+//! - The servers grant 2 to 20 ticks, by default 4 s to 40 s. What they grant instead of the TTL asked for is taken when
+//!   it is from half to twice of that, and refused otherwise; `min_ttl` and `max_ttl` set other bounds.
 //! - An election's znode is a container: ZooKeeper deletes it some time after the last candidate has left.
 //! - A store that was wiped gives out old transaction numbers again: tokens repeat then. Change the root and reset the
 //!   fences.

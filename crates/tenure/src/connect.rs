@@ -40,12 +40,14 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// Its user has to be allowed to read and write everything below the prefix. The path is the
 /// prefix; without one it is `/tenure`.
 ///
-/// ZooKeeper takes `user:password@` before its hosts (its `digest` scheme), and these settings besides:
+/// ZooKeeper takes `user:password@` before its hosts, and these settings besides:
 ///
 /// | setting | what | default |
 /// |---|---|---|
 /// | `password_file` | a file with the password, so that no URL holds it | none |
 /// | `password_env` | the name of an environment variable with the password, likewise | none |
+/// | `auth` | how the user proves who it is: `digest`, or `sasl` (DIGEST-MD5; feature `sasl`; to another machine with TLS only) | `digest` |
+/// | `acl` | who may change what is created: `creator`, or `open` for everybody | `creator` where there is a login |
 /// | `layout` | `tenure`, or `curator` or `kazoo` to stand in one election with theirs | `tenure` |
 /// | `min_ttl`, `max_ttl` | the bounds within which the servers may change the TTL | half and twice the `ttl` |
 /// | `attempt_timeout` | after how long one server's answer is given up | 2 s |

@@ -49,7 +49,8 @@
 //! # What is promised
 //!
 //! - Two candidates' valid windows never overlap, as long as clock rates differ by less than the
-//!   configured drift and nobody deletes entries by hand. No clock's absolute value is used.
+//!   configured drift, and nobody, the store included, deletes a live entry (etcd short of processor
+//!   time can). No clock's absolute value is used.
 //! - Fencing tokens of one election strictly increase from term to term. A resource that refuses a
 //!   token lower than the highest it has seen never takes a stale leader's write, even when the
 //!   first promise's assumptions fail.
@@ -66,7 +67,7 @@
 //! `local` and `memory` are on by default and build without any system package, and so does
 //! `zookeeper`, which is off by default. `etcd` is off by default: building it needs `protoc` with
 //! protobuf's own definitions (Debian's `protobuf-compiler` and `libprotobuf-dev`).
-//! `tls` adds TLS to both.
+//! `tls` adds TLS to etcd and ZooKeeper, `sasl` SASL (DIGEST-MD5) to ZooKeeper.
 //!
 //! `metrics` counts and measures through the `metrics` facade, `axum` serves health endpoints and sends followers'
 //! requests to the leader, `clap` and `serde` read [`Settings`].
