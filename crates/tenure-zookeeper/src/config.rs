@@ -194,7 +194,7 @@ impl ZookeeperConfig {
     }
 
     /// Says how long the servers' `tickTime` is, which they tell nobody: a heartbeat is then confirmed sooner, and
-    /// a longer outage ridden out, where the TTL is more than four ticks.
+    /// a longer outage ridden out, where the TTL is eight ticks or more.
     ///
     /// Without it, a heartbeat is confirmed by one that follows a quarter of the TTL later: no TTL is less than
     /// two ticks. A tick that is given too short breaks safety; one that is too long does no harm.

@@ -51,7 +51,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `layout` | `tenure`, or `curator` or `kazoo` to stand in one election with theirs | `tenure` |
 /// | `min_ttl`, `max_ttl` | the bounds within which the servers may change the TTL | half and twice the `ttl` |
 /// | `attempt_timeout` | after how long one server's answer is given up | 2 s |
-/// | `tick` | the servers' `tickTime`: with it, longer outages are ridden out | unknown |
+/// | `tick` | the servers' `tickTime`: with it, where it is at most an eighth of the TTL, longer outages are ridden out | unknown |
 ///
 /// The path is the znode below which elections lie, and is made when missing; without one it is
 /// `/tenure`. ZooKeeper grants 2 to 20 of its ticks: by default, a `ttl` from 4 s to 40 s.
