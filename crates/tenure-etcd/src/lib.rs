@@ -46,6 +46,7 @@
 //!   its election timeout: 2 s by default.
 #![doc(test(attr(deny(warnings))))]
 
+mod bulk;
 mod config;
 mod connect;
 mod connection;

@@ -21,13 +21,11 @@ use tenure_core::{
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind},
 };
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::{
+    bulk::Bulk,
     config::EtcdConfig,
     connection::Connection,
     error::{Failure, doing},
@@ -37,10 +35,6 @@ use crate::{
 /// How long a call may take, all its attempts together. A leader's loss is settled
 /// in etcd within about two seconds; the engine has its own, shorter bounds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// How many calls that come in bulk (thousands of elections at once) are under way
-/// at a time. More would only wait in etcd's queue, where they would look late.
-const BULK: usize = 256;
 
 /// Answers larger than tonic's 4 MiB are usual: a few dozen candidates with large values. Whatever could be larger than
 /// this is read in parts ([`crate::pages`]): room is made for as much as an answer says that it has.
@@ -52,7 +46,7 @@ pub(crate) struct Members {
     preferred: AtomicUsize,
     config: Arc<EtcdConfig>,
     probe_key: Arc<str>,
-    bulk: Semaphore,
+    bulk: Bulk,
     born: Instant,
 }
 
@@ -90,7 +84,7 @@ impl Members {
             .collect();
         // Processes spread over the members.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len().max(1)));
-        Self { members, preferred, config, probe_key, bulk: Semaphore::new(BULK), born: Instant::now() }
+        Self { members, preferred, config, probe_key, bulk: Bulk::new(), born: Instant::now() }
     }
 
     /// The member to ask first.
@@ -120,8 +114,8 @@ impl Members {
         F: Fn(Arc<Client>) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
-        let _permit = match call {
-            Call::Bulk => self.bulk.acquire().await.ok(),
+        let place = match call {
+            Call::Bulk => Some(self.bulk.enter().await),
             Call::Urgent | Call::Keepalive => None,
         };
         let (first, count) = (self.preferred(), self.members.len());
@@ -136,6 +130,12 @@ impl Members {
             self.attempt((first + n) % count, what, call, self.config.attempt_timeout, &op)
         })
         .await;
+        if let Some(place) = place {
+            place.answered(match &outcome {
+                Ok(won) => won.attempts == 1,
+                Err(error) => error.kind() != BackendErrorKind::Unavailable,
+            });
+        }
         match &outcome {
             Ok(won) if won.attempt > 0 => self.prefer((first + won.attempt) % count),
             Ok(_) => {}
