@@ -21,9 +21,9 @@ use crate::{
 /// After how long whoever may be second in line now looks, so that whoever leads now goes first.
 const LATER: Duration = Duration::from_millis(20);
 
-/// After how long whoever waits looks again although nothing was heard, or later where many do. The fewest requests
-/// are worth most here.
-const WAITING: Duration = Duration::from_secs(60);
+/// After how long whoever waits looks again although nothing was heard, or later where many do. Rarely: it takes seven
+/// requests, thousands may wait, and hardly ever is there anything to see.
+const WAITING: Duration = Duration::from_secs(600);
 /// The same of who leads, or wants to know of its end: to see that an entry is there costs one request.
 const LEADING: Duration = Duration::from_secs(20);
 

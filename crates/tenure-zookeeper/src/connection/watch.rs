@@ -75,6 +75,10 @@ impl Drop for Waiting<'_> {
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         let Some(event) = self.event.take() else { return };
+        // Nobody is left to be asked, and the library would panic.
+        if self.connection.ended.is_cancelled() {
+            return;
+        }
         let mut over = lock(&self.connection.over);
         over.push(event);
         if over.len() > MANY {
