@@ -5,7 +5,6 @@
 //! less while its answers are late, and for more again while they are not.
 
 use std::{
-    mem,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -109,7 +108,7 @@ impl Drop for Place<'_> {
             places.made -= 1;
             permit.forget();
         } else {
-            mem::drop(permit);
+            drop(permit);
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     link::Link,
     queue::{AT_ONCE, Queue, by_transaction, first_candidate, is_candidate},
     session::token,
+    wait::FOLLOWING,
 };
 
 /// All candidates in their order.
@@ -154,9 +155,6 @@ pub(crate) async fn observe(
     .boxed())
 }
 
-/// After how long to look again although nothing was heard, or later where many do.
-const LOOK_AGAIN: Duration = Duration::from_secs(20);
-
 struct Observer {
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -177,7 +175,7 @@ impl Observer {
                 self.seen = Some(state);
                 return Ok(leader.map(|(path, data, stat)| shown(&path, &data, &stat)));
             }
-            watch.fired_or_due(LOOK_AGAIN).await;
+            watch.fired_or_due(FOLLOWING).await;
         }
     }
 }

@@ -24,8 +24,8 @@ const LATER: Duration = Duration::from_millis(20);
 /// After how long whoever waits looks again although nothing was heard, or later where many do. Rarely: it takes seven
 /// requests, thousands may wait, and hardly ever is there anything to see.
 const WAITING: Duration = Duration::from_secs(600);
-/// The same of who leads, or wants to know of its end: to see that an entry is there costs one request.
-const LEADING: Duration = Duration::from_secs(20);
+/// The same of who leads, or observes who does, each of which costs a request or three.
+pub(crate) const FOLLOWING: Duration = Duration::from_secs(20);
 
 /// Returns when nobody stands before `entry` any more.
 ///
@@ -160,7 +160,7 @@ pub(crate) async fn until_gone(link: &Link, entry: &Entry) -> Result<(), Backend
         let connection = link.connection().await?;
         match watch_own(link, &connection, entry).await? {
             None => return Ok(()),
-            Some(watch) => watch.fired_or_due(LEADING).await,
+            Some(watch) => watch.fired_or_due(FOLLOWING).await,
         }
     }
 }
@@ -181,7 +181,7 @@ pub(crate) async fn until_parting(link: &Link, entry: &Entry) -> Result<Parting,
         if is_asked(&payload) {
             return Ok(Parting::Asked);
         }
-        watch.fired_or_due(LEADING).await;
+        watch.fired_or_due(FOLLOWING).await;
     }
 }
 

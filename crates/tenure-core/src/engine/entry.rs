@@ -127,7 +127,7 @@ struct Leading {
 impl Drop for Leading {
     fn drop(&mut self) {
         if !self.finished {
-            drop(Unfinished(&self.term.session));
+            self.term.session.end(LossReason::SessionGivenUp);
         }
         self.term.tell_over();
         self.term.departed.set();
