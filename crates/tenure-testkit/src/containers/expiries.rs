@@ -37,7 +37,8 @@ struct Look {
 /// Looks at a cluster's members until it is dropped, to tell a store that broke its word from a fault of its client.
 ///
 /// ```no_run
-/// # async fn example() -> Result<(), tenure_testkit::containers::ContainerError> {
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), tenure_testkit::containers::ContainerError> {
 /// use tenure_core::{BootClock, Clock as _};
 /// use tenure_testkit::containers::{EtcdCluster, ExpiryWatch, Version};
 ///
