@@ -48,8 +48,8 @@ pub struct LeadershipHandle {
 impl fmt::Debug for LeadershipHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeadershipHandle")
-            .field("election", &self.term.election)
-            .field("candidate", &self.term.candidate)
+            .field("election", self.term.election())
+            .field("candidate", self.term.candidate())
             .field("token", &self.term.token)
             .field("over", &self.term.reason())
             .finish_non_exhaustive()
@@ -99,7 +99,7 @@ impl Leadership {
     /// Dropping the future does not stop the resignation.
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
-        term.lose(LossReason::Resigned);
+        term.end(LossReason::Resigned);
         drop(self);
         tokio::select! {
             () = term.departed.wait() => {}
@@ -129,8 +129,7 @@ impl Leadership {
 
 impl Drop for Leadership {
     fn drop(&mut self) {
-        self.term.lose(LossReason::Dropped);
-        self.term.works.close();
+        self.term.release();
     }
 }
 
@@ -166,10 +165,10 @@ impl LeadershipHandle {
         let term = &self.term;
         let config = &term.session.shared.config;
         let request = EntryRequest {
-            election: term.election.clone(),
-            candidate: term.candidate.clone(),
+            election: term.election().clone(),
+            candidate: term.candidate().clone(),
             value,
-            nonce: term.nonce,
+            nonce: term.request().nonce,
         };
         let mut retry = Retry::new(config.retry);
         loop {
@@ -204,12 +203,12 @@ impl LeadershipHandle {
 
     /// Which election this leads.
     pub fn election(&self) -> &ElectionName {
-        &self.term.election
+        self.term.election()
     }
 
     /// Who leads.
     pub fn candidate(&self) -> &CandidateId {
-        &self.term.candidate
+        self.term.candidate()
     }
 
     /// The token of this term, to be sent with every side effect.
@@ -274,7 +273,7 @@ impl LeadershipHandle {
     ///
     /// It is cancelled on time by a thread of its own, even when every worker of the runtime is blocked.
     pub fn cancellation_token(&self) -> CancellationToken {
-        self.term.stop.child_token()
+        self.term.stop().child_token()
     }
 
     /// Waits until leadership is over, and says why.
@@ -282,7 +281,7 @@ impl LeadershipHandle {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn lost(&self) -> LossReason {
-        self.term.stop.cancelled().await;
+        self.term.stop().cancelled().await;
         self.term.reason().unwrap_or(LossReason::Deadline)
     }
 

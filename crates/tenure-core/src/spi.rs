@@ -165,6 +165,12 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
         self.wait_gone(entry).await.map(|()| Parting::Gone)
     }
 
+    /// One watch for all entries that lead, for a backend with a cheaper way than [`wait_parting`](Self::wait_parting)
+    /// of each; `None`, the default, without one. Called once.
+    fn partings(&self) -> Option<Box<dyn Partings>> {
+        None
+    }
+
     /// Replaces the value that others read. `request` is the one that made the entry, with the new value.
     ///
     /// # Errors
@@ -193,6 +199,30 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
 
     /// Ends the session in the store; all its entries go with it.
     async fn close(&self) -> Result<(), BackendError>;
+}
+
+/// What becomes of those entries of one session that lead: [`BackendSession::partings`].
+#[async_trait]
+pub trait Partings: Send {
+    /// Watches `entry` from now on, under this number.
+    fn add(&mut self, number: u64, entry: &Entry);
+
+    /// Watches it no more. Nothing happens when it is not watched.
+    fn remove(&mut self, number: u64);
+
+    /// What becomes of one of them: as [`wait_parting`](BackendSession::wait_parting) returns, for each
+    /// [`Gone`](Parting::Gone) once and [`Asked`](Parting::Asked) once. Not bounded in time.
+    ///
+    /// # Behavior
+    /// Asks the store again for as long as that can help, and bounds every request.
+    ///
+    /// # Errors
+    /// Nothing is watched any more: [`SessionGone`](BackendErrorKind::SessionGone) when the session has ended. The engine ends it
+    /// in any case.
+    ///
+    /// # Cancellation safety
+    /// Nothing is lost when the future is dropped; it is at every notice that the engine hears.
+    async fn next(&mut self) -> Result<(u64, Parting), BackendError>;
 }
 
 /// What a store can do.
@@ -301,7 +331,7 @@ pub struct Entry {
     /// Which election.
     pub election: ElectionName,
     /// The entry's key, path or file name, in the backend's own form.
-    pub key: String,
+    pub key: Arc<str>,
     /// The number that tells this entry from an earlier one under the same key:
     /// create revision, czxid, counter.
     pub version: u64,

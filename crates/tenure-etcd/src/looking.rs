@@ -26,7 +26,7 @@ pub(crate) struct Looking {
 /// What to look at: a key, and what may be ahead of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Look {
-    pub(crate) key: String,
+    pub(crate) key: Arc<str>,
     /// Whether the key's payload is wanted.
     pub(crate) payload: bool,
     pub(crate) ahead: Option<Ahead>,
@@ -54,7 +54,7 @@ impl Look {
     fn ops(&self) -> impl Iterator<Item = TxnOp> {
         let options = GetOptions::new();
         let options = if self.payload { options } else { options.with_keys_only() };
-        let own = TxnOp::get(self.key.as_str(), Some(options));
+        let own = TxnOp::get(&*self.key, Some(options));
         let ahead = self.ahead.as_ref().map(|ahead| {
             let options = GetOptions::new()
                 .with_prefix()

@@ -351,7 +351,7 @@ impl BackendSession for EtcdSession {
         }
         let version = u64::try_from(own.created).map_err(|_| malformed("create revision"))?;
         Ok(Entered {
-            entry: Entry { election: request.election.clone(), key: key.clone(), version },
+            entry: Entry { election: request.election.clone(), key: key.as_str().into(), version },
             leads: if head == Some(own.created) { token(own.created) } else { None },
         })
     }
@@ -369,7 +369,7 @@ impl BackendSession for EtcdSession {
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
-        let (key, lease) = (entry.key.as_str(), self.lease);
+        let (key, lease) = (&*entry.key, self.lease);
         loop {
             let (found, _) = self.read("update", key, GetOptions::new()).await?;
             let Some(found) = found.filter(|kv| is_ours(kv, lease, entry)) else {

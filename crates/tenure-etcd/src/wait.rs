@@ -55,7 +55,7 @@ pub(crate) async fn wait_turn(
             Place::Gone => return Err(gone(entry)),
             Place::Leads => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
             Place::Behind { ahead, read_at } => {
-                let own: Arc<str> = entry.key.as_str().into();
+                let own: Arc<str> = Arc::clone(&entry.key);
                 let targets = match ahead {
                     Ahead::Leader(ahead) => {
                         vec![Target::Turn(Box::new(Turn { own, ahead, entered: revision(entry) }))]
@@ -74,7 +74,7 @@ pub(crate) async fn wait_turn(
 
 /// See [`BackendSession::wait_gone`](tenure_core::spi::BackendSession::wait_gone).
 pub(crate) async fn wait_gone(shared: &Shared, lease: i64, entry: &Entry) -> Result<(), BackendError> {
-    let own_key = Target::Key(entry.key.as_str().into());
+    let own_key = Target::Key(Arc::clone(&entry.key));
     let mut watch = Following::default();
     watch.stand(&shared.watches, [own_key.clone()]).await;
     while let Some(own) = persistently(|| Box::pin(own(shared, lease, entry, false))).await? {
@@ -89,7 +89,7 @@ pub(crate) async fn wait_parting(
     lease: i64,
     entry: &Entry,
 ) -> Result<Parting, BackendError> {
-    let own_key = Target::Key(entry.key.as_str().into());
+    let own_key = Target::Key(Arc::clone(&entry.key));
     let mut watch = Following::default();
     watch.stand(&shared.watches, [own_key.clone()]).await;
     loop {

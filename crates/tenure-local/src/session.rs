@@ -223,7 +223,7 @@ fn enter_once(
         }
     };
     let key = format!("{}/{}", request.election, entry_file(held.number()));
-    let entry = Entry { election: request.election.clone(), key, version: held.number() };
+    let entry = Entry { election: request.election.clone(), key: key.into(), version: held.number() };
     Ok(Some(Entered { entry, leads: if leads { Some(token(&held)?) } else { None } }))
 }
 

@@ -161,7 +161,7 @@ async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
     tokio::pin!(gone, turn);
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut gone).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut turn).await.is_err());
-    let path = |e: &Entry| dir.path().join("elections").join(&e.key);
+    let path = |e: &Entry| dir.path().join("elections").join(&*e.key);
     std::fs::remove_file(path(&waiter)).unwrap();
     assert_eq!(soon("noticed", &mut turn).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
     std::fs::remove_file(path(&leader)).unwrap();
@@ -235,7 +235,7 @@ async fn an_entry_written_over_still_leads_and_garbage_does_not() {
     let entry = s.enter(&request("e", "a")).await.unwrap().entry;
     let elections = dir.path().join("elections");
     std::fs::write(elections.join("e/README"), "not ours").unwrap();
-    std::fs::write(elections.join(&entry.key), "over").unwrap();
+    std::fs::write(elections.join(&*entry.key), "over").unwrap();
     let shown = backend.candidates(&election("e")).await.unwrap();
     assert_eq!(shown.len(), 1);
     assert!(entry.key.ends_with(&shown[0].id), "{shown:?}");

@@ -234,7 +234,10 @@ impl BackendSession for Lease {
 }
 
 pub(crate) fn entered(request: &EntryRequest, key: &str, revision: u64, first: bool) -> Entered {
-    let entry =
-        Entry { election: request.election.clone(), key: format!("{key}/{revision}"), version: revision };
+    let entry = Entry {
+        election: request.election.clone(),
+        key: format!("{key}/{revision}").into(),
+        version: revision,
+    };
     Entered { entry, leads: first.then(|| FencingToken::new(revision)).flatten() }
 }

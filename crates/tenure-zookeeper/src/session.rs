@@ -285,7 +285,7 @@ impl BackendSession for ZookeeperSession {
         match self.leads(&connection, &queue, &path, &stat).await {
             Ok(leads) => {
                 let (election, version) = (request.election.clone(), version(&stat)?);
-                Ok(Entered { entry: Entry { election, key: path, version }, leads })
+                Ok(Entered { entry: Entry { election, key: path.into(), version }, leads })
             }
             Err(refused) if refused.is_permanent() => {
                 self.take_back(&connection, &path).await?;
@@ -329,7 +329,7 @@ impl BackendSession for ZookeeperSession {
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
         let connection = self.link.connection().await?;
         let path = match entry {
-            Some(entry) => Some(entry.key.clone()),
+            Some(entry) => Some(entry.key.to_string()),
             None => self
                 .queue(&connection, request)
                 .await?

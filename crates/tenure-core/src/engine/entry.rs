@@ -1,13 +1,14 @@
-//! One candidate's entry, from entering to leaving: a task of its own, so that everything
+//! One candidate's entry, from entering to leading, or leaving: a task of its own, so that everything
 //! about an entry happens in one order, and dropping a future anywhere leaves nothing behind.
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{
+    leading::{Leading, Notice, Permit},
     retry::{Retry, timed},
     session::{Live, Session},
     term::Term,
@@ -16,8 +17,8 @@ use crate::{
     CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason, Moment,
     mutants::{Rule, broken},
     random,
-    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, Parting},
-    sync::{Flag, spawn_tracked, yield_now},
+    spi::{BackendError, BackendErrorKind, Entered, EntryRequest},
+    sync::yield_now,
     telemetry,
 };
 
@@ -34,7 +35,7 @@ pub(crate) struct Candidacy {
     /// Cancelled when the campaign is given up.
     pub(crate) withdrawn: CancellationToken,
     /// This elector's one place in the election; given back when the entry is gone.
-    pub(crate) permit: Option<Arc<OwnedSemaphorePermit>>,
+    pub(crate) permit: Permit,
 }
 
 /// What an entry's task tells its campaign.
@@ -64,44 +65,37 @@ struct Task<'a> {
 }
 
 /// What may stand in the store.
-struct Standing {
-    request: EntryRequest,
+pub(crate) struct Standing {
+    request: Arc<EntryRequest>,
     /// Whether a request to enter went unanswered, so that it may yet be carried out.
     uncertain: bool,
     live: Option<Arc<Live>>,
 }
 
-/// Enters and waits. Who leads then has a task of its own, which leaves in the end: a task holds the room for the largest of
-/// its states, and this one's for as long as the leadership lasts.
+/// Enters and waits. Whoever leads then is looked after with all others of its session ([`leading`](super::leading)).
 pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
     let unfinished = Unfinished(&session);
-    if let Some((term, standing, permit)) = campaign(&session, candidacy, outcome).await {
-        let leading = Leading { term, finished: false };
-        spawn_tracked(&session.entries, lead(leading, standing, permit).in_current_span());
-    }
+    campaign(&session, candidacy, outcome).await;
     std::mem::forget(unfinished);
 }
 
-/// A place in the election, held.
-type Permit = Option<Arc<OwnedSemaphorePermit>>;
-
 /// Enters and waits, and tells the campaign what came of it.
-async fn campaign(
-    session: &Arc<Session>,
-    candidacy: Candidacy,
-    outcome: oneshot::Sender<Outcome>,
-) -> Option<(Arc<Term>, Standing, Permit)> {
+async fn campaign(session: &Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
     let standing = Standing { request: request(&candidacy), uncertain: false, live: None };
     let mut task = Task { session, candidacy, standing };
     match task.until_leading().await {
         Ok((token, live)) => {
-            let term = Term::new(session, &task.standing.request, token, live);
+            let Task { candidacy, standing, .. } = task;
+            let term = Term::new(session, standing.request, token, live);
             session.shared.leads(&term);
-            let waited = session.shared.clock.now().since(task.candidacy.since);
-            telemetry::leads(&term.election, token, waited);
+            let waited = session.shared.clock.now().since(candidacy.since);
+            telemetry::leads(term.election(), token, waited);
+            let leading = Leading::new(Arc::clone(&term), standing.uncertain, candidacy.permit);
             // A campaign dropped meanwhile drops the guard, which resigns.
-            let _ = outcome.send(Outcome::Leads(Leadership::new(Arc::clone(&term))));
-            Some((term, task.standing, task.candidacy.permit))
+            let _ = outcome.send(Outcome::Leads(Leadership::new(term)));
+            // The campaign first: what follows wakes others, too.
+            yield_now().await;
+            session.tell(Notice::Leads(leading));
         }
         Err(stop) => {
             Box::pin(task.standing.depart(session)).await;
@@ -112,25 +106,7 @@ async fn campaign(
                 Stop::Withdrawn | Stop::NotNow => Outcome::NotNow,
                 Stop::Failed(error) => Outcome::Failed(error.into()),
             });
-            None
         }
-    }
-}
-
-/// Tells that an entry has gone and its leadership is over when its task ends, however it does: also when a backend panics,
-/// whoever resigns must not wait for ever.
-struct Leading {
-    term: Arc<Term>,
-    finished: bool,
-}
-
-impl Drop for Leading {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.term.session.end(LossReason::SessionGivenUp);
-        }
-        self.term.tell_over();
-        self.term.departed.set();
     }
 }
 
@@ -145,13 +121,13 @@ impl Drop for Unfinished<'_> {
 }
 
 /// A new request: its nonce is never used again, so that two entries are never taken for each other.
-fn request(candidacy: &Candidacy) -> EntryRequest {
-    EntryRequest {
+fn request(candidacy: &Candidacy) -> Arc<EntryRequest> {
+    Arc::new(EntryRequest {
         election: candidacy.election.clone(),
         candidate: candidacy.candidate.clone(),
         value: candidacy.value.clone(),
         nonce: random::number(),
-    }
+    })
 }
 
 impl Task<'_> {
@@ -161,9 +137,8 @@ impl Task<'_> {
         loop {
             // Boxed: the room for a request is not held while the candidate waits, which may be for hours.
             let Entered { entry, leads } = Box::pin(self.enter()).await?;
-            let live = Arc::new(Live { entry, gone: Flag::new() });
+            let live = self.session.entered(entry);
             self.standing.live = Some(Arc::clone(&live));
-            self.session.live().insert(self.candidacy.election.clone(), Arc::clone(&live));
             let token = match leads {
                 Some(token) => Some(token),
                 None if !self.candidacy.waits => return Err(Stop::NotNow),
@@ -278,9 +253,14 @@ impl Task<'_> {
 }
 
 impl Standing {
+    /// The entry of somebody who led.
+    pub(crate) fn of(term: &Term, uncertain: bool) -> Self {
+        Self { request: Arc::clone(term.request()), uncertain, live: Some(Arc::clone(term.live())) }
+    }
+
     /// Removes the entry; tries until that is confirmed or the session has ended, which removes it too.
-    async fn depart(&mut self, session: &Session) {
-        session.live().remove(&self.request.election);
+    pub(crate) async fn depart(&mut self, session: &Session) {
+        session.leaves(&self.request.election);
         let live = self.live.take();
         let entry = live.as_ref().map(|live| &live.entry);
         if entry.is_none() && (!self.uncertain || broken(Rule::ResolveTheUnknown)) {
@@ -323,88 +303,7 @@ impl Standing {
         }
         if std::mem::take(&mut self.uncertain) && !broken(Rule::ResolveTheUnknown) {
             let wait = session.spi.granted_ttl() / 3;
-            session.graves().dig(self.request.clone(), shared.clock.now(), wait);
+            session.graves().dig(EntryRequest::clone(&self.request), shared.clock.now(), wait);
         }
-    }
-}
-
-/// Leads until the leadership is over and its work has stopped; then removes the entry.
-#[expect(clippy::manual_async_fn, reason = "an async function holds its arguments twice")]
-fn lead(
-    leading: Leading,
-    mut standing: Standing,
-    permit: Permit,
-) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let mut leading = leading;
-        // The campaign first: what follows wakes others, too.
-        yield_now().await;
-        until_over(&leading.term).await;
-        leading.term.tell_over();
-        if !broken(Rule::StopBeforeLeaving) {
-            Box::pin(leading.term.wait_stopped()).await;
-        }
-        Box::pin(standing.depart(&leading.term.session)).await;
-        // Before anybody is told: whoever has resigned may stand again at once.
-        drop(permit);
-        leading.finished = true;
-    }
-}
-
-/// Waits until the leadership is over, and its work has stopped or has been told to.
-async fn until_over(term: &Arc<Term>) {
-    let mut is_gone = std::pin::pin!(async {
-        tokio::select! {
-            () = term.gone().wait() => {}
-            () = watch_own_entry(&term.session, term.entry(), || term.lose(LossReason::Asked)) => {}
-        }
-    });
-    tokio::select! {
-        biased;
-        // Also when the session ends: its token is the parent's.
-        () = term.stop.cancelled() => {}
-        () = &mut is_gone => return term.lose(LossReason::EntryGone),
-    }
-    // Its work may go on for a while, but not beside a successor.
-    let mut stopped = Box::pin(term.wait_stopped());
-    tokio::select! {
-        biased;
-        () = std::future::ready(()), if broken(Rule::StopBeforeLeaving) => {}
-        () = &mut stopped => {}
-        () = &mut is_gone => term.drop_work(),
-    }
-    // The watch is let go of with this: it may be in the middle of a request, and hold what the next one waits for.
-}
-
-/// Returns when the entry is gone, and calls `asked` once when somebody has asked for a resignation. A watch that
-/// fails is taken up again.
-async fn watch_own_entry(session: &Session, entry: &Entry, asked: impl Fn()) {
-    let mut retry = Retry::new(session.shared.config.retry);
-    if broken(Rule::WatchOwnEntry) {
-        return std::future::pending().await;
-    }
-    let mut heeds = true;
-    loop {
-        let parting = match heeds {
-            true => session.spi.wait_parting(entry).await,
-            false => session.spi.wait_gone(entry).await.map(|()| Parting::Gone),
-        };
-        match parting {
-            Ok(Parting::Gone) => return,
-            Ok(Parting::Asked) => {
-                info!(election = %entry.election, entry = entry.key, "asked to resign");
-                asked();
-                heeds = false;
-                continue;
-            }
-            Err(error) if error.kind() == BackendErrorKind::EntryGone => return,
-            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                session.end(LossReason::SessionExpired);
-                return;
-            }
-            // Not for the status: the heartbeats say whether the store answers.
-            Err(error) => debug!(election = %entry.election, %error, "watching the own entry again"),
-        }
-        retry.pause().await;
     }
 }

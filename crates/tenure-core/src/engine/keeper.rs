@@ -6,6 +6,7 @@ use futures::{FutureExt, StreamExt, stream};
 use tracing::{debug, error, warn};
 
 use super::{
+    leading::Notice,
     retry::{Retry, timed},
     session::Session,
     window::Sent,
@@ -234,15 +235,18 @@ fn confirmed_by_later(unconfirmed: &mut VecDeque<Answered>, sent: Moment, gap: D
 /// Whether a read that the store's quorum stands behind confirms `heartbeat`.
 async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> Result<bool, BackendError> {
     loop {
-        let witness = session.live().values().find(|live| !live.gone.is_set()).cloned();
+        let witness = session.witness();
         let entry = witness.as_ref().map(|live| &live.entry);
         match timed("confirming read", limit, session.spi.confirm(heartbeat, entry)).await? {
             Confirmation::Confirmed => return Ok(true),
             Confirmation::Unconfirmed => return Ok(broken(Rule::CompareEpochs)),
-            // Its own task finds out what became of it; another entry can bear witness.
+            // Whoever waits for it or looks after it is told; another entry can bear witness.
             Confirmation::WitnessGone => match witness {
                 Some(_) if broken(Rule::WatchOwnEntry) => return Ok(true),
-                Some(live) => live.gone.set(),
+                Some(live) => {
+                    live.gone.set();
+                    session.tell(Notice::Gone(live.number));
+                }
                 None => return Ok(false),
             },
         }

@@ -6,7 +6,9 @@
 //! | `session` | what all elections of an elector share, and how it ends |
 //! | `opener` | how an elector gets its session |
 //! | `keeper` | heartbeats, their confirmation, and closing |
-//! | `entry` | one candidate's entry, from entering to leaving |
+//! | `entry` | one candidate's entry, from entering to leading or leaving |
+//! | `leading` | all who lead under one session, until they have been given back |
+//! | `partings` | watches on their entries, where a backend watches each by itself |
 //! | `graves` | requests that were withdrawn without an answer |
 //! | `term` | one leadership, and the work done under it |
 //! | `works` | how much work that is, and whether more can begin |
@@ -19,7 +21,9 @@ mod entry;
 mod examine;
 mod graves;
 mod keeper;
+mod leading;
 mod opener;
+mod partings;
 pub(crate) mod retry;
 mod session;
 pub(crate) mod term;
@@ -98,7 +102,7 @@ impl Shared {
         if terms.len() == terms.capacity() {
             terms.retain(|_, term| term.strong_count() > 0);
         }
-        terms.insert(term.election.clone(), Arc::downgrade(term));
+        terms.insert(term.election().clone(), Arc::downgrade(term));
     }
 
     /// The latest term in `election`; it may be over.

@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Shared, graves::Graves, keeper, term::Term, watchdog::Watched, window::Window};
+use super::{Shared, graves::Graves, keeper, leading::Notice, term::Term, watchdog::Watched, window::Window};
 use crate::{
     ElectionName, FencingToken, LossReason, Moment,
     mutants::{Rule, broken},
@@ -31,10 +32,11 @@ pub(crate) struct Session {
     pub(crate) hard: CancellationToken,
     /// Cancelled when the session has been closed in the store, or has expired in any case.
     pub(crate) closed: CancellationToken,
-    /// One task for each entry.
+    /// Each entry, on its way to leadership, leading and leaving.
     pub(crate) entries: TaskTracker,
-    // In an order, so that a simulated run is the same every time.
-    live: Mutex<BTreeMap<ElectionName, Arc<Live>>>,
+    /// To the task that looks after whoever leads.
+    notices: mpsc::UnboundedSender<Notice>,
+    live: Mutex<LiveEntries>,
     graves: Mutex<Graves>,
     terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
 }
@@ -46,9 +48,20 @@ pub(crate) struct End {
     pub(crate) stop_by: Moment,
 }
 
+/// The entries that stand in the store.
+#[derive(Debug, Default)]
+struct LiveEntries {
+    // In an order, so that a simulated run is the same every time.
+    of: BTreeMap<ElectionName, Arc<Live>>,
+    /// How many there have been.
+    count: u64,
+}
+
 /// An entry that stands in the store.
 #[derive(Debug)]
 pub(crate) struct Live {
+    /// Which of its session's.
+    pub(crate) number: u64,
     pub(crate) entry: Entry,
     /// Set when a confirming read did not find the entry.
     pub(crate) gone: Flag,
@@ -58,8 +71,14 @@ pub(crate) struct Live {
 const DROP_MARGIN: Duration = Duration::from_millis(50);
 
 impl Session {
-    pub(crate) fn new(spi: Box<dyn BackendSession>, shared: Arc<Shared>, window: Window) -> Arc<Self> {
-        Arc::new(Self {
+    /// A session, and what is told to the task that is to look after whoever leads under it.
+    pub(crate) fn new(
+        spi: Box<dyn BackendSession>,
+        shared: Arc<Shared>,
+        window: Window,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
+        let (notices, told) = mpsc::unbounded_channel();
+        let session = Arc::new(Self {
             spi,
             shared,
             window,
@@ -68,10 +87,17 @@ impl Session {
             hard: CancellationToken::new(),
             closed: CancellationToken::new(),
             entries: TaskTracker::new(),
+            notices,
             live: Mutex::default(),
             graves: Mutex::default(),
             terms: Mutex::default(),
-        })
+        });
+        (session, told)
+    }
+
+    /// Tells the task that looks after whoever leads. When it has gone, so has whatever it looked after.
+    pub(crate) fn tell(&self, notice: Notice) {
+        let _ = self.notices.send(notice);
     }
 
     /// Why the session has ended, if it has.
@@ -147,7 +173,26 @@ impl Session {
         self.spi.proof() != Proof::Process
     }
 
-    pub(crate) fn live(&self) -> MutexGuard<'_, BTreeMap<ElectionName, Arc<Live>>> {
+    /// Remembers an entry that stands in the store.
+    pub(crate) fn entered(&self, entry: Entry) -> Arc<Live> {
+        let mut live = self.live();
+        live.count += 1;
+        let entered = Arc::new(Live { number: live.count, entry, gone: Flag::new() });
+        live.of.insert(entered.entry.election.clone(), Arc::clone(&entered));
+        entered
+    }
+
+    /// The entry in `election` is about to be removed.
+    pub(crate) fn leaves(&self, election: &ElectionName) {
+        self.live().of.remove(election);
+    }
+
+    /// An entry that can bear witness of the session.
+    pub(crate) fn witness(&self) -> Option<Arc<Live>> {
+        self.live().of.values().find(|live| !live.gone.is_set()).cloned()
+    }
+
+    fn live(&self) -> MutexGuard<'_, LiveEntries> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,7 +203,7 @@ impl Session {
     /// Has the watchdog look after a leadership with work under way, whenever it looks next.
     pub(crate) fn attend(&self, term: &Arc<Term>) {
         let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
-        terms.insert((term.election.clone(), term.token), Arc::downgrade(term));
+        terms.insert((term.election().clone(), term.token), Arc::downgrade(term));
     }
 
     fn terms(&self) -> Vec<Arc<Term>> {

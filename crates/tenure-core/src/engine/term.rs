@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
 use super::{
+    leading::Notice,
     session::{End, Live, Session},
     works::Works,
 };
@@ -37,12 +38,10 @@ pub(crate) struct Term {
     budget: AtomicU64,
     /// The leadership that this one rests on, which it cannot outlive.
     base: OnceLock<Arc<Term>>,
-    pub(crate) election: ElectionName,
-    pub(crate) candidate: CandidateId,
+    /// What made the entry.
+    request: Arc<EntryRequest>,
     pub(crate) token: FencingToken,
     live: Arc<Live>,
-    /// The nonce of the request that made the entry.
-    pub(crate) nonce: u128,
     /// When the watchdog had the work dropped.
     dropped_at: Latch<Moment>,
     overrun_reported: AtomicBool,
@@ -52,11 +51,12 @@ pub(crate) struct Term {
     above: OnceLock<Weak<Term>>,
     /// How much work is being polled at this moment.
     polled: AtomicUsize,
-    pub(crate) stop: CancellationToken,
+    /// Cancelled when work is to stop; made when somebody listens.
+    stop: OnceLock<CancellationToken>,
     /// Cancelled when work is to be dropped; made when there is some.
     hard: OnceLock<CancellationToken>,
     /// Work under way; closed when the guard has gone.
-    pub(crate) works: Arc<Works>,
+    pub(crate) works: Works,
     /// Set when the entry is known to be gone, or its session has ended.
     pub(crate) departed: Flag,
 }
@@ -64,16 +64,14 @@ pub(crate) struct Term {
 impl Term {
     pub(crate) fn new(
         session: &Arc<Session>,
-        request: &EntryRequest,
+        request: Arc<EntryRequest>,
         token: FencingToken,
         live: Arc<Live>,
     ) -> Arc<Self> {
         let term = Arc::new(Self {
-            election: live.entry.election.clone(),
-            candidate: request.candidate.clone(),
+            request,
             token,
             live,
-            nonce: request.nonce,
             ended: Latch::new(),
             budget: AtomicU64::new(0),
             dropped_at: Latch::new(),
@@ -82,14 +80,36 @@ impl Term {
             base: OnceLock::new(),
             above: OnceLock::new(),
             polled: AtomicUsize::new(0),
-            stop: session.stop.child_token(),
+            stop: OnceLock::new(),
             hard: OnceLock::new(),
             works: Works::new(),
             departed: Flag::new(),
             session: Arc::clone(session),
         });
-        info!(election = %term.election, candidate = %term.candidate, token = token.get(), "leads");
+        info!(election = %term.election(), candidate = %term.candidate(), token = token.get(), "leads");
         term
+    }
+
+    pub(crate) fn election(&self) -> &ElectionName {
+        &self.request.election
+    }
+
+    pub(crate) fn candidate(&self) -> &CandidateId {
+        &self.request.candidate
+    }
+
+    /// What made the entry.
+    pub(crate) fn request(&self) -> &Arc<EntryRequest> {
+        &self.request
+    }
+
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Which of its session's entries this one's is.
+    pub(crate) fn number(&self) -> u64 {
+        self.live.number
     }
 
     /// The entry that leads.
@@ -100,6 +120,11 @@ impl Term {
     /// Set when a confirming read did not find that entry.
     pub(crate) fn gone(&self) -> &Flag {
         &self.live.gone
+    }
+
+    /// Cancelled when work is to stop: also with its session's token, whose child it is.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        self.stop.get_or_init(|| self.session.stop.child_token())
     }
 
     fn hard(&self) -> &CancellationToken {
@@ -166,7 +191,7 @@ impl Term {
         let below = base.term();
         let asked = self.tier_budget(Duration::ZERO);
         if below.tier_budget(asked) < asked {
-            warn!(election = %self.election, base = %below.election, asked = %humantime::format_duration(asked),
+            warn!(election = %self.election(), base = %below.election(), asked = %humantime::format_duration(asked),
                 kept = %humantime::format_duration(below.tier_budget(asked)),
                 "the session below allows less time for work to stop");
         }
@@ -178,7 +203,7 @@ impl Term {
             spawn_tracked(&self.session.entries, async move {
                 tokio::select! {
                     () = term.departed.wait() => {}
-                    () = lower.stop.cancelled() => {
+                    () = lower.stop().cancelled() => {
                         lower.end_above();
                         term.departed.wait().await;
                     }
@@ -222,24 +247,38 @@ impl Term {
         self.base().map_or(own, |base| own.min(base.closes(budget)))
     }
 
-    /// Ends this leadership, not its session: the first reason stays. Work is told to stop.
+    /// Ends this leadership, not its session: the first reason stays. Work is told to stop, and the entry removed once it has.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
+        self.end(reason);
+        self.session.tell(Notice::Over(self.number()));
+        // Last: what listens to events may take its time, or panic.
+        self.tell_over();
+    }
+
+    /// The guard has gone, and with it the leadership: no work begins any more.
+    pub(crate) fn release(self: &Arc<Self>) {
+        self.end(LossReason::Dropped);
+        self.works.close();
+        // Not before: where there is no work, there is nothing to wait for then.
+        self.session.tell(Notice::Over(self.number()));
+        self.tell_over();
+    }
+
+    /// Ends this leadership, and tells its work.
+    pub(crate) fn end(self: &Arc<Self>, reason: LossReason) {
         if self.ended().is_some() || !self.ended.set(self.session.end_now(reason)) {
             // With its session, perhaps, of which nobody else has told.
             self.end_above();
-            self.tell_over();
             return;
         }
         if reason.is_over_in_the_store() {
             self.hard().cancel();
         }
-        self.stop.cancel();
+        self.stop().cancel();
         if !self.works.is_empty() {
             self.session.shared.watchdog.wake();
         }
         self.end_above();
-        // Last: what listens to events may take its time, or panic.
-        self.tell_over();
     }
 
     /// Tells, once, that the leadership is over, when it is.
@@ -248,14 +287,14 @@ impl Term {
         if self.told.swap(true, Ordering::AcqRel) {
             return;
         }
-        telemetry::leads_no_more(&self.election, reason);
+        telemetry::leads_no_more(self.election(), reason);
         match reason {
             LossReason::Resigned | LossReason::Dropped | LossReason::Closed => {
-                info!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
+                info!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
                     cause = reason.as_str(), %reason, "leads no more");
             }
             _ => {
-                warn!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
+                warn!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
                     cause = reason.as_str(), %reason, "leads no more");
             }
         }
@@ -341,16 +380,16 @@ impl Term {
         if self.polled.load(Ordering::Acquire) == 0 || self.overrun_reported.swap(true, Ordering::AcqRel) {
             return;
         }
-        error!(election = %self.election, candidate = %self.candidate, token = self.token.get(),
+        error!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
             "work has not stopped by the deadline; only its fencing token protects the resource now");
-        telemetry::overrun(&self.election);
+        telemetry::overrun(self.election());
         match &self.session.shared.config.on_overrun {
             OnOverrun::Log => {}
             OnOverrun::Hook(hook) => {
-                let overrun = Overrun { election: self.election.clone(), token: self.token };
+                let overrun = Overrun { election: self.election().clone(), token: self.token };
                 // This thread watches all other deadlines too.
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&overrun))).is_err() {
-                    error!(election = %self.election, "the overrun hook has panicked");
+                    error!(election = %self.election(), "the overrun hook has panicked");
                 }
             }
             OnOverrun::Abort => std::process::abort(),
@@ -367,7 +406,7 @@ impl Term {
         self.session.attend(self);
         self.check()?;
         // So that whatever the work logs says under which token.
-        let span = info_span!("leadership", election = %self.election, candidate = %self.candidate, token = self.token.get());
+        let span = info_span!("leadership", election = %self.election(), candidate = %self.candidate(), token = self.token.get());
         let mut hard = pin!(self.hard().cancelled());
         let mut work = pin!(work);
         std::future::poll_fn(|context| {

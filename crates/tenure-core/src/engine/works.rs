@@ -1,7 +1,5 @@
 //! How much work is under way in one leadership, and whether any more can begin.
 
-use std::sync::Arc;
-
 use crate::{
     mutants::{Rule, broken},
     sync::{
@@ -27,22 +25,29 @@ pub(crate) struct Works {
 
 /// Work under way, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Begun(Arc<Works>);
+pub(crate) struct Begun<'a>(&'a Works);
 
 impl Works {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { state: AtomicUsize::new(0), stopped: Flag::new() })
+    pub(crate) fn new() -> Self {
+        Self { state: AtomicUsize::new(0), stopped: Flag::new() }
     }
 
     /// Counts one work more. Whoever calls this looks *afterwards* whether the leadership stands: either that
     /// look sees its end, or [`is_empty`](Self::is_empty) after the end sees the work.
-    pub(crate) fn begin(self: &Arc<Self>) -> Begun {
+    pub(crate) fn begin(&self) -> Begun<'_> {
         let ordered = !broken(Rule::OrderWorkAndLoss);
         self.state.fetch_add(ONE, if ordered { Ordering::AcqRel } else { Ordering::Relaxed });
         if ordered {
             fence(Ordering::SeqCst);
         }
-        Begun(Arc::clone(self))
+        Begun(self)
+    }
+
+    /// Counts one work less.
+    pub(crate) fn end(&self) {
+        if self.state.fetch_sub(ONE, Ordering::AcqRel) == ONE | CLOSED {
+            self.stopped.set();
+        }
     }
 
     /// The guard has gone.
@@ -57,16 +62,19 @@ impl Works {
         self.state.load(Ordering::Acquire) < ONE
     }
 
+    /// Whether it is closed and nothing is under way.
+    pub(crate) fn have_stopped(&self) -> bool {
+        self.stopped.is_set()
+    }
+
     /// Waits until it is closed and nothing is under way.
     pub(crate) async fn wait(&self) {
         self.stopped.wait().await;
     }
 }
 
-impl Drop for Begun {
+impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        if self.0.state.fetch_sub(ONE, Ordering::AcqRel) == ONE | CLOSED {
-            self.0.stopped.set();
-        }
+        self.0.end();
     }
 }

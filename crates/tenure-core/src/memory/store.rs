@@ -236,7 +236,7 @@ impl MemoryStore {
             });
             let entry = Entry {
                 election: request.election.clone(),
-                key: format!("{}/{revision}", request.election),
+                key: format!("{}/{revision}", request.election).into(),
                 version: revision,
             };
             let leads = if state.head(&entry) { FencingToken::new(revision) } else { None };

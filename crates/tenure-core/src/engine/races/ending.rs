@@ -9,14 +9,13 @@ use crate::{
     CandidateId, Config, ElectionName, FencingToken, Leadership, LossReason,
     engine::{
         Shared,
-        session::{Live, Session},
+        session::Session,
         term::Term,
         window::{Sent, Window},
     },
     memory::MemoryStore,
     mutants::Rule,
     spi::{Entry, EntryRequest},
-    sync::Flag,
 };
 
 pub(super) const TTL: Duration = Duration::from_secs(10);
@@ -41,13 +40,13 @@ pub(super) fn leading(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let shared = Shared::new(Arc::new(store.backend()), config.clone(), clock.clone());
     let spi = block_on(shared.backend.open_session(TTL)).unwrap();
     let window = Window::opened(Sent::now(&**clock), TTL, 0.1, BUDGET);
-    let session = Session::new(spi, shared, window);
+    let (session, _) = Session::new(spi, shared, window);
     let election = ElectionName::new("e").unwrap();
     let candidate = CandidateId::new("a").unwrap();
     let request = EntryRequest { election: election.clone(), candidate, value: Vec::new(), nonce: 1 };
     let entry = Entry { election, key: "e/2".into(), version: 2 };
-    let live = Arc::new(Live { entry, gone: Flag::new() });
-    Leadership::new(Term::new(&session, &request, FencingToken::new(2).unwrap(), live))
+    let live = session.entered(entry);
+    Leadership::new(Term::new(&session, Arc::new(request), FencingToken::new(2).unwrap(), live))
 }
 
 fn term(leadership: &Leadership) -> Arc<Term> {

@@ -32,7 +32,7 @@ fn begun_while_dropped(config: &Config) {
         })
     };
     let dropping = thread::spawn(move || drop(leadership));
-    block_on(term.stop.cancelled());
+    block_on(term.stop().cancelled());
     block_on(term.wait_stopped());
     entry_stands.store(false, Ordering::Relaxed);
     work.join().unwrap();
@@ -50,7 +50,7 @@ fn an_entry_is_removed_after_its_work_has_stopped() {
 
 /// The bare count: once it is closed and at zero, no work begins that takes the leadership for standing.
 fn begun_while_closed() {
-    let (works, ended) = (Works::new(), Arc::new(Latch::new()));
+    let (works, ended) = (Arc::new(Works::new()), Arc::new(Latch::new()));
     let running = Arc::new(AtomicUsize::new(0));
     let work = {
         let (works, ended, running) = (Arc::clone(&works), Arc::clone(&ended), Arc::clone(&running));
@@ -60,15 +60,17 @@ fn begun_while_closed() {
             if stands {
                 running.store(1, Ordering::Relaxed);
             }
-            (stands, begun)
+            // It is under way until this is over.
+            std::mem::forget(begun);
+            stands
         })
     };
     ended.set(LossReason::Dropped);
     let unseen = works.is_empty();
     works.close();
-    let (stands, begun) = work.join().unwrap();
+    let stands = work.join().unwrap();
     assert!(!(stands && unseen), "work begins that nobody sees");
-    drop(begun);
+    works.end();
     block_on(works.wait());
     assert!(works.is_empty());
 }

@@ -1,0 +1,232 @@
+//! Who leads under one session. One task looks after all of them, so that each costs what has to be remembered of it
+//! and no task of its own: their entries are watched together, and whoever leads no more is given back by a task for that.
+
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+
+use futures::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{Instrument as _, debug, error, info, info_span};
+
+use super::{entry::Standing, partings::each, session::Session, term::Term};
+use crate::{
+    LossReason,
+    mutants::{Rule, broken},
+    spi::{BackendError, BackendErrorKind, Parting, Partings},
+    sync::spawn,
+};
+
+/// A place in the election, held.
+pub(crate) type Permit = Option<Arc<OwnedSemaphorePermit>>;
+
+/// What the task is told.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// Somebody leads.
+    Leads(Leading),
+    /// The leadership of this entry is over.
+    Over(u64),
+    /// A confirming read did not find this entry.
+    Gone(u64),
+    /// The work under this leadership has stopped, and its entry is about to be removed.
+    Stopped(u64),
+}
+
+/// A leadership, until it has been given back.
+///
+/// Whatever becomes of whoever looks after it: when this is dropped, its entry counts as gone and its leadership as over. Also when a
+/// backend panics, whoever resigns must not wait for ever.
+#[derive(Debug)]
+pub(crate) struct Leading {
+    term: Arc<Term>,
+    /// See [`Standing`].
+    uncertain: bool,
+    permit: Permit,
+    /// The session is closed after this.
+    _counted: TaskTrackerToken,
+    finished: bool,
+}
+
+impl Leading {
+    pub(crate) fn new(term: Arc<Term>, uncertain: bool, permit: Permit) -> Self {
+        let _counted = term.session.entries.token();
+        Self { term, uncertain, permit, _counted, finished: false }
+    }
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.term.session.end(LossReason::SessionGivenUp);
+        }
+        self.term.tell_over();
+        self.term.departed.set();
+    }
+}
+
+/// How many notices are taken at a time.
+const MANY: usize = 256;
+
+/// Looks after all who lead under `session`, until it has been closed.
+pub(crate) async fn look_after(session: Arc<Session>, mut notices: mpsc::UnboundedReceiver<Notice>) {
+    let mut leaders =
+        Leaders { session: &session, standing: BTreeMap::new(), stopping: BTreeMap::new(), watch: None };
+    let mut told = Vec::new();
+    let mut has_ended = false;
+    loop {
+        tokio::select! {
+            biased;
+            _ = notices.recv_many(&mut told, MANY) => told.drain(..).for_each(|notice| leaders.hear(notice)),
+            () = session.stop.cancelled(), if !has_ended => {
+                has_ended = true;
+                leaders.all_over();
+            }
+            () = session.closed.cancelled() => return,
+            parting = leaders.parting() => match parting {
+                Ok((number, parting)) => leaders.part(number, parting),
+                Err(error) => {
+                    debug!(session = session.spi.id(), %error, "the own entries are watched no more");
+                    leaders.watch = None;
+                    session.end(match error.kind() {
+                        BackendErrorKind::SessionGone => LossReason::SessionExpired,
+                        _ => LossReason::SessionGivenUp,
+                    });
+                }
+            },
+        }
+    }
+}
+
+/// All who lead under one session, by the numbers of their entries.
+struct Leaders<'a> {
+    session: &'a Arc<Session>,
+    standing: BTreeMap<u64, Leading>,
+    /// Those whose work has been told to stop: it may go on for a while, but not beside a successor.
+    stopping: BTreeMap<u64, Arc<Term>>,
+    /// Begun with the first, and gone when it has failed for good.
+    watch: Option<Box<dyn Partings>>,
+}
+
+impl Leaders<'_> {
+    fn hear(&mut self, notice: Notice) {
+        match notice {
+            Notice::Leads(leading) => self.leads(leading),
+            Notice::Over(number) => self.over(number),
+            Notice::Gone(number) => self.part(number, Parting::Gone),
+            Notice::Stopped(number) => {
+                self.stopping.remove(&number);
+                self.let_go(number);
+            }
+        }
+    }
+
+    fn leads(&mut self, leading: Leading) {
+        let term = Arc::clone(&leading.term);
+        let (number, entry) = (term.number(), term.entry());
+        self.standing.insert(number, leading);
+        if term.gone().is_set() {
+            term.lose(LossReason::EntryGone);
+        }
+        // Its guard may have been dropped before this was heard.
+        if term.reason().is_some() {
+            return self.over(number);
+        }
+        if !broken(Rule::WatchOwnEntry) {
+            self.guarded(|leaders| {
+                let session = leaders.session;
+                let watch = leaders
+                    .watch
+                    .get_or_insert_with(|| session.spi.partings().unwrap_or_else(|| each(session)));
+                watch.add(number, entry);
+            });
+        }
+    }
+
+    /// Whoever led under this entry leads no more.
+    fn over(&mut self, number: u64) {
+        let Some(leading) = self.standing.remove(&number) else { return };
+        let stops = !leading.term.works.have_stopped() && !broken(Rule::StopBeforeLeaving);
+        if stops {
+            self.stopping.insert(number, Arc::clone(&leading.term));
+        } else {
+            // It may be in the middle of a request, and hold what the departure waits for.
+            self.let_go(number);
+        }
+        let term = &leading.term;
+        let span = info_span!("candidate", election = %term.election(), candidate = %term.candidate());
+        spawn(give_back(leading, stops).instrument(span));
+    }
+
+    fn all_over(&mut self) {
+        while let Some(number) = self.standing.keys().next().copied() {
+            self.over(number);
+        }
+    }
+
+    /// The store has told something of an entry.
+    fn part(&mut self, number: u64, parting: Parting) {
+        match (self.standing.get(&number), parting) {
+            (Some(leading), Parting::Gone) => leading.term.lose(LossReason::EntryGone),
+            (Some(leading), Parting::Asked) => {
+                let entry = leading.term.entry();
+                info!(election = %entry.election, entry = %entry.key, "asked to resign");
+                leading.term.lose(LossReason::Asked);
+            }
+            (None, Parting::Gone) => {
+                if let Some(term) = self.stopping.get(&number) {
+                    term.drop_work();
+                }
+            }
+            (None, Parting::Asked) => {}
+        }
+        // Its own word that it is over comes back as a notice.
+    }
+
+    fn let_go(&mut self, number: u64) {
+        self.guarded(|leaders| {
+            if let Some(watch) = &mut leaders.watch {
+                watch.remove(number);
+            }
+        });
+    }
+
+    /// What becomes of an entry next; never returns while none is watched.
+    async fn parting(&mut self) -> Result<(u64, Parting), BackendError> {
+        let Some(watch) = &mut self.watch else { return std::future::pending().await };
+        match AssertUnwindSafe(async { watch.next().await }).catch_unwind().await {
+            Ok(parting) => parting,
+            Err(_) => {
+                self.panicked();
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Calls a backend, which may panic.
+    fn guarded(&mut self, call: impl FnOnce(&mut Self)) {
+        if std::panic::catch_unwind(AssertUnwindSafe(|| call(self))).is_err() {
+            self.panicked();
+        }
+    }
+
+    fn panicked(&mut self) {
+        error!(session = self.session.spi.id(), "a backend has panicked; its session ends");
+        self.watch = None;
+        self.session.end(LossReason::SessionGivenUp);
+    }
+}
+
+/// Waits until the work of a leadership that is over has stopped; then removes its entry.
+async fn give_back(mut leading: Leading, stops: bool) {
+    let term = Arc::clone(&leading.term);
+    term.tell_over();
+    if stops {
+        Box::pin(term.wait_stopped()).await;
+        term.session.tell(Notice::Stopped(term.number()));
+    }
+    let mut standing = Standing::of(&term, leading.uncertain);
+    Box::pin(standing.depart(&term.session)).await;
+    // Before anybody is told: whoever has resigned may stand again at once.
+    leading.permit = None;
+    leading.finished = true;
+}
