@@ -62,6 +62,7 @@ mod looking;
 mod members;
 mod observe;
 mod pages;
+mod partings;
 mod session;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

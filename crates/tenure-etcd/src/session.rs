@@ -33,7 +33,7 @@ use tenure_core::{
     FencingToken,
     spi::{
         BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Parting, Proof, asked, updated,
+        Heartbeat, Parting, Partings, Proof, asked, updated,
     },
 };
 use tracing::debug;
@@ -44,6 +44,7 @@ use crate::{
     error::{Failure, lease_exists, malformed},
     keys::token,
     members::{Call, kv},
+    partings::EtcdPartings,
     together::{Refused, Together},
     wait::{self, gone, is_ours, ranges, revision},
 };
@@ -237,6 +238,18 @@ impl EtcdSession {
         Ok(())
     }
 
+    /// Waits until `wanted` becomes of one entry.
+    async fn until(&self, entry: &Entry, wanted: impl Fn(Parting) -> bool) -> Result<Parting, BackendError> {
+        let mut partings = EtcdPartings::new(Arc::clone(&self.shared), self.lease);
+        partings.add(0, entry);
+        loop {
+            let (_, parting) = partings.next().await?;
+            if wanted(parting) {
+                return Ok(parting);
+            }
+        }
+    }
+
     /// Marks `request` as withdrawn, so that no put of it takes effect from now on.
     async fn withdraw(&self, request: &EntryRequest) -> Result<(), BackendError> {
         let mark = &self.shared.keys.withdrawn(self.lease, request);
@@ -361,11 +374,15 @@ impl BackendSession for EtcdSession {
     }
 
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
-        wait::wait_gone(&self.shared, self.lease, entry).await
+        self.until(entry, |parting| parting == Parting::Gone).await.map(drop)
     }
 
     async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
-        wait::wait_parting(&self.shared, self.lease, entry).await
+        self.until(entry, |_| true).await
+    }
+
+    fn partings(&self) -> Option<Box<dyn Partings>> {
+        Some(Box::new(EtcdPartings::new(Arc::clone(&self.shared), self.lease)))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

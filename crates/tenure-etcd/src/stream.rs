@@ -20,7 +20,7 @@ use tracing::debug;
 use crate::{
     error::{Failure, is_login_trouble},
     members::{Members, watches},
-    watch::{Command, FIRST_ID, Heard, NOW, Signal, Target},
+    watch::{Command, FIRST_ID, Heard, Hearer, NOW, Signal, Target},
 };
 
 /// How often the stream's member is looked at.
@@ -39,7 +39,7 @@ const LINGER: Duration = Duration::from_secs(5);
 struct Watch {
     target: Target,
     from: i64,
-    signal: Arc<Signal>,
+    hearer: Hearer,
 }
 
 // In an order, so that a simulated run is the same every time.
@@ -83,7 +83,7 @@ pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedRece
                     sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
                 }
                 for watch in std::mem::take(&mut open).into_values() {
-                    watch.signal.over();
+                    watch.hearer.over();
                 }
             }
         }
@@ -92,8 +92,8 @@ pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedRece
 
 fn accept(command: Command, open: &mut Open) {
     match command {
-        Command::Add { id, target, from, signal } => {
-            open.insert(id, Watch { target, from, signal });
+        Command::Add { id, target, from, hearer } => {
+            open.insert(id, Watch { target, from, hearer });
         }
         Command::Remove { id } => {
             open.remove(&id);
@@ -145,8 +145,8 @@ async fn serve(
         tokio::select! {
             command = commands.recv() => match command {
                 None => return End::Closed,
-                Some(Command::Add { id, target, from, signal }) => {
-                    let watch = Watch { target, from, signal };
+                Some(Command::Add { id, target, from, hearer }) => {
+                    let watch = Watch { target, from, hearer };
                     let _ = requests.send(Request::create(id, &watch));
                     open.insert(id, watch);
                 }
@@ -227,7 +227,7 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
         // the stream left open (issue 7815).
         return match open.remove(&id) {
             Some(watch) => {
-                watch.signal.over();
+                watch.hearer.over();
                 if is_login_trouble(response.cancel_reason()) {
                     Dispatched::Refused
                 } else {
@@ -251,12 +251,12 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
     });
     match watch.target.heard(ended) {
         Heard::Nothing => return Dispatched::Nothing,
-        Heard::Look => watch.signal.over(),
-        Heard::LookLater => watch.signal.look_later(),
-        Heard::Turn if watch.from == NOW && !watch.signal.is_proven() => {
-            watch.signal.over();
+        Heard::Look => watch.hearer.over(),
+        Heard::LookLater => watch.hearer.tell(Signal::look_later),
+        Heard::Turn if watch.from == NOW && !watch.hearer.is_proven() => {
+            watch.hearer.over();
         }
-        Heard::Turn => watch.signal.turn(),
+        Heard::Turn => watch.hearer.tell(Signal::turn),
     }
     open.remove(&id);
     Dispatched::Done(id)
@@ -268,11 +268,11 @@ fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {
     match standing(watch.from, response.header().map(|header| header.revision())) {
         Standing::InTime => Dispatched::Nothing,
         Standing::Now => {
-            watch.signal.look();
+            watch.hearer.stands();
             Dispatched::Nothing
         }
         Standing::Late => {
-            watch.signal.over_late();
+            watch.hearer.tell(Signal::over_late);
             open.remove(&id);
             Dispatched::Done(id)
         }

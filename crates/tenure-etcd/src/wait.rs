@@ -1,4 +1,4 @@
-//! Waiting for one's turn, and for one's entry to go.
+//! Waiting for one's turn.
 //!
 //! Read, watch what the answer rests on, read again (see [`crate::watch`]). Whoever
 //! is second in line leads when its watch says that the leader has gone and its own entry has not.
@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use etcd_client::{KeyValue, TxnOpResponse};
 use tenure_core::{
     FencingToken,
-    spi::{BackendError, BackendErrorKind, Entry, Parting, is_asked},
+    spi::{BackendError, BackendErrorKind, Entry},
 };
 use tokio::time::sleep;
 use tracing::debug;
@@ -72,44 +72,6 @@ pub(crate) async fn wait_turn(
     }
 }
 
-/// See [`BackendSession::wait_gone`](tenure_core::spi::BackendSession::wait_gone).
-pub(crate) async fn wait_gone(shared: &Shared, lease: i64, entry: &Entry) -> Result<(), BackendError> {
-    let own_key = Target::Key(Arc::clone(&entry.key));
-    let mut watch = Following::default();
-    watch.stand(&shared.watches, [own_key.clone()]).await;
-    while let Some(own) = persistently(|| Box::pin(own(shared, lease, entry, false))).await? {
-        watch.follow(&shared.watches, [own_key.clone()], own.read_at).await;
-    }
-    Ok(())
-}
-
-/// See [`BackendSession::wait_parting`](tenure_core::spi::BackendSession::wait_parting).
-pub(crate) async fn wait_parting(
-    shared: &Shared,
-    lease: i64,
-    entry: &Entry,
-) -> Result<Parting, BackendError> {
-    let own_key = Target::Key(Arc::clone(&entry.key));
-    let mut watch = Following::default();
-    watch.stand(&shared.watches, [own_key.clone()]).await;
-    loop {
-        let Some(mut seen) = persistently(|| Box::pin(own(shared, lease, entry, false))).await? else {
-            return Ok(Parting::Gone);
-        };
-        // The payload may be large, and is as it was made, mostly.
-        if seen.changed {
-            match persistently(|| Box::pin(own(shared, lease, entry, true))).await? {
-                Some(with_payload) => seen = with_payload,
-                None => return Ok(Parting::Gone),
-            }
-        }
-        if is_asked(&seen.payload) {
-            return Ok(Parting::Asked);
-        }
-        watch.follow(&shared.watches, [own_key.clone()], seen.read_at).await;
-    }
-}
-
 /// The error of an entry that is not there.
 pub(crate) fn gone(entry: &Entry) -> BackendError {
     BackendError::new(
@@ -125,7 +87,12 @@ pub(crate) fn revision(entry: &Entry) -> i64 {
 
 /// Whether `kv` is `entry` and still hangs on `lease`.
 pub(crate) fn is_ours(kv: &KeyValue, lease: i64, entry: &Entry) -> bool {
-    kv.create_revision() == revision(entry) && kv.lease() == lease
+    is_it(kv, lease, revision(entry))
+}
+
+/// Whether `kv` is the entry that this revision made and still hangs on `lease`.
+pub(crate) fn is_it(kv: &KeyValue, lease: i64, created: i64) -> bool {
+    kv.create_revision() == created && kv.lease() == lease
 }
 
 /// The key-values of each range of a transaction, in order.
@@ -139,7 +106,7 @@ pub(crate) fn ranges(responses: Vec<TxnOpResponse>) -> impl Iterator<Item = Vec<
 /// Repeats `read` until the store answers.
 ///
 /// Reads are boxed: a wait lasts for hours and should not hold the room for a read.
-async fn persistently<T, F, Fut>(mut read: F) -> Result<T, BackendError>
+pub(crate) async fn persistently<T, F, Fut>(mut read: F) -> Result<T, BackendError>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, BackendError>>,
@@ -210,28 +177,8 @@ async fn ahead(
     Ok(ours.then_some((read_at, ahead)))
 }
 
-/// An entry that is there and ours, as it was read.
-struct Own {
-    read_at: i64,
-    /// Whether it was written to since it was made.
-    changed: bool,
-    /// Empty when it was not asked for.
-    payload: Vec<u8>,
-}
-
-/// Reads `entry`, with its payload or without; `None` when it is not there, or not ours.
-async fn own(shared: &Shared, lease: i64, entry: &Entry, payload: bool) -> Result<Option<Own>, BackendError> {
-    let Seen { read_at, own, .. } =
-        see(shared, Look { key: entry.key.clone(), payload, ahead: None }).await?;
-    let ours = own.filter(|kv| is_ours(kv, lease, entry));
-    Ok(ours.map(|kv| Own {
-        read_at,
-        changed: kv.mod_revision() != kv.create_revision(),
-        payload: kv.value().to_vec(),
-    }))
-}
-
-async fn see(shared: &Shared, look: Look) -> Result<Seen, BackendError> {
+/// Reads what a look is for, together with others who look, or alone when that fails.
+pub(crate) async fn see(shared: &Shared, look: Look) -> Result<Seen, BackendError> {
     let seen = match shared.looking.ask(look.clone()).await {
         // It may be for the sake of those whom it was asked together with.
         Err(refused) if refused.error.is_retryable() => shared.looking.ask_alone(&look).await,

@@ -52,9 +52,6 @@ pub(crate) const NOW: i64 = 0;
 /// A client's own watch ids start here; etcd's start at zero and -1 means none.
 pub(crate) const FIRST_ID: i64 = 1;
 
-/// How long a watch may take to stand before what it is about is read all the same.
-const STAND: Duration = Duration::from_secs(1);
-
 /// The least time after which whoever is second in line reads again although nothing was heard, and others do.
 const HURRIED: Duration = Duration::from_secs(5);
 const UNHURRIED: Duration = Duration::from_secs(30);
@@ -175,11 +172,6 @@ impl Signal {
         self.notify.notify_one();
     }
 
-    /// Whether a watch that started [`NOW`] has been looked behind.
-    pub(crate) fn is_proven(&self) -> bool {
-        self.looked.load(SeqCst)
-    }
-
     /// Look again; the watch is over.
     pub(crate) fn over(&self) {
         self.spent.store(true, Relaxed);
@@ -205,10 +197,80 @@ impl Signal {
     }
 }
 
+/// Who hears of a watch.
+#[derive(Debug)]
+pub(crate) enum Hearer {
+    /// Somebody who waits.
+    Waits(Arc<Signal>),
+    /// Somebody with many watches. The end of this is a word, too.
+    Bell(Bell),
+}
+
+/// Says words of one of many watches to whoever has them.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    number: u64,
+    id: i64,
+    words: mpsc::UnboundedSender<Word>,
+}
+
+/// Look again.
+#[derive(Debug)]
+pub(crate) struct Word {
+    pub(crate) number: u64,
+    /// The watch's.
+    pub(crate) id: i64,
+    /// Whether the watch stands, or is over.
+    pub(crate) stands: bool,
+}
+
+impl Bell {
+    pub(crate) fn new(number: u64, id: i64, words: mpsc::UnboundedSender<Word>) -> Self {
+        Self { number, id, words }
+    }
+
+    fn ring(&self, stands: bool) {
+        let _ = self.words.send(Word { number: self.number, id: self.id, stands });
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.ring(false);
+    }
+}
+
+impl Hearer {
+    /// The watch that was to start [`NOW`] stands.
+    pub(crate) fn stands(&self) {
+        match self {
+            Self::Waits(signal) => signal.look(),
+            Self::Bell(bell) => bell.ring(true),
+        }
+    }
+
+    /// The watch is over; a bell says so by itself.
+    pub(crate) fn over(&self) {
+        self.tell(Signal::over);
+    }
+
+    /// What only those have to know who wait; for others the watch is over.
+    pub(crate) fn tell(&self, what: impl FnOnce(&Signal)) {
+        if let Self::Waits(signal) = self {
+            what(signal);
+        }
+    }
+
+    /// Whether a watch that started [`NOW`] has been looked behind.
+    pub(crate) fn is_proven(&self) -> bool {
+        matches!(self, Self::Waits(signal) if signal.looked.load(SeqCst))
+    }
+}
+
 /// What is asked of the stream.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Add { id: i64, target: Target, from: i64, signal: Arc<Signal> },
+    Add { id: i64, target: Target, from: i64, hearer: Hearer },
     Remove { id: i64 },
 }
 
@@ -231,12 +293,30 @@ impl Watches {
         for target in targets {
             let id = self.next_id.fetch_add(1, Relaxed);
             ids.push(id);
-            if commands.send(Command::Add { id, target, from, signal: Arc::clone(&signal) }).is_err() {
+            if commands
+                .send(Command::Add { id, target, from, hearer: Hearer::Waits(Arc::clone(&signal)) })
+                .is_err()
+            {
                 signal.over();
             }
         }
         self.open.fetch_add(1, Relaxed);
         Watching { signal, ids, commands, open: Arc::clone(&self.open) }
+    }
+
+    /// Watches `target` from whenever the watch comes to stand, for somebody with many: the watch's id.
+    pub(crate) fn ring(&self, target: Target, bell: impl FnOnce(i64) -> Bell) -> i64 {
+        let id = self.next_id.fetch_add(1, Relaxed);
+        // Unheard, it is over.
+        let _ = self.commands().send(Command::Add { id, target, from: NOW, hearer: Hearer::Bell(bell(id)) });
+        id
+    }
+
+    /// Takes a watch back that [`ring`](Self::ring) has begun.
+    pub(crate) fn hush(&self, id: i64) {
+        if let Some((commands, _)) = &*self.slot() {
+            let _ = commands.send(Command::Remove { id });
+        }
     }
 
     /// After how long to read again although nothing was heard.
@@ -338,24 +418,6 @@ pub(crate) struct Following {
 }
 
 impl Following {
-    /// Watches `targets` from now on, and waits until it does: what was before has to be read after that.
-    ///
-    /// So one read does where nobody waits for it. Whoever reads first has to read again when others have written
-    /// meanwhile, as with thousands of entries at a time they have.
-    ///
-    /// # Cancellation safety
-    /// Nothing is lost when the future is dropped.
-    pub(crate) async fn stand(&mut self, watches: &Watches, targets: impl Into<Vec<Target>>) {
-        let targets = targets.into();
-        let watching = watches.watch(targets.iter().cloned(), NOW);
-        let (_, watching) = self.watching.insert((targets, watching));
-        tokio::select! {
-            () = watching.changed() => {}
-            // Whoever stands later is told to look again then.
-            () = sleep(STAND) => {}
-        }
-    }
-
     /// Waits until it is time to look again at what was read at revision `read_at`,
     /// and what rests on `targets`.
     ///

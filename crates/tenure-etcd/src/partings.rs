@@ -1,0 +1,235 @@
+//! What becomes of the entries that lead, all of a session's by one watcher.
+//!
+//! Each is watched from whenever its watch stands, and read after that; so whatever happened before is seen too. Every word of a
+//! watch says "look again" and no more (see [`crate::watch`]): what is told of an entry comes from a read.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tenure_core::spi::{BackendError, BackendErrorKind, Entry, Parting, Partings, is_asked};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::debug;
+
+use crate::{
+    Shared,
+    looking::{Look, Seen},
+    wait::{is_it, persistently, revision, see},
+    watch::{Bell, Target, Word},
+};
+
+/// How long a watch may take to stand before its entry is read all the same.
+const STAND: Duration = Duration::from_secs(1);
+/// How many entries are read at a time: as many as go into the transactions that are under way.
+const READS: usize = 480;
+/// How many words are taken at a time.
+const MANY: usize = 256;
+
+/// How often each entry is read although nothing was heard: etcd can lose an event around a compaction (issue 18089).
+const AGAIN: Duration = Duration::from_secs(30);
+/// The least time between two such reads, of whichever entries.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Watches the entries of `lease` that lead.
+pub(crate) struct EtcdPartings {
+    shared: Arc<Shared>,
+    lease: i64,
+    watched: BTreeMap<u64, Watched>,
+    words: (mpsc::UnboundedSender<Word>, mpsc::UnboundedReceiver<Word>),
+    heard: Vec<Word>,
+    /// Watches that may not stand yet, in the order in which they were begun.
+    young: VecDeque<(Instant, u64)>,
+    /// What is to be read, and whether with its payload.
+    wanted: VecDeque<(u64, bool)>,
+    reads: FuturesUnordered<BoxFuture<'static, Read>>,
+    /// Whose turn it is to be read although nothing was heard, and when.
+    next: u64,
+    next_at: Instant,
+}
+
+/// An entry.
+struct Watched {
+    key: Arc<str>,
+    /// Its create revision.
+    created: i64,
+    /// Of its watch; zero without one.
+    id: i64,
+    /// Whether it stands.
+    stands: bool,
+    /// Whether its candidate may still be asked to resign.
+    heeds: bool,
+}
+
+/// A read that was answered, or refused.
+struct Read {
+    number: u64,
+    with_payload: bool,
+    outcome: Result<Seen, BackendError>,
+}
+
+impl EtcdPartings {
+    pub(crate) fn new(shared: Arc<Shared>, lease: i64) -> Self {
+        Self {
+            shared,
+            lease,
+            watched: BTreeMap::new(),
+            words: mpsc::unbounded_channel(),
+            heard: Vec::new(),
+            young: VecDeque::new(),
+            wanted: VecDeque::new(),
+            reads: FuturesUnordered::new(),
+            next: 0,
+            next_at: Instant::now() + AGAIN,
+        }
+    }
+
+    /// Watches the entry from now on.
+    fn watch(&mut self, number: u64) {
+        let Some(watched) = self.watched.get_mut(&number) else { return };
+        let words = &self.words.0;
+        let bell = |id| Bell::new(number, id, words.clone());
+        watched.id = self.shared.watches.ring(Target::Key(Arc::clone(&watched.key)), bell);
+        watched.stands = false;
+        self.young.push_back((Instant::now() + STAND, number));
+    }
+
+    fn hear(&mut self, word: &Word) {
+        let Some(watched) = self.watched.get_mut(&word.number).filter(|watched| watched.id == word.id) else {
+            return;
+        };
+        watched.stands = word.stands;
+        if !word.stands {
+            watched.id = 0;
+        }
+        self.wanted.push_back((word.number, false));
+    }
+
+    /// Asks for what is to be read, as much at a time as goes together.
+    fn read(&mut self) {
+        while self.reads.len() < READS
+            && let Some((number, with_payload)) = self.wanted.pop_front()
+        {
+            let Some(watched) = self.watched.get(&number) else { continue };
+            let look = Look { key: Arc::clone(&watched.key), payload: with_payload, ahead: None };
+            let shared = Arc::clone(&self.shared);
+            self.reads.push(Box::pin(async move {
+                let outcome = persistently(|| Box::pin(see(&shared, look.clone()))).await;
+                Read { number, with_payload, outcome }
+            }));
+        }
+    }
+
+    /// What a read tells.
+    fn judge(&mut self, read: Read) -> Result<Option<(u64, Parting)>, BackendError> {
+        let Read { number, with_payload, outcome } = read;
+        let Some(watched) = self.watched.get_mut(&number) else { return Ok(None) };
+        let seen = match outcome {
+            Ok(seen) => seen,
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => return Err(error),
+            // Its turn comes again.
+            Err(error) => {
+                debug!(entry = &*watched.key, %error, "the own entry cannot be read");
+                return Ok(None);
+            }
+        };
+        let Some(own) = seen.own.filter(|kv| is_it(kv, self.lease, watched.created)) else {
+            self.remove(number);
+            return Ok(Some((number, Parting::Gone)));
+        };
+        if watched.heeds && with_payload && is_asked(own.value()) {
+            watched.heeds = false;
+            self.keep_watching(number);
+            return Ok(Some((number, Parting::Asked)));
+        }
+        // The payload may be large, and is as it was made, mostly.
+        if watched.heeds && !with_payload && own.mod_revision() != own.create_revision() {
+            self.wanted.push_front((number, true));
+            return Ok(None);
+        }
+        self.keep_watching(number);
+        Ok(None)
+    }
+
+    /// Watches the entry again whose watch has had its word.
+    fn keep_watching(&mut self, number: u64) {
+        if self.watched.get(&number).is_some_and(|watched| watched.id == 0) {
+            self.watch(number);
+        }
+    }
+
+    /// Has those read that it is time for, and tells when it is time for the next.
+    fn due(&mut self) -> Instant {
+        let now = Instant::now();
+        while let Some((at, number)) = self.young.front().copied()
+            && (at <= now || self.watched.get(&number).is_none_or(|watched| watched.stands))
+        {
+            self.young.pop_front();
+            if self.watched.get(&number).is_some_and(|watched| !watched.stands) {
+                self.wanted.push_back((number, false));
+            }
+        }
+        if self.next_at <= now {
+            let after = self.watched.range(self.next..).next().or_else(|| self.watched.iter().next());
+            if let Some(number) = after.map(|(number, _)| *number) {
+                self.wanted.push_back((number, false));
+                self.next = number + 1;
+            }
+            let count = u32::try_from(self.watched.len()).unwrap_or(u32::MAX).max(1);
+            self.next_at = now + (AGAIN / count).max(PACE).mul_f64(0.75 + fastrand::f64() / 2.0);
+        }
+        self.young.front().map_or(self.next_at, |(at, _)| self.next_at.min(*at))
+    }
+}
+
+#[async_trait]
+impl Partings for EtcdPartings {
+    fn add(&mut self, number: u64, entry: &Entry) {
+        let (key, created) = (Arc::clone(&entry.key), revision(entry));
+        self.watched.insert(number, Watched { key, created, id: 0, stands: false, heeds: true });
+        self.watch(number);
+    }
+
+    fn remove(&mut self, number: u64) {
+        if let Some(watched) = self.watched.remove(&number)
+            && watched.id != 0
+        {
+            self.shared.watches.hush(watched.id);
+        }
+    }
+
+    async fn next(&mut self) -> Result<(u64, Parting), BackendError> {
+        loop {
+            let due = self.due();
+            self.read();
+            tokio::select! {
+                biased;
+                Some(read) = self.reads.next(), if !self.reads.is_empty() => {
+                    if let Some(parting) = self.judge(read)? {
+                        return Ok(parting);
+                    }
+                }
+                _ = self.words.1.recv_many(&mut self.heard, MANY) => {
+                    let mut heard = std::mem::take(&mut self.heard);
+                    heard.drain(..).for_each(|word| self.hear(&word));
+                    self.heard = heard;
+                }
+                () = sleep_until(due) => {}
+            }
+        }
+    }
+}
+
+impl Drop for EtcdPartings {
+    fn drop(&mut self) {
+        for watched in self.watched.values().filter(|watched| watched.id != 0) {
+            self.shared.watches.hush(watched.id);
+        }
+    }
+}
