@@ -184,6 +184,11 @@ impl EtcdPartings {
             let count = u32::try_from(self.watched.len()).unwrap_or(u32::MAX).max(1);
             self.next_at = now + (AGAIN / count).max(PACE).mul_f64(0.75 + fastrand::f64() / 2.0);
         }
+        // There may have been thousands.
+        if self.young.is_empty() && self.wanted.is_empty() {
+            self.young.shrink_to(MANY);
+            self.wanted.shrink_to(MANY);
+        }
         self.young.front().map_or(self.next_at, |(at, _)| self.next_at.min(*at))
     }
 }

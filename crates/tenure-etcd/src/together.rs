@@ -157,6 +157,10 @@ impl<K: Kind> Together<K> {
         while let Some(waiting) = later.pop_back() {
             queue.waiting.push_front(waiting);
         }
+        if queue.waiting.is_empty() {
+            // There may have been thousands.
+            queue.waiting.shrink_to(AT_MOST);
+        }
         if together.is_empty() {
             queue.under_way -= 1;
             return None;

@@ -88,7 +88,7 @@ impl StoreElector {
                 Err(_) => return Ok(None),
             }
         };
-        let permit = Arc::new(permit);
+        let mut permit = Some(permit);
         let mut retry = Retry::new(shared.config.retry);
         loop {
             if shared.closing.is_cancelled() {
@@ -109,7 +109,7 @@ impl StoreElector {
                 since,
                 waits,
                 withdrawn,
-                permit: Some(Arc::clone(&permit)),
+                permit: permit.take(),
             };
             let span = info_span!("candidate", %election, candidate = %shared.config.id);
             let task = entry::run(Arc::clone(&session), candidacy, sender).instrument(span);
@@ -120,7 +120,10 @@ impl StoreElector {
                 Outcome::Leads(leadership) => return Ok(Some(leadership)),
                 Outcome::NotNow => return Ok(None),
                 Outcome::Failed(error) => return Err(error),
-                Outcome::SessionEnded => debug!(%election, "campaigning on under a new session"),
+                Outcome::SessionEnded(place) => {
+                    debug!(%election, "campaigning on under a new session");
+                    permit = place;
+                }
             }
             tokio::select! {
                 () = shared.closing.cancelled() => {}

@@ -44,8 +44,8 @@ pub(crate) enum Outcome {
     Leads(Leadership),
     /// Somebody else leads, and the candidate did not want to wait.
     NotNow,
-    /// The session has ended; another one is needed.
-    SessionEnded,
+    /// The session has ended; another one is needed. With the place in the election.
+    SessionEnded(Permit),
     Failed(Error),
 }
 
@@ -99,10 +99,10 @@ async fn campaign(session: &Arc<Session>, candidacy: Candidacy, outcome: oneshot
         }
         Err(stop) => {
             Box::pin(task.standing.depart(session)).await;
-            // Before the campaign is told: whoever was turned away may try again at once.
-            task.candidacy.permit = None;
+            // Given back before the campaign is told: whoever was turned away may try again at once.
+            let permit = task.candidacy.permit.take().filter(|_| matches!(stop, Stop::SessionEnded));
             let _ = outcome.send(match stop {
-                Stop::SessionEnded => Outcome::SessionEnded,
+                Stop::SessionEnded => Outcome::SessionEnded(permit),
                 Stop::Withdrawn | Stop::NotNow => Outcome::NotNow,
                 Stop::Failed(error) => Outcome::Failed(error.into()),
             });
@@ -198,7 +198,7 @@ impl Task<'_> {
                 biased;
                 () = session.stop.cancelled() => return Err(Stop::SessionEnded),
                 () = self.candidacy.withdrawn.cancelled() => return Err(Stop::Withdrawn),
-                () = live.gone.wait() => return Ok(None),
+                () = session.misses(live) => return Ok(None),
                 answer = session.spi.wait_turn(&live.entry) => answer,
             };
             match answer {

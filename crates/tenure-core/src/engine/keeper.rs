@@ -6,7 +6,6 @@ use futures::{FutureExt, StreamExt, stream};
 use tracing::{debug, error, warn};
 
 use super::{
-    leading::Notice,
     retry::{Retry, timed},
     session::Session,
     window::Sent,
@@ -243,10 +242,7 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
             // Whoever waits for it or looks after it is told; another entry can bear witness.
             Confirmation::WitnessGone => match witness {
                 Some(_) if broken(Rule::WatchOwnEntry) => return Ok(true),
-                Some(live) => {
-                    live.gone.set();
-                    session.tell(Notice::Gone(live.number));
-                }
+                Some(live) => session.missed(&live),
                 None => return Ok(false),
             },
         }

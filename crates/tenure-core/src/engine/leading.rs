@@ -1,7 +1,7 @@
 //! Who leads under one session. One task looks after all of them, so that each costs what has to be remembered of it
 //! and no task of its own: their entries are watched together, and whoever leads no more is given back by a task for that.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -10,14 +10,14 @@ use tracing::{Instrument as _, debug, error, info, info_span};
 
 use super::{entry::Standing, partings::each, session::Session, term::Term};
 use crate::{
-    LossReason,
+    LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, Parting, Partings},
-    sync::spawn,
+    sync::{sleep, spawn},
 };
 
 /// A place in the election, held.
-pub(crate) type Permit = Option<Arc<OwnedSemaphorePermit>>;
+pub(crate) type Permit = Option<OwnedSemaphorePermit>;
 
 /// What the task is told.
 #[derive(Debug)]
@@ -67,13 +67,20 @@ impl Drop for Leading {
 /// How many notices are taken at a time.
 const MANY: usize = 256;
 
+/// So many new leaders have their entries watched at once. Of more that come together, those who campaign go first.
+const FEW: usize = 16;
+/// When no other has come for so long, they are watched,
+const QUIET: Duration = Duration::from_millis(5);
+/// and in any case after so long.
+const LATEST: Duration = Duration::from_millis(500);
+
 /// Looks after all who lead under `session`, until it has been closed.
 pub(crate) async fn look_after(session: Arc<Session>, mut notices: mpsc::UnboundedReceiver<Notice>) {
-    let mut leaders =
-        Leaders { session: &session, standing: BTreeMap::new(), stopping: BTreeMap::new(), watch: None };
+    let mut leaders = Leaders::new(&session);
     let mut told = Vec::new();
     let mut has_ended = false;
     loop {
+        let quiet = leaders.quiet_after();
         tokio::select! {
             biased;
             _ = notices.recv_many(&mut told, MANY) => told.drain(..).for_each(|notice| leaders.hear(notice)),
@@ -82,6 +89,7 @@ pub(crate) async fn look_after(session: Arc<Session>, mut notices: mpsc::Unbound
                 leaders.all_over();
             }
             () = session.closed.cancelled() => return,
+            () = sleep(quiet.unwrap_or_default()), if quiet.is_some() => leaders.watch_new(),
             parting = leaders.parting() => match parting {
                 Ok((number, parting)) => leaders.part(number, parting),
                 Err(error) => {
@@ -105,9 +113,28 @@ struct Leaders<'a> {
     stopping: BTreeMap<u64, Arc<Term>>,
     /// Begun with the first, and gone when it has failed for good.
     watch: Option<Box<dyn Partings>>,
+    /// Those whose entries are not watched yet, and since when the first of them is not.
+    new: Vec<u64>,
+    since: Moment,
+    /// How many have come one soon after the other, and when the last did.
+    together: usize,
+    last: Moment,
 }
 
-impl Leaders<'_> {
+impl<'a> Leaders<'a> {
+    fn new(session: &'a Arc<Session>) -> Self {
+        Self {
+            session,
+            standing: BTreeMap::new(),
+            stopping: BTreeMap::new(),
+            watch: None,
+            new: Vec::new(),
+            since: Moment::NEVER,
+            together: 0,
+            last: Moment::NEVER,
+        }
+    }
+
     fn hear(&mut self, notice: Notice) {
         match notice {
             Notice::Leads(leading) => self.leads(leading),
@@ -122,24 +149,51 @@ impl Leaders<'_> {
 
     fn leads(&mut self, leading: Leading) {
         let term = Arc::clone(&leading.term);
-        let (number, entry) = (term.number(), term.entry());
+        let number = term.number();
         self.standing.insert(number, leading);
-        if term.gone().is_set() {
+        if term.live().is_gone() {
             term.lose(LossReason::EntryGone);
         }
         // Its guard may have been dropped before this was heard.
         if term.reason().is_some() {
             return self.over(number);
         }
-        if !broken(Rule::WatchOwnEntry) {
-            self.guarded(|leaders| {
-                let session = leaders.session;
-                let watch = leaders
-                    .watch
-                    .get_or_insert_with(|| session.spi.partings().unwrap_or_else(|| each(session)));
-                watch.add(number, entry);
-            });
+        let now = self.session.shared.clock.now();
+        self.last = now;
+        self.together += 1;
+        if self.new.is_empty() {
+            self.since = now;
         }
+        self.new.push(number);
+        if self.together <= FEW || now.since(self.since) >= LATEST {
+            self.watch_new();
+        }
+    }
+
+    /// After how long no other leader will have come for a while; `None` when that is so already.
+    fn quiet_after(&self) -> Option<Duration> {
+        (self.together > 0).then(|| (self.last + QUIET).since(self.session.shared.clock.now()))
+    }
+
+    /// Watches the entries that are not watched yet.
+    fn watch_new(&mut self) {
+        let session = self.session;
+        if session.shared.clock.now() >= self.last + QUIET {
+            self.together = 0;
+        }
+        let new = std::mem::take(&mut self.new);
+        if broken(Rule::WatchOwnEntry) {
+            return;
+        }
+        self.guarded(|leaders| {
+            let watch =
+                leaders.watch.get_or_insert_with(|| session.spi.partings().unwrap_or_else(|| each(session)));
+            for number in new {
+                if let Some(leading) = leaders.standing.get(&number) {
+                    watch.add(number, leading.term.entry());
+                }
+            }
+        });
     }
 
     /// Whoever led under this entry leads no more.

@@ -60,9 +60,22 @@ pub(crate) struct Shared {
     /// Cancelled when the elector is dropped: the session ends once nothing stands on it.
     pub(crate) abandoned: CancellationToken,
     pub(crate) tasks: TaskTracker,
-    slots: Mutex<HashMap<ElectionName, Weak<Semaphore>>>,
-    /// The latest term in each election.
-    terms: Mutex<HashMap<ElectionName, Weak<Term>>>,
+    elections: Mutex<HashMap<ElectionName, Own>>,
+}
+
+/// This elector's own part in an election.
+#[derive(Debug, Default)]
+struct Own {
+    /// The one place for a candidate that it has there.
+    slot: Weak<Semaphore>,
+    /// Its latest term.
+    term: Weak<Term>,
+}
+
+impl Own {
+    fn is_over(&self) -> bool {
+        self.slot.strong_count() == 0 && self.term.strong_count() == 0
+    }
 }
 
 impl Shared {
@@ -76,38 +89,41 @@ impl Shared {
             closing: CancellationToken::new(),
             abandoned: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            slots: Mutex::default(),
-            terms: Mutex::default(),
+            elections: Mutex::default(),
         })
     }
 
     /// The one place for a candidate that this elector has in `election`.
     fn slot(&self, election: &ElectionName) -> Arc<Semaphore> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.get(election).and_then(Weak::upgrade) {
-            return slot;
-        }
-        // Not each time: with thousands of them that is most of the work.
-        if slots.len() == slots.capacity() {
-            slots.retain(|_, slot| slot.strong_count() > 0);
-        }
-        let slot = Arc::new(Semaphore::new(1));
-        slots.insert(election.clone(), Arc::downgrade(&slot));
-        slot
+        self.own(election, |own| {
+            own.slot.upgrade().unwrap_or_else(|| {
+                let slot = Arc::new(Semaphore::new(1));
+                own.slot = Arc::downgrade(&slot);
+                slot
+            })
+        })
     }
 
     /// Remembers `term` as the one in its election.
     fn leads(&self, term: &Arc<Term>) {
-        let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
-        if terms.len() == terms.capacity() {
-            terms.retain(|_, term| term.strong_count() > 0);
-        }
-        terms.insert(term.election().clone(), Arc::downgrade(term));
+        self.own(term.election(), |own| own.term = Arc::downgrade(term));
     }
 
     /// The latest term in `election`; it may be over.
     fn term(&self, election: &ElectionName) -> Option<Arc<Term>> {
-        let terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
-        terms.get(election)?.upgrade()
+        let elections = self.elections.lock().unwrap_or_else(PoisonError::into_inner);
+        elections.get(election)?.term.upgrade()
+    }
+
+    fn own<T>(&self, election: &ElectionName, change: impl FnOnce(&mut Own) -> T) -> T {
+        let mut elections = self.elections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = elections.get_mut(election) {
+            return change(own);
+        }
+        // Not each time: with thousands of them that is most of the work.
+        if elections.len() == elections.capacity() {
+            elections.retain(|_, own| !own.is_over());
+        }
+        change(elections.entry(election.clone()).or_default())
     }
 }

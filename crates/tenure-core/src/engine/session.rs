@@ -2,11 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, Weak},
+    sync::{
+        Arc,
+        PoisonError,
+        Weak,
+        // As a `Flag`'s, and for its reason.
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -15,7 +21,7 @@ use crate::{
     ElectionName, FencingToken, LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendSession, Entry, Proof},
-    sync::{Flag, Latch, Mutex, MutexGuard},
+    sync::{Latch, Mutex, MutexGuard},
 };
 
 /// One session with the store. When it ends, everything that stood on it ends, and the
@@ -34,6 +40,8 @@ pub(crate) struct Session {
     pub(crate) closed: CancellationToken,
     /// Each entry, on its way to leadership, leading and leaving.
     pub(crate) entries: TaskTracker,
+    /// Told when an entry was not found.
+    missing: Notify,
     /// To the task that looks after whoever leads.
     notices: mpsc::UnboundedSender<Notice>,
     live: Mutex<LiveEntries>,
@@ -63,8 +71,14 @@ pub(crate) struct Live {
     /// Which of its session's.
     pub(crate) number: u64,
     pub(crate) entry: Entry,
-    /// Set when a confirming read did not find the entry.
-    pub(crate) gone: Flag,
+    /// Whether a confirming read did not find the entry.
+    is_gone: AtomicBool,
+}
+
+impl Live {
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::SeqCst)
+    }
 }
 
 /// How long before the last instant work is dropped, so that it is gone by then.
@@ -87,6 +101,7 @@ impl Session {
             hard: CancellationToken::new(),
             closed: CancellationToken::new(),
             entries: TaskTracker::new(),
+            missing: Notify::new(),
             notices,
             live: Mutex::default(),
             graves: Mutex::default(),
@@ -177,7 +192,7 @@ impl Session {
     pub(crate) fn entered(&self, entry: Entry) -> Arc<Live> {
         let mut live = self.live();
         live.count += 1;
-        let entered = Arc::new(Live { number: live.count, entry, gone: Flag::new() });
+        let entered = Arc::new(Live { number: live.count, entry, is_gone: AtomicBool::new(false) });
         live.of.insert(entered.entry.election.clone(), Arc::clone(&entered));
         entered
     }
@@ -187,9 +202,29 @@ impl Session {
         self.live().of.remove(election);
     }
 
+    /// A confirming read did not find this entry: whoever waits for it or looks after it is told.
+    pub(crate) fn missed(&self, live: &Live) {
+        live.is_gone.store(true, Ordering::SeqCst);
+        self.missing.notify_waiters();
+        self.tell(Notice::Gone(live.number));
+    }
+
+    /// Returns when a confirming read has not found this entry.
+    pub(crate) async fn misses(&self, live: &Live) {
+        loop {
+            let mut missing = std::pin::pin!(self.missing.notified());
+            // From here on nothing is missed.
+            missing.as_mut().enable();
+            if live.is_gone() {
+                return;
+            }
+            missing.await;
+        }
+    }
+
     /// An entry that can bear witness of the session.
     pub(crate) fn witness(&self) -> Option<Arc<Live>> {
-        self.live().of.values().find(|live| !live.gone.is_set()).cloned()
+        self.live().of.values().find(|live| !live.is_gone()).cloned()
     }
 
     fn live(&self) -> MutexGuard<'_, LiveEntries> {

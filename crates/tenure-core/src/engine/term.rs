@@ -117,11 +117,6 @@ impl Term {
         &self.live.entry
     }
 
-    /// Set when a confirming read did not find that entry.
-    pub(crate) fn gone(&self) -> &Flag {
-        &self.live.gone
-    }
-
     /// Cancelled when work is to stop: also with its session's token, whose child it is.
     pub(crate) fn stop(&self) -> &CancellationToken {
         self.stop.get_or_init(|| self.session.stop.child_token())
