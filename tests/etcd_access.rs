@@ -1,6 +1,9 @@
 //! etcd with its doors locked: users, roles, tokens that expire.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt;
 use tenure::{Config, Connection, Elector, Error};
@@ -12,8 +15,8 @@ use tenure_testkit::{
 const PASSWORD: &str = "correct-horse-7";
 
 /// A server on which `app` may use `/acme/` and `reader` may only read it.
-async fn locked(version: Version, flags: &[&str]) -> EtcdServer {
-    let server = EtcdServer::start_with(version, flags).await.unwrap_or_else(|error| panic!("{error}"));
+async fn locked(version: Version) -> EtcdServer {
+    let server = EtcdServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
     let admin = server.admin();
     admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/").await.unwrap();
     admin.add_user("reader", PASSWORD, Permission::Read, "/acme/").await.unwrap();
@@ -51,7 +54,7 @@ async fn refusal(elector: &Arc<dyn Elector>) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_lead_is_told_so() {
     for version in Version::ETCD {
-        let server = locked(version, &[]).await;
+        let server = locked(version).await;
         let wrong = refusal(&connect(&server, "app:wrong-horse@", "/acme").await).await;
         assert!(wrong.contains("invalid user ID or password"), "{wrong}");
         let nobody = refusal(&connect(&server, "", "/acme").await).await;
@@ -66,36 +69,111 @@ async fn who_may_not_lead_is_told_so() {
     }
 }
 
-/// Hazard E10: the token of a login expires while a leader leads, a candidate waits and an observer
-/// watches: all three go on.
+/// A server whose logins end two seconds after they were made, whatever is done with them: the tokens that etcd makes
+/// by itself live on for as long as they are used.
+async fn forgetful(version: Version) -> EtcdServer {
+    let flags = ["--auth-token=jwt,sign-method=HS256,priv-key=/data/token.key,ttl=2s"];
+    let files = [("/data/token.key", "a key that is long enough for HMAC")];
+    let server = EtcdServer::start_with_files(version, &flags, &files).await;
+    let server = server.unwrap_or_else(|error| panic!("{error}"));
+    let admin = server.admin();
+    admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/").await.unwrap();
+    admin.enable_auth("root-password").await.unwrap();
+    server
+}
+
+/// Waits until every login that was made before has ended.
+async fn logins_have_ended() {
+    let begun = Instant::now();
+    until("all logins have ended", async || begun.elapsed() > Duration::from_secs(3)).await;
+}
+
+/// Hazard E10: while a leader leads, its login ends again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_that_expires_is_renewed() {
-    let server = locked(Version::Etcd35, &["--auth-token-ttl=2"]).await;
-    let login = format!("app:{PASSWORD}@");
-    let (a, b) = (connect(&server, &login, "/acme").await, connect(&server, &login, "/acme").await);
-    let mut leaders = b.observe("e");
-    assert_eq!(within("nobody", leaders.next()).await.unwrap().unwrap(), None);
-    let first = within("leading", a.campaign("e")).await.unwrap();
-    let elector = Arc::clone(&b);
-    let waiting = tokio::spawn(async move { elector.campaign("e").await });
-    for _ in 0..6 {
-        let deadline = first.deadline();
-        until("a heartbeat was confirmed", async || first.deadline() > deadline || !first.is_leader()).await;
-        assert!(first.is_leader(), "{:?}", first.loss());
+async fn a_leader_logs_in_again_whenever_its_token_expires() {
+    for version in Version::ETCD {
+        let server = forgetful(version).await;
+        let elector = connect(&server, &format!("app:{PASSWORD}@"), "/acme").await;
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        let (logins, begun) = (server.admin().logins().await.unwrap(), Instant::now());
+        until("it has logged in four times more", async || {
+            assert!(leadership.is_leader(), "{:?}", leadership.loss());
+            server.admin().logins().await.unwrap() >= logins + 4
+        })
+        .await;
+        assert!(begun.elapsed() > Duration::from_secs(5), "a token serves for as long as it is good");
+        let deadline = leadership.deadline();
+        until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
+        leadership.resign().await.unwrap();
+        elector.close().await;
     }
-    assert!(!waiting.is_finished());
-    within("the first leader", leaders.next()).await.unwrap().unwrap().unwrap();
-    first.resign().await.unwrap();
-    let second = within("the hand-over", waiting).await.unwrap().unwrap();
-    assert!(second.is_leader());
-    let seen = async {
-        while leaders.next().await.unwrap().unwrap().and_then(|leader| leader.token)
-            != Some(second.fencing_token())
-        {}
-    };
-    within("the second leader", seen).await;
-    a.close().await;
-    b.close().await;
+}
+
+/// Hazard E10: the watch stream of whoever waits was opened by a login that has ended since. It hears of its turn all
+/// the same, leads, and opens what watches it needs next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_whose_token_has_expired_takes_over() {
+    for version in Version::ETCD {
+        let server = forgetful(version).await;
+        let login = format!("app:{PASSWORD}@");
+        let [a, b] = [connect(&server, &login, "/acme").await, connect(&server, &login, "/acme").await];
+        let first = within("leading", a.campaign("e")).await.unwrap();
+        let waits = Arc::clone(&b);
+        let waiting = tokio::spawn(async move { waits.campaign("e").await });
+        until("it waits", async || b.candidates("e").await.is_ok_and(|all| all.len() == 2)).await;
+        logins_have_ended().await;
+        assert!(first.is_leader() && !waiting.is_finished());
+        let logins = server.admin().logins().await.unwrap();
+        let begun = Instant::now();
+        first.resign().await.unwrap();
+        let second = within("the hand-over", waiting).await.unwrap().unwrap();
+        let took = begun.elapsed();
+        assert!(
+            took < Duration::from_secs(2),
+            "it was told of its turn, and did not happen to look: {took:?}"
+        );
+        logins_have_ended().await;
+        assert!(server.admin().logins().await.unwrap() > logins);
+        // The watch of its own entry is one of those that were opened since.
+        let key = second.entry().to_owned();
+        let root = server.admin().login("root", "root-password").await.unwrap();
+        assert!(root.delete(&key).await.unwrap());
+        let begun = Instant::now();
+        within("the loss", second.lost()).await;
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        a.close().await;
+        b.close().await;
+    }
+}
+
+/// Hazard E10: an observer that was idle for longer than its login lasts is told of the next change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_observer_whose_token_has_expired_sees_the_next_leader() {
+    for version in Version::ETCD {
+        let server = forgetful(version).await;
+        let observer = connect(&server, &format!("app:{PASSWORD}@"), "/acme").await;
+        let mut leaders = observer.observe("e");
+        assert_eq!(within("nobody", leaders.next()).await.unwrap().unwrap(), None);
+        for _ in 0..2 {
+            logins_have_ended().await;
+            let root = server.admin().login("root", "root-password").await.unwrap();
+            let logins = server.admin().logins().await.unwrap();
+            let lease = root.grant_lease(Duration::from_secs(60)).await.unwrap();
+            let begun = Instant::now();
+            root.put_with_lease(&format!("/acme/e/{lease:x}"), "somebody", lease).await.unwrap();
+            let seen = within("somebody", leaders.next()).await.unwrap().unwrap().unwrap();
+            assert_eq!(seen.session, format!("{lease:x}"));
+            assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+            assert!(server.admin().logins().await.unwrap() > logins, "it has logged in again");
+            logins_have_ended().await;
+            let root = server.admin().login("root", "root-password").await.unwrap();
+            let begun = Instant::now();
+            root.revoke_lease(lease).await.unwrap();
+            assert_eq!(within("nobody", leaders.next()).await.unwrap().unwrap(), None);
+            assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        }
+        observer.close().await;
+    }
 }
 
 /// Hazards E10, G8: a leader whose password is changed loses its leadership before its deadline, and it and whoever waits are

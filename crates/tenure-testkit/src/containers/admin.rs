@@ -267,6 +267,19 @@ impl EtcdAdmin {
         Ok(Expiries { member, leader, revoked })
     }
 
+    /// How many times anybody has logged in with a name and a password since this member started.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn logins(&self) -> Result<u64, ContainerError> {
+        let metrics = self.gateway.metrics().await?;
+        let counted = metrics.lines().filter(|line| {
+            line.starts_with("grpc_server_handled_total{")
+                && line.contains("grpc_code=\"OK\",grpc_method=\"Authenticate\"")
+        });
+        Ok(counted.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
+    }
+
     /// Ends a lease, and deletes the keys bound to it.
     ///
     /// # Errors
