@@ -6,13 +6,15 @@ use std::{
 };
 
 use futures::StreamExt;
-use tenure::{Config, Connection, Elector, Error};
+use tenure::{Config, Connection, Elector, Error, Finding, Level};
 use tenure_testkit::{
-    containers::{EtcdServer, Permission, Version},
+    containers::{EtcdAdmin, EtcdServer, Permission, Version},
     suite::{until, within},
 };
+use tokio::time::timeout;
 
 const PASSWORD: &str = "correct-horse-7";
+const TTL: Duration = Duration::from_secs(3);
 
 /// A server on which `app` may use `/acme/` and `reader` may only read it.
 async fn locked(version: Version) -> EtcdServer {
@@ -26,14 +28,14 @@ async fn locked(version: Version) -> EtcdServer {
 
 async fn connect(server: &EtcdServer, login: &str, prefix: &str) -> Arc<dyn Elector> {
     let url = format!("etcd://{login}{}{prefix}", server.endpoint());
-    let config = Config::new().with_ttl(Duration::from_secs(3));
+    let config = Config::new().with_ttl(TTL);
     tenure::connect_with(&url, config).await.unwrap()
 }
 
 /// The refusal, which has to come within seconds and to say nothing of the password.
 async fn refusal(elector: &Arc<dyn Elector>) -> String {
     let patience = Duration::from_secs(10);
-    let error = match tokio::time::timeout(patience, elector.campaign("e")).await {
+    let error = match timeout(patience, elector.campaign("e")).await {
         Ok(outcome) => outcome.unwrap_err(),
         Err(_) => panic!("no refusal within {patience:?}: {:?}", elector.status()),
     };
@@ -176,29 +178,123 @@ async fn an_observer_whose_token_has_expired_sees_the_next_leader() {
     }
 }
 
-/// Hazards E10, G8: a leader whose password is changed loses its leadership before its deadline, and it and whoever waits are
-/// told in words that they are not let in any more.
+/// How somebody's credentials are taken away.
+#[derive(Clone, Copy, Debug)]
+enum Revoked {
+    Password,
+    Permission,
+    Role,
+    User,
+}
+
+impl Revoked {
+    const ALL: [Self; 4] = [Self::Password, Self::Permission, Self::Role, Self::User];
+
+    async fn take(self, root: &EtcdAdmin) {
+        let taken = match self {
+            Self::Password => root.change_password("app", "another-horse-8").await,
+            Self::Permission => root.forbid("app", "/acme/").await,
+            Self::Role => root.revoke_role("app").await,
+            Self::User => root.delete_user("app").await,
+        };
+        taken.unwrap();
+    }
+
+    /// What etcd says of it.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Password | Self::User => "invalid user ID or password",
+            Self::Permission | Self::Role => "permission denied",
+        }
+    }
+}
+
+/// Hazards E10, G8: a leader whose password is changed, whose permission or role is taken or whose user is deleted loses
+/// its leadership by its deadline, and it, whoever waits and whoever observes are told in words that they are not let
+/// in any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoked_credentials_end_leadership_in_words() {
+    futures::future::join_all(Version::ETCD.map(|version| async move {
+        for revoked in Revoked::ALL {
+            are_refused_once(version, revoked).await;
+        }
+    }))
+    .await;
+}
+
+async fn are_refused_once(version: Version, revoked: Revoked) {
+    let case = format!("{version} {revoked:?}");
+    let server = EtcdServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
+    let admin = server.admin();
+    admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/").await.unwrap();
+    let root = admin.enable_auth("root-password").await.unwrap();
+    let login = format!("app:{PASSWORD}@");
+    let [leads, waits, looks] = [
+        connect(&server, &login, "/acme").await,
+        connect(&server, &login, "/acme").await,
+        connect(&server, &login, "/acme").await,
+    ];
+    let first = within("leading", leads.campaign("e")).await.unwrap();
+    let mut leaders = looks.observe("e");
+    within("the leader", leaders.next()).await.unwrap().unwrap().unwrap();
+    let waiter = Arc::clone(&waits);
+    let waiting = tokio::spawn(async move { waiter.campaign("e").await });
+    until("it waits", async || waits.candidates("e").await.is_ok_and(|all| all.len() == 2)).await;
+    revoked.take(&root).await;
+    let begun = Instant::now();
+    within("the loss", first.lost()).await;
+    assert!(begun.elapsed() < TTL + Duration::from_secs(1), "{case}: {:?}", begun.elapsed());
+    assert!(!first.is_leader());
+    let refused = refusal(&leads).await;
+    assert!(refused.contains(revoked.words()), "{case}: {refused}");
+    let patience = Duration::from_secs(10);
+    let waited = timeout(patience, waiting).await.unwrap_or_else(|_| panic!("{case}: it waits")).unwrap();
+    let waited = waited.unwrap_err();
+    assert!(matches!(waited, Error::Unauthorized(_)), "{case}: {waited:?}");
+    // Whoever only looks is told at the next change.
+    let told = async {
+        loop {
+            if let Err(error) = leaders.next().await.unwrap() {
+                return error;
+            }
+        }
+    };
+    let told = timeout(patience, told).await.unwrap_or_else(|_| panic!("{case}: it observes"));
+    assert!(matches!(told, Error::Unauthorized(_)), "{case}: {told:?}");
+    for elector in [leads, waits, looks] {
+        within("closing", elector.close()).await;
+    }
+}
+
+/// A role that may touch what lies below the prefix, and nothing else, does for all that an elector can do; one that may
+/// read it does for looking only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_for_the_prefix_is_enough() {
     for version in Version::ETCD {
-        let server = EtcdServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
-        let admin = server.admin();
-        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/").await.unwrap();
-        let root = admin.enable_auth("root-password").await.unwrap();
+        let server = locked(version).await;
         let login = format!("app:{PASSWORD}@");
-        let (a, b) = (connect(&server, &login, "/acme").await, connect(&server, &login, "/acme").await);
+        let [a, b] = [connect(&server, &login, "/acme").await, connect(&server, &login, "/acme").await];
+        let reader = connect(&server, &format!("reader:{PASSWORD}@"), "/acme").await;
         let first = within("leading", a.campaign("e")).await.unwrap();
-        let waits = Arc::clone(&b);
-        let waiting = tokio::spawn(async move { waits.campaign("e").await });
-        until("it waits", async || b.candidates("e").await.is_ok_and(|all| all.len() == 2)).await;
-        root.change_password("app", "another-horse-8").await.unwrap();
-        within("the loss", first.lost()).await;
-        assert!(!first.is_leader());
-        let refused = refusal(&a).await;
-        assert!(refused.contains("invalid user ID or password"), "{refused}");
-        let waited = within("the refusal", waiting).await.unwrap().unwrap_err();
-        assert!(matches!(waited, Error::Unauthorized(_)), "{waited:?}");
-        for elector in [a, b] {
+        within("updating", first.set_value("10.0.0.1:80")).await.unwrap();
+        let leader = reader.leader("e").await.unwrap().unwrap();
+        assert_eq!(leader.value, b"10.0.0.1:80");
+        let refused = within("asking", reader.ask_to_resign("e")).await.unwrap_err();
+        assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
+        assert!(first.is_leader());
+        within("asking", b.ask_to_resign("e")).await.unwrap().unwrap();
+        within("the leader resigns", first.lost()).await;
+        let second = within("leading", b.campaign("e")).await.unwrap();
+        second.resign().await.unwrap();
+        // What an operator is told: both images are of versions that overlook permissions.
+        let findings = within("examining", a.examine()).await;
+        assert!(findings.iter().all(|finding| finding.level < Level::Problem), "{findings:?}");
+        let overlooked = |finding: &Finding| finding.text.contains("nested in a transaction");
+        assert!(findings.iter().any(overlooked), "{findings:?}");
+        let findings = within("examining", reader.examine()).await;
+        let problem = findings.iter().find(|finding| finding.level == Level::Problem).unwrap();
+        assert!(problem.text.contains("permission denied"), "{findings:?}");
+        for elector in [a, b, reader] {
             elector.close().await;
         }
     }
