@@ -57,7 +57,20 @@ async fn a_password_is_never_repeated() {
         "etcd://u:hunter2@",
         "zookeeper://u:hunter2@h?tll=1s",
         "zookeeper://u:hunter2@h/a//b",
+        "etcd://u@h?passwd=hunter2",
+        "etcd://u@h?pass=hunter2",
+        "etcd://h?pasword=hunter2",
+        "etcd://h?pasword=hunter2&ttl=soon",
+        "etcd://u@h?password=hunter2",
+        "etcd://u@h?password_env=hunter2",
+        "etcd://u@h?token=hunter2",
+        "zookeeper://u@h?passwd=hunter2",
+        "zookeeper://h/a//b?passwd=hunter2",
+        "local:/tmp/x?pass=hunter2",
+        "memory:?pass=hunter2",
     ] {
+        let settings = format!("{:?}", tenure::Settings::new(url, "e"));
+        assert!(!settings.contains("hunter2"), "{settings}");
         let error = tenure::connect(url).await.unwrap_err();
         let text = format!("{error} {error:?}");
         assert!(!text.contains("hunter2"), "{text}");

@@ -1,4 +1,4 @@
-//! `docs/hazards.md` against the tests that it names.
+//! `docs/hazards.md` and `docs/threat-model.md` against the tests that they name.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -12,13 +12,18 @@ fn rows(page: &str) -> Vec<(String, Vec<(String, String)>)> {
             if !"GEZ".contains(kind) || digits.parse::<u8>().is_err() {
                 return None;
             }
-            let tests = cells.last()?.split("[`").skip(1).filter_map(|test| {
-                let (name, rest) = test.split_once("`](../")?;
-                Some((rest.split_once(')')?.0.to_owned(), name.to_owned()))
-            });
-            Some((number, tests.collect()))
+            Some((number, tests(cells.last()?)))
         })
         .collect()
+}
+
+/// The files and functions that a text links to.
+fn tests(text: &str) -> Vec<(String, String)> {
+    let links = text.split("[`").skip(1).filter_map(|test| {
+        let (name, rest) = test.split_once("`](../")?;
+        Some((rest.split_once(')')?.0.to_owned(), name.to_owned()))
+    });
+    links.filter(|(file, _)| file.ends_with(".rs")).collect()
 }
 
 /// The doc comment right above a function.
@@ -55,5 +60,17 @@ fn every_hazard_has_the_tests_that_the_page_names() {
             let says = doc.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == number);
             assert!(says, "{name} in {file} does not say {number}: {doc}");
         }
+    }
+}
+
+/// What the threat model says is tested by name, is.
+#[test]
+fn the_threat_model_names_tests_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let named = tests(&fs::read_to_string(root.join("docs/threat-model.md")).unwrap());
+    assert!(named.len() >= 8, "{named:?}");
+    for (file, name) in named {
+        let source = fs::read_to_string(root.join(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(doc_of(&source, &name).is_some(), "no {name} in {file}");
     }
 }

@@ -11,14 +11,14 @@ use std::{
 
 use futures::StreamExt as _;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tenure::{
     Config, Elector, Error, Leadership, Secret, StoreUrl, Tls,
     etcd::{EtcdBackend, EtcdConfig},
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
 use tenure_testkit::{
-    containers::{EtcdServer, Permission, Version, ZookeeperServer, ZookeeperSettings},
+    containers::{EtcdServer, Permission, TlsFiles, Version, ZookeeperServer, ZookeeperSettings},
     suite::{until, within},
 };
 use tracing_subscriber::filter::LevelFilter;
@@ -90,9 +90,62 @@ async fn led(printed: &Printed, url: &str) -> (Arc<dyn Elector>, Leadership) {
     (elector, leadership)
 }
 
-/// Design rule: passwords never appear in `Debug`, errors, logs or URLs printed; nor do keys.
+/// A campaign that gets nowhere, and whatever can be seen of it.
+async fn in_vain(printed: &Printed, url: &str) {
+    let elector = connect(url).await;
+    let campaign = {
+        let elector = Arc::clone(&elector);
+        tokio::spawn(async move { elector.campaign("e").await })
+    };
+    until("it tries", async || elector.status().connection == tenure::Connection::Retrying).await;
+    printed.show(&elector);
+    printed.show(&elector.status());
+    campaign.abort();
+    elector.close().await;
+}
+
+/// The variables that hold the passwords, right and wrong, while the test runs.
+const VARIABLES: [(&str, &str); 2] = [("TENURE_TEST_PASSWORD", PASSWORD), ("TENURE_TEST_WRONG", WRONG)];
+
+/// Runs this test in a process that has the variables: a process cannot safely set its own.
+async fn in_a_process_with_variables(test: &str) -> bool {
+    if std::env::var_os(VARIABLES[0].0).is_some() {
+        return false;
+    }
+    let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).envs(VARIABLES).kill_on_drop(true);
+    assert!(command.status().await.unwrap().success());
+    true
+}
+
+/// The first word like a token that etcd hands out for a login: sixteen letters, a dot, and a number; or the beginning of
+/// a JWT.
+fn token_in(line: &str) -> Option<&str> {
+    let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+    words.into_iter().find(|word| {
+        let simple = word.split_once('.').is_some_and(|(letters, number)| {
+            letters.len() == 16
+                && letters.bytes().all(|byte| byte.is_ascii_alphabetic())
+                && !number.is_empty()
+                && number.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        simple || word.starts_with("eyJ")
+    })
+}
+
+#[test]
+fn a_token_is_known_when_it_is_seen() {
+    assert_eq!(token_in("token: \"fDosTzqxMNvNTTbH.57\""), Some("fDosTzqxMNvNTTbH.57"));
+    assert_eq!(token_in("eyJhbGciOiJIUzI1NiJ9.e30.x"), Some("eyJhbGciOiJIUzI1NiJ9.e30.x"));
+    assert_eq!(token_in("etcd 3.5.16, tenure_etcd::members 127.0.0.1:2379"), None);
+}
+
+/// Design rule: passwords never appear in `Debug`, errors, logs or URLs printed; nor do keys, nor what a login is known by.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_printed_holds_a_secret() {
+    if in_a_process_with_variables("nothing_that_is_printed_holds_a_secret").await {
+        return;
+    }
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()
@@ -116,8 +169,14 @@ async fn nothing_that_is_printed_holds_a_secret() {
 
     // Who leads, loses the store, and finds it again.
     let (one, other) = (etcd.endpoint(), zookeeper.endpoint());
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("password"), PASSWORD).unwrap();
+    fs::write(path("wrong"), WRONG).unwrap();
     let urls = [
         format!("etcd://app:{PASSWORD}@{one}/acme"),
+        format!("etcd://app@{one}/acme/file?password_file={}", path("password")),
+        format!("etcd://app@{one}/acme/variable?password_env={}", VARIABLES[0].0),
         format!("zookeeper://app:{PASSWORD}@{other}/digest"),
         format!("zookeeper://app:{PASSWORD}@{other}/sasl?auth=sasl"),
     ];
@@ -128,6 +187,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
     for url in [
         format!("etcd://app:{WRONG}@{one}/acme"),
         format!("etcd://app:{PASSWORD}@{one}/elsewhere"),
+        format!("etcd://app@{one}/acme?password_file={}", path("wrong")),
+        format!("etcd://app@{one}/acme?password_env={}", VARIABLES[1].0),
         format!("zookeeper://app:{WRONG}@{other}/digest"),
         format!("zookeeper://app:{WRONG}@{other}/sasl?auth=sasl"),
     ] {
@@ -154,9 +215,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["h".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     let key = key.serialize_pem();
+    let (authority, theirs, their_key) = others();
     let in_key: Vec<&str> = key.lines().filter(|line| !line.starts_with("-----")).collect();
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
     for (name, text) in
         [("cert", &certificate), ("key", &key), ("broken", &key.replace("PRIVATE KEY", "KEY"))]
     {
@@ -183,6 +243,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
         for url in [
             format!("{scheme}://app:{PASSWORD}@h:port"),
             format!("{scheme}://app:{PASSWORD}@h?password={PASSWORD}"),
+            format!("{scheme}://app@h?passwd={PASSWORD}"),
+            format!("{scheme}://app@h?password_env={PASSWORD}"),
             format!("{scheme}://app:{PASSWORD}@h?password_file=/nowhere"),
             format!("{scheme}://app:{PASSWORD}@h?ca={cert}&cert={cert}&key={broken}"),
             format!("{scheme}://h?ca={cert}&cert={key}&key={cert}"),
@@ -192,24 +254,35 @@ async fn nothing_that_is_printed_holds_a_secret() {
         }
         // Nobody is there, or somebody who speaks no TLS.
         let silent = format!("{scheme}://app:{PASSWORD}@127.0.0.1:1/x?ca={cert}&cert={cert}&key={key}");
-        let elector = connect(&silent).await;
-        let campaign = {
-            let elector = Arc::clone(&elector);
-            tokio::spawn(async move { elector.campaign("e").await })
-        };
-        until("it tries", async || elector.status().connection == tenure::Connection::Retrying).await;
-        printed.show(&elector);
-        campaign.abort();
-        elector.close().await;
+        in_vain(&printed, &silent).await;
+    }
+    // A server that does not take the certificate, and whose own we do not trust.
+    let files = TlsFiles { ca: authority.clone(), certificate: theirs, key: their_key };
+    let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
+    let strict = strict.secure_endpoint().unwrap();
+    fs::write(path("authority"), authority).unwrap();
+    for ca in ["authority", "cert"] {
+        let settings = format!("ca={}&cert={cert}&key={key}", path(ca));
+        in_vain(&printed, &format!("etcd://app:{PASSWORD}@{strict}/acme?{settings}")).await;
     }
     writeln!(printed.clone(), "{}", metrics.render()).unwrap();
 
     let text = printed.text();
     // What was printed is not nothing.
-    for expected in ["tenure", "Unauthorized", "invalid user ID or password", "etcd lease granted", "tenure_"]
-    {
+    for expected in [
+        "tenure",
+        "Unauthorized",
+        "invalid user ID or password",
+        "etcd lease granted",
+        "invalid peer certificate",
+        "the member refused our certificate",
+        "tenure_is_leader{",
+        "tenure_store_failures_total",
+    ] {
         assert!(text.contains(expected), "there is no {expected:?} in {} bytes", text.len());
     }
+    let told = text.lines().find_map(|line| Some((token_in(line)?, line)));
+    assert_eq!(told, None, "a login's token is printed");
     for secret in [PASSWORD, WRONG, "root-password"].into_iter().chain(in_key) {
         for form in [secret.to_owned(), bytes_of(secret), format!("{:?}", secret.as_bytes())] {
             if let Some(line) = text.lines().find(|line| line.contains(form.trim_matches(['[', ']']))) {
@@ -217,6 +290,17 @@ async fn nothing_that_is_printed_holds_a_secret() {
             }
         }
     }
+}
+
+/// An authority that is nobody's, a server's certificate by it, and its key.
+fn others() -> (String, String, String) {
+    let mut params = CertificateParams::new([]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &authority).unwrap();
+    (authority.pem(), certificate.pem(), key.serialize_pem())
 }
 
 /// A text as hexadecimal digits.

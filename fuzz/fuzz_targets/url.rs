@@ -19,6 +19,8 @@ const SECRET: &str = "hunter2";
 const OTHER: &str = "swordfi";
 /// The settings whose values are files that are read: those of a hostile URL are whatever this machine has.
 const FILES: [&str; 4] = ["password_file", "ca", "cert", "key"];
+/// Settings that nobody knows, and that are meant for a password.
+const MISTYPED: [&str; 4] = ["passwd", "pass", "pasword", "password"];
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = str::from_utf8(data) else { return };
@@ -31,6 +33,9 @@ fuzz_target!(|data: &[u8]| {
     let printed = all_that_is_printed(text);
     if is_in_the_password(text) {
         assert_eq!(printed, all_that_is_printed(&text.replacen(SECRET, OTHER, 1)), "the password shows");
+    }
+    if is_a_mistyped_setting(text) && text.matches(SECRET).count() == 1 {
+        assert!(!printed.contains(SECRET), "{printed}");
     }
     // Where a password was not encoded, and none of what stands before the last @ is one by the letter.
     let before = text.rsplit_once('@').map_or("", |(before, _)| before);
@@ -47,6 +52,13 @@ fn is_in_the_password(text: &str) -> bool {
     password.is_some_and(|(user, password)| {
         password.contains(SECRET) && !user.contains(SECRET) && !scheme.contains(SECRET)
     })
+}
+
+/// Whether the secret in `text` is the value of a setting whose name is not quite that of a password.
+fn is_a_mistyped_setting(text: &str) -> bool {
+    let settings = text.split_once('?').map_or("", |(_, settings)| settings);
+    let mut pairs = settings.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.any(|(name, value)| MISTYPED.contains(&name) && value.contains(SECRET))
 }
 
 /// Everything that can be seen of a URL, from whoever reads it; and what it must be when it is accepted.

@@ -5,6 +5,8 @@
 
 mod etcd;
 mod flood;
+mod liar;
+mod lies;
 mod local;
 mod names;
 mod nonsense;

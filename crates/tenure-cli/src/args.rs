@@ -73,6 +73,8 @@ The program finds in its environment:
                                 CLOCK_BOOTTIME in nanoseconds; it moves on while the store answers. Not set where the
                                 kernel keeps the leadership (local:)
   TENURE_STOP_BUDGET_MS         how long before the deadline the program is told to stop
+and whatever tenure has in its own, but for the store's password: the variable of password_env, and TENURE_STORE where
+its URL has the password in it.
 
 The program is told to stop a stop budget before the deadline, and killed with everything that it started before the
 deadline, also when the store is cut off, and when tenure itself is killed.

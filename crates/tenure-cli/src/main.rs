@@ -18,12 +18,12 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::{CommandFactory as _, Parser as _, error::ContextValue};
 
 use args::{Arguments, Command, LogFormat};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| without_urls(error).exit());
     match arguments.command {
         // These two have one thread, and no runtime: they are what is left when the rest is gone.
         Command::Guard(options) => return guard::guard(&options),
@@ -46,6 +46,25 @@ fn main() -> ExitCode {
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(carry_out(arguments.command)));
     exit::code(outcome)
+}
+
+/// The error with no argument in it that may be a store's URL: one that stands in a wrong place may have a password.
+fn without_urls(mut error: clap::Error) -> clap::Error {
+    let told: Vec<_> = error
+        .context()
+        .filter(|(_, value)| value.to_string().contains("://") || value.to_string().contains('@'))
+        .map(|(kind, value)| {
+            let hidden = match value {
+                ContextValue::String(_) => ContextValue::String("***".to_owned()),
+                _ => ContextValue::None,
+            };
+            (kind, hidden)
+        })
+        .collect();
+    for (kind, hidden) in told {
+        error.insert(kind, hidden);
+    }
+    error
 }
 
 async fn carry_out(command: Command) -> anyhow::Result<u8> {

@@ -2,12 +2,29 @@
 
 use std::{env, path::PathBuf, sync::Arc};
 
-use tenure::{Config, Elector, Error};
+use tenure::{Config, Elector, Error, StoreUrl};
 
 /// An elector on the store; nothing is asked of it yet.
 pub(crate) async fn connect(url: Option<&str>, config: Config) -> Result<Arc<dyn Elector>, Error> {
     let url = url.map_or_else(|| local(&own_directory()), str::to_owned);
     tenure::connect_with(&url, config).await
+}
+
+/// The variables of the environment that hold a password to the store: what is run is not to have them.
+pub(crate) fn secret_variables(url: Option<&str>) -> Vec<String> {
+    let named = env::var("TENURE_STORE").ok();
+    let parsed = |url: &str| url.parse::<StoreUrl>().ok();
+    let mut variables: Vec<_> = url
+        .into_iter()
+        .chain(named.as_deref())
+        .filter_map(|url| Some(parsed(url)?.text("password_env")?.to_owned()))
+        // No variable's name has one, and to remove such a one panics.
+        .filter(|name| !name.is_empty() && !name.contains(['=', '\0']))
+        .collect();
+    if named.as_deref().and_then(parsed).is_some_and(|url| url.password().is_some()) {
+        variables.push("TENURE_STORE".to_owned());
+    }
+    variables
 }
 
 /// Where programs of this user keep what outlives them.

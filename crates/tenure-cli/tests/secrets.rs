@@ -39,6 +39,60 @@ fn no_password_is_printed() {
     assert_eq!(told, None);
 }
 
+/// A URL where none belongs is not repeated by whoever says so.
+#[test]
+fn no_password_in_a_wrong_place_is_printed() {
+    let url = &*format!("etcd://app:{PASSWORD}@{NOWHERE}");
+    let mistyped = &*format!("--stroe={url}");
+    let named = &*format!("app:{PASSWORD}@h");
+    let setting = &*format!("etcd://h?passwd={PASSWORD}");
+    for arguments in [
+        &["leader", url][..],
+        &[url],
+        &[url, "leader"],
+        &[named, "leader"],
+        &["leader", setting],
+        &["leader", mistyped],
+        &["leader", "--store", url, "--store", url],
+        &["leader", "--timeout", url],
+        &["leader", "--election", "e", "--store", url, named],
+        &["run", "--ttl", url, "--", "true"],
+        &["run", "--stop-signal", url, "--", "true"],
+        &["run", "--restart", url, "--", "true"],
+        &["completions", url],
+        &["--log-format", url, "leader"],
+        &["leader", "--election", "e", "--store", setting],
+    ] {
+        let output = bare(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !said.is_empty(), "{arguments:?}");
+        assert!(!said.contains(PASSWORD) && !text(&output).contains(PASSWORD), "{arguments:?}: {said}");
+    }
+}
+
+/// What is run on one node only has no use for the store's password, and may be anybody's program.
+#[test]
+fn no_password_is_handed_to_the_program() {
+    for (url, kept) in [
+        (format!("etcd://app:{PASSWORD}@{NOWHERE}"), false),
+        (format!("etcd://app@{NOWHERE}?password_env=STORE_PASSWORD"), true),
+        (format!("etcd://{NOWHERE}"), true),
+    ] {
+        let stage = Stage::local();
+        // The environment's URL is another than the argument's, which names a store that is there.
+        let mut command = stage.run(&["--store", &stage.url], "env > environment");
+        command.env("TENURE_STORE", &url).env("STORE_PASSWORD", "Quagmire0815").env("HARMLESS", "kept");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let environment = fs::read_to_string(stage.file("environment")).unwrap();
+        assert!(environment.contains("HARMLESS=kept"), "{environment}");
+        assert_eq!(environment.contains(&format!("TENURE_STORE={url}")), kept, "{environment}");
+        assert!(!environment.contains(PASSWORD), "{environment}");
+        let named = url.contains("password_env");
+        assert_eq!(environment.contains("Quagmire0815"), !named, "{environment}");
+    }
+}
+
 /// A password in a file, in a variable, or in the URL that is in a variable, is in nobody's arguments: not in tenure's, its
 /// guard's or the program's.
 #[tokio::test(flavor = "multi_thread")]

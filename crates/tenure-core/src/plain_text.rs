@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use tracing::warn;
 
-/// Logs once, as a warning, that a store is spoken to in plain text where others can listen: when one of `hosts` is not this
+/// Logs, as a warning, that a store is spoken to in plain text where others can listen: when one of `hosts` is not this
 /// machine.
 ///
-/// For backends whose configuration asks for no TLS.
+/// For backends whose configuration asks for no TLS: each says it when it is made.
 pub fn warn_of_plain_text(store: &str, hosts: &[String], with_password: bool) {
     let Some(host) = hosts.iter().find(|host| !is_loopback(host)) else { return };
     let what = match with_password {

@@ -40,7 +40,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A store URL in its parts. Its `Debug` and `Display` show no password.
+/// A store URL in its parts.
+///
+/// Its `Debug` and `Display` show no password. Of its settings they show the values that somebody has asked for by
+/// their names: a setting that nobody knows may be a password with a typing error in front of it.
 #[derive(Clone)]
 pub struct StoreUrl {
     scheme: String,
@@ -127,7 +130,7 @@ impl StoreUrl {
     /// # Errors
     /// Names the settings that nobody knows, and those that could have been given.
     pub fn deny_unknown(&self) -> Result<(), InvalidUrl> {
-        let known = self.known();
+        let known = self.known().clone();
         let unknown: Vec<_> =
             self.settings.keys().filter(|k| !known.contains_key(*k)).map(String::as_str).collect();
         if unknown.is_empty() {
@@ -164,8 +167,10 @@ impl fmt::Display for StoreUrl {
             f.write_str(&self.hosts.join(","))?;
         }
         f.write_str(&self.path)?;
+        let known = self.known();
         for (n, (name, value)) in self.settings.iter().enumerate() {
-            let value = if name.contains("password") && !name.ends_with("_file") { "***" } else { value };
+            let secret = name.contains("password") && !name.ends_with("_file");
+            let value = if known.contains_key(name) && !secret { value } else { "***" };
             write!(f, "{}{name}={value}", if n == 0 { '?' } else { '&' })?;
         }
         Ok(())
@@ -391,16 +396,34 @@ mod tests {
 
     #[test]
     fn no_password_is_printed() {
-        let url: StoreUrl = "etcd://me:hunter2@h/p?password=hunter2&password_file=/run/pw".parse().unwrap();
-        for text in [
-            format!("{url}"),
-            format!("{url:?}"),
-            format!("{:?}", url.password()),
-            url.invalid("x").to_string(),
-        ] {
-            assert!(!text.contains("hunter2"), "{text}");
+        for typed in ["password", "passwd", "pass", "pasword", "pw", "passwordfile"] {
+            let url: StoreUrl =
+                format!("etcd://me:hunter2@h/p?{typed}=hunter2&password_file=/run/pw").parse().unwrap();
+            assert_eq!(url.text("password_file"), Some("/run/pw"));
+            for text in [
+                format!("{url}"),
+                format!("{url:?}"),
+                format!("{:?}", url.password()),
+                url.invalid("x").to_string(),
+                url.deny_unknown().unwrap_err().to_string(),
+            ] {
+                assert!(!text.contains("hunter2"), "{text}");
+            }
+            let shown = url.to_string();
+            assert!(
+                shown.contains("password_file=/run/pw") && shown.contains(&format!("{typed}=***")),
+                "{shown}"
+            );
         }
-        assert!(url.to_string().contains("password_file=/run/pw"));
+    }
+
+    /// Where a password stands in the place of its variable's name.
+    #[test]
+    fn no_password_is_taken_for_a_variable() {
+        let url: StoreUrl = "etcd://me@h?password_env=hunter2".parse().unwrap();
+        let error = url.login().unwrap_err().to_string();
+        assert!(error.contains("the variable that password_env names is not set"), "{error}");
+        assert!(!error.contains("hunter2") && !url.to_string().contains("hunter2"), "{error} {url}");
     }
 
     /// Also where the `@` was percent-encoded, or is missing, so that the password stands where a port should.

@@ -111,7 +111,19 @@ fn describe(error: &etcd_client::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    match refuses_our_certificate(&text) {
+        true => format!("{text} (the member refused our certificate, or wants one: see cert and key)"),
+        false => text,
+    }
+}
+
+/// Whether an error's text has the alert by which a server turns a client away whose certificate it does not take.
+///
+/// It is not final all the same, as a refused password is: the server's authorities may be the next to change, and on the way to
+/// the server anybody can send an alert, who would end candidacies for good.
+fn refuses_our_certificate(text: &str) -> bool {
+    let alerts = ["Certificate", "UnknownCA", "AccessDenied"];
+    text.split("received fatal alert: ").skip(1).any(|alert| alerts.iter().any(|name| alert.contains(name)))
 }
 
 #[cfg(test)]

@@ -17,6 +17,11 @@ const FIXES: [(Version, &str); 3] = [
     (Version(3, 5, 3), "members can come to differ after a crash (the data inconsistency of 3.5.0 to 3.5.2)"),
     (Version(3, 5, 13), STALLED),
 ];
+/// Those that elections need where a login decides who may write.
+const FIXES_OF_LOGINS: [(Version, &str); 3] =
+    [(Version(3, 4, 42), NESTED), (Version(3, 5, 28), NESTED), (Version(3, 6, 9), NESTED)];
+const NESTED: &str = "nobody's permission is looked at for what is nested in a transaction, so that whoever may log in may \
+                      delete entries";
 const STALLED: &str = "a member whose disk or processor stalls can revoke live leases, so that two lead until the first \
                        is told (etcd-io/etcd#15247)";
 
@@ -42,6 +47,7 @@ struct Told {
 }
 
 pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
+    let logs_in = members.logs_in();
     let asked = join_all((0..members.count()).map(|member| ask(members, member))).await;
     let mut findings = Vec::new();
     let (mut leaders, mut ids) = (Vec::new(), Vec::new());
@@ -51,7 +57,7 @@ pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
             Ok(told) => {
                 leaders.push(told.leader);
                 ids.push((told.cluster, told.member));
-                findings.extend(judge(&subject, &told));
+                findings.extend(judge(&subject, &told, logs_in));
             }
             Err(why) => findings.push(Finding::problem(
                 subject,
@@ -90,7 +96,7 @@ async fn ask(members: &Members, member: usize) -> Result<Told, String> {
     })
 }
 
-fn judge(subject: &str, told: &Told) -> Vec<Finding> {
+fn judge(subject: &str, told: &Told, logs_in: bool) -> Vec<Finding> {
     let Told { version, leader, text, trouble, .. } = told;
     let mut findings = Vec::new();
     if *leader == 0 {
@@ -101,7 +107,7 @@ fn judge(subject: &str, told: &Told) -> Vec<Finding> {
         let advice = "see `etcdctl alarm list`; after NOSPACE compact, defragment and disarm; after CORRUPT replace the member";
         findings.push(Finding::problem(subject, format!("{text}: {trouble}"), advice));
     }
-    if let Some((what, advice)) = known_bug(version) {
+    if let Some((what, advice)) = known_bug(version, logs_in) {
         findings.push(Finding::warning(subject, format!("{text}: {what}"), advice));
     }
     if findings.is_empty() {
@@ -110,15 +116,18 @@ fn judge(subject: &str, told: &Told) -> Vec<Finding> {
     findings
 }
 
-/// What goes wrong with this version, and what to do.
-pub(crate) fn known_bug(version: &str) -> Option<(String, String)> {
+/// What goes wrong with this version, where a login is needed or not, and what to do.
+pub(crate) fn known_bug(version: &str, logs_in: bool) -> Option<(String, String)> {
     let known = Version::parse(version)?;
     if known < Version(3, 4, 0) {
         let advice = "update it: elections are tested with 3.4 and 3.5".to_owned();
         return Some(("it is older than what elections need".to_owned(), advice));
     }
-    let open =
-        FIXES.into_iter().filter(|(fixed, _)| (fixed.0, fixed.1) == (known.0, known.1) && known < *fixed);
+    let of_logins = FIXES_OF_LOGINS.into_iter().filter(|_| logs_in);
+    let open = FIXES
+        .into_iter()
+        .chain(of_logins)
+        .filter(|(fixed, _)| (fixed.0, fixed.1) == (known.0, known.1) && known < *fixed);
     let (versions, whats): (Vec<_>, Vec<_>) = open.unzip();
     let Version(major, minor, patch) = versions.into_iter().max()?;
     let advice = format!(
@@ -209,7 +218,7 @@ mod tests {
             ("3.6.0", None),
             ("not a version", None),
         ] {
-            let advice = known_bug(version).map(|(_, advice)| advice);
+            let advice = known_bug(version, false).map(|(_, advice)| advice);
             match expected {
                 Some(part) => {
                     assert!(advice.as_ref().is_some_and(|advice| advice.contains(part)), "{version}")
@@ -217,5 +226,20 @@ mod tests {
                 None => assert_eq!(advice, None, "{version}"),
             }
         }
+    }
+
+    #[test]
+    fn versions_that_overlook_permissions_are_named_where_there_is_a_login() {
+        for (version, fixed) in [("3.4.41", "3.4.42"), ("3.5.16", "3.5.28"), ("3.6.8", "3.6.9")] {
+            let (what, advice) = known_bug(version, true).unwrap();
+            assert!(what.contains("nested in a transaction") && advice.contains(fixed), "{what} {advice}");
+            assert_eq!(known_bug(version, false), None);
+            assert_eq!(known_bug(fixed, true), None);
+        }
+        let (what, advice) = known_bug("3.4.23", true).unwrap();
+        assert!(
+            what.contains("15247") && what.contains("nested") && advice.contains("3.4.42"),
+            "{what} {advice}"
+        );
     }
 }

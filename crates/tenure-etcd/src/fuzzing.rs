@@ -21,7 +21,7 @@ pub fn names_its_lease(election: &str, key: &[u8], lease: i64) -> bool {
 
 /// What an operator is told of a member with this version.
 pub fn known_bug(version: &str) -> Option<(String, String)> {
-    examine::known_bug(version)
+    examine::known_bug(version, false)
 }
 
 /// The members and the prefix that a URL has come to.

@@ -92,6 +92,11 @@ impl Members {
         if broken(Rule::AskElsewhere) { 0 } else { self.preferred.load(Relaxed) }
     }
 
+    /// Whether a name and a password are shown.
+    pub(crate) fn logs_in(&self) -> bool {
+        self.config.login.is_some()
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.members.len()
     }

@@ -73,6 +73,10 @@ impl<'a> Pages<'a> {
                 None => self.size = (self.size / FEWER).max(1),
             }
         };
+        // Or a page that comes again would be read for ever.
+        if !in_order(first, &found) {
+            return Err(malformed("keys in order"));
+        }
         self.at = read_at;
         // The first key after the last.
         let after = |last: &KeyValue| [last.key(), &[0]].concat();
@@ -106,6 +110,11 @@ impl<'a> Pages<'a> {
         });
         Ok(read.await?.value)
     }
+}
+
+/// Whether these are keys from `first` on, each after the one before it.
+fn in_order(first: &[u8], found: &[KeyValue]) -> bool {
+    found.first().is_none_or(|kv| kv.key() >= first) && found.is_sorted_by(|one, next| one.key() < next.key())
 }
 
 /// The first key after all that begin with `election`, whose last byte is a slash.

@@ -49,6 +49,10 @@ use crate::{
     wait::{self, gone, is_ours, ranges, revision},
 };
 
+/// The most, in seconds, that etcd grants where less was asked for: its least TTL is one and a half election timeouts, of
+/// which the longest is 50 s. Whoever answers more is believed this much, since to count on less is always safe.
+const MOST_OF_THE_LEAST: i64 = 75;
+
 /// A lease, and what was entered under it.
 pub(crate) struct EtcdSession {
     shared: Arc<Shared>,
@@ -114,6 +118,7 @@ impl EtcdSession {
             .await?
             .value;
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
+        let granted = granted.min(seconds.max(MOST_OF_THE_LEAST));
         Ok(Self {
             entering: Together::new(Entering { members: Arc::clone(&shared.members), lease }),
             shared,
@@ -165,7 +170,8 @@ impl EtcdSession {
                 Ok(heartbeat)
             })
             .await?;
-        Ok(won.value)
+        let Heartbeat { ttl, epoch } = won.value;
+        Ok(Heartbeat { ttl: ttl.min(self.granted), epoch })
     }
 
     fn line(&self) -> std::sync::MutexGuard<'_, Option<Line>> {

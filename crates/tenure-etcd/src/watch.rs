@@ -441,7 +441,7 @@ impl Following {
         let hurries = targets.iter().any(|target| matches!(target, Target::Turn(_)));
         let patience = if hurries { watches.patience(HURRIED) } else { watches.patience(UNHURRIED) };
         let (_, watching) = self.watching.get_or_insert_with(|| {
-            let from = if self.start_now { NOW } else { read_at + 1 };
+            let from = if self.start_now { NOW } else { read_at.saturating_add(1) };
             let watching = watches.watch(targets.iter().cloned(), from);
             (targets, watching)
         });

@@ -31,6 +31,7 @@ use crate::{
     processes::{end_all, start_known, wait_known},
     say,
     signals::Received,
+    store,
 };
 
 /// How often it is looked whether the deadline has moved: hearts beat every third of a TTL.
@@ -88,6 +89,9 @@ impl Program {
             .env("TENURE_CANDIDATE", leadership.candidate().as_str())
             .env("TENURE_STOP_BUDGET_MS", stop_budget.as_millis().to_string())
             .env_remove("TENURE_DEADLINE_BOOTTIME_NS");
+        for variable in store::secret_variables(options.store.url.as_deref()) {
+            command.env_remove(variable);
+        }
         let deadline = leadership.deadline();
         if deadline != Moment::NEVER {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());

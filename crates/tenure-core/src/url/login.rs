@@ -1,6 +1,6 @@
 //! Who a store URL says we are: a user, with a password from the URL, from a file, or from the environment.
 
-use std::{env, fs};
+use std::{env, fmt, fs};
 
 use super::{InvalidUrl, Secret, StoreUrl};
 
@@ -25,21 +25,13 @@ impl StoreUrl {
                 Some(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
             }
             (None, None, Some(variable)) => {
-                // The error's text could show the password.
-                let text = env::var_os(variable).map(|text| text.into_string());
-                Some(Secret::new(match text {
-                    Some(Ok(text)) => text,
-                    Some(Err(_)) => {
-                        return Err(
-                            self.invalid(format!("the variable of password_env={variable} is not UTF-8"))
-                        );
-                    }
-                    None => {
-                        return Err(
-                            self.invalid(format!("the variable of password_env={variable} is not set"))
-                        );
-                    }
-                }))
+                let named = Named(variable);
+                match env::var_os(variable).map(|text| text.into_string()) {
+                    Some(Ok(text)) => Some(Secret::new(text)),
+                    // What it holds is not shown.
+                    Some(Err(_)) => return Err(self.invalid(format!("{named} is not UTF-8"))),
+                    None => return Err(self.invalid(format!("{named} is not set"))),
+                }
             }
             _ => {
                 return Err(self.invalid(
@@ -56,6 +48,19 @@ impl StoreUrl {
             (None, Some(_)) => {
                 Err(self.invalid(format!("it has a password but no user; give {scheme}://user@host")))
             }
+        }
+    }
+}
+
+/// The variable that a URL names, in words. What is not spelled as variables are may be a password in the name's place.
+struct Named<'a>(&'a str);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spelled = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        match self.0.chars().all(spelled) {
+            true => write!(f, "the variable of password_env={}", self.0),
+            false => f.write_str("the variable that password_env names"),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! of 64 bits travel as text, bytes as base64, and what is zero or empty is left out.
 
 mod gateway;
+mod users;
 
 use std::{fmt, time::Duration};
 
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::ContainerError;
 use gateway::{Gateway, bytes, decoded, encoded, number, range_end};
+pub use users::Permission;
 
 /// Administers one etcd server, as an operator would.
 #[derive(Clone)]
@@ -44,17 +46,6 @@ pub struct Lease {
     pub keys: Vec<String>,
 }
 
-/// What a role may do with the keys under a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permission {
-    /// Read them.
-    Read,
-    /// Write them.
-    Write,
-    /// Both.
-    ReadWrite,
-}
-
 /// What a member says of leases that have run out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expiries {
@@ -84,17 +75,6 @@ impl EtcdAdmin {
     /// The `host:port` of the server.
     pub fn endpoint(&self) -> &str {
         self.gateway.endpoint()
-    }
-
-    /// The same, speaking as `user`: needed once [`enable_auth`](Self::enable_auth) was called.
-    ///
-    /// # Errors
-    /// When the server refuses the password or does not answer.
-    pub async fn login(&self, user: &str, password: &str) -> Result<Self, ContainerError> {
-        let request = json!({ "name": user, "password": password });
-        let answer = self.gateway.call("auth/authenticate", request).await?;
-        let token = answer["token"].as_str().unwrap_or_default();
-        Ok(Self { gateway: self.gateway.with_token(token) })
     }
 
     /// Succeeds when the server serves: it has a quorum, and can read.
@@ -273,69 +253,6 @@ impl EtcdAdmin {
     /// Also when there is no such lease.
     pub async fn revoke_lease(&self, id: i64) -> Result<(), ContainerError> {
         self.gateway.call("lease/revoke", json!({ "ID": id.to_string() })).await.map(|_| ())
-    }
-
-    /// Makes a user who may do `permission` with the keys under `prefix`, by a role of the same name.
-    ///
-    /// # Errors
-    /// Also when there is such a user already.
-    pub async fn add_user(
-        &self,
-        user: &str,
-        password: &str,
-        permission: Permission,
-        prefix: &str,
-    ) -> Result<(), ContainerError> {
-        self.gateway.call("auth/role/add", json!({ "name": user })).await?;
-        self.permit(user, permission, prefix).await?;
-        self.add_user_with_role(user, password, user).await
-    }
-
-    /// Permits the role of a user's own what lies below `prefix` as well.
-    ///
-    /// # Errors
-    /// When there is no such role.
-    pub async fn permit(
-        &self,
-        user: &str,
-        permission: Permission,
-        prefix: &str,
-    ) -> Result<(), ContainerError> {
-        let permission = match permission {
-            Permission::Read => "READ",
-            Permission::Write => "WRITE",
-            Permission::ReadWrite => "READWRITE",
-        };
-        let (key, range_end) = prefix_range(prefix);
-        let permission = json!({ "permType": permission, "key": key, "range_end": range_end });
-        self.gateway.call("auth/role/grant", json!({ "name": user, "perm": permission })).await?;
-        Ok(())
-    }
-
-    /// Gives a user another password; whoever has logged in with the old one is to log in anew.
-    ///
-    /// # Errors
-    /// When there is no such user.
-    pub async fn change_password(&self, user: &str, password: &str) -> Result<(), ContainerError> {
-        let change = json!({ "name": user, "password": password });
-        self.gateway.call("auth/user/changepw", change).await.map(|_| ())
-    }
-
-    /// Makes the user `root` and demands a name and password from everybody from now on;
-    /// returns this, speaking as root.
-    ///
-    /// # Errors
-    /// Also when that was done already.
-    pub async fn enable_auth(&self, root_password: &str) -> Result<Self, ContainerError> {
-        self.gateway.call("auth/role/add", json!({ "name": "root" })).await?;
-        self.add_user_with_role("root", root_password, "root").await?;
-        self.gateway.call("auth/enable", json!({})).await?;
-        self.login("root", root_password).await
-    }
-
-    async fn add_user_with_role(&self, user: &str, password: &str, role: &str) -> Result<(), ContainerError> {
-        self.gateway.call("auth/user/add", json!({ "name": user, "password": password })).await?;
-        self.gateway.call("auth/user/grant", json!({ "user": user, "role": role })).await.map(|_| ())
     }
 }
 

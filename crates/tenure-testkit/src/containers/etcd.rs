@@ -7,6 +7,7 @@ use super::{
     container::{Container, Recipe},
     fault::Remedy,
     health::{Health, await_health},
+    tls::written,
 };
 
 pub(super) const CLIENT_PORT: u16 = 2379;
@@ -37,11 +38,22 @@ impl EtcdServer {
     pub async fn start_with(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
         let mut arguments = client_flags("single");
         arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-        let recipe = Recipe::new(version, CLIENT_PORT, "etcd", arguments);
-        let container = Container::run(&recipe).await?;
-        let server = Self::new(recipe, container);
-        server.await_health().await?;
-        Ok(server)
+        Self::launch(Recipe::new(version, CLIENT_PORT, "etcd", arguments)).await
+    }
+
+    /// The same with files, which flags may name: each a path below `/data`, and what is in it.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_with_files(
+        version: Version,
+        flags: &[&str],
+        files: &[(&str, &str)],
+    ) -> Result<Self, ContainerError> {
+        let mut arguments = client_flags("single");
+        arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+        let script: String = files.iter().map(|(path, content)| written(path, content.as_bytes())).collect();
+        Self::launch(Recipe::new(version, CLIENT_PORT, "sh", after(&script, arguments))).await
     }
 
     /// The same with a second endpoint where clients speak TLS and show a certificate.
@@ -60,10 +72,12 @@ impl EtcdServer {
         {
             arguments.push(format!("--{flag}={path}"));
         }
-        let script = format!("{}exec etcd \"$@\"", files.script());
-        let arguments = ["-ec".to_owned(), script, "sh".to_owned()].into_iter().chain(arguments).collect();
-        let recipe =
-            Recipe { secure_port: Some(SECURE_PORT), ..Recipe::new(version, CLIENT_PORT, "sh", arguments) };
+        let arguments = after(&files.script(), arguments);
+        let recipe = Recipe::new(version, CLIENT_PORT, "sh", arguments);
+        Self::launch(Recipe { secure_port: Some(SECURE_PORT), ..recipe }).await
+    }
+
+    async fn launch(recipe: Recipe) -> Result<Self, ContainerError> {
         let container = Container::run(&recipe).await?;
         let server = Self::new(recipe, container);
         server.await_health().await?;
@@ -146,6 +160,12 @@ impl EtcdServer {
     fn health(&self) -> Health {
         Health::Etcd(self.admin.clone())
     }
+}
+
+/// What a shell is given to run etcd with `flags` after `script`.
+fn after(script: &str, flags: Vec<String>) -> Vec<String> {
+    let script = format!("{script}exec etcd \"$@\"");
+    ["-ec".to_owned(), script, "sh".to_owned()].into_iter().chain(flags).collect()
 }
 
 /// The flags by which any etcd of the tests listens and stores.
