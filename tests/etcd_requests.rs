@@ -14,7 +14,7 @@ fn request(nonce: u128) -> EntryRequest {
     EntryRequest {
         election: ElectionName::new("e").unwrap(),
         candidate: CandidateId::new("a").unwrap(),
-        value: b"value".to_vec(),
+        value: b"value".as_slice().into(),
         nonce,
     }
 }
@@ -39,7 +39,7 @@ async fn a_request_never_takes_over_the_entry_of_another() {
         for _ in 0..3 {
             session.leave(&request(1), None).await.unwrap();
         }
-        let updated = EntryRequest { value: b"another".to_vec(), ..request(2) };
+        let updated = EntryRequest { value: b"another".as_slice().into(), ..request(2) };
         session.update(&second.entry, &updated).await.unwrap();
         assert_eq!(session.enter(&request(2)).await.unwrap().entry, second.entry, "also with a new value");
         session.leave(&request(2), Some(&second.entry)).await.unwrap();
@@ -60,7 +60,7 @@ async fn a_new_value_does_not_write_over_a_wish() {
     let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
     let entered = session.enter(&request(1)).await.unwrap();
     backend.ask_to_resign(&request(1).election).await.unwrap().unwrap();
-    let updated = EntryRequest { value: b"another".to_vec(), ..request(1) };
+    let updated = EntryRequest { value: b"another".as_slice().into(), ..request(1) };
     session.update(&entered.entry, &updated).await.unwrap();
     let leader = backend.leader(&request(1).election).await.unwrap().unwrap();
     assert_eq!(leader.value, b"another");

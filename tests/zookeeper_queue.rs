@@ -24,7 +24,7 @@ fn request(nonce: u128) -> EntryRequest {
     EntryRequest {
         election: ElectionName::new("e").unwrap(),
         candidate: CandidateId::new("a").unwrap(),
-        value: b"value".to_vec(),
+        value: b"value".as_slice().into(),
         nonce,
     }
 }

@@ -35,7 +35,7 @@ fn request(nonce: u128) -> EntryRequest {
     EntryRequest {
         election: ElectionName::new("e").unwrap(),
         candidate: CandidateId::new("a").unwrap(),
-        value: Vec::new(),
+        value: [].into(),
         nonce,
     }
 }

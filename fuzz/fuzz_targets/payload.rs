@@ -54,7 +54,7 @@ fn written(candidate: CandidateId, value: &[u8]) {
         return;
     }
     let election = ElectionName::new("e").expect("it is legal");
-    let request = EntryRequest { election, candidate, value: value.to_vec(), nonce: value.len() as u128 };
+    let request = EntryRequest { election, candidate, value: value.into(), nonce: value.len() as u128 };
     let payload = request.payload();
     let back = shown(&payload);
     assert_eq!((back.id.as_str(), back.value.as_slice()), (request.candidate.as_str(), value));

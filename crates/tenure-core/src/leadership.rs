@@ -167,7 +167,7 @@ impl LeadershipHandle {
         let request = EntryRequest {
             election: term.election().clone(),
             candidate: term.candidate().clone(),
-            value,
+            value: value.into(),
             nonce: term.request().nonce,
         };
         let mut retry = Retry::new(config.retry);

@@ -312,7 +312,7 @@ pub struct EntryRequest {
     /// Who enters.
     pub candidate: CandidateId,
     /// What others can read; at most 64 KiB.
-    pub value: Vec<u8>,
+    pub value: Arc<[u8]>,
     /// Names this attempt; a new one for every entry, never used again.
     pub nonce: u128,
 }

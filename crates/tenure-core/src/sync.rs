@@ -154,24 +154,29 @@ impl<T: Copy> Latch<T> {
     }
 }
 
-/// Something that happens once, and is waited for: as a cancellation token, without its children and its allocation.
+/// Something that happens once, and is waited for: as a cancellation token, without its children, and with no more than a word
+/// of memory until somebody waits.
 ///
-/// Like that, it counts as one step to a checker of races, which cannot see into tokio's `Notify`: so the atomic is std's
-/// in any case. What orders it is `Notify`'s own lock, which both sides take in between.
+/// Like that, it counts as one step to a checker of races, which cannot see into tokio's `Notify`: so its atomics are std's
+/// in any case.
 #[derive(Debug)]
 pub(crate) struct Flag {
     happened: std::sync::atomic::AtomicBool,
-    told: tokio::sync::Notify,
+    told: std::sync::OnceLock<Box<tokio::sync::Notify>>,
 }
 
 impl Flag {
     pub(crate) fn new() -> Self {
-        Self { happened: std::sync::atomic::AtomicBool::new(false), told: tokio::sync::Notify::new() }
+        Self { happened: std::sync::atomic::AtomicBool::new(false), told: std::sync::OnceLock::new() }
     }
 
     pub(crate) fn set(&self) {
         self.happened.store(true, std::sync::atomic::Ordering::SeqCst);
-        self.told.notify_waiters();
+        // Either this sees who waits, or who waits sees that it has happened.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        if let Some(told) = self.told.get() {
+            told.notify_waiters();
+        }
     }
 
     pub(crate) fn is_set(&self) -> bool {
@@ -180,9 +185,13 @@ impl Flag {
 
     /// Returns once it has happened.
     pub(crate) async fn wait(&self) {
-        let mut told = std::pin::pin!(self.told.notified());
+        if self.is_set() {
+            return;
+        }
+        let mut told = std::pin::pin!(self.told.get_or_init(Box::default).notified());
         // From here on nothing is missed.
         told.as_mut().enable();
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         if !self.is_set() {
             told.await;
         }

@@ -83,7 +83,7 @@ mod tests {
         EntryRequest {
             election: ElectionName::new("billing").unwrap(),
             candidate: CandidateId::new("me").unwrap(),
-            value: Vec::new(),
+            value: [].into(),
             nonce: 0xab,
         }
     }

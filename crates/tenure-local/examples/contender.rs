@@ -40,7 +40,7 @@ async fn enter(s: &dyn BackendSession) -> (EntryRequest, Entered) {
     let request = EntryRequest {
         election: ElectionName::new("e").unwrap(),
         candidate: CandidateId::unique(),
-        value: Vec::new(),
+        value: [].into(),
         nonce: fastrand::u128(..),
     };
     let entered = s.enter(&request).await.unwrap();

@@ -105,7 +105,7 @@ impl StoreElector {
             let candidacy = Candidacy {
                 election: election.clone(),
                 candidate: shared.config.id.clone(),
-                value: shared.config.value.clone(),
+                value: Arc::clone(&shared.value),
                 since,
                 waits,
                 withdrawn,

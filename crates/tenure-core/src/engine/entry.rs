@@ -27,7 +27,7 @@ use crate::{
 pub(crate) struct Candidacy {
     pub(crate) election: ElectionName,
     pub(crate) candidate: CandidateId,
-    pub(crate) value: Vec<u8>,
+    pub(crate) value: Arc<[u8]>,
     /// When the campaign was called for.
     pub(crate) since: Moment,
     /// Whether to wait when somebody else leads.
@@ -125,7 +125,7 @@ fn request(candidacy: &Candidacy) -> Arc<EntryRequest> {
     Arc::new(EntryRequest {
         election: candidacy.election.clone(),
         candidate: candidacy.candidate.clone(),
-        value: candidacy.value.clone(),
+        value: Arc::clone(&candidacy.value),
         nonce: random::number(),
     })
 }

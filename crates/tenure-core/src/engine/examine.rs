@@ -96,7 +96,7 @@ async fn rights(shared: &Shared, session: &dyn BackendSession, findings: &mut Ve
     let request = EntryRequest {
         election,
         candidate: shared.config.id.clone(),
-        value: Vec::new(),
+        value: [].into(),
         nonce: random::number(),
     };
     let begun = shared.clock.now();

@@ -52,6 +52,8 @@ use crate::{Clock, Config, ElectionName, spi::Backend, status::StatusCell, sync:
 pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) config: Config,
+    /// The configured value, as all candidates share it.
+    value: Arc<[u8]>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) watchdog: Watchdog,
     pub(crate) status: StatusCell,
@@ -82,6 +84,7 @@ impl Shared {
     fn new(backend: Arc<dyn Backend>, config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self {
             backend,
+            value: config.value.as_slice().into(),
             config,
             watchdog: Watchdog::new(Arc::clone(&clock)),
             clock,

@@ -36,29 +36,36 @@ pub(crate) struct Term {
     ended: Latch<End>,
     /// The largest stop budget that work under way has asked for, in nanoseconds.
     budget: AtomicU64,
-    /// The leadership that this one rests on, which it cannot outlive.
-    base: OnceLock<Arc<Term>>,
+    /// What few leaderships have.
+    rare: OnceLock<Box<Rare>>,
     /// What made the entry.
     request: Arc<EntryRequest>,
     pub(crate) token: FencingToken,
     live: Arc<Live>,
-    /// When the watchdog had the work dropped.
-    dropped_at: Latch<Moment>,
-    overrun_reported: AtomicBool,
     /// Whether everybody has been told that the leadership is over.
     told: AtomicBool,
-    /// The one that rests on this.
-    above: OnceLock<Weak<Term>>,
-    /// How much work is being polled at this moment.
-    polled: AtomicUsize,
     /// Cancelled when work is to stop; made when somebody listens.
     stop: OnceLock<CancellationToken>,
-    /// Cancelled when work is to be dropped; made when there is some.
-    hard: OnceLock<CancellationToken>,
     /// Work under way; closed when the guard has gone.
     pub(crate) works: Works,
     /// Set when the entry is known to be gone, or its session has ended.
     pub(crate) departed: Flag,
+}
+
+/// What a leadership has once work is done under it, or it rests on another, or another on it.
+#[derive(Debug)]
+struct Rare {
+    /// The leadership that this one rests on, which it cannot outlive.
+    base: OnceLock<Arc<Term>>,
+    /// The one that rests on this.
+    above: OnceLock<Weak<Term>>,
+    /// Cancelled when work is to be dropped.
+    hard: CancellationToken,
+    /// When the watchdog had the work dropped.
+    dropped_at: Latch<Moment>,
+    overrun_reported: AtomicBool,
+    /// How much work is being polled at this moment.
+    polled: AtomicUsize,
 }
 
 impl Term {
@@ -74,14 +81,9 @@ impl Term {
             live,
             ended: Latch::new(),
             budget: AtomicU64::new(0),
-            dropped_at: Latch::new(),
-            overrun_reported: AtomicBool::new(false),
+            rare: OnceLock::new(),
             told: AtomicBool::new(false),
-            base: OnceLock::new(),
-            above: OnceLock::new(),
-            polled: AtomicUsize::new(0),
             stop: OnceLock::new(),
-            hard: OnceLock::new(),
             works: Works::new(),
             departed: Flag::new(),
             session: Arc::clone(session),
@@ -122,8 +124,21 @@ impl Term {
         self.stop.get_or_init(|| self.session.stop.child_token())
     }
 
+    fn rare(&self) -> &Rare {
+        self.rare.get_or_init(|| {
+            Box::new(Rare {
+                base: OnceLock::new(),
+                above: OnceLock::new(),
+                hard: self.session.hard.child_token(),
+                dropped_at: Latch::new(),
+                overrun_reported: AtomicBool::new(false),
+                polled: AtomicUsize::new(0),
+            })
+        })
+    }
+
     fn hard(&self) -> &CancellationToken {
-        self.hard.get_or_init(|| self.session.hard.child_token())
+        &self.rare().hard
     }
 
     /// How the leadership ended, if it has: of its own end and its session's the one that was seen first.
@@ -190,9 +205,9 @@ impl Term {
                 kept = %humantime::format_duration(below.tier_budget(asked)),
                 "the session below allows less time for work to stop");
         }
-        if self.base.set(Arc::clone(&below)).is_ok() {
+        if self.rare().base.set(Arc::clone(&below)).is_ok() {
             // It rests on a guard, of which there is one.
-            let _ = below.above.set(Arc::downgrade(self));
+            let _ = below.rare().above.set(Arc::downgrade(self));
             let term = Arc::clone(self);
             let lower = Arc::clone(&below);
             spawn_tracked(&self.session.entries, async move {
@@ -218,7 +233,8 @@ impl Term {
 
     /// Ends what rests on this leadership, which is over.
     fn end_above(&self) {
-        let Some(above) = self.above.get().and_then(Weak::upgrade) else { return };
+        let above = self.rare.get().and_then(|rare| rare.above.get()?.upgrade());
+        let Some(above) = above else { return };
         above.lose(LossReason::Base);
         // Work that was told to stop before may have less time now.
         above.session.shared.watchdog.wake();
@@ -226,7 +242,7 @@ impl Term {
 
     /// The leadership that this one rests on.
     pub(crate) fn base(&self) -> Option<&Arc<Self>> {
-        self.base.get()
+        self.rare.get()?.base.get()
     }
 
     /// The latest instant at which leadership may be assumed, as things stand.
@@ -358,7 +374,7 @@ impl Term {
             return Some(stop_by - margin);
         }
         self.hard().cancel();
-        let dropped = self.dropped_at.get_or_set(now);
+        let dropped = self.rare().dropped_at.get_or_set(now);
         // A process that was stopped wakes up past its deadline: its work is dropped at its next
         // poll, which has to be given the chance to come.
         let overrun_at = stop_by.max(dropped + margin);
@@ -372,7 +388,8 @@ impl Term {
     /// Work has gone on past its last instant: it blocks its thread, or the runtime is blocked.
     fn report_overrun(&self) {
         // Work that nobody polls does nothing, and is dropped with its next poll.
-        if self.polled.load(Ordering::Acquire) == 0 || self.overrun_reported.swap(true, Ordering::AcqRel) {
+        let rare = self.rare();
+        if rare.polled.load(Ordering::Acquire) == 0 || rare.overrun_reported.swap(true, Ordering::AcqRel) {
             return;
         }
         error!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
@@ -402,6 +419,7 @@ impl Term {
         self.check()?;
         // So that whatever the work logs says under which token.
         let span = info_span!("leadership", election = %self.election(), candidate = %self.candidate(), token = self.token.get());
+        let polled = &self.rare().polled;
         let mut hard = pin!(self.hard().cancelled());
         let mut work = pin!(work);
         std::future::poll_fn(|context| {
@@ -410,8 +428,8 @@ impl Term {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
                 return Poll::Ready(Err(Lost::new(reason)));
             }
-            self.polled.fetch_add(1, Ordering::AcqRel);
-            let _polled = Polled(&self.polled);
+            polled.fetch_add(1, Ordering::AcqRel);
+            let _polled = Polled(polled);
             let _span = span.enter();
             work.as_mut().poll(context).map(Ok)
         })

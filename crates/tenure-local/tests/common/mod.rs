@@ -30,7 +30,7 @@ pub fn request(election_name: &str, id: &str) -> EntryRequest {
     EntryRequest {
         election: election(election_name),
         candidate: CandidateId::new(id).unwrap(),
-        value: format!("value of {id}").into_bytes(),
+        value: format!("value of {id}").into_bytes().into(),
         nonce: fastrand::u128(..),
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn leading(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let (session, _) = Session::new(spi, shared, window);
     let election = ElectionName::new("e").unwrap();
     let candidate = CandidateId::new("a").unwrap();
-    let request = EntryRequest { election: election.clone(), candidate, value: Vec::new(), nonce: 1 };
+    let request = EntryRequest { election: election.clone(), candidate, value: Arc::from([]), nonce: 1 };
     let entry = Entry { election, key: "e/2".into(), version: 2 };
     let live = session.entered(entry);
     Leadership::new(Term::new(&session, Arc::new(request), FencingToken::new(2).unwrap(), live))
