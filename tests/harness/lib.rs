@@ -20,11 +20,13 @@ mod guides {
 mod etcd;
 mod local;
 mod memory;
+mod patience;
 mod relay;
 mod zookeeper;
 
 pub use etcd::Etcd;
 pub use local::Local;
 pub use memory::Memory;
+pub use patience::{goes_on, promptly};
 pub use relay::Relay;
 pub use zookeeper::{Zookeeper, session_id};
