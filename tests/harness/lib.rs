@@ -17,6 +17,7 @@ mod guides {
     struct Start;
 }
 
+mod authority;
 mod etcd;
 mod local;
 mod memory;
@@ -24,6 +25,7 @@ mod patience;
 mod relay;
 mod zookeeper;
 
+pub use authority::{Authority, ClientFiles};
 pub use etcd::Etcd;
 pub use local::Local;
 pub use memory::Memory;

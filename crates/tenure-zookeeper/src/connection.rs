@@ -42,6 +42,7 @@ use std::{
 
 use asyncs::task::{Spawn, Task};
 use futures::{FutureExt as _, future::BoxFuture};
+use tenure_core::TlsPem;
 use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{
@@ -60,6 +61,8 @@ pub(crate) struct Connection {
     session: SessionInfo,
     granted: Duration,
     server: String,
+    /// What it has shown and trusted, where it speaks TLS.
+    pem: Option<Arc<TlsPem>>,
     attempt_timeout: Duration,
     state: Mutex<StateWatcher>,
     task: AbortHandle,
@@ -130,8 +133,9 @@ impl Connection {
             connector = connector.with_session(session.clone());
         }
         let capture = Capture::default();
+        let pem = terms.pem().await;
         let connecting = async {
-            let mut connecting = pin!(terms.connect(connector, server));
+            let mut connecting = pin!(terms.connect(connector, server, pem.as_deref()));
             poll_fn(|context| {
                 let _scope = asyncs::task::enter(&capture);
                 connecting.as_mut().poll(context)
@@ -150,6 +154,7 @@ impl Connection {
             session: client.session().clone(),
             granted: client.session_timeout(),
             server: server.to_owned(),
+            pem,
             attempt_timeout: terms.attempt_timeout,
             state: Mutex::new(client.state_watcher()),
             client: Arc::clone(&capture.client),
@@ -182,6 +187,11 @@ impl Connection {
 
     pub(crate) fn server(&self) -> &str {
         &self.server
+    }
+
+    /// What it has shown and trusted, where it speaks TLS.
+    pub(crate) fn pem(&self) -> Option<&TlsPem> {
+        self.pem.as_deref()
     }
 
     /// Whether every answer so far came over this connection and from this session: a client that
