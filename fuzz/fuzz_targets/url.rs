@@ -92,6 +92,7 @@ fn all_that_is_printed(text: &str) -> String {
         if let Ok(config) = &zookeeper {
             let (servers, root) = tenure_zookeeper::fuzzing::reach(config);
             have_ports(servers, &url);
+            assert!(!url.user().unwrap_or_default().contains(':'), "the servers would take another user");
             assert!(
                 root.starts_with('/') && root[1..].split('/').all(|part| !["", ".", ".."].contains(&part)),
                 "{root}"

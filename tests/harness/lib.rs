@@ -17,14 +17,18 @@ mod guides {
     struct Start;
 }
 
+mod authority;
 mod etcd;
 mod local;
 mod memory;
+mod patience;
 mod relay;
 mod zookeeper;
 
+pub use authority::{Authority, ClientFiles};
 pub use etcd::Etcd;
 pub use local::Local;
 pub use memory::Memory;
+pub use patience::{goes_on, promptly};
 pub use relay::Relay;
 pub use zookeeper::{Zookeeper, session_id};

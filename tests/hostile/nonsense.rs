@@ -2,17 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tenure::{Config, Connection, Elector, Error};
-use tenure_testkit::suite::until;
+use futures::StreamExt as _;
+use tenure::{Config, Connection, Elector, Error, Finding, Level};
+use tenure_testkit::suite::{until, within};
 
 use crate::{
     is_fit_to_be_printed, never_held_more_than,
-    server::{CLAIM, NO_DATA, Nonsense, PING, SETTINGS, Server},
+    server::{CLAIM, NO_DATA, Nonsense, PING, Pace, SETTINGS, Server},
     soon,
 };
 
-/// Asked for by campaigns and onlookers alike, the store is asked again and again, and the status says why; or the campaign fails, in
-/// words. Closing takes seconds, and memory stays as it is.
+/// What a server sends to ZooKeeper's client library is kept by it for as long as it waits for the end of an answer, which is
+/// seconds. So much a second is kept in bounds then; kept for longer, it is not.
+const PACE: Pace = Pace::Mebibytes(32);
+
+/// Asked for by campaigns, onlookers, observers and an operator alike, the store is asked again and again, and the status says why; or
+/// the campaign fails, in words. Closing takes seconds, and memory stays as it is.
 async fn is_borne(scheme: &str, nonsense: Nonsense) {
     let server = Server::start(nonsense).await;
     let url = format!("{scheme}://{}/acme", server.endpoint);
@@ -27,6 +32,14 @@ async fn is_borne(scheme: &str, nonsense: Nonsense) {
         let onlooker: Arc<dyn Elector> = Arc::clone(&onlooker);
         tokio::spawn(async move { onlooker.candidates("e").await })
     };
+    let observing = {
+        let mut leaders = onlooker.observe("e");
+        tokio::spawn(async move { leaders.next().await })
+    };
+    let findings = {
+        let onlooker: Arc<dyn Elector> = Arc::clone(&onlooker);
+        tokio::spawn(async move { onlooker.examine().await })
+    };
     for (elector, over) in [(&candidate, &|| campaign.is_finished()), (&onlooker, &|| looking.is_finished())]
         as [(&Arc<dyn Elector>, &dyn Fn() -> bool); 2]
     {
@@ -40,6 +53,11 @@ async fn is_borne(scheme: &str, nonsense: Nonsense) {
     }
     // Asked again, and again.
     until("it is asked again", async || server.taken() >= 6 || campaign.is_finished()).await;
+    let findings = within("the findings", findings).await.unwrap();
+    assert!(findings.iter().any(|finding| finding.level == Level::Problem), "{findings:?}");
+    for Finding { subject, text, .. } in &findings {
+        assert!(is_fit_to_be_printed(subject) && is_fit_to_be_printed(text), "{text:?}");
+    }
     for elector in [&candidate, &onlooker] {
         soon("closing", elector.close()).await;
     }
@@ -47,6 +65,10 @@ async fn is_borne(scheme: &str, nonsense: Nonsense) {
         let error = error.expect("nobody leads in such a store");
         assert!(matches!(error, Error::Closed | Error::Refused(_)), "{error:?}");
         assert!(is_fit_to_be_printed(&error.to_string()), "{error}");
+    }
+    if let Some(seen) = soon("the observer's end", observing).await.unwrap() {
+        let error = seen.expect_err("nobody leads in such a store").to_string();
+        assert!(is_fit_to_be_printed(&error), "{error}");
     }
     never_held_more_than(256);
 }
@@ -81,20 +103,20 @@ fn frame(length: i32) -> Nonsense {
 borne! {
     etcd_that_never_answers: "etcd", Nonsense::Silence;
     etcd_that_answers_random_bytes: "etcd", Nonsense::Garbage;
-    etcd_that_streams_bytes_for_ever: "etcd", Nonsense::Endless(b"", b"etc");
-    etcd_that_streams_zeros_for_ever: "etcd", Nonsense::Endless(b"", &[0]);
+    etcd_that_streams_bytes_for_ever: "etcd", Nonsense::Endless(b"", b"etc", Pace::Unbounded);
+    etcd_that_streams_zeros_for_ever: "etcd", Nonsense::Endless(b"", &[0], Pace::Unbounded);
     etcd_that_hangs_up: "etcd", Nonsense::Hangup;
     etcd_that_is_a_web_server: "etcd", Nonsense::Http;
-    etcd_that_sends_settings_for_ever: "etcd", Nonsense::Endless(SETTINGS, SETTINGS);
-    etcd_that_pings_for_ever: "etcd", Nonsense::Endless(SETTINGS, PING);
+    etcd_that_sends_settings_for_ever: "etcd", Nonsense::Endless(SETTINGS, SETTINGS, Pace::Unbounded);
+    etcd_that_pings_for_ever: "etcd", Nonsense::Endless(SETTINGS, PING, Pace::Unbounded);
     etcd_that_says_its_answer_has_a_gibibyte: "etcd", Nonsense::EndlessAnswer(CLAIM);
     etcd_that_refuses_with_control_characters: "etcd", Nonsense::Refusal;
     etcd_that_answers_empty_data_for_ever: "etcd", Nonsense::EndlessAnswer(NO_DATA);
 
     zookeeper_that_never_answers: "zookeeper", Nonsense::Silence;
     zookeeper_that_answers_random_bytes: "zookeeper", Nonsense::Garbage;
-    zookeeper_that_streams_bytes_for_ever: "zookeeper", Nonsense::Endless(b"", b"zk");
-    zookeeper_that_streams_zeros_for_ever: "zookeeper", Nonsense::Endless(b"", &[0]);
+    zookeeper_that_streams_bytes_for_ever: "zookeeper", Nonsense::Endless(b"", b"zk", PACE);
+    zookeeper_that_streams_zeros_for_ever: "zookeeper", Nonsense::Endless(b"", &[0], PACE);
     zookeeper_that_hangs_up: "zookeeper", Nonsense::Hangup;
     zookeeper_that_is_a_web_server: "zookeeper", Nonsense::Http;
     zookeeper_that_announces_a_frame_of_2_gib: "zookeeper", frame(i32::MAX);
@@ -108,5 +130,7 @@ borne! {
     zookeeper_with_a_password_of_negative_length: "zookeeper", session(3000, 7, -1);
     zookeeper_that_lists_a_million_of_nothing: "zookeeper", Nonsense::Listing(connected(3000, 7, 16), 1_000_000);
     zookeeper_that_is_silent_once_connected: "zookeeper", Nonsense::Answer(connected(3000, 7, 16));
+    zookeeper_that_streams_bytes_once_connected: "zookeeper", Nonsense::EndlessOnceAnswered(connected(3000, 7, 16), b"zk", PACE);
+    zookeeper_that_streams_zeros_once_connected: "zookeeper", Nonsense::EndlessOnceAnswered(connected(3000, 7, 16), &[0], PACE);
     zookeeper_that_answers_without_sense: "zookeeper", session(3000, 7, 16);
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
+    time::{Instant, sleep_until},
 };
 
 /// What a server does with a connection.
@@ -26,10 +27,13 @@ pub(crate) enum Nonsense {
     Hangup,
     /// Answers as a web server does that was asked for something else.
     Http,
-    /// Sends the first bytes, waits for a question, and sends the others again and again, as fast as they are taken.
-    Endless(&'static [u8], &'static [u8]),
-    /// The same, after the HTTP/2 headers of an answer to the first question.
+    /// Sends the first bytes, waits for a question, and sends the others again and again, at that pace.
+    Endless(&'static [u8], &'static [u8], Pace),
+    /// The same as fast as they are taken, after the HTTP/2 headers of an answer to the first question.
     EndlessAnswer(&'static [u8]),
+    /// Answers the first question with the first bytes, waits for another, and sends the others again and again, at
+    /// that pace.
+    EndlessOnceAnswered(Vec<u8>, &'static [u8], Pace),
     /// Refuses every question of gRPC's, with control characters in the reason, and kilobytes of them.
     Refusal,
     /// Sends these bytes after a question, and no more.
@@ -37,6 +41,33 @@ pub(crate) enum Nonsense {
     /// Answers to all that ZooKeeper is asked, after these bytes, that a list of so many texts follows; but not to
     /// the wish to end the session.
     Listing(Vec<u8>, i32),
+}
+
+/// How fast something without an end is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// As fast as it is taken.
+    Unbounded,
+    /// So many MiB a second, over all connections together.
+    Mebibytes(u32),
+}
+
+/// When the next bytes may be sent that are paced.
+#[derive(Debug, Default)]
+struct Pacer(Mutex<Option<Instant>>);
+
+impl Pacer {
+    async fn pass(&self, bytes: usize, pace: Pace) {
+        let Pace::Mebibytes(rate) = pace else { return };
+        let at = {
+            let mut next = self.0.lock().unwrap();
+            let at = next.unwrap_or_else(Instant::now).max(Instant::now());
+            let takes = bytes as f64 / f64::from(rate) / f64::from(1 << 20);
+            *next = Some(at + Duration::from_secs_f64(takes));
+            at
+        };
+        sleep_until(at).await;
+    }
 }
 
 /// A server of a test's own, for as long as this is kept.
@@ -52,12 +83,13 @@ impl Server {
         let endpoint = listener.local_addr().unwrap().to_string();
         let taken = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&taken);
+        let pacer = Arc::new(Pacer::default());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let nonsense = nonsense.clone();
+                let (nonsense, pacer) = (nonsense.clone(), Arc::clone(&pacer));
                 counted.fetch_add(1, Relaxed);
-                connections.spawn(async move { drop(nonsense.speak(stream).await) });
+                connections.spawn(async move { drop(nonsense.speak(stream, &pacer).await) });
                 while connections.try_join_next().is_some() {}
             }
         });
@@ -77,7 +109,7 @@ impl Drop for Server {
 }
 
 impl Nonsense {
-    async fn speak(self, mut stream: TcpStream) -> io::Result<()> {
+    async fn speak(self, mut stream: TcpStream, pacer: &Pacer) -> io::Result<()> {
         match self {
             Self::Silence => {}
             Self::Garbage => {
@@ -92,16 +124,22 @@ impl Nonsense {
                 stream.write_all(text.as_bytes()).await?;
                 return Ok(());
             }
-            Self::Endless(first, again) => {
+            Self::Endless(first, again, pace) => {
                 stream.write_all(first).await?;
                 asked(&mut stream).await?;
-                return again_and_again(stream, again).await;
+                return again_and_again(stream, again, pacer, pace).await;
+            }
+            Self::EndlessOnceAnswered(first, again, pace) => {
+                asked(&mut stream).await?;
+                stream.write_all(&first).await?;
+                asked(&mut stream).await?;
+                return again_and_again(stream, again, pacer, pace).await;
             }
             Self::EndlessAnswer(again) => {
                 stream.write_all(SETTINGS).await?;
                 until_headers(&mut stream).await?;
                 stream.write_all(HEADERS).await?;
-                return again_and_again(stream, again).await;
+                return again_and_again(stream, again, pacer, Pace::Unbounded).await;
             }
             Self::Refusal => {
                 stream.write_all(SETTINGS).await?;
@@ -185,15 +223,14 @@ async fn until_headers(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 /// Sends the same bytes without end, and reads whatever comes.
-async fn again_and_again(stream: TcpStream, bytes: &[u8]) -> io::Result<()> {
+async fn again_and_again(stream: TcpStream, bytes: &[u8], pacer: &Pacer, pace: Pace) -> io::Result<()> {
     let (mut reader, mut writer) = stream.into_split();
     let many = bytes.repeat((64 * 1024_usize).div_ceil(bytes.len()));
     let reading = async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await.map(drop) };
     let writing = async move {
         loop {
+            pacer.pass(many.len(), pace).await;
             writer.write_all(&many).await?;
-            // At most 64 MiB a second. The client library of ZooKeeper keeps all that comes for as long as it connects.
-            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::select! {

@@ -8,6 +8,7 @@ use tenure_core::{
     Candidate, ElectionName, Error, Finding,
     spi::{Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation},
 };
+use tracing::warn;
 
 use crate::{
     LocalConfig,
@@ -20,6 +21,11 @@ use crate::{
     view,
     watch::{Interest, Subscription, Watcher},
 };
+
+/// What is wrong with a directory that everybody may change, and what to do.
+const OPEN: &str = "everybody on this machine may write to this directory, and so stand in its elections, delete its entries and end \
+                    leaderships";
+const CLOSE: &str = "take that away (chmod o-w), or use a directory that is this user's alone";
 
 /// Elections among the processes of this machine, kept in a directory.
 ///
@@ -71,6 +77,10 @@ impl LocalBackend {
             );
             return Err(BackendError::new(BackendErrorKind::Invalid, message).into());
         }
+        let everybodys = layout.everybodys().map_err(|e| unusable("use the directory", layout.root(), e))?;
+        if let Some(directory) = everybodys {
+            warn!(directory = %directory.display(), "{OPEN}; {CLOSE}");
+        }
         Ok(Self { store: Arc::new(Store { layout, jobs: Jobs::new(), watcher: Watcher::default() }) })
     }
 
@@ -90,6 +100,9 @@ impl LocalBackend {
 
 impl LocalBackend {
     fn directory(&self) -> Finding {
+        if let Ok(Some(open)) = self.store.layout.everybodys() {
+            return Finding::warning("directory", format!("{}: {OPEN}", open.display()), CLOSE);
+        }
         let directory = self.dir().display();
         Finding::good("directory", format!("{directory}, which is on no network file system that is known"))
     }

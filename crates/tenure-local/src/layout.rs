@@ -58,6 +58,22 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// The first of the fixed directories that everybody on this machine may change, if there is one: one that was there already keeps
+    /// its mode. In a root with the sticky bit, `/tmp` say, nobody can take another's directory away.
+    pub(crate) fn everybodys(&self) -> io::Result<Option<PathBuf>> {
+        const OTHERS_WRITE: u32 = 0o002;
+        const STICKY: u32 = 0o1000;
+        for (dir, shields) in [(self.root.clone(), STICKY), (self.elections(), 0), (self.tokens(), 0)] {
+            let mode = dir.metadata()?.mode();
+            if mode & OTHERS_WRITE != 0 && mode & shields == 0 {
+                return Ok(Some(dir));
+            }
+        }
+        Ok(None)
+    }
+}
+
 pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|error| match error.kind() {

@@ -50,7 +50,8 @@
 //! - A child process made by `fork` without `exec` shares its parent's locks: should
 //!   the parent be killed, the entry lives until the child has ended as well.
 //! - Whoever may write to the directory may stand in its elections. It is made for
-//!   its owner alone (mode 0700); a directory that exists keeps its mode.
+//!   its owner alone (mode 0700); a directory that exists keeps its owner and mode. One that everybody may
+//!   write to is warned of; that it belongs to whom it should is for whoever made it to see.
 //! - The runtime needs tokio's I/O and time drivers (`enable_all`). Where inotify is
 //!   missing or exhausted, waiting candidates look every 10 ms instead.
 #![doc(test(attr(deny(warnings))))]

@@ -8,7 +8,7 @@ use std::{path::Path, time::Duration};
 use common::{election, files, fresh, request, session, soon, until};
 use futures::{FutureExt, StreamExt};
 use tenure_core::{
-    Error,
+    Error, Level,
     spi::{Backend, BackendErrorKind, Capabilities, Entry, Proof},
 };
 use tenure_local::LocalBackend;
@@ -427,4 +427,28 @@ async fn a_process_stuck_while_entering_makes_the_store_unavailable_for_entering
     soon("its turn", s.wait_turn(&waiting)).await.unwrap();
     drop(stuck);
     s.enter(&request("e", "c")).await.unwrap();
+}
+
+/// A directory that was there already and that everybody may write to is told of; the sticky bit of a root keeps what is in it.
+#[tokio::test]
+async fn a_directory_that_everybody_may_write_to_is_told_of() {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    for (dir, mode, told) in [
+        ("", 0o777, true),
+        ("", 0o1777, false),
+        ("", 0o770, false),
+        ("elections", 0o777, true),
+        ("elections", 0o1777, true),
+        ("tokens", 0o703, true),
+        ("tokens", 0o755, false),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(dir);
+        fs::create_dir_all(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let findings = LocalBackend::open(root.path()).unwrap().examine().await;
+        let found: Vec<_> = findings.iter().filter(|finding| finding.text.contains("everybody")).collect();
+        assert_eq!(!found.is_empty(), told, "{dir} {mode:o}: {findings:?}");
+        assert!(found.iter().all(|finding| finding.level == Level::Warning && finding.text.contains(dir)));
+    }
 }

@@ -58,6 +58,6 @@ pub use program::Program;
 pub use tls::TlsFiles;
 pub use version::Version;
 pub use zookeeper::{
-    AdminSession, Lifetime, SharedZookeeper, Znode, ZookeeperAdmin, ZookeeperEnsemble, ZookeeperServer,
-    ZookeeperSettings,
+    AdminSession, Lifetime, Permitted, SharedZookeeper, Znode, ZookeeperAdmin, ZookeeperEnsemble,
+    ZookeeperServer, ZookeeperSettings,
 };

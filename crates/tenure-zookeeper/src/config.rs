@@ -143,8 +143,8 @@ impl ZookeeperConfig {
         self
     }
 
-    /// Authenticates as `user` (ZooKeeper's `digest` scheme); only this user can then change what
-    /// is created.
+    /// Authenticates as `user` (ZooKeeper's `digest` scheme), whose name has no colon; only this user can then change
+    /// what is created.
     ///
     /// Whatever the password, ZooKeeper takes it: a wrong one is another user, who may not enter where the right one has been.
     pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
@@ -224,6 +224,12 @@ impl ZookeeperConfig {
             return Err(invalid(
                 "TLS is asked for, and this program was built without the feature \"tls\"; add it in Cargo.toml",
             ));
+        }
+        if let Some(Login { user, .. }) = self.login.as_ref().filter(|login| login.user.contains(':')) {
+            return Err(invalid(format!(
+                "the user {user:?} of ZooKeeper has a colon: the servers take what stands behind it for the password's beginning; \
+                 allowed are names without one"
+            )));
         }
         if self.login.as_ref().is_some_and(|login| login.by == Proven::Sasl) && cfg!(not(feature = "sasl")) {
             return Err(invalid(
@@ -345,6 +351,7 @@ mod tests {
             ("zk://h", "its scheme is not zookeeper"),
             ("zookeeper:", "it names no host; give every server"),
             ("zookeeper://me@h", "it has a user but no password; give zookeeper://user:password@host"),
+            ("zookeeper://a%3Ab:c@h", "the user \"a:b\" of ZooKeeper has a colon"),
             ("zookeeper://h/a//b", "it has an empty part"),
             ("zookeeper://h/a/../b", "it has a part . or .."),
             ("zookeeper://h/zookeeper", "/zookeeper is ZooKeeper's own"),

@@ -25,7 +25,7 @@
 //!   was given up are refused by the servers once the session has moved (`SessionMovedException`).
 //! - **Lengths are believed**: `Session::handle_recv_buf` keeps what comes until a frame is whole, and a list's
 //!   `Vec::with_capacity` takes its count from the answer. Neither can be bounded from here; the first lasts as long as
-//!   connecting may take ([`patience`]).
+//!   connecting may take ([`patience`]), or an answer. An endless one counts as a sign of life.
 //! - Not used at all: `lock()` (hazard Z12), persistent watches (Z11), the multi transaction for
 //!   entering (Z14), chroots (their paths are unwrapped: a foreign path panics).
 
@@ -42,11 +42,12 @@ use std::{
 
 use asyncs::task::{Spawn, Task};
 use futures::{FutureExt as _, future::BoxFuture};
+use tenure_core::TlsPem;
 use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{
-    Acls, AuthId, Client, CreateMode, Error, EventType, OneshotWatcher, Permission, SessionId, SessionInfo,
-    SessionState, Stat, StateWatcher, WatchedEvent,
+    Acl, Acls, Client, CreateMode, Error, EventType, OneshotWatcher, SessionId, SessionInfo, SessionState,
+    Stat, StateWatcher, WatchedEvent,
 };
 
 pub(crate) use watch::Watch;
@@ -60,6 +61,8 @@ pub(crate) struct Connection {
     session: SessionInfo,
     granted: Duration,
     server: String,
+    /// What it has shown and trusted, where it speaks TLS.
+    pem: Option<Arc<TlsPem>>,
     attempt_timeout: Duration,
     state: Mutex<StateWatcher>,
     task: AbortHandle,
@@ -130,8 +133,9 @@ impl Connection {
             connector = connector.with_session(session.clone());
         }
         let capture = Capture::default();
+        let pem = terms.pem().await;
         let connecting = async {
-            let mut connecting = pin!(terms.connect(connector, server));
+            let mut connecting = pin!(terms.connect(connector, server, pem.as_deref()));
             poll_fn(|context| {
                 let _scope = asyncs::task::enter(&capture);
                 connecting.as_mut().poll(context)
@@ -150,6 +154,7 @@ impl Connection {
             session: client.session().clone(),
             granted: client.session_timeout(),
             server: server.to_owned(),
+            pem,
             attempt_timeout: terms.attempt_timeout,
             state: Mutex::new(client.state_watcher()),
             client: Arc::clone(&capture.client),
@@ -182,6 +187,11 @@ impl Connection {
 
     pub(crate) fn server(&self) -> &str {
         &self.server
+    }
+
+    /// What it has shown and trusted, where it speaks TLS.
+    pub(crate) fn pem(&self) -> Option<&TlsPem> {
+        self.pem.as_deref()
     }
 
     /// Whether every answer so far came over this connection and from this session: a client that
@@ -300,17 +310,9 @@ impl Connection {
         unless_missing(self.ask(|client| async move { client.get_data(path).await }).await)
     }
 
-    /// Whether everybody may make or delete what lies below a znode, or change who may; `false` when that cannot be known.
-    pub(crate) async fn is_open(&self, path: &str) -> Result<bool, Error> {
-        match self.ask(|client| async move { client.get_acl(path).await }).await {
-            Ok((acls, _)) => Ok(acls.iter().any(|acl| {
-                let may = |permission| acl.permission().has(permission);
-                acl.auth_id() == &AuthId::anyone()
-                    && (may(Permission::CREATE) || may(Permission::DELETE) || may(Permission::ADMIN))
-            })),
-            Err(Error::NoNode | Error::NoAuth) => Ok(false),
-            Err(error) => Err(error),
-        }
+    /// Who may do what with a znode.
+    pub(crate) async fn acl(&self, path: &str) -> Result<Vec<Acl>, Error> {
+        self.ask(|client| async move { client.get_acl(path).await }).await.map(|(acls, _)| acls)
     }
 
     /// The stat of a znode; [`UNREAD`] of one that we may not read.
@@ -421,6 +423,11 @@ pub(crate) const UNREAD: Stat = Stat {
     data_length: 0,
     num_children: 0,
 };
+
+/// Whether nothing else is known of a znode than that it is there.
+pub(crate) fn is_unread(stat: &Stat) -> bool {
+    stat.ephemeral_owner == UNREAD.ephemeral_owner
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {

@@ -1,6 +1,9 @@
 //! What an operator is told of an ensemble, server by server.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
 use tenure_core::Finding;
@@ -10,14 +13,14 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{READER_TTL, Shared, connection::Connection};
+use crate::{READER_TTL, Shared, connection::Connection, survey::survey};
 
 /// How long a server's answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The most of an answer that is read.
 const ANSWER: u64 = 16 * 1024;
 
-pub(crate) async fn examine(shared: &Shared) -> Vec<Finding> {
+pub(crate) async fn examine(shared: &Arc<Shared>) -> Vec<Finding> {
     let servers = &shared.config.servers;
     let asked = join_all(servers.iter().map(|server| ask(shared, server))).await;
     let modes: Vec<String> = asked.iter().filter_map(|(_, mode)| mode.clone()).collect();
@@ -30,6 +33,7 @@ pub(crate) async fn examine(shared: &Shared) -> Vec<Finding> {
             "run three servers, and name them all in the URL",
         ));
     }
+    findings.extend(survey(shared).await);
     findings
 }
 
@@ -58,11 +62,8 @@ async fn ask(shared: &Shared, server: &str) -> (Vec<Finding>, Option<String>) {
     let begun = Instant::now();
     let connected = timeout(PATIENCE, Connection::open(&shared.terms, server, READER_TTL, None)).await;
     let took = begun.elapsed();
-    let mut open = false;
     let failed = match connected {
         Ok(Ok(connection)) => {
-            let root = &shared.config.root;
-            open = shared.terms.creator_only && connection.is_open(root).await.unwrap_or_default();
             connection.end().await;
             None
         }
@@ -75,15 +76,7 @@ async fn ask(shared: &Shared, server: &str) -> (Vec<Finding>, Option<String>) {
         None => timeout(PATIENCE, srvr(server)).await.unwrap_or_else(|_| Err("no answer to srvr".to_owned())),
     };
     let mode = said.as_ref().ok().map(|said| said.mode.clone());
-    let mut findings = judge(&subject, failed, said, took);
-    if open {
-        findings.push(Finding::warning(
-            &subject,
-            format!("everybody may make and delete znodes below {}", shared.config.root),
-            "give that znode an ACL of its own: whoever makes an election's znode first says who may delete the entries in it",
-        ));
-    }
-    (findings, mode)
+    (judge(&subject, failed, said, took), mode)
 }
 
 pub(crate) fn judge(

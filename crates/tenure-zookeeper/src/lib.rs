@@ -31,7 +31,8 @@
 //! - ZooKeeper 3.6 or later, tested with 3.8 and 3.9.
 //! - The servers' `minSessionTimeout` is at least two of their ticks, as it is by default, and all have
 //!   the same bounds: a session that a server cuts short is given up.
-//! - Where we log in, nobody else made the znodes below the root: what is created belongs to its creator alone.
+//! - Where we log in, nobody else made the root or the znodes below it, or has a part in them: what is created belongs to its creator
+//!   alone. Each session looks once whether that is so, and warns.
 //!
 //! # Caveats
 //!
@@ -40,9 +41,12 @@
 //! - An election's znode is a container: ZooKeeper deletes it some time after the last candidate has left.
 //! - A store that was wiped gives out old transaction numbers again: tokens repeat then. Change the root and reset the
 //!   fences.
-//! - What is not ZooKeeper, and sends without end, is listened to for as long as connecting may take, a fifth of the TTL
-//!   and at most `attempt_timeout`, and all of it is kept for so long: the client library has no bound. It also believes
-//!   a server that says how long a list is: one that lies, which a real one does not, can end the process for want of memory.
+//! - What is not ZooKeeper, and sends without end, is listened to for as long as an answer is waited for (connecting, a
+//!   fifth of the TTL and at most `attempt_timeout`; otherwise that; some 25 s where only an observer listens), and all of it is kept
+//!   for so long: the client library has no bound. It also believes a server that says how long a list is: one that lies,
+//!   which a real one does not, can end the process for want of memory.
+//! - From 3.9 on, a persistent znode that is named like an entry and that we may not read cannot be told for
+//!   garbage, and is waited for; a warning names it.
 //! - ZooKeeper may keep an entry whose session is over (ZOOKEEPER-2867, ZOOKEEPER-4837).
 //!   [`Candidate`] shows its owner and age; deleting it is an operator's decision.
 #![doc(test(attr(deny(warnings))))]
@@ -58,18 +62,21 @@ pub mod fuzzing;
 mod layout;
 mod link;
 mod observe;
+mod owners;
 mod parents;
 mod queue;
 mod servers;
 mod session;
+mod survey;
 mod terms;
 mod wait;
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -84,6 +91,7 @@ use tenure_core::{
     spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
 };
 use tracing::warn;
+use zookeeper_client::Stat;
 
 pub use crate::{
     config::ZookeeperConfig,
@@ -91,7 +99,7 @@ pub use crate::{
     layout::Layout,
 };
 use crate::{
-    connection::Connection, error::unknown, link::Link, servers::Servers, session::ZookeeperSession,
+    connection::is_unread, error::unknown, link::Link, servers::Servers, session::ZookeeperSession,
     terms::Terms,
 };
 
@@ -120,8 +128,8 @@ struct Shared {
     /// All sessions opened to read: an observer may have one still when there is another.
     readers: Mutex<Vec<Weak<Link>>>,
     strangers: AtomicU64,
-    /// Whether a znode of everybody's was warned of.
-    warned: AtomicBool,
+    /// What was waited for and could not be read, and was told of.
+    unread: Mutex<HashSet<String>>,
 }
 
 impl ZookeeperBackend {
@@ -149,7 +157,7 @@ impl ZookeeperBackend {
             reader: Mutex::default(),
             readers: Mutex::default(),
             strangers: AtomicU64::new(0),
-            warned: AtomicBool::new(false),
+            unread: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -193,18 +201,22 @@ impl Shared {
         }
     }
 
-    /// Warns, once, of a znode above entries that is everybody's, although what we make is to be ours alone: its permissions
-    /// decide who may delete below it (hazard Z19).
-    async fn check_owner(&self, connection: &Connection, parent: &str) {
-        // What cannot be known now is looked at with the next entry.
-        if self.terms.creator_only
-            && !self.warned.load(Relaxed)
-            && let Ok(true) = connection.is_open(parent).await
-            && !self.warned.swap(true, Relaxed)
-        {
+    /// Says, once, that what stands at `path` is waited for and may be garbage: whoever may create znodes beside it can
+    /// make one that outlives it, and forbid us to see that.
+    fn note_unread(&self, path: &str, stat: &Stat) {
+        const REMEMBERED: usize = 1000;
+        if !is_unread(stat) {
+            return;
+        }
+        let mut unread = lock(&self.unread);
+        if unread.len() >= REMEMBERED {
+            unread.clear();
+        }
+        if unread.insert(path.to_owned()) {
             warn!(
-                parent,
-                "everybody may make or delete znodes below this one, or change who may; give it an ACL of its own"
+                path,
+                "this user may not read this znode, which is named like an entry: it is waited for as if a candidate had made \
+                 it; let somebody who may read it see whether it has an owner (zkCli.sh: stat), and who may create beside it"
             );
         }
     }

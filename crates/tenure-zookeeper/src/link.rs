@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, info};
 use zookeeper_client::{Error, SessionInfo};
 
 use crate::{
@@ -225,6 +225,13 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
             biased;
             () = shared.closing.cancelled() => true,
             () = connection.broken() => false,
+            () = shared.terms.distrusts(connection.pem()) => {
+                info!(
+                    session = %shared.session.id(), server = connection.server(),
+                    "an authority is trusted no more: the ZooKeeper session goes on over a connection that others vouch for"
+                );
+                false
+            }
         };
         if closing {
             break;
@@ -329,7 +336,8 @@ async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
         };
         shared.servers.failed(&server);
         let is_believed = denials.is_believed(&error, shared.granted / 2);
-        let error = failed(&format!("resuming the session at {server}"), &error);
+        let hint = shared.terms.hint(&error);
+        let error = failed(&format!("resuming the session at {server}{hint}"), &error);
         if is_believed || error.kind() == BackendErrorKind::Unauthorized {
             return Err(error);
         }

@@ -105,10 +105,14 @@ pub(crate) async fn first_candidate(
     if !shared.config.layout.is_ephemeral() {
         return Ok((!paths.is_empty()).then_some(0));
     }
-    let asked = stream::iter(paths).map(|path| async move { connection.stat(&path).await });
+    let asked = stream::iter(paths).map(|path| async move { (connection.stat(&path).await, path) });
     let mut stats = asked.buffered(AT_ONCE).enumerate();
-    while let Some((at, stat)) = stats.next().await {
-        if stat?.is_none_or(|stat| is_candidate(shared, &stat)) {
+    while let Some((at, (stat, path))) = stats.next().await {
+        let stat = stat?;
+        if let Some(stat) = &stat {
+            shared.note_unread(&path, stat);
+        }
+        if stat.is_none_or(|stat| is_candidate(shared, &stat)) {
             return Ok(Some(at));
         }
     }

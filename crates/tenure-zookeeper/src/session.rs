@@ -33,6 +33,7 @@ use crate::{
     connection::{Connection, name_of},
     error::{failed, gone, unknown},
     link::Link,
+    owners::Owners,
     parents::make_parent,
     queue::{Ahead, Queue, any_candidate},
     wait,
@@ -48,6 +49,7 @@ pub(crate) struct ZookeeperSession {
     pulse: String,
     /// Whether it is there: made with the first entry, or the first heartbeat.
     has_pulse: OnceCell<()>,
+    owners: Arc<Owners>,
     /// Requests that were sent and not withdrawn yet, by nonce.
     asked: Mutex<HashSet<u128>>,
 }
@@ -69,8 +71,8 @@ impl ZookeeperSession {
         }
         let random = getrandom::u64().map_err(|error| unknown(format!("no random number: {error}")))?;
         let pulse = format!("{}/{}-{random:016x}", shared.sessions(), name_of(link.session()));
-        let (link, has_pulse) = (Arc::new(link), OnceCell::new());
-        let session = Self { shared, link, granted, pulse, has_pulse, asked: Mutex::default() };
+        let (link, has_pulse, owners) = (Arc::new(link), OnceCell::new(), Arc::default());
+        let session = Self { shared, link, granted, pulse, has_pulse, owners, asked: Mutex::default() };
         session.shared.share(&session.link);
         Ok(session)
     }
@@ -120,8 +122,7 @@ impl ZookeeperSession {
             // Both at once: the listing is carried out after the other, and shows the new entry.
             let creating =
                 connection.create(&path, &payload, CreateMode::EphemeralSequential, self.shared.terms.acls());
-            let listed = join(connection.children(&parent), self.shared.check_owner(connection, &parent));
-            let (created, (children, ())) = join(creating, listed).await;
+            let (created, children) = join(creating, connection.children(&parent)).await;
             match (created, children) {
                 (Ok(created), Ok(Some(children))) => {
                     return Ok((created, Queue::new(&self.shared, &parent, children)));
@@ -282,7 +283,9 @@ impl BackendSession for ZookeeperSession {
             return Err(refused);
         }
         self.check_owner(&stat)?;
-        match self.leads(&connection, &queue, &path, &stat).await {
+        let leads = self.leads(&connection, &queue, &path, &stat).await;
+        self.owners.look(&self.shared, &connection, &self.pulse, self.shared.election(&request.election));
+        match leads {
             Ok(leads) => {
                 let (election, version) = (request.election.clone(), version(&stat)?);
                 Ok(Entered { entry: Entry { election, key: path.into(), version }, leads })

@@ -1,8 +1,9 @@
 //! On what terms connections are made: who we are, whom we trust, and whose what we make is.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tenure_core::Tls;
+use tenure_core::{Tls, TlsPem};
+use tokio::time::sleep;
 #[cfg(feature = "sasl")]
 use zookeeper_client::SaslOptions;
 #[cfg(feature = "tls")]
@@ -10,6 +11,9 @@ use zookeeper_client::TlsOptions;
 use zookeeper_client::{Acls, Client, Connector, Error};
 
 use crate::config::{Login, Proven};
+
+/// How often it is looked whether the authorities of a standing connection are trusted still.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How connections are made.
 #[derive(Debug)]
@@ -38,10 +42,36 @@ impl Terms {
         }
     }
 
+    /// What a connection made now shows and trusts; nothing without TLS.
+    pub(crate) async fn pem(&self) -> Option<Arc<TlsPem>> {
+        match &self.tls {
+            Some(tls) => Some(tls.current().await),
+            None => None,
+        }
+    }
+
+    /// Returns once an authority is trusted no more that was when a connection was made with `before`.
+    pub(crate) async fn distrusts(&self, before: Option<&TlsPem>) {
+        let Some(before) = before else { return std::future::pending().await };
+        loop {
+            sleep(LOOK_EVERY).await;
+            if let Some(now) = self.pem().await
+                && now.is_newer_than(before)
+                && now.distrusts(before)
+            {
+                return;
+            }
+        }
+    }
+
     #[cfg(feature = "tls")]
-    pub(crate) async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
-        let Some(tls) = &self.tls else { return connector.connect(server).await };
-        let pem = tls.current().await;
+    pub(crate) async fn connect(
+        &self,
+        connector: Connector,
+        server: &str,
+        pem: Option<&TlsPem>,
+    ) -> Result<Client, Error> {
+        let Some(pem) = pem else { return connector.connect(server).await };
         let mut options = TlsOptions::new().with_pem_ca(pem.ca())?;
         if let Some((certificate, key)) = pem.identity() {
             options = options.with_pem_identity(certificate, key.expose())?;
@@ -50,8 +80,13 @@ impl Terms {
     }
 
     #[cfg(not(feature = "tls"))]
-    pub(crate) async fn connect(&self, connector: Connector, server: &str) -> Result<Client, Error> {
-        debug_assert!(self.tls.is_none(), "refused with the configuration");
+    pub(crate) async fn connect(
+        &self,
+        connector: Connector,
+        server: &str,
+        pem: Option<&TlsPem>,
+    ) -> Result<Client, Error> {
+        debug_assert!(pem.is_none(), "refused with the configuration");
         connector.connect(server).await
     }
 }

@@ -107,6 +107,7 @@ async fn nearest<'a>(
     let Some((at, (stat, watch))) = last_watched(connection, ahead, ahead.len()).await? else {
         return Ok(Nearest::Departed);
     };
+    shared.note_unread(&ahead[at], &stat);
     if is_candidate(shared, &stat) {
         return watched(connection, ahead, at, watch).await;
     }

@@ -7,7 +7,7 @@ mod wire;
 use std::{env, sync::Arc};
 
 pub use self::{
-    admin::{AdminSession, Lifetime, Znode, ZookeeperAdmin},
+    admin::{AdminSession, Lifetime, Permitted, Znode, ZookeeperAdmin},
     ensemble::ZookeeperEnsemble,
 };
 use super::{
@@ -20,6 +20,9 @@ use super::{
 
 const CLIENT_PORT: u16 = 2181;
 const SECURE_PORT: u16 = 2281;
+const USERS: &str = "/data/jaas.conf";
+/// Says that the files of the settings were put in their places.
+const PUT: &str = "/data/put";
 
 /// How a server of the tests is set up.
 ///
@@ -70,7 +73,7 @@ impl ZookeeperSettings {
         self
     }
 
-    /// Puts a file at `path` in the container before the server starts: below `/data`.
+    /// Puts a file at `path` in the container before the server starts for the first time: below `/data`.
     pub fn file(mut self, path: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
         self.files.push((path.into(), content.into()));
         self
@@ -87,16 +90,25 @@ impl ZookeeperSettings {
             .set("ssl.trustStore.type", "PEM")
     }
 
+    /// Knows users with their passwords by SASL's DIGEST-MD5.
+    pub fn users(self, users: &[(&str, &str)]) -> Self {
+        self.set("authProvider.1", "org.apache.zookeeper.server.auth.SASLAuthenticationProvider")
+            .property("java.security.auth.login.config", USERS)
+            .file(USERS, jaas(users))
+    }
+
     /// What a shell does to run the server.
     fn script(&self) -> String {
         let mut script = "mkdir -p /data/zookeeper\n".to_owned();
-        script += &self.tls.as_ref().map(TlsFiles::script).unwrap_or_default();
         let configuration: String =
             self.configuration.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-        let own = [("/data/zoo.cfg".to_owned(), configuration.into_bytes())];
-        for (path, content) in own.iter().chain(&self.files) {
-            script += &written(path, content);
+        script += &written("/data/zoo.cfg", configuration.as_bytes());
+        let mut files = self.tls.as_ref().map(TlsFiles::script).unwrap_or_default();
+        for (path, content) in &self.files {
+            files += &written(path, content);
         }
+        // When it is started again, what stands there by then counts.
+        script += &format!("if [ ! -e {PUT} ]; then\n{files}touch {PUT}\nfi\n");
         let properties: String =
             self.properties.iter().map(|(key, value)| format!(" '-D{key}={value}'")).collect();
         // Debian's logger for the console comes first: others are in that folder too.
@@ -113,6 +125,12 @@ impl ZookeeperSettings {
         let secure_port = self.tls.as_ref().map(|_| SECURE_PORT);
         Recipe { secure_port, ..Recipe::new(version, CLIENT_PORT, "sh", arguments) }
     }
+}
+
+/// Users and passwords, as Java's login modules want them.
+fn jaas(users: &[(&str, &str)]) -> String {
+    let users: String = users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
+    format!("Server {{ org.apache.zookeeper.server.auth.DigestLoginModule required{users}; }};\n")
 }
 
 /// A ZooKeeper server of a test's own, in a container. Dropping it removes it.
@@ -168,6 +186,22 @@ impl ZookeeperServer {
     /// The server's own view of its znodes and sessions.
     pub fn admin(&self) -> &ZookeeperAdmin {
         &self.admin
+    }
+
+    /// Replaces the users that it knows by SASL once it is started again.
+    ///
+    /// # Errors
+    /// When the server does not run.
+    pub async fn replace_users(&self, users: &[(&str, &str)]) -> Result<(), ContainerError> {
+        self.container.shell(&written(USERS, jaas(users).as_bytes())).await
+    }
+
+    /// The same for what it needs to speak TLS.
+    ///
+    /// # Errors
+    /// When the server does not run.
+    pub async fn replace_tls(&self, files: &TlsFiles) -> Result<(), ContainerError> {
+        self.container.shell(&files.script()).await
     }
 
     /// Runs a program inside the server's container, where ZooKeeper listens at `127.0.0.1:2181`, and

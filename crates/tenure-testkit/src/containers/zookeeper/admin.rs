@@ -42,8 +42,14 @@ pub enum Lifetime {
     Container,
 }
 
+/// Whom a znode permits what: the permissions' bits (1 to read, 2 to write, 4 to create below, 8 to delete below, 16 to
+/// permit), a scheme and an id.
+pub type Permitted<'a> = (i32, &'a str, &'a str);
+
 /// All permissions, as ZooKeeper counts them.
 const EVERYTHING: i32 = 31;
+/// Everybody may do everything.
+const OPEN: [Permitted<'_>; 1] = [(EVERYTHING, "world", "anyone")];
 
 /// A session of an operator's own, for as long as this is kept, and at most a minute.
 #[derive(Debug)]
@@ -181,6 +187,30 @@ impl ZookeeperAdmin {
         Ok(deleted)
     }
 
+    /// Says anew who may do what with the znode at `path`.
+    ///
+    /// # Errors
+    /// Also when there is no such znode, or this user may not.
+    pub async fn set_acl(&self, path: &str, acl: &[Permitted<'_>]) -> Result<(), ContainerError> {
+        let mut session = self.session().await?;
+        session.set_acl(path, acl).await?;
+        session.close().await
+    }
+
+    /// Who we are to the server that we have authenticated to: a scheme and an id, as an ACL has them.
+    ///
+    /// # Errors
+    /// Also when we are nobody.
+    pub async fn identity(&self) -> Result<(String, String), ContainerError> {
+        let mut session = self.session().await?;
+        let path = format!("/identity-{:x}", session.id());
+        session.create_for(&path, "", Lifetime::Ephemeral, &[(EVERYTHING, "auth", "")]).await?;
+        let acl = session.acl(&path).await?;
+        session.close().await?;
+        let malformed = || ContainerError::Malformed(format!("{path} belongs to nobody"));
+        acl.into_iter().next().map(|(_, scheme, id)| (scheme, id)).ok_or_else(malformed)
+    }
+
     /// Ends somebody else's session, and with it all its ephemeral znodes.
     ///
     /// # Errors
@@ -252,7 +282,21 @@ impl AdminSession {
         lifetime: Lifetime,
         permissions: i32,
     ) -> Result<String, ContainerError> {
-        let created = self.try_create(path, data.as_ref(), lifetime, permissions).await;
+        self.create_for(path, data, lifetime, &[(permissions, "world", "anyone")]).await
+    }
+
+    /// The same, for those whom `acl` names.
+    ///
+    /// # Errors
+    /// Also when it exists.
+    pub async fn create_for(
+        &mut self,
+        path: &str,
+        data: impl AsRef<[u8]>,
+        lifetime: Lifetime,
+        acl: &[Permitted<'_>],
+    ) -> Result<String, ContainerError> {
+        let created = self.try_create(path, data.as_ref(), lifetime, acl).await;
         created.map_err(|error| failure(&self.endpoint, &format!("create {path}"), error))
     }
 
@@ -261,7 +305,7 @@ impl AdminSession {
         path: &str,
         data: &[u8],
         lifetime: Lifetime,
-        permissions: i32,
+        acl: &[Permitted<'_>],
     ) -> Result<String, Failure> {
         let (op, flags) = match lifetime {
             Lifetime::Persistent => (op::CREATE, 0),
@@ -270,12 +314,12 @@ impl AdminSession {
             Lifetime::Container => (op::CREATE_CONTAINER, 4),
         };
         let mut body = Frame::default();
-        body.text(path).buffer(data).int(1).int(permissions).text("world").text("anyone").int(flags);
+        body.text(path).buffer(data).acl(acl).int(flags);
         Ok(self.wire.ask(op, body).await?.text()?)
     }
 
     async fn create_if_missing(&mut self, path: &str) -> Result<(), ContainerError> {
-        match self.try_create(path, &[], Lifetime::Persistent, EVERYTHING).await {
+        match self.try_create(path, &[], Lifetime::Persistent, &OPEN).await {
             Ok(_) | Err(Failure::Refused(code::NODE_EXISTS)) => Ok(()),
             Err(error) => Err(failure(&self.endpoint, &format!("create {path}"), error)),
         }
@@ -342,6 +386,17 @@ impl AdminSession {
                 .collect::<io::Result<_>>()
         };
         read().map_err(|error| no_answer(&self.endpoint, path, error))
+    }
+
+    /// Says anew who may do what with the znode at `path`.
+    ///
+    /// # Errors
+    /// Also when there is no such znode, or this user may not.
+    pub async fn set_acl(&mut self, path: &str, acl: &[Permitted<'_>]) -> Result<(), ContainerError> {
+        let mut body = Frame::default();
+        body.text(path).acl(acl).int(-1);
+        let set = self.wire.ask(op::SET_ACL, body).await;
+        set.map(drop).map_err(|error| failure(&self.endpoint, &format!("permit {path}"), error))
     }
 
     async fn sync(&mut self) -> Result<(), ContainerError> {

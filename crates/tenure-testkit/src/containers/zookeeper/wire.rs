@@ -25,6 +25,7 @@ pub(super) mod op {
     pub(in super::super) const GET_DATA: i32 = 4;
     pub(in super::super) const SET_DATA: i32 = 5;
     pub(in super::super) const GET_ACL: i32 = 6;
+    pub(in super::super) const SET_ACL: i32 = 7;
     pub(in super::super) const SYNC: i32 = 9;
     pub(in super::super) const GET_CHILDREN: i32 = 8;
     pub(in super::super) const CREATE: i32 = 15;
@@ -210,6 +211,14 @@ impl Frame {
 
     pub(super) fn text(&mut self, value: &str) -> &mut Self {
         self.buffer(value.as_bytes())
+    }
+
+    pub(super) fn acl(&mut self, permitted: &[super::admin::Permitted<'_>]) -> &mut Self {
+        self.int(length(permitted.len()));
+        for (permissions, scheme, id) in permitted {
+            self.int(*permissions).text(scheme).text(id);
+        }
+        self
     }
 
     fn bytes(&self) -> Vec<u8> {
