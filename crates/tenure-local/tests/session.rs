@@ -216,7 +216,7 @@ async fn an_observer_sees_vacancy_leaders_and_new_values() {
     let entry = s.enter(&a).await.unwrap().entry;
     other.enter(&b).await.unwrap();
     assert_eq!(soon("a", seen.next()).await.unwrap().unwrap().unwrap().id, "a");
-    a.value = b"new".to_vec();
+    a.value = b"new".as_slice().into();
     s.update(&entry, &a).await.unwrap();
     assert_eq!(soon("new value", seen.next()).await.unwrap().unwrap().unwrap().value, b"new");
     s.leave(&a, Some(&entry)).await.unwrap();
@@ -261,12 +261,12 @@ async fn the_largest_value_can_be_read_back() {
     let (_dir, backend) = fresh();
     let s = session(&backend).await;
     let mut request = request("e", &"i".repeat(255));
-    request.value = vec![0xff; tenure_core::MAX_VALUE_BYTES];
+    request.value = vec![0xff; tenure_core::MAX_VALUE_BYTES].into();
     let entry = s.enter(&request).await.unwrap().entry;
-    assert_eq!(backend.leader(&election("e")).await.unwrap().unwrap().value, request.value);
-    request.value = vec![0x0a; tenure_core::MAX_VALUE_BYTES];
+    assert_eq!(backend.leader(&election("e")).await.unwrap().unwrap().value, *request.value);
+    request.value = vec![0x0a; tenure_core::MAX_VALUE_BYTES].into();
     s.update(&entry, &request).await.unwrap();
-    assert_eq!(backend.leader(&election("e")).await.unwrap().unwrap().value, request.value);
+    assert_eq!(backend.leader(&election("e")).await.unwrap().unwrap().value, *request.value);
 }
 
 #[test]
