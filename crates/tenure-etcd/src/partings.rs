@@ -93,17 +93,15 @@ impl EtcdPartings {
     /// Watches the entry from now on.
     fn watch(&mut self, number: u64) {
         let Some(watched) = self.watched.get_mut(&number) else { return };
-        let words = &self.words.0;
-        let bell = |id| Bell::new(number, id, words.clone());
+        let bell = Bell::new(number, self.words.0.clone());
         watched.id = self.shared.watches.ring(Target::Key(Arc::clone(&watched.key)), bell);
         watched.stands = false;
         self.young.push_back((Instant::now() + STAND, number));
     }
 
     fn hear(&mut self, word: &Word) {
-        let Some(watched) = self.watched.get_mut(&word.number).filter(|watched| watched.id == word.id) else {
-            return;
-        };
+        // Of an entry's own: the next watch is begun only when the one before was heard to be over.
+        let Some(watched) = self.watched.get_mut(&word.number) else { return };
         watched.stands = word.stands;
         if !word.stands {
             watched.id = 0;

@@ -210,7 +210,6 @@ pub(crate) enum Hearer {
 #[derive(Debug)]
 pub(crate) struct Bell {
     number: u64,
-    id: i64,
     words: mpsc::UnboundedSender<Word>,
 }
 
@@ -218,19 +217,17 @@ pub(crate) struct Bell {
 #[derive(Debug)]
 pub(crate) struct Word {
     pub(crate) number: u64,
-    /// The watch's.
-    pub(crate) id: i64,
     /// Whether the watch stands, or is over.
     pub(crate) stands: bool,
 }
 
 impl Bell {
-    pub(crate) fn new(number: u64, id: i64, words: mpsc::UnboundedSender<Word>) -> Self {
-        Self { number, id, words }
+    pub(crate) fn new(number: u64, words: mpsc::UnboundedSender<Word>) -> Self {
+        Self { number, words }
     }
 
     fn ring(&self, stands: bool) {
-        let _ = self.words.send(Word { number: self.number, id: self.id, stands });
+        let _ = self.words.send(Word { number: self.number, stands });
     }
 }
 
@@ -305,10 +302,10 @@ impl Watches {
     }
 
     /// Watches `target` from whenever the watch comes to stand, for somebody with many: the watch's id.
-    pub(crate) fn ring(&self, target: Target, bell: impl FnOnce(i64) -> Bell) -> i64 {
+    pub(crate) fn ring(&self, target: Target, bell: Bell) -> i64 {
         let id = self.next_id.fetch_add(1, Relaxed);
         // Unheard, it is over.
-        let _ = self.commands().send(Command::Add { id, target, from: NOW, hearer: Hearer::Bell(bell(id)) });
+        let _ = self.commands().send(Command::Add { id, target, from: NOW, hearer: Hearer::Bell(bell) });
         id
     }
 

@@ -260,8 +260,10 @@ impl Standing {
 
     /// Removes the entry; tries until that is confirmed or the session has ended, which removes it too.
     pub(crate) async fn depart(&mut self, session: &Session) {
-        session.leaves(&self.request.election);
         let live = self.live.take();
+        if let Some(live) = &live {
+            session.leaves(live);
+        }
         let entry = live.as_ref().map(|live| &live.entry);
         if entry.is_none() && (!self.uncertain || broken(Rule::ResolveTheUnknown)) {
             return;

@@ -60,7 +60,7 @@ pub(crate) struct End {
 #[derive(Debug, Default)]
 struct LiveEntries {
     // In an order, so that a simulated run is the same every time.
-    of: BTreeMap<ElectionName, Arc<Live>>,
+    of: BTreeMap<u64, Arc<Live>>,
     /// How many there have been.
     count: u64,
 }
@@ -193,13 +193,13 @@ impl Session {
         let mut live = self.live();
         live.count += 1;
         let entered = Arc::new(Live { number: live.count, entry, is_gone: AtomicBool::new(false) });
-        live.of.insert(entered.entry.election.clone(), Arc::clone(&entered));
+        live.of.insert(entered.number, Arc::clone(&entered));
         entered
     }
 
-    /// The entry in `election` is about to be removed.
-    pub(crate) fn leaves(&self, election: &ElectionName) {
-        self.live().of.remove(election);
+    /// This entry is about to be removed.
+    pub(crate) fn leaves(&self, live: &Live) {
+        self.live().of.remove(&live.number);
     }
 
     /// A confirming read did not find this entry: whoever waits for it or looks after it is told.

@@ -44,17 +44,17 @@ pub(crate) struct Term {
     live: Arc<Live>,
     /// Whether everybody has been told that the leadership is over.
     told: AtomicBool,
-    /// Cancelled when work is to stop; made when somebody listens.
-    stop: OnceLock<CancellationToken>,
     /// Work under way; closed when the guard has gone.
     pub(crate) works: Works,
     /// Set when the entry is known to be gone, or its session has ended.
     pub(crate) departed: Flag,
 }
 
-/// What a leadership has once work is done under it, or it rests on another, or another on it.
+/// What a leadership has once somebody listens for its end, work is done under it, or it rests on another, or another on it.
 #[derive(Debug)]
 struct Rare {
+    /// Cancelled when work is to stop.
+    stop: CancellationToken,
     /// The leadership that this one rests on, which it cannot outlive.
     base: OnceLock<Arc<Term>>,
     /// The one that rests on this.
@@ -83,7 +83,6 @@ impl Term {
             budget: AtomicU64::new(0),
             rare: OnceLock::new(),
             told: AtomicBool::new(false),
-            stop: OnceLock::new(),
             works: Works::new(),
             departed: Flag::new(),
             session: Arc::clone(session),
@@ -121,7 +120,7 @@ impl Term {
 
     /// Cancelled when work is to stop: also with its session's token, whose child it is.
     pub(crate) fn stop(&self) -> &CancellationToken {
-        self.stop.get_or_init(|| self.session.stop.child_token())
+        &self.rare().stop
     }
 
     fn rare(&self) -> &Rare {
@@ -129,6 +128,7 @@ impl Term {
             Box::new(Rare {
                 base: OnceLock::new(),
                 above: OnceLock::new(),
+                stop: self.session.stop.child_token(),
                 hard: self.session.hard.child_token(),
                 dropped_at: Latch::new(),
                 overrun_reported: AtomicBool::new(false),
