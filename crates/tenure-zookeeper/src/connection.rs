@@ -50,8 +50,8 @@ use zookeeper_client::{
     Stat, StateWatcher, WatchedEvent,
 };
 
-pub(crate) use watch::Watch;
 use watch::take_back;
+pub(crate) use watch::{Event, Watch};
 
 use crate::terms::{Terms, proving};
 
@@ -224,6 +224,11 @@ impl Connection {
             _ = state.changed() => {}
         }
         self.lost.cancel();
+    }
+
+    /// Whether the client's task has ended, and nothing of it may be asked or polled any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
     }
 
     /// Returns once [`give_up`](Self::give_up) or [`broken`](Self::broken) have given the connection up.

@@ -64,6 +64,7 @@ mod link;
 mod observe;
 mod owners;
 mod parents;
+mod partings;
 mod queue;
 mod servers;
 mod session;

@@ -14,6 +14,8 @@ use crate::{Shared, connection::Connection};
 pub(crate) const REMEDY: &str = "whoever may create there can stand in elections or keep others out, whoever may delete can end \
                                  leaderships; leave this user alone in its ACL (zkCli.sh: setAcl)";
 
+/// So many znodes are remembered.
+const REMEMBERED: usize = 20_000;
 /// So many ids of an ACL are named.
 const NAMED: usize = 8;
 /// As much of an id is shown.
@@ -39,6 +41,10 @@ impl Owners {
     ) {
         if !shared.terms.creator_only {
             return;
+        }
+        if self.looked().len() > REMEMBERED {
+            // Elections come and go: rather look twice than remember them all.
+            self.looked().clear();
         }
         let mut paths = vec![shared.config.root.clone(), shared.sessions(), election];
         paths.retain(|path| self.looked().insert(path.clone()));

@@ -22,7 +22,7 @@ use tenure_core::{
     mutants::{Rule, broken},
     spi::{
         BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Parting,
-        Proof, updated,
+        Partings, Proof, updated,
     },
 };
 use tokio::{sync::OnceCell, time::timeout};
@@ -35,6 +35,7 @@ use crate::{
     link::Link,
     owners::Owners,
     parents::make_parent,
+    partings::ZookeeperPartings,
     queue::{Ahead, Queue, any_candidate},
     wait,
 };
@@ -85,6 +86,18 @@ impl ZookeeperSession {
         }
         let (owner, ours) = (name_of(owner), name_of(ours));
         Err(gone(format!("ZooKeeper has put session {owner} in the place of {ours}")))
+    }
+
+    /// Waits until `wanted` becomes of one entry.
+    async fn until(&self, entry: &Entry, wanted: impl Fn(Parting) -> bool) -> Result<Parting, BackendError> {
+        let mut partings = ZookeeperPartings::new(Arc::clone(&self.link));
+        partings.add(0, entry);
+        loop {
+            let (_, parting) = partings.next().await?;
+            if wanted(parting) {
+                return Ok(parting);
+            }
+        }
     }
 
     fn asked(&self) -> MutexGuard<'_, HashSet<u128>> {
@@ -304,11 +317,15 @@ impl BackendSession for ZookeeperSession {
     }
 
     async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
-        wait::until_gone(&self.link, entry).await
+        self.until(entry, |parting| parting == Parting::Gone).await.map(drop)
     }
 
     async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
-        wait::until_parting(&self.link, entry).await
+        self.until(entry, |_| true).await
+    }
+
+    fn partings(&self) -> Option<Box<dyn Partings>> {
+        Some(Box::new(ZookeeperPartings::new(Arc::clone(&self.link))))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

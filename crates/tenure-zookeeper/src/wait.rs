@@ -1,4 +1,4 @@
-//! Waiting: for one's turn, and for the end of one's entry.
+//! Waiting for one's turn.
 //!
 //! Every watch is for one event and for one connection: after a reconnect everything is looked at again
 //! (hazards Z6, Z7, Z11).
@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tenure_core::spi::{BackendError, BackendErrorKind, Entry, Parting, is_asked};
+use tenure_core::spi::{BackendError, BackendErrorKind, Entry};
 use tokio::time::sleep;
 use zookeeper_client::{Error, Stat};
 
@@ -37,26 +37,19 @@ pub(crate) const FOLLOWING: Duration = Duration::from_secs(20);
 /// # Errors
 /// [`EntryGone`](BackendErrorKind::EntryGone) when `entry` is not there, also when it stands under another session.
 pub(crate) async fn until_first(shared: &Shared, link: &Link, entry: &Entry) -> Result<(), BackendError> {
-    let parent = shared.election(&entry.election);
     loop {
         let connection = link.connection().await?;
-        let Some(own) = watch_own(link, &connection, entry).await? else { return Err(entry_gone()) };
+        let Some(own) = Box::pin(watch_own(link, &connection, entry)).await? else {
+            return Err(entry_gone());
+        };
         let mut own = std::pin::pin!(own.fired_or_due(WAITING));
         // As long as the own watch has not fired.
         loop {
-            let children = connection.children(&parent).await.map_err(waiting)?;
-            let Some(children) = children else { return Err(entry_gone()) };
-            let queue = Queue::new(shared, &parent, children);
-            let czxid = i64::try_from(entry.version).map_err(|_| unknown("no such czxid"))?;
-            let ahead = match queue.ahead_of(&connection, &entry.key, czxid).await? {
-                Ahead::Gone => return Err(entry_gone()),
-                Ahead::Nobody => return Ok(()),
-                Ahead::Others(ahead) => ahead,
-            };
-            let (nearest, at, next) = match nearest(shared, &connection, &ahead).await? {
-                Nearest::Nobody => return Ok(()),
-                Nearest::Departed => continue,
-                Nearest::Watched { watch, at, next } => (watch, at, next),
+            // Boxed: a wait lasts for hours and should not hold the room for a look.
+            let (nearest, leader, next) = match Box::pin(stand(shared, &connection, entry)).await? {
+                Stand::First => return Ok(()),
+                Stand::Changed => continue,
+                Stand::Behind { nearest, leader, next } => (nearest, leader, next),
             };
             let second_in_line = async {
                 match next {
@@ -71,7 +64,7 @@ pub(crate) async fn until_first(shared: &Shared, link: &Link, entry: &Entry) -> 
                 biased;
                 _ = &mut own => break,
                 fired = nearest.fired() => {
-                    let leader_left = at == 0 && connection.tells_the_end(fired.as_ref(), &ahead[at]);
+                    let leader_left = leader.is_some_and(|path| connection.tells_the_end(fired.as_ref(), &path));
                     // Looked at once more: its event may have come just before the other.
                     if own.as_mut().now_or_never().is_some() {
                         break;
@@ -87,6 +80,42 @@ pub(crate) async fn until_first(shared: &Shared, link: &Link, entry: &Entry) -> 
             }
         }
     }
+}
+
+/// Where an entry stands.
+enum Stand<'a> {
+    /// Nobody stands before it.
+    First,
+    /// Somebody has gone meanwhile: look again.
+    Changed,
+    /// Behind the nearest, whose path it is when that is the leader; and the one before it.
+    Behind { nearest: Watch<'a>, leader: Option<String>, next: Option<Watch<'a>> },
+}
+
+/// Looks where `entry` stands, and watches whom it stands behind.
+async fn stand<'a>(
+    shared: &Shared,
+    connection: &'a Connection,
+    entry: &Entry,
+) -> Result<Stand<'a>, BackendError> {
+    let parent = shared.election(&entry.election);
+    let children = connection.children(&parent).await.map_err(waiting)?;
+    let Some(children) = children else { return Err(entry_gone()) };
+    let queue = Queue::new(shared, &parent, children);
+    let czxid = i64::try_from(entry.version).map_err(|_| unknown("no such czxid"))?;
+    let mut ahead = match queue.ahead_of(connection, &entry.key, czxid).await? {
+        Ahead::Gone => return Err(entry_gone()),
+        Ahead::Nobody => return Ok(Stand::First),
+        Ahead::Others(ahead) => ahead,
+    };
+    Ok(match nearest(shared, connection, &ahead).await? {
+        Nearest::Nobody => Stand::First,
+        Nearest::Departed => Stand::Changed,
+        Nearest::Watched { watch, at, next } => {
+            let leader = (at == 0).then(|| ahead.swap_remove(0));
+            Stand::Behind { nearest: watch, leader, next }
+        }
+    })
 }
 
 enum Nearest<'a> {
@@ -155,37 +184,6 @@ fn waiting(error: Error) -> BackendError {
     failed("waiting", &error)
 }
 
-/// Returns when `entry` is gone.
-pub(crate) async fn until_gone(link: &Link, entry: &Entry) -> Result<(), BackendError> {
-    loop {
-        let connection = link.connection().await?;
-        match watch_own(link, &connection, entry).await? {
-            None => return Ok(()),
-            Some(watch) => watch.fired_or_due(FOLLOWING).await,
-        }
-    }
-}
-
-/// Returns when `entry` is gone, or its candidate has been asked to resign.
-pub(crate) async fn until_parting(link: &Link, entry: &Entry) -> Result<Parting, BackendError> {
-    loop {
-        let connection = link.connection().await?;
-        let found = match connection.watch_data(&entry.key).await {
-            // Whoever may not read its own entry is asked in vain.
-            Err(Error::NoAuth) => return until_gone(link, entry).await.map(|()| Parting::Gone),
-            found => found.map_err(waiting)?,
-        };
-        let Some((payload, stat, watch)) = found else { return Ok(Parting::Gone) };
-        if !is_ours(link, &stat, entry) {
-            return Err(gone("the entry belongs to another session"));
-        }
-        if is_asked(&payload) {
-            return Ok(Parting::Asked);
-        }
-        watch.fired_or_due(FOLLOWING).await;
-    }
-}
-
 /// A watch on `entry`; `None` when it is gone.
 async fn watch_own<'a>(
     link: &Link,
@@ -200,7 +198,8 @@ async fn watch_own<'a>(
     Ok(Some(watch))
 }
 
-fn is_ours(link: &Link, stat: &Stat, entry: &Entry) -> bool {
+/// Whether `stat` is the entry's, and our session's.
+pub(crate) fn is_ours(link: &Link, stat: &Stat, entry: &Entry) -> bool {
     stat.ephemeral_owner == link.session() && u64::try_from(stat.czxid) == Ok(entry.version)
 }
 

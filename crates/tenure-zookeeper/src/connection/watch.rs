@@ -12,16 +12,24 @@ use zookeeper_client::WatchedEvent;
 
 use super::{Connection, lock};
 
+/// What a watch has seen, once it has.
+pub(crate) type Event = BoxFuture<'static, WatchedEvent>;
+
 /// A watch on one connection.
 ///
 /// Dropped, it is taken back with the next heartbeat: the library would ask the server for that at
 /// once, and what is asked for next, a departure often, would wait behind it.
 pub(crate) struct Watch<'a> {
-    pub(super) event: Option<BoxFuture<'static, WatchedEvent>>,
+    pub(super) event: Option<Event>,
     pub(super) connection: &'a Connection,
 }
 
 impl Watch<'_> {
+    /// The bare event, for whoever looks after its connection: not to be polled when that has [ended](Connection::has_ended).
+    pub(crate) fn into_event(mut self) -> Option<Event> {
+        self.event.take()
+    }
+
     /// Returns when something has happened, if only to the connection: look again. What it was, when the server has
     /// told.
     ///
