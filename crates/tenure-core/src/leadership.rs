@@ -99,7 +99,7 @@ impl Leadership {
     /// Dropping the future does not stop the resignation.
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
-        term.end(LossReason::Resigned);
+        term.resign();
         drop(self);
         tokio::select! {
             () = term.departed.wait() => {}

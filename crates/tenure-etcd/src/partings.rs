@@ -4,7 +4,7 @@
 //! watch says "look again" and no more (see [`crate::watch`]): what is told of an entry comes from a read.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -34,6 +34,10 @@ const MANY: usize = 256;
 
 /// How often each entry is read although nothing was heard: etcd can lose an event around a compaction (issue 18089).
 const AGAIN: Duration = Duration::from_secs(30);
+/// How long to wait before an entry is read again whose read was refused, as while permissions are changed;
+const REFUSED: Duration = Duration::from_secs(2);
+/// and one whose watch was over before it stood, as at a member that ends all of them.
+const UNSTOOD: Duration = Duration::from_millis(200);
 /// The least time between two such reads, of whichever entries.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -46,6 +50,8 @@ pub(crate) struct EtcdPartings {
     heard: Vec<Word>,
     /// Watches that may not stand yet, in the order in which they were begun.
     young: VecDeque<(Instant, u64)>,
+    /// What could not be read, or watched, and when to try again.
+    owed: BTreeSet<(Instant, u64)>,
     /// What is to be read, and whether with its payload.
     wanted: VecDeque<(u64, bool)>,
     reads: FuturesUnordered<BoxFuture<'static, Read>>,
@@ -83,6 +89,7 @@ impl EtcdPartings {
             words: mpsc::unbounded_channel(),
             heard: Vec::new(),
             young: VecDeque::new(),
+            owed: BTreeSet::new(),
             wanted: VecDeque::new(),
             reads: FuturesUnordered::new(),
             next: 0,
@@ -102,11 +109,14 @@ impl EtcdPartings {
     fn hear(&mut self, word: &Word) {
         // Of an entry's own: the next watch is begun only when the one before was heard to be over.
         let Some(watched) = self.watched.get_mut(&word.number) else { return };
-        watched.stands = word.stands;
+        let stood = std::mem::replace(&mut watched.stands, word.stands);
         if !word.stands {
             watched.id = 0;
         }
-        self.wanted.push_back((word.number, false));
+        match stood || word.stands {
+            true => self.wanted.push_back((word.number, false)),
+            false => self.owe(word.number, UNSTOOD),
+        }
     }
 
     /// Asks for what is to be read, as much at a time as goes together.
@@ -131,9 +141,9 @@ impl EtcdPartings {
         let seen = match outcome {
             Ok(seen) => seen,
             Err(error) if error.kind() == BackendErrorKind::SessionGone => return Err(error),
-            // Its turn comes again.
             Err(error) => {
                 debug!(entry = &*watched.key, %error, "the own entry cannot be read");
+                self.owe(number, REFUSED);
                 return Ok(None);
             }
         };
@@ -155,6 +165,11 @@ impl EtcdPartings {
         Ok(None)
     }
 
+    /// Has the entry read after so long.
+    fn owe(&mut self, number: u64, after: Duration) {
+        self.owed.insert((Instant::now() + after.mul_f64(0.75 + fastrand::f64() / 2.0), number));
+    }
+
     /// Watches the entry again whose watch has had its word.
     fn keep_watching(&mut self, number: u64) {
         if self.watched.get(&number).is_some_and(|watched| watched.id == 0) {
@@ -173,6 +188,10 @@ impl EtcdPartings {
                 self.wanted.push_back((number, false));
             }
         }
+        while let Some((_, number)) = self.owed.first().copied().filter(|(at, _)| *at <= now) {
+            self.owed.pop_first();
+            self.wanted.push_back((number, false));
+        }
         if self.next_at <= now {
             let after = self.watched.range(self.next..).next().or_else(|| self.watched.iter().next());
             if let Some(number) = after.map(|(number, _)| *number) {
@@ -187,7 +206,8 @@ impl EtcdPartings {
             self.young.shrink_to(MANY);
             self.wanted.shrink_to(MANY);
         }
-        self.young.front().map_or(self.next_at, |(at, _)| self.next_at.min(*at))
+        let others = self.young.front().into_iter().chain(self.owed.first());
+        others.fold(self.next_at, |next, (at, _)| next.min(*at))
     }
 }
 
@@ -234,5 +254,58 @@ impl Drop for EtcdPartings {
         for watched in self.watched.values().filter(|watched| watched.id != 0) {
             self.shared.watches.hush(watched.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tenure_core::ElectionName;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::{EtcdBackend, EtcdConfig};
+
+    /// A watcher of one entry, whose watch stands.
+    fn standing() -> (EtcdBackend, EtcdPartings) {
+        let backend = EtcdBackend::new(EtcdConfig::new(["127.0.0.1:1"])).unwrap();
+        let mut partings = EtcdPartings::new(Arc::clone(&backend.shared), 7);
+        let election = ElectionName::new("e").unwrap();
+        partings.add(1, &Entry { election, key: "/t/e/7".into(), version: 5 });
+        partings.hear(&Word { number: 1, stands: true });
+        partings.wanted.clear();
+        (backend, partings)
+    }
+
+    fn refused() -> Read {
+        let outcome = Err(BackendError::new(BackendErrorKind::Unauthorized, "permission denied"));
+        Read { number: 1, with_payload: false, outcome }
+    }
+
+    /// Hazard G12: the entry is read again soon, whatever the store had against it once.
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_read_is_repeated() {
+        let (_backend, mut partings) = standing();
+        advance(STAND * 2).await;
+        partings.due();
+        partings.hear(&Word { number: 1, stands: false });
+        partings.wanted.clear();
+        assert!(partings.judge(refused()).unwrap().is_none());
+        advance(REFUSED * 2).await;
+        partings.due();
+        assert_eq!(partings.wanted, [(1, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_never_stood_is_not_begun_anew_at_once() {
+        let (_backend, mut partings) = standing();
+        partings.watch(1);
+        partings.hear(&Word { number: 1, stands: false });
+        partings.due();
+        assert!(partings.wanted.is_empty());
+        advance(UNSTOOD * 2).await;
+        partings.due();
+        assert_eq!(partings.wanted, [(1, false)]);
     }
 }

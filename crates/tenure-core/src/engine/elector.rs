@@ -24,6 +24,9 @@ use crate::{
 
 /// The [`Elector`] over any [`Backend`].
 ///
+/// A session is kept by tasks of the runtime in which it was opened, the one of the first campaign: that runtime has to be driven
+/// for as long as leaderships stand, wherever they are used.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), tenure_core::Error> {

@@ -198,7 +198,7 @@ impl Task<'_> {
                 biased;
                 () = session.stop.cancelled() => return Err(Stop::SessionEnded),
                 () = self.candidacy.withdrawn.cancelled() => return Err(Stop::Withdrawn),
-                () = session.misses(live) => return Ok(None),
+                () = live.gone.wait() => return Ok(None),
                 answer = session.spi.wait_turn(&live.entry) => answer,
             };
             match answer {

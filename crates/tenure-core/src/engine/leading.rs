@@ -1,10 +1,15 @@
 //! Who leads under one session. One task looks after all of them, so that each costs what has to be remembered of it
 //! and no task of its own: their entries are watched together, and whoever leads no more is given back by a task for that.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use futures::FutureExt;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{Instrument as _, debug, error, info, info_span};
 
@@ -13,7 +18,7 @@ use crate::{
     LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, Parting, Partings},
-    sync::{sleep, spawn},
+    sync::{Mutex, sleep, spawn},
 };
 
 /// A place in the election, held.
@@ -58,14 +63,78 @@ impl Drop for Leading {
     fn drop(&mut self) {
         if !self.finished {
             self.term.session.end(LossReason::SessionGivenUp);
+            // Nobody waits for its work any more.
+            self.term.drop_work();
         }
         self.term.tell_over();
         self.term.departed.set();
     }
 }
 
-/// How many notices are taken at a time.
-const MANY: usize = 256;
+/// Notices on their way to the task.
+#[derive(Debug)]
+pub(crate) struct Notices {
+    /// `None` when nobody hears them any more.
+    put: Mutex<Option<Vec<Notice>>>,
+    told: Notify,
+}
+
+impl Notices {
+    pub(crate) fn new() -> Self {
+        Self { put: Mutex::new(Some(Vec::new())), told: Notify::new() }
+    }
+
+    /// Puts a notice there, of which nobody has been told; whether it is the first. When nobody hears it, it is dropped, and
+    /// with it a leadership.
+    pub(crate) fn put(&self, notice: Notice) -> bool {
+        let mut put = self.put.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(notices) = &mut *put else {
+            drop(put);
+            drop(notice);
+            return false;
+        };
+        notices.push(notice);
+        notices.len() == 1
+    }
+
+    /// Tells the task, if there is anything to hear.
+    pub(crate) fn rouse(&self) {
+        let put = self.put.lock().unwrap_or_else(PoisonError::into_inner);
+        if put.as_ref().is_some_and(|notices| !notices.is_empty()) {
+            drop(put);
+            self.told.notify_one();
+        }
+    }
+
+    /// What has been put there.
+    ///
+    /// # Cancellation safety
+    /// Nothing is lost when the future is dropped.
+    async fn heard(&self) -> Vec<Notice> {
+        loop {
+            let heard = self.put.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(std::mem::take);
+            if let Some(heard) = heard.filter(|heard| !heard.is_empty()) {
+                return heard;
+            }
+            self.told.notified().await;
+        }
+    }
+
+    /// From now on nobody hears them.
+    fn close(&self) {
+        let unheard = self.put.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(unheard);
+    }
+}
+
+/// Nobody hears what is told once this is dropped.
+struct Hears<'a>(&'a Notices);
+
+impl Drop for Hears<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
 
 /// So many new leaders have their entries watched at once. Of more that come together, those who campaign go first.
 const FEW: usize = 16;
@@ -75,15 +144,15 @@ const QUIET: Duration = Duration::from_millis(5);
 const LATEST: Duration = Duration::from_millis(500);
 
 /// Looks after all who lead under `session`, until it has been closed.
-pub(crate) async fn look_after(session: Arc<Session>, mut notices: mpsc::UnboundedReceiver<Notice>) {
+pub(crate) async fn look_after(session: Arc<Session>) {
+    let _hears = Hears(&session.notices);
     let mut leaders = Leaders::new(&session);
-    let mut told = Vec::new();
     let mut has_ended = false;
     loop {
         let quiet = leaders.quiet_after();
         tokio::select! {
             biased;
-            _ = notices.recv_many(&mut told, MANY) => told.drain(..).for_each(|notice| leaders.hear(notice)),
+            heard = session.notices.heard() => heard.into_iter().for_each(|notice| leaders.hear(notice)),
             () = session.stop.cancelled(), if !has_ended => {
                 has_ended = true;
                 leaders.all_over();
@@ -94,8 +163,7 @@ pub(crate) async fn look_after(session: Arc<Session>, mut notices: mpsc::Unbound
                 Ok((number, parting)) => leaders.part(number, parting),
                 Err(error) => {
                     debug!(session = session.spi.id(), %error, "the own entries are watched no more");
-                    leaders.watch = None;
-                    session.end(match error.kind() {
+                    leaders.watch_no_more(match error.kind() {
                         BackendErrorKind::SessionGone => LossReason::SessionExpired,
                         _ => LossReason::SessionGivenUp,
                     });
@@ -111,8 +179,7 @@ struct Leaders<'a> {
     standing: BTreeMap<u64, Leading>,
     /// Those whose work has been told to stop: it may go on for a while, but not beside a successor.
     stopping: BTreeMap<u64, Arc<Term>>,
-    /// Begun with the first, and gone when it has failed for good.
-    watch: Option<Box<dyn Partings>>,
+    watch: Watch,
     /// Those whose entries are not watched yet, and since when the first of them is not.
     new: Vec<u64>,
     since: Moment,
@@ -121,13 +188,22 @@ struct Leaders<'a> {
     last: Moment,
 }
 
+/// The watch on all their entries.
+enum Watch {
+    /// Nobody has led yet.
+    None,
+    Of(Box<dyn Partings>),
+    /// It has failed for good, and the session with it.
+    Over,
+}
+
 impl<'a> Leaders<'a> {
     fn new(session: &'a Arc<Session>) -> Self {
         Self {
             session,
             standing: BTreeMap::new(),
             stopping: BTreeMap::new(),
-            watch: None,
+            watch: Watch::None,
             new: Vec::new(),
             since: Moment::NEVER,
             together: 0,
@@ -135,29 +211,23 @@ impl<'a> Leaders<'a> {
         }
     }
 
+    /// Whatever listens to what happens here may panic, and so may a backend: no leadership is forgotten for that.
     fn hear(&mut self, notice: Notice) {
-        match notice {
-            Notice::Leads(leading) => self.leads(leading),
-            Notice::Over(number) => self.over(number),
-            Notice::Gone(number) => self.part(number, Parting::Gone),
+        self.guarded(|leaders| match notice {
+            Notice::Leads(leading) => leaders.leads(leading),
+            Notice::Over(number) => leaders.over(number),
+            Notice::Gone(number) => leaders.part(number, Parting::Gone),
             Notice::Stopped(number) => {
-                self.stopping.remove(&number);
-                self.let_go(number);
+                leaders.stopping.remove(&number);
+                leaders.let_go(number);
             }
-        }
+        });
     }
 
     fn leads(&mut self, leading: Leading) {
         let term = Arc::clone(&leading.term);
         let number = term.number();
         self.standing.insert(number, leading);
-        if term.live().is_gone() {
-            term.lose(LossReason::EntryGone);
-        }
-        // Its guard may have been dropped before this was heard.
-        if term.reason().is_some() {
-            return self.over(number);
-        }
         let now = self.session.shared.clock.now();
         self.last = now;
         self.together += 1;
@@ -165,6 +235,13 @@ impl<'a> Leaders<'a> {
             self.since = now;
         }
         self.new.push(number);
+        if term.live().gone.is_set() {
+            term.lose(LossReason::EntryGone);
+        }
+        // Its guard may have been dropped before this was heard.
+        if term.reason().is_some() {
+            self.over(number);
+        }
         if self.together <= FEW || now.since(self.since) >= LATEST {
             self.watch_new();
         }
@@ -177,8 +254,7 @@ impl<'a> Leaders<'a> {
 
     /// Watches the entries that are not watched yet.
     fn watch_new(&mut self) {
-        let session = self.session;
-        if session.shared.clock.now() >= self.last + QUIET {
+        if self.session.shared.clock.now() >= self.last + QUIET {
             self.together = 0;
         }
         let new = std::mem::take(&mut self.new);
@@ -186,14 +262,27 @@ impl<'a> Leaders<'a> {
             return;
         }
         self.guarded(|leaders| {
-            let watch =
-                leaders.watch.get_or_insert_with(|| session.spi.partings().unwrap_or_else(|| each(session)));
             for number in new {
-                if let Some(leading) = leaders.standing.get(&number) {
-                    watch.add(number, leading.term.entry());
+                let standing = leaders.standing.get(&number).map(|leading| &leading.term);
+                let Some(term) = standing.or_else(|| leaders.stopping.get(&number)).cloned() else {
+                    continue;
+                };
+                if let Some(watch) = leaders.watch() {
+                    watch.add(number, term.entry());
                 }
             }
         });
+    }
+
+    /// The watch, begun when there was none.
+    fn watch(&mut self) -> Option<&mut Box<dyn Partings>> {
+        if matches!(self.watch, Watch::None) {
+            self.watch = Watch::Of(self.session.spi.partings().unwrap_or_else(|| each(self.session)));
+        }
+        match &mut self.watch {
+            Watch::Of(watch) => Some(watch),
+            Watch::None | Watch::Over => None,
+        }
     }
 
     /// Whoever led under this entry leads no more.
@@ -202,6 +291,9 @@ impl<'a> Leaders<'a> {
         let stops = !leading.term.works.have_stopped() && !broken(Rule::StopBeforeLeaving);
         if stops {
             self.stopping.insert(number, Arc::clone(&leading.term));
+            if matches!(self.watch, Watch::Over) {
+                leading.term.drop_work();
+            }
         } else {
             // It may be in the middle of a request, and hold what the departure waits for.
             self.let_go(number);
@@ -213,13 +305,14 @@ impl<'a> Leaders<'a> {
 
     fn all_over(&mut self) {
         while let Some(number) = self.standing.keys().next().copied() {
-            self.over(number);
+            self.guarded(|leaders| leaders.over(number));
         }
     }
 
     /// The store has told something of an entry.
     fn part(&mut self, number: u64, parting: Parting) {
-        match (self.standing.get(&number), parting) {
+        self.guarded(|leaders| match (leaders.standing.get(&number), parting) {
+            // Its own word that it is over comes back as a notice.
             (Some(leading), Parting::Gone) => leading.term.lose(LossReason::EntryGone),
             (Some(leading), Parting::Asked) => {
                 let entry = leading.term.entry();
@@ -227,18 +320,19 @@ impl<'a> Leaders<'a> {
                 leading.term.lose(LossReason::Asked);
             }
             (None, Parting::Gone) => {
-                if let Some(term) = self.stopping.get(&number) {
+                if let Some(term) = leaders.stopping.get(&number) {
                     term.drop_work();
                 }
             }
             (None, Parting::Asked) => {}
-        }
-        // Its own word that it is over comes back as a notice.
+        });
+        // This task goes on now.
+        self.session.notices.rouse();
     }
 
     fn let_go(&mut self, number: u64) {
         self.guarded(|leaders| {
-            if let Some(watch) = &mut leaders.watch {
+            if let Watch::Of(watch) = &mut leaders.watch {
                 watch.remove(number);
             }
         });
@@ -246,7 +340,7 @@ impl<'a> Leaders<'a> {
 
     /// What becomes of an entry next; never returns while none is watched.
     async fn parting(&mut self) -> Result<(u64, Parting), BackendError> {
-        let Some(watch) = &mut self.watch else { return std::future::pending().await };
+        let Watch::Of(watch) = &mut self.watch else { return std::future::pending().await };
         match AssertUnwindSafe(async { watch.next().await }).catch_unwind().await {
             Ok(parting) => parting,
             Err(_) => {
@@ -256,7 +350,7 @@ impl<'a> Leaders<'a> {
         }
     }
 
-    /// Calls a backend, which may panic.
+    /// Calls what may panic.
     fn guarded(&mut self, call: impl FnOnce(&mut Self)) {
         if std::panic::catch_unwind(AssertUnwindSafe(|| call(self))).is_err() {
             self.panicked();
@@ -264,9 +358,24 @@ impl<'a> Leaders<'a> {
     }
 
     fn panicked(&mut self) {
-        error!(session = self.session.spi.id(), "a backend has panicked; its session ends");
-        self.watch = None;
-        self.session.end(LossReason::SessionGivenUp);
+        // What listens to events may be what has panicked.
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            error!(
+                session = self.session.spi.id(),
+                "something has panicked that looks after leaderships; their session ends"
+            );
+        }));
+        self.watch_no_more(LossReason::SessionGivenUp);
+    }
+
+    /// Nobody would hear that an entry is gone any more: the session ends, and no work stops at leisure.
+    fn watch_no_more(&mut self, reason: LossReason) {
+        let watch = std::mem::replace(&mut self.watch, Watch::Over);
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(watch)));
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| self.session.end(reason)));
+        for term in self.stopping.values() {
+            term.drop_work();
+        }
     }
 }
 

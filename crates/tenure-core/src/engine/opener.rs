@@ -155,7 +155,7 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
             "opening a session took nearly as long as the session lives",
         )));
     }
-    let (session, told) = Session::new(spi, Arc::clone(shared), window);
+    let session = Session::new(spi, Arc::clone(shared), window);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
     if let Err(error) = shared.watchdog.watch(watched) {
         close_unused(shared, &*session.spi).await;
@@ -168,7 +168,7 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     shared.status.session_opened(session.spi.id());
     debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
     let span = info_span!("session", session = session.spi.id());
-    let leaders = leading::look_after(Arc::clone(&session), told).instrument(span.clone());
+    let leaders = leading::look_after(Arc::clone(&session)).instrument(span.clone());
     spawn_tracked(&shared.tasks, leaders);
     spawn_tracked(&shared.tasks, keeper::keep(Arc::clone(&session), sent).instrument(span));
     Ok(session)

@@ -2,26 +2,27 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        PoisonError,
-        Weak,
-        // As a `Flag`'s, and for its reason.
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
 
-use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Shared, graves::Graves, keeper, leading::Notice, term::Term, watchdog::Watched, window::Window};
+use super::{
+    Shared,
+    graves::Graves,
+    keeper,
+    leading::{Notice, Notices},
+    term::Term,
+    watchdog::Watched,
+    window::Window,
+};
 use crate::{
     ElectionName, FencingToken, LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendSession, Entry, Proof},
-    sync::{Latch, Mutex, MutexGuard},
+    sync::{Flag, Latch, Mutex, MutexGuard},
 };
 
 /// One session with the store. When it ends, everything that stood on it ends, and the
@@ -40,10 +41,8 @@ pub(crate) struct Session {
     pub(crate) closed: CancellationToken,
     /// Each entry, on its way to leadership, leading and leaving.
     pub(crate) entries: TaskTracker,
-    /// Told when an entry was not found.
-    missing: Notify,
     /// To the task that looks after whoever leads.
-    notices: mpsc::UnboundedSender<Notice>,
+    pub(crate) notices: Notices,
     live: Mutex<LiveEntries>,
     graves: Mutex<Graves>,
     terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
@@ -71,28 +70,16 @@ pub(crate) struct Live {
     /// Which of its session's.
     pub(crate) number: u64,
     pub(crate) entry: Entry,
-    /// Whether a confirming read did not find the entry.
-    is_gone: AtomicBool,
-}
-
-impl Live {
-    pub(crate) fn is_gone(&self) -> bool {
-        self.is_gone.load(Ordering::SeqCst)
-    }
+    /// Set when a confirming read did not find the entry.
+    pub(crate) gone: Flag,
 }
 
 /// How long before the last instant work is dropped, so that it is gone by then.
 const DROP_MARGIN: Duration = Duration::from_millis(50);
 
 impl Session {
-    /// A session, and what is told to the task that is to look after whoever leads under it.
-    pub(crate) fn new(
-        spi: Box<dyn BackendSession>,
-        shared: Arc<Shared>,
-        window: Window,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
-        let (notices, told) = mpsc::unbounded_channel();
-        let session = Arc::new(Self {
+    pub(crate) fn new(spi: Box<dyn BackendSession>, shared: Arc<Shared>, window: Window) -> Arc<Self> {
+        Arc::new(Self {
             spi,
             shared,
             window,
@@ -101,18 +88,25 @@ impl Session {
             hard: CancellationToken::new(),
             closed: CancellationToken::new(),
             entries: TaskTracker::new(),
-            missing: Notify::new(),
-            notices,
+            notices: Notices::new(),
             live: Mutex::default(),
             graves: Mutex::default(),
             terms: Mutex::default(),
-        });
-        (session, told)
+        })
     }
 
-    /// Tells the task that looks after whoever leads. When it has gone, so has whatever it looked after.
+    /// Tells the task that looks after whoever leads, from a task that lets others go on now.
     pub(crate) fn tell(&self, notice: Notice) {
-        let _ = self.notices.send(notice);
+        self.notices.put(notice);
+        self.notices.rouse();
+    }
+
+    /// The same from whatever thread, which may be blocked next for as long as it likes (hazard G4): a task that a
+    /// runtime's worker wakes runs on that worker, and on no other.
+    pub(crate) fn tell_from_anywhere(&self, notice: Notice) {
+        if self.notices.put(notice) {
+            self.shared.watchdog.wake();
+        }
     }
 
     /// Why the session has ended, if it has.
@@ -192,7 +186,7 @@ impl Session {
     pub(crate) fn entered(&self, entry: Entry) -> Arc<Live> {
         let mut live = self.live();
         live.count += 1;
-        let entered = Arc::new(Live { number: live.count, entry, is_gone: AtomicBool::new(false) });
+        let entered = Arc::new(Live { number: live.count, entry, gone: Flag::new() });
         live.of.insert(entered.number, Arc::clone(&entered));
         entered
     }
@@ -204,27 +198,13 @@ impl Session {
 
     /// A confirming read did not find this entry: whoever waits for it or looks after it is told.
     pub(crate) fn missed(&self, live: &Live) {
-        live.is_gone.store(true, Ordering::SeqCst);
-        self.missing.notify_waiters();
+        live.gone.set();
         self.tell(Notice::Gone(live.number));
-    }
-
-    /// Returns when a confirming read has not found this entry.
-    pub(crate) async fn misses(&self, live: &Live) {
-        loop {
-            let mut missing = std::pin::pin!(self.missing.notified());
-            // From here on nothing is missed.
-            missing.as_mut().enable();
-            if live.is_gone() {
-                return;
-            }
-            missing.await;
-        }
     }
 
     /// An entry that can bear witness of the session.
     pub(crate) fn witness(&self) -> Option<Arc<Live>> {
-        self.live().of.values().find(|live| !live.is_gone()).cloned()
+        self.live().of.values().find(|live| !live.gone.is_set()).cloned()
     }
 
     fn live(&self) -> MutexGuard<'_, LiveEntries> {
@@ -276,6 +256,7 @@ impl Session {
 
 impl Watched for Session {
     fn check(&self) -> Option<Moment> {
+        self.notices.rouse();
         let own = self.check_end();
         self.terms().iter().filter_map(|term| term.check_deadlines()).chain(own).min()
     }

@@ -260,10 +260,18 @@ impl Term {
 
     /// Ends this leadership, not its session: the first reason stays. Work is told to stop, and the entry removed once it has.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
-        self.end(reason);
-        self.session.tell(Notice::Over(self.number()));
+        if self.end(reason) {
+            self.session.tell_from_anywhere(Notice::Over(self.number()));
+        }
         // Last: what listens to events may take its time, or panic.
         self.tell_over();
+    }
+
+    /// The same as [`release`](Self::release), by a task that lets others go on now: the guard goes next.
+    pub(crate) fn resign(self: &Arc<Self>) {
+        self.end(LossReason::Resigned);
+        self.works.close();
+        self.session.tell(Notice::Over(self.number()));
     }
 
     /// The guard has gone, and with it the leadership: no work begins any more.
@@ -271,16 +279,16 @@ impl Term {
         self.end(LossReason::Dropped);
         self.works.close();
         // Not before: where there is no work, there is nothing to wait for then.
-        self.session.tell(Notice::Over(self.number()));
+        self.session.tell_from_anywhere(Notice::Over(self.number()));
         self.tell_over();
     }
 
-    /// Ends this leadership, and tells its work.
-    pub(crate) fn end(self: &Arc<Self>, reason: LossReason) {
+    /// Ends this leadership, and tells its work; whether it had not ended before.
+    pub(crate) fn end(self: &Arc<Self>, reason: LossReason) -> bool {
         if self.ended().is_some() || !self.ended.set(self.session.end_now(reason)) {
             // With its session, perhaps, of which nobody else has told.
             self.end_above();
-            return;
+            return false;
         }
         if reason.is_over_in_the_store() {
             self.hard().cancel();
@@ -290,6 +298,7 @@ impl Term {
             self.session.shared.watchdog.wake();
         }
         self.end_above();
+        true
     }
 
     /// Tells, once, that the leadership is over, when it is.

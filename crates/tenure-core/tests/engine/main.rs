@@ -19,6 +19,7 @@ mod runner;
 mod sequences;
 mod settings;
 mod standing;
+mod together;
 mod tracing;
 mod watching;
 mod withdrawal;

@@ -40,7 +40,7 @@ pub(super) fn leading(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let shared = Shared::new(Arc::new(store.backend()), config.clone(), clock.clone());
     let spi = block_on(shared.backend.open_session(TTL)).unwrap();
     let window = Window::opened(Sent::now(&**clock), TTL, 0.1, BUDGET);
-    let (session, _) = Session::new(spi, shared, window);
+    let session = Session::new(spi, shared, window);
     let election = ElectionName::new("e").unwrap();
     let candidate = CandidateId::new("a").unwrap();
     let request = EntryRequest { election: election.clone(), candidate, value: Arc::from([]), nonce: 1 };
