@@ -45,10 +45,7 @@ mod tasks {
 
     use tokio_util::task::TaskTracker;
 
-    pub(crate) use tokio::{
-        task::yield_now,
-        time::{sleep, timeout},
-    };
+    pub(crate) use tokio::time::{sleep, timeout};
 
     /// Starts a task that nobody waits for.
     pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
@@ -68,8 +65,6 @@ mod tasks {
     use std::{convert::Infallible, future::Future, time::Duration};
 
     use tokio_util::task::TaskTracker;
-
-    pub(crate) use shuttle::future::yield_now;
 
     pub(crate) async fn sleep(_: Duration) {
         shuttle::future::yield_now().await;

@@ -18,7 +18,6 @@ use crate::{
     mutants::{Rule, broken},
     random,
     spi::{BackendError, BackendErrorKind, Entered, EntryRequest},
-    sync::yield_now,
     telemetry,
 };
 
@@ -91,11 +90,10 @@ async fn campaign(session: &Arc<Session>, candidacy: Candidacy, outcome: oneshot
             let waited = session.shared.clock.now().since(candidacy.since);
             telemetry::leads(term.election(), token, waited);
             let leading = Leading::new(Arc::clone(&term), standing.uncertain, candidacy.permit);
+            // In this order: whoever is woken last by a task runs next, on the same worker.
+            session.tell(Notice::Leads(leading));
             // A campaign dropped meanwhile drops the guard, which resigns.
             let _ = outcome.send(Outcome::Leads(Leadership::new(term)));
-            // The campaign first: what follows wakes others, too.
-            yield_now().await;
-            session.tell(Notice::Leads(leading));
         }
         Err(stop) => {
             Box::pin(task.standing.depart(session)).await;

@@ -158,7 +158,10 @@ pub(crate) async fn look_after(session: Arc<Session>) {
                 leaders.all_over();
             }
             () = session.closed.cancelled() => return,
-            () = sleep(quiet.unwrap_or_default()), if quiet.is_some() => leaders.watch_new(),
+            () = sleep(quiet.unwrap_or_default()), if quiet.is_some() => {
+                leaders.together = 0;
+                leaders.watch_new();
+            }
             parting = leaders.parting() => match parting {
                 Ok((number, parting)) => leaders.part(number, parting),
                 Err(error) => {
@@ -254,9 +257,6 @@ impl<'a> Leaders<'a> {
 
     /// Watches the entries that are not watched yet.
     fn watch_new(&mut self) {
-        if self.session.shared.clock.now() >= self.last + QUIET {
-            self.together = 0;
-        }
         let new = std::mem::take(&mut self.new);
         if broken(Rule::WatchOwnEntry) {
             return;

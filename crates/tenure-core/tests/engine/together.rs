@@ -74,12 +74,12 @@ async fn who_stops_among_many_is_watched_while_stopping() {
     within(SECOND, work).await.unwrap().unwrap_err();
 }
 
-/// Hazard G12: of thousands that are led at once every entry is watched.
+/// Hazard G12: of many that are led at once every entry is watched.
 #[tokio::test(start_paused = true)]
 async fn each_of_many_hears_of_its_entry() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
-    let names: Vec<_> = (0..1_000).map(|n| format!("e-{n}")).collect();
+    let names: Vec<_> = (0..200).map(|n| format!("e-{n}")).collect();
     let all = futures::future::join_all(names.iter().map(|name| lead(&host, name))).await;
     pass(SECOND).await;
     for (name, leadership) in names.iter().zip(&all) {
@@ -161,7 +161,8 @@ fn a_worker_that_blocks_keeps_nobody_from_hearing() {
     let elector = Arc::new(StoreElector::new(Arc::new(store.backend()), Config::new()).unwrap());
     let (unblock, blocked) = mpsc::channel::<()>();
     let (dropped, is_dropped) = tokio::sync::oneshot::channel();
-    runtime.block_on(async {
+    // In a task: what a task starts does not get ahead of what it has woken before.
+    let test = runtime.spawn(async move {
         let (one, other) = (elector.campaign("one").await.unwrap(), elector.campaign("other").await.unwrap());
         tokio::spawn(async move {
             drop(one);
@@ -181,5 +182,7 @@ fn a_worker_that_blocks_keeps_nobody_from_hearing() {
         };
         assert!(tokio::time::timeout(Duration::from_secs(10), gone).await.is_ok(), "the guard was dropped");
     });
+    let outcome = runtime.block_on(test);
     drop(unblock);
+    outcome.unwrap();
 }
