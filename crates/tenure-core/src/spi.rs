@@ -2,7 +2,7 @@
 //!
 //! A backend knows its store's requests and recipes, and nothing of deadlines,
 //! guards or retries. The engine calls it, bounds every call in time (all but the
-//! three waits), repeats what may be repeated, and derives from the answers how
+//! three waits and [`Partings::next`]), repeats what may be repeated, and derives from the answers how
 //! long leadership may be assumed. A user of the library never calls it.
 //!
 //! # Rules for an implementer

@@ -22,7 +22,8 @@
 //!
 //! One gap is known: etcd before 3.4.34 and 3.5.16 can lose one event at a compaction of just its revision (issue 18089). If that is
 //! the end of one's own entry, which nobody but an operator or a stalled etcd leader (issue 15247) brings about, the
-//! candidate leads for the moment until it reads its entry, which it does first of all.
+//! candidate leads for the moment until it reads its entry, which it does once its watch stands: at once, or within half a second where
+//! many come to lead together.
 //!
 //! The stream itself is kept in [`crate::stream`].
 
