@@ -21,6 +21,7 @@ use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::{
     error::{Failure, malformed},
+    keys::Keys,
     members::{Call, Members, kv},
     together::{Answered, Kind, Refused, Waiting},
     wait::ranges,
@@ -29,20 +30,24 @@ use crate::{
 /// How many bytes a transaction carries at most, about: etcd takes 1.5 MiB in one request.
 const BYTES: usize = 256 * 1024;
 
+/// How many bytes the key of a mark has, and what else there is, about.
+const MARK: usize = 128;
+
 /// Entries under one lease.
 pub(crate) struct Entering {
     pub(crate) members: Arc<Members>,
+    pub(crate) keys: Keys,
     pub(crate) lease: i64,
 }
 
 /// One entry to be made.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
-    /// The prefix of its election.
-    pub(crate) election: String,
-    pub(crate) key: String,
-    /// The key that says that the request was withdrawn.
-    pub(crate) mark: String,
+    pub(crate) key: Arc<str>,
+    /// How much of the key is the prefix of its election.
+    pub(crate) election: usize,
+    /// The request's.
+    pub(crate) nonce: u128,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -65,17 +70,17 @@ pub(crate) struct Place {
 impl Step {
     /// How many bytes a request for it has, about.
     fn bytes(&self) -> usize {
-        self.payload.len() + 2 * (self.key.len() + self.mark.len() + self.election.len())
+        self.payload.len() + 4 * self.key.len() + MARK
     }
 
-    /// Holds while neither the entry nor the mark is there.
-    fn compares(&self) -> [Compare; 2] {
-        [&self.key, &self.mark].map(|key| Compare::create_revision(key.as_str(), CompareOp::Equal, 0))
+    /// The prefix of its election.
+    fn election(&self) -> &str {
+        &self.key[..self.election]
     }
 
     fn put(&self, lease: i64) -> TxnOp {
         let options = PutOptions::new().with_lease(lease);
-        TxnOp::put(self.key.as_str(), self.payload.as_slice(), Some(options))
+        TxnOp::put(&*self.key, self.payload.as_slice(), Some(options))
     }
 
     /// Reads the first of the election.
@@ -85,17 +90,24 @@ impl Step {
             .with_keys_only()
             .with_sort(SortTarget::Create, SortOrder::Ascend)
             .with_limit(1);
-        TxnOp::get(self.election.as_str(), Some(options))
+        TxnOp::get(self.election(), Some(options))
     }
 }
 
 impl Entering {
+    /// Holds while neither the entry nor the mark that its request was withdrawn is there.
+    fn compares(&self, step: &Step) -> [Compare; 2] {
+        let mark = self.keys.withdrawn(self.lease, step.nonce);
+        let none = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
+        [none(step.key.as_bytes().into()), none(mark.into())]
+    }
+
     /// Puts the entry if it is not there and was not withdrawn; otherwise reads what is.
     async fn one(&self, client: &etcd_client::Client, step: &Step) -> Result<Place, Failure> {
         let txn = Txn::new()
-            .when(step.compares())
+            .when(self.compares(step))
             .and_then([step.put(self.lease), step.head()])
-            .or_else([TxnOp::get(step.key.as_str(), None), step.head()]);
+            .or_else([TxnOp::get(&*step.key, None), step.head()]);
         let answer = kv(client).txn(txn).await?;
         let (made, now) =
             (answer.succeeded(), answer.header().ok_or_else(|| malformed("header"))?.revision());
@@ -119,7 +131,7 @@ impl Entering {
         let puts = steps.iter().map(|step| step.put(self.lease));
         let heads = steps.iter().map(Step::head);
         let txn = Txn::new()
-            .when(steps.iter().flat_map(Step::compares).collect::<Vec<_>>())
+            .when(steps.iter().flat_map(|step| self.compares(step)).collect::<Vec<_>>())
             .and_then(puts.chain(heads).collect::<Vec<_>>());
         let answer = kv(client).txn(txn).await?;
         if !answer.succeeded() {
@@ -149,7 +161,8 @@ impl Kind for Entering {
 
     fn goes_with(&self, chosen: &[Waiting<Self>], next: &Step) -> bool {
         let bytes: usize = chosen.iter().map(|waiting| waiting.ask.bytes()).sum();
-        bytes + next.bytes() <= BYTES && chosen.iter().all(|waiting| waiting.ask.election != next.election)
+        bytes + next.bytes() <= BYTES
+            && chosen.iter().all(|waiting| waiting.ask.election() != next.election())
     }
 
     async fn make_one(&self, step: &Step) -> Answered<Place> {
@@ -215,8 +228,8 @@ mod tests {
     use crate::config::EtcdConfig;
 
     fn step(election: &str, bytes: usize) -> Step {
-        let key = format!("{election}/7");
-        Step { election: election.to_owned(), key, mark: String::new(), payload: vec![0; bytes] }
+        let key = format!("{election}/7").into();
+        Step { key, election: election.len() + 1, nonce: 1, payload: vec![0; bytes] }
     }
 
     fn waiting(step: Step) -> Waiting<Entering> {
@@ -227,13 +240,13 @@ mod tests {
     #[test]
     fn a_transaction_has_one_entry_of_an_election_and_is_not_larger_than_etcd_takes() {
         let members = Arc::new(Members::new(EtcdConfig::new(["a"]), "/t/~probe".to_owned()));
-        let entering = Entering { members, lease: 7 };
+        let entering = Entering { members, keys: Keys::new("/t"), lease: 7 };
         let mut chosen = vec![waiting(step("a", 1))];
         assert!(!entering.goes_with(&chosen, &step("a", 1)));
-        let large = step("b", BYTES - 100);
+        let large = step("b", BYTES - 400);
         assert!(entering.goes_with(&chosen, &large));
         chosen.push(waiting(large));
-        assert!(!entering.goes_with(&chosen, &step("c", 100)));
+        assert!(!entering.goes_with(&chosen, &step("c", 400)));
     }
 
     /// Hazard G10: a request that is refused while another of its attempts is under way may yet be carried out.

@@ -5,7 +5,7 @@
 //! revision leads. So a Go candidate at `PREFIX/ELECTION` stands in the same queue.
 
 use etcd_client::KeyValue;
-use tenure_core::{Candidate, ElectionName, FencingToken, spi::EntryRequest};
+use tenure_core::{Candidate, ElectionName, FencingToken};
 
 /// Builds keys below one prefix.
 #[derive(Clone, Debug)]
@@ -29,11 +29,16 @@ impl Keys {
         format!("{}/{election}/{lease:x}", self.prefix)
     }
 
-    /// The mark that `request` has been withdrawn; see [`crate::session`].
+    /// How much of an entry's key is the prefix of its election.
+    pub(crate) fn election_within(key: &str) -> usize {
+        key.rfind('/').map_or(0, |slash| slash + 1)
+    }
+
+    /// The mark that the request of this nonce has been withdrawn; see [`crate::session`].
     ///
     /// No election's name may have a `~`, so that no candidate can lie here.
-    pub(crate) fn withdrawn(&self, lease: i64, request: &EntryRequest) -> String {
-        format!("{}/~withdrawn/{lease:x}/{:032x}", self.prefix, request.nonce)
+    pub(crate) fn withdrawn(&self, lease: i64, nonce: u128) -> String {
+        format!("{}/~withdrawn/{lease:x}/{nonce:032x}", self.prefix)
     }
 
     /// A key that a read of nothing in particular may name.
@@ -75,18 +80,7 @@ pub(crate) fn token(create_revision: i64) -> Option<FencingToken> {
 
 #[cfg(test)]
 mod tests {
-    use tenure_core::CandidateId;
-
     use super::*;
-
-    fn request() -> EntryRequest {
-        EntryRequest {
-            election: ElectionName::new("billing").unwrap(),
-            candidate: CandidateId::new("me").unwrap(),
-            value: [].into(),
-            nonce: 0xab,
-        }
-    }
 
     #[test]
     fn the_layout_is_that_of_go() {
@@ -94,14 +88,16 @@ mod tests {
         let election = ElectionName::new("billing").unwrap();
         assert_eq!(keys.election(&election), "/acme/billing/");
         assert_eq!(name(&keys.election(&election)), "billing");
-        assert_eq!(keys.entry(&election, 0x694d_71dd_acfd_a227), "/acme/billing/694d71ddacfda227");
+        let entry = keys.entry(&election, 0x694d_71dd_acfd_a227);
+        assert_eq!(entry, "/acme/billing/694d71ddacfda227");
+        assert_eq!(&entry[..Keys::election_within(&entry)], keys.election(&election));
     }
 
     /// G18: nothing that is written beside the entries can be taken for one.
     #[test]
     fn marks_lie_in_no_election() {
         let keys = Keys::new("/acme");
-        assert_eq!(keys.withdrawn(0x1f, &request()), "/acme/~withdrawn/1f/000000000000000000000000000000ab");
+        assert_eq!(keys.withdrawn(0x1f, 0xab), "/acme/~withdrawn/1f/000000000000000000000000000000ab");
         assert!(ElectionName::new("~withdrawn").is_err());
         assert!(ElectionName::new("~probe").is_err());
     }

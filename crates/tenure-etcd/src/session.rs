@@ -42,7 +42,7 @@ use crate::{
     Shared,
     entering::{Entering, Place, Step},
     error::{Failure, lease_exists, malformed},
-    keys::token,
+    keys::{Keys, token},
     members::{Call, kv},
     partings::EtcdPartings,
     together::{Refused, Together},
@@ -120,7 +120,11 @@ impl EtcdSession {
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
         let granted = granted.min(seconds.max(MOST_OF_THE_LEAST));
         Ok(Self {
-            entering: Together::new(Entering { members: Arc::clone(&shared.members), lease }),
+            entering: Together::new(Entering {
+                members: Arc::clone(&shared.members),
+                keys: shared.keys.clone(),
+                lease,
+            }),
             shared,
             lease,
             granted: seconds_of(granted)?,
@@ -258,7 +262,7 @@ impl EtcdSession {
 
     /// Marks `request` as withdrawn, so that no put of it takes effect from now on.
     async fn withdraw(&self, request: &EntryRequest) -> Result<(), BackendError> {
-        let mark = &self.shared.keys.withdrawn(self.lease, request);
+        let mark = &self.shared.keys.withdrawn(self.lease, request.nonce);
         let lease = self.lease;
         let outcome = self
             .shared
@@ -325,15 +329,14 @@ impl BackendSession for EtcdSession {
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
         let keys = &self.shared.keys;
-        let key = &keys.entry(&request.election, self.lease);
-        let payload = &request.payload();
         let lease = self.lease;
+        let key: Arc<str> = keys.entry(&request.election, lease).into();
         let first_time = self.unsettled().insert(request.nonce);
         let step = Step {
-            election: keys.election(&request.election),
-            key: key.clone(),
-            mark: keys.withdrawn(lease, request),
-            payload: payload.clone(),
+            key: Arc::clone(&key),
+            election: Keys::election_within(&key),
+            nonce: request.nonce,
+            payload: request.payload(),
         };
         let outcome = match first_time {
             true => self.entering.ask(step).await,
@@ -360,9 +363,12 @@ impl BackendSession for EtcdSession {
             ));
         }
         // All of the payload but the value, which may have been updated since: it holds the nonce.
-        let named = &payload[..payload.len() - request.value.len()];
-        if own.other.is_some_and(|other| !other.starts_with(named)) {
-            self.delete(key, own.created).await?;
+        let is_anothers = |found: Vec<u8>| {
+            let payload = request.payload();
+            !found.starts_with(&payload[..payload.len() - request.value.len()])
+        };
+        if own.other.is_some_and(is_anothers) {
+            self.delete(&key, own.created).await?;
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("the entry of an earlier request stood in the way at {key}, and has been removed"),
@@ -370,7 +376,7 @@ impl BackendSession for EtcdSession {
         }
         let version = u64::try_from(own.created).map_err(|_| malformed("create revision"))?;
         Ok(Entered {
-            entry: Entry { election: request.election.clone(), key: key.as_str().into(), version },
+            entry: Entry { election: request.election.clone(), key, version },
             leads: if head == Some(own.created) { token(own.created) } else { None },
         })
     }

@@ -12,12 +12,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use futures::future::join_all;
 use tenure_core::spi::{BackendError, BackendErrorKind};
-use tokio::{select, sync::oneshot, time::timeout};
+use tokio::{select, sync::oneshot};
 
 use crate::hedge::Won;
 
@@ -26,8 +25,6 @@ use crate::hedge::Won;
 const AT_MOST: usize = 60;
 /// How many transactions are under way at a time.
 const UNDER_WAY: usize = 8;
-/// How long a request waits for others to make it.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a request of this kind is, and how one or many of them are made.
 pub(crate) trait Kind: Send + Sync + 'static {
@@ -101,6 +98,8 @@ impl<K: Kind> Together<K> {
 
     /// Makes a request, together with others that are wanted at the same time.
     ///
+    /// The caller bounds it in time: whoever makes it may be another's task, whose runtime stands still.
+    ///
     /// # Cancellation safety
     /// When the future is dropped, the request may be made or not.
     pub(crate) async fn ask(self: &Arc<Self>, ask: K::Ask) -> Answered<K::Answer> {
@@ -126,13 +125,10 @@ impl<K: Kind> Together<K> {
         if starts {
             tokio::spawn(work(Working(Some(Arc::clone(self)))));
         }
-        // The task may be another's, whose runtime has gone, or stands still.
-        let message = match timeout(PATIENCE, answered).await {
-            Ok(Ok(outcome)) => return outcome,
-            Ok(Err(_)) => "a request to etcd: its task ended before its time".to_owned(),
-            Err(_) => format!("a request to etcd: not made within {PATIENCE:?}"),
-        };
-        Err(Refused { error: BackendError::new(BackendErrorKind::Unavailable, message), settled: false })
+        answered.await.unwrap_or_else(|_| {
+            let message = "a request to etcd: its task ended before its time";
+            Err(Refused { error: BackendError::new(BackendErrorKind::Unavailable, message), settled: false })
+        })
     }
 
     /// What goes into the next transaction; `None` when nothing waits, and whoever asks is counted off.
@@ -177,7 +173,7 @@ impl<K: Kind> Together<K> {
             [_] => Ok(Won { value: None, attempt: 0, attempts: 1 }),
             asks => select! {
                 made = self.kind.make_all(asks) => made,
-                _ = join_all(answers.iter_mut().map(oneshot::Sender::closed)) => return,
+                () = all_gone(&mut answers) => return,
             },
         };
         let settled = match made {
@@ -215,6 +211,13 @@ impl<K: Kind> Together<K> {
 
     fn queue(&self) -> MutexGuard<'_, Queue<K>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns once nobody waits for any of these answers.
+async fn all_gone<T>(answers: &mut [oneshot::Sender<T>]) {
+    for answer in answers {
+        answer.closed().await;
     }
 }
 
@@ -266,7 +269,9 @@ impl<K: Kind> fmt::Debug for Together<K> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::sleep;
+    use std::time::Duration;
+
+    use tokio::time::{sleep, timeout};
 
     use super::*;
 

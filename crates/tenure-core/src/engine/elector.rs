@@ -5,7 +5,6 @@ use std::{future::Future, sync::Arc};
 use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info_span};
 
 use super::{
@@ -102,8 +101,7 @@ impl StoreElector {
                 () = shared.closing.cancelled() => return Err(Error::Closed),
                 session = self.opener.session(shared) => session?,
             };
-            let withdrawn = CancellationToken::new();
-            let guard = withdrawn.clone().drop_guard();
+            // When this future is dropped, the outcome's receiver is, which withdraws the candidacy.
             let (sender, outcome) = oneshot::channel();
             let candidacy = Candidacy {
                 election: election.clone(),
@@ -111,14 +109,12 @@ impl StoreElector {
                 value: Arc::clone(&shared.value),
                 since,
                 waits,
-                withdrawn,
                 permit: permit.take(),
             };
             let span = info_span!("candidate", %election, candidate = %shared.config.id);
             let task = entry::run(Arc::clone(&session), candidacy, sender).instrument(span);
             spawn_tracked(&session.entries, task);
             let outcome = outcome.await.map_err(|_| Error::TaskEnded("its outcome never came"))?;
-            guard.disarm();
             match outcome {
                 Outcome::Leads(leadership) => return Ok(Some(leadership)),
                 Outcome::NotNow => return Ok(None),

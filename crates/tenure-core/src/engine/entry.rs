@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::{
@@ -31,8 +30,6 @@ pub(crate) struct Candidacy {
     pub(crate) since: Moment,
     /// Whether to wait when somebody else leads.
     pub(crate) waits: bool,
-    /// Cancelled when the campaign is given up.
-    pub(crate) withdrawn: CancellationToken,
     /// This elector's one place in the election; given back when the entry is gone.
     pub(crate) permit: Permit,
 }
@@ -60,6 +57,8 @@ enum Stop {
 struct Task<'a> {
     session: &'a Arc<Session>,
     candidacy: Candidacy,
+    /// To the campaign. Closed when that is given up: the candidacy is withdrawn.
+    outcome: oneshot::Sender<Outcome>,
     standing: Standing,
 }
 
@@ -81,10 +80,10 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: on
 /// Enters and waits, and tells the campaign what came of it.
 async fn campaign(session: &Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
     let standing = Standing { request: request(&candidacy), uncertain: false, live: None };
-    let mut task = Task { session, candidacy, standing };
+    let mut task = Task { session, candidacy, outcome, standing };
     match task.until_leading().await {
         Ok((token, live)) => {
-            let Task { candidacy, standing, .. } = task;
+            let Task { candidacy, outcome, standing, .. } = task;
             let term = Term::new(session, standing.request, token, live);
             session.shared.leads(&term);
             let waited = session.shared.clock.now().since(candidacy.since);
@@ -99,7 +98,7 @@ async fn campaign(session: &Arc<Session>, candidacy: Candidacy, outcome: oneshot
             Box::pin(task.standing.depart(session)).await;
             // Given back before the campaign is told: whoever was turned away may try again at once.
             let permit = task.candidacy.permit.take().filter(|_| matches!(stop, Stop::SessionEnded));
-            let _ = outcome.send(match stop {
+            let _ = task.outcome.send(match stop {
                 Stop::SessionEnded => Outcome::SessionEnded(permit),
                 Stop::Withdrawn | Stop::NotNow => Outcome::NotNow,
                 Stop::Failed(error) => Outcome::Failed(error.into()),
@@ -163,7 +162,7 @@ impl Task<'_> {
         let shared = &session.shared;
         let mut retry = Retry::new(shared.config.retry);
         loop {
-            if self.candidacy.withdrawn.is_cancelled() {
+            if self.outcome.is_closed() {
                 return Err(Stop::Withdrawn);
             }
             let limit = shared.config.request_timeout;
@@ -188,14 +187,14 @@ impl Task<'_> {
     }
 
     /// The token once the entry leads; `None` when the entry is gone.
-    async fn wait_turn(&self, live: &Live) -> Result<Option<FencingToken>, Stop> {
+    async fn wait_turn(&mut self, live: &Live) -> Result<Option<FencingToken>, Stop> {
         let session = self.session;
         let mut retry = Retry::new(session.shared.config.retry);
         loop {
             let answer = tokio::select! {
                 biased;
                 () = session.stop.cancelled() => return Err(Stop::SessionEnded),
-                () = self.candidacy.withdrawn.cancelled() => return Err(Stop::Withdrawn),
+                () = self.outcome.closed() => return Err(Stop::Withdrawn),
                 () = live.gone.wait() => return Ok(None),
                 answer = session.spi.wait_turn(&live.entry) => answer,
             };
@@ -231,11 +230,11 @@ impl Task<'_> {
         }
     }
 
-    async fn pause(&self, retry: &mut Retry) -> Result<(), Stop> {
+    async fn pause(&mut self, retry: &mut Retry) -> Result<(), Stop> {
         tokio::select! {
             biased;
             () = self.session.stop.cancelled() => Err(Stop::SessionEnded),
-            () = self.candidacy.withdrawn.cancelled() => Err(Stop::Withdrawn),
+            () = self.outcome.closed() => Err(Stop::Withdrawn),
             () = retry.pause() => Ok(()),
         }
     }

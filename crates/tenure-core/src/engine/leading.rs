@@ -139,7 +139,7 @@ impl Drop for Hears<'_> {
 /// So many new leaders have their entries watched at once. Of more that come together, those who campaign go first.
 const FEW: usize = 16;
 /// When no other has come for so long, they are watched,
-const QUIET: Duration = Duration::from_millis(5);
+const QUIET: Duration = Duration::from_millis(50);
 /// and in any case after so long.
 const LATEST: Duration = Duration::from_millis(500);
 
