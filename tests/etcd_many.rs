@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use tenure::{Config, Elector, Error, Leadership};
+use tenure::{
+    Config, Elector, Error, Leadership, StoreElector,
+    etcd::{EtcdBackend, EtcdConfig},
+};
 use tenure_testkit::{
     containers::{EtcdServer, Permission, Version},
     suite::within,
@@ -116,5 +119,87 @@ async fn each_of_many_elections_has_one_leader_at_a_time() {
     drop(warm);
     for elector in [a, b] {
         elector.close().await;
+    }
+}
+
+/// Waits, as a candidate of an elector with a common watch from the first end on, until `count` stand in each election.
+async fn until_all_stand(looks: &Arc<dyn Elector>, elections: &[String], count: usize) {
+    let all_stand = async {
+        for election in elections {
+            while looks.candidates(election).await.unwrap().len() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    };
+    within("all stand", all_stand).await;
+}
+
+/// Whoever may not watch the whole prefix is refused the common watch, has watches of its own, and leads what it waits for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_a_common_watch_leads_all_the_same() {
+    for version in Version::ETCD {
+        let server = server(version, &[]).await;
+        let admin = server.admin();
+        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/ours-").await.unwrap();
+        admin.permit("app", Permission::ReadWrite, "/acme/~").await.unwrap();
+        admin.enable_auth("root-password").await.unwrap();
+        let holder = connect(&server, &format!("app:{PASSWORD}@")).await;
+        let elections = names("ours", 20);
+        let held = campaign(&holder, &elections).await;
+        let config = EtcdConfig::new([server.endpoint()])
+            .prefix("/acme")
+            .login("app", PASSWORD.into())
+            .common_watch_from(1);
+        let config_of_waits = Config::new().with_ttl(Duration::from_secs(5));
+        let waits: Arc<dyn Elector> = Arc::new(
+            StoreElector::new(Arc::new(EtcdBackend::new(config).unwrap()), config_of_waits).unwrap(),
+        );
+        let waiting = tokio::spawn({
+            let (waits, elections) = (Arc::clone(&waits), elections.clone());
+            async move { campaign(&waits, &elections).await }
+        });
+        until_all_stand(&holder, &elections, 2).await;
+        for leadership in held.into_values() {
+            leadership.unwrap().resign().await.unwrap();
+        }
+        let led = within("all are led", waiting).await.unwrap();
+        assert!(led.values().all(|outcome| outcome.as_ref().is_ok_and(|leadership| leadership.is_leader())));
+        drop(led);
+        waits.close().await;
+        holder.close().await;
+    }
+}
+
+/// Hazard G13: a process that waits for thousands hears of them with one watch. It leads all of them once their holder's session
+/// has ended, with larger tokens, and none whose own entry ended in the same breath.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_are_taken_over_at_once() {
+    for version in Version::ETCD {
+        let server = server(version, &[]).await;
+        let (holder, waits) = (connect(&server, "").await, connect(&server, "").await);
+        let elections = names("e", 1_500);
+        let held = campaign(&holder, &elections).await;
+        let first = |outcome: &Result<Leadership, Error>| outcome.as_ref().unwrap().fencing_token();
+        let before: BTreeMap<_, _> =
+            held.iter().map(|(name, outcome)| (name.clone(), first(outcome))).collect();
+        let waiting = tokio::spawn({
+            let (waits, elections) = (Arc::clone(&waits), elections.clone());
+            async move { campaign(&waits, &elections).await }
+        });
+        until_all_stand(&holder, &elections, 2).await;
+        let session =
+            held.values().next().unwrap().as_ref().unwrap().entry().rsplit('/').next().unwrap().to_owned();
+        server.admin().revoke_lease(i64::from_str_radix(&session, 16).unwrap()).await.unwrap();
+        let led = within("all are led", waiting).await.unwrap();
+        for (name, outcome) in &led {
+            assert!(first(outcome) > before[name], "{name}");
+            assert!(outcome.as_ref().unwrap().is_leader(), "{name}");
+        }
+        for leadership in held.values().flatten() {
+            within("the holder hears of it", leadership.lost()).await;
+        }
+        drop((held, led));
+        waits.close().await;
+        holder.close().await;
     }
 }

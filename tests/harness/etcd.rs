@@ -17,6 +17,7 @@ pub struct Etcd {
     server: SharedEtcd,
     prefix: String,
     recorder: Recorder,
+    common_watch: bool,
 }
 
 impl Etcd {
@@ -26,7 +27,20 @@ impl Etcd {
     /// When there is no such server, naming the remedy.
     pub async fn new(version: Version) -> Self {
         let server = SharedEtcd::get(version).await.unwrap_or_else(|error| panic!("{error}"));
-        Self { server, prefix: format!("/suite-{:016x}", fastrand::u64(..)), recorder: Recorder::default() }
+        Self {
+            server,
+            prefix: format!("/suite-{:016x}", fastrand::u64(..)),
+            recorder: Recorder::default(),
+            common_watch: false,
+        }
+    }
+
+    /// The same with clients that have a common watch from the first end on that they wait for.
+    ///
+    /// # Panics
+    /// When there is no such server, naming the remedy.
+    pub async fn with_common_watch(version: Version) -> Self {
+        Self { common_watch: true, ..Self::new(version).await }
     }
 
     /// The server, as an operator sees it.
@@ -63,7 +77,10 @@ impl Harness for Etcd {
 
     async fn client(&self) -> Client {
         let proxy = Proxy::start(self.server.endpoint()).await.expect("a loopback port can be bound");
-        let config = EtcdConfig::new([proxy.endpoint()]).prefix(&self.prefix);
+        let mut config = EtcdConfig::new([proxy.endpoint()]).prefix(&self.prefix);
+        if self.common_watch {
+            config = config.common_watch_from(1);
+        }
         let backend = EtcdBackend::new(config).unwrap_or_else(|error| panic!("{error}"));
         Client { backend: self.recorder.wrap(backend), line: Some(Arc::new(proxy)) }
     }

@@ -22,6 +22,7 @@ pub struct EtcdConfig {
     pub(crate) connect_timeout: Duration,
     pub(crate) attempt_timeout: Duration,
     pub(crate) hedge: Duration,
+    pub(crate) common_watch_from: usize,
     #[cfg(feature = "simulation")]
     pub(crate) network: Option<crate::simulation::Network>,
 }
@@ -40,6 +41,7 @@ impl EtcdConfig {
             connect_timeout: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(2),
             hedge: Duration::from_millis(300),
+            common_watch_from: 1_000,
             #[cfg(feature = "simulation")]
             network: None,
         }
@@ -122,6 +124,15 @@ impl EtcdConfig {
     /// Asks the next member as well once an answer is late by `time`.
     pub fn hedge(mut self, time: Duration) -> Self {
         self.hedge = time;
+        self
+    }
+
+    /// Watches what is waited for with one watch of all ends below the prefix once there are so many watches; 1 000 by default.
+    ///
+    /// Below that each end has a watch of its own. Thousands of them are told of as many ends one by one, and of all at
+    /// once by the common watch; but a process that has it hears of every departure below the prefix, whoever waits for it.
+    pub fn common_watch_from(mut self, watches: usize) -> Self {
+        self.common_watch_from = watches;
         self
     }
 

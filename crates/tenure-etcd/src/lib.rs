@@ -47,6 +47,7 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod bulk;
+mod common;
 mod config;
 mod connect;
 mod connection;
@@ -61,6 +62,7 @@ mod keys;
 mod looking;
 mod members;
 mod observe;
+mod open;
 mod pages;
 mod partings;
 mod session;

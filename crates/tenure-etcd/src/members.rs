@@ -97,6 +97,15 @@ impl Members {
         self.config.login.is_some()
     }
 
+    /// What all entries' keys begin with.
+    pub(crate) fn prefix(&self) -> String {
+        format!("{}/", self.config.prefix)
+    }
+
+    pub(crate) fn common_watch_from(&self) -> usize {
+        self.config.common_watch_from
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.members.len()
     }

@@ -53,6 +53,9 @@ use crate::{
 /// which the longest is 50 s. Whoever answers more is believed this much, since to count on less is always safe.
 const MOST_OF_THE_LEAST: i64 = 75;
 
+/// Room for so many requests is kept when none is under way.
+const FEW: usize = 16;
+
 /// A lease, and what was entered under it.
 pub(crate) struct EtcdSession {
     shared: Arc<Shared>,
@@ -210,6 +213,17 @@ impl EtcdSession {
         self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// No attempt of this request can reach the store any more; whether one could.
+    fn settled(&self, request: &EntryRequest) -> bool {
+        let mut unsettled = self.unsettled();
+        let was_unsettled = unsettled.remove(&request.nonce);
+        if unsettled.is_empty() {
+            // There may have been thousands.
+            unsettled.shrink_to(FEW);
+        }
+        was_unsettled
+    }
+
     /// Deletes the key if it was created at `create_revision`.
     async fn delete(&self, key: &str, create_revision: i64) -> Result<(), BackendError> {
         self.shared
@@ -347,7 +361,7 @@ impl BackendSession for EtcdSession {
             Err(refused) => refused.settled,
         };
         if first_time && settled {
-            self.unsettled().remove(&request.nonce);
+            self.settled(request);
         }
         let Place { own, head } = outcome.map_err(Refused::into_error)?.value;
         let Some(own) = own else {
@@ -450,7 +464,7 @@ impl BackendSession for EtcdSession {
                 self.delete_payload(request).await?;
             }
         }
-        if self.unsettled().remove(&request.nonce) {
+        if self.settled(request) {
             self.buried().insert(request.nonce);
         }
         Ok(())

@@ -7,7 +7,7 @@
 //! the stream ends, everybody is told to look again, and what is asked for anew goes to
 //! the next member.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use etcd_client::{WatchRequestSender, WatchResponse, WatchResponseStream};
 use tenure_core::spi::{BackendError, BackendErrorKind};
@@ -18,9 +18,11 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    error::{Failure, is_login_trouble},
+    common::{self, Common, Taken},
+    error::{Failure, is_login_trouble, malformed},
     members::{Members, watches},
-    watch::{Command, FIRST_ID, Heard, Hearer, NOW, Signal, Target},
+    open::{Open, Watch},
+    watch::{Command, FIRST_ID, NOW, Signal, Target},
 };
 
 /// How often the stream's member is looked at.
@@ -35,15 +37,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(20);
 /// How long a stream without watches is kept: a waiter that looks again comes back soon.
 const LINGER: Duration = Duration::from_secs(5);
-
-struct Watch {
-    target: Target,
-    from: i64,
-    hearer: Hearer,
-}
-
-// In an order, so that a simulated run is the same every time.
-type Open = BTreeMap<i64, Watch>;
+/// Of more watches that are over than so many the stream is ended at once: they end with it.
+const FEW: usize = 64;
 
 /// Why a stream ended.
 enum End {
@@ -57,7 +52,8 @@ enum End {
 
 /// Serves `commands` until their sender is gone.
 pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedReceiver<Command>) {
-    let mut open = Open::new();
+    let mut open = Open::default();
+    let mut common = Common::new(members.common_watch_from());
     let mut failures = 0_u32;
     loop {
         if open.is_empty() {
@@ -72,7 +68,7 @@ pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedRece
         while let Ok(command) = commands.try_recv() {
             accept(command, &mut open);
         }
-        match Box::pin(serve(&members, &mut commands, &mut open, &mut failures)).await {
+        match Box::pin(serve(&members, &mut commands, &mut open, &mut common, &mut failures)).await {
             End::Closed => return,
             End::Idle => {}
             End::Broken => {
@@ -82,7 +78,7 @@ pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedRece
                     let pause = Duration::from_millis(50 << failures.min(5));
                     sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
                 }
-                for watch in std::mem::take(&mut open).into_values() {
+                for watch in open.take() {
                     watch.hearer.over();
                 }
             }
@@ -93,10 +89,10 @@ pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedRece
 fn accept(command: Command, open: &mut Open) {
     match command {
         Command::Add { id, target, from, hearer } => {
-            open.insert(id, Watch { target, from, hearer });
+            open.insert(id, Watch::of(target, from, hearer));
         }
         Command::Remove { id } => {
-            open.remove(&id);
+            open.remove(id);
         }
     }
 }
@@ -106,11 +102,11 @@ async fn serve(
     members: &Members,
     commands: &mut mpsc::UnboundedReceiver<Command>,
     open: &mut Open,
+    common: &mut Common,
     failures: &mut u32,
 ) -> End {
-    let Some((first, _)) = open.iter().next().map(|(id, watch)| (*id, watch)) else {
-        return End::Idle;
-    };
+    let Some(first) = open.first() else { return End::Idle };
+    common.renew();
     let member = members.preferred();
     let (sender, mut responses) = match connect(members, member, first, open).await {
         Ok(stream) => stream,
@@ -128,7 +124,7 @@ async fn serve(
     for (id, watch) in open.iter().filter(|(id, _)| **id != first) {
         let _ = requests.send(Request::create(*id, watch));
     }
-    let sending = send(sender, outgoing);
+    let sending = send(sender, members.prefix(), outgoing);
     tokio::pin!(sending);
     let cut_off = until_cut_off(members, member);
     tokio::pin!(cut_off);
@@ -146,13 +142,25 @@ async fn serve(
             command = commands.recv() => match command {
                 None => return End::Closed,
                 Some(Command::Add { id, target, from, hearer }) => {
-                    let watch = Watch { target, from, hearer };
-                    let _ = requests.send(Request::create(id, &watch));
-                    open.insert(id, watch);
+                    let mut watch = Watch::of(target, from, hearer);
+                    match common.take_in(&mut watch) {
+                        Taken::In => open.insert(id, watch),
+                        Taken::Late => watch.hearer.tell(Signal::over_late),
+                        Taken::Not => {
+                            let _ = requests.send(Request::create(id, &watch));
+                            open.insert(id, watch);
+                            if let Some(id) = common.wanted(open) {
+                                let _ = requests.send(Request::Common(id));
+                            }
+                        }
+                    }
                 }
                 Some(Command::Remove { id }) => {
-                    if open.remove(&id).is_some() {
+                    if open.remove(id).is_some_and(|watch| !watch.in_common) {
                         push(id, &mut over, take_back.as_mut());
+                    }
+                    if open.is_empty() && over.len() > FEW {
+                        return End::Idle;
                     }
                 }
             },
@@ -161,7 +169,7 @@ async fn serve(
                     if !response.canceled() {
                         *failures = 0;
                     }
-                    match dispatch(&response, open) {
+                    match dispatch(&response, open, common) {
                         Dispatched::Nothing => {}
                         Dispatched::Done(id) => push(id, &mut over, take_back.as_mut()),
                         Dispatched::Refused => {
@@ -181,6 +189,9 @@ async fn serve(
             () = &mut sending => break "the connection is lost".to_owned(),
             error = &mut cut_off => break error.to_string(),
             () = &mut idle, if open.is_empty() => return End::Idle,
+        }
+        if let Some(id) = common.unneeded(open) {
+            push(id, &mut over, take_back.as_mut());
         }
     };
     debug!(member = members.endpoint(member), reason = broken, "etcd watch stream ended");
@@ -220,12 +231,16 @@ enum Dispatched {
     Refused,
 }
 
-fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
+fn dispatch(response: &WatchResponse, open: &mut Open, common: &mut Common) -> Dispatched {
     let id = response.watch_id();
+    if common.is(id) {
+        common.hear(response, open);
+        return Dispatched::Nothing;
+    }
     if response.canceled() {
         // Also the end that a compaction puts to a watch, with an empty reason and
         // the stream left open (issue 7815).
-        return match open.remove(&id) {
+        return match open.remove(id) {
             Some(watch) => {
                 watch.hearer.over();
                 if is_login_trouble(response.cancel_reason()) {
@@ -234,7 +249,11 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
                     Dispatched::Nothing
                 }
             }
-            None if id < FIRST_ID => Dispatched::Refused,
+            None if id < FIRST_ID => {
+                // It may be the common watch that is refused: some etcds do not say which.
+                common.refuse_unheard();
+                Dispatched::Refused
+            }
             None => Dispatched::Nothing,
         };
     }
@@ -244,27 +263,21 @@ fn dispatch(response: &WatchResponse, open: &mut Open) -> Dispatched {
     if response.events().is_empty() {
         return Dispatched::Nothing;
     }
-    let Some(watch) = open.get(&id) else { return Dispatched::Nothing };
+    let Some(watch) = open.get(id) else { return Dispatched::Nothing };
     let ended = response.events().iter().filter_map(|event| {
         let kv = event.kv()?;
         Some((kv.key(), kv.mod_revision()))
     });
-    match watch.target.heard(ended) {
-        Heard::Nothing => return Dispatched::Nothing,
-        Heard::Look => watch.hearer.over(),
-        Heard::LookLater => watch.hearer.tell(Signal::look_later),
-        Heard::Turn if watch.from == NOW && !watch.hearer.is_proven() => {
-            watch.hearer.over();
-        }
-        Heard::Turn => watch.hearer.tell(Signal::turn),
+    if !watch.hears(ended) {
+        return Dispatched::Nothing;
     }
-    open.remove(&id);
+    open.remove(id);
     Dispatched::Done(id)
 }
 
 fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {
     let id = response.watch_id();
-    let Some(watch) = open.get(&id) else { return Dispatched::Nothing };
+    let Some(watch) = open.get(id) else { return Dispatched::Nothing };
     match standing(watch.from, response.header().map(|header| header.revision())) {
         Standing::InTime => Dispatched::Nothing,
         Standing::Now => {
@@ -273,7 +286,7 @@ fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {
         }
         Standing::Late => {
             watch.hearer.tell(Signal::over_late);
-            open.remove(&id);
+            open.remove(id);
             Dispatched::Done(id)
         }
     }
@@ -305,7 +318,7 @@ async fn connect(
     first: i64,
     open: &Open,
 ) -> Result<(WatchRequestSender, WatchResponseStream), Failure> {
-    let watch = &open[&first];
+    let watch = open.get(first).ok_or_else(|| malformed("watch"))?;
     let opening = async {
         let client = members.client(member).await?;
         let (key, options) = watch.target.options(first, watch.from);
@@ -321,7 +334,13 @@ async fn connect(
 }
 
 enum Request {
-    Create { target: Target, id: i64, from: i64 },
+    Create {
+        target: Target,
+        id: i64,
+        from: i64,
+    },
+    /// All ends below the prefix.
+    Common(i64),
     Cancel(i64),
 }
 
@@ -335,13 +354,18 @@ impl Request {
 ///
 /// Beside the loop that reads answers, so that neither waits for the other: etcd
 /// stops reading requests while its answers are not read.
-async fn send(mut sender: WatchRequestSender, mut requests: mpsc::UnboundedReceiver<Request>) {
+async fn send(
+    mut sender: WatchRequestSender,
+    prefix: String,
+    mut requests: mpsc::UnboundedReceiver<Request>,
+) {
     while let Some(request) = requests.recv().await {
         let sent = match request {
             Request::Create { target, id, from } => {
                 let (key, options) = target.options(id, from);
                 sender.watch(key, Some(options)).await
             }
+            Request::Common(id) => sender.watch(prefix.as_str(), Some(common::options(id))).await,
             Request::Cancel(id) => sender.cancel(id).await,
         };
         if sent.is_err() {

@@ -85,6 +85,21 @@ pub(crate) struct Turn {
 }
 
 impl Target {
+    /// Whether the end of keys is all that is watched for.
+    pub(crate) fn is_of_ends(&self) -> bool {
+        matches!(self, Self::End(_) | Self::Farther(_) | Self::Turn(_))
+    }
+
+    /// The keys whose end is watched for.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = &Arc<str>> {
+        let (first, second) = match self {
+            Self::End(key) | Self::Farther(key) => (Some(key), None),
+            Self::Turn(turn) => (Some(&turn.own), Some(&turn.ahead)),
+            Self::Key(_) | Self::Below(_) => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+
     pub(crate) fn options(&self, id: i64, from: i64) -> (&str, WatchOptions) {
         let options = WatchOptions::new().with_watch_id(id).with_start_revision(from);
         match self {
@@ -195,6 +210,25 @@ impl Signal {
     pub(crate) fn over_late(&self) {
         self.late.store(true, Relaxed);
         self.over();
+    }
+}
+
+#[cfg(test)]
+impl Signal {
+    pub(crate) fn is_over(&self) -> bool {
+        self.spent.load(Relaxed)
+    }
+
+    pub(crate) fn is_turn(&self) -> bool {
+        self.turn.load(Relaxed)
+    }
+
+    pub(crate) fn is_standing(&self) -> bool {
+        self.stands.load(SeqCst)
+    }
+
+    pub(crate) fn looked(&self) {
+        self.looked.store(true, SeqCst);
     }
 }
 

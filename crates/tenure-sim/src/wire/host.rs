@@ -69,7 +69,11 @@ impl Host {
         let clock = SimClock::with_rate(self.rate);
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock.clone());
         let endpoints = (0..MEMBERS).map(|member| format!("{}:{}", member_name(member), network::PORT));
-        let backend = EtcdBackend::new(EtcdConfig::new(endpoints).network(network::network()))?;
+        let mut store = EtcdConfig::new(endpoints).network(network::network());
+        if random.bool() {
+            store = store.common_watch_from(1);
+        }
+        let backend = EtcdBackend::new(store)?;
         let id: CandidateId = host_name(self.n).parse()?;
         let mut config = Config::new().with_ttl(TTL).with_id(id);
         if random.u8(..8) == 0 {
