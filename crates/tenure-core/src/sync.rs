@@ -157,12 +157,12 @@ impl<T: Copy> Latch<T> {
 #[derive(Debug)]
 pub(crate) struct Flag {
     happened: std::sync::atomic::AtomicBool,
-    told: std::sync::OnceLock<Box<tokio::sync::Notify>>,
+    told: once_cell::race::OnceBox<tokio::sync::Notify>,
 }
 
 impl Flag {
     pub(crate) fn new() -> Self {
-        Self { happened: std::sync::atomic::AtomicBool::new(false), told: std::sync::OnceLock::new() }
+        Self { happened: std::sync::atomic::AtomicBool::new(false), told: once_cell::race::OnceBox::new() }
     }
 
     pub(crate) fn set(&self) {

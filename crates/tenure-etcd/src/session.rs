@@ -382,7 +382,7 @@ impl BackendSession for EtcdSession {
             !found.starts_with(&payload[..payload.len() - request.value.len()])
         };
         if own.other.is_some_and(is_anothers) {
-            self.delete(&key, own.created).await?;
+            Box::pin(self.delete(&key, own.created)).await?;
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("the entry of an earlier request stood in the way at {key}, and has been removed"),

@@ -93,7 +93,7 @@ impl<K: Kind> Together<K> {
     /// # Cancellation safety
     /// When the future is dropped, the request may be made or not.
     pub(crate) async fn ask_alone(&self, ask: &K::Ask) -> Answered<K::Answer> {
-        self.kind.make_one(ask).await
+        Box::pin(self.kind.make_one(ask)).await
     }
 
     /// Makes a request, together with others that are wanted at the same time.
@@ -112,7 +112,8 @@ impl<K: Kind> Together<K> {
         if alone {
             // Whoever comes meanwhile starts a task.
             let _working = Working(Some(Arc::clone(self)));
-            return self.kind.make_one(&ask).await;
+            // Boxed, as what is not needed by whoever waits in the queue: there may be thousands.
+            return Box::pin(self.kind.make_one(&ask)).await;
         }
         let (waiting, answered) = Waiting::of(ask);
         let starts = {

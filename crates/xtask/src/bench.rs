@@ -139,6 +139,11 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
             }
         }
     }
+    for row in against_peers(&mut rows) {
+        if !options.json {
+            print(row);
+        }
+    }
     let summary = target.join("bench");
     fs::create_dir_all(&summary)?;
     let summary = summary.join("summary.json");
@@ -151,6 +156,33 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     }
     say(format!("written to {}", summary.display()));
     Ok(())
+}
+
+/// What is to be so many times as fast as Go's client.
+const AGAINST_GO: [(&str, f64, &str); 2] =
+    [("many: lead ", 5.0, "at most a fifth of Go's"), ("many: take over ", 2.0, "at most half of Go's")];
+
+/// Holds those measures against a peer that was measured in the same run: those that were.
+fn against_peers(rows: &mut [Value]) -> Vec<&Value> {
+    let gos: Vec<(Value, f64)> = rows
+        .iter()
+        .filter(|row| row["peer"].as_str().is_some_and(|peer| peer.starts_with("Go ")))
+        .filter_map(|row| Some((row["measure"].clone(), row["p50_us"].as_f64()?)))
+        .collect();
+    let mut held = Vec::new();
+    for row in rows.iter_mut().filter(|row| row["store"] == "etcd" && row["peer"].is_null()) {
+        let measure = row["measure"].as_str().unwrap_or_default();
+        let against = AGAINST_GO.iter().find(|(begins, ..)| measure.starts_with(begins));
+        let go = gos.iter().find(|(measure, _)| *measure == row["measure"]);
+        let (Some((_, times, words)), Some((_, go)), Some(ours)) = (against, go, row["p50_us"].as_f64())
+        else {
+            continue;
+        };
+        row["target"] = format!("{words} {go:.0} us, in the same run").into();
+        row["met"] = (ours <= go / times).into();
+        held.push(&*row);
+    }
+    held
 }
 
 /// A row of the table: ours, the floor, and their ratio.
@@ -175,4 +207,25 @@ fn print(row: &Value) {
         number("ratio_p99"),
         if row["met"] == true { "met" } else { "MISSED" },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_peer_was_measured_for_is_held_against_it() {
+        let mut rows = [
+            json!({"store": "etcd", "measure": "many: lead 10, each", "p50_us": 30.0, "met": false}),
+            json!({"store": "etcd", "measure": "many: take over 10, each", "p50_us": 60.0, "met": true}),
+            json!({"store": "etcd", "measure": "campaign, session held", "p50_us": 60.0, "met": true}),
+            json!({"peer": "Go concurrency.Election", "store": "etcd", "measure": "many: lead 10, each", "p50_us": 150.0}),
+            json!({"peer": "Go concurrency.Election", "store": "etcd", "measure": "many: take over 10, each", "p50_us": 110.0}),
+        ];
+        assert_eq!(against_peers(&mut rows).len(), 2);
+        assert_eq!((&rows[0]["met"], &rows[1]["met"]), (&json!(true), &json!(false)));
+        assert_eq!(rows[0]["target"], "at most a fifth of Go's 150 us, in the same run");
+    }
 }

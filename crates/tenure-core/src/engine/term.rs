@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use once_cell::race::OnceBox;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
@@ -37,7 +38,7 @@ pub(crate) struct Term {
     /// The largest stop budget that work under way has asked for, in nanoseconds.
     budget: AtomicU64,
     /// What few leaderships have.
-    rare: OnceLock<Box<Rare>>,
+    rare: OnceBox<Rare>,
     /// What made the entry.
     request: Arc<EntryRequest>,
     pub(crate) token: FencingToken,
@@ -81,7 +82,7 @@ impl Term {
             live,
             ended: Latch::new(),
             budget: AtomicU64::new(0),
-            rare: OnceLock::new(),
+            rare: OnceBox::new(),
             told: AtomicBool::new(false),
             works: Works::new(),
             departed: Flag::new(),
