@@ -104,24 +104,27 @@ impl Entering {
 
     /// Puts the entry if it is not there and was not withdrawn; otherwise reads what is.
     async fn one(&self, client: &etcd_client::Client, step: &Step) -> Result<Place, Failure> {
-        let txn = Txn::new()
-            .when(self.compares(step))
-            .and_then([step.put(self.lease), step.head()])
-            .or_else([TxnOp::get(&*step.key, None), step.head()]);
+        let txn = Txn::new().when(self.compares(step)).and_then([step.put(self.lease), step.head()]);
         let answer = kv(client).txn(txn).await?;
-        let (made, now) =
-            (answer.succeeded(), answer.header().ok_or_else(|| malformed("header"))?.revision());
+        if !answer.succeeded() {
+            return self.found(client, step).await;
+        }
+        let now = answer.header().ok_or_else(|| malformed("header"))?.revision();
+        let head = ranges(answer.op_responses()).next().ok_or_else(|| malformed("range of the election"))?;
+        Ok(Place { own: Some(self.made(now)), head: head.first().map(KeyValue::create_revision) })
+    }
+
+    /// Reads what stands in the way of the entry, which hardly ever anything does: so the transaction does not carry it.
+    async fn found(&self, client: &etcd_client::Client, step: &Step) -> Result<Place, Failure> {
+        let txn = Txn::new().and_then([TxnOp::get(&*step.key, None), step.head()]);
+        let answer = kv(client).txn(txn).await?;
         let mut found = ranges(answer.op_responses());
-        let own = if made {
-            Some(self.made(now))
-        } else {
-            let own = found.next().ok_or_else(|| malformed("range of the entry"))?.into_iter().next();
-            own.map(|kv| Found {
-                created: kv.create_revision(),
-                lease: kv.lease(),
-                other: Some(kv.value().to_vec()),
-            })
-        };
+        let own = found.next().ok_or_else(|| malformed("range of the entry"))?.pop();
+        let own = own.map(|kv| Found {
+            created: kv.create_revision(),
+            lease: kv.lease(),
+            other: Some(kv.value().to_vec()),
+        });
         let head = found.next().ok_or_else(|| malformed("range of the election"))?;
         Ok(Place { own, head: head.first().map(KeyValue::create_revision) })
     }

@@ -5,11 +5,18 @@
 //! sent a second later, is answered at once (hazard E3). So a late answer is not
 //! waited for alone: a fresh attempt starts beside it, and the first useful answer counts.
 
-use std::time::Duration;
+use std::{
+    pin::{Pin, pin},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use tenure_core::spi::{BackendError, BackendErrorKind};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 /// What came of a hedged call.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,10 +33,39 @@ pub(crate) struct Won<T> {
 pub(crate) struct Pace {
     /// After how long without an answer another attempt starts.
     pub(crate) hedge: Duration,
+    /// How long an attempt may take.
+    pub(crate) attempt: Duration,
     /// How long the whole call may take.
     pub(crate) call: Duration,
     /// How many attempts may follow each other without a pause: one for each member.
     pub(crate) round: usize,
+}
+
+/// Whether an answer is late, so that attempts look at the time.
+///
+/// Nearly all are answered in time, and a timer that is set and taken back costs as much as some part of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Late {
+    is_late: AtomicBool,
+    told: Notify,
+}
+
+impl Late {
+    pub(crate) fn set(&self) {
+        self.is_late.store(true, Relaxed);
+        self.told.notify_waiters();
+    }
+
+    /// Returns at `time`, or once an answer is late after that.
+    pub(crate) async fn and_past(&self, time: Instant) {
+        let mut told = pin!(self.told.notified());
+        told.as_mut().enable();
+        // Set and looked at by one task.
+        if !self.is_late.load(Relaxed) {
+            told.await;
+        }
+        sleep_until(time).await;
+    }
 }
 
 /// Makes attempts, numbered from zero, until one is decisive or time is up.
@@ -43,49 +79,68 @@ pub(crate) struct Pace {
 ///
 /// # Cancellation safety
 /// Dropping the future drops all attempts.
-pub(crate) async fn hedged<T, F, Fut>(pace: Pace, mut start: F) -> Result<Won<T>, BackendError>
+pub(crate) async fn hedged<T, F, Fut>(pace: Pace, late: &Late, mut start: F) -> Result<Won<T>, BackendError>
 where
     F: FnMut(usize) -> Fut,
     Fut: Future<Output = Result<T, BackendError>>,
 {
-    let mut running = FuturesUnordered::new();
-    let mut last_error = None;
-    let call = async {
-        let mut attempts = 0;
+    let begun = Instant::now();
+    let mut first = Box::pin(start(0));
+    let early = tokio::select! {
+        biased;
+        ended = &mut first => Some(ended),
+        () = sleep_until(begun + pace.hedge.min(pace.attempt).min(pace.call)) => None,
+    };
+    let mut last_error = match early {
+        Some(Ok(value)) => return Ok(Won { value, attempt: 0, attempts: 1 }),
+        Some(Err(error)) if error.kind() != BackendErrorKind::Unavailable || pace.round <= 1 => {
+            return Err(error);
+        }
+        Some(Err(error)) => Some(error),
+        None => None,
+    };
+    late.set();
+    // Boxed: it takes room that is hardly ever needed.
+    let call = Box::pin(async {
+        let number = async |attempt: usize, future: Pin<Box<Fut>>| (attempt, future.await);
+        let mut running = FuturesUnordered::new();
+        let mut attempts = 1;
+        let mut next = begun + pace.hedge;
+        if last_error.is_none() {
+            running.push(number(0, first));
+        } else {
+            next = Instant::now();
+        }
         loop {
-            let attempt = attempts;
-            let future = start(attempt);
-            running.push(async move { (attempt, future.await) });
-            attempts += 1;
-            let mut next = Instant::now() + pace.hedge;
-            loop {
-                tokio::select! {
-                    biased;
-                    ended = running.next() => match ended {
-                        Some((attempt, Ok(value))) => return Ok(Won { value, attempt, attempts }),
-                        Some((_, Err(error))) if error.kind() != BackendErrorKind::Unavailable => {
+            let ended = tokio::select! {
+                biased;
+                Some(ended) = running.next() => Some(ended),
+                () = sleep_until(next) => None,
+            };
+            match ended {
+                Some((attempt, Ok(value))) => return Ok(Won { value, attempt, attempts }),
+                Some((_, Err(error))) if error.kind() != BackendErrorKind::Unavailable => return Err(error),
+                Some((_, Err(error))) => {
+                    last_error = Some(error.clone());
+                    if attempts >= pace.round {
+                        if running.is_empty() {
                             return Err(error);
                         }
-                        Some((_, Err(error))) => {
-                            last_error = Some(error.clone());
-                            if attempts < pace.round {
-                                break;
-                            }
-                            if running.is_empty() {
-                                return Err(error);
-                            }
-                        }
-                        None => sleep_until(next).await,
-                    },
-                    () = sleep_until(next) => match running.len() <= 2 * pace.round {
-                        true => break,
-                        false => next += pace.hedge,
-                    },
+                        continue;
+                    }
                 }
+                None if running.len() > 2 * pace.round => {
+                    next += pace.hedge;
+                    continue;
+                }
+                None => {}
             }
+            running.push(number(attempts, Box::pin(start(attempts))));
+            attempts += 1;
+            next = Instant::now() + pace.hedge;
         }
-    };
-    match timeout(pace.call, call).await {
+    });
+    match timeout_at(begun + pace.call, call).await {
         Ok(outcome) => outcome,
         Err(_) => Err(last_error.unwrap_or_else(|| {
             BackendError::new(
@@ -104,7 +159,20 @@ mod tests {
 
     use super::*;
 
-    const PACE: Pace = Pace { hedge: Duration::from_millis(300), call: Duration::from_secs(5), round: 3 };
+    const PACE: Pace = Pace {
+        hedge: Duration::from_millis(300),
+        attempt: Duration::from_secs(2),
+        call: Duration::from_secs(5),
+        round: 3,
+    };
+
+    async fn hedged<T, F, Fut>(pace: Pace, start: F) -> Result<Won<T>, BackendError>
+    where
+        F: FnMut(usize) -> Fut,
+        Fut: Future<Output = Result<T, BackendError>>,
+    {
+        super::hedged(pace, &Late::default(), start).await
+    }
 
     fn unavailable(text: &str) -> BackendError {
         BackendError::new(BackendErrorKind::Unavailable, text)

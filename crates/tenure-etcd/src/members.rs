@@ -21,7 +21,7 @@ use tenure_core::{
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     config::EtcdConfig,
     connection::Connection,
     error::{Failure, doing},
-    hedge::{Pace, Won, hedged},
+    hedge::{Late, Pace, Won, hedged},
 };
 
 /// How long a call may take, all its attempts together. A leader's loss is settled
@@ -133,15 +133,17 @@ impl Members {
             Call::Urgent | Call::Keepalive => None,
         };
         let (first, count) = (self.preferred(), self.members.len());
+        let attempt = self.config.attempt_timeout;
         let pace = match broken(Rule::AskElsewhere) {
-            true => Pace { hedge: CALL_TIMEOUT, call: CALL_TIMEOUT, round: 1 },
-            false => Pace { hedge: self.config.hedge, call: CALL_TIMEOUT, round: count },
+            true => Pace { hedge: CALL_TIMEOUT, attempt, call: CALL_TIMEOUT, round: 1 },
+            false => Pace { hedge: self.config.hedge, attempt, call: CALL_TIMEOUT, round: count },
         };
-        let outcome = hedged(pace, |n| {
+        let late = &Late::default();
+        let outcome = hedged(pace, late, |n| {
             if n > 0 {
                 self.suspect((first + n - 1) % count);
             }
-            self.attempt((first + n) % count, what, call, self.config.attempt_timeout, &op)
+            self.attempt((first + n) % count, what, call, attempt, late, &op)
         })
         .await;
         if let Some(place) = place {
@@ -166,6 +168,7 @@ impl Members {
         what: &'static str,
         call: Call,
         limit: Duration,
+        late: &Late,
         op: &F,
     ) -> Result<T, BackendError>
     where
@@ -178,17 +181,22 @@ impl Members {
             let connected = used.insert(member.connection.get().await?);
             op(connected.client()).await
         };
-        let outcome = timeout(limit, attempt).await;
+        let until = Instant::now() + limit;
+        let outcome = tokio::select! {
+            biased;
+            outcome = attempt => Some(outcome),
+            () = late.and_past(until) => None,
+        };
         let failure = match outcome {
-            Ok(Ok(value)) => {
+            Some(Ok(value)) => {
                 used.iter().for_each(|connected| connected.served());
                 if matches!(call, Call::Bulk | Call::Urgent) {
                     self.note_fresh(index);
                 }
                 return Ok(value);
             }
-            Ok(Err(failure)) => failure,
-            Err(_) => {
+            Some(Err(failure)) => failure,
+            None => {
                 BackendError::new(BackendErrorKind::Unavailable, format!("no answer within {limit:?}")).into()
             }
         };
@@ -216,7 +224,9 @@ impl Members {
 
     /// Asks `member` alone for a quorum's word, to see whether it hears the others.
     pub(crate) async fn probe(&self, member: usize, limit: Duration) -> Result<(), BackendError> {
-        self.attempt(member, "probe", Call::Urgent, limit, &|client: Arc<Client>| async move {
+        let late = Late::default();
+        late.set();
+        self.attempt(member, "probe", Call::Urgent, limit, &late, &|client: Arc<Client>| async move {
             let options = GetOptions::new().with_count_only();
             client.kv_client().get(&*self.probe_key, Some(options)).await?;
             Ok(())
