@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use tenure::{
-    Config, Elector, Error, Leadership, StoreElector,
+    Config, Elector, Error, Leadership, Secret, StoreElector,
     etcd::{EtcdBackend, EtcdConfig},
 };
 use tenure_testkit::{
@@ -148,7 +148,7 @@ async fn who_is_refused_a_common_watch_leads_all_the_same() {
         let held = campaign(&holder, &elections).await;
         let config = EtcdConfig::new([server.endpoint()])
             .prefix("/acme")
-            .login("app", PASSWORD.into())
+            .login("app", Secret::new(PASSWORD))
             .common_watch_from(1);
         let config_of_waits = Config::new().with_ttl(Duration::from_secs(5));
         let waits: Arc<dyn Elector> = Arc::new(

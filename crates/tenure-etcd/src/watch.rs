@@ -25,7 +25,7 @@
 //! candidate leads for the moment until it reads its entry, which it does once its watch stands: at once, or within half a second where
 //! many come to lead together.
 //!
-//! The stream itself is kept in [`crate::stream`].
+//! The stream itself is kept in [`crate::stream`]; where thousands are waited for one watch serves them all ([`crate::common`]).
 
 use std::{
     sync::{
