@@ -104,6 +104,12 @@ impl Raw for Zookeeper {
         let took = begun.elapsed();
         client.delete(&entry, None).await?;
         self.client.delete(&election, None).await?;
+        // Its session has ended before anything else is measured, as the others' have.
+        let mut states = client.state_watcher();
+        drop(client);
+        while !states.state().is_terminated() {
+            states.changed().await;
+        }
         Ok(took)
     }
 
