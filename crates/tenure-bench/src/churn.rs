@@ -20,7 +20,7 @@ const MANY: usize = 50;
 /// Long, so that heartbeats are few.
 const TTL: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(20);
-/// How long the store is left alone, so that what follows a departure is over, and to see what heartbeats ask.
+/// How long the store is left alone, so that what follows a departure is over.
 const QUIET: Duration = Duration::from_secs(5);
 
 pub(crate) async fn measure(
@@ -42,8 +42,23 @@ pub(crate) async fn measure(
 }
 
 /// How many requests a departure makes, the one's who leaves and comes back among them, when `processes` stand in each
-/// election.
+/// election: those that as many make who stand for as long and do not leave are taken off, heartbeats and looks now and then.
 async fn requests(place: &Place, raw: &mut dyn Raw, processes: usize, departures: usize) -> Result<f64> {
+    let (all, took) = population(place, raw, processes, departures, Duration::ZERO).await?;
+    let (others, _) = population(place, raw, processes, 0, took).await?;
+    Ok((all as f64 - others as f64) / departures as f64)
+}
+
+/// How many requests `processes` make that stand in each election while so many leave and come back, for so long at least; and how long
+/// that was.
+async fn population(
+    place: &Place,
+    raw: &mut dyn Raw,
+    processes: usize,
+    departures: usize,
+    least: Duration,
+) -> Result<(u64, Duration)> {
+    let name = format!("churn-{:x}", fastrand::u32(..));
     let mut electors = Vec::new();
     for _ in 0..processes {
         let elector = place.elector_with(Config::new().with_ttl(TTL)).await?;
@@ -55,23 +70,19 @@ async fn requests(place: &Place, raw: &mut dyn Raw, processes: usize, departures
         for elector in &electors {
             candidates.spawn(stand(
                 Arc::clone(elector),
-                format!("churn-{processes}-{election}"),
+                format!("{name}-{election}"),
                 Arc::clone(&leave),
                 Arc::clone(&left),
             ));
         }
     }
     for election in 0..ELECTIONS {
-        let election = format!("churn-{processes}-{election}");
+        let election = format!("{name}-{election}");
         while electors[0].candidates(&election).await?.len() < processes {
             tokio::time::sleep(MOMENT).await;
         }
     }
     tokio::time::sleep(QUIET).await;
-    let (before, began) = (raw.requests().await?, Instant::now());
-    tokio::time::sleep(QUIET).await;
-    let background = raw.requests().await?.saturating_sub(before) as f64 / began.elapsed().as_secs_f64();
-
     let (before, began) = (raw.requests().await?, Instant::now());
     for some in 0..departures {
         leave.add_permits(1);
@@ -82,13 +93,13 @@ async fn requests(place: &Place, raw: &mut dyn Raw, processes: usize, departures
     }
     has_reached(&left, departures).await;
     tokio::time::sleep(QUIET).await;
-    let all = raw.requests().await?.saturating_sub(before) as f64;
-    let asked = (all - background * began.elapsed().as_secs_f64()) / departures as f64;
+    tokio::time::sleep(least.saturating_sub(began.elapsed())).await;
+    let (all, took) = (raw.requests().await?.saturating_sub(before), began.elapsed());
     candidates.shutdown().await;
     for elector in electors {
         elector.close().await;
     }
-    Ok(asked)
+    Ok((all, took))
 }
 
 /// Leads, leaves when it is this one's turn to, and comes back.
