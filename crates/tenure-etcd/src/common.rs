@@ -12,10 +12,16 @@
 //! who asks for ends from an earlier one is late, as with a watch of its own that begins in the past, and looks again
 //! ([`crate::watch`]). Who asks for them from now on is told that its watch stands, and looks at what was before.
 
+use std::time::Duration;
+
 use etcd_client::{WatchFilterType, WatchOptions, WatchResponse};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::open::{Open, Watch};
+
+/// After how long a common watch that was refused is asked for again. A refusal can end the stream, and all have to look again.
+const AGAIN: Duration = Duration::from_secs(3600);
 
 /// The common watch of a stream.
 pub(crate) struct Common {
@@ -37,8 +43,8 @@ enum State {
         /// Whether anybody has made use of it.
         used: bool,
     },
-    /// This etcd does not allow it, or has ended it.
-    Refused,
+    /// This etcd did not allow it then, or has ended it.
+    Refused(Instant),
 }
 
 /// What became of a watch that is asked for.
@@ -59,7 +65,7 @@ impl Common {
 
     /// For a new stream.
     pub(crate) fn renew(&mut self) {
-        if !matches!(self.state, State::Refused) {
+        if !matches!(self.state, State::Refused(_)) {
             self.state = State::None;
         }
     }
@@ -71,7 +77,12 @@ impl Common {
 
     /// The id to ask for the common watch with, if it is time for that.
     pub(crate) fn wanted(&mut self, open: &Open) -> Option<i64> {
-        if !matches!(self.state, State::None) || open.alone() < self.from {
+        let may_be_had = match self.state {
+            State::None => true,
+            State::Refused(at) => at.elapsed() >= AGAIN,
+            State::Asked(_) | State::Stands { .. } => false,
+        };
+        if !may_be_had || open.alone() < self.from {
             return None;
         }
         let id = self.next_id;
@@ -100,7 +111,7 @@ impl Common {
             return Taken::Not;
         }
         if watch.from_now {
-            watch.from = *told + 1;
+            watch.from = told.saturating_add(1);
             watch.hearer.stands();
         } else if watch.from <= *told {
             return Taken::Late;
@@ -113,7 +124,7 @@ impl Common {
     /// A refusal has come that does not say of what: perhaps of the common watch, if it was asked for.
     pub(crate) fn refuse_unheard(&mut self) {
         if matches!(self.state, State::Asked(_)) {
-            self.state = State::Refused;
+            self.state = State::Refused(Instant::now());
         }
     }
 
@@ -146,7 +157,7 @@ impl Common {
 
     /// It is over, and whoever heard of it looks again.
     fn over(&mut self, open: &mut Open) {
-        self.state = State::Refused;
+        self.state = State::Refused(Instant::now());
         for id in open.in_common() {
             if let Some(watch) = open.remove(id) {
                 watch.hearer.over();
@@ -184,6 +195,8 @@ pub(crate) fn options(id: i64) -> WatchOptions {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use tokio::time::advance;
 
     use super::*;
     use crate::watch::{FIRST_ID, Hearer, NOW, Signal, Target, Turn};
@@ -280,9 +293,9 @@ mod tests {
         assert_eq!(told, [true, true, false, true]);
     }
 
-    /// When it is refused, everybody looks again and is watched alone from then on, on the next stream too.
-    #[test]
-    fn what_is_refused_is_not_asked_for_again() {
+    /// When it is refused, everybody looks again and is watched alone, on the next stream too; for an hour.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_is_not_asked_for_again_soon() {
         let (mut common, mut open) = standing();
         let (_, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), 101);
         common.over(&mut open);
@@ -290,6 +303,18 @@ mod tests {
         common.renew();
         assert_eq!(common.wanted(&open), None);
         assert_eq!(ask(&mut common, &mut open, FIRST_ID, turn(90), 101).0, Taken::Not);
+        advance(AGAIN).await;
+        assert!(common.wanted(&open).is_some());
+    }
+
+    /// An etcd that lies about its revision is served as any other.
+    #[test]
+    fn the_last_revision_of_all_is_one_too() {
+        let (mut common, mut open) = standing();
+        ends(&mut common, &mut open, &[("e/9", i64::MAX)]);
+        let (taken, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), NOW);
+        assert!(taken == Taken::In && signal.is_standing());
+        assert_eq!(ask(&mut common, &mut open, 7, turn(90), i64::MAX).0, Taken::Late);
     }
 
     #[test]
