@@ -23,6 +23,9 @@ use crate::open::{Open, Watch};
 /// After how long a common watch that was refused is asked for again. A refusal can end the stream, and all have to look again.
 const AGAIN: Duration = Duration::from_secs(3600);
 
+/// In the words of a refusal that a new login mends.
+const PASSING: &str = "auth token";
+
 /// The common watch of a stream.
 pub(crate) struct Common {
     /// It is begun once so many watch ends alone.
@@ -65,9 +68,12 @@ impl Common {
 
     /// For a new stream.
     pub(crate) fn renew(&mut self) {
-        if !matches!(self.state, State::Refused(_)) {
-            self.state = State::None;
-        }
+        self.state = match self.state {
+            // It may be what ended the stream before.
+            State::Asked(_) => State::Refused(Instant::now()),
+            State::Refused(at) => State::Refused(at),
+            State::None | State::Stands { .. } => State::None,
+        };
     }
 
     /// Whether this is the id of the common watch.
@@ -95,7 +101,7 @@ impl Common {
     pub(crate) fn unneeded(&mut self, open: &Open) -> Option<i64> {
         match self.state {
             State::Stands { id, used, .. }
-                if !open.needs_common() && (used || open.alone() < self.from / 2) =>
+                if !open.needs_common() && (used || open.alone() < (self.from / 2).max(1)) =>
             {
                 self.state = State::None;
                 Some(id)
@@ -122,21 +128,19 @@ impl Common {
     }
 
     /// A refusal has come that does not say of what: perhaps of the common watch, if it was asked for.
-    pub(crate) fn refuse_unheard(&mut self) {
+    pub(crate) fn refuse_unheard(&mut self, reason: &str) {
         if matches!(self.state, State::Asked(_)) {
-            self.state = State::Refused(Instant::now());
+            self.state = refused(reason.contains(PASSING));
         }
     }
 
-    /// The common watch has something to say.
-    pub(crate) fn hear(&mut self, response: &WatchResponse, open: &mut Open) {
+    /// The common watch has something to say; whether it is over.
+    pub(crate) fn hear(&mut self, response: &WatchResponse, open: &mut Open) -> bool {
         if response.canceled() {
-            debug!(
-                reason = response.cancel_reason(),
-                "etcd's common watch is over; each end is watched alone"
-            );
-            self.over(open);
-            return;
+            let reason = response.cancel_reason();
+            debug!(reason, "etcd's common watch is over; each end is watched alone");
+            self.over(open, response.compact_revision() != 0 || reason.contains(PASSING));
+            return true;
         }
         if response.created()
             && let Some(header) = response.header()
@@ -146,6 +150,7 @@ impl Common {
         let events = response.events().iter().filter_map(etcd_client::Event::kv);
         let ended: Vec<_> = events.map(|kv| (kv.key(), kv.mod_revision())).collect();
         self.tell(&ended, open);
+        false
     }
 
     /// It stands, and tells of what comes after this revision.
@@ -155,9 +160,9 @@ impl Common {
         }
     }
 
-    /// It is over, and whoever heard of it looks again.
-    fn over(&mut self, open: &mut Open) {
-        self.state = State::Refused(Instant::now());
+    /// It is over, perhaps for a reason that passes, and whoever heard of it looks again.
+    fn over(&mut self, open: &mut Open, passes: bool) {
+        self.state = refused(passes);
         for id in open.in_common() {
             if let Some(watch) = open.remove(id) {
                 watch.hearer.over();
@@ -187,9 +192,16 @@ impl Common {
     }
 }
 
-/// Of a watch of all ends below a prefix, from now on, in messages of a size that etcd deems fit.
+fn refused(passes: bool) -> State {
+    if passes { State::None } else { State::Refused(Instant::now()) }
+}
+
+/// Of a watch of all ends below a prefix, from now on.
+///
+/// Not in fragments: those are cut in the middle of a revision, and whoever's own entry ends with the leader's has to be told of
+/// both at once.
 pub(crate) fn options(id: i64) -> WatchOptions {
-    WatchOptions::new().with_watch_id(id).with_prefix().with_filters([WatchFilterType::NoPut]).with_fragment()
+    WatchOptions::new().with_watch_id(id).with_prefix().with_filters([WatchFilterType::NoPut])
 }
 
 #[cfg(test)]
@@ -298,13 +310,29 @@ mod tests {
     async fn what_is_refused_is_not_asked_for_again_soon() {
         let (mut common, mut open) = standing();
         let (_, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), 101);
-        common.over(&mut open);
+        common.over(&mut open, false);
         assert!(signal.is_over() && !signal.is_turn() && open.is_empty());
         common.renew();
         assert_eq!(common.wanted(&open), None);
         assert_eq!(ask(&mut common, &mut open, FIRST_ID, turn(90), 101).0, Taken::Not);
         advance(AGAIN).await;
         assert!(common.wanted(&open).is_some());
+        common.renew();
+        assert_eq!(common.wanted(&open), None, "it may have ended the stream");
+    }
+
+    /// An expired login is made anew, and a compaction happens once.
+    #[test]
+    fn a_refusal_that_passes_is_forgotten() {
+        let (mut common, mut open) = standing();
+        let (_, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), 101);
+        common.over(&mut open, true);
+        assert!(signal.is_over() && !signal.is_turn());
+        assert!(common.wanted(&open).is_some());
+        common.refuse_unheard("etcdserver: invalid auth token");
+        assert!(common.wanted(&open).is_some());
+        common.refuse_unheard("etcdserver: permission denied");
+        assert_eq!(common.wanted(&open), None);
     }
 
     /// An etcd that lies about its revision is served as any other.

@@ -14,6 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
@@ -116,7 +117,8 @@ impl Entering {
 
     /// Reads what stands in the way of the entry, which hardly ever anything does: so the transaction does not carry it.
     async fn found(&self, client: &etcd_client::Client, step: &Step) -> Result<Place, Failure> {
-        let txn = Txn::new().and_then([TxnOp::get(&*step.key, None), step.head()]);
+        let mark = self.keys.withdrawn(self.lease, step.nonce);
+        let txn = Txn::new().and_then([TxnOp::get(&*step.key, None), step.head(), TxnOp::get(mark, None)]);
         let answer = kv(client).txn(txn).await?;
         let mut found = ranges(answer.op_responses());
         let own = found.next().ok_or_else(|| malformed("range of the entry"))?.pop();
@@ -126,6 +128,12 @@ impl Entering {
             other: Some(kv.value().to_vec()),
         });
         let head = found.next().ok_or_else(|| malformed("range of the election"))?;
+        let mark = found.next().ok_or_else(|| malformed("range of the mark"))?;
+        if own.is_none() && mark.is_empty() {
+            // What stood in the way has gone since: the next attempt may make the entry.
+            let message = "what stood in the way of the entry has gone";
+            return Err(BackendError::new(BackendErrorKind::Unavailable, message).into());
+        }
         Ok(Place { own, head: head.first().map(KeyValue::create_revision) })
     }
 
@@ -161,6 +169,9 @@ impl Entering {
 impl Kind for Entering {
     type Ask = Step;
     type Answer = Place;
+
+    /// The engine has a bound for entering.
+    const PATIENCE: Option<Duration> = None;
 
     fn goes_with(&self, chosen: &[Waiting<Self>], next: &Step) -> bool {
         let bytes: usize = chosen.iter().map(|waiting| waiting.ask.bytes()).sum();

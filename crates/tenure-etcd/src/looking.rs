@@ -2,7 +2,7 @@
 //!
 //! When a holder of thousands of elections goes, as many candidates look at once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp};
 use tenure_core::spi::BackendError;
@@ -103,6 +103,8 @@ impl From<BackendError> for Refused {
 impl Kind for Looking {
     type Ask = Look;
     type Answer = Seen;
+
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
 
     fn goes_with(&self, chosen: &[Waiting<Self>], next: &Look) -> bool {
         let payloads = chosen.iter().filter(|waiting| waiting.ask.payload).count();

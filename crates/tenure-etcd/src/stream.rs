@@ -159,7 +159,7 @@ async fn serve(
                     if open.remove(id).is_some_and(|watch| !watch.in_common) {
                         push(id, &mut over, take_back.as_mut());
                     }
-                    if open.is_empty() && over.len() > FEW {
+                    if open.is_empty() && over.len() > FEW && commands.is_empty() {
                         return End::Idle;
                     }
                 }
@@ -234,8 +234,12 @@ enum Dispatched {
 fn dispatch(response: &WatchResponse, open: &mut Open, common: &mut Common) -> Dispatched {
     let id = response.watch_id();
     if common.is(id) {
-        common.hear(response, open);
-        return Dispatched::Nothing;
+        let is_over = common.hear(response, open);
+        // Some etcds hear nothing more on a stream on which they have refused a watch (issue 11708).
+        return match is_over && is_login_trouble(response.cancel_reason()) {
+            true => Dispatched::Refused,
+            false => Dispatched::Nothing,
+        };
     }
     if response.canceled() {
         // Also the end that a compaction puts to a watch, with an empty reason and
@@ -251,7 +255,7 @@ fn dispatch(response: &WatchResponse, open: &mut Open, common: &mut Common) -> D
             }
             None if id < FIRST_ID => {
                 // It may be the common watch that is refused: some etcds do not say which.
-                common.refuse_unheard();
+                common.refuse_unheard(response.cancel_reason());
                 Dispatched::Refused
             }
             None => Dispatched::Nothing,

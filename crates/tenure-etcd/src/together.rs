@@ -12,11 +12,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use futures::future::join_all;
 use tenure_core::spi::{BackendError, BackendErrorKind};
-use tokio::{select, sync::oneshot};
+use tokio::{select, sync::oneshot, time::timeout};
 
 use crate::hedge::Won;
 
@@ -30,6 +31,10 @@ const UNDER_WAY: usize = 8;
 pub(crate) trait Kind: Send + Sync + 'static {
     type Ask: Send + Sync + 'static;
     type Answer: Send + 'static;
+
+    /// How long a request waits in the queue for others to make it: whoever does may be another's task, whose runtime stands
+    /// still. `None` where the caller bounds it.
+    const PATIENCE: Option<Duration>;
 
     /// Whether `next` may share the transaction of `chosen`.
     fn goes_with(&self, chosen: &[Waiting<Self>], next: &Self::Ask) -> bool;
@@ -98,8 +103,6 @@ impl<K: Kind> Together<K> {
 
     /// Makes a request, together with others that are wanted at the same time.
     ///
-    /// The caller bounds it in time: whoever makes it may be another's task, whose runtime stands still.
-    ///
     /// # Cancellation safety
     /// When the future is dropped, the request may be made or not.
     pub(crate) async fn ask(self: &Arc<Self>, ask: K::Ask) -> Answered<K::Answer> {
@@ -126,10 +129,16 @@ impl<K: Kind> Together<K> {
         if starts {
             tokio::spawn(work(Working(Some(Arc::clone(self)))));
         }
-        answered.await.unwrap_or_else(|_| {
-            let message = "a request to etcd: its task ended before its time";
-            Err(Refused { error: BackendError::new(BackendErrorKind::Unavailable, message), settled: false })
-        })
+        let answered = match K::PATIENCE {
+            None => Ok(answered.await),
+            Some(patience) => timeout(patience, answered).await,
+        };
+        let message = match answered {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(_)) => "a request to etcd: its task ended before its time",
+            Err(_) => "a request to etcd: not made by those who make all of them",
+        };
+        Err(Refused { error: BackendError::new(BackendErrorKind::Unavailable, message), settled: false })
     }
 
     /// What goes into the next transaction; `None` when nothing waits, and whoever asks is counted off.
@@ -270,9 +279,7 @@ impl<K: Kind> fmt::Debug for Together<K> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::{sleep, timeout};
+    use tokio::time::sleep;
 
     use super::*;
 
@@ -296,6 +303,8 @@ mod tests {
     impl Kind for Numbers {
         type Ask = u64;
         type Answer = u64;
+
+        const PATIENCE: Option<Duration> = None;
 
         fn goes_with(&self, chosen: &[Waiting<Self>], next: &u64) -> bool {
             chosen.iter().all(|waiting| waiting.ask != *next)

@@ -12,7 +12,7 @@ use tenure_core::{
     FencingToken,
     spi::{BackendError, BackendErrorKind, Entry},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::debug;
 
 use crate::{
@@ -177,21 +177,9 @@ async fn ahead(
     Ok(ours.then_some((read_at, ahead)))
 }
 
-/// How long a look waits for others to make it.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-fn not_made() -> BackendError {
-    BackendError::new(
-        BackendErrorKind::Unavailable,
-        format!("a look into etcd: not made within {PATIENCE:?}"),
-    )
-}
-
 /// Reads what a look is for, together with others who look, or alone when that fails.
 pub(crate) async fn see(shared: &Shared, look: Look) -> Result<Seen, BackendError> {
-    // Whoever makes it may stand still.
-    let asked = timeout(PATIENCE, shared.looking.ask(look.clone())).await;
-    let seen = match asked.unwrap_or_else(|_| Err(not_made().into())) {
+    let seen = match shared.looking.ask(look.clone()).await {
         // It may be for the sake of those whom it was asked together with.
         Err(refused) if refused.error.is_retryable() => shared.looking.ask_alone(&look).await,
         outcome => outcome,
