@@ -122,7 +122,7 @@ async fn each_of_many_elections_has_one_leader_at_a_time() {
     }
 }
 
-/// Waits, as a candidate of an elector with a common watch from the first end on, until `count` stand in each election.
+/// Returns once `count` candidates stand in each election.
 async fn until_all_stand(looks: &Arc<dyn Elector>, elections: &[String], count: usize) {
     let all_stand = async {
         for election in elections {
@@ -170,8 +170,7 @@ async fn who_is_refused_a_common_watch_leads_all_the_same() {
     }
 }
 
-/// Hazard G13: a process that waits for thousands hears of them with one watch. It leads all of them once their holder's session
-/// has ended, with larger tokens, and none whose own entry ended in the same breath.
+/// A process that waits for more than a thousand elections leads all of them once their holder's session has ended, with larger tokens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_are_taken_over_at_once() {
     for version in Version::ETCD {
@@ -197,6 +196,38 @@ async fn thousands_are_taken_over_at_once() {
         }
         for leadership in held.values().flatten() {
             within("the holder hears of it", leadership.lost()).await;
+        }
+        drop((held, led));
+        waits.close().await;
+        holder.close().await;
+    }
+}
+
+/// Hazard G13: whoever's own entry ends with the leader's, in one revision and one message, does not lead by that: it enters anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_end_in_one_breath_make_no_leader() {
+    for version in Version::ETCD {
+        let server = server(version, &[]).await;
+        let holder = connect(&server, "").await;
+        let elections = names("e", 200);
+        let held = campaign(&holder, &elections).await;
+        let config = EtcdConfig::new([server.endpoint()]).prefix("/acme").common_watch_from(1);
+        let backend = Arc::new(EtcdBackend::new(config).unwrap());
+        let ttl = Config::new().with_ttl(Duration::from_secs(5));
+        let waits: Arc<dyn Elector> = Arc::new(StoreElector::new(backend, ttl).unwrap());
+        let waiting = tokio::spawn({
+            let (waits, elections) = (Arc::clone(&waits), elections.clone());
+            async move { campaign(&waits, &elections).await }
+        });
+        until_all_stand(&holder, &elections, 2).await;
+        let before = server.admin().revision().await.unwrap();
+        assert_eq!(server.admin().delete_prefix("/acme/e-").await.unwrap(), 400);
+        let led = within("all are led", waiting).await.unwrap();
+        for (name, outcome) in &led {
+            assert!(
+                outcome.as_ref().unwrap().fencing_token().get() > before,
+                "{name}: by an entry that is gone"
+            );
         }
         drop((held, led));
         waits.close().await;

@@ -131,6 +131,8 @@ impl EtcdConfig {
     ///
     /// Below that each end has a watch of its own. Thousands of them are told of as many ends one by one, and of all at
     /// once by the common watch; but a process that has it hears of every departure below the prefix, whoever waits for it.
+    /// A user who may not watch the whole prefix keeps a watch for each. With 1 there is a common watch from the first wait on,
+    /// and with `usize::MAX` never.
     pub fn common_watch_from(mut self, watches: usize) -> Self {
         self.common_watch_from = watches;
         self
