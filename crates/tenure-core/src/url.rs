@@ -180,13 +180,17 @@ impl fmt::Display for StoreUrl {
 /// The text without what may be a password, for an error about a URL that does not parse:
 /// nothing before the last `@` but the scheme, no settings, and no host that is none.
 fn redacted(text: &str) -> String {
-    let (before, after) = text.rsplit_once('@').map_or((None, text), |(before, after)| (Some(before), after));
-    let (after, settings) = after.split_once('?').map_or((after, ""), |(after, _)| (after, "?***"));
     let scheme = |text: &str| -> String {
         let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
         let known = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
         if known { format!("{scheme}://") } else { String::new() }
     };
+    let (before, after) = text.rsplit_once('@').map_or((None, text), |(before, after)| (Some(before), after));
+    // Either the `?` is of a password, or the `@` is of a setting's value, which may be one.
+    if let Some(before) = before.filter(|before| before.contains('?')) {
+        return format!("{}***", scheme(before));
+    }
+    let (after, settings) = after.split_once('?').map_or((after, ""), |(after, _)| (after, "?***"));
     let (start, rest) = match before {
         Some(before) => (format!("{}***@", scheme(before)), after),
         None => match after.split_once("://") {
@@ -433,6 +437,20 @@ mod tests {
             ("etcd://app:hunter2%40h:2379/x", "etcd://***/x"),
             ("etcd://app:hunter2", "etcd://***"),
             ("etcd://a:1,app:hunter2,b/x?y=hunter2", "etcd://a:1,***,b/x?***"),
+        ] {
+            let error = url.parse::<StoreUrl>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{shown:?}")) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    /// Where the last `@` is of a setting's value: nothing behind it is a host or a path.
+    #[test]
+    fn no_value_is_taken_for_a_host() {
+        for (url, shown) in [
+            ("etcd:h/x?pasword=@h/hunter2", "***"),
+            ("etcd://h:1?pasword=a@hunter2", "etcd://***"),
+            ("local:/x?pasword=@h/hunter2&ttl", "***"),
+            ("etcd://u:hunter2?x@h/p", "etcd://***"),
         ] {
             let error = url.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(&format!("{shown:?}")) && !error.contains("hunter2"), "{error}");
