@@ -10,7 +10,7 @@
 //! The events of one watch come by revision. So whoever was told of all up to some revision is told later of
 //! every event after that. Who asks for ends from a later revision on is told of them as they come, and of none before;
 //! who asks for ends from an earlier one is late, as with a watch of its own that begins in the past, and looks again
-//! ([`crate::watch`]). Who asks for them from now on is told that its watch stands, and looks at what was before.
+//! ([`Watches::watch`](crate::watch::Watches::watch)). Who asks for them from now on is told that its watch stands, and looks at what was before.
 
 use std::time::Duration;
 
@@ -211,7 +211,11 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::watch::{FIRST_ID, Hearer, NOW, Signal, Target, Turn};
+    use crate::{
+        hearer::{Hearer, Signal},
+        target::{Target, Turn},
+        watch::{FIRST_ID, NOW},
+    };
 
     /// A common watch that stands since revision 100.
     fn standing() -> (Common, Open) {

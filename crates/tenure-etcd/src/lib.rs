@@ -57,7 +57,9 @@ mod examine;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hearer;
 mod hedge;
+mod keepalive;
 mod keys;
 mod looking;
 mod members;
@@ -70,6 +72,7 @@ mod session;
 #[doc(hidden)]
 pub mod simulation;
 mod stream;
+mod target;
 mod together;
 mod wait;
 mod watch;

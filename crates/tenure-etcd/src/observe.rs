@@ -15,7 +15,8 @@ use crate::{
     keys::{candidate, is_candidate},
     members::{Call, kv},
     pages::Pages,
-    watch::{Following, Target},
+    target::Target,
+    watch::Following,
 };
 
 /// All candidates, in order of their create revisions.

@@ -7,7 +7,11 @@ use std::{
 
 use smallvec::SmallVec;
 
-use crate::watch::{Heard, Hearer, NOW, Signal, Target};
+use crate::{
+    hearer::{Hearer, Signal},
+    target::{Heard, Target},
+    watch::NOW,
+};
 
 /// A watch, and who hears of it.
 pub(crate) struct Watch {

@@ -20,9 +20,10 @@ use tracing::debug;
 
 use crate::{
     Shared,
+    hearer::{Bell, Word},
     looking::{Look, Seen},
+    target::Target,
     wait::{is_it, persistently, revision, see},
-    watch::{Bell, Target, Word},
 };
 
 /// How long a watch may take to stand before its entry is read all the same.

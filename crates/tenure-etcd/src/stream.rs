@@ -20,9 +20,11 @@ use tracing::debug;
 use crate::{
     common::{self, Common, Taken},
     error::{Failure, is_login_trouble, malformed},
+    hearer::Signal,
     members::{Members, watches},
     open::{Open, Watch},
-    watch::{Command, FIRST_ID, NOW, Signal, Target},
+    target::Target,
+    watch::{Command, FIRST_ID, NOW},
 };
 
 /// How often the stream's member is looked at.

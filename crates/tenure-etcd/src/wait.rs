@@ -21,7 +21,8 @@ use crate::{
     keys::{is_candidate, token},
     looking::{Ahead as Older, Look, Seen},
     pages::Pages,
-    watch::{Following, Target, Turn, Woken},
+    target::{Target, Turn},
+    watch::{Following, Woken},
 };
 
 /// Where an entry stands.

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::sync::Semaphore;
 
@@ -24,17 +25,17 @@ impl Jobs {
     /// Runs `job`, which must not wait for anything but the disk.
     ///
     /// Dropping the future before the job has started drops the job; after that, the
-    /// job runs to its end.
+    /// job runs to its end. The future is small: waiters by the thousand have room for one.
     ///
     /// # Errors
     /// The job's own; `Unavailable` when the disk takes too long, the outcome being unknown.
-    pub(crate) async fn run<T, F>(&self, job: F) -> Result<T, BackendError>
+    pub(crate) fn run<'a, T, F>(&'a self, job: F) -> BoxFuture<'a, Result<T, BackendError>>
     where
         T: Send + 'static,
         F: FnOnce() -> Result<T, BackendError> + Send + 'static,
     {
         let unavailable = |why: &str| BackendError::new(BackendErrorKind::Unavailable, why);
-        let done = async {
+        let done = async move {
             let permit = Arc::clone(&self.permits).acquire_owned().await;
             let permit = permit.map_err(|_| unavailable("the backend's file work has ended"))?;
             let job = move || {
@@ -45,8 +46,9 @@ impl Jobs {
                 BackendError::with_source(BackendErrorKind::Unavailable, "file work was cut short", error)
             })?
         };
-        tokio::time::timeout(LIMIT, done)
-            .await
-            .map_err(|_| unavailable("the disk does not answer in time"))?
+        Box::pin(async move {
+            let done = tokio::time::timeout(LIMIT, done).await;
+            done.map_err(|_| unavailable("the disk does not answer in time"))?
+        })
     }
 }
