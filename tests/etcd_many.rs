@@ -11,6 +11,7 @@ use tenure_testkit::{
     containers::{EtcdServer, Permission, Version},
     suite::within,
 };
+use tokio::task::JoinHandle;
 
 const PASSWORD: &str = "correct-horse-7";
 
@@ -18,16 +19,29 @@ async fn server(version: Version, flags: &[&str]) -> EtcdServer {
     EtcdServer::start_with(version, flags).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// By election.
+type Outcomes = BTreeMap<String, Result<Leadership, Error>>;
+
+fn config() -> Config {
+    Config::new().with_ttl(Duration::from_secs(5))
+}
+
 async fn connect(server: &EtcdServer, login: &str) -> Arc<dyn Elector> {
     let url = format!("etcd://{login}{}/acme", server.endpoint());
-    tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(5))).await.unwrap()
+    tenure::connect_with(&url, config()).await.unwrap()
+}
+
+/// The same, with one watch for all that it waits for from the first wait on.
+fn with_a_common_watch(
+    server: &EtcdServer,
+    login: impl FnOnce(EtcdConfig) -> EtcdConfig,
+) -> Arc<dyn Elector> {
+    let etcd = login(EtcdConfig::new([server.endpoint()]).prefix("/acme").common_watch_from(1));
+    Arc::new(StoreElector::new(Arc::new(EtcdBackend::new(etcd).unwrap()), config()).unwrap())
 }
 
 /// Campaigns for all of them at once.
-async fn campaign(
-    elector: &Arc<dyn Elector>,
-    elections: &[String],
-) -> BTreeMap<String, Result<Leadership, Error>> {
+async fn campaign(elector: &Arc<dyn Elector>, elections: &[String]) -> Outcomes {
     let campaigns = elections.iter().map(|election| {
         let (elector, election) = (Arc::clone(elector), election.clone());
         tokio::spawn(async move { (election.clone(), elector.campaign(&election).await) })
@@ -134,6 +148,20 @@ async fn until_all_stand(looks: &Arc<dyn Elector>, elections: &[String], count: 
     within("all stand", all_stand).await;
 }
 
+/// Has `waits` campaign for all that `holder` leads, and returns once it stands behind it everywhere.
+async fn stand_behind(
+    holder: &Arc<dyn Elector>,
+    waits: &Arc<dyn Elector>,
+    elections: &[String],
+) -> JoinHandle<Outcomes> {
+    let waiting = tokio::spawn({
+        let (waits, elections) = (Arc::clone(waits), elections.to_vec());
+        async move { campaign(&waits, &elections).await }
+    });
+    until_all_stand(holder, elections, 2).await;
+    waiting
+}
+
 /// Whoever may not watch the whole prefix is refused the common watch, has watches of its own, and leads what it waits for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_refused_a_common_watch_leads_all_the_same() {
@@ -146,19 +174,8 @@ async fn who_is_refused_a_common_watch_leads_all_the_same() {
         let holder = connect(&server, &format!("app:{PASSWORD}@")).await;
         let elections = names("ours", 20);
         let held = campaign(&holder, &elections).await;
-        let config = EtcdConfig::new([server.endpoint()])
-            .prefix("/acme")
-            .login("app", Secret::new(PASSWORD))
-            .common_watch_from(1);
-        let config_of_waits = Config::new().with_ttl(Duration::from_secs(5));
-        let waits: Arc<dyn Elector> = Arc::new(
-            StoreElector::new(Arc::new(EtcdBackend::new(config).unwrap()), config_of_waits).unwrap(),
-        );
-        let waiting = tokio::spawn({
-            let (waits, elections) = (Arc::clone(&waits), elections.clone());
-            async move { campaign(&waits, &elections).await }
-        });
-        until_all_stand(&holder, &elections, 2).await;
+        let waits = with_a_common_watch(&server, |etcd| etcd.login("app", Secret::new(PASSWORD)));
+        let waiting = stand_behind(&holder, &waits, &elections).await;
         for leadership in held.into_values() {
             leadership.unwrap().resign().await.unwrap();
         }
@@ -181,11 +198,7 @@ async fn thousands_are_taken_over_at_once() {
         let first = |outcome: &Result<Leadership, Error>| outcome.as_ref().unwrap().fencing_token();
         let before: BTreeMap<_, _> =
             held.iter().map(|(name, outcome)| (name.clone(), first(outcome))).collect();
-        let waiting = tokio::spawn({
-            let (waits, elections) = (Arc::clone(&waits), elections.clone());
-            async move { campaign(&waits, &elections).await }
-        });
-        until_all_stand(&holder, &elections, 2).await;
+        let waiting = stand_behind(&holder, &waits, &elections).await;
         let session =
             held.values().next().unwrap().as_ref().unwrap().entry().rsplit('/').next().unwrap().to_owned();
         server.admin().revoke_lease(i64::from_str_radix(&session, 16).unwrap()).await.unwrap();
@@ -211,15 +224,8 @@ async fn entries_that_end_in_one_breath_make_no_leader() {
         let holder = connect(&server, "").await;
         let elections = names("e", 200);
         let held = campaign(&holder, &elections).await;
-        let config = EtcdConfig::new([server.endpoint()]).prefix("/acme").common_watch_from(1);
-        let backend = Arc::new(EtcdBackend::new(config).unwrap());
-        let ttl = Config::new().with_ttl(Duration::from_secs(5));
-        let waits: Arc<dyn Elector> = Arc::new(StoreElector::new(backend, ttl).unwrap());
-        let waiting = tokio::spawn({
-            let (waits, elections) = (Arc::clone(&waits), elections.clone());
-            async move { campaign(&waits, &elections).await }
-        });
-        until_all_stand(&holder, &elections, 2).await;
+        let waits = with_a_common_watch(&server, |etcd| etcd);
+        let waiting = stand_behind(&holder, &waits, &elections).await;
         let before = server.admin().revision().await.unwrap();
         assert_eq!(server.admin().delete_prefix("/acme/e-").await.unwrap(), 400);
         let led = within("all are led", waiting).await.unwrap();

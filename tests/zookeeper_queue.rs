@@ -98,6 +98,31 @@ async fn a_departure_concerns_two_and_moves_nobody() {
     }
 }
 
+/// Hazard Z16: whoever enters behind many asks for as much as whoever enters behind one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_enters_asks_for_as_much_behind_many_as_behind_one() {
+    for version in Version::ZOOKEEPER {
+        let server = ZookeeperServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
+        let backend = ZookeeperBackend::new(ZookeeperConfig::new([server.endpoint()])).unwrap();
+        // Without an engine there are no heartbeats.
+        let session = within("a session", backend.open_session(Duration::from_secs(30))).await.unwrap();
+        let admin = server.admin();
+        let received = async || {
+            let said = admin.four_letters("srvr").await.unwrap();
+            let count = said.lines().find_map(|line| line.strip_prefix("Received: ")).unwrap();
+            count.trim().parse::<usize>().unwrap()
+        };
+        let mut asked = Vec::new();
+        for nonce in 1..=60 {
+            let before = received().await;
+            within("entering", session.enter(&request(nonce))).await.unwrap();
+            asked.push(received().await - before);
+        }
+        assert!(asked[2..].iter().all(|requests| *requests == asked[1]), "{asked:?}");
+        session.close().await.unwrap();
+    }
+}
+
 /// Hazard Z5: somebody deletes the election's znode with all in it, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_election_whose_znode_was_deleted_recovers() {

@@ -1,5 +1,7 @@
 //! The candidates of an election in their order.
 
+use std::pin::pin;
+
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tenure_core::spi::BackendError;
 use zookeeper_client::{Error, Stat};
@@ -105,8 +107,14 @@ pub(crate) async fn first_candidate(
     if !shared.config.layout.is_ephemeral() {
         return Ok((!paths.is_empty()).then_some(0));
     }
-    let asked = stream::iter(paths).map(|path| async move { (connection.stat(&path).await, path) });
-    let mut stats = asked.buffered(AT_ONCE).enumerate();
+    // The first alone: it almost always is one, and in a long queue nobody is asked about the others in vain.
+    let (first, others) = match paths.split_first() {
+        Some((first, others)) => (first.clone(), others.to_vec()),
+        None => return Ok(None),
+    };
+    let stat = async |path: String| (connection.stat(&path).await, path);
+    let others = stream::iter(others).map(stat).buffered(AT_ONCE);
+    let mut stats = pin!(stream::once(stat(first)).chain(others).enumerate());
     while let Some((at, (stat, path))) = stats.next().await {
         let stat = stat?;
         if let Some(stat) = &stat {
