@@ -103,8 +103,9 @@ async fn a_departure_concerns_two_and_moves_nobody() {
 async fn who_enters_asks_for_as_much_behind_many_as_behind_one() {
     for version in Version::ZOOKEEPER {
         let server = ZookeeperServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
-        let backend = ZookeeperBackend::new(ZookeeperConfig::new([server.endpoint()])).unwrap();
-        // Without an engine there are no heartbeats.
+        // Without an engine there are no heartbeats, and nobody who asks again where a disk is slow.
+        let config = ZookeeperConfig::new([server.endpoint()]).attempt_timeout(Duration::from_secs(30));
+        let backend = ZookeeperBackend::new(config).unwrap();
         let session = within("a session", backend.open_session(Duration::from_secs(30))).await.unwrap();
         let admin = server.admin();
         let received = async || {
@@ -118,7 +119,8 @@ async fn who_enters_asks_for_as_much_behind_many_as_behind_one() {
             within("entering", session.enter(&request(nonce))).await.unwrap();
             asked.push(received().await - before);
         }
-        assert!(asked[2..].iter().all(|requests| *requests == asked[1]), "{asked:?}");
+        // The client may have asked for a sign of life in between.
+        assert_eq!(asked[1..11].iter().min(), asked[50..].iter().min(), "{asked:?}");
         session.close().await.unwrap();
     }
 }

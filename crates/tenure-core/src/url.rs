@@ -166,7 +166,9 @@ impl fmt::Display for StoreUrl {
             }
             f.write_str(&self.hosts.join(","))?;
         }
-        f.write_str(&self.path)?;
+        // A login without the slashes before it, whose `@` was percent-encoded.
+        let like_a_login = |path: &str| path.contains('@') && (path.contains(':') || !path.starts_with('/'));
+        f.write_str(if self.hosts.is_empty() && like_a_login(&self.path) { "***" } else { &self.path })?;
         let known = self.known();
         for (n, (name, value)) in self.settings.iter().enumerate() {
             let secret = name.contains("password") && !name.ends_with("_file");
@@ -177,32 +179,44 @@ impl fmt::Display for StoreUrl {
     }
 }
 
-/// The text without what may be a password, for an error about a URL that does not parse:
-/// nothing before the last `@` but the scheme, no settings, and no host that is none.
+/// The text without what may be a password, for an error about a URL that does not parse. Where anything is not in its
+/// place, of all behind the scheme nothing is shown: parts of a password that was not percent-encoded, or was when it should
+/// not, may stand anywhere.
 fn redacted(text: &str) -> String {
-    let scheme = |text: &str| -> String {
-        let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
-        let known = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
-        if known { format!("{scheme}://") } else { String::new() }
+    let has_at = |part: &str| part.contains('@') || part.contains("%40");
+    let is_scheme = |scheme: &str| !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
+    let (start, rest) = match text.split_once("://") {
+        Some((scheme, rest)) if is_scheme(scheme) => (format!("{scheme}://"), Some(rest)),
+        Some((_, rest)) => (String::new(), Some(rest)),
+        None => (String::new(), None),
     };
-    let (before, after) = text.rsplit_once('@').map_or((None, text), |(before, after)| (Some(before), after));
-    // Either the `?` is of a password, or the `@` is of a setting's value, which may be one.
-    if let Some(before) = before.filter(|before| before.contains('?')) {
-        return format!("{}***", scheme(before));
+    let hidden = format!("{start}***");
+    let (shown, settings) = match rest.unwrap_or(text).split_once('?') {
+        // The `?` is of a password, or the `@` of a setting's value, which may be one.
+        Some((_, settings)) if has_at(settings) => return hidden,
+        Some((shown, _)) => (shown, "?***"),
+        None => (rest.unwrap_or(text), ""),
+    };
+    // A setting whose `?` is missing.
+    if shown.contains(['=', '&', ';']) {
+        return hidden;
     }
-    let (after, settings) = after.split_once('?').map_or((after, ""), |(after, _)| (after, "?***"));
-    let (start, rest) = match before {
-        Some(before) => (format!("{}***@", scheme(before)), after),
-        None => match after.split_once("://") {
-            Some((_, rest)) => (scheme(after), rest),
-            // Such as `local:/directory`.
-            None => return format!("{after}{settings}"),
-        },
-    };
-    let (hosts, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
-    let hosts: Vec<_> =
-        hosts.split(',').map(|host| if check_host(host).is_ok() { host } else { "***" }).collect();
-    format!("{start}{}{path}{settings}", hosts.join(","))
+    if rest.is_none() {
+        // Such as `local:/directory`.
+        let in_place = shown
+            .split_once(':')
+            .is_none_or(|(scheme, path)| is_scheme(scheme) && path.starts_with('/') && !path.contains(':'));
+        return if in_place && !has_at(shown) { format!("{shown}{settings}") } else { hidden };
+    }
+    let (login, shown) = shown.split_once('@').map_or(("", shown), |(login, shown)| (login, shown));
+    let (hosts, path) = shown.find('/').map_or((shown, ""), |slash| shown.split_at(slash));
+    let are_hosts = hosts.split(',').all(|host| check_host(host).is_ok());
+    let has_none = login.is_empty() && hosts.is_empty();
+    if login.contains('/') || has_at(shown) || !(are_hosts || has_none) {
+        return hidden;
+    }
+    let login = if login.is_empty() { "" } else { "***@" };
+    format!("{start}{login}{hosts}{path}{settings}")
 }
 
 fn decoded(text: &str) -> Result<String, String> {
@@ -434,12 +448,47 @@ mod tests {
     #[test]
     fn no_password_is_taken_for_a_port() {
         for (url, shown) in [
-            ("etcd://app:hunter2%40h:2379/x", "etcd://***/x"),
+            ("etcd://app:hunter2%40h:2379/x", "etcd://***"),
             ("etcd://app:hunter2", "etcd://***"),
-            ("etcd://a:1,app:hunter2,b/x?y=hunter2", "etcd://a:1,***,b/x?***"),
+            ("etcd://a:1,app:hunter2,b/x?y=hunter2", "etcd://***"),
+            ("etcd://app:x,hunter2", "etcd://***"),
+            ("etcd://app:hun/hunter2", "etcd://***"),
+            ("etcd://app%3Ahun/hunter2%40h:2379/x", "etcd://***"),
+            ("etcd://u:p@/hunter2", "etcd://***"),
+            ("etcd://u:2024/hunter2%40h/p?ttl", "etcd://***"),
+            ("etcd//app:hunter2%40h:2379", "***"),
+            ("etcd:/app:hunter2%40h:2379/x?ttl", "***"),
+            ("app:hunter2%40h?ttl", "***"),
         ] {
             let error = url.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(&format!("{shown:?}")) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    /// What is legal, but was meant for a login.
+    #[test]
+    fn no_password_is_taken_for_a_path() {
+        for (url, shown) in [("app:hunter2%40h:2379/acme", "app:***"), ("etcd:app:hunter2%40h", "etcd:***")] {
+            let url: StoreUrl = url.parse().unwrap();
+            assert_eq!(url.to_string(), shown);
+        }
+        for shown in ["local:/home/me@work", "memory:name"] {
+            assert_eq!(shown.parse::<StoreUrl>().unwrap().to_string(), shown);
+        }
+    }
+
+    /// What is in its place is shown, so that whoever reads the error knows which URL it is about.
+    #[test]
+    fn what_holds_no_password_is_shown() {
+        for (url, shown) in [
+            ("etcd://me:hunter2@a:1,[::1]:2/acme?ttl", "etcd://***@a:1,[::1]:2/acme?***"),
+            ("local:/var/lib/x?ttl", "local:/var/lib/x?***"),
+            ("local:///var/lib/x?ttl", "local:///var/lib/x?***"),
+            ("ETCD://h/x", "h/x"),
+            ("etcd", "etcd"),
+        ] {
+            let error = url.parse::<StoreUrl>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{shown:?}")), "{error}");
         }
     }
 
@@ -451,6 +500,9 @@ mod tests {
             ("etcd://h:1?pasword=a@hunter2", "etcd://***"),
             ("local:/x?pasword=@h/hunter2&ttl", "***"),
             ("etcd://u:hunter2?x@h/p", "etcd://***"),
+            ("etcd:h/x;pasword=@h/hunter2", "***"),
+            ("local:/x:1&pasword=@h/hunter2", "***"),
+            ("etcd://h:99999/x&pasword=hunter2", "etcd://***"),
         ] {
             let error = url.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(&format!("{shown:?}")) && !error.contains("hunter2"), "{error}");

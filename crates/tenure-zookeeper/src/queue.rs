@@ -108,12 +108,10 @@ pub(crate) async fn first_candidate(
         return Ok((!paths.is_empty()).then_some(0));
     }
     // The first alone: it almost always is one, and in a long queue nobody is asked about the others in vain.
-    let (first, others) = match paths.split_first() {
-        Some((first, others)) => (first.clone(), others.to_vec()),
-        None => return Ok(None),
-    };
+    let mut paths = paths.into_iter();
+    let Some(first) = paths.next() else { return Ok(None) };
     let stat = async |path: String| (connection.stat(&path).await, path);
-    let others = stream::iter(others).map(stat).buffered(AT_ONCE);
+    let others = stream::iter(paths).map(stat).buffered(AT_ONCE);
     let mut stats = pin!(stream::once(stat(first)).chain(others).enumerate());
     while let Some((at, (stat, path))) = stats.next().await {
         let stat = stat?;
