@@ -185,10 +185,12 @@ impl fmt::Display for StoreUrl {
 fn redacted(text: &str) -> String {
     let has_at = |part: &str| part.contains('@') || part.contains("%40");
     let is_scheme = |scheme: &str| !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
-    let (start, rest) = match text.split_once("://") {
-        Some((scheme, rest)) if is_scheme(scheme) => (format!("{scheme}://"), Some(rest)),
-        Some((_, rest)) => (String::new(), Some(rest)),
-        None => (String::new(), None),
+    // The first colon counts: another may stand in a setting's value.
+    let (start, rest) = match text.split_once(':').map(|(scheme, rest)| (scheme, rest.strip_prefix("//"))) {
+        Some((scheme, Some(rest))) if is_scheme(scheme) => (format!("{scheme}://"), Some(rest)),
+        Some((scheme, Some(rest))) if is_scheme(&scheme.to_ascii_lowercase()) => (String::new(), Some(rest)),
+        Some((_, Some(_))) => return "***".to_owned(),
+        _ => (String::new(), None),
     };
     let hidden = format!("{start}***");
     let (shown, settings) = match rest.unwrap_or(text).split_once('?') {
@@ -502,6 +504,8 @@ mod tests {
             ("etcd://u:hunter2?x@h/p", "etcd://***"),
             ("etcd:h/x;pasword=@h/hunter2", "***"),
             ("local:/x:1&pasword=@h/hunter2", "***"),
+            ("x:y@/z@h?pasword=a://hunter2?b", "***"),
+            ("etcd?pasword=a://hunter2", "***"),
             ("etcd://h:99999/x&pasword=hunter2", "etcd://***"),
         ] {
             let error = url.parse::<StoreUrl>().unwrap_err().to_string();
