@@ -5,6 +5,7 @@
 //! take the settings they know; what nobody took is an error.
 
 mod login;
+mod redacted;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,8 @@ use std::{
 
 use percent_encoding::percent_decode_str;
 use thiserror::Error;
+
+use self::redacted::{is_like_a_login, redacted};
 
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -167,8 +170,9 @@ impl fmt::Display for StoreUrl {
             f.write_str(&self.hosts.join(","))?;
         }
         // A login without the slashes before it, whose `@` was percent-encoded.
-        let like_a_login = |path: &str| path.contains('@') && (path.contains(':') || !path.starts_with('/'));
-        f.write_str(if self.hosts.is_empty() && like_a_login(&self.path) { "***" } else { &self.path })?;
+        let before = self.path.rsplit_once('@').map(|(before, _)| before);
+        let hidden = self.hosts.is_empty() && before.is_some_and(is_like_a_login);
+        f.write_str(if hidden { "***" } else { &self.path })?;
         let known = self.known();
         for (n, (name, value)) in self.settings.iter().enumerate() {
             let secret = name.contains("password") && !name.ends_with("_file");
@@ -177,48 +181,6 @@ impl fmt::Display for StoreUrl {
         }
         Ok(())
     }
-}
-
-/// The text without what may be a password, for an error about a URL that does not parse. Where anything is not in its
-/// place, of all behind the scheme nothing is shown: parts of a password that was not percent-encoded, or was when it should
-/// not, may stand anywhere.
-fn redacted(text: &str) -> String {
-    let has_at = |part: &str| part.contains('@') || part.contains("%40");
-    let is_scheme = |scheme: &str| !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase());
-    // The first colon counts: another may stand in a setting's value.
-    let (start, rest) = match text.split_once(':').map(|(scheme, rest)| (scheme, rest.strip_prefix("//"))) {
-        Some((scheme, Some(rest))) if is_scheme(scheme) => (format!("{scheme}://"), Some(rest)),
-        Some((scheme, Some(rest))) if is_scheme(&scheme.to_ascii_lowercase()) => (String::new(), Some(rest)),
-        Some((_, Some(_))) => return "***".to_owned(),
-        _ => (String::new(), None),
-    };
-    let hidden = format!("{start}***");
-    let (shown, settings) = match rest.unwrap_or(text).split_once('?') {
-        // The `?` is of a password, or the `@` of a setting's value, which may be one.
-        Some((_, settings)) if has_at(settings) => return hidden,
-        Some((shown, _)) => (shown, "?***"),
-        None => (rest.unwrap_or(text), ""),
-    };
-    // A setting whose `?` is missing.
-    if shown.contains(['=', '&', ';']) {
-        return hidden;
-    }
-    if rest.is_none() {
-        // Such as `local:/directory`.
-        let in_place = shown
-            .split_once(':')
-            .is_none_or(|(scheme, path)| is_scheme(scheme) && path.starts_with('/') && !path.contains(':'));
-        return if in_place && !has_at(shown) { format!("{shown}{settings}") } else { hidden };
-    }
-    let (login, shown) = shown.split_once('@').map_or(("", shown), |(login, shown)| (login, shown));
-    let (hosts, path) = shown.find('/').map_or((shown, ""), |slash| shown.split_at(slash));
-    let are_hosts = hosts.split(',').all(|host| check_host(host).is_ok());
-    let has_none = login.is_empty() && hosts.is_empty();
-    if login.contains('/') || has_at(shown) || !(are_hosts || has_none) {
-        return hidden;
-    }
-    let login = if login.is_empty() { "" } else { "***@" };
-    format!("{start}{login}{hosts}{path}{settings}")
 }
 
 fn decoded(text: &str) -> Result<String, String> {
@@ -277,9 +239,7 @@ impl FromStr for StoreUrl {
         }
         let hosts_end =
             rest.strip_prefix("//").map_or(0, |rest| 2 + rest.find(['/', '?']).unwrap_or(rest.len()));
-        // What stands before it may be a password that was not percent-encoded, or in a URL without its slashes or its scheme.
-        let like_a_login = |at: usize| rest[..at].contains(':') || !rest.starts_with('/');
-        if rest.rfind('@').is_some_and(|at| at > hosts_end && like_a_login(at)) {
+        if rest.rfind('@').is_some_and(|at| at > hosts_end && is_like_a_login(&rest[..at])) {
             return Err(fail(
                 "it has an @ behind its hosts, which is written %40 (and @ / ? of a password %40 %2F %3F)"
                     .to_owned(),
@@ -444,73 +404,6 @@ mod tests {
         let error = url.login().unwrap_err().to_string();
         assert!(error.contains("the variable that password_env names is not set"), "{error}");
         assert!(!error.contains("hunter2") && !url.to_string().contains("hunter2"), "{error} {url}");
-    }
-
-    /// Also where the `@` was percent-encoded, or is missing, so that the password stands where a port should.
-    #[test]
-    fn no_password_is_taken_for_a_port() {
-        for (url, shown) in [
-            ("etcd://app:hunter2%40h:2379/x", "etcd://***"),
-            ("etcd://app:hunter2", "etcd://***"),
-            ("etcd://a:1,app:hunter2,b/x?y=hunter2", "etcd://***"),
-            ("etcd://app:x,hunter2", "etcd://***"),
-            ("etcd://app:hun/hunter2", "etcd://***"),
-            ("etcd://app%3Ahun/hunter2%40h:2379/x", "etcd://***"),
-            ("etcd://u:p@/hunter2", "etcd://***"),
-            ("etcd://u:2024/hunter2%40h/p?ttl", "etcd://***"),
-            ("etcd//app:hunter2%40h:2379", "***"),
-            ("etcd:/app:hunter2%40h:2379/x?ttl", "***"),
-            ("app:hunter2%40h?ttl", "***"),
-        ] {
-            let error = url.parse::<StoreUrl>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{shown:?}")) && !error.contains("hunter2"), "{error}");
-        }
-    }
-
-    /// What is legal, but was meant for a login.
-    #[test]
-    fn no_password_is_taken_for_a_path() {
-        for (url, shown) in [("app:hunter2%40h:2379/acme", "app:***"), ("etcd:app:hunter2%40h", "etcd:***")] {
-            let url: StoreUrl = url.parse().unwrap();
-            assert_eq!(url.to_string(), shown);
-        }
-        for shown in ["local:/home/me@work", "memory:name"] {
-            assert_eq!(shown.parse::<StoreUrl>().unwrap().to_string(), shown);
-        }
-    }
-
-    /// What is in its place is shown, so that whoever reads the error knows which URL it is about.
-    #[test]
-    fn what_holds_no_password_is_shown() {
-        for (url, shown) in [
-            ("etcd://me:hunter2@a:1,[::1]:2/acme?ttl", "etcd://***@a:1,[::1]:2/acme?***"),
-            ("local:/var/lib/x?ttl", "local:/var/lib/x?***"),
-            ("local:///var/lib/x?ttl", "local:///var/lib/x?***"),
-            ("ETCD://h/x", "h/x"),
-            ("etcd", "etcd"),
-        ] {
-            let error = url.parse::<StoreUrl>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{shown:?}")), "{error}");
-        }
-    }
-
-    /// Where the last `@` is of a setting's value: nothing behind it is a host or a path.
-    #[test]
-    fn no_value_is_taken_for_a_host() {
-        for (url, shown) in [
-            ("etcd:h/x?pasword=@h/hunter2", "***"),
-            ("etcd://h:1?pasword=a@hunter2", "etcd://***"),
-            ("local:/x?pasword=@h/hunter2&ttl", "***"),
-            ("etcd://u:hunter2?x@h/p", "etcd://***"),
-            ("etcd:h/x;pasword=@h/hunter2", "***"),
-            ("local:/x:1&pasword=@h/hunter2", "***"),
-            ("x:y@/z@h?pasword=a://hunter2?b", "***"),
-            ("etcd?pasword=a://hunter2", "***"),
-            ("etcd://h:99999/x&pasword=hunter2", "etcd://***"),
-        ] {
-            let error = url.parse::<StoreUrl>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{shown:?}")) && !error.contains("hunter2"), "{error}");
-        }
     }
 
     proptest! {

@@ -19,7 +19,10 @@
 //! in K > L, so K ≤ L. With x = y then x ≤ K ≤ L ≤ y = x: the leader that renewed
 //! the lease was still leader after it did, and no other can have revoked it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
 use tenure_core::spi::{BackendError, BackendErrorKind, Heartbeat};
@@ -27,7 +30,6 @@ use tenure_core::spi::{BackendError, BackendErrorKind, Heartbeat};
 use crate::{
     error::{Failure, malformed},
     members::{Call, Members},
-    session::seconds_of,
 };
 
 /// The keepalives of one lease.
@@ -91,4 +93,13 @@ impl Keepalive {
     fn line(&self) -> MutexGuard<'_, Option<Line>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A TTL as etcd says it.
+pub(crate) fn seconds_of(ttl: i64) -> Result<Duration, BackendError> {
+    u64::try_from(ttl)
+        .ok()
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs)
+        .ok_or_else(|| malformed("positive TTL"))
 }

@@ -39,7 +39,7 @@ use crate::{
     Shared,
     entering::{Entering, Place, Step},
     error::{lease_exists, malformed},
-    keepalive::Keepalive,
+    keepalive::{Keepalive, seconds_of},
     keys::{Keys, token},
     members::{Call, kv},
     partings::EtcdPartings,
@@ -421,12 +421,4 @@ impl fmt::Debug for EtcdSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdSession").field("id", &self.id()).field("granted", &self.granted).finish()
     }
-}
-
-pub(crate) fn seconds_of(ttl: i64) -> Result<Duration, BackendError> {
-    u64::try_from(ttl)
-        .ok()
-        .filter(|seconds| *seconds > 0)
-        .map(Duration::from_secs)
-        .ok_or_else(|| malformed("positive TTL"))
 }

@@ -29,7 +29,7 @@ impl Jobs {
     ///
     /// # Errors
     /// The job's own; `Unavailable` when the disk takes too long, the outcome being unknown.
-    pub(crate) fn run<'a, T, F>(&'a self, job: F) -> BoxFuture<'a, Result<T, BackendError>>
+    pub(crate) fn run<T, F>(&self, job: F) -> BoxFuture<'_, Result<T, BackendError>>
     where
         T: Send + 'static,
         F: FnOnce() -> Result<T, BackendError> + Send + 'static,
