@@ -76,12 +76,6 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     async fn sleep_until(&self, moment: Moment);
-
-    /// Whether deadlines are watched by a thread of their own. A simulated clock
-    /// says no: its watchdog is a task, so that a run has one thread.
-    fn wants_watchdog_thread(&self) -> bool {
-        true
-    }
 }
 
 /// The machine's suspend-aware clock: `CLOCK_BOOTTIME` on Linux.
@@ -203,9 +197,5 @@ impl Clock for SimClock {
             let left = left.div_f64(self.0.rate).max(Duration::from_millis(1));
             tokio::time::sleep(left).await;
         }
-    }
-
-    fn wants_watchdog_thread(&self) -> bool {
-        false
     }
 }

@@ -24,6 +24,7 @@ pub struct Config {
     pub(crate) on_overrun: OnOverrun,
     pub(crate) retry: Backoff,
     pub(crate) after_work: Backoff,
+    pub(crate) shutdown_timeout: Duration,
 }
 
 /// The shortest and the longest time between two tries; the waits between grow, with jitter.
@@ -54,9 +55,10 @@ pub enum OnOverrun {
     /// Logs an error. The fencing token is then the only thing that protects the resource.
     #[default]
     Log,
-    /// Logs, and calls a function, on the thread that watches all deadlines: it must not block.
+    /// Logs, and calls a function, on a thread for the application's callbacks.
     Hook(Arc<dyn Fn(&Overrun) + Send + Sync>),
-    /// Logs, and aborts the process: nothing of it runs on beside the next leader.
+    /// Logs when the work is dropped, and aborts the process at the deadline: nothing of it runs on beside the next leader.
+    /// A handler that the application has set for SIGABRT is not called.
     Abort,
 }
 
@@ -90,6 +92,12 @@ impl Config {
     pub const DEFAULT_AFTER_WORK: Backoff =
         Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 
+    /// How long a resignation or `close` waits, unless something else is set.
+    pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// The longest time that may be waited for an answer, between two tries, or for a shutdown.
+    pub const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
+
     /// TTL 10 s, drift 10 %, stop budget a tenth of the TTL, a unique id, no value.
     pub fn new() -> Self {
         Self {
@@ -103,6 +111,7 @@ impl Config {
             on_overrun: OnOverrun::default(),
             retry: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) },
             after_work: Self::DEFAULT_AFTER_WORK,
+            shutdown_timeout: Self::DEFAULT_SHUTDOWN_TIMEOUT,
         }
     }
 
@@ -172,6 +181,17 @@ impl Config {
         self
     }
 
+    /// How long [`resign`](crate::Leadership::resign), [`close`](crate::Elector::close) and the shutdown of
+    /// [`run_while_leader`](crate::ElectorExt::run_while_leader) wait at most, for work to stop and for the store to confirm:
+    /// more than 0, at most 1 h, 5 s by default.
+    ///
+    /// What is not done by then goes on in the background; should the process end before it is done, the store lets go of the
+    /// session after its TTL.
+    pub fn with_shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = timeout;
+        self
+    }
+
     /// The TTL to ask for.
     pub fn ttl(&self) -> Duration {
         self.ttl
@@ -199,22 +219,23 @@ impl Config {
             return Err(InvalidConfig::Drift { given: self.drift }.into());
         }
         check_stop_budget(self.stop_budget(), self.ttl, self.ttl / 3)?;
-        if self.request_timeout.is_zero() {
-            return Err(InvalidConfig::Time {
-                setting: "request timeout",
-                given: self.request_timeout,
-                allowed: "more than 0",
+        let most = Self::MAX_WAIT;
+        for (setting, given) in
+            [("request timeout", self.request_timeout), ("shutdown timeout", self.shutdown_timeout)]
+        {
+            if given.is_zero() || given > most {
+                let allowed = "more than 0 and at most 1h";
+                return Err(InvalidConfig::Time { setting, given, allowed }.into());
             }
-            .into());
         }
         for (setting, backoff) in [("retry backoff", self.retry), ("backoff after work", self.after_work)] {
             if backoff.min.is_zero() || backoff.min > backoff.max {
-                return Err(InvalidConfig::Time {
-                    setting,
-                    given: backoff.min,
-                    allowed: "more than 0 and at most its own maximum",
-                }
-                .into());
+                let allowed = "more than 0 and at most its own maximum";
+                return Err(InvalidConfig::Time { setting, given: backoff.min, allowed }.into());
+            }
+            if backoff.max > most {
+                let allowed = "at most 1h between two tries";
+                return Err(InvalidConfig::Time { setting, given: backoff.max, allowed }.into());
             }
         }
         check_value(&self.value)
@@ -269,6 +290,19 @@ mod tests {
         );
         assert!(base().with_value(vec![0; 64 * 1024]).validate().is_ok());
         assert!(message(base().with_request_timeout(Duration::ZERO)).contains("request timeout"));
+        // Case 13: what would overflow a clock is refused.
+        for config in [
+            base().with_request_timeout(Duration::MAX),
+            base().with_shutdown_timeout(Duration::MAX),
+            base().with_retry(Backoff { min: Duration::from_secs(1), max: Duration::MAX }),
+            base().with_after_work(Backoff { min: Duration::from_secs(1), max: Duration::MAX }),
+        ] {
+            let message = message(config);
+            assert!(
+                message.contains("is not allowed: it must be") && message.contains("at most 1h"),
+                "{message}"
+            );
+        }
         let backoff = Backoff { min: Duration::from_secs(2), max: Duration::from_secs(1) };
         assert!(message(base().with_retry(backoff)).contains("retry backoff"));
     }

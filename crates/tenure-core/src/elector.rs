@@ -1,6 +1,6 @@
 //! The trait that users hold, and what it gives them on top.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -109,7 +109,25 @@ pub trait Elector: Send + Sync + fmt::Debug {
         Config::DEFAULT_AFTER_WORK
     }
 
+    /// How long a shutdown waits at most; see [`Config::with_shutdown_timeout`].
+    fn shutdown_timeout(&self) -> Duration {
+        Config::DEFAULT_SHUTDOWN_TIMEOUT
+    }
+
+    /// Waits, at most for the shutdown timeout, until the entry of a campaign in `election` that was given up is gone. Whether
+    /// it is; `true` at once where nothing can be left.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future has no effect.
+    async fn withdrawn(&self, election: &str) -> bool {
+        let _ = election;
+        true
+    }
+
     /// Ends all campaigns and leaderships, waits for their work to stop, and closes the session.
+    ///
+    /// Waits for that for the [shutdown timeout](Self::shutdown_timeout) at most. What is left then goes on ending in the
+    /// background, and is logged.
     ///
     /// # Behavior
     /// - Campaigns return [`Error::Closed`]; work under [`run`](crate::LeadershipHandle::run) is told to
@@ -117,6 +135,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// - A guard that is still held, and not dropped, is waited for in the same way.
     /// - Returns when the store has confirmed, or its session has expired in any case.
     /// - A second call waits for the first.
+    /// - Returns at once, and logs it, when it is awaited by work that it would wait for.
     async fn close(&self);
 }
 
@@ -154,6 +173,12 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     fn work_backoff(&self) -> Backoff {
         (**self).work_backoff()
+    }
+    fn shutdown_timeout(&self) -> Duration {
+        (**self).shutdown_timeout()
+    }
+    async fn withdrawn(&self, election: &str) -> bool {
+        (**self).withdrawn(election).await
     }
     async fn close(&self) {
         (**self).close().await;

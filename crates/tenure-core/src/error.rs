@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::{InvalidCandidate, InvalidElection, InvalidUrl, LossReason, MAX_VALUE_BYTES, spi::BackendError};
+use crate::{
+    ElectionName, InvalidCandidate, InvalidElection, InvalidUrl, LossReason, MAX_VALUE_BYTES,
+    spi::BackendError,
+};
 
 /// Any error, boxed: what the work given to `run_while_leader` may return.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -53,6 +56,31 @@ pub enum Error {
     /// The leadership had been lost before.
     #[error(transparent)]
     Lost(#[from] Lost),
+
+    /// The leadership is over, but within the shutdown timeout its work has not stopped, or the store has not confirmed that
+    /// the entry is gone.
+    #[error(
+        "the resignation from {election} was not confirmed within {}: the work has not stopped, or the store does not answer; \
+         the entry goes once they do, or with its session", humantime::format_duration(*.waited)
+    )]
+    NotConfirmed {
+        /// Which election.
+        election: ElectionName,
+        /// The [shutdown timeout](crate::Config::with_shutdown_timeout).
+        waited: Duration,
+    },
+
+    /// A resignation was awaited by the work that it waits for.
+    #[error(
+        "resign was awaited by the work that it waits for: the leadership is over; return from the work, and the entry goes"
+    )]
+    InsideWork,
+
+    /// The engine's threads cannot be started.
+    #[error(
+        "the elector cannot start its threads; see the limits on processes (ulimit -u) and open files (ulimit -n)"
+    )]
+    Threads(#[source] std::io::Error),
 
     /// The elector has been closed.
     #[error("the elector has been closed")]

@@ -1,6 +1,6 @@
 //! Groups elect, and their leaders elect one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tracing::info;
@@ -163,6 +163,16 @@ impl Elector for Hierarchy {
 
     fn work_backoff(&self) -> Backoff {
         self.top.work_backoff()
+    }
+
+    fn shutdown_timeout(&self) -> Duration {
+        self.top.shutdown_timeout()
+    }
+
+    async fn withdrawn(&self, election: &str) -> bool {
+        let Ok(group) = self.group_election(election) else { return true };
+        let top = self.top.withdrawn(election).await;
+        self.groups.withdrawn(group.as_str()).await && top
     }
 
     /// The top first, so that no work goes on when the group is given back.

@@ -13,6 +13,7 @@ use crate::{
         term::Term,
     },
     spi::{BackendErrorKind, EntryRequest},
+    sync::timeout,
 };
 
 /// One candidate's term as leader: the guard.
@@ -74,7 +75,6 @@ impl Leadership {
     ///   both deadlines, and the [`deadline`](LeadershipHandle::deadline) is the earlier of the two.
     /// - The stop budget is kept before both deadlines; before `base`'s, as much of it as its session's TTL allows.
     /// - When this one is over, `base` is resigned, after the work has stopped and the entry of this one has gone.
-    /// - Has to be called within a tokio runtime.
     pub fn resting_on(self, base: Self) -> Self {
         self.term.rest_on(base);
         self
@@ -91,45 +91,43 @@ impl Leadership {
     /// Tells the work to stop, waits for it, at most until the deadline, and then removes the
     /// entry; tries until the store confirms it or the session is dead.
     ///
+    /// Waits for all of that for the [shutdown timeout](crate::Config::with_shutdown_timeout) at most, 5 s by default; the
+    /// engine goes on with it.
+    ///
     /// # Errors
-    /// [`Error::Lost`] when the leadership had been lost for another reason before; whatever
-    /// stood in the store is gone then too.
+    /// - [`Error::Lost`] when the leadership had been lost for another reason before; whatever
+    ///   stood in the store is gone then too.
+    /// - [`Error::NotConfirmed`] when the shutdown timeout is over: the work has not stopped, or the store has not confirmed.
+    /// - [`Error::InsideWork`] when this is awaited by work of this leadership: it would wait for itself. The resignation has
+    ///   begun, and is carried out once the work returns.
+    /// - [`Error::TaskEnded`] when the engine was shut down under it, with the runtime it was given.
     ///
     /// # Cancellation safety
     /// Dropping the future does not stop the resignation.
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
-        term.resign();
+        let inside = term.is_called_by_its_work();
+        term.release(LossReason::Resigned);
         drop(self);
-        tokio::select! {
-            () = term.departed.wait() => {}
-            () = term.session.closed.cancelled() => {}
+        if inside {
+            return Err(Error::InsideWork);
         }
-        if term.session.ended().is_some() {
-            term.session.closed.cancelled().await;
-        }
-        // What it rested on is given back by then, and goes next.
-        let mut below = term.base();
-        while let Some(base) = below {
-            tokio::select! {
-                () = base.departed.wait() => {}
-                () = base.session.closed.cancelled() => {}
-            }
-            if base.session.ended().is_some() {
-                base.session.closed.cancelled().await;
-            }
-            below = base.base();
-        }
-        match term.reason() {
-            Some(LossReason::Resigned) | None => Ok(()),
-            Some(reason) => Err(Lost::new(reason).into()),
+        let shared = Arc::clone(&term.session.shared);
+        let limit = shared.config.shutdown_timeout;
+        let departing = timeout(limit, Arc::clone(&term).wait_departed());
+        let confirmed = shared.runtime.call(departing).await?.map_err(|_| limit);
+        match (confirmed, term.reason()) {
+            (Err(waited), _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),
+            (Ok(false), _) => Err(Error::TaskEnded("its runtime was shut down, or a backend has panicked")),
+            (Ok(true), Some(LossReason::Resigned) | None) => Ok(()),
+            (Ok(true), Some(reason)) => Err(Lost::new(reason).into()),
         }
     }
 }
 
 impl Drop for Leadership {
     fn drop(&mut self) {
-        self.term.release();
+        self.term.release(LossReason::Dropped);
     }
 }
 
@@ -162,6 +160,11 @@ impl LeadershipHandle {
     pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let value = value.into();
         check_value(&value)?;
+        let handle = self.clone();
+        self.term.session.shared.runtime.call(handle.update_value(value)).await?
+    }
+
+    async fn update_value(self, value: Vec<u8>) -> Result<(), Error> {
         let term = &self.term;
         let config = &term.session.shared.config;
         let request = EntryRequest {

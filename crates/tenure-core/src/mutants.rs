@@ -46,6 +46,10 @@ pub enum Rule {
     OrderWorkAndLoss,
     /// The watchdog that is told to look again looks, also when it is about to wait.
     RememberTheWake,
+    /// The threads of the engine call nothing that a user wrote.
+    CallUsersElsewhere,
+    /// What has to happen at a task's end belongs to the task before it is spawned.
+    GuardBeforeSpawn,
 }
 
 #[cfg(tenure_mutants)]

@@ -1,7 +1,8 @@
 //! `run_while_leader`: one loop that campaigns, works, and campaigns again.
 
-use std::{future::Future, pin::pin, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, pin::pin, time::Duration};
 
+use futures::FutureExt as _;
 use tracing::{info, warn};
 
 use crate::{BoxError, Elector, Error, LeadershipHandle, engine::retry::Retry};
@@ -18,8 +19,11 @@ pub trait ElectorExt: Elector {
     ///   jittered, and grow while the work fails ([`Config::with_after_work`](crate::Config::with_after_work)).
     /// - When leadership is lost, campaigns again: at once after a term that lasted, after such a
     ///   pause when terms are short.
-    /// - When `shutdown` completes, tells the work to stop, waits for it, at most until the
-    ///   deadline, resigns and returns.
+    /// - Work that panics has failed.
+    /// - When `shutdown` completes, tells the work to stop, waits for it, resigns and returns; a candidate that waits withdraws,
+    ///   and its entry is gone before this returns. All of that within the
+    ///   [shutdown timeout](crate::Config::with_shutdown_timeout): work that has not stopped when four fifths of it are over, or
+    ///   at the deadline, is dropped. What the store has not confirmed in the end is logged.
     ///
     /// # Errors
     /// What cannot get better: an illegal name, refused credentials, a closed elector. Failures
@@ -51,29 +55,59 @@ impl<E: Elector + ?Sized> ElectorExt for E {
         loop {
             let leadership = tokio::select! {
                 biased;
-                () = &mut shutdown => return Ok(()),
-                leadership = self.campaign(election) => leadership?,
+                () = &mut shutdown => None,
+                leadership = self.campaign(election) => Some(leadership?),
+            };
+            let Some(leadership) = leadership else {
+                // The campaign has been dropped: whatever it left is on its way out.
+                self.withdrawn(election).await;
+                return Ok(());
             };
             let token = leadership.fencing_token();
             let since = tokio::time::Instant::now();
-            let mut stopping = false;
+            let mut stopping = None;
             let outcome = {
-                let mut running = pin!(leadership.run(async { work(leadership.handle()).await }));
+                // The work is called inside, too: it may panic before it returns a future.
+                let work = AssertUnwindSafe(async { work(leadership.handle()).await }).catch_unwind();
+                let mut running = pin!(leadership.run(work));
                 loop {
+                    let patience = async {
+                        match stopping {
+                            Some(since) => {
+                                tokio::time::sleep_until(since + self.shutdown_timeout() * 4 / 5).await
+                            }
+                            None => std::future::pending().await,
+                        }
+                    };
                     tokio::select! {
                         biased;
-                        () = &mut shutdown, if !stopping => {
-                            stopping = true;
+                        () = &mut shutdown, if stopping.is_none() => {
+                            stopping = Some(tokio::time::Instant::now());
                             leadership.begin_resign();
                         }
-                        outcome = &mut running => break outcome,
+                        outcome = &mut running => break Some(outcome),
+                        () = patience => {
+                            warn!(election, token = token.get(), "work has not stopped in time for the shutdown; dropping it");
+                            break None;
+                        }
                     }
                 }
             };
-            let lost = leadership.loss().filter(|_| !stopping);
-            // An error here says again that leadership was lost.
-            let _ = leadership.resign().await;
-            if stopping {
+            let lost = leadership.loss().filter(|_| stopping.is_none());
+            let rest = stopping.map(|since| self.shutdown_timeout().saturating_sub(since.elapsed()));
+            let resigned = match rest {
+                Some(rest) => tokio::time::timeout(rest, leadership.resign()).await.ok(),
+                None => Some(leadership.resign().await),
+            };
+            if stopping.is_some() {
+                // Another error says again that leadership was lost.
+                if matches!(resigned, None | Some(Err(Error::NotConfirmed { .. }))) {
+                    warn!(
+                        election,
+                        token = token.get(),
+                        "the store has not confirmed the resignation; the entry goes once the store answers, or with its session"
+                    );
+                }
                 return Ok(());
             }
             let pause = match (outcome, lost) {
@@ -87,9 +121,12 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                         retry.next_wait()
                     }
                 }
-                (Ok(Err(error)), None) => {
+                (Some(Ok(failed @ (Ok(Err(_)) | Err(_)))), None) => {
                     let pause = retry.next_wait();
-                    let error = chain(&*error);
+                    let error = match &failed {
+                        Ok(Err(error)) => chain(&**error),
+                        _ => "it has panicked".to_owned(),
+                    };
                     warn!(election, token = token.get(), error, pause = %humantime::format_duration(pause),
                         "work failed; leadership handed over");
                     pause

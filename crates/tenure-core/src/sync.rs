@@ -38,24 +38,10 @@ pub(crate) use chosen::*;
 #[cfg(not(any(target_os = "linux", all(test, any(tenure_loom, tenure_shuttle)))))]
 pub(crate) use std::sync::Condvar;
 
-/// Tasks and waits as tokio has them.
+/// Waits as tokio has them. Tasks: [`EngineRuntime`](crate::engine::EngineRuntime).
 #[cfg(not(all(test, tenure_shuttle)))]
 mod tasks {
-    use std::future::Future;
-
-    use tokio_util::task::TaskTracker;
-
     pub(crate) use tokio::time::{sleep, timeout};
-
-    /// Starts a task that nobody waits for.
-    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(task);
-    }
-
-    /// Starts a task that is waited for through `tracker`.
-    pub(crate) fn spawn_tracked(tracker: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
-        tracker.spawn(task);
-    }
 }
 
 /// Tasks as shuttle schedules them. It knows no time: a wait is over whenever the schedule says so, and
@@ -64,22 +50,12 @@ mod tasks {
 mod tasks {
     use std::{convert::Infallible, future::Future, time::Duration};
 
-    use tokio_util::task::TaskTracker;
-
     pub(crate) async fn sleep(_: Duration) {
         shuttle::future::yield_now().await;
     }
 
     pub(crate) async fn timeout<F: Future>(_: Duration, future: F) -> Result<F::Output, Infallible> {
         Ok(future.await)
-    }
-
-    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
-        drop(shuttle::future::spawn(task));
-    }
-
-    pub(crate) fn spawn_tracked(tracker: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
-        drop(shuttle::future::spawn(tracker.track_future(task)));
     }
 }
 

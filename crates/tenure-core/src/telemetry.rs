@@ -2,72 +2,65 @@
 
 #[cfg(feature = "metrics")]
 mod told {
-    use std::{
-        panic::{AssertUnwindSafe, catch_unwind},
-        time::Duration,
-    };
+    use std::time::Duration;
 
     use metrics::{counter, gauge, histogram};
 
-    use crate::{ElectionName, FencingToken, LossReason, metrics as names};
-
-    fn label(election: &ElectionName) -> String {
-        election.to_string()
-    }
-
-    /// A recorder that panics harms nobody: the thread that watches deadlines counts, too.
-    fn guarded(telling: impl FnOnce()) {
-        let _ = catch_unwind(AssertUnwindSafe(telling));
-    }
+    use crate::{ElectionName, FencingToken, LossReason, engine::report::measure, metrics as names};
 
     /// A candidate campaigns: from now on there is a series that says who does not lead.
     pub(crate) fn stands(election: &ElectionName) {
-        guarded(|| {
-            gauge!(names::IS_LEADER, "election" => label(election)).increment(0.0);
+        let election = election.to_string();
+        measure(move || {
+            gauge!(names::IS_LEADER, "election" => election.clone()).increment(0.0);
         });
     }
 
     pub(crate) fn leads(election: &ElectionName, token: FencingToken, waited: Duration) {
-        guarded(|| {
+        let election = election.to_string();
+        measure(move || {
             // Two electors of one process may stand in the same election.
-            gauge!(names::IS_LEADER, "election" => label(election)).increment(1.0);
-            counter!(names::TRANSITIONS, "election" => label(election), "reason" => "elected").increment(1);
+            gauge!(names::IS_LEADER, "election" => election.clone()).increment(1.0);
+            counter!(names::TRANSITIONS, "election" => election.clone(), "reason" => "elected").increment(1);
             #[allow(clippy::cast_precision_loss, reason = "as a gauge has it")]
-            gauge!(names::FENCING_TOKEN, "election" => label(election)).set(token.get() as f64);
-            histogram!(names::CAMPAIGN_WAIT, "election" => label(election)).record(waited);
+            gauge!(names::FENCING_TOKEN, "election" => election.clone()).set(token.get() as f64);
+            histogram!(names::CAMPAIGN_WAIT, "election" => election.clone()).record(waited);
         });
     }
 
     pub(crate) fn leads_no_more(election: &ElectionName, reason: LossReason) {
-        guarded(|| {
-            gauge!(names::IS_LEADER, "election" => label(election)).decrement(1.0);
-            counter!(names::TRANSITIONS, "election" => label(election), "reason" => reason.as_str())
+        let election = election.to_string();
+        measure(move || {
+            gauge!(names::IS_LEADER, "election" => election.clone()).decrement(1.0);
+            counter!(names::TRANSITIONS, "election" => election.clone(), "reason" => reason.as_str())
                 .increment(1);
         });
     }
 
     /// A heartbeat was answered or not, `left` before the deadline.
     pub(crate) fn heartbeat(outcome: &'static str, took: Duration, left: Duration) {
-        guarded(|| {
+        measure(move || {
             histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
             gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
         });
     }
 
     pub(crate) fn overrun(election: &ElectionName) {
-        guarded(|| {
-            counter!(names::OVERRUNS, "election" => label(election)).increment(1);
+        let election = election.to_string();
+        measure(move || {
+            counter!(names::OVERRUNS, "election" => election.clone()).increment(1);
         });
     }
 
     pub(crate) fn foreign_entries(election: &str, count: u64) {
-        guarded(|| {
-            counter!(names::FOREIGN_ENTRIES, "election" => election.to_owned()).increment(count);
+        let election = election.to_owned();
+        measure(move || {
+            counter!(names::FOREIGN_ENTRIES, "election" => election).increment(count);
         });
     }
 
     pub(crate) fn store_failed() {
-        guarded(|| {
+        measure(move || {
             counter!(names::STORE_FAILURES).increment(1);
         });
     }

@@ -1,30 +1,33 @@
 //! The elector over any store.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use tokio::sync::oneshot;
-use tracing::{Instrument as _, debug, info_span};
+use futures::{StreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::{
     Shared,
-    entry::{self, Candidacy, Outcome},
+    entry::{self, Caller, Candidacy, Outcome},
     opener::Opener,
     retry::{Retry, timed},
+    works::Polling,
 };
 use crate::{
-    Backoff, BootClock, Candidate, CandidateId, Clock, Config, ElectionName, Elector, Error, Finding,
-    Leaders, Leadership, LeadershipHandle, Status,
+    Backoff, Candidate, CandidateId, Clock, Config, ElectionName, Elector, Error, Finding, Leaders,
+    Leadership, LeadershipHandle, Moment, Status,
     spi::{Backend, BackendError},
-    sync::spawn_tracked,
+    sync::timeout,
     telemetry,
 };
 
 /// The [`Elector`] over any [`Backend`].
 ///
-/// A session is kept by tasks of the runtime in which it was opened, the one of the first campaign: that runtime has to be driven
-/// for as long as leaderships stand, wherever they are used.
+/// The engine runs on threads of its own, which start with the elector: the application's runtimes may be blocked, idle or
+/// dropped, and a log subscriber may block or panic, without costing a leadership or delaying its end. The threads end once
+/// the elector is dropped and everything it led has been given back. A backend serves one elector: its connections live on
+/// that elector's threads.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -46,25 +49,34 @@ pub struct StoreElector {
 }
 
 impl StoreElector {
-    /// An elector over `backend`. Nothing is asked of the store yet.
+    /// An elector over `backend`. Starts the engine's threads; nothing is asked of the store yet.
+    ///
+    /// What the engine logs goes to the `tracing` subscriber of the thread that calls this; where there is none yet, to the
+    /// subscriber of the first call that asks the store for something.
+    ///
+    /// # Errors
+    /// When a setting cannot work; see [`Config::validate`]. [`Error::Threads`] when the system refuses a thread.
+    pub fn new(backend: Arc<dyn Backend>, config: Config) -> Result<Self, Error> {
+        config.validate()?;
+        let shared = Shared::start(backend, config).map_err(Error::Threads)?;
+        Ok(Self { shared, opener: Opener::default() })
+    }
+
+    /// An elector that measures its deadlines with `clock` and runs as tasks of the current runtime, which has to be a
+    /// current-thread one: for simulations and tests in paused time ([`SimClock`](crate::SimClock)).
+    ///
+    /// Weaker than [`new`](Self::new): the engine lives only as long as that runtime is driven, and a waker, hook or log
+    /// subscriber that blocks delays deadlines.
     ///
     /// # Errors
     /// When a setting cannot work; see [`Config::validate`].
-    pub fn new(backend: Arc<dyn Backend>, config: Config) -> Result<Self, Error> {
-        Self::with_clock(backend, config, Arc::new(BootClock))
-    }
-
-    /// The same, measuring its deadlines with `clock`: for simulations.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
     pub fn with_clock(
         backend: Arc<dyn Backend>,
         config: Config,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self { shared: Shared::new(backend, config, clock), opener: Opener::default() })
+        Ok(Self { shared: Shared::simulated(backend, config, clock), opener: Opener::default() })
     }
 
     /// Who this elector's candidates are.
@@ -76,91 +88,197 @@ impl StoreElector {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
         let since = shared.clock.now();
+        shared.reporter.learn_subscriber();
         telemetry::stands(&election);
-        let slot = shared.slot(&election);
-        let permit = if waits {
+        // When this future is dropped, the answer's receiver is, which withdraws the candidacy.
+        let (caller, answer) = oneshot::channel();
+        let campaign =
+            Campaign { shared: Arc::clone(shared), opener: self.opener.clone(), election, since, waits };
+        shared.runtime.spawn(campaign.run(caller));
+        match shared.runtime.relayed(answer).await {
+            Ok(outcome) => outcome,
+            Err(_) if shared.closing.is_cancelled() => Err(Error::Closed),
+            Err(_) => Err(Error::TaskEnded("its outcome never came")),
+        }
+    }
+
+    /// Runs `call` on the engine; given up when the elector closes.
+    async fn on_engine<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let shared = Arc::clone(&self.shared);
+        shared.reporter.learn_subscriber();
+        let outcome = self.shared.runtime.call(async move { end_with(&shared, call).await }).await?;
+        outcome.ok_or(Error::Closed)
+    }
+
+    /// The store's answer to a question, asked again for as long as it cannot be reached.
+    async fn ask<T, F>(
+        &self,
+        what: &'static str,
+        question: impl Fn(Arc<dyn Backend>) -> F + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, BackendError>> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        let asking = async move {
+            let mut retry = Retry::new(shared.config.retry);
+            loop {
+                let question = question(Arc::clone(&shared.backend));
+                match timed(what, shared.config.request_timeout, question).await {
+                    Ok(answer) => {
+                        shared.status.answered();
+                        return Ok(answer);
+                    }
+                    Err(error) => {
+                        shared.status.failed(&error);
+                        if error.is_permanent() {
+                            return Err(error.into());
+                        }
+                        debug!(%error, "asking again");
+                    }
+                }
+                retry.pause().await;
+            }
+        };
+        self.on_engine(asking).await?
+    }
+}
+
+/// A campaign, as a task of the engine.
+struct Campaign {
+    shared: Arc<Shared>,
+    opener: Opener,
+    election: ElectionName,
+    since: Moment,
+    waits: bool,
+}
+
+impl Campaign {
+    async fn run(self, mut caller: Caller) {
+        let shared = &self.shared;
+        let slot = shared.slot(&self.election);
+        let permit = if self.waits {
             tokio::select! {
                 biased;
-                () = shared.closing.cancelled() => return Err(Error::Closed),
-                permit = slot.acquire_owned() => permit.map_err(|_| Error::Closed)?,
+                () = shared.closing.cancelled() => return,
+                () = caller.closed() => return,
+                permit = slot.acquire_owned() => permit.ok(),
             }
         } else {
             match slot.try_acquire_owned() {
-                Ok(permit) => permit,
-                Err(_) => return Ok(None),
+                Ok(permit) => Some(permit),
+                Err(_) => {
+                    let _ = caller.send(Ok(None));
+                    return;
+                }
             }
         };
-        let mut permit = Some(permit);
+        let mut permit = permit;
         let mut retry = Retry::new(shared.config.retry);
         loop {
-            if shared.closing.is_cancelled() {
-                return Err(Error::Closed);
-            }
             let session = tokio::select! {
                 biased;
-                () = shared.closing.cancelled() => return Err(Error::Closed),
-                session = self.opener.session(shared) => session?,
+                () = shared.closing.cancelled() => return,
+                () = caller.closed() => return,
+                session = self.opener.session(shared) => session,
             };
-            // When this future is dropped, the outcome's receiver is, which withdraws the candidacy.
-            let (sender, outcome) = oneshot::channel();
+            let session = match session {
+                Ok(session) => session,
+                Err(error) => {
+                    let _ = caller.send(Err(error));
+                    return;
+                }
+            };
             let candidacy = Candidacy {
-                election: election.clone(),
+                election: self.election.clone(),
                 candidate: shared.config.id.clone(),
                 value: Arc::clone(&shared.value),
-                since,
-                waits,
+                since: self.since,
+                waits: self.waits,
                 permit: permit.take(),
             };
-            let span = info_span!("candidate", %election, candidate = %shared.config.id);
-            let task = entry::run(Arc::clone(&session), candidacy, sender).instrument(span);
-            spawn_tracked(&session.entries, task);
-            let outcome = outcome.await.map_err(|_| Error::TaskEnded("its outcome never came"))?;
-            match outcome {
-                Outcome::Leads(leadership) => return Ok(Some(leadership)),
-                Outcome::NotNow => return Ok(None),
-                Outcome::Failed(error) => return Err(error),
-                Outcome::SessionEnded(place) => {
-                    debug!(%election, "campaigning on under a new session");
-                    permit = place;
+            let span = info_span!("candidate", election = %self.election, candidate = %shared.config.id);
+            match entry::run(Arc::clone(&session), candidacy, caller).instrument(span).await {
+                Outcome::Told => return,
+                Outcome::SessionEnded(place, waiting) => {
+                    debug!(election = %self.election, "campaigning on under a new session");
+                    (permit, caller) = (place, waiting);
                 }
             }
             tokio::select! {
-                () = shared.closing.cancelled() => {}
+                () = shared.closing.cancelled() => return,
+                () = caller.closed() => return,
                 () = retry.pause() => {}
             }
         }
     }
+}
 
-    /// The store's answer to a question, asked again for as long as it cannot be reached.
-    async fn ask<T, F>(&self, what: &'static str, question: impl Fn() -> F) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, BackendError>>,
-    {
-        let shared = &self.shared;
-        let mut retry = Retry::new(shared.config.retry);
-        loop {
-            let answer = tokio::select! {
-                biased;
-                () = shared.closing.cancelled() => return Err(Error::Closed),
-                answer = timed(what, shared.config.request_timeout, question()) => answer,
-            };
-            match answer {
-                Ok(answer) => {
-                    shared.status.answered();
-                    return Ok(answer);
-                }
-                Err(error) => {
-                    shared.status.failed(&error);
-                    if error.is_permanent() {
-                        return Err(error.into());
-                    }
-                    debug!(%error, "asking again");
-                }
-            }
-            if end_with(shared, retry.pause()).await.is_none() {
-                return Err(Error::Closed);
-            }
+/// Observes an election as a task of the engine, until nobody listens or the elector closes.
+async fn observe(
+    shared: Arc<Shared>,
+    election: ElectionName,
+    polled: oneshot::Receiver<()>,
+    leaders: mpsc::Sender<Result<Option<Candidate>, Error>>,
+) {
+    let gone = async {
+        let begun = tokio::select! {
+            begun = polled => begun.is_ok(),
+            () = leaders.closed() => false,
+        };
+        if begun {
+            follow(&shared, &election, &leaders).await;
         }
+    };
+    tokio::select! {
+        biased;
+        () = shared.closing.cancelled() => {}
+        () = leaders.closed() => {}
+        () = gone => {}
+    }
+}
+
+async fn follow(
+    shared: &Shared,
+    election: &ElectionName,
+    listener: &mpsc::Sender<Result<Option<Candidate>, Error>>,
+) {
+    let mut retry = Retry::new(shared.config.retry);
+    let mut last: Option<Option<Candidate>> = None;
+    loop {
+        let observing = shared.backend.observe(election);
+        let error = match timed("observing", shared.config.request_timeout, observing).await {
+            Err(error) => Some(error),
+            Ok(mut leaders) => loop {
+                match leaders.next().await {
+                    None => break None,
+                    Some(Err(error)) => break Some(error),
+                    Some(Ok(leader)) => {
+                        shared.status.answered();
+                        retry.reset();
+                        if !last.as_ref().is_some_and(|last| same(last.as_ref(), leader.as_ref())) {
+                            last = Some(leader.clone());
+                            if listener.send(Ok(leader)).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            },
+        };
+        if let Some(error) = error {
+            shared.status.failed(&error);
+            if error.is_permanent() {
+                let _ = listener.send(Err(error.into())).await;
+                return;
+            }
+            debug!(%election, %error, "observing again");
+        }
+        retry.pause().await;
     }
 }
 
@@ -185,67 +303,50 @@ impl Elector for StoreElector {
 
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
         let election = ElectionName::new(election)?;
-        self.ask("asking for the leader", || self.shared.backend.leader(&election)).await
+        self.ask("asking for the leader", move |store| {
+            let election = election.clone();
+            async move { store.leader(&election).await }
+        })
+        .await
     }
 
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
         let election = ElectionName::new(election)?;
-        self.ask("asking for the candidates", || self.shared.backend.candidates(&election)).await
+        self.ask("asking for the candidates", move |store| {
+            let election = election.clone();
+            async move { store.candidates(&election).await }
+        })
+        .await
     }
 
     fn observe(&self, election: &str) -> Leaders {
-        let shared = Arc::clone(&self.shared);
-        let election = ElectionName::new(election);
-        async_stream::stream! {
-            let election = match election {
-                Ok(election) => election,
-                Err(error) => {
-                    yield Err(error.into());
-                    return;
-                }
-            };
-            let mut retry = Retry::new(shared.config.retry);
-            let mut last: Option<Option<Candidate>> = None;
-            loop {
-                let observing = timed("observing", shared.config.request_timeout, shared.backend.observe(&election));
-                let error = match end_with(&shared, observing).await {
-                    None => return,
-                    Some(Err(error)) => Some(error),
-                    Some(Ok(mut leaders)) => loop {
-                        match end_with(&shared, leaders.next()).await {
-                            None => return,
-                            Some(None) => break None,
-                            Some(Some(Err(error))) => break Some(error),
-                            Some(Some(Ok(leader))) => {
-                                shared.status.answered();
-                                retry.reset();
-                                if !last.as_ref().is_some_and(|last| same(last.as_ref(), leader.as_ref())) {
-                                    last = Some(leader.clone());
-                                    yield Ok(leader);
-                                }
-                            }
-                        }
-                    },
-                };
-                if let Some(error) = error {
-                    shared.status.failed(&error);
-                    if error.is_permanent() {
-                        yield Err(error.into());
-                        return;
-                    }
-                    debug!(%election, %error, "observing again");
-                }
-                if end_with(&shared, retry.pause()).await.is_none() {
-                    return;
-                }
+        let election = match ElectionName::new(election) {
+            Ok(election) => election,
+            Err(error) => return stream::iter([Err(error.into())]).boxed(),
+        };
+        let shared = &self.shared;
+        shared.reporter.learn_subscriber();
+        // The task stands from now on, so that the engine outlives its elector; the store is asked once somebody listens.
+        let (sender, mut leaders) = mpsc::channel(1);
+        let (poll, polled) = oneshot::channel();
+        shared.runtime.spawn(observe(Arc::clone(shared), election, polled, sender));
+        let mut poll = Some(poll);
+        let leaders = stream::poll_fn(move |context| {
+            if let Some(poll) = poll.take() {
+                let _ = poll.send(());
             }
-        }
-        .boxed()
+            leaders.poll_recv(context)
+        });
+        shared.runtime.relayed(leaders).boxed()
     }
 
     async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         let election = ElectionName::new(election)?;
-        self.ask("asking the leader to resign", || self.shared.backend.ask_to_resign(&election)).await
+        self.ask("asking the leader to resign", move |store| {
+            let election = election.clone();
+            async move { store.ask_to_resign(&election).await }
+        })
+        .await
     }
 
     fn candidate(&self) -> CandidateId {
@@ -262,25 +363,79 @@ impl Elector for StoreElector {
     }
 
     async fn examine(&self) -> Vec<Finding> {
-        super::examine::examine(&self.shared).await
+        let shared = Arc::clone(&self.shared);
+        shared.reporter.learn_subscriber();
+        let examined = self.shared.runtime.call(async move { super::examine::examine(&shared).await }).await;
+        examined.unwrap_or_else(|error| {
+            vec![Finding::problem("engine", error.to_string(), "see the log for a panic of the backend")]
+        })
     }
 
     fn work_backoff(&self) -> Backoff {
         self.shared.config.after_work
     }
 
-    async fn close(&self) {
-        self.shared.closing.cancel();
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
-        let closing = async {
-            self.shared.backend.close().await;
-            Ok(())
-        };
-        if let Err(error) = timed("closing the backend", self.shared.config.request_timeout, closing).await {
-            debug!(%error, "the backend is left to close by itself");
-        }
+    fn shutdown_timeout(&self) -> Duration {
+        self.shared.config.shutdown_timeout
     }
+
+    async fn withdrawn(&self, election: &str) -> bool {
+        let Ok(election) = ElectionName::new(election) else { return true };
+        let shared = Arc::clone(&self.shared);
+        let slot = shared.slot(&election);
+        let limit = shared.config.shutdown_timeout;
+        let free = async move { timeout(limit, slot.acquire_owned()).await.is_ok() };
+        let withdrawn = self.shared.runtime.call(free).await.unwrap_or(false);
+        if !withdrawn {
+            self.shared.reporter.scope(|| {
+                warn!(%election, within = %humantime::format_duration(limit),
+                    "the store has not confirmed that the candidate's entry is gone; it goes once the store answers, or with its session");
+            });
+        }
+        withdrawn
+    }
+
+    async fn close(&self) {
+        let shared = &self.shared;
+        shared.closing.cancel();
+        shared.tasks.close();
+        if Polling::any(|(_, elector)| elector == Arc::as_ptr(shared).addr()) {
+            shared.reporter.scope(|| {
+                warn!("close was awaited by work that it waits for: it goes on in the background");
+            });
+            return;
+        }
+        let (sender, closed) = oneshot::channel();
+        let closing = Arc::clone(shared);
+        // Not among the tasks that it waits for.
+        shared.runtime.spawn_untracked(async move {
+            close(&closing).await;
+            let _ = sender.send(());
+        });
+        let _ = shared.runtime.relayed(closed).await;
+    }
+}
+
+/// Waits until everything has ended, at most for the shutdown timeout, and lets go of the backend.
+async fn close(shared: &Shared) {
+    let limit = shared.config.shutdown_timeout;
+    if timeout(limit, shared.tasks.wait()).await.is_err() {
+        let status = shared.status.get();
+        warn!(session = status.session, error = status.last_error, within = %humantime::format_duration(limit),
+            "not everything has ended in time: what is left goes on ending in the background; if this process ends before, its \
+             session expires within its TTL");
+        shared.reporter.flush().await;
+        return;
+    }
+    let closing = async {
+        shared.backend.close().await;
+        Ok(())
+    };
+    if let Err(error) = timed("closing the backend", limit.min(shared.config.request_timeout), closing).await
+    {
+        debug!(%error, "the backend is left to close by itself");
+    }
+    shared.reporter.flush().await;
 }
 
 /// The outcome of `future`, or `None` when the elector closes first.

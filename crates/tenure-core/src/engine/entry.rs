@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use super::{
+    graves,
     leading::{Leading, Notice, Permit},
     retry::{Retry, timed},
     session::{Live, Session},
@@ -34,15 +35,16 @@ pub(crate) struct Candidacy {
     pub(crate) permit: Permit,
 }
 
-/// What an entry's task tells its campaign.
+/// Where a campaign's caller waits; closed when the caller has given up, which withdraws the candidacy.
+pub(crate) type Caller = oneshot::Sender<Result<Option<Leadership>, Error>>;
+
+/// What becomes of a candidacy that has not ended a campaign.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Leads(Leadership),
-    /// Somebody else leads, and the candidate did not want to wait.
-    NotNow,
-    /// The session has ended; another one is needed. With the place in the election.
-    SessionEnded(Permit),
-    Failed(Error),
+    /// The caller has been told, or has given up.
+    Told,
+    /// The session has ended; another one is needed. With the place in the election, and whoever waits.
+    SessionEnded(Permit, Caller),
 }
 
 /// Why an entry's task stops on its way to leadership.
@@ -57,8 +59,7 @@ enum Stop {
 struct Task<'a> {
     session: &'a Arc<Session>,
     candidacy: Candidacy,
-    /// To the campaign. Closed when that is given up: the candidacy is withdrawn.
-    outcome: oneshot::Sender<Outcome>,
+    caller: Caller,
     standing: Standing,
 }
 
@@ -70,39 +71,43 @@ pub(crate) struct Standing {
     live: Option<Arc<Live>>,
 }
 
-/// Enters and waits. Whoever leads then is looked after with all others of its session ([`leading`](super::leading)).
-pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
+/// Enters and waits, and tells the caller what came of it. Whoever leads then is looked after with all others of its session
+/// ([`leading`](super::leading)).
+pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, caller: Caller) -> Outcome {
     let unfinished = Unfinished(&session);
-    campaign(&session, candidacy, outcome).await;
+    let outcome = campaign(&session, candidacy, caller).await;
     std::mem::forget(unfinished);
+    outcome
 }
 
-/// Enters and waits, and tells the campaign what came of it.
-async fn campaign(session: &Arc<Session>, candidacy: Candidacy, outcome: oneshot::Sender<Outcome>) {
+async fn campaign(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) -> Outcome {
+    let _counted = session.entries.token();
     let standing = Standing { request: request(&candidacy), uncertain: false, live: None };
-    let mut task = Task { session, candidacy, outcome, standing };
+    let mut task = Task { session, candidacy, caller, standing };
     match task.until_leading().await {
         Ok((token, live)) => {
-            let Task { candidacy, outcome, standing, .. } = task;
+            let Task { candidacy, caller, standing, .. } = task;
             let term = Term::new(session, standing.request, token, live);
             session.shared.leads(&term);
             let waited = session.shared.clock.now().since(candidacy.since);
             telemetry::leads(term.election(), token, waited);
             let leading = Leading::new(Arc::clone(&term), standing.uncertain, candidacy.permit);
-            // In this order: whoever is woken last by a task runs next, on the same worker.
-            session.tell(Notice::Leads(leading));
             // A campaign dropped meanwhile drops the guard, which resigns.
-            let _ = outcome.send(Outcome::Leads(Leadership::new(term)));
+            let _ = caller.send(Ok(Some(Leadership::new(term))));
+            session.tell(Notice::Leads(leading));
+            Outcome::Told
         }
         Err(stop) => {
             Box::pin(task.standing.depart(session)).await;
             // Given back before the campaign is told: whoever was turned away may try again at once.
             let permit = task.candidacy.permit.take().filter(|_| matches!(stop, Stop::SessionEnded));
-            let _ = task.outcome.send(match stop {
-                Stop::SessionEnded => Outcome::SessionEnded(permit),
-                Stop::Withdrawn | Stop::NotNow => Outcome::NotNow,
-                Stop::Failed(error) => Outcome::Failed(error.into()),
-            });
+            let told = match stop {
+                Stop::SessionEnded => return Outcome::SessionEnded(permit, task.caller),
+                Stop::Withdrawn | Stop::NotNow => Ok(None),
+                Stop::Failed(error) => Err(error.into()),
+            };
+            let _ = task.caller.send(told);
+            Outcome::Told
         }
     }
 }
@@ -162,7 +167,7 @@ impl Task<'_> {
         let shared = &session.shared;
         let mut retry = Retry::new(shared.config.retry);
         loop {
-            if self.outcome.is_closed() {
+            if self.caller.is_closed() {
                 return Err(Stop::Withdrawn);
             }
             let limit = shared.config.request_timeout;
@@ -194,7 +199,7 @@ impl Task<'_> {
             let answer = tokio::select! {
                 biased;
                 () = session.stop.cancelled() => return Err(Stop::SessionEnded),
-                () = self.outcome.closed() => return Err(Stop::Withdrawn),
+                () = self.caller.closed() => return Err(Stop::Withdrawn),
                 () = live.gone.wait() => return Ok(None),
                 answer = session.spi.wait_turn(&live.entry) => answer,
             };
@@ -234,7 +239,7 @@ impl Task<'_> {
         tokio::select! {
             biased;
             () = self.session.stop.cancelled() => Err(Stop::SessionEnded),
-            () = self.outcome.closed() => Err(Stop::Withdrawn),
+            () = self.caller.closed() => Err(Stop::Withdrawn),
             () = retry.pause() => Ok(()),
         }
     }
@@ -256,14 +261,16 @@ impl Standing {
     }
 
     /// Removes the entry; tries until that is confirmed or the session has ended, which removes it too.
-    pub(crate) async fn depart(&mut self, session: &Session) {
+    ///
+    /// Whether the store has confirmed it.
+    pub(crate) async fn depart(&mut self, session: &Session) -> bool {
         let live = self.live.take();
         if let Some(live) = &live {
             session.leaves(live);
         }
         let entry = live.as_ref().map(|live| &live.entry);
         if entry.is_none() && (!self.uncertain || broken(Rule::ResolveTheUnknown)) {
-            return;
+            return true;
         }
         let shared = &session.shared;
         let mut retry = Retry::new(shared.config.retry);
@@ -271,7 +278,7 @@ impl Standing {
             let leaving = session.spi.leave(&self.request, entry);
             let answer = tokio::select! {
                 biased;
-                () = session.stop.cancelled() => return,
+                () = session.stop.cancelled() => return false,
                 answer = timed("leaving", shared.config.request_timeout, leaving) => answer,
             };
             match answer {
@@ -281,13 +288,13 @@ impl Standing {
                 }
                 Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                     session.end(LossReason::SessionExpired);
-                    return;
+                    return false;
                 }
                 Err(error) if error.is_permanent() => {
                     shared.status.failed(&error);
                     error!(election = %self.request.election, %error, "the store refuses to remove the entry; its session ends");
                     session.end(LossReason::SessionGivenUp);
-                    return;
+                    return false;
                 }
                 Err(error) => {
                     shared.status.failed(&error);
@@ -296,13 +303,14 @@ impl Standing {
             }
             tokio::select! {
                 biased;
-                () = session.stop.cancelled() => return,
+                () = session.stop.cancelled() => return false,
                 () = retry.pause() => {}
             }
         }
         if std::mem::take(&mut self.uncertain) && !broken(Rule::ResolveTheUnknown) {
-            let wait = session.spi.granted_ttl() / 3;
+            let wait = graves::first_wait(session.spi.granted_ttl());
             session.graves().dig(EntryRequest::clone(&self.request), shared.clock.now(), wait);
         }
+        true
     }
 }

@@ -6,6 +6,18 @@ use crate::{Moment, spi::EntryRequest};
 
 /// At most so many are remembered; the oldest is the likeliest to have been carried out or lost.
 const MOST: usize = 4096;
+/// The longest wait before a withdrawal is repeated for the first time.
+const LONGEST_FIRST_WAIT: Duration = Duration::from_secs(10);
+/// How long after the first withdrawal that the store has confirmed it is repeated.
+///
+/// Longer than any server is seen to hold back a request and carry it out after all: by then its connection has been closed,
+/// and with it what was sent over it. etcd and ZooKeeper refuse such requests besides.
+pub(crate) const REPEATED_FOR: Duration = Duration::from_secs(100);
+
+/// How long to wait before a withdrawal is repeated for the first time, under a session of this TTL.
+pub(crate) fn first_wait(ttl: Duration) -> Duration {
+    (ttl / 3).min(LONGEST_FIRST_WAIT)
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Graves(VecDeque<Grave>);
@@ -15,16 +27,16 @@ struct Grave {
     request: EntryRequest,
     due: Moment,
     wait: Duration,
-    longest: Duration,
+    until: Moment,
 }
 
 impl Graves {
-    /// Remembers `request`; it is due first after `wait`, and then ever more rarely.
+    /// Remembers `request`, whose withdrawal was confirmed at `now`; it is due first after `wait`, and then ever more rarely.
     pub(crate) fn dig(&mut self, request: EntryRequest, now: Moment, wait: Duration) {
         if self.0.len() == MOST {
             self.0.pop_front();
         }
-        self.0.push_back(Grave { request, due: now + wait, wait, longest: wait * 3 });
+        self.0.push_back(Grave { request, due: now + wait, wait, until: now + REPEATED_FOR });
     }
 
     /// The requests whose entries have to be looked for now.
@@ -34,9 +46,51 @@ impl Graves {
 
     /// There was no entry of `request` left just now.
     pub(crate) fn left(&mut self, request: &EntryRequest, now: Moment) {
-        for grave in self.0.iter_mut().filter(|grave| grave.request.nonce == request.nonce) {
-            grave.wait = (grave.wait * 2).min(grave.longest);
+        self.0.retain_mut(|grave| {
+            if grave.request.nonce != request.nonce {
+                return true;
+            }
+            grave.wait *= 2;
             grave.due = now + grave.wait;
+            now < grave.until
+        });
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CandidateId, ElectionName};
+
+    /// Hazard G31: withdrawals are repeated a few times, and not for as long as the session lives.
+    #[test]
+    fn a_withdrawal_is_repeated_a_few_times() {
+        for ttl in [1, 10, 3_600].map(Duration::from_secs) {
+            let mut graves = Graves::default();
+            let request = EntryRequest {
+                election: ElectionName::new("e").unwrap(),
+                candidate: CandidateId::new("a").unwrap(),
+                value: [].into(),
+                nonce: 1,
+            };
+            let begun = Moment::from_nanos(1);
+            graves.dig(request, begun, first_wait(ttl));
+            let (mut now, mut repeated) = (begun, 0);
+            while graves.len() > 0 {
+                for request in graves.due(now) {
+                    repeated += 1;
+                    graves.left(&request, now);
+                }
+                now = now + first_wait(ttl);
+            }
+            let took = now.since(begun);
+            assert!((3..=10).contains(&repeated), "{repeated} times at a TTL of {ttl:?}");
+            assert!(took >= REPEATED_FOR && took <= REPEATED_FOR * 3, "for {took:?} at a TTL of {ttl:?}");
         }
     }
 }

@@ -6,6 +6,7 @@ use futures::{FutureExt, StreamExt, stream};
 use tracing::{debug, error, warn};
 
 use super::{
+    graves,
     retry::{Retry, timed},
     session::Session,
     window::Sent,
@@ -18,40 +19,53 @@ use crate::{
     telemetry,
 };
 
-/// Keeps `session`, asked for at `opened`, alive until it ends or nothing needs it; then closes it.
-pub(crate) async fn keep(session: Arc<Session>, opened: Sent) {
-    let shared = &session.shared;
-    let _ends = Ends(&session);
-    let unneeded = async {
-        shared.abandoned.cancelled().await;
-        session.entries.close();
-        session.entries.wait().await;
-    };
-    tokio::select! {
-        biased;
-        () = session.stop.cancelled() => {}
-        () = shared.closing.cancelled() => session.end(LossReason::Closed),
-        () = unneeded => session.end(LossReason::Closed),
-        outcome = AssertUnwindSafe(beat(&session, opened)).catch_unwind() => panicked(&session, outcome),
-        outcome = AssertUnwindSafe(bury(&session)).catch_unwind() => panicked(&session, outcome),
-    }
-    // First the work, then the entries: whoever is next must find nothing running.
-    session.entries.close();
-    if !broken(Rule::StopBeforeClosing) {
-        session.entries.wait().await;
-    }
-    close(&session).await;
+/// Keeps a session alive until it ends or nothing needs it; then closes it.
+///
+/// Made before its task is spawned. When it is dropped, everybody is told that the session is over, also when the task ends
+/// before its time: a panic in a backend, or a runtime that is shut down, perhaps before the task was polled at all.
+pub(crate) struct Keeper {
+    session: Arc<Session>,
+    /// When the session was asked for.
+    opened: Sent,
+    /// Whether the session's entries are gone from the store.
+    closed: bool,
 }
 
-/// Tells everybody that the session is over, also when its task ends before its time: a panic
-/// in a backend, or a runtime that is shut down.
-struct Ends<'a>(&'a Arc<Session>);
-
-impl Drop for Ends<'_> {
+impl Drop for Keeper {
     fn drop(&mut self) {
-        self.0.end(LossReason::SessionGivenUp);
-        self.0.shared.status.session_closed(&self.0.spi.id());
-        self.0.closed.cancel();
+        self.session.end(LossReason::SessionGivenUp);
+        self.session.shared.status.session_closed(&self.session.spi.id());
+        self.session.set_closed(self.closed);
+    }
+}
+
+impl Keeper {
+    pub(crate) fn new(session: &Arc<Session>, opened: Sent) -> Self {
+        Self { session: Arc::clone(session), opened, closed: false }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let session = &self.session;
+        let shared = &session.shared;
+        let unneeded = async {
+            shared.abandoned.cancelled().await;
+            session.entries.close();
+            session.entries.wait().await;
+        };
+        tokio::select! {
+            biased;
+            () = session.stop.cancelled() => {}
+            () = shared.closing.cancelled() => session.end(LossReason::Closed),
+            () = unneeded => session.end(LossReason::Closed),
+            outcome = AssertUnwindSafe(beat(session, self.opened)).catch_unwind() => panicked(session, outcome),
+            outcome = AssertUnwindSafe(bury(session)).catch_unwind() => panicked(session, outcome),
+        }
+        // First the work, then the entries: whoever is next must find nothing running.
+        session.entries.close();
+        if !broken(Rule::StopBeforeClosing) {
+            session.entries.wait().await;
+        }
+        self.closed = close(session).await;
     }
 }
 
@@ -249,13 +263,13 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
     }
 }
 
-/// Removes entries that withdrawn requests have made after all, for as long as the session lives.
+/// Removes entries that withdrawn requests have made after all.
 ///
-/// A request that was given up can sit in a frozen server and be carried out much later. So a
-/// withdrawal after an unanswered request is repeated, ever more rarely.
+/// A request that was given up can sit in a frozen server and be carried out much later. So a withdrawal after an unanswered
+/// request is repeated, ever more rarely, for as long as [`Graves`](super::graves::Graves) says.
 async fn bury(session: &Session) {
     let shared = &session.shared;
-    let first = session.spi.granted_ttl() / 3;
+    let first = graves::first_wait(session.spi.granted_ttl());
     loop {
         sleep(first).await;
         let due = session.graves().due(shared.clock.now());
@@ -272,11 +286,11 @@ async fn bury(session: &Session) {
     }
 }
 
-/// Ends the session in the store; tries until that is confirmed, or the store has let go by itself.
+/// Ends the session in the store; tries until that is confirmed, or the store has let go by itself. Whether either is so.
 ///
 /// Also when a backend has said that the session is gone: what it had seen gone may be less than that, and entries of a
 /// session that lives on would block their elections.
-async fn close(session: &Session) {
+async fn close(session: &Session) -> bool {
     let shared = &session.shared;
     let granted = session.spi.granted_ttl();
     let expired = shared.clock.now() + granted.mul_f64(1.0 + shared.config.drift) + Duration::from_secs(1);
@@ -285,13 +299,13 @@ async fn close(session: &Session) {
         let left = expired.since(shared.clock.now()).max(RETRY_HEARTBEAT);
         let limit = shared.config.request_timeout.min(left);
         match timed("closing the session", limit, session.spi.close()).await {
-            Ok(()) => return,
-            Err(error) if error.kind() == BackendErrorKind::SessionGone => return,
+            Ok(()) => return true,
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => return true,
             Err(error) => {
                 shared.status.failed(&error);
                 if shared.clock.now() >= expired {
                     warn!(session = session.spi.id(), %error, "the session was not closed; by now it has expired");
-                    return;
+                    return session.needs_heartbeats();
                 }
                 debug!(session = session.spi.id(), %error, "the session is not closed yet");
             }

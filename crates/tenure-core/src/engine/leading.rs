@@ -18,7 +18,7 @@ use crate::{
     LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, Parting, Partings},
-    sync::{Mutex, sleep, spawn},
+    sync::{Mutex, sleep},
 };
 
 /// A place in the election, held.
@@ -50,12 +50,14 @@ pub(crate) struct Leading {
     /// The session is closed after this.
     _counted: TaskTrackerToken,
     finished: bool,
+    /// Whether the store has confirmed that the entry is gone.
+    confirmed: bool,
 }
 
 impl Leading {
     pub(crate) fn new(term: Arc<Term>, uncertain: bool, permit: Permit) -> Self {
         let _counted = term.session.entries.token();
-        Self { term, uncertain, permit, _counted, finished: false }
+        Self { term, uncertain, permit, _counted, finished: false, confirmed: false }
     }
 }
 
@@ -67,7 +69,7 @@ impl Drop for Leading {
             self.term.drop_work();
         }
         self.term.tell_over();
-        self.term.departed.set();
+        self.term.set_departed(self.confirmed);
     }
 }
 
@@ -84,26 +86,17 @@ impl Notices {
         Self { put: Mutex::new(Some(Vec::new())), told: Notify::new() }
     }
 
-    /// Puts a notice there, of which nobody has been told; whether it is the first. When nobody hears it, it is dropped, and
-    /// with it a leadership.
-    pub(crate) fn put(&self, notice: Notice) -> bool {
+    /// Puts a notice there, and wakes the task. When nobody hears it, it is dropped, and with it a leadership.
+    pub(crate) fn put(&self, notice: Notice) {
         let mut put = self.put.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(notices) = &mut *put else {
             drop(put);
             drop(notice);
-            return false;
+            return;
         };
         notices.push(notice);
-        notices.len() == 1
-    }
-
-    /// Tells the task, if there is anything to hear.
-    pub(crate) fn rouse(&self) {
-        let put = self.put.lock().unwrap_or_else(PoisonError::into_inner);
-        if put.as_ref().is_some_and(|notices| !notices.is_empty()) {
-            drop(put);
-            self.told.notify_one();
-        }
+        drop(put);
+        self.told.notify_one();
     }
 
     /// What has been put there.
@@ -127,12 +120,13 @@ impl Notices {
     }
 }
 
-/// Nobody hears what is told once this is dropped.
-struct Hears<'a>(&'a Notices);
+/// Looks after all who lead under a session. Made before its task is spawned: should the task be dropped before its first
+/// poll, nobody waits for it in vain.
+pub(crate) struct LeadersTask(Arc<Session>);
 
-impl Drop for Hears<'_> {
+impl Drop for LeadersTask {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.notices.close();
     }
 }
 
@@ -143,10 +137,19 @@ const QUIET: Duration = Duration::from_millis(50);
 /// and in any case after so long.
 const LATEST: Duration = Duration::from_millis(500);
 
-/// Looks after all who lead under `session`, until it has been closed.
-pub(crate) async fn look_after(session: Arc<Session>) {
-    let _hears = Hears(&session.notices);
-    let mut leaders = Leaders::new(&session);
+impl LeadersTask {
+    pub(crate) fn new(session: &Arc<Session>) -> Self {
+        Self(Arc::clone(session))
+    }
+
+    /// Runs until the session has been closed.
+    pub(crate) async fn run(self) {
+        look_after(&self.0).await;
+    }
+}
+
+async fn look_after(session: &Arc<Session>) {
+    let mut leaders = Leaders::new(session);
     let mut has_ended = false;
     loop {
         let quiet = leaders.quiet_after();
@@ -157,7 +160,7 @@ pub(crate) async fn look_after(session: Arc<Session>) {
                 has_ended = true;
                 leaders.all_over();
             }
-            () = session.closed.cancelled() => return,
+            () = session.closed.wait() => return,
             () = sleep(quiet.unwrap_or_default()), if quiet.is_some() => {
                 leaders.together = 0;
                 leaders.watch_new();
@@ -300,7 +303,7 @@ impl<'a> Leaders<'a> {
         }
         let term = &leading.term;
         let span = info_span!("candidate", election = %term.election(), candidate = %term.candidate());
-        spawn(give_back(leading, stops).instrument(span));
+        self.session.shared.runtime.spawn(give_back(leading, stops).instrument(span));
     }
 
     fn all_over(&mut self) {
@@ -326,8 +329,6 @@ impl<'a> Leaders<'a> {
             }
             (None, Parting::Asked) => {}
         });
-        // This task goes on now.
-        self.session.notices.rouse();
     }
 
     fn let_go(&mut self, number: u64) {
@@ -388,7 +389,7 @@ async fn give_back(mut leading: Leading, stops: bool) {
         term.session.tell(Notice::Stopped(term.number()));
     }
     let mut standing = Standing::of(&term, leading.uncertain);
-    Box::pin(standing.depart(&term.session)).await;
+    leading.confirmed = Box::pin(standing.depart(&term.session)).await;
     // Before anybody is told: whoever has resigned may stand again at once.
     leading.permit = None;
     leading.finished = true;

@@ -12,19 +12,30 @@
 //! | `graves` | requests that were withdrawn without an answer |
 //! | `term` | one leadership, and the work done under it |
 //! | `works` | how much work that is, and whether more can begin |
-//! | `watchdog` | deadlines on time, whatever the runtime does |
+//! | `runtime` | the thread, or the given runtime, on which all of these run |
+//! | `watchdog` | the thread that enforces deadlines, whatever the engine and the application do |
+//! | `abort` | the thread that ends the process when work goes on past its deadline, if that is asked for |
+//! | `callbacks` | the threads that call wakers and hooks of the application |
+//! | `relay` | how the engine wakes a caller on any executor |
+//! | `report`, `forward` | the thread that writes logs and metrics |
 //! | `examine` | what an operator is told of the store, the machine and the settings |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 
+mod abort;
+mod callbacks;
 mod elector;
 mod entry;
 mod examine;
+mod forward;
 mod graves;
 mod keeper;
 mod leading;
 mod opener;
 mod partings;
+mod relay;
+pub(crate) mod report;
 pub(crate) mod retry;
+mod runtime;
 mod session;
 pub(crate) mod term;
 mod watchdog;
@@ -36,6 +47,7 @@ mod races;
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, PoisonError, Weak},
 };
 
@@ -44,8 +56,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use elector::StoreElector;
 
-use self::{term::Term, watchdog::Watchdog};
-use crate::{Clock, Config, ElectionName, spi::Backend, status::StatusCell, sync::Mutex};
+use self::{
+    abort::AbortTimer, callbacks::Callbacks, report::Reporter, runtime::EngineRuntime, term::Term,
+    watchdog::Watchdog,
+};
+use crate::{
+    BootClock, Clock, Config, ElectionName, OnOverrun, spi::Backend, status::StatusCell, sync::Mutex,
+};
 
 /// What the parts of one elector share.
 #[derive(Debug)]
@@ -55,12 +72,18 @@ pub(crate) struct Shared {
     /// The configured value, as all candidates share it.
     value: Arc<[u8]>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) runtime: EngineRuntime,
     pub(crate) watchdog: Watchdog,
+    /// There if overruns abort the process, and threads are the engine's own.
+    abort: Option<AbortTimer>,
+    pub(crate) callbacks: Callbacks,
+    pub(crate) reporter: Reporter,
     pub(crate) status: StatusCell,
     /// Cancelled by `close`: everything ends.
     pub(crate) closing: CancellationToken,
     /// Cancelled when the elector is dropped: the session ends once nothing stands on it.
     pub(crate) abandoned: CancellationToken,
+    /// All of the engine's tasks.
     pub(crate) tasks: TaskTracker,
     elections: Mutex<HashMap<ElectionName, Own>>,
 }
@@ -81,19 +104,61 @@ impl Own {
 }
 
 impl Shared {
-    fn new(backend: Arc<dyn Backend>, config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self {
+    /// Starts the engine on threads of its own.
+    ///
+    /// # Errors
+    /// When the system refuses one of them.
+    fn start(backend: Arc<dyn Backend>, config: Config) -> io::Result<Arc<Self>> {
+        let clock: Arc<dyn Clock> = Arc::new(BootClock);
+        let (abandoned, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let reporter = Reporter::start()?;
+        let callbacks = Callbacks::start()?;
+        let watchdog = Watchdog::start(Arc::clone(&clock), reporter.clone())?;
+        let aborts = matches!(config.on_overrun, OnOverrun::Abort);
+        let abort = aborts.then(AbortTimer::start).transpose()?;
+        let runtime =
+            EngineRuntime::start(abandoned.clone(), tasks.clone(), callbacks.clone(), reporter.clone())?;
+        Ok(Arc::new(Self {
+            runtime,
+            watchdog,
+            abort,
+            callbacks,
+            reporter,
+            ..Self::within_runtime(backend, config, clock, abandoned, tasks)
+        }))
+    }
+
+    /// The engine as tasks of the current runtime, for simulated time: no thread is started, and whatever a user wrote is
+    /// called at once.
+    fn simulated(backend: Arc<dyn Backend>, config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self::within_runtime(backend, config, clock, CancellationToken::new(), TaskTracker::new()))
+    }
+
+    fn within_runtime(
+        backend: Arc<dyn Backend>,
+        config: Config,
+        clock: Arc<dyn Clock>,
+        abandoned: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
+        let callbacks = Callbacks::inline();
+        let runtime = EngineRuntime::current(tasks.clone(), callbacks.clone());
+        Self {
             backend,
             value: config.value.as_slice().into(),
             config,
-            watchdog: Watchdog::new(Arc::clone(&clock)),
+            watchdog: Watchdog::simulated(Arc::clone(&clock), runtime.clone()),
+            runtime,
+            abort: None,
+            callbacks,
+            reporter: Reporter::inline(),
             clock,
             status: StatusCell::default(),
             closing: CancellationToken::new(),
-            abandoned: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            abandoned,
+            tasks,
             elections: Mutex::default(),
-        })
+        }
     }
 
     /// The one place for a candidate that this elector has in `election`.

@@ -6,7 +6,9 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::{
-    Shared, keeper, leading,
+    Shared,
+    keeper::{self, Keeper},
+    leading::LeadersTask,
     retry::{Retry, timed},
     session::Session,
     watchdog::Watched,
@@ -17,10 +19,10 @@ use crate::{
     config::check_stop_budget,
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, BackendSession, Proof},
-    sync::{Mutex, MutexGuard, spawn_tracked},
+    sync::{Mutex, MutexGuard},
 };
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Opener {
     state: Arc<Mutex<State>>,
 }
@@ -68,7 +70,7 @@ impl Opener {
                 let (sender, receiver) = watch::channel(None);
                 let sender = Arc::new(sender);
                 *state = State::Opening(Arc::downgrade(&sender));
-                spawn_tracked(&shared.tasks, open(Arc::clone(shared), Arc::clone(&self.state), sender));
+                shared.runtime.spawn(open(Arc::clone(shared), Arc::clone(&self.state), sender));
                 receiver
             })
         };
@@ -157,20 +159,20 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     }
     let session = Session::new(spi, Arc::clone(shared), window);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
-    if let Err(error) = shared.watchdog.watch(watched) {
-        close_unused(shared, &*session.spi).await;
-        return Err(OpenError::Backend(BackendError::with_source(
-            BackendErrorKind::Unavailable,
-            "the watchdog thread cannot be started",
-            error,
-        )));
-    }
+    shared.watchdog.watch(watched);
     shared.status.session_opened(session.spi.id());
     debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
     let span = info_span!("session", session = session.spi.id());
-    let leaders = leading::look_after(Arc::clone(&session)).instrument(span.clone());
-    spawn_tracked(&shared.tasks, leaders);
-    spawn_tracked(&shared.tasks, keeper::keep(Arc::clone(&session), sent).instrument(span));
+    if broken(Rule::GuardBeforeSpawn) {
+        let (leaders, keeper) = (Arc::clone(&session), Arc::clone(&session));
+        shared.runtime.spawn(async move { LeadersTask::new(&leaders).run().await });
+        shared.runtime.spawn(async move { Keeper::new(&keeper, sent).run().await });
+        return Ok(session);
+    }
+    // Both are made before either is spawned: a task that is dropped before its first poll ends the session.
+    let (leaders, keeper) = (LeadersTask::new(&session), Keeper::new(&session, sent));
+    shared.runtime.spawn(leaders.run().instrument(span.clone()));
+    shared.runtime.spawn(keeper.run().instrument(span));
     Ok(session)
 }
 

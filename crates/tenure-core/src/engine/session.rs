@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Deref,
     sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
@@ -11,6 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     Shared,
+    callbacks::{Callbacks, is_engine_thread},
     graves::Graves,
     keeper,
     leading::{Notice, Notices},
@@ -22,30 +24,58 @@ use crate::{
     ElectionName, FencingToken, LossReason, Moment,
     mutants::{Rule, broken},
     spi::{BackendSession, Entry, Proof},
-    sync::{Flag, Latch, Mutex, MutexGuard},
+    sync::{
+        Flag, Latch, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// One session with the store. When it ends, everything that stood on it ends, and the
 /// next campaign opens another: a session never comes back.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) spi: Box<dyn BackendSession>,
+    pub(crate) spi: Spi,
     pub(crate) shared: Arc<Shared>,
     pub(crate) window: Window,
     ended: Latch<End>,
-    /// Cancelled when the session ends: work is told to stop.
+    /// Cancelled when the session ends. Only the engine's tasks wait for it.
     pub(crate) stop: CancellationToken,
-    /// Cancelled just before the deadline: work is dropped.
-    pub(crate) hard: CancellationToken,
-    /// Cancelled when the session has been closed in the store, or has expired in any case.
-    pub(crate) closed: CancellationToken,
+    /// Set when nobody tries to close the session in the store any more.
+    pub(crate) closed: Flag,
+    /// Whether it has been closed in the store by then, or has expired in any case.
+    close_confirmed: AtomicBool,
     /// Each entry, on its way to leadership, leading and leaving.
     pub(crate) entries: TaskTracker,
     /// To the task that looks after whoever leads.
     pub(crate) notices: Notices,
     live: Mutex<LiveEntries>,
     graves: Mutex<Graves>,
+    /// The leaderships that somebody waits for, works under, or has a token of.
     terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
+}
+
+/// A backend's session. The thread that enforces deadlines leaves dropping it to another.
+#[derive(Debug)]
+pub(crate) struct Spi {
+    session: Option<Box<dyn BackendSession>>,
+    callbacks: Callbacks,
+}
+
+impl Deref for Spi {
+    type Target = dyn BackendSession;
+    fn deref(&self) -> &Self::Target {
+        match &self.session {
+            Some(session) => &**session,
+            None => unreachable!("it is taken only when this is dropped"),
+        }
+    }
+}
+
+impl Drop for Spi {
+    fn drop(&mut self) {
+        let session = self.session.take();
+        self.callbacks.call(move || drop(session));
+    }
 }
 
 /// Why something ended, and the instant by which its work has to have stopped.
@@ -80,13 +110,13 @@ const DROP_MARGIN: Duration = Duration::from_millis(50);
 impl Session {
     pub(crate) fn new(spi: Box<dyn BackendSession>, shared: Arc<Shared>, window: Window) -> Arc<Self> {
         Arc::new(Self {
-            spi,
+            spi: Spi { session: Some(spi), callbacks: shared.callbacks.clone() },
             shared,
             window,
             ended: Latch::new(),
             stop: CancellationToken::new(),
-            hard: CancellationToken::new(),
-            closed: CancellationToken::new(),
+            closed: Flag::new(),
+            close_confirmed: AtomicBool::new(false),
             entries: TaskTracker::new(),
             notices: Notices::new(),
             live: Mutex::default(),
@@ -95,18 +125,21 @@ impl Session {
         })
     }
 
-    /// Tells the task that looks after whoever leads, from a task that lets others go on now.
+    /// Tells the task that looks after whoever leads.
     pub(crate) fn tell(&self, notice: Notice) {
         self.notices.put(notice);
-        self.notices.rouse();
     }
 
-    /// The same from whatever thread, which may be blocked next for as long as it likes (hazard G4): a task that a
-    /// runtime's worker wakes runs on that worker, and on no other.
-    pub(crate) fn tell_from_anywhere(&self, notice: Notice) {
-        if self.notices.put(notice) {
-            self.shared.watchdog.wake();
-        }
+    /// Nobody tries to close the session in the store any more; `confirmed` says whether its entries are gone.
+    pub(crate) fn set_closed(&self, confirmed: bool) {
+        self.close_confirmed.store(confirmed, Ordering::Release);
+        self.closed.set();
+    }
+
+    /// Waits until the session has been closed, or nobody tries to any more; whether its entries are gone.
+    pub(crate) async fn wait_closed(&self) -> bool {
+        self.closed.wait().await;
+        self.close_confirmed.load(Ordering::Acquire)
     }
 
     /// Why the session has ended, if it has.
@@ -142,16 +175,23 @@ impl Session {
         if !self.ended.set(self.end_now(reason)) {
             return;
         }
-        if reason.is_over_in_the_store() {
-            self.hard.cancel();
-        }
         self.stop.cancel();
+        for term in self.terms() {
+            let drop_now = reason.is_over_in_the_store();
+            let callbacks = &self.shared.callbacks;
+            // One for each, so that a waker that blocks delays only its own leadership.
+            if is_engine_thread() || callbacks.has_threads() {
+                term.cancel_later(drop_now);
+            } else {
+                term.cancel(drop_now);
+            }
+        }
         self.shared.watchdog.wake();
         // Last: what listens to events may take its time, or panic.
-        match reason {
+        self.shared.reporter.scope(|| match reason {
             LossReason::Closed => info!(session = self.spi.id(), %reason, "session ends"),
             _ => warn!(session = self.spi.id(), %reason, "session ends"),
-        }
+        });
     }
 
     /// The end of a leadership that ends now for `reason`: its work may go on until the deadline,
@@ -230,7 +270,7 @@ impl Session {
 
     /// The session's own part of [`Watched::check`].
     fn check_end(&self) -> Option<Moment> {
-        let Some(end) = self.ended() else {
+        if self.ended().is_none() {
             if broken(Rule::CompareTheClock) || broken(Rule::CloseForGood) {
                 return Some(self.shared.clock.now() + DROP_MARGIN);
             }
@@ -238,25 +278,14 @@ impl Session {
                 return Some(self.window.deadline() - self.window.budget());
             }
             return Some(self.shared.clock.now());
-        };
-        if self.entries.is_empty() {
-            return None;
         }
-        let drop_at = end.stop_by - self.drop_margin();
-        if self.shared.clock.now() < drop_at {
-            return Some(drop_at);
-        }
-        if broken(Rule::DropWork) {
-            return None;
-        }
-        self.hard.cancel();
+        // What is left to do is each leadership's own.
         None
     }
 }
 
 impl Watched for Session {
     fn check(&self) -> Option<Moment> {
-        self.notices.rouse();
         let own = self.check_end();
         self.terms().iter().filter_map(|term| term.check_deadlines()).chain(own).min()
     }

@@ -2,9 +2,9 @@
 
 use std::{
     future::Future,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, OnceLock, Weak},
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -13,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span, warn};
 
 use super::{
+    abort::AbortSlot,
+    callbacks::is_engine_thread,
     leading::Notice,
     session::{End, Live, Session},
-    works::Works,
+    works::{Polling, Works},
 };
 use crate::{
     CandidateId, ElectionName, FencingToken, Leadership, LossReason, Lost, Moment, OnOverrun, Overrun,
@@ -24,7 +26,6 @@ use crate::{
     sync::{
         Flag, Latch,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        spawn_tracked,
     },
     telemetry,
 };
@@ -47,14 +48,17 @@ pub(crate) struct Term {
     told: AtomicBool,
     /// Work under way; closed when the guard has gone.
     pub(crate) works: Works,
-    /// Set when the entry is known to be gone, or its session has ended.
-    pub(crate) departed: Flag,
+    /// Set when nobody looks after the entry any more: it is gone, its session has ended, or the engine has.
+    departed: Flag,
+    /// Whether the entry was gone by then.
+    departure_confirmed: AtomicBool,
 }
 
 /// What a leadership has once somebody listens for its end, work is done under it, or it rests on another, or another on it.
 #[derive(Debug)]
 struct Rare {
-    /// Cancelled when work is to stop.
+    /// Cancelled when work is to stop. Users have its children: their wakers are called when it is cancelled, so it is no
+    /// child of the session's, and [`Term::cancel`] alone cancels it.
     stop: CancellationToken,
     /// The leadership that this one rests on, which it cannot outlive.
     base: OnceLock<Arc<Term>>,
@@ -65,8 +69,25 @@ struct Rare {
     /// When the watchdog had the work dropped.
     dropped_at: Latch<Moment>,
     overrun_reported: AtomicBool,
-    /// How much work is being polled at this moment.
-    polled: AtomicUsize,
+    /// How much work is being polled at this moment, or dropped.
+    polled: Polled,
+}
+
+/// Where work that is being polled is counted.
+#[derive(Debug)]
+enum Polled {
+    Here(AtomicUsize),
+    /// Where the thread sees it that aborts the process.
+    ForAbort(AbortSlot),
+}
+
+impl Polled {
+    fn count(&self) -> &AtomicUsize {
+        match self {
+            Self::Here(count) => count,
+            Self::ForAbort(slot) => slot.polled(),
+        }
+    }
 }
 
 impl Term {
@@ -86,9 +107,12 @@ impl Term {
             told: AtomicBool::new(false),
             works: Works::new(),
             departed: Flag::new(),
+            departure_confirmed: AtomicBool::new(false),
             session: Arc::clone(session),
         });
-        info!(election = %term.election(), candidate = %term.candidate(), token = token.get(), "leads");
+        session.shared.reporter.scope(|| {
+            info!(election = %term.election(), candidate = %term.candidate(), token = token.get(), "leads");
+        });
         term
     }
 
@@ -119,27 +143,63 @@ impl Term {
         &self.live.entry
     }
 
-    /// Cancelled when work is to stop: also with its session's token, whose child it is.
-    pub(crate) fn stop(&self) -> &CancellationToken {
+    /// Cancelled when work is to stop.
+    pub(crate) fn stop(self: &Arc<Self>) -> &CancellationToken {
         &self.rare().stop
     }
 
-    fn rare(&self) -> &Rare {
+    fn rare(self: &Arc<Self>) -> &Rare {
+        if let Some(rare) = self.rare.get() {
+            return rare;
+        }
+        let rare = self.make_rare();
+        self.session.attend(self);
+        // Whoever ends the leadership or its session either finds this, or is seen here.
+        if let Some(end) = self.ended() {
+            self.cancel(end.reason.is_over_in_the_store());
+        }
+        rare
+    }
+
+    fn make_rare(&self) -> &Rare {
         self.rare.get_or_init(|| {
             Box::new(Rare {
                 base: OnceLock::new(),
                 above: OnceLock::new(),
-                stop: self.session.stop.child_token(),
-                hard: self.session.hard.child_token(),
+                stop: CancellationToken::new(),
+                hard: CancellationToken::new(),
                 dropped_at: Latch::new(),
                 overrun_reported: AtomicBool::new(false),
-                polled: AtomicUsize::new(0),
+                polled: match &self.session.shared.abort {
+                    Some(abort) => Polled::ForAbort(abort.slot()),
+                    None => Polled::Here(AtomicUsize::new(0)),
+                },
             })
         })
     }
 
-    fn hard(&self) -> &CancellationToken {
-        &self.rare().hard
+    /// Tells work to stop, and with `drop_now` to be dropped; on an engine's thread, by another.
+    pub(crate) fn cancel(self: &Arc<Self>, drop_now: bool) {
+        if is_engine_thread() && !broken(Rule::CallUsersElsewhere) {
+            self.cancel_later(drop_now);
+            return;
+        }
+        let rare = self.make_rare();
+        if drop_now {
+            rare.hard.cancel();
+        }
+        rare.stop.cancel();
+    }
+
+    /// The same, in any case by another thread. Users' wakers for the one do not delay the other.
+    pub(crate) fn cancel_later(self: &Arc<Self>, drop_now: bool) {
+        let callbacks = &self.session.shared.callbacks;
+        if drop_now {
+            let term = Arc::clone(self);
+            callbacks.defer(move || term.make_rare().hard.cancel());
+        }
+        let term = Arc::clone(self);
+        callbacks.defer(move || term.make_rare().stop.cancel());
     }
 
     /// How the leadership ended, if it has: of its own end and its session's the one that was seen first.
@@ -211,10 +271,11 @@ impl Term {
             let _ = below.rare().above.set(Arc::downgrade(self));
             let term = Arc::clone(self);
             let lower = Arc::clone(&below);
-            spawn_tracked(&self.session.entries, async move {
+            self.session.shared.runtime.spawn_tracked(&self.session.entries, async move {
                 tokio::select! {
                     () = term.departed.wait() => {}
-                    () = lower.stop().cancelled() => {
+                    // A leadership below that ends alone says so itself.
+                    () = lower.session.stop.cancelled() => {
                         lower.end_above();
                         term.departed.wait().await;
                     }
@@ -233,7 +294,7 @@ impl Term {
     }
 
     /// Ends what rests on this leadership, which is over.
-    fn end_above(&self) {
+    pub(super) fn end_above(&self) {
         let above = self.rare.get().and_then(|rare| rare.above.get()?.upgrade());
         let Some(above) = above else { return };
         above.lose(LossReason::Base);
@@ -262,44 +323,59 @@ impl Term {
     /// Ends this leadership, not its session: the first reason stays. Work is told to stop, and the entry removed once it has.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
         if self.end(reason) {
-            self.session.tell_from_anywhere(Notice::Over(self.number()));
+            self.session.tell(Notice::Over(self.number()));
         }
         // Last: what listens to events may take its time, or panic.
         self.tell_over();
     }
 
-    /// The same as [`release`](Self::release), by a task that lets others go on now: the guard goes next.
-    pub(crate) fn resign(self: &Arc<Self>) {
-        self.end(LossReason::Resigned);
-        self.works.close();
-        self.session.tell(Notice::Over(self.number()));
-    }
-
-    /// The guard has gone, and with it the leadership: no work begins any more.
-    pub(crate) fn release(self: &Arc<Self>) {
-        self.end(LossReason::Dropped);
+    /// The guard has gone, and with it the leadership, for `reason` unless it is over already: no work begins any more.
+    pub(crate) fn release(self: &Arc<Self>, reason: LossReason) {
+        self.end(reason);
         self.works.close();
         // Not before: where there is no work, there is nothing to wait for then.
-        self.session.tell_from_anywhere(Notice::Over(self.number()));
+        self.session.tell(Notice::Over(self.number()));
         self.tell_over();
     }
 
     /// Ends this leadership, and tells its work; whether it had not ended before.
-    pub(crate) fn end(self: &Arc<Self>, reason: LossReason) -> bool {
+    fn end(self: &Arc<Self>, reason: LossReason) -> bool {
         if self.ended().is_some() || !self.ended.set(self.session.end_now(reason)) {
             // With its session, perhaps, of which nobody else has told.
             self.end_above();
             return false;
         }
-        if reason.is_over_in_the_store() {
-            self.hard().cancel();
-        }
-        self.stop().cancel();
+        self.cancel(reason.is_over_in_the_store());
         if !self.works.is_empty() {
             self.session.shared.watchdog.wake();
         }
         self.end_above();
         true
+    }
+
+    /// Nobody looks after the entry any more; `confirmed` says whether it is gone.
+    pub(crate) fn set_departed(&self, confirmed: bool) {
+        self.departure_confirmed.store(confirmed, Ordering::Release);
+        self.departed.set();
+    }
+
+    /// Waits until nobody looks after the entry any more, nor after those of the leaderships below; whether they are gone.
+    pub(crate) async fn wait_departed(self: Arc<Self>) -> bool {
+        let mut confirmed = true;
+        let mut next = Some(&self);
+        while let Some(term) = next {
+            tokio::select! {
+                () = term.departed.wait() => {}
+                () = term.session.closed.wait() => {}
+            }
+            confirmed &= match term.session.ended() {
+                // The entry has gone with its session, at the latest.
+                Some(_) => term.session.wait_closed().await,
+                None => term.departure_confirmed.load(Ordering::Acquire),
+            };
+            next = term.base();
+        }
+        confirmed
     }
 
     /// Tells, once, that the leadership is over, when it is.
@@ -309,7 +385,7 @@ impl Term {
             return;
         }
         telemetry::leads_no_more(self.election(), reason);
-        match reason {
+        self.session.shared.reporter.scope(|| match reason {
             LossReason::Resigned | LossReason::Dropped | LossReason::Closed => {
                 info!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
                     cause = reason.as_str(), %reason, "leads no more");
@@ -318,12 +394,13 @@ impl Term {
                 warn!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
                     cause = reason.as_str(), %reason, "leads no more");
             }
-        }
+        });
     }
 
     /// Drops work that was told to stop before.
-    pub(crate) fn drop_work(&self) {
-        self.hard().cancel();
+    pub(crate) fn drop_work(self: &Arc<Self>) {
+        let term = Arc::clone(self);
+        self.session.shared.callbacks.call(move || term.make_rare().hard.cancel());
     }
 
     /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
@@ -383,39 +460,60 @@ impl Term {
         if now < stop_by - margin {
             return Some(stop_by - margin);
         }
-        self.hard().cancel();
-        let dropped = self.rare().dropped_at.get_or_set(now);
+        let rare = self.rare();
+        let first = rare.dropped_at.set(now);
+        if first {
+            self.drop_work();
+        }
+        let dropped = rare.dropped_at.get().unwrap_or(now);
         // A process that was stopped wakes up past its deadline: its work is dropped at its next
         // poll, which has to be given the chance to come.
         let overrun_at = stop_by.max(dropped + margin);
+        if let Polled::ForAbort(slot) = &rare.polled {
+            if first && slot.polled().load(Ordering::SeqCst) > 0 {
+                self.report_overrun("work does not stop; the process is aborted at the deadline");
+            }
+            slot.arm(overrun_at);
+            return (now < overrun_at).then_some(overrun_at);
+        }
         if now < overrun_at {
             return Some(overrun_at);
         }
-        self.report_overrun();
+        // Work that nobody polls does nothing, and is dropped with its next poll.
+        if rare.polled.count().load(Ordering::SeqCst) > 0
+            && !rare.overrun_reported.swap(true, Ordering::AcqRel)
+        {
+            self.overrun();
+        }
         None
     }
 
     /// Work has gone on past its last instant: it blocks its thread, or the runtime is blocked.
-    fn report_overrun(&self) {
-        // Work that nobody polls does nothing, and is dropped with its next poll.
-        let rare = self.rare();
-        if rare.polled.load(Ordering::Acquire) == 0 || rare.overrun_reported.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        error!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
-            "work has not stopped by the deadline; only its fencing token protects the resource now");
-        telemetry::overrun(self.election());
+    fn overrun(&self) {
+        self.report_overrun(
+            "work has not stopped by the deadline; only its fencing token protects the resource now",
+        );
         match &self.session.shared.config.on_overrun {
             OnOverrun::Log => {}
             OnOverrun::Hook(hook) => {
-                let overrun = Overrun { election: self.election().clone(), token: self.token };
-                // This thread watches all other deadlines too.
-                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&overrun))).is_err() {
-                    error!(election = %self.election(), "the overrun hook has panicked");
-                }
+                let (hook, election) = (Arc::clone(hook), self.election().clone());
+                let overrun = Overrun { election: election.clone(), token: self.token };
+                self.session.shared.callbacks.defer(move || {
+                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&overrun))).is_err() {
+                        error!(%election, "the overrun hook has panicked");
+                    }
+                });
             }
+            // In simulated time; otherwise a thread of its own does that.
             OnOverrun::Abort => std::process::abort(),
         }
+    }
+
+    fn report_overrun(&self, what: &str) {
+        telemetry::overrun(self.election());
+        self.session.shared.reporter.scope(|| {
+            error!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(), "{what}");
+        });
     }
 
     /// Runs `work` until it returns, or the leadership's last instant has come.
@@ -425,25 +523,36 @@ impl Term {
     pub(crate) async fn run<F: Future>(self: &Arc<Self>, work: F) -> Result<F::Output, Lost> {
         // Counted first: whoever ends the leadership after the check waits for this work.
         let _begun = self.works.begin();
-        self.session.attend(self);
+        let rare = self.rare();
         self.check()?;
         // So that whatever the work logs says under which token.
         let span = info_span!("leadership", election = %self.election(), candidate = %self.candidate(), token = self.token.get());
-        let polled = &self.rare().polled;
-        let mut hard = pin!(self.hard().cancelled());
-        let mut work = pin!(work);
+        let mut hard = pin!(rare.hard.cancelled());
+        let mut work = Some(Work::new(self, work));
         std::future::poll_fn(|context| {
+            // Counted before the clock is read: whoever sees no poll after the last instant knows that none begins.
+            let _polling = self.polling();
             let over = hard.as_mut().poll(context).is_ready() || self.is_past_the_last_instant();
             if over && !broken(Rule::DropWork) {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
+                drop(work.take());
                 return Poll::Ready(Err(Lost::new(reason)));
             }
-            polled.fetch_add(1, Ordering::AcqRel);
-            let _polled = Polled(polled);
             let _span = span.enter();
-            work.as_mut().poll(context).map(Ok)
+            work.as_mut().map_or(Poll::Pending, |work| work.poll(context)).map(Ok)
         })
         .await
+    }
+
+    fn polling(self: &Arc<Self>) -> Polling<'_> {
+        let count = self.make_rare().polled.count();
+        Polling::begin(count, (Arc::as_ptr(self).addr(), Arc::as_ptr(&self.session.shared).addr()))
+    }
+
+    /// Whether work of this leadership is what calls this: it would wait for itself.
+    pub(crate) fn is_called_by_its_work(self: &Arc<Self>) -> bool {
+        let this = Arc::as_ptr(self).addr();
+        Polling::any(|(term, _)| term == this)
     }
 
     fn is_past_the_last_instant(self: &Arc<Self>) -> bool {
@@ -461,10 +570,28 @@ impl Term {
     }
 }
 
-struct Polled<'a>(&'a AtomicUsize);
+/// Work whose drop counts as a poll: it may block as well.
+struct Work<'a, F> {
+    term: &'a Arc<Term>,
+    work: Option<Pin<Box<F>>>,
+}
 
-impl Drop for Polled<'_> {
+impl<'a, F: Future> Work<'a, F> {
+    fn new(term: &'a Arc<Term>, work: F) -> Self {
+        Self { term, work: Some(Box::pin(work)) }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
+        match &mut self.work {
+            Some(work) => work.as_mut().poll(context),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> Drop for Work<'_, F> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let _polling = self.term.polling();
+        drop(self.work.take());
     }
 }

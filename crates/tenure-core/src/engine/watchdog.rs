@@ -1,4 +1,7 @@
-//! The thread that fires deadlines on time even when every worker of the runtime is blocked.
+//! The thread that enforces deadlines on time, also when the engine and every worker of the application are blocked.
+//!
+//! Nothing that a user wrote runs on it: wakers and hooks are handed to [`Callbacks`](super::callbacks::Callbacks), events and
+//! measurements to the [`Reporter`], and the clock is the kernel's.
 
 use std::{
     fmt,
@@ -7,12 +10,15 @@ use std::{
 
 use tokio::sync::Notify;
 
+pub(crate) use alarm::Alarm;
+
+use super::{report::Reporter, runtime::EngineRuntime};
 use crate::{
     Clock, Moment,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
-        spawn, thread,
+        thread,
     },
 };
 
@@ -22,14 +28,17 @@ pub(crate) trait Watched: Send + Sync {
     fn check(&self) -> Option<Moment>;
 }
 
-/// Looks after the deadlines of an elector's sessions: a thread of its own, or a task under a simulated clock.
+/// Looks after the deadlines of an elector's sessions: a thread of its own, or a task in simulated time.
 pub(crate) struct Watchdog {
     state: Arc<State>,
+    /// Where it is a task: the runtime of that.
+    simulated: Option<EngineRuntime>,
 }
 
 struct State {
     clock: Arc<dyn Clock>,
     watched: Mutex<Vec<Weak<dyn Watched>>>,
+    /// Whether the task has been started.
     started: AtomicBool,
     quit: AtomicBool,
     alarm: alarm::Alarm,
@@ -38,58 +47,42 @@ struct State {
 
 impl fmt::Debug for Watchdog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watchdog").field("started", &self.state.started).finish_non_exhaustive()
+        f.debug_struct("Watchdog").field("thread", &self.simulated.is_none()).finish_non_exhaustive()
     }
 }
 
 impl Watchdog {
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            state: Arc::new(State {
-                clock,
-                watched: Mutex::default(),
-                started: AtomicBool::new(false),
-                quit: AtomicBool::new(false),
-                alarm: alarm::Alarm::new(),
-                notify: Notify::new(),
-            }),
-        }
+    /// Starts the thread. `clock` must not be a user's.
+    ///
+    /// # Errors
+    /// When the system refuses a thread or a timer.
+    pub(crate) fn start(clock: Arc<dyn Clock>, reporter: Reporter) -> std::io::Result<Self> {
+        let state = State::new(clock);
+        state.alarm.prepare()?;
+        let watching = Arc::clone(&state);
+        thread::Builder::new().name("tenure-watchdog".into()).spawn(move || {
+            let _engine = reporter.enter_engine_thread();
+            while !watching.quit.load(Ordering::Acquire) {
+                let next = watching.check();
+                watching.alarm.wait(&*watching.clock, next);
+            }
+        })?;
+        Ok(Self { state, simulated: None })
+    }
+
+    /// A task of `runtime`, started with the first session.
+    pub(crate) fn simulated(clock: Arc<dyn Clock>, runtime: EngineRuntime) -> Self {
+        Self { state: State::new(clock), simulated: Some(runtime) }
     }
 
     /// Watches `watched` until it is dropped or has nothing left to watch.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub(crate) fn watch(&self, watched: Weak<dyn Watched>) -> std::io::Result<()> {
+    pub(crate) fn watch(&self, watched: Weak<dyn Watched>) {
         self.state.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
-        if !self.state.started.swap(true, Ordering::AcqRel) {
-            self.start().inspect_err(|_| self.state.started.store(false, Ordering::Release))?;
-        }
-        self.wake();
-        Ok(())
-    }
-
-    /// Looks again now: a deadline has come nearer.
-    pub(crate) fn wake(&self) {
-        if self.state.clock.wants_watchdog_thread() {
-            self.state.alarm.wake();
-        } else {
-            self.state.notify.notify_one();
-        }
-    }
-
-    fn start(&self) -> std::io::Result<()> {
-        let state = Arc::clone(&self.state);
-        if state.clock.wants_watchdog_thread() {
-            state.alarm.prepare()?;
-            thread::Builder::new().name("tenure-watchdog".into()).spawn(move || {
-                while !state.quit.load(Ordering::Acquire) {
-                    let next = state.check();
-                    state.alarm.wait(&*state.clock, next);
-                }
-            })?;
-        } else {
-            spawn(async move {
+        if let Some(runtime) = &self.simulated
+            && !self.state.started.swap(true, Ordering::AcqRel)
+        {
+            let state = Arc::clone(&self.state);
+            runtime.spawn_untracked(async move {
                 while !state.quit.load(Ordering::Acquire) {
                     let next = state.check();
                     tokio::select! {
@@ -99,7 +92,15 @@ impl Watchdog {
                 }
             });
         }
-        Ok(())
+        self.wake();
+    }
+
+    /// Looks again now: a deadline has come nearer.
+    pub(crate) fn wake(&self) {
+        match self.simulated {
+            None => self.state.alarm.wake(),
+            Some(_) => self.state.notify.notify_one(),
+        }
     }
 }
 
@@ -111,6 +112,17 @@ impl Drop for Watchdog {
 }
 
 impl State {
+    fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            watched: Mutex::default(),
+            started: AtomicBool::new(false),
+            quit: AtomicBool::new(false),
+            alarm: alarm::Alarm::new(),
+            notify: Notify::new(),
+        })
+    }
+
     /// Does what is due, and returns when to look again.
     fn check(&self) -> Moment {
         let watched: Vec<_> = {
@@ -143,16 +155,17 @@ mod alarm {
 
     use crate::{Clock, Moment};
 
-    pub(super) struct Alarm {
+    #[derive(Debug)]
+    pub(crate) struct Alarm {
         files: OnceLock<(OwnedFd, OwnedFd)>,
     }
 
     impl Alarm {
-        pub(super) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             Self { files: OnceLock::new() }
         }
 
-        pub(super) fn prepare(&self) -> std::io::Result<()> {
+        pub(crate) fn prepare(&self) -> std::io::Result<()> {
             if self.files.get().is_none() {
                 let timer =
                     timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
@@ -162,14 +175,14 @@ mod alarm {
             Ok(())
         }
 
-        pub(super) fn wake(&self) {
+        pub(crate) fn wake(&self) {
             if let Some((_, wake)) = self.files.get() {
                 // A full counter is an alarm that has not been seen yet.
                 let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
             }
         }
 
-        pub(super) fn wait(&self, clock: &dyn Clock, until: Moment) {
+        pub(crate) fn wait(&self, clock: &dyn Clock, until: Moment) {
             let Some((timer, wake)) = self.files.get() else { return };
             let left = until.since(clock.now()).max(std::time::Duration::from_nanos(1));
             let (seconds, nanos) =
@@ -202,26 +215,27 @@ mod alarm {
         sync::{Condvar, Mutex},
     };
 
-    pub(super) struct Alarm {
+    #[derive(Debug)]
+    pub(crate) struct Alarm {
         woken: Mutex<bool>,
         condvar: Condvar,
     }
 
     impl Alarm {
-        pub(super) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             Self { woken: Mutex::new(false), condvar: Condvar::new() }
         }
 
-        pub(super) fn prepare(&self) -> std::io::Result<()> {
+        pub(crate) fn prepare(&self) -> std::io::Result<()> {
             Ok(())
         }
 
-        pub(super) fn wake(&self) {
+        pub(crate) fn wake(&self) {
             *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
             self.condvar.notify_one();
         }
 
-        pub(super) fn wait(&self, clock: &dyn Clock, until: Moment) {
+        pub(crate) fn wait(&self, clock: &dyn Clock, until: Moment) {
             // In slices, because this wait may stand still while the machine is suspended.
             let left = until.since(clock.now()).min(Duration::from_millis(100));
             let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,7 @@
 //! How much work is under way in one leadership, and whether any more can begin.
 
+use std::cell::RefCell;
+
 use crate::{
     mutants::{Rule, broken},
     sync::{
@@ -76,5 +78,45 @@ impl Works {
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.0.end();
+    }
+}
+
+/// The addresses of a leadership and of its elector's shared state.
+type Whose = (usize, usize);
+
+thread_local! {
+    /// Whose work this thread is polling or dropping, the innermost last.
+    static POLLED_HERE: RefCell<Vec<Whose>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Work is being polled, or dropped, until this is dropped.
+pub(crate) struct Polling<'a> {
+    count: &'a AtomicUsize,
+    whose: Whose,
+}
+
+impl<'a> Polling<'a> {
+    pub(crate) fn begin(count: &'a AtomicUsize, whose: Whose) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        POLLED_HERE.with_borrow_mut(|polled| polled.push(whose));
+        Self { count, whose }
+    }
+
+    /// Whether this thread is polling work of somebody for whom `is` holds. A checker of races runs all its threads on one,
+    /// so that nobody can tell there.
+    pub(crate) fn any(is: impl Fn(Whose) -> bool) -> bool {
+        !cfg!(all(test, any(tenure_loom, tenure_shuttle)))
+            && POLLED_HERE.with_borrow(|polled| polled.iter().any(|whose| is(*whose)))
+    }
+}
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        POLLED_HERE.with_borrow_mut(|polled| {
+            if let Some(place) = polled.iter().rposition(|whose| *whose == self.whose) {
+                polled.remove(place);
+            }
+        });
+        self.count.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -43,10 +43,6 @@ impl Clock for Preempting {
     async fn sleep_until(&self, moment: Moment) {
         self.clock.sleep_until(moment).await;
     }
-
-    fn wants_watchdog_thread(&self) -> bool {
-        self.clock.wants_watchdog_thread()
-    }
 }
 
 /// A runtime whose tasks run only under `block_on`, and an elector whose clock can be read outside of it.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tenure_core::{
-    Elector, Error, LossReason,
+    Elector, Error, LossReason, SimClock,
     memory::{MemoryStore, Op, Path, Side},
     spi::{BackendError, BackendErrorKind},
 };
@@ -124,7 +124,7 @@ async fn a_waiter_whose_session_ended_does_not_win_without_an_entry() {
 #[tokio::test(start_paused = true)]
 async fn a_resignation_during_an_outage_is_carried_out_after_it() {
     let store = MemoryStore::new();
-    let host = Host::new(&store, "a");
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_shutdown_timeout(TTL * 6));
     let leadership = host.lead().await;
     host.link.set(&[Op::Leave], Side::Request, Path::Refuse);
     let resigning = tokio::spawn(leadership.resign());

@@ -102,7 +102,7 @@ async fn a_resignation_waits_for_the_work() {
 #[tokio::test(start_paused = true)]
 async fn a_resignation_does_not_wait_for_ever() {
     let store = MemoryStore::new();
-    let host = Host::new(&store, "a");
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_shutdown_timeout(TTL));
     let leadership = host.lead().await;
     let handle = leadership.handle();
     let dropped = Arc::default();

@@ -37,7 +37,7 @@ pub(super) fn every_schedule(preemptions: usize) -> impl FnOnce(Model) {
 /// A leadership under a session of its own; no task looks after either.
 pub(super) fn leading(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let store = MemoryStore::new();
-    let shared = Shared::new(Arc::new(store.backend()), config.clone(), clock.clone());
+    let shared = Shared::simulated(Arc::new(store.backend()), config.clone(), clock.clone());
     let spi = block_on(shared.backend.open_session(TTL)).unwrap();
     let window = Window::opened(Sent::now(&**clock), TTL, 0.1, BUDGET);
     let session = Session::new(spi, shared, window);

@@ -94,8 +94,4 @@ impl Clock for ModelClock {
         })
         .await;
     }
-
-    fn wants_watchdog_thread(&self) -> bool {
-        cfg!(tenure_loom)
-    }
 }

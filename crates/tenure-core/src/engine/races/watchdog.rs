@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     Moment,
-    engine::watchdog::{Watchdog, Watched},
+    engine::{
+        report::Reporter,
+        watchdog::{Watchdog, Watched},
+    },
     mutants::Rule,
 };
 
@@ -64,9 +67,9 @@ fn watched(deadline: &Arc<Deadline>) -> Weak<dyn Watched> {
 /// A deadline comes nearer while the watchdog is about to wait for a later one. In the model a wait never
 /// ends by itself, so that a wake-up that is lost is a deadlock.
 fn nearer_deadline() {
-    let watchdog = Watchdog::new(ModelClock::new());
+    let watchdog = Watchdog::start(ModelClock::new(), Reporter::inline()).unwrap();
     let deadline = Deadline::new(Moment::NEVER.as_nanos());
-    watchdog.watch(watched(&deadline)).unwrap();
+    watchdog.watch(watched(&deadline));
     deadline.at.store(NEAR, Ordering::Relaxed);
     watchdog.wake();
     deadline.until_seen();
@@ -87,16 +90,16 @@ fn a_lost_wake_up_is_noticed() {
 #[test]
 fn two_new_sessions_are_noticed() {
     counted("two_new_sessions_are_noticed", every_schedule(3), || {
-        let watchdog = Arc::new(Watchdog::new(ModelClock::new()));
+        let watchdog = Arc::new(Watchdog::start(ModelClock::new(), Reporter::inline()).unwrap());
         let (one, other) = (Deadline::new(NEAR), Deadline::new(NEAR));
         let second = {
             let (watchdog, other) = (Arc::clone(&watchdog), Arc::clone(&other));
             thread::spawn(move || {
-                watchdog.watch(watched(&other)).unwrap();
+                watchdog.watch(watched(&other));
                 other.until_seen();
             })
         };
-        watchdog.watch(watched(&one)).unwrap();
+        watchdog.watch(watched(&one));
         one.until_seen();
         second.join().unwrap();
     });
@@ -114,9 +117,9 @@ fn the_thread_ends_with_its_elector() {
                 None
             }
         }
-        let watchdog = Watchdog::new(ModelClock::new());
+        let watchdog = Watchdog::start(ModelClock::new(), Reporter::inline()).unwrap();
         let once: Arc<dyn Watched> = Arc::new(Once(looked));
-        watchdog.watch(Arc::downgrade(&once)).unwrap();
+        watchdog.watch(Arc::downgrade(&once));
         drop(watchdog);
     });
 }
