@@ -36,6 +36,9 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Opens a new session whose entries vanish once it was silent for about `ttl`.
     ///
     /// # Behavior
+    /// - The store keeps the session as one thing (a lease, a session, a record), with which all its entries live
+    ///   and expire. Entries that expire each by itself, under a session that only the backend knows, break the
+    ///   rule of [`heartbeat`](BackendSession::heartbeat) unless each heartbeat extends all of them.
     /// - Never hands out a session that an earlier call opened.
     /// - The session is alive from a moment after this call began, on the word of a
     ///   quorum where the store has one.
@@ -112,6 +115,13 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// repeats on another connection is credited from that reading, and an answer
     /// to an *earlier* call must never be returned.
     ///
+    /// # Behavior
+    /// - `Ok` means that the store gives no entry of this session to anybody else for the TTL that is returned,
+    ///   counted from some moment after this call began. That includes entries which [`enter`](Self::enter) or
+    ///   [`wait_turn`](Self::wait_turn) has made in the store without having been answered yet.
+    /// - The engine has one deadline for all entries of a session, and sends heartbeats while those calls are under
+    ///   way. A heartbeat that extends only the entries the backend knows of makes two leaders.
+    ///
     /// # Errors
     /// [`SessionGone`](BackendErrorKind::SessionGone) when the store says that the
     /// session has ended.
@@ -133,6 +143,8 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// Enters a candidate into an election.
     ///
     /// # Behavior
+    /// - The entry expires with the session from the moment the store makes it: a [`heartbeat`](Self::heartbeat)
+    ///   that is carried out later extends it, also before this call is answered.
     /// - Called again with the same request, finds the entry that an earlier call
     ///   made, and makes no second one.
     /// - Where a session can have one entry only in an election, the entry of an *earlier*
@@ -150,6 +162,7 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     ///   when the last one ahead departed, or later.
     /// - Wakes for the departure of the candidate just ahead, and at most of one other; not of every one.
     /// - Bounds every request of its own.
+    /// - Where only this call makes the entry in the store, the first rule of [`enter`](Self::enter) holds for it.
     ///
     /// # Errors
     /// [`EntryGone`](BackendErrorKind::EntryGone) promptly when `entry` vanishes.
@@ -268,7 +281,9 @@ impl Capabilities {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Proof {
-    /// The answer itself is a quorum's word (a linearizable compare-and-swap).
+    /// The answer itself is a quorum's word: the heartbeat is a linearizable compare-and-swap that extends the session
+    /// with all its entries, as [`BackendSession::heartbeat`] demands. One that renews the row of a single election
+    /// proves nothing for the others.
     Answer,
     /// A linearizable read sent after the answer finds the same epoch
     /// ([`BackendSession::confirm`]): etcd.

@@ -15,6 +15,7 @@ mod order;
 mod overrun;
 mod panics;
 mod races;
+mod row_store;
 mod runner;
 mod sequences;
 mod settings;

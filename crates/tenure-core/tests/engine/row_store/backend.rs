@@ -1,0 +1,338 @@
+//! A store with one row per election, its sessions, and a candidate's line to it.
+
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tenure_core::{
+    Candidate, ElectionName, FencingToken,
+    spi::{
+        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Entered, Entry, EntryRequest,
+        Heartbeat, Observation, Proof,
+    },
+};
+use tokio::time::Instant;
+
+use crate::host::pass;
+
+/// How often a waiting candidate looks at the row.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a heartbeat renews.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recipe {
+    /// Each election's row has an expiry of its own. A heartbeat renews the rows that the backend knows it has.
+    KnownRows,
+    /// The same, but a heartbeat also renews the rows that the session may have: those asked for without an answer yet.
+    PossibleRows,
+    /// A record per session has the expiry; an election's row names its owner's session. A heartbeat renews the record.
+    SessionRecord,
+}
+
+/// A store with rows, each request one atomic step.
+#[derive(Debug)]
+pub(crate) struct RowStore {
+    recipe: Recipe,
+    tables: Mutex<Tables>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    /// When each session expires; only [`Recipe::SessionRecord`] uses it.
+    sessions: BTreeMap<u64, Instant>,
+    rows: BTreeMap<ElectionName, Row>,
+    last_session: u64,
+    last_token: u64,
+}
+
+#[derive(Debug)]
+struct Row {
+    session: u64,
+    nonce: u128,
+    token: u64,
+    /// Not used by [`Recipe::SessionRecord`].
+    expires: Instant,
+}
+
+fn gone(kind: BackendErrorKind) -> BackendError {
+    BackendError::new(kind, "expired, or taken over")
+}
+
+impl RowStore {
+    pub(crate) fn new(recipe: Recipe) -> Arc<Self> {
+        Arc::new(Self { recipe, tables: Mutex::default() })
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn open(&self, ttl: Duration) -> u64 {
+        let mut tables = self.tables();
+        tables.last_session += 1;
+        let session = tables.last_session;
+        tables.sessions.insert(session, Instant::now() + ttl);
+        session
+    }
+
+    /// Takes the election's row if nobody has it. The token if `session` has it now.
+    pub(crate) fn take(
+        &self,
+        session: u64,
+        request: &EntryRequest,
+        ttl: Duration,
+    ) -> Result<Option<FencingToken>, BackendError> {
+        let now = Instant::now();
+        let mut tables = self.tables();
+        if self.recipe == Recipe::SessionRecord && tables.sessions.get(&session).is_none_or(|end| *end <= now)
+        {
+            return Err(gone(BackendErrorKind::SessionGone));
+        }
+        if let Some(row) = tables.rows.get(&request.election) {
+            let owner = row.session;
+            if (owner, row.nonce) == (session, request.nonce) {
+                return Ok(FencingToken::new(row.token));
+            }
+            let expires = match self.recipe {
+                Recipe::KnownRows | Recipe::PossibleRows => Some(row.expires),
+                Recipe::SessionRecord => tables.sessions.get(&owner).copied(),
+            };
+            if expires.is_some_and(|expires| expires > now) {
+                return Ok(None);
+            }
+            // In this order: no heartbeat renews the session of a row that was taken over.
+            tables.sessions.remove(&owner);
+        }
+        tables.last_token += 1;
+        let token = tables.last_token;
+        let row = Row { session, nonce: request.nonce, token, expires: now + ttl };
+        tables.rows.insert(request.election.clone(), row);
+        Ok(FencingToken::new(token))
+    }
+
+    /// Renews what a session has. `rows`: the elections and nonces it asked for, and whether it was answered that it has the row.
+    fn renew(
+        &self,
+        session: u64,
+        rows: &[(ElectionName, u128, bool)],
+        ttl: Duration,
+    ) -> Result<(), BackendError> {
+        let expires = Instant::now() + ttl;
+        let mut tables = self.tables();
+        if self.recipe == Recipe::SessionRecord {
+            let record =
+                tables.sessions.get_mut(&session).ok_or_else(|| gone(BackendErrorKind::SessionGone))?;
+            *record = expires;
+            return Ok(());
+        }
+        for (election, nonce, known) in rows {
+            match tables.rows.get_mut(election) {
+                _ if !known && self.recipe == Recipe::KnownRows => {}
+                Some(row) if row.nonce == *nonce => row.expires = expires,
+                _ if *known => return Err(gone(BackendErrorKind::SessionGone)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn has(&self, election: &ElectionName, nonce: u128) -> bool {
+        self.tables().rows.get(election).is_some_and(|row| row.nonce == nonce)
+    }
+
+    fn release(&self, request: &EntryRequest) {
+        if self.has(&request.election, request.nonce) {
+            self.tables().rows.remove(&request.election);
+        }
+    }
+
+    fn close(&self, session: u64) {
+        let mut tables = self.tables();
+        tables.rows.retain(|_, row| row.session != session);
+        tables.sessions.remove(&session);
+    }
+
+    /// The session that has the row of an election.
+    pub(crate) fn owner(&self, election: &ElectionName) -> Option<u64> {
+        self.tables().rows.get(election).map(|row| row.session)
+    }
+}
+
+/// One candidate's line to the store. Requests arrive at once.
+#[derive(Debug)]
+pub(crate) struct Line {
+    store: Arc<RowStore>,
+    cut: AtomicBool,
+    /// How late the answer comes that says for the first time that the row is taken.
+    first_row_late: Mutex<Option<Duration>>,
+}
+
+impl Line {
+    pub(crate) fn new(store: &Arc<RowStore>, first_row_late: Option<Duration>) -> Arc<Self> {
+        let (store, first_row_late) = (Arc::clone(store), Mutex::new(first_row_late));
+        Arc::new(Self { store, cut: AtomicBool::new(false), first_row_late })
+    }
+
+    /// Loses every request and every answer from now on.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, SeqCst);
+    }
+
+    /// Sends a request, whose answer is late by what `late` says.
+    async fn send<T>(
+        &self,
+        request: impl FnOnce(&RowStore) -> T,
+        late: impl FnOnce(&T) -> Option<Duration>,
+    ) -> T {
+        if self.cut.load(SeqCst) {
+            pending::<()>().await;
+        }
+        let answer = request(&self.store);
+        if let Some(late) = late(&answer) {
+            pass(late).await;
+        }
+        if self.cut.load(SeqCst) {
+            pending::<()>().await;
+        }
+        answer
+    }
+
+    fn late_once<E>(&self, taken: &Result<Option<FencingToken>, E>) -> Option<Duration> {
+        let mut late = self.first_row_late.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(taken, Ok(Some(_))) { late.take() } else { None }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct RowBackend(pub(crate) Arc<Line>);
+
+#[async_trait]
+impl Backend for RowBackend {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::QUEUE.ordered(false).early_token(false)
+    }
+
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+        let id = self.0.send(|store| store.open(ttl), |_| None).await;
+        Ok(Box::new(RowSession { line: Arc::clone(&self.0), id, ttl, candidacies: Mutex::default() }))
+    }
+
+    // Nobody looks on here.
+    async fn candidates(&self, _election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    async fn observe(&self, _election: &ElectionName) -> Result<Observation, BackendError> {
+        Ok(Box::pin(futures::stream::pending()))
+    }
+}
+
+#[derive(Debug)]
+struct RowSession {
+    line: Arc<Line>,
+    id: u64,
+    ttl: Duration,
+    candidacies: Mutex<BTreeMap<ElectionName, Candidacy>>,
+}
+
+#[derive(Debug)]
+struct Candidacy {
+    request: EntryRequest,
+    /// Whether an answer has said that the row is this session's.
+    has_row: bool,
+}
+
+impl RowSession {
+    fn candidacies(&self) -> MutexGuard<'_, BTreeMap<ElectionName, Candidacy>> {
+        self.candidacies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn request(&self, entry: &Entry) -> Result<EntryRequest, BackendError> {
+        let candidacies = self.candidacies();
+        let candidacy = candidacies.get(&entry.election);
+        candidacy.map(|it| it.request.clone()).ok_or_else(|| gone(BackendErrorKind::EntryGone))
+    }
+
+    async fn take(&self, request: &EntryRequest) -> Result<Option<FencingToken>, BackendError> {
+        let taking = |store: &RowStore| store.take(self.id, request, self.ttl);
+        let token = self.line.send(taking, |taken| self.line.late_once(taken)).await?;
+        if let Some(candidacy) = self.candidacies().get_mut(&request.election) {
+            candidacy.has_row = token.is_some();
+        }
+        Ok(token)
+    }
+}
+
+#[async_trait]
+impl BackendSession for RowSession {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn proof(&self) -> Proof {
+        Proof::Answer
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        let rows: Vec<_> = {
+            let candidacies = self.candidacies();
+            let rows =
+                candidacies.iter().map(|(election, it)| (election.clone(), it.request.nonce, it.has_row));
+            rows.collect()
+        };
+        self.line.send(|store| store.renew(self.id, &rows, self.ttl), |_| None).await?;
+        Ok(Heartbeat { ttl: self.ttl, epoch: 0 })
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let candidacy = Candidacy { request: request.clone(), has_row: false };
+        self.candidacies().insert(request.election.clone(), candidacy);
+        let leads = self.take(request).await?;
+        let entry = Entry { election: request.election.clone(), key: "row".into(), version: 0 };
+        Ok(Entered { entry, leads })
+    }
+
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+        let request = self.request(entry)?;
+        loop {
+            if let Some(token) = self.take(&request).await? {
+                return Ok(token);
+            }
+            pass(POLL).await;
+        }
+    }
+
+    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+        let nonce = self.request(entry)?.nonce;
+        while self.line.send(|store| store.has(&entry.election, nonce), |_| None).await {
+            pass(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {
+        Err(BackendError::new(BackendErrorKind::Invalid, "values are not kept"))
+    }
+
+    async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
+        self.line.send(|store| store.release(request), |_| None).await;
+        self.candidacies().retain(|_, candidacy| candidacy.request.nonce != request.nonce);
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.line.send(|store| store.close(self.id), |_| None).await;
+        Ok(())
+    }
+}
