@@ -114,7 +114,8 @@ impl Leadership {
         }
         let shared = Arc::clone(&term.session.shared);
         let limit = shared.config.shutdown_timeout;
-        let departing = timeout(limit, Arc::clone(&term).wait_departed());
+        let departing = Arc::clone(&term).wait_departed();
+        let departing = async move { timeout(limit, departing).await };
         let confirmed = shared.runtime.call(departing).await?.map_err(|_| limit);
         match (confirmed, term.reason()) {
             (Err(waited), _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),

@@ -6,8 +6,8 @@ use crate::{Moment, spi::EntryRequest};
 
 /// At most so many are remembered; the oldest is the likeliest to have been carried out or lost.
 const MOST: usize = 4096;
-/// The longest wait before a withdrawal is repeated for the first time.
-const LONGEST_FIRST_WAIT: Duration = Duration::from_secs(10);
+/// The longest wait before a withdrawal is repeated for the first time, and the shortest to which the waits grow.
+const LONG_WAIT: Duration = Duration::from_secs(10);
 /// How long after the first withdrawal that the store has confirmed it is repeated.
 ///
 /// Longer than any server is seen to hold back a request and carry it out after all: by then its connection has been closed,
@@ -16,7 +16,7 @@ pub(crate) const REPEATED_FOR: Duration = Duration::from_secs(100);
 
 /// How long to wait before a withdrawal is repeated for the first time, under a session of this TTL.
 pub(crate) fn first_wait(ttl: Duration) -> Duration {
-    (ttl / 3).min(LONGEST_FIRST_WAIT)
+    (ttl / 3).min(LONG_WAIT)
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +27,7 @@ struct Grave {
     request: EntryRequest,
     due: Moment,
     wait: Duration,
+    longest: Duration,
     until: Moment,
 }
 
@@ -36,7 +37,8 @@ impl Graves {
         if self.0.len() == MOST {
             self.0.pop_front();
         }
-        self.0.push_back(Grave { request, due: now + wait, wait, until: now + REPEATED_FOR });
+        let longest = (wait * 3).max(LONG_WAIT);
+        self.0.push_back(Grave { request, due: now + wait, wait, longest, until: now + REPEATED_FOR });
     }
 
     /// The requests whose entries have to be looked for now.
@@ -50,7 +52,7 @@ impl Graves {
             if grave.request.nonce != request.nonce {
                 return true;
             }
-            grave.wait *= 2;
+            grave.wait = (grave.wait * 2).min(grave.longest);
             grave.due = now + grave.wait;
             now < grave.until
         });
@@ -89,8 +91,8 @@ mod tests {
                 now = now + first_wait(ttl);
             }
             let took = now.since(begun);
-            assert!((3..=10).contains(&repeated), "{repeated} times at a TTL of {ttl:?}");
-            assert!(took >= REPEATED_FOR && took <= REPEATED_FOR * 3, "for {took:?} at a TTL of {ttl:?}");
+            assert!((4..=16).contains(&repeated), "{repeated} times at a TTL of {ttl:?}");
+            assert!(took >= REPEATED_FOR && took <= REPEATED_FOR * 3 / 2, "for {took:?} at a TTL of {ttl:?}");
         }
     }
 }

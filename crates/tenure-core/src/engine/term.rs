@@ -161,6 +161,7 @@ impl Term {
         rare
     }
 
+    /// The same, for whoever cancels its tokens next.
     fn make_rare(&self) -> &Rare {
         self.rare.get_or_init(|| {
             Box::new(Rare {
@@ -400,7 +401,7 @@ impl Term {
     /// Drops work that was told to stop before.
     pub(crate) fn drop_work(self: &Arc<Self>) {
         let term = Arc::clone(self);
-        self.session.shared.callbacks.call(move || term.make_rare().hard.cancel());
+        self.session.shared.callbacks.call(move || term.rare().hard.cancel());
     }
 
     /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
@@ -545,7 +546,7 @@ impl Term {
     }
 
     fn polling(self: &Arc<Self>) -> Polling<'_> {
-        let count = self.make_rare().polled.count();
+        let count = self.rare().polled.count();
         Polling::begin(count, (Arc::as_ptr(self).addr(), Arc::as_ptr(&self.session.shared).addr()))
     }
 

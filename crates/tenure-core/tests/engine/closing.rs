@@ -13,7 +13,7 @@ use crate::host::{Host, TTL, UNTIL_DEADLINE, nothing_left, pass, within};
 #[tokio::test(start_paused = true)]
 async fn closing_waits_for_a_held_guard_until_the_deadline() {
     let store = MemoryStore::new();
-    let host = Host::new(&store, "a");
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_shutdown_timeout(TTL * 2));
     let leadership = host.lead().await;
     let from = tokio::time::Instant::now();
     within(UNTIL_DEADLINE + Duration::from_millis(10), host.elector.close()).await;
@@ -26,7 +26,9 @@ async fn closing_waits_for_a_held_guard_until_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn closing_does_not_wait_for_a_long_request_timeout() {
     let store = MemoryStore::new();
-    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_request_timeout(TTL * 60));
+    let host = Host::with(&store, "a", SimClock::new(), |c| {
+        c.with_request_timeout(TTL * 60).with_shutdown_timeout(TTL * 4)
+    });
     drop(host.lead().await);
     host.link.cut();
     within(TTL * 3, host.elector.close()).await;

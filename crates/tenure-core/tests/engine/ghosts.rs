@@ -1,13 +1,23 @@
 //! Requests that were given up and are carried out long after.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use tenure_core::{
     Elector,
     memory::{MemoryStore, Op, Path, Side},
+    spi::{BackendError, BackendErrorKind},
 };
 
-use crate::host::{Host, TTL, nothing_left, pass, within};
+use crate::{
+    faulty::{self, Call},
+    host::{Host, TTL, nothing_left, pass, within},
+};
 
 /// So long a campaign is waited for here, before it is given up.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -40,7 +50,8 @@ async fn the_ghosts_of_many_elections_are_buried() {
     nothing_left(&store).await;
 }
 
-/// Hazards G10, Z10: a ghost that comes late blocks the election for no longer than a crash would.
+/// Hazards G10, Z10: a ghost that comes late, while withdrawals are repeated, blocks the election for no longer than a crash
+/// would.
 #[tokio::test(start_paused = true)]
 async fn a_late_ghost_blocks_nobody_for_long() {
     let store = MemoryStore::new();
@@ -48,9 +59,45 @@ async fn a_late_ghost_blocks_nobody_for_long() {
     host.elector.campaign("first").await.unwrap().resign().await.unwrap();
     host.link.set(&[Op::Enter], Side::Request, Path::Hold);
     assert!(tokio::time::timeout(PATIENCE, host.elector.campaign("e")).await.is_err());
-    pass(TTL * 30).await;
+    pass(TTL * 8).await;
     host.link.heal();
     pass(Duration::from_millis(10)).await;
     assert!(!store.entries("e").is_empty(), "the ghost has come");
     assert!(within(TTL * 2, other.lead()).await.is_leader());
+}
+
+/// Hazard G31, case 10: a thousand campaigns are given up in a blip. Their withdrawals are repeated for a while, and then the
+/// store is asked for nothing more than heartbeats.
+#[tokio::test(start_paused = true)]
+async fn repeated_withdrawals_end() {
+    let store = MemoryStore::new();
+    let left = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&left);
+    let blip = Arc::new(AtomicBool::new(false));
+    let unanswered = Arc::clone(&blip);
+    let host = faulty::host(&store, "a", move |call| match call {
+        Call::Leave => {
+            counted.fetch_add(1, SeqCst);
+            Ok(())
+        }
+        Call::Enter if unanswered.load(SeqCst) => {
+            Err(BackendError::new(BackendErrorKind::Unavailable, "no answer"))
+        }
+        _ => Ok(()),
+    });
+    let held = host.lead().await;
+    blip.store(true, SeqCst);
+    let given_up = (0..1_000).map(|n| {
+        let elector = Arc::clone(&host.elector);
+        let blip = Duration::from_millis(500);
+        async move { tokio::time::timeout(blip, elector.campaign(&format!("e{n}"))).await.is_err() }
+    });
+    assert!(futures::future::join_all(given_up).await.into_iter().all(|given_up| given_up));
+    blip.store(false, SeqCst);
+    pass(Duration::from_secs(120)).await;
+    let asked = left.load(SeqCst);
+    assert!((2_000..=20_000).contains(&asked), "asked {asked} times");
+    pass(Duration::from_secs(3_600)).await;
+    assert_eq!(left.load(SeqCst), asked, "it never ends");
+    assert!(held.is_leader());
 }

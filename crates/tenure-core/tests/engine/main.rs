@@ -19,6 +19,7 @@ mod row_store;
 mod runner;
 mod sequences;
 mod settings;
+mod shutdown;
 mod standing;
 mod together;
 mod tracing;

@@ -1,11 +1,14 @@
 //! Backends that panic and runtimes that vanish: nobody waits for ever, and no entry stays.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use tenure_core::{Config, Elector, Error, LossReason, StoreElector, memory::MemoryStore};
+use tenure_core::{Config, Elector, Error, LossReason, SimClock, StoreElector, memory::MemoryStore};
 
 use crate::{
     faulty::{self, Call},
@@ -113,7 +116,8 @@ fn a_resignation_outlives_its_runtime() {
     let store = MemoryStore::new();
     let first = runtime();
     let (elector, leadership) = first.block_on(async {
-        let elector = StoreElector::new(Arc::new(store.backend()), Config::new()).unwrap();
+        let clock = Arc::new(SimClock::new());
+        let elector = StoreElector::with_clock(Arc::new(store.backend()), Config::new(), clock).unwrap();
         let leadership = elector.campaign("e").await.unwrap();
         (elector, leadership)
     });
@@ -131,14 +135,16 @@ fn an_opening_that_was_cut_short_is_begun_anew() {
     let backend = MemoryStore::new().backend();
     let link = backend.link().clone();
     link.cut();
-    let elector = StoreElector::new(Arc::new(backend), Config::new()).unwrap();
-    let first = runtime();
+    let config = Config::new().with_request_timeout(Duration::from_millis(100));
+    let elector = StoreElector::new(Arc::new(backend), config).unwrap();
+    let real = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let first = real();
     first.block_on(async {
-        assert!(tokio::time::timeout(TTL / 10, elector.campaign("e")).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_millis(50), elector.campaign("e")).await.is_err());
     });
     drop(first);
     link.heal();
-    runtime().block_on(async move {
+    real().block_on(async move {
         assert!(within(TTL, elector.campaign("e")).await.unwrap().is_leader());
     });
 }

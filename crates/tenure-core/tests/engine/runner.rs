@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, Config, Connection, ElectionName, Elector, ElectorExt, Error, LeadershipHandle, LossReason,
-    StoreElector,
+    SimClock, StoreElector,
     memory::MemoryStore,
     spi::{Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation},
 };
@@ -187,7 +187,8 @@ impl Backend for Refusing {
 /// Hazard G8: what cannot get better reaches the caller and the status, at once.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_reaches_the_caller() {
-    let elector = StoreElector::new(Arc::new(Refusing), Config::new()).unwrap();
+    let clock = Arc::new(SimClock::new());
+    let elector = StoreElector::with_clock(Arc::new(Refusing), Config::new(), clock).unwrap();
     let outcome = within(
         Duration::from_secs(1),
         elector.run_while_leader("e", std::future::pending(), |_| async { Ok(()) }),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use tenure_core::{Candidate, Elector, Leadership, LossReason, memory::MemoryStore};
+use tenure_core::{Candidate, Config, Elector, Leadership, LossReason, SimClock, memory::MemoryStore};
 use tokio::{runtime::Runtime, task::JoinHandle};
 
 use super::model::{HOSTS, How, Kind, Model, Step};
@@ -115,7 +115,9 @@ impl World {
 
 impl Watching {
     fn new(store: &MemoryStore, host: usize) -> Self {
-        let host = Host::new(store, &format!("c{host}"));
+        // Here a resignation is waited for until it is confirmed.
+        let patient = |config: Config| config.with_shutdown_timeout(Config::MAX_WAIT);
+        let host = Host::with(store, &format!("c{host}"), SimClock::new(), patient);
         let seen: Arc<Mutex<Option<Option<Candidate>>>> = Arc::default();
         let (mut leaders, sees) = (host.elector.observe("e"), Arc::clone(&seen));
         tokio::spawn(async move {

@@ -1,0 +1,240 @@
+//! A shutdown is bounded, at any TTL, in any outage; and it is not confirmed unless it was.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use tenure_core::{
+    Config, Elector, ElectorExt, Error, LossReason, OnOverrun, SimClock, StoreElector, memory::MemoryStore,
+};
+
+use crate::host::{Host, TTL, nothing_left, pass, until, within};
+
+const BOUND: Duration = Config::DEFAULT_SHUTDOWN_TIMEOUT;
+const MOMENT: Duration = Duration::from_millis(10);
+
+fn host(store: &MemoryStore, ttl: Duration) -> Host {
+    Host::with(store, "a", SimClock::new(), |config| config.with_ttl(ttl))
+}
+
+/// Hazard G30, case 9: with the store down a resignation takes 5 s at most, and says that it was not confirmed.
+#[tokio::test(start_paused = true)]
+async fn a_resignation_in_an_outage_is_bounded() {
+    for ttl in [10, 60].map(Duration::from_secs) {
+        let store = MemoryStore::new();
+        let host = host(&store, ttl);
+        let leadership = host.lead().await;
+        host.link.cut();
+        let error = within(BOUND + MOMENT, leadership.resign()).await.unwrap_err();
+        assert!(matches!(error, Error::NotConfirmed { waited, .. } if waited == BOUND), "{error}");
+        assert!(
+            error.to_string().starts_with("the resignation from e was not confirmed within 5s"),
+            "{error}"
+        );
+        // What was begun goes on.
+        host.link.heal();
+        until("the entry is gone", || store.entries("e").is_empty()).await;
+    }
+}
+
+/// Hazard G30, case 9: and so does `close`.
+#[tokio::test(start_paused = true)]
+async fn closing_in_an_outage_is_bounded() {
+    for ttl in [10, 60].map(Duration::from_secs) {
+        let store = MemoryStore::new();
+        let host = host(&store, ttl);
+        let leadership = host.lead().await;
+        host.link.cut();
+        within(BOUND + MOMENT, host.elector.close()).await;
+        assert_eq!(leadership.loss(), Some(LossReason::Closed));
+        drop(leadership);
+        host.link.heal();
+        nothing_left(&store).await;
+    }
+}
+
+/// Hazard G30: the bound is a setting.
+#[tokio::test(start_paused = true)]
+async fn the_bound_of_a_shutdown_can_be_set() {
+    let store = MemoryStore::new();
+    let second = Duration::from_secs(1);
+    let host = Host::with(&store, "a", SimClock::new(), |config| config.with_shutdown_timeout(second));
+    let leadership = host.lead().await;
+    host.link.cut();
+    assert!(within(second + MOMENT, leadership.resign()).await.is_err());
+    within(second + MOMENT, host.elector.close()).await;
+}
+
+/// Hazard G30, case 9: a service whose work listens to nothing, with its store down.
+#[tokio::test(start_paused = true)]
+async fn the_shutdown_of_a_service_is_bounded() {
+    for (ttl, outage) in [(10, false), (10, true), (60, false), (60, true)] {
+        let store = MemoryStore::new();
+        let host = host(&store, Duration::from_secs(ttl));
+        let working = AtomicBool::new(false);
+        let shutdown = async {
+            until("it works", || working.load(SeqCst)).await;
+            if outage {
+                host.link.cut();
+            }
+        };
+        let from = tokio::time::Instant::now();
+        host.elector
+            .run_while_leader("e", shutdown, |_| {
+                working.store(true, SeqCst);
+                std::future::pending()
+            })
+            .await
+            .unwrap();
+        assert!(from.elapsed() <= BOUND + MOMENT * 2, "{:?} at a TTL of {ttl} s", from.elapsed());
+        assert_eq!(store.entries("e").is_empty(), !outage);
+        within(BOUND + MOMENT, host.elector.close()).await;
+    }
+}
+
+/// Hazard G29, case 8: a candidate that waits has left when the shutdown is over, and the next one leads at once.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_while_waiting_leaves_no_entry() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let leadership = a.lead().await;
+    let stands = until("it stands in line", || store.entries("e").len() == 2);
+    b.elector.run_while_leader("e", stands, |_| async { panic!("it never leads") }).await.unwrap();
+    assert_eq!(store.entries("e").len(), 1, "its entry stands yet");
+    leadership.resign().await.unwrap();
+    assert!(within(MOMENT, a.lead()).await.is_leader());
+}
+
+/// Hazard G29, case 8: in an outage it is bounded, too.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_while_waiting_in_an_outage_is_bounded() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let _leadership = a.lead().await;
+    let shutdown = async {
+        until("it stands in line", || store.entries("e").len() == 2).await;
+        b.link.cut();
+    };
+    let running = b.elector.run_while_leader("e", shutdown, |_| async { panic!("it never leads") });
+    within(BOUND + Duration::from_secs(1), running).await.unwrap();
+}
+
+/// Hazard G28, case 11: an engine whose runtime is gone confirms nothing, and nobody waits for it.
+#[test]
+fn a_resignation_under_a_runtime_that_is_gone_is_not_confirmed() {
+    let store = MemoryStore::new();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let (elector, held, resigning) = runtime.block_on(async {
+        let host = Host::new(&store, "a");
+        let held = host.elector.campaign("held").await.unwrap();
+        let resigned = host.lead().await;
+        // It is under way when the runtime ends.
+        host.link.cut();
+        let mut resigning = Box::pin(resigned.resign());
+        assert!(futures::poll!(resigning.as_mut()).is_pending());
+        (Arc::clone(&host.elector), held, resigning)
+    });
+    drop(runtime);
+    let outcome = resigning.now_or_never().expect("nobody is left to wait for");
+    assert!(matches!(outcome, Err(Error::TaskEnded(_))), "{outcome:?}");
+    assert!(!held.is_leader());
+    let outcome = held.resign().now_or_never().expect("nobody is left to wait for");
+    assert!(outcome.is_err(), "{outcome:?}");
+    let outcome = elector.campaign("e").now_or_never().expect("nobody is left to wait for");
+    assert!(matches!(outcome, Err(Error::TaskEnded(_))), "{outcome:?}");
+}
+
+/// Case 12: work that awaits its own resignation, or the end of its elector, does not wait for itself.
+#[tokio::test(start_paused = true)]
+async fn work_does_not_wait_for_itself() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let handle = leadership.handle();
+    let outcome = within(MOMENT, handle.run(leadership.resign())).await.unwrap();
+    assert!(matches!(outcome, Err(Error::InsideWork)), "{outcome:?}");
+    until("the entry is gone", || store.entries("e").is_empty()).await;
+
+    let leadership = host.lead().await;
+    within(MOMENT, leadership.run(host.elector.close())).await.unwrap();
+    assert_eq!(within(MOMENT, leadership.lost()).await, LossReason::Closed);
+    drop(leadership);
+    within(MOMENT, host.elector.close()).await;
+    nothing_left(&store).await;
+}
+
+/// Case 12: work that panics is work that failed.
+#[tokio::test(start_paused = true)]
+async fn the_runner_survives_work_that_panics() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let terms = AtomicUsize::new(0);
+    let shutdown = until("it works again", || terms.load(SeqCst) == 3);
+    let running = host.elector.run_while_leader("e", shutdown, |_| {
+        assert!(terms.fetch_add(1, SeqCst) != 0, "a bug before the work");
+        async {
+            assert!(terms.load(SeqCst) > 2, "a bug in the work");
+            std::future::pending().await
+        }
+    });
+    let outcome = AssertUnwindSafe(within(TTL, running)).catch_unwind().await;
+    outcome.expect("the panic went through").unwrap();
+    assert!(store.entries("e").is_empty());
+}
+
+/// Case 12: work whose drop blocks goes on past its deadline, and that is reported.
+#[test]
+fn an_overrun_in_a_drop_is_reported() {
+    struct Blocks(Arc<AtomicUsize>);
+    impl Drop for Blocks {
+        fn drop(&mut self) {
+            let begun = std::time::Instant::now();
+            while self.0.load(SeqCst) == 0 {
+                assert!(begun.elapsed() < Duration::from_secs(20), "nobody noticed");
+                std::thread::yield_now();
+            }
+        }
+    }
+    let overruns = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&overruns);
+    let config = Config::new().with_ttl(Duration::from_secs(1)).with_on_overrun(OnOverrun::Hook(Arc::new(
+        move |_| {
+            counted.fetch_add(1, SeqCst);
+        },
+    )));
+    let backend = MemoryStore::new().backend();
+    let link = backend.link().clone();
+    let elector = StoreElector::new(Arc::new(backend), config).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let leadership = elector.campaign("e").await.unwrap();
+        link.cut();
+        let blocks = Blocks(Arc::clone(&overruns));
+        let work = async move {
+            let _blocks = blocks;
+            std::future::pending::<()>().await;
+        };
+        leadership.run(work).await.unwrap_err();
+    });
+    assert_eq!(overruns.load(SeqCst), 1);
+}
+
+/// Case 13: an elector whose settings would overflow a clock is refused, and nothing panics.
+#[tokio::test(start_paused = true)]
+async fn times_without_a_bound_are_refused() {
+    let store = MemoryStore::new();
+    let config = Config::new().with_request_timeout(Duration::MAX);
+    let refused = StoreElector::new(Arc::new(store.backend()), config).unwrap_err();
+    assert!(refused.to_string().contains("at most 1h"), "{refused}");
+    let host =
+        Host::with(&store, "a", SimClock::new(), |config| config.with_request_timeout(Config::MAX_WAIT));
+    assert!(!host.elector.examine().await.is_empty());
+    pass(MOMENT).await;
+}
