@@ -28,7 +28,7 @@ use crate::{
     args::{self, OnOverrun, Restart},
     exit::Usage,
     orders::{Answer, Ended, Lines, Order, is_gone, line, send_files},
-    processes::{end_all, start_known, wait_known},
+    processes::{end_all, start_awaited, wait_for_awaited},
     say,
     signals::Received,
     store,
@@ -97,7 +97,7 @@ impl Program {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());
         }
         let lock = leadership.lock_file()?;
-        let child = start_known(command.stdin(Stdio::from(OwnedFd::from(other))));
+        let child = start_awaited(command.stdin(Stdio::from(OwnedFd::from(other))));
         // The other end of the socket is the guard's alone from here on.
         drop(command);
         let child = child.context("cannot start the program's guard")?;
@@ -106,7 +106,7 @@ impl Program {
         let guard = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the program's guard")?;
         let mut program = Self {
             guard,
-            waiting: Some(tokio::task::spawn_blocking(move || wait_known(child))),
+            waiting: Some(tokio::task::spawn_blocking(move || wait_for_awaited(child))),
             control,
             stop_budget,
             on_overrun: options.on_overrun,
