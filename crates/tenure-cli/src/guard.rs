@@ -38,7 +38,7 @@ use tenure::{BootClock, Clock as _};
 use crate::{
     args, exit,
     orders::{Answer, Ended, Lines, Order, line, receive_files},
-    processes::{adopt_orphans, end_all, reap_orphans},
+    processes::{adopt_orphans, end_all, reap_orphans, start_awaited},
     say,
     signals::{StopSignal, not_ignored},
 };
@@ -49,20 +49,23 @@ const SURVIVED: [i32; 11] =
 
 /// Guards one program to its end.
 pub(crate) fn guard(options: &args::Guard) -> ExitCode {
-    match watch_over(options) {
+    let mut leadership = Vec::new();
+    match watch_over(options, &mut leadership) {
         Ok(code) => code.into(),
         Err(error) => {
-            // Nothing may go on unguarded.
+            // Nothing may go on unguarded, and nobody else may lead before it has ended.
             end_all(None, None);
+            drop(leadership);
             say(&format!("cannot guard the program: {error}"));
             exit::CANNOT_RUN.into()
         }
     }
 }
 
-fn watch_over(options: &args::Guard) -> io::Result<u8> {
+/// Guards the program. `leadership` is for the files that keep the leadership for as long as they are open.
+fn watch_over(options: &args::Guard, leadership: &mut Vec<OwnedFd>) -> io::Result<u8> {
     let ignored = Arc::new(AtomicBool::new(false));
-    for signal in not_ignored(&SURVIVED) {
+    for signal in not_ignored(&SURVIVED)? {
         signal_hook::flag::register(signal, Arc::clone(&ignored))?;
     }
     let child_died = Arc::new(AtomicBool::new(false));
@@ -76,8 +79,7 @@ fn watch_over(options: &args::Guard) -> io::Result<u8> {
     };
     let mut files = receive_files(&control.stream)?.into_iter();
     let input = files.next().ok_or_else(|| io::Error::other("there is no standard input"))?;
-    // Kept open: as long as this process lives, so does the leadership.
-    let _leadership: Vec<OwnedFd> = files.collect();
+    leadership.extend(files);
     // Nothing runs before it is known for how long it may.
     let mut orders = control.wait()?;
     control.stream.set_nonblocking(true)?;
@@ -102,7 +104,7 @@ fn watch_over(options: &args::Guard) -> io::Result<u8> {
     command.arg("__exec").arg(format!("--parent={own}")).arg(format!("--until={}", program.stop_at));
     command.arg("--").args(&options.command);
     command.process_group(options.group.unwrap_or(0));
-    let child = command.stdin(Stdio::from(input)).spawn()?;
+    let child = start_awaited(command.stdin(Stdio::from(input)))?;
     // The program alone holds its input from here on: whoever feeds it sees when it reads no more.
     drop(command);
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -189,7 +191,7 @@ impl Program {
             }
             self.set(&timer, now)?;
             if child_died.swap(false, SeqCst) {
-                reap_orphans(Some(self.pid));
+                reap_orphans();
             }
             let mut watched = [
                 PollFd::new(&over, PollFlags::IN),

@@ -19,10 +19,19 @@ use std::{
 };
 
 use clap::{CommandFactory as _, Parser as _, error::ContextValue};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use args::{Arguments, Command, LogFormat};
 
 fn main() -> ExitCode {
+    #[cfg(tenure_mutants)]
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--mutants") {
+        return if processes::try_mutants().is_ok_and(|whole| whole) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
     let arguments = Arguments::try_parse().unwrap_or_else(|error| without_urls(error).exit());
     match arguments.command {
         // These two have one thread, and no runtime: they are what is left when the rest is gone.
@@ -82,6 +91,19 @@ async fn carry_out(command: Command) -> anyhow::Result<u8> {
 /// Tells people something; whoever does not listen misses it.
 pub(crate) fn say(what: &str) {
     let _ = writeln!(stderr(), "tenure: {what}");
+}
+
+/// Writes a message like [`say`], but only if that does not block on a pipe that nobody reads. Returns whether it was
+/// written.
+pub(crate) fn try_say(what: &str) -> bool {
+    let stderr = stderr();
+    let mut watched = [PollFd::new(&stderr, PollFlags::OUT)];
+    let looked = poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let has_room = looked.is_ok() && watched[0].revents().contains(PollFlags::OUT);
+    if has_room {
+        say(what);
+    }
+    has_room
 }
 
 /// What the library has to say goes to the standard error: the standard output is the program's.

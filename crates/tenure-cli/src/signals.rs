@@ -10,7 +10,7 @@ use signal_hook::{
 };
 use tokio::sync::mpsc;
 
-use crate::processes::bury_orphans;
+use crate::processes::reap_orphans;
 
 const NAMES: [(&str, Signal); 10] = [
     ("HUP", Signal::HUP),
@@ -82,23 +82,29 @@ impl Received {
 
 /// Those of `signals` that this process was not told to ignore when it was started: by `nohup`, say, or by a shell
 /// that runs it in the background. What is ignored stays so, for the program too.
-pub(crate) fn not_ignored(signals: &[i32]) -> Vec<i32> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+///
+/// # Errors
+/// When it cannot be read which those are: they are not guessed.
+pub(crate) fn not_ignored(signals: &[i32]) -> io::Result<Vec<i32>> {
+    let status = fs::read("/proc/self/status")?;
+    let status = String::from_utf8_lossy(&status);
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    signals.iter().copied().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect()
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let ignored = ignored
+        .ok_or_else(|| io::Error::other("/proc/self/status does not say which signals are ignored"))?;
+    Ok(signals.iter().copied().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect())
 }
 
 /// Hears all signals that are passed on, from now on.
 pub(crate) fn listen() -> io::Result<mpsc::UnboundedReceiver<Received>> {
-    let mut heard = not_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH]);
+    let mut heard = not_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     heard.push(SIGCHLD);
     let mut signals = SignalsInfo::<WithOrigin>::new(heard)?;
     let (tell, told) = mpsc::unbounded_channel();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for origin in signals.forever() {
             if origin.signal == SIGCHLD {
-                bury_orphans();
+                reap_orphans();
                 continue;
             }
             let by_terminal = matches!(origin.cause, Cause::Kernel);

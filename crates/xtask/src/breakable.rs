@@ -12,10 +12,21 @@ use crate::shell::{cargo, run};
 /// # Errors
 /// When it cannot be built.
 pub(crate) fn build(package: &str) -> Result<PathBuf> {
+    build_program(package, package, &[])
+}
+
+/// Builds the program `name` of a package, as [`build`] does, with further arguments for cargo.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn build_program(package: &str, name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let target = std::path::absolute(target)?.join("sim");
     let mut build = cargo(["build", "--release", "--package", package]);
-    build.env("RUSTFLAGS", "--cfg tokio_unstable --cfg tenure_mutants").env("CARGO_TARGET_DIR", &target);
+    build
+        .args(arguments)
+        .env("RUSTFLAGS", "--cfg tokio_unstable --cfg tenure_mutants")
+        .env("CARGO_TARGET_DIR", &target);
     run(&mut build)?;
-    Ok(target.join("release").join(package))
+    Ok(target.join("release").join(name))
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask sim` and `cargo xtask mutants`: the engine over simulated clusters, whole and broken, and a model of
-//! its protocol.
+//! `cargo xtask sim` and `cargo xtask mutants`: the engine over simulated clusters, whole and broken, a model of its
+//! protocol, and the guard of `tenure run`.
 
 use std::{path::Path, process::Command, time::Instant};
 
@@ -46,8 +46,8 @@ pub(crate) fn simulate(options: &Options) -> Result<()> {
     run(&mut sim)
 }
 
-/// Looks at every state of the protocol's model; then breaks each rule in turn, in the model and in the simulation, and
-/// looks whether that shows.
+/// Looks at every state of the protocol's model; then breaks each rule in turn, in the model, in the simulation and in the
+/// guard of `tenure run`, and looks whether that shows.
 ///
 /// # Errors
 /// When a promise is broken by the whole protocol, or a mutant survives.
@@ -62,12 +62,16 @@ pub(crate) fn mutants(options: &Options) -> Result<()> {
     let model = run_for_json(&mut model)?;
     let mut sim = simulation(&build("tenure-sim")?, options, options.seeds.or(Some(MUTANT_SEEDS)));
     let sim = run_for_json(sim.args(["--mutants", "--json"]))?;
-    let both = ["model", "simulation"].into_iter().zip([model, sim]);
-    let parts: Vec<Part> = both.map(|(name, said)| Part::read(name, said)).collect::<Result<_>>()?;
+    let guard = breakable::build_program("tenure-cli", "tenure", &["--no-default-features"])?;
+    let guard = run_for_json(Command::new(guard).arg("--mutants"))?;
+    let all = ["model", "simulation", "guard"].into_iter().zip([model, sim, guard]);
+    let parts: Vec<Part> = all.map(|(name, said)| Part::read(name, said)).collect::<Result<_>>()?;
     let sum = |of: fn(&Part) -> u64| parts.iter().map(of).sum::<u64>();
     let survivors: Vec<_> = parts.iter().flat_map(|part| part.survivors.clone()).collect();
     let (mutants, killed) = (sum(|part| part.mutants), sum(|part| part.killed));
-    say(format!("{killed} of {mutants} mutants killed, in the model and in the simulation"));
+    say(format!(
+        "{killed} of {mutants} mutants killed, in the model, in the simulation and in the guard of `tenure run`"
+    ));
     if options.json {
         let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         let states = sum(|part| part.states);

@@ -47,6 +47,9 @@ pub(crate) fn ensure_for_tests() -> Result<()> {
     if !exists("etcdctl") {
         apt::install("etcd-client", "etcdctl, against which elections are tested,")?;
     }
+    if !exists("python3") {
+        apt::install("python3", "python3, in which a test has a program whose main thread exits,")?;
+    }
     docker::ensure()?;
     ensure_installed("nextest")
 }

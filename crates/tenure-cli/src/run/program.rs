@@ -10,6 +10,7 @@ use std::{
             process::{CommandExt as _, ExitStatusExt as _},
         },
     },
+    pin::pin,
     process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -21,17 +22,16 @@ use tokio::{
     io::Interest,
     sync::mpsc::UnboundedReceiver,
     task::JoinHandle,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use crate::{
     args::{self, OnOverrun, Restart},
     exit::Usage,
     orders::{Answer, Ended, Lines, Order, is_gone, line, send_files},
-    processes::{end_all, start_known, wait_known},
-    say,
+    processes::{end_all, start_awaited, wait_for_awaited},
     signals::Received,
-    store,
+    store, try_say,
 };
 
 /// How often it is looked whether the deadline has moved: hearts beat every third of a TTL.
@@ -50,6 +50,10 @@ pub(super) struct Program {
     /// The guard, to be killed by no other's number.
     guard: OwnedFd,
     waiting: Option<JoinHandle<io::Result<ExitStatus>>>,
+    /// How the guard ended, once it has been seen.
+    status: Option<ExitStatus>,
+    /// Whether it is confirmed that no process of the program is left.
+    nothing_left: bool,
     control: UnixStream,
     stop_budget: Duration,
     on_overrun: OnOverrun,
@@ -97,7 +101,7 @@ impl Program {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());
         }
         let lock = leadership.lock_file()?;
-        let child = start_known(command.stdin(Stdio::from(OwnedFd::from(other))));
+        let child = start_awaited(command.stdin(Stdio::from(OwnedFd::from(other))));
         // The other end of the socket is the guard's alone from here on.
         drop(command);
         let child = child.context("cannot start the program's guard")?;
@@ -106,7 +110,9 @@ impl Program {
         let guard = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the program's guard")?;
         let mut program = Self {
             guard,
-            waiting: Some(tokio::task::spawn_blocking(move || wait_known(child))),
+            waiting: Some(tokio::task::spawn_blocking(move || wait_for_awaited(child))),
+            status: None,
+            nothing_left: false,
             control,
             stop_budget,
             on_overrun: options.on_overrun,
@@ -212,42 +218,62 @@ impl Program {
     }
 
     /// Returns when nothing of the program is left; whatever is, is killed. How it ended, where its guard did not say.
+    ///
+    /// # Cancellation safety
+    /// Call it again after dropping it: it continues, and still returns only once nothing is left.
     pub(super) async fn rest(&mut self) -> Result<End> {
         // This is what makes the guard kill.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
-        let Some(waiting) = &mut self.waiting else {
-            return Ok(End { how: Ended::Signaled(Signal::KILL.as_raw()), out_of_time: true });
-        };
-        let left = self.deadline.since(BootClock.now());
-        let status = match timeout(GRACE.min(left / 2), &mut *waiting).await {
-            Ok(status) => status,
-            // Stopped, or unable: what it has started is ours once it is dead.
-            Err(_) => {
-                let _ = pidfd_send_signal(&self.guard, Signal::KILL);
-                waiting.await
+        if let Some(waiting) = &mut self.waiting {
+            let left = self.deadline.since(BootClock.now());
+            let status = match timeout(GRACE.min(left / 2), &mut *waiting).await {
+                Ok(status) => status,
+                // Stopped, or unable: what it has started is ours once it is dead.
+                Err(_) => {
+                    let _ = pidfd_send_signal(&self.guard, Signal::KILL);
+                    waiting.await
+                }
+            };
+            self.waiting = None;
+            match status.map_err(io::Error::from).flatten() {
+                Ok(status) => {
+                    self.nothing_left = status.success();
+                    self.status = Some(status);
+                }
+                // Its outcome is unknown, so it is killed with everything below it.
+                Err(error) => {
+                    let _ = pidfd_send_signal(&self.guard, Signal::KILL);
+                    tracing::warn!(%error, "the end of the program's guard was not seen");
+                }
             }
-        };
-        self.waiting = None;
-        let status = status?.context("the end of the program's guard")?;
-        if !status.success() {
-            self.end_orphans().await;
         }
-        let how = match status.signal() {
-            Some(signal) => Ended::Signaled(signal),
-            None => Ended::Exited(status.code().unwrap_or_default()),
+        if !self.nothing_left {
+            self.end_orphans().await;
+            self.nothing_left = true;
+        }
+        let code = self.status.and_then(|status| status.code());
+        let how = match (self.status.and_then(|status| status.signal()), code) {
+            (Some(signal), _) => Ended::Signaled(signal),
+            (None, Some(code)) => Ended::Exited(code),
+            (None, None) => Ended::Signaled(Signal::KILL.as_raw()),
         };
-        Ok(End { how, out_of_time: status.code() == Some(crate::exit::LOST.into()) })
+        Ok(End { how, out_of_time: code == Some(crate::exit::LOST.into()) })
     }
 
     /// Kills what a guard that did not end as it should has left behind.
     async fn end_orphans(&self) {
-        let mut ending = tokio::task::spawn_blocking(|| end_all(None, None));
+        let mut ending = pin!(async {
+            // A task that panicked has not confirmed that nothing is left.
+            while tokio::task::spawn_blocking(|| end_all(None, None)).await.is_err() {
+                sleep(PACE).await;
+            }
+        });
         if timeout(self.deadline.since(BootClock.now()), &mut ending).await.is_err() {
-            say("the program is not dead by its deadline");
+            try_say("the program is not dead by its deadline");
             if self.on_overrun == OnOverrun::Abort {
                 std::process::abort();
             }
-            let _ = ending.await;
+            ending.await;
         }
     }
 }

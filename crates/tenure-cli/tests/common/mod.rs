@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{self, Read as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -17,17 +17,20 @@ use tempfile::TempDir;
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Ignores all that can be ignored, tells its number and those of what it starts, and goes on.
+/// Ignores all that can be ignored, tells its number and those of what it starts, and goes on for as long as its
+/// directory exists: a failing test leaves nothing running.
 pub(crate) const STUBBORN: &str = "trap '' TERM INT HUP
-    sh -c 'trap \"\" TERM; while :; do sleep 1; done' & child=$!
-    setsid sh -c 'trap \"\" TERM; echo $$ > daemon; while :; do sleep 1; done' &
+    sh -c 'trap \"\" TERM; while test -d \"$PWD\"; do sleep 1; done' & child=$!
+    setsid sh -c 'trap \"\" TERM; echo $$ > daemon; while test -d \"$PWD\"; do sleep 1; done' &
     while ! test -s daemon; do sleep 0.01; done
     echo $$ $child $(cat daemon) > pids.new; mv pids.new pids
-    while :; do sleep 1; done";
+    while test -d \"$PWD\"; do sleep 1; done";
 
-/// Succeeds when nothing of the stubborn program runs.
+/// Succeeds when no thread of the stubborn program runs.
 pub(crate) const ALONE: &str = "for pid in $(cat pids); do
-        case $(cut -d' ' -f3 /proc/$pid/stat 2>/dev/null) in ''|Z|X) ;; *) echo $pid runs beside; exit 9;; esac
+        for thread in /proc/$pid/task/*/stat; do
+            case $(sed 's/.*) //; s/ .*//' $thread 2>/dev/null) in ''|Z|X) ;; *) echo $pid runs beside; exit 9;; esac
+        done
     done";
 
 /// A store, and a directory that programs write to.
@@ -145,10 +148,20 @@ pub(crate) fn kill(name: &str, pid: impl ToString) {
     assert!(sent.success());
 }
 
-/// Whether a process runs; one that is dead and not buried does not.
+/// Whether a thread of a process runs: the main thread of one that runs may have exited.
 pub(crate) fn runs(pid: &str) -> bool {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    let is_gone = |error: &io::Error| matches!(error.raw_os_error(), Some(2 | 3));
+    let threads = match fs::read_dir(Path::new("/proc").join(pid).join("task")) {
+        Err(error) if is_gone(&error) => return false,
+        threads => threads.unwrap(),
+    };
+    threads.filter_map(Result::ok).any(|thread| match fs::read(thread.path().join("stat")) {
+        Err(error) if is_gone(&error) => false,
+        stat => {
+            let stat = String::from_utf8_lossy(&stat.unwrap()).into_owned();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+        }
+    })
 }
 
 /// The processes whose parent this is.

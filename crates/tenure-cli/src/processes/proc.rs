@@ -1,0 +1,194 @@
+//! Reads `/proc` so that what cannot be read is never taken for what is not there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read as _},
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+};
+
+use rustix::{
+    fs::{Mode, OFlags, RawDir, SeekFrom, open, openat, seek},
+    io::Errno,
+    process::{Pid, WaitId, WaitIdOptions, waitid},
+};
+
+/// A process as `/proc` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) identity: Identity,
+    pub(super) parent: i32,
+}
+
+/// A process id may be given to another process later, but not with the same start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Identity {
+    pub(super) pid: i32,
+    /// In clock ticks since boot.
+    pub(super) start: u64,
+}
+
+/// The directory `/proc`, opened once: listing it needs no further file descriptor.
+#[derive(Debug)]
+pub(super) struct Proc {
+    directory: OwnedFd,
+}
+
+impl Proc {
+    pub(super) fn open(path: &str) -> io::Result<Self> {
+        Ok(Self { directory: open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())? })
+    }
+
+    /// The ids of all processes that exist during the whole call, and of some that end or begin during it.
+    ///
+    /// # Errors
+    /// When the listing is not complete.
+    pub(super) fn pids(&self) -> io::Result<Vec<Pid>> {
+        seek(&self.directory, SeekFrom::Start(0))?;
+        let mut buffer = [MaybeUninit::uninit(); 8192];
+        let mut entries = RawDir::new(&self.directory, &mut buffer);
+        let mut pids = Vec::new();
+        while let Some(entry) = entries.next() {
+            let name = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
+            pids.extend(name.and_then(Pid::from_raw));
+        }
+        Ok(pids)
+    }
+
+    /// Reads `/proc/PID/stat`; `None` when there is no process with this id.
+    ///
+    /// # Errors
+    /// On any error but `ENOENT` and `ESRCH`: the process may exist.
+    pub(super) fn process(&self, pid: Pid) -> io::Result<Option<Process>> {
+        let pid = pid.as_raw_pid();
+        let read = || {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let mut stat = Vec::new();
+            let file = openat(&self.directory, format!("{pid}/stat"), flags, Mode::empty())?;
+            File::from(file).read_to_end(&mut stat)?;
+            Ok(stat)
+        };
+        match read() {
+            // The kernel cuts the name after 15 bytes, perhaps within a character: it need not be UTF-8.
+            Ok(stat) => parse(pid, &String::from_utf8_lossy(&stat)).map(Some).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))
+            }),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::SRCH) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+/// `PID (NAME) STATE PARENT …`, where the name may be anything; the start time is the 22nd field.
+pub(super) fn parse(pid: i32, stat: &str) -> Option<Process> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let identity = Identity { pid, start: fields.get(19)?.parse().ok()? };
+    Some(Process { identity, parent: fields.get(1)?.parse().ok()? })
+}
+
+/// Whether this process has a child, zombies included. Needs neither `/proc` nor a file descriptor.
+pub(super) fn has_children() -> io::Result<bool> {
+    is_waitable(|| WaitId::All)
+}
+
+/// Whether the process with this id is a child of this one, zombies included.
+pub(super) fn is_child(pid: Pid) -> io::Result<bool> {
+    is_waitable(|| WaitId::Pid(pid))
+}
+
+fn is_waitable(id: impl Fn() -> WaitId<'static>) -> io::Result<bool> {
+    loop {
+        match waitid(id(), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT) {
+            Ok(_) => return Ok(true),
+            Err(Errno::CHILD) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// All processes below `root`, however deep, but for `spared` ones and those below them.
+pub(super) fn below(root: i32, all: &[Process], spared: &BTreeSet<Identity>) -> Vec<Process> {
+    let mut children: BTreeMap<i32, Vec<Process>> = BTreeMap::new();
+    for process in all.iter().filter(|process| !spared.contains(&process.identity)) {
+        children.entry(process.parent).or_default().push(*process);
+    }
+    let mut found = children.remove(&root).unwrap_or_default();
+    let mut looked_at = 0;
+    while let Some(process) = found.get(looked_at) {
+        let below = children.remove(&process.identity.pid).unwrap_or_default();
+        found.extend(below);
+        looked_at += 1;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::parent_id;
+
+    use rustix::process::getpid;
+
+    use super::*;
+
+    #[test]
+    fn a_name_may_look_like_the_fields_after_it() {
+        let rest = "7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4711 2600 1";
+        let process = |parent| Some(Process { identity: Identity { pid: 7, start: 4711 }, parent });
+        assert_eq!(parse(7, &format!("7 (sh) S 3 {rest}")), process(3));
+        assert_eq!(parse(7, &format!("7 (a) Z 1 (b) Z 4 {rest}")), process(4));
+        assert_eq!(parse(7, "7 (sh) S 3"), None);
+        assert_eq!(parse(7, "7 (sh"), None);
+    }
+
+    #[test]
+    fn what_lies_below_is_found_however_deep() {
+        let process = |pid, parent| Process { identity: Identity { pid, start: 0 }, parent };
+        let all = [process(1, 0), process(2, 1), process(3, 2), process(4, 1), process(5, 4), process(6, 3)];
+        let pids = |root, spared: &[i32]| {
+            let spared = spared.iter().map(|pid| Identity { pid: *pid, start: 0 }).collect();
+            below(root, &all, &spared).iter().map(|process| process.identity.pid).collect::<Vec<_>>()
+        };
+        assert_eq!(pids(2, &[]), [3, 6]);
+        assert_eq!(pids(1, &[2]), [4, 5], "what was spared, and what it has started");
+        assert_eq!(pids(9, &[]), [] as [i32; 0]);
+    }
+
+    #[test]
+    fn this_process_is_seen_as_it_is() {
+        let proc = Proc::open("/proc").unwrap();
+        let process = proc.process(getpid()).unwrap().unwrap();
+        assert_eq!(u32::try_from(process.parent), Ok(parent_id()));
+        assert!(process.identity.start > 0);
+        // Also when it is listed again.
+        for _ in 0..2 {
+            assert!(proc.pids().unwrap().contains(&getpid()));
+        }
+        assert!(!is_child(getpid()).unwrap());
+    }
+
+    /// G37: only `ENOENT` and `ESRCH` mean that there is no such process.
+    #[test]
+    fn an_error_is_not_an_absence() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_str().unwrap();
+        let seven = Pid::from_raw(7).unwrap();
+        let process = || Proc::open(path).unwrap().process(seven);
+        assert_eq!(process().unwrap(), None);
+        std::fs::create_dir(directory.path().join("7")).unwrap();
+        assert_eq!(process().unwrap(), None);
+        let stat = directory.path().join("7/stat");
+        for text in ["", "7 (sh", "7 (sh) S 3"] {
+            std::fs::write(&stat, text).unwrap();
+            assert!(process().is_err(), "{text:?}");
+        }
+        std::fs::remove_file(&stat).unwrap();
+        std::fs::create_dir(&stat).unwrap();
+        assert!(process().is_err(), "EISDIR");
+        assert!(Proc::open("/proc/self/stat").unwrap().pids().is_err(), "ENOTDIR");
+    }
+}
