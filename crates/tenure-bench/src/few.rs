@@ -57,8 +57,13 @@ pub(crate) async fn measure(
     tell: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
     let rounds = options.rounds(300);
-    if options.wants("campaign, session held") {
-        tell(held(place, raw, rounds).await?)?;
+    for (quiet, rounds, name) in [
+        (None, rounds, "campaign, session held"),
+        (Some(QUIET), options.rounds(100), "campaign, session held, after quiet"),
+    ] {
+        if options.wants(name) {
+            tell(held(place, raw, quiet, rounds, name).await?)?;
+        }
     }
     if options.wants("campaign from nothing") {
         tell(from_nothing(place, raw, rounds).await?)?;
@@ -90,15 +95,23 @@ fn row(place: &Place, name: &str, ours: &Samples, floor: (&'static str, &Samples
     }
 }
 
-async fn held(place: &Place, raw: &mut Option<Box<dyn Raw>>, rounds: usize) -> Result<Row> {
+async fn held(
+    place: &Place,
+    raw: &mut Option<Box<dyn Raw>>,
+    quiet: Option<Duration>,
+    rounds: usize,
+    name: &str,
+) -> Result<Row> {
     let elector = place.elector().await?;
     let (mut ours, mut floor) = (Samples::default(), Samples::default());
     // A session is there, and everything is warm.
     elector.campaign("warm").await?.resign().await?;
     for round in 0..rounds {
         if let Some(raw) = raw.as_mut() {
+            tokio::time::sleep(quiet.unwrap_or_default()).await;
             floor.add(raw.enter().await?);
         }
+        tokio::time::sleep(quiet.unwrap_or_default()).await;
         // On ZooKeeper the znode of an election is there while it is in use.
         let election = format!("held-{}", if place.scheme == "zookeeper" { 0 } else { round });
         let begun = Instant::now();
@@ -108,7 +121,7 @@ async fn held(place: &Place, raw: &mut Option<Box<dyn Raw>>, rounds: usize) -> R
     }
     elector.close().await;
     let what = raw.as_ref().map_or("none", |raw| raw.entering().0);
-    Ok(row(place, "campaign, session held", &ours, (what, &floor), 1.15))
+    Ok(row(place, name, &ours, (what, &floor), 1.15))
 }
 
 async fn from_nothing(place: &Place, raw: &mut Option<Box<dyn Raw>>, rounds: usize) -> Result<Row> {

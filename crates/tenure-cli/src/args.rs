@@ -129,6 +129,10 @@ pub(crate) struct Run {
     /// Leads at once or not at all: exit code 75 when somebody else leads
     #[arg(long = "try")]
     pub(crate) tries: bool,
+    /// How long an end may take once a signal asks for it; 5s by default. The program, which is passed the signal, is killed
+    /// when four fifths of that are over
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) shutdown_timeout: Option<Duration>,
     /// What tenure does should the program not be dead by the deadline
     #[arg(long, value_enum, default_value_t = OnOverrun::Log)]
     pub(crate) on_overrun: OnOverrun,

@@ -34,14 +34,41 @@ enum Campaign {
     Interrupted(Received),
 }
 
-/// How long the store is told that we leave, when somebody wants an end.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// What came of it all.
 struct Outcome {
     code: u8,
-    /// Whether somebody wanted an end.
-    told_to_end: bool,
+}
+
+/// The end that a signal has asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shutdown {
+    /// When the first such signal came.
+    since: Option<Instant>,
+    timeout: Duration,
+}
+
+impl Shutdown {
+    /// A signal asks for an end.
+    pub(super) fn begin(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// When the program is killed, so that the store can still be told that we leave.
+    pub(super) fn kill_at(&self) -> Option<Instant> {
+        Some(self.since? + self.timeout * 4 / 5)
+    }
+
+    /// Returns when the end has taken too long.
+    async fn over(&self) {
+        match self.since {
+            Some(since) => tokio::time::sleep_until(since + self.timeout).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Runs the program on this node only; its exit code.
@@ -52,13 +79,15 @@ pub(crate) async fn run(options: &args::Run) -> Result<u8> {
     crate::processes::adopt_orphans().context("cannot look after what the program starts")?;
     let elector = store::connect(options.store.url.as_deref(), config).await?;
     let id = elector.candidate().to_string();
-    let outcome = terms(options, &*elector, &id, &mut signals).await;
-    let told_to_end = outcome.as_ref().is_ok_and(|outcome| outcome.told_to_end);
+    let mut shutdown = Shutdown { since: None, timeout: elector.shutdown_timeout() };
+    let outcome = terms(options, &*elector, &id, &mut signals, &mut shutdown).await;
     tokio::select! {
+        // Says itself what is left.
         () = elector.close() => {}
-        // Nothing runs here any more: what is left in the store expires by itself.
-        _ = end(&mut signals) => {}
-        () = tokio::time::sleep(PATIENCE), if told_to_end => {}
+        _ = end(&mut signals) => say("interrupted: what is left in the store goes with its session, within the TTL"),
+        () = shutdown.over() => {
+            say("the store has not confirmed the end in time: what is left goes with its session, within the TTL");
+        }
     }
     outcome.map(|outcome| outcome.code)
 }
@@ -68,27 +97,34 @@ async fn terms(
     elector: &dyn Elector,
     id: &str,
     signals: &mut UnboundedReceiver<Received>,
+    shutdown: &mut Shutdown,
 ) -> Result<Outcome> {
-    let interrupted = |signal: Received| Outcome { code: exit::by_signal(signal.number), told_to_end: true };
+    let interrupted = |shutdown: &mut Shutdown, signal: Received| {
+        shutdown.begin();
+        Outcome { code: exit::by_signal(signal.number) }
+    };
     let mut waits = backoff(options);
     loop {
         let leadership = match campaign(options, elector, id, signals).await? {
             Campaign::Won(leadership) => leadership,
-            Campaign::NotElected => return Ok(Outcome { code: exit::NOT_ELECTED, told_to_end: false }),
-            Campaign::Interrupted(signal) => return Ok(interrupted(signal)),
+            Campaign::NotElected => return Ok(Outcome { code: exit::NOT_ELECTED }),
+            Campaign::Interrupted(signal) => return Ok(interrupted(shutdown, signal)),
         };
         while let Ok(signal) = signals.try_recv() {
             if signal.ends() {
-                return Ok(interrupted(signal));
+                return Ok(interrupted(shutdown, signal));
             }
         }
         let began = Instant::now();
-        let mut told_to_end = false;
-        let term = lead(options, &leadership, signals, &mut told_to_end).await;
+        let term = lead(options, &leadership, signals, shutdown).await;
         tokio::select! {
-            // Confirmed, or lost already: in either case nothing of ours is left.
-            _ = leadership.resign() => {}
-            _ = end(signals) => told_to_end = true,
+            resigned = leadership.resign() => match resigned {
+                // Lost already: nothing of ours is left.
+                Ok(()) | Err(Error::Lost(_)) => {}
+                Err(error) => say(&error.to_string()),
+            },
+            _ = end(signals) => shutdown.begin(),
+            () = shutdown.over() => {}
         }
         let (code, failed) = match term? {
             Term::Ended(Ended::Exited(code)) => (u8::try_from(code).unwrap_or(u8::MAX), code != 0),
@@ -103,8 +139,8 @@ async fn terms(
             Restart::OnFailure => failed,
             Restart::Always => true,
         };
-        if told_to_end || !again {
-            return Ok(Outcome { code, told_to_end });
+        if shutdown.has_begun() || !again {
+            return Ok(Outcome { code });
         }
         if !failed || began.elapsed() > options.max_backoff {
             waits = backoff(options);
@@ -114,7 +150,7 @@ async fn terms(
             "the term is over; campaigning again");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            signal = end(signals) => return Ok(interrupted(signal)),
+            signal = end(signals) => return Ok(interrupted(shutdown, signal)),
         }
     }
 }
@@ -158,7 +194,7 @@ async fn lead(
     options: &args::Run,
     leadership: &Leadership,
     signals: &mut UnboundedReceiver<Received>,
-    told_to_end: &mut bool,
+    shutdown: &mut Shutdown,
 ) -> Result<Term> {
     let mut program = match Program::start(options, leadership) {
         Err(error) => match leadership.loss() {
@@ -167,7 +203,7 @@ async fn lead(
         },
         Ok(program) => program,
     };
-    let outcome = leadership.run(program.mind(leadership, signals, told_to_end)).await;
+    let outcome = leadership.run(program.mind(leadership, signals, shutdown)).await;
     // Dropped at the deadline, or at once where the store says that somebody else may lead.
     program.rest().await?;
     let lost = match &outcome {
@@ -216,6 +252,9 @@ fn config(options: &args::Run) -> Result<Config> {
     }
     if let Some(budget) = options.stop_budget {
         config = config.with_stop_budget(budget);
+    }
+    if let Some(timeout) = options.shutdown_timeout {
+        config = config.with_shutdown_timeout(timeout);
     }
     if options.on_overrun == args::OnOverrun::Abort {
         config = config.with_on_overrun(OnOverrun::Abort);

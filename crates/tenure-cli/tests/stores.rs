@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{ALONE, STUBBORN, Stage, eventually, runs};
 use tenure_testkit::{
     containers::{SharedEtcd, SharedZookeeper, Version},
@@ -71,6 +73,43 @@ impl Place {
             assert!(said.contains("leadership of e was lost: no heartbeat was confirmed in time"), "{said}");
         }
     }
+}
+
+/// How long an end takes at most, on a busy machine.
+const END: Duration = Duration::from_secs(10);
+
+impl Place {
+    /// With the store cut off, and deadlines far away: a signal ends `tenure run` in its shutdown timeout, with the program.
+    async fn ends_in_time_when_cut_off(&self, program: &str) {
+        let line = Proxy::start(&self.endpoint).await.unwrap();
+        let root = format!("cli-{:016x}", fastrand::u64(..));
+        let stage = Stage::on(format!("{}://{}/{root}?ttl=30s", self.scheme, line.endpoint()));
+        let mut run = stage.start(&[], program);
+        let pids = stage.line("pids");
+        line.blackhole(Direction::Both);
+        let begun = Instant::now();
+        run.signal("TERM");
+        let (code, said) = run.code();
+        let took = begun.elapsed();
+        assert!(took < END, "{took:?}: {said}");
+        assert!(
+            said.contains("the store has not confirmed") || said.contains("was not confirmed"),
+            "{code:?}: {said}"
+        );
+        assert!(pids.split(' ').all(|pid| !runs(pid)), "{pids}");
+    }
+}
+
+/// Hazard G30, case 9.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_it_in_time_when_etcd_is_cut_off() {
+    Place::etcd().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
+}
+
+/// Hazard G30, case 9: also with a program that does not stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_a_stubborn_program_in_time_when_zookeeper_is_cut_off() {
+    Place::zookeeper().await.ends_in_time_when_cut_off(STUBBORN).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,9 @@ use tracing::{
 const TTL: Duration = Duration::from_secs(2);
 /// What a busy machine may add to a deadline that is met.
 const SLACK: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for what has to happen. Where a rule is broken on purpose, it does not.
+const PATIENCE: Duration =
+    if cfg!(tenure_mutants) { Duration::from_secs(8) } else { Duration::from_secs(30) };
 
 fn elector(store: &MemoryStore) -> (Arc<StoreElector>, Link) {
     with(store, |config| config)
@@ -366,6 +368,10 @@ fn poll_with<F: Future + ?Sized>(future: std::pin::Pin<&mut F>, waker: &Waker) -
 /// deadlines.
 #[test]
 fn wakers_that_block_or_panic_delay_nothing_else() {
+    overtaken_while_a_waker_blocks();
+}
+
+fn overtaken_while_a_waker_blocks() {
     let store = MemoryStore::new();
     let (elector, link) = elector(&store);
     let runtime = several_threads();
@@ -423,6 +429,27 @@ fn wakers_that_block_or_panic_delay_nothing_else() {
 
 async fn handle_leader(elector: &StoreElector) -> Result<(), Error> {
     elector.leader("good").await.map(drop)
+}
+
+/// Rules broken on purpose; `cargo xtask races` runs these.
+#[cfg(tenure_mutants)]
+mod broken {
+    use super::{CHILD, again, overtaken_while_a_waker_blocks};
+    use tenure_core::mutants::{Rule, break_everywhere};
+
+    /// With a user's waker called on the thread that enforces deadlines, a waker that blocks keeps it from the others.
+    #[test]
+    fn wakers_on_the_deadlines_thread_are_noticed() {
+        if std::env::var_os(CHILD).is_some() {
+            break_everywhere(Rule::CallUsersElsewhere);
+            overtaken_while_a_waker_blocks();
+            std::process::exit(0);
+        }
+        let child = again("broken::wakers_on_the_deadlines_thread_are_noticed").output().unwrap();
+        assert!(!child.status.success(), "nobody noticed");
+        let said = String::from_utf8_lossy(&child.stderr).into_owned();
+        assert!(said.contains("not in time"), "{said}");
+    }
 }
 
 /// Hazard G26: an overrun hook that blocks delays no other deadline, and one overrun is reported once.

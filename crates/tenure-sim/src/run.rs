@@ -126,7 +126,8 @@ fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) 
     };
     let clock = SimClock::with_rate(rate);
     let id: CandidateId = format!("host-{n}").parse().unwrap_or_else(|error| panic!("{error}"));
-    let mut config = Config::new().with_ttl(TTL).with_id(id);
+    // A shutdown is waited for, so that whatever goes on after it is a fault.
+    let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
     if random.u8(..8) == 0 {
         config = config.with_on_disconnect(OnDisconnect::LoseAtOnce);
     }

@@ -21,6 +21,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `drift` | bound on the difference of clock rates, a fraction | 0.1 |
 /// | `stop_budget` | time before the deadline kept for work to stop | a tenth of the TTL |
 /// | `request_timeout` | after how long an unanswered request is tried again | 5 s |
+/// | `shutdown_timeout` | how long a resignation or shutdown waits at most | 5 s |
 /// | `on_disconnect` | `ride_out` or `lose_at_once` | `ride_out` |
 /// | `id` | who this candidate is | host, process id and a random number |
 /// | `value` | what others can read of it | nothing |
@@ -102,6 +103,9 @@ pub(crate) fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Err
     }
     if let Some(timeout) = url.duration("request_timeout")? {
         config = config.with_request_timeout(timeout);
+    }
+    if let Some(timeout) = url.duration("shutdown_timeout")? {
+        config = config.with_shutdown_timeout(timeout);
     }
     match url.text("on_disconnect") {
         None => {}

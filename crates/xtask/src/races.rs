@@ -69,8 +69,9 @@ pub(crate) fn check(options: &Options) -> Result<()> {
 /// The tests, built apart from everything else: with the checker's primitives, and rules that can be broken.
 fn tests(checker: &str, target: &Path) -> Command {
     let mut tests = cargo(["test", "--release", "--package", "tenure-core", "--lib"]);
-    // The sequences need no checker, only a build in which rules can be broken.
-    tests.args((checker == "shuttle").then_some(["--test", "engine"]).into_iter().flatten());
+    // These need no checker, only a build in which rules can be broken.
+    let others = ["--test", "engine", "--test", "applications"];
+    tests.args((checker == "shuttle").then_some(others).into_iter().flatten());
     tests
         .env("RUSTFLAGS", format!("--cfg tenure_{checker} --cfg tenure_mutants"))
         .env("CARGO_TARGET_DIR", target.join(checker));
@@ -85,7 +86,15 @@ fn build(checker: &str, target: &Path) -> Result<()> {
 fn explore(checker: &str, target: &Path) -> Result<Outcome> {
     let mut tests = tests(checker, target);
     let output = tests
-        .args(["--quiet", "--no-fail-fast", "--", "--show-output", "engine::races", "sequences::"])
+        .args([
+            "--quiet",
+            "--no-fail-fast",
+            "--",
+            "--show-output",
+            "engine::races",
+            "sequences::",
+            "broken::",
+        ])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()

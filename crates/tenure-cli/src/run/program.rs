@@ -22,9 +22,10 @@ use tokio::{
     io::Interest,
     sync::mpsc::UnboundedReceiver,
     task::JoinHandle,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
+use super::Shutdown;
 use crate::{
     args::{self, OnOverrun, Restart},
     exit::Usage,
@@ -142,7 +143,7 @@ impl Program {
         &mut self,
         leadership: &LeadershipHandle,
         signals: &mut UnboundedReceiver<Received>,
-        told_to_end: &mut bool,
+        shutdown: &mut Shutdown,
     ) -> Result<End> {
         let control = tokio::net::UnixStream::from_std(self.control.try_clone()?)?;
         let mut reading = self.control.try_clone()?;
@@ -154,6 +155,13 @@ impl Program {
         loop {
             // A guard that does not kill in time is not waited for.
             let late = self.deadline - self.dying() / 2;
+            let kill_at = shutdown.kill_at();
+            let out_of_patience = async {
+                match kill_at {
+                    Some(kill_at) => sleep_until(kill_at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 ready = control.ready(Interest::READABLE) => {
@@ -174,13 +182,19 @@ impl Program {
                     }
                 }
                 () = BootClock.sleep_until(late) => return self.rest().await,
+                () = out_of_patience => {
+                    try_say("the program has not stopped in time for the shutdown: killing it; see --shutdown-timeout");
+                    return self.rest().await;
+                }
                 () = stop.cancelled(), if !told => {
                     told = true;
                     self.tell_window(leadership)?;
                     self.tell(Order::Stop)?;
                 }
                 Some(signal) = signals.recv() => {
-                    *told_to_end |= signal.ends();
+                    if signal.ends() {
+                        shutdown.begin();
+                    }
                     // What a terminal sends, everybody in front of it has, once it is there.
                     if self.own_group || !signal.by_terminal || !started {
                         self.tell(Order::Signal(signal.number))?;

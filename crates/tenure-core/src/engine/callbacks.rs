@@ -9,6 +9,8 @@ use std::{
     thread,
 };
 
+use crate::mutants::{Rule, broken};
+
 /// So many calls may block at once before the next one has to wait for them.
 const MAX_THREADS: usize = 8;
 
@@ -77,11 +79,11 @@ impl Callbacks {
     /// Makes `call` on one of these threads; at once where there are none.
     pub(crate) fn defer(&self, call: impl FnOnce() + Send + 'static) {
         match &self.0 {
-            Some(handle) => {
+            Some(handle) if !broken(Rule::CallUsersElsewhere) => {
                 handle.0.lock().calls.push_back(Box::new(call));
                 handle.0.changed.notify_one();
             }
-            None => call(),
+            _ => call(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Logs and metrics of the engine, written by a thread of their own: a subscriber that blocks or panics costs neither
 //! heartbeats nor deadlines.
 
+#[cfg(feature = "metrics")]
+use std::cell::RefCell;
 use std::{
-    cell::RefCell,
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -24,6 +25,7 @@ use super::{
 /// So many events wait for the subscriber; of more, only the number is reported.
 const MAX_QUEUED: usize = 4096;
 
+#[cfg(feature = "metrics")]
 thread_local! {
     static REPORTER: RefCell<Option<Reporter>> = const { RefCell::new(None) };
 }
@@ -33,6 +35,7 @@ pub(super) enum Report {
     Event(CapturedEvent),
     /// The span that the subscriber knows by this id is over.
     SpanClosed(tracing::span::Id),
+    #[cfg(feature = "metrics")]
     Measurement(Box<dyn FnOnce() + Send>),
     /// Everything before this has been reported.
     Flush(oneshot::Sender<()>),
@@ -125,6 +128,7 @@ impl Reporter {
     /// measures is reported by the reporter's thread.
     pub(crate) fn enter_engine_thread(&self) -> Option<dispatcher::DefaultGuard> {
         callbacks::mark_engine_thread();
+        #[cfg(feature = "metrics")]
         REPORTER.with_borrow_mut(|reporter| *reporter = Some(self.clone()));
         self.0.as_ref().map(|inner| dispatcher::set_default(&inner.dispatch))
     }
@@ -147,6 +151,7 @@ impl Reporter {
 }
 
 /// Makes a measurement: by the reporter on an engine's thread, otherwise at once. A recorder that panics harms nobody.
+#[cfg(feature = "metrics")]
 pub(crate) fn measure(measurement: impl FnOnce() + Send + 'static) {
     let reporter = REPORTER.with_borrow(|reporter| reporter.as_ref().and_then(|reporter| reporter.0.clone()));
     match reporter {
@@ -165,6 +170,7 @@ fn report(reports: &mpsc::Receiver<Report>, counts: &Counts, target: &Target) {
                 target.report(&event);
             }
             Report::SpanClosed(id) => target.close(id),
+            #[cfg(feature = "metrics")]
             Report::Measurement(measurement) => measurement(),
             Report::Flush(sender) => drop(sender.send(())),
         }));

@@ -181,7 +181,7 @@ impl Term {
 
     /// Tells work to stop, and with `drop_now` to be dropped; on an engine's thread, by another.
     pub(crate) fn cancel(self: &Arc<Self>, drop_now: bool) {
-        if is_engine_thread() && !broken(Rule::CallUsersElsewhere) {
+        if is_engine_thread() {
             self.cancel_later(drop_now);
             return;
         }

@@ -2,6 +2,8 @@
 //! stands in the doc comment of the test that shows it.
 
 mod asked;
+#[cfg(tenure_mutants)]
+mod broken;
 mod chaos;
 mod closing;
 mod entering;

@@ -151,6 +151,35 @@ fn a_resignation_under_a_runtime_that_is_gone_is_not_confirmed() {
     assert!(matches!(outcome, Err(Error::TaskEnded(_))), "{outcome:?}");
 }
 
+/// Drops the runtime of a first campaign at each moment between two polls of its tasks; whether a session is left then that
+/// nobody keeps.
+pub(crate) fn leaves_a_session_that_nobody_keeps() -> bool {
+    (0..30).any(|polls| {
+        let store = MemoryStore::new();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        // The campaign's caller is polled after every single task.
+        let runtime = runtime.enable_time().start_paused(true).event_interval(1).build().unwrap();
+        let elector = runtime.block_on(async {
+            let elector = Arc::clone(&Host::new(&store, "a").elector);
+            let mut campaign = elector.campaign("e");
+            for _ in 0..polls {
+                let _ = futures::poll!(campaign.as_mut());
+                tokio::task::yield_now().await;
+            }
+            drop(campaign);
+            elector
+        });
+        drop(runtime);
+        elector.status().session.is_some()
+    })
+}
+
+/// Hazard G28, case 5: an engine whose runtime ends before one of its tasks was polled leaves no session that nobody keeps.
+#[test]
+fn a_runtime_that_ends_before_a_task_is_polled_leaves_no_session() {
+    assert!(!leaves_a_session_that_nobody_keeps());
+}
+
 /// Case 12: work that awaits its own resignation, or the end of its elector, does not wait for itself.
 #[tokio::test(start_paused = true)]
 async fn work_does_not_wait_for_itself() {

@@ -75,7 +75,8 @@ impl Host {
         }
         let backend = EtcdBackend::new(store)?;
         let id: CandidateId = host_name(self.n).parse()?;
-        let mut config = Config::new().with_ttl(TTL).with_id(id);
+        // A shutdown is waited for, so that whatever goes on after it is a fault.
+        let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
         if random.u8(..8) == 0 {
             config = config.with_on_disconnect(OnDisconnect::LoseAtOnce);
         }
