@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::{Backoff, Candidate, CandidateId, Config, Error, Finding, Leadership, LeadershipHandle, Status};
 
@@ -37,6 +37,31 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// # Cancellation safety
     /// Dropping the future withdraws the candidate: no entry stays behind, whatever was under way.
     async fn campaign(&self, election: &str) -> Result<Leadership, Error>;
+
+    /// Campaigns until this candidate leads or `given_up` completes, and withdraws then: `None`.
+    ///
+    /// # Behavior
+    /// - As [`campaign`](Self::campaign). Unlike after dropping that, the entry is gone when this returns `None`.
+    /// - A leadership that comes just as it is given up is resigned.
+    /// - Waits for the withdrawal for the [shutdown timeout](Self::shutdown_timeout) at most; a warning in the log says when
+    ///   the store has not confirmed it by then.
+    ///
+    /// # Errors
+    /// As [`campaign`](Self::campaign).
+    ///
+    /// # Cancellation safety
+    /// As [`campaign`](Self::campaign).
+    async fn campaign_until(
+        &self,
+        election: &str,
+        given_up: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leadership>, Error> {
+        tokio::select! {
+            biased;
+            () = given_up => Ok(None),
+            leadership = self.campaign(election) => leadership.map(Some),
+        }
+    }
 
     /// Leads at once, or not at all: `None` when somebody else does, or another campaign of this
     /// elector stands in the election or has not quite left it.
@@ -114,16 +139,6 @@ pub trait Elector: Send + Sync + fmt::Debug {
         Config::DEFAULT_SHUTDOWN_TIMEOUT
     }
 
-    /// Waits, at most for the shutdown timeout, until the entry of a campaign in `election` that was given up is gone. Whether
-    /// it is; `true` at once where nothing can be left.
-    ///
-    /// # Cancellation safety
-    /// Dropping the future has no effect.
-    async fn withdrawn(&self, election: &str) -> bool {
-        let _ = election;
-        true
-    }
-
     /// Ends all campaigns and leaderships, waits for their work to stop, and closes the session.
     ///
     /// Waits for that for the [shutdown timeout](Self::shutdown_timeout) at most. What is left then goes on ending in the
@@ -143,6 +158,13 @@ pub trait Elector: Send + Sync + fmt::Debug {
 impl<E: Elector + ?Sized> Elector for Arc<E> {
     async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
         (**self).campaign(election).await
+    }
+    async fn campaign_until(
+        &self,
+        election: &str,
+        given_up: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leadership>, Error> {
+        (**self).campaign_until(election, given_up).await
     }
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
         (**self).try_campaign(election).await
@@ -176,9 +198,6 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     fn shutdown_timeout(&self) -> Duration {
         (**self).shutdown_timeout()
-    }
-    async fn withdrawn(&self, election: &str) -> bool {
-        (**self).withdrawn(election).await
     }
     async fn close(&self) {
         (**self).close().await;

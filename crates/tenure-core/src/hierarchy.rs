@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::{FutureExt as _, future::BoxFuture};
 use tracing::info;
 
 use crate::{
@@ -105,6 +106,36 @@ impl Elector for Hierarchy {
         }
     }
 
+    async fn campaign_until(
+        &self,
+        election: &str,
+        given_up: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leadership>, Error> {
+        let group = self.group_election(election)?;
+        let mut retry = Retry::new(self.work_backoff());
+        let given_up = given_up.shared();
+        loop {
+            let base = self.groups.campaign_until(group.as_str(), given_up.clone().boxed()).await?;
+            let Some(base) = base else { return Ok(None) };
+            let ended = futures::future::select(given_up.clone(), base.lost().boxed());
+            let top = self.top.campaign_until(election, ended.map(drop).boxed()).await?;
+            if let Some(top) = top {
+                return Ok(Some(top.resting_on(base)));
+            }
+            // Given back for certain before it is stood for again.
+            let _ = base.resign().await;
+            if given_up.peek().is_some() {
+                return Ok(None);
+            }
+            info!(election, group = %self.group, "no longer leads its group; campaigning there again");
+            tokio::select! {
+                biased;
+                () = given_up.clone() => return Ok(None),
+                () = retry.pause() => {}
+            }
+        }
+    }
+
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
         let group = self.group_election(election)?;
         let Some(base) = self.groups.try_campaign(group.as_str()).await? else { return Ok(None) };
@@ -167,12 +198,6 @@ impl Elector for Hierarchy {
 
     fn shutdown_timeout(&self) -> Duration {
         self.top.shutdown_timeout()
-    }
-
-    async fn withdrawn(&self, election: &str) -> bool {
-        let Ok(group) = self.group_election(election) else { return true };
-        let top = self.top.withdrawn(election).await;
-        self.groups.withdrawn(group.as_str()).await && top
     }
 
     /// The top first, so that no work goes on when the group is given back.

@@ -53,16 +53,8 @@ impl<E: Elector + ?Sized> ElectorExt for E {
         let mut shutdown = pin!(shutdown);
         let mut retry = Retry::new(self.work_backoff());
         loop {
-            let leadership = tokio::select! {
-                biased;
-                () = &mut shutdown => None,
-                leadership = self.campaign(election) => Some(leadership?),
-            };
-            let Some(leadership) = leadership else {
-                // The campaign has been dropped: whatever it left is on its way out.
-                self.withdrawn(election).await;
-                return Ok(());
-            };
+            let given_up = Box::pin(shutdown.as_mut());
+            let Some(leadership) = self.campaign_until(election, given_up).await? else { return Ok(()) };
             let token = leadership.fencing_token();
             let since = tokio::time::Instant::now();
             let mut stopping = None;

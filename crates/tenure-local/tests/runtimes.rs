@@ -60,7 +60,8 @@ fn a_leader_whose_runtime_is_gone_releases_its_lock() {
         assert!(next.is_leader() && !working.load(SeqCst), "the work goes on beside the next leader");
         // Its engine serves it on any other runtime.
         next.resign().await.unwrap();
-        let again = tokio::time::timeout(PATIENCE, first.campaign("e")).await.expect("it waits for itself").unwrap();
+        let again =
+            tokio::time::timeout(PATIENCE, first.campaign("e")).await.expect("it waits for itself").unwrap();
         again.resign().await.unwrap();
     });
 }

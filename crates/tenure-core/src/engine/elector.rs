@@ -3,8 +3,11 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures::{StreamExt, stream};
-use tokio::sync::{mpsc, oneshot};
+use futures::{StreamExt, future::BoxFuture, stream};
+use tokio::sync::{
+    mpsc,
+    oneshot::{self, error::RecvError},
+};
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::{
@@ -84,22 +87,64 @@ impl StoreElector {
         &self.shared.config
     }
 
-    async fn stand(&self, election: &str, waits: bool) -> Result<Option<Leadership>, Error> {
+    /// Campaigns as a task of the engine. When the future is dropped, or `given_up` completes, the candidacy withdraws.
+    async fn stand(
+        &self,
+        election: &str,
+        waits: bool,
+        given_up: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
         let since = shared.clock.now();
         shared.reporter.learn_subscriber();
         telemetry::stands(&election);
-        // When this future is dropped, the answer's receiver is, which withdraws the candidacy.
-        let (caller, answer) = oneshot::channel();
-        let campaign =
-            Campaign { shared: Arc::clone(shared), opener: self.opener.clone(), election, since, waits };
+        let (caller, answer, stays) = Caller::new();
+        let (opener, name) = (self.opener.clone(), election.clone());
+        let campaign = Campaign { shared: Arc::clone(shared), opener, election: name, since, waits };
         shared.runtime.spawn(campaign.run(caller));
-        match shared.runtime.relayed(answer).await {
+        let mut answer = shared.runtime.relayed(answer);
+        let answered = tokio::select! {
+            biased;
+            answered = &mut answer => Some(answered),
+            () = given_up => None,
+        };
+        let answered = match answered {
+            Some(answered) => answered,
+            None => {
+                drop(stays);
+                return self.withdraw(election, answer).await;
+            }
+        };
+        match answered {
             Ok(outcome) => outcome,
             Err(_) if shared.closing.is_cancelled() => Err(Error::Closed),
             Err(_) => Err(Error::TaskEnded("its outcome never came")),
         }
+    }
+
+    /// Waits until a candidacy that was given up has withdrawn, at most for the shutdown timeout.
+    async fn withdraw(
+        &self,
+        election: ElectionName,
+        answer: impl Future<Output = Result<Result<Option<Leadership>, Error>, RecvError>> + Send + 'static,
+    ) -> Result<Option<Leadership>, Error> {
+        let limit = self.shared.config.shutdown_timeout;
+        let withdrawn = async move {
+            match timeout(limit, answer).await {
+                // It came to lead at the last moment.
+                Ok(Ok(Ok(Some(leadership)))) => leadership.resign().await.is_ok(),
+                Ok(_) => true,
+                Err(_) => false,
+            }
+        };
+        if !self.shared.runtime.call(withdrawn).await.unwrap_or(false) {
+            self.shared.reporter.scope(|| {
+                warn!(%election, within = %humantime::format_duration(limit),
+                    "the store has not confirmed that the candidate's entry is gone; it goes once the store answers, or with its session");
+            });
+        }
+        Ok(None)
     }
 
     /// Runs `call` on the engine; given up when the elector closes.
@@ -172,7 +217,7 @@ impl Campaign {
             match slot.try_acquire_owned() {
                 Ok(permit) => Some(permit),
                 Err(_) => {
-                    let _ = caller.send(Ok(None));
+                    caller.send(Ok(None));
                     return;
                 }
             }
@@ -189,7 +234,7 @@ impl Campaign {
             let session = match session {
                 Ok(session) => session,
                 Err(error) => {
-                    let _ = caller.send(Err(error));
+                    caller.send(Err(error));
                     return;
                 }
             };
@@ -291,14 +336,22 @@ impl Drop for StoreElector {
 #[async_trait]
 impl Elector for StoreElector {
     async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
-        match self.stand(election, true).await? {
+        match self.stand(election, true, std::future::pending()).await? {
             Some(leadership) => Ok(leadership),
             None => Err(Error::TaskEnded("a candidate that waits was turned away")),
         }
     }
 
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
-        self.stand(election, false).await
+        self.stand(election, false, std::future::pending()).await
+    }
+
+    async fn campaign_until(
+        &self,
+        election: &str,
+        given_up: BoxFuture<'_, ()>,
+    ) -> Result<Option<Leadership>, Error> {
+        self.stand(election, true, given_up).await
     }
 
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
@@ -379,22 +432,6 @@ impl Elector for StoreElector {
         self.shared.config.shutdown_timeout
     }
 
-    async fn withdrawn(&self, election: &str) -> bool {
-        let Ok(election) = ElectionName::new(election) else { return true };
-        let shared = Arc::clone(&self.shared);
-        let slot = shared.slot(&election);
-        let limit = shared.config.shutdown_timeout;
-        let free = async move { timeout(limit, slot.acquire_owned()).await.is_ok() };
-        let withdrawn = self.shared.runtime.call(free).await.unwrap_or(false);
-        if !withdrawn {
-            self.shared.reporter.scope(|| {
-                warn!(%election, within = %humantime::format_duration(limit),
-                    "the store has not confirmed that the candidate's entry is gone; it goes once the store answers, or with its session");
-            });
-        }
-        withdrawn
-    }
-
     async fn close(&self) {
         let shared = &self.shared;
         shared.closing.cancel();
@@ -419,24 +456,22 @@ impl Elector for StoreElector {
 /// Waits until everything has ended, at most for the shutdown timeout, and lets go of the backend.
 async fn close(shared: &Shared) {
     let limit = shared.config.shutdown_timeout;
-    if timeout(limit, shared.tasks.wait()).await.is_err() {
+    let ending = async {
+        shared.tasks.wait().await;
+        shared.backend.close().await;
+    };
+    if timeout(limit, ending).await.is_err() {
         let status = shared.status.get();
         warn!(session = status.session, error = status.last_error, within = %humantime::format_duration(limit),
             "not everything has ended in time: what is left goes on ending in the background; if this process ends before, its \
              session expires within its TTL");
-        shared.reporter.flush().await;
-        return;
     }
-    let closing = async {
-        shared.backend.close().await;
-        Ok(())
-    };
-    if let Err(error) = timed("closing the backend", limit.min(shared.config.request_timeout), closing).await
-    {
-        debug!(%error, "the backend is left to close by itself");
-    }
-    shared.reporter.flush().await;
+    // A log that blocks keeps nobody.
+    let _ = timeout(FLUSH, shared.reporter.flush()).await;
 }
+
+/// How long the last events may take to be logged.
+const FLUSH: Duration = Duration::from_millis(200);
 
 /// The outcome of `future`, or `None` when the elector closes first.
 async fn end_with<T>(shared: &Shared, future: impl Future<Output = T>) -> Option<T> {

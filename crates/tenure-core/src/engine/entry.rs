@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, error, warn};
 
 use super::{
@@ -35,8 +36,37 @@ pub(crate) struct Candidacy {
     pub(crate) permit: Permit,
 }
 
-/// Where a campaign's caller waits; closed when the caller has given up, which withdraws the candidacy.
-pub(crate) type Caller = oneshot::Sender<Result<Option<Leadership>, Error>>;
+/// Who called for a campaign.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    answer: oneshot::Sender<Result<Option<Leadership>, Error>>,
+    gave_up: CancellationToken,
+}
+
+impl Caller {
+    /// The caller as its campaign's task has it, where the answer comes, and what makes the candidacy withdraw when it is
+    /// dropped.
+    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<Option<Leadership>, Error>>, DropGuard) {
+        let (answer, receiver) = oneshot::channel();
+        let gave_up = CancellationToken::new();
+        (Self { answer, gave_up: gave_up.clone() }, receiver, gave_up.drop_guard())
+    }
+
+    /// Whether the caller has given up.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.gave_up.is_cancelled()
+    }
+
+    /// Waits until the caller has given up.
+    pub(crate) async fn closed(&self) {
+        self.gave_up.cancelled().await;
+    }
+
+    /// Answers; without a caller, a leadership is dropped, and so resigned.
+    pub(crate) fn send(self, answer: Result<Option<Leadership>, Error>) {
+        let _ = self.answer.send(answer);
+    }
+}
 
 /// What becomes of a candidacy that has not ended a campaign.
 #[derive(Debug)]
@@ -93,7 +123,7 @@ async fn campaign(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) 
             telemetry::leads(term.election(), token, waited);
             let leading = Leading::new(Arc::clone(&term), standing.uncertain, candidacy.permit);
             // A campaign dropped meanwhile drops the guard, which resigns.
-            let _ = caller.send(Ok(Some(Leadership::new(term))));
+            caller.send(Ok(Some(Leadership::new(term))));
             session.tell(Notice::Leads(leading));
             Outcome::Told
         }
@@ -106,7 +136,7 @@ async fn campaign(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) 
                 Stop::Withdrawn | Stop::NotNow => Ok(None),
                 Stop::Failed(error) => Err(error.into()),
             };
-            let _ = task.caller.send(told);
+            task.caller.send(told);
             Outcome::Told
         }
     }

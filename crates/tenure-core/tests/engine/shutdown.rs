@@ -11,7 +11,8 @@ use std::{
 
 use futures::FutureExt as _;
 use tenure_core::{
-    Config, Elector, ElectorExt, Error, LossReason, OnOverrun, SimClock, StoreElector, memory::MemoryStore,
+    Config, Elector, ElectorExt, Error, Hierarchy, LossReason, OnOverrun, SimClock, StoreElector,
+    memory::MemoryStore,
 };
 
 use crate::host::{Host, TTL, nothing_left, pass, until, within};
@@ -111,6 +112,49 @@ async fn a_shutdown_while_waiting_leaves_no_entry() {
     assert!(within(MOMENT, a.lead()).await.is_leader());
 }
 
+/// Hazard G29: a candidate that waits behind another of its own elector has nothing to withdraw.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_while_waiting_behind_a_sibling_is_over_at_once() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let leadership = host.lead().await;
+    let soon = pass(Duration::from_secs(1));
+    let running = host.elector.run_while_leader("e", soon, |_| async { panic!("it never leads") });
+    within(Duration::from_secs(1) + MOMENT, running).await.unwrap();
+    assert!(leadership.is_leader());
+}
+
+/// Hazard G29: a campaign that is given up just as it wins gives its leadership back.
+#[tokio::test(start_paused = true)]
+async fn a_campaign_given_up_at_any_moment_has_left() {
+    for polls in 0..40 {
+        let store = MemoryStore::new();
+        let host = Host::new(&store, "a");
+        let given_up = async {
+            for _ in 0..polls {
+                tokio::task::yield_now().await;
+            }
+        };
+        let outcome = within(TTL, host.elector.campaign_until("e", Box::pin(given_up))).await.unwrap();
+        match outcome {
+            Some(leadership) => assert!(leadership.is_leader()),
+            None => assert!(store.entries("e").is_empty(), "its entry stands yet after {polls} polls"),
+        }
+    }
+}
+
+/// Hazard G29: a candidate of a group leaves both tiers.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_of_a_hierarchy_leaves_both_tiers() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let _top = a.lead().await;
+    let group = Hierarchy::new(Arc::clone(&b.elector) as Arc<dyn Elector>, "g").unwrap();
+    let stands = until("it stands in line at the top", || store.entries("e").len() == 2);
+    within(TTL, group.run_while_leader("e", stands, |_| async { panic!("it never leads") })).await.unwrap();
+    assert_eq!((store.entries("e").len(), store.entries("e.g").len()), (1, 0));
+}
+
 /// Hazard G29, case 8: in an outage it is bounded, too.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_while_waiting_in_an_outage_is_bounded() {
@@ -163,7 +207,9 @@ pub(crate) fn leaves_a_session_that_nobody_keeps() -> bool {
             let elector = Arc::clone(&Host::new(&store, "a").elector);
             let mut campaign = elector.campaign("e");
             for _ in 0..polls {
-                let _ = futures::poll!(campaign.as_mut());
+                if futures::poll!(campaign.as_mut()).is_ready() {
+                    break;
+                }
                 tokio::task::yield_now().await;
             }
             drop(campaign);
