@@ -92,6 +92,11 @@ pub(crate) fn lease_exists(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("lease already exists"))
 }
 
+/// Whether a put was refused because the NOSPACE alarm is on.
+pub(crate) fn is_out_of_space(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("database space exceeded"))
+}
+
 /// Whether an answer was larger than we take.
 pub(crate) fn is_too_large(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("message length too large"))
