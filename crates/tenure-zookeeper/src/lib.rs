@@ -84,7 +84,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{
-    FutureExt as _,
+    FutureExt as _, StreamExt as _,
     future::{BoxFuture, join_all},
 };
 use tenure_core::{
@@ -191,6 +191,11 @@ impl Shared {
         self.config.layout.number(name).unwrap_or(u64::MAX)
     }
 
+    /// The outcome for whoever asked: see [`Terms::not_permitted`].
+    fn permitted<T>(&self, outcome: Result<T, BackendError>) -> Result<T, BackendError> {
+        outcome.map_err(|error| self.terms.not_permitted(error))
+    }
+
     /// Counts and logs what is no candidate's.
     fn note_strangers(&self, parent: &str, count: usize) {
         if count > 0 {
@@ -284,19 +289,22 @@ impl Backend for ZookeeperBackend {
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
-        observe::candidates(&self.shared, election).await
+        self.shared.permitted(observe::candidates(&self.shared, election).await)
     }
 
     async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        observe::leader(&self.shared, election).await
+        self.shared.permitted(observe::leader(&self.shared, election).await)
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
-        observe::observe(Arc::clone(&self.shared), election).await
+        let observed = observe::observe(Arc::clone(&self.shared), election).await;
+        let shared = Arc::clone(&self.shared);
+        let observed = self.shared.permitted(observed)?;
+        Ok(observed.map(move |leader| shared.permitted(leader)).boxed())
     }
 
     async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        observe::ask_to_resign(&self.shared, election).await
+        self.shared.permitted(observe::ask_to_resign(&self.shared, election).await)
     }
 
     async fn examine(&self) -> Vec<Finding> {
