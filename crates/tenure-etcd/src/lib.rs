@@ -47,7 +47,9 @@
 //!   its election timeout: 2 s by default.
 #![doc(test(attr(deny(warnings))))]
 
+mod asked;
 mod bulk;
+mod cluster;
 mod common;
 mod config;
 mod connect;

@@ -34,11 +34,12 @@ use tracing::debug;
 
 use crate::{
     Shared,
+    asked::kv,
     entering::{Entering, Place, Step},
     error::{lease_exists, malformed},
     keepalive::{Keepalive, seconds_of},
     keys::{Keys, token},
-    members::{Call, kv},
+    members::Call,
     partings::EtcdPartings,
     together::{Refused, Together},
     wait::{self, gone, is_ours, ranges, revision},
@@ -69,6 +70,7 @@ impl EtcdSession {
     pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
         let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
         let lease = (shared.members.random()? >> 1).cast_signed().max(1);
+        shared.members.agree("open session").await?;
         let tries = &AtomicUsize::new(0);
         let granted = shared
             .members
@@ -76,9 +78,14 @@ impl EtcdSession {
                 let nth = tries.fetch_add(1, Relaxed);
                 let options = LeaseGrantOptions::new().with_id(lease);
                 match client.lease_client().grant(seconds.max(1), Some(options)).await {
-                    Ok(answer) => Ok(answer.ttl()),
+                    Ok(answer) => {
+                        client.answered(answer.header());
+                        Ok(answer.ttl())
+                    }
                     Err(error) if lease_exists(&error) && nth > 0 => {
-                        Ok(client.lease_client().time_to_live(lease, None).await?.granted_ttl())
+                        let answer = client.lease_client().time_to_live(lease, None).await?;
+                        client.answered(answer.header());
+                        Ok(answer.granted_ttl())
                     }
                     Err(error) => Err(error.into()),
                 }
@@ -302,7 +309,7 @@ impl BackendSession for EtcdSession {
             .shared
             .members
             .call("close session", Call::Urgent, |client| async move {
-                client.lease_client().revoke(lease).await?;
+                client.answered(client.lease_client().revoke(lease).await?.header());
                 Ok(())
             })
             .await;

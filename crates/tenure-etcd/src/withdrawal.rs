@@ -33,12 +33,7 @@ use tenure_core::{
 use tokio::{task::AbortHandle, time::sleep};
 use tracing::{debug, warn};
 
-use crate::{
-    Shared,
-    error::is_out_of_space,
-    members::{Call, kv},
-    wait::revision,
-};
+use crate::{Shared, asked::kv, error::is_out_of_space, members::Call, wait::revision};
 
 /// Room for so many requests is kept when none is under way.
 const FEW: usize = 16;

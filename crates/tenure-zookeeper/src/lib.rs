@@ -53,6 +53,7 @@
 
 mod config;
 mod connection;
+mod ensemble;
 mod error;
 mod examine;
 mod fenced;
@@ -100,8 +101,8 @@ pub use crate::{
     layout::Layout,
 };
 use crate::{
-    connection::is_unread, error::unknown, link::Link, servers::Servers, session::ZookeeperSession,
-    terms::Terms,
+    connection::is_unread, ensemble::Ensemble, error::unknown, link::Link, servers::Servers,
+    session::ZookeeperSession, terms::Terms,
 };
 
 /// The TTL of a session that is opened only to read.
@@ -122,6 +123,7 @@ struct Shared {
     config: ZookeeperConfig,
     terms: Arc<Terms>,
     servers: Arc<Servers>,
+    ensemble: Ensemble,
     /// The sessions of electors; reads go over them.
     links: Mutex<Vec<Weak<Link>>>,
     /// The session opened to read while there is no other.
@@ -153,6 +155,7 @@ impl ZookeeperBackend {
         let shared = Shared {
             terms: Arc::new(terms),
             servers: Arc::new(Servers::new(config.servers.clone())),
+            ensemble: Ensemble::default(),
             config,
             links: Mutex::default(),
             reader: Mutex::default(),
@@ -258,6 +261,7 @@ impl Shared {
             let link = Arc::new(Link::open(terms, servers, READER_TTL).await?);
             link.stays_bare();
             remember(&shared.readers, &link);
+            ensemble::check(&shared, &*link.connection().await?, false).await?;
             Ok(link)
         });
         let opened = opened.map(|opened| {

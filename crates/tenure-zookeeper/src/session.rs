@@ -31,6 +31,7 @@ use zookeeper_client::{CreateMode, Error, Stat};
 use crate::{
     Shared,
     connection::{Connection, name_of},
+    ensemble,
     error::{failed, gone, unknown},
     link::Link,
     owners::Owners,
@@ -64,7 +65,11 @@ impl ZookeeperSession {
         let link = Link::open(Arc::clone(&shared.terms), Arc::clone(&shared.servers), ttl).await?;
         let connection = link.connection().await?;
         let granted = connection.granted();
-        if let Err(refused) = accept(&shared, ttl, granted, connection.server()) {
+        let mut accepted = accept(&shared, ttl, granted, connection.server());
+        if accepted.is_ok() {
+            accepted = ensemble::check(&shared, &connection, true).await;
+        }
+        if let Err(refused) = accepted {
             // A server that grants what it should not may not answer either.
             link.stays_bare();
             let _ = timeout(shared.config.attempt_timeout, link.close()).await;
