@@ -17,7 +17,10 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -145,19 +148,21 @@ pub(crate) async fn look(shared: &Shared, connection: &Connection) -> Result<Fou
     Ok(connection.stat(&shared.config.root).await?.into())
 }
 
-/// The servers that have answered in time. Whoever answers later and differs from `own` is put aside.
+/// What the servers have that have answered in time. Whoever answers later, and has another root than `own`, is put aside.
 async fn ask(shared: &Arc<Shared>, servers: Vec<String>, own: Found) -> Vec<(String, Found)> {
+    let is_late = Arc::new(AtomicBool::new(false));
     let mut asked: FuturesUnordered<_> = servers
         .into_iter()
         .map(|server| {
-            let shared = Arc::clone(shared);
+            let (shared, is_late) = (Arc::clone(shared), Arc::clone(&is_late));
             // By itself, so that its session is ended also when nobody waits any more.
             tokio::spawn(async move {
                 let connection = Connection::open(&shared.terms, &server, READER_TTL, None).await.ok()?;
                 let found = look(&shared, &connection).await;
                 tokio::spawn(async move { connection.end().await });
                 let found = found.ok()?;
-                if found.differs(own) && shared.servers.put_aside(&server) {
+                let differs = matches!(own, Found::Root(_)) && found.differs(own);
+                if differs && is_late.load(Relaxed) && shared.servers.put_aside(&server) {
                     warn!(
                         server,
                         "{}",
@@ -174,7 +179,7 @@ async fn ask(shared: &Arc<Shared>, servers: Vec<String>, own: Found) -> Vec<(Str
             answers.extend(answer.ok().flatten());
         }
     };
-    let _ = timeout(PATIENCE, all).await;
+    is_late.store(timeout(PATIENCE, all).await.is_err(), Relaxed);
     answers
 }
 
