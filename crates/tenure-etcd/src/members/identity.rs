@@ -24,7 +24,7 @@ impl Members {
     /// Whoever does not answer in time is not waited for: it is seen when it answers something.
     ///
     /// # Errors
-    /// As for [`Cluster::agree`].
+    /// As for [`Cluster::agree`](crate::cluster::Cluster::agree).
     pub(crate) async fn agree(&self, what: &str) -> Result<(), BackendError> {
         if let [_] = &self.members[..] {
             self.cluster.forget();
