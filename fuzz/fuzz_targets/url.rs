@@ -165,7 +165,7 @@ fn parts_come_back(user: &str, password: &str, path: &str, value: &str) {
             assert_eq!(url.hosts(), ["h:1", "[::1]:2"]);
             assert_eq!(url.text("value"), Some(value));
             let login = url.login().expect("both are given").expect("both are given");
-            assert_eq!((login.0.as_str(), login.1.expose()), (user, password));
+            assert_eq!((login.0.as_str(), login.1.latest().expose()), (user, password));
         }
         Err(error) => assert!(!legal || user.is_empty(), "{error}"),
     }

@@ -47,4 +47,4 @@ pub use runner::ElectorExt;
 pub use standing::{ElectionStatus, StatusHandle};
 pub use status::{Connection, Status};
 pub use tls::{Tls, TlsPem};
-pub use url::{InvalidUrl, Secret, StoreUrl};
+pub use url::{InvalidUrl, Password, Secret, StoreUrl};

@@ -32,6 +32,8 @@ pub enum Rule {
     WatchOwnEntry,
     /// A request whose outcome is unknown is withdrawn.
     ResolveTheUnknown,
+    /// On etcd a known entry is deleted before its request is marked as withdrawn.
+    DeleteBeforeMarking,
     /// Every term has a token of its own.
     NewTokens,
     /// ZooKeeper's heartbeat is a write, which a quorum has to answer.

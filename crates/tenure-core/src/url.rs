@@ -5,6 +5,7 @@
 //! take the settings they know; what nobody took is an error.
 
 mod login;
+mod password;
 mod redacted;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 use percent_encoding::percent_decode_str;
 use thiserror::Error;
 
+pub use self::password::Password;
 use self::redacted::{is_like_a_login, redacted};
 
 /// A text that is never printed.

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use tenure_core::{
-    Error, InvalidConfig, Secret, StoreUrl, Tls,
+    Error, InvalidConfig, Password, StoreUrl, Tls,
     spi::{BackendError, BackendErrorKind, check_hosts},
 };
 
@@ -17,7 +17,7 @@ const DEFAULT_PREFIX: &str = "/tenure";
 pub struct EtcdConfig {
     pub(crate) endpoints: Vec<String>,
     pub(crate) prefix: String,
-    pub(crate) login: Option<(String, Secret)>,
+    pub(crate) login: Option<(String, Password)>,
     pub(crate) tls: Option<Tls>,
     pub(crate) connect_timeout: Duration,
     pub(crate) attempt_timeout: Duration,
@@ -52,8 +52,8 @@ impl EtcdConfig {
     /// - Hosts have port 2379 unless they name one; at least one is needed.
     /// - The path is the prefix; without one it is `/tenure`.
     /// - Settings taken: `connect_timeout` (default 1 s), `attempt_timeout` (default
-    ///   2 s), `hedge` (default 300 ms), `password_file` (read now; one newline at its
-    ///   end is dropped) or `password_env` (a variable's name), and for TLS `ca`, `cert` and `key`, each a PEM file.
+    ///   2 s), `hedge` (default 300 ms), `password_file` ([read again](Password::from_file)
+    ///   when it rotates) or `password_env` (a variable's name), and for TLS `ca`, `cert` and `key`, each a PEM file.
     ///
     /// # Errors
     /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
@@ -97,9 +97,9 @@ impl EtcdConfig {
         self
     }
 
-    /// Authenticates as `user`.
-    pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
-        self.login = Some((user.into(), password));
+    /// Authenticates as `user`, with a fixed password (a [`Secret`](tenure_core::Secret)) or one in a file that may rotate.
+    pub fn login(mut self, user: impl Into<String>, password: impl Into<Password>) -> Self {
+        self.login = Some((user.into(), password.into()));
         self
     }
 
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(config.endpoints, ["10.0.0.1:2379", "[::1]:2379", "h:1"]);
         assert_eq!(config.prefix, "/acme");
         let (user, password) = config.login.as_ref().unwrap();
-        assert_eq!((user.as_str(), password.expose()), ("me", "p@ss"));
+        assert_eq!((user.as_str(), password.latest().expose()), ("me", "p@ss"));
         assert_eq!(config.connect_timeout, Duration::from_secs(2));
         assert_eq!(config.attempt_timeout, Duration::from_secs(3));
         assert_eq!(config.hedge, Duration::from_millis(100));
@@ -226,7 +226,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"hunter2 \r\n").unwrap();
         let config = config(&format!("etcd://me@h?password_file={}", file.path().display())).unwrap();
-        assert_eq!(config.login.unwrap().1.expose(), "hunter2 ");
+        assert_eq!(config.login.unwrap().1.latest().expose(), "hunter2 ");
     }
 
     #[test]

@@ -21,9 +21,10 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrde
 use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::{
+    asked::{Asked, kv},
     error::{Failure, malformed},
     keys::Keys,
-    members::{Call, Members, kv},
+    members::{Call, Members},
     together::{Answered, Kind, Refused, Waiting},
     wait::ranges,
 };
@@ -104,7 +105,7 @@ impl Entering {
     }
 
     /// Puts the entry if it is not there and was not withdrawn; otherwise reads what is.
-    async fn one(&self, client: &etcd_client::Client, step: &Step) -> Result<Place, Failure> {
+    async fn one(&self, client: &Asked, step: &Step) -> Result<Place, Failure> {
         let txn = Txn::new().when(self.compares(step)).and_then([step.put(self.lease), step.head()]);
         let answer = kv(client).txn(txn).await?;
         if !answer.succeeded() {
@@ -116,7 +117,7 @@ impl Entering {
     }
 
     /// Reads what stands in the way of the entry, which hardly ever anything does: so the transaction does not carry it.
-    async fn found(&self, client: &etcd_client::Client, step: &Step) -> Result<Place, Failure> {
+    async fn found(&self, client: &Asked, step: &Step) -> Result<Place, Failure> {
         let mark = self.keys.withdrawn(self.lease, step.nonce);
         let txn = Txn::new().and_then([TxnOp::get(&*step.key, None), step.head(), TxnOp::get(mark, None)]);
         let answer = kv(client).txn(txn).await?;
@@ -138,7 +139,7 @@ impl Entering {
     }
 
     /// Puts all entries, if none is there and none was withdrawn.
-    async fn all(&self, client: &etcd_client::Client, steps: &[Step]) -> Result<Option<Vec<Place>>, Failure> {
+    async fn all(&self, client: &Asked, steps: &[Step]) -> Result<Option<Vec<Place>>, Failure> {
         let puts = steps.iter().map(|step| step.put(self.lease));
         let heads = steps.iter().map(Step::head);
         let txn = Txn::new()

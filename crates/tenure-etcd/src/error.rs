@@ -49,6 +49,9 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
+/// How etcd refuses a login: the user or the password is wrong.
+const WRONG_PASSWORD: &str = "invalid user ID or password";
+
 /// The kind of a status, and whether its cause is a login that is out of date.
 ///
 /// Texts go before codes: some paths inside etcd lose the code and keep the text.
@@ -59,11 +62,11 @@ fn classify(code: i32, message: &str) -> (BackendErrorKind, bool) {
         (SessionGone, false)
     } else if says("invalid auth token") || says("revision of auth store is old") {
         (Unavailable, true)
-    } else if says("user name is empty") {
-        // Auth was switched on after we connected, or we have no user at all; which
-        // of the two is for the caller, who knows its configuration.
+    } else if says("user name is empty") || says(WRONG_PASSWORD) {
+        // Auth was switched on after we connected, or the password was changed; or we have no user at all, or a wrong
+        // password. Which of them is for the caller, who knows its configuration and logs in anew.
         (Unauthorized, true)
-    } else if says("invalid user ID or password") || says("permission denied") {
+    } else if says("permission denied") {
         (Unauthorized, false)
     } else if says("too large lease TTL") {
         (Invalid, false)
@@ -87,9 +90,19 @@ pub(crate) fn asks_for_no_login(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("authentication is not enabled"))
 }
 
+/// Whether the store refused the user or the password.
+pub(crate) fn is_wrong_password(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains(WRONG_PASSWORD))
+}
+
 /// Whether a lease was not granted because it exists.
 pub(crate) fn lease_exists(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("lease already exists"))
+}
+
+/// Whether a put was refused because the NOSPACE alarm is on.
+pub(crate) fn is_out_of_space(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("database space exceeded"))
 }
 
 /// Whether an answer was larger than we take.
@@ -138,7 +151,7 @@ mod tests {
             (2, "etcdserver: requested lease not found", SessionGone, false),
             (7, "etcdserver: permission denied", Unauthorized, false),
             (2, "etcdserver: permission denied", Unauthorized, false),
-            (3, "etcdserver: authentication failed, invalid user ID or password", Unauthorized, false),
+            (3, "etcdserver: authentication failed, invalid user ID or password", Unauthorized, true),
             (3, "etcdserver: user name is empty", Unauthorized, true),
             (16, "etcdserver: invalid auth token", Unavailable, true),
             (2, "etcdserver: invalid auth token", Unavailable, true),

@@ -6,7 +6,10 @@ use futures::future::{join_all, select_ok};
 use tenure_core::{Finding, spi::BackendError};
 use tokio::time::timeout;
 
-use crate::members::Members;
+use crate::{
+    cluster::{Conflict, Identity},
+    members::Members,
+};
 
 /// How long a member's answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,8 +43,7 @@ impl Version {
 struct Told {
     version: String,
     leader: u64,
-    cluster: u64,
-    member: u64,
+    identity: Identity,
     text: String,
     trouble: Vec<String>,
 }
@@ -56,7 +58,7 @@ pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
         match told {
             Ok(told) => {
                 leaders.push(told.leader);
-                ids.push((told.cluster, told.member));
+                ids.push((members.endpoint(member), told.identity));
                 findings.extend(judge(&subject, &told, logs_in));
             }
             Err(why) => findings.push(Finding::problem(
@@ -89,8 +91,10 @@ async fn ask(members: &Members, member: usize) -> Result<Told, String> {
     Ok(Told {
         version: status.version().to_owned(),
         leader: status.leader(),
-        cluster: status.header().map_or(0, etcd_client::ResponseHeader::cluster_id),
-        member: own,
+        identity: Identity {
+            cluster: status.header().map_or(0, etcd_client::ResponseHeader::cluster_id),
+            member: own,
+        },
         text: format!("etcd {}, {role}, answered in {:.1?}", status.version(), begun.elapsed()),
         trouble: status.errors().to_vec(),
     })
@@ -137,25 +141,12 @@ pub(crate) fn known_bug(version: &str, logs_in: bool) -> Option<(String, String)
     Some((whats.join("; "), advice))
 }
 
-/// Whether the members, by their clusters' ids and their own, are of one cluster, and each another.
-fn one_cluster(ids: &[(u64, u64)]) -> Option<Finding> {
-    let (first, _) = ids.first()?;
-    if ids.iter().any(|(cluster, _)| cluster != first) {
-        return Some(Finding::problem(
-            "cluster",
-            "the URL names members of different clusters: candidates lead on each of them",
-            "name the members of one cluster only",
-        ));
-    }
-    let twice = ids.iter().enumerate().any(|(at, id)| ids[..at].contains(id));
-    twice.then(|| {
-        Finding::problem(
-            "cluster",
-            "two of the members have the same id: one member by two names, or two clusters of one member each, on which \
-             two candidates lead",
-            "name each member once, and see `etcdctl member list` at each of them",
-        )
-    })
+/// Whether the members are of one cluster, and each another.
+fn one_cluster(said: &[(&str, Identity)]) -> Option<Finding> {
+    let conflict = Conflict::among(said)?;
+    let advice =
+        "see `etcdctl member list` at each of them, and name the members of one cluster only, each once";
+    Some(Finding::problem("cluster", conflict.to_string(), advice))
 }
 
 /// Whether a read that takes a quorum is answered, and how far the members agree.
@@ -195,15 +186,6 @@ async fn quorum(members: &Members, leaders: &[u64]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn members_are_of_one_cluster_and_each_another() {
-        assert_eq!(one_cluster(&[]), None);
-        assert_eq!(one_cluster(&[(1, 1), (1, 2), (1, 3)]), None);
-        for wrong in [[(1, 1), (2, 2)], [(1, 1), (1, 1)]] {
-            assert!(one_cluster(&wrong).is_some(), "{wrong:?}");
-        }
-    }
 
     #[test]
     fn versions_with_known_bugs_are_named() {

@@ -28,6 +28,7 @@ use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
 use tenure_core::spi::{BackendError, BackendErrorKind, Heartbeat};
 
 use crate::{
+    asked::Asked,
     error::{Failure, malformed},
     members::{Call, Members},
 };
@@ -48,10 +49,11 @@ struct Line {
 
 impl Line {
     /// Asks once, and waits for the answer; without one the stream is dropped.
-    async fn ask(mut self, lease: i64) -> Result<(Heartbeat, Self), Failure> {
+    async fn ask(mut self, lease: i64, asked: &Asked) -> Result<(Heartbeat, Self), Failure> {
         self.keeper.keep_alive().await?;
         // `keep_alive` is Ok on a dead connection (hazard E12): only an answer counts.
         let answer = self.answers.message().await?.ok_or_else(|| malformed("keepalive"))?;
+        asked.answered(answer.header());
         if answer.id() != lease {
             return Err(malformed("keepalive of our lease").into());
         }
@@ -73,16 +75,17 @@ impl Keepalive {
         let lease = self.lease;
         let won = members
             .call("heartbeat", Call::Keepalive, |client| async move {
-                let kept = self.line().take().filter(|line| Arc::ptr_eq(&line.client, &client));
+                let kept = self.line().take().filter(|line| Arc::ptr_eq(&line.client, client.client()));
                 // One that was quiet for a while may have ended meanwhile.
                 if let Some(line) = kept
-                    && let Ok((heartbeat, line)) = line.ask(lease).await
+                    && let Ok((heartbeat, line)) = line.ask(lease, &client).await
                 {
                     *self.line() = Some(line);
                     return Ok(heartbeat);
                 }
                 let (keeper, answers) = client.lease_client().keep_alive(lease).await?;
-                let (heartbeat, line) = Line { client, keeper, answers }.ask(lease).await?;
+                let line = Line { client: Arc::clone(client.client()), keeper, answers };
+                let (heartbeat, line) = line.ask(lease, &client).await?;
                 *self.line() = Some(line);
                 Ok(heartbeat)
             })

@@ -39,6 +39,7 @@
 //!   deletes them; we do not, and never delete them.
 //! - After an answer to an entering request was lost, a mark stays below `PREFIX/~withdrawn/`
 //!   until the session ends.
+//! - Under the NOSPACE alarm nobody can enter. Whoever leads goes on leading, and can resign.
 //! - A store that was wiped, or restored from an older snapshot, gives out old revisions again:
 //!   tokens repeat then. Restore with `--bump-revision` (etcd 3.6), or change the prefix and reset
 //!   the fences.
@@ -46,7 +47,9 @@
 //!   its election timeout: 2 s by default.
 #![doc(test(attr(deny(warnings))))]
 
+mod asked;
 mod bulk;
+mod cluster;
 mod common;
 mod config;
 mod connect;
@@ -76,6 +79,7 @@ mod target;
 mod together;
 mod wait;
 mod watch;
+mod withdrawal;
 
 use std::{
     fmt,

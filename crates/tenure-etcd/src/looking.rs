@@ -8,9 +8,10 @@ use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp};
 use tenure_core::spi::BackendError;
 
 use crate::{
+    asked::kv,
     error::{Failure, is_too_large, malformed},
     hedge::Won,
-    members::{Call, Members, kv},
+    members::{Call, Members},
     together::{Answered, Kind, Refused, Waiting},
     wait::ranges,
 };

@@ -6,12 +6,14 @@
 //! a timeout (E7), a late or failed answer sends the call to the next member, and
 //! the member that answered last is asked first.
 
+mod identity;
+
 use std::{
     fmt,
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -25,7 +27,9 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
+    asked::{Asked, MAX_ANSWER_BYTES, kv},
     bulk::Bulk,
+    cluster::Cluster,
     config::EtcdConfig,
     connection::Connection,
     error::{Failure, doing},
@@ -36,10 +40,6 @@ use crate::{
 /// in etcd within about two seconds; the engine has its own, shorter bounds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Answers larger than tonic's 4 MiB are usual: a few dozen candidates with large values. Whatever could be larger than
-/// this is read in parts ([`crate::pages`]): room is made for as much as an answer says that it has.
-const MAX_ANSWER_BYTES: usize = 32 << 20;
-
 /// The members of the cluster.
 pub(crate) struct Members {
     members: Vec<Member>,
@@ -48,6 +48,7 @@ pub(crate) struct Members {
     probe_key: Arc<str>,
     bulk: Bulk,
     born: Instant,
+    cluster: Cluster,
 }
 
 struct Member {
@@ -57,6 +58,8 @@ struct Member {
     /// When a quorum's answer last came through this member, in milliseconds since
     /// `born` plus one; zero when it is suspected to be frozen or cut off.
     fresh: AtomicU64,
+    /// It was said that it is of another cluster.
+    is_foreign: AtomicBool,
 }
 
 /// What a call is, which decides how it is made.
@@ -80,11 +83,20 @@ impl Members {
                 endpoint: endpoint.clone(),
                 connection: Connection::new(Arc::clone(&config), endpoint, Arc::clone(&probe_key)),
                 fresh: AtomicU64::new(0),
+                is_foreign: AtomicBool::new(false),
             })
             .collect();
         // Processes spread over the members.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len().max(1)));
-        Self { members, preferred, config, probe_key, bulk: Bulk::new(), born: Instant::now() }
+        Self {
+            members,
+            preferred,
+            config,
+            probe_key,
+            bulk: Bulk::new(),
+            born: Instant::now(),
+            cluster: Cluster::default(),
+        }
     }
 
     /// The member to ask first.
@@ -125,9 +137,12 @@ impl Members {
         op: F,
     ) -> Result<Won<T>, BackendError>
     where
-        F: Fn(Arc<Client>) -> Fut,
+        F: Fn(Asked) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
+        if self.cluster.is_unknown() {
+            self.agree(what).await?;
+        }
         let place = match call {
             Call::Bulk => Some(self.bulk.enter().await),
             Call::Urgent | Call::Keepalive => None,
@@ -155,7 +170,13 @@ impl Members {
         match &outcome {
             Ok(won) if won.attempt > 0 => self.prefer((first + won.attempt) % count),
             Ok(_) => {}
-            Err(error) if error.kind() == BackendErrorKind::Unavailable => self.prefer((first + 1) % count),
+            Err(error) if error.kind() == BackendErrorKind::Unavailable => {
+                self.prefer((first + 1) % count);
+                if self.cluster.is_in_doubt() {
+                    // For whoever asks next, should the whole cluster have been replaced.
+                    let _ = Box::pin(self.agree(what)).await;
+                }
+            }
             Err(_) => {}
         }
         outcome
@@ -172,14 +193,20 @@ impl Members {
         op: &F,
     ) -> Result<T, BackendError>
     where
-        F: Fn(Arc<Client>) -> Fut,
+        F: Fn(Asked) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
         let member = &self.members[index];
         let mut used = None;
         let attempt = async {
             let connected = used.insert(member.connection.get().await?);
-            op(connected.client()).await
+            let asked = Asked::new(connected.client());
+            match op(asked.clone()).await {
+                Ok(value) => {
+                    asked.cluster().map_or(Ok(()), |cluster| self.admit(index, cluster)).map(|()| value)
+                }
+                Err(failure) => Err(self.if_of_our_cluster(index, &asked, failure).await),
+            }
         };
         let until = Instant::now() + limit;
         let outcome = tokio::select! {
@@ -226,9 +253,9 @@ impl Members {
     pub(crate) async fn probe(&self, member: usize, limit: Duration) -> Result<(), BackendError> {
         let late = Late::default();
         late.set();
-        self.attempt(member, "probe", Call::Urgent, limit, &late, &|client: Arc<Client>| async move {
+        self.attempt(member, "probe", Call::Urgent, limit, &late, &|client: Asked| async move {
             let options = GetOptions::new().with_count_only();
-            client.kv_client().get(&*self.probe_key, Some(options)).await?;
+            kv(&client).get(&*self.probe_key, Some(options)).await?;
             Ok(())
         })
         .await
@@ -292,11 +319,6 @@ impl fmt::Debug for Members {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Members").field("config", &self.config).field("preferred", &self.preferred()).finish()
     }
-}
-
-/// A client for keys and values whose answers may be large.
-pub(crate) fn kv(client: &Client) -> etcd_client::KvClient {
-    client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 /// A client for watches whose messages may be large.

@@ -11,9 +11,10 @@ use tenure_core::{
 
 use crate::{
     Shared,
+    asked::kv,
     error::malformed,
     keys::{candidate, is_candidate},
-    members::{Call, kv},
+    members::Call,
     pages::Pages,
     target::Target,
     watch::Following,

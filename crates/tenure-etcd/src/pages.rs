@@ -8,9 +8,10 @@ use tenure_core::spi::BackendError;
 
 use crate::{
     Shared,
+    asked::kv,
     error::{is_too_large, malformed},
     keys::is_candidate,
-    members::{Call, kv},
+    members::Call,
 };
 
 /// How many keys an answer has at most, and how many with their values, each of which may have 64 KiB.

@@ -6,19 +6,16 @@
 //! lie in a frozen member's socket and be carried out when nobody expects it any
 //! more. So no request here can do harm late:
 //!
-//! - a *put* of an entry is refused once its request was withdrawn: when the outcome
-//!   of an attempt is unknown, `leave` first writes a mark, `~withdrawn/LEASE/NONCE`,
-//!   that hangs on the same lease and that every put of that request compares with
-//!   nothing. Where every attempt was answered (almost always) no mark is written;
+//! - a *put* of an entry is refused once its request was withdrawn
+//!   ([`withdrawal`](crate::withdrawal));
 //! - a *delete* names the create revision or the payload, which holds the nonce; an *update* the modification revision too;
 //! - a *keepalive* prolongs a lease that is still wanted, or one that is revoked anyway;
 //! - a *grant* makes a lease with an id of our choice, which expires by itself.
 
 use std::{
-    collections::HashSet,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -30,39 +27,35 @@ use tenure_core::{
     FencingToken,
     spi::{
         BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Parting, Partings, Proof, asked, updated,
+        Heartbeat, Parting, Partings, Proof, updated,
     },
 };
 use tracing::debug;
 
 use crate::{
     Shared,
+    asked::kv,
     entering::{Entering, Place, Step},
     error::{lease_exists, malformed},
     keepalive::{Keepalive, seconds_of},
     keys::{Keys, token},
-    members::{Call, kv},
+    members::Call,
     partings::EtcdPartings,
     together::{Refused, Together},
     wait::{self, gone, is_ours, ranges, revision},
+    withdrawal::Withdrawals,
 };
 
 /// The most, in seconds, that etcd grants where less was asked for: its least TTL is one and a half election timeouts, of
 /// which the longest is 50 s. Whoever answers more is believed this much, since to count on less is always safe.
 const MOST_OF_THE_LEAST: i64 = 75;
 
-/// Room for so many requests is kept when none is under way.
-const FEW: usize = 16;
-
 /// A lease, and what was entered under it.
 pub(crate) struct EtcdSession {
     shared: Arc<Shared>,
     lease: i64,
     granted: Duration,
-    /// Requests of which an attempt may still reach the store, by nonce.
-    unsettled: Mutex<HashSet<u128>>,
-    /// Requests that can have no effect any more, because they are marked as withdrawn.
-    buried: Mutex<HashSet<u128>>,
+    withdrawals: Withdrawals,
     keepalive: Keepalive,
     entering: Arc<Together<Entering>>,
 }
@@ -77,6 +70,7 @@ impl EtcdSession {
     pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
         let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
         let lease = (shared.members.random()? >> 1).cast_signed().max(1);
+        shared.members.agree("open session").await?;
         let tries = &AtomicUsize::new(0);
         let granted = shared
             .members
@@ -84,9 +78,14 @@ impl EtcdSession {
                 let nth = tries.fetch_add(1, Relaxed);
                 let options = LeaseGrantOptions::new().with_id(lease);
                 match client.lease_client().grant(seconds.max(1), Some(options)).await {
-                    Ok(answer) => Ok(answer.ttl()),
+                    Ok(answer) => {
+                        client.answered(answer.header());
+                        Ok(answer.ttl())
+                    }
                     Err(error) if lease_exists(&error) && nth > 0 => {
-                        Ok(client.lease_client().time_to_live(lease, None).await?.granted_ttl())
+                        let answer = client.lease_client().time_to_live(lease, None).await?;
+                        client.answered(answer.header());
+                        Ok(answer.granted_ttl())
                     }
                     Err(error) => Err(error.into()),
                 }
@@ -94,18 +93,17 @@ impl EtcdSession {
             .await?
             .value;
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
-        let granted = granted.min(seconds.max(MOST_OF_THE_LEAST));
+        let granted = seconds_of(granted.min(seconds.max(MOST_OF_THE_LEAST)))?;
         Ok(Self {
             entering: Together::new(Entering {
                 members: Arc::clone(&shared.members),
                 keys: shared.keys.clone(),
                 lease,
             }),
+            withdrawals: Withdrawals::new(Arc::clone(&shared), lease, granted),
             shared,
             lease,
-            granted: seconds_of(granted)?,
-            unsettled: Mutex::default(),
-            buried: Mutex::default(),
+            granted,
             keepalive: Keepalive::of(lease),
         })
     }
@@ -135,63 +133,6 @@ impl EtcdSession {
         Ok(won.value)
     }
 
-    fn buried(&self) -> std::sync::MutexGuard<'_, HashSet<u128>> {
-        self.buried.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unsettled(&self) -> std::sync::MutexGuard<'_, HashSet<u128>> {
-        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// No attempt of this request can reach the store any more; whether one could.
-    fn settled(&self, request: &EntryRequest) -> bool {
-        let mut unsettled = self.unsettled();
-        let was_unsettled = unsettled.remove(&request.nonce);
-        if unsettled.is_empty() {
-            // There may have been thousands.
-            unsettled.shrink_to(FEW);
-        }
-        was_unsettled
-    }
-
-    /// Deletes the key if it was created at `create_revision`.
-    async fn delete(&self, key: &str, create_revision: i64) -> Result<(), BackendError> {
-        self.shared
-            .members
-            .call("leave", Call::Bulk, |client| async move {
-                let txn = Txn::new()
-                    .when([Compare::create_revision(key, CompareOp::Equal, create_revision)])
-                    .and_then([TxnOp::delete(key, None)]);
-                kv(&client).txn(txn).await?;
-                Ok(())
-            })
-            .await?;
-        Ok(())
-    }
-
-    /// Deletes the entry that `request` made, known by its payload: under the same key there may
-    /// be a later request's by now.
-    async fn delete_payload(&self, request: &EntryRequest) -> Result<(), BackendError> {
-        let key = &self.shared.keys.entry(&request.election, self.lease);
-        let payload = &request.payload();
-        // Somebody may have asked its candidate to resign.
-        let asked = &asked(payload).unwrap_or_default();
-        self.shared
-            .members
-            .call("leave", Call::Bulk, |client| async move {
-                let with = |payload: &[u8]| {
-                    Txn::new()
-                        .when([Compare::value(key.as_str(), CompareOp::Equal, payload)])
-                        .and_then([TxnOp::delete(key.as_str(), None)])
-                };
-                let txn = with(payload).or_else([TxnOp::txn(with(asked))]);
-                kv(&client).txn(txn).await?;
-                Ok(())
-            })
-            .await?;
-        Ok(())
-    }
-
     /// Waits until `wanted` becomes of one entry.
     async fn until(&self, entry: &Entry, wanted: impl Fn(Parting) -> bool) -> Result<Parting, BackendError> {
         let mut partings = EtcdPartings::new(Arc::clone(&self.shared), self.lease);
@@ -201,25 +142,6 @@ impl EtcdSession {
             if wanted(parting) {
                 return Ok(parting);
             }
-        }
-    }
-
-    /// Marks `request` as withdrawn, so that no put of it takes effect from now on.
-    async fn withdraw(&self, request: &EntryRequest) -> Result<(), BackendError> {
-        let mark = &self.shared.keys.withdrawn(self.lease, request.nonce);
-        let lease = self.lease;
-        let outcome = self
-            .shared
-            .members
-            .call("withdraw", Call::Bulk, |client| async move {
-                kv(&client).put(mark.as_str(), "", Some(PutOptions::new().with_lease(lease))).await?;
-                Ok(())
-            })
-            .await;
-        match outcome {
-            // Nothing can be put under a lease that has ended.
-            Err(error) if error.kind() == BackendErrorKind::SessionGone => Ok(()),
-            outcome => outcome.map(drop),
         }
     }
 }
@@ -275,7 +197,7 @@ impl BackendSession for EtcdSession {
         let keys = &self.shared.keys;
         let lease = self.lease;
         let key: Arc<str> = keys.entry(&request.election, lease).into();
-        let first_time = self.unsettled().insert(request.nonce);
+        let first_time = self.withdrawals.begins(request.nonce);
         let step = Step {
             key: Arc::clone(&key),
             election: Keys::election_within(&key),
@@ -291,7 +213,7 @@ impl BackendSession for EtcdSession {
             Err(refused) => refused.settled,
         };
         if first_time && settled {
-            self.settled(request);
+            self.withdrawals.settled(request.nonce);
         }
         let Place { own, head } = outcome.map_err(Refused::into_error)?.value;
         let Some(own) = own else {
@@ -312,7 +234,7 @@ impl BackendSession for EtcdSession {
             !found.starts_with(&payload[..payload.len() - request.value.len()])
         };
         if own.other.is_some_and(is_anothers) {
-            Box::pin(self.delete(&key, own.created)).await?;
+            Box::pin(self.withdrawals.delete(&key, own.created)).await?;
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("the entry of an earlier request stood in the way at {key}, and has been removed"),
@@ -378,26 +300,7 @@ impl BackendSession for EtcdSession {
     }
 
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
-        if entry.is_none() && self.buried().contains(&request.nonce) {
-            return Ok(());
-        }
-        let unsettled = self.unsettled().contains(&request.nonce);
-        match entry {
-            Some(entry) if !unsettled => self.delete(&entry.key, revision(entry)).await?,
-            _ => {
-                if unsettled {
-                    self.withdraw(request).await?;
-                }
-                if let Some(entry) = entry {
-                    self.delete(&entry.key, revision(entry)).await?;
-                }
-                self.delete_payload(request).await?;
-            }
-        }
-        if self.settled(request) {
-            self.buried().insert(request.nonce);
-        }
-        Ok(())
+        self.withdrawals.leave(request, entry).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
@@ -406,14 +309,16 @@ impl BackendSession for EtcdSession {
             .shared
             .members
             .call("close session", Call::Urgent, |client| async move {
-                client.lease_client().revoke(lease).await?;
+                client.answered(client.lease_client().revoke(lease).await?.header());
                 Ok(())
             })
             .await;
         match outcome {
-            Err(error) if error.kind() == BackendErrorKind::SessionGone => Ok(()),
-            outcome => outcome.map(drop),
+            Err(error) if error.kind() != BackendErrorKind::SessionGone => return Err(error),
+            _ => {}
         }
+        self.withdrawals.stop();
+        Ok(())
     }
 }
 

@@ -168,6 +168,11 @@ async fn serve(
             },
             response = responses.message() => match response {
                 Ok(Some(response)) => {
+                    if let Some(header) = response.header()
+                        && let Err(foreign) = members.admit(member, header.cluster_id())
+                    {
+                        break foreign.error.to_string();
+                    }
                     if !response.canceled() {
                         *failures = 0;
                     }

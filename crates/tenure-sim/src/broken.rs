@@ -67,6 +67,15 @@ impl Mutant {
         });
     }
 
+    /// Whether the rule is one of a real client's, which the simulated recipes do without.
+    pub(crate) fn is_of_a_client(self) -> bool {
+        match self {
+            #[cfg(tenure_mutants)]
+            Self::Engine(rule) => rule == Rule::DeleteBeforeMarking,
+            Self::Recipe(_) => false,
+        }
+    }
+
     /// Every mutant.
     #[cfg(tenure_mutants)]
     pub(crate) fn all() -> Vec<Self> {
@@ -86,6 +95,7 @@ impl Mutant {
             WatchOwnEntry,
             ResolveTheUnknown,
             NewTokens,
+            DeleteBeforeMarking,
         ];
         engine.map(Self::Engine).into_iter().chain(RECIPES.map(Self::Recipe)).collect()
     }

@@ -32,6 +32,7 @@ pub(crate) fn run_seeds(
                     }
                     let simulated = Duration::from_secs(options.simulated_seconds());
                     let outcome = match options.client {
+                        _ if mutant.is_some_and(Mutant::is_of_a_client) => wire::directed(seed, mutant),
                         Some(Client::Etcd) => wire::run(seed, simulated, mutant),
                         None => run(seed, options.store_of(seed), simulated, mutant),
                     };

@@ -44,4 +44,5 @@ pub mod history;
 pub mod program;
 pub mod proxy;
 pub mod recorder;
+pub mod simulated;
 pub mod suite;

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use tenure_core::{
-    Error, InvalidConfig, Secret, StoreUrl, Tls,
+    Error, InvalidConfig, Password, StoreUrl, Tls,
     spi::{BackendError, BackendErrorKind, check_hosts, is_loopback},
 };
 
@@ -33,7 +33,7 @@ pub struct ZookeeperConfig {
 #[derive(Clone, Debug)]
 pub(crate) struct Login {
     pub(crate) user: String,
-    pub(crate) password: Secret,
+    pub(crate) password: Password,
     pub(crate) by: Proven,
 }
 
@@ -147,8 +147,11 @@ impl ZookeeperConfig {
     /// what is created.
     ///
     /// Whatever the password, ZooKeeper takes it: a wrong one is another user, who may not enter where the right one has been.
-    pub fn login(mut self, user: impl Into<String>, password: Secret) -> Self {
-        self.login = Some(Login { user: user.into(), password, by: Proven::Digest });
+    ///
+    /// A password in a [file](Password::from_file) may rotate: sessions then prove that they are both users, that of the
+    /// password now and that of the one before, until the process starts again.
+    pub fn login(mut self, user: impl Into<String>, password: impl Into<Password>) -> Self {
+        self.login = Some(Login { user: user.into(), password: password.into(), by: Proven::Digest });
         self
     }
 
@@ -157,8 +160,8 @@ impl ZookeeperConfig {
     ///
     /// MD5 keeps the password from nobody who tries many, and the client library trusts what it is challenged with: to another
     /// machine it needs [TLS](Self::tls).
-    pub fn login_by_sasl(mut self, user: impl Into<String>, password: Secret) -> Self {
-        self.login = Some(Login { user: user.into(), password, by: Proven::Sasl });
+    pub fn login_by_sasl(mut self, user: impl Into<String>, password: impl Into<Password>) -> Self {
+        self.login = Some(Login { user: user.into(), password: password.into(), by: Proven::Sasl });
         self
     }
 
@@ -327,7 +330,7 @@ mod tests {
         assert_eq!(config.servers, ["10.0.0.1:2181", "[::1]:2181", "h:1"]);
         assert_eq!((config.root.as_str(), config.layout), ("/acme/jobs", Layout::Curator));
         let Login { user, password, .. } = config.login.as_ref().unwrap();
-        assert_eq!((user.as_str(), password.expose()), ("me", "p@ss"));
+        assert_eq!((user.as_str(), password.latest().expose()), ("me", "p@ss"));
         assert_eq!(
             config.accepted(Duration::from_secs(9)),
             (Duration::from_secs(4), Duration::from_secs(40))

@@ -42,7 +42,7 @@ use std::{
 
 use asyncs::task::{Spawn, Task};
 use futures::{FutureExt as _, future::BoxFuture};
-use tenure_core::TlsPem;
+use tenure_core::{Secret, TlsPem};
 use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{
@@ -63,6 +63,8 @@ pub(crate) struct Connection {
     server: String,
     /// What it has shown and trusted, where it speaks TLS.
     pem: Option<Arc<TlsPem>>,
+    /// The password that it has shown, where there is a login.
+    password: Option<Secret>,
     attempt_timeout: Duration,
     state: Mutex<StateWatcher>,
     task: AbortHandle,
@@ -122,12 +124,33 @@ impl Connection {
         ttl: Duration,
         resumed: Option<&SessionInfo>,
     ) -> Result<Self, Error> {
+        for proof in terms.proofs().await {
+            match Self::open_with(terms, server, ttl, resumed, &proof).await {
+                Err(Error::AuthFailed) => {}
+                outcome => {
+                    if outcome.is_ok() {
+                        terms.accepted(&proof);
+                    }
+                    return outcome;
+                }
+            }
+        }
+        Err(Error::AuthFailed)
+    }
+
+    async fn open_with(
+        terms: &Terms,
+        server: &str,
+        ttl: Duration,
+        resumed: Option<&SessionInfo>,
+        proof: &[Secret],
+    ) -> Result<Self, Error> {
         let mut connector = Client::connector()
             .with_session_timeout(ttl)
             .with_connection_timeout(silence(ttl))
             .with_fail_eagerly();
         if let Some(login) = &terms.login {
-            connector = proving(connector, login);
+            connector = proving(connector, login, proof);
         }
         if let Some(session) = resumed {
             connector = connector.with_session(session.clone());
@@ -155,6 +178,7 @@ impl Connection {
             granted: client.session_timeout(),
             server: server.to_owned(),
             pem,
+            password: proof.first().cloned(),
             attempt_timeout: terms.attempt_timeout,
             state: Mutex::new(client.state_watcher()),
             client: Arc::clone(&capture.client),
@@ -192,6 +216,11 @@ impl Connection {
     /// What it has shown and trusted, where it speaks TLS.
     pub(crate) fn pem(&self) -> Option<&TlsPem> {
         self.pem.as_deref()
+    }
+
+    /// The password that it has shown, where there is a login.
+    pub(crate) fn password(&self) -> Option<&Secret> {
+        self.password.as_ref()
     }
 
     /// Whether every answer so far came over this connection and from this session: a client that

@@ -13,7 +13,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{READER_TTL, Shared, connection::Connection, survey::survey};
+use crate::{
+    READER_TTL, Shared,
+    connection::Connection,
+    ensemble::{self, Found},
+    survey::survey,
+};
 
 /// How long a server's answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -23,9 +28,16 @@ const ANSWER: u64 = 16 * 1024;
 pub(crate) async fn examine(shared: &Arc<Shared>) -> Vec<Finding> {
     let servers = &shared.config.servers;
     let asked = join_all(servers.iter().map(|server| ask(shared, server))).await;
-    let modes: Vec<String> = asked.iter().filter_map(|(_, mode)| mode.clone()).collect();
-    let mut findings: Vec<Finding> = asked.into_iter().flat_map(|(findings, _)| findings).collect();
+    let modes: Vec<String> = asked.iter().filter_map(|asked| asked.mode.clone()).collect();
+    let roots: Vec<_> = servers
+        .iter()
+        .zip(&asked)
+        .filter_map(|(server, asked)| Some((server.as_str(), asked.root?)))
+        .collect();
+    let conflict = one_root(&shared.config.root, &roots);
+    let mut findings: Vec<Finding> = asked.into_iter().flat_map(|asked| asked.findings).collect();
     findings.extend(one_ensemble(servers.len(), &modes));
+    findings.extend(conflict);
     if servers.len() == 1 {
         findings.push(Finding::warning(
             "quorum",
@@ -56,14 +68,32 @@ fn one_ensemble(servers: usize, modes: &[String]) -> Option<Finding> {
     })
 }
 
+/// Whether the servers have one root.
+fn one_root(root: &str, found: &[(&str, Found)]) -> Option<Finding> {
+    let (first, rest) = found.split_first()?;
+    let other = rest.iter().find(|(_, found)| found.differs(first.1))?;
+    let advice = "name the servers of one ensemble; while the root is made or deleted this is so for a moment: ask again";
+    Some(Finding::problem("ensemble", ensemble::conflict(root, *first, *other), advice))
+}
+
+/// What was learned of one server.
+struct Asked {
+    findings: Vec<Finding>,
+    /// Its part in the ensemble.
+    mode: Option<String>,
+    root: Option<Found>,
+}
+
 /// What one server says of itself, its part, and whether it takes a session of ours.
-async fn ask(shared: &Shared, server: &str) -> (Vec<Finding>, Option<String>) {
+async fn ask(shared: &Shared, server: &str) -> Asked {
     let subject = format!("server {server}");
     let begun = Instant::now();
     let connected = timeout(PATIENCE, Connection::open(&shared.terms, server, READER_TTL, None)).await;
     let took = begun.elapsed();
+    let mut root = None;
     let failed = match connected {
         Ok(Ok(connection)) => {
+            root = timeout(PATIENCE, ensemble::look(shared, &connection)).await.ok().and_then(Result::ok);
             connection.end().await;
             None
         }
@@ -76,7 +106,7 @@ async fn ask(shared: &Shared, server: &str) -> (Vec<Finding>, Option<String>) {
         None => timeout(PATIENCE, srvr(server)).await.unwrap_or_else(|_| Err("no answer to srvr".to_owned())),
     };
     let mode = said.as_ref().ok().map(|said| said.mode.clone());
-    (judge(&subject, failed, said, took), mode)
+    Asked { findings: judge(&subject, failed, said, took), mode, root }
 }
 
 pub(crate) fn judge(

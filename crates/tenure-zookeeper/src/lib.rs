@@ -53,6 +53,7 @@
 
 mod config;
 mod connection;
+mod ensemble;
 mod error;
 mod examine;
 mod fenced;
@@ -84,7 +85,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{
-    FutureExt as _,
+    FutureExt as _, StreamExt as _,
     future::{BoxFuture, join_all},
 };
 use tenure_core::{
@@ -100,8 +101,8 @@ pub use crate::{
     layout::Layout,
 };
 use crate::{
-    connection::is_unread, error::unknown, link::Link, servers::Servers, session::ZookeeperSession,
-    terms::Terms,
+    connection::is_unread, ensemble::Ensemble, error::unknown, link::Link, servers::Servers,
+    session::ZookeeperSession, terms::Terms,
 };
 
 /// The TTL of a session that is opened only to read.
@@ -122,6 +123,7 @@ struct Shared {
     config: ZookeeperConfig,
     terms: Arc<Terms>,
     servers: Arc<Servers>,
+    ensemble: Ensemble,
     /// The sessions of electors; reads go over them.
     links: Mutex<Vec<Weak<Link>>>,
     /// The session opened to read while there is no other.
@@ -153,6 +155,7 @@ impl ZookeeperBackend {
         let shared = Shared {
             terms: Arc::new(terms),
             servers: Arc::new(Servers::new(config.servers.clone())),
+            ensemble: Ensemble::default(),
             config,
             links: Mutex::default(),
             reader: Mutex::default(),
@@ -189,6 +192,11 @@ impl Shared {
     fn number(&self, path: &str) -> u64 {
         let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         self.config.layout.number(name).unwrap_or(u64::MAX)
+    }
+
+    /// The outcome for whoever asked: see [`Terms::not_permitted`].
+    fn permitted<T>(&self, outcome: Result<T, BackendError>) -> Result<T, BackendError> {
+        outcome.map_err(|error| self.terms.not_permitted(error))
     }
 
     /// Counts and logs what is no candidate's.
@@ -253,6 +261,7 @@ impl Shared {
             let link = Arc::new(Link::open(terms, servers, READER_TTL).await?);
             link.stays_bare();
             remember(&shared.readers, &link);
+            ensemble::check(&shared, &*link.connection().await?, false).await?;
             Ok(link)
         });
         let opened = opened.map(|opened| {
@@ -284,19 +293,22 @@ impl Backend for ZookeeperBackend {
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
-        observe::candidates(&self.shared, election).await
+        self.shared.permitted(observe::candidates(&self.shared, election).await)
     }
 
     async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        observe::leader(&self.shared, election).await
+        self.shared.permitted(observe::leader(&self.shared, election).await)
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
-        observe::observe(Arc::clone(&self.shared), election).await
+        let observed = observe::observe(Arc::clone(&self.shared), election).await;
+        let shared = Arc::clone(&self.shared);
+        let observed = self.shared.permitted(observed)?;
+        Ok(observed.map(move |leader| shared.permitted(leader)).boxed())
     }
 
     async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        observe::ask_to_resign(&self.shared, election).await
+        self.shared.permitted(observe::ask_to_resign(&self.shared, election).await)
     }
 
     async fn examine(&self) -> Vec<Finding> {

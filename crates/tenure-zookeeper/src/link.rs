@@ -101,7 +101,8 @@ impl Link {
                 Ok(connection) => return Ok(Self::keep(terms, servers, ttl, connection)),
                 Err(error) => {
                     servers.failed(&server);
-                    last = failed(&format!("connecting to {server}{}", terms.hint(&error)), &error);
+                    let refused = failed(&format!("connecting to {server}{}", terms.hint(&error)), &error);
+                    last = terms.not_let_in(refused);
                     if last.is_permanent() {
                         break;
                     }
@@ -232,6 +233,13 @@ async fn keep_connected(shared: Arc<Shared>, first: Arc<Connection>) {
                 );
                 false
             }
+            () = shared.terms.rotated(connection.password()) => {
+                info!(
+                    session = %shared.session.id(), server = connection.server(),
+                    "the password file has changed: the ZooKeeper session goes on over a connection that proves the new password"
+                );
+                false
+            }
         };
         if closing {
             break;
@@ -337,7 +345,8 @@ async fn resume(shared: &Shared) -> Result<Connection, BackendError> {
         shared.servers.failed(&server);
         let is_believed = denials.is_believed(&error, shared.granted / 2);
         let hint = shared.terms.hint(&error);
-        let error = failed(&format!("resuming the session at {server}{hint}"), &error);
+        let error =
+            shared.terms.not_let_in(failed(&format!("resuming the session at {server}{hint}"), &error));
         if is_believed || error.kind() == BackendErrorKind::Unauthorized {
             return Err(error);
         }

@@ -16,11 +16,17 @@ pub(crate) async fn make_parent(
     if make(shared, connection, parent, CreateMode::Container).await? {
         return Ok(());
     }
+    make_root(shared, connection).await?;
+    make(shared, connection, parent, CreateMode::Container).await?;
+    Ok(())
+}
+
+/// Makes the root, and what is above it, where they are missing.
+pub(crate) async fn make_root(shared: &Shared, connection: &Connection) -> Result<(), BackendError> {
     let slashes = shared.config.root.match_indices('/').map(|(at, _)| at).skip(1);
     for end in slashes.chain([shared.config.root.len()]) {
         make(shared, connection, &shared.config.root[..end], CreateMode::Persistent).await?;
     }
-    make(shared, connection, parent, CreateMode::Container).await?;
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! The servers of an ensemble, those first that have not failed lately.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,12 +15,14 @@ const GRUDGE: Duration = Duration::from_secs(10);
 pub(crate) struct Servers {
     all: Vec<String>,
     failed: Mutex<Vec<Option<Instant>>>,
+    /// Those that are of another ensemble than the session.
+    aside: Mutex<HashSet<String>>,
 }
 
 impl Servers {
     pub(crate) fn new(all: Vec<String>) -> Self {
         let failed = Mutex::new(vec![None; all.len()]);
-        Self { all, failed }
+        Self { all, failed, aside: Mutex::default() }
     }
 
     /// All servers, in the order in which to try them: at random, but those that failed lately come
@@ -32,7 +35,23 @@ impl Servers {
         let mut order: Vec<usize> = (0..self.all.len()).collect();
         fastrand::shuffle(&mut order);
         order.sort_by_key(|&n| failed[n].filter(|at| at.elapsed() < GRUDGE));
-        order.into_iter().map(|n| self.all[n].clone()).collect()
+        let aside = self.aside();
+        order.into_iter().map(|n| &self.all[n]).filter(|server| !aside.contains(*server)).cloned().collect()
+    }
+
+    /// Asks `server` no more; whether that is new. The last one is kept.
+    pub(crate) fn put_aside(&self, server: &str) -> bool {
+        let mut aside = self.aside();
+        aside.len() + 1 < self.all.len() && aside.insert(server.to_owned())
+    }
+
+    /// Asks every server again.
+    pub(crate) fn take_back(&self) {
+        self.aside().clear();
+    }
+
+    fn aside(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers that `server` did not serve.

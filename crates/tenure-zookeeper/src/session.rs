@@ -31,6 +31,7 @@ use zookeeper_client::{CreateMode, Error, Stat};
 use crate::{
     Shared,
     connection::{Connection, name_of},
+    ensemble,
     error::{failed, gone, unknown},
     link::Link,
     owners::Owners,
@@ -64,7 +65,11 @@ impl ZookeeperSession {
         let link = Link::open(Arc::clone(&shared.terms), Arc::clone(&shared.servers), ttl).await?;
         let connection = link.connection().await?;
         let granted = connection.granted();
-        if let Err(refused) = accept(&shared, ttl, granted, connection.server()) {
+        let mut accepted = accept(&shared, ttl, granted, connection.server());
+        if accepted.is_ok() {
+            accepted = ensemble::check(&shared, &connection, true).await;
+        }
+        if let Err(refused) = accepted {
             // A server that grants what it should not may not answer either.
             link.stays_bare();
             let _ = timeout(shared.config.attempt_timeout, link.close()).await;
@@ -150,6 +155,77 @@ impl ZookeeperSession {
             }
         }
         Err(unknown("the election's znode vanishes again and again"))
+    }
+
+    /// Makes the entry, or finds what an earlier attempt has made.
+    async fn make_entry(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let connection = self.link.connection().await?;
+        let found = if self.asked().insert(request.nonce) {
+            None
+        } else {
+            self.find_entry(&connection, request).await?
+        };
+        let entering = async {
+            match found {
+                Some(found) => Ok(found),
+                None => self.create_entry(&connection, request).await,
+            }
+        };
+        // Both at once: under a session whose heartbeats are refused nobody leads.
+        let (pulse, entered) = join(self.make_pulse(&connection), entering).await;
+        let ((path, stat), queue) = entered?;
+        if let Err(refused) = pulse {
+            self.take_back(&connection, &path).await?;
+            return Err(refused);
+        }
+        self.check_owner(&stat)?;
+        let leads = self.leads(&connection, &queue, &path, &stat).await;
+        self.owners.look(&self.shared, &connection, &self.pulse, self.shared.election(&request.election));
+        match leads {
+            Ok(leads) => {
+                let (election, version) = (request.election.clone(), version(&stat)?);
+                Ok(Entered { entry: Entry { election, key: path.into(), version }, leads })
+            }
+            Err(refused) if refused.is_permanent() => {
+                self.take_back(&connection, &path).await?;
+                Err(refused)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        let connection = self.link.connection().await?;
+        loop {
+            let found = connection.get(&entry.key).await.map_err(|error| failed("updating", &error))?;
+            let Some((found, stat)) = found else {
+                return Err(BackendError::new(
+                    BackendErrorKind::EntryGone,
+                    "the entry is gone from ZooKeeper",
+                ));
+            };
+            let payload = updated(&found, request);
+            let written = connection.set_version(&entry.key, &payload, stat.version).await;
+            if written.map_err(|error| failed("updating", &error))? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn remove(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
+        let connection = self.link.connection().await?;
+        let path = match entry {
+            Some(entry) => Some(entry.key.to_string()),
+            None => self
+                .queue(&connection, request)
+                .await?
+                .and_then(|queue| queue.find(&self.shared.config.layout.prefix(request.nonce))),
+        };
+        if let Some(path) = path {
+            connection.delete(&path).await.map_err(|error| failed("leaving", &error))?;
+        }
+        self.asked().remove(&request.nonce);
+        Ok(())
     }
 
     /// The token of the entry at `path` when nobody stands before it.
@@ -253,7 +329,7 @@ impl BackendSession for ZookeeperSession {
         let patience = GiveUp(Some(&connection), &self.link);
         if let Err(error) = self.make_pulse(&connection).await {
             patience.answered();
-            return Err(error);
+            return self.shared.permitted(Err(error));
         }
         let written = match broken(Rule::BeatByWriting) {
             true => connection.stat(&self.pulse).await,
@@ -261,7 +337,7 @@ impl BackendSession for ZookeeperSession {
         };
         // From here on the server is known to be there: a sync that is late costs this heartbeat alone.
         patience.answered();
-        let stat = written.map_err(|error| failed("heartbeat", &error))?;
+        let stat = self.shared.permitted(written.map_err(|error| failed("heartbeat", &error)))?;
         let Some(stat) = stat else { return Err(gone("the session's znode is gone from ZooKeeper")) };
         self.check_owner(&stat)?;
         if !broken(Rule::BeatByWriting) {
@@ -276,43 +352,13 @@ impl BackendSession for ZookeeperSession {
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let connection = self.link.connection().await?;
-        let found = if self.asked().insert(request.nonce) {
-            None
-        } else {
-            self.find_entry(&connection, request).await?
-        };
-        let entering = async {
-            match found {
-                Some(found) => Ok(found),
-                None => self.create_entry(&connection, request).await,
-            }
-        };
-        // Both at once: under a session whose heartbeats are refused nobody leads.
-        let (pulse, entered) = join(self.make_pulse(&connection), entering).await;
-        let ((path, stat), queue) = entered?;
-        if let Err(refused) = pulse {
-            self.take_back(&connection, &path).await?;
-            return Err(refused);
-        }
-        self.check_owner(&stat)?;
-        let leads = self.leads(&connection, &queue, &path, &stat).await;
-        self.owners.look(&self.shared, &connection, &self.pulse, self.shared.election(&request.election));
-        match leads {
-            Ok(leads) => {
-                let (election, version) = (request.election.clone(), version(&stat)?);
-                Ok(Entered { entry: Entry { election, key: path.into(), version }, leads })
-            }
-            Err(refused) if refused.is_permanent() => {
-                self.take_back(&connection, &path).await?;
-                Err(refused)
-            }
-            Err(error) => Err(error),
-        }
+        let entered = self.shared.permitted(self.make_entry(request).await)?;
+        self.shared.terms.served();
+        Ok(entered)
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        wait::until_first(&self.shared, &self.link, entry).await?;
+        self.shared.permitted(wait::until_first(&self.shared, &self.link, entry).await)?;
         token(entry.version)
     }
 
@@ -329,37 +375,11 @@ impl BackendSession for ZookeeperSession {
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
-        let connection = self.link.connection().await?;
-        loop {
-            let found = connection.get(&entry.key).await.map_err(|error| failed("updating", &error))?;
-            let Some((found, stat)) = found else {
-                return Err(BackendError::new(
-                    BackendErrorKind::EntryGone,
-                    "the entry is gone from ZooKeeper",
-                ));
-            };
-            let payload = updated(&found, request);
-            let written = connection.set_version(&entry.key, &payload, stat.version).await;
-            if written.map_err(|error| failed("updating", &error))? {
-                return Ok(());
-            }
-        }
+        self.shared.permitted(self.write(entry, request).await)
     }
 
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
-        let connection = self.link.connection().await?;
-        let path = match entry {
-            Some(entry) => Some(entry.key.to_string()),
-            None => self
-                .queue(&connection, request)
-                .await?
-                .and_then(|queue| queue.find(&self.shared.config.layout.prefix(request.nonce))),
-        };
-        if let Some(path) = path {
-            connection.delete(&path).await.map_err(|error| failed("leaving", &error))?;
-        }
-        self.asked().remove(&request.nonce);
-        Ok(())
+        self.shared.permitted(self.remove(request, entry).await)
     }
 
     async fn close(&self) -> Result<(), BackendError> {

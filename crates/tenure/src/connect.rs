@@ -32,7 +32,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 ///
 /// | setting | what | default |
 /// |---|---|---|
-/// | `password_file` | a file with the password, so that no URL holds it | none |
+/// | `password_file` | a file with the password, so that no URL holds it; it may rotate | none |
 /// | `password_env` | the name of an environment variable with the password, likewise | none |
 /// | `connect_timeout` | after how long a member that does not accept is given up for now | 1 s |
 /// | `attempt_timeout` | after how long one member's answer is given up for now | 2 s |
@@ -45,7 +45,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 ///
 /// | setting | what | default |
 /// |---|---|---|
-/// | `password_file` | a file with the password, so that no URL holds it | none |
+/// | `password_file` | a file with the password, so that no URL holds it; it may rotate | none |
 /// | `password_env` | the name of an environment variable with the password, likewise | none |
 /// | `auth` | how the user proves who it is: `digest`, or `sasl` (DIGEST-MD5; feature `sasl`; to another machine with TLS only) | `digest` |
 /// | `acl` | who may change what is created: `creator`, or `open` for everybody | `creator` where there is a login |

@@ -86,8 +86,8 @@ pub use tenure_core::{
     Backoff, BootClock, BoxError, Candidate, CandidateId, Clock, Config, Connection, ElectionName,
     ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Finding, Hierarchy, InvalidCandidate,
     InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle, Level, LossReason,
-    Lost, MAX_VALUE_BYTES, Moment, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Secret, StaleToken,
-    Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
+    Lost, MAX_VALUE_BYTES, Moment, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Password, Secret,
+    StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
 };
 
 /// The trait that a store's backend implements, for those who write one.

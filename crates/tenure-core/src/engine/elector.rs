@@ -54,6 +54,8 @@ pub struct StoreElector {
 impl StoreElector {
     /// An elector over `backend`. Starts the engine's threads; nothing is asked of the store yet.
     ///
+    /// The engine runs in real time, also where the caller's is paused: see [`with_clock`](Self::with_clock) for tests.
+    ///
     /// What the engine logs goes to the `tracing` subscriber of the thread that calls this; where there is none yet, to the
     /// subscriber of the first call that asks the store for something.
     ///

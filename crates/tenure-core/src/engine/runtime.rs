@@ -22,6 +22,7 @@ const KEEP_BLOCKING_THREADS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 #[derive(Clone, Debug)]
 pub(crate) struct EngineRuntime {
     /// `None` in the models of races, whose checker has tasks of its own.
+    #[cfg_attr(all(test, tenure_shuttle), expect(dead_code, reason = "the checker has tasks of its own"))]
     handle: Option<Handle>,
     /// Every engine task; the engine's thread ends once the elector is dropped and none is left.
     tasks: TaskTracker,

@@ -1,33 +1,31 @@
 //! Who a store URL says we are: a user, with a password from the URL, from a file, or from the environment.
 
-use std::{env, fmt, fs};
+use std::{env, fmt};
 
-use super::{InvalidUrl, Secret, StoreUrl};
+use super::{InvalidUrl, Password, Secret, StoreUrl};
 
 impl StoreUrl {
     /// The user and the password, if there are any: `user:password@host`, or `user@host` with one of the settings
-    /// `password_file` (read now; one newline at its end is dropped) and `password_env`, the name of an environment variable.
+    /// `password_file` ([read again](Password::from_file) when it rotates) and `password_env`, the name of an environment variable.
     ///
     /// A URL with a password in it can be seen by everybody who lists processes, when it is an argument.
     ///
     /// # Errors
     /// When one of the two is missing, the password is given twice, or its file or variable cannot be read.
-    pub fn login(&self) -> Result<Option<(String, Secret)>, InvalidUrl> {
+    pub fn login(&self) -> Result<Option<(String, Password)>, InvalidUrl> {
         let (file, variable) = (self.text("password_file"), self.text("password_env"));
         let scheme = self.scheme();
         let password = match (self.password(), file, variable) {
             (None, None, None) => None,
-            (Some(password), None, None) => Some(password.clone()),
+            (Some(password), None, None) => Some(password.clone().into()),
             (None, Some(file), None) => {
-                let text = fs::read_to_string(file)
-                    .map_err(|error| self.invalid(format!("password_file={file} cannot be read: {error}")))?;
-                let text = text.strip_suffix('\n').unwrap_or(&text);
-                Some(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
+                let read = Password::from_file(file);
+                Some(read.map_err(|reason| self.invalid(format!("password_file={file} {reason}")))?)
             }
             (None, None, Some(variable)) => {
                 let named = Named(variable);
                 match env::var_os(variable).map(|text| text.into_string()) {
-                    Some(Ok(text)) => Some(Secret::new(text)),
+                    Some(Ok(text)) => Some(Secret::new(text).into()),
                     // What it holds is not shown.
                     Some(Err(_)) => return Err(self.invalid(format!("{named} is not UTF-8"))),
                     None => return Err(self.invalid(format!("{named} is not set"))),

@@ -5,6 +5,7 @@
 //! seed is one run on one thread, and the same seed does the same again: that is looked at in some of the runs.
 
 mod cluster;
+mod directed;
 mod faults;
 mod host;
 mod kv;
@@ -36,8 +37,16 @@ pub(crate) fn run(seed: u64, simulated: Duration, mutant: Option<Mutant>) -> Out
             let (first, second) = (outcome.events, again.events);
             outcome.violations.push(format!("the same seed did something else: {first} and {second} events"));
         }
+        outcome.violations.extend(directed(seed, mutant).violations);
     }
     outcome
+}
+
+/// Plays the scenarios that are not left to chance.
+pub(crate) fn directed(seed: u64, mutant: Option<Mutant>) -> Outcome {
+    Mutant::choose(mutant);
+    fastrand::seed(seed);
+    directed::withdrawal_without_space(seed)
 }
 
 fn once(seed: u64, simulated: Duration, mutant: Option<Mutant>) -> Outcome {

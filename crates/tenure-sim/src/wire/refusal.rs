@@ -21,3 +21,7 @@ pub(super) fn leader_changed() -> Status {
 pub(super) fn timed_out() -> Status {
     Status::unavailable("etcdserver: request timed out")
 }
+
+pub(super) fn out_of_space() -> Status {
+    Status::resource_exhausted("etcdserver: mvcc: database space exceeded")
+}

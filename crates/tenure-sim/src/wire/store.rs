@@ -26,6 +26,8 @@ pub(super) struct Store {
     log: VecDeque<Logged>,
     pub(super) leases: BTreeMap<i64, Granted>,
     granted: u64,
+    /// The NOSPACE alarm is on: puts and grants are refused, and deletes are allowed.
+    pub(super) out_of_space: bool,
     /// What the revision under way has changed so far.
     pending: Vec<PbEvent>,
 }
@@ -88,6 +90,7 @@ impl Store {
             log: VecDeque::new(),
             leases: BTreeMap::new(),
             granted: 0,
+            out_of_space: false,
             pending: Vec::new(),
         }
     }
@@ -149,8 +152,14 @@ impl Store {
     }
 
     pub(super) fn put(&mut self, now: Duration, request: PbPutRequest) -> Result<PbPutResponse, Status> {
+        self.check_space(true)?;
         self.check_lease(&request)?;
         Ok(self.change(now, |store| store.put_now(request)))
+    }
+
+    /// As `applierV3Capped` has it (`server/etcdserver/apply.go`).
+    fn check_space(&self, takes_space: bool) -> Result<(), Status> {
+        if self.out_of_space && takes_space { Err(refusal::out_of_space()) } else { Ok(()) }
     }
 
     fn check_lease(&self, request: &PbPutRequest) -> Result<(), Status> {
@@ -211,6 +220,7 @@ impl Store {
     /// As etcd does: it compares everywhere, in transactions within transactions too, before it changes anything; and
     /// carries out all of it, or nothing, in one revision.
     pub(super) fn txn(&mut self, now: Duration, request: PbTxnRequest) -> Result<PbTxnResponse, Status> {
+        self.check_space(puts(&request))?;
         let planned = self.plan(request);
         self.check_leases(&planned.ops)?;
         let responses = self.change(now, |store| store.carry_out_all(planned.ops))?;
@@ -286,6 +296,7 @@ impl Store {
 
     /// The TTL in seconds as it was granted.
     pub(super) fn grant(&mut self, now: Duration, id: i64, ttl: i64) -> Result<i64, Status> {
+        self.check_space(true)?;
         if ttl > LARGEST_TTL {
             return Err(Status::out_of_range("etcdserver: too large lease TTL"));
         }
@@ -343,4 +354,13 @@ impl Store {
     pub(super) fn key_count(&self) -> usize {
         self.keys.len()
     }
+}
+
+/// Whether a transaction can put anything, whichever way its comparisons go.
+fn puts(txn: &PbTxnRequest) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+        Some(PbTxnOpRequest::RequestPut(_)) => true,
+        Some(PbTxnOpRequest::RequestTxn(txn)) => puts(txn),
+        _ => false,
+    })
 }

@@ -186,6 +186,28 @@ impl EtcdAdmin {
         Ok(revision)
     }
 
+    /// Raises the NOSPACE alarm, as a full database does: puts are refused, and deletes are allowed.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn raise_no_space(&self) -> Result<(), ContainerError> {
+        self.alarm("ACTIVATE").await
+    }
+
+    /// Lifts the NOSPACE alarm, as `etcdctl alarm disarm` does.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub async fn lift_no_space(&self) -> Result<(), ContainerError> {
+        self.alarm("DEACTIVATE").await
+    }
+
+    async fn alarm(&self, action: &str) -> Result<(), ContainerError> {
+        let member = self.status().await?.member.to_string();
+        let request = json!({ "action": action, "memberID": member, "alarm": "NOSPACE" });
+        self.gateway.call("maintenance/alarm", request).await.map(|_| ())
+    }
+
     /// Grants a lease; returns its id.
     ///
     /// # Errors
