@@ -101,3 +101,28 @@ async fn repeated_withdrawals_end() {
     assert_eq!(left.load(SeqCst), asked, "it never ends");
     assert!(held.is_leader());
 }
+
+/// Hazard G31: the repetition ends, also when the store refuses to withdraw.
+#[tokio::test(start_paused = true)]
+async fn withdrawals_that_are_refused_are_not_repeated_for_ever() {
+    let store = MemoryStore::new();
+    let (asked, refuses) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counted, refused) = (Arc::clone(&asked), Arc::clone(&refuses));
+    let host = faulty::host(&store, "a", move |call| {
+        if call == Call::Leave && refused.load(SeqCst) {
+            counted.fetch_add(1, SeqCst);
+            return Err(BackendError::new(BackendErrorKind::Unauthorized, "no"));
+        }
+        Ok(())
+    });
+    let held = host.elector.campaign("held").await.unwrap();
+    host.link.set(&[Op::Enter], Side::Answer, Path::Lose);
+    assert!(tokio::time::timeout(PATIENCE, host.elector.campaign("e")).await.is_err());
+    host.link.heal();
+    pass(TTL).await;
+    refuses.store(true, SeqCst);
+    pass(Duration::from_secs(3_600)).await;
+    assert!(held.is_leader());
+    let asked = asked.load(SeqCst);
+    assert!(asked <= 60, "{asked} requests in an hour for one withdrawal");
+}
