@@ -41,7 +41,8 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// Campaigns until this candidate leads or `given_up` completes, and withdraws then: `None`.
     ///
     /// # Behavior
-    /// - As [`campaign`](Self::campaign). Unlike after dropping that, the entry is gone when this returns `None`.
+    /// - As [`campaign`](Self::campaign). Unlike after dropping that, the entry is gone when this returns `None`; an elector that
+    ///   does not implement this method drops its campaign instead.
     /// - A leadership that comes just as it is given up is resigned.
     /// - Waits for the withdrawal for the [shutdown timeout](Self::shutdown_timeout) at most; a warning in the log says when
     ///   the store has not confirmed it by then.

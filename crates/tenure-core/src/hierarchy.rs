@@ -1,10 +1,14 @@
 //! Groups elect, and their leaders elect one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::{FutureExt as _, future::BoxFuture};
-use tracing::info;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 use crate::{
     Backoff, Candidate, CandidateId, Connection, ElectionName, Elector, Error, Finding, InvalidConfig,
@@ -113,7 +117,15 @@ impl Elector for Hierarchy {
     ) -> Result<Option<Leadership>, Error> {
         let group = self.group_election(election)?;
         let mut retry = Retry::new(self.work_backoff());
-        let given_up = given_up.shared();
+        // Since when it is given up: both tiers share the time that is left then.
+        let since = Arc::new(OnceLock::new());
+        let begins = Arc::clone(&since);
+        let given_up = given_up
+            .map(move |()| {
+                begins.get_or_init(Instant::now);
+            })
+            .boxed()
+            .shared();
         loop {
             let base = self.groups.campaign_until(group.as_str(), given_up.clone().boxed()).await?;
             let Some(base) = base else { return Ok(None) };
@@ -122,11 +134,18 @@ impl Elector for Hierarchy {
             if let Some(top) = top {
                 return Ok(Some(top.resting_on(base)));
             }
-            // Given back for certain before it is stood for again.
-            let _ = base.resign().await;
-            if given_up.peek().is_some() {
+            if let Some(since) = since.get() {
+                let left = self.groups.shutdown_timeout().saturating_sub(since.elapsed());
+                if !matches!(
+                    tokio::time::timeout(left, base.resign()).await,
+                    Ok(Ok(()) | Err(Error::Lost(_)))
+                ) {
+                    warn!(election = %group, "the store has not confirmed that the entry is gone; it goes once the store answers, or with its session");
+                }
                 return Ok(None);
             }
+            // Given back for certain before it is stood for again.
+            let _ = base.resign().await;
             info!(election, group = %self.group, "no longer leads its group; campaigning there again");
             tokio::select! {
                 biased;

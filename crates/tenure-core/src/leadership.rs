@@ -9,6 +9,7 @@ use crate::{
     candidate::check_value,
     config::check_stop_budget,
     engine::{
+        report::FLUSH,
         retry::{Retry, timed},
         term::Term,
     },
@@ -107,22 +108,40 @@ impl Leadership {
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
         let inside = term.is_called_by_its_work();
-        term.release(LossReason::Resigned);
-        drop(self);
+        let departing = self.give_back();
         if inside {
             return Err(Error::InsideWork);
         }
         let shared = Arc::clone(&term.session.shared);
         let limit = shared.config.shutdown_timeout;
-        let departing = Arc::clone(&term).wait_departed();
-        let departing = async move { timeout(limit, departing).await };
-        let confirmed = shared.runtime.call(departing).await?.map_err(|_| limit);
+        let confirmed = match term.departure() {
+            // Also when the engine has ended by now.
+            Some(confirmed) => Ok(confirmed),
+            None => {
+                let reporter = shared.reporter.clone();
+                let call = async move {
+                    let departed = timeout(limit, departing).await.map_err(|_| limit);
+                    // A program may end next.
+                    let _ = timeout(FLUSH, reporter.flush()).await;
+                    departed
+                };
+                shared.runtime.call(call).await?
+            }
+        };
         match (confirmed, term.reason()) {
             (Err(waited), _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),
-            (Ok(false), _) => Err(Error::TaskEnded("its runtime was shut down, or a backend has panicked")),
+            (Ok(false), _) => Err(Error::TaskEnded("nothing has confirmed that its entry is gone")),
             (Ok(true), Some(LossReason::Resigned) | None) => Ok(()),
             (Ok(true), Some(reason)) => Err(Lost::new(reason).into()),
         }
+    }
+
+    /// Resigns now; the future waits, without a bound, until nobody looks after the entry any more, and says whether it is gone.
+    pub(crate) fn give_back(self) -> impl Future<Output = bool> + Send + 'static {
+        let term = Arc::clone(&self.term);
+        term.release(LossReason::Resigned);
+        drop(self);
+        term.wait_departed()
     }
 }
 
@@ -277,7 +296,7 @@ impl LeadershipHandle {
     ///
     /// It is cancelled on time by a thread of its own, even when every worker of the runtime is blocked.
     pub fn cancellation_token(&self) -> CancellationToken {
-        self.term.stop().child_token()
+        self.term.cancellation_token()
     }
 
     /// Waits until leadership is over, and says why.
@@ -285,7 +304,7 @@ impl LeadershipHandle {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn lost(&self) -> LossReason {
-        self.term.stop().cancelled().await;
+        self.term.session.shared.runtime.relayed(self.term.wait_over()).await;
         self.term.reason().unwrap_or(LossReason::Deadline)
     }
 

@@ -93,7 +93,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
             };
             if stopping.is_some() {
                 // Another error says again that leadership was lost.
-                if matches!(resigned, None | Some(Err(Error::NotConfirmed { .. }))) {
+                if matches!(resigned, None | Some(Err(Error::NotConfirmed { .. } | Error::TaskEnded(_)))) {
                     warn!(
                         election,
                         token = token.get(),

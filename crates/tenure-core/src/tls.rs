@@ -157,20 +157,27 @@ impl Tls {
     }
 
     fn take(&self, read: Option<Result<TlsPem, String>>) {
-        let mut now = self.now();
+        // Logged without the lock, for whoever makes connections waits for that.
         match read {
             Some(Ok(pem)) => {
-                if now.pem.differs(&pem) {
+                let differs = {
+                    let mut now = self.now();
+                    let differs = now.pem.differs(&pem);
+                    if differs {
+                        now.pem = Arc::new(TlsPem { generation: now.pem.generation + 1, ..pem });
+                    }
+                    now.refused = None;
+                    differs
+                };
+                if differs {
                     info!(tls = ?self.shared.files, "the certificates in files have changed, and are used from now on");
-                    now.pem = Arc::new(TlsPem { generation: now.pem.generation + 1, ..pem });
                 }
-                now.refused = None;
             }
             Some(Err(reason)) => {
-                if now.refused.as_ref() != Some(&reason) {
+                let before = self.now().refused.replace(reason.clone());
+                if before.as_ref() != Some(&reason) {
                     warn!(%reason, "the certificates in files cannot be used; those before them still are");
                 }
-                now.refused = Some(reason);
             }
             None => {}
         }

@@ -714,6 +714,7 @@ fn a_resignation_is_logged_when_it_returns() {
 struct OneLock {
     gate: Gate,
     lock: Mutex<()>,
+    blocks: Arc<AtomicBool>,
 }
 
 impl tracing::Subscriber for OneLock {
@@ -736,7 +737,9 @@ impl tracing::Subscriber for OneLock {
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
     fn event(&self, _: &tracing::Event<'_>) {
         let _lock = self.lock.lock();
-        self.gate.pass();
+        if self.blocks.load(SeqCst) {
+            self.gate.pass();
+        }
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
@@ -746,11 +749,19 @@ impl tracing::Subscriber for OneLock {
 #[test]
 fn a_log_that_blocks_where_places_are_registered_keeps_no_deadline() {
     let gate = Gate::default();
-    tracing::subscriber::set_global_default(OneLock { gate: gate.clone(), lock: Mutex::default() }).unwrap();
+    let blocks = Arc::new(AtomicBool::new(false));
+    let log = OneLock { gate: gate.clone(), lock: Mutex::default(), blocks: Arc::clone(&blocks) };
+    tracing::subscriber::set_global_default(log).unwrap();
     let store = MemoryStore::new();
     let (elector, link) = elector(&store);
     let runtime = several_threads();
-    let one = runtime.block_on(soon(elector.campaign("one"))).unwrap();
+    // The span of work is made on the caller's thread, where the caller's own subscriber may block: it is registered before.
+    let one = runtime.block_on(async {
+        let warm = soon(elector.campaign("warm")).await.unwrap();
+        warm.run(std::future::ready(())).await.unwrap();
+        blocks.store(true, SeqCst);
+        soon(elector.campaign("one")).await.unwrap()
+    });
     until("the log blocks", || gate.blocked() > 0);
     let handle = one.handle();
     let work = runtime.spawn(async move { handle.run(std::future::pending::<()>()).await });
@@ -860,7 +871,12 @@ async fn a_campaign_given_up_that_wins_late_is_bounded() {
 #[test]
 fn a_log_that_blocks_keeps_no_measurements() {
     let gate = Gate::default();
-    tracing::subscriber::set_global_default(OneLock { gate: gate.clone(), lock: Mutex::default() }).unwrap();
+    tracing::subscriber::set_global_default(OneLock {
+        gate: gate.clone(),
+        lock: Mutex::default(),
+        blocks: Arc::new(AtomicBool::new(true)),
+    })
+    .unwrap();
     let recorder = metrics_util::debugging::DebuggingRecorder::new();
     let snapshots = recorder.snapshotter();
     recorder.install().unwrap();

@@ -129,6 +129,8 @@ impl Table {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         free.slots.pop().unwrap_or_else(|| {
             free.made += 1;
+            // Its chunk is made now, and in order: the thread looks at those that there are.
+            self.slot(free.made - 1);
             free.made - 1
         })
     }
@@ -156,7 +158,7 @@ impl Table {
     fn look(&self, now: Moment, chance_until: &mut Option<Moment>, abort: impl Fn()) -> Moment {
         let mut next = Moment::NEVER;
         let mut is_due = false;
-        for slot in self.chunks.iter().map_while(OnceLock::get).flatten() {
+        for slot in self.chunks.iter().filter_map(OnceLock::get).flatten() {
             let at = Moment::from_nanos(slot.at.load(Ordering::SeqCst));
             if at > now {
                 next = next.min(at);
@@ -167,6 +169,11 @@ impl Table {
                 // the clock. Unless another moment was set just now, nothing is due here any more.
                 let never = Moment::NEVER.as_nanos();
                 let _ = slot.at.compare_exchange(at.as_nanos(), never, Ordering::SeqCst, Ordering::SeqCst);
+                continue;
+            }
+            if slot.at.load(Ordering::SeqCst) != at.as_nanos() {
+                // Another leadership's by now, or put off: looked at again at once.
+                next = now;
                 continue;
             }
             is_due = true;
@@ -251,6 +258,18 @@ mod tests {
         slot.polled().store(0, Ordering::SeqCst);
         assert_eq!(look(&timer.0, 9_060, &mut chance), (false, Moment::NEVER));
         assert_eq!(chance, None);
+    }
+
+    /// Slots that nobody has looked at are seen all the same.
+    #[test]
+    fn the_slot_behind_many_unused_ones_is_seen() {
+        let timer = AbortTimer(table());
+        let unused: Vec<_> = (0..FIRST_CHUNK * 4).map(|_| timer.slot()).collect();
+        let slot = timer.slot();
+        slot.arm(at(1_000));
+        slot.polled().store(1, Ordering::SeqCst);
+        assert!(look(&timer.0, 1_001, &mut None).0);
+        drop(unused);
     }
 
     #[test]

@@ -1,18 +1,19 @@
-//! Calls what a user wrote (wakers, hooks) on threads that nothing else depends on.
+//! Calls what a user wrote (wakers, hooks, log subscribers) on threads that nothing else depends on.
 
 use std::{
+    any::Any,
     cell::Cell,
     collections::VecDeque,
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     thread,
 };
 
 use crate::mutants::{Rule, broken};
 
 /// So many calls may block at once before the next one has to wait for them.
-const MAX_THREADS: usize = 8;
+const MAX_THREADS: usize = 256;
 
 thread_local! {
     static ENGINE_THREAD: Cell<bool> = const { Cell::new(false) };
@@ -20,17 +21,29 @@ thread_local! {
 
 /// Marks the current thread as one on which nothing that a user wrote may be called.
 pub(crate) fn mark_engine_thread() {
-    ENGINE_THREAD.set(true);
+    let _ = ENGINE_THREAD.try_with(|engine| engine.set(true));
 }
 
 /// Whether the current thread is such a one.
 pub(crate) fn is_engine_thread() -> bool {
-    ENGINE_THREAD.get()
+    ENGINE_THREAD.try_with(Cell::get).unwrap_or(false)
+}
+
+/// Calls what may panic; the panic hook has reported it then.
+pub(crate) fn contained<T>(call: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(value) => Some(value),
+        Err(payload) => {
+            // Dropping it may panic as well.
+            std::mem::forget::<Box<dyn Any + Send>>(payload);
+            None
+        }
+    }
 }
 
 type Call = Box<dyn FnOnce() + Send>;
 
-/// Threads that call wakers and hooks. Clones share them; they end with the last clone.
+/// Threads that call wakers, hooks and subscribers. All electors of a process share them, and they end with the last.
 ///
 /// There is always a thread that waits for the next call, up to [`MAX_THREADS`]: a call that blocks delays no other. A
 /// call that panics is over, and nothing else is. In a given runtime (simulated time, models of races) there are no
@@ -65,11 +78,22 @@ impl Callbacks {
         Self(None)
     }
 
-    /// Starts the first thread.
+    /// The threads of this process; the first one starts now if there is none.
     ///
     /// # Errors
     /// When the system refuses a thread.
-    pub(crate) fn start() -> io::Result<Self> {
+    pub(crate) fn of_this_process() -> io::Result<Self> {
+        static SHARED: Mutex<Weak<Handle>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = shared.upgrade() {
+            return Ok(Self(Some(handle)));
+        }
+        let started = Self::start()?;
+        *shared = started.0.as_ref().map(Arc::downgrade).unwrap_or_default();
+        Ok(started)
+    }
+
+    fn start() -> io::Result<Self> {
         let pool = Arc::new(Pool { state: Mutex::default(), changed: Condvar::new() });
         pool.lock().threads = 1;
         Pool::add_thread(&pool)?;
@@ -85,11 +109,6 @@ impl Callbacks {
             }
             _ => call(),
         }
-    }
-
-    /// Makes `call` at once, unless the current thread is the engine's.
-    pub(crate) fn call(&self, call: impl FnOnce() + Send + 'static) {
-        if is_engine_thread() { self.defer(call) } else { call() }
     }
 
     /// Whether calls are made by threads of their own.
@@ -116,30 +135,29 @@ impl Pool {
         thread::Builder::new().name("tenure-callbacks".into()).spawn(move || pool.run()).map(drop)
     }
 
-    /// Makes calls until the last handle is gone and none is left.
+    /// Makes calls until it is over and none is left, or another thread waits for the next.
     fn run(self: Arc<Self>) {
         while let Some((call, last_idle)) = self.next() {
             // Best effort: without another thread, the next call waits for this one.
             if last_idle && self.add_thread().is_err() {
                 self.lock().threads -= 1;
             }
-            // Also what the call owns is dropped in here. The panic hook has reported the panic.
-            let _ = catch_unwind(AssertUnwindSafe(call));
+            contained(call);
         }
     }
 
-    /// The next call, and whether no other thread waits for the one after it; `None` when it is over.
+    /// The next call, and whether no other thread waits for the one after it; `None` when this thread is not needed.
     fn next(&self) -> Option<(Call, bool)> {
         let mut state = self.lock();
         loop {
             if let Some(call) = state.calls.pop_front() {
                 let last_idle = state.idle == 0 && state.threads < MAX_THREADS;
-                if last_idle {
-                    state.threads += 1;
-                }
+                state.threads += usize::from(last_idle);
                 return Some((call, last_idle));
             }
-            if state.over {
+            // Two wait: one for the next call, one for the call after it.
+            if state.over || state.idle >= 2 {
+                state.threads -= 1;
                 return None;
             }
             state.idle += 1;
@@ -157,14 +175,18 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// Hazard G26: a call that blocks delays no other, and one that panics ends nothing.
+    /// Hazard G26: calls that block delay no other, and one that panics ends nothing.
     #[test]
     fn a_call_that_blocks_or_panics_delays_no_other() {
         let callbacks = Callbacks::start().unwrap();
         let (release, blocked) = mpsc::channel::<()>();
-        callbacks.defer(move || {
-            let _ = blocked.recv();
-        });
+        let blocked = Arc::new(Mutex::new(blocked));
+        for _ in 0..MAX_THREADS - 2 {
+            let blocked = Arc::clone(&blocked);
+            callbacks.defer(move || {
+                let _ = blocked.lock().unwrap().recv();
+            });
+        }
         callbacks.defer(|| panic!("a waker with a bug"));
         let (sender, made) = mpsc::channel();
         callbacks.defer(move || sender.send(thread::current().name().map(str::to_owned)).unwrap());

@@ -8,13 +8,15 @@ use tokio::sync::{
     mpsc,
     oneshot::{self, error::RecvError},
 };
-use tracing::{Instrument as _, debug, info_span, warn};
+use tracing::{Instrument as _, Level, debug, info_span, warn};
 
 use super::{
     Shared,
     entry::{self, Caller, Candidacy, Outcome},
     opener::Opener,
+    report::FLUSH,
     retry::{Retry, timed},
+    session::Session,
     works::Polling,
 };
 use crate::{
@@ -57,7 +59,7 @@ impl StoreElector {
     /// The engine runs in real time, also where the caller's is paused: see [`with_clock`](Self::with_clock) for tests.
     ///
     /// What the engine logs goes to the `tracing` subscriber of the thread that calls this; where there is none yet, to the
-    /// subscriber of the first call that asks the store for something.
+    /// process's once there is one.
     ///
     /// # Errors
     /// When a setting cannot work; see [`Config::validate`]. [`Error::Threads`] when the system refuses a thread.
@@ -99,8 +101,7 @@ impl StoreElector {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
         let since = shared.clock.now();
-        shared.reporter.learn_subscriber();
-        telemetry::stands(&election);
+        shared.reporter.measured(|| telemetry::stands(&election));
         let (caller, answer, stays) = Caller::new();
         let (opener, name) = (self.opener.clone(), election.clone());
         let campaign = Campaign { shared: Arc::clone(shared), opener, election: name, since, waits };
@@ -131,17 +132,22 @@ impl StoreElector {
         election: ElectionName,
         answer: impl Future<Output = Result<Result<Option<Leadership>, Error>, RecvError>> + Send + 'static,
     ) -> Result<Option<Leadership>, Error> {
-        let limit = self.shared.config.shutdown_timeout;
+        let shared = &self.shared;
+        let limit = shared.config.shutdown_timeout;
         let withdrawn = async move {
-            match timeout(limit, answer).await {
+            match answer.await {
                 // It came to lead at the last moment.
-                Ok(Ok(Ok(Some(leadership)))) => leadership.resign().await.is_ok(),
-                Ok(_) => true,
+                Ok(Ok(Some(leadership))) => leadership.give_back().await,
+                Ok(Ok(None)) => true,
+                // Refused, and so without an entry.
+                Ok(Err(error)) => !matches!(error, Error::NotConfirmed { .. }),
+                // The elector closes, and says itself what is left.
                 Err(_) => false,
             }
         };
-        if !self.shared.runtime.call(withdrawn).await.unwrap_or(false) {
-            self.shared.reporter.scope(|| {
+        let withdrawn = shared.runtime.call(async move { timeout(limit, withdrawn).await }).await;
+        if !matches!(withdrawn, Ok(Ok(true))) && !shared.closing.is_cancelled() {
+            shared.reporter.log(Level::WARN, move || {
                 warn!(%election, within = %humantime::format_duration(limit),
                     "the store has not confirmed that the candidate's entry is gone; it goes once the store answers, or with its session");
             });
@@ -155,7 +161,6 @@ impl StoreElector {
         call: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Error> {
         let shared = Arc::clone(&self.shared);
-        shared.reporter.learn_subscriber();
         let outcome = self.shared.runtime.call(async move { end_with(&shared, call).await }).await?;
         outcome.ok_or(Error::Closed)
     }
@@ -212,7 +217,7 @@ impl Campaign {
             tokio::select! {
                 biased;
                 () = shared.closing.cancelled() => return,
-                () = caller.closed() => return,
+                () = caller.closed() => return caller.send(Ok(None)),
                 permit = slot.acquire_owned() => permit.ok(),
             }
         } else {
@@ -226,19 +231,18 @@ impl Campaign {
         };
         let mut permit = permit;
         let mut retry = Retry::new(shared.config.retry);
+        // The session under which it stood last.
+        let mut stood: Option<Arc<Session>> = None;
         loop {
             let session = tokio::select! {
                 biased;
                 () = shared.closing.cancelled() => return,
-                () = caller.closed() => return,
+                () = caller.closed() => return self.withdraw(caller, stood).await,
                 session = self.opener.session(shared) => session,
             };
             let session = match session {
                 Ok(session) => session,
-                Err(error) => {
-                    caller.send(Err(error));
-                    return;
-                }
+                Err(error) => return caller.send(Err(error)),
             };
             let candidacy = Candidacy {
                 election: self.election.clone(),
@@ -251,17 +255,36 @@ impl Campaign {
             let span = info_span!("candidate", election = %self.election, candidate = %shared.config.id);
             match entry::run(Arc::clone(&session), candidacy, caller).instrument(span).await {
                 Outcome::Told => return,
+                Outcome::Withdrawn(caller, gone) => {
+                    return self.withdraw(caller, (!gone).then_some(session)).await;
+                }
                 Outcome::SessionEnded(place, waiting) => {
                     debug!(election = %self.election, "campaigning on under a new session");
                     (permit, caller) = (place, waiting);
                 }
             }
+            stood = Some(session);
             tokio::select! {
                 () = shared.closing.cancelled() => return,
-                () = caller.closed() => return,
+                () = caller.closed() => return self.withdraw(caller, stood).await,
                 () = retry.pause() => {}
             }
         }
+    }
+
+    /// Tells a caller that has given up that no entry is left, once that is so: with `session`, when that has been closed.
+    async fn withdraw(&self, caller: Caller, session: Option<Arc<Session>>) {
+        let gone = match session {
+            Some(session) => session.wait_closed().await,
+            None => true,
+        };
+        caller.send(match gone {
+            true => Ok(None),
+            false => Err(Error::NotConfirmed {
+                election: self.election.clone(),
+                waited: self.shared.config.shutdown_timeout,
+            }),
+        });
     }
 }
 
@@ -380,17 +403,22 @@ impl Elector for StoreElector {
             Err(error) => return stream::iter([Err(error.into())]).boxed(),
         };
         let shared = &self.shared;
-        shared.reporter.learn_subscriber();
         // The task stands from now on, so that the engine outlives its elector; the store is asked once somebody listens.
         let (sender, mut leaders) = mpsc::channel(1);
         let (poll, polled) = oneshot::channel();
         shared.runtime.spawn(observe(Arc::clone(shared), election, polled, sender));
         let mut poll = Some(poll);
+        let (mut over, closing) = (false, shared.closing.clone());
         let leaders = stream::poll_fn(move |context| {
             if let Some(poll) = poll.take() {
                 let _ = poll.send(());
             }
-            leaders.poll_recv(context)
+            let next = std::task::ready!(leaders.poll_recv(context));
+            // It ends after an error, or with its elector: otherwise its task has.
+            let silent = next.is_none() && !over && !closing.is_cancelled();
+            over |= next.as_ref().is_none_or(Result::is_err);
+            let ended = || Err(Error::TaskEnded("its runtime was shut down, or a backend has panicked"));
+            std::task::Poll::Ready(if silent { Some(ended()) } else { next })
         });
         shared.runtime.relayed(leaders).boxed()
     }
@@ -419,7 +447,6 @@ impl Elector for StoreElector {
 
     async fn examine(&self) -> Vec<Finding> {
         let shared = Arc::clone(&self.shared);
-        shared.reporter.learn_subscriber();
         let examined = self.shared.runtime.call(async move { super::examine::examine(&shared).await }).await;
         examined.unwrap_or_else(|error| {
             vec![Finding::problem("engine", error.to_string(), "see the log for a panic of the backend")]
@@ -438,12 +465,6 @@ impl Elector for StoreElector {
         let shared = &self.shared;
         shared.closing.cancel();
         shared.tasks.close();
-        if Polling::any(|(_, elector)| elector == Arc::as_ptr(shared).addr()) {
-            shared.reporter.scope(|| {
-                warn!("close was awaited by work that it waits for: it goes on in the background");
-            });
-            return;
-        }
         let (sender, closed) = oneshot::channel();
         let closing = Arc::clone(shared);
         // Not among the tasks that it waits for.
@@ -451,6 +472,12 @@ impl Elector for StoreElector {
             close(&closing).await;
             let _ = sender.send(());
         });
+        if Polling::any(|(_, elector)| elector == Arc::as_ptr(shared).addr()) {
+            shared.reporter.log(Level::WARN, || {
+                warn!("close was awaited by work that it waits for: it goes on in the background");
+            });
+            return;
+        }
         let _ = shared.runtime.relayed(closed).await;
     }
 }
@@ -471,9 +498,6 @@ async fn close(shared: &Shared) {
     // A log that blocks keeps nobody.
     let _ = timeout(FLUSH, shared.reporter.flush()).await;
 }
-
-/// How long the last events may take to be logged.
-const FLUSH: Duration = Duration::from_millis(200);
 
 /// The outcome of `future`, or `None` when the elector closes first.
 async fn end_with<T>(shared: &Shared, future: impl Future<Output = T>) -> Option<T> {

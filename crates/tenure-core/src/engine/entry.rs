@@ -68,12 +68,14 @@ impl Caller {
     }
 }
 
-/// What becomes of a candidacy that has not ended a campaign.
+/// What becomes of a candidacy.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// The caller has been told, or has given up.
+    /// The caller has been told.
     Told,
-    /// The session has ended; another one is needed. With the place in the election, and whoever waits.
+    /// The caller has given up. Whether the store has confirmed that no entry is left; otherwise the session's end will.
+    Withdrawn(Caller, bool),
+    /// The session has ended; another one is needed. With the place in the election, and the caller.
     SessionEnded(Permit, Caller),
 }
 
@@ -128,12 +130,13 @@ async fn campaign(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) 
             Outcome::Told
         }
         Err(stop) => {
-            Box::pin(task.standing.depart(session)).await;
+            let gone = Box::pin(task.standing.depart(session)).await;
             // Given back before the campaign is told: whoever was turned away may try again at once.
             let permit = task.candidacy.permit.take().filter(|_| matches!(stop, Stop::SessionEnded));
             let told = match stop {
                 Stop::SessionEnded => return Outcome::SessionEnded(permit, task.caller),
-                Stop::Withdrawn | Stop::NotNow => Ok(None),
+                Stop::Withdrawn => return Outcome::Withdrawn(task.caller, gone),
+                Stop::NotNow => Ok(None),
                 Stop::Failed(error) => Err(error.into()),
             };
             task.caller.send(told);

@@ -1,7 +1,7 @@
-//! A `tracing` subscriber that copies what is logged and leaves the rest to the reporter's thread.
+//! A `tracing` subscriber that copies what is logged, to be reported to the user's elsewhere.
 //!
-//! It is the default on the engine's threads, so that nothing that is logged there, by this crate, a backend or a client
-//! library, calls a user's subscriber on them. The exception is `register_callsite`, which `tracing` calls once for each
+//! It is the default on the engine's thread and its threads for files, so that nothing that is logged there, by this crate, a
+//! backend or a client library, calls a user's subscriber on them. The exception is `register_callsite`, which `tracing` calls once for each
 //! place that logs, for every subscriber.
 
 use std::{
@@ -23,42 +23,51 @@ use tracing::{
     subscriber::{Interest, NoSubscriber},
 };
 
-use super::report::{Queue, Report};
+use super::report::Events;
 
-/// The subscriber that the reporter reports to.
+/// The subscriber that is reported to.
 #[derive(Default)]
 pub(super) struct Target(OnceLock<Dispatch>);
 
 impl Target {
-    /// Takes the current thread's subscriber, unless there is one already or the thread has none. Whether it did.
-    pub(super) fn learn(&self) -> bool {
-        if self.0.get().is_some() {
-            return false;
+    /// The current thread's subscriber; where it has none, the process's once there is one.
+    pub(super) fn of_this_thread() -> Self {
+        let target = Self::default();
+        target.dispatch();
+        target
+    }
+
+    fn dispatch(&self) -> Option<&Dispatch> {
+        if self.0.get().is_none() {
+            let current = dispatcher::get_default(Dispatch::clone);
+            if !current.is::<NoSubscriber>() && !current.is::<Forwarder>() {
+                let _ = self.0.set(current);
+            }
         }
-        let current = dispatcher::get_default(Dispatch::clone);
-        !current.is::<NoSubscriber>() && !current.is::<Forwarder>() && self.0.set(current).is_ok()
+        self.0.get()
     }
 
     pub(super) fn scope(&self, log: impl FnOnce()) {
-        if let Some(dispatch) = self.0.get() {
+        if let Some(dispatch) = self.dispatch() {
             dispatcher::with_default(dispatch, log);
         }
     }
 
     /// Logs `event` within its spans.
     pub(super) fn report(&self, event: &CapturedEvent) {
-        let Some(dispatch) = self.0.get() else { return };
-        if !dispatch.enabled(event.fields.metadata) {
-            return;
-        }
+        let metadata = event.fields.metadata;
+        let Some(dispatch) = self.dispatch().filter(|dispatch| dispatch.enabled(metadata)) else { return };
         dispatcher::with_default(dispatch, || {
             let mut entered = Entered { dispatch, spans: Vec::new() };
             if let Some(span) = &event.span {
                 span.enter(&mut entered);
             }
-            event.fields.with(|values| {
-                Event::dispatch(event.fields.metadata, &event.fields.metadata.fields().value_set_all(values));
-            });
+            // Asked last about the event itself: filters of layers remember the last answer.
+            if dispatch.enabled(metadata) {
+                event.fields.with(|values| {
+                    Event::dispatch(metadata, &metadata.fields().value_set_all(values));
+                });
+            }
         });
     }
 
@@ -96,7 +105,7 @@ struct CapturedSpan {
     /// What was recorded after the span was made, and not reported yet.
     records: Mutex<Vec<Fields>>,
     opened: OnceLock<Option<Id>>,
-    queue: Queue,
+    events: Events,
 }
 
 impl CapturedSpan {
@@ -130,7 +139,7 @@ impl CapturedSpan {
 impl Drop for CapturedSpan {
     fn drop(&mut self) {
         if let Some(Some(id)) = self.opened.take() {
-            self.queue.send(Report::SpanClosed(id));
+            self.events.close(id);
         }
     }
 }
@@ -216,13 +225,14 @@ impl Visit for Fields {
 }
 
 thread_local! {
-    /// The spans that this thread is in, the innermost last.
-    static ENTERED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    /// The spans that this thread is in, of which forwarder, the innermost last.
+    static ENTERED: RefCell<Vec<(u64, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The subscriber of the engine's threads.
 pub(super) struct Forwarder {
-    queue: Queue,
+    number: u64,
+    events: Events,
     target: Arc<Target>,
     last_id: AtomicU64,
     /// The spans, with the number of their handles.
@@ -230,8 +240,10 @@ pub(super) struct Forwarder {
 }
 
 impl Forwarder {
-    pub(super) fn new(queue: Queue, target: Arc<Target>) -> Self {
-        Self { queue, target, last_id: AtomicU64::new(0), spans: Mutex::default() }
+    pub(super) fn new(events: Events, target: Arc<Target>) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self { number, events, target, last_id: AtomicU64::new(0), spans: Mutex::default() }
     }
 
     fn span(&self, id: u64) -> Option<Arc<CapturedSpan>> {
@@ -239,7 +251,10 @@ impl Forwarder {
     }
 
     fn current(&self) -> Option<Arc<CapturedSpan>> {
-        self.span(ENTERED.with_borrow(|entered| entered.last().copied())?)
+        let innermost = |entered: &RefCell<Vec<(u64, u64)>>| {
+            entered.borrow().iter().rev().find(|(forwarder, _)| *forwarder == self.number).map(|(_, id)| *id)
+        };
+        self.span(ENTERED.try_with(innermost).ok()??)
     }
 }
 
@@ -251,7 +266,7 @@ impl Subscriber for Forwarder {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         match self.target.0.get() {
             Some(dispatch) => dispatch.register_callsite(metadata),
-            None => Interest::never(),
+            None => Interest::sometimes(),
         }
     }
 
@@ -260,9 +275,9 @@ impl Subscriber for Forwarder {
         Some(LevelFilter::OFF)
     }
 
-    /// The reporter asks the user's subscriber.
+    /// The user's subscriber is asked when the event is reported.
     fn enabled(&self, _: &Metadata<'_>) -> bool {
-        self.target.0.get().is_some()
+        true
     }
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
@@ -279,7 +294,7 @@ impl Subscriber for Forwarder {
             parent,
             records: Mutex::default(),
             opened: OnceLock::new(),
-            queue: self.queue.clone(),
+            events: self.events.clone(),
         };
         lock(&self.spans).insert(id, (Arc::new(span), 1));
         Id::from_u64(id)
@@ -303,16 +318,18 @@ impl Subscriber for Forwarder {
             None if event.is_contextual() => self.current(),
             None => None,
         };
-        self.queue.send_event(CapturedEvent { fields, span });
+        self.events.send(CapturedEvent { fields, span });
     }
 
     fn enter(&self, id: &Id) {
-        ENTERED.with_borrow_mut(|entered| entered.push(id.into_u64()));
+        let _ = ENTERED.try_with(|entered| entered.borrow_mut().push((self.number, id.into_u64())));
     }
 
     fn exit(&self, id: &Id) {
-        ENTERED.with_borrow_mut(|entered| {
-            if let Some(place) = entered.iter().rposition(|entered| *entered == id.into_u64()) {
+        let this = (self.number, id.into_u64());
+        let _ = ENTERED.try_with(|entered| {
+            let mut entered = entered.borrow_mut();
+            if let Some(place) = entered.iter().rposition(|entered| *entered == this) {
                 entered.remove(place);
             }
         });

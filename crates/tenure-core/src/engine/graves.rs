@@ -46,8 +46,8 @@ impl Graves {
         self.0.iter().filter(|grave| grave.due <= now).map(|grave| grave.request.clone()).collect()
     }
 
-    /// There was no entry of `request` left just now.
-    pub(crate) fn left(&mut self, request: &EntryRequest, now: Moment) {
+    /// The store was asked just now to remove what `request` has made.
+    pub(crate) fn tried(&mut self, request: &EntryRequest, now: Moment) {
         self.0.retain_mut(|grave| {
             if grave.request.nonce != request.nonce {
                 return true;
@@ -56,6 +56,11 @@ impl Graves {
             grave.due = now + grave.wait;
             now < grave.until
         });
+    }
+
+    /// The store will never remove what `request` has made.
+    pub(crate) fn forget(&mut self, request: &EntryRequest) {
+        self.0.retain(|grave| grave.request.nonce != request.nonce);
     }
 
     #[cfg(test)]
@@ -86,7 +91,7 @@ mod tests {
             while graves.len() > 0 {
                 for request in graves.due(now) {
                     repeated += 1;
-                    graves.left(&request, now);
+                    graves.tried(&request, now);
                 }
                 now = now + first_wait(ttl);
             }

@@ -276,9 +276,14 @@ async fn bury(session: &Session) {
         let leaving = due.into_iter().map(|request| async move {
             let limit = shared.config.request_timeout;
             match timed("leaving", limit, session.spi.leave(&request, None)).await {
-                Ok(()) => session.graves().left(&request, shared.clock.now()),
+                Ok(()) => session.graves().tried(&request, shared.clock.now()),
+                Err(error) if error.is_permanent() => {
+                    warn!(election = %request.election, %error, "the store refuses to remove an entry that a withdrawn request may have made");
+                    session.graves().forget(&request);
+                }
                 Err(error) => {
                     debug!(election = %request.election, %error, "not yet known whether a withdrawn entry is gone");
+                    session.graves().tried(&request, shared.clock.now());
                 }
             }
         });

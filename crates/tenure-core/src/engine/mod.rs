@@ -15,9 +15,9 @@
 //! | `runtime` | the thread, or the given runtime, on which all of these run |
 //! | `watchdog` | the thread that enforces deadlines, whatever the engine and the application do |
 //! | `abort` | the thread that ends the process when work goes on past its deadline, if that is asked for |
-//! | `callbacks` | the threads that call wakers and hooks of the application |
+//! | `callbacks` | the threads that call wakers, hooks and subscribers of the application |
 //! | `relay` | how the engine wakes a caller on any executor |
-//! | `report`, `forward` | the thread that writes logs and metrics |
+//! | `report`, `forward` | logs and metrics, which are written there too |
 //! | `examine` | what an operator is told of the store, the machine and the settings |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 
@@ -111,8 +111,8 @@ impl Shared {
     fn start(backend: Arc<dyn Backend>, config: Config) -> io::Result<Arc<Self>> {
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (abandoned, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let reporter = Reporter::start()?;
-        let callbacks = Callbacks::start()?;
+        let callbacks = Callbacks::of_this_process()?;
+        let reporter = Reporter::new(&callbacks);
         let watchdog = Watchdog::start(Arc::clone(&clock), reporter.clone())?;
         let aborts = matches!(config.on_overrun, OnOverrun::Abort);
         let abort = aborts.then(AbortTimer::start).transpose()?;

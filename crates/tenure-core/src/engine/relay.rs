@@ -1,4 +1,4 @@
-//! Wakes users without calling their wakers on the engine's thread.
+//! Wakes users without calling their wakers on the engine's threads.
 
 use std::{
     future::Future,
@@ -8,14 +8,14 @@ use std::{
 };
 
 use futures::Stream;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
-use super::callbacks::Callbacks;
+use super::callbacks::{Callbacks, contained};
 
 /// A future or stream that a user polls and the engine wakes.
 ///
-/// A waker is code of the user's executor: it may block or panic. The engine registers a waker of its own, which hands the
-/// user's to [`Callbacks`] when it is woken on an engine's thread. The wakers of tokio's tasks are exempt, because they are
-/// known to do neither: with them a campaign costs one thread switch less.
+/// A waker is code of the user's executor: it may block or panic. So the engine registers a waker of its own, which has the
+/// user's called elsewhere and its panics contained: one that panics or blocks keeps nobody else from being woken.
 #[derive(Debug)]
 pub(crate) struct Relayed<T> {
     inner: Pin<Box<T>>,
@@ -34,16 +34,13 @@ impl<T> Relayed<T> {
         context: &mut Context<'_>,
         poll: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> R,
     ) -> R {
-        let user = context.waker();
-        if !self.callbacks.has_threads() || is_of_a_tokio_task(user) {
+        if !self.callbacks.has_threads() {
             return poll(self.inner.as_mut(), context);
         }
+        let user = context.waker();
         let registered = match &self.waker {
             Some((last, relay)) if last.will_wake(user) => relay,
-            _ => {
-                let relay = Relay { user: Some(user.clone()), callbacks: self.callbacks.clone() };
-                &self.waker.insert((user.clone(), Waker::from(Arc::new(relay)))).1
-            }
+            _ => &self.waker.insert((user.clone(), Relay::of(user, &self.callbacks))).1,
         };
         poll(self.inner.as_mut(), &mut Context::from_waker(registered))
     }
@@ -69,13 +66,35 @@ impl<T: Stream> Stream for Relayed<T> {
 struct Relay {
     /// `None` only while it is dropped.
     user: Option<Waker>,
-    callbacks: Callbacks,
+    way: Way,
+}
+
+/// Where the user's waker is called.
+enum Way {
+    /// On a worker of the user's own multi-threaded runtime: one thread switch less in each campaign.
+    Runtime(Handle),
+    Callbacks(Callbacks),
 }
 
 impl Relay {
-    fn call(&self) {
-        if let Some(user) = &self.user {
-            user.wake_by_ref();
+    /// What to register for `user`, which is polled now.
+    fn of(user: &Waker, callbacks: &Callbacks) -> Waker {
+        let runtime = Handle::try_current().ok().filter(|runtime| {
+            // Its workers go on whatever this thread does.
+            is_of_a_tokio_task(user) && runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+        });
+        let way = runtime.map_or_else(|| Way::Callbacks(callbacks.clone()), Way::Runtime);
+        Waker::from(Arc::new(Self { user: Some(user.clone()), way }))
+    }
+
+    fn elsewhere(&self, call: impl FnOnce() + Send + 'static) {
+        match &self.way {
+            Way::Runtime(runtime) => drop(runtime.spawn(async move {
+                contained(call);
+            })),
+            Way::Callbacks(callbacks) => callbacks.defer(move || {
+                contained(call);
+            }),
         }
     }
 }
@@ -87,15 +106,22 @@ impl Wake for Relay {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let relay = Arc::clone(self);
-        self.callbacks.call(move || relay.call());
+        self.elsewhere(move || {
+            if let Some(user) = &relay.user {
+                user.wake_by_ref();
+            }
+        });
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // Dropping a waker calls its executor, too.
-        let user = self.user.take();
-        self.callbacks.call(move || drop(user));
+        // Dropping a waker calls its executor, too. A tokio task's is dropped at once: it frees memory at the most.
+        if let Some(user) = self.user.take()
+            && matches!(self.way, Way::Callbacks(_))
+        {
+            self.elsewhere(move || drop(user));
+        }
     }
 }
 
@@ -123,7 +149,6 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::engine::callbacks::mark_engine_thread;
 
     struct Names(mpsc::Sender<Option<String>>);
 
@@ -139,11 +164,10 @@ mod tests {
         let (sender, woken) = mpsc::channel();
         let waker = Waker::from(Arc::new(Names(sender)));
         let (answer, question) = oneshot::channel();
-        let mut future = Relayed::new(Callbacks::start().unwrap(), question);
+        let mut future = Relayed::new(Callbacks::of_this_process().unwrap(), question);
         let mut context = Context::from_waker(&waker);
         assert!(Pin::new(&mut future).poll(&mut context).is_pending());
         let engine = std::thread::Builder::new().name("tenure-engine".into()).spawn(move || {
-            mark_engine_thread();
             answer.send(7).unwrap();
         });
         engine.unwrap().join().unwrap();

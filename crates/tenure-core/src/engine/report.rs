@@ -1,93 +1,117 @@
-//! Logs and metrics of the engine, written by a thread of their own: a subscriber that blocks or panics costs neither
-//! heartbeats nor deadlines.
+//! Logs and metrics of the engine, written in order on threads that nothing else depends on: a subscriber or recorder that
+//! blocks or panics costs neither heartbeats nor deadlines.
 
-#[cfg(feature = "metrics")]
-use std::cell::RefCell;
 use std::{
-    fmt, io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc,
-    },
-    thread,
+    cell::RefCell,
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
-use tracing::{Dispatch, dispatcher, warn};
+use tracing::{Dispatch, Level, dispatcher, level_filters::LevelFilter, warn};
 
 use super::{
-    callbacks,
+    callbacks::{self, Callbacks, contained},
     forward::{CapturedEvent, Forwarder, Target},
 };
 
 /// So many events wait for the subscriber; of more, only the number is reported.
 const MAX_QUEUED: usize = 4096;
 
-#[cfg(feature = "metrics")]
-thread_local! {
-    static REPORTER: RefCell<Option<Reporter>> = const { RefCell::new(None) };
+/// How long a resignation or shutdown waits until its last events are logged.
+pub(crate) const FLUSH: Duration = Duration::from_millis(200);
+
+/// Something to report, which is made by a thread for callbacks.
+type Report = Box<dyn FnOnce() + Send>;
+
+/// Reports that are made one after the other. Clones are the same queue.
+#[derive(Clone)]
+pub(super) struct Queue(Arc<Lane>);
+
+struct Lane {
+    state: Mutex<State>,
+    callbacks: Callbacks,
 }
 
-/// What the reporter's thread is given.
-pub(super) enum Report {
-    Event(CapturedEvent),
-    /// The span that the subscriber knows by this id is over.
-    SpanClosed(tracing::span::Id),
-    #[cfg(feature = "metrics")]
-    Measurement(Box<dyn FnOnce() + Send>),
-    /// Everything before this has been reported.
-    Flush(oneshot::Sender<()>),
+#[derive(Default)]
+struct State {
+    reports: VecDeque<Report>,
+    /// How many events among them may be dropped.
+    events: usize,
+    /// Whether a thread is making reports.
+    busy: bool,
+    /// How many events were dropped since the last was reported.
+    dropped: u64,
 }
 
-/// Hands events and measurements to the reporter's thread, without waiting. Clones share it.
+impl Queue {
+    fn new(callbacks: Callbacks) -> Self {
+        Self(Arc::new(Lane { state: Mutex::default(), callbacks }))
+    }
+
+    /// Hands over what is never dropped.
+    pub(super) fn send(&self, report: impl FnOnce() + Send + 'static) {
+        self.push(Box::new(report), false);
+    }
+
+    fn push(&self, report: Report, droppable: bool) {
+        let mut state = self.0.lock();
+        if droppable {
+            if state.events >= MAX_QUEUED {
+                state.dropped += 1;
+                return;
+            }
+            state.events += 1;
+        }
+        state.reports.push_back(report);
+        if !std::mem::replace(&mut state.busy, true) {
+            drop(state);
+            let lane = Arc::clone(&self.0);
+            self.0.callbacks.defer(move || lane.make());
+        }
+    }
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes reports until none is left.
+    fn make(&self) {
+        loop {
+            let report = {
+                let mut state = self.lock();
+                let report = state.reports.pop_front();
+                state.busy = report.is_some();
+                report
+            };
+            let Some(report) = report else { return };
+            contained(report);
+        }
+    }
+}
+
+/// Hands events and measurements over, without waiting. Clones share it.
 ///
-/// In a given runtime (simulated time, models of races) there is no thread, and everything is reported at once.
+/// In a given runtime (simulated time, models of races) everything is reported at once.
 #[derive(Clone)]
 pub(crate) struct Reporter(Option<Arc<Inner>>);
 
 struct Inner {
-    queue: Queue,
-    /// Captures what is logged where it is the default, for the thread.
+    logs: Queue,
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "nothing is measured"))]
+    measurements: Queue,
+    /// Captures what is logged where it is the default, for the queue.
     dispatch: Dispatch,
     target: Arc<Target>,
 }
 
-/// The way to the thread. It ends with the last clone.
-#[derive(Clone)]
-pub(super) struct Queue {
-    sender: mpsc::Sender<Report>,
-    counts: Arc<Counts>,
-}
-
-#[derive(Default)]
-struct Counts {
-    queued: AtomicUsize,
-    dropped: AtomicU64,
-}
-
-impl Queue {
-    /// Hands an event over; drops it when too many wait.
-    pub(super) fn send_event(&self, event: CapturedEvent) {
-        if self.counts.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
-            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.counts.queued.fetch_add(1, Ordering::Relaxed);
-        self.send(Report::Event(event));
-    }
-
-    /// Hands over what is never dropped.
-    pub(super) fn send(&self, report: Report) {
-        // Without a thread nobody is left to be told.
-        let _ = self.sender.send(report);
-    }
-}
-
 impl fmt::Debug for Reporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reporter").field("thread", &self.0.is_some()).finish()
+        f.debug_struct("Reporter").field("inline", &self.0.is_none()).finish()
     }
 }
 
@@ -97,90 +121,112 @@ impl Reporter {
         Self(None)
     }
 
-    /// Starts the thread. It reports to the subscriber of the thread that calls this.
-    ///
-    /// # Errors
-    /// When the system refuses a thread.
-    pub(crate) fn start() -> io::Result<Self> {
-        let (sender, reports) = mpsc::channel();
-        let queue = Queue { sender, counts: Arc::default() };
-        let target = Arc::new(Target::default());
-        target.learn();
-        let dispatch = Dispatch::new(Forwarder::new(queue.clone(), Arc::clone(&target)));
-        let (counts, reported_to) = (Arc::clone(&queue.counts), Arc::clone(&target));
-        thread::Builder::new()
-            .name("tenure-report".into())
-            .spawn(move || report(&reports, &counts, &reported_to))?;
-        Ok(Self(Some(Arc::new(Inner { queue, dispatch, target }))))
+    /// Reports by the threads of `callbacks`, to the subscriber of the thread that calls this.
+    pub(crate) fn new(callbacks: &Callbacks) -> Self {
+        let target = Arc::new(Target::of_this_thread());
+        let logs = Queue::new(callbacks.clone());
+        let events = Events { queue: logs.clone(), target: Arc::downgrade(&target) };
+        Self(Some(Arc::new(Inner {
+            dispatch: Dispatch::new(Forwarder::new(events, Arc::clone(&target))),
+            measurements: Queue::new(callbacks.clone()),
+            logs,
+            target,
+        })))
     }
 
-    /// Takes the current thread's subscriber for the engine's as well, unless the engine has one.
-    pub(crate) fn learn_subscriber(&self) {
-        if let Some(inner) = &self.0
-            && inner.target.learn()
-        {
-            // Every place that has logged before was told that nobody listens.
-            tracing::callsite::rebuild_interest_cache();
+    /// Makes the current thread one of the engine's, for good: nothing that a user wrote is called on it, and what it logs and
+    /// measures is reported elsewhere.
+    pub(crate) fn enter_engine_thread(&self) {
+        callbacks::mark_engine_thread();
+        let _ = REPORTER.try_with(|reporter| *reporter.borrow_mut() = Some(self.clone()));
+        if let Some(inner) = &self.0 {
+            // It stays the thread's until that ends.
+            std::mem::forget(dispatcher::set_default(&inner.dispatch));
         }
     }
 
-    /// Makes the current thread one of the engine's: nothing that a user wrote is called on it, and what it logs and
-    /// measures is reported by the reporter's thread.
-    pub(crate) fn enter_engine_thread(&self) -> Option<dispatcher::DefaultGuard> {
-        callbacks::mark_engine_thread();
-        #[cfg(feature = "metrics")]
-        REPORTER.with_borrow_mut(|reporter| *reporter = Some(self.clone()));
-        self.0.as_ref().map(|inner| dispatcher::set_default(&inner.dispatch))
-    }
-
-    /// Has what `log` logs reported by the thread, in order with what the engine logs.
-    pub(crate) fn scope<T>(&self, log: impl FnOnce() -> T) -> T {
+    /// Has `log`, which logs an event of `level`, called elsewhere, in order with what the engine logs.
+    pub(crate) fn log(&self, level: Level, log: impl FnOnce() + Send + 'static) {
         match &self.0 {
-            Some(inner) => dispatcher::with_default(&inner.dispatch, log),
+            // Known without asking a subscriber.
+            Some(_) if level > LevelFilter::current() => {}
+            Some(inner) => {
+                let target = Arc::clone(&inner.target);
+                inner.logs.send(move || target.scope(log));
+            }
             None => log(),
         }
     }
 
-    /// Waits until everything before this has been reported; not at all where there is no thread.
+    /// Has the measurements that `measure` makes made elsewhere, in order with the engine's.
+    pub(crate) fn measured(&self, measure: impl FnOnce()) {
+        let replace = |with| REPORTER.try_with(|reporter| reporter.replace(with)).ok().flatten();
+        let before = replace(Some(self.clone()));
+        measure();
+        replace(before);
+    }
+
+    /// Waits until everything before this has been logged.
     pub(crate) async fn flush(&self) {
         let Some(inner) = &self.0 else { return };
         let (sender, flushed) = oneshot::channel();
-        inner.queue.send(Report::Flush(sender));
+        inner.logs.send(move || {
+            let _ = sender.send(());
+        });
         let _ = flushed.await;
     }
 }
 
-/// Makes a measurement: by the reporter on an engine's thread, otherwise at once. A recorder that panics harms nobody.
+thread_local! {
+    /// Where this thread's measurements go; on a thread without one they are made at once.
+    static REPORTER: RefCell<Option<Reporter>> = const { RefCell::new(None) };
+}
+
+/// Makes a measurement, by the thread's reporter if there is one. A recorder that panics harms nobody.
 #[cfg(feature = "metrics")]
 pub(crate) fn measure(measurement: impl FnOnce() + Send + 'static) {
-    let reporter = REPORTER.with_borrow(|reporter| reporter.as_ref().and_then(|reporter| reporter.0.clone()));
-    match reporter {
-        Some(inner) => inner.queue.send(Report::Measurement(Box::new(measurement))),
-        None => drop(catch_unwind(AssertUnwindSafe(measurement))),
+    let reporter = REPORTER.try_with(|reporter| reporter.borrow().clone()).ok().flatten();
+    match reporter.and_then(|reporter| reporter.0) {
+        Some(inner) => inner.measurements.send(measurement),
+        None => drop(contained(measurement)),
     }
 }
 
-/// The thread.
-fn report(reports: &mpsc::Receiver<Report>, counts: &Counts, target: &Target) {
-    while let Ok(report) = reports.recv() {
-        // The panic hook has reported the panic of a subscriber or recorder.
-        let _ = catch_unwind(AssertUnwindSafe(|| match report {
-            Report::Event(event) => {
-                counts.queued.fetch_sub(1, Ordering::Relaxed);
-                target.report(&event);
+/// Where captured events go.
+#[derive(Clone)]
+pub(super) struct Events {
+    queue: Queue,
+    target: Weak<Target>,
+}
+
+impl Events {
+    /// Hands an event over; drops it when too many wait.
+    pub(super) fn send(&self, event: CapturedEvent) {
+        let events = self.clone();
+        self.queue.push(Box::new(move || events.report(&event)), true);
+    }
+
+    /// The span that the subscriber knows by this id is over.
+    pub(super) fn close(&self, id: tracing::span::Id) {
+        let target = self.target.clone();
+        self.queue.send(move || {
+            if let Some(target) = target.upgrade() {
+                target.close(id);
             }
-            Report::SpanClosed(id) => target.close(id),
-            #[cfg(feature = "metrics")]
-            Report::Measurement(measurement) => measurement(),
-            Report::Flush(sender) => drop(sender.send(())),
-        }));
-        let dropped = counts.dropped.swap(0, Ordering::Relaxed);
+        });
+    }
+
+    fn report(&self, event: &CapturedEvent) {
+        let dropped = {
+            let mut state = self.queue.0.lock();
+            state.events -= 1;
+            std::mem::take(&mut state.dropped)
+        };
+        let Some(target) = self.target.upgrade() else { return };
         if dropped > 0 {
-            let _ = catch_unwind(AssertUnwindSafe(|| {
-                target.scope(|| {
-                    warn!(dropped, "events were not logged, because the log did not take them in time")
-                });
-            }));
+            let log = || warn!(dropped, "events were not logged, because the log did not take them in time");
+            contained(|| target.scope(log));
         }
+        target.report(event);
     }
 }

@@ -1,8 +1,19 @@
 //! Where the engine's tasks run: on a thread of its own, or inside a runtime that is given (simulated time).
 
-use std::{future::Future, io, sync::mpsc, thread, time::Duration};
+use std::{
+    future::Future,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
-use tokio::{runtime::Handle, sync::oneshot, task::AbortHandle};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::oneshot,
+    task::AbortHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -42,20 +53,11 @@ impl EngineRuntime {
         callbacks: Callbacks,
         reporter: Reporter,
     ) -> io::Result<Self> {
-        let (started, outcome) = mpsc::sync_channel(1);
-        let tracker = tasks.clone();
+        let (sender, receiver) = mpsc::sync_channel::<Runtime>(1);
+        let (tracker, blocking) = (tasks.clone(), reporter.clone());
         thread::Builder::new().name("tenure-engine".into()).spawn(move || {
-            let _engine = reporter.enter_engine_thread();
-            let runtime = match build() {
-                Ok(runtime) => runtime,
-                Err(error) => {
-                    let _ = started.send(Err(error));
-                    return;
-                }
-            };
-            drop(runtime.spawn(learn_tokio_wakers()));
-            let _ = started.send(Ok(runtime.handle().clone()));
-            drop(started);
+            reporter.enter_engine_thread();
+            let Ok(runtime) = receiver.recv() else { return };
             runtime.block_on(async {
                 abandoned.cancelled().await;
                 tracker.close();
@@ -64,7 +66,13 @@ impl EngineRuntime {
             // A name resolution that hangs must not keep this thread.
             runtime.shutdown_background();
         })?;
-        let handle = outcome.recv().map_err(|_| io::Error::other("the engine's thread has panicked"))??;
+        // Made here and not there, so that nobody waits for the thread to come to it.
+        let runtime = build(blocking)?;
+        let handle = runtime.handle().clone();
+        if let Err(unsent) = sender.send(runtime) {
+            unsent.0.shutdown_background();
+            return Err(io::Error::other("the engine's thread has panicked"));
+        }
         Ok(Self { handle: Some(handle), tasks, callbacks })
     }
 
@@ -140,16 +148,21 @@ impl Drop for AbortOnDrop {
     }
 }
 
-fn build() -> io::Result<tokio::runtime::Runtime> {
-    // tokio panics when it cannot start its first blocking thread: refused here, it is an error.
-    let probe = thread::Builder::new().name("tenure-probe".into()).spawn(|| ())?;
-    let _ = probe.join();
+fn build(reporter: Reporter) -> io::Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(KEEP_BLOCKING_THREADS)
         .thread_name("tenure-blocking")
+        .on_thread_start(move || reporter.enter_engine_thread())
         .build()?;
-    drop(runtime.spawn_blocking(|| ()));
-    Ok(runtime)
+    drop(runtime.spawn(learn_tokio_wakers()));
+    // tokio panics when the system refuses its first blocking thread: here that is an error, and later it cannot happen.
+    match catch_unwind(AssertUnwindSafe(|| drop(runtime.spawn_blocking(|| ())))) {
+        Ok(()) => Ok(runtime),
+        Err(_) => {
+            runtime.shutdown_background();
+            Err(io::Error::other("a thread for name resolution cannot be started"))
+        }
+    }
 }

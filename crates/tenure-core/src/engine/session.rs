@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{Level, info, warn};
 
 use super::{
     Shared,
@@ -74,7 +74,9 @@ impl Deref for Spi {
 impl Drop for Spi {
     fn drop(&mut self) {
         let session = self.session.take();
-        self.callbacks.call(move || drop(session));
+        if is_engine_thread() {
+            self.callbacks.defer(move || drop(session));
+        }
     }
 }
 
@@ -177,21 +179,16 @@ impl Session {
         }
         self.stop.cancel();
         for term in self.terms() {
-            let drop_now = reason.is_over_in_the_store();
-            let callbacks = &self.shared.callbacks;
-            // One for each, so that a waker that blocks delays only its own leadership.
-            if is_engine_thread() || callbacks.has_threads() {
-                term.cancel_later(drop_now);
-            } else {
-                term.cancel(drop_now);
-            }
+            term.cancel(reason.is_over_in_the_store());
         }
         self.shared.watchdog.wake();
-        // Last: what listens to events may take its time, or panic.
-        self.shared.reporter.scope(|| match reason {
-            LossReason::Closed => info!(session = self.spi.id(), %reason, "session ends"),
-            _ => warn!(session = self.spi.id(), %reason, "session ends"),
-        });
+        let session = self.spi.id();
+        match reason {
+            LossReason::Closed => {
+                self.shared.reporter.log(Level::INFO, move || info!(session, %reason, "session ends"));
+            }
+            _ => self.shared.reporter.log(Level::WARN, move || warn!(session, %reason, "session ends")),
+        }
     }
 
     /// The end of a leadership that ends now for `reason`: its work may go on until the deadline,

@@ -2,22 +2,23 @@
 
 use std::{
     future::Future,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, OnceLock, Weak},
     task::{Context, Poll},
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use once_cell::race::OnceBox;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, info_span, warn};
+use tracing::{Level, error, info, info_span, warn};
 
 use super::{
     abort::AbortSlot,
-    callbacks::is_engine_thread,
+    callbacks::contained,
     leading::Notice,
     session::{End, Live, Session},
-    works::{Polling, Works},
+    works::{Polling, Whose, Works},
 };
 use crate::{
     CandidateId, ElectionName, FencingToken, Leadership, LossReason, Lost, Moment, OnOverrun, Overrun,
@@ -25,7 +26,7 @@ use crate::{
     spi::{Entry, EntryRequest},
     sync::{
         Flag, Latch,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
     telemetry,
 };
@@ -57,17 +58,20 @@ pub(crate) struct Term {
 /// What a leadership has once somebody listens for its end, work is done under it, or it rests on another, or another on it.
 #[derive(Debug)]
 struct Rare {
-    /// Cancelled when work is to stop. Users have its children: their wakers are called when it is cancelled, so it is no
-    /// child of the session's, and [`Term::cancel`] alone cancels it.
+    /// Cancelled when work is to stop. Users have its children, whose wakers are called when it is cancelled.
     stop: CancellationToken,
+    /// Set when the leadership is over.
+    over: Flag,
+    /// Set when work is to be dropped.
+    drop_now: Flag,
     /// The leadership that this one rests on, which it cannot outlive.
     base: OnceLock<Arc<Term>>,
     /// The one that rests on this.
     above: OnceLock<Weak<Term>>,
-    /// Cancelled when work is to be dropped.
-    hard: CancellationToken,
     /// When the watchdog had the work dropped.
     dropped_at: Latch<Moment>,
+    /// When a poll found that its work was to be dropped, and dropped it; zero before that.
+    discarded_at: AtomicU64,
     overrun_reported: AtomicBool,
     /// How much work is being polled at this moment, or dropped.
     polled: Polled,
@@ -110,8 +114,9 @@ impl Term {
             departure_confirmed: AtomicBool::new(false),
             session: Arc::clone(session),
         });
-        session.shared.reporter.scope(|| {
-            info!(election = %term.election(), candidate = %term.candidate(), token = token.get(), "leads");
+        let (election, candidate) = (term.election().clone(), term.candidate().clone());
+        session.shared.reporter.log(Level::INFO, move || {
+            info!(%election, %candidate, token = token.get(), "leads");
         });
         term
     }
@@ -143,64 +148,67 @@ impl Term {
         &self.live.entry
     }
 
-    /// Cancelled when work is to stop.
-    pub(crate) fn stop(self: &Arc<Self>) -> &CancellationToken {
-        &self.rare().stop
+    /// A token that is cancelled when work is to stop.
+    pub(crate) fn cancellation_token(self: &Arc<Self>) -> CancellationToken {
+        let stop = &self.rare().stop;
+        if self.ended().is_some() {
+            // Perhaps the other is cancelled a moment later.
+            let over = CancellationToken::new();
+            over.cancel();
+            return over;
+        }
+        stop.child_token()
+    }
+
+    /// Waits until the leadership is over.
+    pub(crate) async fn wait_over(self: &Arc<Self>) {
+        self.rare().over.wait().await;
     }
 
     fn rare(self: &Arc<Self>) -> &Rare {
         if let Some(rare) = self.rare.get() {
             return rare;
         }
-        let rare = self.make_rare();
-        self.session.attend(self);
-        // Whoever ends the leadership or its session either finds this, or is seen here.
-        if let Some(end) = self.ended() {
-            self.cancel(end.reason.is_over_in_the_store());
-        }
-        rare
-    }
-
-    /// The same, for whoever cancels its tokens next.
-    fn make_rare(&self) -> &Rare {
-        self.rare.get_or_init(|| {
+        let rare = self.rare.get_or_init(|| {
             Box::new(Rare {
+                stop: CancellationToken::new(),
+                over: Flag::new(),
+                drop_now: Flag::new(),
                 base: OnceLock::new(),
                 above: OnceLock::new(),
-                stop: CancellationToken::new(),
-                hard: CancellationToken::new(),
                 dropped_at: Latch::new(),
+                discarded_at: AtomicU64::new(0),
                 overrun_reported: AtomicBool::new(false),
                 polled: match &self.session.shared.abort {
                     Some(abort) => Polled::ForAbort(abort.slot()),
                     None => Polled::Here(AtomicUsize::new(0)),
                 },
             })
-        })
+        });
+        self.session.attend(self);
+        // Whoever ends the leadership or its session either finds this, or is seen here.
+        fence(Ordering::SeqCst);
+        if let Some(end) = self.ended() {
+            self.cancel(end.reason.is_over_in_the_store());
+        }
+        rare
     }
 
-    /// Tells work to stop, and with `drop_now` to be dropped; on an engine's thread, by another.
+    /// Tells whoever listens that work has to stop, and with `drop_now` has it dropped.
     pub(crate) fn cancel(self: &Arc<Self>, drop_now: bool) {
-        if is_engine_thread() {
-            self.cancel_later(drop_now);
-            return;
-        }
-        let rare = self.make_rare();
+        fence(Ordering::SeqCst);
+        let Some(rare) = self.rare.get() else { return };
         if drop_now {
-            rare.hard.cancel();
+            rare.drop_now.set();
         }
-        rare.stop.cancel();
-    }
-
-    /// The same, in any case by another thread. Users' wakers for the one do not delay the other.
-    pub(crate) fn cancel_later(self: &Arc<Self>, drop_now: bool) {
-        let callbacks = &self.session.shared.callbacks;
-        if drop_now {
-            let term = Arc::clone(self);
-            callbacks.defer(move || term.make_rare().hard.cancel());
-        }
+        rare.over.set();
         let term = Arc::clone(self);
-        callbacks.defer(move || term.make_rare().stop.cancel());
+        // What it wakes is the user's.
+        self.session.shared.callbacks.defer(move || {
+            if let Some(rare) = term.rare.get() {
+                rare.stop.cancel();
+            }
+        });
     }
 
     /// How the leadership ended, if it has: of its own end and its session's the one that was seen first.
@@ -295,7 +303,7 @@ impl Term {
     }
 
     /// Ends what rests on this leadership, which is over.
-    pub(super) fn end_above(&self) {
+    fn end_above(&self) {
         let above = self.rare.get().and_then(|rare| rare.above.get()?.upgrade());
         let Some(above) = above else { return };
         above.lose(LossReason::Base);
@@ -323,41 +331,43 @@ impl Term {
 
     /// Ends this leadership, not its session: the first reason stays. Work is told to stop, and the entry removed once it has.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
-        if self.end(reason) {
-            self.session.tell(Notice::Over(self.number()));
-        }
-        // Last: what listens to events may take its time, or panic.
-        self.tell_over();
+        self.end(reason, false);
     }
 
     /// The guard has gone, and with it the leadership, for `reason` unless it is over already: no work begins any more.
     pub(crate) fn release(self: &Arc<Self>, reason: LossReason) {
-        self.end(reason);
-        self.works.close();
-        // Not before: where there is no work, there is nothing to wait for then.
-        self.session.tell(Notice::Over(self.number()));
-        self.tell_over();
+        self.end(reason, true);
     }
 
-    /// Ends this leadership, and tells its work; whether it had not ended before.
-    fn end(self: &Arc<Self>, reason: LossReason) -> bool {
-        if self.ended().is_some() || !self.ended.set(self.session.end_now(reason)) {
-            // With its session, perhaps, of which nobody else has told.
-            self.end_above();
-            return false;
+    fn end(self: &Arc<Self>, reason: LossReason, guard_has_gone: bool) {
+        let ends = self.ended().is_none() && self.ended.set(self.session.end_now(reason));
+        if guard_has_gone {
+            self.works.close();
         }
-        self.cancel(reason.is_over_in_the_store());
-        if !self.works.is_empty() {
-            self.session.shared.watchdog.wake();
+        if ends || guard_has_gone {
+            // Where there is no work, there is nothing to wait for then.
+            self.session.tell(Notice::Over(self.number()));
         }
+        if ends {
+            self.cancel(reason.is_over_in_the_store());
+            if !self.works.is_empty() {
+                self.session.shared.watchdog.wake();
+            }
+        }
+        // Also when it ended with its session, of which nobody else has told.
         self.end_above();
-        true
+        self.tell_over();
     }
 
     /// Nobody looks after the entry any more; `confirmed` says whether it is gone.
     pub(crate) fn set_departed(&self, confirmed: bool) {
         self.departure_confirmed.store(confirmed, Ordering::Release);
         self.departed.set();
+    }
+
+    /// As [`wait_departed`](Self::wait_departed), if that is so already.
+    pub(crate) fn departure(self: &Arc<Self>) -> Option<bool> {
+        Arc::clone(self).wait_departed().now_or_never()
     }
 
     /// Waits until nobody looks after the entry any more, nor after those of the leaderships below; whether they are gone.
@@ -385,23 +395,25 @@ impl Term {
         if self.told.swap(true, Ordering::AcqRel) {
             return;
         }
-        telemetry::leads_no_more(self.election(), reason);
-        self.session.shared.reporter.scope(|| match reason {
+        let reporter = &self.session.shared.reporter;
+        reporter.measured(|| telemetry::leads_no_more(self.election(), reason));
+        let (election, candidate) = (self.election().clone(), self.candidate().clone());
+        let (token, cause) = (self.token.get(), reason.as_str());
+        match reason {
             LossReason::Resigned | LossReason::Dropped | LossReason::Closed => {
-                info!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
-                    cause = reason.as_str(), %reason, "leads no more");
+                reporter.log(Level::INFO, move || {
+                    info!(%election, %candidate, token, cause, %reason, "leads no more");
+                });
             }
-            _ => {
-                warn!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(),
-                    cause = reason.as_str(), %reason, "leads no more");
-            }
-        });
+            _ => reporter.log(Level::WARN, move || {
+                warn!(%election, %candidate, token, cause, %reason, "leads no more");
+            }),
+        }
     }
 
     /// Drops work that was told to stop before.
     pub(crate) fn drop_work(self: &Arc<Self>) {
-        let term = Arc::clone(self);
-        self.session.shared.callbacks.call(move || term.rare().hard.cancel());
+        self.rare().drop_now.set();
     }
 
     /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
@@ -466,15 +478,25 @@ impl Term {
         if first {
             self.drop_work();
         }
+        // A process that was stopped wakes up past its deadline: its work is dropped at its next poll, which has to be given
+        // the chance to come, and the time to do that.
         let dropped = rare.dropped_at.get().unwrap_or(now);
-        // A process that was stopped wakes up past its deadline: its work is dropped at its next
-        // poll, which has to be given the chance to come.
-        let overrun_at = stop_by.max(dropped + margin);
+        let discarded = Moment::from_nanos(rare.discarded_at.load(Ordering::Acquire));
+        let overrun_at = stop_by.max(dropped.max(discarded) + margin);
         if let Polled::ForAbort(slot) = &rare.polled {
-            if first && slot.polled().load(Ordering::SeqCst) > 0 {
-                self.report_overrun("work does not stop; the process is aborted at the deadline");
-            }
             slot.arm(overrun_at);
+            // No poll has begun since the work was to be dropped: one that goes on now is a long one. It is reported before the
+            // deadline, for nothing is after that.
+            let report_at = dropped.max(discarded) + margin / 2;
+            if now < report_at {
+                return Some(report_at);
+            }
+            if slot.polled().load(Ordering::SeqCst) > 0 && !rare.overrun_reported.swap(true, Ordering::AcqRel)
+            {
+                self.report_overrun(
+                    "work does not stop; the process is aborted at the deadline if it still has not",
+                );
+            }
             return (now < overrun_at).then_some(overrun_at);
         }
         if now < overrun_at {
@@ -494,14 +516,17 @@ impl Term {
         self.report_overrun(
             "work has not stopped by the deadline; only its fencing token protects the resource now",
         );
-        match &self.session.shared.config.on_overrun {
+        let shared = &self.session.shared;
+        match &shared.config.on_overrun {
             OnOverrun::Log => {}
             OnOverrun::Hook(hook) => {
                 let (hook, election) = (Arc::clone(hook), self.election().clone());
                 let overrun = Overrun { election: election.clone(), token: self.token };
-                self.session.shared.callbacks.defer(move || {
-                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&overrun))).is_err() {
-                        error!(%election, "the overrun hook has panicked");
+                let reporter = shared.reporter.clone();
+                shared.callbacks.defer(move || {
+                    if contained(|| hook(&overrun)).is_none() {
+                        reporter
+                            .log(Level::ERROR, move || error!(%election, "the overrun hook has panicked"));
                     }
                 });
             }
@@ -510,11 +535,12 @@ impl Term {
         }
     }
 
-    fn report_overrun(&self, what: &str) {
-        telemetry::overrun(self.election());
-        self.session.shared.reporter.scope(|| {
-            error!(election = %self.election(), candidate = %self.candidate(), token = self.token.get(), "{what}");
-        });
+    fn report_overrun(&self, what: &'static str) {
+        let reporter = &self.session.shared.reporter;
+        reporter.measured(|| telemetry::overrun(self.election()));
+        let (election, candidate) = (self.election().clone(), self.candidate().clone());
+        let token = self.token.get();
+        reporter.log(Level::ERROR, move || error!(%election, %candidate, token, "{what}"));
     }
 
     /// Runs `work` until it returns, or the leadership's last instant has come.
@@ -528,15 +554,15 @@ impl Term {
         self.check()?;
         // So that whatever the work logs says under which token.
         let span = info_span!("leadership", election = %self.election(), candidate = %self.candidate(), token = self.token.get());
-        let mut hard = pin!(rare.hard.cancelled());
+        let mut drop_now = self.session.shared.runtime.relayed(rare.drop_now.wait());
         let mut work = Some(Work::new(self, work));
         std::future::poll_fn(|context| {
             // Counted before the clock is read: whoever sees no poll after the last instant knows that none begins.
             let _polling = self.polling();
-            let over = hard.as_mut().poll(context).is_ready() || self.is_past_the_last_instant();
+            let over = drop_now.poll_unpin(context).is_ready() || self.is_past_the_last_instant();
             if over && !broken(Rule::DropWork) {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
-                drop(work.take());
+                self.discard(work.take());
                 return Poll::Ready(Err(Lost::new(reason)));
             }
             let _span = span.enter();
@@ -545,15 +571,31 @@ impl Term {
         .await
     }
 
-    fn polling(self: &Arc<Self>) -> Polling<'_> {
-        let count = self.rare().polled.count();
-        Polling::begin(count, (Arc::as_ptr(self).addr(), Arc::as_ptr(&self.session.shared).addr()))
+    /// Drops work in its poll. That may block, too, and late: the watchdog looks again.
+    fn discard<F>(self: &Arc<Self>, work: Option<Work<'_, F>>) {
+        let shared = &self.session.shared;
+        self.rare().discarded_at.store(shared.clock.now().as_nanos(), Ordering::Release);
+        shared.watchdog.wake();
+        drop(work);
     }
 
-    /// Whether work of this leadership is what calls this: it would wait for itself.
+    fn polling(self: &Arc<Self>) -> Polling<'_> {
+        Polling::begin(self.rare().polled.count(), self.chain().map(|term| term.whose()))
+    }
+
+    /// This leadership, and those that it rests on.
+    fn chain(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Self>> {
+        std::iter::successors(Some(self), |term| term.base())
+    }
+
+    fn whose(self: &Arc<Self>) -> Whose {
+        (Arc::as_ptr(self).addr(), Arc::as_ptr(&self.session.shared).addr())
+    }
+
+    /// Whether what calls this is work of this leadership, of one that it rests on or of one on top of it: whoever waited for its
+    /// end there would wait for itself.
     pub(crate) fn is_called_by_its_work(self: &Arc<Self>) -> bool {
-        let this = Arc::as_ptr(self).addr();
-        Polling::any(|(term, _)| term == this)
+        Polling::any(|(polled, _)| self.chain().any(|term| term.whose().0 == polled))
     }
 
     fn is_past_the_last_instant(self: &Arc<Self>) -> bool {

@@ -61,7 +61,7 @@ impl Watchdog {
         state.alarm.prepare()?;
         let watching = Arc::clone(&state);
         thread::Builder::new().name("tenure-watchdog".into()).spawn(move || {
-            let _engine = reporter.enter_engine_thread();
+            reporter.enter_engine_thread();
             while !watching.quit.load(Ordering::Acquire) {
                 let next = watching.check();
                 watching.alarm.wait(&*watching.clock, next);

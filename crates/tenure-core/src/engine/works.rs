@@ -82,7 +82,7 @@ impl Drop for Begun<'_> {
 }
 
 /// The addresses of a leadership and of its elector's shared state.
-type Whose = (usize, usize);
+pub(crate) type Whose = (usize, usize);
 
 thread_local! {
     /// Whose work this thread is polling or dropping, the innermost last.
@@ -92,30 +92,38 @@ thread_local! {
 /// Work is being polled, or dropped, until this is dropped.
 pub(crate) struct Polling<'a> {
     count: &'a AtomicUsize,
-    whose: Whose,
+    /// How many places it takes in [`POLLED_HERE`].
+    places: usize,
 }
 
 impl<'a> Polling<'a> {
-    pub(crate) fn begin(count: &'a AtomicUsize, whose: Whose) -> Self {
+    /// Counts the poll in `count`; `whose` are the leadership and those that it rests on.
+    pub(crate) fn begin(count: &'a AtomicUsize, whose: impl Iterator<Item = Whose>) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
-        POLLED_HERE.with_borrow_mut(|polled| polled.push(whose));
-        Self { count, whose }
+        let places = POLLED_HERE.try_with(|polled| {
+            let mut polled = polled.borrow_mut();
+            let before = polled.len();
+            polled.extend(whose);
+            polled.len() - before
+        });
+        Self { count, places: places.unwrap_or(0) }
     }
 
     /// Whether this thread is polling work of somebody for whom `is` holds. A checker of races runs all its threads on one,
     /// so that nobody can tell there.
     pub(crate) fn any(is: impl Fn(Whose) -> bool) -> bool {
-        !cfg!(all(test, any(tenure_loom, tenure_shuttle)))
-            && POLLED_HERE.with_borrow(|polled| polled.iter().any(|whose| is(*whose)))
+        let any = |polled: &RefCell<Vec<Whose>>| polled.borrow().iter().any(|whose| is(*whose));
+        !cfg!(all(test, any(tenure_loom, tenure_shuttle))) && POLLED_HERE.try_with(any).unwrap_or(false)
     }
 }
 
 impl Drop for Polling<'_> {
     fn drop(&mut self) {
-        POLLED_HERE.with_borrow_mut(|polled| {
-            if let Some(place) = polled.iter().rposition(|whose| *whose == self.whose) {
-                polled.remove(place);
-            }
+        // Polls are nested: the innermost ends first.
+        let _ = POLLED_HERE.try_with(|polled| {
+            let mut polled = polled.borrow_mut();
+            let left = polled.len().saturating_sub(self.places);
+            polled.truncate(left);
         });
         self.count.fetch_sub(1, Ordering::SeqCst);
     }

@@ -48,7 +48,7 @@ pub(super) fn leading(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let live = session.entered(entry);
     let term = Term::new(&session, Arc::new(request), FencingToken::new(2).unwrap(), live);
     // What is made once when it is needed is ordered by std's lock, into which loom cannot see: it is made beforehand.
-    term.stop();
+    let _ = term.cancellation_token();
     Leadership::new(term)
 }
 

@@ -32,7 +32,7 @@ fn begun_while_dropped(config: &Config) {
         })
     };
     let dropping = thread::spawn(move || drop(leadership));
-    block_on(term.stop().cancelled());
+    block_on(term.wait_over());
     block_on(term.wait_stopped());
     entry_stands.store(false, Ordering::Relaxed);
     work.join().unwrap();
