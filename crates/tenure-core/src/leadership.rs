@@ -118,16 +118,12 @@ impl Leadership {
             // Also when the engine has ended by now.
             Some(confirmed) => Ok(confirmed),
             None => {
-                let reporter = shared.reporter.clone();
-                let call = async move {
-                    let departed = timeout(limit, departing).await.map_err(|_| limit);
-                    // A program may end next.
-                    let _ = timeout(FLUSH, reporter.flush()).await;
-                    departed
-                };
-                shared.runtime.call(call).await?
+                shared.runtime.call(async move { timeout(limit, departing).await.map_err(|_| limit) }).await?
             }
         };
+        // A program may end next.
+        let reporter = shared.reporter.clone();
+        let _ = shared.runtime.call(async move { timeout(FLUSH, reporter.flush()).await }).await;
         match (confirmed, term.reason()) {
             (Err(waited), _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),
             (Ok(false), _) => Err(Error::TaskEnded("nothing has confirmed that its entry is gone")),

@@ -4,24 +4,22 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt, future::BoxFuture, stream};
-use tokio::sync::{
-    mpsc,
-    oneshot::{self, error::RecvError},
-};
-use tracing::{Instrument as _, Level, debug, info_span, warn};
+use tokio::sync::oneshot::{self, error::RecvError};
+use tracing::{Level, debug, warn};
 
 use super::{
     Shared,
-    entry::{self, Caller, Candidacy, Outcome},
+    campaign::Campaign,
+    entry::Caller,
+    observe,
     opener::Opener,
     report::FLUSH,
     retry::{Retry, timed},
-    session::Session,
     works::Polling,
 };
 use crate::{
     Backoff, Candidate, CandidateId, Clock, Config, ElectionName, Elector, Error, Finding, Leaders,
-    Leadership, LeadershipHandle, Moment, Status,
+    Leadership, LeadershipHandle, Status,
     spi::{Backend, BackendError},
     sync::timeout,
     telemetry,
@@ -200,158 +198,6 @@ impl StoreElector {
     }
 }
 
-/// A campaign, as a task of the engine.
-struct Campaign {
-    shared: Arc<Shared>,
-    opener: Opener,
-    election: ElectionName,
-    since: Moment,
-    waits: bool,
-}
-
-impl Campaign {
-    async fn run(self, mut caller: Caller) {
-        let shared = &self.shared;
-        let slot = shared.slot(&self.election);
-        let permit = if self.waits {
-            tokio::select! {
-                biased;
-                () = shared.closing.cancelled() => return,
-                () = caller.closed() => return caller.send(Ok(None)),
-                permit = slot.acquire_owned() => permit.ok(),
-            }
-        } else {
-            match slot.try_acquire_owned() {
-                Ok(permit) => Some(permit),
-                Err(_) => {
-                    caller.send(Ok(None));
-                    return;
-                }
-            }
-        };
-        let mut permit = permit;
-        let mut retry = Retry::new(shared.config.retry);
-        // The session under which it stood last.
-        let mut stood: Option<Arc<Session>> = None;
-        loop {
-            let session = tokio::select! {
-                biased;
-                () = shared.closing.cancelled() => return,
-                () = caller.closed() => return self.withdraw(caller, stood).await,
-                session = self.opener.session(shared) => session,
-            };
-            let session = match session {
-                Ok(session) => session,
-                Err(error) => return caller.send(Err(error)),
-            };
-            let candidacy = Candidacy {
-                election: self.election.clone(),
-                candidate: shared.config.id.clone(),
-                value: Arc::clone(&shared.value),
-                since: self.since,
-                waits: self.waits,
-                permit: permit.take(),
-            };
-            let span = info_span!("candidate", election = %self.election, candidate = %shared.config.id);
-            match entry::run(Arc::clone(&session), candidacy, caller).instrument(span).await {
-                Outcome::Told => return,
-                Outcome::Withdrawn(caller, gone) => {
-                    return self.withdraw(caller, (!gone).then_some(session)).await;
-                }
-                Outcome::SessionEnded(place, waiting) => {
-                    debug!(election = %self.election, "campaigning on under a new session");
-                    (permit, caller) = (place, waiting);
-                }
-            }
-            stood = Some(session);
-            tokio::select! {
-                () = shared.closing.cancelled() => return,
-                () = caller.closed() => return self.withdraw(caller, stood).await,
-                () = retry.pause() => {}
-            }
-        }
-    }
-
-    /// Tells a caller that has given up that no entry is left, once that is so: with `session`, when that has been closed.
-    async fn withdraw(&self, caller: Caller, session: Option<Arc<Session>>) {
-        let gone = match session {
-            Some(session) => session.wait_closed().await,
-            None => true,
-        };
-        caller.send(match gone {
-            true => Ok(None),
-            false => Err(Error::NotConfirmed {
-                election: self.election.clone(),
-                waited: self.shared.config.shutdown_timeout,
-            }),
-        });
-    }
-}
-
-/// Observes an election as a task of the engine, until nobody listens or the elector closes.
-async fn observe(
-    shared: Arc<Shared>,
-    election: ElectionName,
-    polled: oneshot::Receiver<()>,
-    leaders: mpsc::Sender<Result<Option<Candidate>, Error>>,
-) {
-    let gone = async {
-        let begun = tokio::select! {
-            begun = polled => begun.is_ok(),
-            () = leaders.closed() => false,
-        };
-        if begun {
-            follow(&shared, &election, &leaders).await;
-        }
-    };
-    tokio::select! {
-        biased;
-        () = shared.closing.cancelled() => {}
-        () = leaders.closed() => {}
-        () = gone => {}
-    }
-}
-
-async fn follow(
-    shared: &Shared,
-    election: &ElectionName,
-    listener: &mpsc::Sender<Result<Option<Candidate>, Error>>,
-) {
-    let mut retry = Retry::new(shared.config.retry);
-    let mut last: Option<Option<Candidate>> = None;
-    loop {
-        let observing = shared.backend.observe(election);
-        let error = match timed("observing", shared.config.request_timeout, observing).await {
-            Err(error) => Some(error),
-            Ok(mut leaders) => loop {
-                match leaders.next().await {
-                    None => break None,
-                    Some(Err(error)) => break Some(error),
-                    Some(Ok(leader)) => {
-                        shared.status.answered();
-                        retry.reset();
-                        if !last.as_ref().is_some_and(|last| same(last.as_ref(), leader.as_ref())) {
-                            last = Some(leader.clone());
-                            if listener.send(Ok(leader)).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                }
-            },
-        };
-        if let Some(error) = error {
-            shared.status.failed(&error);
-            if error.is_permanent() {
-                let _ = listener.send(Err(error.into())).await;
-                return;
-            }
-            debug!(%election, %error, "observing again");
-        }
-        retry.pause().await;
-    }
-}
-
 impl Drop for StoreElector {
     fn drop(&mut self) {
         self.shared.abandoned.cancel();
@@ -402,25 +248,7 @@ impl Elector for StoreElector {
             Ok(election) => election,
             Err(error) => return stream::iter([Err(error.into())]).boxed(),
         };
-        let shared = &self.shared;
-        // The task stands from now on, so that the engine outlives its elector; the store is asked once somebody listens.
-        let (sender, mut leaders) = mpsc::channel(1);
-        let (poll, polled) = oneshot::channel();
-        shared.runtime.spawn(observe(Arc::clone(shared), election, polled, sender));
-        let mut poll = Some(poll);
-        let (mut over, closing) = (false, shared.closing.clone());
-        let leaders = stream::poll_fn(move |context| {
-            if let Some(poll) = poll.take() {
-                let _ = poll.send(());
-            }
-            let next = std::task::ready!(leaders.poll_recv(context));
-            // It ends after an error, or with its elector: otherwise its task has.
-            let silent = next.is_none() && !over && !closing.is_cancelled();
-            over |= next.as_ref().is_none_or(Result::is_err);
-            let ended = || Err(Error::TaskEnded("its runtime was shut down, or a backend has panicked"));
-            std::task::Poll::Ready(if silent { Some(ended()) } else { next })
-        });
-        shared.runtime.relayed(leaders).boxed()
+        observe::leaders(&self.shared, election)
     }
 
     async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
@@ -505,16 +333,5 @@ async fn end_with<T>(shared: &Shared, future: impl Future<Output = T>) -> Option
         biased;
         () = shared.closing.cancelled() => None,
         outcome = future => Some(outcome),
-    }
-}
-
-/// Whether two observations show the same term and value.
-fn same(a: Option<&Candidate>, b: Option<&Candidate>) -> bool {
-    match (a, b) {
-        (None, None) => true,
-        (Some(a), Some(b)) => {
-            (&a.id, &a.value, a.token, &a.session) == (&b.id, &b.value, b.token, &b.session)
-        }
-        _ => false,
     }
 }

@@ -6,11 +6,14 @@
 //! | `session` | what all elections of an elector share, and how it ends |
 //! | `opener` | how an elector gets its session |
 //! | `keeper` | heartbeats, their confirmation, and closing |
+//! | `campaign` | a campaign, under one session after the other |
 //! | `entry` | one candidate's entry, from entering to leading or leaving |
+//! | `observe` | watching an election |
 //! | `leading` | all who lead under one session, until they have been given back |
 //! | `partings` | watches on their entries, where a backend watches each by itself |
 //! | `graves` | requests that were withdrawn without an answer |
-//! | `term` | one leadership, and the work done under it |
+//! | `term` | one leadership |
+//! | `work` | the work done under it |
 //! | `works` | how much work that is, and whether more can begin |
 //! | `runtime` | the thread, or the given runtime, on which all of these run |
 //! | `watchdog` | the thread that enforces deadlines, whatever the engine and the application do |
@@ -23,6 +26,7 @@
 
 mod abort;
 mod callbacks;
+mod campaign;
 mod elector;
 mod entry;
 mod examine;
@@ -30,6 +34,7 @@ mod forward;
 mod graves;
 mod keeper;
 mod leading;
+mod observe;
 mod opener;
 mod partings;
 mod relay;
@@ -40,6 +45,7 @@ mod session;
 pub(crate) mod term;
 mod watchdog;
 mod window;
+mod work;
 mod works;
 
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]

@@ -1,139 +1,26 @@
-//! What the rest of a program may do without breaking a promise: drop or block its runtimes, log to a subscriber that
-//! blocks or panics, wake with wakers that do. In real time, for the engine's threads are the subject; run by
-//! cargo-nextest, each test in a process of its own.
+//! The promises of the engine, whatever runtimes, logs and wakers do.
 
 use std::{
     future::Future,
     pin::pin,
-    process::{Command, Stdio},
     sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
         mpsc,
     },
-    task::{Context, Poll, Wake, Waker},
     thread,
     time::{Duration, Instant},
 };
 
 use tenure_core::{
-    BootClock, Clock, Config, Elector, Error, Leadership, LossReason, OnOverrun, StoreElector,
-    memory::{Link, MemoryStore},
+    BootClock, Clock, Elector, Error, Leadership, LossReason, OnOverrun, StoreElector, memory::MemoryStore,
 };
-use tokio::runtime::{Builder, Runtime};
-use tracing::{
-    Event, Level, Metadata, Subscriber,
-    span::{Attributes, Id, Record},
+use tracing::Level;
+
+use crate::stage::{
+    CHILD, Gate, PATIENCE, SLACK, TTL, Ticks, again, elector, listen, now, one_thread, poll_with,
+    several_threads, signal_of, soon, until, waker, with,
 };
-
-const TTL: Duration = Duration::from_secs(2);
-/// What a busy machine may add to a deadline that is met.
-const SLACK: Duration = Duration::from_millis(500);
-/// How long to wait for what has to happen. Where a rule is broken on purpose, it does not.
-const PATIENCE: Duration =
-    if cfg!(tenure_mutants) { Duration::from_secs(8) } else { Duration::from_secs(30) };
-
-fn elector(store: &MemoryStore) -> (Arc<StoreElector>, Link) {
-    with(store, |config| config)
-}
-
-fn with(store: &MemoryStore, settings: impl FnOnce(Config) -> Config) -> (Arc<StoreElector>, Link) {
-    let backend = store.backend();
-    let link = backend.link().clone();
-    let config = settings(Config::new().with_ttl(TTL));
-    (Arc::new(StoreElector::new(Arc::new(backend), config).unwrap()), link)
-}
-
-fn several_threads() -> Runtime {
-    Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
-}
-
-fn one_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-/// Waits, without any runtime, until `condition` holds.
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        assert!(begun.elapsed() < PATIENCE, "never: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The outcome of `future`, which has to come soon.
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("not in time")
-}
-
-/// A subscriber that does something with each event of this library.
-struct Acts<F>(F);
-
-impl<F: Fn(Level) + Send + Sync + 'static> Subscriber for Acts<F> {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("tenure") && *metadata.level() <= Level::INFO
-    }
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn event(&self, event: &Event<'_>) {
-        (self.0)(*event.metadata().level());
-    }
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
-fn listen(act: impl Fn(Level) + Send + Sync + 'static) {
-    tracing::subscriber::set_global_default(Acts(act))
-        .expect("a process for each test: run this with cargo-nextest");
-}
-
-/// Something that blocks whoever comes, until it is opened.
-#[derive(Clone, Default)]
-struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicUsize>);
-
-impl Gate {
-    fn pass(&self) {
-        self.1.fetch_add(1, SeqCst);
-        let mut open = self.0.0.lock().unwrap();
-        while !*open {
-            open = self.0.1.wait(open).unwrap();
-        }
-    }
-
-    fn has_blocked(&self) -> bool {
-        self.1.load(SeqCst) > 0
-    }
-
-    fn open(&self) {
-        *self.0.0.lock().unwrap() = true;
-        self.0.1.notify_all();
-    }
-}
-
-/// When work was polled last, by the clock that deadlines are measured with.
-#[derive(Clone, Default)]
-struct Ticks(Arc<Mutex<Option<u64>>>);
-
-impl Ticks {
-    /// Work that listens to nothing.
-    async fn work(self) {
-        loop {
-            *self.0.lock().unwrap() = Some(BootClock.now().as_nanos());
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    fn last(&self) -> u64 {
-        self.0.lock().unwrap().expect("it has worked")
-    }
-}
-
-fn now() -> u64 {
-    BootClock.now().as_nanos()
-}
 
 /// Cuts a leader off whose work listens to nothing, and lets another elector lead. The work does nothing once that leads.
 fn is_overtaken_in_time() {
@@ -170,7 +57,7 @@ fn a_log_that_blocks_delays_no_deadline() {
     let store = MemoryStore::new();
     let (calm, _) = elector(&store);
     let leads = several_threads().block_on(soon(calm.campaign("calm"))).unwrap();
-    until("the log blocks", || gate.has_blocked());
+    until("the log blocks", || gate.blocked() > 0);
     is_overtaken_in_time();
     // Meanwhile its heartbeats went on.
     assert!(leads.is_leader() && leads.remaining() > TTL / 4);
@@ -192,7 +79,7 @@ fn an_overrun_aborts_on_time_whatever_the_log_does() {
         overrun_behind_a_blocked_log();
     }
     let begun = Instant::now();
-    let child = again("an_overrun_aborts_on_time_whatever_the_log_does").output().unwrap();
+    let child = again("promises::an_overrun_aborts_on_time_whatever_the_log_does").output().unwrap();
     let took = begun.elapsed();
     let said = String::from_utf8_lossy(&child.stdout).into_owned();
     assert_eq!(signal_of(&child.status), Some(6), "{said}{}", String::from_utf8_lossy(&child.stderr));
@@ -212,20 +99,6 @@ fn an_overrun_aborts_on_time_whatever_the_log_does() {
         last.saturating_sub(at("deadline ")) / 1_000_000
     );
     assert!(took < PATIENCE && !said.contains("handler"), "{said}");
-}
-
-const CHILD: &str = "TENURE_TEST_CHILD";
-
-/// This test in a process of its own.
-fn again(test: &str) -> Command {
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
-    child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    child
-}
-
-fn signal_of(status: &std::process::ExitStatus) -> Option<i32> {
-    std::os::unix::process::ExitStatusExt::signal(status)
 }
 
 fn overrun_behind_a_blocked_log() -> ! {
@@ -347,23 +220,6 @@ fn a_runtime_shut_down_at_any_moment_leaves_nothing() {
     }
 }
 
-/// Wakes by doing something, as an executor of somebody's own may.
-struct Does<F>(F);
-
-impl<F: Fn() + Send + Sync + 'static> Wake for Does<F> {
-    fn wake(self: Arc<Self>) {
-        (self.0)();
-    }
-}
-
-fn waker(act: impl Fn() + Send + Sync + 'static) -> Waker {
-    Waker::from(Arc::new(Does(act)))
-}
-
-fn poll_with<F: Future + ?Sized>(future: std::pin::Pin<&mut F>, waker: &Waker) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(waker))
-}
-
 /// Hazard G26, case 16: wakers that block or panic, wherever the engine wakes somebody, cost neither heartbeats nor other
 /// deadlines.
 #[test]
@@ -403,7 +259,7 @@ fn overtaken_while_a_waker_blocks() {
         let waker = if n % 2 == 0 { &blocks } else { &panics };
         let _ = poll_with(future.as_mut(), waker);
     }
-    until("the engine has woken one that blocks", || gate.has_blocked());
+    until("the engine has woken one that blocks", || gate.blocked() > 0);
     let children: Vec<_> = (0..10_000).map(|_| token.child_token()).collect();
 
     // The engine is not waiting for any of them.
@@ -434,7 +290,8 @@ async fn handle_leader(elector: &StoreElector) -> Result<(), Error> {
 /// Rules broken on purpose; `cargo xtask races` runs these.
 #[cfg(tenure_mutants)]
 mod broken {
-    use super::{CHILD, again, overtaken_while_a_waker_blocks};
+    use super::overtaken_while_a_waker_blocks;
+    use crate::stage::{CHILD, again};
     use tenure_core::mutants::{Rule, break_everywhere};
 
     /// With a user's waker called on the thread that enforces deadlines, a waker that blocks keeps it from the others.
@@ -445,7 +302,7 @@ mod broken {
             overtaken_while_a_waker_blocks();
             std::process::exit(0);
         }
-        let child = again("broken::wakers_on_the_deadlines_thread_are_noticed").output().unwrap();
+        let child = again("promises::broken::wakers_on_the_deadlines_thread_are_noticed").output().unwrap();
         assert!(!child.status.success(), "nobody noticed");
         let said = String::from_utf8_lossy(&child.stderr).into_owned();
         let noticed = ["not in time", "good.is_leader() && bad.is_leader()", "never: "];
@@ -482,7 +339,7 @@ fn a_hook_that_blocks_delays_no_other_deadline() {
         soon(other.lost()).await;
         assert!(BootClock.now() <= deadline + SLACK);
     });
-    until("the hook is called", || gate.has_blocked());
+    until("the hook is called", || gate.blocked() > 0);
     link.heal();
     // Another session, and its deadline.
     let again = runtime.block_on(soon(elector.campaign("again"))).unwrap();

@@ -1,15 +1,14 @@
-//! What a hostile review has found: each of these fails.
+//! What reviews have found: code of an application that broke a promise, and does no longer.
 
 use std::{
     future::Future,
     io,
     pin::{Pin, pin},
-    process::{Command, Stdio},
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::Waker,
     thread,
     time::{Duration, Instant},
 };
@@ -20,77 +19,11 @@ use tenure_core::{
     memory::{Link, MemoryBackend, MemoryStore, Op, Path, Side},
     spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
 };
-use tokio::runtime::{Builder, Runtime};
 
-const TTL: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(12);
-
-fn elector(store: &MemoryStore) -> (Arc<StoreElector>, Link) {
-    with(store, |config| config)
-}
-
-fn with(store: &MemoryStore, settings: impl FnOnce(Config) -> Config) -> (Arc<StoreElector>, Link) {
-    let backend = store.backend();
-    let link = backend.link().clone();
-    let config = settings(Config::new().with_ttl(TTL));
-    (Arc::new(StoreElector::new(Arc::new(backend), config).unwrap()), link)
-}
-
-fn several_threads() -> Runtime {
-    Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
-}
-
-fn one_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        assert!(begun.elapsed() < PATIENCE, "never: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("not in time")
-}
-
-struct Does<F>(F);
-
-impl<F: Fn() + Send + Sync + 'static> Wake for Does<F> {
-    fn wake(self: Arc<Self>) {
-        (self.0)();
-    }
-}
-
-fn waker(act: impl Fn() + Send + Sync + 'static) -> Waker {
-    Waker::from(Arc::new(Does(act)))
-}
-
-fn poll_with<F: Future + ?Sized>(future: Pin<&mut F>, waker: &Waker) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(waker))
-}
-
-#[derive(Clone, Default)]
-struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicUsize>);
-
-impl Gate {
-    fn pass(&self) {
-        self.1.fetch_add(1, SeqCst);
-        let mut open = self.0.0.lock().unwrap();
-        while !*open {
-            open = self.0.1.wait(open).unwrap();
-        }
-    }
-    fn blocked(&self) -> usize {
-        self.1.load(SeqCst)
-    }
-    fn open(&self) {
-        *self.0.0.lock().unwrap() = true;
-        self.0.1.notify_all();
-    }
-}
+use crate::stage::{
+    CHILD, Gate, PATIENCE, TTL, again, elector, one_thread, poll_with, several_threads, signal_of, soon,
+    until, waker, with,
+};
 
 /// A guard that is dropped where somebody waits with a waker that panics is still given back.
 #[test]
@@ -107,7 +40,7 @@ fn a_waker_that_panics_keeps_no_entry_when_the_guard_is_dropped() {
     assert!(dropped.is_ok(), "drop panicked");
 }
 
-/// `drop` never blocks.
+/// Hazard G26: `drop` never blocks.
 #[test]
 fn a_waker_that_blocks_does_not_block_the_drop_of_a_guard() {
     let store = MemoryStore::new();
@@ -147,7 +80,7 @@ fn a_waker_that_panics_silences_no_other_listener() {
     assert!(lost.is_ok(), "nobody told the other listener");
 }
 
-/// The same for `run`: other work of the same leadership is dropped.
+/// Hazard G26: the same for `run`: other work of the same leadership is dropped.
 #[test]
 fn a_waker_that_panics_keeps_no_other_work() {
     let store = MemoryStore::new();
@@ -164,7 +97,7 @@ fn a_waker_that_panics_keeps_no_other_work() {
     assert!(work.is_ok(), "run never returned");
 }
 
-/// Wakers that block, more than there are threads: the work of another leadership is dropped all the same.
+/// Hazard G26: wakers that block, more than there are threads: the work of another leadership is dropped all the same.
 #[test]
 fn many_wakers_that_block_delay_no_other_leadership() {
     let store = MemoryStore::new();
@@ -231,20 +164,7 @@ fn the_waker_behind_a_local_set_is_not_called_by_the_engine() {
     );
 }
 
-const CHILD: &str = "TENURE_TEST_CHILD";
-
-fn again(test: &str) -> Command {
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
-    child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    child
-}
-
-fn signal_of(status: &std::process::ExitStatus) -> Option<i32> {
-    std::os::unix::process::ExitStatusExt::signal(status)
-}
-
-/// Work is aborted at its deadline, however many other leaderships somebody only listens to.
+/// Hazard G26: work is aborted at its deadline, however many other leaderships somebody only listens to.
 #[test]
 fn an_overrun_aborts_beside_many_leaderships_without_work() {
     if std::env::var_os(CHILD).is_some() {
@@ -267,7 +187,7 @@ fn an_overrun_aborts_beside_many_leaderships_without_work() {
         });
         std::process::exit(0);
     }
-    let child = again("an_overrun_aborts_beside_many_leaderships_without_work").output().unwrap();
+    let child = again("found::an_overrun_aborts_beside_many_leaderships_without_work").output().unwrap();
     assert_eq!(signal_of(&child.status), Some(6), "nobody aborted: {:?}", child.status);
 }
 
@@ -294,7 +214,8 @@ fn work_kept_by_a_thread_does_not_abort_the_process_when_that_ends() {
         .unwrap();
         std::process::exit(0);
     }
-    let child = again("work_kept_by_a_thread_does_not_abort_the_process_when_that_ends").output().unwrap();
+    let child =
+        again("found::work_kept_by_a_thread_does_not_abort_the_process_when_that_ends").output().unwrap();
     assert!(child.status.success(), "{:?}: {}", child.status, String::from_utf8_lossy(&child.stderr));
 }
 
@@ -316,7 +237,8 @@ fn a_guard_kept_by_a_thread_does_not_abort_the_process_when_that_ends() {
         .unwrap();
         std::process::exit(0);
     }
-    let child = again("a_guard_kept_by_a_thread_does_not_abort_the_process_when_that_ends").output().unwrap();
+    let child =
+        again("found::a_guard_kept_by_a_thread_does_not_abort_the_process_when_that_ends").output().unwrap();
     assert!(child.status.success(), "{:?}: {}", child.status, String::from_utf8_lossy(&child.stderr));
 }
 
@@ -397,7 +319,7 @@ fn host(store: &MemoryStore, id: &str) -> (Arc<StoreElector>, Link) {
     (Arc::new(elector), link)
 }
 
-/// `campaign_until` has withdrawn when it returns `None`, or has waited for the shutdown timeout; also when the session ended
+/// Hazard G29: `campaign_until` has withdrawn when it returns `None`, or has waited for the shutdown timeout; also when the session ended
 /// just before it was given up.
 #[tokio::test(start_paused = true)]
 async fn a_campaign_given_up_after_its_session_ended_has_left() {
@@ -422,7 +344,7 @@ async fn a_campaign_given_up_after_its_session_ended_has_left() {
     );
 }
 
-/// The same when the session ends while the candidate withdraws.
+/// Hazard G29: the same when the session ends while the candidate withdraws.
 #[tokio::test(start_paused = true)]
 async fn a_campaign_given_up_before_its_session_ends_has_left() {
     let store = MemoryStore::new();
@@ -444,7 +366,7 @@ async fn a_campaign_given_up_before_its_session_ends_has_left() {
     );
 }
 
-/// The shutdown of a candidate of a group takes no longer than the shutdown timeout.
+/// Hazard G30: the shutdown of a candidate of a group takes no longer than the shutdown timeout.
 #[tokio::test(start_paused = true)]
 async fn the_shutdown_of_a_waiting_hierarchy_is_bounded() {
     let store = MemoryStore::new();
@@ -471,7 +393,7 @@ async fn the_shutdown_of_a_waiting_hierarchy_is_bounded() {
     assert!(took <= Config::DEFAULT_SHUTDOWN_TIMEOUT + Duration::from_millis(500), "{took:?}");
 }
 
-/// Work whose drop blocks beyond the deadline is reported, also when nobody polled it at the deadline itself.
+/// Hazard G26: work whose drop blocks beyond the deadline is reported, also when nobody polled it at the deadline itself.
 #[test]
 fn an_overrun_in_a_late_drop_is_reported() {
     struct Blocks;
@@ -849,7 +771,7 @@ fn a_panic_that_panics_when_dropped_ends_no_thread() {
     );
 }
 
-/// A campaign that is given up waits no longer than the shutdown timeout, also when it wins late.
+/// Hazard G30: a campaign that is given up waits no longer than the shutdown timeout, also when it wins late.
 #[tokio::test(start_paused = true)]
 async fn a_campaign_given_up_that_wins_late_is_bounded() {
     let store = MemoryStore::new();
