@@ -15,7 +15,7 @@ mod exit;
 mod look;
 #[path = "../../crates/tenure-cli/src/orders.rs"]
 mod orders;
-#[path = "../../crates/tenure-cli/src/processes.rs"]
+#[path = "../../crates/tenure-cli/src/processes/mod.rs"]
 mod processes;
 #[path = "../../crates/tenure-cli/src/signals.rs"]
 mod signals;
@@ -113,11 +113,11 @@ fn signal(text: &str) {
 
 /// Whatever a process is called, its parent and beginning are those that stand behind its name.
 fn process(stat: &str) {
-    let read = processes::parse(1, stat);
+    let read = processes::proc::parse(1, stat);
     if !stat.contains(')') {
         assert_eq!(read, None);
         let named = |name: &str| {
-            processes::parse(1, &format!("1 ({name}) S 42 {} 4711 0", "0 ".repeat(17).trim_end()))
+            processes::proc::parse(1, &format!("1 ({name}) S 42 {} 4711 0", "0 ".repeat(17).trim_end()))
         };
         assert_eq!(named(stat), named("sh"));
         assert!(named(stat).is_some());

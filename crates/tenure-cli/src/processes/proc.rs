@@ -16,14 +16,14 @@ use rustix::{
 
 /// A process as `/proc` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pub(super) identity: Identity,
     pub(super) parent: i32,
 }
 
 /// A process id may be given to another process later, but not with the same start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     pub(super) pid: i32,
     /// In clock ticks since boot.
     pub(super) start: u64,
@@ -83,7 +83,7 @@ impl Proc {
 }
 
 /// `PID (NAME) STATE PARENT …`, where the name may be anything; the start time is the 22nd field.
-pub(super) fn parse(pid: i32, stat: &str) -> Option<Process> {
+pub(crate) fn parse(pid: i32, stat: &str) -> Option<Process> {
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let identity = Identity { pid, start: fields.get(19)?.parse().ok()? };

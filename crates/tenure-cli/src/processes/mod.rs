@@ -6,7 +6,7 @@
 //! descendants count as alive, and the next round tries again.
 
 mod breakable;
-mod proc;
+pub(crate) mod proc;
 
 use std::{
     collections::BTreeSet,
