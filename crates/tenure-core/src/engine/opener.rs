@@ -1,6 +1,9 @@
 //! How an elector gets its session: opened when first needed, by one task for all who wait.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::{
+    sync::{Arc, PoisonError, Weak},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tracing::{Instrument as _, debug, info_span, warn};
@@ -19,7 +22,7 @@ use crate::{
     config::check_stop_budget,
     mutants::{Rule, broken},
     spi::{BackendError, BackendErrorKind, BackendSession, Proof},
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, timeout},
 };
 
 #[derive(Clone, Debug, Default)]
@@ -87,16 +90,21 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How long `close` waits for the answer to a session's opening. One that comes later leaves a session that expires by itself.
+const LAST_ANSWER: Duration = Duration::from_millis(500);
+
 /// Tries until a session is open, the failure is permanent, or nobody waits.
 async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::Sender<Option<Opened>>>) {
     let mut retry = Retry::new(shared.config.retry);
     loop {
-        // Not interrupted by a drop of the waiters, so that no session is left without an owner.
+        // Not interrupted by a drop of the waiters, nor at once by `close`, so that no session is left without an owner.
+        let mut opening = Box::pin(open_once(&shared));
         let outcome = tokio::select! {
             biased;
-            () = shared.closing.cancelled() => None,
-            outcome = open_once(&shared) => Some(outcome),
+            outcome = &mut opening => Some(outcome),
+            () = shared.closing.cancelled() => timeout(LAST_ANSWER, &mut opening).await.ok(),
         };
+        drop(opening);
         match outcome {
             None => return,
             Some(Ok(session)) => {

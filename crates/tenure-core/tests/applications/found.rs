@@ -10,7 +10,7 @@ use std::{
     },
     task::Waker,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tenure_core::{
@@ -523,7 +523,7 @@ fn a_log_that_blocks_does_not_block_who_asks_for_certificates() {
         runtime.shutdown_background();
     });
     until("the log blocks", || gate.blocked() > 0);
-    let begun = Instant::now();
+    let begun = std::time::Instant::now();
     while !done.load(SeqCst) && begun.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(5));
     }

@@ -71,7 +71,12 @@ struct Acts {
 }
 
 impl Acts {
-    fn act(&self, token: u64) {
+    /// A side effect of the work of `token`, whose entry stands in the store or not.
+    fn act(&self, token: u64, stands: bool) {
+        assert!(
+            stands || self.interfered.load(Ordering::SeqCst),
+            "the work of {token} goes on after its entry has gone"
+        );
         let highest = self.highest.fetch_max(token, Ordering::SeqCst);
         assert!(
             token >= highest || self.interfered.load(Ordering::SeqCst),
@@ -192,7 +197,7 @@ impl Electors {
                 self.highest
             );
             self.highest = self.highest.max(token);
-            self.acts.act(token);
+            self.acts.act(token, true);
             self.held.push(Held { id, host, leadership, over: None });
         }
     }
@@ -271,9 +276,10 @@ impl Electors {
         let Some(held) = self.held.iter().find(|held| held.id == id) else { return };
         let (handle, acts) = (held.leadership.handle(), Arc::clone(&self.acts));
         let (token, stop) = (handle.fencing_token().get(), handle.cancellation_token());
+        let store = self.store.clone();
         let work = async move {
             loop {
-                acts.act(token);
+                acts.act(token, store.entries("e").iter().any(|entry| entry.revision == token));
                 if kind == Kind::Panics {
                     resume_unwind(Box::new("work that panics"));
                 }
