@@ -73,8 +73,15 @@ fn a_waker_that_panics_silences_no_other_listener() {
     let mut bad = pin!(token.cancelled());
     assert!(poll_with(bad.as_mut(), &waker(|| panic!("a waker with a bug"))).is_pending());
     let handle = leadership.handle();
-    let lost = runtime.spawn(async move { handle.lost().await });
-    thread::sleep(Duration::from_millis(100));
+    let waits = Arc::new(AtomicBool::new(false));
+    let is_waiting = Arc::clone(&waits);
+    let lost = runtime.spawn(async move {
+        let mut lost = pin!(handle.lost());
+        assert!(futures::poll!(lost.as_mut()).is_pending());
+        is_waiting.store(true, SeqCst);
+        lost.await
+    });
+    until("somebody waits", || waits.load(SeqCst));
     link.cut();
     let lost = runtime.block_on(async { tokio::time::timeout(PATIENCE, lost).await });
     assert!(lost.is_ok(), "nobody told the other listener");
@@ -90,8 +97,14 @@ fn a_waker_that_panics_keeps_no_other_work() {
     let mut bad = pin!(leadership.run(std::future::pending::<()>()));
     assert!(poll_with(bad.as_mut(), &waker(|| panic!("a waker with a bug"))).is_pending());
     let handle = leadership.handle();
-    let work = runtime.spawn(async move { handle.run(std::future::pending::<()>()).await });
-    thread::sleep(Duration::from_millis(100));
+    let works = Arc::new(AtomicBool::new(false));
+    let is_working = Arc::clone(&works);
+    let work = async move {
+        is_working.store(true, SeqCst);
+        std::future::pending::<()>().await;
+    };
+    let work = runtime.spawn(async move { handle.run(work).await });
+    until("it works", || works.load(SeqCst));
     link.cut();
     let work = runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await });
     assert!(work.is_ok(), "run never returned");
@@ -113,8 +126,14 @@ fn many_wakers_that_block_delay_no_other_leadership() {
     }
     until("all callback threads block", || gate.blocked() >= 8);
     let (handle, token) = (good.handle(), good.cancellation_token());
-    let work = runtime.spawn(async move { handle.run(std::future::pending::<()>()).await });
-    thread::sleep(Duration::from_millis(100));
+    let works = Arc::new(AtomicBool::new(false));
+    let is_working = Arc::clone(&works);
+    let work = async move {
+        is_working.store(true, SeqCst);
+        std::future::pending::<()>().await;
+    };
+    let work = runtime.spawn(async move { handle.run(work).await });
+    until("it works", || works.load(SeqCst));
     link.cut();
     let deadline = good.deadline();
     let work = runtime.block_on(async { tokio::time::timeout(TTL * 3, work).await });
@@ -686,8 +705,14 @@ fn a_log_that_blocks_where_places_are_registered_keeps_no_deadline() {
     });
     until("the log blocks", || gate.blocked() > 0);
     let handle = one.handle();
-    let work = runtime.spawn(async move { handle.run(std::future::pending::<()>()).await });
-    thread::sleep(Duration::from_millis(100));
+    let works = Arc::new(AtomicBool::new(false));
+    let is_working = Arc::clone(&works);
+    let work = async move {
+        is_working.store(true, SeqCst);
+        std::future::pending::<()>().await;
+    };
+    let work = runtime.spawn(async move { handle.run(work).await });
+    until("it works", || works.load(SeqCst));
     link.cut();
     let told = runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await });
     gate.open();
