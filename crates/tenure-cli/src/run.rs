@@ -57,7 +57,7 @@ impl Shutdown {
         self.since.is_some()
     }
 
-    /// When the program is killed, so that the store can still be told that we leave.
+    /// When the program is killed, so that there is time left to release leadership in the store.
     pub(super) fn kill_at(&self) -> Option<Instant> {
         Some(self.since? + self.timeout * 4 / 5)
     }
