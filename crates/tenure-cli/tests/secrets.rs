@@ -5,7 +5,7 @@ mod common;
 use std::{fs, process::Stdio};
 
 use common::{Running, Stage, bare, children, text};
-use tenure_testkit::containers::{SharedZookeeper, Version};
+use tenure_containers::{SharedZookeeper, Version};
 
 const PASSWORD: &str = "Zanzibar4711";
 

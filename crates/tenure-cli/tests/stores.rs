@@ -6,10 +6,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{ALONE, STUBBORN, Stage, eventually, runs};
-use tenure_testkit::{
-    containers::{SharedEtcd, SharedZookeeper, Version},
-    proxy::{Direction, Proxy},
-};
+use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use tenure_testkit::proxy::{Direction, Proxy};
 
 const TERM: [&str; 4] = ["--stop-budget", "600ms", "--stop-signal", "INT"];
 

@@ -14,7 +14,7 @@
 //! | [`FOREIGN_ENTRIES`] | counter | `election` | entries met that no candidate can have made |
 //! | [`STORE_FAILURES`] | counter | | requests that the store did not answer, or refused |
 //!
-//! All processes' gauges together show two leaders, or none: see `docs/operating.md` for the rules and a dashboard.
+//! All processes' gauges together show two leaders, or none: see `docs/guide/operating.md` for the rules and a dashboard.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 

@@ -1,5 +1,5 @@
-//! For anybody who writes a backend: the conformance suite, the history checker, a fault-injecting proxy, programs as
-//! processes, and real servers in containers.
+//! For anybody who writes a backend: the conformance suite, the history checker, a fault-injecting proxy, and programs as
+//! processes.
 //!
 //! A backend's tests are a [`Harness`](harness::Harness) and one macro call:
 //!
@@ -30,15 +30,8 @@
 //! tenure_testkit::conformance!(async { MyStore(MemoryStore::new()) });
 //! # fn main() {}
 //! ```
-//!
-//! # Features
-//!
-//! `containers`: real etcd and ZooKeeper servers in Docker containers, alone and in threes, and what
-//! can be done to them.
 #![doc(test(attr(deny(warnings))))]
 
-#[cfg(feature = "containers")]
-pub mod containers;
 pub mod harness;
 pub mod history;
 pub mod program;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::leadership_moves_on;
-use tenure_testkit::containers::{SharedEtcd, Version};
+use tenure_containers::{SharedEtcd, Version};
 
 /// Hazard G1: on etcd a stopped leader wakes beside its successor.
 #[tokio::test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::leadership_moves_on;
-use tenure_testkit::containers::{SharedZookeeper, Version};
+use tenure_containers::{SharedZookeeper, Version};
 
 /// Hazard G1: on ZooKeeper a stopped leader wakes beside its successor.
 #[tokio::test]

@@ -109,7 +109,7 @@ fn variations() -> impl Iterator<Item = Schedule> {
     })
 }
 
-/// Hazard G32: the recipe that `docs/backend.md` used to describe is outside the contract of
+/// Hazard G32: the recipe that `docs/contributing/backend.md` used to describe is outside the contract of
 /// [`heartbeat`](tenure_core::spi::BackendSession::heartbeat). A heartbeat that is sent while the answer to `enter` is under way renews
 /// nothing of the row, but is answered and extends the window: two leaders, which this check sees.
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,58 @@
+//! Groups elect, and their leaders elect one: whichever of the two leaderships is lost, the work stops.
+//!
+//! ```console
+//! $ for group in berlin berlin paris paris; do cargo run -p examples --bin hierarchy -- --group $group --store local:/tmp/tiers --election plant & done
+//! ```
+
+use std::time::Duration;
+
+use clap::Parser;
+use tenure::{Elector, ElectorExt, Hierarchy};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Groups elect, and their leaders elect one.
+#[derive(Parser)]
+struct Arguments {
+    /// The group of this process: a rack, a region
+    #[arg(long)]
+    group: String,
+    /// A store of the group's own, for its elections; the same store by default
+    #[arg(long, value_name = "URL")]
+    group_store: Option<String>,
+    #[command(flatten)]
+    election: tenure::Settings,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let arguments = Arguments::parse();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    };
+    let mut elector = Hierarchy::new(arguments.election.connect().await?, &arguments.group)?;
+    if let Some(store) = &arguments.group_store {
+        elector =
+            elector.with_group_elector(tenure::connect_with(store, arguments.election.config()?).await?);
+    }
+    let group = &arguments.group;
+    elector
+        .run_while_leader(&arguments.election.election, shutdown, |leadership| async move {
+            let (candidate, token) = (leadership.candidate(), leadership.fencing_token());
+            println!("{candidate} of {group} leads all groups, token {token}");
+            let stop = leadership.cancellation_token();
+            while stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(200))).await.is_some() {
+                leadership.ensure()?;
+                // The work; every write of it sends the token.
+            }
+            println!("{candidate} of {group} has stopped");
+            Ok(())
+        })
+        .await?;
+    elector.close().await;
+    Ok(())
+}

@@ -1,5 +1,0 @@
-//! The shared suite on etcd 3.5.
-
-use tenure_testkit::containers::Version;
-
-tenure_testkit::conformance!(tenure_tests::Etcd::new(Version::Etcd35));

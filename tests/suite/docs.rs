@@ -1,0 +1,155 @@
+//! The guides: their links lead somewhere, their Rust is compiled, and what they say of metrics and commands is there.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use pulldown_cmark::{CodeBlockKind, Event, LinkType, Options, Parser, Tag, TagEnd};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
+}
+
+/// Every page that is kept in the repository.
+fn pages() -> Vec<PathBuf> {
+    let (mut pages, mut folders) = (Vec::new(), vec![root()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap_or_default();
+            // What is built, git's own, and the inputs of the fuzz targets.
+            let is_left_out = name == "target" || name == ".git" || name == "corpus";
+            if path.is_dir() && !is_left_out {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    assert!(pages.len() > 10, "{pages:?}");
+    pages
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn events(text: &str) -> Parser<'_> {
+    Parser::new_ext(text, Options::ENABLE_TABLES)
+}
+
+/// A page's anchors, as a forge makes them of its headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let (mut anchors, mut heading) = (BTreeSet::new(), None::<String>);
+    for event in events(text) {
+        match event {
+            Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+            Event::Text(text) | Event::Code(text) => {
+                if let Some(heading) = &mut heading {
+                    heading.push_str(&text);
+                }
+            }
+            Event::End(TagEnd::Heading(_)) => {
+                let name = heading.take().unwrap_or_default().to_lowercase();
+                let kept = name.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+                anchors.insert(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
+            }
+            _ => {}
+        }
+    }
+    anchors
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut wrong = Vec::new();
+    let mut links = 0;
+    for page in pages() {
+        let text = read(&page);
+        for event in events(&text) {
+            let Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) = event else {
+                continue;
+            };
+            links += 1;
+            if dest_url.starts_with("https://") {
+                continue;
+            }
+            let (path, anchor) = dest_url.split_once('#').unwrap_or((&dest_url, ""));
+            let target = if path.is_empty() { page.clone() } else { page.with_file_name(path) };
+            let found = target.exists() && !dest_url.contains("://");
+            let anchored = anchor.is_empty() || (found && anchors(&read(&target)).contains(anchor));
+            if !found || !anchored {
+                wrong.push(format!("{}: {dest_url}", page.display()));
+            }
+        }
+        // `[words][label]`, where nothing defines the label: text, to a parser.
+        let mut undefined = |broken: pulldown_cmark::BrokenLink<'_>| {
+            if matches!(broken.link_type, LinkType::Reference | LinkType::Collapsed) {
+                wrong.push(format!("{}: nothing defines [{}]", page.display(), broken.reference));
+            }
+            None
+        };
+        Parser::new_with_broken_link_callback(&text, Options::ENABLE_TABLES, Some(&mut undefined))
+            .for_each(drop);
+    }
+    assert!(links > 100, "{links}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A page with Rust in it is among those that the documentation tests compile.
+#[test]
+fn every_rust_block_is_compiled() {
+    let compiled =
+        [read(&root().join("tests/suite/harness/lib.rs")), read(&root().join("crates/tenure/src/lib.rs"))]
+            .concat();
+    for page in pages() {
+        let rust = events(&read(&page)).any(|event| match event {
+            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) => {
+                assert!(!language.contains("ignore"), "{}: {language}", page.display());
+                language.split(',').next() == Some("rust")
+            }
+            _ => false,
+        });
+        let name = page.strip_prefix(root()).unwrap().display().to_string();
+        assert!(!rust || compiled.contains(&format!("{name}\")")), "{name} has Rust that nothing compiles");
+    }
+}
+
+/// The names of metrics in some text.
+fn metrics(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    let named =
+        words.filter(|word| word.starts_with("tenure_") && *word != "tenure_core" && *word != "tenure_axum");
+    named
+        .map(|word| word.trim_end_matches("_bucket").to_owned())
+        .filter(|word| !word.starts_with("tenure_testkit"))
+        .collect()
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
+    use tenure::metrics::*;
+
+    let all: BTreeSet<String> = [
+        IS_LEADER,
+        TRANSITIONS,
+        FENCING_TOKEN,
+        CAMPAIGN_WAIT,
+        TIME_TO_DEADLINE,
+        HEARTBEAT,
+        OVERRUNS,
+        FOREIGN_ENTRIES,
+        STORE_FAILURES,
+    ]
+    .map(str::to_owned)
+    .into();
+    let dashboard = read(&root().join("docs/guide/operating/dashboard.json"));
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() >= 9));
+    assert_eq!(metrics(&dashboard), all, "the dashboard shows each of them");
+    assert!(metrics(&read(&root().join("docs/guide/operating/alerts.yml"))).is_subset(&all));
+    assert_eq!(metrics(&read(&root().join("docs/guide/operating.md"))), all);
+}

@@ -1,0 +1,5 @@
+//! The shared suite on etcd 3.4.
+
+use tenure_containers::Version;
+
+tenure_testkit::conformance!(tenure_tests::Etcd::new(Version::Etcd34));

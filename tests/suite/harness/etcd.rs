@@ -1,0 +1,133 @@
+//! etcd under the shared suite: real servers, each client behind a proxy of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tenure::etcd::{EtcdBackend, EtcdConfig};
+use tenure_containers::{SharedEtcd, Version};
+use tenure_testkit::{
+    harness::{Abilities, Client, Harness},
+    proxy::Proxy,
+    recorder::Recorder,
+};
+
+/// A prefix of its own on an etcd that tests share.
+#[derive(Debug)]
+pub struct Etcd {
+    server: SharedEtcd,
+    prefix: String,
+    recorder: Recorder,
+    common_watch: bool,
+}
+
+impl Etcd {
+    /// A new prefix on the shared server of this version.
+    ///
+    /// # Panics
+    /// When there is no such server, naming the remedy.
+    pub async fn new(version: Version) -> Self {
+        let server = SharedEtcd::get(version).await.unwrap_or_else(|error| panic!("{error}"));
+        Self {
+            server,
+            prefix: format!("/suite-{:016x}", fastrand::u64(..)),
+            recorder: Recorder::default(),
+            common_watch: false,
+        }
+    }
+
+    /// The same with clients that have a common watch from the first end on that they wait for.
+    ///
+    /// # Panics
+    /// When there is no such server, naming the remedy.
+    pub async fn with_common_watch(version: Version) -> Self {
+        Self { common_watch: true, ..Self::new(version).await }
+    }
+
+    /// The server, as an operator sees it.
+    pub fn server(&self) -> &SharedEtcd {
+        &self.server
+    }
+
+    /// What all keys of this test begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A store URL straight to the server.
+    pub fn url(&self) -> String {
+        format!("etcd://{}{}", self.server.endpoint(), self.prefix)
+    }
+
+    fn litter_keys(&self, election: &str) -> [String; 4] {
+        // As another's entry without a lease, not a number, deeper, and beside the election.
+        ["dead", "notes", "7f/deeper", ""].map(|name| format!("{}/{election}/{name}", self.prefix))
+    }
+
+    async fn keys(&self) -> Vec<String> {
+        let found = self.server.admin().list(&format!("{}/", self.prefix)).await;
+        found.unwrap_or_else(|error| panic!("{error}")).into_iter().map(|kv| kv.key).collect()
+    }
+}
+
+#[async_trait]
+impl Harness for Etcd {
+    fn abilities(&self) -> Abilities {
+        Abilities::ALL
+    }
+
+    async fn client(&self) -> Client {
+        let proxy = Proxy::start(self.server.endpoint()).await.expect("a loopback port can be bound");
+        let mut config = EtcdConfig::new([proxy.endpoint()]).prefix(&self.prefix);
+        if self.common_watch {
+            config = config.common_watch_from(1);
+        }
+        let backend = EtcdBackend::new(config).unwrap_or_else(|error| panic!("{error}"));
+        Client { backend: self.recorder.wrap(backend), line: Some(Arc::new(proxy)) }
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+
+    async fn delete_entry(&self, election: &str, session: &str, _token: u64) {
+        let key = format!("{}/{election}/{session}", self.prefix);
+        assert!(
+            self.server.admin().delete(&key).await.unwrap_or_else(|error| panic!("{error}")),
+            "no key {key}"
+        );
+    }
+
+    async fn expire_session(&self, session: &str) {
+        let lease = i64::from_str_radix(session, 16).expect("sessions are leases in hexadecimal");
+        self.server.admin().revoke_lease(lease).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    async fn litter(&self, election: &str) {
+        for key in self.litter_keys(election) {
+            self.server.admin().put(&key, "not ours").await.unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    async fn litter_is_untouched(&self, election: &str) -> bool {
+        for key in self.litter_keys(election) {
+            let found = self.server.admin().get(&key).await.unwrap_or_else(|error| panic!("{error}"));
+            if found.is_none_or(|kv| kv.value != b"not ours") {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        let litter = self.litter_keys("e");
+        let keys = self.keys().await.into_iter().filter(|key| !litter.contains(key));
+        let mut left: Vec<String> = keys.collect();
+        let leases = self.server.admin().leases().await.unwrap_or_else(|error| panic!("{error}"));
+        for session in self.recorder.sessions() {
+            if leases.iter().any(|lease| format!("{lease:x}") == session) {
+                left.push(format!("lease {session}"));
+            }
+        }
+        left
+    }
+}

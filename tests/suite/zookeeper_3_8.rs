@@ -1,0 +1,5 @@
+//! The shared suite on ZooKeeper 3.8.
+
+use tenure_containers::Version;
+
+tenure_testkit::conformance!(tenure_tests::Zookeeper::new(Version::Zookeeper38));

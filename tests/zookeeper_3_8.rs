@@ -1,5 +1,0 @@
-//! The shared suite on ZooKeeper 3.8.
-
-use tenure_testkit::containers::Version;
-
-tenure_testkit::conformance!(tenure_tests::Zookeeper::new(Version::Zookeeper38));

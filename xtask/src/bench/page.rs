@@ -1,0 +1,165 @@
+//! `docs/reference/benchmarks.md` and its plot, from a full run.
+
+use std::{fmt::Write as _, fs};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+const PAGE: &str = "docs/reference/benchmarks.md";
+const PLOT: &str = "docs/benchmarks.svg";
+/// What the page holds between these is replaced.
+const BEGIN: &str = "<!-- the table: written by cargo xtask bench -->";
+const END: &str = "<!-- the end of the table -->";
+
+/// Writes the table and the plot.
+///
+/// # Errors
+/// When the page is not there, or has no place for the table.
+pub(super) fn write(rows: &[Value]) -> Result<()> {
+    let page = fs::read_to_string(PAGE)
+        .with_context(|| format!("cannot read {PAGE}; run this at the top of the tree"))?;
+    let (before, rest) = page.split_once(BEGIN).with_context(|| format!("{PAGE} has no {BEGIN}"))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("{PAGE} has no {END}"))?;
+    let (peers, ours): (Vec<&Value>, Vec<&Value>) = rows.iter().partition(|row| row["peer"].is_string());
+    let beside = if peers.is_empty() { String::new() } else { beside(&ours, &peers) };
+    fs::write(PAGE, format!("{before}{BEGIN}\n{}{beside}{END}{after}", table(&ours)))?;
+    fs::write(PLOT, plot(&ours))?;
+    Ok(())
+}
+
+fn number(row: &Value, name: &str) -> Option<f64> {
+    row[name].as_f64()
+}
+
+fn table(rows: &[&Value]) -> String {
+    let mut table = "\n| store | measure | rounds | p50 (p99) | floor, p50 (p99) | ratio | target | met |\n|---|---|---|---|---|---|---|---|\n".to_owned();
+    for row in rows {
+        let text = |name: &str| row[name].as_str().unwrap_or_default();
+        let pair = |a: &str, b: &str| match (number(row, a), number(row, b)) {
+            (Some(a), Some(b)) => format!("{a:.0} ({b:.0})"),
+            _ => "–".to_owned(),
+        };
+        let ratio = number(row, "ratio_p50").map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"));
+        let met = if row["met"] == true { "yes" } else { "**no**" };
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {} | {ratio} | {} | {} |",
+            text("store"),
+            text("measure"),
+            row["rounds"],
+            pair("p50_us", "p99_us"),
+            pair("floor_p50_us", "floor_p99_us"),
+            text("target"),
+            if text("target") == "none" { "–" } else { met },
+        );
+    }
+    table.push('\n');
+    table
+}
+
+/// Other libraries beside tenure, in the same run on the same servers.
+fn beside(ours: &[&Value], peers: &[&Value]) -> String {
+    let mut table = "| store | measure | tenure, p50 (p99) | other | other, p50 (p99) | other / tenure |\n|---|---|---|---|---|---|\n".to_owned();
+    let pair = |row: &Value| match (number(row, "p50_us"), number(row, "p99_us")) {
+        (Some(a), Some(b)) => format!("{a:.0} ({b:.0})"),
+        _ => "–".to_owned(),
+    };
+    for peer in peers {
+        // Not all of them hold ten thousand elections; what one costs is what is compared.
+        let kind = |row: &Value| {
+            let name = row["measure"].as_str().unwrap_or_default();
+            name.chars().filter(|c| !c.is_ascii_digit() || !name.starts_with("many")).collect::<String>()
+        };
+        let same = ours.iter().find(|row| row["store"] == peer["store"] && kind(row) == kind(peer));
+        let ratio = same
+            .and_then(|same| Some(number(peer, "p50_us")? / number(same, "p50_us")?))
+            .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.1}"));
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {} | {ratio} |",
+            peer["store"].as_str().unwrap_or_default(),
+            peer["measure"].as_str().unwrap_or_default(),
+            same.map_or_else(|| "–".to_owned(), |same| pair(same)),
+            peer["peer"].as_str().unwrap_or_default(),
+            pair(peer),
+        );
+    }
+    table.push('\n');
+    table
+}
+
+/// The ratios to the floors, as bars.
+fn plot(rows: &[&Value]) -> String {
+    let bars: Vec<_> = rows.iter().filter_map(|row| Some((*row, number(row, "ratio_p50")?))).collect();
+    let (left, wide, high) = (430.0, 380.0, 22.0);
+    let most = bars.iter().map(|(_, ratio)| *ratio).fold(1.0, f64::max);
+    let height = high * (bars.len() as f64 + 2.0);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        left + wide + 60.0
+    );
+    let one = left + wide / most;
+    for (at, (row, ratio)) in bars.iter().enumerate() {
+        let y = high * (at as f64 + 0.5);
+        let name = format!(
+            "{}: {}",
+            row["store"].as_str().unwrap_or_default(),
+            row["measure"].as_str().unwrap_or_default()
+        );
+        let color = if row["met"] == true { "#4a7" } else { "#c63" };
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{name}</text>\
+             <rect x=\"{left}\" y=\"{}\" width=\"{:.1}\" height=\"14\" fill=\"{color}\"/>\
+             <text x=\"{:.1}\" y=\"{}\">{ratio:.2}</text>",
+            left - 8.0,
+            y + 12.0,
+            y + 1.0,
+            wide * ratio / most,
+            left + wide * ratio / most + 5.0,
+            y + 12.0
+        );
+    }
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{one:.1}\" y1=\"4\" x2=\"{one:.1}\" y2=\"{:.1}\" stroke=\"black\" stroke-dasharray=\"3\"/>\
+         <text x=\"{one:.1}\" y=\"{:.1}\" text-anchor=\"middle\">1: the raw operations</text>\n</svg>",
+        height - high,
+        height - 6.0
+    );
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Not all of them hold as many elections; what one costs is what is compared.
+    #[test]
+    fn a_peer_stands_beside_the_same_measure_of_ours() {
+        let ours = [
+            json!({"store": "etcd", "measure": "hand-over, 2 candidates", "p50_us": 10.0, "p99_us": 20.0}),
+            json!({"store": "etcd", "measure": "hand-over, 50 candidates", "p50_us": 40.0, "p99_us": 50.0}),
+            json!({"store": "etcd", "measure": "many: lead 10000, each", "p50_us": 5.0, "p99_us": 5.0}),
+        ];
+        let peers = [
+            json!({"peer": "P", "store": "etcd", "measure": "hand-over, 50 candidates", "p50_us": 80.0, "p99_us": 90.0}),
+            json!({"peer": "P", "store": "etcd", "measure": "many: lead 1000, each", "p50_us": 15.0, "p99_us": 15.0}),
+            json!({"peer": "P", "store": "zookeeper", "measure": "hand-over, 2 candidates", "p50_us": 1.0, "p99_us": 1.0}),
+        ];
+        let table = beside(&ours.iter().collect::<Vec<_>>(), &peers.iter().collect::<Vec<_>>());
+        let rows: Vec<_> = table.lines().skip(2).filter(|line| !line.is_empty()).collect();
+        assert_eq!(
+            rows,
+            [
+                "| etcd | hand-over, 50 candidates | 40 (50) | P | 80 (90) | 2.0 |",
+                "| etcd | many: lead 1000, each | 5 (5) | P | 15 (15) | 3.0 |",
+                "| zookeeper | hand-over, 2 candidates | – | P | 1 (1) | – |",
+            ]
+        );
+    }
+}

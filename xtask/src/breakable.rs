@@ -1,0 +1,32 @@
+//! Programs in which rules can be broken.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::shell::{cargo, run, target};
+
+/// Builds a program apart from everything else, and tells where it is: rules can be broken in it, and tokio's own
+/// lots are drawn from a seed where one is given.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn build(package: &str) -> Result<PathBuf> {
+    build_program(package, package, &[])
+}
+
+/// Builds the program `name` of a package, as [`build`] does, with further arguments for cargo.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn build_program(package: &str, name: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let target = target();
+    let target = std::path::absolute(target)?.join("sim");
+    let mut build = cargo(["build", "--release", "--package", package]);
+    build
+        .args(arguments)
+        .env("RUSTFLAGS", "--cfg tokio_unstable --cfg tenure_mutants")
+        .env("CARGO_TARGET_DIR", &target);
+    run(&mut build)?;
+    Ok(target.join("release").join(name))
+}

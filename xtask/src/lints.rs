@@ -1,0 +1,77 @@
+//! That nobody is left out of the workspace's lints, of which one forbids unsafe code.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    metadata::Metadata,
+    shell::{root, say},
+};
+
+/// Where the fuzz targets are. Their macro makes functions that C calls, which the lint would count as unsafe code; what
+/// is written there has none.
+const FUZZ_TARGETS: &str = "tests/fuzz/fuzz_targets";
+
+/// Checks the workspace's manifests, and the fuzz targets' text.
+///
+/// # Errors
+/// When one of them allows unsafe code.
+pub(crate) fn check(metadata: &Metadata) -> Result<()> {
+    let manifest = read(&root()?.join("Cargo.toml"))?;
+    ensure!(
+        has(&manifest, "[workspace.lints.rust]", "unsafe_code = \"forbid\""),
+        "the workspace does not forbid unsafe code"
+    );
+    for path in metadata.manifests() {
+        let inherits = has(&read(&path)?, "[lints]", "workspace = true");
+        ensure!(
+            inherits,
+            "{} does not take the workspace's lints: `[lints] workspace = true`",
+            path.display()
+        );
+    }
+    for target in fs::read_dir(root()?.join(FUZZ_TARGETS)).context(FUZZ_TARGETS)? {
+        let path = target?.path();
+        let unsafe_code = read(&path)?.lines().any(mentions_unsafe);
+        ensure!(!unsafe_code, "{} has unsafe code", path.display());
+    }
+    say("unsafe code is forbidden everywhere");
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+/// Whether `line` stands in the table that begins with `header`.
+fn has(manifest: &str, header: &str, line: &str) -> bool {
+    let table = manifest.lines().map(str::trim).skip_while(|found| *found != header).skip(1);
+    table.take_while(|found| !found.starts_with('[')).any(|found| found == line)
+}
+
+fn mentions_unsafe(line: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_counts_in_its_own_table_only() {
+        let manifest =
+            "[package]\nworkspace = true\n\n[lints]\n# a comment\nworkspace = true\n[lints.rust]\nx = 1\n";
+        assert!(has(manifest, "[lints]", "workspace = true"));
+        assert!(!has(manifest, "[lints.rust]", "workspace = true"));
+        assert!(!has("[package]\nworkspace = true\n", "[lints]", "workspace = true"));
+    }
+
+    #[test]
+    fn unsafe_code_is_a_word_of_its_own() {
+        assert!(mentions_unsafe("    unsafe { x() } // y"));
+        assert!(!mentions_unsafe("// unsafe"));
+        assert!(!mentions_unsafe("forbid(unsafe_code)"));
+    }
+}

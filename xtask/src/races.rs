@@ -1,0 +1,142 @@
+//! `cargo xtask races`: the engine's threads and tasks, in every order, or in many; and whether drawn
+//! sequences of calls notice that a rule is broken.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::json;
+
+use crate::shell::{cargo, say, target};
+
+/// How to report.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Prints one object of JSON as the last line
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was run.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    tests: u64,
+    schedules: u64,
+    failed: u64,
+}
+
+/// Checks races with loom, and then with shuttle.
+///
+/// # Errors
+/// When a schedule breaks a property, or a rule broken on purpose goes unnoticed.
+pub(crate) fn check(options: &Options) -> Result<()> {
+    let target = target();
+    let target = std::path::absolute(target)?.join("races");
+    let mut all = Outcome::default();
+    let mut seconds = 0.0;
+    for checker in ["loom", "shuttle"] {
+        build(checker, &target)?;
+        let start = Instant::now();
+        let outcome = explore(checker, &target)?;
+        let took = start.elapsed().as_secs_f64();
+        say(format!(
+            "{checker}: {} tests, {} failed, {} schedules in {took:.1} s",
+            outcome.tests, outcome.failed, outcome.schedules
+        ));
+        all = Outcome {
+            tests: all.tests + outcome.tests,
+            schedules: all.schedules + outcome.schedules,
+            failed: all.failed + outcome.failed,
+        };
+        seconds += took;
+    }
+    if options.json {
+        let Outcome { tests, schedules, failed } = all;
+        let seconds = (seconds * 10.0).round() / 10.0;
+        println!(
+            "{}",
+            json!({ "tests": tests, "schedules": schedules, "failed": failed, "seconds": seconds })
+        );
+    }
+    ensure!(all.failed == 0, "{} of {} tests failed", all.failed, all.tests);
+    Ok(())
+}
+
+/// The tests, built apart from everything else: with the checker's primitives, and rules that can be broken.
+fn tests(checker: &str, target: &Path) -> Command {
+    let mut tests = cargo(["test", "--release", "--package", "tenure-core", "--lib"]);
+    // These need no checker, only a build in which rules can be broken.
+    let others = ["--test", "engine", "--test", "applications"];
+    tests.args((checker == "shuttle").then_some(others).into_iter().flatten());
+    tests
+        .env("RUSTFLAGS", format!("--cfg tenure_{checker} --cfg tenure_mutants"))
+        .env("CARGO_TARGET_DIR", target.join(checker));
+    tests
+}
+
+fn build(checker: &str, target: &Path) -> Result<()> {
+    crate::shell::run(tests(checker, target).arg("--no-run"))
+}
+
+/// Runs the tests; shows all that they say only when one fails, for those of broken rules fail inside.
+fn explore(checker: &str, target: &Path) -> Result<Outcome> {
+    let mut tests = tests(checker, target);
+    let output = tests
+        .args([
+            "--quiet",
+            "--no-fail-fast",
+            "--",
+            "--show-output",
+            "engine::races",
+            "sequences::",
+            "broken::",
+        ])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        println!("{said}");
+    }
+    let outcome = read(&said)?;
+    for line in said.lines().filter(|line| line.starts_with(SCHEDULES)) {
+        say(line);
+    }
+    if outcome.failed == 0 && !output.status.success() {
+        bail!("the tests ended before their time ({})", output.status);
+    }
+    Ok(outcome)
+}
+
+/// How a test's line begins that says how many schedules there were.
+const SCHEDULES: &str = "races: ";
+
+/// What libtest and the tests have said.
+fn read(said: &str) -> Result<Outcome> {
+    let sum = |of: &str, word: &str| -> u64 {
+        let lines = said.lines().filter(|line| line.starts_with(of));
+        lines.filter_map(|line| line.split(word).next()?.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    };
+    let (passed, failed) = (sum("test result: ", " passed"), sum("test result: ", " failed"));
+    ensure!(passed + failed > 0, "the tests ended without a result");
+    Ok(Outcome { tests: passed + failed, schedules: sum(SCHEDULES, " schedules"), failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, read};
+
+    #[test]
+    fn what_the_tests_say_is_added_up() {
+        let said = "\nrunning 3 tests\n...\nraces: one: 12 schedules\n\nraces: two: 30 schedules\n\n\
+            test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 23 filtered out; finished in 1.3s\n\
+            running 2 tests\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 2s\n";
+        assert_eq!(read(said).unwrap(), Outcome { tests: 5, schedules: 42, failed: 1 });
+        assert!(read("error: could not compile").is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! The programs that the build and the tests need, installed when they are missing.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    apt, docker,
+    shell::{self, cargo, command, exists, output, run, say, target},
+};
+
+/// Where the tools that only the build needs are installed, under the target directory.
+const TOOLS: &str = "tools";
+
+/// Makes sure of a protobuf compiler, which the build of etcd's client needs: the one that `PROTOC` names, or `protoc`
+/// itself, or protox, a compiler in Rust, which is built and named to every command that this process starts. The C
+/// compiler for SQLite and aws-lc is there already, for Rust links with it.
+///
+/// # Errors
+/// When protox cannot be built.
+pub(crate) fn ensure_for_build() -> Result<()> {
+    let named = std::env::var("PROTOC").ok();
+    if named.is_some_and(|compiler| compiles_protocols(&compiler)) || compiles_protocols("protoc") {
+        return Ok(());
+    }
+    let folder = std::path::absolute(target())?.join(TOOLS);
+    let protox = folder.join("bin").join("protox").display().to_string();
+    if !compiles_protocols(&protox) {
+        say("no protobuf compiler is here: building protox, which takes a minute");
+        run(cargo(["install", "--locked", "protox", "--features", "bin", "--root"]).arg(&folder))
+            .context("cannot build protox: install protoc, or name a protobuf compiler in PROTOC")?;
+        ensure!(compiles_protocols(&protox), "protox was built but does not compile a file");
+    }
+    shell::use_protobuf_compiler(protox);
+    Ok(())
+}
+
+/// Whether this compiler finds protobuf's own definitions, which etcd's protocol includes.
+fn compiles_protocols(compiler: &str) -> bool {
+    let Ok(folder) = tempfile::tempdir() else { return false };
+    let probe = folder.path().join("probe.proto");
+    let text = "syntax = \"proto3\";\nimport \"google/protobuf/descriptor.proto\";\n";
+    std::fs::write(&probe, text).is_ok()
+        && output(
+            command(compiler, ["probe.proto", "--descriptor_set_out=probe.bin"]).current_dir(folder.path()),
+        )
+        .is_ok()
+}
+
+/// What the tests need besides.
+///
+/// # Errors
+/// When something is missing that cannot be installed here.
+pub(crate) fn ensure_for_tests() -> Result<()> {
+    if !exists("etcdctl") {
+        apt::install("etcd-client", "etcdctl, against which elections are tested,")?;
+    }
+    if !exists("python3") {
+        apt::install("python3", "python3, in which a test has a program whose main thread exits,")?;
+    }
+    docker::ensure()?;
+    ensure_installed("nextest")
+}
+
+/// What fuzzing needs besides.
+///
+/// # Errors
+/// When it is missing and cannot be installed here.
+pub(crate) fn ensure_for_fuzzing() -> Result<()> {
+    ensure_installed("fuzz")
+}
+
+/// What the dependencies' rules are checked with.
+///
+/// # Errors
+/// When it is missing and cannot be installed here.
+pub(crate) fn ensure_for_dependencies() -> Result<()> {
+    ensure_installed("deny")
+}
+
+/// A command of cargo's, built here when it is missing.
+fn ensure_installed(name: &str) -> Result<()> {
+    let serves = || output(&mut cargo([name, "--version"])).is_ok();
+    if serves() {
+        return Ok(());
+    }
+    let package = format!("cargo-{name}");
+    say(format!("{package} is missing: building it, which takes some minutes"));
+    run(&mut cargo(["install", "--locked", &package]))
+        .with_context(|| format!("{package} is missing: install it by hand"))?;
+    ensure!(serves(), "{package} was installed but is not found: put cargo's bin directory into PATH");
+    Ok(())
+}
