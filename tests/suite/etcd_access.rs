@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use tenure::{Config, Connection, Elector, Error, Finding, Level};
+use tenure::{Config, Connection, Diagnosis, Elector, Error, Level};
 use tenure_containers::{EtcdAdmin, EtcdServer, Permission, Version};
 use tenure_testkit::suite::{until, within};
 use tokio::time::timeout;
@@ -284,21 +284,21 @@ async fn a_role_for_the_prefix_is_enough() {
         within("updating", first.set_value("10.0.0.1:80")).await.unwrap();
         let leader = reader.leader("e").await.unwrap().unwrap();
         assert_eq!(leader.value, b"10.0.0.1:80");
-        let refused = within("asking", reader.ask_to_resign("e")).await.unwrap_err();
+        let refused = within("asking", reader.request_resign("e")).await.unwrap_err();
         assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
         assert!(first.is_leader());
-        within("asking", b.ask_to_resign("e")).await.unwrap().unwrap();
+        within("asking", b.request_resign("e")).await.unwrap().unwrap();
         within("the leader resigns", first.lost()).await;
         let second = within("leading", b.campaign("e")).await.unwrap();
         second.resign().await.unwrap();
         // What an operator is told: both images are of versions that overlook permissions.
-        let findings = within("examining", a.examine()).await;
-        assert!(findings.iter().all(|finding| finding.level < Level::Problem), "{findings:?}");
-        let overlooked = |finding: &Finding| finding.text.contains("nested in a transaction");
-        assert!(findings.iter().any(overlooked), "{findings:?}");
-        let findings = within("examining", reader.examine()).await;
-        let problem = findings.iter().find(|finding| finding.level == Level::Problem).unwrap();
-        assert!(problem.text.contains("permission denied"), "{findings:?}");
+        let diagnoses = within("examining", a.diagnose()).await;
+        assert!(diagnoses.iter().all(|diagnosis| diagnosis.level < Level::Problem), "{diagnoses:?}");
+        let overlooked = |diagnosis: &Diagnosis| diagnosis.text.contains("nested in a transaction");
+        assert!(diagnoses.iter().any(overlooked), "{diagnoses:?}");
+        let diagnoses = within("examining", reader.diagnose()).await;
+        let problem = diagnoses.iter().find(|diagnosis| diagnosis.level == Level::Problem).unwrap();
+        assert!(problem.text.contains("permission denied"), "{diagnoses:?}");
         for elector in [a, b, reader] {
             elector.close().await;
         }

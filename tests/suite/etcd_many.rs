@@ -34,7 +34,7 @@ fn with_a_common_watch(
     server: &EtcdServer,
     login: impl FnOnce(EtcdConfig) -> EtcdConfig,
 ) -> Arc<dyn Elector> {
-    let etcd = login(EtcdConfig::new([server.endpoint()]).prefix("/acme").common_watch_from(1));
+    let etcd = login(EtcdConfig::new([server.endpoint()]).prefix("/acme").prefix_watch_threshold(1));
     Arc::new(StoreElector::new(Arc::new(EtcdBackend::new(etcd).unwrap()), config()).unwrap())
 }
 

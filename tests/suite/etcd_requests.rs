@@ -5,7 +5,7 @@ use std::time::Duration;
 use tenure::{
     CandidateId, ElectionName,
     etcd::{EtcdBackend, EtcdConfig},
-    spi::{Backend, BackendErrorKind, EntryRequest, Parting},
+    spi::{Backend, BackendErrorKind, EntryEvent, EntryRequest},
 };
 use tenure_containers::Version;
 use tenure_testkit::{harness::Harness, suite::within};
@@ -60,13 +60,13 @@ async fn a_new_value_does_not_write_over_a_wish() {
     let backend = EtcdBackend::new(config).unwrap();
     let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
     let entered = session.enter(&request(1)).await.unwrap();
-    backend.ask_to_resign(&request(1).election).await.unwrap().unwrap();
+    backend.request_resign(&request(1).election).await.unwrap().unwrap();
     let updated = EntryRequest { value: b"another".as_slice().into(), ..request(1) };
     session.update(&entered.entry, &updated).await.unwrap();
     let leader = backend.leader(&request(1).election).await.unwrap().unwrap();
     assert_eq!(leader.value, b"another");
-    let parting = within("the wish", session.wait_parting(&entered.entry)).await.unwrap();
-    assert_eq!(parting, Parting::Asked);
+    let parting = within("the wish", session.wait_entry_event(&entered.entry)).await.unwrap();
+    assert_eq!(parting, EntryEvent::ResignRequested);
     session.close().await.unwrap();
     backend.close().await;
 }

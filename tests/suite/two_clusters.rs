@@ -33,10 +33,11 @@ async fn are_refused(scheme: &str, hosts: &[String; 2]) {
         says_both(&looked, hosts);
     }
     for elector in &electors[..2] {
-        let findings = within("examining", elector.examine()).await;
-        let problem =
-            findings.iter().find(|finding| finding.level == Level::Problem && names(&finding.text, hosts));
-        assert!(problem.is_some(), "{findings:?}");
+        let diagnoses = within("examining", elector.diagnose()).await;
+        let problem = diagnoses
+            .iter()
+            .find(|diagnosis| diagnosis.level == Level::Problem && names(&diagnosis.text, hosts));
+        assert!(problem.is_some(), "{diagnoses:?}");
     }
     for elector in electors {
         within("closing", elector.close()).await;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use tenure::{Candidate, Config, Connection, Elector, Error, Finding, Level, LossReason, StatusHandle};
+use tenure::{Candidate, Config, Connection, Diagnosis, Elector, Error, Level, LossReason, StatusHandle};
 use tenure_containers::{Lifetime, Permitted, SharedZookeeper, Version, ZookeeperAdmin, ZookeeperServer};
 use tenure_testkit::suite::{until, within};
 use tenure_tests::{goes_on, promptly};
@@ -91,9 +91,9 @@ async fn make(admin: &ZookeeperAdmin, path: &str, acl: &[Permitted<'_>]) {
     session.close().await.unwrap();
 }
 
-fn warnings_of<'a>(findings: &'a [Finding], words: &[&str]) -> Vec<&'a Finding> {
-    let has = |finding: &&Finding| words.iter().all(|word| finding.text.contains(word));
-    findings.iter().filter(|finding| finding.level == Level::Warning).filter(has).collect()
+fn warnings_of<'a>(diagnoses: &'a [Diagnosis], words: &[&str]) -> Vec<&'a Diagnosis> {
+    let has = |diagnosis: &&Diagnosis| words.iter().all(|word| diagnosis.text.contains(word));
+    diagnoses.iter().filter(|diagnosis| diagnosis.level == Level::Warning).filter(has).collect()
 }
 
 /// Hazard Z19: an operator made one of the znodes above entries before us, and left others in. It is said which, who may do
@@ -127,17 +127,17 @@ async fn whoever_else_may_decide_over_entries_is_warned_of() {
         // The election's znode is looked at last.
         let told = format!("path=\"{path}\"");
         until("it is warned of", async || !log.warnings(&[&told, &words]).is_empty()).await;
-        let findings = within("the findings", elector.examine()).await;
-        let found = warnings_of(&findings, &[&path, &words]);
-        assert_eq!(found.len(), 1, "{path}: {findings:?}");
+        let diagnoses = within("the diagnoses", elector.diagnose()).await;
+        let found = warnings_of(&diagnoses, &[&path, &words]);
+        assert_eq!(found.len(), 1, "{path}: {diagnoses:?}");
         assert!(found[0].advice.as_ref().is_some_and(|advice| advice.contains("setAcl")), "{found:?}");
-        let more: Vec<_> = warnings_of(&findings, &[" may "]);
-        assert_eq!(more.len(), 1, "nothing is said of what is ours alone: {findings:?}");
+        let more: Vec<_> = warnings_of(&diagnoses, &[" may "]);
+        assert_eq!(more.len(), 1, "nothing is said of what is ours alone: {diagnoses:?}");
         if open == "/e" {
             let others = log.warnings(&["whoever may create there", &root]);
             assert_eq!(others.len(), 1, "nothing is said of what is ours alone: {others:?}");
         }
-        let all = format!("{:?}{findings:?}", log.warnings(&[]));
+        let all = format!("{:?}{diagnoses:?}", log.warnings(&[]));
         let hash = other.id.1.split_once(':').unwrap().1;
         assert!(!all.contains(hash), "a password's hash is printed: {all}");
         leadership.resign().await.unwrap();
@@ -193,10 +193,10 @@ async fn garbage_that_may_not_be_read_is_named() {
             StatusHandle::with_refresh(Arc::clone(&elector), "e", Duration::from_millis(100)).unwrap();
         let is_it = |leader: &Candidate| leader.id == name && leader.session == "unknown";
         until("the status names it", async || status.get().leader.as_ref().is_some_and(is_it)).await;
-        until("our place is behind it", async || status.get().place == Some(2)).await;
-        let findings = within("the findings", elector.examine()).await;
-        let found = warnings_of(&findings, &[&garbage, "nobody leads before"]);
-        assert!(found.len() == 1 && found[0].subject == "election e", "{findings:?}");
+        until("our place is behind it", async || status.get().queue_position == Some(2)).await;
+        let diagnoses = within("the diagnoses", elector.diagnose()).await;
+        let found = warnings_of(&diagnoses, &[&garbage, "nobody leads before"]);
+        assert!(found.len() == 1 && found[0].subject == "election e", "{diagnoses:?}");
         assert!(!campaign.is_finished());
         assert_eq!(log.warnings(&told).len(), 1, "once");
         assert!(server.admin().delete(&garbage).await.unwrap());
@@ -257,9 +257,9 @@ async fn a_root_of_its_own_is_all_that_a_user_needs() {
         first.resign().await.unwrap();
         let next = promptly("the hand-over", waiting).await.unwrap().unwrap();
         goes_on(&next).await;
-        let findings = within("the findings", elector.examine()).await;
+        let diagnoses = within("the diagnoses", elector.diagnose()).await;
         let refused: Vec<_> =
-            findings.iter().filter(|f| f.level == Level::Problem || f.text.contains(" may ")).collect();
+            diagnoses.iter().filter(|f| f.level == Level::Problem || f.text.contains(" may ")).collect();
         assert!(refused.is_empty(), "{refused:?}");
 
         // The elections' own znodes are their creator's alone; the root is where a reader may look.

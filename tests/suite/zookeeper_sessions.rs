@@ -171,7 +171,7 @@ async fn a_ttl_that_the_server_changes_too_much_is_refused() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
     // The tests' servers grant 1 s to 60 s.
     let asked = |settings: &str| format!("{}?{settings}", zookeeper.url());
-    let elector = tenure::connect(&asked("ttl=5m&stop_budget=1s")).await.unwrap();
+    let elector = tenure::connect(&asked("ttl=5m&grace_period=1s")).await.unwrap();
     let refused = within("the refusal", elector.campaign("e")).await.unwrap_err();
     let Error::Refused(reason) = &refused else { panic!("{refused:?}") };
     let reason = reason.to_string();
@@ -179,7 +179,7 @@ async fn a_ttl_that_the_server_changes_too_much_is_refused() {
     assert!(reason.contains("allowed are 2m 30s to 10m"), "{reason}");
     elector.close().await;
 
-    let elector = tenure::connect(&asked("ttl=5m&stop_budget=1s&min_ttl=30s&max_ttl=10m")).await.unwrap();
+    let elector = tenure::connect(&asked("ttl=5m&grace_period=1s&min_ttl=30s&max_ttl=10m")).await.unwrap();
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     assert!(leadership.remaining() < Duration::from_secs(60), "by what was granted");
     drop(leadership);

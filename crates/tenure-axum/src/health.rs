@@ -15,7 +15,7 @@ struct Answer {
     /// Whether the store has said who leads, at least once.
     known: bool,
     seen_for_ms: u128,
-    place: Option<usize>,
+    queue_position: Option<usize>,
     candidates: usize,
     store: &'static str,
     last_error: Option<String>,
@@ -44,7 +44,7 @@ impl From<ElectionStatus> for Answer {
             leader: status.leader.map(Leader::from),
             known: status.known,
             seen_for_ms: status.seen_for.as_millis(),
-            place: status.place,
+            queue_position: status.queue_position,
             candidates: status.candidates,
             store: match status.store.connection {
                 Connection::Idle => "idle",
@@ -66,7 +66,7 @@ impl From<ElectionStatus> for Answer {
 /// | `/healthz` | as long as a new start would not help: in an outage of the store, too | the store refuses us for good |
 /// | `/readyz` | this process leads; or the store answers, and who leads is known | otherwise |
 ///
-/// The JSON names the leader, its value and token, this candidate's place in the queue, and the store's last error: that is for
+/// The JSON names the leader, its value and token, this candidate's queue_position in the queue, and the store's last error: that is for
 /// a port that not everybody reaches.
 pub fn router(status: StatusHandle) -> Router {
     let answer = |serves: fn(&ElectionStatus) -> bool| {

@@ -205,7 +205,7 @@ async fn the_endpoints_say_who_leads_and_whether_this_node_serves() {
     let waiting = tokio::spawn(async move { elector.campaign("e").await });
     a.sees(Some("a")).await;
     b.sees(Some("a")).await;
-    while b.status.get().place != Some(2) {
+    while b.status.get().queue_position != Some(2) {
         assert!(b.status.changed().await);
     }
     let (code, said) = b.look("/leader").await;
@@ -213,7 +213,10 @@ async fn the_endpoints_say_who_leads_and_whether_this_node_serves() {
     assert_eq!(said["leader"]["id"], "a");
     assert_eq!(said["leader"]["value"], a.url.strip_prefix("http://").unwrap());
     assert_eq!(said["leader"]["fencing_token"], leadership.fencing_token().get());
-    assert_eq!((&said["leads"], &said["place"], &said["candidates"]), (&false.into(), &2.into(), &2.into()));
+    assert_eq!(
+        (&said["leads"], &said["queue_position"], &said["candidates"]),
+        (&false.into(), &2.into(), &2.into())
+    );
     assert_eq!((&said["store"], &said["fencing_token"]), (&"connected".into(), &Value::Null));
     for (node, path, expected) in [
         (&a, "/leading", StatusCode::OK),

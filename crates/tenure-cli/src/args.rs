@@ -72,11 +72,11 @@ The program finds in its environment:
   TENURE_DEADLINE_BOOTTIME_NS   until when leadership may be assumed, as things stood when the program was started, on
                                 CLOCK_BOOTTIME in nanoseconds; it moves on while the store answers. Not set where the
                                 kernel keeps the leadership (local:)
-  TENURE_STOP_BUDGET_MS         how long before the deadline the program is told to stop
+  TENURE_GRACE_PERIOD_MS         how long before the deadline the program is told to stop
 and whatever tenure has in its own, but for the store's password: the variable of password_env, and TENURE_STORE where
 its URL has the password in it.
 
-The program is told to stop a stop budget before the deadline, and killed with everything that it started before the
+The program is told to stop a grace period before the deadline, and killed with everything that it started before the
 deadline, also when the store is cut off, and when tenure itself is killed.
 
 Exit codes: the program's own; 128 and the signal's number when a signal ended it; 126 or 127 when it cannot be run; 69
@@ -110,7 +110,7 @@ pub(crate) struct Run {
     pub(crate) ttl: Option<Duration>,
     /// How long before the deadline the program is told to stop; a tenth of the TTL by default, at most a third
     #[arg(long, value_parser = humantime::parse_duration)]
-    pub(crate) stop_budget: Option<Duration>,
+    pub(crate) grace_period: Option<Duration>,
     /// The signal that tells the program to stop
     #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
     pub(crate) stop_signal: StopSignal,

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use serde::Serialize;
-use tenure::{Config, Finding, Level};
+use tenure::{Config, Diagnosis, Level};
 
 use crate::{args::Doctor, exit, look::written, store};
 
@@ -13,7 +13,7 @@ use crate::{args::Doctor, exit, look::written, store};
 #[derive(Serialize)]
 struct Report<'a> {
     worst: Level,
-    findings: &'a [Finding],
+    diagnoses: &'a [Diagnosis],
 }
 
 /// Prints what was found, each with what to do about it.
@@ -23,23 +23,23 @@ pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
         config = config.with_ttl(ttl);
     }
     let elector = store::connect(options.url.as_deref(), config).await?;
-    let findings = elector.examine().await;
+    let diagnoses = elector.diagnose().await;
     elector.close().await;
-    let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Good);
+    let worst = diagnoses.iter().map(|diagnosis| diagnosis.level).max().unwrap_or(Level::Good);
     if options.json {
-        let report = serde_json::to_string(&Report { worst, findings: &findings })?;
+        let report = serde_json::to_string(&Report { worst, diagnoses: &diagnoses })?;
         written(writeln!(anstream::stdout(), "{report}"))?;
     } else {
-        for finding in &findings {
-            written(print(finding))?;
+        for diagnosis in &diagnoses {
+            written(print(diagnosis))?;
         }
     }
     Ok(if worst == Level::Problem { exit::REFUSED } else { 0 })
 }
 
-fn print(finding: &Finding) -> std::io::Result<()> {
-    let Finding { subject, text, .. } = finding;
-    let (mark, color) = match finding.level {
+fn print(diagnosis: &Diagnosis) -> std::io::Result<()> {
+    let Diagnosis { subject, text, .. } = diagnosis;
+    let (mark, color) = match diagnosis.level {
         Level::Good => ("ok", AnsiColor::Green),
         Level::Warning => ("warning", AnsiColor::Yellow),
         _ => ("problem", AnsiColor::Red),
@@ -49,7 +49,7 @@ fn print(finding: &Finding) -> std::io::Result<()> {
     // Others' text, which may hold anything.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     writeln!(out, "{style}{mark:<8}{style:#} {bold}{subject}{bold:#}: {text}")?;
-    if let Some(advice) = &finding.advice {
+    if let Some(advice) = &diagnosis.advice {
         writeln!(out, "{:<8} to do: {advice}", "")?;
     }
     Ok(())

@@ -86,7 +86,7 @@ pub(crate) async fn resign(options: &Look) -> Result<u8> {
     let election = &options.store.election;
     let asking = async {
         let mut leaders = elector.observe(election);
-        let Some(asked) = elector.ask_to_resign(election).await? else { return Ok(None) };
+        let Some(asked) = elector.request_resign(election).await? else { return Ok(None) };
         loop {
             match tokio::time::timeout(ASK_AGAIN, leaders.next()).await {
                 Ok(leader) => match leader.transpose()? {
@@ -94,7 +94,7 @@ pub(crate) async fn resign(options: &Look) -> Result<u8> {
                     _ => return Ok(Some(asked)),
                 },
                 // A candidate that changed its value just then may have written over it.
-                Err(_) => match elector.ask_to_resign(election).await? {
+                Err(_) => match elector.request_resign(election).await? {
                     Some(leader) if is_same(Some(&leader), &asked) => {}
                     Some(_) | None => return Ok(Some(asked)),
                 },

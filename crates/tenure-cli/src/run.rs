@@ -17,7 +17,7 @@ use crate::{
     signals::{self, Received},
     store,
 };
-use program::{Program, check_stop_budget};
+use program::{Program, check_grace_period};
 
 /// How a term ended.
 enum Term {
@@ -250,8 +250,8 @@ fn config(options: &args::Run) -> Result<Config> {
     if let Some(ttl) = options.ttl {
         config = config.with_ttl(ttl);
     }
-    if let Some(budget) = options.stop_budget {
-        config = config.with_stop_budget(budget);
+    if let Some(budget) = options.grace_period {
+        config = config.with_grace_period(budget);
     }
     if let Some(timeout) = options.shutdown_timeout {
         config = config.with_shutdown_timeout(timeout);
@@ -260,6 +260,6 @@ fn config(options: &args::Run) -> Result<Config> {
         config = config.with_on_overrun(OnOverrun::Abort);
     }
     config.validate()?;
-    check_stop_budget(config.stop_budget())?;
+    check_grace_period(config.grace_period())?;
     Ok(config)
 }

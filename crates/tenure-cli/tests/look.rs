@@ -117,7 +117,7 @@ fn a_store_that_is_fit_is_said_to_be() {
     let report = text(&succeed(&mut bare(&["doctor", "--json", "--store", &stage.url])));
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert!(report["worst"] == "good" || report["worst"] == "warning", "{report}");
-    assert!(report["findings"].as_array().is_some_and(|findings| findings.len() >= 4), "{report}");
+    assert!(report["diagnoses"].as_array().is_some_and(|diagnoses| diagnoses.len() >= 4), "{report}");
 }
 
 #[test]

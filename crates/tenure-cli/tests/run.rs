@@ -32,12 +32,12 @@ fn the_program_knows_its_term() {
 fn the_stores_url_may_set_what_a_term_is_like() {
     let mut stage = Stage::local();
     let directory = stage.url.clone();
-    let budget = |stage: &Stage| text(&succeed(&mut stage.run(&[], "echo $TENURE_STOP_BUDGET_MS")));
-    for (settings, millis) in [("ttl=2s", "200\n"), ("ttl=2s&stop_budget=450ms", "450\n")] {
+    let budget = |stage: &Stage| text(&succeed(&mut stage.run(&[], "echo $TENURE_GRACE_PERIOD_MS")));
+    for (settings, millis) in [("ttl=2s", "200\n"), ("ttl=2s&grace_period=450ms", "450\n")] {
         stage.url = format!("{directory}?{settings}");
         assert_eq!(budget(&stage), millis, "{settings}");
     }
-    stage.url = format!("{directory}?stop_budget=50ms");
+    stage.url = format!("{directory}?grace_period=50ms");
     let (refused, said) = code(&mut stage.run(&[], "touch ran"));
     assert_eq!(refused, Some(2), "{said}");
     assert!(said.contains("at least 100ms") && !stage.file("ran").exists(), "{said}");
@@ -285,8 +285,8 @@ fn bad_usage_is_told_at_once() {
     refused(&["run"], "COMMAND");
     refused(&["run", "--ttl", "10 parsecs", "--", "true"], "parsecs");
     refused(&["run", "--ttl", "10ms", "--", "true"], "it must be from 1s to 1day");
-    refused(&["run", "--stop-budget", "9s", "--", "true"], "at most 3s 333ms");
-    refused(&["run", "--stop-budget", "50ms", "--", "true"], "at least 100ms");
+    refused(&["run", "--grace-period", "9s", "--", "true"], "at most 3s 333ms");
+    refused(&["run", "--grace-period", "50ms", "--", "true"], "at least 100ms");
     refused(&["run", "--stop-signal", "NOPE", "--", "true"], "allowed are HUP");
     refused(&["run", "--id", "a b", "--", "true"], "a b");
     refused(&["run", "--election", "a/b", "--", "true"], "a/b");

@@ -9,7 +9,7 @@ use common::{ALONE, STUBBORN, Stage, eventually, runs};
 use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
-const TERM: [&str; 4] = ["--stop-budget", "600ms", "--stop-signal", "INT"];
+const TERM: [&str; 4] = ["--grace-period", "600ms", "--stop-signal", "INT"];
 
 /// What is done to the first node.
 #[derive(Clone, Copy, Debug, PartialEq)]

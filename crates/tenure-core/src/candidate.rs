@@ -70,14 +70,14 @@ pub(crate) fn encode(id: &CandidateId, nonce: u128, value: &[u8]) -> Vec<u8> {
 
 /// The payload of an entry whose candidate is asked to resign; `None` when it is another library's, which would not
 /// know what that means.
-pub(crate) fn ask(payload: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn mark_resign_requested(payload: &[u8]) -> Option<Vec<u8>> {
     let (_, value) = decode(payload)?;
     Some(if value.ends_with(ASKED) { payload.to_vec() } else { [payload, ASKED].concat() })
 }
 
 /// Whether the candidate with this payload has been asked to resign: in its value, for the line before could end as the
 /// mark begins.
-pub(crate) fn is_asked(payload: &[u8]) -> bool {
+pub(crate) fn is_resign_requested(payload: &[u8]) -> bool {
     decode(payload).is_some_and(|(_, value)| value.ends_with(ASKED))
 }
 
@@ -124,7 +124,7 @@ mod tests {
         ] {
             let candidate = Candidate::decode("7f2a", "7f2a", payload, None);
             assert_eq!((candidate.id.as_str(), candidate.value.as_slice()), ("7f2a", payload));
-            assert_eq!(ask(payload), None);
+            assert_eq!(mark_resign_requested(payload), None);
         }
     }
 
@@ -132,16 +132,16 @@ mod tests {
     #[test]
     fn a_value_that_looks_like_a_part_of_the_mark_asks_nobody_to_resign() {
         let payload = encode(&CandidateId::new("me").unwrap(), 1, &ASKED[1..]);
-        assert!(!is_asked(&payload));
-        let wish = ask(&payload).unwrap();
-        assert!(is_asked(&wish));
+        assert!(!is_resign_requested(&payload));
+        let wish = mark_resign_requested(&payload).unwrap();
+        assert!(is_resign_requested(&wish));
         assert_eq!(Candidate::decode("entry", "s", &wish, None).value, &ASKED[1..]);
     }
 
     #[test]
     fn a_stranger_is_asked_for_nothing() {
-        assert!(!is_asked(ASKED));
-        assert!(!is_asked(&[b"10.0.0.1", ASKED].concat()));
+        assert!(!is_resign_requested(ASKED));
+        assert!(!is_resign_requested(&[b"10.0.0.1", ASKED].concat()));
     }
 
     #[test]
@@ -173,9 +173,9 @@ mod tests {
         #[test]
         fn a_candidate_that_was_asked_to_resign_has_the_same_value(value: Vec<u8>, nonce: u128) {
             let payload = encode(&CandidateId::new("me").unwrap(), nonce, &value);
-            let asked = ask(&payload).unwrap();
-            prop_assert!(is_asked(&asked) && !is_asked(&payload));
-            prop_assert_eq!(ask(&asked), Some(asked.clone()));
+            let asked = mark_resign_requested(&payload).unwrap();
+            prop_assert!(is_resign_requested(&asked) && !is_resign_requested(&payload));
+            prop_assert_eq!(mark_resign_requested(&asked), Some(asked.clone()));
             let shown = |payload| Candidate::decode("entry", "s", payload, None);
             prop_assert_eq!(shown(&asked), shown(&payload));
         }

@@ -18,9 +18,9 @@ use rustix::time::{ClockId, clock_gettime};
 ///
 /// Moments of one clock compare with each other; those of two machines never do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Moment(u64);
+pub struct BootInstant(u64);
 
-impl Moment {
+impl BootInstant {
     /// The moment that never comes.
     pub const NEVER: Self = Self(u64::MAX);
 
@@ -44,14 +44,14 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Add<Duration> for Moment {
+impl Add<Duration> for BootInstant {
     type Output = Self;
     fn add(self, rhs: Duration) -> Self {
         Self(self.0.saturating_add(nanos(rhs)))
     }
 }
 
-impl Sub<Duration> for Moment {
+impl Sub<Duration> for BootInstant {
     type Output = Self;
     fn sub(self, rhs: Duration) -> Self {
         if self == Self::NEVER { self } else { Self(self.0.saturating_sub(nanos(rhs))) }
@@ -65,7 +65,7 @@ impl Sub<Duration> for Moment {
 #[async_trait]
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// Now, on a clock that goes on while the machine is suspended and is never set.
-    fn now(&self) -> Moment;
+    fn now(&self) -> BootInstant;
 
     /// The time of day, since any fixed origin. Only used to notice that it ran
     /// ahead of [`now`](Self::now), as it does after a virtual machine was paused.
@@ -75,7 +75,7 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Cancellation safety
     /// Dropping the future has no effect.
-    async fn sleep_until(&self, moment: Moment);
+    async fn sleep_until(&self, moment: BootInstant);
 }
 
 /// The machine's suspend-aware clock: `CLOCK_BOOTTIME` on Linux.
@@ -84,13 +84,13 @@ pub struct BootClock;
 
 #[async_trait]
 impl Clock for BootClock {
-    fn now(&self) -> Moment {
+    fn now(&self) -> BootInstant {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let id = ClockId::Boottime;
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         let id = ClockId::Monotonic;
         let time = clock_gettime(id);
-        Moment((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
+        BootInstant((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
     }
 
     /// To a tick of the kernel, a few milliseconds: read on every check, and a jump is far longer.
@@ -103,7 +103,7 @@ impl Clock for BootClock {
         Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
     }
 
-    async fn sleep_until(&self, moment: Moment) {
+    async fn sleep_until(&self, moment: BootInstant) {
         loop {
             let left = moment.since(self.now());
             if left.is_zero() {
@@ -179,16 +179,16 @@ impl Default for SimClock {
 
 #[async_trait]
 impl Clock for SimClock {
-    fn now(&self) -> Moment {
+    fn now(&self) -> BootInstant {
         // Not zero at the start: subtracting a budget must not saturate.
-        Moment(nanos(Duration::from_secs(1_000) + self.elapsed() + self.ahead().0))
+        BootInstant(nanos(Duration::from_secs(1_000) + self.elapsed() + self.ahead().0))
     }
 
     fn wall(&self) -> Duration {
         Duration::from_secs(2_000) + self.elapsed() + self.ahead().1
     }
 
-    async fn sleep_until(&self, moment: Moment) {
+    async fn sleep_until(&self, moment: BootInstant) {
         loop {
             let left = moment.since(self.now());
             if left.is_zero() {

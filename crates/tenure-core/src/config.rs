@@ -16,14 +16,14 @@ use crate::{CandidateId, ElectionName, Error, FencingToken, InvalidConfig, candi
 pub struct Config {
     pub(crate) ttl: Duration,
     pub(crate) drift: f64,
-    pub(crate) stop_budget: Option<Duration>,
+    pub(crate) grace_period: Option<Duration>,
     pub(crate) id: CandidateId,
     pub(crate) value: Vec<u8>,
     pub(crate) request_timeout: Duration,
     pub(crate) on_disconnect: OnDisconnect,
     pub(crate) on_overrun: OnOverrun,
     pub(crate) retry: Backoff,
-    pub(crate) after_work: Backoff,
+    pub(crate) work_backoff: Backoff,
     pub(crate) shutdown_timeout: Duration,
 }
 
@@ -42,9 +42,9 @@ pub struct Backoff {
 pub enum OnDisconnect {
     /// Leads on until the deadline: a restart or an election inside the store is ridden out.
     #[default]
-    RideOut,
+    HoldUntilDeadline,
     /// Gives leadership up with the first heartbeat that fails.
-    LoseAtOnce,
+    StepDown,
 }
 
 /// What happens when work given to `run` has not stopped by the deadline, because
@@ -89,7 +89,7 @@ impl Config {
     pub const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
     /// The waits before campaigning again after failed work, unless others are set.
-    pub const DEFAULT_AFTER_WORK: Backoff =
+    pub const DEFAULT_WORK_BACKOFF: Backoff =
         Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 
     /// How long a resignation or `close` waits, unless something else is set.
@@ -98,19 +98,19 @@ impl Config {
     /// The longest time that may be waited for an answer, between two tries, or for a shutdown.
     pub const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
 
-    /// TTL 10 s, drift 10 %, stop budget a tenth of the TTL, a unique id, no value.
+    /// TTL 10 s, drift 10 %, grace period a tenth of the TTL, a unique id, no value.
     pub fn new() -> Self {
         Self {
             ttl: Duration::from_secs(10),
             drift: 0.1,
-            stop_budget: None,
+            grace_period: None,
             id: CandidateId::unique(),
             value: Vec::new(),
             request_timeout: Duration::from_secs(5),
             on_disconnect: OnDisconnect::default(),
             on_overrun: OnOverrun::default(),
             retry: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) },
-            after_work: Self::DEFAULT_AFTER_WORK,
+            work_backoff: Self::DEFAULT_WORK_BACKOFF,
             shutdown_timeout: Self::DEFAULT_SHUTDOWN_TIMEOUT,
         }
     }
@@ -133,8 +133,8 @@ impl Config {
 
     /// The time before the deadline that is kept for work to stop: more than 0, at
     /// most a third of the TTL, a tenth of it by default.
-    pub fn with_stop_budget(mut self, budget: Duration) -> Self {
-        self.stop_budget = Some(budget);
+    pub fn with_grace_period(mut self, budget: Duration) -> Self {
+        self.grace_period = Some(budget);
         self
     }
 
@@ -176,8 +176,8 @@ impl Config {
     }
 
     /// The waits before campaigning again after failed work: 100 ms to 30 s by default.
-    pub fn with_after_work(mut self, backoff: Backoff) -> Self {
-        self.after_work = backoff;
+    pub fn with_work_backoff(mut self, backoff: Backoff) -> Self {
+        self.work_backoff = backoff;
         self
     }
 
@@ -198,8 +198,8 @@ impl Config {
     }
 
     /// The time kept for work to stop.
-    pub fn stop_budget(&self) -> Duration {
-        self.stop_budget.unwrap_or(self.ttl / 10)
+    pub fn grace_period(&self) -> Duration {
+        self.grace_period.unwrap_or(self.ttl / 10)
     }
 
     /// Who this candidate is.
@@ -218,7 +218,7 @@ impl Config {
         if !(0.0..=0.5).contains(&self.drift) {
             return Err(InvalidConfig::Drift { given: self.drift }.into());
         }
-        check_stop_budget(self.stop_budget(), self.ttl, self.ttl / 3)?;
+        check_grace_period(self.grace_period(), self.ttl, self.ttl / 3)?;
         let most = Self::MAX_WAIT;
         for (setting, given) in
             [("request timeout", self.request_timeout), ("shutdown timeout", self.shutdown_timeout)]
@@ -228,7 +228,7 @@ impl Config {
                 return Err(InvalidConfig::Time { setting, given, allowed }.into());
             }
         }
-        for (setting, backoff) in [("retry backoff", self.retry), ("backoff after work", self.after_work)] {
+        for (setting, backoff) in [("retry backoff", self.retry), ("backoff after work", self.work_backoff)] {
             if backoff.min.is_zero() || backoff.min > backoff.max {
                 let allowed = "more than 0 and at most its own maximum";
                 return Err(InvalidConfig::Time { setting, given: backoff.min, allowed }.into());
@@ -243,13 +243,13 @@ impl Config {
 }
 
 /// Whether `budget` leaves time to lead under a session of `ttl`, which allows at most `most`.
-pub(crate) fn check_stop_budget(
+pub(crate) fn check_grace_period(
     budget: Duration,
     ttl: Duration,
     most: Duration,
 ) -> Result<(), InvalidConfig> {
     if budget.is_zero() || budget > most {
-        return Err(InvalidConfig::StopBudget { given: budget, ttl, most });
+        return Err(InvalidConfig::GracePeriod { given: budget, ttl, most });
     }
     Ok(())
 }
@@ -276,8 +276,8 @@ mod tests {
             "ttl 10ms is not allowed: it must be from 1s to 1day"
         );
         assert_eq!(
-            message(base().with_stop_budget(Duration::from_secs(9))),
-            "stop budget 9s is not allowed with ttl 10s: it must be more than 0 and at most 3s 333ms"
+            message(base().with_grace_period(Duration::from_secs(9))),
+            "grace period 9s is not allowed with ttl 10s: it must be more than 0 and at most 3s 333ms"
         );
         assert_eq!(
             message(base().with_drift(0.9)),
@@ -295,7 +295,7 @@ mod tests {
             base().with_request_timeout(Duration::MAX),
             base().with_shutdown_timeout(Duration::MAX),
             base().with_retry(Backoff { min: Duration::from_secs(1), max: Duration::MAX }),
-            base().with_after_work(Backoff { min: Duration::from_secs(1), max: Duration::MAX }),
+            base().with_work_backoff(Backoff { min: Duration::from_secs(1), max: Duration::MAX }),
         ] {
             let message = message(config);
             assert!(

@@ -5,7 +5,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::{future::BoxFuture, stream::BoxStream};
 
-use crate::{Backoff, Candidate, CandidateId, Config, Error, Finding, Leadership, LeadershipHandle, Status};
+use crate::{
+    Backoff, Candidate, CandidateId, Config, Diagnosis, Error, Leadership, LeadershipHandle, Status,
+};
 
 /// The leaders of an election, one after the other; see [`Elector::observe`].
 pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
@@ -96,7 +98,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Behavior
     /// - The leader is told, wherever it runs: its leadership is over for the reason
-    ///   [`LossReason::Asked`](crate::LossReason::Asked), its work is told to stop and
+    ///   [`LossReason::ResignRequested`](crate::LossReason::ResignRequested), its work is told to stop and
     ///   awaited, and its entry goes then, as on a [`resign`](Leadership::resign) of its own.
     /// - Returns when the store has taken the wish, not when the leader has gone: [`observe`](Self::observe) shows that.
     /// - Whoever campaigns again at once may lead again, when nobody else waits.
@@ -107,7 +109,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Cancellation safety
     /// When the future is dropped, the leader may have been asked or not.
-    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error>;
+    async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error>;
 
     /// Who this elector's candidates are.
     fn candidate(&self) -> CandidateId;
@@ -128,11 +130,11 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Cancellation safety
     /// Dropping the future leaves at most a session that expires by itself.
-    async fn examine(&self) -> Vec<Finding>;
+    async fn diagnose(&self) -> Vec<Diagnosis>;
 
-    /// The waits before campaigning again after failed work; see [`Config::with_after_work`].
+    /// The waits before campaigning again after failed work; see [`Config::with_work_backoff`].
     fn work_backoff(&self) -> Backoff {
-        Config::DEFAULT_AFTER_WORK
+        Config::DEFAULT_WORK_BACKOFF
     }
 
     /// How long a shutdown waits at most; see [`Config::with_shutdown_timeout`].
@@ -179,8 +181,8 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     fn observe(&self, election: &str) -> Leaders {
         (**self).observe(election)
     }
-    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
-        (**self).ask_to_resign(election).await
+    async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        (**self).request_resign(election).await
     }
     fn candidate(&self) -> CandidateId {
         (**self).candidate()
@@ -191,8 +193,8 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     fn status(&self) -> Status {
         (**self).status()
     }
-    async fn examine(&self) -> Vec<Finding> {
-        (**self).examine().await
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        (**self).diagnose().await
     }
     fn work_backoff(&self) -> Backoff {
         (**self).work_backoff()

@@ -149,11 +149,11 @@ pub enum InvalidConfig {
         given: f64,
     },
 
-    /// The stop budget leaves no time to lead.
-    #[error("stop budget {} is not allowed with ttl {}: it must be more than 0 and at most {}",
+    /// The grace period leaves no time to lead.
+    #[error("grace period {} is not allowed with ttl {}: it must be more than 0 and at most {}",
         humantime::format_duration(*.given), humantime::format_duration(*.ttl),
         humantime::format_duration(Duration::from_millis(u64::try_from(most.as_millis()).unwrap_or(u64::MAX))))]
-    StopBudget {
+    GracePeriod {
         /// What was given.
         given: Duration,
         /// The TTL it has to fit, as asked for or as the store granted it.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Connection, ElectionName, Elector, Error, Finding, InvalidConfig,
+    Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
     Leaders, Leadership, LeadershipHandle, Status, engine::retry::Retry,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 ///
 /// With hundreds of candidates, a few of each group's (a rack's, a region's) wait at the top, and the group's own election can
 /// be held in a store nearby. Leadership at the top rests on that in the group: the loss of either ends both
-/// ([`Leadership::resting_on`]).
+/// ([`Leadership::with_parent`]).
 ///
 /// The group's election is called `ELECTION.GROUP`: both tiers may share a store, and even an elector. So groups have no dot in
 /// their names, and no other election is to be called like that. A group is itself an
@@ -101,7 +101,7 @@ impl Elector for Hierarchy {
             let reason = tokio::select! {
                 biased;
                 reason = base.lost() => reason,
-                top = self.top.campaign(election) => return Ok(top?.resting_on(base)),
+                top = self.top.campaign(election) => return Ok(top?.with_parent(base)),
             };
             info!(election, group = %self.group, %reason, "no longer leads its group; campaigning there again");
             // Given back for certain before it is stood for again.
@@ -132,7 +132,7 @@ impl Elector for Hierarchy {
             let ended = futures::future::select(given_up.clone(), base.lost().boxed());
             let top = self.top.campaign_until(election, ended.map(drop).boxed()).await?;
             if let Some(top) = top {
-                return Ok(Some(top.resting_on(base)));
+                return Ok(Some(top.with_parent(base)));
             }
             if let Some(since) = since.get() {
                 let left = self.groups.shutdown_timeout().saturating_sub(since.elapsed());
@@ -159,7 +159,7 @@ impl Elector for Hierarchy {
         let group = self.group_election(election)?;
         let Some(base) = self.groups.try_campaign(group.as_str()).await? else { return Ok(None) };
         match self.top.try_campaign(election).await {
-            Ok(Some(top)) => Ok(Some(top.resting_on(base))),
+            Ok(Some(top)) => Ok(Some(top.with_parent(base))),
             other => {
                 // Whoever was turned away may try again at once, and find the group's place free.
                 let _ = base.resign().await;
@@ -181,8 +181,8 @@ impl Elector for Hierarchy {
         self.top.observe(election)
     }
 
-    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
-        self.top.ask_to_resign(election).await
+    async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        self.top.request_resign(election).await
     }
 
     fn candidate(&self) -> CandidateId {
@@ -203,12 +203,12 @@ impl Elector for Hierarchy {
         }
     }
 
-    async fn examine(&self) -> Vec<Finding> {
-        let mut findings = self.top.examine().await;
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        let mut diagnoses = self.top.diagnose().await;
         if !self.shares() {
-            findings.extend(self.groups.examine().await);
+            diagnoses.extend(self.groups.diagnose().await);
         }
-        findings
+        diagnoses
     }
 
     fn work_backoff(&self) -> Backoff {

@@ -5,9 +5,9 @@ use std::{fmt, future::Future, ops::Deref, os::fd::OwnedFd, sync::Arc, time::Dur
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CandidateId, ElectionName, Error, FencingToken, LossReason, Lost, Moment,
+    BootInstant, CandidateId, ElectionName, Error, FencingToken, LossReason, Lost,
     candidate::check_value,
-    config::check_stop_budget,
+    config::check_grace_period,
     engine::{
         report::FLUSH,
         retry::{Retry, timed},
@@ -21,9 +21,9 @@ use crate::{
 ///
 /// # Guarantees
 /// - [`is_leader`](LeadershipHandle::is_leader) and [`ensure`](LeadershipHandle::ensure) compare
-///   the clock with the deadline on every call. They say no from `deadline − stop budget` on,
+///   the clock with the deadline on every call. They say no from `deadline − grace period` on,
 ///   before the store can give leadership to anybody else, and never yes again.
-/// - Work under [`run`](LeadershipHandle::run) is told to stop at `deadline − stop budget` and
+/// - Work under [`run`](LeadershipHandle::run) is told to stop at `deadline − grace period` and
 ///   dropped before the deadline. The entry is removed only after the work has stopped.
 ///
 /// # Assumptions
@@ -72,11 +72,11 @@ impl Leadership {
     /// own group, say. [`Hierarchy`](crate::Hierarchy) does the whole of that.
     ///
     /// # Behavior
-    /// - When `base` is over, so is this one, for the reason [`LossReason::Base`]. Every check compares the clock with
+    /// - When `base` is over, so is this one, for the reason [`LossReason::ParentLost`]. Every check compares the clock with
     ///   both deadlines, and the [`deadline`](LeadershipHandle::deadline) is the earlier of the two.
-    /// - The stop budget is kept before both deadlines; before `base`'s, as much of it as its session's TTL allows.
+    /// - The grace period is kept before both deadlines; before `base`'s, as much of it as its session's TTL allows.
     /// - When this one is over, `base` is resigned, after the work has stopped and the entry of this one has gone.
-    pub fn resting_on(self, base: Self) -> Self {
+    pub fn with_parent(self, base: Self) -> Self {
         self.term.rest_on(base);
         self
     }
@@ -269,20 +269,20 @@ impl LeadershipHandle {
     }
 
     /// The latest instant at which leadership may be assumed, as things stand; it moves forward
-    /// with every confirmed heartbeat. [`Moment::NEVER`] where the kernel keeps the session.
-    pub fn deadline(&self) -> Moment {
+    /// with every confirmed heartbeat. [`BootInstant::NEVER`] where the kernel keeps the session.
+    pub fn deadline(&self) -> BootInstant {
         self.term.deadline().min(self.term.stop_by())
     }
 
     /// The time before the [`deadline`](Self::deadline) that is kept for work to stop: leadership is over that much before it.
-    pub fn stop_budget(&self) -> Duration {
-        self.term.stop_budget()
+    pub fn grace_period(&self) -> Duration {
+        self.term.grace_period()
     }
 
     /// The time left until [`deadline`](Self::deadline); zero when it has passed.
     pub fn remaining(&self) -> Duration {
         let deadline = self.deadline();
-        if deadline == Moment::NEVER {
+        if deadline == BootInstant::NEVER {
             return Duration::MAX;
         }
         deadline.since(self.term.session.shared.clock.now())
@@ -312,7 +312,7 @@ impl LeadershipHandle {
     /// Runs `work` under this leadership.
     ///
     /// # Behavior
-    /// - At `deadline − stop budget` the work is told to stop through
+    /// - At `deadline − grace period` the work is told to stop through
     ///   [`cancellation_token`](Self::cancellation_token); just before the deadline it is dropped.
     /// - When the store itself says that leadership is over, it is dropped at once.
     /// - The loss is polled before the work: work that nobody polled for a while is not resumed past its deadline.
@@ -338,13 +338,13 @@ impl LeadershipHandle {
     ///
     /// # Cancellation safety
     /// Dropping the future drops the work.
-    pub async fn run_with_stop_budget<F: Future>(
+    pub async fn run_with_grace_period<F: Future>(
         &self,
         budget: Duration,
         work: F,
     ) -> Result<F::Output, Error> {
-        let (most, ttl) = self.term.largest_stop_budget();
-        check_stop_budget(budget, ttl, most)?;
+        let (most, ttl) = self.term.largest_grace_period();
+        check_grace_period(budget, ttl, most)?;
         self.term.raise_budget(budget);
         Ok(self.term.run(work).await?)
     }

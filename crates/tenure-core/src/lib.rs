@@ -4,21 +4,21 @@
 mod candidate;
 mod clock;
 mod config;
+mod diagnosis;
+mod election_status;
 mod elector;
 mod error;
+#[doc(hidden)]
+pub mod failpoints;
 mod fencing;
-mod finding;
 mod hierarchy;
 mod leadership;
 mod loss;
-#[doc(hidden)]
-pub mod mutants;
 mod name;
 mod plain_text;
 mod printable;
 mod random;
 mod runner;
-mod standing;
 mod status;
 mod sync;
 mod telemetry;
@@ -32,19 +32,19 @@ pub mod metrics;
 pub mod spi;
 
 pub use candidate::{Candidate, MAX_VALUE_BYTES};
-pub use clock::{BootClock, Clock, Moment, SimClock};
+pub use clock::{BootClock, BootInstant, Clock, SimClock};
 pub use config::{Backoff, Config, OnDisconnect, OnOverrun, Overrun};
+pub use diagnosis::{Diagnosis, Level};
+pub use election_status::{ElectionStatus, StatusHandle};
 pub use elector::{Elector, Leaders};
 pub use engine::StoreElector;
 pub use error::{BoxError, Error, InvalidConfig, Lost};
 pub use fencing::{Fence, FencingToken, ParseTokenError, StaleToken};
-pub use finding::{Finding, Level};
 pub use hierarchy::Hierarchy;
 pub use leadership::{Leadership, LeadershipHandle};
 pub use loss::LossReason;
 pub use name::{CandidateId, ElectionName, InvalidCandidate, InvalidElection};
 pub use runner::ElectorExt;
-pub use standing::{ElectionStatus, StatusHandle};
 pub use status::{Connection, Status};
 pub use tls::{Tls, TlsPem};
 pub use url::{InvalidUrl, Password, Secret, StoreUrl};

@@ -6,23 +6,23 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LossReason {
-    /// No confirmed heartbeat moved the deadline in time; the stop budget before it has begun.
+    /// No confirmed heartbeat moved the deadline in time; the grace period before it has begun.
     Deadline,
     /// The entry no longer exists in the store, or is not ours any more.
     EntryGone,
     /// The store says that the session has ended.
     SessionExpired,
     /// A heartbeat failed, and the elector gives up at once then
-    /// ([`OnDisconnect::LoseAtOnce`](crate::OnDisconnect::LoseAtOnce)).
+    /// ([`OnDisconnect::StepDown`](crate::OnDisconnect::StepDown)).
     Disconnected,
     /// The time of day ran ahead of the clock, as it does after a virtual machine was paused.
     ClockJump,
     /// [`Leadership::resign`](crate::Leadership::resign) was called.
     Resigned,
-    /// Somebody asked the leader to resign ([`Elector::ask_to_resign`](crate::Elector::ask_to_resign)).
-    Asked,
-    /// The leadership that this one rests on is over ([`Leadership::resting_on`](crate::Leadership::resting_on)).
-    Base,
+    /// Somebody asked the leader to resign ([`Elector::request_resign`](crate::Elector::request_resign)).
+    ResignRequested,
+    /// The leadership that this one rests on is over ([`Leadership::with_parent`](crate::Leadership::with_parent)).
+    ParentLost,
     /// The guard was dropped.
     Dropped,
     /// The elector was closed.
@@ -42,8 +42,8 @@ impl LossReason {
             Self::Disconnected => "disconnected",
             Self::ClockJump => "clock_jump",
             Self::Resigned => "resigned",
-            Self::Asked => "asked",
-            Self::Base => "base",
+            Self::ResignRequested => "resign_requested",
+            Self::ParentLost => "parent_lost",
             Self::Dropped => "dropped",
             Self::Closed => "closed",
             Self::SessionGivenUp => "session_given_up",
@@ -65,8 +65,8 @@ impl fmt::Display for LossReason {
             Self::Disconnected => "the store did not answer a heartbeat",
             Self::ClockJump => "the time of day jumped ahead of the machine's clock",
             Self::Resigned => "it was resigned",
-            Self::Asked => "an operator asked for it",
-            Self::Base => "the leadership that it rests on is over",
+            Self::ResignRequested => "an operator asked for it",
+            Self::ParentLost => "the leadership that it rests on is over",
             Self::Dropped => "its guard was dropped",
             Self::Closed => "the elector was closed",
             Self::SessionGivenUp => "its session had to be given up",

@@ -16,7 +16,7 @@ pub trait ElectorExt: Elector {
     ///   the leadership's [`cancellation_token`](LeadershipHandle::cancellation_token) and
     ///   dropped before the deadline, as under [`run`](LeadershipHandle::run).
     /// - When the work returns, resigns, pauses and campaigns again. The pauses are
-    ///   jittered, and grow while the work fails ([`Config::with_after_work`](crate::Config::with_after_work)).
+    ///   jittered, and grow while the work fails ([`Config::with_work_backoff`](crate::Config::with_work_backoff)).
     /// - When leadership is lost, campaigns again: at once after a term that lasted, after such a
     ///   pause when terms are short.
     /// - Work that panics has failed.

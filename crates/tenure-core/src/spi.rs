@@ -2,7 +2,7 @@
 //!
 //! A backend knows its store's requests and recipes, and nothing of deadlines,
 //! guards or retries. The engine calls it, bounds every call in time (all but the
-//! three waits and [`Partings::next`]), repeats what may be repeated, and derives from the answers how
+//! three waits and [`EntryWatcher::next`]), repeats what may be repeated, and derives from the answers how
 //! long leadership may be assumed. A user of the library never calls it.
 //!
 //! # Rules for an implementer
@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use thiserror::Error;
 
-use crate::{Candidate, CandidateId, ElectionName, FencingToken, Finding, candidate};
+use crate::{Candidate, CandidateId, Diagnosis, ElectionName, FencingToken, candidate};
 pub use crate::{
     plain_text::{is_loopback, warn_of_plain_text},
     printable::printable,
@@ -66,14 +66,14 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// - Ends with an error when the store is lost; the engine observes again.
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError>;
 
-    /// Asks the leader of `election` to resign: its [`wait_parting`](BackendSession::wait_parting) returns
-    /// [`Parting::Asked`]. Whom it asked; `None` when nobody leads.
+    /// Asks the leader of `election` to resign: its [`wait_entry_event`](BackendSession::wait_entry_event) returns
+    /// [`EntryEvent::ResignRequested`]. Whom it asked; `None` when nobody leads.
     ///
-    /// By [`asked`] in place of the entry's payload, where the store keeps payloads.
+    /// By [`mark_resign_requested`] in place of the entry's payload, where the store keeps payloads.
     ///
     /// # Errors
     /// [`Invalid`](BackendErrorKind::Invalid) when the leader is another library's, or the store has no way to ask.
-    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+    async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         Err(BackendError::new(
             BackendErrorKind::Invalid,
             format!("this store has no way to ask the leader of {election} to resign"),
@@ -84,8 +84,8 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// those. The engine looks at sessions and entries itself.
     ///
     /// # Behavior
-    /// Bounds every question in time; whatever fails is a finding.
-    async fn examine(&self) -> Vec<Finding> {
+    /// Bounds every question in time; whatever fails is a diagnosis.
+    async fn diagnose(&self) -> Vec<Diagnosis> {
         Vec::new()
     }
 
@@ -107,7 +107,7 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     fn granted_ttl(&self) -> Duration;
 
     /// What makes an answered heartbeat count.
-    fn proof(&self) -> Proof;
+    fn proof(&self) -> HeartbeatProof;
 
     /// Asks the store to keep the session alive for another TTL.
     ///
@@ -128,15 +128,15 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError>;
 
     /// Whether `heartbeat` was answered by a store that still spoke for its quorum:
-    /// only for sessions whose proof is [`Proof::Read`].
+    /// only for sessions whose proof is [`HeartbeatProof::Read`].
     ///
-    /// `witness` is an entry of this session, when it has one, that the read has to find.
+    /// `probe_entry` is an entry of this session, when it has one, that the read has to find.
     async fn confirm(
         &self,
         heartbeat: &Heartbeat,
-        witness: Option<&Entry>,
+        probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
-        let _ = (heartbeat, witness);
+        let _ = (heartbeat, probe_entry);
         Ok(Confirmation::Confirmed)
     }
 
@@ -170,17 +170,17 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
 
     /// Waits until `entry` no longer exists or no longer belongs to this session.
     /// Not bounded in time.
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError>;
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError>;
 
     /// The same, but returns as well when the candidate has been asked to resign
-    /// ([`Backend::ask_to_resign`]), also before the call.
-    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
-        self.wait_gone(entry).await.map(|()| Parting::Gone)
+    /// ([`Backend::request_resign`]), also before the call.
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
+        self.wait_deleted(entry).await.map(|()| EntryEvent::Deleted)
     }
 
-    /// One watch for all entries that lead, for a backend with a cheaper way than [`wait_parting`](Self::wait_parting)
+    /// One watch for all entries that lead, for a backend with a cheaper way than [`wait_entry_event`](Self::wait_entry_event)
     /// of each; `None`, the default, without one. Called once.
-    fn partings(&self) -> Option<Box<dyn Partings>> {
+    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
         None
     }
 
@@ -214,17 +214,17 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     async fn close(&self) -> Result<(), BackendError>;
 }
 
-/// What becomes of those entries of one session that lead: [`BackendSession::partings`].
+/// What becomes of those entries of one session that lead: [`BackendSession::entry_watcher`].
 #[async_trait]
-pub trait Partings: Send {
+pub trait EntryWatcher: Send {
     /// Watches `entry` from now on, under this number.
     fn add(&mut self, number: u64, entry: &Entry);
 
     /// Watches it no more. Nothing happens when it is not watched.
     fn remove(&mut self, number: u64);
 
-    /// What becomes of one of them: as [`wait_parting`](BackendSession::wait_parting) returns, for each
-    /// [`Gone`](Parting::Gone) once and [`Asked`](Parting::Asked) once. Not bounded in time.
+    /// What becomes of one of them: as [`wait_entry_event`](BackendSession::wait_entry_event) returns, for each
+    /// [`Gone`](EntryEvent::Deleted) once and [`Asked`](EntryEvent::ResignRequested) once. Not bounded in time.
     ///
     /// # Behavior
     /// Asks the store again for as long as that can help, and bounds every request.
@@ -235,7 +235,7 @@ pub trait Partings: Send {
     ///
     /// # Cancellation safety
     /// Nothing is lost when the future is dropped; it is at every notice that the engine hears.
-    async fn next(&mut self) -> Result<(u64, Parting), BackendError>;
+    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError>;
 }
 
 /// What a store can do.
@@ -280,7 +280,7 @@ impl Capabilities {
 /// whose disk stalls, goes on answering while the others elect anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Proof {
+pub enum HeartbeatProof {
     /// The answer itself is a quorum's word: the heartbeat is a linearizable compare-and-swap that extends the session
     /// with all its entries, as [`BackendSession::heartbeat`] demands. One that renews the row of a single election
     /// proves nothing for the others.
@@ -289,7 +289,7 @@ pub enum Proof {
     /// ([`BackendSession::confirm`]): etcd.
     Read,
     /// A later heartbeat, sent at least `gap` after this one was answered, is answered too: ZooKeeper.
-    Later {
+    NextHeartbeat {
         /// The least time from the one's answer to the other's request.
         gap: Duration,
     },
@@ -315,8 +315,8 @@ pub enum Confirmation {
     Confirmed,
     /// The epoch has changed; the heartbeat proves nothing.
     Unconfirmed,
-    /// The witness no longer exists, or is another one under the same name.
-    WitnessGone,
+    /// The probe_entry no longer exists, or is another one under the same name.
+    ProbeEntryGone,
 }
 
 /// A candidate's wish to enter an election.
@@ -361,36 +361,36 @@ pub struct Entered {
     pub leads: Option<FencingToken>,
 }
 
-/// The outcome of [`BackendSession::wait_parting`].
+/// The outcome of [`BackendSession::wait_entry_event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Parting {
+pub enum EntryEvent {
     /// The entry no longer exists, or no longer belongs to this session.
-    Gone,
+    Deleted,
     /// Somebody wants the candidate to resign.
-    Asked,
+    ResignRequested,
 }
 
 /// The payload of an entry whose candidate is asked to resign, made of what stands there; `None` when that is not
 /// [`EntryRequest::payload`]'s, but another library's.
-pub fn asked(payload: &[u8]) -> Option<Vec<u8>> {
-    candidate::ask(payload)
+pub fn mark_resign_requested(payload: &[u8]) -> Option<Vec<u8>> {
+    candidate::mark_resign_requested(payload)
 }
 
-/// Whether this payload is one that [`asked`] has made.
-pub fn is_asked(payload: &[u8]) -> bool {
-    candidate::is_asked(payload)
+/// Whether this payload is one that [`mark_resign_requested`] has made.
+pub fn is_resign_requested(payload: &[u8]) -> bool {
+    candidate::is_resign_requested(payload)
 }
 
 /// The payload with which [`BackendSession::update`] takes the place of what it `found`: somebody may have asked the candidate to resign
 /// just before.
-pub fn updated(found: &[u8], request: &EntryRequest) -> Vec<u8> {
+pub fn replacement_payload(found: &[u8], request: &EntryRequest) -> Vec<u8> {
     let payload = request.payload();
-    if is_asked(found) { asked(&payload).unwrap_or(payload) } else { payload }
+    if is_resign_requested(found) { mark_resign_requested(&payload).unwrap_or(payload) } else { payload }
 }
 
-/// The error of [`Backend::ask_to_resign`] when the leader is another library's.
-pub fn does_not_listen(leader: &Candidate) -> BackendError {
+/// The error of [`Backend::request_resign`] when the leader is another library's.
+pub fn foreign_leader_error(leader: &Candidate) -> BackendError {
     BackendError::new(
         BackendErrorKind::Invalid,
         format!("the leader, {}, is not tenure's, and listens to no wish to resign", leader.id),

@@ -29,10 +29,10 @@ pub trait Harness: Send + Sync {
     async fn expire_session(&self, session: &str);
 
     /// Puts something that no candidate made where the entries of `election` are.
-    async fn litter(&self, election: &str);
+    async fn add_foreign_entries(&self, election: &str);
 
-    /// Whether what [`litter`](Self::litter) put there is still there, untouched.
-    async fn litter_is_untouched(&self, election: &str) -> bool;
+    /// Whether what [`add_foreign_entries`](Self::add_foreign_entries) put there is still there, untouched.
+    async fn foreign_entries_untouched(&self, election: &str) -> bool;
 
     /// Everything of ours that is left in the store: entries and sessions, in words. Litter is not ours.
     async fn leftovers(&self) -> Vec<String>;
@@ -49,14 +49,14 @@ pub struct Abilities {
     /// Sessions can be ended behind their client's back.
     pub expires: bool,
     /// Strangers can leave something among the entries.
-    pub litters: bool,
+    pub foreign_entries: bool,
 }
 
 impl Abilities {
     /// Nothing can be done to the store.
-    pub const NONE: Self = Self { lines: false, deletes: false, expires: false, litters: false };
+    pub const NONE: Self = Self { lines: false, deletes: false, expires: false, foreign_entries: false };
     /// Everything can be done to it.
-    pub const ALL: Self = Self { lines: true, deletes: true, expires: true, litters: true };
+    pub const ALL: Self = Self { lines: true, deletes: true, expires: true, foreign_entries: true };
 
     /// The same, with or without lines.
     pub const fn lines(mut self, yes: bool) -> Self {
@@ -71,8 +71,8 @@ impl Abilities {
     }
 
     /// The same, with or without litter.
-    pub const fn litters(mut self, yes: bool) -> Self {
-        self.litters = yes;
+    pub const fn foreign_entries(mut self, yes: bool) -> Self {
+        self.foreign_entries = yes;
         self
     }
 

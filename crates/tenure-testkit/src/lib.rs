@@ -23,8 +23,8 @@
 //!     // The rest is for what `abilities` declares.
 //! #   async fn delete_entry(&self, _: &str, _: &str, _: u64) {}
 //! #   async fn expire_session(&self, _: &str) {}
-//! #   async fn litter(&self, _: &str) {}
-//! #   async fn litter_is_untouched(&self, _: &str) -> bool { true }
+//! #   async fn add_foreign_entries(&self, _: &str) {}
+//! #   async fn foreign_entries_untouched(&self, _: &str) -> bool { true }
 //! }
 //!
 //! tenure_testkit::conformance!(async { MyStore(MemoryStore::new()) });

@@ -58,8 +58,8 @@ impl<B: Backend> Backend for Recorded<B> {
         self.backend.observe(election).await
     }
 
-    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        self.backend.ask_to_resign(election).await
+    async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        self.backend.request_resign(election).await
     }
 
     async fn close(&self) {

@@ -19,10 +19,10 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// |---|---|---|
 /// | `ttl` | after how much silence the store lets go, such as `10s` | 10 s |
 /// | `drift` | bound on the difference of clock rates, a fraction | 0.1 |
-/// | `stop_budget` | time before the deadline kept for work to stop | a tenth of the TTL |
+/// | `grace_period` | time before the deadline kept for work to stop | a tenth of the TTL |
 /// | `request_timeout` | after how long an unanswered request is tried again | 5 s |
 /// | `shutdown_timeout` | how long a resignation or shutdown waits at most | 5 s |
-/// | `on_disconnect` | `ride_out` or `lose_at_once` | `ride_out` |
+/// | `on_disconnect` | `hold` or `step_down` | `hold` |
 /// | `id` | who this candidate is | host, process id and a random number |
 /// | `value` | what others can read of it | nothing |
 ///
@@ -98,8 +98,8 @@ pub(crate) fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Err
     if let Some(drift) = url.parsed("drift", "a fraction such as 0.1")? {
         config = config.with_drift(drift);
     }
-    if let Some(budget) = url.duration("stop_budget")? {
-        config = config.with_stop_budget(budget);
+    if let Some(budget) = url.duration("grace_period")? {
+        config = config.with_grace_period(budget);
     }
     if let Some(timeout) = url.duration("request_timeout")? {
         config = config.with_request_timeout(timeout);
@@ -109,11 +109,11 @@ pub(crate) fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Err
     }
     match url.text("on_disconnect") {
         None => {}
-        Some("ride_out") => config = config.with_on_disconnect(OnDisconnect::RideOut),
-        Some("lose_at_once") => config = config.with_on_disconnect(OnDisconnect::LoseAtOnce),
+        Some("hold") => config = config.with_on_disconnect(OnDisconnect::HoldUntilDeadline),
+        Some("step_down") => config = config.with_on_disconnect(OnDisconnect::StepDown),
         Some(other) => {
             return Err(url
-                .invalid(format!("on_disconnect={other} is not allowed: it must be ride_out or lose_at_once"))
+                .invalid(format!("on_disconnect={other} is not allowed: it must be hold or step_down"))
                 .into());
         }
     }

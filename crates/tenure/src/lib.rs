@@ -54,7 +54,7 @@
 //! - Fencing tokens of one election strictly increase from term to term. A resource that refuses a
 //!   token lower than the highest it has seen never takes a stale leader's write, even when the
 //!   first promise's assumptions fail.
-//! - Work is told to stop a stop budget before the deadline, and is dropped by the deadline, before
+//! - Work is told to stop a grace period before the deadline, and is dropped by the deadline, before
 //!   the store can give leadership to anyone else.
 //!
 //! # What is not
@@ -83,11 +83,11 @@ mod settings;
 pub use connect::{connect, connect_with};
 pub use settings::Settings;
 pub use tenure_core::{
-    Backoff, BootClock, BoxError, Candidate, CandidateId, Clock, Config, Connection, ElectionName,
-    ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Finding, Hierarchy, InvalidCandidate,
-    InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle, Level, LossReason,
-    Lost, MAX_VALUE_BYTES, Moment, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Password, Secret,
-    StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
+    Backoff, BootClock, BootInstant, BoxError, Candidate, CandidateId, Clock, Config, Connection, Diagnosis,
+    ElectionName, ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Hierarchy,
+    InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle,
+    Level, LossReason, Lost, MAX_VALUE_BYTES, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Password,
+    Secret, StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
 };
 
 /// The trait that a store's backend implements, for those who write one.

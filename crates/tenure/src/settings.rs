@@ -36,7 +36,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, StoreUrl};
 /// # #[cfg(feature = "serde")]
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let settings: tenure::Settings = serde_json::from_str(
-///     r#"{ "store": "etcd://10.0.0.1:2379/acme", "election": "billing", "ttl": "5s", "stop_budget": "500ms" }"#,
+///     r#"{ "store": "etcd://10.0.0.1:2379/acme", "election": "billing", "ttl": "5s", "grace_period": "500ms" }"#,
 /// )?;
 /// assert_eq!(settings.ttl, Some(std::time::Duration::from_secs(5)));
 /// assert!(serde_json::from_str::<tenure::Settings>(r#"{ "store": "memory:", "elections": "billing" }"#).is_err());
@@ -84,10 +84,10 @@ pub struct Settings {
     /// The time before the deadline kept for work to stop; a tenth of the TTL by default.
     #[cfg_attr(
         feature = "clap",
-        arg(long, value_name = "TIME", env = "TENURE_STOP_BUDGET", value_parser = humantime::parse_duration)
+        arg(long, value_name = "TIME", env = "TENURE_GRACE_PERIOD", value_parser = humantime::parse_duration)
     )]
     #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
-    pub stop_budget: Option<Duration>,
+    pub grace_period: Option<Duration>,
 }
 
 impl fmt::Debug for Settings {
@@ -101,7 +101,7 @@ impl fmt::Debug for Settings {
             .field("candidate", &self.candidate)
             .field("value", &self.value)
             .field("ttl", &self.ttl)
-            .field("stop_budget", &self.stop_budget)
+            .field("grace_period", &self.grace_period)
             .finish()
     }
 }
@@ -127,8 +127,8 @@ impl Settings {
         if let Some(ttl) = self.ttl {
             config = config.with_ttl(ttl);
         }
-        if let Some(budget) = self.stop_budget {
-            config = config.with_stop_budget(budget);
+        if let Some(budget) = self.grace_period {
+            config = config.with_grace_period(budget);
         }
         Ok(config)
     }

@@ -1,15 +1,15 @@
 //! One rule, broken on purpose in this whole process, to see that a trial shows it.
 
 use anyhow::Result;
-use tenure_core::mutants::Rule;
+use tenure_core::failpoints::SafetyRule;
 
 /// What a process that was stopped breaks.
-pub(crate) const COMPARE_THE_CLOCK: Rule = Rule::CompareTheClock;
+pub(crate) const COMPARE_THE_CLOCK: SafetyRule = SafetyRule::CheckClock;
 
 /// Breaks `rule` for good.
 #[cfg(tenure_mutants)]
-pub(crate) fn choose(rule: Rule) -> Result<()> {
-    tenure_core::mutants::break_everywhere(rule);
+pub(crate) fn choose(rule: SafetyRule) -> Result<()> {
+    tenure_core::failpoints::disable_everywhere(rule);
     Ok(())
 }
 
@@ -18,6 +18,6 @@ pub(crate) fn choose(rule: Rule) -> Result<()> {
 /// # Errors
 /// In this build no rule can be broken.
 #[cfg(not(tenure_mutants))]
-pub(crate) fn choose(rule: Rule) -> Result<()> {
+pub(crate) fn choose(rule: SafetyRule) -> Result<()> {
     anyhow::bail!("{rule:?} can be broken only in a build with `--cfg tenure_mutants`")
 }

@@ -11,7 +11,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Result, bail};
 use clap::ValueEnum as _;
 use serde::Serialize;
-use tenure_core::mutants::Rule;
+use tenure_core::failpoints::SafetyRule;
 use tenure_testkit::history::check;
 
 use crate::{
@@ -64,12 +64,12 @@ pub(crate) fn run(options: &TrialOptions) -> Result<ExitCode> {
 }
 
 /// The rule without which this trial ends badly.
-fn rule_of(trial: TrialKind) -> Rule {
+fn rule_of(trial: TrialKind) -> SafetyRule {
     match trial {
-        TrialKind::StalledDisk => Rule::Confirm,
-        TrialKind::CutOffFollower => Rule::BeatByWriting,
-        TrialKind::DroppedPath | TrialKind::StoppedProcess => Rule::CompareTheClock,
-        TrialKind::FrozenMember => Rule::AskElsewhere,
+        TrialKind::StalledDisk => SafetyRule::ConfirmHeartbeats,
+        TrialKind::CutOffFollower => SafetyRule::HeartbeatByWrite,
+        TrialKind::DroppedPath | TrialKind::StoppedProcess => SafetyRule::CheckClock,
+        TrialKind::FrozenMember => SafetyRule::FailOver,
     }
 }
 
@@ -93,7 +93,7 @@ async fn attempt(options: &TrialOptions) -> Result<Outcome> {
 /// So much is told in words.
 const MOST_DETAILS: usize = 20;
 
-fn judge(options: &TrialOptions, rule: Option<Rule>, mut outcome: Outcome, began: Instant) -> Report {
+fn judge(options: &TrialOptions, rule: Option<SafetyRule>, mut outcome: Outcome, began: Instant) -> Report {
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     };

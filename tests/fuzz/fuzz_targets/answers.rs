@@ -34,14 +34,14 @@ fn etcd(version: &str) {
 
 /// What is told of a server is what it has said, and an old one is never called good.
 fn zookeeper(answer: &str) {
-    let Some((version, mode, findings)) = answered(answer) else { return };
+    let Some((version, mode, diagnoses)) = answered(answer) else { return };
     assert!(answer.contains(&version) && answer.contains(&mode));
     assert!(!version.contains([' ', ',', '\n']) && !mode.contains('\n') && mode.trim() == mode);
-    assert!(!findings.is_empty());
+    assert!(!diagnoses.is_empty());
     let shown = printable(&version, 1024);
-    for finding in &findings {
-        assert_eq!(printable(&finding.text, usize::MAX), finding.text, "fit to be printed");
-        assert!(finding.text.contains(shown.trim_end_matches('…')), "{}", finding.text);
+    for diagnosis in &diagnoses {
+        assert_eq!(printable(&diagnosis.text, usize::MAX), diagnosis.text, "fit to be printed");
+        assert!(diagnosis.text.contains(shown.trim_end_matches('…')), "{}", diagnosis.text);
     }
     let (again, part, _) =
         answered(&format!("Zookeeper version: {version}, built\nMode: {mode}\n")).expect("it is one");

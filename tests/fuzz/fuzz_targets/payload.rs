@@ -7,7 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 use tenure::{
     Candidate, CandidateId, Config, ElectionName,
-    spi::{EntryRequest, asked, is_asked},
+    spi::{EntryRequest, mark_resign_requested, is_resign_requested},
 };
 
 /// A name that no candidate can have: whoever shows it was not taken for ours.
@@ -34,7 +34,7 @@ fn read(payload: &[u8]) {
     }
     if candidate.id == STRANGER {
         assert_eq!(candidate.value, payload);
-        assert_eq!((asked(payload), is_asked(payload)), (None, false), "a stranger is asked to resign");
+        assert_eq!((mark_resign_requested(payload), is_resign_requested(payload)), (None, false), "a stranger is asked to resign");
         return;
     }
     CandidateId::new(&candidate.id).expect("a candidate of ours has a legal id");
@@ -42,10 +42,10 @@ fn read(payload: &[u8]) {
         payload.windows(candidate.value.len().max(1)).any(|part| part == candidate.value)
             || candidate.value.is_empty()
     );
-    let wish = asked(payload).expect("a candidate of ours can be asked");
-    assert!(is_asked(&wish));
-    assert_eq!(asked(&wish).as_ref(), Some(&wish), "asked twice, it is not the same");
-    assert_eq!(is_asked(payload), wish == payload);
+    let wish = mark_resign_requested(payload).expect("a candidate of ours can be asked");
+    assert!(is_resign_requested(&wish));
+    assert_eq!(mark_resign_requested(&wish).as_ref(), Some(&wish), "asked twice, it is not the same");
+    assert_eq!(is_resign_requested(payload), wish == payload);
     assert_eq!(shown(&wish), candidate, "who is asked shows another value");
 }
 
@@ -58,7 +58,7 @@ fn written(candidate: CandidateId, value: &[u8]) {
     let payload = request.payload();
     let back = shown(&payload);
     assert_eq!((back.id.as_str(), back.value.as_slice()), (request.candidate.as_str(), value));
-    assert!(!is_asked(&payload), "a candidate is asked to resign from the start");
+    assert!(!is_resign_requested(&payload), "a candidate is asked to resign from the start");
     let other = EntryRequest { nonce: !request.nonce, ..request.clone() };
     assert_ne!(other.payload(), payload, "two entries have one payload");
     read(&payload);

@@ -33,7 +33,7 @@ fn settings(json: &str) {
     let Ok(config) = settings.config() else { return };
     if config.validate().is_ok() {
         assert!((Config::MIN_TTL..=Config::MAX_TTL).contains(&config.ttl()));
-        assert!(!config.stop_budget().is_zero() && config.stop_budget() <= config.ttl() / 3);
+        assert!(!config.grace_period().is_zero() && config.grace_period() <= config.ttl() / 3);
     }
     assert!(settings.ttl.is_none_or(|ttl| ttl == config.ttl()));
     assert!(settings.candidate.is_none_or(|id| id == config.id().as_str()));
@@ -60,7 +60,7 @@ fn time(text: &str) {
 fn limits(time: Duration) {
     let allowed = (Config::MIN_TTL..=Config::MAX_TTL).contains(&time);
     assert_eq!(Config::new().with_ttl(time).validate().is_ok(), allowed, "{time:?}");
-    let budget = Config::new().with_stop_budget(time).validate();
+    let budget = Config::new().with_grace_period(time).validate();
     assert_eq!(budget.is_ok(), !time.is_zero() && time <= Duration::from_secs(10) / 3, "{budget:?}");
     for refused in [budget, Config::new().with_ttl(time).validate()] {
         assert!(refused.is_ok() || refused.is_err_and(|error| error.to_string().contains("must be")));

@@ -83,7 +83,7 @@ fn all_that_is_printed(text: &str) -> String {
     if let Ok(config) = &config {
         config.validate().expect("what is accepted is valid");
         assert!((Config::MIN_TTL..=Config::MAX_TTL).contains(&config.ttl()));
-        assert!(!config.stop_budget().is_zero() && config.stop_budget() <= config.ttl() / 3);
+        assert!(!config.grace_period().is_zero() && config.grace_period() <= config.ttl() / 3);
     }
     // A candidate's id is a random one, where none is given.
     all += &config.map_or_else(|error| error.to_string(), |config| format!("{:?}", config.ttl()));

@@ -83,8 +83,8 @@ pub(crate) fn apply(protocol: &Protocol, state: &mut State, step: Step) {
 fn confirm(protocol: &Protocol, state: &mut State, number: usize, found: bool, read_in_old_term: bool) {
     let Beat::Kept { age, old_term } = state.candidates[number].beat else { return };
     state.candidates[number].beat = Beat::None;
-    let age = if protocol.is_broken(Rule::CountFromTheSending) { 0 } else { age };
-    if protocol.is_broken(Rule::Confirm) {
+    let age = if protocol.is_broken(Rule::DeadlineFromRequestStart) { 0 } else { age };
+    if protocol.is_broken(Rule::ConfirmHeartbeats) {
         protocol.renew(state, number, age);
     } else if !found {
         Protocol::forget_session(state, number);

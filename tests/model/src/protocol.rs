@@ -69,13 +69,13 @@ impl Protocol {
 
     /// Whether the candidate may assume to lead.
     pub(crate) fn is_valid(&self, candidate: &Candidate) -> bool {
-        candidate.phase == Phase::Leads && (candidate.left > 0 || self.is_broken(Rule::CompareTheClock))
+        candidate.phase == Phase::Leads && (candidate.left > 0 || self.is_broken(Rule::CheckClock))
     }
 
     /// Whether its work can act, though it may have been told to stop.
     pub(crate) fn can_work(&self, candidate: &Candidate) -> bool {
         matches!(candidate.phase, Phase::Leads | Phase::Stopping)
-            && (candidate.left > 0 || self.is_broken(Rule::DropWork))
+            && (candidate.left > 0 || self.is_broken(Rule::DropWorkAtDeadline))
     }
 
     fn can_win(&self, state: &State, candidate: &Candidate) -> bool {
@@ -94,7 +94,7 @@ impl Protocol {
         let credit = self.credit().saturating_sub(age);
         let candidate = &mut state.candidates[number];
         if candidate.left == 0 {
-            if !self.is_broken(Rule::CloseForGood) || credit == 0 {
+            if !self.is_broken(Rule::NeverReopenWindow) || credit == 0 {
                 return;
             }
             if candidate.phase == Phase::Leads {
@@ -124,7 +124,7 @@ impl Protocol {
             candidate.left = self.credit();
         }
         candidate.session.entry = new;
-        if !(self.is_broken(Rule::NewTokens) && candidate.token > 0) {
+        if !(self.is_broken(Rule::UniqueTokens) && candidate.token > 0) {
             candidate.token = new;
         }
         candidate.phase = Phase::Waiting;
@@ -141,7 +141,7 @@ impl Protocol {
         let candidate = &mut state.candidates[number];
         candidate.phase = Phase::Out;
         candidate.predecessor = 0;
-        if !self.is_broken(Rule::NewTokens) {
+        if !self.is_broken(Rule::UniqueTokens) {
             candidate.token = 0;
         }
     }
@@ -243,7 +243,9 @@ impl Protocol {
             }
             Close(number) => {
                 Self::end_in_store(state, number);
-                if !self.is_broken(Rule::StopBeforeClosing) || state.candidates[number].phase == Phase::Out {
+                if !self.is_broken(Rule::StopWorkBeforeClosing)
+                    || state.candidates[number].phase == Phase::Out
+                {
                     self.stand_down(state, number);
                     Self::forget_session(state, number);
                 }
@@ -251,7 +253,7 @@ impl Protocol {
             Resign(number) => state.candidates[number].phase = Phase::Stopping,
             Leave(number) => {
                 state.candidates[number].session.entry = 0;
-                if !self.is_broken(Rule::StopBeforeLeaving) {
+                if !self.is_broken(Rule::StopWorkBeforeLeaving) {
                     self.stand_down(state, number);
                 }
             }

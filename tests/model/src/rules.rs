@@ -26,9 +26,9 @@ impl Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rule {
     /// A deadline is counted from before the request is sent, not from its answer.
-    CountFromTheSending,
+    DeadlineFromRequestStart,
     /// An answered heartbeat counts once it is confirmed.
-    Confirm,
+    ConfirmHeartbeats,
     /// A confirming read has to be of the heartbeat's term (etcd).
     CompareEpochs,
     /// A keepalive's answer names the term in which it was given (etcd).
@@ -36,9 +36,9 @@ pub(crate) enum Rule {
     /// A read that confirms is one that a quorum stands behind (etcd).
     ReadFromAQuorum,
     /// A heartbeat is a write that a quorum answers (ZooKeeper).
-    BeatByWriting,
+    HeartbeatByWrite,
     /// A confirming write is sent a gap after the answer to the one before (ZooKeeper).
-    KeepTheGap,
+    KeepHeartbeatGap,
     /// The gap is counted from the answer, not from the question (ZooKeeper).
     CountTheGapFromTheAnswer,
     /// A heartbeat ends with a sync, which the leader answers after all that its follower has told it before (ZooKeeper).
@@ -46,17 +46,17 @@ pub(crate) enum Rule {
     /// The deadline allows for the drift of clocks.
     AllowForDrift,
     /// A window that has closed is not opened again.
-    CloseForGood,
+    NeverReopenWindow,
     /// Every check compares the clock.
-    CompareTheClock,
+    CheckClock,
     /// Work is dropped by the deadline.
-    DropWork,
+    DropWorkAtDeadline,
     /// An entry is removed after its work has stopped.
-    StopBeforeLeaving,
+    StopWorkBeforeLeaving,
     /// A session is closed after all its work has stopped.
-    StopBeforeClosing,
+    StopWorkBeforeClosing,
     /// Every term has a token of its own.
-    NewTokens,
+    UniqueTokens,
     /// When the predecessor went, a waiter looks who stands before it leads.
     LookOnWinning,
     /// Whoever enters looks whether others stand before it.
@@ -71,22 +71,24 @@ impl Rule {
     /// All that mean something on this store.
     pub(crate) fn all_of(store: Store) -> Vec<Self> {
         let of_both = [
-            CountFromTheSending,
-            Confirm,
+            DeadlineFromRequestStart,
+            ConfirmHeartbeats,
             AllowForDrift,
-            CloseForGood,
-            CompareTheClock,
-            DropWork,
-            StopBeforeLeaving,
-            StopBeforeClosing,
-            NewTokens,
+            NeverReopenWindow,
+            CheckClock,
+            DropWorkAtDeadline,
+            StopWorkBeforeLeaving,
+            StopWorkBeforeClosing,
+            UniqueTokens,
             LookOnWinning,
             LookOnEntering,
             Fence,
         ];
         let own: &[Self] = match store {
             Store::Etcd => &[CompareEpochs, NameTheTerm, ReadFromAQuorum],
-            Store::Zookeeper => &[BeatByWriting, KeepTheGap, CountTheGapFromTheAnswer, SyncAfterWriting],
+            Store::Zookeeper => {
+                &[HeartbeatByWrite, KeepHeartbeatGap, CountTheGapFromTheAnswer, SyncAfterWriting]
+            }
         };
         of_both.iter().chain(own).copied().collect()
     }

@@ -33,7 +33,7 @@ pub(crate) fn look(options: &Options) -> Verdict {
         verdict.exhaust(store, options);
         if options.mutants {
             for rule in Rule::all_of(store) {
-                verdict.break_rule(store, rule, options);
+                verdict.disable(store, rule, options);
             }
         }
     }
@@ -73,7 +73,7 @@ impl Verdict {
         }
     }
 
-    fn break_rule(&mut self, store: Store, rule: Rule, options: &Options) {
+    fn disable(&mut self, store: Store, rule: Rule, options: &Options) {
         let began = Instant::now();
         let protocol = Protocol { store, broken: Some(rule) };
         // Breadth first: the shortest way is the easiest to read.

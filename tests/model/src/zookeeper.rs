@@ -69,7 +69,7 @@ pub(crate) fn steps(protocol: &Protocol, state: &State) -> Vec<Step> {
         Beat::None => can(Send, candidate.phase != Phase::Out && candidate.left > 0),
         Beat::Asked(_) => {
             can(Decide, reaches && lasts);
-            can(AnswerAstray, !reaches && protocol.is_broken(Rule::BeatByWriting));
+            can(AnswerAstray, !reaches && protocol.is_broken(Rule::HeartbeatByWrite));
         }
         Beat::Decided { .. } => can(Answer, reaches),
         _ => can(Sync, reaches && lasts),
@@ -128,7 +128,7 @@ fn send(protocol: &Protocol, state: &mut State) {
     let candidate = &mut state.candidates[0];
     let late_enough = match candidate.unconfirmed {
         None => false,
-        Some(_) if protocol.is_broken(Rule::KeepTheGap) => true,
+        Some(_) if protocol.is_broken(Rule::KeepHeartbeatGap) => true,
         Some(earlier) if protocol.is_broken(Rule::CountTheGapFromTheAnswer) => earlier.age > 0,
         Some(earlier) => earlier.gap,
     };
@@ -190,9 +190,9 @@ fn connect(protocol: &Protocol, state: &mut State, by_follower: bool) {
 /// A heartbeat has its answer; it may confirm the one before, and waits to be confirmed.
 fn answered(protocol: &Protocol, state: &mut State, sent: Asked) {
     let candidate = &mut state.candidates[0];
-    let age = if protocol.is_broken(Rule::CountFromTheSending) { 0 } else { sent.age };
+    let age = if protocol.is_broken(Rule::DeadlineFromRequestStart) { 0 } else { sent.age };
     candidate.beat = Beat::None;
-    if protocol.is_broken(Rule::Confirm) {
+    if protocol.is_broken(Rule::ConfirmHeartbeats) {
         return protocol.renew(state, 0, age);
     }
     let answered = Some(Unconfirmed { age, gap: false });

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 #[cfg(tenure_mutants)]
-use tenure_core::mutants::Rule;
+use tenure_core::failpoints::SafetyRule;
 
 /// A rule of a store's recipe that can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(crate) fn broken(rule: Recipe) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutant {
     #[cfg(tenure_mutants)]
-    Engine(Rule),
+    Engine(SafetyRule),
     #[cfg_attr(not(tenure_mutants), expect(dead_code, reason = "no rule is broken"))]
     Recipe(Recipe),
 }
@@ -54,9 +54,9 @@ impl Mutant {
     /// Breaks this rule on this thread, and no other.
     pub(crate) fn choose(chosen: Option<Self>) {
         #[cfg(tenure_mutants)]
-        tenure_core::mutants::break_rule(match chosen {
+        tenure_core::failpoints::disable(match chosen {
             Some(Self::Engine(rule)) => Some(rule),
-            Some(Self::Recipe(Recipe::ForgetNothing)) => Some(Rule::ResolveTheUnknown),
+            Some(Self::Recipe(Recipe::ForgetNothing)) => Some(SafetyRule::WithdrawUncertainEntries),
             _ => None,
         });
         BROKEN.set(match chosen {
@@ -71,7 +71,7 @@ impl Mutant {
     pub(crate) fn is_of_a_client(self) -> bool {
         match self {
             #[cfg(tenure_mutants)]
-            Self::Engine(rule) => rule == Rule::DeleteBeforeMarking,
+            Self::Engine(rule) => rule == SafetyRule::DeleteBeforeMarking,
             Self::Recipe(_) => false,
         }
     }
@@ -79,22 +79,22 @@ impl Mutant {
     /// Every mutant.
     #[cfg(tenure_mutants)]
     pub(crate) fn all() -> Vec<Self> {
-        use Rule::*;
+        use SafetyRule::*;
         let engine = [
-            CountFromTheSending,
-            CountOpeningFromTheSending,
-            Confirm,
+            DeadlineFromRequestStart,
+            OpeningFromRequestStart,
+            ConfirmHeartbeats,
             CompareEpochs,
-            KeepTheGap,
+            KeepHeartbeatGap,
             AllowForDrift,
-            CloseForGood,
-            CompareTheClock,
-            DropWork,
-            StopBeforeLeaving,
-            StopBeforeClosing,
+            NeverReopenWindow,
+            CheckClock,
+            DropWorkAtDeadline,
+            StopWorkBeforeLeaving,
+            StopWorkBeforeClosing,
             WatchOwnEntry,
-            ResolveTheUnknown,
-            NewTokens,
+            WithdrawUncertainEntries,
+            UniqueTokens,
             DeleteBeforeMarking,
         ];
         engine.map(Self::Engine).into_iter().chain(RECIPES.map(Self::Recipe)).collect()

@@ -91,7 +91,7 @@ impl Candidate {
             }
             3 => {
                 let budget = Duration::from_millis(self.random.u64(1..3_300));
-                drop(leadership.run_with_stop_budget(budget, work.go()).await);
+                drop(leadership.run_with_grace_period(budget, work.go()).await);
             }
             _ => drop(leadership.run(work.go()).await),
         }

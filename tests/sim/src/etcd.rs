@@ -11,7 +11,7 @@ use tenure_core::{
     Candidate, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Observation, Proof,
+        Heartbeat, HeartbeatProof, Observation,
     },
 };
 
@@ -94,8 +94,8 @@ impl BackendSession for Lease {
         self.ttl
     }
 
-    fn proof(&self) -> Proof {
-        Proof::Read
+    fn proof(&self) -> HeartbeatProof {
+        HeartbeatProof::Read
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
@@ -127,10 +127,10 @@ impl BackendSession for Lease {
     async fn confirm(
         &self,
         heartbeat: &Heartbeat,
-        witness: Option<&Entry>,
+        probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
         let (epoch, session) = (heartbeat.epoch, self.id);
-        let witness = witness.map(|entry| (name(&entry.election), entry.version));
+        let probe_entry = probe_entry.map(|entry| (name(&entry.election), entry.version));
         let word = if broken(Recipe::ReadFromAQuorum) { Word::Own } else { Word::Quorum };
         // Through whichever member comes first.
         let member = self.access.any_member();
@@ -144,11 +144,11 @@ impl BackendSession for Lease {
                 if state.term != epoch {
                     return Ok(Confirmation::Unconfirmed);
                 }
-                let stands = witness.as_ref().is_none_or(|(election, revision)| {
+                let stands = probe_entry.as_ref().is_none_or(|(election, revision)| {
                     let mut entries = state.entries(election).iter();
                     entries.any(|e| e.revision == *revision && e.session == session)
                 });
-                Ok(if stands { Confirmation::Confirmed } else { Confirmation::WitnessGone })
+                Ok(if stands { Confirmation::Confirmed } else { Confirmation::ProbeEntryGone })
             })
             .await;
         if read.is_err() {
@@ -197,7 +197,7 @@ impl BackendSession for Lease {
         }
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
         while self.place(entry).await?.is_some() {
             self.access.hear(&entry.election).await;
         }

@@ -129,7 +129,7 @@ fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) 
     // A shutdown is waited for, so that whatever goes on after it is a fault.
     let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
     if random.u8(..8) == 0 {
-        config = config.with_on_disconnect(OnDisconnect::LoseAtOnce);
+        config = config.with_on_disconnect(OnDisconnect::StepDown);
     }
     let elector = StoreElector::with_clock(backend, config, Arc::new(clock.clone()));
     Host { elector: Arc::new(elector.unwrap_or_else(|error| panic!("{error}"))), line, clock }

@@ -17,7 +17,7 @@ use tenure_core::{
     Candidate, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, Heartbeat,
-        Observation, Proof,
+        HeartbeatProof, Observation,
     },
 };
 use tokio::time::Instant;
@@ -152,8 +152,8 @@ impl BackendSession for Session {
         self.ttl
     }
 
-    fn proof(&self) -> Proof {
-        Proof::Later { gap: self.ttl / 4 }
+    fn proof(&self) -> HeartbeatProof {
+        HeartbeatProof::NextHeartbeat { gap: self.ttl / 4 }
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
@@ -231,7 +231,7 @@ impl BackendSession for Session {
         }
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
         while self.place(entry).await?.is_some() {
             self.access.hear(&entry.election).await;
         }

@@ -79,7 +79,7 @@ impl Harness for Etcd {
         let proxy = Proxy::start(self.server.endpoint()).await.expect("a loopback port can be bound");
         let mut config = EtcdConfig::new([proxy.endpoint()]).prefix(&self.prefix);
         if self.common_watch {
-            config = config.common_watch_from(1);
+            config = config.prefix_watch_threshold(1);
         }
         let backend = EtcdBackend::new(config).unwrap_or_else(|error| panic!("{error}"));
         Client { backend: self.recorder.wrap(backend), line: Some(Arc::new(proxy)) }
@@ -102,13 +102,13 @@ impl Harness for Etcd {
         self.server.admin().revoke_lease(lease).await.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    async fn litter(&self, election: &str) {
+    async fn add_foreign_entries(&self, election: &str) {
         for key in self.litter_keys(election) {
             self.server.admin().put(&key, "not ours").await.unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
-    async fn litter_is_untouched(&self, election: &str) -> bool {
+    async fn foreign_entries_untouched(&self, election: &str) -> bool {
         for key in self.litter_keys(election) {
             let found = self.server.admin().get(&key).await.unwrap_or_else(|error| panic!("{error}"));
             if found.is_none_or(|kv| kv.value != b"not ours") {

@@ -29,7 +29,7 @@ impl Local {
 #[async_trait]
 impl Harness for Local {
     fn abilities(&self) -> Abilities {
-        Abilities::NONE.deletes(true).litters(true)
+        Abilities::NONE.deletes(true).foreign_entries(true)
     }
 
     async fn client(&self) -> Client {
@@ -50,14 +50,14 @@ impl Harness for Local {
         unreachable!("not declared");
     }
 
-    async fn litter(&self, election: &str) {
+    async fn add_foreign_entries(&self, election: &str) {
         let directory = self.election(election);
         fs::create_dir_all(directory.join("entry-00000000000000000001x")).expect("a directory can be made");
         fs::write(directory.join("notes.txt"), "not ours").expect("a file can be written");
         fs::write(directory.join("entry-1"), "not ours either").expect("a file can be written");
     }
 
-    async fn litter_is_untouched(&self, election: &str) -> bool {
+    async fn foreign_entries_untouched(&self, election: &str) -> bool {
         let directory = self.election(election);
         directory.join("entry-00000000000000000001x").is_dir()
             && fs::read(directory.join("notes.txt")).is_ok_and(|text| text == b"not ours")

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tenure::{memory::MemoryStore, spi::Proof};
+use tenure::{memory::MemoryStore, spi::HeartbeatProof};
 use tenure_testkit::harness::{Abilities, Client, Harness};
 
 /// The in-memory store, in one of its ways of confirming heartbeats.
@@ -12,7 +12,7 @@ pub struct Memory(MemoryStore);
 
 impl Memory {
     /// A new store whose heartbeats have to be confirmed as `proof` says.
-    pub fn new(proof: Proof) -> Self {
+    pub fn new(proof: HeartbeatProof) -> Self {
         Self(MemoryStore::with_proof(proof))
     }
 }
@@ -20,7 +20,7 @@ impl Memory {
 #[async_trait]
 impl Harness for Memory {
     fn abilities(&self) -> Abilities {
-        Abilities::ALL.litters(false)
+        Abilities::ALL.foreign_entries(false)
     }
 
     async fn client(&self) -> Client {
@@ -42,11 +42,11 @@ impl Harness for Memory {
         assert!(self.0.expire_session(number), "no session {session}");
     }
 
-    async fn litter(&self, _election: &str) {
+    async fn add_foreign_entries(&self, _election: &str) {
         unreachable!("not declared");
     }
 
-    async fn litter_is_untouched(&self, _election: &str) -> bool {
+    async fn foreign_entries_untouched(&self, _election: &str) -> bool {
         unreachable!("not declared")
     }
 

@@ -114,14 +114,14 @@ impl Harness for Zookeeper {
         expired.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    async fn litter(&self, election: &str) {
+    async fn add_foreign_entries(&self, election: &str) {
         for path in self.litter_paths(election) {
             let created = self.server.admin().create(&path, "not ours").await;
             created.unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
-    async fn litter_is_untouched(&self, election: &str) -> bool {
+    async fn foreign_entries_untouched(&self, election: &str) -> bool {
         for path in self.litter_paths(election) {
             let found = self.server.admin().get(&path).await.unwrap_or_else(|error| panic!("{error}"));
             if found.is_none_or(|znode| znode.data != b"not ours") {

@@ -89,7 +89,7 @@ async fn thousands_of_strangers_keys_on_etcd_stop_nobody() {
     let next = soon("the hand-over", waiting).await.unwrap().unwrap();
     assert!(next.is_leader());
     assert_eq!(leader(&*a).await.unwrap().id, "b");
-    assert!(backend.strangers_met() >= 5000, "{} were counted", backend.strangers_met());
+    assert!(backend.foreign_entries_seen() >= 5000, "{} were counted", backend.foreign_entries_seen());
     soon("resigning", next.resign()).await.unwrap();
     assert_eq!(leader(&*a).await, None, "none of them leads");
     soon("closing", async {
@@ -150,7 +150,7 @@ async fn candidates_on_etcd_with_garbage_for_values_are_waited_for_and_shown() {
     for lease in ahead {
         let first = leader(&*ours).await.unwrap();
         assert_eq!(first.session, format!("{lease:x}"), "in their order");
-        let refused = soon("asking to resign", ours.ask_to_resign("e")).await.unwrap_err();
+        let refused = soon("asking to resign", ours.request_resign("e")).await.unwrap_err();
         assert!(
             matches!(refused, Error::Refused(_)) && is_fit_to_be_printed(&refused.to_string()),
             "{refused}"
@@ -222,7 +222,7 @@ async fn keys_on_etcd_with_wrong_numbers_are_nobodys() {
     assert_eq!(leader(&*ours).await, None);
     let leadership = soon("leading", ours.campaign("e")).await.unwrap();
     assert_eq!(ids(&*ours).await, ["ours"]);
-    assert!(backend.strangers_met() >= names.len() as u64);
+    assert!(backend.foreign_entries_seen() >= names.len() as u64);
     soon("resigning", leadership.resign()).await.unwrap();
     for name in names {
         let found = ground.client.kv_client().get(ground.key(name), None).await.unwrap();

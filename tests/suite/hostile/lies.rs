@@ -37,7 +37,7 @@ async fn is_borne(lie: Lie) {
         tokio::spawn(async move {
             drop(elector.leader("e").await);
             drop(elector.candidates("e").await);
-            drop(elector.ask_to_resign("e").await);
+            drop(elector.request_resign("e").await);
         })
     };
     let begun = std::time::Instant::now();

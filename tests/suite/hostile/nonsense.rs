@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use tenure::{Config, Connection, Elector, Error, Finding, Level};
+use tenure::{Config, Connection, Diagnosis, Elector, Error, Level};
 use tenure_testkit::suite::{until, within};
 
 use crate::{
@@ -36,9 +36,9 @@ async fn is_borne(scheme: &str, nonsense: Nonsense) {
         let mut leaders = onlooker.observe("e");
         tokio::spawn(async move { leaders.next().await })
     };
-    let findings = {
+    let diagnoses = {
         let onlooker: Arc<dyn Elector> = Arc::clone(&onlooker);
-        tokio::spawn(async move { onlooker.examine().await })
+        tokio::spawn(async move { onlooker.diagnose().await })
     };
     for (elector, over) in [(&candidate, &|| campaign.is_finished()), (&onlooker, &|| looking.is_finished())]
         as [(&Arc<dyn Elector>, &dyn Fn() -> bool); 2]
@@ -53,9 +53,9 @@ async fn is_borne(scheme: &str, nonsense: Nonsense) {
     }
     // Asked again, and again.
     until("it is asked again", async || server.taken() >= 6 || campaign.is_finished()).await;
-    let findings = within("the findings", findings).await.unwrap();
-    assert!(findings.iter().any(|finding| finding.level == Level::Problem), "{findings:?}");
-    for Finding { subject, text, .. } in &findings {
+    let diagnoses = within("the diagnoses", diagnoses).await.unwrap();
+    assert!(diagnoses.iter().any(|diagnosis| diagnosis.level == Level::Problem), "{diagnoses:?}");
+    for Diagnosis { subject, text, .. } in &diagnoses {
         assert!(is_fit_to_be_printed(subject) && is_fit_to_be_printed(text), "{text:?}");
     }
     for elector in [&candidate, &onlooker] {

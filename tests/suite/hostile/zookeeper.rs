@@ -89,7 +89,7 @@ async fn thousands_of_strangers_znodes_on_zookeeper_stop_nobody() {
     let next = soon("the hand-over", waiting).await.unwrap().unwrap();
     assert!(next.is_leader());
     assert_eq!(leader(&*a).await.unwrap().id, "b");
-    assert!(backend.strangers_met() >= 2500, "{} were counted", backend.strangers_met());
+    assert!(backend.foreign_entries_seen() >= 2500, "{} were counted", backend.foreign_entries_seen());
     soon("resigning", next.resign()).await.unwrap();
     assert_eq!(leader(&*a).await, None, "none of them leads");
     soon("closing", async {
@@ -180,7 +180,7 @@ async fn candidates_on_zookeeper_with_garbage_for_values_are_waited_for_and_show
     for session in ahead {
         let first = leader(&*ours).await.unwrap();
         assert_eq!(tenure_tests::session_id(&first.session), session.id(), "in their order");
-        let refused = soon("asking to resign", ours.ask_to_resign("e")).await.unwrap_err();
+        let refused = soon("asking to resign", ours.request_resign("e")).await.unwrap_err();
         assert!(
             matches!(refused, Error::Refused(_)) && is_fit_to_be_printed(&refused.to_string()),
             "{refused}"
@@ -240,7 +240,7 @@ async fn znodes_with_wrong_numbers_stand_in_their_order_or_are_nobodys() {
     let shown = soon("listing", ours.candidates("e")).await.unwrap();
     let numbers: Vec<_> = shown.iter().map(|candidate| candidate.value_lossy()).collect();
     assert_eq!(numbers, in_order);
-    assert!(backend.strangers_met() >= nobodys.len() as u64);
+    assert!(backend.foreign_entries_seen() >= nobodys.len() as u64);
     assert_eq!(leader(&*ours).await.unwrap().value, in_order[0].as_bytes());
     assert!(soon("trying", ours.try_campaign("e")).await.unwrap().is_none());
     let waiting = {

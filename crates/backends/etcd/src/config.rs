@@ -22,7 +22,7 @@ pub struct EtcdConfig {
     pub(crate) connect_timeout: Duration,
     pub(crate) attempt_timeout: Duration,
     pub(crate) hedge: Duration,
-    pub(crate) common_watch_from: usize,
+    pub(crate) prefix_watch_threshold: usize,
     #[cfg(feature = "simulation")]
     pub(crate) network: Option<crate::simulation::Network>,
 }
@@ -41,7 +41,7 @@ impl EtcdConfig {
             connect_timeout: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(2),
             hedge: Duration::from_millis(300),
-            common_watch_from: 1_000,
+            prefix_watch_threshold: 1_000,
             #[cfg(feature = "simulation")]
             network: None,
         }
@@ -133,8 +133,8 @@ impl EtcdConfig {
     /// once by the common watch; but a process that has it hears of every departure below the prefix, whoever waits for it.
     /// A user who may not watch the whole prefix keeps a watch for each. With 1 there is a common watch from the first wait on,
     /// and with `usize::MAX` never.
-    pub fn common_watch_from(mut self, watches: usize) -> Self {
-        self.common_watch_from = watches;
+    pub fn prefix_watch_threshold(mut self, watches: usize) -> Self {
+        self.prefix_watch_threshold = watches;
         self
     }
 

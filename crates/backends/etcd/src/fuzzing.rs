@@ -2,7 +2,7 @@
 
 use tenure_core::ElectionName;
 
-use crate::{EtcdConfig, examine, keys, keys::Keys};
+use crate::{EtcdConfig, diagnose, keys, keys::Keys};
 
 /// What all entries of `election` below `prefix` begin with.
 pub fn election_key(prefix: &str, election: &ElectionName) -> String {
@@ -21,7 +21,7 @@ pub fn names_its_lease(election: &str, key: &[u8], lease: i64) -> bool {
 
 /// What an operator is told of a member with this version.
 pub fn known_bug(version: &str) -> Option<(String, String)> {
-    examine::known_bug(version, false)
+    diagnose::known_bug(version, false)
 }
 
 /// The members and the prefix that a URL has come to.

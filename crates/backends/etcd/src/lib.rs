@@ -54,9 +54,10 @@ mod common;
 mod config;
 mod connect;
 mod connection;
+mod diagnose;
 mod entering;
+mod entry_watcher;
 mod error;
-mod examine;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -69,7 +70,6 @@ mod members;
 mod observe;
 mod open;
 mod pages;
-mod partings;
 mod session;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
@@ -92,7 +92,7 @@ use std::{
 
 use async_trait::async_trait;
 use tenure_core::{
-    Candidate, ElectionName, Error, Finding,
+    Candidate, Diagnosis, ElectionName, Error,
     spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
 };
 use tracing::warn;
@@ -135,7 +135,7 @@ impl EtcdBackend {
     }
 
     /// How often a key was met in an election that no candidate can have made.
-    pub fn strangers_met(&self) -> u64 {
+    pub fn foreign_entries_seen(&self) -> u64 {
         self.shared.strangers.load(Relaxed)
     }
 }
@@ -183,12 +183,12 @@ impl Backend for EtcdBackend {
         observe::observe(Arc::clone(&self.shared), election).await
     }
 
-    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        observe::ask_to_resign(&self.shared, election).await
+    async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        observe::request_resign(&self.shared, election).await
     }
 
-    async fn examine(&self) -> Vec<Finding> {
-        examine::examine(&self.shared.members).await
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        diagnose::diagnose(&self.shared.members).await
     }
 
     async fn close(&self) {

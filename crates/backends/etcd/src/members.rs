@@ -20,7 +20,7 @@ use std::{
 
 use etcd_client::{Client, GetOptions};
 use tenure_core::{
-    mutants::{Rule, broken},
+    failpoints::{SafetyRule, is_disabled},
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::time::Instant;
@@ -101,7 +101,7 @@ impl Members {
 
     /// The member to ask first.
     pub(crate) fn preferred(&self) -> usize {
-        if broken(Rule::AskElsewhere) { 0 } else { self.preferred.load(Relaxed) }
+        if is_disabled(SafetyRule::FailOver) { 0 } else { self.preferred.load(Relaxed) }
     }
 
     /// Whether a name and a password are shown.
@@ -114,8 +114,8 @@ impl Members {
         format!("{}/", self.config.prefix)
     }
 
-    pub(crate) fn common_watch_from(&self) -> usize {
-        self.config.common_watch_from
+    pub(crate) fn prefix_watch_threshold(&self) -> usize {
+        self.config.prefix_watch_threshold
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -149,7 +149,7 @@ impl Members {
         };
         let (first, count) = (self.preferred(), self.members.len());
         let attempt = self.config.attempt_timeout;
-        let pace = match broken(Rule::AskElsewhere) {
+        let pace = match is_disabled(SafetyRule::FailOver) {
             true => Pace { hedge: CALL_TIMEOUT, attempt, call: CALL_TIMEOUT, round: 1 },
             false => Pace { hedge: self.config.hedge, attempt, call: CALL_TIMEOUT, round: count },
         };

@@ -6,7 +6,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrde
 use futures::{StreamExt as _, stream};
 use tenure_core::{
     Candidate, ElectionName,
-    spi::{BackendError, Observation, asked, does_not_listen},
+    spi::{BackendError, Observation, foreign_leader_error, mark_resign_requested},
 };
 
 use crate::{
@@ -48,7 +48,7 @@ pub(crate) async fn leader(
 /// Writes into the leader's entry that it is asked to resign.
 ///
 /// The entry keeps its lease and its create revision; whoever updates it beside us is not overwritten.
-pub(crate) async fn ask_to_resign(
+pub(crate) async fn request_resign(
     shared: &Shared,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
@@ -57,7 +57,7 @@ pub(crate) async fn ask_to_resign(
         let (head, _) = head(shared, &election).await?;
         let Some(head) = head else { return Ok(None) };
         let leader = candidate(&election, &head);
-        let asked = &asked(head.value()).ok_or_else(|| does_not_listen(&leader))?;
+        let asked = &mark_resign_requested(head.value()).ok_or_else(|| foreign_leader_error(&leader))?;
         let (key, seen) = (head.key(), head.mod_revision());
         let won = shared
             .members

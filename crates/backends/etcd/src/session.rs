@@ -26,8 +26,8 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, P
 use tenure_core::{
     FencingToken,
     spi::{
-        BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Parting, Partings, Proof, updated,
+        BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryEvent,
+        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, replacement_payload,
     },
 };
 use tracing::debug;
@@ -36,11 +36,11 @@ use crate::{
     Shared,
     asked::kv,
     entering::{Entering, Place, Step},
+    entry_watcher::EtcdPartings,
     error::{lease_exists, malformed},
     keepalive::{Keepalive, seconds_of},
     keys::{Keys, token},
     members::Call,
-    partings::EtcdPartings,
     together::{Refused, Together},
     wait::{self, gone, is_ours, ranges, revision},
     withdrawal::Withdrawals,
@@ -134,11 +134,15 @@ impl EtcdSession {
     }
 
     /// Waits until `wanted` becomes of one entry.
-    async fn until(&self, entry: &Entry, wanted: impl Fn(Parting) -> bool) -> Result<Parting, BackendError> {
-        let mut partings = EtcdPartings::new(Arc::clone(&self.shared), self.lease);
-        partings.add(0, entry);
+    async fn until(
+        &self,
+        entry: &Entry,
+        wanted: impl Fn(EntryEvent) -> bool,
+    ) -> Result<EntryEvent, BackendError> {
+        let mut entry_watcher = EtcdPartings::new(Arc::clone(&self.shared), self.lease);
+        entry_watcher.add(0, entry);
         loop {
-            let (_, parting) = partings.next().await?;
+            let (_, parting) = entry_watcher.next().await?;
             if wanted(parting) {
                 return Ok(parting);
             }
@@ -156,8 +160,8 @@ impl BackendSession for EtcdSession {
         self.granted
     }
 
-    fn proof(&self) -> Proof {
-        Proof::Read
+    fn proof(&self) -> HeartbeatProof {
+        HeartbeatProof::Read
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
@@ -175,15 +179,15 @@ impl BackendSession for EtcdSession {
     async fn confirm(
         &self,
         heartbeat: &Heartbeat,
-        witness: Option<&Entry>,
+        probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
         let probe = self.shared.keys.probe();
-        let key = witness.map_or(probe.as_str(), |entry| &entry.key);
+        let key = probe_entry.map_or(probe.as_str(), |entry| &entry.key);
         let (found, term) = self.read("confirm", key, GetOptions::new().with_keys_only()).await?;
-        if let Some(entry) = witness
+        if let Some(entry) = probe_entry
             && !found.is_some_and(|kv| is_ours(&kv, self.lease, entry))
         {
-            return Ok(Confirmation::WitnessGone);
+            return Ok(Confirmation::ProbeEntryGone);
         }
         if term == heartbeat.epoch {
             Ok(Confirmation::Confirmed)
@@ -251,15 +255,15 @@ impl BackendSession for EtcdSession {
         wait::wait_turn(&self.shared, self.lease, entry).await
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.until(entry, |parting| parting == Parting::Gone).await.map(drop)
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
+        self.until(entry, |parting| parting == EntryEvent::Deleted).await.map(drop)
     }
 
-    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
         self.until(entry, |_| true).await
     }
 
-    fn partings(&self) -> Option<Box<dyn Partings>> {
+    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
         Some(Box::new(EtcdPartings::new(Arc::clone(&self.shared), self.lease)))
     }
 
@@ -270,7 +274,7 @@ impl BackendSession for EtcdSession {
             let Some(found) = found.filter(|kv| is_ours(kv, lease, entry)) else {
                 return Err(gone(entry));
             };
-            let payload = &updated(found.value(), request);
+            let payload = &replacement_payload(found.value(), request);
             let seen = found.mod_revision();
             let won = self
                 .shared

@@ -55,7 +55,7 @@ enum End {
 /// Serves `commands` until their sender is gone.
 pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let mut open = Open::default();
-    let mut common = Common::new(members.common_watch_from());
+    let mut common = Common::new(members.prefix_watch_threshold());
     let mut failures = 0_u32;
     loop {
         if open.is_empty() {

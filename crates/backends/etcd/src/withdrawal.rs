@@ -27,8 +27,8 @@ use std::{
 
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use tenure_core::{
-    mutants::{Rule, broken},
-    spi::{BackendError, BackendErrorKind, Entry, EntryRequest, asked},
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendError, BackendErrorKind, Entry, EntryRequest, mark_resign_requested},
 };
 use tokio::{task::AbortHandle, time::sleep};
 use tracing::{debug, warn};
@@ -104,7 +104,10 @@ impl Withdrawals {
             }
             requests.unsettled.contains(&request.nonce)
         };
-        if unsettled && broken(Rule::DeleteBeforeMarking) && store.mark(request).await? == Mark::OutOfSpace {
+        if unsettled
+            && is_disabled(SafetyRule::DeleteBeforeMarking)
+            && store.mark(request).await? == Mark::OutOfSpace
+        {
             return Err(BackendError::new(BackendErrorKind::Unavailable, "withdraw on etcd: no space"));
         }
         if let Some(entry) = entry {
@@ -248,7 +251,7 @@ impl Store {
         let key = &self.shared.keys.entry(&request.election, self.lease);
         let payload = &request.payload();
         // Somebody may have asked its candidate to resign.
-        let asked = &asked(payload).unwrap_or_default();
+        let asked = &mark_resign_requested(payload).unwrap_or_default();
         self.shared
             .members
             .call("leave", Call::Bulk, |client| async move {

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use rustix::fs::{Access, AtFlags, CWD};
 use tenure_core::{
-    Candidate, ElectionName, Error, Finding,
+    Candidate, Diagnosis, ElectionName, Error,
     spi::{Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation},
 };
 use tracing::warn;
@@ -99,24 +99,24 @@ impl LocalBackend {
 }
 
 impl LocalBackend {
-    fn directory(&self) -> Finding {
+    fn directory(&self) -> Diagnosis {
         if let Ok(Some(open)) = self.store.layout.everybodys() {
-            return Finding::warning("directory", format!("{}: {OPEN}", open.display()), CLOSE);
+            return Diagnosis::warning("directory", format!("{}: {OPEN}", open.display()), CLOSE);
         }
         let directory = self.dir().display();
-        Finding::good("directory", format!("{directory}, which is on no network file system that is known"))
+        Diagnosis::good("directory", format!("{directory}, which is on no network file system that is known"))
     }
 
     /// How quickly a departure is noticed.
-    fn watching(&self) -> Finding {
+    fn watching(&self) -> Diagnosis {
         match Watcher::can_watch() {
-            Ok(true) => Finding::good("watching", "by inotify: a departure is noticed at once"),
-            Ok(false) => Finding::warning(
+            Ok(true) => Diagnosis::good("watching", "by inotify: a departure is noticed at once"),
+            Ok(false) => Diagnosis::warning(
                 "watching",
                 "this system has no inotify: departures are looked for, and noticed later",
                 "use another store where a quick fail-over matters",
             ),
-            Err(error) => Finding::warning(
+            Err(error) => Diagnosis::warning(
                 "watching",
                 format!(
                     "no inotify instance can be had ({error}): departures are looked for, and noticed later"
@@ -149,9 +149,9 @@ impl Backend for LocalBackend {
         Ok(self.store.jobs.run(leader).await?.map(|(_, candidate)| candidate))
     }
 
-    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+    async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         let dir = self.store.layout.election(election);
-        self.store.jobs.run(move || view::ask_to_resign(&dir).map_err(|e| fault("write to", &dir, e))).await
+        self.store.jobs.run(move || view::request_resign(&dir).map_err(|e| fault("write to", &dir, e))).await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
@@ -193,7 +193,7 @@ impl Backend for LocalBackend {
         }))
     }
 
-    async fn examine(&self) -> Vec<Finding> {
+    async fn diagnose(&self) -> Vec<Diagnosis> {
         vec![self.directory(), self.watching()]
     }
 

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use tenure_core::{
     ElectionName, FencingToken,
     spi::{
-        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Parting,
-        Proof,
+        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryEvent, EntryRequest, Heartbeat,
+        HeartbeatProof,
     },
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
@@ -114,8 +114,8 @@ impl LocalSession {
     }
 
     /// Waits until the entry has gone, or its candidate has been asked to resign and `heeds` that.
-    async fn part(&self, entry: &Entry, heeds: bool) -> Result<Parting, BackendError> {
-        let Ok(held) = self.book.held(entry) else { return Ok(Parting::Gone) };
+    async fn part(&self, entry: &Entry, heeds: bool) -> Result<EntryEvent, BackendError> {
+        let Ok(held) = self.book.held(entry) else { return Ok(EntryEvent::Deleted) };
         let dir = self.store.layout.election(&entry.election);
         let mut subscription = Subscription::new(&self.store.watcher, dir);
         let files = vec![entry_file(held.number()), resign_file(held.number())];
@@ -131,10 +131,10 @@ impl LocalSession {
             let (here, asked);
             (subscription, here, asked) = self.store.jobs.run(job).await?;
             if !here || self.book.held(entry).is_err() {
-                return Ok(Parting::Gone);
+                return Ok(EntryEvent::Deleted);
             }
             if asked {
-                return Ok(Parting::Asked);
+                return Ok(EntryEvent::ResignRequested);
             }
             pace.wait(&subscription).await;
         }
@@ -256,8 +256,8 @@ impl BackendSession for LocalSession {
         self.ttl
     }
 
-    fn proof(&self) -> Proof {
-        Proof::Process
+    fn proof(&self) -> HeartbeatProof {
+        HeartbeatProof::Process
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
@@ -317,11 +317,11 @@ impl BackendSession for LocalSession {
         }
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
         self.part(entry, false).await.map(drop)
     }
 
-    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
         self.part(entry, true).await
     }
 

@@ -21,7 +21,7 @@ pub(crate) fn leader(dir: &Path) -> io::Result<Option<(u64, Candidate)>> {
 }
 
 /// Asks the first of them to resign.
-pub(crate) fn ask_to_resign(dir: &Path) -> io::Result<Option<Candidate>> {
+pub(crate) fn request_resign(dir: &Path) -> io::Result<Option<Candidate>> {
     let Some((number, leader)) = leader(dir)? else { return Ok(None) };
     // Should it be gone by now, the next that enters removes this.
     match open_options().write(true).create_new(true).mode(0o600).open(dir.join(resign_file(number))) {

@@ -9,7 +9,7 @@ use common::{election, files, fresh, request, session, soon, until};
 use futures::{FutureExt, StreamExt};
 use tenure_core::{
     Error, Level,
-    spi::{Backend, BackendErrorKind, Capabilities, Entry, Proof},
+    spi::{Backend, BackendErrorKind, Capabilities, Entry, HeartbeatProof},
 };
 use tenure_local::LocalBackend;
 
@@ -21,7 +21,7 @@ async fn a_session_lives_as_long_as_the_process() {
     assert_eq!(backend.capabilities(), Capabilities::QUEUE.expiring(false));
     let (one, two) = (session(&backend).await, session(&backend).await);
     assert_ne!(one.id(), two.id());
-    assert_eq!((one.proof(), one.granted_ttl()), (Proof::Process, Duration::from_secs(5)));
+    assert_eq!((one.proof(), one.granted_ttl()), (HeartbeatProof::Process, Duration::from_secs(5)));
     one.heartbeat().await.unwrap();
     one.close().await.unwrap();
     assert_eq!(one.heartbeat().await.unwrap_err().kind(), BackendErrorKind::SessionGone);
@@ -97,7 +97,7 @@ async fn entering_twice_makes_one_entry_and_leaving_twice_is_fine() {
     assert!(files(dir.path(), "e").is_empty());
     let gone = s.wait_turn(&first.entry).await.unwrap_err();
     assert_eq!(gone.kind(), BackendErrorKind::EntryGone);
-    soon("gone", s.wait_gone(&first.entry)).await.unwrap();
+    soon("gone", s.wait_deleted(&first.entry)).await.unwrap();
 }
 
 /// G10: whenever a campaign is dropped, its entry goes.
@@ -157,7 +157,7 @@ async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
     let s = session(&backend).await;
     let leader = s.enter(&request("e", "a")).await.unwrap().entry;
     let waiter = s.enter(&request("e", "b")).await.unwrap().entry;
-    let (gone, turn) = (s.wait_gone(&leader), s.wait_turn(&waiter));
+    let (gone, turn) = (s.wait_deleted(&leader), s.wait_turn(&waiter));
     tokio::pin!(gone, turn);
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut gone).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut turn).await.is_err());
@@ -191,7 +191,7 @@ async fn a_deleted_election_or_store_is_noticed_and_tokens_go_on() {
         assert!(leader.version > last, "{} after {last}", leader.version);
         let waiter = s.enter(&b).await.unwrap().entry;
         last = waiter.version;
-        let (gone, turn) = (s.wait_gone(&leader), s.wait_turn(&waiter));
+        let (gone, turn) = (s.wait_deleted(&leader), s.wait_turn(&waiter));
         tokio::pin!(gone, turn);
         assert!(gone.as_mut().now_or_never().is_none());
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
@@ -357,7 +357,7 @@ fn nothing_leaks() {
             let waits = s.enter(&request(&format!("e{n}"), "b")).await.unwrap().entry;
             let short = Duration::from_millis(5);
             assert!(tokio::time::timeout(short, s.wait_turn(&waits)).await.is_err());
-            assert!(tokio::time::timeout(short, s.wait_gone(&leads)).await.is_err());
+            assert!(tokio::time::timeout(short, s.wait_deleted(&leads)).await.is_err());
         }
         let mut seen = backend.observe(&election("e1")).await.unwrap();
         seen.next().await.unwrap().unwrap();
@@ -379,7 +379,7 @@ async fn a_waiter_that_is_told_nothing_leads_all_the_same() {
     let (a, b) = (request("e", "a"), request("e", "b"));
     let leader = s.enter(&a).await.unwrap().entry;
     let waiting = s.enter(&b).await.unwrap().entry;
-    let (turn, gone) = (s.wait_turn(&waiting), s.wait_gone(&leader));
+    let (turn, gone) = (s.wait_turn(&waiting), s.wait_deleted(&leader));
     tokio::pin!(turn, gone);
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut turn).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut gone).await.is_err());
@@ -446,9 +446,12 @@ async fn a_directory_that_everybody_may_write_to_is_told_of() {
         let path = root.path().join(dir);
         fs::create_dir_all(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        let findings = LocalBackend::open(root.path()).unwrap().examine().await;
-        let found: Vec<_> = findings.iter().filter(|finding| finding.text.contains("everybody")).collect();
-        assert_eq!(!found.is_empty(), told, "{dir} {mode:o}: {findings:?}");
-        assert!(found.iter().all(|finding| finding.level == Level::Warning && finding.text.contains(dir)));
+        let diagnoses = LocalBackend::open(root.path()).unwrap().diagnose().await;
+        let found: Vec<_> =
+            diagnoses.iter().filter(|diagnosis| diagnosis.text.contains("everybody")).collect();
+        assert_eq!(!found.is_empty(), told, "{dir} {mode:o}: {diagnoses:?}");
+        assert!(
+            found.iter().all(|diagnosis| diagnosis.level == Level::Warning && diagnosis.text.contains(dir))
+        );
     }
 }

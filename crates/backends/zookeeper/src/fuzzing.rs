@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tenure_core::Finding;
+use tenure_core::Diagnosis;
 
-use crate::{ZookeeperConfig, examine, layout::Layout};
+use crate::{ZookeeperConfig, diagnose, layout::Layout};
 
 /// The number of a candidate's entry with this name.
 pub fn number(layout: Layout, name: &str) -> Option<u64> {
@@ -17,10 +17,10 @@ pub fn prefix(layout: Layout, nonce: u128) -> String {
 }
 
 /// What an operator is told of a server that answers so to `srvr`, and the version and the part that were read of it.
-pub fn answered(answer: &str) -> Option<(String, String, Vec<Finding>)> {
-    let said = examine::parse(answer)?;
+pub fn answered(answer: &str) -> Option<(String, String, Vec<Diagnosis>)> {
+    let said = diagnose::parse(answer)?;
     let (version, mode) = (said.version.clone(), said.mode.clone());
-    Some((version, mode, examine::judge("server", None, Ok(said), Duration::ZERO)))
+    Some((version, mode, diagnose::judge("server", None, Ok(said), Duration::ZERO)))
 }
 
 /// The servers and the root that a URL has come to.

@@ -53,9 +53,10 @@
 
 mod config;
 mod connection;
+mod diagnose;
 mod ensemble;
+mod entry_watcher;
 mod error;
-mod examine;
 mod fenced;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -65,7 +66,6 @@ mod link;
 mod observe;
 mod owners;
 mod parents;
-mod partings;
 mod queue;
 mod servers;
 mod session;
@@ -89,7 +89,7 @@ use futures::{
     future::{BoxFuture, join_all},
 };
 use tenure_core::{
-    Candidate, ElectionName, Error, Finding, LeadershipHandle,
+    Candidate, Diagnosis, ElectionName, Error, LeadershipHandle,
     spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
 };
 use tracing::warn;
@@ -167,7 +167,7 @@ impl ZookeeperBackend {
     }
 
     /// How often a znode was met in an election that no candidate can have made.
-    pub fn strangers_met(&self) -> u64 {
+    pub fn foreign_entries_seen(&self) -> u64 {
         self.shared.strangers.load(Relaxed)
     }
 
@@ -307,12 +307,12 @@ impl Backend for ZookeeperBackend {
         Ok(observed.map(move |leader| shared.permitted(leader)).boxed())
     }
 
-    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        self.shared.permitted(observe::ask_to_resign(&self.shared, election).await)
+    async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        self.shared.permitted(observe::request_resign(&self.shared, election).await)
     }
 
-    async fn examine(&self) -> Vec<Finding> {
-        examine::examine(&self.shared).await
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        diagnose::diagnose(&self.shared).await
     }
 
     async fn close(&self) {

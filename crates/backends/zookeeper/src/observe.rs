@@ -9,7 +9,7 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, future::join, stream};
 use tenure_core::{
     Candidate, ElectionName,
-    spi::{BackendError, BackendErrorKind, Observation, asked, does_not_listen},
+    spi::{BackendError, BackendErrorKind, Observation, foreign_leader_error, mark_resign_requested},
 };
 use zookeeper_client::{Error, Stat};
 
@@ -79,7 +79,7 @@ async fn head(shared: &Shared, connection: &Connection, parent: &str) -> Result<
 }
 
 /// Writes into the leader's entry that it is asked to resign; whoever updates it beside us is not overwritten.
-pub(crate) async fn ask_to_resign(
+pub(crate) async fn request_resign(
     shared: &Arc<Shared>,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
@@ -89,7 +89,7 @@ pub(crate) async fn ask_to_resign(
     loop {
         let Some((path, payload, stat)) = head(shared, &connection, &parent).await? else { return Ok(None) };
         let leader = shown(&path, &payload, &stat);
-        let asked = asked(&payload).ok_or_else(|| does_not_listen(&leader))?;
+        let asked = mark_resign_requested(&payload).ok_or_else(|| foreign_leader_error(&leader))?;
         if connection.set_version(&path, &asked, stat.version).await.map_err(reading)? {
             return Ok(Some(leader));
         }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tenure_core::mutants::{Rule, broken};
+use tenure_core::failpoints::{SafetyRule, is_disabled};
 
 /// For how long a server that failed is asked last.
 const GRUDGE: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ impl Servers {
     /// All servers, in the order in which to try them: at random, but those that failed lately come
     /// last, and the longest ago first among them.
     pub(crate) fn in_order(&self) -> Vec<String> {
-        if broken(Rule::AskElsewhere) {
+        if is_disabled(SafetyRule::FailOver) {
             return self.all[..1].to_vec();
         }
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -19,10 +19,10 @@ use async_trait::async_trait;
 use futures::future::join;
 use tenure_core::{
     FencingToken,
-    mutants::{Rule, broken},
+    failpoints::{SafetyRule, is_disabled},
     spi::{
-        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, Heartbeat, Parting,
-        Partings, Proof, updated,
+        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryEvent, EntryRequest,
+        EntryWatcher, Heartbeat, HeartbeatProof, replacement_payload,
     },
 };
 use tokio::{sync::OnceCell, time::timeout};
@@ -32,11 +32,11 @@ use crate::{
     Shared,
     connection::{Connection, name_of},
     ensemble,
+    entry_watcher::ZookeeperPartings,
     error::{failed, gone, unknown},
     link::Link,
     owners::Owners,
     parents::make_parent,
-    partings::ZookeeperPartings,
     queue::{Ahead, Queue, any_candidate},
     wait,
 };
@@ -94,11 +94,15 @@ impl ZookeeperSession {
     }
 
     /// Waits until `wanted` becomes of one entry.
-    async fn until(&self, entry: &Entry, wanted: impl Fn(Parting) -> bool) -> Result<Parting, BackendError> {
-        let mut partings = ZookeeperPartings::new(Arc::clone(&self.link));
-        partings.add(0, entry);
+    async fn until(
+        &self,
+        entry: &Entry,
+        wanted: impl Fn(EntryEvent) -> bool,
+    ) -> Result<EntryEvent, BackendError> {
+        let mut entry_watcher = ZookeeperPartings::new(Arc::clone(&self.link));
+        entry_watcher.add(0, entry);
         loop {
-            let (_, parting) = partings.next().await?;
+            let (_, parting) = entry_watcher.next().await?;
             if wanted(parting) {
                 return Ok(parting);
             }
@@ -204,7 +208,7 @@ impl ZookeeperSession {
                     "the entry is gone from ZooKeeper",
                 ));
             };
-            let payload = updated(&found, request);
+            let payload = replacement_payload(&found, request);
             let written = connection.set_version(&entry.key, &payload, stat.version).await;
             if written.map_err(|error| failed("updating", &error))? {
                 return Ok(());
@@ -310,8 +314,8 @@ impl BackendSession for ZookeeperSession {
         self.granted
     }
 
-    fn proof(&self) -> Proof {
-        Proof::Later { gap: self.shared.config.gap(self.granted) }
+    fn proof(&self) -> HeartbeatProof {
+        HeartbeatProof::NextHeartbeat { gap: self.shared.config.gap(self.granted) }
     }
 
     /// Writes to the session's own znode, which takes a quorum; and waits until the leader has heard from our server
@@ -331,7 +335,7 @@ impl BackendSession for ZookeeperSession {
             patience.answered();
             return self.shared.permitted(Err(error));
         }
-        let written = match broken(Rule::BeatByWriting) {
+        let written = match is_disabled(SafetyRule::HeartbeatByWrite) {
             true => connection.stat(&self.pulse).await,
             false => connection.set(&self.pulse, &[]).await,
         };
@@ -340,7 +344,7 @@ impl BackendSession for ZookeeperSession {
         let stat = self.shared.permitted(written.map_err(|error| failed("heartbeat", &error)))?;
         let Some(stat) = stat else { return Err(gone("the session's znode is gone from ZooKeeper")) };
         self.check_owner(&stat)?;
-        if !broken(Rule::BeatByWriting) {
+        if !is_disabled(SafetyRule::HeartbeatByWrite) {
             connection.sync().await.map_err(|error| failed("heartbeat", &error))?;
         }
         // After a reconnect of the client's own, the answer could be to another session.
@@ -362,15 +366,15 @@ impl BackendSession for ZookeeperSession {
         token(entry.version)
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.until(entry, |parting| parting == Parting::Gone).await.map(drop)
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
+        self.until(entry, |parting| parting == EntryEvent::Deleted).await.map(drop)
     }
 
-    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
         self.until(entry, |_| true).await
     }
 
-    fn partings(&self) -> Option<Box<dyn Partings>> {
+    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
         Some(Box::new(ZookeeperPartings::new(Arc::clone(&self.link))))
     }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use tenure_core::{Finding, spi::BackendError};
+use tenure_core::{Diagnosis, spi::BackendError};
 use tokio::time::timeout;
 use zookeeper_client::{AuthId, CreateMode, Error};
 
@@ -23,7 +23,7 @@ const ELECTIONS: usize = 200;
 const AT_ONCE: usize = 8;
 
 /// What is not as it should be. Whether the store answers, and takes us, is told elsewhere.
-pub(crate) async fn survey(shared: &Arc<Shared>) -> Vec<Finding> {
+pub(crate) async fn survey(shared: &Arc<Shared>) -> Vec<Diagnosis> {
     let looking = async {
         let link = shared.reader().await?;
         look(shared, &*connection_of(&link).await?).await
@@ -31,7 +31,7 @@ pub(crate) async fn survey(shared: &Arc<Shared>) -> Vec<Finding> {
     timeout(PATIENCE, looking).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
-async fn look(shared: &Shared, connection: &Connection) -> Result<Vec<Finding>, BackendError> {
+async fn look(shared: &Shared, connection: &Connection) -> Result<Vec<Diagnosis>, BackendError> {
     let ours = match shared.terms.creator_only {
         true => Some(who_we_are(shared, connection).await),
         false => None,
@@ -41,13 +41,13 @@ async fn look(shared: &Shared, connection: &Connection) -> Result<Vec<Finding>, 
         async move {
             let ours = ours.as_ref()?;
             let trouble = trouble(connection, ours.as_deref(), &path).await.ok()??;
-            Some(Finding::warning(subject, format!("{path}: {trouble}"), REMEDY))
+            Some(Diagnosis::warning(subject, format!("{path}: {trouble}"), REMEDY))
         }
     };
-    let mut findings = Vec::new();
+    let mut diagnoses = Vec::new();
     let root = &shared.config.root;
-    findings.extend(whose(root.clone(), "root".to_owned()).await);
-    findings.extend(whose(shared.sessions(), "sessions".to_owned()).await);
+    diagnoses.extend(whose(root.clone(), "root".to_owned()).await);
+    diagnoses.extend(whose(shared.sessions(), "sessions".to_owned()).await);
     let mut elections = connection.children(root).await.ok().flatten().unwrap_or_default();
     elections.retain(|name| !name.starts_with('~'));
     elections.sort_unstable();
@@ -59,19 +59,24 @@ async fn look(shared: &Shared, connection: &Connection) -> Result<Vec<Finding>, 
         async move { [whose.await, blocked(shared, connection, &parent, subject).await] }
     });
     let looked: Vec<_> = looked.buffered(AT_ONCE).collect().await;
-    findings.extend(looked.into_iter().flatten().flatten());
-    Ok(findings)
+    diagnoses.extend(looked.into_iter().flatten().flatten());
+    Ok(diagnoses)
 }
 
 /// Who stands first where that cannot be told for a candidate.
-async fn blocked(shared: &Shared, connection: &Connection, parent: &str, subject: String) -> Option<Finding> {
+async fn blocked(
+    shared: &Shared,
+    connection: &Connection,
+    parent: &str,
+    subject: String,
+) -> Option<Diagnosis> {
     let children = connection.children(parent).await.ok()??;
     let mut paths: Vec<_> = Queue::new(shared, parent, children).paths().collect();
     let first = first_candidate(shared, connection, paths.clone()).await.ok()??;
     let path = paths.swap_remove(first);
     let stat = connection.stat(&path).await.ok()??;
     is_unread(&stat).then(|| {
-        Finding::warning(
+        Diagnosis::warning(
             subject,
             format!("nobody leads before {path} is gone, which this user may not read: it is a candidate of another \
                      user, or was made by none"),

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, pidfd_open, pidfd_send_signal};
-use tenure::{BootClock, Clock as _, LeadershipHandle, Moment};
+use tenure::{BootClock, BootInstant, Clock as _, LeadershipHandle};
 use tokio::{
     io::Interest,
     sync::mpsc::UnboundedReceiver,
@@ -37,11 +37,11 @@ use crate::{
 
 /// How often it is looked whether the deadline has moved: hearts beat every third of a TTL.
 const PACE: Duration = Duration::from_millis(100);
-/// The part of the stop budget that dying takes: nothing of the program may live at the deadline.
+/// The part of the grace period that dying takes: nothing of the program may live at the deadline.
 const DYING: u32 = 5;
 const LEAST_DYING: Duration = Duration::from_millis(50);
 const MOST_DYING: Duration = Duration::from_millis(200);
-/// The least stop budget: a moment to stop in, and one to die in.
+/// The least grace period: a moment to stop in, and one to die in.
 const LEAST_BUDGET: Duration = Duration::from_millis(100);
 /// How long a guard that has nothing to wait for may take.
 const GRACE: Duration = Duration::from_millis(250);
@@ -56,12 +56,12 @@ pub(super) struct Program {
     /// Whether it is confirmed that no process of the program is left.
     nothing_left: bool,
     control: UnixStream,
-    stop_budget: Duration,
+    grace_period: Duration,
     on_overrun: OnOverrun,
     /// Whether the program has a process group of its own.
     own_group: bool,
     window: Option<Order>,
-    deadline: Moment,
+    deadline: BootInstant,
 }
 
 /// How a program ended, and whether that was because its time was up.
@@ -75,8 +75,8 @@ impl Program {
     pub(super) fn start(options: &args::Run, leadership: &LeadershipHandle) -> Result<Self> {
         leadership.ensure()?;
         // The engine's own: the store's URL may have set it too.
-        let stop_budget = leadership.stop_budget();
-        check_stop_budget(stop_budget)?;
+        let grace_period = leadership.grace_period();
+        check_grace_period(grace_period)?;
         let (control, other) = UnixStream::pair().context("a socket to the guard")?;
         let mut command = Command::new("/proc/self/exe");
         command.arg("__guard").arg(format!("--stop-signal={}", options.stop_signal));
@@ -92,13 +92,13 @@ impl Program {
             .env("TENURE_ELECTION", leadership.election().as_str())
             .env("TENURE_FENCING_TOKEN", leadership.fencing_token().to_string())
             .env("TENURE_CANDIDATE", leadership.candidate().as_str())
-            .env("TENURE_STOP_BUDGET_MS", stop_budget.as_millis().to_string())
+            .env("TENURE_GRACE_PERIOD_MS", grace_period.as_millis().to_string())
             .env_remove("TENURE_DEADLINE_BOOTTIME_NS");
         for variable in store::secret_variables(options.store.url.as_deref()) {
             command.env_remove(variable);
         }
         let deadline = leadership.deadline();
-        if deadline != Moment::NEVER {
+        if deadline != BootInstant::NEVER {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());
         }
         let lock = leadership.lock_file()?;
@@ -115,7 +115,7 @@ impl Program {
             status: None,
             nothing_left: false,
             control,
-            stop_budget,
+            grace_period,
             on_overrun: options.on_overrun,
             own_group,
             window: None,
@@ -150,7 +150,7 @@ impl Program {
         let mut lines = Lines::default();
         let stop = leadership.cancellation_token();
         let (mut told, mut started) = (false, false);
-        let mut ticks = interval(PACE.min(self.stop_budget / 5));
+        let mut ticks = interval(PACE.min(self.grace_period / 5));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // A guard that does not kill in time is not waited for.
@@ -206,14 +206,14 @@ impl Program {
     }
 
     fn dying(&self) -> Duration {
-        (self.stop_budget / DYING).clamp(LEAST_DYING, MOST_DYING)
+        (self.grace_period / DYING).clamp(LEAST_DYING, MOST_DYING)
     }
 
     /// Tells how long the program may go on, when that has changed.
     fn tell_window(&mut self, leadership: &LeadershipHandle) -> io::Result<()> {
         self.deadline = leadership.deadline();
         let window = Order::Window {
-            stop_at: (self.deadline - self.stop_budget).as_nanos(),
+            stop_at: (self.deadline - self.grace_period).as_nanos(),
             kill_at: (self.deadline - self.dying()).as_nanos(),
         };
         if self.window != Some(window) {
@@ -293,12 +293,12 @@ impl Program {
 }
 
 /// Whether a program can stop and die in so much time.
-pub(super) fn check_stop_budget(budget: Duration) -> Result<(), Usage> {
+pub(super) fn check_grace_period(budget: Duration) -> Result<(), Usage> {
     if budget >= LEAST_BUDGET {
         return Ok(());
     }
     Err(Usage(format!(
-        "stop budget {} is not allowed: a program needs at least {} to stop and to die in",
+        "grace period {} is not allowed: a program needs at least {} to stop and to die in",
         humantime::format_duration(budget),
         humantime::format_duration(LEAST_BUDGET)
     )))

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::watchdog::Alarm;
-use crate::{BootClock, Clock, Moment, sync::atomic::AtomicUsize};
+use crate::{BootClock, BootInstant, Clock, sync::atomic::AtomicUsize};
 
 /// Slots lie in chunks, each twice as long as the one before, so that a slot never moves.
 const CHUNKS: usize = 24;
@@ -42,7 +42,7 @@ struct Free {
 }
 
 struct Slot {
-    /// When the process is aborted, in nanoseconds of the clock; [`Moment::NEVER`] while nothing is due.
+    /// When the process is aborted, in nanoseconds of the clock; [`BootInstant::NEVER`] while nothing is due.
     at: AtomicU64,
     /// How much work is being polled.
     polled: AtomicUsize,
@@ -104,7 +104,7 @@ impl AbortSlot {
     }
 
     /// Has the process aborted at `moment`, if work is being polled then.
-    pub(crate) fn arm(&self, moment: Moment) {
+    pub(crate) fn arm(&self, moment: BootInstant) {
         if self.table.slot(self.index).at.swap(moment.as_nanos(), Ordering::SeqCst) != moment.as_nanos() {
             self.table.alarm.wake();
         }
@@ -113,7 +113,7 @@ impl AbortSlot {
 
 impl Drop for AbortSlot {
     fn drop(&mut self) {
-        self.table.slot(self.index).at.store(Moment::NEVER.as_nanos(), Ordering::SeqCst);
+        self.table.slot(self.index).at.store(BootInstant::NEVER.as_nanos(), Ordering::SeqCst);
         self.table.free.lock().unwrap_or_else(PoisonError::into_inner).slots.push(self.index);
     }
 }
@@ -138,7 +138,8 @@ impl Table {
     fn slot(&self, index: usize) -> &Slot {
         let (chunk, place) = place(index);
         let made = || {
-            let slot = || Slot { at: AtomicU64::new(Moment::NEVER.as_nanos()), polled: AtomicUsize::new(0) };
+            let slot =
+                || Slot { at: AtomicU64::new(BootInstant::NEVER.as_nanos()), polled: AtomicUsize::new(0) };
             (0..FIRST_CHUNK << chunk).map(|_| slot()).collect()
         };
         &self.chunks[chunk].get_or_init(made)[place]
@@ -155,11 +156,16 @@ impl Table {
     }
 
     /// Aborts if that is due; when to look again.
-    fn look(&self, now: Moment, chance_until: &mut Option<Moment>, abort: impl Fn()) -> Moment {
-        let mut next = Moment::NEVER;
+    fn look(
+        &self,
+        now: BootInstant,
+        chance_until: &mut Option<BootInstant>,
+        abort: impl Fn(),
+    ) -> BootInstant {
+        let mut next = BootInstant::NEVER;
         let mut is_due = false;
         for slot in self.chunks.iter().filter_map(OnceLock::get).flatten() {
-            let at = Moment::from_nanos(slot.at.load(Ordering::SeqCst));
+            let at = BootInstant::from_nanos(slot.at.load(Ordering::SeqCst));
             if at > now {
                 next = next.min(at);
                 continue;
@@ -167,7 +173,7 @@ impl Table {
             if slot.polled.load(Ordering::SeqCst) == 0 {
                 // Work that is not polled does nothing, and its next poll drops it: `run` counts the poll before it reads
                 // the clock. Unless another moment was set just now, nothing is due here any more.
-                let never = Moment::NEVER.as_nanos();
+                let never = BootInstant::NEVER.as_nanos();
                 let _ = slot.at.compare_exchange(at.as_nanos(), never, Ordering::SeqCst, Ordering::SeqCst);
                 continue;
             }
@@ -213,12 +219,12 @@ mod tests {
         })
     }
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_nanos(millis * 1_000_000)
+    fn at(millis: u64) -> BootInstant {
+        BootInstant::from_nanos(millis * 1_000_000)
     }
 
     /// Looks at `millis`: whether the process is aborted, and when to look again.
-    fn look(table: &Table, millis: u64, chance_until: &mut Option<Moment>) -> (bool, Moment) {
+    fn look(table: &Table, millis: u64, chance_until: &mut Option<BootInstant>) -> (bool, BootInstant) {
         let aborted = Cell::new(false);
         let next = table.look(at(millis), chance_until, || aborted.set(true));
         (aborted.get(), next)
@@ -256,7 +262,7 @@ mod tests {
         assert_eq!(look(&timer.0, 9_040, &mut chance), (false, at(9_050)));
         assert!(look(&timer.0, 9_050, &mut chance).0);
         slot.polled().store(0, Ordering::SeqCst);
-        assert_eq!(look(&timer.0, 9_060, &mut chance), (false, Moment::NEVER));
+        assert_eq!(look(&timer.0, 9_060, &mut chance), (false, BootInstant::NEVER));
         assert_eq!(chance, None);
     }
 

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use crate::mutants::{Rule, broken};
+use crate::failpoints::{SafetyRule, is_disabled};
 
 /// So many calls may block at once before the next one has to wait for them.
 const MAX_THREADS: usize = 256;
@@ -103,7 +103,7 @@ impl Callbacks {
     /// Makes `call` on one of these threads; at once where there are none.
     pub(crate) fn defer(&self, call: impl FnOnce() + Send + 'static) {
         match &self.0 {
-            Some(handle) if !broken(Rule::CallUsersElsewhere) => {
+            Some(handle) if !is_disabled(SafetyRule::NoUserCodeOnEngine) => {
                 handle.0.lock().calls.push_back(Box::new(call));
                 handle.0.changed.notify_one();
             }

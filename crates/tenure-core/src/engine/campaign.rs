@@ -11,7 +11,7 @@ use super::{
     retry::Retry,
     session::Session,
 };
-use crate::{ElectionName, Error, Moment};
+use crate::{BootInstant, ElectionName, Error};
 
 /// A campaign, as a task of the engine.
 pub(crate) struct Campaign {
@@ -19,7 +19,7 @@ pub(crate) struct Campaign {
     pub(crate) opener: Opener,
     pub(crate) election: ElectionName,
     /// When it was called for.
-    pub(crate) since: Moment,
+    pub(crate) since: BootInstant,
     /// Whether to wait when somebody else leads.
     pub(crate) waits: bool,
 }

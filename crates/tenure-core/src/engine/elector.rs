@@ -18,7 +18,7 @@ use super::{
     works::Polling,
 };
 use crate::{
-    Backoff, Candidate, CandidateId, Clock, Config, ElectionName, Elector, Error, Finding, Leaders,
+    Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, Leaders,
     Leadership, LeadershipHandle, Status,
     spi::{Backend, BackendError},
     sync::timeout,
@@ -251,11 +251,11 @@ impl Elector for StoreElector {
         observe::leaders(&self.shared, election)
     }
 
-    async fn ask_to_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
+    async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         let election = ElectionName::new(election)?;
         self.ask("asking the leader to resign", move |store| {
             let election = election.clone();
-            async move { store.ask_to_resign(&election).await }
+            async move { store.request_resign(&election).await }
         })
         .await
     }
@@ -273,16 +273,17 @@ impl Elector for StoreElector {
         self.shared.status.get()
     }
 
-    async fn examine(&self) -> Vec<Finding> {
+    async fn diagnose(&self) -> Vec<Diagnosis> {
         let shared = Arc::clone(&self.shared);
-        let examined = self.shared.runtime.call(async move { super::examine::examine(&shared).await }).await;
+        let examined =
+            self.shared.runtime.call(async move { super::diagnose::diagnose(&shared).await }).await;
         examined.unwrap_or_else(|error| {
-            vec![Finding::problem("engine", error.to_string(), "see the log for a panic of the backend")]
+            vec![Diagnosis::problem("engine", error.to_string(), "see the log for a panic of the backend")]
         })
     }
 
     fn work_backoff(&self) -> Backoff {
-        self.shared.config.after_work
+        self.shared.config.work_backoff
     }
 
     fn shutdown_timeout(&self) -> Duration {

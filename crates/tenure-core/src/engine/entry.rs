@@ -15,8 +15,8 @@ use super::{
     term::Term,
 };
 use crate::{
-    CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason, Moment,
-    mutants::{Rule, broken},
+    BootInstant, CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
+    failpoints::{SafetyRule, is_disabled},
     random,
     spi::{BackendError, BackendErrorKind, Entered, EntryRequest},
     telemetry,
@@ -29,7 +29,7 @@ pub(crate) struct Candidacy {
     pub(crate) candidate: CandidateId,
     pub(crate) value: Arc<[u8]>,
     /// When the campaign was called for.
-    pub(crate) since: Moment,
+    pub(crate) since: BootInstant,
     /// Whether to wait when somebody else leads.
     pub(crate) waits: bool,
     /// This elector's one place in the election; given back when the entry is gone.
@@ -280,8 +280,12 @@ impl Task<'_> {
     /// The token that the leader is told.
     fn told(&self, token: FencingToken) -> FencingToken {
         #[cfg(tenure_mutants)]
-        if broken(Rule::NewTokens) {
-            return crate::mutants::first_token(&self.candidacy.election, &self.candidacy.candidate, token);
+        if is_disabled(SafetyRule::UniqueTokens) {
+            return crate::failpoints::first_token(
+                &self.candidacy.election,
+                &self.candidacy.candidate,
+                token,
+            );
         }
         token
     }
@@ -302,7 +306,7 @@ impl Standing {
             session.leaves(live);
         }
         let entry = live.as_ref().map(|live| &live.entry);
-        if entry.is_none() && (!self.uncertain || broken(Rule::ResolveTheUnknown)) {
+        if entry.is_none() && (!self.uncertain || is_disabled(SafetyRule::WithdrawUncertainEntries)) {
             return true;
         }
         let shared = &session.shared;
@@ -340,7 +344,7 @@ impl Standing {
                 () = retry.pause() => {}
             }
         }
-        if std::mem::take(&mut self.uncertain) && !broken(Rule::ResolveTheUnknown) {
+        if std::mem::take(&mut self.uncertain) && !is_disabled(SafetyRule::WithdrawUncertainEntries) {
             let wait = graves::first_wait(session.spi.granted_ttl());
             session.graves().dig(EntryRequest::clone(&self.request), shared.clock.now(), wait);
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::{Moment, spi::EntryRequest};
+use crate::{BootInstant, spi::EntryRequest};
 
 /// At most so many are remembered; the oldest is the likeliest to have been carried out or lost.
 const MOST: usize = 4096;
@@ -25,15 +25,15 @@ pub(crate) struct Graves(VecDeque<Grave>);
 #[derive(Debug)]
 struct Grave {
     request: EntryRequest,
-    due: Moment,
+    due: BootInstant,
     wait: Duration,
     longest: Duration,
-    until: Moment,
+    until: BootInstant,
 }
 
 impl Graves {
     /// Remembers `request`, whose withdrawal was confirmed at `now`; it is due first after `wait`, and then ever more rarely.
-    pub(crate) fn dig(&mut self, request: EntryRequest, now: Moment, wait: Duration) {
+    pub(crate) fn dig(&mut self, request: EntryRequest, now: BootInstant, wait: Duration) {
         if self.0.len() == MOST {
             self.0.pop_front();
         }
@@ -42,12 +42,12 @@ impl Graves {
     }
 
     /// The requests whose entries have to be looked for now.
-    pub(crate) fn due(&self, now: Moment) -> Vec<EntryRequest> {
+    pub(crate) fn due(&self, now: BootInstant) -> Vec<EntryRequest> {
         self.0.iter().filter(|grave| grave.due <= now).map(|grave| grave.request.clone()).collect()
     }
 
     /// The store was asked just now to remove what `request` has made.
-    pub(crate) fn tried(&mut self, request: &EntryRequest, now: Moment) {
+    pub(crate) fn tried(&mut self, request: &EntryRequest, now: BootInstant) {
         self.0.retain_mut(|grave| {
             if grave.request.nonce != request.nonce {
                 return true;
@@ -85,7 +85,7 @@ mod tests {
                 value: [].into(),
                 nonce: 1,
             };
-            let begun = Moment::from_nanos(1);
+            let begun = BootInstant::from_nanos(1);
             graves.dig(request, begun, first_wait(ttl));
             let (mut now, mut repeated) = (begun, 0);
             while graves.len() > 0 {

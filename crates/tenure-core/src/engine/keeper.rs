@@ -12,9 +12,9 @@ use super::{
     window::Sent,
 };
 use crate::{
-    Backoff, LossReason, Moment, OnDisconnect,
-    mutants::{Rule, broken},
-    spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, Proof},
+    Backoff, BootInstant, LossReason, OnDisconnect,
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, HeartbeatProof},
     sync::sleep,
     telemetry,
 };
@@ -62,7 +62,7 @@ impl Keeper {
         }
         // First the work, then the entries: whoever is next must find nothing running.
         session.entries.close();
-        if !broken(Rule::StopBeforeClosing) {
+        if !is_disabled(SafetyRule::StopWorkBeforeClosing) {
             session.entries.wait().await;
         }
         self.closed = close(session).await;
@@ -82,12 +82,12 @@ const RETRY_HEARTBEAT: Duration = Duration::from_millis(20);
 
 /// How often a heartbeat is sent: a third of the TTL, or more often where drift bound, stop
 /// budget and confirmation leave less time.
-fn interval(proof: Proof, ttl: Duration, drift: f64, budget: Duration) -> Duration {
+fn interval(proof: HeartbeatProof, ttl: Duration, drift: f64, budget: Duration) -> Duration {
     let usable = ttl.mul_f64(1.0 - drift).saturating_sub(budget);
     match proof {
         // What is confirmed is a gap old, and up to an interval more; and one heartbeat may be lost. However short
         // the gap, there is no need to hurry.
-        Proof::Later { gap } => {
+        HeartbeatProof::NextHeartbeat { gap } => {
             gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(wide(gap, drift)) / 3)
         }
         _ => (ttl / 3).min(usable / 2),
@@ -96,7 +96,7 @@ fn interval(proof: Proof, ttl: Duration, drift: f64, budget: Duration) -> Durati
 
 /// What has to lie between a heartbeat and the one that confirms it.
 fn gap_between(gap: Duration, drift: f64) -> Duration {
-    if broken(Rule::KeepTheGap) { Duration::ZERO } else { wide(gap, drift) }
+    if is_disabled(SafetyRule::KeepHeartbeatGap) { Duration::ZERO } else { wide(gap, drift) }
 }
 
 /// A gap that is none too short by the store's clock either.
@@ -104,13 +104,18 @@ fn wide(gap: Duration, drift: f64) -> Duration {
     gap.div_f64(1.0 - drift)
 }
 
-/// The largest stop budget with which a session can be kept whose heartbeats follow `budget`.
-pub(crate) fn largest_stop_budget(proof: Proof, ttl: Duration, drift: f64, budget: Duration) -> Duration {
+/// The largest grace period with which a session can be kept whose heartbeats follow `budget`.
+pub(crate) fn largest_grace_period(
+    proof: HeartbeatProof,
+    ttl: Duration,
+    drift: f64,
+    budget: Duration,
+) -> Duration {
     let length = ttl.mul_f64(1.0 - drift);
     let interval = interval(proof, ttl, drift, budget).max(ttl / 100);
     let used = match proof {
-        Proof::Process => Duration::ZERO,
-        Proof::Later { gap } => wide(gap, drift).max(interval) + interval * 5 / 2,
+        HeartbeatProof::Process => Duration::ZERO,
+        HeartbeatProof::NextHeartbeat { gap } => wide(gap, drift).max(interval) + interval * 5 / 2,
         _ => interval * 3 / 2,
     };
     length.saturating_sub(used).min(ttl / 3)
@@ -127,7 +132,7 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
     let interval = interval(proof, session.spi.granted_ttl(), drift, session.window.budget());
     // So short that there is time for another one.
     let limit = shared.config.request_timeout.min(match proof {
-        Proof::Later { .. } => interval / 2,
+        HeartbeatProof::NextHeartbeat { .. } => interval / 2,
         _ => interval,
     });
     let longest = (limit / 16).max(RETRY_HEARTBEAT);
@@ -139,7 +144,8 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
         // Read before the request is handed to the client: the store counts from no earlier.
         let sent = Sent::now(&*shared.clock);
         let answer = timed("heartbeat", limit, session.spi.heartbeat()).await;
-        let sent = if broken(Rule::CountFromTheSending) { Sent::now(&*shared.clock) } else { sent };
+        let sent =
+            if is_disabled(SafetyRule::DeadlineFromRequestStart) { Sent::now(&*shared.clock) } else { sent };
         // Before the heartbeat counts: the least that there was.
         let left = session.window.deadline().since(shared.clock.now());
         let measured = |outcome| telemetry::heartbeat(outcome, shared.clock.now().since(sent.at), left);
@@ -153,9 +159,9 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
                     shared.watchdog.wake();
                 }
                 let proven = match proof {
-                    _ if broken(Rule::Confirm) => Ok(Some((sent, heartbeat))),
-                    Proof::Answer => Ok(Some((sent, heartbeat))),
-                    Proof::Later { gap } => {
+                    _ if is_disabled(SafetyRule::ConfirmHeartbeats) => Ok(Some((sent, heartbeat))),
+                    HeartbeatProof::Answer => Ok(Some((sent, heartbeat))),
+                    HeartbeatProof::NextHeartbeat { gap } => {
                         let proven = confirmed_by_later(&mut unconfirmed, sent.at, gap_between(gap, drift));
                         unconfirmed.push_back(Answered { sent, at: shared.clock.now(), heartbeat });
                         // What the store grants now holds for what was sent before, too.
@@ -168,7 +174,7 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
                         confirm(session, limit, &heartbeat).await.map(|yes| yes.then_some((sent, heartbeat)))
                     }
                 };
-                proven.map(|proven| (proven, matches!(proof, Proof::Later { .. })))
+                proven.map(|proven| (proven, matches!(proof, HeartbeatProof::NextHeartbeat { .. })))
             }
             Err(error) => Err(error),
         };
@@ -203,7 +209,7 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
             Err(error) => {
                 failed(session, &error);
                 measured("failed");
-                if shared.config.on_disconnect == OnDisconnect::LoseAtOnce {
+                if shared.config.on_disconnect == OnDisconnect::StepDown {
                     session.end(LossReason::Disconnected);
                     return;
                 }
@@ -211,7 +217,9 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
             }
         }
         // The watchdog does the same on time; this covers a watchdog that could not.
-        if session.check_window(session.window.budget()).is_err() && !broken(Rule::CloseForGood) {
+        if session.check_window(session.window.budget()).is_err()
+            && !is_disabled(SafetyRule::NeverReopenWindow)
+        {
             return;
         }
     }
@@ -227,14 +235,18 @@ fn failed(session: &Session, error: &BackendError) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Answered {
     sent: Sent,
-    at: Moment,
+    at: BootInstant,
     heartbeat: Heartbeat,
 }
 
 /// The newest of the heartbeats that were answered at least `gap` before `sent`.
 ///
 /// From its *answer* on: the store may have carried it out only just before that, however long ago it was sent.
-fn confirmed_by_later(unconfirmed: &mut VecDeque<Answered>, sent: Moment, gap: Duration) -> Option<Answered> {
+fn confirmed_by_later(
+    unconfirmed: &mut VecDeque<Answered>,
+    sent: BootInstant,
+    gap: Duration,
+) -> Option<Answered> {
     let mut proven = None;
     while let Some(earlier) = unconfirmed.front() {
         if earlier.at + gap > sent {
@@ -248,14 +260,14 @@ fn confirmed_by_later(unconfirmed: &mut VecDeque<Answered>, sent: Moment, gap: D
 /// Whether a read that the store's quorum stands behind confirms `heartbeat`.
 async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> Result<bool, BackendError> {
     loop {
-        let witness = session.witness();
-        let entry = witness.as_ref().map(|live| &live.entry);
+        let probe_entry = session.probe_entry();
+        let entry = probe_entry.as_ref().map(|live| &live.entry);
         match timed("confirming read", limit, session.spi.confirm(heartbeat, entry)).await? {
             Confirmation::Confirmed => return Ok(true),
-            Confirmation::Unconfirmed => return Ok(broken(Rule::CompareEpochs)),
-            // Whoever waits for it or looks after it is told; another entry can bear witness.
-            Confirmation::WitnessGone => match witness {
-                Some(_) if broken(Rule::WatchOwnEntry) => return Ok(true),
+            Confirmation::Unconfirmed => return Ok(is_disabled(SafetyRule::CompareEpochs)),
+            // Whoever waits for it or looks after it is told; another entry can bear probe_entry.
+            Confirmation::ProbeEntryGone => match probe_entry {
+                Some(_) if is_disabled(SafetyRule::WatchOwnEntry) => return Ok(true),
                 Some(live) => session.missed(&live),
                 None => return Ok(false),
             },
@@ -325,8 +337,8 @@ mod tests {
 
     const BEAT: Heartbeat = Heartbeat { ttl: Duration::from_secs(6), epoch: 0 };
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_nanos(millis * 1_000_000)
+    fn at(millis: u64) -> BootInstant {
+        BootInstant::from_nanos(millis * 1_000_000)
     }
 
     fn answered(sent: u64, answer: u64) -> Answered {

@@ -13,11 +13,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{Instrument as _, debug, error, info, info_span};
 
-use super::{entry::Standing, partings::each, session::Session, term::Term};
+use super::{entry::Standing, entry_watcher::each, session::Session, term::Term};
 use crate::{
-    LossReason, Moment,
-    mutants::{Rule, broken},
-    spi::{BackendError, BackendErrorKind, Parting, Partings},
+    BootInstant, LossReason,
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendError, BackendErrorKind, EntryEvent, EntryWatcher},
     sync::{Mutex, sleep},
 };
 
@@ -188,17 +188,17 @@ struct Leaders<'a> {
     watch: Watch,
     /// Those whose entries are not watched yet, and since when the first of them is not.
     new: Vec<u64>,
-    since: Moment,
+    since: BootInstant,
     /// How many have come one soon after the other, and when the last did.
     together: usize,
-    last: Moment,
+    last: BootInstant,
 }
 
 /// The watch on all their entries.
 enum Watch {
     /// Nobody has led yet.
     None,
-    Of(Box<dyn Partings>),
+    Of(Box<dyn EntryWatcher>),
     /// It has failed for good, and the session with it.
     Over,
 }
@@ -211,9 +211,9 @@ impl<'a> Leaders<'a> {
             stopping: BTreeMap::new(),
             watch: Watch::None,
             new: Vec::new(),
-            since: Moment::NEVER,
+            since: BootInstant::NEVER,
             together: 0,
-            last: Moment::NEVER,
+            last: BootInstant::NEVER,
         }
     }
 
@@ -222,7 +222,7 @@ impl<'a> Leaders<'a> {
         self.guarded(|leaders| match notice {
             Notice::Leads(leading) => leaders.leads(leading),
             Notice::Over(number) => leaders.over(number),
-            Notice::Gone(number) => leaders.part(number, Parting::Gone),
+            Notice::Gone(number) => leaders.part(number, EntryEvent::Deleted),
             Notice::Stopped(number) => {
                 leaders.stopping.remove(&number);
                 leaders.let_go(number);
@@ -261,7 +261,7 @@ impl<'a> Leaders<'a> {
     /// Watches the entries that are not watched yet.
     fn watch_new(&mut self) {
         let new = std::mem::take(&mut self.new);
-        if broken(Rule::WatchOwnEntry) {
+        if is_disabled(SafetyRule::WatchOwnEntry) {
             return;
         }
         self.guarded(|leaders| {
@@ -278,9 +278,9 @@ impl<'a> Leaders<'a> {
     }
 
     /// The watch, begun when there was none.
-    fn watch(&mut self) -> Option<&mut Box<dyn Partings>> {
+    fn watch(&mut self) -> Option<&mut Box<dyn EntryWatcher>> {
         if matches!(self.watch, Watch::None) {
-            self.watch = Watch::Of(self.session.spi.partings().unwrap_or_else(|| each(self.session)));
+            self.watch = Watch::Of(self.session.spi.entry_watcher().unwrap_or_else(|| each(self.session)));
         }
         match &mut self.watch {
             Watch::Of(watch) => Some(watch),
@@ -291,7 +291,7 @@ impl<'a> Leaders<'a> {
     /// Whoever led under this entry leads no more.
     fn over(&mut self, number: u64) {
         let Some(leading) = self.standing.remove(&number) else { return };
-        let stops = !leading.term.works.have_stopped() && !broken(Rule::StopBeforeLeaving);
+        let stops = !leading.term.works.have_stopped() && !is_disabled(SafetyRule::StopWorkBeforeLeaving);
         if stops {
             self.stopping.insert(number, Arc::clone(&leading.term));
             if matches!(self.watch, Watch::Over) {
@@ -313,21 +313,21 @@ impl<'a> Leaders<'a> {
     }
 
     /// The store has told something of an entry.
-    fn part(&mut self, number: u64, parting: Parting) {
+    fn part(&mut self, number: u64, parting: EntryEvent) {
         self.guarded(|leaders| match (leaders.standing.get(&number), parting) {
             // Its own word that it is over comes back as a notice.
-            (Some(leading), Parting::Gone) => leading.term.lose(LossReason::EntryGone),
-            (Some(leading), Parting::Asked) => {
+            (Some(leading), EntryEvent::Deleted) => leading.term.lose(LossReason::EntryGone),
+            (Some(leading), EntryEvent::ResignRequested) => {
                 let entry = leading.term.entry();
                 info!(election = %entry.election, entry = %entry.key, "asked to resign");
-                leading.term.lose(LossReason::Asked);
+                leading.term.lose(LossReason::ResignRequested);
             }
-            (None, Parting::Gone) => {
+            (None, EntryEvent::Deleted) => {
                 if let Some(term) = leaders.stopping.get(&number) {
                     term.drop_work();
                 }
             }
-            (None, Parting::Asked) => {}
+            (None, EntryEvent::ResignRequested) => {}
         });
     }
 
@@ -340,7 +340,7 @@ impl<'a> Leaders<'a> {
     }
 
     /// What becomes of an entry next; never returns while none is watched.
-    async fn parting(&mut self) -> Result<(u64, Parting), BackendError> {
+    async fn parting(&mut self) -> Result<(u64, EntryEvent), BackendError> {
         let Watch::Of(watch) = &mut self.watch else { return std::future::pending().await };
         match AssertUnwindSafe(async { watch.next().await }).catch_unwind().await {
             Ok(parting) => parting,

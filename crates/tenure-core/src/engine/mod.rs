@@ -10,7 +10,7 @@
 //! | `entry` | one candidate's entry, from entering to leading or leaving |
 //! | `observe` | watching an election |
 //! | `leading` | all who lead under one session, until they have been given back |
-//! | `partings` | watches on their entries, where a backend watches each by itself |
+//! | `entry_watcher` | watches on their entries, where a backend watches each by itself |
 //! | `graves` | requests that were withdrawn without an answer |
 //! | `term` | one leadership |
 //! | `work` | the work done under it |
@@ -21,22 +21,22 @@
 //! | `callbacks` | the threads that call wakers, hooks and subscribers of the application |
 //! | `relay` | how the engine wakes a caller on any executor |
 //! | `report`, `forward` | logs and metrics, which are written there too |
-//! | `examine` | what an operator is told of the store, the machine and the settings |
+//! | `diagnose` | what an operator is told of the store, the machine and the settings |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 
 mod abort;
 mod callbacks;
 mod campaign;
+mod diagnose;
 mod elector;
 mod entry;
-mod examine;
+mod entry_watcher;
 mod forward;
 mod graves;
 mod keeper;
 mod leading;
 mod observe;
 mod opener;
-mod partings;
 mod relay;
 pub(crate) mod report;
 pub(crate) mod retry;

@@ -19,9 +19,9 @@ use super::{
 };
 use crate::{
     Error, InvalidConfig,
-    config::check_stop_budget,
-    mutants::{Rule, broken},
-    spi::{BackendError, BackendErrorKind, BackendSession, Proof},
+    config::check_grace_period,
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendError, BackendErrorKind, BackendSession, HeartbeatProof},
     sync::{Mutex, MutexGuard, timeout},
 };
 
@@ -146,15 +146,15 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     let spi = timed("opening a session", config.request_timeout, shared.backend.open_session(config.ttl))
         .await
         .map_err(OpenError::Backend)?;
-    let sent = if broken(Rule::CountOpeningFromTheSending) { Sent::now(clock) } else { sent };
+    let sent = if is_disabled(SafetyRule::OpeningFromRequestStart) { Sent::now(clock) } else { sent };
     let ttl = spi.granted_ttl();
-    let window = if spi.proof() == Proof::Process {
-        Window::endless(clock, ttl, config.drift, config.stop_budget())
+    let window = if spi.proof() == HeartbeatProof::Process {
+        Window::endless(clock, ttl, config.drift, config.grace_period())
     } else {
-        Window::opened(sent, ttl, config.drift, config.stop_budget())
+        Window::opened(sent, ttl, config.drift, config.grace_period())
     };
-    let most = keeper::largest_stop_budget(spi.proof(), ttl, config.drift, config.stop_budget());
-    if let Err(error) = check_stop_budget(config.stop_budget(), ttl, most) {
+    let most = keeper::largest_grace_period(spi.proof(), ttl, config.drift, config.grace_period());
+    if let Err(error) = check_grace_period(config.grace_period(), ttl, most) {
         close_unused(shared, &*spi).await;
         return Err(OpenError::Config(error));
     }
@@ -171,7 +171,7 @@ async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
     shared.status.session_opened(session.spi.id());
     debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
     let span = info_span!("session", session = session.spi.id());
-    if broken(Rule::GuardBeforeSpawn) {
+    if is_disabled(SafetyRule::GuardBeforeSpawn) {
         let (leaders, keeper) = (Arc::clone(&session), Arc::clone(&session));
         shared.runtime.spawn(async move { LeadersTask::new(&leaders).run().await });
         shared.runtime.spawn(async move { Keeper::new(&keeper, sent).run().await });

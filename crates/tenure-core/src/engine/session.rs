@@ -21,9 +21,9 @@ use super::{
     window::Window,
 };
 use crate::{
-    ElectionName, FencingToken, LossReason, Moment,
-    mutants::{Rule, broken},
-    spi::{BackendSession, Entry, Proof},
+    BootInstant, ElectionName, FencingToken, LossReason,
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendSession, Entry, HeartbeatProof},
     sync::{
         Flag, Latch, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -84,7 +84,7 @@ impl Drop for Spi {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
     pub(crate) reason: LossReason,
-    pub(crate) stop_by: Moment,
+    pub(crate) stop_by: BootInstant,
 }
 
 /// The entries that stand in the store.
@@ -155,7 +155,7 @@ impl Session {
         if let Some(end) = self.ended() {
             return Err(end.reason);
         }
-        if broken(Rule::CompareTheClock) {
+        if is_disabled(SafetyRule::CheckClock) {
             return Ok(());
         }
         let clock = &*self.shared.clock;
@@ -165,7 +165,7 @@ impl Session {
         // time of day set back, would let a session live on that somebody was told has ended.
         let closed = if budget <= own { Err(reason) } else { self.window.check(clock, own) };
         if let Err(reason) = closed
-            && !broken(Rule::CloseForGood)
+            && !is_disabled(SafetyRule::NeverReopenWindow)
         {
             self.end(reason);
         }
@@ -208,15 +208,15 @@ impl Session {
         DROP_MARGIN.min(self.window.budget() / 4)
     }
 
-    /// The largest stop budget that work can ask for.
-    pub(crate) fn largest_stop_budget(&self) -> Duration {
+    /// The largest grace period that work can ask for.
+    pub(crate) fn largest_grace_period(&self) -> Duration {
         let drift = self.shared.config.drift;
-        keeper::largest_stop_budget(self.spi.proof(), self.spi.granted_ttl(), drift, self.window.budget())
+        keeper::largest_grace_period(self.spi.proof(), self.spi.granted_ttl(), drift, self.window.budget())
     }
 
     /// Whether heartbeats have to be sent.
     pub(crate) fn needs_heartbeats(&self) -> bool {
-        self.spi.proof() != Proof::Process
+        self.spi.proof() != HeartbeatProof::Process
     }
 
     /// Remembers an entry that stands in the store.
@@ -239,8 +239,8 @@ impl Session {
         self.tell(Notice::Gone(live.number));
     }
 
-    /// An entry that can bear witness of the session.
-    pub(crate) fn witness(&self) -> Option<Arc<Live>> {
+    /// An entry that can bear probe_entry of the session.
+    pub(crate) fn probe_entry(&self) -> Option<Arc<Live>> {
         self.live().of.values().find(|live| !live.gone.is_set()).cloned()
     }
 
@@ -266,9 +266,9 @@ impl Session {
     }
 
     /// The session's own part of [`Watched::check`].
-    fn check_end(&self) -> Option<Moment> {
+    fn check_end(&self) -> Option<BootInstant> {
         if self.ended().is_none() {
-            if broken(Rule::CompareTheClock) || broken(Rule::CloseForGood) {
+            if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
                 return Some(self.shared.clock.now() + DROP_MARGIN);
             }
             if self.check_window(self.window.budget()).is_ok() {
@@ -282,7 +282,7 @@ impl Session {
 }
 
 impl Watched for Session {
-    fn check(&self) -> Option<Moment> {
+    fn check(&self) -> Option<BootInstant> {
         let own = self.check_end();
         self.terms().iter().filter_map(|term| term.check_deadlines()).chain(own).min()
     }

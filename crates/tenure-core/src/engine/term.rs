@@ -17,8 +17,8 @@ use super::{
     works::Works,
 };
 use crate::{
-    CandidateId, ElectionName, FencingToken, Leadership, LossReason, Lost, Moment,
-    mutants::{Rule, broken},
+    BootInstant, CandidateId, ElectionName, FencingToken, Leadership, LossReason, Lost,
+    failpoints::{SafetyRule, is_disabled},
     spi::{Entry, EntryRequest},
     sync::{
         Flag, Latch,
@@ -33,7 +33,7 @@ use crate::{
 pub(crate) struct Term {
     pub(crate) session: Arc<Session>,
     ended: Latch<End>,
-    /// The largest stop budget that work under way has asked for, in nanoseconds.
+    /// The largest grace period that work under way has asked for, in nanoseconds.
     budget: AtomicU64,
     /// What few leaderships have.
     rare: OnceBox<Rare>,
@@ -65,7 +65,7 @@ pub(super) struct Rare {
     /// The one that rests on this.
     above: OnceLock<Weak<Term>>,
     /// When the watchdog had the work dropped.
-    pub(super) dropped_at: Latch<Moment>,
+    pub(super) dropped_at: Latch<BootInstant>,
     /// When a poll found that its work was to be dropped, and dropped it; zero before that.
     pub(super) discarded_at: AtomicU64,
     pub(super) overrun_reported: AtomicBool,
@@ -211,7 +211,7 @@ impl Term {
     fn ended(&self) -> Option<End> {
         self.ended.get().or_else(|| {
             let end = self.session.ended()?;
-            if broken(Rule::OneReason) {
+            if is_disabled(SafetyRule::SingleLossReason) {
                 return Some(end);
             }
             // Kept, for somebody else may be about to end the leadership for a reason of its own.
@@ -231,7 +231,7 @@ impl Term {
         }
         let window = self.session.check_window(self.own_budget());
         let base = || match self.base() {
-            Some(base) if !base.carries(self.tier_budget(Duration::ZERO)) => Err(LossReason::Base),
+            Some(base) if !base.carries(self.tier_budget(Duration::ZERO)) => Err(LossReason::ParentLost),
             _ => Ok(()),
         };
         window.and_then(|()| base()).map_err(|reason| {
@@ -258,7 +258,7 @@ impl Term {
         if above <= own {
             return own;
         }
-        own.max(above.min(self.session.largest_stop_budget()))
+        own.max(above.min(self.session.largest_grace_period()))
     }
 
     /// Has this leadership rest on another, which the other keeps: it is over when the other is, and the other is given
@@ -302,7 +302,7 @@ impl Term {
     fn end_above(&self) {
         let above = self.rare.get().and_then(|rare| rare.above.get()?.upgrade());
         let Some(above) = above else { return };
-        above.lose(LossReason::Base);
+        above.lose(LossReason::ParentLost);
         // Work that was told to stop before may have less time now.
         above.session.shared.watchdog.wake();
     }
@@ -313,13 +313,13 @@ impl Term {
     }
 
     /// The latest instant at which leadership may be assumed, as things stand.
-    pub(crate) fn deadline(&self) -> Moment {
+    pub(crate) fn deadline(&self) -> BootInstant {
         let own = self.session.window.deadline();
         self.base().map_or(own, |base| own.min(base.deadline()))
     }
 
-    /// When the stop budget before the deadline begins, as things stand.
-    pub(super) fn closes(&self, above: Duration) -> Moment {
+    /// When the grace period before the deadline begins, as things stand.
+    pub(super) fn closes(&self, above: Duration) -> BootInstant {
         let budget = self.tier_budget(above);
         let own = self.session.window.deadline() - budget;
         self.base().map_or(own, |base| own.min(base.closes(budget)))
@@ -412,19 +412,19 @@ impl Term {
         self.rare().drop_now.set();
     }
 
-    /// The instant by which work has to have stopped; [`Moment::NEVER`] while the leadership stands.
-    pub(crate) fn stop_by(&self) -> Moment {
-        let own = self.ended().map_or(Moment::NEVER, |end| end.stop_by);
+    /// The instant by which work has to have stopped; [`BootInstant::NEVER`] while the leadership stands.
+    pub(crate) fn stop_by(&self) -> BootInstant {
+        let own = self.ended().map_or(BootInstant::NEVER, |end| end.stop_by);
         self.base().map_or(own, |base| own.min(base.last_instant()))
     }
 
     /// The instant by which work on top of this leadership has to have stopped.
-    fn last_instant(&self) -> Moment {
+    fn last_instant(&self) -> BootInstant {
         self.stop_by().min(self.deadline())
     }
 
     /// The time before the deadline that is kept for work to stop, whichever tier's deadline that is.
-    pub(crate) fn stop_budget(&self) -> Duration {
+    pub(crate) fn grace_period(&self) -> Duration {
         self.kept_for(Duration::ZERO)
     }
 
@@ -433,10 +433,10 @@ impl Term {
         self.base().map_or(own, |base| own.min(base.kept_for(own)))
     }
 
-    /// The largest stop budget that work can ask for, and the TTL that bounds it.
-    pub(crate) fn largest_stop_budget(&self) -> (Duration, Duration) {
-        let own = (self.session.largest_stop_budget(), self.session.spi.granted_ttl());
-        self.base().map_or(own, |base| own.min(base.largest_stop_budget()))
+    /// The largest grace period that work can ask for, and the TTL that bounds it.
+    pub(crate) fn largest_grace_period(&self) -> (Duration, Duration) {
+        let own = (self.session.largest_grace_period(), self.session.spi.granted_ttl());
+        self.base().map_or(own, |base| own.min(base.largest_grace_period()))
     }
 
     fn own_budget(&self) -> Duration {

@@ -14,7 +14,7 @@ pub(crate) use alarm::Alarm;
 
 use super::{report::Reporter, runtime::EngineRuntime};
 use crate::{
-    Clock, Moment,
+    BootInstant, Clock,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -25,7 +25,7 @@ use crate::{
 /// Something with deadlines to watch.
 pub(crate) trait Watched: Send + Sync {
     /// Does what is due, and says when to look again; `None` when there is nothing left to watch.
-    fn check(&self) -> Option<Moment>;
+    fn check(&self) -> Option<BootInstant>;
 }
 
 /// Looks after the deadlines of an elector's sessions: a thread of its own, or a task in simulated time.
@@ -86,7 +86,7 @@ impl Watchdog {
                 while !state.quit.load(Ordering::Acquire) {
                     let next = state.check();
                     tokio::select! {
-                        () = state.clock.sleep_until(next), if next < Moment::NEVER => {}
+                        () = state.clock.sleep_until(next), if next < BootInstant::NEVER => {}
                         () = state.notify.notified() => {}
                     }
                 }
@@ -124,13 +124,13 @@ impl State {
     }
 
     /// Does what is due, and returns when to look again.
-    fn check(&self) -> Moment {
+    fn check(&self) -> BootInstant {
         let watched: Vec<_> = {
             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             watched.retain(|weak| weak.strong_count() > 0);
             watched.clone()
         };
-        let mut next = Moment::NEVER;
+        let mut next = BootInstant::NEVER;
         for weak in watched {
             if let Some(moment) = weak.upgrade().and_then(|watched| watched.check()) {
                 next = next.min(moment);
@@ -153,7 +153,7 @@ mod alarm {
         },
     };
 
-    use crate::{Clock, Moment};
+    use crate::{BootInstant, Clock};
 
     #[derive(Debug)]
     pub(crate) struct Alarm {
@@ -182,11 +182,14 @@ mod alarm {
             }
         }
 
-        pub(crate) fn wait(&self, clock: &dyn Clock, until: Moment) {
+        pub(crate) fn wait(&self, clock: &dyn Clock, until: BootInstant) {
             let Some((timer, wake)) = self.files.get() else { return };
             let left = until.since(clock.now()).max(std::time::Duration::from_nanos(1));
-            let (seconds, nanos) =
-                if until == Moment::NEVER { (0, 0) } else { (left.as_secs() as i64, left.subsec_nanos()) };
+            let (seconds, nanos) = if until == BootInstant::NEVER {
+                (0, 0)
+            } else {
+                (left.as_secs() as i64, left.subsec_nanos())
+            };
             let spec = Itimerspec {
                 it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
                 it_value: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
@@ -210,8 +213,8 @@ mod alarm {
     use std::{sync::PoisonError, time::Duration};
 
     use crate::{
-        Clock, Moment,
-        mutants::{Rule, broken},
+        BootInstant, Clock,
+        failpoints::{SafetyRule, is_disabled},
         sync::{Condvar, Mutex},
     };
 
@@ -235,11 +238,11 @@ mod alarm {
             self.condvar.notify_one();
         }
 
-        pub(crate) fn wait(&self, clock: &dyn Clock, until: Moment) {
+        pub(crate) fn wait(&self, clock: &dyn Clock, until: BootInstant) {
             // In slices, because this wait may stand still while the machine is suspended.
             let left = until.since(clock.now()).min(Duration::from_millis(100));
             let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
-            if broken(Rule::RememberTheWake) {
+            if is_disabled(SafetyRule::KeepWakeups) {
                 *woken = false;
             }
             if !*woken {

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use crate::{
-    Clock, LossReason, Moment,
-    mutants::{Rule, broken},
+    BootInstant, Clock, LossReason,
+    failpoints::{SafetyRule, is_disabled},
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
 /// When a request was handed to the store's client, by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sent {
-    pub(crate) at: Moment,
+    pub(crate) at: BootInstant,
     /// Time of day minus clock.
     pub(crate) wall_offset: i64,
 }
@@ -54,19 +54,19 @@ impl Window {
     /// A window that never closes: the kernel ends the session with the process.
     pub(crate) fn endless(clock: &dyn Clock, ttl: Duration, drift: f64, budget: Duration) -> Self {
         let window = Self::opened(Sent::now(clock), ttl, drift, budget);
-        window.deadline.store(Moment::NEVER.as_nanos(), Ordering::Release);
+        window.deadline.store(BootInstant::NEVER.as_nanos(), Ordering::Release);
         window
     }
 
     /// `sent + ttl · (1 − drift)`: the store counts the TTL from no earlier than `sent`, on
     /// a clock whose rate differs from ours by less than the drift bound.
-    fn until(&self, sent: Moment, ttl: Duration) -> Moment {
-        let drift = if broken(Rule::AllowForDrift) { 0.0 } else { self.drift };
+    fn until(&self, sent: BootInstant, ttl: Duration) -> BootInstant {
+        let drift = if is_disabled(SafetyRule::AllowForDrift) { 0.0 } else { self.drift };
         sent + ttl.mul_f64(1.0 - drift)
     }
 
-    pub(crate) fn deadline(&self) -> Moment {
-        Moment::from_nanos(self.deadline.load(Ordering::Acquire))
+    pub(crate) fn deadline(&self) -> BootInstant {
+        BootInstant::from_nanos(self.deadline.load(Ordering::Acquire))
     }
 
     pub(crate) fn budget(&self) -> Duration {
@@ -81,7 +81,7 @@ impl Window {
     /// Whether leadership may be assumed now, and for another `budget`.
     pub(crate) fn check(&self, clock: &dyn Clock, budget: Duration) -> Result<(), LossReason> {
         let deadline = self.deadline();
-        if deadline == Moment::NEVER {
+        if deadline == BootInstant::NEVER {
             return Ok(());
         }
         let now = clock.now();
@@ -103,7 +103,7 @@ impl Window {
     /// backwards, and not at all once the window has closed: work has been told to stop then.
     pub(crate) fn credit(&self, clock: &dyn Clock, sent: Sent, ttl: Duration) -> Result<(), LossReason> {
         loop {
-            if !broken(Rule::CloseForGood) {
+            if !is_disabled(SafetyRule::NeverReopenWindow) {
                 self.check(clock, self.budget)?;
             }
             let current = self.deadline.load(Ordering::Acquire);
@@ -111,7 +111,7 @@ impl Window {
             if moved <= current {
                 return Ok(());
             }
-            if broken(Rule::CompareAndSwap) {
+            if is_disabled(SafetyRule::CompareAndSwapDeadline) {
                 self.deadline.store(moved, Ordering::Release);
                 return Ok(());
             }
@@ -124,7 +124,7 @@ impl Window {
 
     /// The store keeps the session for `ttl` from now on, and that may be less than it did: no
     /// deadline lies beyond it. True when the deadline came nearer.
-    pub(crate) fn shorten(&self, sent: Moment, ttl: Duration) -> bool {
+    pub(crate) fn shorten(&self, sent: BootInstant, ttl: Duration) -> bool {
         let latest = self.until(sent, ttl).as_nanos();
         self.deadline.fetch_min(latest, Ordering::AcqRel) > latest
     }
@@ -136,7 +136,7 @@ impl Window {
 }
 
 /// The time of day minus the clock, which says `now`.
-fn wall_offset(clock: &dyn Clock, now: Moment) -> i64 {
+fn wall_offset(clock: &dyn Clock, now: BootInstant) -> i64 {
     let wall = i64::try_from(clock.wall().as_nanos()).unwrap_or(i64::MAX);
     wall.wrapping_sub_unsigned(now.as_nanos())
 }
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(window.deadline(), before);
     }
 
-    /// Hazards G1 and G25: once the stop budget has begun, no late answer brings leadership back.
+    /// Hazards G1 and G25: once the grace period has begun, no late answer brings leadership back.
     #[tokio::test(start_paused = true)]
     async fn a_closed_window_stays_closed() {
         let clock = SimClock::new();

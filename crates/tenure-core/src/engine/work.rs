@@ -17,16 +17,16 @@ use super::{
     works::{Polling, Whose},
 };
 use crate::{
-    LossReason, Lost, Moment, OnOverrun, Overrun,
-    mutants::{Rule, broken},
+    BootInstant, LossReason, Lost, OnOverrun, Overrun,
+    failpoints::{SafetyRule, is_disabled},
     sync::atomic::Ordering,
     telemetry,
 };
 
 impl Term {
     /// Does what is due, for the watchdog, and says when to look again.
-    pub(crate) fn check_deadlines(self: &Arc<Self>) -> Option<Moment> {
-        if broken(Rule::CompareTheClock) || broken(Rule::CloseForGood) {
+    pub(crate) fn check_deadlines(self: &Arc<Self>) -> Option<BootInstant> {
+        if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
             return None;
         }
         if self.check().is_ok() {
@@ -49,7 +49,7 @@ impl Term {
         // A process that was stopped wakes up past its deadline: its work is dropped at its next poll, which has to be given
         // the chance to come, and the time to do that.
         let dropped = rare.dropped_at.get().unwrap_or(now);
-        let discarded = Moment::from_nanos(rare.discarded_at.load(Ordering::Acquire));
+        let discarded = BootInstant::from_nanos(rare.discarded_at.load(Ordering::Acquire));
         let overrun_at = stop_by.max(dropped.max(discarded) + margin);
         if let Polled::ForAbort(slot) = &rare.polled {
             slot.arm(overrun_at);
@@ -128,7 +128,7 @@ impl Term {
             // Counted before the clock is read: whoever sees no poll after the last instant knows that none begins.
             let _polling = self.polling();
             let over = drop_now.poll_unpin(context).is_ready() || self.is_past_the_last_instant();
-            if over && !broken(Rule::DropWork) {
+            if over && !is_disabled(SafetyRule::DropWorkAtDeadline) {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
                 self.discard(work.take());
                 return Poll::Ready(Err(Lost::new(reason)));

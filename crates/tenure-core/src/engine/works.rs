@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use crate::{
-    mutants::{Rule, broken},
+    failpoints::{SafetyRule, is_disabled},
     sync::{
         Flag,
         atomic::{AtomicUsize, Ordering, fence},
@@ -37,7 +37,7 @@ impl Works {
     /// Counts one work more. Whoever calls this looks *afterwards* whether the leadership stands: either that
     /// look sees its end, or [`is_empty`](Self::is_empty) after the end sees the work.
     pub(crate) fn begin(&self) -> Begun<'_> {
-        let ordered = !broken(Rule::OrderWorkAndLoss);
+        let ordered = !is_disabled(SafetyRule::OrderWorkAndLoss);
         self.state.fetch_add(ONE, if ordered { Ordering::AcqRel } else { Ordering::Relaxed });
         if ordered {
             fence(Ordering::SeqCst);

@@ -11,7 +11,7 @@ use crate::{
     Candidate, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Confirmation, Entered, Entry,
-        EntryRequest, Heartbeat, Observation, Parting, Proof,
+        EntryEvent, EntryRequest, Heartbeat, HeartbeatProof, Observation,
     },
 };
 
@@ -75,9 +75,9 @@ impl Backend for MemoryBackend {
         self.link.send(Op::Read, move || Ok(store.candidates(&election))).await
     }
 
-    async fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+    async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         let (store, election) = (self.store.clone(), election.clone());
-        self.link.send(Op::Update, move || store.ask_to_resign(&election)).await
+        self.link.send(Op::Update, move || store.request_resign(&election)).await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
@@ -129,7 +129,7 @@ impl BackendSession for MemorySession {
         self.ttl
     }
 
-    fn proof(&self) -> Proof {
+    fn proof(&self) -> HeartbeatProof {
         self.backend.store.proof()
     }
 
@@ -138,7 +138,7 @@ impl BackendSession for MemorySession {
         match self.proof() {
             // As ZooKeeper: the answer is a quorum's, but the session is touched only when the
             // member relays that, half a tick later, if it still can.
-            Proof::Later { gap } => {
+            HeartbeatProof::NextHeartbeat { gap } => {
                 if link.lies() {
                     return std::future::pending().await;
                 }
@@ -155,7 +155,7 @@ impl BackendSession for MemorySession {
                 .await
             }
             // As etcd: a member that believes to lead answers by itself.
-            Proof::Read if link.lies() => {
+            HeartbeatProof::Read if link.lies() => {
                 self.send(Op::Heartbeat, move |store, _| Ok(store.stale_answer(ttl))).await
             }
             _ if link.lies() => std::future::pending().await,
@@ -166,15 +166,15 @@ impl BackendSession for MemorySession {
     async fn confirm(
         &self,
         heartbeat: &Heartbeat,
-        witness: Option<&Entry>,
+        probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
-        let (heartbeat, witness) = (*heartbeat, witness.cloned());
+        let (heartbeat, probe_entry) = (*heartbeat, probe_entry.cloned());
         self.send(Op::Confirm, move |store, id| {
             if store.epoch() != heartbeat.epoch {
                 return Ok(Confirmation::Unconfirmed);
             }
-            match witness {
-                Some(entry) if store.standing(id, &entry).is_none() => Ok(Confirmation::WitnessGone),
+            match probe_entry {
+                Some(entry) if store.standing(id, &entry).is_none() => Ok(Confirmation::ProbeEntryGone),
                 _ => Ok(Confirmation::Confirmed),
             }
         })
@@ -196,16 +196,16 @@ impl BackendSession for MemorySession {
             .await
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
         self.backend.wait_for(|| self.backend.store.standing(self.id, entry).is_none().then_some(())).await;
         Ok(())
     }
 
-    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
         let store = &self.backend.store;
         let parting = self.backend.wait_for(|| match store.standing(self.id, entry) {
-            None => Some(Parting::Gone),
-            Some(_) => store.is_asked(entry).then_some(Parting::Asked),
+            None => Some(EntryEvent::Deleted),
+            Some(_) => store.is_resign_requested(entry).then_some(EntryEvent::ResignRequested),
         });
         Ok(parting.await)
     }

@@ -12,8 +12,9 @@ use super::MemoryBackend;
 use crate::{
     Candidate, ElectionName, FencingToken,
     spi::{
-        BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, Heartbeat, Proof, asked,
-        does_not_listen, is_asked, updated,
+        BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, Heartbeat,
+        HeartbeatProof, foreign_leader_error, is_resign_requested, mark_resign_requested,
+        replacement_payload,
     },
 };
 
@@ -28,7 +29,7 @@ pub struct MemoryStore(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
-    proof: Proof,
+    proof: HeartbeatProof,
 }
 
 #[derive(Debug, Default)]
@@ -69,11 +70,11 @@ impl Default for MemoryStore {
 impl MemoryStore {
     /// An empty store whose answers count by themselves.
     pub fn new() -> Self {
-        Self::with_proof(Proof::Answer)
+        Self::with_proof(HeartbeatProof::Answer)
     }
 
     /// An empty store whose heartbeats have to be confirmed as `proof` says.
-    pub fn with_proof(proof: Proof) -> Self {
+    pub fn with_proof(proof: HeartbeatProof) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::new(State { epoch: 1, ..State::default() }),
             changed: watch::channel(0).0,
@@ -144,7 +145,7 @@ impl MemoryStore {
         });
     }
 
-    pub(super) fn proof(&self) -> Proof {
+    pub(super) fn proof(&self) -> HeartbeatProof {
         self.0.proof
     }
 
@@ -258,27 +259,28 @@ impl MemoryStore {
                 .get_mut(&entry.election)
                 .and_then(|entries| entries.get_mut(&entry.version))
                 .ok_or_else(|| BackendError::new(BackendErrorKind::EntryGone, "the entry does not exist"))?;
-            stored.payload = updated(&stored.payload, request);
+            stored.payload = replacement_payload(&stored.payload, request);
             Ok(())
         })
     }
 
     /// Asks whoever leads to resign.
-    pub(super) fn ask_to_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+    pub(super) fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         self.change(|state| {
             let first = state.elections.get_mut(election).and_then(|entries| entries.values_mut().next());
             let Some(stored) = first else { return Ok(None) };
             let leader = shown(stored);
-            stored.payload = asked(&stored.payload).ok_or_else(|| does_not_listen(&leader))?;
+            stored.payload =
+                mark_resign_requested(&stored.payload).ok_or_else(|| foreign_leader_error(&leader))?;
             Ok(Some(leader))
         })
     }
 
     /// Whether the candidate of `entry` has been asked to resign.
-    pub(super) fn is_asked(&self, entry: &Entry) -> bool {
+    pub(super) fn is_resign_requested(&self, entry: &Entry) -> bool {
         let state = self.state();
         let stored = state.elections.get(&entry.election).and_then(|entries| entries.get(&entry.version));
-        stored.is_some_and(|stored| is_asked(&stored.payload))
+        stored.is_some_and(|stored| is_resign_requested(&stored.payload))
     }
 
     pub(super) fn leave(&self, session: u64, request: &EntryRequest) {

@@ -587,7 +587,7 @@ fn an_event_of_another_elector_is_in_no_span_of_a_stranger() {
         soon(first.lost()).await;
         let _ = first.resign().await;
         let base = soon(b.campaign("base")).await.unwrap();
-        let top = top.resting_on(base);
+        let top = top.with_parent(base);
         tokio::time::sleep(Duration::from_millis(100)).await;
         let revision = groups.entries("base")[0].revision;
         groups.delete_entry("base", revision);
@@ -610,7 +610,7 @@ async fn work_below_does_not_wait_for_itself() {
     let (a, _) = host(&store, "a");
     let base = a.campaign("base").await.unwrap();
     let below = base.handle();
-    let top = a.campaign("top").await.unwrap().resting_on(base);
+    let top = a.campaign("top").await.unwrap().with_parent(base);
     let from = tokio::time::Instant::now();
     let outcome = below.run(top.resign()).await;
     assert!(from.elapsed() < Duration::from_secs(1), "{outcome:?} after {:?}", from.elapsed());

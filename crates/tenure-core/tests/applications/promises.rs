@@ -174,7 +174,7 @@ fn joined_leaderships_outlive_the_runtime_that_joined_them() {
     });
     let parents = parent.handle();
     let second = one_thread();
-    let child = second.block_on(async { child.resting_on(parent) });
+    let child = second.block_on(async { child.with_parent(parent) });
     drop(second);
     let lasts = BootClock.now() + TTL * 2;
     first.block_on(BootClock.sleep_until(lasts));
@@ -292,13 +292,13 @@ async fn handle_leader(elector: &StoreElector) -> Result<(), Error> {
 mod broken {
     use super::overtaken_while_a_waker_blocks;
     use crate::stage::{CHILD, again};
-    use tenure_core::mutants::{Rule, break_everywhere};
+    use tenure_core::failpoints::{SafetyRule, disable_everywhere};
 
     /// With a user's waker called on the thread that enforces deadlines, a waker that blocks keeps it from the others.
     #[test]
     fn wakers_on_the_deadlines_thread_are_noticed() {
         if std::env::var_os(CHILD).is_some() {
-            break_everywhere(Rule::CallUsersElsewhere);
+            disable_everywhere(SafetyRule::NoUserCodeOnEngine);
             overtaken_while_a_waker_blocks();
             std::process::exit(0);
         }

@@ -14,7 +14,7 @@ use fastrand::Rng;
 use tenure_core::{
     Elector, Leadership, OnDisconnect, SimClock, StoreElector,
     memory::{MemoryStore, Op, Path, Side},
-    spi::Proof,
+    spi::HeartbeatProof,
 };
 use tokio::time::Instant;
 
@@ -132,9 +132,9 @@ async fn run(seed: u64, operator: Operator) -> usize {
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
     let store = MemoryStore::with_proof(match seed % 3 {
-        0 => Proof::Answer,
-        1 => Proof::Read,
-        _ => Proof::Later { gap: TTL / 4 },
+        0 => HeartbeatProof::Answer,
+        1 => HeartbeatProof::Read,
+        _ => HeartbeatProof::NextHeartbeat { gap: TTL / 4 },
     });
     let history = Shared::default();
     let hosts: Vec<Host> = (0..4)
@@ -142,7 +142,7 @@ async fn run(seed: u64, operator: Operator) -> usize {
             let clock = SimClock::with_rate(0.905 + 0.18 * random.f64());
             let strict = random.u8(..8) == 0;
             Host::with(&store, &format!("c{n}"), clock, |config| match strict {
-                true => config.with_on_disconnect(OnDisconnect::LoseAtOnce),
+                true => config.with_on_disconnect(OnDisconnect::StepDown),
                 false => config,
             })
         })
@@ -271,7 +271,7 @@ async fn lead(leadership: Leadership, random: &mut Rng, history: &Shared) {
         }
         3 => {
             let budget = Duration::from_millis(random.u64(1..3_300));
-            drop(leadership.run_with_stop_budget(budget, working).await);
+            drop(leadership.run_with_grace_period(budget, working).await);
         }
         _ => drop(leadership.run(working).await),
     }

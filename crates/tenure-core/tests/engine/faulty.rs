@@ -7,8 +7,8 @@ use tenure_core::{
     Candidate, ElectionName, FencingToken, SimClock,
     memory::{MemoryBackend, MemoryStore},
     spi::{
-        Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Observation, Parting, Proof,
+        Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryEvent,
+        EntryRequest, Heartbeat, HeartbeatProof, Observation,
     },
 };
 
@@ -110,7 +110,7 @@ impl BackendSession for FaultySession {
         self.inner.granted_ttl()
     }
 
-    fn proof(&self) -> Proof {
+    fn proof(&self) -> HeartbeatProof {
         self.inner.proof()
     }
 
@@ -122,10 +122,10 @@ impl BackendSession for FaultySession {
     async fn confirm(
         &self,
         heartbeat: &Heartbeat,
-        witness: Option<&Entry>,
+        probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
         (self.faults.before)(Call::Confirm)?;
-        self.inner.confirm(heartbeat, witness).await
+        self.inner.confirm(heartbeat, probe_entry).await
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -138,14 +138,14 @@ impl BackendSession for FaultySession {
         self.inner.wait_turn(entry).await
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
         (self.faults.before)(Call::WaitGone)?;
-        self.inner.wait_gone(entry).await
+        self.inner.wait_deleted(entry).await
     }
 
-    async fn wait_parting(&self, entry: &Entry) -> Result<Parting, BackendError> {
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
         (self.faults.before)(Call::WaitGone)?;
-        self.inner.wait_parting(entry).await
+        self.inner.wait_entry_event(entry).await
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -11,7 +11,7 @@ use std::{
 use tenure_core::{
     Connection, Elector, LossReason, SimClock,
     memory::{MemoryStore, Op, Path, Side},
-    spi::{BackendError, BackendErrorKind, Heartbeat, Proof},
+    spi::{BackendError, BackendErrorKind, Heartbeat, HeartbeatProof},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 /// Hazard G2: a heartbeat that a read confirms counts from its own sending, not from the read's answer.
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_confirmed_late_counts_from_its_question() {
-    let store = MemoryStore::with_proof(Proof::Read);
+    let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     host.link.set(&[Op::Heartbeat, Op::Confirm], Side::Answer, Path::Delay(Duration::from_secs(1)));
@@ -39,8 +39,14 @@ async fn a_heartbeat_confirmed_late_counts_from_its_question() {
 /// whatever moment the line was down.
 #[tokio::test(start_paused = true)]
 async fn leadership_survives_one_lost_heartbeat() {
-    for proof in [Proof::Answer, Proof::Read, Proof::Later { gap: TTL / 4 }] {
-        let outage = Duration::from_millis(if matches!(proof, Proof::Later { .. }) { 1_500 } else { 2_500 });
+    for proof in
+        [HeartbeatProof::Answer, HeartbeatProof::Read, HeartbeatProof::NextHeartbeat { gap: TTL / 4 }]
+    {
+        let outage = Duration::from_millis(if matches!(proof, HeartbeatProof::NextHeartbeat { .. }) {
+            1_500
+        } else {
+            2_500
+        });
         for millis in (0..4_000).step_by(100) {
             let store = MemoryStore::with_proof(proof);
             let host = Host::new(&store, "a");
@@ -88,7 +94,7 @@ async fn an_answer_without_a_ttl_says_that_the_session_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_fast_clock_confirms_no_heartbeat_too_early() {
     for millis in (0..10_000).step_by(50) {
-        let store = MemoryStore::with_proof(Proof::Later { gap: TTL / 4 });
+        let store = MemoryStore::with_proof(HeartbeatProof::NextHeartbeat { gap: TTL / 4 });
         let fast = Host::with(&store, "fast", SimClock::with_rate(1.09), |c| c);
         let other = Host::new(&store, "other");
         let first = fast.lead().await;

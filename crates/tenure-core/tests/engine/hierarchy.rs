@@ -25,7 +25,7 @@ impl Member {
         let clock = SimClock::new();
         let (groups, top) = (
             Host::with(groups, id, clock.clone(), |config| config),
-            Host::with(top, id, clock, |config| config.with_stop_budget(budget)),
+            Host::with(top, id, clock, |config| config.with_grace_period(budget)),
         );
         let hierarchy = Hierarchy::new(top.elector.clone(), group).unwrap();
         let elector = Arc::new(hierarchy.with_group_elector(groups.elector.clone()));
@@ -113,7 +113,7 @@ async fn the_loss_of_the_group_ends_both() {
     pass(UNTIL_STOP - Duration::from_secs(4)).await;
     assert!(first.is_leader(), "it is ridden out");
     let reason = within(TTL, first.lost()).await;
-    assert_eq!((reason, first.loss()), (LossReason::Base, Some(LossReason::Base)));
+    assert_eq!((reason, first.loss()), (LossReason::ParentLost, Some(LossReason::ParentLost)));
     assert!(!next.is_finished());
     until("the work was dropped", || !works.load(SeqCst)).await;
     assert_eq!(groups.entries("e.g").len(), 2, "the work had stopped before the group's entry went");
@@ -157,7 +157,7 @@ async fn the_first_check_after_a_pause_says_no_when_the_group_is_lost() {
     assert!(leadership.remaining() < UNTIL_DEADLINE - Duration::from_secs(4));
     member.group.clock.jump(Duration::from_secs(3));
     assert!(!leadership.is_leader());
-    assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::Base);
+    assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::ParentLost);
 }
 
 /// Hazard G2: work on top is told to stop on time by the watchdog, though its own session is in the best of health, and work
@@ -228,35 +228,35 @@ async fn tiers_can_be_stacked() {
     let lowest = "e.hall-1.rack-1";
     assert_eq!(store.entries(lowest).len(), 1);
     assert!(store.delete_entry(lowest, store.entries(lowest)[0].revision));
-    assert_eq!(within(Duration::from_secs(5), leadership.lost()).await, LossReason::Base);
+    assert_eq!(within(Duration::from_secs(5), leadership.lost()).await, LossReason::ParentLost);
     drop(leadership);
     until("all have left", || store.entry_count() == 0).await;
 }
 
-/// Promise S3: work at the top has its stop budget before the group's deadline, too, which asks for less itself.
+/// Promise S3: work at the top has its grace period before the group's deadline, too, which asks for less itself.
 #[tokio::test(start_paused = true)]
-async fn the_stop_budget_is_kept_before_both_deadlines() {
+async fn the_grace_period_is_kept_before_both_deadlines() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
     let budget = Duration::from_secs(3);
     let member = Member::with_budget(&groups, &top, "a", "g", budget);
     let leadership = member.lead().await;
-    assert_eq!(leadership.stop_budget(), budget);
+    assert_eq!(leadership.grace_period(), budget);
     let token = leadership.cancellation_token();
     member.group.link.cut();
     within(TTL, token.cancelled()).await;
     let left = leadership.remaining();
     assert!(left > budget - Duration::from_millis(50), "{left:?} was left when the work was told to stop");
-    assert_eq!(leadership.loss(), Some(LossReason::Base));
+    assert_eq!(leadership.loss(), Some(LossReason::ParentLost));
     // The group itself would have had more time.
     let in_the_group = member.group.elector.leadership("e.g");
-    assert!(in_the_group.is_some_and(|group| group.is_leader() && group.stop_budget() < budget));
+    assert!(in_the_group.is_some_and(|group| group.is_leader() && group.grace_period() < budget));
     drop(leadership);
 
     // More than a session allows is refused, and said.
     member.group.link.heal();
     let leadership = member.lead().await;
-    let refused = leadership.run_with_stop_budget(TTL, async {}).await.unwrap_err();
-    assert!(refused.to_string().contains("stop budget 10s is not allowed"), "{refused}");
+    let refused = leadership.run_with_grace_period(TTL, async {}).await.unwrap_err();
+    assert!(refused.to_string().contains("grace period 10s is not allowed"), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use tenure_core::{
     spi::Backend,
 };
 
-/// TTL 10 s, drift 10 %, stop budget 1 s: the deadline is 9 s after the last confirmed
+/// TTL 10 s, drift 10 %, grace period 1 s: the deadline is 9 s after the last confirmed
 /// heartbeat was sent, and work is told to stop after 8 s.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 pub(crate) const UNTIL_STOP: Duration = Duration::from_secs(8);

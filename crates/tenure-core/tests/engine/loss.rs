@@ -5,7 +5,7 @@ use std::time::Duration;
 use tenure_core::{
     Connection, Elector, LossReason, OnDisconnect, SimClock,
     memory::{MemoryStore, Op, Path, Side},
-    spi::Proof,
+    spi::HeartbeatProof,
 };
 
 use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, pass, until, within};
@@ -22,9 +22,9 @@ async fn the_first_check_after_a_pause_says_no() {
     assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::Deadline);
 }
 
-/// Hazards G1, G25: the same within the stop budget, before anybody else has noticed: no time is left to begin anything.
+/// Hazards G1, G25: the same within the grace period, before anybody else has noticed: no time is left to begin anything.
 #[tokio::test(start_paused = true)]
-async fn the_first_check_within_the_stop_budget_says_no() {
+async fn the_first_check_within_the_grace_period_says_no() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
@@ -108,7 +108,7 @@ async fn a_late_answer_counts_from_its_question() {
 /// answers move no deadline.
 #[tokio::test(start_paused = true)]
 async fn an_unconfirmed_heartbeat_moves_no_deadline() {
-    let store = MemoryStore::with_proof(Proof::Read);
+    let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let first = a.lead().await;
     let next = b.wait_in_line(&store).await;
@@ -124,7 +124,7 @@ async fn an_unconfirmed_heartbeat_moves_no_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_confirmed_by_the_next_one_is_credited_from_its_own_sending() {
     let gap = TTL / 4;
-    let store = MemoryStore::with_proof(Proof::Later { gap });
+    let store = MemoryStore::with_proof(HeartbeatProof::NextHeartbeat { gap });
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     for _ in 0..500 {
@@ -144,7 +144,7 @@ async fn a_heartbeat_confirmed_by_the_next_one_is_credited_from_its_own_sending(
 #[tokio::test(start_paused = true)]
 async fn the_answer_to_a_single_write_moves_no_deadline() {
     for millis in (0..10_000).step_by(250) {
-        let store = MemoryStore::with_proof(Proof::Later { gap: TTL / 4 });
+        let store = MemoryStore::with_proof(HeartbeatProof::NextHeartbeat { gap: TTL / 4 });
         let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
         let first = a.lead().await;
         let next = b.wait_in_line(&store).await;
@@ -159,7 +159,9 @@ async fn the_answer_to_a_single_write_moves_no_deadline() {
 /// Hazards E4, E16: a restart, an election or a slow moment of the store is ridden out.
 #[tokio::test(start_paused = true)]
 async fn leadership_survives_an_outage_shorter_than_the_deadline() {
-    for proof in [Proof::Answer, Proof::Read, Proof::Later { gap: TTL / 4 }] {
+    for proof in
+        [HeartbeatProof::Answer, HeartbeatProof::Read, HeartbeatProof::NextHeartbeat { gap: TTL / 4 }]
+    {
         let store = MemoryStore::with_proof(proof);
         let host = Host::new(&store, "a");
         let leadership = host.lead().await;
@@ -181,7 +183,7 @@ async fn leadership_survives_an_outage_shorter_than_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_strict_leader_gives_up_with_the_first_failed_heartbeat() {
     let store = MemoryStore::new();
-    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_on_disconnect(OnDisconnect::LoseAtOnce));
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_on_disconnect(OnDisconnect::StepDown));
     let leadership = host.lead().await;
     host.link.set(&[Op::Heartbeat], Side::Request, Path::Refuse);
     assert_eq!(
@@ -204,7 +206,7 @@ async fn a_leader_whose_entry_was_deleted_leads_no_more() {
 /// Hazards G12, E2: also when the watch on the entry says nothing: the confirming read looks for it.
 #[tokio::test(start_paused = true)]
 async fn a_confirming_read_misses_a_deleted_entry() {
-    let store = MemoryStore::with_proof(Proof::Read);
+    let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     host.link.set(&[Op::Watch], Side::Answer, Path::Lose);

@@ -7,7 +7,9 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use tenure_core::{Clock, Config, Elector, LossReason, Moment, SimClock, StoreElector, memory::MemoryStore};
+use tenure_core::{
+    BootInstant, Clock, Config, Elector, LossReason, SimClock, StoreElector, memory::MemoryStore,
+};
 use tokio::runtime::Runtime;
 
 use crate::host::{TTL, pass, until};
@@ -28,7 +30,7 @@ impl std::fmt::Debug for Preempting {
 
 #[async_trait]
 impl Clock for Preempting {
-    fn now(&self) -> Moment {
+    fn now(&self) -> BootInstant {
         let meanwhile = self.meanwhile.lock().unwrap().take();
         if let Some(meanwhile) = meanwhile {
             meanwhile();
@@ -40,7 +42,7 @@ impl Clock for Preempting {
         self.clock.wall()
     }
 
-    async fn sleep_until(&self, moment: Moment) {
+    async fn sleep_until(&self, moment: BootInstant) {
         self.clock.sleep_until(moment).await;
     }
 }

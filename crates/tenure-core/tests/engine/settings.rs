@@ -2,33 +2,35 @@
 
 use std::time::Duration;
 
-use tenure_core::{Elector, Error, InvalidConfig, SimClock, memory::MemoryStore, spi::Proof};
+use tenure_core::{Elector, Error, InvalidConfig, SimClock, memory::MemoryStore, spi::HeartbeatProof};
 
 use crate::host::{Host, TTL, pass, within};
 
-/// Every combination of proof, drift and stop budget is refused at opening, or keeps leadership.
+/// Every combination of proof, drift and grace period is refused at opening, or keeps leadership.
 #[tokio::test(start_paused = true)]
 async fn no_settings_lose_leadership_by_themselves() {
-    let later = |gap| Proof::Later { gap };
+    let later = |gap| HeartbeatProof::NextHeartbeat { gap };
     let (mut kept, mut refused) = (0, 0);
-    for proof in [Proof::Answer, Proof::Read, later(TTL / 10), later(TTL / 4), later(TTL / 2)] {
+    for proof in
+        [HeartbeatProof::Answer, HeartbeatProof::Read, later(TTL / 10), later(TTL / 4), later(TTL / 2)]
+    {
         for drift in [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] {
             for budget in [TTL / 250, TTL / 10, TTL / 5, TTL / 3] {
                 let store = MemoryStore::with_proof(proof);
                 let host = Host::with(&store, "a", SimClock::new(), |c| {
-                    c.with_drift(drift).with_stop_budget(budget)
+                    c.with_drift(drift).with_grace_period(budget)
                 });
                 match within(TTL, host.elector.campaign("e")).await {
                     Ok(leadership) => {
                         pass(TTL * 20).await;
-                        assert!(leadership.is_leader(), "{proof:?}, drift {drift}, stop budget {budget:?}");
+                        assert!(leadership.is_leader(), "{proof:?}, drift {drift}, grace period {budget:?}");
                         kept += 1;
                     }
-                    Err(Error::InvalidConfig(InvalidConfig::StopBudget { given, most, .. })) => {
+                    Err(Error::InvalidConfig(InvalidConfig::GracePeriod { given, most, .. })) => {
                         assert!(given == budget && most < budget);
                         refused += 1;
                     }
-                    Err(error) => panic!("{proof:?}, drift {drift}, stop budget {budget:?}: {error}"),
+                    Err(error) => panic!("{proof:?}, drift {drift}, grace period {budget:?}: {error}"),
                 }
             }
         }
@@ -36,11 +38,11 @@ async fn no_settings_lose_leadership_by_themselves() {
     assert!(kept > 60 && refused > 10, "{kept} kept, {refused} refused");
 }
 
-/// A heartbeat is confirmed only half a TTL later, and little is left for the stop budget: leadership is kept.
+/// A heartbeat is confirmed only half a TTL later, and little is left for the grace period: leadership is kept.
 #[tokio::test(start_paused = true)]
-async fn a_wide_gap_keeps_leadership_with_a_small_stop_budget() {
-    let store = MemoryStore::with_proof(Proof::Later { gap: TTL / 2 });
-    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_stop_budget(TTL / 50));
+async fn a_wide_gap_keeps_leadership_with_a_small_grace_period() {
+    let store = MemoryStore::with_proof(HeartbeatProof::NextHeartbeat { gap: TTL / 2 });
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(TTL / 50));
     let leadership = host.lead().await;
     for _ in 0..500 {
         pass(Duration::from_millis(100)).await;
@@ -51,9 +53,9 @@ async fn a_wide_gap_keeps_leadership_with_a_small_stop_budget() {
 /// A session whose settings are refused is not left in the store.
 #[tokio::test(start_paused = true)]
 async fn refused_settings_leave_no_session() {
-    let store = MemoryStore::with_proof(Proof::Later { gap: TTL / 2 });
-    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_stop_budget(TTL / 3));
+    let store = MemoryStore::with_proof(HeartbeatProof::NextHeartbeat { gap: TTL / 2 });
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(TTL / 3));
     let error = host.elector.campaign("e").await.unwrap_err();
-    assert!(error.to_string().starts_with("stop budget 3s 333ms"), "{error}");
+    assert!(error.to_string().starts_with("grace period 3s 333ms"), "{error}");
     assert!(!error.is_retryable() && store.sessions().is_empty());
 }

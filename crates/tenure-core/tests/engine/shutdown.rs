@@ -310,6 +310,6 @@ async fn times_without_a_bound_are_refused() {
     assert!(refused.to_string().contains("at most 1h"), "{refused}");
     let host =
         Host::with(&store, "a", SimClock::new(), |config| config.with_request_timeout(Config::MAX_WAIT));
-    assert!(!host.elector.examine().await.is_empty());
+    assert!(!host.elector.diagnose().await.is_empty());
     pass(MOMENT).await;
 }

@@ -24,7 +24,7 @@ impl Drop for Dropped {
     }
 }
 
-/// Promise S3: told to stop at deadline − stop budget, dropped by the deadline.
+/// Promise S3: told to stop at deadline − grace period, dropped by the deadline.
 #[tokio::test(start_paused = true)]
 async fn work_is_told_to_stop_and_dropped_by_the_deadline() {
     let store = MemoryStore::new();
@@ -174,12 +174,12 @@ async fn work_is_not_polled_once_more_when_its_leadership_is_over() {
     assert_eq!(polls.load(Ordering::SeqCst), 1);
 }
 
-/// Hazard G12: when the store says that it is over, no time is left, however small the stop budget.
+/// Hazard G12: when the store says that it is over, no time is left, however small the grace period.
 #[tokio::test(start_paused = true)]
 async fn work_is_dropped_at_once_when_the_entry_is_gone() {
     for budget in [TTL / 10, TTL / 250] {
         let store = MemoryStore::new();
-        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_stop_budget(budget));
+        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(budget));
         let leadership = host.lead().await;
         let token = leadership.fencing_token().get();
         let from = tokio::time::Instant::now();
@@ -195,7 +195,7 @@ async fn work_is_dropped_at_once_when_the_entry_is_gone() {
 async fn work_is_dropped_at_once_when_the_session_has_ended() {
     for budget in [TTL / 10, TTL / 250] {
         let store = MemoryStore::new();
-        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_stop_budget(budget));
+        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(budget));
         let leadership = host.lead().await;
         host.link.set(&[Op::Watch], Side::Answer, Path::Lose);
         store.expire_session(store.sessions()[0]);
@@ -241,7 +241,7 @@ async fn work_that_stops_is_dropped_at_once_when_the_entry_is_gone() {
     within(TTL, resigning).await.unwrap().unwrap();
 }
 
-/// A larger stop budget ends the leadership earlier, and only this one.
+/// A larger grace period ends the leadership earlier, and only this one.
 #[tokio::test(start_paused = true)]
 async fn work_can_ask_for_more_time_to_stop() {
     let store = MemoryStore::new();
@@ -252,7 +252,7 @@ async fn work_can_ask_for_more_time_to_stop() {
     let other = host.elector.campaign("another").await.unwrap();
     let token = leadership.cancellation_token();
     leadership
-        .run_with_stop_budget(Duration::from_secs(3), async {
+        .run_with_grace_period(Duration::from_secs(3), async {
             token.cancelled().await;
             let told = from.elapsed();
             assert!(told >= Duration::from_millis(5_990) && told <= Duration::from_millis(6_010), "{told:?}");
@@ -260,7 +260,7 @@ async fn work_can_ask_for_more_time_to_stop() {
         })
         .await
         .unwrap();
-    let refused = other.run_with_stop_budget(Duration::from_secs(5), async {}).await.unwrap_err();
+    let refused = other.run_with_grace_period(Duration::from_secs(5), async {}).await.unwrap_err();
     assert!(refused.to_string().contains("at most 3s 333ms"), "{refused}");
 }
 

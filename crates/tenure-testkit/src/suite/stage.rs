@@ -61,8 +61,8 @@ impl Player {
     }
 
     /// Asks the leader of the election to resign; its id.
-    pub(super) async fn ask_to_resign(&self) -> Option<String> {
-        let asked = within("asking", self.elector.ask_to_resign("e")).await;
+    pub(super) async fn request_resign(&self) -> Option<String> {
+        let asked = within("asking", self.elector.request_resign("e")).await;
         asked.unwrap_or_else(|error| panic!("{error}")).map(|c| c.id)
     }
 

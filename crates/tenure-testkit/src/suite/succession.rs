@@ -61,7 +61,7 @@ pub(super) async fn very_many_are_given_back_as_soon_as_won(stage: &Stage<'_>) {
 pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_>) {
     let (a, b) = (stage.player("a").await, stage.player("b").await);
     let asker = stage.player("asker").await;
-    assert_eq!(asker.ask_to_resign().await, None, "nobody leads");
+    assert_eq!(asker.request_resign().await, None, "nobody leads");
     let first = a.lead().await;
     let second = b.wait_in_line().await;
     let (stopped, begun) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
@@ -80,16 +80,16 @@ pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_
         })
     };
     within("the work", begun.notified()).await;
-    assert_eq!(asker.ask_to_resign().await.as_deref(), Some("a"));
-    assert_eq!(within("the leader is told", first.lost()).await, LossReason::Asked);
+    assert_eq!(asker.request_resign().await.as_deref(), Some("a"));
+    assert_eq!(within("the leader is told", first.lost()).await, LossReason::ResignRequested);
     let second = within("the hand-over", second).await.unwrap();
     assert_eq!(stopped.load(Ordering::SeqCst), 1, "its work has stopped");
     within("the end of the work", work).await.unwrap().unwrap();
     drop(first);
 
     let first = a.wait_in_line().await;
-    assert_eq!(asker.ask_to_resign().await.as_deref(), Some("b"));
-    assert_eq!(within("the leader is told", second.lost()).await, LossReason::Asked);
+    assert_eq!(asker.request_resign().await.as_deref(), Some("b"));
+    assert_eq!(within("the leader is told", second.lost()).await, LossReason::ResignRequested);
     drop(second);
     let first = within("the hand-over", first).await.unwrap();
     assert!(first.is_leader() && first.loss().is_none(), "it has not been asked");

@@ -74,13 +74,13 @@ pub(super) async fn observers_hear_of_leaders_and_vacancies(stage: &Stage<'_>) {
 }
 
 /// What no candidate made is ignored, and never deleted.
-pub(super) async fn litter_is_ignored_and_left_alone(stage: &Stage<'_>) {
+pub(super) async fn foreign_entries_are_ignored_and_left_alone(stage: &Stage<'_>) {
     let (a, b) = (stage.player("a").await, stage.player("b").await);
-    stage.harness.litter("e").await;
+    stage.harness.add_foreign_entries("e").await;
     let leadership = a.lead().await;
     let next = b.wait_in_line().await;
     assert_eq!(a.candidates().await, ["a", "b"]);
     leadership.resign().await.unwrap();
     assert!(within("the hand-over", next).await.unwrap().is_leader());
-    assert!(stage.harness.litter_is_untouched("e").await);
+    assert!(stage.harness.foreign_entries_untouched("e").await);
 }

@@ -71,14 +71,14 @@ impl Host {
         let endpoints = (0..MEMBERS).map(|member| format!("{}:{}", member_name(member), network::PORT));
         let mut store = EtcdConfig::new(endpoints).network(network::network());
         if random.bool() {
-            store = store.common_watch_from(1);
+            store = store.prefix_watch_threshold(1);
         }
         let backend = EtcdBackend::new(store)?;
         let id: CandidateId = host_name(self.n).parse()?;
         // A shutdown is waited for, so that whatever goes on after it is a fault.
         let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
         if random.u8(..8) == 0 {
-            config = config.with_on_disconnect(OnDisconnect::LoseAtOnce);
+            config = config.with_on_disconnect(OnDisconnect::StepDown);
         }
         let elector = StoreElector::with_clock(Arc::new(backend), config, Arc::new(clock.clone()))?;
         let elector = Arc::new(elector);

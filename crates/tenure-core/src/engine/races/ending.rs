@@ -13,8 +13,8 @@ use crate::{
         term::Term,
         window::{Sent, Window},
     },
+    failpoints::SafetyRule,
     memory::MemoryStore,
-    mutants::Rule,
     spi::{Entry, EntryRequest},
 };
 
@@ -88,7 +88,7 @@ fn a_leadership_has_one_reason_for_its_end() {
 #[test]
 fn a_second_reason_is_noticed() {
     let config = Config::new();
-    notices(Rule::OneReason, || {
+    notices(SafetyRule::SingleLossReason, || {
         counted("broken", every_schedule(5), move || resigned_and_expired_at_once(&config));
     });
 }
@@ -135,7 +135,7 @@ fn a_closed_window_is_never_opened_again() {
 #[test]
 fn a_window_that_opens_again_is_noticed() {
     let config = Config::new();
-    notices(Rule::CloseForGood, || {
+    notices(SafetyRule::NeverReopenWindow, || {
         counted("broken", every_schedule(5), move || credited_while_closing(&config));
     });
 }

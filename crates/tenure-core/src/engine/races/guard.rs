@@ -14,7 +14,7 @@ use super::{
     host::{ELECTION, World},
     stage::{Model, counted, notices},
 };
-use crate::{Config, Elector, Leadership, LeadershipHandle, LossReason, mutants::Rule};
+use crate::{Config, Elector, Leadership, LeadershipHandle, LossReason, failpoints::SafetyRule};
 
 /// So many schedules of each kind.
 const SCHEDULES: usize = 25_000;
@@ -131,7 +131,7 @@ fn a_leadership_that_ends_from_all_sides_ends_once() {
 #[test]
 fn an_entry_removed_beside_its_work_is_noticed() {
     let config = Config::new();
-    notices(Rule::StopBeforeLeaving, || {
+    notices(SafetyRule::StopWorkBeforeLeaving, || {
         counted("broken", schedules, move || ended_from_all_sides(&config));
     });
 }
@@ -139,7 +139,7 @@ fn an_entry_removed_beside_its_work_is_noticed() {
 #[test]
 fn a_session_closed_beside_its_work_is_noticed() {
     let config = Config::new();
-    notices(Rule::StopBeforeClosing, || {
+    notices(SafetyRule::StopWorkBeforeClosing, || {
         counted("broken", schedules, move || ended_from_all_sides(&config));
     });
 }
@@ -180,7 +180,7 @@ fn overtaken_by_time(config: &Config) {
     let (one, other) = (world.elector(config, "a"), world.elector(config, "b"));
     let leadership = block_on(one.campaign(ELECTION)).unwrap();
     let handle = leadership.handle();
-    // Not as the witness's: it would have to be polled in time, and here time flies between two polls.
+    // Not as the probe_entry's: it would have to be polled in time, and here time flies between two polls.
     let stop = handle.cancellation_token();
     let working = start(&leadership, async move { stop.cancelled().await });
     let time = thread::spawn({
@@ -218,7 +218,7 @@ fn whoever_was_overtaken_by_time_leads_no_more() {
 #[test]
 fn a_clock_that_nobody_reads_is_noticed() {
     let config = Config::new();
-    notices(Rule::CompareTheClock, || {
+    notices(SafetyRule::CheckClock, || {
         counted("broken", schedules, move || overtaken_by_time(&config));
     });
 }

@@ -1,4 +1,4 @@
-//! An elector over the in-memory store, each of whose requests can be overtaken, with a witness of what the store is told.
+//! An elector over the in-memory store, each of whose requests can be overtaken, with a probe_entry of what the store is told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,11 +11,11 @@ use shuttle::future::yield_now;
 
 use super::stage::ModelClock;
 use crate::{
-    Candidate, CandidateId, Clock, Config, ElectionName, FencingToken, Leadership, Moment, StoreElector,
+    BootInstant, Candidate, CandidateId, Clock, Config, ElectionName, FencingToken, Leadership, StoreElector,
     memory::{MemoryBackend, MemoryStore},
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, Observation, Proof,
+        Heartbeat, HeartbeatProof, Observation,
     },
 };
 
@@ -30,7 +30,7 @@ pub(super) struct History {
     /// How often the store was asked to remove the entry of a request.
     left: BTreeMap<u128, usize>,
     /// When each session was renewed last, by the model's clock.
-    renewed: BTreeMap<u64, Moment>,
+    renewed: BTreeMap<u64, BootInstant>,
 }
 
 /// The store, its clock and its history.
@@ -163,7 +163,7 @@ impl BackendSession for Witnessed<Box<dyn BackendSession>> {
         self.inner.granted_ttl()
     }
 
-    fn proof(&self) -> Proof {
+    fn proof(&self) -> HeartbeatProof {
         self.inner.proof()
     }
 
@@ -180,9 +180,9 @@ impl BackendSession for Witnessed<Box<dyn BackendSession>> {
     async fn confirm(
         &self,
         heartbeat: &Heartbeat,
-        witness: Option<&Entry>,
+        probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
-        request(self.inner.confirm(heartbeat, witness)).await
+        request(self.inner.confirm(heartbeat, probe_entry)).await
     }
 
     async fn enter(&self, entering: &EntryRequest) -> Result<Entered, BackendError> {
@@ -193,8 +193,8 @@ impl BackendSession for Witnessed<Box<dyn BackendSession>> {
         request(self.inner.wait_turn(entry)).await
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
-        request(self.inner.wait_gone(entry)).await
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
+        request(self.inner.wait_deleted(entry)).await
     }
 
     async fn update(&self, entry: &Entry, change: &EntryRequest) -> Result<(), BackendError> {

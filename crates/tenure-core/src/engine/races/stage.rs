@@ -13,8 +13,8 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    Clock, Moment,
-    mutants::{Rule, break_rule},
+    BootInstant, Clock,
+    failpoints::{SafetyRule, disable},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -36,17 +36,17 @@ pub(super) fn counted(name: &str, explore: impl FnOnce(Model), model: impl Fn() 
 ///
 /// # Panics
 /// When it does not.
-pub(super) fn notices(rule: Rule, check: impl FnOnce()) {
-    break_rule(Some(rule));
+pub(super) fn notices(rule: SafetyRule, check: impl FnOnce()) {
+    disable(Some(rule));
     let outcome = catch_unwind(AssertUnwindSafe(check));
-    break_rule(None);
+    disable(None);
     assert!(outcome.is_err(), "nobody noticed that {rule:?} is broken");
 }
 
 /// A clock that stands still until it is moved. Reading it orders nothing between threads.
 pub(super) struct ModelClock {
     nanos: AtomicU64,
-    sleepers: Mutex<Vec<(Moment, Waker)>>,
+    sleepers: Mutex<Vec<(BootInstant, Waker)>>,
 }
 
 impl std::fmt::Debug for ModelClock {
@@ -64,21 +64,21 @@ impl ModelClock {
     /// Lets time pass, and wakes whoever waited for it.
     pub(super) fn advance(&self, by: Duration) {
         let nanos = by.as_nanos() as u64;
-        let now = Moment::from_nanos(self.nanos.fetch_add(nanos, Ordering::Relaxed) + nanos);
+        let now = BootInstant::from_nanos(self.nanos.fetch_add(nanos, Ordering::Relaxed) + nanos);
         let due: Vec<_> = self.sleepers().extract_if(.., |(until, _)| *until <= now).collect();
         due.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
-    fn sleepers(&self) -> std::sync::MutexGuard<'_, Vec<(Moment, Waker)>> {
+    fn sleepers(&self) -> std::sync::MutexGuard<'_, Vec<(BootInstant, Waker)>> {
         self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl Clock for ModelClock {
-    fn now(&self) -> Moment {
+    fn now(&self) -> BootInstant {
         // A load could return an older time than another thread has read: clocks do not.
-        Moment::from_nanos(self.nanos.fetch_add(0, Ordering::Relaxed))
+        BootInstant::from_nanos(self.nanos.fetch_add(0, Ordering::Relaxed))
     }
 
     /// Never ahead of the clock.
@@ -86,7 +86,7 @@ impl Clock for ModelClock {
         Duration::from_nanos(self.now().as_nanos())
     }
 
-    async fn sleep_until(&self, moment: Moment) {
+    async fn sleep_until(&self, moment: BootInstant) {
         std::future::poll_fn(|context| {
             // In this order: whoever moves the clock in between finds the sleeper.
             self.sleepers().push((moment, context.waker().clone()));

@@ -12,12 +12,12 @@ use super::{
     stage::{ModelClock, counted, notices},
 };
 use crate::{
-    Moment,
+    BootInstant,
     engine::{
         report::Reporter,
         watchdog::{Watchdog, Watched},
     },
-    mutants::Rule,
+    failpoints::SafetyRule,
 };
 
 /// What the watchdog has seen of a deadline.
@@ -49,14 +49,14 @@ impl Deadline {
 }
 
 impl Watched for Deadline {
-    fn check(&self) -> Option<Moment> {
+    fn check(&self) -> Option<BootInstant> {
         let at = self.at.load(Ordering::Relaxed);
         self.seen.store(at, Ordering::Relaxed);
         if at == NEAR {
             *self.is_seen.lock().unwrap() = true;
             self.told.notify_all();
         }
-        Some(Moment::from_nanos(at))
+        Some(BootInstant::from_nanos(at))
     }
 }
 
@@ -68,7 +68,7 @@ fn watched(deadline: &Arc<Deadline>) -> Weak<dyn Watched> {
 /// ends by itself, so that a wake-up that is lost is a deadlock.
 fn nearer_deadline() {
     let watchdog = Watchdog::start(ModelClock::new(), Reporter::inline()).unwrap();
-    let deadline = Deadline::new(Moment::NEVER.as_nanos());
+    let deadline = Deadline::new(BootInstant::NEVER.as_nanos());
     watchdog.watch(watched(&deadline));
     deadline.at.store(NEAR, Ordering::Relaxed);
     watchdog.wake();
@@ -83,7 +83,7 @@ fn a_nearer_deadline_is_noticed() {
 
 #[test]
 fn a_lost_wake_up_is_noticed() {
-    notices(Rule::RememberTheWake, || counted("broken", every_schedule(5), nearer_deadline));
+    notices(SafetyRule::KeepWakeups, || counted("broken", every_schedule(5), nearer_deadline));
 }
 
 /// Two sessions are opened at once: one thread watches both.
@@ -112,7 +112,7 @@ fn the_thread_ends_with_its_elector() {
         let looked = Arc::new(AtomicBool::new(false));
         struct Once(Arc<AtomicBool>);
         impl Watched for Once {
-            fn check(&self) -> Option<Moment> {
+            fn check(&self) -> Option<BootInstant> {
                 self.0.store(true, Ordering::Relaxed);
                 None
             }

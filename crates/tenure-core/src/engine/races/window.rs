@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     engine::window::{Sent, Window},
-    mutants::Rule,
+    failpoints::SafetyRule,
 };
 
 fn after(sent: Sent, time: Duration) -> Sent {
@@ -42,5 +42,5 @@ fn a_deadline_never_moves_back() {
 
 #[test]
 fn a_deadline_that_moves_back_is_noticed() {
-    notices(Rule::CompareAndSwap, || counted("broken", every_schedule(5), credits_at_once));
+    notices(SafetyRule::CompareAndSwapDeadline, || counted("broken", every_schedule(5), credits_at_once));
 }

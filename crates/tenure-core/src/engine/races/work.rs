@@ -12,7 +12,7 @@ use super::{
     ending::{every_schedule, leading},
     stage::{ModelClock, counted, notices},
 };
-use crate::{Config, LossReason, engine::works::Works, mutants::Rule, sync::Latch};
+use crate::{Config, LossReason, engine::works::Works, failpoints::SafetyRule, sync::Latch};
 
 /// Hazards G5, G9: work begins while the guard is dropped. What waits for the work before the entry is removed
 /// either waits for this work too, or the work never begins.
@@ -87,5 +87,5 @@ fn either_the_work_sees_the_loss_or_the_loser_sees_the_work() {
 /// Without the fence, both may look before either is seen.
 #[test]
 fn work_that_begins_unseen_is_noticed() {
-    notices(Rule::OrderWorkAndLoss, || counted("broken", every_schedule(6), begun_while_closed));
+    notices(SafetyRule::OrderWorkAndLoss, || counted("broken", every_schedule(6), begun_while_closed));
 }

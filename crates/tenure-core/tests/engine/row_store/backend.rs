@@ -15,7 +15,7 @@ use tenure_core::{
     Candidate, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Entered, Entry, EntryRequest,
-        Heartbeat, Observation, Proof,
+        Heartbeat, HeartbeatProof, Observation,
     },
 };
 use tokio::time::Instant;
@@ -280,8 +280,8 @@ impl BackendSession for RowSession {
         self.ttl
     }
 
-    fn proof(&self) -> Proof {
-        Proof::Answer
+    fn proof(&self) -> HeartbeatProof {
+        HeartbeatProof::Answer
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
@@ -313,7 +313,7 @@ impl BackendSession for RowSession {
         }
     }
 
-    async fn wait_gone(&self, entry: &Entry) -> Result<(), BackendError> {
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
         let nonce = self.request(entry)?.nonce;
         while self.line.send(|store| store.has(&entry.election, nonce), |_| None).await {
             pass(POLL).await;

@@ -52,25 +52,25 @@ fn a_broken_rule_is_noticed() {
         strategy::{Strategy, ValueTree},
         test_runner::TestRunner,
     };
-    use tenure_core::mutants::{Rule, break_rule};
+    use tenure_core::failpoints::{SafetyRule, disable};
 
     for rule in [
-        Rule::CompareTheClock,
-        Rule::DropWork,
-        Rule::StopBeforeLeaving,
-        Rule::StopBeforeClosing,
-        Rule::WatchOwnEntry,
-        Rule::ResolveTheUnknown,
-        Rule::NewTokens,
+        SafetyRule::CheckClock,
+        SafetyRule::DropWorkAtDeadline,
+        SafetyRule::StopWorkBeforeLeaving,
+        SafetyRule::StopWorkBeforeClosing,
+        SafetyRule::WatchOwnEntry,
+        SafetyRule::WithdrawUncertainEntries,
+        SafetyRule::UniqueTokens,
     ] {
         let mut runner = TestRunner::deterministic();
         let sequences = Model::sequential_strategy(1..40);
         let tried = (1..=5_000).find(|_| {
             let (model, steps, _) = sequences.new_tree(&mut runner).unwrap().current();
-            break_rule(Some(rule));
+            disable(Some(rule));
             let sequence = || Sequences::test_sequential(Config::default(), model, steps, None);
             let outcome = catch_unwind(AssertUnwindSafe(sequence));
-            break_rule(None);
+            disable(None);
             outcome.is_err()
         });
         let tried = tried.unwrap_or_else(|| panic!("nobody noticed that {rule:?} is broken"));

@@ -6,7 +6,7 @@ use proptest::{prelude::*, sample::select, strategy::Union};
 use proptest_state_machine::ReferenceStateMachine;
 use tenure_core::{
     memory::{Op, Path, Side},
-    spi::Proof,
+    spi::HeartbeatProof,
 };
 
 use crate::host::TTL;
@@ -98,7 +98,7 @@ pub(super) struct Candidacy {
 /// What is known of an election without looking at it.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
-    pub(super) proof: Proof,
+    pub(super) proof: HeartbeatProof,
     /// The id of the next candidacy.
     next: usize,
     /// Who stands in the store, in order; the first leads.
@@ -224,7 +224,11 @@ impl ReferenceStateMachine for Model {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Self> {
-        let proofs = vec![Proof::Answer, Proof::Read, Proof::Later { gap: TTL / 4 }];
+        let proofs = vec![
+            HeartbeatProof::Answer,
+            HeartbeatProof::Read,
+            HeartbeatProof::NextHeartbeat { gap: TTL / 4 },
+        ];
         let new = |proof| Self {
             proof,
             next: 0,

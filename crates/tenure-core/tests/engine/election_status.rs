@@ -16,7 +16,7 @@ async fn a_status_handle_says_who_leads_and_which_place_is_ours() {
     assert!(status.get().leader.is_none());
     let first = a.lead().await;
     let next = b.wait_in_line(&store).await;
-    until("the place is known", || status.get().place == Some(2)).await;
+    until("the place is known", || status.get().queue_position == Some(2)).await;
     let now = status.get();
     assert_eq!((now.leader.unwrap().id.as_str(), now.candidates), ("a", 2));
     assert!(now.leadership.is_none() && now.store.connection == Connection::Connected);
@@ -26,7 +26,7 @@ async fn a_status_handle_says_who_leads_and_which_place_is_ours() {
     assert_eq!(own.fencing_token(), second.fencing_token(), "known without asking anybody");
     until("the leader is seen", || status.get().leader.is_some_and(|leader| leader.id == "b")).await;
     assert!(within(Duration::from_secs(60), status.changed()).await);
-    until("the place is seen", || status.get().place == Some(1)).await;
+    until("the place is seen", || status.get().queue_position == Some(1)).await;
     pass(Duration::from_secs(5)).await;
     assert!(status.get().seen_for >= Duration::from_secs(5));
 }

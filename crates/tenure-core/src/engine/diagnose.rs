@@ -4,10 +4,10 @@ use std::{fs, time::Duration};
 
 use super::{Shared, keeper, retry::timed};
 use crate::{
-    ElectionName, Finding,
-    config::check_stop_budget,
+    Diagnosis, ElectionName,
+    config::check_grace_period,
     random,
-    spi::{BackendError, BackendErrorKind, BackendSession, EntryRequest, Proof},
+    spi::{BackendError, BackendErrorKind, BackendSession, EntryRequest, HeartbeatProof},
 };
 
 /// How long a backend may take in all.
@@ -15,31 +15,31 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The election that is entered for a moment, to see whether that is allowed.
 const ELECTION: &str = "tenure-doctor";
 
-pub(super) async fn examine(shared: &Shared) -> Vec<Finding> {
+pub(super) async fn diagnose(shared: &Shared) -> Vec<Diagnosis> {
     // Backends bound their questions; this is for one that does not.
     let limit = LIMIT.max(shared.config.request_timeout * 4);
-    let asked = timed("examining the store", limit, async { Ok(shared.backend.examine().await) }).await;
-    let mut findings = asked.unwrap_or_else(|error| {
-        vec![Finding::problem(
+    let asked = timed("examining the store", limit, async { Ok(shared.backend.diagnose().await) }).await;
+    let mut diagnoses = asked.unwrap_or_else(|error| {
+        vec![Diagnosis::problem(
             "store",
             error.to_string(),
             "see whether the store is up and can be reached from here",
         )]
     });
-    session(shared, &mut findings).await;
-    findings.push(clock());
-    findings
+    session(shared, &mut diagnoses).await;
+    diagnoses.push(clock());
+    diagnoses
 }
 
 /// Opens a session, enters, leaves and closes.
-async fn session(shared: &Shared, findings: &mut Vec<Finding>) {
+async fn session(shared: &Shared, diagnoses: &mut Vec<Diagnosis>) {
     let config = &shared.config;
     let limit = config.request_timeout;
     let begun = shared.clock.now();
     let session = match timed("opening a session", limit, shared.backend.open_session(config.ttl)).await {
         Ok(session) => session,
         Err(error) => {
-            findings.push(refused("session", &error));
+            diagnoses.push(refused("session", &error));
             return;
         }
     };
@@ -47,18 +47,18 @@ async fn session(shared: &Shared, findings: &mut Vec<Finding>) {
     let asked = config.ttl;
     let granted = session.granted_ttl();
     let ttl = humantime::format_duration;
-    findings.push(if session.proof() == Proof::Process {
-        Finding::good(
+    diagnoses.push(if session.proof() == HeartbeatProof::Process {
+        Diagnosis::good(
             "session",
             "the kernel keeps it exactly as long as the process lives; the TTL has no meaning here",
         )
     } else if granted == asked {
-        Finding::good(
+        Diagnosis::good(
             "session",
             format!("opened in {took:.1?}; the TTL granted is the {} asked for", ttl(granted)),
         )
     } else {
-        Finding::warning(
+        Diagnosis::warning(
             "session",
             format!(
                 "opened in {took:.1?}; of the TTL asked for, {}, the store made {}",
@@ -71,17 +71,17 @@ async fn session(shared: &Shared, findings: &mut Vec<Finding>) {
             ),
         )
     });
-    let most = keeper::largest_stop_budget(session.proof(), granted, config.drift, config.stop_budget());
-    if let Err(error) = check_stop_budget(config.stop_budget(), granted, most) {
-        findings.push(Finding::problem(
-            "stop budget",
+    let most = keeper::largest_grace_period(session.proof(), granted, config.drift, config.grace_period());
+    if let Err(error) = check_grace_period(config.grace_period(), granted, most) {
+        diagnoses.push(Diagnosis::problem(
+            "grace period",
             error.to_string(),
-            format!("set stop_budget to at most {}", ttl(most)),
+            format!("set grace_period to at most {}", ttl(most)),
         ));
     }
-    rights(shared, &*session, findings).await;
+    rights(shared, &*session, diagnoses).await;
     if let Err(error) = timed("closing the session", limit, session.close()).await {
-        findings.push(Finding::warning(
+        diagnoses.push(Diagnosis::warning(
             "session",
             format!("it was not closed: {error}"),
             "it expires by itself; see whether the store answers",
@@ -90,7 +90,7 @@ async fn session(shared: &Shared, findings: &mut Vec<Finding>) {
 }
 
 /// Enters an election that is made for this, and leaves it.
-async fn rights(shared: &Shared, session: &dyn BackendSession, findings: &mut Vec<Finding>) {
+async fn rights(shared: &Shared, session: &dyn BackendSession, diagnoses: &mut Vec<Diagnosis>) {
     let limit = shared.config.request_timeout;
     let Ok(election) = ElectionName::new(ELECTION) else { return };
     let request = EntryRequest {
@@ -104,18 +104,18 @@ async fn rights(shared: &Shared, session: &dyn BackendSession, findings: &mut Ve
     let took = shared.clock.now().since(begun);
     let entry = entered.as_ref().ok().map(|entered| entered.entry.clone());
     let left = timed("leaving an election", limit, session.leave(&request, entry.as_ref())).await;
-    findings.push(match (entered, left) {
+    diagnoses.push(match (entered, left) {
         (Ok(_), Ok(())) => slow(shared, took).unwrap_or_else(|| {
-            Finding::good("entry", format!("entered the election {ELECTION:?} in {took:.1?}, and left it"))
+            Diagnosis::good("entry", format!("entered the election {ELECTION:?} in {took:.1?}, and left it"))
         }),
         (Err(error), _) | (Ok(_), Err(error)) => refused("entry", &error),
     });
 }
 
 /// Whether a request takes so long that a heartbeat may come too late.
-fn slow(shared: &Shared, took: Duration) -> Option<Finding> {
+fn slow(shared: &Shared, took: Duration) -> Option<Diagnosis> {
     (took > shared.config.ttl / 12).then(|| {
-        Finding::warning(
+        Diagnosis::warning(
             "entry",
             format!(
                 "entering an election took {took:.1?}, which is much beside a TTL of {:?}",
@@ -126,7 +126,7 @@ fn slow(shared: &Shared, took: Duration) -> Option<Finding> {
     })
 }
 
-fn refused(subject: &str, error: &BackendError) -> Finding {
+fn refused(subject: &str, error: &BackendError) -> Diagnosis {
     let advice = match error.kind() {
         BackendErrorKind::Unauthorized => {
             "see the user, its password and its rights: it has to read and write everything below the prefix or root"
@@ -134,25 +134,25 @@ fn refused(subject: &str, error: &BackendError) -> Finding {
         BackendErrorKind::Invalid => "change the setting that the text names",
         _ => "see whether the store is up, has a quorum, and can be reached from here",
     };
-    Finding::problem(subject, error.to_string(), advice)
+    Diagnosis::problem(subject, error.to_string(), advice)
 }
 
 /// What keeps the time on which deadlines rest.
-fn clock() -> Finding {
+fn clock() -> Diagnosis {
     const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     let Ok(source) = fs::read_to_string(SOURCE) else {
-        return Finding::warning(
+        return Diagnosis::warning(
             "clock",
             "what drives this machine's clock is not known",
             "on Linux, mount /sys; elsewhere, see that the clock's rate is right to within the drift",
         );
     };
     match source.trim() {
-        "jiffies" => Finding::warning(
+        "jiffies" => Diagnosis::warning(
             "clock",
             "CLOCK_BOOTTIME, driven by jiffies, which lose ticks under load",
             "see the kernel's log for why it trusts no better clock source (tsc, kvm-clock, hpet)",
         ),
-        source => Finding::good("clock", format!("CLOCK_BOOTTIME, driven by {source}")),
+        source => Diagnosis::good("clock", format!("CLOCK_BOOTTIME, driven by {source}")),
     }
 }

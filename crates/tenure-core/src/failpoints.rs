@@ -1,55 +1,55 @@
-//! The rules of the engine and of the backends, each to be broken on purpose, to see whether anybody notices.
+//! The rules of the engine and of the backends, each to be is_disabled on purpose, to see whether anybody notices.
 //!
-//! Without `--cfg tenure_mutants` no rule can be broken, and nothing of this is compiled in.
+//! Without `--cfg tenure_mutants` no rule can be is_disabled, and nothing of this is compiled in.
 
-/// A rule that can be broken.
+/// A rule that can be is_disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Rule {
+pub enum SafetyRule {
     /// A deadline is counted from before the request is sent, not from its answer.
-    CountFromTheSending,
+    DeadlineFromRequestStart,
     /// The same for the opening of a session.
-    CountOpeningFromTheSending,
+    OpeningFromRequestStart,
     /// An answered heartbeat counts once it is confirmed.
-    Confirm,
+    ConfirmHeartbeats,
     /// A confirming read has to be of the heartbeat's epoch.
     CompareEpochs,
     /// A confirming write has to be sent a gap after the answer to the one before.
-    KeepTheGap,
+    KeepHeartbeatGap,
     /// The deadline allows for the drift of clocks.
     AllowForDrift,
     /// A window that has closed is not opened again.
-    CloseForGood,
+    NeverReopenWindow,
     /// Every check compares the clock.
-    CompareTheClock,
+    CheckClock,
     /// Work is dropped by the deadline.
-    DropWork,
+    DropWorkAtDeadline,
     /// An entry is removed after its work has stopped.
-    StopBeforeLeaving,
+    StopWorkBeforeLeaving,
     /// A session is closed after all its work has stopped.
-    StopBeforeClosing,
+    StopWorkBeforeClosing,
     /// A leader watches its own entry.
     WatchOwnEntry,
     /// A request whose outcome is unknown is withdrawn.
-    ResolveTheUnknown,
+    WithdrawUncertainEntries,
     /// On etcd a known entry is deleted before its request is marked as withdrawn.
     DeleteBeforeMarking,
     /// Every term has a token of its own.
-    NewTokens,
+    UniqueTokens,
     /// ZooKeeper's heartbeat is a write, which a quorum has to answer.
-    BeatByWriting,
+    HeartbeatByWrite,
     /// What one server does not answer is asked of another.
-    AskElsewhere,
+    FailOver,
     /// A leadership has one reason for its end, though it and its session may end at once.
-    OneReason,
+    SingleLossReason,
     /// A deadline is moved only from where it was last seen.
-    CompareAndSwap,
+    CompareAndSwapDeadline,
     /// Work that begins as its leadership ends sees that, or is seen.
     OrderWorkAndLoss,
     /// The watchdog that is told to look again looks, also when it is about to wait.
-    RememberTheWake,
+    KeepWakeups,
     /// The threads of the engine call nothing that a user wrote.
-    CallUsersElsewhere,
+    NoUserCodeOnEngine,
     /// What has to happen at a task's end belongs to the task before it is spawned.
     GuardBeforeSpawn,
 }
@@ -62,28 +62,28 @@ mod chosen {
         sync::OnceLock,
     };
 
-    use super::Rule;
+    use super::SafetyRule;
     use crate::{CandidateId, ElectionName, FencingToken};
 
     thread_local! {
-        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
+        static BROKEN: Cell<Option<SafetyRule>> = const { Cell::new(None) };
     }
 
-    /// Breaks `rule` on this thread, and mends whatever was broken before.
-    pub fn break_rule(rule: Option<Rule>) {
+    /// Breaks `rule` on this thread, and mends whatever was is_disabled before.
+    pub fn disable(rule: Option<SafetyRule>) {
         BROKEN.set(rule);
         TOKENS.take();
     }
 
-    static EVERYWHERE: OnceLock<Rule> = OnceLock::new();
+    static EVERYWHERE: OnceLock<SafetyRule> = OnceLock::new();
 
     /// Breaks `rule` in this whole process, for good.
-    pub fn break_everywhere(rule: Rule) {
+    pub fn disable_everywhere(rule: SafetyRule) {
         EVERYWHERE.get_or_init(|| rule);
     }
 
-    /// Whether this rule is broken, on this thread or everywhere.
-    pub fn broken(rule: Rule) -> bool {
+    /// Whether this rule is is_disabled, on this thread or everywhere.
+    pub fn is_disabled(rule: SafetyRule) -> bool {
         BROKEN.get() == Some(rule) || EVERYWHERE.get() == Some(&rule)
     }
 
@@ -105,10 +105,10 @@ mod chosen {
 #[cfg(tenure_mutants)]
 pub(crate) use chosen::first_token;
 #[cfg(tenure_mutants)]
-pub use chosen::{break_everywhere, break_rule, broken};
+pub use chosen::{disable, disable_everywhere, is_disabled};
 
-/// No rule is broken.
+/// No rule is is_disabled.
 #[cfg(not(tenure_mutants))]
-pub const fn broken(_rule: Rule) -> bool {
+pub const fn is_disabled(_rule: SafetyRule) -> bool {
     false
 }

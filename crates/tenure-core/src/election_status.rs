@@ -61,7 +61,7 @@ pub struct ElectionStatus {
     /// Whether the store has said who leads, at least once.
     pub known: bool,
     /// The place of this elector's candidate in the queue, 1 for the leader, as last looked at.
-    pub place: Option<usize>,
+    pub queue_position: Option<usize>,
     /// How many candidates there are, as last looked at.
     pub candidates: usize,
     /// How the elector and its store get on.
@@ -73,7 +73,7 @@ struct Seen {
     leader: Option<Candidate>,
     since: Instant,
     known: bool,
-    place: Option<usize>,
+    queue_position: Option<usize>,
     candidates: usize,
 }
 
@@ -92,7 +92,8 @@ impl StatusHandle {
     /// As [`new`](Self::new).
     pub fn with_refresh(elector: Arc<dyn Elector>, election: &str, refresh: Duration) -> Result<Self, Error> {
         let election = ElectionName::new(election)?;
-        let seen = Seen { leader: None, since: Instant::now(), known: false, place: None, candidates: 0 };
+        let seen =
+            Seen { leader: None, since: Instant::now(), known: false, queue_position: None, candidates: 0 };
         let (sender, seen) = watch::channel(seen);
         let refresh = refresh.max(Duration::from_millis(100));
         tokio::spawn(follow(Arc::clone(&elector), election.clone(), sender, refresh));
@@ -111,14 +112,14 @@ impl StatusHandle {
 
     /// How the election stands. Asks no store.
     pub fn get(&self) -> ElectionStatus {
-        let Seen { leader, since, known, place, candidates } = self.seen.borrow().clone();
+        let Seen { leader, since, known, queue_position, candidates } = self.seen.borrow().clone();
         ElectionStatus {
             leadership: self.leadership(),
             election: self.election.clone(),
             seen_for: since.elapsed(),
             leader,
             known,
-            place,
+            queue_position,
             candidates,
             store: self.elector.status(),
         }
@@ -166,7 +167,7 @@ async fn follow(
                 Some(Err(_)) => {
                     failed = true;
                     seen.send_modify(|seen| {
-                        *seen = Seen { leader: None, since: Instant::now(), known: false, place: None, candidates: 0 };
+                        *seen = Seen { leader: None, since: Instant::now(), known: false, queue_position: None, candidates: 0 };
                     });
                 }
                 None if failed => {
@@ -188,8 +189,8 @@ async fn follow(
                 let Ok(found) = found else { continue };
                 let place = found.iter().position(|candidate| candidate.id == own.as_str()).map(|at| at + 1);
                 seen.send_if_modified(|seen| {
-                    let changed = (seen.place, seen.candidates) != (place, found.len());
-                    (seen.place, seen.candidates) = (place, found.len());
+                    let changed = (seen.queue_position, seen.candidates) != (place, found.len());
+                    (seen.queue_position, seen.candidates) = (place, found.len());
                     changed
                 });
             }

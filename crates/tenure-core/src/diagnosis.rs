@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use crate::printable::printable;
 
-/// The most that a finding repeats of what a store said of itself.
+/// The most that a diagnosis repeats of what a store said of itself.
 const MOST_SAID: usize = 2048;
 
-/// One thing that was looked at, how it is, and what to do about it; see [`Elector::examine`](crate::Elector::examine).
+/// One thing that was looked at, how it is, and what to do about it; see [`Elector::diagnose`](crate::Elector::diagnose).
 ///
 /// Its texts are on one line and of bounded length, whatever the store said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Finding {
+pub struct Diagnosis {
     /// What was looked at: a member, the session, the clock.
     pub subject: String,
     /// How it is.
@@ -56,7 +56,7 @@ impl fmt::Display for Level {
     }
 }
 
-impl Finding {
+impl Diagnosis {
     /// Something that is as it should be.
     pub fn good(subject: impl Into<String>, text: impl Into<String>) -> Self {
         let [subject, text] = [subject.into(), text.into()].map(|text| printable(&text, MOST_SAID));
@@ -80,18 +80,18 @@ mod tests {
 
     #[test]
     fn what_a_store_says_of_itself_is_printed_as_text() {
-        let finding = Finding::warning("member \u{1b}]0;x\u{7}", "etcd 3.5\n\u{202e}", "look");
-        assert_eq!(finding.subject, "member \\u{1b}]0;x\\u{7}");
-        assert_eq!(finding.text, "etcd 3.5\\n\\u{202e}");
+        let diagnosis = Diagnosis::warning("member \u{1b}]0;x\u{7}", "etcd 3.5\n\u{202e}", "look");
+        assert_eq!(diagnosis.subject, "member \\u{1b}]0;x\\u{7}");
+        assert_eq!(diagnosis.text, "etcd 3.5\\n\\u{202e}");
     }
 
     #[test]
     fn the_worst_is_the_greatest() {
-        let findings = [
-            Finding::warning("a", "slow", "look"),
-            Finding::problem("b", "down", "start it"),
-            Finding::good("c", "up"),
+        let diagnoses = [
+            Diagnosis::warning("a", "slow", "look"),
+            Diagnosis::problem("b", "down", "start it"),
+            Diagnosis::good("c", "up"),
         ];
-        assert_eq!(findings.iter().map(|finding| finding.level).max(), Some(Level::Problem));
+        assert_eq!(diagnoses.iter().map(|diagnosis| diagnosis.level).max(), Some(Level::Problem));
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use tenure_core::Finding;
+use tenure_core::Diagnosis;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The most of an answer that is read.
 const ANSWER: u64 = 16 * 1024;
 
-pub(crate) async fn examine(shared: &Arc<Shared>) -> Vec<Finding> {
+pub(crate) async fn diagnose(shared: &Arc<Shared>) -> Vec<Diagnosis> {
     let servers = &shared.config.servers;
     let asked = join_all(servers.iter().map(|server| ask(shared, server))).await;
     let modes: Vec<String> = asked.iter().filter_map(|asked| asked.mode.clone()).collect();
@@ -35,32 +35,32 @@ pub(crate) async fn examine(shared: &Arc<Shared>) -> Vec<Finding> {
         .filter_map(|(server, asked)| Some((server.as_str(), asked.root?)))
         .collect();
     let conflict = one_root(&shared.config.root, &roots);
-    let mut findings: Vec<Finding> = asked.into_iter().flat_map(|asked| asked.findings).collect();
-    findings.extend(one_ensemble(servers.len(), &modes));
-    findings.extend(conflict);
+    let mut diagnoses: Vec<Diagnosis> = asked.into_iter().flat_map(|asked| asked.diagnoses).collect();
+    diagnoses.extend(one_ensemble(servers.len(), &modes));
+    diagnoses.extend(conflict);
     if servers.len() == 1 {
-        findings.push(Finding::warning(
+        diagnoses.push(Diagnosis::warning(
             "quorum",
             "the URL names one server: without it nobody can be elected",
             "run three servers, and name them all in the URL",
         ));
     }
-    findings.extend(survey(shared).await);
-    findings
+    diagnoses.extend(survey(shared).await);
+    diagnoses
 }
 
 /// Whether the servers can be of one ensemble, by their parts in it.
-fn one_ensemble(servers: usize, modes: &[String]) -> Option<Finding> {
+fn one_ensemble(servers: usize, modes: &[String]) -> Option<Diagnosis> {
     let count = |mode: &str| modes.iter().filter(|known| *known == mode).count();
     if servers > 1 && count("standalone") > 0 {
-        return Some(Finding::problem(
+        return Some(Diagnosis::problem(
             "ensemble",
             "a server among several is a store of its own (standalone): candidates lead on each of them",
             "name the servers of one ensemble, each of which has all of them in its configuration",
         ));
     }
     (count("leader") > 1).then(|| {
-        Finding::problem(
+        Diagnosis::problem(
             "ensemble",
             "two of the servers lead an ensemble: candidates lead on each of them",
             "ask again: during an election that is so for a moment; if it stays, the URL names two ensembles",
@@ -69,16 +69,16 @@ fn one_ensemble(servers: usize, modes: &[String]) -> Option<Finding> {
 }
 
 /// Whether the servers have one root.
-fn one_root(root: &str, found: &[(&str, Found)]) -> Option<Finding> {
+fn one_root(root: &str, found: &[(&str, Found)]) -> Option<Diagnosis> {
     let (first, rest) = found.split_first()?;
     let other = rest.iter().find(|(_, found)| found.differs(first.1))?;
     let advice = "name the servers of one ensemble; while the root is made or deleted this is so for a moment: ask again";
-    Some(Finding::problem("ensemble", ensemble::conflict(root, *first, *other), advice))
+    Some(Diagnosis::problem("ensemble", ensemble::conflict(root, *first, *other), advice))
 }
 
 /// What was learned of one server.
 struct Asked {
-    findings: Vec<Finding>,
+    diagnoses: Vec<Diagnosis>,
     /// Its part in the ensemble.
     mode: Option<String>,
     root: Option<Found>,
@@ -106,7 +106,7 @@ async fn ask(shared: &Shared, server: &str) -> Asked {
         None => timeout(PATIENCE, srvr(server)).await.unwrap_or_else(|_| Err("no answer to srvr".to_owned())),
     };
     let mode = said.as_ref().ok().map(|said| said.mode.clone());
-    Asked { findings: judge(&subject, failed, said, took), mode, root }
+    Asked { diagnoses: judge(&subject, failed, said, took), mode, root }
 }
 
 pub(crate) fn judge(
@@ -114,11 +114,11 @@ pub(crate) fn judge(
     failed: Option<String>,
     said: Result<Said, String>,
     took: Duration,
-) -> Vec<Finding> {
+) -> Vec<Diagnosis> {
     if let Some(why) = failed {
         let mode = said
             .map_or_else(|_| String::new(), |said| format!("ZooKeeper {}, {}: ", said.version, said.mode));
-        return vec![Finding::problem(
+        return vec![Diagnosis::problem(
             subject,
             format!("{mode}it gives no session: {why}"),
             "start it, see that its port can be reached from here and that a majority of the servers is up; a refusal \
@@ -126,7 +126,7 @@ pub(crate) fn judge(
         )];
     }
     let Ok(Said { version, mode }) = said else {
-        return vec![Finding::good(
+        return vec![Diagnosis::good(
             subject,
             format!(
                 "gave a session in {took:.1?}; it does not tell its version (srvr is off, or it speaks TLS)"
@@ -134,11 +134,11 @@ pub(crate) fn judge(
         )];
     };
     let text = format!("ZooKeeper {version}, {mode}, gave a session in {took:.1?}");
-    let mut findings = Vec::new();
+    let mut diagnoses = Vec::new();
     let numbers: Vec<u32> = version.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
     if numbers.as_slice() < [3, 6].as_slice() {
         let advice = "update it: elections are tested with 3.8 and 3.9, and need 3.6";
-        findings.push(Finding::problem(
+        diagnoses.push(Diagnosis::problem(
             subject,
             format!("{text}: it is older than what elections need"),
             advice,
@@ -146,12 +146,16 @@ pub(crate) fn judge(
     }
     if mode == "standalone" {
         let advice = "run three servers as an ensemble";
-        findings.push(Finding::warning(subject, format!("{text}: without it nobody can be elected"), advice));
+        diagnoses.push(Diagnosis::warning(
+            subject,
+            format!("{text}: without it nobody can be elected"),
+            advice,
+        ));
     }
-    if findings.is_empty() {
-        findings.push(Finding::good(subject, text));
+    if diagnoses.is_empty() {
+        diagnoses.push(Diagnosis::good(subject, text));
     }
-    findings
+    diagnoses
 }
 
 /// What `srvr` tells.
@@ -209,8 +213,8 @@ mod tests {
     fn an_old_server_and_one_alone_are_told_of() {
         let level = |version: &str, mode: &str| {
             let said = Said { version: version.to_owned(), mode: mode.to_owned() };
-            let findings = judge("server", None, Ok(said), Duration::ZERO);
-            findings.iter().map(|finding| finding.level).max().unwrap()
+            let diagnoses = judge("server", None, Ok(said), Duration::ZERO);
+            diagnoses.iter().map(|diagnosis| diagnosis.level).max().unwrap()
         };
         assert_eq!(level("3.9.3--1", "leader"), Level::Good);
         assert_eq!(level("3.8.0", "standalone"), Level::Warning);

@@ -11,7 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use tenure_core::spi::{BackendError, BackendErrorKind, Entry, Parting, Partings, is_asked};
+use tenure_core::spi::{
+    BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher, is_resign_requested,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -136,7 +138,7 @@ impl EtcdPartings {
     }
 
     /// What a read tells.
-    fn judge(&mut self, read: Read) -> Result<Option<(u64, Parting)>, BackendError> {
+    fn judge(&mut self, read: Read) -> Result<Option<(u64, EntryEvent)>, BackendError> {
         let Read { number, with_payload, outcome } = read;
         let Some(watched) = self.watched.get_mut(&number) else { return Ok(None) };
         let seen = match outcome {
@@ -150,12 +152,12 @@ impl EtcdPartings {
         };
         let Some(own) = seen.own.filter(|kv| is_it(kv, self.lease, watched.created)) else {
             self.remove(number);
-            return Ok(Some((number, Parting::Gone)));
+            return Ok(Some((number, EntryEvent::Deleted)));
         };
-        if watched.heeds && with_payload && is_asked(own.value()) {
+        if watched.heeds && with_payload && is_resign_requested(own.value()) {
             watched.heeds = false;
             self.keep_watching(number);
-            return Ok(Some((number, Parting::Asked)));
+            return Ok(Some((number, EntryEvent::ResignRequested)));
         }
         // The payload may be large, and is as it was made, mostly.
         if watched.heeds && !with_payload && own.mod_revision() != own.create_revision() {
@@ -213,7 +215,7 @@ impl EtcdPartings {
 }
 
 #[async_trait]
-impl Partings for EtcdPartings {
+impl EntryWatcher for EtcdPartings {
     fn add(&mut self, number: u64, entry: &Entry) {
         let (key, created) = (Arc::clone(&entry.key), revision(entry));
         self.watched.insert(number, Watched { key, created, id: 0, stands: false, heeds: true });
@@ -228,7 +230,7 @@ impl Partings for EtcdPartings {
         }
     }
 
-    async fn next(&mut self) -> Result<(u64, Parting), BackendError> {
+    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError> {
         loop {
             let due = self.due();
             self.read();

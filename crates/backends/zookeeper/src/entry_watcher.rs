@@ -14,7 +14,9 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use tenure_core::spi::{BackendError, BackendErrorKind, Entry, Parting, Partings, is_asked};
+use tenure_core::spi::{
+    BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher, is_resign_requested,
+};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 use zookeeper_client::{Error, Stat};
@@ -143,14 +145,14 @@ impl ZookeeperPartings {
     }
 
     /// What a look tells.
-    fn judge(&mut self, looked: Looked) -> Result<Option<(u64, Parting)>, BackendError> {
+    fn judge(&mut self, looked: Looked) -> Result<Option<(u64, EntryEvent)>, BackendError> {
         let Looked { number, with_watch, outcome } = looked;
         let Some(watched) = self.watched.get_mut(&number) else { return Ok(None) };
         let found = match outcome {
             Ok(Some(found)) => found,
             Ok(None) => {
                 self.watched.remove(&number);
-                return Ok(Some((number, Parting::Gone)));
+                return Ok(Some((number, EntryEvent::Deleted)));
             }
             Err(error) => {
                 let error = failed("watching the own entry", &error);
@@ -171,9 +173,9 @@ impl ZookeeperPartings {
         if let Some(event) = found.event {
             self.watches.push(Armed { number, event });
         }
-        if watched.heeds && is_asked(&found.payload) {
+        if watched.heeds && is_resign_requested(&found.payload) {
             watched.heeds = false;
-            return Ok(Some((number, Parting::Asked)));
+            return Ok(Some((number, EntryEvent::ResignRequested)));
         }
         Ok(None)
     }
@@ -222,7 +224,7 @@ async fn see(connection: &Connection, path: &str, with_watch: bool) -> Result<Op
 }
 
 #[async_trait]
-impl Partings for ZookeeperPartings {
+impl EntryWatcher for ZookeeperPartings {
     fn add(&mut self, number: u64, entry: &Entry) {
         self.watched.insert(number, Watched { entry: entry.clone(), heeds: true });
         self.wanted.push_back((number, true));
@@ -233,7 +235,7 @@ impl Partings for ZookeeperPartings {
         self.watched.remove(&number);
     }
 
-    async fn next(&mut self) -> Result<(u64, Parting), BackendError> {
+    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError> {
         loop {
             let connection = self.connect().await?;
             let due = self.due();

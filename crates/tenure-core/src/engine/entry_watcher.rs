@@ -11,10 +11,10 @@ use futures::{
 use tracing::debug;
 
 use super::{retry::Retry, session::Session};
-use crate::spi::{BackendError, BackendErrorKind, Entry, Parting, Partings};
+use crate::spi::{BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher};
 
-/// By [`BackendSession::wait_parting`](crate::spi::BackendSession::wait_parting) of each.
-pub(crate) fn each(session: &Arc<Session>) -> Box<dyn Partings> {
+/// By [`BackendSession::wait_entry_event`](crate::spi::BackendSession::wait_entry_event) of each.
+pub(crate) fn each(session: &Arc<Session>) -> Box<dyn EntryWatcher> {
     Box::new(Each {
         session: Arc::clone(session),
         watches: FuturesUnordered::new(),
@@ -32,7 +32,7 @@ struct Each {
 struct Heard {
     number: u64,
     entry: Entry,
-    outcome: Result<Parting, BackendError>,
+    outcome: Result<EntryEvent, BackendError>,
 }
 
 impl Each {
@@ -49,7 +49,7 @@ impl Each {
 }
 
 #[async_trait]
-impl Partings for Each {
+impl EntryWatcher for Each {
     fn add(&mut self, number: u64, entry: &Entry) {
         self.watch(number, entry.clone(), true);
     }
@@ -60,7 +60,7 @@ impl Partings for Each {
         }
     }
 
-    async fn next(&mut self) -> Result<(u64, Parting), BackendError> {
+    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError> {
         loop {
             let Some(heard) = self.watches.next().await else { return std::future::pending().await };
             // Of those that were let go of nothing is wanted.
@@ -69,7 +69,7 @@ impl Partings for Each {
                 continue;
             }
             let parting = outcome?;
-            if parting == Parting::Asked {
+            if parting == EntryEvent::ResignRequested {
                 self.watch(number, entry, false);
             }
             return Ok((number, parting));
@@ -79,15 +79,15 @@ impl Partings for Each {
 
 /// Returns when the entry is gone, or, if that `heeds`, when somebody has asked for a resignation. A watch that
 /// fails is taken up again.
-async fn watch(session: &Session, entry: &Entry, heeds: bool) -> Result<Parting, BackendError> {
+async fn watch(session: &Session, entry: &Entry, heeds: bool) -> Result<EntryEvent, BackendError> {
     let mut retry = Retry::new(session.shared.config.retry);
     loop {
         let parting = match heeds {
-            true => session.spi.wait_parting(entry).await,
-            false => session.spi.wait_gone(entry).await.map(|()| Parting::Gone),
+            true => session.spi.wait_entry_event(entry).await,
+            false => session.spi.wait_deleted(entry).await.map(|()| EntryEvent::Deleted),
         };
         match parting {
-            Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(Parting::Gone),
+            Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(EntryEvent::Deleted),
             Err(error) if error.kind() != BackendErrorKind::SessionGone => {
                 // Not for the status: the heartbeats say whether the store answers.
                 debug!(election = %entry.election, %error, "watching the own entry again");

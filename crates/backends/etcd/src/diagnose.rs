@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::{join_all, select_ok};
-use tenure_core::{Finding, spi::BackendError};
+use tenure_core::{Diagnosis, spi::BackendError};
 use tokio::time::timeout;
 
 use crate::{
@@ -48,10 +48,10 @@ struct Told {
     trouble: Vec<String>,
 }
 
-pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
+pub(crate) async fn diagnose(members: &Members) -> Vec<Diagnosis> {
     let logs_in = members.logs_in();
     let asked = join_all((0..members.count()).map(|member| ask(members, member))).await;
-    let mut findings = Vec::new();
+    let mut diagnoses = Vec::new();
     let (mut leaders, mut ids) = (Vec::new(), Vec::new());
     for (member, told) in asked.into_iter().enumerate() {
         let subject = format!("member {}", members.endpoint(member));
@@ -59,18 +59,18 @@ pub(crate) async fn examine(members: &Members) -> Vec<Finding> {
             Ok(told) => {
                 leaders.push(told.leader);
                 ids.push((members.endpoint(member), told.identity));
-                findings.extend(judge(&subject, &told, logs_in));
+                diagnoses.extend(judge(&subject, &told, logs_in));
             }
-            Err(why) => findings.push(Finding::problem(
+            Err(why) => diagnoses.push(Diagnosis::problem(
                 subject,
                 why,
                 "start it, see that its port can be reached from here, or take it out of the URL",
             )),
         }
     }
-    findings.extend(one_cluster(&ids));
-    findings.extend(quorum(members, &leaders).await);
-    findings
+    diagnoses.extend(one_cluster(&ids));
+    diagnoses.extend(quorum(members, &leaders).await);
+    diagnoses
 }
 
 async fn ask(members: &Members, member: usize) -> Result<Told, String> {
@@ -100,24 +100,24 @@ async fn ask(members: &Members, member: usize) -> Result<Told, String> {
     })
 }
 
-fn judge(subject: &str, told: &Told, logs_in: bool) -> Vec<Finding> {
+fn judge(subject: &str, told: &Told, logs_in: bool) -> Vec<Diagnosis> {
     let Told { version, leader, text, trouble, .. } = told;
-    let mut findings = Vec::new();
+    let mut diagnoses = Vec::new();
     if *leader == 0 {
         let advice = "see whether a majority of the members is up, and whether they reach each other";
-        findings.push(Finding::problem(subject, format!("{text}: it hears of no leader"), advice));
+        diagnoses.push(Diagnosis::problem(subject, format!("{text}: it hears of no leader"), advice));
     }
     for trouble in trouble {
         let advice = "see `etcdctl alarm list`; after NOSPACE compact, defragment and disarm; after CORRUPT replace the member";
-        findings.push(Finding::problem(subject, format!("{text}: {trouble}"), advice));
+        diagnoses.push(Diagnosis::problem(subject, format!("{text}: {trouble}"), advice));
     }
     if let Some((what, advice)) = known_bug(version, logs_in) {
-        findings.push(Finding::warning(subject, format!("{text}: {what}"), advice));
+        diagnoses.push(Diagnosis::warning(subject, format!("{text}: {what}"), advice));
     }
-    if findings.is_empty() {
-        findings.push(Finding::good(subject, text));
+    if diagnoses.is_empty() {
+        diagnoses.push(Diagnosis::good(subject, text));
     }
-    findings
+    diagnoses
 }
 
 /// What goes wrong with this version, where a login is needed or not, and what to do.
@@ -142,23 +142,23 @@ pub(crate) fn known_bug(version: &str, logs_in: bool) -> Option<(String, String)
 }
 
 /// Whether the members are of one cluster, and each another.
-fn one_cluster(said: &[(&str, Identity)]) -> Option<Finding> {
+fn one_cluster(said: &[(&str, Identity)]) -> Option<Diagnosis> {
     let conflict = Conflict::among(said)?;
     let advice =
         "see `etcdctl member list` at each of them, and name the members of one cluster only, each once";
-    Some(Finding::problem("cluster", conflict.to_string(), advice))
+    Some(Diagnosis::problem("cluster", conflict.to_string(), advice))
 }
 
 /// Whether a read that takes a quorum is answered, and how far the members agree.
-async fn quorum(members: &Members, leaders: &[u64]) -> Vec<Finding> {
+async fn quorum(members: &Members, leaders: &[u64]) -> Vec<Diagnosis> {
     let begun = Instant::now();
     let probes = (0..members.count()).map(|member| Box::pin(members.probe(member, PATIENCE)));
     let outcome: Result<(), BackendError> = select_ok(probes).await.map(|(answer, _)| answer);
-    let mut findings = vec![match outcome {
+    let mut diagnoses = vec![match outcome {
         Ok(()) => {
-            Finding::good("quorum", format!("a linearizable read was answered in {:.1?}", begun.elapsed()))
+            Diagnosis::good("quorum", format!("a linearizable read was answered in {:.1?}", begun.elapsed()))
         }
-        Err(error) => Finding::problem(
+        Err(error) => Diagnosis::problem(
             "quorum",
             error.to_string(),
             "see whether a majority of the members is up, and whether the user may read below the prefix",
@@ -167,20 +167,20 @@ async fn quorum(members: &Members, leaders: &[u64]) -> Vec<Finding> {
     let known = |leader: &&u64| **leader != 0;
     let first = leaders.iter().find(known);
     if leaders.iter().filter(known).any(|leader| Some(leader) != first) {
-        findings.push(Finding::problem(
+        diagnoses.push(Diagnosis::problem(
             "quorum",
             "the members name different leaders",
             "ask again: during an election that is so for a moment; if it stays, the URL names members of two clusters",
         ));
     }
     if members.count() == 1 {
-        findings.push(Finding::warning(
+        diagnoses.push(Diagnosis::warning(
             "quorum",
             "the URL names one member: without it nobody can be elected",
             "run three members, and name them all in the URL",
         ));
     }
-    findings
+    diagnoses
 }
 
 #[cfg(test)]
