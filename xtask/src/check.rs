@@ -1,5 +1,7 @@
 //! `cargo xtask check`: all that can be said without running a test.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 
 use crate::{
@@ -9,16 +11,18 @@ use crate::{
     tools,
 };
 
-/// What others depend on: held to the stated Rust version.
-const LIBRARIES: [&str; 7] = [
-    "tenure",
-    "tenure-axum",
+/// The published packages.
+const PUBLISHED: [&str; 8] = [
     "tenure-core",
     "tenure-etcd",
     "tenure-local",
-    "tenure-testkit",
     "tenure-zookeeper",
+    "tenure-axum",
+    "tenure-testkit",
+    "tenure",
+    "tenure-cli",
 ];
+
 /// Runs every check, to the first that fails.
 ///
 /// # Errors
@@ -36,7 +40,24 @@ pub(crate) fn run_all() -> Result<()> {
     each_feature_alone(&metadata)?;
     lints::check(&metadata)?;
     dependencies_keep_to_the_rust_version(&metadata)?;
+    packages_are_complete(&metadata)?;
     dependencies::check()
+}
+
+/// Packs every published package, in the order of their dependencies, and builds each from what was packed.
+fn packages_are_complete(metadata: &Metadata) -> Result<()> {
+    let published = metadata.published();
+    ensure!(
+        published == BTreeSet::from(PUBLISHED),
+        "the published packages are {published:?}, but the list here says {PUBLISHED:?}"
+    );
+    for package in PUBLISHED {
+        let missing = metadata.missing_for_publishing(package)?;
+        ensure!(missing.is_empty(), "the manifest or folder of {package} lacks {}", missing.join(", "));
+    }
+    let mut pack = cargo(["package", "--quiet", "--allow-dirty"]);
+    pack.args(PUBLISHED.iter().flat_map(|package| ["--package", package]));
+    run(&mut pack)
 }
 
 fn each_feature_alone(metadata: &Metadata) -> Result<()> {
@@ -56,7 +77,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
 }
 
 fn dependencies_keep_to_the_rust_version(metadata: &Metadata) -> Result<()> {
-    for library in LIBRARIES {
+    for library in PUBLISHED {
         let stated = metadata.rust_version(library)?;
         let too_new = metadata.too_new_for(library, stated)?;
         ensure!(

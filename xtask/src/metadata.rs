@@ -86,6 +86,28 @@ impl Metadata {
         Ok(needed.collect())
     }
 
+    /// The names of the workspace's packages that are not kept from being published.
+    pub(crate) fn published(&self) -> BTreeSet<&str> {
+        let own = self.packages.values().filter(|package| package["source"].is_null());
+        own.filter(|package| package["publish"].is_null()).map(|package| text(&package["name"])).collect()
+    }
+
+    /// What a published package must have and this one lacks: fields of its manifest and files beside it.
+    ///
+    /// # Errors
+    /// When there is no such package.
+    pub(crate) fn missing_for_publishing(&self, package: &str) -> Result<Vec<&'static str>> {
+        let package = &self.packages[self.id(package)?];
+        let fields = ["description", "license", "readme", "rust_version"].map(|field| (field, &package[field]));
+        let lists = ["keywords", "categories"].map(|list| (list, &package[list][0]));
+        let docs = [("metadata.docs.rs", &package["metadata"]["docs"]["rs"])];
+        let fields = fields.into_iter().chain(lists).chain(docs);
+        let missing = fields.filter(|(_, value)| value.is_null()).map(|(name, _)| name);
+        let folder = PathBuf::from(text(&package["manifest_path"])).with_file_name("");
+        let files = ["README.md", "LICENSE-MIT", "LICENSE-APACHE"];
+        Ok(missing.chain(files.into_iter().filter(|file| !folder.join(file).is_file())).collect())
+    }
+
     /// The manifests of the workspace's packages.
     pub(crate) fn manifests(&self) -> Vec<PathBuf> {
         let own = self.packages.values().filter(|package| package["source"].is_null());
