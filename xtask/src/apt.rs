@@ -1,4 +1,4 @@
-//! Debian's packages: whether they can be installed here, and from where.
+//! Installs Debian packages, and finds the mirror that they come from.
 
 use std::{fs, sync::Once};
 
@@ -6,10 +6,10 @@ use anyhow::{Result, bail, ensure};
 
 use crate::shell::{command, exists, output, run, say};
 
-/// Installs a package, or tells what a person has to do instead.
+/// Installs a package.
 ///
 /// # Errors
-/// When this is not Debian, or not root's shell.
+/// When this is not Debian or not run by root; the error says what to install by hand.
 pub(crate) fn install(package: &str, purpose: &str) -> Result<()> {
     if !exists("apt-get") {
         bail!(
@@ -23,12 +23,12 @@ pub(crate) fn install(package: &str, purpose: &str) -> Result<()> {
     run(command("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
-/// Fetches the lists of packages, once. Old lists may do, so a failure is only shown.
+/// Fetches the package lists, once. A failure is only printed, because old lists may be enough.
 fn update() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if let Err(error) = run(&mut command("apt-get", ["update"])) {
-            say(format!("going on with the old lists of packages: {error:#}"));
+            say(format!("apt-get update failed; continuing with the old package lists: {error:#}"));
         }
     });
 }
@@ -37,7 +37,7 @@ pub(crate) fn is_root() -> bool {
     output(&mut command("id", ["-u"])).is_ok_and(|id| id == "0")
 }
 
-/// From where this machine gets Debian's packages; `None` when it is not Debian.
+/// The mirror of Debian that this machine uses; `None` when it is not Debian.
 pub(crate) fn mirror() -> Option<String> {
     let system = fs::read_to_string("/etc/os-release").ok()?;
     if !system.lines().any(|line| line == "ID=debian") {
@@ -48,7 +48,7 @@ pub(crate) fn mirror() -> Option<String> {
     mirror_of(&output(&mut command("apt-get", arguments)).ok()?)
 }
 
-/// The source of a whole release, among those of its updates and of others.
+/// The mirror of the release itself, not that of its updates or of other vendors.
 fn mirror_of(targets: &str) -> Option<String> {
     targets.lines().find_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
         [release, "main", uri] if !release.contains('-') && uri.contains("/debian") => Some(uri.to_owned()),

@@ -1,4 +1,4 @@
-//! The servers that the tests use: of which Debian packages, and how they are run.
+//! The servers that the tests use: their Debian packages, and how they run.
 
 use std::env;
 
@@ -6,28 +6,28 @@ use std::env;
 pub(crate) struct Image {
     /// The server, as in the image's name and in messages.
     pub(crate) name: &'static str,
-    /// Names another image.
+    /// The environment variable that names another image to use.
     pub(crate) override_variable: &'static str,
-    /// Tells the tests where a shared server runs.
+    /// The environment variable with the address of the shared server, for the tests.
     pub(crate) shared_variable: &'static str,
     /// The release of Debian that has this version.
     pub(crate) suite: &'static str,
     pub(crate) packages: &'static [&'static str],
-    /// What another image has to have.
+    /// What another image has to contain.
     pub(crate) needs: &'static str,
     pub(crate) server: Server,
 }
 
 /// How a server runs in a container. It has `/data`, in memory, for its files.
 pub(crate) struct Server {
-    /// Where it listens inside.
+    /// The port inside the container.
     pub(crate) port: u16,
     pub(crate) user: &'static str,
-    /// The program, with what is needed to serve without any other file.
+    /// The program and its arguments; it needs no other file.
     pub(crate) command: &'static [&'static str],
     /// Succeeds inside the container once it serves.
     pub(crate) health: &'static [&'static str],
-    /// What stands before and after `host:port` in what the tests are told.
+    /// The prefix and the suffix of `host:port` in the address that tests get.
     pub(crate) address: (&'static str, &'static str),
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    breakable, images, servers,
+    failpoint_build, images, servers,
     shell::{run, run_for_json, say},
 };
 
@@ -20,10 +20,10 @@ pub(crate) struct Options {
     /// How many faults
     #[arg(long, default_value_t = 60)]
     faults: u64,
-    /// What is broken, and when, is drawn from this
+    /// Chooses the faults and their times
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Says each fault as it begins
+    /// Prints each fault when it begins
     #[arg(long)]
     verbose: bool,
     /// Prints one object of JSON as the last line
@@ -31,10 +31,10 @@ pub(crate) struct Options {
     json: bool,
 }
 
-/// Breaks a real cluster and its candidates, and checks the history.
+/// Injects faults into a real cluster and its candidates, and checks the history.
 ///
 /// # Errors
-/// When a promise was broken.
+/// When two candidates led at once, or another promise was broken.
 pub(crate) fn chaos(options: &Options) -> Result<()> {
     let mut chaos = Command::new(prepare()?);
     chaos.args(["run", "--store", &options.store]);
@@ -59,8 +59,8 @@ pub(crate) struct TrialOptions {
     json: bool,
 }
 
-/// A known killer: of which store, and how often it is tried, in short and in full.
-struct Killer {
+/// A failure scenario, the stores that it concerns, and how often it is repeated in a short and in a full run.
+struct Scenario {
     name: &'static str,
     stores: &'static [&'static str],
     short: usize,
@@ -69,29 +69,31 @@ struct Killer {
 
 const BOTH: &[&str] = &["etcd", "zookeeper"];
 
-const KILLERS: [Killer; 5] = [
-    Killer { name: "stalled-disk", stores: &["etcd"], short: 5, full: 50 },
-    Killer { name: "cut-off-follower", stores: &["zookeeper"], short: 5, full: 50 },
-    Killer { name: "dropped-path", stores: BOTH, short: 25, full: 500 },
-    Killer { name: "stopped-process", stores: BOTH, short: 10, full: 100 },
-    Killer { name: "frozen-member", stores: BOTH, short: 24, full: 240 },
+const SCENARIOS: [Scenario; 5] = [
+    Scenario { name: "stalled-disk", stores: &["etcd"], short: 5, full: 50 },
+    Scenario { name: "cut-off-follower", stores: &["zookeeper"], short: 5, full: 50 },
+    Scenario { name: "dropped-path", stores: BOTH, short: 25, full: 500 },
+    Scenario { name: "stopped-process", stores: BOTH, short: 10, full: 100 },
+    Scenario { name: "frozen-member", stores: BOTH, short: 24, full: 240 },
 ];
 
-/// Runs every known killer, whole and with the rule broken that it is about.
+/// Runs every scenario twice: with all safety rules, and with the rule disabled that it depends on.
 ///
 /// # Errors
-/// When a promise was broken, or a broken rule was not noticed.
+/// When a promise was broken, or a disabled rule was not noticed.
 pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
     if let Some(store) = &options.store {
         ensure!(BOTH.contains(&store.as_str()), "there is no store {store:?}: it is etcd or zookeeper");
     }
     let program = prepare()?;
     let (mut all, mut failed) = (Vec::new(), Vec::new());
-    for killer in &KILLERS {
-        let stores =
-            killer.stores.iter().filter(|&&store| options.store.as_deref().is_none_or(|only| only == store));
+    for scenario in &SCENARIOS {
+        let stores = scenario
+            .stores
+            .iter()
+            .filter(|&&store| options.store.as_deref().is_none_or(|only| only == store));
         for (store, mutant) in stores.flat_map(|store| [(store, false), (store, true)]) {
-            let trials = if options.full && !mutant { killer.full } else { killer.short };
+            let trials = if options.full && !mutant { scenario.full } else { scenario.short };
             let mut trial = Command::new(&program);
             trial.args([
                 "trial",
@@ -99,18 +101,18 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
                 "--store",
                 store,
                 "--trial",
-                killer.name,
+                scenario.name,
                 "--trials",
                 &trials.to_string(),
             ]);
             trial.args(mutant.then_some("--mutant"));
-            let (found, kept) = run_for_json(&mut trial)?;
-            all.extend(found);
-            if !kept {
+            let (report, passed) = run_for_json(&mut trial)?;
+            all.extend(report);
+            if !passed {
                 failed.push(format!(
                     "{} on {store}{}",
-                    killer.name,
-                    if mutant { ", its rule broken" } else { "" }
+                    scenario.name,
+                    if mutant { ", with its rule disabled" } else { "" }
                 ));
             }
         }
@@ -120,15 +122,15 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
         println!("{}", json!({ "trials": all, "failed": failed }));
     }
     if !failed.is_empty() {
-        bail!("not as it should be: {}", failed.join("; "));
+        bail!("failed: {}", failed.join("; "));
     }
-    say("every known killer was survived, and every broken rule was noticed");
+    say("no scenario broke a promise, and every disabled rule was noticed");
     Ok(())
 }
 
-/// Docker, the images and the program; rules can be broken in it, and none is unless a trial says so.
+/// Makes sure of Docker and the images, and builds the program with its failpoints; a trial enables them.
 fn prepare() -> Result<PathBuf> {
     images::ensure_with_tools()?;
     servers::remove_leftovers();
-    breakable::build("tenure-chaos")
+    failpoint_build::build("tenure-chaos")
 }

@@ -46,8 +46,8 @@ const CHOICES: [Choice; 9] = [
     Choice { features: "etcd,zookeeper,tls", with: &["aws-lc-rs", "rustls"], without: &[LOCAL] },
 ];
 
-/// How long the advisories' database is waited for.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The time limit for fetching the advisory database.
+const ADVISORY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Checks all of it.
 ///
@@ -136,7 +136,7 @@ fn deny(manifest: &str) -> Result<Command> {
 /// Known advisories. Whether their database could be fetched is asked first and by itself, so that an
 /// advisory is never taken for a missing network, nor the other way round.
 fn advisories() -> Result<()> {
-    if let Err(error) = output_within(deny("Cargo.toml")?.args(["fetch", "db"]), PATIENCE) {
+    if let Err(error) = output_within(deny("Cargo.toml")?.args(["fetch", "db"]), ADVISORY_TIMEOUT) {
         say(format!("{error:#}"));
         say("ADVISORIES ARE NOT CHECKED: their database cannot be fetched from here. Before a release run");
         say("  `cargo xtask check` where https://github.com/RustSec/advisory-db can be reached");

@@ -18,7 +18,7 @@ use crate::{
 };
 
 const LOG: &str = "/var/log/tenure-dockerd.log";
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes sure that an engine answers.
 ///
@@ -76,11 +76,11 @@ fn start() -> Result<()> {
             .spawn()
             .context("cannot run dockerd")?;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     while let Err(error) = engine() {
         if Instant::now() > deadline {
             bail!(
-                "Docker's engine does not answer {PATIENCE:?} after its start; see {LOG} or its journal ({error:#})"
+                "Docker's engine does not answer {START_TIMEOUT:?} after its start; see {LOG} or its journal ({error:#})"
             );
         }
         thread::sleep(Duration::from_millis(200));

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: every parser on hostile input.
+//! `cargo xtask fuzz`: fuzzes every parser.
 
 use std::process::{Command, Stdio};
 
@@ -10,12 +10,12 @@ use crate::{
     tools,
 };
 
-/// The most memory that a target may have, in MiB.
-const MEMORY: u32 = 1024;
-/// The longest that one input may take, in seconds.
-const PATIENCE: u32 = 5;
+/// The memory limit of a target, in MiB.
+const MAX_MEMORY_MIB: u32 = 1024;
+/// The time limit for one input, in seconds.
+const INPUT_TIMEOUT_SECONDS: u32 = 5;
 /// The longest input, in bytes.
-const LONGEST: u32 = 4096;
+const MAX_INPUT_BYTES: u32 = 4096;
 
 /// What to fuzz, and for how long.
 #[derive(Args)]
@@ -52,7 +52,7 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Begins with the inputs that are kept beside the target, and keeps new ones nowhere.
+/// Starts from the corpus in the repository. New inputs are not added to it.
 fn run_target(target: &str, seconds: u32) -> Result<()> {
     let found = tempfile::tempdir()?;
     let kept = root()?.join("tests/fuzz/corpus").join(target);
@@ -64,9 +64,9 @@ fn run_target(target: &str, seconds: u32) -> Result<()> {
     let mut fuzzing = cargo_fuzz(["run", "--sanitizer=none", target])?;
     fuzzing.args([found.path(), &kept]).arg("--").args([
         format!("-max_total_time={seconds}"),
-        format!("-rss_limit_mb={MEMORY}"),
-        format!("-timeout={PATIENCE}"),
-        format!("-max_len={LONGEST}"),
+        format!("-rss_limit_mb={MAX_MEMORY_MIB}"),
+        format!("-timeout={INPUT_TIMEOUT_SECONDS}"),
+        format!("-max_len={MAX_INPUT_BYTES}"),
         "-verbosity=0".to_owned(),
         "-print_final_stats=1".to_owned(),
     ]);
@@ -74,7 +74,7 @@ fn run_target(target: &str, seconds: u32) -> Result<()> {
     if words.is_file() {
         fuzzing.arg(format!("-dict={}", words.display()));
     }
-    say(format!("{target}: {seconds} s of hostile input"));
+    say(format!("{target}: {seconds} s"));
     let output = fuzzing.stdin(Stdio::null()).output().context("cannot run cargo")?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
@@ -88,18 +88,18 @@ fn run_target(target: &str, seconds: u32) -> Result<()> {
     Ok(())
 }
 
-/// How many inputs there were, by what libFuzzer has said.
+/// The number of inputs, from the output of libFuzzer.
 fn inputs(said: &str) -> Option<u64> {
     said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"))?.trim().parse().ok()
 }
 
-/// The path of the input that broke the target, by what libFuzzer has said.
+/// The path of the failing input, from the output of libFuzzer.
 fn breaking(said: &str) -> Option<&str> {
     said.lines().find_map(|line| line.split_once("Test unit written to ")).map(|(_, path)| path)
 }
 
-/// cargo-fuzz, with whatever Rust is there: it needs options that stable Rust has for itself only. Without a sanitizer of
-/// memory, for all our code is safe; what it builds lies with everything else that is built.
+/// A cargo-fuzz command. cargo-fuzz needs unstable compiler options, which `RUSTC_BOOTSTRAP` permits on a stable compiler. No
+/// memory sanitizer is used, because the code has no `unsafe`.
 fn cargo_fuzz<const N: usize>(arguments: [&str; N]) -> Result<Command> {
     let target = target();
     let root = root()?;

@@ -17,9 +17,9 @@ use crate::{
     shell::{command, exists, output_within, run, say},
 };
 
-/// How long a registry may take: where none is reachable, that shows at once.
-const PULL: Duration = Duration::from_secs(60);
-const BUILD: Duration = Duration::from_secs(300);
+/// The time limit for pulling an image; an unreachable registry fails at once.
+const PULL_TIMEOUT: Duration = Duration::from_secs(60);
+const BUILD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The label that says of which packages an image was made.
 const PACKAGES: &str = "tenure-test-packages";
@@ -59,7 +59,7 @@ fn ensure_one(image: &Image) -> Result<()> {
             say(format!("image {tag} is there"));
             return Ok(());
         }
-        Ok(_) => say(format!("image {tag} is there, but of other packages: it is made anew")),
+        Ok(_) => say(format!("image {tag} was built from other packages: rebuilding it")),
         Err(_) => {}
     }
     let start = Instant::now();
@@ -69,7 +69,7 @@ fn ensure_one(image: &Image) -> Result<()> {
             image.override_variable, image.needs
         )
     })?;
-    say(format!("image {tag} is there after {:.0} s", start.elapsed().as_secs_f32()));
+    say(format!("image {tag} was built in {:.0} s", start.elapsed().as_secs_f32()));
     Ok(())
 }
 
@@ -83,7 +83,7 @@ fn make(image: &Image) -> Result<()> {
     match build_on_pulled_base(image) {
         Ok(()) => Ok(()),
         Err(error) => {
-            say(format!("that cannot be had: {error:#}"));
+            say(format!("Debian's image is not available: {error:#}"));
             say(format!("building {tag} from Debian's packages"));
             bootstrap(image)
         }
@@ -93,7 +93,7 @@ fn make(image: &Image) -> Result<()> {
 fn build_on_pulled_base(image: &Image) -> Result<()> {
     let base = format!("debian:{}-slim", image.suite);
     if docker(["image", "inspect", &base]).is_err() {
-        output_within(&mut command("docker", ["pull", "--quiet", &base]), PULL)?;
+        output_within(&mut command("docker", ["pull", "--quiet", &base]), PULL_TIMEOUT)?;
     }
     let packages = image.packages.join(" ");
     let recipe = format!(
@@ -103,7 +103,7 @@ fn build_on_pulled_base(image: &Image) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("Dockerfile");
     std::fs::File::create(&file)?.write_all(recipe.as_bytes())?;
-    output_within(command("docker", ["build", "--tag", &image.tag()]).arg(folder.path()), BUILD)?;
+    output_within(command("docker", ["build", "--tag", &image.tag()]).arg(folder.path()), BUILD_TIMEOUT)?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! That nobody is left out of the workspace's lints, of which one forbids unsafe code.
+//! Checks that every package takes the workspace's lints, one of which forbids unsafe code.
 
 use std::{fs, path::Path};
 
@@ -9,8 +9,8 @@ use crate::{
     shell::{root, say},
 };
 
-/// Where the fuzz targets are. Their macro makes functions that C calls, which the lint would count as unsafe code; what
-/// is written there has none.
+/// The fuzz targets. Their macro expands to functions that C calls, which the lint counts as unsafe code, so that they are
+/// searched for the word instead.
 const FUZZ_TARGETS: &str = "tests/fuzz/fuzz_targets";
 
 /// Checks the workspace's manifests, and the fuzz targets' text.

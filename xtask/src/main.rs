@@ -1,14 +1,14 @@
-//! The project's chores. `cargo xtask --help` lists them.
+//! The project's own commands. `cargo xtask --help` lists them.
 
 mod apt;
 mod bench;
-mod breakable;
 mod catalog;
 mod chaos;
 mod check;
 mod demo;
 mod dependencies;
 mod docker;
+mod failpoint_build;
 mod fuzz;
 mod handover;
 mod images;
@@ -26,54 +26,54 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask", about = "The project's chores")]
+#[command(bin_name = "cargo xtask", about = "Builds, tests and measures tenure")]
 struct Arguments {
     #[command(subcommand)]
-    chore: Chore,
+    task: Task,
 }
 
 #[derive(Subcommand)]
-enum Chore {
-    /// Runs all tests, with real servers; first installs what is missing for that
+enum Task {
+    /// Runs all tests against real servers; first installs the programs that are missing
     Test(suite::Options),
-    /// Makes the images of the test servers that are missing
+    /// Builds the missing images of the test servers
     Images,
-    /// Formatting, lints, docs, each feature alone, and the dependencies' rules
+    /// Checks formatting, lints, docs, each feature alone, packages, and the rules for dependencies
     Check,
     /// Runs the billing demo over several seeds and fails on any violation
     Demo(demo::Options),
-    /// Measures what elections cost, beside the raw operations that they are made of
+    /// Measures elections, next to the raw store operations that they consist of
     Bench(bench::Options),
-    /// Measures how long nobody leads after a program, or its `tenure run`, was killed
+    /// Measures how long an election has no leader after a program, or its `tenure run`, is killed
     Handover(handover::Options),
-    /// Feeds every parser with hostile input, and looks for one that breaks it
+    /// Fuzzes every parser
     Fuzz(fuzz::Options),
-    /// Runs the engine's threads and tasks in every order, or in many, and looks for races
+    /// Checks the engine for races: its threads and tasks in every order (loom) or in many (shuttle)
     Races(races::Options),
-    /// Runs the engine over simulated clusters, and looks for two leaders
+    /// Simulates clusters and fails when two candidates lead at once
     Sim(sim::Options),
-    /// Looks at every state of a model of the protocol, and breaks each rule in turn, there and in the simulation
+    /// Explores every state of the protocol's model; disables each safety rule in turn and fails when that goes unnoticed
     Mutants(sim::Options),
-    /// Breaks a real cluster and the candidates on it, and looks for two leaders
+    /// Injects faults into a real cluster and its candidates, and fails when two lead at once
     Chaos(chaos::Options),
-    /// Tries every known killer on real clusters, whole and with the rule broken that it is about
+    /// Runs each known failure scenario on real clusters, with all safety rules and with the one it needs disabled
     Trials(chaos::TrialOptions),
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().chore {
-        Chore::Test(options) => suite::test(&options),
-        Chore::Images => images::ensure_with_tools(),
-        Chore::Check => check::run_all(),
-        Chore::Demo(options) => demo::run_seeds(&options),
-        Chore::Bench(options) => bench::measure(&options),
-        Chore::Handover(options) => handover::measure(&options),
-        Chore::Fuzz(options) => fuzz::fuzz(&options),
-        Chore::Races(options) => races::check(&options),
-        Chore::Sim(options) => sim::simulate(&options),
-        Chore::Mutants(options) => sim::mutants(&options),
-        Chore::Chaos(options) => chaos::chaos(&options),
-        Chore::Trials(options) => chaos::trials(&options),
+    let outcome = match Arguments::parse().task {
+        Task::Test(options) => suite::test(&options),
+        Task::Images => images::ensure_with_tools(),
+        Task::Check => check::run_all(),
+        Task::Demo(options) => demo::run_seeds(&options),
+        Task::Bench(options) => bench::measure(&options),
+        Task::Handover(options) => handover::measure(&options),
+        Task::Fuzz(options) => fuzz::fuzz(&options),
+        Task::Races(options) => races::check(&options),
+        Task::Sim(options) => sim::simulate(&options),
+        Task::Mutants(options) => sim::mutants(&options),
+        Task::Chaos(options) => chaos::chaos(&options),
+        Task::Trials(options) => chaos::trials(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

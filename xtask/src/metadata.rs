@@ -98,7 +98,8 @@ impl Metadata {
     /// When there is no such package.
     pub(crate) fn missing_for_publishing(&self, package: &str) -> Result<Vec<&'static str>> {
         let package = &self.packages[self.id(package)?];
-        let fields = ["description", "license", "readme", "rust_version"].map(|field| (field, &package[field]));
+        let fields =
+            ["description", "license", "readme", "rust_version"].map(|field| (field, &package[field]));
         let lists = ["keywords", "categories"].map(|list| (list, &package[list][0]));
         let docs = [("metadata.docs.rs", &package["metadata"]["docs"]["rs"])];
         let fields = fields.into_iter().chain(lists).chain(docs);

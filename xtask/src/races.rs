@@ -1,5 +1,5 @@
-//! `cargo xtask races`: the engine's threads and tasks, in every order, or in many; and whether drawn
-//! sequences of calls notice that a rule is broken.
+//! `cargo xtask races`: runs the engine's threads and tasks in every order (loom) or in many (shuttle), and checks that random
+//! sequences of calls notice a disabled safety rule.
 
 use std::{
     path::Path,
@@ -32,7 +32,7 @@ struct Outcome {
 /// Checks races with loom, and then with shuttle.
 ///
 /// # Errors
-/// When a schedule breaks a property, or a rule broken on purpose goes unnoticed.
+/// When a schedule breaks a property, or a disabled rule goes unnoticed.
 pub(crate) fn check(options: &Options) -> Result<()> {
     let target = target();
     let target = std::path::absolute(target)?.join("races");
@@ -66,10 +66,10 @@ pub(crate) fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The tests, built apart from everything else: with the checker's primitives, and rules that can be broken.
+/// The tests, in a target directory of their own, built with the checker's primitives and with failpoints.
 fn tests(checker: &str, target: &Path) -> Command {
     let mut tests = cargo(["test", "--release", "--package", "tenure-core", "--lib"]);
-    // These need no checker, only a build in which rules can be broken.
+    // These need failpoints but no checker.
     let others = ["--test", "engine", "--test", "applications"];
     tests.args((checker == "shuttle").then_some(others).into_iter().flatten());
     tests
@@ -82,7 +82,7 @@ fn build(checker: &str, target: &Path) -> Result<()> {
     crate::shell::run(tests(checker, target).arg("--no-run"))
 }
 
-/// Runs the tests; shows all that they say only when one fails, for those of broken rules fail inside.
+/// Runs the tests. Their output is shown only when one fails, because tests of disabled rules print failures of their own.
 fn explore(checker: &str, target: &Path) -> Result<Outcome> {
     let mut tests = tests(checker, target);
     let output = tests
@@ -113,10 +113,10 @@ fn explore(checker: &str, target: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// How a test's line begins that says how many schedules there were.
+/// The beginning of the line in which a test reports its number of schedules.
 const SCHEDULES: &str = "races: ";
 
-/// What libtest and the tests have said.
+/// Reads the output of libtest and of the tests.
 fn read(said: &str) -> Result<Outcome> {
     let sum = |of: &str, word: &str| -> u64 {
         let lines = said.lines().filter(|line| line.starts_with(of));

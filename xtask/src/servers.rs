@@ -1,4 +1,4 @@
-//! The servers that all tests of a run share, and the clearing away of what tests left behind.
+//! The servers that all tests of a run share, and the removal of containers that earlier tests left.
 
 use std::{
     path::Path,
@@ -18,7 +18,7 @@ use crate::{
 
 /// The label on everything that tests make; its value is the id of the process that made it.
 const LABEL: &str = "tenure-test";
-const PATIENCE: Duration = Duration::from_secs(30);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The containers to remove when this process is interrupted.
 static STARTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -45,8 +45,8 @@ impl Servers {
         Ok(servers)
     }
 
-    /// Adds to `command`'s environment where the servers are.
-    pub(crate) fn tell<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    /// Puts the addresses of the servers into the environment of `command`.
+    pub(crate) fn announce_to<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.envs(self.variables.iter().map(|(name, address)| (name, address)))
     }
 
@@ -68,7 +68,7 @@ impl Drop for Servers {
     }
 }
 
-/// Removes the containers, networks and volumes of tests whose process is no more.
+/// Removes the containers, networks and volumes of tests whose process has ended.
 pub(crate) fn remove_leftovers() {
     let filter = format!("--filter=label={LABEL}");
     let format = |id| format!("--format={{{{.{id}}}}} {{{{.Label \"{LABEL}\"}}}}");
@@ -84,7 +84,7 @@ pub(crate) fn remove_leftovers() {
                 continue;
             }
             say(format!("removing {id}, left behind by process {owner}"));
-            // What waits for a disk that was stalled cannot be killed.
+            // A process that waits for a stalled disk cannot be killed.
             let _ = docker(["exec", id, "fsfreeze", "-u", "/data"]);
             if let Err(error) = docker(remove.iter().copied().chain([id])) {
                 say(format!("  it stays: {error:#}"));
@@ -110,7 +110,7 @@ fn start(image: &Image) -> Result<String> {
         .arg(format!("--label={LABEL}={}", process::id()))
         .arg(format!("--publish=127.0.0.1::{}", server.port))
         .arg(format!("--user={}", server.user))
-        // A store that nobody restarts needs no disk, and is fast without.
+        // These stores are never restarted, so that they need no disk; a tmpfs is faster.
         .arg("--tmpfs=/data")
         .arg(format!("--entrypoint={program}"))
         .arg(image.tag())
@@ -124,13 +124,13 @@ fn start(image: &Image) -> Result<String> {
 }
 
 fn wait_until_healthy(name: &str, health: &[&str]) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    // A server that has just begun may accept a connection, and forget it.
+    let deadline = Instant::now() + HEALTH_TIMEOUT;
+    // A server that has just started may accept a connection and never answer.
     let bounded = ["exec", name, "timeout", "5"];
     while let Err(error) = docker(bounded.iter().chain(health)) {
         if Instant::now() > deadline {
             let said = docker(["logs", "--tail=5", name]).unwrap_or_default();
-            bail!("it does not serve after {PATIENCE:?}: {error:#}\n{said}");
+            bail!("it does not serve after {HEALTH_TIMEOUT:?}: {error:#}\n{said}");
         }
         thread::sleep(Duration::from_millis(100));
     }

@@ -39,11 +39,11 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         tests.arg("--workspace");
     }
     tests.args(options.packages.iter().flat_map(|package| ["--package", package]));
-    let tested = run(servers.tell(&mut tests).args(&options.nextest));
+    let tested = run(servers.announce_to(&mut tests).args(&options.nextest));
     if !options.packages.is_empty() || !options.nextest.is_empty() {
         return tested;
     }
     let mut examples = cargo(["test", "--doc", "--workspace", "--all-features", "--quiet"]);
-    let documented = run(servers.tell(&mut examples));
+    let documented = run(servers.announce_to(&mut examples));
     tested.and(documented)
 }

@@ -1,4 +1,4 @@
-//! Programs in which rules can be broken.
+//! Builds programs with failpoints, in which safety rules can be disabled.
 
 use std::path::PathBuf;
 
@@ -6,8 +6,8 @@ use anyhow::Result;
 
 use crate::shell::{cargo, run, target};
 
-/// Builds a program apart from everything else, and tells where it is: rules can be broken in it, and tokio's own
-/// lots are drawn from a seed where one is given.
+/// Builds a program with failpoints in a target directory of its own, and returns its path. With `tokio_unstable`, tokio takes its
+/// random choices from a seed.
 ///
 /// # Errors
 /// When it cannot be built.
