@@ -1,4 +1,4 @@
-//! One host in one election: it campaigns, leads, works, resigns, gives up, and begins again.
+//! One host in one election: it campaigns, leads, works, resigns or gives up, and starts again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,23 +15,23 @@ pub(crate) struct Candidate {
     pub(crate) election: String,
     pub(crate) random: Rng,
     pub(crate) history: History,
-    pub(crate) terms: Terms,
+    pub(crate) terms: TermLength,
 }
 
-/// How long terms last.
+/// The lengths of terms.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Terms {
-    /// Most for an instant.
+pub(crate) enum TermLength {
+    /// Most are at most 60 ms long.
     Short,
-    /// Many for some time, at most this long.
+    /// A third of them are up to this long.
     Long(Duration),
 }
 
 impl Candidate {
-    /// Campaigns with more or less patience, and leads in one way or another, until the elector is closed.
-    pub(crate) async fn stand_for_ever(mut self) {
+    /// Campaigns again and again, with random timeouts, and leads in a random way, until the elector is closed.
+    pub(crate) async fn campaign_until_closed(mut self) {
         loop {
-            let patience = Duration::from_millis(self.random.u64(1..60_000));
+            let timeout = Duration::from_millis(self.random.u64(1..60_000));
             let tries = self.random.u8(..6) == 0;
             let pause = Duration::from_millis(self.random.u64(1..400));
             let campaign = async {
@@ -41,11 +41,11 @@ impl Candidate {
                 tokio::time::sleep(pause).await;
                 self.elector.try_campaign(&self.election).await
             };
-            match tokio::time::timeout(patience, campaign).await {
+            match tokio::time::timeout(timeout, campaign).await {
                 Err(_) | Ok(Ok(None)) => {}
                 Ok(Ok(Some(leadership))) => self.lead(leadership).await,
                 Ok(Err(Error::Closed)) => return,
-                // Nothing here is for good.
+                // No error in this simulation is permanent.
                 Ok(Err(error)) => {
                     let what = format!("{}: a campaign was refused: {error}", self.election);
                     self.history.lock().violated("L2", what);
@@ -57,8 +57,8 @@ impl Candidate {
 
     async fn lead(&mut self, leadership: Leadership) {
         let most = match self.terms {
-            Terms::Long(most) if self.random.u8(..3) == 0 => most,
-            Terms::Short if self.random.u8(..25) == 0 => Duration::from_secs(20),
+            TermLength::Long(most) if self.random.u8(..3) == 0 => most,
+            TermLength::Short if self.random.u8(..25) == 0 => Duration::from_secs(20),
             _ => Duration::from_millis(60),
         };
         let length = Duration::from_millis(self.random.u64(1..most.as_millis() as u64));
@@ -66,22 +66,22 @@ impl Candidate {
             handle: leadership.handle(),
             clock: self.clock.clone(),
             election: self.election.clone(),
-            ends: Instant::now() + length,
-            obeys: self.random.bool(),
+            work_ends: Instant::now() + length,
+            stops_on_cancel: self.random.bool(),
             random: Rng::with_seed(self.random.u64(..)),
             history: self.history.clone(),
         };
         let handle = leadership.handle();
         match self.random.u8(..5) {
-            0 => drop(tokio::time::timeout(length, leadership.run(work.go())).await),
+            0 => drop(tokio::time::timeout(length, leadership.run(work.run())).await),
             1 => {
-                let working = tokio::spawn(async move { handle.run(work.go()).await });
+                let working = tokio::spawn(async move { handle.run(work.run()).await });
                 tokio::time::sleep(length / 2).await;
                 drop((leadership.resign().await, working.await));
                 return;
             }
             2 => {
-                let working = tokio::spawn(async move { handle.run(work.go()).await });
+                let working = tokio::spawn(async move { handle.run(work.run()).await });
                 tokio::time::sleep(length / 2).await;
                 drop(leadership);
                 if self.random.bool() {
@@ -91,9 +91,9 @@ impl Candidate {
             }
             3 => {
                 let budget = Duration::from_millis(self.random.u64(1..3_300));
-                drop(leadership.run_with_grace_period(budget, work.go()).await);
+                drop(leadership.run_with_grace_period(budget, work.run()).await);
             }
-            _ => drop(leadership.run(work.go()).await),
+            _ => drop(leadership.run(work.run()).await),
         }
         if self.random.bool() {
             let _ = leadership.resign().await;
@@ -101,14 +101,14 @@ impl Candidate {
     }
 }
 
-/// A term's work: side effects, one after the other.
+/// The work of one term: a sequence of side effects.
 struct Work {
     handle: LeadershipHandle,
     clock: SimClock,
     election: String,
-    ends: Instant,
-    /// Whether it stops when it is told to; otherwise it has to be dropped.
-    obeys: bool,
+    work_ends: Instant,
+    /// Whether it returns when it is cancelled; otherwise the engine has to drop it.
+    stops_on_cancel: bool,
     random: Rng,
     history: History,
 }
@@ -118,26 +118,27 @@ impl Work {
         self.handle.fencing_token().get()
     }
 
-    async fn go(mut self) {
+    async fn run(mut self) {
         use tenure_core::Clock as _;
-        self.history.lock().begins(&self.election, self.token());
+        self.history.lock().work_begins(&self.election, self.token());
         let stop = self.handle.cancellation_token();
         loop {
             if self.clock.now() > self.handle.deadline() {
-                self.history.lock().too_late(&self.election, self.token());
+                self.history.lock().acts_past_deadline(&self.election, self.token());
             }
             if self.handle.ensure().is_ok() {
-                self.history.lock().acts(&self.election, self.token());
-                // On its way it may take as long as it likes; the register knows.
+                self.history.lock().work_acts(&self.election, self.token());
+                // The write may arrive at any later time. The register compares its token.
                 let (history, election, token) = (self.history.clone(), self.election.clone(), self.token());
                 let on_its_way = Duration::from_millis(self.random.u64(..20).pow(3));
                 tokio::spawn(async move {
                     tokio::time::sleep(on_its_way).await;
-                    history.lock().writes(&election, token);
+                    history.lock().register_write(&election, token);
                 });
             }
             tokio::time::sleep(Duration::from_millis(self.random.u64(1..120))).await;
-            let over = if stop.is_cancelled() { self.obeys } else { Instant::now() >= self.ends };
+            let over =
+                if stop.is_cancelled() { self.stops_on_cancel } else { Instant::now() >= self.work_ends };
             if over {
                 return;
             }
@@ -148,6 +149,6 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         let token = self.token();
-        self.history.lock().ends(&self.election, token);
+        self.history.lock().work_ends(&self.election, token);
     }
 }

@@ -1,7 +1,7 @@
-//! A cluster of three as its clients see it: sessions, entries, and members that fail.
+//! A cluster of three members as its clients see it: sessions, entries, and members that fail.
 //!
-//! Everything that a quorum decides is one state, changed at one instant. What a single member says
-//! may be old: it lags, it was cut off, it leads no more and does not know.
+//! Everything that a quorum decides is one state, which changes at one instant. The answer of a single member may be stale: it may lag,
+//! be cut off, or be deposed without knowing it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +13,8 @@ use fastrand::Rng;
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{sync::watch, time::Instant};
 
-/// For how long a member may show what is over.
-pub(crate) const MOST_LAG: Duration = Duration::from_millis(2_000);
+/// The largest lag of a member: how long it may show a state that has ended.
+pub(crate) const MAX_LAG: Duration = Duration::from_millis(2_000);
 pub(crate) const MEMBERS: usize = 3;
 
 /// The cluster; clones are the same one.
@@ -24,45 +24,45 @@ pub(crate) struct Cluster(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    /// Woken when something happens to a member.
+    /// Notified when the state of a member changes.
     members: watch::Sender<u64>,
-    /// Woken when an election's entries change.
+    /// Notified when the entries of an election change.
     elections: Mutex<BTreeMap<String, watch::Sender<u64>>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct State {
     revision: u64,
-    /// Sessions are not numbered like changes: no store gives the same name to two.
+    /// Numbers sessions, apart from revisions, so that no two sessions share an id even after a wipe.
     opened: u64,
     pub(crate) term: u64,
-    /// Which member leads by the word of a quorum; none while there is none.
+    /// The member that a quorum has elected; `None` while there is no leader.
     pub(crate) leader: Option<usize>,
     pub(crate) members: [Member; MEMBERS],
     pub(crate) sessions: BTreeMap<u64, Session>,
     elections: BTreeMap<String, Election>,
-    /// Elections whose entries have changed, and who watches them does not know yet.
+    /// Elections whose entries have changed and whose watchers are not notified yet.
     changed: BTreeSet<String>,
-    /// Requests that can have no effect any more.
+    /// Withdrawn requests, which must not be applied any more.
     pub(crate) withdrawn: BTreeSet<u128>,
-    /// How fast the leader's clock runs.
+    /// The rate of the leader's clock.
     rate: f64,
     random: Rng,
-    /// How often a member is cut off at the worst moment: once in so many heartbeats.
-    worst: u32,
-    /// How often it was.
+    /// A member is cut off right after answering a heartbeat once in this many heartbeats.
+    cut_off_odds: u32,
+    /// How often that has happened.
     pub(crate) cuts: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Member {
-    /// Answers nobody, and will carry out later what it is asked now.
+    /// Answers nothing, and applies the requests of this time later.
     pub(crate) frozen: bool,
-    /// Hears nothing of the others. Clients reach it.
+    /// Has no connection to the other members. Clients reach it.
     pub(crate) cut_off: bool,
-    /// The term in which it led, when it does not know that it leads no more.
+    /// The term in which it led, when it does not know that it was deposed.
     pub(crate) believes_to_lead: Option<u64>,
-    /// How far behind the others it is.
+    /// How far it is behind the others.
     pub(crate) lag: Duration,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Member {
 pub(crate) struct Session {
     pub(crate) ttl: Duration,
     expires: Instant,
-    /// Which of its connections counts (ZooKeeper).
+    /// The current connection (ZooKeeper); requests of earlier ones are refused.
     pub(crate) connection: u64,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Session {
 struct Election {
     /// In order of succession.
     entries: Vec<Stored>,
-    /// What the entries were until when.
+    /// Earlier states of the entries, each with the time until which it was current.
     past: Vec<(Instant, Vec<Stored>)>,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct Stored {
 }
 
 impl Cluster {
-    pub(crate) fn new(rate: f64, random: Rng, worst: u32) -> Self {
+    pub(crate) fn new(rate: f64, random: Rng, cut_off_odds: u32) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::new(State {
                 revision: 0,
@@ -104,7 +104,7 @@ impl Cluster {
                 withdrawn: BTreeSet::new(),
                 rate,
                 random,
-                worst,
+                cut_off_odds,
                 cuts: 0,
             }),
             members: watch::Sender::new(0),
@@ -112,29 +112,29 @@ impl Cluster {
         }))
     }
 
-    /// The state, after whatever has expired is gone.
+    /// The state, after removing expired sessions.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.expire();
-        self.tell(&mut state);
+        self.notify(&mut state);
         state
     }
 
-    /// Changes sessions and entries, and wakes all who watch what was changed.
+    /// Changes sessions and entries, and notifies their watchers.
     pub(crate) fn change<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let outcome = with(&mut state);
-        self.tell(&mut state);
+        self.notify(&mut state);
         outcome
     }
 
-    /// Changes what the members can do.
-    pub(crate) fn disturb(&self, with: impl FnOnce(&mut State)) {
+    /// Changes the condition of members.
+    pub(crate) fn change_members(&self, with: impl FnOnce(&mut State)) {
         self.change(with);
         self.0.members.send_modify(|n| *n += 1);
     }
 
-    fn tell(&self, state: &mut State) {
+    fn notify(&self, state: &mut State) {
         for election in std::mem::take(&mut state.changed) {
             self.watched(&election).send_modify(|n| *n += 1);
         }
@@ -148,23 +148,23 @@ impl Cluster {
         }
     }
 
-    /// Wakes whenever the entries of `election` change.
+    /// Notified whenever the entries of `election` change.
     pub(crate) fn changes(&self, election: &str) -> watch::Receiver<u64> {
         self.watched(election).subscribe()
     }
 
-    /// Ends sessions on time for as long as the run goes on.
-    pub(crate) async fn keep_time(self) {
+    /// Ends expired sessions, until it is aborted.
+    pub(crate) async fn expire_sessions(self) {
         loop {
             let next = self.state().sessions.values().map(|session| session.expires).min();
             let (soonest, latest) =
                 (Instant::now() + Duration::from_millis(1), Instant::now() + Duration::from_millis(200));
-            // Not at once again: while nobody leads, nobody ends sessions that have run out.
+            // At least 1 ms later: without a leader expired sessions stay.
             tokio::time::sleep_until(next.map_or(latest, |next| next.clamp(soonest, latest))).await;
         }
     }
 
-    /// Waits until `member` does what it is asked, which a frozen one does later.
+    /// Waits until `member` is not frozen.
     pub(crate) async fn served_by(&self, member: usize) {
         let mut changes = self.0.members.subscribe();
         while self.state().members[member].frozen {
@@ -174,7 +174,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until `member` speaks for a quorum.
+    /// Waits until `member` is connected to a quorum with a leader.
     pub(crate) async fn quorum_at(&self, member: usize) {
         let mut changes = self.0.members.subscribe();
         loop {
@@ -194,7 +194,7 @@ impl Cluster {
 
 impl State {
     fn expire(&mut self) {
-        // Nobody ends sessions while nobody leads.
+        // Only a leader ends sessions.
         if self.leader.is_none() {
             return;
         }
@@ -214,12 +214,12 @@ impl State {
         session
     }
 
-    /// That much later by the leader's clock.
+    /// The instant at which `ttl` has passed on the leader's clock.
     fn after(&self, ttl: Duration) -> Instant {
         Instant::now() + ttl.div_f64(self.rate)
     }
 
-    /// Gives a session its whole TTL again.
+    /// Extends a session by its whole TTL.
     pub(crate) fn touch(&mut self, session: u64) -> Result<Duration, BackendError> {
         let ttl = self.sessions.get(&session).ok_or_else(|| session_gone(session))?.ttl;
         let expires = self.after(ttl);
@@ -241,7 +241,7 @@ impl State {
         true
     }
 
-    /// Enters, or finds what the same request has entered before.
+    /// Creates an entry, or returns the one that the same request has created before.
     pub(crate) fn enter(
         &mut self,
         election: &str,
@@ -252,14 +252,14 @@ impl State {
             return Err(session_gone(session));
         }
         let revision = self.revision + 1;
-        let contest = self.elections.entry(election.to_owned()).or_default();
-        if let Some(found) = contest.entries.iter().find(|e| e.session == session && e.nonce == nonce) {
+        let history = self.elections.entry(election.to_owned()).or_default();
+        if let Some(found) = history.entries.iter().find(|e| e.session == session && e.nonce == nonce) {
             return Ok(*found);
         }
         self.revision = revision;
-        contest.remember();
+        history.remember();
         let entry = Stored { session, nonce, revision };
-        contest.entries.push(entry);
+        history.entries.push(entry);
         self.changed.insert(election.to_owned());
         Ok(entry)
     }
@@ -270,12 +270,12 @@ impl State {
         }
     }
 
-    /// The entries of an election, the first of them its leader's.
+    /// The entries of an election; the first is the leader's.
     pub(crate) fn entries(&self, election: &str) -> &[Stored] {
         self.elections.get(election).map_or(&[], |election| &election.entries)
     }
 
-    /// What a member that is `lag` behind shows, if it is not older than `not_before`.
+    /// The entries as a member with this lag shows them, but not those of before `not_before`.
     pub(crate) fn entries_as_of(&self, election: &str, lag: Duration, not_before: Instant) -> &[Stored] {
         let Some(election) = self.elections.get(election) else { return &[] };
         let now = Instant::now();
@@ -288,7 +288,7 @@ impl State {
         self.elections.values().map(|election| election.entries.len()).sum()
     }
 
-    /// Somebody else leads, or the same anew; all sessions have their whole TTL again.
+    /// Elects a leader, possibly the same one. All sessions get their whole TTL again.
     pub(crate) fn elect(&mut self, random: &mut Rng) {
         let able = |member: &Member| !member.frozen && !member.cut_off;
         let mut able: Vec<usize> = (0..MEMBERS).filter(|n| able(&self.members[*n])).collect();
@@ -311,9 +311,10 @@ impl State {
         }
     }
 
-    /// Now and then cuts a member off from its peers just as it has answered a heartbeat.
-    pub(crate) fn at_the_worst_moment(&mut self, member: usize) {
-        if self.random.u32(..self.worst) > 0 || self.members.iter().any(|other| other.cut_off || other.frozen)
+    /// Sometimes cuts a member off from its peers right after it has answered a heartbeat.
+    pub(crate) fn maybe_cut_off_after_heartbeat(&mut self, member: usize) {
+        if self.random.u32(..self.cut_off_odds) > 0
+            || self.members.iter().any(|other| other.cut_off || other.frozen)
         {
             return;
         }
@@ -325,18 +326,18 @@ impl State {
         }
     }
 
-    /// Whatever was in the store is gone. It may count its changes from the start again.
-    pub(crate) fn wipe(&mut self, counts_anew: bool) {
+    /// Deletes everything in the store. Its revisions may restart.
+    pub(crate) fn wipe(&mut self, revisions_restart: bool) {
         self.sessions.clear();
         self.changed.extend(std::mem::take(&mut self.elections).into_keys());
         self.withdrawn.clear();
-        if counts_anew {
+        if revisions_restart {
             self.revision = 0;
         }
     }
 
-    /// Everything works again.
-    pub(crate) fn mend(&mut self, random: &mut Rng) {
+    /// Ends all faults of members.
+    pub(crate) fn restore(&mut self, random: &mut Rng) {
         self.members = [Member::default(); MEMBERS];
         self.elect(random);
     }
@@ -347,10 +348,10 @@ impl Election {
         let now = Instant::now();
         let entries = self.entries.clone();
         self.past.push((now, entries));
-        self.past.retain(|(until, _)| now.duration_since(*until) < MOST_LAG);
+        self.past.retain(|(until, _)| now.duration_since(*until) < MAX_LAG);
     }
 
-    /// Whether there was one.
+    /// Removes matching entries; returns whether there were any.
     fn remove(&mut self, is_it: impl Fn(&Stored) -> bool) -> bool {
         let found = self.entries.iter().any(&is_it);
         if found {
@@ -365,7 +366,7 @@ pub(crate) fn session_gone(session: u64) -> BackendError {
     BackendError::new(BackendErrorKind::SessionGone, format!("session {session} does not exist"))
 }
 
-pub(crate) fn refused(what: &str) -> BackendError {
+pub(crate) fn connection_reset(what: &str) -> BackendError {
     BackendError::new(BackendErrorKind::Unavailable, format!("{what}: the connection was reset"))
 }
 

@@ -1,7 +1,7 @@
 //! The recipe of `tenure-etcd` over the simulated cluster.
 //!
-//! Leases, entries under one key for each lease, requests that a withdrawal makes void, keepalives that
-//! a leader of old answers, and reads that a quorum stands behind.
+//! It has leases, one key per lease and election, withdrawals that void a request, keepalives that a deposed leader may answer, and
+//! linearizable reads.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use tenure_core::{
 };
 
 use crate::{
-    broken::{Recipe, broken},
-    cluster::{State, entry_gone, refused, session_gone},
-    host::{Access, Word, name},
+    cluster::{State, connection_reset, entry_gone, session_gone},
+    host::{Access, Consistency, name},
+    mutant::{RecipeRule, is_disabled},
 };
 
 #[derive(Debug)]
 pub(crate) struct SimEtcd(pub(crate) Access);
 
-/// How long a waiting candidate waits for any one answer.
-const LOOKING: Duration = Duration::from_secs(2);
+/// The time limit for one read of a waiting candidate.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Lease {
@@ -41,14 +41,16 @@ impl Backend for SimEtcd {
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        self.0.turn();
-        let id = self.0.ask("grant", Word::Quorum, move |state, _| Ok(state.open(ttl))).await?;
+        self.0.switch_member();
+        let id = self.0.ask("grant", Consistency::Quorum, move |state, _| Ok(state.open(ttl))).await?;
         Ok(Box::new(Lease { access: self.0.clone(), id, ttl }))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         let election = name(election);
-        self.0.ask("read", Word::Quorum, move |state, _| Ok(shown(state, &election))).await
+        self.0
+            .ask("read", Consistency::Quorum, move |state, _| Ok(visible_candidates(state, &election)))
+            .await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
@@ -57,8 +59,8 @@ impl Backend for SimEtcd {
     }
 }
 
-/// What others see of the candidates.
-pub(crate) fn shown(state: &State, election: &str) -> Vec<Candidate> {
+/// The candidates as others see them.
+pub(crate) fn visible_candidates(state: &State, election: &str) -> Vec<Candidate> {
     let entries = state.entries(election).iter();
     entries
         .map(|entry| {
@@ -69,17 +71,17 @@ pub(crate) fn shown(state: &State, election: &str) -> Vec<Candidate> {
 }
 
 impl Lease {
-    /// Whether `entry` is there, and first, by a quorum's word.
-    async fn place(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
+    /// Whether `entry` is the first, by a linearizable read; `None` when it does not exist.
+    async fn is_first(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
         let (election, session, revision) = (name(&entry.election), self.id, entry.version);
-        let looking = self.access.ask("look", Word::Quorum, move |state, _| {
+        let looking = self.access.ask("look", Consistency::Quorum, move |state, _| {
             let entries = state.entries(&election);
             let ours = entries.iter().any(|e| e.revision == revision && e.session == session);
             Ok(ours.then(|| entries.first().is_some_and(|first| first.revision == revision)))
         });
-        match tokio::time::timeout(LOOKING, looking).await {
-            Ok(place) => place,
-            Err(_) => Err(refused("look")),
+        match tokio::time::timeout(READ_TIMEOUT, looking).await {
+            Ok(is_first) => is_first,
+            Err(_) => Err(connection_reset("look")),
         }
     }
 }
@@ -102,24 +104,24 @@ impl BackendSession for Lease {
         let (id, ttl) = (self.id, self.ttl);
         let answer = self
             .access
-            .ask("keepalive", Word::Own, move |state, member| {
+            .ask("keepalive", Consistency::Member, move |state, member| {
                 let at = state.members[member];
-                // It believes to lead, and asks nobody.
+                // A deposed leader that does not know it answers from its own memory.
                 if let Some(term) = at.believes_to_lead {
-                    let epoch = if broken(Recipe::NameTheTerm) { state.term } else { term };
+                    let epoch = if is_disabled(RecipeRule::ReportTerm) { state.term } else { term };
                     return Ok(Heartbeat { ttl, epoch });
                 }
                 if at.cut_off || state.leader.is_none() {
-                    return Err(refused("keepalive"));
+                    return Err(connection_reset("keepalive"));
                 }
                 let ttl = state.touch(id)?;
                 let epoch = state.term;
-                state.at_the_worst_moment(member);
+                state.maybe_cut_off_after_heartbeat(member);
                 Ok(Heartbeat { ttl, epoch })
             })
             .await;
         if answer.is_err() {
-            self.access.turn();
+            self.access.switch_member();
         }
         answer
     }
@@ -131,12 +133,13 @@ impl BackendSession for Lease {
     ) -> Result<Confirmation, BackendError> {
         let (epoch, session) = (heartbeat.epoch, self.id);
         let probe_entry = probe_entry.map(|entry| (name(&entry.election), entry.version));
-        let word = if broken(Recipe::ReadFromAQuorum) { Word::Own } else { Word::Quorum };
-        // Through whichever member comes first.
+        let consistency =
+            if is_disabled(RecipeRule::QuorumRead) { Consistency::Member } else { Consistency::Quorum };
+        // The read may go through any member.
         let member = self.access.any_member();
         let read = self
             .access
-            .ask_at(member, "confirm", word, move |state, member| {
+            .ask_at(member, "confirm", consistency, move |state, member| {
                 let believed = state.members[member].believes_to_lead;
                 if believed == Some(epoch) {
                     return Ok(Confirmation::Confirmed);
@@ -152,7 +155,7 @@ impl BackendSession for Lease {
             })
             .await;
         if read.is_err() {
-            self.access.turn();
+            self.access.switch_member();
         }
         read
     }
@@ -162,23 +165,23 @@ impl BackendSession for Lease {
         let in_election = election.clone();
         let (stored, first) = self
             .access
-            .ask("enter", Word::Quorum, move |state, _| {
+            .ask("enter", Consistency::Quorum, move |state, _| {
                 if !state.sessions.contains_key(&session) {
                     return Err(session_gone(session));
                 }
                 if state.withdrawn.contains(&nonce) {
-                    return Err(refused("enter"));
+                    return Err(connection_reset("enter"));
                 }
-                // One key for each lease.
+                // A lease has one key in an election.
                 let other =
                     state.entries(&election).iter().find(|e| e.session == session && e.nonce != nonce);
                 if let Some(other) = other.copied() {
                     state.remove(&election, |entry| *entry == other);
-                    return Err(refused("enter"));
+                    return Err(connection_reset("enter"));
                 }
                 let stored = state.enter(&election, session, nonce)?;
                 let first = state.entries(&election).first() == Some(&stored);
-                Ok((stored, first || broken(Recipe::LookOnEntering)))
+                Ok((stored, first || is_disabled(RecipeRule::ReadOnEntering)))
             })
             .await?;
         Ok(entered(request, &in_election, stored.revision, first))
@@ -186,20 +189,20 @@ impl BackendSession for Lease {
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
         loop {
-            match self.place(entry).await? {
+            match self.is_first(entry).await? {
                 None => return Err(entry_gone()),
                 Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
-                Some(false) => self.access.hear(&entry.election).await,
+                Some(false) => self.access.wait_for_change(&entry.election).await,
             }
-            if broken(Recipe::LookOnWinning) {
+            if is_disabled(RecipeRule::ReadOnWinning) {
                 return FencingToken::new(entry.version).ok_or_else(entry_gone);
             }
         }
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        while self.place(entry).await?.is_some() {
-            self.access.hear(&entry.election).await;
+        while self.is_first(entry).await?.is_some() {
+            self.access.wait_for_change(&entry.election).await;
         }
         Ok(())
     }
@@ -211,11 +214,11 @@ impl BackendSession for Lease {
     async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
         let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
         self.access
-            .ask("leave", Word::Quorum, move |state, _| {
-                if !broken(Recipe::ForgetNothing) {
+            .ask("leave", Consistency::Quorum, move |state, _| {
+                if !is_disabled(RecipeRule::NeverApplyWithdrawn) {
                     state.withdrawn.insert(nonce);
                 }
-                let any = broken(Recipe::LeaveByNonce);
+                let any = is_disabled(RecipeRule::LeaveByNonce);
                 state.remove(&election, |entry| entry.session == session && (any || entry.nonce == nonce));
                 Ok(())
             })
@@ -225,7 +228,7 @@ impl BackendSession for Lease {
     async fn close(&self) -> Result<(), BackendError> {
         let id = self.id;
         self.access
-            .ask("revoke", Word::Quorum, move |state, _| {
+            .ask("revoke", Consistency::Quorum, move |state, _| {
                 state.end_session(id);
                 Ok(())
             })

@@ -1,4 +1,4 @@
-//! What happened in a run, and what must not have.
+//! The history of a run, and the violations of promises in it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,26 +13,26 @@ pub(crate) struct History(Arc<Mutex<Record>>);
 
 #[derive(Debug, Default)]
 pub(crate) struct Record {
-    elections: BTreeMap<String, Contest>,
+    elections: BTreeMap<String, ElectionHistory>,
     pub(crate) terms: u64,
     /// Writes of stale leaders that the register refused.
     pub(crate) refused: u64,
-    /// Until when work that nobody could poll may not have been dropped yet.
+    /// Until then work may still exist after its deadline, because the whole process was stalled.
     stalled: Option<Instant>,
-    /// How often the store began to count from the start.
+    /// How often the revisions of the store have restarted.
     epoch: u64,
-    /// Whether an operator deletes entries, so that two may lead for a moment.
-    operated: bool,
-    /// What must not have happened.
+    /// Whether an operator deletes entries, so that two candidates may lead for a moment.
+    operator_interferes: bool,
+    /// Violated promises.
     pub(crate) violations: Vec<String>,
 }
 
-/// One election: who works in it, and a register that is fenced by its tokens.
+/// One election: the running work, and a register that is fenced by its tokens.
 #[derive(Debug, Default)]
-struct Contest {
+struct ElectionHistory {
     working: Vec<u64>,
     /// How many terms have begun.
-    begun: u64,
+    terms_begun: u64,
     /// The tokens of all terms so far.
     terms: BTreeSet<u64>,
     /// The highest token of any term.
@@ -42,10 +42,10 @@ struct Contest {
 }
 
 impl History {
-    /// A history in which, or in which not, an operator `interferes`.
+    /// An empty history.
     pub(crate) fn new(interferes: bool) -> Self {
         let history = Self::default();
-        history.lock().operated = interferes;
+        history.lock().operator_interferes = interferes;
         history
     }
 
@@ -70,80 +70,80 @@ impl Record {
     }
 
     /// A term's work begins. Promises S1 and S2.
-    pub(crate) fn begins(&mut self, election: &str, token: u64) {
+    pub(crate) fn work_begins(&mut self, election: &str, token: u64) {
         let stalled = self.is_stalled();
         self.terms += 1;
-        let contest = self.elections.entry(election.to_owned()).or_default();
-        let (highest, beside) = (contest.highest, contest.working.clone());
-        contest.begun += 1;
-        contest.highest = highest.max(token);
-        contest.working.push(token);
-        let fresh = contest.terms.insert(token);
-        // Whoever hears late that it leads, of an entry that was deleted meanwhile, comes late.
-        let late = token < highest && self.operated;
+        let history = self.elections.entry(election.to_owned()).or_default();
+        let (highest, concurrent) = (history.highest, history.working.clone());
+        history.terms_begun += 1;
+        history.highest = highest.max(token);
+        history.working.push(token);
+        let fresh = history.terms.insert(token);
+        // A candidate may learn late that it won with an entry that an operator has deleted meanwhile.
+        let late = token < highest && self.operator_interferes;
         if !fresh || (token <= highest && !late) {
             self.violated("S2", format!("{election}: token {token} after {highest}"));
         }
-        if !beside.is_empty() && !stalled && !self.operated {
-            self.violated("S1", format!("{election}: {token} leads beside {beside:?}"));
+        if !concurrent.is_empty() && !stalled && !self.operator_interferes {
+            self.violated("S1", format!("{election}: {token} leads beside {concurrent:?}"));
         }
     }
 
-    /// A leader that has just checked its leadership acts. Promise S1.
-    pub(crate) fn acts(&mut self, election: &str, token: u64) {
-        let highest = self.elections.get(election).map_or(0, |contest| contest.highest);
-        if token < highest && !self.operated {
+    /// A leader whose check has just succeeded acts. Promise S1.
+    pub(crate) fn work_acts(&mut self, election: &str, token: u64) {
+        let highest = self.elections.get(election).map_or(0, |history| history.highest);
+        if token < highest && !self.operator_interferes {
             self.violated("S1", format!("{election}: {token} may act after {highest} began"));
         }
     }
 
-    /// A write arrives at the register. Promise S2: it takes none that is older than what it has.
-    pub(crate) fn writes(&mut self, election: &str, token: u64) {
-        let contest = self.elections.entry(election.to_owned()).or_default();
-        if token < contest.written {
+    /// A write arrives at the register, which refuses older tokens. Promise S2.
+    pub(crate) fn register_write(&mut self, election: &str, token: u64) {
+        let history = self.elections.entry(election.to_owned()).or_default();
+        if token < history.written {
             self.refused += 1;
         } else {
-            contest.written = token;
+            history.written = token;
         }
     }
 
     /// Work acted although its deadline had passed. Promise S3.
-    pub(crate) fn too_late(&mut self, election: &str, token: u64) {
+    pub(crate) fn acts_past_deadline(&mut self, election: &str, token: u64) {
         if !self.is_stalled() {
             self.violated("S3", format!("{election}: {token} works past its deadline"));
         }
     }
 
-    pub(crate) fn ends(&mut self, election: &str, token: u64) {
-        if let Some(contest) = self.elections.get_mut(election) {
-            contest.working.retain(|working| *working != token);
+    pub(crate) fn work_ends(&mut self, election: &str, token: u64) {
+        if let Some(history) = self.elections.get_mut(election) {
+            history.working.retain(|working| *working != token);
         }
     }
 
-    /// The store counts from the start again, and so do those who compare its tokens.
-    pub(crate) fn tokens_begin_anew(&mut self) {
+    /// The revisions of the store restart, and so do the tokens.
+    pub(crate) fn tokens_restart(&mut self) {
         self.epoch += 1;
-        for contest in self.elections.values_mut() {
-            contest.terms.clear();
-            (contest.highest, contest.written) = (0, 0);
+        for history in self.elections.values_mut() {
+            history.terms.clear();
+            (history.highest, history.written) = (0, 0);
         }
     }
 
-    /// How often the store began to count from the start: tokens of other epochs say nothing.
+    /// How often the revisions have restarted; tokens of different epochs cannot be compared.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// How many terms of an election have begun.
-    pub(crate) fn begun(&self, election: &str) -> u64 {
-        self.elections.get(election).map_or(0, |contest| contest.begun)
+    pub(crate) fn terms_begun(&self, election: &str) -> u64 {
+        self.elections.get(election).map_or(0, |history| history.terms_begun)
     }
 
-    /// Whose work goes on, when none should.
+    /// The elections and tokens of all running work.
     pub(crate) fn working(&self) -> Vec<(String, u64)> {
-        let contests = self.elections.iter();
-        contests
-            .flat_map(|(election, contest)| contest.working.iter().map(|token| (election.clone(), *token)))
+        let histories = self.elections.iter();
+        histories
+            .flat_map(|(election, history)| history.working.iter().map(|token| (election.clone(), *token)))
             .collect()
     }
 }

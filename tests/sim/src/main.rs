@@ -1,18 +1,18 @@
-//! Tenure's engine over simulated clusters: whoever finds two leaders here has found a bug.
+//! Runs tenure's engine over simulated clusters and checks that two candidates never lead at once.
 //!
-//! One seed is one run, on one thread and in simulated time: the same seed does the same again. A run has
-//! several hosts, each with a clock of its own rate and a line of its own, that stand in several
-//! elections of one cluster, which works as etcd's or ZooKeeper's do, and has members that stop, freeze, lag, are cut off and
-//! lie. While the hosts campaign, lead, resign, crash and sleep, everything that can go wrong on the way is made to.
+//! One seed is one run, on one thread and in simulated time. The same seed repeats the same run. A run has several hosts, each with a
+//! clock rate and a network link of its own. They campaign in several elections of one cluster, which works as etcd's or
+//! ZooKeeper's does. Its members stop, freeze, lag, are cut off, and answer although they no longer lead. Meanwhile the hosts campaign,
+//! lead, resign, crash and are suspended.
 
-mod broken;
 mod candidate;
 mod cluster;
 mod etcd;
 mod history;
 mod host;
-mod line;
-mod mutants;
+mod link;
+mod mutant;
+mod mutant_runs;
 mod options;
 mod report;
 mod run;
@@ -27,7 +27,7 @@ use clap::Parser as _;
 fn main() -> anyhow::Result<ExitCode> {
     let options = options::Options::parse();
     let clean = if options.mutants {
-        let verdict = mutants::run_all(&options, &all_mutants()?);
+        let verdict = mutant_runs::run_all(&options, &all_mutants()?);
         verdict.print(&options);
         verdict.is_clean()
     } else {
@@ -39,11 +39,11 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 #[cfg(tenure_mutants)]
-fn all_mutants() -> anyhow::Result<Vec<broken::Mutant>> {
-    Ok(broken::Mutant::all())
+fn all_mutants() -> anyhow::Result<Vec<mutant::Mutant>> {
+    Ok(mutant::Mutant::all())
 }
 
 #[cfg(not(tenure_mutants))]
-fn all_mutants() -> anyhow::Result<Vec<broken::Mutant>> {
+fn all_mutants() -> anyhow::Result<Vec<mutant::Mutant>> {
     anyhow::bail!("built without --cfg tenure_mutants: `cargo xtask mutants` builds with it")
 }

@@ -1,30 +1,30 @@
-//! What to run.
+//! The command line.
 
 use clap::{Parser, ValueEnum};
 
-/// Runs tenure's engine over simulated clusters and looks for two leaders.
+/// Runs tenure's engine over simulated clusters and checks that two candidates never lead at once.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tenure-sim")]
 pub(crate) struct Options {
-    /// How many runs, each with another seed
+    /// The number of runs, each with another seed
     #[arg(long, default_value_t = 200)]
     pub(crate) seeds: u64,
     /// The first seed; a failing one is run again with `--first-seed N --seeds 1`
     #[arg(long, default_value_t = 0)]
     pub(crate) first_seed: u64,
-    /// Which store's recipes; both in turn unless one is named
+    /// The store whose recipe is simulated; both in turn unless one is named
     #[arg(long, value_enum)]
     pub(crate) store: Option<Store>,
     /// The real backend and its client, over a simulated network, in place of the simulated recipes
     #[arg(long, value_enum, conflicts_with = "store")]
     pub(crate) client: Option<Client>,
-    /// How much simulated time a run has before everything is mended, in seconds; 300 unless given, with a real client 60
+    /// How much simulated time a run has before all faults end, in seconds; 300 unless given, with a real client 60
     #[arg(long)]
     simulated_seconds: Option<u64>,
-    /// How many seeds run at a time, each on a thread of its own; as many as there are processors unless given
+    /// The number of threads, each of which runs one seed at a time; by default the number of processors
     #[arg(long)]
     pub(crate) threads: Option<usize>,
-    /// Breaks each rule in turn, and looks whether that is noticed
+    /// Disables each safety rule in turn, and checks that this is noticed
     #[arg(long)]
     pub(crate) mutants: bool,
     /// Prints one object of JSON as the last line
@@ -32,14 +32,14 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// Whose recipes are simulated.
+/// The store whose recipe is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Store {
     Etcd,
     Zookeeper,
 }
 
-/// Whose real client is run.
+/// The store whose real client is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Client {
     Etcd,
@@ -51,7 +51,7 @@ impl Options {
         self.simulated_seconds.unwrap_or(usual)
     }
 
-    /// What is simulated with this seed.
+    /// The option that selects what this seed simulates.
     pub(crate) fn what(&self, seed: u64) -> String {
         match self.client {
             Some(client) => format!("--client {client:?}").to_lowercase(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{options::Options, run::Outcome, seeds::run_seeds};
 
-/// What was found over all seeds.
+/// The sums over all seeds.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     seeds: u64,
@@ -19,7 +19,7 @@ pub(crate) struct Report {
     seconds: f64,
     /// Writes of stale leaders that the fenced register refused.
     refused_stale: u64,
-    /// Requests that fake servers have served, when it is a real client that asks.
+    /// Requests that the fake servers have received from a real client.
     requests: u64,
     failed_seeds: Vec<u64>,
     #[serde(skip)]

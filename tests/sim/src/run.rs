@@ -1,4 +1,4 @@
-//! One seed's run: hosts that campaign, and everything that happens to them.
+//! One run: hosts that campaign, and the faults that occur.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -7,13 +7,13 @@ use tenure_core::{CandidateId, Config, Elector, OnDisconnect, SimClock, StoreEle
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
-    broken::Mutant,
-    candidate::{Candidate, Terms},
-    cluster::{Cluster, MEMBERS, MOST_LAG},
+    candidate::{Candidate, TermLength},
+    cluster::{Cluster, MAX_LAG, MEMBERS},
     etcd::SimEtcd,
     history::History,
     host::Access,
-    line::{Line, Weather},
+    link::{Link, LinkState},
+    mutant::Mutant,
     options::Store,
     zookeeper::SimZookeeper,
 };
@@ -22,31 +22,31 @@ const TTL: Duration = Duration::from_secs(10);
 const HOSTS: usize = 4;
 const ELECTIONS: usize = 8;
 
-/// How a run went.
+/// The outcome of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) elections: u64,
     pub(crate) faults: u64,
     pub(crate) refused: u64,
     pub(crate) violations: Vec<String>,
-    /// How many requests a fake server has served, and a digest of which and when.
+    /// The number of requests that the fake servers have received, and a digest of their order and time.
     pub(crate) events: u64,
     pub(crate) digest: u64,
 }
 
 struct Host {
     elector: Arc<StoreElector>,
-    line: Arc<Line>,
+    link: Arc<Link>,
     clock: SimClock,
 }
 
 /// Runs one seed, on this thread.
 pub(crate) fn run(seed: u64, store: Store, simulated: Duration, mutant: Option<Mutant>) -> Outcome {
     Mutant::choose(mutant);
-    // The engine's own jitter comes from here too.
+    // The engine's jitter uses this generator, too.
     fastrand::seed(seed);
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    // What tokio itself draws by lot.
+    // tokio's own random choices.
     #[cfg(tokio_unstable)]
     builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
     let runtime = builder.enable_time().start_paused(true).build();
@@ -59,20 +59,20 @@ pub(crate) fn run(seed: u64, store: Store, simulated: Duration, mutant: Option<M
 
 async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let mut random = Rng::with_seed(seed ^ 0x7e4a_11e5);
-    // Any two clocks differ by less than a tenth.
+    // Any two clock rates differ by less than 10 %.
     let mut rate = || 0.955 + 0.09 * random.f64();
-    let worst = if seed % 4 >= 2 { 150 } else { 2_000 };
-    let cluster = Cluster::new(rate(), Rng::with_seed(seed), worst);
+    let cut_off_odds = if seed % 4 >= 2 { 150 } else { 2_000 };
+    let cluster = Cluster::new(rate(), Rng::with_seed(seed), cut_off_odds);
     let rates: Vec<f64> = (0..HOSTS).map(|_| rate()).collect();
-    // In some runs an operator ends sessions, deletes entries and loses the store. Two may lead for a moment then, and their
-    // tokens tell them apart.
-    let operated = seed % 8 >= 6;
-    let history = History::new(operated);
-    // In half of the runs terms are long and faults last; in the others there are many of both.
+    // In some runs an operator ends sessions, deletes entries and wipes the store. Two candidates may lead for a moment then, with
+    // different tokens.
+    let operator_interferes = seed % 8 >= 6;
+    let history = History::new(operator_interferes);
+    // In half of the runs terms and faults are long; in the others both are short and frequent.
     let lasting = seed % 4 >= 2;
     let hosts: Vec<Host> =
         rates.iter().enumerate().map(|(n, rate)| host(&cluster, store, n, *rate, &mut random)).collect();
-    let keeping_time = tokio::spawn(cluster.clone().keep_time());
+    let expiring = tokio::spawn(cluster.clone().expire_sessions());
     let mut candidates = Vec::new();
     for host in &hosts {
         for n in 0..ELECTIONS {
@@ -82,9 +82,9 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
                 election: format!("e{n}"),
                 random: Rng::with_seed(random.u64(..)),
                 history: history.clone(),
-                terms: if lasting { Terms::Long(Duration::from_secs(90)) } else { Terms::Short },
+                terms: if lasting { TermLength::Long(Duration::from_secs(90)) } else { TermLength::Short },
             };
-            candidates.push(tokio::spawn(candidate.stand_for_ever()));
+            candidates.push(tokio::spawn(candidate.campaign_until_closed()));
         }
     }
     let end = Instant::now() + simulated;
@@ -92,25 +92,25 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(random.u64(1..if lasting { 6_000 } else { 1_500 }))).await;
         let host = &hosts[random.usize(..HOSTS)];
-        let mends = if lasting { 2 } else { 6 };
-        cause_fault(&mut random, mends, &cluster, host, &history).await;
-        if operated && random.u8(..4) == 0 {
+        let restore_weight = if lasting { 2 } else { 6 };
+        cause_fault(&mut random, restore_weight, &cluster, host, &history).await;
+        if operator_interferes && random.u8(..4) == 0 {
             interfere(&mut random, &cluster, &history);
         }
         faults += 1;
     }
     for host in &hosts {
-        host.line.set_weather(Weather::Fair);
+        host.link.set_state(LinkState::Healthy);
     }
-    cluster.disturb(|state| state.mend(&mut random));
+    cluster.change_members(|state| state.restore(&mut random));
     check_recovery(&cluster, &hosts, &history).await;
     close(&hosts, candidates, &history).await;
     check_leftovers(&cluster, &history).await;
-    keeping_time.abort();
+    expiring.abort();
     let record = history.lock();
     Outcome {
         elections: record.terms,
-        faults: faults + cluster.state().cuts + hosts.iter().map(|host| host.line.faults()).sum::<u64>(),
+        faults: faults + cluster.state().cuts + hosts.iter().map(|host| host.link.faults()).sum::<u64>(),
         refused: record.refused,
         violations: record.violations.clone(),
         ..Outcome::default()
@@ -118,57 +118,63 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
 }
 
 fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) -> Host {
-    let line = Arc::new(Line::new(random.u64(..)));
-    let access = Access::new(cluster.clone(), Arc::clone(&line), store == Store::Etcd);
+    let link = Arc::new(Link::new(random.u64(..)));
+    let access = Access::new(cluster.clone(), Arc::clone(&link), store == Store::Etcd);
     let backend: Arc<dyn Backend> = match store {
         Store::Etcd => Arc::new(SimEtcd(access)),
         Store::Zookeeper => Arc::new(SimZookeeper(access)),
     };
     let clock = SimClock::with_rate(rate);
     let id: CandidateId = format!("host-{n}").parse().unwrap_or_else(|error| panic!("{error}"));
-    // A shutdown is waited for, so that whatever goes on after it is a fault.
+    // Shutdowns may take as long as they need, so that anything that continues afterwards is a violation.
     let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
     if random.u8(..8) == 0 {
         config = config.with_on_disconnect(OnDisconnect::StepDown);
     }
     let elector = StoreElector::with_clock(backend, config, Arc::new(clock.clone()));
-    Host { elector: Arc::new(elector.unwrap_or_else(|error| panic!("{error}"))), line, clock }
+    Host { elector: Arc::new(elector.unwrap_or_else(|error| panic!("{error}"))), link, clock }
 }
 
-/// Something goes wrong, or is mended.
-async fn cause_fault(random: &mut Rng, mends: u8, cluster: &Cluster, host: &Host, history: &History) {
+/// Causes or ends one fault.
+async fn cause_fault(
+    random: &mut Rng,
+    restore_weight: u8,
+    cluster: &Cluster,
+    host: &Host,
+    history: &History,
+) {
     let delay = Duration::from_millis(random.u64(1..14_000));
     let member = random.usize(..MEMBERS);
-    match random.u8(..20 + mends) {
-        0..=2 => host.line.set_weather(Weather::Fair),
-        3..=6 => host.line.set_weather(Weather::Foul),
-        7 | 8 => host.line.set_weather(Weather::Cut),
-        9 => host.line.set_weather(Weather::Deaf),
-        10 => cluster.disturb(|state| state.members[member].frozen = true),
-        11 => cluster.disturb(|state| state.members[member].cut_off = true),
-        12 => cluster.disturb(|state| {
-            state.members[member].lag = delay.min(MOST_LAG);
+    match random.u8(..20 + restore_weight) {
+        0..=2 => host.link.set_state(LinkState::Healthy),
+        3..=6 => host.link.set_state(LinkState::Lossy),
+        7 | 8 => host.link.set_state(LinkState::Cut),
+        9 => host.link.set_state(LinkState::AnswersLost),
+        10 => cluster.change_members(|state| state.members[member].frozen = true),
+        11 => cluster.change_members(|state| state.members[member].cut_off = true),
+        12 => cluster.change_members(|state| {
+            state.members[member].lag = delay.min(MAX_LAG);
         }),
-        // The leader is frozen or cut off, and the others may elect another.
-        13 | 14 => cluster.disturb(|state| {
+        // The leader is frozen or cut off, so that the others may elect a new one.
+        13 | 14 => cluster.change_members(|state| {
             if let Some(leader) = state.leader {
                 state.members[leader].cut_off = random.bool();
                 state.members[leader].frozen |= !state.members[leader].cut_off;
             }
         }),
-        15 | 16 => cluster.disturb(|state| state.elect(random)),
-        // Suspended, and awake again.
+        15 | 16 => cluster.change_members(|state| state.elect(random)),
+        // The host was suspended.
         17 => host.clock.jump(delay),
-        // Every process is stalled, and the store is not.
+        // All processes are stalled, but not the store.
         18 => {
             tokio::time::advance(delay / 4).await;
             history.lock().stalled_until(Instant::now());
         }
         19 => host.clock.jump_wall(delay / 6),
-        _ => cluster.disturb(|state| state.mend(random)),
+        _ => cluster.change_members(|state| state.restore(random)),
     }
-    // Whoever is left elects.
-    cluster.disturb(|state| {
+    // The remaining members elect a leader.
+    cluster.change_members(|state| {
         let works = |member: &crate::cluster::Member| !member.frozen && !member.cut_off;
         if state.leader.is_none_or(|leader| !works(&state.members[leader])) {
             state.elect(random);
@@ -176,14 +182,14 @@ async fn cause_fault(random: &mut Rng, mends: u8, cluster: &Cluster, host: &Host
     });
 }
 
-/// An operator ends a session, deletes an entry or loses the store; whoever led by it has to notice.
+/// An operator ends a session, deletes an entry or wipes the store. The leader that it concerned has to notice.
 fn interfere(random: &mut Rng, cluster: &Cluster, history: &History) {
     let election = format!("e{}", random.usize(..ELECTIONS));
     let Some(leader) = cluster.state().entries(&election).first().copied() else { return };
     match random.u8(..16) {
         0 => {
             cluster.change(|state| state.wipe(true));
-            history.lock().tokens_begin_anew();
+            history.lock().tokens_restart();
             return;
         }
         1 | 2 => cluster.change(|state| state.wipe(false)),
@@ -194,7 +200,7 @@ fn interfere(random: &mut Rng, cluster: &Cluster, history: &History) {
     }
     let (history, epoch) = (history.clone(), history.lock().epoch());
     tokio::spawn(async move {
-        // By its watch, asked for again over a line that loses much.
+        // It notices by its watch, which may have to be renewed over a lossy link.
         tokio::time::sleep(TTL * 4).await;
         let token = leader.revision;
         let mut record = history.lock();
@@ -204,14 +210,14 @@ fn interfere(random: &mut Rng, cluster: &Cluster, history: &History) {
     });
 }
 
-/// Promise L1: with everything mended, somebody else leads in each election.
+/// Promise L1: once all faults have ended, each election gets a new leader.
 async fn check_recovery(cluster: &Cluster, hosts: &[Host], history: &History) {
-    let before: Vec<u64> = (0..ELECTIONS).map(|n| history.lock().begun(&format!("e{n}"))).collect();
+    let before: Vec<u64> = (0..ELECTIONS).map(|n| history.lock().terms_begun(&format!("e{n}"))).collect();
     for (n, before) in before.into_iter().enumerate() {
         let election = format!("e{n}");
-        // Some terms take their time.
+        // Some terms are long.
         let led = within(TTL * 16, async {
-            while history.lock().begun(&election) <= before {
+            while history.lock().terms_begun(&election) <= before {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -229,7 +235,7 @@ async fn check_recovery(cluster: &Cluster, hosts: &[Host], history: &History) {
     }
 }
 
-/// Promise L2: everything ends when it is told to.
+/// Promise L2: electors close, and candidates and work end with them.
 async fn close(hosts: &[Host], candidates: Vec<JoinHandle<()>>, history: &History) {
     for (n, host) in hosts.iter().enumerate() {
         if within(TTL * 16, host.elector.close()).await.is_none() {
@@ -249,7 +255,7 @@ async fn close(hosts: &[Host], candidates: Vec<JoinHandle<()>>, history: &Histor
     }
 }
 
-/// Promise L2: nothing is left in the store.
+/// Promise L2: no entry is left in the store.
 async fn check_leftovers(cluster: &Cluster, history: &History) {
     let empty = within(TTL * 3, async {
         loop {

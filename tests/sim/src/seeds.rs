@@ -1,4 +1,4 @@
-//! Running many seeds, several at a time.
+//! Runs many seeds in parallel.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -7,13 +7,13 @@ use std::{
 };
 
 use crate::{
-    broken::Mutant,
+    mutant::Mutant,
     options::{Client, Options},
     run::{Outcome, run},
     wire,
 };
 
-/// Runs the seeds in order, each on one of the threads, until `seen` has seen enough.
+/// Runs the seeds in order on several threads, until `seen` returns true.
 pub(crate) fn run_seeds(
     options: &Options,
     mutant: Option<Mutant>,
@@ -32,7 +32,7 @@ pub(crate) fn run_seeds(
                     }
                     let simulated = Duration::from_secs(options.simulated_seconds());
                     let outcome = match options.client {
-                        _ if mutant.is_some_and(Mutant::is_of_a_client) => wire::directed(seed, mutant),
+                        _ if mutant.is_some_and(Mutant::needs_real_client) => wire::directed(seed, mutant),
                         Some(Client::Etcd) => wire::run(seed, simulated, mutant),
                         None => run(seed, options.store_of(seed), simulated, mutant),
                     };

@@ -1,7 +1,7 @@
 //! The recipe of `tenure-zookeeper` over the simulated cluster.
 //!
-//! Sessions on one connection at a time, whose requests keep their order; a follower that tells the
-//! leader of its clients only now and then, or never; listings of a member that lags.
+//! A session has one connection at a time, which keeps the order of its requests. A follower reports touched sessions to the leader only
+//! now and then, or never. A member that lags lists stale children.
 
 use std::{
     sync::{
@@ -23,11 +23,11 @@ use tenure_core::{
 use tokio::time::Instant;
 
 use crate::{
-    broken::{Recipe, broken},
-    cluster::{State, entry_gone, refused, session_gone},
-    etcd::{entered, shown},
-    host::{Access, Word, name},
-    line::Weather,
+    cluster::{State, connection_reset, entry_gone, session_gone},
+    etcd::{entered, visible_candidates},
+    host::{Access, Consistency, name},
+    link::LinkState,
+    mutant::{RecipeRule, is_disabled},
 };
 
 #[derive(Debug)]
@@ -38,12 +38,12 @@ struct Session {
     access: Access,
     id: u64,
     ttl: Duration,
-    /// Which connection this is; the servers refuse what an earlier one still holds.
+    /// The number of the current connection; servers refuse requests of earlier ones.
     connection: AtomicU64,
-    /// When the connection was made: what the session has seen by then it sees on.
+    /// When the connection was made. The session never sees a state older than that.
     seen: Mutex<Instant>,
     /// Requests that were sent and not withdrawn yet.
-    asked: Mutex<std::collections::BTreeSet<u128>>,
+    sent_requests: Mutex<std::collections::BTreeSet<u128>>,
 }
 
 #[async_trait]
@@ -53,21 +53,23 @@ impl Backend for SimZookeeper {
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        self.0.turn();
-        let id = self.0.ask("connect", Word::Quorum, move |state, _| Ok(state.open(ttl))).await?;
+        self.0.switch_member();
+        let id = self.0.ask("connect", Consistency::Quorum, move |state, _| Ok(state.open(ttl))).await?;
         Ok(Box::new(Session {
             access: self.0.clone(),
             id,
             ttl,
             connection: AtomicU64::new(0),
             seen: Mutex::new(Instant::now()),
-            asked: Mutex::default(),
+            sent_requests: Mutex::default(),
         }))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         let election = name(election);
-        self.0.ask("list", Word::Quorum, move |state, _| Ok(shown(state, &election))).await
+        self.0
+            .ask("list", Consistency::Quorum, move |state, _| Ok(visible_candidates(state, &election)))
+            .await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
@@ -77,25 +79,26 @@ impl Backend for SimZookeeper {
 }
 
 impl Session {
-    /// Asks over the connection that there is now; whoever gets no answer in time makes another one.
+    /// Sends a request over the current connection, and reconnects when there is no answer in time.
     async fn ask<T: Send + 'static>(
         &self,
         what: &'static str,
-        word: Word,
+        consistency: Consistency,
         carried_out: impl Fn(&mut State, usize) -> Result<T, BackendError> + Send + Sync + 'static,
     ) -> Result<T, BackendError> {
         let (id, connection) = (self.id, self.connection.load(Relaxed));
         let in_time = Duration::from_secs(2);
-        let asking = self.access.ask(what, word, move |state, member| {
+        let asking = self.access.ask(what, consistency, move |state, member| {
             let session = state.sessions.get_mut(&id).ok_or_else(|| session_gone(id))?;
-            // An older connection's: moved.
-            if session.connection > connection && !broken(Recipe::ForgetNothing) {
-                return Err(refused(what));
+            // The session has moved to a newer connection.
+            if session.connection > connection && !is_disabled(RecipeRule::NeverApplyWithdrawn) {
+                return Err(connection_reset(what));
             }
             session.connection = session.connection.max(connection);
             carried_out(state, member)
         });
-        let outcome = tokio::time::timeout(in_time, asking).await.unwrap_or_else(|_| Err(refused(what)));
+        let outcome =
+            tokio::time::timeout(in_time, asking).await.unwrap_or_else(|_| Err(connection_reset(what)));
         if outcome.as_ref().is_err_and(BackendError::is_retryable) {
             self.move_on().await;
         }
@@ -104,10 +107,10 @@ impl Session {
 
     /// Takes the session to another member.
     async fn move_on(&self) {
-        self.access.turn();
+        self.access.switch_member();
         let (id, next) = (self.id, self.connection.fetch_add(1, Relaxed) + 1);
-        // A `sync` with it: what this member shows from here on is no older.
-        let moved = self.access.ask("move", Word::Quorum, move |state, _| {
+        // With a `sync`: this member shows nothing older from here on.
+        let moved = self.access.ask("move", Consistency::Quorum, move |state, _| {
             state.touch(id)?;
             if let Some(session) = state.sessions.get_mut(&id) {
                 session.connection = session.connection.max(next);
@@ -123,15 +126,15 @@ impl Session {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether `entry` is there and first, as the member shows it, which may lag.
-    async fn place(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
+    /// Whether `entry` is the first, as this member shows it, which may lag; `None` when it does not exist.
+    async fn is_first(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
         let (election, session, revision) = (name(&entry.election), self.id, entry.version);
         let seen = self.seen();
-        self.ask("list", Word::Own, move |state, member| {
+        self.ask("list", Consistency::Member, move |state, member| {
             let lag = state.members[member].lag;
             let entries = state.entries_as_of(&election, lag, seen);
             let ours = entries.iter().any(|e| e.revision == revision && e.session == session);
-            // It has seen its own entry made: a member that does not show it yet has not answered yet.
+            // A session sees its own writes: a member that does not have the entry yet has not answered yet.
             let made = state.entries(&election).iter().any(|e| e.revision == revision);
             if !ours && made {
                 return Ok(Some(false));
@@ -158,11 +161,11 @@ impl BackendSession for Session {
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
         let (id, ttl, cluster) = (self.id, self.ttl, self.access.cluster.clone());
-        // Half a tick and no more: a TTL is at least two ticks. By whose clock, nobody knows.
+        // A follower reports touches every half tick, and a TTL is at least two ticks. The clock is unspecified.
         let relayed = ttl / 4;
-        // Just before, or just after.
-        let phase = if self.access.line.random().bool() { 0.05 } else { 0.95 };
-        self.ask("write", Word::Quorum, move |state, member| {
+        // Just before the follower's report, or just after it.
+        let phase = if self.access.link.random().bool() { 0.05 } else { 0.95 };
+        self.ask("write", Consistency::Quorum, move |state, member| {
             if state.leader == Some(member) {
                 state.touch(id)?;
                 return Ok(());
@@ -176,28 +179,29 @@ impl BackendSession for Session {
                     drop(state.touch(id));
                 }
             });
-            state.at_the_worst_moment(member);
+            state.maybe_cut_off_after_heartbeat(member);
             Ok(())
         })
         .await?;
-        // The host may reach nobody but the member that reaches nobody.
+        // The host may reach only the member that is cut off.
         if self.access.cluster.state().members[self.access.member()].cut_off
-            && self.access.line.random().bool()
+            && self.access.link.random().bool()
         {
-            self.access.line.count();
-            self.access.line.set_weather(Weather::Cut);
+            self.access.link.count();
+            self.access.link.set_state(LinkState::Cut);
         }
         Ok(Heartbeat { ttl, epoch: 0 })
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
         let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
-        let again = !self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(nonce);
-        if again {
-            // A sync, and a listing.
+        let duplicate_delay =
+            !self.sent_requests.lock().unwrap_or_else(PoisonError::into_inner).insert(nonce);
+        if duplicate_delay {
+            // A `sync` and a listing.
             let election = election.clone();
             let found = self
-                .ask("find", Word::Quorum, move |state, _| {
+                .ask("find", Consistency::Quorum, move |state, _| {
                     let entries = state.entries(&election);
                     let found = entries.iter().find(|e| e.session == session && e.nonce == nonce);
                     Ok(found.map(|found| (*found, entries.first() == Some(found))))
@@ -209,10 +213,10 @@ impl BackendSession for Session {
         }
         let key = election.clone();
         let (stored, first) = self
-            .ask("create", Word::Quorum, move |state, _| {
+            .ask("create", Consistency::Quorum, move |state, _| {
                 let stored = state.enter(&election, session, nonce)?;
                 let first = state.entries(&election).first() == Some(&stored);
-                Ok((stored, first || broken(Recipe::LookOnEntering)))
+                Ok((stored, first || is_disabled(RecipeRule::ReadOnEntering)))
             })
             .await?;
         Ok(entered(request, &key, stored.revision, first))
@@ -220,20 +224,20 @@ impl BackendSession for Session {
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
         loop {
-            match self.place(entry).await? {
+            match self.is_first(entry).await? {
                 None => return Err(entry_gone()),
                 Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
-                Some(false) => self.access.hear(&entry.election).await,
+                Some(false) => self.access.wait_for_change(&entry.election).await,
             }
-            if broken(Recipe::LookOnWinning) {
+            if is_disabled(RecipeRule::ReadOnWinning) {
                 return FencingToken::new(entry.version).ok_or_else(entry_gone);
             }
         }
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        while self.place(entry).await?.is_some() {
-            self.access.hear(&entry.election).await;
+        while self.is_first(entry).await?.is_some() {
+            self.access.wait_for_change(&entry.election).await;
         }
         Ok(())
     }
@@ -244,19 +248,19 @@ impl BackendSession for Session {
 
     async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
         let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
-        self.ask("delete", Word::Quorum, move |state, _| {
-            let any = broken(Recipe::LeaveByNonce);
+        self.ask("delete", Consistency::Quorum, move |state, _| {
+            let any = is_disabled(RecipeRule::LeaveByNonce);
             state.remove(&election, |entry| entry.session == session && (any || entry.nonce == nonce));
             Ok(())
         })
         .await?;
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&request.nonce);
+        self.sent_requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&request.nonce);
         Ok(())
     }
 
     async fn close(&self) -> Result<(), BackendError> {
         let id = self.id;
-        self.ask("close", Word::Quorum, move |state, _| {
+        self.ask("close", Consistency::Quorum, move |state, _| {
             state.end_session(id);
             Ok(())
         })

@@ -1,7 +1,7 @@
-//! Three members and what a quorum of them has agreed on.
+//! Three members, and the state that a quorum of them has agreed on.
 //!
-//! Whatever is agreed on is one state, changed at one instant. What a single member knows may be old:
-//! which term it is, who leads, what was granted or written lately, and that it leads no more itself.
+//! The agreed state changes at one instant. The knowledge of a single member may be stale: the term, the leader, recent grants and
+//! writes, and that it was deposed itself.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,8 +16,8 @@ use super::{lessor::Lessor, store::Store};
 
 pub(super) const MEMBERS: usize = 3;
 
-/// etcd's election timeout: a follower that hears nothing for so long looks for another leader, and a
-/// leader that hears no quorum steps down.
+/// etcd's election timeout: a follower without messages from a leader starts an election after this time, and a leader without a
+/// quorum steps down.
 pub(super) const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The cluster; clones are the same one.
@@ -27,7 +27,7 @@ pub(super) struct Cluster(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    /// Woken when anything has changed.
+    /// Notified when anything has changed.
     changed: watch::Sender<u64>,
 }
 
@@ -37,13 +37,13 @@ pub(super) struct State {
     pub(super) now: Duration,
     pub(super) store: Store,
     pub(super) term: u64,
-    /// Who leads by the word of a quorum, able to or not.
+    /// The member that a quorum has elected, whether or not it works.
     pub(super) leader: Option<usize>,
     /// Since when the leader has been without a quorum, if it is.
     leaderless_since: Option<Duration>,
     pub(super) members: [Member; MEMBERS],
     pub(super) random: Rng,
-    /// How many requests were served, and a digest of which and when: the same in the same run.
+    /// The number of requests, and a digest of their order and time.
     pub(super) events: u64,
     pub(super) digest: u64,
     pub(super) open_watches: i64,
@@ -52,25 +52,25 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) up: bool,
-    /// Does nothing until it thaws, and then carries out what was asked of it meanwhile.
+    /// Does nothing until it thaws, and then applies the requests that have arrived.
     pub(super) frozen: bool,
-    /// Hears nothing of the other members. Clients reach it.
+    /// Has no connection to the other members. Clients reach it.
     pub(super) cut_off: bool,
-    /// Writes to its disk do not return: it takes no part in any decision, and answers from memory.
+    /// Its disk stalls: it takes no part in decisions, and answers from memory.
     pub(super) stalled: bool,
-    /// How much later than others it learns of what was decided.
+    /// How much later than others it learns of decisions.
     pub(super) lag: Duration,
     /// The term of the last decision that it knows of.
     pub(super) term: u64,
-    /// A newer one, and when it learns of it.
-    coming: Option<(Duration, u64, usize)>,
-    /// Who leads, as far as it knows.
+    /// A newer term and its leader, and when it learns of them.
+    pending_term: Option<(Duration, u64, usize)>,
+    /// The leader, as far as it knows.
     pub(super) follows: Option<usize>,
-    /// Since when it has heard of no leader.
-    pub(super) deaf_since: Option<Duration>,
-    /// It led, and does not know until then that it leads no more.
+    /// Since when it has had no leader.
+    pub(super) no_leader_since: Option<Duration>,
+    /// It was deposed, and does not know it until then.
     pub(super) believes_until: Option<Duration>,
-    /// What it grants by when it leads, or believes to.
+    /// Its count of leases, for the time in which it leads or believes that it does.
     pub(super) lessor: Lessor,
 }
 
@@ -83,9 +83,9 @@ impl Cluster {
             stalled: false,
             lag: Duration::ZERO,
             term: 2,
-            coming: None,
+            pending_term: None,
             follows: Some(0),
-            deaf_since: None,
+            no_leader_since: None,
             believes_until: None,
             lessor: Lessor::new(rate()),
         });
@@ -108,7 +108,7 @@ impl Cluster {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes something, and wakes whoever waits for a change.
+    /// Changes the state, and notifies its watchers.
     pub(super) fn change<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
         let outcome = with(&mut self.read());
         self.0.changed.send_modify(|n| *n += 1);
@@ -119,8 +119,8 @@ impl Cluster {
         self.0.changed.subscribe()
     }
 
-    /// Waits until `it` is so.
-    pub(super) async fn until(&self, it: impl Fn(&State) -> bool) {
+    /// Waits until `it` holds.
+    pub(super) async fn wait_until(&self, it: impl Fn(&State) -> bool) {
         let mut changes = self.changes();
         while !it(&self.read()) {
             if changes.changed().await.is_err() {
@@ -129,14 +129,14 @@ impl Cluster {
         }
     }
 
-    /// Lets time go on; called once in every step of the run.
+    /// Advances time; called once in every step of the run.
     pub(super) fn advance(&self, now: Duration) {
-        let tidied = {
+        let changed = {
             let mut state = self.read();
             state.now = now;
-            state.tidy()
+            state.apply_timeouts()
         };
-        if tidied {
+        if changed {
             self.0.changed.send_modify(|n| *n += 1);
         }
     }
@@ -150,58 +150,60 @@ impl Member {
 }
 
 impl State {
-    /// Whether a decision asked for at `member` can be made.
+    /// Whether a decision requested at `member` can be made.
     pub(super) fn quorum_at(&self, member: usize) -> bool {
         self.members[member].works() && self.has_quorum()
     }
 
-    /// Whether there is a leader that most members hear.
+    /// Whether there is a leader with a quorum.
     pub(super) fn has_quorum(&self) -> bool {
         let working = self.members.iter().filter(|member| member.works()).count();
         working > MEMBERS / 2 && self.leader.is_some_and(|leader| self.members[leader].works())
     }
 
     /// Whether `member` leads, or believes that it does.
-    pub(super) fn thinks_to_lead(&self, member: usize) -> bool {
+    pub(super) fn believes_to_lead(&self, member: usize) -> bool {
         let at = &self.members[member];
-        at.up && (self.leader == Some(member) || at.believes_until.is_some_and(|until| self.now < until))
+        at.up
+            && (self.leader == Some(member)
+                || at.believes_until.is_some_and(|wait_until| self.now < wait_until))
     }
 
     /// Whether `member` knows that there is no leader.
     pub(super) fn knows_no_leader(&self, member: usize, since: Duration) -> bool {
-        let deaf_since = self.members[member].deaf_since;
-        !self.thinks_to_lead(member) && deaf_since.is_some_and(|deaf| self.now >= deaf + since)
+        let no_leader_since = self.members[member].no_leader_since;
+        !self.believes_to_lead(member) && no_leader_since.is_some_and(|deaf| self.now >= deaf + since)
     }
 
-    /// What `member` puts at the head of an answer that is of `revision`.
+    /// The header of an answer of `member` at `revision`.
     pub(super) fn header(&self, member: usize, revision: i64) -> Option<PbResponseHeader> {
         let raft_term = self.members[member].term;
         Some(PbResponseHeader { cluster_id: 1, member_id: member as u64 + 1, revision, raft_term })
     }
 
-    /// What `member` knows of is older than this.
+    /// The time up to which `member` knows all decisions.
     pub(super) fn seen_by(&self, member: usize) -> Duration {
         let at = &self.members[member];
         let late = self.now.saturating_sub(at.lag);
-        at.deaf_since.map_or(late, |deaf| late.min(deaf))
+        at.no_leader_since.map_or(late, |deaf| late.min(deaf))
     }
 
     pub(super) fn revision_at(&self, member: usize) -> i64 {
         self.store.revision_seen(self.seen_by(member))
     }
 
-    /// A decision was made through `member`: it knows of all that was decided before.
-    pub(super) fn caught_up(&mut self, member: usize) {
+    /// A decision was made through `member`, so that it knows all earlier ones.
+    pub(super) fn catch_up(&mut self, member: usize) {
         let (term, leader) = (self.term, self.leader);
         let at = &mut self.members[member];
         at.term = term;
         at.follows = leader;
-        at.coming = None;
+        at.pending_term = None;
         // etcd steps down (`updateLeadership`) before it applies anything of a later term, and names a term once it has.
         at.believes_until = None;
     }
 
-    /// Notes that `what` was asked at `member`.
+    /// Counts a request `what` at `member`.
     pub(super) fn note(&mut self, member: usize, what: &str) {
         self.events += 1;
         let words = [self.now.as_nanos() as u64, member as u64, self.store.revision as u64];
@@ -211,23 +213,23 @@ impl State {
         });
     }
 
-    /// What happens by itself as time goes on. True when something did.
-    fn tidy(&mut self) -> bool {
+    /// Applies everything that is due at this time. Returns whether anything was.
+    fn apply_timeouts(&mut self) -> bool {
         let (now, quorum) = (self.now, self.has_quorum());
         let mut changed = false;
         for member in 0..MEMBERS {
-            let hears = self.quorum_at(member);
+            let notices_change = self.quorum_at(member);
             let at = &mut self.members[member];
-            if let Some((when, term, leader)) = at.coming
+            if let Some((when, term, leader)) = at.pending_term
                 && when <= now
                 && at.works()
             {
-                (at.term, at.follows, at.coming, at.believes_until) = (term, Some(leader), None, None);
+                (at.term, at.follows, at.pending_term, at.believes_until) = (term, Some(leader), None, None);
                 changed = true;
             }
-            match at.deaf_since {
-                Some(_) if hears => at.deaf_since = None,
-                None if !hears => at.deaf_since = Some(now),
+            match at.no_leader_since {
+                Some(_) if notices_change => at.no_leader_since = None,
+                None if !notices_change => at.no_leader_since = Some(now),
                 _ => continue,
             }
             changed = true;
@@ -244,12 +246,12 @@ impl State {
         changed
     }
 
-    /// Somebody leads, by the votes of whoever is able to vote.
+    /// Elects a leader among the members that work.
     pub(super) fn elect(&mut self) {
         let able: Vec<usize> = (0..MEMBERS).filter(|member| self.members[*member].works()).collect();
         if let Some(former) = self.leader.take() {
             let at = &mut self.members[former];
-            // Whose disk stalls or who is frozen learns of it when that is over; who is cut off steps down by itself.
+            // A member that is stalled or frozen learns of it when that ends; one that is cut off steps down by itself.
             at.believes_until = if at.works() || !at.up {
                 None
             } else if at.stalled || at.frozen {
@@ -268,15 +270,15 @@ impl State {
         for member in able {
             let late = Duration::from_millis(self.random.u64(5..200)) + self.members[member].lag;
             self.members[member].believes_until = None;
-            self.members[member].coming = Some((self.now + late, self.term, leader));
+            self.members[member].pending_term = Some((self.now + late, self.term, leader));
         }
-        self.caught_up(leader);
-        // Whoever leads gives every lease its whole TTL anew.
+        self.catch_up(leader);
+        // A new leader gives every lease its whole TTL.
         let (now, leases) = (self.now, &self.store.leases);
         self.members[leader].lessor.promote(now, leases);
     }
 
-    /// The leader ends leases that have run out, twice a second.
+    /// The leader revokes expired leases, twice a second.
     fn expire(&mut self) -> bool {
         let Some(leader) = self.leader else { return false };
         let expired = self.members[leader].lessor.expired(self.now);
@@ -284,7 +286,7 @@ impl State {
         !expired.is_empty()
     }
 
-    /// Ends leases in the order in which they were granted: their ids are drawn by lot.
+    /// Revokes leases in the order in which they were granted, because their ids are random.
     pub(super) fn revoke_all(&mut self, leases: &[i64]) {
         let mut known: Vec<(u64, i64)> = leases
             .iter()
@@ -296,14 +298,14 @@ impl State {
         }
     }
 
-    /// Whatever a member suffers from is over.
-    pub(super) fn mend(&mut self, member: usize) {
+    /// Ends the faults of a member.
+    pub(super) fn restore(&mut self, member: usize) {
         let now = self.now;
         let thaws = self.members[member].frozen;
         let at = &mut self.members[member];
         (at.frozen, at.cut_off, at.stalled, at.lag) = (false, false, false, Duration::ZERO);
         if at.believes_until.is_some() {
-            // It reads what it was asked before what its peers have to tell.
+            // It processes waiting client requests before the messages of its peers.
             let late = if thaws { self.random.u64(20..400) } else { self.random.u64(1..50) };
             at.believes_until = Some(now + Duration::from_millis(late));
         }
@@ -311,7 +313,7 @@ impl State {
             && self.members[member].term < self.term
         {
             let late = Duration::from_millis(self.random.u64(20..500));
-            self.members[member].coming = Some((now + late, self.term, leader));
+            self.members[member].pending_term = Some((now + late, self.term, leader));
         }
     }
 }

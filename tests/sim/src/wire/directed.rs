@@ -1,4 +1,4 @@
-//! Scenarios in which everything happens at a given time.
+//! Scenarios with fixed times.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -18,7 +18,7 @@ use super::{
     faults::TICK,
     host::{self, TTL, host_name, member_name},
     network,
-    request::Served,
+    request::MemberService,
 };
 use crate::run::Outcome;
 
@@ -41,8 +41,8 @@ pub(super) fn withdrawal_without_space(seed: u64) -> Outcome {
         .build();
     let cluster = Cluster::new(random.fork(), &mut || 1.0);
     for member in 0..MEMBERS {
-        let served = Served { cluster: cluster.clone(), member };
-        sim.host(member_name(member), move || host::member(served.clone()));
+        let service = MemberService { cluster: cluster.clone(), member };
+        sim.host(member_name(member), move || host::member(service.clone()));
     }
     let wrong = Arc::new(Mutex::new(Vec::new()));
     let (found, store) = (Arc::clone(&wrong), cluster.clone());

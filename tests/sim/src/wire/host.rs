@@ -1,4 +1,4 @@
-//! What runs on the simulated hosts: a member's server, and a process with an elector.
+//! The programs on the simulated hosts: a member's server, and a process with an elector.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -12,17 +12,16 @@ use tenure_etcd::{EtcdBackend, EtcdConfig};
 use tokio::sync::watch;
 use tonic::transport::Server;
 
-use super::{cluster::MEMBERS, network, request::Served};
+use super::{cluster::MEMBERS, network, request::MemberService};
 use crate::{
-    candidate::{Candidate, Terms},
+    candidate::{Candidate, TermLength},
     history::History,
 };
 
 pub(super) const TTL: Duration = Duration::from_secs(5);
 pub(super) const ELECTIONS: usize = 4;
 
-/// How a member finds out that a client is gone. etcd itself leaves that to TCP for two hours, and TCP is not
-/// simulated so far: it never gives up.
+/// How a member detects that a client is gone. etcd relies on TCP keepalives of two hours; the simulated TCP never gives up.
 const PING_EVERY: Duration = Duration::from_secs(8);
 const PING_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -35,35 +34,35 @@ pub(super) fn host_name(host: usize) -> String {
 }
 
 /// A member of the fake etcd, until it crashes.
-pub(super) async fn member(served: Served) -> turmoil::Result {
+pub(super) async fn member(service: MemberService) -> turmoil::Result {
     Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .add_service(PbKvServer::new(served.clone()))
-        .add_service(PbLeaseServer::new(served.clone()))
-        .add_service(PbWatchServer::new(served))
+        .add_service(PbKvServer::new(service.clone()))
+        .add_service(PbLeaseServer::new(service.clone()))
+        .add_service(PbWatchServer::new(service))
         .serve_with_incoming(network::incoming().await?)
         .await?;
     Ok(())
 }
 
-/// A host, as its process finds it every time it starts.
+/// A host, which starts a process again after each crash.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) n: usize,
     pub(super) rate: f64,
-    pub(super) terms: Terms,
+    pub(super) terms: TermLength,
     pub(super) history: History,
-    /// What the processes on this host draw by.
+    /// The random numbers of the processes on this host.
     pub(super) random: Mutex<Rng>,
     /// The clock of the process that runs now.
     pub(super) clock: Mutex<Option<SimClock>>,
-    /// Told to every process when it has to end.
+    /// Set when the processes have to end.
     pub(super) closing: watch::Sender<bool>,
 }
 
 impl Host {
-    /// Stands in every election until told to end.
+    /// Campaigns in every election until the end of the run.
     pub(super) async fn run(self: Arc<Self>) -> turmoil::Result {
         let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner).fork();
         let clock = SimClock::with_rate(self.rate);
@@ -75,7 +74,7 @@ impl Host {
         }
         let backend = EtcdBackend::new(store)?;
         let id: CandidateId = host_name(self.n).parse()?;
-        // A shutdown is waited for, so that whatever goes on after it is a fault.
+        // Shutdowns may take as long as they need, so that anything that continues afterwards is a violation.
         let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
         if random.u8(..8) == 0 {
             config = config.with_on_disconnect(OnDisconnect::StepDown);
@@ -92,7 +91,7 @@ impl Host {
                 history: self.history.clone(),
                 terms: self.terms,
             };
-            candidates.push(tokio::spawn(candidate.stand_for_ever()));
+            candidates.push(tokio::spawn(candidate.campaign_until_closed()));
         }
         self.closing.subscribe().wait_for(|closing| *closing).await?;
         elector.close().await;

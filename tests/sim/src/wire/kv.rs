@@ -7,13 +7,13 @@ use etcd_client::proto::{
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{cluster::State, request::Served};
+use super::{cluster::State, request::MemberService};
 
-/// Answers at the head of which stands the present revision.
+/// Decides a request, and answers with the current revision in the header.
 macro_rules! decide {
-    ($served:expr, $what:literal, $request:expr, $with:expr) => {{
-        let member = $served.member;
-        let answer = $served.decide($what, $request, move |state: &mut State, question| {
+    ($service:expr, $what:literal, $request:expr, $with:expr) => {{
+        let member = $service.member;
+        let answer = $service.decide($what, $request, move |state: &mut State, question| {
             let mut answer = $with(state, question)?;
             answer.header = state.header(member, state.store.revision);
             Ok(answer)
@@ -24,7 +24,7 @@ macro_rules! decide {
 pub(super) use decide;
 
 #[async_trait]
-impl PbKvService for Served {
+impl PbKvService for MemberService {
     type RangeStreamStream = BoxStream<'static, Result<PbRangeStreamResponse, Status>>;
 
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {

@@ -1,5 +1,5 @@
-//! The service for leases. A keepalive is no decision of a quorum's: whoever leads, or believes to,
-//! renews by its own count.
+//! The lease service. A keepalive is no quorum decision: a member that leads, or believes that it does, renews the lease in its own
+//! memory.
 
 use std::time::Duration;
 
@@ -14,36 +14,36 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
     cluster::State,
+    etcd_error,
     kv::decide,
-    refusal,
-    request::{REQUEST_TIMEOUT, Served},
+    request::{MemberService, REQUEST_TIMEOUT},
 };
 
-/// What a leader makes of a keepalive.
+/// The outcome of a keepalive.
 enum Renewal {
     Granted(i64),
     NotFound,
-    /// It has run out and is not revoked yet.
+    /// The lease has expired and is not revoked yet.
     Expiring,
-    /// There is no leader to ask.
+    /// There is no leader.
     Nobody,
 }
 
-impl Served {
+impl MemberService {
     async fn keep_alive(&self, lease: i64) -> Result<PbLeaseKeepAliveResponse, Status> {
         self.cluster.read().note(self.member, "keepalive");
         self.thawed().await;
-        // Before it renews, as etcd does: the safety of `confirm` rests on it.
+        // The header is taken before the renewal, as etcd does. `confirm` relies on that.
         let header = {
             let state = self.cluster.read();
             state.header(self.member, state.revision_at(self.member))
         };
         let renewing = async {
             loop {
-                // To another member and back, if it does not lead itself.
+                // A member that does not lead forwards the request.
                 let on_the_way = {
                     let mut state = self.cluster.read();
-                    let most = if state.thinks_to_lead(self.member) { 300 } else { 6_000 };
+                    let most = if state.believes_to_lead(self.member) { 300 } else { 6_000 };
                     Duration::from_micros(state.random.u64(100..most))
                 };
                 tokio::time::sleep(on_the_way).await;
@@ -57,7 +57,8 @@ impl Served {
                 }
             }
         };
-        let ttl = tokio::time::timeout(REQUEST_TIMEOUT, renewing).await.map_err(|_| refusal::timed_out())?;
+        let ttl =
+            tokio::time::timeout(REQUEST_TIMEOUT, renewing).await.map_err(|_| etcd_error::timed_out())?;
         self.thawed().await;
         Ok(PbLeaseKeepAliveResponse { header, id: lease, ttl })
     }
@@ -65,9 +66,9 @@ impl Served {
 
 impl State {
     fn renew(&mut self, member: usize, lease: i64) -> Renewal {
-        let Some(leader) = self.asked_for_leases(member) else { return Renewal::Nobody };
+        let Some(leader) = self.lessor_for(member) else { return Renewal::Nobody };
         let (now, seen) = (self.now, self.seen_by(leader));
-        // What is decided while a former leader believes to lead, it does not know of.
+        // A deposed leader does not know decisions made since.
         let granted = if self.leader == Some(leader) {
             self.store.leases.get(&lease).filter(|granted| granted.at <= seen).map(|granted| granted.ttl)
         } else {
@@ -82,21 +83,21 @@ impl State {
         Renewal::Granted(ttl)
     }
 
-    /// Whom `member` asks about leases: itself, if it believes to lead, or whom it follows.
-    fn asked_for_leases(&self, member: usize) -> Option<usize> {
-        if self.thinks_to_lead(member) {
+    /// The member that decides about leases for `member`: itself, if it believes that it leads, else its leader.
+    fn lessor_for(&self, member: usize) -> Option<usize> {
+        if self.believes_to_lead(member) {
             return Some(member);
         }
         let leader = self.members[member].follows?;
         let (at, of) = (&self.members[member], &self.members[leader]);
-        // What one member asks of another does not go by its disk.
+        // Forwarding needs no disk.
         let reached = !at.cut_off && !of.cut_off && !of.frozen && of.up;
-        (reached && self.thinks_to_lead(leader)).then_some(leader)
+        (reached && self.believes_to_lead(leader)).then_some(leader)
     }
 }
 
 #[async_trait]
-impl PbLeaseService for Served {
+impl PbLeaseService for MemberService {
     type LeaseKeepAliveStream = BoxStream<'static, Result<PbLeaseKeepAliveResponse, Status>>;
 
     async fn lease_grant(
@@ -127,10 +128,10 @@ impl PbLeaseService for Served {
         &self,
         request: Request<Streaming<PbLeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let (served, mut questions) = (self.clone(), request.into_inner());
+        let (service, mut questions) = (self.clone(), request.into_inner());
         Ok(Response::new(Box::pin(try_stream! {
             while let Some(question) = questions.message().await? {
-                yield served.keep_alive(question.id).await?;
+                yield service.keep_alive(question.id).await?;
             }
         })))
     }
@@ -145,7 +146,7 @@ impl PbLeaseService for Served {
                 (Some(granted), Some(leader)) => {
                     (granted.ttl, state.members[leader].lessor.left(state.now, id).as_secs() as i64)
                 }
-                // etcd's word for a lease that is not there.
+                // As etcd answers for an unknown lease.
                 _ => (0, -1),
             };
             let keys = if question.keys { state.store.keys_of(id) } else { Vec::new() };

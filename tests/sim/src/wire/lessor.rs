@@ -1,5 +1,4 @@
-//! When leases run out, by the count of one member: the leader's counts, and that of a former one that
-//! does not know yet.
+//! The expiry of leases as one member counts it: the leader's count is the valid one; a deposed leader has one, too.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,34 +6,34 @@ use super::store::Granted;
 
 #[derive(Debug)]
 pub(super) struct Lessor {
-    /// How fast its clock runs.
+    /// The rate of its clock.
     rate: f64,
-    leases: BTreeMap<i64, Counted>,
-    next_look: Duration,
+    leases: BTreeMap<i64, TimedLease>,
+    next_expiry_check: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Counted {
+struct TimedLease {
     /// In seconds.
     ttl: i64,
     expires: Duration,
 }
 
-/// How often a leader looks for leases that have run out.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The interval at which a leader revokes expired leases.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Lessor {
     pub(super) fn new(rate: f64) -> Self {
-        Self { rate, leases: BTreeMap::new(), next_look: Duration::ZERO }
+        Self { rate, leases: BTreeMap::new(), next_expiry_check: Duration::ZERO }
     }
 
-    /// Gives `lease` its whole TTL, in seconds, from now on.
+    /// Extends `lease` by its whole TTL, in seconds.
     pub(super) fn renew(&mut self, now: Duration, lease: i64, ttl: i64) {
         let expires = now + Duration::from_secs(ttl.unsigned_abs()).div_f64(self.rate);
-        self.leases.insert(lease, Counted { ttl, expires });
+        self.leases.insert(lease, TimedLease { ttl, expires });
     }
 
-    /// The TTL of a lease that this member counts.
+    /// The TTL, in seconds, of a lease in this count.
     pub(super) fn ttl(&self, lease: i64) -> Option<i64> {
         self.leases.get(&lease).map(|counted| counted.ttl)
     }
@@ -47,27 +46,27 @@ impl Lessor {
         self.leases.get(&lease).map_or(Duration::ZERO, |counted| counted.expires.saturating_sub(now))
     }
 
-    /// Takes over: every lease has its whole TTL again.
+    /// Becomes the leader's count: every lease gets its whole TTL.
     pub(super) fn promote(&mut self, now: Duration, leases: &BTreeMap<i64, Granted>) {
         self.leases.clear();
         for (lease, granted) in leases {
             self.renew(now, *lease, granted.ttl);
         }
-        self.next_look = now + LOOK_EVERY;
+        self.next_expiry_check = now + EXPIRY_INTERVAL;
     }
 
-    /// The leases that are found to have run out now; looked for twice a second.
+    /// The expired leases, twice a second.
     pub(super) fn expired(&mut self, now: Duration) -> Vec<i64> {
-        if now < self.next_look {
+        if now < self.next_expiry_check {
             return Vec::new();
         }
-        self.next_look = now + LOOK_EVERY;
+        self.next_expiry_check = now + EXPIRY_INTERVAL;
         self.overdue(now)
     }
 
-    /// All that have run out by this count, no longer counted.
+    /// Removes and returns all expired leases.
     pub(super) fn overdue(&mut self, now: Duration) -> Vec<i64> {
-        let (overdue, counted): (BTreeMap<i64, Counted>, _) =
+        let (overdue, counted): (BTreeMap<i64, TimedLease>, _) =
             std::mem::take(&mut self.leases).into_iter().partition(|(_, counted)| counted.expires <= now);
         self.leases = counted;
         overdue.into_keys().collect()

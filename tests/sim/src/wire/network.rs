@@ -15,12 +15,12 @@ use turmoil::net::{TcpListener, TcpStream};
 
 pub(super) const PORT: u16 = 2379;
 
-/// The network as the client's code reaches members over it.
+/// The network for the client.
 pub(super) fn network() -> Network {
     Network::new(|reach| etcd_client::Channel::Tonic(channel(reach)))
 }
 
-/// A channel as etcd-client makes its own.
+/// A channel with the options that etcd-client sets on its own channels.
 fn channel(reach: &Reach<'_>) -> tonic::transport::Channel {
     let endpoint = Endpoint::from_shared(reach.url.to_owned()).unwrap_or_else(|error| panic!("{error}"));
     endpoint
@@ -46,8 +46,8 @@ pub(super) async fn incoming() -> io::Result<impl Stream<Item = io::Result<Conne
 
 /// A connection, as tonic's server takes it.
 ///
-/// What is written until it is flushed travels as one segment, as it does in TCP mostly: otherwise the number of
-/// messages would depend on how h2 cuts its frames.
+/// Everything written until a flush is one segment, as mostly in TCP. Otherwise the number of messages would depend on how h2 splits
+/// its frames.
 #[derive(Debug)]
 pub(super) struct Connection(BufWriter<TcpStream>);
 

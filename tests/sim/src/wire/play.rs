@@ -1,4 +1,4 @@
-//! One seed's run: the hosts, what befalls them, and what has to be true at the end.
+//! One run: the hosts, the faults, and the checks at the end.
 
 use std::{
     sync::{Arc, Mutex},
@@ -13,9 +13,9 @@ use super::{
     cluster::{Cluster, MEMBERS},
     faults::{Faults, LATENCY, TICK},
     host::{self, ELECTIONS, Host, TTL, host_name, member_name},
-    request::Served,
+    request::MemberService,
 };
-use crate::{candidate::Terms, history::History, run::Outcome};
+use crate::{candidate::TermLength, history::History, run::Outcome};
 
 pub(super) const HOSTS: usize = 3;
 
@@ -27,17 +27,17 @@ pub(super) struct World {
     pub(super) history: History,
 }
 
-/// Plays one seed's run.
+/// Runs one seed.
 pub(super) fn play(seed: u64, simulated: Duration) -> Outcome {
     let mut random = Rng::with_seed(seed ^ 0x0e7c_d511);
-    // In some runs an operator ends leases and deletes entries, or a stalled leader ends leases that live.
-    let operated = seed % 8 >= 6;
-    let mut world = World::new(seed, &mut random, History::new(operated));
-    let mut faults = Faults::new(random.fork(), operated);
+    // In some runs an operator revokes leases and deletes entries, or a stalled leader revokes live leases.
+    let operator_interferes = seed % 8 >= 6;
+    let mut world = World::new(seed, &mut random, History::new(operator_interferes));
+    let mut faults = Faults::new(random.fork(), operator_interferes);
     while world.sim.elapsed() < simulated && world.step() {
-        faults.go_on(&mut world);
+        faults.step(&mut world);
     }
-    faults.mend_all(&mut world);
+    faults.restore_all(&mut world);
     world.check_recovery();
     world.close();
     world.check_leftovers();
@@ -59,21 +59,21 @@ impl World {
             .rng_seed(random.u64(..))
             .tick_duration(TICK)
             .simulation_duration(Duration::MAX)
-            // Nothing that one host does is known to another in the same step.
+            // No message arrives in the step in which it was sent.
             .min_message_latency(TICK)
             .max_message_latency(LATENCY)
-            // Whoever connects to a member that is frozen tries again every second.
+            // Hosts reconnect to a frozen member every second.
             .tcp_capacity(4_096)
             .build();
-        // Any two clocks differ by less than a tenth.
+        // Any two clock rates differ by less than 10 %.
         let mut rates = random.fork();
         let mut rate = move || 0.955 + 0.09 * rates.f64();
         let cluster = Cluster::new(random.fork(), &mut rate);
         for member in 0..MEMBERS {
-            let served = Served { cluster: cluster.clone(), member };
-            sim.host(member_name(member), move || host::member(served.clone()));
+            let service = MemberService { cluster: cluster.clone(), member };
+            sim.host(member_name(member), move || host::member(service.clone()));
         }
-        let terms = if seed % 4 >= 2 { Terms::Long(Duration::from_secs(30)) } else { Terms::Short };
+        let terms = if seed % 4 >= 2 { TermLength::Long(Duration::from_secs(30)) } else { TermLength::Short };
         let hosts: Vec<Arc<Host>> = (0..HOSTS)
             .map(|n| {
                 let host = Arc::new(Host {
@@ -119,9 +119,10 @@ impl World {
     /// Promise L1: with everything mended, somebody else leads in each election.
     fn check_recovery(&mut self) {
         let elections: Vec<String> = (0..ELECTIONS).map(|n| format!("e{n}")).collect();
-        let before: Vec<u64> = elections.iter().map(|name| self.history.lock().begun(name)).collect();
+        let before: Vec<u64> = elections.iter().map(|name| self.history.lock().terms_begun(name)).collect();
         for (election, before) in elections.iter().zip(before) {
-            let led = self.goes_on_until(TTL * 16, |world| world.history.lock().begun(election) > before);
+            let led =
+                self.goes_on_until(TTL * 16, |world| world.history.lock().terms_begun(election) > before);
             if !led {
                 let working = self.history.lock().working();
                 let state = self.cluster.read();

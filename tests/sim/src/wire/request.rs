@@ -1,4 +1,4 @@
-//! How a member carries out what a quorum has to decide, and what it says when it cannot.
+//! How a member processes a request that needs a quorum, and how the request fails without one.
 
 use std::time::Duration;
 
@@ -6,34 +6,34 @@ use tonic::{Request, Status};
 
 use super::{
     cluster::{Cluster, ELECTION_TIMEOUT, State},
-    refusal,
+    etcd_error,
 };
 
-/// How long a member waits for a decision: 5 s and two election timeouts.
+/// The time limit for a decision: 5 s and two election timeouts, as in etcd.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// What becomes of a request that finds no quorum.
+/// What happens to a request without a quorum.
 #[derive(Clone, Copy)]
-enum Fate {
-    /// It waits, and is carried out and answered when there is one again.
+enum Delivery {
+    /// It waits for the quorum, is applied and answered.
     Waits,
-    /// It went to a leader that is none any more, and nobody sends it again.
+    /// It was sent to a deposed leader and is lost.
     Lost,
-    /// It is carried out when there is a quorum again, and its answer is lost.
+    /// It is applied when there is a quorum again, but its answer is lost.
     Unanswered,
-    /// It is refused as soon as somebody leads again.
+    /// It fails as soon as there is a leader again.
     Refused,
 }
 
-/// What every handler has.
+/// The services of one member.
 #[derive(Clone, Debug)]
-pub(super) struct Served {
+pub(super) struct MemberService {
     pub(super) cluster: Cluster,
     pub(super) member: usize,
 }
 
-impl Served {
-    /// Carries a request out by the word of a quorum, whether or not its client goes on waiting.
+impl MemberService {
+    /// Applies a request by a quorum decision, even when its client has given up.
     pub(super) async fn decide<Q, T>(
         &self,
         what: &'static str,
@@ -45,21 +45,21 @@ impl Served {
         T: Send + 'static,
     {
         let needs_leader = needs_leader(&request);
-        let (served, question) = (self.clone(), request.into_inner());
+        let (service, question) = (self.clone(), request.into_inner());
         let deciding = tokio::spawn(async move {
-            served.cluster.read().note(served.member, what);
-            served.thawed().await;
-            if needs_leader && served.knows_no_leader(ELECTION_TIMEOUT) {
-                return Err(refusal::no_leader());
+            service.cluster.read().note(service.member, what);
+            service.thawed().await;
+            if needs_leader && service.knows_no_leader(ELECTION_TIMEOUT) {
+                return Err(etcd_error::no_leader());
             }
-            served.carry_out(|state| with(state, question)).await
+            service.carry_out(|state| with(state, question)).await
         });
         deciding.await.unwrap_or_else(|_| Err(Status::cancelled("the member has stopped")))
     }
 
     /// Waits until the member is not frozen.
     pub(super) async fn thawed(&self) {
-        self.cluster.until(|state| !state.members[self.member].frozen).await;
+        self.cluster.wait_until(|state| !state.members[self.member].frozen).await;
     }
 
     pub(super) fn knows_no_leader(&self, since: Duration) -> bool {
@@ -73,32 +73,32 @@ impl Served {
         let heard = self.cluster.read().quorum_at(member);
         tokio::time::sleep(there).await;
         if !heard || !self.cluster.read().quorum_at(member) {
-            let fate = match self.cluster.read().random.u8(..4) {
-                0 => Fate::Lost,
-                1 => Fate::Unanswered,
-                2 => Fate::Refused,
-                _ => Fate::Waits,
+            let delivery = match self.cluster.read().random.u8(..4) {
+                0 => Delivery::Lost,
+                1 => Delivery::Unanswered,
+                2 => Delivery::Refused,
+                _ => Delivery::Waits,
             };
-            let quorum = self.cluster.until(|state| state.quorum_at(member));
-            match fate {
-                Fate::Lost => {
+            let quorum = self.cluster.wait_until(|state| state.quorum_at(member));
+            match delivery {
+                Delivery::Lost => {
                     tokio::time::sleep(REQUEST_TIMEOUT).await;
-                    return Err(refusal::timed_out());
+                    return Err(etcd_error::timed_out());
                 }
-                Fate::Unanswered => quorum.await,
-                Fate::Refused | Fate::Waits => {
+                Delivery::Unanswered => quorum.await,
+                Delivery::Refused | Delivery::Waits => {
                     if tokio::time::timeout(REQUEST_TIMEOUT, quorum).await.is_err() {
-                        return Err(refusal::timed_out());
+                        return Err(etcd_error::timed_out());
                     }
                 }
             }
-            match fate {
-                Fate::Refused => return Err(refusal::leader_changed()),
-                Fate::Unanswered => {
+            match delivery {
+                Delivery::Refused => return Err(etcd_error::leader_changed()),
+                Delivery::Unanswered => {
                     drop(self.apply(with));
-                    return Err(refusal::timed_out());
+                    return Err(etcd_error::timed_out());
                 }
-                Fate::Waits | Fate::Lost => {}
+                Delivery::Waits | Delivery::Lost => {}
             }
         }
         let outcome = self.apply(with);
@@ -110,13 +110,13 @@ impl Served {
 
     fn apply<T>(&self, with: impl FnOnce(&mut State) -> Result<T, Status>) -> Result<T, Status> {
         self.cluster.change(|state| {
-            state.caught_up(self.member);
+            state.catch_up(self.member);
             with(state)
         })
     }
 }
 
-/// Whether the client wants no answer of a member that knows no leader.
+/// Whether the request has to fail at a member without a leader (`hasleader`).
 pub(super) fn needs_leader<Q>(request: &Request<Q>) -> bool {
     request.metadata().get("hasleader").is_some_and(|value| value == "true")
 }

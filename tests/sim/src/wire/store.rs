@@ -1,4 +1,4 @@
-//! The fake etcd's keys and values: revisions, transactions, leases' keys, and the log that watches are served from.
+//! The keys and values of the fake etcd: revisions, transactions, keys of leases, and the log that feeds watches.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,9 +15,9 @@ use etcd_client::{
 };
 use tonic::Status;
 
-use super::refusal;
+use super::etcd_error;
 
-/// What a quorum has agreed on. etcd's first revision is 1, and its first key's is 2.
+/// The agreed state. etcd's first revision is 1; its first key has revision 2.
 #[derive(Debug)]
 pub(super) struct Store {
     pub(super) revision: i64,
@@ -28,7 +28,7 @@ pub(super) struct Store {
     granted: u64,
     /// The NOSPACE alarm is on: puts and grants are refused, and deletes are allowed.
     pub(super) out_of_space: bool,
-    /// What the revision under way has changed so far.
+    /// The events of the revision in progress.
     pending: Vec<PbEvent>,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Granted {
     /// In seconds.
     pub(super) ttl: i64,
     pub(super) at: Duration,
-    /// How many were granted before.
+    /// The number of earlier grants.
     pub(super) nth: u64,
 }
 
@@ -66,11 +66,11 @@ impl Keys {
     }
 }
 
-/// etcd's least TTL with its usual election timeout of a second: one and a half of it, in whole seconds.
-const LEAST_TTL: i64 = 2;
-const LARGEST_TTL: i64 = 9_000_000_000;
+/// etcd's minimum TTL with its default election timeout of 1 s: 1.5 times that, rounded up to seconds.
+const MIN_TTL: i64 = 2;
+const MAX_TTL: i64 = 9_000_000_000;
 
-/// A transaction whose comparisons are made.
+/// A transaction after its comparisons.
 struct Planned {
     succeeded: bool,
     ops: Vec<Step>,
@@ -95,7 +95,7 @@ impl Store {
         }
     }
 
-    /// Makes one revision of whatever `with` changes, if it changes anything.
+    /// Makes one revision of the changes of `with`, if there are any.
     fn change<T>(&mut self, now: Duration, with: impl FnOnce(&mut Self) -> T) -> T {
         let outcome = with(self);
         let pending = std::mem::take(&mut self.pending);
@@ -114,7 +114,7 @@ impl Store {
 
     pub(super) fn range(&self, request: PbRangeRequest) -> Result<PbRangeResponse, Status> {
         if request.revision > 0 && request.revision <= self.compacted {
-            return Err(refusal::compacted());
+            return Err(etcd_error::compacted());
         }
         if request.revision > 0 && request.revision < self.revision {
             return Err(Status::unimplemented("the fake etcd reads the present only"));
@@ -144,11 +144,16 @@ impl Store {
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         let more = kvs.len() > limit;
         kvs.truncate(if request.count_only { 0 } else { limit });
-        let shown = |kv: &PbKeyValue| PbKeyValue {
+        let visible_candidates = |kv: &PbKeyValue| PbKeyValue {
             value: if request.keys_only { Vec::new() } else { kv.value.clone() },
             ..kv.clone()
         };
-        Ok(PbRangeResponse { header: None, kvs: kvs.into_iter().map(shown).collect(), more, count })
+        Ok(PbRangeResponse {
+            header: None,
+            kvs: kvs.into_iter().map(visible_candidates).collect(),
+            more,
+            count,
+        })
     }
 
     pub(super) fn put(&mut self, now: Duration, request: PbPutRequest) -> Result<PbPutResponse, Status> {
@@ -159,12 +164,12 @@ impl Store {
 
     /// As `applierV3Capped` has it (`server/etcdserver/apply.go`).
     fn check_space(&self, takes_space: bool) -> Result<(), Status> {
-        if self.out_of_space && takes_space { Err(refusal::out_of_space()) } else { Ok(()) }
+        if self.out_of_space && takes_space { Err(etcd_error::out_of_space()) } else { Ok(()) }
     }
 
     fn check_lease(&self, request: &PbPutRequest) -> Result<(), Status> {
         if request.lease != 0 && !self.leases.contains_key(&request.lease) {
-            return Err(refusal::lease_not_found());
+            return Err(etcd_error::lease_not_found());
         }
         Ok(())
     }
@@ -297,13 +302,13 @@ impl Store {
     /// The TTL in seconds as it was granted.
     pub(super) fn grant(&mut self, now: Duration, id: i64, ttl: i64) -> Result<i64, Status> {
         self.check_space(true)?;
-        if ttl > LARGEST_TTL {
+        if ttl > MAX_TTL {
             return Err(Status::out_of_range("etcdserver: too large lease TTL"));
         }
         if self.leases.contains_key(&id) {
             return Err(Status::failed_precondition("etcdserver: lease already exists"));
         }
-        let ttl = ttl.max(LEAST_TTL);
+        let ttl = ttl.max(MIN_TTL);
         self.leases.insert(id, Granted { ttl, at: now, nth: self.granted });
         self.granted += 1;
         Ok(ttl)
@@ -311,7 +316,7 @@ impl Store {
 
     /// Ends a lease, and with it its keys, in one revision.
     pub(super) fn revoke(&mut self, now: Duration, id: i64) -> Result<(), Status> {
-        self.leases.remove(&id).ok_or_else(refusal::lease_not_found)?;
+        self.leases.remove(&id).ok_or_else(etcd_error::lease_not_found)?;
         let keys = self.keys_of(id);
         self.change(now, |store| keys.iter().for_each(|key| store.remove(key)));
         Ok(())
@@ -323,7 +328,7 @@ impl Store {
 
     pub(super) fn compact(&mut self, revision: i64) -> Result<(), Status> {
         if revision <= self.compacted {
-            return Err(refusal::compacted());
+            return Err(etcd_error::compacted());
         }
         if revision > self.revision {
             return Err(Status::out_of_range("etcdserver: mvcc: required revision is a future revision"));

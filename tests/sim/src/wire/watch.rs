@@ -1,8 +1,8 @@
 //! The service for watches: what each stream carries.
 //!
-//! A watch that starts in the future is told of changes as its member learns of them. One that starts
-//! at the present revision or before is served by a loop that runs every 100 ms, and when what it asks for was
-//! compacted, that loop ends it with an empty reason and leaves the stream open.
+//! A watch that starts at a future revision gets events as its member learns of them. One that starts at the current revision or before
+//! is served by a loop that runs every 100 ms. When its start was compacted, that loop cancels it with an empty reason and leaves the
+//! stream open.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,38 +19,38 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
     cluster::{Cluster, ELECTION_TIMEOUT},
-    refusal,
-    request::{Served, needs_leader},
+    etcd_error,
+    request::{MemberService, needs_leader},
     store::Keys,
 };
 
 const SYNC_EVERY: Duration = Duration::from_millis(100);
-/// A stream that needs a leader is ended after so long without one.
-const LEADERLESS: Duration = ELECTION_TIMEOUT.saturating_mul(3);
+/// A stream with `hasleader` ends after this time without a leader.
+const NO_LEADER_TIMEOUT: Duration = ELECTION_TIMEOUT.saturating_mul(3);
 
 struct Watcher {
     keys: Keys,
     no_put: bool,
     no_delete: bool,
-    /// The first revision that it has not been told of.
+    /// The first revision that it has not received.
     next: i64,
-    /// Whether it is told of changes as they come.
+    /// Whether it receives events as they come.
     synced: bool,
 }
 
 /// One stream of watches.
 struct Stream {
-    served: Served,
+    service: MemberService,
     watchers: BTreeMap<i64, Watcher>,
     answers: mpsc::UnboundedSender<Result<PbWatchResponse, Status>>,
     needs_leader: bool,
 }
 
-/// Why a stream is over.
-struct Over;
+/// The stream has ended.
+struct StreamEnded;
 
 #[async_trait]
-impl PbWatchService for Served {
+impl PbWatchService for MemberService {
     type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
 
     async fn watch(
@@ -60,7 +60,7 @@ impl PbWatchService for Served {
         self.cluster.read().note(self.member, "watch");
         let (answers, answered) = mpsc::unbounded_channel();
         let needs_leader = needs_leader(&request);
-        let stream = Stream { served: self.clone(), watchers: BTreeMap::new(), answers, needs_leader };
+        let stream = Stream { service: self.clone(), watchers: BTreeMap::new(), answers, needs_leader };
         tokio::spawn(stream.serve(request.into_inner()));
         Ok(Response::new(Box::pin(futures::stream::unfold(answered, |mut answered| async {
             answered.recv().await.map(|answer| (answer, answered))
@@ -70,7 +70,7 @@ impl PbWatchService for Served {
 
 impl Stream {
     async fn serve(mut self, mut requests: Streaming<PbWatchRequest>) {
-        let mut changes = self.served.cluster.changes();
+        let mut changes = self.service.cluster.changes();
         // All watches of a member are synced in one loop.
         let mut sync = interval_at(Instant::now() + SYNC_EVERY, SYNC_EVERY);
         loop {
@@ -83,10 +83,10 @@ impl Stream {
                     Ok(None) | Err(_) => return,
                 },
                 _ = sync.tick() => {
-                    self.served.thawed().await;
-                    self.sync().and_then(|()| self.tell()).and_then(|()| self.look_for_a_leader())
+                    self.service.thawed().await;
+                    self.sync().and_then(|()| self.notify()).and_then(|()| self.check_for_leader())
                 }
-                Ok(()) = changes.changed() => self.tell(),
+                Ok(()) = changes.changed() => self.notify(),
             };
             if outcome.is_err() {
                 return;
@@ -94,10 +94,10 @@ impl Stream {
         }
     }
 
-    fn accept(&mut self, request: PbWatchRequestUnion) -> Result<(), Over> {
-        let cluster = self.served.cluster.clone();
-        cluster.read().note(self.served.member, "watch request");
-        let now = cluster.read().revision_at(self.served.member);
+    fn accept(&mut self, request: PbWatchRequestUnion) -> Result<(), StreamEnded> {
+        let cluster = self.service.cluster.clone();
+        cluster.read().note(self.service.member, "watch request");
+        let now = cluster.read().revision_at(self.service.member);
         match request {
             PbWatchRequestUnion::CreateRequest(create) => {
                 let id = match create.watch_id {
@@ -106,7 +106,7 @@ impl Stream {
                 };
                 if self.watchers.contains_key(&id) {
                     let cancel_reason = "mvcc: watch ID already exists".to_owned();
-                    return self.say(PbWatchResponse {
+                    return self.send(PbWatchResponse {
                         watch_id: -1,
                         created: true,
                         canceled: true,
@@ -124,43 +124,43 @@ impl Stream {
                 };
                 self.watchers.insert(id, watcher);
                 cluster.read().open_watches += 1;
-                self.say(PbWatchResponse { watch_id: id, created: true, ..PbWatchResponse::default() })
+                self.send(PbWatchResponse { watch_id: id, created: true, ..PbWatchResponse::default() })
             }
             PbWatchRequestUnion::CancelRequest(cancel) => {
                 if !self.forget(cancel.watch_id) {
                     return Ok(());
                 }
-                self.say(PbWatchResponse {
+                self.send(PbWatchResponse {
                     watch_id: cancel.watch_id,
                     canceled: true,
                     ..PbWatchResponse::default()
                 })
             }
             PbWatchRequestUnion::ProgressRequest(_) => {
-                self.say(PbWatchResponse { watch_id: -1, ..PbWatchResponse::default() })
+                self.send(PbWatchResponse { watch_id: -1, ..PbWatchResponse::default() })
             }
         }
     }
 
-    fn say(&self, mut answer: PbWatchResponse) -> Result<(), Over> {
+    fn send(&self, mut answer: PbWatchResponse) -> Result<(), StreamEnded> {
         {
-            let state = self.served.cluster.read();
-            answer.header = state.header(self.served.member, state.revision_at(self.served.member));
+            let state = self.service.cluster.read();
+            answer.header = state.header(self.service.member, state.revision_at(self.service.member));
         }
-        self.answers.send(Ok(answer)).map_err(|_| Over)
+        self.answers.send(Ok(answer)).map_err(|_| StreamEnded)
     }
 
     fn forget(&mut self, id: i64) -> bool {
         let known = self.watchers.remove(&id).is_some();
         if known {
-            self.served.cluster.read().open_watches -= 1;
+            self.service.cluster.read().open_watches -= 1;
         }
         known
     }
 
     /// Brings late watches up to date, or ends them.
-    fn sync(&mut self) -> Result<(), Over> {
-        let compacted = self.served.cluster.read().store.compacted;
+    fn sync(&mut self) -> Result<(), StreamEnded> {
+        let compacted = self.service.cluster.read().store.compacted;
         let lost: Vec<i64> = self
             .watchers
             .iter()
@@ -169,7 +169,7 @@ impl Stream {
             .collect();
         for id in lost {
             self.forget(id);
-            self.say(PbWatchResponse {
+            self.send(PbWatchResponse {
                 watch_id: id,
                 canceled: true,
                 compact_revision: compacted,
@@ -181,16 +181,16 @@ impl Stream {
     }
 
     /// Tells the watches that are up to date what is new.
-    fn tell(&mut self) -> Result<(), Over> {
+    fn notify(&mut self) -> Result<(), StreamEnded> {
         let news = self.news();
         for (id, events) in news {
-            self.say(PbWatchResponse { watch_id: id, events, ..PbWatchResponse::default() })?;
+            self.send(PbWatchResponse { watch_id: id, events, ..PbWatchResponse::default() })?;
         }
         Ok(())
     }
 
     fn news(&mut self) -> Vec<(i64, Vec<PbEvent>)> {
-        let (cluster, member): (&Cluster, usize) = (&self.served.cluster, self.served.member);
+        let (cluster, member): (&Cluster, usize) = (&self.service.cluster, self.service.member);
         let state = cluster.read();
         let now = state.revision_at(member);
         let mut news = Vec::new();
@@ -216,10 +216,10 @@ impl Stream {
         news
     }
 
-    fn look_for_a_leader(&self) -> Result<(), Over> {
-        if self.needs_leader && self.served.knows_no_leader(LEADERLESS) {
-            drop(self.answers.send(Err(refusal::no_leader())));
-            return Err(Over);
+    fn check_for_leader(&self) -> Result<(), StreamEnded> {
+        if self.needs_leader && self.service.knows_no_leader(NO_LEADER_TIMEOUT) {
+            drop(self.answers.send(Err(etcd_error::no_leader())));
+            return Err(StreamEnded);
         }
         Ok(())
     }
@@ -227,13 +227,14 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.served.cluster.read().open_watches -= self.watchers.len() as i64;
+        self.service.cluster.read().open_watches -= self.watchers.len() as i64;
     }
 }
 
 impl Watcher {
     fn wants(&self, event: &PbEvent) -> bool {
-        let refused = if event.r#type == EventType::Put as i32 { self.no_put } else { self.no_delete };
-        !refused && event.kv.as_ref().is_some_and(|kv| self.keys.contain(&kv.key))
+        let connection_reset =
+            if event.r#type == EventType::Put as i32 { self.no_put } else { self.no_delete };
+        !connection_reset && event.kv.as_ref().is_some_and(|kv| self.keys.contain(&kv.key))
     }
 }

@@ -1,4 +1,4 @@
-//! Every rule broken in turn: a mutant that nobody notices is a hole in the checks.
+//! Runs every mutant. One that is not noticed is a gap in the checks.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -7,9 +7,9 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{broken::Mutant, options::Options, seeds::run_seeds};
+use crate::{mutant::Mutant, options::Options, seeds::run_seeds};
 
-/// Which mutants there are, and which were noticed.
+/// The number of mutants, and those that were not noticed.
 #[derive(Debug, Serialize)]
 pub(crate) struct Verdict {
     mutants: usize,
@@ -18,7 +18,7 @@ pub(crate) struct Verdict {
     seconds: f64,
 }
 
-/// Breaks each rule, and runs seeds until one of them shows it.
+/// Runs each mutant until a seed shows a violation.
 pub(crate) fn run_all(options: &Options, mutants: &[Mutant]) -> Verdict {
     let start = Instant::now();
     let mut survivors = Vec::new();

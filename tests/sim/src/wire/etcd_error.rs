@@ -1,4 +1,4 @@
-//! What etcd says when it refuses, in its words: the client's code reads them.
+//! The errors of etcd, with its texts, which the client parses.
 
 use tonic::Status;
 
