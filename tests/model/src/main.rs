@@ -1,7 +1,7 @@
-//! The protocol of deadlines and hand-over, with every order of its steps: what a simulation may miss by chance.
+//! A model of deadlines and handovers, explored in every order of its steps, which a simulation could miss.
 //!
-//! Time is counted in ticks, and only what is left of each term of time is kept, so that there are
-//! finitely many states although nothing bounds how long a run is, or how many terms it has.
+//! Time is counted in ticks. The state has only remaining times, so that the number of states is finite although runs and terms are not
+//! bounded.
 
 mod etcd;
 mod protocol;
@@ -16,16 +16,16 @@ use clap::Parser;
 
 use rules::Store;
 
-/// Looks at every state of the protocol, whole or with its rules broken in turn
+/// Explores every state of the protocol, with all rules or with each rule disabled in turn
 #[derive(Parser)]
 pub(crate) struct Options {
-    /// Which store's; both in turn unless one is named
+    /// The store; both in turn unless one is named
     #[arg(long, value_enum)]
     pub(crate) store: Option<Store>,
-    /// Breaks each rule in turn, and looks whether a property shows it
+    /// Disables each rule in turn, and checks that a property fails
     #[arg(long)]
     pub(crate) mutants: bool,
-    /// Tells by which steps each broken rule shows
+    /// Prints the steps that lead to each violation
     #[arg(long)]
     pub(crate) paths: bool,
     /// Prints one object of JSON as the last line
@@ -35,7 +35,7 @@ pub(crate) struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let verdict = verdict::look(&options);
+    let verdict = verdict::check(&options);
     verdict.print(&options);
     if verdict.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

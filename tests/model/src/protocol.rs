@@ -1,49 +1,50 @@
-//! The protocol: what can happen in a state, and what comes of it.
+//! The protocol: the steps that are possible in a state, and their effects.
 //!
-//! What only loses time is left out where it makes nothing worse: an entry is made, a session is opened and a
-//! confirming read is answered in one step, and etcd takes a keepalive as soon as it is sent, for later would leave
-//! less of the window. What is left apart are the steps between which something can come: a heartbeat and its
-//! answer, an answer and its confirmation, a check and the write after it, the end of a term, of its work, and of
-//! its entry.
+//! Delays that cannot cause a violation are left out: creating an entry, opening a session and answering a confirming read are one step
+//! each, and etcd processes a keepalive when it is sent, because a later time would shorten the window. Steps are separate where
+//! something can come between them: a heartbeat and its answer, an answer and its confirmation, a check and the write after it, and
+//! the end of a term, of its work, and of its entry.
 
 use stateright::{Model, Property};
 
 use crate::{
     etcd,
     rules::{Rule, Store},
-    state::{Asked, Beat, CANDIDATES, Candidate, DRIFT, Phase, Session, State, Unconfirmed, Wrong},
+    state::{
+        CANDIDATES, Candidate, DRIFT, Heartbeat, Phase, SentHeartbeat, Session, State, Unconfirmed, Violation,
+    },
     zookeeper,
 };
 
-/// The protocol over one store, whole or with one rule broken.
+/// The protocol over one store, with all rules or with one disabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Protocol {
     pub(crate) store: Store,
-    pub(crate) broken: Option<Rule>,
+    pub(crate) disabled: Option<Rule>,
 }
 
-/// One step. The number is that of a candidate.
+/// One step. The number identifies a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A tick of the store's clock; the slow clock misses it, or does not.
+    /// A tick of the store's clock, which the slow clock may miss.
     Tick {
         missed: bool,
     },
-    /// Opens a session, if there is none, and makes an entry.
+    /// Opens a session, if there is none, and creates an entry.
     Enter(usize),
-    /// Learns that nobody is before it.
+    /// Learns that its entry is the first.
     Win(usize),
-    /// Gives up a session whose window has closed, or that it knows to have ended.
+    /// Gives up a session whose window has closed or that has ended.
     GiveUp(usize),
-    /// Closes the session in the store: its work has stopped.
+    /// Closes the session in the store, after its work has stopped.
     Close(usize),
     Resign(usize),
-    /// Removes its entry: its work has stopped.
+    /// Removes its entry, after its work has stopped.
     Leave(usize),
-    /// Asks whether it leads, to write next.
+    /// Checks its leadership; the write follows.
     Check(usize),
     Write(usize),
-    /// The store ends a session that has run out.
+    /// The store ends an expired session.
     Expire(usize),
     Etcd(etcd::Step),
     Zookeeper(zookeeper::Step),
@@ -52,66 +53,66 @@ pub(crate) enum Step {
 use Step::*;
 
 impl Protocol {
-    pub(crate) fn is_broken(&self, rule: Rule) -> bool {
-        self.broken == Some(rule)
+    pub(crate) fn is_disabled(&self, rule: Rule) -> bool {
+        self.disabled == Some(rule)
     }
 
-    /// Whether all that is told of the candidate is what others can notice: see [`zookeeper`].
-    fn is_plain(&self, number: usize) -> bool {
+    /// Whether the candidate is reduced to what others can observe of it: see [`zookeeper`].
+    fn is_abstract(&self, number: usize) -> bool {
         self.store == Store::Zookeeper && number > 0
     }
 
-    /// How much a heartbeat is worth that has just been sent.
+    /// The ticks that a heartbeat sent now adds to the deadline.
     fn credit(&self) -> u8 {
         let ttl = self.store.ttl();
-        if self.is_broken(Rule::AllowForDrift) { ttl } else { ttl - DRIFT }
+        if self.is_disabled(Rule::AllowForDrift) { ttl } else { ttl - DRIFT }
     }
 
     /// Whether the candidate may assume to lead.
     pub(crate) fn is_valid(&self, candidate: &Candidate) -> bool {
-        candidate.phase == Phase::Leads && (candidate.left > 0 || self.is_broken(Rule::CheckClock))
+        candidate.phase == Phase::Leads && (candidate.ticks_left > 0 || self.is_disabled(Rule::CheckClock))
     }
 
-    /// Whether its work can act, though it may have been told to stop.
+    /// Whether its work may still act, even if it was cancelled.
     pub(crate) fn can_work(&self, candidate: &Candidate) -> bool {
         matches!(candidate.phase, Phase::Leads | Phase::Stopping)
-            && (candidate.left > 0 || self.is_broken(Rule::DropWorkAtDeadline))
+            && (candidate.ticks_left > 0 || self.is_disabled(Rule::DropWorkAtDeadline))
     }
 
     fn can_win(&self, state: &State, candidate: &Candidate) -> bool {
         let entry = candidate.session.entry;
-        if candidate.phase != Phase::Waiting || candidate.left == 0 || entry == 0 {
+        if candidate.phase != Phase::Waiting || candidate.ticks_left == 0 || entry == 0 {
             return false;
         }
-        if self.is_broken(Rule::LookOnWinning) {
+        if self.is_disabled(Rule::ReadOnWinning) {
             return state.entry_before(entry) != candidate.predecessor || state.first_entry() == entry;
         }
         state.first_entry() == entry
     }
 
-    /// Moves a deadline for a heartbeat sent `age` ticks ago, now that it is confirmed.
+    /// Extends a deadline by a confirmed heartbeat that was sent `age` ticks ago.
     pub(crate) fn renew(&self, state: &mut State, number: usize, age: u8) {
         let credit = self.credit().saturating_sub(age);
         let candidate = &mut state.candidates[number];
-        if candidate.left == 0 {
-            if !self.is_broken(Rule::NeverReopenWindow) || credit == 0 {
+        if candidate.ticks_left == 0 {
+            if !self.is_disabled(Rule::NeverReopenWindow) || credit == 0 {
                 return;
             }
             if candidate.phase == Phase::Leads {
-                state.wrong = Some(Wrong::YesAfterNo);
+                state.violation = Some(Violation::ValidAfterInvalid);
             }
         }
-        candidate.left = candidate.left.max(credit);
+        candidate.ticks_left = candidate.ticks_left.max(credit);
     }
 
     /// A term begins.
     fn lead(state: &mut State, number: usize) {
         let candidate = &mut state.candidates[number];
         candidate.phase = Phase::Leads;
-        if candidate.token <= state.newest {
-            state.wrong = Some(Wrong::StaleToken);
+        if candidate.token <= state.highest_token {
+            state.violation = Some(Violation::StaleToken);
         }
-        state.newest = state.newest.max(candidate.token);
+        state.highest_token = state.highest_token.max(candidate.token);
     }
 
     fn enter(&self, state: &mut State, number: usize) {
@@ -121,35 +122,35 @@ impl Protocol {
         let candidate = &mut state.candidates[number];
         if candidate.session.expires.is_none() {
             candidate.session.expires = Some(self.store.ttl());
-            candidate.left = self.credit();
+            candidate.ticks_left = self.credit();
         }
         candidate.session.entry = new;
-        if !(self.is_broken(Rule::UniqueTokens) && candidate.token > 0) {
+        if !(self.is_disabled(Rule::UniqueTokens) && candidate.token > 0) {
             candidate.token = new;
         }
         candidate.phase = Phase::Waiting;
-        if self.is_broken(Rule::LookOnWinning) {
+        if self.is_disabled(Rule::ReadOnWinning) {
             candidate.predecessor = before;
         }
-        if first == 0 || self.is_broken(Rule::LookOnEntering) {
+        if first == 0 || self.is_disabled(Rule::ReadOnEntering) {
             Self::lead(state, number);
         }
     }
 
-    /// Stands no more; what is in the store stays there.
-    fn stand_down(&self, state: &mut State, number: usize) {
+    /// Leaves the election; the session and the entry stay in the store.
+    fn leave_election(&self, state: &mut State, number: usize) {
         let candidate = &mut state.candidates[number];
         candidate.phase = Phase::Out;
         candidate.predecessor = 0;
-        if !self.is_broken(Rule::UniqueTokens) {
+        if !self.is_disabled(Rule::UniqueTokens) {
             candidate.token = 0;
         }
     }
 
     pub(crate) fn forget_session(state: &mut State, number: usize) {
         let candidate = &mut state.candidates[number];
-        candidate.left = 0;
-        candidate.beat = Beat::None;
+        candidate.ticks_left = 0;
+        candidate.heartbeat = Heartbeat::None;
         candidate.unconfirmed = None;
     }
 
@@ -162,32 +163,37 @@ impl Protocol {
             zookeeper::tick(state);
         }
         for (number, candidate) in state.candidates.iter_mut().enumerate() {
-            if self.is_plain(number) {
+            if self.is_abstract(number) {
                 continue;
             }
-            candidate.session.expires = candidate.session.expires.map(|left| left.saturating_sub(1));
-            candidate.steady = candidate.steady.saturating_sub(1);
+            candidate.session.expires =
+                candidate.session.expires.map(|ticks_left| ticks_left.saturating_sub(1));
+            candidate.ticks_until_skew = candidate.ticks_until_skew.saturating_sub(1);
             if number == 0 && missed {
-                candidate.steady = self.store.ttl() - 1;
+                candidate.ticks_until_skew = self.store.ttl() - 1;
                 continue;
             }
-            candidate.left = candidate.left.saturating_sub(1);
+            candidate.ticks_left = candidate.ticks_left.saturating_sub(1);
             self.age(candidate);
         }
     }
 
-    /// A tick of the candidate's clock. What is worth nothing any more is forgotten.
+    /// A tick of the candidate's clock. Heartbeats that can no longer extend the deadline are dropped.
     fn age(&self, candidate: &mut Candidate) {
         let older = |age: u8| Some(age + 1).filter(|age| *age < self.credit());
-        let later = |sent: Asked| older(sent.age).map(|age| Asked { age, ..sent });
-        let beat = match candidate.beat {
-            Beat::None => None,
-            Beat::Kept { age, old_term } => older(age).map(|age| Beat::Kept { age, old_term }),
-            Beat::Asked(sent) => later(sent).map(Beat::Asked),
-            Beat::Decided { sent, behind } => later(sent).map(|sent| Beat::Decided { sent, behind }),
-            Beat::Syncing(sent) => later(sent).map(Beat::Syncing),
+        let later = |sent: SentHeartbeat| older(sent.age).map(|age| SentHeartbeat { age, ..sent });
+        let heartbeat = match candidate.heartbeat {
+            Heartbeat::None => None,
+            Heartbeat::Renewed { age, old_term } => {
+                older(age).map(|age| Heartbeat::Renewed { age, old_term })
+            }
+            Heartbeat::SentHeartbeat(sent) => later(sent).map(Heartbeat::SentHeartbeat),
+            Heartbeat::Committed { sent, pings_ahead } => {
+                later(sent).map(|sent| Heartbeat::Committed { sent, pings_ahead })
+            }
+            Heartbeat::Syncing(sent) => later(sent).map(Heartbeat::Syncing),
         };
-        candidate.beat = beat.unwrap_or(Beat::None);
+        candidate.heartbeat = heartbeat.unwrap_or(Heartbeat::None);
         let gap = true;
         candidate.unconfirmed =
             candidate.unconfirmed.and_then(|sent| older(sent.age).map(|age| Unconfirmed { age, gap }));
@@ -196,39 +202,39 @@ impl Protocol {
     fn steps_of(&self, state: &State, number: usize, steps: &mut Vec<Step>) {
         let candidate = &state.candidates[number];
         let session = &candidate.session;
-        let lasts = session.expires.is_some();
+        let session_exists = session.expires.is_some();
         let mut can = |step: Step, now: bool| {
             if now {
                 steps.push(step);
             }
         };
-        if self.is_plain(number) {
-            can(Enter(number), !lasts);
+        if self.is_abstract(number) {
+            can(Enter(number), !session_exists);
             can(Win(number), self.can_win(state, candidate));
-            can(Expire(number), lasts);
+            can(Expire(number), session_exists);
             return;
         }
         match candidate.phase {
             Phase::Out => {
-                can(Enter(number), !lasts || (candidate.left > 0 && session.entry == 0));
-                can(Close(number), lasts && candidate.left == 0);
+                can(Enter(number), !session_exists || (candidate.ticks_left > 0 && session.entry == 0));
+                can(Close(number), session_exists && candidate.ticks_left == 0);
             }
             Phase::Waiting => {
                 can(Win(number), self.can_win(state, candidate));
-                can(GiveUp(number), candidate.left == 0);
+                can(GiveUp(number), candidate.ticks_left == 0);
             }
             Phase::Leads => {
-                can(GiveUp(number), candidate.left == 0);
-                can(Resign(number), candidate.left > 0);
-                can(Check(number), number == 0 && self.is_valid(candidate) && candidate.writing == 0);
+                can(GiveUp(number), candidate.ticks_left == 0);
+                can(Resign(number), candidate.ticks_left > 0);
+                can(Check(number), number == 0 && self.is_valid(candidate) && candidate.write_token == 0);
             }
             Phase::Stopping => {
                 can(Leave(number), true);
                 can(Close(number), true);
-                can(GiveUp(number), candidate.left == 0);
+                can(GiveUp(number), candidate.ticks_left == 0);
             }
         }
-        can(Write(number), candidate.writing > 0);
+        can(Write(number), candidate.write_token > 0);
         can(Expire(number), session.expires == Some(0));
     }
 
@@ -238,36 +244,36 @@ impl Protocol {
             Enter(number) => self.enter(state, number),
             Win(number) => Self::lead(state, number),
             GiveUp(number) => {
-                self.stand_down(state, number);
+                self.leave_election(state, number);
                 Self::forget_session(state, number);
             }
             Close(number) => {
                 Self::end_in_store(state, number);
-                if !self.is_broken(Rule::StopWorkBeforeClosing)
+                if !self.is_disabled(Rule::StopWorkBeforeClosing)
                     || state.candidates[number].phase == Phase::Out
                 {
-                    self.stand_down(state, number);
+                    self.leave_election(state, number);
                     Self::forget_session(state, number);
                 }
             }
             Resign(number) => state.candidates[number].phase = Phase::Stopping,
             Leave(number) => {
                 state.candidates[number].session.entry = 0;
-                if !self.is_broken(Rule::StopWorkBeforeLeaving) {
-                    self.stand_down(state, number);
+                if !self.is_disabled(Rule::StopWorkBeforeLeaving) {
+                    self.leave_election(state, number);
                 }
             }
-            Check(number) => state.candidates[number].writing = state.candidates[number].token,
+            Check(number) => state.candidates[number].write_token = state.candidates[number].token,
             Write(number) => {
-                let token = std::mem::take(&mut state.candidates[number].writing);
-                if token < state.newest && self.is_broken(Rule::Fence) {
-                    state.wrong = Some(Wrong::StaleWrite);
+                let token = std::mem::take(&mut state.candidates[number].write_token);
+                if token < state.highest_token && self.is_disabled(Rule::Fence) {
+                    state.violation = Some(Violation::StaleWrite);
                 }
             }
             Expire(number) => {
                 Self::end_in_store(state, number);
-                if self.is_plain(number) {
-                    self.stand_down(state, number);
+                if self.is_abstract(number) {
+                    self.leave_election(state, number);
                     Self::forget_session(state, number);
                 }
             }
@@ -286,12 +292,12 @@ impl Model for Protocol {
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
-        if state.wrong.is_some() {
+        if state.violation.is_some() {
             return;
         }
         if self.store == Store::Etcd || zookeeper::can_tick(state) {
             steps.push(Tick { missed: false });
-            steps.extend((state.candidates[0].steady == 0).then_some(Tick { missed: true }));
+            steps.extend((state.candidates[0].ticks_until_skew == 0).then_some(Tick { missed: true }));
         }
         for number in 0..CANDIDATES {
             self.steps_of(state, number, steps);
@@ -314,11 +320,11 @@ impl Model for Protocol {
                 state.candidates.iter().filter(|candidate| model.is_valid(candidate)).count() <= 1
             }),
             Property::always("S2: each term's token is higher than any before", |_: &Self, state: &State| {
-                state.wrong != Some(Wrong::StaleToken)
+                state.violation != Some(Violation::StaleToken)
             }),
             Property::always(
                 "S2: no earlier term's write after a later term's",
-                |_: &Self, state: &State| state.wrong != Some(Wrong::StaleWrite),
+                |_: &Self, state: &State| state.violation != Some(Violation::StaleWrite),
             ),
             Property::always("S3: no work beside another leader", |model: &Self, state: &State| {
                 !state.candidates.iter().enumerate().any(|(leads, leader)| {
@@ -331,27 +337,29 @@ impl Model for Protocol {
                 })
             }),
             Property::always("no check says yes after one said no", |_: &Self, state: &State| {
-                state.wrong != Some(Wrong::YesAfterNo)
+                state.violation != Some(Violation::ValidAfterInvalid)
             }),
-            // Nothing of this would show in a model in which nothing happens.
+            // These check that the model is not vacuous.
             Property::sometimes("a late write is about to be refused", |_: &Self, state: &State| {
                 state
                     .candidates
                     .iter()
-                    .any(|candidate| candidate.writing > 0 && candidate.writing < state.newest)
+                    .any(|candidate| candidate.write_token > 0 && candidate.write_token < state.highest_token)
             }),
             Property::sometimes(
                 "a leader's session has expired, and it is about to write",
                 |_: &Self, state: &State| {
                     state.candidates.iter().any(|candidate| {
-                        candidate.writing > 0 && candidate.session.expires.is_none() && candidate.left == 0
+                        candidate.write_token > 0
+                            && candidate.session.expires.is_none()
+                            && candidate.ticks_left == 0
                     })
                 },
             ),
             Property::sometimes(
                 "another leads while one is between its check and its write",
                 |_: &Self, state: &State| {
-                    let led = state.candidates[0].writing;
+                    let led = state.candidates[0].write_token;
                     led > 0
                         && state.candidates[1..]
                             .iter()

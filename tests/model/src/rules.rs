@@ -1,8 +1,8 @@
-//! The rules of the protocol, each to be broken on purpose.
+//! The safety rules of the protocol, each of which can be disabled.
 
 use clap::ValueEnum;
 
-/// Which store's way of keeping sessions is modelled.
+/// The store whose sessions are modelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub(crate) enum Store {
     /// Leases, and a deposed leader that goes on answering keepalives (hazard E14).
@@ -12,8 +12,8 @@ pub(crate) enum Store {
 }
 
 impl Store {
-    /// How long the store keeps a session of which it hears nothing, in ticks of its clock: no longer than it takes
-    /// for a heartbeat to be confirmed before the deadline, and to leave more than was left.
+    /// The TTL of a session, in ticks of the store's clock: the shortest in which a heartbeat can be confirmed before the deadline and
+    /// extend it.
     pub(crate) fn ttl(self) -> u8 {
         match self {
             Self::Etcd => 3,
@@ -22,8 +22,8 @@ impl Store {
     }
 }
 
-/// A rule that can be broken; the names are those of the simulation where both have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A rule that can be disabled. Rules that the engine or the simulation has, too, have the same names there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub(crate) enum Rule {
     /// A deadline is counted from before the request is sent, not from its answer.
     DeadlineFromRequestStart,
@@ -31,18 +31,18 @@ pub(crate) enum Rule {
     ConfirmHeartbeats,
     /// A confirming read has to be of the heartbeat's term (etcd).
     CompareEpochs,
-    /// A keepalive's answer names the term in which it was given (etcd).
-    NameTheTerm,
-    /// A read that confirms is one that a quorum stands behind (etcd).
-    ReadFromAQuorum,
+    /// A keepalive's answer contains the raft term in which it was given (etcd).
+    ReportTerm,
+    /// A confirming read is linearizable (etcd).
+    QuorumRead,
     /// A heartbeat is a write that a quorum answers (ZooKeeper).
     HeartbeatByWrite,
     /// A confirming write is sent a gap after the answer to the one before (ZooKeeper).
     KeepHeartbeatGap,
-    /// The gap is counted from the answer, not from the question (ZooKeeper).
-    CountTheGapFromTheAnswer,
-    /// A heartbeat ends with a sync, which the leader answers after all that its follower has told it before (ZooKeeper).
-    SyncAfterWriting,
+    /// The gap is measured from the answer, not from the request (ZooKeeper).
+    MeasureGapFromAnswer,
+    /// A heartbeat ends with a `sync`, which the leader answers after all earlier reports of the follower (ZooKeeper).
+    SyncAfterWrite,
     /// The deadline allows for the drift of clocks.
     AllowForDrift,
     /// A window that has closed is not opened again.
@@ -57,39 +57,28 @@ pub(crate) enum Rule {
     StopWorkBeforeClosing,
     /// Every term has a token of its own.
     UniqueTokens,
-    /// When the predecessor went, a waiter looks who stands before it leads.
-    LookOnWinning,
-    /// Whoever enters looks whether others stand before it.
-    LookOnEntering,
+    /// When the predecessor is gone, a waiting candidate reads the queue before it leads.
+    ReadOnWinning,
+    /// An entering candidate checks whether others are ahead of it.
+    ReadOnEntering,
     /// The resource refuses a token lower than the highest it has seen.
     Fence,
 }
 
-use Rule::*;
-
 impl Rule {
-    /// All that mean something on this store.
+    /// All rules that this store's protocol has.
     pub(crate) fn all_of(store: Store) -> Vec<Self> {
-        let of_both = [
-            DeadlineFromRequestStart,
-            ConfirmHeartbeats,
-            AllowForDrift,
-            NeverReopenWindow,
-            CheckClock,
-            DropWorkAtDeadline,
-            StopWorkBeforeLeaving,
-            StopWorkBeforeClosing,
-            UniqueTokens,
-            LookOnWinning,
-            LookOnEntering,
-            Fence,
-        ];
-        let own: &[Self] = match store {
-            Store::Etcd => &[CompareEpochs, NameTheTerm, ReadFromAQuorum],
-            Store::Zookeeper => {
-                &[HeartbeatByWrite, KeepHeartbeatGap, CountTheGapFromTheAnswer, SyncAfterWriting]
+        Self::value_variants().iter().copied().filter(|rule| rule.applies_to(store)).collect()
+    }
+
+    fn applies_to(self, store: Store) -> bool {
+        use Rule::*;
+        match self {
+            CompareEpochs | ReportTerm | QuorumRead => store == Store::Etcd,
+            HeartbeatByWrite | KeepHeartbeatGap | MeasureGapFromAnswer | SyncAfterWrite => {
+                store == Store::Zookeeper
             }
-        };
-        of_both.iter().chain(own).copied().collect()
+            _ => true,
+        }
     }
 }

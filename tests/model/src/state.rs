@@ -1,53 +1,51 @@
-//! What there is at one moment: all times are relative to it, so that there are finitely many moments.
+//! A state of the model. All times are relative to it, so that there are finitely many states.
 
 use std::fmt;
 
-/// Three candidates: one that leads, one that follows it, and one between or behind them.
+/// Three candidates: a leader, its successor, and one between or behind them.
 pub(crate) const CANDIDATES: usize = 3;
-/// How much of a TTL is given up for clocks that run slow, in ticks: the slow one misses one tick of each TTL.
+/// The drift allowance, in ticks: a slow clock misses one tick in each TTL.
 pub(crate) const DRIFT: u8 = 1;
 
-/// A fencing token; zero is none. Only the order of tokens counts, so they are renumbered from one.
+/// A fencing token; zero is none. Only the order of tokens matters, so that they are renumbered from one.
 pub(crate) type Token = u8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// Stands in no election.
+    /// Does not take part.
     Out,
-    /// Has an entry, and others are before it.
+    /// Has an entry, with others ahead of it.
     Waiting,
     Leads,
-    /// Leads no more, and its work has not stopped yet.
+    /// Has resigned or lost leadership, but its work has not stopped yet.
     Stopping,
 }
 
-/// A heartbeat under way, and how many ticks of its candidate's clock ago it was sent.
+/// A heartbeat in progress. `age` is the time since it was sent, in ticks of the candidate's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Beat {
+pub(crate) enum Heartbeat {
     None,
-    /// etcd: carried out, or what a deposed leader took for that; next comes the confirming read. Whether the
-    /// store's term is another by now than that in which it was answered.
-    Kept {
+    /// etcd: answered by the leader or by a deposed one; the confirming read follows. `old_term`: the store's term has changed since.
+    Renewed {
         age: u8,
         old_term: bool,
     },
-    /// ZooKeeper: on its way to the server.
-    Asked(Asked),
-    /// ZooKeeper: the leader has carried it out, and the answer is on its way to the follower, behind so many of the
-    /// leader's questions of whom the follower has heard.
-    Decided {
-        sent: Asked,
-        behind: u8,
+    /// ZooKeeper: sent.
+    SentHeartbeat(SentHeartbeat),
+    /// ZooKeeper: committed by the leader. The answer is on its way to the follower, behind this many pings.
+    Committed {
+        sent: SentHeartbeat,
+        pings_ahead: u8,
     },
-    /// ZooKeeper: answered, and a sync is on its way to the leader.
-    Syncing(Asked),
+    /// ZooKeeper: answered; a `sync` is on its way to the leader.
+    Syncing(SentHeartbeat),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Asked {
+pub(crate) struct SentHeartbeat {
     pub(crate) age: u8,
-    /// Whether it was sent late enough to confirm the one before.
-    pub(crate) late_enough: bool,
+    /// Whether it was sent at least a gap after the previous answer, so that it can confirm that heartbeat.
+    pub(crate) after_gap: bool,
 }
 
 /// ZooKeeper: an answered heartbeat that a later one will confirm.
@@ -63,16 +61,16 @@ pub(crate) struct Unconfirmed {
 pub(crate) struct Candidate {
     pub(crate) phase: Phase,
     pub(crate) token: Token,
-    /// How many ticks of its own clock there are to its deadline.
-    pub(crate) left: u8,
-    /// After how many ticks its clock may miss one again.
-    pub(crate) steady: u8,
-    pub(crate) beat: Beat,
+    /// Ticks of its own clock until its deadline.
+    pub(crate) ticks_left: u8,
+    /// Ticks until its clock may miss one again.
+    pub(crate) ticks_until_skew: u8,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) unconfirmed: Option<Unconfirmed>,
-    /// With which token it is about to write: a check has said yes. Only the first candidate waits between the
-    /// two; the others write as soon as they lead.
-    pub(crate) writing: Token,
-    /// Whose entry it saw before its own; only where a rule is broken.
+    /// The token of a write whose check has succeeded. Only the first candidate can pause between check and write; the others write as
+    /// soon as they lead.
+    pub(crate) write_token: Token,
+    /// The entry that it has seen ahead of its own; used only when a rule is disabled.
     pub(crate) predecessor: Token,
     pub(crate) session: Session,
 }
@@ -80,62 +78,62 @@ pub(crate) struct Candidate {
 /// A session, as the store sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Session {
-    /// In how many ticks it may expire; `None` when there is none.
+    /// Ticks until it may expire; `None` when there is no session.
     pub(crate) expires: Option<u8>,
-    /// The entry under it; zero when there is none.
+    /// The entry under it; zero for none.
     pub(crate) entry: Token,
 }
 
-/// ZooKeeper: how the first candidate reaches the leader.
+/// ZooKeeper: the connection of the first candidate to the leader.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Route {
-    /// Over the follower.
-    pub(crate) by_follower: bool,
-    /// The follower hears nobody, and nobody hears it.
-    pub(crate) cut: bool,
-    /// The follower has heard of the session since it last told the leader.
-    pub(crate) heard: bool,
-    /// It has told the leader, who has not heard it yet.
-    pub(crate) told: bool,
-    /// How many of the leader's questions of whom the follower has heard are on their way to it.
-    pub(crate) questions: u8,
+    /// Through the follower.
+    pub(crate) via_follower: bool,
+    /// The follower is cut off from the other servers.
+    pub(crate) cut_off: bool,
+    /// The follower has a touch of the session that it has not reported yet.
+    pub(crate) touch_pending: bool,
+    /// The report is on its way to the leader.
+    pub(crate) touch_reported: bool,
+    /// The leader's pings that are on their way to the follower. It answers each with the touched sessions.
+    pub(crate) pings: u8,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) candidates: [Candidate; CANDIDATES],
-    /// etcd: whether there is a deposed leader that answers still.
+    /// etcd: whether a deposed leader still answers.
     pub(crate) deposed: bool,
     pub(crate) route: Route,
     /// The highest token that has led, and that the resource has seen.
-    pub(crate) newest: Token,
-    /// Nothing comes after this.
-    pub(crate) wrong: Option<Wrong>,
+    pub(crate) highest_token: Token,
+    /// A violation; such a state has no successors.
+    pub(crate) violation: Option<Violation>,
 }
 
-/// What no state shows by itself.
+/// A violation that only a step shows, not the state after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Wrong {
-    /// S2: a term has begun whose token is no higher than an earlier one's.
+pub(crate) enum Violation {
+    /// S2: a term has begun with a token that is not higher than an earlier one.
     StaleToken,
-    /// S2: the resource has taken a write of an earlier term after one of a later term.
+    /// S2: the resource has accepted a write of an earlier term after one of a later term.
     StaleWrite,
-    /// A check could say yes after one had said no.
-    YesAfterNo,
+    /// A check can succeed after one has failed.
+    ValidAfterInvalid,
 }
 
 impl State {
-    /// Nobody stands in the election, and nothing has happened.
+    /// The initial state: no candidate takes part.
     pub(crate) fn first() -> Self {
         let session = Session { expires: None, entry: 0 };
         let candidate = Candidate {
             phase: Phase::Out,
             token: 0,
-            left: 0,
-            steady: 0,
-            beat: Beat::None,
+            ticks_left: 0,
+            ticks_until_skew: 0,
+            heartbeat: Heartbeat::None,
             unconfirmed: None,
-            writing: 0,
+            write_token: 0,
             predecessor: 0,
             session,
         };
@@ -143,12 +141,12 @@ impl State {
             candidates: [candidate; CANDIDATES],
             deposed: false,
             route: Route::default(),
-            newest: 0,
-            wrong: None,
+            highest_token: 0,
+            violation: None,
         }
     }
 
-    /// A token that is higher than all.
+    /// A token higher than all others.
     pub(crate) fn next_token(&self) -> Token {
         self.tokens().max().unwrap_or(0) + 1
     }
@@ -167,12 +165,12 @@ impl State {
 
     fn tokens(&self) -> impl Iterator<Item = Token> {
         let of_candidates = self.candidates.iter().flat_map(|candidate| {
-            [candidate.token, candidate.writing, candidate.predecessor, candidate.session.entry]
+            [candidate.token, candidate.write_token, candidate.predecessor, candidate.session.entry]
         });
-        of_candidates.chain([self.newest])
+        of_candidates.chain([self.highest_token])
     }
 
-    /// Renumbers the tokens, and puts the candidates whose clocks are exact in an order: they are all alike.
+    /// Renumbers the tokens, and sorts the candidates with exact clocks, which are interchangeable.
     pub(crate) fn normalised(mut self) -> Self {
         let mut tokens: Vec<Token> = self.tokens().filter(|token| *token > 0).collect();
         tokens.sort_unstable();
@@ -184,11 +182,11 @@ impl State {
         };
         for candidate in &mut self.candidates {
             renumber(&mut candidate.token);
-            renumber(&mut candidate.writing);
+            renumber(&mut candidate.write_token);
             renumber(&mut candidate.predecessor);
             renumber(&mut candidate.session.entry);
         }
-        renumber(&mut self.newest);
+        renumber(&mut self.highest_token);
         self.candidates[1..].sort_unstable();
         self
     }
@@ -199,7 +197,7 @@ impl fmt::Debug for State {
         for candidate in &self.candidates {
             writeln!(f, "{candidate:?}")?;
         }
-        let Self { deposed, route, newest, wrong, .. } = self;
-        write!(f, "deposed {deposed}, {route:?}, newest token {newest}, {wrong:?}")
+        let Self { deposed, route, highest_token, violation, .. } = self;
+        write!(f, "deposed {deposed}, {route:?}, newest token {highest_token}, {violation:?}")
     }
 }

@@ -1,4 +1,4 @@
-//! Goes through all states, and tells what was seen.
+//! Explores all states, and reports the result.
 
 use std::{thread::available_parallelism, time::Instant};
 
@@ -11,10 +11,10 @@ use crate::{
     rules::{Rule, Store},
 };
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Verdict {
-    /// Of the whole protocol, on all stores: different states, and steps between them.
+    /// With all rules, over all stores: the distinct states, and the steps between them.
     states: usize,
     steps: usize,
     mutants: usize,
@@ -24,8 +24,8 @@ pub(crate) struct Verdict {
     seconds: f64,
 }
 
-/// Looks at the whole protocol, and then at each of its mutants where they are asked for.
-pub(crate) fn look(options: &Options) -> Verdict {
+/// Explores the protocol with all rules, and then each mutant if requested.
+pub(crate) fn check(options: &Options) -> Verdict {
     let began = Instant::now();
     let mut verdict = Verdict::default();
     let stores = [Store::Etcd, Store::Zookeeper];
@@ -48,7 +48,7 @@ fn threads() -> usize {
 impl Verdict {
     fn exhaust(&mut self, store: Store, options: &Options) {
         let began = Instant::now();
-        let protocol = Protocol { store, broken: None };
+        let protocol = Protocol { store, disabled: None };
         let checker = protocol.checker().threads(threads()).spawn_bfs().join();
         println!(
             "{store:?}: {} states, {} steps, {:.1?}",
@@ -75,8 +75,8 @@ impl Verdict {
 
     fn disable(&mut self, store: Store, rule: Rule, options: &Options) {
         let began = Instant::now();
-        let protocol = Protocol { store, broken: Some(rule) };
-        // Breadth first: the shortest way is the easiest to read.
+        let protocol = Protocol { store, disabled: Some(rule) };
+        // Breadth first, so that the shortest path is found, which is the easiest to read.
         let checker =
             protocol.checker().finish_when(HasDiscoveries::AnyFailures).threads(threads()).spawn_bfs().join();
         let failures: Vec<_> = checker

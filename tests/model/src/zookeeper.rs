@@ -1,13 +1,13 @@
 //! Heartbeats on ZooKeeper: writes, each confirmed by a later one.
 //!
-//! Only the first candidate's are told in full: its clock may be slow, and it may be connected to a follower, which
-//! tells the leader of whom it has heard when the leader asks. The others come, wait, lead, and vanish at any
-//! moment, which is all that the first can notice of them: whoever breaks a promise may be taken for the first.
+//! Only the heartbeats of the first candidate are modelled: its clock may be slow, and it may be connected to a follower, which reports
+//! touched sessions to the leader when the leader pings it. The others enter, wait, lead and vanish at any time, which is all
+//! that the first can observe of them. Any candidate that breaks a promise can be taken as the first.
 
 use crate::{
     protocol::Protocol,
     rules::Rule,
-    state::{Asked, Beat, Phase, Route, State, Unconfirmed},
+    state::{Heartbeat, Phase, Route, SentHeartbeat, State, Unconfirmed},
 };
 
 /// One step, of the first candidate or between it and the leader.
@@ -17,160 +17,160 @@ pub(crate) enum Step {
     Send,
     /// The heartbeat or its answer is lost.
     Lose,
-    /// The leader carries it out.
-    Decide,
-    /// The follower answers it though it is cut off: a ping, which nobody else hears of.
-    AnswerAstray,
-    /// The answer comes.
+    /// The leader commits it.
+    Commit,
+    /// The follower answers it although it is cut off, as it answers a ping.
+    AnswerWhileCutOff,
+    /// The answer arrives.
     Answer,
     /// The sync after it is answered.
     Sync,
-    /// The follower hears the leader's question, and tells of whom it has heard.
-    Tell,
-    /// The leader hears it.
-    Hear,
-    /// The follower is cut off from the leader: what is under way between them is lost.
-    Cut,
-    /// It is a follower again, and closes its clients' connections.
-    Mend,
-    /// Connects to the follower, or to the leader.
+    /// The follower receives a ping, and reports touched sessions.
+    ReportTouches,
+    /// The leader receives the report.
+    ReceiveReport,
+    /// The follower is cut off from the leader; messages between them are lost.
+    CutOff,
+    /// The follower rejoins, and closes its clients' connections.
+    Restore,
+    /// The candidate reconnects to the other server.
     Move,
 }
 
 use Step::*;
 
-/// How many questions can be under way before the follower takes the leader for dead. More would be of no use: in
-/// so many ticks a heartbeat is worth nothing any more.
-const MOST_QUESTIONS: u8 = 3;
+/// The largest number of unanswered pings; then the follower considers the leader dead. More would change nothing, because a heartbeat
+/// is useless after so many ticks.
+const MAX_PINGS: u8 = 3;
 
-/// Whether time can pass: the leader asks in each tick.
+/// Whether time can pass: the leader sends a ping in each tick.
 pub(crate) fn can_tick(state: &State) -> bool {
-    !state.route.by_follower || state.route.cut || state.route.questions < MOST_QUESTIONS
+    !state.route.via_follower || state.route.cut_off || state.route.pings < MAX_PINGS
 }
 
-/// The leader asks the follower of whom it has heard.
+/// The leader pings the follower.
 pub(crate) fn tick(state: &mut State) {
-    if state.route.by_follower && !state.route.cut {
-        state.route.questions += 1;
+    if state.route.via_follower && !state.route.cut_off {
+        state.route.pings += 1;
     }
 }
 
 pub(crate) fn steps(protocol: &Protocol, state: &State) -> Vec<Step> {
     let (candidate, route) = (&state.candidates[0], &state.route);
-    let lasts = candidate.session.expires.is_some();
-    let reaches = !(route.by_follower && route.cut);
+    let session_exists = candidate.session.expires.is_some();
+    let is_connected = !(route.via_follower && route.cut_off);
     let mut steps = Vec::new();
     let mut can = |step: Step, now: bool| {
         if now {
             steps.push(step);
         }
     };
-    match candidate.beat {
-        Beat::None => can(Send, candidate.phase != Phase::Out && candidate.left > 0),
-        Beat::Asked(_) => {
-            can(Decide, reaches && lasts);
-            can(AnswerAstray, !reaches && protocol.is_broken(Rule::HeartbeatByWrite));
+    match candidate.heartbeat {
+        Heartbeat::None => can(Send, candidate.phase != Phase::Out && candidate.ticks_left > 0),
+        Heartbeat::SentHeartbeat(_) => {
+            can(Commit, is_connected && session_exists);
+            can(AnswerWhileCutOff, !is_connected && protocol.is_disabled(Rule::HeartbeatByWrite));
         }
-        Beat::Decided { .. } => can(Answer, reaches),
-        _ => can(Sync, reaches && lasts),
+        Heartbeat::Committed { .. } => can(Answer, is_connected),
+        _ => can(Sync, is_connected && session_exists),
     }
-    can(Lose, candidate.beat != Beat::None);
-    can(Tell, reaches && route.questions > 0);
-    can(Hear, reaches && route.told);
-    can(if route.cut { Mend } else { Cut }, true);
-    // A session is resumed where there is one, and nowhere that is cut off.
-    can(Move, lasts && (route.by_follower || !route.cut));
+    can(Lose, candidate.heartbeat != Heartbeat::None);
+    can(ReportTouches, is_connected && route.pings > 0);
+    can(ReceiveReport, is_connected && route.touch_reported);
+    can(if route.cut_off { Restore } else { CutOff }, true);
+    // A session can be resumed only at a server that is not cut off.
+    can(Move, session_exists && (route.via_follower || !route.cut_off));
     steps
 }
 
 pub(crate) fn apply(protocol: &Protocol, state: &mut State, step: Step) {
     match step {
         Send => send(protocol, state),
-        Lose => state.candidates[0].beat = Beat::None,
-        Decide => decide(protocol, state),
-        AnswerAstray => {
-            if let Beat::Asked(sent) = state.candidates[0].beat {
+        Lose => state.candidates[0].heartbeat = Heartbeat::None,
+        Commit => commit(protocol, state),
+        AnswerWhileCutOff => {
+            if let Heartbeat::SentHeartbeat(sent) = state.candidates[0].heartbeat {
                 answered(protocol, state, sent);
             }
         }
         Answer => answer(protocol, state),
         Sync => {
-            if let Beat::Syncing(sent) = state.candidates[0].beat {
-                hear(protocol, state);
+            if let Heartbeat::Syncing(sent) = state.candidates[0].heartbeat {
+                receive_report(protocol, state);
                 answered(protocol, state, sent);
             }
         }
-        Tell => tell(state, 1),
-        Hear => hear(protocol, state),
-        Cut => {
-            let by_follower = state.route.by_follower;
-            state.route = Route { cut: true, by_follower, ..Route::default() };
-            // What the leader has carried out by now is answered to nobody.
-            if by_follower && !matches!(state.candidates[0].beat, Beat::Asked(_)) {
-                state.candidates[0].beat = Beat::None;
+        ReportTouches => report_touches(state, 1),
+        ReceiveReport => receive_report(protocol, state),
+        CutOff => {
+            let via_follower = state.route.via_follower;
+            state.route = Route { cut_off: true, via_follower, ..Route::default() };
+            // The answers of committed heartbeats are lost.
+            if via_follower && !matches!(state.candidates[0].heartbeat, Heartbeat::SentHeartbeat(_)) {
+                state.candidates[0].heartbeat = Heartbeat::None;
             }
         }
-        Mend => {
-            if state.route.by_follower {
+        Restore => {
+            if state.route.via_follower {
                 connect(protocol, state, false);
             }
             state.route = Route::default();
         }
         Move => {
-            let cut = state.route.cut;
-            connect(protocol, state, !state.route.by_follower);
-            state.route.cut = cut;
+            let cut_off = state.route.cut_off;
+            connect(protocol, state, !state.route.via_follower);
+            state.route.cut_off = cut_off;
         }
     }
 }
 
 fn send(protocol: &Protocol, state: &mut State) {
     let candidate = &mut state.candidates[0];
-    let late_enough = match candidate.unconfirmed {
+    let after_gap = match candidate.unconfirmed {
         None => false,
-        Some(_) if protocol.is_broken(Rule::KeepHeartbeatGap) => true,
-        Some(earlier) if protocol.is_broken(Rule::CountTheGapFromTheAnswer) => earlier.age > 0,
+        Some(_) if protocol.is_disabled(Rule::KeepHeartbeatGap) => true,
+        Some(earlier) if protocol.is_disabled(Rule::MeasureGapFromAnswer) => earlier.age > 0,
         Some(earlier) => earlier.gap,
     };
-    candidate.beat = Beat::Asked(Asked { age: 0, late_enough });
+    candidate.heartbeat = Heartbeat::SentHeartbeat(SentHeartbeat { age: 0, after_gap });
 }
 
-/// On one connection everything comes in the order in which it was sent.
-fn decide(protocol: &Protocol, state: &mut State) {
-    let Beat::Asked(sent) = state.candidates[0].beat else { return };
-    if state.route.by_follower {
-        hear(protocol, state);
-        state.route.heard = true;
+/// A connection keeps the order of messages.
+fn commit(protocol: &Protocol, state: &mut State) {
+    let Heartbeat::SentHeartbeat(sent) = state.candidates[0].heartbeat else { return };
+    if state.route.via_follower {
+        receive_report(protocol, state);
+        state.route.touch_pending = true;
     } else {
         state.candidates[0].session.expires = Some(protocol.store.ttl());
     }
-    state.candidates[0].beat = Beat::Decided { sent, behind: state.route.questions };
+    state.candidates[0].heartbeat = Heartbeat::Committed { sent, pings_ahead: state.route.pings };
 }
 
 fn answer(protocol: &Protocol, state: &mut State) {
-    let Beat::Decided { sent, behind } = state.candidates[0].beat else { return };
-    tell(state, behind);
-    if protocol.is_broken(Rule::SyncAfterWriting) {
+    let Heartbeat::Committed { sent, pings_ahead } = state.candidates[0].heartbeat else { return };
+    report_touches(state, pings_ahead);
+    if protocol.is_disabled(Rule::SyncAfterWrite) {
         answered(protocol, state, sent);
     } else {
-        state.candidates[0].beat = Beat::Syncing(sent);
+        state.candidates[0].heartbeat = Heartbeat::Syncing(sent);
     }
 }
 
-fn tell(state: &mut State, questions: u8) {
-    if questions == 0 {
+fn report_touches(state: &mut State, pings: u8) {
+    if pings == 0 {
         return;
     }
     let route = &mut state.route;
-    route.questions -= questions;
-    route.told |= std::mem::take(&mut route.heard);
-    if let Beat::Decided { behind, .. } = &mut state.candidates[0].beat {
-        *behind = behind.saturating_sub(questions);
+    route.pings -= pings;
+    route.touch_reported |= std::mem::take(&mut route.touch_pending);
+    if let Heartbeat::Committed { pings_ahead, .. } = &mut state.candidates[0].heartbeat {
+        *pings_ahead = pings_ahead.saturating_sub(pings);
     }
 }
 
-fn hear(protocol: &Protocol, state: &mut State) {
-    if std::mem::take(&mut state.route.told) {
+fn receive_report(protocol: &Protocol, state: &mut State) {
+    if std::mem::take(&mut state.route.touch_reported) {
         touch(protocol, state);
     }
 }
@@ -180,24 +180,24 @@ fn touch(protocol: &Protocol, state: &mut State) {
     session.expires = session.expires.map(|_| protocol.store.ttl());
 }
 
-/// The session is resumed over another connection: the leader hears of that in any case.
-fn connect(protocol: &Protocol, state: &mut State, by_follower: bool) {
-    state.candidates[0].beat = Beat::None;
-    state.route = Route { by_follower, ..Route::default() };
+/// The session is resumed over another connection, which always reaches the leader.
+fn connect(protocol: &Protocol, state: &mut State, via_follower: bool) {
+    state.candidates[0].heartbeat = Heartbeat::None;
+    state.route = Route { via_follower, ..Route::default() };
     touch(protocol, state);
 }
 
-/// A heartbeat has its answer; it may confirm the one before, and waits to be confirmed.
-fn answered(protocol: &Protocol, state: &mut State, sent: Asked) {
+/// A heartbeat is answered. It may confirm the previous one, and waits for its own confirmation.
+fn answered(protocol: &Protocol, state: &mut State, sent: SentHeartbeat) {
     let candidate = &mut state.candidates[0];
-    let age = if protocol.is_broken(Rule::DeadlineFromRequestStart) { 0 } else { sent.age };
-    candidate.beat = Beat::None;
-    if protocol.is_broken(Rule::ConfirmHeartbeats) {
+    let age = if protocol.is_disabled(Rule::DeadlineFromRequestStart) { 0 } else { sent.age };
+    candidate.heartbeat = Heartbeat::None;
+    if protocol.is_disabled(Rule::ConfirmHeartbeats) {
         return protocol.renew(state, 0, age);
     }
     let answered = Some(Unconfirmed { age, gap: false });
     match candidate.unconfirmed {
-        Some(earlier) if sent.late_enough => {
+        Some(earlier) if sent.after_gap => {
             candidate.unconfirmed = answered;
             protocol.renew(state, 0, earlier.age);
         }
