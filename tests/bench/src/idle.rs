@@ -1,27 +1,27 @@
-//! What an elector costs that has nothing to do.
+//! The requests of idle electors.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use tenure::Config;
 
-use crate::{Options, few::Place, raw::Raw, row::Row};
+use crate::{Options, raw::RawStore, row::Row, single::TestStore};
 
 const TTL: Duration = Duration::from_secs(5);
 
 pub(crate) async fn measure(
     options: &Options,
-    place: &Place,
-    raw: &mut dyn Raw,
-    tell: &mut (impl FnMut(Row) -> Result<()> + Send),
+    store: &TestStore,
+    raw: &mut dyn RawStore,
+    report: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
     let name = "idle: requests a second of a leader and ten followers, TTL 5 s";
-    if !options.wants(name) {
+    if !options.is_selected(name) {
         return Ok(());
     }
     let mut electors = Vec::new();
     for _ in 0..11 {
-        electors.push(place.elector_with(Config::new().with_ttl(TTL)).await?);
+        electors.push(store.elector_with(Config::new().with_ttl(TTL)).await?);
     }
     let first = electors[0].campaign("idle").await?;
     let waiting: Vec<_> = electors[1..]
@@ -39,10 +39,10 @@ pub(crate) async fn measure(
     let before = raw.requests().await?;
     tokio::time::sleep(span).await;
     let asked = raw.requests().await?.saturating_sub(before) as f64 / span.as_secs_f64();
-    // A keepalive and a confirming read each third of the TTL for each session, and a look every few seconds.
+    // A keepalive and a confirming read in each third of the TTL for each session, and a read every few seconds.
     let allowed = 11.0 * 2.0 / (TTL.as_secs_f64() / 3.0);
     let target = (format!("at most {allowed:.1} (requests a second, not us)"), asked <= allowed * 1.05);
-    tell(Row::value((&place.scheme, name), asked, ("Go's, without confirming reads", Some(5.5)), target))?;
+    report(Row::value((&store.scheme, name), asked, ("Go's, without confirming reads", Some(5.5)), target))?;
     for campaign in waiting {
         campaign.abort();
     }

@@ -1,25 +1,25 @@
-//! What elections cost, beside the raw operations of the store that they are made of: alternating, in one run.
+//! Measures elections next to the raw store operations that they consist of, alternating, in one run.
 
 mod churn;
 mod crash;
-mod few;
 mod idle;
 mod many;
 mod raw;
 mod row;
+mod single;
 
 use anyhow::{Result, bail};
 use clap::Parser;
 use peak_alloc::PeakAlloc;
 
-use raw::{Etcd, Raw, Zookeeper};
+use raw::{Etcd, RawStore, Zookeeper};
 use row::Row;
 
-/// So that it is known how much memory elections take.
+/// Counts the memory of elections.
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Measures what elections cost.
+/// Measures elections.
 #[derive(Debug, Parser)]
 struct Options {
     /// The store: etcd://HOST:PORT, zookeeper://HOST:PORT, local:/DIRECTORY or memory:
@@ -34,7 +34,7 @@ struct Options {
 }
 
 impl Options {
-    fn wants(&self, measure: &str) -> bool {
+    fn is_selected(&self, measure: &str) -> bool {
         self.only.as_ref().is_none_or(|only| measure.contains(only.as_str()))
     }
 
@@ -45,30 +45,32 @@ impl Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // In a task, where programs do their work: the main future is woken from one thread to another each time.
+    // In a spawned task, as in real programs. The main future would be woken across threads each time.
     tokio::spawn(measure(Options::parse())).await?
 }
 
 async fn measure(options: Options) -> Result<()> {
-    let Some((scheme, rest)) = options.store.split_once(':') else { bail!("{} is no store", options.store) };
+    let Some((scheme, rest)) = options.store.split_once(':') else {
+        bail!("not a store URL: {}", options.store)
+    };
     let endpoint = rest.trim_start_matches('/');
-    let mut raw: Option<Box<dyn Raw>> = match scheme {
+    let mut raw: Option<Box<dyn RawStore>> = match scheme {
         "etcd" => Some(Box::new(Etcd::connect(endpoint).await?)),
         "zookeeper" => Some(Box::new(Zookeeper::connect(endpoint).await?)),
         "local" | "memory" => None,
-        other => bail!("there is no store {other:?}"),
+        other => bail!("unknown store {other:?}; known are etcd, zookeeper, local and memory"),
     };
-    let place = few::Place::new(scheme, &options.store);
-    let mut tell = |row: Row| -> Result<()> {
+    let store = single::TestStore::new(scheme, &options.store);
+    let mut report = |row: Row| -> Result<()> {
         println!("{}", serde_json::to_string(&row)?);
         Ok(())
     };
-    few::measure(&options, &place, &mut raw, &mut tell).await?;
-    many::measure(&options, &place, &mut raw, &mut tell).await?;
+    single::measure(&options, &store, &mut raw, &mut report).await?;
+    many::measure(&options, &store, &mut raw, &mut report).await?;
     if let Some(raw) = raw.as_deref_mut() {
-        crash::measure(&options, &place, raw, &mut tell).await?;
-        churn::measure(&options, &place, raw, &mut tell).await?;
-        idle::measure(&options, &place, raw, &mut tell).await?;
+        crash::measure(&options, &store, raw, &mut report).await?;
+        churn::measure(&options, &store, raw, &mut report).await?;
+        idle::measure(&options, &store, raw, &mut report).await?;
     }
     Ok(())
 }

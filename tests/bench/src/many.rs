@@ -1,4 +1,4 @@
-//! Very many elections of one process: how fast they are led, what they weigh, and how fast another takes them over.
+//! Many elections in one process: the time to lead them, their memory, and the time for a handover of all.
 
 use std::{
     sync::Arc,
@@ -9,40 +9,40 @@ use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
 use tenure::{Elector, Leadership};
 
-use crate::{MEMORY, Options, few::Place, raw::Raw, row::Row};
+use crate::{MEMORY, Options, raw::RawStore, row::Row, single::TestStore};
 
 pub(crate) async fn measure(
     options: &Options,
-    place: &Place,
-    raw: &mut Option<Box<dyn Raw>>,
-    tell: &mut (impl FnMut(Row) -> Result<()> + Send),
+    store: &TestStore,
+    raw: &mut Option<Box<dyn RawStore>>,
+    report: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
-    let all = match place.scheme.as_str() {
-        // A file each.
+    let all = match store.scheme.as_str() {
+        // Each is a file.
         "local" => 1_000,
         _ => 10_000,
     };
     let count = options.rounds(all);
-    let store = place.scheme.as_str();
-    if !options.wants("many") {
+    let scheme = store.scheme.as_str();
+    if !options.is_selected("many") {
         return Ok(());
     }
     let floor = match raw.as_mut() {
         Some(raw) => Some(raw.enter_many(count).await?),
         None => None,
     };
-    let elector = place.elector().await?;
+    let elector = store.elector().await?;
     let warm = elector.campaign("many-warm").await?;
     let before = MEMORY.current_usage();
     let begun = Instant::now();
-    let held = lead(&elector, count).await?;
+    let with_session = lead(&elector, count).await?;
     let took = begun.elapsed();
     settle().await;
     let each = MEMORY.current_usage().saturating_sub(before) / count;
     let micros = |time: Duration| time.as_secs_f64() * 1e6 / count as f64;
     let ours = micros(took);
-    let (target, met) = match store {
-        // Go leads 7 000 a second here.
+    let (target, met) = match scheme {
+        // Go: 7 000 a second on the same machine.
         "etcd" => ("at most a fifth of Go's 143 us".to_owned(), ours <= 143.0 / 5.0),
         "zookeeper" => {
             let ratio = floor.map_or(0.0, |floor| ours / micros(floor));
@@ -51,28 +51,28 @@ pub(crate) async fn measure(
         _ => ("none".to_owned(), true),
     };
     let what = "the same number, raw, in the store's own best way";
-    tell(Row::value(
-        (store, &format!("many: lead {count}, each")),
+    report(Row::value(
+        (scheme, &format!("many: lead {count}, each")),
         ours,
         (what, floor.map(micros)),
         (target, met),
     ))?;
     let target = ("at most 1024 (bytes, not us)".to_owned(), each <= 1024);
-    tell(Row::value(
-        (store, &format!("many: memory of one of {count} held, bytes")),
+    report(Row::value(
+        (scheme, &format!("many: memory of one of {count} held, bytes")),
         each as f64,
         ("none", None),
         target,
     ))?;
 
-    let waits = place.elector().await?;
-    // Its session, so that it is not counted.
-    waits.campaign("many-waits-warm").await?.resign().await?;
+    let successor = store.elector().await?;
+    // Opens its session, so that it is not measured.
+    successor.campaign("many-waits-warm").await?.resign().await?;
     let before = MEMORY.current_usage();
     let waiting: Vec<_> = (0..count)
         .map(|n| {
-            let waits = Arc::clone(&waits);
-            tokio::spawn(async move { waits.campaign(&name(n)).await })
+            let successor = Arc::clone(&successor);
+            tokio::spawn(async move { successor.campaign(&name(n)).await })
         })
         .collect();
     for n in [0, count / 2, count - 1] {
@@ -84,8 +84,8 @@ pub(crate) async fn measure(
     settle().await;
     let each = MEMORY.current_usage().saturating_sub(before) / count;
     let target = ("at most 4096 (bytes, not us)".to_owned(), each <= 4096);
-    tell(Row::value(
-        (store, &format!("many: memory of one of {count} waiting, bytes")),
+    report(Row::value(
+        (scheme, &format!("many: memory of one of {count} waiting, bytes")),
         each as f64,
         ("none", None),
         target,
@@ -97,7 +97,7 @@ pub(crate) async fn measure(
         let elector = Arc::clone(&elector);
         tokio::spawn(async move { elector.close().await })
     };
-    drop((held, warm));
+    drop((with_session, warm));
     let mut next = Vec::with_capacity(count);
     for campaign in waiting {
         next.push(campaign.await.context("a campaign panicked")??);
@@ -105,18 +105,18 @@ pub(crate) async fn measure(
     let took = begun.elapsed();
     closing.await?;
     let per_5000 = took.as_secs_f64() * 5_000.0 / count as f64;
-    let target = match store {
+    let target = match scheme {
         "etcd" => ("5 000 in half of Go's 0.40 s: 40 us each".to_owned(), per_5000 <= 0.2),
         _ => ("none".to_owned(), true),
     };
-    tell(Row::value(
-        (store, &format!("many: take over {count}, each")),
+    report(Row::value(
+        (scheme, &format!("many: take over {count}, each")),
         micros(took),
         ("none", None),
         target,
     ))?;
     drop(next);
-    waits.close().await;
+    successor.close().await;
     Ok(())
 }
 

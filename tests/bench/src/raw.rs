@@ -13,7 +13,7 @@ pub(crate) use zookeeper::Zookeeper;
 
 /// What elections on a store are made of.
 #[async_trait]
-pub(crate) trait Raw: Send {
+pub(crate) trait RawStore: Send {
     /// What the two below consist of, in words.
     fn entering(&self) -> (&'static str, &'static str);
 
@@ -24,7 +24,7 @@ pub(crate) trait Raw: Send {
     async fn enter_from_nothing(&mut self) -> Result<Duration>;
 
     /// From a deletion to the event that tells another of it. The watch was opened `quiet` before.
-    async fn hand_over(&mut self, quiet: Duration) -> Result<Duration>;
+    async fn handover(&mut self, quiet: Duration) -> Result<Duration>;
 
     /// Enters so many elections as fast as the store takes them, in its own best way.
     async fn enter_many(&mut self, count: usize) -> Result<Duration>;

@@ -1,4 +1,4 @@
-//! One measure beside its floor.
+//! One measurement next to its floor, the raw store operation.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 pub(crate) struct Row {
     pub(crate) store: String,
     pub(crate) measure: String,
-    /// What the floor is.
+    /// A description of the floor.
     pub(crate) floor: &'static str,
     pub(crate) rounds: usize,
     pub(crate) p50_us: f64,
@@ -18,12 +18,12 @@ pub(crate) struct Row {
     pub(crate) floor_p99_us: Option<f64>,
     pub(crate) ratio_p50: Option<f64>,
     pub(crate) ratio_p99: Option<f64>,
-    /// In words.
+    /// The target, as text.
     pub(crate) target: String,
     pub(crate) met: bool,
 }
 
-/// Times of one kind.
+/// The samples of one measurement.
 #[derive(Debug, Default)]
 pub(crate) struct Samples(Vec<Duration>);
 
@@ -36,7 +36,7 @@ impl Samples {
         self.0.len()
     }
 
-    /// The time below which this share of them lies, in microseconds.
+    /// The quantile `share`, in microseconds.
     fn at(&self, share: f64) -> f64 {
         let mut times = self.0.clone();
         times.sort_unstable();
@@ -46,8 +46,8 @@ impl Samples {
 }
 
 impl Row {
-    /// A measure that is to be at most `ratio` times its floor in the median, and three times in the 99th percentile.
-    pub(crate) fn beside(
+    /// A measurement whose median may be at most `ratio` times that of its floor, and whose 99th percentile at most three times.
+    pub(crate) fn against_floor(
         (store, measure): (&str, &str),
         ours: &Samples,
         (floor, floor_samples): (&'static str, &Samples),

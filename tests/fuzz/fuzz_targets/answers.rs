@@ -1,4 +1,4 @@
-//! What servers say of themselves to `tenure doctor`: versions, and ZooKeeper's answer to `srvr`.
+//! The answers of servers to `tenure doctor`: versions, and ZooKeeper's `srvr`.
 
 #![no_main]
 

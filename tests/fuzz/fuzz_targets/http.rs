@@ -1,4 +1,4 @@
-//! What a follower makes of the leader's value and of a request: it goes to the leader, as it came, or nowhere.
+//! Forwarding by a follower: a request goes to the leader unchanged, or is refused.
 //!
 //! The first line is the leader's value, the second the request's URI, and the rest its headers, `name: value`.
 

@@ -1,4 +1,4 @@
-//! Names: of elections and candidates, and of entries in every store. What is accepted is one's own and nobody else's.
+//! Names of elections and candidates, and of entries in every store. An accepted name belongs to exactly one election.
 //!
 //! The first line is a name, the second another one, the third a number.
 

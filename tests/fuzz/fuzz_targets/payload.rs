@@ -1,6 +1,6 @@
-//! What a candidate has put into its entry, in any store: ours comes back whole, and nobody else's is taken for ours.
+//! The payloads of entries: tenure's own round-trip, and foreign ones are not taken for tenure's.
 //!
-//! The bytes are a payload as somebody has written it; and, cut at the first newline, an id and a value of ours.
+//! The bytes are a foreign payload; split at the first newline, they are also an id and a value of a tenure candidate.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Certificates and keys in PEM: what is no certificate is refused, and no key is shown.
+//! Certificates and keys in PEM. Invalid ones are refused, and no part of a key is printed.
 
 #![no_main]
 

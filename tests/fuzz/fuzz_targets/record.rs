@@ -1,7 +1,6 @@
-//! The lock file's two copies, its entries and its counter: whatever is in the files, what is written next is read, and no
-//! number is given twice.
+//! The files of the local store: whatever they contain, the next write can be read, and no number is given twice.
 //!
-//! A line `---` parts the first copy from the second.
+//! A line `---` separates the two copies of the record.
 
 #![no_main]
 

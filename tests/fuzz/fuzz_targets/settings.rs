@@ -1,6 +1,6 @@
-//! A service's settings, in JSON, and times: what is accepted can work, and the same time is read everywhere.
+//! `Settings` in JSON, and durations. Accepted settings are valid, and every parser reads the same duration.
 //!
-//! What begins with a brace is a file of settings; anything else is a time.
+//! An input that begins with a brace is a settings file; any other is a duration.
 
 #![no_main]
 

@@ -1,6 +1,6 @@
-//! The fencing token: as text, in JSON and in a request's header it is one and the same number, and a fence never goes back.
+//! Fencing tokens: the same number as text, in JSON and in a header; and a fence never decreases.
 //!
-//! Each line is a token; all of them are the values of one request's headers, and come to one fence in turn.
+//! Each line is a token. All lines are also the header values of one request, and are offered to one fence in turn.
 
 #![no_main]
 

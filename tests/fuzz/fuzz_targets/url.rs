@@ -1,6 +1,6 @@
-//! A store's URL, from its text to the settings of each backend: no password is printed, and what is accepted can work.
+//! Store URLs, from the text to the settings of each backend. No password is printed, and accepted settings are valid.
 //!
-//! One line is a URL. Several are the parts of one (user, password, path, a setting's value), which come back as they are.
+//! A single line is a URL. Several lines are the parts of one (user, password, path, the value of a setting), which must round-trip.
 
 #![no_main]
 

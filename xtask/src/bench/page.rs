@@ -142,23 +142,23 @@ mod tests {
     #[test]
     fn a_peer_stands_beside_the_same_measure_of_ours() {
         let ours = [
-            json!({"store": "etcd", "measure": "hand-over, 2 candidates", "p50_us": 10.0, "p99_us": 20.0}),
-            json!({"store": "etcd", "measure": "hand-over, 50 candidates", "p50_us": 40.0, "p99_us": 50.0}),
+            json!({"store": "etcd", "measure": "handover, 2 candidates", "p50_us": 10.0, "p99_us": 20.0}),
+            json!({"store": "etcd", "measure": "handover, 50 candidates", "p50_us": 40.0, "p99_us": 50.0}),
             json!({"store": "etcd", "measure": "many: lead 10000, each", "p50_us": 5.0, "p99_us": 5.0}),
         ];
         let peers = [
-            json!({"peer": "P", "store": "etcd", "measure": "hand-over, 50 candidates", "p50_us": 80.0, "p99_us": 90.0}),
+            json!({"peer": "P", "store": "etcd", "measure": "handover, 50 candidates", "p50_us": 80.0, "p99_us": 90.0}),
             json!({"peer": "P", "store": "etcd", "measure": "many: lead 1000, each", "p50_us": 15.0, "p99_us": 15.0}),
-            json!({"peer": "P", "store": "zookeeper", "measure": "hand-over, 2 candidates", "p50_us": 1.0, "p99_us": 1.0}),
+            json!({"peer": "P", "store": "zookeeper", "measure": "handover, 2 candidates", "p50_us": 1.0, "p99_us": 1.0}),
         ];
         let table = beside(&ours.iter().collect::<Vec<_>>(), &peers.iter().collect::<Vec<_>>());
         let rows: Vec<_> = table.lines().skip(2).filter(|line| !line.is_empty()).collect();
         assert_eq!(
             rows,
             [
-                "| etcd | hand-over, 50 candidates | 40 (50) | P | 80 (90) | 2.0 |",
+                "| etcd | handover, 50 candidates | 40 (50) | P | 80 (90) | 2.0 |",
                 "| etcd | many: lead 1000, each | 5 (5) | P | 15 (15) | 3.0 |",
-                "| zookeeper | hand-over, 2 candidates | – | P | 1 (1) | – |",
+                "| zookeeper | handover, 2 candidates | – | P | 1 (1) | – |",
             ]
         );
     }

@@ -52,9 +52,9 @@ public class Bench {
         if (wants("campaign from nothing")) {
             fromNothing(rounds(300));
         }
-        handOver("hand-over, 2 candidates", 2, QUIET);
-        handOver("hand-over, 2 candidates, soon", 2, SOON);
-        handOver("hand-over, 50 candidates", 50, QUIET);
+        handover("handover, 2 candidates", 2, QUIET);
+        handover("handover, 2 candidates, soon", 2, SOON);
+        handover("handover, 50 candidates", 50, QUIET);
         many(rounds(1_000));
         idle();
         try (CuratorFramework client = connect(TIMEOUT)) {
@@ -120,7 +120,7 @@ public class Bench {
         }
     }
 
-    static void handOver(String measure, int candidates, int quiet) throws Exception {
+    static void handover(String measure, int candidates, int quiet) throws Exception {
         if (!wants(measure)) {
             return;
         }

@@ -48,9 +48,9 @@ func main() {
 	if wants("campaign from nothing") {
 		fromNothing(rounds(300))
 	}
-	handOver("hand-over, 2 candidates", 2, quiet)
-	handOver("hand-over, 2 candidates, soon", 2, soon)
-	handOver("hand-over, 50 candidates", 50, quiet)
+	handover("handover, 2 candidates", 2, quiet)
+	handover("handover, 2 candidates, soon", 2, soon)
+	handover("handover, 50 candidates", 50, quiet)
 	many(rounds(10_000))
 	idle()
 }
@@ -109,7 +109,7 @@ func (w waiting) leave() {
 	w.close()
 }
 
-func handOver(measure string, candidates int, quiet time.Duration) {
+func handover(measure string, candidates int, quiet time.Duration) {
 	if !wants(measure) {
 		return
 	}

@@ -35,9 +35,9 @@ def main():
         held(rounds(300))
     if wants("campaign from nothing"):
         from_nothing(rounds(300))
-    hand_over("hand-over, 2 candidates", 2, QUIET)
-    hand_over("hand-over, 2 candidates, soon", 2, SOON)
-    hand_over("hand-over, 50 candidates", 50, QUIET)
+    handover("handover, 2 candidates", 2, QUIET)
+    handover("handover, 2 candidates, soon", 2, SOON)
+    handover("handover, 50 candidates", 50, QUIET)
     many(rounds(1_000))
     idle()
     client = connect()
@@ -97,7 +97,7 @@ class Waiting:
         end(self.client)
 
 
-def hand_over(measure, candidates, quiet):
+def handover(measure, candidates, quiet):
     if not wants(measure):
         return
     election = f"over-{candidates}-{quiet}"

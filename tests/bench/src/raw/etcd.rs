@@ -10,7 +10,7 @@ use etcd_client::{
 };
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 
-use super::Raw;
+use super::RawStore;
 
 /// How many elections go into one transaction, and how many of those are under way.
 const AT_ONCE: usize = 60;
@@ -54,7 +54,7 @@ fn enter(election: &str, lease: i64) -> Txn {
 }
 
 #[async_trait]
-impl Raw for Etcd {
+impl RawStore for Etcd {
     fn entering(&self) -> (&'static str, &'static str) {
         ("one txn: put with a held lease, read the head", "connect, lease grant, that txn")
     }
@@ -83,7 +83,7 @@ impl Raw for Etcd {
         Ok(took)
     }
 
-    async fn hand_over(&mut self, quiet: Duration) -> Result<Duration> {
+    async fn handover(&mut self, quiet: Duration) -> Result<Duration> {
         let key = format!("{}{:x}", self.election(), self.lease);
         let put = self.client.kv_client().put(key.as_str(), "value", None).await?;
         let revision = put.header().context("no header")?.revision();

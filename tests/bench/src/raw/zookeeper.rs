@@ -16,7 +16,7 @@ use tokio::{
 };
 use zookeeper_client::{Acls, Client, Connector, CreateMode};
 
-use super::Raw;
+use super::RawStore;
 
 const UNDER_WAY: usize = 1024;
 
@@ -81,7 +81,7 @@ async fn enter(client: &Client, election: &str) -> Result<String> {
 }
 
 #[async_trait]
-impl Raw for Zookeeper {
+impl RawStore for Zookeeper {
     fn entering(&self) -> (&'static str, &'static str) {
         ("create ephemeral sequential, list", "connect with a new session, create, list")
     }
@@ -113,7 +113,7 @@ impl Raw for Zookeeper {
         Ok(took)
     }
 
-    async fn hand_over(&mut self, quiet: Duration) -> Result<Duration> {
+    async fn handover(&mut self, quiet: Duration) -> Result<Duration> {
         let election = self.election().await?;
         let entry = enter(&self.client, &election).await?;
         let (_, watcher) = self.other.check_and_watch_stat(&entry).await?;

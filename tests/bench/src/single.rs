@@ -1,4 +1,4 @@
-//! One election at a time: campaigns and hand-overs.
+//! One election at a time: campaigns and handovers.
 
 use std::{
     collections::VecDeque,
@@ -13,22 +13,22 @@ use tokio::task::JoinHandle;
 
 use crate::{
     Options,
-    raw::Raw,
+    raw::RawStore,
     row::{Row, Samples},
 };
 
-/// A time within which everything has become quiet.
+/// A pause after which all background activity has ended.
 const QUIET: Duration = Duration::from_millis(150);
-/// What a candidate has waited for when leadership comes at once.
-const SOON: Duration = Duration::from_millis(15);
+/// A pause that is shorter than the background activity after a campaign.
+const SHORT_PAUSE: Duration = Duration::from_millis(15);
 
-/// Where elections are held, below a name of this run.
-pub(crate) struct Place {
+/// The store under test, with a prefix for this run.
+pub(crate) struct TestStore {
     pub(crate) scheme: String,
     url: String,
 }
 
-impl Place {
+impl TestStore {
     pub(crate) fn new(scheme: &str, store: &str) -> Self {
         let url = match scheme {
             "etcd" | "zookeeper" => format!("{}/bench-{:x}", store.trim_end_matches('/'), fastrand::u64(..)),
@@ -52,35 +52,35 @@ impl Place {
 
 pub(crate) async fn measure(
     options: &Options,
-    place: &Place,
-    raw: &mut Option<Box<dyn Raw>>,
-    tell: &mut (impl FnMut(Row) -> Result<()> + Send),
+    store: &TestStore,
+    raw: &mut Option<Box<dyn RawStore>>,
+    report: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
     let rounds = options.rounds(300);
     for (quiet, rounds, name) in [
         (None, rounds, "campaign, session held"),
         (Some(QUIET), options.rounds(100), "campaign, session held, after quiet"),
     ] {
-        if options.wants(name) {
-            tell(held(place, raw, quiet, rounds, name).await?)?;
+        if options.is_selected(name) {
+            report(with_session(store, raw, quiet, rounds, name).await?)?;
         }
     }
-    if options.wants("campaign from nothing") {
-        tell(from_nothing(place, raw, rounds).await?)?;
+    if options.is_selected("campaign from nothing") {
+        report(from_nothing(store, raw, rounds).await?)?;
     }
     for (candidates, quiet, name) in [
-        (2, QUIET, "hand-over, 2 candidates"),
-        (2, SOON, "hand-over, 2 candidates, soon"),
-        (50, QUIET, "hand-over, 50 candidates"),
+        (2, QUIET, "handover, 2 candidates"),
+        (2, SHORT_PAUSE, "handover, 2 candidates, soon"),
+        (50, QUIET, "handover, 50 candidates"),
     ] {
-        if options.wants(name) {
-            tell(hand_over(place, raw, candidates, quiet, options.rounds(100), name).await?)?;
+        if options.is_selected(name) {
+            report(handover(store, raw, candidates, quiet, options.rounds(100), name).await?)?;
         }
     }
     Ok(())
 }
 
-fn row(place: &Place, name: &str, ours: &Samples, floor: (&'static str, &Samples), ratio: f64) -> Row {
+fn row(store: &TestStore, name: &str, ours: &Samples, floor: (&'static str, &Samples), ratio: f64) -> Row {
     match floor.1.len() {
         0 => Row {
             floor_p50_us: None,
@@ -89,22 +89,22 @@ fn row(place: &Place, name: &str, ours: &Samples, floor: (&'static str, &Samples
             ratio_p99: None,
             target: "none".to_owned(),
             met: true,
-            ..Row::beside((&place.scheme, name), ours, ("none", ours), ratio)
+            ..Row::against_floor((&store.scheme, name), ours, ("none", ours), ratio)
         },
-        _ => Row::beside((&place.scheme, name), ours, floor, ratio),
+        _ => Row::against_floor((&store.scheme, name), ours, floor, ratio),
     }
 }
 
-async fn held(
-    place: &Place,
-    raw: &mut Option<Box<dyn Raw>>,
+async fn with_session(
+    store: &TestStore,
+    raw: &mut Option<Box<dyn RawStore>>,
     quiet: Option<Duration>,
     rounds: usize,
     name: &str,
 ) -> Result<Row> {
-    let elector = place.elector().await?;
+    let elector = store.elector().await?;
     let (mut ours, mut floor) = (Samples::default(), Samples::default());
-    // A session is there, and everything is warm.
+    // Opens the session and warms everything up.
     elector.campaign("warm").await?.resign().await?;
     for round in 0..rounds {
         if let Some(raw) = raw.as_mut() {
@@ -112,8 +112,8 @@ async fn held(
             floor.add(raw.enter().await?);
         }
         tokio::time::sleep(quiet.unwrap_or_default()).await;
-        // On ZooKeeper the znode of an election is there while it is in use.
-        let election = format!("held-{}", if place.scheme == "zookeeper" { 0 } else { round });
+        // On ZooKeeper the election's znode is reused.
+        let election = format!("held-{}", if store.scheme == "zookeeper" { 0 } else { round });
         let begun = Instant::now();
         let leadership = elector.campaign(&election).await?;
         ours.add(begun.elapsed());
@@ -121,32 +121,32 @@ async fn held(
     }
     elector.close().await;
     let what = raw.as_ref().map_or("none", |raw| raw.entering().0);
-    Ok(row(place, name, &ours, (what, &floor), 1.15))
+    Ok(row(store, name, &ours, (what, &floor), 1.15))
 }
 
-async fn from_nothing(place: &Place, raw: &mut Option<Box<dyn Raw>>, rounds: usize) -> Result<Row> {
+async fn from_nothing(store: &TestStore, raw: &mut Option<Box<dyn RawStore>>, rounds: usize) -> Result<Row> {
     let (mut ours, mut floor) = (Samples::default(), Samples::default());
-    let keeps = place.elector().await?;
-    let _warm = keeps.campaign("nothing-warm").await?;
+    let keeps_warm = store.elector().await?;
+    let _warm = keeps_warm.campaign("nothing-warm").await?;
     for _ in 0..rounds {
         if let Some(raw) = raw.as_mut() {
             floor.add(raw.enter_from_nothing().await?);
         }
         let begun = Instant::now();
-        let elector = place.elector().await?;
+        let elector = store.elector().await?;
         let leadership = elector.campaign("nothing").await?;
         ours.add(begun.elapsed());
         leadership.resign().await?;
         elector.close().await;
     }
     let what = raw.as_ref().map_or("none", |raw| raw.entering().1);
-    Ok(row(place, "campaign from nothing", &ours, (what, &floor), 1.2))
+    Ok(row(store, "campaign from nothing", &ours, (what, &floor), 1.2))
 }
 
-/// A candidate, and when it came to lead.
-type Waiting = (Arc<dyn Elector>, JoinHandle<Result<(Leadership, Instant), tenure::Error>>);
+/// A candidate, and the time at which it leads.
+type WaitingCandidate = (Arc<dyn Elector>, JoinHandle<Result<(Leadership, Instant), tenure::Error>>);
 
-fn stand(elector: Arc<dyn Elector>, election: &str) -> Waiting {
+fn campaign_loop(elector: Arc<dyn Elector>, election: &str) -> WaitingCandidate {
     let (standing, election) = (Arc::clone(&elector), election.to_owned());
     (
         elector,
@@ -154,9 +154,9 @@ fn stand(elector: Arc<dyn Elector>, election: &str) -> Waiting {
     )
 }
 
-async fn hand_over(
-    place: &Place,
-    raw: &mut Option<Box<dyn Raw>>,
+async fn handover(
+    store: &TestStore,
+    raw: &mut Option<Box<dyn RawStore>>,
     candidates: usize,
     quiet: Duration,
     rounds: usize,
@@ -164,22 +164,22 @@ async fn hand_over(
 ) -> Result<Row> {
     let election = format!("over-{:x}", fastrand::u32(..));
     let (mut ours, mut floor) = (Samples::default(), Samples::default());
-    let looks = place.elector().await?;
-    let mut queue: VecDeque<Waiting> = VecDeque::new();
+    let observer = store.elector().await?;
+    let mut queue: VecDeque<WaitingCandidate> = VecDeque::new();
     for _ in 0..candidates {
-        queue.push_back(stand(place.elector().await?, &election));
-        until_entered(&*looks, &election, queue.len()).await?;
+        queue.push_back(campaign_loop(store.elector().await?, &election));
+        wait_until_entered(&*observer, &election, queue.len()).await?;
     }
     let (mut elector, leading) = queue.pop_front().context("there are candidates")?;
     let mut leads = leading.await??.0;
     let mut resigned = None;
     for _ in 0..rounds {
         if let Some(raw) = raw.as_mut() {
-            floor.add(raw.hand_over(quiet).await?);
+            floor.add(raw.handover(quiet).await?);
         }
-        // The last to resign stands again, as the last.
-        queue.extend(resigned.take().map(|elector| stand(elector, &election)));
-        until_entered(&*looks, &election, candidates).await?;
+        // The candidate that resigned last enters again, at the end of the queue.
+        queue.extend(resigned.take().map(|elector| campaign_loop(elector, &election)));
+        wait_until_entered(&*observer, &election, candidates).await?;
         tokio::time::sleep(quiet).await;
         let (next, leading) = queue.pop_front().context("there are candidates")?;
         let begun = Instant::now();
@@ -191,15 +191,15 @@ async fn hand_over(
         leads = next_leads;
     }
     queue.iter().for_each(|(_, waiting)| waiting.abort());
-    // A guard that is held, in a task that has ended say, would be waited for.
+    // `close` waits for guards that still exist, even in finished tasks.
     let electors: Vec<_> =
-        queue.into_iter().map(|(elector, _)| elector).chain(resigned).chain([elector, looks]).collect();
+        queue.into_iter().map(|(elector, _)| elector).chain(resigned).chain([elector, observer]).collect();
     leads.resign().await?;
     join_all(electors.iter().map(|elector| elector.close())).await;
-    Ok(row(place, name, &ours, ("delete, then the watch's event, after the same quiet", &floor), 1.2))
+    Ok(row(store, name, &ours, ("delete, then the watch's event, after the same quiet", &floor), 1.2))
 }
 
-async fn until_entered(elector: &dyn Elector, election: &str, count: usize) -> Result<()> {
+async fn wait_until_entered(elector: &dyn Elector, election: &str, count: usize) -> Result<()> {
     while elector.candidates(election).await?.len() < count {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
