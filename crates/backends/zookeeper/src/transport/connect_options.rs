@@ -36,7 +36,7 @@ pub(crate) enum AuthScheme {
     Sasl,
 }
 
-/// How connections are made.
+/// How to connect to a server.
 #[derive(Debug)]
 pub(crate) struct ConnectOptions {
     pub(crate) login: Option<Login>,
@@ -69,7 +69,7 @@ impl ConnectOptions {
         }
     }
 
-    /// Records that a connection was made with these passwords.
+    /// Records that a server accepted these passwords.
     pub(crate) fn login_succeeded(&self, passwords: &[Secret]) {
         let Some(Login { password, scheme: AuthScheme::Sasl, .. }) = &self.login else { return };
         if let Some(secret) = passwords.first() {
@@ -84,7 +84,7 @@ impl ConnectOptions {
         }
     }
 
-    /// The error of a request. With the `digest` scheme a wrong password is not refused when the connection is made: it
+    /// The error of a request. With the `digest` scheme a wrong password is not refused at login: it
     /// makes another user, whose requests are denied.
     pub(crate) fn request_error(&self, error: BackendError) -> BackendError {
         match &self.login {

@@ -56,9 +56,9 @@ pub(crate) struct Connection {
     session: SessionInfo,
     granted_ttl: Duration,
     server: String,
-    /// The certificates it was made with, with TLS.
+    /// The certificates that were used to connect; `None` without TLS.
     pem: Option<Arc<TlsPem>>,
-    /// The first password it was made with, with a login.
+    /// The first password that was used to log in; `None` without a login.
     password: Option<Secret>,
     attempt_timeout: Duration,
     state: Mutex<StateWatcher>,
@@ -172,12 +172,12 @@ impl Connection {
         &self.server
     }
 
-    /// The certificates it was made with, with TLS.
+    /// The certificates that were used to connect; `None` without TLS.
     pub(crate) fn pem(&self) -> Option<&TlsPem> {
         self.pem.as_deref()
     }
 
-    /// The first password it was made with, with a login.
+    /// The first password that was used to log in; `None` without a login.
     pub(crate) fn password(&self) -> Option<&Secret> {
         self.password.as_ref()
     }

@@ -11,7 +11,7 @@
 //!   not waited for.
 //! - A server that answers later and has another root is excluded; the session continues with the others. A server that
 //!   never answers cannot resume the session either: it does not know it, and reports it as expired.
-//! - When a known server has another root than before, the root was created again, and all servers are asked anew.
+//! - When a known server has another root than before, the root was created again, and all servers are asked again.
 //!
 //! Nothing is compared if the user may not read the root. An ensemble whose data is a copy of another one's is not
 //! recognized.

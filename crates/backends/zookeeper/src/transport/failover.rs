@@ -26,7 +26,7 @@ const RETRY_JITTER: Duration = Duration::from_millis(100);
 
 /// Tries servers until the session has another connection.
 ///
-/// A frozen server neither answers nor refuses, so the others are tried meanwhile, repeatedly, for as long as it is
+/// A frozen server neither answers nor refuses, so the others are tried repeatedly for as long as it is
 /// silent. But a server that resumes the session takes it away from the server that has it: once one has
 /// answered, no other is tried until that attempt has completed.
 ///
