@@ -104,14 +104,14 @@ async fn whoever_else_may_decide_over_entries_is_warned_of() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let app = User::of(server.admin(), "app").await;
     let other = User::of(server.admin(), "other").await;
-    let everything = "may create below it, delete below it, change who may";
+    let everything = "may create below it, delete below it, change its ACL";
     for (open, shared_with, words) in [
         ("", (ALL, ANYONE.0, ANYONE.1), format!("everybody {everything}")),
         ("/~sessions", (ALL, ANYONE.0, ANYONE.1), format!("everybody {everything}")),
         ("/e", (ALL, ANYONE.0, ANYONE.1), format!("everybody {everything}")),
         ("", other.may(CREATE), "digest:other".to_owned()),
         ("/~sessions", other.may(DELETE), "may delete below it".to_owned()),
-        ("/e", other.may(ALL), "change who may".to_owned()),
+        ("/e", other.may(ALL), "change its ACL".to_owned()),
     ] {
         let root = a_root();
         let paths = [root.clone(), format!("{root}/~sessions"), format!("{root}/e")];
@@ -134,7 +134,7 @@ async fn whoever_else_may_decide_over_entries_is_warned_of() {
         let more: Vec<_> = warnings_of(&diagnoses, &[" may "]);
         assert_eq!(more.len(), 1, "nothing is said of what is ours alone: {diagnoses:?}");
         if open == "/e" {
-            let others = log.warnings(&["whoever may create there", &root]);
+            let others = log.warnings(&["a user that may create znodes there", &root]);
             assert_eq!(others.len(), 1, "nothing is said of what is ours alone: {others:?}");
         }
         let all = format!("{:?}{diagnoses:?}", log.warnings(&[]));
@@ -156,7 +156,7 @@ async fn permissions_that_cannot_be_read_are_warned_of() {
         make(&app.admin, &root, &[app.may(CREATE | DELETE)]).await;
         let elector = app.connect(&server.endpoint(), &root).await;
         let leadership = promptly("leading", elector.campaign("e")).await.unwrap();
-        let told = [&*format!("path=\"{root}\""), "this user may not read who may do what"];
+        let told = [&*format!("path=\"{root}\""), "this user may not read its ACL"];
         until("it is warned of", async || !log.warnings(&told).is_empty()).await;
         leadership.resign().await.unwrap();
         elector.close().await;

@@ -128,7 +128,7 @@ fn a_store_that_is_not_there_is_a_problem_and_it_is_said_what_to_do() {
         bare(&["doctor", "--store", "zookeeper://127.0.0.1:1/?request_timeout=500ms"]).output().unwrap();
     assert_eq!(output.status.code(), Some(69));
     let printed = text(&output);
-    assert!(printed.contains("problem  server 127.0.0.1:1: it gives no session"), "{printed}");
+    assert!(printed.contains("problem  server 127.0.0.1:1: cannot open a session"), "{printed}");
     assert!(printed.contains("to do: start it"), "{printed}");
     assert!(printed.contains("problem  session: "), "{printed}");
 }

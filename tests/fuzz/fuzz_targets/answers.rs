@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use tenure_core::spi::printable;
 use tenure_etcd::fuzzing::known_bug;
-use tenure_zookeeper::fuzzing::answered;
+use tenure_zookeeper::test_support::diagnose_srvr as answered;
 
 fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);

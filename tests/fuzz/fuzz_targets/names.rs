@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use tenure::{CandidateId, ElectionName};
 use tenure_etcd::fuzzing as etcd;
 use tenure_local::fuzzing as local;
-use tenure_zookeeper::{Layout, fuzzing as zookeeper};
+use tenure_zookeeper::{Layout, test_support as zookeeper};
 
 const LAYOUTS: [Layout; 3] = [Layout::Tenure, Layout::Curator, Layout::Kazoo];
 

@@ -96,7 +96,7 @@ fn all_that_is_printed(text: &str) -> String {
         }
         let zookeeper = ZookeeperConfig::from_url(&url);
         if let Ok(config) = &zookeeper {
-            let (servers, root) = tenure_zookeeper::fuzzing::reach(config);
+            let (servers, root) = tenure_zookeeper::test_support::servers_and_root(config);
             have_ports(servers, &url);
             assert!(!url.user().unwrap_or_default().contains(':'), "the servers would take another user");
             assert!(

@@ -1,4 +1,4 @@
-//! Which ZooKeeper, where in it, and within which bounds.
+//! The configuration: servers, root, credentials, and time limits.
 
 use std::{fmt, time::Duration};
 
@@ -7,14 +7,17 @@ use tenure_core::{
     spi::{BackendError, BackendErrorKind, check_hosts, is_loopback},
 };
 
-use crate::layout::Layout;
+use crate::{
+    election::{layout::Layout, session_bounds::SessionBounds},
+    transport::connect_options::{AuthScheme, Login},
+};
 
 const DEFAULT_PORT: u16 = 2181;
 const DEFAULT_ROOT: &str = "/tenure";
 
-/// How to reach a ZooKeeper ensemble, and where in it elections lie.
+/// The servers of a ZooKeeper ensemble, and the root of its elections.
 ///
-/// Its `Debug` shows no password.
+/// `Debug` does not print the password.
 #[derive(Clone)]
 pub struct ZookeeperConfig {
     pub(crate) servers: Vec<String>,
@@ -23,33 +26,14 @@ pub struct ZookeeperConfig {
     pub(crate) login: Option<Login>,
     pub(crate) tls: Option<Tls>,
     pub(crate) creator_only: Option<bool>,
-    pub(crate) min_ttl: Option<Duration>,
-    pub(crate) max_ttl: Option<Duration>,
+    pub(crate) bounds: SessionBounds,
     pub(crate) attempt_timeout: Duration,
-    pub(crate) tick: Option<Duration>,
-}
-
-/// Who we are, and how that is proved.
-#[derive(Clone, Debug)]
-pub(crate) struct Login {
-    pub(crate) user: String,
-    pub(crate) password: Password,
-    pub(crate) by: Proven,
-}
-
-/// How a user proves who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Proven {
-    /// ZooKeeper's own scheme: a name and a password that the servers do not know, but hash.
-    Digest,
-    /// SASL's DIGEST-MD5: the servers know the user, and the password does not travel.
-    Sasl,
 }
 
 impl ZookeeperConfig {
-    /// The servers at `servers`, each `host` or `host:port`, with the root `/tenure`.
+    /// A configuration with these servers, each `host` or `host:port`, and the root `/tenure`.
     ///
-    /// Give every server: when one does not answer, the session moves to another.
+    /// Name every server: when one does not answer, the session moves to another.
     pub fn new<S: Into<String>>(servers: impl IntoIterator<Item = S>) -> Self {
         Self {
             servers: servers.into_iter().map(|server| with_port(server.into())).collect(),
@@ -58,26 +42,28 @@ impl ZookeeperConfig {
             login: None,
             tls: None,
             creator_only: None,
-            min_ttl: None,
-            max_ttl: None,
+            bounds: SessionBounds::default(),
             attempt_timeout: Duration::from_secs(2),
-            tick: None,
         }
     }
 
     /// Reads a URL such as `zookeeper://10.0.0.1:2181,10.0.0.2/acme?layout=curator`.
     ///
-    /// - Hosts have port 2181 unless they name one; at least one is needed.
-    /// - The path is the root below which elections lie; without one it is `/tenure`.
-    /// - Settings taken: `layout` (`tenure`, `curator` or `kazoo`), `min_ttl` and `max_ttl` (the bounds
-    ///   within which the servers may change the TTL; half and twice what is asked for),
-    ///   `attempt_timeout` (default 2 s), `tick` (the servers' `tickTime`), `password_file` or `password_env`, `auth` (`digest`, or `sasl` for DIGEST-MD5), `acl` (`creator` or
-    ///   `open`: who may change what is created; its creator alone where there is a login), and for TLS `ca`,
-    ///   `cert` and `key`, each a PEM file.
+    /// At least one host is needed. The default port is 2181. The path is the root of the elections, `/tenure` by default.
+    ///
+    /// | setting | meaning | default |
+    /// |---|---|---|
+    /// | `layout` | names of entries: `tenure`, `curator` or `kazoo` | `tenure` |
+    /// | `min_ttl`, `max_ttl` | the TTLs that the servers may grant | half and twice the requested TTL |
+    /// | `attempt_timeout` | the time limit for connecting to a server and for its answers | 2 s |
+    /// | `tick` | the servers' `tickTime` | unknown |
+    /// | `password_file`, `password_env` | where the password is read from | the URL |
+    /// | `auth` | `digest`, or `sasl` for DIGEST-MD5 | `digest` |
+    /// | `acl` | who may change created znodes: `creator` or `open` | `creator` with a login |
+    /// | `ca`, `cert`, `key` | PEM files for TLS | no TLS |
     ///
     /// # Errors
-    /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
-    /// what is allowed, and never the password.
+    /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`]. The text says what is allowed and does not contain the password.
     pub fn from_url(url: &StoreUrl) -> Result<Self, Error> {
         if url.scheme() != "zookeeper" {
             return Err(url.invalid("its scheme is not zookeeper").into());
@@ -121,101 +107,90 @@ impl ZookeeperConfig {
                 return Err(url.invalid(format!("acl={other} is neither creator nor open")).into());
             }
         };
-        config.min_ttl = url.duration("min_ttl")?;
-        config.max_ttl = url.duration("max_ttl")?;
+        config.bounds.min_ttl = url.duration("min_ttl")?;
+        config.bounds.max_ttl = url.duration("max_ttl")?;
         if let Some(given) = url.duration("attempt_timeout")? {
             config = config.attempt_timeout(given);
         }
-        config.tick = url.duration("tick")?;
+        config.bounds.tick = url.duration("tick")?;
         config.check()?;
         Ok(config)
     }
 
-    /// Puts elections below the znode `root`; slashes at its end do not count. It is made when missing.
+    /// Sets the root of the elections, a znode that is created if it is missing. Trailing slashes are ignored.
     pub fn root(mut self, root: impl AsRef<str>) -> Self {
         self.root = root.as_ref().trim_end_matches('/').to_owned();
         self
     }
 
-    /// Names entries as another library does, to stand in one election with its candidates.
+    /// Sets the names of entries, to take part in one election with the candidates of another library.
     pub fn layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
         self
     }
 
-    /// Authenticates as `user` (ZooKeeper's `digest` scheme), whose name has no colon; only this user can then change
-    /// what is created.
+    /// Authenticates as `user` with ZooKeeper's `digest` scheme. Only this user can then change created znodes. The name
+    /// must not contain a colon.
     ///
-    /// Whatever the password, ZooKeeper takes it: a wrong one is another user, who may not enter where the right one has been.
+    /// ZooKeeper accepts any password: a wrong one makes another user, which may not enter elections that the user
+    /// with the right one has created.
     ///
-    /// A password in a [file](Password::from_file) may rotate: sessions then prove that they are both users, that of the
-    /// password now and that of the one before, until the process starts again.
+    /// A password in a [file](Password::from_file) may rotate. Sessions then authenticate as two users, with the current
+    /// password and with the one before, until the process restarts.
     pub fn login(mut self, user: impl Into<String>, password: impl Into<Password>) -> Self {
-        self.login = Some(Login { user: user.into(), password: password.into(), by: Proven::Digest });
+        self.login = Some(Login { user: user.into(), password: password.into(), scheme: AuthScheme::Digest });
         self
     }
 
-    /// Authenticates as `user` by SASL's DIGEST-MD5, as users in the servers' JAAS configuration do; only this
-    /// user can then change what is created. Needs the feature `sasl`.
+    /// Authenticates as `user` of the servers' JAAS configuration with SASL's DIGEST-MD5. Only this
+    /// user can then change created znodes. Needs the feature `sasl`.
     ///
-    /// MD5 keeps the password from nobody who tries many, and the client library trusts what it is challenged with: to another
-    /// machine it needs [TLS](Self::tls).
+    /// DIGEST-MD5 does not protect a password from an eavesdropper that guesses, and the client library trusts any
+    /// challenge. Servers on another machine therefore need [TLS](Self::tls).
     pub fn login_by_sasl(mut self, user: impl Into<String>, password: impl Into<Password>) -> Self {
-        self.login = Some(Login { user: user.into(), password: password.into(), by: Proven::Sasl });
+        self.login = Some(Login { user: user.into(), password: password.into(), scheme: AuthScheme::Sasl });
         self
     }
 
-    /// Says whether what is created belongs to its creator alone, or to everybody: without it, to its creator when there
-    /// is a login.
+    /// Sets whether created znodes belong to their creator alone, or to everybody. By default they belong to their
+    /// creator if there is a login.
     ///
-    /// Set it where the servers know us by our certificate. To a store that knows us by nothing, a creator-only znode is
-    /// an error.
+    /// Set it if the servers authenticate clients by certificate. Without any authentication ZooKeeper refuses to create a
+    /// znode for its creator alone.
     pub fn creator_only(mut self, creator_only: bool) -> Self {
         self.creator_only = Some(creator_only);
         self
     }
 
-    /// Speaks TLS with every server. Needs the feature `tls`.
+    /// Uses TLS to every server. Needs the feature `tls`.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Refuses a session whose timeout the servers have set to less than `min` or more than `max`;
-    /// otherwise to less than half or more than twice the TTL asked for.
+    /// Sets the bounds within which the servers may change the session's timeout. Other sessions are refused. The default
+    /// is half to twice the requested TTL.
     pub fn granted_ttl(mut self, min: Duration, max: Duration) -> Self {
-        self.min_ttl = Some(min);
-        self.max_ttl = Some(max);
+        self.bounds.min_ttl = Some(min);
+        self.bounds.max_ttl = Some(max);
         self
     }
 
-    /// Gives up connecting to a server, or waiting for its answer, after `time`, and takes the session
-    /// to another.
+    /// Sets the time limit for connecting to a server and for each of its answers. After that the session moves
+    /// to another server.
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
         self.attempt_timeout = time;
         self
     }
 
-    /// Says how long the servers' `tickTime` is, which they tell nobody: a heartbeat is then confirmed sooner, and
-    /// a longer outage ridden out, where the TTL is eight ticks or more.
+    /// Sets the servers' `tickTime`, which they do not report. With a TTL of eight ticks or more, heartbeats are then
+    /// confirmed sooner, and leadership survives longer outages.
     ///
-    /// Without it, a heartbeat is confirmed by one that follows a quarter of the TTL later: no TTL is less than
-    /// two ticks. A tick that is given too short breaks safety; one that is too long does no harm.
+    /// Without it, a heartbeat is confirmed by one that follows a quarter of the TTL later, since no TTL is less than
+    /// two ticks. A tick that is too short breaks safety; one that is too long does no harm.
     pub fn tick(mut self, time: Duration) -> Self {
-        self.tick = Some(time);
+        self.bounds.tick = Some(time);
         self
-    }
-
-    /// What has to lie between a heartbeat's answer and the heartbeat that confirms it: in half a tick a follower has
-    /// told the leader of the session's signs of life. A tick leaves room for a leader that is late with its
-    /// ping; a quarter of the TTL is at least half a tick.
-    pub(crate) fn gap(&self, granted: Duration) -> Duration {
-        self.tick.map_or(granted / 4, |tick| tick.min(granted / 4))
-    }
-
-    /// The bounds within which a granted timeout is accepted when `asked` was asked for.
-    pub(crate) fn accepted(&self, asked: Duration) -> (Duration, Duration) {
-        (self.min_ttl.unwrap_or(asked / 2), self.max_ttl.unwrap_or(asked * 2))
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -225,26 +200,28 @@ impl ZookeeperConfig {
         })?;
         if self.tls.is_some() && cfg!(not(feature = "tls")) {
             return Err(invalid(
-                "TLS is asked for, and this program was built without the feature \"tls\"; add it in Cargo.toml",
+                "TLS is requested, and this program was built without the feature \"tls\"; add it in Cargo.toml",
             ));
         }
         if let Some(Login { user, .. }) = self.login.as_ref().filter(|login| login.user.contains(':')) {
             return Err(invalid(format!(
-                "the user {user:?} of ZooKeeper has a colon: the servers take what stands behind it for the password's beginning; \
-                 allowed are names without one"
+                "the user {user:?} of ZooKeeper has a colon: the servers would read the text after it as part of the password; \
+                 use a name without a colon"
             )));
         }
-        if self.login.as_ref().is_some_and(|login| login.by == Proven::Sasl) && cfg!(not(feature = "sasl")) {
+        if self.login.as_ref().is_some_and(|login| login.scheme == AuthScheme::Sasl)
+            && cfg!(not(feature = "sasl"))
+        {
             return Err(invalid(
-                "SASL is asked for, and this program was built without the feature \"sasl\"; add it in Cargo.toml",
+                "SASL is requested, and this program was built without the feature \"sasl\"; add it in Cargo.toml",
             ));
         }
-        if self.login.as_ref().is_some_and(|login| login.by == Proven::Sasl)
+        if self.login.as_ref().is_some_and(|login| login.scheme == AuthScheme::Sasl)
             && self.tls.is_none()
             && let Some(host) = self.servers.iter().find(|server| !is_loopback(server))
         {
             return Err(invalid(format!(
-                "SASL's DIGEST-MD5 to {host} needs TLS, for who listens can guess the password; give ca=/path/to/authorities.pem"
+                "SASL's DIGEST-MD5 to {host} needs TLS: an eavesdropper can guess the password; give ca=/path/to/authorities.pem"
             )));
         }
         let given = self.attempt_timeout;
@@ -252,10 +229,10 @@ impl ZookeeperConfig {
             let setting = "attempt_timeout";
             return Err(InvalidConfig::Time { setting, given, allowed: "from 10ms to 1m" }.into());
         }
-        if let Some(given) = self.tick.filter(|tick| *tick < Duration::from_millis(1)) {
+        if let Some(given) = self.bounds.tick.filter(|tick| *tick < Duration::from_millis(1)) {
             return Err(InvalidConfig::Time { setting: "tick", given, allowed: "at least 1ms" }.into());
         }
-        if let (Some(min), Some(max)) = (self.min_ttl, self.max_ttl)
+        if let (Some(min), Some(max)) = (self.bounds.min_ttl, self.bounds.max_ttl)
             && min > max
         {
             let allowed = "at most max_ttl";
@@ -269,7 +246,7 @@ fn invalid(message: impl Into<String>) -> Error {
     BackendError::new(BackendErrorKind::Invalid, message).into()
 }
 
-/// As ZooKeeper's `PathUtils.validatePath` has it, a little stricter.
+/// Like ZooKeeper's `PathUtils.validatePath`, a little stricter.
 fn check_root(root: &str) -> Result<(), &'static str> {
     if !root.starts_with('/') {
         return Err("it does not begin with a slash");
@@ -299,10 +276,10 @@ impl fmt::Debug for ZookeeperConfig {
             .field("layout", &self.layout)
             .field("user", &self.login.as_ref().map(|login| &login.user))
             .field("tls", &self.tls)
-            .field("min_ttl", &self.min_ttl)
-            .field("max_ttl", &self.max_ttl)
+            .field("min_ttl", &self.bounds.min_ttl)
+            .field("max_ttl", &self.bounds.max_ttl)
             .field("attempt_timeout", &self.attempt_timeout)
-            .field("tick", &self.tick)
+            .field("tick", &self.bounds.tick)
             .finish()
     }
 }
@@ -321,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_says_it_all() {
+    fn a_url_sets_everything() {
         let config = config(
             "zookeeper://me:p%40ss@10.0.0.1,[::1],h:1/acme/jobs/?attempt_timeout=3s\
              &layout=curator&min_ttl=4s&max_ttl=40s&tick=500ms",
@@ -332,24 +309,24 @@ mod tests {
         let Login { user, password, .. } = config.login.as_ref().unwrap();
         assert_eq!((user.as_str(), password.latest().expose()), ("me", "p@ss"));
         assert_eq!(
-            config.accepted(Duration::from_secs(9)),
+            config.bounds.accepted(Duration::from_secs(9)),
             (Duration::from_secs(4), Duration::from_secs(40))
         );
-        assert_eq!(config.gap(Duration::from_secs(5)), Duration::from_millis(500));
-        assert_eq!(config.gap(Duration::from_secs(1)), Duration::from_millis(250));
+        assert_eq!(config.bounds.heartbeat_gap(Duration::from_secs(5)), Duration::from_millis(500));
+        assert_eq!(config.bounds.heartbeat_gap(Duration::from_secs(1)), Duration::from_millis(250));
         assert!(!format!("{config:?}").contains("p@ss"));
     }
 
     #[test]
-    fn what_is_not_given_has_a_default() {
+    fn settings_have_defaults() {
         let config = config("zookeeper://h").unwrap();
         assert_eq!((config.root.as_str(), config.layout), ("/tenure", Layout::Tenure));
         let ten = Duration::from_secs(10);
-        assert_eq!(config.accepted(ten), (ten / 2, ten * 2));
+        assert_eq!(config.bounds.accepted(ten), (ten / 2, ten * 2));
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_settings_are_refused_with_a_reason() {
         for (url, reason) in [
             ("zk://h", "its scheme is not zookeeper"),
             ("zookeeper:", "it names no host; give every server"),

@@ -1,16 +1,16 @@
-//! What ZooKeeper's failures mean: the one place where they are classified.
+//! Maps the client library's errors to [`BackendError`]. No other module classifies them.
 
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use zookeeper_client::Error;
 
-/// `error`, met while doing `what`.
+/// Converts `error`, which occurred while doing `what`.
 ///
-/// Requests under way when a connection breaks fail in several ways, `Custom` among them (hazard
-/// Z9): whatever is not a server's word on the request leaves its outcome unknown.
-pub(crate) fn failed(what: &str, error: &Error) -> BackendError {
+/// Requests in flight when a connection breaks fail with various errors, among them `Custom` (hazard Z9). Any error
+/// that is not the server's own answer to the request leaves its outcome unknown.
+pub(crate) fn backend_error(what: &str, error: &Error) -> BackendError {
     let text = match error {
-        // The library's word for one server that it tried in vain.
-        Error::NoHosts => "no connection, or no answer that makes sense".to_owned(),
+        // The library returns this when its only server could not be used.
+        Error::NoHosts => "no connection, or no valid answer".to_owned(),
         error => error.to_string(),
     };
     BackendError::new(kind(error), format!("{what} on ZooKeeper: {text}"))
@@ -28,13 +28,13 @@ fn kind(error: &Error) -> BackendErrorKind {
     }
 }
 
-/// A failure that says nothing about what the store did.
-pub(crate) fn unknown(message: impl Into<String>) -> BackendError {
+/// A failure that leaves the outcome unknown.
+pub(crate) fn unavailable(message: impl Into<String>) -> BackendError {
     BackendError::new(BackendErrorKind::Unavailable, message)
 }
 
 /// The session has ended.
-pub(crate) fn gone(message: impl Into<String>) -> BackendError {
+pub(crate) fn session_gone(message: impl Into<String>) -> BackendError {
     BackendError::new(BackendErrorKind::SessionGone, message)
 }
 
@@ -60,7 +60,7 @@ mod tests {
             (Error::UnexpectedError("BUG: create expect response, but got none".into()), Unavailable),
             (Error::UnexpectedErrorCode(-1), Unavailable),
         ] {
-            assert_eq!(failed("entering", &error).kind(), expected, "{error}");
+            assert_eq!(backend_error("entering", &error).kind(), expected, "{error}");
         }
     }
 }

@@ -1,30 +1,30 @@
-//! How entries are named, and in which order they stand.
+//! The names of entries, and their order.
 
 use std::{fmt, str::FromStr};
 
-/// How the entries of an election are named: as our own, or as another library's, to stand in one
-/// election with its candidates.
+/// The names of an election's entries: tenure's own, or those of another library, to take part in one election with its
+/// candidates.
 ///
-/// The first candidate by number leads, whoever made its entry. Another library reads our payload
-/// (see [`EntryRequest::payload`](tenure_core::spi::EntryRequest::payload)) as its candidate's id.
+/// The candidate with the lowest number leads, whichever library created its entry. Another library reads our payload
+/// (see [`EntryRequest::payload`](tenure_core::spi::EntryRequest::payload)) as the candidate's id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
     /// `c-GUID-NUMBER`. Only ephemeral znodes count as candidates.
     #[default]
     Tenure,
-    /// `_c_GUID-latch-NUMBER`, as Curator's `LeaderLatch` has it.
+    /// `_c_GUID-latch-NUMBER`, as Curator's `LeaderLatch` names them.
     Curator,
-    /// `GUID__lock__NUMBER`, as kazoo's `Election` and `Lock` have it.
+    /// `GUID__lock__NUMBER`, as kazoo's `Election` and `Lock` name them.
     Kazoo,
 }
 
-/// The longest number: ZooKeeper's are ten digits, and may one day be nineteen (ZOOKEEPER-4706).
-const MOST_DIGITS: usize = 19;
-const LEAST_DIGITS: usize = 10;
+/// ZooKeeper's numbers have ten digits, and may one day have nineteen (ZOOKEEPER-4706).
+const MAX_NUMBER_DIGITS: usize = 19;
+const MIN_NUMBER_DIGITS: usize = 10;
 
 impl Layout {
-    /// What the name of `nonce`'s entry begins with; ZooKeeper adds the number.
+    /// The prefix of the name of `nonce`'s entry. ZooKeeper appends the number.
     pub(crate) fn prefix(self, nonce: u128) -> String {
         let hex = format!("{nonce:032x}");
         match self {
@@ -37,41 +37,44 @@ impl Layout {
         }
     }
 
-    /// The number of a candidate's entry; `None` when no candidate has such a name.
+    /// The number of a candidate's entry; `None` if no candidate's entry can have this name.
     ///
-    /// The other libraries look at no more than what stands before the number: Curator's
+    /// The other libraries check only the text just before the number: Curator's
     /// `LockInternals.standardFixForSorting`, kazoo's `Lock._contenders_re`.
     pub(crate) fn number(self, name: &str) -> Option<u64> {
         match self {
             Self::Tenure => {
                 let (guid, number) = name.strip_prefix("c-")?.split_at_checked(32)?;
                 let is_hex = guid.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-                number.strip_prefix('-').filter(|_| is_hex).and_then(parse)
+                number.strip_prefix('-').filter(|_| is_hex).and_then(parse_number)
             }
-            Self::Curator => after(name, "latch-").and_then(parse),
-            Self::Kazoo => after(name, "__lock__").and_then(parse),
+            Self::Curator => text_after(name, "latch-").and_then(parse_number),
+            Self::Kazoo => text_after(name, "__lock__").and_then(parse_number),
         }
     }
 
-    /// Whether only an ephemeral znode can be a candidate's. A kazoo lock may be made to outlive its session.
-    pub(crate) fn is_ephemeral(self) -> bool {
+    /// Whether only an ephemeral znode can be a candidate's entry. A kazoo lock can be created so that it outlives its
+    /// session.
+    pub(crate) fn requires_ephemeral(self) -> bool {
         self == Self::Tenure
     }
 }
 
-fn after<'a>(name: &'a str, mark: &str) -> Option<&'a str> {
+fn text_after<'a>(name: &'a str, mark: &str) -> Option<&'a str> {
     name.rfind(mark).map(|at| &name[at + mark.len()..])
 }
 
-/// A number as ZooKeeper writes it, `%010d` of an `int`, so that later ones are larger: one that
-/// has run over is negative.
-fn parse(text: &str) -> Option<u64> {
+/// Parses a number as ZooKeeper formats it, `%010d` of an `int`. The result rises also after the `int` has overflowed,
+/// when ZooKeeper's number is negative.
+fn parse_number(text: &str) -> Option<u64> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => (-1, digits),
         None => (1, text),
     };
-    let least = if sign < 0 { LEAST_DIGITS - 1 } else { LEAST_DIGITS };
-    if !(least..=MOST_DIGITS).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    let min_digits = if sign < 0 { MIN_NUMBER_DIGITS - 1 } else { MIN_NUMBER_DIGITS };
+    if !(min_digits..=MAX_NUMBER_DIGITS).contains(&digits.len())
+        || !digits.bytes().all(|b| b.is_ascii_digit())
+    {
         return None;
     }
     let number = sign * digits.parse::<i64>().ok()?;
@@ -113,7 +116,7 @@ mod tests {
     const ALL: [Layout; 3] = [Layout::Tenure, Layout::Curator, Layout::Kazoo];
 
     #[test]
-    fn names_are_as_the_other_libraries_have_them() {
+    fn names_are_those_of_the_other_libraries() {
         let nonce = 0x1234_5678_9abc_def0_1122_3344_5566_7788;
         assert_eq!(Layout::Tenure.prefix(nonce), "c-123456789abcdef01122334455667788-");
         assert_eq!(Layout::Curator.prefix(nonce), "_c_12345678-9abc-def0-1122-334455667788-latch-");
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_no_candidates() {
+    fn foreign_names_are_no_candidates() {
         for (layout, name) in [
             (Layout::Tenure, "notes"),
             (Layout::Tenure, "c-123456789abcdef01122334455667788-"),
@@ -143,7 +146,7 @@ mod tests {
         assert_eq!(Layout::Kazoo.number("x__lock__0000000007"), Some(7));
     }
 
-    /// Hazard Z8: numbers are compared as numbers, also once they have run over.
+    /// Hazard Z8: numbers are compared as numbers, also after an overflow.
     #[test]
     fn later_numbers_are_larger() {
         let name = |number: &str| format!("{}{number}", Layout::Tenure.prefix(1));

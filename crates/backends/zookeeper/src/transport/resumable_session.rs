@@ -1,0 +1,236 @@
+//! A session that stays connected: when its connection breaks, a new one resumes it.
+//!
+//! A session is not bound to a server. Its id and password resume it at any server for as long as the ensemble keeps it.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure_core::spi::BackendError;
+use tokio::time::Instant;
+use tracing::{debug, info};
+use zookeeper_client::Stat;
+
+use super::{
+    connect_options::ConnectOptions,
+    connection::Connection,
+    error::{backend_error, session_gone, unavailable},
+    failover::resume,
+    servers::Servers,
+    session_state::{EndOnDrop, Phase, SessionState, task_ended},
+    znode_stat::session_name,
+};
+
+/// A session and its current connection. Dropping it ends the session in the background.
+#[derive(Debug)]
+pub(crate) struct ResumableSession {
+    state: Arc<SessionState>,
+}
+
+impl ResumableSession {
+    /// Opens a new session of about `ttl`.
+    ///
+    /// # Errors
+    /// When no server accepts it; each is tried once.
+    pub(crate) async fn open(
+        options: Arc<ConnectOptions>,
+        servers: Arc<Servers>,
+        ttl: Duration,
+    ) -> Result<Self, BackendError> {
+        let mut last = unavailable("no ZooKeeper server is known");
+        for server in servers.in_order() {
+            match Connection::open(&options, &server, ttl, None).await {
+                Ok(connection) => return Ok(Self::spawn(options, servers, ttl, connection)),
+                Err(error) => {
+                    servers.record_failure(&server);
+                    let what = format!("connecting to {server}{}", options.failure_hint(&error));
+                    last = options.login_error(backend_error(&what, &error));
+                    if last.is_permanent() {
+                        break;
+                    }
+                    debug!(server, %error, "cannot open a ZooKeeper session at this server");
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn spawn(options: Arc<ConnectOptions>, servers: Arc<Servers>, ttl: Duration, first: Connection) -> Self {
+        let first = Arc::new(first);
+        let state = Arc::new(SessionState::new(options, servers, ttl, &first));
+        tokio::spawn(session_task(Arc::clone(&state), first));
+        Self { state }
+    }
+
+    pub(crate) fn id(&self) -> i64 {
+        self.state.session.id().0
+    }
+
+    pub(crate) fn options(&self) -> &ConnectOptions {
+        &self.state.options
+    }
+
+    /// Declares that no entry will depend on the session: closing it does not wait until it has certainly ended.
+    pub(crate) fn mark_without_entries(&self) {
+        self.state.mark_without_entries();
+    }
+
+    /// Whether the session is being closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state.closing.is_cancelled()
+    }
+
+    /// Whether the session has ended or is being closed, as far as is known.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_closing() || matches!(*self.state.phase.borrow(), Phase::Over(_))
+    }
+
+    /// The current connection. Waits for one if there is none.
+    ///
+    /// # Errors
+    /// [`SessionGone`](tenure_core::spi::BackendErrorKind::SessionGone) when the session has ended.
+    pub(crate) async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
+        let mut phase = self.state.phase.subscribe();
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Connected(connection) if connection.is_unbroken() => {
+                    return Ok(Arc::clone(connection));
+                }
+                Phase::Over(error) => return Err(error.clone()),
+                _ => {}
+            }
+            if phase.changed().await.is_err() {
+                return Err(task_ended());
+            }
+        }
+    }
+
+    /// The current connection, without waiting.
+    ///
+    /// # Errors
+    /// As for [`connection`](Self::connection), and when there is none.
+    pub(crate) fn connection_now(&self) -> Result<Arc<Connection>, BackendError> {
+        match &*self.state.phase.borrow() {
+            Phase::Connected(connection) if connection.is_unbroken() => Ok(Arc::clone(connection)),
+            Phase::Over(error) | Phase::Disconnected(Some(error)) => Err(error.clone()),
+            Phase::Connected(_) | Phase::Disconnected(None) => {
+                Err(unavailable("the connection to ZooKeeper is broken"))
+            }
+        }
+    }
+
+    /// Refuses an ephemeral znode of another session (hazards Z2, Z3).
+    ///
+    /// # Errors
+    /// [`SessionGone`](tenure_core::spi::BackendErrorKind::SessionGone) when the znode belongs to another session.
+    pub(crate) fn check_owner(&self, stat: &Stat) -> Result<(), BackendError> {
+        if stat.ephemeral_owner == self.id() {
+            return Ok(());
+        }
+        let (owner, own) = (session_name(stat.ephemeral_owner), session_name(self.id()));
+        Err(session_gone(format!("ZooKeeper has replaced session {own} with {owner}")))
+    }
+
+    /// Begins to end the session in the store.
+    pub(crate) fn begin_close(&self) {
+        self.state.closing.cancel();
+    }
+
+    /// Ends the session in the store. Returns once it has ended there or has expired.
+    pub(crate) async fn close(&self) {
+        self.begin_close();
+        let mut phase = self.state.phase.subscribe();
+        let _ = phase.wait_for(|phase| matches!(phase, Phase::Over(_))).await;
+    }
+}
+
+impl Drop for ResumableSession {
+    fn drop(&mut self) {
+        self.begin_close();
+    }
+}
+
+/// Keeps the session connected until it is closed or over.
+async fn session_task(state: Arc<SessionState>, first: Arc<Connection>) {
+    let _end_on_drop = EndOnDrop(&state);
+    let mut connection = first;
+    let mut connected_at = Instant::now();
+    loop {
+        let is_closing = tokio::select! {
+            biased;
+            () = state.closing.cancelled() => true,
+            () = connection.broken() => false,
+            () = state.options.authority_removed(connection.pem()) => {
+                info!(
+                    session = %state.session.id(), server = connection.server(),
+                    "a certificate authority was removed: the ZooKeeper session continues over a new connection"
+                );
+                false
+            }
+            () = state.options.password_changed(connection.password()) => {
+                info!(
+                    session = %state.session.id(), server = connection.server(),
+                    "the password file has changed: the ZooKeeper session continues over a connection with the new password"
+                );
+                false
+            }
+        };
+        if is_closing {
+            break;
+        }
+        debug!(session = %state.session.id(), server = connection.server(), "ZooKeeper connection broken");
+        state.servers.record_failure(connection.server());
+        match connected_at.elapsed() < state.granted_ttl / 3 {
+            true => state.increase_hedge_delay(),
+            false => state.decrease_hedge_delay(),
+        }
+        state.phase.send_replace(Phase::Disconnected(None));
+        connection.give_up();
+        let resumed = tokio::select! {
+            biased;
+            () = state.closing.cancelled() => break,
+            resumed = resume(&state) => resumed,
+        };
+        match resumed {
+            Ok(resumed) => {
+                connection = Arc::new(resumed);
+                connected_at = Instant::now();
+                state.phase.send_replace(Phase::Connected(Arc::clone(&connection)));
+            }
+            Err(error) => {
+                state.phase.send_replace(Phase::Over(error));
+                return;
+            }
+        }
+    }
+    close(&state).await;
+    state.phase.send_replace(Phase::Over(session_gone("the ZooKeeper session was closed")));
+}
+
+/// Ends the session in the store, reconnecting where needed, until it has certainly expired. For a session without
+/// entries, gives up after one attempt's timeout.
+async fn close(state: &SessionState) {
+    let time_limit = match state.is_without_entries() {
+        true => state.options.attempt_timeout,
+        false => state.granted_ttl.max(state.requested_ttl).mul_f64(1.25),
+    };
+    let give_up_at = Instant::now() + time_limit;
+    let mut connection = match state.phase.send_replace(Phase::Disconnected(None)) {
+        Phase::Connected(connection) => Some(connection),
+        _ => None,
+    };
+    loop {
+        if let Some(connection) = connection.take() {
+            if connection.close_session().await {
+                return;
+            }
+            connection.give_up();
+        }
+        match tokio::time::timeout_at(give_up_at, resume(state)).await {
+            Ok(Ok(resumed)) => connection = Some(Arc::new(resumed)),
+            Ok(Err(error)) => {
+                debug!(session = %state.session.id(), %error, "the ZooKeeper session is over");
+                return;
+            }
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a resumable session's handle, its task and its failover share.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tenure_core::spi::BackendError;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use zookeeper_client::SessionInfo;
+
+use super::{connect_options::ConnectOptions, connection::Connection, error::unavailable, servers::Servers};
+
+/// The initial and least [hedge delay](SessionState::hedge_delay).
+pub(crate) const MIN_HEDGE_DELAY: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+pub(crate) struct SessionState {
+    pub(crate) options: Arc<ConnectOptions>,
+    pub(crate) servers: Arc<Servers>,
+    /// The TTL that was requested when the session was created, and is requested again when it is resumed.
+    pub(crate) requested_ttl: Duration,
+    pub(crate) session: SessionInfo,
+    /// The timeout that the session was granted.
+    pub(crate) granted_ttl: Duration,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) closing: CancellationToken,
+    /// Whether no entry depends on the session, so that it does not matter how long the store keeps it.
+    without_entries: AtomicBool,
+    /// How long to wait for a server before another one is tried as well.
+    ///
+    /// If all servers are far away, a short delay would move the session from one to the other forever. The delay grows
+    /// with each connection that breaks soon, and with each that loses the session to another server.
+    hedge_delay: Mutex<Duration>,
+}
+
+/// Whether a session has a connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    Connected(Arc<Connection>),
+    /// With the last failure to connect.
+    Disconnected(Option<BackendError>),
+    /// The session has ended or cannot be used any more.
+    Over(BackendError),
+}
+
+impl SessionState {
+    /// The state of a session that `first` has just created.
+    pub(crate) fn new(
+        options: Arc<ConnectOptions>,
+        servers: Arc<Servers>,
+        requested_ttl: Duration,
+        first: &Arc<Connection>,
+    ) -> Self {
+        Self {
+            options,
+            servers,
+            requested_ttl,
+            session: first.session().clone(),
+            granted_ttl: first.granted_ttl(),
+            phase: watch::Sender::new(Phase::Connected(Arc::clone(first))),
+            closing: CancellationToken::new(),
+            without_entries: AtomicBool::new(false),
+            hedge_delay: Mutex::new(MIN_HEDGE_DELAY),
+        }
+    }
+
+    pub(crate) fn mark_without_entries(&self) {
+        self.without_entries.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_without_entries(&self) -> bool {
+        self.without_entries.load(Relaxed)
+    }
+
+    pub(crate) fn hedge_delay(&self) -> Duration {
+        *self.lock_hedge_delay()
+    }
+
+    /// Called after a connection that lasted. The delay shrinks step by step: the servers are mostly as far away as
+    /// before.
+    pub(crate) fn decrease_hedge_delay(&self) {
+        let mut delay = self.lock_hedge_delay();
+        *delay = (*delay / 2).max(MIN_HEDGE_DELAY);
+    }
+
+    pub(crate) fn increase_hedge_delay(&self) {
+        let mut delay = self.lock_hedge_delay();
+        *delay = (*delay * 2).min(self.requested_ttl / 5).max(MIN_HEDGE_DELAY);
+    }
+
+    fn lock_hedge_delay(&self) -> MutexGuard<'_, Duration> {
+        self.hedge_delay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Marks the session as over when dropped, also if its task panics or is aborted.
+pub(crate) struct EndOnDrop<'a>(pub(crate) &'a SessionState);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.phase.send_if_modified(|phase| {
+            let was_running = !matches!(phase, Phase::Over(_));
+            if was_running {
+                *phase = Phase::Over(task_ended());
+            }
+            was_running
+        });
+    }
+}
+
+/// The error after a session's task has ended unexpectedly.
+pub(crate) fn task_ended() -> BackendError {
+    unavailable("the task of the ZooKeeper session has ended unexpectedly")
+}
