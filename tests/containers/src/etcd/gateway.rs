@@ -1,4 +1,4 @@
-//! Requests to etcd's JSON gateway, and the forms of its numbers and bytes.
+//! Requests to etcd's JSON gateway, and the encoding of its numbers and bytes.
 
 use std::{str::FromStr, time::Duration};
 
@@ -6,10 +6,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::{Client, header::AUTHORIZATION};
 use serde_json::Value;
 
-use super::ContainerError;
+use crate::error::ContainerError;
 
-/// Bounds one request: a frozen server must not freeze the test.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Limits one request, so that a frozen server does not block the test.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 pub(super) struct Gateway {
@@ -20,9 +20,9 @@ pub(super) struct Gateway {
 
 impl Gateway {
     pub(super) fn new(endpoint: String) -> Self {
-        // No connection is kept: one that a fault has broken would fail the next request.
-        let client = Client::builder().timeout(TIMEOUT).pool_max_idle_per_host(0).no_proxy().build();
-        let client = client.expect("an HTTP client without TLS needs nothing that could be missing");
+        // No idle connections: one that a fault has broken would fail the next request.
+        let client = Client::builder().timeout(REQUEST_TIMEOUT).pool_max_idle_per_host(0).no_proxy().build();
+        let client = client.expect("an HTTP client without TLS can always be built");
         Self { client, endpoint, token: None }
     }
 
@@ -34,7 +34,7 @@ impl Gateway {
         &self.endpoint
     }
 
-    /// Calls a method of the gateway: `kv/put`, say.
+    /// Calls a method of the gateway, for example `kv/put`.
     pub(super) async fn call(&self, method: &str, request: Value) -> Result<Value, ContainerError> {
         let url = format!("http://{}/v3/{method}", self.endpoint);
         let mut http = self.client.post(&url).json(&request);
@@ -47,12 +47,12 @@ impl Gateway {
         let answer: Value = answer.json().await.map_err(unreachable)?;
         if refused {
             let message = answer["error"].as_str().map_or_else(|| answer.to_string(), str::to_owned);
-            return Err(ContainerError::Refused { url, message });
+            return Err(ContainerError::Refused { request: url, message });
         }
         Ok(answer)
     }
 
-    /// What the server counts, as text.
+    /// The server's metrics in Prometheus' text format.
     pub(super) async fn metrics(&self) -> Result<String, ContainerError> {
         let url = format!("http://{}/metrics", self.endpoint);
         let unreachable = |source| ContainerError::Unreachable { url: url.clone(), source };
@@ -68,27 +68,27 @@ impl Gateway {
         if answer["health"] == "true" {
             return Ok(());
         }
-        Err(ContainerError::Refused { url, message: answer.to_string() })
+        Err(ContainerError::Refused { request: url, message: answer.to_string() })
     }
 }
 
-/// A number of 64 bits; zero where it was left out.
+/// A 64-bit number; zero when the field is missing.
 pub(super) fn number<N: FromStr + Default>(value: &Value) -> N {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
-pub(super) fn encoded(bytes: impl AsRef<[u8]>) -> String {
+pub(super) fn encode(bytes: impl AsRef<[u8]>) -> String {
     STANDARD.encode(bytes)
 }
 
-pub(super) fn bytes(value: &Value) -> Result<Vec<u8>, ContainerError> {
+pub(super) fn decode(value: &Value) -> Result<Vec<u8>, ContainerError> {
     let text = value.as_str().unwrap_or_default();
-    STANDARD.decode(text).map_err(|error| ContainerError::Malformed(format!("{text:?}: {error}")))
+    STANDARD.decode(text).map_err(|error| ContainerError::Unexpected(format!("{text:?}: {error}")))
 }
 
-pub(super) fn decoded(value: &Value) -> Result<String, ContainerError> {
-    String::from_utf8(bytes(value)?)
-        .map_err(|error| ContainerError::Malformed(format!("a key that is not text: {error}")))
+pub(super) fn decode_text(value: &Value) -> Result<String, ContainerError> {
+    String::from_utf8(decode(value)?)
+        .map_err(|error| ContainerError::Unexpected(format!("a key is not UTF-8: {error}")))
 }
 
 /// The end of the range of all keys with a prefix: the first key after them.
@@ -100,6 +100,6 @@ pub(super) fn range_end(prefix: &str) -> Vec<u8> {
             return end;
         }
     }
-    // etcd's name for "no end", which an empty prefix needs.
+    // A zero byte means "no end" to etcd, which an empty prefix needs.
     vec![0]
 }

@@ -1,23 +1,21 @@
-//! A server's keys, leases and users, handled without tenure and without an etcd client.
+//! Administers the keys and leases of an etcd server, without tenure and without an etcd client.
 //!
-//! Speaks with the JSON gateway that every etcd has beside its gRPC service: numbers
-//! of 64 bits travel as text, bytes as base64, and what is zero or empty is left out.
-
-mod gateway;
-mod users;
+//! Uses the JSON gateway that every etcd server has beside its gRPC service. The gateway writes 64-bit numbers as text and
+//! bytes as base64, and omits fields that are zero or empty.
 
 use std::{fmt, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::ContainerError;
-use gateway::{Gateway, bytes, decoded, encoded, number, range_end};
-pub use users::Permission;
+use crate::{
+    error::ContainerError,
+    etcd::gateway::{Gateway, decode, decode_text, encode, number, range_end},
+};
 
 /// Administers one etcd server, as an operator would.
 #[derive(Clone)]
 pub struct EtcdAdmin {
-    gateway: Gateway,
+    pub(super) gateway: Gateway,
 }
 
 /// A key with its value.
@@ -25,40 +23,39 @@ pub struct EtcdAdmin {
 pub struct KeyValue {
     /// The key.
     pub key: String,
-    /// Its value.
+    /// The value.
     pub value: Vec<u8>,
-    /// The revision in which it was created.
+    /// The revision in which the key was created.
     pub create_revision: u64,
-    /// The lease it is bound to; zero when it is bound to none.
+    /// The lease that the key is attached to; zero without one.
     pub lease: i64,
 }
 
-/// A lease, and what hangs on it.
+/// A lease and the keys that are attached to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Its id.
+    /// The lease's id.
     pub id: i64,
-    /// How long it lives on without a keepalive, rounded down to seconds.
+    /// The remaining time to live, rounded down to seconds.
     pub remaining: Duration,
-    /// The TTL with which it was granted.
+    /// The time to live with which the lease was granted.
     pub granted: Duration,
-    /// The keys bound to it.
+    /// The keys that are attached to the lease.
     pub keys: Vec<String>,
 }
 
-/// What a member says of leases that have run out.
+/// How many expired leases a member has revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expiries {
+pub struct LeaseExpiryStats {
     /// The member's id.
     pub member: u64,
-    /// The id of the member that leads by its word; zero when it knows none.
+    /// The id of the member that this member takes for the leader; zero when it knows none.
     pub leader: u64,
-    /// How many leases this member has revoked because they had run out, since it started. To do so is the
-    /// leader's task.
+    /// How many expired leases this member has revoked since it started. Only the leader should revoke leases.
     pub revoked: u64,
 }
 
-/// What a member says of itself.
+/// A member's id and the leader it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Status {
     pub(super) member: u64,
@@ -67,7 +64,7 @@ pub(super) struct Status {
 }
 
 impl EtcdAdmin {
-    /// For the server at `endpoint` (`host:port`). Nothing is sent yet.
+    /// A client of the server at `endpoint`, `host:port`. Sends nothing.
     pub fn new(endpoint: impl Into<String>) -> Self {
         Self { gateway: Gateway::new(endpoint.into()) }
     }
@@ -77,10 +74,10 @@ impl EtcdAdmin {
         self.gateway.endpoint()
     }
 
-    /// Succeeds when the server serves: it has a quorum, and can read.
+    /// Succeeds when the server is ready: it has a quorum and can read.
     ///
     /// # Errors
-    /// When it does not.
+    /// When it is not.
     pub async fn health(&self) -> Result<(), ContainerError> {
         self.gateway.health().await
     }
@@ -93,34 +90,34 @@ impl EtcdAdmin {
     /// Writes a key.
     ///
     /// # Errors
-    /// When the server refuses or does not answer; so for every method below.
+    /// When the server refuses or does not answer.
     pub async fn put(&self, key: &str, value: impl AsRef<[u8]>) -> Result<(), ContainerError> {
         self.put_with_lease(key, value, 0).await
     }
 
-    /// Writes a key that is bound to a lease.
+    /// Writes a key and attaches it to a lease.
     ///
     /// # Errors
-    /// Also when there is no such lease.
+    /// When the lease does not exist, or the server does not answer.
     pub async fn put_with_lease(
         &self,
         key: &str,
         value: impl AsRef<[u8]>,
         lease: i64,
     ) -> Result<(), ContainerError> {
-        let request = json!({ "key": encoded(key), "value": encoded(value), "lease": lease.to_string() });
+        let request = json!({ "key": encode(key), "value": encode(value), "lease": lease.to_string() });
         self.gateway.call("kv/put", request).await.map(|_| ())
     }
 
-    /// The key, when it exists.
+    /// The key with its value, if it exists.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
     pub async fn get(&self, key: &str) -> Result<Option<KeyValue>, ContainerError> {
-        Ok(self.range(json!({ "key": encoded(key) })).await?.pop())
+        Ok(self.range(json!({ "key": encode(key) })).await?.pop())
     }
 
-    /// All keys under a prefix, the oldest first.
+    /// All keys under a prefix, ordered by creation.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
@@ -138,8 +135,8 @@ impl EtcdAdmin {
             .iter()
             .map(|found| {
                 Ok(KeyValue {
-                    key: decoded(&found["key"])?,
-                    value: bytes(&found["value"])?,
+                    key: decode_text(&found["key"])?,
+                    value: decode(&found["value"])?,
                     create_revision: number(&found["create_revision"]),
                     lease: number(&found["lease"]),
                 })
@@ -152,11 +149,11 @@ impl EtcdAdmin {
     /// # Errors
     /// When the server refuses or does not answer.
     pub async fn delete(&self, key: &str) -> Result<bool, ContainerError> {
-        let answer = self.gateway.call("kv/deleterange", json!({ "key": encoded(key) })).await?;
+        let answer = self.gateway.call("kv/deleterange", json!({ "key": encode(key) })).await?;
         Ok(number::<u64>(&answer["deleted"]) > 0)
     }
 
-    /// Deletes all keys under a prefix; returns how many.
+    /// Deletes all keys under a prefix; returns their number.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
@@ -171,14 +168,14 @@ impl EtcdAdmin {
     /// # Errors
     /// When the server refuses or does not answer.
     pub async fn revision(&self) -> Result<u64, ContainerError> {
-        let answer = self.gateway.call("kv/range", json!({ "key": encoded("/") })).await?;
+        let answer = self.gateway.call("kv/range", json!({ "key": encode("/") })).await?;
         Ok(number(&answer["header"]["revision"]))
     }
 
-    /// Forgets all history up to the current revision; returns that revision.
+    /// Compacts the history up to the current revision; returns that revision.
     ///
     /// # Errors
-    /// Also when that was done already.
+    /// When that revision is compacted already, or the server does not answer.
     pub async fn compact(&self) -> Result<u64, ContainerError> {
         let revision = self.revision().await?;
         let request = json!({ "revision": revision.to_string(), "physical": true });
@@ -186,19 +183,19 @@ impl EtcdAdmin {
         Ok(revision)
     }
 
-    /// Raises the NOSPACE alarm, as a full database does: puts are refused, and deletes are allowed.
+    /// Activates the NOSPACE alarm, as a full database does: puts are refused, and deletes are allowed.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
-    pub async fn raise_no_space(&self) -> Result<(), ContainerError> {
+    pub async fn activate_no_space_alarm(&self) -> Result<(), ContainerError> {
         self.alarm("ACTIVATE").await
     }
 
-    /// Lifts the NOSPACE alarm, as `etcdctl alarm disarm` does.
+    /// Deactivates the NOSPACE alarm, as `etcdctl alarm disarm` does.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
-    pub async fn lift_no_space(&self) -> Result<(), ContainerError> {
+    pub async fn disarm_no_space_alarm(&self) -> Result<(), ContainerError> {
         self.alarm("DEACTIVATE").await
     }
 
@@ -217,7 +214,7 @@ impl EtcdAdmin {
         Ok(number(&self.gateway.call("lease/grant", request).await?["ID"]))
     }
 
-    /// Renews a lease; returns whether it lives.
+    /// Renews a lease; returns whether it exists.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
@@ -226,7 +223,7 @@ impl EtcdAdmin {
         Ok(number::<i64>(&answer["result"]["TTL"]) > 0)
     }
 
-    /// The ids of all living leases.
+    /// The ids of all leases.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
@@ -236,7 +233,7 @@ impl EtcdAdmin {
         Ok(leases.iter().map(|lease| number(&lease["ID"])).collect())
     }
 
-    /// A lease, when it lives.
+    /// A lease, if it exists.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
@@ -247,32 +244,32 @@ impl EtcdAdmin {
         if granted == 0 {
             return Ok(None);
         }
-        // Negative when it has expired and its revocation is under way.
+        // Negative while an expired lease is being revoked.
         let remaining = Duration::from_secs(number::<i64>(&answer["TTL"]).try_into().unwrap_or(0));
         let keys = answer["keys"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let keys = keys.iter().map(decoded).collect::<Result<_, _>>()?;
+        let keys = keys.iter().map(decode_text).collect::<Result<_, _>>()?;
         Ok(Some(Lease { id, remaining, granted: Duration::from_secs(granted), keys }))
     }
 
-    /// How many leases that had run out this member has revoked, and who leads by its word.
+    /// How many expired leases this member has revoked, and which member it takes for the leader.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn expiries(&self) -> Result<Expiries, ContainerError> {
+    pub async fn lease_expiry_stats(&self) -> Result<LeaseExpiryStats, ContainerError> {
         let Status { member, leader } = self.status().await?;
         let metrics = self.gateway.metrics().await?;
         let revoked = metrics
             .lines()
             .find_map(|line| line.strip_prefix("etcd_debugging_server_lease_expired_total ")?.parse().ok());
         let revoked =
-            revoked.ok_or_else(|| ContainerError::Malformed("no count of expired leases".to_owned()))?;
-        Ok(Expiries { member, leader, revoked })
+            revoked.ok_or_else(|| ContainerError::Unexpected("the metrics have no count of expired leases".to_owned()))?;
+        Ok(LeaseExpiryStats { member, leader, revoked })
     }
 
-    /// Ends a lease, and deletes the keys bound to it.
+    /// Revokes a lease and deletes the keys that are attached to it.
     ///
     /// # Errors
-    /// Also when there is no such lease.
+    /// When the lease does not exist, or the server does not answer.
     pub async fn revoke_lease(&self, id: i64) -> Result<(), ContainerError> {
         self.gateway.call("lease/revoke", json!({ "ID": id.to_string() })).await.map(|_| ())
     }
@@ -284,8 +281,8 @@ impl fmt::Debug for EtcdAdmin {
     }
 }
 
-/// The range of all keys with a prefix; etcd knows no empty key, and begins with this one.
-fn prefix_range(prefix: &str) -> (String, String) {
+/// The range of all keys with a prefix. etcd allows no empty key; a zero byte is the first key.
+pub(super) fn prefix_range(prefix: &str) -> (String, String) {
     let first = if prefix.is_empty() { "\0" } else { prefix };
-    (encoded(first), encoded(range_end(prefix)))
+    (encode(first), encode(range_end(prefix)))
 }

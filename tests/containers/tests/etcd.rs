@@ -1,4 +1,4 @@
-//! Real etcd servers are started, administered, broken and mended, in every version.
+//! etcd servers of every version are started and administered; faults are injected and healed.
 
 use std::{collections::HashSet, process::Command, time::Duration};
 
@@ -7,7 +7,7 @@ use tenure_containers::{
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
-/// Makes one test of each function for every version of etcd.
+/// Defines one test per function and version of etcd.
 macro_rules! for_every_etcd {
     ($($case:ident),* $(,)?) => {
         mod etcd_3_4 {
@@ -27,10 +27,10 @@ for_every_etcd!(
     a_frozen_server_answers_again_when_healed,
     a_wiped_server_is_empty_at_the_same_endpoint,
     a_shared_server_is_found,
-    a_proxy_breaks_what_it_carries,
+    a_proxy_disturbs_its_connections,
     cluster_elects_another_leader_when_its_own_is_killed,
     cluster_elects_another_leader_when_its_own_is_frozen,
-    cluster_member_that_is_cut_off_still_hears_its_clients,
+    cluster_member_isolated_from_peers_still_answers_clients,
 );
 
 type Outcome = Result<(), ContainerError>;
@@ -67,16 +67,16 @@ async fn keys_and_leases_are_administered(version: Version) -> Outcome {
 
 async fn auth_is_switched_on(version: Version) -> Outcome {
     let server = EtcdServer::start(version).await?;
-    let nobody = server.admin();
-    nobody.add_user("alice", "wonder", Permission::ReadWrite, "/alice/").await?;
-    let root = nobody.enable_auth("secret").await?;
+    let anonymous = server.admin();
+    anonymous.add_user("alice", "wonder", Permission::ReadWrite, "/alice/").await?;
+    let root = anonymous.enable_auth("secret").await?;
 
-    assert!(nobody.get("/alice/x").await.is_err());
-    let alice = nobody.login("alice", "wonder").await?;
+    assert!(anonymous.get("/alice/x").await.is_err());
+    let alice = anonymous.login("alice", "wonder").await?;
     alice.put("/alice/x", "1").await?;
     let refused = alice.put("/bob/x", "1").await.unwrap_err();
     assert!(refused.to_string().contains("permission denied"), "{refused}");
-    let refused = nobody.login("alice", "under").await.unwrap_err();
+    let refused = anonymous.login("alice", "under").await.unwrap_err();
     assert!(matches!(refused, ContainerError::Refused { .. }), "{refused}");
     assert!(!format!("{root:?}{refused:?}").contains("under"));
     root.put("/bob/x", "1").await?;
@@ -125,11 +125,11 @@ async fn a_wiped_server_is_empty_at_the_same_endpoint(version: Version) -> Outco
 
 async fn a_shared_server_is_found(version: Version) -> Outcome {
     let shared = SharedEtcd::get(version).await?;
-    assert_eq!(shared.is_own(), std::env::var(version.shared_variable()).is_err());
+    assert_eq!(shared.is_dedicated(), std::env::var(version.shared_variable()).is_err());
     shared.admin().health().await
 }
 
-async fn a_proxy_breaks_what_it_carries(version: Version) -> Outcome {
+async fn a_proxy_disturbs_its_connections(version: Version) -> Outcome {
     let server = SharedEtcd::get(version).await?;
     let proxy = Proxy::start(server.endpoint()).await.unwrap();
     let through_proxy = EtcdAdmin::new(proxy.endpoint());
@@ -169,10 +169,10 @@ async fn cluster_elects_another_leader_when_its_own_is_frozen(version: Version) 
     fault.heal().await
 }
 
-async fn cluster_member_that_is_cut_off_still_hears_its_clients(version: Version) -> Outcome {
+async fn cluster_member_isolated_from_peers_still_answers_clients(version: Version) -> Outcome {
     let cluster = EtcdCluster::start(version).await?;
     let leader = cluster.leader().await?;
-    let fault = cluster.cut_off(leader).await?;
+    let fault = cluster.isolate_from_peers(leader).await?;
     cluster.successor_of(leader).await?;
     let unhealthy = cluster.member(leader).admin().health().await.unwrap_err();
     assert!(is_answer(&unhealthy), "{unhealthy}");
@@ -180,7 +180,7 @@ async fn cluster_member_that_is_cut_off_still_hears_its_clients(version: Version
     cluster.member(leader).admin().health().await
 }
 
-/// Whether the server was reached: it answered, or took its time over a read without a quorum.
+/// Whether the server was reached: it answered, or a read without a quorum timed out.
 fn is_answer(error: &ContainerError) -> bool {
     match error {
         ContainerError::Refused { .. } => true,
@@ -196,41 +196,41 @@ async fn until_healthy(admin: &EtcdAdmin) {
 }
 
 #[tokio::test]
-async fn nothing_is_left_of_a_server_whose_test_panicked() {
+async fn a_server_whose_test_panicked_is_removed() {
     let outcome = tokio::spawn(async {
         let server = EtcdServer::start(Version::Etcd35).await.unwrap();
         let _fault = server.pause().await.unwrap();
-        assert_eq!(listed_as_ours().map(|listed| listed.is_empty()), [false, false]);
-        panic!("as a failing test does");
+        assert_eq!(list_own_resources().map(|listed| listed.is_empty()), [false, false]);
+        panic!("like a failing test");
     });
     assert!(outcome.await.unwrap_err().is_panic());
-    assert_eq!(listed_as_ours(), ["", ""]);
+    assert_eq!(list_own_resources(), ["", ""]);
 }
 
 #[test]
-fn nothing_is_left_of_a_server_that_outlives_its_runtime() {
+fn a_server_that_outlives_its_runtime_is_removed() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let server = runtime.block_on(EtcdServer::start(Version::Etcd35)).unwrap();
     drop(runtime);
     drop(server);
-    assert_eq!(listed_as_ours(), ["", ""]);
+    assert_eq!(list_own_resources(), ["", ""]);
 }
 
 #[tokio::test]
 async fn a_server_is_published_on_loopback_only() {
     let server = EtcdServer::start(Version::Etcd35).await.unwrap();
-    let [id, _] = listed_as_ours();
+    let [id, _] = list_own_resources();
     let published = Command::new("docker").args(["port", id.trim()]).output().unwrap().stdout;
     let published = String::from_utf8(published).unwrap();
     assert_eq!(published.trim(), format!("2379/tcp -> {}", server.endpoint()));
 }
 
-/// The containers and the volumes that this process has made.
-fn listed_as_ours() -> [String; 2] {
-    let ours = format!("--filter=label=tenure-test={}", std::process::id());
+/// The containers and the volumes that this process has created.
+fn list_own_resources() -> [String; 2] {
+    let own = format!("--filter=label=tenure-test={}", std::process::id());
     [["container", "ls"], ["volume", "ls"]].map(|list| {
         let mut command = Command::new("docker");
-        command.args(list).args(["--quiet", &ours]);
+        command.args(list).args(["--quiet", &own]);
         if list[0] == "container" {
             command.arg("--all");
         }
@@ -241,31 +241,31 @@ fn listed_as_ours() -> [String; 2] {
 #[tokio::test]
 async fn a_missing_image_is_an_error_that_names_the_remedy() {
     const MISSING: &str = "tenure-test/none:0";
-    let said = said_by_a_failed_start(
+    let printed = output_of_failed_start(
         "a_missing_image_is_an_error_that_names_the_remedy",
         (Version::Etcd35.image_variable(), MISSING),
     )
     .await;
     for part in [MISSING, "cargo xtask images", "TENURE_TEST_IMAGE_ETCD_3_5"] {
-        assert!(said.contains(part), "{part} is not in: {said}");
+        assert!(printed.contains(part), "{part} is not in: {printed}");
     }
 }
 
 #[tokio::test]
 async fn a_missing_engine_is_an_error_that_names_the_remedy() {
-    let said = said_by_a_failed_start(
+    let printed = output_of_failed_start(
         "a_missing_engine_is_an_error_that_names_the_remedy",
         ("DOCKER_HOST", "unix:///no/such.sock"),
     )
     .await;
     for part in ["/no/such.sock", "cargo xtask test"] {
-        assert!(said.contains(part), "{part} is not in: {said}");
+        assert!(printed.contains(part), "{part} is not in: {printed}");
     }
 }
 
-/// What `test` prints when it starts a server in a process of its own, in which alone the
-/// environment has this `variable`.
-async fn said_by_a_failed_start(test: &str, variable: (&str, &str)) -> String {
+/// Runs `test` in a process of its own, with this environment variable, and returns what it prints. Setting the variable in
+/// this process would affect other threads.
+async fn output_of_failed_start(test: &str, variable: (&str, &str)) -> String {
     if std::env::var(variable.0).is_ok_and(|value| value == variable.1) {
         let error = EtcdServer::start(Version::Etcd35).await.unwrap_err();
         panic!("{error}: {:?}", std::error::Error::source(&error));

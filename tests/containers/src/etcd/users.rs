@@ -1,8 +1,11 @@
-//! Users, roles and logins.
+//! Users, roles and logins of an etcd server.
 
 use serde_json::json;
 
-use super::{ContainerError, EtcdAdmin, prefix_range};
+use crate::{
+    error::ContainerError,
+    etcd::admin::{EtcdAdmin, prefix_range},
+};
 
 /// What a role may do with the keys under a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,12 +14,12 @@ pub enum Permission {
     Read,
     /// Write them.
     Write,
-    /// Both.
+    /// Read and write them.
     ReadWrite,
 }
 
 impl EtcdAdmin {
-    /// The same, speaking as `user`: needed once [`enable_auth`](Self::enable_auth) was called.
+    /// A client of the same server that is logged in as `user`. Needed once [`enable_auth`](Self::enable_auth) was called.
     ///
     /// # Errors
     /// When the server refuses the password or does not answer.
@@ -27,10 +30,10 @@ impl EtcdAdmin {
         Ok(Self { gateway: self.gateway.with_token(token) })
     }
 
-    /// Makes a user who may do `permission` with the keys under `prefix`, by a role of the same name.
+    /// Creates a user, and a role of the same name with `permission` for the keys under `prefix`.
     ///
     /// # Errors
-    /// Also when there is such a user already.
+    /// When the user exists already, or the server does not answer.
     pub async fn add_user(
         &self,
         user: &str,
@@ -39,15 +42,15 @@ impl EtcdAdmin {
         prefix: &str,
     ) -> Result<(), ContainerError> {
         self.gateway.call("auth/role/add", json!({ "name": user })).await?;
-        self.permit(user, permission, prefix).await?;
+        self.grant_permission(user, permission, prefix).await?;
         self.add_user_with_role(user, password, user).await
     }
 
-    /// Permits the role of a user's own what lies below `prefix` as well.
+    /// Grants `permission` for the keys under `prefix` to the role that [`add_user`](Self::add_user) created.
     ///
     /// # Errors
-    /// When there is no such role.
-    pub async fn permit(
+    /// When the role does not exist, or the server does not answer.
+    pub async fn grant_permission(
         &self,
         user: &str,
         permission: Permission,
@@ -64,46 +67,45 @@ impl EtcdAdmin {
         Ok(())
     }
 
-    /// Forbids the role of a user's own what lies below `prefix`, of which [`permit`](Self::permit) was told.
+    /// Revokes what [`grant_permission`](Self::grant_permission) granted for `prefix`.
     ///
     /// # Errors
-    /// When nothing of the kind was permitted.
-    pub async fn forbid(&self, user: &str, prefix: &str) -> Result<(), ContainerError> {
+    /// When the role has no such permission, or the server does not answer.
+    pub async fn revoke_permission(&self, user: &str, prefix: &str) -> Result<(), ContainerError> {
         let (key, range_end) = prefix_range(prefix);
         let permission = json!({ "role": user, "key": key, "range_end": range_end });
         self.gateway.call("auth/role/revoke", permission).await.map(|_| ())
     }
 
-    /// Takes the role of its own from a user.
+    /// Revokes from a user the role of the same name.
     ///
     /// # Errors
-    /// When the user has no such role.
+    /// When the user does not have the role, or the server does not answer.
     pub async fn revoke_role(&self, user: &str) -> Result<(), ContainerError> {
         self.gateway.call("auth/user/revoke", json!({ "name": user, "role": user })).await.map(|_| ())
     }
 
-    /// Deletes a user; whoever has logged in as it is not let in any more.
+    /// Deletes a user. The server rejects the user's tokens from then on.
     ///
     /// # Errors
-    /// When there is no such user.
+    /// When the user does not exist, or the server does not answer.
     pub async fn delete_user(&self, user: &str) -> Result<(), ContainerError> {
         self.gateway.call("auth/user/delete", json!({ "name": user })).await.map(|_| ())
     }
 
-    /// Gives a user another password; whoever has logged in with the old one is to log in anew.
+    /// Changes a user's password. Clients that logged in with the old one have to log in again.
     ///
     /// # Errors
-    /// When there is no such user.
+    /// When the user does not exist, or the server does not answer.
     pub async fn change_password(&self, user: &str, password: &str) -> Result<(), ContainerError> {
         let change = json!({ "name": user, "password": password });
         self.gateway.call("auth/user/changepw", change).await.map(|_| ())
     }
 
-    /// Makes the user `root` and demands a name and password from everybody from now on;
-    /// returns this, speaking as root.
+    /// Creates the user `root` and enables authentication; returns a client that is logged in as root.
     ///
     /// # Errors
-    /// Also when that was done already.
+    /// When authentication is enabled already, or the server does not answer.
     pub async fn enable_auth(&self, root_password: &str) -> Result<Self, ContainerError> {
         self.gateway.call("auth/role/add", json!({ "name": "root" })).await?;
         self.add_user_with_role("root", root_password, "root").await?;
@@ -116,11 +118,11 @@ impl EtcdAdmin {
         self.gateway.call("auth/user/grant", json!({ "user": user, "role": role })).await.map(|_| ())
     }
 
-    /// How many times anybody has logged in with a name and a password since this member started.
+    /// The number of successful logins with a name and a password since this member started.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn logins(&self) -> Result<u64, ContainerError> {
+    pub async fn login_count(&self) -> Result<u64, ContainerError> {
         let metrics = self.gateway.metrics().await?;
         let counted = metrics.lines().filter(|line| {
             line.starts_with("grpc_server_handled_total{")

@@ -1,9 +1,8 @@
-//! Docker's engine, for what testcontainers has no function for.
+//! Requests to the Docker engine that testcontainers has no function for.
 //!
-//! Testcontainers creates, starts, stops, freezes and removes containers. It cannot
-//! kill one, knows no networks with fixed addresses and no parting from one, pulls an
-//! image that is missing, forgets a container that was created but did not start, and
-//! panics when it removes one where no runtime is. Its engine's client, which is used here, can.
+//! Testcontainers creates, starts, stops, pauses and removes containers. It does not kill a container, does not
+//! connect one to a network at a fixed address or disconnect it, pulls a missing image, leaks a container that was created
+//! but failed to start, and panics when it removes one outside a runtime. These functions use its engine client directly.
 
 use std::{collections::HashMap, io, process, thread, time::Duration};
 
@@ -17,23 +16,26 @@ use testcontainers::{
 };
 use tokio::runtime;
 
-use super::{ContainerError, Version, health::described};
+use crate::{
+    error::{ContainerError, with_sources},
+    version::Version,
+};
 
-/// Testcontainers' own bound for one request to the engine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The request timeout that testcontainers sets.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 const NOT_FOUND: u16 = 404;
 
-/// The label of everything that tests make; its value is the id of their process.
+/// The label of everything that tests create; its value is the id of their process.
 const LABEL: &str = "tenure-test";
 
-/// The engine, wherever testcontainers finds it.
-pub(super) async fn engine() -> Result<Docker, ContainerError> {
+/// The client of the engine that testcontainers uses.
+pub(crate) async fn engine() -> Result<Docker, ContainerError> {
     docker_client_instance().await.map_err(|error| client_failure("connect", error))
 }
 
-/// Fails when there is no such image, so that nothing tries to pull it.
-pub(super) async fn expect_image(version: Version) -> Result<(), ContainerError> {
+/// Fails when the image does not exist, so that testcontainers does not try to pull it.
+pub(crate) async fn require_image(version: Version) -> Result<(), ContainerError> {
     let image = version.image();
     match engine().await?.inspect_image(&image).await {
         Ok(_) => Ok(()),
@@ -44,8 +46,8 @@ pub(super) async fn expect_image(version: Version) -> Result<(), ContainerError>
     }
 }
 
-/// Removes a container with its volume, in whatever state it is; succeeds also when there is none.
-pub(super) async fn remove_container(name: &str) -> Result<(), ContainerError> {
+/// Removes a container in any state, with its volume. Succeeds if the container does not exist.
+pub(crate) async fn remove_container(name: &str) -> Result<(), ContainerError> {
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     match engine().await?.remove_container(name, Some(options)).await {
         Ok(()) | Err(EngineError::DockerResponseServerError { status_code: NOT_FOUND, .. }) => Ok(()),
@@ -53,10 +55,10 @@ pub(super) async fn remove_container(name: &str) -> Result<(), ContainerError> {
     }
 }
 
-/// Does `work` from a destructor: blocks, and has nobody to tell of a failure.
+/// Runs `work` to its end from a destructor, and blocks meanwhile. Failures are not reported.
 ///
-/// On a thread and a runtime of its own: there may be no other, or it may be the one that is blocked.
-pub(super) fn in_drop(work: impl Future<Output = ()> + Send) {
+/// Uses a thread and a runtime of its own: the caller may have no runtime, or be on the thread that drives it.
+pub(crate) fn block_on_in_drop(work: impl Future<Output = ()> + Send) {
     let work = || {
         if let Ok(runtime) = runtime::Builder::new_current_thread().enable_all().build() {
             runtime.block_on(work);
@@ -69,22 +71,22 @@ pub(super) fn in_drop(work: impl Future<Output = ()> + Send) {
     });
 }
 
-/// The label that marks what this process makes.
-pub(super) fn labels() -> HashMap<String, String> {
+/// The label that marks what this process creates.
+pub(crate) fn labels() -> HashMap<String, String> {
     HashMap::from([(LABEL.to_owned(), process::id().to_string())])
 }
 
-/// A name that nothing else has.
-pub(super) fn unique_name(what: &str) -> String {
+/// A unique name for a container or network.
+pub(crate) fn unique_name(what: &str) -> String {
     format!("tenure-test-{what}-{}-{:08x}", process::id(), fastrand::u32(..))
 }
 
-/// Why testcontainers failed at what `docker {command}` does.
-pub(super) fn failure(command: &str, error: TestcontainersError) -> ContainerError {
+/// Converts an error of testcontainers; `command` is the `docker` command that does the same.
+pub(crate) fn failure(command: &str, error: TestcontainersError) -> ContainerError {
     match error {
         TestcontainersError::Client(error) => client_failure(command, error),
-        TestcontainersError::WaitContainer(WaitContainerError::StartupTimeout) => no_answer(command),
-        error => ContainerError::Docker { command: command.to_owned(), message: described(&error) },
+        TestcontainersError::WaitContainer(WaitContainerError::StartupTimeout) => timed_out(command),
+        error => ContainerError::Docker { command: command.to_owned(), message: with_sources(&error) },
     }
 }
 
@@ -98,28 +100,28 @@ fn client_failure(command: &str, error: ClientError) -> ContainerError {
         | ClientError::PauseContainer(error)
         | ClientError::UnpauseContainer(error)
         | ClientError::InspectContainer(error) => engine_failure(command, error),
-        error => ContainerError::Docker { command: command.to_owned(), message: described(&error) },
+        error => ContainerError::Docker { command: command.to_owned(), message: with_sources(&error) },
     }
 }
 
-/// Why the engine failed at what `docker {command}` does.
-pub(super) fn engine_failure(command: &str, error: EngineError) -> ContainerError {
+/// Converts an error of the engine; `command` is the `docker` command that does the same.
+pub(crate) fn engine_failure(command: &str, error: EngineError) -> ContainerError {
     match error {
         EngineError::SocketNotFoundError(path) => {
             ContainerError::NoDocker(io::Error::new(io::ErrorKind::NotFound, path))
         }
         EngineError::HyperLegacyError { .. } | EngineError::IOError { .. } => {
-            ContainerError::NoEngine(described(&error))
+            ContainerError::NoEngine(with_sources(&error))
         }
-        EngineError::RequestTimeoutError => no_answer(command),
+        EngineError::RequestTimeoutError => timed_out(command),
         EngineError::DockerResponseServerError { message, .. } => {
             ContainerError::Docker { command: command.to_owned(), message }
         }
-        error => ContainerError::Docker { command: command.to_owned(), message: described(&error) },
+        error => ContainerError::Docker { command: command.to_owned(), message: with_sources(&error) },
     }
 }
 
-fn no_answer(command: &str) -> ContainerError {
+fn timed_out(command: &str) -> ContainerError {
     let (what, last) = (format!("`docker {command}`"), "no answer".to_owned());
-    ContainerError::TimedOut { what, waited: PATIENCE, last }
+    ContainerError::TimedOut { what, waited: REQUEST_TIMEOUT, last }
 }
