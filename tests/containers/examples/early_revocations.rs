@@ -58,7 +58,9 @@ async fn main() -> Result<(), ContainerError> {
         match lease_during_thaw(&cluster).await? {
             LeaseEnd::Early { since, by } => {
                 early += 1;
-                println!("round {round}: revoked {since:.0?} after its last answered keepalive began, by {by}");
+                println!(
+                    "round {round}: revoked {since:.0?} after its last answered keepalive began, by {by}"
+                );
             }
             LeaseEnd::Late => late += 1,
             LeaseEnd::Never => {}

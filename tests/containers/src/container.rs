@@ -18,7 +18,8 @@ use testcontainers::{
 
 use crate::{
     docker::{
-        block_on_in_drop, engine, engine_failure, failure, labels, remove_container, require_image, unique_name,
+        block_on_in_drop, engine, engine_failure, failure, labels, remove_container, require_image,
+        unique_name,
     },
     error::ContainerError,
     network::Network,

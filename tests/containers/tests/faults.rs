@@ -52,7 +52,9 @@ async fn cluster_members_recover_from_every_fault() -> Outcome {
 
 #[tokio::test]
 async fn ensemble_members_recover_from_every_fault() -> Outcome {
-    let ensemble = ZookeeperEnsemble::start_with_fault_injection(Version::Zookeeper39, &ZookeeperSettings::default()).await?;
+    let ensemble =
+        ZookeeperEnsemble::start_with_fault_injection(Version::Zookeeper39, &ZookeeperSettings::default())
+            .await?;
     ensemble.member(0).admin().create("/written", "").await?;
     for kind in DEPOSING_FAULTS {
         let leader = ensemble.leader().await?;
@@ -74,7 +76,9 @@ async fn ensemble_members_recover_from_every_fault() -> Outcome {
 
 #[tokio::test]
 async fn ensemble_member_without_data_copies_them_from_the_leader() -> Outcome {
-    let ensemble = ZookeeperEnsemble::start_with_fault_injection(Version::Zookeeper39, &ZookeeperSettings::default()).await?;
+    let ensemble =
+        ZookeeperEnsemble::start_with_fault_injection(Version::Zookeeper39, &ZookeeperSettings::default())
+            .await?;
     ensemble.member(0).admin().create("/kept", "").await?;
     for member in 0..3 {
         ensemble.resync_member(member).await?;

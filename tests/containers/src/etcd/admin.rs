@@ -261,8 +261,9 @@ impl EtcdAdmin {
         let revoked = metrics
             .lines()
             .find_map(|line| line.strip_prefix("etcd_debugging_server_lease_expired_total ")?.parse().ok());
-        let revoked =
-            revoked.ok_or_else(|| ContainerError::Unexpected("the metrics have no count of expired leases".to_owned()))?;
+        let revoked = revoked.ok_or_else(|| {
+            ContainerError::Unexpected("the metrics have no count of expired leases".to_owned())
+        })?;
         Ok(LeaseExpiryStats { member, leader, revoked })
     }
 

@@ -40,7 +40,10 @@ impl EtcdCluster {
     ///
     /// # Errors
     /// As for [`start`](Self::start).
-    pub async fn start_with_fault_injection(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
+    pub async fn start_with_fault_injection(
+        version: Version,
+        flags: &[&str],
+    ) -> Result<Self, ContainerError> {
         Self::start_members(version, flags, ContainerSpec::with_fault_injection).await
     }
 

@@ -254,7 +254,8 @@ impl AdminSession {
 
 fn decode_znode(mut response: Response) -> io::Result<Znode> {
     let data = response.buffer()?;
-    let (czxid, _mzxid, _ctime, _mtime) = (response.long()?, response.long()?, response.long()?, response.long()?);
+    let (czxid, _mzxid, _ctime, _mtime) =
+        (response.long()?, response.long()?, response.long()?, response.long()?);
     let (version, _cversion, _aversion) = (response.int()?, response.int()?, response.int()?);
     let (owner, _length, children) = (response.long()?, response.int()?, response.int()?);
     Ok(Znode { data, czxid, version, owner, children })
@@ -267,8 +268,9 @@ pub(super) fn no_answer(endpoint: &str, what: &str, source: io::Error) -> Contai
 pub(super) fn request_error(endpoint: &str, what: &str, error: RequestError) -> ContainerError {
     match error {
         RequestError::Io(source) => no_answer(endpoint, what, source),
-        RequestError::Refused(code) => {
-            ContainerError::Refused { request: format!("{what} at {endpoint}"), message: format!("code {code}") }
-        }
+        RequestError::Refused(code) => ContainerError::Refused {
+            request: format!("{what} at {endpoint}"),
+            message: format!("code {code}"),
+        },
     }
 }

@@ -97,7 +97,8 @@ impl ZookeeperSettings {
             files += &write_file_script(path, content);
         }
         // A restart keeps what a test has replaced meanwhile.
-        script += &format!("if [ ! -e {FILES_WRITTEN_MARKER} ]; then\n{files}touch {FILES_WRITTEN_MARKER}\nfi\n");
+        script +=
+            &format!("if [ ! -e {FILES_WRITTEN_MARKER} ]; then\n{files}touch {FILES_WRITTEN_MARKER}\nfi\n");
         let properties: String =
             self.properties.iter().map(|(key, value)| format!(" '-D{key}={value}'")).collect();
         // Debian's console logger has to come first: the folder has others too.

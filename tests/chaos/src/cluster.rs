@@ -1,16 +1,16 @@
-//! Either store's three servers, in the same words.
+//! Three servers of either store, with one interface.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use tenure_containers::{
-    EtcdCluster, ExpiryWatch, Fault, Harm, Version, ZookeeperEnsemble, ZookeeperSettings,
+    EtcdCluster, Fault, FaultKind, LeaseExpiryMonitor, Version, ZookeeperEnsemble, ZookeeperSettings,
 };
 
 use crate::options::StoreKind;
 
-/// Below this name are the candidates' entries.
-pub(crate) const ROOT: &str = "chaos";
+/// The prefix below which candidates keep their entries.
+pub(crate) const PREFIX: &str = "chaos";
 
 pub(crate) const MEMBERS: usize = 3;
 
@@ -29,20 +29,22 @@ impl Cluster {
         })
     }
 
-    /// One of the versions of etcd.
+    /// etcd of this version.
     pub(crate) async fn etcd(version: Version) -> Result<Self> {
-        Ok(Self::Etcd(EtcdCluster::breakable(version, &[]).await?))
+        Ok(Self::Etcd(EtcdCluster::start_with_fault_injection(version, &[]).await?))
     }
 
-    /// ZooKeeper with settings of its own.
+    /// ZooKeeper with additional settings.
     pub(crate) async fn zookeeper(settings: &[(&str, &str)]) -> Result<Self> {
-        // A disk that was full as a snapshot was to be written leaves none, and the server does not start again.
+        // If the disk was full while a snapshot was written, there is none, and the server would not start again.
         let default = ZookeeperSettings::default().property("zookeeper.snapshot.trust.empty", "true");
         let settings = settings.iter().fold(default, |all, (key, value)| all.set(*key, *value));
-        Ok(Self::Zookeeper(ZookeeperEnsemble::breakable(Version::Zookeeper39, &settings).await?))
+        Ok(Self::Zookeeper(
+            ZookeeperEnsemble::start_with_fault_injection(Version::Zookeeper39, &settings).await?,
+        ))
     }
 
-    /// Where the servers listen.
+    /// The addresses of the servers.
     pub(crate) fn endpoints(&self) -> Vec<String> {
         match self {
             Self::Etcd(cluster) => cluster.endpoints(),
@@ -50,24 +52,24 @@ impl Cluster {
         }
     }
 
-    /// Looks for leases that an etcd server revoked though another led.
-    pub(crate) fn watch_expiries(&self) -> Option<ExpiryWatch> {
+    /// Detects leases that an etcd member revokes while another member leads. ZooKeeper has no such fault.
+    pub(crate) fn monitor_lease_expiries(&self) -> Option<LeaseExpiryMonitor> {
         match self {
-            Self::Etcd(cluster) => Some(ExpiryWatch::start(cluster)),
+            Self::Etcd(cluster) => Some(LeaseExpiryMonitor::start(cluster)),
             Self::Zookeeper(_) => None,
         }
     }
 
-    /// What a candidate is to connect to.
+    /// The URL with which a candidate connects.
     pub(crate) fn url(&self, endpoints: &[String]) -> String {
         let scheme = match self {
             Self::Etcd(_) => "etcd",
             Self::Zookeeper(_) => "zookeeper",
         };
-        format!("{scheme}://{}/{ROOT}", endpoints.join(","))
+        format!("{scheme}://{}/{PREFIX}", endpoints.join(","))
     }
 
-    /// The member that leads the others; waits until there is one.
+    /// The number of the member that leads; waits until there is one.
     pub(crate) async fn leader(&self) -> Result<usize> {
         Ok(match self {
             Self::Etcd(cluster) => cluster.leader().await?,
@@ -75,14 +77,15 @@ impl Cluster {
         })
     }
 
-    pub(crate) async fn harm(&self, member: usize, harm: Harm) -> Result<Fault> {
+    /// Injects a fault into a member.
+    pub(crate) async fn inject(&self, member: usize, kind: FaultKind) -> Result<Fault> {
         Ok(match self {
-            Self::Etcd(cluster) => cluster.harm(member, harm).await?,
-            Self::Zookeeper(ensemble) => ensemble.harm(member, harm).await?,
+            Self::Etcd(cluster) => cluster.inject(member, kind).await?,
+            Self::Zookeeper(ensemble) => ensemble.inject(member, kind).await?,
         })
     }
 
-    /// Whether each server serves, with a quorum behind it.
+    /// Whether each server is ready, which needs a quorum.
     pub(crate) async fn health(&self) -> Vec<Result<()>> {
         let mut all = Vec::new();
         for member in 0..MEMBERS {
@@ -95,45 +98,45 @@ impl Cluster {
         all
     }
 
-    /// The entries in an election.
+    /// The entries of an election.
     pub(crate) async fn entries(&self, election: &str) -> Result<Vec<String>> {
         let leader = self.leader().await?;
         Ok(match self {
             Self::Etcd(cluster) => {
-                let found = cluster.member(leader).admin().list(&format!("{ROOT}/{election}/")).await?;
+                let found = cluster.member(leader).admin().list(&format!("{PREFIX}/{election}/")).await?;
                 found.into_iter().map(|entry| entry.key).collect()
             }
             Self::Zookeeper(ensemble) => {
-                ensemble.member(leader).admin().children(&format!("/{ROOT}/{election}")).await?
+                ensemble.member(leader).admin().children(&format!("/{PREFIX}/{election}")).await?
             }
         })
     }
 
-    /// How long this rig's own questions may leave a session in the store, when a fault came between.
-    pub(crate) fn own_sessions(&self) -> Duration {
+    /// How long a session of this program may stay in the store when a fault interrupted one of its requests.
+    pub(crate) fn admin_session_timeout(&self) -> Duration {
         match self {
             Self::Etcd(_) => Duration::ZERO,
             Self::Zookeeper(_) => Duration::from_secs(60),
         }
     }
 
-    /// Whatever candidates have left behind: entries, marks, leases or sessions.
+    /// What candidates have left behind: entries, withdrawal marks, leases and sessions.
     pub(crate) async fn leftovers(&self) -> Result<Vec<String>> {
         let leader = self.leader().await?;
         match self {
             Self::Etcd(cluster) => {
                 let admin = cluster.member(leader).admin();
-                let keys = admin.list(ROOT).await?.into_iter().map(|entry| format!("key {}", entry.key));
+                let keys = admin.list(PREFIX).await?.into_iter().map(|entry| format!("key {}", entry.key));
                 let leases = admin.leases().await?.into_iter().map(|lease| format!("lease {lease:x}"));
                 Ok(keys.chain(leases).collect())
             }
             Self::Zookeeper(ensemble) => {
                 let admin = ensemble.member(leader).admin();
-                let tree = admin.tree(&format!("/{ROOT}")).await?;
-                // Below an election, or below the sessions.
-                let deep = tree.into_iter().filter(|path| path.matches('/').count() > 2);
+                let tree = admin.tree(&format!("/{PREFIX}")).await?;
+                // Children of an election or of `~sessions`.
+                let children = tree.into_iter().filter(|path| path.matches('/').count() > 2);
                 let sessions = admin.sessions().await?.into_iter();
-                Ok(deep.chain(sessions.map(|session| format!("session {session:x}"))).collect())
+                Ok(children.chain(sessions.map(|session| format!("session {session:x}"))).collect())
             }
         }
     }
