@@ -1,4 +1,4 @@
-//! An etcd that speaks etcd's protocol well, and lies.
+//! A fake etcd server that speaks the protocol correctly and returns wrong answers.
 
 use etcd_client::{
     EventType,
@@ -16,31 +16,31 @@ use futures::{StreamExt as _, stream, stream::BoxStream};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{Request, Response, Status, Streaming, async_trait, transport::Server};
 
-/// What is told instead of the truth.
+/// How the answers are wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lie {
-    /// Every answer has the same keys, and says that there are more.
-    MoreOfTheSame,
-    /// Every answer has another key, and says that there are more.
-    More,
-    /// All revisions and terms are this one.
+pub(crate) enum WrongAnswer {
+    /// Every response has the same keys and claims that there are more.
+    SamePageForever,
+    /// Every response has another key and claims that there are more.
+    NewPageForever,
+    /// All revisions and Raft terms have this value.
     Revision(i64),
-    /// This is what is left of every lease, and what was granted.
+    /// Every lease was granted with this TTL and has it left.
     Ttl(i64),
-    /// Something happens to everything that is watched, all the time.
-    Events,
-    /// Every watch is refused as soon as it is asked for.
-    NoWatch,
+    /// Every watch receives events without end.
+    EndlessEvents,
+    /// Every watch is cancelled at once.
+    CancelledWatches,
 }
 
-/// For as long as this is kept.
-pub(crate) struct Liar {
+/// A server that runs until it is dropped.
+pub(crate) struct FakeEtcd {
     pub(crate) endpoint: String,
     task: JoinHandle<()>,
 }
 
-impl Liar {
-    pub(crate) async fn start(lie: Lie) -> Self {
+impl FakeEtcd {
+    pub(crate) async fn start(wrong: WrongAnswer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let incoming = stream::unfold(listener, |listener| async {
@@ -48,41 +48,45 @@ impl Liar {
             Some((accepted, listener))
         });
         let serving = Server::builder()
-            .add_service(PbKvServer::new(Told(lie)))
-            .add_service(PbLeaseServer::new(Told(lie)))
-            .add_service(PbWatchServer::new(Told(lie)))
+            .add_service(PbKvServer::new(Service(wrong)))
+            .add_service(PbLeaseServer::new(Service(wrong)))
+            .add_service(PbWatchServer::new(Service(wrong)))
             .serve_with_incoming(incoming);
         Self { endpoint, task: tokio::spawn(async move { serving.await.unwrap() }) }
     }
 }
 
-impl Drop for Liar {
+impl Drop for FakeEtcd {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// The revision that everybody's entry was made in, and the one before it.
-const OWN: i64 = 70;
-const OTHER: i64 = 60;
-/// The lease of a candidate that is not there.
-const LEASE: i64 = 0xabc;
+/// The create revisions of the client's own entry and of another candidate's before it.
+const OWN_REVISION: i64 = 70;
+const OTHER_REVISION: i64 = 60;
+/// The lease of the other candidate, which does not exist.
+const OTHER_LEASE: i64 = 0xabc;
 
 #[derive(Clone, Copy)]
-struct Told(Lie);
+struct Service(WrongAnswer);
 
-impl Told {
-    fn revision(self, honest: i64) -> i64 {
-        if let Lie::Revision(lie) = self.0 { lie } else { honest }
+impl Service {
+    fn revision(self, correct: i64) -> i64 {
+        if let WrongAnswer::Revision(wrong) = self.0 { wrong } else { correct }
     }
 
-    fn ttl(self, honest: i64) -> i64 {
-        if let Lie::Ttl(lie) = self.0 { lie } else { honest }
+    fn ttl(self, correct: i64) -> i64 {
+        if let WrongAnswer::Ttl(wrong) = self.0 { wrong } else { correct }
     }
 
     fn header(self) -> Option<PbResponseHeader> {
         let term = self.revision(7) as u64;
-        Some(PbResponseHeader { revision: self.revision(OWN), raft_term: term, ..Default::default() })
+        Some(PbResponseHeader {
+            revision: self.revision(OWN_REVISION),
+            raft_term: term,
+            ..Default::default()
+        })
     }
 
     fn key(self, key: Vec<u8>, lease: i64, created: i64) -> PbKeyValue {
@@ -97,45 +101,50 @@ impl Told {
         }
     }
 
-    /// One key is that of whoever asks; below a prefix there is another's, ahead of it.
-    fn found(self, range: &PbRangeRequest) -> PbRangeResponse {
+    /// The response to a range request. A single key is the client's own entry; a prefix has another candidate's entry before
+    /// it.
+    fn range_response(self, range: &PbRangeRequest) -> PbRangeResponse {
         let own = || {
             let name = String::from_utf8_lossy(&range.key);
             let name = name.rsplit('/').next().unwrap_or_default();
-            i64::from_str_radix(name, 16).ok().map(|lease| self.key(range.key.clone(), lease, OWN))
+            i64::from_str_radix(name, 16).ok().map(|lease| self.key(range.key.clone(), lease, OWN_REVISION))
         };
         let other = || {
             let mut key = range.key.clone();
-            if range.limit > 16 && self.0 == Lie::More {
-                // After any that it was asked for.
+            if range.limit > 16 && self.0 == WrongAnswer::NewPageForever {
+                // A key after any that was requested.
                 key.push(b'0');
             } else if !key.ends_with(b"/") {
                 key.truncate(key.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1));
-                key.extend(format!("{LEASE:x}").bytes());
+                key.extend(format!("{OTHER_LEASE:x}").bytes());
             } else {
-                key.extend(format!("{LEASE:x}").bytes());
+                key.extend(format!("{OTHER_LEASE:x}").bytes());
             }
-            // A leader's token is its key's revision, and a liar's may be led by.
-            let lease = if matches!(self.0, Lie::More | Lie::MoreOfTheSame) { 1 } else { LEASE };
-            self.key(key, lease, OTHER)
+            // With this lease the key does not count as an entry, so that the client keeps reading pages.
+            let lease = if matches!(self.0, WrongAnswer::NewPageForever | WrongAnswer::SamePageForever) {
+                1
+            } else {
+                OTHER_LEASE
+            };
+            self.key(key, lease, OTHER_REVISION)
         };
-        let leads = matches!(self.0, Lie::Ttl(_));
+        let leads = matches!(self.0, WrongAnswer::Ttl(_));
         let kvs: Vec<_> = match range.range_end.is_empty() {
             true => own().into_iter().collect(),
             false if leads => Vec::new(),
             false => vec![other()],
         };
-        let more = matches!(self.0, Lie::More | Lie::MoreOfTheSame);
+        let more = matches!(self.0, WrongAnswer::NewPageForever | WrongAnswer::SamePageForever);
         PbRangeResponse { header: self.header(), count: kvs.len() as i64, kvs, more }
     }
 }
 
 #[async_trait]
-impl PbKvService for Told {
+impl PbKvService for Service {
     type RangeStreamStream = BoxStream<'static, Result<PbRangeStreamResponse, Status>>;
 
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
-        Ok(Response::new(self.found(request.get_ref())))
+        Ok(Response::new(self.range_response(request.get_ref())))
     }
 
     async fn put(&self, _: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
@@ -156,10 +165,10 @@ impl PbKvService for Told {
         let responses = request.success.iter().map(|op| {
             let response = match &op.request {
                 Some(PbTxnOpRequest::RequestRange(range)) => {
-                    let mut found = self.found(range);
-                    // Whoever enters where nobody is comes first.
+                    let mut found = self.range_response(range);
+                    // A candidate that enters an empty election is the first.
                     if let (Some(put), true) = (&put, found.kvs.is_empty()) {
-                        found.kvs.push(self.key(put.key.clone(), put.lease, OWN));
+                        found.kvs.push(self.key(put.key.clone(), put.lease, OWN_REVISION));
                     }
                     PbTxnOpResponse::ResponseRange(found)
                 }
@@ -176,19 +185,19 @@ impl PbKvService for Told {
         &self,
         _: Request<PbCompactionRequest>,
     ) -> Result<Response<PbCompactionResponse>, Status> {
-        Err(Status::unimplemented("nobody asks for it"))
+        Err(Status::unimplemented("the client does not use it"))
     }
 
     async fn range_stream(
         &self,
         _: Request<PbRangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(Status::unimplemented("nobody asks for it"))
+        Err(Status::unimplemented("the client does not use it"))
     }
 }
 
 #[async_trait]
-impl PbLeaseService for Told {
+impl PbLeaseService for Service {
     type LeaseKeepAliveStream = BoxStream<'static, Result<PbLeaseKeepAliveResponse, Status>>;
 
     async fn lease_grant(
@@ -211,12 +220,12 @@ impl PbLeaseService for Told {
         &self,
         request: Request<Streaming<PbLeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let told = *self;
-        let answers = request.into_inner().map(move |question| {
-            let id = question?.id;
-            Ok(PbLeaseKeepAliveResponse { header: told.header(), id, ttl: told.ttl(3) })
+        let service = *self;
+        let responses = request.into_inner().map(move |request| {
+            let id = request?.id;
+            Ok(PbLeaseKeepAliveResponse { header: service.header(), id, ttl: service.ttl(3) })
         });
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(responses.boxed()))
     }
 
     async fn lease_time_to_live(
@@ -232,47 +241,47 @@ impl PbLeaseService for Told {
         &self,
         _: Request<PbLeaseLeasesRequest>,
     ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
-        Err(Status::unimplemented("nobody asks for it"))
+        Err(Status::unimplemented("the client does not use it"))
     }
 }
 
 #[async_trait]
-impl PbWatchService for Told {
+impl PbWatchService for Service {
     type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
 
     async fn watch(
         &self,
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let told = *self;
-        let answers = request.into_inner().flat_map(move |request| {
+        let service = *self;
+        let responses = request.into_inner().flat_map(move |request| {
             let Ok(PbWatchRequest { request_union: Some(PbWatchRequestUnion::CreateRequest(create)) }) =
                 request
             else {
                 return stream::empty().boxed();
             };
             let watch_id = create.watch_id;
-            let stands = PbWatchResponse {
-                header: told.header(),
+            let created = PbWatchResponse {
+                header: service.header(),
                 watch_id,
                 created: true,
-                canceled: told.0 == Lie::NoWatch,
+                canceled: service.0 == WrongAnswer::CancelledWatches,
                 ..Default::default()
             };
-            let kv = Some(told.key(create.key, LEASE, OTHER));
+            let kv = Some(service.key(create.key, OTHER_LEASE, OTHER_REVISION));
             let event = PbEvent { r#type: EventType::Delete as i32, kv, prev_kv: None };
-            let happens = PbWatchResponse {
-                header: told.header(),
+            let events = PbWatchResponse {
+                header: service.header(),
                 watch_id,
                 events: vec![event; 100],
                 ..Default::default()
             };
-            // A stream that never ends keeps all others that were asked for from coming.
-            let often = if told.0 == Lie::Events { 10_000 } else { 0 };
-            stream::once(async { Ok(stands) })
-                .chain(stream::repeat_with(move || Ok(happens.clone())).take(often))
+            // Limited: an endless stream would keep the responses to other create requests from being sent.
+            let count = if service.0 == WrongAnswer::EndlessEvents { 10_000 } else { 0 };
+            stream::once(async { Ok(created) })
+                .chain(stream::repeat_with(move || Ok(events.clone())).take(count))
                 .boxed()
         });
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(responses.boxed()))
     }
 }

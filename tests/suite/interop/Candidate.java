@@ -4,7 +4,7 @@ import org.apache.curator.framework.CuratorFrameworkFactory;
 import org.apache.curator.framework.recipes.leader.LeaderLatch;
 import org.apache.curator.retry.RetryOneTime;
 
-/** A candidate of Curator's LeaderLatch: leads until it is told to resign. Arguments: hosts, path, id, file. */
+/** A candidate of Curator's LeaderLatch. It resigns when the file exists. Arguments: hosts, path, id, file. */
 public class Candidate {
     public static void main(String[] args) throws Exception {
         CuratorFramework client =
@@ -12,7 +12,7 @@ public class Candidate {
         client.start();
         LeaderLatch latch = new LeaderLatch(client, args[1], args[2]);
         latch.start();
-        System.out.println("stands");
+        System.out.println("campaigns");
         latch.await();
         System.out.println("leads");
         while (!new File(args[3]).exists()) {

@@ -1,4 +1,4 @@
-"""A candidate of kazoo's Election: leads until it is told to resign. Arguments: hosts, path, id, file."""
+"""A candidate of kazoo's Election. It resigns when the file exists. Arguments: hosts, path, id, file."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import time
 
 from kazoo.client import KazooClient
 
-hosts, path, identifier, resign = sys.argv[1:]
+hosts, path, identifier, resign_file = sys.argv[1:]
 client = KazooClient(hosts=hosts, timeout=10)
 client.start()
 election = client.Election(path, identifier)
@@ -14,11 +14,11 @@ election = client.Election(path, identifier)
 
 def lead():
     print("leads", flush=True)
-    while not os.path.exists(resign):
+    while not os.path.exists(resign_file):
         time.sleep(0.01)
 
 
-print("stands", flush=True)
+print("campaigns", flush=True)
 election.run(lead)
 print("resigned", flush=True)
 client.stop()

@@ -1,19 +1,19 @@
-//! How long a test waits.
+//! Waits for an outcome or a condition.
 
 use std::{future::Future, time::Duration};
 
 use tenure::Leadership;
 use tenure_testkit::suite::until;
 
-/// The outcome of what a user is told within seconds.
+/// The output of a future that must complete within 10 s.
 ///
 /// # Panics
-/// When there is none within 10 s.
+/// When it does not.
 pub async fn promptly<T>(what: &str, future: impl Future<Output = T>) -> T {
-    const SECONDS: Duration = Duration::from_secs(10);
-    match tokio::time::timeout(SECONDS, future).await {
+    const LIMIT: Duration = Duration::from_secs(10);
+    match tokio::time::timeout(LIMIT, future).await {
         Ok(outcome) => outcome,
-        Err(_) => panic!("{what}: no outcome within {SECONDS:?}"),
+        Err(_) => panic!("{what}: no outcome within {LIMIT:?}"),
     }
 }
 
@@ -21,7 +21,7 @@ pub async fn promptly<T>(what: &str, future: impl Future<Output = T>) -> T {
 ///
 /// # Panics
 /// When the leadership is lost instead.
-pub async fn goes_on(leadership: &Leadership) {
+pub async fn wait_for_heartbeats(leadership: &Leadership) {
     for _ in 0..2 {
         let deadline = leadership.deadline();
         let confirmed = async || leadership.deadline() > deadline || !leadership.is_leader();

@@ -1,4 +1,4 @@
-//! Very many elections of one process on etcd, which share transactions.
+//! Hundreds of elections of one process on etcd, which share transactions and watches.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ async fn server(version: Version, flags: &[&str]) -> EtcdServer {
     EtcdServer::start_with(version, flags).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// By election.
+/// The outcome of each election's campaign.
 type Outcomes = BTreeMap<String, Result<Leadership, Error>>;
 
 fn config() -> Config {
@@ -29,8 +29,8 @@ async fn connect(server: &EtcdServer, login: &str) -> Arc<dyn Elector> {
     tenure::connect_with(&url, config()).await.unwrap()
 }
 
-/// The same, with one watch for all that it waits for from the first wait on.
-fn with_a_common_watch(
+/// An elector that uses one prefix watch for all waiter, beginning with the first.
+fn connect_with_prefix_watch(
     server: &EtcdServer,
     login: impl FnOnce(EtcdConfig) -> EtcdConfig,
 ) -> Arc<dyn Elector> {
@@ -38,7 +38,7 @@ fn with_a_common_watch(
     Arc::new(StoreElector::new(Arc::new(EtcdBackend::new(etcd).unwrap()), config()).unwrap())
 }
 
-/// Campaigns for all of them at once.
+/// Campaigns in all elections at once.
 async fn campaign(elector: &Arc<dyn Elector>, elections: &[String]) -> Outcomes {
     let campaigns = elections.iter().map(|election| {
         let (elector, election) = (Arc::clone(elector), election.clone());
@@ -52,40 +52,40 @@ fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}-{n}")).collect()
 }
 
-/// Elections that may not be entered cost those nothing that are entered in the same breath: each is told of its own fate,
-/// also by an etcd that looks at no permission of what is nested in a transaction.
+/// Elections that the user may not enter do not fail others in the same batch: each campaign gets its own outcome, also from
+/// an etcd that does not check permissions in nested transactions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_election_costs_its_neighbours_nothing() {
+async fn a_refused_election_does_not_fail_others_in_its_batch() {
     for version in Version::ETCD {
         let server = server(version, &[]).await;
         let admin = server.admin();
-        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/ours-").await.unwrap();
-        admin.permit("app", Permission::ReadWrite, "/acme/~").await.unwrap();
+        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/allowed-").await.unwrap();
+        admin.grant_permission("app", Permission::ReadWrite, "/acme/~").await.unwrap();
         let root = admin.enable_auth("root-password").await.unwrap();
         let elector = connect(&server, &format!("app:{PASSWORD}@")).await;
-        let first = within("the session", elector.campaign("ours-first")).await.unwrap();
-        let mut elections = names("ours", 150);
-        for (n, theirs) in names("theirs", 10).into_iter().enumerate() {
-            elections.insert(n * 15, theirs);
+        let first = within("the session", elector.campaign("allowed-first")).await.unwrap();
+        let mut elections = names("allowed", 150);
+        for (n, forbidden) in names("forbidden", 10).into_iter().enumerate() {
+            elections.insert(n * 15, forbidden);
         }
         let ended = campaign(&elector, &elections).await;
         for (election, outcome) in &ended {
             match outcome {
-                Ok(leadership) => assert!(election.starts_with("ours") && leadership.is_leader()),
-                Err(Error::Unauthorized(_)) => assert!(election.starts_with("theirs"), "{election}"),
+                Ok(leadership) => assert!(election.starts_with("allowed") && leadership.is_leader()),
+                Err(Error::Unauthorized(_)) => assert!(election.starts_with("forbidden"), "{election}"),
                 Err(error) => panic!("{election}: {error}"),
             }
         }
         assert_eq!(ended.values().filter(|outcome| outcome.is_ok()).count(), 150);
-        assert!(root.list("/acme/theirs").await.unwrap().is_empty(), "nothing is entered that may not be");
+        assert!(root.list("/acme/forbidden").await.unwrap().is_empty(), "no forbidden election was entered");
         drop((first, ended));
         elector.close().await;
     }
 }
 
-/// An etcd that takes few operations in a transaction is asked for fewer, and every election is led.
+/// An etcd that accepts few operations per transaction gets smaller transactions, and every campaign succeeds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_etcd_that_takes_small_transactions_serves() {
+async fn an_etcd_with_a_low_transaction_limit_works() {
     let server = server(Version::Etcd35, &["--max-txn-ops=16"]).await;
     let elector = connect(&server, "").await;
     let first = within("the session", elector.campaign("first")).await.unwrap();
@@ -98,14 +98,14 @@ async fn an_etcd_that_takes_small_transactions_serves() {
     assert!(server.admin().list("/acme/e").await.unwrap().is_empty());
 }
 
-/// Hazard G13: of two processes that campaign for the same elections in the same breath one leads each, with a token of its own,
-/// and the other leads it next, with a larger one.
+/// Hazard G13: two processes campaign in the same elections at once. In each election one leads, and then the other with a
+/// larger token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_of_many_elections_has_one_leader_at_a_time() {
     let server = server(Version::Etcd35, &[]).await;
     let (a, b) = (connect(&server, "").await, connect(&server, "").await);
     let elections = names("e", 300);
-    let warm = (a.campaign("first-a").await.unwrap(), b.campaign("first-b").await.unwrap());
+    let sessions = (a.campaign("first-a").await.unwrap(), b.campaign("first-b").await.unwrap());
     let campaigns: Vec<_> = [&a, &b]
         .into_iter()
         .flat_map(|elector| elections.iter().map(move |election| (Arc::clone(elector), election.clone())))
@@ -128,75 +128,76 @@ async fn each_of_many_elections_has_one_leader_at_a_time() {
         let [(first, one), (second, other)] = &led[..] else { panic!("{election}: {led:?}") };
         assert!(first != second && one != other, "{election}: {led:?}");
     }
-    drop(warm);
+    drop(sessions);
     for elector in [a, b] {
         elector.close().await;
     }
 }
 
-/// Returns once `count` candidates stand in each election.
-async fn until_all_stand(looks: &Arc<dyn Elector>, elections: &[String], count: usize) {
-    let all_stand = async {
+/// Waits until each election has `count` candidates.
+async fn wait_for_candidates(elector: &Arc<dyn Elector>, elections: &[String], count: usize) {
+    let entered = async {
         for election in elections {
-            while looks.candidates(election).await.unwrap().len() < count {
+            while elector.candidates(election).await.unwrap().len() < count {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     };
-    within("all stand", all_stand).await;
+    within("all candidates have entered", entered).await;
 }
 
-/// Has `waits` campaign for all that `holder` leads, and returns once it stands behind it everywhere.
-async fn stand_behind(
-    holder: &Arc<dyn Elector>,
-    waits: &Arc<dyn Elector>,
+/// Starts campaigns of `waiter` in all elections that `leader` leads, and returns once it waits in each.
+async fn start_waiting(
+    leader: &Arc<dyn Elector>,
+    waiter: &Arc<dyn Elector>,
     elections: &[String],
 ) -> JoinHandle<Outcomes> {
     let waiting = tokio::spawn({
-        let (waits, elections) = (Arc::clone(waits), elections.to_vec());
-        async move { campaign(&waits, &elections).await }
+        let (waiter, elections) = (Arc::clone(waiter), elections.to_vec());
+        async move { campaign(&waiter, &elections).await }
     });
-    until_all_stand(holder, elections, 2).await;
+    wait_for_candidates(leader, elections, 2).await;
     waiting
 }
 
-/// Whoever may not watch the whole prefix is refused the common watch, has watches of its own, and leads what it waits for.
+/// A candidate that may not watch the whole prefix is refused the prefix watch, uses one watch per key, and leads in turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_refused_a_common_watch_leads_all_the_same() {
+async fn a_candidate_that_may_not_watch_the_prefix_still_leads() {
     for version in Version::ETCD {
         let server = server(version, &[]).await;
         let admin = server.admin();
-        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/ours-").await.unwrap();
-        admin.permit("app", Permission::ReadWrite, "/acme/~").await.unwrap();
+        admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/allowed-").await.unwrap();
+        admin.grant_permission("app", Permission::ReadWrite, "/acme/~").await.unwrap();
         admin.enable_auth("root-password").await.unwrap();
-        let holder = connect(&server, &format!("app:{PASSWORD}@")).await;
-        let elections = names("ours", 20);
-        let held = campaign(&holder, &elections).await;
-        let waits = with_a_common_watch(&server, |etcd| etcd.login("app", Secret::new(PASSWORD)));
-        let waiting = stand_behind(&holder, &waits, &elections).await;
+        let leader = connect(&server, &format!("app:{PASSWORD}@")).await;
+        let elections = names("allowed", 20);
+        let held = campaign(&leader, &elections).await;
+        let waiter = connect_with_prefix_watch(&server, |etcd| etcd.login("app", Secret::new(PASSWORD)));
+        let waiting = start_waiting(&leader, &waiter, &elections).await;
         for leadership in held.into_values() {
             leadership.unwrap().resign().await.unwrap();
         }
         let led = within("all are led", waiting).await.unwrap();
         assert!(led.values().all(|outcome| outcome.as_ref().is_ok_and(|leadership| leadership.is_leader())));
         drop(led);
-        waits.close().await;
-        holder.close().await;
+        waiter.close().await;
+        leader.close().await;
     }
 }
 
-/// A process that waits for more than a thousand elections leads all of them once their holder's session has ended, with larger tokens.
+/// A process that waits in more than a thousand elections leads all of them with larger tokens once the leader's session has
+/// ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_are_taken_over_at_once() {
     for version in Version::ETCD {
         let server = server(version, &[]).await;
-        let (holder, waits) = (connect(&server, "").await, connect(&server, "").await);
+        let (leader, waiter) = (connect(&server, "").await, connect(&server, "").await);
         let elections = names("e", 1_500);
-        let held = campaign(&holder, &elections).await;
+        let held = campaign(&leader, &elections).await;
         let first = |outcome: &Result<Leadership, Error>| outcome.as_ref().unwrap().fencing_token();
         let before: BTreeMap<_, _> =
             held.iter().map(|(name, outcome)| (name.clone(), first(outcome))).collect();
-        let waiting = stand_behind(&holder, &waits, &elections).await;
+        let waiting = start_waiting(&leader, &waiter, &elections).await;
         let session =
             held.values().next().unwrap().as_ref().unwrap().entry().rsplit('/').next().unwrap().to_owned();
         server.admin().revoke_lease(i64::from_str_radix(&session, 16).unwrap()).await.unwrap();
@@ -206,35 +207,36 @@ async fn thousands_are_taken_over_at_once() {
             assert!(outcome.as_ref().unwrap().is_leader(), "{name}");
         }
         for leadership in held.values().flatten() {
-            within("the holder hears of it", leadership.lost()).await;
+            within("the loss", leadership.lost()).await;
         }
         drop((held, led));
-        waits.close().await;
-        holder.close().await;
+        waiter.close().await;
+        leader.close().await;
     }
 }
 
-/// Hazard G13: whoever's own entry ends with the leader's, in one revision and one message, does not lead by that: it enters anew.
+/// Hazard G13: when a waiting candidate's entry is deleted together with the leader's, in one revision and one watch response,
+/// the candidate does not lead by that: it enters again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_that_end_in_one_breath_make_no_leader() {
+async fn entries_deleted_in_one_revision_make_no_leader() {
     for version in Version::ETCD {
         let server = server(version, &[]).await;
-        let holder = connect(&server, "").await;
+        let leader = connect(&server, "").await;
         let elections = names("e", 200);
-        let held = campaign(&holder, &elections).await;
-        let waits = with_a_common_watch(&server, |etcd| etcd);
-        let waiting = stand_behind(&holder, &waits, &elections).await;
+        let held = campaign(&leader, &elections).await;
+        let waiter = connect_with_prefix_watch(&server, |etcd| etcd);
+        let waiting = start_waiting(&leader, &waiter, &elections).await;
         let before = server.admin().revision().await.unwrap();
         assert_eq!(server.admin().delete_prefix("/acme/e-").await.unwrap(), 400);
         let led = within("all are led", waiting).await.unwrap();
         for (name, outcome) in &led {
             assert!(
                 outcome.as_ref().unwrap().fencing_token().get() > before,
-                "{name}: by an entry that is gone"
+                "{name}: it leads by a deleted entry"
             );
         }
         drop((held, led));
-        waits.close().await;
-        holder.close().await;
+        waiter.close().await;
+        leader.close().await;
     }
 }

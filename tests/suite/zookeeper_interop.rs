@@ -1,4 +1,4 @@
-//! Candidates of other libraries in the same election: Python's kazoo and Java's Curator, both ways.
+//! Interoperability with Python's kazoo and Java's Curator in the same election.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,10 +6,10 @@ use tenure::{Config, Elector};
 use tenure_containers::{Program, Version, ZookeeperServer};
 use tenure_testkit::suite::{until, within};
 
-const KAZOO: &str = include_str!("peers/candidate.py");
-const CURATOR: &str = include_str!("peers/Candidate.java");
+const KAZOO: &str = include_str!("interop/candidate.py");
+const CURATOR: &str = include_str!("interop/Candidate.java");
 
-/// Which library, and how its candidates are run inside the server's container.
+/// A library whose candidates run inside the server's container.
 #[derive(Clone, Copy)]
 enum Library {
     Kazoo,
@@ -24,8 +24,8 @@ impl Library {
         }
     }
 
-    /// Starts a candidate, and returns once it stands or leads. It resigns when told by [`resign`].
-    async fn stands(self, server: &ZookeeperServer, id: &str) -> Program {
+    /// Starts a candidate, and returns once it campaigns. It resigns after [`resign`].
+    async fn start(self, server: &ZookeeperServer, id: &str) -> Program {
         let resign = format!("/data/resign-{id}");
         let arguments = ["127.0.0.1:2181", "/acme/e", id, &resign];
         let mut program = match self {
@@ -38,7 +38,7 @@ impl Library {
             }
         }
         .unwrap_or_else(|error| panic!("{error}"));
-        within("its start", program.until("stands")).await.unwrap();
+        within("its start", program.wait_for("campaigns")).await.unwrap();
         program
     }
 }
@@ -52,43 +52,45 @@ async fn values(elector: &dyn Elector) -> Vec<String> {
     candidates.iter().map(|c| c.value_lossy().into_owned()).collect()
 }
 
-/// Theirs leads and ours waits; ours leads and theirs waits; and again: one queue, one rising token.
+/// The other library leads and tenure waits; tenure leads and the other library waits; and again: they share one queue with
+/// increasing tokens.
 async fn lead_in_turn(library: Library, version: Version) {
     let server = ZookeeperServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
-    let config = Config::new().with_ttl(Duration::from_secs(5)).with_value("ours");
+    let config = Config::new().with_ttl(Duration::from_secs(5)).with_value("tenure");
     let url = format!("zookeeper://{}/acme?layout={}", server.endpoint(), library.layout());
-    let ours: Arc<dyn Elector> = tenure::connect_with(&url, config).await.unwrap();
+    let elector: Arc<dyn Elector> = tenure::connect_with(&url, config).await.unwrap();
     let mut last = 0;
     for round in 0..2 {
         let (first, next) = (format!("first-{round}"), format!("next-{round}"));
-        let mut theirs = library.stands(&server, &first).await;
-        within("theirs leads", theirs.until("leads")).await.unwrap();
-        assert_eq!(values(&*ours).await, [&*first]);
-        let token = ours.leader("e").await.unwrap().unwrap().token.unwrap().get();
+        let mut first_program = library.start(&server, &first).await;
+        within("the other library leads", first_program.wait_for("leads")).await.unwrap();
+        assert_eq!(values(&*elector).await, [&*first]);
+        let token = elector.leader("e").await.unwrap().unwrap().token.unwrap().get();
         assert!(token > last);
-        assert!(ours.try_campaign("e").await.unwrap().is_none(), "theirs leads");
+        assert!(elector.try_campaign("e").await.unwrap().is_none(), "the other library leads");
 
-        let elector = Arc::clone(&ours);
-        let campaign = tokio::spawn(async move { elector.campaign("e").await });
-        until("ours waits", async || values(&*ours).await.len() == 2).await;
-        let mut waiting = library.stands(&server, &next).await;
-        until("the next of theirs waits", async || values(&*ours).await == [&*first, "ours", &*next]).await;
+        let candidate = Arc::clone(&elector);
+        let campaign = tokio::spawn(async move { candidate.campaign("e").await });
+        until("tenure waits", async || values(&*elector).await.len() == 2).await;
+        let mut next_program = library.start(&server, &next).await;
+        until("the next candidate waits", async || values(&*elector).await == [&*first, "tenure", &*next])
+            .await;
         assert!(!campaign.is_finished());
 
         resign(&server, &first).await;
-        let leadership = within("the hand-over to ours", campaign).await.unwrap().unwrap();
+        let leadership = within("the handover to tenure", campaign).await.unwrap().unwrap();
         last = leadership.fencing_token().get();
         assert!(leadership.is_leader() && last > token);
-        within("its end", theirs.until("resigned")).await.unwrap();
+        within("its end", first_program.wait_for("resigned")).await.unwrap();
 
         leadership.resign().await.unwrap();
-        within("the hand-over to theirs", waiting.until("leads")).await.unwrap();
-        assert_eq!(values(&*ours).await, [&*next]);
+        within("the handover to the other library", next_program.wait_for("leads")).await.unwrap();
+        assert_eq!(values(&*elector).await, [&*next]);
         resign(&server, &next).await;
-        within("its end", waiting.until("resigned")).await.unwrap();
-        until("nobody stands", async || values(&*ours).await.is_empty()).await;
+        within("its end", next_program.wait_for("resigned")).await.unwrap();
+        until("no candidate is left", async || values(&*elector).await.is_empty()).await;
     }
-    ours.close().await;
+    elector.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,7 +103,7 @@ async fn kazoo_and_tenure_candidates_lead_in_turn_on_3_9() {
     lead_in_turn(Library::Kazoo, Version::Zookeeper39).await;
 }
 
-/// The image of 3.8 has Curator.
+/// Only the image of ZooKeeper 3.8 has Curator.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curator_and_tenure_candidates_lead_in_turn() {
     lead_in_turn(Library::Curator, Version::Zookeeper38).await;
