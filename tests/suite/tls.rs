@@ -185,6 +185,7 @@ async fn a_removed_authority_is_no_longer_trusted() {
     let elector = connect("etcd", &etcd.tls_endpoint().unwrap(), &client.settings()).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     client.replace_ca(&client_authority.pem());
+    client.replace_identity(&client_authority.issue("client"));
     within("the loss", leadership.lost()).await;
     let status = elector.status();
     assert_eq!(status.connection, Connection::Retrying, "{status:?}");

@@ -61,7 +61,7 @@ fn assert_names_both(error: &Error, hosts: &[String; 2]) {
 
 /// Hazard G34: a URL with the members of two etcd clusters is refused in either order, and nobody leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_etcd_clusters_in_one_url_assert_refused() {
+async fn two_etcd_clusters_in_one_url_are_refused() {
     for version in Version::ETCD {
         let token = "--initial-cluster-token=another";
         let one = EtcdServer::start(version).await.unwrap();
@@ -80,7 +80,7 @@ async fn two_etcd_clusters_in_one_url_assert_refused() {
 
 /// Hazard G34: the same for ZooKeeper.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_zookeeper_ensembles_in_one_url_assert_refused() {
+async fn two_zookeeper_ensembles_in_one_url_are_refused() {
     for version in Version::ZOOKEEPER {
         let servers =
             [ZookeeperServer::start(version).await.unwrap(), ZookeeperServer::start(version).await.unwrap()];

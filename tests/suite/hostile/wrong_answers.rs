@@ -96,7 +96,7 @@ async fn a_repeated_page_is_an_error() {
     assert!(matches!(promptly("the answer", reading).await.unwrap(), Err(Error::Closed)));
 }
 
-/// A TTL longer than the requested one does not extend the deadline: leadership ends soon after the store has gone.
+/// A granted TTL far above the requested one is limited, so that leadership ends soon after the store has gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_excessive_granted_ttl_is_not_used() {
     for ttl in [1_000_000, i64::MAX] {
