@@ -1,4 +1,4 @@
-//! What cannot work is refused at once, in words that say what is wrong and what is allowed.
+//! Invalid input is refused at once. The error says what is wrong and what is allowed.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tenure_testkit::suite::{until, within};
 
 async fn refusal(url: &str) -> String {
     match tenure::connect(url).await {
-        Ok(_) => panic!("{url} was taken"),
+        Ok(_) => panic!("{url} was accepted"),
         Err(error) => {
             assert!(!error.is_retryable(), "{error}");
             error.to_string()
@@ -17,7 +17,7 @@ async fn refusal(url: &str) -> String {
 
 #[tokio::test]
 async fn a_url_that_cannot_work() {
-    for (url, said) in [
+    for (url, expected) in [
         ("", "it has no scheme"),
         ("etcd", "it has no scheme"),
         ("consul://h", "there is no store \"consul\"; allowed are memory:, local:, etcd: and zookeeper:"),
@@ -44,7 +44,7 @@ async fn a_url_that_cannot_work() {
         ("memory:?prefix=x", "unknown setting prefix"),
     ] {
         let refused = refusal(url).await;
-        assert!(refused.contains(said), "{url}: {refused}");
+        assert!(refused.contains(expected), "{url}: {refused}");
     }
 }
 
@@ -102,7 +102,7 @@ async fn a_value_that_is_too_large() {
     );
 }
 
-/// A directory that cannot be written to, or is none.
+/// A directory that is not writable, and a path that is no directory.
 #[tokio::test]
 async fn a_directory_that_cannot_be_used() {
     let refused = refusal("local:/proc/nowhere").await;
@@ -111,17 +111,17 @@ async fn a_directory_that_cannot_be_used() {
     assert!(refused.contains("/dev/null/x"), "{refused}");
 }
 
-/// A store that cannot be reached is waited for, and the status says so meanwhile.
+/// A campaign waits for a store that cannot be reached, and the status says so meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_cannot_be_reached() {
     for scheme in ["etcd", "zookeeper"] {
-        // Reserved, and nobody listens on it.
+        // A reserved port on which nothing listens.
         let elector = tenure::connect(&format!("{scheme}://127.0.0.1:1/p?ttl=5s")).await.unwrap();
         let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
         assert!(waiting.await.is_err(), "it waits");
         until("the status says so", async || elector.status().connection == Connection::Retrying).await;
-        let said = elector.status().last_error.unwrap();
-        assert!(said.contains("127.0.0.1:1"), "{said}");
+        let error = elector.status().last_error.unwrap();
+        assert!(error.contains("127.0.0.1:1"), "{error}");
         within("closing", elector.close()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The guides: their links lead somewhere, their Rust is compiled, and what they say of metrics and commands is there.
+//! Checks the guides: links have targets, Rust code is compiled, and the metrics that they name exist.
 
 use std::{
     collections::BTreeSet,
@@ -12,16 +12,16 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
 }
 
-/// Every page that is kept in the repository.
+/// Every Markdown page in the repository.
 fn pages() -> Vec<PathBuf> {
     let (mut pages, mut folders) = (Vec::new(), vec![root()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap_or_default();
-            // What is built, git's own, and the inputs of the fuzz targets.
-            let is_left_out = name == "target" || name == ".git" || name == "corpus";
-            if path.is_dir() && !is_left_out {
+            // Build output, git's data, and the corpora of the fuzz targets.
+            let is_excluded = name == "target" || name == ".git" || name == "corpus";
+            if path.is_dir() && !is_excluded {
                 folders.push(path);
             } else if path.extension().is_some_and(|ending| ending == "md") {
                 pages.push(path);
@@ -41,7 +41,7 @@ fn events(text: &str) -> Parser<'_> {
     Parser::new_ext(text, Options::ENABLE_TABLES)
 }
 
-/// A page's anchors, as a forge makes them of its headings.
+/// A page's anchors, as GitHub derives them from the headings.
 fn anchors(text: &str) -> BTreeSet<String> {
     let (mut anchors, mut heading) = (BTreeSet::new(), None::<String>);
     for event in events(text) {
@@ -54,8 +54,8 @@ fn anchors(text: &str) -> BTreeSet<String> {
             }
             Event::End(TagEnd::Heading(_)) => {
                 let name = heading.take().unwrap_or_default().to_lowercase();
-                let kept = name.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
-                anchors.insert(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
+                let anchor = name.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+                anchors.insert(anchor.map(|c| if c == ' ' { '-' } else { c }).collect());
             }
             _ => {}
         }
@@ -64,7 +64,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     let mut wrong = Vec::new();
     let mut links = 0;
     for page in pages() {
@@ -85,10 +85,10 @@ fn every_link_leads_somewhere() {
                 wrong.push(format!("{}: {dest_url}", page.display()));
             }
         }
-        // `[words][label]`, where nothing defines the label: text, to a parser.
+        // `[words][label]` with an undefined label is plain text to the parser.
         let mut undefined = |broken: pulldown_cmark::BrokenLink<'_>| {
             if matches!(broken.link_type, LinkType::Reference | LinkType::Collapsed) {
-                wrong.push(format!("{}: nothing defines [{}]", page.display(), broken.reference));
+                wrong.push(format!("{}: [{}] is undefined", page.display(), broken.reference));
             }
             None
         };
@@ -99,7 +99,7 @@ fn every_link_leads_somewhere() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A page with Rust in it is among those that the documentation tests compile.
+/// The documentation tests compile every page that has a Rust block.
 #[test]
 fn every_rust_block_is_compiled() {
     let compiled =
@@ -114,11 +114,14 @@ fn every_rust_block_is_compiled() {
             _ => false,
         });
         let name = page.strip_prefix(root()).unwrap().display().to_string();
-        assert!(!rust || compiled.contains(&format!("{name}\")")), "{name} has Rust that nothing compiles");
+        assert!(
+            !rust || compiled.contains(&format!("{name}\")")),
+            "{name} has a Rust block that no documentation test compiles"
+        );
     }
 }
 
-/// The names of metrics in some text.
+/// The names of tenure's metrics in a text.
 fn metrics(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
     let named =
@@ -130,7 +133,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
+fn the_dashboard_and_the_alerts_use_existing_metrics() {
     use tenure::metrics::*;
 
     let all: BTreeSet<String> = [
@@ -149,7 +152,7 @@ fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
     let dashboard = read(&root().join("docs/guide/operating/dashboard.json"));
     let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
     assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() >= 9));
-    assert_eq!(metrics(&dashboard), all, "the dashboard shows each of them");
+    assert_eq!(metrics(&dashboard), all, "the dashboard shows every metric");
     assert!(metrics(&read(&root().join("docs/guide/operating/alerts.yml"))).is_subset(&all));
     assert_eq!(metrics(&read(&root().join("docs/guide/operating.md"))), all);
 }

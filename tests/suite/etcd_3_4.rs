@@ -1,4 +1,4 @@
-//! The shared suite on etcd 3.4.
+//! The conformance suite on etcd 3.4.
 
 use tenure_containers::Version;
 

@@ -1,4 +1,4 @@
-//! The shared suite on etcd 3.5.
+//! The conformance suite on etcd 3.5.
 
 use tenure_containers::Version;
 

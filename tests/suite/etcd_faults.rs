@@ -1,4 +1,4 @@
-//! One etcd server and what can befall it.
+//! Faults of a single etcd server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,20 +16,20 @@ async fn connect(server: &EtcdServer, ttl: u64) -> Arc<dyn Elector> {
     tenure::connect_with(&format!("etcd://{}/acme", server.endpoint()), config).await.unwrap()
 }
 
-/// Hazard E8: the history that a watch needs is compacted away while a candidate waits, a leader
-/// watches its own entry and an observer observes.
+/// Hazard E8: a compaction removes the history that a watch needs while a candidate waits, a leader watches its own entry and
+/// an observer observes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_compaction_is_not_noticed() {
+async fn a_compaction_disturbs_no_candidate() {
     for version in Version::ETCD {
         let server = server(version).await;
         let (a, b) = (connect(&server, 5).await, connect(&server, 5).await);
         let mut leaders = b.observe("e");
-        assert_eq!(within("nobody", leaders.next()).await.unwrap().unwrap(), None);
+        assert_eq!(within("no leader", leaders.next()).await.unwrap().unwrap(), None);
         for round in 0..3 {
             let first = within("leading", a.campaign("e")).await.unwrap();
             let elector = Arc::clone(&b);
             let waiting = tokio::spawn(async move { elector.campaign("e").await });
-            until("both stand", async || a.candidates("e").await.unwrap().len() == 2).await;
+            until("both candidates have entered", async || a.candidates("e").await.unwrap().len() == 2).await;
             for n in 0..50 {
                 server.admin().put("/elsewhere", format!("{round} {n}")).await.unwrap();
             }
@@ -37,13 +37,13 @@ async fn a_compaction_is_not_noticed() {
             assert!(first.is_leader() && !waiting.is_finished());
             first.resign().await.unwrap();
             server.admin().compact().await.unwrap();
-            let second = within("the hand-over", waiting).await.unwrap().unwrap();
+            let second = within("the handover", waiting).await.unwrap().unwrap();
             let seen = async {
                 while leaders.next().await.unwrap().unwrap().and_then(|leader| leader.token)
                     != Some(second.fencing_token())
                 {}
             };
-            within("the observer's sight of it", seen).await;
+            within("the observer to see the leader", seen).await;
             second.resign().await.unwrap();
         }
         a.close().await;
@@ -51,11 +51,10 @@ async fn a_compaction_is_not_noticed() {
     }
 }
 
-/// Hazard E15: others write between the read and the watch, so that the watch begins in the past, and
-/// the resignation comes right after the wait began. Every hand-over still happens. (How quickly is
-/// for a benchmark to say.)
+/// Hazard E15: another client writes between the read and the watch, so that the watch starts at an old revision, and the
+/// leader resigns right after the wait began. Every handover still happens. (A benchmark measures how quickly.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hand_overs_succeed_beside_a_busy_writer() {
+async fn handovers_succeed_beside_a_busy_writer() {
     let server = server(Version::Etcd35).await;
     let (a, b) = (connect(&server, 5).await, connect(&server, 5).await);
     let admin = server.admin().clone();
@@ -68,18 +67,18 @@ async fn hand_overs_succeed_beside_a_busy_writer() {
         let first = within("leading", a.campaign("e")).await.unwrap();
         let elector = Arc::clone(&b);
         let waiting = tokio::spawn(async move { elector.campaign("e").await });
-        until("both stand", async || a.candidates("e").await.unwrap().len() == 2).await;
+        until("both candidates have entered", async || a.candidates("e").await.unwrap().len() == 2).await;
         first.resign().await.unwrap();
-        within("the hand-over", waiting).await.unwrap().unwrap().resign().await.unwrap();
+        within("the handover", waiting).await.unwrap().unwrap().resign().await.unwrap();
     }
     writer.abort();
     a.close().await;
     b.close().await;
 }
 
-/// Hazard E12: etcd grants more than it was asked for, and the deadline follows what it granted.
+/// Hazard E12: etcd grants a longer TTL than requested, and the deadline follows the granted one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_deadline_follows_the_ttl_as_granted() {
+async fn the_deadline_follows_the_granted_ttl() {
     for version in Version::ETCD {
         let server = server(version).await;
         let elector = connect(&server, 1).await;
@@ -98,7 +97,7 @@ async fn the_deadline_follows_the_ttl_as_granted() {
 
 /// Hazards E4, E7: the server is killed and restarted within the TTL; leadership is kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_of_the_server_is_ridden_out() {
+async fn leadership_survives_a_server_restart() {
     for version in Version::ETCD {
         let server = server(version).await;
         let elector = connect(&server, 20).await;
@@ -120,16 +119,16 @@ async fn a_restart_of_the_server_is_ridden_out() {
     }
 }
 
-/// Hazards E5, E7: the server is frozen, its connections stay up: leadership ends by the deadline,
-/// everything goes on once it thaws.
+/// Hazards E5, E7: the server is frozen and its connections stay open. Leadership ends by the deadline, and candidates go on
+/// once the server thaws.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_server_ends_leadership_in_time_and_no_more() {
+async fn a_frozen_server_ends_leadership_by_the_deadline() {
     let server = server(Version::Etcd35).await;
     let (a, b) = (connect(&server, 3).await, connect(&server, 3).await);
     let first = within("leading", a.campaign("e")).await.unwrap();
     let elector = Arc::clone(&b);
     let waiting = tokio::spawn(async move { elector.campaign("e").await });
-    until("both stand", async || a.candidates("e").await.unwrap().len() == 2).await;
+    until("both candidates have entered", async || a.candidates("e").await.unwrap().len() == 2).await;
     let frozen = server.pause().await.unwrap();
     assert_eq!(within("the loss", first.lost()).await, LossReason::Deadline);
     frozen.heal().await.unwrap();
@@ -146,7 +145,7 @@ async fn a_frozen_server_ends_leadership_in_time_and_no_more() {
     .await;
 }
 
-/// The store was wiped: the election recovers, and says why leadership was lost.
+/// The store is wiped: leadership is lost with a reason, and the election recovers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_election_recovers_from_a_wiped_store() {
     let server = server(Version::Etcd35).await;

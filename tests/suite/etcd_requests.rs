@@ -1,4 +1,4 @@
-//! etcd's side of the contract with the engine, request by request.
+//! The requests of the etcd backend: what each must do for the engine.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ fn request(nonce: u128) -> EntryRequest {
     }
 }
 
-/// Hazard G14: the entry of an earlier request is removed, not taken over; a withdrawal of the
-/// earlier one, repeated as often as one likes, does not touch the later one's.
+/// Hazard G14: a new request removes the entry of an earlier one instead of taking it over. Repeated withdrawals of the
+/// earlier request do not touch the later request's entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_never_takes_over_the_entry_of_another() {
     for version in Version::ETCD {
@@ -30,7 +30,7 @@ async fn a_request_never_takes_over_the_entry_of_another() {
         let backend = EtcdBackend::new(config).unwrap();
         let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
         let first = session.enter(&request(1)).await.unwrap();
-        assert_eq!(session.enter(&request(1)).await.unwrap(), first, "the same request finds its own");
+        assert_eq!(session.enter(&request(1)).await.unwrap(), first, "the same request finds its entry");
 
         let refused = session.enter(&request(2)).await.unwrap_err();
         assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
@@ -52,9 +52,9 @@ async fn a_request_never_takes_over_the_entry_of_another() {
     }
 }
 
-/// Somebody asks the leader to resign, and it writes a new value before it has heard of that: the wish stands.
+/// A resign request stays when the leader writes a new value before it has received the request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_value_does_not_write_over_a_wish() {
+async fn a_new_value_keeps_the_resign_request() {
     let etcd = Etcd::new(Version::Etcd35).await;
     let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
     let backend = EtcdBackend::new(config).unwrap();
@@ -65,8 +65,8 @@ async fn a_new_value_does_not_write_over_a_wish() {
     session.update(&entered.entry, &updated).await.unwrap();
     let leader = backend.leader(&request(1).election).await.unwrap().unwrap();
     assert_eq!(leader.value, b"another");
-    let parting = within("the wish", session.wait_entry_event(&entered.entry)).await.unwrap();
-    assert_eq!(parting, EntryEvent::ResignRequested);
+    let event = within("the resign request", session.wait_entry_event(&entered.entry)).await.unwrap();
+    assert_eq!(event, EntryEvent::ResignRequested);
     session.close().await.unwrap();
     backend.close().await;
 }
@@ -90,13 +90,13 @@ async fn two_sessions_never_share_a_lease() {
     backend.close().await;
 }
 
-/// Promise S2, by etcd itself: the transaction that the cookbook shows commits only while the leadership stands.
+/// Promise S2, enforced by etcd: the transaction from the guide commits only while the leadership is valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_compares_the_entry_is_fenced() {
     use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
     use tenure::LeadershipHandle;
 
-    async fn move_on(client: &Client, leadership: &LeadershipHandle, key: &str, cursor: &str) -> bool {
+    async fn set_cursor(client: &Client, leadership: &LeadershipHandle, key: &str, cursor: &str) -> bool {
         let token = i64::try_from(leadership.fencing_token().get()).unwrap();
         let txn = Txn::new()
             .when([Compare::create_revision(leadership.entry(), CompareOp::Equal, token)])
@@ -112,12 +112,15 @@ async fn a_transaction_that_compares_the_entry_is_fenced() {
         let elector = tenure::connect(&etcd.url()).await.unwrap();
         let first = elector.campaign("e").await.unwrap();
         let old = first.handle();
-        assert!(move_on(&client, &old, &key, "1").await, "{version:?}");
+        assert!(set_cursor(&client, &old, &key, "1").await, "{version:?}");
         first.resign().await.unwrap();
-        assert!(!move_on(&client, &old, &key, "2").await, "{version:?}: nobody leads");
+        assert!(!set_cursor(&client, &old, &key, "2").await, "{version:?}: nobody leads");
         let second = elector.campaign("e").await.unwrap();
-        assert!(!move_on(&client, &old, &key, "2").await, "{version:?}: its successor has the same key");
-        assert!(move_on(&client, &second, &key, "3").await, "{version:?}");
+        assert!(
+            !set_cursor(&client, &old, &key, "2").await,
+            "{version:?}: its successor has an entry with the same key"
+        );
+        assert!(set_cursor(&client, &second, &key, "3").await, "{version:?}");
         let found = client.kv_client().get(key.as_str(), None).await.unwrap();
         assert_eq!(found.kvs()[0].value(), b"3");
         client.kv_client().delete(key.as_str(), None).await.unwrap();

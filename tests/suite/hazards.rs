@@ -1,8 +1,8 @@
-//! `docs/assurance/hazards.md` and `docs/assurance/threat-model.md` against the tests that they name.
+//! Checks that the tests named by `docs/assurance/hazards.md` and `docs/assurance/threat-model.md` exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// A hazard's number and the tests that its row names: file and function.
+/// The number of each hazard and the tests that its row names, as file and function.
 fn rows(page: &str) -> Vec<(String, Vec<(String, String)>)> {
     page.lines()
         .filter_map(|line| {
@@ -17,7 +17,7 @@ fn rows(page: &str) -> Vec<(String, Vec<(String, String)>)> {
         .collect()
 }
 
-/// The files and functions that a text links to.
+/// The tests that a text links to, as file and function.
 fn tests(text: &str) -> Vec<(String, String)> {
     let links = text.split("[`").skip(1).filter_map(|test| {
         let (name, rest) = test.split_once("`](../../")?;
@@ -26,7 +26,7 @@ fn tests(text: &str) -> Vec<(String, String)> {
     links.filter(|(file, _)| file.ends_with(".rs")).collect()
 }
 
-/// The doc comment right above a function.
+/// The doc comment of a function.
 fn doc_of(source: &str, function: &str) -> Option<String> {
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
     let at = lines.iter().position(|line| {
@@ -40,7 +40,7 @@ fn doc_of(source: &str, function: &str) -> Option<String> {
     Some(above.filter(|line| line.starts_with("///")).copied().collect::<Vec<_>>().join(" "))
 }
 
-/// Every test named there exists, and says the hazard's number in its doc comment; every hazard has one.
+/// Every hazard names at least one test. Each of them exists, and its doc comment has the hazard's number.
 #[test]
 fn every_hazard_has_the_tests_that_the_page_names() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
@@ -57,21 +57,21 @@ fn every_hazard_has_the_tests_that_the_page_names() {
         for (file, name) in tests {
             let source =
                 fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-            let doc = doc_of(&source, name).unwrap_or_else(|| panic!("{number}: no {name} in {file}"));
-            let says = doc.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == number);
-            assert!(says, "{name} in {file} does not say {number}: {doc}");
+            let doc = doc_of(&source, name).unwrap_or_else(|| panic!("{number}: {file} has no test {name}"));
+            let has_number = doc.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == number);
+            assert!(has_number, "the doc comment of {name} in {file} lacks {number}: {doc}");
         }
     }
 }
 
-/// What the threat model says is tested by name, is.
+/// Every test that the threat model names exists.
 #[test]
-fn the_threat_model_names_tests_that_are_there() {
+fn every_test_that_the_threat_model_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
     let named = tests(&fs::read_to_string(root.join("docs/assurance/threat-model.md")).unwrap());
     assert!(named.len() >= 8, "{named:?}");
     for (file, name) in named {
         let source = fs::read_to_string(root.join(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-        assert!(doc_of(&source, &name).is_some(), "no {name} in {file}");
+        assert!(doc_of(&source, &name).is_some(), "{file} has no test {name}");
     }
 }

@@ -1,3 +1,3 @@
-//! The shared suite on the local store.
+//! The conformance suite on the local store.
 
 tenure_testkit::conformance!(async { tenure_tests::Local::new() });

@@ -1,14 +1,14 @@
-//! The shared suite on the in-memory store, once for each way of confirming heartbeats.
+//! The conformance suite on the in-memory store, once for each kind of heartbeat proof.
 
-mod answers {
+mod by_answer {
     tenure_testkit::conformance!(async { tenure_tests::Memory::new(tenure::spi::HeartbeatProof::Answer) });
 }
 
-mod confirming_reads {
+mod by_read {
     tenure_testkit::conformance!(async { tenure_tests::Memory::new(tenure::spi::HeartbeatProof::Read) });
 }
 
-mod later_heartbeats {
+mod by_next_heartbeat {
     use std::time::Duration;
 
     tenure_testkit::conformance!(async {

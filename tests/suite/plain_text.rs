@@ -1,4 +1,4 @@
-//! Whoever speaks to a store on another machine without TLS is warned.
+//! A warning is log for a connection to another machine without TLS.
 
 use std::{
     fs,
@@ -9,11 +9,11 @@ use std::{
 use rcgen::{CertificateParams, KeyPair};
 use tracing_subscriber::filter::LevelFilter;
 
-/// What was logged.
+/// Captured log output.
 #[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
+struct Log(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Logged {
+impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().write(bytes)
     }
@@ -23,23 +23,24 @@ impl Write for Logged {
     }
 }
 
-/// The warnings of whoever is given an elector by that URL; nothing is asked of the store.
+/// The warnings that are logged when an elector is created from this URL. No request is sent to the store.
 async fn warnings(url: &str) -> Vec<String> {
-    let logged = Logged::default();
-    let writer = logged.clone();
+    let log = Log::default();
+    let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::WARN)
         .with_ansi(false)
         .with_writer(move || writer.clone())
         .finish();
-    let _here = tracing::subscriber::set_default(subscriber);
+    let _guard = tracing::subscriber::set_default(subscriber);
     let elector = tenure::connect(url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
     elector.close().await;
-    let text = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     text.lines().map(str::to_owned).collect()
 }
 
-/// Once for every elector, naming the first address on another machine; and that a password is among what can be read.
+/// Each elector logs the warning once. It names the first address on another machine, and says whether the password is sent
+/// unencrypted.
 #[tokio::test]
 async fn plain_text_to_another_machine_is_warned_of() {
     for scheme in ["etcd", "zookeeper"] {
@@ -50,22 +51,22 @@ async fn plain_text_to_another_machine_is_warned_of() {
             ("store.example", "store.example"),
         ] {
             for _ in 0..2 {
-                let said = warnings(&format!("{scheme}://{hosts}/acme")).await;
-                assert_eq!(said.len(), 1, "{said:?}");
-                assert!(said[0].contains("WARN") && said[0].contains("no TLS"), "{said:?}");
-                assert!(said[0].contains(&format!("host=\"{first}")), "{said:?}");
-                assert!(!said[0].contains("password"), "{said:?}");
+                let logged = warnings(&format!("{scheme}://{hosts}/acme")).await;
+                assert_eq!(logged.len(), 1, "{logged:?}");
+                assert!(logged[0].contains("WARN") && logged[0].contains("no TLS"), "{logged:?}");
+                assert!(logged[0].contains(&format!("host=\"{first}")), "{logged:?}");
+                assert!(!logged[0].contains("password"), "{logged:?}");
             }
-            let said = warnings(&format!("{scheme}://me:hunter2@{hosts}/acme")).await;
-            assert_eq!(said.len(), 1, "{said:?}");
-            assert!(said[0].contains("the password") && !said[0].contains("hunter2"), "{said:?}");
+            let logged = warnings(&format!("{scheme}://me:hunter2@{hosts}/acme")).await;
+            assert_eq!(logged.len(), 1, "{logged:?}");
+            assert!(logged[0].contains("the password") && !logged[0].contains("hunter2"), "{logged:?}");
         }
     }
 }
 
-/// Nobody listens on this machine's loopback, and over TLS nobody hears anything.
+/// Loopback traffic does not leave the machine, and TLS is encrypted.
 #[tokio::test]
-async fn loopback_and_tls_are_not_warned_of() {
+async fn loopback_and_tls_cause_no_warning() {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["h".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     let folder = tempfile::tempdir().unwrap();

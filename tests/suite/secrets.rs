@@ -1,5 +1,5 @@
-//! Nothing that a failing run prints holds a secret: every log line of every library at every level, errors with their causes,
-//! what is shown for debugging, status and metrics.
+//! Nothing that is printed during failures contains a secret: log lines of all libraries at all levels, errors with their
+//! sources, `Debug` output, status and metrics.
 
 use std::{
     fmt::Debug,
@@ -21,21 +21,21 @@ use tenure_containers::{EtcdServer, Permission, TlsFiles, Version, ZookeeperServ
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
 
-/// No secret here has a part of another's, or of anything else that is printed.
+/// No secret is a part of another, or of anything else that is printed.
 const PASSWORD: &str = "Zanzibar4711";
 const WRONG: &str = "Quagmire0815";
 
-/// All that was printed.
+/// Everything that was printed.
 #[derive(Clone, Default)]
 struct Printed(Arc<Mutex<Vec<u8>>>);
 
 impl Printed {
-    fn show(&self, what: &impl Debug) {
+    fn add_debug(&self, what: &impl Debug) {
         writeln!(self.clone(), "{what:?} {what:#?}").unwrap();
     }
 
-    /// An error in words, with all its causes.
-    fn tell(&self, error: &dyn std::error::Error) {
+    /// Adds an error and all its sources.
+    fn add_error(&self, error: &dyn std::error::Error) {
         let mut next = Some(error);
         while let Some(error) = next {
             writeln!(self.clone(), "{error} {error:?}").unwrap();
@@ -62,54 +62,56 @@ async fn connect(url: &str) -> Arc<dyn Elector> {
     tenure::connect_with(url, Config::new().with_ttl(Duration::from_secs(4))).await.unwrap()
 }
 
-/// A campaign that is refused, and whatever can be seen of it.
-async fn refused(printed: &Printed, url: &str) {
+/// Runs a campaign that is refused, and prints everything about it.
+async fn run_refused(printed: &Printed, url: &str) {
     let elector = connect(url).await;
-    printed.show(&elector);
+    printed.add_debug(&elector);
     let error = within("the refusal", elector.campaign("e")).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
-    printed.tell(&error);
-    printed.show(&elector.status());
+    printed.add_error(&error);
+    printed.add_debug(&elector.status());
     if let Err(error) = elector.leader("e").await {
-        printed.tell(&error);
+        printed.add_error(&error);
     }
     if let Some(Err(error)) = within("the refusal", elector.observe("e").next()).await {
-        printed.tell(&error);
+        printed.add_error(&error);
     }
     elector.close().await;
 }
 
-async fn led(printed: &Printed, url: &str) -> (Arc<dyn Elector>, Leadership) {
+/// Leads, and prints everything about it.
+async fn lead(printed: &Printed, url: &str) -> (Arc<dyn Elector>, Leadership) {
     let elector = connect(url).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
-    printed.show(&leadership);
-    printed.show(&elector.status());
-    printed.show(&elector.candidates("e").await);
+    printed.add_debug(&leadership);
+    printed.add_debug(&elector.status());
+    printed.add_debug(&elector.candidates("e").await);
     (elector, leadership)
 }
 
-/// A campaign that gets nowhere, until that is said in these words, and whatever can be seen of it.
-async fn in_vain(printed: &Printed, url: &str, words: &str) {
+/// Runs a campaign that is retried until this error has been printed, and prints everything about it.
+async fn run_failing(printed: &Printed, url: &str, error: &str) {
     let elector = connect(url).await;
     let campaign = {
         let elector = Arc::clone(&elector);
         tokio::spawn(async move { elector.campaign("e").await })
     };
-    until(&format!("it tries, and says {words:?}"), async || {
-        elector.status().connection == tenure::Connection::Retrying && printed.text().contains(words)
+    until(&format!("it retries and prints {error:?}"), async || {
+        elector.status().connection == tenure::Connection::Retrying && printed.text().contains(error)
     })
     .await;
-    printed.show(&elector);
-    printed.show(&elector.status());
+    printed.add_debug(&elector);
+    printed.add_debug(&elector.status());
     campaign.abort();
     elector.close().await;
 }
 
-/// The variables that hold the passwords, right and wrong, while the test runs.
+/// The environment variables with the right and the wrong password.
 const VARIABLES: [(&str, &str); 2] = [("TENURE_TEST_PASSWORD", PASSWORD), ("TENURE_TEST_WRONG", WRONG)];
 
-/// Runs this test in a process that has the variables: a process cannot safely set its own.
-async fn in_a_process_with_variables(test: &str) -> bool {
+/// Runs this test in a child process with the variables, and returns true; returns false in the child. A process cannot
+/// safely set its own variables.
+async fn run_in_child_with_variables(test: &str) -> bool {
     if std::env::var_os(VARIABLES[0].0).is_some() {
         return false;
     }
@@ -119,9 +121,8 @@ async fn in_a_process_with_variables(test: &str) -> bool {
     true
 }
 
-/// The first word like a token that etcd hands out for a login: sixteen letters, a dot, and a number; or the beginning of
-/// a JWT.
-fn token_in(line: &str) -> Option<&str> {
+/// The first word in the form of an etcd login token: sixteen letters, a dot and a number, or the beginning of a JWT.
+fn find_token(line: &str) -> Option<&str> {
     let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
     words.into_iter().find(|word| {
         let simple = word.split_once('.').is_some_and(|(letters, number)| {
@@ -135,16 +136,16 @@ fn token_in(line: &str) -> Option<&str> {
 }
 
 #[test]
-fn a_token_is_known_when_it_is_seen() {
-    assert_eq!(token_in("token: \"fDosTzqxMNvNTTbH.57\""), Some("fDosTzqxMNvNTTbH.57"));
-    assert_eq!(token_in("eyJhbGciOiJIUzI1NiJ9.e30.x"), Some("eyJhbGciOiJIUzI1NiJ9.e30.x"));
-    assert_eq!(token_in("etcd 3.5.16, tenure_etcd::members 127.0.0.1:2379"), None);
+fn tokens_are_recognized() {
+    assert_eq!(find_token("token: \"fDosTzqxMNvNTTbH.57\""), Some("fDosTzqxMNvNTTbH.57"));
+    assert_eq!(find_token("eyJhbGciOiJIUzI1NiJ9.e30.x"), Some("eyJhbGciOiJIUzI1NiJ9.e30.x"));
+    assert_eq!(find_token("etcd 3.5.16, tenure_etcd::members 127.0.0.1:2379"), None);
 }
 
-/// Design rule: passwords never appear in `Debug`, errors, logs or URLs printed; nor do keys, nor what a login is known by.
+/// Design rule: passwords, keys and login tokens never appear in `Debug`, errors, logs or printed URLs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_printed_holds_a_secret() {
-    if in_a_process_with_variables("nothing_that_is_printed_holds_a_secret").await {
+    if run_in_child_with_variables("nothing_that_is_printed_holds_a_secret").await {
         return;
     }
     let printed = Printed::default();
@@ -168,7 +169,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         .file("/data/jaas.conf", users);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
 
-    // Who leads, loses the store, and finds it again.
+    // Leaders that lose the store and reconnect.
     let (one, other) = (etcd.endpoint(), zookeeper.endpoint());
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
@@ -183,7 +184,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
     ];
     let mut leaders = Vec::new();
     for url in &urls {
-        leaders.push(led(&printed, url).await);
+        leaders.push(lead(&printed, url).await);
     }
     for url in [
         format!("etcd://app:{WRONG}@{one}/acme"),
@@ -192,19 +193,19 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("zookeeper://app:{WRONG}@{other}/digest"),
         format!("zookeeper://app:{WRONG}@{other}/sasl?auth=sasl"),
     ] {
-        refused(&printed, &url).await;
+        run_refused(&printed, &url).await;
     }
     let url = format!("etcd://app@{one}/acme?password_file={}", path("wrong"));
-    in_vain(&printed, &url, "is read again and the login retried").await;
+    run_failing(&printed, &url, "is read again and the login retried").await;
     root.change_password("app", WRONG).await.unwrap();
     let fault = zookeeper.kill().await.unwrap();
     for (elector, leadership) in &leaders {
         within("the loss", leadership.lost()).await;
-        printed.show(&leadership.loss());
-        printed.show(leadership);
-        printed.show(&elector.status());
+        printed.add_debug(&leadership.loss());
+        printed.add_debug(leadership);
+        printed.add_debug(&elector.status());
         if let Err(lost) = leadership.ensure() {
-            printed.tell(&lost);
+            printed.add_error(&lost);
         }
     }
     fault.heal().await.unwrap();
@@ -213,31 +214,31 @@ async fn nothing_that_is_printed_holds_a_secret() {
         elector.close().await;
     }
 
-    // Keys, and configurations.
+    // Private keys and configurations.
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["h".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     let key = key.serialize_pem();
-    let (authority, theirs, their_key) = others();
-    let in_key: Vec<&str> = key.lines().filter(|line| !line.starts_with("-----")).collect();
+    let (authority, server_certificate, server_key) = server_identity();
+    let key_lines: Vec<&str> = key.lines().filter(|line| !line.starts_with("-----")).collect();
     for (name, text) in
         [("cert", &certificate), ("key", &key), ("broken", &key.replace("PRIVATE KEY", "KEY"))]
     {
         fs::write(path(name), text).unwrap();
     }
     let tls = Tls::new(&certificate).unwrap().with_identity(&certificate, Secret::new(key.clone())).unwrap();
-    printed.show(&tls);
+    printed.add_debug(&tls);
     for url in &urls {
         let url: StoreUrl = url.parse().unwrap();
         writeln!(printed.clone(), "{url} {url:?}").unwrap();
-        printed.tell(&url.invalid("for some reason"));
+        printed.add_error(&url.invalid("for some reason"));
         if url.scheme() == "etcd" {
             let config = EtcdConfig::from_url(&url).unwrap().tls(tls.clone());
-            printed.show(&config);
-            printed.show(&EtcdBackend::new(config).unwrap());
+            printed.add_debug(&config);
+            printed.add_debug(&EtcdBackend::new(config).unwrap());
         } else {
             let config = ZookeeperConfig::from_url(&url).unwrap().tls(tls.clone());
-            printed.show(&config);
-            printed.show(&ZookeeperBackend::new(config).unwrap());
+            printed.add_debug(&config);
+            printed.add_debug(&ZookeeperBackend::new(config).unwrap());
         }
     }
     let (cert, key, broken) = (path("cert"), path("key"), path("broken"));
@@ -252,28 +253,28 @@ async fn nothing_that_is_printed_holds_a_secret() {
             format!("{scheme}://h?ca={cert}&cert={key}&key={cert}"),
             format!("{scheme}://h?ca={key}"),
         ] {
-            printed.tell(&tenure::connect(&url).await.unwrap_err());
+            printed.add_error(&tenure::connect(&url).await.unwrap_err());
         }
-        // Nobody is there, or somebody who speaks no TLS.
-        let silent = format!("{scheme}://app:{PASSWORD}@127.0.0.1:1/x?ca={cert}&cert={cert}&key={key}");
-        in_vain(&printed, &silent, "").await;
+        // Nothing listens there.
+        let closed = format!("{scheme}://app:{PASSWORD}@127.0.0.1:1/x?ca={cert}&cert={cert}&key={key}");
+        run_failing(&printed, &closed, "").await;
     }
-    // A server that does not take the certificate, and whose own we do not trust.
-    let files = TlsFiles { ca: authority.clone(), certificate: theirs, key: their_key };
+    // A server that rejects the client's certificate, and one whose certificate the client does not trust.
+    let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
-    let strict = strict.secure_endpoint().unwrap();
+    let strict = strict.tls_endpoint().unwrap();
     fs::write(path("authority"), authority).unwrap();
-    // It may break the connection off before its word on the certificate is heard.
-    for (ca, words) in
+    // It may close the connection before the client has read the reason.
+    for (ca, error) in
         [("authority", "the member refused our certificate"), ("cert", "invalid peer certificate")]
     {
         let settings = format!("ca={}&cert={cert}&key={key}", path(ca));
-        in_vain(&printed, &format!("etcd://app:{PASSWORD}@{strict}/acme?{settings}"), words).await;
+        run_failing(&printed, &format!("etcd://app:{PASSWORD}@{strict}/acme?{settings}"), error).await;
     }
     writeln!(printed.clone(), "{}", metrics.render()).unwrap();
 
     let text = printed.text();
-    // What was printed is not nothing.
+    // The expected output was captured.
     for expected in [
         "tenure",
         "Unauthorized",
@@ -284,12 +285,12 @@ async fn nothing_that_is_printed_holds_a_secret() {
         "tenure_is_leader{",
         "tenure_store_failures_total",
     ] {
-        assert!(text.contains(expected), "there is no {expected:?} in {} bytes", text.len());
+        assert!(text.contains(expected), "{expected:?} is not in {} bytes of output", text.len());
     }
-    let told = text.lines().find_map(|line| Some((token_in(line)?, line)));
-    assert_eq!(told, None, "a login's token is printed");
-    for secret in [PASSWORD, WRONG, "root-password"].into_iter().chain(in_key) {
-        for form in [secret.to_owned(), bytes_of(secret), format!("{:?}", secret.as_bytes())] {
+    let token = text.lines().find_map(|line| Some((find_token(line)?, line)));
+    assert_eq!(token, None, "a login token is printed");
+    for secret in [PASSWORD, WRONG, "root-password"].into_iter().chain(key_lines) {
+        for form in [secret.to_owned(), hex(secret), format!("{:?}", secret.as_bytes())] {
             if let Some(line) = text.lines().find(|line| line.contains(form.trim_matches(['[', ']']))) {
                 panic!("{secret} is printed: {line}");
             }
@@ -297,8 +298,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
     }
 }
 
-/// An authority that is nobody's, a server's certificate by it, and its key.
-fn others() -> (String, String, String) {
+/// An authority, a server certificate that it issued, and the server's key.
+fn server_identity() -> (String, String, String) {
     let mut params = CertificateParams::new([]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -308,7 +309,7 @@ fn others() -> (String, String, String) {
     (authority.pem(), certificate.pem(), key.serialize_pem())
 }
 
-/// A text as hexadecimal digits.
-fn bytes_of(text: &str) -> String {
+/// The bytes of a text as hexadecimal digits.
+fn hex(text: &str) -> String {
     text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,112 +1,46 @@
-//! TLS to etcd and to ZooKeeper, in one process.
+//! TLS to etcd and ZooKeeper in one process.
 
 use std::{
-    fs,
-    path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    date_time_ymd,
-};
-use tenure::{Config, Connection, Elector, Error, Leadership};
+use tenure::{Config, Connection, Elector, Error};
 use tenure_containers::{EtcdServer, Permission, TlsFiles, Version, ZookeeperServer, ZookeeperSettings};
 use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-
-/// An authority of the test's own, and who it vouches for.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // ZooKeeper keeps one authority of each name.
-        params.distinguished_name.push(DnType::CommonName, format!("authority {:016x}", fastrand::u64(..)));
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// A certificate for `name` and its key.
-    fn vouches_for(&self, name: &str) -> (String, String) {
-        self.vouches_until(name, None)
-    }
-
-    fn vouches_until(&self, name: &str, expires: Option<SystemTime>) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        if let Some(expires) = expires {
-            params.not_after = date_time_ymd(1970, 1, 1) + expires.duration_since(UNIX_EPOCH).unwrap();
-        }
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    fn server(&self, name: &str) -> TlsFiles {
-        let (certificate, key) = self.vouches_for(name);
-        TlsFiles { ca: self.pem(), certificate, key }
-    }
-}
-
-/// A client's files, and the settings of a URL that name them.
-struct Client(tempfile::TempDir);
-
-impl Client {
-    fn new(trusted: &Authority, vouched_by: &Authority) -> Self {
-        let client = Self(tempfile::tempdir().unwrap());
-        client.write(&trusted.pem(), &vouched_by.vouches_for("client"));
-        client
-    }
-
-    fn write(&self, ca: &str, (certificate, key): &(String, String)) {
-        for (name, text) in [("ca", ca), ("cert", certificate), ("key", key)] {
-            fs::write(self.path(name), text).unwrap();
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn settings(&self) -> String {
-        let [ca, cert, key] = ["ca", "cert", "key"].map(|name| self.path(name).display().to_string());
-        format!("ca={ca}&cert={cert}&key={key}")
-    }
-}
+use tenure_tests::{Authority, ClientFiles, wait_for_heartbeats};
 
 async fn connect(scheme: &str, endpoint: &str, settings: &str) -> Arc<dyn Elector> {
     let config = Config::new().with_ttl(Duration::from_secs(5));
     tenure::connect_with(&format!("{scheme}://{endpoint}/acme?{settings}"), config).await.unwrap()
 }
 
+fn client_files(trusted: &Authority, issuer: &Authority) -> ClientFiles {
+    ClientFiles::new(&trusted.pem(), &issuer.issue("client"))
+}
+
 async fn servers(authority: &Authority, name: &str) -> [(&'static str, String, Box<dyn std::any::Any>); 2] {
-    let etcd = EtcdServer::start_tls(Version::Etcd35, &authority.server(name)).await;
+    let files = authority.server_files_for(name, &authority.pem());
+    let etcd = EtcdServer::start_tls(Version::Etcd35, &files).await;
     let etcd = etcd.unwrap_or_else(|error| panic!("{error}"));
-    let settings = ZookeeperSettings::default().tls(authority.server(name));
+    let settings = ZookeeperSettings::default().tls(files);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await;
     let zookeeper = zookeeper.unwrap_or_else(|error| panic!("{error}"));
     [
-        ("etcd", etcd.secure_endpoint().unwrap(), Box::new(etcd)),
-        ("zookeeper", zookeeper.secure_endpoint().unwrap(), Box::new(zookeeper)),
+        ("etcd", etcd.tls_endpoint().unwrap(), Box::new(etcd)),
+        ("zookeeper", zookeeper.tls_endpoint().unwrap(), Box::new(zookeeper)),
     ]
 }
 
-/// Hazard Z17: both clients in one process choose the same crypto provider, and none panics; each shows
-/// its certificate, leads, keeps its leadership, and hands it over.
+/// Hazard Z17: both clients in one process use the same crypto provider, and none panics. Each presents its certificate,
+/// leads, keeps its leadership, and resigns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_stores_speak_tls_in_one_process() {
     let authority = Authority::new();
-    let client = Client::new(&authority, &authority);
+    let client = client_files(&authority, &authority);
     let servers = servers(&authority, "127.0.0.1").await;
     let mut terms = Vec::new();
     for (scheme, endpoint, _) in &servers {
@@ -119,30 +53,29 @@ async fn both_stores_speak_tls_in_one_process() {
         let deadline = leadership.deadline();
         until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
         leadership.resign().await.unwrap();
-        let once = within("leading once more", elector.campaign("e")).await.unwrap();
-        once.resign().await.unwrap();
+        let again = within("leading again", elector.campaign("e")).await.unwrap();
+        again.resign().await.unwrap();
         elector.close().await;
     }
 }
 
-/// A server whose certificate names another host, or that nobody trusted vouches for, is never spoken to; nor does a
-/// server listen to a client without a certificate. The status says what is wrong, and the store is asked again: the
-/// files may be the next to change.
+/// A client sends nothing to a server whose certificate names another host or comes from an untrusted authority, and a server
+/// refuses clients without a valid certificate. The status says why, and the client retries: its files may change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_is_not_vouched_for_is_refused() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
-    let impostors = servers(&authority, "impostor.example").await;
-    let honest = servers(&authority, "127.0.0.1").await;
-    let ours = Client::new(&authority, &authority);
-    let distrustful = Client::new(&stranger, &authority);
-    let unknown = Client::new(&authority, &stranger);
-    let ca_only = format!("ca={}", ours.path("ca").display());
+async fn untrusted_certificates_are_refused() {
+    let (authority, other_authority) = (Authority::new(), Authority::new());
+    let wrong_host = servers(&authority, "impostor.example").await;
+    let valid = servers(&authority, "127.0.0.1").await;
+    let client = client_files(&authority, &authority);
+    let distrustful = client_files(&other_authority, &authority);
+    let untrusted = client_files(&authority, &other_authority);
+    let ca_only = format!("ca={}", client.path("ca").display());
     for (servers, settings, on_etcd) in [
-        (&impostors, ours.settings(), "certificate not valid for name \"127.0.0.1\""),
-        (&honest, distrustful.settings(), "invalid peer certificate: UnknownIssuer"),
-        (&honest, unknown.settings(), "the member refused our certificate"),
-        (&honest, ca_only, "the member refused our certificate"),
-        (&honest, String::new(), ""),
+        (&wrong_host, client.settings(), "certificate not valid for name \"127.0.0.1\""),
+        (&valid, distrustful.settings(), "invalid peer certificate: UnknownIssuer"),
+        (&valid, untrusted.settings(), "the member refused our certificate"),
+        (&valid, ca_only, "the member refused our certificate"),
+        (&valid, String::new(), ""),
     ] {
         for (scheme, endpoint, _) in servers {
             let elector = connect(scheme, endpoint, &settings).await;
@@ -150,12 +83,12 @@ async fn whoever_is_not_vouched_for_is_refused() {
                 let elector = Arc::clone(&elector);
                 tokio::spawn(async move { elector.campaign("e").await })
             };
-            // ZooKeeper's client library does not say why it has no connection.
+            // ZooKeeper's client library does not report why a connection failed.
             let expected = if *scheme == "etcd" { on_etcd } else { "" };
             until(&format!("{scheme} {settings}: {expected}"), async || {
                 let status = elector.status();
-                let said = status.last_error.unwrap_or_default();
-                status.connection == Connection::Retrying && said.contains(expected)
+                let error = status.last_error.unwrap_or_default();
+                status.connection == Connection::Retrying && error.contains(expected)
             })
             .await;
             assert!(!campaign.is_finished(), "{scheme} {settings}");
@@ -163,29 +96,32 @@ async fn whoever_is_not_vouched_for_is_refused() {
             elector.close().await;
         }
     }
-    // It was none of the servers' fault.
-    for (scheme, endpoint, _) in &honest {
-        let elector = connect(scheme, endpoint, &ours.settings()).await;
+    // The servers accept a client with valid files.
+    for (scheme, endpoint, _) in &valid {
+        let elector = connect(scheme, endpoint, &client.settings()).await;
         within("leading", elector.campaign("e")).await.unwrap().resign().await.unwrap();
         elector.close().await;
     }
 }
 
-/// What cannot work is said at once, and says which file.
+/// Invalid files are refused at once with an error that names the file.
 #[tokio::test]
-async fn files_that_are_none_are_refused() {
+async fn invalid_files_are_refused() {
     let authority = Authority::new();
-    let client = Client::new(&authority, &authority);
+    let client = client_files(&authority, &authority);
     let [ca, cert] = ["ca", "cert"].map(|name| client.path(name).display().to_string());
-    let stranger = Client::new(&authority, &authority);
-    let other = stranger.path("key").display().to_string();
+    let other_client = client_files(&authority, &authority);
+    let other_key = other_client.path("key").display().to_string();
     for scheme in ["etcd", "zookeeper"] {
         for (settings, reason) in [
             ("ca=/nowhere/ca.pem".to_owned(), "ca=/nowhere/ca.pem cannot be read"),
             (format!("cert={cert}"), "it has a cert or a key but no ca"),
             (format!("ca={ca}&cert={cert}"), "it has one of cert and key; give both"),
             (format!("ca={ca}&cert={cert}&key={cert}"), "has no private key in PEM"),
-            (format!("ca={ca}&cert={cert}&key={other}"), "the private key is not that of the certificate"),
+            (
+                format!("ca={ca}&cert={cert}&key={other_key}"),
+                "the private key is not that of the certificate",
+            ),
         ] {
             let error = tenure::connect(&format!("{scheme}://h?{settings}")).await.unwrap_err().to_string();
             assert!(error.contains(reason), "{scheme}: {error}");
@@ -193,42 +129,44 @@ async fn files_that_are_none_are_refused() {
     }
 }
 
-/// A certificate rotates while a leader leads: on etcd a connection with the new one takes the old one's place by itself, on
-/// ZooKeeper the next connection has it. Half a rotation changes nothing, and once the old one has expired nobody misses it.
+/// A certificate is rotated while a leader leads. On etcd a connection with the new certificate replaces the old one by
+/// itself; on ZooKeeper the next connection uses it. A new certificate without its key has no effect, and leadership survives
+/// the expiry of the old certificate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_rotate_while_a_leader_leads() {
     let (old, new) = (Authority::new(), Authority::new());
     let both = format!("{}{}", old.pem(), new.pem());
-    let client = Client::new(&old, &old);
-    let trusting = TlsFiles { ca: both.clone(), ..old.server("127.0.0.1") };
-    let etcd = EtcdServer::start_tls(Version::Etcd35, &trusting).await.unwrap();
-    let settings = ZookeeperSettings::default().tls(trusting);
+    let client = client_files(&old, &old);
+    let files: TlsFiles = old.server_files(&both);
+    let etcd = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
+    let settings = ZookeeperSettings::default().tls(files);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
     let expires = SystemTime::now() + Duration::from_secs(40);
-    client.write(&old.pem(), &old.vouches_until("client", Some(expires)));
+    client.replace_identity(&old.issue_until("client", Some(expires)));
     let mut leaders = Vec::new();
     for (scheme, endpoint) in
-        [("etcd", etcd.secure_endpoint().unwrap()), ("zookeeper", zookeeper.secure_endpoint().unwrap())]
+        [("etcd", etcd.tls_endpoint().unwrap()), ("zookeeper", zookeeper.tls_endpoint().unwrap())]
     {
         let proxy = Proxy::start(endpoint).await.unwrap();
         let elector = connect(scheme, &proxy.endpoint(), &client.settings()).await;
         let leadership = within("leading", elector.campaign("e")).await.unwrap();
         leaders.push((scheme, proxy, elector, leadership));
     }
-    // A certificate whose key has not come yet.
-    fs::write(client.path("cert"), new.vouches_for("client").0).unwrap();
+    // A certificate whose key has not been replaced yet.
+    client.replace_certificate(&new.issue("client").0);
     for (_, proxy, _, leadership) in &leaders {
         proxy.reset_connections();
-        goes_on(leadership).await;
+        wait_for_heartbeats(leadership).await;
     }
     let accepted = leaders[0].1.accepted();
-    client.write(&both, &new.vouches_for("client"));
-    until("etcd is connected to anew", async || leaders[0].1.accepted() > accepted).await;
-    assert!(SystemTime::now() < expires, "not because the old one had expired");
+    client.replace_ca(&both);
+    client.replace_identity(&new.issue("client"));
+    until("the etcd client has reconnected", async || leaders[0].1.accepted() > accepted).await;
+    assert!(SystemTime::now() < expires, "the old certificate has not expired yet");
     until("the old certificate has expired", async || SystemTime::now() > expires).await;
     for (scheme, proxy, elector, leadership) in leaders {
         proxy.reset_connections();
-        goes_on(&leadership).await;
+        wait_for_heartbeats(&leadership).await;
         leadership.resign().await.unwrap();
         let again = within("leading again", elector.campaign("e")).await;
         assert!(again.is_ok_and(|again| again.is_leader()), "{scheme}");
@@ -236,84 +174,72 @@ async fn certificates_rotate_while_a_leader_leads() {
     }
 }
 
-/// An authority that is taken out of the file is trusted no more, although the connection to a server that it vouches
-/// for still serves: the leader loses its leadership rather than go on with that.
+/// When an authority is removed from the file, the client closes the open connection to a server whose certificate it
+/// issued; the leader loses its leadership.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_authority_that_is_taken_away_is_trusted_no_more() {
-    let (ours, withdrawn) = (Authority::new(), Authority::new());
-    let client = Client::new(&withdrawn, &ours);
-    let identity = ours.vouches_for("client");
-    let trusting = TlsFiles { ca: ours.pem(), ..withdrawn.server("127.0.0.1") };
-    let etcd = EtcdServer::start_tls(Version::Etcd35, &trusting).await.unwrap();
-    let elector = connect("etcd", &etcd.secure_endpoint().unwrap(), &client.settings()).await;
+async fn a_removed_authority_is_no_longer_trusted() {
+    let (client_authority, removed) = (Authority::new(), Authority::new());
+    let client = client_files(&removed, &client_authority);
+    let files = removed.server_files(&client_authority.pem());
+    let etcd = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
+    let elector = connect("etcd", &etcd.tls_endpoint().unwrap(), &client.settings()).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
-    client.write(&ours.pem(), &identity);
+    client.replace_ca(&client_authority.pem());
+    client.replace_identity(&client_authority.issue("client"));
     within("the loss", leadership.lost()).await;
     let status = elector.status();
     assert_eq!(status.connection, Connection::Retrying, "{status:?}");
     elector.close().await;
 }
 
-/// Waits until the store has confirmed two heartbeats.
-async fn goes_on(leadership: &Leadership) {
-    for _ in 0..2 {
-        let deadline = leadership.deadline();
-        let confirmed = async || leadership.deadline() > deadline || !leadership.is_leader();
-        until("a heartbeat was confirmed", confirmed).await;
-        assert!(leadership.is_leader(), "{:?}", leadership.loss());
-    }
-}
-
-/// Hazard Z19: where a server knows us by our certificate alone, what we make can be ours alone too.
+/// Hazard Z19: znodes can belong to a client that a server identifies by its certificate alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_made_belongs_to_a_certificate() {
+async fn znodes_belong_to_the_certificate_that_created_them() {
     let authority = Authority::new();
-    let client = Client::new(&authority, &authority);
-    let settings = ZookeeperSettings::default().tls(authority.server("127.0.0.1"));
+    let client = client_files(&authority, &authority);
+    let settings = ZookeeperSettings::default().tls(authority.server_files(&authority.pem()));
     let server = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
     let settings = format!("{}&acl=creator", client.settings());
-    let elector = connect("zookeeper", &server.secure_endpoint().unwrap(), &settings).await;
+    let elector = connect("zookeeper", &server.tls_endpoint().unwrap(), &settings).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let refused = server.admin().delete(leadership.entry()).await.unwrap_err().to_string();
     assert!(refused.contains("code -102"), "NoAuth: {refused}");
     leadership.resign().await.unwrap();
     elector.close().await;
-    // Nobody is known by name here.
+    // Without TLS the server does not know the user.
     let plain = format!("{}/other?acl=creator", server.endpoint());
-    let unknown = tenure::connect(&format!("zookeeper://{plain}")).await.unwrap();
-    let error = within("the refusal", unknown.campaign("e")).await.unwrap_err();
+    let anonymous = tenure::connect(&format!("zookeeper://{plain}")).await.unwrap();
+    let error = within("the refusal", anonymous.campaign("e")).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
-    unknown.close().await;
+    anonymous.close().await;
 }
 
-/// With auth on, etcd takes the common name of a certificate for a user's, and looks at what that user may do.
+/// With authentication enabled, etcd takes the common name of a certificate as the user's name and checks the user's
+/// permissions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_is_a_user_on_etcd() {
     for version in Version::ETCD {
         let authority = Authority::new();
-        let server = EtcdServer::start_tls(version, &authority.server("127.0.0.1")).await;
+        let server = EtcdServer::start_tls(version, &authority.server_files(&authority.pem())).await;
         let server = server.unwrap_or_else(|error| panic!("{error}"));
         let admin = server.admin();
         admin.add_user("app", "never-shown", Permission::ReadWrite, "/acme/").await.unwrap();
         admin.enable_auth("root-password").await.unwrap();
-        let [app, nobody] = ["app", "nobody"].map(|name| {
-            let client = Client::new(&authority, &authority);
-            client.write(&authority.pem(), &authority.vouches_for(name));
-            client
-        });
-        let endpoint = server.secure_endpoint().unwrap();
+        let [app, nobody] =
+            ["app", "nobody"].map(|name| ClientFiles::new(&authority.pem(), &authority.issue(name)));
+        let endpoint = server.tls_endpoint().unwrap();
         let [a, b] = [
             connect("etcd", &endpoint, &app.settings()).await,
             connect("etcd", &endpoint, &app.settings()).await,
         ];
         let first = within("leading", a.campaign("e")).await.unwrap();
-        let waits = Arc::clone(&b);
-        let waiting = tokio::spawn(async move { waits.campaign("e").await });
+        let waiter = Arc::clone(&b);
+        let waiting = tokio::spawn(async move { waiter.campaign("e").await });
         until("it waits", async || b.candidates("e").await.is_ok_and(|all| all.len() == 2)).await;
-        goes_on(&first).await;
+        wait_for_heartbeats(&first).await;
         first.resign().await.unwrap();
-        let second = within("the hand-over", waiting).await.unwrap().unwrap();
-        goes_on(&second).await;
+        let second = within("the handover", waiting).await.unwrap().unwrap();
+        wait_for_heartbeats(&second).await;
         for elector in [a, b] {
             elector.close().await;
         }
@@ -322,9 +248,9 @@ async fn a_certificate_is_a_user_on_etcd() {
         assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
         unknown.close().await;
         let url = format!("etcd://{endpoint}/other?{}", app.settings());
-        let elsewhere = tenure::connect(&url).await.unwrap();
-        let error = within("the refusal", elsewhere.campaign("e")).await.unwrap_err();
+        let forbidden = tenure::connect(&url).await.unwrap();
+        let error = within("the refusal", forbidden.campaign("e")).await.unwrap_err();
         assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
-        elsewhere.close().await;
+        forbidden.close().await;
     }
 }

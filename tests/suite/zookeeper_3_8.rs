@@ -1,4 +1,4 @@
-//! The shared suite on ZooKeeper 3.8.
+//! The conformance suite on ZooKeeper 3.8.
 
 use tenure_containers::Version;
 

@@ -1,4 +1,4 @@
-//! The shared suite on ZooKeeper 3.9.
+//! The conformance suite on ZooKeeper 3.9.
 
 use tenure_containers::Version;
 

@@ -1,15 +1,15 @@
-//! ZooKeeper with its doors locked: who may change what.
+//! ZooKeeper with authentication: access control lists, digest and SASL users.
 
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use tenure::{Config, Connection, Elector, Error, LossReason};
-use tenure_containers::{Lifetime, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings};
+use tenure_containers::{CreateMode, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings};
 use tenure_testkit::suite::{until, within};
 use tenure_tests::promptly;
 
 const PASSWORD: &str = "correct-horse-7";
-/// All that can be permitted, as ZooKeeper counts it.
+/// All of ZooKeeper's permission bits.
 const ALL: i32 = 31;
 
 async fn connect(server: &SharedZookeeper, login: &str, root: &str) -> Arc<dyn Elector> {
@@ -17,8 +17,8 @@ async fn connect(server: &SharedZookeeper, login: &str, root: &str) -> Arc<dyn E
     tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(3))).await.unwrap()
 }
 
-/// Hazard Z19: what an authenticated session makes belongs to its user alone: the entry, and the znodes above
-/// it, by whose permissions ZooKeeper decides who may delete the entry.
+/// Hazard Z19: znodes that an authenticated session creates belong to its user alone: the entry, and its ancestors, whose
+/// permissions decide who may delete the entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_its_user_can_delete_an_entry() {
     for version in Version::ZOOKEEPER {
@@ -48,9 +48,9 @@ async fn only_its_user_can_delete_an_entry() {
     }
 }
 
-/// Hazard G8: whoever may not enter is told so within seconds, in words, and without the password.
+/// Hazard G8: a campaign without permission fails within seconds with an error that does not contain the password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_enter_is_told_so() {
+async fn a_candidate_without_permission_is_refused() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let root = format!("/access-{:016x}", fastrand::u64(..));
     let owner = connect(&server, &format!("app:{PASSWORD}@"), &root).await;
@@ -68,56 +68,61 @@ async fn who_may_not_enter_is_told_so() {
     drop(leadership);
     owner.close().await;
     let app = server.admin().with_auth("digest", &format!("app:{PASSWORD}"));
-    until("nobody stands", async || app.children(&format!("{root}/e")).await.unwrap().is_empty()).await;
+    until("no candidate is left", async || app.children(&format!("{root}/e")).await.unwrap().is_empty())
+        .await;
 }
 
-/// Hazard G8: whoever observes an election that it may not read, made after it had begun to, is told so: a server keeps
-/// to itself what such a watch was set for (ZOOKEEPER-4799), so that it is seen only when the observer looks again.
+/// Hazard G8: an observer gets an error when the election was created after it started and it may not read the election. A
+/// server does not send an event for such a watch (ZOOKEEPER-4799), so that only the observer's next read notices.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_observe_is_told_so() {
+async fn an_observer_without_permission_is_refused() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let root = format!("/access-{:016x}", fastrand::u64(..));
-    let (nobody, owner) =
+    let (observer, owner) =
         (connect(&server, "", &root).await, connect(&server, &format!("app:{PASSWORD}@"), &root).await);
-    let mut leaders = nobody.observe("e");
-    assert_eq!(within("the first look", leaders.next()).await.unwrap().unwrap(), None);
-    let told = tokio::spawn(async move { leaders.next().await });
+    let mut leaders = observer.observe("e");
+    assert_eq!(within("the first read", leaders.next()).await.unwrap().unwrap(), None);
+    let observed = tokio::spawn(async move { leaders.next().await });
     let watched = format!("{root}/e");
-    let watches = async || server.admin().four_letters("wchp").await.unwrap().contains(&watched);
+    let watches = async || server.admin().four_letter_command("wchp").await.unwrap().contains(&watched);
     until("it watches", watches).await;
     let leadership = within("leading", owner.campaign("e")).await.unwrap();
-    let told = within("the refusal", told).await.unwrap().unwrap();
-    assert!(matches!(told, Err(Error::Unauthorized(_))), "{told:?}");
+    let observed = within("the refusal", observed).await.unwrap().unwrap();
+    assert!(matches!(observed, Err(Error::Unauthorized(_))), "{observed:?}");
     drop(leadership);
-    nobody.close().await;
+    observer.close().await;
     owner.close().await;
 }
 
-/// Hazard G10: an election that may be entered and not read refuses its candidates, and keeps no entry of theirs.
+/// Hazard G10: an election in which a user may create znodes but not read them refuses the user's campaign, and no entry
+/// is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_campaign_leaves_no_entry() {
-    /// To create and to delete below, and no more.
-    const ENTER_ONLY: i32 = 4 | 8;
+    /// Create and delete children, and nothing else.
+    const CREATE_AND_DELETE: i32 = 4 | 8;
     for version in Version::ZOOKEEPER {
         let server = SharedZookeeper::get(version).await.unwrap();
         let root = format!("/access-{:016x}", fastrand::u64(..));
         let elector = connect(&server, "", &root).await;
-        // Another election, so that the session lives on.
+        // Another election, which keeps the session open.
         let other = within("leading", elector.campaign("other")).await.unwrap();
         let mut operator = server.admin().session().await.unwrap();
         let parent = format!("{root}/e");
-        operator.create_permitting(&parent, "", Lifetime::Persistent, ENTER_ONLY).await.unwrap();
+        operator
+            .create_with_permissions(&parent, "", CreateMode::Persistent, CREATE_AND_DELETE)
+            .await
+            .unwrap();
         let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
         assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
-        // ZooKeeper deletes no znode that has others below it.
-        assert!(operator.delete(&parent).await.unwrap(), "nothing is left in it");
+        // ZooKeeper does not delete a znode that has children.
+        assert!(operator.delete(&parent).await.unwrap(), "it has no children");
         assert!(other.is_leader());
         other.resign().await.unwrap();
         elector.close().await;
     }
 }
 
-/// Whoever may not read the entry before its own waits for it all the same.
+/// A candidate waits for the entry before its own also when it may not read that entry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_that_may_not_be_read_is_waited_for() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
@@ -147,27 +152,26 @@ async fn an_entry_that_may_not_be_read_is_waited_for() {
     }
 }
 
-/// A server that knows the users `app` and `other` by SASL.
+/// A server with the SASL users `app` and `other`.
 async fn sasl_server(version: Version) -> ZookeeperServer {
-    let settings = ZookeeperSettings::default().users(&[("app", PASSWORD), ("other", PASSWORD)]);
+    let settings = ZookeeperSettings::default().sasl_users(&[("app", PASSWORD), ("other", PASSWORD)]);
     ZookeeperServer::start_with(version, &settings).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-async fn connect_by_sasl(server: &ZookeeperServer, login: &str, root: &str) -> Arc<dyn Elector> {
+async fn connect_with_sasl(server: &ZookeeperServer, login: &str, root: &str) -> Arc<dyn Elector> {
     let url = format!("zookeeper://{login}{}{root}?auth=sasl", server.endpoint());
     tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(3))).await.unwrap()
 }
 
-/// Hazards Z19, G8: a user that the servers know by SASL leads, over lost connections too; what it makes is its own, and whoever
-/// is refused is told so within seconds, in words.
+/// Hazards Z19, G8: a SASL user leads, and other users are refused within seconds with an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_known_by_sasl_leads_and_nobody_else() {
+async fn only_sasl_users_lead() {
     for version in Version::ZOOKEEPER {
         let server = sasl_server(version).await;
-        let elector = connect_by_sasl(&server, &format!("app:{PASSWORD}@"), "/acme").await;
+        let elector = connect_with_sasl(&server, &format!("app:{PASSWORD}@"), "/acme").await;
         let leadership = within("leading", elector.campaign("e")).await.unwrap();
         for login in ["app:wrong-horse@".to_owned(), format!("nobody:{PASSWORD}@")] {
-            let refused = connect_by_sasl(&server, &login, "/acme").await;
+            let refused = connect_with_sasl(&server, &login, "/acme").await;
             let error = promptly("the refusal", refused.campaign("e")).await.unwrap_err();
             assert!(matches!(error, Error::Unauthorized(_)), "{version:?} {error:?}");
             assert_eq!(refused.status().connection, Connection::Refused);
@@ -189,16 +193,16 @@ async fn a_user_known_by_sasl_leads_and_nobody_else() {
     }
 }
 
-/// Hazard Z19: of two users known by SASL neither can delete what the other made.
+/// Hazard Z19: a SASL user cannot delete znodes of another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_user_known_by_sasl_makes_is_its_own() {
+async fn znodes_of_a_sasl_user_belong_to_it() {
     let server = sasl_server(Version::Zookeeper39).await;
-    let elector = connect_by_sasl(&server, &format!("app:{PASSWORD}@"), "/acme").await;
+    let elector = connect_with_sasl(&server, &format!("app:{PASSWORD}@"), "/acme").await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let entry = leadership.entry().to_owned();
     let refused = server.admin().delete(&entry).await.unwrap_err().to_string();
     assert!(refused.contains("code -102"), "NoAuth: {refused}");
-    let other = connect_by_sasl(&server, &format!("other:{PASSWORD}@"), "/acme").await;
+    let other = connect_with_sasl(&server, &format!("other:{PASSWORD}@"), "/acme").await;
     let error = promptly("the refusal", other.campaign("e")).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
     assert!(leadership.is_leader());
@@ -207,25 +211,25 @@ async fn what_a_user_known_by_sasl_makes_is_its_own() {
     other.close().await;
 }
 
-/// Hazard G8: a user's password is changed under a leader, and the server started again: it refuses to let the session go on. The
-/// leadership is lost by its deadline, in words, and the next campaign is refused within seconds.
+/// Hazard G8: a leader's password is changed and the server restarted; the server refuses to resume the session. Leadership is
+/// lost by its deadline, the status says why, and the next campaign is refused within seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_password_that_is_changed_ends_leadership_in_words() {
+async fn a_changed_password_ends_leadership_with_an_error() {
     for version in Version::ZOOKEEPER {
         let server = sasl_server(version).await;
         let url = format!("zookeeper://app:{PASSWORD}@{}/acme?auth=sasl", server.endpoint());
-        // Longer than the server takes to start again.
+        // Longer than the server takes to restart.
         let config = Config::new().with_ttl(Duration::from_secs(25));
         let elector = tenure::connect_with(&url, config).await.unwrap();
         let leadership = within("leading", elector.campaign("e")).await.unwrap();
         server.replace_users(&[("app", "another-horse-8"), ("other", PASSWORD)]).await.unwrap();
         server.stop().await.unwrap().heal().await.unwrap();
-        assert!(leadership.is_leader(), "a restart alone ends nothing: {:?}", leadership.loss());
+        assert!(leadership.is_leader(), "a restart alone does not end leadership: {:?}", leadership.loss());
         assert_eq!(within("the loss", leadership.lost()).await, LossReason::Deadline);
         let status = elector.status();
         assert_eq!(status.connection, Connection::Refused, "{status:?}");
-        let said = status.last_error.unwrap_or_default();
-        assert!(said.contains("resuming the session") && !said.contains("horse"), "{said}");
+        let error = status.last_error.unwrap_or_default();
+        assert!(error.contains("resuming the session") && !error.contains("horse"), "{error}");
         drop(leadership);
         let error = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
         assert!(matches!(error, Error::Unauthorized(_)), "{version:?} {error:?}");
@@ -233,9 +237,9 @@ async fn a_password_that_is_changed_ends_leadership_in_words() {
     }
 }
 
-/// What cannot be meant is said at once.
+/// Invalid settings are refused at once.
 #[tokio::test]
-async fn a_login_by_sasl_needs_a_user() {
+async fn invalid_auth_and_acl_settings_are_refused() {
     for (url, reason) in [
         ("zookeeper://h?auth=sasl", "it has auth=sasl but no user"),
         ("zookeeper://a:b@h?auth=kerberos", "auth=kerberos is neither digest nor sasl"),

@@ -1,4 +1,4 @@
-//! Three ZooKeeper servers, and one of them dead, frozen or cut off.
+//! An ensemble of three ZooKeeper servers, one of which is killed, frozen or isolated.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::Relay;
+use tenure_tests::ZookeeperProxy;
 use tokio::time::Instant;
 
 async fn ensemble() -> ZookeeperEnsemble {
@@ -20,9 +20,9 @@ async fn connect(endpoints: &[String], ttl: u64) -> Arc<dyn Elector> {
     tenure::connect_with(&format!("zookeeper://{}/acme", endpoints.join(",")), config).await.unwrap()
 }
 
-/// With one server of three dead, then frozen, no campaign fails and none hangs.
+/// With one server of three killed, then frozen, no campaign fails and none hangs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ensemble_with_one_server_down_elects_as_ever() {
+async fn ensemble_with_one_server_down_still_elects() {
     let ensemble = ensemble().await;
     for down in 0..3 {
         for freeze in [false, true] {
@@ -43,10 +43,10 @@ async fn ensemble_with_one_server_down_elects_as_ever() {
     }
 }
 
-/// Hazards Z1, Z18: a follower that is cut off from its peers goes on answering the pings of its clients;
-/// a leader that reaches nobody else stops before the others can elect another.
+/// Hazards Z1, Z18: a follower that is isolated from its peers goes on answering the pings of its clients. A leader that is
+/// connected to it alone stops before the next one leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ensemble_that_cuts_a_follower_off_never_has_two_leaders() {
+async fn ensemble_with_an_isolated_follower_never_has_two_leaders() {
     let ensemble = ensemble().await;
     for _ in 0..3 {
         let leader = ensemble.leader().await.unwrap();
@@ -61,22 +61,22 @@ async fn ensemble_that_cuts_a_follower_off_never_has_two_leaders() {
             async move { b.campaign("e").await.map(|leadership| (Instant::now(), leadership)) }
         });
         until("it waits", async || b.candidates("e").await.unwrap().len() == 2).await;
-        let cut_off = ensemble.cut_off(follower).await.unwrap();
+        let isolated = ensemble.isolate_from_peers(follower).await.unwrap();
         let reason = within("the loss", first.lost()).await;
         let stopped = Instant::now();
         let (won, second) = within("the next leader", next).await.unwrap().unwrap();
-        assert!(stopped < won, "{reason}: the next one led {:?} before", stopped - won);
+        assert!(stopped < won, "{reason}: the next one had led for {:?}", stopped - won);
         assert!(!first.is_leader() && second.fencing_token() > first.fencing_token());
-        cut_off.heal().await.unwrap();
+        isolated.heal().await.unwrap();
         drop((first, second));
         a.close().await;
         b.close().await;
     }
 }
 
-/// The ensemble's leader is frozen, then killed; a leadership with a TTL of 5 s is kept, whichever server it was
-/// connected to, and a waiting candidate still gets its turn. (The followers notice a frozen leader after two
-/// ticks of half a second: no session outlasts an ensemble that takes longer than the session's timeout.)
+/// The ensemble's leader is frozen, then killed; a leadership with a TTL of 5 s is kept, whichever server it was connected to,
+/// and a waiting candidate still gets its turn. (The followers notice a frozen leader after two ticks of half a second. No
+/// session outlasts an ensemble that takes longer than the session's timeout.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ensemble_whose_leader_is_frozen_or_killed_keeps_its_leaderships() {
     let settings = ZookeeperSettings::default().set("syncLimit", "2");
@@ -103,7 +103,7 @@ async fn ensemble_whose_leader_is_frozen_or_killed_keeps_its_leaderships() {
             assert!(first.is_leader(), "frozen: {freeze}; {:?}; {:?}", first.loss(), a.status());
         }
         first.resign().await.unwrap();
-        let second = within("the hand-over", next).await.unwrap().unwrap();
+        let second = within("the handover", next).await.unwrap().unwrap();
         assert!(second.is_leader());
         second.resign().await.unwrap();
         a.close().await;
@@ -112,16 +112,16 @@ async fn ensemble_whose_leader_is_frozen_or_killed_keeps_its_leaderships() {
     }
 }
 
-/// A leader of the ensemble that was frozen and deposed answers, for a moment after it thaws, from what it
-/// knew before: it knows no younger session and no younger entry. No leadership is lost by that.
+/// A former leader of the ensemble that thaws answers for a moment from its old state: it does not know sessions and entries
+/// that were created meanwhile. No leadership is lost by that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ensemble_whose_old_leader_thaws_loses_no_leadership() {
     let ensemble = ensemble().await;
     for (round, older_session) in [false, true, false, true].into_iter().enumerate() {
         let leader = ensemble.leader().await.unwrap();
         let follower = (leader + 1) % 3;
-        let relay = Relay::start(ensemble.member(follower).endpoint()).await.unwrap();
-        let elector = connect(&[relay.endpoint()], 15).await;
+        let proxy = ZookeeperProxy::start(ensemble.member(follower).endpoint()).await.unwrap();
+        let elector = connect(&[proxy.endpoint()], 15).await;
         let other = match older_session {
             true => Some(within("leading", elector.campaign("other")).await.unwrap()),
             false => None,
@@ -131,11 +131,11 @@ async fn ensemble_whose_old_leader_thaws_loses_no_leadership() {
         let leadership = within("leading", elector.campaign(&format!("e{round}"))).await.unwrap();
         let deadline = leadership.deadline();
         until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
-        // The session goes to the frozen one, which answers as it thaws.
-        let before = relay.connections();
-        relay.lead_to(ensemble.member(leader).endpoint());
-        relay.cut();
-        until("it is asked", async || relay.connections() > before).await;
+        // The client resumes its session at the frozen server, which answers when it thaws.
+        let before = proxy.connections();
+        proxy.redirect_to(ensemble.member(leader).endpoint());
+        proxy.cut();
+        until("the client has connected to it", async || proxy.connections() > before).await;
         let thawed = tokio::spawn(frozen.heal());
         let deadline = leadership.deadline();
         until("a heartbeat was confirmed", async || {
@@ -150,18 +150,18 @@ async fn ensemble_whose_old_leader_thaws_loses_no_leadership() {
     }
 }
 
-/// Whoever is connected over slow lines and has them reset again and again keeps its leadership: no server that took
-/// the session over is robbed of it by the next that is asked.
+/// A leader whose slow connections are reset repeatedly keeps its leadership: a server that has resumed the session does not
+/// lose it to the next server that the client tries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ensemble_behind_slow_lines_that_break_loses_no_leadership() {
+async fn ensemble_behind_slow_unreliable_connections_loses_no_leadership() {
     let ensemble = ensemble().await;
-    let mut lines = Vec::new();
+    let mut proxies = Vec::new();
     for endpoint in ensemble.endpoints() {
-        let line = Proxy::start(endpoint).await.unwrap();
-        line.delay(Duration::from_millis(70));
-        lines.push(line);
+        let proxy = Proxy::start(endpoint).await.unwrap();
+        proxy.delay(Duration::from_millis(70));
+        proxies.push(proxy);
     }
-    let endpoints: Vec<_> = lines.iter().map(Proxy::endpoint).collect();
+    let endpoints: Vec<_> = proxies.iter().map(Proxy::endpoint).collect();
     let elector = connect(&endpoints, 6).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     for round in 0..8 {
@@ -171,8 +171,8 @@ async fn ensemble_behind_slow_lines_that_break_loses_no_leadership() {
         })
         .await;
         assert!(leadership.is_leader(), "round {round}: {:?}; {:?}", leadership.loss(), elector.status());
-        for line in &lines {
-            line.reset_connections();
+        for proxy in &proxies {
+            proxy.reset_connections();
         }
     }
     within("resigning", leadership.resign()).await.unwrap();

@@ -1,4 +1,4 @@
-//! ZooKeeper's queue of candidates: order, watches, strangers, and what nobody may leave behind.
+//! ZooKeeper's queue of candidates: order, watches, foreign znodes, and entries that must not be left behind.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tenure::{
     spi::{Backend, EntryRequest},
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
-use tenure_containers::{Lifetime, Version, ZookeeperServer};
+use tenure_containers::{CreateMode, Version, ZookeeperServer};
 use tenure_testkit::{
     harness::Harness,
     suite::{until, within},
@@ -33,11 +33,10 @@ async fn ids(elector: &StoreElector) -> Vec<String> {
     elector.candidates("e").await.unwrap().into_iter().map(|candidate| candidate.id).collect()
 }
 
-/// Hazards Z4, Z16: as candidates go, whoever waits keeps its entry and its place; and each entry is watched by
-/// its owner, by the next one and by the one after that, and nothing else is watched: a departure concerns these two, however
-/// many wait.
+/// Hazards Z4, Z16: when candidates leave, waiting ones keep their entries and their order. Each entry is watched by its owner
+/// and by the next two candidates, and nothing else is watched: a departure notifies these two, however many wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_departure_concerns_two_and_moves_nobody() {
+async fn a_departure_notifies_two_and_moves_no_candidate() {
     for version in Version::ZOOKEEPER {
         let server = ZookeeperServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
         let electors: Vec<Arc<StoreElector>> = (0..10)
@@ -53,7 +52,7 @@ async fn a_departure_concerns_two_and_moves_nobody() {
         for (n, elector) in electors.iter().enumerate().skip(1) {
             let elector = Arc::clone(elector);
             waiting.push(tokio::spawn(async move { elector.campaign("e").await }));
-            until("it stands", async || ids(&electors[0]).await.len() == n + 1).await;
+            until("it has entered", async || ids(&electors[0]).await.len() == n + 1).await;
         }
         let admin = server.admin();
         let entries = async || {
@@ -62,35 +61,35 @@ async fn a_departure_concerns_two_and_moves_nobody() {
             entries
         };
         let watches = async || {
-            let said = admin.four_letters("mntr").await.unwrap();
-            let line = said.lines().find(|line| line.starts_with("zk_watch_count")).unwrap();
+            let metrics = admin.four_letter_command("mntr").await.unwrap();
+            let line = metrics.lines().find(|line| line.starts_with("zk_watch_count")).unwrap();
             line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
         };
-        let standing = entries().await;
-        // Ten themselves, nine the one ahead, and eight the one before that.
-        until("each watches itself and the two ahead", async || watches().await == 27).await;
-        // Two in the middle go, one of them by force; then the leader.
+        let initial = entries().await;
+        // Ten watch themselves, nine their predecessor, and eight the one before that.
+        until("each watches itself and its two predecessors", async || watches().await == 27).await;
+        // Two in the middle leave, one of them because its session expires; then the leader resigns.
         waiting[3].abort();
         until("it is gone", async || ids(&electors[0]).await.len() == 9).await;
         let fifth = electors[0].candidates("e").await.unwrap()[4].session.clone();
         admin.expire_session(session_id(&fifth)).await.unwrap();
-        until("that one stands anew, at the end", async || {
+        until("it has entered again, at the end", async || {
             ids(&electors[0]).await == ["c0", "c1", "c2", "c3", "c6", "c7", "c8", "c9", "c5"]
         })
         .await;
         let now = entries().await;
-        let kept = [0, 1, 2, 3, 6, 7, 8, 9].map(|n| standing[n].clone());
-        assert_eq!(now[..8], kept, "the others' entries are as they were");
-        until("nine watch themselves and the two ahead", async || watches().await == 24).await;
+        let unchanged = [0, 1, 2, 3, 6, 7, 8, 9].map(|n| initial[n].clone());
+        assert_eq!(now[..8], unchanged, "the others keep their entries");
+        until("nine watch themselves and their two predecessors", async || watches().await == 24).await;
         leader.resign().await.unwrap();
-        let second = within("the hand-over", waiting.remove(0)).await.unwrap().unwrap();
+        let second = within("the handover", waiting.remove(0)).await.unwrap().unwrap();
         assert_eq!(second.candidate().as_str(), "c1");
         assert_eq!(waiting.iter().filter(|campaign| !campaign.is_finished()).count(), 7);
-        until("and so do eight", async || watches().await == 21).await;
+        until("eight watch themselves and their two predecessors", async || watches().await == 21).await;
         drop(second);
         join_all(electors.iter().map(|elector| elector.close())).await;
         for campaign in waiting {
-            // Some were elected while the others left; all are over.
+            // Some were elected while others left; all have ended.
             drop(campaign.await);
         }
         until("no session is left", async || admin.sessions().await.unwrap().is_empty()).await;
@@ -98,34 +97,34 @@ async fn a_departure_concerns_two_and_moves_nobody() {
     }
 }
 
-/// Hazard Z16: whoever enters behind many asks for as much as whoever enters behind one.
+/// Hazard Z16: entering behind many candidates sends as few requests as entering behind one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_enters_asks_for_as_much_behind_many_as_behind_one() {
+async fn entering_behind_many_sends_as_few_requests_as_behind_one() {
     for version in Version::ZOOKEEPER {
         let server = ZookeeperServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
-        // Without an engine there are no heartbeats, and nobody who asks again where a disk is slow.
+        // Without an engine there are no heartbeats; the long timeout prevents retries when a disk is slow.
         let config = ZookeeperConfig::new([server.endpoint()]).attempt_timeout(Duration::from_secs(30));
         let backend = ZookeeperBackend::new(config).unwrap();
         let session = within("a session", backend.open_session(Duration::from_secs(30))).await.unwrap();
         let admin = server.admin();
         let received = async || {
-            let said = admin.four_letters("srvr").await.unwrap();
-            let count = said.lines().find_map(|line| line.strip_prefix("Received: ")).unwrap();
+            let status = admin.four_letter_command("srvr").await.unwrap();
+            let count = status.lines().find_map(|line| line.strip_prefix("Received: ")).unwrap();
             count.trim().parse::<usize>().unwrap()
         };
-        let mut asked = Vec::new();
+        let mut requests = Vec::new();
         for nonce in 1..=60 {
             let before = received().await;
             within("entering", session.enter(&request(nonce))).await.unwrap();
-            asked.push(received().await - before);
+            requests.push(received().await - before);
         }
-        // The client may have asked for a sign of life in between.
-        assert_eq!(asked[1..11].iter().min(), asked[50..].iter().min(), "{asked:?}");
+        // The minimum, because the client may send a ping in between.
+        assert_eq!(requests[1..11].iter().min(), requests[50..].iter().min(), "{requests:?}");
         session.close().await.unwrap();
     }
 }
 
-/// Hazard Z5: somebody deletes the election's znode with all in it, again and again.
+/// Hazard Z5: an operator repeatedly deletes the election's znode with all its children.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_election_whose_znode_was_deleted_recovers() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
@@ -141,38 +140,38 @@ async fn an_election_whose_znode_was_deleted_recovers() {
         for name in admin.children(&parent).await.unwrap() {
             admin.delete(&format!("{parent}/{name}")).await.unwrap();
         }
-        // Somebody may have entered it anew already.
+        // A candidate may have entered again already.
         let _ = admin.delete(&parent).await;
         within("the loss", first.lost()).await;
         let mut second = within("leading", waiting).await.unwrap().unwrap();
         assert!(second.fencing_token() > first.fencing_token() && second.fencing_token().get() > last);
         last = second.fencing_token().get();
-        // It may have led for the moment between the two deletions.
+        // It may have led between the two deletions.
         while second.resign().await.is_err() {
             second = within("leading again", b.campaign("e")).await.unwrap();
             assert!(second.fencing_token().get() > last);
             last = second.fencing_token().get();
         }
-        until("nobody stands", async || ids(&a).await.is_empty()).await;
-        // Empty, it goes by itself; the next campaign makes it anew.
-        until("the container has gone", async || admin.get(&parent).await.unwrap().is_none()).await;
+        until("no candidate is left", async || ids(&a).await.is_empty()).await;
+        // The server deletes the empty container; the next campaign creates it again.
+        until("the container is deleted", async || admin.get(&parent).await.unwrap().is_none()).await;
     }
     a.close().await;
     b.close().await;
 }
 
-/// Hazard Z8: where the numbers have come to their end and are all the same, whoever entered first is first.
+/// Hazard Z8: when the sequence numbers have reached their maximum and are all equal, the candidate that entered first is first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn equal_numbers_are_told_apart_by_their_transactions() {
+async fn equal_sequence_numbers_are_ordered_by_transaction() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
     let a = elector(&zookeeper, "a");
     within("leading", a.campaign("e")).await.unwrap().resign().await.unwrap();
     let mut other = zookeeper.server().admin().session().await.unwrap();
     let mut tokens = Vec::new();
-    // Their names are in the opposite order, and the largest number is the shortest of texts.
+    // Their names are in the opposite order.
     for guid in [3, 2, 1] {
         let path = format!("{}/e/c-{guid:032x}-2147483647", zookeeper.root());
-        other.create(&path, guid.to_string(), Lifetime::Ephemeral).await.unwrap();
+        other.create(&path, guid.to_string(), CreateMode::Ephemeral).await.unwrap();
         tokens.push(other.get(&path).await.unwrap().unwrap().czxid.cast_unsigned());
     }
     let candidates = a.candidates("e").await.unwrap();
@@ -180,11 +179,11 @@ async fn equal_numbers_are_told_apart_by_their_transactions() {
     assert_eq!(found, tokens);
     let leader = a.leader("e").await.unwrap().unwrap();
     assert_eq!((leader.value_lossy().as_ref(), leader.token.unwrap().get()), ("3", tokens[0]));
-    // One whose number is smaller is before them all, whenever it came.
+    // An entry with a smaller number comes before them, although it was created later.
     let leadership = within("leading", a.campaign("e")).await.unwrap();
     assert_eq!(ids(&a).await[0], "a");
     leadership.resign().await.unwrap();
-    // Waiting among equals goes by transaction too.
+    // The same for an entry that the backend creates directly.
     let session = zookeeper.backend().open_session(Duration::from_secs(5)).await.unwrap();
     let entered = session.enter(&request(9)).await.unwrap();
     assert!(entered.leads.is_some(), "its number is smaller");
@@ -193,9 +192,9 @@ async fn equal_numbers_are_told_apart_by_their_transactions() {
     a.close().await;
 }
 
-/// Hazard Z14: every entry is made by a transaction of its own, so that no two have one token.
+/// Hazard Z14: every entry is created by a transaction of its own, so that no two have the same token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_made_at_once_have_tokens_of_their_own() {
+async fn entries_created_at_once_have_distinct_tokens() {
     for version in Version::ZOOKEEPER {
         let zookeeper = Zookeeper::new(version).await;
         let a = elector(&zookeeper, "a");
@@ -209,29 +208,29 @@ async fn entries_made_at_once_have_tokens_of_their_own() {
     }
 }
 
-/// Hazard Z15: an entry that the server does not delete blocks the election; who it is, and since when, is shown.
+/// Hazard Z15: an entry that the server does not delete blocks the election. Its owner and age are shown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_blocks_an_election_is_shown() {
+async fn a_blocking_entry_is_shown() {
     let zookeeper = Zookeeper::new(Version::Zookeeper38).await;
     let a = elector(&zookeeper, "a");
     within("leading", a.campaign("e")).await.unwrap().resign().await.unwrap();
     let mut other = zookeeper.server().admin().session().await.unwrap();
     let path = format!("{}/e/c-{:032x}-", zookeeper.root(), 7);
-    other.create(&path, "stuck", Lifetime::EphemeralSequential).await.unwrap();
+    other.create(&path, "stuck", CreateMode::EphemeralSequential).await.unwrap();
     assert!(a.try_campaign("e").await.unwrap().is_none(), "it blocks");
     let leader = a.leader("e").await.unwrap().unwrap();
     assert_eq!(session_id(&leader.session), other.id());
-    assert!(leader.id.starts_with("c-"), "known by its entry: {}", leader.id);
+    assert!(leader.id.starts_with("c-"), "identified by its entry: {}", leader.id);
     assert_eq!(leader.value_lossy(), "stuck");
     let age = leader.age.unwrap();
     until("it grows older", async || a.leader("e").await.unwrap().unwrap().age.unwrap() > age).await;
-    // An operator ends it.
+    // An operator expires the session.
     zookeeper.server().admin().expire_session(other.id()).await.unwrap();
     assert!(within("leading", a.campaign("e")).await.unwrap().is_leader());
     a.close().await;
 }
 
-/// Hazards Z10, Z12: a campaign dropped at any moment leaves nothing, 30 times of 30.
+/// Hazards Z10, Z12: a campaign that is dropped at any moment leaves nothing, in 30 of 30 attempts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_campaigns_leave_nothing() {
     for version in Version::ZOOKEEPER {
@@ -241,14 +240,14 @@ async fn cancelled_campaigns_leave_nothing() {
         for n in 0..30u64 {
             let waiting = Arc::clone(&b);
             let waiting = tokio::spawn(async move { waiting.campaign("e").await });
-            // From before the request is sent to well after its answer.
+            // From before the request is sent to long after its response.
             for _ in 0..n * n {
                 tokio::task::yield_now().await;
             }
             waiting.abort();
             let _ = waiting.await;
         }
-        until("only the leader stands", async || ids(&a).await == ["a"]).await;
+        until("only the leader is left", async || ids(&a).await == ["a"]).await;
         assert!(leadership.is_leader(), "{:?}", leadership.loss());
         leadership.resign().await.unwrap();
         a.close().await;
@@ -257,8 +256,8 @@ async fn cancelled_campaigns_leave_nothing() {
     }
 }
 
-/// Hazard Z10: what a dropped request has made is found by its GUID: taken over by the same request, removed by its
-/// withdrawal.
+/// Hazard Z10: the entry of a dropped request is found by its GUID: the same request takes it over, and a withdrawal deletes
+/// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_requests_entry_is_found_again() {
     for version in Version::ZOOKEEPER {
@@ -269,7 +268,7 @@ async fn a_dropped_requests_entry_is_found_again() {
         for nonce in 2..12 {
             let asked = request(nonce);
             let sent = futures::FutureExt::now_or_never(session.enter(&asked));
-            assert!(sent.is_none(), "sent, and not answered yet: {sent:?}");
+            assert!(sent.is_none(), "it is sent and not answered yet: {sent:?}");
             if nonce % 2 == 0 {
                 let found = session.enter(&request(nonce)).await.unwrap();
                 assert_eq!(session.enter(&request(nonce)).await.unwrap(), found, "again and again");
@@ -286,18 +285,21 @@ async fn a_dropped_requests_entry_is_found_again() {
     }
 }
 
-/// A znode that is only named like a candidate's blocks nobody, whether they wait or not.
+/// A persistent znode that is named like an entry blocks neither `campaign` nor `try_campaign`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_look_alike_blocks_nobody() {
+async fn a_znode_named_like_an_entry_blocks_no_candidate() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
     let a = elector(&zookeeper, "a");
     within("leading", a.campaign("e")).await.unwrap().resign().await.unwrap();
-    let like = format!("{}/e/c-{:032x}-0000000000", zookeeper.root(), 7);
-    zookeeper.server().admin().create(&like, "x").await.unwrap();
+    let similar = format!("{}/e/c-{:032x}-0000000000", zookeeper.root(), 7);
+    zookeeper.server().admin().create(&similar, "x").await.unwrap();
     assert_eq!(a.leader("e").await.unwrap(), None);
     within("leading", a.campaign("e")).await.unwrap().resign().await.unwrap();
     let tried = within("trying", a.try_campaign("e")).await.unwrap();
     tried.expect("nobody leads").resign().await.unwrap();
-    assert!(zookeeper.server().admin().get(&like).await.unwrap().is_some(), "it is not ours to delete");
+    assert!(
+        zookeeper.server().admin().get(&similar).await.unwrap().is_some(),
+        "foreign znodes are not deleted"
+    );
     a.close().await;
 }

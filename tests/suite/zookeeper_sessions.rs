@@ -1,4 +1,4 @@
-//! ZooKeeper's sessions: replaced, taken back, ended, granted otherwise than asked for.
+//! ZooKeeper's sessions: replaced, resumed, expired, and granted with another timeout than requested.
 
 use std::{
     sync::{
@@ -14,15 +14,15 @@ use tenure::{
     spi::{Backend, BackendErrorKind, EntryRequest},
     zookeeper::{FencedError, ZookeeperBackend, ZookeeperConfig},
 };
-use tenure_containers::{Lifetime, Version};
+use tenure_containers::{CreateMode, Version};
 use tenure_testkit::{
     harness::Harness,
     suite::{until, within},
 };
-use tenure_tests::{Relay, Zookeeper, session_id};
+use tenure_tests::{Zookeeper, ZookeeperProxy, session_id};
 
-fn backend(zookeeper: &Zookeeper, relay: &Relay) -> ZookeeperBackend {
-    let config = ZookeeperConfig::new([relay.endpoint()]).root(zookeeper.root());
+fn backend(zookeeper: &Zookeeper, proxy: &ZookeeperProxy) -> ZookeeperBackend {
+    let config = ZookeeperConfig::new([proxy.endpoint()]).root(zookeeper.root());
     ZookeeperBackend::new(config).unwrap()
 }
 
@@ -40,18 +40,18 @@ fn request(nonce: u128) -> EntryRequest {
     }
 }
 
-/// Hazard Z3: on a reconnect the server puts a new session in the place of the old one, and says
-/// nothing. Leadership is lost at once, and the next term is one of a new session, behind the old entry.
+/// Hazard Z3: on a reconnect the server silently replaces the session with a new one. Leadership is lost at once, and the next
+/// term belongs to a new session, whose entry is behind the old one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_silently_replaced_ends_its_leaderships() {
     for version in Version::ZOOKEEPER {
         let zookeeper = Zookeeper::new(version).await;
-        let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
-        let backend = backend(&zookeeper, &relay);
+        let proxy = ZookeeperProxy::start(zookeeper.server().endpoint()).await.unwrap();
+        let backend = backend(&zookeeper, &proxy);
         let elector = elector(&backend, 5);
         let first = within("leading", elector.campaign("e")).await.unwrap();
-        relay.replace_sessions();
-        relay.cut();
+        proxy.replace_sessions();
+        proxy.cut();
         let reason = within("the loss", first.lost()).await;
         assert_eq!(reason, LossReason::SessionExpired);
         let second = within("leading again", elector.campaign("e")).await.unwrap();
@@ -62,31 +62,36 @@ async fn a_session_that_is_silently_replaced_ends_its_leaderships() {
     }
 }
 
-/// Hazard Z2: an entry that has our GUID and belongs to another session is never taken for ours.
+/// Hazard Z2: an entry with the request's GUID that belongs to another session is never taken over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_entry_of_another_session_is_not_ours() {
+async fn an_entry_of_another_session_is_never_taken_over() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
     let backend = zookeeper.backend();
     let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
     let first = session.enter(&request(1)).await.unwrap();
     assert!(first.leads.is_some());
 
-    // A request that is sent and given up; what it makes is exchanged for another session's.
-    let asked = request(4);
-    assert!(futures::FutureExt::now_or_never(session.enter(&asked)).is_none());
+    // A request is sent and dropped; its entry is replaced with one of another session.
+    let dropped = request(4);
+    assert!(futures::FutureExt::now_or_never(session.enter(&dropped)).is_none());
     let parent = format!("{}/e", zookeeper.root());
-    let mine = format!("c-{:032x}-", 4);
+    let name_prefix = format!("c-{:032x}-", 4);
     let admin = zookeeper.server().admin();
-    until("the request was carried out", async || {
-        admin.children(&parent).await.unwrap().iter().any(|name| name.starts_with(&mine))
+    until("the request was executed", async || {
+        admin.children(&parent).await.unwrap().iter().any(|name| name.starts_with(&name_prefix))
     })
     .await;
-    let path =
-        admin.children(&parent).await.unwrap().into_iter().find(|name| name.starts_with(&mine)).unwrap();
+    let path = admin
+        .children(&parent)
+        .await
+        .unwrap()
+        .into_iter()
+        .find(|name| name.starts_with(&name_prefix))
+        .unwrap();
     let path = format!("{parent}/{path}");
     admin.delete(&path).await.unwrap();
     let mut other = admin.session().await.unwrap();
-    other.create(&path, "", Lifetime::Ephemeral).await.unwrap();
+    other.create(&path, "", CreateMode::Ephemeral).await.unwrap();
 
     let refused = session.enter(&request(4)).await.unwrap_err();
     assert_eq!(refused.kind(), BackendErrorKind::SessionGone, "{refused}");
@@ -95,32 +100,32 @@ async fn an_entry_of_another_session_is_not_ours() {
     backend.close().await;
 }
 
-/// Hazards Z6, Z7, Z11: connected, broken, connected, many times over, with events in between that no
-/// watch of an older connection can tell of.
+/// Hazards Z6, Z7, Z11: the connection breaks many times, and changes happen in between that watches of the old connection
+/// cannot report.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_happened_while_the_connection_was_broken_is_seen() {
+async fn changes_during_a_broken_connection_are_noticed() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
-    let unsteady = backend(&zookeeper, &relay);
-    let (a, b) = (Arc::new(elector(&zookeeper.backend(), 5)), Arc::new(elector(&unsteady, 5)));
+    let proxy = ZookeeperProxy::start(zookeeper.server().endpoint()).await.unwrap();
+    let unstable = backend(&zookeeper, &proxy);
+    let (a, b) = (Arc::new(elector(&zookeeper.backend(), 5)), Arc::new(elector(&unstable, 5)));
     for _ in 0..5 {
         let first = within("leading", a.campaign("e")).await.unwrap();
         let waiting = Arc::clone(&b);
         let waiting = tokio::spawn(async move { waiting.campaign("e").await });
         until("it waits", async || a.candidates("e").await.unwrap().len() == 2).await;
         for _ in 0..3 {
-            let before = relay.connections();
-            relay.cut();
-            until("it is connected again", async || relay.connections() > before).await;
+            let before = proxy.connections();
+            proxy.cut();
+            until("it is connected again", async || proxy.connections() > before).await;
         }
-        // The leader goes while the waiting one hears nothing.
+        // The leader resigns while the waiting candidate is disconnected.
         let resigned = tokio::spawn(first.resign());
-        relay.cut();
-        let second = within("the hand-over", waiting).await.unwrap().unwrap();
+        proxy.cut();
+        let second = within("the handover", waiting).await.unwrap().unwrap();
         resigned.await.unwrap().unwrap();
-        let before = relay.connections();
-        relay.cut();
-        until("it is connected again", async || relay.connections() > before).await;
+        let before = proxy.connections();
+        proxy.cut();
+        until("it is connected again", async || proxy.connections() > before).await;
         let deadline = second.deadline();
         until("a heartbeat was confirmed", async || second.deadline() > deadline || !second.is_leader())
             .await;
@@ -131,47 +136,47 @@ async fn what_happened_while_the_connection_was_broken_is_seen() {
     b.close().await;
 }
 
-/// Hazard Z13: nonsense on the connection ends the client's task or confuses its state; the session
-/// goes on over another connection, and leadership is kept.
+/// Hazard Z13: garbage on the connection ends the client's task or corrupts its state. The session continues on another
+/// connection, and leadership is kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nonsense_from_a_server_costs_a_connection_only() {
+async fn garbage_from_a_server_costs_only_a_connection() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
-    let backend = backend(&zookeeper, &relay);
+    let proxy = ZookeeperProxy::start(zookeeper.server().endpoint()).await.unwrap();
+    let backend = backend(&zookeeper, &proxy);
     let elector = elector(&backend, 5);
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let frame = |body: &[u8]| [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], body].concat();
-    for nonsense in [
-        frame(&[0; 16]),    // an answer to nothing
-        frame(&[0xff; 16]), // a watch's event that is none
+    for garbage in [
+        frame(&[0; 16]),    // a response without a request
+        frame(&[0xff; 16]), // an invalid watch event
         frame(&[0; 3]),     // too short for a header
-        frame(&[]),         // nothing
+        frame(&[]),         // an empty frame
         vec![0xff; 64],     // a negative length
         frame(&[[0xff; 4], [0; 4], [0; 4], [0; 4], [0, 0, 0, 9], [0, 0, 0, 3], [0xff; 4]].concat()),
     ] {
-        let before = relay.connections();
-        relay.inject(nonsense.clone());
+        let before = proxy.connections();
+        proxy.inject(garbage.clone());
         let deadline = leadership.deadline();
         until("a heartbeat was confirmed", async || {
             leadership.deadline() > deadline || !leadership.is_leader()
         })
         .await;
-        assert!(leadership.is_leader(), "{:?} after {nonsense:?}", leadership.loss());
-        // Where it did no harm, the next one begins on a clean connection all the same.
-        relay.cut();
-        until("it is connected again", async || relay.connections() > before).await;
+        assert!(leadership.is_leader(), "{:?} after {garbage:?}", leadership.loss());
+        // The next one starts on a new connection in any case.
+        proxy.cut();
+        until("it is connected again", async || proxy.connections() > before).await;
     }
     leadership.resign().await.unwrap();
     elector.close().await;
 }
 
-/// A TTL that the server does not grant is refused, saying what it grants and what can be done.
+/// A TTL that the server does not grant is refused. The error says what the server grants and what can be done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ttl_that_the_server_changes_too_much_is_refused() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    // The tests' servers grant 1 s to 60 s.
-    let asked = |settings: &str| format!("{}?{settings}", zookeeper.url());
-    let elector = tenure::connect(&asked("ttl=5m&grace_period=1s")).await.unwrap();
+    // Servers in tests grant 1 s to 60 s.
+    let url = |settings: &str| format!("{}?{settings}", zookeeper.url());
+    let elector = tenure::connect(&url("ttl=5m&grace_period=1s")).await.unwrap();
     let refused = within("the refusal", elector.campaign("e")).await.unwrap_err();
     let Error::Refused(reason) = &refused else { panic!("{refused:?}") };
     let reason = reason.to_string();
@@ -179,17 +184,17 @@ async fn a_ttl_that_the_server_changes_too_much_is_refused() {
     assert!(reason.contains("allowed are 2m 30s to 10m"), "{reason}");
     elector.close().await;
 
-    let elector = tenure::connect(&asked("ttl=5m&grace_period=1s&min_ttl=30s&max_ttl=10m")).await.unwrap();
+    let elector = tenure::connect(&url("ttl=5m&grace_period=1s&min_ttl=30s&max_ttl=10m")).await.unwrap();
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
-    assert!(leadership.remaining() < Duration::from_secs(60), "by what was granted");
+    assert!(leadership.remaining() < Duration::from_secs(60), "the deadline follows the granted timeout");
     drop(leadership);
     elector.close().await;
     until("nothing is left", async || zookeeper.leftovers().await.is_empty()).await;
 }
 
-/// A fenced write is carried out while the leadership stands, and never after.
+/// A fenced write is executed while the leadership is valid, and never afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fenced_write_is_made_by_the_leader_only() {
+async fn only_the_leader_makes_a_fenced_write() {
     for version in Version::ZOOKEEPER {
         let zookeeper = Zookeeper::new(version).await;
         let backend = zookeeper.backend();
@@ -217,7 +222,7 @@ async fn a_fenced_write_is_made_by_the_leader_only() {
     }
 }
 
-/// Several elections share one session, and lose it together.
+/// The elections of one elector share a session and lose it together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn elections_of_one_elector_share_a_session() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
@@ -245,48 +250,47 @@ async fn elections_of_one_elector_share_a_session() {
     elector.close().await;
 }
 
-/// A server with other bounds cuts a session's timeout as it resumes it: the store would let go before the
-/// deadline. The leadership ends at once, and nobody leads beside it.
+/// A server with a lower limit shortens a session's timeout when it resumes the session: the store would expire the session
+/// before the deadline. Leadership ends at once, before the next candidate leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_is_cut_short_is_given_up() {
+async fn a_session_with_a_shortened_timeout_is_abandoned() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
-    let (a, b) = (elector(&backend(&zookeeper, &relay), 10), Arc::new(elector(&zookeeper.backend(), 10)));
+    let proxy = ZookeeperProxy::start(zookeeper.server().endpoint()).await.unwrap();
+    let (a, b) = (elector(&backend(&zookeeper, &proxy), 10), Arc::new(elector(&zookeeper.backend(), 10)));
     let first = within("leading", a.campaign("e")).await.unwrap();
     let waiting = Arc::clone(&b);
     let next = tokio::spawn(async move { waiting.campaign("e").await });
     until("it waits", async || b.candidates("e").await.unwrap().len() == 2).await;
     let deadline = first.deadline();
     until("a heartbeat was confirmed", async || first.deadline() > deadline).await;
-    relay.ask_for(2_000);
-    relay.cut();
+    proxy.override_session_timeout(2_000);
+    proxy.cut();
     within("the loss", first.lost()).await;
     let second = within("the next leader", next).await.unwrap().unwrap();
     assert!(!first.is_leader() && second.is_leader());
     drop((first, second));
-    drop(relay);
+    drop(proxy);
     a.close().await;
     b.close().await;
 }
 
-/// Hazard Z13: an ordinary reconnect panics nowhere, not even where that is caught: a process may be built to
-/// abort.
+/// Hazard Z13: an ordinary reconnect causes no panic, not even one that is caught: a process may be built to abort on panic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reconnect_panics_nowhere() {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
-    let usual = std::panic::take_hook();
+    let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         PANICS.fetch_add(1, Relaxed);
-        usual(panic);
+        default_hook(panic);
     }));
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
-    let elector = elector(&backend(&zookeeper, &relay), 5);
+    let proxy = ZookeeperProxy::start(zookeeper.server().endpoint()).await.unwrap();
+    let elector = elector(&backend(&zookeeper, &proxy), 5);
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     for _ in 0..20 {
-        let before = relay.connections();
-        relay.cut();
-        until("it is connected again", async || relay.connections() > before).await;
+        let before = proxy.connections();
+        proxy.cut();
+        until("it is connected again", async || proxy.connections() > before).await;
         let candidates = within("reading", elector.candidates("e")).await.unwrap();
         assert_eq!(candidates.len(), 1);
     }
@@ -296,26 +300,26 @@ async fn a_reconnect_panics_nowhere() {
     elector.close().await;
 }
 
-/// A fenced write comes to an end when the store cannot be reached.
+/// A fenced write fails when the store cannot be reached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fenced_write_waits_for_no_store() {
+async fn a_fenced_write_fails_without_a_store() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
-    let (elector, apart) = (elector(&zookeeper.backend(), 5), backend(&zookeeper, &relay));
+    let proxy = ZookeeperProxy::start(zookeeper.server().endpoint()).await.unwrap();
+    let (elector, proxied) = (elector(&zookeeper.backend(), 5), backend(&zookeeper, &proxy));
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let path = format!("{}/x", zookeeper.root());
-    apart.fenced(&leadership).create(&path, "1").commit().await.unwrap();
-    drop(relay);
-    let refused = within("an answer", apart.fenced(&leadership).set(&path, "2", None).commit()).await;
+    proxied.fenced(&leadership).create(&path, "1").commit().await.unwrap();
+    drop(proxy);
+    let refused = within("the error", proxied.fenced(&leadership).set(&path, "2", None).commit()).await;
     assert!(matches!(refused, Err(FencedError::Store(_))), "{refused:?}");
     leadership.resign().await.unwrap();
     elector.close().await;
 }
 
-/// Hazard Z2: somebody deletes the znode that a session writes its heartbeats to. The session is given up
-/// though it lives, so that its entries have to go with it: whoever holds a handle keeps nobody waiting.
+/// Hazard Z2: an operator deletes the heartbeat znode of a session. The client abandons the session although it is alive, and
+/// has to close it in the store, so that its entries are deleted and block no candidate, also while a handle is held.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_is_given_up_is_ended_in_the_store() {
+async fn an_abandoned_session_is_closed_in_the_store() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
     let (a, b) = (elector(&zookeeper.backend(), 4), elector(&zookeeper.backend(), 4));
     let first = within("leading", a.campaign("e")).await.unwrap();
@@ -329,16 +333,16 @@ async fn a_session_that_is_given_up_is_ended_in_the_store() {
     drop(first);
     let second = within("the next leader", b.campaign("e")).await.unwrap();
     assert!(second.fencing_token() > handle.fencing_token() && !handle.is_leader());
-    let stands = admin.get(handle.entry()).await.unwrap();
-    assert_eq!(stands, None);
+    let entry = admin.get(handle.entry()).await.unwrap();
+    assert_eq!(entry, None);
     drop(second);
     a.close().await;
     b.close().await;
 }
 
-/// An observer that nobody polls, in the middle of connecting, keeps an elector neither from answering nor from closing.
+/// An observer that is not polled while it connects blocks neither other requests of its elector nor `close`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_observer_that_is_not_polled_holds_nobody_up() {
+async fn an_unpolled_observer_blocks_no_other_request() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = ZookeeperConfig::new([silent.local_addr().unwrap().to_string()]);
     let elector = elector(&ZookeeperBackend::new(config).unwrap(), 5);
@@ -356,25 +360,26 @@ async fn an_observer_that_is_not_polled_holds_nobody_up() {
     drop(leaders);
 }
 
-/// A stranger's znode at the path at which nothing should be, childless or not: sessions are resumed all the same, and it stays.
+/// A foreign znode, with or without children, at the path that is expected not to exist: sessions are resumed nevertheless, and
+/// the znode stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_strangers_znode_keeps_no_session_from_going_on() {
+async fn a_foreign_znode_does_not_prevent_session_resumption() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    let relay = Relay::start(zookeeper.server().endpoint()).await.unwrap();
-    let elector = elector(&backend(&zookeeper, &relay), 5);
+    let proxy = ZookeeperProxy::start(zookeeper.server().endpoint()).await.unwrap();
+    let elector = elector(&backend(&zookeeper, &proxy), 5);
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let admin = zookeeper.server().admin();
     let nowhere = format!("{}/~nowhere", zookeeper.root());
     for path in [nowhere.clone(), format!("{nowhere}/x")] {
-        admin.create(&path, "a stranger's").await.unwrap();
-        let before = relay.connections();
-        relay.cut();
-        until("it is connected again", async || relay.connections() > before).await;
+        admin.create(&path, "foreign").await.unwrap();
+        let before = proxy.connections();
+        proxy.cut();
+        until("it is connected again", async || proxy.connections() > before).await;
         let deadline = leadership.deadline();
         let renewed = async || leadership.deadline() > deadline || !leadership.is_leader();
         until("a heartbeat was confirmed", renewed).await;
         assert!(leadership.is_leader(), "{path}: {:?}", leadership.loss());
-        assert!(admin.get(&path).await.unwrap().is_some(), "{path} is not ours to delete");
+        assert!(admin.get(&path).await.unwrap().is_some(), "{path} is foreign and not deleted");
     }
     drop(leadership);
     elector.close().await;

@@ -1,4 +1,4 @@
-//! TLS to ZooKeeper: authorities that are exchanged and withdrawn, and users that log in over it.
+//! TLS to ZooKeeper: authorities that are replaced and removed, and users that log in over TLS.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::{Authority, ClientFiles, goes_on, promptly};
+use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
 
 const PASSWORD: &str = "correct-horse-7";
 
@@ -22,17 +22,17 @@ async fn start(settings: ZookeeperSettings) -> ZookeeperServer {
     server.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// An authority that is taken out of the file is trusted no more, although the connection to a server that it vouches
-/// for still serves: the leader loses its leadership rather than go on with that, and why is said.
+/// When an authority is removed from the file, the client closes the open connection to a server whose certificate it
+/// issued; the leader loses its leadership, and the status says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_authority_that_is_taken_away_is_trusted_no_more() {
-    let (ours, withdrawn) = (Authority::new(), Authority::new());
-    let client = ClientFiles::new(&withdrawn.pem(), &ours.vouches_for("client"));
-    let server = start(ZookeeperSettings::default().tls(withdrawn.server(&ours.pem()))).await;
-    let elector = connect(&server.secure_endpoint().unwrap(), "", &client.settings(), 5).await;
+async fn a_removed_authority_is_no_longer_trusted() {
+    let (client_authority, removed) = (Authority::new(), Authority::new());
+    let client = ClientFiles::new(&removed.pem(), &client_authority.issue("client"));
+    let server = start(ZookeeperSettings::default().tls(removed.server_files(&client_authority.pem()))).await;
+    let elector = connect(&server.tls_endpoint().unwrap(), "", &client.settings(), 5).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
-    goes_on(&leadership).await;
-    client.trust(&ours.pem());
+    wait_for_heartbeats(&leadership).await;
+    client.replace_ca(&client_authority.pem());
     assert_eq!(within("the loss", leadership.lost()).await, LossReason::Deadline);
     let status = elector.status();
     assert_eq!(status.connection, Connection::Retrying, "{status:?}");
@@ -41,35 +41,37 @@ async fn an_authority_that_is_taken_away_is_trusted_no_more() {
     within("closing", elector.close()).await;
 }
 
-/// The authority of the servers is exchanged under a leader, step by step: both trusted, the server restarted under the new one, the
-/// old one withdrawn. Leadership is kept, and the connection that was made when the old one was trusted gives way to another.
+/// The servers' authority is replaced while a leader leads: the client trusts both, the server restarts with the new one, the
+/// client removes the old one. Leadership is kept, and a new connection replaces the one that was made while the old authority
+/// was trusted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_keeps_its_leadership_while_authorities_are_exchanged() {
-    let (ours, old, new) = (Authority::new(), Authority::new(), Authority::new());
-    let client = ClientFiles::new(&old.pem(), &ours.vouches_for("client"));
-    let server = start(ZookeeperSettings::default().tls(old.server(&ours.pem()))).await;
-    let proxy = Proxy::start(server.secure_endpoint().unwrap()).await.unwrap();
+async fn leadership_is_kept_while_authorities_are_replaced() {
+    let (client_authority, old, new) = (Authority::new(), Authority::new(), Authority::new());
+    let client = ClientFiles::new(&old.pem(), &client_authority.issue("client"));
+    let server = start(ZookeeperSettings::default().tls(old.server_files(&client_authority.pem()))).await;
+    let proxy = Proxy::start(server.tls_endpoint().unwrap()).await.unwrap();
     let elector = connect(&proxy.endpoint(), "", &client.settings(), 30).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
 
     let before = proxy.accepted();
-    client.trust(&format!("{}{}", old.pem(), new.pem()));
-    server.replace_tls(&new.server(&ours.pem())).await.unwrap();
+    client.replace_ca(&format!("{}{}", old.pem(), new.pem()));
+    server.replace_tls(&new.server_files(&client_authority.pem())).await.unwrap();
     server.stop().await.unwrap().heal().await.unwrap();
     until("it is connected again", async || proxy.accepted() > before).await;
-    goes_on(&leadership).await;
+    wait_for_heartbeats(&leadership).await;
 
     let before = proxy.accepted();
-    client.trust(&new.pem());
+    client.replace_ca(&new.pem());
     until("another connection is made", async || proxy.accepted() > before).await;
-    goes_on(&leadership).await;
+    wait_for_heartbeats(&leadership).await;
     leadership.resign().await.unwrap();
     within("closing", elector.close()).await;
 }
 
-/// Whoever leads with this login, while the others are refused within seconds, in words without the password.
-async fn leads_and_nobody_else(server: &ZookeeperServer, client: &ClientFiles, by: &str) {
-    let (endpoint, settings) = (server.secure_endpoint().unwrap(), format!("{}{by}", client.settings()));
+/// Asserts that the user `app` leads, and that a wrong password is refused within seconds with an error that does not contain
+/// it. `auth` is appended to the URL's settings.
+async fn assert_only_app_leads(server: &ZookeeperServer, client: &ClientFiles, auth: &str) {
+    let (endpoint, settings) = (server.tls_endpoint().unwrap(), format!("{}{auth}", client.settings()));
     let elector = connect(&endpoint, &format!("app:{PASSWORD}@"), &settings, 5).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let refused = server.admin().delete(leadership.entry()).await.unwrap_err().to_string();
@@ -80,31 +82,31 @@ async fn leads_and_nobody_else(server: &ZookeeperServer, client: &ClientFiles, b
     let text = format!("{error} {error:?} {:?}", wrong.status());
     assert!(!text.contains("horse"), "{text}");
     wrong.close().await;
-    goes_on(&leadership).await;
+    wait_for_heartbeats(&leadership).await;
     leadership.resign().await.unwrap();
     within("closing", elector.close()).await;
 }
 
-/// Hazard Z19: what a user makes over TLS is its own.
+/// Hazard Z19: znodes of a digest user belong to it over TLS too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_a_password_leads_over_tls() {
     let authority = Authority::new();
-    // The digest's user alone is to own what it makes.
+    // Without client certificates, so that only the digest user owns the znodes.
     let settings = ZookeeperSettings::default().set("ssl.clientAuth", "none");
-    let server = start(settings.tls(authority.server(&authority.pem()))).await;
-    let client = ClientFiles::new(&authority.pem(), &authority.vouches_for("client"));
-    leads_and_nobody_else(&server, &client, "").await;
+    let server = start(settings.tls(authority.server_files(&authority.pem()))).await;
+    let client = ClientFiles::new(&authority.pem(), &authority.issue("client"));
+    assert_only_app_leads(&server, &client, "").await;
 }
 
-/// Hazard Z19: the same of a user that the servers know by SASL.
+/// Hazard Z19: the same for a SASL user.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_known_by_sasl_leads_over_tls() {
+async fn a_sasl_user_leads_over_tls() {
     let authority = Authority::new();
     let settings = ZookeeperSettings::default()
-        .tls(authority.server(&authority.pem()))
-        .users(&[("app", PASSWORD)])
+        .tls(authority.server_files(&authority.pem()))
+        .sasl_users(&[("app", PASSWORD)])
         .set("ssl.clientAuth", "none");
     let server = start(settings).await;
-    let client = ClientFiles::new(&authority.pem(), &authority.vouches_for("client"));
-    leads_and_nobody_else(&server, &client, "&auth=sasl").await;
+    let client = ClientFiles::new(&authority.pem(), &authority.issue("client"));
+    assert_only_app_leads(&server, &client, "&auth=sasl").await;
 }

@@ -1,12 +1,17 @@
-//! Real clusters under real faults: three servers, five candidates as processes of their own, and a checker over
-//! what they saw. `cargo xtask chaos` runs it.
+//! Fault injection on real clusters: three servers, five candidates in processes of their own, and a check of the history
+//! that they report. `cargo xtask chaos` and `cargo xtask trials` run it.
+//!
+//! [`run`] injects random faults, [`trial`] repeats one known fault, and [`candidate`] is the process that `run` and some
+//! trials start.
 
 mod candidate;
-mod line;
-mod mutant;
+mod cluster;
+mod history;
+mod message;
 mod options;
 mod process;
-mod rig;
+mod run;
+mod safety_rule;
 mod sampler;
 mod trial;
 
@@ -14,13 +19,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use options::{Arguments, Role};
+use options::{Arguments, Command};
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().role {
-        Role::Run(options) => rig::run(&options),
-        Role::Trial(options) => trial::run(&options),
-        Role::Candidate(options) => candidate::run(&options),
+    let outcome = match Arguments::parse().command {
+        Command::Run(options) => run::run(&options),
+        Command::Trial(options) => trial::run(&options),
+        Command::Candidate(options) => candidate::run(&options),
     };
     match outcome {
         Ok(code) => code,

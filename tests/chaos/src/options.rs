@@ -1,28 +1,38 @@
-//! The command line.
+//! The command line, and the elections that candidates take part in.
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Elections with short terms, so that there are many of them.
+pub(crate) const SHORT_ELECTIONS: [&str; 3] = ["short-1", "short-2", "short-3"];
+/// The election with long terms, so that faults happen during them.
+pub(crate) const LONG_ELECTION: &str = "long";
+
+/// All elections.
+pub(crate) fn elections() -> impl Iterator<Item = &'static str> {
+    SHORT_ELECTIONS.into_iter().chain([LONG_ELECTION])
+}
+
 #[derive(Parser)]
-#[command(about = "Candidates on a real cluster under real faults")]
+#[command(about = "Injects faults into a real cluster and its candidates, and checks what they report")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
-    pub(crate) role: Role,
+    pub(crate) command: Command,
 }
 
 #[derive(Subcommand)]
-pub(crate) enum Role {
-    /// Starts a cluster and its candidates, breaks what can be broken, and checks the history
-    Run(Options),
-    /// One known killer, over and over
+pub(crate) enum Command {
+    /// Starts a cluster and its candidates, injects random faults, and checks the history
+    Run(RunOptions),
+    /// Repeats one known fault
     Trial(TrialOptions),
-    /// One candidate: what the rig starts five times
+    /// One candidate; `run` starts five of them
     #[command(hide = true)]
     Candidate(CandidateOptions),
 }
 
-/// Which store is put to the test.
+/// The store under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StoreKind {
     Etcd,
@@ -30,26 +40,26 @@ pub(crate) enum StoreKind {
 }
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct RunOptions {
     /// The store
     #[arg(long)]
     pub(crate) store: StoreKind,
-    /// How many faults
+    /// The number of faults
     #[arg(long, default_value_t = 60)]
     pub(crate) faults: u64,
-    /// What is broken, and when, is drawn from this; servers and processes add chance of their own
+    /// The seed from which faults and their times are drawn; servers and processes are not deterministic
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// The TTL of the candidates' sessions
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     pub(crate) ttl: Duration,
-    /// Where the history is written when a promise was broken
+    /// The directory to which the history of a failed run is written
     #[arg(long, default_value = "target/chaos")]
     pub(crate) histories: PathBuf,
-    /// Says each fault as it begins and ends
+    /// Prints each fault as it begins
     #[arg(long)]
     pub(crate) verbose: bool,
-    /// Prints one object of JSON as the last line
+    /// Prints one JSON object as the last line
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -62,26 +72,26 @@ pub(crate) struct CandidateOptions {
     pub(crate) id: String,
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) ttl: Duration,
-    /// The one election to stand in, with terms that nothing but a loss ends
+    /// The only election to take part in; its terms last until they are lost
     #[arg(long)]
     pub(crate) hold: Option<String>,
-    /// Breaks the rule that every check compares the clock
+    /// Disables the rule that every check compares the clock
     #[arg(long)]
     pub(crate) mutant: bool,
 }
 
-/// A fault that makes two leaders of what others trust, or costs them their leadership.
+/// A fault that breaks other election libraries: it causes two leaders, or a leadership that is lost without need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TrialKind {
-    /// The store's leader, to which the leading candidate speaks, cannot write to its disk any more (hazard E14)
+    /// The disk of the store's leader, to which the leading candidate is connected, blocks all writes (hazard E14)
     StalledDisk,
-    /// The follower to which the leading candidate speaks is cut off from its peers (hazard Z18)
+    /// The follower to which the leading candidate is connected is isolated from its peers (hazard Z18)
     CutOffFollower,
-    /// The leading candidate's packets are dropped both ways (hazards G2, Z1)
+    /// The leading candidate's packets are dropped in both directions (hazards G2, Z1)
     DroppedPath,
     /// The leading candidate's process is stopped for longer than its TTL (hazards G1, G25)
     StoppedProcess,
-    /// One server of three is frozen, then killed: leadership is to be kept (hazards E3, E16)
+    /// One server of three is frozen, then killed; leaderships must be kept (hazards E3, E16)
     FrozenMember,
 }
 
@@ -90,16 +100,16 @@ pub(crate) struct TrialOptions {
     /// The store
     #[arg(long)]
     pub(crate) store: StoreKind,
-    /// Which fault
+    /// The fault
     #[arg(long)]
     pub(crate) trial: TrialKind,
-    /// How often at least
+    /// The minimum number of trials
     #[arg(long, default_value_t = 10)]
     pub(crate) trials: usize,
-    /// Breaks the rule that this fault is about, and expects that it shows
+    /// Disables the safety rule that protects from this fault, and expects the trial to fail
     #[arg(long)]
     pub(crate) mutant: bool,
-    /// Prints one object of JSON as the last line
+    /// Prints one JSON object as the last line
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -1,4 +1,4 @@
-//! A candidate's process, seen from outside.
+//! The process of a candidate, as its parent sees it.
 
 use std::{process::Stdio, time::Duration};
 
@@ -10,65 +10,65 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::line::Line;
+use crate::message::Message;
 
-/// A process. Killed when dropped; it ends as well when this program does.
+/// A candidate's process. It is killed when this is dropped, and ends by itself when this program does.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub(crate) struct CandidateProcess {
     id: String,
     child: Child,
-    /// Open for as long as it may live.
-    _lifeline: ChildStdin,
+    /// The candidate exits when this pipe is closed.
+    _stdin: ChildStdin,
     reader: JoinHandle<()>,
 }
 
-impl Process {
-    /// Starts a candidate, and takes what it tells.
+impl CandidateProcess {
+    /// Starts a candidate, and passes its messages to `on_message`.
     pub(crate) fn start(
         url: &str,
         id: &str,
         ttl: Duration,
         flags: &[&str],
-        take: impl Fn(Line) + Send + 'static,
+        on_message: impl Fn(Message) + Send + 'static,
     ) -> Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let program = std::env::current_exe().context("cannot find the path of this program")?;
         let mut child = Command::new(program)
             .args(["candidate", "--url", url, "--id", id])
             .arg(format!("--ttl={}", humantime::format_duration(ttl)))
             .args(flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Of its own, so that Ctrl-C reaches the rig, which then closes the lifelines.
+            // A process group of its own, so that Ctrl-C reaches only this program, which then closes the pipes.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .context("cannot start a candidate")?;
-        // Taken out, because waiting for a process closes the input it still has.
-        let lifeline = child.stdin.take().context("a candidate without standard input")?;
-        let output = child.stdout.take().context("a candidate without standard output")?;
+        // Taken out of `child`: waiting for a child closes the standard input that it still holds.
+        let stdin = child.stdin.take().context("a candidate has no standard input")?;
+        let stdout = child.stdout.take().context("a candidate has no standard output")?;
         let id = id.to_owned();
-        let speaker = id.clone();
+        let reader_id = id.clone();
         let reader = tokio::spawn(async move {
-            let mut told = BufReader::new(output).lines();
-            while let Ok(Some(line)) = told.next_line().await {
-                match serde_json::from_str::<Line>(&line) {
-                    Ok(line) => take(line),
-                    Err(error) => eprintln!("{speaker} said {line:?}: {error}"),
+            let mut lines = BufReader::new(stdout).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                match serde_json::from_str::<Message>(&line) {
+                    Ok(message) => on_message(message),
+                    Err(error) => eprintln!("cannot parse {line:?} from candidate {reader_id}: {error}"),
                 }
             }
         });
-        Ok(Self { id, child, _lifeline: lifeline, reader })
+        Ok(Self { id, child, _stdin: stdin, reader })
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        let pid = pid.with_context(|| format!("the candidate {} has ended by itself", self.id))?;
-        kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.id))
+        let pid = pid.with_context(|| format!("candidate {} has exited by itself", self.id))?;
+        kill_process(pid, signal).with_context(|| format!("cannot signal candidate {}", self.id))
     }
 
-    /// Waits until it has ended and everything that it told has been taken.
-    pub(crate) async fn ended(mut self) -> Result<()> {
+    /// Waits until the process has exited and all its messages have been read.
+    pub(crate) async fn wait(mut self) -> Result<()> {
         self.child.wait().await?;
         let _ = self.reader.await;
         Ok(())

@@ -1,4 +1,4 @@
-//! A thread that asks every leadership, a thousand times a second, whether it stands, also after it has ended.
+//! A thread that checks every leadership a thousand times a second, and goes on after the leadership has ended.
 
 use std::{
     sync::{
@@ -12,33 +12,34 @@ use std::{
 use tenure::{BootClock, Clock as _, LeadershipHandle};
 use tenure_testkit::history::{Event, What};
 
-const PACE: Duration = Duration::from_millis(1);
-/// How long a leadership that has ended is asked on: it must never say yes again.
-const AFTERWARDS: Duration = Duration::from_secs(5);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(1);
+/// How long an ended leadership is still checked: it must never become valid again.
+const SAMPLE_AFTER_END: Duration = Duration::from_secs(5);
 
-/// The one clock of the history.
+/// The current time of the clock that all events of the history use, in nanoseconds.
 pub(crate) fn now() -> u64 {
     BootClock.now().as_nanos()
 }
 
-/// A leadership that is watched.
+/// A leadership that is being sampled. Times are in nanoseconds of [`now`].
 #[derive(Debug)]
-pub(crate) struct Term {
+pub(crate) struct SampledTerm {
     handle: LeadershipHandle,
-    last_yes: AtomicU64,
+    last_valid: AtomicU64,
     deadline: AtomicU64,
-    first_no: AtomicU64,
+    /// Zero while no check has failed.
+    first_invalid: AtomicU64,
 }
 
-impl Term {
-    /// When a check said yes for the last time.
-    pub(crate) fn last_yes(&self) -> u64 {
-        self.last_yes.load(Relaxed)
+impl SampledTerm {
+    /// When a check last found the leadership valid.
+    pub(crate) fn last_valid(&self) -> u64 {
+        self.last_valid.load(Relaxed)
     }
 
-    /// When a check said no for the first time, or now if none has.
-    pub(crate) fn over_since(&self) -> u64 {
-        match self.first_no.load(Relaxed) {
+    /// When a check first found the leadership invalid, or now if none has.
+    pub(crate) fn first_invalid_or_now(&self) -> u64 {
+        match self.first_invalid.load(Relaxed) {
             0 => now(),
             first => first,
         }
@@ -49,60 +50,60 @@ impl Term {
         Event { at, election: self.handle.election().to_string(), token, what }
     }
 
-    /// Asks once; whether to ask again.
-    fn sample(&self, tell: impl Fn(Event)) -> bool {
+    /// Checks the leadership once. Returns whether to check it again.
+    fn sample(&self, emit: impl Fn(Event)) -> bool {
         let at = now();
         if self.handle.is_leader() {
-            self.last_yes.store(at, Relaxed);
-            let ended = self.first_no.load(Relaxed) > 0;
+            self.last_valid.store(at, Relaxed);
+            let ended = self.first_invalid.load(Relaxed) > 0;
             let deadline = self.handle.deadline().as_nanos();
             if deadline > self.deadline.swap(deadline, Relaxed) {
-                tell(self.event(at, What::Renewed { deadline }));
+                emit(self.event(at, What::Renewed { deadline }));
             }
             if ended || at > deadline {
-                tell(self.event(at, What::Valid));
+                emit(self.event(at, What::Valid));
             }
             return true;
         }
-        let first = match self.first_no.compare_exchange(0, at, Relaxed, Relaxed) {
+        let first = match self.first_invalid.compare_exchange(0, at, Relaxed, Relaxed) {
             Ok(_) => at,
             Err(first) => first,
         };
-        Duration::from_nanos(at - first) < AFTERWARDS
+        Duration::from_nanos(at - first) < SAMPLE_AFTER_END
     }
 }
 
-/// The thread's list of leaderships.
+/// A handle to the sampling thread.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sampler(Arc<Mutex<Vec<Arc<Term>>>>);
+pub(crate) struct Sampler(Arc<Mutex<Vec<Arc<SampledTerm>>>>);
 
 impl Sampler {
-    /// Starts the thread, which tells what it sees. It ends with the process.
-    pub(crate) fn start(tell: impl Fn(Event) + Send + 'static) -> Self {
+    /// Starts the thread, which passes events to `emit`. It ends with the process.
+    pub(crate) fn start(emit: impl Fn(Event) + Send + 'static) -> Self {
         let sampler = Self::default();
         let terms = Arc::clone(&sampler.0);
         thread::spawn(move || {
             loop {
-                thread::sleep(PACE);
+                thread::sleep(SAMPLE_INTERVAL);
                 let mut terms = terms.lock().unwrap_or_else(PoisonError::into_inner);
-                terms.retain(|term| term.sample(&tell));
+                terms.retain(|term| term.sample(&emit));
             }
         });
         sampler
     }
 
-    /// Watches a leadership that was just given; `None`, and nothing to watch, when it is over already.
-    pub(crate) fn watch(&self, handle: LeadershipHandle) -> Option<(Arc<Term>, Event)> {
+    /// Starts to sample a new leadership. Returns `None` if the leadership is over already.
+    pub(crate) fn watch(&self, handle: LeadershipHandle) -> Option<(Arc<SampledTerm>, Event)> {
         let at = now();
         if !handle.is_leader() {
             return None;
         }
         let deadline = handle.deadline().as_nanos();
-        let term = Arc::new(Term {
+        let term = Arc::new(SampledTerm {
             handle,
-            last_yes: AtomicU64::new(at),
+            last_valid: AtomicU64::new(at),
             deadline: AtomicU64::new(deadline),
-            first_no: AtomicU64::new(0),
+            first_invalid: AtomicU64::new(0),
         });
         let leads = term.event(at, What::Leads { deadline });
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&term));

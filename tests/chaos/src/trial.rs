@@ -1,10 +1,12 @@
-//! Known killers, one at a time, over and over, whole and with the rule broken that each is about.
+//! Trials: one known fault, repeated many times, with all safety rules in force or with the one disabled that protects from
+//! the fault.
 
+mod context;
 mod dropped_path;
-mod duel;
 mod frozen_member;
-mod silent_member;
+mod member_without_quorum;
 mod stopped_process;
+mod two_candidates;
 
 use std::{process::ExitCode, time::Instant};
 
@@ -15,74 +17,75 @@ use tenure_core::failpoints::SafetyRule;
 use tenure_testkit::history::check;
 
 use crate::{
-    mutant,
+    history::History,
     options::{StoreKind, TrialKind, TrialOptions},
-    rig::record::Record,
+    safety_rule,
 };
 
-/// What came of a trial.
+/// The result of a trial. The field names are those of the JSON output.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     store: String,
     trial: String,
-    /// The rule that was broken, when one was.
+    /// The safety rule that was disabled, if any.
     mutant: Option<String>,
     trials: usize,
     overlaps: u64,
     max_overlap_ms: Option<f64>,
-    /// Leaderships that should have been kept, and were not.
+    /// Leaderships that were lost although they should have been kept.
     lost: usize,
-    /// The time without a leader: from the last check that said yes to the next leader.
+    /// The time without a leader: from the last valid check of the former leader to the next leader.
     gap_p50_ms: Option<f64>,
     gap_max_ms: Option<f64>,
     seconds: f64,
 }
 
-/// What the rounds of a trial leave behind.
+/// What the rounds of a trial return.
 #[derive(Debug, Default)]
 struct Outcome {
     trials: usize,
     lost: usize,
     /// In nanoseconds.
     gaps: Vec<u64>,
-    record: Record,
+    history: History,
 }
 
-/// Runs one trial, and judges: whole, nothing may happen; with its rule broken, something has to.
+/// Runs one trial. It passes if there is no violation, or, with the safety rule disabled, if there is one.
 pub(crate) fn run(options: &TrialOptions) -> Result<ExitCode> {
     let rule = options.mutant.then(|| rule_of(options.trial));
     if let Some(rule) = rule {
-        mutant::choose(rule)?;
+        safety_rule::disable(rule)?;
     }
     let began = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let outcome = runtime.block_on(attempt(options))?;
-    let report = judge(options, rule, outcome, began);
-    let shows = report.overlaps > 0 || report.lost > 0;
-    report.print(options, shows);
-    Ok(if shows == options.mutant { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let outcome = runtime.block_on(run_trial(options))?;
+    let report = evaluate(options, rule, outcome, began);
+    let violated = report.overlaps > 0 || report.lost > 0;
+    report.print(options, violated);
+    Ok(if violated == options.mutant { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The rule without which this trial ends badly.
+/// The safety rule that protects from the fault of this trial.
 fn rule_of(trial: TrialKind) -> SafetyRule {
     match trial {
         TrialKind::StalledDisk => SafetyRule::ConfirmHeartbeats,
         TrialKind::CutOffFollower => SafetyRule::HeartbeatByWrite,
-        TrialKind::DroppedPath | TrialKind::StoppedProcess => SafetyRule::CheckClock,
+        TrialKind::DroppedPath => SafetyRule::CheckClock,
+        TrialKind::StoppedProcess => safety_rule::OF_STOPPED_PROCESS,
         TrialKind::FrozenMember => SafetyRule::FailOver,
     }
 }
 
-async fn attempt(options: &TrialOptions) -> Result<Outcome> {
+async fn run_trial(options: &TrialOptions) -> Result<Outcome> {
     match (options.trial, options.store) {
         (TrialKind::StalledDisk, StoreKind::Etcd) | (TrialKind::CutOffFollower, StoreKind::Zookeeper) => {
-            silent_member::run(options).await
+            member_without_quorum::run(options).await
         }
         (TrialKind::StalledDisk, _) => {
-            bail!("stalled-disk is about etcd: ZooKeeper's leader needs no disk to lead on")
+            bail!("trial stalled-disk needs --store etcd: a ZooKeeper leader keeps leading without its disk")
         }
         (TrialKind::CutOffFollower, _) => {
-            bail!("cut-off-follower is about ZooKeeper: etcd's followers keep no session")
+            bail!("trial cut-off-follower needs --store zookeeper: an etcd follower keeps no sessions")
         }
         (TrialKind::DroppedPath, _) => dropped_path::run(options).await,
         (TrialKind::StoppedProcess, _) => stopped_process::run(options).await,
@@ -90,15 +93,20 @@ async fn attempt(options: &TrialOptions) -> Result<Outcome> {
     }
 }
 
-/// So much is told in words.
-const MOST_DETAILS: usize = 20;
+/// How many violations are printed.
+const MAX_PRINTED_VIOLATIONS: usize = 20;
 
-fn judge(options: &TrialOptions, rule: Option<SafetyRule>, mut outcome: Outcome, began: Instant) -> Report {
+fn evaluate(
+    options: &TrialOptions,
+    rule: Option<SafetyRule>,
+    mut outcome: Outcome,
+    began: Instant,
+) -> Report {
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
-    let verdict = check(&outcome.record.events());
-    for detail in verdict.details.iter().take(MOST_DETAILS) {
+    let verdict = check(&outcome.history.events());
+    for detail in verdict.details.iter().take(MAX_PRINTED_VIOLATIONS) {
         println!("{detail}");
     }
     outcome.gaps.sort_unstable();
@@ -118,21 +126,21 @@ fn judge(options: &TrialOptions, rule: Option<SafetyRule>, mut outcome: Outcome,
 }
 
 impl Report {
-    fn print(&self, options: &TrialOptions, shows: bool) {
-        let whole = match &self.mutant {
-            None => "whole".to_owned(),
-            Some(rule) => format!("{rule} broken"),
+    fn print(&self, options: &TrialOptions, violated: bool) {
+        let rules = match &self.mutant {
+            None => "all rules in force".to_owned(),
+            Some(rule) => format!("{rule} disabled"),
         };
-        let said = match (shows, options.mutant) {
-            (false, false) => "kept",
-            (true, false) => "BROKEN",
-            (true, true) => "noticed",
-            (false, true) => "NOT NOTICED",
+        let result = match (violated, options.mutant) {
+            (false, false) => "passed",
+            (true, false) => "VIOLATED",
+            (true, true) => "detected",
+            (false, true) => "NOT DETECTED",
         };
         let millis =
             |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0} ms"));
         println!(
-            "{said:<12} {} {} ({whole}): {} trials, {} overlaps (longest {}), {} lost, nobody led for {} (median), {:.0} s",
+            "{result:<12} {} {} ({rules}): {} trials, {} overlaps (longest {}), {} lost, no leader for {} (median), {:.0} s",
             self.store,
             self.trial,
             self.trials,

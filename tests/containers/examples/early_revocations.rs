@@ -1,5 +1,5 @@
-//! How often etcd revokes a lease that lives, when a member that led before thaws (etcd-io/etcd#15247, and
-//! what its fix leaves open). No elector takes part: what is found is the store's own.
+//! Measures how often etcd revokes a live lease when a former leader of the cluster thaws (etcd-io/etcd#15247, and the cases
+//! that its fix leaves open). It uses no elector: what it finds is etcd's own behaviour.
 //!
 //! ```text
 //! cargo run --release -p tenure-containers --example early_revocations -- --rounds 40 --busy 6
@@ -20,22 +20,22 @@ use tenure_containers::{ContainerError, EtcdAdmin, EtcdCluster, Version};
 use tokio::time::{sleep, timeout};
 
 const TTL: Duration = Duration::from_secs(2);
-/// Longer than the lease has left, by the frozen member's count.
-const FROZEN: Duration = Duration::from_secs(3);
-/// How long after it has thawed the member may still revoke.
-const AFTER: Duration = Duration::from_millis(1500);
-const PACE: Duration = Duration::from_millis(100);
-const PATIENCE: Duration = Duration::from_millis(400);
+/// How long the leader is frozen: longer than the lease has left by the leader's own count.
+const FREEZE_DURATION: Duration = Duration::from_secs(3);
+/// How long after it has thawed the former leader may still revoke.
+const WATCH_AFTER_THAW: Duration = Duration::from_millis(1500);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(100);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(400);
 
 #[derive(Parser)]
 struct Options {
     /// How often the leader of the cluster is frozen
     #[arg(long, default_value_t = 40)]
     rounds: usize,
-    /// Threads that do nothing but keep the processors busy
+    /// The number of threads that keep the processors busy
     #[arg(long, default_value_t = 6)]
     busy: usize,
-    /// Of etcd: 3.4 or 3.5
+    /// The version of etcd: 3.4 or 3.5
     #[arg(long, default_value = "3.5", value_parser = version)]
     etcd: Version,
 }
@@ -44,7 +44,7 @@ fn version(text: &str) -> Result<Version, String> {
     match text {
         "3.4" => Ok(Version::Etcd34),
         "3.5" => Ok(Version::Etcd35),
-        other => Err(format!("{other:?} is not at hand; allowed are 3.4 and 3.5")),
+        other => Err(format!("unknown version {other:?}; allowed are 3.4 and 3.5")),
     }
 }
 
@@ -52,18 +52,18 @@ fn version(text: &str) -> Result<Version, String> {
 async fn main() -> Result<(), ContainerError> {
     let options = Options::parse();
     let cluster = EtcdCluster::start(options.etcd).await?;
-    let _busy = Busy::start(options.busy);
+    let _load = Load::start(options.busy);
     let (mut early, mut late) = (0, 0);
     for round in 1..=options.rounds {
-        match lease_beside_a_thaw(&cluster).await? {
-            Ended::Early { since, by } => {
+        match lease_during_thaw(&cluster).await? {
+            LeaseEnd::Early { since, by } => {
                 early += 1;
                 println!(
                     "round {round}: revoked {since:.0?} after its last answered keepalive began, by {by}"
                 );
             }
-            Ended::Late => late += 1,
-            Ended::Never => {}
+            LeaseEnd::Late => late += 1,
+            LeaseEnd::Never => {}
         }
     }
     println!("{early} of {} live leases revoked; {late} were not kept alive in time", options.rounds);
@@ -71,83 +71,83 @@ async fn main() -> Result<(), ContainerError> {
 }
 
 /// How a lease ended that was kept alive.
-enum Ended {
+enum LeaseEnd {
     Early { since: Duration, by: String },
     Late,
     Never,
 }
 
-/// Keeps a lease alive by the members that go on, while the one that led is frozen and thaws.
-async fn lease_beside_a_thaw(cluster: &EtcdCluster) -> Result<Ended, ContainerError> {
+/// Keeps a lease alive through the other members while the leader is frozen and thaws.
+async fn lease_during_thaw(cluster: &EtcdCluster) -> Result<LeaseEnd, ContainerError> {
     let leader = cluster.leader().await?;
     let members = || (0..cluster.endpoints().len()).map(|member| cluster.member(member).admin());
     let others: Vec<_> = (1..cluster.endpoints().len())
         .map(|next| cluster.member((leader + next) % cluster.endpoints().len()).admin())
         .collect();
-    let mut counted = Vec::new();
+    let mut revoked_before = Vec::new();
     for member in members() {
-        counted.push(member.expiries().await?.revoked);
+        revoked_before.push(member.lease_expiry_stats().await?.revoked);
     }
     let lease = others[0].grant_lease(TTL).await?;
-    let frozen = async {
+    let freeze = async {
         let fault = cluster.member(leader).pause().await?;
-        sleep(FROZEN).await;
+        sleep(FREEZE_DURATION).await;
         fault.heal().await?;
-        sleep(AFTER).await;
+        sleep(WATCH_AFTER_THAW).await;
         Ok::<_, ContainerError>(())
     };
-    let ended = tokio::select! {
-        ended = keep_alive(&others, lease) => ended,
-        frozen = frozen => return frozen.map(|()| Ended::Never),
+    let since = tokio::select! {
+        since = keep_alive(&others, lease) => since,
+        frozen = freeze => return frozen.map(|()| LeaseEnd::Never),
     };
-    if ended >= TTL {
-        return Ok(Ended::Late);
+    if since >= TTL {
+        return Ok(LeaseEnd::Late);
     }
     let mut by = Vec::new();
-    for (number, (member, before)) in members().zip(counted).enumerate() {
-        let now = member.expiries().await?;
-        if now.revoked > before {
-            let leads = if now.leader == now.member { "leads" } else { "does not lead" };
+    for (number, (member, before)) in members().zip(revoked_before).enumerate() {
+        let stats = member.lease_expiry_stats().await?;
+        if stats.revoked > before {
+            let leads = if stats.leader == stats.member { "leads" } else { "does not lead" };
             by.push(format!("member {number}, which {leads}"));
         }
     }
-    Ok(Ended::Early { since: ended, by: by.join(" and ") })
+    Ok(LeaseEnd::Early { since, by: by.join(" and ") })
 }
 
-/// Until the lease is gone; returns how long ago the last keepalive had begun that was answered.
+/// Keeps a lease alive until it is gone. Returns how long ago the last answered keepalive was sent.
 async fn keep_alive(members: &[&EtcdAdmin], lease: i64) -> Duration {
-    let mut answered = Instant::now();
+    let mut last_answered = Instant::now();
     for member in members.iter().cycle() {
         let began = Instant::now();
-        match timeout(PATIENCE, member.keep_alive(lease)).await {
-            Ok(Ok(true)) => answered = began,
-            Ok(Ok(false)) => return answered.elapsed(),
+        match timeout(KEEPALIVE_TIMEOUT, member.keep_alive(lease)).await {
+            Ok(Ok(true)) => last_answered = began,
+            Ok(Ok(false)) => return last_answered.elapsed(),
             Ok(Err(_)) | Err(_) => {}
         }
-        sleep(PACE).await;
+        sleep(KEEPALIVE_INTERVAL).await;
     }
     unreachable!("a cluster has members")
 }
 
-/// Threads that spin until it is dropped.
-struct Busy(Arc<AtomicBool>);
+/// Threads that spin until this is dropped.
+struct Load(Arc<AtomicBool>);
 
-impl Busy {
+impl Load {
     fn start(threads: usize) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         for _ in 0..threads {
-            let over = Arc::clone(&over);
+            let stop = Arc::clone(&stop);
             thread::spawn(move || {
-                while !over.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     spin_loop();
                 }
             });
         }
-        Self(over)
+        Self(stop)
     }
 }
 
-impl Drop for Busy {
+impl Drop for Load {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

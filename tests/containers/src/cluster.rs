@@ -1,164 +1,88 @@
-//! Three etcd servers that form a cluster.
+//! Three servers that form a cluster: what the clusters of both stores have in common.
 
 use std::sync::Arc;
 
 use futures::future::try_join_all;
 
-use super::{
-    ContainerError, EtcdServer, Fault, Version,
-    container::{Container, Recipe},
-    etcd::{CLIENT_PORT, client_flags},
-    fault::Remedy,
-    harm::{Harm, breakable, inflict},
-    health::eventually,
+use crate::{
+    container::Container,
+    error::ContainerError,
+    fault::{Fault, Undo},
+    fault_kind::{FaultKind, inject},
     network::Network,
+    server::{Server, StoreAdmin},
+    spec::ContainerSpec,
 };
 
-const MEMBERS: usize = 3;
-const PEER_PORT: u16 = 2380;
+pub(crate) const MEMBERS: usize = 3;
 
-/// Three etcd servers of a test's own. Dropping it removes them.
+/// Three servers of the test's own. Dropping it removes them.
 ///
-/// The members talk among themselves on a private network, and with clients on
-/// loopback: a member can be [cut off](Self::cut_off) from its peers while its clients still reach it.
+/// The members talk to each other on a private network and to clients on loopback: a member can be
+/// [isolated from its peers](Self::isolate_from_peers) while clients still reach it.
 #[derive(Debug)]
-pub struct EtcdCluster {
-    // Dropped in this order: a network is removed after its containers.
-    members: Vec<EtcdServer>,
+pub struct Cluster<A> {
+    // Fields are dropped in this order: a network can be removed only after its containers.
+    members: Vec<Server<A>>,
     peers: Arc<Network>,
 }
 
-impl EtcdCluster {
-    /// Starts three members with an empty store, and waits until all of them serve.
-    ///
-    /// # Errors
-    /// When Docker or the image is missing (the error names the remedy), or the
-    /// cluster does not serve within a minute.
-    pub async fn start(version: Version) -> Result<Self, ContainerError> {
-        Self::start_with(version, &[]).await
-    }
-
-    /// The same with more flags on each member's command line:
-    /// `--election-timeout=500`, say.
-    ///
-    /// # Errors
-    /// As for [`start`](Self::start).
-    pub async fn start_with(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
-        Self::launch(version, flags, |recipe| recipe).await
-    }
-
-    /// The same with members that can be [harmed](Self::harm): each has a disk of its own, and may
-    /// mount it.
-    ///
-    /// # Errors
-    /// As for [`start`](Self::start).
-    pub async fn breakable(version: Version, flags: &[&str]) -> Result<Self, ContainerError> {
-        Self::launch(version, flags, breakable).await
-    }
-
-    async fn launch(
-        version: Version,
-        flags: &[&str],
-        set_up: fn(Recipe) -> Recipe,
+impl<A: StoreAdmin> Cluster<A> {
+    /// Starts one member for each spec, and waits until all of them are ready.
+    pub(crate) async fn launch(
+        peers: Network,
+        specs: impl IntoIterator<Item = ContainerSpec>,
     ) -> Result<Self, ContainerError> {
-        let peers = Arc::new(Network::create().await?);
-        let peer_url = |index| format!("http://{}:{PEER_PORT}", peers.ip(index));
-        let everyone: Vec<_> = (0..MEMBERS).map(|index| format!("m{index}={}", peer_url(index))).collect();
-        let everyone = everyone.join(",");
-        let members = (0..MEMBERS).map(|index| {
-            let mut arguments = client_flags(&format!("m{index}"));
-            arguments.push(format!("--listen-peer-urls=http://0.0.0.0:{PEER_PORT}"));
-            arguments.push(format!("--initial-advertise-peer-urls={}", peer_url(index)));
-            arguments.push(format!("--initial-cluster={everyone}"));
-            arguments.push(format!("--initial-cluster-token={}", peers.name()));
-            arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-            let recipe = set_up(Recipe::new(version, CLIENT_PORT, "etcd", arguments));
-            let ip = peers.ip(index);
-            let peers = &peers;
+        let peers = Arc::new(peers);
+        let members = specs.into_iter().enumerate().map(|(index, spec)| {
+            let (ip, peers) = (peers.ip(index), &peers);
             async move {
-                let container = Container::run(&recipe).await?;
-                container.join(peers, &ip).await?;
-                Ok::<_, ContainerError>(EtcdServer::new(recipe, container))
+                let container = Container::run(&spec).await?;
+                container.connect(peers, &ip).await?;
+                Ok::<_, ContainerError>(Server::new(spec, container))
             }
         });
         let cluster = Self { members: try_join_all(members).await?, peers };
         for member in &cluster.members {
-            member.await_health().await?;
+            member.wait_until_ready().await?;
         }
         Ok(cluster)
+    }
+
+    pub(crate) fn members(&self) -> &[Server<A>] {
+        &self.members
     }
 
     /// The member with this number, from 0 to 2.
     ///
     /// # Panics
     /// For any other number.
-    pub fn member(&self, index: usize) -> &EtcdServer {
+    pub fn member(&self, index: usize) -> &Server<A> {
         &self.members[index]
     }
 
-    /// All members' endpoints, in order: `127.0.0.1:port`.
+    /// The endpoints of all members, in order: `127.0.0.1:port`.
     pub fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(EtcdServer::endpoint).collect()
+        self.members.iter().map(Server::endpoint).collect()
     }
 
-    /// The number of the member that leads by the word of a majority; waits until there is one.
-    ///
-    /// A member that was cut off may go on thinking that it leads; alone it is not
-    /// believed. Its peers notice only after an election timeout: see
-    /// [`successor_of`](Self::successor_of).
+    /// Disconnects a member from its peers, in both directions, while clients still reach it.
     ///
     /// # Errors
-    /// When a majority does not agree on a leader within a minute.
-    pub async fn leader(&self) -> Result<usize, ContainerError> {
-        eventually("a majority that agrees on its leader", || self.agreed_leader()).await
-    }
-
-    /// The number of the member that leads in place of `former`; waits until there is one.
-    ///
-    /// # Errors
-    /// When a majority does not agree on another leader within a minute.
-    pub async fn successor_of(&self, former: usize) -> Result<usize, ContainerError> {
-        eventually("a majority that agrees on another leader", || async {
-            match self.agreed_leader().await? {
-                leader if leader == former => {
-                    Err(ContainerError::Malformed(format!("member {former} still leads")))
-                }
-                leader => Ok(leader),
-            }
-        })
-        .await
-    }
-
-    async fn agreed_leader(&self) -> Result<usize, ContainerError> {
-        let mut statuses = Vec::new();
-        for member in &self.members {
-            statuses.push(member.admin().status().await.ok());
-        }
-        let votes = |id| statuses.iter().flatten().filter(|status| status.leader == id).count();
-        let leads = |id| id != 0 && votes(id) > MEMBERS / 2;
-        statuses
-            .iter()
-            .position(|status| status.as_ref().is_some_and(|status| leads(status.member)))
-            .ok_or_else(|| ContainerError::Malformed(format!("{statuses:?}")))
-    }
-
-    /// Cuts a member off from its peers, both ways, while clients still reach it.
-    ///
-    /// # Errors
-    /// When docker fails.
-    pub async fn cut_off(&self, index: usize) -> Result<Fault, ContainerError> {
+    /// When Docker fails.
+    pub async fn isolate_from_peers(&self, index: usize) -> Result<Fault, ContainerError> {
         let member = self.member(index);
-        member.container().part(&self.peers).await?;
+        member.container().disconnect(&self.peers).await?;
         let (network, ip) = (self.peers.clone(), self.peers.ip(index));
-        Ok(member.fault(Remedy::Join { network, ip }))
+        Ok(member.fault(Undo::ConnectNetwork { network, ip }))
     }
 
-    /// Does `harm` to a member of a [breakable](Self::breakable) cluster.
+    /// Injects a fault into a member of a cluster that was started with fault injection.
     ///
     /// # Errors
-    /// When docker fails, or the member cannot be harmed in this way.
-    pub async fn harm(&self, index: usize, harm: Harm) -> Result<Fault, ContainerError> {
+    /// When Docker fails, or the cluster was started without fault injection and the fault needs it.
+    pub async fn inject(&self, index: usize, kind: FaultKind) -> Result<Fault, ContainerError> {
         let member = self.member(index);
-        Ok(member.fault(inflict(member.container(), &self.peers, harm).await?))
+        Ok(member.fault(inject(member.container(), &self.peers, kind).await?))
     }
 }

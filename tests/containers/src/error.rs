@@ -1,4 +1,4 @@
-//! Why a server could not be had or handled, with the remedy.
+//! Why a server could not be started, reached or administered.
 
 use std::time::Duration;
 
@@ -8,71 +8,79 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ContainerError {
-    /// There is no socket of an engine.
+    /// The socket of the Docker engine does not exist.
     #[error(
-        "the tests need Docker, and there is no engine's socket; `cargo xtask test` installs Docker's \
-         engine on Debian, elsewhere install it by hand"
+        "the tests need Docker, and the engine's socket does not exist; `cargo xtask test` installs Docker \
+         on Debian, elsewhere install it by hand"
     )]
     NoDocker(#[source] std::io::Error),
-    /// The engine does not answer.
+    /// The Docker engine does not answer.
     #[error(
-        "the tests need Docker, and its engine does not answer; `cargo xtask test` starts it when run by \
-         root, elsewhere start it by hand (docker says: {0})"
+        "the tests need Docker, and the engine does not answer ({0}); `cargo xtask test` starts it when run \
+         by root, elsewhere start it by hand"
     )]
     NoEngine(String),
-    /// The image has not been made yet.
-    #[error("there is no image `{image}`; make it with `cargo xtask images`, or name another in {variable}")]
+    /// The image has not been built.
+    #[error(
+        "the image `{image}` does not exist; build it with `cargo xtask images`, or name another in {variable}"
+    )]
     NoImage {
         /// The image's name.
         image: String,
-        /// The environment variable that names another.
+        /// The environment variable that names another image.
         variable: &'static str,
     },
-    /// The engine failed at what the `docker` command of this name does.
+    /// The engine failed at what this `docker` command does.
     #[error("`docker {command}` failed: {message}")]
     Docker {
         /// The command and its subject.
         command: String,
-        /// What it said.
+        /// The engine's error message.
         message: String,
     },
-    /// A server did not come to the state that was waited for.
-    #[error("waited {waited:?} in vain for {what}; last seen: {last}")]
+    /// A server did not reach the expected state in time.
+    #[error("timed out after {waited:?} waiting for {what}: {last}")]
     TimedOut {
-        /// What was waited for.
+        /// The expected state.
         what: String,
-        /// For how long.
+        /// How long it was waited for.
         waited: Duration,
-        /// The last thing seen instead.
+        /// The last state observed instead.
         last: String,
     },
-    /// A server could not be asked.
+    /// An HTTP request to a server failed.
     #[error("no answer from {url}")]
     Unreachable {
-        /// What was asked.
+        /// The URL of the request.
         url: String,
         /// The underlying failure.
         #[source]
         source: reqwest::Error,
     },
-    /// A server did not answer in time, or broke off.
+    /// A server did not answer in time, or closed the connection.
     #[error("no answer to {request}")]
     NoAnswer {
-        /// What was asked, and where.
+        /// The request and the endpoint.
         request: String,
         /// The underlying failure.
         #[source]
         source: std::io::Error,
     },
     /// A server refused a request.
-    #[error("{url} was refused: {message}")]
+    #[error("{request} was refused: {message}")]
     Refused {
-        /// What was asked.
-        url: String,
+        /// The request.
+        request: String,
         /// The server's reason.
         message: String,
     },
-    /// A server's answer, or a setting, does not have the expected form.
+    /// A state or an answer that the caller did not expect.
     #[error("{0}")]
-    Malformed(String),
+    Unexpected(String),
+}
+
+/// The error's message, followed by those of its sources.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |source| source.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }

@@ -1,47 +1,45 @@
-//! What was done to a server, and how it is undone.
+//! A fault that is in force, and how it is undone.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{
-    ContainerError,
-    container::Container,
-    engine::in_drop,
-    health::{Health, await_health},
+use crate::{
+    container::Container, docker::block_on_in_drop, error::ContainerError, health::HealthCheck,
     network::Network,
 };
 
-/// How often it is looked whether a server has ended.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often a server that recovers is checked for having ended.
+const RUNNING_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A fault in force. It ends when this is healed or dropped.
+/// A fault that is in force until it is healed or dropped.
 #[must_use = "a fault ends as soon as it is dropped"]
 pub struct Fault {
-    /// `None` once it has been undone.
-    remedy: Option<Remedy>,
+    /// `None` once the fault has been undone.
+    undo: Option<Undo>,
     container: Arc<Container>,
-    health: Health,
+    health: HealthCheck,
 }
 
-pub(super) enum Remedy {
-    Start,
+/// What undoes a fault.
+pub(crate) enum Undo {
+    StartContainer,
     Unpause,
-    Join {
+    ConnectNetwork {
         network: Arc<Network>,
         ip: String,
     },
-    /// A script that is run beside the server. One that has ended is started instead, which has the same effect.
-    Script(&'static str),
+    /// A script that runs in the container. A container that has ended is started instead, which has the same effect.
+    RunScript(&'static str),
 }
 
-impl Remedy {
+impl Undo {
     async fn apply(&self, container: &Container) -> Result<(), ContainerError> {
         match self {
-            Self::Start => container.start().await,
+            Self::StartContainer => container.start().await,
             Self::Unpause => container.unpause().await,
-            Self::Join { network, ip } => container.join(network, ip).await,
-            Self::Script(script) => match container.shell_while_running(script).await? {
+            Self::ConnectNetwork { network, ip } => container.connect(network, ip).await,
+            Self::RunScript(script) => match container.run_script_if_running(script).await? {
                 true => Ok(()),
                 false => container.start().await,
             },
@@ -50,58 +48,56 @@ impl Remedy {
 }
 
 impl Fault {
-    pub(super) fn new(remedy: Remedy, container: Arc<Container>, health: Health) -> Self {
-        Self { remedy: Some(remedy), container, health }
+    pub(crate) fn new(undo: Undo, container: Arc<Container>, health: HealthCheck) -> Self {
+        Self { undo: Some(undo), container, health }
     }
 
-    /// Undoes the fault, and waits until the server serves again.
+    /// Undoes the fault, and waits until the server is ready again.
     ///
     /// # Errors
-    /// When the server does not come back within a minute, or docker fails; the
-    /// server is then in no known state.
+    /// When the server is not ready within a minute, or Docker fails. The state of the server is then unknown.
     ///
     /// # Cancellation safety
-    /// Dropped half-way, the fault is undone all the same, without waiting.
+    /// When the future is dropped, the fault is undone without waiting for the server.
     pub async fn heal(mut self) -> Result<(), ContainerError> {
-        if let Some(remedy) = &self.remedy {
-            remedy.apply(&self.container).await?;
+        if let Some(undo) = &self.undo {
+            undo.apply(&self.container).await?;
         }
-        self.remedy = None;
+        self.undo = None;
         tokio::select! {
-            healthy = await_health(&self.container, &self.health) => healthy,
+            healthy = self.health.wait_until_ready(&self.container) => healthy,
             failed = self.keep_running() => failed,
         }
     }
 
-    /// Starts the server when it has ended by what was done to it, which may take it a while. Returns when
-    /// docker fails.
+    /// Starts the server whenever it has ended as a late effect of the fault. Returns only when Docker fails.
     async fn keep_running(&self) -> Result<(), ContainerError> {
         loop {
             if !self.container.is_running().await? {
                 self.container.start().await?;
             }
-            sleep(LOOK).await;
+            sleep(RUNNING_CHECK_INTERVAL).await;
         }
     }
 }
 
 impl Drop for Fault {
     fn drop(&mut self) {
-        if let Some(remedy) = self.remedy.take() {
-            in_drop(async { drop(remedy.apply(&self.container).await) });
+        if let Some(undo) = self.undo.take() {
+            block_on_in_drop(async { drop(undo.apply(&self.container).await) });
         }
     }
 }
 
 impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let remedy = match &self.remedy {
-            Some(Remedy::Start) => "start",
-            Some(Remedy::Unpause) => "unpause",
-            Some(Remedy::Join { .. }) => "join",
-            Some(Remedy::Script(script)) => script,
+        let undo = match &self.undo {
+            Some(Undo::StartContainer) => "start container",
+            Some(Undo::Unpause) => "unpause",
+            Some(Undo::ConnectNetwork { .. }) => "connect network",
+            Some(Undo::RunScript(script)) => script,
             None => "none",
         };
-        f.debug_struct("Fault").field("remedy", &remedy).finish_non_exhaustive()
+        f.debug_struct("Fault").field("undo", &undo).finish_non_exhaustive()
     }
 }

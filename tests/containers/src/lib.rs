@@ -1,9 +1,8 @@
-//! Real servers in Docker containers, with handles to break and to mend them.
+//! etcd and ZooKeeper servers in Docker containers, and the faults that tests inject into them.
 //!
-//! Testcontainers runs them, and finds the engine: by `DOCKER_HOST`, or at its usual
-//! sockets. The images have names of their own (`tenure-test/etcd:3.5`); `cargo xtask images`
-//! makes them, and nothing is pulled behind a test's back. Servers publish their ports on loopback only, and
-//! keep their data in a volume that goes with them.
+//! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
+//! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
+//! publish their ports on loopback only, and keep their data in a volume that is removed with the container.
 //!
 //! ```no_run
 //! # #![allow(dead_code)]
@@ -21,43 +20,48 @@
 //! ```
 //!
 //! # Guarantees
-//! - A dropped [`Fault`] undoes what it did; a dropped server is removed with its
-//!   data, also when a test panics.
-//! - What a killed test process leaves behind, or a start that was cancelled, carries the label
-//!   `tenure-test` with that process's id; the next `cargo xtask test` removes it.
+//! - Dropping a [`Fault`] undoes it. Dropping a server removes it with its data, also when a test panics.
+//! - What a killed test process or a cancelled start leaves behind carries the label `tenure-test` with the id of that
+//!   process; the next `cargo xtask test` removes it.
 //!
-//! # Caveats
-//! - Dropping a fault or a server waits for the engine and blocks its thread for a moment.
-//! - An engine behind TLS or SSH is not reached, nor one known only to a context of the `docker` command.
+//! # Limitations
+//! - Dropping a fault or a server waits for the Docker engine and blocks its thread meanwhile.
+//! - An engine behind TLS or SSH, or one known only to a context of the `docker` command, is not supported.
 //! - With `TESTCONTAINERS_COMMAND=keep`, servers stay for inspection until the next `cargo xtask test`.
+//!
+//! # Layout
+//! [`Server`], [`SharedServer`] and [`Cluster`] hold what both stores share; [`StoreAdmin`] is what they need to know of a
+//! store. `etcd` and `zookeeper` add how their servers are configured, administered, and asked for their leader.
 
-mod admin;
 mod cluster;
 mod container;
-mod engine;
+mod docker;
 mod error;
 mod etcd;
-mod expiries;
 mod fault;
-mod harm;
+mod fault_kind;
 mod health;
 mod network;
 mod program;
+mod server;
+mod spec;
 mod tls;
 mod version;
 mod zookeeper;
 
-pub use admin::{EtcdAdmin, Expiries, KeyValue, Lease, Permission};
-pub use cluster::EtcdCluster;
+pub use cluster::Cluster;
 pub use error::ContainerError;
-pub use etcd::{EtcdServer, SharedEtcd};
-pub use expiries::ExpiryWatch;
+pub use etcd::{
+    EtcdAdmin, EtcdCluster, EtcdServer, KeyValue, Lease, LeaseExpiryMonitor, LeaseExpiryStats, Permission,
+    SharedEtcd,
+};
 pub use fault::Fault;
-pub use harm::{Harm, Way};
+pub use fault_kind::{Direction, FaultKind};
 pub use program::Program;
+pub use server::{Server, SharedServer, StoreAdmin};
 pub use tls::TlsFiles;
 pub use version::Version;
 pub use zookeeper::{
-    AdminSession, Lifetime, Permitted, SharedZookeeper, Znode, ZookeeperAdmin, ZookeeperEnsemble,
+    AclEntry, AdminSession, CreateMode, SharedZookeeper, Znode, ZookeeperAdmin, ZookeeperEnsemble,
     ZookeeperServer, ZookeeperSettings,
 };

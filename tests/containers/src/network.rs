@@ -1,19 +1,20 @@
-//! A private network between servers, without a way out.
+//! Private networks between servers, without a route to other networks.
 
 use testcontainers::bollard::models::{
     EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkCreateRequest,
 };
 
-use super::{
-    ContainerError,
-    engine::{engine, engine_failure, in_drop, labels, unique_name},
+use crate::{
+    docker::{block_on_in_drop, engine, engine_failure, labels, unique_name},
+    error::ContainerError,
 };
 
-const ATTEMPTS: usize = 20;
+/// How many address ranges are tried until one is free.
+const MAX_RANGE_ATTEMPTS: usize = 20;
 
-/// A Docker network. Dropping it removes it, once its containers are gone.
+/// A Docker network. Dropping it removes it; its containers have to be removed before.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(crate) struct Network {
     name: String,
     /// The first three numbers of its addresses.
     prefix: String,
@@ -21,7 +22,7 @@ pub(super) struct Network {
 
 impl Network {
     /// Creates a network on a range of private addresses that no other network has.
-    pub(super) async fn create() -> Result<Self, ContainerError> {
+    pub(crate) async fn create() -> Result<Self, ContainerError> {
         let engine = engine().await?;
         let mut attempt = 1;
         loop {
@@ -31,7 +32,7 @@ impl Network {
             match created.map_err(|error| engine_failure("network create", error)) {
                 Ok(_) => return Ok(network),
                 Err(ContainerError::Docker { message, .. })
-                    if attempt < ATTEMPTS && message.contains("overlaps") =>
+                    if attempt < MAX_RANGE_ATTEMPTS && message.contains("overlaps") =>
                 {
                     attempt += 1;
                 }
@@ -51,21 +52,21 @@ impl Network {
         }
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) fn subnet(&self) -> String {
+    pub(crate) fn subnet(&self) -> String {
         format!("{}.0/24", self.prefix)
     }
 
-    /// The address of the member with this number; the network's own is the first.
-    pub(super) fn ip(&self, member: usize) -> String {
+    /// The address of the member with this number. Docker takes the first address of the range for the network itself.
+    pub(crate) fn ip(&self, member: usize) -> String {
         format!("{}.{}", self.prefix, member + 2)
     }
 
-    /// How a member joins at a fixed address.
-    pub(super) fn endpoint(ip: &str) -> EndpointSettings {
+    /// The settings with which a container joins at a fixed address.
+    pub(crate) fn endpoint(ip: &str) -> EndpointSettings {
         let address = EndpointIpamConfig { ipv4_address: Some(ip.to_owned()), ..Default::default() };
         EndpointSettings { ipam_config: Some(address), ..Default::default() }
     }
@@ -73,7 +74,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        in_drop(async {
+        block_on_in_drop(async {
             if let Ok(engine) = engine().await {
                 let _ = engine.remove_network(&self.name).await;
             }

@@ -1,4 +1,4 @@
-//! A program run inside a server's container, beside the server.
+//! Programs that run in a server's container, beside the server.
 
 use std::sync::Arc;
 
@@ -7,79 +7,80 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
 };
 
-use super::{ContainerError, container::Container};
+use crate::{container::Container, error::ContainerError};
 
-/// A program that runs in a container, and what it prints. It ends with its container.
+/// A program that runs in a container, and its output. It ends with its container.
 #[derive(Debug)]
 pub struct Program {
     lines: UnboundedReceiver<String>,
     container: Arc<Container>,
-    /// As the container numbers its processes.
-    id: String,
+    /// The process id inside the container.
+    pid: String,
 }
 
 impl Program {
-    pub(super) async fn run(container: &Arc<Container>, command: &[&str]) -> Result<Self, ContainerError> {
-        // Its errors are for the reader as well; the engine tells no number that means anything inside.
+    pub(crate) async fn run(container: &Arc<Container>, command: &[&str]) -> Result<Self, ContainerError> {
+        // The engine reports a process id that is not the one inside the container, so the shell prints its own.
         let shell = ["sh", "-c", "echo $$; exec \"$@\" 2>&1", "sh"];
         let mut running = container.exec(shell.iter().chain(command).copied()).await?;
         let (sender, mut lines) = unbounded_channel();
         tokio::spawn(async move {
-            let mut printed = running.stdout().lines();
-            while let Ok(Some(line)) = printed.next_line().await {
+            let mut output = running.stdout().lines();
+            while let Ok(Some(line)) = output.next_line().await {
                 if sender.send(line).is_err() {
                     break;
                 }
             }
         });
-        let id = lines.recv().await.ok_or_else(|| {
-            ContainerError::Malformed(format!("{} has not been started", command.join(" ")))
-        })?;
-        Ok(Self { lines, container: Arc::clone(container), id })
+        let pid = lines
+            .recv()
+            .await
+            .ok_or_else(|| ContainerError::Unexpected(format!("{} did not start", command.join(" "))))?;
+        Ok(Self { lines, container: Arc::clone(container), pid })
     }
 
-    /// Kills it (SIGKILL), and waits until it has ended: its connections break, and it says goodbye to nobody.
+    /// Kills the program (SIGKILL), and waits until it has ended.
     ///
     /// # Errors
-    /// When it has ended already.
+    /// When the program has ended already.
     pub async fn kill(mut self) -> Result<(), ContainerError> {
-        // The shell's own: there may be no such program.
-        let kill = ["sh", "-c", "kill -KILL \"$0\"", &self.id];
-        let said = Self::run(&self.container, &kill).await?.output().await;
-        if !said.is_empty() {
-            return Err(ContainerError::Malformed(said.join("\n")));
+        // The shell's builtin: the image may have no `kill` program.
+        let kill = ["sh", "-c", "kill -KILL \"$0\"", &self.pid];
+        let output = Self::run(&self.container, &kill).await?.output().await;
+        if !output.is_empty() {
+            return Err(ContainerError::Unexpected(output.join("\n")));
         }
-        while self.line().await.is_some() {}
+        while self.next_line().await.is_some() {}
         Ok(())
     }
 
-    /// The next line that it prints, to its output or its errors; `None` when it has ended.
-    pub async fn line(&mut self) -> Option<String> {
+    /// The next line of the program's standard output or standard error; `None` once it has ended.
+    pub async fn next_line(&mut self) -> Option<String> {
         self.lines.recv().await
     }
 
-    /// Reads on until it prints `expected`, and returns the rest of that line.
+    /// Waits for a line that begins with `prefix`, and returns the rest of the line.
     ///
     /// # Errors
-    /// When it ends before, with what it printed instead.
-    pub async fn until(&mut self, expected: &str) -> Result<String, ContainerError> {
-        let mut printed = Vec::new();
-        while let Some(line) = self.line().await {
-            if let Some(rest) = line.strip_prefix(expected) {
+    /// When the program ends first; the error quotes its output.
+    pub async fn wait_for(&mut self, prefix: &str) -> Result<String, ContainerError> {
+        let mut output = Vec::new();
+        while let Some(line) = self.next_line().await {
+            if let Some(rest) = line.strip_prefix(prefix) {
                 return Ok(rest.trim().to_owned());
             }
-            printed.push(line);
+            output.push(line);
         }
-        let printed = printed.join("\n");
-        Err(ContainerError::Malformed(format!("a program ended without {expected:?}: {printed}")))
+        let output = output.join("\n");
+        Err(ContainerError::Unexpected(format!("the program ended without printing {prefix:?}: {output}")))
     }
 
-    /// Everything that it prints until it ends.
+    /// All lines until the program ends.
     pub async fn output(mut self) -> Vec<String> {
-        let mut printed = Vec::new();
-        while let Some(line) = self.line().await {
-            printed.push(line);
+        let mut output = Vec::new();
+        while let Some(line) = self.next_line().await {
+            output.push(line);
         }
-        printed
+        output
     }
 }

@@ -1,39 +1,39 @@
-//! What a server needs to speak TLS.
+//! The files that a server needs for TLS.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
-/// A server's certificate and key, and the authority that vouches for its clients', all in PEM.
+/// A server's certificate and key, and the authority that signs client certificates, in PEM.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// The authority.
+    /// The authority's certificate.
     pub ca: String,
     /// The server's certificate, for `127.0.0.1`.
     pub certificate: String,
-    /// Its key.
+    /// The server's private key.
     pub key: String,
 }
 
 impl TlsFiles {
-    pub(super) const CA: &str = "/data/ca.pem";
-    pub(super) const CERT: &str = "/data/cert.pem";
-    pub(super) const KEY: &str = "/data/key.pem";
-    /// Certificate and key in one, as Java wants them.
-    pub(super) const BOTH: &str = "/data/both.pem";
+    pub(crate) const CA: &str = "/data/ca.pem";
+    pub(crate) const CERT: &str = "/data/cert.pem";
+    pub(crate) const KEY: &str = "/data/key.pem";
+    /// Certificate and key in one file, the form that Java reads.
+    pub(crate) const KEY_AND_CERT: &str = "/data/both.pem";
 
-    /// What a shell does to put them in their places.
-    pub(super) fn script(&self) -> String {
-        let both = format!("{}{}", self.key, self.certificate);
+    /// A shell script that writes the files.
+    pub(crate) fn write_script(&self) -> String {
+        let key_and_cert = format!("{}{}", self.key, self.certificate);
         let files = [
             (Self::CA, &self.ca),
             (Self::CERT, &self.certificate),
             (Self::KEY, &self.key),
-            (Self::BOTH, &both),
+            (Self::KEY_AND_CERT, &key_and_cert),
         ];
-        files.map(|(path, text)| written(path, text.as_bytes())).concat()
+        files.map(|(path, text)| write_file_script(path, text.as_bytes())).concat()
     }
 }
 
-/// The line of a shell's script that writes a file.
-pub(super) fn written(path: &str, content: &[u8]) -> String {
+/// A line of a shell script that writes a file.
+pub(crate) fn write_file_script(path: &str, content: &[u8]) -> String {
     format!("echo {} | base64 -d >{path}\n", BASE64_STANDARD.encode(content))
 }

@@ -1,9 +1,9 @@
-//! Which servers can be run, and the names of their images.
+//! The versions of servers that tests run, and their images.
 
 use std::{env, fmt};
 
-/// A server's kind and version: those in Debian 12 and 13, so that the images can be
-/// made on any Debian machine.
+/// A store and its version. These are the versions in Debian 12 and 13, so that the images can be built on any Debian
+/// machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Version {
@@ -24,13 +24,12 @@ impl Version {
     /// Every version of ZooKeeper.
     pub const ZOOKEEPER: [Self; 2] = [Self::Zookeeper38, Self::Zookeeper39];
 
-    /// The image's name: `tenure-test/etcd:3.5`, or what
-    /// [`image_variable`](Self::image_variable) says.
+    /// The image's name: `tenure-test/etcd:3.5`, or the value of the [image variable](Self::image_variable).
     pub fn image(self) -> String {
         env::var(self.image_variable()).unwrap_or_else(|_| format!("tenure-test/{self}"))
     }
 
-    /// The environment variable that names another image.
+    /// The environment variable that overrides the image's name.
     pub fn image_variable(self) -> &'static str {
         match self {
             Self::Etcd34 => "TENURE_TEST_IMAGE_ETCD_3_4",
@@ -40,8 +39,7 @@ impl Version {
         }
     }
 
-    /// The environment variable with the `host:port` of a running server that all
-    /// tests may share; `cargo xtask test` sets it.
+    /// The environment variable with the `host:port` of a running server that tests share; `cargo xtask test` sets it.
     pub fn shared_variable(self) -> &'static str {
         match self {
             Self::Etcd34 => "TENURE_TEST_ETCD_3_4",

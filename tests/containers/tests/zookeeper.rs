@@ -1,6 +1,6 @@
-//! ZooKeeper in containers: started, looked at, broken and mended.
+//! ZooKeeper servers of every version are started and administered; faults are injected and healed.
 
-use tenure_containers::{Lifetime, SharedZookeeper, Version, ZookeeperEnsemble, ZookeeperServer};
+use tenure_containers::{CreateMode, SharedZookeeper, Version, ZookeeperEnsemble, ZookeeperServer};
 
 #[tokio::test]
 async fn a_shared_server_shows_its_znodes_and_ends_sessions() {
@@ -14,7 +14,7 @@ async fn a_shared_server_shows_its_znodes_and_ends_sessions() {
         assert_eq!(admin.get(&format!("{root}/c")).await.unwrap(), None);
 
         let mut session = admin.session().await.unwrap();
-        let path = session.create(&format!("{root}/n-"), "", Lifetime::EphemeralSequential).await.unwrap();
+        let path = session.create(&format!("{root}/n-"), "", CreateMode::EphemeralSequential).await.unwrap();
         let owner = admin.get(&path).await.unwrap().unwrap().owner;
         assert_eq!(owner, session.id());
         assert!(admin.sessions().await.unwrap().contains(&owner));
@@ -22,11 +22,11 @@ async fn a_shared_server_shows_its_znodes_and_ends_sessions() {
         tree.sort();
         assert_eq!(tree, [format!("{root}/a"), format!("{root}/a/b"), path.clone()]);
 
-        // Somebody else ends it.
+        // The operator ends the session.
         admin.expire_session(owner).await.unwrap();
         assert_eq!(admin.get(&path).await.unwrap(), None);
         assert!(!admin.sessions().await.unwrap().contains(&owner));
-        assert!(session.look().await.is_err());
+        assert!(session.check_alive().await.is_err());
         assert!(admin.expire_session(owner).await.is_err(), "there is no such session");
         admin.set(&format!("{root}/a"), "replaced").await.unwrap();
         let replaced = admin.get(&format!("{root}/a")).await.unwrap().unwrap();
@@ -40,16 +40,16 @@ async fn a_shared_server_shows_its_znodes_and_ends_sessions() {
 }
 
 #[tokio::test]
-async fn a_server_of_ones_own_is_broken_and_mended_on_3_8() {
-    is_broken_and_mended(Version::Zookeeper38).await;
+async fn a_server_recovers_from_faults_on_3_8() {
+    recovers_from_faults(Version::Zookeeper38).await;
 }
 
 #[tokio::test]
-async fn a_server_of_ones_own_is_broken_and_mended_on_3_9() {
-    is_broken_and_mended(Version::Zookeeper39).await;
+async fn a_server_recovers_from_faults_on_3_9() {
+    recovers_from_faults(Version::Zookeeper39).await;
 }
 
-async fn is_broken_and_mended(version: Version) {
+async fn recovers_from_faults(version: Version) {
     let server = ZookeeperServer::start(version).await.unwrap();
     let endpoint = server.endpoint();
     server.admin().create("/kept", "").await.unwrap();
@@ -70,14 +70,14 @@ async fn is_broken_and_mended(version: Version) {
 #[tokio::test]
 async fn programs_run_beside_a_server() {
     let server = ZookeeperServer::start(Version::Zookeeper38).await.unwrap();
-    let mut said = server.run(&["sh", "-c", "echo a word; exit 1"]).await.unwrap();
-    assert_eq!(said.until("a ").await.unwrap(), "word");
-    let nothing = said.until("nothing").await.unwrap_err().to_string();
-    assert!(nothing.contains("ended without \"nothing\""), "{nothing}");
-    assert!(said.kill().await.is_err(), "it has ended");
+    let mut program = server.run(&["sh", "-c", "echo a word; exit 1"]).await.unwrap();
+    assert_eq!(program.wait_for("a ").await.unwrap(), "word");
+    let nothing = program.wait_for("nothing").await.unwrap_err().to_string();
+    assert!(nothing.contains("ended without printing \"nothing\""), "{nothing}");
+    assert!(program.kill().await.is_err(), "it has ended");
 }
 
-/// On both: kazoo connects, and leaves its session behind when it is killed.
+/// On both versions kazoo connects, and its session outlives it when it is killed.
 #[tokio::test]
 async fn kazoo_runs_beside_a_server_until_it_is_killed() {
     const HOLD: &str = "import time, kazoo.client as k\n\
@@ -87,16 +87,16 @@ async fn kazoo_runs_beside_a_server_until_it_is_killed() {
     for version in Version::ZOOKEEPER {
         let server = ZookeeperServer::start(version).await.unwrap();
         let mut kazoo = server.run(&["python3", "-c", HOLD]).await.unwrap();
-        kazoo.until("holds").await.unwrap();
+        kazoo.wait_for("holds").await.unwrap();
         let owner = server.admin().get("/held").await.unwrap().unwrap().owner;
         kazoo.kill().await.unwrap();
-        assert!(server.admin().sessions().await.unwrap().contains(&owner), "it said no goodbye");
+        assert!(server.admin().sessions().await.unwrap().contains(&owner), "it did not close its session");
         server.admin().expire_session(owner).await.unwrap();
         assert_eq!(server.admin().get("/held").await.unwrap(), None);
     }
 }
 
-/// In the image of 3.8, from its source.
+/// The image of ZooKeeper 3.8 has Curator and compiles the program from its source.
 #[tokio::test]
 async fn a_java_program_with_curator_runs_beside_a_server() {
     const PROGRAM: &str = "import org.apache.curator.framework.recipes.leader.LeaderLatch;\n\
@@ -104,7 +104,7 @@ async fn a_java_program_with_curator_runs_beside_a_server() {
     let server = ZookeeperServer::start(Version::Zookeeper38).await.unwrap();
     let script = "echo \"$0\" >/data/Loaded.java; exec java -cp '/usr/share/java/*' /data/Loaded.java";
     let mut loaded = server.run(&["sh", "-ec", script, PROGRAM]).await.unwrap();
-    loaded.until("class org.apache.curator.framework.recipes.leader.LeaderLatch").await.unwrap();
+    loaded.wait_for("class org.apache.curator.framework.recipes.leader.LeaderLatch").await.unwrap();
 }
 
 #[tokio::test]
@@ -118,15 +118,15 @@ async fn an_ensemble_elects_another_leader() {
     killed.heal().await.unwrap();
     assert!(ensemble.member(leader).admin().get("/written").await.unwrap().is_some());
 
-    // Cut off, the leader gives up, and its peers elect.
+    // An isolated leader steps down, and its peers elect another.
     let leader = ensemble.leader().await.unwrap();
-    let cut_off = ensemble.cut_off(leader).await.unwrap();
+    let isolated = ensemble.isolate_from_peers(leader).await.unwrap();
     let next = ensemble.successor_of(leader).await.unwrap();
     ensemble.member(next).admin().create("/written-too", "").await.unwrap();
     let alone = ensemble.member(leader).admin();
-    assert!(!alone.four_letters("srvr").await.unwrap().is_empty(), "its clients still reach it");
-    // Though for a while it may still call itself the leader.
+    assert!(!alone.four_letter_command("srvr").await.unwrap().is_empty(), "its clients still reach it");
+    // For a while it may still report that it leads.
     assert!(alone.health().await.is_err(), "it has no quorum");
-    cut_off.heal().await.unwrap();
+    isolated.heal().await.unwrap();
     assert!(ensemble.member(leader).admin().get("/written-too").await.unwrap().is_some());
 }

@@ -1,13 +1,18 @@
-//! Certificates of a test's own.
+//! Certificate authorities and certificates for one test.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    date_time_ymd,
 };
 use tenure_containers::TlsFiles;
 
-/// An authority, and who it vouches for.
+/// A certificate authority.
 #[allow(missing_debug_implementations, reason = "it holds a key")]
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -18,83 +23,118 @@ impl Default for Authority {
 }
 
 impl Authority {
-    /// One of its own name and key.
+    /// An authority with a random name and key.
     ///
     /// # Panics
-    /// Never: what it is made of is legal.
+    /// Never: its parameters are valid.
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // ZooKeeper keeps one authority of each name.
+        // ZooKeeper keeps only one authority of each name.
         params.distinguished_name.push(DnType::CommonName, format!("authority {:016x}", fastrand::u64(..)));
-        let key = KeyPair::generate().expect("there are random numbers");
-        Self(CertifiedIssuer::self_signed(params, key).expect("an authority can vouch for itself"))
+        let key = KeyPair::generate().expect("a key can be generated");
+        Self(CertifiedIssuer::self_signed(params, key).expect("an authority can sign its own certificate"))
     }
 
-    /// Its certificate in PEM.
+    /// The authority's certificate in PEM.
     pub fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for `name` and its key, in PEM.
+    /// Issues a certificate for `name`; returns it and its key, in PEM.
     ///
     /// # Panics
-    /// When it is no legal name.
-    pub fn vouches_for(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().expect("there are random numbers");
-        let mut params = CertificateParams::new([name.to_owned()]).expect("a legal name");
+    /// When the name is invalid.
+    pub fn issue(&self, name: &str) -> (String, String) {
+        self.issue_until(name, None)
+    }
+
+    /// Issues a certificate for `name` that expires at the given time.
+    ///
+    /// # Panics
+    /// When the name or the time is invalid.
+    pub fn issue_until(&self, name: &str, expires: Option<SystemTime>) -> (String, String) {
+        let key = KeyPair::generate().expect("a key can be generated");
+        let mut params = CertificateParams::new([name.to_owned()]).expect("the name is valid");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &self.0).expect("an authority can vouch for others");
+        if let Some(expires) = expires {
+            let since_epoch = expires.duration_since(UNIX_EPOCH).expect("the time is after 1970");
+            params.not_after = date_time_ymd(1970, 1, 1) + since_epoch;
+        }
+        let certificate = params.signed_by(&key, &self.0).expect("an authority can sign certificates");
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// What a server on this machine needs that trusts the clients of `clients`.
-    pub fn server(&self, clients: &str) -> TlsFiles {
-        let (certificate, key) = self.vouches_for("127.0.0.1");
-        TlsFiles { ca: clients.to_owned(), certificate, key }
+    /// The files of a server at 127.0.0.1 that accepts clients of the authority `client_ca`, in PEM.
+    pub fn server_files(&self, client_ca: &str) -> TlsFiles {
+        self.server_files_for("127.0.0.1", client_ca)
+    }
+
+    /// The files of a server whose certificate names another host.
+    pub fn server_files_for(&self, name: &str, client_ca: &str) -> TlsFiles {
+        let (certificate, key) = self.issue(name);
+        TlsFiles { ca: client_ca.to_owned(), certificate, key }
     }
 }
 
-/// A client's files.
+/// A client's TLS files, in a temporary directory.
 #[derive(Debug)]
 pub struct ClientFiles(tempfile::TempDir);
 
 impl ClientFiles {
-    /// Files for a client that trusts `ca`, in PEM, and shows a certificate with its key.
+    /// The files of a client that trusts the authority `ca` and presents `identity`, a certificate and its key, in PEM.
     ///
     /// # Panics
-    /// When there is no room for them.
-    pub fn new(ca: &str, (certificate, key): &(String, String)) -> Self {
-        let client = Self(tempfile::tempdir().expect("there is room"));
-        client.put("cert", certificate);
-        client.put("key", key);
-        client.trust(ca);
+    /// When the files cannot be written.
+    pub fn new(ca: &str, identity: &(String, String)) -> Self {
+        let client = Self(tempfile::tempdir().expect("a temporary directory can be created"));
+        client.replace_identity(identity);
+        client.replace_ca(ca);
         client
     }
 
-    /// Trusts these authorities from now on, in PEM.
+    /// Replaces the trusted authorities, in PEM.
     ///
     /// # Panics
-    /// When there is no room for them.
-    pub fn trust(&self, ca: &str) {
-        self.put("ca", ca);
+    /// When the file cannot be written.
+    pub fn replace_ca(&self, ca: &str) {
+        self.replace("ca", ca);
     }
 
-    /// The settings of a URL that name them.
+    /// Replaces the certificate and its key.
+    ///
+    /// # Panics
+    /// When the files cannot be written.
+    pub fn replace_identity(&self, (certificate, key): &(String, String)) {
+        self.replace_certificate(certificate);
+        self.replace("key", key);
+    }
+
+    /// Replaces the certificate and leaves the key.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn replace_certificate(&self, certificate: &str) {
+        self.replace("cert", certificate);
+    }
+
+    /// The URL settings that name the files.
     pub fn settings(&self) -> String {
         let [ca, cert, key] = ["ca", "cert", "key"].map(|name| self.path(name).display().to_string());
         format!("ca={ca}&cert={cert}&key={key}")
     }
 
-    /// In one step: it may be read at any time.
-    fn put(&self, name: &str, text: &str) {
-        let next = self.path("next");
-        fs::write(&next, text).expect("there is room");
-        fs::rename(next, self.path(name)).expect("the folder is ours");
+    /// The path of the file `ca`, `cert` or `key`.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+    /// Replaces a file atomically: it may be read at any time.
+    fn replace(&self, name: &str, text: &str) {
+        let next = self.path("next");
+        fs::write(&next, text).expect("the file can be written");
+        fs::rename(next, self.path(name)).expect("the file can be renamed");
     }
 }

@@ -1,4 +1,4 @@
-//! etcd under the shared suite: real servers, each client behind a proxy of its own.
+//! etcd in the conformance suite: a real server, and a proxy for each client.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,55 +11,55 @@ use tenure_testkit::{
     recorder::Recorder,
 };
 
-/// A prefix of its own on an etcd that tests share.
+/// A test's prefix on an etcd server that tests share.
 #[derive(Debug)]
 pub struct Etcd {
     server: SharedEtcd,
     prefix: String,
     recorder: Recorder,
-    common_watch: bool,
+    prefix_watch: bool,
 }
 
 impl Etcd {
     /// A new prefix on the shared server of this version.
     ///
     /// # Panics
-    /// When there is no such server, naming the remedy.
+    /// When the server cannot be used; the message names the remedy.
     pub async fn new(version: Version) -> Self {
         let server = SharedEtcd::get(version).await.unwrap_or_else(|error| panic!("{error}"));
         Self {
             server,
             prefix: format!("/suite-{:016x}", fastrand::u64(..)),
             recorder: Recorder::default(),
-            common_watch: false,
+            prefix_watch: false,
         }
     }
 
-    /// The same with clients that have a common watch from the first end on that they wait for.
+    /// The same with clients that use one prefix watch for all waits, beginning with the first.
     ///
     /// # Panics
-    /// When there is no such server, naming the remedy.
-    pub async fn with_common_watch(version: Version) -> Self {
-        Self { common_watch: true, ..Self::new(version).await }
+    /// When the server cannot be used; the message names the remedy.
+    pub async fn with_prefix_watch(version: Version) -> Self {
+        Self { prefix_watch: true, ..Self::new(version).await }
     }
 
-    /// The server, as an operator sees it.
+    /// The server.
     pub fn server(&self) -> &SharedEtcd {
         &self.server
     }
 
-    /// What all keys of this test begin with.
+    /// The prefix of all keys of this test.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// A store URL straight to the server.
+    /// A store URL without a proxy.
     pub fn url(&self) -> String {
         format!("etcd://{}{}", self.server.endpoint(), self.prefix)
     }
 
-    fn litter_keys(&self, election: &str) -> [String; 4] {
-        // As another's entry without a lease, not a number, deeper, and beside the election.
+    fn foreign_keys(&self, election: &str) -> [String; 4] {
+        // An entry without a lease, a name that is no lease id, a nested key, and an empty name.
         ["dead", "notes", "7f/deeper", ""].map(|name| format!("{}/{election}/{name}", self.prefix))
     }
 
@@ -78,7 +78,7 @@ impl Harness for Etcd {
     async fn client(&self) -> Client {
         let proxy = Proxy::start(self.server.endpoint()).await.expect("a loopback port can be bound");
         let mut config = EtcdConfig::new([proxy.endpoint()]).prefix(&self.prefix);
-        if self.common_watch {
+        if self.prefix_watch {
             config = config.prefix_watch_threshold(1);
         }
         let backend = EtcdBackend::new(config).unwrap_or_else(|error| panic!("{error}"));
@@ -93,25 +93,25 @@ impl Harness for Etcd {
         let key = format!("{}/{election}/{session}", self.prefix);
         assert!(
             self.server.admin().delete(&key).await.unwrap_or_else(|error| panic!("{error}")),
-            "no key {key}"
+            "key {key} does not exist"
         );
     }
 
     async fn expire_session(&self, session: &str) {
-        let lease = i64::from_str_radix(session, 16).expect("sessions are leases in hexadecimal");
+        let lease = i64::from_str_radix(session, 16).expect("a session is a lease id in hexadecimal");
         self.server.admin().revoke_lease(lease).await.unwrap_or_else(|error| panic!("{error}"));
     }
 
     async fn add_foreign_entries(&self, election: &str) {
-        for key in self.litter_keys(election) {
-            self.server.admin().put(&key, "not ours").await.unwrap_or_else(|error| panic!("{error}"));
+        for key in self.foreign_keys(election) {
+            self.server.admin().put(&key, "foreign").await.unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
     async fn foreign_entries_untouched(&self, election: &str) -> bool {
-        for key in self.litter_keys(election) {
+        for key in self.foreign_keys(election) {
             let found = self.server.admin().get(&key).await.unwrap_or_else(|error| panic!("{error}"));
-            if found.is_none_or(|kv| kv.value != b"not ours") {
+            if found.is_none_or(|kv| kv.value != b"foreign") {
                 return false;
             }
         }
@@ -119,8 +119,8 @@ impl Harness for Etcd {
     }
 
     async fn leftovers(&self) -> Vec<String> {
-        let litter = self.litter_keys("e");
-        let keys = self.keys().await.into_iter().filter(|key| !litter.contains(key));
+        let foreign = self.foreign_keys("e");
+        let keys = self.keys().await.into_iter().filter(|key| !foreign.contains(key));
         let mut left: Vec<String> = keys.collect();
         let leases = self.server.admin().leases().await.unwrap_or_else(|error| panic!("{error}"));
         for session in self.recorder.sessions() {

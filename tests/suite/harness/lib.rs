@@ -1,6 +1,6 @@
-//! The stores under test, as the shared suite wants them.
+//! The stores under test, as harnesses of the conformance suite, and helpers that several tests use.
 
-/// The guides' Rust, compiled and, where it needs no server, run.
+/// The Rust code of the guides as documentation tests.
 #[cfg(doctest)]
 mod guides {
     #[doc = include_str!("../../../docs/contributing/backend.md")]
@@ -21,14 +21,14 @@ mod authority;
 mod etcd;
 mod local;
 mod memory;
-mod patience;
-mod relay;
+mod wait;
 mod zookeeper;
+mod zookeeper_proxy;
 
 pub use authority::{Authority, ClientFiles};
 pub use etcd::Etcd;
 pub use local::Local;
 pub use memory::Memory;
-pub use patience::{goes_on, promptly};
-pub use relay::Relay;
+pub use wait::{promptly, wait_for_heartbeats};
 pub use zookeeper::{Zookeeper, session_id};
+pub use zookeeper_proxy::ZookeeperProxy;

@@ -1,4 +1,4 @@
-//! The local store under the shared suite.
+//! The local store in the conformance suite.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tenure::local::LocalBackend;
 use tenure_testkit::harness::{Abilities, Client, Harness};
 
-/// The local store, in a directory of its own.
+/// A local store in a temporary directory.
 #[derive(Debug)]
 pub struct Local(TempDir);
 
@@ -15,10 +15,10 @@ impl Local {
     /// A new store in a new directory.
     ///
     /// # Panics
-    /// When there is no temporary directory.
-    #[expect(clippy::new_without_default, reason = "it makes a directory")]
+    /// When the directory cannot be created.
+    #[expect(clippy::new_without_default, reason = "it creates a directory")]
     pub fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary directory can be made"))
+        Self(tempfile::tempdir().expect("a temporary directory can be created"))
     }
 
     fn election(&self, election: &str) -> PathBuf {
@@ -47,21 +47,22 @@ impl Harness for Local {
     }
 
     async fn expire_session(&self, _session: &str) {
-        unreachable!("not declared");
+        unreachable!("this ability is not declared");
     }
 
     async fn add_foreign_entries(&self, election: &str) {
         let directory = self.election(election);
-        fs::create_dir_all(directory.join("entry-00000000000000000001x")).expect("a directory can be made");
-        fs::write(directory.join("notes.txt"), "not ours").expect("a file can be written");
-        fs::write(directory.join("entry-1"), "not ours either").expect("a file can be written");
+        fs::create_dir_all(directory.join("entry-00000000000000000001x"))
+            .expect("a directory can be created");
+        fs::write(directory.join("notes.txt"), "foreign").expect("a file can be written");
+        fs::write(directory.join("entry-1"), "foreign too").expect("a file can be written");
     }
 
     async fn foreign_entries_untouched(&self, election: &str) -> bool {
         let directory = self.election(election);
         directory.join("entry-00000000000000000001x").is_dir()
-            && fs::read(directory.join("notes.txt")).is_ok_and(|text| text == b"not ours")
-            && fs::read(directory.join("entry-1")).is_ok_and(|text| text == b"not ours either")
+            && fs::read(directory.join("notes.txt")).is_ok_and(|text| text == b"foreign")
+            && fs::read(directory.join("entry-1")).is_ok_and(|text| text == b"foreign too")
     }
 
     async fn leftovers(&self) -> Vec<String> {

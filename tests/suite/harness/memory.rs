@@ -1,4 +1,4 @@
-//! The in-memory store under the shared suite.
+//! The in-memory store in the conformance suite.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use tenure::{memory::MemoryStore, spi::HeartbeatProof};
 use tenure_testkit::harness::{Abilities, Client, Harness};
 
-/// The in-memory store, in one of its ways of confirming heartbeats.
+/// An in-memory store with one kind of heartbeat proof.
 #[derive(Debug)]
 pub struct Memory(MemoryStore);
 
 impl Memory {
-    /// A new store whose heartbeats have to be confirmed as `proof` says.
+    /// A new store whose heartbeats are confirmed by `proof`.
     pub fn new(proof: HeartbeatProof) -> Self {
         Self(MemoryStore::with_proof(proof))
     }
@@ -38,16 +38,16 @@ impl Harness for Memory {
     }
 
     async fn expire_session(&self, session: &str) {
-        let number = session.parse().expect("sessions are numbers here");
+        let number = session.parse().expect("a session is a number");
         assert!(self.0.expire_session(number), "no session {session}");
     }
 
     async fn add_foreign_entries(&self, _election: &str) {
-        unreachable!("not declared");
+        unreachable!("this ability is not declared");
     }
 
     async fn foreign_entries_untouched(&self, _election: &str) -> bool {
-        unreachable!("not declared")
+        unreachable!("this ability is not declared")
     }
 
     async fn leftovers(&self) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! ZooKeeper under the shared suite: real servers, each client behind a proxy of its own.
+//! ZooKeeper in the conformance suite: a real server, and a proxy for each client.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use tenure_testkit::{
     recorder::Recorder,
 };
 
-/// A root of its own on a ZooKeeper that tests share.
+/// A test's root znode on a ZooKeeper server that tests share.
 #[derive(Debug)]
 pub struct Zookeeper {
     server: SharedZookeeper,
@@ -19,51 +19,51 @@ pub struct Zookeeper {
     recorder: Recorder,
 }
 
-/// A session's id as the store shows it.
+/// Parses a session id as [`Candidate::session`](tenure::Candidate::session) shows it.
 ///
 /// # Panics
-/// When it is none.
-pub fn session_id(shown: &str) -> i64 {
-    let digits = shown.strip_prefix("0x").expect("sessions are shown in hexadecimal");
-    u64::from_str_radix(digits, 16).expect("sessions are numbers").cast_signed()
+/// When it is no session id.
+pub fn session_id(session: &str) -> i64 {
+    let digits = session.strip_prefix("0x").expect("a session id begins with 0x");
+    u64::from_str_radix(digits, 16).expect("a session id is hexadecimal").cast_signed()
 }
 
 impl Zookeeper {
     /// A new root on the shared server of this version.
     ///
     /// # Panics
-    /// When there is no such server, naming the remedy.
+    /// When the server cannot be used; the message names the remedy.
     pub async fn new(version: Version) -> Self {
         let server = SharedZookeeper::get(version).await.unwrap_or_else(|error| panic!("{error}"));
         Self { server, root: format!("/suite-{:016x}", fastrand::u64(..)), recorder: Recorder::default() }
     }
 
-    /// The server, as an operator sees it.
+    /// The server.
     pub fn server(&self) -> &SharedZookeeper {
         &self.server
     }
 
-    /// The znode below which everything of this test lies.
+    /// The root znode of this test.
     pub fn root(&self) -> &str {
         &self.root
     }
 
-    /// A store URL straight to the server.
+    /// A store URL without a proxy.
     pub fn url(&self) -> String {
         format!("zookeeper://{}{}", self.server.endpoint(), self.root)
     }
 
-    /// A backend straight to the server.
+    /// A backend without a proxy.
     ///
     /// # Panics
-    /// Never: its settings are legal.
+    /// Never: its settings are valid.
     pub fn backend(&self) -> ZookeeperBackend {
         let config = ZookeeperConfig::new([self.server.endpoint()]).root(&self.root);
         ZookeeperBackend::new(config).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn litter_paths(&self, election: &str) -> [String; 4] {
-        // As another layout's entry, not a candidate's name, below a stranger, and a persistent one.
+    fn foreign_paths(&self, election: &str) -> [String; 4] {
+        // An entry of another layout, a name without a GUID, a persistent znode, and a nested one.
         let names = [
             "_c_12345678-9abc-def0-1122-334455667788-latch-0000000000",
             "c-0000000000",
@@ -106,7 +106,7 @@ impl Harness for Zookeeper {
                 return;
             }
         }
-        panic!("no entry {token} below {parent}");
+        panic!("no entry with token {token} below {parent}");
     }
 
     async fn expire_session(&self, session: &str) {
@@ -115,16 +115,16 @@ impl Harness for Zookeeper {
     }
 
     async fn add_foreign_entries(&self, election: &str) {
-        for path in self.litter_paths(election) {
-            let created = self.server.admin().create(&path, "not ours").await;
+        for path in self.foreign_paths(election) {
+            let created = self.server.admin().create(&path, "foreign").await;
             created.unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
     async fn foreign_entries_untouched(&self, election: &str) -> bool {
-        for path in self.litter_paths(election) {
+        for path in self.foreign_paths(election) {
             let found = self.server.admin().get(&path).await.unwrap_or_else(|error| panic!("{error}"));
-            if found.is_none_or(|znode| znode.data != b"not ours") {
+            if found.is_none_or(|znode| znode.data != b"foreign") {
                 return false;
             }
         }
@@ -132,14 +132,14 @@ impl Harness for Zookeeper {
     }
 
     async fn leftovers(&self) -> Vec<String> {
-        let litter = self.litter_paths("e");
-        // Below an election or below the sessions: the znodes above go by themselves.
-        let is_deep = |path: &String| path[self.root.len()..].matches('/').count() > 1;
+        let foreign = self.foreign_paths("e");
+        // Only children of an election or of `~sessions` count: the server deletes their parents itself.
+        let is_child = |path: &String| path[self.root.len()..].matches('/').count() > 1;
         let mut left: Vec<String> =
-            self.paths().await.into_iter().filter(|path| is_deep(path) && !litter.contains(path)).collect();
+            self.paths().await.into_iter().filter(|path| is_child(path) && !foreign.contains(path)).collect();
         let alive = self.server.admin().sessions().await.unwrap_or_else(|error| panic!("{error}"));
-        let ours = self.recorder.sessions();
-        left.extend(ours.into_iter().filter(|session| alive.contains(&session_id(session))));
+        let opened = self.recorder.sessions();
+        left.extend(opened.into_iter().filter(|session| alive.contains(&session_id(session))));
         left
     }
 }

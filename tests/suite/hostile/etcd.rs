@@ -1,4 +1,4 @@
-//! Strangers' keys in an election on etcd.
+//! Foreign keys in an election on etcd.
 
 use std::sync::Arc;
 
@@ -11,15 +11,15 @@ use tenure_containers::Version;
 use tenure_testkit::suite::until;
 use tenure_tests::Etcd;
 
-use crate::{elector, ids, is_fit_to_be_printed, leader, names, never_held_more_than, payloads, soon};
+use crate::{assert_peak_memory_mib, elector, foreign_payloads, ids, is_printable, leader, names, promptly};
 
-/// An election among strangers.
-pub(crate) struct Ground {
+/// An election `e`, and a client that writes foreign keys to it.
+pub(crate) struct TestElection {
     pub(crate) etcd: Etcd,
     client: Client,
 }
 
-impl Ground {
+impl TestElection {
     pub(crate) async fn new() -> Self {
         let etcd = Etcd::new(Version::Etcd35).await;
         let client = Client::connect([etcd.server().endpoint()], None).await.unwrap();
@@ -31,12 +31,12 @@ impl Ground {
         Arc::new(EtcdBackend::new(config).unwrap())
     }
 
-    /// The key of that name in the election `e`.
+    /// The key with this name in the election.
     fn key(&self, name: impl AsRef<[u8]>) -> Vec<u8> {
         [self.etcd.prefix().as_bytes(), b"/e/", name.as_ref()].concat()
     }
 
-    /// Puts keys, a hundred at a time.
+    /// Writes keys, a hundred in a transaction.
     async fn put(&self, keys: impl IntoIterator<Item = Vec<u8>>, value: &[u8], lease: i64) {
         let puts =
             keys.into_iter().map(|key| TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease))));
@@ -46,8 +46,8 @@ impl Ground {
         }
     }
 
-    /// A lease, and a key that is named after it: what a candidate has.
-    pub(crate) async fn stand(&self, value: &[u8]) -> i64 {
+    /// Enters as another library's candidate: creates a lease, and a key named after it.
+    pub(crate) async fn enter(&self, value: &[u8]) -> i64 {
         let lease = self.client.lease_client().grant(600, None).await.unwrap().id();
         self.put([self.key(format!("{lease:x}"))], value, lease).await;
         lease
@@ -57,8 +57,8 @@ impl Ground {
         self.client.lease_client().revoke(lease).await.unwrap();
     }
 
-    /// How many keys are in the election, none of which was changed since it was made.
-    async fn untouched(&self) -> usize {
+    /// The number of keys in the election. Asserts that none was modified since it was created.
+    async fn count_unmodified(&self) -> usize {
         let options = GetOptions::new().with_prefix().with_keys_only();
         let mut found = self.client.kv_client().get(self.key(""), Some(options)).await.unwrap();
         let found = found.take_kvs();
@@ -67,130 +67,132 @@ impl Ground {
     }
 }
 
-/// Ours leads, and another waits and leads after it, however many keys of strangers there are.
+/// A candidate leads, and another waits and leads next, however many foreign keys there are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thousands_of_strangers_keys_on_etcd_stop_nobody() {
-    let ground = Ground::new().await;
-    let strangers =
-        |from: usize| (from..from + 5000).map(|n| ground.key(format!("stranger-{n:05}"))).collect::<Vec<_>>();
-    ground.put(strangers(0), b"not ours", 0).await;
-    let backend = ground.backend();
-    let (a, b) = (elector(ground.backend(), "a"), elector(Arc::clone(&backend), "b"));
-    let first = soon("leading among strangers", a.campaign("e")).await.unwrap();
-    ground.put(strangers(5000), b"not ours", 0).await;
+async fn thousands_of_foreign_keys_on_etcd_stop_no_candidate() {
+    let election = TestElection::new().await;
+    let foreign = |from: usize| {
+        (from..from + 5000).map(|n| election.key(format!("foreign-{n:05}"))).collect::<Vec<_>>()
+    };
+    election.put(foreign(0), b"foreign", 0).await;
+    let backend = election.backend();
+    let (a, b) = (elector(election.backend(), "a"), elector(Arc::clone(&backend), "b"));
+    let first = promptly("leading among foreign keys", a.campaign("e")).await.unwrap();
+    election.put(foreign(5000), b"foreign", 0).await;
     let waiting = {
         let b = Arc::clone(&b);
         tokio::spawn(async move { b.campaign("e").await })
     };
     until("b waits", async || ids(&*b).await == ["a", "b"]).await;
     assert_eq!(leader(&*b).await.unwrap().id, "a");
-    ground.put(strangers(10_000), b"not ours", 0).await;
-    soon("resigning", first.resign()).await.unwrap();
-    let next = soon("the hand-over", waiting).await.unwrap().unwrap();
+    election.put(foreign(10_000), b"foreign", 0).await;
+    promptly("resigning", first.resign()).await.unwrap();
+    let next = promptly("the handover", waiting).await.unwrap().unwrap();
     assert!(next.is_leader());
     assert_eq!(leader(&*a).await.unwrap().id, "b");
     assert!(backend.foreign_entries_seen() >= 5000, "{} were counted", backend.foreign_entries_seen());
-    soon("resigning", next.resign()).await.unwrap();
-    assert_eq!(leader(&*a).await, None, "none of them leads");
-    soon("closing", async {
+    promptly("resigning", next.resign()).await.unwrap();
+    assert_eq!(leader(&*a).await, None, "no foreign key leads");
+    promptly("closing", async {
         a.close().await;
         b.close().await
     })
     .await;
-    assert_eq!(ground.untouched().await, 15_000, "nothing of theirs was deleted");
-    never_held_more_than(128);
+    assert_eq!(election.count_unmodified().await, 15_000, "no foreign key was deleted");
+    assert_peak_memory_mib(128);
 }
 
-/// What no candidate wrote is not even read.
+/// The values of foreign keys are not read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn huge_values_of_strangers_on_etcd_are_not_read() {
-    let ground = Ground::new().await;
+async fn huge_foreign_values_on_etcd_are_not_read() {
+    let election = TestElection::new().await;
     let value = vec![b'x'; 1 << 20];
     for n in 0..80 {
-        ground.put([ground.key(format!("stranger-{n}"))], &value, 0).await;
+        election.put([election.key(format!("foreign-{n}"))], &value, 0).await;
     }
     drop(value);
-    let [a, b] = ["a", "b"].map(|id| elector(ground.backend(), id));
+    let [a, b] = ["a", "b"].map(|id| elector(election.backend(), id));
     assert_eq!(leader(&*b).await, None);
-    let first = soon("leading", a.campaign("e")).await.unwrap();
+    let first = promptly("leading", a.campaign("e")).await.unwrap();
     assert_eq!(leader(&*b).await.unwrap().id, "a");
-    assert!(soon("trying", b.try_campaign("e")).await.unwrap().is_none());
+    assert!(promptly("trying", b.try_campaign("e")).await.unwrap().is_none());
     let waiting = {
         let b = Arc::clone(&b);
         tokio::spawn(async move { b.campaign("e").await })
     };
     until("b waits", async || {
         let options = GetOptions::new().with_prefix().with_count_only();
-        ground.client.kv_client().get(ground.key(""), Some(options)).await.unwrap().count() == 82
+        election.client.kv_client().get(election.key(""), Some(options)).await.unwrap().count() == 82
     })
     .await;
-    soon("resigning", first.resign()).await.unwrap();
-    soon("the hand-over", waiting).await.unwrap().unwrap();
-    never_held_more_than(48);
+    promptly("resigning", first.resign()).await.unwrap();
+    promptly("the handover", waiting).await.unwrap().unwrap();
+    assert_peak_memory_mib(48);
 }
 
-/// Another's candidates may have written anything: they are waited for, shown and outlived.
+/// Candidates of other libraries may have any value: they are waited for and listed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn candidates_on_etcd_with_garbage_for_values_are_waited_for_and_shown() {
-    let ground = Ground::new().await;
-    let ours = elector(ground.backend(), "ours");
+    let election = TestElection::new().await;
+    let candidate = elector(election.backend(), "candidate");
     let mut ahead = Vec::new();
-    for payload in payloads(1 << 20) {
-        ahead.push(ground.stand(&payload).await);
+    for payload in foreign_payloads(1 << 20) {
+        ahead.push(election.enter(&payload).await);
     }
     let waiting = {
-        let ours = Arc::clone(&ours);
-        tokio::spawn(async move { ours.campaign("e").await })
+        let candidate = Arc::clone(&candidate);
+        tokio::spawn(async move { candidate.campaign("e").await })
     };
-    until("ours waits", async || ids(&*ours).await.last().is_some_and(|id| id == "ours")).await;
-    let behind = ground.stand(&payloads(1 << 20)[0]).await;
-    let shown = soon("listing", ours.candidates("e")).await.unwrap();
+    until("the candidate waits", async || ids(&*candidate).await.last().is_some_and(|id| id == "candidate"))
+        .await;
+    let behind = election.enter(&foreign_payloads(1 << 20)[0]).await;
+    let shown = promptly("listing", candidate.candidates("e")).await.unwrap();
     assert_eq!(shown.len(), ahead.len() + 2);
     assert!(shown.iter().all(|candidate| candidate.value.len() <= 64 * 1024 && candidate.id.len() <= 255));
     for lease in ahead {
-        let first = leader(&*ours).await.unwrap();
+        let first = leader(&*candidate).await.unwrap();
         assert_eq!(first.session, format!("{lease:x}"), "in their order");
-        let refused = soon("asking to resign", ours.request_resign("e")).await.unwrap_err();
-        assert!(
-            matches!(refused, Error::Refused(_)) && is_fit_to_be_printed(&refused.to_string()),
-            "{refused}"
-        );
+        let refused = promptly("asking to resign", candidate.request_resign("e")).await.unwrap_err();
+        assert!(matches!(refused, Error::Refused(_)) && is_printable(&refused.to_string()), "{refused}");
         assert!(!waiting.is_finished());
-        ground.leave(lease).await;
+        election.leave(lease).await;
     }
-    let leadership = soon("leading", waiting).await.unwrap().unwrap();
-    assert_eq!(leader(&*ours).await.unwrap().id, "ours");
-    soon("resigning", leadership.resign()).await.unwrap();
-    assert_eq!(leader(&*ours).await.unwrap().session, format!("{behind:x}"));
-    soon("closing", ours.close()).await;
-    assert_eq!(ground.untouched().await, 1);
-    never_held_more_than(128);
+    let leadership = promptly("leading", waiting).await.unwrap().unwrap();
+    assert_eq!(leader(&*candidate).await.unwrap().id, "candidate");
+    promptly("resigning", leadership.resign()).await.unwrap();
+    assert_eq!(leader(&*candidate).await.unwrap().session, format!("{behind:x}"));
+    promptly("closing", candidate.close()).await;
+    assert_eq!(election.count_unmodified().await, 1);
+    assert_peak_memory_mib(128);
 }
 
-/// As many candidates with values as large as etcd takes as would not fit into one answer, and not into memory.
+/// So many candidates with the largest values that etcd accepts that they would exceed the size of one response and the memory
+/// limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn candidates_on_etcd_with_huge_values_are_read_in_parts() {
     const COUNT: usize = 80;
-    let ground = Ground::new().await;
+    let election = TestElection::new().await;
     let value = vec![b'x'; 1 << 20];
     for _ in 0..COUNT {
-        ground.stand(&value).await;
+        election.enter(&value).await;
     }
     drop(value);
-    let ours = elector(ground.backend(), "ours");
-    let shown = soon("listing", ours.candidates("e")).await.unwrap();
+    let candidate = elector(election.backend(), "candidate");
+    let shown = promptly("listing", candidate.candidates("e")).await.unwrap();
     assert_eq!(shown.len(), COUNT);
     assert!(shown.iter().all(|candidate| candidate.value.len() == 64 * 1024));
-    soon("closing", ours.close()).await;
-    never_held_more_than(128);
+    promptly("closing", candidate.close()).await;
+    assert_peak_memory_mib(128);
 }
 
-/// Only a key that is named after its own lease, as Go writes it, is waited for.
+/// Only a key that is named after its own lease, in the format that Go's library writes, is waited for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_on_etcd_with_wrong_numbers_are_nobodys() {
-    let ground = Ground::new().await;
-    let [one, other] = [ground.stand(b"").await, ground.stand(b"").await];
-    ground.put([ground.key(format!("{one:x}")), ground.key(format!("{other:x}"))], b"no lease", 0).await;
+async fn keys_on_etcd_with_invalid_lease_ids_are_foreign() {
+    let election = TestElection::new().await;
+    let [one, other] = [election.enter(b"").await, election.enter(b"").await];
+    election
+        .put([election.key(format!("{one:x}")), election.key(format!("{other:x}"))], b"no lease", 0)
+        .await;
     let zeros = format!("{one:032x}");
     let upper = format!("{one:X}");
     let names = [
@@ -213,42 +215,42 @@ async fn keys_on_etcd_with_wrong_numbers_are_nobodys() {
         &format!("{one:x}/{one:x}"),
         &format!("-{one:x}"),
     ];
-    ground.put(names.map(|name| ground.key(name)), b"under a lease", one).await;
+    election.put(names.map(|name| election.key(name)), b"under a lease", one).await;
     if upper != format!("{one:x}") {
-        ground.put([ground.key(&upper)], b"under a lease", one).await;
+        election.put([election.key(&upper)], b"under a lease", one).await;
     }
-    let backend = ground.backend();
-    let ours = elector(Arc::clone(&backend), "ours");
-    assert_eq!(leader(&*ours).await, None);
-    let leadership = soon("leading", ours.campaign("e")).await.unwrap();
-    assert_eq!(ids(&*ours).await, ["ours"]);
+    let backend = election.backend();
+    let candidate = elector(Arc::clone(&backend), "candidate");
+    assert_eq!(leader(&*candidate).await, None);
+    let leadership = promptly("leading", candidate.campaign("e")).await.unwrap();
+    assert_eq!(ids(&*candidate).await, ["candidate"]);
     assert!(backend.foreign_entries_seen() >= names.len() as u64);
-    soon("resigning", leadership.resign()).await.unwrap();
+    promptly("resigning", leadership.resign()).await.unwrap();
     for name in names {
-        let found = ground.client.kv_client().get(ground.key(name), None).await.unwrap();
-        assert_eq!(found.kvs().len(), 1, "{name:?} is there still");
+        let found = election.client.kv_client().get(election.key(name), None).await.unwrap();
+        assert_eq!(found.kvs().len(), 1, "{name:?} still exists");
     }
-    soon("closing", ours.close()).await;
+    promptly("closing", candidate.close()).await;
 }
 
-/// etcd's keys may be any bytes.
+/// Keys of etcd may contain any bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_names_on_etcd_stop_nobody() {
-    let ground = Ground::new().await;
-    let mut keys: Vec<_> = names::odd().iter().map(|name| ground.key(name)).collect();
-    keys.extend([&b"\xff\xfe"[..], b"\0", b"\x80", b"\xc3("].map(|name| ground.key(name)));
-    keys.push(ground.key(vec![0xff; 1 << 20]));
+async fn unusual_names_on_etcd_stop_no_candidate() {
+    let election = TestElection::new().await;
+    let mut keys: Vec<_> = names::unusual().iter().map(|name| election.key(name)).collect();
+    keys.extend([&b"\xff\xfe"[..], b"\0", b"\x80", b"\xc3("].map(|name| election.key(name)));
+    keys.push(election.key(vec![0xff; 1 << 20]));
     let count = keys.len();
     for key in keys {
-        ground.put([key], b"not ours", 0).await;
+        election.put([key], b"foreign", 0).await;
     }
-    let ours = elector(ground.backend(), "ours");
-    let leadership = soon("leading", ours.campaign("e")).await.unwrap();
-    assert_eq!(ids(&*ours).await, ["ours"]);
-    assert_eq!(leader(&*ours).await.unwrap().id, "ours");
-    soon("resigning", leadership.resign()).await.unwrap();
-    names::are_refused_or_work(&*ours).await;
-    soon("closing", ours.close()).await;
-    assert_eq!(ground.untouched().await, count);
-    never_held_more_than(128);
+    let candidate = elector(election.backend(), "candidate");
+    let leadership = promptly("leading", candidate.campaign("e")).await.unwrap();
+    assert_eq!(ids(&*candidate).await, ["candidate"]);
+    assert_eq!(leader(&*candidate).await.unwrap().id, "candidate");
+    promptly("resigning", leadership.resign()).await.unwrap();
+    names::check_election_names(&*candidate).await;
+    promptly("closing", candidate.close()).await;
+    assert_eq!(election.count_unmodified().await, count);
+    assert_peak_memory_mib(128);
 }

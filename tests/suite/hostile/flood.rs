@@ -1,4 +1,4 @@
-//! Candidates that flood an election: hundreds with large values, and one that comes and goes without end.
+//! Candidates that flood an election: hundreds with large values, and one that enters and leaves repeatedly.
 
 use std::sync::Arc;
 
@@ -6,70 +6,70 @@ use futures::StreamExt as _;
 use tenure::{Candidate, Elector, Leaders};
 use tenure_testkit::suite::until;
 
-use crate::{elector, etcd, ids, never_held_more_than, soon, zookeeper};
+use crate::{assert_peak_memory_mib, elector, etcd, ids, promptly, zookeeper};
 
 const CANDIDATES: usize = 300;
 const TERMS: usize = 200;
-static LARGE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+static LARGE_VALUE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
 
-/// Polls an observer until it shows this leader; how many states it showed.
-async fn until_shown(leaders: &mut Leaders, id: &str) -> usize {
+/// Polls an observer until it yields this leader. Returns the number of states that it yielded.
+async fn wait_for_leader(leaders: &mut Leaders, id: &str) -> usize {
     let mut states = 0;
     loop {
         let state = leaders.next().await.unwrap().unwrap();
         states += 1;
-        if state.is_some_and(|Candidate { id: shown, .. }| shown == id) {
+        if state.is_some_and(|Candidate { id: leader, .. }| leader == id) {
             return states;
         }
     }
 }
 
-/// A candidate leads when all others have gone, and an observer that slept meanwhile is told of the last of them only.
-async fn outlasted(
-    ours: Arc<dyn Elector>,
+/// A candidate leads once all others have left. An observer that was not polled meanwhile yields only the latest states.
+async fn candidate_outlasts_flood(
+    candidate: Arc<dyn Elector>,
     observer: Arc<dyn Elector>,
     flooding: Arc<dyn Elector>,
-    depart: impl AsyncFnOnce(),
+    remove_all: impl AsyncFnOnce(),
 ) {
     let mut leaders = observer.observe("e");
-    soon("the first state", leaders.next()).await.unwrap().unwrap();
+    promptly("the first state", leaders.next()).await.unwrap().unwrap();
     let waiting = {
-        let ours = Arc::clone(&ours);
-        tokio::spawn(async move { ours.campaign("e").await })
+        let candidate = Arc::clone(&candidate);
+        tokio::spawn(async move { candidate.campaign("e").await })
     };
-    until("ours waits", async || ids(&*ours).await.len() == CANDIDATES + 1).await;
-    depart().await;
-    let leadership = soon("leading", waiting).await.unwrap().unwrap();
-    let states = soon("the observer", until_shown(&mut leaders, "ours")).await;
-    assert!(states <= 3, "{states} states were kept for it");
-    soon("resigning", leadership.resign()).await.unwrap();
-    // Another comes and goes all the time.
+    until("the candidate waits", async || ids(&*candidate).await.len() == CANDIDATES + 1).await;
+    remove_all().await;
+    let leadership = promptly("leading", waiting).await.unwrap().unwrap();
+    let states = promptly("the observer", wait_for_leader(&mut leaders, "candidate")).await;
+    assert!(states <= 3, "{states} states were buffered");
+    promptly("resigning", leadership.resign()).await.unwrap();
+    // Another candidate enters and leaves repeatedly.
     for _ in 0..TERMS {
-        let term = soon("leading for a moment", flooding.campaign("e")).await.unwrap();
-        soon("resigning", term.resign()).await.unwrap();
+        let term = promptly("leading for a moment", flooding.campaign("e")).await.unwrap();
+        promptly("resigning", term.resign()).await.unwrap();
     }
-    let leadership = soon("leading once more", ours.campaign("e")).await.unwrap();
-    let states = soon("the observer", until_shown(&mut leaders, "ours")).await;
-    assert!(states <= 4, "{states} states were kept for it");
-    soon("resigning", leadership.resign()).await.unwrap();
-    for elector in [ours, observer, flooding] {
-        soon("closing", elector.close()).await;
+    let leadership = promptly("leading once more", candidate.campaign("e")).await.unwrap();
+    let states = promptly("the observer", wait_for_leader(&mut leaders, "candidate")).await;
+    assert!(states <= 4, "{states} states were buffered");
+    promptly("resigning", leadership.resign()).await.unwrap();
+    for elector in [candidate, observer, flooding] {
+        promptly("closing", elector.close()).await;
     }
-    never_held_more_than(128);
+    assert_peak_memory_mib(128);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_candidates_on_etcd_is_outlasted() {
-    let ground = etcd::Ground::new().await;
+    let election = etcd::TestElection::new().await;
     let mut leases = Vec::new();
     for _ in 0..CANDIDATES {
-        leases.push(ground.stand(&LARGE).await);
+        leases.push(election.enter(&LARGE_VALUE).await);
     }
-    let electors = ["ours", "observer", "flooding"].map(|id| elector(ground.backend(), id));
-    let [ours, observer, flooding] = electors;
-    outlasted(ours, observer, flooding, async || {
+    let electors = ["candidate", "observer", "flooding"].map(|id| elector(election.backend(), id));
+    let [candidate, observer, flooding] = electors;
+    candidate_outlasts_flood(candidate, observer, flooding, async || {
         for lease in leases {
-            ground.leave(lease).await;
+            election.leave(lease).await;
         }
     })
     .await;
@@ -77,18 +77,19 @@ async fn a_flood_of_candidates_on_etcd_is_outlasted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_candidates_on_zookeeper_is_outlasted() {
-    let ground = zookeeper::Ground::new().await;
+    let election = zookeeper::TestElection::new().await;
     let mut sessions = Vec::new();
     for _ in 0..CANDIDATES / 10 {
-        let mut session = ground.session().await;
+        let mut session = election.session().await;
         for _ in 0..10 {
-            ground.stand(&mut session, &LARGE).await;
+            election.enter(&mut session, &LARGE_VALUE).await;
         }
         sessions.push(session);
     }
-    let electors = ["ours", "observer", "flooding"].map(|id| elector(Arc::new(ground.0.backend()), id));
-    let [ours, observer, flooding] = electors;
-    outlasted(ours, observer, flooding, async || {
+    let electors =
+        ["candidate", "observer", "flooding"].map(|id| elector(Arc::new(election.0.backend()), id));
+    let [candidate, observer, flooding] = electors;
+    candidate_outlasts_flood(candidate, observer, flooding, async || {
         for session in sessions {
             session.close().await.unwrap();
         }

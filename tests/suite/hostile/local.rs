@@ -1,4 +1,4 @@
-//! Strangers' files where the local store has its own.
+//! Foreign files in the directory of a local store.
 
 use std::{
     ffi::OsStr,
@@ -13,19 +13,19 @@ use std::{
 
 use tenure::{Config, Elector as _, Error};
 
-use crate::{is_fit_to_be_printed, never_held_more_than, soon};
+use crate::{assert_peak_memory_mib, is_printable, promptly};
 
-/// A store's directory, and the files of the election `e` in it.
-struct Ground {
+/// A store's directory with the election `e`.
+struct TestStore {
     dir: tempfile::TempDir,
 }
 
-impl Ground {
+impl TestStore {
     fn new() -> Self {
-        let ground = Self { dir: tempfile::tempdir().unwrap() };
-        fs::create_dir_all(ground.dir.path().join("elections")).unwrap();
-        fs::create_dir_all(ground.dir.path().join("tokens")).unwrap();
-        ground
+        let store = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir_all(store.dir.path().join("elections")).unwrap();
+        fs::create_dir_all(store.dir.path().join("tokens")).unwrap();
+        store
     }
 
     /// The election's directory.
@@ -33,7 +33,7 @@ impl Ground {
         self.dir.path().join("elections/e")
     }
 
-    /// The file with the last token, which is locked to enter.
+    /// The file with the last token. A candidate locks it to enter.
     fn counter(&self) -> PathBuf {
         self.dir.path().join("tokens/e")
     }
@@ -43,26 +43,26 @@ impl Ground {
         tenure::connect_with(&format!("local:{}", self.dir.path().display()), config).await.unwrap()
     }
 
-    /// Leads all the same.
-    async fn leads(&self) {
+    /// Asserts that a candidate can lead.
+    async fn assert_electable(&self) {
         let elector = self.elector().await;
-        let leadership = soon("leading", elector.campaign("e")).await.unwrap();
+        let leadership = promptly("leading", elector.campaign("e")).await.unwrap();
         assert_eq!(
-            soon("asking", elector.leader("e")).await.unwrap().unwrap().id,
+            promptly("asking", elector.leader("e")).await.unwrap().unwrap().id,
             elector.candidate().to_string()
         );
-        soon("resigning", leadership.resign()).await.unwrap();
-        soon("closing", elector.close()).await;
+        promptly("resigning", leadership.resign()).await.unwrap();
+        promptly("closing", elector.close()).await;
     }
 
-    /// Is refused, for good and in words that name the file.
-    async fn is_refused(&self, file: &Path) {
+    /// Asserts that a campaign is refused with an error that names the file.
+    async fn assert_refused(&self, file: &Path) {
         let elector = self.elector().await;
-        let refused = soon("the refusal", elector.campaign("e")).await.unwrap_err();
+        let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
         assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
-        let said = refused.to_string();
-        assert!(said.contains(&file.display().to_string()) && is_fit_to_be_printed(&said), "{said}");
-        soon("closing", elector.close()).await;
+        let error = refused.to_string();
+        assert!(error.contains(&file.display().to_string()) && is_printable(&error), "{error}");
+        promptly("closing", elector.close()).await;
     }
 }
 
@@ -85,56 +85,56 @@ fn directory(path: &Path) {
     fs::create_dir(path).unwrap();
 }
 
-/// A counter that is garbage is begun anew, above what it can have been.
+/// A counter with garbage is replaced by one above every token that can have been given out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn garbage_in_the_counter_stops_nobody() {
+async fn garbage_in_the_counter_stops_no_candidate() {
     let mut random = vec![0; 1 << 20];
     fastrand::fill(&mut random);
     for garbage in
         [&b""[..], b"garbage", b"tenure-record/1 00000000000000000001 9999999999 0000000000000000\n", &random]
     {
-        let ground = Ground::new();
-        fs::write(ground.counter(), garbage).unwrap();
-        ground.leads().await;
+        let store = TestStore::new();
+        fs::write(store.counter(), garbage).unwrap();
+        store.assert_electable().await;
     }
-    let ground = Ground::new();
-    sparse(&ground.counter());
-    ground.leads().await;
-    never_held_more_than(64);
+    let store = TestStore::new();
+    sparse(&store.counter());
+    store.assert_electable().await;
+    assert_peak_memory_mib(64);
 }
 
-/// What is no file is refused at once, and left as it is.
+/// Anything but a regular file in place of the counter is refused at once, and left as it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_file_in_the_counters_place_is_refused() {
+async fn a_counter_that_is_no_file_is_refused() {
     for put in [directory, pipe, link_loop] {
-        let ground = Ground::new();
-        put(&ground.counter());
-        let before = fs::symlink_metadata(ground.counter()).unwrap().file_type();
-        ground.is_refused(&ground.counter()).await;
-        assert_eq!(fs::symlink_metadata(ground.counter()).unwrap().file_type(), before);
+        let store = TestStore::new();
+        put(&store.counter());
+        let before = fs::symlink_metadata(store.counter()).unwrap().file_type();
+        store.assert_refused(&store.counter()).await;
+        assert_eq!(fs::symlink_metadata(store.counter()).unwrap().file_type(), before);
     }
 }
 
-/// What is no directory is refused at once, and left as it is.
+/// Anything but a directory in place of the election is refused at once, and left as it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_directory_in_the_elections_place_is_refused() {
-    for put in [|path: &Path| fs::write(path, "not ours").unwrap(), pipe, link_loop] {
-        let ground = Ground::new();
-        put(&ground.election());
-        let before = fs::symlink_metadata(ground.election()).unwrap().file_type();
-        ground.is_refused(&ground.election()).await;
-        assert_eq!(fs::symlink_metadata(ground.election()).unwrap().file_type(), before);
+async fn an_election_that_is_no_directory_is_refused() {
+    for put in [|path: &Path| fs::write(path, "foreign").unwrap(), pipe, link_loop] {
+        let store = TestStore::new();
+        put(&store.election());
+        let before = fs::symlink_metadata(store.election()).unwrap().file_type();
+        store.assert_refused(&store.election()).await;
+        assert_eq!(fs::symlink_metadata(store.election()).unwrap().file_type(), before);
     }
 }
 
-/// Files of strangers among the entries: thousands, huge ones, and what is no file under an entry's name.
+/// Foreign files among the entries: thousands, huge ones, and directories, pipes and links that are named like entries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn strangers_files_among_the_entries_stop_nobody() {
-    let ground = Ground::new();
-    directory(&ground.election());
-    let file = |name: &str| ground.election().join(name);
+async fn foreign_files_among_the_entries_stop_no_candidate() {
+    let store = TestStore::new();
+    directory(&store.election());
+    let file = |name: &str| store.election().join(name);
     for n in 0..5000 {
-        fs::write(file(&format!("stranger-{n}")), "not ours").unwrap();
+        fs::write(file(&format!("foreign-{n}")), "foreign").unwrap();
     }
     for (n, put) in [directory, pipe, link_loop].into_iter().enumerate() {
         put(&file(&format!("entry-{:020}", n + 1)));
@@ -149,38 +149,38 @@ async fn strangers_files_among_the_entries_stop_nobody() {
     ] {
         sparse(&file(name));
     }
-    fs::write(ground.election().join(OsStr::from_bytes(b"entry-\xff\xfe")), "not ours").unwrap();
-    ground.leads().await;
+    fs::write(store.election().join(OsStr::from_bytes(b"entry-\xff\xfe")), "foreign").unwrap();
+    store.assert_electable().await;
     assert_eq!(
-        fs::read_dir(ground.election()).unwrap().count(),
+        fs::read_dir(store.election()).unwrap().count(),
         5000 + 3 + 6 + 1,
-        "nothing of theirs was deleted"
+        "nothing foreign was deleted"
     );
-    never_held_more_than(64);
+    assert_peak_memory_mib(64);
 }
 
-/// A live entry that somebody has written over is shown and waited for, however large it has become.
+/// A live entry that another program has overwritten is listed and waited for, however large it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_entry_that_was_written_over_leads_on() {
-    let ground = Ground::new();
-    let (a, b) = (ground.elector().await, ground.elector().await);
-    let first = soon("leading", a.campaign("e")).await.unwrap();
-    let entry = fs::read_dir(ground.election()).unwrap().next().unwrap().unwrap().path();
+async fn an_overwritten_entry_keeps_leading() {
+    let store = TestStore::new();
+    let (a, b) = (store.elector().await, store.elector().await);
+    let first = promptly("leading", a.campaign("e")).await.unwrap();
+    let entry = fs::read_dir(store.election()).unwrap().next().unwrap().unwrap().path();
     let file = fs::File::options().write(true).open(&entry).unwrap();
     file.write_all_at(&[b'x'; 1 << 20], 0).unwrap();
     file.set_len(1 << 30).unwrap();
     drop(file);
-    let shown = soon("asking", b.leader("e")).await.unwrap().unwrap();
+    let shown = promptly("asking", b.leader("e")).await.unwrap().unwrap();
     assert_eq!((shown.id.as_str(), shown.value.len()), (entry.file_name().unwrap().to_str().unwrap(), 0));
-    assert!(soon("trying", b.try_campaign("e")).await.unwrap().is_none());
+    assert!(promptly("trying", b.try_campaign("e")).await.unwrap().is_none());
     assert!(first.is_leader());
-    soon("resigning", first.resign()).await.unwrap();
-    let next = soon("leading", b.campaign("e")).await.unwrap();
-    soon("resigning", next.resign()).await.unwrap();
-    soon("closing", async {
+    promptly("resigning", first.resign()).await.unwrap();
+    let next = promptly("leading", b.campaign("e")).await.unwrap();
+    promptly("resigning", next.resign()).await.unwrap();
+    promptly("closing", async {
         a.close().await;
         b.close().await
     })
     .await;
-    never_held_more_than(64);
+    assert_peak_memory_mib(64);
 }

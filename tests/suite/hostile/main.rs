@@ -1,16 +1,16 @@
-//! Hostile data: strangers in an election, and stores that answer nonsense. Whatever they write, memory and time stay bounded, failures
-//! are typed and fit to be printed, and nothing of theirs is deleted.
+//! Hostile data: foreign entries in an election, and stores that send garbage or wrong answers. Memory and time stay bounded,
+//! errors are typed and printable, and nothing foreign is deleted.
 //!
-//! Each test counts the memory of its process: cargo-nextest runs each in one of its own.
+//! Each test measures the memory of its process: cargo-nextest runs every test in a process of its own.
 
 mod etcd;
+mod fake_etcd;
 mod flood;
-mod liar;
-mod lies;
+mod garbage;
+mod garbage_server;
 mod local;
 mod names;
-mod nonsense;
-mod server;
+mod wrong_answers;
 mod zookeeper;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -23,23 +23,23 @@ use tenure_core::{StoreElector, spi::Backend};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// No more than this was ever allocated at once, in MiB.
+/// Asserts that the peak of allocated memory is at most so many MiB.
 #[track_caller]
-fn never_held_more_than(mebibytes: usize) {
+fn assert_peak_memory_mib(mebibytes: usize) {
     let peak = MEMORY.peak_usage() >> 20;
-    assert!(peak <= mebibytes, "{peak} MiB were held at once");
+    assert!(peak <= mebibytes, "{peak} MiB were allocated at once");
 }
 
-/// The outcome of what must take seconds, and not minutes.
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    const SECONDS: Duration = Duration::from_secs(15);
-    match tokio::time::timeout(SECONDS, future).await {
+/// The output of a future that must complete within 15 s.
+async fn promptly<T>(what: &str, future: impl Future<Output = T>) -> T {
+    const LIMIT: Duration = Duration::from_secs(15);
+    match tokio::time::timeout(LIMIT, future).await {
         Ok(outcome) => outcome,
-        Err(_) => panic!("{what}: no outcome within {SECONDS:?}"),
+        Err(_) => panic!("{what}: no outcome within {LIMIT:?}"),
     }
 }
 
-/// An elector over `backend` whose candidate is called `id`.
+/// An elector with `backend` whose candidate has this id.
 fn elector(backend: Arc<impl Backend>, id: &str) -> Arc<dyn Elector> {
     let config = Config::new().with_id(id.parse().unwrap()).with_ttl(Duration::from_secs(5)).with_value(id);
     Arc::new(StoreElector::new(backend, config).unwrap())
@@ -47,27 +47,27 @@ fn elector(backend: Arc<impl Backend>, id: &str) -> Arc<dyn Elector> {
 
 /// The ids of all candidates of the election `e`.
 async fn ids(elector: &dyn Elector) -> Vec<String> {
-    let candidates = soon("listing the candidates", elector.candidates("e")).await.unwrap();
+    let candidates = promptly("listing the candidates", elector.candidates("e")).await.unwrap();
     candidates.into_iter().map(|candidate| candidate.id).collect()
 }
 
-/// Who leads the election `e`, asked for and observed, which has to be the same.
+/// The leader of the election `e`. Asserts that `leader` and `observe` agree.
 async fn leader(elector: &dyn Elector) -> Option<Candidate> {
-    let asked = soon("asking for the leader", elector.leader("e")).await.unwrap();
-    let observed = soon("observing", elector.observe("e").next()).await.unwrap().unwrap();
-    assert_eq!(asked.as_ref().map(|c| (&c.id, &c.value)), observed.as_ref().map(|c| (&c.id, &c.value)));
-    asked
+    let requested = promptly("asking for the leader", elector.leader("e")).await.unwrap();
+    let observed = promptly("observing", elector.observe("e").next()).await.unwrap().unwrap();
+    assert_eq!(requested.as_ref().map(|c| (&c.id, &c.value)), observed.as_ref().map(|c| (&c.id, &c.value)));
+    requested
 }
 
-/// Whether a text can be printed on a line of a log or of a terminal.
-fn is_fit_to_be_printed(text: &str) -> bool {
-    let turns = |c: char| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.len() <= 2048 && !text.chars().any(|c| c.is_control() || turns(c))
+/// Whether a text is safe to print on one line of a log or a terminal.
+fn is_printable(text: &str) -> bool {
+    let is_separator_or_bidi = |c: char| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.len() <= 2048 && !text.chars().any(|c| c.is_control() || is_separator_or_bidi(c))
 }
 
-/// What strangers may write where a candidate writes its id and value.
-fn payloads(largest: usize) -> Vec<Vec<u8>> {
-    let mut random = vec![0; largest];
+/// Values that other programs may write where a candidate writes its id and value.
+fn foreign_payloads(max_bytes: usize) -> Vec<Vec<u8>> {
+    let mut random = vec![0; max_bytes];
     fastrand::fill(&mut random);
     let nonce = "0123456789abcdef0123456789abcdef";
     vec![

@@ -1,11 +1,11 @@
-//! Names with every odd character: of strangers' entries, and as elections.
+//! Unusual names: of foreign entries, and of elections.
 
 use tenure::{Elector, Error};
 
-use crate::{is_fit_to_be_printed, soon};
+use crate::{is_printable, promptly};
 
-/// Names that people and programs come up with; none is legal for an election.
-pub(crate) fn odd() -> Vec<String> {
+/// Names that people and programs may choose. Except for `-1` and `0x7f`, none is valid for an election.
+pub(crate) fn unusual() -> Vec<String> {
     let mut names: Vec<String> = [
         " ",
         "a b",
@@ -52,15 +52,15 @@ pub(crate) fn odd() -> Vec<String> {
     names
 }
 
-/// Each is refused at once as an election's name, in words that can be printed; legal ones that look odd work.
-pub(crate) async fn are_refused_or_work(elector: &dyn Elector) {
-    for name in odd().iter().filter(|name| !["-1", "0x7f"].contains(&name.as_str())) {
-        let refused = soon("refusing", elector.campaign(name)).await.unwrap_err();
+/// Asserts that invalid names of elections are refused at once with a printable error, and that unusual valid ones work.
+pub(crate) async fn check_election_names(elector: &dyn Elector) {
+    for name in unusual().iter().filter(|name| !["-1", "0x7f"].contains(&name.as_str())) {
+        let refused = promptly("refusing", elector.campaign(name)).await.unwrap_err();
         assert!(
             matches!(refused, Error::InvalidElection(_)) && !refused.is_retryable(),
             "{name:?}: {refused}"
         );
-        assert!(is_fit_to_be_printed(&refused.to_string()), "{refused}");
+        assert!(is_printable(&refused.to_string()), "{refused}");
         assert!(matches!(elector.leader(name).await, Err(Error::InvalidElection(_))));
         assert!(matches!(elector.candidates(name).await, Err(Error::InvalidElection(_))));
     }
@@ -78,9 +78,9 @@ pub(crate) async fn are_refused_or_work(elector: &dyn Elector) {
         "latch-0000000001",
         &"x".repeat(255),
     ] {
-        let leadership = soon("leading", elector.campaign(name)).await.unwrap();
-        let leader = soon("asking", elector.leader(name)).await.unwrap().unwrap();
+        let leadership = promptly("leading", elector.campaign(name)).await.unwrap();
+        let leader = promptly("asking", elector.leader(name)).await.unwrap().unwrap();
         assert_eq!(leader.id, elector.candidate().to_string(), "{name}");
-        soon("resigning", leadership.resign()).await.unwrap();
+        promptly("resigning", leadership.resign()).await.unwrap();
     }
 }

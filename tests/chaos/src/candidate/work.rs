@@ -1,4 +1,4 @@
-//! What a leader does: it acts every few milliseconds, and writes to a register that is fenced by tokens.
+//! The work of a leader: it acts every few milliseconds, and writes to a register that checks fencing tokens.
 
 use std::time::Duration;
 
@@ -6,43 +6,43 @@ use tenure::LeadershipHandle;
 use tenure_testkit::history::What;
 use tokio::time::{Instant, sleep};
 
-use super::{saw, say};
-use crate::{line::Line, sampler::now};
+use super::reporter::{report, report_event};
+use crate::{message::Message, sampler::now};
 
-const STEP: Duration = Duration::from_millis(10);
+const STEP_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Works for `length`; then, or when it is told to, it stops. Every third work listens to nobody: it is
-/// dropped by its deadline, or acts outside its window.
+/// Works for `length`, or until it is cancelled. One work in three ignores the cancellation: either it is dropped by its
+/// deadline, or the history shows that it acted outside its window.
 pub(super) async fn work(leadership: LeadershipHandle, length: Duration, ttl: Duration) {
     let election = leadership.election().to_string();
     let token = leadership.fencing_token().get();
-    let stop = leadership.cancellation_token();
-    let stubborn = fastrand::u8(..3) == 0;
+    let cancellation = leadership.cancellation_token();
+    let ignores_cancellation = fastrand::u8(..3) == 0;
     let end = Instant::now() + length;
-    while Instant::now() < end && (stubborn || !stop.is_cancelled()) {
+    while Instant::now() < end && (ignores_cancellation || !cancellation.is_cancelled()) {
         let at = now();
         if at > leadership.deadline().as_nanos() {
-            saw(&election, token, at, What::Outside);
+            report_event(&election, token, at, What::Outside);
         }
         if leadership.ensure().is_ok() {
-            saw(&election, token, at, What::Worked);
+            report_event(&election, token, at, What::Worked);
             write(&election, token, ttl);
         } else {
-            saw(&election, token, at, What::Polled);
+            report_event(&election, token, at, What::Polled);
         }
-        sleep(STEP).await;
+        sleep(STEP_INTERVAL).await;
     }
 }
 
-/// Writes, now and then with a request that is long under way.
+/// Writes to the register. One write in fifty is delayed by up to two TTLs.
 fn write(election: &str, token: u64, ttl: Duration) {
-    let line = Line::Write { election: election.to_owned(), token };
+    let message = Message::Write { election: election.to_owned(), token };
     if fastrand::u8(..50) > 0 {
-        return say(&line);
+        return report(&message);
     }
     let delay = ttl.mul_f64(2.0 * fastrand::f64());
     tokio::spawn(async move {
         sleep(delay).await;
-        say(&line);
+        report(&message);
     });
 }

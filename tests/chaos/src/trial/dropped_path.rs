@@ -1,28 +1,25 @@
-//! Whoever leads cannot reach the store any more: nothing is refused, nothing is answered.
+//! The leader cannot reach the store: nothing is refused, and nothing is answered.
 
 use anyhow::Result;
 use futures::future::try_join_all;
 use tenure_testkit::proxy::{Direction, Proxy};
 use tokio::time::{Duration, sleep};
 
-use super::{
-    Outcome,
-    duel::{Duel, Stand},
-};
-use crate::{options::TrialOptions, rig::cluster::Cluster};
+use super::{Outcome, context::TrialContext, two_candidates::TwoCandidates};
+use crate::{cluster::Cluster, options::TrialOptions};
 
 const TTL: Duration = Duration::from_secs(5);
-/// How many at once.
-const BESIDE: usize = 25;
+/// How many trials run at the same time.
+const MAX_CONCURRENT: usize = 25;
 
 pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
     let cluster = Cluster::start(options.store).await?;
     let mut outcome = Outcome::default();
-    let stand = Stand::new(&outcome.record, TTL);
+    let context = TrialContext::new(&outcome.history, TTL);
     while outcome.trials < options.trials {
-        let round = outcome.trials;
-        let beside = BESIDE.min(options.trials - round);
-        let trials = (0..beside).map(|n| attempt(&cluster, &stand, format!("e{}", round + n)));
+        let first = outcome.trials;
+        let count = MAX_CONCURRENT.min(options.trials - first);
+        let trials = (0..count).map(|n| attempt(&cluster, &context, format!("e{}", first + n)));
         let gaps = try_join_all(trials).await?;
         outcome.trials += gaps.len();
         outcome.gaps.extend(gaps.into_iter().flatten());
@@ -30,18 +27,18 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
     Ok(outcome)
 }
 
-async fn attempt(cluster: &Cluster, stand: &Stand, election: String) -> Result<Option<u64>> {
-    let mut lines = Vec::new();
+async fn attempt(cluster: &Cluster, context: &TrialContext, election: String) -> Result<Option<u64>> {
+    let mut proxies = Vec::new();
     for endpoint in cluster.endpoints() {
-        lines.push(Proxy::start(endpoint).await?);
+        proxies.push(Proxy::start(endpoint).await?);
     }
-    let endpoints: Vec<_> = lines.iter().map(Proxy::endpoint).collect();
-    let duel =
-        Duel::begin(stand, &election, &cluster.url(&endpoints), &cluster.url(&cluster.endpoints())).await?;
-    // At any moment between two heartbeats.
+    let endpoints: Vec<_> = proxies.iter().map(Proxy::endpoint).collect();
+    let (leader_url, waiter_url) = (cluster.url(&endpoints), cluster.url(&cluster.endpoints()));
+    let candidates = TwoCandidates::start(context, &election, &leader_url, &waiter_url).await?;
+    // At a random moment between two heartbeats.
     sleep((TTL / 3).mul_f64(fastrand::f64())).await;
-    for line in &lines {
-        line.blackhole(Direction::Both);
+    for proxy in &proxies {
+        proxy.blackhole(Direction::Both);
     }
-    duel.end(|| lines.iter().for_each(Proxy::heal)).await
+    candidates.wait_for_takeover(|| proxies.iter().for_each(Proxy::heal)).await
 }

@@ -1,70 +1,72 @@
-//! One server of three is frozen or killed, its leader or a follower: every leadership is kept.
+//! One server of three, the leader or a follower, is frozen or killed: every leadership must be kept.
 
 use anyhow::Result;
 use futures::future::try_join_all;
-use tenure_containers::Harm;
+use tenure_containers::FaultKind;
 use tokio::time::{Duration, timeout};
 
-use super::{Outcome, duel::Stand};
+use super::{Outcome, context::TrialContext};
 use crate::{
+    cluster::{Cluster, MEMBERS},
     options::{StoreKind, TrialOptions},
-    rig::cluster::{Cluster, MEMBERS},
 };
 
 const TTL: Duration = Duration::from_secs(5);
-/// How many lead, spread over the servers.
-const BESIDE: usize = 6;
-/// Long past what the sessions would have lasted without a heartbeat.
-const RENEWALS: usize = 5;
+/// How many leaders there are, spread over the servers.
+const LEADERS: usize = 6;
+/// How many heartbeats have to be confirmed: more than a session lasts without any.
+const HEARTBEATS: usize = 5;
 
 pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
     let (cluster, settings) = match options.store {
         StoreKind::Etcd => (Cluster::start(options.store).await?, ""),
-        // Its followers notice after a second that their leader is frozen. No session outlasts an ensemble that
-        // takes longer than the session's timeout for that.
+        // With these settings the followers notice after a second that their leader is frozen. No session outlasts an
+        // ensemble that takes longer than the session's timeout.
         StoreKind::Zookeeper => (Cluster::zookeeper(&[("syncLimit", "2")]).await?, "?tick=500ms"),
     };
     let mut outcome = Outcome::default();
-    let stand = Stand::new(&outcome.record, TTL);
-    let harms = [Harm::Freeze, Harm::Kill];
+    let context = TrialContext::new(&outcome.history, TTL);
+    let faults = [FaultKind::Freeze, FaultKind::Kill];
+    // The offset from the leader: the leader itself, and a follower.
     let roles = [0, 1];
-    let all = harms.into_iter().flat_map(|harm| roles.map(|role| (harm, role))).cycle();
-    for (harm, role) in all {
+    let all = faults.into_iter().flat_map(|fault| roles.map(|role| (fault, role))).cycle();
+    for (kind, role) in all {
         if outcome.trials >= options.trials {
             return Ok(outcome);
         }
         let member = (cluster.leader().await? + role) % MEMBERS;
-        let mut kept = Vec::new();
-        for n in 0..BESIDE {
+        let mut leaders = Vec::new();
+        for n in 0..LEADERS {
             let mut endpoints = cluster.endpoints();
-            // Of two thirds of them, the server that they ask first is another one.
+            // Two thirds of them prefer a server other than `member`.
             endpoints.rotate_left((member + n) % MEMBERS);
-            let elector = stand.connect(&format!("{}{settings}", cluster.url(&endpoints))).await?;
+            let elector = context.connect(&format!("{}{settings}", cluster.url(&endpoints))).await?;
             let election = format!("e{}", outcome.trials + n);
-            let (leadership, _) = stand.lead(&*elector, &election).await?;
-            kept.push((elector, leadership));
+            let (leadership, _) = context.lead(&*elector, &election).await?;
+            leaders.push((elector, leadership));
         }
-        for (_, leadership) in &kept {
-            stand.renewed(leadership).await?;
+        for (_, leadership) in &leaders {
+            context.wait_for_heartbeat(leadership).await?;
         }
-        let fault = cluster.harm(member, harm).await?;
-        let renewals = kept.iter().map(|(_, leadership)| async {
-            for _ in 0..RENEWALS {
+        let fault = cluster.inject(member, kind).await?;
+        let heartbeats = leaders.iter().map(|(_, leadership)| async {
+            for _ in 0..HEARTBEATS {
                 tokio::select! {
                     reason = leadership.lost() => return Ok(Some(reason)),
-                    renewed = stand.renewed(leadership) => renewed?,
+                    confirmed = context.wait_for_heartbeat(leadership) => confirmed?,
                 }
             }
             anyhow::Ok(None)
         });
-        let lost = try_join_all(renewals).await?;
+        let lost = try_join_all(heartbeats).await?;
         for reason in lost.iter().flatten() {
-            println!("{harm:?} of the {}: lost by {reason}", if role == 0 { "leader" } else { "follower" });
+            let server = if role == 0 { "leader" } else { "follower" };
+            println!("leadership lost ({reason}) after {kind:?} of the {server}");
         }
         outcome.lost += lost.iter().flatten().count();
-        outcome.trials += BESIDE;
+        outcome.trials += LEADERS;
         fault.heal().await?;
-        for (elector, leadership) in kept {
+        for (elector, leadership) in leaders {
             drop(leadership);
             let _ = timeout(TTL * 2, elector.close()).await;
         }

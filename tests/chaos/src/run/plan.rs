@@ -1,0 +1,100 @@
+//! Which faults are injected, where, and for how long: drawn from the seed.
+
+use std::time::Duration;
+
+/// What a fault does to its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Disruption {
+    Kill,
+    Freeze,
+    StalledDisk,
+    FullDisk,
+    /// All packets are dropped.
+    Partition,
+    InboundPartition,
+    OutboundPartition,
+    /// Packets between a server and its peers are dropped; clients still reach it.
+    PartitionFromPeers,
+    /// Connections stay open and carry nothing.
+    HalfOpen,
+    Reset,
+    Slow,
+    LostPackets,
+}
+
+/// What a fault disrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    StoreLeader,
+    Follower,
+    Majority,
+    Candidate,
+    LeadingCandidate,
+}
+
+use Disruption::*;
+
+const SERVER_DISRUPTIONS: [Disruption; 12] = [
+    Kill,
+    Freeze,
+    StalledDisk,
+    FullDisk,
+    Partition,
+    InboundPartition,
+    OutboundPartition,
+    PartitionFromPeers,
+    HalfOpen,
+    Reset,
+    Slow,
+    LostPackets,
+];
+/// Candidates have no disk and no peers.
+const CANDIDATE_DISRUPTIONS: [Disruption; 9] =
+    [Kill, Freeze, Partition, InboundPartition, OutboundPartition, HalfOpen, Reset, Slow, LostPackets];
+
+/// A fault that will be injected.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlannedFault {
+    pub(crate) target: Target,
+    pub(crate) disruption: Disruption,
+    pub(crate) duration: Duration,
+    /// The time since the lane's previous fault has ended.
+    pub(crate) delay: Duration,
+    /// A random number that selects one of several targets of the same kind.
+    pub(crate) selector: usize,
+}
+
+/// Which targets the faults of a lane have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TargetGroup {
+    Servers,
+    Candidates,
+}
+
+impl PlannedFault {
+    /// Draws the next fault of a lane.
+    pub(crate) fn draw(group: TargetGroup, ttl: Duration, rng: &mut fastrand::Rng) -> Self {
+        let (target, disruption) = match group {
+            TargetGroup::Servers => {
+                let targets = [Target::StoreLeader, Target::Follower, Target::Majority];
+                (one_of(&targets, rng), one_of(&SERVER_DISRUPTIONS, rng))
+            }
+            TargetGroup::Candidates => {
+                let targets = [Target::Candidate, Target::LeadingCandidate];
+                (one_of(&targets, rng), one_of(&CANDIDATE_DISRUPTIONS, rng))
+            }
+        };
+        // Six in ten are short, three are shorter than the TTL, and one is longer than any session.
+        let duration = ttl.mul_f64(match rng.u8(..10) {
+            0..6 => 0.03 + 0.3 * rng.f64(),
+            6..9 => 0.3 + 0.7 * rng.f64(),
+            _ => 1.0 + 1.0 * rng.f64(),
+        });
+        let delay = Duration::from_millis(rng.u64(..400));
+        Self { target, disruption, duration, delay, selector: rng.usize(..) }
+    }
+}
+
+fn one_of<T: Copy>(all: &[T], rng: &mut fastrand::Rng) -> T {
+    all[rng.usize(..all.len())]
+}

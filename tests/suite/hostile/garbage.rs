@@ -1,0 +1,136 @@
+//! Stores that answer with garbage, without end, or not at all.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use tenure::{Config, Connection, Diagnosis, Elector, Error, Level};
+use tenure_testkit::suite::{until, within};
+
+use crate::{
+    assert_peak_memory_mib,
+    garbage_server::{Garbage, GarbageServer, HUGE_MESSAGE_PREFIX, NO_DATA, PING, Rate, SETTINGS},
+    is_printable, promptly,
+};
+
+/// ZooKeeper's client library buffers what a server sends until a response is complete, and gives up after seconds. At this
+/// rate the buffer stays below the memory limit of the test for that long.
+const BUFFERED_RATE: Rate = Rate::MebibytesPerSecond(32);
+
+/// Asserts that campaigns, reads, observers and a diagnosis retry, and the status says why, or that they fail with a
+/// printable error. Closing takes seconds, and memory stays bounded.
+async fn assert_survives(scheme: &str, garbage: Garbage) {
+    let server = GarbageServer::start(garbage).await;
+    let url = format!("{scheme}://{}/acme", server.endpoint);
+    let config = || Config::new().with_ttl(Duration::from_secs(3));
+    let [candidate, reader] = [config(), config()].map(|config| tenure::connect_with(&url, config));
+    let (candidate, reader) = (candidate.await.unwrap(), reader.await.unwrap());
+    let campaign = {
+        let candidate: Arc<dyn Elector> = Arc::clone(&candidate);
+        tokio::spawn(async move { candidate.campaign("e").await })
+    };
+    let reading = {
+        let reader: Arc<dyn Elector> = Arc::clone(&reader);
+        tokio::spawn(async move { reader.candidates("e").await })
+    };
+    let observing = {
+        let mut leaders = reader.observe("e");
+        tokio::spawn(async move { leaders.next().await })
+    };
+    let diagnoses = {
+        let reader: Arc<dyn Elector> = Arc::clone(&reader);
+        tokio::spawn(async move { reader.diagnose().await })
+    };
+    for (elector, ended) in [(&candidate, &|| campaign.is_finished()), (&reader, &|| reading.is_finished())]
+        as [(&Arc<dyn Elector>, &dyn Fn() -> bool); 2]
+    {
+        until("the status says why", async || {
+            let status = elector.status();
+            // Every error that is observed has to be printable, not only the last.
+            let error = status.last_error.inspect(|error| assert!(is_printable(error), "{error:?}"));
+            error.is_some() && (status.connection == Connection::Retrying || ended())
+        })
+        .await;
+    }
+    until("it is retried", async || server.connections() >= 6 || campaign.is_finished()).await;
+    let diagnoses = within("the diagnoses", diagnoses).await.unwrap();
+    assert!(diagnoses.iter().any(|diagnosis| diagnosis.level == Level::Problem), "{diagnoses:?}");
+    for Diagnosis { subject, text, .. } in &diagnoses {
+        assert!(is_printable(subject) && is_printable(text), "{text:?}");
+    }
+    for elector in [&candidate, &reader] {
+        promptly("closing", elector.close()).await;
+    }
+    for error in [promptly("the campaign's end", campaign).await.unwrap().err(), reading.await.unwrap().err()]
+    {
+        let error = error.expect("no candidate can lead in such a store");
+        assert!(matches!(error, Error::Closed | Error::Refused(_)), "{error:?}");
+        assert!(is_printable(&error.to_string()), "{error}");
+    }
+    if let Some(seen) = promptly("the observer's end", observing).await.unwrap() {
+        let error = seen.expect_err("no candidate can lead in such a store").to_string();
+        assert!(is_printable(&error), "{error}");
+    }
+    assert_peak_memory_mib(256);
+}
+
+macro_rules! survived {
+    ($($name:ident: $scheme:literal, $garbage:expr;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                assert_survives($scheme, $garbage).await;
+            }
+        )*
+    };
+}
+
+/// ZooKeeper: the response to a connect request, with this timeout, session and length of the password.
+fn connect_response(timeout: i32, session: i64, length: i32) -> Vec<u8> {
+    let fields = [&timeout.to_be_bytes()[..], &session.to_be_bytes(), &length.to_be_bytes(), &[7; 16], &[0]];
+    [&37_i32.to_be_bytes()[..], &[0; 4], &fields.concat()].concat()
+}
+
+/// ZooKeeper: a session in which every response announces a list and ends before it.
+fn session(timeout: i32, session: i64, length: i32) -> Garbage {
+    Garbage::TruncatedLists(connect_response(timeout, session, length), 7)
+}
+
+/// ZooKeeper: a frame of this length that ends after its first byte.
+fn frame(length: i32) -> Garbage {
+    Garbage::Response([&length.to_be_bytes()[..], &[0]].concat())
+}
+
+survived! {
+    etcd_that_never_answers: "etcd", Garbage::Silence;
+    etcd_that_answers_random_bytes: "etcd", Garbage::RandomBytes;
+    etcd_that_streams_bytes_forever: "etcd", Garbage::Stream(b"", b"etc", Rate::Unbounded);
+    etcd_that_streams_zeros_forever: "etcd", Garbage::Stream(b"", &[0], Rate::Unbounded);
+    etcd_that_hangs_up: "etcd", Garbage::Close;
+    etcd_that_is_a_web_server: "etcd", Garbage::HttpError;
+    etcd_that_sends_settings_forever: "etcd", Garbage::Stream(SETTINGS, SETTINGS, Rate::Unbounded);
+    etcd_that_pings_forever: "etcd", Garbage::Stream(SETTINGS, PING, Rate::Unbounded);
+    etcd_that_announces_a_message_of_1_gib: "etcd", Garbage::StreamResponse(HUGE_MESSAGE_PREFIX);
+    etcd_that_refuses_with_control_characters: "etcd", Garbage::UnprintableError;
+    etcd_that_answers_empty_data_forever: "etcd", Garbage::StreamResponse(NO_DATA);
+
+    zookeeper_that_never_answers: "zookeeper", Garbage::Silence;
+    zookeeper_that_answers_random_bytes: "zookeeper", Garbage::RandomBytes;
+    zookeeper_that_streams_bytes_forever: "zookeeper", Garbage::Stream(b"", b"zk", BUFFERED_RATE);
+    zookeeper_that_streams_zeros_forever: "zookeeper", Garbage::Stream(b"", &[0], BUFFERED_RATE);
+    zookeeper_that_hangs_up: "zookeeper", Garbage::Close;
+    zookeeper_that_is_a_web_server: "zookeeper", Garbage::HttpError;
+    zookeeper_that_announces_a_frame_of_2_gib: "zookeeper", frame(i32::MAX);
+    zookeeper_that_announces_a_frame_of_negative_length: "zookeeper", frame(-1);
+    zookeeper_that_grants_a_negative_timeout: "zookeeper", session(-1, 7, 16);
+    zookeeper_that_grants_no_timeout: "zookeeper", session(0, 7, 16);
+    zookeeper_that_grants_weeks: "zookeeper", session(i32::MAX, 7, 16);
+    zookeeper_with_a_negative_session: "zookeeper", session(3000, -7, 16);
+    zookeeper_without_a_session: "zookeeper", session(3000, 0, 16);
+    zookeeper_with_a_password_of_2_gib: "zookeeper", session(3000, 7, i32::MAX);
+    zookeeper_with_a_password_of_negative_length: "zookeeper", session(3000, 7, -1);
+    zookeeper_that_announces_a_million_children: "zookeeper", Garbage::TruncatedLists(connect_response(3000, 7, 16), 1_000_000);
+    zookeeper_that_is_silent_once_connected: "zookeeper", Garbage::Response(connect_response(3000, 7, 16));
+    zookeeper_that_streams_bytes_once_connected: "zookeeper", Garbage::StreamAfterResponse(connect_response(3000, 7, 16), b"zk", BUFFERED_RATE);
+    zookeeper_that_streams_zeros_once_connected: "zookeeper", Garbage::StreamAfterResponse(connect_response(3000, 7, 16), &[0], BUFFERED_RATE);
+    zookeeper_that_sends_truncated_lists: "zookeeper", session(3000, 7, 16);
+}
