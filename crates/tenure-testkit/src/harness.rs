@@ -8,12 +8,12 @@ use tenure_core::spi::Backend;
 
 /// A store under test, with a namespace of its own for one case.
 ///
-/// What a harness cannot do it declares in [`abilities`](Self::abilities); the cases that need it
+/// What a harness cannot do it declares in [`capabilities`](Self::capabilities); the cases that need it
 /// are then not for this store.
 #[async_trait]
 pub trait Harness: Send + Sync {
     /// What can be done to this store.
-    fn abilities(&self) -> Abilities;
+    fn capabilities(&self) -> HarnessCapabilities;
 
     /// Another client of the store, as another process would have it.
     async fn client(&self) -> Client;
@@ -35,38 +35,44 @@ pub trait Harness: Send + Sync {
     async fn foreign_entries_untouched(&self, election: &str) -> bool;
 
     /// Everything of ours that is left in the store: entries and sessions, in words. Litter is not ours.
-    async fn leftovers(&self) -> Vec<String>;
+    async fn remaining_state(&self) -> Vec<String>;
 }
 
 /// What a [`Harness`] can do to its store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Abilities {
-    /// Clients have a [`Line`] that can be cut.
-    pub lines: bool,
+pub struct HarnessCapabilities {
+    /// Clients have a [`FaultInjector`] that can be cut.
+    pub connection_faults: bool,
     /// Entries can be deleted behind their candidate's back.
-    pub deletes: bool,
+    pub entry_deletion: bool,
     /// Sessions can be ended behind their client's back.
-    pub expires: bool,
+    pub session_expiry: bool,
     /// Strangers can leave something among the entries.
     pub foreign_entries: bool,
 }
 
-impl Abilities {
+impl HarnessCapabilities {
     /// Nothing can be done to the store.
-    pub const NONE: Self = Self { lines: false, deletes: false, expires: false, foreign_entries: false };
+    pub const NONE: Self = Self {
+        connection_faults: false,
+        entry_deletion: false,
+        session_expiry: false,
+        foreign_entries: false,
+    };
     /// Everything can be done to it.
-    pub const ALL: Self = Self { lines: true, deletes: true, expires: true, foreign_entries: true };
+    pub const ALL: Self =
+        Self { connection_faults: true, entry_deletion: true, session_expiry: true, foreign_entries: true };
 
     /// The same, with or without lines.
-    pub const fn lines(mut self, yes: bool) -> Self {
-        self.lines = yes;
+    pub const fn connection_faults(mut self, yes: bool) -> Self {
+        self.connection_faults = yes;
         self
     }
 
     /// The same, with or without the ending of sessions.
-    pub const fn expires(mut self, yes: bool) -> Self {
-        self.expires = yes;
+    pub const fn session_expiry(mut self, yes: bool) -> Self {
+        self.session_expiry = yes;
         self
     }
 
@@ -77,8 +83,8 @@ impl Abilities {
     }
 
     /// The same, with or without the deletion of entries.
-    pub const fn deletes(mut self, yes: bool) -> Self {
-        self.deletes = yes;
+    pub const fn entry_deletion(mut self, yes: bool) -> Self {
+        self.entry_deletion = yes;
         self
     }
 }
@@ -89,29 +95,29 @@ pub struct Client {
     /// What its elector is built on.
     pub backend: Arc<dyn Backend>,
     /// Its line to the store, where there is one to cut.
-    pub line: Option<Arc<dyn Line>>,
+    pub faults: Option<Arc<dyn FaultInjector>>,
 }
 
 /// The line between one client and its store.
-pub trait Line: fmt::Debug + Send + Sync {
+pub trait FaultInjector: fmt::Debug + Send + Sync {
     /// Drops what is under way, and refuses what comes.
     fn cut(&self);
     /// Swallows everything both ways, and says nothing: a cable that was pulled.
-    fn silence(&self);
+    fn partition(&self);
     /// Swallows only what the store answers: requests are carried out, unheard.
-    fn swallow_answers(&self);
+    fn drop_responses(&self);
     /// Lets everything pass again.
     fn heal(&self);
 }
 
-impl Line for crate::proxy::Proxy {
+impl FaultInjector for crate::proxy::Proxy {
     fn cut(&self) {
         self.cut();
     }
-    fn silence(&self) {
+    fn partition(&self) {
         self.blackhole(crate::proxy::Direction::Both);
     }
-    fn swallow_answers(&self) {
+    fn drop_responses(&self) {
         self.blackhole(crate::proxy::Direction::ToClient);
     }
     fn heal(&self) {
@@ -121,16 +127,16 @@ impl Line for crate::proxy::Proxy {
     }
 }
 
-impl Line for tenure_core::memory::Link {
+impl FaultInjector for tenure_core::memory::Link {
     fn cut(&self) {
         use tenure_core::memory::{Op, Path, Side};
         self.set(&Op::ALL, Side::Request, Path::Refuse);
         self.set(&[Op::Watch], Side::Answer, Path::Lose);
     }
-    fn silence(&self) {
+    fn partition(&self) {
         self.cut();
     }
-    fn swallow_answers(&self) {
+    fn drop_responses(&self) {
         use tenure_core::memory::{Op, Path, Side};
         self.set(&Op::ALL, Side::Answer, Path::Lose);
     }

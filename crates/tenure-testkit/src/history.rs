@@ -4,13 +4,13 @@
 //! sees as it sees it, so that a history is whole up to the moment at which its candidate was killed.
 //!
 //! ```
-//! use tenure_testkit::history::{Event, What, check};
+//! use tenure_testkit::history::{Event, EventKind, check};
 //!
-//! let event = |at, token, what| Event { at, election: "e".to_owned(), token, what };
+//! let event = |at, token, kind| Event { at, election: "e".to_owned(), token, kind };
 //! let verdict = check(&[
-//!     event(1_000, 7, What::Leads { deadline: 9_000 }),
-//!     event(4_000, 7, What::Worked),   // and then it was killed: it may have led until 9 000
-//!     event(8_000, 8, What::Leads { deadline: 16_000 }),
+//!     event(1_000, 7, EventKind::Leads { deadline: 9_000 }),
+//!     event(4_000, 7, EventKind::Worked),   // and then it was killed: it may have led until 9 000
+//!     event(8_000, 8, EventKind::Leads { deadline: 16_000 }),
 //! ]);
 //! assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(1_000)));
 //! ```
@@ -30,14 +30,14 @@ pub struct Event {
     pub token: u64,
     /// What it was.
     #[serde(flatten)]
-    pub what: What,
+    pub kind: EventKind,
 }
 
 /// What an [`Event`] tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum What {
+pub enum EventKind {
     /// A candidate leads: it was told so, and a check after `at` said yes.
     Leads {
         /// Until when, as things stand.
@@ -91,12 +91,12 @@ pub struct Verdict {
     /// S3: how often work acted outside its window, or after a later term had begun.
     pub work_outside_window: u64,
     /// All that is wrong.
-    pub details: Vec<Broken>,
+    pub details: Vec<Violation>,
 }
 
 /// A promise that was not kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Broken {
+pub struct Violation {
     /// Since when, in nanoseconds of the history's clock.
     pub at: u64,
     /// Which promise: `S1`, `S2` or `S3`.
@@ -105,7 +105,7 @@ pub struct Broken {
     pub what: String,
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}, since {}", self.promise, self.what, self.at)
     }
@@ -121,7 +121,7 @@ impl Verdict {
     }
 
     fn wrong(&mut self, promise: &'static str, at: u64, what: String) {
-        self.details.push(Broken { at, promise, what });
+        self.details.push(Violation { at, promise, what });
     }
 }
 
@@ -165,7 +165,7 @@ fn terms(election: &str, events: &[&Event], verdict: &mut Verdict) -> Vec<Term> 
     let mut terms: Vec<Term> = Vec::new();
     let mut current: BTreeMap<u64, usize> = BTreeMap::new();
     for event in events {
-        if let What::Leads { deadline } = event.what {
+        if let EventKind::Leads { deadline } = event.kind {
             if current.insert(event.token, terms.len()).is_some() {
                 verdict.stale_tokens += 1;
                 verdict.wrong(
@@ -179,11 +179,11 @@ fn terms(election: &str, events: &[&Event], verdict: &mut Verdict) -> Vec<Term> 
             continue;
         }
         let Some(term) = current.get(&event.token).map(|&index| &mut terms[index]) else { continue };
-        match event.what {
-            What::Renewed { deadline } => term.deadline = term.deadline.max(deadline),
-            What::Valid | What::Worked => term.seen = term.seen.max(event.at),
-            What::Resigns => term.told = true,
-            What::Ends { valid_until, over_since } => {
+        match event.kind {
+            EventKind::Renewed { deadline } => term.deadline = term.deadline.max(deadline),
+            EventKind::Valid | EventKind::Worked => term.seen = term.seen.max(event.at),
+            EventKind::Resigns => term.told = true,
+            EventKind::Ends { valid_until, over_since } => {
                 term.seen = term.seen.max(valid_until);
                 term.told |= over_since < term.deadline;
             }
@@ -228,13 +228,15 @@ const NOTICE: u64 = 50_000_000;
 fn check_work(election: &str, events: &[&Event], terms: &[Term], verdict: &mut Verdict) {
     for event in events {
         let after = |term: &&Term| term.token > event.token && term.begins < event.at;
-        let (since, what) = match event.what {
-            What::Outside => (event.at, "was polled past its deadline".to_owned()),
-            What::Polled => match terms.iter().find(|term| after(term) && term.begins + NOTICE < event.at) {
-                Some(later) => (later.begins, format!("went on after {} led", later.token)),
-                None => continue,
-            },
-            What::Worked => match terms.iter().find(after) {
+        let (since, what) = match event.kind {
+            EventKind::Outside => (event.at, "was polled past its deadline".to_owned()),
+            EventKind::Polled => {
+                match terms.iter().find(|term| after(term) && term.begins + NOTICE < event.at) {
+                    Some(later) => (later.begins, format!("went on after {} led", later.token)),
+                    None => continue,
+                }
+            }
+            EventKind::Worked => match terms.iter().find(after) {
                 Some(later) => (later.begins, format!("acted after {} led", later.token)),
                 None => continue,
             },
@@ -249,14 +251,14 @@ fn check_work(election: &str, events: &[&Event], terms: &[Term], verdict: &mut V
 fn check_writes(election: &str, events: &[&Event], verdict: &mut Verdict) {
     let mut highest = 0;
     for event in events {
-        match event.what {
-            What::Accepted if event.token < highest => {
+        match event.kind {
+            EventKind::Accepted if event.token < highest => {
                 verdict.stale_writes_accepted += 1;
                 let what = format!("{election}: {} has written after {highest}", event.token);
                 verdict.wrong("S2", event.at, what);
             }
-            What::Accepted => highest = event.token,
-            What::Refused => verdict.writes_refused += 1,
+            EventKind::Accepted => highest = event.token,
+            EventKind::Refused => verdict.writes_refused += 1,
             _ => {}
         }
     }
@@ -266,22 +268,22 @@ fn check_writes(election: &str, events: &[&Event], verdict: &mut Verdict) {
 mod tests {
     use super::*;
 
-    fn event(at: u64, token: u64, what: What) -> Event {
-        Event { at, election: "e".to_owned(), token, what }
+    fn event(at: u64, token: u64, kind: EventKind) -> Event {
+        Event { at, election: "e".to_owned(), token, kind }
     }
 
     fn leads(at: u64, token: u64, deadline: u64) -> Event {
-        event(at, token, What::Leads { deadline })
+        event(at, token, EventKind::Leads { deadline })
     }
 
     #[test]
     fn terms_that_follow_each_other_are_clean_and_their_gap_is_told() {
         let verdict = check(&[
             leads(10, 1, 50),
-            event(30, 1, What::Resigns),
-            event(35, 1, What::Ends { valid_until: 29, over_since: 30 }),
+            event(30, 1, EventKind::Resigns),
+            event(35, 1, EventKind::Ends { valid_until: 29, over_since: 30 }),
             leads(34, 2, 90),
-            event(40, 2, What::Renewed { deadline: 95 }),
+            event(40, 2, EventKind::Renewed { deadline: 95 }),
             leads(100, 3, 150),
         ]);
         assert!(verdict.is_clean(), "{verdict:?}");
@@ -291,21 +293,21 @@ mod tests {
     #[test]
     fn who_was_killed_may_have_led_until_its_deadline() {
         let verdict =
-            check(&[leads(10, 1, 50), event(20, 1, What::Renewed { deadline: 60 }), leads(55, 2, 90)]);
+            check(&[leads(10, 1, 50), event(20, 1, EventKind::Renewed { deadline: 60 }), leads(55, 2, 90)]);
         assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(5)));
     }
 
     /// Work is told to stop before the deadline, and the entry is left as soon as it has stopped.
     #[test]
     fn who_was_told_before_its_deadline_leads_no_longer_than_that() {
-        let ends = |over_since| event(45, 1, What::Ends { valid_until: 30, over_since });
+        let ends = |over_since| event(45, 1, EventKind::Ends { valid_until: 30, over_since });
         let of = |over_since| check(&[leads(10, 1, 50), leads(40, 2, 90), ends(over_since)]).max_overlap;
         assert_eq!((of(31), of(50)), (Some(-10), Some(10)));
     }
 
     #[test]
     fn a_check_that_says_yes_beside_another_leader_is_an_overlap() {
-        let late = event(70, 1, What::Valid);
+        let late = event(70, 1, EventKind::Valid);
         let verdict = check(&[leads(10, 1, 50), leads(55, 2, 90), late, leads(95, 3, 99)]);
         assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(15)));
     }
@@ -326,9 +328,9 @@ mod tests {
     fn work_outside_its_window_is_found() {
         let verdict = check(&[
             leads(10, 1, 15),
-            event(16, 1, What::Outside),
+            event(16, 1, EventKind::Outside),
             leads(20, 2, 30),
-            event(22, 1, What::Worked),
+            event(22, 1, EventKind::Worked),
         ]);
         assert_eq!(verdict.work_outside_window, 2);
         assert_eq!(verdict.overlaps, 1);
@@ -336,8 +338,8 @@ mod tests {
 
     #[test]
     fn work_that_goes_on_beside_the_next_leader_is_found() {
-        let ends = event(15, 1, What::Ends { valid_until: 12, over_since: 13 });
-        let polled = |at| event(at, 1, What::Polled);
+        let ends = event(15, 1, EventKind::Ends { valid_until: 12, over_since: 13 });
+        let polled = |at| event(at, 1, EventKind::Polled);
         let verdict =
             check(&[leads(10, 1, 900_000_000), ends, polled(19), leads(20, 2, 30), polled(100_000_000)]);
         assert_eq!((verdict.work_outside_window, verdict.overlaps), (1, 0));
@@ -345,8 +347,8 @@ mod tests {
 
     #[test]
     fn a_register_that_takes_an_older_write_is_found() {
-        let wrote = |token| event(0, token, What::Accepted);
-        let verdict = check(&[wrote(1), wrote(3), wrote(2), wrote(3), event(0, 2, What::Refused)]);
+        let wrote = |token| event(0, token, EventKind::Accepted);
+        let verdict = check(&[wrote(1), wrote(3), wrote(2), wrote(3), event(0, 2, EventKind::Refused)]);
         assert_eq!((verdict.stale_writes_accepted, verdict.writes_refused), (1, 1));
     }
 }

@@ -7,20 +7,20 @@
 //! # #![allow(dead_code)]
 //! # use std::{sync::Arc, time::Duration};
 //! # use tenure_core::memory::MemoryStore;
-//! # use tenure_testkit::harness::{Abilities, Client, Harness};
+//! # use tenure_testkit::harness::{HarnessCapabilities, Client, Harness};
 //! struct MyStore(MemoryStore);
 //!
 //! #[async_trait::async_trait]
 //! impl Harness for MyStore {
-//!     fn abilities(&self) -> Abilities { Abilities::NONE }
+//!     fn capabilities(&self) -> HarnessCapabilities { HarnessCapabilities::NONE }
 //!     async fn client(&self) -> Client {
-//!         Client { backend: Arc::new(self.0.backend()), line: None }
+//!         Client { backend: Arc::new(self.0.backend()), faults: None }
 //!     }
 //!     fn ttl(&self) -> Duration { Duration::from_secs(2) }
-//!     async fn leftovers(&self) -> Vec<String> {
+//!     async fn remaining_state(&self) -> Vec<String> {
 //!         self.0.sessions().iter().map(|session| format!("session {session}")).collect()
 //!     }
-//!     // The rest is for what `abilities` declares.
+//!     // The rest is for what `capabilities` declares.
 //! #   async fn delete_entry(&self, _: &str, _: &str, _: u64) {}
 //! #   async fn expire_session(&self, _: &str) {}
 //! #   async fn add_foreign_entries(&self, _: &str) {}

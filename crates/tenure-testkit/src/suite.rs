@@ -6,9 +6,9 @@
 //! the store, no task and no thread in the process.
 
 mod candidacy;
+mod context;
 mod interference;
 mod outage;
-mod stage;
 mod succession;
 mod watching;
 
@@ -16,18 +16,18 @@ use std::{future::Future, pin::Pin};
 
 use tenure_core::spi::Capabilities;
 
-pub use stage::{Stage, until, within};
+pub use context::{CaseContext, until, within};
 
-use crate::harness::{Abilities, Harness};
+use crate::harness::{Harness, HarnessCapabilities};
 
 /// One case of the suite.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// What is shown.
     pub name: &'static str,
-    /// Whether it is for a store of these capabilities and abilities.
-    pub applies: fn(Capabilities, Abilities) -> bool,
-    body: for<'a> fn(&'a Stage<'a>) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
+    /// Whether it is for a store of these capabilities and capabilities.
+    pub applies: fn(Capabilities, HarnessCapabilities) -> bool,
+    body: for<'a> fn(&'a CaseContext<'a>) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
 }
 
 macro_rules! table {
@@ -36,7 +36,7 @@ macro_rules! table {
         pub const CASES: &[Case] = &[$(Case {
             name: stringify!($name),
             applies: $applies,
-            body: |stage| Box::pin($module::$name(stage)),
+            body: |context| Box::pin($module::$name(context)),
         },)*];
     };
 }
@@ -64,19 +64,19 @@ table! {
     watching::a_value_can_be_changed if |_, _| true;
     watching::a_value_has_a_largest_size if |_, _| true;
     watching::observers_hear_of_leaders_and_vacancies if |_, _| true;
-    watching::foreign_entries_are_ignored_and_left_alone if |_, a| a.foreign_entries;
-    interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, a| a.deletes;
-    interference::a_waiter_whose_entry_was_deleted_enters_again if |_, a| a.deletes;
-    interference::a_leader_whose_session_was_ended_leads_no_more if |_, a| a.expires;
-    interference::a_waiter_whose_session_was_ended_wins_no_phantom if |_, a| a.expires;
-    outage::a_leader_cut_off_stops_before_the_next_one_leads if |c, a| c.expiring && a.lines;
-    outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, a| c.expiring && a.lines;
-    outage::a_short_outage_is_ridden_out if |c, a| c.expiring && a.lines;
-    outage::a_resignation_during_an_outage_is_carried_out if |c, a| c.expiring && a.lines;
-    outage::connections_lost_while_entering_leave_nothing if |_, a| a.lines;
-    outage::a_campaign_waits_for_its_store if |_, a| a.lines;
-    outage::an_observer_survives_an_outage if |_, a| a.lines;
-    outage::after_an_outage_exactly_one_leads if |c, a| c.expiring && a.lines;
+    watching::foreign_entries_are_ignored_and_left_alone if |_, h| h.foreign_entries;
+    interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, h| h.entry_deletion;
+    interference::a_waiter_whose_entry_was_deleted_enters_again if |_, h| h.entry_deletion;
+    interference::a_leader_whose_session_was_ended_leads_no_more if |_, h| h.session_expiry;
+    interference::a_waiter_whose_session_was_ended_wins_no_phantom if |_, h| h.session_expiry;
+    outage::a_leader_cut_off_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
+    outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
+    outage::a_short_outage_is_ridden_out if |c, h| c.expiring && h.connection_faults;
+    outage::a_resignation_during_an_outage_is_carried_out if |c, h| c.expiring && h.connection_faults;
+    outage::connections_lost_while_entering_leave_nothing if |_, h| h.connection_faults;
+    outage::a_campaign_waits_for_its_store if |_, h| h.connection_faults;
+    outage::an_observer_survives_an_outage if |_, h| h.connection_faults;
+    outage::after_an_outage_exactly_one_leads if |c, h| c.expiring && h.connection_faults;
 }
 
 /// Runs one case on a store, and checks that nothing is left behind.
@@ -87,15 +87,15 @@ pub async fn run(name: &str, harness: &dyn Harness) {
     let Some(case) = CASES.iter().find(|case| case.name == name) else {
         panic!("there is no case {name:?}");
     };
-    let tasks = stage::tasks();
+    let tasks = context::tasks();
     let capabilities = harness.client().await.backend.capabilities();
-    if !(case.applies)(capabilities, harness.abilities()) {
-        println!("{name} is not for this store: {capabilities:?}, {:?}", harness.abilities());
+    if !(case.applies)(capabilities, harness.capabilities()) {
+        println!("{name} is not for this store: {capabilities:?}, {:?}", harness.capabilities());
         return;
     }
-    let stage = Stage::new(harness);
-    (case.body)(&stage).await;
-    stage.end(tasks).await;
+    let context = CaseContext::new(harness);
+    (case.body)(&context).await;
+    context.end(tasks).await;
 }
 
 /// Makes a test of every case, each with a harness of its own.

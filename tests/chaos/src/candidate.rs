@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tenure::{Config, Elector, Leadership};
-use tenure_testkit::history::{Event, What};
+use tenure_testkit::history::{Event, EventKind};
 use tokio::signal::unix;
 
 use crate::{
@@ -146,7 +146,7 @@ impl Candidacy {
         };
         let worked = leadership.run(work::work(leadership.handle(), length, self.ttl)).await;
         if worked.is_ok() && leadership.is_leader() {
-            saw(&self.election, token, now(), What::Resigns);
+            saw(&self.election, token, now(), EventKind::Resigns);
         }
         let over_since = term.over_since();
         match fastrand::u8(..3) {
@@ -154,12 +154,12 @@ impl Candidacy {
             // Whether it was confirmed, or lost meanwhile, is seen in the history.
             _ => drop(leadership.resign().await),
         }
-        saw(&self.election, token, now(), What::Ends { valid_until: term.last_yes(), over_since });
+        saw(&self.election, token, now(), EventKind::Ends { valid_until: term.last_yes(), over_since });
     }
 }
 
-fn saw(election: &str, token: u64, at: u64, what: What) {
-    say(&Line::Saw(Event { at, election: election.to_owned(), token, what }));
+fn saw(election: &str, token: u64, at: u64, kind: EventKind) {
+    say(&Line::Saw(Event { at, election: election.to_owned(), token, kind }));
 }
 
 /// Writes a line at once and as a whole: a candidate may be killed at any moment.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tenure::{BootClock, Clock as _, LeadershipHandle};
-use tenure_testkit::history::{Event, What};
+use tenure_testkit::history::{Event, EventKind};
 
 const PACE: Duration = Duration::from_millis(1);
 /// How long a leadership that has ended is asked on: it must never say yes again.
@@ -44,9 +44,9 @@ impl Term {
         }
     }
 
-    fn event(&self, at: u64, what: What) -> Event {
+    fn event(&self, at: u64, kind: EventKind) -> Event {
         let token = self.handle.fencing_token().get();
-        Event { at, election: self.handle.election().to_string(), token, what }
+        Event { at, election: self.handle.election().to_string(), token, kind }
     }
 
     /// Asks once; whether to ask again.
@@ -57,10 +57,10 @@ impl Term {
             let ended = self.first_no.load(Relaxed) > 0;
             let deadline = self.handle.deadline().as_nanos();
             if deadline > self.deadline.swap(deadline, Relaxed) {
-                tell(self.event(at, What::Renewed { deadline }));
+                tell(self.event(at, EventKind::Renewed { deadline }));
             }
             if ended || at > deadline {
-                tell(self.event(at, What::Valid));
+                tell(self.event(at, EventKind::Valid));
             }
             return true;
         }
@@ -104,7 +104,7 @@ impl Sampler {
             deadline: AtomicU64::new(deadline),
             first_no: AtomicU64::new(0),
         });
-        let leads = term.event(at, What::Leads { deadline });
+        let leads = term.event(at, EventKind::Leads { deadline });
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&term));
         Some((term, leads))
     }

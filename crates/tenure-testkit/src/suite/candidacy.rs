@@ -11,10 +11,10 @@ use std::{
 use tenure_core::{Config, Elector, ElectorExt, Error, LossReason, StoreElector};
 use tokio::sync::oneshot;
 
-use super::{Stage, until, within};
+use super::{CaseContext, until, within};
 
-pub(super) async fn a_candidate_leads_and_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_candidate_leads_and_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     assert_eq!(a.elector.leader("e").await.unwrap(), None);
     let first = a.lead().await;
     assert!(first.is_leader() && first.ensure().is_ok());
@@ -29,8 +29,8 @@ pub(super) async fn a_candidate_leads_and_hands_over(stage: &Stage<'_>) {
 }
 
 /// Promise S2.
-pub(super) async fn tokens_rise_from_term_to_term(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn tokens_rise_from_term_to_term(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let mut tokens = Vec::new();
     for n in 0..10 {
         let leadership = if n % 3 == 0 { &b } else { &a }.lead().await;
@@ -40,8 +40,8 @@ pub(super) async fn tokens_rise_from_term_to_term(stage: &Stage<'_>) {
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
 }
 
-pub(super) async fn trying_does_not_wait(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn trying_does_not_wait(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let leadership = within("trying", a.elector.try_campaign("e")).await.unwrap().unwrap();
     assert!(within("trying", b.elector.try_campaign("e")).await.unwrap().is_none());
     assert_eq!(b.candidates().await, ["a"]);
@@ -50,8 +50,8 @@ pub(super) async fn trying_does_not_wait(stage: &Stage<'_>) {
 }
 
 /// Hazard G10.
-pub(super) async fn a_waiting_campaign_that_is_dropped_leaves_nothing(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_waiting_campaign_that_is_dropped_leaves_nothing(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let leadership = a.lead().await;
     b.wait_in_line().await.abort();
     until("the entry is gone", async || a.candidates().await == ["a"]).await;
@@ -59,8 +59,8 @@ pub(super) async fn a_waiting_campaign_that_is_dropped_leaves_nothing(stage: &St
 }
 
 /// Hazard G10: dropped before, between and after the requests of a campaign, many times.
-pub(super) async fn a_campaign_dropped_at_any_moment_leaves_nothing(stage: &Stage<'_>) {
-    let (a, watcher) = (stage.player("a").await, stage.player("w").await);
+pub(super) async fn a_campaign_dropped_at_any_moment_leaves_nothing(context: &CaseContext<'_>) {
+    let (a, watcher) = (context.player("a").await, context.player("w").await);
     for n in 0..40u64 {
         let patience = Duration::from_micros(n * n * 20);
         let _ = tokio::time::timeout(patience, a.elector.campaign("e")).await;
@@ -70,8 +70,8 @@ pub(super) async fn a_campaign_dropped_at_any_moment_leaves_nothing(stage: &Stag
 }
 
 /// Hazards G16, G20.
-pub(super) async fn a_dropped_guard_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_dropped_guard_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let first = a.lead().await;
     let next = b.wait_in_line().await;
     let dropping = std::thread::spawn(move || drop(first));
@@ -80,8 +80,8 @@ pub(super) async fn a_dropped_guard_hands_over(stage: &Stage<'_>) {
 }
 
 /// Hazards G7, G15: work that fails gives leadership to the next, and campaigns again.
-pub(super) async fn a_failing_leader_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_failing_leader_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let terms = Arc::new(AtomicUsize::new(0));
     let (elector, counted) = (Arc::clone(&a.elector), Arc::clone(&terms));
     let failing = tokio::spawn(async move {
@@ -103,8 +103,8 @@ pub(super) async fn a_failing_leader_hands_over(stage: &Stage<'_>) {
 }
 
 /// Hazard G5, promise S3.
-pub(super) async fn work_has_stopped_before_the_next_leader_begins(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn work_has_stopped_before_the_next_leader_begins(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let working = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = oneshot::channel::<()>();
     let (elector, flag) = (Arc::clone(&a.elector), Arc::clone(&working));
@@ -135,8 +135,8 @@ pub(super) async fn work_has_stopped_before_the_next_leader_begins(stage: &Stage
     within("the shutdown", runner).await.unwrap().unwrap();
 }
 
-pub(super) async fn a_shutdown_leaves_nothing(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_shutdown_leaves_nothing(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let leading = a.elector.run_while_leader("e", tokio::task::yield_now(), |leadership| async move {
         leadership.lost().await;
         Ok(())
@@ -149,8 +149,8 @@ pub(super) async fn a_shutdown_leaves_nothing(stage: &Stage<'_>) {
     assert!(leadership.is_leader());
 }
 
-pub(super) async fn closing_ends_everything(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn closing_ends_everything(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let leadership = a.lead().await;
     let elector = Arc::clone(&b.elector);
     let waiting = tokio::spawn(async move { elector.campaign("e").await });
@@ -163,11 +163,11 @@ pub(super) async fn closing_ends_everything(stage: &Stage<'_>) {
     assert!(matches!(a.elector.campaign("e").await, Err(Error::Closed)));
 }
 
-pub(super) async fn a_guard_outlives_its_elector(stage: &Stage<'_>) {
-    let watcher = stage.player("w").await;
-    let client = stage.harness.client().await;
+pub(super) async fn a_guard_outlives_its_elector(context: &CaseContext<'_>) {
+    let watcher = context.player("w").await;
+    let client = context.harness.client().await;
     let leadership = {
-        let config = Config::new().with_ttl(stage.harness.ttl());
+        let config = Config::new().with_ttl(context.harness.ttl());
         let elector = StoreElector::new(client.backend.clone(), config).unwrap();
         within("leading", elector.campaign("e")).await.unwrap()
     };

@@ -2,7 +2,7 @@
 
 use tenure_core::{Elector, LossReason};
 
-use super::{Stage, stage::Player, until, within};
+use super::{CaseContext, context::Player, until, within};
 
 /// The session and the token of the last candidate in line.
 async fn last(player: &Player) -> (String, u64) {
@@ -12,12 +12,12 @@ async fn last(player: &Player) -> (String, u64) {
 }
 
 /// Hazards G12, E1, E2.
-pub(super) async fn a_leader_whose_entry_was_deleted_leads_no_more(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_leader_whose_entry_was_deleted_leads_no_more(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let first = a.lead().await;
     let (session, token) = last(&a).await;
     let next = b.wait_in_line().await;
-    stage.harness.delete_entry("e", &session, token).await;
+    context.harness.delete_entry("e", &session, token).await;
     assert_eq!(within("the loss", first.lost()).await, LossReason::EntryGone);
     assert!(!first.is_leader());
     let second = within("the next leader", next).await.unwrap();
@@ -28,12 +28,12 @@ pub(super) async fn a_leader_whose_entry_was_deleted_leads_no_more(stage: &Stage
 }
 
 /// Hazards G13, Z4, Z5.
-pub(super) async fn a_waiter_whose_entry_was_deleted_enters_again(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_waiter_whose_entry_was_deleted_enters_again(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let first = a.lead().await;
     let next = b.wait_in_line().await;
     let (session, token) = last(&a).await;
-    stage.harness.delete_entry("e", &session, token).await;
+    context.harness.delete_entry("e", &session, token).await;
     until("it has entered again", async || {
         let candidates = a.elector.candidates("e").await.unwrap();
         candidates.len() == 2 && last(&a).await != (session.clone(), token)
@@ -47,12 +47,12 @@ pub(super) async fn a_waiter_whose_entry_was_deleted_enters_again(stage: &Stage<
 }
 
 /// Hazards E12, E13, Z2, Z3.
-pub(super) async fn a_leader_whose_session_was_ended_leads_no_more(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_leader_whose_session_was_ended_leads_no_more(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let first = a.lead().await;
     let (session, _) = last(&a).await;
     let next = b.wait_in_line().await;
-    stage.harness.expire_session(&session).await;
+    context.harness.expire_session(&session).await;
     let reason = within("the loss", first.lost()).await;
     assert!(matches!(reason, LossReason::EntryGone | LossReason::SessionExpired), "{reason}");
     let second = within("the next leader", next).await.unwrap();
@@ -65,13 +65,13 @@ pub(super) async fn a_leader_whose_session_was_ended_leads_no_more(stage: &Stage
 }
 
 /// Hazard G13: measured with another client: success without an entry, and two leaders for 1.4 s.
-pub(super) async fn a_waiter_whose_session_was_ended_wins_no_phantom(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_waiter_whose_session_was_ended_wins_no_phantom(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     for _ in 0..5 {
         let first = a.lead().await;
         let next = b.wait_in_line().await;
         let (session, _) = last(&a).await;
-        stage.harness.expire_session(&session).await;
+        context.harness.expire_session(&session).await;
         first.resign().await.unwrap();
         let second = within("the hand-over", next).await.unwrap();
         assert!(second.is_leader());

@@ -5,21 +5,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tenure_core::{Connection, Elector, LeadershipHandle};
 use tokio::time::Instant;
 
-use super::{Stage, until, watching::next, within};
-use crate::harness::Line;
+use super::{CaseContext, until, watching::next, within};
+use crate::harness::FaultInjector;
 
 /// Hazards G2, Z1, E7; promises S1, L1.
-pub(super) async fn a_leader_cut_off_stops_before_the_next_one_leads(stage: &Stage<'_>) {
-    stops_in_time(stage, |line| line.cut()).await;
+pub(super) async fn a_leader_cut_off_stops_before_the_next_one_leads(context: &CaseContext<'_>) {
+    stops_in_time(context, |line| line.cut()).await;
 }
 
 /// Hazards E5, E7, Z1: a pulled cable, on which nothing fails.
-pub(super) async fn a_leader_on_a_dead_line_stops_before_the_next_one_leads(stage: &Stage<'_>) {
-    stops_in_time(stage, |line| line.silence()).await;
+pub(super) async fn a_leader_on_a_dead_line_stops_before_the_next_one_leads(context: &CaseContext<'_>) {
+    stops_in_time(context, |line| line.partition()).await;
 }
 
-async fn stops_in_time(stage: &Stage<'_>, disturb: impl Fn(&dyn Line)) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+async fn stops_in_time(context: &CaseContext<'_>, disturb: impl Fn(&dyn FaultInjector)) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let first = a.lead().await;
     let next = b.wait_in_line().await;
     let won = tokio::spawn(async move {
@@ -40,8 +40,8 @@ async fn stops_in_time(stage: &Stage<'_>, disturb: impl Fn(&dyn Line)) {
 }
 
 /// Hazards E4, Z7: losing the connection is not losing leadership.
-pub(super) async fn a_short_outage_is_ridden_out(stage: &Stage<'_>) {
-    let a = stage.player("a").await;
+pub(super) async fn a_short_outage_is_ridden_out(context: &CaseContext<'_>) {
+    let a = context.player("a").await;
     let leadership = a.lead().await;
     let deadline = leadership.deadline();
     until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
@@ -59,8 +59,8 @@ pub(super) async fn a_short_outage_is_ridden_out(stage: &Stage<'_>) {
 }
 
 /// Hazard G11.
-pub(super) async fn a_resignation_during_an_outage_is_carried_out(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_resignation_during_an_outage_is_carried_out(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let leadership = a.lead().await;
     let next = b.wait_in_line().await;
     a.line().cut();
@@ -75,8 +75,8 @@ pub(super) async fn a_resignation_during_an_outage_is_carried_out(stage: &Stage<
 }
 
 /// Hazards G10, Z10: answers swallowed just after the request to enter, again and again.
-pub(super) async fn connections_lost_while_entering_leave_nothing(stage: &Stage<'_>) {
-    let (a, watcher) = (stage.player("a").await, stage.player("w").await);
+pub(super) async fn connections_lost_while_entering_leave_nothing(context: &CaseContext<'_>) {
+    let (a, watcher) = (context.player("a").await, context.player("w").await);
     a.lead().await.resign().await.unwrap();
     for n in 0..10u32 {
         let elector = Arc::clone(&a.elector);
@@ -85,7 +85,7 @@ pub(super) async fn connections_lost_while_entering_leave_nothing(stage: &Stage<
             tokio::task::yield_now().await;
         }
         if n % 2 == 0 {
-            a.line().swallow_answers()
+            a.line().drop_responses()
         } else {
             a.line().cut()
         }
@@ -99,8 +99,8 @@ pub(super) async fn connections_lost_while_entering_leave_nothing(stage: &Stage<
 }
 
 /// No store at the start: elected once it comes.
-pub(super) async fn a_campaign_waits_for_its_store(stage: &Stage<'_>) {
-    let a = stage.player("a").await;
+pub(super) async fn a_campaign_waits_for_its_store(context: &CaseContext<'_>) {
+    let a = context.player("a").await;
     a.line().cut();
     let elector = Arc::clone(&a.elector);
     let campaign = tokio::spawn(async move { elector.campaign("e").await });
@@ -110,15 +110,15 @@ pub(super) async fn a_campaign_waits_for_its_store(stage: &Stage<'_>) {
     assert!(within("leading", campaign).await.unwrap().unwrap().is_leader());
 }
 
-pub(super) async fn an_observer_survives_an_outage(stage: &Stage<'_>) {
-    let (a, watcher) = (stage.player("a").await, stage.player("w").await);
+pub(super) async fn an_observer_survives_an_outage(context: &CaseContext<'_>) {
+    let (a, watcher) = (context.player("a").await, context.player("w").await);
     let mut leaders = watcher.elector.observe("e");
     assert_eq!(next(&mut leaders).await, None);
     watcher.line().cut();
     let leadership = a.lead().await;
     watcher.line().heal();
     assert_eq!(next(&mut leaders).await.as_deref(), Some("a"));
-    watcher.line().silence();
+    watcher.line().partition();
     leadership.resign().await.unwrap();
     watcher.line().heal();
     assert_eq!(next(&mut leaders).await, None);
@@ -126,7 +126,7 @@ pub(super) async fn an_observer_survives_an_outage(stage: &Stage<'_>) {
 
 /// Five candidates, nobody reaches the store, nobody leads; then exactly one does, and everybody
 /// stands with one entry.
-pub(super) async fn after_an_outage_exactly_one_leads(stage: &Stage<'_>) {
+pub(super) async fn after_an_outage_exactly_one_leads(context: &CaseContext<'_>) {
     let terms: Arc<Mutex<Vec<LeadershipHandle>>> = Arc::default();
     let leading = |terms: &Mutex<Vec<LeadershipHandle>>| {
         let terms = terms.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,7 +135,7 @@ pub(super) async fn after_an_outage_exactly_one_leads(stage: &Stage<'_>) {
     let mut players = Vec::new();
     let mut candidates = Vec::new();
     for n in 0..5 {
-        let player = stage.player(&format!("c{n}")).await;
+        let player = context.player(&format!("c{n}")).await;
         let (elector, terms) = (Arc::clone(&player.elector), Arc::clone(&terms));
         candidates.push(tokio::spawn(async move {
             // One that wins on its last breath loses again, and stands again.
@@ -146,11 +146,11 @@ pub(super) async fn after_an_outage_exactly_one_leads(stage: &Stage<'_>) {
         }));
         players.push(player);
     }
-    let watcher = stage.player("w").await;
+    let watcher = context.player("w").await;
     until("everybody stands", async || watcher.candidates().await.len() == 5).await;
     until("somebody leads", async || leading(&terms) == 1).await;
     for player in &players {
-        player.line().silence();
+        player.line().partition();
     }
     until("nobody leads", async || leading(&terms) == 0).await;
     for player in &players {

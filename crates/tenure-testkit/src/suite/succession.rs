@@ -8,13 +8,13 @@ use std::sync::{
 use futures::future::try_join_all;
 use tenure_core::{Elector, LossReason};
 
-use super::{Stage, until, within};
+use super::{CaseContext, until, within};
 
-pub(super) async fn leadership_follows_the_order_of_arrival(stage: &Stage<'_>) {
+pub(super) async fn leadership_follows_the_order_of_arrival(context: &CaseContext<'_>) {
     let mut players = Vec::new();
     let mut line = Vec::new();
     for n in 0..6 {
-        let player = stage.player(&format!("c{n}")).await;
+        let player = context.player(&format!("c{n}")).await;
         line.push(player.wait_in_line().await);
         players.push(player);
     }
@@ -31,8 +31,8 @@ pub(super) async fn leadership_follows_the_order_of_arrival(stage: &Stage<'_>) {
 }
 
 /// Hazard Z16: the neighbour of one who leaves is not promoted, and nobody else is woken.
-pub(super) async fn a_departure_in_the_middle_promotes_nobody(stage: &Stage<'_>) {
-    let (a, b, c) = (stage.player("a").await, stage.player("b").await, stage.player("c").await);
+pub(super) async fn a_departure_in_the_middle_promotes_nobody(context: &CaseContext<'_>) {
+    let (a, b, c) = (context.player("a").await, context.player("b").await, context.player("c").await);
     let first = a.lead().await;
     let middle = b.wait_in_line().await;
     let last = c.wait_in_line().await;
@@ -45,8 +45,8 @@ pub(super) async fn a_departure_in_the_middle_promotes_nobody(stage: &Stage<'_>)
 
 /// Hazard G11: what looks after an entry may be in the middle of a request when leadership is given back, and takes nothing
 /// with it that the departure needs: as many at once as no backend has room for.
-pub(super) async fn very_many_are_given_back_as_soon_as_won(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn very_many_are_given_back_as_soon_as_won(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let names: Vec<_> = (0..600).map(|n| format!("many-{n}")).collect();
     for elector in [&a.elector, &b.elector] {
         let campaigns = names.iter().map(|name| elector.campaign(name));
@@ -58,9 +58,9 @@ pub(super) async fn very_many_are_given_back_as_soon_as_won(stage: &Stage<'_>) {
 
 /// Who asks need not stand in the election; the leader's work stops before the next one leads, and a wish
 /// concerns one term only.
-pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
-    let asker = stage.player("asker").await;
+pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
+    let asker = context.player("asker").await;
     assert_eq!(asker.request_resign().await, None, "nobody leads");
     let first = a.lead().await;
     let second = b.wait_in_line().await;
@@ -97,12 +97,12 @@ pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_
 }
 
 /// Promises S1, S2: candidates that come and go all the time.
-pub(super) async fn many_candidates_never_lead_together(stage: &Stage<'_>) {
+pub(super) async fn many_candidates_never_lead_together(context: &CaseContext<'_>) {
     let leading = Arc::new(AtomicUsize::new(0));
     let highest = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let mut runs = Vec::new();
     for n in 0..5 {
-        let player = stage.player(&format!("c{n}")).await;
+        let player = context.player(&format!("c{n}")).await;
         let (leading, highest) = (Arc::clone(&leading), Arc::clone(&highest));
         runs.push(tokio::spawn(async move {
             for round in 0..6 {
@@ -124,8 +124,8 @@ pub(super) async fn many_candidates_never_lead_together(stage: &Stage<'_>) {
     }
 }
 
-pub(super) async fn many_elections_share_one_session(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn many_elections_share_one_session(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let mut held = Vec::new();
     for n in 0..30 {
         held.push(within("leading", a.elector.campaign(&format!("many-{n}"))).await.unwrap());
@@ -142,9 +142,9 @@ pub(super) async fn many_elections_share_one_session(stage: &Stage<'_>) {
 }
 
 /// Hazard G18.
-pub(super) async fn elections_with_like_names_are_apart(stage: &Stage<'_>) {
-    let a = stage.player("a").await;
-    let b = stage.player("b").await;
+pub(super) async fn elections_with_like_names_are_apart(context: &CaseContext<'_>) {
+    let a = context.player("a").await;
+    let b = context.player("b").await;
     let names = ["a", "ab", "a.b", "a-b", "a_b", "A", "0", "...", "-"];
     let mut held = Vec::new();
     for (n, name) in names.iter().enumerate() {

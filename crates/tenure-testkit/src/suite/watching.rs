@@ -3,11 +3,11 @@
 use futures::StreamExt;
 use tenure_core::{Elector, Error, Leaders, MAX_VALUE_BYTES};
 
-use super::{Stage, within};
+use super::{CaseContext, within};
 
-pub(super) async fn candidates_are_seen_with_their_values(stage: &Stage<'_>) {
-    let a = stage.player_with("a", |config| config.with_value("10.0.0.1:80")).await;
-    let b = stage.player_with("b", |config| config.with_value(vec![0, 255, b'\n', 7])).await;
+pub(super) async fn candidates_are_seen_with_their_values(context: &CaseContext<'_>) {
+    let a = context.player_with("a", |config| config.with_value("10.0.0.1:80")).await;
+    let b = context.player_with("b", |config| config.with_value(vec![0, 255, b'\n', 7])).await;
     let leadership = a.lead().await;
     let _next = b.wait_in_line().await;
     let seen = b.elector.candidates("e").await.unwrap();
@@ -20,8 +20,8 @@ pub(super) async fn candidates_are_seen_with_their_values(stage: &Stage<'_>) {
     _next.abort();
 }
 
-pub(super) async fn a_value_can_be_changed(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_value_can_be_changed(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
     let leadership = a.lead().await;
     let token = leadership.fencing_token();
     for value in ["one", "", "three"] {
@@ -35,8 +35,8 @@ pub(super) async fn a_value_can_be_changed(stage: &Stage<'_>) {
     assert_eq!(b.elector.leader("e").await.unwrap(), None);
 }
 
-pub(super) async fn a_value_has_a_largest_size(stage: &Stage<'_>) {
-    let a = stage.player_with("a", |config| config.with_value(vec![7; MAX_VALUE_BYTES])).await;
+pub(super) async fn a_value_has_a_largest_size(context: &CaseContext<'_>) {
+    let a = context.player_with("a", |config| config.with_value(vec![7; MAX_VALUE_BYTES])).await;
     let leadership = a.lead().await;
     let leader = a.elector.leader("e").await.unwrap().unwrap();
     assert_eq!(leader.value.len(), MAX_VALUE_BYTES);
@@ -53,8 +53,8 @@ pub(super) async fn next(leaders: &mut Leaders) -> Option<String> {
 }
 
 /// Hazards G19, E9.
-pub(super) async fn observers_hear_of_leaders_and_vacancies(stage: &Stage<'_>) {
-    let (a, b, watcher) = (stage.player("a").await, stage.player("b").await, stage.player("w").await);
+pub(super) async fn observers_hear_of_leaders_and_vacancies(context: &CaseContext<'_>) {
+    let (a, b, watcher) = (context.player("a").await, context.player("b").await, context.player("w").await);
     let mut leaders = watcher.elector.observe("e");
     assert_eq!(next(&mut leaders).await, None);
     let first = a.lead().await;
@@ -74,13 +74,13 @@ pub(super) async fn observers_hear_of_leaders_and_vacancies(stage: &Stage<'_>) {
 }
 
 /// What no candidate made is ignored, and never deleted.
-pub(super) async fn foreign_entries_are_ignored_and_left_alone(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
-    stage.harness.add_foreign_entries("e").await;
+pub(super) async fn foreign_entries_are_ignored_and_left_alone(context: &CaseContext<'_>) {
+    let (a, b) = (context.player("a").await, context.player("b").await);
+    context.harness.add_foreign_entries("e").await;
     let leadership = a.lead().await;
     let next = b.wait_in_line().await;
     assert_eq!(a.candidates().await, ["a", "b"]);
     leadership.resign().await.unwrap();
     assert!(within("the hand-over", next).await.unwrap().is_leader());
-    assert!(stage.harness.foreign_entries_untouched("e").await);
+    assert!(context.harness.foreign_entries_untouched("e").await);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tenure::LeadershipHandle;
-use tenure_testkit::history::What;
+use tenure_testkit::history::EventKind;
 use tokio::time::{Instant, sleep};
 
 use super::{saw, say};
@@ -22,13 +22,13 @@ pub(super) async fn work(leadership: LeadershipHandle, length: Duration, ttl: Du
     while Instant::now() < end && (stubborn || !stop.is_cancelled()) {
         let at = now();
         if at > leadership.deadline().as_nanos() {
-            saw(&election, token, at, What::Outside);
+            saw(&election, token, at, EventKind::Outside);
         }
         if leadership.ensure().is_ok() {
-            saw(&election, token, at, What::Worked);
+            saw(&election, token, at, EventKind::Worked);
             write(&election, token, ttl);
         } else {
-            saw(&election, token, at, What::Polled);
+            saw(&election, token, at, EventKind::Polled);
         }
         sleep(STEP).await;
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use tenure::{Config, Elector, Leadership};
-use tenure_testkit::history::{Event, What};
+use tenure_testkit::history::{Event, EventKind};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
@@ -75,9 +75,9 @@ impl Stand {
 
     /// Writes down that a leadership is over, or ends now.
     pub(super) fn over(&self, leadership: &Leadership, term: &Term) {
-        let what = What::Ends { valid_until: term.last_yes(), over_since: term.over_since() };
+        let kind = EventKind::Ends { valid_until: term.last_yes(), over_since: term.over_since() };
         let (election, token) = (leadership.election().to_string(), leadership.fencing_token().get());
-        self.record.take(0, Line::Saw(Event { at: now(), election, token, what }));
+        self.record.take(0, Line::Saw(Event { at: now(), election, token, kind }));
     }
 
     /// Waits until a heartbeat has moved the deadline.

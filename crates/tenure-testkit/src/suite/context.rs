@@ -9,22 +9,22 @@ use std::{
 use tenure_core::{CandidateId, Config, Elector, Leadership, StoreElector};
 use tokio::time::MissedTickBehavior;
 
-use crate::harness::{Client, Harness, Line};
+use crate::harness::{Client, FaultInjector, Harness};
 
 /// How long a case waits for anything before it fails: far more than any store needs.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The candidates of one case.
-pub struct Stage<'a> {
+pub struct CaseContext<'a> {
     /// The store under test.
     pub harness: &'a dyn Harness,
     electors: Mutex<Vec<Arc<StoreElector>>>,
-    lines: Mutex<Vec<Arc<dyn Line>>>,
+    lines: Mutex<Vec<Arc<dyn FaultInjector>>>,
 }
 
-impl std::fmt::Debug for Stage<'_> {
+impl std::fmt::Debug for CaseContext<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stage").finish_non_exhaustive()
+        f.debug_struct("CaseContext").finish_non_exhaustive()
     }
 }
 
@@ -32,11 +32,11 @@ impl std::fmt::Debug for Stage<'_> {
 #[derive(Clone, Debug)]
 pub(super) struct Player {
     pub(super) elector: Arc<StoreElector>,
-    line: Option<Arc<dyn Line>>,
+    line: Option<Arc<dyn FaultInjector>>,
 }
 
 impl Player {
-    pub(super) fn line(&self) -> &dyn Line {
+    pub(super) fn line(&self) -> &dyn FaultInjector {
         match &self.line {
             Some(line) => &**line,
             None => panic!("the harness declares lines, and gives none"),
@@ -73,7 +73,7 @@ impl Player {
     }
 }
 
-impl<'a> Stage<'a> {
+impl<'a> CaseContext<'a> {
     pub(super) fn new(harness: &'a dyn Harness) -> Self {
         Self { harness, electors: Mutex::default(), lines: Mutex::default() }
     }
@@ -85,14 +85,14 @@ impl<'a> Stage<'a> {
 
     /// Calls up a candidate with settings of its own.
     pub(super) async fn player_with(&self, id: &str, settings: impl FnOnce(Config) -> Config) -> Player {
-        let Client { backend, line } = self.harness.client().await;
+        let Client { backend, faults } = self.harness.client().await;
         let id = CandidateId::new(id).unwrap_or_else(|error| panic!("{error}"));
         let config = settings(Config::new().with_ttl(self.harness.ttl()).with_id(id));
         let elector = StoreElector::new(backend, config).unwrap_or_else(|error| panic!("{error}"));
         let elector = Arc::new(elector);
         lock(&self.electors).push(Arc::clone(&elector));
-        lock(&self.lines).extend(line.clone());
-        Player { elector, line }
+        lock(&self.lines).extend(faults.clone());
+        Player { elector, line: faults }
     }
 
     /// Closes everything, and waits until nothing is left in the store and in the process.
@@ -109,7 +109,7 @@ impl<'a> Stage<'a> {
         let harness = self.harness;
         let left = Mutex::new(Vec::new());
         let nothing = async || {
-            let now = harness.leftovers().await;
+            let now = harness.remaining_state().await;
             *lock(&left) = now;
             lock(&left).is_empty()
         };
