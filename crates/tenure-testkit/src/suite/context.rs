@@ -1,4 +1,4 @@
-//! Where a case plays: the candidates it calls up, and the clearing away afterwards.
+//! The context of a case: its candidates, and the cleanup after it.
 
 use std::{
     future::Future,
@@ -11,15 +11,15 @@ use tokio::time::MissedTickBehavior;
 
 use crate::harness::{Client, FaultInjector, Harness};
 
-/// How long a case waits for anything before it fails: far more than any store needs.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// How long a case waits before it fails: far longer than any store needs.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// The candidates of one case.
+/// The store and the candidates of one case.
 pub struct CaseContext<'a> {
     /// The store under test.
     pub harness: &'a dyn Harness,
     electors: Mutex<Vec<Arc<StoreElector>>>,
-    lines: Mutex<Vec<Arc<dyn FaultInjector>>>,
+    fault_injectors: Mutex<Vec<Arc<dyn FaultInjector>>>,
 }
 
 impl std::fmt::Debug for CaseContext<'_> {
@@ -28,28 +28,32 @@ impl std::fmt::Debug for CaseContext<'_> {
     }
 }
 
-/// One candidate: an elector with a client of its own.
+/// A candidate: an elector with a client of its own.
 #[derive(Clone, Debug)]
-pub(super) struct Player {
+pub(super) struct TestCandidate {
     pub(super) elector: Arc<StoreElector>,
-    line: Option<Arc<dyn FaultInjector>>,
+    faults: Option<Arc<dyn FaultInjector>>,
 }
 
-impl Player {
-    pub(super) fn line(&self) -> &dyn FaultInjector {
-        match &self.line {
-            Some(line) => &**line,
-            None => panic!("the harness declares lines, and gives none"),
+impl TestCandidate {
+    /// The fault injector of the candidate's client.
+    pub(super) fn faults(&self) -> &dyn FaultInjector {
+        match &self.faults {
+            Some(faults) => &**faults,
+            None => panic!("the harness declares `connection_faults`, but its client has no fault injector"),
         }
     }
 
-    /// Leads, or fails the case.
+    /// Campaigns until it leads.
+    ///
+    /// # Panics
+    /// If it does not lead in time.
     pub(super) async fn lead(&self) -> Leadership {
         within("leading", self.elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Starts a campaign, and returns once its entry is seen.
-    pub(super) async fn wait_in_line(&self) -> tokio::task::JoinHandle<Leadership> {
+    /// Starts a campaign in a task, and returns when its entry is visible.
+    pub(super) async fn start_campaign(&self) -> tokio::task::JoinHandle<Leadership> {
         let before = self.candidates().await.len();
         let elector = Arc::clone(&self.elector);
         let campaign =
@@ -60,67 +64,77 @@ impl Player {
         campaign
     }
 
-    /// Asks the leader of the election to resign; its id.
+    /// Requests that the leader of the election resign. Returns its id.
     pub(super) async fn request_resign(&self) -> Option<String> {
-        let asked = within("asking", self.elector.request_resign("e")).await;
-        asked.unwrap_or_else(|error| panic!("{error}")).map(|c| c.id)
+        let leader = within("requesting a resignation", self.elector.request_resign("e")).await;
+        leader.unwrap_or_else(|error| panic!("{error}")).map(|c| c.id)
     }
 
-    /// The candidates of the election, by id.
+    /// The ids of the election's candidates.
     pub(super) async fn candidates(&self) -> Vec<String> {
-        let candidates = within("asking", self.elector.candidates("e")).await;
+        let candidates = within("reading the candidates", self.elector.candidates("e")).await;
         candidates.unwrap_or_else(|error| panic!("{error}")).into_iter().map(|c| c.id).collect()
     }
 }
 
 impl<'a> CaseContext<'a> {
     pub(super) fn new(harness: &'a dyn Harness) -> Self {
-        Self { harness, electors: Mutex::default(), lines: Mutex::default() }
+        Self { harness, electors: Mutex::default(), fault_injectors: Mutex::default() }
     }
 
-    /// Calls up a candidate.
-    pub(super) async fn player(&self, id: &str) -> Player {
-        self.player_with(id, |config| config).await
+    /// Adds a candidate.
+    pub(super) async fn candidate(&self, id: &str) -> TestCandidate {
+        self.candidate_with(id, |config| config).await
     }
 
-    /// Calls up a candidate with settings of its own.
-    pub(super) async fn player_with(&self, id: &str, settings: impl FnOnce(Config) -> Config) -> Player {
+    /// Adds a candidate whose configuration `adjust` changes.
+    pub(super) async fn candidate_with(
+        &self,
+        id: &str,
+        adjust: impl FnOnce(Config) -> Config,
+    ) -> TestCandidate {
         let Client { backend, faults } = self.harness.client().await;
         let id = CandidateId::new(id).unwrap_or_else(|error| panic!("{error}"));
-        let config = settings(Config::new().with_ttl(self.harness.ttl()).with_id(id));
+        let config = adjust(Config::new().with_ttl(self.harness.ttl()).with_id(id));
         let elector = StoreElector::new(backend, config).unwrap_or_else(|error| panic!("{error}"));
         let elector = Arc::new(elector);
         lock(&self.electors).push(Arc::clone(&elector));
-        lock(&self.lines).extend(faults.clone());
-        Player { elector, line: faults }
+        lock(&self.fault_injectors).extend(faults.clone());
+        TestCandidate { elector, faults }
     }
 
-    /// Closes everything, and waits until nothing is left in the store and in the process.
-    pub(super) async fn end(self, tasks: usize) {
-        for line in lock(&self.lines).iter() {
-            line.heal();
+    /// Heals all connections, closes all electors, and waits until nothing remains in the store and in the process.
+    /// `tasks_before` is the number of tasks before the case.
+    pub(super) async fn finish(self, tasks_before: usize) {
+        for faults in lock(&self.fault_injectors).iter() {
+            faults.heal();
         }
         let electors = std::mem::take(&mut *lock(&self.electors));
         for elector in &electors {
             within("closing", elector.close()).await;
         }
         drop(electors);
-        lock(&self.lines).clear();
+        lock(&self.fault_injectors).clear();
         let harness = self.harness;
-        let left = Mutex::new(Vec::new());
-        let nothing = async || {
+        let remaining = Mutex::new(Vec::new());
+        let nothing_remains = async || {
             let now = harness.remaining_state().await;
-            *lock(&left) = now;
-            lock(&left).is_empty()
+            *lock(&remaining) = now;
+            lock(&remaining).is_empty()
         };
-        until_or("nothing is left in the store", nothing, || format!("{:?}", lock(&left))).await;
+        until_or("nothing remains in the store", nothing_remains, || format!("{:?}", lock(&remaining))).await;
         until_or(
-            "no task is left",
-            async || self::tasks() <= tasks,
-            || format!("{} tasks, {tasks} before", self::tasks()),
+            "no task remains",
+            async || live_tasks() <= tasks_before,
+            || format!("{} tasks, {tasks_before} before", live_tasks()),
         )
         .await;
-        until_or("no thread is left", async || threads().is_empty(), || format!("{:?}", threads())).await;
+        until_or(
+            "no thread remains",
+            async || tenure_threads().is_empty(),
+            || format!("{:?}", tenure_threads()),
+        )
+        .await;
     }
 }
 
@@ -128,13 +142,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The tasks alive in this runtime.
-pub(super) fn tasks() -> usize {
+/// The number of live tasks in this runtime.
+pub(super) fn live_tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// The threads of this process that are ours by name; empty where the system cannot tell.
-fn threads() -> Vec<String> {
+/// The names of this process's threads that belong to tenure; empty if the system does not list threads.
+fn tenure_threads() -> Vec<String> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
     tasks
         .flatten()
@@ -144,34 +158,34 @@ fn threads() -> Vec<String> {
         .collect()
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` holds. It is checked every 10 ms.
 ///
 /// # Panics
-/// When it does not within 40 s, which is far more than any store needs.
+/// If it does not hold within 40 s, which is far longer than any store needs.
 pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     until_or(what, condition, String::new).await;
 }
 
-async fn until_or(what: &str, condition: impl AsyncFn() -> bool, found: impl Fn() -> String) {
-    let looking = async {
-        let mut look = tokio::time::interval(Duration::from_millis(10));
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn until_or(what: &str, condition: impl AsyncFn() -> bool, describe_state: impl Fn() -> String) {
+    let polling = async {
+        let mut interval = tokio::time::interval(Duration::from_millis(10));
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !condition().await {
-            look.tick().await;
+            interval.tick().await;
         }
     };
-    if tokio::time::timeout(PATIENCE, looking).await.is_err() {
-        panic!("never: {what} {}", found());
+    if tokio::time::timeout(WAIT_TIMEOUT, polling).await.is_err() {
+        panic!("not within {WAIT_TIMEOUT:?}: {what} {}", describe_state());
     }
 }
 
-/// The outcome of `future`.
+/// Waits for `future`, and returns its output.
 ///
 /// # Panics
-/// When there is none within 40 s, which is far more than any store needs.
+/// If the future takes longer than 40 s, which is far longer than any store needs.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(outcome) => outcome,
-        Err(_) => panic!("{what}: no outcome within {PATIENCE:?}"),
+    match tokio::time::timeout(WAIT_TIMEOUT, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("{what}: no result within {WAIT_TIMEOUT:?}"),
     }
 }
