@@ -20,7 +20,7 @@ async fn a_url_that_cannot_work() {
     for (url, expected) in [
         ("", "it has no scheme"),
         ("etcd", "it has no scheme"),
-        ("consul://h", "there is no store \"consul\"; allowed are memory:, local:, etcd: and zookeeper:"),
+        ("consul://h", "there is no store \"consul\"; use memory:, local:, etcd: or zookeeper:"),
         ("etcd:", "host"),
         ("etcd://", "host"),
         ("etcd://h:port", "from 1 to 65535"),

@@ -48,7 +48,7 @@ async fn a_request_never_takes_over_the_entry_of_another() {
         session.close().await.unwrap();
         session.close().await.unwrap();
         backend.close().await;
-        assert!(etcd.leftovers().await.is_empty());
+        assert!(etcd.remaining_state().await.is_empty());
     }
 }
 

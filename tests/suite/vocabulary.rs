@@ -7,10 +7,8 @@ use std::{
 };
 
 /// Where a retired word may still stand, and why.
-const EXCEPTIONS: [(&str, &str, &str); 2] = [
-    ("docs/reference/glossary.md", "", "lists the words"),
-    ("CHANGELOG.md", "", "names what was renamed"),
-];
+const EXCEPTIONS: [(&str, &str, &str); 2] =
+    [("docs/reference/glossary.md", "", "lists the words"), ("CHANGELOG.md", "", "names what was renamed")];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
@@ -37,7 +35,7 @@ fn files(extension: &str) -> Vec<(String, String)> {
     found
 }
 
-/// What the glossary's second table retires.
+/// EventKind the glossary's second table retires.
 struct Retired {
     /// Words that appear in no name, alone or as a part of it.
     parts: BTreeSet<String>,
@@ -139,7 +137,8 @@ fn no_page_and_no_comment_has_a_retired_word() {
     let mut wrong = Vec::new();
     let pages = files("md");
     let comments = files("rs").into_iter().map(|(file, code)| {
-        let lines = code.lines().filter_map(|line| line.split_once("//").map(|(_, comment)| comment.to_owned()));
+        let lines =
+            code.lines().filter_map(|line| line.split_once("//").map(|(_, comment)| comment.to_owned()));
         (file, lines.collect::<Vec<_>>().join("\n"))
     });
     for (file, text) in pages.into_iter().chain(comments) {

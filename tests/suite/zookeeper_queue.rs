@@ -252,7 +252,7 @@ async fn cancelled_campaigns_leave_nothing() {
         leadership.resign().await.unwrap();
         a.close().await;
         b.close().await;
-        until("nothing is left", async || zookeeper.leftovers().await.is_empty()).await;
+        until("nothing is left", async || zookeeper.remaining_state().await.is_empty()).await;
     }
 }
 

@@ -189,7 +189,7 @@ async fn a_ttl_that_the_server_changes_too_much_is_refused() {
     assert!(leadership.remaining() < Duration::from_secs(60), "the deadline follows the granted timeout");
     drop(leadership);
     elector.close().await;
-    until("nothing is left", async || zookeeper.leftovers().await.is_empty()).await;
+    until("nothing is left", async || zookeeper.remaining_state().await.is_empty()).await;
 }
 
 /// A fenced write is executed while the leadership is valid, and never afterwards.

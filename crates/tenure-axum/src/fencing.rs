@@ -1,4 +1,4 @@
-//! The `Fencing-Token` header, for the resource's side.
+//! The `Fencing-Token` header, for services that a leader writes to.
 
 use std::{
     fmt,
@@ -15,13 +15,13 @@ use futures::future::{Either, Ready, ready};
 use tenure_core::{Fence, FencingToken, ParseTokenError, StaleToken};
 use tower::{Layer, Service};
 
-/// The name of the header that carries a token.
+/// The name of the header that contains a fencing token.
 pub const FENCING_TOKEN: HeaderName = HeaderName::from_static("fencing-token");
 
-/// The request's fencing token: an extractor.
+/// An extractor for the fencing token of a request.
 ///
-/// The handler compares it with the highest that it has seen, in the transaction of the write that it guards. For a resource whose
-/// state is in this process, [`FenceLayer`] does that.
+/// The handler compares the token with the highest one that it has accepted, in the same transaction as the write that the
+/// token guards. If the state is in the memory of this process, [`FenceLayer`] does that.
 ///
 /// ```
 /// use axum::http::StatusCode;
@@ -30,7 +30,7 @@ pub const FENCING_TOKEN: HeaderName = HeaderName::from_static("fencing-token");
 /// # struct Database;
 /// # impl Database { async fn charge(&self, _: u64) -> u64 { 1 } }
 /// # async fn handler(database: &Database, Fencing(token): Fencing) -> StatusCode {
-/// // UPDATE fence SET highest = $1 WHERE highest <= $1, beside the write: no row means that the token is stale.
+/// // UPDATE fence SET highest = $1 WHERE highest <= $1, in the transaction of the write. If no row is updated, the token is stale.
 /// match database.charge(token.get()).await {
 ///     0 => StatusCode::PRECONDITION_FAILED,
 ///     _ => StatusCode::CREATED,
@@ -41,25 +41,31 @@ pub const FENCING_TOKEN: HeaderName = HeaderName::from_static("fencing-token");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fencing(pub FencingToken);
 
-/// Why a request was refused for its fencing token.
+/// Why a request was refused because of its fencing token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FencingRejection {
-    /// There is none: 428 Precondition Required.
+    /// The request has no token: 428 Precondition Required.
     Missing,
-    /// There is more than one: 400 Bad Request.
+    /// The request has more than one token: 400 Bad Request.
     Several,
-    /// It is not a token: 400 Bad Request.
+    /// The header is not a token: 400 Bad Request.
     Malformed(ParseTokenError),
-    /// A later term's has been seen: 412 Precondition Failed.
+    /// The token of a later term has been accepted: 412 Precondition Failed.
     Stale(StaleToken),
 }
 
 impl fmt::Display for FencingRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing => write!(f, "a {} header is required", FencingToken::HEADER),
-            Self::Several => write!(f, "there is more than one {} header", FencingToken::HEADER),
+            Self::Missing => write!(
+                f,
+                "the request has no {} header: send the fencing token of the leadership",
+                FencingToken::HEADER
+            ),
+            Self::Several => {
+                write!(f, "the request has more than one {} header: send one", FencingToken::HEADER)
+            }
             Self::Malformed(error) => error.fmt(f),
             Self::Stale(stale) => stale.fmt(f),
         }
@@ -79,13 +85,13 @@ impl IntoResponse for FencingRejection {
     }
 }
 
-pub(crate) fn token(headers: &axum::http::HeaderMap) -> Result<FencingToken, FencingRejection> {
-    let mut all = headers.get_all(&FENCING_TOKEN).iter();
-    let first = all.next().ok_or(FencingRejection::Missing)?;
-    if all.next().is_some() {
+pub(crate) fn token_from_headers(headers: &axum::http::HeaderMap) -> Result<FencingToken, FencingRejection> {
+    let mut values = headers.get_all(&FENCING_TOKEN).iter();
+    let first = values.next().ok_or(FencingRejection::Missing)?;
+    if values.next().is_some() {
         return Err(FencingRejection::Several);
     }
-    // No more than HTTP takes for white space: others on the way see the same.
+    // Trims only what is whitespace in HTTP, so that proxies read the same token.
     String::from_utf8_lossy(first.as_bytes())
         .trim_matches([' ', '\t'])
         .parse()
@@ -96,24 +102,25 @@ impl<S: Sync> FromRequestParts<S> for Fencing {
     type Rejection = FencingRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        token(&parts.headers).map(Self)
+        token_from_headers(&parts.headers).map(Self)
     }
 }
 
-/// Refuses requests whose fencing token is lower than the highest seen, or missing; a layer for the resource's side.
+/// A layer that refuses requests whose fencing token is missing, or lower than the highest one accepted.
 ///
-/// - Requests that change nothing (GET, HEAD, OPTIONS, TRACE) pass without a token; with one, it is not looked at.
-/// - The mark is in memory. It protects what is in memory too: state that outlives the process needs its mark beside it, in the same
-///   transaction ([`Fencing`]), or at least [`Fence::starting_at`] it.
-/// - Whoever gets through to it can raise the mark, and shut out every leader until a new start: put it *inside* authentication.
-/// - A request is admitted before its handler runs: two that run at the same time are not put in order.
+/// - Requests with a safe method (GET, HEAD, OPTIONS, TRACE) pass without a token. A token of theirs is ignored.
+/// - The highest token is kept in memory, and so protects only state in memory. State that outlives the process needs the
+///   highest token beside it, updated in the same transaction ([`Fencing`]), or at least a [`Fence::starting_at`] it.
+/// - A client whose request reaches this layer can raise the highest token, which excludes every leader until the process
+///   restarts. Put the layer *inside* authentication.
+/// - A request is admitted before its handler runs. Handlers that run at the same time are not ordered.
 #[derive(Clone, Debug)]
 pub struct FenceLayer {
     fence: Arc<Fence>,
 }
 
 impl FenceLayer {
-    /// A layer that raises `fence` with every token admitted.
+    /// A layer that admits tokens with `fence`.
     pub fn new(fence: Arc<Fence>) -> Self {
         Self { fence }
     }
@@ -127,7 +134,7 @@ impl<S> Layer<S> for FenceLayer {
     }
 }
 
-/// What [`FenceLayer`] makes of a service.
+/// The service that [`FenceLayer`] creates.
 #[derive(Clone, Debug)]
 pub struct FencedService<S> {
     fence: Arc<Fence>,
@@ -146,7 +153,7 @@ impl<S: Service<Request, Response = Response>> Service<Request> for FencedServic
     fn call(&mut self, request: Request) -> Self::Future {
         let admitted = match request.method().is_safe() {
             true => Ok(()),
-            false => token(request.headers())
+            false => token_from_headers(request.headers())
                 .and_then(|token| self.fence.admit(token).map_err(FencingRejection::Stale)),
         };
         match admitted {
@@ -163,11 +170,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_may_have_the_white_space_of_http_around_it_and_no_other() {
-        let read = |value: &[u8]| {
-            token(&HeaderMap::from_iter([(FENCING_TOKEN, HeaderValue::from_bytes(value).unwrap())])).ok()
+    fn only_http_whitespace_is_trimmed() {
+        let parse = |value: &[u8]| {
+            token_from_headers(&HeaderMap::from_iter([(
+                FENCING_TOKEN,
+                HeaderValue::from_bytes(value).unwrap(),
+            )]))
+            .ok()
         };
-        assert_eq!(read(b" 7\t").map(FencingToken::get), Some(7));
-        assert_eq!(read("\u{a0}7".as_bytes()), None);
+        assert_eq!(parse(b" 7\t").map(FencingToken::get), Some(7));
+        assert_eq!(parse("\u{a0}7".as_bytes()), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Followers send requests to the leader.
+//! Forwarding of requests from followers to the leader.
 
 use std::{
     convert::Infallible,
@@ -27,10 +27,10 @@ use tenure_core::{Candidate, LeadershipHandle, StatusHandle};
 use tower::{Layer, Service};
 use tracing::debug;
 
-/// Says in which elections a follower has sent this request on: nobody does so twice.
-const FORWARDED: HeaderName = HeaderName::from_static("tenure-forwarded");
-/// What concerns one connection only (RFC 9110, section 7.6.1).
-pub(crate) const HOP_BY_HOP: [HeaderName; 8] = [
+/// Contains the elections in which a follower has forwarded this request, so that it is forwarded only once per election.
+const FORWARDED_HEADER: HeaderName = HeaderName::from_static("tenure-forwarded");
+/// Headers that apply to a single connection (RFC 9110, section 7.6.1).
+pub(crate) const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     header::PROXY_AUTHENTICATE,
@@ -40,30 +40,39 @@ pub(crate) const HOP_BY_HOP: [HeaderName; 8] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
-/// How long a leader is given to accept a connection.
-const CONNECT: Duration = Duration::from_secs(2);
-/// After how much silence a connection is probed, so that a leader whose machine is gone is noticed in mid-answer.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-/// How long a leader is given to begin its answer, unless said otherwise.
-const ANSWER: Duration = Duration::from_secs(30);
+/// How long the leader may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// After this time without data a connection is probed, so that the failure of the leader's machine is noticed during a
+/// response.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long the leader may take to begin its response, by default.
+const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A layer under which only the leader's handlers run: followers send their requests to the leader, and pass its answer back.
+/// The answer to a request that cannot be forwarded.
+pub(crate) const UNSUPPORTED_URI: &str =
+    "this request cannot be forwarded: its target has no path; use a path that begins with /";
+
+/// A layer under which handlers run on the leader only. Followers forward requests to the leader, and return its response.
 ///
-/// The leader is found by its candidate's value: `http://HOST:PORT`, or `HOST:PORT` for short. No store is asked for a request.
+/// The address of the leader is its candidate's value: `http://HOST:PORT`, or `HOST:PORT` for short. A request causes no
+/// request to the store.
 ///
-/// - On the leader the handler runs, under [`run`](LeadershipHandle::run): it finds the leadership by [`Leading`], a resignation waits for it, and it is dropped just
-///   before the deadline, with 503. What the body of its response streams comes after that. Whether it leads is asked of the clock.
-/// - A follower sends method, path, query, headers and body on, as they come. Upgrades (WebSockets) are not sent on: use
-///   [`redirecting`](Self::redirecting) for them, and for leaders at `https://`.
-/// - 503 with `Retry-After` while nobody leads or leadership moves; 502 when the leader does not accept or its value is no address;
-///   504 when it does not begin its answer in time ([`with_timeout`](Self::with_timeout)). A request that was sent may have been carried out then.
-/// - A request is sent on once: the one who gets it and does not lead answers 503.
+/// - On the leader the handler runs under [`run`](LeadershipHandle::run). It gets the leadership with [`Leading`]. A
+///   resignation waits for the handler. A handler that still runs just before the deadline is dropped, and the response is
+///   503. The body of a response that is streamed is not covered by this. Whether this process leads is decided by its
+///   clock.
+/// - A follower forwards the method, path, query, headers and body unchanged. It does not forward upgrades (WebSockets).
+///   Use [`redirecting`](Self::redirecting) for upgrades, and for leaders with an `https://` address.
+/// - While no candidate leads, or leadership changes, the response is 503 with `Retry-After`. It is 502 if the leader does
+///   not accept the connection or its value is not an address, and 504 if the leader does not begin its response in time
+///   ([`with_timeout`](Self::with_timeout)). A request that was sent may have been carried out nevertheless.
+/// - A request is forwarded once. If the process that receives it does not lead, its response is 503.
 ///
-/// Whoever may write to the election in the store decides where requests go.
+/// Every user who can write to the election in the store can direct the requests to an address of their choice.
 #[derive(Clone)]
 pub struct ForwardToLeader {
     status: StatusHandle,
-    redirects: bool,
+    redirect: bool,
     timeout: Duration,
     client: Client<HttpConnector, Body>,
 }
@@ -72,158 +81,165 @@ impl fmt::Debug for ForwardToLeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ForwardToLeader")
             .field("election", self.status.election())
-            .field("redirects", &self.redirects)
+            .field("redirect", &self.redirect)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
 }
 
 impl ForwardToLeader {
-    /// A layer that sends requests on to the leader of the handle's election.
+    /// A layer that forwards requests to the leader of the handle's election.
     pub fn new(status: StatusHandle) -> Self {
         let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
-        connector.set_keepalive(Some(KEEPALIVE));
+        connector.set_keepalive(Some(TCP_KEEPALIVE));
         let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Self { status, redirects: false, timeout: ANSWER, client }
+        Self { status, redirect: false, timeout: DEFAULT_RESPONSE_TIMEOUT, client }
     }
 
-    /// Answers with 307 Temporary Redirect to the leader instead: for clients that can reach it.
+    /// Responds with 307 Temporary Redirect to the leader instead of forwarding, for clients that can reach the leader.
     pub fn redirecting(mut self) -> Self {
-        self.redirects = true;
+        self.redirect = true;
         self
     }
 
-    /// How long the leader may take to begin its answer: 30 s by default.
+    /// Sets how long the leader may take to begin its response. The default is 30 s.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    async fn send(&self, request: Request) -> Response {
-        let own = self.status.election().as_str();
-        if request.headers().get_all(&FORWARDED).iter().any(|election| election == own) {
-            return retry("this node was taken for the leader, and is not");
+    async fn forward(&self, request: Request) -> Response {
+        let own_election = self.status.election().as_str();
+        if request.headers().get_all(&FORWARDED_HEADER).iter().any(|election| election == own_election) {
+            return retry_later(
+                "this process is not the leader: another one forwarded the request to it; try again",
+            );
         }
         let status = self.status.get();
         let Some(leader) = status.leader.filter(|leader| leader.id != self.status.candidate().as_str())
         else {
-            return retry("nobody leads at the moment");
+            return retry_later("no candidate leads at the moment; try again");
         };
-        let at = match Address::of(&leader) {
-            Ok(at) => at,
-            Err(why) => return answer(StatusCode::BAD_GATEWAY, &why),
+        let address = match LeaderAddress::from_candidate(&leader) {
+            Ok(address) => address,
+            Err(reason) => return text_response(StatusCode::BAD_GATEWAY, &reason),
         };
         let (mut parts, body) = request.into_parts();
-        // Under a nested router the path has lost its beginning.
+        // A nested router removes its prefix from the path of the request.
         let uri = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
-        let Some(uri) = at.uri(uri) else {
-            return answer(StatusCode::BAD_REQUEST, "this path cannot be sent on");
+        let Some(uri) = address.target_uri(uri) else {
+            return text_response(StatusCode::BAD_REQUEST, UNSUPPORTED_URI);
         };
-        if self.redirects {
+        if self.redirect {
             return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, uri.to_string())]).into_response();
         }
-        if at.scheme != Scheme::HTTP {
-            return answer(
+        if address.scheme != Scheme::HTTP {
+            return text_response(
                 StatusCode::BAD_GATEWAY,
-                "the leader is at https://, for which followers have to redirect",
+                "cannot forward the request: the leader's address is https://; configure the followers to redirect",
             );
         }
-        debug!(leader = leader.id, %uri, "sent on to the leader");
-        end_to_end(&mut parts.headers);
+        debug!(leader = leader.id, %uri, "forwarding a request to the leader");
+        remove_hop_by_hop_headers(&mut parts.headers);
         if let Some(host) = parts.headers.remove(header::HOST) {
             parts.headers.entry(HeaderName::from_static("x-forwarded-host")).or_insert(host);
         }
-        if let Ok(own) = HeaderValue::from_str(own) {
-            parts.headers.append(FORWARDED, own);
+        if let Ok(election) = HeaderValue::from_str(own_election) {
+            parts.headers.append(FORWARDED_HEADER, election);
         }
         parts.uri = uri;
         parts.version = axum::http::Version::HTTP_11;
-        let asked = self.client.request(Request::from_parts(parts, body));
-        match tokio::time::timeout(self.timeout, asked).await {
+        let response = self.client.request(Request::from_parts(parts, body));
+        match tokio::time::timeout(self.timeout, response).await {
             Ok(Ok(response)) => {
                 let (mut parts, body) = response.into_parts();
-                end_to_end(&mut parts.headers);
+                remove_hop_by_hop_headers(&mut parts.headers);
                 Response::from_parts(parts, Body::new(body))
             }
             Ok(Err(error)) if error.is_connect() => {
-                debug!(leader = leader.id, %error, "the leader does not accept");
-                let mut refused = answer(StatusCode::BAD_GATEWAY, "the leader cannot be reached");
-                refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-                refused
+                debug!(leader = leader.id, %error, "the leader does not accept connections");
+                let mut response = text_response(
+                    StatusCode::BAD_GATEWAY,
+                    "the leader cannot be reached: it does not accept connections; try again",
+                );
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                response
             }
-            Ok(Err(_)) => {
-                answer(StatusCode::BAD_GATEWAY, "the leader broke off; the request may have been carried out")
-            }
-            Err(_) => answer(
+            Ok(Err(_)) => text_response(
+                StatusCode::BAD_GATEWAY,
+                "the connection to the leader failed; the request may have been carried out",
+            ),
+            Err(_) => text_response(
                 StatusCode::GATEWAY_TIMEOUT,
-                "the leader does not answer; the request may have been carried out",
+                "the leader did not respond in time; the request may have been carried out",
             ),
         }
     }
 }
 
-/// Where a leader is.
-pub(crate) struct Address {
+/// The address of a leader, from its candidate's value.
+pub(crate) struct LeaderAddress {
     scheme: Scheme,
     authority: Authority,
 }
 
-impl Address {
-    pub(crate) fn of(leader: &Candidate) -> Result<Self, String> {
+impl LeaderAddress {
+    pub(crate) fn from_candidate(leader: &Candidate) -> Result<Self, String> {
         let value = leader.value_lossy();
-        let wrong = || {
+        let invalid = || {
             format!(
-                "the leader's value, {:?}, is no address: allowed are http://HOST:PORT and HOST:PORT",
+                "the leader's value, {:?}, is not an address: use http://HOST:PORT or HOST:PORT",
                 value.chars().take(80).collect::<String>()
             )
         };
         let text = if value.contains("://") { value.to_string() } else { format!("http://{value}") };
-        let parts = text.parse::<Uri>().map_err(|_| wrong())?.into_parts();
-        let behind = text.split_once("://").map_or("", |(_, behind)| behind);
-        // Nothing but a host and its port: no user, no path, no query, no fragment.
-        let bare = |authority: &Authority| {
-            let host = !authority.host().is_empty() && !authority.as_str().contains('@');
-            host && behind.strip_suffix('/').unwrap_or(behind) == authority.as_str()
+        let parts = text.parse::<Uri>().map_err(|_| invalid())?.into_parts();
+        let after_scheme = text.split_once("://").map_or("", |(_, rest)| rest);
+        // Only a host and a port are allowed: no user, path, query or fragment.
+        let is_host_and_port = |authority: &Authority| {
+            let has_plain_host = !authority.host().is_empty() && !authority.as_str().contains('@');
+            has_plain_host && after_scheme.strip_suffix('/').unwrap_or(after_scheme) == authority.as_str()
         };
         match (parts.scheme, parts.authority) {
             (Some(scheme), Some(authority))
-                if [Scheme::HTTP, Scheme::HTTPS].contains(&scheme) && bare(&authority) =>
+                if [Scheme::HTTP, Scheme::HTTPS].contains(&scheme) && is_host_and_port(&authority) =>
             {
                 Ok(Self { scheme, authority })
             }
-            _ => Err(wrong()),
+            _ => Err(invalid()),
         }
     }
 
-    /// The same request there; `None` for one of the whole server (`OPTIONS *`), whose asterisk would become part of the host.
-    pub(crate) fn uri(&self, uri: &Uri) -> Option<Uri> {
+    /// The URI of the same request at this address. `None` for a request of the whole server (`OPTIONS *`), because the
+    /// asterisk would become part of the host.
+    pub(crate) fn target_uri(&self, uri: &Uri) -> Option<Uri> {
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let there = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
-        path.as_str().starts_with('/').then(|| there.path_and_query(path).build().ok())?
+        let target = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
+        path.as_str().starts_with('/').then(|| target.path_and_query(path).build().ok())?
     }
 }
 
-/// Leaves the headers that are meant for whoever is at the end.
-pub(crate) fn end_to_end(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+/// Removes the headers that apply to a single connection.
+pub(crate) fn remove_hop_by_hop_headers(headers: &mut HeaderMap) {
+    let connection_options: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    for name in connection_options.iter().chain(&HOP_BY_HOP_HEADERS) {
         headers.remove(name);
     }
 }
 
-fn answer(code: StatusCode, text: &str) -> Response {
+fn text_response(code: StatusCode, text: &str) -> Response {
     (code, format!("{text}\n")).into_response()
 }
 
-/// It is worth trying again.
-fn retry(text: &str) -> Response {
+/// A response after which the client should try again.
+fn retry_later(text: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], format!("{text}\n")).into_response()
 }
 
@@ -235,7 +251,7 @@ impl<S> Layer<S> for ForwardToLeader {
     }
 }
 
-/// What [`ForwardToLeader`] makes of a service.
+/// The service that [`ForwardToLeader`] creates.
 #[derive(Clone, Debug)]
 pub struct ForwardService<S> {
     forward: ForwardToLeader,
@@ -259,40 +275,40 @@ where
         if let Some(leadership) = self.forward.status.leadership() {
             request.extensions_mut().insert(Leading(leadership.clone()));
             let handling = self.inner.call(request);
-            // Leadership is not handed over while handlers run, and they do not run past the deadline.
+            // `run` delays a resignation while the handler runs, and drops the handler before the deadline.
             return Box::pin(async move {
                 leadership.run(handling).await.unwrap_or_else(|lost| {
-                    Ok(retry(&format!("{lost}; the request may have been carried out in part")))
+                    Ok(retry_later(&format!("{lost}; the request may have been carried out in part")))
                 })
             });
         }
         let forward = self.forward.clone();
-        Box::pin(async move { Ok(forward.send(request).await) })
+        Box::pin(async move { Ok(forward.forward(request).await) })
     }
 }
 
-/// The leadership under which a handler runs: an extractor, for handlers under [`ForwardToLeader`].
+/// An extractor for the leadership under which a handler runs, for handlers under [`ForwardToLeader`].
 ///
-/// The handler checks [`ensure`](LeadershipHandle::ensure) before each side effect, and sends the fencing token with it. Tasks that it spawns have to
-/// [`run`](LeadershipHandle::run) under it themselves.
+/// The handler should call [`ensure`](LeadershipHandle::ensure) before each side effect, and send the fencing token with
+/// it. Tasks that the handler spawns have to [`run`](LeadershipHandle::run) under the leadership themselves.
 #[derive(Clone, Debug)]
 pub struct Leading(pub LeadershipHandle);
 
-/// This process does not lead, or the handler is not under [`ForwardToLeader`]: 503.
+/// The rejection of [`Leading`], 503: this process does not lead, or the handler is not under [`ForwardToLeader`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotLeading;
+pub struct NotLeader;
 
-impl IntoResponse for NotLeading {
+impl IntoResponse for NotLeader {
     fn into_response(self) -> Response {
-        retry("this node does not lead")
+        retry_later("this process does not lead; try again")
     }
 }
 
 impl<S: Sync> FromRequestParts<S> for Leading {
-    type Rejection = NotLeading;
+    type Rejection = NotLeader;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        parts.extensions.get::<Self>().cloned().filter(|leading| leading.0.is_leader()).ok_or(NotLeading)
+        parts.extensions.get::<Self>().cloned().filter(|leading| leading.0.is_leader()).ok_or(NotLeader)
     }
 }
 
@@ -305,15 +321,19 @@ mod tests {
     }
 
     #[test]
-    fn a_leaders_value_is_an_address_or_it_is_said_what_is_allowed() {
+    fn a_value_that_is_not_an_address_is_refused_with_the_reason() {
         for (value, expected) in [
             ("10.0.0.1:80", "http://10.0.0.1:80/a?b=c"),
             ("http://billing-1.internal:8080/", "http://billing-1.internal:8080/a?b=c"),
             ("https://billing", "https://billing/a?b=c"),
             ("[::1]:80", "http://[::1]:80/a?b=c"),
         ] {
-            let address = Address::of(&leader(value)).unwrap();
-            assert_eq!(address.uri(&"/a?b=c".parse().unwrap()).unwrap().to_string(), expected, "{value}");
+            let address = LeaderAddress::from_candidate(&leader(value)).unwrap();
+            assert_eq!(
+                address.target_uri(&"/a?b=c".parse().unwrap()).unwrap().to_string(),
+                expected,
+                "{value}"
+            );
         }
         for value in [
             "",
@@ -327,13 +347,15 @@ mod tests {
             "a#b",
             "a/?",
         ] {
-            let said = Address::of(&leader(value)).err().unwrap_or_else(|| panic!("{value:?} is taken"));
-            assert!(said.contains("allowed are http://HOST:PORT"), "{said}");
+            let error = LeaderAddress::from_candidate(&leader(value))
+                .err()
+                .unwrap_or_else(|| panic!("{value:?} was accepted"));
+            assert!(error.contains("use http://HOST:PORT"), "{error}");
         }
     }
 
     #[test]
-    fn what_concerns_one_connection_is_not_sent_on() {
+    fn hop_by_hop_headers_are_removed() {
         let mut headers = HeaderMap::new();
         for (name, value) in
             [("connection", "close, X-Own"), ("x-own", "1"), ("upgrade", "h2c"), ("accept", "*/*")]
@@ -343,7 +365,7 @@ mod tests {
         let not_ascii = HeaderValue::from_bytes(b"\xff, x-other").unwrap();
         headers.append(header::CONNECTION, not_ascii);
         headers.insert("x-other", HeaderValue::from_static("1"));
-        end_to_end(&mut headers);
+        remove_hop_by_hop_headers(&mut headers);
         assert_eq!(headers.keys().collect::<Vec<_>>(), [header::ACCEPT]);
     }
 }

@@ -1,18 +1,18 @@
-//! How an election stands, for load balancers, orchestrators and people.
+//! Health endpoints that show the state of an election to load balancers, orchestrators and operators.
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde::Serialize;
 use tenure_core::{Candidate, Connection, ElectionStatus, StatusHandle};
 
-/// What the endpoints answer.
+/// The JSON body of every endpoint.
 #[derive(Serialize)]
-struct Answer {
+struct StatusBody {
     election: String,
-    /// Whether this process leads, by its own clock.
+    /// Whether this process leads at this moment, according to its own clock.
     leads: bool,
     fencing_token: Option<u64>,
-    leader: Option<Leader>,
-    /// Whether the store has said who leads, at least once.
+    leader: Option<LeaderBody>,
+    /// Whether it is known who leads: the store has answered at least once.
     known: bool,
     seen_for_ms: u128,
     queue_position: Option<usize>,
@@ -22,26 +22,26 @@ struct Answer {
 }
 
 #[derive(Serialize)]
-struct Leader {
+struct LeaderBody {
     id: String,
     value: String,
     fencing_token: Option<u64>,
 }
 
-impl From<Candidate> for Leader {
+impl From<Candidate> for LeaderBody {
     fn from(leader: Candidate) -> Self {
         let value = leader.value_lossy().into_owned();
         Self { value, fencing_token: leader.token.map(|token| token.get()), id: leader.id }
     }
 }
 
-impl From<ElectionStatus> for Answer {
+impl From<ElectionStatus> for StatusBody {
     fn from(status: ElectionStatus) -> Self {
         Self {
             election: status.election.to_string(),
             leads: status.leadership.is_some(),
             fencing_token: status.leadership.map(|leadership| leadership.fencing_token().get()),
-            leader: status.leader.map(Leader::from),
+            leader: status.leader.map(LeaderBody::from),
             known: status.known,
             seen_for_ms: status.seen_for.as_millis(),
             queue_position: status.queue_position,
@@ -57,30 +57,32 @@ impl From<ElectionStatus> for Answer {
     }
 }
 
-/// `/leader`, `/leading`, `/healthz` and `/readyz`, all answered at once, with the same JSON: no request reaches the store.
+/// A router with the endpoints `/leader`, `/leading`, `/healthz` and `/readyz`.
+///
+/// All of them answer immediately from the status handle, without a request to the store, and with the same JSON body.
 ///
 /// | path | 200 | 503 |
 /// |---|---|---|
-/// | `/leader` | it is known who leads, or that nobody does | nothing is known yet |
-/// | `/leading` | this process leads: for load balancers that are to reach the leader only | it does not |
-/// | `/healthz` | as long as a new start would not help: in an outage of the store, too | the store refuses us for good |
-/// | `/readyz` | this process leads; or the store answers, and who leads is known | otherwise |
+/// | `/leader` | it is known who leads, or that no candidate leads | nothing is known yet |
+/// | `/leading` | this process leads; for load balancers that send requests to the leader only | this process does not lead |
+/// | `/healthz` | a restart would not help; this includes outages of the store | the store refuses this process permanently |
+/// | `/readyz` | this process leads, or the store answers and it is known who leads | otherwise |
 ///
-/// The JSON names the leader, its value and token, this candidate's queue_position in the queue, and the store's last error: that is for
-/// a port that not everybody reaches.
+/// The body contains the leader's id, value and token, this candidate's position in the queue, and the last error of the
+/// store. Serve it on a port that is not public.
 pub fn router(status: StatusHandle) -> Router {
-    let answer = |serves: fn(&ElectionStatus) -> bool| {
+    let endpoint = |is_ok: fn(&ElectionStatus) -> bool| {
         get(move |State(status): State<StatusHandle>| async move {
             let status = status.get();
-            let code = if serves(&status) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            (code, Json(Answer::from(status)))
+            let code = if is_ok(&status) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            (code, Json(StatusBody::from(status)))
         })
     };
     Router::new()
-        .route("/leader", answer(|status| status.known))
-        .route("/leading", answer(|status| status.leadership.is_some()))
-        .route("/healthz", answer(|status| status.store.connection != Connection::Refused))
-        .route("/readyz", answer(is_ready))
+        .route("/leader", endpoint(|status| status.known))
+        .route("/leading", endpoint(|status| status.leadership.is_some()))
+        .route("/healthz", endpoint(|status| status.store.connection != Connection::Refused))
+        .route("/readyz", endpoint(is_ready))
         .with_state(status)
 }
 

@@ -1,5 +1,8 @@
-//! Leader election in [axum] services: health endpoints, followers that send requests to the leader, and the
-//! `Fencing-Token` header.
+//! Leader election in [axum] services.
+//!
+//! - [`router`]: health endpoints for load balancers, orchestrators and operators.
+//! - [`ForwardToLeader`]: a layer with which followers forward requests to the leader.
+//! - [`Fencing`] and [`FenceLayer`]: the `Fencing-Token` header, for services that a leader writes to.
 //!
 //! ```
 //! use axum::{Router, routing::post};
@@ -7,35 +10,35 @@
 //! use tenure_axum::{ForwardToLeader, Leading};
 //! use tenure_core::{Config, StatusHandle, StoreElector, memory::MemoryStore};
 //!
-//! // Only the leader gets here; the others have sent the request on to it.
+//! // Runs on the leader only. Followers forward the request to it.
 //! async fn charge(Leading(leadership): Leading) -> String {
 //!     format!("charged with token {}\n", leadership.fencing_token())
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), tenure_core::Error> {
-//! // The value is where the others find this process.
+//! // The candidate's value is the address at which followers reach this process.
 //! let config = Config::new().with_value("http://10.0.0.7:8080");
 //! let elector = Arc::new(StoreElector::new(Arc::new(MemoryStore::new().backend()), config)?);
 //! let status = StatusHandle::new(elector, "billing")?;
 //! let app: Router = Router::new()
 //!     .route("/charge", post(charge))
 //!     .layer(ForwardToLeader::new(status.clone()))
-//!     .merge(tenure_axum::router(status)); // after the layer: each node answers for itself
+//!     .merge(tenure_axum::router(status)); // after the layer: each node answers these itself
 //! # drop(app);
 //! # Ok(()) }
 //! ```
 //!
-//! Campaigning is left to the service: `run_while_leader` in a task beside the server, say.
+//! The service itself campaigns, for example with `run_while_leader` in another task.
 #![doc(test(attr(deny(warnings))))]
 
 mod fencing;
 mod forward;
+mod health;
 #[cfg(fuzzing)]
 #[doc(hidden)]
-pub mod fuzzing;
-mod health;
+pub mod test_support;
 
 pub use fencing::{FENCING_TOKEN, FenceLayer, FencedService, Fencing, FencingRejection};
-pub use forward::{ForwardService, ForwardToLeader, Leading, NotLeading};
+pub use forward::{ForwardService, ForwardToLeader, Leading, NotLeader};
 pub use health::router;

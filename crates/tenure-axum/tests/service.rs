@@ -1,4 +1,4 @@
-//! Nodes that serve over real connections, and elect in memory.
+//! Axum services on real TCP connections, with elections in the memory store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ struct Node {
     elector: Arc<StoreElector>,
     link: tenure_core::memory::Link,
     status: StatusHandle,
-    /// That a handler has come to the gate, and that it may go on.
+    /// Notified when the handler of `/gated` has started, and to let it continue.
     gate: (Arc<Notify>, Arc<Notify>),
 }
 
@@ -44,7 +44,7 @@ impl Node {
         let elector = Arc::new(StoreElector::new(Arc::new(backend), config).unwrap());
         let refresh = Duration::from_millis(100);
         let status = StatusHandle::with_refresh(elector.clone(), "e", refresh).unwrap();
-        let own = id.to_owned();
+        let own_id = id.to_owned();
         let gate = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let inner = Router::new().route(
             "/work",
@@ -53,18 +53,19 @@ impl Node {
                       OriginalUri(uri): OriginalUri,
                       headers: HeaderMap,
                       body: Bytes| async move {
-                    let kept = headers.get("x-kept").and_then(|value| value.to_str().ok()).unwrap_or("-");
+                    let end_to_end_header =
+                        headers.get("x-kept").and_then(|value| value.to_str().ok()).unwrap_or("-");
                     let token = leadership.fencing_token();
-                    format!("{own} {token} {uri} {kept} {} bytes", body.len())
+                    format!("{own_id} {token} {uri} {end_to_end_header} {} bytes", body.len())
                 },
             ),
         );
-        let (came, goes_on) = gate.clone();
+        let (started, may_continue) = gate.clone();
         let gated = Router::new().route(
             "/gated",
             post(move |_: Leading| async move {
-                came.notify_one();
-                goes_on.notified().await;
+                started.notify_one();
+                may_continue.notified().await;
                 "handled"
             }),
         );
@@ -80,21 +81,22 @@ impl Node {
         self.elector.campaign("e").await.unwrap()
     }
 
-    /// The status of an endpoint, and what it says.
-    async fn look(&self, path: &str) -> (StatusCode, Value) {
+    /// The status code and the body of an endpoint.
+    async fn get_json(&self, path: &str) -> (StatusCode, Value) {
         let response = reqwest::get(format!("{}{path}", self.url)).await.unwrap();
         (response.status(), response.json().await.unwrap())
     }
 
-    async fn sees(&mut self, leader: Option<&str>) {
-        let seen = async {
+    /// Waits until the status of this node shows this leader.
+    async fn wait_for_leader(&mut self, leader: Option<&str>) {
+        let shown = async {
             while self.status.get().leader.map(|leader| leader.id).as_deref() != leader
                 || !self.status.get().known
             {
                 assert!(self.status.changed().await);
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), shown).await.unwrap();
     }
 }
 
@@ -103,7 +105,7 @@ async fn a_followers_requests_reach_the_leader() {
     let store = MemoryStore::new();
     let (mut a, mut b) =
         (Node::start(&store, "a", |layer| layer).await, Node::start(&store, "b", |layer| layer).await);
-    b.sees(None).await;
+    b.wait_for_leader(None).await;
     let client = Client::new();
     let post = |url: &str| {
         let request = client.post(format!("{url}/api/work?x=1")).header("x-kept", "yes");
@@ -116,39 +118,46 @@ async fn a_followers_requests_reach_the_leader() {
     );
 
     let leadership = a.lead().await;
-    a.sees(Some("a")).await;
-    b.sees(Some("a")).await;
+    a.wait_for_leader(Some("a")).await;
+    b.wait_for_leader(Some("a")).await;
     let token = leadership.fencing_token();
     for url in [&a.url, &b.url] {
-        let answer = post(url).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
-        assert_eq!(answer.text().await.unwrap(), format!("a {token} /api/work?x=1 yes 200000 bytes"));
+        let response = post(url).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.text().await.unwrap(), format!("a {token} /api/work?x=1 yes 200000 bytes"));
     }
-    // A follower that is taken for the leader does not send it on again.
+    // A follower does not forward a request that was already forwarded.
     let forwarded = client.post(format!("{}/api/work", b.url)).header("tenure-forwarded", "e").send();
     assert_eq!(forwarded.await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
 
     let next = b.elector.campaign("e");
     leadership.resign().await.unwrap();
     let _second = next.await.unwrap();
-    a.sees(Some("b")).await;
-    assert!(post(&a.url).await.unwrap().text().await.unwrap().starts_with("b "), "and back");
+    a.wait_for_leader(Some("b")).await;
+    assert!(
+        post(&a.url).await.unwrap().text().await.unwrap().starts_with("b "),
+        "the former leader forwards to the new one"
+    );
 }
 
-/// Hazards G1, G25: whether the handler may run is asked of the clock, whatever the store said last.
+/// Hazards G1, G25: the clock decides whether a handler runs, not the last answer of the store.
 #[tokio::test]
 async fn a_leader_past_its_deadline_handles_no_request() {
     let store = MemoryStore::new();
     let mut node = Node::start(&store, "a", |layer| layer).await;
     let leadership = node.lead().await;
-    node.sees(Some("a")).await;
+    node.wait_for_leader(Some("a")).await;
     node.link.cut();
     leadership.lost().await;
-    let answer = Client::new().post(format!("{}/api/work", node.url)).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(node.look("/leading").await.0, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(node.look("/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE, "the store does not answer");
-    assert_eq!(node.look("/healthz").await.0, StatusCode::OK, "a new start would not help");
+    let response = Client::new().post(format!("{}/api/work", node.url)).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(node.get_json("/leading").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        node.get_json("/readyz").await.0,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the store does not answer, so that the node is not ready"
+    );
+    assert_eq!(node.get_json("/healthz").await.0, StatusCode::OK, "a restart would not help");
 }
 
 #[tokio::test]
@@ -157,26 +166,26 @@ async fn clients_that_can_reach_the_leader_are_redirected() {
     let a = Node::start(&store, "a", |layer| layer).await;
     let mut b = Node::start(&store, "b", ForwardToLeader::redirecting).await;
     let _leadership = a.lead().await;
-    b.sees(Some("a")).await;
+    b.wait_for_leader(Some("a")).await;
     let client = Client::builder().redirect(redirect::Policy::none()).build().unwrap();
-    let answer = client.post(format!("{}/api/work?x=1", b.url)).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT);
-    assert_eq!(answer.headers()["location"], format!("{}/api/work?x=1", a.url));
+    let response = client.post(format!("{}/api/work?x=1", b.url)).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(response.headers()["location"], format!("{}/api/work?x=1", a.url));
 }
 
 #[tokio::test]
-async fn a_leader_that_is_not_there_is_a_bad_gateway_and_a_silent_one_a_timeout() {
+async fn an_unreachable_leader_is_a_bad_gateway_and_a_slow_one_a_timeout() {
     let store = MemoryStore::new();
     let mut b = Node::start(&store, "b", |layer| layer.with_timeout(Duration::from_millis(100))).await;
     let a = Node::start(&store, "a", |layer| layer).await;
     let leadership = a.lead().await;
-    b.sees(Some("a")).await;
+    b.wait_for_leader(Some("a")).await;
     let url = b.url.clone();
     let get = |path: &str| reqwest::get(format!("{url}{path}"));
     assert_eq!(get("/api/slow").await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
-    // A port that nobody listens at, and no address at all.
+    // A port on which no process listens, and a value that is not an address.
     for (value, expected) in
-        [("127.0.0.1:1", "cannot be reached"), ("nowhere in particular", "is no address")]
+        [("127.0.0.1:1", "cannot be reached"), ("nowhere in particular", "is not an address")]
     {
         leadership.set_value(value).await.unwrap();
         let seen = async {
@@ -185,39 +194,39 @@ async fn a_leader_that_is_not_there_is_a_bad_gateway_and_a_silent_one_a_timeout(
             }
         };
         tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap();
-        let answer = get("/api/slow").await.unwrap();
-        assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
-        let said = answer.text().await.unwrap();
-        assert!(said.contains(expected), "{said}");
+        let response = get("/api/slow").await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+        let body = response.text().await.unwrap();
+        assert!(body.contains(expected), "{body}");
     }
 }
 
 #[tokio::test]
-async fn the_endpoints_say_who_leads_and_whether_this_node_serves() {
+async fn the_endpoints_show_who_leads_and_whether_this_node_is_ready() {
     let store = MemoryStore::new();
     let (mut a, mut b) =
         (Node::start(&store, "a", |layer| layer).await, Node::start(&store, "b", |layer| layer).await);
-    b.sees(None).await;
-    let (code, said) = b.look("/leader").await;
-    assert_eq!((code, &said["leader"], &said["election"]), (StatusCode::OK, &Value::Null, &"e".into()));
+    b.wait_for_leader(None).await;
+    let (code, body) = b.get_json("/leader").await;
+    assert_eq!((code, &body["leader"], &body["election"]), (StatusCode::OK, &Value::Null, &"e".into()));
     let leadership = a.lead().await;
     let elector = b.elector.clone();
     let waiting = tokio::spawn(async move { elector.campaign("e").await });
-    a.sees(Some("a")).await;
-    b.sees(Some("a")).await;
+    a.wait_for_leader(Some("a")).await;
+    b.wait_for_leader(Some("a")).await;
     while b.status.get().queue_position != Some(2) {
         assert!(b.status.changed().await);
     }
-    let (code, said) = b.look("/leader").await;
+    let (code, body) = b.get_json("/leader").await;
     assert_eq!(code, StatusCode::OK);
-    assert_eq!(said["leader"]["id"], "a");
-    assert_eq!(said["leader"]["value"], a.url.strip_prefix("http://").unwrap());
-    assert_eq!(said["leader"]["fencing_token"], leadership.fencing_token().get());
+    assert_eq!(body["leader"]["id"], "a");
+    assert_eq!(body["leader"]["value"], a.url.strip_prefix("http://").unwrap());
+    assert_eq!(body["leader"]["fencing_token"], leadership.fencing_token().get());
     assert_eq!(
-        (&said["leads"], &said["queue_position"], &said["candidates"]),
+        (&body["leads"], &body["queue_position"], &body["candidates"]),
         (&false.into(), &2.into(), &2.into())
     );
-    assert_eq!((&said["store"], &said["fencing_token"]), (&"connected".into(), &Value::Null));
+    assert_eq!((&body["store"], &body["fencing_token"]), (&"connected".into(), &Value::Null));
     for (node, path, expected) in [
         (&a, "/leading", StatusCode::OK),
         (&b, "/leading", StatusCode::SERVICE_UNAVAILABLE),
@@ -225,12 +234,12 @@ async fn the_endpoints_say_who_leads_and_whether_this_node_serves() {
         (&b, "/readyz", StatusCode::OK),
         (&b, "/healthz", StatusCode::OK),
     ] {
-        assert_eq!(node.look(path).await.0, expected, "{path}");
+        assert_eq!(node.get_json(path).await.0, expected, "{path}");
     }
     waiting.abort();
 }
 
-/// Promise S2: a resource refuses a stale leader's write by its token, and says what is wrong with any other.
+/// Guarantee S2: a resource refuses the write of a stale leader by its token, and names the problem of other tokens.
 #[tokio::test]
 async fn a_resource_refuses_stale_missing_and_malformed_tokens() {
     let fence = Arc::new(Fence::new());
@@ -246,38 +255,38 @@ async fn a_resource_refuses_stale_missing_and_malformed_tokens() {
         for token in tokens {
             request = request.header(FENCING_TOKEN.as_str(), *token);
         }
-        let answer = request.send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
     };
     assert_eq!(write(&["7"]).await, (200, "7".to_owned()));
     assert_eq!(write(&["9"]).await, (200, "9".to_owned()));
-    let (code, said) = write(&["7"]).await;
-    assert_eq!((code, said.trim()), (412, "stale fencing token 7: 9 has been seen"));
+    let (code, body) = write(&["7"]).await;
+    assert_eq!((code, body.trim()), (412, "stale fencing token 7: 9 has been seen"));
     assert_eq!(write(&[]).await.0, 428);
     assert_eq!(write(&["9", "9"]).await.0, 400);
-    let (code, said) = write(&["-1"]).await;
-    assert!(code == 400 && said.contains("must be a decimal number"), "{said}");
+    let (code, body) = write(&["-1"]).await;
+    assert!(code == 400 && body.contains("must be a decimal number"), "{body}");
     assert_eq!(reqwest::get(&url).await.unwrap().text().await.unwrap(), "read", "reading needs no token");
     assert_eq!(fence.highest(), FencingToken::new(9));
 }
 
-/// Hazard G5: leadership is handed over once the handlers under it have ended, and not before.
+/// Hazard G5: a resignation waits for the handlers that run under the leadership.
 #[tokio::test]
-async fn a_resignation_waits_for_the_handlers_that_run() {
+async fn a_resignation_waits_for_running_handlers() {
     let store = MemoryStore::new();
     let mut a = Node::start(&store, "a", |layer| layer).await;
     let b = Node::start(&store, "b", |layer| layer).await;
     let leadership = a.lead().await;
-    a.sees(Some("a")).await;
+    a.wait_for_leader(Some("a")).await;
     let url = format!("{}/api/gated", a.url);
-    let asking =
+    let request =
         tokio::spawn(async move { Client::new().post(url).send().await.unwrap().text().await.unwrap() });
     a.gate.0.notified().await;
     let resigning = tokio::spawn(leadership.resign());
-    assert!(b.elector.try_campaign("e").await.unwrap().is_none(), "a handler runs");
+    assert!(b.elector.try_campaign("e").await.unwrap().is_none(), "the handler still runs");
     assert!(!resigning.is_finished());
     a.gate.1.notify_one();
-    assert_eq!(asking.await.unwrap(), "handled");
+    assert_eq!(request.await.unwrap(), "handled");
     resigning.await.unwrap().unwrap();
     assert!(b.elector.try_campaign("e").await.unwrap().is_some());
 }

@@ -1,84 +1,90 @@
-//! What the suite has to be told about a store: how to reach it, how to disturb it, and how to
-//! see what is left in it.
+//! What the conformance suite needs to know about a store: how to connect to it, how to inject faults, and how to list
+//! what remains in it.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tenure_core::spi::Backend;
 
-/// A store under test, with a namespace of its own for one case.
+/// A store under test. Each case uses a harness of its own, with a namespace of its own in the store.
 ///
-/// What a harness cannot do it declares in [`abilities`](Self::abilities); the cases that need it
-/// are then not for this store.
+/// A harness declares what it can do in [`capabilities`](Self::capabilities). Cases that need more are skipped for this
+/// store, and the methods that it does not declare are never called.
 #[async_trait]
 pub trait Harness: Send + Sync {
-    /// What can be done to this store.
-    fn abilities(&self) -> Abilities;
+    /// What this harness can do to its store.
+    fn capabilities(&self) -> HarnessCapabilities;
 
-    /// Another client of the store, as another process would have it.
+    /// A new client of the store, independent of all others, like a client in another process.
     async fn client(&self) -> Client;
 
-    /// The TTL to ask for: short, but as the store can grant it.
+    /// The TTL of the candidates' sessions. It should be as short as the store can grant.
     fn ttl(&self) -> Duration;
 
-    /// Deletes one entry behind its candidate's back. `session` and `token` are as
+    /// Deletes one entry, as an operator would. `session` and `token` identify it and are as
     /// [`Candidate`](tenure_core::Candidate) shows them.
     async fn delete_entry(&self, election: &str, session: &str, token: u64);
 
-    /// Ends a session behind its client's back.
+    /// Ends a session in the store without its client.
     async fn expire_session(&self, session: &str);
 
-    /// Puts something that no candidate made where the entries of `election` are.
+    /// Stores something that no candidate created beside the entries of `election`.
     async fn add_foreign_entries(&self, election: &str);
 
-    /// Whether what [`add_foreign_entries`](Self::add_foreign_entries) put there is still there, untouched.
+    /// Whether everything that [`add_foreign_entries`](Self::add_foreign_entries) stored still exists unchanged.
     async fn foreign_entries_untouched(&self, election: &str) -> bool;
 
-    /// Everything of ours that is left in the store: entries and sessions, in words. Litter is not ours.
-    async fn leftovers(&self) -> Vec<String>;
+    /// Describes every entry and session of tenure that remains in the store. Foreign entries do not count.
+    async fn remaining_state(&self) -> Vec<String>;
 }
 
 /// What a [`Harness`] can do to its store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Abilities {
-    /// Clients have a [`Line`] that can be cut.
-    pub lines: bool,
-    /// Entries can be deleted behind their candidate's back.
-    pub deletes: bool,
-    /// Sessions can be ended behind their client's back.
-    pub expires: bool,
-    /// Strangers can leave something among the entries.
+pub struct HarnessCapabilities {
+    /// Clients have a [`FaultInjector`] for their connections.
+    pub connection_faults: bool,
+    /// Entries can be deleted without their candidate.
+    pub entry_deletion: bool,
+    /// Sessions can be ended without their client.
+    pub session_expiry: bool,
+    /// Foreign entries can be stored beside the entries of candidates.
     pub foreign_entries: bool,
 }
 
-impl Abilities {
-    /// Nothing can be done to the store.
-    pub const NONE: Self = Self { lines: false, deletes: false, expires: false, foreign_entries: false };
-    /// Everything can be done to it.
-    pub const ALL: Self = Self { lines: true, deletes: true, expires: true, foreign_entries: true };
+impl HarnessCapabilities {
+    /// No capability.
+    pub const NONE: Self = Self {
+        connection_faults: false,
+        entry_deletion: false,
+        session_expiry: false,
+        foreign_entries: false,
+    };
+    /// All capabilities.
+    pub const ALL: Self =
+        Self { connection_faults: true, entry_deletion: true, session_expiry: true, foreign_entries: true };
 
-    /// The same, with or without lines.
-    pub const fn lines(mut self, yes: bool) -> Self {
-        self.lines = yes;
+    /// Sets [`connection_faults`](Self#structfield.connection_faults).
+    pub const fn connection_faults(mut self, yes: bool) -> Self {
+        self.connection_faults = yes;
         self
     }
 
-    /// The same, with or without the ending of sessions.
-    pub const fn expires(mut self, yes: bool) -> Self {
-        self.expires = yes;
+    /// Sets [`entry_deletion`](Self#structfield.entry_deletion).
+    pub const fn entry_deletion(mut self, yes: bool) -> Self {
+        self.entry_deletion = yes;
         self
     }
 
-    /// The same, with or without litter.
+    /// Sets [`session_expiry`](Self#structfield.session_expiry).
+    pub const fn session_expiry(mut self, yes: bool) -> Self {
+        self.session_expiry = yes;
+        self
+    }
+
+    /// Sets [`foreign_entries`](Self#structfield.foreign_entries).
     pub const fn foreign_entries(mut self, yes: bool) -> Self {
         self.foreign_entries = yes;
-        self
-    }
-
-    /// The same, with or without the deletion of entries.
-    pub const fn deletes(mut self, yes: bool) -> Self {
-        self.deletes = yes;
         self
     }
 }
@@ -86,51 +92,51 @@ impl Abilities {
 /// One client of the store.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// What its elector is built on.
+    /// The backend for the client's elector.
     pub backend: Arc<dyn Backend>,
-    /// Its line to the store, where there is one to cut.
-    pub line: Option<Arc<dyn Line>>,
+    /// Injects faults into the client's connections, where the harness can do that.
+    pub faults: Option<Arc<dyn FaultInjector>>,
 }
 
-/// The line between one client and its store.
-pub trait Line: fmt::Debug + Send + Sync {
-    /// Drops what is under way, and refuses what comes.
+/// Injects faults into the connections between one client and its store.
+pub trait FaultInjector: fmt::Debug + Send + Sync {
+    /// Resets open connections, and refuses new ones.
     fn cut(&self);
-    /// Swallows everything both ways, and says nothing: a cable that was pulled.
-    fn silence(&self);
-    /// Swallows only what the store answers: requests are carried out, unheard.
-    fn swallow_answers(&self);
-    /// Lets everything pass again.
+    /// Loses everything in both directions while connections stay open, like a network partition.
+    fn partition(&self);
+    /// Loses only the store's responses. Requests reach the store and are carried out.
+    fn drop_responses(&self);
+    /// Ends all faults.
     fn heal(&self);
 }
 
-impl Line for crate::proxy::Proxy {
+impl FaultInjector for crate::proxy::Proxy {
     fn cut(&self) {
         self.cut();
     }
-    fn silence(&self) {
+    fn partition(&self) {
         self.blackhole(crate::proxy::Direction::Both);
     }
-    fn swallow_answers(&self) {
+    fn drop_responses(&self) {
         self.blackhole(crate::proxy::Direction::ToClient);
     }
     fn heal(&self) {
         self.heal();
-        // What was under way over a pulled cable is broken for good.
+        // A connection that was open during a partition does not recover.
         self.reset_connections();
     }
 }
 
-impl Line for tenure_core::memory::Link {
+impl FaultInjector for tenure_core::memory::Link {
     fn cut(&self) {
         use tenure_core::memory::{Op, Path, Side};
         self.set(&Op::ALL, Side::Request, Path::Refuse);
         self.set(&[Op::Watch], Side::Answer, Path::Lose);
     }
-    fn silence(&self) {
+    fn partition(&self) {
         self.cut();
     }
-    fn swallow_answers(&self) {
+    fn drop_responses(&self) {
         use tenure_core::memory::{Op, Path, Side};
         self.set(&Op::ALL, Side::Answer, Path::Lose);
     }

@@ -1,16 +1,16 @@
-//! The checker: whether a history of what candidates saw and did keeps the promises S1, S2 and S3.
+//! Checks whether the recorded history of an election keeps the guarantees S1, S2 and S3.
 //!
-//! A history has one clock: all its candidates run on one machine. Each candidate writes down what it
-//! sees as it sees it, so that a history is whole up to the moment at which its candidate was killed.
+//! All events of a history have timestamps of one clock, because all candidates run on one machine. Each candidate records
+//! an event when it happens, so that the history of a candidate is complete until it was killed.
 //!
 //! ```
-//! use tenure_testkit::history::{Event, What, check};
+//! use tenure_testkit::history::{Event, EventKind, check};
 //!
-//! let event = |at, token, what| Event { at, election: "e".to_owned(), token, what };
+//! let event = |at, token, kind| Event { at, election: "e".to_owned(), token, kind };
 //! let verdict = check(&[
-//!     event(1_000, 7, What::Leads { deadline: 9_000 }),
-//!     event(4_000, 7, What::Worked),   // and then it was killed: it may have led until 9 000
-//!     event(8_000, 8, What::Leads { deadline: 16_000 }),
+//!     event(1_000, 7, EventKind::Leads { deadline: 9_000 }),
+//!     event(4_000, 7, EventKind::Worked),   // then it was killed; it may have led until 9 000
+//!     event(8_000, 8, EventKind::Leads { deadline: 16_000 }),
 //! ]);
 //! assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(1_000)));
 //! ```
@@ -19,100 +19,100 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that was seen or done.
+/// One recorded event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When, in nanoseconds of the one clock; read *before* what it tells of was checked or done.
+    /// The time in nanoseconds, read *before* the check or the action that it records.
     pub at: u64,
-    /// In which election.
+    /// The election.
     pub election: String,
-    /// In whose term.
+    /// The fencing token of the term.
     pub token: u64,
-    /// What it was.
+    /// What happened.
     #[serde(flatten)]
-    pub what: What,
+    pub kind: EventKind,
 }
 
-/// What an [`Event`] tells.
+/// What an [`Event`] records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum What {
-    /// A candidate leads: it was told so, and a check after `at` said yes.
+pub enum EventKind {
+    /// A candidate became leader, and a check after `at` confirmed it.
     Leads {
-        /// Until when, as things stand.
+        /// The deadline at that time.
         deadline: u64,
     },
-    /// The deadline has moved.
+    /// The deadline was extended.
     Renewed {
-        /// To here.
+        /// The new deadline.
         deadline: u64,
     },
-    /// A check after `at` said yes.
+    /// A check after `at` confirmed the leadership.
     Valid,
-    /// The work acted after a check, made after `at`, had said yes.
+    /// The work acted after a check, made after `at`, that confirmed the leadership.
     Worked,
-    /// The work was polled although its deadline had passed.
+    /// The work was polled after its deadline.
     Outside,
-    /// The work was polled although it had been told to stop: it may take its time, but only for as long as nobody
-    /// else leads.
+    /// The work was polled after it had been cancelled. That is allowed until another candidate leads.
     Polled,
-    /// The candidate is about to resign: from here on only what it checked counts, not its deadline.
+    /// The candidate is about to resign. After this its checks count, and its deadline does not.
     Resigns,
     /// The leadership is over.
     Ends {
-        /// When a check said yes for the last time.
+        /// The time of the last check that confirmed the leadership.
         valid_until: u64,
-        /// When a check said no for the first time. Before its deadline: its successor need not wait for that.
+        /// The time of the first check that denied the leadership. If it is before the deadline, the successor does not have to
+        /// wait for the deadline.
         over_since: u64,
     },
-    /// The register took a write.
+    /// The fenced register accepted a write.
     Accepted,
-    /// The register refused a write.
+    /// The fenced register refused a write.
     Refused,
 }
 
-/// What [`check`] found.
+/// The result of [`check`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// How many terms there were.
+    /// The number of terms.
     pub elections: u64,
-    /// S1: how many terms began while an earlier one could still be assumed.
+    /// S1: the number of terms that began while an earlier one could still be assumed.
     pub overlaps: u64,
-    /// S1: the longest overlap of two terms in nanoseconds; when it is negative, the shortest time between
-    /// two. `None` when no term followed another.
+    /// S1: the longest overlap of two terms in nanoseconds. A negative value is the shortest time between two terms. `None`
+    /// if no term followed another.
     pub max_overlap: Option<i64>,
-    /// S2: how many terms had a token that was no higher than an earlier term's.
+    /// S2: the number of terms whose token was not higher than the token of an earlier term.
     pub stale_tokens: u64,
-    /// S2: how many writes the register took although it had taken one with a higher token.
+    /// S2: the number of writes that the register accepted after a write with a higher token.
     pub stale_writes_accepted: u64,
-    /// How many writes the register refused: leaders that were paused between their check and their write.
+    /// The number of writes that the register refused. Their leaders were paused between the check and the write.
     pub writes_refused: u64,
-    /// S3: how often work acted outside its window, or after a later term had begun.
+    /// S3: how often work acted after its deadline, or after a later term had begun.
     pub work_outside_window: u64,
-    /// All that is wrong.
-    pub details: Vec<Broken>,
+    /// A description of each violation.
+    pub details: Vec<Violation>,
 }
 
-/// A promise that was not kept.
+/// A violated guarantee.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Broken {
-    /// Since when, in nanoseconds of the history's clock.
+pub struct Violation {
+    /// The time at which the violation began, in nanoseconds of the history's clock.
     pub at: u64,
-    /// Which promise: `S1`, `S2` or `S3`.
+    /// The violated guarantee: `S1`, `S2` or `S3`.
     pub promise: &'static str,
-    /// How, in words.
+    /// A description of the violation.
     pub what: String,
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}, since {}", self.promise, self.what, self.at)
     }
 }
 
 impl Verdict {
-    /// Whether every promise was kept.
+    /// Whether no guarantee was violated.
     pub fn is_clean(&self) -> bool {
         self.overlaps == 0
             && self.stale_tokens == 0
@@ -120,31 +120,31 @@ impl Verdict {
             && self.work_outside_window == 0
     }
 
-    fn wrong(&mut self, promise: &'static str, at: u64, what: String) {
-        self.details.push(Broken { at, promise, what });
+    fn add_violation(&mut self, promise: &'static str, at: u64, what: String) {
+        self.details.push(Violation { at, promise, what });
     }
 }
 
-/// One term, as its candidate saw it.
+/// One term, as its candidate recorded it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Term {
     token: u64,
-    begins: u64,
-    /// The last moment at which it is known to have been assumed.
-    seen: u64,
+    start: u64,
+    /// The time of the last check that confirmed the leadership.
+    last_confirmed: u64,
     deadline: u64,
-    /// Whether it could be assumed only for as long as it was seen to be.
-    told: bool,
+    /// Whether the term ended before its deadline, at the last check that confirmed it.
+    ended_early: bool,
 }
 
 impl Term {
-    /// When it could be assumed for the last time.
+    /// The last time at which leadership could be assumed.
     fn end(&self) -> u64 {
-        if self.told { self.seen } else { self.deadline.max(self.seen) }
+        if self.ended_early { self.last_confirmed } else { self.deadline.max(self.last_confirmed) }
     }
 }
 
-/// Checks a history: events of one term in their order, those of several in any.
+/// Checks a history. The events of one term must be in order; events of different terms can be in any order.
 pub fn check(events: &[Event]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut elections: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
@@ -160,103 +160,110 @@ pub fn check(events: &[Event]) -> Verdict {
     verdict
 }
 
-/// The terms in the order in which they began.
+/// The terms of one election, ordered by their start.
 fn terms(election: &str, events: &[&Event], verdict: &mut Verdict) -> Vec<Term> {
     let mut terms: Vec<Term> = Vec::new();
     let mut current: BTreeMap<u64, usize> = BTreeMap::new();
     for event in events {
-        if let What::Leads { deadline } = event.what {
+        if let EventKind::Leads { deadline } = event.kind {
             if current.insert(event.token, terms.len()).is_some() {
                 verdict.stale_tokens += 1;
-                verdict.wrong(
+                verdict.add_violation(
                     "S2",
                     event.at,
                     format!("{election}: two terms have the token {}", event.token),
                 );
             }
             let (token, at) = (event.token, event.at);
-            terms.push(Term { token, begins: at, seen: at, deadline, told: false });
+            terms.push(Term { token, start: at, last_confirmed: at, deadline, ended_early: false });
             continue;
         }
         let Some(term) = current.get(&event.token).map(|&index| &mut terms[index]) else { continue };
-        match event.what {
-            What::Renewed { deadline } => term.deadline = term.deadline.max(deadline),
-            What::Valid | What::Worked => term.seen = term.seen.max(event.at),
-            What::Resigns => term.told = true,
-            What::Ends { valid_until, over_since } => {
-                term.seen = term.seen.max(valid_until);
-                term.told |= over_since < term.deadline;
+        match event.kind {
+            EventKind::Renewed { deadline } => term.deadline = term.deadline.max(deadline),
+            EventKind::Valid | EventKind::Worked => term.last_confirmed = term.last_confirmed.max(event.at),
+            EventKind::Resigns => term.ended_early = true,
+            EventKind::Ends { valid_until, over_since } => {
+                term.last_confirmed = term.last_confirmed.max(valid_until);
+                term.ended_early |= over_since < term.deadline;
             }
             _ => {}
         }
     }
-    terms.sort_by_key(|term| term.begins);
+    terms.sort_by_key(|term| term.start);
     terms
 }
 
-/// S1, and the order of tokens.
+/// Checks S1, and the order of tokens.
 fn check_windows(election: &str, terms: &[Term], verdict: &mut Verdict) {
-    let mut before: Option<Term> = None;
+    let mut previous: Option<Term> = None;
     let mut highest = 0;
     for term in terms {
         verdict.elections += 1;
         if term.token < highest {
             verdict.stale_tokens += 1;
-            verdict.wrong("S2", term.begins, format!("{election}: token {} after {highest}", term.token));
+            verdict.add_violation(
+                "S2",
+                term.start,
+                format!("{election}: token {} after {highest}", term.token),
+            );
         }
         highest = highest.max(term.token);
-        if let Some(last) = before {
-            let overlap = last.end().cast_signed().saturating_sub(term.begins.cast_signed());
+        if let Some(last) = previous {
+            let overlap = last.end().cast_signed().saturating_sub(term.start.cast_signed());
             verdict.max_overlap = verdict.max_overlap.max(Some(overlap));
             if overlap > 0 {
                 verdict.overlaps += 1;
                 let (token, other) = (last.token, term.token);
                 let what = format!("{election}: {token} could lead for {overlap} ns more when {other} led");
-                verdict.wrong("S1", term.begins, what);
+                verdict.add_violation("S1", term.start, what);
             }
         }
-        if before.is_none_or(|last| term.end() > last.end()) {
-            before = Some(*term);
+        if previous.is_none_or(|last| term.end() > last.end()) {
+            previous = Some(*term);
         }
     }
 }
 
-/// Where the store itself ended a term, its candidate may notice that as late as the next, in nanoseconds.
-const NOTICE: u64 = 50_000_000;
+/// If the store itself ended a term, its candidate and the next leader can notice that at the same time. Work may continue
+/// for this long after the next term has begun.
+const LOSS_NOTICE_NANOS: u64 = 50_000_000;
 
-/// S3.
+/// Checks S3.
 fn check_work(election: &str, events: &[&Event], terms: &[Term], verdict: &mut Verdict) {
     for event in events {
-        let after = |term: &&Term| term.token > event.token && term.begins < event.at;
-        let (since, what) = match event.what {
-            What::Outside => (event.at, "was polled past its deadline".to_owned()),
-            What::Polled => match terms.iter().find(|term| after(term) && term.begins + NOTICE < event.at) {
-                Some(later) => (later.begins, format!("went on after {} led", later.token)),
-                None => continue,
-            },
-            What::Worked => match terms.iter().find(after) {
-                Some(later) => (later.begins, format!("acted after {} led", later.token)),
+        let is_later = |term: &&Term| term.token > event.token && term.start < event.at;
+        let (since, what) = match event.kind {
+            EventKind::Outside => (event.at, "was polled past its deadline".to_owned()),
+            EventKind::Polled => {
+                match terms.iter().find(|term| is_later(term) && term.start + LOSS_NOTICE_NANOS < event.at) {
+                    Some(later) => (later.start, format!("continued after {} led", later.token)),
+                    None => continue,
+                }
+            }
+            EventKind::Worked => match terms.iter().find(is_later) {
+                Some(later) => (later.start, format!("acted after {} led", later.token)),
                 None => continue,
             },
             _ => continue,
         };
         verdict.work_outside_window += 1;
-        verdict.wrong("S3", since, format!("{election}: the work of {} {what}", event.token));
+        verdict.add_violation("S3", since, format!("{election}: the work of {} {what}", event.token));
     }
 }
 
-/// S2, as the register saw it: its events are in the order in which it took them.
+/// Checks S2 for the writes of the register. Their events are in the order in which the register processed them.
 fn check_writes(election: &str, events: &[&Event], verdict: &mut Verdict) {
     let mut highest = 0;
     for event in events {
-        match event.what {
-            What::Accepted if event.token < highest => {
+        match event.kind {
+            EventKind::Accepted if event.token < highest => {
                 verdict.stale_writes_accepted += 1;
                 let what = format!("{election}: {} has written after {highest}", event.token);
-                verdict.wrong("S2", event.at, what);
+                verdict.add_violation("S2", event.at, what);
             }
-            What::Accepted => highest = event.token,
-            What::Refused => verdict.writes_refused += 1,
+            EventKind::Accepted => highest = event.token,
+            EventKind::Refused => verdict.writes_refused += 1,
             _ => {}
         }
     }
@@ -266,22 +273,22 @@ fn check_writes(election: &str, events: &[&Event], verdict: &mut Verdict) {
 mod tests {
     use super::*;
 
-    fn event(at: u64, token: u64, what: What) -> Event {
-        Event { at, election: "e".to_owned(), token, what }
+    fn event(at: u64, token: u64, kind: EventKind) -> Event {
+        Event { at, election: "e".to_owned(), token, kind }
     }
 
     fn leads(at: u64, token: u64, deadline: u64) -> Event {
-        event(at, token, What::Leads { deadline })
+        event(at, token, EventKind::Leads { deadline })
     }
 
     #[test]
-    fn terms_that_follow_each_other_are_clean_and_their_gap_is_told() {
+    fn consecutive_terms_are_clean_and_their_gap_is_reported() {
         let verdict = check(&[
             leads(10, 1, 50),
-            event(30, 1, What::Resigns),
-            event(35, 1, What::Ends { valid_until: 29, over_since: 30 }),
+            event(30, 1, EventKind::Resigns),
+            event(35, 1, EventKind::Ends { valid_until: 29, over_since: 30 }),
             leads(34, 2, 90),
-            event(40, 2, What::Renewed { deadline: 95 }),
+            event(40, 2, EventKind::Renewed { deadline: 95 }),
             leads(100, 3, 150),
         ]);
         assert!(verdict.is_clean(), "{verdict:?}");
@@ -289,23 +296,23 @@ mod tests {
     }
 
     #[test]
-    fn who_was_killed_may_have_led_until_its_deadline() {
+    fn a_killed_candidate_may_have_led_until_its_deadline() {
         let verdict =
-            check(&[leads(10, 1, 50), event(20, 1, What::Renewed { deadline: 60 }), leads(55, 2, 90)]);
+            check(&[leads(10, 1, 50), event(20, 1, EventKind::Renewed { deadline: 60 }), leads(55, 2, 90)]);
         assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(5)));
     }
 
-    /// Work is told to stop before the deadline, and the entry is left as soon as it has stopped.
+    /// Work is cancelled before the deadline, and the entry is removed as soon as the work has stopped.
     #[test]
-    fn who_was_told_before_its_deadline_leads_no_longer_than_that() {
-        let ends = |over_since| event(45, 1, What::Ends { valid_until: 30, over_since });
-        let of = |over_since| check(&[leads(10, 1, 50), leads(40, 2, 90), ends(over_since)]).max_overlap;
-        assert_eq!((of(31), of(50)), (Some(-10), Some(10)));
+    fn a_term_that_ended_before_its_deadline_ends_at_the_last_check() {
+        let ends = |over_since| event(45, 1, EventKind::Ends { valid_until: 30, over_since });
+        let overlap = |over_since| check(&[leads(10, 1, 50), leads(40, 2, 90), ends(over_since)]).max_overlap;
+        assert_eq!((overlap(31), overlap(50)), (Some(-10), Some(10)));
     }
 
     #[test]
-    fn a_check_that_says_yes_beside_another_leader_is_an_overlap() {
-        let late = event(70, 1, What::Valid);
+    fn a_check_that_succeeds_beside_another_leader_is_an_overlap() {
+        let late = event(70, 1, EventKind::Valid);
         let verdict = check(&[leads(10, 1, 50), leads(55, 2, 90), late, leads(95, 3, 99)]);
         assert_eq!((verdict.overlaps, verdict.max_overlap), (1, Some(15)));
     }
@@ -317,36 +324,36 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_repeat_or_fall_are_stale() {
+    fn repeated_and_lower_tokens_are_stale() {
         let verdict = check(&[leads(10, 5, 11), leads(20, 5, 21), leads(30, 4, 31)]);
         assert_eq!(verdict.stale_tokens, 2);
     }
 
     #[test]
-    fn work_outside_its_window_is_found() {
+    fn work_after_its_deadline_is_found() {
         let verdict = check(&[
             leads(10, 1, 15),
-            event(16, 1, What::Outside),
+            event(16, 1, EventKind::Outside),
             leads(20, 2, 30),
-            event(22, 1, What::Worked),
+            event(22, 1, EventKind::Worked),
         ]);
         assert_eq!(verdict.work_outside_window, 2);
         assert_eq!(verdict.overlaps, 1);
     }
 
     #[test]
-    fn work_that_goes_on_beside_the_next_leader_is_found() {
-        let ends = event(15, 1, What::Ends { valid_until: 12, over_since: 13 });
-        let polled = |at| event(at, 1, What::Polled);
+    fn work_that_continues_beside_the_next_leader_is_found() {
+        let ends = event(15, 1, EventKind::Ends { valid_until: 12, over_since: 13 });
+        let polled = |at| event(at, 1, EventKind::Polled);
         let verdict =
             check(&[leads(10, 1, 900_000_000), ends, polled(19), leads(20, 2, 30), polled(100_000_000)]);
         assert_eq!((verdict.work_outside_window, verdict.overlaps), (1, 0));
     }
 
     #[test]
-    fn a_register_that_takes_an_older_write_is_found() {
-        let wrote = |token| event(0, token, What::Accepted);
-        let verdict = check(&[wrote(1), wrote(3), wrote(2), wrote(3), event(0, 2, What::Refused)]);
+    fn a_register_that_accepts_an_older_write_is_found() {
+        let wrote = |token| event(0, token, EventKind::Accepted);
+        let verdict = check(&[wrote(1), wrote(3), wrote(2), wrote(3), event(0, 2, EventKind::Refused)]);
         assert_eq!((verdict.stale_writes_accepted, verdict.writes_refused), (1, 1));
     }
 }

@@ -1,20 +1,20 @@
-//! Programs as processes of their own: for tests of what a crash does, where a task that is aborted would prove nothing.
+//! Child processes, for tests of crashes: aborting a task does not have the effects of a killed process.
 
 use std::{
     fmt,
     io::{self, BufRead as _, BufReader},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Nothing that is waited for takes longer, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a test waits for the output or the end of a program.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A program that runs beside the test, and is killed when this is dropped.
+/// A running child process. It is killed when this is dropped.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> {
@@ -28,91 +28,108 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// ```
 pub struct Program {
     child: Child,
-    printed: Arc<Printed>,
-    /// How many lines have been waited for.
-    read: usize,
+    output: Arc<Output>,
+    /// How many lines `wait_for` has passed.
+    lines_read: usize,
 }
 
 #[derive(Default)]
-struct Printed {
-    lines: Mutex<(Vec<String>, bool)>,
-    more: Condvar,
+struct Output {
+    state: Mutex<OutputState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct OutputState {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Output {
+    fn state(&self) -> MutexGuard<'_, OutputState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Program {
-    /// Starts `command`, without an input, and reads what it prints.
+    /// Starts `command` without standard input, and collects its standard output.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If the program cannot be started.
     pub fn start(command: &mut Command) -> io::Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let printed = Arc::new(Printed::default());
+        let output = Arc::new(Output::default());
         if let Some(stdout) = child.stdout.take() {
-            let printed = Arc::clone(&printed);
+            let output = Arc::clone(&output);
             thread::spawn(move || {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                    printed.lines.lock().unwrap_or_else(PoisonError::into_inner).0.push(line);
-                    printed.more.notify_all();
+                    output.state().lines.push(line);
+                    output.changed.notify_all();
                 }
-                printed.lines.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
-                printed.more.notify_all();
+                output.state().ended = true;
+                output.changed.notify_all();
             });
         }
-        Ok(Self { child, printed, read: 0 })
+        Ok(Self { child, output, lines_read: 0 })
     }
 
-    /// The next line that has `text` in it, after the one that was waited for before.
+    /// Waits for the next line that contains `text`, starting after the line that the last call returned.
     ///
     /// # Panics
-    /// When there is none within a minute, or before the program has ended.
+    /// If no such line is printed within 60 s, or before the program ends.
     pub fn wait_for(&mut self, text: &str) -> String {
-        let until = Instant::now() + PATIENCE;
-        let mut printed = self.printed.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + TIMEOUT;
+        let mut state = self.output.state();
         loop {
-            while self.read < printed.0.len() {
-                self.read += 1;
-                if printed.0[self.read - 1].contains(text) {
-                    return printed.0[self.read - 1].clone();
+            while self.lines_read < state.lines.len() {
+                self.lines_read += 1;
+                if state.lines[self.lines_read - 1].contains(text) {
+                    return state.lines[self.lines_read - 1].clone();
                 }
             }
-            let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && !printed.1, "{text:?} was not printed:\n{}", printed.0.join("\n"));
-            printed = self.printed.more.wait_timeout(printed, left).unwrap_or_else(PoisonError::into_inner).0;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let output = state.lines.join("\n");
+            assert!(
+                !left.is_zero() && !state.ended,
+                "the program did not print {text:?}; its output:\n{output}"
+            );
+            state = self.output.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// All that it has printed so far.
+    /// All lines that it has printed so far.
     pub fn lines(&self) -> Vec<String> {
-        self.printed.lines.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.output.state().lines.clone()
     }
 
-    /// Kills it, as `kill -9` does, and waits until it is dead.
+    /// Sends SIGKILL, and waits until the process is dead.
     pub fn kill(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Asks it to end, as `kill` does.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 
-    /// Waits until it has ended, and so has its output.
+    /// Waits until the process and its output have ended.
     ///
     /// # Panics
-    /// When its output has not ended within a minute: it lives, or a process that it has started does.
+    /// If the output has not ended within 60 s, because the process or a child of it is still alive.
     ///
     /// # Errors
-    /// When the system cannot be asked.
+    /// If the exit status cannot be read.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        let printed = self.printed.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = self.printed.more.wait_timeout_while(printed, PATIENCE, |(_, ended)| !*ended);
-        let (printed, waited) = ended.unwrap_or_else(PoisonError::into_inner);
-        assert!(!waited.timed_out(), "it does not end:\n{}", printed.0.join("\n"));
-        drop(printed);
+        let state = self.output.state();
+        let ended = self.output.changed.wait_timeout_while(state, TIMEOUT, |state| !state.ended);
+        let (state, waited) = ended.unwrap_or_else(PoisonError::into_inner);
+        let output = state.lines.join("\n");
+        assert!(!waited.timed_out(), "the program did not end; its output:\n{output}");
+        drop(state);
         self.child.wait()
     }
 }
@@ -127,7 +144,7 @@ impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Program")
             .field("pid", &self.child.id())
-            .field("read", &self.read)
+            .field("lines_read", &self.lines_read)
             .finish_non_exhaustive()
     }
 }

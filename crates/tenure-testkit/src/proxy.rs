@@ -1,8 +1,7 @@
-//! A TCP proxy that stands between a client and its store and breaks their connection on purpose.
+//! A TCP proxy that injects faults into the connections between a client and its store.
 //!
-//! It knows nothing of what it carries, so it serves every store that speaks TCP.
-//! All faults act at once on open connections and on new ones, until
-//! [`heal`](Proxy::heal).
+//! It does not interpret the bytes, so that it works for every store with a TCP protocol. A fault takes effect
+//! immediately, on open and on new connections, and lasts until [`heal`](Proxy::heal).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -13,7 +12,7 @@
 //! let proxy = Proxy::start(store.local_addr()?.to_string()).await?;
 //!
 //! let client = tokio::net::TcpStream::connect(proxy.endpoint()).await?;
-//! proxy.blackhole(Direction::ToClient); // requests arrive, answers do not
+//! proxy.blackhole(Direction::ToClient); // requests arrive, responses do not
 //! proxy.heal();
 //! # drop(client);
 //! # Ok(())
@@ -21,8 +20,8 @@
 //! ```
 
 mod connection;
-mod gate;
-mod pump;
+mod faults;
+mod forward;
 
 use std::{
     fmt, io,
@@ -40,16 +39,16 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use gate::{Flow, Gate};
+use faults::{Faults, FlowPolicy};
 
-/// Which way bytes travel, as seen from the proxy.
+/// The direction of a stream of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the server: requests.
     ToServer,
-    /// From the server to the client: answers.
+    /// From the server to the client: responses.
     ToClient,
-    /// Both ways.
+    /// Both directions.
     Both,
 }
 
@@ -63,10 +62,10 @@ impl Direction {
     }
 }
 
-/// A running proxy. It ends, with all its connections, when it is dropped.
+/// A running proxy. Dropping it ends the proxy and all its connections.
 pub struct Proxy {
     address: SocketAddr,
-    gate: watch::Sender<Gate>,
+    faults: watch::Sender<Faults>,
     counters: Arc<Counters>,
     acceptor: JoinHandle<()>,
 }
@@ -78,81 +77,79 @@ struct Counters {
 }
 
 impl Proxy {
-    /// Listens on a free loopback port and carries every connection to `upstream` (`host:port`).
+    /// Listens on a free loopback port, and forwards every connection to `upstream` (`host:port`).
     ///
     /// # Behavior
-    /// - `upstream` need not be there yet: it is connected to once per client
-    ///   connection, which is reset when that fails.
+    /// - `upstream` does not have to accept connections yet. The proxy connects to it once per client connection, and
+    ///   resets the client connection if that fails.
     ///
     /// # Errors
-    /// When no loopback port can be bound.
+    /// If no loopback port can be bound.
     pub async fn start(upstream: impl Into<String>) -> io::Result<Self> {
-        // Bound for as long as the proxy lives and never listening: while the proxy
-        // is cut, this keeps the port ours and lets the kernel refuse connections to it.
+        // This socket is bound for as long as the proxy exists, and never listens. It reserves the port while the proxy
+        // is cut, and lets the kernel refuse connections to it.
         let reservation = reusable_socket(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let address = reservation.local_addr()?;
-        let listener = reusable_socket(address)?.listen(BACKLOG)?;
+        let listener = reusable_socket(address)?.listen(LISTEN_BACKLOG)?;
 
-        let (gate, watcher) = watch::channel(Gate::default());
+        let (faults, faults_receiver) = watch::channel(Faults::default());
         let counters = Arc::new(Counters::default());
         let acceptor = Acceptor {
             reservation,
             address,
             upstream: upstream.into().into(),
-            gate: watcher,
+            faults: faults_receiver,
             counters: counters.clone(),
         };
         let acceptor = tokio::spawn(acceptor.run(listener));
-        Ok(Self { address, gate, counters, acceptor })
+        Ok(Self { address, faults, counters, acceptor })
     }
 
-    /// Where clients connect: `127.0.0.1:port`.
+    /// The address to which clients connect: `127.0.0.1:port`.
     pub fn endpoint(&self) -> String {
         self.address.to_string()
     }
 
-    /// Resets every connection, and refuses new ones as if nobody listened.
+    /// Resets every connection, and refuses new ones as if no process listened on the port.
     pub fn cut(&self) {
-        self.change(|gate| {
-            gate.cut = true;
-            gate.generation += 1;
+        self.change(|faults| {
+            faults.cut = true;
+            faults.generation += 1;
         });
     }
 
-    /// Swallows what is sent in `direction` while all connections stay open: a half-open connection.
+    /// Discards what is sent in `direction` while all connections stay open: half-open connections.
     ///
     /// # Behavior
-    /// - Closing is swallowed too: the other side never hears of it.
-    /// - A new connection is accepted; with [`Direction::ToServer`] swallowed it does
-    ///   not reach the server.
-    /// - A connection that lost bytes is reset by [`heal`](Self::heal): a stream with a
-    ///   gap does not exist in TCP.
+    /// - The closing of a connection is discarded too, so that the other side does not notice it.
+    /// - A new connection is accepted. With [`Direction::ToServer`] discarded it does not reach the server.
+    /// - A connection that lost bytes is reset by [`heal`](Self::heal), because a TCP stream cannot have a gap.
     pub fn blackhole(&self, direction: Direction) {
-        self.set_flow(direction, Flow::Swallow);
+        self.set_policy(direction, FlowPolicy::Discard);
     }
 
-    /// Keeps back what is sent in `direction`, and delivers it, complete and in
-    /// order, after [`heal`](Self::heal): a network that comes back in time.
+    /// Holds what is sent in `direction`, and delivers it completely and in order after [`heal`](Self::heal): a network
+    /// outage shorter than every timeout.
     pub fn hold(&self, direction: Direction) {
-        self.set_flow(direction, Flow::Hold);
+        self.set_policy(direction, FlowPolicy::Hold);
     }
 
-    /// Delivers everything, both ways, this much later than it was sent.
+    /// Delays everything in both directions by `delay`.
     pub fn delay(&self, delay: Duration) {
-        self.change(|gate| gate.delay = delay);
+        self.change(|faults| faults.delay = delay);
     }
 
-    /// Resets every open connection (TCP `RST`); new ones are served as before.
+    /// Resets every open connection (TCP `RST`). New connections are forwarded as before.
     pub fn reset_connections(&self) {
-        self.change(|gate| gate.generation += 1);
+        self.change(|faults| faults.generation += 1);
     }
 
-    /// Ends all faults: accepts connections, and carries everything at once.
+    /// Ends all faults: accepts connections, and forwards everything without delay.
     pub fn heal(&self) {
-        self.change(|gate| *gate = Gate { generation: gate.generation, ..Gate::default() });
+        self.change(|faults| *faults = Faults { generation: faults.generation, ..Faults::default() });
     }
 
-    /// How many connections clients have made so far.
+    /// How many connections the proxy has accepted so far.
     pub fn accepted(&self) -> u64 {
         self.counters.accepted.load(Ordering::Relaxed)
     }
@@ -162,19 +159,19 @@ impl Proxy {
         self.counters.open.load(Ordering::Relaxed)
     }
 
-    fn set_flow(&self, direction: Direction, flow: Flow) {
-        self.change(|gate| {
+    fn set_policy(&self, direction: Direction, policy: FlowPolicy) {
+        self.change(|faults| {
             if direction.to_server() {
-                gate.to_server = flow;
+                faults.to_server = policy;
             }
             if direction.to_client() {
-                gate.to_client = flow;
+                faults.to_client = policy;
             }
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut Gate)) {
-        self.gate.send_modify(change);
+    fn change(&self, change: impl FnOnce(&mut Faults)) {
+        self.faults.send_modify(change);
     }
 }
 
@@ -186,16 +183,19 @@ impl Drop for Proxy {
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy").field("address", &self.address).field("gate", &*self.gate.borrow()).finish()
+        f.debug_struct("Proxy")
+            .field("address", &self.address)
+            .field("faults", &*self.faults.borrow())
+            .finish()
     }
 }
 
-/// The task that accepts connections while the proxy is not cut, and owns them all.
+/// The task that accepts connections while the proxy is not cut, and owns all of them.
 struct Acceptor {
     reservation: TcpSocket,
     address: SocketAddr,
     upstream: Arc<str>,
-    gate: watch::Receiver<Gate>,
+    faults: watch::Receiver<Faults>,
     counters: Arc<Counters>,
 }
 
@@ -204,23 +204,23 @@ impl Acceptor {
         let mut listener = Some(listener);
         let mut connections = JoinSet::new();
         loop {
-            let Gate { cut, generation, .. } = *self.gate.borrow_and_update();
+            let Faults { cut, generation, .. } = *self.faults.borrow_and_update();
             if cut {
                 listener = None;
             } else if listener.is_none() {
-                let bound = reusable_socket(self.address).and_then(|socket| socket.listen(BACKLOG));
-                listener = Some(bound.expect("the proxy's own port, still reserved, can be listened on"));
+                let bound = reusable_socket(self.address).and_then(|socket| socket.listen(LISTEN_BACKLOG));
+                listener = Some(bound.expect("the proxy can listen on its own reserved port"));
             }
             tokio::select! {
-                changed = self.gate.changed() => if changed.is_err() {
+                changed = self.faults.changed() => if changed.is_err() {
                     break;
                 },
                 Some(client) = accept(listener.as_ref()) => {
                     self.counters.accepted.fetch_add(1, Ordering::Relaxed);
                     let open = OpenCount::new(self.counters.clone());
-                    let (upstream, gate) = (self.upstream.clone(), self.gate.clone());
+                    let (upstream, faults) = (self.upstream.clone(), self.faults.clone());
                     connections.spawn(async move {
-                        connection::serve(client, &upstream, gate, generation).await;
+                        connection::serve(client, &upstream, faults, generation).await;
                         drop(open);
                     });
                 }
@@ -231,7 +231,7 @@ impl Acceptor {
     }
 }
 
-const BACKLOG: u32 = 1024;
+const LISTEN_BACKLOG: u32 = 1024;
 
 fn reusable_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
@@ -241,7 +241,7 @@ fn reusable_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// The next connection; `None` when it failed before it was accepted; never while there is no listener.
+/// The next connection; `None` if it failed before it was accepted. Waits forever if there is no listener.
 async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
     match listener {
         Some(listener) => listener.accept().await.ok().map(|(client, _)| client),
@@ -249,7 +249,7 @@ async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
     }
 }
 
-/// Counts a connection as open until it is dropped, also when its task is aborted.
+/// Counts a connection as open until this is dropped, also if the connection's task is aborted.
 struct OpenCount(Arc<Counters>);
 
 impl OpenCount {

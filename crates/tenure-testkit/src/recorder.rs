@@ -1,5 +1,5 @@
-//! A backend that remembers which sessions were opened through it, so that a test on a shared
-//! server can tell its own from others'.
+//! A backend that records the sessions opened through it, so that a test on a shared server can recognise its own
+//! sessions.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -12,37 +12,37 @@ use tenure_core::{
     spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
 };
 
-/// Remembers the sessions of all backends that it [wrapped](Self::wrap).
+/// Records the sessions of all backends that it [wraps](Self::wrap).
 #[derive(Clone, Debug, Default)]
 pub struct Recorder(Arc<Mutex<Vec<String>>>);
 
 impl Recorder {
-    /// The same backend, with its sessions remembered.
+    /// Wraps `backend`, and records its sessions.
     pub fn wrap(&self, backend: impl Backend) -> Arc<dyn Backend> {
-        Arc::new(Recorded { backend, sessions: self.clone() })
+        Arc::new(RecordedBackend { backend, recorder: self.clone() })
     }
 
-    /// The sessions opened so far, in the store's own words.
+    /// The ids of the sessions opened so far.
     pub fn sessions(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 #[derive(Debug)]
-struct Recorded<B> {
+struct RecordedBackend<B> {
     backend: B,
-    sessions: Recorder,
+    recorder: Recorder,
 }
 
 #[async_trait]
-impl<B: Backend> Backend for Recorded<B> {
+impl<B: Backend> Backend for RecordedBackend<B> {
     fn capabilities(&self) -> Capabilities {
         self.backend.capabilities()
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
         let session = self.backend.open_session(ttl).await?;
-        self.sessions.0.lock().unwrap_or_else(PoisonError::into_inner).push(session.id());
+        self.recorder.0.lock().unwrap_or_else(PoisonError::into_inner).push(session.id());
         Ok(session)
     }
 

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use tenure_core::{Config, Error, SimClock, StoreElector, spi::Backend};
 
-/// An elector whose engine runs as tasks of the current runtime, by tokio's clock: for tests of a service's own code under
-/// `#[tokio::test(start_paused = true)]`, where hours pass in milliseconds.
+/// An elector whose engine runs as tasks of the current runtime and uses tokio's clock.
 ///
-/// An elector of [`StoreElector::new`] or `tenure::connect` has threads of its own, in real time: paused timers of the test
-/// run out before those threads can answer.
+/// Use it to test a service's own code under `#[tokio::test(start_paused = true)]`, where hours pass in milliseconds. The
+/// engine of [`StoreElector::new`] and of `tenure::connect` runs on its own threads in real time, so that paused timers of
+/// the test would expire before those threads can answer.
 ///
 /// # Errors
-/// As [`StoreElector::with_clock`].
+/// See [`StoreElector::with_clock`].
 ///
 /// # Panics
-/// Outside a tokio runtime.
+/// If called outside a tokio runtime.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,12 +24,12 @@ use tenure_core::{Config, Error, SimClock, StoreElector, spi::Backend};
 /// # async fn main() -> Result<(), tenure_core::Error> {
 /// let store = MemoryStore::new();
 /// let backend = store.backend();
-/// let line = backend.link().clone();
+/// let link = backend.link().clone();
 /// let elector = tenure_testkit::simulated::elector(backend, Config::new())?;
 /// let leadership = elector.campaign("billing").await?;
 /// tokio::time::sleep(Duration::from_secs(3600)).await;
 /// assert!(leadership.is_leader());
-/// line.cut();
+/// link.cut();
 /// tokio::time::sleep(Duration::from_secs(10)).await;
 /// assert!(!leadership.is_leader());
 /// # Ok(()) }

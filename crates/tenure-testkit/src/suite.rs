@@ -1,14 +1,14 @@
-//! The conformance suite: what every backend has to do, run against a real store.
+//! The conformance suite: tests that every backend has to pass on a real store.
 //!
-//! The cases are free functions over a [`Harness`]. Each is chosen by what the backend and the
-//! harness declare, never by a store's name. [`conformance!`](crate::conformance) makes a test
-//! of each; [`run`] runs one and then checks that nothing is left: no entry and no session in
-//! the store, no task and no thread in the process.
+//! A case is a function that accesses the store through a [`Harness`]. The capabilities of the backend and of the harness
+//! select the cases, never the name of the store. [`conformance!`](crate::conformance) creates one test per case.
+//! [`run`] runs one case, and then checks that nothing remains: no entry and no session in the store, no task and no
+//! thread in the process.
 
 mod candidacy;
+mod context;
 mod interference;
 mod outage;
-mod stage;
 mod succession;
 mod watching;
 
@@ -16,32 +16,32 @@ use std::{future::Future, pin::Pin};
 
 use tenure_core::spi::Capabilities;
 
-pub use stage::{Stage, until, within};
+pub use context::{CaseContext, until, within};
 
-use crate::harness::{Abilities, Harness};
+use crate::harness::{Harness, HarnessCapabilities};
 
 /// One case of the suite.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// What is shown.
+    /// The name, which says what the case shows.
     pub name: &'static str,
-    /// Whether it is for a store of these capabilities and abilities.
-    pub applies: fn(Capabilities, Abilities) -> bool,
-    body: for<'a> fn(&'a Stage<'a>) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
+    /// Whether the case applies to a backend and a harness with these capabilities.
+    pub applies: fn(Capabilities, HarnessCapabilities) -> bool,
+    body: for<'a> fn(&'a CaseContext<'a>) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
 }
 
-macro_rules! table {
+macro_rules! cases {
     ($($module:ident :: $name:ident if $applies:expr;)*) => {
-        /// Every case, in the order of the files.
+        /// All cases.
         pub const CASES: &[Case] = &[$(Case {
             name: stringify!($name),
             applies: $applies,
-            body: |stage| Box::pin($module::$name(stage)),
+            body: |context| Box::pin($module::$name(context)),
         },)*];
     };
 }
 
-table! {
+cases! {
     candidacy::a_candidate_leads_and_hands_over if |_, _| true;
     candidacy::tokens_rise_from_term_to_term if |_, _| true;
     candidacy::trying_does_not_wait if |_, _| true;
@@ -55,7 +55,7 @@ table! {
     candidacy::a_guard_outlives_its_elector if |_, _| true;
     succession::leadership_follows_the_order_of_arrival if |c, _| c.ordered;
     succession::a_departure_in_the_middle_promotes_nobody if |c, _| c.ordered;
-    succession::very_many_are_given_back_as_soon_as_won if |_, _| true;
+    succession::very_many_are_resigned_as_soon_as_won if |_, _| true;
     succession::a_leader_that_is_asked_to_resign_hands_over if |_, _| true;
     succession::many_candidates_never_lead_together if |_, _| true;
     succession::many_elections_share_one_session if |_, _| true;
@@ -64,43 +64,43 @@ table! {
     watching::a_value_can_be_changed if |_, _| true;
     watching::a_value_has_a_largest_size if |_, _| true;
     watching::observers_hear_of_leaders_and_vacancies if |_, _| true;
-    watching::foreign_entries_are_ignored_and_left_alone if |_, a| a.foreign_entries;
-    interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, a| a.deletes;
-    interference::a_waiter_whose_entry_was_deleted_enters_again if |_, a| a.deletes;
-    interference::a_leader_whose_session_was_ended_leads_no_more if |_, a| a.expires;
-    interference::a_waiter_whose_session_was_ended_wins_no_phantom if |_, a| a.expires;
-    outage::a_leader_cut_off_stops_before_the_next_one_leads if |c, a| c.expiring && a.lines;
-    outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, a| c.expiring && a.lines;
-    outage::a_short_outage_is_ridden_out if |c, a| c.expiring && a.lines;
-    outage::a_resignation_during_an_outage_is_carried_out if |c, a| c.expiring && a.lines;
-    outage::connections_lost_while_entering_leave_nothing if |_, a| a.lines;
-    outage::a_campaign_waits_for_its_store if |_, a| a.lines;
-    outage::an_observer_survives_an_outage if |_, a| a.lines;
-    outage::after_an_outage_exactly_one_leads if |c, a| c.expiring && a.lines;
+    watching::foreign_entries_are_ignored_and_left_alone if |_, h| h.foreign_entries;
+    interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, h| h.entry_deletion;
+    interference::a_waiter_whose_entry_was_deleted_enters_again if |_, h| h.entry_deletion;
+    interference::a_leader_whose_session_was_ended_leads_no_more if |_, h| h.session_expiry;
+    interference::a_waiter_whose_session_was_ended_wins_no_phantom if |_, h| h.session_expiry;
+    outage::a_leader_cut_off_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
+    outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
+    outage::a_short_outage_is_ridden_out if |c, h| c.expiring && h.connection_faults;
+    outage::a_resignation_during_an_outage_is_carried_out if |c, h| c.expiring && h.connection_faults;
+    outage::connections_lost_while_entering_leave_nothing if |_, h| h.connection_faults;
+    outage::a_campaign_waits_for_its_store if |_, h| h.connection_faults;
+    outage::an_observer_survives_an_outage if |_, h| h.connection_faults;
+    outage::after_an_outage_exactly_one_leads if |c, h| c.expiring && h.connection_faults;
 }
 
-/// Runs one case on a store, and checks that nothing is left behind.
+/// Runs one case on a store, and checks that nothing remains after it. Skips a case that does not apply.
 ///
 /// # Panics
-/// When the case fails, is not known, or leaves anything.
+/// If the case fails, does not exist, or leaves something in the store or in the process.
 pub async fn run(name: &str, harness: &dyn Harness) {
     let Some(case) = CASES.iter().find(|case| case.name == name) else {
-        panic!("there is no case {name:?}");
+        panic!("the suite has no case {name:?}");
     };
-    let tasks = stage::tasks();
+    let tasks_before = context::live_tasks();
     let capabilities = harness.client().await.backend.capabilities();
-    if !(case.applies)(capabilities, harness.abilities()) {
-        println!("{name} is not for this store: {capabilities:?}, {:?}", harness.abilities());
+    if !(case.applies)(capabilities, harness.capabilities()) {
+        println!("skipped {name}: it does not apply to {capabilities:?}, {:?}", harness.capabilities());
         return;
     }
-    let stage = Stage::new(harness);
-    (case.body)(&stage).await;
-    stage.end(tasks).await;
+    let context = CaseContext::new(harness);
+    (case.body)(&context).await;
+    context.finish(tasks_before).await;
 }
 
-/// Makes a test of every case, each with a harness of its own.
+/// Creates one test per case of the suite.
 ///
-/// The argument is an async expression that makes the harness.
+/// The argument is an async expression that creates a harness. It is evaluated once per test.
 #[macro_export]
 macro_rules! conformance {
     ($harness:expr) => {
@@ -110,7 +110,7 @@ macro_rules! conformance {
             a_dropped_guard_hands_over a_failing_leader_hands_over
             work_has_stopped_before_the_next_leader_begins a_shutdown_leaves_nothing closing_ends_everything
             a_guard_outlives_its_elector leadership_follows_the_order_of_arrival
-            a_departure_in_the_middle_promotes_nobody very_many_are_given_back_as_soon_as_won a_leader_that_is_asked_to_resign_hands_over
+            a_departure_in_the_middle_promotes_nobody very_many_are_resigned_as_soon_as_won a_leader_that_is_asked_to_resign_hands_over
             many_candidates_never_lead_together
             many_elections_share_one_session elections_with_like_names_are_apart
             candidates_are_seen_with_their_values a_value_can_be_changed a_value_has_a_largest_size
@@ -123,7 +123,7 @@ macro_rules! conformance {
             an_observer_survives_an_outage after_an_outage_exactly_one_leads
         }
 
-        /// Every case of the suite is a test here.
+        /// Every case of the suite has a test.
         #[test]
         fn the_suite_is_complete() {
             let mut names: Vec<&str> = $crate::suite::CASES.iter().map(|case| case.name).collect();

@@ -1,105 +1,112 @@
-//! From a URL to an elector.
+//! Creates electors from URLs.
 
 use std::sync::Arc;
 
 use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElector, StoreUrl, spi::Backend};
 
-/// An elector on the store that `url` names, with the settings in the URL.
+/// Creates an elector for the store and the settings in `url`.
 ///
 /// | URL | store | feature |
 /// |---|---|---|
-/// | `memory:NAME` | within this process; the same name is the same store | `memory` |
-/// | `local:/directory` | the processes of this machine that share the directory | `local` |
+/// | `memory:NAME` | this process; equal names share a store | `memory` |
+/// | `local:/directory` | the processes of this machine that use the same directory | `local` |
 /// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 ///
-/// Every store takes these settings, as `?name=value&name=value`:
+/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it.
 ///
-/// | setting | what | default |
+/// # Settings of every store
+///
+/// Settings follow the path as `?name=value&name=value`. Times are written as `10s`, `500ms` or `1m 30s`.
+///
+/// | setting | meaning | default |
 /// |---|---|---|
-/// | `ttl` | after how much silence the store lets go, such as `10s` | 10 s |
-/// | `drift` | bound on the difference of clock rates, a fraction | 0.1 |
-/// | `grace_period` | time before the deadline kept for work to stop | a tenth of the TTL |
-/// | `request_timeout` | after how long an unanswered request is tried again | 5 s |
-/// | `shutdown_timeout` | how long a resignation or shutdown waits at most | 5 s |
-/// | `on_disconnect` | `hold` or `step_down` | `hold` |
-/// | `id` | who this candidate is | host, process id and a random number |
-/// | `value` | what others can read of it | nothing |
+/// | `ttl` | how long the store keeps a session without a heartbeat | 10 s |
+/// | `drift` | the largest assumed difference of clock rates, as a fraction | 0.1 |
+/// | `grace_period` | how long before the deadline work is cancelled | a tenth of the TTL |
+/// | `request_timeout` | how long to wait for a response before the request is sent again | 5 s |
+/// | `shutdown_timeout` | how long a resignation or a shutdown takes at most | 5 s |
+/// | `on_disconnect` | what a leader does without a connection: `hold` until the deadline, or `step_down` at once | `hold` |
+/// | `id` | the candidate's id | host name, process id and a random number |
+/// | `value` | the candidate's value, which others can read | empty |
 ///
-/// Everything but the hosts may be percent-encoded. An `@` behind the hosts has to be (`%40`), for it could be that of a password.
+/// Every part of the URL except the hosts can be percent-encoded. An `@` after the hosts must be encoded as `%40`, because
+/// it could also belong to a password.
 ///
-/// etcd takes `user:password@` before its hosts, and these settings besides:
+/// # etcd
 ///
-/// | setting | what | default |
+/// The URL can contain `user:password@` before the hosts. The user needs read and write permission for all keys with the
+/// prefix. The path is the prefix; the default is `/tenure`.
+///
+/// | setting | meaning | default |
 /// |---|---|---|
-/// | `password_file` | a file with the password, so that no URL holds it; it may rotate | none |
-/// | `password_env` | the name of an environment variable with the password, likewise | none |
-/// | `connect_timeout` | after how long a member that does not accept is given up for now | 1 s |
-/// | `attempt_timeout` | after how long one member's answer is given up for now | 2 s |
-/// | `hedge` | after how long the next member is asked as well | 300 ms |
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `connect_timeout` | how long to wait for a member to accept a connection before another one is tried | 1 s |
+/// | `attempt_timeout` | how long to wait for the response of one member before another one is tried | 2 s |
+/// | `hedge` | after this time without a response, the request is also sent to the next member | 300 ms |
 ///
-/// Its user has to be allowed to read and write everything below the prefix. The path is the
-/// prefix; without one it is `/tenure`.
+/// # ZooKeeper
 ///
-/// ZooKeeper takes `user:password@` before its hosts, and these settings besides:
+/// The URL can contain `user:password@` before the hosts. The path is the znode that contains the elections; it is created
+/// if it does not exist, and the default is `/tenure`. ZooKeeper grants session timeouts from 2 to 20 ticks; with its
+/// default tick, `ttl` can be from 4 s to 40 s.
 ///
-/// | setting | what | default |
+/// | setting | meaning | default |
 /// |---|---|---|
-/// | `password_file` | a file with the password, so that no URL holds it; it may rotate | none |
-/// | `password_env` | the name of an environment variable with the password, likewise | none |
-/// | `auth` | how the user proves who it is: `digest`, or `sasl` (DIGEST-MD5; feature `sasl`; to another machine with TLS only) | `digest` |
-/// | `acl` | who may change what is created: `creator`, or `open` for everybody | `creator` where there is a login |
-/// | `layout` | `tenure`, or `curator` or `kazoo` to stand in one election with theirs | `tenure` |
-/// | `min_ttl`, `max_ttl` | the bounds within which the servers may change the TTL | half and twice the `ttl` |
-/// | `attempt_timeout` | after how long one server's answer is given up | 2 s |
-/// | `tick` | the servers' `tickTime`: with it, where it is at most an eighth of the TTL, longer outages are ridden out | unknown |
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `auth` | the authentication scheme: `digest`, or `sasl` (DIGEST-MD5; needs the feature `sasl`, and TLS to another machine) | `digest` |
+/// | `acl` | who can change created znodes: `creator`, or `open` for everyone | `creator` if the URL has a user |
+/// | `layout` | `tenure`, or `curator` or `kazoo` to share elections with those libraries | `tenure` |
+/// | `min_ttl`, `max_ttl` | the bounds within which the servers can change the TTL | half and twice the `ttl` |
+/// | `attempt_timeout` | how long to wait for the response of one server before another one is tried | 2 s |
+/// | `tick` | the servers' `tickTime`; if it is given and at most an eighth of the TTL, longer outages do not end the leadership | unknown |
 ///
-/// The path is the znode below which elections lie, and is made when missing; without one it is
-/// `/tenure`. ZooKeeper grants 2 to 20 of its ticks: by default, a `ttl` from 4 s to 40 s.
+/// # TLS
 ///
-/// Both speak TLS when an authority is given (feature `tls`), and check the servers' names:
+/// etcd and ZooKeeper use TLS if a certificate authority is given (feature `tls`). The servers' names are verified. The
+/// files are read again for new connections, so that certificates can be rotated while a leader leads.
 ///
-/// | setting | what |
+/// | setting | meaning |
 /// |---|---|
-/// | `ca` | a PEM file with the authorities that vouch for the servers |
-/// | `cert`, `key` | PEM files with our own certificate and its key, where the servers ask for one |
+/// | `ca` | a PEM file with the authorities that sign the servers' certificates |
+/// | `cert`, `key` | PEM files with the client's certificate and its key, if the servers require one |
 ///
-/// These files are read again when connections are made: certificates may rotate while a leader leads.
+/// # Local
 ///
-/// The local store works between the processes of one machine, needs a tokio runtime with
-/// `enable_all`, and refuses network file systems.
-///
-/// Nothing is asked of the store yet: one that cannot be reached now is waited for by the first
-/// campaign.
+/// The local store works among the processes of one machine, needs a tokio runtime with `enable_all`, and refuses network
+/// file systems. The directory is created if it does not exist.
 ///
 /// # Errors
-/// An illegal URL or setting, an unknown setting, a store whose feature is not compiled in. The
-/// text says what is allowed, and never shows a password.
+/// If the URL or a setting is invalid, if a setting is unknown, or if the feature of the store is not enabled. The error
+/// says what is allowed, and never contains a password.
 pub async fn connect(url: &str) -> Result<Arc<dyn Elector>, Error> {
     connect_with(url, Config::new()).await
 }
 
-/// The same, on top of `config`; settings in the URL win.
+/// Like [`connect`], with `config` for the settings that the URL does not contain.
 ///
 /// # Errors
-/// As [`connect`].
+/// See [`connect`].
 pub async fn connect_with(url: &str, config: Config) -> Result<Arc<dyn Elector>, Error> {
     let url: StoreUrl = url.parse()?;
-    let config = settings(&url, config)?;
-    let backend = backend(&url).await?;
+    let config = apply_url_settings(&url, config)?;
+    let backend = open_backend(&url).await?;
     url.deny_unknown()?;
     Ok(Arc::new(StoreElector::new(backend, config)?))
 }
 
-pub(crate) fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Error> {
+/// Overrides `config` with the settings in the URL that do not depend on the store.
+pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<Config, Error> {
     if let Some(ttl) = url.duration("ttl")? {
         config = config.with_ttl(ttl);
     }
     if let Some(drift) = url.parsed("drift", "a fraction such as 0.1")? {
         config = config.with_drift(drift);
     }
-    if let Some(budget) = url.duration("grace_period")? {
-        config = config.with_grace_period(budget);
+    if let Some(grace_period) = url.duration("grace_period")? {
+        config = config.with_grace_period(grace_period);
     }
     if let Some(timeout) = url.duration("request_timeout")? {
         config = config.with_request_timeout(timeout);
@@ -127,10 +134,10 @@ pub(crate) fn settings(url: &StoreUrl, mut config: Config) -> Result<Config, Err
     Ok(config)
 }
 
-async fn backend(url: &StoreUrl) -> Result<Arc<dyn Backend>, Error> {
+async fn open_backend(url: &StoreUrl) -> Result<Arc<dyn Backend>, Error> {
     match url.scheme() {
         #[cfg(feature = "memory")]
-        "memory" => Ok(Arc::new(memory(url)?)),
+        "memory" => Ok(Arc::new(open_memory(url)?)),
         #[cfg(feature = "local")]
         "local" => {
             let config = tenure_local::LocalConfig::from_url(url)?;
@@ -148,20 +155,18 @@ async fn backend(url: &StoreUrl) -> Result<Arc<dyn Backend>, Error> {
         }
         known if ["memory", "local", "etcd", "zookeeper"].contains(&known) => Err(url
             .invalid(format!(
-                "this program was built without tenure's feature {known:?}; add it in Cargo.toml"
+                "this program was built without tenure's feature {known:?}; enable it in Cargo.toml"
             ))
             .into()),
         other => Err(url
-            .invalid(format!(
-                "there is no store {other:?}; allowed are memory:, local:, etcd: and zookeeper:"
-            ))
+            .invalid(format!("there is no store {other:?}; use memory:, local:, etcd: or zookeeper:"))
             .into()),
     }
 }
 
-/// The stores of this process, by name: two electors on `memory:a` stand in the same elections.
+/// Opens the in-memory store with the name in the URL. Two electors on `memory:a` share their elections.
 #[cfg(feature = "memory")]
-fn memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
+fn open_memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
     use std::{
         collections::HashMap,
         sync::{Mutex, PoisonError},
@@ -172,7 +177,7 @@ fn memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
     static STORES: Mutex<Option<HashMap<String, MemoryStore>>> = Mutex::new(None);
 
     if !url.hosts().is_empty() {
-        return Err(url.invalid("a memory store has no host; write memory: or memory:NAME").into());
+        return Err(url.invalid("a memory store has no host; use memory: or memory:NAME").into());
     }
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
     let store = stores.get_or_insert_default().entry(url.path().to_owned()).or_default();
@@ -183,9 +188,9 @@ fn memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
 mod tests {
     use super::*;
 
-    /// Programs connect in tasks of their own.
+    /// The futures are `Send`, so that a program can connect in a spawned task.
     #[test]
-    fn connecting_can_be_spawned() {
+    fn the_connect_futures_are_send() {
         fn is_send(_: impl Send) {}
         is_send(connect("memory:e"));
         is_send(connect_with("memory:e", Config::new()));

@@ -1,22 +1,37 @@
-//! Leader election for Rust services: exactly one of your processes runs the job, its work is
-//! stopped *before* anybody else can be elected, and a fencing token protects what it writes.
+//! Leader election for Rust services: exactly one of your processes does the work, the work is stopped *before* another
+//! process can be elected, and a fencing token protects what it writes.
+//!
+//! # Highlights
+//!
+//! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, file locks of
+//!   one machine, or memory.
+//! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
+//!   the work when the leadership is lost. Dropping the guard resigns.
+//! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
+//!   that it is cheap enough to call before each side effect.
+//! - **Fencing tokens.** Every term has a [`FencingToken`], which increases from term to term. [`Fence`] checks tokens.
+//! - **Testable.** The in-memory store injects faults, and `tenure-testkit` runs electors in simulated time.
+//!
+//! # Quick start
+//!
+//! [`run_while_leader`](ElectorExt::run_while_leader) campaigns, runs the work while it leads, and campaigns again after a
+//! loss, until `shutdown` completes:
 //!
 //! ```
 //! use tenure::ElectorExt;
-//! # use std::sync::atomic::{AtomicU64, Ordering};
+//! # use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), tenure::Error> {
-//! # let (done, charged) = (tokio_util_stop(), std::sync::Arc::new(AtomicU64::new(0)));
+//! # let (done, charged) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicU64::new(0)));
 //! # let shutdown = { let done = done.clone(); async move { done.notified().await } };
 //! # async fn charge(token: tenure::FencingToken, charged: &AtomicU64) -> Result<(), tenure::BoxError> { charged.store(token.get(), Ordering::Relaxed); Ok(()) }
-//! # fn tokio_util_stop() -> std::sync::Arc<tokio::sync::Notify> { Default::default() }
 //! let elector = tenure::connect("memory:").await?; // or local:/dir, etcd://host/prefix, zookeeper://host/root
 //!
 //! elector.run_while_leader("billing", shutdown, |leadership| {
 //! #    let (done, charged) = (done.clone(), charged.clone());
 //!     async move {
-//!         leadership.ensure()?;                                // cheap; before each side effect
-//!         charge(leadership.fencing_token(), &charged).await?; // the token travels with it
+//!         leadership.ensure()?;                                // before each side effect
+//!         charge(leadership.fencing_token(), &charged).await?; // send the token with it
 //! #       done.notify_one();
 //!         Ok(())
 //!     }
@@ -25,7 +40,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! By hand, and watching only:
+//! The same in single steps, with an observer:
 //!
 //! ```
 //! use futures::StreamExt;
@@ -33,52 +48,75 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # async fn do_the_work() {}
-//! let elector = tenure::connect("memory:by-hand").await?;
-//! let leadership = elector.campaign("billing").await?; // waits its turn; drop it to withdraw
-//! leadership.run(do_the_work()).await?;                // stopped on loss
+//! let elector = tenure::connect("memory:steps").await?;
+//! let leadership = elector.campaign("billing").await?; // waits until it leads; dropping the future withdraws
+//! leadership.run(do_the_work()).await?;                // cancelled when the leadership is lost
 //!
-//! let mut leaders = elector.observe("billing");        // Some(leader), None while nobody leads
+//! let mut leaders = elector.observe("billing");        // yields `None` while no candidate leads
 //! let leader = leaders.next().await.transpose()?.flatten();
 //! assert!(leader.is_some());
 //!
-//! leadership.resign().await?;                          // a confirmed hand-over
+//! leadership.resign().await?;                          // returns when the store has confirmed it
 //! elector.close().await;
 //! # Ok(()) }
 //! ```
 //!
-//! # What is promised
+//! # Stores
 //!
-//! - Two candidates' valid windows never overlap, as long as clock rates differ by less than the
-//!   configured drift, and nobody, the store included, deletes a live entry (etcd short of processor
-//!   time can). No clock's absolute value is used.
-//! - Fencing tokens of one election strictly increase from term to term. A resource that refuses a
-//!   token lower than the highest it has seen never takes a stale leader's write, even when the
-//!   first promise's assumptions fail.
-//! - Work is told to stop a grace period before the deadline, and is dropped by the deadline, before
-//!   the store can give leadership to anyone else.
+//! | store | URL | feature | ordered | fencing token from |
+//! |---|---|---|---|---|
+//! | etcd 3.4, 3.5 | `etcd://host:2379,host:2379/prefix` | `etcd` | yes | create revision of the entry's key |
+//! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
+//! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
+//! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
-//! # What is not
-//!
-//! A side effect begun in time can take effect late, and a paused virtual machine's clocks may all
-//! stand still: then only the token protects, and only where the resource checks it ([`Fence`]).
+//! Ordered means that candidates lead in the order in which they entered. [`connect`] lists the settings in a URL. To add
+//! a store, implement the traits in [`spi`].
 //!
 //! # Features
 //!
-//! `local` and `memory` are on by default and build without any system package, and so does
-//! `zookeeper`, which is off by default. `etcd` is off by default: building it needs `protoc` with
-//! protobuf's own definitions (Debian's `protobuf-compiler` and `libprotobuf-dev`).
-//! `tls` adds TLS to etcd and ZooKeeper, `sasl` SASL (DIGEST-MD5) to ZooKeeper.
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `local` | yes | elections among the processes of one machine |
+//! | `memory` | yes | elections within one process, for tests |
+//! | `etcd` | no | elections in etcd; building it needs a protobuf compiler (`protoc`) with protobuf's own definitions |
+//! | `zookeeper` | no | elections in ZooKeeper |
+//! | `tls` | no | TLS to etcd and ZooKeeper |
+//! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
+//! | `metrics` | no | metrics through the `metrics` facade |
+//! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |
+//! | `clap` | no | [`Settings`] from a command line |
+//! | `serde` | no | [`Settings`] from a configuration file |
 //!
-//! `metrics` counts and measures through the `metrics` facade, `axum` serves health endpoints and sends followers'
-//! requests to the leader, `clap` and `serde` read [`Settings`].
+//! Except for `etcd`, no feature needs a system package to build.
+//!
+//! # Guarantees
+//!
+//! - **At most one leader.** At most one candidate considers itself leader, provided clock rates differ by less than the
+//!   drift bound (10 %) and nothing deletes a live entry. The store itself counts too: etcd can delete a live entry when
+//!   it is short of processor time. No clock's absolute value is used.
+//! - **Increasing tokens.** Fencing tokens of an election strictly increase from term to term. A resource that refuses
+//!   tokens lower than the highest one it has seen never accepts a write of a stale leader, even if the assumptions of the
+//!   first guarantee do not hold.
+//! - **Work stops in time.** Work is cancelled one grace period before the deadline and dropped by the deadline, before
+//!   the store can give leadership to another candidate.
+//!
+//! # Limitations
+//!
+//! - A write sent before the deadline can arrive after it. Send the token with each write, and let the resource refuse
+//!   lower ones ([`Fence`]).
+//! - All clocks of a paused virtual machine may stand still. Until the pause is detected, only the token protects.
+//! - Work that blocks its thread cannot be dropped. It is reported at the deadline ([`OnOverrun`]).
+//! - A task that the work spawns is not dropped with it. Run it under [`LeadershipHandle::run`].
+//! - A stopped process keeps its leadership in the local store, which works on one machine only.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
+mod settings;
 #[cfg(fuzzing)]
 #[doc(hidden)]
-pub mod fuzzing;
-mod settings;
+pub mod test_support;
 
 pub use connect::{connect, connect_with};
 pub use settings::Settings;
@@ -90,10 +128,10 @@ pub use tenure_core::{
     Secret, StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
 };
 
-/// The trait that a store's backend implements, for those who write one.
+/// The traits that a backend implements.
 pub use tenure_core::spi;
 
-/// What is counted and measured.
+/// The names of the metrics.
 #[cfg(feature = "metrics")]
 pub use tenure_core::metrics;
 
@@ -101,7 +139,7 @@ pub use tenure_core::metrics;
 #[cfg(feature = "axum")]
 pub use tenure_axum as axum;
 
-/// The in-memory store, with faults to inject, for tests.
+/// The in-memory store for tests, with fault injection.
 #[cfg(feature = "memory")]
 pub use tenure_core::memory;
 
@@ -117,7 +155,7 @@ pub use tenure_etcd as etcd;
 #[cfg(feature = "zookeeper")]
 pub use tenure_zookeeper as zookeeper;
 
-/// The README's example, compiled.
+/// Compiles the example in the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -1,11 +1,15 @@
-//! A service's settings for its elections, from its command line or its configuration file.
+//! Election settings of a service, from its command line or its configuration file.
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tenure_core::{CandidateId, Config, Elector, Error, StoreUrl};
+use tenure_core::{CandidateId, Config, ElectionName, Elector, Error, StoreUrl};
 
-/// Where a service stands for election, and as whom: for its command line (feature `clap`) and its configuration file
+use crate::connect::connect_with;
+
+/// The store, election and candidate of a service, from its command line (feature `clap`) or its configuration file
 /// (feature `serde`).
+///
+/// On a command line:
 ///
 /// ```
 /// # #[cfg(all(feature = "clap", feature = "memory"))]
@@ -30,7 +34,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, StoreUrl};
 /// # fn main() {}
 /// ```
 ///
-/// In a file, here in JSON; times are such as `10s` and `1m 30s`, and whatever is not known is refused:
+/// In a configuration file, here in JSON. Times are written as `10s` or `1m 30s`. Unknown fields are refused.
 ///
 /// ```
 /// # #[cfg(feature = "serde")]
@@ -51,7 +55,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, StoreUrl};
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Settings {
-    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. Passwords belong into the environment or
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. Put passwords into the environment or
     /// into a file (?password_file=).
     #[cfg_attr(
         feature = "clap",
@@ -59,16 +63,16 @@ pub struct Settings {
     )]
     pub store: String,
 
-    /// Which election.
+    /// The name of the election.
     #[cfg_attr(feature = "clap", arg(long, value_name = "NAME"))]
     pub election: String,
 
-    /// Who this candidate is; host, process and a random number by default.
+    /// The candidate's id; host name, process id and a random number by default.
     #[cfg_attr(feature = "clap", arg(long, value_name = "ID"))]
     #[cfg_attr(feature = "serde", serde(default))]
     pub candidate: Option<String>,
 
-    /// What others can read of this candidate: the address at which it serves, say.
+    /// The candidate's value, which others can read: the address of the service, for example.
     #[cfg_attr(
         feature = "clap",
         arg(long = "candidate-value", value_name = "TEXT", env = "TENURE_CANDIDATE_VALUE")
@@ -76,12 +80,12 @@ pub struct Settings {
     #[cfg_attr(feature = "serde", serde(default))]
     pub value: Option<String>,
 
-    /// After how much silence the store gives leadership to another; 10s by default.
+    /// How long the store keeps a session without a heartbeat; 10s by default.
     #[cfg_attr(feature = "clap", arg(long, value_name = "TIME", env = "TENURE_TTL", value_parser = humantime::parse_duration))]
     #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
     pub ttl: Option<Duration>,
 
-    /// The time before the deadline kept for work to stop; a tenth of the TTL by default.
+    /// How long before the deadline work is cancelled; a tenth of the TTL by default.
     #[cfg_attr(
         feature = "clap",
         arg(long, value_name = "TIME", env = "TENURE_GRACE_PERIOD", value_parser = humantime::parse_duration)
@@ -91,10 +95,10 @@ pub struct Settings {
 }
 
 impl fmt::Debug for Settings {
-    /// Without the password that the URL may hold.
+    /// Does not show a password in the URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let store =
-            self.store.parse::<StoreUrl>().map_or_else(|_| "(no URL)".to_owned(), |url| url.to_string());
+            self.store.parse::<StoreUrl>().map_or_else(|_| "(invalid URL)".to_owned(), |url| url.to_string());
         f.debug_struct("Settings")
             .field("store", &store)
             .field("election", &self.election)
@@ -107,15 +111,15 @@ impl fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// Settings that name a store and an election, and leave the rest as it is.
+    /// Settings for a store and an election, with defaults for the rest.
     pub fn new(store: impl Into<String>, election: impl Into<String>) -> Self {
         Self { store: store.into(), election: election.into(), ..Self::default() }
     }
 
-    /// The settings of an elector.
+    /// The configuration of an elector with these settings.
     ///
     /// # Errors
-    /// An illegal id.
+    /// If the candidate's id is invalid.
     pub fn config(&self) -> Result<Config, Error> {
         let mut config = Config::new();
         if let Some(id) = &self.candidate {
@@ -127,19 +131,19 @@ impl Settings {
         if let Some(ttl) = self.ttl {
             config = config.with_ttl(ttl);
         }
-        if let Some(budget) = self.grace_period {
-            config = config.with_grace_period(budget);
+        if let Some(grace_period) = self.grace_period {
+            config = config.with_grace_period(grace_period);
         }
         Ok(config)
     }
 
-    /// An elector with these settings; settings in the store's URL win. The election's name is checked too.
+    /// Creates an elector with these settings, and checks the election's name. Settings in the store's URL take precedence.
     ///
     /// # Errors
-    /// As [`connect`](crate::connect), and an illegal name or id.
+    /// See [`connect`](crate::connect()). Also if the election's name or the candidate's id is invalid.
     pub async fn connect(&self) -> Result<Arc<dyn Elector>, Error> {
-        tenure_core::ElectionName::new(&self.election)?;
-        crate::connect_with(&self.store, self.config()?).await
+        ElectionName::new(&self.election)?;
+        connect_with(&self.store, self.config()?).await
     }
 }
 

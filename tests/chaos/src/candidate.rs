@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tenure::{Config, Elector, Leadership};
-use tenure_testkit::history::What;
+use tenure_testkit::history::EventKind;
 use tokio::signal::unix;
 
 use crate::{
@@ -141,7 +141,7 @@ impl Candidacy {
         };
         let worked = leadership.run(work::work(leadership.handle(), length, self.ttl)).await;
         if worked.is_ok() && leadership.is_leader() {
-            report_event(&self.election, token, now(), What::Resigns);
+            report_event(&self.election, token, now(), EventKind::Resigns);
         }
         let over_since = term.first_invalid_or_now();
         match fastrand::u8(..3) {
@@ -149,7 +149,7 @@ impl Candidacy {
             // The history shows whether it was confirmed or lost meanwhile.
             _ => drop(leadership.resign().await),
         }
-        let ends = What::Ends { valid_until: term.last_valid(), over_since };
+        let ends = EventKind::Ends { valid_until: term.last_valid(), over_since };
         report_event(&self.election, token, now(), ends);
     }
 }

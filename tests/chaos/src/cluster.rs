@@ -120,8 +120,8 @@ impl Cluster {
         }
     }
 
-    /// What candidates have left behind: entries, withdrawal marks, leases and sessions.
-    pub(crate) async fn leftovers(&self) -> Result<Vec<String>> {
+    /// EventKind candidates have left behind: entries, withdrawal marks, leases and sessions.
+    pub(crate) async fn remaining_state(&self) -> Result<Vec<String>> {
         let leader = self.leader().await?;
         match self {
             Self::Etcd(cluster) => {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tenure::{BootClock, Clock as _, Fence, FencingToken};
-use tenure_testkit::history::{Event, What};
+use tenure_testkit::history::{Event, EventKind};
 
 use crate::message::Message;
 
@@ -31,7 +31,7 @@ impl History {
         let mut state = self.lock();
         match message {
             Message::Event(event) => {
-                if let What::Leads { .. } | What::Worked = event.what {
+                if let EventKind::Leads { .. } | EventKind::Worked = event.kind {
                     let last = state.last_led.entry((slot, event.election.clone())).or_default();
                     *last = event.at.max(*last);
                 }
@@ -40,9 +40,10 @@ impl History {
             Message::Write { election, token } => {
                 let Some(fenced) = FencingToken::new(token) else { return };
                 let register = state.registers.entry(election.clone()).or_default();
-                let what = if register.admit(fenced).is_ok() { What::Accepted } else { What::Refused };
+                let what =
+                    if register.admit(fenced).is_ok() { EventKind::Accepted } else { EventKind::Refused };
                 let at = BootClock.now().as_nanos();
-                state.events.push(Event { at, election, token, what });
+                state.events.push(Event { at, election, token, kind: what });
             }
             Message::ElectedTooLate { .. } => state.elected_too_late += 1,
             Message::CampaignFailed(error) => {

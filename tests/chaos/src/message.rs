@@ -1,4 +1,4 @@
-//! What a candidate's process reports, one JSON object per line on its standard output. Lines that are in the pipe survive
+//! EventKind a candidate's process reports, one JSON object per line on its standard output. Lines that are in the pipe survive
 //! the process.
 
 use serde::{Deserialize, Serialize};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tenure::{BootClock, Clock as _, LeadershipHandle};
-use tenure_testkit::history::{Event, What};
+use tenure_testkit::history::{Event, EventKind};
 
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(1);
 /// How long an ended leadership is still checked: it must never become valid again.
@@ -45,9 +45,9 @@ impl SampledTerm {
         }
     }
 
-    fn event(&self, at: u64, what: What) -> Event {
+    fn event(&self, at: u64, kind: EventKind) -> Event {
         let token = self.handle.fencing_token().get();
-        Event { at, election: self.handle.election().to_string(), token, what }
+        Event { at, election: self.handle.election().to_string(), token, kind }
     }
 
     /// Checks the leadership once. Returns whether to check it again.
@@ -58,10 +58,10 @@ impl SampledTerm {
             let ended = self.first_invalid.load(Relaxed) > 0;
             let deadline = self.handle.deadline().as_nanos();
             if deadline > self.deadline.swap(deadline, Relaxed) {
-                emit(self.event(at, What::Renewed { deadline }));
+                emit(self.event(at, EventKind::Renewed { deadline }));
             }
             if ended || at > deadline {
-                emit(self.event(at, What::Valid));
+                emit(self.event(at, EventKind::Valid));
             }
             return true;
         }
@@ -105,7 +105,7 @@ impl Sampler {
             deadline: AtomicU64::new(deadline),
             first_invalid: AtomicU64::new(0),
         });
-        let leads = term.event(at, What::Leads { deadline });
+        let leads = term.event(at, EventKind::Leads { deadline });
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&term));
         Some((term, leads))
     }

@@ -40,7 +40,7 @@ struct Report {
     seconds: f64,
 }
 
-/// What the rounds of a trial return.
+/// EventKind the rounds of a trial return.
 #[derive(Debug, Default)]
 struct Outcome {
     trials: usize,

@@ -7,7 +7,7 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use libfuzzer_sys::fuzz_target;
 use tenure::Candidate;
-use tenure_axum::fuzzing::{end_to_end, hop_by_hop, sent_to};
+use tenure_axum::test_support::{end_to_end, hop_by_hop, sent_to};
 
 fuzz_target!(|data: &[u8]| {
     let mut lines = data.split(|byte| *byte == b'\n');

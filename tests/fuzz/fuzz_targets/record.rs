@@ -14,7 +14,7 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 use tenure::ElectionName;
-use tenure_local::fuzzing::{entry, next_number, paths, read, write};
+use tenure_local::test_support::{entry, next_number, paths, read, write};
 
 const SECOND_COPY: u64 = 128 * 1024;
 const MARK: &[u8] = b"\n---\n";

@@ -7,7 +7,7 @@
 use axum::http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 use tenure::{Fence, FencingToken};
-use tenure_axum::{FENCING_TOKEN, FencingRejection, fuzzing::token};
+use tenure_axum::{FENCING_TOKEN, FencingRejection, test_support::token};
 
 fuzz_target!(|data: &[u8]| {
     let mut headers = HeaderMap::new();
@@ -70,7 +70,7 @@ fn as_header(value: &HeaderValue) {
         Ok(token) => {
             assert_eq!(Some(token), expected, "{value:?}");
             let back = HeaderMap::from_iter([(FENCING_TOKEN, HeaderValue::from(token.get()))]);
-            assert_eq!(tenure_axum::fuzzing::token(&back), Ok(token));
+            assert_eq!(tenure_axum::test_support::token(&back), Ok(token));
         }
         Err(rejection) => {
             assert_eq!(expected, None, "{value:?}");

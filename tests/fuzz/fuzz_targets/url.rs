@@ -79,7 +79,7 @@ fn all_that_is_printed(text: &str) -> String {
     let asked: StoreUrl = text.parse().expect("it did just now");
     let reads_files =
         FILES.iter().any(|name| asked.text(name).is_some_and(|path| !path.starts_with("/nowhere/")));
-    let config = tenure::fuzzing::config(&url);
+    let config = tenure::test_support::config(&url);
     if let Ok(config) = &config {
         config.validate().expect("what is accepted is valid");
         assert!((Config::MIN_TTL..=Config::MAX_TTL).contains(&config.ttl()));

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tenure::etcd::{EtcdBackend, EtcdConfig};
 use tenure_containers::{SharedEtcd, Version};
 use tenure_testkit::{
-    harness::{Abilities, Client, Harness},
+    harness::{Client, Harness, HarnessCapabilities},
     proxy::Proxy,
     recorder::Recorder,
 };
@@ -71,8 +71,8 @@ impl Etcd {
 
 #[async_trait]
 impl Harness for Etcd {
-    fn abilities(&self) -> Abilities {
-        Abilities::ALL
+    fn capabilities(&self) -> HarnessCapabilities {
+        HarnessCapabilities::ALL
     }
 
     async fn client(&self) -> Client {
@@ -82,7 +82,7 @@ impl Harness for Etcd {
             config = config.prefix_watch_threshold(1);
         }
         let backend = EtcdBackend::new(config).unwrap_or_else(|error| panic!("{error}"));
-        Client { backend: self.recorder.wrap(backend), line: Some(Arc::new(proxy)) }
+        Client { backend: self.recorder.wrap(backend), faults: Some(Arc::new(proxy)) }
     }
 
     fn ttl(&self) -> Duration {
@@ -118,7 +118,7 @@ impl Harness for Etcd {
         true
     }
 
-    async fn leftovers(&self) -> Vec<String> {
+    async fn remaining_state(&self) -> Vec<String> {
         let foreign = self.foreign_keys("e");
         let keys = self.keys().await.into_iter().filter(|key| !foreign.contains(key));
         let mut left: Vec<String> = keys.collect();

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tempfile::TempDir;
 use tenure::local::LocalBackend;
-use tenure_testkit::harness::{Abilities, Client, Harness};
+use tenure_testkit::harness::{Client, Harness, HarnessCapabilities};
 
 /// A local store in a temporary directory.
 #[derive(Debug)]
@@ -28,13 +28,13 @@ impl Local {
 
 #[async_trait]
 impl Harness for Local {
-    fn abilities(&self) -> Abilities {
-        Abilities::NONE.deletes(true).foreign_entries(true)
+    fn capabilities(&self) -> HarnessCapabilities {
+        HarnessCapabilities::NONE.entry_deletion(true).foreign_entries(true)
     }
 
     async fn client(&self) -> Client {
         let backend = LocalBackend::open(self.0.path()).expect("the directory can be used");
-        Client { backend: Arc::new(backend), line: None }
+        Client { backend: Arc::new(backend), faults: None }
     }
 
     fn ttl(&self) -> Duration {
@@ -65,7 +65,7 @@ impl Harness for Local {
             && fs::read(directory.join("entry-1")).is_ok_and(|text| text == b"foreign too")
     }
 
-    async fn leftovers(&self) -> Vec<String> {
+    async fn remaining_state(&self) -> Vec<String> {
         let mut left = Vec::new();
         for election in fs::read_dir(self.0.path().join("elections")).into_iter().flatten().flatten() {
             for file in fs::read_dir(election.path()).into_iter().flatten().flatten() {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tenure::{memory::MemoryStore, spi::HeartbeatProof};
-use tenure_testkit::harness::{Abilities, Client, Harness};
+use tenure_testkit::harness::{Client, Harness, HarnessCapabilities};
 
 /// An in-memory store with one kind of heartbeat proof.
 #[derive(Debug)]
@@ -19,14 +19,14 @@ impl Memory {
 
 #[async_trait]
 impl Harness for Memory {
-    fn abilities(&self) -> Abilities {
-        Abilities::ALL.foreign_entries(false)
+    fn capabilities(&self) -> HarnessCapabilities {
+        HarnessCapabilities::ALL.foreign_entries(false)
     }
 
     async fn client(&self) -> Client {
         let backend = self.0.backend();
-        let line = Arc::new(backend.link().clone());
-        Client { backend: Arc::new(backend), line: Some(line) }
+        let faults = Arc::new(backend.link().clone());
+        Client { backend: Arc::new(backend), faults: Some(faults) }
     }
 
     fn ttl(&self) -> Duration {
@@ -50,7 +50,7 @@ impl Harness for Memory {
         unreachable!("this ability is not declared")
     }
 
-    async fn leftovers(&self) -> Vec<String> {
+    async fn remaining_state(&self) -> Vec<String> {
         let entries = self.0.entry_count();
         let sessions = self.0.sessions().into_iter().map(|session| format!("session {session}"));
         sessions.chain((entries > 0).then(|| format!("{entries} entries"))).collect()

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tenure::zookeeper::{ZookeeperBackend, ZookeeperConfig};
 use tenure_containers::{SharedZookeeper, Version};
 use tenure_testkit::{
-    harness::{Abilities, Client, Harness},
+    harness::{Client, Harness, HarnessCapabilities},
     proxy::Proxy,
     recorder::Recorder,
 };
@@ -80,15 +80,15 @@ impl Zookeeper {
 
 #[async_trait]
 impl Harness for Zookeeper {
-    fn abilities(&self) -> Abilities {
-        Abilities::ALL
+    fn capabilities(&self) -> HarnessCapabilities {
+        HarnessCapabilities::ALL
     }
 
     async fn client(&self) -> Client {
         let proxy = Proxy::start(self.server.endpoint()).await.expect("a loopback port can be bound");
         let config = ZookeeperConfig::new([proxy.endpoint()]).root(&self.root);
         let backend = ZookeeperBackend::new(config).unwrap_or_else(|error| panic!("{error}"));
-        Client { backend: self.recorder.wrap(backend), line: Some(Arc::new(proxy)) }
+        Client { backend: self.recorder.wrap(backend), faults: Some(Arc::new(proxy)) }
     }
 
     fn ttl(&self) -> Duration {
@@ -131,7 +131,7 @@ impl Harness for Zookeeper {
         true
     }
 
-    async fn leftovers(&self) -> Vec<String> {
+    async fn remaining_state(&self) -> Vec<String> {
         let foreign = self.foreign_paths("e");
         // Only children of an election or of `~sessions` count: the server deletes their parents itself.
         let is_child = |path: &String| path[self.root.len()..].matches('/').count() > 1;

@@ -1,4 +1,4 @@
-//! A candidate in a process of its own, for the tests to kill: `contender lead|churn DIRECTORY`.
+//! A candidate in a process of its own, which the tests kill: `contender lead|churn DIRECTORY`.
 
 use std::{
     fs,
@@ -23,8 +23,8 @@ async fn main() {
         "lead" => {
             let s = session(&backend).await;
             let (_, entered) = enter(&*s).await;
-            say("ENTERED", entered.entry.version);
-            say("LEADS", turn(&*s, &entered).await);
+            print_event("ENTERED", entered.entry.version);
+            print_event("LEADS", wait_turn(&*s, &entered).await);
             std::future::pending::<()>().await;
         }
         "churn" => churn(&backend, &dir).await,
@@ -47,52 +47,52 @@ async fn enter(s: &dyn BackendSession) -> (EntryRequest, Entered) {
     (request, entered)
 }
 
-async fn turn(s: &dyn BackendSession, entered: &Entered) -> u64 {
+async fn wait_turn(s: &dyn BackendSession, entered: &Entered) -> u64 {
     match entered.leads {
         Some(token) => token.get(),
         None => s.wait_turn(&entered.entry).await.unwrap().get(),
     }
 }
 
-/// Leads again and again; each time alone, or else it says so.
+/// Leads again and again, and reports a term in which another process leads too.
 async fn churn(backend: &LocalBackend, dir: &Path) {
-    let (witness, log) = (dir.join("witness"), dir.join("log"));
-    let me = std::process::id().to_string();
+    let (leader_file, token_file) = (dir.join("leader"), dir.join("log"));
+    let own_id = std::process::id().to_string();
     for round in 0.. {
         let s = session(backend).await;
         let (request, entered) = enter(&*s).await;
-        let token = turn(&*s, &entered).await;
-        // A leader that was killed could not take its mark away; the killer has told us first.
-        if let Ok(other) = fs::read_to_string(&witness)
+        let token = wait_turn(&*s, &entered).await;
+        // A leader that was killed could not remove its id. The test creates a file before it kills a process.
+        if let Ok(other) = fs::read_to_string(&leader_file)
             && !dir.join(format!("killed-{other}")).exists()
         {
-            say("OVERLAP", token);
+            print_event("OVERLAP", token);
         }
-        put(&witness, &me);
-        let last = fs::read_to_string(&log).unwrap_or_default().trim().parse().unwrap_or(0);
+        write_file(&leader_file, &own_id);
+        let last = fs::read_to_string(&token_file).unwrap_or_default().trim().parse().unwrap_or(0);
         if token <= last {
-            say("BACKWARDS", token);
+            print_event("BACKWARDS", token);
         }
-        put(&log, &token.to_string());
+        write_file(&token_file, &token.to_string());
         tokio::task::yield_now().await;
-        if fs::read_to_string(&witness).ok().as_deref() != Some(&me) {
-            say("OVERLAP", token);
+        if fs::read_to_string(&leader_file).ok().as_deref() != Some(&own_id) {
+            print_event("OVERLAP", token);
         }
-        fs::remove_file(&witness).unwrap();
+        fs::remove_file(&leader_file).unwrap();
         s.leave(&request, Some(&entered.entry)).await.unwrap();
-        say("ROUND", round);
+        print_event("ROUND", round);
     }
 }
 
-/// Replaces a file whole: a kill in the middle of writing it is no fault of the election.
-fn put(path: &Path, text: &str) {
+/// Replaces a file atomically, so that a kill during the write does not look like a fault of the election.
+fn write_file(path: &Path, text: &str) {
     let new = path.with_extension(std::process::id().to_string());
     fs::write(&new, text).unwrap();
     fs::rename(&new, path).unwrap();
 }
 
-fn say(word: &str, number: u64) {
+fn print_event(name: &str, number: u64) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{word} {number}").unwrap();
+    writeln!(out, "{name} {number}").unwrap();
     out.flush().unwrap();
 }

@@ -1,4 +1,4 @@
-//! The directory as a store.
+//! The backend: a directory as a store.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,53 +11,44 @@ use tenure_core::{
 use tracing::warn;
 
 use crate::{
-    LocalConfig,
-    fault::{fault, unusable},
+    LocalConfig, candidates,
+    error::{io_error, open_error},
     filesystem,
-    jobs::Jobs,
-    layout::Layout,
-    pace::Pace,
+    layout::{Layout, entry_file},
+    recheck::RecheckTimer,
     session::LocalSession,
-    view,
-    watch::{Interest, Subscription, Watcher},
+    store::Store,
+    watch::{EventFilter, Subscription, Watcher},
 };
 
-/// What is wrong with a directory that everybody may change, and what to do.
-const OPEN: &str = "everybody on this machine may write to this directory, and so stand in its elections, delete its entries and end \
-                    leaderships";
-const CLOSE: &str = "take that away (chmod o-w), or use a directory that is this user's alone";
+/// What is wrong with a directory that every user can write to.
+const WORLD_WRITABLE: &str = "every user of this machine can write to this directory, and so can enter its elections, delete \
+                              entries and end leaderships";
+const WORLD_WRITABLE_ADVICE: &str =
+    "remove that permission (chmod o-w), or use a directory that only this user can write to";
 
-/// Elections among the processes of this machine, kept in a directory.
+/// Elections among the processes of this machine, stored in a directory.
 ///
-/// The [crate's documentation](crate) says what is guaranteed, and on what assumptions.
+/// The [crate documentation](crate) lists the guarantees and the assumptions.
 #[derive(Debug)]
 pub struct LocalBackend {
     store: Arc<Store>,
 }
 
-/// What the backend and its sessions share.
-#[derive(Debug)]
-pub(crate) struct Store {
-    pub(crate) layout: Layout,
-    pub(crate) jobs: Jobs,
-    pub(crate) watcher: Watcher,
-}
-
 impl LocalBackend {
-    /// Uses the directory `dir`, which is made (for its owner alone) when it does not exist.
+    /// Opens the directory `dir`, and creates it with access for its owner only if it does not exist.
     ///
-    /// A relative path is taken from the current directory of this moment. Touches the
-    /// disk, shortly: it is meant to be called when a program starts.
+    /// A relative path is resolved against the current directory at the time of the call. This function accesses the
+    /// disk for a short time without leaving the runtime's thread; call it when a program starts.
     ///
     /// # Errors
-    /// [`Error::Unauthorized`] when the directory cannot be made or written to, and
-    /// [`Error::Refused`] when it cannot be used as such: the path is no directory, or
-    /// lies on a network file system.
+    /// [`Error::Unauthorized`] if the directory cannot be created or written to. [`Error::Refused`] if the path is not a
+    /// directory, or is on a network file system.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, Error> {
         let dir = dir.as_ref();
-        let root = std::path::absolute(dir).map_err(|e| unusable("use the directory", dir, e))?;
+        let root = std::path::absolute(dir).map_err(|e| open_error("use the directory", dir, &e))?;
         let layout = Layout::new(root);
-        layout.make().map_err(|e| unusable("make the directory", layout.root(), e))?;
+        layout.create_dirs().map_err(|e| open_error("create the directory", layout.root(), &e))?;
         for dir in [layout.elections(), layout.tokens()] {
             rustix::fs::accessat(
                 CWD,
@@ -65,29 +56,30 @@ impl LocalBackend {
                 Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK,
                 AtFlags::EACCESS,
             )
-            .map_err(|e| unusable("write to the directory", &dir, e.into()))?;
+            .map_err(|e| open_error("write to the directory", &dir, &e.into()))?;
         }
-        let network = filesystem::network(layout.root())
-            .map_err(|e| unusable("use the directory", layout.root(), e))?;
+        let network = filesystem::network_file_system(layout.root())
+            .map_err(|e| open_error("use the directory", layout.root(), &e))?;
         if let Some(network) = network {
             let message = format!(
                 "cannot use the directory {}: it is on a network file system ({network}), whose locks do not \
-                 end with the process; allowed are local file systems",
+                 end with the process; use a local file system",
                 layout.root().display()
             );
             return Err(BackendError::new(BackendErrorKind::Invalid, message).into());
         }
-        let everybodys = layout.everybodys().map_err(|e| unusable("use the directory", layout.root(), e))?;
-        if let Some(directory) = everybodys {
-            warn!(directory = %directory.display(), "{OPEN}; {CLOSE}");
+        let world_writable =
+            layout.world_writable_dir().map_err(|e| open_error("use the directory", layout.root(), &e))?;
+        if let Some(directory) = world_writable {
+            warn!(directory = %directory.display(), "{WORLD_WRITABLE}; {WORLD_WRITABLE_ADVICE}");
         }
-        Ok(Self { store: Arc::new(Store { layout, jobs: Jobs::new(), watcher: Watcher::default() }) })
+        Ok(Self { store: Arc::new(Store::new(layout)) })
     }
 
-    /// Uses the directory that `config` names; see [`open`](Self::open).
+    /// Opens the directory that `config` names, as [`open`](Self::open) does.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// See [`open`](Self::open).
     pub fn from_config(config: &LocalConfig) -> Result<Self, Error> {
         Self::open(config.dir())
     }
@@ -99,29 +91,34 @@ impl LocalBackend {
 }
 
 impl LocalBackend {
-    fn directory(&self) -> Diagnosis {
-        if let Ok(Some(open)) = self.store.layout.everybodys() {
-            return Diagnosis::warning("directory", format!("{}: {OPEN}", open.display()), CLOSE);
+    fn diagnose_directory(&self) -> Diagnosis {
+        if let Ok(Some(dir)) = self.store.layout.world_writable_dir() {
+            let problem = format!("{}: {WORLD_WRITABLE}", dir.display());
+            return Diagnosis::warning("directory", problem, WORLD_WRITABLE_ADVICE);
         }
         let directory = self.dir().display();
-        Diagnosis::good("directory", format!("{directory}, which is on no network file system that is known"))
+        Diagnosis::good("directory", format!("{directory} is on no network file system known to tenure"))
     }
 
-    /// How quickly a departure is noticed.
-    fn watching(&self) -> Diagnosis {
+    /// How soon a waiting candidate notices that another candidate has left.
+    fn diagnose_watching(&self) -> Diagnosis {
         match Watcher::can_watch() {
-            Ok(true) => Diagnosis::good("watching", "by inotify: a departure is noticed at once"),
+            Ok(true) => Diagnosis::good(
+                "watching",
+                "inotify works: waiting candidates notice at once that a leader has left",
+            ),
             Ok(false) => Diagnosis::warning(
                 "watching",
-                "this system has no inotify: departures are looked for, and noticed later",
-                "use another store where a quick fail-over matters",
+                "this system has no inotify: waiting candidates poll, and notice later that a leader has left",
+                "use another store if a fast takeover is important",
             ),
             Err(error) => Diagnosis::warning(
                 "watching",
                 format!(
-                    "no inotify instance can be had ({error}): departures are looked for, and noticed later"
+                    "cannot create an inotify instance ({error}): waiting candidates poll, and notice later that a \
+                     leader has left"
                 ),
-                "raise fs.inotify.max_user_instances (sysctl), or end programs of this user that hold some",
+                "raise fs.inotify.max_user_instances (sysctl), or end programs of this user that use inotify",
             ),
         }
     }
@@ -133,59 +130,61 @@ impl Backend for LocalBackend {
         Capabilities::QUEUE.expiring(false)
     }
 
-    /// Opens a session. It is a name only; the kernel knows it by its entries' locks.
+    /// Opens a session. A session is only an id; the kernel keeps the locks of its entries.
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
         Ok(Box::new(LocalSession::new(Arc::clone(&self.store), ttl)))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         let dir = self.store.layout.election(election);
-        self.store.jobs.run(move || view::candidates(&dir).map_err(|e| fault("read", &dir, e))).await
+        let read = move || candidates::candidates(&dir).map_err(|e| io_error("read", &dir, &e));
+        self.store.blocking_pool.run(read).await
     }
 
     async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         let dir = self.store.layout.election(election);
-        let leader = move || view::leader(&dir).map_err(|e| fault("read", &dir, e));
-        Ok(self.store.jobs.run(leader).await?.map(|(_, candidate)| candidate))
+        let read = move || candidates::leader(&dir).map_err(|e| io_error("read", &dir, &e));
+        Ok(self.store.blocking_pool.run(read).await?.map(|(_, candidate)| candidate))
     }
 
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         let dir = self.store.layout.election(election);
-        self.store.jobs.run(move || view::request_resign(&dir).map_err(|e| fault("write to", &dir, e))).await
+        let request = move || candidates::request_resign(&dir).map_err(|e| io_error("write to", &dir, &e));
+        self.store.blocking_pool.run(request).await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
-        let (jobs, watcher) = (self.store.jobs.clone(), self.store.watcher.clone());
+        let (blocking_pool, watcher) = (self.store.blocking_pool.clone(), self.store.watcher.clone());
         let dir = self.store.layout.election(election);
         Ok(Box::pin(async_stream::try_stream! {
             let mut subscription = Subscription::new(&watcher, dir.clone());
-            let mut pace = Pace::new();
-            let mut shown = None;
+            let mut recheck = RecheckTimer::new();
+            let mut yielded = None;
             loop {
                 let dir = dir.clone();
-                let look = jobs.run(move || {
-                    subscription.renew();
-                    let leader = view::leader(&dir).map_err(|e| fault("read", &dir, e))?;
+                let read = blocking_pool.run(move || {
+                    subscription.ensure_watching();
+                    let leader = candidates::leader(&dir).map_err(|e| io_error("read", &dir, &e))?;
                     Ok((subscription, leader))
                 });
-                let (renewed, leader) = look.await?;
-                subscription = renewed;
-                // A newcomer's number is higher than the leader's, so that only what
-                // happens to the leader's own entry can change anything.
-                subscription.narrow(match &leader {
-                    Some((number, _)) => Interest::All(crate::layout::entry_file(*number)),
-                    None => Interest::Any,
+                let (returned_subscription, leader) = read.await?;
+                subscription = returned_subscription;
+                // While there is a leader, only events of its entry can change who leads: a new candidate has a higher
+                // number.
+                subscription.set_filter(match &leader {
+                    Some((number, _)) => EventFilter::AllOf(entry_file(*number)),
+                    None => EventFilter::AnyEntry,
                 });
                 let leader = leader.map(|(_, candidate)| candidate);
-                let ageless = leader.clone().map(|mut candidate| {
+                let without_age = leader.clone().map(|mut candidate| {
                     candidate.age = None;
                     candidate
                 });
-                if shown.as_ref() != Some(&ageless) {
-                    shown = Some(ageless);
+                if yielded.as_ref() != Some(&without_age) {
+                    yielded = Some(without_age);
                     yield leader;
                 }
-                pace.wait(&subscription).await;
+                recheck.wait(&subscription).await;
                 if watcher.is_closed() {
                     Err(BackendError::new(BackendErrorKind::Unavailable, "the backend has been closed"))?;
                 }
@@ -194,7 +193,7 @@ impl Backend for LocalBackend {
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {
-        vec![self.directory(), self.watching()]
+        vec![self.diagnose_directory(), self.diagnose_watching()]
     }
 
     async fn close(&self) {

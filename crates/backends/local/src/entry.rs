@@ -1,4 +1,4 @@
-//! One candidate's file: made locked, alive while locked.
+//! The file of a candidate's entry. It is locked before it becomes visible, and the entry is alive while it is locked.
 
 use std::{
     fs::{self, File, Metadata, TryLockError},
@@ -9,43 +9,43 @@ use std::{
 };
 
 use crate::{
-    layout::{entry_file, is_absent, leads_to, new_file, open_options, resign_file},
+    layout::{entry_file, is_not_found, is_same_file, open_options, resign_request_file, temp_file},
     record,
 };
 
-/// An entry of ours, kept alive by the lock on its open file.
+/// An entry of this process, kept alive by the lock on its open file.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct OwnEntry {
     file: File,
-    identity: Metadata,
+    metadata: Metadata,
     path: PathBuf,
     number: u64,
     session: String,
     generation: AtomicU64,
 }
 
-impl Held {
-    /// Makes the entry `number` in `dir`. To be called with the election's counter locked.
+impl OwnEntry {
+    /// Creates the entry `number` in `dir`. The caller must hold the lock of the election's counter.
     ///
-    /// The file is locked before it gets its name, so that nobody ever sees a living
-    /// entry unlocked, or finds its own lock attempt in the owner's way.
-    pub(crate) fn make(dir: &Path, number: u64, session: &str, payload: &[u8]) -> io::Result<Self> {
-        let new = dir.join(new_file(number));
+    /// The file is locked before it gets its final name. Therefore no reader sees a live entry without its lock, and
+    /// no reader's attempt to lock the file conflicts with this one.
+    pub(crate) fn create(dir: &Path, number: u64, session: &str, payload: &[u8]) -> io::Result<Self> {
+        let temp_path = dir.join(temp_file(number));
         let path = dir.join(entry_file(number));
-        let file = open_options().read(true).write(true).create_new(true).open(&new)?;
-        let named = (|| {
+        let file = open_options().read(true).write(true).create_new(true).open(&temp_path)?;
+        let published = (|| {
             file.try_lock()?;
             record::write(&file, 1, &body(session, payload))?;
-            fs::rename(&new, &path)?;
+            fs::rename(&temp_path, &path)?;
             file.metadata()
         })();
-        let identity = named.inspect_err(|_| {
-            if let Err(error) = fs::remove_file(&new) {
-                tracing::debug!(%error, file = %new.display(), "left for the next candidate to remove");
+        let metadata = published.inspect_err(|_| {
+            if let Err(error) = fs::remove_file(&temp_path) {
+                tracing::debug!(%error, file = %temp_path.display(), "cannot remove a temporary file; the next candidate removes it");
             }
         })?;
         let session = session.to_owned();
-        Ok(Self { file, identity, path, number, session, generation: AtomicU64::new(1) })
+        Ok(Self { file, metadata, path, number, session, generation: AtomicU64::new(1) })
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -56,46 +56,50 @@ impl Held {
         &self.path
     }
 
-    /// A duplicate of the open file: the lock is on both.
+    /// A duplicate of the open file. The lock lasts until both are closed.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }
 
-    /// Whether others still find the entry: nobody has deleted or moved its file.
+    /// Whether other candidates still find the entry, because its file was neither deleted nor moved.
     pub(crate) fn is_in_place(&self) -> io::Result<bool> {
-        leads_to(&self.path, &self.identity)
+        is_same_file(&self.path, &self.metadata)
     }
 
-    /// Replaces the payload. One caller at a time.
-    pub(crate) fn replace(&self, payload: &[u8]) -> io::Result<()> {
+    /// Replaces the payload. Calls must not overlap.
+    pub(crate) fn replace_payload(&self, payload: &[u8]) -> io::Result<()> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         record::write(&self.file, generation, &body(&self.session, payload))
     }
 
-    /// Whether somebody has asked its candidate to resign.
-    pub(crate) fn is_asked_to_resign(&self) -> bool {
-        self.path.with_file_name(resign_file(self.number)).is_file()
+    /// Whether the candidate of this entry has been requested to resign.
+    pub(crate) fn is_resign_requested(&self) -> bool {
+        self.resign_request_path().is_file()
     }
 
-    /// Ends the entry's life: it counts for nobody when this returns.
+    fn resign_request_path(&self) -> PathBuf {
+        self.path.with_file_name(resign_request_file(self.number))
+    }
+
+    /// Removes and unlocks the file. When this returns, the entry is dead for every candidate.
     ///
     /// # Errors
-    /// When neither removing nor unlocking the file worked.
+    /// If the file could be neither removed nor unlocked.
     pub(crate) fn release(&self) -> io::Result<()> {
         let removed = match self.is_in_place() {
             Ok(true) => fs::remove_file(&self.path),
             Ok(false) => Ok(()),
             Err(error) => Err(error),
         };
-        if self.is_asked_to_resign()
-            && let Err(error) = fs::remove_file(self.path.with_file_name(resign_file(self.number)))
+        if self.is_resign_requested()
+            && let Err(error) = fs::remove_file(self.resign_request_path())
         {
-            tracing::debug!(%error, "left for the next candidate to remove");
+            tracing::debug!(%error, "cannot remove a resign request; the next candidate removes it");
         }
-        // An entry without its lock is dead, removed or not.
+        // An unlocked entry is dead, even if its file still exists.
         match (removed, self.file.unlock()) {
-            (Err(error), Ok(())) if !is_absent(&error) => {
-                tracing::warn!(%error, file = %self.path.display(), "a dead entry's file stays behind");
+            (Err(error), Ok(())) if !is_not_found(&error) => {
+                tracing::warn!(%error, file = %self.path.display(), "cannot remove the file of a dead entry");
                 Ok(())
             }
             (Err(_), Err(error)) => Err(error),
@@ -104,51 +108,51 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for OwnEntry {
     fn drop(&mut self) {
-        // Not left to closing: a child that is between fork and exec shares the lock,
-        // and a watcher that is told of the closing shall find the lock free.
+        // Unlocked explicitly, because closing does not unlock while a child between fork and exec shares the file.
+        // Also, a watcher that is notified of the closing should find the file unlocked.
         if let Err(error) = self.file.unlock() {
-            tracing::debug!(%error, file = %self.path.display(), "the entry's lock goes with its file");
+            tracing::debug!(%error, file = %self.path.display(), "cannot unlock the entry; closing its file unlocks it");
         }
     }
 }
 
-/// What is known of an entry's file.
+/// The state of an entry's file, from [`entry_state`].
 #[derive(Debug)]
-pub(crate) enum Look {
-    /// There is none, or something that no candidate made.
+pub(crate) enum EntryState {
+    /// The file does not exist, or no candidate has created it.
     Absent,
-    /// Its owner has gone, for good: no file is ever locked a second time.
+    /// The candidate has left. This is final, because a file is locked only once.
     Dead,
-    /// Its owner lives.
-    Living(File),
+    /// The candidate is in the election. The file is open for reading.
+    Alive(File),
 }
 
-/// Looks whether the entry at `path` lives.
+/// Determines whether the entry at `path` is alive, by trying to lock it.
 ///
-/// The lock it tries is a shared one, so that two who look at once both get it; and
-/// the file is open for reading only, so that closing it wakes no watcher.
-pub(crate) fn look(path: &Path) -> io::Result<Look> {
+/// The attempted lock is shared, so that two readers can hold it at the same time. The file is opened for reading only,
+/// so that closing it notifies no watcher.
+pub(crate) fn entry_state(path: &Path) -> io::Result<EntryState> {
     let file = match open_options().read(true).open(path) {
         Ok(file) => file,
-        Err(error) if is_absent(&error) => return Ok(Look::Absent),
+        Err(error) if is_not_found(&error) => return Ok(EntryState::Absent),
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Ok(Look::Absent);
+            return Ok(EntryState::Absent);
         }
         Err(error) => return Err(error),
     };
     if !file.metadata()?.is_file() {
-        return Ok(Look::Absent);
+        return Ok(EntryState::Absent);
     }
     match file.try_lock_shared() {
-        Ok(()) => Ok(Look::Dead),
-        Err(TryLockError::WouldBlock) => Ok(Look::Living(file)),
+        Ok(()) => Ok(EntryState::Dead),
+        Err(TryLockError::WouldBlock) => Ok(EntryState::Alive(file)),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
-/// An entry's session and payload; nothing when its content is not what a candidate wrote.
+/// The session and the payload of an entry; `None` if its content was not written by a candidate.
 pub(crate) fn read(file: &File) -> io::Result<Option<(String, Vec<u8>)>> {
     let Some(record) = record::read(file)? else { return Ok(None) };
     let Some(end) = record.body.iter().position(|b| *b == b'\n') else { return Ok(None) };
@@ -167,79 +171,80 @@ mod tests {
     #[test]
     fn an_entry_lives_until_it_is_released_or_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        let held = Held::make(dir.path(), 1, "s", b"payload").unwrap();
-        let Look::Living(file) = look(held.path()).unwrap() else { panic!("dead") };
+        let entry = OwnEntry::create(dir.path(), 1, "s", b"payload").unwrap();
+        let EntryState::Alive(file) = entry_state(entry.path()).unwrap() else { panic!("dead") };
         assert_eq!(read(&file).unwrap(), Some(("s".into(), b"payload".to_vec())));
-        held.replace(b"other").unwrap();
+        entry.replace_payload(b"other").unwrap();
         assert_eq!(read(&file).unwrap(), Some(("s".into(), b"other".to_vec())));
-        held.release().unwrap();
-        assert!(matches!(look(held.path()).unwrap(), Look::Absent));
-        held.release().unwrap();
+        entry.release().unwrap();
+        assert!(matches!(entry_state(entry.path()).unwrap(), EntryState::Absent));
+        entry.release().unwrap();
 
-        let held = Held::make(dir.path(), 2, "s", b"").unwrap();
-        let path = held.path().to_owned();
-        drop(held);
-        assert!(matches!(look(&path).unwrap(), Look::Dead));
+        let entry = OwnEntry::create(dir.path(), 2, "s", b"").unwrap();
+        let path = entry.path().to_owned();
+        drop(entry);
+        assert!(matches!(entry_state(&path).unwrap(), EntryState::Dead));
     }
 
-    /// An entry of a living owner is never taken for dead, not even as it appears.
+    /// A live entry never counts as dead, not even while it is being created.
     #[test]
-    fn a_living_entry_is_never_seen_unlocked() {
+    fn a_live_entry_is_never_seen_unlocked() {
         let dir = tempfile::tempdir().unwrap();
         let last = 500;
         std::thread::scope(|s| {
-            let looker = s.spawn(|| {
+            let reader = s.spawn(|| {
                 for number in 1..=last {
                     let path = dir.path().join(entry_file(number));
                     loop {
-                        match look(&path).unwrap() {
-                            Look::Absent => std::hint::spin_loop(),
-                            Look::Dead => return Err(number),
-                            Look::Living(_) => break,
+                        match entry_state(&path).unwrap() {
+                            EntryState::Absent => std::hint::spin_loop(),
+                            EntryState::Dead => return Err(number),
+                            EntryState::Alive(_) => break,
                         }
                     }
                 }
                 Ok(())
             });
-            let held: Vec<_> = (1..=last).map(|n| Held::make(dir.path(), n, "s", b"").unwrap()).collect();
-            assert_eq!(looker.join().unwrap(), Ok(()));
-            drop(held);
+            let entries: Vec<_> =
+                (1..=last).map(|n| OwnEntry::create(dir.path(), n, "s", b"").unwrap()).collect();
+            assert_eq!(reader.join().unwrap(), Ok(()));
+            drop(entries);
         });
     }
 
     #[test]
-    fn any_number_of_lookers_agree() {
+    fn concurrent_readers_agree() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(entry_file(1));
         fs::write(&path, "").unwrap();
         let first = open_options().read(true).open(&path).unwrap();
         first.try_lock_shared().unwrap();
-        assert!(matches!(look(&path).unwrap(), Look::Dead));
+        assert!(matches!(entry_state(&path).unwrap(), EntryState::Dead));
     }
 
     #[test]
     fn an_entry_that_was_moved_or_replaced_is_not_in_place() {
         let dir = tempfile::tempdir().unwrap();
-        let held = Held::make(dir.path(), 1, "s", b"").unwrap();
-        assert!(held.is_in_place().unwrap());
-        fs::rename(held.path(), dir.path().join("elsewhere")).unwrap();
-        assert!(!held.is_in_place().unwrap());
-        fs::write(held.path(), "somebody else's").unwrap();
-        assert!(!held.is_in_place().unwrap());
-        held.release().unwrap();
-        assert!(held.path().exists(), "what is not ours is not deleted");
+        let entry = OwnEntry::create(dir.path(), 1, "s", b"").unwrap();
+        assert!(entry.is_in_place().unwrap());
+        fs::rename(entry.path(), dir.path().join("elsewhere")).unwrap();
+        assert!(!entry.is_in_place().unwrap());
+        fs::write(entry.path(), "somebody else's").unwrap();
+        assert!(!entry.is_in_place().unwrap());
+        entry.release().unwrap();
+        assert!(entry.path().exists(), "a foreign file is not deleted");
     }
 
     #[test]
-    fn links_pipes_and_directories_are_no_entries() {
+    fn links_pipes_and_directories_are_not_entries() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
-        assert!(matches!(look(&path).unwrap(), Look::Absent));
-        assert!(matches!(look(dir.path()).unwrap(), Look::Absent));
+        assert!(matches!(entry_state(&path).unwrap(), EntryState::Absent));
+        assert!(matches!(entry_state(dir.path()).unwrap(), EntryState::Absent));
         let pipe = dir.path().join("pipe");
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-        assert!(matches!(look(&pipe).unwrap(), Look::Absent));
+        assert!(matches!(entry_state(&pipe).unwrap(), EntryState::Absent));
     }
 }

@@ -1,11 +1,11 @@
-//! Which file systems have locks that live exactly as long as their process.
+//! Recognises file systems whose locks do not end with the process that holds them.
 
 use std::{io, path::Path};
 
-/// The name of the network file system that `path` is on, if it is on one that is known.
+/// The name of the network file system that holds `path`; `None` if it is on no network file system known here.
 #[cfg(target_os = "linux")]
-pub(crate) fn network(path: &Path) -> io::Result<Option<&'static str>> {
-    // Linux's include/uapi/linux/magic.h.
+pub(crate) fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
+    // The numbers are from Linux's include/uapi/linux/magic.h.
     Ok(match rustix::fs::statfs(path)?.f_type as u32 {
         0x6969 => Some("NFS"),
         0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
@@ -21,8 +21,8 @@ pub(crate) fn network(path: &Path) -> io::Result<Option<&'static str>> {
     })
 }
 
-/// Elsewhere the documentation's word has to do.
+/// Not implemented on this system. The documentation says which file systems are allowed.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn network(_: &Path) -> io::Result<Option<&'static str>> {
+pub(crate) fn network_file_system(_: &Path) -> io::Result<Option<&'static str>> {
     Ok(None)
 }

@@ -1,4 +1,4 @@
-//! Which file is where, and what the files are called.
+//! The paths and file names of the store.
 
 use std::{
     fs::{DirBuilder, File, Metadata, OpenOptions},
@@ -10,15 +10,15 @@ use std::{
 use rustix::fs::OFlags;
 use tenure_core::ElectionName;
 
-const ENTRY: &str = "entry-";
-const NEW: &str = ".new-";
-const RESIGN: &str = ".resign-";
-const DIGITS: usize = 20;
+const ENTRY_PREFIX: &str = "entry-";
+const TEMP_PREFIX: &str = ".new-";
+const RESIGN_PREFIX: &str = ".resign-";
+const NUMBER_DIGITS: usize = 20;
 
-/// The paths under one directory.
+/// The paths in the directory of a store.
 ///
-/// Elections and tokens have a directory each, because any name that a fixed file
-/// could have beside the elections is a legal name of an election.
+/// Elections and tokens have a directory each. A fixed file name beside the elections would not work, because every
+/// file name is also a legal election name.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     root: PathBuf,
@@ -46,27 +46,28 @@ impl Layout {
         self.elections().join(name.as_str())
     }
 
-    /// The file of an election's counter.
+    /// The file of an election's token counter.
     pub(crate) fn counter(&self, name: &ElectionName) -> PathBuf {
         self.tokens().join(name.as_str())
     }
 
-    /// Makes the fixed directories where they are missing, for their owner alone.
-    pub(crate) fn make(&self) -> io::Result<()> {
-        make_dir(&self.elections())?;
-        make_dir(&self.tokens())
+    /// Creates the fixed directories that are missing, accessible to their owner only.
+    pub(crate) fn create_dirs(&self) -> io::Result<()> {
+        create_dir(&self.elections())?;
+        create_dir(&self.tokens())
     }
-}
 
-impl Layout {
-    /// The first of the fixed directories that everybody on this machine may change, if there is one: one that was there already keeps
-    /// its mode. In a root with the sticky bit, `/tmp` say, nobody can take another's directory away.
-    pub(crate) fn everybodys(&self) -> io::Result<Option<PathBuf>> {
+    /// The first of the fixed directories in which every user of this machine can replace files, if there is one.
+    ///
+    /// An existing directory keeps its mode. In a root directory with the sticky bit, such as `/tmp`, a user cannot
+    /// remove the directories of another user.
+    pub(crate) fn world_writable_dir(&self) -> io::Result<Option<PathBuf>> {
         const OTHERS_WRITE: u32 = 0o002;
         const STICKY: u32 = 0o1000;
-        for (dir, shields) in [(self.root.clone(), STICKY), (self.elections(), 0), (self.tokens(), 0)] {
+        for (dir, protecting_bits) in [(self.root.clone(), STICKY), (self.elections(), 0), (self.tokens(), 0)]
+        {
             let mode = dir.metadata()?.mode();
-            if mode & OTHERS_WRITE != 0 && mode & shields == 0 {
+            if mode & OTHERS_WRITE != 0 && mode & protecting_bits == 0 {
                 return Ok(Some(dir));
             }
         }
@@ -74,73 +75,76 @@ impl Layout {
     }
 }
 
-pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| match error.kind() {
-        // `mkdir -p` says so of a file, or of a link to nowhere, that stands where a directory is wanted.
+pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    created.map_err(|error| match error.kind() {
+        // As with `mkdir -p`, this is the error if a file, or a link to nowhere, is in the place of the directory.
         io::ErrorKind::AlreadyExists => {
-            io::Error::new(io::ErrorKind::NotADirectory, "something that is no directory is in its place")
+            io::Error::new(io::ErrorKind::NotADirectory, "a file that is not a directory is in its place")
         }
         _ => error,
     })
 }
 
+/// The file name of an entry.
 pub(crate) fn entry_file(number: u64) -> String {
-    format!("{ENTRY}{number:020}")
+    format!("{ENTRY_PREFIX}{number:020}")
 }
 
-pub(crate) fn new_file(number: u64) -> String {
-    format!("{NEW}{number:020}")
+/// The file name of an entry while it is being created.
+pub(crate) fn temp_file(number: u64) -> String {
+    format!("{TEMP_PREFIX}{number:020}")
 }
 
-/// The file that asks the candidate of an entry to resign.
-pub(crate) fn resign_file(number: u64) -> String {
-    format!("{RESIGN}{number:020}")
+/// The name of the file that requests the candidate of an entry to resign.
+pub(crate) fn resign_request_file(number: u64) -> String {
+    format!("{RESIGN_PREFIX}{number:020}")
 }
 
-/// The number of the entry whose candidate this file asks to resign; `None` for any other file.
-pub(crate) fn resign_number(file: &str) -> Option<u64> {
-    number(file.strip_prefix(RESIGN)?)
+/// The number of the entry whose candidate this file requests to resign; `None` for any other file.
+pub(crate) fn resign_request_number(file: &str) -> Option<u64> {
+    parse_number(file.strip_prefix(RESIGN_PREFIX)?)
 }
 
-/// The number of an entry's file; `None` for any other file.
+/// The number in the file name of an entry; `None` for any other file.
 pub(crate) fn entry_number(file: &str) -> Option<u64> {
-    number(file.strip_prefix(ENTRY)?)
+    parse_number(file.strip_prefix(ENTRY_PREFIX)?)
 }
 
-/// Whether this is the name of an entry being made.
-pub(crate) fn is_new_file(file: &str) -> bool {
-    file.strip_prefix(NEW).and_then(number).is_some()
+/// Whether this is the file name of an entry that is being created.
+pub(crate) fn is_temp_file(file: &str) -> bool {
+    file.strip_prefix(TEMP_PREFIX).and_then(parse_number).is_some()
 }
 
-fn number(digits: &str) -> Option<u64> {
-    let all = digits.len() == DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
-    if all { digits.parse().ok().filter(|n| *n > 0) } else { None }
+fn parse_number(digits: &str) -> Option<u64> {
+    let valid = digits.len() == NUMBER_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
+    if valid { digits.parse().ok().filter(|n| *n > 0) } else { None }
 }
 
-/// How every file is opened: neither a link nor a pipe that somebody has put there
-/// may lead elsewhere or block.
+/// The options with which every file is opened.
+///
+/// A symbolic link in the place of a file is not followed, and opening a pipe does not block.
 pub(crate) fn open_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
     options
 }
 
-/// Whether `path` still leads to the file that is open.
-pub(crate) fn leads_to(path: &Path, file: &Metadata) -> io::Result<bool> {
+/// Whether `path` still leads to the open file with this metadata.
+pub(crate) fn is_same_file(path: &Path, open_file: &Metadata) -> io::Result<bool> {
     match path.symlink_metadata() {
-        Ok(there) => Ok(there.dev() == file.dev() && there.ino() == file.ino()),
-        Err(error) if is_absent(&error) => Ok(false),
+        Ok(found) => Ok(found.dev() == open_file.dev() && found.ino() == open_file.ino()),
+        Err(error) if is_not_found(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Whether the error says that there is no such file, be it for want of a directory.
-pub(crate) fn is_absent(error: &io::Error) -> bool {
+/// Whether the error says that the file, or a directory above it, does not exist.
+pub(crate) fn is_not_found(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// Makes the names in `dir` durable.
+/// Makes the file names in `dir` durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -150,11 +154,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_entrys_own_name_is_an_entry() {
+    fn only_the_exact_file_names_are_recognised() {
         assert_eq!(entry_number(&entry_file(7)), Some(7));
         assert_eq!(entry_number(&entry_file(u64::MAX)), Some(u64::MAX));
-        assert!(is_new_file(&new_file(7)));
-        assert_eq!(resign_number(&resign_file(7)), Some(7));
+        assert!(is_temp_file(&temp_file(7)));
+        assert_eq!(resign_request_number(&resign_request_file(7)), Some(7));
         for name in [
             "entry-7",
             "entry-00000000000000000000",
@@ -166,13 +170,13 @@ mod tests {
             "",
         ] {
             assert_eq!(entry_number(name), None, "{name}");
-            assert!(!is_new_file(name), "{name}");
-            assert_eq!(resign_number(name), None, "{name}");
+            assert!(!is_temp_file(name), "{name}");
+            assert_eq!(resign_request_number(name), None, "{name}");
         }
     }
 
     #[test]
-    fn no_election_takes_a_fixed_files_place() {
+    fn no_election_name_collides_with_a_fixed_path() {
         let layout = Layout::new("/d".into());
         for name in ["elections", "tokens", ".tokens", "entry-00000000000000000001"] {
             let name = ElectionName::new(name).unwrap();

@@ -1,80 +1,78 @@
-//! Leader election among the processes of one machine: a directory, the kernel's
-//! file locks, and a counter that survives crashes.
+//! Leader election among the processes of one machine, with file locks in a directory and no server.
 //!
-//! There is no server and nothing to configure but a directory. Every candidate
-//! has a file, locked (`flock`) by the process that made it; the kernel lets go of
-//! the lock when, and only when, that process ends, however it ends. The locked
-//! file with the lowest number leads. A waiting process learns of a departure from
-//! the kernel (inotify) and takes over within milliseconds, after `kill -9` too.
+//! The only setting is a directory. Every candidate has a file that its process locks (`flock`). The kernel releases
+//! the lock when, and only when, that process ends, for whatever reason. The candidate whose locked file has the
+//! lowest number leads. A waiting process learns from the kernel (inotify) that another candidate has left, and takes
+//! over within milliseconds, also after `kill -9`.
 //!
 //! # The directory
 //!
-//! | path | what |
+//! | path | content |
 //! |---|---|
-//! | `DIR/tokens/ELECTION` | the highest token given out, in two checksummed copies; its lock serialises entering |
-//! | `DIR/elections/ELECTION/entry-NUMBER` | a candidate, alive as long as the file is locked |
-//! | `DIR/elections/ELECTION/.new-NUMBER` | an entry being made |
-//! | `DIR/elections/ELECTION/.resign-NUMBER` | a wish that the candidate of that entry may resign |
+//! | `DIR/tokens/ELECTION` | the highest token given out, in two copies with checksums; a candidate locks this file while it enters |
+//! | `DIR/elections/ELECTION/entry-NUMBER` | the entry of a candidate, which is alive as long as the file is locked |
+//! | `DIR/elections/ELECTION/.new-NUMBER` | an entry that is being created |
+//! | `DIR/elections/ELECTION/.resign-NUMBER` | a request that the candidate of that entry resign |
 //!
-//! Other files in it are ignored and never deleted.
+//! Other files in the directory are ignored and never deleted.
 //!
 //! # Guarantees
 //!
-//! - One leader at a time, with no clock and no time-out involved: a process that
-//!   is stopped or starved still leads, and nobody else does.
-//! - The fencing token is the entry's number. It is on disk (`fsync`) before the
-//!   entry can be seen, and is never given twice, whatever crashes when.
+//! - At most one candidate leads at a time. No clock and no timeout is involved: a process that is stopped or starved
+//!   keeps its leadership, and no other candidate leads.
+//! - The fencing token is the entry's number. It is on disk (`fsync`) before the entry becomes visible, and no number
+//!   is given out twice, whichever process crashes at whichever point.
 //! - Candidates lead in the order in which they entered.
-//! - Deleting an entry, or a whole election's directory, by hand ends the leadership
-//!   at once; tokens go on from where they were, for they are kept elsewhere.
+//! - If an operator deletes an entry, or the whole directory of an election, the leadership ends at once. Tokens
+//!   continue from their last value, because they are stored in another directory.
 //!
 //! # Assumptions
 //!
-//! - All candidates run on one kernel (containers that share the directory do), with
-//!   the directory on a local file system. NFS, SMB and Ceph are refused: their locks
-//!   end with a time-out of their own, not with the process.
-//! - Nobody moves the directory, or one above it, while it is used: that is noticed only within
-//!   some seconds. FUSE file systems are not refused; one that is shared between machines must not
-//!   be used.
-//! - Nobody deletes entries while they lead: as everywhere, the work of a leader
-//!   whose entry was deleted may go on for the moment it takes to notice.
+//! - All candidates run on one kernel, and the directory is on a local file system. Containers of one machine that
+//!   share the directory meet this. NFS, SMB and Ceph are refused: their locks end by a timeout, not with the process.
+//! - The directory and its parents are not moved while they are used. A move is noticed only after some seconds.
+//! - FUSE file systems are not refused. Do not use one that several machines share.
+//! - Entries are not deleted while their candidates lead. As with every store, the work of a leader whose entry was
+//!   deleted can continue until the leader notices.
 //!
-//! # Caveats
+//! # Limitations
 //!
-//! - When the counter itself is missing or damaged (the whole directory was deleted,
-//!   or lay on a `tmpfs` that a reboot emptied), numbers go on from the wall clock in
-//!   microseconds, which is more than any number before unless that clock was set
-//!   back. This is why the first token of an election is a large number.
-//! - A process that was given a duplicate of the lock's file (`LeadershipHandle::lock_file`) keeps the leadership
-//!   until it has ended, too.
-//! - A child process made by `fork` without `exec` shares its parent's locks: should
-//!   the parent be killed, the entry lives until the child has ended as well.
-//! - Whoever may write to the directory may stand in its elections. It is made for
-//!   its owner alone (mode 0700); a directory that exists keeps its owner and mode. One that everybody may
-//!   write to is warned of; that it belongs to whom it should is for whoever made it to see.
-//! - The runtime needs tokio's I/O and time drivers (`enable_all`). Where inotify is
-//!   missing or exhausted, waiting candidates look every 10 ms instead.
+//! - If the counter file is missing or damaged, numbers continue from the wall clock in microseconds. This happens
+//!   when the whole directory was deleted, or was on a `tmpfs` that a reboot emptied. The new numbers are higher than
+//!   all earlier ones unless the wall clock was set back. This is also why the first token of an election is a large
+//!   number.
+//! - A process that received a duplicate of the lock's file descriptor (`LeadershipHandle::lock_file`) also keeps the
+//!   leadership until it ends.
+//! - A child process created by `fork` without `exec` shares the locks of its parent. If the parent is killed, its
+//!   entry lives until the child ends too.
+//! - Every user who can write to the directory can enter its elections. A missing directory is created for its owner
+//!   only (mode 0700). An existing directory keeps its owner and mode. A directory that every user can write to causes
+//!   a warning; whether the directory has the right owner is not checked.
+//! - The runtime needs tokio's I/O and time drivers (`enable_all`). If inotify is not available, waiting candidates
+//!   check every 10 ms instead.
 #![doc(test(attr(deny(warnings))))]
 
 #[cfg(not(unix))]
 compile_error!("tenure-local needs the file locks of a Unix kernel");
 
 mod backend;
+mod blocking_pool;
+mod candidates;
 mod config;
-mod counter;
 mod entry;
-mod fault;
+mod error;
 mod filesystem;
-#[cfg(fuzzing)]
-#[doc(hidden)]
-pub mod fuzzing;
-mod jobs;
 mod layout;
-mod pace;
 mod queue;
+mod recheck;
 mod record;
 mod session;
-mod view;
+mod session_entries;
+mod store;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod test_support;
+mod token_counter;
 mod watch;
 
 pub use backend::LocalBackend;

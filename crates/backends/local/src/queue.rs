@@ -1,118 +1,119 @@
-//! Who is ahead of whom among the entries of one election.
+//! The queue of an election: which entries are ahead of which, and the removal of dead ones.
 
 use std::{fs, io, path::Path};
 
 use crate::{
-    counter::Counter,
-    entry::{Held, Look, look},
-    layout::{entry_file, entry_number, is_absent, is_new_file, resign_number},
+    entry::{EntryState, OwnEntry, entry_state},
+    layout::{entry_file, entry_number, is_not_found, is_temp_file, resign_request_number},
+    token_counter::TokenCounter,
 };
 
-/// Where an entry stands.
+/// The position of an entry in its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Nobody living is ahead.
+pub(crate) enum QueuePosition {
+    /// No live entry is ahead.
     First {
-        /// Whether dead entries are in the directory.
-        tidy: bool,
+        /// Whether dead entries were found ahead.
+        dead_entries: bool,
     },
-    /// The entry with this number is just ahead.
+    /// The live entry with this number is the predecessor.
     Behind(u64),
-    /// The entry's file is no longer there.
+    /// The entry's file no longer exists.
     Gone,
 }
 
-/// Where `held` stands.
+/// The position of `own` among the entries in `dir`.
 ///
-/// This needs no lock. Whoever has a lower number was given it, locked and named its
-/// file before `held` got its own number, all under the counter's lock. So every
-/// living entry ahead has been in the directory since before `held` was, and death is
-/// final: those ahead can only become fewer, and none is overlooked.
-pub(crate) fn standing(held: &Held, dir: &Path) -> io::Result<Standing> {
-    let numbers = numbers(dir)?;
-    let mut tidy = false;
-    for number in numbers.into_iter().rev().filter(|n| *n < held.number()) {
-        match look(&dir.join(entry_file(number)))? {
-            Look::Absent => {}
-            Look::Dead => tidy = true,
-            Look::Living(_) => {
-                let here = held.is_in_place()?;
-                return Ok(if here { Standing::Behind(number) } else { Standing::Gone });
+/// This needs no lock. A candidate with a lower number received its number, and locked and renamed its file, before
+/// `own` received its number; each of them held the counter's lock. Therefore every live entry ahead of `own` has been
+/// in the directory for longer than `own`. A dead entry stays dead, so that the entries ahead can only become fewer,
+/// and none is missed.
+pub(crate) fn queue_position(own: &OwnEntry, dir: &Path) -> io::Result<QueuePosition> {
+    let numbers = entry_numbers(dir)?;
+    let mut dead_entries = false;
+    for number in numbers.into_iter().rev().filter(|n| *n < own.number()) {
+        match entry_state(&dir.join(entry_file(number)))? {
+            EntryState::Absent => {}
+            EntryState::Dead => dead_entries = true,
+            EntryState::Alive(_) => {
+                let in_place = own.is_in_place()?;
+                return Ok(if in_place { QueuePosition::Behind(number) } else { QueuePosition::Gone });
             }
         }
     }
-    // Asked last: leading counts only with an entry that outlived all departures.
-    Ok(if held.is_in_place()? { Standing::First { tidy } } else { Standing::Gone })
+    // Checked last: an entry leads only if it still exists after all predecessors have left.
+    Ok(if own.is_in_place()? { QueuePosition::First { dead_entries } } else { QueuePosition::Gone })
 }
 
-/// The numbers of all entries in `dir`, dead ones too, in order; none when it does not exist.
-pub(crate) fn numbers(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers: Vec<u64> = names(dir)?.iter().filter_map(|n| entry_number(n)).collect();
+/// The numbers of all entries in `dir` in ascending order, including dead ones; none if `dir` does not exist.
+pub(crate) fn entry_numbers(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers: Vec<u64> = file_names(dir)?.iter().filter_map(|n| entry_number(n)).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
 
-/// What [`sweep`] found.
+/// The outcome of [`sweep`].
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Swept {
-    /// Whether somebody leads.
-    pub(crate) taken: bool,
-    /// The highest number there was; zero when there was none.
-    pub(crate) highest: u64,
+pub(crate) struct SweepOutcome {
+    /// Whether a live entry remains.
+    pub(crate) has_leader: bool,
+    /// The highest entry number found; zero if there was no entry.
+    pub(crate) highest_number: u64,
 }
 
-/// Removes what the dead have left: their entries, and entries half made.
+/// Removes the files of dead candidates: entries, entries that were being created, and resign requests.
 ///
-/// The counter's lock makes this safe: nobody is making an entry meanwhile, and
-/// nobody else removes, so that the file looked at is the file removed.
-pub(crate) fn sweep(dir: &Path, _locked: &Counter) -> io::Result<Swept> {
-    let names = names(dir)?;
-    for name in names.iter().filter(|n| is_new_file(n)) {
-        remove_dead(&dir.join(name))?;
+/// The caller must hold the counter's lock. Then no candidate creates an entry meanwhile, and no other process removes
+/// files, so that the file that was checked is the file that is removed.
+pub(crate) fn sweep(dir: &Path, _locked: &TokenCounter) -> io::Result<SweepOutcome> {
+    let names = file_names(dir)?;
+    for name in names.iter().filter(|n| is_temp_file(n)) {
+        remove_if_dead(&dir.join(name))?;
     }
-    let mut swept = Swept { taken: false, highest: 0 };
-    let mut living = Vec::new();
+    let mut outcome = SweepOutcome { has_leader: false, highest_number: 0 };
+    let mut live_numbers = Vec::new();
     for number in names.iter().filter_map(|n| entry_number(n)) {
         let path = dir.join(entry_file(number));
-        // A directory or a link of that name is nobody's entry.
+        // A directory or a symbolic link with such a name is not an entry.
         if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
-            swept.highest = swept.highest.max(number);
+            outcome.highest_number = outcome.highest_number.max(number);
         }
-        if remove_dead(&path)? {
-            living.push(number);
+        if remove_if_dead(&path)? {
+            live_numbers.push(number);
         }
     }
-    swept.taken = !living.is_empty();
-    // Wishes that came too late. A file of that name which is none is a stranger's.
-    for asked in names.iter().filter(|n| resign_number(n).is_some_and(|n| !living.contains(&n))) {
-        let path = dir.join(asked);
+    outcome.has_leader = !live_numbers.is_empty();
+    // Resign requests that came too late. A file with such a name and another content is foreign.
+    for name in names.iter().filter(|n| resign_request_number(n).is_some_and(|n| !live_numbers.contains(&n)))
+    {
+        let path = dir.join(name);
         if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() == 0) {
             remove(&path)?;
         }
     }
-    Ok(swept)
+    Ok(outcome)
 }
 
-/// Removes the file if it is dead; whether it lives.
-fn remove_dead(path: &Path) -> io::Result<bool> {
-    match look(path)? {
-        Look::Absent => Ok(false),
-        Look::Living(_) => Ok(true),
-        Look::Dead => remove(path).map(|()| false),
+/// Removes the file if its entry is dead. Returns whether the entry is alive.
+fn remove_if_dead(path: &Path) -> io::Result<bool> {
+    match entry_state(path)? {
+        EntryState::Absent => Ok(false),
+        EntryState::Alive(_) => Ok(true),
+        EntryState::Dead => remove(path).map(|()| false),
     }
 }
 
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if !is_absent(&error) => Err(error),
+        Err(error) if !is_not_found(&error) => Err(error),
         _ => Ok(()),
     }
 }
 
-fn names(dir: &Path) -> io::Result<Vec<String>> {
+fn file_names(dir: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        Err(error) if is_not_found(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let mut names = Vec::new();
@@ -129,52 +130,52 @@ mod tests {
     use tenure_core::ElectionName;
 
     use super::*;
-    use crate::layout::{Layout, new_file};
+    use crate::layout::{Layout, temp_file};
 
     #[test]
-    fn the_nearest_living_entry_is_just_ahead() {
+    fn the_nearest_live_entry_is_the_predecessor() {
         let dir = tempfile::tempdir().unwrap();
-        let make = |n| Held::make(dir.path(), n, "s", b"").unwrap();
-        let (one, two, three, four) = (make(1), make(2), make(3), make(4));
-        assert_eq!(standing(&one, dir.path()).unwrap(), Standing::First { tidy: false });
-        assert_eq!(standing(&four, dir.path()).unwrap(), Standing::Behind(3));
+        let create = |n| OwnEntry::create(dir.path(), n, "s", b"").unwrap();
+        let (one, two, three, four) = (create(1), create(2), create(3), create(4));
+        assert_eq!(queue_position(&one, dir.path()).unwrap(), QueuePosition::First { dead_entries: false });
+        assert_eq!(queue_position(&four, dir.path()).unwrap(), QueuePosition::Behind(3));
         drop(three);
-        assert_eq!(standing(&four, dir.path()).unwrap(), Standing::Behind(2));
+        assert_eq!(queue_position(&four, dir.path()).unwrap(), QueuePosition::Behind(2));
         drop(one);
-        assert_eq!(standing(&four, dir.path()).unwrap(), Standing::Behind(2));
-        assert_eq!(standing(&two, dir.path()).unwrap(), Standing::First { tidy: true });
+        assert_eq!(queue_position(&four, dir.path()).unwrap(), QueuePosition::Behind(2));
+        assert_eq!(queue_position(&two, dir.path()).unwrap(), QueuePosition::First { dead_entries: true });
         fs::remove_file(two.path()).unwrap();
-        assert_eq!(standing(&two, dir.path()).unwrap(), Standing::Gone);
-        assert_eq!(standing(&four, dir.path()).unwrap(), Standing::First { tidy: true });
+        assert_eq!(queue_position(&two, dir.path()).unwrap(), QueuePosition::Gone);
+        assert_eq!(queue_position(&four, dir.path()).unwrap(), QueuePosition::First { dead_entries: true });
         fs::remove_dir_all(dir.path()).unwrap();
-        assert_eq!(standing(&four, dir.path()).unwrap(), Standing::Gone);
+        assert_eq!(queue_position(&four, dir.path()).unwrap(), QueuePosition::Gone);
     }
 
-    /// What a crash at each step of entering leaves: a number, a file half made, an entry.
+    /// A crash at each step of entering leaves a number, a temporary file, or an entry.
     #[test]
-    fn what_the_dead_have_left_is_removed_and_nothing_else() {
+    fn only_files_of_dead_candidates_are_removed() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path().into());
-        layout.make().unwrap();
-        let counter = Counter::try_lock(&layout, &ElectionName::new("e").unwrap()).unwrap().unwrap();
+        layout.create_dirs().unwrap();
+        let counter = TokenCounter::try_lock(&layout, &ElectionName::new("e").unwrap()).unwrap().unwrap();
         let dir = root.path();
-        for dead in [new_file(1), new_file(9), entry_file(1), entry_file(2)] {
-            fs::write(dir.join(dead), "").unwrap();
+        for dead_file in [temp_file(1), temp_file(9), entry_file(1), entry_file(2)] {
+            fs::write(dir.join(dead_file), "").unwrap();
         }
-        for garbage in ["README", ".new-x", "entry-1"] {
-            fs::write(dir.join(garbage), "").unwrap();
+        for foreign_file in ["README", ".new-x", "entry-1"] {
+            fs::write(dir.join(foreign_file), "").unwrap();
         }
         fs::create_dir(dir.join(entry_file(3))).unwrap();
-        let _held = Held::make(dir, 4, "s", b"").unwrap();
+        let _entry = OwnEntry::create(dir, 4, "s", b"").unwrap();
         fs::write(dir.join(entry_file(5)), "").unwrap();
-        assert_eq!(sweep(dir, &counter).unwrap(), Swept { taken: true, highest: 5 });
-        let mut left = names(dir).unwrap();
-        left.sort();
+        assert_eq!(sweep(dir, &counter).unwrap(), SweepOutcome { has_leader: true, highest_number: 5 });
+        let mut remaining = file_names(dir).unwrap();
+        remaining.sort();
         let expected = [".new-x", "README", "elections", &entry_file(3), &entry_file(4), "entry-1", "tokens"];
-        assert_eq!(left, {
-            let mut e = expected.map(str::to_owned);
-            e.sort();
-            e
+        assert_eq!(remaining, {
+            let mut expected = expected.map(str::to_owned);
+            expected.sort();
+            expected
         });
     }
 }

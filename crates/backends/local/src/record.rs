@@ -1,57 +1,56 @@
-//! A record kept in two copies within one file, so that writing one never harms the other.
+//! A record stored in two copies within one file, so that writing one copy never damages the other.
 //!
-//! Both files whose lock matters have to be written in place, for a file that is
-//! replaced by renaming is another file, with a lock of its own. A new state goes
-//! over the older copy; a crash in the middle leaves the newer one as it was, and a
-//! reader meanwhile sees either the old state or the new.
+//! The files whose locks matter have to be written in place: a file that is replaced by renaming is another file with
+//! a lock of its own. A new state overwrites the older copy. If a crash interrupts the write, the newer copy is
+//! intact. A concurrent reader sees either the old state or the new one.
 
 use std::{fs::File, io, os::unix::fs::FileExt, str};
 
-/// What a copy starts with: `tenure-record/1 GENERATION LENGTH CHECKSUM`, in text for people.
+/// The first word of a copy's header, `tenure-record/1 GENERATION LENGTH CHECKSUM`. The header is readable text.
 const MAGIC: &str = "tenure-record/1";
-const HEADER: usize = MAGIC.len() + 1 + 20 + 1 + 10 + 1 + 16 + 1;
-/// The distance between the copies: more than the largest entry, and a multiple of any block.
-const STRIDE: u64 = 128 * 1024;
-const MAX_BODY: usize = STRIDE as usize - HEADER;
-/// How often a reader looks at most beside a busy writer.
-const READS: usize = 16;
+const HEADER_BYTES: usize = MAGIC.len() + 1 + 20 + 1 + 10 + 1 + 16 + 1;
+/// The distance between the copies: more than the largest entry, and a multiple of any block size.
+const COPY_STRIDE_BYTES: u64 = 128 * 1024;
+const MAX_BODY_BYTES: usize = COPY_STRIDE_BYTES as usize - HEADER_BYTES;
+/// How often a reader reads at most while a writer is active.
+const MAX_READS: usize = 16;
 
 /// The newest state of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Higher for every later state.
+    /// Increases with every state.
     pub(crate) generation: u64,
     pub(crate) body: Vec<u8>,
 }
 
-/// Reads the newest state; `None` when neither copy is whole.
+/// Reads the newest state; `None` if neither copy is intact.
 ///
-/// A single look can be one state behind: the first copy is read before it is replaced, the
-/// second while it is. By then the first one is newer, so that two looks agree only on what
-/// was the newest between them.
+/// A single read can return the state before the newest one: it reads the first copy before a writer replaces it, and
+/// the second copy while a writer replaces that. By then the first copy is newer. Two reads in a row agree only on a
+/// state that was the newest one between them.
 pub(crate) fn read(file: &File) -> io::Result<Option<Record>> {
-    let mut best: Option<Record> = None;
-    for _ in 0..READS {
+    let mut latest: Option<Record> = None;
+    for _ in 0..MAX_READS {
         match newest(file)? {
             Some((_, record)) => {
-                let known = best.as_ref().map_or(0, |best| best.generation);
-                if best.is_some() && record.generation == known {
+                let known = latest.as_ref().map_or(0, |latest| latest.generation);
+                if latest.is_some() && record.generation == known {
                     break;
                 }
                 if record.generation >= known {
-                    best = Some(record);
+                    latest = Some(record);
                 }
             }
             None if file.metadata()?.len() == 0 => break,
             None => {}
         }
     }
-    Ok(best)
+    Ok(latest)
 }
 
-/// Writes a new state over the older copy. It is not yet durable. One writer at a time.
+/// Writes a new state over the older copy, without making it durable. Only one writer may be active at a time.
 pub(crate) fn write(file: &File, generation: u64, body: &[u8]) -> io::Result<()> {
-    if body.len() > MAX_BODY {
+    if body.len() > MAX_BODY_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the record is too large"));
     }
     let copy = match newest(file)? {
@@ -62,13 +61,13 @@ pub(crate) fn write(file: &File, generation: u64, body: &[u8]) -> io::Result<()>
         format!("{MAGIC} {generation:020} {:010} {:016x}\n", body.len(), checksum(generation, body))
             .into_bytes();
     bytes.extend_from_slice(body);
-    file.write_all_at(&bytes, copy * STRIDE)
+    file.write_all_at(&bytes, copy * COPY_STRIDE_BYTES)
 }
 
 fn newest(file: &File) -> io::Result<Option<(u64, Record)>> {
     let mut newest: Option<(u64, Record)> = None;
     for copy in [0, 1] {
-        if let Some(record) = read_copy(file, copy * STRIDE)?
+        if let Some(record) = read_copy(file, copy * COPY_STRIDE_BYTES)?
             && newest.as_ref().is_none_or(|(_, other)| other.generation < record.generation)
         {
             newest = Some((copy, record));
@@ -78,20 +77,20 @@ fn newest(file: &File) -> io::Result<Option<(u64, Record)>> {
 }
 
 fn read_copy(file: &File, at: u64) -> io::Result<Option<Record>> {
-    let mut header = [0; HEADER];
-    if !read_whole(file, &mut header, at)? {
+    let mut header = [0; HEADER_BYTES];
+    if !read_exact(file, &mut header, at)? {
         return Ok(None);
     }
-    let Some((generation, length, expected)) = parse(&header) else { return Ok(None) };
+    let Some((generation, length, expected)) = parse_header(&header) else { return Ok(None) };
     let mut body = vec![0; length];
-    if !read_whole(file, &mut body, at + HEADER as u64)? || checksum(generation, &body) != expected {
+    if !read_exact(file, &mut body, at + HEADER_BYTES as u64)? || checksum(generation, &body) != expected {
         return Ok(None);
     }
     Ok(Some(Record { generation, body }))
 }
 
-/// Fills `bytes`; `false` when the file ends before.
-fn read_whole(file: &File, bytes: &mut [u8], at: u64) -> io::Result<bool> {
+/// Fills `bytes`; `false` if the file ends before that.
+fn read_exact(file: &File, bytes: &mut [u8], at: u64) -> io::Result<bool> {
     match file.read_exact_at(bytes, at) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -99,19 +98,19 @@ fn read_whole(file: &File, bytes: &mut [u8], at: u64) -> io::Result<bool> {
     }
 }
 
-fn parse(header: &[u8]) -> Option<(u64, usize, u64)> {
+fn parse_header(header: &[u8]) -> Option<(u64, usize, u64)> {
     let line = str::from_utf8(header).ok()?.strip_suffix('\n')?;
     let mut words = line.split(' ');
     if words.next()? != MAGIC {
         return None;
     }
     let generation = words.next()?.parse().ok()?;
-    let length = words.next()?.parse().ok().filter(|n| *n <= MAX_BODY)?;
+    let length = words.next()?.parse().ok().filter(|n| *n <= MAX_BODY_BYTES)?;
     let checksum = u64::from_str_radix(words.next()?, 16).ok()?;
     Some((generation, length, checksum))
 }
 
-/// FNV-1a, 64 bits: against torn writes, not against malice.
+/// 64-bit FNV-1a: detects torn writes, not tampering.
 fn checksum(generation: u64, body: &[u8]) -> u64 {
     let bytes = generation.to_le_bytes().into_iter().chain(body.iter().copied());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -149,10 +148,10 @@ mod tests {
         write(&file, 1, &body).unwrap();
         write(&file, 2, &body).unwrap();
         assert_eq!(read(&file).unwrap(), Some(Record { generation: 2, body }));
-        assert!(write(&file, 3, &vec![0; MAX_BODY + 1]).is_err());
+        assert!(write(&file, 3, &vec![0; MAX_BODY_BYTES + 1]).is_err());
     }
 
-    /// A reader beside a writer sees whole states only, and never an older one after a newer.
+    /// A reader concurrent with a writer sees only complete states, and never an older one after a newer one.
     #[test]
     fn a_reader_never_sees_a_torn_state() {
         let file = tempfile::tempfile().unwrap();
@@ -176,7 +175,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever part of a write reaches the disk, the state before it or after it is read.
+        /// Whichever part of a write reaches the disk, a reader sees the state before it or after it.
         #[test]
         fn a_torn_write_leaves_the_state_before_it(
             bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..5),
@@ -188,15 +187,15 @@ mod tests {
                 write(&file, n as u64 * 3 + 1, body).unwrap();
             }
             let last = read(&file).unwrap().unwrap();
-            let mut before = vec![0; 2 * STRIDE as usize];
+            let mut before = vec![0; 2 * COPY_STRIDE_BYTES as usize];
             let had = file.read_at(&mut before, 0).unwrap();
             let next = last.generation + 1;
             write(&file, next, &torn).unwrap();
-            let at = newest(&file).unwrap().unwrap().0 * STRIDE;
-            let whole = HEADER + torn.len();
+            let at = newest(&file).unwrap().unwrap().0 * COPY_STRIDE_BYTES;
+            let whole = HEADER_BYTES + torn.len();
             if cut < whole {
                 before.truncate(had);
-                before.resize(2 * STRIDE as usize, 0);
+                before.resize(2 * COPY_STRIDE_BYTES as usize, 0);
                 let from = at as usize + cut;
                 file.write_all_at(&before[from..at as usize + whole.max(cut)], from as u64).unwrap();
             }

@@ -1,4 +1,4 @@
-//! Random interleavings of entering, leaving and dying, against a model of a queue.
+//! Random sequences of entering, leaving and crashing, compared with a model of a queue.
 #![allow(missing_docs)]
 
 mod common;
@@ -12,17 +12,17 @@ const SESSIONS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A session enters one more candidate.
+    /// Another candidate enters in this session.
     Enter(usize),
-    /// The living candidate at this place leaves.
+    /// The live candidate at this position leaves.
     Leave(usize),
-    /// A session ends as in a crash: its locks go, its files stay.
-    Die(usize),
-    /// A session ends in order.
+    /// A session ends as in a crash: its locks are released, and its files remain.
+    Crash(usize),
+    /// A session is closed.
     Close(usize),
-    /// An operator deletes the file of the candidate at this place.
+    /// An operator deletes the file of the candidate at this position.
     Delete(usize),
-    /// The whole backend is opened anew.
+    /// The backend is opened again.
     Reopen,
 }
 
@@ -30,28 +30,28 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => (0..SESSIONS).prop_map(Step::Enter),
         3 => (0..8_usize).prop_map(Step::Leave),
-        1 => (0..SESSIONS).prop_map(Step::Die),
+        1 => (0..SESSIONS).prop_map(Step::Crash),
         1 => (0..SESSIONS).prop_map(Step::Close),
         1 => (0..8_usize).prop_map(Step::Delete),
         1 => Just(Step::Reopen),
     ]
 }
 
-/// The model: living candidates in order of arrival.
-struct Living {
+/// An entry of the model, which is a list of live candidates in the order in which they entered.
+struct LiveCandidate {
     session: usize,
     request: EntryRequest,
     version: u64,
 }
 
-async fn play(steps: Vec<Step>) {
+async fn run_steps(steps: Vec<Step>) {
     let dir = tempfile::tempdir().unwrap();
     let mut backend = LocalBackend::open(dir.path()).unwrap();
     let mut sessions: Vec<Box<dyn BackendSession>> = Vec::new();
     for _ in 0..SESSIONS {
         sessions.push(session(&backend).await);
     }
-    let mut queue: Vec<Living> = Vec::new();
+    let mut queue: Vec<LiveCandidate> = Vec::new();
     let mut highest = 0;
     for (n, step) in steps.iter().enumerate() {
         match *step {
@@ -61,13 +61,13 @@ async fn play(steps: Vec<Step>) {
                 assert!(entered.entry.version > highest, "tokens increase");
                 highest = entered.entry.version;
                 assert_eq!(entered.leads.is_some(), queue.is_empty());
-                queue.push(Living { session: s, request, version: highest });
+                queue.push(LiveCandidate { session: s, request, version: highest });
             }
-            Step::Leave(at) if at < queue.len() => {
-                let gone = queue.remove(at);
+            Step::Leave(index) if index < queue.len() => {
+                let gone = queue.remove(index);
                 sessions[gone.session].leave(&gone.request, None).await.unwrap();
             }
-            Step::Die(s) => {
+            Step::Crash(s) => {
                 sessions[s] = session(&backend).await;
                 queue.retain(|c| c.session != s);
             }
@@ -76,22 +76,22 @@ async fn play(steps: Vec<Step>) {
                 sessions[s] = session(&backend).await;
                 queue.retain(|c| c.session != s);
             }
-            Step::Delete(at) if at < queue.len() => {
-                let gone = queue.remove(at);
+            Step::Delete(index) if index < queue.len() => {
+                let gone = queue.remove(index);
                 std::fs::remove_file(dir.path().join(format!("elections/e/entry-{:020}", gone.version)))
                     .unwrap();
             }
             Step::Reopen => backend = LocalBackend::open(dir.path()).unwrap(),
             _ => {}
         }
-        let shown = backend.candidates(&election("e")).await.unwrap();
-        let shown: Vec<_> = shown.iter().map(|c| c.token.unwrap().get()).collect();
-        assert_eq!(shown, queue.iter().map(|c| c.version).collect::<Vec<_>>());
+        let candidates = backend.candidates(&election("e")).await.unwrap();
+        let tokens: Vec<_> = candidates.iter().map(|c| c.token.unwrap().get()).collect();
+        assert_eq!(tokens, queue.iter().map(|c| c.version).collect::<Vec<_>>());
         let mut leaders = 0;
-        for (place, living) in queue.iter().enumerate() {
-            let entered = sessions[living.session].enter(&living.request).await.unwrap();
-            assert_eq!(entered.entry.version, living.version);
-            assert_eq!(entered.leads.is_some(), place == 0);
+        for (position, candidate) in queue.iter().enumerate() {
+            let entered = sessions[candidate.session].enter(&candidate.request).await.unwrap();
+            assert_eq!(entered.entry.version, candidate.version);
+            assert_eq!(entered.leads.is_some(), position == 0);
             leaders += usize::from(entered.leads.is_some());
         }
         assert!(leaders <= 1);
@@ -102,7 +102,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_queue_of_candidates_is_what_the_directory_shows(steps in prop::collection::vec(step(), 1..40)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(play(steps));
+    fn the_directory_shows_the_queue_of_candidates(steps in prop::collection::vec(step(), 1..40)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run_steps(steps));
     }
 }

@@ -1,11 +1,11 @@
-//! The SPI's contract, within one process.
+//! The contract of the backend traits, within one process.
 #![allow(missing_docs)]
 
 mod common;
 
 use std::{path::Path, time::Duration};
 
-use common::{election, files, fresh, request, session, soon, until};
+use common::{election, files, new_backend, request, session, until, within};
 use futures::{FutureExt, StreamExt};
 use tenure_core::{
     Error, Level,
@@ -13,11 +13,11 @@ use tenure_core::{
 };
 use tenure_local::LocalBackend;
 
-const CROWD: usize = 8;
+const CANDIDATES: usize = 8;
 
 #[tokio::test]
 async fn a_session_lives_as_long_as_the_process() {
-    let (_dir, backend) = fresh();
+    let (_dir, backend) = new_backend();
     assert_eq!(backend.capabilities(), Capabilities::QUEUE.expiring(false));
     let (one, two) = (session(&backend).await, session(&backend).await);
     assert_ne!(one.id(), two.id());
@@ -32,7 +32,7 @@ async fn a_session_lives_as_long_as_the_process() {
 
 #[tokio::test]
 async fn candidates_lead_in_the_order_of_arrival_with_increasing_tokens() {
-    let (dir, backend) = fresh();
+    let (dir, backend) = new_backend();
     // Two backends on one directory, as two libraries in one process may have.
     let other = LocalBackend::open(dir.path()).unwrap();
     let sessions = [session(&backend).await, session(&other).await, session(&backend).await];
@@ -43,12 +43,12 @@ async fn candidates_lead_in_the_order_of_arrival_with_increasing_tokens() {
         assert_eq!(entered.leads.is_some(), n == 0);
         entries.push((request, entered));
     }
-    let shown = backend.candidates(&election("e")).await.unwrap();
-    assert_eq!(shown.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["c0", "c1", "c2"]);
-    assert_eq!(shown[1].value, b"value of c1");
-    assert_eq!(shown[1].session, sessions[1].id());
-    assert_eq!(shown[1].token.unwrap().get(), entries[1].1.entry.version);
-    assert!(shown[1].age.unwrap() < Duration::from_secs(60));
+    let candidates = backend.candidates(&election("e")).await.unwrap();
+    assert_eq!(candidates.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["c0", "c1", "c2"]);
+    assert_eq!(candidates[1].value, b"value of c1");
+    assert_eq!(candidates[1].session, sessions[1].id());
+    assert_eq!(candidates[1].token.unwrap().get(), entries[1].1.entry.version);
+    assert!(candidates[1].age.unwrap() < Duration::from_secs(60));
     assert_eq!(backend.leader(&election("e")).await.unwrap().unwrap().id, "c0");
 
     let mut last = entries[0].1.leads.unwrap();
@@ -57,7 +57,7 @@ async fn candidates_lead_in_the_order_of_arrival_with_increasing_tokens() {
         tokio::pin!(turn);
         assert!(tokio::time::timeout(Duration::from_millis(30), &mut turn).await.is_err());
         sessions[n - 1].leave(&entries[n - 1].0, None).await.unwrap();
-        let token = soon("the next one's turn", turn).await.unwrap();
+        let token = within("the next one's turn", turn).await.unwrap();
         assert!(token > last);
         last = token;
     }
@@ -68,7 +68,7 @@ async fn candidates_lead_in_the_order_of_arrival_with_increasing_tokens() {
 
 #[tokio::test]
 async fn the_middle_candidate_leaves_and_its_neighbour_is_not_promoted() {
-    let (_dir, backend) = fresh();
+    let (_dir, backend) = new_backend();
     let s = session(&backend).await;
     let [a, b, c] = ["a", "b", "c"].map(|id| request("e", id));
     s.enter(&a).await.unwrap();
@@ -80,12 +80,12 @@ async fn the_middle_candidate_leaves_and_its_neighbour_is_not_promoted() {
     s.leave(&b, None).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(100), &mut turn).await.is_err());
     s.leave(&a, None).await.unwrap();
-    soon("the last one's turn", turn).await.unwrap();
+    within("the last one's turn", turn).await.unwrap();
 }
 
 #[tokio::test]
 async fn entering_twice_makes_one_entry_and_leaving_twice_is_fine() {
-    let (dir, backend) = fresh();
+    let (dir, backend) = new_backend();
     let s = session(&backend).await;
     let request = request("e", "a");
     s.leave(&request, None).await.unwrap();
@@ -97,13 +97,13 @@ async fn entering_twice_makes_one_entry_and_leaving_twice_is_fine() {
     assert!(files(dir.path(), "e").is_empty());
     let gone = s.wait_turn(&first.entry).await.unwrap_err();
     assert_eq!(gone.kind(), BackendErrorKind::EntryGone);
-    soon("gone", s.wait_deleted(&first.entry)).await.unwrap();
+    within("gone", s.wait_deleted(&first.entry)).await.unwrap();
 }
 
-/// G10: whenever a campaign is dropped, its entry goes.
+/// G10: if a campaign is dropped at any point, its entry is removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_enter_leaves_nothing_behind() {
-    let (dir, backend) = fresh();
+    let (dir, backend) = new_backend();
     let s = session(&backend).await;
     for n in 0..200_u64 {
         let request = request("e", "a");
@@ -112,7 +112,7 @@ async fn a_dropped_enter_leaves_nothing_behind() {
         s.leave(&request, None).await.unwrap();
         assert!(files(dir.path(), "e").is_empty(), "round {n}, {entered:?}");
     }
-    // Dropped after its first poll, with the job on its way.
+    // Dropped after the first poll, while the file operation runs.
     for _ in 0..50 {
         let request = request("e", "a");
         assert!(s.enter(&request).now_or_never().is_none());
@@ -124,7 +124,7 @@ async fn a_dropped_enter_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_during_enter_leaves_nothing_behind() {
-    let (dir, backend) = fresh();
+    let (dir, backend) = new_backend();
     for n in 0..50_u64 {
         let s = session(&backend).await;
         let request = request("e", "a");
@@ -135,8 +135,8 @@ async fn closing_during_enter_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_dropped_sessions_entries_are_dead_and_swept() {
-    let (dir, backend) = fresh();
+async fn entries_of_a_dropped_session_are_dead_and_removed() {
+    let (dir, backend) = new_backend();
     let one = session(&backend).await;
     one.enter(&request("e", "a")).await.unwrap();
     one.enter(&request("e", "b")).await.unwrap();
@@ -146,14 +146,14 @@ async fn a_dropped_sessions_entries_are_dead_and_swept() {
     tokio::pin!(turn);
     assert!(turn.as_mut().now_or_never().is_none());
     drop(one);
-    assert_eq!(soon("its turn", turn).await.unwrap().get(), waiting.entry.version);
+    assert_eq!(within("its turn", turn).await.unwrap().get(), waiting.entry.version);
     assert_eq!(files(dir.path(), "e").len(), 1);
 }
 
-/// G12, G13: an entry deleted by an operator is noticed, leading or waiting.
+/// G12, G13: a leader and a waiting candidate notice that an operator has deleted their entry.
 #[tokio::test]
 async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
-    let (dir, backend) = fresh();
+    let (dir, backend) = new_backend();
     let s = session(&backend).await;
     let leader = s.enter(&request("e", "a")).await.unwrap().entry;
     let waiter = s.enter(&request("e", "b")).await.unwrap().entry;
@@ -163,9 +163,9 @@ async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut turn).await.is_err());
     let path = |e: &Entry| dir.path().join("elections").join(&*e.key);
     std::fs::remove_file(path(&waiter)).unwrap();
-    assert_eq!(soon("noticed", &mut turn).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
+    assert_eq!(within("noticed", &mut turn).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
     std::fs::remove_file(path(&leader)).unwrap();
-    soon("noticed", gone).await.unwrap();
+    within("noticed", gone).await.unwrap();
     assert_eq!(s.wait_turn(&leader).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
     let update = s.update(&leader, &request("e", "a")).await.unwrap_err();
     assert_eq!(update.kind(), BackendErrorKind::EntryGone);
@@ -173,7 +173,7 @@ async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
 
 #[tokio::test]
 async fn a_deleted_election_or_store_is_noticed_and_tokens_go_on() {
-    let (dir, backend) = fresh();
+    let (dir, backend) = new_backend();
     let s = session(&backend).await;
     let elections = dir.path().join("elections");
     let wipes: [&dyn Fn(); 4] = [
@@ -196,57 +196,57 @@ async fn a_deleted_election_or_store_is_noticed_and_tokens_go_on() {
         assert!(gone.as_mut().now_or_never().is_none());
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
         wipe();
-        soon("noticed", gone).await.unwrap();
-        assert_eq!(soon("noticed", turn).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
+        within("noticed", gone).await.unwrap();
+        assert_eq!(within("noticed", turn).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
         s.leave(&a, Some(&leader)).await.unwrap();
         s.leave(&b, Some(&waiter)).await.unwrap();
         assert_eq!(backend.leader(&election("e")).await.unwrap(), None);
     }
 }
 
-/// G19: whoever watches hears of every leader and of vacancies.
+/// G19: an observer sees every leader and every vacancy.
 #[tokio::test]
 async fn an_observer_sees_vacancy_leaders_and_new_values() {
-    let (dir, backend) = fresh();
-    let mut seen = backend.observe(&election("e")).await.unwrap();
-    assert_eq!(soon("vacant", seen.next()).await.unwrap().unwrap(), None);
-    assert!(!dir.path().join("elections/e").exists(), "observing makes nothing");
+    let (dir, backend) = new_backend();
+    let mut leaders = backend.observe(&election("e")).await.unwrap();
+    assert_eq!(within("vacant", leaders.next()).await.unwrap().unwrap(), None);
+    assert!(!dir.path().join("elections/e").exists(), "observing creates no files");
     let (s, other) = (session(&backend).await, session(&backend).await);
     let (mut a, b) = (request("e", "a"), request("e", "b"));
     let entry = s.enter(&a).await.unwrap().entry;
     other.enter(&b).await.unwrap();
-    assert_eq!(soon("a", seen.next()).await.unwrap().unwrap().unwrap().id, "a");
+    assert_eq!(within("a", leaders.next()).await.unwrap().unwrap().unwrap().id, "a");
     a.value = b"new".as_slice().into();
     s.update(&entry, &a).await.unwrap();
-    assert_eq!(soon("new value", seen.next()).await.unwrap().unwrap().unwrap().value, b"new");
+    assert_eq!(within("new value", leaders.next()).await.unwrap().unwrap().unwrap().value, b"new");
     s.leave(&a, Some(&entry)).await.unwrap();
-    assert_eq!(soon("b", seen.next()).await.unwrap().unwrap().unwrap().id, "b");
+    assert_eq!(within("b", leaders.next()).await.unwrap().unwrap().unwrap().id, "b");
     drop(other);
-    assert_eq!(soon("vacant", seen.next()).await.unwrap().unwrap(), None);
+    assert_eq!(within("vacant", leaders.next()).await.unwrap().unwrap(), None);
     backend.close().await;
-    assert!(soon("its end", seen.next()).await.unwrap().is_err());
-    assert!(seen.next().await.is_none());
+    assert!(within("its end", leaders.next()).await.unwrap().is_err());
+    assert!(leaders.next().await.is_none());
 }
 
 #[tokio::test]
-async fn an_entry_written_over_still_leads_and_garbage_does_not() {
-    let (dir, backend) = fresh();
+async fn an_overwritten_entry_still_leads_and_foreign_files_do_not() {
+    let (dir, backend) = new_backend();
     let s = session(&backend).await;
     let entry = s.enter(&request("e", "a")).await.unwrap().entry;
     let elections = dir.path().join("elections");
-    std::fs::write(elections.join("e/README"), "not ours").unwrap();
-    std::fs::write(elections.join(&*entry.key), "over").unwrap();
-    let shown = backend.candidates(&election("e")).await.unwrap();
-    assert_eq!(shown.len(), 1);
-    assert!(entry.key.ends_with(&shown[0].id), "{shown:?}");
+    std::fs::write(elections.join("e/README"), "foreign").unwrap();
+    std::fs::write(elections.join(&*entry.key), "overwritten").unwrap();
+    let candidates = backend.candidates(&election("e")).await.unwrap();
+    assert_eq!(candidates.len(), 1);
+    assert!(entry.key.ends_with(&candidates[0].id), "{candidates:?}");
     s.close().await.unwrap();
     assert_eq!(files(dir.path(), "e"), ["README"]);
 }
 
-/// G18: no name of an election reaches into another's entries, or the store's own files.
+/// G18: no election name leads to the entries of another election, or to the store's own files.
 #[tokio::test]
-async fn names_that_look_like_each_other_are_separate_elections() {
-    let (_dir, backend) = fresh();
+async fn elections_with_similar_names_are_separate() {
+    let (_dir, backend) = new_backend();
     let long = "x".repeat(255);
     let s = session(&backend).await;
     for name in ["a", "ab", "a.b", ".a", "...", "elections", "tokens", "-", &long] {
@@ -258,7 +258,7 @@ async fn names_that_look_like_each_other_are_separate_elections() {
 
 #[tokio::test]
 async fn the_largest_value_can_be_read_back() {
-    let (_dir, backend) = fresh();
+    let (_dir, backend) = new_backend();
     let s = session(&backend).await;
     let mut request = request("e", &"i".repeat(255));
     request.value = vec![0xff; tenure_core::MAX_VALUE_BYTES].into();
@@ -280,7 +280,7 @@ fn a_directory_that_cannot_be_used_is_refused_with_the_reason() {
         assert!(!error.is_retryable() && error.to_string().contains("file"), "{error}");
     }
     if cfg!(target_os = "linux") {
-        // Refused to everybody, root included.
+        // The kernel refuses this to every user, including root.
         let error = LocalBackend::open("/sys/kernel/tenure").unwrap_err();
         assert!(matches!(error, Error::Unauthorized(_)), "{error:?}");
         assert!(error.to_string().contains("/sys/kernel/tenure"), "{error}");
@@ -288,7 +288,7 @@ fn a_directory_that_cannot_be_used_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_directory_that_was_missing_is_its_owners_alone() {
+fn a_created_directory_is_accessible_to_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/b");
@@ -297,23 +297,23 @@ fn a_directory_that_was_missing_is_its_owners_alone() {
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
 }
 
-/// Many candidates of several backends at once: one leader at a time, tokens increase, all lead.
+/// Many concurrent candidates of several backends: one leads at a time, tokens increase, and all get to lead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_crowd_leads_one_at_a_time() {
+async fn many_candidates_lead_one_at_a_time() {
     use std::sync::{Arc, Mutex};
     let dir = tempfile::tempdir().unwrap();
     let last = Arc::new(Mutex::new(0_u64));
-    let crowd = (0..CROWD).map(|n| {
+    let candidates = (0..CANDIDATES).map(|n| {
         let backend = LocalBackend::open(dir.path()).unwrap();
         let last = Arc::clone(&last);
         tokio::spawn(async move {
             for round in 0..15 {
                 let s = session(&backend).await;
                 let request = request("e", &format!("c{n}-{round}"));
-                let entered = soon("entering", s.enter(&request)).await.unwrap();
+                let entered = within("entering", s.enter(&request)).await.unwrap();
                 let token = match entered.leads {
                     Some(token) => token,
-                    None => soon("its turn", s.wait_turn(&entered.entry)).await.unwrap(),
+                    None => within("its turn", s.wait_turn(&entered.entry)).await.unwrap(),
                 };
                 {
                     let mut last = last.try_lock().expect("two leaders");
@@ -321,7 +321,7 @@ async fn a_crowd_leads_one_at_a_time() {
                     *last = token.get();
                     std::thread::yield_now();
                 }
-                // Half leave; the others' locks go with them, as in a crash.
+                // Half of the sessions leave. The others are dropped, which releases their locks as a crash does.
                 if fastrand::bool() {
                     s.leave(&request, Some(&entered.entry)).await.unwrap();
                 }
@@ -329,12 +329,12 @@ async fn a_crowd_leads_one_at_a_time() {
             backend.close().await;
         })
     });
-    for one in futures::future::join_all(crowd).await {
-        one.unwrap();
+    for outcome in futures::future::join_all(candidates).await {
+        outcome.unwrap();
     }
 }
 
-/// Nothing is left once all is closed: no descriptor, no watch, no thread that waits.
+/// After closing, no file descriptor, watch or thread remains.
 #[cfg(target_os = "linux")]
 #[test]
 fn nothing_leaks() {
@@ -344,7 +344,7 @@ fn nothing_leaks() {
     let dir = tempfile::tempdir().unwrap();
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    // The first runtime of a process may open what tokio keeps for good (its signal pipe).
+    // The first runtime of a process can open descriptors that tokio never closes (its signal pipe).
     drop(runtime());
     let before = (count("task"), count("fd"));
     let runtime = runtime();
@@ -359,9 +359,9 @@ fn nothing_leaks() {
             assert!(tokio::time::timeout(short, s.wait_turn(&waits)).await.is_err());
             assert!(tokio::time::timeout(short, s.wait_deleted(&leads)).await.is_err());
         }
-        let mut seen = backend.observe(&election("e1")).await.unwrap();
-        seen.next().await.unwrap().unwrap();
-        drop(seen);
+        let mut leaders = backend.observe(&election("e1")).await.unwrap();
+        leaders.next().await.unwrap().unwrap();
+        drop(leaders);
         s.close().await.unwrap();
         backend.close().await;
         until("descriptors are closed", async || count("fd") == during).await;
@@ -370,10 +370,10 @@ fn nothing_leaks() {
     assert_eq!((count("task"), count("fd")), before);
 }
 
-/// Without the kernel's word, waiters look by themselves.
+/// Without inotify, waiting candidates poll.
 #[tokio::test]
-async fn a_waiter_that_is_told_nothing_leads_all_the_same() {
-    let (_dir, backend) = fresh();
+async fn a_waiting_candidate_without_notifications_still_leads() {
+    let (_dir, backend) = new_backend();
     backend.close().await;
     let s = session(&backend).await;
     let (a, b) = (request("e", "a"), request("e", "b"));
@@ -384,14 +384,14 @@ async fn a_waiter_that_is_told_nothing_leads_all_the_same() {
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut turn).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut gone).await.is_err());
     s.leave(&a, None).await.unwrap();
-    soon("its turn", turn).await.unwrap();
-    soon("gone", gone).await.unwrap();
+    within("its turn", turn).await.unwrap();
+    within("gone", gone).await.unwrap();
 }
 
-/// The watcher's task ends with the runtime that it was started on; the backend does not.
+/// The watcher's task ends with the runtime that it was started on. The backend continues on another runtime.
 #[test]
 fn a_backend_outlives_a_runtime() {
-    let (_dir, backend) = fresh();
+    let (_dir, backend) = new_backend();
     for _ in 0..3 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -403,15 +403,15 @@ fn a_backend_outlives_a_runtime() {
             tokio::pin!(turn);
             assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
             s.leave(&a, None).await.unwrap();
-            soon("its turn", turn).await.unwrap();
+            within("its turn", turn).await.unwrap();
         });
     }
 }
 
-/// A process stopped while it enters holds up those who enter, and nobody else.
+/// A process that is stopped while it enters blocks other candidates that enter, and nothing else.
 #[tokio::test]
-async fn a_process_stuck_while_entering_makes_the_store_unavailable_for_entering_only() {
-    let (dir, backend) = fresh();
+async fn a_process_stopped_while_entering_blocks_only_entering() {
+    let (dir, backend) = new_backend();
     let s = session(&backend).await;
     let (a, b) = (request("e", "a"), request("e", "b"));
     s.enter(&a).await.unwrap();
@@ -424,16 +424,16 @@ async fn a_process_stuck_while_entering_makes_the_store_unavailable_for_entering
     assert!(error.to_string().contains("election e"), "{error}");
     s.leave(&late, None).await.unwrap();
     s.leave(&a, None).await.unwrap();
-    soon("its turn", s.wait_turn(&waiting)).await.unwrap();
+    within("its turn", s.wait_turn(&waiting)).await.unwrap();
     drop(stuck);
     s.enter(&request("e", "c")).await.unwrap();
 }
 
-/// A directory that was there already and that everybody may write to is told of; the sticky bit of a root keeps what is in it.
+/// An existing directory that every user can write to is reported. The sticky bit of the root directory protects its subdirectories.
 #[tokio::test]
-async fn a_directory_that_everybody_may_write_to_is_told_of() {
+async fn a_world_writable_directory_is_reported() {
     use std::{fs, os::unix::fs::PermissionsExt};
-    for (dir, mode, told) in [
+    for (dir, mode, reported) in [
         ("", 0o777, true),
         ("", 0o1777, false),
         ("", 0o770, false),
@@ -448,8 +448,8 @@ async fn a_directory_that_everybody_may_write_to_is_told_of() {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let diagnoses = LocalBackend::open(root.path()).unwrap().diagnose().await;
         let found: Vec<_> =
-            diagnoses.iter().filter(|diagnosis| diagnosis.text.contains("everybody")).collect();
-        assert_eq!(!found.is_empty(), told, "{dir} {mode:o}: {diagnoses:?}");
+            diagnoses.iter().filter(|diagnosis| diagnosis.text.contains("every user")).collect();
+        assert_eq!(!found.is_empty(), reported, "{dir} {mode:o}: {diagnoses:?}");
         assert!(
             found.iter().all(|diagnosis| diagnosis.level == Level::Warning && diagnosis.text.contains(dir))
         );

@@ -1,43 +1,46 @@
-//! One client's connection and the one to the server that belongs to it.
+//! A connection of a client, and the connection to the server that belongs to it.
 
 use std::io;
 
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    gate::{Flow, Gate, reset_due},
-    pump::pump,
+    faults::{Faults, FlowPolicy, connection_reset, reset_due},
+    forward::forward,
 };
 
-/// Carries one connection until both sides have closed it, it fails, or the proxy resets it.
+/// Forwards one connection until both sides have closed it, it fails, or the proxy resets it.
 pub(super) async fn serve(
     mut client: TcpStream,
     upstream: &str,
-    gate: watch::Receiver<Gate>,
+    faults: watch::Receiver<Faults>,
     generation: u64,
 ) {
     let mut server = None;
-    let carried = tokio::select! {
+    let outcome = tokio::select! {
         biased;
-        () = reset_due(gate.clone(), generation) => Err(reset()),
-        carried = carry(&mut client, &mut server, upstream, gate) => carried,
+        () = reset_due(faults.clone(), generation) => Err(connection_reset()),
+        outcome = forward_both_ways(&mut client, &mut server, upstream, faults) => outcome,
     };
-    if carried.is_err() {
+    if outcome.is_err() {
         for socket in [Some(client), server].into_iter().flatten() {
-            // With no lingering the kernel sends RST when the socket is closed. A
-            // socket that refuses has been reset by its own side already.
+            // Without lingering the kernel sends RST when the socket is closed. This fails only if the peer has
+            // already reset the connection.
             let _ = socket.set_zero_linger();
         }
     }
 }
 
-async fn carry(
+async fn forward_both_ways(
     client: &mut TcpStream,
     server: &mut Option<TcpStream>,
     upstream: &str,
-    mut gate: watch::Receiver<Gate>,
+    mut faults: watch::Receiver<Faults>,
 ) -> io::Result<()> {
-    gate.wait_for(|gate| gate.to_server == Flow::Pass).await.map_err(|_| reset())?;
+    faults
+        .wait_for(|faults| faults.to_server == FlowPolicy::Forward)
+        .await
+        .map_err(|_| connection_reset())?;
     let server = server.insert(TcpStream::connect(upstream).await?);
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -45,13 +48,8 @@ async fn carry(
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     tokio::try_join!(
-        pump(from_client, to_server, gate.clone(), |gate| gate.to_server, |gate| gate.to_client),
-        pump(from_server, to_client, gate, |gate| gate.to_client, |gate| gate.to_server),
+        forward(from_client, to_server, faults.clone(), |faults| faults.to_server, |faults| faults.to_client),
+        forward(from_server, to_client, faults, |faults| faults.to_client, |faults| faults.to_server),
     )?;
     Ok(())
-}
-
-/// The error of a connection that ends by a reset.
-pub(super) fn reset() -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
 }

@@ -1,4 +1,4 @@
-//! One candidate's way through an election: entering, leading, leaving.
+//! Single candidates: campaigns, leaderships, resignations and shutdown.
 
 use std::{
     sync::{
@@ -11,26 +11,26 @@ use std::{
 use tenure_core::{Config, Elector, ElectorExt, Error, LossReason, StoreElector};
 use tokio::sync::oneshot;
 
-use super::{Stage, until, within};
+use super::context::{CaseContext, until, within};
 
-pub(super) async fn a_candidate_leads_and_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_candidate_leads_and_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     assert_eq!(a.elector.leader("e").await.unwrap(), None);
     let first = a.lead().await;
     assert!(first.is_leader() && first.ensure().is_ok());
-    let next = b.wait_in_line().await;
+    let next = b.start_campaign().await;
     assert!(!next.is_finished());
     let handle = first.handle();
     first.resign().await.unwrap();
     assert_eq!(handle.loss(), Some(LossReason::Resigned));
-    let second = within("the hand-over", next).await.unwrap();
+    let second = within("the handover", next).await.unwrap();
     assert!(second.is_leader() && second.fencing_token() > handle.fencing_token());
     assert_eq!(b.candidates().await, ["b"]);
 }
 
-/// Promise S2.
-pub(super) async fn tokens_rise_from_term_to_term(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+/// Guarantee S2.
+pub(super) async fn tokens_rise_from_term_to_term(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let mut tokens = Vec::new();
     for n in 0..10 {
         let leadership = if n % 3 == 0 { &b } else { &a }.lead().await;
@@ -40,8 +40,8 @@ pub(super) async fn tokens_rise_from_term_to_term(stage: &Stage<'_>) {
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
 }
 
-pub(super) async fn trying_does_not_wait(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn trying_does_not_wait(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let leadership = within("trying", a.elector.try_campaign("e")).await.unwrap().unwrap();
     assert!(within("trying", b.elector.try_campaign("e")).await.unwrap().is_none());
     assert_eq!(b.candidates().await, ["a"]);
@@ -50,38 +50,38 @@ pub(super) async fn trying_does_not_wait(stage: &Stage<'_>) {
 }
 
 /// Hazard G10.
-pub(super) async fn a_waiting_campaign_that_is_dropped_leaves_nothing(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_waiting_campaign_that_is_dropped_leaves_nothing(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let leadership = a.lead().await;
-    b.wait_in_line().await.abort();
+    b.start_campaign().await.abort();
     until("the entry is gone", async || a.candidates().await == ["a"]).await;
     assert!(leadership.is_leader());
 }
 
-/// Hazard G10: dropped before, between and after the requests of a campaign, many times.
-pub(super) async fn a_campaign_dropped_at_any_moment_leaves_nothing(stage: &Stage<'_>) {
-    let (a, watcher) = (stage.player("a").await, stage.player("w").await);
+/// Hazard G10: campaigns are dropped before, between and after their requests.
+pub(super) async fn a_campaign_dropped_at_any_moment_leaves_nothing(context: &CaseContext<'_>) {
+    let (a, observer) = (context.candidate("a").await, context.candidate("w").await);
     for n in 0..40u64 {
-        let patience = Duration::from_micros(n * n * 20);
-        let _ = tokio::time::timeout(patience, a.elector.campaign("e")).await;
+        let timeout = Duration::from_micros(n * n * 20);
+        let _ = tokio::time::timeout(timeout, a.elector.campaign("e")).await;
     }
-    until("no entry is left", async || watcher.candidates().await.is_empty()).await;
+    until("no entry remains", async || observer.candidates().await.is_empty()).await;
     assert!(a.lead().await.is_leader());
 }
 
 /// Hazards G16, G20.
-pub(super) async fn a_dropped_guard_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_dropped_guard_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let first = a.lead().await;
-    let next = b.wait_in_line().await;
+    let next = b.start_campaign().await;
     let dropping = std::thread::spawn(move || drop(first));
-    assert!(within("the hand-over", next).await.unwrap().is_leader());
+    assert!(within("the handover", next).await.unwrap().is_leader());
     dropping.join().unwrap();
 }
 
-/// Hazards G7, G15: work that fails gives leadership to the next, and campaigns again.
-pub(super) async fn a_failing_leader_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+/// Hazards G7, G15: after failed work the next candidate leads, and the first one campaigns again.
+pub(super) async fn a_failing_leader_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let terms = Arc::new(AtomicUsize::new(0));
     let (elector, counted) = (Arc::clone(&a.elector), Arc::clone(&terms));
     let failing = tokio::spawn(async move {
@@ -102,9 +102,9 @@ pub(super) async fn a_failing_leader_hands_over(stage: &Stage<'_>) {
     until("it has withdrawn", async || b.candidates().await.is_empty()).await;
 }
 
-/// Hazard G5, promise S3.
-pub(super) async fn work_has_stopped_before_the_next_leader_begins(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+/// Hazard G5, guarantee S3.
+pub(super) async fn work_has_stopped_before_the_next_leader_begins(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let working = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = oneshot::channel::<()>();
     let (elector, flag) = (Arc::clone(&a.elector), Arc::clone(&working));
@@ -116,7 +116,7 @@ pub(super) async fn work_has_stopped_before_the_next_leader_begins(stage: &Stage
                 async move {
                     flag.store(true, Ordering::SeqCst);
                     leadership.lost().await;
-                    // Work that takes a moment to stop.
+                    // The work does not stop at once.
                     for _ in 0..1_000 {
                         tokio::task::yield_now().await;
                     }
@@ -127,16 +127,16 @@ pub(super) async fn work_has_stopped_before_the_next_leader_begins(stage: &Stage
             .await
     });
     until("it works", async || working.load(Ordering::SeqCst)).await;
-    let next = b.wait_in_line().await;
+    let next = b.start_campaign().await;
     stop.send(()).unwrap();
-    let leadership = within("the hand-over", next).await.unwrap();
-    assert!(!working.load(Ordering::SeqCst), "the work of the last leader still runs");
+    let leadership = within("the handover", next).await.unwrap();
+    assert!(!working.load(Ordering::SeqCst), "the work of the previous leader still runs");
     assert!(leadership.is_leader());
     within("the shutdown", runner).await.unwrap().unwrap();
 }
 
-pub(super) async fn a_shutdown_leaves_nothing(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_shutdown_leaves_nothing(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let leading = a.elector.run_while_leader("e", tokio::task::yield_now(), |leadership| async move {
         leadership.lost().await;
         Ok(())
@@ -145,12 +145,12 @@ pub(super) async fn a_shutdown_leaves_nothing(stage: &Stage<'_>) {
     let leadership = b.lead().await;
     let waiting = a.elector.run_while_leader("e", tokio::task::yield_now(), |_| async { Ok(()) });
     within("the shutdown", waiting).await.unwrap();
-    until("the waiting one has withdrawn", async || b.candidates().await == ["b"]).await;
+    until("the waiting candidate has withdrawn", async || b.candidates().await == ["b"]).await;
     assert!(leadership.is_leader());
 }
 
-pub(super) async fn closing_ends_everything(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn closing_ends_everything(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let leadership = a.lead().await;
     let elector = Arc::clone(&b.elector);
     let waiting = tokio::spawn(async move { elector.campaign("e").await });
@@ -163,16 +163,16 @@ pub(super) async fn closing_ends_everything(stage: &Stage<'_>) {
     assert!(matches!(a.elector.campaign("e").await, Err(Error::Closed)));
 }
 
-pub(super) async fn a_guard_outlives_its_elector(stage: &Stage<'_>) {
-    let watcher = stage.player("w").await;
-    let client = stage.harness.client().await;
+pub(super) async fn a_guard_outlives_its_elector(context: &CaseContext<'_>) {
+    let observer = context.candidate("w").await;
+    let client = context.harness.client().await;
     let leadership = {
-        let config = Config::new().with_ttl(stage.harness.ttl());
+        let config = Config::new().with_ttl(context.harness.ttl());
         let elector = StoreElector::new(client.backend.clone(), config).unwrap();
         within("leading", elector.campaign("e")).await.unwrap()
     };
     assert!(leadership.is_leader());
-    assert_eq!(watcher.candidates().await.len(), 1);
+    assert_eq!(observer.candidates().await.len(), 1);
     within("resigning", leadership.resign()).await.unwrap();
-    assert_eq!(watcher.candidates().await.len(), 0);
+    assert_eq!(observer.candidates().await.len(), 0);
 }

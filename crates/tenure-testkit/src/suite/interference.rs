@@ -1,23 +1,23 @@
-//! Somebody meddles with the store.
+//! Entries and sessions that are deleted in the store without their candidates.
 
 use tenure_core::{Elector, LossReason};
 
-use super::{Stage, stage::Player, until, within};
+use super::context::{CaseContext, TestCandidate, until, within};
 
-/// The session and the token of the last candidate in line.
-async fn last(player: &Player) -> (String, u64) {
-    let candidates = player.elector.candidates("e").await.unwrap();
-    let last = candidates.last().expect("somebody stands");
+/// The session and the token of the last candidate in the queue.
+async fn last_in_queue(candidate: &TestCandidate) -> (String, u64) {
+    let candidates = candidate.elector.candidates("e").await.unwrap();
+    let last = candidates.last().expect("there is a candidate");
     (last.session.clone(), last.token.map_or(0, |token| token.get()))
 }
 
 /// Hazards G12, E1, E2.
-pub(super) async fn a_leader_whose_entry_was_deleted_leads_no_more(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_leader_whose_entry_was_deleted_leads_no_more(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let first = a.lead().await;
-    let (session, token) = last(&a).await;
-    let next = b.wait_in_line().await;
-    stage.harness.delete_entry("e", &session, token).await;
+    let (session, token) = last_in_queue(&a).await;
+    let next = b.start_campaign().await;
+    context.harness.delete_entry("e", &session, token).await;
     assert_eq!(within("the loss", first.lost()).await, LossReason::EntryGone);
     assert!(!first.is_leader());
     let second = within("the next leader", next).await.unwrap();
@@ -28,54 +28,54 @@ pub(super) async fn a_leader_whose_entry_was_deleted_leads_no_more(stage: &Stage
 }
 
 /// Hazards G13, Z4, Z5.
-pub(super) async fn a_waiter_whose_entry_was_deleted_enters_again(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_waiter_whose_entry_was_deleted_enters_again(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let first = a.lead().await;
-    let next = b.wait_in_line().await;
-    let (session, token) = last(&a).await;
-    stage.harness.delete_entry("e", &session, token).await;
+    let next = b.start_campaign().await;
+    let (session, token) = last_in_queue(&a).await;
+    context.harness.delete_entry("e", &session, token).await;
     until("it has entered again", async || {
         let candidates = a.elector.candidates("e").await.unwrap();
-        candidates.len() == 2 && last(&a).await != (session.clone(), token)
+        candidates.len() == 2 && last_in_queue(&a).await != (session.clone(), token)
     })
     .await;
     assert!(!next.is_finished());
     first.resign().await.unwrap();
-    let second = within("the hand-over", next).await.unwrap();
+    let second = within("the handover", next).await.unwrap();
     assert!(second.fencing_token().get() > token);
     assert_eq!(a.candidates().await, ["b"]);
 }
 
 /// Hazards E12, E13, Z2, Z3.
-pub(super) async fn a_leader_whose_session_was_ended_leads_no_more(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_leader_whose_session_was_ended_leads_no_more(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let first = a.lead().await;
-    let (session, _) = last(&a).await;
-    let next = b.wait_in_line().await;
-    stage.harness.expire_session(&session).await;
+    let (session, _) = last_in_queue(&a).await;
+    let next = b.start_campaign().await;
+    context.harness.expire_session(&session).await;
     let reason = within("the loss", first.lost()).await;
     assert!(matches!(reason, LossReason::EntryGone | LossReason::SessionExpired), "{reason}");
     let second = within("the next leader", next).await.unwrap();
     assert!(!first.is_leader() && second.is_leader());
     drop(first);
-    let third = a.wait_in_line().await;
+    let third = a.start_campaign().await;
     assert!(a.elector.status().session.is_some_and(|now| now != session));
     second.resign().await.unwrap();
-    assert!(within("the hand-over", third).await.unwrap().is_leader());
+    assert!(within("the handover", third).await.unwrap().is_leader());
 }
 
-/// Hazard G13: measured with another client: success without an entry, and two leaders for 1.4 s.
-pub(super) async fn a_waiter_whose_session_was_ended_wins_no_phantom(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+/// Hazard G13: another client was measured to win without an entry, with two leaders for 1.4 s.
+pub(super) async fn a_waiter_whose_session_was_ended_wins_no_phantom(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     for _ in 0..5 {
         let first = a.lead().await;
-        let next = b.wait_in_line().await;
-        let (session, _) = last(&a).await;
-        stage.harness.expire_session(&session).await;
+        let next = b.start_campaign().await;
+        let (session, _) = last_in_queue(&a).await;
+        context.harness.expire_session(&session).await;
         first.resign().await.unwrap();
-        let second = within("the hand-over", next).await.unwrap();
+        let second = within("the handover", next).await.unwrap();
         assert!(second.is_leader());
-        let leader = a.elector.leader("e").await.unwrap().expect("whoever leads has an entry");
+        let leader = a.elector.leader("e").await.unwrap().expect("the leader has an entry");
         assert_eq!(leader.id, "b");
         assert_ne!(leader.session, session);
         second.resign().await.unwrap();

@@ -8,21 +8,21 @@ use std::sync::{
 use futures::future::try_join_all;
 use tenure_core::{Elector, LossReason};
 
-use super::{Stage, until, within};
+use super::context::{CaseContext, until, within};
 
-pub(super) async fn leadership_follows_the_order_of_arrival(stage: &Stage<'_>) {
-    let mut players = Vec::new();
-    let mut line = Vec::new();
+pub(super) async fn leadership_follows_the_order_of_arrival(context: &CaseContext<'_>) {
+    let mut candidates = Vec::new();
+    let mut campaigns = Vec::new();
     for n in 0..6 {
-        let player = stage.player(&format!("c{n}")).await;
-        line.push(player.wait_in_line().await);
-        players.push(player);
+        let candidate = context.candidate(&format!("c{n}")).await;
+        campaigns.push(candidate.start_campaign().await);
+        candidates.push(candidate);
     }
     let names: Vec<_> = (0..6).map(|n| format!("c{n}")).collect();
-    assert_eq!(players[0].candidates().await, names);
+    assert_eq!(candidates[0].candidates().await, names);
     let mut last = None;
-    for (campaign, name) in line.into_iter().zip(names) {
-        let leadership = within("the hand-over", campaign).await.unwrap();
+    for (campaign, name) in campaigns.into_iter().zip(names) {
+        let leadership = within("the handover", campaign).await.unwrap();
         assert_eq!(leadership.candidate().as_str(), name);
         assert!(last < Some(leadership.fencing_token()));
         last = Some(leadership.fencing_token());
@@ -30,40 +30,41 @@ pub(super) async fn leadership_follows_the_order_of_arrival(stage: &Stage<'_>) {
     }
 }
 
-/// Hazard Z16: the neighbour of one who leaves is not promoted, and nobody else is woken.
-pub(super) async fn a_departure_in_the_middle_promotes_nobody(stage: &Stage<'_>) {
-    let (a, b, c) = (stage.player("a").await, stage.player("b").await, stage.player("c").await);
+/// Hazard Z16: when a waiting candidate leaves, the candidate behind it does not become leader.
+pub(super) async fn a_departure_in_the_middle_promotes_nobody(context: &CaseContext<'_>) {
+    let (a, b, c) =
+        (context.candidate("a").await, context.candidate("b").await, context.candidate("c").await);
     let first = a.lead().await;
-    let middle = b.wait_in_line().await;
-    let last = c.wait_in_line().await;
+    let middle = b.start_campaign().await;
+    let last = c.start_campaign().await;
     middle.abort();
-    until("the middle one has left", async || a.candidates().await == ["a", "c"]).await;
+    until("the middle candidate has left", async || a.candidates().await == ["a", "c"]).await;
     assert!(first.is_leader() && !last.is_finished());
     first.resign().await.unwrap();
-    assert!(within("the hand-over", last).await.unwrap().is_leader());
+    assert!(within("the handover", last).await.unwrap().is_leader());
 }
 
-/// Hazard G11: what looks after an entry may be in the middle of a request when leadership is given back, and takes nothing
-/// with it that the departure needs: as many at once as no backend has room for.
-pub(super) async fn very_many_are_given_back_as_soon_as_won(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+/// Hazard G11: the backend can be in the middle of a request that watches an entry when the leadership is resigned, and the
+/// resignation still succeeds. The number of elections exceeds every limit of a backend on concurrent requests.
+pub(super) async fn very_many_are_resigned_as_soon_as_won(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let names: Vec<_> = (0..600).map(|n| format!("many-{n}")).collect();
     for elector in [&a.elector, &b.elector] {
         let campaigns = names.iter().map(|name| elector.campaign(name));
         let won = within("leading", try_join_all(campaigns)).await.unwrap();
         let resigned = try_join_all(won.into_iter().map(|leadership| leadership.resign()));
-        within("giving back", resigned).await.unwrap();
+        within("resigning", resigned).await.unwrap();
     }
 }
 
-/// Who asks need not stand in the election; the leader's work stops before the next one leads, and a wish
-/// concerns one term only.
-pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
-    let asker = stage.player("asker").await;
-    assert_eq!(asker.request_resign().await, None, "nobody leads");
+/// A resign request can come from a process that is not a candidate. The leader's work stops before the next candidate
+/// leads, and the request affects one term only.
+pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
+    let requester = context.candidate("requester").await;
+    assert_eq!(requester.request_resign().await, None, "there is no leader");
     let first = a.lead().await;
-    let second = b.wait_in_line().await;
+    let second = b.start_campaign().await;
     let (stopped, begun) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
     let work = {
         let (handle, stopped, begun) = (first.handle(), Arc::clone(&stopped), Arc::clone(&begun));
@@ -80,34 +81,34 @@ pub(super) async fn a_leader_that_is_asked_to_resign_hands_over(stage: &Stage<'_
         })
     };
     within("the work", begun.notified()).await;
-    assert_eq!(asker.request_resign().await.as_deref(), Some("a"));
-    assert_eq!(within("the leader is told", first.lost()).await, LossReason::ResignRequested);
-    let second = within("the hand-over", second).await.unwrap();
-    assert_eq!(stopped.load(Ordering::SeqCst), 1, "its work has stopped");
+    assert_eq!(requester.request_resign().await.as_deref(), Some("a"));
+    assert_eq!(within("the resign request", first.lost()).await, LossReason::ResignRequested);
+    let second = within("the handover", second).await.unwrap();
+    assert_eq!(stopped.load(Ordering::SeqCst), 1, "the work has not stopped");
     within("the end of the work", work).await.unwrap().unwrap();
     drop(first);
 
-    let first = a.wait_in_line().await;
-    assert_eq!(asker.request_resign().await.as_deref(), Some("b"));
-    assert_eq!(within("the leader is told", second.lost()).await, LossReason::ResignRequested);
+    let first = a.start_campaign().await;
+    assert_eq!(requester.request_resign().await.as_deref(), Some("b"));
+    assert_eq!(within("the resign request", second.lost()).await, LossReason::ResignRequested);
     drop(second);
-    let first = within("the hand-over", first).await.unwrap();
-    assert!(first.is_leader() && first.loss().is_none(), "it has not been asked");
-    assert_eq!(asker.candidates().await, ["a"]);
+    let first = within("the handover", first).await.unwrap();
+    assert!(first.is_leader() && first.loss().is_none(), "the request affected a later term");
+    assert_eq!(requester.candidates().await, ["a"]);
 }
 
-/// Promises S1, S2: candidates that come and go all the time.
-pub(super) async fn many_candidates_never_lead_together(stage: &Stage<'_>) {
+/// Guarantees S1, S2: candidates enter and leave all the time.
+pub(super) async fn many_candidates_never_lead_together(context: &CaseContext<'_>) {
     let leading = Arc::new(AtomicUsize::new(0));
     let highest = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let mut runs = Vec::new();
     for n in 0..5 {
-        let player = stage.player(&format!("c{n}")).await;
+        let candidate = context.candidate(&format!("c{n}")).await;
         let (leading, highest) = (Arc::clone(&leading), Arc::clone(&highest));
         runs.push(tokio::spawn(async move {
             for round in 0..6 {
-                let leadership = player.lead().await;
-                assert_eq!(leading.fetch_add(1, Ordering::SeqCst), 0, "two lead at once");
+                let leadership = candidate.lead().await;
+                assert_eq!(leading.fetch_add(1, Ordering::SeqCst), 0, "two candidates lead at the same time");
                 let token = leadership.fencing_token().get();
                 assert!(highest.swap(token, Ordering::SeqCst) < token, "token {token} is not the highest");
                 tokio::task::yield_now().await;
@@ -124,8 +125,8 @@ pub(super) async fn many_candidates_never_lead_together(stage: &Stage<'_>) {
     }
 }
 
-pub(super) async fn many_elections_share_one_session(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn many_elections_share_one_session(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let mut held = Vec::new();
     for n in 0..30 {
         held.push(within("leading", a.elector.campaign(&format!("many-{n}"))).await.unwrap());
@@ -142,14 +143,14 @@ pub(super) async fn many_elections_share_one_session(stage: &Stage<'_>) {
 }
 
 /// Hazard G18.
-pub(super) async fn elections_with_like_names_are_apart(stage: &Stage<'_>) {
-    let a = stage.player("a").await;
-    let b = stage.player("b").await;
+pub(super) async fn elections_with_like_names_are_apart(context: &CaseContext<'_>) {
+    let a = context.candidate("a").await;
+    let b = context.candidate("b").await;
     let names = ["a", "ab", "a.b", "a-b", "a_b", "A", "0", "...", "-"];
     let mut held = Vec::new();
     for (n, name) in names.iter().enumerate() {
-        let player = if n % 2 == 0 { &a } else { &b };
-        held.push(within(name, player.elector.campaign(name)).await.unwrap());
+        let candidate = if n % 2 == 0 { &a } else { &b };
+        held.push(within(name, candidate.elector.campaign(name)).await.unwrap());
     }
     assert!(held.iter().all(|leadership| leadership.is_leader()));
     for name in names {

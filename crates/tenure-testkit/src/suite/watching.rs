@@ -1,18 +1,18 @@
-//! What others see.
+//! What other processes read: candidates, values and leaders.
 
 use futures::StreamExt;
 use tenure_core::{Elector, Error, Leaders, MAX_VALUE_BYTES};
 
-use super::{Stage, within};
+use super::context::{CaseContext, within};
 
-pub(super) async fn candidates_are_seen_with_their_values(stage: &Stage<'_>) {
-    let a = stage.player_with("a", |config| config.with_value("10.0.0.1:80")).await;
-    let b = stage.player_with("b", |config| config.with_value(vec![0, 255, b'\n', 7])).await;
+pub(super) async fn candidates_are_seen_with_their_values(context: &CaseContext<'_>) {
+    let a = context.candidate_with("a", |config| config.with_value("10.0.0.1:80")).await;
+    let b = context.candidate_with("b", |config| config.with_value(vec![0, 255, b'\n', 7])).await;
     let leadership = a.lead().await;
-    let _next = b.wait_in_line().await;
-    let seen = b.elector.candidates("e").await.unwrap();
-    let seen: Vec<_> = seen.iter().map(|c| (c.id.as_str(), c.value.as_slice())).collect();
-    assert_eq!(seen, [("a", &b"10.0.0.1:80"[..]), ("b", &[0, 255, b'\n', 7][..])]);
+    let _next = b.start_campaign().await;
+    let candidates = b.elector.candidates("e").await.unwrap();
+    let candidates: Vec<_> = candidates.iter().map(|c| (c.id.as_str(), c.value.as_slice())).collect();
+    assert_eq!(candidates, [("a", &b"10.0.0.1:80"[..]), ("b", &[0, 255, b'\n', 7][..])]);
     let leader = b.elector.leader("e").await.unwrap().unwrap();
     assert_eq!(leader.id, "a");
     assert!(leader.token.is_none_or(|token| token == leadership.fencing_token()));
@@ -20,8 +20,8 @@ pub(super) async fn candidates_are_seen_with_their_values(stage: &Stage<'_>) {
     _next.abort();
 }
 
-pub(super) async fn a_value_can_be_changed(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
+pub(super) async fn a_value_can_be_changed(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let leadership = a.lead().await;
     let token = leadership.fencing_token();
     for value in ["one", "", "three"] {
@@ -35,8 +35,8 @@ pub(super) async fn a_value_can_be_changed(stage: &Stage<'_>) {
     assert_eq!(b.elector.leader("e").await.unwrap(), None);
 }
 
-pub(super) async fn a_value_has_a_largest_size(stage: &Stage<'_>) {
-    let a = stage.player_with("a", |config| config.with_value(vec![7; MAX_VALUE_BYTES])).await;
+pub(super) async fn a_value_has_a_largest_size(context: &CaseContext<'_>) {
+    let a = context.candidate_with("a", |config| config.with_value(vec![7; MAX_VALUE_BYTES])).await;
     let leadership = a.lead().await;
     let leader = a.elector.leader("e").await.unwrap().unwrap();
     assert_eq!(leader.value.len(), MAX_VALUE_BYTES);
@@ -46,41 +46,42 @@ pub(super) async fn a_value_has_a_largest_size(stage: &Stage<'_>) {
     assert!(leadership.is_leader());
 }
 
-/// The next leader, by id.
-pub(super) async fn next(leaders: &mut Leaders) -> Option<String> {
+/// The id of the next leader.
+pub(super) async fn next_leader(leaders: &mut Leaders) -> Option<String> {
     let leader = within("the next leader", leaders.next()).await;
-    leader.expect("the observation goes on").expect("the observation does not fail").map(|leader| leader.id)
+    leader.expect("the observation continues").expect("the observation does not fail").map(|leader| leader.id)
 }
 
 /// Hazards G19, E9.
-pub(super) async fn observers_hear_of_leaders_and_vacancies(stage: &Stage<'_>) {
-    let (a, b, watcher) = (stage.player("a").await, stage.player("b").await, stage.player("w").await);
-    let mut leaders = watcher.elector.observe("e");
-    assert_eq!(next(&mut leaders).await, None);
+pub(super) async fn observers_hear_of_leaders_and_vacancies(context: &CaseContext<'_>) {
+    let (a, b, observer) =
+        (context.candidate("a").await, context.candidate("b").await, context.candidate("w").await);
+    let mut leaders = observer.elector.observe("e");
+    assert_eq!(next_leader(&mut leaders).await, None);
     let first = a.lead().await;
-    assert_eq!(next(&mut leaders).await.as_deref(), Some("a"));
+    assert_eq!(next_leader(&mut leaders).await.as_deref(), Some("a"));
     first.resign().await.unwrap();
-    assert_eq!(next(&mut leaders).await, None);
+    assert_eq!(next_leader(&mut leaders).await, None);
     let second = b.lead().await;
-    assert_eq!(next(&mut leaders).await.as_deref(), Some("b"));
-    let third = a.wait_in_line().await;
+    assert_eq!(next_leader(&mut leaders).await.as_deref(), Some("b"));
+    let third = a.start_campaign().await;
     second.resign().await.unwrap();
-    let _third = within("the hand-over", third).await.unwrap();
-    let mut seen = next(&mut leaders).await;
-    if seen.is_none() {
-        seen = next(&mut leaders).await;
+    let _third = within("the handover", third).await.unwrap();
+    let mut leader = next_leader(&mut leaders).await;
+    if leader.is_none() {
+        leader = next_leader(&mut leaders).await;
     }
-    assert_eq!(seen.as_deref(), Some("a"));
+    assert_eq!(leader.as_deref(), Some("a"));
 }
 
-/// What no candidate made is ignored, and never deleted.
-pub(super) async fn foreign_entries_are_ignored_and_left_alone(stage: &Stage<'_>) {
-    let (a, b) = (stage.player("a").await, stage.player("b").await);
-    stage.harness.add_foreign_entries("e").await;
+/// Entries that no candidate created are ignored, and never deleted.
+pub(super) async fn foreign_entries_are_ignored_and_left_alone(context: &CaseContext<'_>) {
+    let (a, b) = (context.candidate("a").await, context.candidate("b").await);
+    context.harness.add_foreign_entries("e").await;
     let leadership = a.lead().await;
-    let next = b.wait_in_line().await;
+    let next = b.start_campaign().await;
     assert_eq!(a.candidates().await, ["a", "b"]);
     leadership.resign().await.unwrap();
-    assert!(within("the hand-over", next).await.unwrap().is_leader());
-    assert!(stage.harness.foreign_entries_untouched("e").await);
+    assert!(within("the handover", next).await.unwrap().is_leader());
+    assert!(context.harness.foreign_entries_untouched("e").await);
 }

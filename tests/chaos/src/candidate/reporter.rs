@@ -2,12 +2,12 @@
 
 use std::io::Write as _;
 
-use tenure_testkit::history::{Event, What};
+use tenure_testkit::history::{Event, EventKind};
 
 use crate::message::Message;
 
-pub(super) fn report_event(election: &str, token: u64, at: u64, what: What) {
-    report(&Message::Event(Event { at, election: election.to_owned(), token, what }));
+pub(super) fn report_event(election: &str, token: u64, at: u64, what: EventKind) {
+    report(&Message::Event(Event { at, election: election.to_owned(), token, kind: what }));
 }
 
 /// Writes a message in one system call: the candidate may be killed at any moment.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tenure::LeadershipHandle;
-use tenure_testkit::history::What;
+use tenure_testkit::history::EventKind;
 use tokio::time::{Instant, sleep};
 
 use super::reporter::{report, report_event};
@@ -22,13 +22,13 @@ pub(super) async fn work(leadership: LeadershipHandle, length: Duration, ttl: Du
     while Instant::now() < end && (ignores_cancellation || !cancellation.is_cancelled()) {
         let at = now();
         if at > leadership.deadline().as_nanos() {
-            report_event(&election, token, at, What::Outside);
+            report_event(&election, token, at, EventKind::Outside);
         }
         if leadership.ensure().is_ok() {
-            report_event(&election, token, at, What::Worked);
+            report_event(&election, token, at, EventKind::Worked);
             write(&election, token, ttl);
         } else {
-            report_event(&election, token, at, What::Polled);
+            report_event(&election, token, at, EventKind::Polled);
         }
         sleep(STEP_INTERVAL).await;
     }

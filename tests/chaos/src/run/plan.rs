@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What a fault does to its target.
+/// EventKind a fault does to its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Disruption {
     Kill,
@@ -22,7 +22,7 @@ pub(crate) enum Disruption {
     LostPackets,
 }
 
-/// What a fault disrupts.
+/// EventKind a fault disrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Target {
     StoreLeader,

@@ -151,7 +151,7 @@ pub(crate) async fn shut_down(
     }
     let end = Instant::now() + options.ttl * 2 + EXPIRY_DELAY + LOAD_MARGIN + cluster.admin_session_timeout();
     loop {
-        let left = cluster.leftovers().await?;
+        let left = cluster.remaining_state().await?;
         if left.is_empty() {
             return Ok(());
         }

@@ -1,10 +1,10 @@
-//! What all trials do with candidates in this process: connect, lead while being sampled, and wait for a turn.
+//! EventKind all trials do with candidates in this process: connect, lead while being sampled, and wait for a turn.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use tenure::{Config, Elector, Leadership};
-use tenure_testkit::history::{Event, What};
+use tenure_testkit::history::{Event, EventKind};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
@@ -82,9 +82,10 @@ impl TrialContext {
 
     /// Records that a leadership is over, or that it ends now.
     pub(super) fn record_end(&self, leadership: &Leadership, term: &SampledTerm) {
-        let what = What::Ends { valid_until: term.last_valid(), over_since: term.first_invalid_or_now() };
+        let what =
+            EventKind::Ends { valid_until: term.last_valid(), over_since: term.first_invalid_or_now() };
         let (election, token) = (leadership.election().to_string(), leadership.fencing_token().get());
-        self.history.record(0, Message::Event(Event { at: now(), election, token, what }));
+        self.history.record(0, Message::Event(Event { at: now(), election, token, kind: what }));
     }
 
     /// Waits until a confirmed heartbeat extends the deadline.

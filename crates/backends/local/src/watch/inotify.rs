@@ -1,4 +1,4 @@
-//! One inotify instance for all waiters of a backend: a user may have only 128 of them.
+//! One inotify instance for all waiters of a backend, because a user can have only 128 instances.
 
 use std::{
     collections::HashMap,
@@ -11,11 +11,11 @@ use futures::StreamExt;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::task::JoinHandle;
 
-use super::{Event, Listener};
+use super::listener::{FileEvent, Listener};
 
-const BUFFER: usize = 16 * 1024;
+const BUFFER_BYTES: usize = 16 * 1024;
 
-const EVENTS: WatchMask = WatchMask::CREATE
+const WATCH_MASK: WatchMask = WatchMask::CREATE
     .union(WatchMask::MOVED_TO)
     .union(WatchMask::MOVED_FROM)
     .union(WatchMask::DELETE)
@@ -25,7 +25,7 @@ const EVENTS: WatchMask = WatchMask::CREATE
     .union(WatchMask::MOVE_SELF)
     .union(WatchMask::ONLYDIR);
 
-/// Tells subscriptions what happens. Starts with the first of them.
+/// Notifies listeners of file events. The inotify instance starts with the first listener.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watcher {
     state: Arc<Mutex<State>>,
@@ -34,30 +34,30 @@ pub(crate) struct Watcher {
 #[derive(Debug, Default)]
 struct State {
     instance: Option<Instance>,
-    started: u64,
+    instances_started: u64,
     closed: bool,
 }
 
 /// A running inotify instance.
 #[derive(Debug)]
 struct Instance {
-    /// Tells it from an earlier one, whose watches have the same numbers.
+    /// Distinguishes it from an earlier instance, whose watch descriptors have the same numbers.
     id: u64,
-    kernel: Watches,
+    watches: Watches,
     task: Option<JoinHandle<()>>,
-    listeners: HashMap<WatchDescriptor, Vec<Registered>>,
+    listeners: HashMap<WatchDescriptor, Vec<Registration>>,
 }
 
 #[derive(Debug)]
-struct Registered {
+struct Registration {
     listener: Arc<Listener>,
-    /// The only file it is told of, when it watches a parent.
-    only: Option<String>,
+    /// The only file whose events it receives, if it watches a parent directory.
+    only_file: Option<String>,
 }
 
-/// A listener's place at a watch, given up when dropped.
+/// Keeps a listener registered for a directory until it is dropped.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct WatchGuard {
     watcher: Watcher,
     instance: u64,
     wd: WatchDescriptor,
@@ -65,7 +65,7 @@ pub(super) struct Ticket {
 }
 
 impl Watcher {
-    /// Whether the kernel tells of changes.
+    /// Whether the kernel reports changes.
     pub(crate) fn can_watch() -> io::Result<bool> {
         Inotify::init().map(|_| true)
     }
@@ -74,21 +74,26 @@ impl Watcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells `listener` from now on what happens in `dir`, to the file `only` if one is given.
+    /// Notifies `listener` of events in `dir` from now on, or of those of the file `only_file` if it is given.
     ///
     /// # Errors
-    /// `NotFound` when there is no such directory; any other when the kernel tells nothing.
-    pub(super) fn add(&self, dir: &Path, listener: &Arc<Listener>, only: Option<&str>) -> io::Result<Ticket> {
+    /// `NotFound` if the directory does not exist. Any other error means that the kernel reports no changes.
+    pub(super) fn add(
+        &self,
+        dir: &Path,
+        listener: &Arc<Listener>,
+        only_file: Option<&str>,
+    ) -> io::Result<WatchGuard> {
         let mut state = self.state();
-        let instance = state.running(&self.state)?;
-        let wd = instance.kernel.add(dir, EVENTS)?;
-        let only = only.map(str::to_owned);
+        let instance = state.running_instance(&self.state)?;
+        let wd = instance.watches.add(dir, WATCH_MASK)?;
+        let only_file = only_file.map(str::to_owned);
         instance
             .listeners
             .entry(wd.clone())
             .or_default()
-            .push(Registered { listener: Arc::clone(listener), only });
-        Ok(Ticket { watcher: self.clone(), instance: instance.id, wd, listener: Arc::clone(listener) })
+            .push(Registration { listener: Arc::clone(listener), only_file });
+        Ok(WatchGuard { watcher: self.clone(), instance: instance.id, wd, listener: Arc::clone(listener) })
     }
 
     /// Whether [`close`](Self::close) was called.
@@ -96,7 +101,7 @@ impl Watcher {
         self.state().closed
     }
 
-    /// Ends it; whoever waits is woken and goes on without it.
+    /// Stops the watcher. Waiters are woken and poll from then on.
     pub(crate) async fn close(&self) {
         let task = {
             let mut state = self.state();
@@ -104,24 +109,24 @@ impl Watcher {
             state.instance.take().and_then(|mut instance| instance.task.take().inspect(JoinHandle::abort))
         };
         if let Some(task) = task {
-            // Only to have the descriptor closed on return; it was aborted, so there is no result.
+            // Awaited so that the descriptor is closed on return. The task was aborted and has no result.
             let _ = task.await;
         }
     }
 }
 
 impl State {
-    fn running(&mut self, this: &Arc<Mutex<Self>>) -> io::Result<&mut Instance> {
+    fn running_instance(&mut self, this: &Arc<Mutex<Self>>) -> io::Result<&mut Instance> {
         if self.closed {
             return Err(io::Error::other("the backend has been closed"));
         }
-        // Its task ends early when the runtime that it was started on is shut down.
+        // The task of an instance ends when the runtime that it was started on is shut down.
         let running = self.instance.take().filter(|i| i.task.as_ref().is_some_and(|t| !t.is_finished()));
         let instance = match running {
             Some(instance) => instance,
             None => {
-                self.started += 1;
-                Instance::start(self.started, this)?
+                self.instances_started += 1;
+                Instance::start(self.instances_started, this)?
             }
         };
         Ok(self.instance.insert(instance))
@@ -130,17 +135,17 @@ impl State {
 
 impl Instance {
     fn start(id: u64, state: &Arc<Mutex<State>>) -> io::Result<Self> {
-        let stream = Inotify::init()?.into_event_stream(vec![0; BUFFER])?;
-        let kernel = stream.watches();
-        let task = tokio::spawn(read(stream, Arc::downgrade(state), id));
-        Ok(Self { id, kernel, task: Some(task), listeners: HashMap::new() })
+        let stream = Inotify::init()?.into_event_stream(vec![0; BUFFER_BYTES])?;
+        let watches = stream.watches();
+        let task = tokio::spawn(dispatch_events(stream, Arc::downgrade(state), id));
+        Ok(Self { id, watches, task: Some(task), listeners: HashMap::new() })
     }
 
     fn dispatch(&mut self, event: &EventOwned) {
         let mask = event.mask;
         if mask.contains(EventMask::Q_OVERFLOW) {
-            for registered in self.listeners.values().flatten() {
-                registered.listener.wake(Event::Closed);
+            for registration in self.listeners.values().flatten() {
+                registration.listener.wake(FileEvent::Closed);
             }
             return;
         }
@@ -148,9 +153,9 @@ impl Instance {
             EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED | EventMask::UNMOUNT,
         ) {
             if let Some(watch) = self.listeners.remove(&event.wd) {
-                // A directory that was moved is still watched; one that was deleted is not.
-                let _ = self.kernel.remove(event.wd.clone());
-                watch.iter().for_each(|r| r.listener.forsake());
+                // The kernel still watches a directory that was moved, but not one that was deleted.
+                let _ = self.watches.remove(event.wd.clone());
+                watch.iter().for_each(|r| r.listener.mark_stale());
             }
             return;
         }
@@ -160,20 +165,20 @@ impl Instance {
             return;
         };
         let event = if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
-            Event::Went
+            FileEvent::Removed
         } else if mask.contains(EventMask::CLOSE_WRITE) {
-            Event::Closed
+            FileEvent::Closed
         } else if mask.intersects(EventMask::CREATE | EventMask::MOVED_TO) {
-            Event::Came
+            FileEvent::Created
         } else {
-            Event::Written
+            FileEvent::Modified
         };
-        for Registered { listener, only } in watch {
-            let wanted = match only {
-                Some(only) => only == name,
-                None => listener.interest().includes(name, event),
+        for Registration { listener, only_file } in watch {
+            let matches = match only_file {
+                Some(only_file) => only_file == name,
+                None => listener.filter().matches(name, event),
             };
-            if wanted {
+            if matches {
                 listener.wake(event);
             }
         }
@@ -185,28 +190,28 @@ impl Drop for Instance {
         if let Some(task) = &self.task {
             task.abort();
         }
-        self.listeners.values().flatten().for_each(|r| r.listener.forsake());
+        self.listeners.values().flatten().for_each(|r| r.listener.mark_stale());
     }
 }
 
-impl Drop for Ticket {
+impl Drop for WatchGuard {
     fn drop(&mut self) {
         let mut state = self.watcher.state();
         let Some(instance) = state.instance.as_mut().filter(|i| i.id == self.instance) else { return };
         let Some(watch) = instance.listeners.get_mut(&self.wd) else { return };
-        if let Some(at) = watch.iter().position(|r| Arc::ptr_eq(&r.listener, &self.listener)) {
-            watch.swap_remove(at);
+        if let Some(index) = watch.iter().position(|r| Arc::ptr_eq(&r.listener, &self.listener)) {
+            watch.swap_remove(index);
         }
         if watch.is_empty() {
             instance.listeners.remove(&self.wd);
-            // It fails only when the kernel has removed it already, with the directory.
-            let _ = instance.kernel.remove(self.wd.clone());
+            // This fails only if the kernel has already removed the watch together with the directory.
+            let _ = instance.watches.remove(self.wd.clone());
         }
     }
 }
 
-/// Passes events on until the watcher is gone.
-async fn read(mut events: EventStream<Vec<u8>>, state: Weak<Mutex<State>>, id: u64) {
+/// Dispatches events until the watcher is dropped.
+async fn dispatch_events(mut events: EventStream<Vec<u8>>, state: Weak<Mutex<State>>, id: u64) {
     while let Some(event) = events.next().await {
         let Some(state) = state.upgrade() else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -214,7 +219,7 @@ async fn read(mut events: EventStream<Vec<u8>>, state: Weak<Mutex<State>>, id: u
         match event {
             Ok(event) => instance.dispatch(&event),
             Err(error) => {
-                tracing::warn!(%error, "the kernel's file events cannot be read; starting again");
+                tracing::warn!(%error, "cannot read inotify events; the next waiter starts a new instance");
                 state.instance = None;
                 return;
             }

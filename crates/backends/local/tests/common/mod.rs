@@ -1,5 +1,5 @@
-//! What the tests share: a backend over a fresh directory, requests, bounded waiting.
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "every test file takes what it needs")]
+//! Shared by the tests: a backend in a temporary directory, requests, and waiting with a timeout.
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "no test file uses every item")]
 
 use std::{future::Future, path::Path, time::Duration};
 
@@ -10,9 +10,9 @@ use tenure_core::{
 };
 use tenure_local::LocalBackend;
 
-pub const BOUND: Duration = Duration::from_secs(20);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub fn fresh() -> (TempDir, LocalBackend) {
+pub fn new_backend() -> (TempDir, LocalBackend) {
     let dir = tempfile::tempdir().unwrap();
     let backend = LocalBackend::open(dir.path()).unwrap();
     (dir, backend)
@@ -43,13 +43,13 @@ pub fn files(dir: &Path, election: &str) -> Vec<String> {
     names
 }
 
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(BOUND, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TEST_TIMEOUT, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
 }
 
 /// Waits until `condition` holds.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    soon(what, async {
+    within(what, async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
