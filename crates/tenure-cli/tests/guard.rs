@@ -1,5 +1,5 @@
-//! `tenure run` and its guard when they cannot read `/proc`, and with processes that only appear dead: no other node becomes
-//! leader before every process that the program has started is known to be dead.
+//! `tenure run` and its guard when they cannot read `/proc`, and with processes that only appear dead: no other node
+//! becomes leader before every process that the program has started is known to be dead.
 
 mod common;
 
@@ -69,8 +69,8 @@ fn a_guard_that_can_open_nothing_leaves_nothing_running() {
     }
 }
 
-/// G37: tenure takes over from a guard that was killed. It must not kill processes that are older than itself, and cannot
-/// tell those from later ones with the same id while it cannot read `/proc`. It keeps the lock until it can.
+/// G37: tenure takes over from a guard that was killed. It must not kill processes that are older than itself, and
+/// cannot tell those from later ones with the same id while it cannot read `/proc`. It keeps the lock until it can.
 #[test]
 fn tenure_releases_nothing_while_it_cannot_tell_what_is_left() {
     let sandbox = Sandbox::local();

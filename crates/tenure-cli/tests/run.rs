@@ -278,7 +278,8 @@ fn a_failed_program_is_restarted_if_wanted() {
 #[test]
 fn as_the_first_process_it_reaps_orphans() {
     let sandbox = Sandbox::local();
-    // An orphan that tenure has not started, like one of a container's health check. The program waits until it is reaped.
+    // An orphan that tenure has not started, like one of a container's health check. The program waits until it is
+    // reaped.
     let script = format!(
         "(setsid sleep 0.05 &)
         exec {} run -- sh -c 'while cat /proc/[0-9]*/stat 2>/dev/null | grep -q \"(sleep)\"; do :; done; exit 5'",

@@ -93,8 +93,8 @@ fn no_password_is_handed_to_the_program() {
     }
 }
 
-/// A password in a file, in a variable, or in the URL in a variable does not appear in the arguments of tenure, its guard or
-/// the program.
+/// A password in a file, in a variable, or in the URL in a variable does not appear in the arguments of tenure, its
+/// guard or the program.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_password_is_an_argument() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();

@@ -1,5 +1,5 @@
-//! `tenure run` on stores with deadlines: the program, and every process that it has started, is dead before the next node
-//! becomes leader, whatever happens to tenure and to its connection to the store.
+//! `tenure run` on stores with deadlines: the program, and every process that it has started, is dead before the next
+//! node becomes leader, whatever happens to tenure and to its connection to the store.
 
 mod common;
 
@@ -83,8 +83,8 @@ impl StoreServer {
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl StoreServer {
-    /// While the store is cut off and the deadline is far away, a signal ends `tenure run` and the program within the shutdown
-    /// timeout.
+    /// While the store is cut off and the deadline is far away, a signal ends `tenure run` and the program within the
+    /// shutdown timeout.
     async fn ends_in_time_when_cut_off(&self, program: &str) {
         let proxy = Proxy::start(&self.endpoint).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));

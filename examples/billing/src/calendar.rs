@@ -27,11 +27,11 @@ impl Plan {
         }
     }
 
-    /// When the period after `periods` whole ones begins, for a subscription that started at `started_at`. Both times are in
-    /// milliseconds since 1970.
+    /// When the period after `periods` whole ones begins, for a subscription that started at `started_at`. Both times
+    /// are in milliseconds since 1970.
     ///
-    /// Counted from the start, so that a subscription of the 31st of January renews on the 28th of February and on the 31st
-    /// of March.
+    /// Counted from the start, so that a subscription of the 31st of January renews on the 28th of February and on
+    /// the 31st of March.
     pub(crate) fn renews_at(self, started_at: i64, periods: i64) -> i64 {
         let (days, time_of_day) = (started_at.div_euclid(DAY_MS), started_at.rem_euclid(DAY_MS));
         let (year, month, day) = civil_from_days(days);

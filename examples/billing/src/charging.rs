@@ -60,7 +60,8 @@ impl Biller {
                     () = tokio::time::sleep(POLL_INTERVAL) => continue,
                 }
             }
-            // Concurrent, but not as spawned tasks: these would continue when the leadership drops its work at the deadline.
+            // Concurrent, but not as spawned tasks: these would continue when the leadership drops its work at the
+            // deadline.
             stream::iter(due)
                 .map(|renewal| self.charge(renewal, &leadership))
                 .buffer_unordered(MAX_IN_FLIGHT)
@@ -73,8 +74,8 @@ impl Biller {
 
     /// Charges one renewal and records it.
     ///
-    /// A crash between the two leaves a charge that is not recorded. The renewal is then still due. The next leader sends the
-    /// same idempotency key, gets the earlier charge in the answer, and records it.
+    /// A crash between the two leaves a charge that is not recorded. The renewal is then still due. The next leader
+    /// sends the same idempotency key, gets the earlier charge in the answer, and records it.
     async fn charge(&self, renewal: Renewal, leadership: &LeadershipHandle) -> Result<(), WriteError> {
         let token = leadership.fencing_token();
         match self.request_charge(&renewal, leadership).await {
@@ -86,7 +87,8 @@ impl Biller {
                         "charged before, by a request without an answer"
                     );
                 }
-                // Also after leadership was lost: the charge was made. The fence refuses the write if there is a newer leader.
+                // Also after leadership was lost: the charge was made. The fence refuses the write if there is a
+                // newer leader.
                 self.database.record(&renewal, &receipt, token).await?;
                 debug!(subscription = renewal.subscription, charge = receipt.charge, "charged");
                 Ok(())
@@ -104,8 +106,8 @@ impl Biller {
         let stop = leadership.cancellation_token();
         let request = renewal.request();
         for attempt in 1..=MAX_TRIES {
-            // Before each side effect. `ensure` compares the clock, so that a process that was paused stops here. A request
-            // that is sent nevertheless carries the token.
+            // Before each side effect. `ensure` compares the clock, so that a process that was paused stops here. A
+            // request that is sent nevertheless carries the token.
             if leadership.ensure().is_err() {
                 return ChargeOutcome::NoLongerLeading;
             }

@@ -1,8 +1,8 @@
 //! The main example of tenure: billing servers elect a leader, and only the leader charges.
 //!
-//! `billing serve` is the service, and `billing provider` the payment provider that it uses. `billing demo` runs both as
-//! processes of their own, kills and stops the leaders, and then checks the provider's ledger: every renewal must be charged
-//! exactly once.
+//! `billing serve` is the service, and `billing provider` the payment provider that it uses. `billing demo` runs both
+//! as processes of their own, kills and stops the leaders, and then checks the provider's ledger: every renewal must
+//! be charged exactly once.
 
 mod calendar;
 mod charging;

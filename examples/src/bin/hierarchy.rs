@@ -1,5 +1,5 @@
-//! Two levels of election: every group elects a leader, and the groups' leaders elect one of themselves. The work stops when
-//! either leadership is lost.
+//! Two levels of election: every group elects a leader, and the groups' leaders elect one of themselves. The work
+//! stops when either leadership is lost.
 //!
 //! ```console
 //! $ for group in berlin berlin paris paris; do cargo run -p examples --bin hierarchy -- --group $group --store local:/tmp/tiers --election plant & done

@@ -1,9 +1,9 @@
 //! Kills all descendants of this process, and confirms that they are dead.
 //!
-//! `tenure run` and its guard are both child subreapers: a descendant whose parent exits becomes their child. So as long as
-//! any descendant exists, there is a child, and `waitid` reports whether there is one, without `/proc` and without a file
-//! descriptor. `/proc` is only read to find out what to kill. If reading it fails, the descendants count as alive, and the
-//! next round tries again.
+//! `tenure run` and its guard are both child subreapers: a descendant whose parent exits becomes their child. So as
+//! long as any descendant exists, there is a child, and `waitid` reports whether there is one, without `/proc` and
+//! without a file descriptor. `/proc` is only read to find out what to kill. If reading it fails, the descendants
+//! count as alive, and the next round tries again.
 
 mod failpoints;
 pub(crate) mod proc;
@@ -35,8 +35,8 @@ const MAX_ROUND_DELAY: Duration = Duration::from_millis(100);
 /// After how long a process that does not die is reported.
 const REPORT_AFTER: Duration = Duration::from_secs(2);
 
-/// The descendants of this process. The lock around it keeps other threads from reaping children, after which the kernel
-/// may give a child's id to another process.
+/// The descendants of this process. The lock around it keeps other threads from reaping children, after which the
+/// kernel may give a child's id to another process.
 struct Descendants {
     proc: Proc,
     /// The descendants from before [`adopt_orphans`]. Tenure has not started them, so it does not kill them.
@@ -107,8 +107,8 @@ pub(crate) fn wait_for_awaited(mut child: Child) -> io::Result<ExitStatus> {
     status
 }
 
-/// Reaps dead children that no other code waits for: those whose parents exited before them. If `/proc` cannot be listed,
-/// they stay zombies until the next call.
+/// Reaps dead children that no other code waits for: those whose parents exited before them. If `/proc` cannot be
+/// listed, they stay zombies until the next call.
 pub(crate) fn reap_orphans() {
     let Some(descendants) = descendants() else { return };
     for pid in descendants.proc.pids().unwrap_or_default() {
@@ -166,8 +166,9 @@ impl Descendants {
                 Err(error) => round.unknown = Some(error),
             }
         }
-        // Every descendant is below some child. If all children are preexisting, all others are below those, and not tenure's.
-        // Without a preexisting child, there is one that was not listed: hidepid=2 hides other users' processes.
+        // Every descendant is below some child. If all children are preexisting, all others are below those, and not
+        // tenure's. Without a preexisting child, there is one that was not listed: hidepid=2 hides other users'
+        // processes.
         round.is_empty = !has_new_child && round.unknown.is_none() && !self.preexisting.is_empty();
         if has_new_child {
             self.kill_grandchildren(&pids);
@@ -192,8 +193,8 @@ impl Descendants {
 
     /// Kills a child, and reaps it if it is dead.
     ///
-    /// This ignores the state in `/proc`: a process whose main thread has exited is shown as a zombie (`Z`) while its other
-    /// threads run. `waitpid` reaps it only once all its threads are dead.
+    /// This ignores the state in `/proc`: a process whose main thread has exited is shown as a zombie (`Z`) while its
+    /// other threads run. `waitpid` reaps it only once all its threads are dead.
     fn kill_child(&self, pid: Pid, main_child: Option<Pid>, round: &mut KillRound) {
         let killed = kill_process(pid, Signal::KILL);
         match waitpid(Some(pid), WaitOptions::NOHANG) {
@@ -207,8 +208,8 @@ impl Descendants {
         }
     }
 
-    /// Kills the descendants below the children in the same round. Errors are ignored: a process that is missed becomes a
-    /// child of this process when its parents are dead.
+    /// Kills the descendants below the children in the same round. Errors are ignored: a process that is missed
+    /// becomes a child of this process when its parents are dead.
     fn kill_grandchildren(&self, pids: &[Pid]) {
         let own = getpid().as_raw_pid();
         let all: Vec<Process> =
@@ -313,8 +314,8 @@ impl KillReport {
     }
 }
 
-/// Disables the safety rule and prints, for `cargo xtask mutants`, whether the check fails without it. Returns whether the
-/// check passes with the rule in force.
+/// Disables the safety rule and prints, for `cargo xtask mutants`, whether the check fails without it. Returns
+/// whether the check passes with the rule in force.
 ///
 /// # Errors
 /// If a process cannot be started.

@@ -40,8 +40,8 @@ use crate::{
 
 /// How often the guard gets a new window, if the deadline has moved. Heartbeats are sent every third of a TTL.
 const WINDOW_UPDATE_INTERVAL: Duration = Duration::from_millis(100);
-/// The program is killed before the deadline, by this fraction of the grace period within these bounds: the kernel needs
-/// time to end its processes.
+/// The program is killed before the deadline, by this fraction of the grace period within these bounds: the kernel
+/// needs time to end its processes.
 const KILL_MARGIN_DIVISOR: u32 = 5;
 const MIN_KILL_MARGIN: Duration = Duration::from_millis(50);
 const MAX_KILL_MARGIN: Duration = Duration::from_millis(200);
@@ -147,8 +147,8 @@ impl Program {
         Ok(program)
     }
 
-    /// Waits until no process of the program is left. Meanwhile passes signals on, and stops the program when leadership is
-    /// over.
+    /// Waits until no process of the program is left. Meanwhile passes signals on, and stops the program when
+    /// leadership is over.
     pub(super) async fn supervise(
         &mut self,
         leadership: &LeadershipHandle,
@@ -238,8 +238,8 @@ impl Program {
 
     fn send(&mut self, command: GuardCommand) -> io::Result<()> {
         match self.control.write_all(encode_line(&command)?.as_bytes()) {
-            // A guard that does not read, because it is stopped, keeps to its last window. `supervise` finds out about a
-            // guard that is gone.
+            // A guard that does not read, because it is stopped, keeps to its last window. `supervise` finds out
+            // about a guard that is gone.
             Err(error) if error.kind() != ErrorKind::WouldBlock && !is_disconnected(&error) => Err(error),
             _ => Ok(()),
         }

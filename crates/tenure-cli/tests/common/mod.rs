@@ -17,8 +17,8 @@ use tempfile::TempDir;
 /// The longest wait for anything, on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A program that ignores the signals that can be ignored. It starts a child and a daemon, and writes the process ids of all
-/// three to `pids`. They run while the test's directory exists, so that a failing test leaves nothing running.
+/// A program that ignores the signals that can be ignored. It starts a child and a daemon, and writes the process ids
+/// of all three to `pids`. They run while the test's directory exists, so that a failing test leaves nothing running.
 pub(crate) const STUBBORN_PROGRAM: &str = "trap '' TERM INT HUP
     sh -c 'trap \"\" TERM; while test -d \"$PWD\"; do sleep 1; done' & child=$!
     setsid sh -c 'trap \"\" TERM; echo $$ > daemon; while test -d \"$PWD\"; do sleep 1; done' &

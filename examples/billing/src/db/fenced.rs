@@ -23,8 +23,8 @@ pub(crate) enum WriteError {
 impl Database {
     /// Begins a term: from here on, the database refuses the writes of earlier leaders.
     ///
-    /// This waits for an earlier leader's running transaction, because that holds the fence's row. What it commits is visible
-    /// to the reads that follow.
+    /// This waits for an earlier leader's running transaction, because that holds the fence's row. What it commits is
+    /// visible to the reads that follow.
     pub(crate) async fn begin_term(&self, token: FencingToken, leader: &str) -> Result<(), WriteError> {
         let mut tx = self.pool.begin().await?;
         let number = raise_fence(&mut tx, token).await?;
@@ -39,7 +39,8 @@ impl Database {
         Ok(tx.commit().await?)
     }
 
-    /// Records a charge and advances the subscription to its next period, in one transaction. Repeating it has no effect.
+    /// Records a charge and advances the subscription to its next period, in one transaction. Repeating it has no
+    /// effect.
     pub(crate) async fn record(
         &self,
         renewal: &Renewal,
@@ -93,8 +94,8 @@ impl Database {
 
 /// The first statement of each of the leader's transactions. Returns the token as a number.
 ///
-/// It locks the fence's row until the commit, so that no other leader's transaction comes between this check and the writes
-/// after it.
+/// It locks the fence's row until the commit, so that no other leader's transaction comes between this check and the
+/// writes after it.
 async fn raise_fence(tx: &mut Transaction<'_, Any>, token: FencingToken) -> Result<i64, WriteError> {
     let number = i64::try_from(token.get()).map_err(|_| WriteError::TokenTooLarge { token })?;
     let raised = sqlx::query("UPDATE fence SET token = $1 WHERE resource = 'renewals' AND token <= $1")

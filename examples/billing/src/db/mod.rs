@@ -13,8 +13,8 @@ pub(crate) use fenced::WriteError;
 pub(crate) use queries::{RecordedRenewal, Renewal, Term};
 pub(crate) use schema::NewSubscription;
 
-/// A leader that is stopped within a transaction holds its locks. PostgreSQL ends such a transaction after this time, so that
-/// the next leader does not wait until the old one continues.
+/// A leader that is stopped within a transaction holds its locks. PostgreSQL ends such a transaction after this time,
+/// so that the next leader does not wait until the old one continues.
 const POSTGRES_IDLE_IN_TRANSACTION: &str = "SET idle_in_transaction_session_timeout = '2s'";
 
 /// Connections to the billing database.

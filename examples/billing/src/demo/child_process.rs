@@ -48,8 +48,8 @@ impl ChildProcess {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(output)
-            // An own group, so that Ctrl-C reaches only the demo, and the kernel sends SIGHUP and SIGCONT to a stopped child
-            // when the demo is killed.
+            // An own group, so that Ctrl-C reaches only the demo, and the kernel sends SIGHUP and SIGCONT to a
+            // stopped child when the demo is killed.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;

@@ -231,8 +231,8 @@ impl Cluster {
         victim.signal(Signal::STOP)?;
         self.record_fault(FaultKind::Pause, at, leader);
 
-        // Until there is another leader, so that two would charge if nothing prevented it. On the local store, or with one
-        // server, there is no other leader: there the pause only has to exceed the TTL.
+        // Until there is another leader, so that two would charge if nothing prevented it. On the local store, or
+        // with one server, there is no other leader: there the pause only has to exceed the TTL.
         let token = leader.token.unwrap_or_default();
         let (shortest, longest) = if self.config.servers == 1 || self.config.store.starts_with("local:") {
             (self.config.ttl + PAUSE_BEYOND_TTL, self.config.ttl + PAUSE_BEYOND_TTL)

@@ -25,7 +25,8 @@ use summary::Summary;
 
 /// The TTL if the store's URL has none.
 const DEFAULT_TTL: Duration = Duration::from_secs(3);
-/// The same for the local store. There a stopped leader keeps its leadership, so a longer pause would show nothing more.
+/// The same for the local store. There a stopped leader keeps its leadership, so a longer pause would show nothing
+/// more.
 const DEFAULT_LOCAL_TTL: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {

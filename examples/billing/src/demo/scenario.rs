@@ -10,7 +10,8 @@ use crate::{
     db::{NewSubscription, Renewal},
 };
 
-/// How many renewals at most are left to charge when a fault is injected. There are some, so the leader is charging then.
+/// How many renewals at most are left to charge when a fault is injected. There are some, so the leader is charging
+/// then.
 const MAX_LEFT_AT_FAULT: f64 = 40.0;
 
 /// What the scenario must contain.
@@ -102,7 +103,8 @@ impl Scenario {
     }
 }
 
-/// A subscription whose next renewal is between `from` and `from + span`, or a few days earlier if it started on a 31st.
+/// A subscription whose next renewal is between `from` and `from + span`, or a few days earlier if it started on a
+/// 31st.
 fn subscription(random: &mut Rng, id: i64, from: i64, span: i64) -> NewSubscription {
     let plan = if random.u8(..4) == 0 { Plan::Annual } else { Plan::Monthly };
     let price_cents = match plan {

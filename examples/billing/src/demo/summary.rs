@@ -17,8 +17,8 @@ use crate::db::{Database, Term};
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
     pub(crate) injected: InjectedFault,
-    /// The time without charges: from the fault to the first request of the next leader, or of the same one after it was
-    /// continued.
+    /// The time without charges: from the fault to the first request of the next leader, or of the same one after it
+    /// was continued.
     pub(crate) gap_ms: Option<i64>,
 }
 
@@ -189,8 +189,8 @@ impl Summary {
 
 /// The time without charges after a fault, by the provider's ledger.
 ///
-/// Requests that the victim sent before the fault may arrive after it. So only the requests of other leaders count, and the
-/// victim's after it was continued.
+/// Requests that the victim sent before the fault may arrive after it. So only the requests of other leaders count,
+/// and the victim's after it was continued.
 fn gap_ms(fault: &InjectedFault, ledger: &[LedgerEntry]) -> Option<i64> {
     let continued_at = match fault.kind {
         FaultKind::Kill => i64::MAX,

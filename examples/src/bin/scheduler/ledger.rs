@@ -38,8 +38,9 @@ impl Ledger {
         Ok(last.and_then(|seconds| DateTime::from_timestamp(seconds, 0)))
     }
 
-    /// Claims a time for this leader. Returns `false` if this time or a later one has been claimed, or if a leader with a
-    /// higher token has claimed one. This is a single statement, so that only one of two concurrent claims succeeds.
+    /// Claims a time for this leader. Returns `false` if this time or a later one has been claimed, or if a leader
+    /// with a higher token has claimed one. This is a single statement, so that only one of two concurrent claims
+    /// succeeds.
     pub(crate) async fn claim(
         &self,
         job: &str,

@@ -1,9 +1,10 @@
 //! Cron jobs that fire on one node only, and at most once for each time, also after a takeover.
 //!
-//! Only the leader has a schedule. The ledger makes a time fire *once*: the leader claims a time there, with its fencing token,
-//! before the job runs. So neither a stale leader nor a new one fires it again. The next leader fires the times that were missed
-//! while there was no leader. A time whose leader crashed after claiming it is not fired again. If that is worse than firing
-//! twice, also record that the job is done, and repeat jobs that are not, with an idempotency key.
+//! Only the leader has a schedule. The ledger makes a time fire *once*: the leader claims a time there, with its
+//! fencing token, before the job runs. So neither a stale leader nor a new one fires it again. The next leader fires
+//! the times that were missed while there was no leader. A time whose leader crashed after claiming it is not fired
+//! again. If that is worse than firing twice, also record that the job is done, and repeat jobs that are not, with an
+//! idempotency key.
 //!
 //! ```console
 //! $ cargo run -p examples --bin scheduler -- --cron '*/5 * * * * *' --ledger sqlite:/tmp/ledger.db --store local:/tmp/cron --election cron
@@ -59,7 +60,8 @@ impl CronJob {
         let now = Utc::now();
         for time in self.due_times(now).await? {
             leadership.ensure()?;
-            // The claim carries the token: if this process was paused here and there is a newer leader, the claim fails.
+            // The claim carries the token: if this process was paused here and there is a newer leader, the claim
+            // fails.
             if self
                 .ledger
                 .claim(self.name, time, leadership.fencing_token(), leadership.candidate().as_str())

@@ -1,8 +1,8 @@
 //! The leader assigns jobs to workers, and reassigns the jobs of a worker that dies.
 //!
-//! Every worker is a candidate in the election `workers`, so its candidates are the live workers. The leader's value is the
-//! plan: which worker has which job. There is also one election per job, and a worker campaigns in those of its jobs. So a job
-//! never runs on two workers at the same time, even if one of them has an outdated plan.
+//! Every worker is a candidate in the election `workers`, so its candidates are the live workers. The leader's value
+//! is the plan: which worker has which job. There is also one election per job, and a worker campaigns in those of
+//! its jobs. So a job never runs on two workers at the same time, even if one of them has an outdated plan.
 //!
 //! ```console
 //! $ for id in a b c; do cargo run -p examples --bin workers -- --candidate $id --store local:/tmp/workers --election workers & done
