@@ -1,4 +1,4 @@
-//! One process greets; when it is killed, another goes on.
+//! One of two processes greets. When it is killed, the other one takes over.
 
 use std::process::Command;
 
@@ -9,16 +9,16 @@ fn token(line: &str) -> u64 {
 }
 
 #[test]
-fn one_of_two_greets_and_the_other_goes_on_when_it_is_killed() {
+fn one_of_two_greets_and_the_other_takes_over_when_it_is_killed() {
     let directory = tempfile::tempdir().unwrap();
     let store = format!("local:{}", directory.path().display());
     let start = || Program::start(Command::new(env!("CARGO_BIN_EXE_quickstart")).arg(&store)).unwrap();
     let mut first = start();
-    let told = token(&first.wait_for("hello from"));
+    let first_token = token(&first.wait_for("hello from"));
     let mut second = start();
     first.wait_for("hello from");
     first.wait_for("hello from");
-    assert_eq!(second.lines(), [] as [&str; 0], "it waits");
+    assert_eq!(second.lines(), [] as [&str; 0], "it must wait");
     first.kill();
-    assert!(token(&second.wait_for("hello from")) > told);
+    assert!(token(&second.wait_for("hello from")) > first_token);
 }

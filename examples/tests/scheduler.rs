@@ -1,19 +1,19 @@
-//! A job fires each second, once, on one node; also when that node is killed, or stopped for a while.
+//! A job fires once each second, on one node, also when that node is killed or terminated.
 
 use std::{collections::BTreeMap, process::Command};
 
 use futures::StreamExt as _;
 use tenure_testkit::program::Program;
 
-/// The times that a node says it has fired, in seconds of the day.
-fn fired(program: &Program) -> Vec<String> {
+/// The times for which a node has fired.
+fn fired_times(program: &Program) -> Vec<String> {
     let lines = program.lines();
     let times = lines.iter().filter_map(|line| line.strip_prefix("report fired for ")?.split(' ').next());
     times.map(str::to_owned).collect()
 }
 
 #[tokio::test]
-async fn a_job_fires_once_each_time_also_across_a_fail_over() {
+async fn a_job_fires_once_for_each_time_also_after_a_takeover() {
     let directory = tempfile::tempdir().unwrap();
     let store = format!("local:{}", directory.path().join("store").display());
     let ledger = format!("sqlite:{}", directory.path().join("ledger.db").display());
@@ -30,7 +30,7 @@ async fn a_job_fires_once_each_time_also_across_a_fail_over() {
     first.wait_for("report fired for ");
     first.wait_for("report fired for ");
     first.kill();
-    // Either of the others goes on.
+    // One of the others takes over.
     let (next, last) = loop {
         match leaders.next().await.unwrap().unwrap() {
             Some(leader) if leader.id == "b" => break (&mut second, &mut third),
@@ -46,9 +46,9 @@ async fn a_job_fires_once_each_time_also_across_a_fail_over() {
     last.wait_for("report fired for ");
     last.kill();
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for time in [&first, &second, &third].into_iter().flat_map(fired) {
+    for time in [&first, &second, &third].into_iter().flat_map(fired_times) {
         *counts.entry(time).or_default() += 1;
     }
-    assert!(counts.values().all(|count| *count == 1), "each time once: {counts:?}");
+    assert!(counts.values().all(|count| *count == 1), "each time must fire once: {counts:?}");
     assert!(counts.len() >= 6, "{counts:?}");
 }

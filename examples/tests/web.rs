@@ -1,4 +1,4 @@
-//! Every node can be asked for a ticket; no number is given twice, and none is lower than one given before.
+//! Every node issues tickets. No number is issued twice, and none is lower than one before.
 
 use std::{process::Command, time::Duration};
 
@@ -18,9 +18,9 @@ fn start(store: &str) -> Node {
     Node { program, url }
 }
 
-/// A ticket from this node, which may have to be asked again while leadership moves.
-async fn ticket(client: &Client, node: &Node) -> (u64, u64) {
-    let asking = async {
+/// Requests a ticket from this node, again while leadership moves.
+async fn request_ticket(client: &Client, node: &Node) -> (u64, u64) {
+    let request = async {
         loop {
             let answer = client.post(format!("{}/tickets", node.url)).send().await.unwrap();
             if answer.status().is_success() {
@@ -32,34 +32,34 @@ async fn ticket(client: &Client, node: &Node) -> (u64, u64) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap()
+    tokio::time::timeout(Duration::from_secs(60), request).await.unwrap()
 }
 
-/// Whether this node says that it leads.
-async fn leads(client: &Client, node: &Node) -> bool {
+/// Whether this node answers that it is the leader.
+async fn is_leading(client: &Client, node: &Node) -> bool {
     client.get(format!("{}/leading", node.url)).send().await.unwrap().status().is_success()
 }
 
 #[tokio::test]
-async fn tickets_are_given_once_and_rise_whichever_node_is_asked() {
+async fn tickets_are_unique_and_increase_on_every_node() {
     let directory = tempfile::tempdir().unwrap();
     let store = format!("local:{}", directory.path().display());
     let mut nodes = vec![start(&store), start(&store), start(&store)];
     let client = Client::new();
-    let mut given = Vec::new();
+    let mut tickets = Vec::new();
     while !nodes.is_empty() {
         for _ in 0..3 {
             for node in &nodes {
-                given.push(ticket(&client, node).await);
+                tickets.push(request_ticket(&client, node).await);
             }
         }
         let mut leader = None;
-        for (at, node) in nodes.iter().enumerate() {
-            if leads(&client, node).await {
-                assert_eq!(leader.replace(at), None, "two lead");
+        for (index, node) in nodes.iter().enumerate() {
+            if is_leading(&client, node).await {
+                assert_eq!(leader.replace(index), None, "two nodes lead");
             }
         }
-        let mut leader = nodes.remove(leader.expect("one has answered"));
+        let mut leader = nodes.remove(leader.expect("a node leads"));
         let metrics =
             client.get(format!("{}/metrics", leader.url)).send().await.unwrap().text().await.unwrap();
         assert!(metrics.contains("tenure_is_leader{election=\"tickets\"} 1"), "{metrics}");
@@ -70,7 +70,7 @@ async fn tickets_are_given_once_and_rise_whichever_node_is_asked() {
             leader.program.kill();
         }
     }
-    assert_eq!(given.len(), 18);
-    assert!(given.is_sorted_by(|a, b| a < b), "{given:?}");
-    assert_eq!(given.iter().map(|(token, _)| token).collect::<std::collections::BTreeSet<_>>().len(), 3);
+    assert_eq!(tickets.len(), 18);
+    assert!(tickets.is_sorted_by(|a, b| a < b), "{tickets:?}");
+    assert_eq!(tickets.iter().map(|(token, _)| token).collect::<std::collections::BTreeSet<_>>().len(), 3);
 }

@@ -10,10 +10,10 @@ use crate::signals::StopSignal;
 #[derive(Debug, Parser)]
 #[command(name = "tenure", version, about, max_term_width = 100)]
 pub(crate) struct Arguments {
-    /// How messages are written to the standard error
+    /// The format of log messages on the standard error
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
-    /// Says more; twice and thrice even more. TENURE_LOG has a filter of its own
+    /// Logs more: -v info, -vv debug, -vvv trace. TENURE_LOG overrides it with a filter
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
     #[command(subcommand)]
@@ -22,32 +22,33 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people
+    /// Plain text
     Text,
-    /// An object a line
+    /// One JSON object per line
     Json,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Campaigns, and runs a program for as long as this node leads
+    /// Campaigns, and runs a program while this node is the leader
     #[command(after_long_help = RUN_HELP)]
     Run(Run),
-    /// Prints who leads; exits with 1 when nobody does
-    Leader(Look),
-    /// Prints all candidates in order of succession, the leader first
-    Candidates(Look),
-    /// Prints who leads, now and at every change
-    Observe(Look),
-    /// Asks whoever leads to resign, and waits until it has; exits with 1 when nobody leads
+    /// Prints the leader; exits with 1 when there is none
+    Leader(Query),
+    /// Prints all candidates in queue order, the leader first
+    Candidates(Query),
+    /// Prints the leader, now and at every change
+    Observe(Query),
+    /// Asks the leader to resign, and waits until it has; exits with 1 when there is no leader
     ///
-    /// The leader is told, wherever it runs; its work is stopped, and the next in the queue leads. What leads is another
-    /// library's candidate, perhaps: that does not listen, and is an error.
-    Resign(Look),
-    /// Looks whether the store, this machine and the settings are fit for elections, and says what to do
+    /// The request reaches the leader through the store, wherever it runs. The leader stops its work, and the next
+    /// candidate in the queue becomes leader. A leader that was elected by another library cannot receive the
+    /// request: that is an error.
+    Resign(Query),
+    /// Checks the store, this machine and the settings, and advises what to change
     ///
-    /// Each member of the store is asked for its version and its part, a session is opened and the election
-    /// "tenure-doctor" entered for a moment. Exits with 69 when there is a problem.
+    /// Asks each member of the store for its version and role, opens a session, and briefly enters the election
+    /// "tenure-doctor". Exits with 69 when there is a problem.
     Doctor(Doctor),
     /// Prints a completion script for a shell
     Completions {
@@ -56,87 +57,87 @@ pub(crate) enum Command {
     },
     /// Prints the manual page
     Man,
-    /// Watches over the program: what `run` starts
+    /// Supervises the program; started by `run`
     #[command(name = "__guard", hide = true)]
     Guard(Guard),
-    /// Becomes the program: what the guard starts
+    /// Executes the program; started by the guard
     #[command(name = "__exec", hide = true)]
     Exec(Exec),
 }
 
 const RUN_HELP: &str = "\
-The program finds in its environment:
+Environment of the program:
   TENURE_ELECTION               the election that this node leads
-  TENURE_FENCING_TOKEN          the token to send with every write, so that the other side can refuse lower ones
+  TENURE_FENCING_TOKEN          the fencing token: send it with every write, so that the receiver can refuse lower ones
   TENURE_CANDIDATE              this candidate's id
-  TENURE_DEADLINE_BOOTTIME_NS   until when leadership may be assumed, as things stood when the program was started, on
-                                CLOCK_BOOTTIME in nanoseconds; it moves on while the store answers. Not set where the
-                                kernel keeps the leadership (local:)
-  TENURE_GRACE_PERIOD_MS         how long before the deadline the program is told to stop
-and whatever tenure has in its own, but for the store's password: the variable of password_env, and TENURE_STORE where
-its URL has the password in it.
+  TENURE_DEADLINE_BOOTTIME_NS   the deadline of the leadership when the program was started, in nanoseconds of
+                                CLOCK_BOOTTIME; it moves on while the store answers. Not set where the kernel keeps
+                                the leadership (local:)
+  TENURE_GRACE_PERIOD_MS        how long before the deadline the program gets the stop signal
+Other variables are passed on, except those that contain the store's password: the variable that password_env names,
+and TENURE_STORE if its URL contains the password.
 
-The program is told to stop a grace period before the deadline, and killed with everything that it started before the
-deadline, also when the store is cut off, and when tenure itself is killed.
+The program gets the stop signal one grace period before the deadline. Before the deadline it is killed, with every
+process that it has started, even if the store cannot be reached or tenure itself is killed.
 
-Exit codes: the program's own; 128 and the signal's number when a signal ended it; 126 or 127 when it cannot be run; 69
-when the store refuses; 75 when it is not elected (--try, --timeout); 76 when leadership was lost; 2 for bad usage.";
+Exit codes: the program's own; 128 plus the signal's number if a signal ended it; 126 or 127 if it cannot be run; 69 if
+the store refuses; 75 if not elected (--try, --timeout); 76 if leadership was lost; 2 for bad usage.";
 
-/// Where elections are held.
+/// The store and the election.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Store {
-    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. By default a directory of the
-    /// user's on this machine. Passwords belong into the environment, or into a file (?password_file=)
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. The default is local: with a
+    /// directory of this user. Put passwords into the environment or a file (?password_file=)
     #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
     pub(crate) url: Option<String>,
-    /// Which election
+    /// The election
     #[arg(long, value_name = "NAME", env = "TENURE_ELECTION")]
     pub(crate) election: String,
 }
 
-/// What `tenure run` is told.
+/// The options of `tenure run`.
 #[derive(Args, Debug)]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) store: Store,
-    /// Who this candidate is; host, process and a random number by default
+    /// This candidate's id; by default made of the host, the process and a random number
     #[arg(long)]
     pub(crate) id: Option<String>,
-    /// What others can read of this candidate: an address, say
+    /// A text that others can read of this candidate, for example its address
     #[arg(long, value_name = "TEXT")]
     pub(crate) value: Option<String>,
-    /// After how much silence the store gives leadership to another node; 10s by default
+    /// How long after the last heartbeat the store gives leadership to another node; 10s by default
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) ttl: Option<Duration>,
-    /// How long before the deadline the program is told to stop; a tenth of the TTL by default, at most a third
+    /// How long before the deadline the program gets the stop signal; a tenth of the TTL by default, at most a third
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) grace_period: Option<Duration>,
-    /// The signal that tells the program to stop
+    /// The signal that asks the program to stop
     #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
     pub(crate) stop_signal: StopSignal,
-    /// Whether to campaign again when the program has ended or leadership was lost
+    /// When to campaign again after the program has ended or leadership was lost
     #[arg(long, value_enum, default_value_t = Restart::Never)]
     pub(crate) restart: Restart,
-    /// The shortest wait before campaigning again; it doubles while the program fails
+    /// The first delay before campaigning again; it doubles while the program fails
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = humantime::parse_duration)]
     pub(crate) backoff: Duration,
-    /// The longest wait before campaigning again
+    /// The longest delay before campaigning again
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) max_backoff: Duration,
-    /// Gives up, with exit code 75, when not elected within this time
+    /// Exits with 75 if not elected within this time
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// Leads at once or not at all: exit code 75 when somebody else leads
+    /// Does not wait: exits with 75 if there is another leader
     #[arg(long = "try")]
-    pub(crate) tries: bool,
-    /// How long an end may take once a signal asks for it; 5s by default. The program, which is passed the signal, is killed
-    /// when four fifths of that are over
+    pub(crate) try_once: bool,
+    /// How long the shutdown may take after a termination signal; 5s by default. The signal is passed on to the
+    /// program, which is killed after four fifths of this time
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) shutdown_timeout: Option<Duration>,
-    /// What tenure does should the program not be dead by the deadline
+    /// What tenure does if the program is still alive at the deadline
     #[arg(long, value_enum, default_value_t = OnOverrun::Log)]
     pub(crate) on_overrun: OnOverrun,
-    /// Says nothing while waiting
+    /// Prints nothing while waiting
     #[arg(short, long)]
     pub(crate) quiet: bool,
     /// The program and its arguments
@@ -146,11 +147,11 @@ pub(crate) struct Run {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Restart {
-    /// Exits with the program, or with 76 when leadership was lost
+    /// Exits when the program ends, or with 76 if leadership was lost
     Never,
-    /// Campaigns again when the program failed or leadership was lost
+    /// Campaigns again if the program failed or leadership was lost
     OnFailure,
-    /// Campaigns again whatever ended the term
+    /// Always campaigns again
     Always,
 }
 
@@ -158,55 +159,56 @@ pub(crate) enum Restart {
 pub(crate) enum OnOverrun {
     /// Logs an error
     Log,
-    /// Logs, and aborts
+    /// Logs an error and aborts
     Abort,
 }
 
-/// What the commands that only look are told.
+/// The options of `leader`, `candidates`, `observe` and `resign`.
 #[derive(Args, Debug)]
-pub(crate) struct Look {
+pub(crate) struct Query {
     #[command(flatten)]
     pub(crate) store: Store,
-    /// Prints an object of JSON a line
+    /// Prints one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
-    /// Gives up when the store does not answer within this time
+    /// Fails if there is no answer within this time
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
 }
 
-/// What `tenure doctor` is told.
+/// The options of `tenure doctor`.
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
     /// The store, as for the other commands
     #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
     pub(crate) url: Option<String>,
-    /// The TTL that is meant to be used; 10s by default
+    /// The TTL that will be used; 10s by default
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) ttl: Option<Duration>,
-    /// Prints one object of JSON
+    /// Prints one JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// What the guard is told when it is started; the rest comes over its standard input, a socket.
+/// The arguments of the guard. Everything else comes over its standard input, which is a socket.
 #[derive(Args, Debug)]
 pub(crate) struct Guard {
     #[arg(long)]
     pub(crate) stop_signal: StopSignal,
-    /// The process group that the program joins; one of its own by default
+    /// The process group that the program joins; by default the program gets its own
     #[arg(long)]
     pub(crate) group: Option<i32>,
     #[arg(required = true, last = true)]
     pub(crate) command: Vec<OsString>,
 }
 
+/// The arguments of the process that executes the program.
 #[derive(Args, Debug)]
 pub(crate) struct Exec {
-    /// The guard, which may have gone
+    /// The guard's process id; the guard may be gone already
     #[arg(long)]
     pub(crate) parent: i32,
-    /// From when on the program must not be started any more; nanoseconds of CLOCK_BOOTTIME
+    /// The instant from which the program must not be started any more; nanoseconds of CLOCK_BOOTTIME
     #[arg(long)]
     pub(crate) until: u64,
     #[arg(required = true, last = true)]

@@ -1,4 +1,4 @@
-//! `tenure doctor`: whether a store, this machine and the settings are fit for elections.
+//! `tenure doctor`: checks whether a store, this machine and the settings are fit for elections.
 
 use std::io::Write as _;
 
@@ -7,16 +7,16 @@ use anyhow::Result;
 use serde::Serialize;
 use tenure::{Config, Diagnosis, Level};
 
-use crate::{args::Doctor, exit, look::written, store};
+use crate::{args::Doctor, exit, output::exit_on_broken_pipe, store};
 
-/// What `--json` prints, on one line.
+/// The output of `--json`, on one line.
 #[derive(Serialize)]
 struct Report<'a> {
     worst: Level,
     diagnoses: &'a [Diagnosis],
 }
 
-/// Prints what was found, each with what to do about it.
+/// Prints each diagnosis with its advice. Returns the exit code.
 pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
     let mut config = Config::new();
     if let Some(ttl) = options.ttl {
@@ -28,13 +28,13 @@ pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
     let worst = diagnoses.iter().map(|diagnosis| diagnosis.level).max().unwrap_or(Level::Good);
     if options.json {
         let report = serde_json::to_string(&Report { worst, diagnoses: &diagnoses })?;
-        written(writeln!(anstream::stdout(), "{report}"))?;
+        exit_on_broken_pipe(writeln!(anstream::stdout(), "{report}"))?;
     } else {
         for diagnosis in &diagnoses {
-            written(print(diagnosis))?;
+            exit_on_broken_pipe(print(diagnosis))?;
         }
     }
-    Ok(if worst == Level::Problem { exit::REFUSED } else { 0 })
+    Ok(if worst == Level::Problem { exit::STORE_REFUSED } else { 0 })
 }
 
 fn print(diagnosis: &Diagnosis) -> std::io::Result<()> {
@@ -46,7 +46,7 @@ fn print(diagnosis: &Diagnosis) -> std::io::Result<()> {
     };
     let (bold, style) = (Style::new().bold(), color.on_default().bold());
     let mut out = anstream::stdout();
-    // Others' text, which may hold anything.
+    // The text may come from the store, so it may contain control characters.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     writeln!(out, "{style}{mark:<8}{style:#} {bold}{subject}{bold:#}: {text}")?;
     if let Some(advice) = &diagnosis.advice {

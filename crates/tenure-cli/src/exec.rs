@@ -1,4 +1,4 @@
-//! Becomes the program, after seeing to it that the program does not outlive its guard.
+//! Executes the program in place of this process, after tying the program's life to the guard's.
 
 use std::{
     io::{ErrorKind, stderr},
@@ -12,19 +12,21 @@ use rustix::{
 };
 use tenure::{BootClock, Clock as _};
 
-use crate::{args::Exec, exit, say};
+use crate::{args::Exec, exit, messages};
 
-/// Returns only when the program cannot be run.
+/// Returns only if the program cannot be run.
 pub(crate) fn exec(options: &Exec) -> ExitCode {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
-        say(&format!("the program could outlive tenure, so it is not started: {error}"));
+        messages::print(&format!(
+            "the program is not started, because it could outlive tenure: cannot set its death signal: {error}"
+        ));
         return exit::CANNOT_RUN.into();
     }
-    // Asleep until now, perhaps: the guard kills what it finds, but finds nothing better.
+    // The machine may have been suspended until now. The guard would kill the program, but it is better not started.
     if BootClock.now().as_nanos() >= options.until {
         return exit::CANNOT_RUN.into();
     }
-    // A guard that went before that was set.
+    // The guard may have died before the death signal was set.
     if getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != options.parent) {
         return exit::CANNOT_RUN.into();
     }
@@ -32,17 +34,17 @@ pub(crate) fn exec(options: &Exec) -> ExitCode {
         return exit::CANNOT_RUN.into();
     };
     let error = Command::new(program).args(arguments).exec();
-    // From here on a broken pipe ends this process.
+    // `exec` has reset SIGPIPE, so writing to a broken pipe would now end this process.
     let code = if error.kind() == ErrorKind::NotFound { exit::NOT_FOUND } else { exit::CANNOT_RUN };
     if !is_broken(&stderr()) {
-        say(&format!("cannot run {}: {error}", program.to_string_lossy()));
+        messages::print(&format!("cannot run {}: {error}", program.to_string_lossy()));
     }
     code.into()
 }
 
-/// Whether nobody reads any more what is written here.
+/// Whether the reading end of this pipe is closed.
 fn is_broken(file: &impl AsFd) -> bool {
-    let mut watched = [PollFd::new(file, PollFlags::OUT)];
-    let looked = poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    looked.is_ok() && watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+    let mut polled = [PollFd::new(file, PollFlags::OUT)];
+    let ready = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    ready.is_ok() && polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }

@@ -1,9 +1,13 @@
-//! The process between `tenure run` and the program: it sees to it that the program, and all that it has
-//! started, is dead in time, whatever becomes of `tenure run`.
+//! The process between `tenure run` and the program. It kills the program, and everything that the program has started,
+//! before the deadline, whatever happens to `tenure run`.
 //!
-//! It has one thread, no runtime and no connection to the store. It knows until when the program may go on; when
-//! it hears nothing more, because `tenure run` was stopped, say, that is the moment at which it kills. When
-//! `tenure run` is gone, it kills at once. Should the guard itself be killed, the kernel kills the program.
+//! The guard has one thread, no runtime and no connection to the store. `tenure run` sends it windows: until when the
+//! program may run. The guard kills the program
+//!
+//! - when the last window is over, for example because `tenure run` was stopped and sends no more;
+//! - as soon as the socket to `tenure run` is closed.
+//!
+//! If the guard itself is killed, the kernel kills the program.
 
 use std::{
     io::{self, Write as _},
@@ -37,66 +41,68 @@ use tenure::{BootClock, Clock as _};
 
 use crate::{
     args, exit,
-    orders::{Answer, Ended, Lines, Order, line, receive_files},
-    processes::{adopt_orphans, end_all, reap_orphans, start_awaited},
-    say,
+    guard_protocol::{GuardCommand, GuardEvent, LineReader, ProgramExit, encode_line, receive_files},
+    messages,
+    processes::{adopt_orphans, kill_all_descendants, reap_orphans, spawn_awaited},
     signals::{StopSignal, not_ignored},
 };
 
-/// What would end or stop this process, and must not.
-const SURVIVED: [i32; 11] =
+/// Signals that would end or stop this process. It ignores them.
+const IGNORED_SIGNALS: [i32; 11] =
     [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM, SIGIO];
 
-/// Guards one program to its end.
+/// Runs the program until it ends, or until it has to be killed.
 pub(crate) fn guard(options: &args::Guard) -> ExitCode {
-    let mut leadership = Vec::new();
-    match watch_over(options, &mut leadership) {
+    let mut lock_files = Vec::new();
+    match supervise(options, &mut lock_files) {
         Ok(code) => code.into(),
         Err(error) => {
-            // Nothing may go on unguarded, and nobody else may lead before it has ended.
-            end_all(None, None);
-            drop(leadership);
-            say(&format!("cannot guard the program: {error}"));
+            // The program must not run without a guard. The lock is held until everything is dead, so that no other
+            // node becomes leader before.
+            kill_all_descendants(None, None);
+            drop(lock_files);
+            messages::print(&format!("cannot guard the program: {error}"));
             exit::CANNOT_RUN.into()
         }
     }
 }
 
-/// Guards the program. `leadership` is for the files that keep the leadership for as long as they are open.
-fn watch_over(options: &args::Guard, leadership: &mut Vec<OwnedFd>) -> io::Result<u8> {
+/// Runs the program. Stores in `lock_files` the files that keep the leadership for as long as they are open.
+fn supervise(options: &args::Guard, lock_files: &mut Vec<OwnedFd>) -> io::Result<u8> {
     let ignored = Arc::new(AtomicBool::new(false));
-    for signal in not_ignored(&SURVIVED)? {
+    for signal in not_ignored(&IGNORED_SIGNALS)? {
         signal_hook::flag::register(signal, Arc::clone(&ignored))?;
     }
     let child_died = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGCHLD, Arc::clone(&child_died))?;
-    // Whatever the program leaves behind becomes a child of ours.
+    // Processes that outlive the program become children of this process.
     adopt_orphans()?;
 
     let mut control = Control {
         stream: UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?),
-        lines: Lines::default(),
+        lines: LineReader::default(),
     };
     let mut files = receive_files(&control.stream)?.into_iter();
-    let input = files.next().ok_or_else(|| io::Error::other("there is no standard input"))?;
-    leadership.extend(files);
-    // Nothing runs before it is known for how long it may.
-    let mut orders = control.wait()?;
+    let input =
+        files.next().ok_or_else(|| io::Error::other("the program's standard input was not received"))?;
+    lock_files.extend(files);
+    // The program is started only once its window is known.
+    let mut commands = control.wait()?;
     control.stream.set_nonblocking(true)?;
-    orders.extend(control.drain()?.ok_or(io::ErrorKind::UnexpectedEof)?);
+    commands.extend(control.drain()?.ok_or(io::ErrorKind::UnexpectedEof)?);
     let mut program = Program {
         pid: getpid(),
         group: None,
         stop_signal: options.stop_signal,
         stop_at: u64::MAX,
         kill_at: u64::MAX,
-        told: false,
+        stop_sent: false,
         out_of_time: false,
     };
-    program.take_windows(&orders);
-    // Asleep until now, perhaps.
-    if BootClock.now().as_nanos() >= program.stop_at || orders.contains(&Order::Stop) {
-        return Ok(exit::LOST);
+    program.apply_windows(&commands);
+    // The machine may have been suspended until now.
+    if BootClock.now().as_nanos() >= program.stop_at || commands.contains(&GuardCommand::Stop) {
+        return Ok(exit::LEADERSHIP_LOST);
     }
 
     let own = getpid().as_raw_nonzero().get();
@@ -104,127 +110,128 @@ fn watch_over(options: &args::Guard, leadership: &mut Vec<OwnedFd>) -> io::Resul
     command.arg("__exec").arg(format!("--parent={own}")).arg(format!("--until={}", program.stop_at));
     command.arg("--").args(&options.command);
     command.process_group(options.group.unwrap_or(0));
-    let child = start_awaited(command.stdin(Stdio::from(input)))?;
-    // The program alone holds its input from here on: whoever feeds it sees when it reads no more.
+    let child = spawn_awaited(command.stdin(Stdio::from(input)))?;
+    // Only the program holds its input now, so that the writing end sees when the program closes it.
     drop(command);
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     program.pid = pid.ok_or_else(|| io::Error::other("the program has no process id"))?;
     program.group = options.group.is_none().then_some(program.pid);
-    control.tell(Answer::Started)?;
-    orders.into_iter().for_each(|order| program.obey(order));
-    let how = program.end(&mut control, &child_died)?;
-    control.tell(Answer::Ended { how, out_of_time: program.out_of_time })?;
+    control.send(GuardEvent::Started)?;
+    commands.into_iter().for_each(|command| program.execute(command));
+    let how = program.wait_or_kill(&mut control, &child_died)?;
+    control.send(GuardEvent::Ended { how, out_of_time: program.out_of_time })?;
     Ok(0)
 }
 
-/// The line to `tenure run`.
+/// The socket to `tenure run`.
 struct Control {
     stream: UnixStream,
-    lines: Lines,
+    lines: LineReader,
 }
 
 impl Control {
-    /// The first orders.
-    fn wait(&mut self) -> io::Result<Vec<Order>> {
+    /// Waits for the first commands.
+    fn wait(&mut self) -> io::Result<Vec<GuardCommand>> {
         loop {
-            let orders: Vec<Order> =
+            let commands: Vec<GuardCommand> =
                 self.lines.read(&mut self.stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            if !orders.is_empty() {
-                return Ok(orders);
+            if !commands.is_empty() {
+                return Ok(commands);
             }
         }
     }
 
-    /// All orders that have come; `None` when there can be no more.
-    fn drain(&mut self) -> io::Result<Option<Vec<Order>>> {
+    /// All commands that have arrived. `None` if the socket is closed.
+    fn drain(&mut self) -> io::Result<Option<Vec<GuardCommand>>> {
         let mut all = Vec::new();
         loop {
-            match self.lines.read::<Order>(&mut self.stream) {
+            match self.lines.read::<GuardCommand>(&mut self.stream) {
                 Ok(None) => return Ok(None),
-                Ok(Some(orders)) => all.extend(orders),
+                Ok(Some(commands)) => all.extend(commands),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Some(all)),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Whoever is told may be gone.
-    fn tell(&mut self, answer: Answer) -> io::Result<()> {
-        let _ = self.stream.write_all(line(&answer)?.as_bytes());
+    /// Sends an event. Write errors are ignored: `tenure run` may be gone.
+    fn send(&mut self, event: GuardEvent) -> io::Result<()> {
+        let _ = self.stream.write_all(encode_line(&event)?.as_bytes());
         Ok(())
     }
 }
 
-/// The program, and until when it may go on.
+/// The program and its window.
 struct Program {
     pid: Pid,
-    /// The process group, when it is the program's own.
+    /// The process group, if the program has its own.
     group: Option<Pid>,
     stop_signal: StopSignal,
+    /// When the stop signal is sent, in nanoseconds of `CLOCK_BOOTTIME`.
     stop_at: u64,
+    /// When the program is killed, in nanoseconds of `CLOCK_BOOTTIME`.
     kill_at: u64,
-    /// Whether it was told to stop.
-    told: bool,
-    /// Whether that was because its time was up.
+    stop_sent: bool,
+    /// Whether it was stopped or killed because its window was over.
     out_of_time: bool,
 }
 
 impl Program {
-    /// Waits until it has ended, or ends it. Nothing of it is left then.
-    fn end(&mut self, control: &mut Control, child_died: &AtomicBool) -> io::Result<Ended> {
-        let over = pidfd_open(self.pid, PidfdFlags::empty())?;
+    /// Waits until the program has ended, or kills it. When this returns, no process of it is left.
+    fn wait_or_kill(&mut self, control: &mut Control, child_died: &AtomicBool) -> io::Result<ProgramExit> {
+        let pidfd = pidfd_open(self.pid, PidfdFlags::empty())?;
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         loop {
-            // What was said before counts before the time does.
+            // Before the clock is compared: a command that has arrived may extend the window.
             match control.drain()? {
                 None => break,
-                Some(orders) => orders.into_iter().for_each(|order| self.obey(order)),
+                Some(commands) => commands.into_iter().for_each(|command| self.execute(command)),
             }
             let now = BootClock.now().as_nanos();
             if now >= self.kill_at {
                 self.out_of_time = true;
                 break;
             }
-            if now >= self.stop_at && !self.told {
+            if now >= self.stop_at && !self.stop_sent {
                 self.out_of_time = true;
-                self.tell_to_stop();
+                self.send_stop();
             }
-            self.set(&timer, now)?;
+            self.arm(&timer, now)?;
             if child_died.swap(false, SeqCst) {
                 reap_orphans();
             }
-            let mut watched = [
-                PollFd::new(&over, PollFlags::IN),
+            let mut polled = [
+                PollFd::new(&pidfd, PollFlags::IN),
                 PollFd::new(&timer, PollFlags::IN),
                 PollFd::new(&control.stream, PollFlags::IN),
             ];
-            match poll(&mut watched, None) {
+            match poll(&mut polled, None) {
                 Err(Errno::INTR) => continue,
                 outcome => outcome?,
             };
-            if !watched[0].revents().is_empty() {
+            if !polled[0].revents().is_empty() {
                 break;
             }
         }
-        let status = end_all(Some(self.pid), self.group);
+        let status = kill_all_descendants(Some(self.pid), self.group);
         let status =
-            status.or_else(|| waitpid(Some(self.pid), WaitOptions::NOHANG).ok()?.map(|(_, ended)| ended));
-        status.map(ended).ok_or_else(|| io::Error::other("the program's end was not seen"))
+            status.or_else(|| waitpid(Some(self.pid), WaitOptions::NOHANG).ok()?.map(|(_, status)| status));
+        status.map(program_exit).ok_or_else(|| io::Error::other("the program's exit status is not available"))
     }
 
-    fn take_windows(&mut self, orders: &[Order]) {
-        for order in orders {
-            if let Order::Window { stop_at, kill_at } = *order {
+    fn apply_windows(&mut self, commands: &[GuardCommand]) {
+        for command in commands {
+            if let GuardCommand::Window { stop_at, kill_at } = *command {
                 (self.stop_at, self.kill_at) = (stop_at, kill_at);
             }
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::Window { .. } => self.take_windows(&[order]),
-            Order::Stop => self.tell_to_stop(),
-            Order::Signal(number) => {
+    fn execute(&mut self, command: GuardCommand) {
+        match command {
+            GuardCommand::Window { .. } => self.apply_windows(&[command]),
+            GuardCommand::Stop => self.send_stop(),
+            GuardCommand::Signal(number) => {
                 if let Some(signal) = StopSignal::from_number(number) {
                     self.send(signal);
                 }
@@ -232,32 +239,33 @@ impl Program {
         }
     }
 
-    fn tell_to_stop(&mut self) {
-        if !std::mem::replace(&mut self.told, true) {
+    /// Sends the stop signal, once.
+    fn send_stop(&mut self) {
+        if !std::mem::replace(&mut self.stop_sent, true) {
             self.send(self.stop_signal);
         }
     }
 
     fn send(&self, signal: StopSignal) {
-        self.send_one(signal.signal());
-        // A program that was stopped, by its terminal say, would hear nothing of its end.
-        if signal.ends() {
-            self.send_one(Signal::CONT);
+        self.kill(signal.signal());
+        // A stopped program handles the signal only once it continues.
+        if signal.is_termination() {
+            self.kill(Signal::CONT);
         }
     }
 
-    fn send_one(&self, signal: Signal) {
-        // One that has just ended needs it no more.
+    fn kill(&self, signal: Signal) {
+        // Errors are ignored: the program may have ended just now.
         let _ = match self.group {
             Some(group) => kill_process_group(group, signal),
             None => kill_process(self.pid, signal),
         };
     }
 
-    /// Rings at the next moment that matters.
-    fn set(&self, timer: &OwnedFd, now: u64) -> io::Result<()> {
-        let next = if self.told { self.kill_at } else { self.stop_at.min(self.kill_at) };
-        // Zero would be never.
+    /// Sets the timer to the next instant at which the program has to be stopped or killed.
+    fn arm(&self, timer: &OwnedFd, now: u64) -> io::Result<()> {
+        let next = if self.stop_sent { self.kill_at } else { self.stop_at.min(self.kill_at) };
+        // Zero disarms the timer.
         let left = if next == u64::MAX { 0 } else { next.saturating_sub(now).max(1) };
         let at = Timespec {
             tv_sec: i64::try_from(left / 1_000_000_000).unwrap_or(i64::MAX),
@@ -269,10 +277,10 @@ impl Program {
     }
 }
 
-fn ended(status: WaitStatus) -> Ended {
+fn program_exit(status: WaitStatus) -> ProgramExit {
     match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => Ended::Exited(code),
-        (None, Some(signal)) => Ended::Signaled(signal),
-        (None, None) => Ended::Exited(exit::CANNOT_RUN.into()),
+        (Some(code), _) => ProgramExit::Exited(code),
+        (None, Some(signal)) => ProgramExit::Signaled(signal),
+        (None, None) => ProgramExit::Exited(exit::CANNOT_RUN.into()),
     }
 }

@@ -1,4 +1,4 @@
-//! What is told while waiting: the place in the queue, and who leads since when.
+//! The progress of a campaign: who the leader is, and the candidate's queue position.
 
 use std::{
     io::{IsTerminal as _, Write as _, stderr},
@@ -12,30 +12,31 @@ use futures::StreamExt as _;
 use tenure::{Candidate, Connection, Elector};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-/// For how long nothing is told.
-const AT_FIRST: Duration = Duration::from_millis(300);
-/// How often a terminal's line is written again.
-const LIVE: Duration = Duration::from_secs(1);
-/// How often it is looked how things stand, where nothing is heard.
-const PLAIN: Duration = Duration::from_secs(5);
+/// How long a campaign must last before its progress is printed.
+const INITIAL_DELAY: Duration = Duration::from_millis(300);
+/// How often the line is updated on a terminal.
+const TERMINAL_UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the status is checked for changes where the output is not a terminal.
+const PLAIN_UPDATE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Tells on the standard error how the campaign goes, until it is dropped: a terminal has one line that lives,
-/// anything else a line a change.
-pub(crate) async fn tell(elector: &dyn Elector, election: &str, id: &str) {
-    let live = stderr().is_terminal();
-    let bold = if live && colored() { Style::new().bold() } else { Style::new() };
-    let mut line = Line::new(live);
+/// Prints the progress of a campaign to the standard error, until it is dropped.
+///
+/// On a terminal it updates one line in place. Elsewhere it prints one line per change.
+pub(crate) async fn report(elector: &dyn Elector, election: &str, id: &str) {
+    let on_terminal = stderr().is_terminal();
+    let bold = if on_terminal && colors_enabled() { Style::new().bold() } else { Style::new() };
+    let mut line = StatusLine::new(on_terminal);
     let mut leaders = elector.observe(election);
-    // Whoever leads at once has nothing to tell.
-    tokio::time::sleep(AT_FIRST).await;
-    let mut ticks = interval(if live { LIVE } else { PLAIN });
+    // A candidate that is elected at once prints nothing.
+    tokio::time::sleep(INITIAL_DELAY).await;
+    let mut ticks = interval(if on_terminal { TERMINAL_UPDATE_INTERVAL } else { PLAIN_UPDATE_INTERVAL });
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leader: Option<(Candidate, Instant)> = None;
     loop {
         tokio::select! {
             next = leaders.next() => match next {
                 Some(Ok(next)) => leader = next.map(|next| (next, Instant::now())),
-                // The campaign says the same.
+                // The campaign returns the same error.
                 Some(Err(_)) => {}
                 None => return,
             },
@@ -44,71 +45,76 @@ pub(crate) async fn tell(elector: &dyn Elector, election: &str, id: &str) {
         let status = elector.status();
         let what = match (&status.connection, &leader) {
             (Connection::Retrying, _) => {
-                let error = status.last_error.as_deref().unwrap_or("no reason is known");
-                format!("the store does not answer, and is asked again: {error}")
+                let error = status.last_error.as_deref().unwrap_or("the reason is unknown");
+                format!("the store does not answer; retrying: {error}")
             }
             (_, Some((leader, since))) => {
-                let since = if live { seconds(since.elapsed()) } else { String::new() };
-                let place = queue(elector, election, id).await;
-                let place =
-                    place.map(|(place, all)| format!("; number {place} of {all}")).unwrap_or_default();
-                format!("{bold}{}{bold:#} leads{since}{place}", leader.id.escape_debug())
+                let since = if on_terminal { seen_for(since.elapsed()) } else { String::new() };
+                let position = queue_position(elector, election, id).await;
+                let position = position
+                    .map(|(position, count)| format!("; queue position {position} of {count}"))
+                    .unwrap_or_default();
+                format!("{bold}{}{bold:#} leads{since}{position}", leader.id.escape_debug())
             }
-            // Not for long.
+            // This candidate or another one is about to be elected.
             (_, None) => continue,
         };
-        line.write(&format!("tenure: waiting to lead {election}: {what}"));
+        line.update(&format!("tenure: waiting for leadership of {election}: {what}"));
     }
 }
 
-/// Our place among how many candidates.
-async fn queue(elector: &dyn Elector, election: &str, id: &str) -> Option<(usize, usize)> {
-    let all = elector.candidates(election).await.ok()?;
-    let place = all.iter().position(|candidate| candidate.id == id)?;
-    Some((place + 1, all.len()))
+/// The position of the candidate `id`, counted from 1, and the number of candidates.
+async fn queue_position(elector: &dyn Elector, election: &str, id: &str) -> Option<(usize, usize)> {
+    let candidates = elector.candidates(election).await.ok()?;
+    let position = candidates.iter().position(|candidate| candidate.id == id)?;
+    Some((position + 1, candidates.len()))
 }
 
-/// Whether a terminal is to have colours (`NO_COLOR` and the like).
-fn colored() -> bool {
+/// Whether colors are wanted on a terminal (`NO_COLOR` and the like).
+fn colors_enabled() -> bool {
     anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never
 }
 
-fn seconds(since: Duration) -> String {
-    format!(", seen for {}", humantime::format_duration(Duration::from_secs(since.as_secs())))
+fn seen_for(elapsed: Duration) -> String {
+    format!(", seen for {}", humantime::format_duration(Duration::from_secs(elapsed.as_secs())))
 }
 
-/// The line, written by a thread of its own: nobody who does not read it holds up a campaign.
-struct Line {
-    live: bool,
+/// Writes the line on a thread of its own, so that a blocked standard error does not delay the campaign.
+struct StatusLine {
+    on_terminal: bool,
     last: String,
-    /// What is to be written; what finds no room is not.
+    /// Lines are dropped while this channel is full.
     writer: SyncSender<String>,
 }
 
-impl Line {
-    fn new(live: bool) -> Self {
-        let (writer, written) = sync_channel::<String>(16);
-        // It ends with the process, should its reader never read. Without it nothing is told.
+impl StatusLine {
+    fn new(on_terminal: bool) -> Self {
+        let (writer, lines) = sync_channel::<String>(16);
+        // The thread may block until the process ends. If it cannot be started, nothing is printed.
         let _ = thread::Builder::new().name("progress".to_owned()).spawn(move || {
-            for text in written {
+            for text in lines {
                 let _ = write!(stderr(), "{text}");
             }
         });
-        Self { live, last: String::new(), writer }
+        Self { on_terminal, last: String::new(), writer }
     }
 
-    fn write(&mut self, text: &str) {
+    fn update(&mut self, text: &str) {
         if self.last == text {
             return;
         }
         text.clone_into(&mut self.last);
-        let _ = self.writer.try_send(if self.live { format!("\r\x1b[K{text}") } else { format!("{text}\n") });
+        let _ = self.writer.try_send(if self.on_terminal {
+            format!("\r\x1b[K{text}")
+        } else {
+            format!("{text}\n")
+        });
     }
 }
 
-impl Drop for Line {
+impl Drop for StatusLine {
     fn drop(&mut self) {
-        if self.live && !self.last.is_empty() {
+        if self.on_terminal && !self.last.is_empty() {
             let _ = self.writer.try_send("\r\x1b[K".to_owned());
         }
     }

@@ -1,8 +1,7 @@
-//! `tenure run`: campaigns, runs the program, hands over, and perhaps begins again.
+//! `tenure run`: campaigns, runs the program, resigns, and campaigns again if wanted.
 
 mod program;
-
-use std::time::Duration;
+mod shutdown;
 
 use anyhow::{Context as _, Result};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
@@ -12,145 +11,114 @@ use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
 use crate::{
     args::{self, Restart},
     exit,
-    orders::Ended,
-    progress, say,
-    signals::{self, Received},
+    guard_protocol::ProgramExit,
+    messages, processes, progress,
+    signals::{self, ReceivedSignal},
     store,
 };
 use program::{Program, check_grace_period};
+use shutdown::Shutdown;
 
 /// How a term ended.
-enum Term {
-    /// With the program.
-    Ended(Ended),
-    /// Leadership was lost, and the program stopped or was killed.
-    Lost(String),
+enum TermEnd {
+    /// The program ended.
+    ProgramExit(ProgramExit),
+    /// Leadership was lost, and the program was stopped or killed. The text is the reason.
+    LeadershipLost(String),
 }
 
 /// How a campaign ended.
-enum Campaign {
-    Won(Leadership),
+enum CampaignEnd {
+    Elected(Leadership),
     NotElected,
-    Interrupted(Received),
+    Interrupted(ReceivedSignal),
 }
 
-/// What came of it all.
-struct Outcome {
-    code: u8,
-}
-
-/// The end that a signal has asked for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shutdown {
-    /// When the first such signal came.
-    since: Option<Instant>,
-    timeout: Duration,
-}
-
-impl Shutdown {
-    /// A signal asks for an end.
-    pub(super) fn begin(&mut self) {
-        self.since.get_or_insert_with(Instant::now);
-    }
-
-    fn has_begun(&self) -> bool {
-        self.since.is_some()
-    }
-
-    /// When the program is killed, so that there is time left to release leadership in the store.
-    pub(super) fn kill_at(&self) -> Option<Instant> {
-        Some(self.since? + self.timeout * 4 / 5)
-    }
-
-    /// Returns when the end has taken too long.
-    async fn over(&self) {
-        match self.since {
-            Some(since) => tokio::time::sleep_until(since + self.timeout).await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Runs the program on this node only; its exit code.
+/// Runs the program while this node is the leader. Returns the exit code.
 pub(crate) async fn run(options: &args::Run) -> Result<u8> {
     let config = config(options)?;
-    // Before anything else: whoever is told to end leaves nothing behind.
-    let mut signals = signals::listen().context("cannot listen to signals")?;
-    crate::processes::adopt_orphans().context("cannot look after what the program starts")?;
+    // First of all, so that a termination signal always ends in a clean shutdown.
+    let mut signals = signals::subscribe().context("cannot handle signals")?;
+    processes::adopt_orphans().context("cannot supervise the program's processes")?;
     let elector = store::connect(options.store.url.as_deref(), config).await?;
     let id = elector.candidate().to_string();
-    let mut shutdown = Shutdown { since: None, timeout: elector.shutdown_timeout() };
-    let outcome = terms(options, &*elector, &id, &mut signals, &mut shutdown).await;
+    let mut shutdown = Shutdown::new(elector.shutdown_timeout());
+    let exit_code = run_terms(options, &*elector, &id, &mut signals, &mut shutdown).await;
     tokio::select! {
-        // Says itself what is left.
+        // It logs by itself what is left in the store.
         () = elector.close() => {}
-        _ = end(&mut signals) => say("interrupted: what is left in the store goes with its session, within the TTL"),
-        () = shutdown.over() => {
-            say("the store has not confirmed the end in time: what is left goes with its session, within the TTL");
-        }
+        _ = termination_signal(&mut signals) => messages::print(
+            "interrupted before the entry was removed from the store: it expires with its session, within the TTL",
+        ),
+        () = shutdown.timed_out() => messages::print(
+            "the store has not confirmed in time that the entry was removed: it expires with its session, within the TTL",
+        ),
     }
-    outcome.map(|outcome| outcome.code)
+    exit_code
 }
 
-async fn terms(
+/// Campaigns and runs the program, until a signal or `--restart` ends that. Returns the exit code.
+async fn run_terms(
     options: &args::Run,
     elector: &dyn Elector,
     id: &str,
-    signals: &mut UnboundedReceiver<Received>,
+    signals: &mut UnboundedReceiver<ReceivedSignal>,
     shutdown: &mut Shutdown,
-) -> Result<Outcome> {
-    let interrupted = |shutdown: &mut Shutdown, signal: Received| {
+) -> Result<u8> {
+    let interrupted = |shutdown: &mut Shutdown, signal: ReceivedSignal| {
         shutdown.begin();
-        Outcome { code: exit::by_signal(signal.number) }
+        exit::from_signal(signal.number)
     };
-    let mut waits = backoff(options);
+    let mut delays = backoff(options);
     loop {
         let leadership = match campaign(options, elector, id, signals).await? {
-            Campaign::Won(leadership) => leadership,
-            Campaign::NotElected => return Ok(Outcome { code: exit::NOT_ELECTED }),
-            Campaign::Interrupted(signal) => return Ok(interrupted(shutdown, signal)),
+            CampaignEnd::Elected(leadership) => leadership,
+            CampaignEnd::NotElected => return Ok(exit::NOT_ELECTED),
+            CampaignEnd::Interrupted(signal) => return Ok(interrupted(shutdown, signal)),
         };
         while let Ok(signal) = signals.try_recv() {
-            if signal.ends() {
+            if signal.is_termination() {
                 return Ok(interrupted(shutdown, signal));
             }
         }
         let began = Instant::now();
-        let term = lead(options, &leadership, signals, shutdown).await;
+        let term_end = run_program(options, &leadership, signals, shutdown).await;
         tokio::select! {
             resigned = leadership.resign() => match resigned {
-                // Lost already: nothing of ours is left.
+                // After a loss there is nothing to resign.
                 Ok(()) | Err(Error::Lost(_)) => {}
-                Err(error) => say(&error.to_string()),
+                Err(error) => messages::print(&format!("{:#}", anyhow::Error::from(error))),
             },
-            _ = end(signals) => shutdown.begin(),
-            () = shutdown.over() => {}
+            _ = termination_signal(signals) => shutdown.begin(),
+            () = shutdown.timed_out() => {}
         }
-        let (code, failed) = match term? {
-            Term::Ended(Ended::Exited(code)) => (u8::try_from(code).unwrap_or(u8::MAX), code != 0),
-            Term::Ended(Ended::Signaled(signal)) => (exit::by_signal(signal), true),
-            Term::Lost(reason) => {
-                say(&format!("leadership of {} was lost: {reason}", options.store.election));
-                (exit::LOST, true)
+        let (code, failed) = match term_end? {
+            TermEnd::ProgramExit(ProgramExit::Exited(code)) => {
+                (u8::try_from(code).unwrap_or(u8::MAX), code != 0)
+            }
+            TermEnd::ProgramExit(ProgramExit::Signaled(signal)) => (exit::from_signal(signal), true),
+            TermEnd::LeadershipLost(reason) => {
+                messages::print(&format!("leadership of {} was lost: {reason}", options.store.election));
+                (exit::LEADERSHIP_LOST, true)
             }
         };
-        let again = match options.restart {
+        let campaign_again = match options.restart {
             Restart::Never => false,
             Restart::OnFailure => failed,
             Restart::Always => true,
         };
-        if shutdown.has_begun() || !again {
-            return Ok(Outcome { code });
+        if shutdown.has_begun() || !campaign_again {
+            return Ok(code);
         }
         if !failed || began.elapsed() > options.max_backoff {
-            waits = backoff(options);
+            delays = backoff(options);
         }
-        let wait = waits.next().unwrap_or(options.max_backoff);
-        tracing::info!(election = options.store.election, code, wait = %humantime::format_duration(wait),
-            "the term is over; campaigning again");
+        let delay = delays.next().unwrap_or(options.max_backoff);
+        tracing::info!(election = options.store.election, code, delay = %humantime::format_duration(delay),
+            "the term has ended; campaigning again");
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            signal = end(signals) => return Ok(interrupted(shutdown, signal)),
+            () = tokio::time::sleep(delay) => {}
+            signal = termination_signal(signals) => return Ok(interrupted(shutdown, signal)),
         }
     }
 }
@@ -159,71 +127,72 @@ async fn campaign(
     options: &args::Run,
     elector: &dyn Elector,
     id: &str,
-    signals: &mut UnboundedReceiver<Received>,
-) -> Result<Campaign> {
+    signals: &mut UnboundedReceiver<ReceivedSignal>,
+) -> Result<CampaignEnd> {
     let election = &options.store.election;
-    let limit = async {
+    let timeout = async {
         match options.timeout {
-            Some(limit) => tokio::time::sleep(limit).await,
+            Some(timeout) => tokio::time::sleep(timeout).await,
             None => std::future::pending().await,
         }
     };
     let campaign = async {
-        if options.tries {
+        if options.try_once {
             return elector.try_campaign(election).await;
         }
         elector.campaign(election).await.map(Some)
     };
-    let telling = async {
-        if !options.quiet && !options.tries {
-            progress::tell(elector, election, id).await;
+    let progress = async {
+        if !options.quiet && !options.try_once {
+            progress::report(elector, election, id).await;
         }
         std::future::pending::<()>().await;
     };
     tokio::select! {
         biased;
-        signal = end(signals) => Ok(Campaign::Interrupted(signal)),
-        won = campaign => Ok(won?.map_or(Campaign::NotElected, Campaign::Won)),
-        () = limit => Ok(Campaign::NotElected),
-        () = telling => Ok(Campaign::NotElected),
+        signal = termination_signal(signals) => Ok(CampaignEnd::Interrupted(signal)),
+        elected = campaign => Ok(elected?.map_or(CampaignEnd::NotElected, CampaignEnd::Elected)),
+        () = timeout => Ok(CampaignEnd::NotElected),
+        () = progress => Ok(CampaignEnd::NotElected),
     }
 }
 
-/// One term: the program runs until it ends, or until leadership is over.
-async fn lead(
+/// Runs the program for one term: until it ends, or until leadership is lost.
+async fn run_program(
     options: &args::Run,
     leadership: &Leadership,
-    signals: &mut UnboundedReceiver<Received>,
+    signals: &mut UnboundedReceiver<ReceivedSignal>,
     shutdown: &mut Shutdown,
-) -> Result<Term> {
+) -> Result<TermEnd> {
     let mut program = match Program::start(options, leadership) {
         Err(error) => match leadership.loss() {
-            Some(reason) => return Ok(Term::Lost(reason.to_string())),
+            Some(reason) => return Ok(TermEnd::LeadershipLost(reason.to_string())),
             None => return Err(error),
         },
         Ok(program) => program,
     };
-    let outcome = leadership.run(program.mind(leadership, signals, shutdown)).await;
-    // Dropped at the deadline, or at once where the store says that somebody else may lead.
-    program.rest().await?;
+    let outcome = leadership.run(program.supervise(leadership, signals, shutdown)).await;
+    // `Leadership::run` drops its work at the deadline, or at once if the store says that another node may lead. Then
+    // the program may still be alive.
+    program.kill_and_wait().await?;
     let lost = match &outcome {
         Err(lost) => Some(lost.reason),
         Ok(_) => leadership.loss(),
     };
     if let Some(reason) = lost {
-        return Ok(Term::Lost(reason.to_string()));
+        return Ok(TermEnd::LeadershipLost(reason.to_string()));
     }
     match outcome.ok().transpose()? {
-        Some(end) if !end.out_of_time => Ok(Term::Ended(end.how)),
-        _ => Ok(Term::Lost("its deadline was too near".to_owned())),
+        Some(end) if !end.out_of_time => Ok(TermEnd::ProgramExit(end.how)),
+        _ => Ok(TermEnd::LeadershipLost("its deadline was too close".to_owned())),
     }
 }
 
-/// The next signal that wants an end.
-async fn end(signals: &mut UnboundedReceiver<Received>) -> Received {
+/// Waits for a signal that asks this process to end. Discards others.
+async fn termination_signal(signals: &mut UnboundedReceiver<ReceivedSignal>) -> ReceivedSignal {
     loop {
         match signals.recv().await {
-            Some(signal) if signal.ends() => return signal,
+            Some(signal) if signal.is_termination() => return signal,
             Some(_) => {}
             None => std::future::pending().await,
         }
@@ -250,8 +219,8 @@ fn config(options: &args::Run) -> Result<Config> {
     if let Some(ttl) = options.ttl {
         config = config.with_ttl(ttl);
     }
-    if let Some(budget) = options.grace_period {
-        config = config.with_grace_period(budget);
+    if let Some(grace_period) = options.grace_period {
+        config = config.with_grace_period(grace_period);
     }
     if let Some(timeout) = options.shutdown_timeout {
         config = config.with_shutdown_timeout(timeout);

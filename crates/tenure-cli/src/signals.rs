@@ -1,4 +1,4 @@
-//! Signals: their names, and those that are passed on to the program.
+//! Signals: their names, and receiving those that are passed on to the program.
 
 use std::{fs, io, str::FromStr, thread};
 
@@ -25,7 +25,7 @@ const NAMES: [(&str, Signal); 10] = [
     ("CONT", Signal::CONT),
 ];
 
-/// A signal that a program can be told to stop with, or that is passed on to it.
+/// A signal that can stop a program, or that is passed on to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StopSignal(Signal);
 
@@ -34,8 +34,8 @@ impl StopSignal {
         self.0
     }
 
-    /// Whether it asks for an end.
-    pub(crate) fn ends(self) -> bool {
+    /// Whether the signal asks a process to end.
+    pub(crate) fn is_termination(self) -> bool {
         [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM].contains(&self.0)
     }
 
@@ -57,34 +57,36 @@ impl FromStr for StopSignal {
     fn from_str(text: &str) -> Result<Self, String> {
         let upper = text.to_ascii_uppercase();
         let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-        let named = NAMES.iter().find(|(known, _)| *known == name).map(|(_, signal)| Self(*signal));
-        named.or_else(|| Self::from_number(name.parse().ok()?)).ok_or_else(|| {
+        let by_name = NAMES.iter().find(|(known, _)| *known == name).map(|(_, signal)| Self(*signal));
+        by_name.or_else(|| Self::from_number(name.parse().ok()?)).ok_or_else(|| {
             let names: Vec<_> = NAMES.iter().map(|(name, _)| *name).collect();
             format!("allowed are {}, or their numbers", names.join(", "))
         })
     }
 }
 
-/// A signal that this process got.
+/// A signal that this process received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedSignal {
     pub(crate) number: i32,
-    /// Whether the terminal sent it, to everybody in front of it.
-    pub(crate) by_terminal: bool,
+    /// Whether the terminal sent it. It then went to the whole foreground process group.
+    pub(crate) from_terminal: bool,
 }
 
-impl Received {
-    /// Whether whoever sent it wants an end.
-    pub(crate) fn ends(self) -> bool {
+impl ReceivedSignal {
+    /// Whether the signal asks this process to end.
+    pub(crate) fn is_termination(self) -> bool {
         matches!(self.number, SIGHUP | SIGINT | SIGQUIT | SIGTERM)
     }
 }
 
-/// Those of `signals` that this process was not told to ignore when it was started: by `nohup`, say, or by a shell
-/// that runs it in the background. What is ignored stays so, for the program too.
+/// Those of `signals` that were not ignored when this process was started.
+///
+/// `nohup` starts a process with ignored signals, and so does a shell that runs it in the background. They stay
+/// ignored, for the program too.
 ///
 /// # Errors
-/// When it cannot be read which those are: they are not guessed.
+/// If the ignored signals cannot be read from `/proc`.
 pub(crate) fn not_ignored(signals: &[i32]) -> io::Result<Vec<i32>> {
     let status = fs::read("/proc/self/status")?;
     let status = String::from_utf8_lossy(&status);
@@ -95,25 +97,25 @@ pub(crate) fn not_ignored(signals: &[i32]) -> io::Result<Vec<i32>> {
     Ok(signals.iter().copied().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect())
 }
 
-/// Hears all signals that are passed on, from now on.
-pub(crate) fn listen() -> io::Result<mpsc::UnboundedReceiver<Received>> {
-    let mut heard = not_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
-    heard.push(SIGCHLD);
-    let mut signals = SignalsInfo::<WithOrigin>::new(heard)?;
-    let (tell, told) = mpsc::unbounded_channel();
+/// Receives all signals that are passed on to the program, from now on. Also reaps orphans on `SIGCHLD`.
+pub(crate) fn subscribe() -> io::Result<mpsc::UnboundedReceiver<ReceivedSignal>> {
+    let mut numbers = not_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
+    numbers.push(SIGCHLD);
+    let mut signals = SignalsInfo::<WithOrigin>::new(numbers)?;
+    let (sender, receiver) = mpsc::unbounded_channel();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for origin in signals.forever() {
             if origin.signal == SIGCHLD {
                 reap_orphans();
                 continue;
             }
-            let by_terminal = matches!(origin.cause, Cause::Kernel);
-            if tell.send(Received { number: origin.signal, by_terminal }).is_err() {
+            let from_terminal = matches!(origin.cause, Cause::Kernel);
+            if sender.send(ReceivedSignal { number: origin.signal, from_terminal }).is_err() {
                 return;
             }
         }
     })?;
-    Ok(told)
+    Ok(receiver)
 }
 
 #[cfg(test)]

@@ -1,53 +1,54 @@
-//! The store: the one that is named, or a directory of the user's.
+//! Connects to the store: the one that the user names, or a directory of the user's.
 
 use std::{env, path::PathBuf, sync::Arc};
 
 use tenure::{Config, Elector, Error, StoreUrl};
 
-/// An elector on the store; nothing is asked of it yet.
+/// Creates an elector. It does not contact the store yet.
 pub(crate) async fn connect(url: Option<&str>, config: Config) -> Result<Arc<dyn Elector>, Error> {
-    let url = url.map_or_else(|| local(&own_directory()), str::to_owned);
+    let url = url.map_or_else(|| local_url(&default_directory()), str::to_owned);
     tenure::connect_with(&url, config).await
 }
 
-/// The variables of the environment that hold a password to the store: what is run is not to have them.
+/// The environment variables that contain a password of the store. The program must not get them.
 pub(crate) fn secret_variables(url: Option<&str>) -> Vec<String> {
-    let named = env::var("TENURE_STORE").ok();
+    let env_url = env::var("TENURE_STORE").ok();
     let parsed = |url: &str| url.parse::<StoreUrl>().ok();
     let mut variables: Vec<_> = url
         .into_iter()
-        .chain(named.as_deref())
+        .chain(env_url.as_deref())
         .filter_map(|url| Some(parsed(url)?.text("password_env")?.to_owned()))
-        // No variable's name has one, and to remove such a one panics.
+        // Such names are not variables, and `Command::env_remove` panics on them.
         .filter(|name| !name.is_empty() && !name.contains(['=', '\0']))
         .collect();
-    if named.as_deref().and_then(parsed).is_some_and(|url| url.password().is_some()) {
+    if env_url.as_deref().and_then(parsed).is_some_and(|url| url.password().is_some()) {
         variables.push("TENURE_STORE".to_owned());
     }
     variables
 }
 
-/// Where programs of this user keep what outlives them.
-fn own_directory() -> PathBuf {
-    let named = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    named("XDG_STATE_HOME")
-        .or_else(|| Some(named("HOME")?.join(".local/state")))
+/// The directory for this user's state, as the XDG specification has it.
+fn default_directory() -> PathBuf {
+    let absolute = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".local/state")))
         .unwrap_or_else(|| PathBuf::from("/var/lib"))
         .join("tenure")
 }
 
-pub(crate) fn local(directory: &std::path::Path) -> String {
+/// The URL of a store in `directory`.
+pub(crate) fn local_url(directory: &std::path::Path) -> String {
     use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _};
 
     let path = directory.as_os_str().as_bytes();
-    // After two slashes comes a host.
+    // Without the empty host, the path's two slashes would begin one.
     let mut url = if path.starts_with(b"//") { "local://" } else { "local:" }.to_owned();
     for byte in path {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
                 url.push(char::from(*byte))
             }
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             _ => drop(write!(url, "%{byte:02X}")),
         }
     }
@@ -62,8 +63,8 @@ mod tests {
 
     #[test]
     fn a_directory_of_any_name_makes_a_url() {
-        assert_eq!(local(Path::new("/home/a b/ü?")), "local:/home/a%20b/%C3%BC%3F");
-        let url: tenure::StoreUrl = local(Path::new("//h/x")).parse().unwrap();
+        assert_eq!(local_url(Path::new("/home/a b/ü?")), "local:/home/a%20b/%C3%BC%3F");
+        let url: tenure::StoreUrl = local_url(Path::new("//h/x")).parse().unwrap();
         assert_eq!((url.hosts().len(), url.path()), (0, "//h/x"));
     }
 }

@@ -1,4 +1,4 @@
-//! `tenure run` on a lock file: what the program gets, how it ends, and that nothing of it outlives its term.
+//! `tenure run` on a lock file: what the program gets, how it ends, and that no process of it outlives its term.
 
 mod common;
 
@@ -8,20 +8,24 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{ALONE, Running, STUBBORN, Stage, bare, children, code, eventually, kill, runs, succeed, text};
+use common::{
+    CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, children, code_and_stderr, eventually,
+    is_running, kill, stdout, succeed, tenure_command,
+};
 
-fn stubborn(stage: &Stage) -> Vec<String> {
-    stage.line("pids").split(' ').map(str::to_owned).collect()
+/// The process ids of the stubborn program.
+fn stubborn_pids(sandbox: &Sandbox) -> Vec<String> {
+    sandbox.wait_for_line("pids").split(' ').map(str::to_owned).collect()
 }
 
 #[test]
-fn the_program_knows_its_term() {
-    let stage = Stage::local();
+fn the_program_gets_its_term_in_the_environment() {
+    let sandbox = Sandbox::local();
     let script = "echo $TENURE_ELECTION $TENURE_CANDIDATE $TENURE_FENCING_TOKEN; test -z \"$TENURE_DEADLINE_BOOTTIME_NS\"";
     let mut tokens = Vec::new();
     for _ in 0..2 {
-        let said = text(&succeed(&mut stage.run(&["--id", "node-1"], script)));
-        let words: Vec<_> = said.split_whitespace().collect();
+        let stderr = stdout(&succeed(&mut sandbox.run(&["--id", "node-1"], script)));
+        let words: Vec<_> = stderr.split_whitespace().collect();
         assert_eq!(words[..2], ["e", "node-1"]);
         tokens.push(words[2].parse::<u64>().unwrap());
     }
@@ -29,39 +33,40 @@ fn the_program_knows_its_term() {
 }
 
 #[test]
-fn the_stores_url_may_set_what_a_term_is_like() {
-    let mut stage = Stage::local();
-    let directory = stage.url.clone();
-    let budget = |stage: &Stage| text(&succeed(&mut stage.run(&[], "echo $TENURE_GRACE_PERIOD_MS")));
+fn the_stores_url_can_set_the_ttl_and_the_grace_period() {
+    let mut sandbox = Sandbox::local();
+    let directory = sandbox.url.clone();
+    let grace_period =
+        |sandbox: &Sandbox| stdout(&succeed(&mut sandbox.run(&[], "echo $TENURE_GRACE_PERIOD_MS")));
     for (settings, millis) in [("ttl=2s", "200\n"), ("ttl=2s&grace_period=450ms", "450\n")] {
-        stage.url = format!("{directory}?{settings}");
-        assert_eq!(budget(&stage), millis, "{settings}");
+        sandbox.url = format!("{directory}?{settings}");
+        assert_eq!(grace_period(&sandbox), millis, "{settings}");
     }
-    stage.url = format!("{directory}?grace_period=50ms");
-    let (refused, said) = code(&mut stage.run(&[], "touch ran"));
-    assert_eq!(refused, Some(2), "{said}");
-    assert!(said.contains("at least 100ms") && !stage.file("ran").exists(), "{said}");
+    sandbox.url = format!("{directory}?grace_period=50ms");
+    let (refused, stderr) = code_and_stderr(&mut sandbox.run(&[], "touch ran"));
+    assert_eq!(refused, Some(2), "{stderr}");
+    assert!(stderr.contains("at least 100ms") && !sandbox.file("ran").exists(), "{stderr}");
 }
 
 #[test]
-fn the_programs_end_is_passed_through() {
-    let stage = Stage::local();
-    assert_eq!(code(&mut stage.run(&[], "exit 0")).0, Some(0));
-    assert_eq!(code(&mut stage.run(&[], "exit 7")).0, Some(7));
-    assert_eq!(code(&mut stage.run(&[], "kill -USR1 $$")).0, Some(128 + 10));
-    assert_eq!(code(&mut stage.run(&[], "kill -KILL $$")).0, Some(128 + 9));
-    let (missing, said) = code(&mut stage.tenure(&["run", "--", "no-such-program"]));
-    assert_eq!(missing, Some(127), "{said}");
-    assert!(said.contains("cannot run no-such-program"), "{said}");
-    let (directory, said) = code(&mut stage.tenure(&["run", "--", "/"]));
-    assert_eq!(directory, Some(126), "{said}");
-    assert_eq!(stage.candidates(), [] as [&str; 0]);
+fn the_programs_exit_status_is_passed_on() {
+    let sandbox = Sandbox::local();
+    assert_eq!(code_and_stderr(&mut sandbox.run(&[], "exit 0")).0, Some(0));
+    assert_eq!(code_and_stderr(&mut sandbox.run(&[], "exit 7")).0, Some(7));
+    assert_eq!(code_and_stderr(&mut sandbox.run(&[], "kill -USR1 $$")).0, Some(128 + 10));
+    assert_eq!(code_and_stderr(&mut sandbox.run(&[], "kill -KILL $$")).0, Some(128 + 9));
+    let (missing, stderr) = code_and_stderr(&mut sandbox.tenure(&["run", "--", "no-such-program"]));
+    assert_eq!(missing, Some(127), "{stderr}");
+    assert!(stderr.contains("cannot run no-such-program"), "{stderr}");
+    let (directory, stderr) = code_and_stderr(&mut sandbox.tenure(&["run", "--", "/"]));
+    assert_eq!(directory, Some(126), "{stderr}");
+    assert_eq!(sandbox.candidates(), [] as [&str; 0]);
 }
 
 #[test]
-fn what_goes_in_and_comes_out_is_the_programs() {
-    let stage = Stage::local();
-    let mut command = stage.run(&[], "cat; echo to stderr >&2");
+fn standard_input_output_and_error_are_the_programs() {
+    let sandbox = Sandbox::local();
+    let mut command = sandbox.run(&[], "cat; echo to stderr >&2");
     let mut running =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     running.stdin.take().unwrap().write_all(b"through and through\0\xff").unwrap();
@@ -72,196 +77,209 @@ fn what_goes_in_and_comes_out_is_the_programs() {
 
 #[test]
 fn one_program_runs_at_a_time_and_the_next_at_once_after_it() {
-    let stage = Stage::local();
-    let mut first = stage.start(&["--id", "first"], "echo $$ > first; sleep 1000");
-    let pid = stage.line("first");
-    let mut second = stage.run(&["--id", "second"], "echo second > second");
-    let mut second = Running::start(second.stderr(fs::File::create(stage.file("said")).unwrap()));
-    eventually("a second candidate", || (stage.candidates() == ["first", "second"]).then_some(()));
-    assert_eq!(stage.line("said"), "tenure: waiting to lead e: first leads; number 2 of 2");
-    assert!(!stage.file("second").exists());
+    let sandbox = Sandbox::local();
+    let mut first = sandbox.start(&["--id", "first"], "echo $$ > first; sleep 1000");
+    let pid = sandbox.wait_for_line("first");
+    let mut second = sandbox.run(&["--id", "second"], "echo second > second");
+    let mut second = RunningCommand::start(second.stderr(fs::File::create(sandbox.file("stderr")).unwrap()));
+    eventually("a second candidate", || (sandbox.candidates() == ["first", "second"]).then_some(()));
+    assert_eq!(
+        sandbox.wait_for_line("stderr"),
+        "tenure: waiting for leadership of e: first leads; queue position 2 of 2"
+    );
+    assert!(!sandbox.file("second").exists());
     kill("KILL", &pid);
-    assert_eq!(stage.line("second"), "second");
-    assert_eq!(first.code().0, Some(137));
-    assert_eq!(second.end().code(), Some(0));
+    assert_eq!(sandbox.wait_for_line("second"), "second");
+    assert_eq!(first.code_and_stderr().0, Some(137));
+    assert_eq!(second.wait().code(), Some(0));
 }
 
 #[test]
-fn who_is_not_elected_says_so() {
-    let stage = Stage::local();
-    let mut leader = stage.start(&[], "echo leads > leads; sleep 1000");
-    stage.line("leads");
-    assert_eq!(code(&mut stage.run(&["--try"], "touch tried")).0, Some(75));
-    assert_eq!(code(&mut stage.run(&["--timeout", "50ms"], "touch tried")).0, Some(75));
-    let mut waiting = stage.start(&[], "touch tried");
-    eventually("a candidate that waits", || (stage.candidates().len() == 2).then_some(()));
+fn a_candidate_that_is_not_elected_exits_with_its_own_code_and_leaves_no_entry() {
+    let sandbox = Sandbox::local();
+    let mut leader = sandbox.start(&[], "echo leads > leads; sleep 1000");
+    sandbox.wait_for_line("leads");
+    assert_eq!(code_and_stderr(&mut sandbox.run(&["--try"], "touch tried")).0, Some(75));
+    assert_eq!(code_and_stderr(&mut sandbox.run(&["--timeout", "50ms"], "touch tried")).0, Some(75));
+    let mut waiting = sandbox.start(&[], "touch tried");
+    eventually("a waiting candidate", || (sandbox.candidates().len() == 2).then_some(()));
     waiting.signal("INT");
-    assert_eq!(waiting.end().code(), Some(130));
-    assert_eq!(stage.candidates().len(), 1, "who gave up has left nothing");
-    assert!(!stage.file("tried").exists());
+    assert_eq!(waiting.wait().code(), Some(130));
+    assert_eq!(sandbox.candidates().len(), 1, "the other candidate has left no entry");
+    assert!(!sandbox.file("tried").exists());
     leader.signal("TERM");
-    assert_eq!(leader.end().code(), Some(143));
-    assert_eq!(stage.candidates(), [] as [&str; 0]);
+    assert_eq!(leader.wait().code(), Some(143));
+    assert_eq!(sandbox.candidates(), [] as [&str; 0]);
 }
 
 #[test]
 fn signals_are_passed_on() {
-    let stage = Stage::local();
+    let sandbox = Sandbox::local();
     let script =
         "trap 'echo usr1 > usr1' USR1; trap 'exit 3' TERM; echo ready > ready; while :; do sleep 0.05; done";
-    // Told to end by a signal, it is not begun again.
-    let mut running = stage.start(&["--restart", "always"], script);
-    stage.line("ready");
+    // A termination signal overrides `--restart always`.
+    let mut running = sandbox.start(&["--restart", "always"], script);
+    sandbox.wait_for_line("ready");
     running.signal("USR1");
-    stage.line("usr1");
+    sandbox.wait_for_line("usr1");
     running.signal("TERM");
-    assert_eq!(running.end().code(), Some(3));
+    assert_eq!(running.wait().code(), Some(3));
 }
 
-/// On a lock file nobody waits for a deadline: the kernel keeps the lock for as long as the guard has it too.
+/// On a lock file there is no deadline to wait for: the guard also holds the lock, until everything is dead.
 #[test]
 fn nothing_runs_beside_the_next_leader_when_tenure_is_killed() {
     for group in [false, true] {
-        let stage = Stage::local();
-        let mut first = stage.start(&[], STUBBORN);
-        let pids = stubborn(&stage);
-        let mut second = stage.start(&["--quiet"], ALONE);
-        eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
+        let sandbox = Sandbox::local();
+        let mut first = sandbox.start(&[], STUBBORN_PROGRAM);
+        let pids = stubborn_pids(&sandbox);
+        let mut second = sandbox.start(&["--quiet"], CHECK_ALONE);
+        eventually("a second candidate", || (sandbox.candidates().len() == 2).then_some(()));
         if group {
             first.signal_group("KILL")
         } else {
             first.signal("KILL")
         };
-        assert_eq!(second.code(), (Some(0), String::new()), "its group: {group}");
-        assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
-        first.end();
+        assert_eq!(second.code_and_stderr(), (Some(0), String::new()), "with its group: {group}");
+        assert!(pids.iter().all(|pid| !is_running(pid)), "{pids:?}");
+        first.wait();
     }
 }
 
-/// Whoever started tenure may have started other things before, which are none of its business.
+/// The shell that executes tenure may have started other processes before.
 #[test]
-fn what_was_there_before_is_spared() {
-    let stage = Stage::local();
+fn preexisting_processes_are_not_killed() {
+    let sandbox = Sandbox::local();
     let script = format!(
         "sleep 1000 & echo $! > sidecar; exec {} run -- sh -c 'echo leads > leads; sleep 1000'",
         env!("CARGO_BIN_EXE_tenure")
     );
     let mut command = Command::new("sh");
-    command.args(["-c", &script]).current_dir(stage.file("")).stdin(Stdio::null());
-    let mut running = Running::start(command.env("TENURE_STORE", &stage.url).env("TENURE_ELECTION", "e"));
-    stage.line("leads");
-    let sidecar = stage.line("sidecar");
+    command.args(["-c", &script]).current_dir(sandbox.file("")).stdin(Stdio::null());
+    let mut running =
+        RunningCommand::start(command.env("TENURE_STORE", &sandbox.url).env("TENURE_ELECTION", "e"));
+    sandbox.wait_for_line("leads");
+    let sidecar = sandbox.wait_for_line("sidecar");
     let guard = children(running.pid()).into_iter().find(|pid| *pid != sidecar).unwrap();
     kill("KILL", guard);
-    assert_eq!(running.end().code(), Some(137));
-    assert!(runs(&sidecar));
+    assert_eq!(running.wait().code(), Some(137));
+    assert!(is_running(&sidecar));
     kill("KILL", sidecar);
 }
 
-/// A guard that does nothing any more is not waited for.
+/// Tenure kills a guard that does not react, and the program.
 #[test]
-fn a_program_whose_guard_is_stopped_is_killed_all_the_same() {
-    let stage = Stage::local();
-    let mut first = stage.start(&["--ttl", "2s"], STUBBORN);
-    let pids = stubborn(&stage);
-    let mut second = stage.start(&["--quiet"], "echo leads > second; exec sleep 1000");
-    eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
+fn a_program_whose_guard_is_stopped_is_killed() {
+    let sandbox = Sandbox::local();
+    let mut first = sandbox.start(&["--ttl", "2s"], STUBBORN_PROGRAM);
+    let pids = stubborn_pids(&sandbox);
+    let mut second = sandbox.start(&["--quiet"], "echo leads > second; exec sleep 1000");
+    eventually("a second candidate", || (sandbox.candidates().len() == 2).then_some(()));
     kill("STOP", &children(first.pid())[0]);
-    succeed(stage.tenure(&["resign"]).stdout(Stdio::null()));
-    stage.line("second");
-    assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
-    assert_eq!(first.end().code(), Some(76));
+    succeed(sandbox.tenure(&["resign"]).stdout(Stdio::null()));
+    sandbox.wait_for_line("second");
+    assert!(pids.iter().all(|pid| !is_running(pid)), "{pids:?}");
+    assert_eq!(first.wait().code(), Some(76));
     second.signal("TERM");
-    second.end();
+    second.wait();
 }
 
 #[test]
-fn a_program_that_was_stopped_hears_of_its_end() {
-    let stage = Stage::local();
-    let mut running = stage.start(&[], "echo $$ > pid; kill -STOP $$; sleep 1000");
-    let pid = stage.line("pid");
+fn a_stopped_program_gets_the_termination_signal() {
+    let sandbox = Sandbox::local();
+    let mut running = sandbox.start(&[], "echo $$ > pid; kill -STOP $$; sleep 1000");
+    let pid = sandbox.wait_for_line("pid");
     eventually("a stopped program", || {
         fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.contains(") T ").then_some(())
     });
     running.signal("TERM");
-    assert_eq!(running.end().code(), Some(143));
+    assert_eq!(running.wait().code(), Some(143));
 }
 
-/// As by `nohup`, or by a shell that runs it in the background.
+/// As with `nohup`, or in the background of a shell.
 #[test]
-fn what_is_ignored_stays_so() {
-    let stage = Stage::local();
+fn ignored_signals_stay_ignored() {
+    let sandbox = Sandbox::local();
     let script = format!(
         "trap '' HUP INT; exec {} run -- sh -c 'grep SigIgn /proc/self/status > ignored; sleep 1000'",
         env!("CARGO_BIN_EXE_tenure")
     );
     let mut command = Command::new("sh");
-    command.args(["-c", &script]).current_dir(stage.file("")).stdin(Stdio::null());
-    let mut running = Running::start(command.env("TENURE_STORE", &stage.url).env("TENURE_ELECTION", "e"));
-    let ignored = stage.line("ignored");
+    command.args(["-c", &script]).current_dir(sandbox.file("")).stdin(Stdio::null());
+    let mut running =
+        RunningCommand::start(command.env("TENURE_STORE", &sandbox.url).env("TENURE_ELECTION", "e"));
+    let ignored = sandbox.wait_for_line("ignored");
     let ignored = u64::from_str_radix(ignored.split_whitespace().nth(1).unwrap(), 16).unwrap();
     assert_eq!(ignored & 0b11, 0b11, "HUP and INT");
     running.signal("HUP");
     running.signal("INT");
     running.signal("TERM");
-    assert_eq!(running.end().code(), Some(143));
+    assert_eq!(running.wait().code(), Some(143));
 }
 
 #[test]
-fn nobody_has_to_listen() {
-    let stage = Stage::local();
-    let mut command = stage
+fn a_closed_standard_error_does_not_stop_it() {
+    let sandbox = Sandbox::local();
+    let mut command = sandbox
         .run(&["--restart", "on-failure", "--backoff", "1ms"], "test -e again || { touch again; exit 1; }");
     let (reader, writer) = std::io::pipe().unwrap();
-    let mut running = Running::start(command.env("TENURE_LOG", "trace").stderr(writer));
+    let mut running = RunningCommand::start(command.env("TENURE_LOG", "trace").stderr(writer));
     drop((command, reader));
-    assert_eq!(running.end().code(), Some(0));
+    assert_eq!(running.wait().code(), Some(0));
 }
 
 #[test]
-fn nothing_is_left_when_the_guard_is_killed() {
-    let stage = Stage::local();
-    let mut running = stage.start(&[], STUBBORN);
-    let pids = stubborn(&stage);
+fn no_process_is_left_when_the_guard_is_killed() {
+    let sandbox = Sandbox::local();
+    let mut running = sandbox.start(&[], STUBBORN_PROGRAM);
+    let pids = stubborn_pids(&sandbox);
     let guard = children(running.pid());
     assert_eq!(guard.len(), 1);
     kill("KILL", &guard[0]);
-    assert_eq!(running.end().code(), Some(137));
-    assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");
+    assert_eq!(running.wait().code(), Some(137));
+    assert!(pids.iter().all(|pid| !is_running(pid)), "{pids:?}");
 }
 
 #[test]
-fn what_the_program_leaves_behind_ends_with_it() {
-    let stage = Stage::local();
-    let script = format!("({STUBBORN}) & while ! test -s pids; do sleep 0.01; done; exit 4");
-    assert_eq!(code(&mut stage.run(&[], &script)).0, Some(4));
-    let pids = stubborn(&stage);
-    assert!(pids.len() == 3 && pids.iter().all(|pid| !runs(pid)), "{pids:?}");
+fn processes_that_the_program_leaves_are_killed() {
+    let sandbox = Sandbox::local();
+    let script = format!("({STUBBORN_PROGRAM}) & while ! test -s pids; do sleep 0.01; done; exit 4");
+    assert_eq!(code_and_stderr(&mut sandbox.run(&[], &script)).0, Some(4));
+    let pids = stubborn_pids(&sandbox);
+    assert!(pids.len() == 3 && pids.iter().all(|pid| !is_running(pid)), "{pids:?}");
 }
 
 #[test]
-fn a_program_that_fails_is_begun_again_when_that_is_wanted() {
-    let stage = Stage::local();
+fn a_failed_program_is_restarted_if_wanted() {
+    let sandbox = Sandbox::local();
     let script = "echo x >> count; test $(wc -l < count) -ge 3";
-    let quick = ["--backoff", "1ms"];
-    assert_eq!(code(&mut stage.run(&["--restart", "on-failure", quick[0], quick[1]], script)).0, Some(0));
-    assert_eq!(fs::read_to_string(stage.file("count")).unwrap().lines().count(), 3);
+    let short_backoff = ["--backoff", "1ms"];
+    assert_eq!(
+        code_and_stderr(
+            &mut sandbox.run(&["--restart", "on-failure", short_backoff[0], short_backoff[1]], script)
+        )
+        .0,
+        Some(0)
+    );
+    assert_eq!(fs::read_to_string(sandbox.file("count")).unwrap().lines().count(), 3);
 
-    let mut always = stage.start(&["--restart", "always", quick[0], quick[1]], "echo x >> often");
+    let mut always =
+        sandbox.start(&["--restart", "always", short_backoff[0], short_backoff[1]], "echo x >> often");
     eventually("many terms", || {
-        let count = fs::read_to_string(stage.file("often")).ok()?.lines().count();
+        let count = fs::read_to_string(sandbox.file("often")).ok()?.lines().count();
         (count >= 4).then_some(())
     });
     always.signal("TERM");
-    let code = always.end().code();
+    let code = always.wait().code();
     assert!(code == Some(143) || code == Some(0), "{code:?}");
 }
 
-/// As it is in a container whose entrypoint is tenure.
+/// As in a container whose entrypoint is tenure.
 #[test]
-fn the_first_process_of_all_buries_what_others_leave() {
-    let stage = Stage::local();
-    // An orphan that tenure has not started, as of a health check from outside; it is looked for until it is buried.
+fn as_the_first_process_it_reaps_orphans() {
+    let sandbox = Sandbox::local();
+    // An orphan that tenure has not started, like one of a container's health check. The program waits until it is
+    // reaped.
     let script = format!(
         "(setsid sleep 0.05 &)
         exec {} run -- sh -c 'while cat /proc/[0-9]*/stat 2>/dev/null | grep -q \"(sleep)\"; do :; done; exit 5'",
@@ -269,18 +287,18 @@ fn the_first_process_of_all_buries_what_others_leave() {
     );
     let mut unshare = Command::new("unshare");
     unshare.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "sh", "-c", &script]);
-    unshare.env("TENURE_STORE", &stage.url).env("TENURE_ELECTION", "e").stdin(Stdio::null());
-    let (ended, said) = code(&mut unshare);
-    assert_eq!(ended, Some(5), "{said}");
+    unshare.env("TENURE_STORE", &sandbox.url).env("TENURE_ELECTION", "e").stdin(Stdio::null());
+    let (ended, stderr) = code_and_stderr(&mut unshare);
+    assert_eq!(ended, Some(5), "{stderr}");
 }
 
 #[test]
-fn bad_usage_is_told_at_once() {
-    let stage = Stage::local();
+fn bad_usage_is_refused_at_once() {
+    let sandbox = Sandbox::local();
     let refused = |arguments: &[&str], what: &str| {
-        let (code, said) = code(&mut stage.tenure(arguments));
-        assert_eq!(code, Some(2), "{arguments:?}: {said}");
-        assert!(said.contains(what), "{arguments:?}: {said}");
+        let (code, stderr) = code_and_stderr(&mut sandbox.tenure(arguments));
+        assert_eq!(code, Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(what), "{arguments:?}: {stderr}");
     };
     refused(&["run"], "COMMAND");
     refused(&["run", "--ttl", "10 parsecs", "--", "true"], "parsecs");
@@ -292,29 +310,29 @@ fn bad_usage_is_told_at_once() {
     refused(&["run", "--election", "a/b", "--", "true"], "a/b");
     refused(&["run", "--store", "redis://x", "--", "true"], "allowed are");
     refused(&["leader", "--store", "etcd:/nowhere"], "etcd");
-    let (missing, said) = code(&mut bare(&["leader"]));
+    let (missing, stderr) = code_and_stderr(&mut tenure_command(&["leader"]));
     assert_eq!(missing, Some(2));
-    assert!(said.contains("--election"), "{said}");
+    assert!(stderr.contains("--election"), "{stderr}");
 }
 
 #[test]
-fn without_a_store_it_is_a_directory_of_the_users() {
-    let stage = Stage::local();
-    let home = stage.file("a home");
+fn the_default_store_is_a_directory_of_the_user() {
+    let sandbox = Sandbox::local();
+    let home = sandbox.file("a home");
     fs::create_dir(&home).unwrap();
-    for (variable, below) in [("XDG_STATE_HOME", ""), ("HOME", ".local/state")] {
-        let mut command = bare(&["run", "--election", "e", "--", "true"]);
+    for (variable, subdirectory) in [("XDG_STATE_HOME", ""), ("HOME", ".local/state")] {
+        let mut command = tenure_command(&["run", "--election", "e", "--", "true"]);
         succeed(command.env_remove("XDG_STATE_HOME").env(variable, &home));
-        assert!(home.join(below).join("tenure/tokens/e").exists(), "{variable}");
+        assert!(home.join(subdirectory).join("tenure/tokens/e").exists(), "{variable}");
     }
 }
 
 #[test]
-fn a_running_command_is_ended_with_the_test() {
-    // The tests above rely on it: whatever fails, nothing is left.
-    let stage = Stage::local();
-    let running = stage.start(&[], STUBBORN);
-    let pids = stubborn(&stage);
-    drop::<Running>(running);
-    eventually("the end of the program", || pids.iter().all(|pid| !runs(pid)).then_some(()));
+fn a_running_command_is_killed_with_the_test() {
+    // The tests above rely on it, so that a failing test leaves no process.
+    let sandbox = Sandbox::local();
+    let running = sandbox.start(&[], STUBBORN_PROGRAM);
+    let pids = stubborn_pids(&sandbox);
+    drop::<RunningCommand>(running);
+    eventually("the end of the program", || pids.iter().all(|pid| !is_running(pid)).then_some(()));
 }

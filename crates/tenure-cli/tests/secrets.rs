@@ -1,21 +1,21 @@
-//! No password is printed, and none can be seen by whoever lists processes.
+//! No password is printed, and none is visible in the list of processes.
 
 mod common;
 
 use std::{fs, process::Stdio};
 
-use common::{Running, Stage, bare, children, text};
+use common::{RunningCommand, Sandbox, children, stdout, tenure_command};
 use tenure_containers::{SharedZookeeper, Version};
 
 const PASSWORD: &str = "Zanzibar4711";
 
-/// Nobody listens there.
-const NOWHERE: &str = "127.0.0.1:1/acme";
+/// No server listens there.
+const NO_SERVER: &str = "127.0.0.1:1/acme";
 
 /// Design rule: passwords never appear in errors, logs or URLs printed, whatever the level.
 #[test]
 fn no_password_is_printed() {
-    let stage = Stage::on(format!("zookeeper://app:{PASSWORD}@{NOWHERE}"));
+    let sandbox = Sandbox::on(format!("zookeeper://app:{PASSWORD}@{NO_SERVER}"));
     let mut printed = String::new();
     for arguments in [
         &["run", "--timeout", "1s", "--", "true"][..],
@@ -28,21 +28,21 @@ fn no_password_is_printed() {
         &["observe", "--nonsense"],
     ] {
         for format in ["text", "json"] {
-            let mut command = stage.tenure(&[&["-vvv", "--log-format", format], arguments].concat());
+            let mut command = sandbox.tenure(&[&["-vvv", "--log-format", format], arguments].concat());
             let output = command.env("TENURE_LOG", "trace").output().unwrap();
             printed +=
-                &format!("{arguments:?}\n{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
+                &format!("{arguments:?}\n{}{}", stdout(&output), String::from_utf8_lossy(&output.stderr));
         }
     }
     assert!(printed.contains("127.0.0.1:1"), "{printed}");
-    let told = printed.lines().find(|line| line.contains(PASSWORD));
-    assert_eq!(told, None);
+    let leaking = printed.lines().find(|line| line.contains(PASSWORD));
+    assert_eq!(leaking, None);
 }
 
-/// A URL where none belongs is not repeated by whoever says so.
+/// The error about a URL in the wrong place does not contain it.
 #[test]
 fn no_password_in_a_wrong_place_is_printed() {
-    let url = &*format!("etcd://app:{PASSWORD}@{NOWHERE}");
+    let url = &*format!("etcd://app:{PASSWORD}@{NO_SERVER}");
     let mistyped = &*format!("--stroe={url}");
     let named = &*format!("app:{PASSWORD}@h");
     let setting = &*format!("etcd://h?passwd={PASSWORD}");
@@ -63,28 +63,28 @@ fn no_password_in_a_wrong_place_is_printed() {
         &["--log-format", url, "leader"],
         &["leader", "--election", "e", "--store", setting],
     ] {
-        let output = bare(arguments).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && !said.is_empty(), "{arguments:?}");
-        assert!(!said.contains(PASSWORD) && !text(&output).contains(PASSWORD), "{arguments:?}: {said}");
+        let output = tenure_command(arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !stderr.is_empty(), "{arguments:?}");
+        assert!(!stderr.contains(PASSWORD) && !stdout(&output).contains(PASSWORD), "{arguments:?}: {stderr}");
     }
 }
 
-/// What is run on one node only has no use for the store's password, and may be anybody's program.
+/// The program does not need the store's password, and may be one that is not trusted with it.
 #[test]
 fn no_password_is_handed_to_the_program() {
     for (url, kept) in [
-        (format!("etcd://app:{PASSWORD}@{NOWHERE}"), false),
-        (format!("etcd://app@{NOWHERE}?password_env=STORE_PASSWORD"), true),
-        (format!("etcd://{NOWHERE}"), true),
+        (format!("etcd://app:{PASSWORD}@{NO_SERVER}"), false),
+        (format!("etcd://app@{NO_SERVER}?password_env=STORE_PASSWORD"), true),
+        (format!("etcd://{NO_SERVER}"), true),
     ] {
-        let stage = Stage::local();
-        // The environment's URL is another than the argument's, which names a store that is there.
-        let mut command = stage.run(&["--store", &stage.url], "env > environment");
+        let sandbox = Sandbox::local();
+        // The option's URL is that of a store that exists, and overrides the environment's.
+        let mut command = sandbox.run(&["--store", &sandbox.url], "env > environment");
         command.env("TENURE_STORE", &url).env("STORE_PASSWORD", "Quagmire0815").env("HARMLESS", "kept");
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let environment = fs::read_to_string(stage.file("environment")).unwrap();
+        let environment = fs::read_to_string(sandbox.file("environment")).unwrap();
         assert!(environment.contains("HARMLESS=kept"), "{environment}");
         assert_eq!(environment.contains(&format!("TENURE_STORE={url}")), kept, "{environment}");
         assert!(!environment.contains(PASSWORD), "{environment}");
@@ -93,8 +93,8 @@ fn no_password_is_handed_to_the_program() {
     }
 }
 
-/// A password in a file, in a variable, or in the URL that is in a variable, is in nobody's arguments: not in tenure's, its
-/// guard's or the program's.
+/// A password in a file, in a variable, or in the URL in a variable does not appear in the arguments of tenure, its
+/// guard or the program.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_password_is_an_argument() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
@@ -105,12 +105,12 @@ async fn no_password_is_an_argument() {
                 continue;
             }
             let root = format!("secrets-{:016x}", fastrand::u64(..));
-            let stage = Stage::on(format!("zookeeper://{login}/{root}?{settings}"));
-            fs::write(stage.file("password"), PASSWORD).unwrap();
-            let mut command = stage.run(&[], "echo $$ > leads; sleep 600");
-            let leads = Running::start(command.env("STORE_PASSWORD", PASSWORD).stderr(Stdio::null()));
-            let program = stage.line("leads");
-            let mut all = vec![leads.pid().to_string()];
+            let sandbox = Sandbox::on(format!("zookeeper://{login}/{root}?{settings}"));
+            fs::write(sandbox.file("password"), PASSWORD).unwrap();
+            let mut command = sandbox.run(&[], "echo $$ > leads; sleep 600");
+            let leader = RunningCommand::start(command.env("STORE_PASSWORD", PASSWORD).stderr(Stdio::null()));
+            let program = sandbox.wait_for_line("leads");
+            let mut all = vec![leader.pid().to_string()];
             let mut next = 0;
             while let Some(pid) = all.get(next) {
                 all.extend(children(pid.parse().unwrap()));
@@ -125,20 +125,20 @@ async fn no_password_is_an_argument() {
     }
 }
 
-/// A variable that is not there is said so, by its name.
+/// The error about a missing variable or file contains its name.
 #[test]
-fn a_password_that_is_not_there_is_asked_for() {
+fn a_missing_password_is_an_error_with_its_name() {
     for (settings, reason) in [
         ("password_env=NO_SUCH_VARIABLE", "the variable of password_env=NO_SUCH_VARIABLE is not set"),
         ("password_env=A&password_file=/b", "give one"),
         ("password_file=/nowhere/pw", "password_file=/nowhere/pw cannot be read"),
     ] {
-        let mut command = bare(&["leader"]);
+        let mut command = tenure_command(&["leader"]);
         command
-            .env("TENURE_STORE", format!("zookeeper://app@{NOWHERE}?{settings}"))
+            .env("TENURE_STORE", format!("zookeeper://app@{NO_SERVER}?{settings}"))
             .env("TENURE_ELECTION", "e");
         let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(reason), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(reason), "{stderr}");
     }
 }

@@ -1,37 +1,38 @@
-//! `tenure run` on stores whose leaders have deadlines: the program, and all that it has started, is dead before the
-//! next node leads, whatever happens to tenure and to its line to the store.
+//! `tenure run` on stores with deadlines: the program, and every process that it has started, is dead before the next
+//! node becomes leader, whatever happens to tenure and to its connection to the store.
 
 mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{ALONE, STUBBORN, Stage, eventually, runs};
+use common::{CHECK_ALONE, STUBBORN_PROGRAM, Sandbox, eventually, is_running};
 use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
-const TERM: [&str; 4] = ["--grace-period", "600ms", "--stop-signal", "INT"];
+/// Options of a term with a long grace period.
+const OPTIONS: [&str; 4] = ["--grace-period", "600ms", "--stop-signal", "INT"];
 
-/// What is done to the first node.
+/// What happens to the first node.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Blow {
-    /// Its line to the store is silent.
-    Cut,
+enum FaultKind {
+    /// The store does not answer it any more.
+    Blackhole,
     /// tenure is stopped, and the program is not.
     Stop,
-    /// All of its process group is.
+    /// tenure's process group is stopped.
     StopGroup,
     /// tenure is killed.
     Kill,
 }
 
-/// Where a server listens, and how the store is named: scheme, name and settings.
-struct Place {
+/// A store's server, and the scheme and settings of its URL.
+struct StoreServer {
     endpoint: String,
     scheme: &'static str,
     settings: &'static str,
 }
 
-impl Place {
+impl StoreServer {
     async fn etcd() -> Self {
         let endpoint = SharedEtcd::get(Version::Etcd35).await.unwrap().endpoint();
         Self { endpoint, scheme: "etcd", settings: "ttl=4s" }
@@ -42,166 +43,175 @@ impl Place {
         Self { endpoint, scheme: "zookeeper", settings: "ttl=4s" }
     }
 
-    /// The program does not listen to the signal that tells it to stop.
-    async fn is_dead_in_time(&self, blow: Blow) {
-        let line = Proxy::start(&self.endpoint).await.unwrap();
+    /// The program ignores the stop signal.
+    async fn is_dead_in_time(&self, fault: FaultKind) {
+        let proxy = Proxy::start(&self.endpoint).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));
         let url = |endpoint: &str| format!("{}://{endpoint}/{root}?{}", self.scheme, self.settings);
-        let mut stage = Stage::on(url(&line.endpoint()));
-        let mut first =
-            stage.start(&TERM, &format!("test -n \"$TENURE_DEADLINE_BOOTTIME_NS\" || exit 1; {STUBBORN}"));
-        let pids = stage.line("pids");
-        stage.url = url(&self.endpoint);
-        let mut second = stage.start(&["--quiet"], ALONE);
-        eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
-        match blow {
-            Blow::Cut => line.blackhole(Direction::Both),
-            Blow::Stop => first.signal("STOP"),
-            Blow::StopGroup => first.signal_group("STOP"),
-            Blow::Kill => first.signal("KILL"),
+        let mut sandbox = Sandbox::on(url(&proxy.endpoint()));
+        let mut first = sandbox.start(
+            &OPTIONS,
+            &format!("test -n \"$TENURE_DEADLINE_BOOTTIME_NS\" || exit 1; {STUBBORN_PROGRAM}"),
+        );
+        let pids = sandbox.wait_for_line("pids");
+        sandbox.url = url(&self.endpoint);
+        let mut second = sandbox.start(&["--quiet"], CHECK_ALONE);
+        eventually("a second candidate", || (sandbox.candidates().len() == 2).then_some(()));
+        match fault {
+            FaultKind::Blackhole => proxy.blackhole(Direction::Both),
+            FaultKind::Stop => first.signal("STOP"),
+            FaultKind::StopGroup => first.signal_group("STOP"),
+            FaultKind::Kill => first.signal("KILL"),
         }
-        assert_eq!(second.code(), (Some(0), String::new()), "{blow:?}");
-        assert!(pids.split(' ').all(|pid| !runs(pid)), "{blow:?}: {pids}");
-        if matches!(blow, Blow::Stop | Blow::StopGroup) {
+        assert_eq!(second.code_and_stderr(), (Some(0), String::new()), "{fault:?}");
+        assert!(pids.split(' ').all(|pid| !is_running(pid)), "{fault:?}: {pids}");
+        if matches!(fault, FaultKind::Stop | FaultKind::StopGroup) {
             first.signal("CONT");
         }
-        let (code, said) = first.code();
-        if blow != Blow::Kill {
-            assert_eq!(code, Some(76), "{blow:?}: {said}");
-            assert!(said.contains("leadership of e was lost: no heartbeat was confirmed in time"), "{said}");
+        let (code, stderr) = first.code_and_stderr();
+        if fault != FaultKind::Kill {
+            assert_eq!(code, Some(76), "{fault:?}: {stderr}");
+            assert!(
+                stderr.contains("leadership of e was lost: no heartbeat was confirmed in time"),
+                "{stderr}"
+            );
         }
     }
 }
 
-/// How long an end takes at most, on a busy machine.
-const END: Duration = Duration::from_secs(10);
+/// How long a shutdown takes at most, on a busy machine.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Place {
-    /// With the store cut off, and deadlines far away: a signal ends `tenure run` in its shutdown timeout, with the program.
+impl StoreServer {
+    /// While the store is cut off and the deadline is far away, a signal ends `tenure run` and the program within the
+    /// shutdown timeout.
     async fn ends_in_time_when_cut_off(&self, program: &str) {
-        let line = Proxy::start(&self.endpoint).await.unwrap();
+        let proxy = Proxy::start(&self.endpoint).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let stage = Stage::on(format!("{}://{}/{root}?ttl=30s", self.scheme, line.endpoint()));
-        let mut run = stage.start(&[], program);
-        let pids = stage.line("pids");
-        line.blackhole(Direction::Both);
-        let begun = Instant::now();
+        let sandbox = Sandbox::on(format!("{}://{}/{root}?ttl=30s", self.scheme, proxy.endpoint()));
+        let mut run = sandbox.start(&[], program);
+        let pids = sandbox.wait_for_line("pids");
+        proxy.blackhole(Direction::Both);
+        let start = Instant::now();
         run.signal("TERM");
-        let (code, said) = run.code();
-        let took = begun.elapsed();
-        assert!(took < END, "{took:?}: {said}");
+        let (code, stderr) = run.code_and_stderr();
+        let took = start.elapsed();
+        assert!(took < SHUTDOWN_TIMEOUT, "{took:?}: {stderr}");
         assert!(
-            said.contains("the store has not confirmed") || said.contains("was not confirmed"),
-            "{code:?}: {said}"
+            stderr.contains("the store has not confirmed") || stderr.contains("was not confirmed"),
+            "{code:?}: {stderr}"
         );
-        assert!(pids.split(' ').all(|pid| !runs(pid)), "{pids}");
+        assert!(pids.split(' ').all(|pid| !is_running(pid)), "{pids}");
     }
 }
 
 /// Hazard G30, case 9.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_it_in_time_when_etcd_is_cut_off() {
-    Place::etcd().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
+    StoreServer::etcd().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
 }
 
-/// Hazard G30, case 9: also with a program that does not stop.
+/// Hazard G30, case 9: with a program that does not stop.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_a_stubborn_program_in_time_when_zookeeper_is_cut_off() {
-    Place::zookeeper().await.ends_in_time_when_cut_off(STUBBORN).await;
+    StoreServer::zookeeper().await.ends_in_time_when_cut_off(STUBBORN_PROGRAM).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_etcd_is_cut_off() {
-    Place::etcd().await.is_dead_in_time(Blow::Cut).await;
+    StoreServer::etcd().await.is_dead_in_time(FaultKind::Blackhole).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_etcd() {
-    Place::etcd().await.is_dead_in_time(Blow::Stop).await;
+    StoreServer::etcd().await.is_dead_in_time(FaultKind::Stop).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_its_job_is_stopped_on_etcd() {
-    Place::etcd().await.is_dead_in_time(Blow::StopGroup).await;
+    StoreServer::etcd().await.is_dead_in_time(FaultKind::StopGroup).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_etcd() {
-    Place::etcd().await.is_dead_in_time(Blow::Kill).await;
+    StoreServer::etcd().await.is_dead_in_time(FaultKind::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_zookeeper_is_cut_off() {
-    Place::zookeeper().await.is_dead_in_time(Blow::Cut).await;
+    StoreServer::zookeeper().await.is_dead_in_time(FaultKind::Blackhole).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_zookeeper() {
-    Place::zookeeper().await.is_dead_in_time(Blow::Stop).await;
+    StoreServer::zookeeper().await.is_dead_in_time(FaultKind::Stop).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_zookeeper() {
-    Place::zookeeper().await.is_dead_in_time(Blow::Kill).await;
+    StoreServer::zookeeper().await.is_dead_in_time(FaultKind::Kill).await;
 }
 
-/// Leadership goes on at once, and not after a TTL, when the program is killed.
+/// When the program is killed, the next candidate leads at once, and not after the TTL.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_leads_at_once_when_the_program_is_killed() {
-    for place in [Place::etcd().await, Place::zookeeper().await] {
+    for server in [StoreServer::etcd().await, StoreServer::zookeeper().await] {
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        // Far longer than anybody waits here.
-        let stage = Stage::on(format!("{}://{}/{root}?ttl=40s", place.scheme, place.endpoint));
-        let mut first = stage.start(&[], "echo $$ > first; exec sleep 1000");
-        let pid = stage.line("first");
-        let mut second = stage.start(&[], "echo leads > second");
-        eventually("a second candidate", || (stage.candidates().len() == 2).then_some(()));
+        // The TTL is far longer than any wait in this test.
+        let sandbox = Sandbox::on(format!("{}://{}/{root}?ttl=40s", server.scheme, server.endpoint));
+        let mut first = sandbox.start(&[], "echo $$ > first; exec sleep 1000");
+        let pid = sandbox.wait_for_line("first");
+        let mut second = sandbox.start(&[], "echo leads > second");
+        eventually("a second candidate", || (sandbox.candidates().len() == 2).then_some(()));
         common::kill("KILL", pid);
-        assert_eq!(stage.line("second"), "leads");
-        assert_eq!((first.end().code(), second.end().code()), (Some(137), Some(0)));
-        assert_eq!(stage.candidates(), [] as [&str; 0]);
+        assert_eq!(sandbox.wait_for_line("second"), "leads");
+        assert_eq!((first.wait().code(), second.wait().code()), (Some(137), Some(0)));
+        assert_eq!(sandbox.candidates(), [] as [&str; 0]);
     }
 }
 
-/// What `tenure doctor` prints, and its exit code.
+/// The exit code and output of `tenure doctor`.
 fn doctor(url: &str) -> (Option<i32>, String) {
-    let output = common::bare(&["doctor", "--store", url]).output().unwrap();
-    (output.status.code(), common::text(&output))
+    let output = common::tenure_command(&["doctor", "--store", url]).output().unwrap();
+    (output.status.code(), common::stdout(&output))
 }
 
-/// Hazard E1: a version with a known bug is named, and so is what to do about it.
+/// Hazard E1: the output names a version with a known bug, and what to do about it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_names_members_versions_and_their_bugs_on_etcd() {
-    let place = Place::etcd().await;
+    let server = StoreServer::etcd().await;
     let old = SharedEtcd::get(Version::Etcd34).await.unwrap().endpoint();
-    let (code, said) = doctor(&format!("etcd://{},127.0.0.1:1/doctor", place.endpoint));
-    assert_eq!(code, Some(69), "{said}");
-    assert!(said.contains(&format!("ok       member {}: etcd 3.5.", place.endpoint)), "{said}");
-    assert!(said.contains("leads its cluster"), "{said}");
-    assert!(said.contains("problem  member 127.0.0.1:1: "), "{said}");
+    let (code, output) = doctor(&format!("etcd://{},127.0.0.1:1/doctor", server.endpoint));
+    assert_eq!(code, Some(69), "{output}");
+    assert!(output.contains(&format!("ok       member {}: etcd 3.5.", server.endpoint)), "{output}");
+    assert!(output.contains("leads its cluster"), "{output}");
+    assert!(output.contains("problem  member 127.0.0.1:1: "), "{output}");
     for subject in ["quorum", "session", "entry"] {
-        assert!(said.contains(&format!("ok       {subject}: ")), "{said}");
+        assert!(output.contains(&format!("ok       {subject}: ")), "{output}");
     }
-    let (code, said) = doctor(&format!("etcd://{old}/doctor"));
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains(&format!("warning  member {old}: etcd 3.4.")), "{said}");
-    assert!(said.contains("etcd-io/etcd#15247") && said.contains("to do: update it to 3.4.31"), "{said}");
-    let (code, said) = doctor(&format!("etcd://{}/doctor?ttl=1s", place.endpoint));
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("warning  session: ") && said.contains("to do: ask for ttl=2s"), "{said}");
-    let left = Stage::on(format!("etcd://{}/doctor", place.endpoint));
-    assert_eq!(left.candidates(), [] as [&str; 0]);
+    let (code, output) = doctor(&format!("etcd://{old}/doctor"));
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains(&format!("warning  member {old}: etcd 3.4.")), "{output}");
+    assert!(
+        output.contains("etcd-io/etcd#15247") && output.contains("to do: update it to 3.4.31"),
+        "{output}"
+    );
+    let (code, output) = doctor(&format!("etcd://{}/doctor?ttl=1s", server.endpoint));
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("warning  session: ") && output.contains("to do: ask for ttl=2s"), "{output}");
+    let sandbox = Sandbox::on(format!("etcd://{}/doctor", server.endpoint));
+    assert_eq!(sandbox.candidates(), [] as [&str; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_names_servers_and_what_they_grant_on_zookeeper() {
-    let place = Place::zookeeper().await;
-    let (code, said) = doctor(&format!("zookeeper://{}/doctor?ttl=10s", place.endpoint));
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains(&format!("warning  server {}: ZooKeeper 3.9.", place.endpoint)), "{said}");
-    assert!(said.contains("standalone, gave a session in"), "{said}");
-    assert!(said.contains("ok       session: ") && said.contains("ok       entry: "), "{said}");
-    let (code, said) = doctor(&format!("zookeeper://{}/doctor?ttl=30m", place.endpoint));
-    assert_eq!(code, Some(69), "{said}");
-    assert!(said.contains("problem  session: ") && said.contains("min_ttl"), "{said}");
+    let server = StoreServer::zookeeper().await;
+    let (code, output) = doctor(&format!("zookeeper://{}/doctor?ttl=10s", server.endpoint));
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains(&format!("warning  server {}: ZooKeeper 3.9.", server.endpoint)), "{output}");
+    assert!(output.contains("standalone, gave a session in"), "{output}");
+    assert!(output.contains("ok       session: ") && output.contains("ok       entry: "), "{output}");
+    let (code, output) = doctor(&format!("zookeeper://{}/doctor?ttl=30m", server.endpoint));
+    assert_eq!(code, Some(69), "{output}");
+    assert!(output.contains("problem  session: ") && output.contains("min_ttl"), "{output}");
 }

@@ -1,4 +1,4 @@
-//! Billing periods: when a plan renews, and what the period is called.
+//! Billing periods: when a plan renews, and the name of a period.
 
 use std::{fmt, str::FromStr};
 
@@ -27,10 +27,11 @@ impl Plan {
         }
     }
 
-    /// When the period after `periods` whole ones begins, for a subscription begun at `started_at`.
+    /// When the period after `periods` whole ones begins, for a subscription that started at `started_at`. Both times
+    /// are in milliseconds since 1970.
     ///
-    /// Counted from the beginning, so that one begun on the 31st renews on the 28th of February
-    /// and again on the 31st of March.
+    /// Counted from the start, so that a subscription of the 31st of January renews on the 28th of February and on
+    /// the 31st of March.
     pub(crate) fn renews_at(self, started_at: i64, periods: i64) -> i64 {
         let (days, time_of_day) = (started_at.div_euclid(DAY_MS), started_at.rem_euclid(DAY_MS));
         let (year, month, day) = civil_from_days(days);
@@ -52,12 +53,12 @@ impl FromStr for Plan {
         match text {
             "monthly" => Ok(Self::Monthly),
             "annual" => Ok(Self::Annual),
-            other => Err(format!("there is no plan {other:?}; there are monthly and annual")),
+            other => Err(format!("plan {other:?} does not exist: use monthly or annual")),
         }
     }
 }
 
-/// A period is called after the day it begins on, in UTC: `2026-12-21`.
+/// The name of a period: the UTC date on which it begins, like `2026-12-21`.
 pub(crate) fn period_name(begins_at: i64) -> String {
     let (year, month, day) = civil_from_days(begins_at.div_euclid(DAY_MS));
     format!("{year:04}-{month:02}-{day:02}")
@@ -72,7 +73,7 @@ fn days_in_month(year: i64, month: i64) -> i64 {
     }
 }
 
-// Both from Howard Hinnant, "chrono-compatible low-level date algorithms".
+// This function and the next one are from Howard Hinnant, "chrono-compatible low-level date algorithms".
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_begun_on_the_31st_comes_back_to_the_31st() {
+    fn a_plan_of_the_31st_renews_on_the_31st_again() {
         let started = at(2027, 1, 31);
         let names: Vec<_> = (0..4).map(|n| period_name(Plan::Monthly.renews_at(started, n))).collect();
         assert_eq!(names, ["2027-01-31", "2027-02-28", "2027-03-31", "2027-04-30"]);
@@ -113,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn periods_follow_each_other_and_have_names_of_their_own(
+        fn periods_increase_and_have_distinct_names(
             started in 0i64..4_000_000_000_000, annual: bool, periods in 0i64..200,
         ) {
             let plan = if annual { Plan::Annual } else { Plan::Monthly };

@@ -1,11 +1,10 @@
-//! The wall clock in the unit of the databases.
+//! The wall clock.
 
 use std::time::SystemTime;
 
-/// Milliseconds since 1970, UTC.
+/// Milliseconds since 1970, in UTC.
 ///
-/// Only says what falls due and when things happened. Who may write is decided by the fencing
-/// token, never by a wall clock.
+/// It decides what is due, and is recorded. The fencing token, and never the wall clock, decides who may write.
 pub(crate) fn now_ms() -> i64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -1,25 +1,25 @@
-//! How the servers elect: everything here is tenure's.
+//! Connects to the election's store with tenure.
 
 use std::sync::Arc;
 
 use anyhow::bail;
 use tenure::{CandidateId, Config, Elector};
 
-/// The election that decides who charges, unless another is named.
+/// The default name of the election.
 pub(crate) const DEFAULT_ELECTION: &str = "billing";
 
-/// An elector that stands under the name `id`, and lets the others know its address.
+/// Creates an elector whose candidate has this id, and this address as its value.
 ///
 /// # Errors
-/// A URL, id or setting that cannot work. A store that cannot be reached now is none: it is waited for.
+/// If the URL, the id or a setting is invalid. A store that cannot be reached is no error: the elector retries.
 pub(crate) async fn connect(store: &str, id: &str, address: &str) -> anyhow::Result<Arc<dyn Elector>> {
     check_features(store)?;
     let config = Config::new().with_id(CandidateId::new(id)?).with_value(address);
     Ok(tenure::connect_with(store, config).await?)
 }
 
-/// An elector that only watches.
-pub(crate) async fn watch(store: &str) -> anyhow::Result<Arc<dyn Elector>> {
+/// Creates an elector that only observes.
+pub(crate) async fn connect_observer(store: &str) -> anyhow::Result<Arc<dyn Elector>> {
     check_features(store)?;
     Ok(tenure::connect(store).await?)
 }

@@ -1,4 +1,4 @@
-//! The demo, as a user runs it.
+//! Runs the demo like a user.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::{
     process::Stdio,
 };
 
-use common::{billing, last_line, run, text, wait_for_end};
+use common::{billing, json_summary, run, text, wait_for_end};
 use rustix::process::Pid;
 use sqlx::{Connection, SqliteConnection};
 
@@ -29,18 +29,18 @@ async fn leaders_are_killed_and_stopped_and_nobody_is_charged_twice() {
         "--data",
         data.path().to_str().unwrap(),
     ]);
-    let summary = last_line(&output);
+    let summary = json_summary(&output);
     assert!(output.status.success(), "{summary:#}");
 
     let numbers = |keys: &[&str]| keys.iter().map(|key| summary[key].as_i64().unwrap()).collect::<Vec<_>>();
     assert_eq!(numbers(&["due", "charged", "double_charged", "missed", "not_due"]), [200, 200, 0, 0, 0]);
     assert_eq!(numbers(&["kills", "pauses"]), [2, 1]);
     assert!(summary["leaders"].as_i64().unwrap() >= 3, "{summary:#}");
-    // The local store keeps leadership where it is while its process is stopped: TTL + 1 s here.
+    // On the local store a stopped process keeps its leadership. The pause is the TTL + 1 s.
     assert!(summary["max_gap_ms"].as_i64().unwrap() >= 3_000, "{summary:#}");
     assert!(summary["refused_stale"].is_u64() && summary["refused_duplicate"].is_u64());
 
-    // The books that are left behind say the same.
+    // The ledger agrees with the summary.
     let ledger = data.path().join("provider.db");
     let mut ledger = SqliteConnection::connect(&format!("sqlite:{}", ledger.display())).await.unwrap();
     let (charged, renewals): (i64, i64) = sqlx::query_as(
@@ -52,13 +52,13 @@ async fn leaders_are_killed_and_stopped_and_nobody_is_charged_twice() {
     assert_eq!((charged, renewals), (200, 200));
 
     let page = fs::read_to_string(data.path().join("report.html")).unwrap();
-    assert!(page.contains("<svg") && page.contains("The books are right"));
-    assert!(!page.contains("http://") && !page.contains("https://"), "it needs nothing from elsewhere");
+    assert!(page.contains("<svg") && page.contains("OK: every renewal was charged exactly once."));
+    assert!(!page.contains("http://") && !page.contains("https://"), "the page must not load anything");
 }
 
-/// What the idempotency key is for: without it, whoever was killed in the middle charges twice.
+/// Without the idempotency key, renewals are charged twice if the leader is killed before it records them.
 #[test]
-fn a_provider_without_idempotency_charges_twice_and_the_demo_says_so() {
+fn a_provider_without_idempotency_charges_twice_and_the_demo_reports_it() {
     let data = tempfile::tempdir().unwrap();
     let output = run(&[
         "demo",
@@ -74,16 +74,16 @@ fn a_provider_without_idempotency_charges_twice_and_the_demo_says_so() {
         "--data",
         data.path().to_str().unwrap(),
     ]);
-    let summary = last_line(&output);
+    let summary = json_summary(&output);
     assert_eq!(output.status.code(), Some(1), "{summary:#}");
     assert!(summary["double_charged"].as_i64().unwrap() > 0, "{summary:#}");
     assert_eq!(summary["missed"], 0);
     assert!(text(&output.stdout).contains("charged twice"));
 }
 
-/// However the demo ends: here by kill -9, while one of its servers is stopped.
+/// Here the demo ends by kill -9.
 #[test]
-fn children_end_with_the_demo_even_a_stopped_one() {
+fn children_end_with_the_demo_also_a_stopped_one() {
     let data = tempfile::tempdir().unwrap();
     let mut demo = billing(&[
         "demo",
@@ -102,7 +102,7 @@ fn children_end_with_the_demo_even_a_stopped_one() {
     .unwrap();
     let stderr = BufReader::new(demo.stderr.take().unwrap());
     let paused = stderr.lines().any(|line| line.unwrap().contains("pause server-"));
-    assert!(paused, "the demo stops a leader");
+    assert!(paused, "the demo must stop a leader");
     let children = children_of(demo.id());
     assert_eq!(children.len(), 5, "four servers and the provider");
 
@@ -112,7 +112,7 @@ fn children_end_with_the_demo_even_a_stopped_one() {
 }
 
 fn children_of(pid: u32) -> Vec<Pid> {
-    // A child belongs to the thread that started it.
+    // `/proc` lists a child under the thread that started it.
     fs::read_dir(format!("/proc/{pid}/task"))
         .unwrap()
         .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap())
@@ -122,19 +122,19 @@ fn children_of(pid: u32) -> Vec<Pid> {
 }
 
 #[test]
-fn bad_input_is_refused_at_once_and_in_words() {
+fn bad_input_is_refused_with_a_reason() {
     let data = tempfile::tempdir().unwrap();
-    fs::write(data.path().join("billing.db"), "somebody's").unwrap();
-    let foreign = data.path().to_str().unwrap();
+    fs::write(data.path().join("billing.db"), "a user's file").unwrap();
+    let users_directory = data.path().to_str().unwrap();
     let cases: &[(&[&str], &str)] = &[
         (&["demo", "--servers", "0"], "0 is not in 1..=50"),
-        (&["demo", "--subscriptions", "7"], "7 subscriptions are too few for 7 faults: at least 8"),
+        (&["demo", "--subscriptions", "7"], "7 subscriptions are too few for 7 faults: use at least 8"),
         (&["demo", "--store", "memory:"], "use local:, etcd: or zookeeper:"),
         (&["demo", "--store", "redis://h"], "there is no store \"redis\""),
         (&["demo", "--store", "local:/tmp/x?ttl=1parsec"], "ttl=1parsec is not a time"),
         (&["demo", "--store", "local:/tmp/x?ttl=1ms"], "ttl 1ms is not allowed"),
-        (&["demo", "--data", foreign], "that no demo has made"),
-        (&["demo", "--database", "mysql://h/db"], "sqlite:FILE and postgres://"),
+        (&["demo", "--data", users_directory], "which is not from the demo"),
+        (&["demo", "--database", "mysql://h/db"], "sqlite:FILE or postgres://"),
         (&["provider", "--ledger", "/nowhere/at/all.db"], "cannot open the ledger /nowhere/at/all.db"),
         (&["provider", "--ledger", "/tmp/x.db", "--listen", "here"], "invalid socket address"),
         (&["serve", "--id", "a", "--provider", "http://h"], "--store <STORE>"),
@@ -153,8 +153,8 @@ fn bad_input_is_refused_at_once_and_in_words() {
     ];
     for (arguments, reason) in cases {
         let output = run(arguments);
-        let said = text(&output.stderr);
-        assert!(!output.status.success() && said.contains(reason), "{arguments:?}: {said}");
+        let stderr = text(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(reason), "{arguments:?}: {stderr}");
     }
-    assert_eq!(fs::read_to_string(data.path().join("billing.db")).unwrap(), "somebody's");
+    assert_eq!(fs::read_to_string(data.path().join("billing.db")).unwrap(), "a user's file");
 }

@@ -1,13 +1,13 @@
-//! The service and the provider, as processes of their own.
+//! The servers and the provider, as processes.
 
 mod common;
 
-use common::{Running, until};
+use common::{RunningProcess, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, SqliteConnection};
 
-async fn get(server: &Running, path: &str) -> Option<(u16, Value)> {
+async fn get(server: &RunningProcess, path: &str) -> Option<(u16, Value)> {
     let answer = reqwest::get(format!("{}/{path}", server.address)).await.ok()?;
     let status = answer.status().as_u16();
     let text = answer.text().await.ok()?;
@@ -15,8 +15,8 @@ async fn get(server: &Running, path: &str) -> Option<(u16, Value)> {
 }
 
 /// Waits until `server` names `leader` as the leader.
-async fn sees_leader(server: &Running, leader: &str) -> Value {
-    until(&format!("{leader} leads"), async || {
+async fn wait_for_leader(server: &RunningProcess, leader: &str) -> Value {
+    wait_until(&format!("{leader} leads"), async || {
         let (_, answer) = get(server, "leader").await?;
         (answer["leader"]["id"] == leader).then_some(answer)
     })
@@ -26,26 +26,28 @@ async fn sees_leader(server: &Running, leader: &str) -> Value {
 #[tokio::test]
 async fn a_server_that_is_terminated_resigns_exits_0_and_the_next_one_charges() {
     let data = tempfile::tempdir().unwrap();
-    let provider = Running::provider(data.path());
-    let first = Running::server(data.path(), &provider, "first");
-    let own = sees_leader(&first, "first").await;
-    let second = Running::server(data.path(), &provider, "second");
-    let others = sees_leader(&second, "first").await;
+    let provider = RunningProcess::start_provider(data.path());
+    let first = RunningProcess::start_server(data.path(), &provider, "first");
+    let own_view = wait_for_leader(&first, "first").await;
+    let second = RunningProcess::start_server(data.path(), &provider, "second");
+    let other_view = wait_for_leader(&second, "first").await;
 
     // The follower knows the leader's address.
-    assert_eq!((&own["me"]["leading"], &others["me"]["leading"]), (&json!(true), &json!(false)));
-    assert_eq!(others["leader"]["address"], first.address);
+    assert_eq!((&own_view["me"]["leading"], &other_view["me"]["leading"]), (&json!(true), &json!(false)));
+    assert_eq!(other_view["leader"]["address"], first.address);
     for server in [&first, &second] {
         assert_eq!(get(server, "healthz").await.unwrap().0, 200);
-        let ready =
-            until("it is ready", async || get(server, "readyz").await.filter(|(s, _)| *s == 200)).await;
+        let ready = wait_until("the server is ready", async || {
+            get(server, "readyz").await.filter(|(s, _)| *s == 200)
+        })
+        .await;
         assert_eq!(ready.1, json!({ "ready": true, "store": "ok", "database": "ok" }));
     }
 
     assert_eq!(first.terminate().code(), Some(0));
-    sees_leader(&second, "second").await;
+    wait_for_leader(&second, "second").await;
 
-    // A customer signs up, and the new leader charges.
+    // The new leader charges a new subscription.
     let database = data.path().join("billing.db");
     let mut database = SqliteConnection::connect(&format!("sqlite:{}", database.display())).await.unwrap();
     sqlx::query(
@@ -57,7 +59,7 @@ async fn a_server_that_is_terminated_resigns_exits_0_and_the_next_one_charges() 
     .unwrap();
     let ledger = data.path().join("provider.db");
     let mut ledger = SqliteConnection::connect(&format!("sqlite:{}", ledger.display())).await.unwrap();
-    until("it is charged", async || {
+    wait_until("the renewal is charged", async || {
         sqlx::query_scalar::<_, i64>("SELECT amount_cents FROM charges WHERE subscription = 1")
             .fetch_optional(&mut ledger)
             .await
@@ -71,22 +73,22 @@ async fn a_server_that_is_terminated_resigns_exits_0_and_the_next_one_charges() 
 #[tokio::test]
 async fn a_follower_takes_over_when_the_leader_is_killed() {
     let data = tempfile::tempdir().unwrap();
-    let provider = Running::provider(data.path());
-    let first = Running::server(data.path(), &provider, "first");
-    sees_leader(&first, "first").await;
-    let second = Running::server(data.path(), &provider, "second");
-    let before = sees_leader(&second, "first").await;
+    let provider = RunningProcess::start_provider(data.path());
+    let first = RunningProcess::start_server(data.path(), &provider, "first");
+    wait_for_leader(&first, "first").await;
+    let second = RunningProcess::start_server(data.path(), &provider, "second");
+    let before = wait_for_leader(&second, "first").await;
     first.signal(Signal::KILL);
-    let after = sees_leader(&second, "second").await;
+    let after = wait_for_leader(&second, "second").await;
     let token = |answer: &Value| answer["leader"]["token"].as_u64().unwrap();
     assert!(token(&after) > token(&before), "{before} {after}");
 }
 
-/// Hazard G1, on the wire.
+/// Hazard G1, over HTTP.
 #[tokio::test]
 async fn the_provider_refuses_a_stale_token_and_keeps_the_request() {
     let data = tempfile::tempdir().unwrap();
-    let provider = Running::provider(data.path());
+    let provider = RunningProcess::start_provider(data.path());
     let http = reqwest::Client::new();
     let charge = async |subscription: i64, token: Option<&str>, key: Option<&str>| {
         let body = json!({ "subscription": subscription, "period": "2026-12-21", "amount_cents": 990 });

@@ -1,4 +1,5 @@
-//! Groups elect, and their leaders elect one: whichever of the two leaderships is lost, the work stops.
+//! Two levels of election: every group elects a leader, and the groups' leaders elect one of themselves. The work
+//! stops when either leadership is lost.
 //!
 //! ```console
 //! $ for group in berlin berlin paris paris; do cargo run -p examples --bin hierarchy -- --group $group --store local:/tmp/tiers --election plant & done
@@ -10,13 +11,13 @@ use clap::Parser;
 use tenure::{Elector, ElectorExt, Hierarchy};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Groups elect, and their leaders elect one.
+/// Two levels of election: groups elect leaders, and these elect one
 #[derive(Parser)]
 struct Arguments {
-    /// The group of this process: a rack, a region
+    /// The group of this process, for example a rack or a region
     #[arg(long)]
     group: String,
-    /// A store of the group's own, for its elections; the same store by default
+    /// The store for the elections within the group; by default the same store
     #[arg(long, value_name = "URL")]
     group_store: Option<String>,
     #[command(flatten)]
@@ -47,7 +48,7 @@ async fn main() -> anyhow::Result<()> {
             let stop = leadership.cancellation_token();
             while stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(200))).await.is_some() {
                 leadership.ensure()?;
-                // The work; every write of it sends the token.
+                // Do the work here. Send the token with every write.
             }
             println!("{candidate} of {group} has stopped");
             Ok(())

@@ -1,4 +1,4 @@
-//! The smallest service of which one process works: run it twice, and one greets.
+//! The smallest service with a leader: start it twice, and one of the two processes greets.
 //!
 //! ```console
 //! $ cargo run -p examples --bin quickstart

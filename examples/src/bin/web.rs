@@ -1,7 +1,7 @@
-//! A web service of which every node can be asked: followers send requests on, and the leader answers.
+//! A web service in which every node accepts requests: followers forward them, and the leader answers.
 //!
-//! It gives out tickets, each number once and each higher than the last, though nothing is stored anywhere: a ticket is the
-//! leader's fencing token, and a count within its term.
+//! It issues tickets. Each number is issued once and is higher than the one before, without a database: a ticket is the
+//! leader's fencing token and a counter within its term.
 //!
 //! ```console
 //! $ cargo run -p examples --bin web -- --listen 127.0.0.1:8080 --store local:/tmp/tickets --election tickets
@@ -34,31 +34,31 @@ use tokio::{
     sync::watch,
 };
 
-/// A ticket machine of several nodes.
+/// A service of several nodes that issues tickets
 #[derive(Parser)]
 struct Arguments {
-    /// Where to listen
+    /// The address to listen on
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: String,
     #[command(flatten)]
     election: tenure::Settings,
 }
 
-/// How many tickets each term has given out.
-type Counts = Arc<Mutex<BTreeMap<FencingToken, u64>>>;
+/// How many tickets each term has issued.
+type TicketCounts = Arc<Mutex<BTreeMap<FencingToken, u64>>>;
 
-/// Runs on the leader only.
-async fn ticket(
+/// Issues a ticket. This runs on the leader only.
+async fn issue_ticket(
     Leading(leadership): Leading,
-    State(counts): State<Counts>,
+    State(counts): State<TicketCounts>,
 ) -> Result<String, (StatusCode, String)> {
     let token = leadership.fencing_token();
     let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-    // Never a later term's: a handler of an earlier one may have waited for the lock.
+    // Keeps later terms: this handler may belong to an earlier one, and have waited for the lock.
     counts.retain(|other, _| *other >= token);
     let count = counts.entry(token).or_default();
     *count += 1;
-    // After the count: whoever is told of a ticket was told by the leader.
+    // Checked after counting: a client gets only tickets that were issued while this process was the leader.
     leadership.ensure().map_err(|lost| (StatusCode::SERVICE_UNAVAILABLE, format!("{lost}\n")))?;
     Ok(format!("{token}-{count}\n"))
 }
@@ -72,11 +72,11 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(&arguments.listen).await?;
     let address = format!("http://{}", listener.local_addr()?);
 
-    // The value is where the others find this node: behind a proxy it is another address (--candidate-value).
+    // Other nodes read this node's address from its value. Behind a proxy, set another address with --candidate-value.
     let mut settings = arguments.election;
     if settings.value.is_none() && listener.local_addr()?.ip().is_unspecified() {
         anyhow::bail!(
-            "--listen {} is every address: give the one that others reach as --candidate-value",
+            "--listen {} stands for all addresses: set the one that other nodes can reach with --candidate-value",
             arguments.listen
         );
     }
@@ -99,21 +99,21 @@ async fn main() -> anyhow::Result<()> {
     };
 
     let app = Router::new()
-        .route("/tickets", post(ticket))
-        .with_state(Counts::default())
+        .route("/tickets", post(issue_ticket))
+        .with_state(TicketCounts::default())
         .layer(ForwardToLeader::new(status.clone()))
-        // What is added after the layer is answered by each node for itself.
+        // Routes that are added after the layer are not forwarded: each node answers them itself.
         .merge(tenure::axum::router(status))
         .route("/metrics", get(move || async move { recorder.render() }));
     println!("listening on {address}");
     let serving = axum::serve(listener, app).with_graceful_shutdown(stopped());
-    // While this node leads, its handlers do the work; the layer has leadership wait for them.
+    // The handlers do the leader's work. The layer runs them under the leadership, which waits for them.
     let leading = elector.run_while_leader(&settings.election, stopped(), |leadership| async move {
         leadership.lost().await;
         Ok(())
     });
-    let (served, led) = tokio::join!(async { serving.await }, leading);
+    let (http_result, election_result) = tokio::join!(async { serving.await }, leading);
     elector.close().await;
-    served?;
-    Ok(led?)
+    http_result?;
+    Ok(election_result?)
 }

@@ -11,10 +11,10 @@
 mod args;
 #[path = "../../../crates/tenure-cli/src/exit.rs"]
 mod exit;
-#[path = "../../../crates/tenure-cli/src/look.rs"]
-mod look;
-#[path = "../../../crates/tenure-cli/src/orders.rs"]
-mod orders;
+#[path = "../../../crates/tenure-cli/src/guard_protocol.rs"]
+mod guard_protocol;
+#[path = "../../../crates/tenure-cli/src/output.rs"]
+mod output;
 #[path = "../../../crates/tenure-cli/src/processes/mod.rs"]
 mod processes;
 #[path = "../../../crates/tenure-cli/src/signals.rs"]
@@ -32,8 +32,8 @@ use std::{
 
 use args::{Arguments, Command};
 use clap::Parser as _;
+use guard_protocol::{GuardCommand, GuardEvent, LineReader, encode_line};
 use libfuzzer_sys::fuzz_target;
-use orders::{Answer, Lines, Order, line};
 use serde::de::DeserializeOwned;
 use signals::StopSignal;
 use tenure::{Candidate, FencingToken, StoreUrl};
@@ -53,12 +53,13 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// What the command says goes nowhere here.
-pub(crate) fn say(_: &str) {}
+/// The command's messages, which are discarded here.
+mod messages {
+    pub(crate) fn print(_: &str) {}
 
-/// As [`say`]: nothing is written, and so nothing fails.
-pub(crate) fn try_say(_: &str) -> bool {
-    true
+    pub(crate) fn try_print(_: &str) -> bool {
+        true
+    }
 }
 
 /// What is accepted is what was given.
@@ -84,19 +85,19 @@ fn orders_to_the_guard(lines: &[u8]) {
         let (first, second) = lines.split_at(lines.len() / 2);
         assert_eq!(whole, read::<M>(&[first, second]), "it matters where the lines are cut");
         let written: String =
-            whole.iter().flatten().map(|message| line(message).expect("it can be written")).collect();
+            whole.iter().flatten().map(|message| encode_line(message).expect("it can be written")).collect();
         if let Some(messages) = whole {
             assert_eq!(Some(messages), read::<M>(&[written.as_bytes()]));
         }
     }
-    both::<Order>(lines);
-    both::<Answer>(lines);
+    both::<GuardCommand>(lines);
+    both::<GuardEvent>(lines);
 }
 
 /// What is read of the pieces, one after the other; `None` when a line is none of ours.
 fn read<M: DeserializeOwned>(pieces: &[&[u8]]) -> Option<Vec<M>> {
     let (mut here, mut there) = UnixStream::pair().expect("there are sockets");
-    let (mut lines, mut all) = (Lines::default(), Vec::new());
+    let (mut lines, mut all) = (LineReader::default(), Vec::new());
     for piece in pieces.iter().flat_map(|piece| piece.chunks(4096)) {
         here.write_all(piece).expect("it is read");
         all.extend(lines.read(&mut there).ok()?.expect("nothing is shut down yet"));
@@ -118,11 +119,11 @@ fn signal(text: &str) {
 
 /// Whatever a process is called, its parent and beginning are those that stand behind its name.
 fn process(stat: &str) {
-    let read = processes::proc::parse(1, stat);
+    let read = processes::proc::parse_stat(1, stat);
     if !stat.contains(')') {
         assert_eq!(read, None);
         let named = |name: &str| {
-            processes::proc::parse(1, &format!("1 ({name}) S 42 {} 4711 0", "0 ".repeat(17).trim_end()))
+            processes::proc::parse_stat(1, &format!("1 ({name}) S 42 {} 4711 0", "0 ".repeat(17).trim_end()))
         };
         assert_eq!(named(stat), named("sh"));
         assert!(named(stat).is_some());
@@ -131,7 +132,7 @@ fn process(stat: &str) {
 
 /// The URL of a directory leads to that directory, or is refused.
 fn directory(path: &[u8]) {
-    let Ok(url) = store::local(Path::new(OsStr::from_bytes(path))).parse::<StoreUrl>() else {
+    let Ok(url) = store::local_url(Path::new(OsStr::from_bytes(path))).parse::<StoreUrl>() else {
         let fits = str::from_utf8(path).is_ok_and(|path| !path.chars().any(char::is_control));
         assert!(!fits, "{path:?}");
         return;
@@ -145,10 +146,10 @@ fn candidate(payload: &[u8]) {
     let candidate = Candidate::decode("entry", "session", payload, FencingToken::new(7));
     let printed = |json: &[&str]| {
         let arguments = Arguments::try_parse_from([&["tenure", "leader", "--election", "e"], json].concat());
-        let Command::Leader(look) = arguments.expect("it is well formed").command else {
+        let Command::Leader(query) = arguments.expect("it is well formed").command else {
             panic!("another command")
         };
-        look::text(&look, &candidate).expect("it can be printed")
+        output::candidate_line(&query, &candidate).expect("it can be printed")
     };
     let json: serde_json::Value = serde_json::from_str(&printed(&["--json"])).expect("it is JSON");
     assert_eq!(

@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 use libfuzzer_sys::fuzz_target;
 use tenure::{CandidateId, ElectionName};
 use tenure_etcd::fuzzing as etcd;
-use tenure_local::fuzzing as local;
+use tenure_local::test_support as local;
 use tenure_zookeeper::{Layout, test_support as zookeeper};
 
 const LAYOUTS: [Layout; 3] = [Layout::Tenure, Layout::Curator, Layout::Kazoo];

@@ -1,4 +1,4 @@
-//! Reads `/proc` so that what cannot be read is never taken for what is not there.
+//! Reads `/proc`. A process that cannot be read is an error, never an absent process.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,22 +14,22 @@ use rustix::{
     process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 
-/// A process as `/proc` shows it.
+/// A process as in `/proc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
-    pub(super) identity: Identity,
+    pub(super) identity: ProcessIdentity,
     pub(super) parent: i32,
 }
 
-/// A process id may be given to another process later, but not with the same start time.
+/// Identifies a process. Its id may be given to another process later, but not with the same start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Identity {
+pub(crate) struct ProcessIdentity {
     pub(super) pid: i32,
     /// In clock ticks since boot.
     pub(super) start: u64,
 }
 
-/// The directory `/proc`, opened once: listing it needs no further file descriptor.
+/// The directory `/proc`. It is opened once, so that listing it needs no further file descriptor.
 #[derive(Debug)]
 pub(super) struct Proc {
     directory: OwnedFd,
@@ -40,10 +40,10 @@ impl Proc {
         Ok(Self { directory: open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())? })
     }
 
-    /// The ids of all processes that exist during the whole call, and of some that end or begin during it.
+    /// The ids of all processes that exist during the whole call, and of some that start or end during it.
     ///
     /// # Errors
-    /// When the listing is not complete.
+    /// If the listing is incomplete.
     pub(super) fn pids(&self) -> io::Result<Vec<Pid>> {
         seek(&self.directory, SeekFrom::Start(0))?;
         let mut buffer = [MaybeUninit::uninit(); 8192];
@@ -56,10 +56,10 @@ impl Proc {
         Ok(pids)
     }
 
-    /// Reads `/proc/PID/stat`; `None` when there is no process with this id.
+    /// Reads `/proc/PID/stat`. Returns `None` if there is no process with this id.
     ///
     /// # Errors
-    /// On any error but `ENOENT` and `ESRCH`: the process may exist.
+    /// On any error except `ENOENT` and `ESRCH`: the process may exist.
     pub(super) fn process(&self, pid: Pid) -> io::Result<Option<Process>> {
         let pid = pid.as_raw_pid();
         let read = || {
@@ -70,9 +70,9 @@ impl Proc {
             Ok(stat)
         };
         match read() {
-            // The kernel cuts the name after 15 bytes, perhaps within a character: it need not be UTF-8.
-            Ok(stat) => parse(pid, &String::from_utf8_lossy(&stat)).map(Some).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))
+            // The kernel truncates the name to 15 bytes, possibly within a character, so it may be invalid UTF-8.
+            Ok(stat) => parse_stat(pid, &String::from_utf8_lossy(&stat)).map(Some).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has an unknown format"))
             }),
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::NOENT | Errno::SRCH) => Ok(None),
@@ -82,15 +82,15 @@ impl Proc {
     }
 }
 
-/// `PID (NAME) STATE PARENT …`, where the name may be anything; the start time is the 22nd field.
-pub(crate) fn parse(pid: i32, stat: &str) -> Option<Process> {
+/// Parses `PID (NAME) STATE PARENT …`. The name may contain anything, and the start time is the 22nd field.
+pub(crate) fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    let identity = Identity { pid, start: fields.get(19)?.parse().ok()? };
+    let identity = ProcessIdentity { pid, start: fields.get(19)?.parse().ok()? };
     Some(Process { identity, parent: fields.get(1)?.parse().ok()? })
 }
 
-/// Whether this process has a child, zombies included. Needs neither `/proc` nor a file descriptor.
+/// Whether this process has a child, zombies included. This needs neither `/proc` nor a file descriptor.
 pub(super) fn has_children() -> io::Result<bool> {
     is_waitable(|| WaitId::All)
 }
@@ -111,18 +111,22 @@ fn is_waitable(id: impl Fn() -> WaitId<'static>) -> io::Result<bool> {
     }
 }
 
-/// All processes below `root`, however deep, but for `spared` ones and those below them.
-pub(super) fn below(root: i32, all: &[Process], spared: &BTreeSet<Identity>) -> Vec<Process> {
+/// All descendants of `root`, except for `excluded` processes and their descendants.
+pub(super) fn descendants_of(
+    root: i32,
+    all: &[Process],
+    excluded: &BTreeSet<ProcessIdentity>,
+) -> Vec<Process> {
     let mut children: BTreeMap<i32, Vec<Process>> = BTreeMap::new();
-    for process in all.iter().filter(|process| !spared.contains(&process.identity)) {
+    for process in all.iter().filter(|process| !excluded.contains(&process.identity)) {
         children.entry(process.parent).or_default().push(*process);
     }
     let mut found = children.remove(&root).unwrap_or_default();
-    let mut looked_at = 0;
-    while let Some(process) = found.get(looked_at) {
-        let below = children.remove(&process.identity.pid).unwrap_or_default();
-        found.extend(below);
-        looked_at += 1;
+    let mut next = 0;
+    while let Some(process) = found.get(next) {
+        let own_children = children.remove(&process.identity.pid).unwrap_or_default();
+        found.extend(own_children);
+        next += 1;
     }
     found
 }
@@ -138,33 +142,36 @@ mod tests {
     #[test]
     fn a_name_may_look_like_the_fields_after_it() {
         let rest = "7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4711 2600 1";
-        let process = |parent| Some(Process { identity: Identity { pid: 7, start: 4711 }, parent });
-        assert_eq!(parse(7, &format!("7 (sh) S 3 {rest}")), process(3));
-        assert_eq!(parse(7, &format!("7 (a) Z 1 (b) Z 4 {rest}")), process(4));
-        assert_eq!(parse(7, "7 (sh) S 3"), None);
-        assert_eq!(parse(7, "7 (sh"), None);
+        let process = |parent| Some(Process { identity: ProcessIdentity { pid: 7, start: 4711 }, parent });
+        assert_eq!(parse_stat(7, &format!("7 (sh) S 3 {rest}")), process(3));
+        assert_eq!(parse_stat(7, &format!("7 (a) Z 1 (b) Z 4 {rest}")), process(4));
+        assert_eq!(parse_stat(7, "7 (sh) S 3"), None);
+        assert_eq!(parse_stat(7, "7 (sh"), None);
     }
 
     #[test]
-    fn what_lies_below_is_found_however_deep() {
-        let process = |pid, parent| Process { identity: Identity { pid, start: 0 }, parent };
+    fn descendants_are_found_at_any_depth() {
+        let process = |pid, parent| Process { identity: ProcessIdentity { pid, start: 0 }, parent };
         let all = [process(1, 0), process(2, 1), process(3, 2), process(4, 1), process(5, 4), process(6, 3)];
-        let pids = |root, spared: &[i32]| {
-            let spared = spared.iter().map(|pid| Identity { pid: *pid, start: 0 }).collect();
-            below(root, &all, &spared).iter().map(|process| process.identity.pid).collect::<Vec<_>>()
+        let pids = |root, excluded: &[i32]| {
+            let excluded = excluded.iter().map(|pid| ProcessIdentity { pid: *pid, start: 0 }).collect();
+            descendants_of(root, &all, &excluded)
+                .iter()
+                .map(|process| process.identity.pid)
+                .collect::<Vec<_>>()
         };
         assert_eq!(pids(2, &[]), [3, 6]);
-        assert_eq!(pids(1, &[2]), [4, 5], "what was spared, and what it has started");
+        assert_eq!(pids(1, &[2]), [4, 5], "without the excluded process and its descendants");
         assert_eq!(pids(9, &[]), [] as [i32; 0]);
     }
 
     #[test]
-    fn this_process_is_seen_as_it_is() {
+    fn this_process_is_read_correctly() {
         let proc = Proc::open("/proc").unwrap();
         let process = proc.process(getpid()).unwrap().unwrap();
         assert_eq!(u32::try_from(process.parent), Ok(parent_id()));
         assert!(process.identity.start > 0);
-        // Also when it is listed again.
+        // Listing works again on the same descriptor.
         for _ in 0..2 {
             assert!(proc.pids().unwrap().contains(&getpid()));
         }

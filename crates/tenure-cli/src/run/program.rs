@@ -1,4 +1,4 @@
-//! The program, as seen from `run`: its guard, and what the guard is told.
+//! The program and its guard, as `tenure run` handles them.
 
 use std::{
     fs::File,
@@ -25,34 +25,40 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
-use super::Shutdown;
+use super::shutdown::Shutdown;
 use crate::{
     args::{self, OnOverrun, Restart},
-    exit::Usage,
-    orders::{Answer, Ended, Lines, Order, is_gone, line, send_files},
-    processes::{end_all, start_awaited, wait_for_awaited},
-    signals::Received,
-    store, try_say,
+    exit::{self, UsageError},
+    guard_protocol::{
+        GuardCommand, GuardEvent, LineReader, ProgramExit, encode_line, is_disconnected, send_files,
+    },
+    messages,
+    processes::{kill_all_descendants, spawn_awaited, wait_for_awaited},
+    signals::ReceivedSignal,
+    store,
 };
 
-/// How often it is looked whether the deadline has moved: hearts beat every third of a TTL.
-const PACE: Duration = Duration::from_millis(100);
-/// The part of the grace period that dying takes: nothing of the program may live at the deadline.
-const DYING: u32 = 5;
-const LEAST_DYING: Duration = Duration::from_millis(50);
-const MOST_DYING: Duration = Duration::from_millis(200);
-/// The least grace period: a moment to stop in, and one to die in.
-const LEAST_BUDGET: Duration = Duration::from_millis(100);
-/// How long a guard that has nothing to wait for may take.
-const GRACE: Duration = Duration::from_millis(250);
+/// How often the guard gets a new window, if the deadline has moved. Heartbeats are sent every third of a TTL.
+const WINDOW_UPDATE_INTERVAL: Duration = Duration::from_millis(100);
+/// The program is killed before the deadline, by this fraction of the grace period within these bounds: the kernel
+/// needs time to end its processes.
+const KILL_MARGIN_DIVISOR: u32 = 5;
+const MIN_KILL_MARGIN: Duration = Duration::from_millis(50);
+const MAX_KILL_MARGIN: Duration = Duration::from_millis(200);
+/// The shortest grace period: time to stop, and then the kill margin.
+const MIN_GRACE_PERIOD: Duration = Duration::from_millis(100);
+/// How long a guard that was asked to kill the program may take before it is killed itself.
+const GUARD_EXIT_TIMEOUT: Duration = Duration::from_millis(250);
+/// The delay before killing is tried again, if the task that did it panicked.
+const KILL_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// A program and its guard. Dropped, the program is killed.
+/// A program and its guard. The program is killed when this is dropped.
 pub(super) struct Program {
-    /// The guard, to be killed by no other's number.
+    /// The guard's pidfd: its process id may be given to another process.
     guard: OwnedFd,
-    waiting: Option<JoinHandle<io::Result<ExitStatus>>>,
-    /// How the guard ended, once it has been seen.
-    status: Option<ExitStatus>,
+    guard_exit: Option<JoinHandle<io::Result<ExitStatus>>>,
+    /// How the guard ended, once that is known.
+    guard_status: Option<ExitStatus>,
     /// Whether it is confirmed that no process of the program is left.
     nothing_left: bool,
     control: UnixStream,
@@ -60,33 +66,36 @@ pub(super) struct Program {
     on_overrun: OnOverrun,
     /// Whether the program has a process group of its own.
     own_group: bool,
-    window: Option<Order>,
+    /// The window that the guard was sent last.
+    window: Option<GuardCommand>,
     deadline: BootInstant,
 }
 
-/// How a program ended, and whether that was because its time was up.
+/// How a program ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct End {
-    pub(super) how: Ended,
+pub(super) struct ProgramEnd {
+    pub(super) how: ProgramExit,
+    /// Whether it was stopped or killed because its window was over.
     pub(super) out_of_time: bool,
 }
 
 impl Program {
+    /// Starts the guard, which starts the program.
     pub(super) fn start(options: &args::Run, leadership: &LeadershipHandle) -> Result<Self> {
         leadership.ensure()?;
-        // The engine's own: the store's URL may have set it too.
+        // The elector's setting and not the option: the store's URL may set it, too.
         let grace_period = leadership.grace_period();
         check_grace_period(grace_period)?;
-        let (control, other) = UnixStream::pair().context("a socket to the guard")?;
+        let (control, other) = UnixStream::pair().context("cannot make a socket to the guard")?;
         let mut command = Command::new("/proc/self/exe");
         command.arg("__guard").arg(format!("--stop-signal={}", options.stop_signal));
-        // Whoever reads from a terminal has to be in the group of processes in front of it.
+        // A process that reads from its terminal has to be in the terminal's foreground process group.
         let own_group = File::open("/dev/tty").is_err();
         if !own_group {
             command.arg(format!("--group={}", getpgrp().as_raw_nonzero()));
         }
         command.arg("--").args(&options.command);
-        // What is done to all of our group is not to befall the guard.
+        // A signal to tenure's process group must not reach the guard.
         command.process_group(0);
         command
             .env("TENURE_ELECTION", leadership.election().as_str())
@@ -102,17 +111,17 @@ impl Program {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());
         }
         let lock = leadership.lock_file()?;
-        let child = start_awaited(command.stdin(Stdio::from(OwnedFd::from(other))));
-        // The other end of the socket is the guard's alone from here on.
+        let child = spawn_awaited(command.stdin(Stdio::from(OwnedFd::from(other))));
+        // Only the guard holds the other end of the socket now.
         drop(command);
         let child = child.context("cannot start the program's guard")?;
         let pid =
             i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the guard has no process id")?;
-        let guard = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the program's guard")?;
+        let guard = pidfd_open(pid, PidfdFlags::empty()).context("cannot open the guard's pidfd")?;
         let mut program = Self {
             guard,
-            waiting: Some(tokio::task::spawn_blocking(move || wait_for_awaited(child))),
-            status: None,
+            guard_exit: Some(tokio::task::spawn_blocking(move || wait_for_awaited(child))),
+            guard_status: None,
             nothing_left: false,
             control,
             grace_period,
@@ -124,39 +133,40 @@ impl Program {
         let input = io::stdin();
         let mut files = vec![input.as_fd()];
         files.extend(lock.as_ref().map(|lock| lock.as_fd()));
-        // A guard that has gone is heard of later.
+        // If the guard is gone, `supervise` finds out.
         match send_files(&program.control, &files) {
-            Err(error) if !is_gone(&error) => return Err(error).context("cannot tell the guard"),
+            Err(error) if !is_disconnected(&error) => return Err(error).context("cannot send to the guard"),
             _ => {}
         }
         if options.restart == Restart::Never {
-            // The program alone holds its input from here on: whoever feeds it sees when it reads no more.
+            // Only the program holds its input now, so that the writing end sees when the program closes it.
             rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
         }
         program.control.set_nonblocking(true)?;
-        program.tell_window(leadership).context("cannot tell the guard")?;
+        program.send_window(leadership).context("cannot send to the guard")?;
         Ok(program)
     }
 
-    /// Waits until nothing of the program is left; passes signals on, and tells it to stop when leadership is over.
-    pub(super) async fn mind(
+    /// Waits until no process of the program is left. Meanwhile passes signals on, and stops the program when
+    /// leadership is over.
+    pub(super) async fn supervise(
         &mut self,
         leadership: &LeadershipHandle,
-        signals: &mut UnboundedReceiver<Received>,
+        signals: &mut UnboundedReceiver<ReceivedSignal>,
         shutdown: &mut Shutdown,
-    ) -> Result<End> {
+    ) -> Result<ProgramEnd> {
         let control = tokio::net::UnixStream::from_std(self.control.try_clone()?)?;
-        let mut reading = self.control.try_clone()?;
-        let mut lines = Lines::default();
+        let mut reader = self.control.try_clone()?;
+        let mut lines = LineReader::default();
         let stop = leadership.cancellation_token();
-        let (mut told, mut started) = (false, false);
-        let mut ticks = interval(PACE.min(self.grace_period / 5));
+        let (mut stop_sent, mut started) = (false, false);
+        let mut ticks = interval(WINDOW_UPDATE_INTERVAL.min(self.grace_period / 5));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // A guard that does not kill in time is not waited for.
-            let late = self.deadline - self.dying() / 2;
+            // If the guard has not killed the program by then, this process does.
+            let guard_overdue = self.deadline - self.kill_margin() / 2;
             let kill_at = shutdown.kill_at();
-            let out_of_patience = async {
+            let shutdown_kill = async {
                 match kill_at {
                     Some(kill_at) => sleep_until(kill_at).await,
                     None => std::future::pending().await,
@@ -166,140 +176,145 @@ impl Program {
                 biased;
                 ready = control.ready(Interest::READABLE) => {
                     ready?;
-                    match control.try_io(Interest::READABLE, || lines.read::<Answer>(&mut reading)) {
-                        Ok(Some(answers)) => for answer in answers {
-                            match answer {
-                                Answer::Started => started = true,
-                                Answer::Ended { how, out_of_time } => {
-                                    self.rest().await?;
-                                    return Ok(End { how, out_of_time });
+                    match control.try_io(Interest::READABLE, || lines.read::<GuardEvent>(&mut reader)) {
+                        Ok(Some(events)) => for event in events {
+                            match event {
+                                GuardEvent::Started => started = true,
+                                GuardEvent::Ended { how, out_of_time } => {
+                                    self.kill_and_wait().await?;
+                                    return Ok(ProgramEnd { how, out_of_time });
                                 }
                             }
                         },
-                        Ok(None) => return self.rest().await,
+                        Ok(None) => return self.kill_and_wait().await,
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                         Err(error) => return Err(error.into()),
                     }
                 }
-                () = BootClock.sleep_until(late) => return self.rest().await,
-                () = out_of_patience => {
-                    try_say("the program has not stopped in time for the shutdown: killing it; see --shutdown-timeout");
-                    return self.rest().await;
+                () = BootClock.sleep_until(guard_overdue) => return self.kill_and_wait().await,
+                () = shutdown_kill => {
+                    messages::try_print(
+                        "the program has not stopped in time for the shutdown: killing it; see --shutdown-timeout",
+                    );
+                    return self.kill_and_wait().await;
                 }
-                () = stop.cancelled(), if !told => {
-                    told = true;
-                    self.tell_window(leadership)?;
-                    self.tell(Order::Stop)?;
+                () = stop.cancelled(), if !stop_sent => {
+                    stop_sent = true;
+                    self.send_window(leadership)?;
+                    self.send(GuardCommand::Stop)?;
                 }
                 Some(signal) = signals.recv() => {
-                    if signal.ends() {
+                    if signal.is_termination() {
                         shutdown.begin();
                     }
-                    // What a terminal sends, everybody in front of it has, once it is there.
-                    if self.own_group || !signal.by_terminal || !started {
-                        self.tell(Order::Signal(signal.number))?;
+                    // A started program in the foreground process group gets the terminal's signals by itself.
+                    if self.own_group || !signal.from_terminal || !started {
+                        self.send(GuardCommand::Signal(signal.number))?;
                     }
                 }
-                _ = ticks.tick() => self.tell_window(leadership)?,
+                _ = ticks.tick() => self.send_window(leadership)?,
             }
         }
     }
 
-    fn dying(&self) -> Duration {
-        (self.grace_period / DYING).clamp(LEAST_DYING, MOST_DYING)
+    /// How long before the deadline the program is killed.
+    fn kill_margin(&self) -> Duration {
+        (self.grace_period / KILL_MARGIN_DIVISOR).clamp(MIN_KILL_MARGIN, MAX_KILL_MARGIN)
     }
 
-    /// Tells how long the program may go on, when that has changed.
-    fn tell_window(&mut self, leadership: &LeadershipHandle) -> io::Result<()> {
+    /// Sends the guard how long the program may run, if that has changed.
+    fn send_window(&mut self, leadership: &LeadershipHandle) -> io::Result<()> {
         self.deadline = leadership.deadline();
-        let window = Order::Window {
+        let window = GuardCommand::Window {
             stop_at: (self.deadline - self.grace_period).as_nanos(),
-            kill_at: (self.deadline - self.dying()).as_nanos(),
+            kill_at: (self.deadline - self.kill_margin()).as_nanos(),
         };
         if self.window != Some(window) {
-            self.tell(window)?;
+            self.send(window)?;
             self.window = Some(window);
         }
         Ok(())
     }
 
-    fn tell(&mut self, order: Order) -> io::Result<()> {
-        match self.control.write_all(line(&order)?.as_bytes()) {
-            // One that was stopped goes on by what it has heard; one that has gone is heard of elsewhere.
-            Err(error) if error.kind() != ErrorKind::WouldBlock && !is_gone(&error) => Err(error),
+    fn send(&mut self, command: GuardCommand) -> io::Result<()> {
+        match self.control.write_all(encode_line(&command)?.as_bytes()) {
+            // A guard that does not read, because it is stopped, keeps to its last window. `supervise` finds out
+            // about a guard that is gone.
+            Err(error) if error.kind() != ErrorKind::WouldBlock && !is_disconnected(&error) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Returns when nothing of the program is left; whatever is, is killed. How it ended, where its guard did not say.
+    /// Kills what is left of the program, and waits until no process of it is left. Returns how it ended, as far as the
+    /// guard's exit status says it.
     ///
     /// # Cancellation safety
-    /// Call it again after dropping it: it continues, and still returns only once nothing is left.
-    pub(super) async fn rest(&mut self) -> Result<End> {
-        // This is what makes the guard kill.
+    /// If it is dropped, call it again: it continues, and still returns only once nothing is left.
+    pub(super) async fn kill_and_wait(&mut self) -> Result<ProgramEnd> {
+        // The guard kills the program when its socket is closed.
         let _ = self.control.shutdown(std::net::Shutdown::Both);
-        if let Some(waiting) = &mut self.waiting {
+        if let Some(guard_exit) = &mut self.guard_exit {
             let left = self.deadline.since(BootClock.now());
-            let status = match timeout(GRACE.min(left / 2), &mut *waiting).await {
+            let status = match timeout(GUARD_EXIT_TIMEOUT.min(left / 2), &mut *guard_exit).await {
                 Ok(status) => status,
-                // Stopped, or unable: what it has started is ours once it is dead.
+                // It is stopped, or cannot kill the program. Its children become children of this process when it dies.
                 Err(_) => {
                     let _ = pidfd_send_signal(&self.guard, Signal::KILL);
-                    waiting.await
+                    guard_exit.await
                 }
             };
-            self.waiting = None;
+            self.guard_exit = None;
             match status.map_err(io::Error::from).flatten() {
                 Ok(status) => {
                     self.nothing_left = status.success();
-                    self.status = Some(status);
+                    self.guard_status = Some(status);
                 }
-                // Its outcome is unknown, so it is killed with everything below it.
+                // The guard may be alive, so it is killed with all its descendants.
                 Err(error) => {
                     let _ = pidfd_send_signal(&self.guard, Signal::KILL);
-                    tracing::warn!(%error, "the end of the program's guard was not seen");
+                    tracing::warn!(%error, "cannot wait for the program's guard; killing it");
                 }
             }
         }
         if !self.nothing_left {
-            self.end_orphans().await;
+            self.kill_orphans().await;
             self.nothing_left = true;
         }
-        let code = self.status.and_then(|status| status.code());
-        let how = match (self.status.and_then(|status| status.signal()), code) {
-            (Some(signal), _) => Ended::Signaled(signal),
-            (None, Some(code)) => Ended::Exited(code),
-            (None, None) => Ended::Signaled(Signal::KILL.as_raw()),
+        let code = self.guard_status.and_then(|status| status.code());
+        let how = match (self.guard_status.and_then(|status| status.signal()), code) {
+            (Some(signal), _) => ProgramExit::Signaled(signal),
+            (None, Some(code)) => ProgramExit::Exited(code),
+            (None, None) => ProgramExit::Signaled(Signal::KILL.as_raw()),
         };
-        Ok(End { how, out_of_time: code == Some(crate::exit::LOST.into()) })
+        Ok(ProgramEnd { how, out_of_time: code == Some(exit::LEADERSHIP_LOST.into()) })
     }
 
-    /// Kills what a guard that did not end as it should has left behind.
-    async fn end_orphans(&self) {
-        let mut ending = pin!(async {
+    /// Kills the processes that a failed guard has left.
+    async fn kill_orphans(&self) {
+        let mut killing = pin!(async {
             // A task that panicked has not confirmed that nothing is left.
-            while tokio::task::spawn_blocking(|| end_all(None, None)).await.is_err() {
-                sleep(PACE).await;
+            while tokio::task::spawn_blocking(|| kill_all_descendants(None, None)).await.is_err() {
+                sleep(KILL_RETRY_DELAY).await;
             }
         });
-        if timeout(self.deadline.since(BootClock.now()), &mut ending).await.is_err() {
-            try_say("the program is not dead by its deadline");
+        if timeout(self.deadline.since(BootClock.now()), &mut killing).await.is_err() {
+            messages::try_print("the program is still alive at its deadline");
             if self.on_overrun == OnOverrun::Abort {
                 std::process::abort();
             }
-            ending.await;
+            killing.await;
         }
     }
 }
 
-/// Whether a program can stop and die in so much time.
-pub(super) fn check_grace_period(budget: Duration) -> Result<(), Usage> {
-    if budget >= LEAST_BUDGET {
+/// Checks that a grace period is long enough for a program to stop or be killed.
+pub(super) fn check_grace_period(grace_period: Duration) -> Result<(), UsageError> {
+    if grace_period >= MIN_GRACE_PERIOD {
         return Ok(());
     }
-    Err(Usage(format!(
-        "grace period {} is not allowed: a program needs at least {} to stop and to die in",
-        humantime::format_duration(budget),
-        humantime::format_duration(LEAST_BUDGET)
+    Err(UsageError(format!(
+        "grace period {} is not allowed: it must be at least {}, so that a program can be stopped and killed",
+        humantime::format_duration(grace_period),
+        humantime::format_duration(MIN_GRACE_PERIOD)
     )))
 }

@@ -1,6 +1,6 @@
-//! The command as it was built, and what its programs leave behind in files.
+//! Runs the `tenure` command, and programs that write files.
 
-#![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
     fs,
@@ -14,75 +14,75 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest wait for anything, on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ignores all that can be ignored, tells its number and those of what it starts, and goes on for as long as its
-/// directory exists: a failing test leaves nothing running.
-pub(crate) const STUBBORN: &str = "trap '' TERM INT HUP
+/// A program that ignores the signals that can be ignored. It starts a child and a daemon, and writes the process ids
+/// of all three to `pids`. They run while the test's directory exists, so that a failing test leaves nothing running.
+pub(crate) const STUBBORN_PROGRAM: &str = "trap '' TERM INT HUP
     sh -c 'trap \"\" TERM; while test -d \"$PWD\"; do sleep 1; done' & child=$!
     setsid sh -c 'trap \"\" TERM; echo $$ > daemon; while test -d \"$PWD\"; do sleep 1; done' &
     while ! test -s daemon; do sleep 0.01; done
     echo $$ $child $(cat daemon) > pids.new; mv pids.new pids
     while test -d \"$PWD\"; do sleep 1; done";
 
-/// Succeeds when no thread of the stubborn program runs.
-pub(crate) const ALONE: &str = "for pid in $(cat pids); do
+/// A program that succeeds if no thread of the stubborn program runs, and exits with 9 otherwise.
+pub(crate) const CHECK_ALONE: &str = "for pid in $(cat pids); do
         for thread in /proc/$pid/task/*/stat; do
-            case $(sed 's/.*) //; s/ .*//' $thread 2>/dev/null) in ''|Z|X) ;; *) echo $pid runs beside; exit 9;; esac
+            case $(sed 's/.*) //; s/ .*//' $thread 2>/dev/null) in ''|Z|X) ;; *) echo $pid still runs; exit 9;; esac
         done
     done";
 
-/// A store, and a directory that programs write to.
-pub(crate) struct Stage {
+/// A store, and a temporary directory that programs write to.
+pub(crate) struct Sandbox {
     directory: TempDir,
     pub(crate) url: String,
 }
 
-impl Stage {
-    /// On a lock file.
+impl Sandbox {
+    /// Uses a store of lock files.
     pub(crate) fn local() -> Self {
         let directory = TempDir::new().unwrap();
         let url = format!("local:{}", directory.path().join("store").display());
         Self { directory, url }
     }
 
-    /// On another store.
+    /// Uses the store with this URL.
     pub(crate) fn on(url: impl Into<String>) -> Self {
         Self { directory: TempDir::new().unwrap(), url: url.into() }
     }
 
-    /// A file that programs write to.
+    /// The path of a file that programs write to.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// `tenure` with these arguments, on this store.
     pub(crate) fn tenure(&self, arguments: &[&str]) -> Command {
-        let mut command = bare(arguments);
+        let mut command = tenure_command(arguments);
         command.env("TENURE_STORE", &self.url).env("TENURE_ELECTION", "e").current_dir(self.directory.path());
         command
     }
 
-    /// `tenure run` of a shell's script.
+    /// `tenure run` of a shell script.
     pub(crate) fn run(&self, options: &[&str], script: &str) -> Command {
         let arguments = [&["run"], options, &["--", "sh", "-c", script]].concat();
         self.tenure(&arguments)
     }
 
-    /// Runs it in the background until this is dropped.
-    pub(crate) fn start(&self, options: &[&str], script: &str) -> Running {
-        Running::start(self.run(options, script).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    /// Starts `tenure run` of a shell script. It is killed when the result is dropped.
+    pub(crate) fn start(&self, options: &[&str], script: &str) -> RunningCommand {
+        RunningCommand::start(self.run(options, script).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 
-    /// The ids of all candidates.
+    /// The ids of all candidates, in queue order.
     pub(crate) fn candidates(&self) -> Vec<String> {
-        let lines = text(&succeed(&mut self.tenure(&["candidates"])));
+        let lines = stdout(&succeed(&mut self.tenure(&["candidates"])));
         lines.lines().map(|line| line.split('\t').next().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Waits until a program has written a whole line to a file.
-    pub(crate) fn line(&self, name: &str) -> String {
+    /// Waits until a program has written a line to a file, and returns it.
+    pub(crate) fn wait_for_line(&self, name: &str) -> String {
         let path = self.file(name);
         eventually(&format!("a line in {name}"), || {
             let text = fs::read_to_string(&path).ok()?;
@@ -91,17 +91,17 @@ impl Stage {
     }
 }
 
-/// `tenure` with these arguments, and nothing in its environment that concerns it.
-pub(crate) fn bare(arguments: &[&str]) -> Command {
+/// `tenure` with these arguments, without its variables in the environment.
+pub(crate) fn tenure_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));
     command.args(arguments).stdin(Stdio::null()).env_remove("TENURE_STORE").env_remove("TENURE_ELECTION");
     command
 }
 
-/// A command that runs beside the test.
-pub(crate) struct Running(Child);
+/// A command that runs in the background. It is killed when this is dropped.
+pub(crate) struct RunningCommand(Child);
 
-impl Running {
+impl RunningCommand {
     pub(crate) fn start(command: &mut Command) -> Self {
         Self(command.process_group(0).spawn().unwrap())
     }
@@ -114,7 +114,7 @@ impl Running {
         kill(name, self.pid());
     }
 
-    /// Sends a signal to all of its process group.
+    /// Sends a signal to its whole process group.
     pub(crate) fn signal_group(&self, name: &str) {
         let sent =
             Command::new("kill").args([&format!("-{name}"), "--", &format!("-{}", self.pid())]).status();
@@ -122,20 +122,20 @@ impl Running {
     }
 
     /// Waits until it has ended.
-    pub(crate) fn end(&mut self) -> ExitStatus {
-        eventually("the end of a command", || self.0.try_wait().unwrap())
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        eventually("the command ends", || self.0.try_wait().unwrap())
     }
 
-    /// Waits until it has ended; its exit code, and what it wrote to its standard error.
-    pub(crate) fn code(&mut self) -> (Option<i32>, String) {
-        let code = self.end().code();
-        let mut said = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (code, said)
+    /// Waits until it has ended. Returns its exit code and its standard error.
+    pub(crate) fn code_and_stderr(&mut self) -> (Option<i32>, String) {
+        let code = self.wait().code();
+        let mut stderr = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        (code, stderr)
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCommand {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -148,8 +148,8 @@ pub(crate) fn kill(name: &str, pid: impl ToString) {
     assert!(sent.success());
 }
 
-/// Whether a thread of a process runs: the main thread of one that runs may have exited.
-pub(crate) fn runs(pid: &str) -> bool {
+/// Whether any thread of a process runs. Its main thread may have exited before the others.
+pub(crate) fn is_running(pid: &str) -> bool {
     let is_gone = |error: &io::Error| matches!(error.raw_os_error(), Some(2 | 3));
     let threads = match fs::read_dir(Path::new("/proc").join(pid).join("task")) {
         Err(error) if is_gone(&error) => return false,
@@ -164,7 +164,7 @@ pub(crate) fn runs(pid: &str) -> bool {
     })
 }
 
-/// The processes whose parent this is.
+/// The ids of a process's children.
 pub(crate) fn children(pid: u32) -> Vec<String> {
     let pids =
         fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
@@ -175,32 +175,32 @@ pub(crate) fn children(pid: u32) -> Vec<String> {
     pids.filter(|pid| pid.bytes().all(|byte| byte.is_ascii_digit())).filter(is_child).collect()
 }
 
-/// Runs a command to its end, which has to be a success.
+/// Runs a command, which must succeed.
 pub(crate) fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
 
-/// Runs a command to its end; its exit code, and what it wrote to its standard error.
-pub(crate) fn code(command: &mut Command) -> (Option<i32>, String) {
+/// Runs a command. Returns its exit code and its standard error.
+pub(crate) fn code_and_stderr(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// What a command wrote.
-pub(crate) fn text(output: &Output) -> String {
+/// A command's standard output.
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Asks until there is an answer.
-pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+/// Calls `poll` until it returns a value.
+pub(crate) fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(start.elapsed() < TIMEOUT, "{what}: not within {TIMEOUT:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,31 +1,31 @@
-//! What a leader writes: each time a transaction that raises the fence first, or is refused.
+//! The leader's writes. Each is a transaction that first raises the fence to the leader's token, or is refused.
 
 use sqlx::{Any, Transaction};
 use tenure::FencingToken;
 use thiserror::Error;
 
 use super::{Database, Renewal};
-use crate::{clock::now_ms, payment::Receipt};
+use crate::{clock::now_ms, payment_api::Receipt};
 
-/// A write that was not made.
+/// Why a write was not made.
 #[derive(Debug, Error)]
 pub(crate) enum WriteError {
-    /// A later leader has written: nothing of ours is written any more.
-    #[error("the database refuses our fencing token {token}: a later leader has written")]
+    /// A newer leader has written.
+    #[error("the database refuses fencing token {token}: a newer leader has written")]
     Stale { token: FencingToken },
-    /// The token does not fit the column; no store gives such a number.
-    #[error("the fencing token {token} is too large for the database")]
+    /// The token does not fit into the column. No store issues such a number.
+    #[error("fencing token {token} is too large for the database")]
     TokenTooLarge { token: FencingToken },
-    #[error("the database fails")]
+    #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }
 
 impl Database {
-    /// Takes office: from here on, whatever an earlier leader writes is refused.
+    /// Begins a term: from here on, the database refuses the writes of earlier leaders.
     ///
-    /// An earlier leader's transaction that is under way is waited for, because it holds the
-    /// fence's row; what it commits is visible to the reads that follow.
-    pub(crate) async fn claim(&self, token: FencingToken, leader: &str) -> Result<(), WriteError> {
+    /// This waits for an earlier leader's running transaction, because that holds the fence's row. What it commits is
+    /// visible to the reads that follow.
+    pub(crate) async fn begin_term(&self, token: FencingToken, leader: &str) -> Result<(), WriteError> {
         let mut tx = self.pool.begin().await?;
         let number = raise_fence(&mut tx, token).await?;
         sqlx::query(
@@ -39,7 +39,8 @@ impl Database {
         Ok(tx.commit().await?)
     }
 
-    /// Records a charge, and moves the subscription on to its next period; both, once, or neither.
+    /// Records a charge and advances the subscription to its next period, in one transaction. Repeating it has no
+    /// effect.
     pub(crate) async fn record(
         &self,
         renewal: &Renewal,
@@ -72,8 +73,8 @@ impl Database {
         Ok(tx.commit().await?)
     }
 
-    /// Puts a renewal off, so that one that cannot be charged does not hold up the others.
-    pub(crate) async fn put_off(
+    /// Postpones a renewal until a time, so that one that cannot be charged does not delay the others.
+    pub(crate) async fn postpone(
         &self,
         renewal: &Renewal,
         until: i64,
@@ -91,10 +92,10 @@ impl Database {
     }
 }
 
-/// The first statement of every transaction of a leader.
+/// The first statement of each of the leader's transactions. Returns the token as a number.
 ///
-/// It takes the lock on the fence's row until the commit, so that no other leader's transaction
-/// comes between this check and the write that it guards.
+/// It locks the fence's row until the commit, so that no other leader's transaction comes between this check and the
+/// writes after it.
 async fn raise_fence(tx: &mut Transaction<'_, Any>, token: FencingToken) -> Result<i64, WriteError> {
     let number = i64::try_from(token.get()).map_err(|_| WriteError::TokenTooLarge { token })?;
     let raised = sqlx::query("UPDATE fence SET token = $1 WHERE resource = 'renewals' AND token <= $1")
@@ -111,7 +112,7 @@ mod tests {
     use crate::{
         calendar::{DAY_MS, Plan},
         db::{
-            NewSubscription, Recorded,
+            NewSubscription, RecordedRenewal,
             tests::{postgres, sqlite},
         },
     };
@@ -120,10 +121,10 @@ mod tests {
         FencingToken::new(number).unwrap()
     }
 
-    const RECEIPT: Receipt = Receipt { charge: 1, amount_cents: 990, made_before: false };
+    const RECEIPT: Receipt = Receipt { charge: 1, amount_cents: 990, was_duplicate: false };
 
-    /// The rules of the fence, on any database.
-    async fn the_fence_holds(database: &Database) {
+    /// Checks the fence, on either database.
+    async fn check_fence(database: &Database) {
         let subscription = |id| NewSubscription {
             id,
             plan: Plan::Monthly,
@@ -131,53 +132,56 @@ mod tests {
             started_at: 20_000 * DAY_MS,
             periods_paid: 3,
         };
-        database.sign_up(&[subscription(1), subscription(2)]).await.unwrap();
+        database.add_subscriptions(&[subscription(1), subscription(2)]).await.unwrap();
         let due = database.due(i64::MAX, now_ms(), 10).await.unwrap();
 
         // given: the leader with token 7, and then one with token 9
-        database.claim(token(7), "old").await.unwrap();
+        database.begin_term(token(7), "old").await.unwrap();
         database.record(&due[0], &RECEIPT, token(7)).await.unwrap();
-        database.claim(token(9), "new").await.unwrap();
+        database.begin_term(token(9), "new").await.unwrap();
 
-        // when: the old one wakes and writes
+        // when: the old one writes again
         let record = database.record(&due[1], &RECEIPT, token(7)).await;
-        let put_off = database.put_off(&due[1], i64::MAX, token(7)).await;
-        let claim = database.claim(token(7), "old").await;
+        let postpone = database.postpone(&due[1], i64::MAX, token(7)).await;
+        let begin_term = database.begin_term(token(7), "old").await;
 
-        // then: nothing of it is written
-        for refused in [record, put_off, claim] {
+        // then: its writes are refused
+        for refused in [record, postpone, begin_term] {
             assert!(matches!(refused, Err(WriteError::Stale { .. })), "{refused:?}");
         }
-        let expected =
-            Recorded { subscription: 1, period: due[0].request().period, amount_cents: RECEIPT.amount_cents };
+        let expected = RecordedRenewal {
+            subscription: 1,
+            period: due[0].request().period,
+            amount_cents: RECEIPT.amount_cents,
+        };
         assert_eq!(database.recorded().await.unwrap(), [expected]);
         let still_due = database.due(due[1].renews_at, now_ms(), 10).await.unwrap();
-        assert_eq!(still_due, due[1..], "the paid one has moved on, and nothing else");
+        assert_eq!(still_due, due[1..], "only the paid subscription advances");
 
-        // and: the new one records the same twice, as after a crash, and it counts once
+        // and: if the new one records the same renewal twice, it counts once
         database.record(&due[1], &RECEIPT, token(9)).await.unwrap();
         database.record(&due[1], &RECEIPT, token(9)).await.unwrap();
         let next = database.due(due[1].next_renewal_at, now_ms(), 10).await.unwrap();
-        let moved = next.iter().find(|renewal| renewal.subscription == 2).unwrap();
-        assert_eq!((moved.periods_paid, moved.renews_at), (4, due[1].next_renewal_at));
+        let advanced = next.iter().find(|renewal| renewal.subscription == 2).unwrap();
+        assert_eq!((advanced.periods_paid, advanced.renews_at), (4, due[1].next_renewal_at));
     }
 
     /// Hazard G1 and G24: the token is checked in the transaction that writes.
     #[tokio::test]
     async fn a_stale_leader_writes_nothing_to_sqlite() {
         let (_dir, database) = sqlite().await;
-        the_fence_holds(&database).await;
+        check_fence(&database).await;
     }
 
     #[tokio::test]
     async fn a_stale_leader_writes_nothing_to_postgres() {
         let database = Database::open(&postgres().await).await.unwrap();
-        the_fence_holds(&database).await;
+        check_fence(&database).await;
     }
 
     /// PostgreSQL ends the transaction of a leader that is stopped within it.
     #[tokio::test]
-    async fn on_postgres_the_next_leader_does_not_wait_for_a_stopped_one_to_wake() {
+    async fn on_postgres_the_next_leader_does_not_wait_for_a_stopped_one() {
         let url = postgres().await;
         let (old, new) = (Database::open(&url).await.unwrap(), Database::open(&url).await.unwrap());
 
@@ -185,32 +189,32 @@ mod tests {
         let mut stopped = old.pool.begin().await.unwrap();
         raise_fence(&mut stopped, token(7)).await.unwrap();
 
-        // when: the next one takes office
-        new.claim(token(9), "new").await.unwrap();
+        // when: the next leader begins its term
+        new.begin_term(token(9), "new").await.unwrap();
 
-        // then: nothing of the old one's transaction is written when it wakes
+        // then: the old one's transaction fails
         assert!(stopped.commit().await.is_err());
-        assert!(matches!(old.claim(token(7), "old").await, Err(WriteError::Stale { .. })));
+        assert!(matches!(old.begin_term(token(7), "old").await, Err(WriteError::Stale { .. })));
     }
 
-    /// A leader that dies within its transaction leaves nothing of it.
+    /// A leader that crashes within a transaction leaves no effect of it.
     #[tokio::test]
-    async fn a_transaction_that_is_dropped_leaves_nothing() {
+    async fn a_dropped_transaction_has_no_effect() {
         let (_dir, database) = sqlite().await;
         let mut tx = database.pool.begin().await.unwrap();
         raise_fence(&mut tx, token(9)).await.unwrap();
         drop(tx);
-        database.claim(token(7), "next").await.unwrap();
+        database.begin_term(token(7), "next").await.unwrap();
     }
 
     #[tokio::test]
-    async fn what_was_put_off_is_not_due_until_then() {
+    async fn a_postponed_renewal_is_not_due_until_then() {
         let (_dir, database) = sqlite().await;
         let new =
             NewSubscription { id: 1, plan: Plan::Annual, price_cents: 5, started_at: 0, periods_paid: 1 };
-        database.sign_up(&[new]).await.unwrap();
+        database.add_subscriptions(&[new]).await.unwrap();
         let due = database.due(i64::MAX, 1_000, 10).await.unwrap();
-        database.put_off(&due[0], 2_000, token(1)).await.unwrap();
+        database.postpone(&due[0], 2_000, token(1)).await.unwrap();
         assert!(database.due(i64::MAX, 1_999, 10).await.unwrap().is_empty());
         assert_eq!(database.due(i64::MAX, 2_000, 10).await.unwrap(), due);
     }

@@ -1,7 +1,7 @@
-//! The billing database: SQLite by default, PostgreSQL by URL; the same SQL for both.
+//! The billing database, on SQLite or PostgreSQL with the same SQL.
 
 mod fenced;
-mod read;
+mod queries;
 mod schema;
 
 use std::time::Duration;
@@ -10,47 +10,47 @@ use anyhow::{Context, bail};
 use sqlx::{AnyConnection, AnyPool, Connection, any::AnyPoolOptions};
 
 pub(crate) use fenced::WriteError;
-pub(crate) use read::{Recorded, Renewal, Term};
+pub(crate) use queries::{RecordedRenewal, Renewal, Term};
 pub(crate) use schema::NewSubscription;
 
-/// A leader that is stopped within a transaction holds its locks. PostgreSQL ends such a
-/// transaction after this time, so that the next leader need not wait for the old one to wake.
+/// A leader that is stopped within a transaction holds its locks. PostgreSQL ends such a transaction after this time,
+/// so that the next leader does not wait until the old one continues.
 const POSTGRES_IDLE_IN_TRANSACTION: &str = "SET idle_in_transaction_session_timeout = '2s'";
 
-/// A connection to the billing database.
+/// Connections to the billing database.
 #[derive(Clone, Debug)]
 pub(crate) struct Database {
     pool: AnyPool,
-    kind: Kind,
+    engine: Engine,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum Engine {
     Sqlite,
     Postgres,
 }
 
 impl Database {
-    /// Connects, and makes the tables where they are missing.
+    /// Connects, and creates the tables that are missing.
     ///
     /// # Errors
-    /// A URL of another kind, or a database that does not answer: what is wrong, without the password.
+    /// If the URL is not supported or the database does not answer. The error does not contain the password.
     pub(crate) async fn open(url: &str) -> anyhow::Result<Self> {
-        let (kind, url) = understand(url)?;
+        let (engine, url) = parse_url(url)?;
         sqlx::any::install_default_drivers();
-        let settings: &'static [&'static str] = match kind {
-            Kind::Sqlite => {
+        let settings: &'static [&'static str] = match engine {
+            Engine::Sqlite => {
                 &["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA busy_timeout = 10000"]
             }
-            Kind::Postgres => &[POSTGRES_IDLE_IN_TRANSACTION],
+            Engine::Postgres => &[POSTGRES_IDLE_IN_TRANSACTION],
         };
-        // A pool would try again for its whole timeout, and then say no more than that.
+        // A pool would retry until its timeout, and then not report the cause.
         let first = AnyConnection::connect(&url).await;
-        let first = first.with_context(|| format!("cannot open the database {}", shown(&url)))?;
+        let first = first.with_context(|| format!("cannot open the database {}", redacted(&url)))?;
         first.close().await?;
         let pool = AnyPoolOptions::new()
-            // SQLite has one writer at a time: its queue is in this process, where waiting is cheap.
-            .max_connections(if kind == Kind::Sqlite { 1 } else { 8 })
+            // SQLite has one writer at a time. With one connection, writers queue in this process instead of in SQLite.
+            .max_connections(if engine == Engine::Sqlite { 1 } else { 8 })
             .acquire_timeout(Duration::from_secs(5))
             .after_connect(move |connection, _| {
                 Box::pin(async move {
@@ -61,8 +61,8 @@ impl Database {
                 })
             })
             .connect_lazy(&url)?;
-        let database = Self { pool, kind };
-        database.make_tables().await.context("cannot make the tables of the database")?;
+        let database = Self { pool, engine };
+        database.create_tables().await.context("cannot create the tables of the database")?;
         Ok(database)
     }
 
@@ -72,18 +72,16 @@ impl Database {
     }
 }
 
-fn understand(url: &str) -> anyhow::Result<(Kind, String)> {
+/// The engine, and the URL for the driver.
+fn parse_url(url: &str) -> anyhow::Result<(Engine, String)> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return Ok((Kind::Postgres, url.to_owned()));
+        return Ok((Engine::Postgres, url.to_owned()));
     }
     let Some(file) = url.strip_prefix("sqlite:") else {
-        bail!(
-            "{:?} is not a database URL: allowed are sqlite:FILE and postgres://USER@HOST/DATABASE",
-            shown(url)
-        );
+        bail!("{:?} is not a database URL: use sqlite:FILE or postgres://USER@HOST/DATABASE", redacted(url));
     };
     if file.is_empty() || file.contains(":memory:") {
-        bail!("{url:?} names no file: the servers share the database, as in sqlite:billing.db");
+        bail!("{url:?} names no file: the servers share the database, so use a file like sqlite:billing.db");
     }
     let create = if file.contains("mode=") {
         ""
@@ -92,11 +90,11 @@ fn understand(url: &str) -> anyhow::Result<(Kind, String)> {
     } else {
         "?mode=rwc"
     };
-    Ok((Kind::Sqlite, format!("{url}{create}")))
+    Ok((Engine::Sqlite, format!("{url}{create}")))
 }
 
-/// The URL without its user and password, and without settings, which may hold one as well.
-fn shown(url: &str) -> String {
+/// The URL without the user, the password and the settings, which may contain a password, too.
+fn redacted(url: &str) -> String {
     let url = url.split('?').next().unwrap_or_default();
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
@@ -108,7 +106,7 @@ fn shown(url: &str) -> String {
 pub(crate) mod tests {
     use super::*;
 
-    /// A database of its own, on SQLite.
+    /// A new SQLite database.
     pub(crate) async fn sqlite() -> (tempfile::TempDir, Database) {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("billing.db").display());
@@ -116,7 +114,7 @@ pub(crate) mod tests {
         (dir, database)
     }
 
-    /// The URL of a database of its own, on the PostgreSQL that is run and thrown away with the tests.
+    /// The URL of a new database on the PostgreSQL server of the tests.
     pub(crate) async fn postgres() -> String {
         let server = std::env::var("TENURE_TEST_POSTGRES").expect(
             "this test needs a PostgreSQL: `cargo xtask test -p billing` starts one; or set \
@@ -125,7 +123,7 @@ pub(crate) mod tests {
         let name = format!("billing_{:016x}", fastrand::u64(..));
         sqlx::any::install_default_drivers();
         let mut connection = AnyConnection::connect(&server).await.expect("TENURE_TEST_POSTGRES answers");
-        // It is made of letters and digits, and no statement takes a name as a parameter.
+        // The name consists of letters and digits. A statement cannot take a name as a parameter.
         let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
         sqlx::query(create).execute(&mut connection).await.unwrap();
         let (host, _) = server.rsplit_once('/').expect("TENURE_TEST_POSTGRES ends in /DATABASE");
@@ -133,10 +131,10 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_database_url_that_cannot_work_says_what_is_allowed() {
+    async fn the_error_about_an_invalid_database_url_says_what_is_allowed() {
         for (url, reason) in [
-            ("mysql://me:secret@host/db", "sqlite:FILE and postgres://"),
-            ("billing.db", "sqlite:FILE and postgres://"),
+            ("mysql://me:secret@host/db", "sqlite:FILE or postgres://"),
+            ("billing.db", "sqlite:FILE or postgres://"),
             ("sqlite:", "names no file"),
             ("sqlite::memory:", "names no file"),
             ("sqlite:/nowhere/at/all/billing.db", "cannot open the database"),
@@ -152,14 +150,14 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn servers_that_start_together_make_the_tables_together_on_sqlite() {
+    async fn servers_that_start_together_create_the_tables_together_on_sqlite() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("billing.db").display());
         futures::future::try_join_all((0..8).map(|_| Database::open(&url))).await.unwrap();
     }
 
     #[tokio::test]
-    async fn servers_that_start_together_make_the_tables_together_on_postgres() {
+    async fn servers_that_start_together_create_the_tables_together_on_postgres() {
         let url = postgres().await;
         futures::future::try_join_all((0..8).map(|_| Database::open(&url))).await.unwrap();
     }

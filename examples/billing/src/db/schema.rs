@@ -1,8 +1,8 @@
-//! The tables, and what is put into them before anybody leads.
+//! The tables, and new subscriptions.
 
 use sqlx::Executor;
 
-use super::{Database, Kind};
+use super::{Database, Engine};
 use crate::calendar::Plan;
 
 const TABLES: [&str; 6] = [
@@ -16,7 +16,7 @@ const TABLES: [&str; 6] = [
         not_before   BIGINT NOT NULL DEFAULT 0
     )",
     "CREATE INDEX IF NOT EXISTS subscriptions_by_renewal ON subscriptions (renews_at)",
-    // What has been charged. The primary key is the last line of defence: one row per period.
+    // The renewals that have been charged. The primary key allows one per period.
     "CREATE TABLE IF NOT EXISTS renewals (
         subscription BIGINT NOT NULL REFERENCES subscriptions (id),
         period       TEXT   NOT NULL,
@@ -26,13 +26,13 @@ const TABLES: [&str; 6] = [
         recorded_at  BIGINT NOT NULL,
         PRIMARY KEY (subscription, period)
     )",
-    // The highest fencing token that has written here.
+    // The highest fencing token that has written to this database.
     "CREATE TABLE IF NOT EXISTS fence (
         resource TEXT   PRIMARY KEY,
         token    BIGINT NOT NULL
     )",
     "INSERT INTO fence (resource, token) VALUES ('renewals', 0) ON CONFLICT DO NOTHING",
-    // Who led when, for people.
+    // A record of the leaders, for people.
     "CREATE TABLE IF NOT EXISTS terms (
         token      BIGINT PRIMARY KEY,
         leader     TEXT   NOT NULL,
@@ -40,41 +40,41 @@ const TABLES: [&str; 6] = [
     )",
 ];
 
-/// PostgreSQL's IF NOT EXISTS fails when two do it at once; this makes them queue up.
-const POSTGRES_QUEUE: &str = "SELECT pg_advisory_xact_lock(7238701)";
+/// Serialises the creation of tables: PostgreSQL's IF NOT EXISTS fails if two transactions do it concurrently.
+const POSTGRES_SCHEMA_LOCK: &str = "SELECT pg_advisory_xact_lock(7238701)";
 
-/// A customer who has just signed up.
+/// A subscription that is not in the database yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewSubscription {
     pub(crate) id: i64,
     pub(crate) plan: Plan,
     pub(crate) price_cents: i64,
-    /// The beginning, in milliseconds since 1970.
+    /// In milliseconds since 1970.
     pub(crate) started_at: i64,
-    /// How many periods have been paid for.
+    /// How many periods have been paid.
     pub(crate) periods_paid: i64,
 }
 
 impl NewSubscription {
-    /// When the period that has not been paid for begins.
+    /// When the first unpaid period begins, in milliseconds since 1970.
     pub(crate) fn renews_at(&self) -> i64 {
         self.plan.renews_at(self.started_at, self.periods_paid)
     }
 }
 
 impl Database {
-    pub(super) async fn make_tables(&self) -> Result<(), sqlx::Error> {
-        // Made all at once, so that one tells of all. Where they are, nothing is locked: on PostgreSQL
-        // IF NOT EXISTS takes locks that a leader at work would wait for, and it for the leader.
+    pub(super) async fn create_tables(&self) -> Result<(), sqlx::Error> {
+        // All tables are created in one transaction, so if one exists, all do. Then nothing is locked: on PostgreSQL
+        // IF NOT EXISTS takes locks that conflict with those of a working leader.
         if sqlx::query("SELECT token FROM terms LIMIT 0").execute(&self.pool).await.is_ok() {
             return Ok(());
         }
-        let mut tx = match self.kind {
-            // A transaction that reads first and then writes does not wait for its turn in SQLite.
-            Kind::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
-            Kind::Postgres => {
+        let mut tx = match self.engine {
+            // SQLite makes a transaction wait for the write lock only if it begins as a writer.
+            Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
+            Engine::Postgres => {
                 let mut tx = self.pool.begin().await?;
-                tx.execute(POSTGRES_QUEUE).await?;
+                tx.execute(POSTGRES_SCHEMA_LOCK).await?;
                 tx
             }
         };
@@ -84,8 +84,11 @@ impl Database {
         tx.commit().await
     }
 
-    /// Signs customers up, all or none.
-    pub(crate) async fn sign_up(&self, subscriptions: &[NewSubscription]) -> Result<(), sqlx::Error> {
+    /// Adds subscriptions in one transaction.
+    pub(crate) async fn add_subscriptions(
+        &self,
+        subscriptions: &[NewSubscription],
+    ) -> Result<(), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         for new in subscriptions {
             sqlx::query(

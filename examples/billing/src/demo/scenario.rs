@@ -1,4 +1,4 @@
-//! What happens in a run: all of it decided by the seed.
+//! The scenario of a run, which its seed determines.
 
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use crate::{
     db::{NewSubscription, Renewal},
 };
 
-/// How many renewals are left to charge, at most, when a fault strikes: the leader is at work then.
-const AT_WORK: f64 = 40.0;
+/// How many renewals at most are left to charge when a fault is injected. There are some, so the leader is charging
+/// then.
+const MAX_LEFT_AT_FAULT: f64 = 40.0;
 
-/// What was asked for.
+/// What the scenario must contain.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wishes {
+pub(crate) struct ScenarioOptions {
     pub(crate) subscriptions: u32,
     pub(crate) kills: u32,
     pub(crate) pauses: u32,
@@ -36,59 +37,58 @@ impl FaultKind {
     }
 }
 
-/// A fault, and when it strikes.
+/// A fault, and when to inject it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Planned {
+pub(crate) struct PlannedFault {
     pub(crate) kind: FaultKind,
-    /// It strikes when so many have been charged…
-    pub(crate) after: usize,
-    /// …and this long after that.
+    /// The fault is injected `delay` after this many renewals have been charged.
+    pub(crate) after_charges: usize,
     pub(crate) delay: Duration,
     /// How long a killed server stays down.
-    pub(crate) down: Duration,
-    /// How many customers have signed up by then. The others come later, so that
-    /// there is work left for the next leader, and for the next fault to interrupt.
-    pub(crate) signed_up: usize,
+    pub(crate) downtime: Duration,
+    /// How many subscriptions have been added by then. The others are added later, so that the next leader and the next
+    /// fault find unfinished work.
+    pub(crate) subscriptions_added: usize,
 }
 
-/// A run.
+/// The subscriptions and faults of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scenario {
-    /// Those whose renewal is due as soon as they have signed up.
+    /// Subscriptions whose renewal is due as soon as they are added.
     pub(crate) due: Vec<NewSubscription>,
-    /// Those whose renewal is days away.
+    /// Subscriptions whose renewal is days away.
     pub(crate) not_due: Vec<NewSubscription>,
-    pub(crate) faults: Vec<Planned>,
+    pub(crate) faults: Vec<PlannedFault>,
 }
 
 impl Scenario {
-    pub(crate) fn new(seed: u64, wishes: Wishes, now: i64) -> anyhow::Result<Self> {
-        let faults = wishes.kills + wishes.pauses;
-        if wishes.subscriptions <= faults {
+    pub(crate) fn new(seed: u64, options: ScenarioOptions, now: i64) -> anyhow::Result<Self> {
+        let faults = options.kills + options.pauses;
+        if options.subscriptions <= faults {
             bail!(
-                "{} subscriptions are too few for {faults} faults: at least {} are needed, one for each leader",
-                wishes.subscriptions,
+                "{} subscriptions are too few for {faults} faults: use at least {}, one for each leader",
+                options.subscriptions,
                 faults + 1
             );
         }
         let mut random = Rng::with_seed(seed);
-        let due = (0..i64::from(wishes.subscriptions))
+        let due = (0..i64::from(options.subscriptions))
             .map(|n| subscription(&mut random, n + 1, now - DAY_MS / 2, DAY_MS))
             .collect();
-        let not_due = (0..i64::from(wishes.subscriptions.div_ceil(10)))
+        let not_due = (0..i64::from(options.subscriptions.div_ceil(10)))
             .map(|n| {
                 subscription(
                     &mut random,
-                    i64::from(wishes.subscriptions) + n + 1,
+                    i64::from(options.subscriptions) + n + 1,
                     now + 7 * DAY_MS,
                     20 * DAY_MS,
                 )
             })
             .collect();
-        Ok(Self { due, not_due, faults: plan(&mut random, wishes) })
+        Ok(Self { due, not_due, faults: plan_faults(&mut random, options) })
     }
 
-    /// The renewals that have to be charged, as the plans say.
+    /// The renewals that must be charged.
     pub(crate) fn renewals(&self) -> Vec<Renewal> {
         self.due
             .iter()
@@ -103,8 +103,8 @@ impl Scenario {
     }
 }
 
-/// A subscription whose next renewal is within `span` from `from`, or a few days before that, where
-/// it was begun on a 31st.
+/// A subscription whose next renewal is between `from` and `from + span`, or a few days earlier if it started on a
+/// 31st.
 fn subscription(random: &mut Rng, id: i64, from: i64, span: i64) -> NewSubscription {
     let plan = if random.u8(..4) == 0 { Plan::Annual } else { Plan::Monthly };
     let price_cents = match plan {
@@ -116,26 +116,26 @@ fn subscription(random: &mut Rng, id: i64, from: i64, span: i64) -> NewSubscript
     NewSubscription { id, plan, price_cents, started_at, periods_paid }
 }
 
-/// Spreads the faults over the run: each in a stretch of its own.
-fn plan(random: &mut Rng, wishes: Wishes) -> Vec<Planned> {
-    let mut kinds = vec![FaultKind::Kill; wishes.kills as usize];
-    kinds.resize((wishes.kills + wishes.pauses) as usize, FaultKind::Pause);
+/// Distributes the faults over the run, each in a stretch of its own.
+fn plan_faults(random: &mut Rng, options: ScenarioOptions) -> Vec<PlannedFault> {
+    let mut kinds = vec![FaultKind::Kill; options.kills as usize];
+    kinds.resize((options.kills + options.pauses) as usize, FaultKind::Pause);
     random.shuffle(&mut kinds);
 
-    let total = wishes.subscriptions as usize;
-    let stretch = f64::from(wishes.subscriptions) / (kinds.len() as f64 + 1.0);
-    let left = (stretch / 4.0).clamp(1.0, AT_WORK) as usize;
+    let total = options.subscriptions as usize;
+    let stretch = f64::from(options.subscriptions) / (kinds.len() as f64 + 1.0);
+    let left = (stretch / 4.0).clamp(1.0, MAX_LEFT_AT_FAULT) as usize;
     kinds
         .into_iter()
         .enumerate()
         .map(|(n, kind)| {
-            let after = ((n as f64 + 0.5 + 0.4 * random.f64()) * stretch) as usize;
-            Planned {
+            let after_charges = ((n as f64 + 0.5 + 0.4 * random.f64()) * stretch) as usize;
+            PlannedFault {
                 kind,
-                after,
+                after_charges,
                 delay: Duration::from_millis(random.u64(..40)),
-                down: Duration::from_millis(random.u64(100..600)),
-                signed_up: (after + left).min(total),
+                downtime: Duration::from_millis(random.u64(100..600)),
+                subscriptions_added: (after_charges + left).min(total),
             }
         })
         .collect()
@@ -150,16 +150,16 @@ mod tests {
     const NOW: i64 = 1_800_000_000_000;
 
     #[test]
-    fn the_same_seed_is_the_same_run() {
-        let wishes = Wishes { subscriptions: 50, kills: 3, pauses: 2 };
-        assert_eq!(Scenario::new(4, wishes, NOW).unwrap(), Scenario::new(4, wishes, NOW).unwrap());
-        assert_ne!(Scenario::new(4, wishes, NOW).unwrap(), Scenario::new(5, wishes, NOW).unwrap());
+    fn the_same_seed_gives_the_same_scenario() {
+        let options = ScenarioOptions { subscriptions: 50, kills: 3, pauses: 2 };
+        assert_eq!(Scenario::new(4, options, NOW).unwrap(), Scenario::new(4, options, NOW).unwrap());
+        assert_ne!(Scenario::new(4, options, NOW).unwrap(), Scenario::new(5, options, NOW).unwrap());
     }
 
     #[test]
     fn too_few_subscriptions_for_the_faults_are_refused() {
-        let wishes = Wishes { subscriptions: 7, kills: 5, pauses: 2 };
-        let error = Scenario::new(1, wishes, NOW).unwrap_err().to_string();
+        let options = ScenarioOptions { subscriptions: 7, kills: 5, pauses: 2 };
+        let error = Scenario::new(1, options, NOW).unwrap_err().to_string();
         assert!(error.contains("at least 8"), "{error}");
     }
 
@@ -168,18 +168,18 @@ mod tests {
         fn every_fault_interrupts_work_and_leaves_some(
             seed: u64, kills in 0u32..8, pauses in 0u32..8, more in 1u32..500, now in NOW..NOW + 400 * DAY_MS,
         ) {
-            let wishes = Wishes { subscriptions: kills + pauses + more, kills, pauses };
-            let scenario = Scenario::new(seed, wishes, now).unwrap();
-            prop_assert_eq!(scenario.due.len(), wishes.subscriptions as usize);
+            let options = ScenarioOptions { subscriptions: kills + pauses + more, kills, pauses };
+            let scenario = Scenario::new(seed, options, now).unwrap();
+            prop_assert_eq!(scenario.due.len(), options.subscriptions as usize);
             prop_assert_eq!(scenario.faults.iter().filter(|f| f.kind == FaultKind::Kill).count(), kills as usize);
             prop_assert_eq!(scenario.faults.len(), (kills + pauses) as usize);
             for pair in scenario.faults.windows(2) {
-                prop_assert!(pair[0].after <= pair[1].after && pair[0].signed_up <= pair[1].signed_up);
+                prop_assert!(pair[0].after_charges <= pair[1].after_charges && pair[0].subscriptions_added <= pair[1].subscriptions_added);
             }
             for fault in &scenario.faults {
-                prop_assert!(fault.after < fault.signed_up && fault.signed_up <= scenario.due.len());
+                prop_assert!(fault.after_charges < fault.subscriptions_added && fault.subscriptions_added <= scenario.due.len());
             }
-            // Due now, and then not again during the run; and the others not at all.
+            // The due ones are due now and not again during the run. The others are not due at all.
             for renewal in scenario.renewals() {
                 prop_assert!((now - 5 * DAY_MS..=now + DAY_MS).contains(&renewal.renews_at));
                 prop_assert!(renewal.next_renewal_at > now + 2 * DAY_MS);

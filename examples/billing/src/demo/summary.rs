@@ -1,71 +1,73 @@
-//! What a run comes to: a table for people, an object for programs.
+//! The summary of a run, as a table and as a JSON object.
 
 use std::{fmt::Write, path::Path};
 
 use serde_json::{Value, json};
 
 use super::{
-    Args,
-    books::{Books, Entry},
-    check::{Verdict, check},
+    args::Args,
+    cluster::{InjectedFault, RunRecord},
+    ledger_reader::{LedgerEntry, LedgerReader},
     scenario::{FaultKind, Scenario},
-    stage::{Ran, Struck},
+    verdict::{Verdict, check},
 };
 use crate::db::{Database, Term};
 
-/// A fault, and how long nobody charged.
+/// A fault and its effect.
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
-    pub(crate) struck: Struck,
-    /// From the fault to the first request under a leader that works: the next one, or the
-    /// same one continued.
+    pub(crate) injected: InjectedFault,
+    /// The time without charges: from the fault to the first request of the next leader, or of the same one after it
+    /// was continued.
     pub(crate) gap_ms: Option<i64>,
 }
 
-/// A run, summed up.
 #[derive(Debug)]
 pub(crate) struct Summary {
     pub(crate) seed: u64,
     pub(crate) servers: u32,
     pub(crate) store: String,
-    pub(crate) begun: i64,
-    pub(crate) ended: i64,
+    pub(crate) begun_at: i64,
+    pub(crate) ended_at: i64,
     pub(crate) verdict: Verdict,
     pub(crate) faults: Vec<Fault>,
     pub(crate) terms: Vec<Term>,
-    pub(crate) ledger: Vec<Entry>,
-    /// Empty when all is well.
+    pub(crate) ledger: Vec<LedgerEntry>,
+    /// Empty if the run is correct.
     pub(crate) violations: Vec<String>,
 }
 
 impl Summary {
-    /// Reads the books, and checks them.
-    pub(crate) async fn draw_up(
+    /// Reads the ledger and the database, and compares them with the scenario.
+    pub(crate) async fn create(
         args: &Args,
         seed: u64,
         store: &str,
         scenario: &Scenario,
-        ran: Ran,
+        record: RunRecord,
         ledger: &Path,
         database: &Database,
     ) -> anyhow::Result<Self> {
-        let ledger = Books::open(ledger).await?.entries().await?;
+        let ledger = LedgerReader::open(ledger).await?.entries().await?;
         let recorded = database.recorded().await?;
         let verdict = check(&scenario.renewals(), &ledger, &recorded);
         let mut violations = verdict.violations();
-        violations.extend(ran.trouble);
-        let (wanted, struck) = (scenario.faults.len(), ran.struck.len());
-        if struck < wanted {
-            violations.push(format!("only {struck} of {wanted} faults were injected"));
+        violations.extend(record.errors);
+        let (planned, injected) = (scenario.faults.len(), record.faults.len());
+        if injected < planned {
+            violations.push(format!("only {injected} of {planned} faults were injected"));
         }
-        let faults =
-            ran.struck.into_iter().map(|struck| Fault { gap_ms: gap_ms(&struck, &ledger), struck }).collect();
+        let faults = record
+            .faults
+            .into_iter()
+            .map(|injected| Fault { gap_ms: gap_ms(&injected, &ledger), injected })
+            .collect();
         Ok(Self {
             seed,
             servers: args.servers,
             store: without_password(store),
-            begun: ran.begun,
-            ended: ran.ended,
+            begun_at: record.begun_at,
+            ended_at: record.ended_at,
             verdict,
             faults,
             terms: database.terms().await?,
@@ -75,7 +77,7 @@ impl Summary {
     }
 
     fn count(&self, kind: FaultKind) -> usize {
-        self.faults.iter().filter(|fault| fault.struck.kind == kind).count()
+        self.faults.iter().filter(|fault| fault.injected.kind == kind).count()
     }
 
     pub(crate) fn max_gap_ms(&self) -> i64 {
@@ -83,10 +85,10 @@ impl Summary {
     }
 
     pub(crate) fn seconds(&self) -> f64 {
-        (self.ended - self.begun) as f64 / 1000.0
+        (self.ended_at - self.begun_at) as f64 / 1000.0
     }
 
-    /// The lines of the table: a number, and what it counts.
+    /// The lines of the table: a number, and what is counted.
     pub(crate) fn counts(&self) -> Vec<(usize, &'static str)> {
         let verdict = &self.verdict;
         vec![
@@ -95,8 +97,8 @@ impl Summary {
             (verdict.double_charged, "charged twice"),
             (verdict.missed, "missed"),
             (verdict.not_due, "charged and not due"),
-            (verdict.refused_duplicate, "refused as duplicates (charged before a crash, recorded after)"),
-            (verdict.refused_stale, "refused as stale (sent by a leader of the past)"),
+            (verdict.refused_duplicate, "refused as duplicates (charged before a crash, recorded after it)"),
+            (verdict.refused_stale, "refused as stale (sent by a former leader)"),
             (self.terms.len(), "terms of leadership"),
         ]
     }
@@ -111,31 +113,31 @@ impl Summary {
             self.seconds(),
             self.store
         );
-        // Writing to a String cannot fail.
+        // Writing to a string cannot fail.
         for (count, what) in self.counts() {
             let _ = writeln!(table, "  {count:>7}  {what}");
         }
         if !self.faults.is_empty() {
             let _ = writeln!(
                 table,
-                "\n  {:>8}  {:5}  {:13} {:13} nobody charged for",
-                "at", "fault", "leader", "then"
+                "\n  {:>8}  {:5}  {:13} {:13} no charges for",
+                "at", "fault", "leader", "next leader"
             );
         }
         for fault in &self.faults {
-            let struck = &fault.struck;
+            let injected = &fault.injected;
             let _ = writeln!(
                 table,
                 "  {:>6.1} s  {:5}  {:13} {:13} {}",
-                (struck.at - self.begun) as f64 / 1000.0,
-                struck.kind.as_str(),
-                struck.victim,
-                struck.next.as_ref().map_or("the same", |(_, next)| next),
+                (injected.at - self.begun_at) as f64 / 1000.0,
+                injected.kind.as_str(),
+                injected.victim,
+                injected.next_leader.as_ref().map_or("the same", |(_, next)| next),
                 fault.gap_ms.map_or("unknown".to_owned(), |gap| format!("{gap} ms")),
             );
         }
         let _ = match self.violations.as_slice() {
-            [] => writeln!(table, "\n  The books are right: every renewal charged once, nobody twice.\n"),
+            [] => writeln!(table, "\n  OK: every renewal was charged exactly once.\n"),
             violations => writeln!(table, "\n  WRONG:\n  - {}\n", violations.join("\n  - ")),
         };
         table
@@ -148,12 +150,12 @@ impl Summary {
             .iter()
             .map(|fault| {
                 json!({
-                    "kind": fault.struck.kind.as_str(),
-                    "at_ms": fault.struck.at - self.begun,
-                    "leader": fault.struck.victim,
-                    "token": fault.struck.token,
-                    "next": fault.struck.next.as_ref().map(|(_, next)| next),
-                    "next_seen_ms": fault.struck.next.as_ref().map(|(at, _)| at - fault.struck.at),
+                    "kind": fault.injected.kind.as_str(),
+                    "at_ms": fault.injected.at - self.begun_at,
+                    "leader": fault.injected.victim,
+                    "token": fault.injected.token,
+                    "next": fault.injected.next_leader.as_ref().map(|(_, next)| next),
+                    "next_seen_ms": fault.injected.next_leader.as_ref().map(|(at, _)| at - fault.injected.at),
                     "gap_ms": fault.gap_ms,
                 })
             })
@@ -174,67 +176,68 @@ impl Summary {
             "kills": self.count(FaultKind::Kill),
             "pauses": self.count(FaultKind::Pause),
             "max_gap_ms": self.max_gap_ms(),
-            "elapsed_ms": self.ended - self.begun,
+            "elapsed_ms": self.ended_at - self.begun_at,
             "seed": self.seed,
             "servers": self.servers,
             "store": self.store,
             "faults": faults,
-            // Without the logs that explain them; those are in the table.
-            "violations": self.violations.iter().filter_map(|it| it.lines().next()).collect::<Vec<_>>(),
+            // Only the first lines; the table also has the logs.
+            "violations": self.violations.iter().filter_map(|text| text.lines().next()).collect::<Vec<_>>(),
         })
     }
 }
 
-/// The time for which nobody charged, by the provider's ledger.
+/// The time without charges after a fault, by the provider's ledger.
 ///
-/// What a leader sent before it was struck may come in after; only what a leader sent that is
-/// not the struck one counts, or the same one once it was continued.
-fn gap_ms(struck: &Struck, ledger: &[Entry]) -> Option<i64> {
-    let continued_at = match struck.kind {
+/// Requests that the victim sent before the fault may arrive after it. So only the requests of other leaders count,
+/// and the victim's after it was continued.
+fn gap_ms(fault: &InjectedFault, ledger: &[LedgerEntry]) -> Option<i64> {
+    let continued_at = match fault.kind {
         FaultKind::Kill => i64::MAX,
-        FaultKind::Pause => struck.back_at.unwrap_or(i64::MAX),
+        FaultKind::Pause => fault.recovered_at.unwrap_or(i64::MAX),
     };
     ledger
         .iter()
         .filter(|entry| {
-            entry.token > struck.token || entry.token == struck.token && entry.received_at >= continued_at
+            entry.token > fault.token || entry.token == fault.token && entry.received_at >= continued_at
         })
         .map(|entry| entry.received_at)
         .min()
-        .map(|at| (at - struck.at).max(0))
+        .map(|at| (at - fault.at).max(0))
 }
 
 fn without_password(store: &str) -> String {
-    // It prints no password; and it has been parsed before.
+    // `StoreUrl` prints no password. Parsing cannot fail here, because the URL was parsed before.
     store.parse::<tenure::StoreUrl>().map_or_else(|_| String::new(), |url| url.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payment::Outcome;
+    use crate::payment_api::Outcome;
 
-    fn entry(token: i64, received_at: i64) -> Entry {
+    fn entry(token: i64, received_at: i64) -> LedgerEntry {
         let (period, outcome) = ("2026-12-21".to_owned(), Outcome::Charged);
-        Entry { subscription: 1, period, amount_cents: 1, token, outcome, received_at }
+        LedgerEntry { subscription: 1, period, amount_cents: 1, token, outcome, received_at }
     }
 
-    fn struck(kind: FaultKind) -> Struck {
-        Struck { kind, at: 1_000, victim: "a".into(), token: 7, back_at: Some(5_000), next: None }
+    fn fault(kind: FaultKind) -> InjectedFault {
+        let victim = "a".into();
+        InjectedFault { kind, at: 1_000, victim, token: 7, recovered_at: Some(5_000), next_leader: None }
     }
 
     #[test]
-    fn what_the_dead_had_sent_does_not_end_the_time_without_a_leader() {
+    fn late_requests_of_a_killed_leader_do_not_end_the_gap() {
         let ledger = [entry(7, 900), entry(7, 1_002), entry(9, 1_040), entry(9, 1_050)];
-        assert_eq!(gap_ms(&struck(FaultKind::Kill), &ledger), Some(40));
-        assert_eq!(gap_ms(&struck(FaultKind::Kill), &ledger[..2]), None);
+        assert_eq!(gap_ms(&fault(FaultKind::Kill), &ledger), Some(40));
+        assert_eq!(gap_ms(&fault(FaultKind::Kill), &ledger[..2]), None);
     }
 
     #[test]
-    fn a_leader_that_stays_leader_ends_it_when_it_goes_on() {
+    fn a_leader_that_stays_leader_ends_the_gap_when_it_is_continued() {
         let ledger = [entry(7, 1_002), entry(7, 5_003)];
-        assert_eq!(gap_ms(&struck(FaultKind::Pause), &ledger), Some(4_003));
-        let moved = [entry(7, 1_002), entry(9, 4_500), entry(7, 5_003)];
-        assert_eq!(gap_ms(&struck(FaultKind::Pause), &moved), Some(3_500));
+        assert_eq!(gap_ms(&fault(FaultKind::Pause), &ledger), Some(4_003));
+        let with_next_leader = [entry(7, 1_002), entry(9, 4_500), entry(7, 5_003)];
+        assert_eq!(gap_ms(&fault(FaultKind::Pause), &with_next_leader), Some(3_500));
     }
 }

@@ -1,4 +1,4 @@
-//! What a server answers: whether it lives, whether it can work, and who leads.
+//! The server's HTTP API: liveness, readiness, and the leader.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,22 +7,22 @@ use serde_json::{Value, json};
 use tenure::Elector;
 use tokio::{sync::watch, time::timeout};
 
-use super::view::View;
+use super::leader_view::LeaderView;
 use crate::db::Database;
 
-/// How long the store and the database have to answer `/readyz`.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long `/readyz` waits for the store and the database.
+const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
-pub(crate) struct Server {
+pub(crate) struct ServerState {
     pub(crate) id: String,
     pub(crate) election: String,
     pub(crate) elector: Arc<dyn Elector>,
     pub(crate) database: Database,
-    pub(crate) leader: watch::Receiver<View>,
+    pub(crate) leader: watch::Receiver<LeaderView>,
 }
 
-pub(crate) fn router(server: Server) -> Router {
+pub(crate) fn router(server: ServerState) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -30,22 +30,22 @@ pub(crate) fn router(server: Server) -> Router {
         .with_state(server)
 }
 
-/// Leading or not: a follower that could take over is ready.
-async fn ready(State(server): State<Server>) -> (StatusCode, Json<Value>) {
+/// A follower that could take over is ready, too.
+async fn ready(State(server): State<ServerState>) -> (StatusCode, Json<Value>) {
     let store = async {
-        match timeout(PATIENCE, server.elector.leader(&server.election)).await {
+        match timeout(READINESS_TIMEOUT, server.elector.leader(&server.election)).await {
             Ok(Ok(_)) => "ok".to_owned(),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => format!("{:#}", anyhow::Error::from(error)),
             Err(_) => {
                 server.elector.status().last_error.unwrap_or_else(|| "the store does not answer".to_owned())
             }
         }
     };
     let database = async {
-        match timeout(PATIENCE, server.database.ping()).await {
+        match timeout(READINESS_TIMEOUT, server.database.ping()).await {
             Ok(Ok(())) => "ok".to_owned(),
-            // The text of the driver's error may tell more than a caller should know.
-            Ok(Err(_)) => "the database fails".to_owned(),
+            // The driver's error may contain more than a client should know.
+            Ok(Err(_)) => "the database failed".to_owned(),
             Err(_) => "the database does not answer".to_owned(),
         }
     };
@@ -55,14 +55,14 @@ async fn ready(State(server): State<Server>) -> (StatusCode, Json<Value>) {
     (status, Json(json!({ "ready": ready, "store": store, "database": database })))
 }
 
-/// Who leads. An answer about the past: whoever must be sure asks `ensure`, where the work is done.
-async fn leader(State(server): State<Server>) -> (StatusCode, Json<Value>) {
+/// The leader. The answer may be outdated; the work itself calls `ensure` before each side effect.
+async fn leader(State(server): State<ServerState>) -> (StatusCode, Json<Value>) {
     let view = server.leader.borrow().clone();
-    let leading = matches!(&view, View::Led(leader) if leader.id == server.id);
+    let leading = matches!(&view, LeaderView::Leader(leader) if leader.id == server.id);
     let (status, leader) = match view {
-        View::Led(leader) => (StatusCode::OK, json!(leader)),
-        View::Vacant => (StatusCode::OK, Value::Null),
-        View::Unknown => (StatusCode::SERVICE_UNAVAILABLE, Value::Null),
+        LeaderView::Leader(leader) => (StatusCode::OK, json!(leader)),
+        LeaderView::NoLeader => (StatusCode::OK, Value::Null),
+        LeaderView::Unknown => (StatusCode::SERVICE_UNAVAILABLE, Value::Null),
     };
     let answer = json!({
         "election": server.election,

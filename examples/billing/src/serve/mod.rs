@@ -1,8 +1,7 @@
-//! `billing serve`: the service. The leader charges; the others stand ready, and answer who leads.
+//! `billing serve`: a billing server. The leader charges. All servers answer who the leader is.
 
 mod http;
-pub(crate) mod signals;
-mod view;
+mod leader_view;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,18 +9,19 @@ use anyhow::Context;
 use tenure::{Elector, ElectorExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::info;
 
-pub(crate) use view::Leader;
+pub(crate) use leader_view::Leader;
 
-use crate::{charging::Biller, db::Database, election, parent, payment::Provider};
+use crate::{charging::Biller, db::Database, election, parent_exit, payment_api::PaymentClient, signals};
 
-/// How long requests under way are waited for at the end.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
+/// How long the shutdown waits for running HTTP requests.
+const HTTP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The options of `billing serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where the servers elect: local:/directory, etcd://host:2379/prefix?ttl=5s, or zookeeper://host:2181/root?ttl=5s
+    /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=5s, or zookeeper://host:2181/root?ttl=5s
     #[arg(long)]
     store: String,
     /// The billing database: sqlite:FILE, or postgres://user@host/database
@@ -30,19 +30,19 @@ pub(crate) struct Args {
     /// The payment provider: http://host:port
     #[arg(long)]
     provider: String,
-    /// This server's name; two servers must not share one
+    /// This server's name, unique among the servers
     #[arg(long)]
     id: String,
-    /// Where to listen; port 0 takes a free one and prints it
+    /// The address to listen on; with port 0 a free port is used and printed
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// The election to stand in
+    /// The election's name
     #[arg(long, default_value = election::DEFAULT_ELECTION)]
     election: String,
-    /// How long before its period begins a renewal is charged
+    /// How long before the beginning of its period a renewal is charged
     #[arg(long, default_value = "1day", value_parser = humantime::parse_duration)]
     ahead: Duration,
-    /// End when standard input is closed
+    /// Exit when the standard input is closed
     #[arg(long, hide = true)]
     die_with_parent: bool,
 }
@@ -50,10 +50,10 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = signals::stop_on_signal()?;
     if args.die_with_parent {
-        parent::die_with_parent();
+        parent_exit::exit_with_parent();
     }
-    let provider = Provider::new(&args.provider)?;
-    // Bound before the election: the address is what the others read of this candidate.
+    let provider = PaymentClient::new(&args.provider)?;
+    // Before the election, because the other servers read this address from the candidate's value.
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = format!("http://{}", listener.local_addr()?);
@@ -62,8 +62,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let biller = Biller { name: args.id.clone(), database: database.clone(), provider, ahead: args.ahead };
 
     let stop_http = CancellationToken::new();
-    let leader = view::watch_leader(elector.as_ref(), &args.election);
-    let router = http::router(http::Server {
+    let leader = leader_view::watch_leader(elector.as_ref(), &args.election);
+    let router = http::router(http::ServerState {
         id: args.id.clone(),
         election: args.election.clone(),
         elector: Arc::clone(&elector),
@@ -78,11 +78,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let outcome = charge_while_leader(elector.as_ref(), &args.election, stop, &biller).await;
     elector.close().await;
     stop_http.cancel();
-    // Requests that do not end are left behind.
-    let _ = tokio::time::timeout(LAST_REQUESTS, http).await;
-    match &outcome {
-        Ok(()) => info!("resigned and stopped"),
-        Err(error) => error!(%error, "the election is over for this server"),
+    // Requests that take longer are abandoned.
+    let _ = tokio::time::timeout(HTTP_SHUTDOWN_TIMEOUT, http).await;
+    if outcome.is_ok() {
+        info!("resigned and stopped");
     }
     outcome
 }

@@ -1,4 +1,4 @@
-//! Running `billing` as a process of its own.
+//! Runs `billing` as a process.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
@@ -14,8 +14,8 @@ use rustix::{
 };
 use serde_json::Value;
 
-/// Nothing that is waited for takes longer, unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest wait for anything.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) fn billing(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_billing"));
@@ -23,7 +23,7 @@ pub(crate) fn billing(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end.
+/// Runs `billing` to its end.
 pub(crate) fn run(arguments: &[&str]) -> Output {
     billing(arguments).stdin(Stdio::null()).output().unwrap()
 }
@@ -32,21 +32,21 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The object that the demo prints as its last line.
-pub(crate) fn last_line(output: &Output) -> Value {
+/// The JSON object that the demo prints as its last line.
+pub(crate) fn json_summary(output: &Output) -> Value {
     let stdout = text(&output.stdout);
     let line = stdout.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {stdout}\n{}", text(&output.stderr)))
 }
 
-/// A server or provider that listens; killed when dropped.
+/// A running server or provider. It is killed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct RunningProcess {
     pub(crate) address: String,
     child: Child,
 }
 
-impl Running {
+impl RunningProcess {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut child = billing(arguments)
             .args(["--listen", "127.0.0.1:0"])
@@ -60,12 +60,12 @@ impl Running {
         Self { address, child }
     }
 
-    pub(crate) fn provider(data: &Path) -> Self {
+    pub(crate) fn start_provider(data: &Path) -> Self {
         let ledger = data.join("provider.db");
         Self::start(&["provider", "--ledger", ledger.to_str().unwrap(), "--latency", "1ms"])
     }
 
-    pub(crate) fn server(data: &Path, provider: &Self, id: &str) -> Self {
+    pub(crate) fn start_server(data: &Path, provider: &Self, id: &str) -> Self {
         let store = format!("local:{}", data.join("store").display());
         let database = format!("sqlite:{}", data.join("billing.db").display());
         Self::start(&[
@@ -85,7 +85,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// SIGTERM, and its exit status.
+    /// Sends SIGTERM, and returns the exit status.
     pub(crate) fn terminate(mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         wait_for_end(Pid::from_child(&self.child));
@@ -93,39 +93,39 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Waits until a process has ended, whoever's child it is.
+/// Waits until a process has ended. It need not be a child of this one.
 pub(crate) fn wait_for_end(pid: Pid) {
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    let bound = Timespec::try_from(PATIENCE).unwrap();
-    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&bound)).unwrap();
-    assert_eq!(ended, 1, "process {pid:?} did not end within {PATIENCE:?}");
+    let limit = Timespec::try_from(TIMEOUT).unwrap();
+    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ended, 1, "process {pid:?} did not end within {TIMEOUT:?}");
 }
 
-/// Asks again until the answer is the one awaited.
-pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let asking = async {
+/// Calls `poll` until it returns a value.
+pub(crate) async fn wait_until<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
+    let polling = async {
         loop {
-            if let Some(answer) = ask().await {
-                return answer;
+            if let Some(value) = poll().await {
+                return value;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    match tokio::time::timeout(PATIENCE, asking).await {
-        Ok(answer) => answer,
-        Err(_) => panic!("waited {PATIENCE:?} in vain until {what}"),
+    match tokio::time::timeout(TIMEOUT, polling).await {
+        Ok(value) => value,
+        Err(_) => panic!("timed out after {TIMEOUT:?} waiting until {what}"),
     }
 }
 
-/// The demo on a store whose sessions expire: another server leads after each fault, and the books are right.
-pub(crate) fn leadership_moves_on(store: &str) {
+/// Runs the demo on a store whose sessions expire, and checks that another server leads after each fault.
+pub(crate) fn check_takeovers(store: &str) {
     let data = tempfile::tempdir().unwrap();
     let output = run(&[
         "demo",
@@ -141,7 +141,7 @@ pub(crate) fn leadership_moves_on(store: &str) {
         "--data",
         data.path().to_str().unwrap(),
     ]);
-    let summary = last_line(&output);
+    let summary = json_summary(&output);
     assert!(output.status.success(), "{summary:#}");
     let faults = summary["faults"].as_array().unwrap();
     assert_eq!(faults.len(), 2, "{summary:#}");

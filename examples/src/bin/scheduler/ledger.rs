@@ -1,4 +1,4 @@
-//! What has fired, written down beside the token under which it did.
+//! The record of all times at which a job has fired, with the fencing token of the leader.
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -9,7 +9,7 @@ use sqlx::{
 };
 use tenure::FencingToken;
 
-/// The table of all times that have fired.
+/// The table of all times at which a job has fired.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger(SqlitePool);
 
@@ -29,8 +29,8 @@ impl Ledger {
         Ok(Self(pool))
     }
 
-    /// The latest time that has fired.
-    pub(crate) async fn last(&self, job: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    /// The latest time at which the job has fired.
+    pub(crate) async fn last_fired(&self, job: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
         let last: Option<i64> = sqlx::query_scalar("SELECT max(time) FROM fired WHERE job = ?")
             .bind(job)
             .fetch_one(&self.0)
@@ -38,8 +38,9 @@ impl Ledger {
         Ok(last.and_then(|seconds| DateTime::from_timestamp(seconds, 0)))
     }
 
-    /// Whether this time is ours to fire: nobody has fired it or a later one, nor written under a higher token. One
-    /// statement, so that of two who claim it at the same moment one does.
+    /// Claims a time for this leader. Returns `false` if this time or a later one has been claimed, or if a leader
+    /// with a higher token has claimed one. This is a single statement, so that only one of two concurrent claims
+    /// succeeds.
     pub(crate) async fn claim(
         &self,
         job: &str,
@@ -47,7 +48,7 @@ impl Ledger {
         token: FencingToken,
         candidate: &str,
     ) -> Result<bool, sqlx::Error> {
-        // Tokens fit: no store counts beyond 63 bits.
+        // No store issues tokens of more than 63 bits.
         let token = i64::try_from(token.get()).map_err(|error| sqlx::Error::Encode(error.into()))?;
         let claimed = sqlx::query(
             "INSERT INTO fired (job, time, token, candidate) SELECT ?1, ?2, ?3, ?4 \
@@ -74,12 +75,15 @@ mod tests {
             Ledger::open(&format!("sqlite:{}", directory.path().join("l.db").display())).await.unwrap();
         let at = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
         let token = |number| FencingToken::new(number).unwrap();
-        assert_eq!(ledger.last("job").await.unwrap(), None);
+        assert_eq!(ledger.last_fired("job").await.unwrap(), None);
         assert!(ledger.claim("job", at(10), token(1), "a").await.unwrap());
-        assert!(!ledger.claim("job", at(10), token(2), "b").await.unwrap(), "it has fired");
+        assert!(!ledger.claim("job", at(10), token(2), "b").await.unwrap(), "it has been claimed");
         assert!(ledger.claim("job", at(11), token(2), "b").await.unwrap());
-        assert!(!ledger.claim("job", at(12), token(1), "a").await.unwrap(), "another leads");
+        assert!(
+            !ledger.claim("job", at(12), token(1), "a").await.unwrap(),
+            "a leader with a higher token has claimed a time"
+        );
         assert!(ledger.claim("other", at(10), token(1), "a").await.unwrap());
-        assert_eq!(ledger.last("job").await.unwrap(), Some(at(11)));
+        assert_eq!(ledger.last_fired("job").await.unwrap(), Some(at(11)));
     }
 }

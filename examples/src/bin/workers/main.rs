@@ -1,8 +1,8 @@
-//! The leader assigns jobs to workers, and assigns them again when one dies.
+//! The leader assigns jobs to workers, and reassigns the jobs of a worker that dies.
 //!
-//! Every worker stands in the election `workers`: its candidates are the workers that live, and its leader's value is the plan,
-//! which says who has which job. Each job has an election too, and whoever the plan names campaigns in it: so a job
-//! never runs twice at a time, however old the plan is that somebody goes by.
+//! Every worker is a candidate in the election `workers`, so its candidates are the live workers. The leader's value
+//! is the plan: which worker has which job. There is also one election per job, and a worker campaigns in those of
+//! its jobs. So a job never runs on two workers at the same time, even if one of them has an outdated plan.
 //!
 //! ```console
 //! $ for id in a b c; do cargo run -p examples --bin workers -- --candidate $id --store local:/tmp/workers --election workers & done
@@ -23,10 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use plan::Plan;
 
-/// How often the leader looks at the workers.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often the leader updates the plan.
+const PLAN_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A worker among others.
+/// A worker, which may also be the leader that assigns the jobs
 #[derive(Parser)]
 struct Arguments {
     /// How many jobs there are
@@ -40,14 +40,14 @@ fn job_election(election: &str, job: usize) -> String {
     format!("{election}.job.{job}")
 }
 
-/// The leader's part: keeps the plan up to date.
-async fn assign(
+/// The leader's work: keeps the plan up to date.
+async fn assign_jobs(
     elector: Arc<dyn Elector>,
     jobs: usize,
     leadership: LeadershipHandle,
 ) -> Result<(), BoxError> {
     let stop = leadership.cancellation_token();
-    let mut told = None;
+    let mut published = None;
     loop {
         let workers: Vec<_> = elector
             .candidates(leadership.election().as_str())
@@ -61,47 +61,47 @@ async fn assign(
             holders.push(elector.leader(&job).await?.map(|holder| holder.id));
         }
         let plan = Plan::new(&workers, &holders);
-        if told.as_ref() != Some(&plan) {
+        if published.as_ref() != Some(&plan) {
             leadership.set_value(serde_json::to_vec(&plan)?).await?;
             println!("plan {plan} under token {}", leadership.fencing_token());
-            told = Some(plan);
+            published = Some(plan);
         }
-        if stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+        if stop.run_until_cancelled(tokio::time::sleep(PLAN_INTERVAL)).await.is_none() {
             return Ok(());
         }
     }
 }
 
-/// A job, for as long as it is ours.
-async fn work(job: usize, leadership: LeadershipHandle) -> Result<(), BoxError> {
+/// Does a job while this worker leads the job's election.
+async fn do_job(job: usize, leadership: LeadershipHandle) -> Result<(), BoxError> {
     let (candidate, token) = (leadership.candidate(), leadership.fencing_token());
     println!("job {job} begins on {candidate}, token {token}");
     let stop = leadership.cancellation_token();
     while stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(100))).await.is_some() {
         leadership.ensure()?;
-        // The work; every write of it sends the token.
+        // Do the work here. Send the token with every write.
     }
     println!("job {job} ends on {candidate}");
     Ok(())
 }
 
-/// The worker's part: does what the plan says.
-async fn follow(
+/// The worker's work: does the jobs that the plan assigns to it.
+async fn follow_plan(
     elector: Arc<dyn Elector>,
     election: String,
     stop: CancellationToken,
 ) -> Result<(), BoxError> {
-    // Whatever ends this, the process ends, and its jobs are assigned anew.
+    // If this function returns or panics, the process stops, and the leader reassigns its jobs.
     let _stop = stop.clone().drop_guard();
-    let own = elector.candidate().to_string();
+    let own_id = elector.candidate().to_string();
     let mut leaders = elector.observe(&election);
     let mut running: HashMap<usize, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
-    // While nobody leads, the last plan stands.
+    // While there is no leader, the last plan is followed.
     loop {
         let leader = tokio::select! {
             () = stop.cancelled() => break,
-            // Also when a job has panicked.
+            // A job's task has ended. If it failed or panicked, this worker stops.
             Some(ended) = tasks.join_next() => {
                 ended??;
                 continue;
@@ -111,23 +111,23 @@ async fn follow(
                 None => break,
             },
         };
-        let Some(plan) = leader?.and_then(|leader| Plan::read(&leader.value)) else { continue };
-        running.retain(|job, mine| {
-            let stays = plan.worker(*job) == Some(&own);
-            if !stays {
-                mine.cancel();
+        let Some(plan) = leader?.and_then(|leader| Plan::from_value(&leader.value)) else { continue };
+        running.retain(|job, stop_job| {
+            let is_assigned = plan.worker(*job) == Some(&own_id);
+            if !is_assigned {
+                stop_job.cancel();
             }
-            stays
+            is_assigned
         });
-        for job in plan.jobs_of(&own) {
+        for job in plan.jobs_of(&own_id) {
             running.entry(job).or_insert_with(|| {
-                let (elector, mine) = (Arc::clone(&elector), stop.child_token());
+                let (elector, stop_job) = (Arc::clone(&elector), stop.child_token());
                 let election = job_election(&election, job);
-                let over = mine.clone().cancelled_owned();
+                let stopped = stop_job.clone().cancelled_owned();
                 tasks.spawn(async move {
-                    elector.run_while_leader(&election, over, |leadership| work(job, leadership)).await
+                    elector.run_while_leader(&election, stopped, |leadership| do_job(job, leadership)).await
                 });
-                mine
+                stop_job
             });
         }
     }
@@ -146,20 +146,20 @@ async fn main() -> anyhow::Result<()> {
     let election = arguments.election.election;
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
-    let signalled = stop.clone();
+    let stop_on_signal = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
-        signalled.cancel();
+        stop_on_signal.cancel();
     });
-    let following = follow(Arc::clone(&elector), election.clone(), stop.clone());
+    let following = follow_plan(Arc::clone(&elector), election.clone(), stop.clone());
     let leading = elector.run_while_leader(&election, stop.clone().cancelled_owned(), |leadership| {
-        assign(Arc::clone(&elector), arguments.jobs, leadership)
+        assign_jobs(Arc::clone(&elector), arguments.jobs, leadership)
     });
-    let (followed, led) = tokio::join!(following, leading);
+    let (follow_result, election_result) = tokio::join!(following, leading);
     elector.close().await;
-    followed.map_err(anyhow::Error::from_boxed)?;
-    Ok(led?)
+    follow_result.map_err(anyhow::Error::from_boxed)?;
+    Ok(election_result?)
 }

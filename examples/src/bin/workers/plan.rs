@@ -1,4 +1,4 @@
-//! Who has which job.
+//! The assignment of jobs to workers.
 
 use std::fmt;
 
@@ -9,52 +9,55 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Plan(Vec<String>);
 
 impl Plan {
-    /// Spreads the jobs evenly over `workers`, and moves as few as that needs from their present `holders`.
+    /// Distributes the jobs evenly over `workers`, moving as few as possible from their current `holders`.
     pub(crate) fn new(workers: &[String], holders: &[Option<String>]) -> Self {
         if workers.is_empty() {
             return Self(Vec::new());
         }
-        let most = holders.len().div_ceil(workers.len());
+        let max_per_worker = holders.len().div_ceil(workers.len());
         let mut counts = vec![0; workers.len()];
-        let kept: Vec<Option<usize>> = holders
+        let unmoved: Vec<Option<usize>> = holders
             .iter()
             .map(|holder| {
-                let at = workers.iter().position(|worker| Some(worker) == holder.as_ref())?;
-                (counts[at] < most).then(|| {
-                    counts[at] += 1;
-                    at
+                let index = workers.iter().position(|worker| Some(worker) == holder.as_ref())?;
+                (counts[index] < max_per_worker).then(|| {
+                    counts[index] += 1;
+                    index
                 })
             })
             .collect();
-        let least = |counts: &[usize]| (0..counts.len()).min_by_key(|at| counts[*at]).unwrap_or_default();
-        let mut assigned: Vec<usize> = kept
+        let least_loaded =
+            |counts: &[usize]| (0..counts.len()).min_by_key(|index| counts[*index]).unwrap_or_default();
+        let mut assigned: Vec<usize> = unmoved
             .into_iter()
-            .map(|kept| {
-                kept.unwrap_or_else(|| {
-                    let at = least(&counts);
-                    counts[at] += 1;
-                    at
+            .map(|worker| {
+                worker.unwrap_or_else(|| {
+                    let index = least_loaded(&counts);
+                    counts[index] += 1;
+                    index
                 })
             })
             .collect();
-        // Nobody has two more than another.
+        // Move jobs until no worker has two more than another.
         loop {
-            let (low, high) =
-                (least(&counts), (0..counts.len()).max_by_key(|at| counts[*at]).unwrap_or_default());
+            let (low, high) = (
+                least_loaded(&counts),
+                (0..counts.len()).max_by_key(|index| counts[*index]).unwrap_or_default(),
+            );
             if counts[high] <= counts[low] + 1 {
                 break;
             }
-            if let Some(moved) = assigned.iter_mut().find(|at| **at == high) {
+            if let Some(moved) = assigned.iter_mut().find(|index| **index == high) {
                 *moved = low;
             }
             counts[high] -= 1;
             counts[low] += 1;
         }
-        Self(assigned.into_iter().map(|at| workers[at].clone()).collect())
+        Self(assigned.into_iter().map(|index| workers[index].clone()).collect())
     }
 
-    /// A plan from a leader's value; none while it has not made one.
-    pub(crate) fn read(value: &[u8]) -> Option<Self> {
+    /// Reads the plan from a leader's value. Returns `None` if the leader has not published one yet.
+    pub(crate) fn from_value(value: &[u8]) -> Option<Self> {
         serde_json::from_slice(value).ok()
     }
 
@@ -63,7 +66,7 @@ impl Plan {
     }
 
     pub(crate) fn jobs_of<'a>(&'a self, worker: &'a str) -> impl Iterator<Item = usize> + 'a {
-        self.0.iter().enumerate().filter(move |(_, who)| *who == worker).map(|(job, _)| job)
+        self.0.iter().enumerate().filter(move |(_, assigned)| *assigned == worker).map(|(job, _)| job)
     }
 }
 
@@ -84,11 +87,15 @@ mod tests {
     }
 
     #[test]
-    fn jobs_are_spread_evenly_and_few_of_them_move() {
+    fn jobs_are_distributed_evenly_and_few_of_them_move() {
         assert_eq!(plan("abc", "------"), "abcabc");
-        assert_eq!(plan("ac", "abcabc"), "aacacc", "who is gone has none, and the others keep theirs");
+        assert_eq!(
+            plan("ac", "abcabc"),
+            "aacacc",
+            "a missing worker has no jobs, and the others keep theirs"
+        );
         assert_eq!(plan("abc", "aaaaaa"), "aabcbc");
-        assert_eq!(plan("abcd", "abcabc"), "abdabc", "a newcomer gets one");
+        assert_eq!(plan("abcd", "abcabc"), "abdabc", "a new worker gets one");
         assert_eq!(plan("ab", "aaab-"), "aaabb");
         assert_eq!(plan("", "ab"), "");
         let four = plan("abcd", "aaabbc");

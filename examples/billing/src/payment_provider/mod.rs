@@ -1,4 +1,4 @@
-//! `billing provider`: the payment service, a third party with books of its own.
+//! `billing provider`: the simulated payment provider, a third party with a ledger of its own.
 
 mod http;
 mod latency;
@@ -12,29 +12,30 @@ use tracing::info;
 
 use ledger::{Ledger, Rules};
 
-use crate::{parent, serve::signals};
+use crate::{parent_exit, signals};
 
+/// The options of `billing provider`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where to listen; port 0 takes a free one and prints it
+    /// The address to listen on; with port 0 a free port is used and printed
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// The SQLite file that keeps every request, the refused ones too
+    /// The SQLite file that records every request, including refused ones
     #[arg(long)]
     ledger: PathBuf,
-    /// The median time a charge takes
+    /// The median time that a charge takes
     #[arg(long, default_value = "12ms", value_parser = humantime::parse_duration)]
     latency: Duration,
-    /// Makes the times that charges take repeatable
+    /// The random seed of the times that charges take
     #[arg(long)]
     seed: Option<u64>,
-    /// Take no notice of fencing tokens, as most providers do
+    /// Ignore fencing tokens, as most providers do
     #[arg(long)]
     no_tokens: bool,
-    /// Take no notice of idempotency keys: every request moves money
+    /// Ignore idempotency keys: every request is charged
     #[arg(long)]
     no_idempotency: bool,
-    /// End when standard input is closed
+    /// Exit when the standard input is closed
     #[arg(long, hide = true)]
     die_with_parent: bool,
 }
@@ -42,7 +43,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = signals::stop_on_signal()?;
     if args.die_with_parent {
-        parent::die_with_parent();
+        parent_exit::exit_with_parent();
     }
     let rules = Rules { tokens: !args.no_tokens, idempotency: !args.no_idempotency };
     let ledger = Ledger::open(&args.ledger, rules)
@@ -68,15 +69,15 @@ pub(crate) mod testing {
     use std::path::Path;
 
     use super::*;
-    use crate::payment::Outcome;
+    use crate::payment_api::Outcome;
 
-    /// A provider in the test's own process, as honest as the real one, and quick.
-    pub(crate) struct Fake {
+    /// A provider in the test's process, without latency.
+    pub(crate) struct TestProvider {
         ledger: Arc<Ledger>,
         server: tokio::task::JoinHandle<()>,
     }
 
-    impl Fake {
+    impl TestProvider {
         pub(crate) async fn serve(listener: TcpListener, file: &Path) -> Self {
             let rules = Rules { tokens: true, idempotency: true };
             let ledger = Arc::new(Ledger::open(file, rules).await.unwrap());
@@ -86,13 +87,13 @@ pub(crate) mod testing {
             Self { ledger, server }
         }
 
-        /// Subscription, period and outcome of every request, in order.
+        /// The subscription, period and outcome of every request, in order.
         pub(crate) async fn outcomes(&self) -> Vec<(i64, String, Outcome)> {
             self.ledger.outcomes().await
         }
     }
 
-    impl Drop for Fake {
+    impl Drop for TestProvider {
         fn drop(&mut self) {
             self.server.abort();
         }

@@ -1,6 +1,6 @@
-//! What `run` and the guard say to each other: a line of JSON each, over a socket.
+//! The protocol between `tenure run` and its guard: lines of JSON over a socket.
 //!
-//! First come open files: the program's standard input, and whatever keeps the leadership.
+//! `run` first sends open files: the program's standard input, and the lock file on `local:`.
 
 use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read as _},
@@ -17,34 +17,34 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// What the guard is told.
+/// A message from `run` to the guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Order {
-    /// How long the program may go on, as things stand; in nanoseconds of CLOCK_BOOTTIME.
+pub(crate) enum GuardCommand {
+    /// How long the program may run. It replaces the window before. Times are in nanoseconds of `CLOCK_BOOTTIME`.
     Window {
-        /// When it is told to stop.
+        /// When the program gets the stop signal.
         stop_at: u64,
-        /// When it is killed.
+        /// When the program is killed.
         kill_at: u64,
     },
-    /// It is told to stop now.
+    /// Send the stop signal to the program now.
     Stop,
-    /// It is sent this signal.
+    /// Send this signal to the program.
     Signal(i32),
 }
 
-/// What the guard answers.
+/// A message from the guard to `run`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
-    /// The program runs, and hears what its terminal sends.
+pub(crate) enum GuardEvent {
+    /// The program runs, and gets the signals that its terminal sends.
     Started,
-    /// Nothing of it is left.
+    /// The program has ended, and no process of it is left.
     Ended {
-        /// How it ended.
-        how: Ended,
-        /// Whether the guard had told it to stop, or killed it, because its time was up.
+        /// How the program ended.
+        how: ProgramExit,
+        /// Whether the guard stopped or killed it because its window was over.
         out_of_time: bool,
     },
 }
@@ -52,31 +52,31 @@ pub(crate) enum Answer {
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Ended {
-    /// The program returned this.
+pub(crate) enum ProgramExit {
+    /// The program exited with this code.
     Exited(i32),
-    /// This signal ended it.
+    /// This signal ended the program.
     Signaled(i32),
 }
 
-/// The most files that are handed over.
-const MOST_FILES: usize = 2;
+/// How many files are sent at most.
+const MAX_FILES: usize = 2;
 
-/// Hands open files over, which are dropped at the other end only.
+/// Sends open files to the other end of the socket. They stay open there when they are closed here.
 pub(crate) fn send_files(to: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
-        return Err(io::Error::other("too many files to hand over"));
+        return Err(io::Error::other("cannot send open files: there are too many"));
     }
     let count = [u8::try_from(files.len()).unwrap_or(u8::MAX)];
     sendmsg(to, &[IoSlice::new(&count)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// Takes what [`send_files`] hands over.
+/// Receives the files of one [`send_files`].
 pub(crate) fn receive_files(from: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let received =
@@ -90,35 +90,39 @@ pub(crate) fn receive_files(from: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             files.extend(received);
         }
     }
-    // What this process has no room for is left out without a word.
+    // The kernel silently drops files that exceed this process's limit.
     if files.len() != usize::from(byte[0]) {
-        return Err(io::Error::other("some of the files that were handed over did not arrive"));
+        return Err(io::Error::other(
+            "some of the open files did not arrive; see the limit on open files (ulimit -n)",
+        ));
     }
     Ok(files)
 }
 
-/// A message as it is sent.
-pub(crate) fn line(message: &impl Serialize) -> io::Result<String> {
+/// Encodes a message as a line.
+pub(crate) fn encode_line(message: &impl Serialize) -> io::Result<String> {
     Ok(serde_json::to_string(message)? + "\n")
 }
 
-/// Lines that arrive in pieces.
+/// Decodes messages from lines that arrive in pieces.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub(crate) struct LineReader {
     unread: Vec<u8>,
 }
 
-impl Lines {
-    /// Reads what there is, waiting for something unless the socket does not wait; `None` when the other end is gone.
+impl LineReader {
+    /// Reads the messages that are available. Returns `None` when the other end is closed.
+    ///
+    /// A blocking socket waits until there is something to read. The result can be empty if that is less than a line.
     ///
     /// # Errors
-    /// Also when there is nothing, and the socket does not wait.
+    /// `WouldBlock` if there is nothing to read and the socket is non-blocking, and on invalid messages.
     pub(crate) fn read<M: DeserializeOwned>(&mut self, from: &mut UnixStream) -> io::Result<Option<Vec<M>>> {
         let mut buffer = [0; 4096];
         let mut messages = Vec::new();
         let length = match from.read(&mut buffer) {
             Ok(length) => length,
-            Err(error) if is_gone(&error) => 0,
+            Err(error) if is_disconnected(&error) => 0,
             Err(error) => return Err(error),
         };
         if length == 0 {
@@ -133,8 +137,8 @@ impl Lines {
     }
 }
 
-/// Whether the other end has gone, and what it had not read with it.
-pub(crate) fn is_gone(error: &io::Error) -> bool {
+/// Whether the error means that the other end is closed.
+pub(crate) fn is_disconnected(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }
 
@@ -152,20 +156,24 @@ mod tests {
         drop(file);
         let files = receive_files(&there).unwrap();
         let [file] = <[OwnedFd; 1]>::try_from(files).unwrap();
-        std::fs::File::from(file).write_all(b"through another hand").unwrap();
+        std::fs::File::from(file).write_all(b"written through the received file").unwrap();
         let mut read = String::new();
         end.read_to_string(&mut read).unwrap();
-        assert_eq!(read, "through another hand");
+        assert_eq!(read, "written through the received file");
 
-        let sent = [Order::Window { stop_at: 1, kill_at: u64::MAX }, Order::Stop, Order::Signal(15)];
-        let all: String = sent.iter().map(|order| line(order).unwrap()).collect();
+        let sent = [
+            GuardCommand::Window { stop_at: 1, kill_at: u64::MAX },
+            GuardCommand::Stop,
+            GuardCommand::Signal(15),
+        ];
+        let all: String = sent.iter().map(|command| encode_line(command).unwrap()).collect();
         let (first, rest) = all.split_at(7);
-        let mut lines = Lines::default();
+        let mut lines = LineReader::default();
         here.write_all(first.as_bytes()).unwrap();
-        assert_eq!(lines.read::<Order>(&mut there).unwrap(), Some(vec![]));
+        assert_eq!(lines.read::<GuardCommand>(&mut there).unwrap(), Some(vec![]));
         here.write_all(rest.as_bytes()).unwrap();
         assert_eq!(lines.read(&mut there).unwrap(), Some(sent.to_vec()));
         drop(here);
-        assert_eq!(lines.read::<Order>(&mut there).unwrap(), None);
+        assert_eq!(lines.read::<GuardCommand>(&mut there).unwrap(), None);
     }
 }

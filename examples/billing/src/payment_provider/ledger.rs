@@ -1,4 +1,4 @@
-//! The provider's books: every request, and what became of it, decided and written in one transaction.
+//! The provider's ledger: every request and its outcome, decided and recorded in one transaction.
 
 use std::{path::Path, time::Duration};
 
@@ -7,7 +7,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use crate::payment::{ChargeAnswer, ChargeRequest, Outcome};
+use crate::payment_api::{ChargeAnswer, ChargeRequest, Outcome};
 
 /// The table of all requests.
 const LEDGER_TABLE: &str = "
@@ -22,33 +22,33 @@ CREATE TABLE IF NOT EXISTS charges (
     outcome         TEXT NOT NULL CHECK (outcome IN ('charged', 'refused_stale', 'refused_duplicate'))
 )";
 
-/// The highest token seen, in one row.
+/// One row with the highest token that the provider has seen.
 const FENCE_TABLE: &str = "
 CREATE TABLE IF NOT EXISTS fence (
     only  INTEGER PRIMARY KEY CHECK (only = 1),
     token INTEGER NOT NULL
 )";
 
-/// What the provider honours.
+/// Which headers the provider checks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// Refuse a token lower than the highest seen.
+    /// Refuse a token that is lower than the highest one seen.
     pub(crate) tokens: bool,
-    /// Charge each key once.
+    /// Charge each idempotency key only once.
     pub(crate) idempotency: bool,
 }
 
-/// A request, with its headers.
+/// A request with its headers.
 #[derive(Clone, Debug)]
-pub(crate) struct Order {
+pub(crate) struct ChargeOrder {
     pub(crate) key: String,
     pub(crate) token: i64,
-    /// When it came in, in milliseconds since 1970.
+    /// When the request arrived, in milliseconds since 1970.
     pub(crate) received_at: i64,
     pub(crate) request: ChargeRequest,
 }
 
-/// The books.
+/// The ledger's database.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     pool: SqlitePool,
@@ -63,14 +63,14 @@ impl Ledger {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(10));
-        // One connection: SQLite has one writer at a time anyway, and here they queue up in order.
+        // With one connection, transactions queue in this process. SQLite has only one writer at a time anyway.
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         sqlx::query(LEDGER_TABLE).execute(&pool).await?;
         sqlx::query(FENCE_TABLE).execute(&pool).await?;
         sqlx::query("INSERT INTO fence (only, token) VALUES (1, 0) ON CONFLICT DO NOTHING")
             .execute(&pool)
             .await?;
-        // With idempotency on, the schema itself makes a second charge impossible.
+        // With idempotency, the schema prevents a second charge, too.
         let index = if rules.idempotency {
             "CREATE UNIQUE INDEX IF NOT EXISTS charged_once ON charges (idempotency_key) WHERE outcome = 'charged'"
         } else {
@@ -84,10 +84,10 @@ impl Ledger {
         self.rules
     }
 
-    /// Decides about one request and writes it down, both or neither.
+    /// Decides about a request and records it, in one transaction.
     ///
-    /// The token is looked at first: a stale leader learns that it is stale, whatever it asks.
-    pub(crate) async fn take(&self, order: &Order) -> Result<ChargeAnswer, sqlx::Error> {
+    /// The token is checked first, so that a stale leader is always refused as stale.
+    pub(crate) async fn process(&self, order: &ChargeOrder) -> Result<ChargeAnswer, sqlx::Error> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let mut answer =
             ChargeAnswer { outcome: Outcome::Charged, charge: None, amount_cents: None, highest_token: None };
@@ -105,13 +105,13 @@ impl Ledger {
             }
         }
         if self.rules.idempotency && answer.outcome == Outcome::Charged {
-            let before: Option<(i64, i64)> = sqlx::query_as(
+            let earlier: Option<(i64, i64)> = sqlx::query_as(
                 "SELECT id, amount_cents FROM charges WHERE idempotency_key = $1 AND outcome = 'charged'",
             )
             .bind(&order.key)
             .fetch_optional(&mut *tx)
             .await?;
-            if let Some((charge, amount_cents)) = before {
+            if let Some((charge, amount_cents)) = earlier {
                 answer.outcome = Outcome::RefusedDuplicate;
                 answer.charge = Some(charge);
                 answer.amount_cents = Some(amount_cents);
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    const HONOURS_BOTH: Rules = Rules { tokens: true, idempotency: true };
+    const ALL_RULES: Rules = Rules { tokens: true, idempotency: true };
 
     impl Ledger {
         pub(crate) async fn outcomes(&self) -> Vec<(i64, String, Outcome)> {
@@ -161,15 +161,15 @@ mod tests {
         }
     }
 
-    fn order(subscription: i64, token: i64) -> Order {
+    fn order(subscription: i64, token: i64) -> ChargeOrder {
         let request = ChargeRequest { subscription, period: "2026-12-21".into(), amount_cents: 990 };
-        Order { key: request.idempotency_key(), token, received_at: 0, request }
+        ChargeOrder { key: request.idempotency_key(), token, received_at: 0, request }
     }
 
     async fn outcomes(ledger: &Ledger, orders: &[(i64, i64)]) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for (subscription, token) in orders {
-            outcomes.push(ledger.take(&order(*subscription, *token)).await.unwrap().outcome);
+            outcomes.push(ledger.process(&order(*subscription, *token)).await.unwrap().outcome);
         }
         outcomes
     }
@@ -183,7 +183,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_is_charged_once_and_a_stale_token_never() {
         use Outcome::*;
-        let (_dir, ledger) = ledger(HONOURS_BOTH).await;
+        let (_dir, ledger) = ledger(ALL_RULES).await;
         let outcomes = outcomes(&ledger, &[(1, 7), (1, 7), (2, 9), (3, 7), (1, 7), (1, 9)]).await;
         assert_eq!(
             outcomes,
@@ -192,32 +192,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_charged_before_is_told_with_its_amount() {
-        let (_dir, ledger) = ledger(HONOURS_BOTH).await;
-        let first = ledger.take(&order(1, 7)).await.unwrap();
+    async fn the_answer_to_a_duplicate_has_the_amount_that_was_charged() {
+        let (_dir, ledger) = ledger(ALL_RULES).await;
+        let first = ledger.process(&order(1, 7)).await.unwrap();
         let mut dearer = order(1, 8);
         dearer.request.amount_cents = 1_990;
-        let second = ledger.take(&dearer).await.unwrap();
+        let second = ledger.process(&dearer).await.unwrap();
         assert_eq!((second.charge, second.amount_cents), (first.charge, Some(990)));
     }
 
     #[tokio::test]
-    async fn a_provider_restarted_remembers_tokens_and_keys() {
+    async fn a_restarted_provider_remembers_tokens_and_keys() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("provider.db");
-        let before = Ledger::open(&file, HONOURS_BOTH).await.unwrap();
-        before.take(&order(1, 9)).await.unwrap();
+        let before = Ledger::open(&file, ALL_RULES).await.unwrap();
+        before.process(&order(1, 9)).await.unwrap();
         drop(before);
 
-        let after = Ledger::open(&file, HONOURS_BOTH).await.unwrap();
+        let after = Ledger::open(&file, ALL_RULES).await.unwrap();
         let outcomes = outcomes(&after, &[(1, 9), (2, 8)]).await;
         assert_eq!(outcomes, [Outcome::RefusedDuplicate, Outcome::RefusedStale]);
     }
 
     #[tokio::test]
-    async fn without_its_rules_a_provider_charges_whatever_comes() {
-        let (_dir, careless) = ledger(Rules { tokens: false, idempotency: false }).await;
-        assert_eq!(outcomes(&careless, &[(1, 9), (1, 8)]).await, [Outcome::Charged; 2]);
+    async fn without_rules_the_provider_charges_every_request() {
+        let (_dir, no_rules) = ledger(Rules { tokens: false, idempotency: false }).await;
+        assert_eq!(outcomes(&no_rules, &[(1, 9), (1, 8)]).await, [Outcome::Charged; 2]);
         let (_dir, no_tokens) = ledger(Rules { tokens: false, idempotency: true }).await;
         assert_eq!(
             outcomes(&no_tokens, &[(1, 9), (2, 8), (1, 8)]).await,
@@ -228,20 +228,20 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// Promise S2 at the provider: any requests, all at once.
+        /// Promise S2 at the provider, with arbitrary concurrent requests.
         #[test]
         fn any_interleaving_charges_each_key_at_most_once_and_no_stale_token(
             requests in proptest::collection::vec((0i64..6, 1i64..6), 1..40),
         ) {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             let rows: Vec<(i64, i64, String)> = runtime.block_on(async {
-                let (_dir, ledger) = ledger(HONOURS_BOTH).await;
+                let (_dir, ledger) = ledger(ALL_RULES).await;
                 let orders: Vec<_> = requests.iter().map(|(s, t)| order(*s, *t)).collect();
-                try_join_all(orders.iter().map(|o| ledger.take(o))).await.unwrap();
+                try_join_all(orders.iter().map(|o| ledger.process(o))).await.unwrap();
                 sqlx::query_as("SELECT subscription, token, outcome FROM charges ORDER BY id")
                     .fetch_all(&ledger.pool).await.unwrap()
             });
-            prop_assert_eq!(rows.len(), requests.len(), "every request is in the books");
+            prop_assert_eq!(rows.len(), requests.len(), "every request is in the ledger");
             let (mut highest, mut charged) = (0, HashSet::new());
             for (subscription, token, outcome) in rows {
                 let expected = if token < highest {

@@ -1,39 +1,39 @@
-//! The books are checked: what was due, what the provider charged, and what the database holds for paid.
+//! Compares what was due with what the provider has charged and what the database has recorded.
 
 use std::collections::{HashMap, HashSet};
 
-use super::books::Entry;
+use super::ledger_reader::LedgerEntry;
 use crate::{
-    db::{Recorded, Renewal},
-    payment::Outcome,
+    db::{RecordedRenewal, Renewal},
+    payment_api::Outcome,
 };
 
-/// What the books say.
+/// The result of the comparison. All fields are numbers of renewals, charges or requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// Renewals that had to be charged.
+    /// Renewals that were due.
     pub(crate) due: usize,
     /// Charges that the provider made.
     pub(crate) charged: usize,
-    /// Charges beyond the first of a renewal.
+    /// Charges of a renewal after the first one.
     pub(crate) double_charged: usize,
     /// Renewals that were due and not charged.
     pub(crate) missed: usize,
-    /// Charges for what was not due.
+    /// Charges of renewals that were not due.
     pub(crate) not_due: usize,
-    /// Charges of another amount than the price.
+    /// Charges whose amount was not the price.
     pub(crate) wrong_amount: usize,
-    /// Renewals charged, of which the database knows nothing.
+    /// Renewals that were charged and are not recorded in the database.
     pub(crate) not_recorded: usize,
-    /// Renewals that the database holds for paid, and the provider has not charged.
+    /// Renewals that are recorded in the database and were not charged.
     pub(crate) recorded_only: usize,
-    /// Charges made under a token lower than one that the provider had seen.
+    /// Charges with a lower token than the highest one that the provider had seen.
     pub(crate) charged_stale: usize,
     pub(crate) refused_stale: usize,
     pub(crate) refused_duplicate: usize,
 }
 
-pub(crate) fn check(due: &[Renewal], ledger: &[Entry], recorded: &[Recorded]) -> Verdict {
+pub(crate) fn check(due: &[Renewal], ledger: &[LedgerEntry], recorded: &[RecordedRenewal]) -> Verdict {
     let prices: HashMap<(i64, String), i64> = due
         .iter()
         .map(|renewal| ((renewal.subscription, renewal.request().period), renewal.price_cents))
@@ -67,16 +67,16 @@ pub(crate) fn check(due: &[Renewal], ledger: &[Entry], recorded: &[Recorded]) ->
 }
 
 impl Verdict {
-    /// What must not be, in words.
+    /// A text for each violation.
     pub(crate) fn violations(&self) -> Vec<String> {
         [
             (self.double_charged, "charged twice"),
             (self.missed, "due and not charged"),
             (self.not_due, "charged and not due"),
-            (self.wrong_amount, "charged with another amount than the price"),
+            (self.wrong_amount, "charged with an amount that is not the price"),
             (self.not_recorded, "charged and not recorded in the database"),
             (self.recorded_only, "recorded in the database and not charged"),
-            (self.charged_stale, "charged under a stale token"),
+            (self.charged_stale, "charged with a stale token"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
@@ -100,22 +100,22 @@ mod tests {
         }
     }
 
-    fn entry(subscription: i64, token: i64, outcome: Outcome) -> Entry {
+    fn entry(subscription: i64, token: i64, outcome: Outcome) -> LedgerEntry {
         let period = renewal(subscription).request().period;
-        Entry { subscription, period, amount_cents: 990, token, outcome, received_at: 0 }
+        LedgerEntry { subscription, period, amount_cents: 990, token, outcome, received_at: 0 }
     }
 
-    fn record(subscription: i64) -> Recorded {
-        Recorded { subscription, period: renewal(subscription).request().period, amount_cents: 990 }
+    fn record(subscription: i64) -> RecordedRenewal {
+        RecordedRenewal { subscription, period: renewal(subscription).request().period, amount_cents: 990 }
     }
 
-    fn verdict(ledger: &[Entry], recorded: &[i64]) -> Verdict {
+    fn verdict(ledger: &[LedgerEntry], recorded: &[i64]) -> Verdict {
         let recorded: Vec<_> = recorded.iter().copied().map(record).collect();
         check(&[renewal(1), renewal(2)], ledger, &recorded)
     }
 
     #[test]
-    fn clean_books_have_no_violation_whatever_was_refused() {
+    fn a_correct_ledger_has_no_violation_whatever_was_refused() {
         use Outcome::*;
         let ledger = [
             entry(1, 7, Charged),
@@ -130,31 +130,35 @@ mod tests {
     }
 
     #[test]
-    fn forged_books_are_found_out() {
-        let clean = [entry(1, 7, Outcome::Charged), entry(2, 8, Outcome::Charged)];
-        let with = |more: Entry| [&clean[..], &[more]].concat();
+    fn each_violation_is_found() {
+        let correct = [entry(1, 7, Outcome::Charged), entry(2, 8, Outcome::Charged)];
+        let with = |extra: LedgerEntry| [&correct[..], &[extra]].concat();
 
         let twice = verdict(&with(entry(1, 8, Outcome::Charged)), &[1, 2]);
         assert_eq!((twice.double_charged, twice.violations()), (1, vec!["1 charged twice".into()]));
 
-        let missed = verdict(&clean[..1], &[1]);
+        let missed = verdict(&correct[..1], &[1]);
         assert_eq!((missed.missed, missed.violations()), (1, vec!["1 due and not charged".into()]));
 
         let not_due = verdict(&with(entry(3, 8, Outcome::Charged)), &[1, 2, 3]);
         assert_eq!((not_due.not_due, not_due.violations()), (1, vec!["1 charged and not due".into()]));
 
-        let other_period = verdict(&with(Entry { period: "1999-01-01".into(), ..clean[1].clone() }), &[1, 2]);
+        let other_period =
+            verdict(&with(LedgerEntry { period: "1999-01-01".into(), ..correct[1].clone() }), &[1, 2]);
         assert_eq!((other_period.not_due, other_period.not_recorded), (1, 1));
 
-        let stale = verdict(&[clean[1].clone(), clean[0].clone()], &[1, 2]);
-        assert_eq!(stale.violations(), ["1 charged under a stale token"]);
+        let stale = verdict(&[correct[1].clone(), correct[0].clone()], &[1, 2]);
+        assert_eq!(stale.violations(), ["1 charged with a stale token"]);
 
-        let dear = verdict(&[Entry { amount_cents: 9_900, ..clean[0].clone() }, clean[1].clone()], &[1, 2]);
-        assert_eq!(dear.violations(), ["1 charged with another amount than the price"]);
+        let wrong_amount = verdict(
+            &[LedgerEntry { amount_cents: 9_900, ..correct[0].clone() }, correct[1].clone()],
+            &[1, 2],
+        );
+        assert_eq!(wrong_amount.violations(), ["1 charged with an amount that is not the price"]);
 
-        assert_eq!(verdict(&clean, &[1]).violations(), ["1 charged and not recorded in the database"]);
+        assert_eq!(verdict(&correct, &[1]).violations(), ["1 charged and not recorded in the database"]);
         assert_eq!(
-            verdict(&clean[..1], &[1, 2]).violations(),
+            verdict(&correct[..1], &[1, 2]).violations(),
             ["1 due and not charged", "1 recorded in the database and not charged"]
         );
     }

@@ -1,4 +1,4 @@
-//! The HTML page of a run: who led when, what was charged, and what struck.
+//! The HTML report of a run: the leaders, the charges and the faults over time.
 
 use std::fmt::Write;
 
@@ -6,18 +6,21 @@ use super::{
     scenario::FaultKind,
     summary::{Fault, Summary},
 };
-use crate::payment::Outcome;
+use crate::payment_api::Outcome;
 
 const WIDTH: f64 = 1000.0;
-/// The margins: for the lanes' names, and for half of the last second's.
-const LEFT: f64 = 100.0;
-const RIGHT: f64 = 20.0;
-const LANE: f64 = 30.0;
-/// The height of the charges' chart, and where the lanes begin.
-const CHART: f64 = 90.0;
-const LANES: f64 = CHART + 40.0;
-/// Into how many slices of time charges are counted.
-const SLICES: usize = 180;
+/// The left margin, for the servers' names.
+const LEFT_MARGIN: f64 = 100.0;
+/// The right margin, for half of the last time label.
+const RIGHT_MARGIN: f64 = 20.0;
+/// The height of a server's lane.
+const LANE_HEIGHT: f64 = 30.0;
+/// The height of the bar chart of charges.
+const CHART_HEIGHT: f64 = 90.0;
+/// Where the lanes begin.
+const LANES_TOP: f64 = CHART_HEIGHT + 40.0;
+/// The number of bars in the chart.
+const TIME_SLICES: usize = 180;
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1d2733; --faint: #586575; --line: #d9e0e7; --back: #fff; --lead: #2f7d5b;
@@ -41,17 +44,17 @@ svg { width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; f
 .legend svg { width: 14px; height: 14px; margin-right: .4rem; vertical-align: -2px }
 ";
 
-/// The page; it needs nothing from elsewhere.
+/// Renders the page. It loads nothing from elsewhere.
 pub(crate) fn render(summary: &Summary) -> String {
     let verdict = match summary.violations.as_slice() {
-        [] => "<p class=good>The books are right: every renewal charged once, nobody twice.</p>".to_owned(),
-        wrong => format!("<p class=bad>WRONG: {}</p>", escape(&wrong.join("\n"))),
+        [] => "<p class=good>OK: every renewal was charged exactly once.</p>".to_owned(),
+        violations => format!("<p class=bad>WRONG: {}</p>", escape(&violations.join("\n"))),
     };
     format!(
         "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\n\
          <title>billing demo, seed {seed}</title>\n<style>{STYLE}</style>\n\
          <h1>billing demo</h1>\n<p class=faint>{servers} servers on {store}, seed {seed}, {seconds:.1} s</p>\n{verdict}\n\
-         <h2>Who led when</h2>\n{timeline}\n{legend}\n<h2>The books</h2>\n{counts}\n<h2>The faults</h2>\n{faults}\n</html>\n",
+         <h2>Leaders over time</h2>\n{timeline}\n{legend}\n<h2>Result</h2>\n{counts}\n<h2>Faults</h2>\n{faults}\n</html>\n",
         seed = summary.seed,
         servers = summary.servers,
         store = escape(&summary.store),
@@ -63,18 +66,18 @@ pub(crate) fn render(summary: &Summary) -> String {
     )
 }
 
-/// What the colours mean: those of the charges above, and those of the lanes below.
+/// The legend: one row for the chart of charges, and one for the lanes.
 fn legend() -> String {
     let rows = [
         &[
             ("charge", "charged"),
             ("dup", "refused: charged before a crash"),
-            ("stale", "refused: sent by a leader of the past"),
+            ("stale", "refused: sent by a former leader"),
         ][..],
         &[
             ("lead", "leads"),
             ("kill", "killed"),
-            ("down", "down until it is started again"),
+            ("down", "down until it is replaced"),
             ("pause", "stopped (SIGSTOP)"),
         ],
     ];
@@ -93,53 +96,59 @@ fn legend() -> String {
     legend
 }
 
-/// Where a moment is drawn.
-struct Scale {
-    begun: i64,
+/// Maps times to x coordinates. Times are in milliseconds.
+struct TimeScale {
+    begun_at: i64,
     span: f64,
 }
 
-impl Scale {
+impl TimeScale {
     fn x(&self, at: i64) -> f64 {
-        LEFT + ((at - self.begun) as f64 / self.span).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
+        LEFT_MARGIN
+            + ((at - self.begun_at) as f64 / self.span).clamp(0.0, 1.0) * (WIDTH - LEFT_MARGIN - RIGHT_MARGIN)
     }
 }
 
 fn timeline(summary: &Summary) -> String {
-    let scale = Scale { begun: summary.begun, span: ((summary.ended - summary.begun) as f64).max(1.0) };
-    let height = LANES + f64::from(summary.servers) * LANE + 30.0;
-    let mut svg = format!("<svg viewBox='0 0 {WIDTH} {height}' role=img aria-label='who led when'>\n");
+    let scale = TimeScale {
+        begun_at: summary.begun_at,
+        span: ((summary.ended_at - summary.begun_at) as f64).max(1.0),
+    };
+    let height = LANES_TOP + f64::from(summary.servers) * LANE_HEIGHT + 30.0;
+    let mut svg = format!("<svg viewBox='0 0 {WIDTH} {height}' role=img aria-label='leaders over time'>\n");
     axis(&mut svg, &scale, height);
     charges(&mut svg, summary, &scale);
     for number in 1..=summary.servers {
         let _ = writeln!(svg, "<text x=0 y={}>server-{number}</text>", lane(number) + 17.0);
     }
     for fault in &summary.faults {
-        absence(&mut svg, fault, &scale);
+        downtime(&mut svg, fault, &scale);
     }
     for (n, term) in summary.terms.iter().enumerate() {
-        let next = summary.terms.get(n + 1).map_or(summary.ended, |next| next.claimed_at);
+        let next = summary.terms.get(n + 1).map_or(summary.ended_at, |next| next.claimed_at);
         let killed = summary.faults.iter().find(|f| {
-            f.struck.kind == FaultKind::Kill && f.struck.victim == term.leader && f.struck.token == term.token
+            f.injected.kind == FaultKind::Kill
+                && f.injected.victim == term.leader
+                && f.injected.token == term.token
         });
-        let end = killed.map_or(next, |fault| fault.struck.at);
+        let end = killed.map_or(next, |fault| fault.injected.at);
         let title = format!("{} led for {} ms with token {}", term.leader, end - term.claimed_at, term.token);
         bar(&mut svg, "lead", &term.leader, (scale.x(term.claimed_at), scale.x(end)), 8.0, &title);
     }
     for fault in &summary.faults {
-        strike(&mut svg, fault, &scale);
+        fault_mark(&mut svg, fault, &scale);
     }
     svg + "</svg>"
 }
 
-fn axis(svg: &mut String, scale: &Scale, height: f64) {
+fn axis(svg: &mut String, scale: &TimeScale, height: f64) {
     let step = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]
         .into_iter()
         .find(|step| scale.span / 1000.0 / step <= 15.0)
         .unwrap_or(1800.0);
     let mut second = 0.0;
     while second * 1000.0 <= scale.span {
-        let x = scale.x(scale.begun + (second * 1000.0) as i64);
+        let x = scale.x(scale.begun_at + (second * 1000.0) as i64);
         let _ = writeln!(
             svg,
             "<line class=axis x1={x:.1} x2={x:.1} y1=0 y2={:.0} /><text class=second x={x:.1} y={:.0}>{second} s</text>",
@@ -150,11 +159,11 @@ fn axis(svg: &mut String, scale: &Scale, height: f64) {
     }
 }
 
-fn charges(svg: &mut String, summary: &Summary, scale: &Scale) {
-    let mut slices = [[0usize; 3]; SLICES];
+fn charges(svg: &mut String, summary: &Summary, scale: &TimeScale) {
+    let mut slices = [[0usize; 3]; TIME_SLICES];
     for entry in &summary.ledger {
-        let part = (entry.received_at - scale.begun) as f64 / scale.span;
-        let slice = ((part * SLICES as f64) as usize).min(SLICES - 1);
+        let part = (entry.received_at - scale.begun_at) as f64 / scale.span;
+        let slice = ((part * TIME_SLICES as f64) as usize).min(TIME_SLICES - 1);
         slices[slice][match entry.outcome {
             Outcome::Charged => 0,
             Outcome::RefusedDuplicate => 1,
@@ -162,55 +171,58 @@ fn charges(svg: &mut String, summary: &Summary, scale: &Scale) {
         }] += 1;
     }
     let most = slices.iter().map(|slice| slice.iter().sum::<usize>()).max().unwrap_or(0).max(1) as f64;
-    let width = (WIDTH - LEFT - RIGHT) / SLICES as f64;
+    let width = (WIDTH - LEFT_MARGIN - RIGHT_MARGIN) / TIME_SLICES as f64;
     for (n, slice) in slices.iter().enumerate() {
-        let mut y = CHART;
+        let mut y = CHART_HEIGHT;
         for (count, class) in slice.iter().zip(["charge", "dup", "stale"]).filter(|(count, _)| **count > 0) {
-            // A single refusal must be seen beside a hundred charges.
-            let tall = (*count as f64 / most * CHART).max(2.0);
-            y -= tall;
-            let x = LEFT + n as f64 * width;
+            // At least two pixels, so that a single refusal is visible beside a hundred charges.
+            let bar_height = (*count as f64 / most * CHART_HEIGHT).max(2.0);
+            y -= bar_height;
+            let x = LEFT_MARGIN + n as f64 * width;
             let _ = writeln!(
                 svg,
-                "<rect class={class} x={x:.1} y={y:.1} width={:.1} height={tall:.1}><title>{count}</title></rect>",
+                "<rect class={class} x={x:.1} y={y:.1} width={:.1} height={bar_height:.1}><title>{count}</title></rect>",
                 width - 0.8
             );
         }
     }
-    let per_second = most * SLICES as f64 / (scale.span / 1000.0);
+    let per_second = most * TIME_SLICES as f64 / (scale.span / 1000.0);
     let _ = writeln!(
         svg,
-        "<line class=axis x1={LEFT} x2={} y1={CHART} y2={CHART} />\
+        "<line class=axis x1={LEFT_MARGIN} x2={} y1={CHART_HEIGHT} y2={CHART_HEIGHT} />\
          <text x=0 y=12>charges,</text><text x=0 y=28>up to {per_second:.0} / s</text>",
-        WIDTH - RIGHT
+        WIDTH - RIGHT_MARGIN
     );
 }
 
-/// The time for which a server was down, or stopped.
-fn absence(svg: &mut String, fault: &Fault, scale: &Scale) {
-    let struck = &fault.struck;
-    let Some(back_at) = struck.back_at.filter(|_| struck.kind == FaultKind::Kill) else { return };
-    let title = format!("{} was down for {} ms", struck.victim, back_at - struck.at);
-    bar(svg, "down", &struck.victim, (scale.x(struck.at), scale.x(back_at)), 14.0, &title);
+/// Draws the time for which a killed server was down.
+fn downtime(svg: &mut String, fault: &Fault, scale: &TimeScale) {
+    let injected = &fault.injected;
+    let Some(recovered_at) = injected.recovered_at.filter(|_| injected.kind == FaultKind::Kill) else {
+        return;
+    };
+    let title = format!("{} was down for {} ms", injected.victim, recovered_at - injected.at);
+    bar(svg, "down", &injected.victim, (scale.x(injected.at), scale.x(recovered_at)), 14.0, &title);
 }
 
-fn strike(svg: &mut String, fault: &Fault, scale: &Scale) {
-    let struck = &fault.struck;
+/// Draws a kill as a cross, and a pause as a bar.
+fn fault_mark(svg: &mut String, fault: &Fault, scale: &TimeScale) {
+    let injected = &fault.injected;
     let title = format!(
-        "{} of {}; nobody charged for {}",
-        struck.kind.as_str(),
-        struck.victim,
+        "{} of {}; no charges for {}",
+        injected.kind.as_str(),
+        injected.victim,
         fault.gap_ms.map_or("an unknown time".to_owned(), |gap| format!("{gap} ms"))
     );
-    let x = scale.x(struck.at);
-    match struck.kind {
+    let x = scale.x(injected.at);
+    match injected.kind {
         FaultKind::Kill => {
-            let y = lane(number_of(&struck.victim)) + 13.0;
+            let y = lane(number_of(&injected.victim)) + 13.0;
             let _ = writeln!(svg, "<g>{}<title>{}</title></g>", cross((x, y)), escape(&title));
         }
         FaultKind::Pause => {
-            let end = scale.x(struck.back_at.unwrap_or(struck.at));
-            bar(svg, "pause", &struck.victim, (x, end), 14.0, &title);
+            let end = scale.x(injected.recovered_at.unwrap_or(injected.at));
+            bar(svg, "pause", &injected.victim, (x, end), 14.0, &title);
         }
     }
 }
@@ -220,20 +232,20 @@ fn cross((x, y): (f64, f64)) -> String {
 }
 
 fn bar(svg: &mut String, class: &str, server: &str, (from, to): (f64, f64), inset: f64, title: &str) {
-    let (y, tall) = (lane(number_of(server)) + inset / 2.0 - 2.0, LANE - inset);
+    let (y, bar_height) = (lane(number_of(server)) + inset / 2.0 - 2.0, LANE_HEIGHT - inset);
     let _ = writeln!(
         svg,
-        "<rect class={class} rx=2 x={from:.1} y={y:.1} width={:.1} height={tall:.1}><title>{}</title></rect>",
+        "<rect class={class} rx=2 x={from:.1} y={y:.1} width={:.1} height={bar_height:.1}><title>{}</title></rect>",
         (to - from).max(1.5),
         escape(title)
     );
 }
 
 fn lane(number: u32) -> f64 {
-    LANES + f64::from(number.saturating_sub(1)) * LANE
+    LANES_TOP + f64::from(number.saturating_sub(1)) * LANE_HEIGHT
 }
 
-/// `server-3.2` is the third server's second life.
+/// The number of a server: 3 for `server-3.2`, which is its second generation.
 fn number_of(server: &str) -> u32 {
     server.trim_start_matches("server-").split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
@@ -252,19 +264,19 @@ fn faults(summary: &Summary) -> String {
         .faults
         .iter()
         .map(|fault| {
-            let struck = &fault.struck;
+            let injected = &fault.injected;
             format!(
                 "<tr><td class=n>{:.1} s<td>{}<td>{}<td>{}<td class=n>{}\n",
-                (struck.at - summary.begun) as f64 / 1000.0,
-                struck.kind.as_str(),
-                escape(&struck.victim),
-                escape(struck.next.as_ref().map_or("the same", |(_, next)| next)),
+                (injected.at - summary.begun_at) as f64 / 1000.0,
+                injected.kind.as_str(),
+                escape(&injected.victim),
+                escape(injected.next_leader.as_ref().map_or("the same", |(_, next)| next)),
                 fault.gap_ms.map_or("unknown".to_owned(), |gap| format!("{gap} ms")),
             )
         })
         .collect();
     format!(
-        "<table><tr><th class=n>at<th>fault<th>leader<th>then<th class=n>nobody charged for\n{rows}</table>"
+        "<table><tr><th class=n>at<th>fault<th>leader<th>next leader<th class=n>no charges for\n{rows}</table>"
     )
 }
 

@@ -1,4 +1,4 @@
-//! The provider's ledger, as read from outside.
+//! Reads the provider's ledger.
 
 use std::{path::Path, time::Duration};
 
@@ -8,11 +8,11 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 
-use crate::payment::Outcome;
+use crate::payment_api::Outcome;
 
 /// One request in the provider's ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct LedgerEntry {
     pub(crate) subscription: i64,
     pub(crate) period: String,
     pub(crate) amount_cents: i64,
@@ -22,13 +22,13 @@ pub(crate) struct Entry {
     pub(crate) received_at: i64,
 }
 
-/// The ledger's reader.
+/// A connection to the provider's ledger.
 #[derive(Clone, Debug)]
-pub(crate) struct Books {
+pub(crate) struct LedgerReader {
     pool: SqlitePool,
 }
 
-impl Books {
+impl LedgerReader {
     pub(crate) async fn open(file: &Path) -> anyhow::Result<Self> {
         let options = SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(10));
         let pool = SqlitePoolOptions::new()
@@ -39,15 +39,15 @@ impl Books {
         Ok(Self { pool })
     }
 
-    /// How many charges were made.
+    /// The number of charges that were made.
     pub(crate) async fn count_charged(&self) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar("SELECT COUNT(*) FROM charges WHERE outcome = 'charged'")
             .fetch_one(&self.pool)
             .await
     }
 
-    /// All requests, in the order in which the provider decided about them.
-    pub(crate) async fn entries(&self) -> Result<Vec<Entry>, sqlx::Error> {
+    /// All requests, in the order in which the provider processed them.
+    pub(crate) async fn entries(&self) -> Result<Vec<LedgerEntry>, sqlx::Error> {
         sqlx::query(
             "SELECT subscription, period, amount_cents, token, outcome, received_at FROM charges ORDER BY id",
         )
@@ -56,13 +56,13 @@ impl Books {
         .iter()
         .map(|row| {
             let outcome: String = row.try_get(4)?;
-            Ok(Entry {
+            Ok(LedgerEntry {
                 subscription: row.try_get(0)?,
                 period: row.try_get(1)?,
                 amount_cents: row.try_get(2)?,
                 token: row.try_get(3)?,
                 outcome: Outcome::from_str(&outcome)
-                    .ok_or_else(|| sqlx::Error::Decode(format!("there is no outcome {outcome:?}").into()))?,
+                    .ok_or_else(|| sqlx::Error::Decode(format!("unknown outcome {outcome:?}").into()))?,
                 received_at: row.try_get(5)?,
             })
         })

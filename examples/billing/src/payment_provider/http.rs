@@ -1,4 +1,4 @@
-//! `POST /charges`, the provider's whole API.
+//! The provider's HTTP API: `POST /charges`.
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ use tracing::{error, warn};
 
 use super::{
     latency::Latency,
-    ledger::{Ledger, Order},
+    ledger::{ChargeOrder, Ledger},
 };
 use crate::{
     clock::now_ms,
-    payment::{ChargeRequest, IDEMPOTENCY_KEY, Outcome},
+    payment_api::{ChargeRequest, IDEMPOTENCY_KEY, Outcome},
 };
 
 #[derive(Clone)]
-struct Shop {
+struct ProviderState {
     ledger: Arc<Ledger>,
     latency: Arc<Latency>,
 }
@@ -31,28 +31,28 @@ pub(crate) fn router(ledger: Arc<Ledger>, latency: Arc<Latency>) -> Router {
     Router::new()
         .route("/charges", post(charge))
         .route("/healthz", get(|| async { "ok\n" }))
-        .with_state(Shop { ledger, latency })
+        .with_state(ProviderState { ledger, latency })
 }
 
 async fn charge(
-    State(shop): State<Shop>,
+    State(provider): State<ProviderState>,
     headers: HeaderMap,
     Json(request): Json<ChargeRequest>,
 ) -> Response {
-    let order = match order(&shop, &headers, request) {
+    let order = match parse_order(&provider, &headers, request) {
         Ok(order) => order,
         Err(reason) => return (StatusCode::BAD_REQUEST, reason).into_response(),
     };
-    // A task of its own: what has been received is carried out, whether or not the caller lives to hear of it.
-    let carried_out = tokio::spawn(async move {
-        let time = shop.latency.draw();
-        tokio::time::sleep(time / 2).await;
-        let answer = shop.ledger.take(&order).await;
-        // The way back takes time too. Callers who die now have paid and do not know it.
-        tokio::time::sleep(time / 2).await;
+    // As a task of its own: a request that was received is processed, even if the client closes the connection.
+    let processing = tokio::spawn(async move {
+        let duration = provider.latency.draw();
+        tokio::time::sleep(duration / 2).await;
+        let answer = provider.ledger.process(&order).await;
+        // The answer takes time, too. A client that crashes now has been charged and does not know it.
+        tokio::time::sleep(duration / 2).await;
         answer
     });
-    match carried_out.await {
+    match processing.await {
         Ok(Ok(answer)) => {
             let status = match answer.outcome {
                 Outcome::Charged => StatusCode::CREATED,
@@ -60,25 +60,29 @@ async fn charge(
                 Outcome::RefusedDuplicate => StatusCode::CONFLICT,
             };
             if answer.outcome == Outcome::RefusedStale {
-                warn!(highest = answer.highest_token, "stale token refused");
+                warn!(highest = answer.highest_token, "refused a stale token");
             }
             (status, Json(answer)).into_response()
         }
         Ok(Err(error)) => {
-            error!(%error, "the ledger cannot be written");
+            error!(error = &error as &dyn std::error::Error, "cannot write to the ledger");
             StatusCode::SERVICE_UNAVAILABLE.into_response()
         }
         Err(error) => {
-            error!(%error, "a charge did not end");
+            error!(%error, "the processing of a request panicked");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
 }
 
-fn order(shop: &Shop, headers: &HeaderMap, request: ChargeRequest) -> Result<Order, String> {
-    let rules = shop.ledger.rules();
-    let key = text(headers, IDEMPOTENCY_KEY)?;
-    let token = text(headers, FencingToken::HEADER)?
+fn parse_order(
+    provider: &ProviderState,
+    headers: &HeaderMap,
+    request: ChargeRequest,
+) -> Result<ChargeOrder, String> {
+    let rules = provider.ledger.rules();
+    let key = header_text(headers, IDEMPOTENCY_KEY)?;
+    let token = header_text(headers, FencingToken::HEADER)?
         .map(|text| text.parse::<FencingToken>().map_err(|e| e.to_string()))
         .transpose()?
         .map(|token| i64::try_from(token.get()).map_err(|_| format!("token {token} is too large")))
@@ -92,7 +96,7 @@ fn order(shop: &Shop, headers: &HeaderMap, request: ChargeRequest) -> Result<Ord
     if request.amount_cents <= 0 {
         return Err(format!("amount_cents {} is not allowed: it must be more than 0", request.amount_cents));
     }
-    Ok(Order {
+    Ok(ChargeOrder {
         key: key.unwrap_or_default().to_owned(),
         token: token.unwrap_or_default(),
         received_at: now_ms(),
@@ -100,7 +104,7 @@ fn order(shop: &Shop, headers: &HeaderMap, request: ChargeRequest) -> Result<Ord
     })
 }
 
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, String> {
+fn header_text<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, String> {
     headers
         .get(name)
         .map(|value| value.to_str().map_err(|_| format!("the header {name} is not text")))

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT.
+//! Stops the process on SIGTERM and SIGINT.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -9,13 +9,13 @@ pub(crate) fn stop_on_signal() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let cancelled = stop.clone();
+    let stop_on_signal = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => info!("SIGTERM: stopping"),
             _ = interrupt.recv() => info!("SIGINT: stopping"),
         }
-        cancelled.cancel();
+        stop_on_signal.cancel();
     });
     Ok(stop)
 }

@@ -1,27 +1,28 @@
-//! What is read of the database. Reading needs no token: only writing must not be stale.
+//! Reads from the database. They need no fencing token: only writes must not be stale.
 
 use sqlx::{Row, any::AnyRow};
 
 use super::Database;
 use crate::{
     calendar::{Plan, period_name},
-    payment::ChargeRequest,
+    payment_api::ChargeRequest,
 };
 
-/// A period that has to be paid for.
+/// A period of a subscription that has to be paid. Times are in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Renewal {
     pub(crate) subscription: i64,
     pub(crate) price_cents: i64,
-    /// How many periods have been paid for before this one.
+    /// How many periods have been paid before this one.
     pub(crate) periods_paid: i64,
     /// When this period begins.
     pub(crate) renews_at: i64,
-    /// When the one after it begins.
+    /// When the next period begins.
     pub(crate) next_renewal_at: i64,
 }
 
 impl Renewal {
+    /// The request to charge this renewal.
     pub(crate) fn request(&self) -> ChargeRequest {
         ChargeRequest {
             subscription: self.subscription,
@@ -31,24 +32,25 @@ impl Renewal {
     }
 }
 
-/// A renewal that the database holds for paid.
+/// A renewal that is recorded as paid in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Recorded {
+pub(crate) struct RecordedRenewal {
     pub(crate) subscription: i64,
     pub(crate) period: String,
     pub(crate) amount_cents: i64,
 }
 
-/// A leader's time in office.
+/// A term of leadership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Term {
     pub(crate) token: i64,
     pub(crate) leader: String,
+    /// When the leader first wrote to the database, in milliseconds since 1970.
     pub(crate) claimed_at: i64,
 }
 
 impl Database {
-    /// The renewals whose period begins by `until`, the most urgent first, without those put off beyond `now`.
+    /// The renewals whose period begins by `until`, the earliest first, without those that are postponed beyond `now`.
     pub(crate) async fn due(&self, until: i64, now: i64, limit: i64) -> Result<Vec<Renewal>, sqlx::Error> {
         sqlx::query(
             "SELECT id, plan, price_cents, started_at, periods_paid, renews_at FROM subscriptions
@@ -64,14 +66,14 @@ impl Database {
         .collect()
     }
 
-    /// Everything that has been recorded as paid.
-    pub(crate) async fn recorded(&self) -> Result<Vec<Recorded>, sqlx::Error> {
+    /// All renewals that are recorded as paid.
+    pub(crate) async fn recorded(&self) -> Result<Vec<RecordedRenewal>, sqlx::Error> {
         sqlx::query("SELECT subscription, period, amount_cents FROM renewals")
             .fetch_all(&self.pool)
             .await?
             .iter()
             .map(|row| {
-                Ok(Recorded {
+                Ok(RecordedRenewal {
                     subscription: row.try_get(0)?,
                     period: row.try_get(1)?,
                     amount_cents: row.try_get(2)?,
@@ -80,17 +82,17 @@ impl Database {
             .collect()
     }
 
-    /// How many renewals have been recorded as paid.
+    /// The number of renewals that are recorded as paid.
     pub(crate) async fn count_recorded(&self) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar("SELECT COUNT(*) FROM renewals").fetch_one(&self.pool).await
     }
 
-    /// How many customers there are.
+    /// The number of subscriptions.
     pub(crate) async fn count_subscriptions(&self) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar("SELECT COUNT(*) FROM subscriptions").fetch_one(&self.pool).await
     }
 
-    /// Who led, in order.
+    /// All terms of leadership, in order.
     pub(crate) async fn terms(&self) -> Result<Vec<Term>, sqlx::Error> {
         sqlx::query("SELECT token, leader, claimed_at FROM terms ORDER BY token")
             .fetch_all(&self.pool)

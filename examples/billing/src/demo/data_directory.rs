@@ -1,4 +1,4 @@
-//! Where a run keeps its files.
+//! The directory with the files of a run.
 
 use std::{
     fs, io,
@@ -7,50 +7,50 @@ use std::{
 
 use anyhow::{Context, bail};
 
-/// Tells a directory of the demo's from any other, whose `billing.db` may be somebody's.
-const MARKER: &str = ".billing-demo";
+/// A file that marks a directory as the demo's. In any other one, `billing.db` may be a user's file.
+const MARKER_FILE: &str = ".billing-demo";
 
 /// The data directory of a run.
 #[derive(Clone, Debug)]
-pub(crate) struct Directory {
+pub(crate) struct DataDirectory {
     root: PathBuf,
 }
 
-impl Directory {
-    /// Makes the directory, or clears one that an earlier run has left.
+impl DataDirectory {
+    /// Creates the directory, or clears that of an earlier run.
     ///
     /// # Errors
-    /// A directory whose databases the demo has not made: nothing in it is touched.
-    pub(crate) fn prepare(wanted: Option<&Path>) -> anyhow::Result<Self> {
-        let root = match wanted {
+    /// If the directory has files that the demo has not made. Then nothing in it is changed.
+    pub(crate) fn prepare(requested: Option<&Path>) -> anyhow::Result<Self> {
+        let root = match requested {
             Some(root) => {
-                fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
+                fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
                 root.canonicalize()?
             }
-            // Kept: the report is for reading afterwards.
+            // Not deleted at the end, because it has the report.
             None => tempfile::Builder::new().prefix("billing-demo-").tempdir()?.keep(),
         };
         let directory = Self { root };
-        let ours = directory.root.join(MARKER);
-        if !ours.exists() {
+        let marker = directory.root.join(MARKER_FILE);
+        if !marker.exists() {
             for file in ["billing.db", "provider.db", "report.html", "logs", "store"] {
                 if directory.root.join(file).exists() {
                     bail!(
-                        "{} has a {file} that no demo has made; name another directory",
+                        "{} contains {file}, which is not from the demo: use another directory",
                         directory.root.display()
                     );
                 }
             }
-            fs::write(&ours, "`billing demo` made this directory, and clears it before its next run.\n")
+            fs::write(&marker, "`billing demo` created this directory, and clears it before its next run.\n")
                 .with_context(|| format!("cannot write to {}", directory.root.display()))?;
         }
         for name in ["billing.db", "provider.db"] {
             for ending in ["", "-wal", "-shm"] {
-                absent(fs::remove_file(directory.root.join(format!("{name}{ending}"))))?;
+                ignore_not_found(fs::remove_file(directory.root.join(format!("{name}{ending}"))))?;
             }
         }
-        absent(fs::remove_file(directory.page()))?;
-        absent(fs::remove_dir_all(directory.logs()))?;
+        ignore_not_found(fs::remove_file(directory.report()))?;
+        ignore_not_found(fs::remove_dir_all(directory.logs()))?;
         fs::create_dir(directory.logs())?;
         Ok(directory)
     }
@@ -63,7 +63,7 @@ impl Directory {
         self.root.join("logs")
     }
 
-    pub(crate) fn page(&self) -> PathBuf {
+    pub(crate) fn report(&self) -> PathBuf {
         self.root.join("report.html")
     }
 
@@ -75,7 +75,7 @@ impl Directory {
         format!("sqlite:{}", self.url_path("billing.db"))
     }
 
-    /// Kept from run to run, so that tokens go on rising.
+    /// The store is kept from run to run, so that tokens keep increasing.
     pub(crate) fn store_url(&self) -> String {
         format!("local:{}", self.url_path("store"))
     }
@@ -86,7 +86,7 @@ impl Directory {
     }
 }
 
-fn absent(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -98,21 +98,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_no_demo_made_is_not_touched() {
+    fn a_directory_that_is_not_from_the_demo_is_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         let precious = dir.path().join("billing.db");
         fs::write(&precious, "precious").unwrap();
-        let error = Directory::prepare(Some(dir.path())).unwrap_err().to_string();
-        assert!(error.contains("no demo has made"), "{error}");
+        let error = DataDirectory::prepare(Some(dir.path())).unwrap_err().to_string();
+        assert!(error.contains("not from the demo"), "{error}");
         assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
     }
 
     #[test]
-    fn an_earlier_run_is_cleared() {
+    fn the_files_of_an_earlier_run_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
-        Directory::prepare(Some(dir.path())).unwrap();
+        DataDirectory::prepare(Some(dir.path())).unwrap();
         fs::write(dir.path().join("billing.db-wal"), "old").unwrap();
-        Directory::prepare(Some(dir.path())).unwrap();
+        DataDirectory::prepare(Some(dir.path())).unwrap();
         assert!(!dir.path().join("billing.db-wal").exists());
     }
 }

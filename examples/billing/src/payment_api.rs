@@ -1,4 +1,4 @@
-//! The provider's HTTP API, and the client that the servers use.
+//! The payment provider's HTTP API, and the client that the servers use.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use tenure::FencingToken;
 use thiserror::Error;
 
-/// The header that names a charge: the same key is never charged twice.
+/// The header of the idempotency key: the provider charges the same key only once.
 pub(crate) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
-/// How long an answer is waited for.
-const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long to wait for an answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The body of `POST /charges`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,21 +24,21 @@ pub(crate) struct ChargeRequest {
 }
 
 impl ChargeRequest {
-    /// One key per subscription and period: whoever asks, and however often.
+    /// One key per subscription and period, independent of the sender.
     pub(crate) fn idempotency_key(&self) -> String {
         format!("subscription-{}/{}", self.subscription, self.period)
     }
 }
 
-/// What became of a request.
+/// The provider's decision about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
-    /// Money has moved.
+    /// The charge was made (status 201).
     Charged,
-    /// A higher fencing token has been seen: 412.
+    /// Refused: the provider has seen a higher fencing token (status 412).
     RefusedStale,
-    /// The key was charged before; the answer tells what then: 409.
+    /// Refused: the key was charged before. The answer contains that charge (status 409).
     RefusedDuplicate,
 }
 
@@ -60,64 +60,64 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChargeAnswer {
     pub(crate) outcome: Outcome,
-    /// The charge's number, this one's or that of the one made before.
+    /// The number of the charge that was made, now or before.
     pub(crate) charge: Option<i64>,
-    /// What was charged, now or before.
+    /// The amount of that charge.
     pub(crate) amount_cents: Option<i64>,
-    /// The highest token seen, in the answer to a stale one.
+    /// The highest token that the provider has seen, if the request's was stale.
     pub(crate) highest_token: Option<i64>,
 }
 
-/// A charge that stands at the provider.
+/// A charge that the provider has made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Receipt {
     pub(crate) charge: i64,
     pub(crate) amount_cents: i64,
-    /// An earlier request made the charge: its answer was lost, or its sender.
-    pub(crate) made_before: bool,
+    /// Whether an earlier request made the charge: its answer was lost, or its sender crashed.
+    pub(crate) was_duplicate: bool,
 }
 
-/// A request that brought no receipt.
+/// Why a request has returned no receipt.
 #[derive(Debug, Error)]
 pub(crate) enum ChargeError {
-    /// Somebody leads after us.
-    #[error("the provider refuses our fencing token {token}: it has seen {highest}")]
+    /// There is a newer leader.
+    #[error("the provider refuses fencing token {token}: it has seen {highest}")]
     Stale { token: FencingToken, highest: i64 },
-    /// The provider does not take this request, now or later.
+    /// The provider will never accept this request.
     #[error("the provider refuses the charge: {0}")]
     Rejected(String),
-    /// Nobody knows whether money has moved: ask again with the same key.
+    /// It is unknown whether the charge was made. Retry with the same key.
     #[error("no answer from the provider")]
-    Unclear(#[source] reqwest::Error),
-    /// The provider is in trouble; the same holds.
-    #[error("the provider answers {0}")]
-    Trouble(StatusCode),
+    NoAnswer(#[source] reqwest::Error),
+    /// The provider has an internal error, and it is unknown whether the charge was made. Retry with the same key.
+    #[error("the provider answered {0}")]
+    ServerError(StatusCode),
 }
 
-/// The provider's client.
+/// The HTTP client for the payment provider.
 #[derive(Clone, Debug)]
-pub(crate) struct Provider {
+pub(crate) struct PaymentClient {
     http: reqwest::Client,
-    charges: Url,
+    charges_url: Url,
 }
 
-impl Provider {
+impl PaymentClient {
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let base: Url = url
-            .parse()
-            .with_context(|| format!("{url:?} is not the provider's URL, such as http://127.0.0.1:9000"))?;
+        let base: Url = url.parse().with_context(|| {
+            format!("{url:?} is not a URL of the provider, such as http://127.0.0.1:9000")
+        })?;
         if base.scheme() != "http" {
             // TLS needs a feature of reqwest; see Cargo.toml.
             bail!("the provider's URL {url:?} must begin with http://: this example is built without TLS");
         }
-        let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build()?;
-        Ok(Self { http, charges: base.join("charges")? })
+        let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build()?;
+        Ok(Self { http, charges_url: base.join("charges")? })
     }
 
-    /// Asks for one charge.
+    /// Requests one charge.
     ///
     /// # Errors
-    /// See [`ChargeError`]: most of them leave open whether money has moved.
+    /// See [`ChargeError`]. After some of them it is unknown whether the charge was made.
     pub(crate) async fn charge(
         &self,
         request: &ChargeRequest,
@@ -125,24 +125,24 @@ impl Provider {
     ) -> Result<Receipt, ChargeError> {
         let answer = self
             .http
-            .post(self.charges.clone())
+            .post(self.charges_url.clone())
             .header(IDEMPOTENCY_KEY, request.idempotency_key())
             .header(FencingToken::HEADER, token.to_string())
             .json(request)
             .send()
             .await
-            .map_err(ChargeError::Unclear)?;
+            .map_err(ChargeError::NoAnswer)?;
         let status = answer.status();
         match status {
             StatusCode::CREATED | StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => {
-                let answer: ChargeAnswer = answer.json().await.map_err(ChargeError::Unclear)?;
+                let answer: ChargeAnswer = answer.json().await.map_err(ChargeError::NoAnswer)?;
                 receipt(&answer, token, request)
             }
             _ if status.is_client_error() => {
-                let reason = answer.text().await.map_err(ChargeError::Unclear)?;
+                let reason = answer.text().await.map_err(ChargeError::NoAnswer)?;
                 Err(ChargeError::Rejected(format!("{status}: {reason}")))
             }
-            _ => Err(ChargeError::Trouble(status)),
+            _ => Err(ChargeError::ServerError(status)),
         }
     }
 }
@@ -158,12 +158,12 @@ fn receipt(
         }
         (outcome, Some(charge)) => Ok(Receipt {
             charge,
-            // What was charged before counts, even if the price has changed since.
+            // The amount that was charged, which may differ from today's price.
             amount_cents: answer.amount_cents.unwrap_or(request.amount_cents),
-            made_before: outcome == Outcome::RefusedDuplicate,
+            was_duplicate: outcome == Outcome::RefusedDuplicate,
         }),
         (outcome, None) => {
-            Err(ChargeError::Rejected(format!("it answers {} and names no charge", outcome.as_str())))
+            Err(ChargeError::Rejected(format!("its answer is {} without a charge", outcome.as_str())))
         }
     }
 }
@@ -173,11 +173,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_provider_url_that_cannot_work_says_why() {
+    fn the_error_about_an_invalid_provider_url_says_why() {
         for (url, reason) in
-            [("127.0.0.1:9000", "not the provider's URL"), ("https://pay.example", "http://")]
+            [("127.0.0.1:9000", "not a URL of the provider"), ("https://pay.example", "http://")]
         {
-            let error = format!("{:#}", Provider::new(url).unwrap_err());
+            let error = format!("{:#}", PaymentClient::new(url).unwrap_err());
             assert!(error.contains(reason), "{error}");
         }
     }

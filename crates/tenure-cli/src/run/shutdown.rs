@@ -1,0 +1,43 @@
+//! The shutdown after a termination signal.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// When the shutdown began, and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shutdown {
+    /// When the first termination signal arrived.
+    begun_at: Option<Instant>,
+    timeout: Duration,
+}
+
+impl Shutdown {
+    /// A shutdown that has not begun.
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self { begun_at: None, timeout }
+    }
+
+    /// Begins the shutdown, if it has not begun yet.
+    pub(super) fn begin(&mut self) {
+        self.begun_at.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun_at.is_some()
+    }
+
+    /// When the program is killed: after four fifths of the timeout, so that there is time left to release leadership
+    /// in the store.
+    pub(super) fn kill_at(&self) -> Option<Instant> {
+        Some(self.begun_at? + self.timeout * 4 / 5)
+    }
+
+    /// Returns when the timeout has passed.
+    pub(super) async fn timed_out(&self) {
+        match self.begun_at {
+            Some(begun_at) => tokio::time::sleep_until(begun_at + self.timeout).await,
+            None => std::future::pending().await,
+        }
+    }
+}

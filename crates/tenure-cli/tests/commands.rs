@@ -1,0 +1,164 @@
+//! The commands other than `run`, and what a waiting `run` prints.
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+};
+
+use common::{Sandbox, code_and_stderr, eventually, stdout, succeed, tenure_command};
+
+#[test]
+fn the_leader_and_waiting_candidates_are_printed() {
+    let sandbox = Sandbox::local();
+    assert_eq!(code_and_stderr(&mut sandbox.tenure(&["leader"])).0, Some(1), "there is no leader");
+    let _first = sandbox.start(
+        &["--id", "first", "--value", "10.0.0.1:80"],
+        "echo $TENURE_FENCING_TOKEN > token; sleep 1000",
+    );
+    let token = sandbox.wait_for_line("token");
+    let _second = sandbox.start(&["--id", "second", "--value", "tab\there"], "sleep 1000");
+    eventually("a second candidate", || (sandbox.candidates() == ["first", "second"]).then_some(()));
+
+    assert_eq!(stdout(&succeed(&mut sandbox.tenure(&["leader"]))), format!("first\t{token}\t10.0.0.1:80\n"));
+    let all = stdout(&succeed(&mut sandbox.tenure(&["candidates"])));
+    assert!(all.lines().nth(1).unwrap().ends_with("\\there"), "{all}");
+    let leader: serde_json::Value =
+        serde_json::from_str(&stdout(&succeed(&mut sandbox.tenure(&["leader", "--json"])))).unwrap();
+    assert_eq!(leader["id"], "first");
+    assert_eq!(leader["election"], "e");
+    assert_eq!(leader["token"].to_string(), token);
+    assert_eq!(leader["value"], "10.0.0.1:80");
+}
+
+#[test]
+fn every_change_of_leader_is_printed() {
+    let sandbox = Sandbox::local();
+    let mut command = sandbox.tenure(&["observe", "--json"]);
+    let mut observing = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(observing.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<serde_json::Value>(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(next()["leader"], serde_json::Value::Null);
+    let mut leader = sandbox.start(&["--id", "first"], "sleep 1000");
+    assert_eq!(next()["leader"]["id"], "first");
+    leader.signal("TERM");
+    leader.wait();
+    assert_eq!(next()["leader"], serde_json::Value::Null);
+    common::kill("TERM", observing.id());
+    assert_eq!(observing.wait().unwrap().code(), Some(143));
+}
+
+#[test]
+fn an_operator_can_ask_the_leader_to_resign() {
+    let sandbox = Sandbox::local();
+    assert_eq!(code_and_stderr(&mut sandbox.tenure(&["resign"])).0, Some(1), "there is no leader");
+    let script =
+        "trap 'echo stopped > stopped; exit 0' TERM; echo leads > leads; while :; do sleep 0.02; done";
+    let mut first = sandbox.start(&["--id", "first"], script);
+    sandbox.wait_for_line("leads");
+    let mut second = sandbox.start(&["--id", "second"], "cat stopped > second");
+    eventually("a second candidate", || (sandbox.candidates().len() == 2).then_some(()));
+    assert!(stdout(&succeed(&mut sandbox.tenure(&["resign"]))).starts_with("first\t"));
+    assert_eq!(sandbox.wait_for_line("second"), "stopped");
+    let (code, stderr) = first.code_and_stderr();
+    assert_eq!(code, Some(76), "{stderr}");
+    assert!(stderr.contains("leadership of e was lost: an operator asked for it"), "{stderr}");
+    assert_eq!(second.wait().code(), Some(0));
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_not_waited_for_longer_than_the_timeout() {
+    // No server listens on this port.
+    let sandbox = Sandbox::on("zookeeper://127.0.0.1:1/");
+    for command in ["leader", "candidates", "observe"] {
+        let (code, stderr) = code_and_stderr(&mut sandbox.tenure(&[command, "--timeout", "50ms"]));
+        assert_eq!(code, Some(70), "{stderr}");
+        assert!(stderr.contains("no answer within 50ms"), "{stderr}");
+    }
+}
+
+#[test]
+fn completions_manual_page_and_help_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&succeed(&mut tenure_command(&["completions", shell]))).contains("tenure"), "{shell}");
+    }
+    let page = stdout(&succeed(&mut tenure_command(&["man"])));
+    assert!(page.contains(".TH tenure 1"), "{page}");
+    let help = stdout(&succeed(&mut tenure_command(&["run", "--help"])));
+    for expected in ["TENURE_FENCING_TOKEN", "--stop-signal", "Exit codes"] {
+        assert!(help.contains(expected), "{help}");
+    }
+}
+
+/// The queue position is found for an id from the store's URL, too.
+#[test]
+fn a_waiting_candidate_prints_the_leader_and_its_queue_position() {
+    let mut sandbox = Sandbox::local();
+    let _first = sandbox.start(&["--id", "first"], "echo > leads; sleep 1000");
+    sandbox.wait_for_line("leads");
+    sandbox.url.push_str("?id=named-by-the-url");
+    let mut second = sandbox.start(&["--timeout", "2s"], "true");
+    let (code, stderr) = second.code_and_stderr();
+    assert_eq!(code, Some(75), "{stderr}");
+    assert!(stderr.contains("waiting for leadership of e: first leads; queue position 2 of 2"), "{stderr}");
+}
+
+#[test]
+fn doctor_finds_no_problem_with_a_good_store() {
+    let sandbox = Sandbox::local();
+    let output = stdout(&succeed(&mut tenure_command(&["doctor", "--store", &sandbox.url])));
+    for (subject, expected) in [("directory", "no network file system"), ("entry", "entered the election")] {
+        let line = output.lines().find(|line| line.starts_with(&format!("ok       {subject}: ")));
+        assert!(line.is_some_and(|line| line.contains(expected)), "{output}");
+    }
+    assert!(output.contains("clock: "), "{output}");
+    assert!(!output.contains('\u{1b}'), "no colors on a pipe");
+    let report = stdout(&succeed(&mut tenure_command(&["doctor", "--json", "--store", &sandbox.url])));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert!(report["worst"] == "good" || report["worst"] == "warning", "{report}");
+    assert!(report["diagnoses"].as_array().is_some_and(|diagnoses| diagnoses.len() >= 4), "{report}");
+}
+
+#[test]
+fn doctor_reports_a_missing_store_and_says_what_to_do() {
+    let (code, _) = code_and_stderr(&mut tenure_command(&["doctor", "--store", "local:/proc/no"]));
+    assert_eq!(code, Some(69));
+    let output = tenure_command(&["doctor", "--store", "zookeeper://127.0.0.1:1/?request_timeout=500ms"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let output = stdout(&output);
+    assert!(output.contains("problem  server 127.0.0.1:1: cannot open a session"), "{output}");
+    assert!(output.contains("to do: start it"), "{output}");
+    assert!(output.contains("problem  session: "), "{output}");
+}
+
+/// The output of a command on a terminal, which the program `script` emulates.
+fn on_a_terminal(sandbox: &Sandbox, line: &str) -> String {
+    let mut command = std::process::Command::new("script");
+    let line = format!("{} {line}", env!("CARGO_BIN_EXE_tenure"));
+    command.args(["--quiet", "--command", &line, "/dev/null"]).stdin(Stdio::null());
+    command
+        .env("TENURE_STORE", &sandbox.url)
+        .env("TENURE_ELECTION", "e")
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR");
+    stdout(&succeed(&mut command))
+}
+
+#[test]
+fn a_terminal_gets_colors_and_a_line_that_is_updated_in_place() {
+    let sandbox = Sandbox::local();
+    let _first = sandbox.start(&["--id", "first"], "echo > leads; sleep 1000");
+    sandbox.wait_for_line("leads");
+    let shown = on_a_terminal(&sandbox, "leader");
+    assert!(shown.contains("\u{1b}[1mfirst\u{1b}[0m"), "{shown:?}");
+    assert!(on_a_terminal(&sandbox, "doctor").contains("\u{1b}[1m\u{1b}[32mok"), "green");
+    let waiting = on_a_terminal(&sandbox, "run --timeout 2s -- true || true");
+    assert!(
+        waiting.contains("\r\u{1b}[K") && waiting.contains("first\u{1b}[0m leads, seen for"),
+        "{waiting:?}"
+    );
+    assert!(stdout(&succeed(&mut sandbox.tenure(&["leader"]))).starts_with("first\t"), "no colors on a pipe");
+}
