@@ -7,8 +7,8 @@ use tenure_core::{Diagnosis, spi::BackendError};
 use tokio::time::timeout;
 
 use crate::{
-    cluster::{Conflict, Identity},
-    members::Members,
+    transport::cluster::{Conflict, Identity},
+    transport::members::Members,
 };
 
 /// How long a member's answer is waited for.
@@ -78,7 +78,7 @@ async fn ask(members: &Members, member: usize) -> Result<Told, String> {
     let told = timeout(PATIENCE, async {
         let client = members.client(member).await.map_err(|failure| failure.error.to_string())?;
         let status = client.maintenance_client().status().await;
-        status.map_err(|error| crate::error::Failure::from(error).error.to_string())
+        status.map_err(|error| crate::transport::error::Failure::from(error).error.to_string())
     });
     let status = told.await.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))?;
     let own = status.header().map_or(0, etcd_client::ResponseHeader::member_id);

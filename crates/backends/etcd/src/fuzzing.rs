@@ -2,7 +2,7 @@
 
 use tenure_core::ElectionName;
 
-use crate::{EtcdConfig, diagnose, keys, keys::Keys};
+use crate::{EtcdConfig, diagnose, election::keys, election::keys::Keys};
 
 /// What all entries of `election` below `prefix` begin with.
 pub fn election_key(prefix: &str, election: &ElectionName) -> String {

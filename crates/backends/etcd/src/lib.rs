@@ -47,39 +47,16 @@
 //!   its election timeout: 2 s by default.
 #![doc(test(attr(deny(warnings))))]
 
-mod asked;
-mod bulk;
-mod cluster;
-mod common;
 mod config;
-mod connect;
-mod connection;
 mod diagnose;
-mod entering;
-mod entry_watcher;
-mod error;
+mod election;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-mod hearer;
-mod hedge;
-mod keepalive;
-mod keys;
-mod looking;
-mod members;
-mod observe;
-mod open;
-mod pages;
-mod session;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub mod simulation;
-mod stream;
-mod target;
-mod together;
-mod wait;
-mod watch;
-mod withdrawal;
+mod transport;
 
 use std::{
     fmt,
@@ -99,7 +76,8 @@ use tracing::warn;
 
 pub use crate::config::EtcdConfig;
 use crate::{
-    keys::Keys, looking::Looking, members::Members, session::EtcdSession, together::Together, watch::Watches,
+    election::{keys, keys::Keys, observe, position_reader::Looking, session::EtcdSession},
+    transport::{batcher::Together, members::Members, watch::watcher::Watches},
 };
 
 /// An etcd cluster as a store for elections.

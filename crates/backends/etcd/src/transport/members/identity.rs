@@ -1,4 +1,4 @@
-//! Asking members which cluster they are of, and refusing what another cluster says; see [`crate::cluster`].
+//! Asking members which cluster they are of, and refusing what another cluster says; see [`crate::transport::cluster`].
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -10,9 +10,9 @@ use tracing::warn;
 
 use super::Members;
 use crate::{
-    asked::Asked,
-    cluster::Identity,
-    error::{Failure, malformed},
+    transport::cluster::Identity,
+    transport::error::{Failure, malformed},
+    transport::request::Asked,
 };
 
 /// How long at least the members have to say which cluster they are of.
@@ -24,7 +24,7 @@ impl Members {
     /// Whoever does not answer in time is not waited for: it is seen when it answers something.
     ///
     /// # Errors
-    /// As for [`Cluster::agree`](crate::cluster::Cluster::agree).
+    /// As for [`Cluster::agree`](crate::transport::cluster::Cluster::agree).
     pub(crate) async fn agree(&self, what: &str) -> Result<(), BackendError> {
         if let [_] = &self.members[..] {
             self.cluster.forget();

@@ -10,7 +10,7 @@
 //! The events of one watch come by revision. So whoever was told of all up to some revision is told later of
 //! every event after that. Who asks for ends from a later revision on is told of them as they come, and of none before;
 //! who asks for ends from an earlier one is late, as with a watch of its own that begins in the past, and looks again
-//! ([`Watches::watch`](crate::watch::Watches::watch)). Who asks for them from now on is told that its watch stands, and looks at what was before.
+//! ([`Watches::watch`](crate::transport::watch::watcher::Watches::watch)). Who asks for them from now on is told that its watch stands, and looks at what was before.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use etcd_client::{WatchFilterType, WatchOptions, WatchResponse};
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::open::{Open, Watch};
+use crate::transport::watch::table::{Open, Watch};
 
 /// After how long a common watch that was refused is asked for again. A refusal can end the stream, and all have to look again.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -31,7 +31,7 @@ pub(crate) struct Common {
     /// It is begun once so many watch ends alone.
     from: usize,
     state: State,
-    /// Ids of other watches count upward from [`FIRST_ID`](crate::watch::FIRST_ID).
+    /// Ids of other watches count upward from [`FIRST_ID`](crate::transport::watch::watcher::FIRST_ID).
     next_id: i64,
 }
 
@@ -212,9 +212,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        hearer::{Hearer, Signal},
-        target::{Target, Turn},
-        watch::{FIRST_ID, NOW},
+        transport::watch::subscriber::{Hearer, Signal},
+        transport::watch::target::{Target, Turn},
+        transport::watch::watcher::{FIRST_ID, NOW},
     };
 
     /// A common watch that stands since revision 100.

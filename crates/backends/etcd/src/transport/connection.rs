@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{config::EtcdConfig, connect::connect, error::Failure};
+use crate::{config::EtcdConfig, transport::connect::connect, transport::error::Failure};
 
 /// After how many failures in a row a connection is given up for a new one. It mends
 /// itself after a lost connection, but not when the runtime it was made on is gone.

@@ -34,7 +34,7 @@ impl Keys {
         key.rfind('/').map_or(0, |slash| slash + 1)
     }
 
-    /// The mark that the request of this nonce has been withdrawn; see [`crate::withdrawal`].
+    /// The mark that the request of this nonce has been withdrawn; see [`crate::election::withdrawal`].
     ///
     /// No election's name may have a `~`, so that no candidate can lie here.
     pub(crate) fn withdrawn(&self, lease: i64, nonce: u128) -> String {

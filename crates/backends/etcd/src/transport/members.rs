@@ -27,13 +27,13 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
-    asked::{Asked, MAX_ANSWER_BYTES, kv},
-    bulk::Bulk,
-    cluster::Cluster,
     config::EtcdConfig,
-    connection::Connection,
-    error::{Failure, doing},
-    hedge::{Late, Pace, Won, hedged},
+    transport::cluster::Cluster,
+    transport::connection::Connection,
+    transport::error::{Failure, doing},
+    transport::hedge::{Late, Pace, Won, hedged},
+    transport::limiter::Bulk,
+    transport::request::{Asked, MAX_ANSWER_BYTES, kv},
 };
 
 /// How long a call may take, all its attempts together. A leader's loss is settled

@@ -19,7 +19,7 @@ use futures::future::join_all;
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{select, sync::oneshot, time::timeout};
 
-use crate::hedge::Won;
+use crate::transport::hedge::Won;
 
 /// How many requests share a transaction at most. Each is two comparisons and two operations, and
 /// etcd takes 128 of either (`--max-txn-ops`).

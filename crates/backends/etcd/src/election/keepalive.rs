@@ -28,9 +28,9 @@ use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
 use tenure_core::spi::{BackendError, BackendErrorKind, Heartbeat};
 
 use crate::{
-    asked::Asked,
-    error::{Failure, malformed},
-    members::{Call, Members},
+    transport::error::{Failure, malformed},
+    transport::members::{Call, Members},
+    transport::request::Asked,
 };
 
 /// The keepalives of one lease.

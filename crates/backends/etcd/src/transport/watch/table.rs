@@ -8,9 +8,9 @@ use std::{
 use smallvec::SmallVec;
 
 use crate::{
-    hearer::{Hearer, Signal},
-    target::{Heard, Target},
-    watch::NOW,
+    transport::watch::subscriber::{Hearer, Signal},
+    transport::watch::target::{Heard, Target},
+    transport::watch::watcher::NOW,
 };
 
 /// A watch, and who hears of it.

@@ -11,7 +11,7 @@ use std::sync::{
 use tokio::sync::{Notify, mpsc};
 
 #[cfg(doc)]
-use crate::watch::NOW;
+use crate::transport::watch::watcher::NOW;
 
 /// What a watch has to say.
 #[derive(Debug, Default)]

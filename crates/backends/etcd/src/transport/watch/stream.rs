@@ -18,13 +18,13 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    common::{self, Common, Taken},
-    error::{Failure, is_login_trouble, malformed},
-    hearer::Signal,
-    members::{Members, watches},
-    open::{Open, Watch},
-    target::Target,
-    watch::{Command, FIRST_ID, NOW},
+    transport::error::{Failure, is_login_trouble, malformed},
+    transport::members::{Members, watches},
+    transport::watch::prefix_watch::{self as common, Common, Taken},
+    transport::watch::subscriber::Signal,
+    transport::watch::table::{Open, Watch},
+    transport::watch::target::Target,
+    transport::watch::watcher::{Command, FIRST_ID, NOW},
 };
 
 /// How often the stream's member is looked at.

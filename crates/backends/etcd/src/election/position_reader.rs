@@ -8,12 +8,12 @@ use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp};
 use tenure_core::spi::BackendError;
 
 use crate::{
-    asked::kv,
-    error::{Failure, is_too_large, malformed},
-    hedge::Won,
-    members::{Call, Members},
-    together::{Answered, Kind, Refused, Waiting},
-    wait::ranges,
+    election::wait::ranges,
+    transport::batcher::{Answered, Kind, Refused, Waiting},
+    transport::error::{Failure, is_too_large, malformed},
+    transport::hedge::Won,
+    transport::members::{Call, Members},
+    transport::request::kv,
 };
 
 /// How many payloads a transaction reads at most, each of which may have 64 KiB.

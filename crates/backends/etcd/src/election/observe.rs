@@ -11,13 +11,13 @@ use tenure_core::{
 
 use crate::{
     Shared,
-    asked::kv,
-    error::malformed,
-    keys::{candidate, is_candidate},
-    members::Call,
-    pages::Pages,
-    target::Target,
-    watch::Following,
+    election::keys::{candidate, is_candidate},
+    transport::error::malformed,
+    transport::members::Call,
+    transport::pages::Pages,
+    transport::request::kv,
+    transport::watch::target::Target,
+    transport::watch::watcher::Following,
 };
 
 /// All candidates, in order of their create revisions.

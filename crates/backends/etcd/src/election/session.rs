@@ -34,16 +34,16 @@ use tracing::debug;
 
 use crate::{
     Shared,
-    asked::kv,
-    entering::{Entering, Place, Step},
-    entry_watcher::EtcdPartings,
-    error::{lease_exists, malformed},
-    keepalive::{Keepalive, seconds_of},
-    keys::{Keys, token},
-    members::Call,
-    together::{Refused, Together},
-    wait::{self, gone, is_ours, ranges, revision},
-    withdrawal::Withdrawals,
+    election::entering::{Entering, Place, Step},
+    election::entry_watcher::EtcdPartings,
+    election::keepalive::{Keepalive, seconds_of},
+    election::keys::{Keys, token},
+    election::wait::{self, gone, is_ours, ranges, revision},
+    election::withdrawal::Withdrawals,
+    transport::batcher::{Refused, Together},
+    transport::error::{lease_exists, malformed},
+    transport::members::Call,
+    transport::request::kv,
 };
 
 /// The most, in seconds, that etcd grants where less was asked for: its least TTL is one and a half election timeouts, of

@@ -33,7 +33,10 @@ use tenure_core::{
 use tokio::{task::AbortHandle, time::sleep};
 use tracing::{debug, warn};
 
-use crate::{Shared, asked::kv, error::is_out_of_space, members::Call, wait::revision};
+use crate::{
+    Shared, election::wait::revision, transport::error::is_out_of_space, transport::members::Call,
+    transport::request::kv,
+};
 
 /// Room for so many requests is kept when none is under way.
 const FEW: usize = 16;

@@ -8,10 +8,10 @@ use tenure_core::spi::BackendError;
 
 use crate::{
     Shared,
-    asked::kv,
-    error::{is_too_large, malformed},
-    keys::is_candidate,
-    members::Call,
+    election::keys::is_candidate,
+    transport::error::{is_too_large, malformed},
+    transport::members::Call,
+    transport::request::kv,
 };
 
 /// How many keys an answer has at most, and how many with their values, each of which may have 64 KiB.

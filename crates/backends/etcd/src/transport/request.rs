@@ -14,7 +14,7 @@ use etcd_client::{
 };
 
 /// Answers larger than tonic's 4 MiB are usual: a few dozen candidates with large values. Whatever could be larger than
-/// this is read in parts ([`crate::pages`]): room is made for as much as an answer says that it has.
+/// this is read in parts ([`crate::transport::pages`]): room is made for as much as an answer says that it has.
 pub(crate) const MAX_ANSWER_BYTES: usize = 32 << 20;
 
 /// A member's client for one attempt.

@@ -21,12 +21,12 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrde
 use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::{
-    asked::{Asked, kv},
-    error::{Failure, malformed},
-    keys::Keys,
-    members::{Call, Members},
-    together::{Answered, Kind, Refused, Waiting},
-    wait::ranges,
+    election::keys::Keys,
+    election::wait::ranges,
+    transport::batcher::{Answered, Kind, Refused, Waiting},
+    transport::error::{Failure, malformed},
+    transport::members::{Call, Members},
+    transport::request::{Asked, kv},
 };
 
 /// How many bytes a transaction carries at most, about: etcd takes 1.5 MiB in one request.

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::{
     config::EtcdConfig,
-    error::{Failure, asks_for_no_login, is_wrong_password},
+    transport::error::{Failure, asks_for_no_login, is_wrong_password},
 };
 
 /// etcd counts pings that come faster than every 5 s as abuse and then closes the

@@ -9,7 +9,7 @@
 //!   tell of the end of an earlier entry under the same key, when the watch came to it from another member, or when its
 //!   state was replaced (etcd before 3.4.38 and 3.5.22 sets the watch back then). After the own entry, that key can
 //!   have ended only once while it was ahead;
-//! - a watch that started [`NOW`](crate::watch::NOW) decides nothing until the look that followed its standing is over:
+//! - a watch that started [`NOW`](crate::transport::watch::watcher::NOW) decides nothing until the look that followed its standing is over:
 //!   what happened before it stood it does not tell;
 //! - a watch that was late, or whose stream broke, says "look again" like any other.
 //!
@@ -115,7 +115,7 @@ pub(crate) enum Heard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::FIRST_ID;
+    use crate::transport::watch::watcher::FIRST_ID;
 
     /// Hazard G13: whoever hears of its own entry's end does not lead, even when the leader's is told of in the same breath.
     #[test]

@@ -3,9 +3,9 @@
 //! A watch here carries no news but one, only the word "look again": whoever waits reads
 //! the store, watches what the answer rests on from the answer's revision + 1, and
 //! reads again when told to. So a compaction, a lost stream, a member that is frozen
-//! or cut off are all the same case. One thing is concluded from a watch: whose turn it is ([`crate::target`]).
+//! or cut off are all the same case. One thing is concluded from a watch: whose turn it is ([`crate::transport::watch::target`]).
 //!
-//! The stream itself is kept in [`crate::stream`]; where thousands are waited for one watch serves them all ([`crate::common`]).
+//! The stream itself is kept in [`crate::transport::watch::stream`]; where thousands are waited for one watch serves them all ([`crate::transport::watch::prefix_watch`]).
 
 use std::{
     sync::{
@@ -18,10 +18,10 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
 use crate::{
-    hearer::{Bell, Hearer, Signal},
-    members::Members,
-    stream,
-    target::Target,
+    transport::members::Members,
+    transport::watch::stream,
+    transport::watch::subscriber::{Bell, Hearer, Signal},
+    transport::watch::target::Target,
 };
 
 /// The revision that a watch starts from when it starts whenever it comes to stand.
@@ -185,7 +185,7 @@ impl Drop for Watching {
 /// Why a wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// [`Heard::Turn`](crate::target::Heard::Turn).
+    /// [`Heard::Turn`](crate::transport::watch::target::Heard::Turn).
     Turn,
     /// It is time to look again, whatever for.
     Look,

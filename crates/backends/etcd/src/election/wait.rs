@@ -1,6 +1,6 @@
 //! Waiting for one's turn.
 //!
-//! Read, watch what the answer rests on, read again (see [`crate::watch`]). Whoever
+//! Read, watch what the answer rests on, read again (see [`crate::transport::watch::watcher`]). Whoever
 //! is second in line leads when its watch says that the leader has gone and its own entry has not.
 //! Every other conclusion comes from a read that saw the entry itself, so that nobody wins
 //! without an entry (hazards G13, E11).
@@ -17,12 +17,12 @@ use tracing::debug;
 
 use crate::{
     Shared,
-    error::malformed,
-    keys::{is_candidate, token},
-    looking::{Ahead as Older, Look, Seen},
-    pages::Pages,
-    target::{Target, Turn},
-    watch::{Following, Woken},
+    election::keys::{is_candidate, token},
+    election::position_reader::{Ahead as Older, Look, Seen},
+    transport::error::malformed,
+    transport::pages::Pages,
+    transport::watch::target::{Target, Turn},
+    transport::watch::watcher::{Following, Woken},
 };
 
 /// Where an entry stands.

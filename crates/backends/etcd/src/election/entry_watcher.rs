@@ -1,7 +1,7 @@
 //! What becomes of the entries that lead, all of a session's by one watcher.
 //!
 //! Each is watched from whenever its watch stands, and read after that; so whatever happened before is seen too. Every word of a
-//! watch says "look again" and no more (see [`crate::watch`]): what is told of an entry comes from a read.
+//! watch says "look again" and no more (see [`crate::transport::watch::watcher`]): what is told of an entry comes from a read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,10 +22,10 @@ use tracing::debug;
 
 use crate::{
     Shared,
-    hearer::{Bell, Word},
-    looking::{Look, Seen},
-    target::Target,
-    wait::{is_it, persistently, revision, see},
+    election::position_reader::{Look, Seen},
+    election::wait::{is_it, persistently, revision, see},
+    transport::watch::subscriber::{Bell, Word},
+    transport::watch::target::Target,
 };
 
 /// How long a watch may take to stand before its entry is read all the same.

@@ -1,0 +1,9 @@
+pub(crate) mod entering;
+pub(crate) mod entry_watcher;
+pub(crate) mod keepalive;
+pub(crate) mod keys;
+pub(crate) mod observe;
+pub(crate) mod position_reader;
+pub(crate) mod session;
+pub(crate) mod wait;
+pub(crate) mod withdrawal;

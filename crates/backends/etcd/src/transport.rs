@@ -1,0 +1,11 @@
+pub(crate) mod batcher;
+pub(crate) mod cluster;
+pub(crate) mod connect;
+pub(crate) mod connection;
+pub(crate) mod error;
+pub(crate) mod hedge;
+pub(crate) mod limiter;
+pub(crate) mod members;
+pub(crate) mod pages;
+pub(crate) mod request;
+pub(crate) mod watch;
