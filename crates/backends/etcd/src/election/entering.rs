@@ -1,12 +1,12 @@
-//! Entering elections: one transaction for an entry, and one for many that come together.
+//! Creates entries: one transaction for a single entry, or for many that are requested at the same time.
 //!
-//! Thousands of elections are entered some times as fast when dozens share a transaction, each of which costs etcd a
-//! commit to its disk. What shares a transaction shares a lease, so that no other session is told of its end; and no
-//! two are for one election, for all keys that a transaction creates have the same create revision: they would have
-//! one token, and both lead.
+//! Thousands of elections are entered several times faster when dozens of entries share a transaction, each of which
+//! costs etcd a disk commit. Entries that share a transaction belong to the same lease, and no two to the same
+//! election: all keys that a transaction creates have the same create revision, so two candidates of one election
+//! would have the same token, and both would lead.
 //!
-//! It is a plain transaction that makes all entries or none, and not one of a transaction for each: etcd before 3.4.42, 3.5.28 and 3.6.9
-//! looks at no permission of what is nested.
+//! The transaction is flat and creates all entries or none. It does not nest one transaction per entry, because etcd
+//! before 3.4.42, 3.5.28 and 3.6.9 does not check permissions of nested operations.
 
 use std::{
     future::Future,
@@ -22,62 +22,63 @@ use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::{
     election::keys::Keys,
-    election::wait::ranges,
-    transport::batcher::{Answered, Kind, Refused, Waiting},
-    transport::error::{Failure, malformed},
-    transport::members::{Call, Members},
-    transport::request::{Asked, kv},
+    transport::{
+        batcher::{BatchOp, BatchResult, QueuedRequest, RequestFailure},
+        error::{Failure, malformed},
+        members::{CallClass, Members},
+        request::{AttemptClient, kv, ranges},
+    },
 };
 
-/// How many bytes a transaction carries at most, about: etcd takes 1.5 MiB in one request.
-const BYTES: usize = 256 * 1024;
+/// The approximate size limit of a transaction. etcd accepts requests of up to 1.5 MiB.
+const MAX_BATCH_BYTES: usize = 256 * 1024;
 
-/// How many bytes the key of a mark has, and what else there is, about.
-const MARK: usize = 128;
+/// The approximate size of a marker's key and of the other parts of an entry's request.
+const ENTRY_OVERHEAD_BYTES: usize = 128;
 
-/// Entries under one lease.
-pub(crate) struct Entering {
+/// Creates entries under one lease.
+pub(crate) struct EntryCreator {
     pub(crate) members: Arc<Members>,
     pub(crate) keys: Keys,
     pub(crate) lease: i64,
 }
 
-/// One entry to be made.
+/// An entry to create.
 #[derive(Clone, Debug)]
-pub(crate) struct Step {
+pub(crate) struct NewEntry {
     pub(crate) key: Arc<str>,
-    /// How much of the key is the prefix of its election.
-    pub(crate) election: usize,
-    /// The request's.
+    /// The length of the election's prefix in the key, in bytes.
+    pub(crate) election_prefix_len: usize,
+    /// The nonce of the request.
     pub(crate) nonce: u128,
     pub(crate) payload: Vec<u8>,
 }
 
-/// What is under the key of an entry.
+/// What is stored under the key of an entry.
 #[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) created: i64,
+pub(crate) struct StoredEntry {
+    pub(crate) create_revision: i64,
     pub(crate) lease: i64,
-    /// `None` when it is what was put just then.
-    pub(crate) other: Option<Vec<u8>>,
+    /// `None` when this request has just written its own payload.
+    pub(crate) existing_payload: Option<Vec<u8>>,
 }
 
-/// What a request to enter has found: its own key, and the create revision of the first in its election.
+/// The result of a request to enter: the own entry, and the create revision of the first entry in its election.
 #[derive(Debug)]
-pub(crate) struct Place {
-    pub(crate) own: Option<Found>,
-    pub(crate) head: Option<i64>,
+pub(crate) struct EnterResult {
+    /// `None` when the request was withdrawn.
+    pub(crate) own: Option<StoredEntry>,
+    pub(crate) first_create_revision: Option<i64>,
 }
 
-impl Step {
-    /// How many bytes a request for it has, about.
+impl NewEntry {
+    /// The approximate size of its request.
     fn bytes(&self) -> usize {
-        self.payload.len() + 4 * self.key.len() + MARK
+        self.payload.len() + 4 * self.key.len() + ENTRY_OVERHEAD_BYTES
     }
 
-    /// The prefix of its election.
-    fn election(&self) -> &str {
-        &self.key[..self.election]
+    fn election_prefix(&self) -> &str {
+        &self.key[..self.election_prefix_len]
     }
 
     fn put(&self, lease: i64) -> TxnOp {
@@ -85,128 +86,133 @@ impl Step {
         TxnOp::put(&*self.key, self.payload.as_slice(), Some(options))
     }
 
-    /// Reads the first of the election.
-    fn head(&self) -> TxnOp {
+    /// Reads the first entry of the election.
+    fn get_first(&self) -> TxnOp {
         let options = GetOptions::new()
             .with_prefix()
             .with_keys_only()
             .with_sort(SortTarget::Create, SortOrder::Ascend)
             .with_limit(1);
-        TxnOp::get(self.election(), Some(options))
+        TxnOp::get(self.election_prefix(), Some(options))
     }
 }
 
-impl Entering {
-    /// Holds while neither the entry nor the mark that its request was withdrawn is there.
-    fn compares(&self, step: &Step) -> [Compare; 2] {
-        let mark = self.keys.withdrawn(self.lease, step.nonce);
-        let none = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
-        [none(step.key.as_bytes().into()), none(mark.into())]
+impl EntryCreator {
+    /// True while neither the entry nor the marker of a withdrawal exists.
+    fn conditions(&self, entry: &NewEntry) -> [Compare; 2] {
+        let marker = self.keys.withdrawal_marker(self.lease, entry.nonce);
+        let is_absent = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
+        [is_absent(entry.key.as_bytes().into()), is_absent(marker.into())]
     }
 
-    /// Puts the entry if it is not there and was not withdrawn; otherwise reads what is.
-    async fn one(&self, client: &Asked, step: &Step) -> Result<Place, Failure> {
-        let txn = Txn::new().when(self.compares(step)).and_then([step.put(self.lease), step.head()]);
-        let answer = kv(client).txn(txn).await?;
-        if !answer.succeeded() {
-            return self.found(client, step).await;
+    /// Creates the entry if it does not exist and was not withdrawn; otherwise reads what exists.
+    async fn create(&self, client: &AttemptClient, entry: &NewEntry) -> Result<EnterResult, Failure> {
+        let txn =
+            Txn::new().when(self.conditions(entry)).and_then([entry.put(self.lease), entry.get_first()]);
+        let response = kv(client).txn(txn).await?;
+        if !response.succeeded() {
+            return self.read_existing(client, entry).await;
         }
-        let now = answer.header().ok_or_else(|| malformed("header"))?.revision();
-        let head = ranges(answer.op_responses()).next().ok_or_else(|| malformed("range of the election"))?;
-        Ok(Place { own: Some(self.made(now)), head: head.first().map(KeyValue::create_revision) })
+        let revision = response.header().ok_or_else(|| malformed("header"))?.revision();
+        let first =
+            ranges(response.op_responses()).next().ok_or_else(|| malformed("range of the election"))?;
+        Ok(self.created(revision, &first))
     }
 
-    /// Reads what stands in the way of the entry, which hardly ever anything does: so the transaction does not carry it.
-    async fn found(&self, client: &Asked, step: &Step) -> Result<Place, Failure> {
-        let mark = self.keys.withdrawn(self.lease, step.nonce);
-        let txn = Txn::new().and_then([TxnOp::get(&*step.key, None), step.head(), TxnOp::get(mark, None)]);
-        let answer = kv(client).txn(txn).await?;
-        let mut found = ranges(answer.op_responses());
+    /// Reads why the entry could not be created. A separate request, because it is hardly ever needed.
+    async fn read_existing(&self, client: &AttemptClient, entry: &NewEntry) -> Result<EnterResult, Failure> {
+        let marker = self.keys.withdrawal_marker(self.lease, entry.nonce);
+        let txn =
+            Txn::new().and_then([TxnOp::get(&*entry.key, None), entry.get_first(), TxnOp::get(marker, None)]);
+        let response = kv(client).txn(txn).await?;
+        let mut found = ranges(response.op_responses());
         let own = found.next().ok_or_else(|| malformed("range of the entry"))?.pop();
-        let own = own.map(|kv| Found {
-            created: kv.create_revision(),
+        let own = own.map(|kv| StoredEntry {
+            create_revision: kv.create_revision(),
             lease: kv.lease(),
-            other: Some(kv.value().to_vec()),
+            existing_payload: Some(kv.value().to_vec()),
         });
-        let head = found.next().ok_or_else(|| malformed("range of the election"))?;
-        let mark = found.next().ok_or_else(|| malformed("range of the mark"))?;
-        if own.is_none() && mark.is_empty() {
-            // What stood in the way has gone since: the next attempt may make the entry.
-            let message = "what stood in the way of the entry has gone";
+        let first = found.next().ok_or_else(|| malformed("range of the election"))?;
+        let marker = found.next().ok_or_else(|| malformed("range of the marker"))?;
+        if own.is_none() && marker.is_empty() {
+            // The next attempt may succeed.
+            let message = "the key of the entry existed, and was deleted in the meantime";
             return Err(BackendError::new(BackendErrorKind::Unavailable, message).into());
         }
-        Ok(Place { own, head: head.first().map(KeyValue::create_revision) })
+        Ok(EnterResult { own, first_create_revision: first.first().map(KeyValue::create_revision) })
     }
 
-    /// Puts all entries, if none is there and none was withdrawn.
-    async fn all(&self, client: &Asked, steps: &[Step]) -> Result<Option<Vec<Place>>, Failure> {
-        let puts = steps.iter().map(|step| step.put(self.lease));
-        let heads = steps.iter().map(Step::head);
+    /// Creates all entries, if none exists and none was withdrawn.
+    async fn create_all(
+        &self,
+        client: &AttemptClient,
+        entries: &[NewEntry],
+    ) -> Result<Option<Vec<EnterResult>>, Failure> {
+        let puts = entries.iter().map(|entry| entry.put(self.lease));
+        let firsts = entries.iter().map(NewEntry::get_first);
         let txn = Txn::new()
-            .when(steps.iter().flat_map(|step| self.compares(step)).collect::<Vec<_>>())
-            .and_then(puts.chain(heads).collect::<Vec<_>>());
-        let answer = kv(client).txn(txn).await?;
-        if !answer.succeeded() {
+            .when(entries.iter().flat_map(|entry| self.conditions(entry)).collect::<Vec<_>>())
+            .and_then(puts.chain(firsts).collect::<Vec<_>>());
+        let response = kv(client).txn(txn).await?;
+        if !response.succeeded() {
             return Ok(None);
         }
-        let now = answer.header().ok_or_else(|| malformed("header"))?.revision();
-        let places: Vec<_> = ranges(answer.op_responses())
-            .map(|head| Place {
-                own: Some(self.made(now)),
-                head: head.first().map(KeyValue::create_revision),
-            })
-            .collect();
-        if places.len() != steps.len() {
+        let revision = response.header().ok_or_else(|| malformed("header"))?.revision();
+        let results: Vec<_> =
+            ranges(response.op_responses()).map(|first| self.created(revision, &first)).collect();
+        if results.len() != entries.len() {
             return Err(malformed("range of each election").into());
         }
-        Ok(Some(places))
+        Ok(Some(results))
     }
 
-    fn made(&self, now: i64) -> Found {
-        Found { created: now, lease: self.lease, other: None }
-    }
-}
-
-impl Kind for Entering {
-    type Ask = Step;
-    type Answer = Place;
-
-    /// The engine has a bound for entering.
-    const PATIENCE: Option<Duration> = None;
-
-    fn goes_with(&self, chosen: &[Waiting<Self>], next: &Step) -> bool {
-        let bytes: usize = chosen.iter().map(|waiting| waiting.ask.bytes()).sum();
-        bytes + next.bytes() <= BYTES
-            && chosen.iter().all(|waiting| waiting.ask.election() != next.election())
-    }
-
-    async fn make_one(&self, step: &Step) -> Answered<Place> {
-        let tries = &Tries::default();
-        let call = self
-            .members
-            .call("enter", Call::Bulk, |client| async move { tries.count(self.one(&client, step)).await });
-        call.await.map_err(|error| tries.refused(error))
-    }
-
-    async fn make_all(&self, steps: &[Step]) -> Answered<Option<Vec<Place>>> {
-        let tries = &Tries::default();
-        let call = self
-            .members
-            .call("enter", Call::Bulk, |client| async move { tries.count(self.all(&client, steps)).await });
-        call.await.map_err(|error| tries.refused(error))
+    /// The result of an entry that was created at `revision`, given the first entry of its election.
+    fn created(&self, revision: i64, first: &[KeyValue]) -> EnterResult {
+        let own = StoredEntry { create_revision: revision, lease: self.lease, existing_payload: None };
+        EnterResult { own: Some(own), first_create_revision: first.first().map(KeyValue::create_revision) }
     }
 }
 
-/// How many attempts have begun, and how many of them the store has done or refused.
+impl BatchOp for EntryCreator {
+    type Request = NewEntry;
+    type Response = EnterResult;
+
+    /// The engine sets a timeout for entering.
+    const QUEUE_TIMEOUT: Option<Duration> = None;
+
+    fn can_join(&self, batch: &[QueuedRequest<Self>], next: &NewEntry) -> bool {
+        let bytes: usize = batch.iter().map(|queued| queued.request.bytes()).sum();
+        bytes + next.bytes() <= MAX_BATCH_BYTES
+            && batch.iter().all(|queued| queued.request.election_prefix() != next.election_prefix())
+    }
+
+    async fn run_one(&self, entry: &NewEntry) -> BatchResult<EnterResult> {
+        let attempts = &AttemptTracker::default();
+        let call = self.members.call("enter", CallClass::Bulk, |client| async move {
+            attempts.track(self.create(&client, entry)).await
+        });
+        call.await.map_err(|error| attempts.failure(error))
+    }
+
+    async fn run_all(&self, entries: &[NewEntry]) -> BatchResult<Option<Vec<EnterResult>>> {
+        let attempts = &AttemptTracker::default();
+        let call = self.members.call("enter", CallClass::Bulk, |client| async move {
+            attempts.track(self.create_all(&client, entries)).await
+        });
+        call.await.map_err(|error| attempts.failure(error))
+    }
+}
+
+/// Counts how many attempts were started, and how many of them the store has executed or rejected.
 #[derive(Debug, Default)]
-struct Tries {
-    begun: AtomicUsize,
+struct AttemptTracker {
+    started: AtomicUsize,
     decided: AtomicUsize,
 }
 
-impl Tries {
-    async fn count<T>(&self, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        self.begun.fetch_add(1, Relaxed);
+impl AttemptTracker {
+    async fn track<T>(&self, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        self.started.fetch_add(1, Relaxed);
         let outcome = attempt.await;
         if !outcome.as_ref().is_err_and(|failure| failure.error.is_retryable()) {
             self.decided.fetch_add(1, Relaxed);
@@ -214,22 +220,10 @@ impl Tries {
         outcome
     }
 
-    /// What a failed call means: it is settled when the store has refused every attempt, or was never asked.
-    fn refused(&self, error: BackendError) -> Refused {
-        let decided = self.decided.load(Relaxed) == self.begun.load(Relaxed);
-        Refused { settled: decided && error.is_permanent(), error }
-    }
-}
-
-impl Refused {
-    /// The error for whoever asked: not final while an attempt may yet be carried out.
-    pub(crate) fn into_error(self) -> BackendError {
-        match self.error.is_permanent() && !self.settled {
-            true => {
-                BackendError::with_source(BackendErrorKind::Unavailable, self.error.to_string(), self.error)
-            }
-            false => self.error,
-        }
+    /// The failure of the call. It is settled when the store has rejected every attempt, or no attempt was started.
+    fn failure(&self, error: BackendError) -> RequestFailure {
+        let all_decided = self.decided.load(Relaxed) == self.started.load(Relaxed);
+        RequestFailure { settled: all_decided && error.is_permanent(), error }
     }
 }
 
@@ -242,49 +236,49 @@ mod tests {
     use super::*;
     use crate::config::EtcdConfig;
 
-    fn step(election: &str, bytes: usize) -> Step {
+    fn entry(election: &str, bytes: usize) -> NewEntry {
         let key = format!("{election}/7").into();
-        Step { key, election: election.len() + 1, nonce: 1, payload: vec![0; bytes] }
+        NewEntry { key, election_prefix_len: election.len() + 1, nonce: 1, payload: vec![0; bytes] }
     }
 
-    fn waiting(step: Step) -> Waiting<Entering> {
-        Waiting::of(step).0
+    fn queued(entry: NewEntry) -> QueuedRequest<EntryCreator> {
+        QueuedRequest::new(entry).0
     }
 
-    /// Two entries of one election in one transaction would have one token, and both lead.
+    /// Two entries of one election in one transaction would have one token, and both would lead.
     #[test]
-    fn a_transaction_has_one_entry_of_an_election_and_is_not_larger_than_etcd_takes() {
+    fn a_transaction_has_one_entry_per_election_and_is_not_larger_than_etcd_accepts() {
         let members = Arc::new(Members::new(EtcdConfig::new(["a"]), "/t/~probe".to_owned()));
-        let entering = Entering { members, keys: Keys::new("/t"), lease: 7 };
-        let mut chosen = vec![waiting(step("a", 1))];
-        assert!(!entering.goes_with(&chosen, &step("a", 1)));
-        let large = step("b", BYTES - 400);
-        assert!(entering.goes_with(&chosen, &large));
-        chosen.push(waiting(large));
-        assert!(!entering.goes_with(&chosen, &step("c", 400)));
+        let creator = EntryCreator { members, keys: Keys::new("/t"), lease: 7 };
+        let mut batch = vec![queued(entry("a", 1))];
+        assert!(!creator.can_join(&batch, &entry("a", 1)));
+        let large = entry("b", MAX_BATCH_BYTES - 400);
+        assert!(creator.can_join(&batch, &large));
+        batch.push(queued(large));
+        assert!(!creator.can_join(&batch, &entry("c", 400)));
     }
 
-    /// Hazard G10: a request that is refused while another of its attempts is under way may yet be carried out.
+    /// Hazard G10: a request that is rejected while another of its attempts is in flight may still take effect.
     #[tokio::test]
-    async fn a_refusal_settles_only_what_was_answered() {
-        let refusal = || BackendError::new(BackendErrorKind::Unauthorized, "permission denied");
-        let answered = || async { Err::<(), Failure>(refusal().into()) };
-        let tries = Tries::default();
-        assert!(tries.refused(refusal()).settled, "no attempt came as far as the store");
-        let _ = tries.count(answered()).await;
-        let refused = tries.refused(refusal());
-        assert!(refused.settled && refused.into_error().is_permanent());
-        // The second attempt had its login refused, and the first lies in a frozen member.
-        let tries = Tries::default();
-        assert!(tries.count(pending::<Result<(), Failure>>()).now_or_never().is_none());
-        let refused = tries.refused(refusal());
-        assert!(!refused.settled && refused.into_error().is_retryable());
-        // It was refused, and the first broke off after who knows what.
-        let tries = Tries::default();
-        let broken = BackendError::new(BackendErrorKind::Unavailable, "connection reset");
-        let _ = tries.count(async { Err::<(), Failure>(broken.into()) }).await;
-        assert!(!tries.refused(refusal()).settled);
-        let _ = tries.count(answered()).await;
-        assert!(!tries.refused(refusal()).settled);
+    async fn a_rejection_settles_only_what_was_answered() {
+        let rejection = || BackendError::new(BackendErrorKind::Unauthorized, "permission denied");
+        let rejected = || async { Err::<(), Failure>(rejection().into()) };
+        let attempts = AttemptTracker::default();
+        assert!(attempts.failure(rejection()).settled, "no attempt reached the store");
+        let _ = attempts.track(rejected()).await;
+        let failure = attempts.failure(rejection());
+        assert!(failure.settled && failure.into_error().is_permanent());
+        // The second attempt was rejected, and the first is stuck in a frozen member.
+        let attempts = AttemptTracker::default();
+        assert!(attempts.track(pending::<Result<(), Failure>>()).now_or_never().is_none());
+        let failure = attempts.failure(rejection());
+        assert!(!failure.settled && failure.into_error().is_retryable());
+        // The first attempt was interrupted with an unknown effect.
+        let attempts = AttemptTracker::default();
+        let interrupted = BackendError::new(BackendErrorKind::Unavailable, "connection reset");
+        let _ = attempts.track(async { Err::<(), Failure>(interrupted.into()) }).await;
+        assert!(!attempts.failure(rejection()).settled);
+        let _ = attempts.track(rejected()).await;
+        assert!(!attempts.failure(rejection()).settled);
     }
 }

@@ -1,7 +1,8 @@
-//! What becomes of the entries that lead, all of a session's by one watcher.
+//! Watches the entries of one session that lead, and reports when one is deleted or its candidate should resign.
 //!
-//! Each is watched from whenever its watch stands, and read after that; so whatever happened before is seen too. Every word of a
-//! watch says "look again" and no more (see [`crate::transport::watch::watcher`]): what is told of an entry comes from a read.
+//! Each entry is watched from when its watch is established, and read after that, so that nothing which happened
+//! before is missed. A watch only signals "read again" (see [`crate::transport::watch`]): every reported event comes
+//! from a read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -21,241 +22,255 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    Shared,
-    election::position_reader::{Look, Seen},
-    election::wait::{is_it, persistently, revision, see},
-    transport::watch::subscriber::{Bell, Word},
-    transport::watch::target::Target,
+    election::{
+        entry::{create_revision, is_same_entry},
+        position_reader::{PositionQuery, Snapshot},
+        shared::Shared,
+    },
+    transport::{
+        retry::retry_until_answered,
+        watch::{
+            subscriber::{Notifier, WatchUpdate},
+            target::WatchTarget,
+        },
+    },
 };
 
-/// How long a watch may take to stand before its entry is read all the same.
-const STAND: Duration = Duration::from_secs(1);
-/// How many entries are read at a time: as many as go into the transactions that are under way.
-const READS: usize = 480;
-/// How many words are taken at a time.
-const MANY: usize = 256;
+/// How long a watch may take to be established until its entry is read without it.
+const WATCH_ESTABLISH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many entries are read at a time: as many as fit into the transactions that may be in flight.
+const MAX_CONCURRENT_READS: usize = 480;
+/// How many watch updates are received at a time.
+const MAX_UPDATES_PER_BATCH: usize = 256;
 
-/// How often each entry is read although nothing was heard: etcd can lose an event around a compaction (issue 18089).
-const AGAIN: Duration = Duration::from_secs(30);
-/// How long to wait before an entry is read again whose read was refused, as while permissions are changed;
-const REFUSED: Duration = Duration::from_secs(2);
-/// and one whose watch was over before it stood, as at a member that ends all of them.
-const UNSTOOD: Duration = Duration::from_millis(200);
-/// The least time between two such reads, of whichever entries.
-const PACE: Duration = Duration::from_millis(200);
+/// How often each entry is read without an update: etcd can lose an event around a compaction (issue 18089).
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// The least time between two such reads, of any entries.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(200);
+/// How long after a refused read the entry is read again. Reads are refused while permissions are changed, for
+/// example.
+const REFUSED_READ_RETRY: Duration = Duration::from_secs(2);
+/// How long after a watch was closed before it was established, as by a member that closes every watch, the entry is
+/// read.
+const FAILED_WATCH_RETRY: Duration = Duration::from_millis(200);
 
-/// Watches the entries of `lease` that lead.
-pub(crate) struct EtcdPartings {
+/// Watches the entries of a lease that lead.
+pub(crate) struct EtcdEntryWatcher {
     shared: Arc<Shared>,
     lease: i64,
-    watched: BTreeMap<u64, Watched>,
-    words: (mpsc::UnboundedSender<Word>, mpsc::UnboundedReceiver<Word>),
-    heard: Vec<Word>,
-    /// Watches that may not stand yet, in the order in which they were begun.
-    young: VecDeque<(Instant, u64)>,
-    /// What could not be read, or watched, and when to try again.
-    owed: BTreeSet<(Instant, u64)>,
-    /// What is to be read, and whether with its payload.
-    wanted: VecDeque<(u64, bool)>,
-    reads: FuturesUnordered<BoxFuture<'static, Read>>,
-    /// Whose turn it is to be read although nothing was heard, and when.
-    next: u64,
-    next_at: Instant,
+    entries: BTreeMap<u64, WatchedEntry>,
+    updates: (mpsc::UnboundedSender<WatchUpdate>, mpsc::UnboundedReceiver<WatchUpdate>),
+    update_buffer: Vec<WatchUpdate>,
+    /// Watches that may not be established yet, with the time until which they may take, in the order of that time.
+    establishing: VecDeque<(Instant, u64)>,
+    /// Entries to read at a later time, because they could not be read or watched.
+    scheduled_reads: BTreeSet<(Instant, u64)>,
+    /// Entries to read now, and whether with their payload.
+    read_queue: VecDeque<(u64, bool)>,
+    reads: FuturesUnordered<BoxFuture<'static, CompletedRead>>,
+    /// The entry to read next without an update, and when.
+    next_refresh: u64,
+    next_refresh_at: Instant,
 }
 
-/// An entry.
-struct Watched {
+struct WatchedEntry {
     key: Arc<str>,
-    /// Its create revision.
-    created: i64,
-    /// Of its watch; zero without one.
-    id: i64,
-    /// Whether it stands.
-    stands: bool,
-    /// Whether its candidate may still be asked to resign.
-    heeds: bool,
+    create_revision: i64,
+    /// Zero without a watch.
+    watch_id: i64,
+    is_established: bool,
+    /// Whether a resign request is still to be reported.
+    awaits_resign_request: bool,
 }
 
-/// A read that was answered, or refused.
-struct Read {
+/// A read that was answered or refused.
+struct CompletedRead {
     number: u64,
     with_payload: bool,
-    outcome: Result<Seen, BackendError>,
+    outcome: Result<Snapshot, BackendError>,
 }
 
-impl EtcdPartings {
+impl EtcdEntryWatcher {
     pub(crate) fn new(shared: Arc<Shared>, lease: i64) -> Self {
         Self {
             shared,
             lease,
-            watched: BTreeMap::new(),
-            words: mpsc::unbounded_channel(),
-            heard: Vec::new(),
-            young: VecDeque::new(),
-            owed: BTreeSet::new(),
-            wanted: VecDeque::new(),
+            entries: BTreeMap::new(),
+            updates: mpsc::unbounded_channel(),
+            update_buffer: Vec::new(),
+            establishing: VecDeque::new(),
+            scheduled_reads: BTreeSet::new(),
+            read_queue: VecDeque::new(),
             reads: FuturesUnordered::new(),
-            next: 0,
-            next_at: Instant::now() + AGAIN,
+            next_refresh: 0,
+            next_refresh_at: Instant::now() + REFRESH_INTERVAL,
         }
     }
 
-    /// Watches the entry from now on.
-    fn watch(&mut self, number: u64) {
-        let Some(watched) = self.watched.get_mut(&number) else { return };
-        let bell = Bell::new(number, self.words.0.clone());
-        watched.id = self.shared.watches.ring(Target::Key(Arc::clone(&watched.key)), bell);
-        watched.stands = false;
-        self.young.push_back((Instant::now() + STAND, number));
+    /// Opens a watch of the entry.
+    fn open_watch(&mut self, number: u64) {
+        let Some(entry) = self.entries.get_mut(&number) else { return };
+        let notifier = Notifier::new(number, self.updates.0.clone());
+        entry.watch_id = self.shared.watcher.subscribe(WatchTarget::Key(Arc::clone(&entry.key)), notifier);
+        entry.is_established = false;
+        self.establishing.push_back((Instant::now() + WATCH_ESTABLISH_TIMEOUT, number));
     }
 
-    fn hear(&mut self, word: &Word) {
-        // Of an entry's own: the next watch is begun only when the one before was heard to be over.
-        let Some(watched) = self.watched.get_mut(&word.number) else { return };
-        let stood = std::mem::replace(&mut watched.stands, word.stands);
-        if !word.stands {
-            watched.id = 0;
+    fn on_update(&mut self, update: &WatchUpdate) {
+        // The update is of the entry's current watch: a watch is opened only after the one before was reported as
+        // closed.
+        let Some(entry) = self.entries.get_mut(&update.number) else { return };
+        let was_established = std::mem::replace(&mut entry.is_established, update.is_established);
+        if !update.is_established {
+            entry.watch_id = 0;
         }
-        match stood || word.stands {
-            true => self.wanted.push_back((word.number, false)),
-            false => self.owe(word.number, UNSTOOD),
+        match was_established || update.is_established {
+            true => self.read_queue.push_back((update.number, false)),
+            false => self.schedule_read(update.number, FAILED_WATCH_RETRY),
         }
     }
 
-    /// Asks for what is to be read, as much at a time as goes together.
-    fn read(&mut self) {
-        while self.reads.len() < READS
-            && let Some((number, with_payload)) = self.wanted.pop_front()
+    /// Starts queued reads, up to the limit.
+    fn start_reads(&mut self) {
+        while self.reads.len() < MAX_CONCURRENT_READS
+            && let Some((number, with_payload)) = self.read_queue.pop_front()
         {
-            let Some(watched) = self.watched.get(&number) else { continue };
-            let look = Look { key: Arc::clone(&watched.key), payload: with_payload, ahead: None };
+            let Some(entry) = self.entries.get(&number) else { continue };
+            let query = PositionQuery { key: Arc::clone(&entry.key), with_payload, ahead: None };
             let shared = Arc::clone(&self.shared);
             self.reads.push(Box::pin(async move {
-                let outcome = persistently(|| Box::pin(see(&shared, look.clone()))).await;
-                Read { number, with_payload, outcome }
+                let outcome = retry_until_answered(|| Box::pin(shared.read_position(query.clone()))).await;
+                CompletedRead { number, with_payload, outcome }
             }));
         }
     }
 
-    /// What a read tells.
-    fn judge(&mut self, read: Read) -> Result<Option<(u64, EntryEvent)>, BackendError> {
-        let Read { number, with_payload, outcome } = read;
-        let Some(watched) = self.watched.get_mut(&number) else { return Ok(None) };
-        let seen = match outcome {
-            Ok(seen) => seen,
+    /// The event to report after a read.
+    fn on_read(&mut self, read: CompletedRead) -> Result<Option<(u64, EntryEvent)>, BackendError> {
+        let CompletedRead { number, with_payload, outcome } = read;
+        let Some(entry) = self.entries.get_mut(&number) else { return Ok(None) };
+        let snapshot = match outcome {
+            Ok(snapshot) => snapshot,
             Err(error) if error.kind() == BackendErrorKind::SessionGone => return Err(error),
             Err(error) => {
-                debug!(entry = &*watched.key, %error, "the own entry cannot be read");
-                self.owe(number, REFUSED);
+                debug!(entry = &*entry.key, %error, "reading the own etcd entry failed; retrying");
+                self.schedule_read(number, REFUSED_READ_RETRY);
                 return Ok(None);
             }
         };
-        let Some(own) = seen.own.filter(|kv| is_it(kv, self.lease, watched.created)) else {
+        let Some(own) = snapshot.own.filter(|kv| is_same_entry(kv, self.lease, entry.create_revision)) else {
             self.remove(number);
             return Ok(Some((number, EntryEvent::Deleted)));
         };
-        if watched.heeds && with_payload && is_resign_requested(own.value()) {
-            watched.heeds = false;
-            self.keep_watching(number);
+        if entry.awaits_resign_request && with_payload && is_resign_requested(own.value()) {
+            entry.awaits_resign_request = false;
+            self.ensure_watched(number);
             return Ok(Some((number, EntryEvent::ResignRequested)));
         }
-        // The payload may be large, and is as it was made, mostly.
-        if watched.heeds && !with_payload && own.mod_revision() != own.create_revision() {
-            self.wanted.push_front((number, true));
+        // The payload may be large, and is mostly unchanged.
+        if entry.awaits_resign_request && !with_payload && own.mod_revision() != own.create_revision() {
+            self.read_queue.push_front((number, true));
             return Ok(None);
         }
-        self.keep_watching(number);
+        self.ensure_watched(number);
         Ok(None)
     }
 
-    /// Has the entry read after so long.
-    fn owe(&mut self, number: u64, after: Duration) {
-        self.owed.insert((Instant::now() + after.mul_f64(0.75 + fastrand::f64() / 2.0), number));
+    /// Reads the entry after about `delay`.
+    fn schedule_read(&mut self, number: u64, delay: Duration) {
+        self.scheduled_reads.insert((Instant::now() + delay.mul_f64(0.75 + fastrand::f64() / 2.0), number));
     }
 
-    /// Watches the entry again whose watch has had its word.
-    fn keep_watching(&mut self, number: u64) {
-        if self.watched.get(&number).is_some_and(|watched| watched.id == 0) {
-            self.watch(number);
+    /// Opens a new watch of the entry when the last one is closed.
+    fn ensure_watched(&mut self, number: u64) {
+        if self.entries.get(&number).is_some_and(|entry| entry.watch_id == 0) {
+            self.open_watch(number);
         }
     }
 
-    /// Has those read that it is time for, and tells when it is time for the next.
-    fn due(&mut self) -> Instant {
+    /// Queues the reads that are due, and returns when the next one will be.
+    fn queue_due_reads(&mut self) -> Instant {
         let now = Instant::now();
-        while let Some((at, number)) = self.young.front().copied()
-            && (at <= now || self.watched.get(&number).is_none_or(|watched| watched.stands))
+        while let Some((at, number)) = self.establishing.front().copied()
+            && (at <= now || self.entries.get(&number).is_none_or(|entry| entry.is_established))
         {
-            self.young.pop_front();
-            if self.watched.get(&number).is_some_and(|watched| !watched.stands) {
-                self.wanted.push_back((number, false));
+            self.establishing.pop_front();
+            if self.entries.get(&number).is_some_and(|entry| !entry.is_established) {
+                self.read_queue.push_back((number, false));
             }
         }
-        while let Some((_, number)) = self.owed.first().copied().filter(|(at, _)| *at <= now) {
-            self.owed.pop_first();
-            self.wanted.push_back((number, false));
+        while let Some((_, number)) = self.scheduled_reads.first().copied().filter(|(at, _)| *at <= now) {
+            self.scheduled_reads.pop_first();
+            self.read_queue.push_back((number, false));
         }
-        if self.next_at <= now {
-            let after = self.watched.range(self.next..).next().or_else(|| self.watched.iter().next());
-            if let Some(number) = after.map(|(number, _)| *number) {
-                self.wanted.push_back((number, false));
-                self.next = number + 1;
+        if self.next_refresh_at <= now {
+            let next = self.entries.range(self.next_refresh..).next().or_else(|| self.entries.iter().next());
+            if let Some(number) = next.map(|(number, _)| *number) {
+                self.read_queue.push_back((number, false));
+                self.next_refresh = number + 1;
             }
-            let count = u32::try_from(self.watched.len()).unwrap_or(u32::MAX).max(1);
-            self.next_at = now + (AGAIN / count).max(PACE).mul_f64(0.75 + fastrand::f64() / 2.0);
+            let count = u32::try_from(self.entries.len()).unwrap_or(u32::MAX).max(1);
+            let interval = (REFRESH_INTERVAL / count).max(MIN_REFRESH_INTERVAL);
+            self.next_refresh_at = now + interval.mul_f64(0.75 + fastrand::f64() / 2.0);
         }
-        // There may have been thousands.
-        if self.young.is_empty() && self.wanted.is_empty() {
-            self.young.shrink_to(MANY);
-            self.wanted.shrink_to(MANY);
+        // The queues may have held thousands.
+        if self.establishing.is_empty() && self.read_queue.is_empty() {
+            self.establishing.shrink_to(MAX_UPDATES_PER_BATCH);
+            self.read_queue.shrink_to(MAX_UPDATES_PER_BATCH);
         }
-        let others = self.young.front().into_iter().chain(self.owed.first());
-        others.fold(self.next_at, |next, (at, _)| next.min(*at))
+        let others = self.establishing.front().into_iter().chain(self.scheduled_reads.first());
+        others.fold(self.next_refresh_at, |next, (at, _)| next.min(*at))
     }
 }
 
 #[async_trait]
-impl EntryWatcher for EtcdPartings {
+impl EntryWatcher for EtcdEntryWatcher {
     fn add(&mut self, number: u64, entry: &Entry) {
-        let (key, created) = (Arc::clone(&entry.key), revision(entry));
-        self.watched.insert(number, Watched { key, created, id: 0, stands: false, heeds: true });
-        self.watch(number);
+        let watched = WatchedEntry {
+            key: Arc::clone(&entry.key),
+            create_revision: create_revision(entry),
+            watch_id: 0,
+            is_established: false,
+            awaits_resign_request: true,
+        };
+        self.entries.insert(number, watched);
+        self.open_watch(number);
     }
 
     fn remove(&mut self, number: u64) {
-        if let Some(watched) = self.watched.remove(&number)
-            && watched.id != 0
+        if let Some(entry) = self.entries.remove(&number)
+            && entry.watch_id != 0
         {
-            self.shared.watches.hush(watched.id);
+            self.shared.watcher.unsubscribe(entry.watch_id);
         }
     }
 
     async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError> {
         loop {
-            let due = self.due();
-            self.read();
+            let next_read = self.queue_due_reads();
+            self.start_reads();
             tokio::select! {
                 biased;
                 Some(read) = self.reads.next(), if !self.reads.is_empty() => {
-                    if let Some(parting) = self.judge(read)? {
-                        return Ok(parting);
+                    if let Some(event) = self.on_read(read)? {
+                        return Ok(event);
                     }
                 }
-                _ = self.words.1.recv_many(&mut self.heard, MANY) => {
-                    let mut heard = std::mem::take(&mut self.heard);
-                    heard.drain(..).for_each(|word| self.hear(&word));
-                    self.heard = heard;
+                _ = self.updates.1.recv_many(&mut self.update_buffer, MAX_UPDATES_PER_BATCH) => {
+                    let mut buffer = std::mem::take(&mut self.update_buffer);
+                    buffer.drain(..).for_each(|update| self.on_update(&update));
+                    self.update_buffer = buffer;
                 }
-                () = sleep_until(due) => {}
+                () = sleep_until(next_read) => {}
             }
         }
     }
 }
 
-impl Drop for EtcdPartings {
+impl Drop for EtcdEntryWatcher {
     fn drop(&mut self) {
-        for watched in self.watched.values().filter(|watched| watched.id != 0) {
-            self.shared.watches.hush(watched.id);
+        for entry in self.entries.values().filter(|entry| entry.watch_id != 0) {
+            self.shared.watcher.unsubscribe(entry.watch_id);
         }
     }
 }
@@ -268,47 +283,47 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::{EtcdBackend, EtcdConfig};
+    use crate::EtcdConfig;
 
-    /// A watcher of one entry, whose watch stands.
-    fn standing() -> (EtcdBackend, EtcdPartings) {
-        let backend = EtcdBackend::new(EtcdConfig::new(["127.0.0.1:1"])).unwrap();
-        let mut partings = EtcdPartings::new(Arc::clone(&backend.shared), 7);
+    /// A watcher of one entry, whose watch is established.
+    fn watching() -> EtcdEntryWatcher {
+        let shared = Arc::new(Shared::new(EtcdConfig::new(["127.0.0.1:1"])));
+        let mut watcher = EtcdEntryWatcher::new(shared, 7);
         let election = ElectionName::new("e").unwrap();
-        partings.add(1, &Entry { election, key: "/t/e/7".into(), version: 5 });
-        partings.hear(&Word { number: 1, stands: true });
-        partings.wanted.clear();
-        (backend, partings)
+        watcher.add(1, &Entry { election, key: "/t/e/7".into(), version: 5 });
+        watcher.on_update(&WatchUpdate { number: 1, is_established: true });
+        watcher.read_queue.clear();
+        watcher
     }
 
-    fn refused() -> Read {
+    fn refused_read() -> CompletedRead {
         let outcome = Err(BackendError::new(BackendErrorKind::Unauthorized, "permission denied"));
-        Read { number: 1, with_payload: false, outcome }
+        CompletedRead { number: 1, with_payload: false, outcome }
     }
 
-    /// Hazard G12: the entry is read again soon, whatever the store had against it once.
+    /// Hazard G12: an entry whose read was refused is read again soon.
     #[tokio::test(start_paused = true)]
     async fn a_refused_read_is_repeated() {
-        let (_backend, mut partings) = standing();
-        advance(STAND * 2).await;
-        partings.due();
-        partings.hear(&Word { number: 1, stands: false });
-        partings.wanted.clear();
-        assert!(partings.judge(refused()).unwrap().is_none());
-        advance(REFUSED * 2).await;
-        partings.due();
-        assert_eq!(partings.wanted, [(1, false)]);
+        let mut watcher = watching();
+        advance(WATCH_ESTABLISH_TIMEOUT * 2).await;
+        watcher.queue_due_reads();
+        watcher.on_update(&WatchUpdate { number: 1, is_established: false });
+        watcher.read_queue.clear();
+        assert!(watcher.on_read(refused_read()).unwrap().is_none());
+        advance(REFUSED_READ_RETRY * 2).await;
+        watcher.queue_due_reads();
+        assert_eq!(watcher.read_queue, [(1, false)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_that_never_stood_is_not_begun_anew_at_once() {
-        let (_backend, mut partings) = standing();
-        partings.watch(1);
-        partings.hear(&Word { number: 1, stands: false });
-        partings.due();
-        assert!(partings.wanted.is_empty());
-        advance(UNSTOOD * 2).await;
-        partings.due();
-        assert_eq!(partings.wanted, [(1, false)]);
+    async fn a_watch_that_was_never_established_is_not_reopened_at_once() {
+        let mut watcher = watching();
+        watcher.open_watch(1);
+        watcher.on_update(&WatchUpdate { number: 1, is_established: false });
+        watcher.queue_due_reads();
+        assert!(watcher.read_queue.is_empty());
+        advance(FAILED_WATCH_RETRY * 2).await;
+        watcher.queue_due_reads();
+        assert_eq!(watcher.read_queue, [(1, false)]);
     }
 }

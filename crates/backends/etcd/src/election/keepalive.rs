@@ -1,23 +1,20 @@
-//! Keeping a lease alive.
+//! Keeps a lease alive.
 //!
-//! etcd's answers carry no number, so that an answer could belong to an earlier question. A
-//! stream is therefore used again only when all that was asked on it has been answered; whoever
-//! asks has it to itself, and when it does not come back with an answer it is dropped. The client
-//! library keeps a stream's first answer to itself, and with it the term: on a new one a second
-//! question is asked.
+//! etcd's keepalive responses have no sequence number, so a response could belong to an earlier request. A stream is
+//! therefore reused only when every request on it was answered. A request has the stream to itself, and a stream
+//! whose request is not answered is dropped. The client library discards a stream's first response, and with it the
+//! raft term, so a new stream sends a second request.
 //!
-//! # Why the term in the answer is good for `confirm`
+//! # Why the term in the response is good enough for `confirm`
 //!
-//! In etcd 3.4 and 3.5 alike, `server/etcdserver/api/v3rpc/lease.go` fills the
-//! header *before* it renews, and the header's term (`v3rpc/header.go`) is that of
-//! the last entry this member applied (`setTerm` in `etcdserver/server.go`), which
-//! it has only once it knew the leader of that term (`updateLead` in
-//! `etcdserver/raft.go` comes before the entries). So a member that says term x
-//! renewed the lease at a leader of term K ≥ x. A linearizable read sent after that
-//! was served once a leader of some term L had heard a quorum, and by a member that
-//! had applied an entry of L: it says y ≥ L. No quorum hears L once it has voted
-//! in K > L, so K ≤ L. With x = y then x ≤ K ≤ L ≤ y = x: the leader that renewed
-//! the lease was still leader after it did, and no other can have revoked it.
+//! In etcd 3.4 and 3.5 alike, `server/etcdserver/api/v3rpc/lease.go` fills the header *before* it renews the lease.
+//! The header's term (`v3rpc/header.go`) is that of the last entry which this member applied (`setTerm` in
+//! `etcdserver/server.go`), and the member applies it only once it knows the leader of that term (`updateLead` in
+//! `etcdserver/raft.go` comes before the entries). So a member that reports term x renewed the lease at a leader of
+//! term K ≥ x. A linearizable read sent after that was served once a leader of some term L had heard a quorum, by a
+//! member that had applied an entry of L: it reports y ≥ L. No quorum hears L once it has voted in K > L, so K ≤ L.
+//! With x = y then x ≤ K ≤ L ≤ y = x: the leader that renewed the lease was still leader after it did, and no other
+//! can have revoked the lease.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,79 +24,80 @@ use std::{
 use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
 use tenure_core::spi::{BackendError, BackendErrorKind, Heartbeat};
 
-use crate::{
-    transport::error::{Failure, malformed},
-    transport::members::{Call, Members},
-    transport::request::Asked,
+use crate::transport::{
+    error::{Failure, malformed},
+    members::{CallClass, Members},
+    request::AttemptClient,
 };
 
 /// The keepalives of one lease.
 pub(crate) struct Keepalive {
     lease: i64,
-    /// A stream on which no question is open.
-    line: Mutex<Option<Line>>,
+    /// A stream on which every request was answered.
+    idle_stream: Mutex<Option<KeepaliveStream>>,
 }
 
-/// A stream of keepalives to one member.
-struct Line {
+/// A keepalive stream to one member.
+struct KeepaliveStream {
     client: Arc<Client>,
-    keeper: LeaseKeeper,
-    answers: LeaseKeepAliveStream,
+    requests: LeaseKeeper,
+    responses: LeaseKeepAliveStream,
 }
 
-impl Line {
-    /// Asks once, and waits for the answer; without one the stream is dropped.
-    async fn ask(mut self, lease: i64, asked: &Asked) -> Result<(Heartbeat, Self), Failure> {
-        self.keeper.keep_alive().await?;
-        // `keep_alive` is Ok on a dead connection (hazard E12): only an answer counts.
-        let answer = self.answers.message().await?.ok_or_else(|| malformed("keepalive"))?;
-        asked.answered(answer.header());
-        if answer.id() != lease {
-            return Err(malformed("keepalive of our lease").into());
+impl KeepaliveStream {
+    /// Sends a request and waits for its response. Without one the stream is dropped.
+    async fn send(mut self, lease: i64, attempt: &AttemptClient) -> Result<(Heartbeat, Self), Failure> {
+        self.requests.keep_alive().await?;
+        // `keep_alive` returns `Ok` on a dead connection (hazard E12): only a response counts.
+        let response = self.responses.message().await?.ok_or_else(|| malformed("keepalive"))?;
+        attempt.record_header(response.header());
+        if response.id() != lease {
+            return Err(malformed("keepalive of this lease").into());
         }
-        if answer.ttl() <= 0 {
+        if response.ttl() <= 0 {
             return Err(BackendError::new(BackendErrorKind::SessionGone, "lease not found").into());
         }
-        let epoch = answer.header().ok_or_else(|| malformed("header"))?.raft_term();
-        Ok((Heartbeat { ttl: seconds_of(answer.ttl())?, epoch }, self))
+        let epoch = response.header().ok_or_else(|| malformed("header"))?.raft_term();
+        Ok((Heartbeat { ttl: ttl_from_secs(response.ttl())?, epoch }, self))
     }
 }
 
 impl Keepalive {
-    pub(crate) fn of(lease: i64) -> Self {
-        Self { lease, line: Mutex::default() }
+    pub(crate) fn new(lease: i64) -> Self {
+        Self { lease, idle_stream: Mutex::default() }
     }
 
-    /// Asks for the lease to live on.
-    pub(crate) async fn ask(&self, members: &Members) -> Result<Heartbeat, BackendError> {
+    /// Renews the lease.
+    pub(crate) async fn send(&self, members: &Members) -> Result<Heartbeat, BackendError> {
         let lease = self.lease;
-        let won = members
-            .call("heartbeat", Call::Keepalive, |client| async move {
-                let kept = self.line().take().filter(|line| Arc::ptr_eq(&line.client, client.client()));
-                // One that was quiet for a while may have ended meanwhile.
-                if let Some(line) = kept
-                    && let Ok((heartbeat, line)) = line.ask(lease, &client).await
+        let response = members
+            .call("heartbeat", CallClass::Keepalive, |attempt| async move {
+                let idle =
+                    self.idle_stream().take().filter(|stream| Arc::ptr_eq(&stream.client, attempt.shared()));
+                // An idle stream may have ended in the meantime.
+                if let Some(stream) = idle
+                    && let Ok((heartbeat, stream)) = stream.send(lease, &attempt).await
                 {
-                    *self.line() = Some(line);
+                    *self.idle_stream() = Some(stream);
                     return Ok(heartbeat);
                 }
-                let (keeper, answers) = client.lease_client().keep_alive(lease).await?;
-                let line = Line { client: Arc::clone(client.client()), keeper, answers };
-                let (heartbeat, line) = line.ask(lease, &client).await?;
-                *self.line() = Some(line);
+                let (requests, responses) = attempt.lease_client().keep_alive(lease).await?;
+                let stream = KeepaliveStream { client: Arc::clone(attempt.shared()), requests, responses };
+                let (heartbeat, stream) = stream.send(lease, &attempt).await?;
+                *self.idle_stream() = Some(stream);
                 Ok(heartbeat)
             })
             .await?;
-        Ok(won.value)
+        Ok(response.value)
     }
 
-    fn line(&self) -> MutexGuard<'_, Option<Line>> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle_stream(&self) -> MutexGuard<'_, Option<KeepaliveStream>> {
+        self.idle_stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A TTL as etcd says it.
-pub(crate) fn seconds_of(ttl: i64) -> Result<Duration, BackendError> {
+/// A TTL from etcd, in seconds.
+pub(crate) fn ttl_from_secs(ttl: i64) -> Result<Duration, BackendError> {
     u64::try_from(ttl)
         .ok()
         .filter(|seconds| *seconds > 0)

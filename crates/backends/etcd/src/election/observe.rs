@@ -1,4 +1,4 @@
-//! Who leads: read once, and followed.
+//! Reads the candidates and the leader of an election, and follows the leader.
 
 use std::sync::Arc;
 
@@ -10,28 +10,31 @@ use tenure_core::{
 };
 
 use crate::{
-    Shared,
-    election::keys::{candidate, is_candidate},
-    transport::error::malformed,
-    transport::members::Call,
-    transport::pages::Pages,
-    transport::request::kv,
-    transport::watch::target::Target,
-    transport::watch::watcher::Following,
+    election::{
+        candidate_pages::CandidatePages,
+        keys::{decode_candidate, is_candidate},
+        shared::Shared,
+    },
+    transport::{
+        error::malformed,
+        members::CallClass,
+        request::kv,
+        watch::{reusable::ReusableSubscription, target::WatchTarget},
+    },
 };
 
-/// All candidates, in order of their create revisions.
+/// All candidates, by create revision.
 pub(crate) async fn candidates(
     shared: &Shared,
     election: &ElectionName,
 ) -> Result<Vec<Candidate>, BackendError> {
-    let election = shared.keys.election(election);
+    let election_prefix = shared.keys.election_prefix(election);
     let mut found = Vec::new();
-    let mut pages = Pages::with_values(shared, &election);
+    let mut pages = CandidatePages::with_values(shared, &election_prefix);
     while let Some(page) = pages.next().await? {
-        found.extend(page.iter().map(|kv| (kv.create_revision(), candidate(&election, kv))));
+        found.extend(page.iter().map(|kv| (kv.create_revision(), decode_candidate(&election_prefix, kv))));
     }
-    found.sort_by_key(|(created, _)| *created);
+    found.sort_by_key(|(create_revision, _)| *create_revision);
     Ok(found.into_iter().map(|(_, candidate)| candidate).collect())
 }
 
@@ -40,54 +43,53 @@ pub(crate) async fn leader(
     shared: &Shared,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
-    let election = shared.keys.election(election);
-    let (head, _) = head(shared, &election).await?;
-    Ok(head.map(|kv| candidate(&election, &kv)))
+    let election_prefix = shared.keys.election_prefix(election);
+    let (first, _) = first_candidate(shared, &election_prefix).await?;
+    Ok(first.map(|kv| decode_candidate(&election_prefix, &kv)))
 }
 
-/// Writes into the leader's entry that it is asked to resign.
+/// Writes a resign request into the leader's entry.
 ///
-/// The entry keeps its lease and its create revision; whoever updates it beside us is not overwritten.
+/// The entry keeps its lease and its create revision. A concurrent update of it is not overwritten.
 pub(crate) async fn request_resign(
     shared: &Shared,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
-    let election = shared.keys.election(election);
+    let election_prefix = shared.keys.election_prefix(election);
     loop {
-        let (head, _) = head(shared, &election).await?;
-        let Some(head) = head else { return Ok(None) };
-        let leader = candidate(&election, &head);
-        let asked = &mark_resign_requested(head.value()).ok_or_else(|| foreign_leader_error(&leader))?;
-        let (key, seen) = (head.key(), head.mod_revision());
-        let won = shared
+        let (first, _) = first_candidate(shared, &election_prefix).await?;
+        let Some(first) = first else { return Ok(None) };
+        let leader = decode_candidate(&election_prefix, &first);
+        let payload = &mark_resign_requested(first.value()).ok_or_else(|| foreign_leader_error(&leader))?;
+        let (key, mod_revision) = (first.key(), first.mod_revision());
+        let response = shared
             .members
-            .call("ask to resign", Call::Bulk, |client| async move {
-                let put = TxnOp::put(key, asked.as_slice(), Some(PutOptions::new().with_ignore_lease()));
-                let txn =
-                    Txn::new().when([Compare::mod_revision(key, CompareOp::Equal, seen)]).and_then([put]);
+            .call("request resign", CallClass::Bulk, |client| async move {
+                let put = TxnOp::put(key, payload.as_slice(), Some(PutOptions::new().with_ignore_lease()));
+                let unchanged = Compare::mod_revision(key, CompareOp::Equal, mod_revision);
+                let txn = Txn::new().when([unchanged]).and_then([put]);
                 Ok(kv(&client).txn(txn).await?.succeeded())
             })
             .await?;
-        if won.value {
+        if response.value {
             return Ok(Some(leader));
         }
     }
 }
 
-/// The leader now and at every change.
+/// The leader now, and at every change.
 ///
-/// Each state is a linearizable read's, never put together from events (hazard E9).
-/// While somebody leads only the leader's entry is watched, since nobody can come in
-/// ahead of it; while nobody does, the whole election is. So one state is held,
-/// whatever the number of candidates, and a candidate that only waits wakes no observer.
+/// Each state comes from a linearizable read, never from events (hazard E9). While there is a leader only its entry
+/// is watched, since no candidate can enter ahead of it; while there is none, the whole election is. So an observer
+/// holds one state, whatever the number of candidates, and a waiting candidate wakes no observer.
 pub(crate) async fn observe(
     shared: Arc<Shared>,
     election: &ElectionName,
 ) -> Result<Observation, BackendError> {
-    let election = shared.keys.election(election);
-    let (first, read_at) = head(&shared, &election).await?;
-    let observer =
-        Observer { shared, election, seen: None, now: (first, read_at), watch: Following::default() };
+    let election_prefix = shared.keys.election_prefix(election);
+    let last_read = first_candidate(&shared, &election_prefix).await?;
+    let subscription = ReusableSubscription::default();
+    let observer = Observer { shared, election_prefix, last_yielded: None, last_read, subscription };
     Ok(stream::unfold(Some(observer), |observer| async move {
         let mut observer = observer?;
         match observer.next().await {
@@ -100,67 +102,71 @@ pub(crate) async fn observe(
 
 struct Observer {
     shared: Arc<Shared>,
-    election: String,
-    /// What was yielded last: the leader's create and modification revision.
-    seen: Option<Option<(i64, i64)>>,
+    election_prefix: String,
+    /// The create and the modification revision of the leader that was yielded last.
+    last_yielded: Option<Option<(i64, i64)>>,
     /// What was read last, and at which revision.
-    now: (Option<KeyValue>, i64),
-    watch: Following,
+    last_read: (Option<KeyValue>, i64),
+    subscription: ReusableSubscription,
 }
 
 impl Observer {
     async fn next(&mut self) -> Result<Option<Candidate>, BackendError> {
         loop {
-            let (leader, read_at) = &self.now;
+            let (leader, read_at) = &self.last_read;
             let state = leader.as_ref().map(|kv| (kv.create_revision(), kv.mod_revision()));
-            if self.seen != Some(state) {
-                self.seen = Some(state);
-                return Ok(leader.as_ref().map(|kv| candidate(&self.election, kv)));
+            if self.last_yielded != Some(state) {
+                self.last_yielded = Some(state);
+                return Ok(leader.as_ref().map(|kv| decode_candidate(&self.election_prefix, kv)));
             }
             let target = match leader {
-                Some(kv) => Target::Key(String::from_utf8_lossy(kv.key()).into()),
-                None => Target::Below(self.election.as_str().into()),
+                Some(kv) => WatchTarget::Key(String::from_utf8_lossy(kv.key()).into()),
+                None => WatchTarget::Prefix(self.election_prefix.as_str().into()),
             };
-            self.watch.follow(&self.shared.watches, [target], *read_at).await;
-            self.now = Box::pin(head(&self.shared, &self.election)).await?;
+            self.subscription.wait(&self.shared.watcher, [target], *read_at).await;
+            self.last_read = Box::pin(first_candidate(&self.shared, &self.election_prefix)).await?;
         }
     }
 }
 
-/// The first candidate, and the revision it was read at.
-async fn head(shared: &Shared, election: &str) -> Result<(Option<KeyValue>, i64), BackendError> {
+/// The candidate with the lowest create revision, and the revision of the read.
+async fn first_candidate(
+    shared: &Shared,
+    election_prefix: &str,
+) -> Result<(Option<KeyValue>, i64), BackendError> {
     let first =
         GetOptions::new().with_prefix().with_limit(1).with_sort(SortTarget::Create, SortOrder::Ascend);
-    let (found, read_at) = read(shared, election.as_bytes(), first).await?;
+    let (found, read_at) = read(shared, election_prefix.as_bytes(), first).await?;
     match found {
-        Some(kv) if !is_candidate(election, &kv) => {}
-        head => return Ok((head, read_at)),
+        Some(kv) if !is_candidate(election_prefix, &kv) => {}
+        first => return Ok((first, read_at)),
     }
-    // The oldest key is a stranger's, which needs a look at all of them.
-    let (mut head, mut pages) = (None::<KeyValue>, Pages::of_keys(shared, election, 0));
+    // The oldest key is foreign, which needs a read of all keys.
+    let (mut first, mut pages) =
+        (None::<KeyValue>, CandidatePages::keys_at_revision(shared, election_prefix, 0));
     while let Some(page) = pages.next().await? {
-        head = head.into_iter().chain(page).min_by_key(KeyValue::create_revision);
+        first = first.into_iter().chain(page).min_by_key(KeyValue::create_revision);
     }
-    let read_at = pages.read_at();
-    let Some(head) = head else { return Ok((None, read_at)) };
-    let (head, _) = read(shared, head.key(), GetOptions::new().with_revision(read_at)).await?;
-    Ok((head, read_at))
+    let read_at = pages.revision();
+    let Some(first) = first else { return Ok((None, read_at)) };
+    let (first, _) = read(shared, first.key(), GetOptions::new().with_revision(read_at)).await?;
+    Ok((first, read_at))
 }
 
-/// The first key that `options` name, with its value, and the revision it was read at.
+/// The first key that `options` select, with its value, and the revision of the read.
 async fn read(
     shared: &Shared,
     key: &[u8],
     options: GetOptions,
 ) -> Result<(Option<KeyValue>, i64), BackendError> {
     let options = &options;
-    let won = shared
+    let response = shared
         .members
-        .call("read", Call::Bulk, |client| async move {
-            let mut answer = kv(&client).get(key, Some(options.clone())).await?;
-            let read_at = answer.header().ok_or_else(|| malformed("header"))?.revision();
-            Ok((answer.take_kvs().into_iter().next(), read_at))
+        .call("read", CallClass::Bulk, |client| async move {
+            let mut response = kv(&client).get(key, Some(options.clone())).await?;
+            let read_at = response.header().ok_or_else(|| malformed("header"))?.revision();
+            Ok((response.take_kvs().into_iter().next(), read_at))
         })
         .await?;
-    Ok(won.value)
+    Ok(response.value)
 }

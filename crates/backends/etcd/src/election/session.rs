@@ -1,16 +1,15 @@
-//! A session is a lease; the entries made under it.
+//! A session: a lease, and the entries created under it.
 //!
 //! # Requests that arrive late
 //!
-//! A request that was overtaken by another attempt, or whose future was dropped, may
-//! lie in a frozen member's socket and be carried out when nobody expects it any
-//! more. So no request here can do harm late:
+//! A request that was overtaken by another attempt, or whose future was dropped, may be queued in a frozen member's
+//! socket and executed much later. No request here does harm then:
 //!
-//! - a *put* of an entry is refused once its request was withdrawn
-//!   ([`withdrawal`](crate::withdrawal));
-//! - a *delete* names the create revision or the payload, which holds the nonce; an *update* the modification revision too;
-//! - a *keepalive* prolongs a lease that is still wanted, or one that is revoked anyway;
-//! - a *grant* makes a lease with an id of our choice, which expires by itself.
+//! - a *put* of an entry fails once its request was withdrawn ([`withdrawal`](crate::election::withdrawal));
+//! - a *delete* names the create revision or the payload, which contains the nonce; an *update* names the
+//!   modification revision as well;
+//! - a *keepalive* extends a lease that is still in use, or one that is revoked anyway;
+//! - a *grant* creates a lease with a client-chosen id, which expires by itself.
 
 use std::{
     fmt,
@@ -33,59 +32,65 @@ use tenure_core::{
 use tracing::debug;
 
 use crate::{
-    Shared,
-    election::entering::{Entering, Place, Step},
-    election::entry_watcher::EtcdPartings,
-    election::keepalive::{Keepalive, seconds_of},
-    election::keys::{Keys, token},
-    election::wait::{self, gone, is_ours, ranges, revision},
-    election::withdrawal::Withdrawals,
-    transport::batcher::{Refused, Together},
-    transport::error::{lease_exists, malformed},
-    transport::members::Call,
-    transport::request::kv,
+    election::{
+        entering::{EnterResult, EntryCreator, NewEntry},
+        entry::{create_revision, entry_gone, is_same_entry},
+        entry_watcher::EtcdEntryWatcher,
+        keepalive::{Keepalive, ttl_from_secs},
+        keys::{Keys, fencing_token},
+        shared::Shared,
+        wait,
+        withdrawal::Withdrawals,
+    },
+    transport::{
+        batcher::{Batcher, RequestFailure},
+        error::{is_existing_lease, malformed},
+        members::CallClass,
+        request::{kv, ranges},
+    },
 };
 
-/// The most, in seconds, that etcd grants where less was asked for: its least TTL is one and a half election timeouts, of
-/// which the longest is 50 s. Whoever answers more is believed this much, since to count on less is always safe.
-const MOST_OF_THE_LEAST: i64 = 75;
+/// The highest TTL, in seconds, that etcd grants when less was requested. Its minimum TTL is one and a half election
+/// timeouts, which are at most 50 s. A higher answer is reduced to this, because a TTL that is assumed too short is
+/// safe.
+const MAX_RAISED_TTL_SECS: i64 = 75;
 
-/// A lease, and what was entered under it.
+/// A lease, and the entries created under it.
 pub(crate) struct EtcdSession {
     shared: Arc<Shared>,
     lease: i64,
-    granted: Duration,
+    granted_ttl: Duration,
     withdrawals: Withdrawals,
     keepalive: Keepalive,
-    entering: Arc<Together<Entering>>,
+    entry_creator: Arc<Batcher<EntryCreator>>,
 }
 
 impl EtcdSession {
     /// Grants a lease of `ttl`, in whole seconds rounded up.
     ///
-    /// The id is ours and random, so that all attempts are for one lease and a lost
-    /// answer is found again (hazard E12: a second grant says "already exists"). It is the
-    /// system's random number: two processes with one lease would both lead. When the first
-    /// attempt hears "already exists", the lease is somebody else's.
+    /// The client chooses a random id, so that all attempts are for one lease, and a lease whose answer was lost is
+    /// found again (hazard E12: a second grant says "already exists"). The id comes from the system's random number
+    /// generator, because two processes with one lease would both lead. When the first attempt gets "already exists",
+    /// the lease belongs to another client.
     pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
         let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
         let lease = (shared.members.random()? >> 1).cast_signed().max(1);
-        shared.members.agree("open session").await?;
-        let tries = &AtomicUsize::new(0);
+        shared.members.verify_cluster("open session").await?;
+        let attempts = &AtomicUsize::new(0);
         let granted = shared
             .members
-            .call("open session", Call::Urgent, |client| async move {
-                let nth = tries.fetch_add(1, Relaxed);
+            .call("open session", CallClass::Urgent, |client| async move {
+                let nth = attempts.fetch_add(1, Relaxed);
                 let options = LeaseGrantOptions::new().with_id(lease);
                 match client.lease_client().grant(seconds.max(1), Some(options)).await {
-                    Ok(answer) => {
-                        client.answered(answer.header());
-                        Ok(answer.ttl())
+                    Ok(response) => {
+                        client.record_header(response.header());
+                        Ok(response.ttl())
                     }
-                    Err(error) if lease_exists(&error) && nth > 0 => {
-                        let answer = client.lease_client().time_to_live(lease, None).await?;
-                        client.answered(answer.header());
-                        Ok(answer.granted_ttl())
+                    Err(error) if is_existing_lease(&error) && nth > 0 => {
+                        let response = client.lease_client().time_to_live(lease, None).await?;
+                        client.record_header(response.header());
+                        Ok(response.granted_ttl())
                     }
                     Err(error) => Err(error.into()),
                 }
@@ -93,27 +98,27 @@ impl EtcdSession {
             .await?
             .value;
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
-        let granted = seconds_of(granted.min(seconds.max(MOST_OF_THE_LEAST)))?;
+        let granted_ttl = ttl_from_secs(granted.min(seconds.max(MAX_RAISED_TTL_SECS)))?;
         Ok(Self {
-            entering: Together::new(Entering {
+            entry_creator: Batcher::new(EntryCreator {
                 members: Arc::clone(&shared.members),
                 keys: shared.keys.clone(),
                 lease,
             }),
-            withdrawals: Withdrawals::new(Arc::clone(&shared), lease, granted),
+            withdrawals: Withdrawals::new(Arc::clone(&shared), lease, granted_ttl),
             shared,
             lease,
-            granted,
-            keepalive: Keepalive::of(lease),
+            granted_ttl,
+            keepalive: Keepalive::new(lease),
         })
     }
 
     async fn keepalive(&self) -> Result<Heartbeat, BackendError> {
-        let Heartbeat { ttl, epoch } = self.keepalive.ask(&self.shared.members).await?;
-        Ok(Heartbeat { ttl: ttl.min(self.granted), epoch })
+        let Heartbeat { ttl, epoch } = self.keepalive.send(&self.shared.members).await?;
+        Ok(Heartbeat { ttl: ttl.min(self.granted_ttl), epoch })
     }
 
-    /// Reads one key, linearizably, and the term it was read in.
+    /// A linearizable read of one key, and the raft term of its response.
     async fn read(
         &self,
         what: &'static str,
@@ -121,32 +126,37 @@ impl EtcdSession {
         options: GetOptions,
     ) -> Result<(Option<KeyValue>, u64), BackendError> {
         let options = &options;
-        let won = self
+        let response = self
             .shared
             .members
-            .call(what, Call::Urgent, |client| async move {
-                let mut answer = kv(&client).get(key, Some(options.clone())).await?;
-                let term = answer.header().ok_or_else(|| malformed("header"))?.raft_term();
-                Ok((answer.take_kvs().pop(), term))
+            .call(what, CallClass::Urgent, |client| async move {
+                let mut response = kv(&client).get(key, Some(options.clone())).await?;
+                let term = response.header().ok_or_else(|| malformed("header"))?.raft_term();
+                Ok((response.take_kvs().pop(), term))
             })
             .await?;
-        Ok(won.value)
+        Ok(response.value)
     }
 
-    /// Waits until `wanted` becomes of one entry.
-    async fn until(
+    /// Waits for the first event of one entry that `is_wanted`.
+    async fn wait_event(
         &self,
         entry: &Entry,
-        wanted: impl Fn(EntryEvent) -> bool,
+        is_wanted: impl Fn(EntryEvent) -> bool,
     ) -> Result<EntryEvent, BackendError> {
-        let mut entry_watcher = EtcdPartings::new(Arc::clone(&self.shared), self.lease);
-        entry_watcher.add(0, entry);
+        let mut watcher = EtcdEntryWatcher::new(Arc::clone(&self.shared), self.lease);
+        watcher.add(0, entry);
         loop {
-            let (_, parting) = entry_watcher.next().await?;
-            if wanted(parting) {
-                return Ok(parting);
+            let (_, event) = watcher.next().await?;
+            if is_wanted(event) {
+                return Ok(event);
             }
         }
+    }
+
+    /// Whether `kv` is `entry`, and still attached to this session's lease.
+    fn is_own(&self, kv: &KeyValue, entry: &Entry) -> bool {
+        is_same_entry(kv, self.lease, create_revision(entry))
     }
 }
 
@@ -157,7 +167,7 @@ impl BackendSession for EtcdSession {
     }
 
     fn granted_ttl(&self) -> Duration {
-        self.granted
+        self.granted_ttl
     }
 
     fn proof(&self) -> HeartbeatProof {
@@ -167,8 +177,8 @@ impl BackendSession for EtcdSession {
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
         match self.keepalive().await {
             Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                // A leader elected a moment ago may not have applied the grant yet and
-                // says "not found" all the same; after a linearizable read it has.
+                // A newly elected leader that has not applied the grant yet also says "not found". After a
+                // linearizable read it has.
                 self.read("heartbeat", &self.shared.keys.probe(), GetOptions::new().with_keys_only()).await?;
                 self.keepalive().await
             }
@@ -185,14 +195,14 @@ impl BackendSession for EtcdSession {
         let key = probe_entry.map_or(probe.as_str(), |entry| &entry.key);
         let (found, term) = self.read("confirm", key, GetOptions::new().with_keys_only()).await?;
         if let Some(entry) = probe_entry
-            && !found.is_some_and(|kv| is_ours(&kv, self.lease, entry))
+            && !found.is_some_and(|kv| self.is_own(&kv, entry))
         {
             return Ok(Confirmation::ProbeEntryGone);
         }
         if term == heartbeat.epoch {
             Ok(Confirmation::Confirmed)
         } else {
-            debug!(session = self.id(), from = heartbeat.epoch, to = term, "etcd's raft term has changed");
+            debug!(session = self.id(), from = heartbeat.epoch, to = term, "etcd's raft term changed");
             Ok(Confirmation::Unconfirmed)
         }
     }
@@ -201,25 +211,25 @@ impl BackendSession for EtcdSession {
         let keys = &self.shared.keys;
         let lease = self.lease;
         let key: Arc<str> = keys.entry(&request.election, lease).into();
-        let first_time = self.withdrawals.begins(request.nonce);
-        let step = Step {
+        let is_first = self.withdrawals.begin_attempt(request.nonce);
+        let new_entry = NewEntry {
             key: Arc::clone(&key),
-            election: Keys::election_within(&key),
+            election_prefix_len: Keys::election_prefix_len(&key),
             nonce: request.nonce,
             payload: request.payload(),
         };
-        let outcome = match first_time {
-            true => self.entering.ask(step).await,
-            false => self.entering.ask_alone(&step).await,
+        let outcome = match is_first {
+            true => self.entry_creator.submit(new_entry).await,
+            false => self.entry_creator.submit_alone(&new_entry).await,
         };
         let settled = match &outcome {
-            Ok(won) => won.attempts == 1,
-            Err(refused) => refused.settled,
+            Ok(response) => response.attempts == 1,
+            Err(failure) => failure.settled,
         };
-        if first_time && settled {
-            self.withdrawals.settled(request.nonce);
+        if is_first && settled {
+            self.withdrawals.settle(request.nonce);
         }
-        let Place { own, head } = outcome.map_err(Refused::into_error)?.value;
+        let EnterResult { own, first_create_revision } = outcome.map_err(RequestFailure::into_error)?.value;
         let Some(own) = own else {
             return Err(BackendError::new(
                 BackendErrorKind::EntryGone,
@@ -229,25 +239,26 @@ impl BackendSession for EtcdSession {
         if own.lease != lease {
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
-                format!("the key {key} has been taken by somebody else"),
+                format!("the key {key} is in use by another client"),
             ));
         }
-        // All of the payload but the value, which may have been updated since: it holds the nonce.
-        let is_anothers = |found: Vec<u8>| {
+        // Compares the payload without the value, which may have been updated since. The rest contains the nonce.
+        let is_other_request = |existing: Vec<u8>| {
             let payload = request.payload();
-            !found.starts_with(&payload[..payload.len() - request.value.len()])
+            !existing.starts_with(&payload[..payload.len() - request.value.len()])
         };
-        if own.other.is_some_and(is_anothers) {
-            Box::pin(self.withdrawals.delete(&key, own.created)).await?;
+        if own.existing_payload.is_some_and(is_other_request) {
+            Box::pin(self.withdrawals.delete(&key, own.create_revision)).await?;
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
-                format!("the entry of an earlier request stood in the way at {key}, and has been removed"),
+                format!("the entry of an earlier request existed at {key}, and was deleted"),
             ));
         }
-        let version = u64::try_from(own.created).map_err(|_| malformed("create revision"))?;
+        let version = u64::try_from(own.create_revision).map_err(|_| malformed("create revision"))?;
+        let is_first_in_queue = first_create_revision == Some(own.create_revision);
         Ok(Entered {
             entry: Entry { election: request.election.clone(), key, version },
-            leads: if head == Some(own.created) { token(own.created) } else { None },
+            leads: if is_first_in_queue { fencing_token(own.create_revision) } else { None },
         })
     }
 
@@ -256,48 +267,46 @@ impl BackendSession for EtcdSession {
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.until(entry, |parting| parting == EntryEvent::Deleted).await.map(drop)
+        self.wait_event(entry, |event| event == EntryEvent::Deleted).await.map(drop)
     }
 
     async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        self.until(entry, |_| true).await
+        self.wait_event(entry, |_| true).await
     }
 
     fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
-        Some(Box::new(EtcdPartings::new(Arc::clone(&self.shared), self.lease)))
+        Some(Box::new(EtcdEntryWatcher::new(Arc::clone(&self.shared), self.lease)))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
         let (key, lease) = (&*entry.key, self.lease);
         loop {
             let (found, _) = self.read("update", key, GetOptions::new()).await?;
-            let Some(found) = found.filter(|kv| is_ours(kv, lease, entry)) else {
-                return Err(gone(entry));
+            let Some(found) = found.filter(|kv| self.is_own(kv, entry)) else {
+                return Err(entry_gone(entry));
             };
             let payload = &replacement_payload(found.value(), request);
-            let seen = found.mod_revision();
-            let won = self
+            let mod_revision = found.mod_revision();
+            let response = self
                 .shared
                 .members
-                .call("update", Call::Bulk, |client| async move {
+                .call("update", CallClass::Bulk, |client| async move {
+                    let options = PutOptions::new().with_lease(lease);
                     let txn = Txn::new()
                         .when([
-                            Compare::create_revision(key, CompareOp::Equal, revision(entry)),
-                            Compare::mod_revision(key, CompareOp::Equal, seen),
+                            Compare::create_revision(key, CompareOp::Equal, create_revision(entry)),
+                            Compare::mod_revision(key, CompareOp::Equal, mod_revision),
                         ])
-                        .and_then([TxnOp::put(
-                            key,
-                            payload.as_slice(),
-                            Some(PutOptions::new().with_lease(lease)),
-                        )])
+                        .and_then([TxnOp::put(key, payload.as_slice(), Some(options))])
                         .or_else([TxnOp::get(key, None)]);
-                    let answer = kv(&client).txn(txn).await?;
-                    let value =
-                        ranges(answer.op_responses()).flatten().next().map(|kv| kv.value() == payload);
-                    Ok(answer.succeeded() || value == Some(true))
+                    let response = kv(&client).txn(txn).await?;
+                    // An earlier attempt may have written the payload.
+                    let stored =
+                        ranges(response.op_responses()).flatten().next().map(|kv| kv.value() == payload);
+                    Ok(response.succeeded() || stored == Some(true))
                 })
                 .await?;
-            if won.value {
+            if response.value {
                 return Ok(());
             }
         }
@@ -312,8 +321,8 @@ impl BackendSession for EtcdSession {
         let outcome = self
             .shared
             .members
-            .call("close session", Call::Urgent, |client| async move {
-                client.answered(client.lease_client().revoke(lease).await?.header());
+            .call("close session", CallClass::Urgent, |client| async move {
+                client.record_header(client.lease_client().revoke(lease).await?.header());
                 Ok(())
             })
             .await;
@@ -328,6 +337,6 @@ impl BackendSession for EtcdSession {
 
 impl fmt::Debug for EtcdSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdSession").field("id", &self.id()).field("granted", &self.granted).finish()
+        f.debug_struct("EtcdSession").field("id", &self.id()).field("granted_ttl", &self.granted_ttl).finish()
     }
 }

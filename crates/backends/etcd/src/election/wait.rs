@@ -1,47 +1,58 @@
-//! Waiting for one's turn.
+//! Waits until an entry leads.
 //!
-//! Read, watch what the answer rests on, read again (see [`crate::transport::watch::watcher`]). Whoever
-//! is second in line leads when its watch says that the leader has gone and its own entry has not.
-//! Every other conclusion comes from a read that saw the entry itself, so that nobody wins
-//! without an entry (hazards G13, E11).
+//! It reads the queue position, watches the entries that it depends on, and reads again (see
+//! [`crate::transport::watch`]). The second candidate in the queue becomes leader when its watch reports that the
+//! leader's entry was deleted and its own was not. Every other conclusion comes from a read that saw the entry
+//! itself, so that no candidate wins without an entry (hazards G13, E11).
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc};
 
-use etcd_client::{KeyValue, TxnOpResponse};
+use etcd_client::KeyValue;
 use tenure_core::{
     FencingToken,
-    spi::{BackendError, BackendErrorKind, Entry},
+    spi::{BackendError, Entry},
 };
-use tokio::time::sleep;
-use tracing::debug;
 
 use crate::{
-    Shared,
-    election::keys::{is_candidate, token},
-    election::position_reader::{Ahead as Older, Look, Seen},
-    transport::error::malformed,
-    transport::pages::Pages,
-    transport::watch::target::{Target, Turn},
-    transport::watch::watcher::{Following, Woken},
+    election::{
+        candidate_pages::CandidatePages,
+        entry::{create_revision, entry_gone, is_same_entry},
+        keys::{fencing_token, is_candidate},
+        position_reader::{EntriesAhead, PositionQuery, Snapshot},
+        shared::Shared,
+    },
+    transport::{
+        error::malformed,
+        retry::retry_until_answered,
+        watch::{
+            reusable::{ReusableSubscription, WakeReason},
+            target::{Succession, WatchTarget},
+        },
+    },
 };
 
-/// Where an entry stands.
-enum Place {
-    Gone,
+/// How many of the entries ahead a candidate watches: the nearest, after whose end it may lead; and the one before
+/// that, after whose end it may be second in the queue, and has time to find out before its predecessor leaves.
+const MAX_WATCHED_AHEAD: i64 = 2;
+
+/// The position of an entry in its queue.
+enum Position {
+    /// The entry does not exist.
+    EntryGone,
     Leads,
     /// Behind others, as of this revision.
-    Behind {
+    Waits {
         ahead: Ahead,
         read_at: i64,
     },
 }
 
-/// Who stands before an entry.
+/// The entries ahead.
 enum Ahead {
-    /// The leader, and nobody else.
+    /// The leader's, and no other.
     Leader(Arc<str>),
     /// The nearest, the one before it, and perhaps more.
-    Others { nearest: Arc<str>, next: Arc<str> },
+    Several { predecessor: Arc<str>, second_predecessor: Arc<str> },
 }
 
 /// See [`BackendSession::wait_turn`](tenure_core::spi::BackendSession::wait_turn).
@@ -50,140 +61,87 @@ pub(crate) async fn wait_turn(
     lease: i64,
     entry: &Entry,
 ) -> Result<FencingToken, BackendError> {
-    let mut watch = Following::default();
+    let mut subscription = ReusableSubscription::default();
+    let token = || fencing_token(create_revision(entry)).ok_or_else(|| malformed("create revision"));
     loop {
-        match persistently(|| Box::pin(place(shared, lease, entry))).await? {
-            Place::Gone => return Err(gone(entry)),
-            Place::Leads => return token(revision(entry)).ok_or_else(|| malformed("create revision")),
-            Place::Behind { ahead, read_at } => {
-                let own: Arc<str> = Arc::clone(&entry.key);
-                let targets = match ahead {
-                    Ahead::Leader(ahead) => {
-                        vec![Target::Turn(Box::new(Turn { own, ahead, entered: revision(entry) }))]
-                    }
-                    Ahead::Others { nearest, next } => {
-                        vec![Target::End(nearest), Target::Farther(next), Target::End(own)]
-                    }
-                };
-                if let Woken::Turn = watch.follow(&shared.watches, targets, read_at).await {
-                    return token(revision(entry)).ok_or_else(|| malformed("create revision"));
+        match retry_until_answered(|| Box::pin(read_position(shared, lease, entry))).await? {
+            Position::EntryGone => return Err(entry_gone(entry)),
+            Position::Leads => return token(),
+            Position::Waits { ahead, read_at } => {
+                let targets = watch_targets(entry, ahead);
+                if let WakeReason::BecameLeader = subscription.wait(&shared.watcher, targets, read_at).await {
+                    return token();
                 }
             }
         }
     }
 }
 
-/// The error of an entry that is not there.
-pub(crate) fn gone(entry: &Entry) -> BackendError {
-    BackendError::new(
-        BackendErrorKind::EntryGone,
-        format!("the entry {} of revision {} is gone", entry.key, entry.version),
-    )
-}
-
-/// An entry's version as etcd's create revision; zero, which no key has, when it is none.
-pub(crate) fn revision(entry: &Entry) -> i64 {
-    i64::try_from(entry.version).unwrap_or(0)
-}
-
-/// Whether `kv` is `entry` and still hangs on `lease`.
-pub(crate) fn is_ours(kv: &KeyValue, lease: i64, entry: &Entry) -> bool {
-    is_it(kv, lease, revision(entry))
-}
-
-/// Whether `kv` is the entry that this revision made and still hangs on `lease`.
-pub(crate) fn is_it(kv: &KeyValue, lease: i64, created: i64) -> bool {
-    kv.create_revision() == created && kv.lease() == lease
-}
-
-/// The key-values of each range of a transaction, in order.
-pub(crate) fn ranges(responses: Vec<TxnOpResponse>) -> impl Iterator<Item = Vec<KeyValue>> {
-    responses.into_iter().filter_map(|response| match response {
-        TxnOpResponse::Get(mut range) => Some(range.take_kvs()),
-        _ => None,
-    })
-}
-
-/// Repeats `read` until the store answers.
-///
-/// Reads are boxed: a wait lasts for hours and should not hold the room for a read.
-pub(crate) async fn persistently<T, F, Fut>(mut read: F) -> Result<T, BackendError>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, BackendError>>,
-{
-    let mut pause = Duration::from_millis(50);
-    loop {
-        match read().await {
-            Err(error) if error.is_retryable() => {
-                debug!(%error, "etcd cannot be asked; asking again");
-                sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-                pause = (pause * 2).min(Duration::from_secs(2));
-            }
-            outcome => return outcome,
+/// What a candidate watches while these entries are ahead of it.
+fn watch_targets(entry: &Entry, ahead: Ahead) -> Vec<WatchTarget> {
+    let own: Arc<str> = Arc::clone(&entry.key);
+    match ahead {
+        Ahead::Leader(leader) => {
+            let own_create_revision = create_revision(entry);
+            vec![WatchTarget::Succession(Box::new(Succession { own, leader, own_create_revision }))]
         }
+        Ahead::Several { predecessor, second_predecessor } => vec![
+            WatchTarget::Deletion(predecessor),
+            WatchTarget::DistantDeletion(second_predecessor),
+            WatchTarget::Deletion(own),
+        ],
     }
 }
 
-/// Reads where `entry` stands.
-async fn place(shared: &Shared, lease: i64, entry: &Entry) -> Result<Place, BackendError> {
-    // A bound of zero would be none; etcd's first key has create revision 2.
-    if revision(entry) < 2 {
-        return Ok(Place::Gone);
+/// Reads the position of `entry`.
+async fn read_position(shared: &Shared, lease: i64, entry: &Entry) -> Result<Position, BackendError> {
+    // etcd's first key has create revision 2, and zero as an upper limit would mean no limit.
+    if create_revision(entry) < 2 {
+        return Ok(Position::EntryGone);
     }
-    let election = shared.keys.election(&entry.election);
-    let Some((read_at, nearest)) = ahead(shared, lease, entry, &election).await? else {
-        return Ok(Place::Gone);
+    let election_prefix = shared.keys.election_prefix(&entry.election);
+    let Some((read_at, nearest)) = read_ahead(shared, lease, entry, &election_prefix).await? else {
+        return Ok(Position::EntryGone);
     };
-    if nearest.iter().all(|kv| is_candidate(&election, kv)) {
-        return Ok(behind(&nearest, read_at));
+    if nearest.iter().all(|kv| is_candidate(&election_prefix, kv)) {
+        return Ok(position_behind(&nearest, read_at));
     }
-    // Keys that no candidate made are passed over, which needs a look at all of them, as they were then.
+    // Foreign keys are skipped, which needs a read of all keys as of the same revision.
     let mut candidates = Vec::<KeyValue>::new();
-    let mut pages = Pages::of_keys(shared, &election, read_at);
+    let mut pages = CandidatePages::keys_at_revision(shared, &election_prefix, read_at);
     while let Some(page) = pages.next().await? {
-        candidates.extend(page.into_iter().filter(|kv| kv.create_revision() < revision(entry)));
-        candidates.sort_by_key(|kv| std::cmp::Reverse(kv.create_revision()));
-        candidates.truncate(FOLLOWED as usize);
+        candidates.extend(page.into_iter().filter(|kv| kv.create_revision() < create_revision(entry)));
+        candidates.sort_by_key(|kv| Reverse(kv.create_revision()));
+        candidates.truncate(MAX_WATCHED_AHEAD as usize);
     }
-    Ok(behind(&candidates, read_at))
+    Ok(position_behind(&candidates, read_at))
 }
 
-/// How many of those ahead a candidate follows: the nearest, after which it may be its turn; and the one before
-/// that, after which it may be second in line, and has time to find that out before its turn comes.
-const FOLLOWED: i64 = 2;
-
-/// Where an entry stands behind `nearest`, of all those ahead the nearest ones.
-fn behind(nearest: &[KeyValue], read_at: i64) -> Place {
+/// The position behind `nearest`, the nearest of all entries ahead.
+fn position_behind(nearest: &[KeyValue], read_at: i64) -> Position {
     let key = |kv: &KeyValue| Arc::from(String::from_utf8_lossy(kv.key()));
     let ahead = match nearest {
-        [] => return Place::Leads,
+        [] => return Position::Leads,
         [leader] => Ahead::Leader(key(leader)),
-        [nearest, next, ..] => Ahead::Others { nearest: key(nearest), next: key(next) },
+        [nearest, next, ..] => Ahead::Several { predecessor: key(nearest), second_predecessor: key(next) },
     };
-    Place::Behind { ahead, read_at }
+    Position::Waits { ahead, read_at }
 }
 
-/// Reads the newest few keys ahead of `entry`, and at which revision; `None` when the entry is not there.
-async fn ahead(
+/// Reads the newest keys ahead of `entry`, and the revision of the read; `None` when the entry does not exist.
+async fn read_ahead(
     shared: &Shared,
     lease: i64,
     entry: &Entry,
-    election: &str,
+    election_prefix: &str,
 ) -> Result<Option<(i64, Vec<KeyValue>)>, BackendError> {
-    let ahead = Older { election: election.to_owned(), before: revision(entry), most: FOLLOWED };
-    let look = Look { key: entry.key.clone(), payload: false, ahead: Some(ahead) };
-    let Seen { read_at, own, ahead } = see(shared, look).await?;
-    let ours = own.is_some_and(|kv| is_ours(&kv, lease, entry));
-    Ok(ours.then_some((read_at, ahead)))
-}
-
-/// Reads what a look is for, together with others who look, or alone when that fails.
-pub(crate) async fn see(shared: &Shared, look: Look) -> Result<Seen, BackendError> {
-    let seen = match shared.looking.ask(look.clone()).await {
-        // It may be for the sake of those whom it was asked together with.
-        Err(refused) if refused.error.is_retryable() => shared.looking.ask_alone(&look).await,
-        outcome => outcome,
+    let ahead = EntriesAhead {
+        election_prefix: election_prefix.to_owned(),
+        before_revision: create_revision(entry),
+        limit: MAX_WATCHED_AHEAD,
     };
-    Ok(seen.map_err(|refused| refused.error)?.value)
+    let query = PositionQuery { key: entry.key.clone(), with_payload: false, ahead: Some(ahead) };
+    let Snapshot { revision, own, ahead } = shared.read_position(query).await?;
+    let exists = own.is_some_and(|kv| is_same_entry(&kv, lease, create_revision(entry)));
+    Ok(exists.then_some((revision, ahead)))
 }

@@ -1,23 +1,24 @@
-//! Withdrawing a request to enter: deleting its entry, and making sure that no late attempt creates it again.
+//! Withdraws a request to enter: deletes its entry, and makes sure that no late attempt creates it again.
 //!
-//! An attempt that was not answered can reach the store later. So when the outcome of an attempt is unknown, a *mark*,
-//! `~withdrawn/LEASE/NONCE`, is written on the same lease: every put of that request compares the mark with nothing, and
-//! fails once it is there. Where every attempt was answered (almost always) no mark is written.
+//! An attempt that was not answered can reach the store later. So when the outcome of an attempt is unknown, a
+//! *marker*, `~withdrawn/LEASE/NONCE`, is written under the same lease. Every put of that request is conditional on
+//! the absence of the marker, and fails once it exists. Where every attempt was answered, which is almost always so,
+//! no marker is written.
 //!
 //! # The order, and a store without space
 //!
-//! A known entry is deleted first, and the request is marked afterwards. Under etcd's NOSPACE alarm puts are refused and
-//! deletes are allowed (hazard E17): were the mark first, the delete would never come, and the entry would block its
-//! election for as long as the alarm lasts.
+//! A known entry is deleted first, and the marker is written afterwards. Under etcd's NOSPACE alarm puts are rejected
+//! and deletes are allowed (hazard E17). If the marker came first, the delete would never be sent, and the entry
+//! would block its election for as long as the alarm lasts.
 //!
-//! A late attempt can create the entry again between the delete and the mark. So after the mark the entry is deleted
-//! once more, by its payload, which holds the nonce. When etcd refuses the mark for want of space, it refuses late
-//! attempts too: what the second delete does not find cannot be there. That is why [`Withdrawals::leave`] succeeds then as
-//! well, and the entry is gone.
+//! A late attempt can create the entry again between the delete and the marker. So after the marker the entry is
+//! deleted once more, by its payload, which contains the nonce. When etcd rejects the marker for lack of space, it
+//! rejects late attempts too, so what the second delete does not find cannot exist. That is why
+//! [`Withdrawals::leave`] succeeds in that case as well, and the entry is gone.
 //!
-//! Once the alarm is lifted, a late attempt can succeed again. The engine does not repeat a withdrawal whose request it
-//! saw answered, and a hedged request is one. So a task of the session marks and deletes again, three times per TTL, until
-//! the mark is written or the session ends. A late entry stands for a third of a TTL at most.
+//! Once the alarm is cleared, a late attempt can succeed again. The engine does not repeat a withdrawal whose request
+//! it saw answered, as a hedged request may be. So a task of the session retries the marker and the delete, three
+//! times per TTL, until the marker is written or the session ends. A late entry exists for a third of a TTL at most.
 
 use std::{
     collections::HashSet,
@@ -34,22 +35,22 @@ use tokio::{task::AbortHandle, time::sleep};
 use tracing::{debug, warn};
 
 use crate::{
-    Shared, election::wait::revision, transport::error::is_out_of_space, transport::members::Call,
-    transport::request::kv,
+    election::{entry::create_revision, shared::Shared},
+    transport::{error::is_out_of_space, members::CallClass, request::kv},
 };
 
-/// Room for so many requests is kept when none is under way.
-const FEW: usize = 16;
+/// How many unsettled requests keep their memory reserved when none is in flight.
+const MIN_CAPACITY: usize = 16;
 
 /// The requests of one session that may have to be withdrawn.
 pub(crate) struct Withdrawals {
-    store: Arc<Store>,
-    /// How long after a refusal the mark is tried again.
-    retry: Duration,
+    store: Arc<WithdrawalStore>,
+    /// How long after a rejection the marker is written again.
+    retry_interval: Duration,
 }
 
-/// The entries and marks of one lease.
-struct Store {
+/// The entries and markers of one lease.
+struct WithdrawalStore {
     shared: Arc<Shared>,
     lease: i64,
     requests: Mutex<Requests>,
@@ -57,43 +58,46 @@ struct Store {
 
 #[derive(Default)]
 struct Requests {
-    /// Those of which an attempt may still reach the store, by nonce.
+    /// The nonces of requests of which an attempt may still reach the store.
     unsettled: HashSet<u128>,
-    /// Those that can have no effect any more, because they are marked as withdrawn.
+    /// The nonces of requests that can have no effect any more, because their marker is written.
     marked: HashSet<u128>,
-    /// Those whose mark was refused for want of space.
-    to_mark: Vec<EntryRequest>,
-    /// The task that marks them later.
-    marking: Option<AbortHandle>,
+    /// Requests whose marker was rejected for lack of space.
+    unmarked: Vec<EntryRequest>,
+    /// The task that writes those markers later.
+    marking_task: Option<AbortHandle>,
 }
 
-/// What etcd answered to a mark.
+/// etcd's answer to a marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
+enum MarkOutcome {
     Written,
-    /// It takes no puts: the NOSPACE alarm is on.
+    /// The NOSPACE alarm is active: etcd accepts no puts.
     OutOfSpace,
 }
 
 impl Withdrawals {
     pub(crate) fn new(shared: Arc<Shared>, lease: i64, ttl: Duration) -> Self {
-        Self { store: Arc::new(Store { shared, lease, requests: Mutex::default() }), retry: ttl / 3 }
+        Self {
+            store: Arc::new(WithdrawalStore { shared, lease, requests: Mutex::default() }),
+            retry_interval: ttl / 3,
+        }
     }
 
-    /// An attempt of this request begins; whether it is the first.
-    pub(crate) fn begins(&self, nonce: u128) -> bool {
+    /// Records that an attempt of this request begins. Returns whether it is the first.
+    pub(crate) fn begin_attempt(&self, nonce: u128) -> bool {
         self.store.requests().unsettled.insert(nonce)
     }
 
-    /// No attempt of this request can reach the store any more.
-    pub(crate) fn settled(&self, nonce: u128) {
-        self.store.requests().settled(nonce);
+    /// Records that no attempt of this request can reach the store any more.
+    pub(crate) fn settle(&self, nonce: u128) {
+        self.store.requests().settle(nonce);
     }
 
-    /// Deletes the entry of `request`, and keeps late attempts from creating it again.
+    /// Deletes the entry of `request`, and prevents late attempts from creating it again.
     ///
     /// # Errors
-    /// When it is not known whether the entry is gone.
+    /// When it is unknown whether the entry is gone.
     pub(crate) async fn leave(
         &self,
         request: &EntryRequest,
@@ -109,20 +113,23 @@ impl Withdrawals {
         };
         if unsettled
             && is_disabled(SafetyRule::DeleteBeforeMarking)
-            && store.mark(request).await? == Mark::OutOfSpace
+            && store.mark(request).await? == MarkOutcome::OutOfSpace
         {
-            return Err(BackendError::new(BackendErrorKind::Unavailable, "withdraw on etcd: no space"));
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                "withdraw on etcd: no space (NOSPACE alarm)",
+            ));
         }
         if let Some(entry) = entry {
-            store.delete(&entry.key, revision(entry)).await?;
+            store.delete(&entry.key, create_revision(entry)).await?;
             if !unsettled {
                 return Ok(());
             }
         }
-        if unsettled && store.withdraw(request).await? == Mark::OutOfSpace {
+        if unsettled && store.withdraw(request).await? == MarkOutcome::OutOfSpace {
             self.mark_later(request);
         } else if !unsettled {
-            store.delete_payload(request).await?;
+            store.delete_by_payload(request).await?;
         }
         Ok(())
     }
@@ -132,26 +139,27 @@ impl Withdrawals {
         self.store.delete(key, create_revision).await
     }
 
-    /// Ends the task that marks requests later: the session has ended in the store.
+    /// Ends the task that writes markers later: the session has ended in the store.
     pub(crate) fn stop(&self) {
-        if let Some(marking) = self.store.requests().marking.take() {
-            marking.abort();
+        if let Some(task) = self.store.requests().marking_task.take() {
+            task.abort();
         }
     }
 
     fn mark_later(&self, request: &EntryRequest) {
         let mut requests = self.store.requests();
-        if requests.to_mark.iter().any(|pending| pending.nonce == request.nonce) {
+        if requests.unmarked.iter().any(|pending| pending.nonce == request.nonce) {
             return;
         }
-        requests.to_mark.push(request.clone());
-        if requests.marking.as_ref().is_none_or(AbortHandle::is_finished) {
+        requests.unmarked.push(request.clone());
+        if requests.marking_task.as_ref().is_none_or(AbortHandle::is_finished) {
             warn!(
                 session = format!("{:x}", self.store.lease),
-                "etcd takes no writes (NOSPACE alarm): the entry is deleted, and is marked as withdrawn once there is space"
+                "etcd rejects writes (NOSPACE alarm): the entry is deleted, and its withdrawal marker is written once there is \
+                 space"
             );
-            let marking = tokio::spawn(mark_pending(Arc::clone(&self.store), self.retry));
-            requests.marking = Some(marking.abort_handle());
+            let task = tokio::spawn(mark_pending(Arc::clone(&self.store), self.retry_interval));
+            requests.marking_task = Some(task.abort_handle());
         }
     }
 }
@@ -162,74 +170,74 @@ impl Drop for Withdrawals {
     }
 }
 
-/// Marks what could not be marked for want of space, until nothing is left to mark.
-async fn mark_pending(store: Arc<Store>, retry: Duration) {
+/// Writes the markers that were rejected for lack of space, until none is left.
+async fn mark_pending(store: Arc<WithdrawalStore>, retry_interval: Duration) {
     loop {
-        sleep(retry).await;
-        let pending = store.requests().to_mark.clone();
+        sleep(retry_interval).await;
+        let pending = store.requests().unmarked.clone();
         for request in &pending {
             if let Err(error) = store.withdraw(request).await {
-                debug!(election = %request.election, %error, "a withdrawn request is not marked yet");
+                debug!(election = %request.election, %error, "writing a withdrawal marker failed; retrying");
                 break;
             }
         }
         let mut requests = store.requests();
-        if requests.to_mark.is_empty() {
-            // Under the lock, so that whoever adds one sees that a new task is needed.
-            requests.marking = None;
+        if requests.unmarked.is_empty() {
+            // Under the lock, so that `mark_later` sees that a new task is needed.
+            requests.marking_task = None;
             return;
         }
     }
 }
 
 impl Requests {
-    fn settled(&mut self, nonce: u128) {
+    fn settle(&mut self, nonce: u128) {
         self.unsettled.remove(&nonce);
         if self.unsettled.is_empty() {
-            // There may have been thousands.
-            self.unsettled.shrink_to(FEW);
+            // The set may have held thousands.
+            self.unsettled.shrink_to(MIN_CAPACITY);
         }
     }
 }
 
-impl Store {
+impl WithdrawalStore {
     fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marks `request` as withdrawn where there is space, and deletes its entry.
-    async fn withdraw(&self, request: &EntryRequest) -> Result<Mark, BackendError> {
-        let mark = self.mark(request).await?;
-        self.delete_payload(request).await?;
-        if mark == Mark::Written {
+    /// Writes the marker of `request` if there is space, and deletes its entry.
+    async fn withdraw(&self, request: &EntryRequest) -> Result<MarkOutcome, BackendError> {
+        let outcome = self.mark(request).await?;
+        self.delete_by_payload(request).await?;
+        if outcome == MarkOutcome::Written {
             let mut requests = self.requests();
-            requests.settled(request.nonce);
+            requests.settle(request.nonce);
             requests.marked.insert(request.nonce);
-            requests.to_mark.retain(|pending| pending.nonce != request.nonce);
+            requests.unmarked.retain(|pending| pending.nonce != request.nonce);
         }
-        Ok(mark)
+        Ok(outcome)
     }
 
-    /// Writes the mark, so that no put of `request` takes effect from now on.
-    async fn mark(&self, request: &EntryRequest) -> Result<Mark, BackendError> {
-        let mark = &self.shared.keys.withdrawn(self.lease, request.nonce);
+    /// Writes the marker, so that no put of `request` takes effect from now on.
+    async fn mark(&self, request: &EntryRequest) -> Result<MarkOutcome, BackendError> {
+        let marker = &self.shared.keys.withdrawal_marker(self.lease, request.nonce);
         let lease = self.lease;
         let outcome = self
             .shared
             .members
-            .call("withdraw", Call::Bulk, |client| async move {
-                match kv(&client).put(mark.as_str(), "", Some(PutOptions::new().with_lease(lease))).await {
-                    Ok(_) => Ok(Mark::Written),
-                    // The alarm is the whole cluster's: no other member is asked.
-                    Err(error) if is_out_of_space(&error) => Ok(Mark::OutOfSpace),
+            .call("withdraw", CallClass::Bulk, |client| async move {
+                match kv(&client).put(marker.as_str(), "", Some(PutOptions::new().with_lease(lease))).await {
+                    Ok(_) => Ok(MarkOutcome::Written),
+                    // The alarm applies to the whole cluster: no other member is tried.
+                    Err(error) if is_out_of_space(&error) => Ok(MarkOutcome::OutOfSpace),
                     Err(error) => Err(error.into()),
                 }
             })
             .await;
         match outcome {
-            Ok(won) => Ok(won.value),
+            Ok(response) => Ok(response.value),
             // Nothing can be put under a lease that has ended.
-            Err(error) if error.kind() == BackendErrorKind::SessionGone => Ok(Mark::Written),
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => Ok(MarkOutcome::Written),
             Err(error) => Err(error),
         }
     }
@@ -237,7 +245,7 @@ impl Store {
     async fn delete(&self, key: &str, create_revision: i64) -> Result<(), BackendError> {
         self.shared
             .members
-            .call("leave", Call::Bulk, |client| async move {
+            .call("delete entry", CallClass::Bulk, |client| async move {
                 let txn = Txn::new()
                     .when([Compare::create_revision(key, CompareOp::Equal, create_revision)])
                     .and_then([TxnOp::delete(key, None)]);
@@ -248,22 +256,22 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes the entry that `request` made, known by its payload: under the same key there may
-    /// be a later request's by now.
-    async fn delete_payload(&self, request: &EntryRequest) -> Result<(), BackendError> {
+    /// Deletes the entry that `request` created, identified by its payload: the key may have the entry of a later
+    /// request by now.
+    async fn delete_by_payload(&self, request: &EntryRequest) -> Result<(), BackendError> {
         let key = &self.shared.keys.entry(&request.election, self.lease);
         let payload = &request.payload();
-        // Somebody may have asked its candidate to resign.
-        let asked = &mark_resign_requested(payload).unwrap_or_default();
+        // The payload may contain a resign request.
+        let with_resign_request = &mark_resign_requested(payload).unwrap_or_default();
         self.shared
             .members
-            .call("leave", Call::Bulk, |client| async move {
-                let with = |payload: &[u8]| {
+            .call("delete entry", CallClass::Bulk, |client| async move {
+                let delete_if = |payload: &[u8]| {
                     Txn::new()
                         .when([Compare::value(key.as_str(), CompareOp::Equal, payload)])
                         .and_then([TxnOp::delete(key.as_str(), None)])
                 };
-                let txn = with(payload).or_else([TxnOp::txn(with(asked))]);
+                let txn = delete_if(payload).or_else([TxnOp::txn(delete_if(with_resign_request))]);
                 kv(&client).txn(txn).await?;
                 Ok(())
             })

@@ -1,7 +1,7 @@
-//! Requests that come together share a transaction.
+//! Batches concurrent requests into shared transactions.
 //!
-//! Whoever comes alone does not wait for others: a transaction takes whatever is in the queue when it is sent, and
-//! while nothing is under way each request goes at once.
+//! A request that arrives while none is in flight is sent immediately and alone. Others queue, and the next
+//! transaction takes what is in the queue when it is sent.
 
 use std::{
     collections::VecDeque,
@@ -19,261 +19,277 @@ use futures::future::join_all;
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{select, sync::oneshot, time::timeout};
 
-use crate::transport::hedge::Won;
+use crate::transport::hedge::HedgedResponse;
 
-/// How many requests share a transaction at most. Each is two comparisons and two operations, and
-/// etcd takes 128 of either (`--max-txn-ops`).
-const AT_MOST: usize = 60;
-/// How many transactions are under way at a time.
-const UNDER_WAY: usize = 8;
+/// How many requests share a transaction at most. Each has two comparisons and two operations, and etcd accepts 128
+/// of either (`--max-txn-ops`).
+const MAX_BATCH_SIZE: usize = 60;
+/// How many transactions are in flight at a time.
+const MAX_IN_FLIGHT: usize = 8;
 
-/// What a request of this kind is, and how one or many of them are made.
-pub(crate) trait Kind: Send + Sync + 'static {
-    type Ask: Send + Sync + 'static;
-    type Answer: Send + 'static;
+/// An operation that can be batched: how to run one request, and how to run many in one transaction.
+pub(crate) trait BatchOp: Send + Sync + 'static {
+    type Request: Send + Sync + 'static;
+    type Response: Send + 'static;
 
-    /// How long a request waits in the queue for others to make it: whoever does may be another's task, whose runtime stands
-    /// still. `None` where the caller bounds it.
-    const PATIENCE: Option<Duration>;
+    /// How long a request waits in the queue. It is run by whichever task took it, which may belong to another
+    /// runtime that is blocked. `None` where the caller sets a timeout.
+    const QUEUE_TIMEOUT: Option<Duration>;
 
-    /// Whether `next` may share the transaction of `chosen`.
-    fn goes_with(&self, chosen: &[Waiting<Self>], next: &Self::Ask) -> bool;
+    /// Whether `next` may share the transaction of `batch`.
+    fn can_join(&self, batch: &[QueuedRequest<Self>], next: &Self::Request) -> bool;
 
-    /// Makes one request.
-    fn make_one(&self, ask: &Self::Ask) -> impl Future<Output = Answered<Self::Answer>> + Send;
+    /// Runs one request.
+    fn run_one(&self, request: &Self::Request) -> impl Future<Output = BatchResult<Self::Response>> + Send;
 
-    /// Makes all of them in one transaction: an answer for each, in their order. `None` when they cannot be made together,
-    /// and nothing was done.
-    fn make_all(
+    /// Runs all requests in one transaction: one response each, in the same order. `None` when they cannot be run
+    /// together, and nothing was changed.
+    fn run_all(
         &self,
-        asks: &[Self::Ask],
-    ) -> impl Future<Output = Answered<Option<Vec<Self::Answer>>>> + Send;
+        requests: &[Self::Request],
+    ) -> impl Future<Output = BatchResult<Option<Vec<Self::Response>>>> + Send;
 }
 
-/// What came of a request.
-pub(crate) type Answered<T> = Result<Won<T>, Refused>;
+/// The outcome of a request.
+pub(crate) type BatchResult<T> = Result<HedgedResponse<T>, RequestFailure>;
 
-/// A request that was not answered, or refused.
+/// A request that was rejected, or not answered.
 #[derive(Clone, Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RequestFailure {
     pub(crate) error: BackendError,
-    /// Whether nothing is under way that could yet be carried out.
+    /// Whether no attempt of the request can take effect any more.
     pub(crate) settled: bool,
 }
 
-/// Requests of one kind.
-pub(crate) struct Together<K: Kind> {
-    kind: K,
-    queue: Mutex<Queue<K>>,
-    /// How many share a transaction at most, by what this etcd has refused.
-    most: AtomicUsize,
-}
-
-struct Queue<K: Kind> {
-    waiting: VecDeque<Waiting<K>>,
-    under_way: usize,
-}
-
-/// A request, and who waits for its answer.
-pub(crate) struct Waiting<K: Kind + ?Sized> {
-    pub(crate) ask: K::Ask,
-    answer: oneshot::Sender<Answered<K::Answer>>,
-}
-
-impl<K: Kind> Waiting<K> {
-    pub(crate) fn of(ask: K::Ask) -> (Self, oneshot::Receiver<Answered<K::Answer>>) {
-        let (answer, answered) = oneshot::channel();
-        (Self { ask, answer }, answered)
+impl RequestFailure {
+    /// The error for the caller. It is retryable while an attempt may still take effect.
+    pub(crate) fn into_error(self) -> BackendError {
+        match self.error.is_permanent() && !self.settled {
+            true => BackendError::new(BackendErrorKind::Unavailable, self.error.to_string()),
+            false => self.error,
+        }
     }
 }
 
-impl<K: Kind> Together<K> {
-    pub(crate) fn new(kind: K) -> Arc<Self> {
-        let queue = Mutex::new(Queue { waiting: VecDeque::new(), under_way: 0 });
-        Arc::new(Self { kind, queue, most: AtomicUsize::new(AT_MOST) })
+/// Queues and batches the requests of one operation.
+pub(crate) struct Batcher<O: BatchOp> {
+    op: O,
+    queue: Mutex<Queue<O>>,
+    /// How many requests share a transaction at most. Falls when this etcd rejects a transaction.
+    max_batch: AtomicUsize,
+}
+
+struct Queue<O: BatchOp> {
+    waiting: VecDeque<QueuedRequest<O>>,
+    in_flight: usize,
+}
+
+/// A request, and where to send its result.
+pub(crate) struct QueuedRequest<O: BatchOp + ?Sized> {
+    pub(crate) request: O::Request,
+    reply: oneshot::Sender<BatchResult<O::Response>>,
+}
+
+impl<O: BatchOp> QueuedRequest<O> {
+    pub(crate) fn new(request: O::Request) -> (Self, oneshot::Receiver<BatchResult<O::Response>>) {
+        let (reply, receiver) = oneshot::channel();
+        (Self { request, reply }, receiver)
+    }
+}
+
+impl<O: BatchOp> Batcher<O> {
+    pub(crate) fn new(op: O) -> Arc<Self> {
+        let queue = Mutex::new(Queue { waiting: VecDeque::new(), in_flight: 0 });
+        Arc::new(Self { op, queue, max_batch: AtomicUsize::new(MAX_BATCH_SIZE) })
     }
 
-    /// Makes a request by itself: for whoever asks again, and would perhaps hurt others with whatever was the matter.
+    /// Runs a request in a transaction of its own. For a request that is repeated, whose cause of failure could
+    /// otherwise affect others.
     ///
     /// # Cancellation safety
-    /// When the future is dropped, the request may be made or not.
-    pub(crate) async fn ask_alone(&self, ask: &K::Ask) -> Answered<K::Answer> {
-        Box::pin(self.kind.make_one(ask)).await
+    /// When the future is dropped, the request may or may not take effect.
+    pub(crate) async fn submit_alone(&self, request: &O::Request) -> BatchResult<O::Response> {
+        Box::pin(self.op.run_one(request)).await
     }
 
-    /// Makes a request, together with others that are wanted at the same time.
+    /// Runs a request, together with others that are submitted at the same time.
     ///
     /// # Cancellation safety
-    /// When the future is dropped, the request may be made or not.
-    pub(crate) async fn ask(self: &Arc<Self>, ask: K::Ask) -> Answered<K::Answer> {
-        let alone = {
+    /// When the future is dropped, the request may or may not take effect.
+    pub(crate) async fn submit(self: &Arc<Self>, request: O::Request) -> BatchResult<O::Response> {
+        let is_alone = {
             let mut queue = self.queue();
-            let alone = queue.under_way == 0;
-            queue.under_way += usize::from(alone);
-            alone
+            let is_alone = queue.in_flight == 0;
+            queue.in_flight += usize::from(is_alone);
+            is_alone
         };
-        if alone {
-            // Whoever comes meanwhile starts a task.
-            let _working = Working(Some(Arc::clone(self)));
-            // Boxed, as what is not needed by whoever waits in the queue: there may be thousands.
-            return Box::pin(self.kind.make_one(&ask)).await;
+        if is_alone {
+            // Requests that arrive meanwhile spawn a worker.
+            let _guard = WorkerGuard(Some(Arc::clone(self)));
+            // Boxed, because the thousands that may wait in the queue do not need this memory.
+            return Box::pin(self.op.run_one(&request)).await;
         }
-        let (waiting, answered) = Waiting::of(ask);
-        let starts = {
+        let (queued, receiver) = QueuedRequest::new(request);
+        let needs_worker = {
             let mut queue = self.queue();
-            queue.waiting.push_back(waiting);
-            let starts = queue.under_way < UNDER_WAY;
-            queue.under_way += usize::from(starts);
-            starts
+            queue.waiting.push_back(queued);
+            let needs_worker = queue.in_flight < MAX_IN_FLIGHT;
+            queue.in_flight += usize::from(needs_worker);
+            needs_worker
         };
-        if starts {
-            tokio::spawn(work(Working(Some(Arc::clone(self)))));
+        if needs_worker {
+            tokio::spawn(run_worker(WorkerGuard(Some(Arc::clone(self)))));
         }
-        let answered = match K::PATIENCE {
-            None => Ok(answered.await),
-            Some(patience) => timeout(patience, answered).await,
+        let received = match O::QUEUE_TIMEOUT {
+            None => Ok(receiver.await),
+            Some(limit) => timeout(limit, receiver).await,
         };
-        let message = match answered {
+        let message = match received {
             Ok(Ok(outcome)) => return outcome,
-            Ok(Err(_)) => "a request to etcd: its task ended before its time",
-            Err(_) => "a request to etcd: not made by those who make all of them",
+            Ok(Err(_)) => "etcd request failed: the task that ran it has ended",
+            Err(_) => "etcd request failed: it was queued for too long",
         };
-        Err(Refused { error: BackendError::new(BackendErrorKind::Unavailable, message), settled: false })
+        Err(RequestFailure {
+            error: BackendError::new(BackendErrorKind::Unavailable, message),
+            settled: false,
+        })
     }
 
-    /// What goes into the next transaction; `None` when nothing waits, and whoever asks is counted off.
-    fn take(&self) -> Option<Vec<Waiting<K>>> {
-        let most = self.most.load(Relaxed);
+    /// Takes the requests of the next transaction. When none is queued, returns `None` and counts the worker out.
+    fn next_batch(&self) -> Option<Vec<QueuedRequest<O>>> {
+        let max_batch = self.max_batch.load(Relaxed);
         let mut queue = self.queue();
-        let (mut together, mut later): (Vec<Waiting<K>>, VecDeque<Waiting<K>>) = Default::default();
-        // What may not go with the others waits for the next: looking far for more is not worth it.
-        while together.len() < most
-            && later.len() < AT_MOST
-            && let Some(waiting) = queue.waiting.pop_front()
+        let (mut batch, mut skipped): (Vec<QueuedRequest<O>>, VecDeque<QueuedRequest<O>>) =
+            Default::default();
+        // A request that may not join waits for the next transaction. The search is bounded.
+        while batch.len() < max_batch
+            && skipped.len() < MAX_BATCH_SIZE
+            && let Some(queued) = queue.waiting.pop_front()
         {
-            // Whoever has gone wants nothing any more.
-            if waiting.answer.is_closed() {
+            // Its caller has dropped the future.
+            if queued.reply.is_closed() {
                 continue;
             }
-            match together.is_empty() || self.kind.goes_with(&together, &waiting.ask) {
-                true => together.push(waiting),
-                false => later.push_back(waiting),
+            match batch.is_empty() || self.op.can_join(&batch, &queued.request) {
+                true => batch.push(queued),
+                false => skipped.push_back(queued),
             }
         }
-        while let Some(waiting) = later.pop_back() {
-            queue.waiting.push_front(waiting);
+        while let Some(queued) = skipped.pop_back() {
+            queue.waiting.push_front(queued);
         }
         if queue.waiting.is_empty() {
-            // There may have been thousands.
-            queue.waiting.shrink_to(AT_MOST);
+            // The queue may have held thousands.
+            queue.waiting.shrink_to(MAX_BATCH_SIZE);
         }
-        if together.is_empty() {
-            queue.under_way -= 1;
+        if batch.is_empty() {
+            queue.in_flight -= 1;
             return None;
         }
-        Some(together)
+        Some(batch)
     }
 
-    /// Makes what was taken, for as long as somebody waits for it.
-    async fn make(&self, together: Vec<Waiting<K>>) {
-        let (asks, mut answers): (Vec<_>, Vec<_>) =
-            together.into_iter().map(|waiting| (waiting.ask, waiting.answer)).unzip();
-        let made = match &asks[..] {
-            // Each for itself.
-            [_] => Ok(Won { value: None, attempt: 0, attempts: 1 }),
-            asks => select! {
-                made = self.kind.make_all(asks) => made,
-                () = all_gone(&mut answers) => return,
+    /// Runs a batch, for as long as a caller waits for it.
+    async fn run_batch(&self, batch: Vec<QueuedRequest<O>>) {
+        let (requests, mut replies): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|queued| (queued.request, queued.reply)).unzip();
+        let outcome = match &requests[..] {
+            // A single request is run by itself, below.
+            [_] => Ok(HedgedResponse { value: None, attempt: 0, attempts: 1 }),
+            requests => select! {
+                outcome = self.op.run_all(requests) => outcome,
+                () = all_closed(&mut replies) => return,
             },
         };
-        let settled = match made {
-            Ok(Won { value: Some(values), attempt, attempts }) => {
-                for (answer, value) in answers.into_iter().zip(values) {
-                    // Who has gone leaves it to its next request, or its withdrawal.
-                    let _ = answer.send(Ok(Won { value, attempt, attempts }));
+        let settled = match outcome {
+            Ok(HedgedResponse { value: Some(values), attempt, attempts }) => {
+                for (reply, value) in replies.into_iter().zip(values) {
+                    // A caller that has gone repeats its request, or withdraws it.
+                    let _ = reply.send(Ok(HedgedResponse { value, attempt, attempts }));
                 }
                 return;
             }
-            Ok(Won { value: None, attempts, .. }) => attempts == 1,
-            // For the sake of one of them, perhaps; or of their number.
-            Err(Refused { error, settled }) if error.is_permanent() => {
+            Ok(HedgedResponse { value: None, attempts, .. }) => attempts == 1,
+            // Perhaps because of one of the requests, or because of their number.
+            Err(RequestFailure { error, settled }) if error.is_permanent() => {
                 if error.kind() == BackendErrorKind::Invalid {
-                    self.most.fetch_min((asks.len() / 2).max(1), Relaxed);
+                    self.max_batch.fetch_min((requests.len() / 2).max(1), Relaxed);
                 }
                 settled
             }
-            Err(refused) => {
-                for answer in answers {
-                    let _ = answer.send(Err(refused.clone()));
+            Err(failure) => {
+                for reply in replies {
+                    let _ = reply.send(Err(failure.clone()));
                 }
                 return;
             }
         };
-        let each = asks.iter().zip(answers).filter(|(_, answer)| !answer.is_closed());
-        join_all(each.map(|(ask, mut answer)| async move {
+        let each = requests.iter().zip(replies).filter(|(_, reply)| !reply.is_closed());
+        join_all(each.map(|(request, mut reply)| async move {
             select! {
-                made = self.kind.make_one(ask) => drop(answer.send(after(settled, made))),
-                () = answer.closed() => {}
+                outcome = self.op.run_one(request) => drop(reply.send(after_batch(settled, outcome))),
+                () = reply.closed() => {}
             }
         }))
         .await;
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue<K>> {
+    fn queue(&self) -> MutexGuard<'_, Queue<O>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Returns once nobody waits for any of these answers.
-async fn all_gone<T>(answers: &mut [oneshot::Sender<T>]) {
-    for answer in answers {
-        answer.closed().await;
+/// Returns once no caller waits for any of these replies.
+async fn all_closed<T>(replies: &mut [oneshot::Sender<T>]) {
+    for reply in replies {
+        reply.closed().await;
     }
 }
 
-/// The outcome of a request that had been part of another, of which nothing can be carried out any more if it is `settled`.
-fn after<T>(settled: bool, outcome: Answered<T>) -> Answered<T> {
+/// The outcome of a request that was first part of a batch. Unless the batch is `settled`, one of its attempts may
+/// still take effect, which counts as another attempt of the request.
+fn after_batch<T>(settled: bool, outcome: BatchResult<T>) -> BatchResult<T> {
     match outcome {
         outcome if settled => outcome,
-        Ok(won) => Ok(Won { attempts: won.attempts + 1, ..won }),
-        Err(refused) => Err(Refused { settled: false, ..refused }),
+        Ok(response) => Ok(HedgedResponse { attempts: response.attempts + 1, ..response }),
+        Err(failure) => Err(RequestFailure { settled: false, ..failure }),
     }
 }
 
-/// Makes what waits, until nothing does.
-async fn work<K: Kind>(working: Working<K>) {
-    while let Some(requests) = &working.0
-        && let Some(together) = requests.take()
+/// Runs batches until the queue is empty.
+async fn run_worker<O: BatchOp>(guard: WorkerGuard<O>) {
+    while let Some(batcher) = &guard.0
+        && let Some(batch) = batcher.next_batch()
     {
-        requests.make(together).await;
+        batcher.run_batch(batch).await;
     }
-    working.disarm();
+    guard.disarm();
 }
 
-/// Counts whoever makes requests off when it ends before [`Together::take`] did, with its runtime say.
-struct Working<K: Kind>(Option<Arc<Together<K>>>);
+/// Counts a worker out when it ends before [`Batcher::next_batch`] did so, for example because its runtime shut down.
+struct WorkerGuard<O: BatchOp>(Option<Arc<Batcher<O>>>);
 
-impl<K: Kind> Working<K> {
+impl<O: BatchOp> WorkerGuard<O> {
     fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl<K: Kind> Drop for Working<K> {
+impl<O: BatchOp> Drop for WorkerGuard<O> {
     fn drop(&mut self) {
-        let Some(requests) = &self.0 else { return };
-        let mut queue = requests.queue();
-        queue.under_way -= 1;
-        let orphans = if queue.under_way == 0 { mem::take(&mut queue.waiting) } else { VecDeque::new() };
+        let Some(batcher) = &self.0 else { return };
+        let mut queue = batcher.queue();
+        queue.in_flight -= 1;
+        let abandoned = if queue.in_flight == 0 { mem::take(&mut queue.waiting) } else { VecDeque::new() };
         drop(queue);
-        // Nobody is left to make them, which is what their dropping says.
-        drop(orphans);
+        // No worker is left to run them. Dropping them closes their reply channels.
+        drop(abandoned);
     }
 }
 
-impl<K: Kind> fmt::Debug for Together<K> {
+impl<O: BatchOp> fmt::Debug for Batcher<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Together").field("waiting", &self.queue().waiting.len()).finish_non_exhaustive()
+        f.debug_struct("Batcher").field("waiting", &self.queue().waiting.len()).finish_non_exhaustive()
     }
 }
 
@@ -283,151 +299,151 @@ mod tests {
 
     use super::*;
 
-    /// Numbers, of which none goes with itself: 13 is refused, 14 cannot be made with others, and more
-    /// than `limit` are too many.
+    /// Doubles numbers. Equal numbers cannot share a batch, 13 is rejected, 14 cannot be run in a batch, and a batch
+    /// of more than `limit` is rejected.
     struct Numbers {
-        made: AtomicUsize,
+        requests_sent: AtomicUsize,
         limit: usize,
     }
 
     impl Numbers {
-        fn new(limit: usize) -> Arc<Together<Self>> {
-            Together::new(Self { made: AtomicUsize::new(0), limit })
+        fn new(limit: usize) -> Arc<Batcher<Self>> {
+            Batcher::new(Self { requests_sent: AtomicUsize::new(0), limit })
         }
     }
 
-    fn refused(kind: BackendErrorKind) -> Refused {
-        Refused { error: BackendError::new(kind, "refused"), settled: true }
+    fn failure(kind: BackendErrorKind) -> RequestFailure {
+        RequestFailure { error: BackendError::new(kind, "rejected"), settled: true }
     }
 
-    impl Kind for Numbers {
-        type Ask = u64;
-        type Answer = u64;
+    impl BatchOp for Numbers {
+        type Request = u64;
+        type Response = u64;
 
-        const PATIENCE: Option<Duration> = None;
+        const QUEUE_TIMEOUT: Option<Duration> = None;
 
-        fn goes_with(&self, chosen: &[Waiting<Self>], next: &u64) -> bool {
-            chosen.iter().all(|waiting| waiting.ask != *next)
+        fn can_join(&self, batch: &[QueuedRequest<Self>], next: &u64) -> bool {
+            batch.iter().all(|queued| queued.request != *next)
         }
 
-        async fn make_one(&self, ask: &u64) -> Answered<u64> {
-            self.made.fetch_add(1, Relaxed);
+        async fn run_one(&self, request: &u64) -> BatchResult<u64> {
+            self.requests_sent.fetch_add(1, Relaxed);
             sleep(Duration::from_millis(1)).await;
-            match ask {
-                13 => Err(refused(BackendErrorKind::Unauthorized)),
-                ask => Ok(Won { value: ask * 2, attempt: 0, attempts: 1 }),
+            match request {
+                13 => Err(failure(BackendErrorKind::Unauthorized)),
+                number => Ok(HedgedResponse { value: number * 2, attempt: 0, attempts: 1 }),
             }
         }
 
-        async fn make_all(&self, asks: &[u64]) -> Answered<Option<Vec<u64>>> {
-            self.made.fetch_add(1, Relaxed);
+        async fn run_all(&self, requests: &[u64]) -> BatchResult<Option<Vec<u64>>> {
+            self.requests_sent.fetch_add(1, Relaxed);
             sleep(Duration::from_millis(1)).await;
-            if asks.len() > self.limit {
-                return Err(refused(BackendErrorKind::Invalid));
+            if requests.len() > self.limit {
+                return Err(failure(BackendErrorKind::Invalid));
             }
-            if asks.contains(&13) {
-                return Err(refused(BackendErrorKind::Unauthorized));
+            if requests.contains(&13) {
+                return Err(failure(BackendErrorKind::Unauthorized));
             }
-            let value = (!asks.contains(&14)).then(|| asks.iter().map(|ask| ask * 2).collect());
-            Ok(Won { value, attempt: 0, attempts: 2 })
+            let value = (!requests.contains(&14)).then(|| requests.iter().map(|number| number * 2).collect());
+            Ok(HedgedResponse { value, attempt: 0, attempts: 2 })
         }
     }
 
-    /// Asks for all numbers below `count` at once; how many requests were made for them.
-    async fn all_below(count: u64, numbers: &Arc<Together<Numbers>>) -> usize {
-        let asks = (0..count).map(|n| {
+    /// Submits all numbers below `count` at the same time, and returns how many requests were sent for them.
+    async fn submit_all_below(count: u64, numbers: &Arc<Batcher<Numbers>>) -> usize {
+        let submitted = (0..count).map(|n| {
             let numbers = Arc::clone(numbers);
-            tokio::spawn(async move { (n, numbers.ask(n).await) })
+            tokio::spawn(async move { (n, numbers.submit(n).await) })
         });
-        for answered in join_all(asks).await {
+        for answered in join_all(submitted).await {
             match answered.unwrap() {
-                (13, outcome) => assert!(outcome.is_err_and(|refused| refused.settled)),
+                (13, outcome) => assert!(outcome.is_err_and(|failure| failure.settled)),
                 (n, outcome) => assert_eq!(outcome.unwrap().value, n * 2),
             }
         }
-        assert_eq!(numbers.queue().under_way, 0);
-        numbers.kind.made.load(Relaxed)
+        assert_eq!(numbers.queue().in_flight, 0);
+        numbers.op.requests_sent.load(Relaxed)
     }
 
     #[tokio::test(start_paused = true)]
     async fn requests_that_come_together_share_a_transaction() {
-        let numbers = Numbers::new(AT_MOST);
-        let made = all_below(1_000, &numbers).await;
-        // Those with 13 and 14 go once more, each for itself.
-        assert!(made <= 1_000 / AT_MOST + 2 * AT_MOST + UNDER_WAY, "{made}");
+        let numbers = Numbers::new(MAX_BATCH_SIZE);
+        let sent = submit_all_below(1_000, &numbers).await;
+        // The batches with 13 and 14 are repeated, each request by itself.
+        assert!(sent <= 1_000 / MAX_BATCH_SIZE + 2 * MAX_BATCH_SIZE + MAX_IN_FLIGHT, "{sent}");
     }
 
-    /// Hazard G10: of the transaction that it was part of an attempt may yet be carried out.
+    /// Hazard G10: an attempt of the transaction that it was part of may still take effect.
     #[tokio::test(start_paused = true)]
-    async fn who_is_asked_for_alone_after_two_attempts_is_not_settled() {
-        let numbers = Numbers::new(AT_MOST);
-        let (alone, together) = (Waiting::of(14), Waiting::of(15));
-        numbers.make(vec![alone.0, together.0]).await;
-        assert_eq!(alone.1.await.unwrap().unwrap(), Won { value: 28, attempt: 0, attempts: 2 });
-        let (refused, together) = (Waiting::of(13), Waiting::of(14));
-        numbers.make(vec![refused.0, together.0]).await;
+    async fn a_request_repeated_alone_after_two_attempts_is_not_settled() {
+        let numbers = Numbers::new(MAX_BATCH_SIZE);
+        let (alone, other) = (QueuedRequest::new(14), QueuedRequest::new(15));
+        numbers.run_batch(vec![alone.0, other.0]).await;
+        assert_eq!(alone.1.await.unwrap().unwrap(), HedgedResponse { value: 28, attempt: 0, attempts: 2 });
+        let (rejected, other) = (QueuedRequest::new(13), QueuedRequest::new(14));
+        numbers.run_batch(vec![rejected.0, other.0]).await;
         assert!(
-            refused.1.await.unwrap().is_err_and(|refused| refused.settled),
-            "the store refused all of it"
+            rejected.1.await.unwrap().is_err_and(|failure| failure.settled),
+            "the store rejected the whole batch"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_etcd_that_takes_fewer_gets_fewer() {
+    async fn batches_shrink_when_etcd_rejects_them() {
         let numbers = Numbers::new(20);
-        all_below(1_000, &numbers).await;
-        assert_eq!(numbers.most.load(Relaxed), 15);
-        let before = numbers.kind.made.load(Relaxed);
-        let made = all_below(1_000, &numbers).await - before;
-        assert!(made <= 1_000 / 15 + 2 * 15 + UNDER_WAY, "{made}");
+        submit_all_below(1_000, &numbers).await;
+        assert_eq!(numbers.max_batch.load(Relaxed), 15);
+        let before = numbers.op.requests_sent.load(Relaxed);
+        let sent = submit_all_below(1_000, &numbers).await - before;
+        assert!(sent <= 1_000 / 15 + 2 * 15 + MAX_IN_FLIGHT, "{sent}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_gone_is_left_out_and_the_same_is_not_asked_twice_in_one() {
-        let numbers = Numbers::new(AT_MOST);
-        let (left, gone) = Waiting::of(1);
-        let (same, mut answered) = Waiting::of(2);
-        let (again, mut answered_again) = Waiting::of(2);
+    async fn dropped_requests_are_skipped_and_equal_ones_do_not_share_a_batch() {
+        let numbers = Numbers::new(MAX_BATCH_SIZE);
+        let (abandoned, abandoned_receiver) = QueuedRequest::new(1);
+        let (same, mut answered) = QueuedRequest::new(2);
+        let (again, mut answered_again) = QueuedRequest::new(2);
         {
             let mut queue = numbers.queue();
-            queue.under_way = 1;
-            queue.waiting.extend([left, same, again]);
+            queue.in_flight = 1;
+            queue.waiting.extend([abandoned, same, again]);
         }
-        drop(gone);
-        let asks = |together: &Option<Vec<Waiting<Numbers>>>| {
-            together.iter().flatten().map(|waiting| waiting.ask).collect::<Vec<_>>()
+        drop(abandoned_receiver);
+        let numbers_in = |batch: &Option<Vec<QueuedRequest<Numbers>>>| {
+            batch.iter().flatten().map(|queued| queued.request).collect::<Vec<_>>()
         };
-        let first = numbers.take();
-        assert_eq!(asks(&first), [2]);
-        let second = numbers.take();
-        assert_eq!(asks(&second), [2]);
-        assert!(numbers.take().is_none() && numbers.queue().under_way == 0);
-        numbers.make(first.unwrap()).await;
-        numbers.make(second.unwrap()).await;
+        let first = numbers.next_batch();
+        assert_eq!(numbers_in(&first), [2]);
+        let second = numbers.next_batch();
+        assert_eq!(numbers_in(&second), [2]);
+        assert!(numbers.next_batch().is_none() && numbers.queue().in_flight == 0);
+        numbers.run_batch(first.unwrap()).await;
+        numbers.run_batch(second.unwrap()).await;
         assert!(answered.try_recv().unwrap().is_ok() && answered_again.try_recv().unwrap().is_ok());
     }
 
-    /// Hazard G10: who waits is told when whoever was to make its request has gone, and the next one is made.
+    /// Hazard G10: requests fail when the task that should run them has ended, and later ones are run.
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_a_task_that_has_gone() {
-        let numbers = Numbers::new(AT_MOST);
-        let gone =
+    async fn no_request_waits_for_a_task_that_has_ended() {
+        let numbers = Numbers::new(MAX_BATCH_SIZE);
+        let stopped =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let asks: Vec<_> = (0..100)
+        let submitted: Vec<_> = (0..100)
             .map(|n| {
                 let numbers = Arc::clone(&numbers);
-                gone.spawn(async move { numbers.ask(n).await })
+                stopped.spawn(async move { numbers.submit(n).await })
             })
             .collect();
         std::thread::spawn(move || {
-            gone.block_on(tokio::task::yield_now());
-            drop(gone);
+            stopped.block_on(tokio::task::yield_now());
+            drop(stopped);
         })
         .join()
         .unwrap();
-        drop(asks);
-        assert_eq!(numbers.queue().under_way, 0);
-        let answered = timeout(Duration::from_secs(1), numbers.ask(7)).await.unwrap();
+        drop(submitted);
+        assert_eq!(numbers.queue().in_flight, 0);
+        let answered = timeout(Duration::from_secs(1), numbers.submit(7)).await.unwrap();
         assert_eq!(answered.unwrap().value, 14);
     }
 }

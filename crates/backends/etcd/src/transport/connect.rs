@@ -1,4 +1,4 @@
-//! A client of one member, and what its connection is made with.
+//! Connects a client to one member.
 
 use std::{sync::Once, time::Duration};
 
@@ -13,18 +13,22 @@ use tracing::warn;
 
 use crate::{
     config::EtcdConfig,
-    transport::error::{Failure, asks_for_no_login, is_wrong_password},
+    transport::error::{Failure, is_auth_disabled, is_wrong_password},
 };
 
-/// etcd counts pings that come faster than every 5 s as abuse and then closes the
-/// connection (`--grpc-keepalive-min-time`); it allows them only while a stream is open.
-const PING_EVERY: Duration = Duration::from_secs(6);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// A client of the member at `url`, by the certificates of `pem` when it is to speak TLS. The caller bounds it in time.
+/// How often a connection with an open stream is pinged.
 ///
-/// Without a login nothing is sent here: the channel connects on its first request. A password in a file is read again
-/// when it may have changed, and a refused one is to be tried again for a while (hazard G33).
+/// etcd counts pings more often than every 5 s as abuse and then closes the connection
+/// (`--grpc-keepalive-min-time`). It allows pings only while a stream is open.
+const PING_INTERVAL: Duration = Duration::from_secs(6);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// A client of the member at `url`. It uses the certificates of `pem` when TLS is configured. The caller sets a
+/// timeout.
+///
+/// Without a login this sends nothing: the channel connects on its first request. A password file is read again when
+/// it may have changed, and a rejected password is retried for a while (hazard G33).
 pub(crate) async fn connect(config: &EtcdConfig, url: &str, pem: Option<&TlsPem>) -> Result<Client, Failure> {
     let Some((user, password)) = &config.login else {
         return Ok(open(config, url, options(config, pem, None)).await?);
@@ -36,11 +40,11 @@ pub(crate) async fn connect(config: &EtcdConfig, url: &str, pem: Option<&TlsPem>
                 password.accepted(&secret);
                 return Ok(client);
             }
-            // The server's auth may be switched off; Go's client goes on without it too.
-            Err(error) if asks_for_no_login(&error) => {
+            // Authentication may be disabled on the server. Go's client continues without it as well.
+            Err(error) if is_auth_disabled(&error) => {
                 static WARNED: Once = Once::new();
                 WARNED.call_once(|| {
-                    warn!(url, "etcd asks nobody who they are: its auth is off, and the login unused")
+                    warn!(url, "etcd authentication is disabled: the configured login is not used");
                 });
                 return Ok(open(config, url, options(config, pem, None)).await?);
             }
@@ -65,22 +69,22 @@ async fn open(config: &EtcdConfig, url: &str, options: ConnectOptions) -> Result
     let Some(network) = &config.network else {
         return Client::connect([url], Some(options)).await;
     };
-    let reach = crate::simulation::Reach {
+    let endpoint = crate::test_support::Endpoint {
         url,
         connect_timeout: config.connect_timeout,
-        ping_every: PING_EVERY,
+        ping_interval: PING_INTERVAL,
         ping_timeout: PING_TIMEOUT,
     };
-    Client::from_channel(network.reach(&reach), Some(options)).await
+    Client::from_channel(network.connect(&endpoint), Some(options)).await
 }
 
-/// What to connect with. Never kept or printed: its `Debug` shows the password.
+/// The options of a connection. Never stored or printed: their `Debug` shows the password.
 fn options(config: &EtcdConfig, pem: Option<&TlsPem>, login: Option<(&String, &Secret)>) -> ConnectOptions {
     let options = ConnectOptions::new()
         .with_connect_timeout(config.connect_timeout)
-        .with_keep_alive(PING_EVERY, PING_TIMEOUT)
+        .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
         .with_keep_alive_while_idle(false)
-        .with_tcp_keepalive(Duration::from_secs(10))
+        .with_tcp_keepalive(TCP_KEEPALIVE)
         .with_require_leader(true)
         .with_auto_token_refresh(true);
     #[cfg(feature = "tls")]
@@ -89,14 +93,14 @@ fn options(config: &EtcdConfig, pem: Option<&TlsPem>, login: Option<(&String, &S
         None => options,
     };
     #[cfg(not(feature = "tls"))]
-    debug_assert!(pem.is_none(), "refused with the configuration");
+    debug_assert!(pem.is_none(), "EtcdConfig::check rejects TLS without the feature");
     match login {
         Some((user, password)) => options.with_user(user, password.expose()),
         None => options,
     }
 }
 
-/// The name to check is that of the member's URL.
+/// Without a domain name: the certificate is checked against the host name in the member's URL.
 #[cfg(feature = "tls")]
 fn tls_options(pem: &TlsPem) -> TlsOptions {
     let options = TlsOptions::new().ca_certificate(Certificate::from_pem(pem.ca()));

@@ -1,4 +1,4 @@
-//! What etcd's and gRPC's failures mean: the one place where statuses are classified.
+//! Classifies etcd and gRPC errors.
 
 use std::error::Error as _;
 
@@ -8,7 +8,7 @@ use tenure_core::spi::{BackendError, BackendErrorKind};
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: BackendError,
-    /// The member's connection has an expired token, or none: authenticate anew.
+    /// The connection has an expired auth token, or none: authenticate again.
     pub(crate) stale_login: bool,
 }
 
@@ -32,43 +32,43 @@ impl From<etcd_client::Error> for Failure {
     }
 }
 
-/// An answer that lacks what every etcd puts in.
+/// The error of a response without `what`, which every etcd sends.
 pub(crate) fn malformed(what: &str) -> BackendError {
-    BackendError::new(BackendErrorKind::Unavailable, format!("etcd's answer has no {what}"))
+    BackendError::new(BackendErrorKind::Unavailable, format!("malformed response of etcd: no {what}"))
 }
 
-/// `error` with what was being done put before it.
-pub(crate) fn doing(what: &str, member: &str, error: &BackendError) -> BackendError {
+/// `error`, prefixed with the operation and the member that failed.
+pub(crate) fn with_context(what: &str, member: &str, error: &BackendError) -> BackendError {
     BackendError::new(error.kind(), format!("{what} on etcd {member}: {error}"))
 }
 
-/// Which gRPC codes etcd uses for what (`api/v3rpc/rpctypes/error.go`).
+/// The gRPC codes that etcd uses (`api/v3rpc/rpctypes/error.go`).
 mod code {
     pub(super) const INVALID_ARGUMENT: i32 = 3;
     pub(super) const PERMISSION_DENIED: i32 = 7;
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
-/// How etcd refuses a login: the user or the password is wrong.
-const WRONG_PASSWORD: &str = "invalid user ID or password";
+/// etcd's text for a wrong user or password.
+const WRONG_PASSWORD_TEXT: &str = "invalid user ID or password";
 
-/// The kind of a status, and whether its cause is a login that is out of date.
+/// The kind of a status, and whether an outdated login caused it.
 ///
-/// Texts go before codes: some paths inside etcd lose the code and keep the text.
+/// Texts are checked before codes: some paths inside etcd lose the code and keep the text.
 fn classify(code: i32, message: &str) -> (BackendErrorKind, bool) {
     use BackendErrorKind::{Invalid, SessionGone, Unauthorized, Unavailable};
-    let says = |text: &str| message.contains(text);
-    if says("requested lease not found") {
+    let contains = |text: &str| message.contains(text);
+    if contains("requested lease not found") {
         (SessionGone, false)
-    } else if says("invalid auth token") || says("revision of auth store is old") {
+    } else if contains("invalid auth token") || contains("revision of auth store is old") {
         (Unavailable, true)
-    } else if says("user name is empty") || says(WRONG_PASSWORD) {
-        // Auth was switched on after we connected, or the password was changed; or we have no user at all, or a wrong
-        // password. Which of them is for the caller, who knows its configuration and logs in anew.
+    } else if contains("user name is empty") || contains(WRONG_PASSWORD_TEXT) {
+        // Auth was enabled after this client connected, or the password changed; or no user is configured, or a wrong
+        // password. The caller knows its configuration and decides which; it authenticates again.
         (Unauthorized, true)
-    } else if says("permission denied") {
+    } else if contains("permission denied") {
         (Unauthorized, false)
-    } else if says("too large lease TTL") {
+    } else if contains("too large lease TTL") {
         (Invalid, false)
     } else {
         match code {
@@ -80,37 +80,37 @@ fn classify(code: i32, message: &str) -> (BackendErrorKind, bool) {
     }
 }
 
-/// Whether a watch was cancelled for want of a valid login.
-pub(crate) fn is_login_trouble(cancel_reason: &str) -> bool {
+/// Whether a watch was cancelled because its login is invalid or lacks a permission.
+pub(crate) fn is_login_error(cancel_reason: &str) -> bool {
     cancel_reason.contains("auth token") || cancel_reason.contains("permission denied")
 }
 
-/// Whether connecting failed only because the store asks for no login.
-pub(crate) fn asks_for_no_login(error: &etcd_client::Error) -> bool {
+/// Whether connecting failed only because authentication is disabled on the server.
+pub(crate) fn is_auth_disabled(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("authentication is not enabled"))
 }
 
-/// Whether the store refused the user or the password.
+/// Whether etcd rejected the user or the password.
 pub(crate) fn is_wrong_password(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains(WRONG_PASSWORD))
+    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains(WRONG_PASSWORD_TEXT))
 }
 
-/// Whether a lease was not granted because it exists.
-pub(crate) fn lease_exists(error: &etcd_client::Error) -> bool {
+/// Whether a lease was not granted because its id is in use.
+pub(crate) fn is_existing_lease(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("lease already exists"))
 }
 
-/// Whether a put was refused because the NOSPACE alarm is on.
+/// Whether a put was rejected because the NOSPACE alarm is active.
 pub(crate) fn is_out_of_space(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("database space exceeded"))
 }
 
-/// Whether an answer was larger than we take.
+/// Whether a response exceeded [`MAX_RESPONSE_BYTES`](crate::transport::request::MAX_RESPONSE_BYTES).
 pub(crate) fn is_too_large(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("message length too large"))
 }
 
-/// An error's text with the texts of its causes: tonic's own says only "transport error".
+/// An error's text with the texts of its causes: tonic's own text is only "transport error".
 fn describe(error: &etcd_client::Error) -> String {
     let (mut text, mut source) = match error {
         etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
@@ -118,23 +118,25 @@ fn describe(error: &etcd_client::Error) -> String {
         other => (other.to_string(), None),
     };
     while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
         }
         source = cause.source();
     }
-    match refuses_our_certificate(&text) {
-        true => format!("{text} (the member refused our certificate, or wants one: see cert and key)"),
+    match is_client_certificate_rejected(&text) {
+        true => format!(
+            "{text} (the member refused our certificate, or requires one: check the settings cert and key)"
+        ),
         false => text,
     }
 }
 
-/// Whether an error's text has the alert by which a server turns a client away whose certificate it does not take.
+/// Whether an error's text contains a TLS alert with which a server rejects a client's certificate.
 ///
-/// It is not final all the same, as a refused password is: the server's authorities may be the next to change, and on the way to
-/// the server anybody can send an alert, who would end candidacies for good.
-fn refuses_our_certificate(text: &str) -> bool {
+/// Unlike a rejected password, this is not a permanent error: the server's certificate authorities may be rotated
+/// next, and anybody on the network path could send such an alert and would then end candidacies permanently.
+fn is_client_certificate_rejected(text: &str) -> bool {
     let alerts = ["Certificate", "UnknownCA", "AccessDenied"];
     text.split("received fatal alert: ").skip(1).any(|alert| alerts.iter().any(|name| alert.contains(name)))
 }
@@ -144,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_mean_what_the_engine_must_do() {
+    fn statuses_are_classified_by_text_and_code() {
         use BackendErrorKind::{Invalid, SessionGone, Unauthorized, Unavailable};
         for (code, message, kind, stale_login) in [
             (5, "etcdserver: requested lease not found", SessionGone, false),

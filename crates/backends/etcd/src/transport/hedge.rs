@@ -1,9 +1,8 @@
-//! Asking again elsewhere when an answer is late.
+//! Hedged calls: starts another attempt when an answer is late.
 //!
-//! A frozen member neither answers nor closes its connections, and a follower that
-//! forwards to a frozen leader holds a request for seven seconds although another,
-//! sent a second later, is answered at once (hazard E3). So a late answer is not
-//! waited for alone: a fresh attempt starts beside it, and the first useful answer counts.
+//! A frozen member neither answers nor closes its connections, and a follower that forwards to a frozen leader holds
+//! a request for seven seconds, although another one, sent a second later, is answered at once (hazard E3). So a call
+//! does not wait for a late answer alone: a new attempt starts beside it, and the first decisive outcome counts.
 
 use std::{
     pin::{Pin, pin},
@@ -18,68 +17,71 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-/// What came of a hedged call.
+/// The outcome of a hedged call that succeeded.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Won<T> {
+pub(crate) struct HedgedResponse<T> {
     pub(crate) value: T,
-    /// Which attempt answered, from zero.
+    /// Which attempt was answered, from zero.
     pub(crate) attempt: usize,
-    /// How many attempts were made. Those that did not answer may still reach the store.
+    /// How many attempts were started. Those that were not answered may still reach the store.
     pub(crate) attempts: usize,
 }
 
-/// The times that bound a hedged call.
+/// The limits of a hedged call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
-    /// After how long without an answer another attempt starts.
-    pub(crate) hedge: Duration,
-    /// How long an attempt may take.
-    pub(crate) attempt: Duration,
+pub(crate) struct HedgeLimits {
+    /// How long to wait for an answer before another attempt starts.
+    pub(crate) hedge_delay: Duration,
+    /// How long one attempt may take.
+    pub(crate) attempt_timeout: Duration,
     /// How long the whole call may take.
-    pub(crate) call: Duration,
-    /// How many attempts may follow each other without a pause: one for each member.
+    pub(crate) call_timeout: Duration,
+    /// How many attempts may follow each other without a delay: one per member.
     pub(crate) round: usize,
 }
 
-/// Whether an answer is late, so that attempts look at the time.
+/// A timeout that starts a timer only once the call is late.
 ///
-/// Nearly all are answered in time, and a timer that is set and taken back costs as much as some part of a request.
+/// Nearly all calls are answered in time, and a timer that is set and cancelled costs a noticeable part of a request.
 #[derive(Debug, Default)]
-pub(crate) struct Late {
-    is_late: AtomicBool,
-    told: Notify,
+pub(crate) struct LazyTimeout {
+    is_armed: AtomicBool,
+    armed: Notify,
 }
 
-impl Late {
-    pub(crate) fn set(&self) {
-        self.is_late.store(true, Relaxed);
-        self.told.notify_waiters();
+impl LazyTimeout {
+    pub(crate) fn arm(&self) {
+        self.is_armed.store(true, Relaxed);
+        self.armed.notify_waiters();
     }
 
-    /// Returns at `time`, or once an answer is late after that.
-    pub(crate) async fn and_past(&self, time: Instant) {
-        let mut told = pin!(self.told.notified());
-        told.as_mut().enable();
-        // Set and looked at by one task.
-        if !self.is_late.load(Relaxed) {
-            told.await;
+    /// Returns at `deadline`, or when the timeout is armed if that is later.
+    pub(crate) async fn expired(&self, deadline: Instant) {
+        let mut armed = pin!(self.armed.notified());
+        armed.as_mut().enable();
+        // Relaxed suffices: one task both sets and reads the flag.
+        if !self.is_armed.load(Relaxed) {
+            armed.await;
         }
-        sleep_until(time).await;
+        sleep_until(deadline).await;
     }
 }
 
-/// Makes attempts, numbered from zero, until one is decisive or time is up.
+/// Starts attempts, numbered from zero, until one is decisive or the call times out.
 ///
-/// An attempt is decisive when it succeeds or fails with anything but
-/// [`Unavailable`](BackendErrorKind::Unavailable). The next attempt starts when
-/// `hedge` has passed since the last one did, or at once when one has failed and
-/// not every member was tried yet. The call fails when nothing is under way and
-/// every member has failed. At most two attempts a member, and one more, are under way at a time:
-/// more would only be in each other's way when the store is late because it has much to do.
+/// An attempt is decisive when it succeeds, or fails with an error other than
+/// [`Unavailable`](BackendErrorKind::Unavailable). The next attempt starts `hedge_delay` after the last one, or
+/// immediately when one has failed and not every member was tried yet. The call fails when no attempt is in flight
+/// and every member has failed. At most two attempts per member, and one more, are in flight at a time: more would
+/// only compete with each other when the store is overloaded.
 ///
 /// # Cancellation safety
 /// Dropping the future drops all attempts.
-pub(crate) async fn hedged<T, F, Fut>(pace: Pace, late: &Late, mut start: F) -> Result<Won<T>, BackendError>
+pub(crate) async fn hedged<T, F, Fut>(
+    limits: HedgeLimits,
+    timeout: &LazyTimeout,
+    mut start: F,
+) -> Result<HedgedResponse<T>, BackendError>
 where
     F: FnMut(usize) -> Fut,
     Fut: Future<Output = Result<T, BackendError>>,
@@ -89,23 +91,23 @@ where
     let early = tokio::select! {
         biased;
         ended = &mut first => Some(ended),
-        () = sleep_until(begun + pace.hedge.min(pace.attempt).min(pace.call)) => None,
+        () = sleep_until(begun + limits.hedge_delay.min(limits.attempt_timeout).min(limits.call_timeout)) => None,
     };
     let mut last_error = match early {
-        Some(Ok(value)) => return Ok(Won { value, attempt: 0, attempts: 1 }),
-        Some(Err(error)) if error.kind() != BackendErrorKind::Unavailable || pace.round <= 1 => {
+        Some(Ok(value)) => return Ok(HedgedResponse { value, attempt: 0, attempts: 1 }),
+        Some(Err(error)) if error.kind() != BackendErrorKind::Unavailable || limits.round <= 1 => {
             return Err(error);
         }
         Some(Err(error)) => Some(error),
         None => None,
     };
-    late.set();
-    // Boxed: it takes room that is hardly ever needed.
+    timeout.arm();
+    // Boxed, because this memory is hardly ever needed.
     let call = Box::pin(async {
         let number = async |attempt: usize, future: Pin<Box<Fut>>| (attempt, future.await);
         let mut running = FuturesUnordered::new();
         let mut attempts = 1;
-        let mut next = begun + pace.hedge;
+        let mut next = begun + limits.hedge_delay;
         if last_error.is_none() {
             running.push(number(0, first));
         } else {
@@ -118,34 +120,34 @@ where
                 () = sleep_until(next) => None,
             };
             match ended {
-                Some((attempt, Ok(value))) => return Ok(Won { value, attempt, attempts }),
+                Some((attempt, Ok(value))) => return Ok(HedgedResponse { value, attempt, attempts }),
                 Some((_, Err(error))) if error.kind() != BackendErrorKind::Unavailable => return Err(error),
                 Some((_, Err(error))) => {
                     last_error = Some(error.clone());
-                    if attempts >= pace.round {
+                    if attempts >= limits.round {
                         if running.is_empty() {
                             return Err(error);
                         }
                         continue;
                     }
                 }
-                None if running.len() > 2 * pace.round => {
-                    next += pace.hedge;
+                None if running.len() > 2 * limits.round => {
+                    next += limits.hedge_delay;
                     continue;
                 }
                 None => {}
             }
             running.push(number(attempts, Box::pin(start(attempts))));
             attempts += 1;
-            next = Instant::now() + pace.hedge;
+            next = Instant::now() + limits.hedge_delay;
         }
     });
-    match timeout_at(begun + pace.call, call).await {
+    match timeout_at(begun + limits.call_timeout, call).await {
         Ok(outcome) => outcome,
         Err(_) => Err(last_error.unwrap_or_else(|| {
             BackendError::new(
                 BackendErrorKind::Unavailable,
-                format!("no etcd member answered within {:?}", pace.call),
+                format!("no etcd member answered within {:?}", limits.call_timeout),
             )
         })),
     }
@@ -159,19 +161,19 @@ mod tests {
 
     use super::*;
 
-    const PACE: Pace = Pace {
-        hedge: Duration::from_millis(300),
-        attempt: Duration::from_secs(2),
-        call: Duration::from_secs(5),
+    const LIMITS: HedgeLimits = HedgeLimits {
+        hedge_delay: Duration::from_millis(300),
+        attempt_timeout: Duration::from_secs(2),
+        call_timeout: Duration::from_secs(5),
         round: 3,
     };
 
-    async fn hedged<T, F, Fut>(pace: Pace, start: F) -> Result<Won<T>, BackendError>
+    async fn hedged<T, F, Fut>(limits: HedgeLimits, start: F) -> Result<HedgedResponse<T>, BackendError>
     where
         F: FnMut(usize) -> Fut,
         Fut: Future<Output = Result<T, BackendError>>,
     {
-        super::hedged(pace, &Late::default(), start).await
+        super::hedged(limits, &LazyTimeout::default(), start).await
     }
 
     fn unavailable(text: &str) -> BackendError {
@@ -180,60 +182,61 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_prompt_answer_needs_one_attempt() {
-        let won = hedged(PACE, |n| async move { Ok(n) }).await.unwrap();
-        assert_eq!(won, Won { value: 0, attempt: 0, attempts: 1 });
+        let response = hedged(LIMITS, |n| async move { Ok(n) }).await.unwrap();
+        assert_eq!(response, HedgedResponse { value: 0, attempt: 0, attempts: 1 });
     }
 
     /// E3: a member that does not answer costs one hedge delay, not its timeout.
     #[tokio::test(start_paused = true)]
     async fn a_late_answer_is_overtaken() {
         let begun = Instant::now();
-        let won = hedged(PACE, |n| async move {
+        let response = hedged(LIMITS, |n| async move {
             if n == 0 {
                 pending::<()>().await
             }
             sleep(Duration::from_millis(10)).await;
             Ok(n)
         });
-        assert_eq!(won.await.unwrap(), Won { value: 1, attempt: 1, attempts: 2 });
+        assert_eq!(response.await.unwrap(), HedgedResponse { value: 1, attempt: 1, attempts: 2 });
         assert_eq!(begun.elapsed(), Duration::from_millis(310));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_first_attempt_may_still_win() {
-        let won = hedged(PACE, |n| async move {
+        let response = hedged(LIMITS, |n| async move {
             sleep(Duration::from_millis(if n == 0 { 400 } else { 1000 })).await;
             Ok(n)
         });
-        assert_eq!(won.await.unwrap().attempt, 0);
+        assert_eq!(response.await.unwrap().attempt, 0);
     }
 
     /// E3: attempts sent before etcd has a leader again are stuck; later ones are not.
     #[tokio::test(start_paused = true)]
     async fn fresh_attempts_go_on_while_older_ones_are_stuck() {
         let begun = Instant::now();
-        let won = hedged(PACE, |n| async move {
+        let response = hedged(LIMITS, |n| async move {
             if begun.elapsed() < Duration::from_millis(1500) {
                 pending::<()>().await
             }
             Ok(n)
         });
-        assert_eq!(won.await.unwrap().attempt, 5);
+        assert_eq!(response.await.unwrap().attempt, 5);
     }
 
     /// E6: a dead member costs nothing.
     #[tokio::test(start_paused = true)]
     async fn a_failed_attempt_is_followed_at_once() {
         let begun = Instant::now();
-        let won = hedged(PACE, |n| async move { if n < 2 { Err(unavailable("refused")) } else { Ok(n) } });
-        assert_eq!(won.await.unwrap().attempt, 2);
+        let response =
+            hedged(LIMITS, |n| async move { if n < 2 { Err(unavailable("refused")) } else { Ok(n) } });
+        assert_eq!(response.await.unwrap().attempt, 2);
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_call_fails_once_every_member_has() {
         let tried = RefCell::new(0);
-        let error = hedged(PACE, |n| {
+        let error = hedged(LIMITS, |n| {
             *tried.borrow_mut() += 1;
             async move { Err::<(), _>(unavailable(&n.to_string())) }
         });
@@ -243,7 +246,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_decisive_failure_is_believed() {
-        let error = hedged(PACE, |n| async move {
+        let error = hedged(LIMITS, |n| async move {
             if n == 0 {
                 pending::<()>().await
             }
@@ -252,12 +255,12 @@ mod tests {
         assert_eq!(error.await.unwrap_err().kind(), BackendErrorKind::SessionGone);
     }
 
-    /// E7: nothing hangs for ever.
+    /// E7: no call waits for ever.
     #[tokio::test(start_paused = true)]
     async fn the_call_is_bounded() {
         let begun = Instant::now();
-        let error = hedged(PACE, |_| pending::<Result<(), _>>()).await.unwrap_err();
+        let error = hedged(LIMITS, |_| pending::<Result<(), _>>()).await.unwrap_err();
         assert_eq!(error.kind(), BackendErrorKind::Unavailable);
-        assert_eq!(begun.elapsed(), PACE.call);
+        assert_eq!(begun.elapsed(), LIMITS.call_timeout);
     }
 }

@@ -1,8 +1,8 @@
-//! How many calls are under way at a time, of those that come in thousands.
+//! Bounds the number of bulk calls in flight, by additive increase and multiplicative decrease.
 //!
-//! A store that has too much to do answers late; whoever asks then asks again, and it has even more to do. Many processes
-//! that each ask as much as they like keep it there, with next to nothing that is answered in time. So each of them asks for
-//! less while its answers are late, and for more again while they are not.
+//! An overloaded store answers late, callers then ask again, and the load grows. Many processes without a limit keep
+//! a store in that state, in which almost nothing is answered in time. So each process lowers its limit while answers
+//! are late, and raises it again while they are not.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,98 +14,99 @@ use tokio::{
     time::Instant,
 };
 
-/// At most so many: more would only wait in etcd's queue, where they would look late.
-const MOST: usize = 256;
-/// At least so many, however late the answers are: one may be stuck in a frozen member.
-const LEAST: usize = 8;
-/// How long the calls that are under way are given before they count once more as late.
-const MOMENT: Duration = Duration::from_millis(500);
+/// The highest limit. More calls would only wait in etcd's queue, where they would look late.
+const MAX_LIMIT: usize = 256;
+/// The lowest limit, however late the answers are: one call may be stuck in a frozen member.
+const MIN_LIMIT: usize = 8;
+/// The least time between two decreases, so that calls which are late together count once.
+const DECREASE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Places for calls, of which there are fewer while answers are late.
-pub(crate) struct Bulk {
-    /// One permit for each place.
-    free: Semaphore,
-    places: Mutex<Places>,
+/// Limits the calls in flight. The limit falls while answers are late.
+pub(crate) struct Limiter {
+    /// One permit for each call that may start.
+    permits: Semaphore,
+    state: Mutex<LimiterState>,
 }
 
-struct Places {
-    /// How many there should be.
-    wanted: usize,
-    /// How many there are.
-    made: usize,
-    /// How many answers came in time since there was one more.
-    prompt: usize,
-    narrowed: Option<Instant>,
+struct LimiterState {
+    /// How many calls may be in flight.
+    limit: usize,
+    /// How many permits exist. Exceeds `limit` until enough permits were returned.
+    issued: usize,
+    /// How many answers were in time since the last increase.
+    prompt_answers: usize,
+    last_decrease: Option<Instant>,
 }
 
-/// A call's place.
-pub(crate) struct Place<'a> {
-    bulk: &'a Bulk,
+/// The right to have one call in flight.
+pub(crate) struct LimiterPermit<'a> {
+    limiter: &'a Limiter,
     permit: Option<SemaphorePermit<'a>>,
 }
 
-impl Bulk {
+impl Limiter {
     pub(crate) fn new() -> Self {
-        let places = Places { wanted: MOST, made: MOST, prompt: 0, narrowed: None };
-        Self { free: Semaphore::new(MOST), places: Mutex::new(places) }
+        let state =
+            LimiterState { limit: MAX_LIMIT, issued: MAX_LIMIT, prompt_answers: 0, last_decrease: None };
+        Self { permits: Semaphore::new(MAX_LIMIT), state: Mutex::new(state) }
     }
 
-    /// Waits for a place.
-    pub(crate) async fn enter(&self) -> Place<'_> {
-        Place { bulk: self, permit: self.free.acquire().await.ok() }
+    /// Waits for a permit.
+    pub(crate) async fn acquire(&self) -> LimiterPermit<'_> {
+        LimiterPermit { limiter: self, permit: self.permits.acquire().await.ok() }
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, LimiterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// There is one more place once as many answers as an eighth of the places were in time.
-    fn widen(&self) {
-        let mut places = self.places();
-        places.prompt += 1;
-        if places.wanted == MOST || places.prompt <= places.wanted / 8 {
+    /// Raises the limit by one after as many prompt answers as an eighth of the limit.
+    fn increase(&self) {
+        let mut state = self.state();
+        state.prompt_answers += 1;
+        if state.limit == MAX_LIMIT || state.prompt_answers <= state.limit / 8 {
             return;
         }
-        places.prompt = 0;
-        places.wanted += 1;
-        if places.made < places.wanted {
-            places.made += 1;
-            self.free.add_permits(1);
+        state.prompt_answers = 0;
+        state.limit += 1;
+        if state.issued < state.limit {
+            state.issued += 1;
+            self.permits.add_permits(1);
         }
     }
 
-    /// Half as many places, once for all that are late together.
-    fn narrow(&self) {
-        let mut places = self.places();
+    /// Halves the limit, at most once per [`DECREASE_INTERVAL`].
+    fn decrease(&self) {
+        let mut state = self.state();
         let now = Instant::now();
-        if places.narrowed.is_some_and(|before| now - before < MOMENT) {
+        if state.last_decrease.is_some_and(|before| now - before < DECREASE_INTERVAL) {
             return;
         }
-        places.narrowed = Some(now);
-        places.prompt = 0;
-        places.wanted = (places.wanted / 2).max(LEAST);
-        // The rest goes as it is given back.
-        let over = places.made.saturating_sub(places.wanted);
-        places.made -= self.free.forget_permits(over);
+        state.last_decrease = Some(now);
+        state.prompt_answers = 0;
+        state.limit = (state.limit / 2).max(MIN_LIMIT);
+        // Permits in use are removed when they are returned.
+        let excess = state.issued.saturating_sub(state.limit);
+        state.issued -= self.permits.forget_permits(excess);
     }
 }
 
-impl Place<'_> {
-    /// Says how the call went that had this place; one that was dropped says nothing.
-    pub(crate) fn answered(self, in_time: bool) {
+impl LimiterPermit<'_> {
+    /// Reports whether the call was answered in time. A permit that is dropped reports nothing.
+    pub(crate) fn report(self, in_time: bool) {
         match in_time {
-            true => self.bulk.widen(),
-            false => self.bulk.narrow(),
+            true => self.limiter.increase(),
+            false => self.limiter.decrease(),
         }
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for LimiterPermit<'_> {
     fn drop(&mut self) {
         let Some(permit) = self.permit.take() else { return };
-        let mut places = self.bulk.places();
-        if places.made > places.wanted {
-            places.made -= 1;
+        let mut state = self.limiter.state();
+        if state.issued > state.limit {
+            state.issued -= 1;
             permit.forget();
         } else {
             drop(permit);
@@ -120,45 +121,45 @@ mod tests {
 
     use super::*;
 
-    fn enter(bulk: &Bulk) -> Option<Place<'_>> {
-        unconstrained(bulk.enter()).now_or_never()
+    fn acquire(limiter: &Limiter) -> Option<LimiterPermit<'_>> {
+        unconstrained(limiter.acquire()).now_or_never()
     }
 
-    fn free(bulk: &Bulk) -> usize {
-        bulk.free.available_permits()
+    fn available(limiter: &Limiter) -> usize {
+        limiter.permits.available_permits()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn late_answers_leave_fewer_places_and_prompt_ones_bring_them_back() {
-        let bulk = Bulk::new();
-        let mut under_way: Vec<_> = (0..MOST).map(|_| enter(&bulk).unwrap()).collect();
-        assert!(enter(&bulk).is_none());
-        // However many are late together.
-        under_way.drain(..3).for_each(|place| place.answered(false));
-        assert_eq!(free(&bulk), 0);
-        drop(under_way);
-        assert_eq!(free(&bulk), MOST / 2);
+    async fn late_answers_lower_the_limit_and_prompt_ones_raise_it() {
+        let limiter = Limiter::new();
+        let mut in_flight: Vec<_> = (0..MAX_LIMIT).map(|_| acquire(&limiter).unwrap()).collect();
+        assert!(acquire(&limiter).is_none());
+        // Several late answers at the same time count once.
+        in_flight.drain(..3).for_each(|permit| permit.report(false));
+        assert_eq!(available(&limiter), 0);
+        drop(in_flight);
+        assert_eq!(available(&limiter), MAX_LIMIT / 2);
         for _ in 0..20 {
-            advance(MOMENT).await;
-            enter(&bulk).unwrap().answered(false);
+            advance(DECREASE_INTERVAL).await;
+            acquire(&limiter).unwrap().report(false);
         }
-        assert_eq!(free(&bulk), LEAST);
-        let mut prompt = 0;
-        while free(&bulk) < MOST {
-            enter(&bulk).unwrap().answered(true);
-            prompt += 1;
+        assert_eq!(available(&limiter), MIN_LIMIT);
+        let mut prompt_answers = 0;
+        while available(&limiter) < MAX_LIMIT {
+            acquire(&limiter).unwrap().report(true);
+            prompt_answers += 1;
         }
-        assert!((MOST..20 * MOST).contains(&prompt), "{prompt}");
-        enter(&bulk).unwrap().answered(true);
-        assert_eq!(free(&bulk), MOST);
+        assert!((MAX_LIMIT..20 * MAX_LIMIT).contains(&prompt_answers), "{prompt_answers}");
+        acquire(&limiter).unwrap().report(true);
+        assert_eq!(available(&limiter), MAX_LIMIT);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dropped_call_gives_its_place_back() {
-        let bulk = Bulk::new();
-        let under_way: Vec<_> = (0..MOST).map(|_| enter(&bulk).unwrap()).collect();
-        assert!(enter(&bulk).is_none());
-        drop(under_way);
-        assert_eq!(free(&bulk), MOST);
+    async fn a_dropped_call_returns_its_permit() {
+        let limiter = Limiter::new();
+        let in_flight: Vec<_> = (0..MAX_LIMIT).map(|_| acquire(&limiter).unwrap()).collect();
+        assert!(acquire(&limiter).is_none());
+        drop(in_flight);
+        assert_eq!(available(&limiter), MAX_LIMIT);
     }
 }

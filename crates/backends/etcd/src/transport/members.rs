@@ -1,12 +1,11 @@
-//! One connection for each member, and which of them to ask.
+//! One connection per member, and failover between them.
 //!
-//! etcd-client can spread calls over endpoints but checks none of them: with one
-//! member of three dead a quarter of all calls failed, with one frozen a third hung
-//! for ever (hazard E6). Here every member has a client of its own, every await has
-//! a timeout (E7), a late or failed answer sends the call to the next member, and
-//! the member that answered last is asked first.
+//! etcd-client can spread calls over endpoints but does no health checks: with one member of three dead a quarter of
+//! all calls failed, and with one frozen a third never returned (hazard E6). Here every member has its own client,
+//! every await has a timeout (E7), a late or failed answer moves the call to the next member, and the member that
+//! answered last is preferred.
 
-mod identity;
+mod cluster_check;
 
 use std::{
     fmt,
@@ -28,16 +27,18 @@ use tracing::debug;
 
 use crate::{
     config::EtcdConfig,
-    transport::cluster::Cluster,
-    transport::connection::Connection,
-    transport::error::{Failure, doing},
-    transport::hedge::{Late, Pace, Won, hedged},
-    transport::limiter::Bulk,
-    transport::request::{Asked, MAX_ANSWER_BYTES, kv},
+    transport::{
+        cluster::PinnedCluster,
+        connection::Connection,
+        error::{Failure, with_context},
+        hedge::{HedgeLimits, HedgedResponse, LazyTimeout, hedged},
+        limiter::Limiter,
+        request::{AttemptClient, kv},
+    },
 };
 
-/// How long a call may take, all its attempts together. A leader's loss is settled
-/// in etcd within about two seconds; the engine has its own, shorter bounds.
+/// How long a call may take, all its attempts together. etcd recovers from the loss of its leader within about two
+/// seconds. The engine has shorter limits of its own.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The members of the cluster.
@@ -46,30 +47,30 @@ pub(crate) struct Members {
     preferred: AtomicUsize,
     config: Arc<EtcdConfig>,
     probe_key: Arc<str>,
-    bulk: Bulk,
-    born: Instant,
-    cluster: Cluster,
+    limiter: Limiter,
+    started_at: Instant,
+    cluster: PinnedCluster,
 }
 
 struct Member {
     /// `host:port`.
     endpoint: String,
     connection: Arc<Connection>,
-    /// When a quorum's answer last came through this member, in milliseconds since
-    /// `born` plus one; zero when it is suspected to be frozen or cut off.
-    fresh: AtomicU64,
-    /// It was said that it is of another cluster.
+    /// When this member last returned an answer that needed a quorum, in milliseconds since `started_at` plus one.
+    /// Zero when the member is suspected to be frozen or partitioned.
+    last_quorum_answer: AtomicU64,
+    /// Whether it was logged that the member belongs to another cluster.
     is_foreign: AtomicBool,
 }
 
-/// What a call is, which decides how it is made.
+/// The class of a call, which decides how it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Call {
-    /// A quorum's word, of which there may be thousands at once.
+pub(crate) enum CallClass {
+    /// Needs a quorum. There may be thousands at the same time, so that the [`Limiter`] applies.
     Bulk,
-    /// A quorum's word that must not queue behind others.
+    /// Needs a quorum, and must not queue behind other calls.
     Urgent,
-    /// A lease keepalive: urgent, and no proof that the member hears the others.
+    /// A lease keepalive: urgent, and no proof that the member reaches a quorum.
     Keepalive,
 }
 
@@ -82,35 +83,35 @@ impl Members {
             .map(|endpoint| Member {
                 endpoint: endpoint.clone(),
                 connection: Connection::new(Arc::clone(&config), endpoint, Arc::clone(&probe_key)),
-                fresh: AtomicU64::new(0),
+                last_quorum_answer: AtomicU64::new(0),
                 is_foreign: AtomicBool::new(false),
             })
             .collect();
-        // Processes spread over the members.
+        // Random, so that processes spread over the members.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len().max(1)));
         Self {
             members,
             preferred,
             config,
             probe_key,
-            bulk: Bulk::new(),
-            born: Instant::now(),
-            cluster: Cluster::default(),
+            limiter: Limiter::new(),
+            started_at: Instant::now(),
+            cluster: PinnedCluster::default(),
         }
     }
 
-    /// The member to ask first.
+    /// The member that calls try first.
     pub(crate) fn preferred(&self) -> usize {
         if is_disabled(SafetyRule::FailOver) { 0 } else { self.preferred.load(Relaxed) }
     }
 
-    /// Whether a name and a password are shown.
-    pub(crate) fn logs_in(&self) -> bool {
+    /// Whether a user and a password are configured.
+    pub(crate) fn uses_login(&self) -> bool {
         self.config.login.is_some()
     }
 
-    /// What all entries' keys begin with.
-    pub(crate) fn prefix(&self) -> String {
+    /// The prefix of all entries' keys, with its slash.
+    pub(crate) fn key_prefix(&self) -> String {
         format!("{}/", self.config.prefix)
     }
 
@@ -126,55 +127,56 @@ impl Members {
         &self.members[member].endpoint
     }
 
-    /// Makes `call` on the preferred member, and on the next ones when it is late or fails.
+    /// Calls `op` on the preferred member, and on the next ones when it is late or fails.
     ///
-    /// `op` must be safe to make several times, also long after this call has ended:
-    /// an attempt that was overtaken may still reach the store.
+    /// `op` must be safe to repeat, also long after this call has returned: an attempt that was overtaken may still
+    /// reach the store.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         what: &'static str,
-        call: Call,
+        class: CallClass,
         op: F,
-    ) -> Result<Won<T>, BackendError>
+    ) -> Result<HedgedResponse<T>, BackendError>
     where
-        F: Fn(Asked) -> Fut,
+        F: Fn(AttemptClient) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
-        if self.cluster.is_unknown() {
-            self.agree(what).await?;
+        if self.cluster.is_unpinned() {
+            self.verify_cluster(what).await?;
         }
-        let place = match call {
-            Call::Bulk => Some(self.bulk.enter().await),
-            Call::Urgent | Call::Keepalive => None,
+        let permit = match class {
+            CallClass::Bulk => Some(self.limiter.acquire().await),
+            CallClass::Urgent | CallClass::Keepalive => None,
         };
         let (first, count) = (self.preferred(), self.members.len());
-        let attempt = self.config.attempt_timeout;
-        let pace = match is_disabled(SafetyRule::FailOver) {
-            true => Pace { hedge: CALL_TIMEOUT, attempt, call: CALL_TIMEOUT, round: 1 },
-            false => Pace { hedge: self.config.hedge, attempt, call: CALL_TIMEOUT, round: count },
+        let attempt_timeout = self.config.attempt_timeout;
+        let (hedge_delay, round) = match is_disabled(SafetyRule::FailOver) {
+            true => (CALL_TIMEOUT, 1),
+            false => (self.config.hedge, count),
         };
-        let late = &Late::default();
-        let outcome = hedged(pace, late, |n| {
+        let limits = HedgeLimits { hedge_delay, attempt_timeout, call_timeout: CALL_TIMEOUT, round };
+        let timeout = &LazyTimeout::default();
+        let outcome = hedged(limits, timeout, |n| {
             if n > 0 {
                 self.suspect((first + n - 1) % count);
             }
-            self.attempt((first + n) % count, what, call, attempt, late, &op)
+            self.attempt((first + n) % count, what, class, attempt_timeout, timeout, &op)
         })
         .await;
-        if let Some(place) = place {
-            place.answered(match &outcome {
-                Ok(won) => won.attempts == 1,
+        if let Some(permit) = permit {
+            permit.report(match &outcome {
+                Ok(response) => response.attempts == 1,
                 Err(error) => error.kind() != BackendErrorKind::Unavailable,
             });
         }
         match &outcome {
-            Ok(won) if won.attempt > 0 => self.prefer((first + won.attempt) % count),
+            Ok(response) if response.attempt > 0 => self.prefer((first + response.attempt) % count),
             Ok(_) => {}
             Err(error) if error.kind() == BackendErrorKind::Unavailable => {
                 self.prefer((first + 1) % count);
-                if self.cluster.is_in_doubt() {
-                    // For whoever asks next, should the whole cluster have been replaced.
-                    let _ = Box::pin(self.agree(what)).await;
+                if self.cluster.needs_recheck() {
+                    // For the next call, in case the whole cluster was replaced.
+                    let _ = Box::pin(self.verify_cluster(what)).await;
                 }
             }
             Err(_) => {}
@@ -187,38 +189,38 @@ impl Members {
         &self,
         index: usize,
         what: &'static str,
-        call: Call,
+        class: CallClass,
         limit: Duration,
-        late: &Late,
+        timeout: &LazyTimeout,
         op: &F,
     ) -> Result<T, BackendError>
     where
-        F: Fn(Asked) -> Fut,
+        F: Fn(AttemptClient) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
         let member = &self.members[index];
         let mut used = None;
         let attempt = async {
             let connected = used.insert(member.connection.get().await?);
-            let asked = Asked::new(connected.client());
-            match op(asked.clone()).await {
+            let client = AttemptClient::new(connected.client());
+            match op(client.clone()).await {
                 Ok(value) => {
-                    asked.cluster().map_or(Ok(()), |cluster| self.admit(index, cluster)).map(|()| value)
+                    client.cluster().map_or(Ok(()), |id| self.check_cluster(index, id)).map(|()| value)
                 }
-                Err(failure) => Err(self.if_of_our_cluster(index, &asked, failure).await),
+                Err(failure) => Err(self.verify_failure(index, &client, failure).await),
             }
         };
-        let until = Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         let outcome = tokio::select! {
             biased;
             outcome = attempt => Some(outcome),
-            () = late.and_past(until) => None,
+            () = timeout.expired(deadline) => None,
         };
         let failure = match outcome {
             Some(Ok(value)) => {
-                used.iter().for_each(|connected| connected.served());
-                if matches!(call, Call::Bulk | Call::Urgent) {
-                    self.note_fresh(index);
+                used.iter().for_each(|connected| connected.record_success());
+                if matches!(class, CallClass::Bulk | CallClass::Urgent) {
+                    self.record_quorum_answer(index);
                 }
                 return Ok(value);
             }
@@ -229,7 +231,7 @@ impl Members {
         };
         let mut error = failure.error;
         if failure.stale_login {
-            member.connection.forget(used.as_ref());
+            member.connection.disconnect(used.as_ref());
             if self.config.login.is_some() {
                 error = BackendError::new(BackendErrorKind::Unavailable, error.to_string());
             }
@@ -237,53 +239,61 @@ impl Members {
         if error.kind() == BackendErrorKind::Unavailable {
             self.suspect(index);
             if let Some(connected) = &used {
-                member.connection.failed(connected);
+                member.connection.record_failure(connected);
             }
         }
         debug!(member = %member.endpoint, what, %error, "etcd request failed");
-        Err(doing(what, &member.endpoint, &error))
+        Err(with_context(what, &member.endpoint, &error))
     }
 
-    /// The member's client, connected when there is none. The caller bounds it in time.
+    /// The member's client, connected when there is none. The caller sets a timeout.
     pub(crate) async fn client(&self, index: usize) -> Result<Arc<Client>, Failure> {
         Ok(self.members[index].connection.get().await?.client())
     }
 
-    /// Asks `member` alone for a quorum's word, to see whether it hears the others.
+    /// Sends a linearizable read to `member` alone, to check that it reaches a quorum.
     pub(crate) async fn probe(&self, member: usize, limit: Duration) -> Result<(), BackendError> {
-        let late = Late::default();
-        late.set();
-        self.attempt(member, "probe", Call::Urgent, limit, &late, &|client: Asked| async move {
-            let options = GetOptions::new().with_count_only();
-            kv(&client).get(&*self.probe_key, Some(options)).await?;
-            Ok(())
-        })
+        let timeout = LazyTimeout::default();
+        timeout.arm();
+        self.attempt(
+            member,
+            "probe",
+            CallClass::Urgent,
+            limit,
+            &timeout,
+            &|client: AttemptClient| async move {
+                let options = GetOptions::new().with_count_only();
+                kv(&client).get(&*self.probe_key, Some(options)).await?;
+                Ok(())
+            },
+        )
         .await
     }
 
-    /// A number that no other process has, for a lease.
+    /// A random number for a lease id, unique across processes.
     pub(crate) fn random(&self) -> Result<u64, BackendError> {
-        // A simulated run is the same every time.
+        // A simulated run has to be reproducible.
         #[cfg(feature = "simulation")]
         if self.config.network.is_some() {
             return Ok(fastrand::u64(..));
         }
         getrandom::u64().map_err(|error| {
-            BackendError::with_source(BackendErrorKind::Unavailable, "no random number for a lease", error)
+            let message = "the system's random number generator failed";
+            BackendError::with_source(BackendErrorKind::Unavailable, message, error)
         })
     }
 
-    /// Forgets the member's connection and login, unless a new one is being made.
-    pub(crate) fn reset(&self, member: usize) {
-        self.members[member].connection.forget(None);
+    /// Drops the member's connection and login, unless a new one is being opened.
+    pub(crate) fn disconnect(&self, member: usize) {
+        self.members[member].connection.disconnect(None);
     }
 
-    /// Forgets all connections.
-    pub(crate) fn disconnect(&self) {
-        (0..self.members.len()).for_each(|member| self.reset(member));
+    /// Drops all connections.
+    pub(crate) fn disconnect_all(&self) {
+        (0..self.members.len()).for_each(|member| self.disconnect(member));
     }
 
-    /// Asks another member first from now on, if this one was asked first.
+    /// Suspects `member`, and prefers the next one if this one was preferred.
     pub(crate) fn avoid(&self, member: usize) {
         self.suspect(member);
         let next = (member + 1) % self.members.len();
@@ -295,23 +305,24 @@ impl Members {
     }
 
     fn suspect(&self, member: usize) {
-        self.members[member].fresh.store(0, Relaxed);
+        self.members[member].last_quorum_answer.store(0, Relaxed);
     }
 
-    fn note_fresh(&self, member: usize) {
-        self.members[member].fresh.store(self.now(), Relaxed);
+    fn record_quorum_answer(&self, member: usize) {
+        self.members[member].last_quorum_answer.store(self.now(), Relaxed);
     }
 
-    /// How long ago a quorum's answer last came through `member`; `None` when it is suspected.
-    pub(crate) fn quiet(&self, member: usize) -> Option<Duration> {
-        match self.members[member].fresh.load(Relaxed) {
+    /// How long ago `member` last returned an answer that needed a quorum; `None` when it is suspected.
+    pub(crate) fn since_quorum_answer(&self, member: usize) -> Option<Duration> {
+        match self.members[member].last_quorum_answer.load(Relaxed) {
             0 => None,
             at => Some(Duration::from_millis(self.now().saturating_sub(at))),
         }
     }
 
+    /// Milliseconds since `started_at`, plus one.
     fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+        u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 }
 
@@ -321,18 +332,13 @@ impl fmt::Debug for Members {
     }
 }
 
-/// A client for watches whose messages may be large.
-pub(crate) fn watches(client: &Client) -> etcd_client::WatchClient {
-    client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES)
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::pending;
 
     use super::*;
 
-    fn three() -> Members {
+    fn three_members() -> Members {
         Members::new(EtcdConfig::new(["a", "b", "c"]), "/t/~probe".to_owned())
     }
 
@@ -340,63 +346,63 @@ mod tests {
         BackendError::new(BackendErrorKind::Unavailable, "connection refused").into()
     }
 
-    /// E6: a dead member is found out once and then left alone.
+    /// E6: a dead member costs one attempt and is then not preferred.
     #[tokio::test(start_paused = true)]
-    async fn the_member_that_answered_is_asked_first() {
-        let members = three();
-        let (dead, asked) = (members.preferred(), AtomicUsize::new(0));
+    async fn the_member_that_answered_is_preferred() {
+        let members = three_members();
+        let (dead, attempts_made) = (members.preferred(), AtomicUsize::new(0));
         for attempts in [2, 1, 1] {
-            let won = members.call("test", Call::Urgent, |_| async {
-                if asked.fetch_add(1, Relaxed) == 0 { Err(refused()) } else { Ok(()) }
+            let response = members.call("test", CallClass::Urgent, |_| async {
+                if attempts_made.fetch_add(1, Relaxed) == 0 { Err(refused()) } else { Ok(()) }
             });
-            assert_eq!(won.await.unwrap().attempts, attempts);
+            assert_eq!(response.await.unwrap().attempts, attempts);
             assert_eq!(members.preferred(), (dead + 1) % 3);
         }
     }
 
-    /// E5, E16: a member whose answer is late is suspected, whoever noticed.
+    /// E5, E16: a member whose answer is late is suspected, whichever call was late.
     #[tokio::test(start_paused = true)]
     async fn a_late_member_is_suspected() {
-        let members = three();
+        let members = three_members();
         let frozen = members.preferred();
-        members.call("test", Call::Urgent, |_| async { Ok(()) }).await.unwrap();
-        assert_eq!(members.quiet(frozen), Some(Duration::ZERO));
-        let asked = AtomicUsize::new(0);
-        let won = members.call("test", Call::Keepalive, |_| async {
-            if asked.fetch_add(1, Relaxed) == 0 { pending().await } else { Ok(()) }
+        members.call("test", CallClass::Urgent, |_| async { Ok(()) }).await.unwrap();
+        assert_eq!(members.since_quorum_answer(frozen), Some(Duration::ZERO));
+        let attempts_made = AtomicUsize::new(0);
+        let response = members.call("test", CallClass::Keepalive, |_| async {
+            if attempts_made.fetch_add(1, Relaxed) == 0 { pending().await } else { Ok(()) }
         });
-        won.await.unwrap();
-        assert_eq!(members.quiet(frozen), None);
-        assert_eq!(members.quiet(members.preferred()), None, "a keepalive proves no quorum");
+        response.await.unwrap();
+        assert_eq!(members.since_quorum_answer(frozen), None);
+        assert_eq!(members.since_quorum_answer(members.preferred()), None, "a keepalive proves no quorum");
     }
 
-    /// E6: with every member dead the call fails after one round, and says whom it asked.
+    /// E6: with every member dead the call fails after one round, and the error names the member.
     #[tokio::test(start_paused = true)]
     async fn a_call_fails_when_all_members_have() {
-        let members = three();
-        let asked = AtomicUsize::new(0);
-        let error = members.call("test", Call::Bulk, |_| async {
-            asked.fetch_add(1, Relaxed);
+        let members = three_members();
+        let attempts_made = AtomicUsize::new(0);
+        let error = members.call("test", CallClass::Bulk, |_| async {
+            attempts_made.fetch_add(1, Relaxed);
             Err::<(), _>(refused())
         });
         let error = error.await.unwrap_err();
-        assert_eq!((asked.load(Relaxed), error.kind()), (3, BackendErrorKind::Unavailable));
+        assert_eq!((attempts_made.load(Relaxed), error.kind()), (3, BackendErrorKind::Unavailable));
         assert!(error.to_string().contains(":2379: connection refused"), "{error}");
     }
 
-    /// E10: an expired login costs another attempt, and a refused one is final.
+    /// E10: an expired login costs another attempt, and a missing permission is permanent.
     #[tokio::test(start_paused = true)]
-    async fn an_expired_login_is_made_anew() {
+    async fn an_expired_login_is_renewed() {
         let stale = || Failure {
             error: BackendError::new(BackendErrorKind::Unavailable, "invalid auth token"),
             stale_login: true,
         };
-        let (members, asked) = (three(), AtomicUsize::new(0));
-        let won = members.call("test", Call::Urgent, |_| async {
-            if asked.fetch_add(1, Relaxed) == 0 { Err(stale()) } else { Ok(()) }
+        let (members, attempts_made) = (three_members(), AtomicUsize::new(0));
+        let response = members.call("test", CallClass::Urgent, |_| async {
+            if attempts_made.fetch_add(1, Relaxed) == 0 { Err(stale()) } else { Ok(()) }
         });
-        assert_eq!(won.await.unwrap().attempts, 2);
-        let denied = members.call("test", Call::Urgent, |_| async {
+        assert_eq!(response.await.unwrap().attempts, 2);
+        let denied = members.call("test", CallClass::Urgent, |_| async {
             Err::<(), _>(BackendError::new(BackendErrorKind::Unauthorized, "permission denied").into())
         });
         assert_eq!(denied.await.unwrap_err().kind(), BackendErrorKind::Unauthorized);

@@ -1,4 +1,4 @@
-//! One attempt on one member, and which cluster answered it.
+//! The client of one attempt on one member. It records which cluster answered.
 
 use std::{
     ops::Deref,
@@ -9,46 +9,48 @@ use std::{
 };
 
 use etcd_client::{
-    Client, Error, GetOptions, GetResponse, KvClient, PutOptions, PutResponse, ResponseHeader, Txn,
-    TxnResponse,
+    Client, Error, GetOptions, GetResponse, KeyValue, KvClient, PutOptions, PutResponse, ResponseHeader, Txn,
+    TxnOpResponse, TxnResponse, WatchClient,
 };
 
-/// Answers larger than tonic's 4 MiB are usual: a few dozen candidates with large values. Whatever could be larger than
-/// this is read in parts ([`crate::transport::pages`]): room is made for as much as an answer says that it has.
-pub(crate) const MAX_ANSWER_BYTES: usize = 32 << 20;
+/// The largest response that is accepted, in bytes.
+///
+/// Responses above tonic's default of 4 MiB are common: a few dozen candidates with large values. Reads that could
+/// exceed this limit are paged ([`crate::transport::pages`]), because tonic allocates as much as a response claims.
+pub(crate) const MAX_RESPONSE_BYTES: usize = 32 << 20;
 
 /// A member's client for one attempt.
 #[derive(Clone)]
-pub(crate) struct Asked {
+pub(crate) struct AttemptClient {
     client: Arc<Client>,
-    /// The cluster of the last answer; zero before.
+    /// The cluster id of the last response; zero before the first.
     cluster: Arc<AtomicU64>,
 }
 
-impl Asked {
+impl AttemptClient {
     pub(crate) fn new(client: Arc<Client>) -> Self {
         Self { client, cluster: Arc::default() }
     }
 
-    /// The member's client itself.
-    pub(crate) fn client(&self) -> &Arc<Client> {
+    /// The member's shared client.
+    pub(crate) fn shared(&self) -> &Arc<Client> {
         &self.client
     }
 
-    /// Notes whose answer it was. For requests that [`kv`] does not make.
-    pub(crate) fn answered(&self, header: Option<&ResponseHeader>) {
+    /// Records which cluster sent a response. [`kv`] does this for its own requests.
+    pub(crate) fn record_header(&self, header: Option<&ResponseHeader>) {
         if let Some(header) = header {
             self.cluster.store(header.cluster_id(), Relaxed);
         }
     }
 
-    /// The cluster that has answered, if any has.
+    /// The id of the cluster that answered, once one has.
     pub(crate) fn cluster(&self) -> Option<u64> {
         Some(self.cluster.load(Relaxed)).filter(|cluster| *cluster != 0)
     }
 }
 
-impl Deref for Asked {
+impl Deref for AttemptClient {
     type Target = Client;
 
     fn deref(&self) -> &Client {
@@ -56,14 +58,14 @@ impl Deref for Asked {
     }
 }
 
-/// A client for keys and values whose answers may be large, and whose cluster is noted.
-pub(crate) fn kv(asked: &Asked) -> Kv<'_> {
-    Kv { client: asked.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES), asked }
+/// A key-value client that accepts large responses and records the responding cluster.
+pub(crate) fn kv(attempt: &AttemptClient) -> Kv<'_> {
+    Kv { client: attempt.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES), attempt }
 }
 
 pub(crate) struct Kv<'a> {
     client: KvClient,
-    asked: &'a Asked,
+    attempt: &'a AttemptClient,
 }
 
 impl Kv<'_> {
@@ -72,9 +74,9 @@ impl Kv<'_> {
         key: impl Into<Vec<u8>>,
         options: Option<GetOptions>,
     ) -> Result<GetResponse, Error> {
-        let answer = self.client.get(key, options).await?;
-        self.asked.answered(answer.header());
-        Ok(answer)
+        let response = self.client.get(key, options).await?;
+        self.attempt.record_header(response.header());
+        Ok(response)
     }
 
     pub(crate) async fn put(
@@ -83,14 +85,27 @@ impl Kv<'_> {
         value: impl Into<Vec<u8>>,
         options: Option<PutOptions>,
     ) -> Result<PutResponse, Error> {
-        let answer = self.client.put(key, value, options).await?;
-        self.asked.answered(answer.header());
-        Ok(answer)
+        let response = self.client.put(key, value, options).await?;
+        self.attempt.record_header(response.header());
+        Ok(response)
     }
 
     pub(crate) async fn txn(mut self, txn: Txn) -> Result<TxnResponse, Error> {
-        let answer = self.client.txn(txn).await?;
-        self.asked.answered(answer.header());
-        Ok(answer)
+        let response = self.client.txn(txn).await?;
+        self.attempt.record_header(response.header());
+        Ok(response)
     }
+}
+
+/// A watch client that accepts large messages.
+pub(crate) fn watch_client(client: &Client) -> WatchClient {
+    client.watch_client().max_decoding_message_size(MAX_RESPONSE_BYTES)
+}
+
+/// The key-values of each range read in a transaction, in order.
+pub(crate) fn ranges(responses: Vec<TxnOpResponse>) -> impl Iterator<Item = Vec<KeyValue>> {
+    responses.into_iter().filter_map(|response| match response {
+        TxnOpResponse::Get(mut range) => Some(range.take_kvs()),
+        _ => None,
+    })
 }

@@ -1,16 +1,17 @@
-//! One watch of every end below the prefix, in place of a watch for each when very many are waited for.
+//! One watch of all deletions below the prefix, instead of a watch per key when very many keys are watched.
 //!
-//! A holder of ten thousand elections goes: etcd tells that to ten thousand watches one by one, with a message for each,
-//! and finds each of them anew whose messages do not fit into a stream's queue of 128. One watch is told of all of it in
-//! a message. The price is that a process that has a common watch hears of every departure below its prefix, and
-//! not only of those that it waits for; so there is none while few are waited for.
+//! When the holder of ten thousand elections leaves, etcd notifies ten thousand watches one by one, with a message
+//! each, and searches again for each whose message does not fit into a stream's queue of 128. A single watch gets all
+//! of it in one message. The cost is that the process then receives every deletion below its prefix, not only those
+//! that it waits for. So there is no prefix watch while few keys are watched.
 //!
-//! # Why it tells as much as a watch of one's own
+//! # Why it reports as much as individual watches
 //!
-//! The events of one watch come by revision. So whoever was told of all up to some revision is told later of
-//! every event after that. Who asks for ends from a later revision on is told of them as they come, and of none before;
-//! who asks for ends from an earlier one is late, as with a watch of its own that begins in the past, and looks again
-//! ([`Watches::watch`](crate::transport::watch::watcher::Watches::watch)). Who asks for them from now on is told that its watch stands, and looks at what was before.
+//! The events of one watch are ordered by revision. So a watch that has delivered everything up to a revision
+//! delivers every later event. A watch that joins with a later start revision gets the events from there on, and none
+//! before. One with an earlier start revision is late, as an individual watch would be that starts in the past, and
+//! its waiter reads again ([`Watcher::watch`](crate::transport::watch::watcher::Watcher::watch)). One that starts now
+//! is reported as established, and its waiter reads what happened before.
 
 use std::time::Duration;
 
@@ -18,188 +19,195 @@ use etcd_client::{WatchFilterType, WatchOptions, WatchResponse};
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::transport::watch::table::{Open, Watch};
+use crate::transport::watch::table::{Watch, WatchTable};
 
-/// After how long a common watch that was refused is asked for again. A refusal can end the stream, and all have to look again.
-const AGAIN: Duration = Duration::from_secs(3600);
+/// How long after a refusal the prefix watch is requested again. A refusal can end the stream, and then all waiters
+/// read again.
+const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(3600);
 
-/// In the words of a refusal that a new login mends.
-const PASSING: &str = "auth token";
+/// Part of a refusal's text that a new login resolves.
+const TRANSIENT_REFUSAL_TEXT: &str = "auth token";
 
-/// The common watch of a stream.
-pub(crate) struct Common {
-    /// It is begun once so many watch ends alone.
-    from: usize,
+/// The prefix watch of a stream.
+pub(crate) struct PrefixWatch {
+    /// How many individual deletion watches there have to be until it is requested.
+    threshold: usize,
     state: State,
-    /// Ids of other watches count upward from [`FIRST_ID`](crate::transport::watch::watcher::FIRST_ID).
+    /// Counts down. Ids of other watches count up from
+    /// [`FIRST_WATCH_ID`](crate::transport::watch::target::FIRST_WATCH_ID).
     next_id: i64,
 }
 
 enum State {
-    None,
-    /// Asked for under this id.
-    Asked(i64),
-    Stands {
+    Inactive,
+    /// Requested under this id.
+    Requested(i64),
+    Active {
         id: i64,
-        /// All events up to this revision have been told of.
-        told: i64,
-        /// Whether anybody has made use of it.
+        /// All events up to this revision were delivered.
+        delivered: i64,
+        /// Whether any watch has joined.
         used: bool,
     },
-    /// This etcd did not allow it then, or has ended it.
+    /// This etcd refused or cancelled it at that time.
     Refused(Instant),
 }
 
-/// What became of a watch that is asked for.
+/// Whether the prefix watch serves a new watch.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
-    /// It is part of the common watch.
-    In,
-    /// It would have begun in the past.
-    Late,
-    /// It is to be watched alone.
-    Not,
+pub(crate) enum Admission {
+    Accepted,
+    /// The watch would have started in the past.
+    TooLate,
+    /// The watch has to be opened individually.
+    Rejected,
 }
 
-impl Common {
-    pub(crate) fn new(from: usize) -> Self {
-        Self { from, state: State::None, next_id: i64::MAX }
+impl PrefixWatch {
+    pub(crate) fn new(threshold: usize) -> Self {
+        Self { threshold, state: State::Inactive, next_id: i64::MAX }
     }
 
-    /// For a new stream.
-    pub(crate) fn renew(&mut self) {
+    /// Forgets the watch of the previous stream.
+    pub(crate) fn reset_for_new_stream(&mut self) {
         self.state = match self.state {
-            // It may be what ended the stream before.
-            State::Asked(_) => State::Refused(Instant::now()),
+            // The request may be what ended the previous stream.
+            State::Requested(_) => State::Refused(Instant::now()),
             State::Refused(at) => State::Refused(at),
-            State::None | State::Stands { .. } => State::None,
+            State::Inactive | State::Active { .. } => State::Inactive,
         };
     }
 
-    /// Whether this is the id of the common watch.
-    pub(crate) fn is(&self, id: i64) -> bool {
-        matches!(self.state, State::Asked(own) | State::Stands { id: own, .. } if own == id)
+    /// Whether this is the id of the prefix watch.
+    pub(crate) fn has_id(&self, id: i64) -> bool {
+        matches!(self.state, State::Requested(own) | State::Active { id: own, .. } if own == id)
     }
 
-    /// The id to ask for the common watch with, if it is time for that.
-    pub(crate) fn wanted(&mut self, open: &Open) -> Option<i64> {
-        let may_be_had = match self.state {
-            State::None => true,
-            State::Refused(at) => at.elapsed() >= AGAIN,
-            State::Asked(_) | State::Stands { .. } => false,
+    /// The id to request the prefix watch with, if it is needed and may be requested.
+    pub(crate) fn request_if_needed(&mut self, table: &WatchTable) -> Option<i64> {
+        let may_request = match self.state {
+            State::Inactive => true,
+            State::Refused(at) => at.elapsed() >= RETRY_AFTER_REFUSAL,
+            State::Requested(_) | State::Active { .. } => false,
         };
-        if !may_be_had || open.alone() < self.from {
+        if !may_request || table.individual_deletions() < self.threshold {
             return None;
         }
         let id = self.next_id;
         self.next_id -= 1;
-        self.state = State::Asked(id);
+        self.state = State::Requested(id);
         Some(id)
     }
 
-    /// The id of the common watch, when nobody needs it any more: it is forgotten here.
-    pub(crate) fn unneeded(&mut self, open: &Open) -> Option<i64> {
+    /// The id of the prefix watch, when nothing needs it any more. The caller cancels it.
+    pub(crate) fn release_if_unused(&mut self, table: &WatchTable) -> Option<i64> {
         match self.state {
-            State::Stands { id, used, .. }
-                if !open.needs_common() && (used || open.alone() < (self.from / 2).max(1)) =>
+            State::Active { id, used, .. }
+                if !table.uses_prefix_watch()
+                    && (used || table.individual_deletions() < (self.threshold / 2).max(1)) =>
             {
-                self.state = State::None;
+                self.state = State::Inactive;
                 Some(id)
             }
             _ => None,
         }
     }
 
-    /// Makes `watch` a part of the common watch, if that can be and it stands.
-    pub(crate) fn take_in(&mut self, watch: &mut Watch) -> Taken {
-        let State::Stands { told, used, .. } = &mut self.state else { return Taken::Not };
-        if !watch.target.is_of_ends() {
-            return Taken::Not;
+    /// Lets the prefix watch serve `watch`, if it is active and can do so.
+    pub(crate) fn admit(&mut self, watch: &mut Watch) -> Admission {
+        let State::Active { delivered, used, .. } = &mut self.state else { return Admission::Rejected };
+        if !watch.target.is_deletion() {
+            return Admission::Rejected;
         }
-        if watch.from_now {
-            watch.from = told.saturating_add(1);
-            watch.hearer.stands();
-        } else if watch.from <= *told {
-            return Taken::Late;
+        if watch.starts_now {
+            watch.start_revision = delivered.saturating_add(1);
+            watch.subscriber.established();
+        } else if watch.start_revision <= *delivered {
+            return Admission::TooLate;
         }
-        watch.in_common = true;
+        watch.in_prefix_watch = true;
         *used = true;
-        Taken::In
+        Admission::Accepted
     }
 
-    /// A refusal has come that does not say of what: perhaps of the common watch, if it was asked for.
-    pub(crate) fn refuse_unheard(&mut self, reason: &str) {
-        if matches!(self.state, State::Asked(_)) {
-            self.state = refused(reason.contains(PASSING));
+    /// Handles a refusal that names no watch: it may be for the prefix watch, if that was requested.
+    pub(crate) fn on_refusal_without_id(&mut self, reason: &str) {
+        if matches!(self.state, State::Requested(_)) {
+            self.state = refused(reason.contains(TRANSIENT_REFUSAL_TEXT));
         }
     }
 
-    /// The common watch has something to say; whether it is over.
-    pub(crate) fn hear(&mut self, response: &WatchResponse, open: &mut Open) -> bool {
+    /// Handles a response for the prefix watch. Returns whether it was cancelled.
+    pub(crate) fn on_response(&mut self, response: &WatchResponse, table: &mut WatchTable) -> bool {
         if response.canceled() {
             let reason = response.cancel_reason();
-            debug!(reason, "etcd's common watch is over; each end is watched alone");
-            self.over(open, response.compact_revision() != 0 || reason.contains(PASSING));
+            debug!(reason, "etcd cancelled the prefix watch; each key is watched individually");
+            let is_transient = response.compact_revision() != 0 || reason.contains(TRANSIENT_REFUSAL_TEXT);
+            self.on_canceled(table, is_transient);
             return true;
         }
         if response.created()
             && let Some(header) = response.header()
         {
-            self.stands(header.revision());
+            self.on_created(header.revision());
         }
         let events = response.events().iter().filter_map(etcd_client::Event::kv);
-        let ended: Vec<_> = events.map(|kv| (kv.key(), kv.mod_revision())).collect();
-        self.tell(&ended, open);
+        let deleted: Vec<_> = events.map(|kv| (kv.key(), kv.mod_revision())).collect();
+        self.deliver(&deleted, table);
         false
     }
 
-    /// It stands, and tells of what comes after this revision.
-    fn stands(&mut self, revision: i64) {
-        if let State::Asked(id) = self.state {
-            self.state = State::Stands { id, told: revision, used: false };
+    /// The watch is active, and reports what happens after this revision.
+    fn on_created(&mut self, revision: i64) {
+        if let State::Requested(id) = self.state {
+            self.state = State::Active { id, delivered: revision, used: false };
         }
     }
 
-    /// It is over, perhaps for a reason that passes, and whoever heard of it looks again.
-    fn over(&mut self, open: &mut Open, passes: bool) {
-        self.state = refused(passes);
-        for id in open.in_common() {
-            if let Some(watch) = open.remove(id) {
-                watch.hearer.over();
+    /// Closes all watches that it served.
+    fn on_canceled(&mut self, table: &mut WatchTable, is_transient: bool) {
+        self.state = refused(is_transient);
+        for id in table.prefix_watched_ids() {
+            if let Some(watch) = table.remove(id) {
+                watch.subscriber.close();
             }
         }
     }
 
-    /// Tells each watch of those ends that it is there for, all of them at once.
-    fn tell(&mut self, ended: &[(&[u8], i64)], open: &mut Open) {
-        if let State::Stands { told, .. } = &mut self.state {
-            *told = ended.iter().map(|(_, revision)| *revision).fold(*told, i64::max);
+    /// Notifies each watch of the deletions that it waits for, all of one message together.
+    fn deliver(&mut self, deleted: &[(&[u8], i64)], table: &mut WatchTable) {
+        if let State::Active { delivered, .. } = &mut self.state {
+            *delivered = deleted.iter().map(|(_, revision)| *revision).fold(*delivered, i64::max);
         }
-        let mut told: Vec<(i64, usize)> = Vec::new();
-        for (at, (key, _)) in ended.iter().enumerate() {
-            told.extend(open.of(key).iter().map(|id| (*id, at)));
+        // The watch ids to notify, each with the index of a deletion.
+        let mut matches: Vec<(i64, usize)> = Vec::new();
+        for (index, (key, _)) in deleted.iter().enumerate() {
+            matches.extend(table.prefix_watched(key).iter().map(|id| (*id, index)));
         }
-        told.sort_unstable();
-        for of_one in told.chunk_by(|(a, _), (b, _)| a == b) {
-            let Some((id, _)) = of_one.first().copied() else { continue };
-            let Some(watch) = open.get(id) else { continue };
-            let its = of_one.iter().map(|(_, at)| ended[*at]).filter(|(_, revision)| *revision >= watch.from);
-            // Of nothing there is nothing to tell.
-            if its.clone().next().is_some() && watch.hears(its) {
-                open.remove(id);
+        matches.sort_unstable();
+        for of_one_watch in matches.chunk_by(|(a, _), (b, _)| a == b) {
+            let Some((id, _)) = of_one_watch.first().copied() else { continue };
+            let Some(watch) = table.get(id) else { continue };
+            let deleted = of_one_watch
+                .iter()
+                .map(|(_, index)| deleted[*index])
+                .filter(|(_, revision)| *revision >= watch.start_revision);
+            // Without a relevant deletion the watch must not be notified.
+            if deleted.clone().next().is_some() && watch.notify_deleted(deleted) {
+                table.remove(id);
             }
         }
     }
 }
 
-fn refused(passes: bool) -> State {
-    if passes { State::None } else { State::Refused(Instant::now()) }
+fn refused(is_transient: bool) -> State {
+    if is_transient { State::Inactive } else { State::Refused(Instant::now()) }
 }
 
-/// Of a watch of all ends below a prefix, from now on.
+/// The options of a watch of all deletions below a prefix, from now on.
 ///
-/// Not in fragments: those are cut in the middle of a revision, and whoever's own entry ends with the leader's has to be told of
-/// both at once.
+/// Without fragments: etcd can split those in the middle of a revision, and a candidate whose own entry is deleted
+/// with the leader's has to receive both deletions together.
 pub(crate) fn options(id: i64) -> WatchOptions {
     WatchOptions::new().with_watch_id(id).with_prefix().with_filters([WatchFilterType::NoPut])
 }
@@ -211,160 +219,175 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::{
-        transport::watch::subscriber::{Hearer, Signal},
-        transport::watch::target::{Target, Turn},
-        transport::watch::watcher::{FIRST_ID, NOW},
+    use crate::transport::watch::{
+        subscriber::{Subscriber, WatchSignal},
+        target::{FIRST_WATCH_ID, START_NOW, Succession, WatchTarget},
     };
 
-    /// A common watch that stands since revision 100.
-    fn standing() -> (Common, Open) {
-        let mut common = Common::new(0);
-        let open = Open::default();
-        let id = common.wanted(&open).unwrap();
-        assert!(common.is(id) && common.wanted(&open).is_none());
-        common.stands(100);
-        (common, open)
+    /// A prefix watch that is active since revision 100.
+    fn active() -> (PrefixWatch, WatchTable) {
+        let mut prefix_watch = PrefixWatch::new(0);
+        let table = WatchTable::default();
+        let id = prefix_watch.request_if_needed(&table).unwrap();
+        assert!(prefix_watch.has_id(id) && prefix_watch.request_if_needed(&table).is_none());
+        prefix_watch.on_created(100);
+        (prefix_watch, table)
     }
 
-    fn turn(entered: i64) -> Target {
-        Target::Turn(Box::new(Turn { own: "e/5".into(), ahead: "e/9".into(), entered }))
+    fn succession(own_create_revision: i64) -> WatchTarget {
+        let (own, leader) = ("e/5".into(), "e/9".into());
+        WatchTarget::Succession(Box::new(Succession { own, leader, own_create_revision }))
     }
 
-    /// Asks for `target` from a revision on.
-    fn ask(common: &mut Common, open: &mut Open, id: i64, target: Target, from: i64) -> (Taken, Arc<Signal>) {
-        let signal = Arc::new(Signal::default());
-        let mut watch = Watch::of(target, from, Hearer::Waits(Arc::clone(&signal)));
-        let taken = common.take_in(&mut watch);
-        if taken == Taken::In {
-            open.insert(id, watch);
+    fn deletion() -> WatchTarget {
+        WatchTarget::Deletion("e/9".into())
+    }
+
+    /// Watches `target` from a revision on.
+    fn watch(
+        prefix_watch: &mut PrefixWatch,
+        table: &mut WatchTable,
+        id: i64,
+        target: WatchTarget,
+        start_revision: i64,
+    ) -> (Admission, Arc<WatchSignal>) {
+        let signal = Arc::new(WatchSignal::default());
+        let mut watch = Watch::new(target, start_revision, Subscriber::Waiter(Arc::clone(&signal)));
+        let admission = prefix_watch.admit(&mut watch);
+        if admission == Admission::Accepted {
+            table.insert(id, watch);
         }
-        (taken, signal)
+        (admission, signal)
     }
 
-    fn ends(common: &mut Common, open: &mut Open, ended: &[(&str, i64)]) {
-        let ended: Vec<_> = ended.iter().map(|(key, revision)| (key.as_bytes(), *revision)).collect();
-        common.tell(&ended, open);
+    fn deliver(prefix_watch: &mut PrefixWatch, table: &mut WatchTable, deleted: &[(&str, i64)]) {
+        let deleted: Vec<_> = deleted.iter().map(|(key, revision)| (key.as_bytes(), *revision)).collect();
+        prefix_watch.deliver(&deleted, table);
     }
 
-    /// Hazard E15: whoever asks from a revision on is told of what comes after it, of nothing before, or that it is late.
+    /// Hazard E15: a watch gets what happens from its start revision on, nothing before, or is reported as late.
     #[test]
-    fn ends_are_told_from_the_revision_that_was_asked_for() {
-        let (mut common, mut open) = standing();
-        let end = || Target::End("e/9".into());
-        assert_eq!(ask(&mut common, &mut open, FIRST_ID, end(), 100).0, Taken::Late);
-        let (taken, signal) = ask(&mut common, &mut open, FIRST_ID, end(), 105);
-        assert_eq!(taken, Taken::In);
-        ends(&mut common, &mut open, &[("e/8", 106), ("e/9", 104)]);
-        assert!(!signal.is_over(), "that was an earlier one");
-        assert_eq!(ask(&mut common, &mut open, 7, end(), 106).0, Taken::Late);
-        ends(&mut common, &mut open, &[("e/9", 107)]);
-        assert!(signal.is_over() && open.is_empty() && !open.needs_common());
-        assert!(common.unneeded(&open).is_some());
+    fn deletions_are_delivered_from_the_start_revision_on() {
+        let (mut prefix_watch, mut table) = active();
+        let late = watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, deletion(), 100).0;
+        assert_eq!(late, Admission::TooLate);
+        let (admission, signal) = watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, deletion(), 105);
+        assert_eq!(admission, Admission::Accepted);
+        deliver(&mut prefix_watch, &mut table, &[("e/8", 106), ("e/9", 104)]);
+        assert!(!signal.is_closed(), "that was an earlier entry");
+        assert_eq!(watch(&mut prefix_watch, &mut table, 7, deletion(), 106).0, Admission::TooLate);
+        deliver(&mut prefix_watch, &mut table, &[("e/9", 107)]);
+        assert!(signal.is_closed() && table.is_empty() && !table.uses_prefix_watch());
+        assert!(prefix_watch.release_if_unused(&table).is_some());
     }
 
-    /// Hazard G13: who asks from now on is told to look, and leads by what comes after that look alone.
+    /// Hazard G13: a watch that starts now makes its waiter read first. Only a deletion after that read makes it
+    /// leader.
     #[test]
-    fn who_starts_now_looks_first() {
-        for looked in [false, true] {
-            let (mut common, mut open) = standing();
-            let (taken, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), NOW);
-            assert!(taken == Taken::In && signal.is_standing());
-            ends(&mut common, &mut open, &[("e/9", 100)]);
-            assert!(!signal.is_over(), "it had ended before");
-            if looked {
-                signal.looked();
+    fn a_watch_that_starts_now_needs_a_read_first() {
+        for has_read in [false, true] {
+            let (mut prefix_watch, mut table) = active();
+            let (admission, signal) =
+                watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, succession(90), START_NOW);
+            assert!(admission == Admission::Accepted && signal.is_established());
+            deliver(&mut prefix_watch, &mut table, &[("e/9", 100)]);
+            assert!(!signal.is_closed(), "it was deleted before");
+            if has_read {
+                signal.record_read();
             }
-            ends(&mut common, &mut open, &[("e/9", 101)]);
-            assert!(signal.is_over());
-            assert_eq!(signal.is_turn(), looked);
+            deliver(&mut prefix_watch, &mut table, &[("e/9", 101)]);
+            assert!(signal.is_closed());
+            assert_eq!(signal.is_leader(), has_read);
         }
     }
 
-    /// Hazard G13: whose own entry has gone in the same breath does not lead, in whatever order that is told.
+    /// Hazard G13: a candidate whose own entry is deleted in the same message does not lead, in whatever order.
     #[test]
-    fn both_ends_of_a_message_count() {
-        for ended in [[("e/9", 101), ("e/5", 101)], [("e/5", 101), ("e/9", 102)]] {
-            let (mut common, mut open) = standing();
-            let (_, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), 101);
-            ends(&mut common, &mut open, &ended);
-            assert!(signal.is_over() && !signal.is_turn());
+    fn both_deletions_of_a_message_count() {
+        for deleted in [[("e/9", 101), ("e/5", 101)], [("e/5", 101), ("e/9", 102)]] {
+            let (mut prefix_watch, mut table) = active();
+            let (_, signal) = watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, succession(90), 101);
+            deliver(&mut prefix_watch, &mut table, &deleted);
+            assert!(signal.is_closed() && !signal.is_leader());
         }
-        let (mut common, mut open) = standing();
-        let (_, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), 101);
-        ends(&mut common, &mut open, &[("e/7", 101), ("e/9", 101)]);
-        assert!(signal.is_turn());
+        let (mut prefix_watch, mut table) = active();
+        let (_, signal) = watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, succession(90), 101);
+        deliver(&mut prefix_watch, &mut table, &[("e/7", 101), ("e/9", 101)]);
+        assert!(signal.is_leader());
     }
 
-    /// Two who wait for one key are both told, and whoever has gone is not.
+    /// All open watches of one key are notified, and closed ones are not.
     #[test]
-    fn all_who_wait_for_a_key_are_told() {
-        let (mut common, mut open) = standing();
-        let end = || Target::End("e/9".into());
-        let signals: Vec<_> =
-            (FIRST_ID..FIRST_ID + 4).map(|id| ask(&mut common, &mut open, id, end(), 101).1).collect();
-        open.remove(FIRST_ID + 2);
-        ends(&mut common, &mut open, &[("e/9", 101)]);
-        let told: Vec<_> = signals.iter().map(|signal| signal.is_over()).collect();
-        assert_eq!(told, [true, true, false, true]);
+    fn all_watches_of_a_key_are_notified() {
+        let (mut prefix_watch, mut table) = active();
+        let signals: Vec<_> = (FIRST_WATCH_ID..FIRST_WATCH_ID + 4)
+            .map(|id| watch(&mut prefix_watch, &mut table, id, deletion(), 101).1)
+            .collect();
+        table.remove(FIRST_WATCH_ID + 2);
+        deliver(&mut prefix_watch, &mut table, &[("e/9", 101)]);
+        let closed: Vec<_> = signals.iter().map(|signal| signal.is_closed()).collect();
+        assert_eq!(closed, [true, true, false, true]);
     }
 
-    /// When it is refused, everybody looks again and is watched alone, on the next stream too; for an hour.
+    /// After a refusal all waiters read again and are watched individually, on the next stream too; for an hour.
     #[tokio::test(start_paused = true)]
-    async fn what_is_refused_is_not_asked_for_again_soon() {
-        let (mut common, mut open) = standing();
-        let (_, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), 101);
-        common.over(&mut open, false);
-        assert!(signal.is_over() && !signal.is_turn() && open.is_empty());
-        common.renew();
-        assert_eq!(common.wanted(&open), None);
-        assert_eq!(ask(&mut common, &mut open, FIRST_ID, turn(90), 101).0, Taken::Not);
-        advance(AGAIN).await;
-        assert!(common.wanted(&open).is_some());
-        common.renew();
-        assert_eq!(common.wanted(&open), None, "it may have ended the stream");
+    async fn a_refused_prefix_watch_is_not_requested_again_soon() {
+        let (mut prefix_watch, mut table) = active();
+        let (_, signal) = watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, succession(90), 101);
+        prefix_watch.on_canceled(&mut table, false);
+        assert!(signal.is_closed() && !signal.is_leader() && table.is_empty());
+        prefix_watch.reset_for_new_stream();
+        assert_eq!(prefix_watch.request_if_needed(&table), None);
+        let rejected = watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, succession(90), 101).0;
+        assert_eq!(rejected, Admission::Rejected);
+        advance(RETRY_AFTER_REFUSAL).await;
+        assert!(prefix_watch.request_if_needed(&table).is_some());
+        prefix_watch.reset_for_new_stream();
+        assert_eq!(prefix_watch.request_if_needed(&table), None, "it may have ended the stream");
     }
 
-    /// An expired login is made anew, and a compaction happens once.
+    /// An expired login is renewed, and a compaction happens once.
     #[test]
-    fn a_refusal_that_passes_is_forgotten() {
-        let (mut common, mut open) = standing();
-        let (_, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), 101);
-        common.over(&mut open, true);
-        assert!(signal.is_over() && !signal.is_turn());
-        assert!(common.wanted(&open).is_some());
-        common.refuse_unheard("etcdserver: invalid auth token");
-        assert!(common.wanted(&open).is_some());
-        common.refuse_unheard("etcdserver: permission denied");
-        assert_eq!(common.wanted(&open), None);
+    fn a_transient_refusal_is_forgotten() {
+        let (mut prefix_watch, mut table) = active();
+        let (_, signal) = watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, succession(90), 101);
+        prefix_watch.on_canceled(&mut table, true);
+        assert!(signal.is_closed() && !signal.is_leader());
+        assert!(prefix_watch.request_if_needed(&table).is_some());
+        prefix_watch.on_refusal_without_id("etcdserver: invalid auth token");
+        assert!(prefix_watch.request_if_needed(&table).is_some());
+        prefix_watch.on_refusal_without_id("etcdserver: permission denied");
+        assert_eq!(prefix_watch.request_if_needed(&table), None);
     }
 
-    /// An etcd that lies about its revision is served as any other.
+    /// The highest revision, which a malicious etcd may report, does not overflow.
     #[test]
-    fn the_last_revision_of_all_is_one_too() {
-        let (mut common, mut open) = standing();
-        ends(&mut common, &mut open, &[("e/9", i64::MAX)]);
-        let (taken, signal) = ask(&mut common, &mut open, FIRST_ID, turn(90), NOW);
-        assert!(taken == Taken::In && signal.is_standing());
-        assert_eq!(ask(&mut common, &mut open, 7, turn(90), i64::MAX).0, Taken::Late);
+    fn the_highest_revision_does_not_overflow() {
+        let (mut prefix_watch, mut table) = active();
+        deliver(&mut prefix_watch, &mut table, &[("e/9", i64::MAX)]);
+        let (admission, signal) =
+            watch(&mut prefix_watch, &mut table, FIRST_WATCH_ID, succession(90), START_NOW);
+        assert!(admission == Admission::Accepted && signal.is_established());
+        let late = watch(&mut prefix_watch, &mut table, 7, succession(90), i64::MAX).0;
+        assert_eq!(late, Admission::TooLate);
     }
 
     #[test]
-    fn it_is_begun_for_many_and_forgotten_with_the_last() {
-        let mut common = Common::new(2);
-        let mut open = Open::default();
-        let alone = || Watch::of(Target::End("e/1".into()), 7, Hearer::Waits(Arc::default()));
-        open.insert(1, alone());
-        open.insert(2, Watch::of(Target::Key("e/1".into()), 7, Hearer::Waits(Arc::default())));
-        assert_eq!(common.wanted(&open), None);
-        open.insert(3, alone());
-        let id = common.wanted(&open);
+    fn it_is_requested_for_many_watches_and_released_with_the_last() {
+        let mut prefix_watch = PrefixWatch::new(2);
+        let mut table = WatchTable::default();
+        let individual = |target| Watch::new(target, 7, Subscriber::Waiter(Arc::default()));
+        table.insert(1, individual(deletion()));
+        table.insert(2, individual(WatchTarget::Key("e/1".into())));
+        assert_eq!(prefix_watch.request_if_needed(&table), None);
+        table.insert(3, individual(deletion()));
+        let id = prefix_watch.request_if_needed(&table);
         assert_eq!(id, Some(i64::MAX));
-        common.stands(100);
-        assert_eq!(common.unneeded(&open), None, "there are many still");
-        open.remove(1);
-        open.remove(3);
-        assert_eq!(common.unneeded(&open), id);
-        assert!(!common.is(i64::MAX));
+        prefix_watch.on_created(100);
+        assert_eq!(prefix_watch.release_if_unused(&table), None, "there are many still");
+        table.remove(1);
+        table.remove(3);
+        assert_eq!(prefix_watch.release_if_unused(&table), id);
+        assert!(!prefix_watch.has_id(i64::MAX));
     }
 }

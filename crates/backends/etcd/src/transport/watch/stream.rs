@@ -1,15 +1,13 @@
-//! The stream that carries all watches of one backend.
+//! The task that runs the watch stream of a backend.
 //!
-//! One stream carries thousands of watches at the price of a map entry each, and its
-//! member is checked once for all of them: when no quorum's answer came through it
-//! for two seconds, or a request to it was late, it is asked for one (hazards E5,
-//! E16); `require_leader` makes a member without a leader end the stream itself. When
-//! the stream ends, everybody is told to look again, and what is asked for anew goes to
-//! the next member.
+//! One stream carries thousands of watches at the cost of a map entry each, and its member is checked once for all of
+//! them: when it has not returned an answer that needed a quorum for two seconds, or a request to it was late, it
+//! gets a linearizable read (hazards E5, E16). With `require_leader` a member without a leader ends the stream
+//! itself. When the stream ends, all subscribers read again, and new watches go to the next member.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-use etcd_client::{WatchRequestSender, WatchResponse, WatchResponseStream};
+use etcd_client::{WatchRequestSender, WatchResponseStream};
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{
     sync::mpsc,
@@ -17,171 +15,182 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::{
-    transport::error::{Failure, is_login_trouble, malformed},
-    transport::members::{Members, watches},
-    transport::watch::prefix_watch::{self as common, Common, Taken},
-    transport::watch::subscriber::Signal,
-    transport::watch::table::{Open, Watch},
-    transport::watch::target::Target,
-    transport::watch::watcher::{Command, FIRST_ID, NOW},
+use crate::transport::{
+    error::{Failure, is_login_error, malformed},
+    members::Members,
+    request::watch_client,
+    watch::{
+        dispatch::{Dispatched, dispatch},
+        prefix_watch::{self, Admission, PrefixWatch},
+        subscriber::{Subscriber, WatchSignal},
+        table::{Watch, WatchTable},
+        target::WatchTarget,
+    },
 };
 
-/// How often the stream's member is looked at.
-const TICK: Duration = Duration::from_millis(500);
-/// How long a member may go without a quorum's answer before it is asked for one.
-const QUIET: Duration = Duration::from_secs(2);
-/// How long it then has.
+/// How often the stream's member is checked.
+const MEMBER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a member may go without an answer that needed a quorum until it is probed.
+const PROBE_AFTER_SILENCE: Duration = Duration::from_secs(2);
+/// How long a probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long opening a stream may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long after its end a watch is taken back.
-const MOMENT: Duration = Duration::from_millis(20);
-/// How long a stream without watches is kept: a waiter that looks again comes back soon.
-const LINGER: Duration = Duration::from_secs(5);
-/// Of more watches that are over than so many the stream is ended at once: they end with it.
-const FEW: usize = 64;
+/// How long after its end a watch is cancelled in etcd.
+const CANCEL_DELAY: Duration = Duration::from_millis(20);
+/// How long a stream without watches stays open: a waiter that reads again often comes back soon.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// With more ended watches than this and no open one, the stream is closed at once, which cancels all of them.
+const MAX_PENDING_CANCELS: usize = 64;
+
+/// A request to the stream's task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Add { id: i64, target: WatchTarget, start_revision: i64, subscriber: Subscriber },
+    Remove { id: i64 },
+}
 
 /// Why a stream ended.
-enum End {
-    /// Nobody watches any more.
+enum StreamEnd {
+    /// It has no watches any more.
     Idle,
-    /// It broke, or could not be opened.
+    /// It failed, or could not be opened.
     Broken,
-    /// The backend is gone.
+    /// The backend was dropped.
     Closed,
 }
 
-/// Serves `commands` until their sender is gone.
+/// Serves `commands` until their sender is dropped.
 pub(crate) async fn run(members: Arc<Members>, mut commands: mpsc::UnboundedReceiver<Command>) {
-    let mut open = Open::default();
-    let mut common = Common::new(members.prefix_watch_threshold());
+    let mut table = WatchTable::default();
+    let mut prefix_watch = PrefixWatch::new(members.prefix_watch_threshold());
     let mut failures = 0_u32;
     loop {
-        if open.is_empty() {
+        if table.is_empty() {
             match commands.recv().await {
                 Some(command) => {
-                    accept(command, &mut open);
+                    apply(command, &mut table);
                     continue;
                 }
                 None => return,
             }
         }
         while let Ok(command) = commands.try_recv() {
-            accept(command, &mut open);
+            apply(command, &mut table);
         }
-        match Box::pin(serve(&members, &mut commands, &mut open, &mut common, &mut failures)).await {
-            End::Closed => return,
-            End::Idle => {}
-            End::Broken => {
+        match Box::pin(serve(&members, &mut commands, &mut table, &mut prefix_watch, &mut failures)).await {
+            StreamEnd::Closed => return,
+            StreamEnd::Idle => {}
+            StreamEnd::Broken => {
                 failures = failures.saturating_add(1);
-                // The other members are tried without delay.
+                // The other members are tried without a delay.
                 if failures as usize >= members.count() {
-                    let pause = Duration::from_millis(50 << failures.min(5));
-                    sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+                    let backoff = Duration::from_millis(50 << failures.min(5));
+                    sleep(backoff.mul_f64(0.5 + fastrand::f64())).await;
                 }
-                for watch in open.take() {
-                    watch.hearer.over();
+                for watch in table.drain() {
+                    watch.subscriber.close();
                 }
             }
         }
     }
 }
 
-fn accept(command: Command, open: &mut Open) {
+/// Applies a command while no stream is open.
+fn apply(command: Command, table: &mut WatchTable) {
     match command {
-        Command::Add { id, target, from, hearer } => {
-            open.insert(id, Watch::of(target, from, hearer));
+        Command::Add { id, target, start_revision, subscriber } => {
+            table.insert(id, Watch::new(target, start_revision, subscriber));
         }
         Command::Remove { id } => {
-            open.remove(id);
+            table.remove(id);
         }
     }
 }
 
-/// Serves watches on one stream for as long as it lasts.
+/// Serves watches on one stream until it ends.
 async fn serve(
     members: &Members,
     commands: &mut mpsc::UnboundedReceiver<Command>,
-    open: &mut Open,
-    common: &mut Common,
+    table: &mut WatchTable,
+    prefix_watch: &mut PrefixWatch,
     failures: &mut u32,
-) -> End {
-    let Some(first) = open.first() else { return End::Idle };
-    common.renew();
+) -> StreamEnd {
+    let Some(first) = table.first_id() else { return StreamEnd::Idle };
+    prefix_watch.reset_for_new_stream();
     let member = members.preferred();
-    let (sender, mut responses) = match connect(members, member, first, open).await {
+    let (sender, mut responses) = match open(members, member, first, table).await {
         Ok(stream) => stream,
         Err(failure) => {
-            debug!(member = members.endpoint(member), error = %failure.error, "etcd watch stream not opened");
+            debug!(member = members.endpoint(member), error = %failure.error, "opening an etcd watch stream failed");
             if failure.stale_login {
-                members.reset(member);
+                members.disconnect(member);
             }
             members.avoid(member);
-            return End::Broken;
+            return StreamEnd::Broken;
         }
     };
-    debug!(member = members.endpoint(member), watches = open.len(), "etcd watch stream opened");
+    debug!(member = members.endpoint(member), watches = table.len(), "etcd watch stream opened");
     let (requests, outgoing) = mpsc::unbounded_channel();
-    for (id, watch) in open.iter().filter(|(id, _)| **id != first) {
-        let _ = requests.send(Request::create(*id, watch));
+    for (id, watch) in table.iter().filter(|(id, _)| **id != first) {
+        let _ = requests.send(StreamRequest::create(*id, watch));
     }
-    let sending = send(sender, members.prefix(), outgoing);
+    let sending = send_requests(sender, members.key_prefix(), outgoing);
     tokio::pin!(sending);
-    let cut_off = until_cut_off(members, member);
-    tokio::pin!(cut_off);
-    let idle = sleep(LINGER);
+    let partitioned = until_partitioned(members, member);
+    tokio::pin!(partitioned);
+    let idle = sleep(IDLE_TIMEOUT);
     tokio::pin!(idle);
-    // Watches that are over. Taken back a moment later: what is asked for next, a departure often, goes first.
-    let mut over = Vec::new();
-    let take_back = sleep(LINGER);
-    tokio::pin!(take_back);
-    let broken = loop {
-        if !open.is_empty() {
-            idle.as_mut().reset(Instant::now() + LINGER);
+    // Ended watches, cancelled with a delay: the requests that follow an event, often a withdrawal, are sent first.
+    let mut ended = Vec::new();
+    let cancel = sleep(IDLE_TIMEOUT);
+    tokio::pin!(cancel);
+    let reason = loop {
+        if !table.is_empty() {
+            idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
         }
         tokio::select! {
             command = commands.recv() => match command {
-                None => return End::Closed,
-                Some(Command::Add { id, target, from, hearer }) => {
-                    let mut watch = Watch::of(target, from, hearer);
-                    match common.take_in(&mut watch) {
-                        Taken::In => open.insert(id, watch),
-                        Taken::Late => watch.hearer.tell(Signal::over_late),
-                        Taken::Not => {
-                            let _ = requests.send(Request::create(id, &watch));
-                            open.insert(id, watch);
-                            if let Some(id) = common.wanted(open) {
-                                let _ = requests.send(Request::Common(id));
+                None => return StreamEnd::Closed,
+                Some(Command::Add { id, target, start_revision, subscriber }) => {
+                    let mut watch = Watch::new(target, start_revision, subscriber);
+                    match prefix_watch.admit(&mut watch) {
+                        Admission::Accepted => table.insert(id, watch),
+                        Admission::TooLate => watch.subscriber.signal(WatchSignal::close_late),
+                        Admission::Rejected => {
+                            let _ = requests.send(StreamRequest::create(id, &watch));
+                            table.insert(id, watch);
+                            if let Some(id) = prefix_watch.request_if_needed(table) {
+                                let _ = requests.send(StreamRequest::CreatePrefixWatch(id));
                             }
                         }
                     }
                 }
                 Some(Command::Remove { id }) => {
-                    if open.remove(id).is_some_and(|watch| !watch.in_common) {
-                        push(id, &mut over, take_back.as_mut());
+                    if table.remove(id).is_some_and(|watch| !watch.in_prefix_watch) {
+                        cancel_later(id, &mut ended, cancel.as_mut());
                     }
-                    if open.is_empty() && over.len() > FEW && commands.is_empty() {
-                        return End::Idle;
+                    if table.is_empty() && ended.len() > MAX_PENDING_CANCELS && commands.is_empty() {
+                        return StreamEnd::Idle;
                     }
                 }
             },
             response = responses.message() => match response {
                 Ok(Some(response)) => {
                     if let Some(header) = response.header()
-                        && let Err(foreign) = members.admit(member, header.cluster_id())
+                        && let Err(foreign) = members.check_cluster(member, header.cluster_id())
                     {
                         break foreign.error.to_string();
                     }
                     if !response.canceled() {
                         *failures = 0;
                     }
-                    match dispatch(&response, open, common) {
-                        Dispatched::Nothing => {}
-                        Dispatched::Done(id) => push(id, &mut over, take_back.as_mut()),
+                    match dispatch(&response, table, prefix_watch) {
+                        Dispatched::Open => {}
+                        Dispatched::Ended(id) => cancel_later(id, &mut ended, cancel.as_mut()),
                         Dispatched::Refused => {
-                            if is_login_trouble(response.cancel_reason()) {
-                                members.reset(member);
+                            if is_login_error(response.cancel_reason()) {
+                                members.disconnect(member);
                             }
                             break response.cancel_reason().to_owned();
                         }
@@ -190,37 +199,37 @@ async fn serve(
                 Ok(None) => break "the member ended it".to_owned(),
                 Err(error) => break Failure::from(error).error.to_string(),
             },
-            () = &mut take_back, if !over.is_empty() => {
-                over.drain(..).for_each(|id| drop(requests.send(Request::Cancel(id))));
+            () = &mut cancel, if !ended.is_empty() => {
+                ended.drain(..).for_each(|id| drop(requests.send(StreamRequest::Cancel(id))));
             }
             () = &mut sending => break "the connection is lost".to_owned(),
-            error = &mut cut_off => break error.to_string(),
-            () = &mut idle, if open.is_empty() => return End::Idle,
+            error = &mut partitioned => break error.to_string(),
+            () = &mut idle, if table.is_empty() => return StreamEnd::Idle,
         }
-        if let Some(id) = common.unneeded(open) {
-            push(id, &mut over, take_back.as_mut());
+        if let Some(id) = prefix_watch.release_if_unused(table) {
+            cancel_later(id, &mut ended, cancel.as_mut());
         }
     };
-    debug!(member = members.endpoint(member), reason = broken, "etcd watch stream ended");
+    debug!(member = members.endpoint(member), reason, "etcd watch stream ended");
     members.avoid(member);
-    End::Broken
+    StreamEnd::Broken
 }
 
-/// Has the watch `id`, which is over, taken back a moment after the first of those that are to be.
-fn push(id: i64, over: &mut Vec<i64>, take_back: std::pin::Pin<&mut Sleep>) {
-    if over.is_empty() {
-        take_back.reset(Instant::now() + MOMENT);
+/// Cancels the ended watch `id` together with others, [`CANCEL_DELAY`] after the first of them ended.
+fn cancel_later(id: i64, ended: &mut Vec<i64>, cancel: Pin<&mut Sleep>) {
+    if ended.is_empty() {
+        cancel.reset(Instant::now() + CANCEL_DELAY);
     }
-    over.push(id);
+    ended.push(id);
 }
 
-/// Returns when `member` no longer hears a quorum, with how that showed.
-async fn until_cut_off(members: &Members, member: usize) -> BackendError {
-    let mut tick = interval(TICK);
+/// Returns the error of a probe when `member` no longer reaches a quorum.
+async fn until_partitioned(members: &Members, member: usize) -> BackendError {
+    let mut tick = interval(MEMBER_CHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if members.quiet(member).is_none_or(|quiet| quiet >= QUIET)
+        if members.since_quorum_answer(member).is_none_or(|silence| silence >= PROBE_AFTER_SILENCE)
             && let Err(error) = members.probe(member, PROBE_TIMEOUT).await
             && error.is_retryable()
         {
@@ -229,111 +238,18 @@ async fn until_cut_off(members: &Members, member: usize) -> BackendError {
     }
 }
 
-/// What a response meant.
-enum Dispatched {
-    Nothing,
-    /// The watch has said its word.
-    Done(i64),
-    /// The member refuses to watch for us.
-    Refused,
-}
-
-fn dispatch(response: &WatchResponse, open: &mut Open, common: &mut Common) -> Dispatched {
-    let id = response.watch_id();
-    if common.is(id) {
-        let is_over = common.hear(response, open);
-        // Some etcds hear nothing more on a stream on which they have refused a watch (issue 11708).
-        return match is_over && is_login_trouble(response.cancel_reason()) {
-            true => Dispatched::Refused,
-            false => Dispatched::Nothing,
-        };
-    }
-    if response.canceled() {
-        // Also the end that a compaction puts to a watch, with an empty reason and
-        // the stream left open (issue 7815).
-        return match open.remove(id) {
-            Some(watch) => {
-                watch.hearer.over();
-                if is_login_trouble(response.cancel_reason()) {
-                    Dispatched::Refused
-                } else {
-                    Dispatched::Nothing
-                }
-            }
-            None if id < FIRST_ID => {
-                // It may be the common watch that is refused: some etcds do not say which.
-                common.refuse_unheard(response.cancel_reason());
-                Dispatched::Refused
-            }
-            None => Dispatched::Nothing,
-        };
-    }
-    if response.created() {
-        return dispatch_created(response, open);
-    }
-    if response.events().is_empty() {
-        return Dispatched::Nothing;
-    }
-    let Some(watch) = open.get(id) else { return Dispatched::Nothing };
-    let ended = response.events().iter().filter_map(|event| {
-        let kv = event.kv()?;
-        Some((kv.key(), kv.mod_revision()))
-    });
-    if !watch.hears(ended) {
-        return Dispatched::Nothing;
-    }
-    open.remove(id);
-    Dispatched::Done(id)
-}
-
-fn dispatch_created(response: &WatchResponse, open: &mut Open) -> Dispatched {
-    let id = response.watch_id();
-    let Some(watch) = open.get(id) else { return Dispatched::Nothing };
-    match standing(watch.from, response.header().map(|header| header.revision())) {
-        Standing::InTime => Dispatched::Nothing,
-        Standing::Now => {
-            watch.hearer.stands();
-            Dispatched::Nothing
-        }
-        Standing::Late => {
-            watch.hearer.tell(Signal::over_late);
-            open.remove(id);
-            Dispatched::Done(id)
-        }
-    }
-}
-
-/// How a watch came to stand.
-#[derive(Debug, PartialEq, Eq)]
-enum Standing {
-    /// Before the revision it starts from: it is told of every change as it happens.
-    InTime,
-    /// At or after that revision: etcd serves it from a loop that runs every 100 ms.
-    Late,
-    /// It was to start whenever it stands; what happened before has to be read.
-    Now,
-}
-
-/// How a watch stands that was asked to start `from`, in a store at `revision`.
-fn standing(from: i64, revision: Option<i64>) -> Standing {
-    match revision {
-        _ if from == NOW => Standing::Now,
-        Some(revision) if revision >= from => Standing::Late,
-        _ => Standing::InTime,
-    }
-}
-
-async fn connect(
+/// Opens a stream with the watch `first`.
+async fn open(
     members: &Members,
     member: usize,
     first: i64,
-    open: &Open,
+    table: &WatchTable,
 ) -> Result<(WatchRequestSender, WatchResponseStream), Failure> {
-    let watch = open.get(first).ok_or_else(|| malformed("watch"))?;
+    let watch = table.get(first).ok_or_else(|| malformed("watch"))?;
     let opening = async {
         let client = members.client(member).await?;
-        let (key, options) = watch.target.options(first, watch.from);
-        Ok(watches(&client).watch(key, Some(options)).await?.split())
+        let (key, options) = watch.target.options(first, watch.start_revision);
+        Ok(watch_client(&client).watch(key, Some(options)).await?.split())
     };
     match timeout(OPEN_TIMEOUT, opening).await {
         Ok(outcome) => outcome,
@@ -344,57 +260,46 @@ async fn connect(
     }
 }
 
-enum Request {
+/// A request on the stream.
+enum StreamRequest {
     Create {
-        target: Target,
+        target: WatchTarget,
         id: i64,
-        from: i64,
+        start_revision: i64,
     },
-    /// All ends below the prefix.
-    Common(i64),
+    /// Watches all deletions below the prefix.
+    CreatePrefixWatch(i64),
     Cancel(i64),
 }
 
-impl Request {
+impl StreamRequest {
     fn create(id: i64, watch: &Watch) -> Self {
-        Self::Create { target: watch.target.clone(), id, from: watch.from }
+        Self::Create { target: watch.target.clone(), id, start_revision: watch.start_revision }
     }
 }
 
-/// Hands requests to the stream; ends when it is gone.
+/// Sends requests on the stream. Returns when the stream has ended.
 ///
-/// Beside the loop that reads answers, so that neither waits for the other: etcd
-/// stops reading requests while its answers are not read.
-async fn send(
+/// It runs beside the loop that reads responses, so that neither waits for the other: etcd stops reading requests
+/// while its responses are not read.
+async fn send_requests(
     mut sender: WatchRequestSender,
     prefix: String,
-    mut requests: mpsc::UnboundedReceiver<Request>,
+    mut requests: mpsc::UnboundedReceiver<StreamRequest>,
 ) {
     while let Some(request) = requests.recv().await {
         let sent = match request {
-            Request::Create { target, id, from } => {
-                let (key, options) = target.options(id, from);
+            StreamRequest::Create { target, id, start_revision } => {
+                let (key, options) = target.options(id, start_revision);
                 sender.watch(key, Some(options)).await
             }
-            Request::Common(id) => sender.watch(prefix.as_str(), Some(common::options(id))).await,
-            Request::Cancel(id) => sender.cancel(id).await,
+            StreamRequest::CreatePrefixWatch(id) => {
+                sender.watch(prefix.as_str(), Some(prefix_watch::options(id))).await
+            }
+            StreamRequest::Cancel(id) => sender.cancel(id).await,
         };
         if sent.is_err() {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Hazard E15: a watch is in time only while its first revision lies in the store's future.
-    #[test]
-    fn a_watch_that_starts_in_the_past_is_known_to_be_late() {
-        assert_eq!(standing(8, Some(7)), Standing::InTime);
-        assert_eq!(standing(8, Some(8)), Standing::Late);
-        assert_eq!(standing(8, Some(9)), Standing::Late);
-        assert_eq!(standing(NOW, Some(9)), Standing::Now);
     }
 }

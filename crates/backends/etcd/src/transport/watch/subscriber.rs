@@ -1,4 +1,4 @@
-//! Who hears of a watch, and what is told to them.
+//! Who is notified of a watch, and what it is told.
 
 use std::sync::{
     Arc,
@@ -11,150 +11,150 @@ use std::sync::{
 use tokio::sync::{Notify, mpsc};
 
 #[cfg(doc)]
-use crate::transport::watch::watcher::NOW;
+use crate::transport::watch::target::START_NOW;
 
-/// What a watch has to say.
+/// The state of a waiter's watches. Every change of it means "read again".
 #[derive(Debug, Default)]
-pub(crate) struct Signal {
+pub(crate) struct WatchSignal {
     notify: Notify,
-    spent: AtomicBool,
-    late: AtomicBool,
-    turn: AtomicBool,
-    later: AtomicBool,
-    /// Whether the watch stands that was to start [`NOW`], and whether a look has followed.
-    stands: AtomicBool,
-    looked: AtomicBool,
+    is_closed: AtomicBool,
+    started_late: AtomicBool,
+    became_leader: AtomicBool,
+    can_delay: AtomicBool,
+    /// Whether a watch that started at [`START_NOW`] is established, and whether a read followed.
+    is_established: AtomicBool,
+    has_read_since: AtomicBool,
 }
 
-impl Signal {
-    /// Look again, for what was before: the watch that was to start [`NOW`] stands, and goes on.
-    pub(crate) fn look(&self) {
-        self.stands.store(true, SeqCst);
+impl WatchSignal {
+    /// The watch that started at [`START_NOW`] is established and stays open. What happened before has to be read.
+    pub(crate) fn established(&self) {
+        self.is_established.store(true, SeqCst);
         self.notify.notify_one();
     }
 
-    /// Look again; the watch is over.
-    pub(crate) fn over(&self) {
-        self.spent.store(true, Relaxed);
+    /// The watch is closed.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Relaxed);
         self.notify.notify_one();
     }
 
-    /// Look again in a while. Other watches of the same signal go on.
-    pub(crate) fn look_later(&self) {
-        self.later.store(true, Relaxed);
+    /// One watch is closed, and reading again may be delayed. Other watches of this signal stay open.
+    pub(crate) fn read_again_later(&self) {
+        self.can_delay.store(true, Relaxed);
         self.notify.notify_one();
     }
 
-    /// The only candidate ahead has gone; the watch is over.
-    pub(crate) fn turn(&self) {
-        self.turn.store(true, Relaxed);
-        self.over();
+    /// The only candidate ahead has left. The watch is closed.
+    pub(crate) fn became_leader(&self) {
+        self.became_leader.store(true, Relaxed);
+        self.close();
     }
 
-    /// Look again; the watch is over because it would have begun in the past.
-    pub(crate) fn over_late(&self) {
-        self.late.store(true, Relaxed);
-        self.over();
+    /// The watch is closed, because its start revision was already in the past.
+    pub(crate) fn close_late(&self) {
+        self.started_late.store(true, Relaxed);
+        self.close();
     }
 
-    /// Returns once anything has been said since it last did.
+    /// Returns after the next change, or immediately after one since the last return.
     ///
     /// # Cancellation safety
     /// Nothing is lost when the future is dropped.
-    pub(crate) async fn said(&self) {
+    pub(crate) async fn changed(&self) {
         self.notify.notified().await;
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        self.spent.load(Relaxed)
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Relaxed)
     }
 
-    pub(crate) fn is_turn(&self) -> bool {
-        self.turn.load(Relaxed)
+    pub(crate) fn is_leader(&self) -> bool {
+        self.became_leader.load(Relaxed)
     }
 
-    pub(crate) fn was_late(&self) -> bool {
-        self.late.load(Relaxed)
+    pub(crate) fn started_late(&self) -> bool {
+        self.started_late.load(Relaxed)
     }
 
-    /// Whether there is nothing to look at but what is in no hurry.
-    pub(crate) fn can_wait(&self) -> bool {
-        self.later.load(Relaxed) && !self.is_over()
+    /// Whether the next read may be delayed.
+    pub(crate) fn can_delay(&self) -> bool {
+        self.can_delay.load(Relaxed) && !self.is_closed()
     }
 
-    pub(crate) fn is_standing(&self) -> bool {
-        self.stands.load(SeqCst)
+    pub(crate) fn is_established(&self) -> bool {
+        self.is_established.load(SeqCst)
     }
 
-    /// A look has followed the standing of a watch that was to start [`NOW`].
-    pub(crate) fn looked(&self) {
-        self.looked.store(true, SeqCst);
+    /// Records that a read followed after a watch that started at [`START_NOW`] was established.
+    pub(crate) fn record_read(&self) {
+        self.has_read_since.store(true, SeqCst);
     }
 }
 
-/// Who hears of a watch.
+/// Who is notified of a watch.
 #[derive(Debug)]
-pub(crate) enum Hearer {
-    /// Somebody who waits.
-    Waits(Arc<Signal>),
-    /// Somebody with many watches. The end of this is a word, too.
-    Bell(Bell),
+pub(crate) enum Subscriber {
+    /// A task that waits for a signal.
+    Waiter(Arc<WatchSignal>),
+    /// The owner of many watches. Dropping the notifier reports that the watch is closed.
+    Notifier(Notifier),
 }
 
-/// Says words of one of many watches to whoever has them.
+/// Sends the updates of one watch to the owner of many.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct Notifier {
     number: u64,
-    words: mpsc::UnboundedSender<Word>,
+    updates: mpsc::UnboundedSender<WatchUpdate>,
 }
 
-/// Look again.
+/// An update of the watch with this number: read again.
 #[derive(Debug)]
-pub(crate) struct Word {
+pub(crate) struct WatchUpdate {
     pub(crate) number: u64,
-    /// Whether the watch stands, or is over.
-    pub(crate) stands: bool,
+    /// Whether the watch is established; otherwise it is closed.
+    pub(crate) is_established: bool,
 }
 
-impl Bell {
-    pub(crate) fn new(number: u64, words: mpsc::UnboundedSender<Word>) -> Self {
-        Self { number, words }
+impl Notifier {
+    pub(crate) fn new(number: u64, updates: mpsc::UnboundedSender<WatchUpdate>) -> Self {
+        Self { number, updates }
     }
 
-    fn ring(&self, stands: bool) {
-        let _ = self.words.send(Word { number: self.number, stands });
+    fn notify(&self, is_established: bool) {
+        let _ = self.updates.send(WatchUpdate { number: self.number, is_established });
     }
 }
 
-impl Drop for Bell {
+impl Drop for Notifier {
     fn drop(&mut self) {
-        self.ring(false);
+        self.notify(false);
     }
 }
 
-impl Hearer {
-    /// The watch that was to start [`NOW`] stands.
-    pub(crate) fn stands(&self) {
+impl Subscriber {
+    /// The watch that started at [`START_NOW`] is established.
+    pub(crate) fn established(&self) {
         match self {
-            Self::Waits(signal) => signal.look(),
-            Self::Bell(bell) => bell.ring(true),
+            Self::Waiter(signal) => signal.established(),
+            Self::Notifier(notifier) => notifier.notify(true),
         }
     }
 
-    /// The watch is over; a bell says so by itself.
-    pub(crate) fn over(&self) {
-        self.tell(Signal::over);
+    /// The watch is closed. A notifier reports this when it is dropped.
+    pub(crate) fn close(&self) {
+        self.signal(WatchSignal::close);
     }
 
-    /// What only those have to know who wait; for others the watch is over.
-    pub(crate) fn tell(&self, what: impl FnOnce(&Signal)) {
-        if let Self::Waits(signal) = self {
-            what(signal);
+    /// Applies `change` to the signal of a waiter. A notifier reports only that the watch is closed.
+    pub(crate) fn signal(&self, change: impl FnOnce(&WatchSignal)) {
+        if let Self::Waiter(signal) = self {
+            change(signal);
         }
     }
 
-    /// Whether a watch that started [`NOW`] has been looked behind.
-    pub(crate) fn is_proven(&self) -> bool {
-        matches!(self, Self::Waits(signal) if signal.looked.load(SeqCst))
+    /// Whether a read followed after a watch that started at [`START_NOW`] was established.
+    pub(crate) fn has_read_since(&self) -> bool {
+        matches!(self, Self::Waiter(signal) if signal.has_read_since.load(SeqCst))
     }
 }

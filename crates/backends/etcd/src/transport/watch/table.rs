@@ -7,88 +7,91 @@ use std::{
 
 use smallvec::SmallVec;
 
-use crate::{
-    transport::watch::subscriber::{Hearer, Signal},
-    transport::watch::target::{Heard, Target},
-    transport::watch::watcher::NOW,
+use crate::transport::watch::{
+    subscriber::{Subscriber, WatchSignal},
+    target::{EventMeaning, START_NOW, WatchTarget},
 };
 
-/// A watch, and who hears of it.
+/// A watch, and who is notified of it.
 pub(crate) struct Watch {
-    pub(crate) target: Target,
-    /// The first revision that it is told of.
-    pub(crate) from: i64,
-    pub(crate) hearer: Hearer,
-    /// Whether that was to be whichever comes next.
-    pub(crate) from_now: bool,
-    /// Whether it is part of the common watch.
-    pub(crate) in_common: bool,
+    pub(crate) target: WatchTarget,
+    /// The first revision that it reports.
+    pub(crate) start_revision: i64,
+    pub(crate) subscriber: Subscriber,
+    /// Whether it was requested from [`START_NOW`] on.
+    pub(crate) starts_now: bool,
+    /// Whether the prefix watch serves it.
+    pub(crate) in_prefix_watch: bool,
 }
 
 impl Watch {
-    pub(crate) fn of(target: Target, from: i64, hearer: Hearer) -> Self {
-        Self { target, from, hearer, from_now: from == NOW, in_common: false }
+    pub(crate) fn new(target: WatchTarget, start_revision: i64, subscriber: Subscriber) -> Self {
+        let starts_now = start_revision == START_NOW;
+        Self { target, start_revision, subscriber, starts_now, in_prefix_watch: false }
     }
 
-    /// Tells whoever watches what the end of these keys means, each with the revision of its end; whether the watch has had its word.
-    pub(crate) fn hears<'a>(&self, ended: impl Iterator<Item = (&'a [u8], i64)>) -> bool {
-        match self.target.heard(ended) {
-            Heard::Nothing => return false,
-            Heard::Look => self.hearer.over(),
-            Heard::LookLater => self.hearer.tell(Signal::look_later),
-            Heard::Turn if self.from_now && !self.hearer.is_proven() => self.hearer.over(),
-            Heard::Turn => self.hearer.tell(Signal::turn),
+    /// Notifies the subscriber of these deleted keys, each with the revision of its deletion. Returns whether the
+    /// watch is closed by that.
+    pub(crate) fn notify_deleted<'a>(&self, deleted: impl Iterator<Item = (&'a [u8], i64)>) -> bool {
+        match self.target.interpret(deleted) {
+            EventMeaning::Irrelevant => return false,
+            EventMeaning::ReadAgain => self.subscriber.close(),
+            EventMeaning::ReadAgainLater => self.subscriber.signal(WatchSignal::read_again_later),
+            EventMeaning::BecameLeader if self.starts_now && !self.subscriber.has_read_since() => {
+                self.subscriber.close();
+            }
+            EventMeaning::BecameLeader => self.subscriber.signal(WatchSignal::became_leader),
         }
         true
     }
 }
 
-/// All watches of a stream, by their ids.
+/// All watches of a stream, by id.
 #[derive(Default)]
-pub(crate) struct Open {
-    // In an order, so that a simulated run is the same every time.
+pub(crate) struct WatchTable {
+    // Ordered, so that a simulated run is reproducible.
     watches: BTreeMap<i64, Watch>,
-    /// How many watch ends alone.
-    alone: usize,
-    /// Those in the common watch, by the keys whose ends they are told of.
-    by_key: HashMap<Arc<str>, SmallVec<[i64; 2]>>,
+    /// How many deletion watches are not served by the prefix watch.
+    individual_deletions: usize,
+    /// The watches that the prefix watch serves, by the keys whose deletion they wait for.
+    prefix_watched_keys: HashMap<Arc<str>, SmallVec<[i64; 2]>>,
 }
 
-impl Open {
+impl WatchTable {
     pub(crate) fn insert(&mut self, id: i64, watch: Watch) {
-        if watch.in_common {
-            for key in watch.target.ends() {
-                self.by_key.entry(Arc::clone(key)).or_default().push(id);
+        if watch.in_prefix_watch {
+            for key in watch.target.deletion_keys() {
+                self.prefix_watched_keys.entry(Arc::clone(key)).or_default().push(id);
             }
-        } else if watch.target.is_of_ends() {
-            self.alone += 1;
+        } else if watch.target.is_deletion() {
+            self.individual_deletions += 1;
         }
         self.watches.insert(id, watch);
     }
 
     pub(crate) fn remove(&mut self, id: i64) -> Option<Watch> {
         let watch = self.watches.remove(&id)?;
-        if watch.in_common {
-            for key in watch.target.ends() {
-                if let Some(ids) = self.by_key.get_mut(key) {
+        if watch.in_prefix_watch {
+            for key in watch.target.deletion_keys() {
+                if let Some(ids) = self.prefix_watched_keys.get_mut(key) {
                     ids.retain(|other| *other != id);
                     if ids.is_empty() {
-                        self.by_key.remove(key);
+                        self.prefix_watched_keys.remove(key);
                     }
                 }
             }
-            if self.by_key.is_empty() {
-                // There may have been thousands.
-                self.by_key = HashMap::new();
+            if self.prefix_watched_keys.is_empty() {
+                // Frees the memory: there may have been thousands.
+                self.prefix_watched_keys = HashMap::new();
             }
-        } else if watch.target.is_of_ends() {
-            self.alone -= 1;
+        } else if watch.target.is_deletion() {
+            self.individual_deletions -= 1;
         }
         Some(watch)
     }
 
-    /// Takes all of them.
-    pub(crate) fn take(&mut self) -> impl Iterator<Item = Watch> + use<> {
+    /// Removes all watches.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Watch> + use<> {
         std::mem::take(self).watches.into_values()
     }
 
@@ -100,7 +103,7 @@ impl Open {
         self.watches.iter()
     }
 
-    pub(crate) fn first(&self) -> Option<i64> {
+    pub(crate) fn first_id(&self) -> Option<i64> {
         self.watches.keys().next().copied()
     }
 
@@ -112,24 +115,24 @@ impl Open {
         self.watches.is_empty()
     }
 
-    /// How many watch ends, each with a watch of its own.
-    pub(crate) fn alone(&self) -> usize {
-        self.alone
+    /// How many deletion watches are not served by the prefix watch.
+    pub(crate) fn individual_deletions(&self) -> usize {
+        self.individual_deletions
     }
 
-    /// Whether the common watch tells anybody anything.
-    pub(crate) fn needs_common(&self) -> bool {
-        !self.by_key.is_empty()
+    /// Whether the prefix watch serves any watch.
+    pub(crate) fn uses_prefix_watch(&self) -> bool {
+        !self.prefix_watched_keys.is_empty()
     }
 
-    /// Those in the common watch that are told of this key's end.
-    pub(crate) fn of(&self, key: &[u8]) -> &[i64] {
-        let ids = str::from_utf8(key).ok().and_then(|key| self.by_key.get(key));
+    /// The ids of the watches that the prefix watch serves and that wait for the deletion of `key`.
+    pub(crate) fn prefix_watched(&self, key: &[u8]) -> &[i64] {
+        let ids = str::from_utf8(key).ok().and_then(|key| self.prefix_watched_keys.get(key));
         ids.map_or(&[], SmallVec::as_slice)
     }
 
-    /// The ids of all in the common watch.
-    pub(crate) fn in_common(&self) -> Vec<i64> {
-        self.watches.iter().filter(|(_, watch)| watch.in_common).map(|(id, _)| *id).collect()
+    /// The ids of all watches that the prefix watch serves.
+    pub(crate) fn prefix_watched_ids(&self) -> Vec<i64> {
+        self.watches.iter().filter(|(_, watch)| watch.in_prefix_watch).map(|(id, _)| *id).collect()
     }
 }

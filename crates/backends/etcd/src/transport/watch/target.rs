@@ -1,77 +1,87 @@
-//! What a watch is for, and the one thing that is concluded from what it tells.
+//! What is watched, and what the events of a watch mean.
 //!
-//! Who is second in line leads when the leader goes, if its own entry is there still. The
-//! events of two watches come in no order that proves that; those of *one* come by revision.
-//! So one watch holds both keys ([`Target::Turn`]): whoever hears of the
-//! leader's end on it, and not of its own, was there when the leader went. Three things are looked at besides:
+//! The second candidate in the queue becomes leader when the leader's entry is deleted, provided that its own entry
+//! still exists. Two separate watches cannot prove this, because nothing orders their events against each other. The
+//! events of *one* watch are ordered by revision, so one watch covers both keys ([`Succession`]): a candidate that
+//! receives the deletion of the leader's entry, and not of its own, still had its entry when the leader left. Three
+//! conditions apply:
 //!
-//! - the leader's end has to be of a later revision than the own entry. A member that lags can
-//!   tell of the end of an earlier entry under the same key, when the watch came to it from another member, or when its
-//!   state was replaced (etcd before 3.4.38 and 3.5.22 sets the watch back then). After the own entry, that key can
-//!   have ended only once while it was ahead;
-//! - a watch that started [`NOW`](crate::transport::watch::watcher::NOW) decides nothing until the look that followed its standing is over:
-//!   what happened before it stood it does not tell;
-//! - a watch that was late, or whose stream broke, says "look again" like any other.
+//! - The leader's entry must be deleted at a later revision than the one that created the own entry. A lagging member
+//!   can report the deletion of an earlier entry under the same key, when the watch moved to it from another member,
+//!   or when its state was replaced (etcd before 3.4.38 and 3.5.22 rewinds the watch then). After the creation of the
+//!   own entry that key can be deleted only once while it is ahead.
+//! - A watch that started at [`START_NOW`] decides nothing until a read that followed its creation has completed,
+//!   because it does not report what happened before.
+//! - A watch that started too late, or whose stream broke, signals "read again" like any other.
 //!
-//! One gap is known: etcd before 3.4.34 and 3.5.16 can lose one event at a compaction of just its revision (issue 18089). If that is
-//! the end of one's own entry, which nobody but an operator or a stalled etcd leader (issue 15247) brings about, the
-//! candidate leads for the moment until it reads its entry, which it does once its watch stands: at once, or within half a second where
-//! many come to lead together.
+//! One gap is known: etcd before 3.4.34 and 3.5.16 can lose one event at a compaction of exactly its revision (issue
+//! 18089). If that is the deletion of the own entry, which only an operator or a stalled etcd leader (issue 15247)
+//! causes, the candidate leads until it reads its entry. It does so once its watch is established: immediately, or
+//! within half a second where many candidates become leader at the same time.
 
 use std::sync::Arc;
 
 use etcd_client::{WatchFilterType, WatchOptions};
 
+/// The start revision of a watch that reports only what happens after it was established.
+pub(crate) const START_NOW: i64 = 0;
+
+/// The first watch id of this client. etcd's own ids start at zero, and -1 means none.
+pub(crate) const FIRST_WATCH_ID: i64 = 1;
+
 /// What to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// The end of one key.
-    End(Arc<str>),
-    /// The same, where it is in no hurry.
-    Farther(Arc<str>),
-    /// Any change of one key.
+pub(crate) enum WatchTarget {
+    /// The deletion of a key.
+    Deletion(Arc<str>),
+    /// The same, where reading again is less urgent.
+    DistantDeletion(Arc<str>),
+    /// Any change of a key.
     Key(Arc<str>),
     /// Any change below a prefix.
-    Below(Arc<str>),
-    /// The end of the only key `ahead` of one's `own`, or of that.
-    Turn(Box<Turn>),
+    Prefix(Arc<str>),
+    /// The deletion of the only entry ahead, or of the own entry.
+    Succession(Box<Succession>),
 }
 
-/// The two keys that decide whose turn it is.
+/// The two keys that decide whether the second candidate becomes leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Turn {
+pub(crate) struct Succession {
     pub(crate) own: Arc<str>,
-    pub(crate) ahead: Arc<str>,
-    /// The revision that made the own entry.
-    pub(crate) entered: i64,
+    pub(crate) leader: Arc<str>,
+    /// The revision that created the own entry.
+    pub(crate) own_create_revision: i64,
 }
 
-impl Target {
-    /// Whether the end of keys is all that is watched for.
-    pub(crate) fn is_of_ends(&self) -> bool {
-        matches!(self, Self::End(_) | Self::Farther(_) | Self::Turn(_))
+impl WatchTarget {
+    /// Whether only deletions are watched.
+    pub(crate) fn is_deletion(&self) -> bool {
+        matches!(self, Self::Deletion(_) | Self::DistantDeletion(_) | Self::Succession(_))
     }
 
-    /// The keys whose end is watched for.
-    pub(crate) fn ends(&self) -> impl Iterator<Item = &Arc<str>> {
+    /// The keys whose deletion is watched.
+    pub(crate) fn deletion_keys(&self) -> impl Iterator<Item = &Arc<str>> {
         let (first, second) = match self {
-            Self::End(key) | Self::Farther(key) => (Some(key), None),
-            Self::Turn(turn) => (Some(&turn.own), Some(&turn.ahead)),
-            Self::Key(_) | Self::Below(_) => (None, None),
+            Self::Deletion(key) | Self::DistantDeletion(key) => (Some(key), None),
+            Self::Succession(succession) => (Some(&succession.own), Some(&succession.leader)),
+            Self::Key(_) | Self::Prefix(_) => (None, None),
         };
         first.into_iter().chain(second)
     }
 
-    pub(crate) fn options(&self, id: i64, from: i64) -> (&str, WatchOptions) {
-        let options = WatchOptions::new().with_watch_id(id).with_start_revision(from);
+    /// The key and the options of a watch under this id, from this revision on.
+    pub(crate) fn options(&self, id: i64, start_revision: i64) -> (&str, WatchOptions) {
+        let options = WatchOptions::new().with_watch_id(id).with_start_revision(start_revision);
         match self {
-            Self::End(key) | Self::Farther(key) => (key, options.with_filters([WatchFilterType::NoPut])),
+            Self::Deletion(key) | Self::DistantDeletion(key) => {
+                (key, options.with_filters([WatchFilterType::NoPut]))
+            }
             Self::Key(key) => (key, options),
-            Self::Below(prefix) => (prefix, options.with_prefix()),
-            // What else lies between the two is told of as well, and passed over.
-            Self::Turn(turn) => {
-                let Turn { own, ahead, .. } = &**turn;
-                let (first, last) = if own < ahead { (own, ahead) } else { (ahead, own) };
+            Self::Prefix(prefix) => (prefix, options.with_prefix()),
+            // Keys between the two are reported as well, and ignored.
+            Self::Succession(succession) => {
+                let Succession { own, leader, .. } = &**succession;
+                let (first, last) = if own < leader { (own, leader) } else { (leader, own) };
                 // The first key after `last`.
                 let options = options.with_range(format!("{last}\0"));
                 (first, options.with_filters([WatchFilterType::NoPut]))
@@ -79,74 +89,80 @@ impl Target {
         }
     }
 
-    /// What the end of these keys, each with the revision of its end, means to whoever watches.
-    pub(crate) fn heard<'a>(&self, ended: impl Iterator<Item = (&'a [u8], i64)>) -> Heard {
-        let turn = match self {
-            Self::Turn(turn) => &**turn,
-            Self::Farther(_) => return Heard::LookLater,
-            _ => return Heard::Look,
+    /// What the deletion of these keys means to the watcher. Each has the revision of its deletion.
+    pub(crate) fn interpret<'a>(&self, deleted: impl Iterator<Item = (&'a [u8], i64)>) -> EventMeaning {
+        let succession = match self {
+            Self::Succession(succession) => &**succession,
+            Self::DistantDeletion(_) => return EventMeaning::ReadAgainLater,
+            _ => return EventMeaning::ReadAgain,
         };
-        let mut heard = Heard::Nothing;
-        for (key, _) in ended.filter(|(_, revision)| *revision > turn.entered) {
-            if key == turn.own.as_bytes() {
-                return Heard::Look;
+        let mut meaning = EventMeaning::Irrelevant;
+        for (key, _) in deleted.filter(|(_, revision)| *revision > succession.own_create_revision) {
+            if key == succession.own.as_bytes() {
+                return EventMeaning::ReadAgain;
             }
-            if key == turn.ahead.as_bytes() {
-                heard = Heard::Turn;
+            if key == succession.leader.as_bytes() {
+                meaning = EventMeaning::BecameLeader;
             }
         }
-        heard
+        meaning
     }
 }
 
-/// What an event means.
+/// What events mean to the watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// It is about others.
-    Nothing,
-    /// Look again.
-    Look,
-    /// Look again, in a while.
-    LookLater,
-    /// The only candidate ahead has gone, and one's own entry was there then.
-    Turn,
+pub(crate) enum EventMeaning {
+    /// They are about other keys.
+    Irrelevant,
+    ReadAgain,
+    /// Read again after a short delay.
+    ReadAgainLater,
+    /// The only candidate ahead has left, and the own entry still existed then.
+    BecameLeader,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::watch::watcher::FIRST_ID;
 
-    /// Hazard G13: whoever hears of its own entry's end does not lead, even when the leader's is told of in the same breath.
-    #[test]
-    fn the_turn_has_come_only_while_the_own_entry_stands() {
-        let turn = Target::Turn(Box::new(Turn { own: "e/5".into(), ahead: "e/9".into(), entered: 90 }));
-        let heard = |keys: &[&str]| turn.heard(keys.iter().map(|key| (key.as_bytes(), 100)));
-        assert_eq!(heard(&["e/7", "e/9"]), Heard::Turn);
-        assert_eq!(heard(&["e/6", "e/7"]), Heard::Nothing);
-        assert_eq!(heard(&["e/5"]), Heard::Look);
-        assert_eq!(heard(&["e/9", "e/5"]), Heard::Look);
-        assert_eq!(heard(&["e/5", "e/9"]), Heard::Look);
-        assert_eq!(Target::End("e/5".into()).heard(std::iter::empty()), Heard::Look);
+    fn succession(own: &str, leader: &str, own_create_revision: i64) -> WatchTarget {
+        let (own, leader) = (own.into(), leader.into());
+        WatchTarget::Succession(Box::new(Succession { own, leader, own_create_revision }))
     }
 
-    /// Hazard G13: a member that lags tells of the end that an earlier entry of today's leader had, under the same key.
+    /// Hazard G13: a candidate whose own entry was deleted does not lead, also when one message reports both
+    /// deletions.
     #[test]
-    fn the_end_of_an_earlier_entry_of_the_leader_is_nobodys_turn() {
-        let turn = Target::Turn(Box::new(Turn { own: "e/5".into(), ahead: "e/9".into(), entered: 90 }));
-        let heard = |key: &'static str, revision| turn.heard([(key.as_bytes(), revision)].into_iter());
-        assert_eq!(heard("e/9", 60), Heard::Nothing);
-        assert_eq!(heard("e/5", 60), Heard::Nothing);
-        assert_eq!(heard("e/9", 91), Heard::Turn);
-        assert_eq!(heard("e/5", 91), Heard::Look);
+    fn a_candidate_becomes_leader_only_while_its_own_entry_exists() {
+        let target = succession("e/5", "e/9", 90);
+        let interpret = |keys: &[&str]| target.interpret(keys.iter().map(|key| (key.as_bytes(), 100)));
+        assert_eq!(interpret(&["e/7", "e/9"]), EventMeaning::BecameLeader);
+        assert_eq!(interpret(&["e/6", "e/7"]), EventMeaning::Irrelevant);
+        assert_eq!(interpret(&["e/5"]), EventMeaning::ReadAgain);
+        assert_eq!(interpret(&["e/9", "e/5"]), EventMeaning::ReadAgain);
+        assert_eq!(interpret(&["e/5", "e/9"]), EventMeaning::ReadAgain);
+        let deletion = WatchTarget::Deletion("e/5".into());
+        assert_eq!(deletion.interpret(std::iter::empty()), EventMeaning::ReadAgain);
     }
 
-    /// The range of a turn holds both keys, whichever is first.
+    /// Hazard G13: a lagging member reports the deletion of an earlier entry of today's leader, under the same key.
     #[test]
-    fn a_turn_watches_both_keys() {
-        for (own, ahead) in [("e/5", "e/9"), ("e/9", "e/5")] {
-            let turn = Target::Turn(Box::new(Turn { own: own.into(), ahead: ahead.into(), entered: 2 }));
-            let (first, options) = turn.options(FIRST_ID, 7);
+    fn the_deletion_of_an_earlier_entry_of_the_leader_makes_no_leader() {
+        let target = succession("e/5", "e/9", 90);
+        let interpret =
+            |key: &'static str, revision| target.interpret([(key.as_bytes(), revision)].into_iter());
+        assert_eq!(interpret("e/9", 60), EventMeaning::Irrelevant);
+        assert_eq!(interpret("e/5", 60), EventMeaning::Irrelevant);
+        assert_eq!(interpret("e/9", 91), EventMeaning::BecameLeader);
+        assert_eq!(interpret("e/5", 91), EventMeaning::ReadAgain);
+    }
+
+    /// The range of a succession watch contains both keys, whichever is first.
+    #[test]
+    fn a_succession_watch_covers_both_keys() {
+        for (own, leader) in [("e/5", "e/9"), ("e/9", "e/5")] {
+            let target = succession(own, leader, 2);
+            let (first, options) = target.options(FIRST_WATCH_ID, 7);
             assert_eq!(first, "e/5");
             assert!(format!("{options:?}").contains(&format!("{:?}", b"e/9\0".to_vec())), "{options:?}");
         }
