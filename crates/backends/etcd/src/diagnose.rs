@@ -47,7 +47,7 @@ pub(crate) async fn diagnose(members: &Members) -> Vec<Diagnosis> {
             Err(error) => diagnoses.push(Diagnosis::problem(
                 subject,
                 error,
-                "start it, check that its port can be reached from here, or remove it from the URL",
+                "start it, see that its port can be reached from here, or take it out of the URL",
             )),
         }
     }
@@ -91,7 +91,8 @@ fn diagnose_member(subject: &str, status: &MemberStatus, uses_login: bool) -> Ve
         diagnoses.push(Diagnosis::problem(subject, format!("{summary}: it has no leader"), advice));
     }
     for error in errors {
-        let advice = "see `etcdctl alarm list`; after NOSPACE compact, defragment and disarm; after CORRUPT replace the member";
+        let advice = "see `etcdctl alarm list`; after NOSPACE compact, defragment and disarm; after CORRUPT replace the \
+                      member";
         diagnoses.push(Diagnosis::problem(subject, format!("{summary}: {error}"), advice));
     }
     if let Some((effects, advice)) = known_bugs(version, uses_login) {
@@ -132,7 +133,8 @@ async fn diagnose_quorum(members: &Members, leaders: &[u64]) -> Vec<Diagnosis> {
         diagnoses.push(Diagnosis::problem(
             "quorum",
             "the members report different leaders",
-            "run this again: it is normal for a moment during an election; if it stays, the URL names members of two clusters",
+            "run this again: it is normal for a moment during an election; if it stays, the URL names members of two \
+             clusters",
         ));
     }
     if members.count() == 1 {

@@ -6,7 +6,7 @@
 //! | `Election.Campaign`: put if absent, wait for all older keys | [`entering`], [`wait`] with [`position_reader`] |
 //! | `Election.Resign`: delete by create revision | [`withdrawal`] |
 //! | `Election.Leader`, `Election.Observe` | [`observe`] |
-//! | (none) | [`entry_watcher`]: is the entry of a leader still there, and has somebody requested that it resigns? |
+//! | (none) | [`entry_watcher`]: the deletion of leaders' entries, and resign requests |
 //!
 //! [`keys`] is the key layout, [`entry`] tells entries apart, [`candidate_pages`] lists the candidates of an
 //! election, and [`shared`] is what a backend's sessions and observers have in common.

@@ -15,10 +15,10 @@ const AUTH_FIXES: [(Version, &str); 3] = [
     (Version(3, 5, 28), SKIPS_NESTED_PERMISSIONS),
     (Version(3, 6, 9), SKIPS_NESTED_PERMISSIONS),
 ];
-const SKIPS_NESTED_PERMISSIONS: &str = "permissions are not checked for operations that are nested in a transaction, so that any \
-                                        user with a login can delete entries";
-const REVOKES_LIVE_LEASES: &str = "a member whose disk or processor stalls can revoke live leases, so that there are two \
-                                   leaders until the first one is notified (etcd-io/etcd#15247)";
+const SKIPS_NESTED_PERMISSIONS: &str = "permissions are not checked for operations that are nested in a \
+                                        transaction, so that any user with a login can delete entries";
+const REVOKES_LIVE_LEASES: &str = "a member whose disk or processor stalls can revoke live leases, so that there are \
+                                   two leaders until the first one is notified (etcd-io/etcd#15247)";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u32, u32, u32);

@@ -1,4 +1,4 @@
-//! Requests and watches on an etcd cluster, without any knowledge of elections.
+//! Requests and watches on an etcd cluster. Nothing here depends on [`election`](crate::election).
 //!
 //! - [`members`] makes a call on one member and fails over to the next; [`hedge`] times the attempts, [`limiter`]
 //!   bounds how many calls are in flight, and [`cluster`] rejects answers of another cluster.

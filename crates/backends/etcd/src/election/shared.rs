@@ -65,8 +65,8 @@ impl Shared {
                 election,
                 key = %spi::printable(&String::from_utf8_lossy(first_key), MAX_LOGGED_KEY_BYTES),
                 count,
-                "foreign keys in this etcd election: no candidate created them, and Go's candidates wait for them until they \
-                 are deleted"
+                "foreign keys in this etcd election: no candidate created them, and Go's candidates wait for them \
+                 until they are deleted"
             );
         }
     }

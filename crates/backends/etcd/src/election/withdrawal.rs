@@ -58,7 +58,7 @@ struct WithdrawalStore {
 
 #[derive(Default)]
 struct Requests {
-    /// The nonces of requests of which an attempt may still reach the store.
+    /// The nonces of requests that have an attempt which may still reach the store.
     unsettled: HashSet<u128>,
     /// The nonces of requests that can have no effect any more, because their marker is written.
     marked: HashSet<u128>,
@@ -155,8 +155,8 @@ impl Withdrawals {
         if requests.marking_task.as_ref().is_none_or(AbortHandle::is_finished) {
             warn!(
                 session = format!("{:x}", self.store.lease),
-                "etcd rejects writes (NOSPACE alarm): the entry is deleted, and its withdrawal marker is written once there is \
-                 space"
+                "etcd rejects writes (NOSPACE alarm): the entry is deleted, and its withdrawal marker is written once \
+                 there is space"
             );
             let task = tokio::spawn(mark_pending(Arc::clone(&self.store), self.retry_interval));
             requests.marking_task = Some(task.abort_handle());

@@ -204,7 +204,7 @@ impl<O: BatchOp> Batcher<O> {
         let settled = match outcome {
             Ok(HedgedResponse { value: Some(values), attempt, attempts }) => {
                 for (reply, value) in replies.into_iter().zip(values) {
-                    // A caller that has gone repeats its request, or withdraws it.
+                    // A caller that dropped its future repeats the request, or withdraws it.
                     let _ = reply.send(Ok(HedgedResponse { value, attempt, attempts }));
                 }
                 return;

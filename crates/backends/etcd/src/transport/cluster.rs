@@ -148,9 +148,9 @@ impl fmt::Display for IdentityConflict<'_> {
             ),
             true => write!(
                 f,
-                "the URL names {one} and {two}, and both report that they are member {:x} of cluster {:x}: they are one \
-                 member under two names, or two clusters with the same id; name each member once, and give each cluster \
-                 its own --initial-cluster-token",
+                "the URL names {one} and {two}, and both say that they are member {:x} of cluster {:x}: they are \
+                 one member under two names, or two clusters with the same id; name each member once, and give each \
+                 cluster its own --initial-cluster-token",
                 a.member, a.cluster
             ),
         }
@@ -178,7 +178,7 @@ mod tests {
         assert!(two.contains("a:1 is of cluster aa, and c:3 of cluster bb"), "{two}");
         let same = among(&[id(0xaa, 1), id(0xaa, 2), id(0xaa, 2)]).unwrap();
         assert!(
-            same.contains("names b:2 and c:3, and both report that they are member 2 of cluster aa"),
+            same.contains("names b:2 and c:3, and both say that they are member 2 of cluster aa"),
             "{same}"
         );
     }

@@ -10,7 +10,7 @@
 //!   reads.
 //! - [`stream`] runs the stream, [`dispatch`] applies its responses, and [`table`] holds the watches that it carries.
 //! - [`prefix_watch`] replaces thousands of single watches by one.
-//! - [`target`] says what is watched, and [`subscriber`] who is notified.
+//! - [`target`] defines what is watched, and [`subscriber`] who is notified.
 
 pub(crate) mod dispatch;
 pub(crate) mod prefix_watch;

@@ -67,8 +67,8 @@ impl Members {
             return Ok(());
         };
         let text = format!(
-            "it is a member of cluster {cluster:x} now, but the others belong to cluster {pinned:x}: it is no longer used; \
-             remove it from the URL, or restore the member"
+            "it is a member of cluster {cluster:x} now, but the others belong to cluster {pinned:x}: it is no longer \
+             used; remove it from the URL, or restore the member"
         );
         if !member.is_foreign.swap(true, Relaxed) {
             warn!(member = %member.endpoint, "{text}");

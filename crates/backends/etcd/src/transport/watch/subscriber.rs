@@ -1,4 +1,4 @@
-//! Who is notified of a watch, and what it is told.
+//! Who is notified of a watch, and how.
 
 use std::sync::{
     Arc,
