@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tenure_core::spi::printable;
-use tenure_etcd::fuzzing::known_bug;
+use tenure_etcd::test_support::known_bug;
 use tenure_zookeeper::test_support::diagnose_srvr as answered;
 
 fuzz_target!(|data: &[u8]| {

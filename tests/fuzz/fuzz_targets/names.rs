@@ -8,7 +8,7 @@ use std::path::{Component, Path};
 
 use libfuzzer_sys::fuzz_target;
 use tenure::{CandidateId, ElectionName};
-use tenure_etcd::fuzzing as etcd;
+use tenure_etcd::test_support as etcd;
 use tenure_local::test_support as local;
 use tenure_zookeeper::{Layout, test_support as zookeeper};
 

@@ -90,7 +90,7 @@ fn all_that_is_printed(text: &str) -> String {
     if !reads_files {
         let etcd = EtcdConfig::from_url(&url);
         if let Ok(config) = &etcd {
-            let (endpoints, prefix) = tenure_etcd::fuzzing::reach(config);
+            let (endpoints, prefix) = config.endpoints_and_prefix();
             have_ports(endpoints, &url);
             assert!(!prefix.is_empty() && !prefix.ends_with('/'), "{prefix}");
         }

@@ -1,4 +1,4 @@
-//! Which etcd, which prefix, and how patient to be.
+//! The configuration of the etcd backend.
 
 use std::{fmt, time::Duration};
 
@@ -10,7 +10,7 @@ use tenure_core::{
 const DEFAULT_PORT: u16 = 2379;
 const DEFAULT_PREFIX: &str = "/tenure";
 
-/// How to reach an etcd cluster, and where in it elections lie.
+/// How to connect to an etcd cluster, and below which key prefix its elections are stored.
 ///
 /// Its `Debug` shows no password.
 #[derive(Clone)]
@@ -24,14 +24,13 @@ pub struct EtcdConfig {
     pub(crate) hedge: Duration,
     pub(crate) prefix_watch_threshold: usize,
     #[cfg(feature = "simulation")]
-    pub(crate) network: Option<crate::simulation::Network>,
+    pub(crate) network: Option<crate::test_support::Network>,
 }
 
 impl EtcdConfig {
-    /// The members at `endpoints`, each `host` or `host:port`, with the prefix `/tenure`.
+    /// A cluster with the members at `endpoints`, each `host` or `host:port`, and the prefix `/tenure`.
     ///
-    /// Give every member: each has its own connection, and when one does not answer
-    /// the next is asked.
+    /// Name every member: each has its own connection, and requests move to the next member when one does not answer.
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
         Self {
             endpoints: endpoints.into_iter().map(|endpoint| with_port(endpoint.into())).collect(),
@@ -49,15 +48,15 @@ impl EtcdConfig {
 
     /// Reads a URL such as `etcd://user:password@10.0.0.1:2379,10.0.0.2/prefix?hedge=200ms`.
     ///
-    /// - Hosts have port 2379 unless they name one; at least one is needed.
+    /// - Hosts have port 2379 unless they name one; at least one host is required.
     /// - The path is the prefix; without one it is `/tenure`.
-    /// - Settings taken: `connect_timeout` (default 1 s), `attempt_timeout` (default
-    ///   2 s), `hedge` (default 300 ms), `password_file` ([read again](Password::from_file)
-    ///   when it rotates) or `password_env` (a variable's name), and for TLS `ca`, `cert` and `key`, each a PEM file.
+    /// - Settings: `connect_timeout` (default 1 s), `attempt_timeout` (default 2 s), `hedge` (default 300 ms),
+    ///   `password_file` ([read again](Password::from_file) when it rotates) or `password_env` (a variable's name),
+    ///   and for TLS `ca`, `cert` and `key`, each a PEM file.
     ///
     /// # Errors
-    /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], saying what is wrong and
-    /// what is allowed, and never the password.
+    /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], with what is wrong and what is allowed. They never contain
+    /// the password.
     pub fn from_url(url: &StoreUrl) -> Result<Self, Error> {
         if url.scheme() != "etcd" {
             return Err(url.invalid("its scheme is not etcd").into());
@@ -88,62 +87,69 @@ impl EtcdConfig {
         Ok(config)
     }
 
-    /// Puts elections below `prefix`; slashes at its end do not count.
+    /// Stores elections below `prefix`. Trailing slashes are ignored.
     ///
-    /// A user of etcd needs permission to read and write all keys below `prefix`
-    /// and a slash.
+    /// An etcd user needs permission to read and write all keys below `prefix` and a slash.
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
         self.prefix = prefix.as_ref().trim_end_matches('/').to_owned();
         self
     }
 
-    /// Authenticates as `user`, with a fixed password (a [`Secret`](tenure_core::Secret)) or one in a file that may rotate.
+    /// Authenticates as `user`, with a fixed password (a [`Secret`](tenure_core::Secret)) or one from a file, which
+    /// may rotate.
     pub fn login(mut self, user: impl Into<String>, password: impl Into<Password>) -> Self {
         self.login = Some((user.into(), password.into()));
         self
     }
 
-    /// Speaks TLS with every member. Needs the feature `tls`.
+    /// Uses TLS for all members. Requires the feature `tls`.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Gives up connecting to a member after `time`.
+    /// Sets how long connecting to a member may take; 1 s by default.
     pub fn connect_timeout(mut self, time: Duration) -> Self {
         self.connect_timeout = time;
         self
     }
 
-    /// Gives up a request to one member after `time`, connecting included.
+    /// Sets how long a request to one member may take, including connecting; 2 s by default.
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
         self.attempt_timeout = time;
         self
     }
 
-    /// Asks the next member as well once an answer is late by `time`.
+    /// Sets how long to wait for an answer until the request is sent to the next member as well; 300 ms by default.
     pub fn hedge(mut self, time: Duration) -> Self {
         self.hedge = time;
         self
     }
 
-    /// Watches what is waited for with one watch of all ends below the prefix once there are so many watches; 1 000 by default.
+    /// Sets how many key watches may be open until one prefix watch serves all waiters; 1 000 by default.
     ///
-    /// Below that each end has a watch of its own. Thousands of them are told of as many ends one by one, and of all at
-    /// once by the common watch; but a process that has it hears of every departure below the prefix, whoever waits for it.
-    /// A user who may not watch the whole prefix keeps a watch for each. With 1 there is a common watch from the first wait on,
-    /// and with `usize::MAX` never.
+    /// Below this number each key has its own watch. etcd notifies thousands of them one by one, but a prefix watch
+    /// with one message. In return, the process receives every deletion below the prefix, not only those that it
+    /// waits for. A user who may not watch the whole prefix keeps one watch per key. With 1 the prefix watch is
+    /// opened with the first wait, with `usize::MAX` never.
     pub fn prefix_watch_threshold(mut self, watches: usize) -> Self {
         self.prefix_watch_threshold = watches;
         self
     }
 
-    /// Reaches the members over a simulated network.
+    /// Connects to the members over a simulated network.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
-    pub fn network(mut self, network: crate::simulation::Network) -> Self {
+    pub fn network(mut self, network: crate::test_support::Network) -> Self {
         self.network = Some(network);
         self
+    }
+
+    /// The members and the prefix. For this project's fuzz targets.
+    #[cfg(fuzzing)]
+    #[doc(hidden)]
+    pub fn endpoints_and_prefix(&self) -> (&[String], &str) {
+        (&self.endpoints, &self.prefix)
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -151,16 +157,16 @@ impl EtcdConfig {
         if self.tls.is_some() && cfg!(not(feature = "tls")) {
             return Err(BackendError::new(
                 BackendErrorKind::Invalid,
-                "TLS is asked for, and this program was built without the feature \"tls\"; add it in Cargo.toml",
+                "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml",
             )
             .into());
         }
-        for (setting, given, least, most, allowed) in [
+        for (setting, given, min_ms, max_ms, allowed) in [
             ("connect_timeout", self.connect_timeout, 1, 60_000, "from 1ms to 1m"),
             ("attempt_timeout", self.attempt_timeout, 10, 60_000, "from 10ms to 1m"),
             ("hedge", self.hedge, 10, 60_000, "from 10ms to 1m"),
         ] {
-            if given < Duration::from_millis(least) || given > Duration::from_millis(most) {
+            if given < Duration::from_millis(min_ms) || given > Duration::from_millis(max_ms) {
                 return Err(InvalidConfig::Time { setting, given, allowed }.into());
             }
         }
@@ -183,8 +189,8 @@ impl fmt::Debug for EtcdConfig {
 }
 
 fn with_port(endpoint: String) -> String {
-    let name = endpoint.rsplit_once(']').map_or(endpoint.as_str(), |(_, rest)| rest);
-    if name.contains(':') { endpoint } else { format!("{endpoint}:{DEFAULT_PORT}") }
+    let after_ipv6 = endpoint.rsplit_once(']').map_or(endpoint.as_str(), |(_, rest)| rest);
+    if after_ipv6.contains(':') { endpoint } else { format!("{endpoint}:{DEFAULT_PORT}") }
 }
 
 #[cfg(test)]
@@ -198,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_says_it_all() {
+    fn a_url_sets_every_option() {
         let config = config(
             "etcd://me:p%40ss@10.0.0.1,[::1],h:1/acme/?connect_timeout=2s&attempt_timeout=3s&hedge=100ms",
         )
@@ -222,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_may_lie_in_a_file() {
+    fn a_password_is_read_from_a_file() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"hunter2 \r\n").unwrap();
         let config = config(&format!("etcd://me@h?password_file={}", file.path().display())).unwrap();
@@ -230,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_name_the_invalid_setting() {
         for (url, reason) in [
             ("zk://h", "its scheme is not etcd"),
             ("etcd:", "it names no host; give every member"),
@@ -251,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_settings_are_known_to_the_url() {
+    fn the_url_knows_the_settings() {
         let url: StoreUrl = "etcd://h?ttl=1s".parse().unwrap();
         EtcdConfig::from_url(&url).unwrap();
         let error = url.deny_unknown().unwrap_err().to_string();

@@ -1,8 +1,8 @@
 //! Leader election on etcd: tenure's etcd backend.
 //!
-//! An entry is the key `PREFIX/ELECTION/HEX(lease)` and whoever has the lowest create
-//! revision leads, exactly as in Go's `concurrency.Election` and `etcdctl elect`: candidates
-//! of both stand in one queue. The create revision is the fencing token.
+//! An entry is the key `PREFIX/ELECTION/HEX(lease)`, and the entry with the lowest create revision leads, exactly as
+//! in Go's `concurrency.Election` and `etcdctl elect`: candidates of both are in one queue. The create revision is
+//! the fencing token.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), tenure_core::Error> {
@@ -17,149 +17,75 @@
 //!
 //! # Guarantees
 //!
-//! - A heartbeat counts only once a linearizable read, sent after its answer, was
-//!   answered in the same raft term.
-//! - Nobody is said to lead but by a linearizable read that saw its entry first in line, or by one watch that held
-//!   both entries and told of the leader's end and not of its own.
-//! - With one member of three dead or frozen every call still succeeds: each member has
-//!   its own connection, and a late answer is asked for elsewhere.
-//! - A request that the store carries out late, after its caller gave up, leaves no entry for
-//!   longer than one TTL.
+//! - A heartbeat is confirmed only by a linearizable read that was sent after its response and answered in the same
+//!   raft term.
+//! - A candidate is reported as leader only by a linearizable read that found its entry first in the queue, or by one
+//!   watch that covered both entries and reported the deletion of the leader's entry, and not of its own.
+//! - With one member of three dead or frozen every call still succeeds: each member has its own connection, and a
+//!   late request is repeated on another member.
+//! - A request that the store executes after its caller gave up leaves an entry for at most one TTL.
 //!
 //! # Assumptions
 //!
-//! - etcd 3.4 or later, reached with TLS where the feature `tls` is on and an authority is given.
-//! - With auth switched on, the user may read and write every key below `PREFIX/`.
-//! - Nobody else writes below `PREFIX/~`, which holds this library's own marks.
+//! - etcd 3.4 or later. TLS needs the feature `tls` and a certificate authority.
+//! - With authentication enabled, the user may read and write every key below `PREFIX/`.
+//! - No other client writes below `PREFIX/~`, which holds this library's markers.
 //!
-//! # Caveats
+//! # Limitations
 //!
-//! - Keys in an election that no candidate made (not named after their own lease) are
-//!   passed over, counted and logged. Go's candidates wait for such keys until somebody
-//!   deletes them; we do not, and never delete them.
-//! - After an answer to an entering request was lost, a mark stays below `PREFIX/~withdrawn/`
-//!   until the session ends.
-//! - Under the NOSPACE alarm nobody can enter. Whoever leads goes on leading, and can resign.
-//! - A store that was wiped, or restored from an older snapshot, gives out old revisions again:
-//!   tokens repeat then. Restore with `--bump-revision` (etcd 3.6), or change the prefix and reset
-//!   the fences.
-//! - The TTL is in whole seconds, rounded up, and etcd has a least one that follows from
-//!   its election timeout: 2 s by default.
+//! - Foreign keys in an election, which are not named after their own lease, are skipped, counted and logged, and
+//!   never deleted. Go's candidates wait for such keys until they are deleted.
+//! - After the response to a request to enter was lost, a marker stays below `PREFIX/~withdrawn/` until the session
+//!   ends.
+//! - Under the NOSPACE alarm no candidate can enter. The leader stays leader, and can resign.
+//! - A store that was wiped, or restored from an older snapshot, assigns old revisions again, so that tokens repeat.
+//!   Restore with `--bump-revision` (etcd 3.6), or change the prefix and reset the fences.
+//! - The TTL is in whole seconds, rounded up. etcd's minimum follows from its election timeout: 2 s by default.
 #![doc(test(attr(deny(warnings))))]
 
-mod asked;
-mod bulk;
-mod cluster;
-mod common;
 mod config;
-mod connect;
-mod connection;
 mod diagnose;
-mod entering;
-mod entry_watcher;
-mod error;
-#[cfg(fuzzing)]
+mod election;
+mod known_bugs;
+#[cfg(any(fuzzing, feature = "simulation"))]
 #[doc(hidden)]
-pub mod fuzzing;
-mod hearer;
-mod hedge;
-mod keepalive;
-mod keys;
-mod looking;
-mod members;
-mod observe;
-mod open;
-mod pages;
-mod session;
-#[cfg(feature = "simulation")]
-#[doc(hidden)]
-pub mod simulation;
-mod stream;
-mod target;
-mod together;
-mod wait;
-mod watch;
-mod withdrawal;
+pub mod test_support;
+mod transport;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, Diagnosis, ElectionName, Error,
     spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
 };
-use tracing::warn;
 
 pub use crate::config::EtcdConfig;
-use crate::{
-    keys::Keys, looking::Looking, members::Members, session::EtcdSession, together::Together, watch::Watches,
-};
+use crate::election::{observe, session::EtcdSession, shared::Shared};
 
 /// An etcd cluster as a store for elections.
 pub struct EtcdBackend {
     shared: Arc<Shared>,
 }
 
-/// What the backend, its sessions and its observers share.
-struct Shared {
-    keys: Keys,
-    members: Arc<Members>,
-    watches: Watches,
-    looking: Arc<Together<Looking>>,
-    strangers: AtomicU64,
-}
-
 impl EtcdBackend {
-    /// A backend for the cluster that `config` describes. Connects to nothing yet.
+    /// A backend for the cluster that `config` describes. Does not connect yet.
     ///
     /// # Errors
-    /// When `config` names no endpoint or has a time out of bounds.
+    /// When `config` has no endpoint or a time that is out of range.
     pub fn new(config: EtcdConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {
             spi::warn_of_plain_text("etcd", &config.endpoints, config.login.is_some());
         }
-        let keys = Keys::new(&config.prefix);
-        let members = Arc::new(Members::new(config, keys.probe()));
-        let watches = Watches::new(Arc::clone(&members));
-        let looking = Together::new(Looking { members: Arc::clone(&members) });
-        let shared = Shared { keys, members, watches, looking, strangers: AtomicU64::new(0) };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(Shared::new(config)) })
     }
 
-    /// How often a key was met in an election that no candidate can have made.
+    /// How many foreign keys were found in elections. A key counts each time it is found.
     pub fn foreign_entries_seen(&self) -> u64 {
-        self.shared.strangers.load(Relaxed)
+        self.shared.foreign_entries()
     }
 }
-
-impl Shared {
-    /// Counts `count` keys below `election` that no candidate made, and logs the first of them: once, for they stay.
-    fn note_strangers(&self, election: &str, count: u64, first: &[u8]) {
-        if count == 0 {
-            return;
-        }
-        spi::note_foreign_entries(keys::name(election), count);
-        if self.strangers.fetch_add(count, Relaxed) == 0 {
-            warn!(
-                election = keys::name(election),
-                key = %spi::printable(&String::from_utf8_lossy(first), MOST_OF_A_KEY),
-                count,
-                "keys in this etcd election were made by no candidate; Go candidates wait for them for ever"
-            );
-        }
-    }
-}
-
-/// How much of a stranger's key is logged.
-const MOST_OF_A_KEY: usize = 256;
 
 #[async_trait]
 impl Backend for EtcdBackend {
@@ -192,8 +118,8 @@ impl Backend for EtcdBackend {
     }
 
     async fn close(&self) {
-        self.shared.watches.close();
-        self.shared.members.disconnect();
+        self.shared.watcher.close();
+        self.shared.members.disconnect_all();
     }
 }
 

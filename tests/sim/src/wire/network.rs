@@ -8,7 +8,7 @@ use std::{
 
 use futures::stream::Stream;
 use hyper_util::rt::TokioIo;
-use tenure_etcd::simulation::{Network, Reach};
+use tenure_etcd::test_support::{Endpoint as MemberEndpoint, Network};
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tonic::transport::{Endpoint, Uri, server::Connected};
 use turmoil::net::{TcpListener, TcpStream};
@@ -17,16 +17,16 @@ pub(super) const PORT: u16 = 2379;
 
 /// The network for the client.
 pub(super) fn network() -> Network {
-    Network::new(|reach| etcd_client::Channel::Tonic(channel(reach)))
+    Network::new(|member| etcd_client::Channel::Tonic(channel(member)))
 }
 
 /// A channel with the options that etcd-client sets on its own channels.
-fn channel(reach: &Reach<'_>) -> tonic::transport::Channel {
-    let endpoint = Endpoint::from_shared(reach.url.to_owned()).unwrap_or_else(|error| panic!("{error}"));
+fn channel(member: &MemberEndpoint<'_>) -> tonic::transport::Channel {
+    let endpoint = Endpoint::from_shared(member.url.to_owned()).unwrap_or_else(|error| panic!("{error}"));
     endpoint
-        .connect_timeout(reach.connect_timeout)
-        .http2_keep_alive_interval(reach.ping_every)
-        .keep_alive_timeout(reach.ping_timeout)
+        .connect_timeout(member.connect_timeout)
+        .http2_keep_alive_interval(member.ping_interval)
+        .keep_alive_timeout(member.ping_timeout)
         .keep_alive_while_idle(false)
         .connect_with_connector_lazy(tower::service_fn(|member: Uri| async move {
             let name = member.host().unwrap_or_default().to_owned();

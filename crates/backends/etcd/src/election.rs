@@ -1,0 +1,25 @@
+//! The election recipe on etcd, compatible with Go's `client/v3/concurrency`.
+//!
+//! | Go | here |
+//! |---|---|
+//! | `NewSession`: a lease and its keepalives | [`session`], [`keepalive`] |
+//! | `Election.Campaign`: put if absent, wait for all older keys | [`entering`], [`wait`] with [`position_reader`] |
+//! | `Election.Resign`: delete by create revision | [`withdrawal`] |
+//! | `Election.Leader`, `Election.Observe` | [`observe`] |
+//! | (none) | [`entry_watcher`]: the deletion of leaders' entries, and resign requests |
+//!
+//! [`keys`] is the key layout, [`entry`] tells entries apart, [`candidate_pages`] lists the candidates of an
+//! election, and [`shared`] is what a backend's sessions and observers have in common.
+
+pub(crate) mod candidate_pages;
+pub(crate) mod entering;
+pub(crate) mod entry;
+pub(crate) mod entry_watcher;
+pub(crate) mod keepalive;
+pub(crate) mod keys;
+pub(crate) mod observe;
+pub(crate) mod position_reader;
+pub(crate) mod session;
+pub(crate) mod shared;
+pub(crate) mod wait;
+pub(crate) mod withdrawal;

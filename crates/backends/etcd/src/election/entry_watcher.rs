@@ -1,0 +1,329 @@
+//! Watches the entries of one session that lead, and reports when one is deleted or its candidate should resign.
+//!
+//! Each entry is watched from when its watch is established, and read after that, so that nothing which happened
+//! before is missed. A watch only signals "read again" (see [`crate::transport::watch`]): every reported event comes
+//! from a read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tenure_core::spi::{
+    BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher, is_resign_requested,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::debug;
+
+use crate::{
+    election::{
+        entry::{create_revision, is_same_entry},
+        position_reader::{PositionQuery, Snapshot},
+        shared::Shared,
+    },
+    transport::{
+        retry::retry_until_answered,
+        watch::{
+            subscriber::{Notifier, WatchUpdate},
+            target::WatchTarget,
+        },
+    },
+};
+
+/// How long a watch may take to be established until its entry is read without it.
+const WATCH_ESTABLISH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many entries are read at a time: as many as fit into the transactions that may be in flight.
+const MAX_CONCURRENT_READS: usize = 480;
+/// How many watch updates are received at a time.
+const MAX_UPDATES_PER_BATCH: usize = 256;
+
+/// How often each entry is read without an update: etcd can lose an event around a compaction (issue 18089).
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// The least time between two such reads, of any entries.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(200);
+/// How long after a refused read the entry is read again. Reads are refused while permissions are changed, for
+/// example.
+const REFUSED_READ_RETRY: Duration = Duration::from_secs(2);
+/// How long after a watch was closed before it was established, as by a member that closes every watch, the entry is
+/// read.
+const FAILED_WATCH_RETRY: Duration = Duration::from_millis(200);
+
+/// Watches the entries of a lease that lead.
+pub(crate) struct EtcdEntryWatcher {
+    shared: Arc<Shared>,
+    lease: i64,
+    entries: BTreeMap<u64, WatchedEntry>,
+    updates: (mpsc::UnboundedSender<WatchUpdate>, mpsc::UnboundedReceiver<WatchUpdate>),
+    update_buffer: Vec<WatchUpdate>,
+    /// Watches that may not be established yet, with the time until which they may take, in the order of that time.
+    establishing: VecDeque<(Instant, u64)>,
+    /// Entries to read at a later time, because they could not be read or watched.
+    scheduled_reads: BTreeSet<(Instant, u64)>,
+    /// Entries to read now, and whether with their payload.
+    read_queue: VecDeque<(u64, bool)>,
+    reads: FuturesUnordered<BoxFuture<'static, CompletedRead>>,
+    /// The entry to read next without an update, and when.
+    next_refresh: u64,
+    next_refresh_at: Instant,
+}
+
+struct WatchedEntry {
+    key: Arc<str>,
+    create_revision: i64,
+    /// Zero without a watch.
+    watch_id: i64,
+    is_established: bool,
+    /// Whether a resign request is still to be reported.
+    awaits_resign_request: bool,
+}
+
+/// A read that was answered or refused.
+struct CompletedRead {
+    number: u64,
+    with_payload: bool,
+    outcome: Result<Snapshot, BackendError>,
+}
+
+impl EtcdEntryWatcher {
+    pub(crate) fn new(shared: Arc<Shared>, lease: i64) -> Self {
+        Self {
+            shared,
+            lease,
+            entries: BTreeMap::new(),
+            updates: mpsc::unbounded_channel(),
+            update_buffer: Vec::new(),
+            establishing: VecDeque::new(),
+            scheduled_reads: BTreeSet::new(),
+            read_queue: VecDeque::new(),
+            reads: FuturesUnordered::new(),
+            next_refresh: 0,
+            next_refresh_at: Instant::now() + REFRESH_INTERVAL,
+        }
+    }
+
+    /// Opens a watch of the entry.
+    fn open_watch(&mut self, number: u64) {
+        let Some(entry) = self.entries.get_mut(&number) else { return };
+        let notifier = Notifier::new(number, self.updates.0.clone());
+        entry.watch_id = self.shared.watcher.subscribe(WatchTarget::Key(Arc::clone(&entry.key)), notifier);
+        entry.is_established = false;
+        self.establishing.push_back((Instant::now() + WATCH_ESTABLISH_TIMEOUT, number));
+    }
+
+    fn on_update(&mut self, update: &WatchUpdate) {
+        // The update is of the entry's current watch: a watch is opened only after the one before was reported as
+        // closed.
+        let Some(entry) = self.entries.get_mut(&update.number) else { return };
+        let was_established = std::mem::replace(&mut entry.is_established, update.is_established);
+        if !update.is_established {
+            entry.watch_id = 0;
+        }
+        match was_established || update.is_established {
+            true => self.read_queue.push_back((update.number, false)),
+            false => self.schedule_read(update.number, FAILED_WATCH_RETRY),
+        }
+    }
+
+    /// Starts queued reads, up to the limit.
+    fn start_reads(&mut self) {
+        while self.reads.len() < MAX_CONCURRENT_READS
+            && let Some((number, with_payload)) = self.read_queue.pop_front()
+        {
+            let Some(entry) = self.entries.get(&number) else { continue };
+            let query = PositionQuery { key: Arc::clone(&entry.key), with_payload, ahead: None };
+            let shared = Arc::clone(&self.shared);
+            self.reads.push(Box::pin(async move {
+                let outcome = retry_until_answered(|| Box::pin(shared.read_position(query.clone()))).await;
+                CompletedRead { number, with_payload, outcome }
+            }));
+        }
+    }
+
+    /// The event to report after a read.
+    fn on_read(&mut self, read: CompletedRead) -> Result<Option<(u64, EntryEvent)>, BackendError> {
+        let CompletedRead { number, with_payload, outcome } = read;
+        let Some(entry) = self.entries.get_mut(&number) else { return Ok(None) };
+        let snapshot = match outcome {
+            Ok(snapshot) => snapshot,
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => return Err(error),
+            Err(error) => {
+                debug!(entry = &*entry.key, %error, "reading the own etcd entry failed; retrying");
+                self.schedule_read(number, REFUSED_READ_RETRY);
+                return Ok(None);
+            }
+        };
+        let Some(own) = snapshot.own.filter(|kv| is_same_entry(kv, self.lease, entry.create_revision)) else {
+            self.remove(number);
+            return Ok(Some((number, EntryEvent::Deleted)));
+        };
+        if entry.awaits_resign_request && with_payload && is_resign_requested(own.value()) {
+            entry.awaits_resign_request = false;
+            self.ensure_watched(number);
+            return Ok(Some((number, EntryEvent::ResignRequested)));
+        }
+        // The payload may be large, and is mostly unchanged.
+        if entry.awaits_resign_request && !with_payload && own.mod_revision() != own.create_revision() {
+            self.read_queue.push_front((number, true));
+            return Ok(None);
+        }
+        self.ensure_watched(number);
+        Ok(None)
+    }
+
+    /// Reads the entry after about `delay`.
+    fn schedule_read(&mut self, number: u64, delay: Duration) {
+        self.scheduled_reads.insert((Instant::now() + delay.mul_f64(0.75 + fastrand::f64() / 2.0), number));
+    }
+
+    /// Opens a new watch of the entry when the last one is closed.
+    fn ensure_watched(&mut self, number: u64) {
+        if self.entries.get(&number).is_some_and(|entry| entry.watch_id == 0) {
+            self.open_watch(number);
+        }
+    }
+
+    /// Queues the reads that are due, and returns when the next one will be.
+    fn queue_due_reads(&mut self) -> Instant {
+        let now = Instant::now();
+        while let Some((at, number)) = self.establishing.front().copied()
+            && (at <= now || self.entries.get(&number).is_none_or(|entry| entry.is_established))
+        {
+            self.establishing.pop_front();
+            if self.entries.get(&number).is_some_and(|entry| !entry.is_established) {
+                self.read_queue.push_back((number, false));
+            }
+        }
+        while let Some((_, number)) = self.scheduled_reads.first().copied().filter(|(at, _)| *at <= now) {
+            self.scheduled_reads.pop_first();
+            self.read_queue.push_back((number, false));
+        }
+        if self.next_refresh_at <= now {
+            let next = self.entries.range(self.next_refresh..).next().or_else(|| self.entries.iter().next());
+            if let Some(number) = next.map(|(number, _)| *number) {
+                self.read_queue.push_back((number, false));
+                self.next_refresh = number + 1;
+            }
+            let count = u32::try_from(self.entries.len()).unwrap_or(u32::MAX).max(1);
+            let interval = (REFRESH_INTERVAL / count).max(MIN_REFRESH_INTERVAL);
+            self.next_refresh_at = now + interval.mul_f64(0.75 + fastrand::f64() / 2.0);
+        }
+        // The queues may have held thousands.
+        if self.establishing.is_empty() && self.read_queue.is_empty() {
+            self.establishing.shrink_to(MAX_UPDATES_PER_BATCH);
+            self.read_queue.shrink_to(MAX_UPDATES_PER_BATCH);
+        }
+        let others = self.establishing.front().into_iter().chain(self.scheduled_reads.first());
+        others.fold(self.next_refresh_at, |next, (at, _)| next.min(*at))
+    }
+}
+
+#[async_trait]
+impl EntryWatcher for EtcdEntryWatcher {
+    fn add(&mut self, number: u64, entry: &Entry) {
+        let watched = WatchedEntry {
+            key: Arc::clone(&entry.key),
+            create_revision: create_revision(entry),
+            watch_id: 0,
+            is_established: false,
+            awaits_resign_request: true,
+        };
+        self.entries.insert(number, watched);
+        self.open_watch(number);
+    }
+
+    fn remove(&mut self, number: u64) {
+        if let Some(entry) = self.entries.remove(&number)
+            && entry.watch_id != 0
+        {
+            self.shared.watcher.unsubscribe(entry.watch_id);
+        }
+    }
+
+    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError> {
+        loop {
+            let next_read = self.queue_due_reads();
+            self.start_reads();
+            tokio::select! {
+                biased;
+                Some(read) = self.reads.next(), if !self.reads.is_empty() => {
+                    if let Some(event) = self.on_read(read)? {
+                        return Ok(event);
+                    }
+                }
+                _ = self.updates.1.recv_many(&mut self.update_buffer, MAX_UPDATES_PER_BATCH) => {
+                    let mut buffer = std::mem::take(&mut self.update_buffer);
+                    buffer.drain(..).for_each(|update| self.on_update(&update));
+                    self.update_buffer = buffer;
+                }
+                () = sleep_until(next_read) => {}
+            }
+        }
+    }
+}
+
+impl Drop for EtcdEntryWatcher {
+    fn drop(&mut self) {
+        for entry in self.entries.values().filter(|entry| entry.watch_id != 0) {
+            self.shared.watcher.unsubscribe(entry.watch_id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tenure_core::ElectionName;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::EtcdConfig;
+
+    /// A watcher of one entry, whose watch is established.
+    fn watching() -> EtcdEntryWatcher {
+        let shared = Arc::new(Shared::new(EtcdConfig::new(["127.0.0.1:1"])));
+        let mut watcher = EtcdEntryWatcher::new(shared, 7);
+        let election = ElectionName::new("e").unwrap();
+        watcher.add(1, &Entry { election, key: "/t/e/7".into(), version: 5 });
+        watcher.on_update(&WatchUpdate { number: 1, is_established: true });
+        watcher.read_queue.clear();
+        watcher
+    }
+
+    fn refused_read() -> CompletedRead {
+        let outcome = Err(BackendError::new(BackendErrorKind::Unauthorized, "permission denied"));
+        CompletedRead { number: 1, with_payload: false, outcome }
+    }
+
+    /// Hazard G12: an entry whose read was refused is read again soon.
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_read_is_repeated() {
+        let mut watcher = watching();
+        advance(WATCH_ESTABLISH_TIMEOUT * 2).await;
+        watcher.queue_due_reads();
+        watcher.on_update(&WatchUpdate { number: 1, is_established: false });
+        watcher.read_queue.clear();
+        assert!(watcher.on_read(refused_read()).unwrap().is_none());
+        advance(REFUSED_READ_RETRY * 2).await;
+        watcher.queue_due_reads();
+        assert_eq!(watcher.read_queue, [(1, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_was_never_established_is_not_reopened_at_once() {
+        let mut watcher = watching();
+        watcher.open_watch(1);
+        watcher.on_update(&WatchUpdate { number: 1, is_established: false });
+        watcher.queue_due_reads();
+        assert!(watcher.read_queue.is_empty());
+        advance(FAILED_WATCH_RETRY * 2).await;
+        watcher.queue_due_reads();
+        assert_eq!(watcher.read_queue, [(1, false)]);
+    }
+}

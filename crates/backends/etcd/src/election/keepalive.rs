@@ -1,0 +1,106 @@
+//! Keeps a lease alive.
+//!
+//! etcd's keepalive responses have no sequence number, so a response could belong to an earlier request. A stream is
+//! therefore reused only when every request on it was answered. A request has the stream to itself, and a stream
+//! whose request is not answered is dropped. The client library discards a stream's first response, and with it the
+//! raft term, so a new stream sends a second request.
+//!
+//! # Why the term in the response is good enough for `confirm`
+//!
+//! In etcd 3.4 and 3.5 alike, `server/etcdserver/api/v3rpc/lease.go` fills the header *before* it renews the lease.
+//! The header's term (`v3rpc/header.go`) is that of the last entry which this member applied (`setTerm` in
+//! `etcdserver/server.go`), and the member applies it only once it knows the leader of that term (`updateLead` in
+//! `etcdserver/raft.go` comes before the entries). So a member that reports term x renewed the lease at a leader of
+//! term K ≥ x. A linearizable read sent after that was served once a leader of some term L had heard a quorum, by a
+//! member that had applied an entry of L: it reports y ≥ L. No quorum hears L once it has voted in K > L, so K ≤ L.
+//! With x = y then x ≤ K ≤ L ≤ y = x: the leader that renewed the lease was still leader after it did, and no other
+//! can have revoked the lease.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
+use tenure_core::spi::{BackendError, BackendErrorKind, Heartbeat};
+
+use crate::transport::{
+    error::{Failure, malformed},
+    members::{CallClass, Members},
+    request::AttemptClient,
+};
+
+/// The keepalives of one lease.
+pub(crate) struct Keepalive {
+    lease: i64,
+    /// A stream on which every request was answered.
+    idle_stream: Mutex<Option<KeepaliveStream>>,
+}
+
+/// A keepalive stream to one member.
+struct KeepaliveStream {
+    client: Arc<Client>,
+    requests: LeaseKeeper,
+    responses: LeaseKeepAliveStream,
+}
+
+impl KeepaliveStream {
+    /// Sends a request and waits for its response. Without one the stream is dropped.
+    async fn send(mut self, lease: i64, attempt: &AttemptClient) -> Result<(Heartbeat, Self), Failure> {
+        self.requests.keep_alive().await?;
+        // `keep_alive` returns `Ok` on a dead connection (hazard E12): only a response counts.
+        let response = self.responses.message().await?.ok_or_else(|| malformed("keepalive"))?;
+        attempt.record_header(response.header());
+        if response.id() != lease {
+            return Err(malformed("keepalive of this lease").into());
+        }
+        if response.ttl() <= 0 {
+            return Err(BackendError::new(BackendErrorKind::SessionGone, "lease not found").into());
+        }
+        let epoch = response.header().ok_or_else(|| malformed("header"))?.raft_term();
+        Ok((Heartbeat { ttl: ttl_from_secs(response.ttl())?, epoch }, self))
+    }
+}
+
+impl Keepalive {
+    pub(crate) fn new(lease: i64) -> Self {
+        Self { lease, idle_stream: Mutex::default() }
+    }
+
+    /// Renews the lease.
+    pub(crate) async fn send(&self, members: &Members) -> Result<Heartbeat, BackendError> {
+        let lease = self.lease;
+        let response = members
+            .call("heartbeat", CallClass::Keepalive, |attempt| async move {
+                let idle =
+                    self.idle_stream().take().filter(|stream| Arc::ptr_eq(&stream.client, attempt.shared()));
+                // An idle stream may have ended in the meantime.
+                if let Some(stream) = idle
+                    && let Ok((heartbeat, stream)) = stream.send(lease, &attempt).await
+                {
+                    *self.idle_stream() = Some(stream);
+                    return Ok(heartbeat);
+                }
+                let (requests, responses) = attempt.lease_client().keep_alive(lease).await?;
+                let stream = KeepaliveStream { client: Arc::clone(attempt.shared()), requests, responses };
+                let (heartbeat, stream) = stream.send(lease, &attempt).await?;
+                *self.idle_stream() = Some(stream);
+                Ok(heartbeat)
+            })
+            .await?;
+        Ok(response.value)
+    }
+
+    fn idle_stream(&self) -> MutexGuard<'_, Option<KeepaliveStream>> {
+        self.idle_stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A TTL from etcd, in seconds.
+pub(crate) fn ttl_from_secs(ttl: i64) -> Result<Duration, BackendError> {
+    u64::try_from(ttl)
+        .ok()
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs)
+        .ok_or_else(|| malformed("positive TTL"))
+}

@@ -1,0 +1,342 @@
+//! A session: a lease, and the entries created under it.
+//!
+//! # Requests that arrive late
+//!
+//! A request that was overtaken by another attempt, or whose future was dropped, may be queued in a frozen member's
+//! socket and executed much later. No request here does harm then:
+//!
+//! - a *put* of an entry fails once its request was withdrawn ([`withdrawal`](crate::election::withdrawal));
+//! - a *delete* names the create revision or the payload, which contains the nonce; an *update* names the
+//!   modification revision as well;
+//! - a *keepalive* extends a lease that is still in use, or one that is revoked anyway;
+//! - a *grant* creates a lease with a client-chosen id, which expires by itself.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use tenure_core::{
+    FencingToken,
+    spi::{
+        BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryEvent,
+        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, replacement_payload,
+    },
+};
+use tracing::debug;
+
+use crate::{
+    election::{
+        entering::{EnterResult, EntryCreator, NewEntry},
+        entry::{create_revision, entry_gone, is_same_entry},
+        entry_watcher::EtcdEntryWatcher,
+        keepalive::{Keepalive, ttl_from_secs},
+        keys::{Keys, fencing_token},
+        shared::Shared,
+        wait,
+        withdrawal::Withdrawals,
+    },
+    transport::{
+        batcher::{Batcher, RequestFailure},
+        error::{is_existing_lease, malformed},
+        members::CallClass,
+        request::{kv, ranges},
+    },
+};
+
+/// The highest TTL, in seconds, that etcd grants when less was requested. Its minimum TTL is one and a half election
+/// timeouts, which are at most 50 s. A higher answer is reduced to this, because a TTL that is assumed too short is
+/// safe.
+const MAX_RAISED_TTL_SECS: i64 = 75;
+
+/// A lease, and the entries created under it.
+pub(crate) struct EtcdSession {
+    shared: Arc<Shared>,
+    lease: i64,
+    granted_ttl: Duration,
+    withdrawals: Withdrawals,
+    keepalive: Keepalive,
+    entry_creator: Arc<Batcher<EntryCreator>>,
+}
+
+impl EtcdSession {
+    /// Grants a lease of `ttl`, in whole seconds rounded up.
+    ///
+    /// The client chooses a random id, so that all attempts are for one lease, and a lease whose answer was lost is
+    /// found again (hazard E12: a second grant says "already exists"). The id comes from the system's random number
+    /// generator, because two processes with one lease would both lead. When the first attempt gets "already exists",
+    /// the lease belongs to another client.
+    pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
+        let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
+        let lease = (shared.members.random()? >> 1).cast_signed().max(1);
+        shared.members.verify_cluster("open session").await?;
+        let attempts = &AtomicUsize::new(0);
+        let granted = shared
+            .members
+            .call("open session", CallClass::Urgent, |client| async move {
+                let nth = attempts.fetch_add(1, Relaxed);
+                let options = LeaseGrantOptions::new().with_id(lease);
+                match client.lease_client().grant(seconds.max(1), Some(options)).await {
+                    Ok(response) => {
+                        client.record_header(response.header());
+                        Ok(response.ttl())
+                    }
+                    Err(error) if is_existing_lease(&error) && nth > 0 => {
+                        let response = client.lease_client().time_to_live(lease, None).await?;
+                        client.record_header(response.header());
+                        Ok(response.granted_ttl())
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            })
+            .await?
+            .value;
+        debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
+        let granted_ttl = ttl_from_secs(granted.min(seconds.max(MAX_RAISED_TTL_SECS)))?;
+        Ok(Self {
+            entry_creator: Batcher::new(EntryCreator {
+                members: Arc::clone(&shared.members),
+                keys: shared.keys.clone(),
+                lease,
+            }),
+            withdrawals: Withdrawals::new(Arc::clone(&shared), lease, granted_ttl),
+            shared,
+            lease,
+            granted_ttl,
+            keepalive: Keepalive::new(lease),
+        })
+    }
+
+    async fn keepalive(&self) -> Result<Heartbeat, BackendError> {
+        let Heartbeat { ttl, epoch } = self.keepalive.send(&self.shared.members).await?;
+        Ok(Heartbeat { ttl: ttl.min(self.granted_ttl), epoch })
+    }
+
+    /// A linearizable read of one key, and the raft term of its response.
+    async fn read(
+        &self,
+        what: &'static str,
+        key: &str,
+        options: GetOptions,
+    ) -> Result<(Option<KeyValue>, u64), BackendError> {
+        let options = &options;
+        let response = self
+            .shared
+            .members
+            .call(what, CallClass::Urgent, |client| async move {
+                let mut response = kv(&client).get(key, Some(options.clone())).await?;
+                let term = response.header().ok_or_else(|| malformed("header"))?.raft_term();
+                Ok((response.take_kvs().pop(), term))
+            })
+            .await?;
+        Ok(response.value)
+    }
+
+    /// Waits for the first event of one entry that `is_wanted`.
+    async fn wait_event(
+        &self,
+        entry: &Entry,
+        is_wanted: impl Fn(EntryEvent) -> bool,
+    ) -> Result<EntryEvent, BackendError> {
+        let mut watcher = EtcdEntryWatcher::new(Arc::clone(&self.shared), self.lease);
+        watcher.add(0, entry);
+        loop {
+            let (_, event) = watcher.next().await?;
+            if is_wanted(event) {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Whether `kv` is `entry`, and still attached to this session's lease.
+    fn is_own(&self, kv: &KeyValue, entry: &Entry) -> bool {
+        is_same_entry(kv, self.lease, create_revision(entry))
+    }
+}
+
+#[async_trait]
+impl BackendSession for EtcdSession {
+    fn id(&self) -> String {
+        format!("{:x}", self.lease)
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.granted_ttl
+    }
+
+    fn proof(&self) -> HeartbeatProof {
+        HeartbeatProof::Read
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        match self.keepalive().await {
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                // A newly elected leader that has not applied the grant yet also says "not found". After a
+                // linearizable read it has.
+                self.read("heartbeat", &self.shared.keys.probe(), GetOptions::new().with_keys_only()).await?;
+                self.keepalive().await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn confirm(
+        &self,
+        heartbeat: &Heartbeat,
+        probe_entry: Option<&Entry>,
+    ) -> Result<Confirmation, BackendError> {
+        let probe = self.shared.keys.probe();
+        let key = probe_entry.map_or(probe.as_str(), |entry| &entry.key);
+        let (found, term) = self.read("confirm", key, GetOptions::new().with_keys_only()).await?;
+        if let Some(entry) = probe_entry
+            && !found.is_some_and(|kv| self.is_own(&kv, entry))
+        {
+            return Ok(Confirmation::ProbeEntryGone);
+        }
+        if term == heartbeat.epoch {
+            Ok(Confirmation::Confirmed)
+        } else {
+            debug!(session = self.id(), from = heartbeat.epoch, to = term, "etcd's raft term changed");
+            Ok(Confirmation::Unconfirmed)
+        }
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let keys = &self.shared.keys;
+        let lease = self.lease;
+        let key: Arc<str> = keys.entry(&request.election, lease).into();
+        let is_first = self.withdrawals.begin_attempt(request.nonce);
+        let new_entry = NewEntry {
+            key: Arc::clone(&key),
+            election_prefix_len: Keys::election_prefix_len(&key),
+            nonce: request.nonce,
+            payload: request.payload(),
+        };
+        let outcome = match is_first {
+            true => self.entry_creator.submit(new_entry).await,
+            false => self.entry_creator.submit_alone(&new_entry).await,
+        };
+        let settled = match &outcome {
+            Ok(response) => response.attempts == 1,
+            Err(failure) => failure.settled,
+        };
+        if is_first && settled {
+            self.withdrawals.settle(request.nonce);
+        }
+        let EnterResult { own, first_create_revision } = outcome.map_err(RequestFailure::into_error)?.value;
+        let Some(own) = own else {
+            return Err(BackendError::new(
+                BackendErrorKind::EntryGone,
+                "this request to enter has been withdrawn",
+            ));
+        };
+        if own.lease != lease {
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("the key {key} is in use by another client"),
+            ));
+        }
+        // Compares the payload without the value, which may have been updated since. The rest contains the nonce.
+        let is_other_request = |existing: Vec<u8>| {
+            let payload = request.payload();
+            !existing.starts_with(&payload[..payload.len() - request.value.len()])
+        };
+        if own.existing_payload.is_some_and(is_other_request) {
+            Box::pin(self.withdrawals.delete(&key, own.create_revision)).await?;
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("the entry of an earlier request existed at {key}, and was deleted"),
+            ));
+        }
+        let version = u64::try_from(own.create_revision).map_err(|_| malformed("create revision"))?;
+        let is_first_in_queue = first_create_revision == Some(own.create_revision);
+        Ok(Entered {
+            entry: Entry { election: request.election.clone(), key, version },
+            leads: if is_first_in_queue { fencing_token(own.create_revision) } else { None },
+        })
+    }
+
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+        wait::wait_turn(&self.shared, self.lease, entry).await
+    }
+
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
+        self.wait_event(entry, |event| event == EntryEvent::Deleted).await.map(drop)
+    }
+
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
+        self.wait_event(entry, |_| true).await
+    }
+
+    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
+        Some(Box::new(EtcdEntryWatcher::new(Arc::clone(&self.shared), self.lease)))
+    }
+
+    async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        let (key, lease) = (&*entry.key, self.lease);
+        loop {
+            let (found, _) = self.read("update", key, GetOptions::new()).await?;
+            let Some(found) = found.filter(|kv| self.is_own(kv, entry)) else {
+                return Err(entry_gone(entry));
+            };
+            let payload = &replacement_payload(found.value(), request);
+            let mod_revision = found.mod_revision();
+            let response = self
+                .shared
+                .members
+                .call("update", CallClass::Bulk, |client| async move {
+                    let options = PutOptions::new().with_lease(lease);
+                    let txn = Txn::new()
+                        .when([
+                            Compare::create_revision(key, CompareOp::Equal, create_revision(entry)),
+                            Compare::mod_revision(key, CompareOp::Equal, mod_revision),
+                        ])
+                        .and_then([TxnOp::put(key, payload.as_slice(), Some(options))])
+                        .or_else([TxnOp::get(key, None)]);
+                    let response = kv(&client).txn(txn).await?;
+                    // An earlier attempt may have written the payload.
+                    let stored =
+                        ranges(response.op_responses()).flatten().next().map(|kv| kv.value() == payload);
+                    Ok(response.succeeded() || stored == Some(true))
+                })
+                .await?;
+            if response.value {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
+        self.withdrawals.leave(request, entry).await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        let lease = self.lease;
+        let outcome = self
+            .shared
+            .members
+            .call("close session", CallClass::Urgent, |client| async move {
+                client.record_header(client.lease_client().revoke(lease).await?.header());
+                Ok(())
+            })
+            .await;
+        match outcome {
+            Err(error) if error.kind() != BackendErrorKind::SessionGone => return Err(error),
+            _ => {}
+        }
+        self.withdrawals.stop();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for EtcdSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdSession").field("id", &self.id()).field("granted_ttl", &self.granted_ttl).finish()
+    }
+}
