@@ -63,7 +63,7 @@ fn an_operator_can_ask_the_leader_to_resign() {
     assert_eq!(stage.line("second"), "stopped");
     let (code, said) = first.code();
     assert_eq!(code, Some(76), "{said}");
-    assert!(said.contains("leadership of e was lost: an operator asked for it"), "{said}");
+    assert!(said.contains("leadership of e was lost: it was asked to resign"), "{said}");
     assert_eq!(second.end().code(), Some(0));
 }
 

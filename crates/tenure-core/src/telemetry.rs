@@ -1,14 +1,14 @@
-//! What the engine counts and measures; nothing of it is left without the feature `metrics`.
+//! Records the metrics of the engine. Without the feature `metrics` all functions are empty.
 
 #[cfg(feature = "metrics")]
-mod told {
+mod recorder {
     use std::time::Duration;
 
     use metrics::{counter, gauge, histogram};
 
     use crate::{ElectionName, FencingToken, LossReason, engine::report::measure, metrics as names};
 
-    /// A candidate campaigns: from now on there is a series that says who does not lead.
+    /// A candidate campaigns. From now on there is a series for this election, even if no candidate leads.
     pub(crate) fn stands(election: &ElectionName) {
         let election = election.to_string();
         measure(move || {
@@ -19,10 +19,10 @@ mod told {
     pub(crate) fn leads(election: &ElectionName, token: FencingToken, waited: Duration) {
         let election = election.to_string();
         measure(move || {
-            // Two electors of one process may stand in the same election.
+            // Two electors of one process may campaign in the same election.
             gauge!(names::IS_LEADER, "election" => election.clone()).increment(1.0);
             counter!(names::TRANSITIONS, "election" => election.clone(), "reason" => "elected").increment(1);
-            #[allow(clippy::cast_precision_loss, reason = "as a gauge has it")]
+            #[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
             gauge!(names::FENCING_TOKEN, "election" => election.clone()).set(token.get() as f64);
             histogram!(names::CAMPAIGN_WAIT, "election" => election.clone()).record(waited);
         });
@@ -37,7 +37,7 @@ mod told {
         });
     }
 
-    /// A heartbeat was answered or not, `left` before the deadline.
+    /// The outcome of a heartbeat became known, with `left` until the deadline.
     pub(crate) fn heartbeat(outcome: &'static str, took: Duration, left: Duration) {
         measure(move || {
             histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
@@ -67,7 +67,7 @@ mod told {
 }
 
 #[cfg(not(feature = "metrics"))]
-mod told {
+mod recorder {
     use std::time::Duration;
 
     use crate::{ElectionName, FencingToken, LossReason};
@@ -81,4 +81,4 @@ mod told {
     pub(crate) fn store_failed() {}
 }
 
-pub(crate) use told::*;
+pub(crate) use recorder::*;
