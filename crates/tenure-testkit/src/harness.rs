@@ -123,16 +123,16 @@ impl Line for crate::proxy::Proxy {
 
 impl Line for tenure_core::memory::Link {
     fn cut(&self) {
-        use tenure_core::memory::{Op, Path, Side};
-        self.set(&Op::ALL, Side::Request, Path::Refuse);
-        self.set(&[Op::Watch], Side::Answer, Path::Lose);
+        use tenure_core::memory::{Delivery, Direction, Op};
+        self.set(&Op::ALL, Direction::Request, Delivery::Fail);
+        self.set(&[Op::Watch], Direction::Response, Delivery::Drop);
     }
     fn silence(&self) {
         self.cut();
     }
     fn swallow_answers(&self) {
-        use tenure_core::memory::{Op, Path, Side};
-        self.set(&Op::ALL, Side::Answer, Path::Lose);
+        use tenure_core::memory::{Delivery, Direction, Op};
+        self.set(&Op::ALL, Direction::Response, Delivery::Drop);
     }
     fn heal(&self) {
         self.heal();

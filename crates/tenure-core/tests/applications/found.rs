@@ -16,7 +16,7 @@ use std::{
 use tenure_core::{
     BootClock, Candidate, CandidateId, Clock, Config, ElectionName, Elector, ElectorExt, Error, Hierarchy,
     Leadership, LossReason, OnOverrun, SimClock, StoreElector,
-    memory::{Link, MemoryBackend, MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, Link, MemoryBackend, MemoryStore, Op},
     spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
 };
 
@@ -804,8 +804,8 @@ async fn a_campaign_given_up_that_wins_late_is_bounded() {
     let link = backend.link().clone();
     let config = Config::new().with_ttl(Duration::from_secs(60));
     let elector = StoreElector::with_clock(Arc::new(backend), config, Arc::new(SimClock::new())).unwrap();
-    link.set(&[Op::Enter], Side::Answer, Path::Delay(Duration::from_millis(4_900)));
-    link.set(&[Op::Leave], Side::Request, Path::Lose);
+    link.set(&[Op::Enter], Direction::Response, Delivery::Delay(Duration::from_millis(4_900)));
+    link.set(&[Op::Leave], Direction::Request, Delivery::Drop);
     let from = tokio::time::Instant::now();
     let given_up = tokio::time::sleep(Duration::from_millis(10));
     assert!(elector.campaign_until("e", Box::pin(given_up)).await.unwrap().is_none());

@@ -13,7 +13,7 @@ use std::{
 use fastrand::Rng;
 use tenure_core::{
     Elector, Leadership, OnDisconnect, SimClock, StoreElector,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::HeartbeatProof,
 };
 use tokio::time::Instant;
@@ -189,15 +189,15 @@ async fn cause_fault(
     history: &Shared,
 ) {
     let op = Op::ALL[random.usize(..Op::ALL.len())];
-    let side = if random.bool() { Side::Request } else { Side::Answer };
+    let side = if random.bool() { Direction::Request } else { Direction::Response };
     let delay = Duration::from_millis(random.u64(1..12_000));
     match random.u8(..if operator == Operator::Interferes { 15 } else { 13 }) {
         0 => host.link.cut(),
-        1 => host.link.lie(true),
-        2 => host.link.set(&[op], side, Path::Lose),
-        3 => host.link.set(&[op], side, Path::Hold),
-        4 => host.link.set(&[op], side, Path::Refuse),
-        5 => host.link.set(&[op], side, Path::Delay(delay)),
+        1 => host.link.isolate_member(true),
+        2 => host.link.set(&[op], side, Delivery::Drop),
+        3 => host.link.set(&[op], side, Delivery::Hold),
+        4 => host.link.set(&[op], side, Delivery::Fail),
+        5 => host.link.set(&[op], side, Delivery::Delay(delay)),
         6 => store.begin_epoch(),
         7 => host.clock.jump(delay),
         // Every process is stalled, and the store is not.
@@ -206,7 +206,7 @@ async fn cause_fault(
             lock(history).stalled = Some(Instant::now() + EFFECT * 2);
         }
         9 => {
-            host.link.set(&Op::ALL, Side::Request, Path::Hold);
+            host.link.set(&Op::ALL, Direction::Request, Delivery::Hold);
             host.clock.jump(delay / 40);
         }
         10 => host.clock.jump_wall(delay / 6),

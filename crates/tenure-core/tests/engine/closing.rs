@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tenure_core::{
     Backoff, Elector, Error, LossReason, SimClock,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
 };
 
 use crate::host::{Host, TTL, UNTIL_DEADLINE, nothing_left, pass, within};
@@ -41,7 +41,7 @@ async fn closing_ends_a_question_that_waits_to_be_asked_again() {
     let store = MemoryStore::new();
     let later = Backoff { min: TTL * 60, max: TTL * 60 };
     let host = Host::with(&store, "a", SimClock::new(), |c| c.with_retry(later));
-    host.link.set(&Op::ALL, Side::Request, Path::Refuse);
+    host.link.set(&Op::ALL, Direction::Request, Delivery::Fail);
     let elector = Arc::clone(&host.elector);
     let asking = tokio::spawn(async move { elector.leader("e").await });
     pass(Duration::from_secs(1)).await;

@@ -10,7 +10,7 @@ use std::{
 
 use tenure_core::{
     Backoff, Elector, SimClock,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -26,7 +26,7 @@ async fn a_session_that_was_opened_too_late_is_closed_and_not_used() {
     let later = Backoff { min: TTL, max: TTL };
     let host =
         Host::with(&store, "a", SimClock::new(), |c| c.with_ttl(Duration::from_secs(5)).with_retry(later));
-    host.link.set(&[Op::Open], Side::Answer, Path::Delay(Duration::from_millis(4_500)));
+    host.link.set(&[Op::Open], Direction::Response, Delivery::Delay(Duration::from_millis(4_500)));
     let elector = Arc::clone(&host.elector);
     let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
     pass(Duration::from_millis(4_400)).await;
@@ -45,7 +45,7 @@ async fn a_candidate_that_won_too_late_enters_again_and_leads() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     host.elector.campaign("first").await.unwrap().resign().await.unwrap();
-    host.link.set(&[Op::Enter], Side::Answer, Path::Delay(Duration::from_secs(1)));
+    host.link.set(&[Op::Enter], Direction::Response, Delivery::Delay(Duration::from_secs(1)));
     let elector = Arc::clone(&host.elector);
     let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap().is_leader() });
     pass(Duration::from_millis(500)).await;

@@ -10,7 +10,7 @@ use std::{
 
 use tenure_core::{
     Elector,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -28,7 +28,7 @@ async fn the_ghosts_of_many_elections_are_buried() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     host.elector.campaign("first").await.unwrap().resign().await.unwrap();
-    host.link.set(&[Op::Enter], Side::Request, Path::Hold);
+    host.link.set(&[Op::Enter], Direction::Request, Delivery::Hold);
     let given_up: Vec<_> = (0..2_000)
         .map(|n| {
             let elector = Arc::clone(&host.elector);
@@ -57,7 +57,7 @@ async fn a_late_ghost_blocks_nobody_for_long() {
     let store = MemoryStore::new();
     let (host, other) = (Host::new(&store, "a"), Host::new(&store, "b"));
     host.elector.campaign("first").await.unwrap().resign().await.unwrap();
-    host.link.set(&[Op::Enter], Side::Request, Path::Hold);
+    host.link.set(&[Op::Enter], Direction::Request, Delivery::Hold);
     assert!(tokio::time::timeout(PATIENCE, host.elector.campaign("e")).await.is_err());
     pass(TTL * 8).await;
     host.link.heal();
@@ -116,7 +116,7 @@ async fn withdrawals_that_are_refused_are_not_repeated_for_ever() {
         Ok(())
     });
     let held = host.elector.campaign("held").await.unwrap();
-    host.link.set(&[Op::Enter], Side::Answer, Path::Lose);
+    host.link.set(&[Op::Enter], Direction::Response, Delivery::Drop);
     assert!(tokio::time::timeout(PATIENCE, host.elector.campaign("e")).await.is_err());
     host.link.heal();
     pass(TTL).await;

@@ -10,7 +10,7 @@ use std::{
 
 use tenure_core::{
     Connection, Elector, LossReason, SimClock,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::{BackendError, BackendErrorKind, Heartbeat, HeartbeatProof},
 };
 
@@ -25,7 +25,11 @@ async fn a_heartbeat_confirmed_late_counts_from_its_question() {
     let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
-    host.link.set(&[Op::Heartbeat, Op::Confirm], Side::Answer, Path::Delay(Duration::from_secs(1)));
+    host.link.set(
+        &[Op::Heartbeat, Op::Confirm],
+        Direction::Response,
+        Delivery::Delay(Duration::from_secs(1)),
+    );
     pass(TTL).await;
     let mut most = Duration::ZERO;
     for _ in 0..2_000 {
@@ -52,7 +56,7 @@ async fn leadership_survives_one_lost_heartbeat() {
             let host = Host::new(&store, "a");
             let leadership = host.lead().await;
             pass(TTL + Duration::from_millis(millis)).await;
-            host.link.set(&[Op::Heartbeat], Side::Answer, Path::Lose);
+            host.link.set(&[Op::Heartbeat], Direction::Response, Delivery::Drop);
             pass(outage).await;
             host.link.heal();
             pass(TTL * 2).await;
@@ -100,7 +104,7 @@ async fn a_fast_clock_confirms_no_heartbeat_too_early() {
         let first = fast.lead().await;
         let next = other.wait_in_line(&store).await;
         pass(TTL + Duration::from_millis(millis)).await;
-        fast.link.lie(true);
+        fast.link.isolate_member(true);
         within(TTL, first.lost()).await;
         assert!(!next.is_finished(), "cut off {millis} ms after the tenth second");
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tenure_core::{
     Connection, Elector, LossReason, OnDisconnect, SimClock,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::HeartbeatProof,
 };
 
@@ -86,7 +86,7 @@ async fn a_late_answer_counts_from_its_question() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
-    host.link.set(&[Op::Heartbeat], Side::Answer, Path::Delay(Duration::from_secs(3)));
+    host.link.set(&[Op::Heartbeat], Direction::Response, Delivery::Delay(Duration::from_secs(3)));
     let before = leadership.remaining();
     until("the deadline has moved", || leadership.remaining() > before - Duration::from_secs(6)).await;
     for _ in 0..100 {
@@ -113,7 +113,7 @@ async fn an_unconfirmed_heartbeat_moves_no_deadline() {
     let first = a.lead().await;
     let next = b.wait_in_line(&store).await;
     pass(TTL).await;
-    a.link.lie(true);
+    a.link.isolate_member(true);
     let from = tokio::time::Instant::now();
     assert_eq!(within(TTL, first.lost()).await, LossReason::Deadline);
     assert!(from.elapsed() <= UNTIL_STOP && !next.is_finished());
@@ -149,7 +149,7 @@ async fn the_answer_to_a_single_write_moves_no_deadline() {
         let first = a.lead().await;
         let next = b.wait_in_line(&store).await;
         pass(TTL + Duration::from_millis(millis)).await;
-        a.link.lie(true);
+        a.link.isolate_member(true);
         within(TTL, first.lost()).await;
         assert!(!next.is_finished(), "cut off {millis} ms after the tenth second");
         within(TTL * 2, next).await.unwrap();
@@ -166,7 +166,7 @@ async fn leadership_survives_an_outage_shorter_than_the_deadline() {
         let host = Host::new(&store, "a");
         let leadership = host.lead().await;
         pass(TTL * 2).await;
-        host.link.set(&Op::ALL, Side::Request, Path::Refuse);
+        host.link.set(&Op::ALL, Direction::Request, Delivery::Fail);
         pass(Duration::from_millis(2_400)).await;
         assert_eq!(host.elector.status().connection, Connection::Retrying, "{proof:?}");
         assert!(leadership.is_leader());
@@ -185,7 +185,7 @@ async fn a_strict_leader_gives_up_with_the_first_failed_heartbeat() {
     let store = MemoryStore::new();
     let host = Host::with(&store, "a", SimClock::new(), |c| c.with_on_disconnect(OnDisconnect::StepDown));
     let leadership = host.lead().await;
-    host.link.set(&[Op::Heartbeat], Side::Request, Path::Refuse);
+    host.link.set(&[Op::Heartbeat], Direction::Request, Delivery::Fail);
     assert_eq!(
         within(TTL / 3 + Duration::from_millis(10), leadership.lost()).await,
         LossReason::Disconnected
@@ -209,7 +209,7 @@ async fn a_confirming_read_misses_a_deleted_entry() {
     let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
-    host.link.set(&[Op::Watch], Side::Answer, Path::Lose);
+    host.link.set(&[Op::Watch], Direction::Response, Delivery::Drop);
     store.delete_entry("e", leadership.fencing_token().get());
     assert_eq!(within(TTL / 2, leadership.lost()).await, LossReason::EntryGone);
 }
@@ -221,7 +221,7 @@ async fn a_session_that_the_store_declares_dead_ends_its_leaderships() {
     let host = Host::new(&store, "a");
     let one = host.lead().await;
     let two = host.elector.campaign("another").await.unwrap();
-    host.link.set(&[Op::Watch], Side::Answer, Path::Lose);
+    host.link.set(&[Op::Watch], Direction::Response, Delivery::Drop);
     store.expire_session(store.sessions()[0]);
     assert_eq!(within(TTL / 2, one.lost()).await, LossReason::SessionExpired);
     assert_eq!(two.loss(), Some(LossReason::SessionExpired));

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tenure_core::{
     Elector, Error, LossReason, SimClock,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -29,8 +29,8 @@ async fn a_waiting_campaign_that_is_dropped_withdraws() {
 #[tokio::test(start_paused = true)]
 async fn a_campaign_dropped_while_entering_leaves_nothing() {
     let second = Duration::from_secs(1);
-    for side in [Side::Request, Side::Answer] {
-        for path in [Path::Delay(second), Path::Hold, Path::Lose, Path::Refuse] {
+    for side in [Direction::Request, Direction::Response] {
+        for path in [Delivery::Delay(second), Delivery::Hold, Delivery::Drop, Delivery::Fail] {
             for patience in [Duration::ZERO, second / 2, second * 2, second * 8] {
                 let store = MemoryStore::new();
                 let host = Host::new(&store, "a");
@@ -60,7 +60,7 @@ async fn a_ghost_of_a_withdrawn_request_is_buried() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     host.elector.campaign("first").await.unwrap().resign().await.unwrap();
-    host.link.set(&[Op::Enter], Side::Request, Path::Hold);
+    host.link.set(&[Op::Enter], Direction::Request, Delivery::Hold);
     assert!(tokio::time::timeout(Duration::from_secs(6), host.elector.campaign("e")).await.is_err());
     pass(TTL * 3).await;
     assert!(store.entries("e").is_empty());
@@ -75,7 +75,7 @@ async fn an_answer_of_an_older_session_is_dropped() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     host.elector.campaign("first").await.unwrap().resign().await.unwrap();
-    host.link.set(&[Op::Enter], Side::Answer, Path::Hold);
+    host.link.set(&[Op::Enter], Direction::Response, Delivery::Hold);
     let elector = Arc::clone(&host.elector);
     let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
     until("the entry is made", || !store.entries("e").is_empty()).await;
@@ -126,7 +126,7 @@ async fn a_resignation_during_an_outage_is_carried_out_after_it() {
     let store = MemoryStore::new();
     let host = Host::with(&store, "a", SimClock::new(), |c| c.with_shutdown_timeout(TTL * 6));
     let leadership = host.lead().await;
-    host.link.set(&[Op::Leave], Side::Request, Path::Refuse);
+    host.link.set(&[Op::Leave], Direction::Request, Delivery::Fail);
     let resigning = tokio::spawn(leadership.resign());
     pass(TTL * 3).await;
     assert!(
@@ -172,11 +172,11 @@ async fn a_resignation_that_the_store_refuses_gives_the_session_up() {
 #[tokio::test(start_paused = true)]
 async fn a_resignation_waits_until_an_ended_session_is_closed() {
     let delay = Duration::from_secs(2);
-    for side in [Side::Request, Side::Answer] {
+    for side in [Direction::Request, Direction::Response] {
         let store = MemoryStore::new();
         let host = Host::new(&store, "a");
         let leadership = host.lead().await;
-        host.link.set(&[Op::Close], side, Path::Delay(delay));
+        host.link.set(&[Op::Close], side, Delivery::Delay(delay));
         host.clock.jump(TTL);
         assert!(!leadership.is_leader());
         let from = tokio::time::Instant::now();
@@ -253,10 +253,10 @@ async fn closing_during_an_outage_returns() {
 #[tokio::test(start_paused = true)]
 async fn closing_at_any_moment_leaves_nothing() {
     for op in [Op::Open, Op::Enter] {
-        for side in [Side::Request, Side::Answer] {
+        for side in [Direction::Request, Direction::Response] {
             let store = MemoryStore::new();
             let host = Host::new(&store, "a");
-            host.link.set(&[op], side, Path::Delay(Duration::from_secs(1)));
+            host.link.set(&[op], side, Delivery::Delay(Duration::from_secs(1)));
             let elector = Arc::clone(&host.elector);
             let campaign = tokio::spawn(async move { elector.campaign("e").await });
             pass(Duration::from_millis(500)).await;

@@ -10,7 +10,7 @@ use std::{
 
 use tenure_core::{
     Config, Elector, Error, LossReason, OnOverrun, SimClock, StoreElector,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
 };
 
 use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, pass, until, within};
@@ -29,7 +29,7 @@ impl Drop for Dropped {
 async fn work_is_told_to_stop_and_dropped_by_the_deadline() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
-    host.link.set(&[Op::Heartbeat], Side::Request, Path::Lose);
+    host.link.set(&[Op::Heartbeat], Direction::Request, Delivery::Drop);
     let from = tokio::time::Instant::now();
     let leadership = host.lead().await;
     let token = leadership.cancellation_token();
@@ -197,7 +197,7 @@ async fn work_is_dropped_at_once_when_the_session_has_ended() {
         let store = MemoryStore::new();
         let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(budget));
         let leadership = host.lead().await;
-        host.link.set(&[Op::Watch], Side::Answer, Path::Lose);
+        host.link.set(&[Op::Watch], Direction::Response, Delivery::Drop);
         store.expire_session(store.sessions()[0]);
         let told = async {
             leadership.lost().await;
@@ -246,7 +246,7 @@ async fn work_that_stops_is_dropped_at_once_when_the_entry_is_gone() {
 async fn work_can_ask_for_more_time_to_stop() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
-    host.link.set(&[Op::Heartbeat], Side::Request, Path::Lose);
+    host.link.set(&[Op::Heartbeat], Direction::Request, Delivery::Drop);
     let from = tokio::time::Instant::now();
     let leadership = host.lead().await;
     let other = host.elector.campaign("another").await.unwrap();
