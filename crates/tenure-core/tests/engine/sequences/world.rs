@@ -15,7 +15,7 @@ use tenure_core::{Candidate, Config, Elector, Leadership, LossReason, SimClock, 
 use tokio::{runtime::Runtime, task::JoinHandle};
 
 use super::model::{EndKind, HOSTS, Model, Step, WorkKind};
-use crate::host::{Host, TTL, nothing_left, pass, within};
+use crate::host::{Host, TTL, assert_nothing_left, sleep, within};
 
 /// After this time, everything has happened that needs no simulated time.
 const INSTANT: Duration = Duration::from_millis(5);
@@ -161,10 +161,10 @@ impl Electors {
                     assert!(self.store.delete_entry("e", entry.revision));
                 }
             }
-            Step::AdvanceTime { time } => pass(time).await,
+            Step::AdvanceTime { time } => sleep(time).await,
             Step::Settle => self.settle().await,
         }
-        pass(INSTANT).await;
+        sleep(INSTANT).await;
         self.collect(model).await;
         self.check(model);
         self.check_answers(matches!(step, Step::Settle)).await;
@@ -295,7 +295,7 @@ impl Electors {
                 }
                 tokio::select! {
                     () = stop.cancelled(), if kind == WorkKind::StopsWhenCancelled => return,
-                    () = pass(Duration::from_millis(20)) => {}
+                    () = sleep(Duration::from_millis(20)) => {}
                 }
             }
         };
@@ -325,7 +325,7 @@ impl Electors {
             held.loss = loss;
         }
         // Its campaigns end.
-        pass(INSTANT).await;
+        sleep(INSTANT).await;
         let ended = self.campaigns.extract_if(.., |campaign| !model.may_exist(campaign.id));
         for campaign in ended {
             drop(within(INSTANT, campaign.task).await.unwrap());
@@ -346,7 +346,7 @@ impl Electors {
         for observing in &self.hosts {
             observing.host.link.heal();
         }
-        pass(TTL * 4).await;
+        sleep(TTL * 4).await;
     }
 
     /// Promises L1, L2: once all links are healed, each candidate leads in its turn, and nothing is left at the end.
@@ -366,7 +366,7 @@ impl Electors {
             );
             model.remove(held.id);
             within(TTL * 2, held.leadership.resign()).await.unwrap();
-            pass(INSTANT).await;
+            sleep(INSTANT).await;
         }
         assert!(self.campaigns.is_empty(), "{} candidates never led", self.campaigns.len());
         for observing in &self.hosts {
@@ -375,6 +375,6 @@ impl Electors {
         for task in self.background_tasks.drain(..) {
             within(TTL, task).await.unwrap();
         }
-        nothing_left(&self.store).await;
+        assert_nothing_left(&self.store).await;
     }
 }
