@@ -44,7 +44,7 @@ impl StatusCell {
     }
 
     pub(crate) fn failed(&self, error: &BackendError) {
-        crate::telemetry::store_failed();
+        crate::telemetry::request_failed();
         let mut status = self.lock();
         status.connection = if error.is_permanent() { Connection::Refused } else { Connection::Retrying };
         status.last_error = Some(error.to_string());

@@ -63,10 +63,10 @@ pub(crate) use timers::*;
 /// A cell whose value is set once and never changes.
 #[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
 #[derive(Debug)]
-pub(crate) struct Latch<T>(std::sync::OnceLock<T>);
+pub(crate) struct SetOnce<T>(std::sync::OnceLock<T>);
 
 #[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
-impl<T: Copy> Latch<T> {
+impl<T: Copy> SetOnce<T> {
     pub(crate) fn new() -> Self {
         Self(std::sync::OnceLock::new())
     }
@@ -89,13 +89,13 @@ impl<T: Copy> Latch<T> {
 /// The same cell for race checkers. As with std's, a read synchronizes with the write of the value and with nothing else.
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
 #[derive(Debug)]
-pub(crate) struct Latch<T> {
+pub(crate) struct SetOnce<T> {
     is_set: atomic::AtomicBool,
     value: Mutex<Option<T>>,
 }
 
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
-impl<T: Copy> Latch<T> {
+impl<T: Copy> SetOnce<T> {
     pub(crate) fn new() -> Self {
         Self { is_set: atomic::AtomicBool::new(false), value: Mutex::new(None) }
     }

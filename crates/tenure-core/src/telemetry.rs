@@ -9,14 +9,14 @@ mod recorder {
     use crate::{ElectionName, FencingToken, LossReason, engine::report::measure, metrics as names};
 
     /// A candidate campaigns. From now on there is a series for this election, even if no candidate leads.
-    pub(crate) fn stands(election: &ElectionName) {
+    pub(crate) fn campaign_started(election: &ElectionName) {
         let election = election.to_string();
         measure(move || {
             gauge!(names::IS_LEADER, "election" => election.clone()).increment(0.0);
         });
     }
 
-    pub(crate) fn leads(election: &ElectionName, token: FencingToken, waited: Duration) {
+    pub(crate) fn leadership_won(election: &ElectionName, token: FencingToken, waited: Duration) {
         let election = election.to_string();
         measure(move || {
             // Two electors of one process may campaign in the same election.
@@ -28,7 +28,7 @@ mod recorder {
         });
     }
 
-    pub(crate) fn leads_no_more(election: &ElectionName, reason: LossReason) {
+    pub(crate) fn leadership_lost(election: &ElectionName, reason: LossReason) {
         let election = election.to_string();
         measure(move || {
             gauge!(names::IS_LEADER, "election" => election.clone()).decrement(1.0);
@@ -38,14 +38,14 @@ mod recorder {
     }
 
     /// The outcome of a heartbeat became known, with `left` until the deadline.
-    pub(crate) fn heartbeat(outcome: &'static str, took: Duration, left: Duration) {
+    pub(crate) fn heartbeat_finished(outcome: &'static str, took: Duration, left: Duration) {
         measure(move || {
             histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
             gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
         });
     }
 
-    pub(crate) fn overrun(election: &ElectionName) {
+    pub(crate) fn work_overran(election: &ElectionName) {
         let election = election.to_string();
         measure(move || {
             counter!(names::OVERRUNS, "election" => election.clone()).increment(1);
@@ -59,7 +59,7 @@ mod recorder {
         });
     }
 
-    pub(crate) fn store_failed() {
+    pub(crate) fn request_failed() {
         measure(move || {
             counter!(names::STORE_FAILURES).increment(1);
         });
@@ -72,13 +72,13 @@ mod recorder {
 
     use crate::{ElectionName, FencingToken, LossReason};
 
-    pub(crate) fn stands(_: &ElectionName) {}
-    pub(crate) fn leads(_: &ElectionName, _: FencingToken, _: Duration) {}
-    pub(crate) fn leads_no_more(_: &ElectionName, _: LossReason) {}
-    pub(crate) fn heartbeat(_: &'static str, _: Duration, _: Duration) {}
-    pub(crate) fn overrun(_: &ElectionName) {}
+    pub(crate) fn campaign_started(_: &ElectionName) {}
+    pub(crate) fn leadership_won(_: &ElectionName, _: FencingToken, _: Duration) {}
+    pub(crate) fn leadership_lost(_: &ElectionName, _: LossReason) {}
+    pub(crate) fn heartbeat_finished(_: &'static str, _: Duration, _: Duration) {}
+    pub(crate) fn work_overran(_: &ElectionName) {}
     pub(crate) fn foreign_entries(_: &str, _: u64) {}
-    pub(crate) fn store_failed() {}
+    pub(crate) fn request_failed() {}
 }
 
 pub(crate) use recorder::*;
