@@ -80,7 +80,7 @@ async fn entering_again_and_again_backs_off() {
             assert!(counted.fetch_add(1, Ordering::SeqCst) < 10_000, "a busy loop");
             Ok(())
         }
-        Call::WaitTurn => Err(BackendError::new(BackendErrorKind::EntryGone, "not ours")),
+        Call::WaitTurn => Err(BackendError::new(BackendErrorKind::EntryGone, "not of this session")),
         _ => Ok(()),
     });
     assert!(tokio::time::timeout(Duration::from_secs(10), host.elector.campaign("e")).await.is_err());

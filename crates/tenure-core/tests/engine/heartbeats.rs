@@ -68,13 +68,14 @@ async fn leadership_survives_one_lost_heartbeat() {
 #[tokio::test(start_paused = true)]
 async fn a_shorter_ttl_in_an_answer_brings_the_deadline_nearer() {
     let shorter = Arc::new(AtomicBool::new(false));
-    let says = Arc::clone(&shorter);
+    let is_shorter = Arc::clone(&shorter);
     let store = MemoryStore::new();
-    let host =
-        faulty_backend::host_with_answers(&store, "a", move |answer| match says.load(Ordering::SeqCst) {
+    let host = faulty_backend::host_with_answers(&store, "a", move |answer| {
+        match is_shorter.load(Ordering::SeqCst) {
             true => Heartbeat { ttl: TTL / 5, ..answer },
             false => answer,
-        });
+        }
+    });
     let leadership = host.lead().await;
     sleep(TTL).await;
     assert!(leadership.remaining() > TTL / 2);

@@ -105,8 +105,8 @@ async fn a_shutdown_while_waiting_leaves_no_entry() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let leadership = a.lead().await;
-    let stands = until("it has entered", || store.entries("e").len() == 2);
-    b.elector.run_while_leader("e", stands, |_| async { panic!("it never leads") }).await.unwrap();
+    let entered = until("it has entered", || store.entries("e").len() == 2);
+    b.elector.run_while_leader("e", entered, |_| async { panic!("it never leads") }).await.unwrap();
     assert_eq!(store.entries("e").len(), 1, "its entry still exists");
     leadership.resign().await.unwrap();
     assert!(within(SLACK, a.lead()).await.is_leader());
@@ -150,8 +150,8 @@ async fn a_shutdown_of_a_hierarchy_leaves_both_tiers() {
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let _top = a.lead().await;
     let group = Hierarchy::new(Arc::clone(&b.elector) as Arc<dyn Elector>, "g").unwrap();
-    let stands = until("it has entered at the top", || store.entries("e").len() == 2);
-    within(TTL, group.run_while_leader("e", stands, |_| async { panic!("it never leads") })).await.unwrap();
+    let entered = until("it has entered at the top", || store.entries("e").len() == 2);
+    within(TTL, group.run_while_leader("e", entered, |_| async { panic!("it never leads") })).await.unwrap();
     assert_eq!((store.entries("e").len(), store.entries("e.g").len()), (1, 0));
 }
 
