@@ -63,7 +63,7 @@ fn an_operator_can_ask_the_leader_to_resign() {
     assert_eq!(sandbox.wait_for_line("second"), "stopped");
     let (code, stderr) = first.code_and_stderr();
     assert_eq!(code, Some(76), "{stderr}");
-    assert!(stderr.contains("leadership of e was lost: an operator asked for it"), "{stderr}");
+    assert!(stderr.contains("leadership of e was lost: it was asked to resign"), "{stderr}");
     assert_eq!(second.wait().code(), Some(0));
 }
 

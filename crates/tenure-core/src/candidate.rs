@@ -1,40 +1,40 @@
-//! What others see of a candidate, and how it is written into an entry.
+//! A candidate as others see it, and the encoding of its entry's payload.
 
 use std::{str, time::Duration};
 
-use crate::{CandidateId, Error, FencingToken, InvalidConfig, name::MAX_BYTES as MAX_ID_BYTES};
+use crate::{CandidateId, FencingToken, name::MAX_NAME_BYTES};
 
-/// The largest value a candidate can have: 64 KiB.
+/// The largest size of a candidate's value: 64 KiB.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
 
-/// What a payload looks like: `tenure/1 ID NONCE\nVALUE`, with the nonce in hexadecimal.
+/// The start of a payload: `tenure/1 ID NONCE\nVALUE`, with the nonce in hexadecimal.
 const MAGIC: &[u8] = b"tenure/1 ";
-/// What stands behind the value when somebody has asked the candidate to resign. Behind, because an entry is known by
-/// what stands before its value.
-const ASKED: &[u8] = b"\n\0tenure/1 resign\0";
+/// Follows the value when the candidate was asked to resign. It is at the end because an entry is recognized by the
+/// bytes before its value.
+pub(crate) const RESIGN_MARKER: &[u8] = b"\n\0tenure/1 resign\0";
 
-/// A candidate as the store shows it.
+/// A candidate, as read from the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// Who: the candidate's id, or the name of its entry when another library wrote it.
+    /// The candidate's id, or the name of its entry if another library wrote it.
     pub id: String,
-    /// What it wants others to know, an address say; at most 64 KiB.
+    /// The value that the candidate publishes, for example an address. At most 64 KiB.
     pub value: Vec<u8>,
-    /// The token that this candidate has, or will have, as leader; `None` where
-    /// the store gives the token only on winning.
+    /// The fencing token that this candidate has, or will have, as leader. `None` if the store assigns the token only when
+    /// a candidate wins.
     pub token: Option<FencingToken>,
-    /// The session the entry belongs to, in the store's own words.
+    /// The identifier of the session that the entry belongs to, as the store's own tools show it.
     pub session: String,
-    /// How long ago the entry was made, where the store knows.
+    /// The time since the entry was made, if the store knows it.
     pub age: Option<Duration>,
 }
 
 impl Candidate {
-    /// A candidate read back from an entry's payload, ours or a stranger's.
+    /// Decodes the payload of an entry, written by this library or another.
     ///
-    /// A payload of another library is taken as the value, and `entry`, the name of the entry, stands
-    /// in for the id: as much of both as a candidate of ours could have.
+    /// The payload of a foreign entry becomes the value, and `entry`, the name of the entry, becomes the id. Both are
+    /// truncated to the largest size that this library allows.
     pub fn decode(
         entry: &str,
         session: impl Into<String>,
@@ -43,56 +43,42 @@ impl Candidate {
     ) -> Self {
         let session = session.into();
         if let Some((id, value)) = decode(payload) {
-            let value = value.strip_suffix(ASKED).unwrap_or(value);
-            return Self { id: id.to_owned(), value: bounded(value), token, session, age: None };
+            let value = value.strip_suffix(RESIGN_MARKER).unwrap_or(value);
+            return Self { id: id.to_owned(), value: truncated(value), token, session, age: None };
         }
-        let most = entry.len().min(MAX_ID_BYTES);
-        let end = (0..=most).rev().find(|end| entry.is_char_boundary(*end)).unwrap_or(0);
+        let max = entry.len().min(MAX_NAME_BYTES);
+        let end = (0..=max).rev().find(|end| entry.is_char_boundary(*end)).unwrap_or(0);
         let id = entry[..end].to_owned();
-        Self { id, value: bounded(payload), token, session, age: None }
+        Self { id, value: truncated(payload), token, session, age: None }
     }
 
-    /// The value as text, with anything that is not UTF-8 replaced.
+    /// The value as text, with invalid UTF-8 replaced.
     pub fn value_lossy(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.value)
     }
 }
 
-/// As much of what a stranger wrote as a value can have.
-fn bounded(value: &[u8]) -> Vec<u8> {
+/// The value, truncated to the largest size allowed: another library may have written a larger one.
+fn truncated(value: &[u8]) -> Vec<u8> {
     value[..value.len().min(MAX_VALUE_BYTES)].to_vec()
 }
 
-/// An entry's payload for a candidate's id and value; the nonce makes it unlike any other's.
+/// Encodes a candidate's id and value as the payload of an entry. The nonce makes it unique.
 pub(crate) fn encode(id: &CandidateId, nonce: u128, value: &[u8]) -> Vec<u8> {
     [MAGIC, id.as_str().as_bytes(), format!(" {nonce:032x}\n").as_bytes(), value].concat()
 }
 
-/// The payload of an entry whose candidate is asked to resign; `None` when it is another library's, which would not
-/// know what that means.
+/// Marks the payload of an entry whose candidate is asked to resign. `None` for a foreign payload: another library would not
+/// understand the marker.
 pub(crate) fn mark_resign_requested(payload: &[u8]) -> Option<Vec<u8>> {
     let (_, value) = decode(payload)?;
-    Some(if value.ends_with(ASKED) { payload.to_vec() } else { [payload, ASKED].concat() })
+    Some(if value.ends_with(RESIGN_MARKER) { payload.to_vec() } else { [payload, RESIGN_MARKER].concat() })
 }
 
-/// Whether the candidate with this payload has been asked to resign: in its value, for the line before could end as the
-/// mark begins.
+/// Whether the candidate with this payload was asked to resign. Only the part after the first line is checked, because the
+/// newline that ends that line could complete the marker.
 pub(crate) fn is_resign_requested(payload: &[u8]) -> bool {
-    decode(payload).is_some_and(|(_, value)| value.ends_with(ASKED))
-}
-
-/// Checks what a candidate wants others to know.
-///
-/// # Errors
-/// When it is too large, or would be taken for a wish that the candidate may resign.
-pub(crate) fn check_value(value: &[u8]) -> Result<(), Error> {
-    if value.len() > MAX_VALUE_BYTES {
-        return Err(Error::ValueTooLarge { bytes: value.len() });
-    }
-    if value.ends_with(ASKED) {
-        return Err(InvalidConfig::Value.into());
-    }
-    Ok(())
+    decode(payload).is_some_and(|(_, value)| value.ends_with(RESIGN_MARKER))
 }
 
 fn decode(payload: &[u8]) -> Option<(&str, &[u8])> {
@@ -111,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_strangers_payload_is_its_value() {
+    fn a_foreign_payload_becomes_the_value() {
         for payload in [
             &b"10.0.0.1"[..],
             b"",
@@ -128,34 +114,27 @@ mod tests {
         }
     }
 
-    /// The mark of a wish begins with a newline, and so does the value that comes after the first line.
+    /// The marker begins with a newline, and a newline also precedes the value.
     #[test]
-    fn a_value_that_looks_like_a_part_of_the_mark_asks_nobody_to_resign() {
-        let payload = encode(&CandidateId::new("me").unwrap(), 1, &ASKED[1..]);
+    fn a_value_that_is_a_part_of_the_marker_is_no_resign_request() {
+        let payload = encode(&CandidateId::new("me").unwrap(), 1, &RESIGN_MARKER[1..]);
         assert!(!is_resign_requested(&payload));
-        let wish = mark_resign_requested(&payload).unwrap();
-        assert!(is_resign_requested(&wish));
-        assert_eq!(Candidate::decode("entry", "s", &wish, None).value, &ASKED[1..]);
+        let marked = mark_resign_requested(&payload).unwrap();
+        assert!(is_resign_requested(&marked));
+        assert_eq!(Candidate::decode("entry", "s", &marked, None).value, &RESIGN_MARKER[1..]);
     }
 
     #[test]
-    fn a_stranger_is_asked_for_nothing() {
-        assert!(!is_resign_requested(ASKED));
-        assert!(!is_resign_requested(&[b"10.0.0.1", ASKED].concat()));
+    fn a_foreign_entry_has_no_resign_request() {
+        assert!(!is_resign_requested(RESIGN_MARKER));
+        assert!(!is_resign_requested(&[b"10.0.0.1", RESIGN_MARKER].concat()));
     }
 
     #[test]
-    fn no_candidate_can_be_asked_by_its_own_value() {
-        let refused = check_value(&[b"10.0.0.1", ASKED].concat()).unwrap_err().to_string();
-        assert!(refused.contains("wish that the candidate may resign"), "{refused}");
-        check_value(&[ASKED, b"10.0.0.1"].concat()).unwrap();
-    }
-
-    #[test]
-    fn a_stranger_is_shown_no_larger_than_a_candidate_of_ours_can_be() {
+    fn a_foreign_candidate_is_truncated_to_what_this_library_allows() {
         let name = "é".repeat(1000);
-        let ours = encode(&CandidateId::new("me").unwrap(), 7, &vec![7; 1 << 20]);
-        for (payload, id) in [(ours, "me"), (vec![7; 1 << 20], &name[..254])] {
+        let too_large = encode(&CandidateId::new("me").unwrap(), 7, &vec![7; 1 << 20]);
+        for (payload, id) in [(too_large, "me"), (vec![7; 1 << 20], &name[..254])] {
             let shown = Candidate::decode(&name, "s", &payload, None);
             assert_eq!((shown.id.as_str(), shown.value), (id, vec![7; MAX_VALUE_BYTES]));
         }
@@ -163,7 +142,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_payload_gives_back_what_was_put_in(id in "[!-~]{1,255}", nonce: u128, value: Vec<u8>) {
+        fn encode_and_decode_are_inverse(id in "[!-~]{1,255}", nonce: u128, value: Vec<u8>) {
             let payload = encode(&CandidateId::new(&id).unwrap(), nonce, &value);
             let candidate = Candidate::decode("entry", "s", &payload, None);
             prop_assert_eq!(candidate.id, id);
@@ -173,11 +152,11 @@ mod tests {
         #[test]
         fn a_candidate_that_was_asked_to_resign_has_the_same_value(value: Vec<u8>, nonce: u128) {
             let payload = encode(&CandidateId::new("me").unwrap(), nonce, &value);
-            let asked = mark_resign_requested(&payload).unwrap();
-            prop_assert!(is_resign_requested(&asked) && !is_resign_requested(&payload));
-            prop_assert_eq!(mark_resign_requested(&asked), Some(asked.clone()));
-            let shown = |payload| Candidate::decode("entry", "s", payload, None);
-            prop_assert_eq!(shown(&asked), shown(&payload));
+            let marked = mark_resign_requested(&payload).unwrap();
+            prop_assert!(is_resign_requested(&marked) && !is_resign_requested(&payload));
+            prop_assert_eq!(mark_resign_requested(&marked), Some(marked.clone()));
+            let decoded = |payload| Candidate::decode("entry", "s", payload, None);
+            prop_assert_eq!(decoded(&marked), decoded(&payload));
         }
 
         #[test]

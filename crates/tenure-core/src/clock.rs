@@ -1,8 +1,7 @@
-//! The one clock that every deadline is measured with.
+//! The clock that all deadlines are measured with: `CLOCK_BOOTTIME`.
 //!
-//! `std::time::Instant` stands still while a Linux machine is suspended
-//! (rust-lang/rust#87906); a leader that sleeps through its own deadline must not
-//! wake up believing in it. The clock here is `CLOCK_BOOTTIME`.
+//! `std::time::Instant` does not advance while a Linux machine is suspended (rust-lang/rust#87906). A leader whose machine
+//! was suspended past its deadline must not consider itself leader afterwards.
 
 use std::{
     fmt,
@@ -16,15 +15,15 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// An instant of a [`Clock`], in nanoseconds since an arbitrary origin.
 ///
-/// Moments of one clock compare with each other; those of two machines never do.
+/// Instants of one clock are comparable; those of different machines are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootInstant(u64);
 
 impl BootInstant {
-    /// The moment that never comes.
+    /// An instant that is never reached.
     pub const NEVER: Self = Self(u64::MAX);
 
-    /// A moment from nanoseconds since the clock's origin.
+    /// An instant from nanoseconds since the clock's origin.
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
@@ -34,7 +33,7 @@ impl BootInstant {
         self.0
     }
 
-    /// The time from `earlier` to this moment; zero when it is not later.
+    /// The time from `earlier` to this instant; zero when this instant is not later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -58,24 +57,23 @@ impl Sub<Duration> for BootInstant {
     }
 }
 
-/// Where the engine reads the time.
+/// The source of time of the engine.
 ///
-/// Only differences of its readings are ever used, so that no two machines need
-/// agree on the time of day.
+/// Only differences of its readings are used, so that machines need not agree on the time of day.
 #[async_trait]
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
-    /// Now, on a clock that goes on while the machine is suspended and is never set.
+    /// The current instant, on a clock that advances while the machine is suspended and is never set.
     fn now(&self) -> BootInstant;
 
-    /// The time of day, since any fixed origin. Only used to notice that it ran
-    /// ahead of [`now`](Self::now), as it does after a virtual machine was paused.
+    /// The time of day, since any fixed origin. Used only to detect that it ran ahead of [`now`](Self::now), as it does after a
+    /// virtual machine was paused.
     fn wall(&self) -> Duration;
 
-    /// Waits until `moment`. May return late, never early.
+    /// Waits until `deadline`. May return late, never early.
     ///
     /// # Cancellation safety
     /// Dropping the future has no effect.
-    async fn sleep_until(&self, moment: BootInstant);
+    async fn sleep_until(&self, deadline: BootInstant);
 }
 
 /// The machine's suspend-aware clock: `CLOCK_BOOTTIME` on Linux.
@@ -93,7 +91,7 @@ impl Clock for BootClock {
         BootInstant((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
     }
 
-    /// To a tick of the kernel, a few milliseconds: read on every check, and a jump is far longer.
+    /// Accurate to a kernel tick, a few milliseconds. That is cheap to read on every check, and a jump is far longer.
     fn wall(&self) -> Duration {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let id = ClockId::RealtimeCoarse;
@@ -103,9 +101,9 @@ impl Clock for BootClock {
         Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
     }
 
-    async fn sleep_until(&self, moment: BootInstant) {
+    async fn sleep_until(&self, deadline: BootInstant) {
         loop {
-            let left = moment.since(self.now());
+            let left = deadline.since(self.now());
             if left.is_zero() {
                 return;
             }
@@ -114,22 +112,28 @@ impl Clock for BootClock {
     }
 }
 
-/// A clock over tokio's, for runs under `tokio::time::pause`: one for each simulated host.
+/// A clock on top of tokio's, for tests under `tokio::time::pause`. Each simulated host has one.
 ///
-/// It can run fast or slow, be set ahead as a suspended machine's is on waking, and have
-/// its time of day moved.
+/// It can run fast or slow, jump as after a suspension of the machine, and have its time of day set ahead.
 #[derive(Clone, Debug)]
 pub struct SimClock(Arc<SimState>);
+
+/// How far the clock is ahead of tokio's.
+#[derive(Debug, Default)]
+struct Offsets {
+    monotonic: Duration,
+    wall: Duration,
+}
 
 #[derive(Debug)]
 struct SimState {
     origin: tokio::time::Instant,
     rate: f64,
-    ahead: std::sync::Mutex<(Duration, Duration)>,
+    offsets: std::sync::Mutex<Offsets>,
 }
 
 impl SimClock {
-    /// A clock that runs at `rate` times the simulation's.
+    /// A clock that runs at `rate` times the rate of the simulation.
     ///
     /// # Panics
     /// Outside a tokio runtime, and when `rate` is not positive.
@@ -138,11 +142,11 @@ impl SimClock {
         Self(Arc::new(SimState {
             origin: tokio::time::Instant::now(),
             rate,
-            ahead: std::sync::Mutex::default(),
+            offsets: std::sync::Mutex::default(),
         }))
     }
 
-    /// A clock that runs with the simulation's.
+    /// A clock that runs at the rate of the simulation.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -150,20 +154,20 @@ impl SimClock {
         Self::with_rate(1.0)
     }
 
-    /// Lets `now` and the time of day jump ahead, as they do for a process that was stopped.
+    /// Sets both `now` and the time of day ahead, as for a process that was stopped.
     pub fn jump(&self, by: Duration) {
-        let mut ahead = self.ahead();
-        ahead.0 += by;
-        ahead.1 += by;
+        let mut offsets = self.offsets();
+        offsets.monotonic += by;
+        offsets.wall += by;
     }
 
-    /// Lets only the time of day jump ahead, as it does in a virtual machine that was paused.
+    /// Sets only the time of day ahead, as in a virtual machine that was paused.
     pub fn jump_wall(&self, by: Duration) {
-        self.ahead().1 += by;
+        self.offsets().wall += by;
     }
 
-    fn ahead(&self) -> std::sync::MutexGuard<'_, (Duration, Duration)> {
-        self.0.ahead.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn offsets(&self) -> std::sync::MutexGuard<'_, Offsets> {
+        self.0.offsets.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn elapsed(&self) -> Duration {
@@ -180,17 +184,17 @@ impl Default for SimClock {
 #[async_trait]
 impl Clock for SimClock {
     fn now(&self) -> BootInstant {
-        // Not zero at the start: subtracting a budget must not saturate.
-        BootInstant(nanos(Duration::from_secs(1_000) + self.elapsed() + self.ahead().0))
+        // Not zero at the start, so that subtracting a grace period does not saturate.
+        BootInstant(nanos(Duration::from_secs(1_000) + self.elapsed() + self.offsets().monotonic))
     }
 
     fn wall(&self) -> Duration {
-        Duration::from_secs(2_000) + self.elapsed() + self.ahead().1
+        Duration::from_secs(2_000) + self.elapsed() + self.offsets().wall
     }
 
-    async fn sleep_until(&self, moment: BootInstant) {
+    async fn sleep_until(&self, deadline: BootInstant) {
         loop {
-            let left = moment.since(self.now());
+            let left = deadline.since(self.now());
             if left.is_zero() {
                 return;
             }

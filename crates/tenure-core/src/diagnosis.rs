@@ -1,4 +1,4 @@
-//! What an operator is told about a store, its machine and the settings.
+//! The findings of [`Elector::diagnose`](crate::Elector::diagnose): the state of a store, its machine and the settings.
 
 use std::fmt;
 
@@ -6,34 +6,34 @@ use serde::Serialize;
 
 use crate::printable::printable;
 
-/// The most that a diagnosis repeats of what a store said of itself.
-const MOST_SAID: usize = 2048;
+/// The largest subject or text of a diagnosis, in bytes. Longer texts of a store are truncated.
+const MAX_TEXT_BYTES: usize = 2048;
 
-/// One thing that was looked at, how it is, and what to do about it; see [`Elector::diagnose`](crate::Elector::diagnose).
+/// One finding of [`Elector::diagnose`](crate::Elector::diagnose): what was checked, its state, and advice.
 ///
-/// Its texts are on one line and of bounded length, whatever the store said.
+/// Each text has one line and a bounded length, whatever the store answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Diagnosis {
-    /// What was looked at: a member, the session, the clock.
+    /// What was checked: a member, the session, the clock.
     pub subject: String,
-    /// How it is.
+    /// Its state.
     pub level: Level,
-    /// The same in words.
+    /// Its state in words.
     pub text: String,
-    /// What to do, where something is to be done.
+    /// What to do, if something is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
 
-/// How something is that was looked at.
+/// The severity of a [`Diagnosis`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Level {
-    /// As it should be.
+    /// Nothing is wrong.
     Good,
-    /// Elections work, but not as well, or not under every fault.
+    /// Elections work, but slower, or not under every fault.
     Warning,
     /// Elections do not work, or are not safe.
     Problem,
@@ -57,18 +57,18 @@ impl fmt::Display for Level {
 }
 
 impl Diagnosis {
-    /// Something that is as it should be.
+    /// A finding without a defect.
     pub fn good(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        let [subject, text] = [subject.into(), text.into()].map(|text| printable(&text, MOST_SAID));
+        let [subject, text] = [subject.into(), text.into()].map(|text| printable(&text, MAX_TEXT_BYTES));
         Self { subject, level: Level::Good, text, advice: None }
     }
 
-    /// Something that could be better, and what to do.
+    /// A finding that could be improved, and advice.
     pub fn warning(subject: impl Into<String>, text: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { level: Level::Warning, advice: Some(advice.into()), ..Self::good(subject, text) }
     }
 
-    /// Something that has to be mended, and how.
+    /// A finding that has to be fixed, and advice.
     pub fn problem(subject: impl Into<String>, text: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { level: Level::Problem, advice: Some(advice.into()), ..Self::good(subject, text) }
     }
@@ -79,14 +79,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_store_says_of_itself_is_printed_as_text() {
+    fn texts_of_a_store_are_escaped() {
         let diagnosis = Diagnosis::warning("member \u{1b}]0;x\u{7}", "etcd 3.5\n\u{202e}", "look");
         assert_eq!(diagnosis.subject, "member \\u{1b}]0;x\\u{7}");
         assert_eq!(diagnosis.text, "etcd 3.5\\n\\u{202e}");
     }
 
     #[test]
-    fn the_worst_is_the_greatest() {
+    fn levels_are_ordered_by_severity() {
         let diagnoses = [
             Diagnosis::warning("a", "slow", "look"),
             Diagnosis::problem("b", "down", "start it"),

@@ -1,4 +1,4 @@
-//! How an election stands, kept at hand for health endpoints.
+//! The state of an election, cached for health endpoints.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,16 +10,17 @@ use tokio::{
 
 use crate::{Candidate, CandidateId, ElectionName, Elector, Error, LeadershipHandle, Status};
 
-/// How often the queue is looked at, where nothing else is asked for.
-const REFRESH: Duration = Duration::from_secs(10);
-/// The longest wait before the queue is looked at after the leader has changed, so that not all candidates look at once.
-const SPREAD: Duration = Duration::from_secs(1);
+/// The default interval at which the queue is read.
+const DEFAULT_REFRESH: Duration = Duration::from_secs(10);
+/// The longest random delay before the queue is read after a change of leader, so that not all candidates read it at
+/// the same time.
+const MAX_REFRESH_DELAY: Duration = Duration::from_secs(1);
 
-/// A status handle: how an election stands, kept up to date by a task, for health endpoints and for requests that have
-/// to find the leader. Cheap to clone, and to ask.
+/// The state of an election, for health endpoints and for request handlers that have to find the leader.
 ///
-/// It watches the leader, and looks at the queue every ten seconds. When the store refuses, nothing is known until it does not any more. It keeps its elector alive; the task ends when all its
-/// clones are dropped or the elector is closed.
+/// A background task observes the leader and reads the queue every 10 s. After a permanent store error `known` is false
+/// until the store answers again. Cloning the handle and reading the state are cheap. The handle keeps its elector alive; the
+/// task ends when all clones are dropped or the elector is closed.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -43,33 +44,34 @@ const SPREAD: Duration = Duration::from_secs(1);
 pub struct StatusHandle {
     elector: Arc<dyn Elector>,
     election: ElectionName,
-    seen: watch::Receiver<Seen>,
+    state: watch::Receiver<ElectionState>,
 }
 
-/// How an election stands, as far as this process knows.
+/// The state of an election as this process knows it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ElectionStatus {
-    /// Which election.
+    /// The election.
     pub election: ElectionName,
-    /// This elector's own leadership, while it may be assumed: by the clock, not by hearsay.
+    /// This elector's own leadership, while it may be assumed according to the clock.
     pub leadership: Option<LeadershipHandle>,
-    /// Whom this elector's candidate follows, or that it leads itself; `None` while nobody leads, or nothing is known.
+    /// The leader, possibly this elector's own candidate. `None` while there is no leader, or nothing is known.
     pub leader: Option<Candidate>,
-    /// For how long that leader has been seen to lead, or nobody has.
+    /// The time for which this leader, or the lack of one, has been observed.
     pub seen_for: Duration,
-    /// Whether the store has said who leads, at least once.
+    /// Whether the leader is known: the store has answered at least once, and has not refused permanently since.
     pub known: bool,
-    /// The place of this elector's candidate in the queue, 1 for the leader, as last looked at.
+    /// The position of this elector's candidate in the queue when it was last read. The leader has position 1.
     pub queue_position: Option<usize>,
-    /// How many candidates there are, as last looked at.
+    /// The number of candidates when the queue was last read.
     pub candidates: usize,
-    /// How the elector and its store get on.
+    /// The state of the connection to the store.
     pub store: Status,
 }
 
+/// What the background task has read from the store.
 #[derive(Clone, Debug)]
-struct Seen {
+struct ElectionState {
     leader: Option<Candidate>,
     since: Instant,
     known: bool,
@@ -77,42 +79,47 @@ struct Seen {
     candidates: usize,
 }
 
+impl ElectionState {
+    fn unknown() -> Self {
+        Self { leader: None, since: Instant::now(), known: false, queue_position: None, candidates: 0 }
+    }
+}
+
 impl StatusHandle {
-    /// Watches `election`. Has to be called within a tokio runtime.
+    /// Starts to observe `election`, and reads the queue every 10 s. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// An illegal name.
+    /// When the name is illegal.
     pub fn new(elector: Arc<dyn Elector>, election: &str) -> Result<Self, Error> {
-        Self::with_refresh(elector, election, REFRESH)
+        Self::with_refresh(elector, election, DEFAULT_REFRESH)
     }
 
-    /// The same, looking at the queue every `refresh` (at least 100 ms): each look reads all its entries.
+    /// Starts to observe `election`, and reads the queue every `refresh`, at least 100 ms. Each read returns all entries of the
+    /// election.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_refresh(elector: Arc<dyn Elector>, election: &str, refresh: Duration) -> Result<Self, Error> {
         let election = ElectionName::new(election)?;
-        let seen =
-            Seen { leader: None, since: Instant::now(), known: false, queue_position: None, candidates: 0 };
-        let (sender, seen) = watch::channel(seen);
+        let (sender, state) = watch::channel(ElectionState::unknown());
         let refresh = refresh.max(Duration::from_millis(100));
-        tokio::spawn(follow(Arc::clone(&elector), election.clone(), sender, refresh));
-        Ok(Self { elector, election, seen })
+        tokio::spawn(refresh_state(Arc::clone(&elector), election.clone(), sender, refresh));
+        Ok(Self { elector, election, state })
     }
 
-    /// Which election.
+    /// The election.
     pub fn election(&self) -> &ElectionName {
         &self.election
     }
 
-    /// Who this elector's candidate is.
+    /// The id of this elector's candidate.
     pub fn candidate(&self) -> CandidateId {
         self.elector.candidate()
     }
 
-    /// How the election stands. Asks no store.
+    /// The current state. Sends no request to the store.
     pub fn get(&self) -> ElectionStatus {
-        let Seen { leader, since, known, queue_position, candidates } = self.seen.borrow().clone();
+        let ElectionState { leader, since, known, queue_position, candidates } = self.state.borrow().clone();
         ElectionStatus {
             leadership: self.leadership(),
             election: self.election.clone(),
@@ -125,72 +132,70 @@ impl StatusHandle {
         }
     }
 
-    /// This elector's own leadership, while it may be assumed. Compares the clock; asks no store.
+    /// This elector's own leadership, while it may be assumed. Compares the clock; sends no request to the store.
     pub fn leadership(&self) -> Option<LeadershipHandle> {
         self.elector.leadership(self.election.as_str())
     }
 
-    /// Waits for a change of the leader or of the queue since the last call; returns `false` when the elector has been closed,
-    /// after which there is none.
+    /// Waits for a change of the leader or of the queue since the last call. Returns `false` when the elector was closed:
+    /// there are no changes after that.
     ///
     /// # Cancellation safety
-    /// Dropping the future loses no change.
+    /// No change is lost when the future is dropped.
     pub async fn changed(&mut self) -> bool {
-        self.seen.changed().await.is_ok()
+        self.state.changed().await.is_ok()
     }
 }
 
-async fn follow(
+async fn refresh_state(
     elector: Arc<dyn Elector>,
     election: ElectionName,
-    seen: watch::Sender<Seen>,
+    state: watch::Sender<ElectionState>,
     refresh: Duration,
 ) {
     let name = election.as_str();
-    let own = elector.candidate();
+    let own_id = elector.candidate();
     let mut leaders = elector.observe(name);
-    let mut ticks = interval_at(Instant::now() + spread(SPREAD.min(refresh)), refresh);
+    let mut ticks = interval_at(Instant::now() + jittered(MAX_REFRESH_DELAY.min(refresh)), refresh);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failed = false;
-    let mut looking: Option<BoxFuture<'_, Result<Vec<Candidate>, Error>>> = None;
+    let mut queue_request: Option<BoxFuture<'_, Result<Vec<Candidate>, Error>>> = None;
     loop {
         tokio::select! {
-            () = seen.closed() => return,
+            () = state.closed() => return,
             next = leaders.next() => match next {
                 Some(Ok(leader)) => {
-                    seen.send_modify(|seen| {
-                        *seen = Seen { leader, since: Instant::now(), known: true, ..seen.clone() };
+                    state.send_modify(|state| {
+                        *state = ElectionState { leader, since: Instant::now(), known: true, ..state.clone() };
                     });
-                    ticks.reset_after(spread(SPREAD.min(refresh)));
+                    ticks.reset_after(jittered(MAX_REFRESH_DELAY.min(refresh)));
                 }
-                // The elector's status says why. What was seen may be long over.
+                // The error is in the elector's status. The last known state may be outdated.
                 Some(Err(_)) => {
                     failed = true;
-                    seen.send_modify(|seen| {
-                        *seen = Seen { leader: None, since: Instant::now(), known: false, queue_position: None, candidates: 0 };
-                    });
+                    state.send_modify(|state| *state = ElectionState::unknown());
                 }
                 None if failed => {
                     failed = false;
                     let pause = tokio::time::sleep(refresh);
                     tokio::select! {
-                        () = seen.closed() => return,
+                        () = state.closed() => return,
                         () = pause => leaders = elector.observe(name),
                     }
                 }
                 None => return,
             },
-            _ = ticks.tick(), if looking.is_none() => looking = Some(elector.candidates(name)),
-            found = async { match looking.as_mut() {
-                Some(looking) => looking.await,
+            _ = ticks.tick(), if queue_request.is_none() => queue_request = Some(elector.candidates(name)),
+            queue = async { match queue_request.as_mut() {
+                Some(request) => request.await,
                 None => std::future::pending().await,
             } } => {
-                looking = None;
-                let Ok(found) = found else { continue };
-                let place = found.iter().position(|candidate| candidate.id == own.as_str()).map(|at| at + 1);
-                seen.send_if_modified(|seen| {
-                    let changed = (seen.queue_position, seen.candidates) != (place, found.len());
-                    (seen.queue_position, seen.candidates) = (place, found.len());
+                queue_request = None;
+                let Ok(queue) = queue else { continue };
+                let position = queue.iter().position(|candidate| candidate.id == own_id.as_str()).map(|at| at + 1);
+                state.send_if_modified(|state| {
+                    let changed = (state.queue_position, state.candidates) != (position, queue.len());
+                    (state.queue_position, state.candidates) = (position, queue.len());
                     changed
                 });
             }
@@ -198,7 +203,7 @@ async fn follow(
     }
 }
 
-/// A time up to `most`, at random.
-fn spread(most: Duration) -> Duration {
-    most.mul_f64(fastrand::f64())
+/// A random duration up to `max`.
+fn jittered(max: Duration) -> Duration {
+    max.mul_f64(fastrand::f64())
 }

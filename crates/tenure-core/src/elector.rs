@@ -1,4 +1,4 @@
-//! The trait that users hold, and what it gives them on top.
+//! The [`Elector`] trait, which users of the library hold.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -9,45 +9,44 @@ use crate::{
     Backoff, Candidate, CandidateId, Config, Diagnosis, Error, Leadership, LeadershipHandle, Status,
 };
 
-/// The leaders of an election, one after the other; see [`Elector::observe`].
+/// A stream of the leaders of an election; see [`Elector::observe`].
 pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
 
-/// Takes part in elections, and watches them.
+/// Takes part in elections, and observes them.
 ///
-/// Cheap to share as `Arc<dyn Elector>`. All elections of one elector share one
-/// session with the store, opened by the first campaign; one renewal keeps all of
-/// them. Within one elector, campaigns for the *same* election queue up behind each
-/// other, so that at most one of them stands in the store.
+/// An elector is shared as `Arc<dyn Elector>`, which is cheap to clone. All elections of one elector share one session with
+/// the store. The first campaign opens the session; one heartbeat extends it for all elections. Campaigns
+/// of one elector for the *same* election queue up locally, so that at most one of them has an entry in the store.
 ///
-/// A store that cannot be reached is asked again, with jittered backoff, for as long as
-/// the caller waits: bound a call with [`tokio::time::timeout`] to wait less. Meanwhile
-/// [`status`](Self::status) and `tracing` say what is wrong. Whatever cannot get better
-/// (refused credentials, an illegal name) is returned at once.
+/// While the store cannot be reached, a call retries with jittered backoff for as long as the caller waits. To wait
+/// less, bound the call with [`tokio::time::timeout`]. [`status`](Self::status) and `tracing` events say what is
+/// wrong meanwhile. Permanent errors (refused credentials, an illegal name) are returned at once.
 ///
-/// Dropping an elector closes its session once the leaderships it gave are over.
+/// Dropping an elector closes its session once all of its leaderships are over.
 #[async_trait]
 pub trait Elector: Send + Sync + fmt::Debug {
     /// Campaigns until this candidate leads.
     ///
     /// # Behavior
-    /// - Waits its turn, in order of arrival where the store keeps one.
-    /// - Goes on under a new entry when its own is deleted, or its session ends.
+    /// - Waits in order of arrival, if the store keeps an order.
+    /// - Enters again when its entry is deleted or its session ends.
     ///
     /// # Errors
-    /// An illegal name, refused credentials, [`Error::Closed`]; never an outage.
+    /// An illegal name, refused credentials, [`Error::Closed`]. An outage is never an error.
     ///
     /// # Cancellation safety
-    /// Dropping the future withdraws the candidate: no entry stays behind, whatever was under way.
+    /// Dropping the future withdraws the candidate in the background: no entry is left behind, whatever request was pending.
     async fn campaign(&self, election: &str) -> Result<Leadership, Error>;
 
-    /// Campaigns until this candidate leads or `given_up` completes, and withdraws then: `None`.
+    /// Campaigns until this candidate leads or `cancel` completes. Returns `None` after `cancel`, once the candidate has
+    /// withdrawn.
     ///
     /// # Behavior
-    /// - As [`campaign`](Self::campaign). Unlike after dropping that, the entry is gone when this returns `None`; an elector that
-    ///   does not implement this method drops its campaign instead.
-    /// - A leadership that comes just as it is given up is resigned.
-    /// - Waits for the withdrawal for the [shutdown timeout](Self::shutdown_timeout) at most; a warning in the log says when
-    ///   the store has not confirmed it by then.
+    /// - Campaigns as [`campaign`](Self::campaign) does. When this method returns `None`, the entry is gone, unlike when the future
+    ///   of `campaign` is dropped. The default implementation drops the future of `campaign`.
+    /// - A leadership that is won just as `cancel` completes is resigned.
+    /// - Waits for the withdrawal for at most the [shutdown timeout](Self::shutdown_timeout). If the store has not confirmed
+    ///   it by then, a warning is logged.
     ///
     /// # Errors
     /// As [`campaign`](Self::campaign).
@@ -57,17 +56,17 @@ pub trait Elector: Send + Sync + fmt::Debug {
     async fn campaign_until(
         &self,
         election: &str,
-        given_up: BoxFuture<'_, ()>,
+        cancel: BoxFuture<'_, ()>,
     ) -> Result<Option<Leadership>, Error> {
         tokio::select! {
             biased;
-            () = given_up => Ok(None),
+            () = cancel => Ok(None),
             leadership = self.campaign(election) => leadership.map(Some),
         }
     }
 
-    /// Leads at once, or not at all: `None` when somebody else does, or another campaign of this
-    /// elector stands in the election or has not quite left it.
+    /// Campaigns without waiting. Returns `None` when another candidate leads, or when another campaign of this elector
+    /// has an entry in the election or has not withdrawn it completely.
     ///
     /// # Errors
     /// As [`campaign`](Self::campaign).
@@ -76,7 +75,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// As [`campaign`](Self::campaign).
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error>;
 
-    /// Who leads now; `None` when nobody does.
+    /// The current leader, or `None` when there is none.
     ///
     /// # Errors
     /// As [`campaign`](Self::campaign).
@@ -88,45 +87,46 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// As [`campaign`](Self::campaign).
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error>;
 
-    /// The leader now and at every change; `None` while nobody leads.
+    /// The current leader, and then every change of leader; `None` while there is no leader.
     ///
-    /// The stream goes on across outages of the store and ends only after an error
-    /// that cannot get better, or when the elector is closed. It needs no session.
+    /// The stream continues across outages of the store. It ends only after a permanent error, or when the elector is
+    /// closed. It needs no session.
     fn observe(&self, election: &str) -> Leaders;
 
-    /// Asks whoever leads to resign, and returns whom it asked; `None` when nobody leads.
+    /// Asks the current leader to resign, and returns it; `None` when there is no leader.
     ///
     /// # Behavior
-    /// - The leader is told, wherever it runs: its leadership is over for the reason
-    ///   [`LossReason::ResignRequested`](crate::LossReason::ResignRequested), its work is told to stop and
-    ///   awaited, and its entry goes then, as on a [`resign`](Leadership::resign) of its own.
-    /// - Returns when the store has taken the wish, not when the leader has gone: [`observe`](Self::observe) shows that.
-    /// - Whoever campaigns again at once may lead again, when nobody else waits.
+    /// - The leader receives the request in whatever process it runs. Its leadership ends with the reason
+    ///   [`LossReason::ResignRequested`](crate::LossReason::ResignRequested), its work is cancelled and awaited, and then its
+    ///   entry is removed, as after its own [`resign`](Leadership::resign).
+    /// - Returns when the store has stored the request, not when the leader has resigned; [`observe`](Self::observe) shows
+    ///   that.
+    /// - The former leader may lead again if it campaigns again at once and no other candidate waits.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the leader is another library's, which would not listen; otherwise as
+    /// [`Error::Refused`] when the leader is a foreign entry of another library, which reads no resign requests; otherwise as
     /// [`campaign`](Self::campaign).
     ///
     /// # Cancellation safety
-    /// When the future is dropped, the leader may have been asked or not.
+    /// When the future is dropped, the request may or may not have been stored.
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error>;
 
-    /// Who this elector's candidates are.
+    /// The id of this elector's candidates.
     fn candidate(&self) -> CandidateId;
 
-    /// This elector's own leadership in the election, while it may be assumed: for handlers of requests, say, which
-    /// then need not be given it. Compares the clock; asks no store.
+    /// This elector's own leadership in the election, while it may be assumed. Request handlers, for example, can look it
+    /// up instead of having it passed to them. Compares the clock; sends no request to the store.
     fn leadership(&self, election: &str) -> Option<LeadershipHandle>;
 
-    /// How the elector and its store get on, for a health endpoint.
+    /// The state of the connection between the elector and its store, for a health endpoint.
     fn status(&self) -> Status;
 
-    /// Looks whether the store, this machine and the settings are fit for elections, and says what to do where they
-    /// are not. For people: what `tenure doctor` prints.
+    /// Checks whether the store, this machine and the settings are fit for elections, and advises what to change. For
+    /// people: `tenure doctor` prints it.
     ///
     /// # Behavior
-    /// - Asks the store, each member of it where it has several, and bounds every question in time.
-    /// - Opens a session of its own for a moment, and enters the election `tenure-doctor`, which nobody else is to use.
+    /// - Sends requests to the store, and to each of its members if there are several. Every request is bounded in time.
+    /// - Opens a short session of its own, and enters the election `tenure-doctor`, which is reserved for it.
     ///
     /// # Cancellation safety
     /// Dropping the future leaves at most a session that expires by itself.
@@ -137,21 +137,21 @@ pub trait Elector: Send + Sync + fmt::Debug {
         Config::DEFAULT_WORK_BACKOFF
     }
 
-    /// How long a shutdown waits at most; see [`Config::with_shutdown_timeout`].
+    /// The longest time that a shutdown waits; see [`Config::with_shutdown_timeout`].
     fn shutdown_timeout(&self) -> Duration {
         Config::DEFAULT_SHUTDOWN_TIMEOUT
     }
 
     /// Ends all campaigns and leaderships, waits for their work to stop, and closes the session.
     ///
-    /// Waits for that for the [shutdown timeout](Self::shutdown_timeout) at most. What is left then goes on ending in the
-    /// background, and is logged.
+    /// Waits for at most the [shutdown timeout](Self::shutdown_timeout). The rest continues in the background, and is
+    /// logged.
     ///
     /// # Behavior
-    /// - Campaigns return [`Error::Closed`]; work under [`run`](crate::LeadershipHandle::run) is told to
-    ///   stop, and has until its deadline.
-    /// - A guard that is still held, and not dropped, is waited for in the same way.
-    /// - Returns when the store has confirmed, or its session has expired in any case.
+    /// - Campaigns return [`Error::Closed`]. Work under [`run`](crate::LeadershipHandle::run) is cancelled and
+    ///   has until its deadline to stop.
+    /// - Waits in the same way for guards that are still held.
+    /// - Returns when the store has confirmed that the session is closed, or when the session has expired in any case.
     /// - A second call waits for the first.
     /// - Returns at once, and logs it, when it is awaited by work that it would wait for.
     async fn close(&self);
@@ -165,9 +165,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     async fn campaign_until(
         &self,
         election: &str,
-        given_up: BoxFuture<'_, ()>,
+        cancel: BoxFuture<'_, ()>,
     ) -> Result<Option<Leadership>, Error> {
-        (**self).campaign_until(election, given_up).await
+        (**self).campaign_until(election, cancel).await
     }
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
         (**self).try_campaign(election).await

@@ -1,4 +1,4 @@
-//! What can go wrong, in words, and whether trying again can help.
+//! The errors of an elector, and whether a retry can help.
 
 use std::time::Duration;
 
@@ -6,29 +6,33 @@ use thiserror::Error;
 
 use crate::{
     ElectionName, InvalidCandidate, InvalidElection, InvalidUrl, LossReason, MAX_VALUE_BYTES,
-    spi::BackendError,
+    spi::{BackendError, BackendErrorKind},
 };
 
-/// Any error, boxed: what the work given to `run_while_leader` may return.
+/// Any error, boxed. The work given to `run_while_leader` returns it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// A failure of an [`Elector`](crate::Elector).
+///
+/// Its `Display` text is complete: it contains the texts of all causes, each once. Therefore
+/// [`source`](std::error::Error::source) returns `None`, and printing an error with its sources repeats nothing. To examine a
+/// cause, match the variant; see also [`BackendError::cause`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The election's name is not legal.
+    /// The name of the election is illegal.
     #[error(transparent)]
     InvalidElection(#[from] InvalidElection),
 
-    /// The candidate's id is not legal.
+    /// The candidate's id is illegal.
     #[error(transparent)]
     InvalidCandidate(#[from] InvalidCandidate),
 
-    /// The store's URL cannot be used.
+    /// The URL of the store is illegal.
     #[error(transparent)]
     InvalidUrl(#[from] InvalidUrl),
 
-    /// A setting cannot work.
+    /// A setting is illegal.
     #[error(transparent)]
     InvalidConfig(#[from] InvalidConfig),
 
@@ -37,21 +41,21 @@ pub enum Error {
         "a candidate's value of {bytes} bytes is too large: at most {MAX_VALUE_BYTES} bytes (64 KiB) are allowed"
     )]
     ValueTooLarge {
-        /// The size that was given.
+        /// The size that was given, in bytes.
         bytes: usize,
     },
 
-    /// The store refuses our credentials or permissions.
+    /// The store refuses the credentials, or the user has no permission.
     #[error("the store refuses access: {0}")]
-    Unauthorized(#[source] BackendError),
+    Unauthorized(BackendError),
 
     /// The store refuses the request as such.
     #[error("the store refuses the request: {0}")]
-    Refused(#[source] BackendError),
+    Refused(BackendError),
 
-    /// The store could not be asked.
+    /// The store did not answer.
     #[error("the store cannot be reached: {0}")]
-    Unavailable(#[source] BackendError),
+    Unavailable(BackendError),
 
     /// The leadership had been lost before.
     #[error(transparent)]
@@ -61,40 +65,40 @@ pub enum Error {
     /// the entry is gone.
     #[error(
         "the resignation from {election} was not confirmed within {}: the work has not stopped, or the store does not answer; \
-         the entry goes once they do, or with its session", humantime::format_duration(*.waited)
+         the entry is removed once they do, or expires with its session", humantime::format_duration(*.waited)
     )]
     NotConfirmed {
-        /// Which election.
+        /// The election.
         election: ElectionName,
         /// The [shutdown timeout](crate::Config::with_shutdown_timeout).
         waited: Duration,
     },
 
-    /// A resignation was awaited by the work that it waits for.
+    /// `resign` was awaited by the work that it waits for.
     #[error(
-        "resign was awaited by the work that it waits for: the leadership is over; return from the work, and the entry goes"
+        "resign was awaited by the work that it waits for: the leadership is over; return from the work, and the entry is removed"
     )]
     InsideWork,
 
     /// The engine's threads cannot be started.
     #[error(
-        "the elector cannot start its threads; see the limits on processes (ulimit -u) and open files (ulimit -n)"
+        "the elector cannot start its threads: {0}; see the limits on processes (ulimit -u) and open files (ulimit -n)"
     )]
-    Threads(#[source] std::io::Error),
+    Threads(std::io::Error),
 
-    /// The elector has been closed.
+    /// The elector was closed.
     #[error("the elector has been closed")]
     Closed,
 
-    /// A task of the engine ended before its work was done: a panic in a backend, or the runtime shut down.
-    #[error("the election's task ended before its time: {0}")]
+    /// A task of the engine ended without a result: a backend panicked, or the runtime was shut down.
+    #[error("a task of the election ended without a result: {0}")]
     TaskEnded(&'static str),
 }
 
 impl Error {
-    /// Whether the same call may succeed later, with nothing changed but the store's state.
+    /// Whether the same call may succeed later, when only the state of the store changes.
     ///
-    /// [`Lost`](Self::Lost) counts: campaign again.
+    /// [`Lost`](Self::Lost) is retryable: campaign again.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Lost(_))
     }
@@ -103,20 +107,20 @@ impl Error {
 impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         match error.kind() {
-            crate::spi::BackendErrorKind::Unauthorized => Self::Unauthorized(error),
-            crate::spi::BackendErrorKind::Invalid => Self::Refused(error),
+            BackendErrorKind::Unauthorized => Self::Unauthorized(error),
+            BackendErrorKind::Invalid => Self::Refused(error),
             _ => Self::Unavailable(error),
         }
     }
 }
 
-/// Leadership is over: what [`Leadership::ensure`](crate::LeadershipHandle::ensure) and
-/// [`Leadership::run`](crate::LeadershipHandle::run) return then.
+/// Leadership is over. [`LeadershipHandle::ensure`](crate::LeadershipHandle::ensure) and
+/// [`LeadershipHandle::run`](crate::LeadershipHandle::run) return this error.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("leadership is over: {reason}")]
 #[non_exhaustive]
 pub struct Lost {
-    /// Why.
+    /// The reason.
     pub reason: LossReason,
 }
 
@@ -126,7 +130,7 @@ impl Lost {
     }
 }
 
-/// A setting, or a combination of settings, that cannot work.
+/// An illegal setting, or an illegal combination of settings.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[non_exhaustive]
 pub enum InvalidConfig {
@@ -134,9 +138,9 @@ pub enum InvalidConfig {
     #[error("ttl {} is not allowed: it must be from {} to {}",
         humantime::format_duration(*.given), humantime::format_duration(*.min), humantime::format_duration(*.max))]
     Ttl {
-        /// What was given.
+        /// The TTL that was given.
         given: Duration,
-        /// The least TTL allowed.
+        /// The smallest TTL allowed.
         min: Duration,
         /// The largest TTL allowed.
         max: Duration,
@@ -145,7 +149,7 @@ pub enum InvalidConfig {
     /// The drift bound is out of bounds.
     #[error("drift {given} is not allowed: it must be a fraction from 0 to 0.5, such as 0.1 for 10 %")]
     Drift {
-        /// What was given.
+        /// The drift bound that was given.
         given: f64,
     },
 
@@ -154,33 +158,74 @@ pub enum InvalidConfig {
         humantime::format_duration(*.given), humantime::format_duration(*.ttl),
         humantime::format_duration(Duration::from_millis(u64::try_from(most.as_millis()).unwrap_or(u64::MAX))))]
     GracePeriod {
-        /// What was given.
+        /// The grace period that was given.
         given: Duration,
-        /// The TTL it has to fit, as asked for or as the store granted it.
+        /// The TTL that limits it, as configured or as granted by the store.
         ttl: Duration,
-        /// The largest budget allowed: a third of the TTL, or less where drift and heartbeats need more.
+        /// The largest grace period allowed: a third of the TTL, or less where drift and heartbeats need more.
         most: Duration,
     },
 
-    /// The candidate's value ends with what marks an entry whose candidate is asked to resign.
-    #[error("a candidate's value may not end with the mark of a wish that the candidate may resign")]
+    /// The candidate's value ends with the marker of a resign request.
+    #[error("the candidate's value is not allowed: it must not end with the marker of a resign request")]
     Value,
 
-    /// A group's name that would make its election's name another's.
-    #[error("group {given:?} is not allowed: a group's name has no dot")]
+    /// The name of a group contains a dot, so that its election could have the name of another one.
+    #[error("group {given:?} is not allowed: a group's name must not contain a dot")]
     Group {
-        /// What was given.
+        /// The name that was given.
         given: String,
     },
 
-    /// A time that must not be zero, or two whose order is wrong.
+    /// A duration is zero or too long, or two durations are in the wrong order.
     #[error("{setting} {} is not allowed: it must be {allowed}", humantime::format_duration(*.given))]
     Time {
-        /// The setting's name.
+        /// The name of the setting.
         setting: &'static str,
-        /// What was given.
+        /// The duration that was given.
         given: Duration,
         /// What is allowed.
         allowed: &'static str,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::error_chain::chain;
+
+    /// Whether `{error}` alone and the error with its sources are the same, complete text.
+    #[test]
+    fn an_error_printed_with_its_sources_repeats_nothing() {
+        let io = || io::Error::other("connection refused");
+        let backend = |kind| BackendError::with_source(kind, "cannot connect to 10.0.0.1:2379", io());
+        let store = "cannot connect to 10.0.0.1:2379: connection refused";
+        for (error, text) in [
+            (
+                Error::from(backend(BackendErrorKind::Unavailable)),
+                format!("the store cannot be reached: {store}"),
+            ),
+            (
+                Error::from(backend(BackendErrorKind::Unauthorized)),
+                format!("the store refuses access: {store}"),
+            ),
+            (Error::from(backend(BackendErrorKind::Invalid)), format!("the store refuses the request: {store}")),
+            (
+                Error::Threads(io()),
+                "the elector cannot start its threads: connection refused; see the limits on processes (ulimit -u) \
+                 and open files (ulimit -n)"
+                    .to_owned(),
+            ),
+            (
+                Lost::new(LossReason::Deadline).into(),
+                "leadership is over: no heartbeat was confirmed in time".to_owned(),
+            ),
+        ] {
+            assert_eq!(error.to_string(), text);
+            assert_eq!(chain(&error), text);
+            assert_eq!(format!("{:#}", anyhow::Error::new(error)), text);
+        }
+    }
 }

@@ -1,61 +1,61 @@
-//! The rules of the engine and of the backends, each to be is_disabled on purpose, to see whether anybody notices.
+//! The safety rules of the engine and of the backends. Mutation tests disable one at a time, and check that a test fails.
 //!
-//! Without `--cfg tenure_mutants` no rule can be is_disabled, and nothing of this is compiled in.
+//! Without `--cfg tenure_mutants` no rule can be disabled, and none of the code for it is compiled.
 
-/// A rule that can be is_disabled.
+/// A rule that can be disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SafetyRule {
-    /// A deadline is counted from before the request is sent, not from its answer.
+    /// A deadline is counted from the instant before its request is sent, not from the answer.
     DeadlineFromRequestStart,
-    /// The same for the opening of a session.
+    /// The first deadline of a session is counted from the instant before the request that opens it.
     OpeningFromRequestStart,
-    /// An answered heartbeat counts once it is confirmed.
+    /// A heartbeat extends the deadline only once it is confirmed.
     ConfirmHeartbeats,
-    /// A confirming read has to be of the heartbeat's epoch.
+    /// A read confirms a heartbeat only if both have the same epoch.
     CompareEpochs,
-    /// A confirming write has to be sent a gap after the answer to the one before.
+    /// A write confirms a heartbeat only if it is sent a gap after the answer to that heartbeat.
     KeepHeartbeatGap,
-    /// The deadline allows for the drift of clocks.
+    /// The deadline allows for the drift bound.
     AllowForDrift,
-    /// A window that has closed is not opened again.
+    /// A leadership window that has closed is never reopened.
     NeverReopenWindow,
-    /// Every check compares the clock.
+    /// Every check compares the clock with the deadline.
     CheckClock,
     /// Work is dropped by the deadline.
     DropWorkAtDeadline,
-    /// An entry is removed after its work has stopped.
+    /// An entry is removed only after its work has stopped.
     StopWorkBeforeLeaving,
-    /// A session is closed after all its work has stopped.
+    /// A session is closed only after all of its work has stopped.
     StopWorkBeforeClosing,
     /// A leader watches its own entry.
     WatchOwnEntry,
     /// A request whose outcome is unknown is withdrawn.
     WithdrawUncertainEntries,
-    /// On etcd a known entry is deleted before its request is marked as withdrawn.
+    /// etcd: a known entry is deleted before its request is marked as withdrawn.
     DeleteBeforeMarking,
-    /// Every term has a token of its own.
+    /// Every term has a new fencing token.
     UniqueTokens,
-    /// ZooKeeper's heartbeat is a write, which a quorum has to answer.
+    /// ZooKeeper: a heartbeat is a write, which a quorum has to answer.
     HeartbeatByWrite,
-    /// What one server does not answer is asked of another.
+    /// A request that one server does not answer is sent to another.
     FailOver,
-    /// A leadership has one reason for its end, though it and its session may end at once.
+    /// A leadership has one loss reason, even when it and its session end at the same time.
     SingleLossReason,
-    /// A deadline is moved only from where it was last seen.
+    /// A deadline is extended by compare-and-swap.
     CompareAndSwapDeadline,
-    /// Work that begins as its leadership ends sees that, or is seen.
+    /// Work that begins while its leadership ends either sees the loss, or is seen by the task that ends it.
     OrderWorkAndLoss,
-    /// The watchdog that is told to look again looks, also when it is about to wait.
+    /// A wake-up of the watchdog is not lost when the watchdog is about to wait.
     KeepWakeups,
-    /// The threads of the engine call nothing that a user wrote.
+    /// The threads of the engine call no code of the application.
     NoUserCodeOnEngine,
-    /// What has to happen at a task's end belongs to the task before it is spawned.
+    /// The guard that cleans up after a task is made before the task is spawned.
     GuardBeforeSpawn,
 }
 
 #[cfg(tenure_mutants)]
-mod chosen {
+mod mutants {
     use std::{
         cell::{Cell, RefCell},
         collections::BTreeMap,
@@ -66,48 +66,48 @@ mod chosen {
     use crate::{CandidateId, ElectionName, FencingToken};
 
     thread_local! {
-        static BROKEN: Cell<Option<SafetyRule>> = const { Cell::new(None) };
+        static DISABLED: Cell<Option<SafetyRule>> = const { Cell::new(None) };
     }
 
-    /// Breaks `rule` on this thread, and mends whatever was is_disabled before.
+    /// Disables `rule` on this thread, and enables the one that was disabled before.
     pub fn disable(rule: Option<SafetyRule>) {
-        BROKEN.set(rule);
+        DISABLED.set(rule);
         TOKENS.take();
     }
 
-    static EVERYWHERE: OnceLock<SafetyRule> = OnceLock::new();
+    static DISABLED_EVERYWHERE: OnceLock<SafetyRule> = OnceLock::new();
 
-    /// Breaks `rule` in this whole process, for good.
+    /// Disables `rule` on all threads of this process, permanently.
     pub fn disable_everywhere(rule: SafetyRule) {
-        EVERYWHERE.get_or_init(|| rule);
+        DISABLED_EVERYWHERE.get_or_init(|| rule);
     }
 
-    /// Whether this rule is is_disabled, on this thread or everywhere.
+    /// Whether `rule` is disabled, on this thread or everywhere.
     pub fn is_disabled(rule: SafetyRule) -> bool {
-        BROKEN.get() == Some(rule) || EVERYWHERE.get() == Some(&rule)
+        DISABLED.get() == Some(rule) || DISABLED_EVERYWHERE.get() == Some(&rule)
     }
 
     thread_local! {
         static TOKENS: RefCell<BTreeMap<(ElectionName, CandidateId), FencingToken>> = RefCell::default();
     }
 
-    /// The token that this candidate had when it led first.
+    /// The token of the first term of this candidate.
     pub(crate) fn first_token(
         election: &ElectionName,
         candidate: &CandidateId,
         token: FencingToken,
     ) -> FencingToken {
-        let whose = (election.clone(), candidate.clone());
-        TOKENS.with_borrow_mut(|tokens| *tokens.entry(whose).or_insert(token))
+        let key = (election.clone(), candidate.clone());
+        TOKENS.with_borrow_mut(|tokens| *tokens.entry(key).or_insert(token))
     }
 }
 
 #[cfg(tenure_mutants)]
-pub(crate) use chosen::first_token;
+pub(crate) use mutants::first_token;
 #[cfg(tenure_mutants)]
-pub use chosen::{disable, disable_everywhere, is_disabled};
+pub use mutants::{disable, disable_everywhere, is_disabled};
 
-/// No rule is is_disabled.
+/// No rule is disabled.
 #[cfg(not(tenure_mutants))]
 pub const fn is_disabled(_rule: SafetyRule) -> bool {
     false

@@ -1,4 +1,4 @@
-//! Fencing: what a protected resource checks, so that a stale leader does no harm.
+//! Fencing tokens, and the check by which a protected resource refuses a stale leader.
 
 use std::{
     fmt,
@@ -12,11 +12,10 @@ use thiserror::Error;
 
 /// A number that is strictly greater for every later term of the same election.
 ///
-/// Send it with every side effect. A resource that refuses a token lower than the
-/// highest it has seen (a [`Fence`]) never takes a stale leader's write, whatever
-/// became of that leader's clock, network or process.
+/// Send it with every write. A resource that refuses a token lower than the highest it has seen (see [`Fence`]) never accepts
+/// a write of a stale leader, whatever happened to that leader's clock, network or process.
 ///
-/// Tokens of different elections, or of different stores, do not compare.
+/// Tokens of different elections, or of different stores, are not comparable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FencingToken(NonZeroU64);
@@ -31,10 +30,10 @@ pub struct ParseTokenError {
 }
 
 impl FencingToken {
-    /// The name of the HTTP header that carries a token.
+    /// The name of the HTTP header that contains a token.
     pub const HEADER: &'static str = "Fencing-Token";
 
-    /// A token from a store's number; `None` for zero, which no term has.
+    /// A token with the number that a store assigned; `None` for zero, which is never assigned.
     pub const fn new(number: u64) -> Option<Self> {
         match NonZeroU64::new(number) {
             Some(n) => Some(Self(n)),
@@ -42,7 +41,7 @@ impl FencingToken {
         }
     }
 
-    /// The number itself, for a database column or a message.
+    /// The number, for a database column or a message.
     pub const fn get(self) -> u64 {
         self.0.get()
     }
@@ -65,11 +64,10 @@ impl FromStr for FencingToken {
     }
 }
 
-/// A high-water mark: admits a token that is not lower than any it has admitted before.
+/// The highest fencing token seen so far. Admits a token unless a higher one was admitted before.
 ///
-/// This is the in-memory form, for a resource that is one process. A resource
-/// that outlives its process keeps the mark where it keeps its data, in the same
-/// transaction as the write that it guards.
+/// This is the in-memory form, for a resource that is one process. A resource that outlives its process stores the highest
+/// token with its data, in the same transaction as the write that the token protects.
 ///
 /// ```
 /// use tenure_core::{Fence, FencingToken};
@@ -83,7 +81,7 @@ impl FromStr for FencingToken {
 #[derive(Debug, Default)]
 pub struct Fence(AtomicU64);
 
-/// A token that is lower than one the [`Fence`] has admitted.
+/// A [`Fence`] has admitted a higher token.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("stale fencing token {given}: {highest} has been seen")]
 pub struct StaleToken {
@@ -94,17 +92,17 @@ pub struct StaleToken {
 }
 
 impl Fence {
-    /// A fence that has seen no token.
+    /// A fence that has admitted no token.
     pub const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
-    /// A fence that goes on from the highest token seen by an earlier process.
+    /// A fence that continues from the highest token seen by an earlier process.
     pub const fn starting_at(highest: FencingToken) -> Self {
         Self(AtomicU64::new(highest.get()))
     }
 
-    /// Raises the mark to `token`, or refuses it.
+    /// Admits `token`, or refuses it.
     ///
     /// # Errors
     /// [`StaleToken`] when a higher token has been admitted.
@@ -129,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_that_is_no_token_is_refused_in_words() {
+    fn text_that_is_not_a_token_is_refused() {
         for bad in ["", "0", "-1", "+1", "1.0", " 1", "0x1", "18446744073709551616"] {
             let error = bad.parse::<FencingToken>().unwrap_err().to_string();
             assert!(error.contains("from 1 to 18446744073709551615"), "{error}");
@@ -145,9 +143,9 @@ mod tests {
             prop_assert_eq!(serde_json::from_str::<FencingToken>(&json).unwrap(), token);
         }
 
-        /// Promise S2: whatever the order of arrival, what is admitted never decreases.
+        /// Promise S2: in whatever order tokens arrive, the admitted ones never decrease.
         #[test]
-        fn a_fence_never_goes_back(tokens in proptest::collection::vec(1u64..50, 1..100)) {
+        fn admitted_tokens_never_decrease(tokens in proptest::collection::vec(1u64..50, 1..100)) {
             let fence = Fence::new();
             let mut highest = 0;
             for n in tokens {

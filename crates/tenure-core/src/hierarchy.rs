@@ -1,4 +1,4 @@
-//! Groups elect, and their leaders elect one.
+//! Hierarchical elections: groups elect leaders, and these elect one leader.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -15,15 +15,15 @@ use crate::{
     Leaders, Leadership, LeadershipHandle, Status, engine::retry::Retry,
 };
 
-/// An elector in two tiers: every group elects its leader, and only the groups' leaders stand in the election itself.
+/// An elector with two tiers: every group elects its leader, and only the leaders of groups campaign in the election itself.
 ///
-/// With hundreds of candidates, a few of each group's (a rack's, a region's) wait at the top, and the group's own election can
-/// be held in a store nearby. Leadership at the top rests on that in the group: the loss of either ends both
-/// ([`Leadership::with_parent`]).
+/// With hundreds of candidates, only one of each group (a rack, a region) waits in the top election, and the group's own
+/// election can be held in a store nearby. The leadership in the group is the parent of the leadership at the top: the loss of
+/// either ends both ([`Leadership::with_parent`]).
 ///
-/// The group's election is called `ELECTION.GROUP`: both tiers may share a store, and even an elector. So groups have no dot in
-/// their names, and no other election is to be called like that. A group is itself an
-/// elector of any kind, so that tiers can be stacked.
+/// The election of a group is named `ELECTION.GROUP`, so that both tiers can share a store, and even an elector. Therefore the
+/// name of a group contains no dot, and no other election may have such a name. The elector of the groups can be of any
+/// kind, also a hierarchy.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -36,8 +36,8 @@ use crate::{
 /// let hierarchy = Hierarchy::new(elector, "berlin")?;
 /// let leadership = hierarchy.campaign("billing").await?;
 /// assert_eq!(leadership.election().as_str(), "billing");
-/// let in_the_group = hierarchy.group_leader("billing").await?;
-/// assert_eq!(in_the_group.map(|leader| leader.id), Some(hierarchy.candidate().to_string()));
+/// let group_leader = hierarchy.group_leader("billing").await?;
+/// assert_eq!(group_leader.map(|leader| leader.id), Some(hierarchy.candidate().to_string()));
 /// leadership.resign().await?; // at the top, and in the group
 /// # Ok(()) }
 /// ```
@@ -49,10 +49,10 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// An elector whose candidates belong to `group`; both tiers' elections are held by `elector`.
+    /// An elector whose candidates belong to `group`. `elector` holds the elections of both tiers.
     ///
     /// # Errors
-    /// A group's name that is no election's, or has a dot.
+    /// When the name of the group is illegal as the name of an election, or contains a dot.
     pub fn new(elector: Arc<dyn Elector>, group: &str) -> Result<Self, Error> {
         let name = ElectionName::new(group)?;
         if group.contains('.') {
@@ -62,7 +62,7 @@ impl Hierarchy {
         Ok(Self { groups: Arc::clone(&elector), top: elector, group })
     }
 
-    /// The same, with the group's elections held by `elector`: in a store of the group's own, say.
+    /// Sets the elector that holds the elections of the group, for example in a store of the group's own.
     pub fn with_group_elector(mut self, elector: Arc<dyn Elector>) -> Self {
         self.groups = elector;
         self
@@ -71,13 +71,13 @@ impl Hierarchy {
     /// The name of the group's election for `election`.
     ///
     /// # Errors
-    /// When it is too long, or `election` is not legal.
+    /// When that name is too long, or `election` is illegal.
     pub fn group_election(&self, election: &str) -> Result<ElectionName, Error> {
         ElectionName::new(election)?;
         Ok(ElectionName::new(&format!("{election}.{}", self.group))?)
     }
 
-    /// Who leads the group now.
+    /// The current leader of the group.
     ///
     /// # Errors
     /// As [`Elector::leader`].
@@ -85,27 +85,27 @@ impl Hierarchy {
         self.groups.leader(self.group_election(election)?.as_str()).await
     }
 
-    fn shares(&self) -> bool {
+    fn tiers_share_elector(&self) -> bool {
         Arc::ptr_eq(&self.top, &self.groups)
     }
 }
 
 #[async_trait]
 impl Elector for Hierarchy {
-    /// Leads the group first, and then campaigns at the top for as long as the group is led.
+    /// Campaigns in the group first, and then at the top for as long as the leadership in the group lasts.
     async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
         let group = self.group_election(election)?;
         let mut retry = Retry::new(self.work_backoff());
         loop {
-            let base = self.groups.campaign(group.as_str()).await?;
+            let parent = self.groups.campaign(group.as_str()).await?;
             let reason = tokio::select! {
                 biased;
-                reason = base.lost() => reason,
-                top = self.top.campaign(election) => return Ok(top?.with_parent(base)),
+                reason = parent.lost() => reason,
+                top = self.top.campaign(election) => return Ok(top?.with_parent(parent)),
             };
             info!(election, group = %self.group, %reason, "no longer leads its group; campaigning there again");
-            // Given back for certain before it is stood for again.
-            let _ = base.resign().await;
+            // The resignation is confirmed before the next campaign.
+            let _ = parent.resign().await;
             retry.pause().await;
         }
     }
@@ -113,43 +113,43 @@ impl Elector for Hierarchy {
     async fn campaign_until(
         &self,
         election: &str,
-        given_up: BoxFuture<'_, ()>,
+        cancel: BoxFuture<'_, ()>,
     ) -> Result<Option<Leadership>, Error> {
         let group = self.group_election(election)?;
         let mut retry = Retry::new(self.work_backoff());
-        // Since when it is given up: both tiers share the time that is left then.
-        let since = Arc::new(OnceLock::new());
-        let begins = Arc::clone(&since);
-        let given_up = given_up
+        // The instant at which `cancel` completed: both tiers share the shutdown timeout from then on.
+        let cancelled_at = Arc::new(OnceLock::new());
+        let record = Arc::clone(&cancelled_at);
+        let cancel = cancel
             .map(move |()| {
-                begins.get_or_init(Instant::now);
+                record.get_or_init(Instant::now);
             })
             .boxed()
             .shared();
         loop {
-            let base = self.groups.campaign_until(group.as_str(), given_up.clone().boxed()).await?;
-            let Some(base) = base else { return Ok(None) };
-            let ended = futures::future::select(given_up.clone(), base.lost().boxed());
-            let top = self.top.campaign_until(election, ended.map(drop).boxed()).await?;
+            let parent = self.groups.campaign_until(group.as_str(), cancel.clone().boxed()).await?;
+            let Some(parent) = parent else { return Ok(None) };
+            let cancelled_or_lost = futures::future::select(cancel.clone(), parent.lost().boxed());
+            let top = self.top.campaign_until(election, cancelled_or_lost.map(drop).boxed()).await?;
             if let Some(top) = top {
-                return Ok(Some(top.with_parent(base)));
+                return Ok(Some(top.with_parent(parent)));
             }
-            if let Some(since) = since.get() {
-                let left = self.groups.shutdown_timeout().saturating_sub(since.elapsed());
+            if let Some(since) = cancelled_at.get() {
+                let remaining = self.groups.shutdown_timeout().saturating_sub(since.elapsed());
                 if !matches!(
-                    tokio::time::timeout(left, base.resign()).await,
+                    tokio::time::timeout(remaining, parent.resign()).await,
                     Ok(Ok(()) | Err(Error::Lost(_)))
                 ) {
-                    warn!(election = %group, "the store has not confirmed that the entry is gone; it goes once the store answers, or with its session");
+                    warn!(election = %group, "the store has not confirmed that the entry is gone; it is removed once the store answers, or expires with its session");
                 }
                 return Ok(None);
             }
-            // Given back for certain before it is stood for again.
-            let _ = base.resign().await;
+            // The resignation is confirmed before the next campaign.
+            let _ = parent.resign().await;
             info!(election, group = %self.group, "no longer leads its group; campaigning there again");
             tokio::select! {
                 biased;
-                () = given_up.clone() => return Ok(None),
+                () = cancel.clone() => return Ok(None),
                 () = retry.pause() => {}
             }
         }
@@ -157,12 +157,12 @@ impl Elector for Hierarchy {
 
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
         let group = self.group_election(election)?;
-        let Some(base) = self.groups.try_campaign(group.as_str()).await? else { return Ok(None) };
+        let Some(parent) = self.groups.try_campaign(group.as_str()).await? else { return Ok(None) };
         match self.top.try_campaign(election).await {
-            Ok(Some(top)) => Ok(Some(top.with_parent(base))),
+            Ok(Some(top)) => Ok(Some(top.with_parent(parent))),
             other => {
-                // Whoever was turned away may try again at once, and find the group's place free.
-                let _ = base.resign().await;
+                // Confirmed before this returns, so that another attempt finds the group's election free.
+                let _ = parent.resign().await;
                 other
             }
         }
@@ -172,7 +172,7 @@ impl Elector for Hierarchy {
         self.top.leader(election).await
     }
 
-    /// The groups' leaders.
+    /// The leaders of the groups.
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
         self.top.candidates(election).await
     }
@@ -190,11 +190,11 @@ impl Elector for Hierarchy {
     }
 
     fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
-        // Not before it rests on the group's.
-        self.top.leadership(election).filter(LeadershipHandle::rests)
+        // Not before it has the leadership of the group as its parent.
+        self.top.leadership(election).filter(LeadershipHandle::has_parent)
     }
 
-    /// That of the top; of the group's store while that does not answer.
+    /// The status of the top tier, or of the group's tier while the store of the group does not answer.
     fn status(&self) -> Status {
         let (top, group) = (self.top.status(), self.groups.status());
         match (top.connection, group.connection) {
@@ -205,7 +205,7 @@ impl Elector for Hierarchy {
 
     async fn diagnose(&self) -> Vec<Diagnosis> {
         let mut diagnoses = self.top.diagnose().await;
-        if !self.shares() {
+        if !self.tiers_share_elector() {
             diagnoses.extend(self.groups.diagnose().await);
         }
         diagnoses
@@ -219,10 +219,10 @@ impl Elector for Hierarchy {
         self.top.shutdown_timeout()
     }
 
-    /// The top first, so that no work goes on when the group is given back.
+    /// Closes the top tier first, so that no work runs when the leadership in the group is resigned.
     async fn close(&self) {
         self.top.close().await;
-        if !self.shares() {
+        if !self.tiers_share_elector() {
             self.groups.close().await;
         }
     }

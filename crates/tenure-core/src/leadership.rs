@@ -1,4 +1,4 @@
-//! The guard: one candidate's term as leader.
+//! The guard of one candidate's term as leader, and its handle.
 
 use std::{fmt, future::Future, ops::Deref, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -6,8 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     BootInstant, CandidateId, ElectionName, Error, FencingToken, LossReason, Lost,
-    candidate::check_value,
-    config::check_grace_period,
+    config::{check_grace_period, check_value},
     engine::{
         report::FLUSH,
         retry::{Retry, timed},
@@ -17,31 +16,31 @@ use crate::{
     sync::timeout,
 };
 
-/// One candidate's term as leader: the guard.
+/// The guard of one candidate's term as leader.
 ///
 /// # Guarantees
-/// - [`is_leader`](LeadershipHandle::is_leader) and [`ensure`](LeadershipHandle::ensure) compare
-///   the clock with the deadline on every call. They say no from `deadline − grace period` on,
-///   before the store can give leadership to anybody else, and never yes again.
-/// - Work under [`run`](LeadershipHandle::run) is told to stop at `deadline − grace period` and
-///   dropped before the deadline. The entry is removed only after the work has stopped.
+/// - [`is_leader`](LeadershipHandle::is_leader) and [`ensure`](LeadershipHandle::ensure) compare the clock with the deadline
+///   on every call. They deny leadership from `deadline − grace period` on, which is before the store can give leadership to
+///   another candidate, and never affirm it again.
+/// - Work under [`run`](LeadershipHandle::run) is cancelled at `deadline − grace period` and dropped before the
+///   deadline. The entry is removed only after the work has stopped.
 ///
 /// # Assumptions
-/// The clock's rate differs from the store's by less than the configured drift, and nobody
-/// deletes entries by hand. When they fail, the [fencing token](LeadershipHandle::fencing_token)
-/// still protects a resource that checks it.
+/// The rates of this machine's clock and of the store's differ by less than the configured drift bound, and nothing deletes
+/// a live entry. If that does not hold, the [fencing token](LeadershipHandle::fencing_token) still protects a resource that
+/// checks it.
 ///
 /// # Caveats
-/// A side effect that was begun in time can take effect late. Send the token with it.
+/// A write that was sent before the deadline can arrive after it. Send the fencing token with every write.
 ///
-/// Dropping the guard resigns in the background: it never blocks, panics or spawns. To know that
-/// the store has confirmed, call [`resign`](Self::resign).
+/// Dropping the guard resigns in the background. It never blocks, panics or spawns. To wait until the store has confirmed the
+/// resignation, call [`resign`](Self::resign).
 #[derive(Debug)]
 pub struct Leadership {
     handle: LeadershipHandle,
 }
 
-/// A view of a [`Leadership`] that can be cloned and given to other tasks, but cannot resign.
+/// A handle to a [`Leadership`] that can be cloned and passed to other tasks, but cannot resign.
 #[derive(Clone)]
 pub struct LeadershipHandle {
     term: Arc<Term>,
@@ -63,45 +62,47 @@ impl Leadership {
         Self { handle: LeadershipHandle::new(term) }
     }
 
-    /// A view of this leadership for another task.
+    /// A handle to this leadership for another task.
     pub fn handle(&self) -> LeadershipHandle {
         self.handle.clone()
     }
 
-    /// Has this leadership rest on another one, which it keeps: the leader of leaders rests on the leadership of its
-    /// own group, say. [`Hierarchy`](crate::Hierarchy) does the whole of that.
+    /// Makes this leadership the child of `parent`, and takes ownership of `parent`.
+    ///
+    /// A leader of leaders, for example, is the child of its leadership in its own group.
+    /// [`Hierarchy`](crate::Hierarchy) does all of that.
     ///
     /// # Behavior
-    /// - When `base` is over, so is this one, for the reason [`LossReason::ParentLost`]. Every check compares the clock with
-    ///   both deadlines, and the [`deadline`](LeadershipHandle::deadline) is the earlier of the two.
-    /// - The grace period is kept before both deadlines; before `base`'s, as much of it as its session's TTL allows.
-    /// - When this one is over, `base` is resigned, after the work has stopped and the entry of this one has gone.
-    pub fn with_parent(self, base: Self) -> Self {
-        self.term.rest_on(base);
+    /// - When `parent` is over, so is this leadership, with the reason [`LossReason::ParentLost`]. Every check compares the clock
+    ///   with both deadlines. The [`deadline`](LeadershipHandle::deadline) is the earlier of the two.
+    /// - The grace period is kept before both deadlines. Before the deadline of `parent`, it is limited to what the TTL of its
+    ///   session allows.
+    /// - When this leadership is over, `parent` is resigned, after the work has stopped and the entry of this leadership
+    ///   is gone.
+    pub fn with_parent(self, parent: Self) -> Self {
+        self.term.rest_on(parent);
         self
     }
 
-    /// Tells the work to stop, as [`resign`](Self::resign) does, without waiting for anything.
+    /// Cancels the work as [`resign`](Self::resign) does, without waiting.
     pub fn begin_resign(&self) {
         self.term.lose(LossReason::Resigned);
     }
 
-    /// Gives leadership back.
+    /// Gives leadership back, and waits until the entry is gone.
     ///
     /// # Behavior
-    /// Tells the work to stop, waits for it, at most until the deadline, and then removes the
-    /// entry; tries until the store confirms it or the session is dead.
-    ///
-    /// Waits for all of that for the [shutdown timeout](crate::Config::with_shutdown_timeout) at most, 5 s by default; the
-    /// engine goes on with it.
+    /// - Cancels the work, waits for it until the deadline at most, and then removes the entry. Retries until the store
+    ///   confirms that the entry is gone, or the session has expired.
+    /// - Returns after the [shutdown timeout](crate::Config::with_shutdown_timeout) at the latest, 5 s by default. The engine
+    ///   continues in the background.
     ///
     /// # Errors
-    /// - [`Error::Lost`] when the leadership had been lost for another reason before; whatever
-    ///   stood in the store is gone then too.
-    /// - [`Error::NotConfirmed`] when the shutdown timeout is over: the work has not stopped, or the store has not confirmed.
-    /// - [`Error::InsideWork`] when this is awaited by work of this leadership: it would wait for itself. The resignation has
-    ///   begun, and is carried out once the work returns.
-    /// - [`Error::TaskEnded`] when the engine was shut down under it, with the runtime it was given.
+    /// - [`Error::Lost`] when the leadership had been lost before, for another reason. Its entry is gone too.
+    /// - [`Error::NotConfirmed`] when the work has not stopped, or the store has not confirmed, within the shutdown timeout.
+    /// - [`Error::InsideWork`] when the work of this leadership awaits this method: it would wait for itself. The resignation
+    ///   has begun, and completes once the work returns.
+    /// - [`Error::TaskEnded`] when the engine was shut down together with the runtime it was given.
     ///
     /// # Cancellation safety
     /// Dropping the future does not stop the resignation.
@@ -115,13 +116,13 @@ impl Leadership {
         let shared = Arc::clone(&term.session.shared);
         let limit = shared.config.shutdown_timeout;
         let confirmed = match term.departure() {
-            // Also when the engine has ended by now.
+            // This works even when the engine has ended.
             Some(confirmed) => Ok(confirmed),
             None => {
                 shared.runtime.call(async move { timeout(limit, departing).await.map_err(|_| limit) }).await?
             }
         };
-        // A program may end next.
+        // The program may exit next: its log is complete before this returns.
         let reporter = shared.reporter.clone();
         let _ = shared.runtime.call(async move { timeout(FLUSH, reporter.flush()).await }).await;
         match (confirmed, term.reason()) {
@@ -132,7 +133,8 @@ impl Leadership {
         }
     }
 
-    /// Resigns now; the future waits, without a bound, until nobody looks after the entry any more, and says whether it is gone.
+    /// Resigns. The future waits, without a bound in time, until no task handles the entry any more, and returns whether it is
+    /// gone.
     pub(crate) fn give_back(self) -> impl Future<Output = bool> + Send + 'static {
         let term = Arc::clone(&self.term);
         term.release(LossReason::Resigned);
@@ -159,20 +161,20 @@ impl LeadershipHandle {
         Self { term }
     }
 
-    /// What the guard and its handles share.
+    /// The term that the guard and its handles share.
     pub(crate) fn term(&self) -> Arc<Term> {
         Arc::clone(&self.term)
     }
 
-    /// Replaces the value that others read, for this term; at most 64 KiB.
+    /// Replaces the value that others read, for this term. At most 64 KiB.
     ///
     /// # Errors
-    /// [`Error::ValueTooLarge`]; [`Error::Lost`] when the leadership is over; a refusal by the
-    /// store. An outage is waited for.
+    /// [`Error::ValueTooLarge`]; [`Error::Lost`] when the leadership is over; an error when the store refuses the request.
+    /// Retries during an outage.
     ///
     /// # Cancellation safety
-    /// When the future is dropped, others may read the old value or the new. A request that went
-    /// unanswered can still be carried out after a later one.
+    /// When the future is dropped, others may read the old or the new value. The store can carry out an unanswered request
+    /// after a later one.
     pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let value = value.into();
         check_value(&value)?;
@@ -215,52 +217,51 @@ impl LeadershipHandle {
         }
     }
 
-    /// Whether it rests on another leadership.
-    pub(crate) fn rests(&self) -> bool {
+    /// Whether this leadership has a parent.
+    pub(crate) fn has_parent(&self) -> bool {
         self.term.base().is_some()
     }
 
-    /// Which election this leads.
+    /// The election.
     pub fn election(&self) -> &ElectionName {
         self.term.election()
     }
 
-    /// Who leads.
+    /// The candidate that leads.
     pub fn candidate(&self) -> &CandidateId {
         self.term.candidate()
     }
 
-    /// The token of this term, to be sent with every side effect.
+    /// The fencing token of this term. Send it with every write.
     pub fn fencing_token(&self) -> FencingToken {
         self.term.token
     }
 
-    /// The entry's name in the store: an etcd key, a znode's path. A transaction of the store's own
-    /// that checks it is fenced: on etcd, that its create revision is the fencing token; on
-    /// ZooKeeper, that it exists.
+    /// The entry's name in the store: an etcd key, or the path of a znode.
+    ///
+    /// A transaction of the same store is fenced if it checks the entry: on etcd, that its create revision is the
+    /// fencing token; on ZooKeeper, that it exists.
     pub fn entry(&self) -> &str {
         &self.term.entry().key
     }
 
-    /// A duplicate of the open file by whose lock the kernel keeps this leadership; `None` on stores whose sessions
-    /// have deadlines.
+    /// A duplicate of the open file whose lock keeps this leadership. `None` for stores whose sessions have deadlines.
     ///
-    /// For programs that let another process work for them: given the duplicate, it keeps the leadership until it has
-    /// ended too, should this process be killed before it. A resignation gives up the lock, however many
-    /// duplicates there are.
+    /// Pass the duplicate to a child process that does the work: the kernel then keeps the leadership until the child has
+    /// ended too, even when this process is killed first. A resignation releases the lock regardless of duplicates.
     ///
     /// # Errors
-    /// When the entry is not there any more, or the file cannot be duplicated.
+    /// When the entry no longer exists, or the file cannot be duplicated.
     pub fn lock_file(&self) -> Result<Option<OwnedFd>, Error> {
         Ok(self.term.session.spi.lock_file(self.term.entry())?)
     }
 
-    /// Whether leadership may be assumed now. Compares the clock on every call; asks no store.
+    /// Whether leadership may be assumed now. Compares the clock on every call; sends no request to the store.
     pub fn is_leader(&self) -> bool {
         self.term.check().is_ok()
     }
 
-    /// The same as an error, for use with `?` before each side effect.
+    /// Checks [`is_leader`](Self::is_leader). Use it with `?` before each side effect.
     ///
     /// # Errors
     /// [`Lost`], with the reason, when leadership is over.
@@ -268,18 +269,19 @@ impl LeadershipHandle {
         self.term.check()
     }
 
-    /// The latest instant at which leadership may be assumed, as things stand; it moves forward
-    /// with every confirmed heartbeat. [`BootInstant::NEVER`] where the kernel keeps the session.
+    /// The current deadline: the last instant at which leadership may be assumed. Every confirmed heartbeat extends it.
+    /// [`BootInstant::NEVER`] if the kernel keeps the session.
     pub fn deadline(&self) -> BootInstant {
         self.term.deadline().min(self.term.stop_by())
     }
 
-    /// The time before the [`deadline`](Self::deadline) that is kept for work to stop: leadership is over that much before it.
+    /// The grace period in which work must stop. Leadership is over one grace period before the
+    /// [`deadline`](Self::deadline).
     pub fn grace_period(&self) -> Duration {
         self.term.grace_period()
     }
 
-    /// The time left until [`deadline`](Self::deadline); zero when it has passed.
+    /// The time left until the [`deadline`](Self::deadline); zero when it has passed.
     pub fn remaining(&self) -> Duration {
         let deadline = self.deadline();
         if deadline == BootInstant::NEVER {
@@ -288,14 +290,14 @@ impl LeadershipHandle {
         deadline.since(self.term.session.shared.clock.now())
     }
 
-    /// A token that is cancelled when the work has to stop. Cancelling it has no effect on the leadership.
+    /// A token that is cancelled when work must stop. Cancelling the token has no effect on the leadership.
     ///
-    /// It is cancelled on time by a thread of its own, even when every worker of the runtime is blocked.
+    /// A dedicated thread cancels it on time, even when every worker of the runtime is blocked.
     pub fn cancellation_token(&self) -> CancellationToken {
         self.term.cancellation_token()
     }
 
-    /// Waits until leadership is over, and says why.
+    /// Waits until leadership is over, and returns the reason.
     ///
     /// # Cancellation safety
     /// Dropping the future has no effect.
@@ -304,7 +306,7 @@ impl LeadershipHandle {
         self.term.reason().unwrap_or(LossReason::Deadline)
     }
 
-    /// Why leadership is over, if it is.
+    /// The reason for which leadership is over, or `None` while it may be assumed.
     pub fn loss(&self) -> Option<LossReason> {
         self.term.check().err().map(|lost| lost.reason)
     }
@@ -312,15 +314,16 @@ impl LeadershipHandle {
     /// Runs `work` under this leadership.
     ///
     /// # Behavior
-    /// - At `deadline − grace period` the work is told to stop through
-    ///   [`cancellation_token`](Self::cancellation_token); just before the deadline it is dropped.
-    /// - When the store itself says that leadership is over, it is dropped at once.
-    /// - The loss is polled before the work: work that nobody polled for a while is not resumed past its deadline.
+    /// - At `deadline − grace period` the work is cancelled through [`cancellation_token`](Self::cancellation_token). Just
+    ///   before the deadline it is dropped.
+    /// - When the store itself says that leadership is over, the work is dropped at once.
+    /// - The loss is polled before the work, so that work that was not polled for a while does not resume after its
+    ///   deadline.
     /// - The entry stays in the store until the work has stopped.
     ///
     /// # Errors
-    /// [`Lost`] when the work was dropped, or leadership was over before it began. Work that
-    /// returns in time has its output returned, even when it was told to stop.
+    /// [`Lost`] when the work was dropped, or when leadership was over before it began. The output of work that returns in time
+    /// is returned, even when the work was cancelled.
     ///
     /// # Cancellation safety
     /// Dropping the future drops the work.
@@ -328,24 +331,25 @@ impl LeadershipHandle {
         self.term.run(work).await
     }
 
-    /// Runs `work` as [`run`](Self::run) does, with at least `budget` to stop in.
+    /// Runs `work` as [`run`](Self::run) does, with a grace period of at least `grace_period`.
     ///
-    /// A larger budget holds for the whole leadership from now on: it is over that much before the deadline.
+    /// A grace period that is longer than the configured one applies to the whole leadership from now on: it is over that
+    /// much before the deadline.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the budget is zero, or more than the session's TTL allows (a third of it, or less);
-    /// otherwise as [`run`](Self::run).
+    /// [`Error::InvalidConfig`] when the grace period is zero, or longer than the TTL of the session allows (a third of it, or
+    /// less); otherwise as [`run`](Self::run).
     ///
     /// # Cancellation safety
     /// Dropping the future drops the work.
     pub async fn run_with_grace_period<F: Future>(
         &self,
-        budget: Duration,
+        grace_period: Duration,
         work: F,
     ) -> Result<F::Output, Error> {
         let (most, ttl) = self.term.largest_grace_period();
-        check_grace_period(budget, ttl, most)?;
-        self.term.raise_budget(budget);
+        check_grace_period(grace_period, ttl, most)?;
+        self.term.raise_budget(grace_period);
         Ok(self.term.run(work).await?)
     }
 }

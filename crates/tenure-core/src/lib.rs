@@ -1,4 +1,52 @@
-//! Leader election: the traits, the engine that holds all safety rules, fencing, and an in-memory store.
+//! Leader election over a shared store, with fencing tokens: the engine behind the [`tenure`](https://docs.rs/tenure) crate.
+//!
+//! This crate contains everything that does not depend on a particular store: the [`Elector`] trait and the guard type
+//! [`Leadership`], which users hold; the engine, which implements all safety rules; the traits in [`spi`], which a
+//! store's backend implements; and an in-memory store for tests.
+//!
+//! # Who needs this crate
+//!
+//! - **Applications** depend on the facade crate `tenure`, which re-exports this crate and opens a store from its URL.
+//! - **Authors of a backend** depend on this crate, implement [`spi::Backend`] and [`spi::BackendSession`], and test them with
+//!   the conformance suite of `tenure-testkit`.
+//!
+//! # Example
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tenure_core::Error> {
+//! use std::sync::Arc;
+//! use tenure_core::{Config, Elector, StoreElector, memory::MemoryStore};
+//!
+//! let elector = StoreElector::new(Arc::new(MemoryStore::new().backend()), Config::new())?;
+//! let leadership = elector.campaign("billing").await?;
+//! let output = leadership.run(async { "work, which is dropped before the deadline" }).await?;
+//! # assert!(output.starts_with("work"));
+//! leadership.resign().await
+//! # }
+//! ```
+//!
+//! # Modules and types
+//!
+//! | For | Types |
+//! |---|---|
+//! | campaigning and observing | [`Elector`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store |
+//! | leading | [`Leadership`], [`LeadershipHandle`], [`LossReason`] |
+//! | protecting a resource from a stale leader | [`FencingToken`], [`Fence`] |
+//! | settings | [`Config`], [`StoreUrl`], [`Tls`], [`Password`] |
+//! | health endpoints and operators | [`StatusHandle`], [`Status`], [`Diagnosis`], `metrics` |
+//! | errors | [`Error`], [`Lost`], [`InvalidConfig`], [`InvalidUrl`] |
+//! | clocks, real and simulated | [`Clock`], [`BootClock`], [`SimClock`] |
+//! | implementing a store | [`spi`] |
+//! | tests and simulations | [`memory`] |
+//! | the rules of sessions, terms and deadlines | [`engine`] |
+//!
+//! # Features
+//!
+//! | Feature | Effect |
+//! |---|---|
+//! | `metrics` | records metrics through the `metrics` facade |
+//! | `tls` | checks certificates and keys when they are configured, not only when a connection is made |
 #![doc(test(attr(deny(warnings))))]
 
 mod candidate;
@@ -8,6 +56,7 @@ mod diagnosis;
 mod election_status;
 mod elector;
 mod error;
+mod error_chain;
 #[doc(hidden)]
 pub mod failpoints;
 mod fencing;

@@ -1,34 +1,34 @@
-//! Why a leadership ended.
+//! The reasons for which a leadership ends.
 
 use std::fmt;
 
-/// Why a leadership ended.
+/// The reason for which a leadership ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LossReason {
-    /// No confirmed heartbeat moved the deadline in time; the grace period before it has begun.
+    /// No confirmed heartbeat extended the deadline in time; its grace period has begun.
     Deadline,
-    /// The entry no longer exists in the store, or is not ours any more.
+    /// The entry no longer exists in the store, or no longer belongs to this session.
     EntryGone,
     /// The store says that the session has ended.
     SessionExpired,
-    /// A heartbeat failed, and the elector gives up at once then
+    /// A heartbeat failed, and the elector is configured to step down then
     /// ([`OnDisconnect::StepDown`](crate::OnDisconnect::StepDown)).
     Disconnected,
-    /// The time of day ran ahead of the clock, as it does after a virtual machine was paused.
+    /// The time of day ran ahead of the monotonic clock, as it does after a virtual machine was paused.
     ClockJump,
     /// [`Leadership::resign`](crate::Leadership::resign) was called.
     Resigned,
-    /// Somebody asked the leader to resign ([`Elector::request_resign`](crate::Elector::request_resign)).
+    /// The leader was asked to resign ([`Elector::request_resign`](crate::Elector::request_resign)).
     ResignRequested,
-    /// The leadership that this one rests on is over ([`Leadership::with_parent`](crate::Leadership::with_parent)).
+    /// The parent leadership is over ([`Leadership::with_parent`](crate::Leadership::with_parent)).
     ParentLost,
     /// The guard was dropped.
     Dropped,
     /// The elector was closed.
     Closed,
-    /// The session had to be given up: a task ended before its time (a backend panicked, or its
-    /// runtime was shut down), or the store refused to remove an entry.
+    /// The engine gave up the session: a task ended without a result (a backend panicked, or its runtime was shut
+    /// down), or the store refused to remove an entry.
     SessionGivenUp,
 }
 
@@ -50,7 +50,7 @@ impl LossReason {
         }
     }
 
-    /// Whether the store says that somebody else may lead already, so that no time is left for work to stop.
+    /// Whether another candidate may lead already according to the store, so that work has no time left to stop.
     pub(crate) fn is_over_in_the_store(self) -> bool {
         matches!(self, Self::EntryGone | Self::SessionExpired | Self::ClockJump)
     }
@@ -65,11 +65,11 @@ impl fmt::Display for LossReason {
             Self::Disconnected => "the store did not answer a heartbeat",
             Self::ClockJump => "the time of day jumped ahead of the machine's clock",
             Self::Resigned => "it was resigned",
-            Self::ResignRequested => "an operator asked for it",
-            Self::ParentLost => "the leadership that it rests on is over",
+            Self::ResignRequested => "it was asked to resign",
+            Self::ParentLost => "its parent leadership is over",
             Self::Dropped => "its guard was dropped",
             Self::Closed => "the elector was closed",
-            Self::SessionGivenUp => "its session had to be given up",
+            Self::SessionGivenUp => "its session was given up",
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The names of elections and candidates, checked once, where they enter.
+//! The names of elections and the ids of candidates, checked when they are constructed.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -8,16 +8,15 @@ use crate::random;
 
 /// The name of an election: 1 to 255 bytes of `[A-Za-z0-9._-]`, not `.` or `..`.
 ///
-/// The alphabet has no separator of any store, so that no name can leave its
-/// prefix or collide with another's.
+/// The alphabet contains no separator of any store, so that no name can leave its prefix or collide with another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ElectionName(Arc<str>);
 
-/// The identity of a candidate: 1 to 255 visible ASCII characters.
+/// The id of a candidate: 1 to 255 visible ASCII characters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CandidateId(Arc<str>);
 
-/// A name that no election can have.
+/// The name of an election is illegal.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
     "illegal election name {given:?}: {reason}; allowed are 1 to 255 bytes of [A-Za-z0-9._-], except \".\" and \"..\""
@@ -27,7 +26,7 @@ pub struct InvalidElection {
     reason: &'static str,
 }
 
-/// An identity that no candidate can have.
+/// The id of a candidate is illegal.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("illegal candidate id {given:?}: {reason}; allowed are 1 to 255 visible ASCII characters")]
 pub struct InvalidCandidate {
@@ -35,9 +34,10 @@ pub struct InvalidCandidate {
     reason: &'static str,
 }
 
-pub(crate) const MAX_BYTES: usize = 255;
+/// The largest size of an election's name and of a candidate's id, in bytes.
+pub(crate) const MAX_NAME_BYTES: usize = 255;
 
-/// What an error message repeats of a bad name.
+/// The part of an illegal name that its error message repeats.
 fn excerpt(name: &str) -> String {
     if name.len() <= 64 {
         return name.to_owned();
@@ -48,17 +48,17 @@ fn excerpt(name: &str) -> String {
 }
 
 impl ElectionName {
-    /// Checks `name`.
+    /// An election name, if `name` is legal.
     ///
     /// # Errors
-    /// [`InvalidElection`], saying what is wrong and what is allowed.
+    /// [`InvalidElection`], which says what is wrong and what is allowed.
     pub fn new(name: &str) -> Result<Self, InvalidElection> {
         let reason = if name.is_empty() {
             "it is empty"
-        } else if name.len() > MAX_BYTES {
+        } else if name.len() > MAX_NAME_BYTES {
             "it is too long"
         } else if name == "." || name == ".." {
-            "it is a path of its own"
+            "it is a relative path"
         } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
             "it has a character that is not allowed"
         } else {
@@ -74,14 +74,14 @@ impl ElectionName {
 }
 
 impl CandidateId {
-    /// Checks `id`.
+    /// A candidate id, if `id` is legal.
     ///
     /// # Errors
-    /// [`InvalidCandidate`], saying what is wrong and what is allowed.
+    /// [`InvalidCandidate`], which says what is wrong and what is allowed.
     pub fn new(id: &str) -> Result<Self, InvalidCandidate> {
         let reason = if id.is_empty() {
             "it is empty"
-        } else if id.len() > MAX_BYTES {
+        } else if id.len() > MAX_NAME_BYTES {
             "it is too long"
         } else if !id.bytes().all(|b| b.is_ascii_graphic()) {
             "it has a character that is not allowed"
@@ -91,10 +91,9 @@ impl CandidateId {
         Err(InvalidCandidate { given: excerpt(id), reason })
     }
 
-    /// An identity that no other process has: host name, process id and 64 random bits.
+    /// An id that no other candidate has: host name, process id and 64 random bits.
     ///
-    /// A host name alone is shared by every process of the host, and by every
-    /// container that forgot to set one.
+    /// A host name alone is shared by all processes of the host, and by all containers whose host name was not set.
     pub fn unique() -> Self {
         let host: String = gethostname::gethostname()
             .to_string_lossy()
@@ -106,7 +105,7 @@ impl CandidateId {
         Self(format!("{host}-{}-{number:016x}", std::process::id()).into())
     }
 
-    /// The identity as text.
+    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -142,7 +141,7 @@ impl FromStr for CandidateId {
 mod tests {
     use super::*;
 
-    /// Hazard G18: an election's name can neither hold a separator nor be empty.
+    /// Hazard G18: an election's name can neither contain a separator nor be empty.
     #[test]
     fn a_name_cannot_leave_its_prefix() {
         for bad in ["", ".", "..", "a/b", "a b", "ä", "a\0", "a\n", "../x"] {
@@ -157,7 +156,7 @@ mod tests {
 
     /// Hazard G17: two candidates of one process differ, as do two processes of one host.
     #[test]
-    fn default_identities_are_unique() {
+    fn default_ids_are_unique() {
         let (a, b) = (CandidateId::unique(), CandidateId::unique());
         assert_ne!(a, b);
         assert!(a.as_str().contains(&format!("-{}-", std::process::id())));

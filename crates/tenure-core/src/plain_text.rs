@@ -1,23 +1,24 @@
-//! Whether others can listen to what is said to a store.
+//! A warning about connections to a store without TLS.
 
 use std::net::IpAddr;
 
 use tracing::warn;
 
-/// Logs, as a warning, that a store is spoken to in plain text where others can listen: when one of `hosts` is not this
-/// machine.
+/// Logs a warning that the connection to a store has no TLS, if one of `hosts` is not this machine.
 ///
-/// For backends whose configuration asks for no TLS: each says it when it is made.
+/// A backend whose configuration has no TLS calls this when it is made.
 pub fn warn_of_plain_text(store: &str, hosts: &[String], with_password: bool) {
     let Some(host) = hosts.iter().find(|host| !is_loopback(host)) else { return };
     let what = match with_password {
-        true => "the password, and whatever the store says of who leads, can be read and changed on the way",
-        false => "whatever the store says of who leads can be read and changed on the way",
+        true => {
+            "the password, and the store's answers about who leads, can be read and changed on the network"
+        }
+        false => "the store's answers about who leads can be read and changed on the network",
     };
     warn!(store, host, "no TLS to a store on another machine: {what}; give ca=/path/to/authorities.pem");
 }
 
-/// Whether `host`, with a port or without, names this machine whatever a resolver says.
+/// Whether `host`, with or without a port, is this machine regardless of name resolution.
 pub fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((name, _)) => name,
@@ -34,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_has_several_names() {
+    fn loopback_hosts_are_recognized() {
         for host in
             ["127.0.0.1:2379", "127.8.8.8", "[::1]:2181", "[::ffff:127.0.0.1]:1", "localhost", "LocalHost:1"]
         {

@@ -1,18 +1,18 @@
-//! Others' text, made fit to be printed: the one place where that is done.
+//! Escapes and truncates text of other programs before it is printed.
 //!
-//! What a store or a stranger has written may hold line breaks, a terminal's escape sequences, marks that
-//! turn the direction of writing, and megabytes. None of that belongs in a log, an error or on a terminal.
+//! Text that a store or another client has written may contain line breaks, terminal escape sequences and bidirectional
+//! control characters, and may be megabytes long. It must not reach a log, an error or a terminal as it is.
 
-/// `text` with whatever is not visible written out (`\n`, `\u{1b}`), and cut short after about `most` bytes.
-pub fn printable(text: &str, most: usize) -> String {
-    let mut shown = String::with_capacity(text.len().min(most));
+/// `text` with invisible characters escaped (`\n`, `\u{1b}`), truncated after about `max_bytes` bytes.
+pub fn printable(text: &str, max_bytes: usize) -> String {
+    let mut shown = String::with_capacity(text.len().min(max_bytes));
     for c in text.chars() {
-        if shown.len() >= most {
+        if shown.len() >= max_bytes {
             shown.push('…');
             break;
         }
         match c {
-            // These are escaped in programs' texts only.
+            // `escape_debug` escapes these, which is needed in source code only.
             '"' | '\'' | '\\' => shown.push(c),
             c => shown.extend(c.escape_debug()),
         }
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_visible_is_written_out() {
+    fn invisible_characters_are_escaped() {
         for (text, shown) in [
             ("plain \"text\" with 'ä' and C:\\", "plain \"text\" with 'ä' and C:\\"),
             ("a\nERROR b", "a\\nERROR b"),
@@ -41,9 +41,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_short_and_on_one_line(text in "(?s).{0,200}", most in 0_usize..50) {
-            let shown = printable(&text, most);
-            prop_assert!(shown.len() <= most + 20, "{shown}");
+        fn the_text_is_short_and_has_one_line(text in "(?s).{0,200}", max_bytes in 0_usize..50) {
+            let shown = printable(&text, max_bytes);
+            prop_assert!(shown.len() <= max_bytes + 20, "{shown}");
             prop_assert!(!shown.chars().any(char::is_control));
         }
     }

@@ -1,14 +1,14 @@
-//! Random numbers that no other process has.
+//! Random numbers that are unique across processes.
 
-/// 128 bits from the system.
+/// 128 random bits from the operating system.
 ///
-/// Not from a generator of this process: those are seeded from its clock and thread, which a forked
-/// process, a resumed snapshot or a container started in the same instant may share.
+/// A generator of this process is not used: its seed, made of the clock and the thread, may be shared by a forked process, a
+/// resumed snapshot or a container started in the same instant.
 pub(crate) fn number() -> u128 {
     let mut bytes = [0; 16];
     match getrandom::fill(&mut bytes) {
         Ok(()) => u128::from_ne_bytes(bytes),
-        // The system has none to give, early at boot in a sandbox perhaps: better one of ours.
+        // The operating system has none, perhaps early at boot in a sandbox.
         Err(_) => fastrand::u128(..),
     }
 }

@@ -1,33 +1,32 @@
-//! `run_while_leader`: one loop that campaigns, works, and campaigns again.
+//! `run_while_leader`: a loop that campaigns, runs the work, and campaigns again.
 
 use std::{future::Future, panic::AssertUnwindSafe, pin::pin, time::Duration};
 
 use futures::FutureExt as _;
 use tracing::{info, warn};
 
-use crate::{BoxError, Elector, Error, LeadershipHandle, engine::retry::Retry};
+use crate::{BoxError, Elector, Error, LeadershipHandle, engine::retry::Retry, error_chain::chain};
 
-/// What every [`Elector`] can do on top of its trait; a backend has nothing to add.
+/// Provided methods of every [`Elector`].
 pub trait ElectorExt: Elector {
-    /// Runs `work` once per term, campaigning again for ever, until `shutdown`.
+    /// Runs `work` once per term and campaigns again after each, until `shutdown` completes.
     ///
     /// # Behavior
-    /// - Campaigns, and calls `work` with the new leadership. The work is told to stop through
-    ///   the leadership's [`cancellation_token`](LeadershipHandle::cancellation_token) and
-    ///   dropped before the deadline, as under [`run`](LeadershipHandle::run).
-    /// - When the work returns, resigns, pauses and campaigns again. The pauses are
-    ///   jittered, and grow while the work fails ([`Config::with_work_backoff`](crate::Config::with_work_backoff)).
-    /// - When leadership is lost, campaigns again: at once after a term that lasted, after such a
-    ///   pause when terms are short.
-    /// - Work that panics has failed.
-    /// - When `shutdown` completes, tells the work to stop, waits for it, resigns and returns; a candidate that waits withdraws,
-    ///   and its entry is gone before this returns. All of that within the
-    ///   [shutdown timeout](crate::Config::with_shutdown_timeout): work that has not stopped when four fifths of it are over, or
-    ///   at the deadline, is dropped. What the store has not confirmed in the end is logged.
+    /// - Campaigns, and calls `work` with the new leadership. The work is cancelled through the leadership's
+    ///   [`cancellation_token`](LeadershipHandle::cancellation_token) and dropped before the deadline, as under
+    ///   [`run`](LeadershipHandle::run).
+    /// - When the work returns, resigns, pauses and campaigns again. The pauses are jittered, and grow while the work
+    ///   fails ([`Config::with_work_backoff`](crate::Config::with_work_backoff)).
+    /// - When leadership is lost, campaigns again: at once after a long term, after such a pause when terms are short.
+    /// - Work that panics counts as failed.
+    /// - When `shutdown` completes, cancels the work, waits for it, resigns and returns. A candidate that still waits
+    ///   withdraws, and its entry is gone before this method returns. All of that is bounded by the
+    ///   [shutdown timeout](crate::Config::with_shutdown_timeout): work that has not stopped after four fifths of it, or at
+    ///   the deadline, is dropped. If the store has not confirmed the resignation in the end, a warning is logged.
     ///
     /// # Errors
-    /// What cannot get better: an illegal name, refused credentials, a closed elector. Failures
-    /// of the work and of the store are logged, and tried again.
+    /// Permanent errors: an illegal name, refused credentials, a closed elector. Failures of the work and outages of the store
+    /// are logged and retried.
     ///
     /// # Cancellation safety
     /// Dropping the future drops the work and resigns in the background.
@@ -53,18 +52,18 @@ impl<E: Elector + ?Sized> ElectorExt for E {
         let mut shutdown = pin!(shutdown);
         let mut retry = Retry::new(self.work_backoff());
         loop {
-            let given_up = Box::pin(shutdown.as_mut());
-            let Some(leadership) = self.campaign_until(election, given_up).await? else { return Ok(()) };
+            let cancel = Box::pin(shutdown.as_mut());
+            let Some(leadership) = self.campaign_until(election, cancel).await? else { return Ok(()) };
             let token = leadership.fencing_token();
             let since = tokio::time::Instant::now();
-            let mut stopping = None;
+            let mut shutdown_since = None;
             let outcome = {
-                // The work is called inside, too: it may panic before it returns a future.
+                // `work` is called inside the future, because it may panic before it returns one.
                 let work = AssertUnwindSafe(async { work(leadership.handle()).await }).catch_unwind();
                 let mut running = pin!(leadership.run(work));
                 loop {
-                    let patience = async {
-                        match stopping {
+                    let stop_timeout = async {
+                        match shutdown_since {
                             Some(since) => {
                                 tokio::time::sleep_until(since + self.shutdown_timeout() * 4 / 5).await
                             }
@@ -73,31 +72,32 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                     };
                     tokio::select! {
                         biased;
-                        () = &mut shutdown, if stopping.is_none() => {
-                            stopping = Some(tokio::time::Instant::now());
+                        () = &mut shutdown, if shutdown_since.is_none() => {
+                            shutdown_since = Some(tokio::time::Instant::now());
                             leadership.begin_resign();
                         }
                         outcome = &mut running => break Some(outcome),
-                        () = patience => {
+                        () = stop_timeout => {
                             warn!(election, token = token.get(), "work has not stopped in time for the shutdown; dropping it");
                             break None;
                         }
                     }
                 }
             };
-            let lost = leadership.loss().filter(|_| stopping.is_none());
-            let rest = stopping.map(|since| self.shutdown_timeout().saturating_sub(since.elapsed()));
-            let resigned = match rest {
-                Some(rest) => tokio::time::timeout(rest, leadership.resign()).await.ok(),
+            let lost = leadership.loss().filter(|_| shutdown_since.is_none());
+            let remaining =
+                shutdown_since.map(|since| self.shutdown_timeout().saturating_sub(since.elapsed()));
+            let resigned = match remaining {
+                Some(remaining) => tokio::time::timeout(remaining, leadership.resign()).await.ok(),
                 None => Some(leadership.resign().await),
             };
-            if stopping.is_some() {
-                // Another error says again that leadership was lost.
+            if shutdown_since.is_some() {
+                // Any other error repeats that leadership was lost.
                 if matches!(resigned, None | Some(Err(Error::NotConfirmed { .. } | Error::TaskEnded(_)))) {
                     warn!(
                         election,
                         token = token.get(),
-                        "the store has not confirmed the resignation; the entry goes once the store answers, or with its session"
+                        "the store has not confirmed the resignation; the entry is removed once the store answers, or expires with its session"
                     );
                 }
                 return Ok(());
@@ -105,7 +105,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
             let pause = match (outcome, lost) {
                 (_, Some(reason)) => {
                     info!(election, token = token.get(), %reason, "leadership lost; campaigning again");
-                    // Not at once when terms are short: whatever ends them would end them for ever.
+                    // A short term is followed by a pause, because its cause may end the next terms as soon.
                     if since.elapsed() >= self.work_backoff().max {
                         retry.reset();
                         Duration::ZERO
@@ -117,10 +117,10 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                     let pause = retry.next_wait();
                     let error = match &failed {
                         Ok(Err(error)) => chain(&**error),
-                        _ => "it has panicked".to_owned(),
+                        _ => "it panicked".to_owned(),
                     };
                     warn!(election, token = token.get(), error, pause = %humantime::format_duration(pause),
-                        "work failed; leadership handed over");
+                        "work failed; leadership resigned");
                     pause
                 }
                 _ => {
@@ -135,10 +135,4 @@ impl<E: Elector + ?Sized> ElectorExt for E {
             }
         }
     }
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -1,18 +1,18 @@
-//! How an elector and its store get on.
+//! The state of the connection between an elector and its store.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::spi::BackendError;
 
-/// How an elector and its store get on, for a health endpoint.
+/// The state of the connection between an elector and its store, for a health endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
     /// Whether the store answers.
     pub connection: Connection,
-    /// The session in the store's own words, while there is one.
+    /// The identifier of the current session, as the store's own tools show it.
     pub session: Option<String>,
-    /// The last failure, in words; kept after the store answers again.
+    /// The text of the last failure. It stays after the store answers again.
     pub last_error: Option<String>,
 }
 
@@ -20,14 +20,14 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Connection {
-    /// Nothing has been asked yet.
+    /// No request was sent yet.
     #[default]
     Idle,
     /// The last request was answered.
     Connected,
-    /// The last request was not answered; it is tried again.
+    /// The last request was not answered; it is retried.
     Retrying,
-    /// The store refuses us; only a new configuration can help.
+    /// The store refuses the elector permanently: its configuration must be changed.
     Refused,
 }
 
@@ -44,7 +44,7 @@ impl StatusCell {
     }
 
     pub(crate) fn failed(&self, error: &BackendError) {
-        crate::telemetry::store_failed();
+        crate::telemetry::request_failed();
         let mut status = self.lock();
         status.connection = if error.is_permanent() { Connection::Refused } else { Connection::Retrying };
         status.last_error = Some(error.to_string());
@@ -56,7 +56,7 @@ impl StatusCell {
         status.session = Some(id);
     }
 
-    /// Another session may have been opened meanwhile.
+    /// Does nothing if another session was opened meanwhile.
     pub(crate) fn session_closed(&self, id: &str) {
         let mut status = self.lock();
         if status.session.as_deref() == Some(id) {

@@ -1,17 +1,16 @@
-//! What the engine's threads share, under one name each, so that a checker of races can put its
-//! own in their place: `cargo xtask races`.
+//! The synchronization primitives of the engine. A race checker (`cargo xtask races`) replaces them by its own.
 //!
-//! | built with | mutexes, atomics, threads | tasks and waits |
+//! | Built with | Mutexes, atomics, threads | Tasks and timers |
 //! |---|---|---|
-//! | nothing | std's | tokio's |
-//! | `--cfg tenure_loom`, this crate's tests | loom's | tokio's; there are none in its models |
-//! | `--cfg tenure_shuttle`, this crate's tests | shuttle's | shuttle's |
+//! | no `--cfg` | std | tokio |
+//! | `--cfg tenure_loom`, tests of this crate | loom | tokio; the loom models contain none |
+//! | `--cfg tenure_shuttle`, tests of this crate | shuttle | shuttle |
 //!
-//! `tokio-util`'s and tokio's own primitives (cancellation tokens, channels, semaphores) cannot be
-//! replaced from outside: each call of theirs counts as one step that nothing comes between.
+//! The primitives of tokio and `tokio-util` (cancellation tokens, channels, semaphores) cannot be replaced. A race checker
+//! treats each call of them as one atomic step.
 
 #[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
-mod chosen {
+mod primitives {
     pub(crate) use std::{
         sync::{Mutex, MutexGuard, atomic},
         thread,
@@ -19,7 +18,7 @@ mod chosen {
 }
 
 #[cfg(all(test, tenure_loom))]
-mod chosen {
+mod primitives {
     pub(crate) use loom::{
         sync::{Condvar, Mutex, MutexGuard, atomic},
         thread,
@@ -27,27 +26,27 @@ mod chosen {
 }
 
 #[cfg(all(test, tenure_shuttle))]
-mod chosen {
+mod primitives {
     pub(crate) use shuttle::{
         sync::{Condvar, Mutex, MutexGuard, atomic},
         thread,
     };
 }
 
-pub(crate) use chosen::*;
+pub(crate) use primitives::*;
 #[cfg(not(any(target_os = "linux", all(test, any(tenure_loom, tenure_shuttle)))))]
 pub(crate) use std::sync::Condvar;
 
-/// Waits as tokio has them. Tasks: [`EngineRuntime`](crate::engine::EngineRuntime).
+/// Timers of tokio. For tasks see [`EngineRuntime`](crate::engine::EngineRuntime).
 #[cfg(not(all(test, tenure_shuttle)))]
-mod tasks {
+mod timers {
     pub(crate) use tokio::time::{sleep, timeout};
 }
 
-/// Tasks as shuttle schedules them. It knows no time: a wait is over whenever the schedule says so, and
-/// no request takes too long.
+/// Timers under shuttle, which has no notion of time: a sleep ends whenever the schedule says so, and a timeout never
+/// elapses.
 #[cfg(all(test, tenure_shuttle))]
-mod tasks {
+mod timers {
     use std::{convert::Infallible, future::Future, time::Duration};
 
     pub(crate) async fn sleep(_: Duration) {
@@ -59,15 +58,15 @@ mod tasks {
     }
 }
 
-pub(crate) use tasks::*;
+pub(crate) use timers::*;
 
-/// A value that is set once and never changes.
+/// A cell whose value is set once and never changes.
 #[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
 #[derive(Debug)]
-pub(crate) struct Latch<T>(std::sync::OnceLock<T>);
+pub(crate) struct SetOnce<T>(std::sync::OnceLock<T>);
 
 #[cfg(not(all(test, any(tenure_loom, tenure_shuttle))))]
-impl<T: Copy> Latch<T> {
+impl<T: Copy> SetOnce<T> {
     pub(crate) fn new() -> Self {
         Self(std::sync::OnceLock::new())
     }
@@ -76,28 +75,27 @@ impl<T: Copy> Latch<T> {
         self.0.get().copied()
     }
 
-    /// The value; `value` if there was none.
+    /// The value of the cell, after setting it to `value` if it had none.
     pub(crate) fn get_or_set(&self, value: T) -> T {
         *self.0.get_or_init(|| value)
     }
 
-    /// Whether `value` is what was set, as there was none.
+    /// Sets the cell to `value`. Returns `false` if it already had a value.
     pub(crate) fn set(&self, value: T) -> bool {
         self.0.set(value).is_ok()
     }
 }
 
-/// The same with the checker's own parts: as std's, reading it synchronises with the setting of it
-/// and with nothing else.
+/// The same cell for race checkers. As with std's, a read synchronizes with the write of the value and with nothing else.
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
 #[derive(Debug)]
-pub(crate) struct Latch<T> {
+pub(crate) struct SetOnce<T> {
     is_set: atomic::AtomicBool,
     value: Mutex<Option<T>>,
 }
 
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
-impl<T: Copy> Latch<T> {
+impl<T: Copy> SetOnce<T> {
     pub(crate) fn new() -> Self {
         Self { is_set: atomic::AtomicBool::new(false), value: Mutex::new(None) }
     }
@@ -125,46 +123,46 @@ impl<T: Copy> Latch<T> {
     }
 }
 
-/// Something that happens once, and is waited for: as a cancellation token, without its children, and with no more than a word
-/// of memory until somebody waits.
+/// A flag that is set once and can be awaited. It is like a cancellation token without children, and needs only two words of
+/// memory until a task waits.
 ///
-/// Like that, it counts as one step to a checker of races, which cannot see into tokio's `Notify`: so its atomics are std's
-/// in any case.
+/// A race checker cannot instrument tokio's `Notify` and treats each call as one atomic step, so this type always uses the
+/// atomics of std.
 #[derive(Debug)]
 pub(crate) struct Flag {
-    happened: std::sync::atomic::AtomicBool,
-    told: once_cell::race::OnceBox<tokio::sync::Notify>,
+    is_set: std::sync::atomic::AtomicBool,
+    notify: once_cell::race::OnceBox<tokio::sync::Notify>,
 }
 
 impl Flag {
     pub(crate) fn new() -> Self {
-        Self { happened: std::sync::atomic::AtomicBool::new(false), told: once_cell::race::OnceBox::new() }
+        Self { is_set: std::sync::atomic::AtomicBool::new(false), notify: once_cell::race::OnceBox::new() }
     }
 
     pub(crate) fn set(&self) {
-        self.happened.store(true, std::sync::atomic::Ordering::SeqCst);
-        // Either this sees who waits, or who waits sees that it has happened.
+        self.is_set.store(true, std::sync::atomic::Ordering::SeqCst);
+        // Either this call sees the waiter, or the waiter sees that the flag is set.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        if let Some(told) = self.told.get() {
-            told.notify_waiters();
+        if let Some(notify) = self.notify.get() {
+            notify.notify_waiters();
         }
     }
 
     pub(crate) fn is_set(&self) -> bool {
-        self.happened.load(std::sync::atomic::Ordering::SeqCst)
+        self.is_set.load(std::sync::atomic::Ordering::SeqCst)
     }
 
-    /// Returns once it has happened.
+    /// Waits until the flag is set.
     pub(crate) async fn wait(&self) {
         if self.is_set() {
             return;
         }
-        let mut told = std::pin::pin!(self.told.get_or_init(Box::default).notified());
-        // From here on nothing is missed.
-        told.as_mut().enable();
+        let mut notified = std::pin::pin!(self.notify.get_or_init(Box::default).notified());
+        // From here on no notification is missed.
+        notified.as_mut().enable();
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         if !self.is_set() {
-            told.await;
+            notified.await;
         }
     }
 }

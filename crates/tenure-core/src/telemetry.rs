@@ -1,34 +1,34 @@
-//! What the engine counts and measures; nothing of it is left without the feature `metrics`.
+//! Records the metrics of the engine. Without the feature `metrics` all functions are empty.
 
 #[cfg(feature = "metrics")]
-mod told {
+mod recorder {
     use std::time::Duration;
 
     use metrics::{counter, gauge, histogram};
 
     use crate::{ElectionName, FencingToken, LossReason, engine::report::measure, metrics as names};
 
-    /// A candidate campaigns: from now on there is a series that says who does not lead.
-    pub(crate) fn stands(election: &ElectionName) {
+    /// A candidate campaigns. From now on there is a series for this election, even if no candidate leads.
+    pub(crate) fn campaign_started(election: &ElectionName) {
         let election = election.to_string();
         measure(move || {
             gauge!(names::IS_LEADER, "election" => election.clone()).increment(0.0);
         });
     }
 
-    pub(crate) fn leads(election: &ElectionName, token: FencingToken, waited: Duration) {
+    pub(crate) fn leadership_won(election: &ElectionName, token: FencingToken, waited: Duration) {
         let election = election.to_string();
         measure(move || {
-            // Two electors of one process may stand in the same election.
+            // Two electors of one process may campaign in the same election.
             gauge!(names::IS_LEADER, "election" => election.clone()).increment(1.0);
             counter!(names::TRANSITIONS, "election" => election.clone(), "reason" => "elected").increment(1);
-            #[allow(clippy::cast_precision_loss, reason = "as a gauge has it")]
+            #[allow(clippy::cast_precision_loss, reason = "gauges are f64")]
             gauge!(names::FENCING_TOKEN, "election" => election.clone()).set(token.get() as f64);
             histogram!(names::CAMPAIGN_WAIT, "election" => election.clone()).record(waited);
         });
     }
 
-    pub(crate) fn leads_no_more(election: &ElectionName, reason: LossReason) {
+    pub(crate) fn leadership_lost(election: &ElectionName, reason: LossReason) {
         let election = election.to_string();
         measure(move || {
             gauge!(names::IS_LEADER, "election" => election.clone()).decrement(1.0);
@@ -37,15 +37,15 @@ mod told {
         });
     }
 
-    /// A heartbeat was answered or not, `left` before the deadline.
-    pub(crate) fn heartbeat(outcome: &'static str, took: Duration, left: Duration) {
+    /// The outcome of a heartbeat became known, with `left` until the deadline.
+    pub(crate) fn heartbeat_finished(outcome: &'static str, took: Duration, left: Duration) {
         measure(move || {
             histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
             gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
         });
     }
 
-    pub(crate) fn overrun(election: &ElectionName) {
+    pub(crate) fn work_overran(election: &ElectionName) {
         let election = election.to_string();
         measure(move || {
             counter!(names::OVERRUNS, "election" => election.clone()).increment(1);
@@ -59,7 +59,7 @@ mod told {
         });
     }
 
-    pub(crate) fn store_failed() {
+    pub(crate) fn request_failed() {
         measure(move || {
             counter!(names::STORE_FAILURES).increment(1);
         });
@@ -67,18 +67,18 @@ mod told {
 }
 
 #[cfg(not(feature = "metrics"))]
-mod told {
+mod recorder {
     use std::time::Duration;
 
     use crate::{ElectionName, FencingToken, LossReason};
 
-    pub(crate) fn stands(_: &ElectionName) {}
-    pub(crate) fn leads(_: &ElectionName, _: FencingToken, _: Duration) {}
-    pub(crate) fn leads_no_more(_: &ElectionName, _: LossReason) {}
-    pub(crate) fn heartbeat(_: &'static str, _: Duration, _: Duration) {}
-    pub(crate) fn overrun(_: &ElectionName) {}
+    pub(crate) fn campaign_started(_: &ElectionName) {}
+    pub(crate) fn leadership_won(_: &ElectionName, _: FencingToken, _: Duration) {}
+    pub(crate) fn leadership_lost(_: &ElectionName, _: LossReason) {}
+    pub(crate) fn heartbeat_finished(_: &'static str, _: Duration, _: Duration) {}
+    pub(crate) fn work_overran(_: &ElectionName) {}
     pub(crate) fn foreign_entries(_: &str, _: u64) {}
-    pub(crate) fn store_failed() {}
+    pub(crate) fn request_failed() {}
 }
 
-pub(crate) use told::*;
+pub(crate) use recorder::*;

@@ -1,4 +1,4 @@
-//! What a check of leadership allocates: nothing.
+//! A check of leadership allocates nothing.
 
 use std::{hint::black_box, sync::Arc};
 

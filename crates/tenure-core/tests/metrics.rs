@@ -1,4 +1,4 @@
-//! What the metrics say. One test: the recorder is the process's.
+//! The metrics. There is only one test, because the recorder is global.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tenure_core::{
     CandidateId, Config, Elector, LossReason, SimClock, StoreElector, memory::MemoryStore, metrics, spi,
 };
 
-/// All series by `name{label=value}`, taken together from all snapshots: each of them begins at zero again.
+/// All series by `name{label=value}`, summed over all snapshots, because each snapshot starts at zero.
 #[derive(Debug, Default)]
 struct Series(HashMap<String, f64>);
 
@@ -35,7 +35,7 @@ impl std::ops::Index<&str> for Series {
 }
 
 #[tokio::test(start_paused = true)]
-async fn metrics_tell_who_leads_how_it_changed_and_how_heartbeats_fare() {
+async fn metrics_report_leadership_transitions_and_heartbeats() {
     let recorder = DebuggingRecorder::new();
     let recorded = recorder.snapshotter();
     recorder.install().unwrap();
@@ -58,13 +58,13 @@ async fn metrics_tell_who_leads_how_it_changed_and_how_heartbeats_fare() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     let mut now = Series::default();
     now.read(&recorded);
-    assert_eq!(now["tenure_is_leader{election=e}"], 1.0, "one of this process leads: {now:?}");
+    assert_eq!(now["tenure_is_leader{election=e}"], 1.0, "one elector of this process leads: {now:?}");
     assert_eq!(now["tenure_transitions_total{election=e,reason=elected}"], 1.0);
     assert_eq!(now["tenure_fencing_token{election=e}"], first.fencing_token().get() as f64);
     assert_eq!(now["tenure_campaign_wait_seconds{election=e}"], 1.0);
     assert!(now["tenure_heartbeat_seconds{outcome=confirmed}"] >= 4.0, "{now:?}");
     let left = now["tenure_time_to_deadline_seconds{}"];
-    assert!((3.0..9.0).contains(&left), "before the heartbeat counted: {left}");
+    assert!((3.0..9.0).contains(&left), "before the heartbeat was applied: {left}");
 
     link.cut();
     assert_eq!(first.lost().await, LossReason::Deadline);

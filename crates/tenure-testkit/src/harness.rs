@@ -129,16 +129,16 @@ impl FaultInjector for crate::proxy::Proxy {
 
 impl FaultInjector for tenure_core::memory::Link {
     fn cut(&self) {
-        use tenure_core::memory::{Op, Path, Side};
-        self.set(&Op::ALL, Side::Request, Path::Refuse);
-        self.set(&[Op::Watch], Side::Answer, Path::Lose);
+        use tenure_core::memory::{Delivery, Direction, Op};
+        self.set(&Op::ALL, Direction::Request, Delivery::Fail);
+        self.set(&[Op::Watch], Direction::Response, Delivery::Drop);
     }
     fn partition(&self) {
         self.cut();
     }
     fn drop_responses(&self) {
-        use tenure_core::memory::{Op, Path, Side};
-        self.set(&Op::ALL, Side::Answer, Path::Lose);
+        use tenure_core::memory::{Delivery, Direction, Op};
+        self.set(&Op::ALL, Direction::Response, Delivery::Drop);
     }
     fn heal(&self) {
         self.heal();

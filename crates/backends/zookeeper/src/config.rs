@@ -350,7 +350,7 @@ mod tests {
         assert!(none.contains("no host of ZooKeeper is given"), "{none}");
         for server in ["h:2181/acme", "h:99999", "tcp://h:2181", "a:1,b:2", "", "u@h", "h?x"] {
             let error = ZookeeperConfig::new([server]).check().unwrap_err().to_string();
-            assert!(error.contains("it is one host or host:port"), "{server}: {error}");
+            assert!(error.contains("give a host or host:port"), "{server}: {error}");
         }
     }
 }

@@ -99,7 +99,7 @@ impl StoreElector {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
         let since = shared.clock.now();
-        shared.reporter.measured(|| telemetry::stands(&election));
+        shared.reporter.measured(|| telemetry::campaign_started(&election));
         let (caller, answer, stays) = Caller::new();
         let (opener, name) = (self.opener.clone(), election.clone());
         let campaign = Campaign { shared: Arc::clone(shared), opener, election: name, since, waits };

@@ -122,7 +122,7 @@ async fn campaign(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) 
             let term = Term::new(session, standing.request, token, live);
             session.shared.leads(&term);
             let waited = session.shared.clock.now().since(candidacy.since);
-            telemetry::leads(term.election(), token, waited);
+            telemetry::leadership_won(term.election(), token, waited);
             let leading = Leading::new(Arc::clone(&term), standing.uncertain, candidacy.permit);
             // A campaign dropped meanwhile drops the guard, which resigns.
             caller.send(Ok(Some(Leadership::new(term))));

@@ -148,7 +148,8 @@ async fn beat(session: &Arc<Session>, opened: Sent) {
             if is_disabled(SafetyRule::DeadlineFromRequestStart) { Sent::now(&*shared.clock) } else { sent };
         // Before the heartbeat counts: the least that there was.
         let left = session.window.deadline().since(shared.clock.now());
-        let measured = |outcome| telemetry::heartbeat(outcome, shared.clock.now().since(sent.at), left);
+        let measured =
+            |outcome| telemetry::heartbeat_finished(outcome, shared.clock.now().since(sent.at), left);
         let outcome = match answer {
             Ok(heartbeat) if heartbeat.ttl.is_zero() => {
                 session.end(LossReason::SessionExpired);

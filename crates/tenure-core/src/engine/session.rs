@@ -25,7 +25,7 @@ use crate::{
     failpoints::{SafetyRule, is_disabled},
     spi::{BackendSession, Entry, HeartbeatProof},
     sync::{
-        Flag, Latch, Mutex, MutexGuard,
+        Flag, Mutex, MutexGuard, SetOnce,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -37,7 +37,7 @@ pub(crate) struct Session {
     pub(crate) spi: Spi,
     pub(crate) shared: Arc<Shared>,
     pub(crate) window: Window,
-    ended: Latch<End>,
+    ended: SetOnce<End>,
     /// Cancelled when the session ends. Only the engine's tasks wait for it.
     pub(crate) stop: CancellationToken,
     /// Set when nobody tries to close the session in the store any more.
@@ -115,7 +115,7 @@ impl Session {
             spi: Spi { session: Some(spi), callbacks: shared.callbacks.clone() },
             shared,
             window,
-            ended: Latch::new(),
+            ended: SetOnce::new(),
             stop: CancellationToken::new(),
             closed: Flag::new(),
             close_confirmed: AtomicBool::new(false),

@@ -21,7 +21,7 @@ use crate::{
     failpoints::{SafetyRule, is_disabled},
     spi::{Entry, EntryRequest},
     sync::{
-        Flag, Latch,
+        Flag, SetOnce,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
     telemetry,
@@ -32,7 +32,7 @@ use crate::{
 #[repr(C)]
 pub(crate) struct Term {
     pub(crate) session: Arc<Session>,
-    ended: Latch<End>,
+    ended: SetOnce<End>,
     /// The largest grace period that work under way has asked for, in nanoseconds.
     budget: AtomicU64,
     /// What few leaderships have.
@@ -65,7 +65,7 @@ pub(super) struct Rare {
     /// The one that rests on this.
     above: OnceLock<Weak<Term>>,
     /// When the watchdog had the work dropped.
-    pub(super) dropped_at: Latch<BootInstant>,
+    pub(super) dropped_at: SetOnce<BootInstant>,
     /// When a poll found that its work was to be dropped, and dropped it; zero before that.
     pub(super) discarded_at: AtomicU64,
     pub(super) overrun_reported: AtomicBool,
@@ -101,7 +101,7 @@ impl Term {
             request,
             token,
             live,
-            ended: Latch::new(),
+            ended: SetOnce::new(),
             budget: AtomicU64::new(0),
             rare: OnceBox::new(),
             told: AtomicBool::new(false),
@@ -172,7 +172,7 @@ impl Term {
                 drop_now: Flag::new(),
                 base: OnceLock::new(),
                 above: OnceLock::new(),
-                dropped_at: Latch::new(),
+                dropped_at: SetOnce::new(),
                 discarded_at: AtomicU64::new(0),
                 overrun_reported: AtomicBool::new(false),
                 polled: match &self.session.shared.abort {
@@ -392,7 +392,7 @@ impl Term {
             return;
         }
         let reporter = &self.session.shared.reporter;
-        reporter.measured(|| telemetry::leads_no_more(self.election(), reason));
+        reporter.measured(|| telemetry::leadership_lost(self.election(), reason));
         let (election, candidate) = (self.election().clone(), self.candidate().clone());
         let (token, cause) = (self.token.get(), reason.as_str());
         match reason {

@@ -105,7 +105,7 @@ impl Term {
 
     fn report_overrun(&self, what: &'static str) {
         let reporter = &self.session.shared.reporter;
-        reporter.measured(|| telemetry::overrun(self.election()));
+        reporter.measured(|| telemetry::work_overran(self.election()));
         let (election, candidate) = (self.election().clone(), self.candidate().clone());
         let token = self.token.get();
         reporter.log(Level::ERROR, move || error!(%election, %candidate, token, "{what}"));

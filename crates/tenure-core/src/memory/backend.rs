@@ -1,4 +1,4 @@
-//! One client of the in-memory store.
+//! A client of the in-memory store.
 
 use std::{future::Future, time::Duration};
 
@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::{Link, MemoryStore, Op, Path, Side};
+use super::{Delivery, Direction, Link, MemoryStore, Op};
 use crate::{
     Candidate, ElectionName, FencingToken,
     spi::{
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// One client of a [`MemoryStore`], with a [`Link`] of its own.
+/// A client of a [`MemoryStore`], with a network [`Link`] of its own.
 #[derive(Clone, Debug)]
 pub struct MemoryBackend {
     store: MemoryStore,
@@ -27,33 +27,33 @@ impl MemoryBackend {
         Self { store, link: Link::new() }
     }
 
-    /// The line to the store, on which faults can be set.
+    /// The network link to the store, on which faults can be injected.
     pub fn link(&self) -> &Link {
         &self.link
     }
 
-    /// Waits until `look` finds something, looking at every change that reaches this client.
-    async fn wait_for<T>(&self, look: impl Fn() -> Option<T>) -> T {
+    /// Waits until `read` returns a value. Calls it at every change that the link lets this client see.
+    async fn wait_for<T>(&self, read: impl Fn() -> Option<T>) -> T {
         let mut store = self.store.changes();
         let mut link = self.link.changes();
         loop {
-            let sees = self.link.path(Op::Watch, Side::Answer) == Path::Pass;
-            if sees && let Some(found) = look() {
-                return found;
+            let is_visible = self.link.delivery(Op::Watch, Direction::Response) == Delivery::Deliver;
+            if is_visible && let Some(value) = read() {
+                return value;
             }
             let expiry = self.store.next_expiry();
             tokio::select! {
                 _ = store.changed() => {}
                 _ = link.changed() => {}
-                () = until(expiry) => {}
+                () = sleep_until(expiry) => {}
             }
         }
     }
 }
 
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }
@@ -111,11 +111,11 @@ impl MemorySession {
     fn send<T: Send + 'static>(
         &self,
         op: Op,
-        carried_out: impl FnOnce(MemoryStore, u64) -> Result<T, BackendError> + Send + 'static,
+        carry_out: impl FnOnce(MemoryStore, u64) -> Result<T, BackendError> + Send + 'static,
     ) -> impl Future<Output = Result<T, BackendError>> + Send {
         let (store, id) = (self.backend.store.clone(), self.id);
         let link = self.backend.link.clone();
-        async move { link.send(op, move || carried_out(store, id)).await }
+        async move { link.send(op, move || carry_out(store, id)).await }
     }
 }
 
@@ -136,17 +136,17 @@ impl BackendSession for MemorySession {
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
         let (link, ttl) = (self.backend.link.clone(), self.ttl);
         match self.proof() {
-            // As ZooKeeper: the answer is a quorum's, but the session is touched only when the
-            // member relays that, half a tick later, if it still can.
+            // Like ZooKeeper: a quorum carries out the heartbeat, but the session is extended only when the member relays
+            // it, up to half a tick later, if it still can.
             HeartbeatProof::NextHeartbeat { gap } => {
-                if link.lies() {
+                if link.member_is_isolated() {
                     return std::future::pending().await;
                 }
                 self.send(Op::Heartbeat, move |store, id| {
-                    let answer = store.alive(id)?;
+                    let answer = store.peek_session(id)?;
                     tokio::spawn(async move {
                         tokio::time::sleep(gap.mul_f64(0.9)).await;
-                        if !link.lies() {
+                        if !link.member_is_isolated() {
                             let _ = store.renew(id);
                         }
                     });
@@ -154,11 +154,11 @@ impl BackendSession for MemorySession {
                 })
                 .await
             }
-            // As etcd: a member that believes to lead answers by itself.
-            HeartbeatProof::Read if link.lies() => {
-                self.send(Op::Heartbeat, move |store, _| Ok(store.stale_answer(ttl))).await
+            // Like etcd: a member that considers itself leader answers alone.
+            HeartbeatProof::Read if link.member_is_isolated() => {
+                self.send(Op::Heartbeat, move |store, _| Ok(store.stale_heartbeat(ttl))).await
             }
-            _ if link.lies() => std::future::pending().await,
+            _ if link.member_is_isolated() => std::future::pending().await,
             _ => self.send(Op::Heartbeat, |store, id| store.renew(id)).await,
         }
     }
@@ -174,7 +174,7 @@ impl BackendSession for MemorySession {
                 return Ok(Confirmation::Unconfirmed);
             }
             match probe_entry {
-                Some(entry) if store.standing(id, &entry).is_none() => Ok(Confirmation::ProbeEntryGone),
+                Some(entry) if store.is_leading(id, &entry).is_none() => Ok(Confirmation::ProbeEntryGone),
                 _ => Ok(Confirmation::Confirmed),
             }
         })
@@ -188,7 +188,7 @@ impl BackendSession for MemorySession {
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
         self.backend
-            .wait_for(|| match self.backend.store.standing(self.id, entry) {
+            .wait_for(|| match self.backend.store.is_leading(self.id, entry) {
                 None => Some(Err(BackendError::new(BackendErrorKind::EntryGone, "the entry does not exist"))),
                 Some(true) => FencingToken::new(entry.version).map(Ok),
                 Some(false) => None,
@@ -197,17 +197,17 @@ impl BackendSession for MemorySession {
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.backend.wait_for(|| self.backend.store.standing(self.id, entry).is_none().then_some(())).await;
+        self.backend.wait_for(|| self.backend.store.is_leading(self.id, entry).is_none().then_some(())).await;
         Ok(())
     }
 
     async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
         let store = &self.backend.store;
-        let parting = self.backend.wait_for(|| match store.standing(self.id, entry) {
+        let event = self.backend.wait_for(|| match store.is_leading(self.id, entry) {
             None => Some(EntryEvent::Deleted),
             Some(_) => store.is_resign_requested(entry).then_some(EntryEvent::ResignRequested),
         });
-        Ok(parting.await)
+        Ok(event.await)
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -1,4 +1,4 @@
-//! The line between one client and the in-memory store, and what can go wrong on it.
+//! The simulated network link between one client and the in-memory store, and its faults.
 
 use std::{
     collections::HashMap,
@@ -19,17 +19,17 @@ pub enum Op {
     Open,
     /// A heartbeat.
     Heartbeat,
-    /// A confirming read.
+    /// The read that confirms a heartbeat.
     Confirm,
     /// Entering an election.
     Enter,
-    /// Waiting for one's turn, watching one's entry, or observing.
+    /// Waiting for leadership, watching an entry, or observing an election.
     Watch,
-    /// Changing the value.
+    /// Updating the value.
     Update,
     /// Leaving an election.
     Leave,
-    /// Reading candidates.
+    /// Reading the candidates.
     Read,
     /// Closing a session.
     Close,
@@ -50,137 +50,137 @@ impl Op {
     ];
 }
 
-/// One of the two ways.
+/// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
+pub enum Direction {
     /// From the client to the store.
     Request,
     /// From the store to the client.
-    Answer,
+    Response,
 }
 
-/// What happens to a message on its way.
+/// What happens to a message on a [`Link`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Path {
-    /// It arrives.
+pub enum Delivery {
+    /// The message is delivered.
     #[default]
-    Pass,
-    /// It is lost; the client waits in vain.
-    Lose,
-    /// It waits until the path is open again, even when the client no longer does.
+    Deliver,
+    /// The message is lost. The client waits without an answer.
+    Drop,
+    /// The message is held back until this fault is removed, and delivered even when the client no longer waits.
     Hold,
-    /// The client is told that it failed. On the way back: after the store carried it out.
-    Refuse,
-    /// It arrives after a while, even when the client no longer waits.
+    /// The client receives an error. For a response, the store has already carried out the request.
+    Fail,
+    /// The message is delivered after this time, even when the client no longer waits.
     Delay(Duration),
 }
 
-/// The line between one client and the store; clones are the same line.
+/// A simulated network link between one client and the store. Clones are the same link.
 #[derive(Clone, Debug)]
 pub struct Link(Arc<LinkState>);
 
 #[derive(Debug)]
 struct LinkState {
-    faults: Mutex<HashMap<(Op, Side), Path>>,
-    lies: Mutex<bool>,
+    deliveries: Mutex<HashMap<(Op, Direction), Delivery>>,
+    member_is_isolated: Mutex<bool>,
     changed: watch::Sender<u64>,
 }
 
 impl Link {
     pub(super) fn new() -> Self {
         Self(Arc::new(LinkState {
-            faults: Mutex::default(),
-            lies: Mutex::default(),
+            deliveries: Mutex::default(),
+            member_is_isolated: Mutex::default(),
             changed: watch::channel(0).0,
         }))
     }
 
-    fn faults(&self) -> MutexGuard<'_, HashMap<(Op, Side), Path>> {
-        self.0.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    fn deliveries(&self) -> MutexGuard<'_, HashMap<(Op, Direction), Delivery>> {
+        self.0.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets `path` happen to all messages of these kinds on this side, from now on.
-    pub fn set(&self, ops: &[Op], side: Side, path: Path) {
+    /// Sets what happens from now on to all messages of these kinds in this direction.
+    pub fn set(&self, ops: &[Op], direction: Direction, delivery: Delivery) {
         for op in ops {
-            self.faults().insert((*op, side), path);
+            self.deliveries().insert((*op, direction), delivery);
         }
         self.0.changed.send_modify(|n| *n += 1);
     }
 
-    /// Loses everything, both ways.
+    /// Drops all messages in both directions.
     pub fn cut(&self) {
-        self.set(&Op::ALL, Side::Request, Path::Lose);
-        self.set(&Op::ALL, Side::Answer, Path::Lose);
+        self.set(&Op::ALL, Direction::Request, Delivery::Drop);
+        self.set(&Op::ALL, Direction::Response, Delivery::Drop);
     }
 
-    /// Talks to a member that is cut off from its peers.
+    /// Sets whether the client is connected to a member that is partitioned from its peers.
     ///
-    /// Where a read confirms a heartbeat, the member goes on answering heartbeats: they do not
-    /// renew the session, and their epoch is an old one. Where a later heartbeat confirms it, the
-    /// member answers none, and what it has answered lately was never relayed.
-    pub fn lie(&self, yes: bool) {
-        *self.0.lies.lock().unwrap_or_else(PoisonError::into_inner) = yes;
+    /// If a read confirms a heartbeat, the member goes on answering heartbeats: they do not extend the session, and
+    /// their epoch is an old one. If a later heartbeat confirms it, the member answers no heartbeat, and those it has
+    /// answered lately were never replicated.
+    pub fn isolate_member(&self, is_isolated: bool) {
+        *self.0.member_is_isolated.lock().unwrap_or_else(PoisonError::into_inner) = is_isolated;
     }
 
-    /// Lets everything arrive again, and whatever was held back.
+    /// Removes all faults. Messages that were held back are delivered.
     pub fn heal(&self) {
-        self.faults().clear();
-        self.lie(false);
+        self.deliveries().clear();
+        self.isolate_member(false);
         self.0.changed.send_modify(|n| *n += 1);
     }
 
-    pub(super) fn lies(&self) -> bool {
-        *self.0.lies.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn member_is_isolated(&self) -> bool {
+        *self.0.member_is_isolated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn path(&self, op: Op, side: Side) -> Path {
-        self.faults().get(&(op, side)).copied().unwrap_or_default()
+    pub(super) fn delivery(&self, op: Op, direction: Direction) -> Delivery {
+        self.deliveries().get(&(op, direction)).copied().unwrap_or_default()
     }
 
-    /// Wakes at every change of the line's faults.
+    /// Notifies of every change of the link's faults.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
 
-    /// Sends a request, has `carried_out` by the store, and returns its answer.
+    /// Sends a request, which the store carries out by calling `carry_out`, and returns the response.
     ///
-    /// A request that was held back or delayed is carried out even when the caller has gone.
+    /// A request that was held back or delayed is carried out even when the caller has dropped the future.
     pub(super) async fn send<T: Send + 'static>(
         &self,
         op: Op,
-        carried_out: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
+        carry_out: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
     ) -> Result<T, BackendError> {
-        let detached = matches!(self.path(op, Side::Request), Path::Hold | Path::Delay(_));
+        let detached = matches!(self.delivery(op, Direction::Request), Delivery::Hold | Delivery::Delay(_));
         let link = self.clone();
         let request = async move {
-            link.pass(op, Side::Request).await?;
-            let answer = carried_out();
-            link.pass(op, Side::Answer).await?;
+            link.deliver(op, Direction::Request).await?;
+            let answer = carry_out();
+            link.deliver(op, Direction::Response).await?;
             answer
         };
         if detached {
-            return tokio::spawn(request).await.unwrap_or_else(|_| Err(refused(op)));
+            return tokio::spawn(request).await.unwrap_or_else(|_| Err(connection_reset(op)));
         }
         request.await
     }
 
-    fn pass(&self, op: Op, side: Side) -> impl Future<Output = Result<(), BackendError>> + Send {
+    fn deliver(&self, op: Op, direction: Direction) -> impl Future<Output = Result<(), BackendError>> + Send {
         let link = self.clone();
         async move {
             let mut changes = link.changes();
             loop {
-                match link.path(op, side) {
-                    Path::Pass => return Ok(()),
-                    Path::Lose => return std::future::pending().await,
-                    Path::Refuse => return Err(refused(op)),
-                    Path::Delay(time) => {
+                match link.delivery(op, direction) {
+                    Delivery::Deliver => return Ok(()),
+                    Delivery::Drop => return std::future::pending().await,
+                    Delivery::Fail => return Err(connection_reset(op)),
+                    Delivery::Delay(time) => {
                         tokio::time::sleep(time).await;
                         return Ok(());
                     }
-                    Path::Hold => {
+                    Delivery::Hold => {
                         if changes.changed().await.is_err() {
-                            return Err(refused(op));
+                            return Err(connection_reset(op));
                         }
                     }
                 }
@@ -189,6 +189,6 @@ impl Link {
     }
 }
 
-fn refused(op: Op) -> BackendError {
+fn connection_reset(op: Op) -> BackendError {
     BackendError::new(BackendErrorKind::Unavailable, format!("{op:?}: the connection was reset"))
 }

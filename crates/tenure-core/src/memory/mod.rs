@@ -1,13 +1,13 @@
-//! The in-memory store: elections within one process, and the store that simulations drive.
+//! An in-memory store, for elections within one process, tests and simulations.
 //!
-//! A [`MemoryStore`] plays the server. Each [`MemoryBackend`] is one client with a [`Link`] of
-//! its own, on which requests and answers can be lost, held back, refused or cut off. The
-//! store's own time is tokio's, so that under `tokio::time::pause` all of it is simulated.
+//! A [`MemoryStore`] is the server. Each [`MemoryBackend`] is a client with a network [`Link`] of its own, on which requests and
+//! responses can be dropped, held back, delayed or failed. The store measures time with tokio's clock, so that under
+//! `tokio::time::pause` everything is simulated.
 
 mod backend;
 mod link;
 mod store;
 
 pub use backend::MemoryBackend;
-pub use link::{Link, Op, Path, Side};
+pub use link::{Delivery, Direction, Link, Op};
 pub use store::{MemoryStore, StoredEntry};

@@ -1,4 +1,4 @@
-//! The in-memory store's own state: sessions, entries, epochs.
+//! The state of the in-memory store: sessions, entries, epochs.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,10 @@ use crate::{
     },
 };
 
-/// A store in memory; clones are the same store.
+/// A store in memory. Clones are the same store.
 ///
-/// Its revisions number the entries, as etcd's and ZooKeeper's do: an entry's revision is its
-/// token, and the lowest leads.
+/// Revisions number the entries, as in etcd and ZooKeeper: the revision of an entry is its fencing token, and the entry
+/// with the lowest revision leads.
 #[derive(Clone, Debug)]
 pub struct MemoryStore(Arc<Inner>);
 
@@ -46,17 +46,17 @@ struct StoredSession {
     expires: Instant,
 }
 
-/// An entry as the store keeps it.
+/// An entry in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoredEntry {
-    /// The session it belongs to.
+    /// The session that the entry belongs to.
     pub session: u64,
-    /// The request that made it.
+    /// The nonce of the request that made the entry.
     pub nonce: u128,
-    /// Its number, which is its token.
+    /// The revision of the entry, which is its fencing token.
     pub revision: u64,
-    /// The candidate's id and value, as written.
+    /// The encoded id and value of the candidate.
     pub payload: Vec<u8>,
     created: Instant,
 }
@@ -68,12 +68,12 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store whose answers count by themselves.
+    /// An empty store whose answers to heartbeats need no further confirmation.
     pub fn new() -> Self {
         Self::with_proof(HeartbeatProof::Answer)
     }
 
-    /// An empty store whose heartbeats have to be confirmed as `proof` says.
+    /// An empty store whose heartbeats must be confirmed by `proof`.
     pub fn with_proof(proof: HeartbeatProof) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::new(State { epoch: 1, ..State::default() }),
@@ -82,12 +82,12 @@ impl MemoryStore {
         }))
     }
 
-    /// A client with a line of its own.
+    /// A client with a network link of its own.
     pub fn backend(&self) -> MemoryBackend {
         MemoryBackend::new(self.clone())
     }
 
-    /// The entries of `election`, the leader's first.
+    /// The entries of `election`, the one of the leader first.
     pub fn entries(&self, election: &str) -> Vec<StoredEntry> {
         let state = self.state();
         state
@@ -98,17 +98,17 @@ impl MemoryStore {
             .collect()
     }
 
-    /// The numbers of all living sessions.
+    /// The numbers of all live sessions.
     pub fn sessions(&self) -> Vec<u64> {
         self.state().sessions.keys().copied().collect()
     }
 
-    /// How many entries there are in all elections.
+    /// The number of entries in all elections.
     pub fn entry_count(&self) -> usize {
         self.state().elections.values().map(BTreeMap::len).sum()
     }
 
-    /// Deletes one entry behind its candidate's back.
+    /// Deletes an entry, as an operator could. Returns whether it existed.
     pub fn delete_entry(&self, election: &str, revision: u64) -> bool {
         let mut deleted = false;
         self.change(|state| {
@@ -119,14 +119,14 @@ impl MemoryStore {
         deleted
     }
 
-    /// Ends a session behind its client's back.
+    /// Expires a session. Returns whether it existed.
     pub fn expire_session(&self, session: u64) -> bool {
         let mut ended = false;
         self.change(|state| ended = state.end_session(session));
         ended
     }
 
-    /// Forgets everything but the count of revisions.
+    /// Removes all sessions and entries. Revisions continue.
     pub fn wipe(&self) {
         self.change(|state| {
             state.sessions.clear();
@@ -134,7 +134,7 @@ impl MemoryStore {
         });
     }
 
-    /// Begins a new epoch, as an election inside a real store does. All sessions have their whole TTL again.
+    /// Begins a new epoch, as a leader election inside a real store does. All sessions get their whole TTL again.
     pub fn begin_epoch(&self) {
         let now = Instant::now();
         self.change(|state| {
@@ -153,12 +153,12 @@ impl MemoryStore {
         Capabilities::QUEUE
     }
 
-    /// Wakes at every change of the store.
+    /// Notifies of every change of the store.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
 
-    /// The state, after whatever has expired is gone.
+    /// The state, after expired sessions were removed.
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.expire(Instant::now()) {
@@ -167,13 +167,13 @@ impl MemoryStore {
         state
     }
 
-    fn change<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
-        let outcome = with(&mut self.state());
+    fn change<T>(&self, apply: impl FnOnce(&mut State) -> T) -> T {
+        let outcome = apply(&mut self.state());
         self.0.changed.send_modify(|n| *n += 1);
         outcome
     }
 
-    /// When the next session expires, if nobody keeps it alive.
+    /// When the next session expires, unless it is extended.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.state().sessions.values().map(|session| session.expires).min()
     }
@@ -195,15 +195,15 @@ impl MemoryStore {
         Ok(Heartbeat { ttl: stored.ttl, epoch })
     }
 
-    /// The answer to a heartbeat that has not touched the session yet.
-    pub(super) fn alive(&self, session: u64) -> Result<Heartbeat, BackendError> {
+    /// The answer to a heartbeat, without extending the session.
+    pub(super) fn peek_session(&self, session: u64) -> Result<Heartbeat, BackendError> {
         let state = self.state();
         let stored = state.sessions.get(&session).ok_or_else(|| session_gone(session))?;
         Ok(Heartbeat { ttl: stored.ttl, epoch: state.epoch })
     }
 
-    /// What a member that was cut off before the last epoch answers to a heartbeat.
-    pub(super) fn stale_answer(&self, ttl: Duration) -> Heartbeat {
+    /// The answer to a heartbeat of a member that was partitioned before the current epoch.
+    pub(super) fn stale_heartbeat(&self, ttl: Duration) -> Heartbeat {
         Heartbeat { ttl, epoch: self.state().epoch.saturating_sub(1) }
     }
 
@@ -240,16 +240,16 @@ impl MemoryStore {
                 key: format!("{}/{revision}", request.election).into(),
                 version: revision,
             };
-            let leads = if state.head(&entry) { FencingToken::new(revision) } else { None };
+            let leads = if state.is_first(&entry) { FencingToken::new(revision) } else { None };
             Ok(Entered { entry, leads })
         })
     }
 
-    /// Whether `entry` stands, and if so whether it leads.
-    pub(super) fn standing(&self, session: u64, entry: &Entry) -> Option<bool> {
+    /// Whether `entry` leads. `None` when it does not exist in this session.
+    pub(super) fn is_leading(&self, session: u64, entry: &Entry) -> Option<bool> {
         let state = self.state();
         state.find(entry).filter(|stored| stored.session == session)?;
-        Some(state.head(entry))
+        Some(state.is_first(entry))
     }
 
     pub(super) fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
@@ -264,19 +264,19 @@ impl MemoryStore {
         })
     }
 
-    /// Asks whoever leads to resign.
+    /// Asks the leader to resign.
     pub(super) fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         self.change(|state| {
             let first = state.elections.get_mut(election).and_then(|entries| entries.values_mut().next());
             let Some(stored) = first else { return Ok(None) };
-            let leader = shown(stored);
+            let leader = candidate_of(stored);
             stored.payload =
                 mark_resign_requested(&stored.payload).ok_or_else(|| foreign_leader_error(&leader))?;
             Ok(Some(leader))
         })
     }
 
-    /// Whether the candidate of `entry` has been asked to resign.
+    /// Whether the candidate of `entry` was asked to resign.
     pub(super) fn is_resign_requested(&self, entry: &Entry) -> bool {
         let state = self.state();
         let stored = state.elections.get(&entry.election).and_then(|entries| entries.get(&entry.version));
@@ -298,12 +298,12 @@ impl MemoryStore {
     pub(super) fn candidates(&self, election: &ElectionName) -> Vec<Candidate> {
         let state = self.state();
         let entries = state.elections.get(election).into_iter().flat_map(BTreeMap::values);
-        entries.map(shown).collect()
+        entries.map(candidate_of).collect()
     }
 }
 
-/// What others see of the candidate of an entry.
-fn shown(stored: &StoredEntry) -> Candidate {
+/// The candidate of an entry, as others see it.
+fn candidate_of(stored: &StoredEntry) -> Candidate {
     let token = FencingToken::new(stored.revision);
     let name = stored.revision.to_string();
     let mut candidate = Candidate::decode(&name, stored.session.to_string(), &stored.payload, token);
@@ -332,7 +332,7 @@ impl State {
         self.elections.get(&entry.election)?.get(&entry.version)
     }
 
-    fn head(&self, entry: &Entry) -> bool {
+    fn is_first(&self, entry: &Entry) -> bool {
         self.elections
             .get(&entry.election)
             .and_then(|entries| entries.keys().next())

@@ -1,4 +1,4 @@
-//! Who a store URL says we are: a user, with a password from the URL, from a file, or from the environment.
+//! The user and password of a store URL. The password is in the URL, in a file or in an environment variable.
 
 use std::{env, fmt};
 
@@ -6,12 +6,14 @@ use super::{InvalidUrl, Password, Secret, StoreUrl};
 
 impl StoreUrl {
     /// The user and the password, if there are any: `user:password@host`, or `user@host` with one of the settings
-    /// `password_file` ([read again](Password::from_file) when it rotates) and `password_env`, the name of an environment variable.
+    /// `password_file` (a file, [read again](Password::from_file) when it rotates) and `password_env` (the name of an environment
+    /// variable).
     ///
-    /// A URL with a password in it can be seen by everybody who lists processes, when it is an argument.
+    /// A password in a URL that is passed as an argument is visible to everyone who can list processes.
     ///
     /// # Errors
-    /// When one of the two is missing, the password is given twice, or its file or variable cannot be read.
+    /// When only one of user and password is given, when the password is given twice, or when its file or variable cannot be
+    /// read.
     pub fn login(&self) -> Result<Option<(String, Password)>, InvalidUrl> {
         let (file, variable) = (self.text("password_file"), self.text("password_env"));
         let scheme = self.scheme();
@@ -23,12 +25,12 @@ impl StoreUrl {
                 Some(read.map_err(|reason| self.invalid(format!("password_file={file} {reason}")))?)
             }
             (None, None, Some(variable)) => {
-                let named = Named(variable);
+                let described = DescribedVariable(variable);
                 match env::var_os(variable).map(|text| text.into_string()) {
                     Some(Ok(text)) => Some(Secret::new(text).into()),
-                    // What it holds is not shown.
-                    Some(Err(_)) => return Err(self.invalid(format!("{named} is not UTF-8"))),
-                    None => return Err(self.invalid(format!("{named} is not set"))),
+                    // Its content is not shown.
+                    Some(Err(_)) => return Err(self.invalid(format!("{described} is not UTF-8"))),
+                    None => return Err(self.invalid(format!("{described} is not set"))),
                 }
             }
             _ => {
@@ -50,15 +52,15 @@ impl StoreUrl {
     }
 }
 
-/// The variable that a URL names, in words. What is not spelled as variables are may be a password in the name's place.
-struct Named<'a>(&'a str);
+/// Prints the name of the variable, unless it is not spelled like one: it may be a password then.
+struct DescribedVariable<'a>(&'a str);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for DescribedVariable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spelled = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-        match self.0.chars().all(spelled) {
+        let is_usual = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        match self.0.chars().all(is_usual) {
             true => write!(f, "the variable of password_env={}", self.0),
-            false => f.write_str("the variable that password_env names"),
+            false => f.write_str("the variable named by password_env"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A password that may lie in a file, and is read again when that file rotates.
+//! A password, fixed or in a file that is read again when it rotates.
 
 use std::{
     fmt, fs,
@@ -15,17 +15,17 @@ use tracing::{info, warn};
 
 use super::Secret;
 
-/// How old what was read from the file may be when a connection is made.
+/// The age after which the file is read again when a connection is made.
 const MAX_AGE: Duration = Duration::from_secs(5);
 /// How long a connection waits for the file to be read.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
-/// How long a refused password from a file is tried again before the refusal is final. A Kubernetes secret takes up to
+/// How long a login with a refused password from a file is retried before the refusal is final. A Kubernetes secret takes up to
 /// about two minutes to reach the files of its pods.
-const GRACE: Duration = Duration::from_secs(120);
+const REFUSAL_RETRY_TIME: Duration = Duration::from_secs(120);
 
-/// A user's password: fixed, or in a [file](Self::from_file) that is read again when connections are made.
+/// A user's password, fixed or in a [file](Self::from_file) that is read again when connections are made.
 ///
-/// Clones share what they have read. Its `Debug` shows no password.
+/// Clones share what was read. Its `Debug` shows no password.
 #[derive(Clone)]
 pub struct Password {
     shared: Arc<Shared>,
@@ -33,155 +33,156 @@ pub struct Password {
 
 struct Shared {
     file: Option<PathBuf>,
-    now: Mutex<Now>,
+    state: Mutex<State>,
 }
 
-struct Now {
+struct State {
     latest: Secret,
-    /// The one before it: the store may not know the latest yet.
+    /// The password before the latest one: the store may not accept the latest yet.
     previous: Option<Secret>,
-    /// The one that the store accepted last.
+    /// The password that the store accepted last.
     accepted: Option<Secret>,
-    /// When the file was read last; `None` when it has to be read before the next use.
-    read: Option<Instant>,
+    /// When the file was read last. `None` when it must be read before the next use.
+    last_read: Option<Instant>,
     is_reading: bool,
-    /// Why the file cannot be used as it is now.
+    /// The reason why the current file cannot be used, if so.
     unusable: Option<String>,
-    /// Since when the store has refused every password.
+    /// Since when the store has refused all passwords.
     refused_since: Option<Instant>,
 }
 
 impl Password {
-    /// Reads the password from `file`: now, and again when connections are made and when the store refuses it. One newline at its
-    /// end is dropped.
+    /// Reads the password from `file`: now, again when connections are made, and again when the store refuses it. One trailing
+    /// newline is removed.
     ///
     /// # Errors
-    /// When it cannot be read, or is empty; the text says why.
+    /// When the file cannot be read or is empty. The text is the reason.
     pub fn from_file(file: impl AsRef<Path>) -> Result<Self, String> {
         let secret = read(file.as_ref())?;
         Ok(Self::new(secret, Some(file.as_ref().to_owned())))
     }
 
-    /// What was read last.
+    /// The password that was read last.
     pub fn latest(&self) -> Secret {
-        self.now().latest.clone()
+        self.state().latest.clone()
     }
 
-    /// The passwords to log in with: that of the file as it is now, and the one before it, which the store may know still.
+    /// The passwords to log in with: the current one of the file, and the one before it, which the store may still accept.
     ///
-    /// The file is read on a thread of its own. A read that takes long is not waited for.
+    /// The file is read on a separate thread. A read that takes long is not waited for.
     ///
     /// # Cancellation safety
-    /// Nothing is lost when the future is dropped.
+    /// Dropping the future has no effect.
     pub async fn candidates(&self) -> Vec<Secret> {
-        if let Some(reading) = self.read_again() {
+        if let Some(reading) = self.start_reading() {
             let _ = timeout(READ_TIMEOUT, reading).await;
         }
-        let now = self.now();
-        let previous = now.previous.clone().filter(|previous| *previous != now.latest);
-        std::iter::once(now.latest.clone()).chain(previous).collect()
+        let state = self.state();
+        let previous = state.previous.clone().filter(|previous| *previous != state.latest);
+        std::iter::once(state.latest.clone()).chain(previous).collect()
     }
 
-    /// The store accepted `secret`.
+    /// Records that the store accepted `secret`.
     pub fn accepted(&self, secret: &Secret) {
-        let mut now = self.now();
-        now.refused_since = None;
-        if now.accepted.as_ref() != Some(secret) {
-            now.accepted = Some(secret.clone());
+        let mut state = self.state();
+        state.refused_since = None;
+        if state.accepted.as_ref() != Some(secret) {
+            state.accepted = Some(secret.clone());
         }
     }
 
-    /// What is permitted to the user was done: no refusal stands any more.
+    /// Records that the store carried out a request of the user, which ends the retries after a refusal.
     pub fn served(&self) {
-        self.now().refused_since = None;
+        self.state().refused_since = None;
     }
 
-    /// The store refused every candidate: why to try again, in words. `None` when the refusal is final: the password is in
-    /// no file, or has been refused for two minutes.
+    /// Records that the store refused all [candidates](Self::candidates). Returns the reason to retry, or `None` when the
+    /// refusal is final: the password is not in a file, or has been refused for two minutes.
     pub fn refused(&self) -> Option<String> {
         let file = self.shared.file.as_ref()?;
-        let mut now = self.now();
-        now.read = None;
-        if now.refused_since.is_none() {
-            now.refused_since = Some(Instant::now());
+        let mut state = self.state();
+        state.last_read = None;
+        if state.refused_since.is_none() {
+            state.refused_since = Some(Instant::now());
             warn!(
-                file = %file.display(), grace = ?GRACE,
-                "the store refuses the password in the file; the file is read again, and the login tried again"
+                file = %file.display(), retry_time = ?REFUSAL_RETRY_TIME,
+                "the store refuses the password in the file; reading the file again and retrying the login"
             );
         }
-        let refused_for = now.refused_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let left = GRACE.checked_sub(refused_for).filter(|left| !left.is_zero())?;
-        let unusable = now.unusable.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        let refused_for = state.refused_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let remaining =
+            REFUSAL_RETRY_TIME.checked_sub(refused_for).filter(|remaining| !remaining.is_zero())?;
+        let unusable = state.unusable.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
         Some(format!(
             "password_file={}{unusable} is read again and the login retried for {} s more",
             file.display(),
-            left.as_secs()
+            remaining.as_secs()
         ))
     }
 
-    /// Whether the file has held another password since `secret` was used.
+    /// Whether the password in the file is no longer `secret`.
     pub async fn has_changed_since(&self, secret: &Secret) -> bool {
         self.shared.file.is_some() && self.candidates().await.first() != Some(secret)
     }
 
     fn new(latest: Secret, file: Option<PathBuf>) -> Self {
-        let now = Now {
+        let state = State {
             latest,
             previous: None,
             accepted: None,
-            read: Some(Instant::now()),
+            last_read: Some(Instant::now()),
             is_reading: false,
             unusable: None,
             refused_since: None,
         };
-        Self { shared: Arc::new(Shared { file, now: Mutex::new(now) }) }
+        Self { shared: Arc::new(Shared { file, state: Mutex::new(state) }) }
     }
 
-    /// Reads the file again if there is one and it is time to.
-    fn read_again(&self) -> Option<JoinHandle<()>> {
+    /// Starts to read the file, if there is one and it was last read long enough ago.
+    fn start_reading(&self) -> Option<JoinHandle<()>> {
         self.shared.file.as_ref()?;
         {
-            let mut now = self.now();
-            if now.is_reading || now.read.is_some_and(|at| at.elapsed() < MAX_AGE) {
+            let mut state = self.state();
+            if state.is_reading || state.last_read.is_some_and(|at| at.elapsed() < MAX_AGE) {
                 return None;
             }
-            (now.is_reading, now.read) = (true, Some(Instant::now()));
+            (state.is_reading, state.last_read) = (true, Some(Instant::now()));
         }
-        let reading = Reading(self.clone());
+        let reading = ReadingGuard(self.clone());
         Some(spawn_blocking(move || {
             if let Some(file) = &reading.0.shared.file {
-                reading.0.take(read(file));
+                reading.0.apply(read(file));
             }
         }))
     }
 
-    fn take(&self, read: Result<Secret, String>) {
-        let mut now = self.now();
+    fn apply(&self, read: Result<Secret, String>) {
+        let mut state = self.state();
         match read {
             Ok(secret) => {
-                if secret != now.latest {
-                    info!(file = ?self.shared.file, "the password in the file has changed, and is used from now on");
-                    let before = std::mem::replace(&mut now.latest, secret);
-                    now.previous = Some(now.accepted.clone().unwrap_or(before));
+                if secret != state.latest {
+                    info!(file = ?self.shared.file, "the password in the file has changed; using it");
+                    let before = std::mem::replace(&mut state.latest, secret);
+                    state.previous = Some(state.accepted.clone().unwrap_or(before));
                 }
-                now.unusable = None;
+                state.unusable = None;
             }
             Err(reason) => {
-                if now.unusable.as_ref() != Some(&reason) {
-                    warn!(file = ?self.shared.file, %reason, "the password file cannot be used; the password before it still is");
+                if state.unusable.as_ref() != Some(&reason) {
+                    warn!(file = ?self.shared.file, %reason, "the password file cannot be used; using the previous password");
                 }
-                now.unusable = Some(reason);
+                state.unusable = Some(reason);
             }
         }
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.shared.now.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl From<Secret> for Password {
-    /// A password that stays as it is.
+    /// A fixed password.
     fn from(secret: Secret) -> Self {
         Self::new(secret, None)
     }
@@ -193,12 +194,12 @@ impl fmt::Debug for Password {
     }
 }
 
-/// That the file is being read; dropped with a runtime that goes before it is.
-struct Reading(Password);
+/// Marks that the file is being read. Also dropped when the runtime is shut down before it was read.
+struct ReadingGuard(Password);
 
-impl Drop for Reading {
+impl Drop for ReadingGuard {
     fn drop(&mut self) {
-        self.0.now().is_reading = false;
+        self.0.state().is_reading = false;
     }
 }
 
@@ -206,7 +207,7 @@ fn read(file: &Path) -> Result<Secret, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("cannot be read: {error}"))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
-    // Whoever writes a file in place empties it first.
+    // A program that writes the file in place truncates it first.
     if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Secret::new(text)) }
 }
 
@@ -222,7 +223,7 @@ mod tests {
         password.candidates().await.iter().map(|secret| secret.expose().to_owned()).collect()
     }
 
-    /// Hazard G33: what a file holds now comes first, and then what the store accepted last.
+    /// Hazard G33: the current password of the file comes first, then the one that the store accepted last.
     #[tokio::test]
     async fn a_rotated_file_is_read_again() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -234,7 +235,7 @@ mod tests {
             [("two", &["two", "one"][..]), ("", &["two", "one"]), ("three\r\n", &["three", "one"])]
         {
             fs::write(&file, text).unwrap();
-            // As after a refusal: whatever was read before is out of date.
+            // After a refusal, the password that was read before is outdated.
             assert!(password.refused().is_some());
             assert_eq!(candidates(&password).await, expected);
         }
@@ -245,16 +246,16 @@ mod tests {
         assert!(!format!("{password:?}").contains("four"));
     }
 
-    /// Hazard G33: a wrong password in a file is tried again for two minutes; a fixed one is not.
+    /// Hazard G33: the login with a wrong password in a file is retried for two minutes; with a fixed one it is not.
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_final_after_two_minutes() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(&file, "wrong").unwrap();
         let password = Password::from_file(&file).unwrap();
         for _ in 0..2 {
-            let said = password.refused().unwrap();
-            assert!(said.contains("retried for 120 s") && !said.contains("wrong"), "{said}");
-            advance(GRACE - Duration::from_secs(1)).await;
+            let reason = password.refused().unwrap();
+            assert!(reason.contains("retried for 120 s") && !reason.contains("wrong"), "{reason}");
+            advance(REFUSAL_RETRY_TIME - Duration::from_secs(1)).await;
             assert!(password.refused().unwrap().contains("retried for 1 s"));
             advance(Duration::from_secs(1)).await;
             assert_eq!(password.refused(), None);

@@ -1,29 +1,29 @@
-//! What is shown of a text that was meant for a store URL and is none: nothing that may be part of a password.
+//! Redacts an illegal store URL for its error message, so that no part of a password is shown.
 //!
-//! A password that was not percent-encoded, or was where no login is read, lies anywhere: in the place of a port, a host,
-//! a path or a setting. So of a text in which anything is not in its place only the scheme is shown.
+//! A password that was not percent-encoded, or is in the wrong place, can appear anywhere: as a port, a host, a path or a
+//! setting. If any part of the URL is malformed, only the scheme is shown.
 
-use super::check_host;
+use super::parse::check_host;
 
-/// The text without what may be a password, for an error about it.
+/// `text` without the parts that may be a password.
 pub(super) fn redacted(text: &str) -> String {
     let (url, settings) = text.split_once('?').map_or((text, None), |(url, settings)| (url, Some(settings)));
     let (start, shown) = match url.split_once(':').map(|(scheme, rest)| (scheme, rest.strip_prefix("//"))) {
-        Some((scheme, Some(rest))) if is_scheme(scheme) => (format!("{scheme}://"), without_login(rest)),
+        Some((scheme, Some(rest))) if is_scheme(scheme) => (format!("{scheme}://"), with_hidden_login(rest)),
         Some((scheme, None)) if is_scheme(scheme) => (String::new(), directory(url).map(str::to_owned)),
         None => (String::new(), is_plain(url).then(|| url.to_owned())),
         Some(_) => (String::new(), None),
     };
     match (shown, settings) {
         (Some(shown), None) => format!("{start}{shown}"),
-        // Where there is an @, the `?` is of a password, or that of a setting's value, which may be one.
+        // If there is an @, the `?` may be part of a password, or the value of a setting may be a password.
         (Some(shown), Some(settings)) if !has_at(settings) => format!("{start}{shown}?***"),
         _ => format!("{start}***"),
     }
 }
 
-/// Whether what stands before an `@` may be a login: without the slashes before it, or with a password.
-pub(super) fn is_like_a_login(before: &str) -> bool {
+/// Whether the text before an `@` may be a login: one without the two slashes before it, or one with a password.
+pub(super) fn may_be_login(before: &str) -> bool {
     before.contains(':') || !before.starts_with('/')
 }
 
@@ -35,26 +35,26 @@ fn has_at(text: &str) -> bool {
     text.contains('@') || text.contains("%40")
 }
 
-/// Whether nothing of it may be a login, or a setting whose `?` is missing.
+/// Whether `text` contains neither a login nor a setting whose `?` is missing.
 fn is_plain(text: &str) -> bool {
-    !has_at(text) && !text.contains(SETTING)
+    !has_at(text) && !text.contains(SETTING_DELIMITERS)
 }
 
-const SETTING: [char; 3] = ['=', '&', ';'];
+const SETTING_DELIMITERS: [char; 3] = ['=', '&', ';'];
 
-/// Hosts and path behind a login that is not shown; `None` when anything is not in its place.
-fn without_login(rest: &str) -> Option<String> {
+/// The hosts and the path, with the login replaced by `***`. `None` if any part is malformed.
+fn with_hidden_login(rest: &str) -> Option<String> {
     let (login, rest) = rest.split_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
     let hosts = rest.split('/').next().unwrap_or_default();
-    // `local:///directory` has none.
+    // `local:///directory` has no hosts.
     let are_hosts =
         hosts.split(',').all(|host| check_host(host).is_ok()) || (hosts.is_empty() && login.is_none());
-    let is_login = login.is_none_or(|login| !login.contains('/') && !login.contains(SETTING));
+    let is_login = login.is_none_or(|login| !login.contains('/') && !login.contains(SETTING_DELIMITERS));
     let login = if login.is_some() { "***@" } else { "" };
     (are_hosts && is_login && is_plain(rest)).then(|| format!("{login}{rest}"))
 }
 
-/// What is of the form `local:/directory`.
+/// The URL, if it has the form `local:/directory`.
 fn directory(url: &str) -> Option<&str> {
     let (_, path) = url.split_once(':')?;
     (path.starts_with('/') && !path.contains(':') && is_plain(path)).then_some(url)
@@ -64,8 +64,8 @@ fn directory(url: &str) -> Option<&str> {
 mod tests {
     use crate::StoreUrl;
 
-    /// None of these is a store URL; what the error shows of each, besides the reason.
-    fn are_shown(texts: &[(&str, &str)]) {
+    /// Checks what the error of each illegal URL shows, besides the reason.
+    fn assert_redacted(texts: &[(&str, &str)]) {
         for (text, shown) in texts {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(&format!("{shown:?}")), "{error}");
@@ -73,10 +73,10 @@ mod tests {
         }
     }
 
-    /// What is in its place is shown, so that whoever reads the error knows which URL it is about.
+    /// Well-formed parts are shown, so that the reader of the error recognizes the URL.
     #[test]
-    fn what_holds_no_password_is_shown() {
-        are_shown(&[
+    fn well_formed_parts_are_shown() {
+        assert_redacted(&[
             ("etcd://me:hunter2@a:1,[::1]:2/acme?ttl", "etcd://***@a:1,[::1]:2/acme?***"),
             ("local:/var/lib/x?ttl", "local:/var/lib/x?***"),
             ("local:///var/lib/x?ttl", "local:///var/lib/x?***"),
@@ -85,10 +85,10 @@ mod tests {
         ]);
     }
 
-    /// Also where the `@` was percent-encoded, or is missing, so that the password stands where a port should.
+    /// The `@` was percent-encoded or is missing, so that the password is in the place of a port.
     #[test]
-    fn no_password_is_taken_for_a_port() {
-        are_shown(&[
+    fn a_password_in_the_place_of_a_port_is_not_shown() {
+        assert_redacted(&[
             ("etcd://app:hunter2%40h:2379/x", "etcd://***"),
             ("etcd://app:hunter2", "etcd://***"),
             ("etcd://a:1,app:hunter2,b/x?y=hunter2", "etcd://***"),
@@ -103,10 +103,10 @@ mod tests {
         ]);
     }
 
-    /// Where the last `@` is of a setting's value: nothing behind it is a host or a path.
+    /// The last `@` belongs to the value of a setting: the text after it is no host and no path.
     #[test]
-    fn no_value_is_taken_for_a_host() {
-        are_shown(&[
+    fn a_value_in_the_place_of_a_host_is_not_shown() {
+        assert_redacted(&[
             ("etcd:h/x?pasword=@h/hunter2", "***"),
             ("etcd://h:1?pasword=a@hunter2", "etcd://***"),
             ("local:/x?pasword=@h/hunter2&ttl", "***"),
@@ -121,9 +121,9 @@ mod tests {
         ]);
     }
 
-    /// What is legal, but was meant for a login.
+    /// The URL is legal, but its path may be a login.
     #[test]
-    fn no_password_is_taken_for_a_path() {
+    fn a_password_in_the_place_of_a_path_is_not_shown() {
         for (url, shown) in [
             ("app:hunter2%40h:2379/acme", "app:***"),
             ("etcd:app:hunter2%40h", "etcd:***"),

@@ -1,7 +1,11 @@
-//! What the rest of a program may do without breaking a promise: drop or block its runtimes, log to a subscriber that
-//! blocks or panics, wake with wakers that do. In real time, for the engine's threads are the subject; run by
-//! cargo-nextest, each test in a process of its own.
+//! Misbehaving applications break no promise of the engine: they drop or block runtimes, and have subscribers and wakers
+//! that block or panic. These tests run in real time, because the threads of the engine are their subject. cargo-nextest runs
+//! each of them in a process of its own.
 
-mod found;
+mod custom_backend;
+mod harness;
+mod logging;
+mod overruns;
 mod promises;
-mod stage;
+mod shutdown;
+mod wakers;

@@ -1,11 +1,11 @@
-//! Rules of the engine's tasks, each broken on purpose; `cargo xtask races` runs these.
+//! Rules of the engine's tasks, each disabled in a test; `cargo xtask races` runs these tests.
 
 use tenure_core::failpoints::{SafetyRule, disable};
 
-use crate::shutdown::leaves_a_session_that_nobody_keeps;
+use crate::shutdown::leaves_an_orphaned_session;
 
 #[test]
-fn a_guard_that_is_made_after_its_task_is_noticed() {
+fn a_guard_that_is_made_after_its_task_is_detected() {
     disable(Some(SafetyRule::GuardBeforeSpawn));
-    assert!(leaves_a_session_that_nobody_keeps(), "nobody noticed");
+    assert!(leaves_an_orphaned_session(), "the disabled rule was not detected");
 }

@@ -1,7 +1,7 @@
-//! Random faults over a simulated cluster: one seed is one run.
+//! Random faults in a simulated cluster. Each seed is one run.
 //!
-//! `TENURE_CHAOS_SEEDS` sets how many seeds are run, and from which on: `TENURE_CHAOS_SEEDS=20000`
-//! for a long run, `TENURE_CHAOS_SEEDS=17..18` for one seed again. A failure names its seed.
+//! `TENURE_CHAOS_SEEDS` sets the number of seeds or their range: `TENURE_CHAOS_SEEDS=20000` for a long run,
+//! `TENURE_CHAOS_SEEDS=17..18` to repeat one seed. A failure names its seed.
 
 use std::{
     ops::Range,
@@ -13,48 +13,48 @@ use std::{
 use fastrand::Rng;
 use tenure_core::{
     Elector, Leadership, OnDisconnect, SimClock, StoreElector,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::HeartbeatProof,
 };
 use tokio::time::Instant;
 
-use crate::host::{Host, TTL, nothing_left, pass, until, within};
+use crate::host::{Host, TTL, assert_nothing_left, sleep, until, within};
 
-/// How many seeds are run, unless `TENURE_CHAOS_SEEDS` says otherwise.
-const SEEDS: u64 = 20;
-/// How many faults a run has.
+/// The number of seeds, unless `TENURE_CHAOS_SEEDS` is set.
+const DEFAULT_SEEDS: u64 = 20;
+/// The number of faults in a run.
 const FAULTS: usize = 60;
 /// The time between two side effects of a leader.
-const EFFECT: Duration = Duration::from_millis(20);
+const EFFECT_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Promises S1, S2, S3, L1, L2: whatever is cut, delayed, held back, refused or stalled, and however
-/// the clocks drift within the bound.
+/// Promises S1, S2, S3, L1, L2: messages are dropped, delayed, held back or failed, processes are stalled, and clocks drift
+/// within the bound.
 #[test]
-fn no_two_lead_at_once_whatever_happens() {
+fn at_most_one_candidate_leads_under_faults() {
     let seeds = seeds();
     let least = 10 * (seeds.end - seeds.start) as usize;
-    let terms = run_all(seeds, Operator::LooksOn);
+    let terms = run_all(seeds, Operator::Passive);
     assert!(terms >= least, "only {terms} terms: the faults leave no room to lead");
 }
 
-/// Promises S2, L1, L2: also when an operator ends sessions and deletes entries. Two may lead for a
-/// moment then; their tokens tell them apart.
+/// Promises S2, L1, L2: also when an operator expires sessions and deletes entries. Two candidates may lead for a short
+/// time then, with different tokens.
 #[test]
-fn tokens_rise_and_nothing_stays_whatever_an_operator_deletes() {
+fn tokens_increase_and_no_entry_is_left_when_an_operator_interferes() {
     let seeds = seeds();
     run_all(seeds.start..seeds.start + (seeds.end - seeds.start).div_ceil(3), Operator::Interferes);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Operator {
-    LooksOn,
+    Passive,
     Interferes,
 }
 
 fn seeds() -> Range<u64> {
     let number = |text: &str| text.trim().parse().expect("TENURE_CHAOS_SEEDS is a number, or from..to");
     match std::env::var("TENURE_CHAOS_SEEDS") {
-        Err(_) => 0..SEEDS,
+        Err(_) => 0..DEFAULT_SEEDS,
         Ok(given) => match given.split_once("..") {
             Some((from, to)) => number(from)..number(to),
             None => 0..number(&given),
@@ -62,7 +62,7 @@ fn seeds() -> Range<u64> {
     }
 }
 
-/// Runs every seed, and names those that failed; returns how many terms there were.
+/// Runs every seed, and names those that failed. Returns the number of terms.
 fn run_all(seeds: Range<u64>, operator: Operator) -> usize {
     let mut terms = 0;
     let mut failed = Vec::new();
@@ -75,7 +75,7 @@ fn run_all(seeds: Range<u64>, operator: Operator) -> usize {
         match catch_unwind(run) {
             Ok(more) => terms += more,
             Err(_) => {
-                eprintln!("chaos: seed {seed} has failed; see above");
+                eprintln!("chaos: seed {seed} failed; see above");
                 failed.push(seed);
             }
         }
@@ -87,36 +87,36 @@ fn run_all(seeds: Range<u64>, operator: Operator) -> usize {
     terms
 }
 
-/// What happened in a run, for checking.
+/// The history of a run, and its violations.
 #[derive(Default)]
 struct History {
-    /// Whose work has begun and was neither finished nor dropped.
+    /// The tokens whose work has begun and was neither finished nor dropped.
     working: Vec<u64>,
     highest: u64,
     terms: usize,
-    /// Until when work that could not be polled may not have been dropped yet.
+    /// Until then, work that could not be polled may not have been dropped yet.
     stalled: Option<Instant>,
-    /// What must not have happened.
-    wrong: Vec<String>,
+    /// What happened against the rules.
+    violations: Vec<String>,
 }
 
 impl History {
-    fn begins(&mut self, token: u64) {
+    fn record_start(&mut self, token: u64) {
         let now = Instant::now();
         if token <= self.highest {
-            self.wrong.push(format!("token {token} after {}", self.highest));
+            self.violations.push(format!("token {token} after {}", self.highest));
         }
         if !self.working.is_empty() && self.stalled.is_none_or(|until| now > until) {
-            self.wrong.push(format!("two at once: {token} leads beside {:?}", self.working));
+            self.violations.push(format!("two at once: {token} leads beside {:?}", self.working));
         }
         self.highest = self.highest.max(token);
         self.working.push(token);
         self.terms += 1;
     }
 
-    fn takes_effect(&mut self, token: u64) {
+    fn record_effect(&mut self, token: u64) {
         if token < self.highest {
-            self.wrong.push(format!("two at once: {token} acts after {} began", self.highest));
+            self.violations.push(format!("two at once: {token} acts after {} began", self.highest));
         }
     }
 }
@@ -128,7 +128,7 @@ fn lock(history: &Shared) -> MutexGuard<'_, History> {
 }
 
 async fn run(seed: u64, operator: Operator) -> usize {
-    // The engine's jitter, too.
+    // For the jitter of the engine.
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
     let store = MemoryStore::with_proof(match seed % 3 {
@@ -151,33 +151,33 @@ async fn run(seed: u64, operator: Operator) -> usize {
         .iter()
         .map(|host| {
             let random = Rng::with_seed(random.u64(..));
-            tokio::spawn(stand_for_ever(Arc::clone(&host.elector), random, Arc::clone(&history)))
+            tokio::spawn(campaign_repeatedly(Arc::clone(&host.elector), random, Arc::clone(&history)))
         })
         .collect();
     for _ in 0..FAULTS {
-        pass(Duration::from_millis(random.u64(1..8_000))).await;
+        sleep(Duration::from_millis(random.u64(1..8_000))).await;
         let host = &hosts[random.usize(..hosts.len())];
         cause_fault(&mut random, operator, &store, host, &history).await;
     }
     for host in &hosts {
         host.link.heal();
     }
-    // Promise L1: with the store whole again, somebody leads.
+    // Promise L1: once all faults are removed, a candidate leads.
     let terms = lock(&history).terms;
-    until("somebody leads again", || lock(&history).terms > terms).await;
+    until("a candidate leads again", || lock(&history).terms > terms).await;
     for host in &hosts {
         within(TTL * 6, host.elector.close()).await;
     }
     for candidate in candidates {
         within(TTL * 6, candidate).await.unwrap();
     }
-    nothing_left(&store).await;
+    assert_nothing_left(&store).await;
     let mut history = lock(&history);
     assert!(history.working.is_empty(), "work was left: {:?}", history.working);
     if operator == Operator::Interferes {
-        history.wrong.retain(|what| !what.starts_with("two at once"));
+        history.violations.retain(|what| !what.starts_with("two at once"));
     }
-    assert!(history.wrong.is_empty(), "{:#?}", history.wrong);
+    assert!(history.violations.is_empty(), "{:#?}", history.violations);
     history.terms
 }
 
@@ -189,24 +189,24 @@ async fn cause_fault(
     history: &Shared,
 ) {
     let op = Op::ALL[random.usize(..Op::ALL.len())];
-    let side = if random.bool() { Side::Request } else { Side::Answer };
+    let direction = if random.bool() { Direction::Request } else { Direction::Response };
     let delay = Duration::from_millis(random.u64(1..12_000));
     match random.u8(..if operator == Operator::Interferes { 15 } else { 13 }) {
         0 => host.link.cut(),
-        1 => host.link.lie(true),
-        2 => host.link.set(&[op], side, Path::Lose),
-        3 => host.link.set(&[op], side, Path::Hold),
-        4 => host.link.set(&[op], side, Path::Refuse),
-        5 => host.link.set(&[op], side, Path::Delay(delay)),
+        1 => host.link.isolate_member(true),
+        2 => host.link.set(&[op], direction, Delivery::Drop),
+        3 => host.link.set(&[op], direction, Delivery::Hold),
+        4 => host.link.set(&[op], direction, Delivery::Fail),
+        5 => host.link.set(&[op], direction, Delivery::Delay(delay)),
         6 => store.begin_epoch(),
         7 => host.clock.jump(delay),
-        // Every process is stalled, and the store is not.
+        // All processes are stalled, but not the store.
         8 => {
             tokio::time::advance(delay).await;
-            lock(history).stalled = Some(Instant::now() + EFFECT * 2);
+            lock(history).stalled = Some(Instant::now() + EFFECT_INTERVAL * 2);
         }
         9 => {
-            host.link.set(&Op::ALL, Side::Request, Path::Hold);
+            host.link.set(&Op::ALL, Direction::Request, Delivery::Hold);
             host.clock.jump(delay / 40);
         }
         10 => host.clock.jump_wall(delay / 6),
@@ -222,18 +222,18 @@ async fn cause_fault(
     }
 }
 
-/// Campaigns with more or less patience, and leads in one way or another, until the elector is closed.
-async fn stand_for_ever(elector: Arc<StoreElector>, mut random: Rng, history: Shared) {
+/// Campaigns with random timeouts, and leads for random times, until the elector is closed.
+async fn campaign_repeatedly(elector: Arc<StoreElector>, mut random: Rng, history: Shared) {
     loop {
-        let patience = Duration::from_millis(random.u64(1..60_000));
+        let timeout = Duration::from_millis(random.u64(1..60_000));
         let campaign = async {
             if random.u8(..5) > 0 {
                 return elector.campaign("e").await.map(Some);
             }
-            pass(Duration::from_millis(random.u64(1..3_000))).await;
+            sleep(Duration::from_millis(random.u64(1..3_000))).await;
             elector.try_campaign("e").await
         };
-        match tokio::time::timeout(patience, campaign).await {
+        match tokio::time::timeout(timeout, campaign).await {
             Err(_) | Ok(Ok(None)) => {}
             Ok(Ok(Some(leadership))) => lead(leadership, &mut random, &history).await,
             Ok(Err(_closed)) => return,
@@ -247,7 +247,7 @@ async fn lead(leadership: Leadership, random: &mut Rng, history: &Shared) {
     let work = Work {
         token: leadership.fencing_token().get(),
         ends: Instant::now() + length,
-        obeys: random.bool(),
+        stops_when_cancelled: random.bool(),
         history: Arc::clone(history),
     };
     let stop = handle.cancellation_token();
@@ -256,13 +256,13 @@ async fn lead(leadership: Leadership, random: &mut Rng, history: &Shared) {
         0 => drop(tokio::time::timeout(length, leadership.run(working)).await),
         1 => {
             let working = tokio::spawn(async move { handle.run(working).await });
-            pass(length / 2).await;
+            sleep(length / 2).await;
             drop((leadership.resign().await, working.await));
             return;
         }
         2 => {
             let working = tokio::spawn(async move { handle.run(working).await });
-            pass(length / 2).await;
+            sleep(length / 2).await;
             drop(leadership);
             if random.bool() {
                 drop(working.await);
@@ -270,8 +270,8 @@ async fn lead(leadership: Leadership, random: &mut Rng, history: &Shared) {
             return;
         }
         3 => {
-            let budget = Duration::from_millis(random.u64(1..3_300));
-            drop(leadership.run_with_grace_period(budget, working).await);
+            let grace_period = Duration::from_millis(random.u64(1..3_300));
+            drop(leadership.run_with_grace_period(grace_period, working).await);
         }
         _ => drop(leadership.run(working).await),
     }
@@ -280,23 +280,23 @@ async fn lead(leadership: Leadership, random: &mut Rng, history: &Shared) {
     }
 }
 
-/// A term's work: side effects, one after the other.
+/// The work of a term: a sequence of side effects.
 struct Work {
     token: u64,
     ends: Instant,
-    /// Whether it stops when it is told to; otherwise it has to be dropped.
-    obeys: bool,
+    /// Whether it stops when it is cancelled. Otherwise it has to be dropped.
+    stops_when_cancelled: bool,
     history: Shared,
 }
 
 impl Work {
     async fn go(self, stop: tokio_util::sync::CancellationToken) {
-        lock(&self.history).begins(self.token);
+        lock(&self.history).record_start(self.token);
         loop {
-            lock(&self.history).takes_effect(self.token);
-            pass(EFFECT).await;
+            lock(&self.history).record_effect(self.token);
+            sleep(EFFECT_INTERVAL).await;
             let over = match stop.is_cancelled() {
-                true => self.obeys,
+                true => self.stops_when_cancelled,
                 false => Instant::now() >= self.ends,
             };
             if over {

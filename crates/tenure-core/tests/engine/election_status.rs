@@ -1,39 +1,39 @@
-//! The status handle: whom a candidate follows, and where it stands.
+//! The status handle: the leader, and the position of the elector's own candidate.
 
 use std::time::Duration;
 
 use tenure_core::{Connection, Elector, StatusHandle, memory::MemoryStore};
 
-use crate::host::{Host, UNTIL_STOP, pass, until, within};
+use crate::host::{Host, UNTIL_STOP, sleep, until, within};
 
 #[tokio::test(start_paused = true)]
-async fn a_status_handle_says_who_leads_and_which_place_is_ours() {
+async fn a_status_handle_reports_the_leader_and_its_own_queue_position() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let mut status = StatusHandle::new(b.elector.clone(), "e").unwrap();
     assert!(!status.get().known);
-    until("it is known that nobody leads", || status.get().known).await;
+    until("the vacancy is known", || status.get().known).await;
     assert!(status.get().leader.is_none());
     let first = a.lead().await;
-    let next = b.wait_in_line(&store).await;
-    until("the place is known", || status.get().queue_position == Some(2)).await;
+    let next = b.enter_queue(&store).await;
+    until("the position is known", || status.get().queue_position == Some(2)).await;
     let now = status.get();
     assert_eq!((now.leader.unwrap().id.as_str(), now.candidates), ("a", 2));
     assert!(now.leadership.is_none() && now.store.connection == Connection::Connected);
     first.resign().await.unwrap();
     let second = within(Duration::from_secs(5), next).await.unwrap();
     let own = status.leadership().unwrap();
-    assert_eq!(own.fencing_token(), second.fencing_token(), "known without asking anybody");
-    until("the leader is seen", || status.get().leader.is_some_and(|leader| leader.id == "b")).await;
+    assert_eq!(own.fencing_token(), second.fencing_token(), "known without a request");
+    until("the new leader is known", || status.get().leader.is_some_and(|leader| leader.id == "b")).await;
     assert!(within(Duration::from_secs(60), status.changed()).await);
-    until("the place is seen", || status.get().queue_position == Some(1)).await;
-    pass(Duration::from_secs(5)).await;
+    until("the new position is known", || status.get().queue_position == Some(1)).await;
+    sleep(Duration::from_secs(5)).await;
     assert!(status.get().seen_for >= Duration::from_secs(5));
 }
 
-/// Hazards G1, G25: its own leadership goes by the clock, whatever the store said last.
+/// Hazards G1, G25: its own leadership depends on the clock, not on the last answer of the store.
 #[tokio::test(start_paused = true)]
-async fn a_status_handle_does_not_say_that_a_leader_leads_past_its_deadline() {
+async fn a_status_handle_reports_no_leadership_past_its_deadline() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let status = StatusHandle::new(host.elector.clone(), "e").unwrap();
@@ -50,7 +50,7 @@ async fn a_status_handle_ends_with_its_elector() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let mut status = StatusHandle::new(host.elector.clone(), "e").unwrap();
-    until("it knows", || status.get().known).await;
+    until("the state is known", || status.get().known).await;
     host.elector.close().await;
     let ended = async { while status.changed().await {} };
     within(Duration::from_secs(60), ended).await;

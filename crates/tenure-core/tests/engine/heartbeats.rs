@@ -1,4 +1,4 @@
-//! Which heartbeats count, for how long, and what a missing one does.
+//! Which heartbeats extend the deadline, by how much, and the effect of a missing one.
 
 use std::{
     sync::{
@@ -10,33 +10,36 @@ use std::{
 
 use tenure_core::{
     Connection, Elector, LossReason, SimClock,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::{BackendError, BackendErrorKind, Heartbeat, HeartbeatProof},
 };
 
 use crate::{
-    faulty::{self, Call},
-    host::{Host, TTL, UNTIL_DEADLINE, pass, within},
+    faulty_backend::{self, Call},
+    host::{Host, TTL, UNTIL_DEADLINE, sleep, within},
 };
 
-/// Hazard G2: a heartbeat that a read confirms counts from its own sending, not from the read's answer.
+/// Hazard G2: a heartbeat that a read confirms counts from its own request, not from the answer to the read.
 #[tokio::test(start_paused = true)]
-async fn a_heartbeat_confirmed_late_counts_from_its_question() {
+async fn a_heartbeat_confirmed_late_counts_from_its_request() {
     let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
-    host.link.set(&[Op::Heartbeat, Op::Confirm], Side::Answer, Path::Delay(Duration::from_secs(1)));
-    pass(TTL).await;
+    host.link.set(
+        &[Op::Heartbeat, Op::Confirm],
+        Direction::Response,
+        Delivery::Delay(Duration::from_secs(1)),
+    );
+    sleep(TTL).await;
     let mut most = Duration::ZERO;
     for _ in 0..2_000 {
         most = most.max(leadership.remaining());
-        pass(Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     assert!(most > Duration::ZERO && most <= UNTIL_DEADLINE - Duration::from_millis(1_900), "{most:?}");
 }
 
-/// Hazards E4, E16: one lost heartbeat costs no leadership, whatever confirms the others, and at
-/// whatever moment the line was down.
+/// Hazards E4, E16: one lost heartbeat costs no leadership, with every proof, at whatever time the link was down.
 #[tokio::test(start_paused = true)]
 async fn leadership_survives_one_lost_heartbeat() {
     for proof in
@@ -51,46 +54,49 @@ async fn leadership_survives_one_lost_heartbeat() {
             let store = MemoryStore::with_proof(proof);
             let host = Host::new(&store, "a");
             let leadership = host.lead().await;
-            pass(TTL + Duration::from_millis(millis)).await;
-            host.link.set(&[Op::Heartbeat], Side::Answer, Path::Lose);
-            pass(outage).await;
+            sleep(TTL + Duration::from_millis(millis)).await;
+            host.link.set(&[Op::Heartbeat], Direction::Response, Delivery::Drop);
+            sleep(outage).await;
             host.link.heal();
-            pass(TTL * 2).await;
-            assert!(leadership.is_leader(), "{proof:?}, {millis} ms after the tenth second");
+            sleep(TTL * 2).await;
+            assert!(leadership.is_leader(), "{proof:?}, {millis} ms after 10 s");
         }
     }
 }
 
-/// The store from now on keeps the session for less, and says so: no deadline lies beyond that.
+/// The store grants a shorter TTL from now on: no deadline is later than that.
 #[tokio::test(start_paused = true)]
 async fn a_shorter_ttl_in_an_answer_brings_the_deadline_nearer() {
     let shorter = Arc::new(AtomicBool::new(false));
-    let says = Arc::clone(&shorter);
+    let is_shorter = Arc::clone(&shorter);
     let store = MemoryStore::new();
-    let host = faulty::host_that_hears(&store, "a", move |answer| match says.load(Ordering::SeqCst) {
-        true => Heartbeat { ttl: TTL / 5, ..answer },
-        false => answer,
+    let host = faulty_backend::host_with_answers(&store, "a", move |answer| {
+        match is_shorter.load(Ordering::SeqCst) {
+            true => Heartbeat { ttl: TTL / 5, ..answer },
+            false => answer,
+        }
     });
     let leadership = host.lead().await;
-    pass(TTL).await;
+    sleep(TTL).await;
     assert!(leadership.remaining() > TTL / 2);
     shorter.store(true, Ordering::SeqCst);
-    pass(TTL / 3 + Duration::from_millis(100)).await;
+    sleep(TTL / 3 + Duration::from_millis(100)).await;
     assert!(leadership.remaining() <= TTL / 5, "{:?} left", leadership.remaining());
     assert_eq!(within(TTL / 5, leadership.lost()).await, LossReason::Deadline);
 }
 
-/// Hazard E12: an answer that grants no time says that the session is dead.
+/// Hazard E12: an answer with a TTL of zero means that the session has ended.
 #[tokio::test(start_paused = true)]
 async fn an_answer_without_a_ttl_says_that_the_session_has_ended() {
     let store = MemoryStore::new();
-    let host = faulty::host_that_hears(&store, "a", |answer| Heartbeat { ttl: Duration::ZERO, ..answer });
+    let host =
+        faulty_backend::host_with_answers(&store, "a", |answer| Heartbeat { ttl: Duration::ZERO, ..answer });
     let leadership = host.lead().await;
     let reason = within(TTL / 3 + Duration::from_millis(10), leadership.lost()).await;
     assert_eq!(reason, LossReason::SessionExpired);
 }
 
-/// Hazards G22, Z18: a gap measured by a clock that runs fast, within the bound, is none too short by the store's.
+/// Hazards G22, Z18: a gap measured by a fast clock within the drift bound is long enough by the clock of the store.
 #[tokio::test(start_paused = true)]
 async fn a_fast_clock_confirms_no_heartbeat_too_early() {
     for millis in (0..10_000).step_by(50) {
@@ -98,27 +104,27 @@ async fn a_fast_clock_confirms_no_heartbeat_too_early() {
         let fast = Host::with(&store, "fast", SimClock::with_rate(1.09), |c| c);
         let other = Host::new(&store, "other");
         let first = fast.lead().await;
-        let next = other.wait_in_line(&store).await;
-        pass(TTL + Duration::from_millis(millis)).await;
-        fast.link.lie(true);
+        let next = other.enter_queue(&store).await;
+        sleep(TTL + Duration::from_millis(millis)).await;
+        fast.link.isolate_member(true);
         within(TTL, first.lost()).await;
-        assert!(!next.is_finished(), "cut off {millis} ms after the tenth second");
+        assert!(!next.is_finished(), "partitioned {millis} ms after 10 s");
     }
 }
 
-/// A watch that failed once says nothing of the store: the heartbeats do.
+/// A single failed watch does not change the connection status: only heartbeats do.
 #[tokio::test(start_paused = true)]
 async fn a_failed_watch_does_not_show_in_the_status() {
     let store = MemoryStore::new();
     let armed = AtomicBool::new(true);
-    let host = faulty::host(&store, "a", move |call| {
-        match call == Call::WaitGone && armed.swap(false, Ordering::SeqCst) {
+    let host = faulty_backend::host(&store, "a", move |call| {
+        match call == Call::WaitDeleted && armed.swap(false, Ordering::SeqCst) {
             true => Err(BackendError::new(BackendErrorKind::Unavailable, "the stream was reset")),
             false => Ok(()),
         }
     });
     let leadership = host.lead().await;
-    pass(Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(2)).await;
     assert_eq!(host.elector.status().connection, Connection::Connected);
     store.delete_entry("e", leadership.fencing_token().get());
     assert_eq!(within(Duration::from_millis(10), leadership.lost()).await, LossReason::EntryGone);

@@ -1,4 +1,4 @@
-//! A leadership that rests on another: the loss of either ends both, and promise S3 holds through both.
+//! Parent and child leaderships: the loss of either ends both, and promise S3 holds for both.
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -7,9 +7,11 @@ use std::{
 
 use tenure_core::{Connection, Elector, Hierarchy, Leadership, LossReason, SimClock, memory::MemoryStore};
 
-use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, endless_work, nothing_left, pass, until, within};
+use crate::host::{
+    Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, assert_nothing_left, endless_work, sleep, until, within,
+};
 
-/// A group's member: its group's store and the top's, each with a session of its own.
+/// A member of a group, with one session in the store of the group and one in the store of the top election.
 struct Member {
     group: Host,
     elector: Arc<Hierarchy>,
@@ -17,15 +19,21 @@ struct Member {
 
 impl Member {
     fn new(groups: &MemoryStore, top: &MemoryStore, id: &str, group: &str) -> Self {
-        Self::with_budget(groups, top, id, group, TTL / 10)
+        Self::with_grace_period(groups, top, id, group, TTL / 10)
     }
 
-    /// One whose work at the top has so much time to stop.
-    fn with_budget(groups: &MemoryStore, top: &MemoryStore, id: &str, group: &str, budget: Duration) -> Self {
+    /// A member with this grace period at the top.
+    fn with_grace_period(
+        groups: &MemoryStore,
+        top: &MemoryStore,
+        id: &str,
+        group: &str,
+        grace_period: Duration,
+    ) -> Self {
         let clock = SimClock::new();
         let (groups, top) = (
             Host::with(groups, id, clock.clone(), |config| config),
-            Host::with(top, id, clock, |config| config.with_grace_period(budget)),
+            Host::with(top, id, clock, |config| config.with_grace_period(grace_period)),
         );
         let hierarchy = Hierarchy::new(top.elector.clone(), group).unwrap();
         let elector = Arc::new(hierarchy.with_group_elector(groups.elector.clone()));
@@ -38,7 +46,7 @@ impl Member {
 }
 
 #[tokio::test(start_paused = true)]
-async fn groups_elect_and_their_leaders_elect_one() {
+async fn groups_elect_leaders_who_elect_one_leader() {
     let store = MemoryStore::new();
     let members = ["a", "b", "c", "d"].map(|id| {
         let group = if id < "c" { "north" } else { "south" };
@@ -72,14 +80,14 @@ async fn groups_elect_and_their_leaders_elect_one() {
     }
     tokens.sort_unstable();
     tokens.dedup();
-    assert_eq!((tokens[0], tokens.len()), (token, 4), "everybody led once, after the first");
+    assert_eq!((tokens[0], tokens.len()), (token, 4), "each member led once, after the first");
     for member in &members {
         member.elector.close().await;
     }
-    nothing_left(&store).await;
+    assert_nothing_left(&store).await;
 }
 
-/// One elector for both tiers does as well: they share its session.
+/// Both tiers can use one elector, and share its session.
 #[tokio::test(start_paused = true)]
 async fn both_tiers_may_share_an_elector() {
     let store = MemoryStore::new();
@@ -87,7 +95,7 @@ async fn both_tiers_may_share_an_elector() {
     let elector = Hierarchy::new(host.elector.clone(), "g").unwrap();
     let leadership = elector.campaign("e").await.unwrap();
     assert_eq!(store.sessions().len(), 1);
-    assert!(elector.try_campaign("e").await.unwrap().is_none(), "its place is taken");
+    assert!(elector.try_campaign("e").await.unwrap().is_none(), "the election is taken");
     leadership.resign().await.unwrap();
     assert_eq!(store.entry_count(), 0, "both entries are gone when the resignation has returned");
     let again = elector.try_campaign("e").await.unwrap().unwrap();
@@ -97,32 +105,32 @@ async fn both_tiers_may_share_an_elector() {
     assert!(refused.to_string().contains("no/name"), "{refused}");
 }
 
-/// The group's leadership ends: so does that at the top, with all its work, and before the group has another leader.
+/// The leadership in the group ends. So does the one at the top, with all its work, before the group has another leader.
 #[tokio::test(start_paused = true)]
 async fn the_loss_of_the_group_ends_both() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
     let (a, b) = (Member::new(&groups, &top, "a", "g"), Member::new(&groups, &top, "b", "g"));
     let first = a.lead().await;
-    let (works, _) = endless_work(&first);
+    let (is_running, _) = endless_work(&first);
     let next = {
         let elector = Arc::clone(&b.elector);
         tokio::spawn(async move { elector.campaign("e").await.unwrap() })
     };
     until("the second waits in the group", || groups.entries("e.g").len() == 2).await;
     a.group.link.cut();
-    pass(UNTIL_STOP - Duration::from_secs(4)).await;
-    assert!(first.is_leader(), "it is ridden out");
+    sleep(UNTIL_STOP - Duration::from_secs(4)).await;
+    assert!(first.is_leader(), "a short outage costs no leadership");
     let reason = within(TTL, first.lost()).await;
     assert_eq!((reason, first.loss()), (LossReason::ParentLost, Some(LossReason::ParentLost)));
     assert!(!next.is_finished());
-    until("the work was dropped", || !works.load(SeqCst)).await;
-    assert_eq!(groups.entries("e.g").len(), 2, "the work had stopped before the group's entry went");
+    until("the work was dropped", || !is_running.load(SeqCst)).await;
+    assert_eq!(groups.entries("e.g").len(), 2, "the group's entry was removed before the work had stopped");
     let second = within(TTL * 3, next).await.unwrap();
     assert!(second.is_leader() && !first.is_leader());
     assert!(second.fencing_token() > first.fencing_token());
 }
 
-/// The leadership at the top ends: the group's is given back, and another of the group can lead both.
+/// The leadership at the top ends. The one in the group is resigned, and another member of the group can lead both.
 #[tokio::test(start_paused = true)]
 async fn the_loss_of_the_top_ends_both() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
@@ -141,18 +149,18 @@ async fn the_loss_of_the_top_ends_both() {
     assert_eq!(groups.entries("e.g").len(), 1);
 }
 
-/// Hazards G1, G25: a check looks at both deadlines, whatever anybody has noticed yet.
+/// Hazards G1, G25: a check compares the clock with both deadlines, even before the engine has noticed the loss.
 #[tokio::test(start_paused = true)]
-async fn the_first_check_after_a_pause_says_no_when_the_group_is_lost() {
+async fn the_first_check_after_a_pause_denies_leadership_when_the_group_is_lost() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
     let member = Member::new(&groups, &top, "a", "g");
     let leadership = member.lead().await;
     member.group.link.cut();
-    pass(Duration::from_secs(6)).await;
+    sleep(Duration::from_secs(6)).await;
     let before = leadership.deadline();
     assert!(leadership.is_leader());
-    // The top's heartbeats move its deadline on; the group's stays.
-    pass(Duration::from_millis(500)).await;
+    // Heartbeats extend the deadline at the top; the one of the group does not change.
+    sleep(Duration::from_millis(500)).await;
     assert_eq!(leadership.deadline(), before, "the deadline is the earlier of the two");
     assert!(leadership.remaining() < UNTIL_DEADLINE - Duration::from_secs(4));
     member.group.clock.jump(Duration::from_secs(3));
@@ -160,26 +168,26 @@ async fn the_first_check_after_a_pause_says_no_when_the_group_is_lost() {
     assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::ParentLost);
 }
 
-/// Hazard G2: work on top is told to stop on time by the watchdog, though its own session is in the best of health, and work
-/// that has been told before has only as long as the group has.
+/// Hazard G2: the watchdog cancels the work at the top on time although its own session is alive, and work that was cancelled
+/// before has only the time that the group has.
 #[tokio::test(start_paused = true)]
 async fn work_that_is_stopping_has_no_longer_than_the_group() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
     let member = Member::new(&groups, &top, "a", "g");
     let leadership = member.lead().await;
-    let (works, _) = endless_work(&leadership);
-    pass(Duration::from_millis(1)).await;
+    let (is_running, _) = endless_work(&leadership);
+    sleep(Duration::from_millis(1)).await;
     leadership.begin_resign();
-    pass(Duration::from_millis(100)).await;
-    assert!(works.load(SeqCst), "it has until the deadline");
+    sleep(Duration::from_millis(100)).await;
+    assert!(is_running.load(SeqCst), "it has until the deadline");
     let group = groups.entries("e.g")[0].revision;
     assert!(groups.delete_entry("e.g", group));
-    until("the work was dropped", || !works.load(SeqCst)).await;
+    until("the work was dropped", || !is_running.load(SeqCst)).await;
     assert!(leadership.remaining() > UNTIL_DEADLINE - Duration::from_secs(3) || !leadership.is_leader());
     assert_eq!(leadership.loss(), Some(LossReason::Resigned), "the first reason stays");
 }
 
-/// Hazard G6: wherever a campaign is dropped, nothing stays behind at either level.
+/// Hazard G6: at whatever point a campaign is dropped, no entry is left at either level.
 #[tokio::test(start_paused = true)]
 async fn a_campaign_that_is_dropped_leaves_nothing_at_either_level() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
@@ -195,7 +203,7 @@ async fn a_campaign_that_is_dropped_leaves_nothing_at_either_level() {
     assert!(first.is_leader());
     assert!(b.elector.try_campaign("e").await.unwrap().is_none());
     assert_eq!((top.entries("e").len(), groups.entry_count()), (1, 1));
-    // Whoever loses its group while it waits at the top starts anew in the group.
+    // A candidate that loses its group while it waits at the top campaigns in the group again.
     let elector = Arc::clone(&b.elector);
     let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
     until("it waits at the top", || top.entries("e").len() == 2).await;
@@ -211,11 +219,11 @@ async fn a_campaign_that_is_dropped_leaves_nothing_at_either_level() {
     b.elector.close().await;
     assert_eq!(second.loss(), Some(LossReason::Closed));
     drop(second);
-    nothing_left(&top).await;
-    nothing_left(&groups).await;
+    assert_nothing_left(&top).await;
+    assert_nothing_left(&groups).await;
 }
 
-/// Tiers can be stacked: the loss at the bottom reaches the top.
+/// Hierarchies can be nested: the loss at the bottom ends the leadership at the top.
 #[tokio::test(start_paused = true)]
 async fn tiers_can_be_stacked() {
     let store = MemoryStore::new();
@@ -233,26 +241,26 @@ async fn tiers_can_be_stacked() {
     until("all have left", || store.entry_count() == 0).await;
 }
 
-/// Promise S3: work at the top has its grace period before the group's deadline, too, which asks for less itself.
+/// Promise S3: work at the top has its grace period before the deadline of the group too, whose own grace period is shorter.
 #[tokio::test(start_paused = true)]
 async fn the_grace_period_is_kept_before_both_deadlines() {
     let (groups, top) = (MemoryStore::new(), MemoryStore::new());
-    let budget = Duration::from_secs(3);
-    let member = Member::with_budget(&groups, &top, "a", "g", budget);
+    let grace_period = Duration::from_secs(3);
+    let member = Member::with_grace_period(&groups, &top, "a", "g", grace_period);
     let leadership = member.lead().await;
-    assert_eq!(leadership.grace_period(), budget);
+    assert_eq!(leadership.grace_period(), grace_period);
     let token = leadership.cancellation_token();
     member.group.link.cut();
     within(TTL, token.cancelled()).await;
     let left = leadership.remaining();
-    assert!(left > budget - Duration::from_millis(50), "{left:?} was left when the work was told to stop");
+    assert!(left > grace_period - Duration::from_millis(50), "{left:?} was left when the work was cancelled");
     assert_eq!(leadership.loss(), Some(LossReason::ParentLost));
-    // The group itself would have had more time.
+    // The leadership in the group itself is not over yet.
     let in_the_group = member.group.elector.leadership("e.g");
-    assert!(in_the_group.is_some_and(|group| group.is_leader() && group.grace_period() < budget));
+    assert!(in_the_group.is_some_and(|group| group.is_leader() && group.grace_period() < grace_period));
     drop(leadership);
 
-    // More than a session allows is refused, and said.
+    // A grace period that the session does not allow is refused.
     member.group.link.heal();
     let leadership = member.lead().await;
     let refused = leadership.run_with_grace_period(TTL, async {}).await.unwrap_err();
@@ -263,6 +271,6 @@ async fn the_grace_period_is_kept_before_both_deadlines() {
 async fn a_group_with_a_dot_in_its_name_is_refused() {
     let host = Host::new(&MemoryStore::new(), "a");
     let refused = Hierarchy::new(host.elector.clone(), "b.c").unwrap_err();
-    assert_eq!(refused.to_string(), "group \"b.c\" is not allowed: a group's name has no dot");
+    assert_eq!(refused.to_string(), "group \"b.c\" is not allowed: a group's name must not contain a dot");
     assert!(Hierarchy::new(host.elector.clone(), "no/name").is_err());
 }

@@ -1,4 +1,4 @@
-//! A simulated host: one elector with a clock and a line to the store of its own.
+//! A simulated host: an elector with its own clock and its own network link to the store.
 
 use std::{
     future::Future,
@@ -16,7 +16,7 @@ use tenure_core::{
 };
 
 /// TTL 10 s, drift 10 %, grace period 1 s: the deadline is 9 s after the last confirmed
-/// heartbeat was sent, and work is told to stop after 8 s.
+/// heartbeat was sent, and work is cancelled after 8 s.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 pub(crate) const UNTIL_STOP: Duration = Duration::from_secs(8);
 pub(crate) const UNTIL_DEADLINE: Duration = Duration::from_secs(9);
@@ -38,11 +38,11 @@ impl Host {
         clock: SimClock,
         settings: impl FnOnce(Config) -> Config,
     ) -> Self {
-        Self::over(store, id, clock, settings, |backend| Arc::new(backend))
+        Self::with_backend(store, id, clock, settings, |backend| Arc::new(backend))
     }
 
-    /// A host whose backend is wrapped.
-    pub(crate) fn over(
+    /// A host whose backend is wrapped by `wrap`.
+    pub(crate) fn with_backend(
         store: &MemoryStore,
         id: &str,
         clock: SimClock,
@@ -60,8 +60,8 @@ impl Host {
         within(Duration::from_secs(60), self.elector.campaign("e")).await.unwrap()
     }
 
-    /// Starts a campaign and returns once its entry stands.
-    pub(crate) async fn wait_in_line(&self, store: &MemoryStore) -> tokio::task::JoinHandle<Leadership> {
+    /// Starts a campaign and returns once its entry exists.
+    pub(crate) async fn enter_queue(&self, store: &MemoryStore) -> tokio::task::JoinHandle<Leadership> {
         let before = store.entries("e").len();
         let elector = Arc::clone(&self.elector);
         let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
@@ -70,7 +70,7 @@ impl Host {
     }
 }
 
-/// Starts work that never ends by itself; true while it goes on, and what comes of it.
+/// Starts work that never ends by itself. Returns whether it is running, and its task.
 pub(crate) fn endless_work(
     leadership: &Leadership,
 ) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Result<(), Lost>>) {
@@ -80,8 +80,8 @@ pub(crate) fn endless_work(
             self.0.store(false, SeqCst);
         }
     }
-    let works = Arc::new(AtomicBool::new(true));
-    let (working, handle) = (Working(Arc::clone(&works)), leadership.handle());
+    let is_running = Arc::new(AtomicBool::new(true));
+    let (working, handle) = (Working(Arc::clone(&is_running)), leadership.handle());
     let work = tokio::spawn(async move {
         handle
             .run(async move {
@@ -90,22 +90,22 @@ pub(crate) fn endless_work(
             })
             .await
     });
-    (works, work)
+    (is_running, work)
 }
 
-/// Waits for a condition, for at most ten simulated minutes.
+/// Waits for a condition, for at most 10 simulated minutes.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
-    let looking = async {
+    let poll = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(600), looking).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(600), poll).await.is_err() {
         panic!("never: {what}");
     }
 }
 
-/// The outcome of `future`, within so much simulated time.
+/// The output of `future`. Panics unless it completes within this simulated time.
 pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(time, future).await {
         Ok(outcome) => outcome,
@@ -114,12 +114,12 @@ pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -
 }
 
 /// Lets simulated time pass.
-pub(crate) async fn pass(time: Duration) {
+pub(crate) async fn sleep(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Nothing of any candidate is left, once everything was closed.
-pub(crate) async fn nothing_left(store: &MemoryStore) {
+/// Waits until the store has no entry and no session.
+pub(crate) async fn assert_nothing_left(store: &MemoryStore) {
     until("no entry and no session is left", || store.entry_count() == 0 && store.sessions().is_empty())
         .await;
 }

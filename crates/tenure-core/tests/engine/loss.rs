@@ -1,18 +1,18 @@
-//! How leadership ends: promises S1 and S3.
+//! The loss of leadership: promises S1 and S3.
 
 use std::time::Duration;
 
 use tenure_core::{
     Connection, Elector, LossReason, OnDisconnect, SimClock,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
     spi::HeartbeatProof,
 };
 
-use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, pass, until, within};
+use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, sleep, until, within};
 
-/// Hazards G1, G25: a process that was stopped for longer than its TTL says no at its first check.
+/// Hazards G1, G25: in a process that was stopped for longer than its TTL, the first check denies leadership.
 #[tokio::test(start_paused = true)]
-async fn the_first_check_after_a_pause_says_no() {
+async fn the_first_check_after_a_pause_denies_leadership() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
@@ -22,9 +22,9 @@ async fn the_first_check_after_a_pause_says_no() {
     assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::Deadline);
 }
 
-/// Hazards G1, G25: the same within the grace period, before anybody else has noticed: no time is left to begin anything.
+/// Hazards G1, G25: also within the grace period, before the engine has noticed: no new side effect may begin.
 #[tokio::test(start_paused = true)]
-async fn the_first_check_within_the_grace_period_says_no() {
+async fn the_first_check_within_the_grace_period_denies_leadership() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
@@ -35,7 +35,7 @@ async fn the_first_check_within_the_grace_period_says_no() {
 
 /// Hazard G21: a leadership that was lost stays lost, whatever its elector does next.
 #[tokio::test(start_paused = true)]
-async fn an_old_guard_never_says_yes_again() {
+async fn an_old_guard_never_affirms_leadership_again() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let old = host.lead().await;
@@ -45,7 +45,7 @@ async fn an_old_guard_never_says_yes_again() {
     let new = host.lead().await;
     assert!(new.is_leader() && !old.is_leader());
     assert!(new.fencing_token() > old.fencing_token());
-    pass(TTL * 3).await;
+    sleep(TTL * 3).await;
     assert!(new.is_leader() && !old.is_leader());
 }
 
@@ -66,37 +66,37 @@ async fn a_leader_that_is_cut_off_stops_before_the_next_one_leads() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let first = a.lead().await;
-    let next = b.wait_in_line(&store).await;
-    pass(TTL * 5).await;
+    let next = b.enter_queue(&store).await;
+    sleep(TTL * 5).await;
     assert!(first.is_leader() && !next.is_finished());
 
     let cut = tokio::time::Instant::now();
     a.link.cut();
     assert_eq!(within(TTL, first.lost()).await, LossReason::Deadline);
     assert!(cut.elapsed() <= UNTIL_STOP);
-    assert!(!next.is_finished(), "nobody else leads yet");
+    assert!(!next.is_finished(), "another candidate leads already");
     let second = within(TTL * 2, next).await.unwrap();
     assert!(!first.is_leader() && second.is_leader());
     assert!(second.fencing_token() > first.fencing_token());
 }
 
-/// Hazard G2: a late answer to a heartbeat extends the deadline from when it was asked, not from when it came.
+/// Hazard G2: a late answer to a heartbeat extends the deadline from the request, not from the answer.
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_counts_from_its_question() {
+async fn a_late_answer_counts_from_its_request() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
-    host.link.set(&[Op::Heartbeat], Side::Answer, Path::Delay(Duration::from_secs(3)));
+    host.link.set(&[Op::Heartbeat], Direction::Response, Delivery::Delay(Duration::from_secs(3)));
     let before = leadership.remaining();
     until("the deadline has moved", || leadership.remaining() > before - Duration::from_secs(6)).await;
     for _ in 0..100 {
         assert!(leadership.remaining() <= UNTIL_DEADLINE);
-        pass(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
     let mut most = Duration::ZERO;
     for _ in 0..2_000 {
         most = most.max(leadership.remaining());
-        pass(Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     assert!(
         most <= UNTIL_DEADLINE - Duration::from_millis(2_900),
@@ -104,23 +104,23 @@ async fn a_late_answer_counts_from_its_question() {
     );
 }
 
-/// Hazards E14, Z18: a member that is cut off from its peers answers; without confirmation its
-/// answers move no deadline.
+/// Hazards E14, Z18: a member that is partitioned from its peers answers. Without confirmation its answers do not extend the
+/// deadline.
 #[tokio::test(start_paused = true)]
 async fn an_unconfirmed_heartbeat_moves_no_deadline() {
     let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let first = a.lead().await;
-    let next = b.wait_in_line(&store).await;
-    pass(TTL).await;
-    a.link.lie(true);
+    let next = b.enter_queue(&store).await;
+    sleep(TTL).await;
+    a.link.isolate_member(true);
     let from = tokio::time::Instant::now();
     assert_eq!(within(TTL, first.lost()).await, LossReason::Deadline);
     assert!(from.elapsed() <= UNTIL_STOP && !next.is_finished());
     within(TTL * 2, next).await.unwrap();
 }
 
-/// Hazard Z18: where a later heartbeat is the confirmation, the deadline follows the one before.
+/// Hazard Z18: if a later heartbeat is the confirmation, the deadline is counted from the one before.
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_confirmed_by_the_next_one_is_credited_from_its_own_sending() {
     let gap = TTL / 4;
@@ -128,35 +128,35 @@ async fn a_heartbeat_confirmed_by_the_next_one_is_credited_from_its_own_sending(
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     for _ in 0..500 {
-        pass(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
         assert!(leadership.is_leader());
     }
     let mut most = Duration::ZERO;
     for _ in 0..500 {
-        pass(Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
         most = most.max(leadership.remaining());
     }
     assert!(most <= UNTIL_DEADLINE - gap, "{most:?}");
 }
 
-/// Hazard Z18: the answer to a single write came just before the member was cut off, and its
-/// touch of the session was never relayed.
+/// Hazard Z18: a single write was answered just before the member was partitioned, and its extension of the session was never
+/// relayed.
 #[tokio::test(start_paused = true)]
 async fn the_answer_to_a_single_write_moves_no_deadline() {
     for millis in (0..10_000).step_by(250) {
         let store = MemoryStore::with_proof(HeartbeatProof::NextHeartbeat { gap: TTL / 4 });
         let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
         let first = a.lead().await;
-        let next = b.wait_in_line(&store).await;
-        pass(TTL + Duration::from_millis(millis)).await;
-        a.link.lie(true);
+        let next = b.enter_queue(&store).await;
+        sleep(TTL + Duration::from_millis(millis)).await;
+        a.link.isolate_member(true);
         within(TTL, first.lost()).await;
-        assert!(!next.is_finished(), "cut off {millis} ms after the tenth second");
+        assert!(!next.is_finished(), "partitioned {millis} ms after 10 s");
         within(TTL * 2, next).await.unwrap();
     }
 }
 
-/// Hazards E4, E16: a restart, an election or a slow moment of the store is ridden out.
+/// Hazards E4, E16: a restart, a leader election or a short stall of the store costs no leadership.
 #[tokio::test(start_paused = true)]
 async fn leadership_survives_an_outage_shorter_than_the_deadline() {
     for proof in
@@ -165,34 +165,34 @@ async fn leadership_survives_an_outage_shorter_than_the_deadline() {
         let store = MemoryStore::with_proof(proof);
         let host = Host::new(&store, "a");
         let leadership = host.lead().await;
-        pass(TTL * 2).await;
-        host.link.set(&Op::ALL, Side::Request, Path::Refuse);
-        pass(Duration::from_millis(2_400)).await;
+        sleep(TTL * 2).await;
+        host.link.set(&Op::ALL, Direction::Request, Delivery::Fail);
+        sleep(Duration::from_millis(2_400)).await;
         assert_eq!(host.elector.status().connection, Connection::Retrying, "{proof:?}");
         assert!(leadership.is_leader());
         store.begin_epoch();
         host.link.heal();
-        pass(TTL * 3).await;
+        sleep(TTL * 3).await;
         assert!(leadership.is_leader(), "{proof:?}");
         assert_eq!(host.elector.status().connection, Connection::Connected);
         assert!(host.elector.status().last_error.is_some_and(|error| error.contains("connection was reset")));
     }
 }
 
-/// The strict policy: the first failed heartbeat ends the leadership.
+/// `OnDisconnect::StepDown`: the first failed heartbeat ends the leadership.
 #[tokio::test(start_paused = true)]
 async fn a_strict_leader_gives_up_with_the_first_failed_heartbeat() {
     let store = MemoryStore::new();
     let host = Host::with(&store, "a", SimClock::new(), |c| c.with_on_disconnect(OnDisconnect::StepDown));
     let leadership = host.lead().await;
-    host.link.set(&[Op::Heartbeat], Side::Request, Path::Refuse);
+    host.link.set(&[Op::Heartbeat], Direction::Request, Delivery::Fail);
     assert_eq!(
         within(TTL / 3 + Duration::from_millis(10), leadership.lost()).await,
         LossReason::Disconnected
     );
 }
 
-/// Hazards G12, E1, E2: the leader's entry was deleted by somebody else.
+/// Hazards G12, E1, E2: the entry of the leader was deleted by an operator or another program.
 #[tokio::test(start_paused = true)]
 async fn a_leader_whose_entry_was_deleted_leads_no_more() {
     let store = MemoryStore::new();
@@ -203,25 +203,25 @@ async fn a_leader_whose_entry_was_deleted_leads_no_more() {
     assert!(!leadership.is_leader());
 }
 
-/// Hazards G12, E2: also when the watch on the entry says nothing: the confirming read looks for it.
+/// Hazards G12, E2: also when the watch on the entry reports nothing: the confirming read looks for the entry.
 #[tokio::test(start_paused = true)]
-async fn a_confirming_read_misses_a_deleted_entry() {
+async fn a_confirming_read_detects_a_deleted_entry() {
     let store = MemoryStore::with_proof(HeartbeatProof::Read);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
-    host.link.set(&[Op::Watch], Side::Answer, Path::Lose);
+    host.link.set(&[Op::Watch], Direction::Response, Delivery::Drop);
     store.delete_entry("e", leadership.fencing_token().get());
     assert_eq!(within(TTL / 2, leadership.lost()).await, LossReason::EntryGone);
 }
 
-/// Hazards E12, E13, Z3: the store says that the session is dead.
+/// Hazards E12, E13, Z3: the store says that the session has ended.
 #[tokio::test(start_paused = true)]
-async fn a_session_that_the_store_declares_dead_ends_its_leaderships() {
+async fn a_session_that_the_store_has_ended_ends_its_leaderships() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let one = host.lead().await;
     let two = host.elector.campaign("another").await.unwrap();
-    host.link.set(&[Op::Watch], Side::Answer, Path::Lose);
+    host.link.set(&[Op::Watch], Direction::Response, Delivery::Drop);
     store.expire_session(store.sessions()[0]);
     assert_eq!(within(TTL / 2, one.lost()).await, LossReason::SessionExpired);
     assert_eq!(two.loss(), Some(LossReason::SessionExpired));
@@ -238,22 +238,22 @@ async fn a_slow_clock_within_the_bound_never_overlaps() {
     let slow = Host::with(&store, "slow", SimClock::with_rate(0.91), |c| c);
     let other = Host::new(&store, "other");
     let first = slow.lead().await;
-    let next = other.wait_in_line(&store).await;
-    pass(TTL * 3).await;
+    let next = other.enter_queue(&store).await;
+    sleep(TTL * 3).await;
     slow.link.cut();
     first.lost().await;
     assert!(!next.is_finished() && store.entries("e").len() == 2);
     next.await.unwrap();
 }
 
-/// Promise L1: after a crash, the next in line leads within the TTL.
+/// Promise L1: after a crash, the next in the queue leads within the TTL.
 #[tokio::test(start_paused = true)]
-async fn somebody_leads_within_the_ttl_of_a_crash() {
+async fn a_candidate_leads_within_the_ttl_of_a_crash() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let _first = a.lead().await;
-    let next = b.wait_in_line(&store).await;
-    pass(TTL * 2).await;
+    let next = b.enter_queue(&store).await;
+    sleep(TTL * 2).await;
     a.link.cut();
     let leadership = within(TTL + Duration::from_millis(10), next).await.unwrap();
     assert!(leadership.is_leader());

@@ -1,30 +1,30 @@
-//! The engine's rules over the simulated store, in simulated time. Each hazard's number
-//! stands in the doc comment of the test that shows it.
+//! Tests of the engine's rules with the in-memory store, in simulated time. The doc comment of a test contains the numbers of
+//! the hazards that it covers.
 
-mod asked;
 #[cfg(tenure_mutants)]
 mod broken;
 mod chaos;
 mod closing;
 mod election_status;
 mod entering;
-mod faulty;
-mod ghosts;
+mod faulty_backend;
 mod heartbeats;
 mod hierarchy;
 mod host;
+mod late_entries;
 mod loss;
+mod observing;
 mod order;
 mod overrun;
 mod panics;
 mod races;
+mod resign_requests;
 mod row_store;
 mod runner;
 mod sequences;
 mod settings;
+mod shared_session;
 mod shutdown;
-mod together;
 mod tracing;
-mod watching;
 mod withdrawal;
 mod work;

@@ -1,23 +1,23 @@
-//! Who leads, and in which order: promises S2 and L2.
+//! The order of succession: promises S2 and L2.
 
 use std::{sync::Arc, time::Duration};
 
 use tenure_core::{Elector, FencingToken, memory::MemoryStore};
 
-use crate::host::{Host, TTL, nothing_left, pass, until, within};
+use crate::host::{Host, TTL, assert_nothing_left, sleep, until, within};
 
 #[tokio::test(start_paused = true)]
 async fn leadership_follows_the_order_of_arrival_with_rising_tokens() {
     let store = MemoryStore::new();
     let hosts: Vec<_> = (0..10).map(|n| Host::new(&store, &format!("c{n}"))).collect();
-    let mut line = Vec::new();
+    let mut queue = Vec::new();
     for host in &hosts {
-        line.push(host.wait_in_line(&store).await);
+        queue.push(host.enter_queue(&store).await);
     }
     let names: Vec<_> = hosts[0].elector.candidates("e").await.unwrap().into_iter().map(|c| c.id).collect();
     assert_eq!(names, (0..10).map(|n| format!("c{n}")).collect::<Vec<_>>());
     let mut last: Option<FencingToken> = None;
-    for (n, campaign) in line.into_iter().enumerate() {
+    for (n, campaign) in queue.into_iter().enumerate() {
         let leadership = within(TTL, campaign).await.unwrap();
         assert_eq!(leadership.candidate().as_str(), format!("c{n}"));
         assert!(last < Some(leadership.fencing_token()));
@@ -26,24 +26,24 @@ async fn leadership_follows_the_order_of_arrival_with_rising_tokens() {
     }
 }
 
-/// The middle candidate leaves: its neighbour is not promoted.
+/// A candidate in the middle of the queue leaves: its successor is not promoted.
 #[tokio::test(start_paused = true)]
-async fn a_departure_in_the_middle_promotes_nobody() {
+async fn a_departure_in_the_middle_promotes_no_candidate() {
     let store = MemoryStore::new();
     let hosts: Vec<_> = (0..3).map(|n| Host::new(&store, &format!("c{n}"))).collect();
     let leadership = hosts[0].lead().await;
-    let middle = hosts[1].wait_in_line(&store).await;
-    let last = hosts[2].wait_in_line(&store).await;
+    let middle = hosts[1].enter_queue(&store).await;
+    let last = hosts[2].enter_queue(&store).await;
     middle.abort();
-    until("the middle one has left", || store.entries("e").len() == 2).await;
-    pass(TTL * 2).await;
+    until("the candidate in the middle has left", || store.entries("e").len() == 2).await;
+    sleep(TTL * 2).await;
     assert!(leadership.is_leader() && !last.is_finished());
     leadership.resign().await.unwrap();
     within(Duration::from_millis(200), last).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn trying_does_not_wait() {
+async fn try_campaign_does_not_wait() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let leadership = a.elector.try_campaign("e").await.unwrap().unwrap();
@@ -62,7 +62,7 @@ async fn campaigns_of_one_elector_wait_for_each_other() {
     let first = host.lead().await;
     let elector = Arc::clone(&host.elector);
     let second = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
-    pass(TTL).await;
+    sleep(TTL).await;
     assert!(!second.is_finished() && store.entries("e").len() == 1);
     first.resign().await.unwrap();
     assert!(within(TTL, second).await.unwrap().is_leader());
@@ -77,7 +77,7 @@ async fn all_elections_of_an_elector_share_one_session() {
         held.push(host.elector.campaign(&format!("e{n}")).await.unwrap());
     }
     assert_eq!((store.sessions().len(), store.entry_count()), (1, 100));
-    pass(TTL * 3).await;
+    sleep(TTL * 3).await;
     assert!(held.iter().all(|leadership| leadership.is_leader()));
     host.link.cut();
     for leadership in &held {
@@ -87,7 +87,7 @@ async fn all_elections_of_an_elector_share_one_session() {
 
 /// Hazard G18: elections whose names begin alike do not touch each other.
 #[tokio::test(start_paused = true)]
-async fn elections_with_like_names_are_apart() {
+async fn elections_with_a_common_name_prefix_are_separate() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let one = a.elector.campaign("e").await.unwrap();
@@ -95,45 +95,45 @@ async fn elections_with_like_names_are_apart() {
     assert!(one.is_leader() && two.is_leader());
 }
 
-/// Ten candidates, an outage, nobody leads; the store is back, and exactly one does.
+/// Ten candidates and an outage, in which no candidate leads. After it, exactly one leads.
 #[tokio::test(start_paused = true)]
 async fn after_an_outage_exactly_one_leads() {
     let store = MemoryStore::new();
     let hosts: Vec<_> = (0..10).map(|n| Host::new(&store, &format!("c{n}"))).collect();
     let leadership = hosts[0].lead().await;
-    let mut line = Vec::new();
+    let mut queue = Vec::new();
     for host in &hosts[1..] {
-        line.push(host.wait_in_line(&store).await);
+        queue.push(host.enter_queue(&store).await);
     }
     for host in &hosts {
         host.link.cut();
     }
-    pass(TTL * 2).await;
-    assert!(!leadership.is_leader() && line.iter().all(|c| !c.is_finished()));
+    sleep(TTL * 2).await;
+    assert!(!leadership.is_leader() && queue.iter().all(|c| !c.is_finished()));
     drop(leadership);
     for host in &hosts {
         host.link.heal();
     }
-    until("somebody leads", || line.iter().any(|c| c.is_finished())).await;
-    pass(TTL * 5).await;
-    assert_eq!(line.iter().filter(|c| c.is_finished()).count(), 1);
+    until("a candidate leads", || queue.iter().any(|c| c.is_finished())).await;
+    sleep(TTL * 5).await;
+    assert_eq!(queue.iter().filter(|c| c.is_finished()).count(), 1);
     assert_eq!(store.entries("e").len(), 9, "exactly one entry for each candidate");
 }
 
-/// Hazard Z5: the store was wiped; the election recovers.
+/// Hazard Z5: the store was wiped. The election recovers.
 #[tokio::test(start_paused = true)]
 async fn an_election_recovers_from_a_wiped_store() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let leadership = a.lead().await;
-    let next = b.wait_in_line(&store).await;
+    let next = b.enter_queue(&store).await;
     store.wipe();
     within(TTL, leadership.lost()).await;
     let second = within(TTL * 2, next).await.unwrap();
     assert!(second.is_leader() && second.fencing_token() > leadership.fencing_token());
 }
 
-/// No store at the start: elected once it comes.
+/// The store is down at first: the candidate leads once it is up.
 #[tokio::test(start_paused = true)]
 async fn a_campaign_waits_for_its_store() {
     let store = MemoryStore::new();
@@ -141,21 +141,21 @@ async fn a_campaign_waits_for_its_store() {
     host.link.cut();
     let elector = Arc::clone(&host.elector);
     let campaign = tokio::spawn(async move { elector.campaign("e").await.unwrap() });
-    pass(Duration::from_secs(300)).await;
+    sleep(Duration::from_secs(300)).await;
     assert!(!campaign.is_finished());
     host.link.heal();
     assert!(within(TTL, campaign).await.unwrap().is_leader());
 }
 
-/// Whoever has resigned may stand again at once, also without waiting.
+/// After a resignation the same elector can campaign again at once, also with `try_campaign`.
 #[tokio::test(start_paused = true)]
-async fn a_place_is_free_once_a_resignation_is_confirmed() {
+async fn an_election_is_free_once_a_resignation_is_confirmed() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     for _ in 0..100 {
         let leadership = host.elector.try_campaign("e").await.unwrap();
-        leadership.expect("nobody else stands").resign().await.unwrap();
+        leadership.expect("the election is not free").resign().await.unwrap();
     }
     host.elector.close().await;
-    nothing_left(&store).await;
+    assert_nothing_left(&store).await;
 }

@@ -1,4 +1,4 @@
-//! Work that goes on past its deadline: who notices, and what is reported.
+//! Work that runs past its deadline, and how it is reported.
 
 use std::{
     sync::{
@@ -10,9 +10,9 @@ use std::{
 
 use tenure_core::{Config, Elector, OnOverrun, SimClock, StoreElector, memory::MemoryStore};
 
-use crate::host::{Host, TTL, pass};
+use crate::host::{Host, TTL, sleep};
 
-/// Blocks the only worker of the runtime, as work must not, until `condition` holds.
+/// Blocks the only worker of the runtime until `condition` holds.
 fn block_until(what: &str, condition: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !condition() {
@@ -21,7 +21,7 @@ fn block_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Hazard G4: an overrun hook that panics does not take the watchdog with it.
+/// Hazard G4: an overrun hook that panics does not stop the watchdog.
 #[test]
 fn the_watchdog_survives_a_hook_that_panics() {
     let overruns = Arc::new(AtomicUsize::new(0));
@@ -39,7 +39,8 @@ fn the_watchdog_survives_a_hook_that_panics() {
         let elector = StoreElector::new(Arc::new(backend), config).unwrap();
         let leadership = elector.campaign("e").await.unwrap();
         link.cut();
-        let blocked = async { block_until("the overrun is seen", || overruns.load(Ordering::SeqCst) == 1) };
+        let blocked =
+            async { block_until("the overrun is reported", || overruns.load(Ordering::SeqCst) == 1) };
         leadership.run(blocked).await.unwrap();
         link.heal();
         drop(leadership);
@@ -47,14 +48,14 @@ fn the_watchdog_survives_a_hook_that_panics() {
         let leadership = elector.campaign("e").await.unwrap();
         link.cut();
         let token = leadership.cancellation_token();
-        let blocked = async { block_until("the work is told to stop", || token.is_cancelled()) };
+        let blocked = async { block_until("the work is cancelled", || token.is_cancelled()) };
         leadership.run(blocked).await.unwrap();
     });
 }
 
-/// Work that nobody polls does nothing, and is no overrun.
+/// Work that is not polled has no effect, and is no overrun.
 #[tokio::test(start_paused = true)]
-async fn work_that_nobody_polls_is_not_reported() {
+async fn work_that_is_not_polled_is_no_overrun() {
     let store = MemoryStore::new();
     let overruns = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&overruns);
@@ -67,7 +68,7 @@ async fn work_that_nobody_polls_is_not_reported() {
     let mut running = std::pin::pin!(leadership.run(std::future::pending::<()>()));
     assert!(futures::poll!(running.as_mut()).is_pending());
     host.link.cut();
-    pass(TTL * 2).await;
+    sleep(TTL * 2).await;
     running.await.unwrap_err();
     assert_eq!(overruns.load(Ordering::SeqCst), 0);
 }

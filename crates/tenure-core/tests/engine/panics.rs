@@ -1,4 +1,4 @@
-//! Backends that panic and runtimes that vanish: nobody waits for ever, and no entry stays.
+//! Backends that panic and runtimes that are dropped: no call hangs, and no entry is left.
 
 use std::{
     sync::{
@@ -11,20 +11,20 @@ use std::{
 use tenure_core::{Config, Elector, Error, LossReason, SimClock, StoreElector, memory::MemoryStore};
 
 use crate::{
-    faulty::{self, Call},
-    host::{Host, TTL, nothing_left, until, within},
+    faulty_backend::{self, Call},
+    host::{Host, TTL, assert_nothing_left, until, within},
 };
 
-/// A host whose backend panics at the first such call.
+/// A host whose backend panics at the first call of this kind.
 fn panics_once(store: &MemoryStore, at: Call) -> Host {
     let armed = AtomicBool::new(true);
-    faulty::host(store, "a", move |call| {
+    faulty_backend::host(store, "a", move |call| {
         assert!(call != at || !armed.swap(false, Ordering::SeqCst), "a bug in the backend's {call:?}");
         Ok(())
     })
 }
 
-/// A panic while the session is opened reaches the campaign, and the next one opens another.
+/// A panic while the session is opened reaches the campaign. The next campaign opens another session.
 #[tokio::test(start_paused = true)]
 async fn a_panic_while_opening_reaches_the_campaign() {
     let store = MemoryStore::new();
@@ -34,7 +34,7 @@ async fn a_panic_while_opening_reaches_the_campaign() {
     assert!(within(TTL, host.lead()).await.is_leader());
 }
 
-/// A panic while entering reaches the campaign, and the next one leads.
+/// A panic while entering reaches the campaign. The next campaign leads.
 #[tokio::test(start_paused = true)]
 async fn a_panic_while_entering_reaches_the_campaign() {
     let store = MemoryStore::new();
@@ -44,20 +44,20 @@ async fn a_panic_while_entering_reaches_the_campaign() {
     assert!(within(TTL, host.lead()).await.is_leader());
 }
 
-/// Hazards G10, G16: a panic in the watch on the own entry ends the leadership; its entry blocks nobody.
+/// Hazards G10, G16: a panic in the watch on the own entry ends the leadership, and the entry is removed.
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_the_watch_ends_the_leadership() {
     let store = MemoryStore::new();
-    let host = panics_once(&store, Call::WaitGone);
+    let host = panics_once(&store, Call::WaitDeleted);
     let leadership = host.lead().await;
     assert_eq!(within(TTL, leadership.lost()).await, LossReason::SessionGivenUp);
-    until("the entry is gone, though its guard is held", || store.entries("e").is_empty()).await;
+    until("the entry is gone although its guard is held", || store.entries("e").is_empty()).await;
     let error = within(TTL, leadership.resign()).await.unwrap_err();
     assert!(matches!(error, Error::Lost(lost) if lost.reason == LossReason::SessionGivenUp), "{error}");
     assert!(within(TTL, host.lead()).await.is_leader());
 }
 
-/// Hazard G10: a panic while the entry is removed ends the session, and the entry goes with it.
+/// Hazard G10: a panic while the entry is removed ends the session, which removes the entry.
 #[tokio::test(start_paused = true)]
 async fn a_panic_while_leaving_leaves_nothing() {
     let store = MemoryStore::new();
@@ -68,20 +68,20 @@ async fn a_panic_while_leaving_leaves_nothing() {
     assert!(within(TTL, host.lead()).await.is_leader());
 }
 
-/// Hazard G10: a guard that is dropped instead leaves nothing either.
+/// Hazard G10: the same when the guard is dropped instead of resigned.
 #[tokio::test(start_paused = true)]
 async fn a_panic_after_the_guard_was_dropped_leaves_nothing() {
     let store = MemoryStore::new();
-    for call in [Call::WaitGone, Call::Leave] {
+    for call in [Call::WaitDeleted, Call::Leave] {
         let host = panics_once(&store, call);
         drop(host.lead().await);
         until("the entry is gone", || store.entries("e").is_empty()).await;
         within(TTL, host.elector.close()).await;
-        nothing_left(&store).await;
+        assert_nothing_left(&store).await;
     }
 }
 
-/// A panic in a heartbeat ends the session; resigning and closing return.
+/// A panic in a heartbeat ends the session. `resign` and `close` return.
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_heartbeat_ends_the_session() {
     let store = MemoryStore::new();
@@ -92,10 +92,10 @@ async fn a_panic_of_a_heartbeat_ends_the_session() {
     assert!(within(TTL, host.lead()).await.is_leader());
     within(TTL, host.elector.close()).await;
     assert_eq!(host.elector.status().session, None);
-    nothing_left(&store).await;
+    assert_nothing_left(&store).await;
 }
 
-/// A panic while the session is closed neither keeps `close` waiting nor its session shown.
+/// After a panic while the session is closed, `close` returns and the status shows no session.
 #[tokio::test(start_paused = true)]
 async fn a_panic_while_closing_does_not_hang() {
     let store = MemoryStore::new();
@@ -103,14 +103,14 @@ async fn a_panic_while_closing_does_not_hang() {
     drop(host.lead().await);
     within(TTL, host.elector.close()).await;
     assert_eq!(host.elector.status().session, None);
-    nothing_left(&store).await;
+    assert_nothing_left(&store).await;
 }
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
 
-/// The runtime that led is gone: on another one, resigning and closing return.
+/// The runtime of the engine was dropped: on another one, `resign` and `close` return.
 #[test]
 fn a_resignation_outlives_its_runtime() {
     let store = MemoryStore::new();
@@ -129,9 +129,9 @@ fn a_resignation_outlives_its_runtime() {
     });
 }
 
-/// The runtime that was opening a session is gone: a campaign on another one opens one itself.
+/// The runtime that was opening a session was dropped: a campaign on another one opens one itself.
 #[test]
-fn an_opening_that_was_cut_short_is_begun_anew() {
+fn an_interrupted_opening_is_repeated() {
     let backend = MemoryStore::new().backend();
     let link = backend.link().clone();
     link.cut();

@@ -1,4 +1,4 @@
-//! What happens between two steps that look like one.
+//! Races between two steps that look atomic.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,28 +12,28 @@ use tenure_core::{
 };
 use tokio::runtime::Runtime;
 
-use crate::host::{TTL, pass, until};
+use crate::host::{TTL, sleep, until};
 
-type Meanwhile = Box<dyn FnOnce() + Send>;
+type Interruption = Box<dyn FnOnce() + Send>;
 
-/// A clock during whose reading something happens, once: its reader's thread was preempted there.
-struct Preempting {
+/// A clock that runs a function once while it is read, as if the reading thread were preempted there.
+struct PreemptingClock {
     clock: SimClock,
-    meanwhile: Mutex<Option<Meanwhile>>,
+    interruption: Mutex<Option<Interruption>>,
 }
 
-impl std::fmt::Debug for Preempting {
+impl std::fmt::Debug for PreemptingClock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.clock.fmt(f)
     }
 }
 
 #[async_trait]
-impl Clock for Preempting {
+impl Clock for PreemptingClock {
     fn now(&self) -> BootInstant {
-        let meanwhile = self.meanwhile.lock().unwrap().take();
-        if let Some(meanwhile) = meanwhile {
-            meanwhile();
+        let interruption = self.interruption.lock().unwrap().take();
+        if let Some(interruption) = interruption {
+            interruption();
         }
         self.clock.now()
     }
@@ -42,61 +42,61 @@ impl Clock for Preempting {
         self.clock.wall()
     }
 
-    async fn sleep_until(&self, moment: BootInstant) {
-        self.clock.sleep_until(moment).await;
+    async fn sleep_until(&self, deadline: BootInstant) {
+        self.clock.sleep_until(deadline).await;
     }
 }
 
 /// A runtime whose tasks run only under `block_on`, and an elector whose clock can be read outside of it.
-fn stage(store: &MemoryStore) -> (Arc<Runtime>, Arc<Preempting>, StoreElector) {
+fn setup(store: &MemoryStore) -> (Arc<Runtime>, Arc<PreemptingClock>, StoreElector) {
     let simulated = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = Arc::new(simulated.unwrap());
     let _entered = runtime.enter();
-    let clock = Arc::new(Preempting { clock: SimClock::new(), meanwhile: Mutex::default() });
+    let clock = Arc::new(PreemptingClock { clock: SimClock::new(), interruption: Mutex::default() });
     let config = Config::new().with_ttl(TTL);
     let elector = StoreElector::with_clock(Arc::new(store.backend()), config, clock.clone()).unwrap();
     (Arc::clone(&runtime), clock, elector)
 }
 
-/// Hazards G5, G9: the guard is dropped while another thread begins its work, between the check and
-/// the first poll; the entry stays until that work is over.
+/// Hazards G5, G9: the guard is dropped while another thread starts work, between the check and the first poll. The entry stays
+/// until that work has stopped.
 #[test]
 fn work_that_begins_while_its_guard_is_dropped_holds_the_entry() {
     let store = MemoryStore::new();
-    let (runtime, clock, elector) = stage(&store);
+    let (runtime, clock, elector) = setup(&store);
     let _entered = runtime.enter();
     let leadership = runtime.block_on(elector.campaign("e")).unwrap();
     let (handle, token) = (leadership.handle(), leadership.fencing_token().get());
     let others = Arc::clone(&runtime);
-    *clock.meanwhile.lock().unwrap() = Some(Box::new(move || {
+    *clock.interruption.lock().unwrap() = Some(Box::new(move || {
         drop(leadership);
-        others.block_on(pass(Duration::from_secs(1)));
+        others.block_on(sleep(Duration::from_secs(1)));
     }));
 
-    let stands = || store.entries("e").iter().any(|entry| entry.revision == token);
-    let outcome = handle.run(async { stands() }).now_or_never();
-    assert!(clock.meanwhile.lock().unwrap().is_none(), "the guard was dropped meanwhile");
+    let entry_exists = || store.entries("e").iter().any(|entry| entry.revision == token);
+    let outcome = handle.run(async { entry_exists() }).now_or_never();
+    assert!(clock.interruption.lock().unwrap().is_none(), "the guard was dropped meanwhile");
     assert_ne!(outcome, Some(Ok(false)), "work began without an entry");
-    runtime.block_on(until("the entry is gone", || !stands()));
+    runtime.block_on(until("the entry is gone", || !entry_exists()));
 }
 
-/// Hazard G14: the elector is closed while the leadership is about to be given back, and somebody is told so.
-/// Nobody is told another reason afterwards.
+/// Hazard G14: the elector is closed while the leadership is about to be resigned, and the loss reason is read then. It does not
+/// change afterwards.
 #[test]
-fn a_reason_that_was_told_stays() {
+fn a_reported_loss_reason_stays() {
     let store = MemoryStore::new();
-    let (runtime, clock, elector) = stage(&store);
+    let (runtime, clock, elector) = setup(&store);
     let _entered = runtime.enter();
     let leadership = runtime.block_on(elector.campaign("e")).unwrap();
     let (handle, others) = (leadership.handle(), Arc::clone(&runtime));
-    *clock.meanwhile.lock().unwrap() = Some(Box::new(move || {
+    *clock.interruption.lock().unwrap() = Some(Box::new(move || {
         let closing = tokio::time::timeout(Duration::from_secs(1), elector.close());
         others.block_on(closing).expect_err("the guard is still held");
         assert_eq!(handle.loss(), Some(LossReason::Closed));
     }));
 
     leadership.begin_resign();
-    assert!(clock.meanwhile.lock().unwrap().is_none(), "the elector was closed meanwhile");
+    assert!(clock.interruption.lock().unwrap().is_none(), "the elector was closed meanwhile");
     assert_eq!(leadership.loss(), Some(LossReason::Closed));
     assert!(runtime.block_on(leadership.resign()).is_err());
 }

@@ -1,4 +1,4 @@
-//! `run_while_leader`: one loop that ends only on shutdown or what cannot get better.
+//! `run_while_leader`: a loop that ends only on shutdown or a permanent error.
 
 use std::{
     sync::{
@@ -18,11 +18,11 @@ use tenure_core::{
 use tokio::sync::oneshot;
 
 use crate::{
-    faulty::{self, Call},
-    host::{Host, TTL, nothing_left, pass, until, within},
+    faulty_backend::{self, Call},
+    host::{Host, TTL, assert_nothing_left, sleep, until, within},
 };
 
-/// Hazard G7: after every loss it campaigns again.
+/// Hazard G7: `run_while_leader` campaigns again after every loss.
 #[tokio::test(start_paused = true)]
 async fn it_campaigns_again_after_every_loss() {
     let store = MemoryStore::new();
@@ -45,7 +45,7 @@ async fn it_campaigns_again_after_every_loss() {
     });
     for n in 1..=5 {
         until("it leads", || tokens.lock().unwrap().len() == n).await;
-        pass(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(1)).await;
         match n % 3 {
             0 => assert!(store.expire_session(store.sessions()[0])),
             1 => assert!(store.delete_entry("e", store.entries("e")[0].revision)),
@@ -59,57 +59,57 @@ async fn it_campaigns_again_after_every_loss() {
     assert!(store.entries("e").is_empty());
 }
 
-/// Hazard G15: work that fails at once is not begun again at once, for ever.
+/// Hazard G15: work that fails at once is restarted with backoff.
 #[tokio::test(start_paused = true)]
 async fn failed_work_backs_off() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let terms = AtomicUsize::new(0);
     host.elector
-        .run_while_leader("e", pass(Duration::from_secs(600)), |_| {
+        .run_while_leader("e", sleep(Duration::from_secs(600)), |_| {
             terms.fetch_add(1, Ordering::SeqCst);
             async { Err("broken".into()) }
         })
         .await
         .unwrap();
     let terms = terms.into_inner();
-    assert!((15..=60).contains(&terms), "{terms} terms in ten minutes");
+    assert!((15..=60).contains(&terms), "{terms} terms in 10 min");
 }
 
-/// Hazard G15: whatever ends every term at once does not end terms at once, for ever.
+/// Hazard G15: terms that are lost at once are restarted with backoff.
 #[tokio::test(start_paused = true)]
 async fn short_terms_back_off() {
     let store = MemoryStore::new();
     let entered = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&entered);
-    let host = faulty::host(&store, "a", move |call| match call {
+    let host = faulty_backend::host(&store, "a", move |call| match call {
         Call::Enter => {
-            assert!(counted.fetch_add(1, Ordering::SeqCst) < 10_000, "it spins");
+            assert!(counted.fetch_add(1, Ordering::SeqCst) < 10_000, "a busy loop");
             Ok(())
         }
-        Call::WaitGone => Err(BackendError::new(BackendErrorKind::EntryGone, "not ours")),
+        Call::WaitDeleted => Err(BackendError::new(BackendErrorKind::EntryGone, "not of this session")),
         _ => Ok(()),
     });
-    let shutdown = pass(Duration::from_secs(10));
+    let shutdown = sleep(Duration::from_secs(10));
     let work = |leadership: LeadershipHandle| async move {
         leadership.lost().await;
         Ok(())
     };
     host.elector.run_while_leader("e", shutdown, work).await.unwrap();
     let terms = entered.load(Ordering::SeqCst);
-    assert!((3..100).contains(&terms), "{terms} terms in ten seconds");
+    assert!((3..100).contains(&terms), "{terms} terms in 10 s");
 }
 
-/// A leader whose work fails hands over.
+/// A leader whose work fails resigns, and its successor leads.
 #[tokio::test(start_paused = true)]
-async fn failed_work_hands_over() {
+async fn failed_work_leads_to_a_handover() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let elector = Arc::clone(&a.elector);
     let runner = tokio::spawn(async move {
         elector
             .run_while_leader("e", std::future::pending(), |_| async {
-                pass(Duration::from_secs(1)).await;
+                sleep(Duration::from_secs(1)).await;
                 Err("broken".into())
             })
             .await
@@ -122,18 +122,18 @@ async fn failed_work_hands_over() {
     until("the runner has withdrawn", || store.entries("e").len() == 1).await;
 }
 
-/// Shutdown: the work is told, waited for, and only then is the entry removed.
+/// A shutdown cancels the work, waits for it, and only then removes the entry.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_stops_the_work_and_resigns() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let cleaned = AtomicUsize::new(0);
     host.elector
-        .run_while_leader("e", pass(Duration::from_secs(5)), |leadership| {
+        .run_while_leader("e", sleep(Duration::from_secs(5)), |leadership| {
             let (cleaned, store) = (&cleaned, store.clone());
             async move {
                 assert_eq!(leadership.lost().await, LossReason::Resigned);
-                pass(Duration::from_secs(2)).await;
+                sleep(Duration::from_secs(2)).await;
                 assert_eq!(store.entries("e").len(), 1);
                 cleaned.fetch_add(1, Ordering::SeqCst);
                 Ok(())
@@ -144,51 +144,51 @@ async fn a_shutdown_stops_the_work_and_resigns() {
     assert_eq!(cleaned.into_inner(), 1);
     assert!(store.entries("e").is_empty());
     host.elector.close().await;
-    nothing_left(&store).await;
+    assert_nothing_left(&store).await;
 }
 
-/// A shutdown while waiting one's turn leaves no entry.
+/// A shutdown while the candidate waits leaves no entry.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_while_waiting_withdraws() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let _leadership = a.lead().await;
     b.elector
-        .run_while_leader("e", pass(Duration::from_secs(5)), |_| async { panic!("it never leads") })
+        .run_while_leader("e", sleep(Duration::from_secs(5)), |_| async { panic!("it never leads") })
         .await
         .unwrap();
     until("the candidate has withdrawn", || store.entries("e").len() == 1).await;
 }
 
-/// A store that refuses us, at one request or the other.
+/// A store that refuses every request.
 #[derive(Debug)]
-struct Refusing;
+struct RefusingBackend;
 
-fn denied() -> BackendError {
+fn permission_denied() -> BackendError {
     BackendError::new(BackendErrorKind::Unauthorized, "permission denied for user \"eve\"")
 }
 
 #[async_trait]
-impl Backend for Refusing {
+impl Backend for RefusingBackend {
     fn capabilities(&self) -> Capabilities {
         Capabilities::QUEUE
     }
     async fn open_session(&self, _: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        Err(denied())
+        Err(permission_denied())
     }
     async fn candidates(&self, _: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
-        Err(denied())
+        Err(permission_denied())
     }
     async fn observe(&self, _: &ElectionName) -> Result<Observation, BackendError> {
-        Err(denied())
+        Err(permission_denied())
     }
 }
 
-/// Hazard G8: what cannot get better reaches the caller and the status, at once.
+/// Hazard G8: a permanent error is returned to the caller and shown in the status at once.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_reaches_the_caller() {
     let clock = Arc::new(SimClock::new());
-    let elector = StoreElector::with_clock(Arc::new(Refusing), Config::new(), clock).unwrap();
+    let elector = StoreElector::with_clock(Arc::new(RefusingBackend), Config::new(), clock).unwrap();
     let outcome = within(
         Duration::from_secs(1),
         elector.run_while_leader("e", std::future::pending(), |_| async { Ok(()) }),
@@ -209,5 +209,5 @@ async fn an_illegal_name_is_refused_at_once() {
         let error = host.elector.campaign(bad).await.unwrap_err();
         assert!(error.to_string().contains("[A-Za-z0-9._-]"), "{error}");
     }
-    assert!(store.sessions().is_empty(), "nothing was asked of the store");
+    assert!(store.sessions().is_empty(), "a request was sent to the store");
 }

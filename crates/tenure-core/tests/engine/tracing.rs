@@ -1,4 +1,4 @@
-//! What is logged: the names of spans and fields, on which others' filters and dashboards rest.
+//! The names of spans and fields in the log, which filters and dashboards depend on.
 
 use std::{
     io,
@@ -10,12 +10,12 @@ use serde_json::Value;
 use tenure_core::{Elector, memory::MemoryStore};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::host::{Host, pass};
+use crate::host::{Host, sleep};
 
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Lines {
+impl io::Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -25,14 +25,14 @@ impl io::Write for Lines {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for CapturedLog {
     type Writer = Self;
     fn make_writer(&'a self) -> Self {
         self.clone()
     }
 }
 
-impl Lines {
+impl CapturedLog {
     /// The events with this message.
     fn with(&self, message: &str) -> Vec<Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
@@ -47,12 +47,12 @@ fn in_span<'a>(event: &'a Value, name: &str) -> &'a Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn spans_and_fields_have_the_names_that_the_guide_promises() {
-    let lines = Lines::default();
+async fn spans_and_fields_have_the_documented_names() {
+    let log = CapturedLog::default();
     let subscriber = tracing_subscriber::fmt()
         .json()
         .with_max_level(tracing::Level::TRACE)
-        .with_writer(lines.clone())
+        .with_writer(log.clone())
         .finish();
     let _default = tracing::subscriber::set_default(subscriber);
     let store = MemoryStore::new();
@@ -60,7 +60,7 @@ async fn spans_and_fields_have_the_names_that_the_guide_promises() {
     let leadership = host.lead().await;
     let token = leadership.fencing_token().get();
     leadership.run(async { tracing::info!("charged") }).await.unwrap();
-    let charged = &lines.with("charged")[0];
+    let charged = &log.with("charged")[0];
     let span = in_span(charged, "leadership");
     assert_eq!(
         (&span["election"], &span["candidate"], &span["token"]),
@@ -68,22 +68,22 @@ async fn spans_and_fields_have_the_names_that_the_guide_promises() {
     );
 
     host.link.cut();
-    pass(Duration::from_secs(20)).await;
+    sleep(Duration::from_secs(20)).await;
     host.elector.close().await;
-    let leads = &lines.with("leads")[0]["fields"];
+    let leads = &log.with("leads")[0]["fields"];
     assert_eq!(
         (&leads["election"], &leads["candidate"], &leads["token"]),
         (&"e".into(), &"a".into(), &token.into())
     );
-    let over = lines.with("leads no more");
-    assert_eq!(over.len(), 1, "told once: {over:?}");
+    let over = log.with("leads no more");
+    assert_eq!(over.len(), 1, "logged more than once: {over:?}");
     let over = &over[0]["fields"];
     assert_eq!((&over["cause"], &over["token"]), (&"deadline".into(), &token.into()));
-    let unanswered = &lines.with("heartbeat unanswered")[0];
+    let unanswered = &log.with("heartbeat unanswered")[0];
     assert!(
         unanswered["fields"]["error"].is_string() && unanswered["fields"]["left"].is_string(),
         "{unanswered}"
     );
     assert!(in_span(unanswered, "session")["session"].is_string());
-    assert!(lines.with("session ends")[0]["fields"]["reason"].is_string());
+    assert!(log.with("session ends")[0]["fields"]["reason"].is_string());
 }

@@ -1,4 +1,4 @@
-//! Work under a leadership: told to stop, dropped, and waited for; promise S3.
+//! Work under a leadership is cancelled, dropped and awaited: promise S3.
 
 use std::{
     sync::{
@@ -10,36 +10,37 @@ use std::{
 
 use tenure_core::{
     Config, Elector, Error, LossReason, OnOverrun, SimClock, StoreElector,
-    memory::{MemoryStore, Op, Path, Side},
+    memory::{Delivery, Direction, MemoryStore, Op},
 };
 
-use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, pass, until, within};
+use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, sleep, until, within};
 
-/// Says when it was dropped.
-struct Dropped(Arc<std::sync::Mutex<Option<tokio::time::Instant>>>);
+/// Records when it was dropped.
+struct DropTime(Arc<std::sync::Mutex<Option<tokio::time::Instant>>>);
 
-impl Drop for Dropped {
+impl Drop for DropTime {
     fn drop(&mut self) {
         *self.0.lock().unwrap() = Some(tokio::time::Instant::now());
     }
 }
 
-/// Promise S3: told to stop at deadline − grace period, dropped by the deadline.
+/// Promise S3: work is cancelled at deadline − grace period, and dropped by the deadline.
 #[tokio::test(start_paused = true)]
-async fn work_is_told_to_stop_and_dropped_by_the_deadline() {
+async fn work_is_cancelled_and_dropped_by_the_deadline() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
-    host.link.set(&[Op::Heartbeat], Side::Request, Path::Lose);
+    host.link.set(&[Op::Heartbeat], Direction::Request, Delivery::Drop);
     let from = tokio::time::Instant::now();
     let leadership = host.lead().await;
     let token = leadership.cancellation_token();
     let dropped = Arc::default();
-    let guard = Dropped(Arc::clone(&dropped));
+    let guard = DropTime(Arc::clone(&dropped));
     let work = async move {
         token.cancelled().await;
-        let told = from.elapsed();
+        let elapsed = from.elapsed();
         assert!(
-            told >= UNTIL_STOP - Duration::from_millis(5) && told <= UNTIL_STOP + Duration::from_millis(5)
+            elapsed >= UNTIL_STOP - Duration::from_millis(5)
+                && elapsed <= UNTIL_STOP + Duration::from_millis(5)
         );
         let _guard = guard;
         std::future::pending::<()>().await;
@@ -50,7 +51,7 @@ async fn work_is_told_to_stop_and_dropped_by_the_deadline() {
     assert!(after > UNTIL_STOP && after <= UNTIL_DEADLINE - Duration::from_millis(20), "{after:?}");
 }
 
-/// Work that stops when it is told to has its output returned.
+/// The output of work that stops when it is cancelled is returned.
 #[tokio::test(start_paused = true)]
 async fn work_that_stops_in_time_returns_its_output() {
     let store = MemoryStore::new();
@@ -61,7 +62,7 @@ async fn work_that_stops_in_time_returns_its_output() {
     let output = leadership
         .run(async {
             token.cancelled().await;
-            pass(Duration::from_millis(500)).await;
+            sleep(Duration::from_millis(500)).await;
             "cleaned up"
         })
         .await;
@@ -69,13 +70,13 @@ async fn work_that_stops_in_time_returns_its_output() {
     assert!(!leadership.is_leader());
 }
 
-/// Hazard G5: the successor leads only after the work has stopped, on a clean hand-over too.
+/// Hazard G5: the successor leads only after the work has stopped, also in a handover.
 #[tokio::test(start_paused = true)]
 async fn a_resignation_waits_for_the_work() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let leadership = a.lead().await;
-    let next = b.wait_in_line(&store).await;
+    let next = b.enter_queue(&store).await;
     let handle = leadership.handle();
     let working = Arc::new(AtomicBool::new(true));
     let still = Arc::clone(&working);
@@ -84,7 +85,7 @@ async fn a_resignation_waits_for_the_work() {
         handle
             .run(async {
                 token.cancelled().await;
-                pass(Duration::from_secs(3)).await;
+                sleep(Duration::from_secs(3)).await;
                 still.store(false, Ordering::SeqCst);
             })
             .await
@@ -98,15 +99,15 @@ async fn a_resignation_waits_for_the_work() {
     work.await.unwrap().unwrap();
 }
 
-/// Hazard G5: work that ignores the resignation is dropped by the deadline, and the entry goes after it.
+/// Hazard G5: work that ignores the resignation is dropped by the deadline, and the entry is removed after that.
 #[tokio::test(start_paused = true)]
-async fn a_resignation_does_not_wait_for_ever() {
+async fn a_resignation_drops_work_by_the_deadline() {
     let store = MemoryStore::new();
     let host = Host::with(&store, "a", SimClock::new(), |c| c.with_shutdown_timeout(TTL));
     let leadership = host.lead().await;
     let handle = leadership.handle();
     let dropped = Arc::default();
-    let guard = Dropped(Arc::clone(&dropped));
+    let guard = DropTime(Arc::clone(&dropped));
     let work = tokio::spawn(async move {
         handle
             .run(async move {
@@ -132,8 +133,8 @@ async fn work_is_not_resumed_past_its_deadline() {
     let (counted, clock) = (Arc::clone(&polls), host.clock.clone());
     let lost = leadership
         .run(std::future::poll_fn(move |context| {
-            assert!(counted.fetch_add(1, Ordering::SeqCst) < 10, "resumed again and again");
-            // The process is stopped here, and continued past its TTL; the work is ready to go on.
+            assert!(counted.fetch_add(1, Ordering::SeqCst) < 10, "polled repeatedly");
+            // The process is stopped here, and continued after its TTL. The work is ready to continue.
             clock.jump(TTL * 2);
             context.waker().wake_by_ref();
             std::task::Poll::<()>::Pending
@@ -174,79 +175,83 @@ async fn work_is_not_polled_once_more_when_its_leadership_is_over() {
     assert_eq!(polls.load(Ordering::SeqCst), 1);
 }
 
-/// Hazard G12: when the store says that it is over, no time is left, however small the grace period.
+/// Hazard G12: when the store says that leadership is over, work has no grace period.
 #[tokio::test(start_paused = true)]
 async fn work_is_dropped_at_once_when_the_entry_is_gone() {
-    for budget in [TTL / 10, TTL / 250] {
+    for grace_period in [TTL / 10, TTL / 250] {
         let store = MemoryStore::new();
-        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(budget));
+        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(grace_period));
         let leadership = host.lead().await;
         let token = leadership.fencing_token().get();
         let from = tokio::time::Instant::now();
         let working = within(TTL, leadership.run(std::future::pending::<()>()));
         let (lost, _) = tokio::join!(working, async { store.delete_entry("e", token) });
         assert_eq!(lost.unwrap_err().reason, LossReason::EntryGone);
-        assert!(from.elapsed() < Duration::from_millis(20), "{:?} with {budget:?}", from.elapsed());
+        assert!(from.elapsed() < Duration::from_millis(20), "{:?} with {grace_period:?}", from.elapsed());
     }
 }
 
-/// Hazards E12, Z3: also when only a heartbeat is told that the session has ended.
+/// Hazards E12, Z3: also when only a heartbeat reports that the session has ended.
 #[tokio::test(start_paused = true)]
 async fn work_is_dropped_at_once_when_the_session_has_ended() {
-    for budget in [TTL / 10, TTL / 250] {
+    for grace_period in [TTL / 10, TTL / 250] {
         let store = MemoryStore::new();
-        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(budget));
+        let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(grace_period));
         let leadership = host.lead().await;
-        host.link.set(&[Op::Watch], Side::Answer, Path::Lose);
+        host.link.set(&[Op::Watch], Direction::Response, Delivery::Drop);
         store.expire_session(store.sessions()[0]);
-        let told = async {
+        let elapsed = async {
             leadership.lost().await;
             tokio::time::Instant::now()
         };
         let working = within(TTL, leadership.run(std::future::pending::<()>()));
-        let (lost, told) = tokio::join!(working, told);
+        let (lost, elapsed) = tokio::join!(working, elapsed);
         assert_eq!(lost.unwrap_err().reason, LossReason::SessionExpired);
-        assert!(told.elapsed() < Duration::from_millis(20), "{:?} with {budget:?}", told.elapsed());
+        assert!(
+            elapsed.elapsed() < Duration::from_millis(20),
+            "{:?} with {grace_period:?}",
+            elapsed.elapsed()
+        );
     }
 }
 
-/// Hazards G5, G12: the entry is deleted while the work still stops after a resignation; it does not
-/// go on beside the successor's.
+/// Hazards G5, G12: the entry is deleted while the work stops after a resignation. The work does not run beside that of the
+/// successor.
 #[tokio::test(start_paused = true)]
 async fn work_that_stops_is_dropped_at_once_when_the_entry_is_gone() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let leadership = a.lead().await;
-    let next = b.wait_in_line(&store).await;
+    let next = b.enter_queue(&store).await;
     let (handle, token) = (leadership.handle(), leadership.fencing_token().get());
     let dropped: Arc<std::sync::Mutex<_>> = Arc::default();
-    let guard = Dropped(Arc::clone(&dropped));
+    let guard = DropTime(Arc::clone(&dropped));
     let work = tokio::spawn(async move {
         handle
             .run(async move {
                 let _guard = guard;
-                pass(TTL).await;
+                sleep(TTL).await;
             })
             .await
     });
     tokio::task::yield_now().await;
     let resigning = tokio::spawn(leadership.resign());
-    pass(Duration::from_millis(100)).await;
+    sleep(Duration::from_millis(100)).await;
     assert!(dropped.lock().unwrap().is_none() && !next.is_finished(), "the work may still stop by itself");
     store.delete_entry("e", token);
     let second = within(TTL, next).await.unwrap();
-    pass(Duration::from_millis(20)).await;
+    sleep(Duration::from_millis(20)).await;
     assert!(second.is_leader() && dropped.lock().unwrap().is_some());
     assert_eq!(within(TTL, work).await.unwrap().unwrap_err().reason, LossReason::Resigned);
     within(TTL, resigning).await.unwrap().unwrap();
 }
 
-/// A larger grace period ends the leadership earlier, and only this one.
+/// A longer grace period ends this leadership earlier, but no other one.
 #[tokio::test(start_paused = true)]
-async fn work_can_ask_for_more_time_to_stop() {
+async fn work_can_have_a_longer_grace_period() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
-    host.link.set(&[Op::Heartbeat], Side::Request, Path::Lose);
+    host.link.set(&[Op::Heartbeat], Direction::Request, Delivery::Drop);
     let from = tokio::time::Instant::now();
     let leadership = host.lead().await;
     let other = host.elector.campaign("another").await.unwrap();
@@ -254,8 +259,11 @@ async fn work_can_ask_for_more_time_to_stop() {
     leadership
         .run_with_grace_period(Duration::from_secs(3), async {
             token.cancelled().await;
-            let told = from.elapsed();
-            assert!(told >= Duration::from_millis(5_990) && told <= Duration::from_millis(6_010), "{told:?}");
+            let elapsed = from.elapsed();
+            assert!(
+                elapsed >= Duration::from_millis(5_990) && elapsed <= Duration::from_millis(6_010),
+                "{elapsed:?}"
+            );
             assert!(!leadership.is_leader() && other.is_leader());
         })
         .await
@@ -264,23 +272,23 @@ async fn work_can_ask_for_more_time_to_stop() {
     assert!(refused.to_string().contains("at most 3s 333ms"), "{refused}");
 }
 
-/// Hazard G6: whoever has not led has nothing to lose; a campaign that was given up tells nobody anything.
+/// Hazard G6: a waiting candidate reports no loss when its session expires.
 #[tokio::test(start_paused = true)]
-async fn only_a_leader_can_lose() {
+async fn a_waiting_candidate_cannot_lose_leadership() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     let leadership = a.lead().await;
-    let waiting = b.wait_in_line(&store).await;
+    let waiting = b.enter_queue(&store).await;
     store.expire_session(store.sessions()[1]);
-    pass(TTL).await;
-    // It was told nothing, and stands in line again.
+    sleep(TTL).await;
+    // The campaign still waits, with a new entry.
     assert!(!waiting.is_finished() && store.entries("e").len() == 2);
     leadership.resign().await.unwrap();
     within(TTL, waiting).await.unwrap();
 }
 
-/// Hazard G4: with every worker of the runtime blocked, the work is still told to stop on time,
-/// and the overrun policy is carried out.
+/// Hazard G4: when all workers of the runtime are blocked, the work is still cancelled on time, and the overrun policy is
+/// applied.
 #[test]
 fn a_blocked_runtime_does_not_stop_the_watchdog() {
     let overruns = Arc::new(AtomicUsize::new(0));
@@ -303,18 +311,18 @@ fn a_blocked_runtime_does_not_stop_the_watchdog() {
             let begun = std::time::Instant::now();
             // The only worker never returns to the runtime.
             while seen.load(Ordering::SeqCst) == 0 {
-                assert!(begun.elapsed() < Duration::from_secs(20), "nobody noticed");
+                assert!(begun.elapsed() < Duration::from_secs(20), "the overrun was not reported");
                 std::thread::yield_now();
             }
             assert!(token.is_cancelled() && !leadership.is_leader());
         });
-        // Work that returns at the end of its poll has its output returned, late as it is.
+        // The output of work that completes in the poll that ran too long is still returned.
         blocked.await.unwrap();
     });
     assert_eq!(overruns.load(Ordering::SeqCst), 1);
 }
 
-/// Hazard G20: dropping the guard outside a runtime neither blocks nor panics, and gives leadership back.
+/// Hazard G20: dropping the guard outside a runtime neither blocks nor panics, and resigns.
 #[tokio::test(start_paused = true)]
 async fn a_guard_can_be_dropped_anywhere() {
     let store = MemoryStore::new();

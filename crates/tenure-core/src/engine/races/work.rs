@@ -12,7 +12,7 @@ use super::{
     ending::{every_schedule, leading},
     stage::{ModelClock, counted, notices},
 };
-use crate::{Config, LossReason, engine::works::Works, failpoints::SafetyRule, sync::Latch};
+use crate::{Config, LossReason, engine::works::Works, failpoints::SafetyRule, sync::SetOnce};
 
 /// Hazards G5, G9: work begins while the guard is dropped. What waits for the work before the entry is removed
 /// either waits for this work too, or the work never begins.
@@ -50,7 +50,7 @@ fn an_entry_is_removed_after_its_work_has_stopped() {
 
 /// The bare count: once it is closed and at zero, no work begins that takes the leadership for standing.
 fn begun_while_closed() {
-    let (works, ended) = (Arc::new(Works::new()), Arc::new(Latch::new()));
+    let (works, ended) = (Arc::new(Works::new()), Arc::new(SetOnce::new()));
     let running = Arc::new(AtomicUsize::new(0));
     let work = {
         let (works, ended, running) = (Arc::clone(&works), Arc::clone(&ended), Arc::clone(&running));

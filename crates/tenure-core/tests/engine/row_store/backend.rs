@@ -1,4 +1,4 @@
-//! A store with one row per election, its sessions, and a candidate's line to it.
+//! A store with one row per election, its sessions, and a candidate's connection to it.
 
 use std::{
     collections::BTreeMap,
@@ -20,9 +20,9 @@ use tenure_core::{
 };
 use tokio::time::Instant;
 
-use crate::host::pass;
+use crate::host::sleep;
 
-/// How often a waiting candidate looks at the row.
+/// The interval at which a waiting candidate polls the row.
 const POLL: Duration = Duration::from_millis(10);
 
 /// What a heartbeat renews.
@@ -82,7 +82,7 @@ impl RowStore {
         session
     }
 
-    /// Takes the election's row if nobody has it. The token if `session` has it now.
+    /// Takes the election's row if it is free. Returns the token if `session` has the row now.
     pub(crate) fn take(
         &self,
         session: u64,
@@ -117,7 +117,8 @@ impl RowStore {
         Ok(FencingToken::new(token))
     }
 
-    /// Renews what a session has. `rows`: the elections and nonces it asked for, and whether it was answered that it has the row.
+    /// Renews a session. `rows` are the elections and nonces that it requested, and whether an answer has said that it has the
+    /// row.
     fn renew(
         &self,
         session: u64,
@@ -165,27 +166,27 @@ impl RowStore {
     }
 }
 
-/// One candidate's line to the store. Requests arrive at once.
+/// The connection of one candidate to the store. Requests have no delay.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct Connection {
     store: Arc<RowStore>,
     cut: AtomicBool,
-    /// How late the answer comes that says for the first time that the row is taken.
-    first_row_late: Mutex<Option<Duration>>,
+    /// The delay of the first answer that the row was taken.
+    first_row_delay: Mutex<Option<Duration>>,
 }
 
-impl Line {
-    pub(crate) fn new(store: &Arc<RowStore>, first_row_late: Option<Duration>) -> Arc<Self> {
-        let (store, first_row_late) = (Arc::clone(store), Mutex::new(first_row_late));
-        Arc::new(Self { store, cut: AtomicBool::new(false), first_row_late })
+impl Connection {
+    pub(crate) fn new(store: &Arc<RowStore>, first_row_delay: Option<Duration>) -> Arc<Self> {
+        let (store, first_row_delay) = (Arc::clone(store), Mutex::new(first_row_delay));
+        Arc::new(Self { store, cut: AtomicBool::new(false), first_row_delay })
     }
 
-    /// Loses every request and every answer from now on.
+    /// Drops all requests and answers from now on.
     pub(crate) fn cut(&self) {
         self.cut.store(true, SeqCst);
     }
 
-    /// Sends a request, whose answer is late by what `late` says.
+    /// Sends a request, whose answer is delayed by `late`.
     async fn send<T>(
         &self,
         request: impl FnOnce(&RowStore) -> T,
@@ -196,7 +197,7 @@ impl Line {
         }
         let answer = request(&self.store);
         if let Some(late) = late(&answer) {
-            pass(late).await;
+            sleep(late).await;
         }
         if self.cut.load(SeqCst) {
             pending::<()>().await;
@@ -204,14 +205,14 @@ impl Line {
         answer
     }
 
-    fn late_once<E>(&self, taken: &Result<Option<FencingToken>, E>) -> Option<Duration> {
-        let mut late = self.first_row_late.lock().unwrap_or_else(PoisonError::into_inner);
+    fn delay_once<E>(&self, taken: &Result<Option<FencingToken>, E>) -> Option<Duration> {
+        let mut late = self.first_row_delay.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(taken, Ok(Some(_))) { late.take() } else { None }
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct RowBackend(pub(crate) Arc<Line>);
+pub(crate) struct RowBackend(pub(crate) Arc<Connection>);
 
 #[async_trait]
 impl Backend for RowBackend {
@@ -221,10 +222,10 @@ impl Backend for RowBackend {
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
         let id = self.0.send(|store| store.open(ttl), |_| None).await;
-        Ok(Box::new(RowSession { line: Arc::clone(&self.0), id, ttl, candidacies: Mutex::default() }))
+        Ok(Box::new(RowSession { connection: Arc::clone(&self.0), id, ttl, candidacies: Mutex::default() }))
     }
 
-    // Nobody looks on here.
+    // Not used here.
     async fn candidates(&self, _election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         Ok(Vec::new())
     }
@@ -236,7 +237,7 @@ impl Backend for RowBackend {
 
 #[derive(Debug)]
 struct RowSession {
-    line: Arc<Line>,
+    connection: Arc<Connection>,
     id: u64,
     ttl: Duration,
     candidacies: Mutex<BTreeMap<ElectionName, Candidacy>>,
@@ -245,7 +246,7 @@ struct RowSession {
 #[derive(Debug)]
 struct Candidacy {
     request: EntryRequest,
-    /// Whether an answer has said that the row is this session's.
+    /// Whether an answer has said that the row belongs to this session.
     has_row: bool,
 }
 
@@ -262,7 +263,7 @@ impl RowSession {
 
     async fn take(&self, request: &EntryRequest) -> Result<Option<FencingToken>, BackendError> {
         let taking = |store: &RowStore| store.take(self.id, request, self.ttl);
-        let token = self.line.send(taking, |taken| self.line.late_once(taken)).await?;
+        let token = self.connection.send(taking, |taken| self.connection.delay_once(taken)).await?;
         if let Some(candidacy) = self.candidacies().get_mut(&request.election) {
             candidacy.has_row = token.is_some();
         }
@@ -291,7 +292,7 @@ impl BackendSession for RowSession {
                 candidacies.iter().map(|(election, it)| (election.clone(), it.request.nonce, it.has_row));
             rows.collect()
         };
-        self.line.send(|store| store.renew(self.id, &rows, self.ttl), |_| None).await?;
+        self.connection.send(|store| store.renew(self.id, &rows, self.ttl), |_| None).await?;
         Ok(Heartbeat { ttl: self.ttl, epoch: 0 })
     }
 
@@ -309,14 +310,14 @@ impl BackendSession for RowSession {
             if let Some(token) = self.take(&request).await? {
                 return Ok(token);
             }
-            pass(POLL).await;
+            sleep(POLL).await;
         }
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
         let nonce = self.request(entry)?.nonce;
-        while self.line.send(|store| store.has(&entry.election, nonce), |_| None).await {
-            pass(POLL).await;
+        while self.connection.send(|store| store.has(&entry.election, nonce), |_| None).await {
+            sleep(POLL).await;
         }
         Ok(())
     }
@@ -326,13 +327,13 @@ impl BackendSession for RowSession {
     }
 
     async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
-        self.line.send(|store| store.release(request), |_| None).await;
+        self.connection.send(|store| store.release(request), |_| None).await;
         self.candidacies().retain(|_, candidacy| candidacy.request.nonce != request.nonce);
         Ok(())
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.line.send(|store| store.close(self.id), |_| None).await;
+        self.connection.send(|store| store.close(self.id), |_| None).await;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
-//! Sequences of calls and faults, drawn and shrunk by proptest, beside a model that says who may lead.
+//! Sequences of calls and faults, generated and shrunk by proptest, compared with a model of who may lead.
 //!
-//! `chaos` draws faults for candidates that go on by themselves; here each call is drawn too, so that a failure is
-//! shrunk to the few that are needed. `PROPTEST_CASES=10000` for a long run; there are 256 otherwise.
+//! `chaos` generates faults for candidates that run by themselves. Here each call is generated too, so that a failure is shrunk
+//! to the calls it needs. The default is 256 sequences; set `PROPTEST_CASES=10000` for a long run.
 
 mod model;
 mod world;
@@ -39,13 +39,13 @@ prop_state_machine! {
 
     /// Promises S1, S2, L1, L2; hazards G5, G7, G9, G10, G14, G19, G21.
     #[test]
-    fn whatever_is_called_the_model_says_who_may_lead(sequential 1..40 => Sequences);
+    fn the_model_predicts_who_may_lead(sequential 1..40 => Sequences);
 }
 
-/// Each of these rules, broken, is noticed within a few thousand sequences.
+/// Each of these rules, when disabled, fails within a few thousand sequences.
 #[cfg(tenure_mutants)]
 #[test]
-fn a_broken_rule_is_noticed() {
+fn a_disabled_rule_is_detected() {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use proptest::{
@@ -65,7 +65,7 @@ fn a_broken_rule_is_noticed() {
     ] {
         let mut runner = TestRunner::deterministic();
         let sequences = Model::sequential_strategy(1..40);
-        let tried = (1..=5_000).find(|_| {
+        let failed = (1..=5_000).find(|_| {
             let (model, steps, _) = sequences.new_tree(&mut runner).unwrap().current();
             disable(Some(rule));
             let sequence = || Sequences::test_sequential(Config::default(), model, steps, None);
@@ -73,7 +73,7 @@ fn a_broken_rule_is_noticed() {
             disable(None);
             outcome.is_err()
         });
-        let tried = tried.unwrap_or_else(|| panic!("nobody noticed that {rule:?} is broken"));
-        println!("{rule:?}, broken, is noticed by sequence {tried}");
+        let failed = failed.unwrap_or_else(|| panic!("no sequence failed with {rule:?} disabled"));
+        println!("{rule:?}: sequence {failed} fails");
     }
 }

@@ -1,17 +1,17 @@
-//! Who may lead, after which calls and faults.
+//! The reference model: which candidate may lead after a sequence of calls and faults.
 
 use std::time::Duration;
 
 use proptest::{prelude::*, sample::select, strategy::Union};
 use proptest_state_machine::ReferenceStateMachine;
 use tenure_core::{
-    memory::{Op, Path, Side},
+    memory::{Delivery, Direction, Op},
     spi::HeartbeatProof,
 };
 
 use crate::host::TTL;
 
-/// How many electors there are.
+/// The number of electors.
 pub(super) const HOSTS: usize = 3;
 
 /// A call, or a fault.
@@ -23,181 +23,184 @@ pub(super) enum Step {
     TryCampaign {
         host: usize,
     },
-    /// A campaign that is given up after a while, unless it leads by then.
-    Impatient {
+    /// A campaign that is dropped after the timeout, unless it leads by then.
+    CampaignWithTimeout {
         host: usize,
-        patience: Duration,
+        timeout: Duration,
     },
-    /// Gives a campaign up, or a leadership back.
-    Leave {
+    /// Ends a campaign or a leadership.
+    End {
         id: usize,
-        how: How,
+        kind: EndKind,
     },
-    /// Work under a leadership.
+    /// Runs work under a leadership.
     Work {
         id: usize,
-        kind: Kind,
+        kind: WorkKind,
     },
     SetValue {
         id: usize,
     },
-    /// Closes an elector, and makes another in its place.
+    /// Closes an elector and replaces it by another one.
     Restart {
         host: usize,
     },
-    Cut {
+    CutLink {
         host: usize,
     },
     Fault {
         host: usize,
         op: Op,
-        side: Side,
-        path: Path,
+        direction: Direction,
+        delivery: Delivery,
     },
-    Heal {
+    HealLink {
         host: usize,
     },
-    /// The store ends the session of an elector.
-    Expire {
+    /// The store expires the session of an elector.
+    ExpireSession {
         host: usize,
     },
-    /// Somebody deletes the entry of an elector.
-    Delete {
+    /// An operator deletes the entries of an elector.
+    DeleteEntries {
         host: usize,
     },
-    Pass {
+    AdvanceTime {
         time: Duration,
     },
-    /// Mends all lines, and lets time pass until nothing is left of any fault.
+    /// Heals all links, and advances time until no fault has an effect any more.
     Settle,
 }
 
-/// How a leadership is given back.
+/// How a leadership is ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum How {
+pub(super) enum EndKind {
     Resign,
     Drop,
     BeginAndDrop,
 }
 
-/// How work behaves when it is told to stop.
+/// How work reacts to its cancellation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Obeys,
-    Ignores,
+pub(super) enum WorkKind {
+    StopsWhenCancelled,
+    IgnoresCancellation,
     Panics,
 }
 
-/// A call to campaign, until it has failed, was given up, or its leadership was given back.
+/// A call of `campaign`, until it fails or is dropped, or its leadership has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Candidacy {
     pub(super) id: usize,
     pub(super) host: usize,
 }
 
-/// What is known of an election without looking at it.
+/// The expected state of an election.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) proof: HeartbeatProof,
     /// The id of the next candidacy.
-    next: usize,
-    /// Who stands in the store, in order; the first leads.
-    line: Vec<Candidacy>,
-    /// Who waits for another candidacy of the same elector to end.
-    behind: Vec<Candidacy>,
-    /// Those of whom it is not known where they stand, nor whether they still do: faults have met them.
-    unsure: Vec<Candidacy>,
-    /// The electors that no fault has met since the last settling.
-    steady: [bool; HOSTS],
-    /// Whether the first in line has work that does not stop by itself.
-    stubborn: bool,
-    /// Whether no leadership is about to end that nobody holds any more.
-    calm: bool,
+    next_id: usize,
+    /// The candidacies with an entry in the store, in order. The first leads.
+    queue: Vec<Candidacy>,
+    /// The candidacies that wait for another candidacy of the same elector to end.
+    queued_locally: Vec<Candidacy>,
+    /// The candidacies whose state is not predicted, because of a fault.
+    uncertain: Vec<Candidacy>,
+    /// The electors without a fault since the last `Settle`.
+    undisturbed: [bool; HOSTS],
+    /// Whether the first in the queue has work that ignores cancellation.
+    leader_ignores_cancellation: bool,
+    /// Whether no dropped leadership is still being released.
+    releases_are_complete: bool,
 }
 
 impl Model {
-    /// The candidacy that was begun last.
+    /// The candidacy that was started last.
     pub(super) fn newest(&self) -> usize {
-        self.next - 1
+        self.next_id - 1
     }
 
     fn all(&self) -> impl Iterator<Item = Candidacy> {
-        [&self.line, &self.behind, &self.unsure].into_iter().flatten().copied()
+        [&self.queue, &self.queued_locally, &self.uncertain].into_iter().flatten().copied()
     }
 
-    /// Whether anything of this candidacy may be left.
-    pub(super) fn lives(&self, id: usize) -> bool {
+    /// Whether this candidacy may still exist.
+    pub(super) fn may_exist(&self, id: usize) -> bool {
         self.all().any(|candidacy| candidacy.id == id)
     }
 
-    /// Whether no fault has met this candidacy.
+    /// Whether this candidacy exists and no fault affects it.
     pub(super) fn is_certain(&self, id: usize) -> bool {
-        self.lives(id) && self.unsure.iter().all(|candidacy| candidacy.id != id)
+        self.may_exist(id) && self.uncertain.iter().all(|candidacy| candidacy.id != id)
     }
 
-    /// The one that leads if any of those in line does.
+    /// The candidacy that leads, if one of the queue does.
     pub(super) fn first(&self) -> Option<usize> {
-        self.line.first().map(|candidacy| candidacy.id)
+        self.queue.first().map(|candidacy| candidacy.id)
     }
 
-    /// Whether the first in line leads at this moment, and nobody does where there is none.
+    /// Whether the first in the queue leads now, and no candidate does if the queue is empty.
     pub(super) fn is_settled(&self) -> bool {
-        self.unsure.is_empty() && self.calm && self.steady.iter().all(|steady| *steady)
+        self.uncertain.is_empty()
+            && self.releases_are_complete
+            && self.undisturbed.iter().all(|undisturbed| *undisturbed)
     }
 
     /// A candidacy has ended.
     pub(super) fn remove(&mut self, id: usize) {
-        if let Some(place) = self.unsure.iter().position(|candidacy| candidacy.id == id) {
-            // It may have led, with work that goes on.
-            let host = self.unsure.remove(place).host;
+        if let Some(position) = self.uncertain.iter().position(|candidacy| candidacy.id == id) {
+            // It may have led, with work that still runs.
+            let host = self.uncertain.remove(position).host;
             return self.disturb(host);
         }
-        self.behind.retain(|candidacy| candidacy.id != id);
-        let Some(place) = self.line.iter().position(|candidacy| candidacy.id == id) else { return };
-        let host = self.line.remove(place).host;
-        if place == 0 && std::mem::take(&mut self.stubborn) {
-            // Its entry stands until its work was dropped, and its elector's next candidate waits for that.
+        self.queued_locally.retain(|candidacy| candidacy.id != id);
+        let Some(position) = self.queue.iter().position(|candidacy| candidacy.id == id) else { return };
+        let host = self.queue.remove(position).host;
+        if position == 0 && std::mem::take(&mut self.leader_ignores_cancellation) {
+            // Its entry remains until its work was dropped, and the next candidacy of its elector waits for that.
             self.disturb(host);
-        } else if let Some(next) = self.behind.iter().position(|candidacy| candidacy.host == host) {
-            self.line.push(self.behind.remove(next));
+        } else if let Some(position) = self.queued_locally.iter().position(|candidacy| candidacy.host == host)
+        {
+            self.queue.push(self.queued_locally.remove(position));
         }
     }
 
-    /// From now on it is not known what becomes of this elector's candidacies.
+    /// From now on the candidacies of this elector are not predicted.
     fn disturb(&mut self, host: usize) {
-        self.steady[host] = false;
-        self.calm = false;
-        if self.line.first().is_some_and(|first| first.host == host) {
-            self.stubborn = false;
+        self.undisturbed[host] = false;
+        self.releases_are_complete = false;
+        if self.queue.first().is_some_and(|first| first.host == host) {
+            self.leader_ignores_cancellation = false;
         }
-        for known in [&mut self.line, &mut self.behind] {
-            self.unsure.extend(known.extract_if(.., |candidacy| candidacy.host == host));
+        for predicted in [&mut self.queue, &mut self.queued_locally] {
+            self.uncertain.extend(predicted.extract_if(.., |candidacy| candidacy.host == host));
         }
     }
 
-    fn has_unsure(&self, host: usize) -> bool {
-        !self.steady[host] || self.unsure.iter().any(|candidacy| candidacy.host == host)
+    fn has_uncertain(&self, host: usize) -> bool {
+        !self.undisturbed[host] || self.uncertain.iter().any(|candidacy| candidacy.host == host)
     }
 
     fn campaign(&mut self, host: usize) {
-        let candidacy = Candidacy { id: self.next, host };
-        self.next += 1;
-        if self.has_unsure(host) {
-            self.unsure.push(candidacy);
-        } else if self.line.iter().any(|other| other.host == host) {
-            self.behind.push(candidacy);
+        let candidacy = Candidacy { id: self.next_id, host };
+        self.next_id += 1;
+        if self.has_uncertain(host) {
+            self.uncertain.push(candidacy);
+        } else if self.queue.iter().any(|other| other.host == host) {
+            self.queued_locally.push(candidacy);
         } else {
-            self.line.push(candidacy);
+            self.queue.push(candidacy);
         }
     }
 
     fn try_campaign(&mut self, host: usize) {
-        let candidacy = Candidacy { id: self.next, host };
-        self.next += 1;
-        if self.has_unsure(host) || self.line.is_empty() && !self.is_settled() {
-            self.unsure.push(candidacy);
-        } else if self.line.is_empty() {
-            self.line.push(candidacy);
+        let candidacy = Candidacy { id: self.next_id, host };
+        self.next_id += 1;
+        if self.has_uncertain(host) || self.queue.is_empty() && !self.is_settled() {
+            self.uncertain.push(candidacy);
+        } else if self.queue.is_empty() {
+            self.queue.push(candidacy);
         }
     }
 }
@@ -211,12 +214,17 @@ fn millis(range: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
 }
 
 fn fault() -> impl Strategy<Value = Step> {
-    let side = select(vec![Side::Request, Side::Answer]);
-    let delay = millis(1..12_000).prop_map(Path::Delay);
-    let path = prop_oneof![Just(Path::Lose), Just(Path::Refuse), Just(Path::Hold), delay];
-    // More often those whose outcome matters most.
+    let direction = select(vec![Direction::Request, Direction::Response]);
+    let delay = millis(1..12_000).prop_map(Delivery::Delay);
+    let delivery = prop_oneof![Just(Delivery::Drop), Just(Delivery::Fail), Just(Delivery::Hold), delay];
+    // The requests whose outcome matters most are drawn more often.
     let op = prop_oneof![Just(Op::Enter), Just(Op::Leave), Just(Op::Heartbeat), select(Op::ALL.to_vec())];
-    (host(), op, side, path).prop_map(|(host, op, side, path)| Step::Fault { host, op, side, path })
+    (host(), op, direction, delivery).prop_map(|(host, op, direction, delivery)| Step::Fault {
+        host,
+        op,
+        direction,
+        delivery,
+    })
 }
 
 impl ReferenceStateMachine for Model {
@@ -231,13 +239,13 @@ impl ReferenceStateMachine for Model {
         ];
         let new = |proof| Self {
             proof,
-            next: 0,
-            line: Vec::new(),
-            behind: Vec::new(),
-            unsure: Vec::new(),
-            steady: [true; HOSTS],
-            stubborn: false,
-            calm: true,
+            next_id: 0,
+            queue: Vec::new(),
+            queued_locally: Vec::new(),
+            uncertain: Vec::new(),
+            undisturbed: [true; HOSTS],
+            leader_ignores_cancellation: false,
+            releases_are_complete: true,
         };
         select(proofs).prop_map(new).boxed()
     }
@@ -249,28 +257,29 @@ impl ReferenceStateMachine for Model {
             (
                 2,
                 (host(), millis(1..20_000))
-                    .prop_map(|(host, patience)| Step::Impatient { host, patience })
+                    .prop_map(|(host, timeout)| Step::CampaignWithTimeout { host, timeout })
                     .boxed(),
             ),
             (1, host().prop_map(|host| Step::Restart { host }).boxed()),
-            (1, host().prop_map(|host| Step::Cut { host }).boxed()),
+            (1, host().prop_map(|host| Step::CutLink { host }).boxed()),
             (3, fault().boxed()),
-            (2, host().prop_map(|host| Step::Heal { host }).boxed()),
-            (1, host().prop_map(|host| Step::Expire { host }).boxed()),
-            (1, host().prop_map(|host| Step::Delete { host }).boxed()),
-            (3, millis(1..15_000).prop_map(|time| Step::Pass { time }).boxed()),
+            (2, host().prop_map(|host| Step::HealLink { host }).boxed()),
+            (1, host().prop_map(|host| Step::ExpireSession { host }).boxed()),
+            (1, host().prop_map(|host| Step::DeleteEntries { host }).boxed()),
+            (3, millis(1..15_000).prop_map(|time| Step::AdvanceTime { time }).boxed()),
             (2, Just(Step::Settle).boxed()),
         ];
-        let living: Vec<_> = model.all().map(|candidacy| candidacy.id).collect();
-        if !living.is_empty() {
-            // As often as not whoever leads, as far as that is known.
-            let leader = model.first().unwrap_or(living[0]);
-            let id = || prop_oneof![Just(leader), select(living.clone())];
-            let how = select(vec![How::Resign, How::Drop, How::BeginAndDrop]);
-            let kind = select(vec![Kind::Obeys, Kind::Ignores, Kind::Panics]);
+        let existing: Vec<_> = model.all().map(|candidacy| candidacy.id).collect();
+        if !existing.is_empty() {
+            // The predicted leader in about half of the cases.
+            let leader = model.first().unwrap_or(existing[0]);
+            let id = || prop_oneof![Just(leader), select(existing.clone())];
+            let end = select(vec![EndKind::Resign, EndKind::Drop, EndKind::BeginAndDrop]);
+            let work =
+                select(vec![WorkKind::StopsWhenCancelled, WorkKind::IgnoresCancellation, WorkKind::Panics]);
             steps.extend([
-                (6, (id(), how).prop_map(|(id, how)| Step::Leave { id, how }).boxed()),
-                (4, (id(), kind).prop_map(|(id, kind)| Step::Work { id, kind }).boxed()),
+                (6, (id(), end).prop_map(|(id, kind)| Step::End { id, kind }).boxed()),
+                (4, (id(), work).prop_map(|(id, kind)| Step::Work { id, kind }).boxed()),
                 (1, id().prop_map(|id| Step::SetValue { id }).boxed()),
             ]);
         }
@@ -279,7 +288,7 @@ impl ReferenceStateMachine for Model {
 
     fn preconditions(model: &Self, step: &Step) -> bool {
         match step {
-            Step::Leave { id, .. } | Step::Work { id, .. } | Step::SetValue { id } => model.lives(*id),
+            Step::End { id, .. } | Step::Work { id, .. } | Step::SetValue { id } => model.may_exist(*id),
             _ => true,
         }
     }
@@ -288,28 +297,32 @@ impl ReferenceStateMachine for Model {
         match *step {
             Step::Campaign { host } => model.campaign(host),
             Step::TryCampaign { host } => model.try_campaign(host),
-            Step::Impatient { host, .. } => {
-                model.unsure.push(Candidacy { id: model.next, host });
-                model.next += 1;
+            Step::CampaignWithTimeout { host, .. } => {
+                model.uncertain.push(Candidacy { id: model.next_id, host });
+                model.next_id += 1;
             }
-            Step::Leave { id, .. } => model.remove(id),
-            Step::Work { id, kind } => model.stubborn |= kind == Kind::Ignores && model.first() == Some(id),
+            Step::End { id, .. } => model.remove(id),
+            Step::Work { id, kind } => {
+                model.leader_ignores_cancellation |=
+                    kind == WorkKind::IgnoresCancellation && model.first() == Some(id)
+            }
             Step::Restart { host } => {
-                if model.line.first().is_some_and(|first| first.host == host) {
-                    model.stubborn = false;
+                if model.queue.first().is_some_and(|first| first.host == host) {
+                    model.leader_ignores_cancellation = false;
                 }
-                for candidacies in [&mut model.line, &mut model.behind, &mut model.unsure] {
+                for candidacies in [&mut model.queue, &mut model.queued_locally, &mut model.uncertain] {
                     candidacies.retain(|candidacy| candidacy.host != host);
                 }
             }
-            Step::Cut { host } | Step::Fault { host, .. } | Step::Expire { host } | Step::Delete { host } => {
-                model.disturb(host)
-            }
+            Step::CutLink { host }
+            | Step::Fault { host, .. }
+            | Step::ExpireSession { host }
+            | Step::DeleteEntries { host } => model.disturb(host),
             Step::Settle => {
-                model.steady = [true; HOSTS];
-                model.calm = true;
+                model.undisturbed = [true; HOSTS];
+                model.releases_are_complete = true;
             }
-            Step::SetValue { .. } | Step::Heal { .. } | Step::Pass { .. } => {}
+            Step::SetValue { .. } | Step::HealLink { .. } | Step::AdvanceTime { .. } => {}
         }
         model
     }

@@ -1,4 +1,4 @@
-//! Who leads under one session is looked after by one task: what happens to one does not keep the others from being looked after.
+//! One task serves all leaderships of a session: an event of one leadership does not delay the others.
 
 use std::{
     fmt,
@@ -25,8 +25,8 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    faulty::{self, Call},
-    host::{Host, TTL, endless_work, pass, until, within},
+    faulty_backend::{self, Call},
+    host::{Host, TTL, endless_work, sleep, until, within},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,23 +39,24 @@ fn delete(store: &MemoryStore, election: &str) {
     assert!(store.delete_entry(election, store.entries(election)[0].revision));
 }
 
-/// Hazard G12: also when the leadership was over before anybody had begun to watch its entry.
+/// Hazard G12: also when the leadership was over before its entry was watched.
 #[tokio::test(start_paused = true)]
-async fn who_stops_at_once_is_watched_while_stopping() {
+async fn an_entry_is_watched_while_work_stops_at_once() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let leadership = host.elector.campaign("e").await.unwrap();
     let mut work = Box::pin(leadership.run(std::future::pending::<()>()));
     assert!(futures::poll!(&mut work).is_pending());
     leadership.begin_resign();
-    pass(SECOND).await;
+    sleep(SECOND).await;
     delete(&store, "e");
     within(SECOND, work).await.unwrap_err();
 }
 
-/// Hazard G12: of many who lead at once the last are watched a moment later; who stops in between is, too.
+/// Hazard G12: among many leaderships, some entries are watched later. An entry whose work is cancelled before that is watched
+/// too.
 #[tokio::test(start_paused = true)]
-async fn who_stops_among_many_is_watched_while_stopping() {
+async fn an_entry_is_watched_while_work_stops_among_many() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let mut others = Vec::new();
@@ -63,99 +64,99 @@ async fn who_stops_among_many_is_watched_while_stopping() {
         others.push(lead(&host, &format!("other-{n}")).await);
     }
     let leadership = host.elector.campaign("e").await.unwrap();
-    let (works, work) = endless_work(&leadership);
+    let (is_running, work) = endless_work(&leadership);
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
     leadership.begin_resign();
-    pass(SECOND).await;
-    assert!(works.load(SeqCst));
+    sleep(SECOND).await;
+    assert!(is_running.load(SeqCst));
     delete(&store, "e");
     within(SECOND, work).await.unwrap().unwrap_err();
 }
 
-/// Hazard G12: of many that are led at once every entry is watched.
+/// Hazard G12: every entry of many leaderships is watched.
 #[tokio::test(start_paused = true)]
-async fn each_of_many_hears_of_its_entry() {
+async fn each_of_many_leaderships_ends_when_its_entry_is_deleted() {
     let store = MemoryStore::new();
     let host = Host::new(&store, "a");
     let names: Vec<_> = (0..200).map(|n| format!("e-{n}")).collect();
     let all = futures::future::join_all(names.iter().map(|name| lead(&host, name))).await;
-    pass(SECOND).await;
+    sleep(SECOND).await;
     for (name, leadership) in names.iter().zip(&all) {
         delete(&store, name);
         assert_eq!(within(SECOND, leadership.lost()).await, LossReason::EntryGone);
     }
 }
 
-/// Work that is stopping is dropped when the store says that its session is gone, whatever ended that here.
+/// Work that is stopping is dropped when the store says that its session is gone, even if the elector is being closed.
 #[tokio::test(start_paused = true)]
-async fn who_is_stopping_is_dropped_when_the_store_has_no_such_session() {
+async fn work_that_is_stopping_is_dropped_when_the_session_is_gone() {
     let store = MemoryStore::new();
     let gone = Arc::new(AtomicBool::new(false));
     let is_gone = Arc::clone(&gone);
-    let host = faulty::host(&store, "a", move |call| match (call, is_gone.load(SeqCst)) {
-        (Call::WaitGone, false) => Err(BackendError::new(BackendErrorKind::Unavailable, "later")),
-        (Call::WaitGone, true) => Err(BackendError::new(BackendErrorKind::SessionGone, "gone")),
+    let host = faulty_backend::host(&store, "a", move |call| match (call, is_gone.load(SeqCst)) {
+        (Call::WaitDeleted, false) => Err(BackendError::new(BackendErrorKind::Unavailable, "later")),
+        (Call::WaitDeleted, true) => Err(BackendError::new(BackendErrorKind::SessionGone, "gone")),
         _ => Ok(()),
     });
     let leadership = lead(&host, "e").await;
-    let (works, work) = endless_work(&leadership);
-    pass(SECOND / 10).await;
+    let (is_running, work) = endless_work(&leadership);
+    sleep(SECOND / 10).await;
     let elector = Arc::clone(&host.elector);
     let closing = tokio::spawn(async move { elector.close().await });
-    pass(SECOND).await;
-    assert!(works.load(SeqCst));
+    sleep(SECOND).await;
+    assert!(is_running.load(SeqCst));
     gone.store(true, SeqCst);
-    // The watch is taken up again after two seconds at most.
+    // The watch is restarted after at most 2 s.
     within(SECOND * 4, work).await.unwrap().unwrap_err();
     drop(leadership);
     within(TTL, closing).await.unwrap();
 }
 
-/// Panics when somebody leads election `broken` no more.
-struct Panics;
+/// A subscriber that panics when the leadership of the election `broken` ends.
+struct PanicsOnLoss;
 
-impl<S: Subscriber> Layer<S> for Panics {
+impl<S: Subscriber> Layer<S> for PanicsOnLoss {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         #[derive(Default)]
-        struct Seen {
+        struct EventFields {
             is_broken: bool,
             is_over: bool,
         }
-        impl Visit for Seen {
+        impl Visit for EventFields {
             fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
                 let text = format!("{value:?}");
                 self.is_broken |= field.name() == "election" && text.contains("broken");
                 self.is_over |= text.contains("leads no more");
             }
         }
-        let mut seen = Seen::default();
-        event.record(&mut seen);
-        assert!(!(seen.is_broken && seen.is_over), "a bug in what listens");
+        let mut fields = EventFields::default();
+        event.record(&mut fields);
+        assert!(!(fields.is_broken && fields.is_over), "a bug in the subscriber");
     }
 }
 
-/// Hazard G14: what listens to events panics; no entry is removed beside its work.
+/// Hazard G14: a subscriber panics. No entry is removed while its work runs.
 #[tokio::test(start_paused = true)]
-async fn a_listener_that_panics_leaves_no_work_without_an_entry() {
+async fn a_subscriber_that_panics_leaves_no_work_without_an_entry() {
     let store = MemoryStore::new();
-    let _listens = tracing::subscriber::set_default(tracing_subscriber::registry().with(Panics));
+    let _listens = tracing::subscriber::set_default(tracing_subscriber::registry().with(PanicsOnLoss));
     let host = Host::new(&store, "a");
     let (_broken, other) = (lead(&host, "broken").await, lead(&host, "other").await);
-    let (works, work) = endless_work(&other);
-    pass(SECOND / 10).await;
+    let (is_running, work) = endless_work(&other);
+    sleep(SECOND / 10).await;
     delete(&store, "broken");
     assert_eq!(within(SECOND, other.lost()).await, LossReason::SessionGivenUp);
-    until("the work or its entry has gone", || !works.load(SeqCst) || store.entries("other").is_empty())
+    until("the work or its entry has gone", || !is_running.load(SeqCst) || store.entries("other").is_empty())
         .await;
-    assert!(!works.load(SeqCst), "the entry was removed beside its work");
+    assert!(!is_running.load(SeqCst), "the entry was removed while its work ran");
     within(TTL, work).await.unwrap().unwrap_err();
 }
 
-/// Hazard G4: a thread that drops a guard and blocks keeps nobody else's loss from being noticed.
+/// Hazard G4: a thread that drops a guard and blocks does not delay the loss of another leadership.
 #[test]
-fn a_worker_that_blocks_keeps_nobody_from_hearing() {
+fn a_blocked_worker_does_not_delay_the_loss_of_another_leadership() {
     let store = MemoryStore::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     let elector = Arc::new(StoreElector::new(Arc::new(store.backend()), Config::new()).unwrap());
@@ -166,9 +167,9 @@ fn a_worker_that_blocks_keeps_nobody_from_hearing() {
         let dropped = Arc::clone(&is_dropped);
         tokio::spawn(async move {
             drop(one);
-            // Not told by a waker: what a worker wakes may wait until that worker goes on.
+            // Not signalled by a waker: a task that is woken by a worker may have to wait for that worker.
             dropped.store(true, SeqCst);
-            // For as long as this test likes.
+            // Blocks until the test ends.
             let _ = blocked.recv();
         });
         while !is_dropped.load(SeqCst) {
@@ -183,7 +184,10 @@ fn a_worker_that_blocks_keeps_nobody_from_hearing() {
                 tokio::task::yield_now().await;
             }
         };
-        assert!(tokio::time::timeout(Duration::from_secs(10), gone).await.is_ok(), "the guard was dropped");
+        assert!(
+            tokio::time::timeout(Duration::from_secs(10), gone).await.is_ok(),
+            "the entry of the dropped guard is still there"
+        );
     });
     let outcome = runtime.block_on(test);
     drop(unblock);

@@ -1,19 +1,19 @@
-//! Watching only.
+//! Observing elections.
 
 use std::time::Duration;
 
 use futures::StreamExt;
 use tenure_core::{Elector, Error, Leaders, memory::MemoryStore};
 
-use crate::host::{Host, TTL, pass, within};
+use crate::host::{Host, TTL, sleep, within};
 
 async fn next(leaders: &mut Leaders) -> Option<String> {
     within(TTL * 2, leaders.next()).await.unwrap().unwrap().map(|leader| leader.id)
 }
 
-/// Hazard G19: an observer hears that nobody leads.
+/// Hazard G19: an observer sees that there is no leader.
 #[tokio::test(start_paused = true)]
-async fn an_observer_hears_of_every_leader_and_every_vacancy() {
+async fn an_observer_sees_every_leader_and_every_vacancy() {
     let store = MemoryStore::new();
     let (a, b, watcher) = (Host::new(&store, "a"), Host::new(&store, "b"), Host::new(&store, "w"));
     let mut leaders = watcher.elector.observe("e");
@@ -24,10 +24,10 @@ async fn an_observer_hears_of_every_leader_and_every_vacancy() {
     assert_eq!(next(&mut leaders).await, None);
     let _leadership = b.lead().await;
     assert_eq!(next(&mut leaders).await.as_deref(), Some("b"));
-    assert!(store.sessions().len() == 2, "watching needs no session");
+    assert!(store.sessions().len() == 2, "observing opened a session");
 }
 
-/// An observer goes on across an outage, and hears what it missed.
+/// An observation continues across an outage, and yields the change that it missed.
 #[tokio::test(start_paused = true)]
 async fn an_observer_survives_an_outage() {
     let store = MemoryStore::new();
@@ -55,12 +55,12 @@ async fn an_observation_ends_with_its_elector_or_an_illegal_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_leader_is_known_to_everybody() {
+async fn every_elector_reads_the_same_leader() {
     let store = MemoryStore::new();
     let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
     assert_eq!(b.elector.leader("e").await.unwrap(), None);
     let leadership = a.lead().await;
-    pass(Duration::from_secs(7)).await;
+    sleep(Duration::from_secs(7)).await;
     let leader = b.elector.leader("e").await.unwrap().unwrap();
     assert_eq!((leader.id.as_str(), leader.token), ("a", Some(leadership.fencing_token())));
     assert!(leader.age.unwrap() >= Duration::from_secs(7));

@@ -1,4 +1,4 @@
-//! A backend with bugs: the in-memory store's, with something done before each call, or to each heartbeat.
+//! A faulty backend: the in-memory one, with a hook before each call and on each heartbeat's answer.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tenure_core::{
 
 use crate::host::Host;
 
-/// A call that the engine makes.
+/// A call of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Open,
@@ -22,32 +22,32 @@ pub(crate) enum Call {
     Confirm,
     Enter,
     WaitTurn,
-    WaitGone,
+    WaitDeleted,
     Update,
     Leave,
     Close,
 }
 
-/// A host whose backend does `before` ahead of each call, which then fails or panics.
+/// A host whose backend runs `before` ahead of each call, so that calls can fail or panic.
 pub(crate) fn host(
     store: &MemoryStore,
     id: &str,
     before: impl Fn(Call) -> Result<(), BackendError> + Send + Sync + 'static,
 ) -> Host {
-    over(store, id, Faults { before: Box::new(before), answered: Box::new(|answer| answer) })
+    host_with_faults(store, id, Faults { before: Box::new(before), answered: Box::new(|answer| answer) })
 }
 
-/// A host whose heartbeats are answered otherwise than the store does.
-pub(crate) fn host_that_hears(
+/// A host whose backend changes the answers to heartbeats.
+pub(crate) fn host_with_answers(
     store: &MemoryStore,
     id: &str,
     answered: impl Fn(Heartbeat) -> Heartbeat + Send + Sync + 'static,
 ) -> Host {
-    over(store, id, Faults { before: Box::new(|_| Ok(())), answered: Box::new(answered) })
+    host_with_faults(store, id, Faults { before: Box::new(|_| Ok(())), answered: Box::new(answered) })
 }
 
-fn over(store: &MemoryStore, id: &str, faults: Faults) -> Host {
-    Host::over(
+fn host_with_faults(store: &MemoryStore, id: &str, faults: Faults) -> Host {
+    Host::with_backend(
         store,
         id,
         SimClock::new(),
@@ -139,12 +139,12 @@ impl BackendSession for FaultySession {
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        (self.faults.before)(Call::WaitGone)?;
+        (self.faults.before)(Call::WaitDeleted)?;
         self.inner.wait_deleted(entry).await
     }
 
     async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        (self.faults.before)(Call::WaitGone)?;
+        (self.faults.before)(Call::WaitDeleted)?;
         self.inner.wait_entry_event(entry).await
     }
 

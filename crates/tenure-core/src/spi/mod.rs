@@ -1,0 +1,159 @@
+//! The service provider interface: the traits that a store's backend implements.
+//!
+//! A backend knows the requests and the election recipe of its store. It knows nothing of deadlines, guards or retries.
+//! The [engine](crate::engine) calls the backend. It bounds every call in time, except [`BackendSession::wait_turn`],
+//! [`wait_deleted`](BackendSession::wait_deleted), [`wait_entry_event`](BackendSession::wait_entry_event) and
+//! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the answers how long leadership may
+//! be assumed. Users of the library call an [`Elector`](crate::Elector) and never a backend.
+//!
+//! | Trait | Implemented for |
+//! |---|---|
+//! | [`Backend`] | a client of the store: opens sessions, reads and observes elections |
+//! | [`BackendSession`] | a session: heartbeats, entries, waiting for leadership |
+//! | [`EntryWatcher`] | optional: one watch for the entries of all terms of a session |
+//!
+//! # Rules for implementers
+//!
+//! - No call blocks the thread of the runtime.
+//! - Every future may be dropped at any time. The outcome of its request in the store is then unknown; the engine resolves
+//!   it with [`leave`](BackendSession::leave).
+//! - An error that leaves the outcome in the store unknown is [`Unavailable`](BackendErrorKind::Unavailable).
+//! - Sessions and backends can be dropped on any thread, outside a runtime too.
+//! - Foreign entries (entries of other libraries) are ignored or shown, never changed or deleted.
+
+mod entry;
+mod error;
+mod heartbeat;
+mod hosts;
+mod session;
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+use crate::{Candidate, Diagnosis, ElectionName};
+pub use crate::{
+    plain_text::{is_loopback, warn_of_plain_text},
+    printable::printable,
+};
+pub use entry::{
+    Entered, Entry, EntryEvent, EntryRequest, foreign_leader_error, is_resign_requested,
+    mark_resign_requested, replacement_payload,
+};
+pub use error::{BackendError, BackendErrorKind};
+pub use heartbeat::{Confirmation, Heartbeat, HeartbeatProof};
+pub use hosts::check_hosts;
+pub use session::{BackendSession, EntryWatcher};
+
+/// A client of a store, used by one elector.
+#[async_trait]
+pub trait Backend: Send + Sync + fmt::Debug + 'static {
+    /// What this store can do. The conformance suite selects its cases by it.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Opens a new session. Its entries expire once the session was silent for about `ttl`.
+    ///
+    /// # Behavior
+    /// - The store keeps the session as one object (a lease, a session, a record), and all entries of the session live
+    ///   and expire with it. Entries that expire individually, under a session that only the backend knows, break the
+    ///   rule of [`heartbeat`](BackendSession::heartbeat) unless each heartbeat extends all of them.
+    /// - Never returns a session that an earlier call opened.
+    /// - The session began no earlier than this call, and a quorum has confirmed it where the store has one.
+    /// - A call that fails or is dropped leaves at most a session that expires by itself.
+    ///
+    /// # Errors
+    /// [`Unavailable`](BackendErrorKind::Unavailable) is retried. Permanent errors (refused credentials, an unsupported
+    /// `ttl`) are returned to the user.
+    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError>;
+
+    /// The candidates of `election` in order of succession, the leader first.
+    async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError>;
+
+    /// The leader of `election`, or `None` when there is none.
+    async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        Ok(self.candidates(election).await?.into_iter().next())
+    }
+
+    /// The current leader of `election`, and then every change of leader; `None` while there is no leader.
+    ///
+    /// # Behavior
+    /// - Yields the current state first.
+    /// - May skip a state that was already over. The last state is always yielded.
+    /// - May yield the same state twice.
+    /// - Ends with an error when the connection to the store is lost. The engine then observes again.
+    async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError>;
+
+    /// Asks the leader of `election` to resign: its [`wait_entry_event`](BackendSession::wait_entry_event) returns
+    /// [`EntryEvent::ResignRequested`]. Returns the leader that was asked, or `None` when there is no leader.
+    ///
+    /// A store that keeps payloads replaces the payload of the entry by [`mark_resign_requested`].
+    ///
+    /// # Errors
+    /// [`Invalid`](BackendErrorKind::Invalid) when the leader is a foreign entry, or when the store does not support resign
+    /// requests.
+    async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
+        Err(BackendError::new(
+            BackendErrorKind::Invalid,
+            format!(
+                "cannot ask the leader of {election} to resign: this store does not support resign requests"
+            ),
+        ))
+    }
+
+    /// Checks the store for an operator: its members, their versions, and known defects of those versions. The engine
+    /// itself checks sessions and entries.
+    ///
+    /// # Behavior
+    /// Bounds every request in time. A request that fails is reported as a diagnosis.
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        Vec::new()
+    }
+
+    /// Releases connections, tasks and threads. Called when the elector is closed, after its sessions were closed, and
+    /// not when it is merely dropped.
+    async fn close(&self) {}
+}
+
+/// A stream of leaders, returned by [`Backend::observe`].
+pub type Observation = BoxStream<'static, Result<Option<Candidate>, BackendError>>;
+
+/// What a store can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Candidates lead in the order in which they entered.
+    pub ordered: bool,
+    /// Sessions are kept alive by heartbeats and expire without them. Otherwise the kernel ends them with the process.
+    pub expiring: bool,
+    /// The fencing token is known when a candidate enters, not only when it wins.
+    pub early_token: bool,
+}
+
+impl Capabilities {
+    /// A queue of expiring sessions whose tokens are known on entering, such as etcd and ZooKeeper.
+    pub const QUEUE: Self = Self { ordered: true, expiring: true, early_token: true };
+
+    /// Sets whether sessions expire.
+    pub const fn expiring(mut self, yes: bool) -> Self {
+        self.expiring = yes;
+        self
+    }
+
+    /// Sets whether candidates lead in the order in which they entered.
+    pub const fn ordered(mut self, yes: bool) -> Self {
+        self.ordered = yes;
+        self
+    }
+
+    /// Sets whether the fencing token is known on entering.
+    pub const fn early_token(mut self, yes: bool) -> Self {
+        self.early_token = yes;
+        self
+    }
+}
+
+/// Adds `count` foreign entries, which no candidate can have written, to the metrics of `election`.
+pub fn note_foreign_entries(election: &str, count: u64) {
+    crate::telemetry::foreign_entries(election, count);
+}

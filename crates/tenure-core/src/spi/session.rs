@@ -1,0 +1,150 @@
+//! A session with a store: the trait that holds a candidate's entries.
+
+use std::{fmt, os::fd::OwnedFd, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{
+    BackendError, Confirmation, Entered, Entry, EntryEvent, EntryRequest, Heartbeat, HeartbeatProof,
+};
+use crate::FencingToken;
+
+/// A session with the store. Entries are made under it and expire with it.
+#[async_trait]
+pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
+    /// The session's identifier as the store's own tools show it.
+    fn id(&self) -> String;
+
+    /// The TTL that the store granted. Deadlines are computed from it.
+    fn granted_ttl(&self) -> Duration;
+
+    /// What confirms an answered heartbeat.
+    fn proof(&self) -> HeartbeatProof;
+
+    /// Asks the store to keep the session alive for another TTL.
+    ///
+    /// The engine reads the clock before it calls this method, and computes the deadline from that reading even when the
+    /// backend repeats the request on another connection. The answer to an *earlier* call must never be returned.
+    ///
+    /// # Behavior
+    /// - `Ok` means that the store gives no entry of this session to another candidate for the returned TTL, counted from
+    ///   some instant after this call began. That includes entries which [`enter`](Self::enter) or
+    ///   [`wait_turn`](Self::wait_turn) has made in the store but which have not been answered yet.
+    /// - The engine has one deadline for all entries of a session, and sends heartbeats while those calls are pending.
+    ///   A heartbeat that extends only the entries known to the backend can lead to two leaders.
+    ///
+    /// # Errors
+    /// [`SessionGone`](super::BackendErrorKind::SessionGone) when the store says that the session has ended.
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError>;
+
+    /// Checks that `heartbeat` was answered by a store that still had its quorum. Called only for sessions whose
+    /// proof is [`HeartbeatProof::Read`].
+    ///
+    /// `probe_entry` is an entry of this session, if it has one. The read has to find it.
+    async fn confirm(
+        &self,
+        heartbeat: &Heartbeat,
+        probe_entry: Option<&Entry>,
+    ) -> Result<Confirmation, BackendError> {
+        let _ = (heartbeat, probe_entry);
+        Ok(Confirmation::Confirmed)
+    }
+
+    /// Enters a candidate into an election.
+    ///
+    /// # Behavior
+    /// - The entry expires with the session from the instant at which the store makes it: a
+    ///   [`heartbeat`](Self::heartbeat) that is carried out later extends it, even before this call is answered.
+    /// - Is idempotent: called again with the same request, it finds the entry that an earlier call made, and makes no
+    ///   second one.
+    /// - If a session can have only one entry in an election, the entry of an *earlier*, withdrawn request is
+    ///   removed first and not reused.
+    /// - At most one call per election is pending in a session.
+    ///
+    /// # Errors
+    /// [`SessionGone`](super::BackendErrorKind::SessionGone) when the session has ended.
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError>;
+
+    /// Waits until `entry` leads, and returns its fencing token. Not bounded in time.
+    ///
+    /// # Behavior
+    /// - Returns only after the store has shown that `entry` existed and belonged to this session at the time its last
+    ///   predecessor departed, or later.
+    /// - Wakes when its immediate predecessor departs, and for at most one other candidate, not for every
+    ///   departure.
+    /// - Bounds each of its own requests in time.
+    /// - If only this call makes the entry in the store, the first rule of [`enter`](Self::enter) applies to it.
+    ///
+    /// # Errors
+    /// [`EntryGone`](super::BackendErrorKind::EntryGone), promptly, when `entry` is deleted.
+    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError>;
+
+    /// Waits until `entry` no longer exists or no longer belongs to this session. Not bounded in time.
+    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError>;
+
+    /// Waits as [`wait_deleted`](Self::wait_deleted) does, and also returns when the candidate was asked to resign
+    /// ([`Backend::request_resign`](super::Backend::request_resign)), even before this call.
+    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
+        self.wait_deleted(entry).await.map(|()| EntryEvent::Deleted)
+    }
+
+    /// One watch for all entries that lead, for backends that can do that cheaper than with one
+    /// [`wait_entry_event`](Self::wait_entry_event) per entry. Called once. Returns `None` by default.
+    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
+        None
+    }
+
+    /// Replaces the value that others read. `request` is the request that made the entry, with the new value.
+    ///
+    /// # Errors
+    /// [`EntryGone`](super::BackendErrorKind::EntryGone) when `entry` no longer exists.
+    async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError>;
+
+    /// Removes the entry that an earlier [`enter`](Self::enter) of `request` made or is about to make. `entry` is given
+    /// if that call was answered.
+    ///
+    /// # Behavior
+    /// - Returns `Ok` only when the store has confirmed that the entry is gone.
+    /// - Succeeds when there is no such entry.
+    /// - Never removes an entry of another request, even under the same key: without `entry`, it is recognized by its
+    ///   payload. It may be called while a later request has an entry.
+    async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError>;
+
+    /// A duplicate of the open file whose lock keeps the entry: the kernel keeps the lock until all duplicates are
+    /// closed, in any process, or the lock is released. Returns `None`, the default, for stores without file locks.
+    ///
+    /// # Errors
+    /// When the entry does not exist, or the file cannot be duplicated.
+    fn lock_file(&self, entry: &Entry) -> Result<Option<OwnedFd>, BackendError> {
+        let _ = entry;
+        Ok(None)
+    }
+
+    /// Ends the session in the store, which deletes all of its entries.
+    async fn close(&self) -> Result<(), BackendError>;
+}
+
+/// Watches the leading entries of one session; see [`BackendSession::entry_watcher`].
+#[async_trait]
+pub trait EntryWatcher: Send {
+    /// Starts to watch `entry`. Its events are reported under `number`.
+    fn add(&mut self, number: u64, entry: &Entry);
+
+    /// Stops to watch an entry. Does nothing when it is not watched.
+    fn remove(&mut self, number: u64);
+
+    /// The next event of a watched entry, as [`wait_entry_event`](BackendSession::wait_entry_event) returns it. Each of
+    /// [`Deleted`](EntryEvent::Deleted) and [`ResignRequested`](EntryEvent::ResignRequested) is reported once per entry. Not
+    /// bounded in time.
+    ///
+    /// # Behavior
+    /// Repeats its requests as long as that can help, and bounds each of them in time.
+    ///
+    /// # Errors
+    /// After an error nothing is watched any more, and the engine ends the session.
+    /// [`SessionGone`](super::BackendErrorKind::SessionGone) means that it has already ended.
+    ///
+    /// # Cancellation safety
+    /// No event is lost when the future is dropped. The engine drops it whenever it adds or removes an entry.
+    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError>;
+}

@@ -1,0 +1,213 @@
+//! Store URLs: `scheme://user:password@host1,host2/path?setting=value&…`.
+//!
+//! The facade and the backends each read the settings that they know. Settings that none of them has read are an error.
+
+mod login;
+mod parse;
+mod password;
+mod redacted;
+mod secret;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use thiserror::Error;
+
+pub(crate) use self::parse::check_host;
+use self::redacted::may_be_login;
+pub use self::{password::Password, secret::Secret};
+
+/// A parsed store URL.
+///
+/// Its `Debug` and `Display` show no password. They show the value of a setting only after the setting was read by its name: an
+/// unknown setting may be a password with a misspelled name.
+#[derive(Clone)]
+pub struct StoreUrl {
+    scheme: String,
+    user: Option<String>,
+    password: Option<Secret>,
+    hosts: Vec<String>,
+    path: String,
+    settings: BTreeMap<String, String>,
+    /// The settings that were read, from this URL or a clone of it, and whether they were given.
+    known: Arc<Mutex<BTreeMap<String, bool>>>,
+}
+
+/// A store URL is illegal. The text of the error shows no password.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("illegal store URL {url:?}: {reason}")]
+pub struct InvalidUrl {
+    url: String,
+    reason: String,
+}
+
+impl StoreUrl {
+    /// The scheme, the part before the first colon: `etcd`, `local`, `memory`, …
+    pub fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
+    /// The name of the user, percent-decoded.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// The password, percent-decoded.
+    pub fn password(&self) -> Option<&Secret> {
+        self.password.as_ref()
+    }
+
+    /// The hosts, each with its port if one was given. Empty for `local:/dir` and `memory:`.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// The path, percent-decoded, with its leading slash if it has one. May be empty.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The setting `name` as text.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let value = self.settings.get(name).map(String::as_str);
+        self.known().insert(name.to_owned(), value.is_some());
+        value
+    }
+
+    /// The setting `name`, parsed.
+    ///
+    /// # Errors
+    /// When it cannot be parsed. `expected` describes a valid value.
+    pub fn parsed<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, InvalidUrl> {
+        self.text(name)
+            .map(|text| text.parse().map_err(|_| self.invalid(format!("{name}={text} is not {expected}"))))
+            .transpose()
+    }
+
+    /// The setting `name` as a duration, such as `10s`, `1m 30s` or `500ms`.
+    ///
+    /// # Errors
+    /// When it is not a duration.
+    pub fn duration(&self, name: &str) -> Result<Option<Duration>, InvalidUrl> {
+        self.text(name)
+            .map(|text| {
+                humantime::parse_duration(text).map_err(|error| {
+                    self.invalid(format!("{name}={text} is not a time such as 10s or 500ms: {error}"))
+                })
+            })
+            .transpose()
+    }
+
+    /// Checks that every setting was read.
+    ///
+    /// # Errors
+    /// When there are unknown settings. The text names them, and the known ones.
+    pub fn deny_unknown(&self) -> Result<(), InvalidUrl> {
+        let known = self.known().clone();
+        let unknown: Vec<_> =
+            self.settings.keys().filter(|k| !known.contains_key(*k)).map(String::as_str).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let allowed: Vec<_> = known.keys().map(String::as_str).collect();
+        Err(self.invalid(format!(
+            "unknown setting {}; allowed are {}",
+            unknown.join(", "),
+            allowed.join(", ")
+        )))
+    }
+
+    /// An error about this URL.
+    pub fn invalid(&self, reason: impl Into<String>) -> InvalidUrl {
+        InvalidUrl { url: self.to_string(), reason: reason.into() }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoreUrl({self})")
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.scheme)?;
+        if !self.hosts.is_empty() {
+            f.write_str("//")?;
+            if let Some(user) = &self.user {
+                write!(f, "{user}{}@", if self.password.is_some() { ":***" } else { "" })?;
+            }
+            f.write_str(&self.hosts.join(","))?;
+        }
+        // A login without the two slashes before it, whose `@` was percent-encoded.
+        let before = self.path.rsplit_once('@').map(|(before, _)| before);
+        let hidden = self.hosts.is_empty() && before.is_some_and(may_be_login);
+        f.write_str(if hidden { "***" } else { &self.path })?;
+        let known = self.known();
+        for (n, (name, value)) in self.settings.iter().enumerate() {
+            let secret = name.contains("password") && !name.ends_with("_file");
+            let value = if known.contains_key(name) && !secret { value } else { "***" };
+            write!(f, "{}{name}={value}", if n == 0 { '?' } else { '&' })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn no_password_is_printed() {
+        for typed in ["password", "passwd", "pass", "pasword", "pw", "passwordfile"] {
+            let url: StoreUrl =
+                format!("etcd://me:hunter2@h/p?{typed}=hunter2&password_file=/run/pw").parse().unwrap();
+            assert_eq!(url.text("password_file"), Some("/run/pw"));
+            for text in [
+                format!("{url}"),
+                format!("{url:?}"),
+                format!("{:?}", url.password()),
+                url.invalid("x").to_string(),
+                url.deny_unknown().unwrap_err().to_string(),
+            ] {
+                assert!(!text.contains("hunter2"), "{text}");
+            }
+            let shown = url.to_string();
+            assert!(
+                shown.contains("password_file=/run/pw") && shown.contains(&format!("{typed}=***")),
+                "{shown}"
+            );
+        }
+    }
+
+    /// The URL contains a password in the place of the variable's name.
+    #[test]
+    fn a_password_in_the_place_of_a_variable_is_not_printed() {
+        let url: StoreUrl = "etcd://me@h?password_env=hunter2".parse().unwrap();
+        let error = url.login().unwrap_err().to_string();
+        assert!(error.contains("the variable named by password_env is not set"), "{error}");
+        assert!(!error.contains("hunter2") && !url.to_string().contains("hunter2"), "{error} {url}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_shows_its_password(prefix in "[a-z]{0,5}(:|://)", user in "[a-z]{0,4}", rest in ".{0,20}") {
+            let text = format!("{prefix}{user}:hunter2pw@{rest}");
+            match text.parse::<StoreUrl>() {
+                Ok(url) => prop_assert!(!url.to_string().contains("hunter2pw"), "{}", url),
+                Err(error) => prop_assert!(!error.to_string().contains("hunter2pw"), "{}", error),
+            }
+        }
+    }
+}
