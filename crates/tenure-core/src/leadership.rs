@@ -9,9 +9,9 @@ use crate::{
     candidate::check_value,
     config::check_grace_period,
     engine::{
-        report::FLUSH,
-        retry::{Retry, timed},
-        term::Term,
+        runtime::report::FLUSH_TIMEOUT,
+        runtime::retry::{Retry, with_timeout},
+        tasks::term::Term,
     },
     spi::{BackendErrorKind, EntryRequest},
     sync::timeout,
@@ -77,7 +77,7 @@ impl Leadership {
     /// - The grace period is kept before both deadlines; before `base`'s, as much of it as its session's TTL allows.
     /// - When this one is over, `base` is resigned, after the work has stopped and the entry of this one has gone.
     pub fn with_parent(self, base: Self) -> Self {
-        self.term.rest_on(base);
+        self.term.set_parent(base);
         self
     }
 
@@ -114,7 +114,7 @@ impl Leadership {
         }
         let shared = Arc::clone(&term.session.shared);
         let limit = shared.config.shutdown_timeout;
-        let confirmed = match term.departure() {
+        let confirmed = match term.withdrawal() {
             // Also when the engine has ended by now.
             Some(confirmed) => Ok(confirmed),
             None => {
@@ -123,7 +123,7 @@ impl Leadership {
         };
         // A program may end next.
         let reporter = shared.reporter.clone();
-        let _ = shared.runtime.call(async move { timeout(FLUSH, reporter.flush()).await }).await;
+        let _ = shared.runtime.call(async move { timeout(FLUSH_TIMEOUT, reporter.flush()).await }).await;
         match (confirmed, term.reason()) {
             (Err(waited), _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),
             (Ok(false), _) => Err(Error::TaskEnded("nothing has confirmed that its entry is gone")),
@@ -137,7 +137,7 @@ impl Leadership {
         let term = Arc::clone(&self.term);
         term.release(LossReason::Resigned);
         drop(self);
-        term.wait_departed()
+        term.wait_withdrawn()
     }
 }
 
@@ -196,7 +196,7 @@ impl LeadershipHandle {
             let answer = tokio::select! {
                 biased;
                 reason = self.lost() => return Err(Lost::new(reason).into()),
-                answer = timed("updating the value", config.request_timeout, update) => answer,
+                answer = with_timeout("updating the value", config.request_timeout, update) => answer,
             };
             match answer {
                 Ok(()) => return Ok(()),
@@ -217,7 +217,7 @@ impl LeadershipHandle {
 
     /// Whether it rests on another leadership.
     pub(crate) fn rests(&self) -> bool {
-        self.term.base().is_some()
+        self.term.parent().is_some()
     }
 
     /// Which election this leads.
@@ -300,7 +300,7 @@ impl LeadershipHandle {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn lost(&self) -> LossReason {
-        self.term.session.shared.runtime.relayed(self.term.wait_over()).await;
+        self.term.session.shared.runtime.relayed(self.term.wait_ended()).await;
         self.term.reason().unwrap_or(LossReason::Deadline)
     }
 
@@ -345,7 +345,7 @@ impl LeadershipHandle {
     ) -> Result<F::Output, Error> {
         let (most, ttl) = self.term.largest_grace_period();
         check_grace_period(budget, ttl, most)?;
-        self.term.raise_budget(budget);
+        self.term.raise_grace_period(budget);
         Ok(self.term.run(work).await?)
     }
 }

@@ -5,7 +5,7 @@ use std::{future::Future, panic::AssertUnwindSafe, pin::pin, time::Duration};
 use futures::FutureExt as _;
 use tracing::{info, warn};
 
-use crate::{BoxError, Elector, Error, LeadershipHandle, engine::retry::Retry};
+use crate::{BoxError, Elector, Error, LeadershipHandle, engine::rules::retry_delays::RetryDelays};
 
 /// What every [`Elector`] can do on top of its trait; a backend has nothing to add.
 pub trait ElectorExt: Elector {
@@ -51,7 +51,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
         W: Future<Output = Result<(), BoxError>> + Send,
     {
         let mut shutdown = pin!(shutdown);
-        let mut retry = Retry::new(self.work_backoff());
+        let mut retry = RetryDelays::new(self.work_backoff());
         loop {
             let given_up = Box::pin(shutdown.as_mut());
             let Some(leadership) = self.campaign_until(election, given_up).await? else { return Ok(()) };
@@ -110,11 +110,11 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                         retry.reset();
                         Duration::ZERO
                     } else {
-                        retry.next_wait()
+                        retry.next_delay()
                     }
                 }
                 (Some(Ok(failed @ (Ok(Err(_)) | Err(_)))), None) => {
-                    let pause = retry.next_wait();
+                    let pause = retry.next_delay();
                     let error = match &failed {
                         Ok(Err(error)) => chain(&**error),
                         _ => "it has panicked".to_owned(),
@@ -125,7 +125,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                 }
                 _ => {
                     retry.reset();
-                    retry.next_wait()
+                    retry.next_delay()
                 }
             };
             tokio::select! {

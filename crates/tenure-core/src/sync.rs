@@ -38,7 +38,7 @@ pub(crate) use chosen::*;
 #[cfg(not(any(target_os = "linux", all(test, any(tenure_loom, tenure_shuttle)))))]
 pub(crate) use std::sync::Condvar;
 
-/// Waits as tokio has them. Tasks: [`EngineRuntime`](crate::engine::EngineRuntime).
+/// Waits as tokio has them. Tasks: [`EngineRuntime`](crate::engine::runtime::engine_runtime::EngineRuntime).
 #[cfg(not(all(test, tenure_shuttle)))]
 mod tasks {
     pub(crate) use tokio::time::{sleep, timeout};

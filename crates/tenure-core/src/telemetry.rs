@@ -6,7 +6,7 @@ mod told {
 
     use metrics::{counter, gauge, histogram};
 
-    use crate::{ElectionName, FencingToken, LossReason, engine::report::measure, metrics as names};
+    use crate::{ElectionName, FencingToken, LossReason, engine::runtime::report::measure, metrics as names};
 
     /// A candidate campaigns: from now on there is a series that says who does not lead.
     pub(crate) fn stands(election: &ElectionName) {
