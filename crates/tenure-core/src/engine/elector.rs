@@ -29,10 +29,10 @@ use crate::{
 
 /// The [`Elector`] over any [`Backend`].
 ///
-/// The engine runs on threads of its own, which start with the elector. A blocked, idle or dropped runtime of the application,
-/// or a log subscriber that blocks or panics, neither costs a leadership nor delays its end. The threads end once
-/// the elector is dropped and all its leaderships have been given back. A backend serves one elector: its connections live on
-/// that elector's threads.
+/// The engine runs on threads of its own, which start with the elector. A blocked, idle or dropped runtime of
+/// the application, or a log subscriber that blocks or panics, neither costs a leadership nor delays its end.
+/// The threads end once the elector is dropped and all its leaderships have been given back. A backend serves
+/// one elector: its connections live on that elector's threads.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -57,7 +57,8 @@ pub struct StoreElector {
 impl StoreElector {
     /// Creates an elector over `backend`. Starts the engine's threads, but sends no request to the store yet.
     ///
-    /// The engine runs in real time, also when tokio's time is paused: use [`with_clock`](Self::with_clock) in tests.
+    /// The engine runs in real time, also when tokio's time is paused: use [`with_clock`](Self::with_clock) in
+    /// tests.
     ///
     /// The engine logs to the `tracing` subscriber of the current thread. If that has none, it logs to the
     /// process's subscriber as soon as one is set.
@@ -68,11 +69,12 @@ impl StoreElector {
     pub fn new(backend: Arc<dyn Backend>, config: Config) -> Result<Self, Error> {
         config.validate()?;
         let shared = Shared::start(backend, config).map_err(Error::Threads)?;
-        Ok(Self::over(shared))
+        Ok(Self::with_shared(shared))
     }
 
-    /// Creates an elector that measures its deadlines with `clock` and runs as tasks of the current runtime, which has to be a
-    /// current-thread runtime: for simulations and tests in paused time ([`SimClock`](crate::SimClock)).
+    /// Creates an elector that measures its deadlines with `clock` and runs as tasks of the current runtime,
+    /// which has to be a current-thread runtime: for simulations and tests in paused time
+    /// ([`SimClock`](crate::SimClock)).
     ///
     /// Weaker than [`new`](Self::new): the engine runs only while that runtime is driven, and a waker, hook or log
     /// subscriber that blocks delays deadlines.
@@ -85,10 +87,10 @@ impl StoreElector {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self::over(Shared::simulated(backend, config, clock)))
+        Ok(Self::with_shared(Shared::simulated(backend, config, clock)))
     }
 
-    fn over(shared: Arc<Shared>) -> Self {
+    fn with_shared(shared: Arc<Shared>) -> Self {
         Self { shared, session_pool: SessionPool::default(), elections: Arc::default() }
     }
 
@@ -97,7 +99,8 @@ impl StoreElector {
         &self.shared.config
     }
 
-    /// Campaigns as a task of the engine. When the future is dropped, or `given_up` completes, the candidacy withdraws.
+    /// Campaigns as a task of the engine. When the future is dropped, or `given_up` completes, the candidacy
+    /// withdraws.
     async fn start_campaign(
         &self,
         election: &str,
@@ -161,7 +164,7 @@ impl StoreElector {
         if !matches!(withdrawn, Ok(Ok(true))) && !shared.closing.is_cancelled() {
             shared.reporter.log(Level::WARN, move || {
                 warn!(%election, within = %humantime::format_duration(limit),
-                    "the store has not confirmed that the candidate's entry is removed; it is removed once the store answers, or expires with its session");
+                    "the store has not confirmed that the candidate's entry is gone; it is removed once the store answers, or expires with its session");
             });
         }
         Ok(None)
@@ -177,8 +180,8 @@ impl StoreElector {
         outcome.ok_or(Error::Closed)
     }
 
-    /// Sends `request` to the store, and retries for as long as the store cannot be reached. `operation` names the request in
-    /// errors.
+    /// Sends `request` to the store, and retries for as long as the store cannot be reached. `operation` names
+    /// the request in errors.
     async fn request<T, F>(
         &self,
         operation: &'static str,

@@ -62,8 +62,8 @@ impl Shared {
         }))
     }
 
-    /// Runs the engine as tasks of the current runtime, for simulated time: starts no thread, and calls application code
-    /// synchronously.
+    /// Runs the engine as tasks of the current runtime, for simulated time: starts no thread, and calls
+    /// application code synchronously.
     pub(super) fn simulated(backend: Arc<dyn Backend>, config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self::within_runtime(backend, config, clock, CancellationToken::new(), TaskTracker::new()))
     }

@@ -176,7 +176,8 @@ fn a_campaign_given_up_at_any_moment_leaves_nothing() {
     });
 }
 
-/// Hazards G1, G9: time passes while heartbeats are in flight. Once another candidate leads, checks of the earlier leader fail.
+/// Hazards G1, G9: time passes while heartbeats are in flight. Once another candidate leads, checks of the
+/// earlier leader fail.
 fn overtaken_by_time(config: &Config) {
     let world = World::new();
     let (one, other) = (world.elector(config, "a"), world.elector(config, "b"));

@@ -16,8 +16,8 @@ use crate::{
     Config, LossReason, engine::tasks::in_flight_work::InFlightWork, failpoints::SafetyRule, sync::Latch,
 };
 
-/// Hazards G5, G9: work begins while the guard is dropped. Either the withdrawal of the entry waits for this work, or the
-/// work never begins.
+/// Hazards G5, G9: work begins while the guard is dropped. Either the withdrawal of the entry waits for this
+/// work, or the work never begins.
 fn begun_while_dropped(config: &Config) {
     let clock = ModelClock::new();
     let leadership = new_leadership(config, &clock);

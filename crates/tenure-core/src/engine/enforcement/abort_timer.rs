@@ -1,7 +1,7 @@
 //! The thread that aborts the process when work goes on past its deadline (`OnOverrun::Abort`).
 //!
-//! It reads preallocated atomics and the kernel's clock, waits for a timer, and aborts. It takes no lock, allocates nothing
-//! and calls no application code, so that nothing in the process can delay it.
+//! It reads preallocated atomics and the kernel's clock, waits for a timer, and aborts. It takes no lock,
+//! allocates nothing and calls no application code, so that nothing in the process can delay it.
 
 use std::{
     fmt, io,
@@ -178,8 +178,8 @@ impl Table {
                 continue;
             }
             if slot.active_polls.load(Ordering::SeqCst) == 0 {
-                // Work that is not polled does nothing, and its next poll drops it: `run` counts the poll before it reads
-                // the clock. Disarms the slot unless it was armed again just now.
+                // Work that is not polled does nothing, and its next poll drops it: `run` counts the poll
+                // before it reads the clock. Disarms the slot unless it was armed again just now.
                 let never = BootInstant::NEVER.as_nanos();
                 let _ = slot.abort_at.compare_exchange(
                     abort_at.as_nanos(),

@@ -1,7 +1,9 @@
-//! The thread that enforces deadlines on time, also when the engine and every worker of the application are blocked.
+//! The thread that enforces deadlines on time, also when the engine and every worker of the application are
+//! blocked.
 //!
-//! No application code runs on it: wakers and hooks are handed to [`Callbacks`](crate::engine::runtime::callbacks::Callbacks),
-//! events and measurements to the [`Reporter`], and the clock is the kernel's.
+//! No application code runs on it: wakers and hooks are handed to
+//! [`Callbacks`](crate::engine::runtime::callbacks::Callbacks), events and measurements to the [`Reporter`],
+//! and the clock is the kernel's.
 
 use std::{
     fmt,

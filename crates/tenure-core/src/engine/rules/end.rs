@@ -19,8 +19,8 @@ pub(crate) struct End {
 impl End {
     /// The end, at `now`, of a term whose session has `window`.
     ///
-    /// Work may go on until the deadline. It has only [`DROP_MARGIN`] left when the store says that another candidate
-    /// may lead already.
+    /// Work may go on until the deadline. It has only [`DROP_MARGIN`] left when the store says that another
+    /// candidate may lead already.
     pub(crate) fn at(now: BootInstant, reason: LossReason, window: &Window) -> Self {
         let stop_by = if reason.is_over_in_the_store() {
             now + DROP_MARGIN

@@ -17,8 +17,8 @@ pub(crate) const MIN_RETRY_DELAY: Duration = Duration::from_millis(20);
 pub(crate) fn interval(proof: HeartbeatProof, ttl: Duration, drift: f64, grace_period: Duration) -> Duration {
     let usable = ttl.mul_f64(1.0 - drift).saturating_sub(grace_period);
     match proof {
-        // A confirmed heartbeat is up to a gap and an interval old, and one heartbeat may be lost. An interval of less
-        // than an eighth of the TTL is never needed, however short the gap is.
+        // A confirmed heartbeat is up to a gap and an interval old, and one heartbeat may be lost. An interval
+        // of less than an eighth of the TTL is never needed, however short the gap is.
         HeartbeatProof::NextHeartbeat { gap } => {
             gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(widened(gap, drift)) / 3)
         }
@@ -34,7 +34,8 @@ pub(crate) fn timeout(proof: HeartbeatProof, interval: Duration, request_timeout
     })
 }
 
-/// The delays before an unanswered heartbeat is repeated. The longest is a small part of the TTL: there is little time left.
+/// The delays before an unanswered heartbeat is repeated. The longest is a small part of the TTL: there is
+/// little time left.
 pub(crate) fn retry_backoff(timeout: Duration) -> Backoff {
     Backoff { min: MIN_RETRY_DELAY, max: (timeout / 16).max(MIN_RETRY_DELAY) }
 }
@@ -76,8 +77,8 @@ pub(crate) struct UnconfirmedHeartbeat {
 
 /// Takes the newest heartbeat that was answered at least `gap` before `sent`, and drops all older ones.
 ///
-/// The gap is counted from the *answer*: the store may have executed the heartbeat only just before that, however long ago
-/// it was sent.
+/// The gap is counted from the *answer*: the store may have executed the heartbeat only just before that,
+/// however long ago it was sent.
 pub(crate) fn take_confirmed(
     unconfirmed: &mut VecDeque<UnconfirmedHeartbeat>,
     sent: BootInstant,

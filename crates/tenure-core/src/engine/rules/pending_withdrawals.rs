@@ -4,7 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{BootInstant, spi::EntryRequest};
 
-/// The number of requests to remember. Beyond it the oldest is forgotten: it is the likeliest to have been executed or lost.
+/// The number of requests to remember. Beyond it the oldest is forgotten: it is the likeliest to have been
+/// executed or lost.
 const MAX_PENDING: usize = 4096;
 /// The longest delay before a withdrawal is repeated for the first time.
 const MAX_FIRST_DELAY: Duration = Duration::from_secs(10);
@@ -12,8 +13,8 @@ const MAX_FIRST_DELAY: Duration = Duration::from_secs(10);
 const MIN_DELAY_LIMIT: Duration = MAX_FIRST_DELAY;
 /// A withdrawal is repeated for this long after the store first confirmed it.
 ///
-/// No server has been observed to hold back a request longer and still execute it: by then its connection has been closed, and
-/// what was sent over it is discarded. etcd and ZooKeeper also refuse such requests.
+/// No server has been observed to hold back a request longer and still execute it: by then its connection has
+/// been closed, and what was sent over it is discarded. etcd and ZooKeeper also refuse such requests.
 const RETRY_PERIOD: Duration = Duration::from_secs(100);
 
 /// The delay before a withdrawal is repeated for the first time, under a session with this TTL.
@@ -35,7 +36,8 @@ struct PendingWithdrawal {
 }
 
 impl PendingWithdrawals {
-    /// Adds `request`, whose withdrawal was confirmed at `now`. It is due after `delay`, and then after growing delays.
+    /// Adds `request`, whose withdrawal was confirmed at `now`. It is due after `delay`, and then after growing
+    /// delays.
     pub(crate) fn add(&mut self, request: EntryRequest, now: BootInstant, delay: Duration) {
         if self.0.len() == MAX_PENDING {
             self.0.pop_front();

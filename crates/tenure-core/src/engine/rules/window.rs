@@ -72,7 +72,8 @@ impl Window {
         self.grace_period
     }
 
-    /// The length of the window after a heartbeat: the longest that cancelled work may go on when no deadline is nearer.
+    /// The length of the window after a heartbeat: the longest that cancelled work may go on when no deadline
+    /// is nearer.
     pub(crate) fn length(&self) -> Duration {
         self.ttl.mul_f64(1.0 - self.drift)
     }
@@ -87,8 +88,8 @@ impl Window {
         if now + grace_period >= deadline {
             return Err(LossReason::Deadline);
         }
-        // All clocks of a paused virtual machine stand still, and only its time of day is corrected afterwards: by then
-        // the session may have expired in the store.
+        // All clocks of a paused virtual machine stand still, and only its time of day is corrected afterwards:
+        // by then the session may have expired in the store.
         let offset = self.wall_offset.load(Ordering::Relaxed);
         let jumped = |now| wall_offset(clock, now) - offset > self.max_wall_jump();
         // Read twice: this thread may have been stopped between reading the two clocks.
@@ -125,8 +126,8 @@ impl Window {
         }
     }
 
-    /// Moves the deadline back when the store has granted a shorter TTL than before, for a heartbeat sent at `sent`.
-    /// True when the deadline came nearer.
+    /// Moves the deadline back when the store has granted a shorter TTL than before, for a heartbeat sent at
+    /// `sent`. True when the deadline came nearer.
     pub(crate) fn shorten(&self, sent: BootInstant, ttl: Duration) -> bool {
         let latest = self.deadline_from(sent, ttl).as_nanos();
         self.deadline.fetch_min(latest, Ordering::AcqRel) > latest
@@ -215,7 +216,8 @@ mod tests {
         assert_eq!(window.extend(&clock, SentAt::now(&clock), TTL), Err(LossReason::ClockJump));
     }
 
-    /// Hazard G22: a clock that runs slow by less than the drift bound still closes the window before the store's TTL is over.
+    /// Hazard G22: a clock that runs slow by less than the drift bound still closes the window before the
+    /// store's TTL is over.
     #[tokio::test(start_paused = true)]
     async fn drift_within_the_bound_is_covered() {
         let clock = SimClock::with_rate(0.91);

@@ -43,11 +43,12 @@ pub(crate) fn catch_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
 
 type Call = Box<dyn FnOnce() + Send>;
 
-/// Threads that call wakers, hooks and subscribers. All electors of a process share them; they end with the last elector.
+/// Threads that call wakers, hooks and subscribers. All electors of a process share them; they end with the
+/// last elector.
 ///
-/// There is always a thread that waits for the next call, up to [`MAX_THREADS`]: a call that blocks delays no other. A
-/// call that panics affects nothing else. In a given runtime (simulated time, concurrency tests) there are no
-/// threads, and every call is made synchronously.
+/// There is always a thread that waits for the next call, up to [`MAX_THREADS`]: a call that blocks delays no
+/// other. A call that panics affects nothing else. In a given runtime (simulated time, concurrency tests) there
+/// are no threads, and every call is made synchronously.
 #[derive(Clone)]
 pub(crate) struct Callbacks(Option<Arc<Handle>>);
 
@@ -146,7 +147,8 @@ impl Pool {
         }
     }
 
-    /// The next call, and whether no other thread waits for the one after it; `None` when this thread is no longer needed.
+    /// The next call, and whether no other thread waits for the one after it; `None` when this thread is no
+    /// longer needed.
     fn next(&self) -> Option<(Call, bool)> {
         let mut state = self.lock();
         loop {

@@ -23,8 +23,8 @@ use super::{
 };
 use crate::Error;
 
-/// The number of threads for name resolution and files. One of them starts with the engine. tokio queues further work,
-/// also when the system refuses another thread.
+/// The number of threads for name resolution and files. One of them starts with the engine. tokio queues
+/// further work, also when the system refuses another thread.
 const MAX_BLOCKING_THREADS: usize = 16;
 /// Blocking threads are kept, so that none has to be started later, when the system may refuse it.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -43,7 +43,8 @@ pub(crate) struct EngineRuntime {
 impl EngineRuntime {
     /// Starts the engine's thread with a current-thread runtime, which lives on the thread's stack.
     ///
-    /// The thread ends once `elector_dropped` is cancelled and all tasks that `tasks` counts have ended. It is never joined.
+    /// The thread ends once `elector_dropped` is cancelled and all tasks that `tasks` counts have ended. It is
+    /// never joined.
     ///
     /// # Errors
     /// When the system refuses a thread or an event queue.
@@ -81,8 +82,8 @@ impl EngineRuntime {
         Self { handle: Handle::try_current().ok(), tasks, callbacks }
     }
 
-    /// Starts a task. Clean-up that is needed also when the task is dropped before its first poll belongs in the `Drop` of a
-    /// value that `task` owns, not in its body: the runtime may be shutting down.
+    /// Starts a task. Clean-up that is needed also when the task is dropped before its first poll belongs in
+    /// the `Drop` of a value that `task` owns, not in its body: the runtime may be shutting down.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.start_task(self.tasks.track_future(task));
     }
@@ -157,7 +158,8 @@ fn build(reporter: Reporter) -> io::Result<Runtime> {
         .on_thread_start(move || reporter.enter_engine_thread())
         .build()?;
     drop(runtime.spawn(remember_tokio_waker()));
-    // tokio panics when the system refuses its first blocking thread. Here that is an error; later it cannot happen.
+    // tokio panics when the system refuses its first blocking thread. Here that is an error; later it cannot
+    // happen.
     match catch_unwind(AssertUnwindSafe(|| drop(runtime.spawn_blocking(|| ())))) {
         Ok(()) => Ok(runtime),
         Err(_) => {

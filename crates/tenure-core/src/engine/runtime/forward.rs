@@ -1,8 +1,8 @@
 //! A `tracing` subscriber that copies events and reports them to the application's subscriber on a callback thread.
 //!
-//! It is the default on the engine's thread and its blocking threads. So no event that this crate, a backend or a client library
-//! logs there calls the application's subscriber on those threads. The exception is `register_callsite`, which `tracing` calls
-//! for every subscriber, once for each call site.
+//! It is the default on the engine's thread and its blocking threads. So no event that this crate, a backend or
+//! a client library logs there calls the application's subscriber on those threads. The exception is
+//! `register_callsite`, which `tracing` calls for every subscriber, once for each call site.
 
 use std::{
     cell::RefCell,

@@ -14,8 +14,9 @@ use super::callbacks::{Callbacks, catch_panic};
 
 /// A future or stream that the application polls and the engine wakes.
 ///
-/// A waker is code of the caller's executor: it may block or panic. So the engine registers a waker of its own, which calls the
-/// caller's waker on another thread and catches its panics. A waker that panics or blocks delays no other.
+/// A waker is code of the caller's executor: it may block or panic. So the engine registers a waker of its own,
+/// which calls the caller's waker on another thread and catches its panics. A waker that panics or blocks
+/// delays no other.
 #[derive(Debug)]
 pub(crate) struct Relayed<T> {
     inner: Pin<Box<T>>,
@@ -118,7 +119,8 @@ impl Wake for RelayWaker {
 
 impl Drop for RelayWaker {
     fn drop(&mut self) {
-        // Dropping a waker calls its executor, too. The waker of a tokio task is dropped here: that frees memory at most.
+        // Dropping a waker calls its executor, too. The waker of a tokio task is dropped here: that frees
+        // memory at most.
         if let Some(caller) = self.caller.take()
             && matches!(self.executor, WakeExecutor::Callbacks(_))
         {

@@ -1,5 +1,5 @@
-//! Logs and metrics of the engine, written in order on callback threads: a subscriber or recorder that blocks or panics
-//! costs neither heartbeats nor deadlines.
+//! Logs and metrics of the engine, written in order on callback threads: a subscriber or recorder that blocks
+//! or panics costs neither heartbeats nor deadlines.
 
 use std::{cell::RefCell, fmt, sync::Arc, time::Duration};
 

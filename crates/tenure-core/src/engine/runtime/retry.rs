@@ -30,7 +30,8 @@ impl Retry {
     }
 }
 
-/// The answer to `request`, or [`BackendErrorKind::Unavailable`] after `limit`. `operation` names the request in that error.
+/// The answer to `request`, or [`BackendErrorKind::Unavailable`] after `limit`. `operation` names the request
+/// in that error.
 pub(crate) async fn with_timeout<T>(
     operation: &'static str,
     limit: Duration,

@@ -1,5 +1,6 @@
-//! The terms that are active under one session. One task serves all of them, so that a term costs only the memory for its
-//! state: their entries are watched together. A term that has ended gets a task of its own, which withdraws its entry.
+//! The terms that are active under one session. One task serves all of them, so that a term costs only the
+//! memory for its state: their entries are watched together. A term that has ended gets a task of its own,
+//! which withdraws its entry.
 
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -20,16 +21,16 @@ use crate::{
     sync::sleep,
 };
 
-/// The entries of this many new terms are watched at once. When more terms begin in a burst, their campaigns have priority
-/// and the watches are delayed.
+/// The entries of this many new terms are watched at once. When more terms begin in a burst, their campaigns
+/// have priority and the watches are delayed.
 const EAGER_WATCHES: usize = 16;
 /// Delayed watches begin once no term has begun for this long,
 const WATCH_DEBOUNCE: Duration = Duration::from_millis(50);
 /// and at the latest after this long.
 const MAX_WATCH_DELAY: Duration = Duration::from_millis(500);
 
-/// The task of the active terms. Made before its task is spawned: if the task is dropped before its first poll, this closes
-/// the queue of events, and no sender waits in vain.
+/// The task of the active terms. Made before its task is spawned: if the task is dropped before its first poll,
+/// this closes the queue of events, and no sender waits in vain.
 pub(crate) struct ActiveTermsTask(Arc<Session>);
 
 impl Drop for ActiveTermsTask {
@@ -228,7 +229,7 @@ impl<'a> ActiveTerms<'a> {
             (Some(held), EntryEvent::Deleted) => held.term.lose(LossReason::EntryGone),
             (Some(held), EntryEvent::ResignRequested) => {
                 let entry = held.term.entry();
-                info!(election = %entry.election, entry = %entry.key, "asked to resign");
+                info!(election = %entry.election, entry = %entry.key, "resignation requested");
                 held.term.lose(LossReason::ResignRequested);
             }
             (None, EntryEvent::Deleted) => {
@@ -278,7 +279,8 @@ impl<'a> ActiveTerms<'a> {
         self.fail_watcher(LossReason::SessionGivenUp);
     }
 
-    /// Without a watch a deleted entry would go unnoticed: ends the session, and drops work that was only cancelled.
+    /// Without a watch a deleted entry would go unnoticed: ends the session, and drops work that was only
+    /// cancelled.
     fn fail_watcher(&mut self, reason: LossReason) {
         let watcher = std::mem::replace(&mut self.watcher, WatcherState::Failed);
         let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(watcher)));

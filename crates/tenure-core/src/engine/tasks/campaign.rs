@@ -91,7 +91,8 @@ impl Campaign {
         }
     }
 
-    /// Tells a caller that has given up that no entry is left. With `session`, waits until that session has been closed.
+    /// Tells a caller that has given up that no entry is left. With `session`, waits until that session has
+    /// been closed.
     async fn answer_withdrawal(&self, caller: Caller, session: Option<Arc<Session>>) {
         let confirmed = match session {
             Some(session) => session.wait_closed().await,

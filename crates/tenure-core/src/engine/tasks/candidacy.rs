@@ -1,5 +1,5 @@
-//! One candidate under one session, from entering to leading or leaving. It runs in one task, so that all requests for an
-//! entry are made in one order, and dropping a future anywhere leaves no entry behind.
+//! One candidate under one session, from entering to leading or leaving. It runs in one task, so that all
+//! requests for an entry are made in one order, and dropping a future anywhere leaves no entry behind.
 
 use std::sync::Arc;
 
@@ -46,8 +46,8 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// The caller as the campaign's task sees it, the receiver of its answer, and a guard that makes the candidacy withdraw
-    /// when it is dropped.
+    /// The caller as the campaign's task sees it, the receiver of its answer, and a guard that makes the
+    /// candidacy withdraw when it is dropped.
     pub(crate) fn new() -> (Self, oneshot::Receiver<Result<Option<Leadership>, Error>>, DropGuard) {
         let (answer, receiver) = oneshot::channel();
         let given_up = CancellationToken::new();

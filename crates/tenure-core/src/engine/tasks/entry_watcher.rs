@@ -76,8 +76,8 @@ impl EntryWatcher for PerEntryWatcher {
     }
 }
 
-/// Returns when the entry is gone, or, with `for_resign_requests`, when its candidate was asked to resign. Repeats a watch that
-/// fails.
+/// Returns when the entry is gone, or, with `for_resign_requests`, when its candidate was asked to resign.
+/// Repeats a watch that fails.
 async fn watch(
     session: &Session,
     entry: &Entry,

@@ -26,8 +26,8 @@ pub(crate) enum Event {
 
 /// A term, until its entry has been withdrawn.
 ///
-/// When it is dropped, the term has ended and its entry counts as removed. So a resignation never waits for ever, also when
-/// a backend panics.
+/// When it is dropped, the term has ended and its entry counts as removed. So a resignation never waits for
+/// ever, also when a backend panics.
 #[derive(Debug)]
 pub(crate) struct HeldTerm {
     pub(crate) term: Arc<Term>,

@@ -15,8 +15,8 @@ const ONE_WORK: usize = 2;
 
 /// The number of works in flight under a term.
 ///
-/// Not `tokio-util`'s `TaskTracker`: its increment is relaxed. A thread could then still read that the term is valid after
-/// another thread has read the count as zero.
+/// Not `tokio-util`'s `TaskTracker`: its increment is relaxed. A thread could then still read that the term is
+/// valid after another thread has read the count as zero.
 #[derive(Debug)]
 pub(crate) struct InFlightWork {
     /// [`CLOSED`] or zero, plus [`ONE_WORK`] for each work.
@@ -34,8 +34,8 @@ impl InFlightWork {
         Self { state: AtomicUsize::new(0), stopped: Flag::new() }
     }
 
-    /// Counts one more work. The caller has to check *afterwards* that the term is valid: either that check sees the end
-    /// of the term, or [`is_empty`](Self::is_empty) after the end sees the work.
+    /// Counts one more work. The caller has to check *afterwards* that the term is valid: either that check
+    /// sees the end of the term, or [`is_empty`](Self::is_empty) after the end sees the work.
     pub(crate) fn begin(&self) -> WorkGuard<'_> {
         let ordered = !is_disabled(SafetyRule::OrderWorkAndLoss);
         self.state.fetch_add(ONE_WORK, if ordered { Ordering::AcqRel } else { Ordering::Relaxed });
@@ -113,8 +113,8 @@ impl<'a> PollGuard<'a> {
         Self { active_polls, owner_count: owner_count.unwrap_or(0) }
     }
 
-    /// Whether this thread is polling work of an owner for whom `predicate` holds. Always false under loom and shuttle,
-    /// which run all their threads on one.
+    /// Whether this thread is polling work of an owner for whom `predicate` holds. Always false under loom and
+    /// shuttle, which run all their threads on one.
     pub(crate) fn any(predicate: impl Fn(WorkOwner) -> bool) -> bool {
         let any = |polled: &RefCell<Vec<WorkOwner>>| polled.borrow().iter().any(|owner| predicate(*owner));
         !cfg!(all(test, any(tenure_loom, tenure_shuttle))) && POLLED_OWNERS.try_with(any).unwrap_or(false)

@@ -16,7 +16,8 @@ use crate::{
 
 /// The leaders of `election`, from now on.
 pub(crate) fn leaders(shared: &Arc<Shared>, election: ElectionName) -> Leaders {
-    // The task exists from now on, so that the engine outlives its elector. The store is asked once the stream is polled.
+    // The task exists from now on, so that the engine outlives its elector. The store is asked once the stream
+    // is polled.
     let (sender, mut leaders) = mpsc::channel(1);
     let (start, started) = oneshot::channel();
     shared.runtime.spawn(observe(Arc::clone(shared), election, started, sender));

@@ -1,4 +1,5 @@
-//! A leadership that depends on another one: its parent. The deadlines and grace periods of a term follow from both.
+//! A leadership that depends on another one: its parent. The deadlines and grace periods of a term follow from
+//! both.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +14,8 @@ impl Term {
         self.cold_state.get()?.parent.get()
     }
 
-    /// Makes this term depend on the leadership `guard`: it ends when that one ends. Keeps `guard`, and resigns it only when
-    /// the entry of this term is gone.
+    /// Makes this term depend on the leadership `guard`: it ends when that one ends. Keeps `guard`, and resigns
+    /// it only when the entry of this term is gone.
     pub(crate) fn set_parent(self: &Arc<Self>, guard: Leadership) {
         let parent = guard.term();
         let requested = self.tier_grace_period(Duration::ZERO);
@@ -73,8 +74,8 @@ impl Term {
             && self.parent().is_none_or(|parent| parent.has_time_for(grace_period))
     }
 
-    /// The grace period before this tier's own deadline, when its child needs `child_grace_period`: as much of that as the
-    /// session allows.
+    /// The grace period before this tier's own deadline, when its child needs `child_grace_period`: as much of
+    /// that as the session allows.
     fn tier_grace_period(&self, child_grace_period: Duration) -> Duration {
         let own = self.requested_grace_period().max(self.session.window.grace_period());
         if child_grace_period <= own {
@@ -92,13 +93,15 @@ impl Term {
         child.session.shared.watchdog.wake();
     }
 
-    /// The latest instant at which leadership may be assumed, unless a heartbeat extends it: the earliest deadline of all tiers.
+    /// The latest instant at which leadership may be assumed, unless a heartbeat extends it: the earliest
+    /// deadline of all tiers.
     pub(crate) fn deadline(&self) -> BootInstant {
         let own = self.session.window.deadline();
         self.parent().map_or(own, |parent| own.min(parent.deadline()))
     }
 
-    /// When the grace period before the deadline begins and work is cancelled, unless a heartbeat extends the deadline.
+    /// When the grace period before the deadline begins and work is cancelled, unless a heartbeat extends the
+    /// deadline.
     pub(super) fn cancel_at(&self, child_grace_period: Duration) -> BootInstant {
         let grace_period = self.tier_grace_period(child_grace_period);
         let own = self.session.window.deadline() - grace_period;

@@ -39,7 +39,8 @@ impl PendingEntry {
         }
     }
 
-    /// Removes the entry. Retries until the store confirms that, or the session has ended, which removes the entry too.
+    /// Removes the entry. Retries until the store confirms that, or the session has ended, which removes the
+    /// entry too.
     ///
     /// True when the store has confirmed it.
     pub(crate) async fn withdraw(&mut self, session: &Session) -> bool {

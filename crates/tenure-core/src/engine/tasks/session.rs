@@ -36,8 +36,8 @@ use crate::{
     },
 };
 
-/// A session with the store. When it ends, its terms and candidacies end, and the next campaign opens another one: an ended
-/// session never becomes valid again.
+/// A session with the store. When it ends, its terms and candidacies end, and the next campaign opens another
+/// one: an ended session never becomes valid again.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) spi: SpiSession,
@@ -56,7 +56,8 @@ pub(crate) struct Session {
     pub(crate) events: EventQueue,
     registered: Mutex<RegisteredEntries>,
     pending_withdrawals: Mutex<PendingWithdrawals>,
-    /// The terms whose deadlines the watchdog enforces: those with work, a waiter, a cancellation token, a parent or a child.
+    /// The terms whose deadlines the watchdog enforces: those with work, a waiter, a cancellation token, a
+    /// parent or a child.
     watched_terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
 }
 
@@ -104,7 +105,8 @@ impl Session {
         })
     }
 
-    /// Records that the session's task no longer tries to close the session; `confirmed` says whether its entries are gone.
+    /// Records that the session's task no longer tries to close the session; `confirmed` says whether its
+    /// entries are gone.
     pub(crate) fn set_closed(&self, confirmed: bool) {
         self.close_confirmed.store(confirmed, Ordering::Release);
         self.closed.set();
@@ -133,8 +135,9 @@ impl Session {
         let clock = &*self.shared.clock;
         let own = self.window.grace_period();
         let Err(reason) = self.window.check(clock, grace_period.max(own)) else { return Ok(()) };
-        // Not checked again where the grace period is the session's own: a heartbeat that is confirmed in between, or a
-        // time of day that is set back, would keep a session alive that a caller was told has ended.
+        // Not checked again where the grace period is the session's own: a heartbeat that is confirmed in
+        // between, or a time of day that is set back, would keep a session alive that a caller was told has
+        // ended.
         let closed = if grace_period <= own { Err(reason) } else { self.window.check(clock, own) };
         if let Err(reason) = closed
             && !is_disabled(SafetyRule::NeverReopenWindow)

@@ -92,15 +92,16 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long `close` waits for the answer to the opening of a session. A session that is opened by a later answer expires by
-/// itself.
+/// How long `close` waits for the answer to the opening of a session. A session that is opened by a later
+/// answer expires by itself.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Retries until a session is open, the failure is permanent, or no caller waits.
 async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::Sender<Option<OpenResult>>>) {
     let mut retry = Retry::new(shared.config.retry);
     loop {
-        // Interrupted neither when all callers are gone, nor at once by `close`: each would leave a session without an owner.
+        // Interrupted neither when all callers are gone, nor at once by `close`: each would leave a session
+        // without an owner.
         let mut opening = Box::pin(open_once(&shared));
         let outcome = tokio::select! {
             biased;

@@ -28,8 +28,8 @@ const MAX_CONCURRENT_WITHDRAWALS: usize = 16;
 
 /// Sends heartbeats until the session ends or is no longer needed, and closes it then.
 ///
-/// Made before its task is spawned. Its drop ends the session, also when the task is aborted: by a panic in a backend, or by
-/// a runtime that is shut down, perhaps before the first poll.
+/// Made before its task is spawned. Its drop ends the session, also when the task is aborted: by a panic in a
+/// backend, or by a runtime that is shut down, perhaps before the first poll.
 pub(crate) struct SessionTask {
     session: Arc<Session>,
     /// When the session was requested.
@@ -221,8 +221,9 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
 
 /// Removes entries that withdrawn requests have made after their withdrawal.
 ///
-/// A request that was given up can be held by a frozen server and executed much later. So a withdrawal after an unanswered
-/// request is repeated, on the schedule of [`PendingWithdrawals`](crate::engine::rules::pending_withdrawals::PendingWithdrawals).
+/// A request that was given up can be held by a frozen server and executed much later. So a withdrawal after an
+/// unanswered request is repeated, on the schedule of
+/// [`PendingWithdrawals`](crate::engine::rules::pending_withdrawals::PendingWithdrawals).
 async fn retry_withdrawals(session: &Session) {
     let shared = &session.shared;
     let check_interval = first_retry_delay(session.spi.granted_ttl());
@@ -247,10 +248,11 @@ async fn retry_withdrawals(session: &Session) {
     }
 }
 
-/// Closes the session in the store. Retries until the store confirms that, or the session has expired there. True in both cases.
+/// Closes the session in the store. Retries until the store confirms that, or the session has expired there.
+/// True in both cases.
 ///
-/// Also called when a backend has reported that the session is gone: the report may cover less than the whole session, and
-/// entries of a session that lives on would block their elections.
+/// Also called when a backend has reported that the session is gone: the report may cover less than the whole
+/// session, and entries of a session that lives on would block their elections.
 async fn close(session: &Session) -> bool {
     let shared = &session.shared;
     let granted = session.spi.granted_ttl();

@@ -235,12 +235,14 @@ impl Term {
         })
     }
 
-    /// Ends the term, but not its session. Cancels the work; the entry is removed once it has stopped. The first reason stays.
+    /// Ends the term, but not its session. Cancels the work; the entry is removed once it has stopped. The
+    /// first reason stays.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
         self.end(reason, false);
     }
 
-    /// Records that the guard was dropped: ends the term for `reason` unless it has ended already. No work begins any more.
+    /// Records that the guard was dropped: ends the term for `reason` unless it has ended already. No work
+    /// begins any more.
     pub(crate) fn release(self: &Arc<Self>, reason: LossReason) {
         self.end(reason, true);
     }

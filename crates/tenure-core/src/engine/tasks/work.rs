@@ -24,7 +24,8 @@ use crate::{
 };
 
 impl Term {
-    /// Enforces the deadlines of the term, for the watchdog. Returns when to check again; `None` when no deadline is left.
+    /// Enforces the deadlines of the term, for the watchdog. Returns when to check again; `None` when no
+    /// deadline is left.
     pub(crate) fn check_deadlines(self: &Arc<Self>) -> Option<BootInstant> {
         if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
             return None;
@@ -46,15 +47,15 @@ impl Term {
         if first {
             self.drop_work();
         }
-        // A process that was stopped resumes past its deadline. Its work is dropped at its next poll: there has to be time for
-        // that poll to begin and to drop the work.
+        // A process that was stopped resumes past its deadline. Its work is dropped at its next poll: there has
+        // to be time for that poll to begin and to drop the work.
         let drop_requested = cold.drop_requested_at.get().unwrap_or(now);
         let drop_begun = BootInstant::from_nanos(cold.drop_begun_at.load(Ordering::Acquire));
         let overrun_at = stop_by.max(drop_requested.max(drop_begun) + margin);
         if let ActivePolls::AbortSlot(slot) = &cold.active_polls {
             slot.arm(overrun_at);
-            // No poll has begun since the drop was requested, so a poll that goes on now is a long one. It is reported before
-            // the deadline, because at the deadline the process is aborted.
+            // No poll has begun since the drop was requested, so a poll that goes on now is a long one. It is
+            // reported before the deadline, because at the deadline the process is aborted.
             let report_at = drop_requested.max(drop_begun) + margin / 2;
             if now < report_at {
                 return Some(report_at);
@@ -125,7 +126,8 @@ impl Term {
         let mut drop_now = self.session.shared.runtime.relayed(cold.drop_now.wait());
         let mut work = Some(PolledWork::new(self, work));
         std::future::poll_fn(|context| {
-            // Counted before the clock is read: a thread that sees no poll after the last instant knows that none begins.
+            // Counted before the clock is read: a thread that sees no poll after the last instant knows that
+            // none begins.
             let _poll_guard = self.begin_poll();
             let must_drop = drop_now.poll_unpin(context).is_ready() || self.is_past_the_last_instant();
             if must_drop && !is_disabled(SafetyRule::DropWorkAtDeadline) {
@@ -155,8 +157,8 @@ impl Term {
         WorkOwner { term: Arc::as_ptr(self).addr(), elector: Arc::as_ptr(&self.session.shared).addr() }
     }
 
-    /// Whether the caller is work of this term, of one of its parents, or of its child. Such a caller must not wait for the
-    /// end of the term: it would wait for itself.
+    /// Whether the caller is work of this term, of one of its parents, or of its child. Such a caller must not
+    /// wait for the end of the term: it would wait for itself.
     pub(crate) fn is_called_by_its_work(self: &Arc<Self>) -> bool {
         PollGuard::any(|polled| self.with_parents().any(|term| term.owner().term == polled.term))
     }
