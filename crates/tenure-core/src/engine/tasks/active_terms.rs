@@ -24,9 +24,9 @@ use crate::{
 /// The entries of this many new terms are watched at once. When more terms begin in a burst, their campaigns
 /// have priority and the watches are delayed.
 const EAGER_WATCHES: usize = 16;
-/// Delayed watches begin once no term has begun for this long,
+/// The delayed watches of a burst begin once no term has begun for this long.
 const WATCH_DEBOUNCE: Duration = Duration::from_millis(50);
-/// and at the latest after this long.
+/// The longest delay of a watch, however long the burst lasts.
 const MAX_WATCH_DELAY: Duration = Duration::from_millis(500);
 
 /// The task of the active terms. Made before its task is spawned: if the task is dropped before its first poll,
