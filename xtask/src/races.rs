@@ -91,7 +91,7 @@ fn explore(checker: &str, target: &Path) -> Result<Outcome> {
             "--no-fail-fast",
             "--",
             "--show-output",
-            "engine::races",
+            "engine::concurrency_tests",
             "sequences::",
             "broken::",
         ])

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
-    Leaders, Leadership, LeadershipHandle, Status, engine::retry::Retry,
+    Leaders, Leadership, LeadershipHandle, Status, engine::runtime::retry::Retry,
 };
 
 /// An elector with two tiers: every group elects its leader, and only the leaders of groups campaign in the election itself.

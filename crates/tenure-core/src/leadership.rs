@@ -8,9 +8,9 @@ use crate::{
     BootInstant, CandidateId, ElectionName, Error, FencingToken, LossReason, Lost,
     config::{check_grace_period, check_value},
     engine::{
-        report::FLUSH,
-        retry::{Retry, timed},
-        term::Term,
+        runtime::report::FLUSH_TIMEOUT,
+        runtime::retry::{Retry, with_timeout},
+        tasks::term::Term,
     },
     spi::{BackendErrorKind, EntryRequest},
     sync::timeout,
@@ -80,7 +80,7 @@ impl Leadership {
     /// - When this leadership is over, `parent` is resigned, after the work has stopped and the entry of this leadership
     ///   is gone.
     pub fn with_parent(self, parent: Self) -> Self {
-        self.term.rest_on(parent);
+        self.term.set_parent(parent);
         self
     }
 
@@ -115,7 +115,7 @@ impl Leadership {
         }
         let shared = Arc::clone(&term.session.shared);
         let limit = shared.config.shutdown_timeout;
-        let confirmed = match term.departure() {
+        let confirmed = match term.withdrawal() {
             // This works even when the engine has ended.
             Some(confirmed) => Ok(confirmed),
             None => {
@@ -124,7 +124,7 @@ impl Leadership {
         };
         // The program may exit next: its log is complete before this returns.
         let reporter = shared.reporter.clone();
-        let _ = shared.runtime.call(async move { timeout(FLUSH, reporter.flush()).await }).await;
+        let _ = shared.runtime.call(async move { timeout(FLUSH_TIMEOUT, reporter.flush()).await }).await;
         match (confirmed, term.reason()) {
             (Err(waited), _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),
             (Ok(false), _) => Err(Error::TaskEnded("nothing has confirmed that its entry is gone")),
@@ -139,7 +139,7 @@ impl Leadership {
         let term = Arc::clone(&self.term);
         term.release(LossReason::Resigned);
         drop(self);
-        term.wait_departed()
+        term.wait_withdrawn()
     }
 }
 
@@ -198,7 +198,7 @@ impl LeadershipHandle {
             let answer = tokio::select! {
                 biased;
                 reason = self.lost() => return Err(Lost::new(reason).into()),
-                answer = timed("updating the value", config.request_timeout, update) => answer,
+                answer = with_timeout("updating the value", config.request_timeout, update) => answer,
             };
             match answer {
                 Ok(()) => return Ok(()),
@@ -219,7 +219,7 @@ impl LeadershipHandle {
 
     /// Whether this leadership has a parent.
     pub(crate) fn has_parent(&self) -> bool {
-        self.term.base().is_some()
+        self.term.parent().is_some()
     }
 
     /// The election.
@@ -302,7 +302,7 @@ impl LeadershipHandle {
     /// # Cancellation safety
     /// Dropping the future has no effect.
     pub async fn lost(&self) -> LossReason {
-        self.term.session.shared.runtime.relayed(self.term.wait_over()).await;
+        self.term.session.shared.runtime.relayed(self.term.wait_ended()).await;
         self.term.reason().unwrap_or(LossReason::Deadline)
     }
 
@@ -349,7 +349,7 @@ impl LeadershipHandle {
     ) -> Result<F::Output, Error> {
         let (most, ttl) = self.term.largest_grace_period();
         check_grace_period(grace_period, ttl, most)?;
-        self.term.raise_budget(grace_period);
+        self.term.raise_grace_period(grace_period);
         Ok(self.term.run(work).await?)
     }
 }

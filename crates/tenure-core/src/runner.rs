@@ -5,7 +5,9 @@ use std::{future::Future, panic::AssertUnwindSafe, pin::pin, time::Duration};
 use futures::FutureExt as _;
 use tracing::{info, warn};
 
-use crate::{BoxError, Elector, Error, LeadershipHandle, engine::retry::Retry, error_chain::chain};
+use crate::{
+    BoxError, Elector, Error, LeadershipHandle, engine::rules::retry_delays::RetryDelays, error_chain::chain,
+};
 
 /// Provided methods of every [`Elector`].
 pub trait ElectorExt: Elector {
@@ -50,7 +52,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
         W: Future<Output = Result<(), BoxError>> + Send,
     {
         let mut shutdown = pin!(shutdown);
-        let mut retry = Retry::new(self.work_backoff());
+        let mut retry = RetryDelays::new(self.work_backoff());
         loop {
             let cancel = Box::pin(shutdown.as_mut());
             let Some(leadership) = self.campaign_until(election, cancel).await? else { return Ok(()) };
@@ -110,11 +112,11 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                         retry.reset();
                         Duration::ZERO
                     } else {
-                        retry.next_wait()
+                        retry.next_delay()
                     }
                 }
                 (Some(Ok(failed @ (Ok(Err(_)) | Err(_)))), None) => {
-                    let pause = retry.next_wait();
+                    let pause = retry.next_delay();
                     let error = match &failed {
                         Ok(Err(error)) => chain(&**error),
                         _ => "it panicked".to_owned(),
@@ -125,7 +127,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                 }
                 _ => {
                     retry.reset();
-                    retry.next_wait()
+                    retry.next_delay()
                 }
             };
             tokio::select! {

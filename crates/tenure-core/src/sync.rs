@@ -37,7 +37,7 @@ pub(crate) use primitives::*;
 #[cfg(not(any(target_os = "linux", all(test, any(tenure_loom, tenure_shuttle)))))]
 pub(crate) use std::sync::Condvar;
 
-/// Timers of tokio. For tasks see [`EngineRuntime`](crate::engine::EngineRuntime).
+/// Timers of tokio. For tasks see [`EngineRuntime`](crate::engine::runtime::engine_runtime::EngineRuntime).
 #[cfg(not(all(test, tenure_shuttle)))]
 mod timers {
     pub(crate) use tokio::time::{sleep, timeout};

@@ -6,7 +6,7 @@ mod recorder {
 
     use metrics::{counter, gauge, histogram};
 
-    use crate::{ElectionName, FencingToken, LossReason, engine::report::measure, metrics as names};
+    use crate::{ElectionName, FencingToken, LossReason, engine::runtime::report::measure, metrics as names};
 
     /// A candidate campaigns. From now on there is a series for this election, even if no candidate leads.
     pub(crate) fn campaign_started(election: &ElectionName) {

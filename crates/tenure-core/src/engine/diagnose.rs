@@ -1,8 +1,8 @@
-//! What an operator is told: how the store, this machine and the settings serve elections.
+//! Examines for an operator whether the store, this machine and the settings suit elections.
 
 use std::{fs, time::Duration};
 
-use super::{Shared, keeper, retry::timed};
+use super::{rules::heartbeat, runtime::retry::with_timeout, shared::Shared};
 use crate::{
     Diagnosis, ElectionName,
     config::check_grace_period,
@@ -10,59 +10,58 @@ use crate::{
     spi::{BackendError, BackendErrorKind, BackendSession, EntryRequest, HeartbeatProof},
 };
 
-/// How long a backend may take in all.
-const LIMIT: Duration = Duration::from_secs(30);
-/// The election that is entered for a moment, to see whether that is allowed.
-const ELECTION: &str = "tenure-doctor";
+/// The timeout of [`Backend::diagnose`](crate::spi::Backend::diagnose), unless four requests may take longer.
+const MIN_BACKEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// The election that is entered for a moment, to check that this is allowed.
+const DIAGNOSE_ELECTION: &str = "tenure-doctor";
 
 pub(super) async fn diagnose(shared: &Shared) -> Vec<Diagnosis> {
-    // Backends bound their questions; this is for one that does not.
-    let limit = LIMIT.max(shared.config.request_timeout * 4);
-    let asked = timed("examining the store", limit, async { Ok(shared.backend.diagnose().await) }).await;
-    let mut diagnoses = asked.unwrap_or_else(|error| {
+    // Backends limit their own requests; this is for one that does not.
+    let limit = MIN_BACKEND_TIMEOUT.max(shared.config.request_timeout * 4);
+    let answer =
+        with_timeout("examining the store", limit, async { Ok(shared.backend.diagnose().await) }).await;
+    let mut diagnoses = answer.unwrap_or_else(|error| {
         vec![Diagnosis::problem(
             "store",
             error.to_string(),
-            "see whether the store is up and can be reached from here",
+            "check that the store is up and can be reached from here",
         )]
     });
-    session(shared, &mut diagnoses).await;
-    diagnoses.push(clock());
+    diagnose_session(shared, &mut diagnoses).await;
+    diagnoses.push(diagnose_clock());
     diagnoses
 }
 
 /// Opens a session, enters, leaves and closes.
-async fn session(shared: &Shared, diagnoses: &mut Vec<Diagnosis>) {
+async fn diagnose_session(shared: &Shared, diagnoses: &mut Vec<Diagnosis>) {
     let config = &shared.config;
     let limit = config.request_timeout;
     let begun = shared.clock.now();
-    let session = match timed("opening a session", limit, shared.backend.open_session(config.ttl)).await {
-        Ok(session) => session,
-        Err(error) => {
-            diagnoses.push(refused("session", &error));
-            return;
-        }
-    };
+    let session =
+        match with_timeout("opening a session", limit, shared.backend.open_session(config.ttl)).await {
+            Ok(session) => session,
+            Err(error) => {
+                diagnoses.push(request_failed("session", &error));
+                return;
+            }
+        };
     let took = shared.clock.now().since(begun);
-    let asked = config.ttl;
+    let requested = config.ttl;
     let granted = session.granted_ttl();
     let ttl = humantime::format_duration;
     diagnoses.push(if session.proof() == HeartbeatProof::Process {
+        Diagnosis::good("session", "it lives exactly as long as this process; the TTL has no effect here")
+    } else if granted == requested {
         Diagnosis::good(
             "session",
-            "the kernel keeps it exactly as long as the process lives; the TTL has no meaning here",
-        )
-    } else if granted == asked {
-        Diagnosis::good(
-            "session",
-            format!("opened in {took:.1?}; the TTL granted is the {} asked for", ttl(granted)),
+            format!("opened in {took:.1?}; the store grants the requested TTL of {}", ttl(granted)),
         )
     } else {
         Diagnosis::warning(
             "session",
             format!(
-                "opened in {took:.1?}; of the TTL asked for, {}, the store made {}",
-                ttl(asked),
+                "opened in {took:.1?}; instead of the requested TTL of {} the store grants {}",
+                ttl(requested),
                 ttl(granted)
             ),
             format!(
@@ -71,28 +70,28 @@ async fn session(shared: &Shared, diagnoses: &mut Vec<Diagnosis>) {
             ),
         )
     });
-    let most = keeper::largest_grace_period(session.proof(), granted, config.drift, config.grace_period());
-    if let Err(error) = check_grace_period(config.grace_period(), granted, most) {
+    let max = heartbeat::largest_grace_period(session.proof(), granted, config.drift, config.grace_period());
+    if let Err(error) = check_grace_period(config.grace_period(), granted, max) {
         diagnoses.push(Diagnosis::problem(
             "grace period",
             error.to_string(),
-            format!("set grace_period to at most {}", ttl(most)),
+            format!("set grace_period to at most {}", ttl(max)),
         ));
     }
-    rights(shared, &*session, diagnoses).await;
-    if let Err(error) = timed("closing the session", limit, session.close()).await {
+    diagnose_entry(shared, &*session, diagnoses).await;
+    if let Err(error) = with_timeout("closing the session", limit, session.close()).await {
         diagnoses.push(Diagnosis::warning(
             "session",
             format!("it was not closed: {error}"),
-            "it expires by itself; see whether the store answers",
+            "it expires by itself; check that the store answers",
         ));
     }
 }
 
-/// Enters an election that is made for this, and leaves it.
-async fn rights(shared: &Shared, session: &dyn BackendSession, diagnoses: &mut Vec<Diagnosis>) {
+/// Enters an election that exists for this purpose, and leaves it.
+async fn diagnose_entry(shared: &Shared, session: &dyn BackendSession, diagnoses: &mut Vec<Diagnosis>) {
     let limit = shared.config.request_timeout;
-    let Ok(election) = ElectionName::new(ELECTION) else { return };
+    let Ok(election) = ElectionName::new(DIAGNOSE_ELECTION) else { return };
     let request = EntryRequest {
         election,
         candidate: shared.config.id.clone(),
@@ -100,59 +99,62 @@ async fn rights(shared: &Shared, session: &dyn BackendSession, diagnoses: &mut V
         nonce: random::number(),
     };
     let begun = shared.clock.now();
-    let entered = timed("entering an election", limit, session.enter(&request)).await;
+    let entered = with_timeout("entering an election", limit, session.enter(&request)).await;
     let took = shared.clock.now().since(begun);
     let entry = entered.as_ref().ok().map(|entered| entered.entry.clone());
-    let left = timed("leaving an election", limit, session.leave(&request, entry.as_ref())).await;
+    let left = with_timeout("leaving an election", limit, session.leave(&request, entry.as_ref())).await;
     diagnoses.push(match (entered, left) {
-        (Ok(_), Ok(())) => slow(shared, took).unwrap_or_else(|| {
-            Diagnosis::good("entry", format!("entered the election {ELECTION:?} in {took:.1?}, and left it"))
+        (Ok(_), Ok(())) => slow_request(shared, took).unwrap_or_else(|| {
+            Diagnosis::good(
+                "entry",
+                format!("entered the election {DIAGNOSE_ELECTION:?} in {took:.1?}, and left it"),
+            )
         }),
-        (Err(error), _) | (Ok(_), Err(error)) => refused("entry", &error),
+        (Err(error), _) | (Ok(_), Err(error)) => request_failed("entry", &error),
     });
 }
 
-/// Whether a request takes so long that a heartbeat may come too late.
-fn slow(shared: &Shared, took: Duration) -> Option<Diagnosis> {
+/// A warning if a request takes so long that a heartbeat may come too late.
+fn slow_request(shared: &Shared, took: Duration) -> Option<Diagnosis> {
     (took > shared.config.ttl / 12).then(|| {
         Diagnosis::warning(
             "entry",
             format!(
-                "entering an election took {took:.1?}, which is much beside a TTL of {:?}",
+                "entering an election took {took:.1?}, which is long for a TTL of {:?}",
                 shared.config.ttl
             ),
-            "choose a TTL of at least 12 times that, or see why the store is slow (its disks, the way to it)",
+            "choose a TTL of at least 12 times that, or find out why the store is slow (disks, network)",
         )
     })
 }
 
-fn refused(subject: &str, error: &BackendError) -> Diagnosis {
+fn request_failed(subject: &str, error: &BackendError) -> Diagnosis {
     let advice = match error.kind() {
         BackendErrorKind::Unauthorized => {
-            "see the user, its password and its rights: it has to read and write everything below the prefix or root"
+            "check the user, its password and its permissions: it has to read and write everything below the prefix or root"
         }
-        BackendErrorKind::Invalid => "change the setting that the text names",
-        _ => "see whether the store is up, has a quorum, and can be reached from here",
+        BackendErrorKind::Invalid => "change the setting that the message names",
+        _ => "check that the store is up, has a quorum, and can be reached from here",
     };
     Diagnosis::problem(subject, error.to_string(), advice)
 }
 
-/// What keeps the time on which deadlines rest.
-fn clock() -> Diagnosis {
+/// Examines the clock with which deadlines are measured.
+fn diagnose_clock() -> Diagnosis {
     const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     let Ok(source) = fs::read_to_string(SOURCE) else {
         return Diagnosis::warning(
             "clock",
-            "what drives this machine's clock is not known",
-            "on Linux, mount /sys; elsewhere, see that the clock's rate is right to within the drift",
+            "the clock source of this machine is unknown",
+            "on Linux, mount /sys; elsewhere, make sure that the clock's rate is accurate to within the drift bound",
         );
     };
     match source.trim() {
         "jiffies" => Diagnosis::warning(
             "clock",
-            "CLOCK_BOOTTIME, driven by jiffies, which lose ticks under load",
-            "see the kernel's log for why it trusts no better clock source (tsc, kvm-clock, hpet)",
+            "CLOCK_BOOTTIME with clock source jiffies, which loses ticks under load",
+            "see the kernel log for why it uses no better clock source (tsc, kvm-clock, hpet)",
         ),
-        source => Diagnosis::good("clock", format!("CLOCK_BOOTTIME, driven by {source}")),
+        source => Diagnosis::good("clock", format!("CLOCK_BOOTTIME with clock source {source}")),
     }
 }

@@ -8,14 +8,16 @@ use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::{Level, debug, warn};
 
 use super::{
-    Shared,
-    campaign::Campaign,
-    entry::Caller,
-    observe,
-    opener::Opener,
-    report::FLUSH,
-    retry::{Retry, timed},
-    works::Polling,
+    diagnose,
+    runtime::{
+        report::FLUSH_TIMEOUT,
+        retry::{Retry, with_timeout},
+    },
+    shared::Shared,
+    tasks::{
+        campaign::Campaign, candidacy::Caller, elections::Elections, in_flight_work::PollGuard, observe,
+        session_pool::SessionPool,
+    },
 };
 use crate::{
     Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, Leaders,
@@ -27,10 +29,10 @@ use crate::{
 
 /// The [`Elector`] over any [`Backend`].
 ///
-/// The engine runs on threads of its own, which start with the elector: the application's runtimes may be blocked, idle or
-/// dropped, and a log subscriber may block or panic, without costing a leadership or delaying its end. The threads end once
-/// the elector is dropped and everything it led has been given back. A backend serves one elector: its connections live on
-/// that elector's threads.
+/// The engine runs on threads of its own, which start with the elector. A blocked, idle or dropped runtime of
+/// the application, or a log subscriber that blocks or panics, neither costs a leadership nor delays its end.
+/// The threads end once the elector is dropped and all its leaderships have been given back. A backend serves
+/// one elector: its connections live on that elector's threads.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -48,49 +50,58 @@ use crate::{
 #[derive(Debug)]
 pub struct StoreElector {
     shared: Arc<Shared>,
-    opener: Opener,
+    session_pool: SessionPool,
+    elections: Arc<Elections>,
 }
 
 impl StoreElector {
-    /// An elector over `backend`. Starts the engine's threads; nothing is asked of the store yet.
+    /// Creates an elector over `backend`. Starts the engine's threads, but sends no request to the store yet.
     ///
-    /// The engine runs in real time, also where the caller's is paused: see [`with_clock`](Self::with_clock) for tests.
+    /// The engine runs in real time, also when tokio's time is paused: use [`with_clock`](Self::with_clock) in
+    /// tests.
     ///
-    /// What the engine logs goes to the `tracing` subscriber of the thread that calls this; where there is none yet, to the
-    /// process's once there is one.
+    /// The engine logs to the `tracing` subscriber of the current thread. If that has none, it logs to the
+    /// process's subscriber as soon as one is set.
     ///
     /// # Errors
-    /// When a setting cannot work; see [`Config::validate`]. [`Error::Threads`] when the system refuses a thread.
+    /// - An invalid setting: see [`Config::validate`].
+    /// - [`Error::Threads`] when the system refuses a thread.
     pub fn new(backend: Arc<dyn Backend>, config: Config) -> Result<Self, Error> {
         config.validate()?;
         let shared = Shared::start(backend, config).map_err(Error::Threads)?;
-        Ok(Self { shared, opener: Opener::default() })
+        Ok(Self::with_shared(shared))
     }
 
-    /// An elector that measures its deadlines with `clock` and runs as tasks of the current runtime, which has to be a
-    /// current-thread one: for simulations and tests in paused time ([`SimClock`](crate::SimClock)).
+    /// Creates an elector that measures its deadlines with `clock` and runs as tasks of the current runtime,
+    /// which has to be a current-thread runtime: for simulations and tests in paused time
+    /// ([`SimClock`](crate::SimClock)).
     ///
-    /// Weaker than [`new`](Self::new): the engine lives only as long as that runtime is driven, and a waker, hook or log
+    /// Weaker than [`new`](Self::new): the engine runs only while that runtime is driven, and a waker, hook or log
     /// subscriber that blocks delays deadlines.
     ///
     /// # Errors
-    /// When a setting cannot work; see [`Config::validate`].
+    /// An invalid setting: see [`Config::validate`].
     pub fn with_clock(
         backend: Arc<dyn Backend>,
         config: Config,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self { shared: Shared::simulated(backend, config, clock), opener: Opener::default() })
+        Ok(Self::with_shared(Shared::simulated(backend, config, clock)))
     }
 
-    /// Who this elector's candidates are.
+    fn with_shared(shared: Arc<Shared>) -> Self {
+        Self { shared, session_pool: SessionPool::default(), elections: Arc::default() }
+    }
+
+    /// The settings of this elector.
     pub fn config(&self) -> &Config {
         &self.shared.config
     }
 
-    /// Campaigns as a task of the engine. When the future is dropped, or `given_up` completes, the candidacy withdraws.
-    async fn stand(
+    /// Campaigns as a task of the engine. When the future is dropped, or `given_up` completes, the candidacy
+    /// withdraws.
+    async fn start_campaign(
         &self,
         election: &str,
         waits: bool,
@@ -98,11 +109,17 @@ impl StoreElector {
     ) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
-        let since = shared.clock.now();
+        let called_at = shared.clock.now();
         shared.reporter.measured(|| telemetry::campaign_started(&election));
-        let (caller, answer, stays) = Caller::new();
-        let (opener, name) = (self.opener.clone(), election.clone());
-        let campaign = Campaign { shared: Arc::clone(shared), opener, election: name, since, waits };
+        let (caller, answer, withdraw_on_drop) = Caller::new();
+        let campaign = Campaign {
+            shared: Arc::clone(shared),
+            session_pool: self.session_pool.clone(),
+            elections: Arc::clone(&self.elections),
+            election: election.clone(),
+            called_at,
+            waits,
+        };
         shared.runtime.spawn(campaign.run(caller));
         let mut answer = shared.runtime.relayed(answer);
         let answered = tokio::select! {
@@ -113,18 +130,18 @@ impl StoreElector {
         let answered = match answered {
             Some(answered) => answered,
             None => {
-                drop(stays);
+                drop(withdraw_on_drop);
                 return self.withdraw(election, answer).await;
             }
         };
         match answered {
             Ok(outcome) => outcome,
             Err(_) if shared.closing.is_cancelled() => Err(Error::Closed),
-            Err(_) => Err(Error::TaskEnded("its outcome never came")),
+            Err(_) => Err(Error::TaskEnded("the campaign's task was aborted without a result")),
         }
     }
 
-    /// Waits until a candidacy that was given up has withdrawn, at most for the shutdown timeout.
+    /// Waits until a candidacy that was given up has withdrawn. Waits at most for the shutdown timeout.
     async fn withdraw(
         &self,
         election: ElectionName,
@@ -134,12 +151,12 @@ impl StoreElector {
         let limit = shared.config.shutdown_timeout;
         let withdrawn = async move {
             match answer.await {
-                // It came to lead at the last moment.
+                // It was elected before it could withdraw.
                 Ok(Ok(Some(leadership))) => leadership.give_back().await,
                 Ok(Ok(None)) => true,
-                // Refused, and so without an entry.
+                // A candidate that the store refuses has no entry.
                 Ok(Err(error)) => !matches!(error, Error::NotConfirmed { .. }),
-                // The elector closes, and says itself what is left.
+                // The elector is closing, and reports itself what is left.
                 Err(_) => false,
             }
         };
@@ -147,38 +164,39 @@ impl StoreElector {
         if !matches!(withdrawn, Ok(Ok(true))) && !shared.closing.is_cancelled() {
             shared.reporter.log(Level::WARN, move || {
                 warn!(%election, within = %humantime::format_duration(limit),
-                    "the store has not confirmed that the candidate's entry is gone; it goes once the store answers, or with its session");
+                    "the store has not confirmed that the candidate's entry is gone; it is removed once the store answers, or expires with its session");
             });
         }
         Ok(None)
     }
 
-    /// Runs `call` on the engine; given up when the elector closes.
+    /// Runs `call` on the engine, until the elector closes.
     async fn on_engine<T: Send + 'static>(
         &self,
         call: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Error> {
         let shared = Arc::clone(&self.shared);
-        let outcome = self.shared.runtime.call(async move { end_with(&shared, call).await }).await?;
+        let outcome = self.shared.runtime.call(async move { until_closing(&shared, call).await }).await?;
         outcome.ok_or(Error::Closed)
     }
 
-    /// The store's answer to a question, asked again for as long as it cannot be reached.
-    async fn ask<T, F>(
+    /// Sends `request` to the store, and retries for as long as the store cannot be reached. `operation` names
+    /// the request in errors.
+    async fn request<T, F>(
         &self,
-        what: &'static str,
-        question: impl Fn(Arc<dyn Backend>) -> F + Send + 'static,
+        operation: &'static str,
+        request: impl Fn(Arc<dyn Backend>) -> F + Send + 'static,
     ) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, BackendError>> + Send + 'static,
     {
         let shared = Arc::clone(&self.shared);
-        let asking = async move {
+        let answer = async move {
             let mut retry = Retry::new(shared.config.retry);
             loop {
-                let question = question(Arc::clone(&shared.backend));
-                match timed(what, shared.config.request_timeout, question).await {
+                let request = request(Arc::clone(&shared.backend));
+                match with_timeout(operation, shared.config.request_timeout, request).await {
                     Ok(answer) => {
                         shared.status.answered();
                         return Ok(answer);
@@ -188,33 +206,33 @@ impl StoreElector {
                         if error.is_permanent() {
                             return Err(error.into());
                         }
-                        debug!(%error, "asking again");
+                        debug!(%error, "{operation} again");
                     }
                 }
                 retry.pause().await;
             }
         };
-        self.on_engine(asking).await?
+        self.on_engine(answer).await?
     }
 }
 
 impl Drop for StoreElector {
     fn drop(&mut self) {
-        self.shared.abandoned.cancel();
+        self.shared.elector_dropped.cancel();
     }
 }
 
 #[async_trait]
 impl Elector for StoreElector {
     async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
-        match self.stand(election, true, std::future::pending()).await? {
+        match self.start_campaign(election, true, std::future::pending()).await? {
             Some(leadership) => Ok(leadership),
-            None => Err(Error::TaskEnded("a candidate that waits was turned away")),
+            None => Err(Error::TaskEnded("a campaign that waits was not elected")),
         }
     }
 
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
-        self.stand(election, false, std::future::pending()).await
+        self.start_campaign(election, false, std::future::pending()).await
     }
 
     async fn campaign_until(
@@ -222,12 +240,12 @@ impl Elector for StoreElector {
         election: &str,
         given_up: BoxFuture<'_, ()>,
     ) -> Result<Option<Leadership>, Error> {
-        self.stand(election, true, given_up).await
+        self.start_campaign(election, true, given_up).await
     }
 
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
         let election = ElectionName::new(election)?;
-        self.ask("asking for the leader", move |store| {
+        self.request("reading the leader", move |store| {
             let election = election.clone();
             async move { store.leader(&election).await }
         })
@@ -236,7 +254,7 @@ impl Elector for StoreElector {
 
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
         let election = ElectionName::new(election)?;
-        self.ask("asking for the candidates", move |store| {
+        self.request("reading the candidates", move |store| {
             let election = election.clone();
             async move { store.candidates(&election).await }
         })
@@ -253,7 +271,7 @@ impl Elector for StoreElector {
 
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         let election = ElectionName::new(election)?;
-        self.ask("asking the leader to resign", move |store| {
+        self.request("requesting a resignation", move |store| {
             let election = election.clone();
             async move { store.request_resign(&election).await }
         })
@@ -265,7 +283,7 @@ impl Elector for StoreElector {
     }
 
     fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
-        let term = self.shared.term(&ElectionName::new(election).ok()?)?;
+        let term = self.elections.term(&ElectionName::new(election).ok()?)?;
         Some(LeadershipHandle::new(term)).filter(LeadershipHandle::is_leader)
     }
 
@@ -275,9 +293,8 @@ impl Elector for StoreElector {
 
     async fn diagnose(&self) -> Vec<Diagnosis> {
         let shared = Arc::clone(&self.shared);
-        let examined =
-            self.shared.runtime.call(async move { super::diagnose::diagnose(&shared).await }).await;
-        examined.unwrap_or_else(|error| {
+        let diagnoses = self.shared.runtime.call(async move { diagnose::diagnose(&shared).await }).await;
+        diagnoses.unwrap_or_else(|error| {
             vec![Diagnosis::problem("engine", error.to_string(), "see the log for a panic of the backend")]
         })
     }
@@ -296,14 +313,14 @@ impl Elector for StoreElector {
         shared.tasks.close();
         let (sender, closed) = oneshot::channel();
         let closing = Arc::clone(shared);
-        // Not among the tasks that it waits for.
+        // Not tracked: it waits for all tracked tasks.
         shared.runtime.spawn_untracked(async move {
             close(&closing).await;
             let _ = sender.send(());
         });
-        if Polling::any(|(_, elector)| elector == Arc::as_ptr(shared).addr()) {
+        if PollGuard::any(|owner| owner.elector == Arc::as_ptr(shared).addr()) {
             shared.reporter.log(Level::WARN, || {
-                warn!("close was awaited by work that it waits for: it goes on in the background");
+                warn!("close was awaited by work that it waits for; it goes on in the background");
             });
             return;
         }
@@ -311,7 +328,7 @@ impl Elector for StoreElector {
     }
 }
 
-/// Waits until everything has ended, at most for the shutdown timeout, and lets go of the backend.
+/// Waits until all tasks have ended, at most for the shutdown timeout, and closes the backend.
 async fn close(shared: &Shared) {
     let limit = shared.config.shutdown_timeout;
     let ending = async {
@@ -321,15 +338,15 @@ async fn close(shared: &Shared) {
     if timeout(limit, ending).await.is_err() {
         let status = shared.status.get();
         warn!(session = status.session, error = status.last_error, within = %humantime::format_duration(limit),
-            "not everything has ended in time: what is left goes on ending in the background; if this process ends before, its \
-             session expires within its TTL");
+            "not everything has ended in time: the rest ends in the background; if this process exits before, its session \
+             expires within its TTL");
     }
-    // A log that blocks keeps nobody.
-    let _ = timeout(FLUSH, shared.reporter.flush()).await;
+    // A log that blocks delays `close` for no longer than this.
+    let _ = timeout(FLUSH_TIMEOUT, shared.reporter.flush()).await;
 }
 
 /// The outcome of `future`, or `None` when the elector closes first.
-async fn end_with<T>(shared: &Shared, future: impl Future<Output = T>) -> Option<T> {
+async fn until_closing<T>(shared: &Shared, future: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
         () = shared.closing.cancelled() => None,

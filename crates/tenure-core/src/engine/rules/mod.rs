@@ -1,0 +1,15 @@
+//! The rules of leader election: pure functions and data, without `await`, tasks or I/O.
+//!
+//! | file | rule |
+//! |---|---|
+//! | `window` | until when leadership may be assumed: the deadline |
+//! | `heartbeat` | how often heartbeats are sent, which one confirms which, and how large a grace period they allow |
+//! | `end` | by when work has to stop once a session or a term has ended |
+//! | `pending_withdrawals` | how often a withdrawal is repeated whose request may still be executed |
+//! | `retry_delays` | how long to wait between attempts |
+
+pub(crate) mod end;
+pub(crate) mod heartbeat;
+pub(crate) mod pending_withdrawals;
+pub(crate) mod retry_delays;
+pub(crate) mod window;

@@ -1,0 +1,228 @@
+//! Until when leadership may be assumed: the deadline, and the checks against it.
+
+use std::time::Duration;
+
+use crate::{
+    BootInstant, Clock, LossReason,
+    failpoints::{SafetyRule, is_disabled},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+};
+
+/// When a request was handed to the store's client, by the monotonic clock and by the time of day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SentAt {
+    pub(crate) at: BootInstant,
+    /// Time of day minus monotonic clock, in nanoseconds.
+    pub(crate) wall_offset: i64,
+}
+
+impl SentAt {
+    pub(crate) fn now(clock: &dyn Clock) -> Self {
+        let at = clock.now();
+        Self { at, wall_offset: wall_offset(clock, at) }
+    }
+}
+
+/// The period in which leadership may be assumed under a session.
+///
+/// One atomic serves all terms of a session, so that a heartbeat costs the same for one term as for ten thousand.
+#[derive(Debug)]
+pub(crate) struct Window {
+    deadline: AtomicU64,
+    /// Time of day minus monotonic clock when the heartbeat was sent from which the deadline is counted.
+    wall_offset: AtomicI64,
+    grace_period: Duration,
+    ttl: Duration,
+    drift: f64,
+}
+
+impl Window {
+    /// The window of a session that was requested at `sent` and granted `ttl`.
+    pub(crate) fn opened(sent: SentAt, ttl: Duration, drift: f64, grace_period: Duration) -> Self {
+        let window = Self {
+            deadline: AtomicU64::new(0),
+            wall_offset: AtomicI64::new(sent.wall_offset),
+            grace_period,
+            ttl,
+            drift,
+        };
+        window.deadline.store(window.deadline_from(sent.at, ttl).as_nanos(), Ordering::Release);
+        window
+    }
+
+    /// A window that never closes: the kernel ends the session with the process.
+    pub(crate) fn endless(clock: &dyn Clock, ttl: Duration, drift: f64, grace_period: Duration) -> Self {
+        let window = Self::opened(SentAt::now(clock), ttl, drift, grace_period);
+        window.deadline.store(BootInstant::NEVER.as_nanos(), Ordering::Release);
+        window
+    }
+
+    /// `sent + ttl · (1 − drift)`: the store counts the TTL from no earlier than `sent`, with
+    /// a clock whose rate differs from ours by less than the drift bound.
+    fn deadline_from(&self, sent: BootInstant, ttl: Duration) -> BootInstant {
+        let drift = if is_disabled(SafetyRule::AllowForDrift) { 0.0 } else { self.drift };
+        sent + ttl.mul_f64(1.0 - drift)
+    }
+
+    pub(crate) fn deadline(&self) -> BootInstant {
+        BootInstant::from_nanos(self.deadline.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn grace_period(&self) -> Duration {
+        self.grace_period
+    }
+
+    /// The length of the window after a heartbeat: the longest that cancelled work may go on when no deadline
+    /// is nearer.
+    pub(crate) fn length(&self) -> Duration {
+        self.ttl.mul_f64(1.0 - self.drift)
+    }
+
+    /// Whether leadership may be assumed now and for another `grace_period`.
+    pub(crate) fn check(&self, clock: &dyn Clock, grace_period: Duration) -> Result<(), LossReason> {
+        let deadline = self.deadline();
+        if deadline == BootInstant::NEVER {
+            return Ok(());
+        }
+        let now = clock.now();
+        if now + grace_period >= deadline {
+            return Err(LossReason::Deadline);
+        }
+        // All clocks of a paused virtual machine stand still, and only its time of day is corrected afterwards:
+        // by then the session may have expired in the store.
+        let offset = self.wall_offset.load(Ordering::Relaxed);
+        let jumped = |now| wall_offset(clock, now) - offset > self.max_wall_jump();
+        // Read twice: this thread may have been stopped between reading the two clocks.
+        if jumped(now) && jumped(clock.now()) {
+            return Err(LossReason::ClockJump);
+        }
+        Ok(())
+    }
+
+    /// Extends the deadline for a confirmed heartbeat that was sent at `sent`.
+    ///
+    /// The deadline never moves back, and a closed window stays closed: its work has been cancelled.
+    ///
+    /// # Errors
+    /// Why the window has closed.
+    pub(crate) fn extend(&self, clock: &dyn Clock, sent: SentAt, ttl: Duration) -> Result<(), LossReason> {
+        loop {
+            if !is_disabled(SafetyRule::NeverReopenWindow) {
+                self.check(clock, self.grace_period)?;
+            }
+            let current = self.deadline.load(Ordering::Acquire);
+            let moved = self.deadline_from(sent.at, ttl).as_nanos();
+            if moved <= current {
+                return Ok(());
+            }
+            if is_disabled(SafetyRule::CompareAndSwapDeadline) {
+                self.deadline.store(moved, Ordering::Release);
+                return Ok(());
+            }
+            if self.deadline.compare_exchange(current, moved, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                self.wall_offset.store(sent.wall_offset, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Moves the deadline back when the store has granted a shorter TTL than before, for a heartbeat sent at
+    /// `sent`. True when the deadline came nearer.
+    pub(crate) fn shorten(&self, sent: BootInstant, ttl: Duration) -> bool {
+        let latest = self.deadline_from(sent, ttl).as_nanos();
+        self.deadline.fetch_min(latest, Ordering::AcqRel) > latest
+    }
+
+    /// How far the time of day may run ahead of the monotonic clock, in nanoseconds.
+    fn max_wall_jump(&self) -> i64 {
+        let slack = self.ttl.mul_f64(self.drift / 2.0).max(Duration::from_millis(100));
+        i64::try_from(slack.as_nanos()).unwrap_or(i64::MAX)
+    }
+}
+
+/// Time of day minus monotonic clock, which reads `now`, in nanoseconds.
+fn wall_offset(clock: &dyn Clock, now: BootInstant) -> i64 {
+    let wall = i64::try_from(clock.wall().as_nanos()).unwrap_or(i64::MAX);
+    wall.wrapping_sub_unsigned(now.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SimClock;
+
+    const TTL: Duration = Duration::from_secs(10);
+    const GRACE_PERIOD: Duration = Duration::from_secs(1);
+
+    fn window(clock: &SimClock) -> Window {
+        Window::opened(SentAt::now(clock), TTL, 0.1, GRACE_PERIOD)
+    }
+
+    /// Hazards G2 and G22: the deadline is counted from before the request was sent, less the drift bound.
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_is_counted_from_the_sending() {
+        let clock = SimClock::new();
+        let window = window(&clock);
+        let sent = clock.now();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        window
+            .extend(&clock, SentAt { at: sent + Duration::from_secs(1), ..SentAt::now(&clock) }, TTL)
+            .unwrap();
+        assert_eq!(window.deadline(), sent + Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_never_moves_back() {
+        let clock = SimClock::new();
+        let window = window(&clock);
+        let before = window.deadline();
+        window
+            .extend(&clock, SentAt { at: clock.now() - Duration::from_secs(5), ..SentAt::now(&clock) }, TTL)
+            .unwrap();
+        assert_eq!(window.deadline(), before);
+    }
+
+    /// Hazards G1 and G25: once the grace period has begun, no late answer brings leadership back.
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_window_stays_closed() {
+        let clock = SimClock::new();
+        let window = window(&clock);
+        tokio::time::advance(Duration::from_millis(7_999)).await;
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::Deadline));
+        assert_eq!(window.extend(&clock, SentAt::now(&clock), TTL), Err(LossReason::Deadline));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::Deadline));
+    }
+
+    /// Hazard G3: time goes on while the machine is suspended.
+    #[tokio::test(start_paused = true)]
+    async fn a_suspended_machine_wakes_up_past_its_deadline() {
+        let clock = SimClock::new();
+        let window = window(&clock);
+        clock.jump(Duration::from_secs(60));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::Deadline));
+    }
+
+    /// Hazard G23: the time of day runs ahead of the clock after a virtual machine was paused.
+    #[tokio::test(start_paused = true)]
+    async fn a_jump_of_the_time_of_day_closes_the_window() {
+        let clock = SimClock::new();
+        let window = window(&clock);
+        clock.jump_wall(Duration::from_millis(400));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
+        clock.jump_wall(Duration::from_millis(400));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::ClockJump));
+        assert_eq!(window.extend(&clock, SentAt::now(&clock), TTL), Err(LossReason::ClockJump));
+    }
+
+    /// Hazard G22: a clock that runs slow by less than the drift bound still closes the window before the
+    /// store's TTL is over.
+    #[tokio::test(start_paused = true)]
+    async fn drift_within_the_bound_is_covered() {
+        let clock = SimClock::with_rate(0.91);
+        let window = window(&clock);
+        tokio::time::advance(TTL).await;
+        assert_eq!(window.check(&clock, Duration::ZERO), Err(LossReason::Deadline));
+    }
+}

@@ -1,0 +1,170 @@
+//! The runtime of the engine's tasks: a thread of its own, or a given runtime (simulated time).
+
+use std::{
+    future::Future,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::oneshot,
+    task::AbortHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    callbacks::Callbacks,
+    relayed::{Relayed, remember_tokio_waker},
+    report::Reporter,
+};
+use crate::Error;
+
+/// The number of threads for name resolution and files. One of them starts with the engine. tokio queues
+/// further work, also when the system refuses another thread.
+const MAX_BLOCKING_THREADS: usize = 16;
+/// Blocking threads are kept, so that none has to be started later, when the system may refuse it.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Spawns the engine's tasks. Clones spawn on the same runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineRuntime {
+    /// `None` in the concurrency tests, whose checker schedules tasks of its own.
+    #[cfg_attr(all(test, tenure_shuttle), expect(dead_code, reason = "shuttle schedules tasks of its own"))]
+    handle: Option<Handle>,
+    /// Counts the engine's tasks. The engine's thread ends once the elector is dropped and no task is left.
+    tasks: TaskTracker,
+    callbacks: Callbacks,
+}
+
+impl EngineRuntime {
+    /// Starts the engine's thread with a current-thread runtime, which lives on the thread's stack.
+    ///
+    /// The thread ends once `elector_dropped` is cancelled and all tasks that `tasks` counts have ended. It is
+    /// never joined.
+    ///
+    /// # Errors
+    /// When the system refuses a thread or an event queue.
+    pub(crate) fn start(
+        elector_dropped: CancellationToken,
+        tasks: TaskTracker,
+        callbacks: Callbacks,
+        reporter: Reporter,
+    ) -> io::Result<Self> {
+        let (sender, receiver) = mpsc::sync_channel::<Runtime>(1);
+        let (tracker, blocking_reporter) = (tasks.clone(), reporter.clone());
+        thread::Builder::new().name("tenure-engine".into()).spawn(move || {
+            reporter.enter_engine_thread();
+            let Ok(runtime) = receiver.recv() else { return };
+            runtime.block_on(async {
+                elector_dropped.cancelled().await;
+                tracker.close();
+                tracker.wait().await;
+            });
+            // A name resolution that hangs must not keep this thread alive.
+            runtime.shutdown_background();
+        })?;
+        // Built on this thread, so that the constructor need not wait for the new one.
+        let runtime = build(blocking_reporter)?;
+        let handle = runtime.handle().clone();
+        if let Err(unsent) = sender.send(runtime) {
+            unsent.0.shutdown_background();
+            return Err(io::Error::other("the engine's thread has panicked"));
+        }
+        Ok(Self { handle: Some(handle), tasks, callbacks })
+    }
+
+    /// Runs the engine's tasks in the current runtime. Without one, only the concurrency tests work.
+    pub(crate) fn current(tasks: TaskTracker, callbacks: Callbacks) -> Self {
+        Self { handle: Handle::try_current().ok(), tasks, callbacks }
+    }
+
+    /// Starts a task. Clean-up that is needed also when the task is dropped before its first poll belongs in
+    /// the `Drop` of a value that `task` owns, not in its body: the runtime may be shutting down.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.start_task(self.tasks.track_future(task));
+    }
+
+    /// Starts a task that `tracker` counts, too.
+    pub(crate) fn spawn_tracked(
+        &self,
+        tracker: &TaskTracker,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.spawn(tracker.track_future(task));
+    }
+
+    /// Starts a task that does not keep the engine's thread alive.
+    pub(crate) fn spawn_untracked(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.start_task(task);
+    }
+
+    #[cfg(not(all(test, tenure_shuttle)))]
+    fn start_task(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
+        Some(self.handle.as_ref()?.spawn(task).abort_handle())
+    }
+
+    #[cfg(all(test, tenure_shuttle))]
+    fn start_task(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
+        drop(shuttle::future::spawn(task));
+        None
+    }
+
+    /// Runs `call` on the engine, for a caller on any executor.
+    ///
+    /// # Errors
+    /// [`Error::TaskEnded`] when the engine's runtime has been shut down, or `call` has panicked.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future drops `call`.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (sender, answer) = oneshot::channel();
+        let task = self.start_task(self.tasks.track_future(async move {
+            let _ = sender.send(call.await);
+        }));
+        let _aborts = AbortOnDrop(task);
+        let answer = self.relayed(answer).await;
+        answer.map_err(|_| Error::TaskEnded("its runtime was shut down, or a backend has panicked"))
+    }
+
+    /// Wraps a future or stream that the application polls: its wakers are not called on the engine's thread.
+    pub(crate) fn relayed<T>(&self, inner: T) -> Relayed<T> {
+        Relayed::new(self.callbacks.clone(), inner)
+    }
+}
+
+struct AbortOnDrop(Option<AbortHandle>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+fn build(reporter: Reporter) -> io::Result<Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .thread_name("tenure-blocking")
+        .on_thread_start(move || reporter.enter_engine_thread())
+        .build()?;
+    drop(runtime.spawn(remember_tokio_waker()));
+    // tokio panics when the system refuses its first blocking thread. Here that is an error; later it cannot
+    // happen.
+    match catch_unwind(AssertUnwindSafe(|| drop(runtime.spawn_blocking(|| ())))) {
+        Ok(()) => Ok(runtime),
+        Err(_) => {
+            runtime.shutdown_background();
+            Err(io::Error::other("a thread for name resolution cannot be started"))
+        }
+    }
+}

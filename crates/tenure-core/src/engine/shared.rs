@@ -1,0 +1,96 @@
+//! What the parts of one elector share.
+
+use std::{io, sync::Arc};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    enforcement::{abort_timer::AbortTimer, watchdog::Watchdog},
+    runtime::{callbacks::Callbacks, engine_runtime::EngineRuntime, report::Reporter},
+};
+use crate::{BootClock, Clock, Config, OnOverrun, spi::Backend, status::StatusCell};
+
+/// What the parts of one elector share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) config: Config,
+    /// The configured value, in the form that all candidates share.
+    pub(crate) value: Arc<[u8]>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) runtime: EngineRuntime,
+    pub(crate) watchdog: Watchdog,
+    /// `Some` if overruns abort the process and the engine has threads of its own.
+    pub(crate) abort_timer: Option<AbortTimer>,
+    pub(crate) callbacks: Callbacks,
+    pub(crate) reporter: Reporter,
+    pub(crate) status: StatusCell,
+    /// Cancelled by `close`: everything ends.
+    pub(crate) closing: CancellationToken,
+    /// Cancelled when the elector is dropped: the session ends once no entry needs it.
+    pub(crate) elector_dropped: CancellationToken,
+    /// Counts all of the engine's tasks.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Shared {
+    /// Starts the engine on threads of its own.
+    ///
+    /// # Errors
+    /// When the system refuses one of them.
+    pub(super) fn start(backend: Arc<dyn Backend>, config: Config) -> io::Result<Arc<Self>> {
+        let clock: Arc<dyn Clock> = Arc::new(BootClock);
+        let (elector_dropped, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let callbacks = Callbacks::of_this_process()?;
+        let reporter = Reporter::new(&callbacks);
+        let watchdog = Watchdog::start(Arc::clone(&clock), reporter.clone())?;
+        let aborts = matches!(config.on_overrun, OnOverrun::Abort);
+        let abort_timer = aborts.then(AbortTimer::start).transpose()?;
+        let runtime = EngineRuntime::start(
+            elector_dropped.clone(),
+            tasks.clone(),
+            callbacks.clone(),
+            reporter.clone(),
+        )?;
+        Ok(Arc::new(Self {
+            runtime,
+            watchdog,
+            abort_timer,
+            callbacks,
+            reporter,
+            ..Self::within_runtime(backend, config, clock, elector_dropped, tasks)
+        }))
+    }
+
+    /// Runs the engine as tasks of the current runtime, for simulated time: starts no thread, and calls
+    /// application code synchronously.
+    pub(super) fn simulated(backend: Arc<dyn Backend>, config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self::within_runtime(backend, config, clock, CancellationToken::new(), TaskTracker::new()))
+    }
+
+    fn within_runtime(
+        backend: Arc<dyn Backend>,
+        config: Config,
+        clock: Arc<dyn Clock>,
+        elector_dropped: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
+        let callbacks = Callbacks::inline();
+        let runtime = EngineRuntime::current(tasks.clone(), callbacks.clone());
+        Self {
+            backend,
+            value: config.value.as_slice().into(),
+            config,
+            watchdog: Watchdog::simulated(Arc::clone(&clock), runtime.clone()),
+            runtime,
+            abort_timer: None,
+            callbacks,
+            reporter: Reporter::inline(),
+            clock,
+            status: StatusCell::default(),
+            closing: CancellationToken::new(),
+            elector_dropped,
+            tasks,
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! One candidate under one session, from entering to leading or leaving. It runs in one task, so that all
+//! requests for an entry are made in one order, and dropping a future anywhere leaves no entry behind.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{debug, warn};
+
+use super::{
+    elections::Elections,
+    events::{Event, HeldTerm, SlotPermit},
+    pending_entry::PendingEntry,
+    registered_entry::RegisteredEntry,
+    session::Session,
+    term::Term,
+};
+use crate::{
+    BootInstant, CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
+    engine::runtime::retry::{Retry, with_timeout},
+    random,
+    spi::{BackendError, BackendErrorKind, Entered, EntryRequest},
+    telemetry,
+};
+
+/// What a campaign asks for under one session.
+#[derive(Debug)]
+pub(crate) struct Candidacy {
+    pub(crate) elections: Arc<Elections>,
+    pub(crate) election: ElectionName,
+    pub(crate) candidate: CandidateId,
+    pub(crate) value: Arc<[u8]>,
+    /// When the campaign was called.
+    pub(crate) called_at: BootInstant,
+    /// Whether to wait while another candidate leads.
+    pub(crate) waits: bool,
+    /// The permit of this elector's candidate in the election; given back when the entry is gone.
+    pub(crate) permit: SlotPermit,
+}
+
+/// The caller of a campaign.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    answer: oneshot::Sender<Result<Option<Leadership>, Error>>,
+    given_up: CancellationToken,
+}
+
+impl Caller {
+    /// The caller as the campaign's task sees it, the receiver of its answer, and a guard that makes the
+    /// candidacy withdraw when it is dropped.
+    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<Option<Leadership>, Error>>, DropGuard) {
+        let (answer, receiver) = oneshot::channel();
+        let given_up = CancellationToken::new();
+        (Self { answer, given_up: given_up.clone() }, receiver, given_up.drop_guard())
+    }
+
+    /// Whether the caller has given up.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.given_up.is_cancelled()
+    }
+
+    /// Waits until the caller has given up.
+    pub(crate) async fn wait_given_up(&self) {
+        self.given_up.cancelled().await;
+    }
+
+    /// Answers. Without a caller, a leadership is dropped, and so resigned.
+    pub(crate) fn send(self, answer: Result<Option<Leadership>, Error>) {
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// The outcome of a candidacy.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The caller was answered.
+    Answered,
+    /// The caller has given up.
+    Withdrawn {
+        caller: Caller,
+        /// Whether the store has confirmed that no entry is left. Otherwise the end of the session confirms it.
+        confirmed: bool,
+    },
+    /// The session has ended: another one is needed.
+    SessionEnded { permit: SlotPermit, caller: Caller },
+}
+
+/// Why a candidacy ends without leadership.
+enum Stop {
+    SessionEnded,
+    CallerGaveUp,
+    /// Another candidate leads, and the campaign does not wait.
+    NotElected,
+    Failed(BackendError),
+}
+
+/// A candidacy in progress.
+struct CandidacyTask<'a> {
+    session: &'a Arc<Session>,
+    candidacy: Candidacy,
+    caller: Caller,
+    entry: PendingEntry,
+}
+
+/// Enters, waits, and answers the caller. A term that begins is handed to the task of the
+/// [active terms](super::active_terms).
+pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, caller: Caller) -> Outcome {
+    let guard = EndSessionOnAbort(&session);
+    let outcome = campaign(&session, candidacy, caller).await;
+    std::mem::forget(guard);
+    outcome
+}
+
+async fn campaign(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) -> Outcome {
+    let _tracker_token = session.entry_tracker.token();
+    let entry = PendingEntry::new(new_request(&candidacy));
+    let mut task = CandidacyTask { session, candidacy, caller, entry };
+    match task.until_elected().await {
+        Ok((token, registered)) => {
+            let CandidacyTask { candidacy, caller, entry, .. } = task;
+            let term = Term::new(session, entry.request, token, registered);
+            candidacy.elections.set_term(&term);
+            let waited = session.shared.clock.now().since(candidacy.called_at);
+            telemetry::leadership_won(term.election(), token, waited);
+            let held = HeldTerm::new(Arc::clone(&term), entry.uncertain, candidacy.permit);
+            // If the campaign's future was dropped meanwhile, this drops the guard, which resigns.
+            caller.send(Ok(Some(Leadership::new(term))));
+            session.events.send(Event::Elected(held));
+            Outcome::Answered
+        }
+        Err(stop) => {
+            let confirmed = Box::pin(task.entry.withdraw(session)).await;
+            // Given back before the caller is answered: it may campaign again at once.
+            let permit = task.candidacy.permit.take().filter(|_| matches!(stop, Stop::SessionEnded));
+            let answer = match stop {
+                Stop::SessionEnded => return Outcome::SessionEnded { permit, caller: task.caller },
+                Stop::CallerGaveUp => return Outcome::Withdrawn { caller: task.caller, confirmed },
+                Stop::NotElected => Ok(None),
+                Stop::Failed(error) => Err(error.into()),
+            };
+            task.caller.send(answer);
+            Outcome::Answered
+        }
+    }
+}
+
+/// Ends the session when the task of a candidacy is aborted (a panic in a backend, a runtime
+/// that is shut down): no task would watch the entry or remove it any more.
+struct EndSessionOnAbort<'a>(&'a Session);
+
+impl Drop for EndSessionOnAbort<'_> {
+    fn drop(&mut self) {
+        self.0.end(LossReason::SessionGivenUp);
+    }
+}
+
+/// A new request. Its nonce is never used again, so that two entries are never confused.
+fn new_request(candidacy: &Candidacy) -> Arc<EntryRequest> {
+    Arc::new(EntryRequest {
+        election: candidacy.election.clone(),
+        candidate: candidacy.candidate.clone(),
+        value: Arc::clone(&candidacy.value),
+        nonce: random::number(),
+    })
+}
+
+impl CandidacyTask<'_> {
+    /// Enters and waits until the entry leads. Enters again with a new entry when its own was deleted.
+    async fn until_elected(&mut self) -> Result<(FencingToken, Arc<RegisteredEntry>), Stop> {
+        let mut retry = Retry::new(self.session.shared.config.retry);
+        loop {
+            // Boxed: the memory of a request is not held while the candidate waits, which may take hours.
+            let Entered { entry, leads } = Box::pin(self.enter()).await?;
+            let registered = self.session.register(entry);
+            self.entry.registered = Some(Arc::clone(&registered));
+            let token = match leads {
+                Some(token) => Some(token),
+                None if !self.candidacy.waits => return Err(Stop::NotElected),
+                None => self.wait_turn(&registered).await?,
+            };
+            if let Some(token) = token {
+                // A session without a recent heartbeat may have won in vain.
+                let session = self.session;
+                session.check_window(session.window.grace_period()).map_err(|_| Stop::SessionEnded)?;
+                let token = self.token_of_term(token);
+                return Ok((token, registered));
+            }
+            warn!(election = %self.candidacy.election, candidate = %self.candidacy.candidate,
+                "the entry of a waiting candidate is gone; entering again");
+            // The entry is gone, or is removed here: a candidate never has two entries.
+            Box::pin(self.entry.withdraw(self.session)).await;
+            self.entry.request = new_request(&self.candidacy);
+            Box::pin(self.pause(&mut retry)).await?;
+        }
+    }
+
+    async fn enter(&mut self) -> Result<Entered, Stop> {
+        let session = self.session;
+        let shared = &session.shared;
+        let mut retry = Retry::new(shared.config.retry);
+        loop {
+            if self.caller.has_given_up() {
+                return Err(Stop::CallerGaveUp);
+            }
+            let limit = shared.config.request_timeout;
+            // A withdrawal waits for the answer: an entry that is known needs no repeated withdrawal.
+            let answer = tokio::select! {
+                biased;
+                () = session.ended_token.cancelled() => return Err(Stop::SessionEnded),
+                answer = with_timeout("entering", limit, session.spi.enter(&self.entry.request)) => answer,
+            };
+            match answer {
+                Ok(entered) => {
+                    shared.status.answered();
+                    return Ok(entered);
+                }
+                Err(error) => {
+                    self.entry.uncertain |= error.is_retryable();
+                    self.handle_error(error, "entering again")?;
+                }
+            }
+            Box::pin(self.pause(&mut retry)).await?;
+        }
+    }
+
+    /// The token once the entry leads; `None` when the entry is gone.
+    async fn wait_turn(&mut self, registered: &RegisteredEntry) -> Result<Option<FencingToken>, Stop> {
+        let session = self.session;
+        let mut retry = Retry::new(session.shared.config.retry);
+        loop {
+            let answer = tokio::select! {
+                biased;
+                () = session.ended_token.cancelled() => return Err(Stop::SessionEnded),
+                () = self.caller.wait_given_up() => return Err(Stop::CallerGaveUp),
+                () = registered.missing.wait() => return Ok(None),
+                answer = session.spi.wait_turn(&registered.entry) => answer,
+            };
+            match answer {
+                Ok(token) => {
+                    session.shared.status.answered();
+                    return Ok(Some(token));
+                }
+                Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(None),
+                Err(error) => self.handle_error(error, "waiting again")?,
+            }
+            Box::pin(self.pause(&mut retry)).await?;
+        }
+    }
+
+    /// `Ok` when the request may be repeated after `error`. `message` is logged then.
+    fn handle_error(&self, error: BackendError, message: &'static str) -> Result<(), Stop> {
+        match error.kind() {
+            BackendErrorKind::SessionGone => {
+                self.session.end(LossReason::SessionExpired);
+                Err(Stop::SessionEnded)
+            }
+            _ if error.is_permanent() => {
+                self.session.shared.status.failed(&error);
+                warn!(election = %self.candidacy.election, %error, "the store refuses the candidate");
+                Err(Stop::Failed(error))
+            }
+            _ => {
+                self.session.shared.status.failed(&error);
+                debug!(election = %self.candidacy.election, %error, "{message}");
+                Ok(())
+            }
+        }
+    }
+
+    async fn pause(&mut self, retry: &mut Retry) -> Result<(), Stop> {
+        tokio::select! {
+            biased;
+            () = self.session.ended_token.cancelled() => Err(Stop::SessionEnded),
+            () = self.caller.wait_given_up() => Err(Stop::CallerGaveUp),
+            () = retry.pause() => Ok(()),
+        }
+    }
+
+    /// The fencing token of the new term: the store's, unless a test disables
+    /// [`SafetyRule::UniqueTokens`](crate::failpoints::SafetyRule::UniqueTokens).
+    fn token_of_term(&self, token: FencingToken) -> FencingToken {
+        #[cfg(tenure_mutants)]
+        if crate::failpoints::is_disabled(crate::failpoints::SafetyRule::UniqueTokens) {
+            return crate::failpoints::first_token(
+                &self.candidacy.election,
+                &self.candidacy.candidate,
+                token,
+            );
+        }
+        token
+    }
+}

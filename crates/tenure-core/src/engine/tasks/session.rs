@@ -1,0 +1,258 @@
+//! A session, which all elections of an elector share: one window, one end.
+
+use std::{
+    collections::BTreeMap,
+    ops::Deref,
+    sync::{Arc, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Level, info, warn};
+
+use super::{
+    events::{Event, EventQueue},
+    registered_entry::{RegisteredEntries, RegisteredEntry},
+    term::Term,
+};
+use crate::{
+    BootInstant, ElectionName, FencingToken, LossReason,
+    engine::{
+        enforcement::watchdog::Watched,
+        rules::{
+            end::{DROP_MARGIN, End, drop_margin},
+            heartbeat,
+            pending_withdrawals::PendingWithdrawals,
+            window::Window,
+        },
+        runtime::callbacks::{Callbacks, is_engine_thread},
+        shared::Shared,
+    },
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendSession, Entry, HeartbeatProof},
+    sync::{
+        Flag, Mutex, MutexGuard, SetOnce,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// A session with the store. When it ends, its terms and candidacies end, and the next campaign opens another
+/// one: an ended session never becomes valid again.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) spi: SpiSession,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) window: Window,
+    ended: SetOnce<End>,
+    /// Cancelled when the session ends. Only the engine's tasks wait for it.
+    pub(crate) ended_token: CancellationToken,
+    /// Set when the session's task no longer tries to close the session in the store.
+    pub(crate) closed: Flag,
+    /// Whether the session was closed in the store by then, or has expired in any case.
+    close_confirmed: AtomicBool,
+    /// Counts the entries, from entering through leading to leaving.
+    pub(crate) entry_tracker: TaskTracker,
+    /// Events for the task of the active terms.
+    pub(crate) events: EventQueue,
+    registered: Mutex<RegisteredEntries>,
+    pending_withdrawals: Mutex<PendingWithdrawals>,
+    /// The terms whose deadlines the watchdog enforces: those with work, a waiter, a cancellation token, a
+    /// parent or a child.
+    watched_terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
+}
+
+/// A backend's session. On an engine thread its `Drop` is deferred to a callback thread.
+#[derive(Debug)]
+pub(crate) struct SpiSession {
+    session: Option<Box<dyn BackendSession>>,
+    callbacks: Callbacks,
+}
+
+impl Deref for SpiSession {
+    type Target = dyn BackendSession;
+    fn deref(&self) -> &Self::Target {
+        match &self.session {
+            Some(session) => &**session,
+            None => unreachable!("the session is taken only on drop"),
+        }
+    }
+}
+
+impl Drop for SpiSession {
+    fn drop(&mut self) {
+        let session = self.session.take();
+        if is_engine_thread() {
+            self.callbacks.defer(move || drop(session));
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn new(spi: Box<dyn BackendSession>, shared: Arc<Shared>, window: Window) -> Arc<Self> {
+        Arc::new(Self {
+            spi: SpiSession { session: Some(spi), callbacks: shared.callbacks.clone() },
+            shared,
+            window,
+            ended: SetOnce::new(),
+            ended_token: CancellationToken::new(),
+            closed: Flag::new(),
+            close_confirmed: AtomicBool::new(false),
+            entry_tracker: TaskTracker::new(),
+            events: EventQueue::new(),
+            registered: Mutex::default(),
+            pending_withdrawals: Mutex::default(),
+            watched_terms: Mutex::default(),
+        })
+    }
+
+    /// Records that the session's task no longer tries to close the session; `confirmed` says whether its
+    /// entries are gone.
+    pub(crate) fn set_closed(&self, confirmed: bool) {
+        self.close_confirmed.store(confirmed, Ordering::Release);
+        self.closed.set();
+    }
+
+    /// Waits until the session was closed, or no task tries to close it any more. True when its entries are gone.
+    pub(crate) async fn wait_closed(&self) -> bool {
+        self.closed.wait().await;
+        self.close_confirmed.load(Ordering::Acquire)
+    }
+
+    /// How the session ended, if it has.
+    pub(crate) fn ended(&self) -> Option<End> {
+        self.ended.get()
+    }
+
+    /// Whether leadership with `grace_period` may be assumed now. Ends the session when its
+    /// window has closed. Compares the clock on every call.
+    pub(crate) fn check_window(&self, grace_period: Duration) -> Result<(), LossReason> {
+        if let Some(end) = self.ended() {
+            return Err(end.reason);
+        }
+        if is_disabled(SafetyRule::CheckClock) {
+            return Ok(());
+        }
+        let clock = &*self.shared.clock;
+        let own = self.window.grace_period();
+        let Err(reason) = self.window.check(clock, grace_period.max(own)) else { return Ok(()) };
+        // Not checked again where the grace period is the session's own: a heartbeat that is confirmed in
+        // between, or a time of day that is set back, would keep a session alive that a caller was told has
+        // ended.
+        let closed = if grace_period <= own { Err(reason) } else { self.window.check(clock, own) };
+        if let Err(reason) = closed
+            && !is_disabled(SafetyRule::NeverReopenWindow)
+        {
+            self.end(reason);
+        }
+        Err(reason)
+    }
+
+    /// Ends the session and cancels the work of its terms. The first reason stays.
+    pub(crate) fn end(&self, reason: LossReason) {
+        if !self.ended.set(self.end_now(reason)) {
+            return;
+        }
+        self.ended_token.cancel();
+        for term in self.watched_terms() {
+            term.cancel(reason.is_over_in_the_store());
+        }
+        self.shared.watchdog.wake();
+        let session = self.spi.id();
+        match reason {
+            LossReason::Closed => {
+                self.shared.reporter.log(Level::INFO, move || info!(session, %reason, "session ends"));
+            }
+            _ => self.shared.reporter.log(Level::WARN, move || warn!(session, %reason, "session ends")),
+        }
+    }
+
+    /// The end of a term, or of this session, that ends now for `reason`.
+    pub(crate) fn end_now(&self, reason: LossReason) -> End {
+        End::at(self.shared.clock.now(), reason, &self.window)
+    }
+
+    /// The time between dropping work and its last instant.
+    pub(crate) fn drop_margin(&self) -> Duration {
+        drop_margin(self.window.grace_period())
+    }
+
+    /// The largest grace period that work can request.
+    pub(crate) fn largest_grace_period(&self) -> Duration {
+        let drift = self.shared.config.drift;
+        heartbeat::largest_grace_period(
+            self.spi.proof(),
+            self.spi.granted_ttl(),
+            drift,
+            self.window.grace_period(),
+        )
+    }
+
+    /// Whether heartbeats have to be sent.
+    pub(crate) fn needs_heartbeats(&self) -> bool {
+        self.spi.proof() != HeartbeatProof::Process
+    }
+
+    /// Registers an entry that exists in the store.
+    pub(crate) fn register(&self, entry: Entry) -> Arc<RegisteredEntry> {
+        self.registered().add(entry)
+    }
+
+    /// Unregisters an entry that is about to be removed.
+    pub(crate) fn unregister(&self, entry: &RegisteredEntry) {
+        self.registered().remove(entry);
+    }
+
+    /// Records that a confirming read did not find this entry: its candidacy enters again, or its term ends.
+    pub(crate) fn mark_missing(&self, entry: &RegisteredEntry) {
+        entry.missing.set();
+        self.events.send(Event::EntryMissing(entry.number));
+    }
+
+    /// An entry that a confirming read has to find.
+    pub(crate) fn probe_entry(&self) -> Option<Arc<RegisteredEntry>> {
+        self.registered().first_present()
+    }
+
+    fn registered(&self) -> MutexGuard<'_, RegisteredEntries> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn pending_withdrawals(&self) -> MutexGuard<'_, PendingWithdrawals> {
+        self.pending_withdrawals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a term to those whose deadlines the watchdog enforces. Does not wake the watchdog.
+    pub(crate) fn watch_term(&self, term: &Arc<Term>) {
+        let mut terms = self.watched_terms.lock().unwrap_or_else(PoisonError::into_inner);
+        terms.insert((term.election().clone(), term.token), Arc::downgrade(term));
+    }
+
+    fn watched_terms(&self) -> Vec<Arc<Term>> {
+        let mut terms = self.watched_terms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alive = Vec::with_capacity(terms.len());
+        terms.retain(|_, weak| weak.upgrade().map(|term| alive.push(term)).is_some());
+        alive
+    }
+
+    /// The session's own part of [`Watched::check`].
+    fn check_own_deadline(&self) -> Option<BootInstant> {
+        if self.ended().is_none() {
+            if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
+                return Some(self.shared.clock.now() + DROP_MARGIN);
+            }
+            if self.check_window(self.window.grace_period()).is_ok() {
+                return Some(self.window.deadline() - self.window.grace_period());
+            }
+            return Some(self.shared.clock.now());
+        }
+        // The remaining deadlines are those of the terms.
+        None
+    }
+}
+
+impl Watched for Session {
+    fn check(&self) -> Option<BootInstant> {
+        let own = self.check_own_deadline();
+        self.watched_terms().iter().filter_map(|term| term.check_deadlines()).chain(own).min()
+    }
+}

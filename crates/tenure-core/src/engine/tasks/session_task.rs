@@ -1,0 +1,279 @@
+//! The task of a session: heartbeats, their confirmation, repeated withdrawals, and closing.
+
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::{FutureExt, StreamExt, stream};
+use tracing::{debug, error, warn};
+
+use super::session::Session;
+use crate::{
+    LossReason, OnDisconnect,
+    engine::{
+        rules::{
+            heartbeat::{self, UnconfirmedHeartbeat},
+            pending_withdrawals::first_retry_delay,
+            retry_delays::RetryDelays,
+            window::SentAt,
+        },
+        runtime::retry::{Retry, with_timeout},
+    },
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, HeartbeatProof},
+    sync::sleep,
+    telemetry,
+};
+
+/// The number of withdrawals that are repeated concurrently.
+const MAX_CONCURRENT_WITHDRAWALS: usize = 16;
+
+/// Sends heartbeats until the session ends or is no longer needed, and closes it then.
+///
+/// Made before its task is spawned. Its drop ends the session, also when the task is aborted: by a panic in a
+/// backend, or by a runtime that is shut down, perhaps before the first poll.
+pub(crate) struct SessionTask {
+    session: Arc<Session>,
+    /// When the session was requested.
+    opened: SentAt,
+    /// Whether the session's entries are gone from the store.
+    closed: bool,
+}
+
+impl Drop for SessionTask {
+    fn drop(&mut self) {
+        self.session.end(LossReason::SessionGivenUp);
+        self.session.shared.status.session_closed(&self.session.spi.id());
+        self.session.set_closed(self.closed);
+    }
+}
+
+impl SessionTask {
+    pub(crate) fn new(session: &Arc<Session>, opened: SentAt) -> Self {
+        Self { session: Arc::clone(session), opened, closed: false }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let session = &self.session;
+        let shared = &session.shared;
+        let no_longer_needed = async {
+            shared.elector_dropped.cancelled().await;
+            session.entry_tracker.close();
+            session.entry_tracker.wait().await;
+        };
+        tokio::select! {
+            biased;
+            () = session.ended_token.cancelled() => {}
+            () = shared.closing.cancelled() => session.end(LossReason::Closed),
+            () = no_longer_needed => session.end(LossReason::Closed),
+            outcome = AssertUnwindSafe(heartbeat_loop(session, self.opened)).catch_unwind() => {
+                end_after_panic(session, outcome);
+            }
+            outcome = AssertUnwindSafe(retry_withdrawals(session)).catch_unwind() => {
+                end_after_panic(session, outcome);
+            }
+        }
+        // The work stops before the session is closed: the next leader must find no work of this one.
+        session.entry_tracker.close();
+        if !is_disabled(SafetyRule::StopWorkBeforeClosing) {
+            session.entry_tracker.wait().await;
+        }
+        self.closed = close(session).await;
+    }
+}
+
+fn end_after_panic(session: &Session, outcome: std::thread::Result<()>) {
+    if outcome.is_err() {
+        error!(session = session.spi.id(), "a backend has panicked; its session ends");
+        session.end(LossReason::SessionGivenUp);
+    }
+}
+
+/// Sends heartbeats until the session ends.
+async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
+    if !session.needs_heartbeats() {
+        return std::future::pending().await;
+    }
+    let shared = &session.shared;
+    let proof = session.spi.proof();
+    let drift = shared.config.drift;
+    let interval =
+        heartbeat::interval(proof, session.spi.granted_ttl(), drift, session.window.grace_period());
+    let limit = heartbeat::timeout(proof, interval, shared.config.request_timeout);
+    let mut retry_delays = RetryDelays::new(heartbeat::retry_backoff(limit));
+    let mut unconfirmed: VecDeque<UnconfirmedHeartbeat> = VecDeque::new();
+    let mut next = opened.at + interval;
+    loop {
+        shared.clock.sleep_until(next).await;
+        // Read before the request is handed to the client: the store counts the TTL from no earlier instant.
+        let sent = SentAt::now(&*shared.clock);
+        let answer = with_timeout("heartbeat", limit, session.spi.heartbeat()).await;
+        let sent = if is_disabled(SafetyRule::DeadlineFromRequestStart) {
+            SentAt::now(&*shared.clock)
+        } else {
+            sent
+        };
+        // Read before the heartbeat extends the deadline: the least time that was left.
+        let left = session.window.deadline().since(shared.clock.now());
+        let measured =
+            |outcome| telemetry::heartbeat_finished(outcome, shared.clock.now().since(sent.at), left);
+        let outcome = match answer {
+            Ok(heartbeat) if heartbeat.ttl.is_zero() => {
+                session.end(LossReason::SessionExpired);
+                return;
+            }
+            Ok(heartbeat) => {
+                if session.window.shorten(sent.at, heartbeat.ttl) {
+                    shared.watchdog.wake();
+                }
+                let confirmed = match proof {
+                    _ if is_disabled(SafetyRule::ConfirmHeartbeats) => Ok(Some((sent, heartbeat))),
+                    HeartbeatProof::Answer => Ok(Some((sent, heartbeat))),
+                    HeartbeatProof::NextHeartbeat { gap } => {
+                        let gap = heartbeat::confirmation_gap(gap, drift);
+                        let confirmed = heartbeat::take_confirmed(&mut unconfirmed, sent.at, gap);
+                        unconfirmed.push_back(UnconfirmedHeartbeat {
+                            sent,
+                            answered_at: shared.clock.now(),
+                            heartbeat,
+                        });
+                        // A shorter TTL that the store grants now also holds for earlier heartbeats.
+                        Ok(confirmed.map(|earlier| {
+                            let ttl = earlier.heartbeat.ttl.min(heartbeat.ttl);
+                            (earlier.sent, Heartbeat { ttl, ..earlier.heartbeat })
+                        }))
+                    }
+                    _ => {
+                        confirm(session, limit, &heartbeat).await.map(|yes| yes.then_some((sent, heartbeat)))
+                    }
+                };
+                confirmed.map(|confirmed| (confirmed, matches!(proof, HeartbeatProof::NextHeartbeat { .. })))
+            }
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok((Some((confirmed, heartbeat)), _)) => {
+                if let Err(reason) = session.window.extend(&*shared.clock, confirmed, heartbeat.ttl) {
+                    session.end(reason);
+                    return;
+                }
+                shared.status.answered();
+                retry_delays.reset();
+                measured("confirmed");
+                next = sent.at + interval;
+            }
+            // The next heartbeat, a gap later, will confirm this one.
+            Ok((None, true)) => {
+                measured("answered");
+                next = sent.at + interval;
+            }
+            Ok((None, false)) => {
+                measured("answered");
+                debug!(
+                    session = session.spi.id(),
+                    "the store changed its epoch under a heartbeat; sending another"
+                );
+                next = shared.clock.now() + retry_delays.next_delay();
+            }
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                session.end(LossReason::SessionExpired);
+                return;
+            }
+            Err(error) => {
+                report_failure(session, &error);
+                measured("failed");
+                if shared.config.on_disconnect == OnDisconnect::StepDown {
+                    session.end(LossReason::Disconnected);
+                    return;
+                }
+                next = shared.clock.now() + retry_delays.next_delay();
+            }
+        }
+        // The watchdog ends the session on time; this covers a watchdog that is late.
+        if session.check_window(session.window.grace_period()).is_err()
+            && !is_disabled(SafetyRule::NeverReopenWindow)
+        {
+            return;
+        }
+    }
+}
+
+fn report_failure(session: &Session, error: &BackendError) {
+    session.shared.status.failed(error);
+    let left = session.window.deadline().since(session.shared.clock.now());
+    warn!(session = session.spi.id(), %error, left = %humantime::format_duration(left), "heartbeat unanswered");
+}
+
+/// Whether a confirming read proves `heartbeat`.
+async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> Result<bool, BackendError> {
+    loop {
+        let probe_entry = session.probe_entry();
+        let entry = probe_entry.as_ref().map(|registered| &registered.entry);
+        match with_timeout("confirming read", limit, session.spi.confirm(heartbeat, entry)).await? {
+            Confirmation::Confirmed => return Ok(true),
+            Confirmation::Unconfirmed => return Ok(is_disabled(SafetyRule::CompareEpochs)),
+            // Its candidacy or its term is notified, and the next read probes another entry.
+            Confirmation::ProbeEntryGone => match probe_entry {
+                Some(_) if is_disabled(SafetyRule::WatchOwnEntry) => return Ok(true),
+                Some(registered) => session.mark_missing(&registered),
+                None => return Ok(false),
+            },
+        }
+    }
+}
+
+/// Removes entries that withdrawn requests have made after their withdrawal.
+///
+/// A request that was given up can be held by a frozen server and executed much later. So a withdrawal after an
+/// unanswered request is repeated, on the schedule of
+/// [`PendingWithdrawals`](crate::engine::rules::pending_withdrawals::PendingWithdrawals).
+async fn retry_withdrawals(session: &Session) {
+    let shared = &session.shared;
+    let check_interval = first_retry_delay(session.spi.granted_ttl());
+    loop {
+        sleep(check_interval).await;
+        let due = session.pending_withdrawals().due(shared.clock.now());
+        let withdrawals = due.into_iter().map(|request| async move {
+            let limit = shared.config.request_timeout;
+            match with_timeout("leaving", limit, session.spi.leave(&request, None)).await {
+                Ok(()) => session.pending_withdrawals().mark_retried(&request, shared.clock.now()),
+                Err(error) if error.is_permanent() => {
+                    warn!(election = %request.election, %error, "the store refuses to remove an entry that a withdrawn request may have made");
+                    session.pending_withdrawals().remove(&request);
+                }
+                Err(error) => {
+                    debug!(election = %request.election, %error, "not yet known whether a withdrawn entry is gone");
+                    session.pending_withdrawals().mark_retried(&request, shared.clock.now());
+                }
+            }
+        });
+        stream::iter(withdrawals).buffer_unordered(MAX_CONCURRENT_WITHDRAWALS).collect::<()>().await;
+    }
+}
+
+/// Closes the session in the store. Retries until the store confirms that, or the session has expired there.
+/// True in both cases.
+///
+/// Also called when a backend has reported that the session is gone: the report may cover less than the whole
+/// session, and entries of a session that lives on would block their elections.
+async fn close(session: &Session) -> bool {
+    let shared = &session.shared;
+    let granted = session.spi.granted_ttl();
+    let expired = shared.clock.now() + granted.mul_f64(1.0 + shared.config.drift) + Duration::from_secs(1);
+    let mut retry = Retry::new(shared.config.retry);
+    loop {
+        let left = expired.since(shared.clock.now()).max(heartbeat::MIN_RETRY_DELAY);
+        let limit = shared.config.request_timeout.min(left);
+        match with_timeout("closing the session", limit, session.spi.close()).await {
+            Ok(()) => return true,
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => return true,
+            Err(error) => {
+                shared.status.failed(&error);
+                if shared.clock.now() >= expired {
+                    warn!(session = session.spi.id(), %error, "the session was not closed; by now it has expired");
+                    return session.needs_heartbeats();
+                }
+                debug!(session = session.spi.id(), %error, "the session is not closed yet");
+            }
+        }
+        retry.pause().await;
+    }
+}
