@@ -20,6 +20,7 @@ use crate::{
 /// How much of a foreign key is logged, in bytes.
 const MAX_LOGGED_KEY_BYTES: usize = 256;
 
+/// The state of a backend.
 pub(crate) struct Shared {
     pub(crate) keys: Keys,
     pub(crate) members: Arc<Members>,
