@@ -23,7 +23,7 @@ fn pages() -> Vec<PathBuf> {
             let is_excluded = name == "target" || name == ".git" || name == "corpus";
             if path.is_dir() && !is_excluded {
                 folders.push(path);
-            } else if path.extension().is_some_and(|ending| ending == "md") {
+            } else if !path.is_symlink() && path.extension().is_some_and(|ending| ending == "md") {
                 pages.push(path);
             }
         }
