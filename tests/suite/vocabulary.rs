@@ -6,9 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where a retired word may still stand, and why.
-const EXCEPTIONS: [(&str, &str, &str); 2] =
-    [("docs/reference/glossary.md", "", "lists the words"), ("CHANGELOG.md", "", "names what was renamed")];
+/// Where a retired word is allowed: the beginning of a path, the word, and the reason. An empty word allows all.
+const EXCEPTIONS: [(&str, &str, &str); 6] = [
+    ("docs/reference/glossary.md", "", "lists the words"),
+    ("CHANGELOG.md", "", "names what was renamed"),
+    ("tests/suite/vocabulary.rs", "", "tests this test"),
+    ("crates/backends/etcd/", "keeper", "etcd-client's type LeaseKeeper"),
+    ("crates/tenure-axum/", "Leading", "an extractor: the handler runs while this process is leading"),
+    ("examples/src/bin/web.rs", "Leading", "the same"),
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
@@ -72,7 +78,9 @@ impl Retired {
 
 /// Whether the file may have the word.
 fn is_exception(file: &str, word: &str) -> bool {
-    EXCEPTIONS.iter().any(|(path, allowed, _)| *path == file && (allowed.is_empty() || *allowed == word))
+    EXCEPTIONS
+        .iter()
+        .any(|(path, allowed, _)| file.starts_with(path) && (allowed.is_empty() || *allowed == word))
 }
 
 /// The identifiers that Rust code defines: functions, types, constants, modules, variants are found by how they are declared,

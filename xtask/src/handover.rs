@@ -21,7 +21,7 @@ use crate::{
 /// The TTL for those cases that have to wait for it.
 const TTL: &str = "5";
 /// Nothing takes longer, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often to measure.
 #[derive(Args)]
@@ -158,7 +158,7 @@ fn rounds_of(runner: &Runner, victim: Victim, rounds: usize) -> Result<Vec<Durat
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let mut next = Node::start(runner)?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while output(&mut command(&runner.queue[0], &runner.queue[1..]))?
             .lines()
             .filter(|l| !l.is_empty())

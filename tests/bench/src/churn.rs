@@ -21,7 +21,7 @@ const LARGE_QUEUE: usize = 50;
 const TTL: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The pause before and after, in which all requests of a resignation end.
-const QUIET: Duration = Duration::from_secs(5);
+const SETTLE_TIME: Duration = Duration::from_secs(5);
 
 pub(crate) async fn measure(
     options: &Options,
@@ -87,7 +87,7 @@ async fn population(
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
-    tokio::time::sleep(QUIET).await;
+    tokio::time::sleep(SETTLE_TIME).await;
     let (before, began) = (raw.requests().await?, Instant::now());
     for some in 0..departures {
         resign_permits.add_permits(1);
@@ -97,7 +97,7 @@ async fn population(
         }
     }
     has_reached(&resigned_count, departures).await;
-    tokio::time::sleep(QUIET).await;
+    tokio::time::sleep(SETTLE_TIME).await;
     tokio::time::sleep(min_time.saturating_sub(began.elapsed())).await;
     let (all, took) = (raw.requests().await?.saturating_sub(before), began.elapsed());
     candidates.shutdown().await;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A pause after which all background activity has ended.
-const QUIET: Duration = Duration::from_millis(150);
+const SETTLE_TIME: Duration = Duration::from_millis(150);
 /// A pause that is shorter than the background activity after a campaign.
 const SHORT_PAUSE: Duration = Duration::from_millis(15);
 
@@ -59,7 +59,7 @@ pub(crate) async fn measure(
     let rounds = options.rounds(300);
     for (quiet, rounds, name) in [
         (None, rounds, "campaign, session held"),
-        (Some(QUIET), options.rounds(100), "campaign, session held, after quiet"),
+        (Some(SETTLE_TIME), options.rounds(100), "campaign, session held, after quiet"),
     ] {
         if options.is_selected(name) {
             report(with_session(store, raw, quiet, rounds, name).await?)?;
@@ -69,9 +69,9 @@ pub(crate) async fn measure(
         report(from_nothing(store, raw, rounds).await?)?;
     }
     for (candidates, quiet, name) in [
-        (2, QUIET, "handover, 2 candidates"),
+        (2, SETTLE_TIME, "handover, 2 candidates"),
         (2, SHORT_PAUSE, "handover, 2 candidates, soon"),
-        (50, QUIET, "handover, 50 candidates"),
+        (50, SETTLE_TIME, "handover, 50 candidates"),
     ] {
         if options.is_selected(name) {
             report(handover(store, raw, candidates, quiet, options.rounds(100), name).await?)?;

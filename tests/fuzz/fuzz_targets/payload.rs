@@ -11,7 +11,7 @@ use tenure::{
 };
 
 /// A name that no candidate can have: whoever shows it was not taken for ours.
-const STRANGER: &str = "no id";
+const FOREIGN_CANDIDATE: &str = "no id";
 
 fuzz_target!(|data: &[u8]| {
     read(data);
@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn shown(payload: &[u8]) -> Candidate {
-    Candidate::decode(STRANGER, "session", payload, None)
+    Candidate::decode(FOREIGN_CANDIDATE, "session", payload, None)
 }
 
 fn read(payload: &[u8]) {
@@ -32,7 +32,7 @@ fn read(payload: &[u8]) {
     if let Ok(text) = str::from_utf8(&candidate.value) {
         assert_eq!(candidate.value_lossy(), text);
     }
-    if candidate.id == STRANGER {
+    if candidate.id == FOREIGN_CANDIDATE {
         assert_eq!(candidate.value, payload);
         assert_eq!((mark_resign_requested(payload), is_resign_requested(payload)), (None, false), "a stranger is asked to resign");
         return;

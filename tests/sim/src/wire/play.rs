@@ -116,7 +116,7 @@ impl World {
         true
     }
 
-    /// Promise L1: with everything mended, somebody else leads in each election.
+    /// Promise L1: after all faults have ended, somebody else leads in each election.
     fn check_recovery(&mut self) {
         let elections: Vec<String> = (0..ELECTIONS).map(|n| format!("e{n}")).collect();
         let before: Vec<u64> = elections.iter().map(|name| self.history.lock().terms_begun(name)).collect();
