@@ -41,7 +41,7 @@ fn files(extension: &str) -> Vec<(String, String)> {
     found
 }
 
-/// EventKind the glossary's second table retires.
+/// What the glossary's second table retires.
 struct Retired {
     /// Words that appear in no name, alone or as a part of it.
     parts: BTreeSet<String>,

@@ -9,7 +9,7 @@ use crate::{
     tools,
 };
 
-/// What needs protoc to build.
+/// The crates that need a protobuf compiler to build.
 const PROTOC: &[&str] = &["prost-build", "tonic-build", "tonic-prost-build"];
 /// What speaks TLS.
 const TLS: &[&str] = &["rustls", "tokio-rustls", "futures-rustls", "rustls-webpki", "aws-lc-rs"];
@@ -55,7 +55,7 @@ const ADVISORY_TIMEOUT: Duration = Duration::from_secs(120);
 /// When a rule is broken; the error names the crate.
 pub(crate) fn check() -> Result<()> {
     CHOICES.iter().try_for_each(check_choice)?;
-    say("each feature brings what it needs, and no more; default features need no protoc");
+    say("each feature brings what it needs, and no more; default features need no protobuf compiler");
     one_crypto_provider()?;
     tools::ensure_for_dependencies()?;
     for manifest in MANIFESTS {

@@ -2,10 +2,24 @@
 //!
 //! Without `--cfg tenure_mutants` no rule can be disabled, and none of the code for it is compiled.
 
-/// A rule that can be disabled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SafetyRule {
+/// Declares the rules once, as variants and as a list.
+macro_rules! safety_rules {
+    ($($(#[$doc:meta])* $rule:ident,)*) => {
+        /// A rule that can be disabled.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum SafetyRule {
+            $($(#[$doc])* $rule,)*
+        }
+
+        impl SafetyRule {
+            /// All rules.
+            pub const ALL: &'static [Self] = &[$(Self::$rule,)*];
+        }
+    };
+}
+
+safety_rules! {
     /// A deadline is counted from the instant before its request is sent, not from the answer.
     DeadlineFromRequestStart,
     /// The first deadline of a session is counted from the instant before the request that opens it.

@@ -79,7 +79,7 @@
 //! |---|---|---|
 //! | `local` | yes | elections among the processes of one machine |
 //! | `memory` | yes | elections within one process, for tests |
-//! | `etcd` | no | elections in etcd; building it needs a protobuf compiler (`protoc`) with protobuf's own definitions |
+//! | `etcd` | no | elections in etcd; building it needs a protobuf compiler: `cargo install protox --features bin` and `PROTOC=protox`, or `protoc` |
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `tls` | no | TLS to etcd and ZooKeeper |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |

@@ -120,7 +120,7 @@ impl Cluster {
         }
     }
 
-    /// EventKind candidates have left behind: entries, withdrawal marks, leases and sessions.
+    /// What candidates have left behind: entries, withdrawal marks, leases and sessions.
     pub(crate) async fn remaining_state(&self) -> Result<Vec<String>> {
         let leader = self.leader().await?;
         match self {

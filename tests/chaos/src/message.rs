@@ -1,4 +1,4 @@
-//! EventKind a candidate's process reports, one JSON object per line on its standard output. Lines that are in the pipe survive
+//! What a candidate's process reports, one JSON object per line on its standard output. Lines that are in the pipe survive
 //! the process.
 
 use serde::{Deserialize, Serialize};

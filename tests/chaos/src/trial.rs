@@ -40,7 +40,7 @@ struct Report {
     seconds: f64,
 }
 
-/// EventKind the rounds of a trial return.
+/// What the rounds of a trial return.
 #[derive(Debug, Default)]
 struct Outcome {
     trials: usize,

@@ -19,6 +19,7 @@ use crate::{
     cluster::{State, connection_reset, entry_gone, session_gone},
     host::{Access, Consistency, name},
     mutant::{RecipeRule, is_disabled},
+    recipe::{self, entered, visible_candidates},
 };
 
 #[derive(Debug)]
@@ -57,17 +58,6 @@ impl Backend for SimEtcd {
         let first = self.candidates(election).await?.into_iter().next();
         Ok(futures::stream::once(async move { Ok(first) }).boxed())
     }
-}
-
-/// The candidates as others see them.
-pub(crate) fn visible_candidates(state: &State, election: &str) -> Vec<Candidate> {
-    let entries = state.entries(election).iter();
-    entries
-        .map(|entry| {
-            let token = FencingToken::new(entry.revision);
-            Candidate::decode(&entry.revision.to_string(), entry.session.to_string(), b"", token)
-        })
-        .collect()
 }
 
 impl Lease {
@@ -188,23 +178,11 @@ impl BackendSession for Lease {
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        loop {
-            match self.is_first(entry).await? {
-                None => return Err(entry_gone()),
-                Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
-                Some(false) => self.access.wait_for_change(&entry.election).await,
-            }
-            if is_disabled(RecipeRule::ReadOnWinning) {
-                return FencingToken::new(entry.version).ok_or_else(entry_gone);
-            }
-        }
+        recipe::wait_turn(&self.access, entry, || self.is_first(entry)).await
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        while self.is_first(entry).await?.is_some() {
-            self.access.wait_for_change(&entry.election).await;
-        }
-        Ok(())
+        recipe::wait_deleted(&self.access, entry, || self.is_first(entry)).await
     }
 
     async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {
@@ -234,13 +212,4 @@ impl BackendSession for Lease {
             })
             .await
     }
-}
-
-pub(crate) fn entered(request: &EntryRequest, key: &str, revision: u64, first: bool) -> Entered {
-    let entry = Entry {
-        election: request.election.clone(),
-        key: format!("{key}/{revision}").into(),
-        version: revision,
-    };
-    Entered { entry, leads: first.then(|| FencingToken::new(revision)).flatten() }
 }

@@ -14,6 +14,7 @@ mod link;
 mod mutant;
 mod mutant_runs;
 mod options;
+mod recipe;
 mod report;
 mod run;
 mod seeds;

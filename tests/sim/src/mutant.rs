@@ -2,11 +2,13 @@
 
 use std::cell::Cell;
 
+use clap::ValueEnum;
+
 #[cfg(tenure_mutants)]
 use tenure_core::failpoints::SafetyRule;
 
 /// A rule of a store's recipe that can be disabled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RecipeRule {
     /// When the predecessor is gone, a waiting candidate reads the queue before it leads.
     ReadOnWinning,
@@ -21,16 +23,6 @@ pub(crate) enum RecipeRule {
     /// A withdrawn request is never applied. Disabling it also disables the engine's own withdrawal.
     NeverApplyWithdrawn,
 }
-
-#[cfg_attr(not(tenure_mutants), expect(dead_code, reason = "only builds with failpoints disable rules"))]
-pub(crate) const RECIPE_RULES: [RecipeRule; 6] = [
-    RecipeRule::ReadOnWinning,
-    RecipeRule::ReadOnEntering,
-    RecipeRule::LeaveByNonce,
-    RecipeRule::QuorumRead,
-    RecipeRule::ReportTerm,
-    RecipeRule::NeverApplyWithdrawn,
-];
 
 thread_local! {
     static DISABLED: Cell<Option<RecipeRule>> = const { Cell::new(None) };
@@ -81,24 +73,25 @@ impl Mutant {
     /// Every mutant.
     #[cfg(tenure_mutants)]
     pub(crate) fn all() -> Vec<Self> {
-        use SafetyRule::*;
-        let engine = [
-            DeadlineFromRequestStart,
-            OpeningFromRequestStart,
-            ConfirmHeartbeats,
-            CompareEpochs,
-            KeepHeartbeatGap,
-            AllowForDrift,
-            NeverReopenWindow,
-            CheckClock,
-            DropWorkAtDeadline,
-            StopWorkBeforeLeaving,
-            StopWorkBeforeClosing,
-            WatchOwnEntry,
-            WithdrawUncertainEntries,
-            UniqueTokens,
-            DeleteBeforeMarking,
-        ];
-        engine.map(Self::Engine).into_iter().chain(RECIPE_RULES.map(Self::RecipeRule)).collect()
+        let engine = SafetyRule::ALL.iter().copied().filter(|rule| is_simulated(*rule)).map(Self::Engine);
+        engine.chain(RecipeRule::value_variants().iter().copied().map(Self::RecipeRule)).collect()
     }
+}
+
+/// Whether the simulation can notice that this rule is disabled. The others concern threads (`cargo xtask races`) or the transport to
+/// real servers (`cargo xtask trials`).
+#[cfg(tenure_mutants)]
+fn is_simulated(rule: SafetyRule) -> bool {
+    use SafetyRule::*;
+    !matches!(
+        rule,
+        SingleLossReason
+            | CompareAndSwapDeadline
+            | OrderWorkAndLoss
+            | KeepWakeups
+            | NoUserCodeOnEngine
+            | GuardBeforeSpawn
+            | HeartbeatByWrite
+            | FailOver
+    )
 }

@@ -24,10 +24,10 @@ use tokio::time::Instant;
 
 use crate::{
     cluster::{State, connection_reset, entry_gone, session_gone},
-    etcd::{entered, visible_candidates},
     host::{Access, Consistency, name},
     link::LinkState,
     mutant::{RecipeRule, is_disabled},
+    recipe::{self, entered, visible_candidates},
 };
 
 #[derive(Debug)]
@@ -223,23 +223,11 @@ impl BackendSession for Session {
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        loop {
-            match self.is_first(entry).await? {
-                None => return Err(entry_gone()),
-                Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
-                Some(false) => self.access.wait_for_change(&entry.election).await,
-            }
-            if is_disabled(RecipeRule::ReadOnWinning) {
-                return FencingToken::new(entry.version).ok_or_else(entry_gone);
-            }
-        }
+        recipe::wait_turn(&self.access, entry, || self.is_first(entry)).await
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        while self.is_first(entry).await?.is_some() {
-            self.access.wait_for_change(&entry.election).await;
-        }
-        Ok(())
+        recipe::wait_deleted(&self.access, entry, || self.is_first(entry)).await
     }
 
     async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// EventKind a server does with a connection.
+/// What a server does with a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Garbage {
     /// Accepts it, reads everything, and never answers.

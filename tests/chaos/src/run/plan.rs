@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// EventKind a fault does to its target.
+/// What a fault does to its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Disruption {
     Kill,
@@ -22,7 +22,7 @@ pub(crate) enum Disruption {
     LostPackets,
 }
 
-/// EventKind a fault disrupts.
+/// What a fault disrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Target {
     StoreLeader,

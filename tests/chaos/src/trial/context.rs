@@ -1,4 +1,4 @@
-//! EventKind all trials do with candidates in this process: connect, lead while being sampled, and wait for a turn.
+//! What all trials do with candidates in this process: connect, lead while being sampled, and wait for a turn.
 
 use std::{sync::Arc, time::Duration};
 
