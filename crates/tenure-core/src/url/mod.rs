@@ -2,6 +2,7 @@
 //!
 //! The facade and the backends each read the settings that they know. Settings that none of them has read are an error.
 
+mod host;
 mod login;
 mod parse;
 mod password;
@@ -18,7 +19,7 @@ use std::{
 
 use thiserror::Error;
 
-pub(crate) use self::parse::check_host;
+pub(crate) use self::host::check_host;
 use self::redacted::may_be_login;
 pub use self::{password::Password, secret::Secret};
 

@@ -1,12 +1,13 @@
 //! The parser of store URLs. A store URL is not always a URL in the sense of RFC 3986: it may contain several hosts with
 //! ports.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 
 use super::{
     InvalidUrl, Secret, StoreUrl,
+    host::check_host,
     redacted::{may_be_login, redacted},
 };
 
@@ -17,38 +18,6 @@ fn decoded(text: &str) -> Result<String, String> {
         return Err("it has a control character".to_owned());
     }
     Ok(text.into_owned())
-}
-
-/// Checks a host, or a host and a port. The error does not repeat it: it may contain a password that was not percent-encoded.
-pub(crate) fn check_host(host: &str) -> Result<(), String> {
-    let (name, port) = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
-        Some(None) => return Err("a host has no closing bracket".to_owned()),
-        Some(Some((name, ""))) => (name, None),
-        Some(Some((name, rest))) => match rest.strip_prefix(':') {
-            Some(port) => (name, Some(port)),
-            None => return Err("a host has text after its bracket".to_owned()),
-        },
-        None => match host.split_once(':') {
-            Some((name, port)) => (name, Some(port)),
-            None => (host, None),
-        },
-    };
-    if host.starts_with('[') && name.parse::<Ipv6Addr>().is_err() {
-        return Err("a host in brackets is not an IPv6 address".to_owned());
-    }
-    if name.is_empty() {
-        return Err("a host is empty".to_owned());
-    }
-    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':')) {
-        return Err("a host has a character that is not allowed".to_owned());
-    }
-    match port.map(str::parse::<u16>) {
-        None => Ok(()),
-        Some(Ok(port)) if port > 0 => Ok(()),
-        Some(_) => Err("a host's port is not a number from 1 to 65535 (the characters @ / ? of a \
-                        password are written %40 %2F %3F)"
-            .to_owned()),
-    }
 }
 
 impl FromStr for StoreUrl {

@@ -3,7 +3,7 @@
 //! A password that was not percent-encoded, or is in the wrong place, can appear anywhere: as a port, a host, a path or a
 //! setting. If any part of the URL is malformed, only the scheme is shown.
 
-use super::parse::check_host;
+use super::host::check_host;
 
 /// `text` without the parts that may be a password.
 pub(super) fn redacted(text: &str) -> String {
