@@ -13,7 +13,8 @@ use std::{
 };
 
 use tenure_core::{
-    BootClock, Clock, Elector, Error, Leadership, LossReason, OnOverrun, StoreElector, memory::MemoryStore,
+    BootClock, Clock, Elector, Error, Leadership, LossReason, OnOverrun, StoreElector,
+    memory::{Delivery, Direction, MemoryStore, Op},
 };
 use tracing::Level;
 
@@ -261,10 +262,13 @@ fn deadlines_hold_while_wakers_block() {
         }));
         futures.push(Box::pin(async move { drop(handle_leader(&elector).await) }));
     }
+    // Held back, so that no campaign wins before its waker is registered.
+    link.set(&[Op::Enter], Direction::Request, Delivery::Hold);
     for (n, future) in futures.iter_mut().enumerate() {
         let waker = if n % 2 == 0 { &blocks } else { &panics };
         let _ = poll_with(future.as_mut(), waker);
     }
+    link.heal();
     until("a waker blocks", || gate.waiters() > 0);
     let children: Vec<_> = (0..10_000).map(|_| token.child_token()).collect();
 

@@ -133,13 +133,15 @@ fn many_wakers_that_block_delay_no_other_leadership() {
 #[test]
 fn the_waker_behind_a_local_set_is_not_called_by_the_engine() {
     let store = MemoryStore::new();
-    let (elector, _) = elector(&store);
+    let (elector, link) = elector(&store);
     let runtime = multi_thread_runtime();
     let held = runtime.block_on(in_time(elector.campaign("held"))).unwrap();
     let gate = Gate::default();
     let threads = Arc::new(Mutex::new(Vec::new()));
     let (blocking, record) = (gate.clone(), Arc::clone(&threads));
     let campaigning = Arc::clone(&elector);
+    // Held back, so that the campaign does not win before its waker is registered.
+    link.set(&[Op::Enter], Direction::Request, Delivery::Hold);
     thread::spawn(move || {
         let blocks = waker(move || {
             record.lock().unwrap().push(thread::current().name().unwrap_or("?").to_owned());
@@ -150,7 +152,8 @@ fn the_waker_behind_a_local_set_is_not_called_by_the_engine() {
             let _ = campaigning.campaign("other").await;
         });
         let mut set = pin!(set);
-        let _ = poll_with(set.as_mut(), &blocks);
+        assert!(poll_with(set.as_mut(), &blocks).is_pending());
+        link.heal();
         // The set is kept until the test ends.
         loop {
             thread::park();
