@@ -45,7 +45,7 @@ impl BackendError {
     }
 
     /// A failure caused by `source`. The texts of `source` and of its own sources are appended to `message`, except those that
-    /// it already contains. None of the texts may contain a secret.
+    /// with which it already ends. The whole text is shown in statuses, health endpoints and logs: none may contain a secret.
     pub fn with_source(
         kind: BackendErrorKind,
         message: impl Into<String>,
