@@ -13,7 +13,7 @@ const MAX_CAUSES: usize = 16;
 /// `message`, followed by the text of `cause` and of its sources, separated by `: `. A text with which the message already ends is
 /// skipped: many errors end with the text of their source.
 pub(crate) fn with_causes(mut message: String, cause: Option<&(dyn Error + 'static)>) -> String {
-    for error in std::iter::successors(cause, |error| error.source()).take(MAX_CAUSES) {
+    for error in std::iter::successors(cause, |&error| error.source()).take(MAX_CAUSES) {
         let text = error.to_string();
         if !message.ends_with(&text) {
             message = format!("{message}: {text}");
