@@ -16,10 +16,10 @@ use tenure_core::{
 };
 
 use crate::{
-    cluster::{State, connection_reset, entry_gone, session_gone},
+    cluster::{connection_reset, session_gone},
     host::{Access, Consistency, name},
     mutant::{RecipeRule, is_disabled},
-    recipe::{self, entered, visible_candidates},
+    recipe::{self, PositionReader, entered, visible_candidates},
 };
 
 #[derive(Debug)]
@@ -60,7 +60,12 @@ impl Backend for SimEtcd {
     }
 }
 
-impl Lease {
+#[async_trait]
+impl PositionReader for Lease {
+    fn access(&self) -> &Access {
+        &self.access
+    }
+
     /// Whether `entry` is the first, by a linearizable read; `None` when it does not exist.
     async fn is_first(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
         let (election, session, revision) = (name(&entry.election), self.id, entry.version);
@@ -178,11 +183,11 @@ impl BackendSession for Lease {
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        recipe::wait_turn(&self.access, entry, || self.is_first(entry)).await
+        recipe::wait_turn(self, entry).await
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        recipe::wait_deleted(&self.access, entry, || self.is_first(entry)).await
+        recipe::wait_deleted(self, entry).await
     }
 
     async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {

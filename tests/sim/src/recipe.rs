@@ -1,5 +1,6 @@
 //! The parts that both simulated recipes have in common.
 
+use async_trait::async_trait;
 use tenure_core::{
     Candidate, FencingToken,
     spi::{BackendError, Entered, Entry, EntryRequest},
@@ -32,17 +33,25 @@ pub(crate) fn entered(request: &EntryRequest, key: &str, revision: u64, first: b
     Entered { entry, leads: first.then(|| FencingToken::new(revision)).flatten() }
 }
 
-/// Waits until the entry is the first. `is_first` reads its position; `None` means that it does not exist.
+/// A session that reads the positions of its entries.
+#[async_trait]
+pub(crate) trait PositionReader: Sync {
+    fn access(&self) -> &Access;
+
+    /// Whether the entry is the first; `None` when it does not exist.
+    async fn is_first(&self, entry: &Entry) -> Result<Option<bool>, BackendError>;
+}
+
+/// Waits until the entry is the first.
 pub(crate) async fn wait_turn(
-    access: &Access,
+    session: &impl PositionReader,
     entry: &Entry,
-    is_first: impl AsyncFn() -> Result<Option<bool>, BackendError>,
 ) -> Result<FencingToken, BackendError> {
     loop {
-        match is_first().await? {
+        match session.is_first(entry).await? {
             None => return Err(entry_gone()),
             Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
-            Some(false) => access.wait_for_change(&entry.election).await,
+            Some(false) => session.access().wait_for_change(&entry.election).await,
         }
         if is_disabled(RecipeRule::ReadOnWinning) {
             return FencingToken::new(entry.version).ok_or_else(entry_gone);
@@ -51,13 +60,9 @@ pub(crate) async fn wait_turn(
 }
 
 /// Waits until the entry does not exist.
-pub(crate) async fn wait_deleted(
-    access: &Access,
-    entry: &Entry,
-    is_first: impl AsyncFn() -> Result<Option<bool>, BackendError>,
-) -> Result<(), BackendError> {
-    while is_first().await?.is_some() {
-        access.wait_for_change(&entry.election).await;
+pub(crate) async fn wait_deleted(session: &impl PositionReader, entry: &Entry) -> Result<(), BackendError> {
+    while session.is_first(entry).await?.is_some() {
+        session.access().wait_for_change(&entry.election).await;
     }
     Ok(())
 }

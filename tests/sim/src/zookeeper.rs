@@ -23,11 +23,11 @@ use tenure_core::{
 use tokio::time::Instant;
 
 use crate::{
-    cluster::{State, connection_reset, entry_gone, session_gone},
+    cluster::{State, connection_reset, session_gone},
     host::{Access, Consistency, name},
     link::LinkState,
     mutant::{RecipeRule, is_disabled},
-    recipe::{self, entered, visible_candidates},
+    recipe::{self, PositionReader, entered, visible_candidates},
 };
 
 #[derive(Debug)]
@@ -124,6 +124,13 @@ impl Session {
 
     fn seen(&self) -> Instant {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl PositionReader for Session {
+    fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Whether `entry` is the first, as this member shows it, which may lag; `None` when it does not exist.
@@ -223,11 +230,11 @@ impl BackendSession for Session {
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        recipe::wait_turn(&self.access, entry, || self.is_first(entry)).await
+        recipe::wait_turn(self, entry).await
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        recipe::wait_deleted(&self.access, entry, || self.is_first(entry)).await
+        recipe::wait_deleted(self, entry).await
     }
 
     async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {
