@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::signals::StopSignal;
 
-/// Leader election on the command line: exactly one node runs the program.
+/// Leader election on the command line: at most one node runs the program.
 #[derive(Debug, Parser)]
 #[command(name = "tenure", version, about, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -86,8 +86,9 @@ the store refuses; 75 if not elected (--try, --timeout); 76 if leadership was lo
 /// The store and the election.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Store {
-    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. The default is local: with a
-    /// directory of this user. Put passwords into the environment or a file (?password_file=)
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. The default is a local:
+    /// directory in this user's home, for one process of this machine. Do not put passwords here, but into the
+    /// environment or a file (?password_file=)
     #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
     pub(crate) url: Option<String>,
     /// The election
@@ -103,10 +104,10 @@ pub(crate) struct Run {
     /// This candidate's id; by default made of the host, the process and a random number
     #[arg(long)]
     pub(crate) id: Option<String>,
-    /// A text that others can read of this candidate, for example its address
+    /// The value of this candidate, which others can read, for example its address
     #[arg(long, value_name = "TEXT")]
     pub(crate) value: Option<String>,
-    /// How long after the last heartbeat the store gives leadership to another node; 10s by default
+    /// The TTL: after this time without a heartbeat, the store gives leadership to another node. 10s by default
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) ttl: Option<Duration>,
     /// How long before the deadline the program gets the stop signal; a tenth of the TTL by default, at most a third

@@ -1,10 +1,10 @@
 //! The process between `tenure run` and the program. It kills the program, and everything that the program has started,
 //! before the deadline, whatever happens to `tenure run`.
 //!
-//! The guard has one thread, no runtime and no connection to the store. `tenure run` sends it windows: until when the
+//! The guard has one thread, no runtime and no connection to the store. `tenure run` sends it time limits: until when the
 //! program may run. The guard kills the program
 //!
-//! - when the last window is over, for example because `tenure run` was stopped and sends no more;
+//! - when the last time limit has passed, for example because `tenure run` was stopped and sends no more;
 //! - as soon as the socket to `tenure run` is closed.
 //!
 //! If the guard itself is killed, the kernel kills the program.
@@ -86,7 +86,7 @@ fn supervise(options: &args::Guard, lock_files: &mut Vec<OwnedFd>) -> io::Result
     let input =
         files.next().ok_or_else(|| io::Error::other("the program's standard input was not received"))?;
     lock_files.extend(files);
-    // The program is started only once its window is known.
+    // The program is started only once its time limits are known.
     let mut commands = control.wait()?;
     control.stream.set_nonblocking(true)?;
     commands.extend(control.drain()?.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -161,7 +161,7 @@ impl Control {
     }
 }
 
-/// The program and its window.
+/// The program and its time limits.
 struct Program {
     pid: Pid,
     /// The process group, if the program has its own.
@@ -172,7 +172,7 @@ struct Program {
     /// When the program is killed, in nanoseconds of `CLOCK_BOOTTIME`.
     kill_at: u64,
     stop_sent: bool,
-    /// Whether it was stopped or killed because its window was over.
+    /// Whether it was stopped or killed because of its time limits.
     out_of_time: bool,
 }
 
@@ -182,7 +182,7 @@ impl Program {
         let pidfd = pidfd_open(self.pid, PidfdFlags::empty())?;
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         loop {
-            // Before the clock is compared: a command that has arrived may extend the window.
+            // Before the clock is compared: a command that has arrived may extend the time limits.
             match control.drain()? {
                 None => break,
                 Some(commands) => commands.into_iter().for_each(|command| self.execute(command)),

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum GuardCommand {
-    /// How long the program may run. It replaces the window before. Times are in nanoseconds of `CLOCK_BOOTTIME`.
+    /// How long the program may run. It replaces the time limits before. Times are in nanoseconds of `CLOCK_BOOTTIME`.
     Window {
         /// When the program gets the stop signal.
         stop_at: u64,
@@ -44,7 +44,7 @@ pub(crate) enum GuardEvent {
     Ended {
         /// How the program ended.
         how: ProgramExit,
-        /// Whether the guard stopped or killed it because its window was over.
+        /// Whether the guard stopped or killed it because of its time limits.
         out_of_time: bool,
     },
 }

@@ -30,7 +30,7 @@ pub(crate) async fn resign(options: &Query) -> Result<u8> {
                     Some(leader) if is_same_term(leader.as_ref(), &resigning) => {}
                     _ => return Ok(Some(resigning)),
                 },
-                // A candidate that changed its value at the same time may have overwritten the request.
+                // The request may have been lost.
                 Err(_) => match elector.request_resign(election).await? {
                     Some(leader) if is_same_term(Some(&leader), &resigning) => {}
                     Some(_) | None => return Ok(Some(resigning)),

@@ -1,4 +1,4 @@
-//! Connects to the store: the one that the user names, or a directory of the user's.
+//! Connects to the store in the given URL, or by default to a local store in a directory of this user.
 
 use std::{env, path::PathBuf, sync::Arc};
 
@@ -27,7 +27,7 @@ pub(crate) fn secret_variables(url: Option<&str>) -> Vec<String> {
     variables
 }
 
-/// The directory for this user's state, as the XDG specification has it.
+/// `tenure` in this user's state directory, which the XDG base directory specification defines.
 fn default_directory() -> PathBuf {
     let absolute = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_STATE_HOME")
@@ -41,7 +41,7 @@ pub(crate) fn local_url(directory: &std::path::Path) -> String {
     use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _};
 
     let path = directory.as_os_str().as_bytes();
-    // Without the empty host, the path's two slashes would begin one.
+    // A path that begins with two slashes needs an empty host: without it, the slashes would begin a host.
     let mut url = if path.starts_with(b"//") { "local://" } else { "local:" }.to_owned();
     for byte in path {
         match byte {

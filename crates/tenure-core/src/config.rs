@@ -36,14 +36,14 @@ pub struct Backoff {
     pub max: Duration,
 }
 
-/// What a leader does when a heartbeat is not answered.
+/// What a leader does when a heartbeat or its confirming read fails: an error, or no answer in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnDisconnect {
     /// Keeps leadership until the deadline. A restart or a leader election inside the store costs no leadership.
     #[default]
     HoldUntilDeadline,
-    /// Gives up leadership when the first heartbeat fails.
+    /// Gives up leadership at the first failure.
     StepDown,
 }
 
@@ -151,14 +151,14 @@ impl Config {
         self
     }
 
-    /// Sets the time after which an unanswered request is retried. 5 s by default. Heartbeats are also bounded by a third of
-    /// the TTL.
+    /// Sets the time after which an unanswered request is retried. 5 s by default. Heartbeats are bounded by at most a third
+    /// of the TTL as well.
     pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
     }
 
-    /// Sets what a leader does when a heartbeat is not answered.
+    /// Sets what a leader does when a heartbeat fails.
     pub fn with_on_disconnect(mut self, policy: OnDisconnect) -> Self {
         self.on_disconnect = policy;
         self

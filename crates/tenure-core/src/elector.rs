@@ -32,7 +32,8 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// - Enters again when its entry is deleted or its session ends.
     ///
     /// # Errors
-    /// An illegal name, refused credentials, [`Error::Closed`]. An outage is never an error.
+    /// An illegal name, refused credentials, [`Error::Closed`]. An outage is no error: the call retries, and does not return
+    /// [`Error::Unavailable`].
     ///
     /// # Cancellation safety
     /// Dropping the future withdraws the candidate in the background: no entry is left behind, whatever request was pending.

@@ -53,7 +53,8 @@ pub enum Error {
     #[error("the store refuses the request: {0}")]
     Refused(BackendError),
 
-    /// The store did not answer.
+    /// The store did not answer, or no longer has the session or entry. Electors retry outages; calls that do not retry
+    /// return this error, such as [`lock_file`](crate::LeadershipHandle::lock_file).
     #[error("the store cannot be reached: {0}")]
     Unavailable(BackendError),
 
@@ -96,9 +97,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later, when only the state of the store changes.
-    ///
-    /// [`Lost`](Self::Lost) is retryable: campaign again.
+    /// Whether trying again can help: the same call after [`Unavailable`](Self::Unavailable), a new campaign after
+    /// [`Lost`](Self::Lost).
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Lost(_))
     }

@@ -22,8 +22,8 @@ use crate::{
 /// - [`is_leader`](LeadershipHandle::is_leader) and [`ensure`](LeadershipHandle::ensure) compare the clock with the deadline
 ///   on every call. They deny leadership from `deadline − grace period` on, which is before the store can give leadership to
 ///   another candidate, and never affirm it again.
-/// - Work under [`run`](LeadershipHandle::run) is cancelled at `deadline − grace period` and dropped before the
-///   deadline. The entry is removed only after the work has stopped.
+/// - Work under [`run`](LeadershipHandle::run) is cancelled at `deadline − grace period` and, unless it blocks its thread,
+///   dropped before the deadline. The entry is removed only after the work has stopped.
 ///
 /// # Assumptions
 /// The rates of this machine's clock and of the store's differ by less than the configured drift bound, and nothing deletes
@@ -269,14 +269,14 @@ impl LeadershipHandle {
         self.term.check()
     }
 
-    /// The current deadline: the last instant at which leadership may be assumed. Every confirmed heartbeat extends it.
+    /// The current deadline: the instant by which work has stopped. Checks fail and work is cancelled one
+    /// [grace period](Self::grace_period) before it. A confirmed heartbeat extends it.
     /// [`BootInstant::NEVER`] if the kernel keeps the session.
     pub fn deadline(&self) -> BootInstant {
         self.term.deadline().min(self.term.stop_by())
     }
 
-    /// The grace period in which work must stop. Leadership is over one grace period before the
-    /// [`deadline`](Self::deadline).
+    /// The time before the [`deadline`](Self::deadline) in which work must stop. Checks fail from its beginning.
     pub fn grace_period(&self) -> Duration {
         self.term.grace_period()
     }
@@ -316,7 +316,7 @@ impl LeadershipHandle {
     /// # Behavior
     /// - At `deadline − grace period` the work is cancelled through [`cancellation_token`](Self::cancellation_token). Just
     ///   before the deadline it is dropped.
-    /// - When the store itself says that leadership is over, the work is dropped at once.
+    /// - When the store itself says that leadership is over, or the time of day has jumped, the work is dropped at once.
     /// - The loss is polled before the work, so that work that was not polled for a while does not resume after its
     ///   deadline.
     /// - The entry stays in the store until the work has stopped.

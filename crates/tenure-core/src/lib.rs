@@ -1,7 +1,7 @@
-//! Leader election over a shared store, with fencing tokens: the engine behind the [`tenure`](https://docs.rs/tenure) crate.
+//! Leader election over a shared store, with fencing tokens: the engine behind the `tenure` crate.
 //!
 //! This crate contains everything that does not depend on a particular store: the [`Elector`] trait and the guard type
-//! [`Leadership`], which users hold; the engine, which implements all safety rules; the traits in [`spi`], which a
+//! [`Leadership`], which users hold; the engine, which implements all deadline rules; the traits in [`spi`], which a
 //! store's backend implements; and an in-memory store for tests.
 //!
 //! # Who needs this crate

@@ -12,7 +12,7 @@ pub enum LossReason {
     EntryGone,
     /// The store says that the session has ended.
     SessionExpired,
-    /// A heartbeat failed, and the elector is configured to step down then
+    /// A heartbeat or its confirming read failed, and the elector is configured to step down then
     /// ([`OnDisconnect::StepDown`](crate::OnDisconnect::StepDown)).
     Disconnected,
     /// The time of day ran ahead of the monotonic clock, as it does after a virtual machine was paused.
@@ -62,7 +62,7 @@ impl fmt::Display for LossReason {
             Self::Deadline => "no heartbeat was confirmed in time",
             Self::EntryGone => "its entry is gone from the store",
             Self::SessionExpired => "its session has expired",
-            Self::Disconnected => "the store did not answer a heartbeat",
+            Self::Disconnected => "a heartbeat failed",
             Self::ClockJump => "the time of day jumped ahead of the machine's clock",
             Self::Resigned => "it was resigned",
             Self::ResignRequested => "it was asked to resign",

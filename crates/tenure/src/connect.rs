@@ -26,7 +26,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `grace_period` | how long before the deadline work is cancelled | a tenth of the TTL |
 /// | `request_timeout` | how long to wait for a response before the request is sent again | 5 s |
 /// | `shutdown_timeout` | how long a resignation or a shutdown takes at most | 5 s |
-/// | `on_disconnect` | what a leader does without a connection: `hold` until the deadline, or `step_down` at once | `hold` |
+/// | `on_disconnect` | what a leader does when a heartbeat fails: `hold` until the deadline, or `step_down` at once | `hold` |
 /// | `id` | the candidate's id | host name, process id and a random number |
 /// | `value` | the candidate's value, which others can read | empty |
 ///

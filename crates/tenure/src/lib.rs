@@ -1,5 +1,5 @@
-//! Leader election for Rust services: exactly one of your processes does the work, the work is stopped *before* another
-//! process can be elected, and a fencing token protects what it writes.
+//! Leader election for Rust services: one of your processes does the work, never two; the work is stopped *before*
+//! another process can be elected, and a fencing token protects what it writes.
 //!
 //! # Highlights
 //!
@@ -63,7 +63,7 @@
 //!
 //! # Stores
 //!
-//! | store | URL | feature | ordered | fencing token from |
+//! | store, tested versions | URL | feature | ordered | fencing token from |
 //! |---|---|---|---|---|
 //! | etcd 3.4, 3.5 | `etcd://host:2379,host:2379/prefix` | `etcd` | yes | create revision of the entry's key |
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
@@ -71,7 +71,8 @@
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
 //! Ordered means that candidates lead in the order in which they entered. [`connect`] lists the settings in a URL. To add
-//! a store, implement the traits in [`spi`].
+//! a store, implement the traits in `tenure_core::spi` (re-exported as [`spi`]) in a crate that depends on `tenure-core`,
+//! and test it with `tenure-testkit`.
 //!
 //! # Features
 //!
@@ -88,18 +89,18 @@
 //! | `clap` | no | [`Settings`] from a command line |
 //! | `serde` | no | [`Settings`] from a configuration file |
 //!
-//! Except for `etcd`, no feature needs a system package to build.
+//! Building needs a C compiler, and `etcd` a protobuf compiler.
 //!
 //! # Guarantees
 //!
 //! - **At most one leader.** At most one candidate considers itself leader, provided clock rates differ by less than the
-//!   drift bound (10 %) and nothing deletes a live entry. The store itself counts too: etcd can delete a live entry when
-//!   it is short of processor time. No clock's absolute value is used.
+//!   drift bound (10 %) and nothing deletes a live entry. etcd itself can delete a live entry when it lacks processor
+//!   time. No clock's absolute value is used.
 //! - **Increasing tokens.** Fencing tokens of an election strictly increase from term to term. A resource that refuses
 //!   tokens lower than the highest one it has seen never accepts a write of a stale leader, even if the assumptions of the
 //!   first guarantee do not hold.
-//! - **Work stops in time.** Work is cancelled one grace period before the deadline and dropped by the deadline, before
-//!   the store can give leadership to another candidate.
+//! - **Work stops in time.** Work is cancelled one grace period before the deadline and, unless it blocks its thread,
+//!   dropped by the deadline, before the store can give leadership to another candidate.
 //!
 //! # Limitations
 //!

@@ -38,7 +38,7 @@ use crate::{
     store,
 };
 
-/// How often the guard gets a new window, if the deadline has moved. Heartbeats are sent every third of a TTL.
+/// How often the guard gets new time limits, if the deadline has moved. Heartbeats are sent every third of a TTL.
 const WINDOW_UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 /// The program is killed before the deadline, by this fraction of the grace period within these bounds: the kernel
 /// needs time to end its processes.
@@ -66,7 +66,7 @@ pub(super) struct Program {
     on_overrun: OnOverrun,
     /// Whether the program has a process group of its own.
     own_group: bool,
-    /// The window that the guard was sent last.
+    /// The time limits that the guard was sent last.
     window: Option<GuardCommand>,
     deadline: BootInstant,
 }
@@ -75,7 +75,7 @@ pub(super) struct Program {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProgramEnd {
     pub(super) how: ProgramExit,
-    /// Whether it was stopped or killed because its window was over.
+    /// Whether it was stopped or killed because of its time limits.
     pub(super) out_of_time: bool,
 }
 
@@ -238,7 +238,7 @@ impl Program {
 
     fn send(&mut self, command: GuardCommand) -> io::Result<()> {
         match self.control.write_all(encode_line(&command)?.as_bytes()) {
-            // A guard that does not read, because it is stopped, keeps to its last window. `supervise` finds out
+            // A guard that does not read, because it is stopped, keeps to its last time limits. `supervise` finds out
             // about a guard that is gone.
             Err(error) if error.kind() != ErrorKind::WouldBlock && !is_disconnected(&error) => Err(error),
             _ => Ok(()),

@@ -1,4 +1,4 @@
-//! The engine: every safety rule, once, for every store.
+//! The engine: every deadline rule, once, for every store.
 //!
 //! | part | what |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 //!
-//! Each part uses only those above it in this table.
+//! Each part uses only those above it in this table: `rules` depends on no other part.
 
 mod diagnose;
 mod elector;

@@ -1,6 +1,7 @@
 //! The service provider interface: the traits that a store's backend implements.
 //!
-//! A backend knows the requests and the election recipe of its store. It knows nothing of deadlines, guards or retries.
+//! A backend knows the requests and the election recipe of its store. It knows nothing of deadlines or guards. It does not
+//! repeat calls of the engine; it does its own failover.
 //! The [engine](crate::engine) calls the backend. It bounds every call in time, except [`BackendSession::wait_turn`],
 //! [`wait_deleted`](BackendSession::wait_deleted), [`wait_entry_event`](BackendSession::wait_entry_event) and
 //! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the answers how long leadership may

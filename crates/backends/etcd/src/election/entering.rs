@@ -6,7 +6,8 @@
 //! would have the same token, and both would lead.
 //!
 //! The transaction is flat and creates all entries or none. It does not nest one transaction per entry, because etcd
-//! before 3.4.42, 3.5.28 and 3.6.9 does not check permissions of nested operations.
+//! before 3.4.42, 3.5.28 and 3.6.9 does not check permissions of nested operations. (The nested delete of `withdrawal` is
+//! harmless: the transaction around it deletes the same key, and etcd checks that permission whichever branch runs.)
 
 use std::{
     future::Future,

@@ -7,14 +7,17 @@
 //!
 //! # Why the term in the response is good enough for `confirm`
 //!
-//! In etcd 3.4 and 3.5 alike, `server/etcdserver/api/v3rpc/lease.go` fills the header *before* it renews the lease.
-//! The header's term (`v3rpc/header.go`) is that of the last entry which this member applied (`setTerm` in
-//! `etcdserver/server.go`), and the member applies it only once it knows the leader of that term (`updateLead` in
-//! `etcdserver/raft.go` comes before the entries). So a member that reports term x renewed the lease at a leader of
-//! term K ≥ x. A linearizable read sent after that was served once a leader of some term L had heard a quorum, by a
-//! member that had applied an entry of L: it reports y ≥ L. No quorum hears L once it has voted in K > L, so K ≤ L.
-//! With x = y then x ≤ K ≤ L ≤ y = x: the leader that renewed the lease was still leader after it did, and no other
-//! can have revoked the lease.
+//! In etcd 3.4 and 3.5 alike:
+//!
+//! 1. `server/etcdserver/api/v3rpc/lease.go` fills the header *before* it renews the lease. The header's term x
+//!    (`v3rpc/header.go`) is that of the last entry which this member applied (`setTerm` in `etcdserver/server.go`).
+//! 2. A member applies an entry only once it knows the leader of its term (`updateLead` in `etcdserver/raft.go` comes
+//!    before the entries). So the lease was renewed at a leader of term K ≥ x.
+//! 3. A linearizable read sent after that is served once a leader of some term L has had answers from a quorum, by a
+//!    member that has applied an entry of L. It reports term y ≥ L.
+//! 4. A quorum that has voted in K does not answer a leader of a lower term L. So K ≤ L.
+//! 5. If x = y, then x ≤ K ≤ L ≤ y = x: the leader that renewed the lease was still leader after it did, and no other
+//!    can have revoked the lease.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

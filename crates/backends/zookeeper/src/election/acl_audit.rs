@@ -15,7 +15,7 @@ use crate::transport::connection::Connection;
 
 /// What other users could do, and what to do about it.
 pub(crate) const ADVICE: &str = "a user that may create znodes there can take part in elections or keep others out, one that may \
-                                 delete znodes can end leaderships; leave this user alone in the ACL (zkCli.sh: setAcl)";
+                                 delete znodes can end leaderships; make this user the only one in the ACL (zkCli.sh: setAcl)";
 
 /// How many znodes are remembered as checked.
 const MAX_CHECKED: usize = 20_000;

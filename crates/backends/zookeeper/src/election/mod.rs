@@ -1,7 +1,7 @@
 //! The recipe: leader election over ephemeral sequential znodes, as in Curator's `LeaderSelector` and `LeaderLatch`.
 //!
 //! A candidate's entry is an ephemeral sequential znode ([`layout`]). The entry with the lowest number leads ([`queue`]);
-//! every other candidate watches the entry just ahead of its own ([`wait`]). A candidate enters, updates and leaves in
+//! every other candidate watches its own entry and the two just ahead ([`wait`]). A candidate enters, updates and leaves in
 //! [`entries`]. The [`session`] sends heartbeats by writing to a znode of its own ([`heartbeat_znode`]).
 //! [`observe`] reads and follows the leader.
 

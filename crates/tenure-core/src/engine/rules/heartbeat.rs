@@ -17,8 +17,8 @@ pub(crate) const MIN_RETRY_DELAY: Duration = Duration::from_millis(20);
 pub(crate) fn interval(proof: HeartbeatProof, ttl: Duration, drift: f64, grace_period: Duration) -> Duration {
     let usable = ttl.mul_f64(1.0 - drift).saturating_sub(grace_period);
     match proof {
-        // A confirmed heartbeat is up to a gap and an interval old, and one heartbeat may be lost. An interval
-        // of less than an eighth of the TTL is never needed, however short the gap is.
+        // A confirmed heartbeat is up to a gap and an interval old, and one heartbeat may be lost. A short gap alone
+        // makes the interval no shorter than an eighth of the TTL; little usable time does (the last `min`).
         HeartbeatProof::NextHeartbeat { gap } => {
             gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(widened(gap, drift)) / 3)
         }
@@ -26,7 +26,8 @@ pub(crate) fn interval(proof: HeartbeatProof, ttl: Duration, drift: f64, grace_p
     }
 }
 
-/// The timeout of a heartbeat: short enough that another one can be sent within `interval`.
+/// The timeout of a heartbeat: the interval, so that an unanswered one is repeated when the next is due. Half of it
+/// where a later heartbeat confirms, so that the repetition fits into the same interval.
 pub(crate) fn timeout(proof: HeartbeatProof, interval: Duration, request_timeout: Duration) -> Duration {
     request_timeout.min(match proof {
         HeartbeatProof::NextHeartbeat { .. } => interval / 2,
@@ -58,10 +59,14 @@ pub(crate) fn largest_grace_period(
     grace_period: Duration,
 ) -> Duration {
     let length = ttl.mul_f64(1.0 - drift);
+    // Settings that need more than a hundred heartbeats per TTL are refused.
     let interval = interval(proof, ttl, drift, grace_period).max(ttl / 100);
     let used = match proof {
         HeartbeatProof::Process => Duration::ZERO,
+        // The confirmed heartbeat is up to a gap (at least an interval) and an interval old; the next one is sent an
+        // interval later and answered within its timeout, half an interval.
         HeartbeatProof::NextHeartbeat { gap } => widened(gap, drift).max(interval) + interval * 5 / 2,
+        // The next heartbeat is sent after an interval; half of one is left for its answer and its confirmation.
         _ => interval * 3 / 2,
     };
     length.saturating_sub(used).min(ttl / 3)

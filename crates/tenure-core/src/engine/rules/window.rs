@@ -1,4 +1,16 @@
 //! Until when leadership may be assumed: the deadline, and the checks against it.
+//!
+//! The deadline is the instant by which work has stopped. Checks fail and work is cancelled one grace period before it.
+//!
+//! # Changing this file
+//!
+//! - Only changes that make the deadline earlier keep promise S1 of `docs/assurance/safety.md`. A later deadline needs a
+//!   new argument there.
+//! - `ttl · (1 − drift)` is also computed in [`Window::length`] and in `interval` and `largest_grace_period` of
+//!   [`heartbeat`](super::heartbeat). They have to follow.
+//! - Guarded by the unit tests below, `tests/engine/{heartbeats,loss}.rs`, hazards G2 and G22, and the [`SafetyRule`]s
+//!   `DeadlineFromRequestStart`, `OpeningFromRequestStart`, `AllowForDrift` and `NeverReopenWindow` (`cargo xtask
+//!   mutants`) and `CompareAndSwapDeadline` (`cargo xtask races`). The model checks the design, not this code.
 
 use std::time::Duration;
 
@@ -23,7 +35,7 @@ impl SentAt {
     }
 }
 
-/// The period in which leadership may be assumed under a session.
+/// The period in which leadership may be assumed under a session. It closes one grace period before the deadline.
 ///
 /// One atomic serves all terms of a session, so that a heartbeat costs the same for one term as for ten thousand.
 #[derive(Debug)]
@@ -72,8 +84,8 @@ impl Window {
         self.grace_period
     }
 
-    /// The length of the window after a heartbeat: the longest that cancelled work may go on when no deadline
-    /// is nearer.
+    /// The time from sending a heartbeat to the deadline that it gives: the longest that cancelled work may go on when
+    /// no deadline is nearer.
     pub(crate) fn length(&self) -> Duration {
         self.ttl.mul_f64(1.0 - self.drift)
     }
@@ -101,7 +113,8 @@ impl Window {
 
     /// Extends the deadline for a confirmed heartbeat that was sent at `sent`.
     ///
-    /// The deadline never moves back, and a closed window stays closed: its work has been cancelled.
+    /// A heartbeat never moves the deadline back; a shorter TTL does ([`shorten`](Self::shorten)). A closed window stays
+    /// closed: its work has been cancelled.
     ///
     /// # Errors
     /// Why the window has closed.

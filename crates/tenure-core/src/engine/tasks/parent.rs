@@ -93,8 +93,8 @@ impl Term {
         child.session.shared.watchdog.wake();
     }
 
-    /// The latest instant at which leadership may be assumed, unless a heartbeat extends it: the earliest
-    /// deadline of all tiers.
+    /// The instant by which work has to have stopped, unless a heartbeat extends it: the earliest deadline of all
+    /// tiers.
     pub(crate) fn deadline(&self) -> BootInstant {
         let own = self.session.window.deadline();
         self.parent().map_or(own, |parent| own.min(parent.deadline()))

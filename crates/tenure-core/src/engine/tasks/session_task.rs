@@ -249,8 +249,8 @@ async fn retry_withdrawals(session: &Session) {
     }
 }
 
-/// Closes the session in the store. Retries until the store confirms that, or the session has expired there.
-/// True in both cases.
+/// Closes the session in the store. Retries until the store confirms that, or the session has expired there. True in
+/// both cases, except that a session without heartbeats does not expire: false when it could not be closed.
 ///
 /// Also called when a backend has reported that the session is gone: the report may cover less than the whole
 /// session, and entries of a session that lives on would block their elections.
