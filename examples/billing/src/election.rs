@@ -26,7 +26,9 @@ pub(crate) async fn connect_observer(store: &str) -> anyhow::Result<Arc<dyn Elec
 
 fn check_features(store: &str) -> anyhow::Result<()> {
     if !cfg!(feature = "etcd") && store.starts_with("etcd:") {
-        bail!("built without etcd: add --features etcd (building it needs a protobuf compiler: protoc, or protox with PROTOC=protox)");
+        bail!(
+            "built without etcd: add --features etcd (building it needs a protobuf compiler: protoc, or protox with PROTOC=protox)"
+        );
     }
     if !cfg!(feature = "zookeeper") && store.starts_with("zookeeper:") {
         bail!("built without ZooKeeper: add --features zookeeper");

@@ -14,10 +14,10 @@
 
 mod diagnose;
 mod elector;
+mod elector_context;
 mod enforcement;
 pub(crate) mod rules;
 pub(crate) mod runtime;
-mod shared;
 pub(crate) mod tasks;
 
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]

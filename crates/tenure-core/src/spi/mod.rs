@@ -3,7 +3,7 @@
 //! A backend knows the requests and the election recipe of its store. It knows nothing of deadlines, guards or retries.
 //! The [engine](crate::engine) calls the backend. It bounds every call in time, except [`BackendSession::wait_turn`],
 //! [`wait_deleted`](BackendSession::wait_deleted), [`wait_entry_event`](BackendSession::wait_entry_event) and
-//! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the answers how long leadership may
+//! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the responses how long leadership may
 //! be assumed. Users of the library call an [`Elector`](crate::Elector) and never a backend.
 //!
 //! | Trait | Implemented for |

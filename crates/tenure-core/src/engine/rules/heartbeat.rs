@@ -20,7 +20,7 @@ pub(crate) fn interval(proof: HeartbeatProof, ttl: Duration, drift: f64, grace_p
         // A confirmed heartbeat is up to a gap and an interval old, and one heartbeat may be lost. An interval
         // of less than an eighth of the TTL is never needed, however short the gap is.
         HeartbeatProof::NextHeartbeat { gap } => {
-            gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(widened(gap, drift)) / 3)
+            gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(gap_by_store_clock(gap, drift)) / 3)
         }
         _ => (ttl / 3).min(usable / 2),
     }
@@ -40,13 +40,13 @@ pub(crate) fn retry_backoff(timeout: Duration) -> Backoff {
     Backoff { min: MIN_RETRY_DELAY, max: (timeout / 16).max(MIN_RETRY_DELAY) }
 }
 
-/// The least time between the answer to a heartbeat and the sending of the one that confirms it.
+/// The least time between the response to a heartbeat and the sending of the one that confirms it.
 pub(crate) fn confirmation_gap(gap: Duration, drift: f64) -> Duration {
-    if is_disabled(SafetyRule::KeepHeartbeatGap) { Duration::ZERO } else { widened(gap, drift) }
+    if is_disabled(SafetyRule::KeepHeartbeatGap) { Duration::ZERO } else { gap_by_store_clock(gap, drift) }
 }
 
 /// A gap that is long enough by the store's clock as well.
-fn widened(gap: Duration, drift: f64) -> Duration {
+fn gap_by_store_clock(gap: Duration, drift: f64) -> Duration {
     gap.div_f64(1.0 - drift)
 }
 
@@ -61,7 +61,9 @@ pub(crate) fn largest_grace_period(
     let interval = interval(proof, ttl, drift, grace_period).max(ttl / 100);
     let used = match proof {
         HeartbeatProof::Process => Duration::ZERO,
-        HeartbeatProof::NextHeartbeat { gap } => widened(gap, drift).max(interval) + interval * 5 / 2,
+        HeartbeatProof::NextHeartbeat { gap } => {
+            gap_by_store_clock(gap, drift).max(interval) + interval * 5 / 2
+        }
         _ => interval * 3 / 2,
     };
     length.saturating_sub(used).min(ttl / 3)
@@ -77,7 +79,7 @@ pub(crate) struct UnconfirmedHeartbeat {
 
 /// Takes the newest heartbeat that was answered at least `gap` before `sent`, and drops all older ones.
 ///
-/// The gap is counted from the *answer*: the store may have executed the heartbeat only just before that,
+/// The gap is counted from the *response*: the store may have executed the heartbeat only just before that,
 /// however long ago it was sent.
 pub(crate) fn take_confirmed(
     unconfirmed: &mut VecDeque<UnconfirmedHeartbeat>,
