@@ -347,8 +347,8 @@ impl LeadershipHandle {
         grace_period: Duration,
         work: F,
     ) -> Result<F::Output, Error> {
-        let (most, ttl) = self.term.largest_grace_period();
-        check_grace_period(grace_period, ttl, most)?;
+        let (max, ttl) = self.term.largest_grace_period();
+        check_grace_period(grace_period, ttl, max)?;
         self.term.raise_grace_period(grace_period);
         Ok(self.term.run(work).await?)
     }
