@@ -5,7 +5,7 @@
 //! | `rules` | pure functions and data: the window, the timing of heartbeats, the end of a term |
 //! | `runtime` | where engine code and application code run: threads, callbacks, reports, retries |
 //! | `enforcement` | threads that enforce deadlines, whatever the engine and the application do |
-//! | `shared` | what the parts of one elector share |
+//! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |

@@ -127,7 +127,7 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// Hazard Z18: a write that was in flight for long may have been executed only just before its answer, when its
+    /// Hazard Z18: a write that was in flight for long may have been executed only just before its response, when its
     /// server had not replicated it yet.
     #[test]
     fn the_gap_is_counted_from_the_answer() {
