@@ -4,7 +4,7 @@ use std::{ffi::OsString, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::signals::StopSignal;
+use crate::signals::ForwardableSignal;
 
 /// Leader election on the command line: at most one node runs the program.
 #[derive(Debug, Parser)]
@@ -115,7 +115,7 @@ pub(crate) struct Run {
     pub(crate) grace_period: Option<Duration>,
     /// The signal that asks the program to stop
     #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
-    pub(crate) stop_signal: StopSignal,
+    pub(crate) stop_signal: ForwardableSignal,
     /// When to campaign again after the program has ended or leadership was lost
     #[arg(long, value_enum, default_value_t = Restart::Never)]
     pub(crate) restart: Restart,
@@ -195,7 +195,7 @@ pub(crate) struct Doctor {
 #[derive(Args, Debug)]
 pub(crate) struct Guard {
     #[arg(long)]
-    pub(crate) stop_signal: StopSignal,
+    pub(crate) stop_signal: ForwardableSignal,
     /// The process group that the program joins; by default the program gets its own
     #[arg(long)]
     pub(crate) group: Option<i32>,
@@ -211,7 +211,7 @@ pub(crate) struct Exec {
     pub(crate) parent: i32,
     /// The instant from which the program must not be started any more; nanoseconds of CLOCK_BOOTTIME
     #[arg(long)]
-    pub(crate) until: u64,
+    pub(crate) not_after: u64,
     #[arg(required = true, last = true)]
     pub(crate) command: Vec<OsString>,
 }

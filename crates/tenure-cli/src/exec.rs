@@ -23,7 +23,7 @@ pub(crate) fn exec(options: &Exec) -> ExitCode {
         return exit::CANNOT_RUN.into();
     }
     // The machine may have been suspended until now. The guard would kill the program, but it is better not started.
-    if BootClock.now().as_nanos() >= options.until {
+    if BootClock.now().as_nanos() >= options.not_after {
         return exit::CANNOT_RUN.into();
     }
     // The guard may have died before the death signal was set.

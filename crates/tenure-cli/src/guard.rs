@@ -44,7 +44,7 @@ use crate::{
     guard_protocol::{GuardCommand, GuardEvent, LineReader, ProgramExit, encode_line, receive_files},
     messages,
     processes::{adopt_orphans, kill_all_descendants, reap_orphans, spawn_awaited},
-    signals::{StopSignal, not_ignored},
+    signals::{ForwardableSignal, not_ignored},
 };
 
 /// Signals that would end or stop this process. It ignores them.
@@ -97,7 +97,7 @@ fn supervise(options: &args::Guard, lock_files: &mut Vec<OwnedFd>) -> io::Result
         stop_at: u64::MAX,
         kill_at: u64::MAX,
         stop_sent: false,
-        out_of_time: false,
+        time_limit_reached: false,
     };
     program.apply_windows(&commands);
     // The machine may have been suspended until now.
@@ -107,7 +107,7 @@ fn supervise(options: &args::Guard, lock_files: &mut Vec<OwnedFd>) -> io::Result
 
     let own = getpid().as_raw_nonzero().get();
     let mut command = Command::new("/proc/self/exe");
-    command.arg("__exec").arg(format!("--parent={own}")).arg(format!("--until={}", program.stop_at));
+    command.arg("__exec").arg(format!("--parent={own}")).arg(format!("--not-after={}", program.stop_at));
     command.arg("--").args(&options.command);
     command.process_group(options.group.unwrap_or(0));
     let child = spawn_awaited(command.stdin(Stdio::from(input)))?;
@@ -118,8 +118,8 @@ fn supervise(options: &args::Guard, lock_files: &mut Vec<OwnedFd>) -> io::Result
     program.group = options.group.is_none().then_some(program.pid);
     control.send(GuardEvent::Started)?;
     commands.into_iter().for_each(|command| program.execute(command));
-    let how = program.wait_or_kill(&mut control, &child_died)?;
-    control.send(GuardEvent::Ended { how, out_of_time: program.out_of_time })?;
+    let exit = program.wait_or_kill(&mut control, &child_died)?;
+    control.send(GuardEvent::Ended { exit, time_limit_reached: program.time_limit_reached })?;
     Ok(0)
 }
 
@@ -166,14 +166,14 @@ struct Program {
     pid: Pid,
     /// The process group, if the program has its own.
     group: Option<Pid>,
-    stop_signal: StopSignal,
+    stop_signal: ForwardableSignal,
     /// When the stop signal is sent, in nanoseconds of `CLOCK_BOOTTIME`.
     stop_at: u64,
     /// When the program is killed, in nanoseconds of `CLOCK_BOOTTIME`.
     kill_at: u64,
     stop_sent: bool,
-    /// Whether it was stopped or killed because of its time limits.
-    out_of_time: bool,
+    /// Whether it was stopped or killed because its time limit was reached.
+    time_limit_reached: bool,
 }
 
 impl Program {
@@ -189,11 +189,11 @@ impl Program {
             }
             let now = BootClock.now().as_nanos();
             if now >= self.kill_at {
-                self.out_of_time = true;
+                self.time_limit_reached = true;
                 break;
             }
             if now >= self.stop_at && !self.stop_sent {
-                self.out_of_time = true;
+                self.time_limit_reached = true;
                 self.send_stop();
             }
             self.arm(&timer, now)?;
@@ -232,7 +232,7 @@ impl Program {
             GuardCommand::Window { .. } => self.apply_windows(&[command]),
             GuardCommand::Stop => self.send_stop(),
             GuardCommand::Signal(number) => {
-                if let Some(signal) = StopSignal::from_number(number) {
+                if let Some(signal) = ForwardableSignal::from_number(number) {
                     self.send(signal);
                 }
             }
@@ -246,7 +246,7 @@ impl Program {
         }
     }
 
-    fn send(&self, signal: StopSignal) {
+    fn send(&self, signal: ForwardableSignal) {
         self.kill(signal.signal());
         // A stopped program handles the signal only once it continues.
         if signal.is_termination() {

@@ -43,9 +43,9 @@ pub(crate) enum GuardEvent {
     /// The program has ended, and no process of it is left.
     Ended {
         /// How the program ended.
-        how: ProgramExit,
-        /// Whether the guard stopped or killed it because of its time limits.
-        out_of_time: bool,
+        exit: ProgramExit,
+        /// Whether the guard stopped or killed it because its time limit was reached.
+        time_limit_reached: bool,
     },
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn report(elector: &dyn Elector, election: &str, id: &str) {
             _ = ticks.tick() => {}
         }
         let status = elector.status();
-        let what = match (&status.connection, &leader) {
+        let status_text = match (&status.connection, &leader) {
             (Connection::Retrying, _) => {
                 let error = status.last_error.as_deref().unwrap_or("the reason is unknown");
                 format!("the store does not answer; retrying: {error}")
@@ -59,7 +59,7 @@ pub(crate) async fn report(elector: &dyn Elector, election: &str, id: &str) {
             // This candidate or another one is about to be elected.
             (_, None) => continue,
         };
-        line.update(&format!("tenure: waiting for leadership of {election}: {what}"));
+        line.update(&format!("tenure: waiting for leadership of {election}: {status_text}"));
     }
 }
 

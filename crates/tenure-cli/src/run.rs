@@ -183,7 +183,7 @@ async fn run_program(
         return Ok(TermEnd::LeadershipLost(reason.to_string()));
     }
     match outcome.ok().transpose()? {
-        Some(end) if !end.out_of_time => Ok(TermEnd::ProgramExit(end.how)),
+        Some(end) if !end.time_limit_reached => Ok(TermEnd::ProgramExit(end.exit)),
         _ => Ok(TermEnd::LeadershipLost("its deadline was too close".to_owned())),
     }
 }

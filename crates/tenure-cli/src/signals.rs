@@ -27,9 +27,9 @@ const NAMES: [(&str, Signal); 10] = [
 
 /// A signal that can stop a program, or that is passed on to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StopSignal(Signal);
+pub(crate) struct ForwardableSignal(Signal);
 
-impl StopSignal {
+impl ForwardableSignal {
     pub(crate) fn signal(self) -> Signal {
         self.0
     }
@@ -44,14 +44,14 @@ impl StopSignal {
     }
 }
 
-impl std::fmt::Display for StopSignal {
+impl std::fmt::Display for ForwardableSignal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = NAMES.iter().find(|(_, signal)| *signal == self.0);
         f.write_str(name.map_or("?", |(name, _)| name))
     }
 }
 
-impl FromStr for StopSignal {
+impl FromStr for ForwardableSignal {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -125,11 +125,11 @@ mod tests {
     #[test]
     fn a_signal_is_known_by_its_name_or_number() {
         for text in ["TERM", "term", "SIGTERM", "sigterm", "15"] {
-            assert_eq!(text.parse(), Ok(StopSignal(Signal::TERM)), "{text}");
+            assert_eq!(text.parse(), Ok(ForwardableSignal(Signal::TERM)), "{text}");
         }
-        assert_eq!(StopSignal(Signal::USR1).to_string(), "USR1");
+        assert_eq!(ForwardableSignal(Signal::USR1).to_string(), "USR1");
         for text in ["", "SIG", "TERMINATE", "0", "-9", "99"] {
-            let refused = StopSignal::from_str(text).unwrap_err();
+            let refused = ForwardableSignal::from_str(text).unwrap_err();
             assert!(refused.starts_with("allowed are HUP, INT"), "{text}: {refused}");
         }
     }

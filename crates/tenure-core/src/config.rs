@@ -249,7 +249,7 @@ pub(crate) fn check_grace_period(
     max: Duration,
 ) -> Result<(), InvalidConfig> {
     if grace_period.is_zero() || grace_period > max {
-        return Err(InvalidConfig::GracePeriod { given: grace_period, ttl, most: max });
+        return Err(InvalidConfig::GracePeriod { given: grace_period, ttl, max });
     }
     Ok(())
 }

@@ -156,14 +156,14 @@ pub enum InvalidConfig {
     /// The grace period leaves no time to lead.
     #[error("grace period {} is not allowed with ttl {}: it must be more than 0 and at most {}",
         humantime::format_duration(*.given), humantime::format_duration(*.ttl),
-        humantime::format_duration(Duration::from_millis(u64::try_from(most.as_millis()).unwrap_or(u64::MAX))))]
+        humantime::format_duration(Duration::from_millis(u64::try_from(max.as_millis()).unwrap_or(u64::MAX))))]
     GracePeriod {
         /// The grace period that was given.
         given: Duration,
         /// The TTL that limits it, as configured or as granted by the store.
         ttl: Duration,
         /// The largest grace period allowed: a third of the TTL, or less where drift and heartbeats need more.
-        most: Duration,
+        max: Duration,
     },
 
     /// The candidate's value ends with the marker of a resign request.

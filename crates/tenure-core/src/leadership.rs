@@ -86,7 +86,7 @@ impl Leadership {
 
     /// Cancels the work as [`resign`](Self::resign) does, without waiting.
     pub fn begin_resign(&self) {
-        self.term.lose(LossReason::Resigned);
+        self.term.end(LossReason::Resigned);
     }
 
     /// Gives leadership back, and waits until the entry is gone.
@@ -109,7 +109,7 @@ impl Leadership {
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
         let inside = term.is_called_by_its_work();
-        let departing = self.give_back();
+        let withdrawn = self.release_and_wait();
         if inside {
             return Err(Error::InsideWork);
         }
@@ -119,7 +119,7 @@ impl Leadership {
             // This works even when the engine has ended.
             Some(confirmed) => Ok(confirmed),
             None => {
-                shared.runtime.call(async move { timeout(limit, departing).await.map_err(|_| limit) }).await?
+                shared.runtime.call(async move { timeout(limit, withdrawn).await.map_err(|_| limit) }).await?
             }
         };
         // The program may exit next: its log is complete before this returns.
@@ -135,9 +135,9 @@ impl Leadership {
 
     /// Resigns. The future waits, without a bound in time, until no task handles the entry any more, and returns whether it is
     /// gone.
-    pub(crate) fn give_back(self) -> impl Future<Output = bool> + Send + 'static {
+    pub(crate) fn release_and_wait(self) -> impl Future<Output = bool> + Send + 'static {
         let term = Arc::clone(&self.term);
-        term.release(LossReason::Resigned);
+        term.guard_dropped(LossReason::Resigned);
         drop(self);
         term.wait_withdrawn()
     }
@@ -145,7 +145,7 @@ impl Leadership {
 
 impl Drop for Leadership {
     fn drop(&mut self) {
-        self.term.release(LossReason::Dropped);
+        self.term.guard_dropped(LossReason::Dropped);
     }
 }
 
@@ -194,7 +194,7 @@ impl LeadershipHandle {
         let mut retry = Retry::new(config.retry);
         loop {
             self.ensure()?;
-            let update = term.session.spi.update(term.entry(), &request);
+            let update = term.session.backend_session.update(term.entry(), &request);
             let answer = tokio::select! {
                 biased;
                 reason = self.lost() => return Err(Lost::new(reason).into()),
@@ -204,7 +204,7 @@ impl LeadershipHandle {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is_permanent() => return Err(error.into()),
                 Err(error) if error.kind() == BackendErrorKind::EntryGone => {
-                    term.lose(LossReason::EntryGone);
+                    term.end(LossReason::EntryGone);
                 }
                 Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                     term.session.end(LossReason::SessionExpired);
@@ -253,12 +253,12 @@ impl LeadershipHandle {
     /// # Errors
     /// When the entry no longer exists, or the file cannot be duplicated.
     pub fn lock_file(&self) -> Result<Option<OwnedFd>, Error> {
-        Ok(self.term.session.spi.lock_file(self.term.entry())?)
+        Ok(self.term.session.backend_session.lock_file(self.term.entry())?)
     }
 
     /// Whether leadership may be assumed now. Compares the clock on every call; sends no request to the store.
     pub fn is_leader(&self) -> bool {
-        self.term.check().is_ok()
+        self.term.enforce().is_ok()
     }
 
     /// Checks [`is_leader`](Self::is_leader). Use it with `?` before each side effect.
@@ -266,7 +266,7 @@ impl LeadershipHandle {
     /// # Errors
     /// [`Lost`], with the reason, when leadership is over.
     pub fn ensure(&self) -> Result<(), Lost> {
-        self.term.check()
+        self.term.enforce()
     }
 
     /// The current deadline: the instant by which work has stopped. Checks fail and work is cancelled one
@@ -308,7 +308,7 @@ impl LeadershipHandle {
 
     /// The reason for which leadership is over, or `None` while it may be assumed.
     pub fn loss(&self) -> Option<LossReason> {
-        self.term.check().err().map(|lost| lost.reason)
+        self.term.enforce().err().map(|lost| lost.reason)
     }
 
     /// Runs `work` under this leadership.
@@ -347,8 +347,8 @@ impl LeadershipHandle {
         grace_period: Duration,
         work: F,
     ) -> Result<F::Output, Error> {
-        let (most, ttl) = self.term.largest_grace_period();
-        check_grace_period(grace_period, ttl, most)?;
+        let (max, ttl) = self.term.largest_grace_period();
+        check_grace_period(grace_period, ttl, max)?;
         self.term.raise_grace_period(grace_period);
         Ok(self.term.run(work).await?)
     }

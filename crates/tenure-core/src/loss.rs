@@ -51,7 +51,7 @@ impl LossReason {
     }
 
     /// Whether another candidate may lead already according to the store, so that work has no time left to stop.
-    pub(crate) fn is_over_in_the_store(self) -> bool {
+    pub(crate) fn successor_may_lead(self) -> bool {
         matches!(self, Self::EntryGone | Self::SessionExpired | Self::ClockJump)
     }
 }

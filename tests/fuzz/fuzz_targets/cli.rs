@@ -35,7 +35,7 @@ use clap::Parser as _;
 use guard_protocol::{GuardCommand, GuardEvent, LineReader, encode_line};
 use libfuzzer_sys::fuzz_target;
 use serde::de::DeserializeOwned;
-use signals::StopSignal;
+use signals::ForwardableSignal;
 use tenure::{Candidate, FencingToken, StoreUrl};
 
 fuzz_target!(|data: &[u8]| {
@@ -108,10 +108,10 @@ fn read<M: DeserializeOwned>(pieces: &[&[u8]]) -> Option<Vec<M>> {
 }
 
 fn signal(text: &str) {
-    match text.parse::<StopSignal>() {
+    match text.parse::<ForwardableSignal>() {
         Ok(signal) => {
             assert_eq!(signal.to_string().parse(), Ok(signal));
-            assert_eq!(StopSignal::from_number(signal.signal().as_raw()), Some(signal));
+            assert_eq!(ForwardableSignal::from_number(signal.signal().as_raw()), Some(signal));
         }
         Err(said) => assert!(said.starts_with("allowed are ")),
     }

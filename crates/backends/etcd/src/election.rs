@@ -9,7 +9,7 @@
 //! | (none) | [`entry_watcher`]: the deletion of leaders' entries, and resign requests |
 //!
 //! [`keys`] is the key layout, [`entry`] tells entries apart, [`candidate_pages`] lists the candidates of an
-//! election, and [`shared`] is what a backend's sessions and observers have in common.
+//! election, and [`store`] is what a backend's sessions and observers have in common.
 
 pub(crate) mod candidate_pages;
 pub(crate) mod entering;
@@ -20,6 +20,6 @@ pub(crate) mod keys;
 pub(crate) mod observe;
 pub(crate) mod position_reader;
 pub(crate) mod session;
-pub(crate) mod shared;
+pub(crate) mod store;
 pub(crate) mod wait;
 pub(crate) mod withdrawal;

@@ -61,11 +61,11 @@ use tenure_core::{
 };
 
 pub use crate::config::EtcdConfig;
-use crate::election::{observe, session::EtcdSession, shared::Shared};
+use crate::election::{observe, session::EtcdSession, store::ElectionStore};
 
 /// An etcd cluster as a store for elections.
 pub struct EtcdBackend {
-    shared: Arc<Shared>,
+    store: Arc<ElectionStore>,
 }
 
 impl EtcdBackend {
@@ -78,12 +78,12 @@ impl EtcdBackend {
         if config.tls.is_none() {
             spi::warn_of_plain_text("etcd", &config.endpoints, config.login.is_some());
         }
-        Ok(Self { shared: Arc::new(Shared::new(config)) })
+        Ok(Self { store: Arc::new(ElectionStore::new(config)) })
     }
 
     /// How many foreign keys were found in elections. A key counts each time it is found.
     pub fn foreign_entries_seen(&self) -> u64 {
-        self.shared.foreign_entries()
+        self.store.foreign_entries()
     }
 }
 
@@ -94,37 +94,37 @@ impl Backend for EtcdBackend {
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        Ok(Box::new(EtcdSession::open(Arc::clone(&self.shared), ttl).await?))
+        Ok(Box::new(EtcdSession::open(Arc::clone(&self.store), ttl).await?))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
-        observe::candidates(&self.shared, election).await
+        observe::candidates(&self.store, election).await
     }
 
     async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        observe::leader(&self.shared, election).await
+        observe::leader(&self.store, election).await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
-        observe::observe(Arc::clone(&self.shared), election).await
+        observe::observe(Arc::clone(&self.store), election).await
     }
 
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        observe::request_resign(&self.shared, election).await
+        observe::request_resign(&self.store, election).await
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {
-        diagnose::diagnose(&self.shared.members).await
+        diagnose::diagnose(&self.store.members).await
     }
 
     async fn close(&self) {
-        self.shared.watcher.close();
-        self.shared.members.disconnect_all();
+        self.store.watcher.close();
+        self.store.members.disconnect_all();
     }
 }
 
 impl fmt::Debug for EtcdBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdBackend").field("members", &self.shared.members).finish_non_exhaustive()
+        f.debug_struct("EtcdBackend").field("members", &self.store.members).finish_non_exhaustive()
     }
 }

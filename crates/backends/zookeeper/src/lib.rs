@@ -133,22 +133,22 @@ impl Backend for ZookeeperBackend {
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
-        self.store.request_result(observe::candidates(&self.store, election).await)
+        self.store.map_error(observe::candidates(&self.store, election).await)
     }
 
     async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        self.store.request_result(observe::leader(&self.store, election).await)
+        self.store.map_error(observe::leader(&self.store, election).await)
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
         let observed = observe::observe(Arc::clone(&self.store), election).await;
         let store = Arc::clone(&self.store);
-        let observed = self.store.request_result(observed)?;
-        Ok(observed.map(move |leader| store.request_result(leader)).boxed())
+        let observed = self.store.map_error(observed)?;
+        Ok(observed.map(move |leader| store.map_error(leader)).boxed())
     }
 
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
-        self.store.request_result(observe::request_resign(&self.store, election).await)
+        self.store.map_error(observe::request_resign(&self.store, election).await)
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {
@@ -156,7 +156,7 @@ impl Backend for ZookeeperBackend {
     }
 
     async fn close(&self) {
-        self.store.sessions.close().await;
+        self.store.reader_sessions.close().await;
     }
 }
 

@@ -74,9 +74,9 @@ pub(super) struct Program {
 /// How a program ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProgramEnd {
-    pub(super) how: ProgramExit,
-    /// Whether it was stopped or killed because of its time limits.
-    pub(super) out_of_time: bool,
+    pub(super) exit: ProgramExit,
+    /// Whether it was stopped or killed because its time limit was reached.
+    pub(super) time_limit_reached: bool,
 }
 
 impl Program {
@@ -180,9 +180,9 @@ impl Program {
                         Ok(Some(events)) => for event in events {
                             match event {
                                 GuardEvent::Started => started = true,
-                                GuardEvent::Ended { how, out_of_time } => {
+                                GuardEvent::Ended { exit, time_limit_reached } => {
                                     self.kill_and_wait().await?;
-                                    return Ok(ProgramEnd { how, out_of_time });
+                                    return Ok(ProgramEnd { exit, time_limit_reached });
                                 }
                             }
                         },
@@ -281,12 +281,12 @@ impl Program {
             self.nothing_left = true;
         }
         let code = self.guard_status.and_then(|status| status.code());
-        let how = match (self.guard_status.and_then(|status| status.signal()), code) {
+        let program_exit = match (self.guard_status.and_then(|status| status.signal()), code) {
             (Some(signal), _) => ProgramExit::Signaled(signal),
             (None, Some(code)) => ProgramExit::Exited(code),
             (None, None) => ProgramExit::Signaled(Signal::KILL.as_raw()),
         };
-        Ok(ProgramEnd { how, out_of_time: code == Some(exit::LEADERSHIP_LOST.into()) })
+        Ok(ProgramEnd { exit: program_exit, time_limit_reached: code == Some(exit::LEADERSHIP_LOST.into()) })
     }
 
     /// Kills the processes that a failed guard has left.

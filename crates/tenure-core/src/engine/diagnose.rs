@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use super::{rules::heartbeat, runtime::retry::with_timeout, shared::Shared};
+use super::{elector_context::ElectorContext, rules::heartbeat, runtime::retry::with_timeout};
 use crate::{
     Diagnosis, ElectionName,
     config::check_grace_period,
@@ -15,7 +15,7 @@ const MIN_BACKEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// The election that is entered for a moment, to check that this is allowed.
 const DIAGNOSE_ELECTION: &str = "tenure-doctor";
 
-pub(super) async fn diagnose(shared: &Shared) -> Vec<Diagnosis> {
+pub(super) async fn diagnose(shared: &ElectorContext) -> Vec<Diagnosis> {
     // Backends limit their own requests; this is for one that does not.
     let limit = MIN_BACKEND_TIMEOUT.max(shared.config.request_timeout * 4);
     let answer =
@@ -33,7 +33,7 @@ pub(super) async fn diagnose(shared: &Shared) -> Vec<Diagnosis> {
 }
 
 /// Opens a session, enters, leaves and closes.
-async fn diagnose_session(shared: &Shared, diagnoses: &mut Vec<Diagnosis>) {
+async fn diagnose_session(shared: &ElectorContext, diagnoses: &mut Vec<Diagnosis>) {
     let config = &shared.config;
     let limit = config.request_timeout;
     let begun = shared.clock.now();
@@ -89,7 +89,11 @@ async fn diagnose_session(shared: &Shared, diagnoses: &mut Vec<Diagnosis>) {
 }
 
 /// Enters an election that exists for this purpose, and leaves it.
-async fn diagnose_entry(shared: &Shared, session: &dyn BackendSession, diagnoses: &mut Vec<Diagnosis>) {
+async fn diagnose_entry(
+    shared: &ElectorContext,
+    session: &dyn BackendSession,
+    diagnoses: &mut Vec<Diagnosis>,
+) {
     let limit = shared.config.request_timeout;
     let Ok(election) = ElectionName::new(DIAGNOSE_ELECTION) else { return };
     let request = EntryRequest {
@@ -115,7 +119,7 @@ async fn diagnose_entry(shared: &Shared, session: &dyn BackendSession, diagnoses
 }
 
 /// A warning if a request takes so long that a heartbeat may come too late.
-fn slow_request(shared: &Shared, took: Duration) -> Option<Diagnosis> {
+fn slow_request(shared: &ElectorContext, took: Duration) -> Option<Diagnosis> {
     (took > shared.config.ttl / 12).then(|| {
         Diagnosis::warning(
             "entry",

@@ -9,11 +9,11 @@ use tracing::{Level, debug, warn};
 
 use super::{
     diagnose,
+    elector_context::ElectorContext,
     runtime::{
         report::FLUSH_TIMEOUT,
         retry::{Retry, with_timeout},
     },
-    shared::Shared,
     tasks::{
         campaign::Campaign, candidacy::Caller, elections::Elections, in_flight_work::PollGuard, observe,
         session_pool::SessionPool,
@@ -49,7 +49,7 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct StoreElector {
-    shared: Arc<Shared>,
+    shared: Arc<ElectorContext>,
     session_pool: SessionPool,
     elections: Arc<Elections>,
 }
@@ -68,7 +68,7 @@ impl StoreElector {
     /// - [`Error::Threads`] when the system refuses a thread.
     pub fn new(backend: Arc<dyn Backend>, config: Config) -> Result<Self, Error> {
         config.validate()?;
-        let shared = Shared::start(backend, config).map_err(Error::Threads)?;
+        let shared = ElectorContext::start(backend, config).map_err(Error::Threads)?;
         Ok(Self::with_shared(shared))
     }
 
@@ -87,10 +87,10 @@ impl StoreElector {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self::with_shared(Shared::simulated(backend, config, clock)))
+        Ok(Self::with_shared(ElectorContext::simulated(backend, config, clock)))
     }
 
-    fn with_shared(shared: Arc<Shared>) -> Self {
+    fn with_shared(shared: Arc<ElectorContext>) -> Self {
         Self { shared, session_pool: SessionPool::default(), elections: Arc::default() }
     }
 
@@ -104,12 +104,12 @@ impl StoreElector {
     async fn start_campaign(
         &self,
         election: &str,
-        waits: bool,
+        wait_for_turn: bool,
         given_up: impl Future<Output = ()> + Send,
     ) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
-        let called_at = shared.clock.now();
+        let started_at = shared.clock.now();
         shared.reporter.measured(|| telemetry::campaign_started(&election));
         let (caller, answer, withdraw_on_drop) = Caller::new();
         let campaign = Campaign {
@@ -117,8 +117,8 @@ impl StoreElector {
             session_pool: self.session_pool.clone(),
             elections: Arc::clone(&self.elections),
             election: election.clone(),
-            called_at,
-            waits,
+            started_at,
+            wait_for_turn,
         };
         shared.runtime.spawn(campaign.run(caller));
         let mut answer = shared.runtime.relayed(answer);
@@ -152,7 +152,7 @@ impl StoreElector {
         let withdrawn = async move {
             match answer.await {
                 // It was elected before it could withdraw.
-                Ok(Ok(Some(leadership))) => leadership.give_back().await,
+                Ok(Ok(Some(leadership))) => leadership.release_and_wait().await,
                 Ok(Ok(None)) => true,
                 // A candidate that the store refuses has no entry.
                 Ok(Err(error)) => !matches!(error, Error::NotConfirmed { .. }),
@@ -329,7 +329,7 @@ impl Elector for StoreElector {
 }
 
 /// Waits until all tasks have ended, at most for the shutdown timeout, and closes the backend.
-async fn close(shared: &Shared) {
+async fn close(shared: &ElectorContext) {
     let limit = shared.config.shutdown_timeout;
     let ending = async {
         shared.tasks.wait().await;
@@ -346,7 +346,7 @@ async fn close(shared: &Shared) {
 }
 
 /// The outcome of `future`, or `None` when the elector closes first.
-async fn until_closing<T>(shared: &Shared, future: impl Future<Output = T>) -> Option<T> {
+async fn until_closing<T>(shared: &ElectorContext, future: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
         () = shared.closing.cancelled() => None,

@@ -5,7 +5,7 @@
 //! | `rules` | pure functions and data: the window, the timing of heartbeats, the end of a term |
 //! | `runtime` | where engine code and application code run: threads, callbacks, reports, retries |
 //! | `enforcement` | threads that enforce deadlines, whatever the engine and the application do |
-//! | `shared` | what the parts of one elector share |
+//! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
@@ -14,10 +14,10 @@
 
 mod diagnose;
 mod elector;
+mod elector_context;
 mod enforcement;
 pub(crate) mod rules;
 pub(crate) mod runtime;
-mod shared;
 pub(crate) mod tasks;
 
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]

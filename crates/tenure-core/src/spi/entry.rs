@@ -40,7 +40,7 @@ pub struct Entry {
 /// The outcome of [`BackendSession::enter`](super::BackendSession::enter).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entered {
-    /// The entry, made by this call or by an earlier one with the same request.
+    /// The entry, created by this call or by an earlier one with the same request.
     pub entry: Entry,
     /// The fencing token, if the entry already leads.
     pub leads: Option<FencingToken>,
@@ -57,7 +57,7 @@ pub enum EntryEvent {
 }
 
 /// Marks `payload` as that of an entry whose candidate is asked to resign. Returns `None` when it is a foreign payload,
-/// one that [`EntryRequest::payload`] has not made.
+/// one that [`EntryRequest::payload`] has not encoded.
 pub fn mark_resign_requested(payload: &[u8]) -> Option<Vec<u8>> {
     candidate::mark_resign_requested(payload)
 }
@@ -68,7 +68,7 @@ pub fn is_resign_requested(payload: &[u8]) -> bool {
 }
 
 /// The payload with which [`BackendSession::update`](super::BackendSession::update) replaces the payload it `found`. A resign
-/// request in `found` is kept: it may have been made just before the update.
+/// request in `found` is kept: it may have been written just before the update.
 pub fn replacement_payload(found: &[u8], request: &EntryRequest) -> Vec<u8> {
     let payload = request.payload();
     if is_resign_requested(found) { mark_resign_requested(&payload).unwrap_or(payload) } else { payload }

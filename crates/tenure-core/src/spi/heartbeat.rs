@@ -4,21 +4,21 @@ use std::time::Duration;
 
 /// What confirms an answered heartbeat, so that it may extend the deadline.
 ///
-/// An answer alone proves nothing: a member that is partitioned from its peers, or whose disk stalls, goes on
-/// answering while the other members elect a new leader.
+/// A response alone proves nothing: a member that is partitioned from its peers, or whose disk stalls, continues to
+/// respond while the other members elect a new leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HeartbeatProof {
-    /// The answer itself: a quorum has carried out the heartbeat. It is a linearizable compare-and-swap that extends the
+    /// The response itself: a quorum has carried out the heartbeat. It is a linearizable compare-and-swap that extends the
     /// session with all its entries, as [`BackendSession::heartbeat`](super::BackendSession::heartbeat) requires. A
     /// compare-and-swap that renews the row of a single election proves nothing for the others.
     Answer,
-    /// A linearizable read ([`BackendSession::confirm`](super::BackendSession::confirm)), sent after the answer, that finds the
+    /// A linearizable read ([`BackendSession::confirm`](super::BackendSession::confirm)), sent after the response, that finds the
     /// same epoch. Used for etcd.
     Read,
     /// A later heartbeat, sent at least `gap` after this one was answered, that is answered too. Used for ZooKeeper.
     NextHeartbeat {
-        /// The least time between the answer to this heartbeat and the request of the next.
+        /// The least time between the response to this heartbeat and the request of the next.
         gap: Duration,
     },
     /// No heartbeat is needed: the session lives exactly as long as the process. There is no deadline, and no
@@ -31,7 +31,7 @@ pub enum HeartbeatProof {
 pub struct Heartbeat {
     /// How long the store keeps the session, from some instant after the request was sent.
     pub ttl: Duration,
-    /// The store's epoch (etcd: the raft term) in which the answer was given. Zero if the store has none.
+    /// The store's epoch (etcd: the raft term) in which the response was sent. Zero if the store has none.
     pub epoch: u64,
 }
 

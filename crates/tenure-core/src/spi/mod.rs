@@ -4,7 +4,7 @@
 //! repeat calls of the engine; it does its own failover.
 //! The [engine](crate::engine) calls the backend. It bounds every call in time, except [`BackendSession::wait_turn`],
 //! [`wait_deleted`](BackendSession::wait_deleted), [`wait_entry_event`](BackendSession::wait_entry_event) and
-//! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the answers how long leadership may
+//! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the responses how long leadership may
 //! be assumed. Users of the library call an [`Elector`](crate::Elector) and never a backend.
 //!
 //! | Trait | Implemented for |

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::FencingToken;
 
-/// A session with the store. Entries are made under it and expire with it.
+/// A session with the store. Entries are created under it and expire with it.
 #[async_trait]
 pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// The session's identifier as the store's own tools show it.
@@ -24,12 +24,12 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// Asks the store to keep the session alive for another TTL.
     ///
     /// The engine reads the clock before it calls this method, and computes the deadline from that reading even when the
-    /// backend repeats the request on another connection. The answer to an *earlier* call must never be returned.
+    /// backend repeats the request on another connection. The response to an *earlier* call must never be returned.
     ///
     /// # Behavior
     /// - `Ok` means that the store gives no entry of this session to another candidate for the returned TTL, counted from
     ///   some instant after this call began. That includes entries which [`enter`](Self::enter) or
-    ///   [`wait_turn`](Self::wait_turn) has made in the store but which have not been answered yet.
+    ///   [`wait_turn`](Self::wait_turn) has created in the store but whose calls have not returned yet.
     /// - The engine has one deadline for all entries of a session, and sends heartbeats while those calls are pending.
     ///   A heartbeat that extends only the entries known to the backend can lead to two leaders.
     ///
@@ -53,13 +53,13 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// Enters a candidate into an election.
     ///
     /// # Behavior
-    /// - The entry expires with the session from the instant at which the store makes it: a
-    ///   [`heartbeat`](Self::heartbeat) that is carried out later extends it, even before this call is answered.
-    /// - Is idempotent: called again with the same request, it finds the entry that an earlier call made, and makes no
-    ///   second one.
+    /// - The entry expires with the session from the instant at which the store creates it. A
+    ///   [`heartbeat`](Self::heartbeat) after creation extends the entry even if `enter` was not answered yet.
+    /// - Is idempotent: called again with the same request, it finds the entry that an earlier call created, and creates
+    ///   no second one.
     /// - If a session can have only one entry in an election, the entry of an *earlier*, withdrawn request is
     ///   removed first and not reused.
-    /// - At most one call per election is pending in a session.
+    /// - The engine makes at most one call at a time per election.
     ///
     /// # Errors
     /// [`SessionGone`](super::BackendErrorKind::SessionGone) when the session has ended.
@@ -73,7 +73,7 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// - Wakes when its immediate predecessor departs, and for at most one other candidate, not for every
     ///   departure.
     /// - Bounds each of its own requests in time.
-    /// - If only this call makes the entry in the store, the first rule of [`enter`](Self::enter) applies to it.
+    /// - If `wait_turn` creates the entry, the entry must expire with the session, as for [`enter`](Self::enter).
     ///
     /// # Errors
     /// [`EntryGone`](super::BackendErrorKind::EntryGone), promptly, when `entry` is deleted.
@@ -94,14 +94,14 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Replaces the value that others read. `request` is the request that made the entry, with the new value.
+    /// Replaces the value that others read. `request` is the request that created the entry, with the new value.
     ///
     /// # Errors
     /// [`EntryGone`](super::BackendErrorKind::EntryGone) when `entry` no longer exists.
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError>;
 
-    /// Removes the entry that an earlier [`enter`](Self::enter) of `request` made or is about to make. `entry` is given
-    /// if that call was answered.
+    /// Removes the entry that an earlier [`enter`](Self::enter) of `request` has created or may still create. `entry` is
+    /// given if that call was answered.
     ///
     /// # Behavior
     /// - Returns `Ok` only when the store has confirmed that the entry is gone.
@@ -130,7 +130,7 @@ pub trait EntryWatcher: Send {
     /// Starts to watch `entry`. Its events are reported under `number`.
     fn add(&mut self, number: u64, entry: &Entry);
 
-    /// Stops to watch an entry. Does nothing when it is not watched.
+    /// Stops watching an entry. Does nothing when it is not watched.
     fn remove(&mut self, number: u64);
 
     /// The next event of a watched entry, as [`wait_entry_event`](BackendSession::wait_entry_event) returns it. Each of

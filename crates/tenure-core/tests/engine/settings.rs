@@ -29,8 +29,8 @@ async fn accepted_settings_keep_leadership() {
                         );
                         kept += 1;
                     }
-                    Err(Error::InvalidConfig(InvalidConfig::GracePeriod { given, most, .. })) => {
-                        assert!(given == grace_period && most < grace_period);
+                    Err(Error::InvalidConfig(InvalidConfig::GracePeriod { given, max, .. })) => {
+                        assert!(given == grace_period && max < grace_period);
                         refused += 1;
                     }
                     Err(error) => panic!("{proof:?}, drift {drift}, grace period {grace_period:?}: {error}"),

@@ -4,13 +4,13 @@ use etcd_client::KeyValue;
 use tenure_core::spi::BackendError;
 
 use crate::{
-    election::{keys::is_candidate, shared::Shared},
+    election::{keys::is_candidate, store::ElectionStore},
     transport::pages::Pages,
 };
 
 /// The candidates of an election, by key, all as of one revision.
 pub(crate) struct CandidatePages<'a> {
-    shared: &'a Shared,
+    store: &'a ElectionStore,
     election_prefix: &'a str,
     pages: Pages<'a>,
     foreign: ForeignEntries,
@@ -25,18 +25,22 @@ struct ForeignEntries {
 
 impl<'a> CandidatePages<'a> {
     /// All candidates with their values, as of now.
-    pub(crate) fn with_values(shared: &'a Shared, election_prefix: &'a str) -> Self {
-        Self::new(shared, election_prefix, Pages::with_values(&shared.members, election_prefix))
+    pub(crate) fn with_values(store: &'a ElectionStore, election_prefix: &'a str) -> Self {
+        Self::new(store, election_prefix, Pages::with_values(&store.members, election_prefix))
     }
 
     /// All candidates without their values, as of `revision`; zero for now.
-    pub(crate) fn keys_at_revision(shared: &'a Shared, election_prefix: &'a str, revision: i64) -> Self {
-        let pages = Pages::keys_at_revision(&shared.members, election_prefix, revision);
-        Self::new(shared, election_prefix, pages)
+    pub(crate) fn keys_at_revision(
+        store: &'a ElectionStore,
+        election_prefix: &'a str,
+        revision: i64,
+    ) -> Self {
+        let pages = Pages::keys_at_revision(&store.members, election_prefix, revision);
+        Self::new(store, election_prefix, pages)
     }
 
-    fn new(shared: &'a Shared, election_prefix: &'a str, pages: Pages<'a>) -> Self {
-        Self { shared, election_prefix, pages, foreign: ForeignEntries::default() }
+    fn new(store: &'a ElectionStore, election_prefix: &'a str, pages: Pages<'a>) -> Self {
+        Self { store, election_prefix, pages, foreign: ForeignEntries::default() }
     }
 
     /// The revision that is read, after the first page was returned.
@@ -51,7 +55,7 @@ impl<'a> CandidatePages<'a> {
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<KeyValue>>, BackendError> {
         let Some(found) = self.pages.next().await? else {
             let ForeignEntries { count, first_key } = std::mem::take(&mut self.foreign);
-            self.shared.note_foreign_entries(self.election_prefix, count, &first_key);
+            self.store.note_foreign_entries(self.election_prefix, count, &first_key);
             return Ok(None);
         };
         let (candidates, foreign): (Vec<_>, Vec<_>) =

@@ -82,13 +82,14 @@ impl NewEntry {
         &self.key[..self.election_prefix_len]
     }
 
-    fn put(&self, lease: i64) -> TxnOp {
+    /// The operation that creates the entry under `lease`.
+    fn put_op(&self, lease: i64) -> TxnOp {
         let options = PutOptions::new().with_lease(lease);
         TxnOp::put(&*self.key, self.payload.as_slice(), Some(options))
     }
 
-    /// Reads the first entry of the election.
-    fn get_first(&self) -> TxnOp {
+    /// The operation that reads the first entry of the election.
+    fn first_entry_op(&self) -> TxnOp {
         let options = GetOptions::new()
             .with_prefix()
             .with_keys_only()
@@ -99,7 +100,7 @@ impl NewEntry {
 }
 
 impl EntryCreator {
-    /// True while neither the entry nor the marker of a withdrawal exists.
+    /// Compares that hold while neither the entry nor the marker of a withdrawal exists.
     fn conditions(&self, entry: &NewEntry) -> [Compare; 2] {
         let marker = self.keys.withdrawal_marker(self.lease, entry.nonce);
         let is_absent = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
@@ -108,8 +109,9 @@ impl EntryCreator {
 
     /// Creates the entry if it does not exist and was not withdrawn; otherwise reads what exists.
     async fn create(&self, client: &AttemptClient, entry: &NewEntry) -> Result<EnterResult, Failure> {
-        let txn =
-            Txn::new().when(self.conditions(entry)).and_then([entry.put(self.lease), entry.get_first()]);
+        let txn = Txn::new()
+            .when(self.conditions(entry))
+            .and_then([entry.put_op(self.lease), entry.first_entry_op()]);
         let response = kv(client).txn(txn).await?;
         if !response.succeeded() {
             return self.read_existing(client, entry).await;
@@ -123,8 +125,11 @@ impl EntryCreator {
     /// Reads why the entry could not be created. A separate request, because it is hardly ever needed.
     async fn read_existing(&self, client: &AttemptClient, entry: &NewEntry) -> Result<EnterResult, Failure> {
         let marker = self.keys.withdrawal_marker(self.lease, entry.nonce);
-        let txn =
-            Txn::new().and_then([TxnOp::get(&*entry.key, None), entry.get_first(), TxnOp::get(marker, None)]);
+        let txn = Txn::new().and_then([
+            TxnOp::get(&*entry.key, None),
+            entry.first_entry_op(),
+            TxnOp::get(marker, None),
+        ]);
         let response = kv(client).txn(txn).await?;
         let mut found = ranges(response.op_responses());
         let own = found.next().ok_or_else(|| malformed("range of the entry"))?.pop();
@@ -149,8 +154,8 @@ impl EntryCreator {
         client: &AttemptClient,
         entries: &[NewEntry],
     ) -> Result<Option<Vec<EnterResult>>, Failure> {
-        let puts = entries.iter().map(|entry| entry.put(self.lease));
-        let firsts = entries.iter().map(NewEntry::get_first);
+        let puts = entries.iter().map(|entry| entry.put_op(self.lease));
+        let firsts = entries.iter().map(NewEntry::first_entry_op);
         let txn = Txn::new()
             .when(entries.iter().flat_map(|entry| self.conditions(entry)).collect::<Vec<_>>())
             .and_then(puts.chain(firsts).collect::<Vec<_>>());

@@ -25,7 +25,7 @@ use crate::{
     election::{
         entry::{create_revision, is_same_entry},
         position_reader::{PositionQuery, Snapshot},
-        shared::Shared,
+        store::ElectionStore,
     },
     transport::{
         retry::retry_until_answered,
@@ -36,7 +36,7 @@ use crate::{
     },
 };
 
-/// How long a watch may take to be established until its entry is read without it.
+/// If a watch takes longer than this to be established, the entry is read without it.
 const WATCH_ESTABLISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many entries are read at a time: as many as fit into the transactions that may be in flight.
 const MAX_CONCURRENT_READS: usize = 480;
@@ -50,18 +50,19 @@ const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 /// How long after a refused read the entry is read again. Reads are refused while permissions are changed, for
 /// example.
 const REFUSED_READ_RETRY: Duration = Duration::from_secs(2);
-/// How long after a watch was closed before it was established, as by a member that closes every watch, the entry is
-/// read.
+/// Delay before reading an entry whose watch was closed before it was established, as by a member that closes every
+/// watch.
 const FAILED_WATCH_RETRY: Duration = Duration::from_millis(200);
 
 /// Watches the entries of a lease that lead.
 pub(crate) struct EtcdEntryWatcher {
-    shared: Arc<Shared>,
+    store: Arc<ElectionStore>,
     lease: i64,
     entries: BTreeMap<u64, WatchedEntry>,
     updates: (mpsc::UnboundedSender<WatchUpdate>, mpsc::UnboundedReceiver<WatchUpdate>),
     update_buffer: Vec<WatchUpdate>,
-    /// Watches that may not be established yet, with the time until which they may take, in the order of that time.
+    /// Watches that may not be established yet, in the order of their timeouts. If a watch takes longer than its timeout,
+    /// the entry is read without it.
     establishing: VecDeque<(Instant, u64)>,
     /// Entries to read at a later time, because they could not be read or watched.
     scheduled_reads: BTreeSet<(Instant, u64)>,
@@ -79,8 +80,8 @@ struct WatchedEntry {
     /// Zero without a watch.
     watch_id: i64,
     is_established: bool,
-    /// Whether a resign request is still to be reported.
-    awaits_resign_request: bool,
+    /// True until a resign request was reported.
+    resign_not_reported: bool,
 }
 
 /// A read that was answered or refused.
@@ -91,9 +92,9 @@ struct CompletedRead {
 }
 
 impl EtcdEntryWatcher {
-    pub(crate) fn new(shared: Arc<Shared>, lease: i64) -> Self {
+    pub(crate) fn new(store: Arc<ElectionStore>, lease: i64) -> Self {
         Self {
-            shared,
+            store,
             lease,
             entries: BTreeMap::new(),
             updates: mpsc::unbounded_channel(),
@@ -111,7 +112,7 @@ impl EtcdEntryWatcher {
     fn open_watch(&mut self, number: u64) {
         let Some(entry) = self.entries.get_mut(&number) else { return };
         let notifier = Notifier::new(number, self.updates.0.clone());
-        entry.watch_id = self.shared.watcher.subscribe(WatchTarget::Key(Arc::clone(&entry.key)), notifier);
+        entry.watch_id = self.store.watcher.subscribe(WatchTarget::Key(Arc::clone(&entry.key)), notifier);
         entry.is_established = false;
         self.establishing.push_back((Instant::now() + WATCH_ESTABLISH_TIMEOUT, number));
     }
@@ -137,9 +138,9 @@ impl EtcdEntryWatcher {
         {
             let Some(entry) = self.entries.get(&number) else { continue };
             let query = PositionQuery { key: Arc::clone(&entry.key), with_payload, ahead: None };
-            let shared = Arc::clone(&self.shared);
+            let store = Arc::clone(&self.store);
             self.reads.push(Box::pin(async move {
-                let outcome = retry_until_answered(|| Box::pin(shared.read_position(query.clone()))).await;
+                let outcome = retry_until_answered(|| Box::pin(store.read_position(query.clone()))).await;
                 CompletedRead { number, with_payload, outcome }
             }));
         }
@@ -162,13 +163,13 @@ impl EtcdEntryWatcher {
             self.remove(number);
             return Ok(Some((number, EntryEvent::Deleted)));
         };
-        if entry.awaits_resign_request && with_payload && is_resign_requested(own.value()) {
-            entry.awaits_resign_request = false;
+        if entry.resign_not_reported && with_payload && is_resign_requested(own.value()) {
+            entry.resign_not_reported = false;
             self.ensure_watched(number);
             return Ok(Some((number, EntryEvent::ResignRequested)));
         }
         // The payload may be large, and is mostly unchanged.
-        if entry.awaits_resign_request && !with_payload && own.mod_revision() != own.create_revision() {
+        if entry.resign_not_reported && !with_payload && own.mod_revision() != own.create_revision() {
             self.read_queue.push_front((number, true));
             return Ok(None);
         }
@@ -231,7 +232,7 @@ impl EntryWatcher for EtcdEntryWatcher {
             create_revision: create_revision(entry),
             watch_id: 0,
             is_established: false,
-            awaits_resign_request: true,
+            resign_not_reported: true,
         };
         self.entries.insert(number, watched);
         self.open_watch(number);
@@ -241,7 +242,7 @@ impl EntryWatcher for EtcdEntryWatcher {
         if let Some(entry) = self.entries.remove(&number)
             && entry.watch_id != 0
         {
-            self.shared.watcher.unsubscribe(entry.watch_id);
+            self.store.watcher.unsubscribe(entry.watch_id);
         }
     }
 
@@ -270,7 +271,7 @@ impl EntryWatcher for EtcdEntryWatcher {
 impl Drop for EtcdEntryWatcher {
     fn drop(&mut self) {
         for entry in self.entries.values().filter(|entry| entry.watch_id != 0) {
-            self.shared.watcher.unsubscribe(entry.watch_id);
+            self.store.watcher.unsubscribe(entry.watch_id);
         }
     }
 }
@@ -287,8 +288,8 @@ mod tests {
 
     /// A watcher of one entry, whose watch is established.
     fn watching() -> EtcdEntryWatcher {
-        let shared = Arc::new(Shared::new(EtcdConfig::new(["127.0.0.1:1"])));
-        let mut watcher = EtcdEntryWatcher::new(shared, 7);
+        let store = Arc::new(ElectionStore::new(EtcdConfig::new(["127.0.0.1:1"])));
+        let mut watcher = EtcdEntryWatcher::new(store, 7);
         let election = ElectionName::new("e").unwrap();
         watcher.add(1, &Entry { election, key: "/t/e/7".into(), version: 5 });
         watcher.on_update(&WatchUpdate { number: 1, is_established: true });

@@ -42,7 +42,7 @@ impl Keys {
     }
 
     /// A key that never exists, for linearizable reads that only check the store.
-    pub(crate) fn probe(&self) -> String {
+    pub(crate) fn absent_key(&self) -> String {
         format!("{}/~probe", self.prefix)
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     election::{
         candidate_pages::CandidatePages,
         keys::{decode_candidate, is_candidate},
-        shared::Shared,
+        store::ElectionStore,
     },
     transport::{
         error::malformed,
@@ -25,12 +25,12 @@ use crate::{
 
 /// All candidates, by create revision.
 pub(crate) async fn candidates(
-    shared: &Shared,
+    store: &ElectionStore,
     election: &ElectionName,
 ) -> Result<Vec<Candidate>, BackendError> {
-    let election_prefix = shared.keys.election_prefix(election);
+    let election_prefix = store.keys.election_prefix(election);
     let mut found = Vec::new();
-    let mut pages = CandidatePages::with_values(shared, &election_prefix);
+    let mut pages = CandidatePages::with_values(store, &election_prefix);
     while let Some(page) = pages.next().await? {
         found.extend(page.iter().map(|kv| (kv.create_revision(), decode_candidate(&election_prefix, kv))));
     }
@@ -40,11 +40,11 @@ pub(crate) async fn candidates(
 
 /// The candidate with the lowest create revision.
 pub(crate) async fn leader(
-    shared: &Shared,
+    store: &ElectionStore,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
-    let election_prefix = shared.keys.election_prefix(election);
-    let (first, _) = first_candidate(shared, &election_prefix).await?;
+    let election_prefix = store.keys.election_prefix(election);
+    let (first, _) = first_candidate(store, &election_prefix).await?;
     Ok(first.map(|kv| decode_candidate(&election_prefix, &kv)))
 }
 
@@ -52,17 +52,17 @@ pub(crate) async fn leader(
 ///
 /// The entry keeps its lease and its create revision. A concurrent update of it is not overwritten.
 pub(crate) async fn request_resign(
-    shared: &Shared,
+    store: &ElectionStore,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
-    let election_prefix = shared.keys.election_prefix(election);
+    let election_prefix = store.keys.election_prefix(election);
     loop {
-        let (first, _) = first_candidate(shared, &election_prefix).await?;
+        let (first, _) = first_candidate(store, &election_prefix).await?;
         let Some(first) = first else { return Ok(None) };
         let leader = decode_candidate(&election_prefix, &first);
         let payload = &mark_resign_requested(first.value()).ok_or_else(|| foreign_leader_error(&leader))?;
         let (key, mod_revision) = (first.key(), first.mod_revision());
-        let response = shared
+        let response = store
             .members
             .call("request resign", CallClass::Bulk, |client| async move {
                 let put = TxnOp::put(key, payload.as_slice(), Some(PutOptions::new().with_ignore_lease()));
@@ -83,13 +83,13 @@ pub(crate) async fn request_resign(
 /// is watched, since no candidate can enter ahead of it; while there is none, the whole election is. So an observer
 /// holds one state, whatever the number of candidates, and a waiting candidate wakes no observer.
 pub(crate) async fn observe(
-    shared: Arc<Shared>,
+    store: Arc<ElectionStore>,
     election: &ElectionName,
 ) -> Result<Observation, BackendError> {
-    let election_prefix = shared.keys.election_prefix(election);
-    let last_read = first_candidate(&shared, &election_prefix).await?;
+    let election_prefix = store.keys.election_prefix(election);
+    let last_read = first_candidate(&store, &election_prefix).await?;
     let subscription = ReusableSubscription::default();
-    let observer = Observer { shared, election_prefix, last_yielded: None, last_read, subscription };
+    let observer = Observer { store, election_prefix, last_yielded: None, last_read, subscription };
     Ok(stream::unfold(Some(observer), |observer| async move {
         let mut observer = observer?;
         match observer.next().await {
@@ -100,11 +100,17 @@ pub(crate) async fn observe(
     .boxed())
 }
 
+/// What distinguishes two states of the leader.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LeaderState {
+    NoLeader,
+    Leader { create_revision: i64, mod_revision: i64 },
+}
+
 struct Observer {
-    shared: Arc<Shared>,
+    store: Arc<ElectionStore>,
     election_prefix: String,
-    /// The create and the modification revision of the leader that was yielded last.
-    last_yielded: Option<Option<(i64, i64)>>,
+    last_yielded: Option<LeaderState>,
     /// What was read last, and at which revision.
     last_read: (Option<KeyValue>, i64),
     subscription: ReusableSubscription,
@@ -114,7 +120,10 @@ impl Observer {
     async fn next(&mut self) -> Result<Option<Candidate>, BackendError> {
         loop {
             let (leader, read_at) = &self.last_read;
-            let state = leader.as_ref().map(|kv| (kv.create_revision(), kv.mod_revision()));
+            let state = leader.as_ref().map_or(LeaderState::NoLeader, |kv| LeaderState::Leader {
+                create_revision: kv.create_revision(),
+                mod_revision: kv.mod_revision(),
+            });
             if self.last_yielded != Some(state) {
                 self.last_yielded = Some(state);
                 return Ok(leader.as_ref().map(|kv| decode_candidate(&self.election_prefix, kv)));
@@ -123,44 +132,44 @@ impl Observer {
                 Some(kv) => WatchTarget::Key(String::from_utf8_lossy(kv.key()).into()),
                 None => WatchTarget::Prefix(self.election_prefix.as_str().into()),
             };
-            self.subscription.wait(&self.shared.watcher, [target], *read_at).await;
-            self.last_read = Box::pin(first_candidate(&self.shared, &self.election_prefix)).await?;
+            self.subscription.wait(&self.store.watcher, [target], *read_at).await;
+            self.last_read = Box::pin(first_candidate(&self.store, &self.election_prefix)).await?;
         }
     }
 }
 
 /// The candidate with the lowest create revision, and the revision of the read.
 async fn first_candidate(
-    shared: &Shared,
+    store: &ElectionStore,
     election_prefix: &str,
 ) -> Result<(Option<KeyValue>, i64), BackendError> {
     let first =
         GetOptions::new().with_prefix().with_limit(1).with_sort(SortTarget::Create, SortOrder::Ascend);
-    let (found, read_at) = read(shared, election_prefix.as_bytes(), first).await?;
+    let (found, read_at) = read(store, election_prefix.as_bytes(), first).await?;
     match found {
         Some(kv) if !is_candidate(election_prefix, &kv) => {}
         first => return Ok((first, read_at)),
     }
     // The oldest key is foreign, which needs a read of all keys.
     let (mut first, mut pages) =
-        (None::<KeyValue>, CandidatePages::keys_at_revision(shared, election_prefix, 0));
+        (None::<KeyValue>, CandidatePages::keys_at_revision(store, election_prefix, 0));
     while let Some(page) = pages.next().await? {
         first = first.into_iter().chain(page).min_by_key(KeyValue::create_revision);
     }
     let read_at = pages.revision();
     let Some(first) = first else { return Ok((None, read_at)) };
-    let (first, _) = read(shared, first.key(), GetOptions::new().with_revision(read_at)).await?;
+    let (first, _) = read(store, first.key(), GetOptions::new().with_revision(read_at)).await?;
     Ok((first, read_at))
 }
 
 /// The first key that `options` select, with its value, and the revision of the read.
 async fn read(
-    shared: &Shared,
+    store: &ElectionStore,
     key: &[u8],
     options: GetOptions,
 ) -> Result<(Option<KeyValue>, i64), BackendError> {
     let options = &options;
-    let response = shared
+    let response = store
         .members
         .call("read", CallClass::Bulk, |client| async move {
             let mut response = kv(&client).get(key, Some(options.clone())).await?;

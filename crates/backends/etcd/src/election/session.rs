@@ -38,7 +38,7 @@ use crate::{
         entry_watcher::EtcdEntryWatcher,
         keepalive::{Keepalive, ttl_from_secs},
         keys::{Keys, fencing_token},
-        shared::Shared,
+        store::ElectionStore,
         wait,
         withdrawal::Withdrawals,
     },
@@ -51,13 +51,13 @@ use crate::{
 };
 
 /// The highest TTL, in seconds, that etcd grants when less was requested. Its minimum TTL is one and a half election
-/// timeouts, which are at most 50 s. A higher answer is reduced to this, because a TTL that is assumed too short is
-/// safe.
+/// timeouts, which are at most 50 s. A larger granted TTL is treated as this value, because a TTL that is assumed too
+/// short is safe.
 const MAX_RAISED_TTL_SECS: i64 = 75;
 
 /// A lease, and the entries created under it.
 pub(crate) struct EtcdSession {
-    shared: Arc<Shared>,
+    store: Arc<ElectionStore>,
     lease: i64,
     granted_ttl: Duration,
     withdrawals: Withdrawals,
@@ -72,12 +72,12 @@ impl EtcdSession {
     /// found again (hazard E12: a second grant says "already exists"). The id comes from the system's random number
     /// generator, because two processes with one lease would both lead. When the first attempt gets "already exists",
     /// the lease belongs to another client.
-    pub(crate) async fn open(shared: Arc<Shared>, ttl: Duration) -> Result<Self, BackendError> {
+    pub(crate) async fn open(store: Arc<ElectionStore>, ttl: Duration) -> Result<Self, BackendError> {
         let seconds = i64::try_from(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).unwrap_or(i64::MAX);
-        let lease = (shared.members.random()? >> 1).cast_signed().max(1);
-        shared.members.verify_cluster("open session").await?;
+        let lease = (store.members.random()? >> 1).cast_signed().max(1);
+        store.members.verify_cluster("open session").await?;
         let attempts = &AtomicUsize::new(0);
-        let granted = shared
+        let granted = store
             .members
             .call("open session", CallClass::Urgent, |client| async move {
                 let nth = attempts.fetch_add(1, Relaxed);
@@ -101,12 +101,12 @@ impl EtcdSession {
         let granted_ttl = ttl_from_secs(granted.min(seconds.max(MAX_RAISED_TTL_SECS)))?;
         Ok(Self {
             entry_creator: Batcher::new(EntryCreator {
-                members: Arc::clone(&shared.members),
-                keys: shared.keys.clone(),
+                members: Arc::clone(&store.members),
+                keys: store.keys.clone(),
                 lease,
             }),
-            withdrawals: Withdrawals::new(Arc::clone(&shared), lease, granted_ttl),
-            shared,
+            withdrawals: Withdrawals::new(Arc::clone(&store), lease, granted_ttl),
+            store,
             lease,
             granted_ttl,
             keepalive: Keepalive::new(lease),
@@ -114,7 +114,7 @@ impl EtcdSession {
     }
 
     async fn keepalive(&self) -> Result<Heartbeat, BackendError> {
-        let Heartbeat { ttl, epoch } = self.keepalive.send(&self.shared.members).await?;
+        let Heartbeat { ttl, epoch } = self.keepalive.send(&self.store.members).await?;
         Ok(Heartbeat { ttl: ttl.min(self.granted_ttl), epoch })
     }
 
@@ -127,12 +127,12 @@ impl EtcdSession {
     ) -> Result<(Option<KeyValue>, u64), BackendError> {
         let options = &options;
         let response = self
-            .shared
+            .store
             .members
             .call(what, CallClass::Urgent, |client| async move {
                 let mut response = kv(&client).get(key, Some(options.clone())).await?;
-                let term = response.header().ok_or_else(|| malformed("header"))?.raft_term();
-                Ok((response.take_kvs().pop(), term))
+                let raft_term = response.header().ok_or_else(|| malformed("header"))?.raft_term();
+                Ok((response.take_kvs().pop(), raft_term))
             })
             .await?;
         Ok(response.value)
@@ -144,7 +144,7 @@ impl EtcdSession {
         entry: &Entry,
         is_wanted: impl Fn(EntryEvent) -> bool,
     ) -> Result<EntryEvent, BackendError> {
-        let mut watcher = EtcdEntryWatcher::new(Arc::clone(&self.shared), self.lease);
+        let mut watcher = EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease);
         watcher.add(0, entry);
         loop {
             let (_, event) = watcher.next().await?;
@@ -179,7 +179,8 @@ impl BackendSession for EtcdSession {
             Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                 // A newly elected leader that has not applied the grant yet also says "not found". After a
                 // linearizable read it has.
-                self.read("heartbeat", &self.shared.keys.probe(), GetOptions::new().with_keys_only()).await?;
+                self.read("heartbeat", &self.store.keys.absent_key(), GetOptions::new().with_keys_only())
+                    .await?;
                 self.keepalive().await
             }
             outcome => outcome,
@@ -191,24 +192,24 @@ impl BackendSession for EtcdSession {
         heartbeat: &Heartbeat,
         probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
-        let probe = self.shared.keys.probe();
-        let key = probe_entry.map_or(probe.as_str(), |entry| &entry.key);
-        let (found, term) = self.read("confirm", key, GetOptions::new().with_keys_only()).await?;
+        let absent_key = self.store.keys.absent_key();
+        let key = probe_entry.map_or(absent_key.as_str(), |entry| &entry.key);
+        let (found, raft_term) = self.read("confirm", key, GetOptions::new().with_keys_only()).await?;
         if let Some(entry) = probe_entry
             && !found.is_some_and(|kv| self.is_own(&kv, entry))
         {
             return Ok(Confirmation::ProbeEntryGone);
         }
-        if term == heartbeat.epoch {
+        if raft_term == heartbeat.epoch {
             Ok(Confirmation::Confirmed)
         } else {
-            debug!(session = self.id(), from = heartbeat.epoch, to = term, "etcd's raft term changed");
+            debug!(session = self.id(), from = heartbeat.epoch, to = raft_term, "etcd's raft term changed");
             Ok(Confirmation::Unconfirmed)
         }
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let keys = &self.shared.keys;
+        let keys = &self.store.keys;
         let lease = self.lease;
         let key: Arc<str> = keys.entry(&request.election, lease).into();
         let is_first = self.withdrawals.begin_attempt(request.nonce);
@@ -263,7 +264,7 @@ impl BackendSession for EtcdSession {
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        wait::wait_turn(&self.shared, self.lease, entry).await
+        wait::wait_turn(&self.store, self.lease, entry).await
     }
 
     async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
@@ -275,7 +276,7 @@ impl BackendSession for EtcdSession {
     }
 
     fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
-        Some(Box::new(EtcdEntryWatcher::new(Arc::clone(&self.shared), self.lease)))
+        Some(Box::new(EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease)))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
@@ -288,7 +289,7 @@ impl BackendSession for EtcdSession {
             let payload = &replacement_payload(found.value(), request);
             let mod_revision = found.mod_revision();
             let response = self
-                .shared
+                .store
                 .members
                 .call("update", CallClass::Bulk, |client| async move {
                     let options = PutOptions::new().with_lease(lease);
@@ -319,7 +320,7 @@ impl BackendSession for EtcdSession {
     async fn close(&self) -> Result<(), BackendError> {
         let lease = self.lease;
         let outcome = self
-            .shared
+            .store
             .members
             .call("close session", CallClass::Urgent, |client| async move {
                 client.record_header(client.lease_client().revoke(lease).await?.header());

@@ -19,7 +19,7 @@ use crate::{
         entry::{create_revision, entry_gone, is_same_entry},
         keys::{fencing_token, is_candidate},
         position_reader::{EntriesAhead, PositionQuery, Snapshot},
-        shared::Shared,
+        store::ElectionStore,
     },
     transport::{
         error::malformed,
@@ -31,8 +31,9 @@ use crate::{
     },
 };
 
-/// How many of the entries ahead a candidate watches: the nearest, after whose end it may lead; and the one before
-/// that, after whose end it may be second in the queue, and has time to find out before its predecessor leaves.
+/// How many of the entries ahead a candidate watches: the predecessor, and the one before it. After the predecessor's
+/// end the candidate may lead. After the second predecessor's end it may be second in the queue, and has time to find
+/// out before its predecessor leaves.
 const MAX_WATCHED_AHEAD: i64 = 2;
 
 /// The position of an entry in its queue.
@@ -51,25 +52,25 @@ enum Position {
 enum Ahead {
     /// The leader's, and no other.
     Leader(Arc<str>),
-    /// The nearest, the one before it, and perhaps more.
+    /// The predecessor, the second predecessor, and perhaps more.
     Several { predecessor: Arc<str>, second_predecessor: Arc<str> },
 }
 
 /// See [`BackendSession::wait_turn`](tenure_core::spi::BackendSession::wait_turn).
 pub(crate) async fn wait_turn(
-    shared: &Shared,
+    store: &ElectionStore,
     lease: i64,
     entry: &Entry,
 ) -> Result<FencingToken, BackendError> {
     let mut subscription = ReusableSubscription::default();
     let token = || fencing_token(create_revision(entry)).ok_or_else(|| malformed("create revision"));
     loop {
-        match retry_until_answered(|| Box::pin(read_position(shared, lease, entry))).await? {
+        match retry_until_answered(|| Box::pin(read_position(store, lease, entry))).await? {
             Position::EntryGone => return Err(entry_gone(entry)),
             Position::Leads => return token(),
             Position::Waits { ahead, read_at } => {
                 let targets = watch_targets(entry, ahead);
-                if let WakeReason::BecameLeader = subscription.wait(&shared.watcher, targets, read_at).await {
+                if let WakeReason::BecameLeader = subscription.wait(&store.watcher, targets, read_at).await {
                     return token();
                 }
             }
@@ -94,21 +95,21 @@ fn watch_targets(entry: &Entry, ahead: Ahead) -> Vec<WatchTarget> {
 }
 
 /// Reads the position of `entry`.
-async fn read_position(shared: &Shared, lease: i64, entry: &Entry) -> Result<Position, BackendError> {
+async fn read_position(store: &ElectionStore, lease: i64, entry: &Entry) -> Result<Position, BackendError> {
     // etcd's first key has create revision 2, and zero as an upper limit would mean no limit.
     if create_revision(entry) < 2 {
         return Ok(Position::EntryGone);
     }
-    let election_prefix = shared.keys.election_prefix(&entry.election);
-    let Some((read_at, nearest)) = read_ahead(shared, lease, entry, &election_prefix).await? else {
+    let election_prefix = store.keys.election_prefix(&entry.election);
+    let Some((read_at, predecessors)) = read_ahead(store, lease, entry, &election_prefix).await? else {
         return Ok(Position::EntryGone);
     };
-    if nearest.iter().all(|kv| is_candidate(&election_prefix, kv)) {
-        return Ok(position_behind(&nearest, read_at));
+    if predecessors.iter().all(|kv| is_candidate(&election_prefix, kv)) {
+        return Ok(position_behind(&predecessors, read_at));
     }
     // Foreign keys are skipped, which needs a read of all keys as of the same revision.
     let mut candidates = Vec::<KeyValue>::new();
-    let mut pages = CandidatePages::keys_at_revision(shared, &election_prefix, read_at);
+    let mut pages = CandidatePages::keys_at_revision(store, &election_prefix, read_at);
     while let Some(page) = pages.next().await? {
         candidates.extend(page.into_iter().filter(|kv| kv.create_revision() < create_revision(entry)));
         candidates.sort_by_key(|kv| Reverse(kv.create_revision()));
@@ -117,20 +118,22 @@ async fn read_position(shared: &Shared, lease: i64, entry: &Entry) -> Result<Pos
     Ok(position_behind(&candidates, read_at))
 }
 
-/// The position behind `nearest`, the nearest of all entries ahead.
-fn position_behind(nearest: &[KeyValue], read_at: i64) -> Position {
+/// The position behind `predecessors`, the entries ahead, the nearest first.
+fn position_behind(predecessors: &[KeyValue], read_at: i64) -> Position {
     let key = |kv: &KeyValue| Arc::from(String::from_utf8_lossy(kv.key()));
-    let ahead = match nearest {
+    let ahead = match predecessors {
         [] => return Position::Leads,
         [leader] => Ahead::Leader(key(leader)),
-        [nearest, next, ..] => Ahead::Several { predecessor: key(nearest), second_predecessor: key(next) },
+        [predecessor, second_predecessor, ..] => {
+            Ahead::Several { predecessor: key(predecessor), second_predecessor: key(second_predecessor) }
+        }
     };
     Position::Waits { ahead, read_at }
 }
 
 /// Reads the newest keys ahead of `entry`, and the revision of the read; `None` when the entry does not exist.
 async fn read_ahead(
-    shared: &Shared,
+    store: &ElectionStore,
     lease: i64,
     entry: &Entry,
     election_prefix: &str,
@@ -141,7 +144,7 @@ async fn read_ahead(
         limit: MAX_WATCHED_AHEAD,
     };
     let query = PositionQuery { key: entry.key.clone(), with_payload: false, ahead: Some(ahead) };
-    let Snapshot { revision, own, ahead } = shared.read_position(query).await?;
+    let Snapshot { revision, own, ahead } = store.read_position(query).await?;
     let exists = own.is_some_and(|kv| is_same_entry(&kv, lease, create_revision(entry)));
     Ok(exists.then_some((revision, ahead)))
 }

@@ -16,9 +16,10 @@
 //! rejects late attempts too, so what the second delete does not find cannot exist. That is why
 //! [`Withdrawals::leave`] succeeds in that case as well, and the entry is gone.
 //!
-//! Once the alarm is cleared, a late attempt can succeed again. The engine does not repeat a withdrawal whose request
-//! it saw answered, as a hedged request may be. So a task of the session retries the marker and the delete, three
-//! times per TTL, until the marker is written or the session ends. A late entry exists for a third of a TTL at most.
+//! Once the alarm is cleared, a late attempt can succeed again. A hedged request can be answered while a copy is still
+//! in flight; the engine does not know that copy, and does not repeat the withdrawal. So a task of the session retries
+//! the marker and the delete, three times per TTL, until the marker is written or the session ends. A late entry exists
+//! for a third of a TTL at most.
 
 use std::{
     collections::HashSet,
@@ -35,7 +36,7 @@ use tokio::{task::AbortHandle, time::sleep};
 use tracing::{debug, warn};
 
 use crate::{
-    election::{entry::create_revision, shared::Shared},
+    election::{entry::create_revision, store::ElectionStore},
     transport::{error::is_out_of_space, members::CallClass, request::kv},
 };
 
@@ -44,14 +45,14 @@ const MIN_CAPACITY: usize = 16;
 
 /// The requests of one session that may have to be withdrawn.
 pub(crate) struct Withdrawals {
-    store: Arc<WithdrawalStore>,
+    lease_withdrawals: Arc<LeaseWithdrawals>,
     /// How long after a rejection the marker is written again.
     retry_interval: Duration,
 }
 
-/// The entries and markers of one lease.
-struct WithdrawalStore {
-    shared: Arc<Shared>,
+/// The withdrawals of one lease.
+struct LeaseWithdrawals {
+    store: Arc<ElectionStore>,
     lease: i64,
     requests: Mutex<Requests>,
 }
@@ -68,7 +69,7 @@ struct Requests {
     marking_task: Option<AbortHandle>,
 }
 
-/// etcd's answer to a marker.
+/// etcd's response to a marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MarkOutcome {
     Written,
@@ -77,21 +78,21 @@ enum MarkOutcome {
 }
 
 impl Withdrawals {
-    pub(crate) fn new(shared: Arc<Shared>, lease: i64, ttl: Duration) -> Self {
+    pub(crate) fn new(store: Arc<ElectionStore>, lease: i64, ttl: Duration) -> Self {
         Self {
-            store: Arc::new(WithdrawalStore { shared, lease, requests: Mutex::default() }),
+            lease_withdrawals: Arc::new(LeaseWithdrawals { store, lease, requests: Mutex::default() }),
             retry_interval: ttl / 3,
         }
     }
 
     /// Records that an attempt of this request begins. Returns whether it is the first.
     pub(crate) fn begin_attempt(&self, nonce: u128) -> bool {
-        self.store.requests().unsettled.insert(nonce)
+        self.lease_withdrawals.requests().unsettled.insert(nonce)
     }
 
     /// Records that no attempt of this request can reach the store any more.
     pub(crate) fn settle(&self, nonce: u128) {
-        self.store.requests().settle(nonce);
+        self.lease_withdrawals.requests().settle(nonce);
     }
 
     /// Deletes the entry of `request`, and prevents late attempts from creating it again.
@@ -103,9 +104,9 @@ impl Withdrawals {
         request: &EntryRequest,
         entry: Option<&Entry>,
     ) -> Result<(), BackendError> {
-        let store = &self.store;
+        let withdrawals = &self.lease_withdrawals;
         let unsettled = {
-            let requests = store.requests();
+            let requests = withdrawals.requests();
             if entry.is_none() && requests.marked.contains(&request.nonce) {
                 return Ok(());
             }
@@ -113,7 +114,7 @@ impl Withdrawals {
         };
         if unsettled
             && is_disabled(SafetyRule::DeleteBeforeMarking)
-            && store.mark(request).await? == MarkOutcome::OutOfSpace
+            && withdrawals.mark(request).await? == MarkOutcome::OutOfSpace
         {
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -121,44 +122,44 @@ impl Withdrawals {
             ));
         }
         if let Some(entry) = entry {
-            store.delete(&entry.key, create_revision(entry)).await?;
+            withdrawals.delete(&entry.key, create_revision(entry)).await?;
             if !unsettled {
                 return Ok(());
             }
         }
-        if unsettled && store.withdraw(request).await? == MarkOutcome::OutOfSpace {
+        if unsettled && withdrawals.withdraw(request).await? == MarkOutcome::OutOfSpace {
             self.mark_later(request);
         } else if !unsettled {
-            store.delete_by_payload(request).await?;
+            withdrawals.delete_by_payload(request).await?;
         }
         Ok(())
     }
 
     /// Deletes the key if it was created at `create_revision`.
     pub(crate) async fn delete(&self, key: &str, create_revision: i64) -> Result<(), BackendError> {
-        self.store.delete(key, create_revision).await
+        self.lease_withdrawals.delete(key, create_revision).await
     }
 
     /// Ends the task that writes markers later: the session has ended in the store.
     pub(crate) fn stop(&self) {
-        if let Some(task) = self.store.requests().marking_task.take() {
+        if let Some(task) = self.lease_withdrawals.requests().marking_task.take() {
             task.abort();
         }
     }
 
     fn mark_later(&self, request: &EntryRequest) {
-        let mut requests = self.store.requests();
+        let mut requests = self.lease_withdrawals.requests();
         if requests.unmarked.iter().any(|pending| pending.nonce == request.nonce) {
             return;
         }
         requests.unmarked.push(request.clone());
         if requests.marking_task.as_ref().is_none_or(AbortHandle::is_finished) {
             warn!(
-                session = format!("{:x}", self.store.lease),
+                session = format!("{:x}", self.lease_withdrawals.lease),
                 "etcd rejects writes (NOSPACE alarm): the entry is deleted, and its withdrawal marker is written once \
                  there is space"
             );
-            let task = tokio::spawn(mark_pending(Arc::clone(&self.store), self.retry_interval));
+            let task = tokio::spawn(mark_pending(Arc::clone(&self.lease_withdrawals), self.retry_interval));
             requests.marking_task = Some(task.abort_handle());
         }
     }
@@ -171,17 +172,17 @@ impl Drop for Withdrawals {
 }
 
 /// Writes the markers that were rejected for lack of space, until none is left.
-async fn mark_pending(store: Arc<WithdrawalStore>, retry_interval: Duration) {
+async fn mark_pending(withdrawals: Arc<LeaseWithdrawals>, retry_interval: Duration) {
     loop {
         sleep(retry_interval).await;
-        let pending = store.requests().unmarked.clone();
+        let pending = withdrawals.requests().unmarked.clone();
         for request in &pending {
-            if let Err(error) = store.withdraw(request).await {
+            if let Err(error) = withdrawals.withdraw(request).await {
                 debug!(election = %request.election, %error, "writing a withdrawal marker failed; retrying");
                 break;
             }
         }
-        let mut requests = store.requests();
+        let mut requests = withdrawals.requests();
         if requests.unmarked.is_empty() {
             // Under the lock, so that `mark_later` sees that a new task is needed.
             requests.marking_task = None;
@@ -200,7 +201,7 @@ impl Requests {
     }
 }
 
-impl WithdrawalStore {
+impl LeaseWithdrawals {
     fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,10 +221,10 @@ impl WithdrawalStore {
 
     /// Writes the marker, so that no put of `request` takes effect from now on.
     async fn mark(&self, request: &EntryRequest) -> Result<MarkOutcome, BackendError> {
-        let marker = &self.shared.keys.withdrawal_marker(self.lease, request.nonce);
+        let marker = &self.store.keys.withdrawal_marker(self.lease, request.nonce);
         let lease = self.lease;
         let outcome = self
-            .shared
+            .store
             .members
             .call("withdraw", CallClass::Bulk, |client| async move {
                 match kv(&client).put(marker.as_str(), "", Some(PutOptions::new().with_lease(lease))).await {
@@ -243,7 +244,7 @@ impl WithdrawalStore {
     }
 
     async fn delete(&self, key: &str, create_revision: i64) -> Result<(), BackendError> {
-        self.shared
+        self.store
             .members
             .call("delete entry", CallClass::Bulk, |client| async move {
                 let txn = Txn::new()
@@ -259,11 +260,11 @@ impl WithdrawalStore {
     /// Deletes the entry that `request` created, identified by its payload: the key may have the entry of a later
     /// request by now.
     async fn delete_by_payload(&self, request: &EntryRequest) -> Result<(), BackendError> {
-        let key = &self.shared.keys.entry(&request.election, self.lease);
+        let key = &self.store.keys.entry(&request.election, self.lease);
         let payload = &request.payload();
         // The payload may contain a resign request.
         let with_resign_request = &mark_resign_requested(payload).unwrap_or_default();
-        self.shared
+        self.store
             .members
             .call("delete entry", CallClass::Bulk, |client| async move {
                 let delete_if = |payload: &[u8]| {

@@ -16,7 +16,7 @@ use crate::{
     transport::{
         connection::Connection,
         parents::create_parent,
-        session_pool::reader_connection,
+        reader_sessions::reader_connection,
         znode_stat::{is_unreadable, session_name},
     },
 };
@@ -31,7 +31,7 @@ const MAX_CONCURRENT_CHECKS: usize = 8;
 /// Diagnoses the znodes. Whether the store is reachable, and accepts this user, is diagnosed elsewhere.
 pub(crate) async fn diagnose(store: &ElectionStore) -> Vec<Diagnosis> {
     let checking = async {
-        let session = store.reader().await?;
+        let session = store.reader_session().await?;
         check_znodes(store, &*reader_connection(&session).await?).await
     };
     timeout(TIMEOUT, checking).await.ok().and_then(Result::ok).unwrap_or_default()

@@ -35,8 +35,8 @@ use crate::transport::{
     resumable_session::ResumableSession,
 };
 
-/// An entry's path and stat.
-type Found = (String, Stat);
+/// The path and stat of an entry.
+type EntryStat = (String, Stat);
 
 /// Creates, updates and deletes the entries of one session.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ impl Entries {
         &self,
         connection: &Connection,
         request: &EntryRequest,
-    ) -> Result<(Found, Queue), BackendError> {
+    ) -> Result<(EntryStat, Queue), BackendError> {
         let parent = self.store.election_path(&request.election);
         let path = format!("{parent}/{}", self.store.layout.prefix(request.nonce));
         let payload = request.payload();
@@ -203,7 +203,7 @@ impl Entries {
         &self,
         connection: &Connection,
         request: &EntryRequest,
-    ) -> Result<Option<(Found, Queue)>, BackendError> {
+    ) -> Result<Option<(EntryStat, Queue)>, BackendError> {
         let Some(queue) = self.list_after_barrier(connection, request).await? else { return Ok(None) };
         let Some(path) = queue.find(&self.store.layout.prefix(request.nonce)) else {
             return Ok(None);

@@ -55,18 +55,19 @@ pub(crate) struct ZookeeperEntryWatcher {
 
 struct WatchedEntry {
     entry: Entry,
-    /// Whether a resign request has not been reported yet.
-    awaits_resign_request: bool,
+    /// True until a resign request was reported.
+    resign_not_reported: bool,
 }
 
 /// The result of reading an entry.
 struct ReadResult {
     number: u64,
     with_watch: bool,
-    outcome: Result<Option<Found>, Error>,
+    outcome: Result<Option<WatchedData>, Error>,
 }
 
-struct Found {
+/// What a read found, and the event of its watch, if one was set.
+struct WatchedData {
     payload: Vec<u8>,
     stat: Stat,
     event: Option<Event>,
@@ -174,8 +175,8 @@ impl ZookeeperEntryWatcher {
         if let Some(event) = found.event {
             self.watches.push(EntryWatch { number, event });
         }
-        if watched.awaits_resign_request && is_resign_requested(&found.payload) {
-            watched.awaits_resign_request = false;
+        if watched.resign_not_reported && is_resign_requested(&found.payload) {
+            watched.resign_not_reported = false;
             return Ok(Some((number, EntryEvent::ResignRequested)));
         }
         Ok(None)
@@ -203,18 +204,18 @@ impl ZookeeperEntryWatcher {
 }
 
 /// Reads an entry, and watches it if `with_watch`.
-async fn read(connection: &Connection, path: &str, with_watch: bool) -> Result<Option<Found>, Error> {
+async fn read(connection: &Connection, path: &str, with_watch: bool) -> Result<Option<WatchedData>, Error> {
     let found = match with_watch {
         true => connection.watch_data(path).await.map(|found| {
-            found.map(|(payload, stat, watch)| Found { payload, stat, event: watch.into_event() })
+            found.map(|(payload, stat, watch)| WatchedData { payload, stat, event: watch.into_event() })
         }),
         false => connection
             .get(path)
             .await
-            .map(|found| found.map(|(payload, stat)| Found { payload, stat, event: None })),
+            .map(|found| found.map(|(payload, stat)| WatchedData { payload, stat, event: None })),
     };
     // A candidate that may not read its own entry does not see resign requests.
-    let unreadable = |stat, event| Found { payload: Vec::new(), stat, event };
+    let unreadable = |stat, event| WatchedData { payload: Vec::new(), stat, event };
     match found {
         Err(Error::NoAuth) if with_watch => {
             let found = connection.watch_deletion(path).await?;
@@ -228,7 +229,7 @@ async fn read(connection: &Connection, path: &str, with_watch: bool) -> Result<O
 #[async_trait]
 impl EntryWatcher for ZookeeperEntryWatcher {
     fn add(&mut self, number: u64, entry: &Entry) {
-        let watched = WatchedEntry { entry: entry.clone(), awaits_resign_request: true };
+        let watched = WatchedEntry { entry: entry.clone(), resign_not_reported: true };
         self.watched.insert(number, watched);
         self.to_read.push_back((number, true));
     }

@@ -10,7 +10,7 @@ use super::store::ElectionStore;
 use crate::transport::{
     connection::Connection,
     error::{backend_error, unavailable},
-    session_pool::{reader_connection, reader_error},
+    reader_sessions::{reader_connection, reader_error},
 };
 
 /// A transaction on znodes that is carried out only while a leadership lasts.
@@ -90,7 +90,7 @@ impl FencedWrite {
     /// If the future is dropped before it completes, the transaction may or may not be carried out.
     pub async fn commit(self) -> Result<(), FencedError> {
         let connecting = async {
-            let session = self.store.reader().await?;
+            let session = self.store.reader_session().await?;
             Ok::<_, BackendError>((reader_connection(&session).await?, session))
         };
         let connect_timeout = self.store.options().attempt_timeout * 3;

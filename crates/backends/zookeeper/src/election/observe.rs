@@ -18,21 +18,21 @@ use super::{
 use crate::transport::{
     connection::Connection,
     error::backend_error,
+    reader_sessions::{reader_connection, reader_error},
     resumable_session::ResumableSession,
-    session_pool::{reader_connection, reader_error},
     watch::Watch,
     znode_stat::session_name,
 };
 
 /// An entry's path, data and stat.
-type Found = (String, Vec<u8>, Stat);
+type EntryData = (String, Vec<u8>, Stat);
 
 /// All candidates in their order.
 pub(crate) async fn candidates(
     store: &ElectionStore,
     election: &ElectionName,
 ) -> Result<Vec<Candidate>, BackendError> {
-    let session = store.reader().await?;
+    let session = store.reader_session().await?;
     let connection = reader_connection(&session).await?;
     let parent = store.election_path(election);
     let Some(queue) = list(store, &connection, &parent).await? else { return Ok(Vec::new()) };
@@ -63,7 +63,7 @@ pub(crate) async fn leader(
     store: &ElectionStore,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
-    let session = store.reader().await?;
+    let session = store.reader_session().await?;
     let connection = reader_connection(&session).await?;
     let parent = store.election_path(election);
     let found = leading_entry(store, &connection, &parent).await?;
@@ -75,7 +75,7 @@ async fn leading_entry(
     store: &ElectionStore,
     connection: &Connection,
     parent: &str,
-) -> Result<Option<Found>, BackendError> {
+) -> Result<Option<EntryData>, BackendError> {
     loop {
         let Some(queue) = list(store, connection, parent).await? else { return Ok(None) };
         match first(store, connection, &queue, read).await? {
@@ -91,7 +91,7 @@ pub(crate) async fn request_resign(
     store: &ElectionStore,
     election: &ElectionName,
 ) -> Result<Option<Candidate>, BackendError> {
-    let session = store.reader().await?;
+    let session = store.reader_session().await?;
     let connection = reader_connection(&session).await?;
     let parent = store.election_path(election);
     loop {
@@ -137,7 +137,7 @@ pub(crate) async fn observe(
     store: Arc<ElectionStore>,
     election: &ElectionName,
 ) -> Result<Observation, BackendError> {
-    let session = store.reader().await?;
+    let session = store.reader_session().await?;
     let observer = Observer { parent: store.election_path(election), store, session, last_yielded: None };
     Ok(stream::unfold(Some(observer), |observer| async move {
         let mut observer = observer?;
@@ -149,12 +149,18 @@ pub(crate) async fn observe(
     .boxed())
 }
 
+/// What distinguishes two states of the leader: the transactions that created and last changed its entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LeaderState {
+    NoLeader,
+    Leader { czxid: i64, mzxid: i64 },
+}
+
 struct Observer {
     store: Arc<ElectionStore>,
     session: Arc<ResumableSession>,
     parent: String,
-    /// The transactions that created and last changed the entry of the leader that was yielded last.
-    last_yielded: Option<Option<(i64, i64)>>,
+    last_yielded: Option<LeaderState>,
 }
 
 impl Observer {
@@ -164,7 +170,10 @@ impl Observer {
             let Some((leader, watch)) = watch_leader(&self.store, &connection, &self.parent).await? else {
                 continue;
             };
-            let state = leader.as_ref().map(|(_, _, stat)| (stat.czxid, stat.mzxid));
+            let state = leader.as_ref().map_or(LeaderState::NoLeader, |(_, _, stat)| LeaderState::Leader {
+                czxid: stat.czxid,
+                mzxid: stat.mzxid,
+            });
             if self.last_yielded != Some(state) {
                 self.last_yielded = Some(state);
                 return Ok(leader.map(|(path, data, stat)| decode(&path, &data, &stat)));
@@ -179,7 +188,7 @@ async fn watch_leader<'a>(
     store: &ElectionStore,
     connection: &'a Connection,
     parent: &str,
-) -> Result<Option<(Option<Found>, Watch<'a>)>, BackendError> {
+) -> Result<Option<(Option<EntryData>, Watch<'a>)>, BackendError> {
     if let Some(queue) = list(store, connection, parent).await? {
         match first(store, connection, &queue, read_and_watch).await? {
             First::Found(found, watch) => return Ok(Some((Some(found), watch))),
@@ -199,7 +208,7 @@ async fn watch_leader<'a>(
 
 /// The first entry of a queue, and a watch on it if one was set.
 enum First<W> {
-    Found(Found, W),
+    Found(EntryData, W),
     /// It was listed, and is deleted: list again.
     Changed,
     Nobody,
@@ -213,7 +222,7 @@ async fn first<'a, W, F>(
     read: impl Fn(&'a Connection, String) -> F,
 ) -> Result<First<W>, BackendError>
 where
-    F: Future<Output = Result<Option<(Found, W)>, Error>>,
+    F: Future<Output = Result<Option<(EntryData, W)>, Error>>,
 {
     let mut rest = in_order(store, connection, queue).await?.into_iter();
     let Some(path) = rest.next() else { return Ok(First::Nobody) };
@@ -231,7 +240,7 @@ where
 }
 
 /// The data and stat of a znode. The data is empty if the user may not read it.
-async fn read(connection: &Connection, path: String) -> Result<Option<(Found, ())>, Error> {
+async fn read(connection: &Connection, path: String) -> Result<Option<(EntryData, ())>, Error> {
     let found = match connection.get(&path).await {
         Err(Error::NoAuth) => connection.stat(&path).await?.map(|stat| (Vec::new(), stat)),
         found => found?,
@@ -240,7 +249,10 @@ async fn read(connection: &Connection, path: String) -> Result<Option<(Found, ()
 }
 
 /// Like [`read`], with a watch for the znode's change or deletion. If the user may not read it, for its deletion.
-async fn read_and_watch(connection: &Connection, path: String) -> Result<Option<(Found, Watch<'_>)>, Error> {
+async fn read_and_watch(
+    connection: &Connection,
+    path: String,
+) -> Result<Option<(EntryData, Watch<'_>)>, Error> {
     let found = match connection.watch_data(&path).await {
         Err(Error::NoAuth) => {
             connection.watch_deletion(&path).await?.map(|(stat, watch)| (Vec::new(), stat, watch))

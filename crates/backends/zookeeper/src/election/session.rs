@@ -54,7 +54,7 @@ impl ZookeeperSession {
         let heartbeat_znode = HeartbeatZnode::new(&store, &session)?;
         let session = Arc::new(session);
         let entries = Entries::new(Arc::clone(&store), Arc::clone(&session));
-        store.sessions.share(&session);
+        store.reader_sessions.share(&session);
         Ok(Self { store, session, granted_ttl, heartbeat_znode, entries })
     }
 
@@ -104,7 +104,7 @@ impl BackendSession for ZookeeperSession {
         if let Err(error) = self.heartbeat_znode.ensure_exists(&self.store, &self.session, &connection).await
         {
             give_up.answered();
-            return self.store.request_result(Err(error));
+            return self.store.map_error(Err(error));
         }
         let written = match is_disabled(SafetyRule::HeartbeatByWrite) {
             true => connection.stat(self.heartbeat_znode.path()).await,
@@ -112,7 +112,7 @@ impl BackendSession for ZookeeperSession {
         };
         // The server has answered: if the sync is late, only this heartbeat fails.
         give_up.answered();
-        let stat = self.store.request_result(written.map_err(|error| backend_error("heartbeat", &error)))?;
+        let stat = self.store.map_error(written.map_err(|error| backend_error("heartbeat", &error)))?;
         let Some(stat) = stat else {
             return Err(session_gone("the session's znode is gone from ZooKeeper"));
         };
@@ -129,13 +129,13 @@ impl BackendSession for ZookeeperSession {
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let entered = self.store.request_result(self.entries.enter(request, &self.heartbeat_znode).await)?;
+        let entered = self.store.map_error(self.entries.enter(request, &self.heartbeat_znode).await)?;
         self.store.options().request_permitted();
         Ok(entered)
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        self.store.request_result(wait::until_first(&self.store, &self.session, entry).await)?;
+        self.store.map_error(wait::until_first(&self.store, &self.session, entry).await)?;
         fencing_token(entry.version)
     }
 
@@ -152,11 +152,11 @@ impl BackendSession for ZookeeperSession {
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
-        self.store.request_result(self.entries.update(entry, request).await)
+        self.store.map_error(self.entries.update(entry, request).await)
     }
 
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
-        self.store.request_result(self.entries.leave(request, entry).await)
+        self.store.map_error(self.entries.leave(request, entry).await)
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -6,8 +6,8 @@ use tenure_core::{ElectionName, spi::BackendError};
 
 use super::{foreign_entries::ForeignEntries, layout::Layout, session_bounds::SessionBounds};
 use crate::transport::{
-    connect_options::ConnectOptions, ensemble::Ensemble, resumable_session::ResumableSession,
-    session_pool::SessionPool,
+    connect_options::ConnectOptions, ensemble::Ensemble, reader_sessions::ReaderSessions,
+    resumable_session::ResumableSession,
 };
 
 /// The elections below one root of an ensemble.
@@ -16,15 +16,15 @@ pub(crate) struct ElectionStore {
     pub(crate) layout: Layout,
     pub(crate) bounds: SessionBounds,
     pub(crate) ensemble: Arc<Ensemble>,
-    pub(crate) sessions: Arc<SessionPool>,
+    pub(crate) reader_sessions: Arc<ReaderSessions>,
     pub(crate) foreign_entries: ForeignEntries,
 }
 
 impl ElectionStore {
     pub(crate) fn new(layout: Layout, bounds: SessionBounds, ensemble: Ensemble) -> Self {
         let ensemble = Arc::new(ensemble);
-        let sessions = Arc::new(SessionPool::new(Arc::clone(&ensemble)));
-        Self { layout, bounds, ensemble, sessions, foreign_entries: ForeignEntries::default() }
+        let reader_sessions = Arc::new(ReaderSessions::new(Arc::clone(&ensemble)));
+        Self { layout, bounds, ensemble, reader_sessions, foreign_entries: ForeignEntries::default() }
     }
 
     pub(crate) fn options(&self) -> &ConnectOptions {
@@ -47,13 +47,13 @@ impl ElectionStore {
         self.layout.number(name).unwrap_or(u64::MAX)
     }
 
-    /// The result of a request for the caller; see [`ConnectOptions::request_error`].
-    pub(crate) fn request_result<T>(&self, result: Result<T, BackendError>) -> Result<T, BackendError> {
+    /// Maps the error of a request to the one for the caller; see [`ConnectOptions::request_error`].
+    pub(crate) fn map_error<T>(&self, result: Result<T, BackendError>) -> Result<T, BackendError> {
         result.map_err(|error| self.options().request_error(error))
     }
 
     /// A session to read over.
-    pub(crate) async fn reader(&self) -> Result<Arc<ResumableSession>, BackendError> {
-        self.sessions.reader().await
+    pub(crate) async fn reader_session(&self) -> Result<Arc<ResumableSession>, BackendError> {
+        self.reader_sessions.session().await
     }
 }

@@ -28,15 +28,16 @@ const SECOND_IN_LINE_DELAY: Duration = Duration::from_millis(20);
 /// How often a waiting candidate reads again without an event; less often where many wait. Rarely: it takes seven
 /// requests, thousands may wait, and there is hardly ever a change that no watch has reported.
 const WAITER_RECHECK_INTERVAL: Duration = Duration::from_secs(600);
-/// The same for leaders and observers, for which it takes one to three requests.
+/// How often a leader or an observer reads again without an event. It takes one to three requests.
 pub(crate) const LEADER_RECHECK_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Returns once no candidate is ahead of `entry`.
 ///
-/// Watches the entry itself and the nearest one ahead (hazard Z16). If the nearest one was the leader and is deleted, and
-/// the watch on the own entry has not fired before on the same connection, then the own entry existed at that time and
-/// leads. Otherwise the candidates are listed again, and nothing is created (hazard Z4). The entry before the nearest one
-/// is watched as well, so that the last waiting candidate knows that it is second in line before its turn comes.
+/// Watches the entry itself and its predecessor, the nearest entry ahead (hazard Z16). If the predecessor was the leader
+/// and is deleted, and the watch on the own entry has not fired before on the same connection, then the own entry existed
+/// at that time and leads. Otherwise the candidates are listed again, and nothing is created (hazard Z4). The second
+/// predecessor, the entry before the predecessor, is watched as well, so that the last waiting candidate knows that it is
+/// second in line before its turn comes.
 ///
 /// # Errors
 /// [`EntryGone`](BackendErrorKind::EntryGone) when `entry` does not exist, also when it belongs to another session.
@@ -54,15 +55,18 @@ pub(crate) async fn until_first(
         // For as long as the own watch has not fired.
         loop {
             // Boxed: the wait lasts for hours and should not hold the memory of this short read.
-            let (nearest, leader, next) = match Box::pin(read_position(store, &connection, entry)).await? {
-                Position::First => return Ok(()),
-                Position::Changed => continue,
-                Position::Behind { nearest, leader, next } => (nearest, leader, next),
-            };
+            let (predecessor, leader, second_predecessor) =
+                match Box::pin(read_position(store, &connection, entry)).await? {
+                    Position::First => return Ok(()),
+                    Position::Changed => continue,
+                    Position::Behind { predecessor, leader, second_predecessor } => {
+                        (predecessor, leader, second_predecessor)
+                    }
+                };
             let second_in_line = async {
-                match next {
-                    Some(next) => {
-                        next.fired().await;
+                match second_predecessor {
+                    Some(second_predecessor) => {
+                        second_predecessor.fired().await;
                         sleep(SECOND_IN_LINE_DELAY.mul_f64(0.5 + fastrand::f64())).await;
                     }
                     None => std::future::pending().await,
@@ -71,7 +75,7 @@ pub(crate) async fn until_first(
             tokio::select! {
                 biased;
                 _ = &mut own => break,
-                event = nearest.fired() => {
+                event = predecessor.fired() => {
                     let leader_left = leader.is_some_and(|path| connection.is_deletion(event.as_ref(), &path));
                     // Polled once more: its event may have arrived just before the other one.
                     if own.as_mut().now_or_never().is_some() {
@@ -96,11 +100,12 @@ enum Position<'a> {
     First,
     /// An entry was deleted meanwhile: read again.
     Changed,
-    /// Behind `nearest`, whose path is `leader` if it leads. `next` watches the entry before it.
-    Behind { nearest: Watch<'a>, leader: Option<String>, next: Option<Watch<'a>> },
+    /// Behind other candidates: the watches on the predecessor and the second predecessor. `leader` is the path of the
+    /// predecessor if it leads.
+    Behind { predecessor: Watch<'a>, leader: Option<String>, second_predecessor: Option<Watch<'a>> },
 }
 
-/// Reads the position of `entry`, and watches the entries just ahead.
+/// Reads the position of `entry`, and watches its predecessor and its second predecessor.
 async fn read_position<'a>(
     store: &ElectionStore,
     connection: &'a Connection,
@@ -117,54 +122,55 @@ async fn read_position<'a>(
         Ahead::Nobody => return Ok(Position::First),
         Ahead::Entries(ahead) => ahead,
     };
-    Ok(match watch_nearest(store, connection, &ahead).await? {
-        Nearest::None => Position::First,
-        Nearest::Deleted => Position::Changed,
-        Nearest::Watched { watch, at, next } => {
+    Ok(match watch_predecessor(store, connection, &ahead).await? {
+        Predecessor::None => Position::First,
+        Predecessor::Deleted => Position::Changed,
+        Predecessor::Watched { watch, at, second_predecessor } => {
             let leader = (at == 0).then(|| ahead.swap_remove(0));
-            Position::Behind { nearest: watch, leader, next }
+            Position::Behind { predecessor: watch, leader, second_predecessor }
         }
     })
 }
 
-/// The nearest candidate ahead.
-enum Nearest<'a> {
+/// The predecessor: the nearest candidate ahead.
+enum Predecessor<'a> {
     /// All znodes ahead are only named like entries.
     None,
     /// One was deleted meanwhile: list again.
     Deleted,
-    /// The nearest candidate, its index among the entries ahead, and a watch on the entry before it.
-    Watched { watch: Watch<'a>, at: usize, next: Option<Watch<'a>> },
+    /// A watch on the predecessor, its index among the entries ahead, and a watch on the second predecessor.
+    Watched { watch: Watch<'a>, at: usize, second_predecessor: Option<Watch<'a>> },
 }
 
-/// Watches the nearest of the entries ahead that is a candidate's, and the one before it.
-async fn watch_nearest<'a>(
+/// Watches the predecessor and the second predecessor.
+async fn watch_predecessor<'a>(
     store: &ElectionStore,
     connection: &'a Connection,
     ahead: &[String],
-) -> Result<Nearest<'a>, BackendError> {
-    let Some((at, (stat, watch))) = watch_last_of(connection, ahead, ahead.len()).await? else {
-        return Ok(Nearest::Deleted);
+) -> Result<Predecessor<'a>, BackendError> {
+    let Some((at, (stat, watch))) = watch_deletion_of_last(connection, ahead, ahead.len()).await? else {
+        return Ok(Predecessor::Deleted);
     };
     store.foreign_entries.warn_if_unreadable(&ahead[at], &stat);
     if is_candidate(store, &stat) {
-        return with_next(connection, ahead, at, watch).await;
+        return with_second_predecessor(connection, ahead, at, watch).await;
     }
     drop(watch);
     // A znode that is only named like an entry: look for the nearest candidate's among the rest.
     let rest: Vec<String> = ahead[..at].iter().rev().cloned().collect();
     let found = first_candidate(store, connection, rest).await.map_err(waiting)?;
-    let Some(found) = found else { return Ok(Nearest::None) };
-    match watch_last_of(connection, ahead, at - found).await? {
+    let Some(found) = found else { return Ok(Predecessor::None) };
+    match watch_deletion_of_last(connection, ahead, at - found).await? {
         Some((at, (stat, watch))) if is_candidate(store, &stat) => {
-            with_next(connection, ahead, at, watch).await
+            with_second_predecessor(connection, ahead, at, watch).await
         }
-        _ => Ok(Nearest::Deleted),
+        _ => Ok(Predecessor::Deleted),
     }
 }
 
-/// Watches for the deletion of the last of the first `count` entries ahead. Returns its index too; `None` if it is deleted.
-async fn watch_last_of<'a>(
+/// Watches for the deletion of the entry at `count − 1` among the entries ahead. Returns that index too; `None` if the
+/// entry is deleted.
+async fn watch_deletion_of_last<'a>(
     connection: &'a Connection,
     ahead: &[String],
     count: usize,
@@ -174,19 +180,21 @@ async fn watch_last_of<'a>(
     Ok(watched.map(|watched| (at, watched)))
 }
 
-/// Adds a watch on the entry before the nearest one, which is at `at` and watched by `watch`.
-async fn with_next<'a>(
+/// Adds a watch on the second predecessor. The predecessor is at `at`, and `watch` watches it.
+async fn with_second_predecessor<'a>(
     connection: &'a Connection,
     ahead: &[String],
     at: usize,
     watch: Watch<'a>,
-) -> Result<Nearest<'a>, BackendError> {
+) -> Result<Predecessor<'a>, BackendError> {
     if at == 0 {
-        return Ok(Nearest::Watched { watch, at, next: None });
+        return Ok(Predecessor::Watched { watch, at, second_predecessor: None });
     }
-    match watch_last_of(connection, ahead, at).await? {
-        None => Ok(Nearest::Deleted),
-        Some((_, (_, next))) => Ok(Nearest::Watched { watch, at, next: Some(next) }),
+    match watch_deletion_of_last(connection, ahead, at).await? {
+        None => Ok(Predecessor::Deleted),
+        Some((_, (_, second_predecessor))) => {
+            Ok(Predecessor::Watched { watch, at, second_predecessor: Some(second_predecessor) })
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A [`Connection`](connection::Connection) is one TCP connection. A
 //! [`ResumableSession`](resumable_session::ResumableSession) moves a session from one connection to the next
-//! ([`failover`]), over the [`servers`] of one [`ensemble`]. The [`session_pool`] shares sessions for reading.
+//! ([`failover`]), over the [`servers`] of one [`ensemble`]. The [`reader_sessions`] shares sessions for reading.
 
 mod client_task;
 pub(crate) mod connect_options;
@@ -11,10 +11,10 @@ pub(crate) mod ensemble;
 pub(crate) mod error;
 mod failover;
 pub(crate) mod parents;
+pub(crate) mod reader_sessions;
 mod requests;
 pub(crate) mod resumable_session;
 pub(crate) mod servers;
-pub(crate) mod session_pool;
 mod session_state;
 pub(crate) mod watch;
 pub(crate) mod znode_stat;

@@ -8,8 +8,8 @@ use super::harness::{Model, ModelClock, explore, fails_without};
 use crate::{
     CandidateId, Config, ElectionName, FencingToken, Leadership, LossReason,
     engine::{
+        elector_context::ElectorContext,
         rules::window::{SentAt, Window},
-        shared::Shared,
         tasks::{session::Session, term::Term},
     },
     failpoints::SafetyRule,
@@ -37,10 +37,10 @@ pub(super) fn every_schedule(preemptions: usize) -> impl FnOnce(Model) {
 /// A leadership under a session of its own, without the tasks of either.
 pub(super) fn new_leadership(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let store = MemoryStore::new();
-    let shared = Shared::simulated(Arc::new(store.backend()), config.clone(), clock.clone());
-    let spi = block_on(shared.backend.open_session(TTL)).unwrap();
+    let shared = ElectorContext::simulated(Arc::new(store.backend()), config.clone(), clock.clone());
+    let backend_session = block_on(shared.backend.open_session(TTL)).unwrap();
     let window = Window::opened(SentAt::now(&**clock), TTL, 0.1, GRACE_PERIOD);
-    let session = Session::new(spi, shared, window);
+    let session = Session::new(backend_session, shared, window);
     let election = ElectionName::new("e").unwrap();
     let candidate = CandidateId::new("a").unwrap();
     let request = EntryRequest { election: election.clone(), candidate, value: Arc::from([]), nonce: 1 };
@@ -113,7 +113,7 @@ fn extended_while_closing(config: &Config) {
         let clock = Arc::clone(&clock);
         thread::spawn(move || clock.advance(STEP))
     };
-    if session.check_window(GRACE_PERIOD).is_err() {
+    if session.enforce_window(GRACE_PERIOD).is_err() {
         assert!(session.ended().is_some(), "a check failed, and the session lives on");
         assert!(!leadership.is_leader(), "a check failed, and a later one succeeded");
     }

@@ -50,7 +50,7 @@ impl Deadline {
 }
 
 impl Watched for Deadline {
-    fn check(&self) -> Option<BootInstant> {
+    fn enforce(&self) -> Option<BootInstant> {
         let at = self.at.load(Ordering::Relaxed);
         self.seen.store(at, Ordering::Relaxed);
         if at == NEAR {
@@ -113,7 +113,7 @@ fn the_thread_ends_with_its_elector() {
         let checked = Arc::new(AtomicBool::new(false));
         struct Once(Arc<AtomicBool>);
         impl Watched for Once {
-            fn check(&self) -> Option<BootInstant> {
+            fn enforce(&self) -> Option<BootInstant> {
                 self.0.store(true, Ordering::Relaxed);
                 None
             }

@@ -24,7 +24,7 @@ const MAX_CHECK_DELAY: Duration = Duration::from_millis(25);
 /// The time in which work has to end its poll after the process was stopped and continued.
 const RESUME_GRACE: Duration = Duration::from_millis(50);
 
-/// Aborts the process at the last instant of a term whose work is being polled at that instant.
+/// Aborts the process at the stop-by time of a term whose work is being polled at that time.
 pub(crate) struct AbortTimer(Arc<Table>);
 
 struct Table {
@@ -250,7 +250,7 @@ mod tests {
 
     /// Hazard G26: the process is aborted at the instant for which the slot is armed, if work is being polled.
     #[test]
-    fn work_that_is_polled_at_its_last_instant_aborts() {
+    fn work_that_is_polled_at_its_stop_by_time_aborts() {
         let timer = AbortTimer(table());
         let (idle, busy) = (timer.slot(), timer.slot());
         let mut grace_until = None;

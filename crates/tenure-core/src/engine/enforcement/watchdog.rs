@@ -26,7 +26,7 @@ use crate::{
 /// Something whose deadlines the watchdog enforces.
 pub(crate) trait Watched: Send + Sync {
     /// Enforces the deadlines that have passed. Returns when to check again; `None` when no deadline is left.
-    fn check(&self) -> Option<BootInstant>;
+    fn enforce(&self) -> Option<BootInstant>;
 }
 
 /// Enforces the deadlines of an elector's sessions: on a thread of its own, or as a task in simulated time.
@@ -64,7 +64,7 @@ impl Watchdog {
         thread::Builder::new().name("tenure-watchdog".into()).spawn(move || {
             reporter.enter_engine_thread();
             while !thread_state.quit.load(Ordering::Acquire) {
-                let next = thread_state.check();
+                let next = thread_state.enforce();
                 thread_state.alarm.wait(&*thread_state.clock, next);
             }
         })?;
@@ -85,7 +85,7 @@ impl Watchdog {
             let state = Arc::clone(&self.state);
             runtime.spawn_untracked(async move {
                 while !state.quit.load(Ordering::Acquire) {
-                    let next = state.check();
+                    let next = state.enforce();
                     tokio::select! {
                         () = state.clock.sleep_until(next), if next < BootInstant::NEVER => {}
                         () = state.notify.notified() => {}
@@ -125,7 +125,7 @@ impl State {
     }
 
     /// Enforces the deadlines that have passed, and returns when to check again.
-    fn check(&self) -> BootInstant {
+    fn enforce(&self) -> BootInstant {
         let watched: Vec<_> = {
             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             watched.retain(|weak| weak.strong_count() > 0);
@@ -133,7 +133,7 @@ impl State {
         };
         let mut next = BootInstant::NEVER;
         for weak in watched {
-            if let Some(deadline) = weak.upgrade().and_then(|watched| watched.check()) {
+            if let Some(deadline) = weak.upgrade().and_then(|watched| watched.enforce()) {
                 next = next.min(deadline);
             }
         }

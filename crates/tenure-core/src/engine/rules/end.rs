@@ -5,24 +5,23 @@ use std::time::Duration;
 use super::window::Window;
 use crate::{BootInstant, LossReason};
 
-/// Work is dropped this long before its last instant, so that its `Drop` has run by then.
+/// Work is dropped this long before its stop-by time, so that its `Drop` has run by then.
 pub(crate) const DROP_MARGIN: Duration = Duration::from_millis(50);
 
 /// The end of a session or a term.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
     pub(crate) reason: LossReason,
-    /// The instant by which work has to have stopped.
+    /// The stop-by time: the instant by which work has to have stopped.
     pub(crate) stop_by: BootInstant,
 }
 
 impl End {
     /// The end, at `now`, of a term whose session has `window`.
     ///
-    /// Work may go on until the deadline. It has only [`DROP_MARGIN`] left when the store says that another
-    /// candidate may lead already.
+    /// Work may go on until the deadline. If another candidate may lead already, work has 50 ms ([`DROP_MARGIN`]).
     pub(crate) fn at(now: BootInstant, reason: LossReason, window: &Window) -> Self {
-        let stop_by = if reason.is_over_in_the_store() {
+        let stop_by = if reason.successor_may_lead() {
             now + DROP_MARGIN
         } else {
             window.deadline().min(now + window.length())
@@ -31,7 +30,7 @@ impl End {
     }
 }
 
-/// The time between dropping work and its last instant, for terms with this grace period.
+/// The time between dropping work and its stop-by time, for terms with this grace period.
 pub(crate) fn drop_margin(grace_period: Duration) -> Duration {
     DROP_MARGIN.min(grace_period / 4)
 }

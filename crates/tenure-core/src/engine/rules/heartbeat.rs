@@ -20,7 +20,7 @@ pub(crate) fn interval(proof: HeartbeatProof, ttl: Duration, drift: f64, grace_p
         // A confirmed heartbeat is up to a gap and an interval old, and one heartbeat may be lost. A short gap alone
         // makes the interval no shorter than an eighth of the TTL; little usable time does (the last `min`).
         HeartbeatProof::NextHeartbeat { gap } => {
-            gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(widened(gap, drift)) / 3)
+            gap.max(ttl / 8).min(ttl / 3).min(usable.saturating_sub(gap_by_store_clock(gap, drift)) / 3)
         }
         _ => (ttl / 3).min(usable / 2),
     }
@@ -41,13 +41,13 @@ pub(crate) fn retry_backoff(timeout: Duration) -> Backoff {
     Backoff { min: MIN_RETRY_DELAY, max: (timeout / 16).max(MIN_RETRY_DELAY) }
 }
 
-/// The least time between the answer to a heartbeat and the sending of the one that confirms it.
+/// The least time between the response to a heartbeat and the sending of the one that confirms it.
 pub(crate) fn confirmation_gap(gap: Duration, drift: f64) -> Duration {
-    if is_disabled(SafetyRule::KeepHeartbeatGap) { Duration::ZERO } else { widened(gap, drift) }
+    if is_disabled(SafetyRule::KeepHeartbeatGap) { Duration::ZERO } else { gap_by_store_clock(gap, drift) }
 }
 
 /// A gap that is long enough by the store's clock as well.
-fn widened(gap: Duration, drift: f64) -> Duration {
+fn gap_by_store_clock(gap: Duration, drift: f64) -> Duration {
     gap.div_f64(1.0 - drift)
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn largest_grace_period(
         HeartbeatProof::Process => Duration::ZERO,
         // The confirmed heartbeat is up to a gap (at least an interval) and an interval old; the next one is sent an
         // interval later and answered within its timeout, half an interval.
-        HeartbeatProof::NextHeartbeat { gap } => widened(gap, drift).max(interval) + interval * 5 / 2,
+        HeartbeatProof::NextHeartbeat { gap } => gap_by_store_clock(gap, drift).max(interval) + interval * 5 / 2,
         // The next heartbeat is sent after an interval; half of one is left for its answer and its confirmation.
         _ => interval * 3 / 2,
     };
@@ -82,7 +82,7 @@ pub(crate) struct UnconfirmedHeartbeat {
 
 /// Takes the newest heartbeat that was answered at least `gap` before `sent`, and drops all older ones.
 ///
-/// The gap is counted from the *answer*: the store may have executed the heartbeat only just before that,
+/// The gap is counted from the *response*: the store may have executed the heartbeat only just before that,
 /// however long ago it was sent.
 pub(crate) fn take_confirmed(
     unconfirmed: &mut VecDeque<UnconfirmedHeartbeat>,
@@ -130,7 +130,7 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// Hazard Z18: a write that was in flight for long may have been executed only just before its answer, when its
+    /// Hazard Z18: a write that was in flight for long may have been executed only just before its response, when its
     /// server had not replicated it yet.
     #[test]
     fn the_gap_is_counted_from_the_answer() {

@@ -9,7 +9,7 @@ use crate::{BootInstant, spi::EntryRequest};
 const MAX_PENDING: usize = 4096;
 /// The longest delay before a withdrawal is repeated for the first time.
 const MAX_FIRST_DELAY: Duration = Duration::from_secs(10);
-/// Delays between repetitions may grow at least to this.
+/// Lower bound of the maximum delay between repetitions.
 const MIN_DELAY_LIMIT: Duration = MAX_FIRST_DELAY;
 /// A withdrawal is repeated for this long after the store first confirmed it.
 ///

@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(window.deadline(), before);
     }
 
-    /// Hazards G1 and G25: once the grace period has begun, no late answer brings leadership back.
+    /// Hazards G1 and G25: once the grace period has begun, no late response brings leadership back.
     #[tokio::test(start_paused = true)]
     async fn a_closed_window_stays_closed() {
         let clock = SimClock::new();

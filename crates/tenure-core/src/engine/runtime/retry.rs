@@ -30,7 +30,7 @@ impl Retry {
     }
 }
 
-/// The answer to `request`, or [`BackendErrorKind::Unavailable`] after `limit`. `operation` names the request
+/// The response to `request`, or [`BackendErrorKind::Unavailable`] after `limit`. `operation` names the request
 /// in that error.
 pub(crate) async fn with_timeout<T>(
     operation: &'static str,

@@ -11,6 +11,7 @@ use super::{
     entry_watcher::PerEntryWatcher,
     events::{Event, HeldTerm},
     pending_entry::PendingEntry,
+    registered_entry::EntryId,
     session::Session,
     term::Term,
 };
@@ -29,7 +30,7 @@ const WATCH_DEBOUNCE: Duration = Duration::from_millis(50);
 /// The longest delay of a watch, however long the burst lasts.
 const MAX_WATCH_DELAY: Duration = Duration::from_millis(500);
 
-/// The task of the active terms. Made before its task is spawned: if the task is dropped before its first poll,
+/// The task of the active terms. Created before its task is spawned: if the task is dropped before its first poll,
 /// this closes the queue of events, and no sender waits in vain.
 pub(crate) struct ActiveTermsTask(Arc<Session>);
 
@@ -68,9 +69,9 @@ async fn run(session: &Arc<Session>) {
                 terms.watch_unwatched();
             }
             event = terms.next_entry_event() => match event {
-                Ok((number, event)) => terms.handle_entry_event(number, event),
+                Ok((entry_id, event)) => terms.handle_entry_event(entry_id, event),
                 Err(error) => {
-                    debug!(session = session.spi.id(), %error, "the watch on the entries has failed; the session ends");
+                    debug!(session = session.backend_session.id(), %error, "the watch on the entries has failed; the session ends");
                     terms.fail_watcher(match error.kind() {
                         BackendErrorKind::SessionGone => LossReason::SessionExpired,
                         _ => LossReason::SessionGivenUp,
@@ -81,15 +82,16 @@ async fn run(session: &Arc<Session>) {
     }
 }
 
-/// The active terms of one session, by the numbers of their entries.
+/// The active terms of one session, by the ids of their entries.
 struct ActiveTerms<'a> {
     session: &'a Arc<Session>,
-    held: BTreeMap<u64, HeldTerm>,
-    /// Terms that have ended and whose work is cancelled: it may go on for a while, but not beside a successor.
-    stopping: BTreeMap<u64, Arc<Term>>,
+    held: BTreeMap<EntryId, HeldTerm>,
+    /// Terms that have ended and whose work is cancelled: it may go on for a while, and is dropped
+    /// at once if its entry is deleted.
+    stopping: BTreeMap<EntryId, Arc<Term>>,
     watcher: WatcherState,
     /// The entries that are not watched yet.
-    unwatched: Vec<u64>,
+    unwatched: Vec<EntryId>,
     /// When the first of `unwatched` was added.
     unwatched_since: BootInstant,
     /// The number of terms that have begun in a burst.
@@ -125,32 +127,32 @@ impl<'a> ActiveTerms<'a> {
     fn handle(&mut self, event: Event) {
         self.catch_panic(|terms| match event {
             Event::Elected(held) => terms.begin_term(held),
-            Event::Ended(number) => terms.end_term(number),
-            Event::EntryMissing(number) => terms.handle_entry_event(number, EntryEvent::Deleted),
-            Event::WorkStopped(number) => {
-                terms.stopping.remove(&number);
-                terms.unwatch(number);
+            Event::Ended(entry_id) => terms.end_term(entry_id),
+            Event::EntryMissing(entry_id) => terms.handle_entry_event(entry_id, EntryEvent::Deleted),
+            Event::WorkStopped(entry_id) => {
+                terms.stopping.remove(&entry_id);
+                terms.unwatch(entry_id);
             }
         });
     }
 
     fn begin_term(&mut self, held: HeldTerm) {
         let term = Arc::clone(&held.term);
-        let number = term.number();
-        self.held.insert(number, held);
+        let entry_id = term.entry_id();
+        self.held.insert(entry_id, held);
         let now = self.session.shared.clock.now();
         self.last_begun = now;
         self.burst_len += 1;
         if self.unwatched.is_empty() {
             self.unwatched_since = now;
         }
-        self.unwatched.push(number);
+        self.unwatched.push(entry_id);
         if term.registered_entry().missing.is_set() {
-            term.lose(LossReason::EntryGone);
+            term.end(LossReason::EntryGone);
         }
         // The guard may have been dropped before this event was received.
         if term.reason().is_some() {
-            self.end_term(number);
+            self.end_term(entry_id);
         }
         if self.burst_len <= EAGER_WATCHES || now.since(self.unwatched_since) >= MAX_WATCH_DELAY {
             self.watch_unwatched();
@@ -170,13 +172,13 @@ impl<'a> ActiveTerms<'a> {
             return;
         }
         self.catch_panic(|terms| {
-            for number in unwatched {
-                let held = terms.held.get(&number).map(|held| &held.term);
-                let Some(term) = held.or_else(|| terms.stopping.get(&number)).cloned() else {
+            for entry_id in unwatched {
+                let held = terms.held.get(&entry_id).map(|held| &held.term);
+                let Some(term) = held.or_else(|| terms.stopping.get(&entry_id)).cloned() else {
                     continue;
                 };
                 if let Some(watcher) = terms.watcher() {
-                    watcher.add(number, term.entry());
+                    watcher.add(entry_id, term.entry());
                 }
             }
         });
@@ -187,7 +189,7 @@ impl<'a> ActiveTerms<'a> {
         if matches!(self.watcher, WatcherState::NotStarted) {
             self.watcher = WatcherState::Running(
                 self.session
-                    .spi
+                    .backend_session
                     .entry_watcher()
                     .unwrap_or_else(|| Box::new(PerEntryWatcher::new(self.session))),
             );
@@ -199,17 +201,17 @@ impl<'a> ActiveTerms<'a> {
     }
 
     /// The term of this entry has ended: starts the task that withdraws the entry.
-    fn end_term(&mut self, number: u64) {
-        let Some(held) = self.held.remove(&number) else { return };
+    fn end_term(&mut self, entry_id: EntryId) {
+        let Some(held) = self.held.remove(&entry_id) else { return };
         let wait_for_work = !held.term.work.is_stopped() && !is_disabled(SafetyRule::StopWorkBeforeLeaving);
         if wait_for_work {
-            self.stopping.insert(number, Arc::clone(&held.term));
+            self.stopping.insert(entry_id, Arc::clone(&held.term));
             if matches!(self.watcher, WatcherState::Failed) {
-                held.term.drop_work();
+                held.term.request_drop();
             }
         } else {
             // The watch may have a request in flight and hold what the withdrawal waits for.
-            self.unwatch(number);
+            self.unwatch(entry_id);
         }
         let term = &held.term;
         let span = info_span!("candidate", election = %term.election(), candidate = %term.candidate());
@@ -217,40 +219,40 @@ impl<'a> ActiveTerms<'a> {
     }
 
     fn end_all(&mut self) {
-        while let Some(number) = self.held.keys().next().copied() {
-            self.catch_panic(|terms| terms.end_term(number));
+        while let Some(entry_id) = self.held.keys().next().copied() {
+            self.catch_panic(|terms| terms.end_term(entry_id));
         }
     }
 
     /// Handles an event of an entry in the store.
-    fn handle_entry_event(&mut self, number: u64, event: EntryEvent) {
-        self.catch_panic(|terms| match (terms.held.get(&number), event) {
-            // `lose` sends `Event::Ended`, which goes on with the withdrawal.
-            (Some(held), EntryEvent::Deleted) => held.term.lose(LossReason::EntryGone),
+    fn handle_entry_event(&mut self, entry_id: EntryId, event: EntryEvent) {
+        self.catch_panic(|terms| match (terms.held.get(&entry_id), event) {
+            // `Term::end` sends `Event::Ended`, which goes on with the withdrawal.
+            (Some(held), EntryEvent::Deleted) => held.term.end(LossReason::EntryGone),
             (Some(held), EntryEvent::ResignRequested) => {
                 let entry = held.term.entry();
                 info!(election = %entry.election, entry = %entry.key, "resignation requested");
-                held.term.lose(LossReason::ResignRequested);
+                held.term.end(LossReason::ResignRequested);
             }
             (None, EntryEvent::Deleted) => {
-                if let Some(term) = terms.stopping.get(&number) {
-                    term.drop_work();
+                if let Some(term) = terms.stopping.get(&entry_id) {
+                    term.request_drop();
                 }
             }
             (None, EntryEvent::ResignRequested) => {}
         });
     }
 
-    fn unwatch(&mut self, number: u64) {
+    fn unwatch(&mut self, entry_id: EntryId) {
         self.catch_panic(|terms| {
             if let WatcherState::Running(watcher) = &mut terms.watcher {
-                watcher.remove(number);
+                watcher.remove(entry_id);
             }
         });
     }
 
     /// The next event of a watched entry. Never returns while no entry is watched.
-    async fn next_entry_event(&mut self) -> Result<(u64, EntryEvent), BackendError> {
+    async fn next_entry_event(&mut self) -> Result<(EntryId, EntryEvent), BackendError> {
         let WatcherState::Running(watcher) = &mut self.watcher else { return std::future::pending().await };
         match AssertUnwindSafe(async { watcher.next().await }).catch_unwind().await {
             Ok(event) => event,
@@ -272,7 +274,7 @@ impl<'a> ActiveTerms<'a> {
         // The log subscriber may be what has panicked.
         let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
             error!(
-                session = self.session.spi.id(),
+                session = self.session.backend_session.id(),
                 "the task of the leaderships has panicked; their session ends"
             );
         }));
@@ -286,7 +288,7 @@ impl<'a> ActiveTerms<'a> {
         let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(watcher)));
         let _ = std::panic::catch_unwind(AssertUnwindSafe(|| self.session.end(reason)));
         for term in self.stopping.values() {
-            term.drop_work();
+            term.request_drop();
         }
     }
 }
@@ -297,7 +299,7 @@ async fn withdraw(mut held: HeldTerm, wait_for_work: bool) {
     term.report_end();
     if wait_for_work {
         Box::pin(term.wait_work_stopped()).await;
-        term.session.events.send(Event::WorkStopped(term.number()));
+        term.session.events.send(Event::WorkStopped(term.entry_id()));
     }
     let mut entry = PendingEntry::of_term(&term, held.uncertain);
     held.confirmed = Box::pin(entry.withdraw(&term.session)).await;

@@ -5,34 +5,34 @@ use std::sync::Arc;
 use tracing::{Instrument as _, debug, info_span};
 
 use super::{
-    candidacy::{self, Caller, Candidacy, Outcome},
+    candidacy::{self, Caller, Candidacy, CandidacyOutcome},
     elections::Elections,
     session::Session,
     session_pool::SessionPool,
 };
 use crate::{
     BootInstant, ElectionName, Error,
-    engine::{runtime::retry::Retry, shared::Shared},
+    engine::{elector_context::ElectorContext, runtime::retry::Retry},
 };
 
 /// A campaign, as a task of the engine.
 pub(crate) struct Campaign {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<ElectorContext>,
     pub(crate) session_pool: SessionPool,
     pub(crate) elections: Arc<Elections>,
     pub(crate) election: ElectionName,
     /// When it was called.
-    pub(crate) called_at: BootInstant,
+    pub(crate) started_at: BootInstant,
     /// Whether to wait while another candidate leads.
-    pub(crate) waits: bool,
+    pub(crate) wait_for_turn: bool,
 }
 
 impl Campaign {
-    /// Campaigns until the caller is answered or gives up, or the elector closes.
+    /// Campaigns until the caller has a result or gives up, or the elector closes.
     pub(crate) async fn run(self, mut caller: Caller) {
         let shared = &self.shared;
         let semaphore = self.elections.semaphore(&self.election);
-        let permit = if self.waits {
+        let permit = if self.wait_for_turn {
             tokio::select! {
                 biased;
                 () = shared.closing.cancelled() => return,
@@ -67,17 +67,17 @@ impl Campaign {
                 election: self.election.clone(),
                 candidate: shared.config.id.clone(),
                 value: Arc::clone(&shared.value),
-                called_at: self.called_at,
-                waits: self.waits,
+                started_at: self.started_at,
+                wait_for_turn: self.wait_for_turn,
                 permit: permit.take(),
             };
             let span = info_span!("candidate", election = %self.election, candidate = %shared.config.id);
             match candidacy::run(Arc::clone(&session), candidacy, caller).instrument(span).await {
-                Outcome::Answered => return,
-                Outcome::Withdrawn { caller, confirmed } => {
+                CandidacyOutcome::Answered => return,
+                CandidacyOutcome::Withdrawn { caller, confirmed } => {
                     return self.answer_withdrawal(caller, (!confirmed).then_some(session)).await;
                 }
-                Outcome::SessionEnded { permit: returned, caller: waiting } => {
+                CandidacyOutcome::SessionEnded { permit: returned, caller: waiting } => {
                     debug!(election = %self.election, "campaigning on under a new session");
                     (permit, caller) = (returned, waiting);
                 }

@@ -1,5 +1,5 @@
 //! One candidate under one session, from entering to leading or leaving. It runs in one task, so that all
-//! requests for an entry are made in one order, and dropping a future anywhere leaves no entry behind.
+//! requests for an entry are sent in one order, and dropping a future anywhere leaves no entry behind.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::{
     elections::Elections,
-    events::{Event, HeldTerm, SlotPermit},
+    events::{CandidatePermit, Event, HeldTerm},
     pending_entry::PendingEntry,
     registered_entry::RegisteredEntry,
     session::Session,
@@ -31,11 +31,11 @@ pub(crate) struct Candidacy {
     pub(crate) candidate: CandidateId,
     pub(crate) value: Arc<[u8]>,
     /// When the campaign was called.
-    pub(crate) called_at: BootInstant,
+    pub(crate) started_at: BootInstant,
     /// Whether to wait while another candidate leads.
-    pub(crate) waits: bool,
+    pub(crate) wait_for_turn: bool,
     /// The permit of this elector's candidate in the election; given back when the entry is gone.
-    pub(crate) permit: SlotPermit,
+    pub(crate) permit: CandidatePermit,
 }
 
 /// The caller of a campaign.
@@ -46,7 +46,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// The caller as the campaign's task sees it, the receiver of its answer, and a guard that makes the
+    /// The caller as the campaign's task sees it, the receiver of its result, and a guard that makes the
     /// candidacy withdraw when it is dropped.
     pub(crate) fn new() -> (Self, oneshot::Receiver<Result<Option<Leadership>, Error>>, DropGuard) {
         let (answer, receiver) = oneshot::channel();
@@ -64,7 +64,7 @@ impl Caller {
         self.given_up.cancelled().await;
     }
 
-    /// Answers. Without a caller, a leadership is dropped, and so resigned.
+    /// Sends the result. Without a caller, a leadership is dropped, and so resigned.
     pub(crate) fn send(self, answer: Result<Option<Leadership>, Error>) {
         let _ = self.answer.send(answer);
     }
@@ -72,8 +72,8 @@ impl Caller {
 
 /// The outcome of a candidacy.
 #[derive(Debug)]
-pub(crate) enum Outcome {
-    /// The caller was answered.
+pub(crate) enum CandidacyOutcome {
+    /// The caller has received the result.
     Answered,
     /// The caller has given up.
     Withdrawn {
@@ -82,64 +82,69 @@ pub(crate) enum Outcome {
         confirmed: bool,
     },
     /// The session has ended: another one is needed.
-    SessionEnded { permit: SlotPermit, caller: Caller },
+    SessionEnded { permit: CandidatePermit, caller: Caller },
 }
 
 /// Why a candidacy ends without leadership.
-enum Stop {
+enum NotElectedReason {
     SessionEnded,
     CallerGaveUp,
     /// Another candidate leads, and the campaign does not wait.
-    NotElected,
+    OtherLeads,
     Failed(BackendError),
 }
 
 /// A candidacy in progress.
-struct CandidacyTask<'a> {
+struct CandidacyRun<'a> {
     session: &'a Arc<Session>,
     candidacy: Candidacy,
     caller: Caller,
     entry: PendingEntry,
 }
 
-/// Enters, waits, and answers the caller. A term that begins is handed to the task of the
+/// Enters, waits, and sends the result to the caller. A term that begins is handed to the task of the
 /// [active terms](super::active_terms).
-pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, caller: Caller) -> Outcome {
+pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, caller: Caller) -> CandidacyOutcome {
     let guard = EndSessionOnAbort(&session);
-    let outcome = campaign(&session, candidacy, caller).await;
+    let outcome = run_inner(&session, candidacy, caller).await;
     std::mem::forget(guard);
     outcome
 }
 
-async fn campaign(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) -> Outcome {
+async fn run_inner(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) -> CandidacyOutcome {
     let _tracker_token = session.entry_tracker.token();
     let entry = PendingEntry::new(new_request(&candidacy));
-    let mut task = CandidacyTask { session, candidacy, caller, entry };
-    match task.until_elected().await {
+    let mut run = CandidacyRun { session, candidacy, caller, entry };
+    match run.until_elected().await {
         Ok((token, registered)) => {
-            let CandidacyTask { candidacy, caller, entry, .. } = task;
+            let CandidacyRun { candidacy, caller, entry, .. } = run;
             let term = Term::new(session, entry.request, token, registered);
             candidacy.elections.set_term(&term);
-            let waited = session.shared.clock.now().since(candidacy.called_at);
+            let waited = session.shared.clock.now().since(candidacy.started_at);
             telemetry::leadership_won(term.election(), token, waited);
             let held = HeldTerm::new(Arc::clone(&term), entry.uncertain, candidacy.permit);
             // If the campaign's future was dropped meanwhile, this drops the guard, which resigns.
             caller.send(Ok(Some(Leadership::new(term))));
             session.events.send(Event::Elected(held));
-            Outcome::Answered
+            CandidacyOutcome::Answered
         }
-        Err(stop) => {
-            let confirmed = Box::pin(task.entry.withdraw(session)).await;
-            // Given back before the caller is answered: it may campaign again at once.
-            let permit = task.candidacy.permit.take().filter(|_| matches!(stop, Stop::SessionEnded));
-            let answer = match stop {
-                Stop::SessionEnded => return Outcome::SessionEnded { permit, caller: task.caller },
-                Stop::CallerGaveUp => return Outcome::Withdrawn { caller: task.caller, confirmed },
-                Stop::NotElected => Ok(None),
-                Stop::Failed(error) => Err(error.into()),
+        Err(reason) => {
+            let confirmed = Box::pin(run.entry.withdraw(session)).await;
+            // Given back before the caller receives the result: it may campaign again at once.
+            let permit =
+                run.candidacy.permit.take().filter(|_| matches!(reason, NotElectedReason::SessionEnded));
+            let answer = match reason {
+                NotElectedReason::SessionEnded => {
+                    return CandidacyOutcome::SessionEnded { permit, caller: run.caller };
+                }
+                NotElectedReason::CallerGaveUp => {
+                    return CandidacyOutcome::Withdrawn { caller: run.caller, confirmed };
+                }
+                NotElectedReason::OtherLeads => Ok(None),
+                NotElectedReason::Failed(error) => Err(error.into()),
             };
-            task.caller.send(answer);
-            Outcome::Answered
+            run.caller.send(answer);
+            CandidacyOutcome::Answered
         }
     }
 }
@@ -164,9 +169,9 @@ fn new_request(candidacy: &Candidacy) -> Arc<EntryRequest> {
     })
 }
 
-impl CandidacyTask<'_> {
+impl CandidacyRun<'_> {
     /// Enters and waits until the entry leads. Enters again with a new entry when its own was deleted.
-    async fn until_elected(&mut self) -> Result<(FencingToken, Arc<RegisteredEntry>), Stop> {
+    async fn until_elected(&mut self) -> Result<(FencingToken, Arc<RegisteredEntry>), NotElectedReason> {
         let mut retry = Retry::new(self.session.shared.config.retry);
         loop {
             // Boxed: the memory of a request is not held while the candidate waits, which may take hours.
@@ -175,13 +180,15 @@ impl CandidacyTask<'_> {
             self.entry.registered = Some(Arc::clone(&registered));
             let token = match leads {
                 Some(token) => Some(token),
-                None if !self.candidacy.waits => return Err(Stop::NotElected),
+                None if !self.candidacy.wait_for_turn => return Err(NotElectedReason::OtherLeads),
                 None => self.wait_turn(&registered).await?,
             };
             if let Some(token) = token {
                 // A session without a recent heartbeat may have won in vain.
                 let session = self.session;
-                session.check_window(session.window.grace_period()).map_err(|_| Stop::SessionEnded)?;
+                session
+                    .enforce_window(session.window.grace_period())
+                    .map_err(|_| NotElectedReason::SessionEnded)?;
                 let token = self.token_of_term(token);
                 return Ok((token, registered));
             }
@@ -194,20 +201,20 @@ impl CandidacyTask<'_> {
         }
     }
 
-    async fn enter(&mut self) -> Result<Entered, Stop> {
+    async fn enter(&mut self) -> Result<Entered, NotElectedReason> {
         let session = self.session;
         let shared = &session.shared;
         let mut retry = Retry::new(shared.config.retry);
         loop {
             if self.caller.has_given_up() {
-                return Err(Stop::CallerGaveUp);
+                return Err(NotElectedReason::CallerGaveUp);
             }
             let limit = shared.config.request_timeout;
-            // A withdrawal waits for the answer: an entry that is known needs no repeated withdrawal.
+            // A withdrawal waits for the response: an entry that is known needs no repeated withdrawal.
             let answer = tokio::select! {
                 biased;
-                () = session.ended_token.cancelled() => return Err(Stop::SessionEnded),
-                answer = with_timeout("entering", limit, session.spi.enter(&self.entry.request)) => answer,
+                () = session.ended_token.cancelled() => return Err(NotElectedReason::SessionEnded),
+                answer = with_timeout("entering", limit, session.backend_session.enter(&self.entry.request)) => answer,
             };
             match answer {
                 Ok(entered) => {
@@ -224,16 +231,19 @@ impl CandidacyTask<'_> {
     }
 
     /// The token once the entry leads; `None` when the entry is gone.
-    async fn wait_turn(&mut self, registered: &RegisteredEntry) -> Result<Option<FencingToken>, Stop> {
+    async fn wait_turn(
+        &mut self,
+        registered: &RegisteredEntry,
+    ) -> Result<Option<FencingToken>, NotElectedReason> {
         let session = self.session;
         let mut retry = Retry::new(session.shared.config.retry);
         loop {
             let answer = tokio::select! {
                 biased;
-                () = session.ended_token.cancelled() => return Err(Stop::SessionEnded),
-                () = self.caller.wait_given_up() => return Err(Stop::CallerGaveUp),
+                () = session.ended_token.cancelled() => return Err(NotElectedReason::SessionEnded),
+                () = self.caller.wait_given_up() => return Err(NotElectedReason::CallerGaveUp),
                 () = registered.missing.wait() => return Ok(None),
-                answer = session.spi.wait_turn(&registered.entry) => answer,
+                answer = session.backend_session.wait_turn(&registered.entry) => answer,
             };
             match answer {
                 Ok(token) => {
@@ -248,16 +258,16 @@ impl CandidacyTask<'_> {
     }
 
     /// `Ok` when the request may be repeated after `error`. `message` is logged then.
-    fn handle_error(&self, error: BackendError, message: &'static str) -> Result<(), Stop> {
+    fn handle_error(&self, error: BackendError, message: &'static str) -> Result<(), NotElectedReason> {
         match error.kind() {
             BackendErrorKind::SessionGone => {
                 self.session.end(LossReason::SessionExpired);
-                Err(Stop::SessionEnded)
+                Err(NotElectedReason::SessionEnded)
             }
             _ if error.is_permanent() => {
                 self.session.shared.status.failed(&error);
                 warn!(election = %self.candidacy.election, %error, "the store refuses the candidate");
-                Err(Stop::Failed(error))
+                Err(NotElectedReason::Failed(error))
             }
             _ => {
                 self.session.shared.status.failed(&error);
@@ -267,11 +277,11 @@ impl CandidacyTask<'_> {
         }
     }
 
-    async fn pause(&mut self, retry: &mut Retry) -> Result<(), Stop> {
+    async fn pause(&mut self, retry: &mut Retry) -> Result<(), NotElectedReason> {
         tokio::select! {
             biased;
-            () = self.session.ended_token.cancelled() => Err(Stop::SessionEnded),
-            () = self.caller.wait_given_up() => Err(Stop::CallerGaveUp),
+            () = self.session.ended_token.cancelled() => Err(NotElectedReason::SessionEnded),
+            () = self.caller.wait_given_up() => Err(NotElectedReason::CallerGaveUp),
             () = retry.pause() => Ok(()),
         }
     }

@@ -86,8 +86,8 @@ async fn watch(
     let mut retry = Retry::new(session.shared.config.retry);
     loop {
         let event = match for_resign_requests {
-            true => session.spi.wait_entry_event(entry).await,
-            false => session.spi.wait_deleted(entry).await.map(|()| EntryEvent::Deleted),
+            true => session.backend_session.wait_entry_event(entry).await,
+            false => session.backend_session.wait_deleted(entry).await.map(|()| EntryEvent::Deleted),
         };
         match event {
             Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(EntryEvent::Deleted),

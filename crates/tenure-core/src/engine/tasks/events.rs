@@ -5,23 +5,23 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::term::Term;
+use super::{registered_entry::EntryId, term::Term};
 use crate::{LossReason, sync::Mutex};
 
 /// The permit of the candidate that an elector may have in an election; `None` once it was given back.
-pub(crate) type SlotPermit = Option<OwnedSemaphorePermit>;
+pub(crate) type CandidatePermit = Option<OwnedSemaphorePermit>;
 
 /// An event for the task of the active terms.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A term has begun.
     Elected(HeldTerm),
-    /// The term of the entry with this number has ended, or its guard was dropped.
-    Ended(u64),
-    /// A confirming read did not find the entry with this number.
-    EntryMissing(u64),
+    /// The term of this entry has ended, or its guard was dropped.
+    Ended(EntryId),
+    /// A confirming read did not find this entry.
+    EntryMissing(EntryId),
     /// The work of the term of this entry has stopped; the entry is about to be removed.
-    WorkStopped(u64),
+    WorkStopped(EntryId),
 }
 
 /// A term, until its entry has been withdrawn.
@@ -33,7 +33,7 @@ pub(crate) struct HeldTerm {
     pub(crate) term: Arc<Term>,
     /// See [`PendingEntry`](super::pending_entry::PendingEntry).
     pub(crate) uncertain: bool,
-    pub(crate) permit: SlotPermit,
+    pub(crate) permit: CandidatePermit,
     /// The session is closed only once this is dropped.
     _tracker_token: TaskTrackerToken,
     /// Whether the withdrawal has come to its end.
@@ -43,7 +43,7 @@ pub(crate) struct HeldTerm {
 }
 
 impl HeldTerm {
-    pub(crate) fn new(term: Arc<Term>, uncertain: bool, permit: SlotPermit) -> Self {
+    pub(crate) fn new(term: Arc<Term>, uncertain: bool, permit: CandidatePermit) -> Self {
         let _tracker_token = term.session.entry_tracker.token();
         Self { term, uncertain, permit, _tracker_token, finished: false, confirmed: false }
     }
@@ -54,7 +54,7 @@ impl Drop for HeldTerm {
         if !self.finished {
             self.term.session.end(LossReason::SessionGivenUp);
             // No task waits for its work any more.
-            self.term.drop_work();
+            self.term.request_drop();
         }
         self.term.report_end();
         self.term.set_withdrawn(self.confirmed);

@@ -11,15 +11,15 @@ use crate::{
 };
 
 const CLOSED: usize = 1;
-const ONE_WORK: usize = 2;
+const ONE_CALL: usize = 2;
 
-/// The number of works in flight under a term.
+/// Counts the calls of [`Term::run`](super::term::Term::run) in flight under a term.
 ///
 /// Not `tokio-util`'s `TaskTracker`: its increment is relaxed. A thread could then still read that the term is
 /// valid after another thread has read the count as zero.
 #[derive(Debug)]
 pub(crate) struct InFlightWork {
-    /// [`CLOSED`] or zero, plus [`ONE_WORK`] for each work.
+    /// [`CLOSED`] or zero, plus [`ONE_CALL`] for each call in flight.
     state: AtomicUsize,
     /// Set when it is closed and no work is in flight.
     stopped: Flag,
@@ -38,7 +38,7 @@ impl InFlightWork {
     /// sees the end of the term, or [`is_empty`](Self::is_empty) after the end sees the work.
     pub(crate) fn begin(&self) -> WorkGuard<'_> {
         let ordered = !is_disabled(SafetyRule::OrderWorkAndLoss);
-        self.state.fetch_add(ONE_WORK, if ordered { Ordering::AcqRel } else { Ordering::Relaxed });
+        self.state.fetch_add(ONE_CALL, if ordered { Ordering::AcqRel } else { Ordering::Relaxed });
         if ordered {
             fence(Ordering::SeqCst);
         }
@@ -47,21 +47,21 @@ impl InFlightWork {
 
     /// Counts one work less.
     pub(crate) fn end(&self) {
-        if self.state.fetch_sub(ONE_WORK, Ordering::AcqRel) == ONE_WORK | CLOSED {
+        if self.state.fetch_sub(ONE_CALL, Ordering::AcqRel) == ONE_CALL | CLOSED {
             self.stopped.set();
         }
     }
 
     /// Records that the guard was dropped.
     pub(crate) fn close(&self) {
-        if self.state.fetch_or(CLOSED, Ordering::AcqRel) < ONE_WORK {
+        if self.state.fetch_or(CLOSED, Ordering::AcqRel) < ONE_CALL {
             self.stopped.set();
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.state.load(Ordering::Acquire) < ONE_WORK
+        self.state.load(Ordering::Acquire) < ONE_CALL
     }
 
     /// Whether it is closed and no work is in flight.

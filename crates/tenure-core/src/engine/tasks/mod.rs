@@ -8,7 +8,7 @@
 //! | `term`, `parent` | one leadership, and the one on which it depends |
 //! | `work` | runs the work of a term, cancels and drops it on time |
 //! | `events` | what the task of the active terms receives |
-//! | `pending_entry` | an entry to withdraw, with the request that made it |
+//! | `pending_entry` | an entry to withdraw, with the request that created it |
 //! | `entry_watcher` | watches entries for backends that watch each by itself |
 //! | `active_terms` | the task for all terms of a session, until their entries have been withdrawn |
 //! | `session_task` | the task of a session: heartbeats, their confirmation, repeated withdrawals, closing |

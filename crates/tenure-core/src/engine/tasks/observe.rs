@@ -9,13 +9,13 @@ use tracing::debug;
 use crate::{
     Candidate, ElectionName, Error, Leaders,
     engine::{
+        elector_context::ElectorContext,
         runtime::retry::{Retry, with_timeout},
-        shared::Shared,
     },
 };
 
 /// The leaders of `election`, from now on.
-pub(crate) fn leaders(shared: &Arc<Shared>, election: ElectionName) -> Leaders {
+pub(crate) fn leaders(shared: &Arc<ElectorContext>, election: ElectionName) -> Leaders {
     // The task exists from now on, so that the engine outlives its elector. The store is asked once the stream
     // is polled.
     let (sender, mut leaders) = mpsc::channel(1);
@@ -39,7 +39,7 @@ pub(crate) fn leaders(shared: &Arc<Shared>, election: ElectionName) -> Leaders {
 
 /// Observes an election as a task of the engine, until the stream is dropped or the elector closes.
 async fn observe(
-    shared: Arc<Shared>,
+    shared: Arc<ElectorContext>,
     election: ElectionName,
     started: oneshot::Receiver<()>,
     leaders: mpsc::Sender<Result<Option<Candidate>, Error>>,
@@ -63,7 +63,7 @@ async fn observe(
 
 /// Sends every change of the leader to `leaders`, until a permanent error.
 async fn forward(
-    shared: &Shared,
+    shared: &ElectorContext,
     election: &ElectionName,
     leaders: &mpsc::Sender<Result<Option<Candidate>, Error>>,
 ) {

@@ -18,8 +18,8 @@ impl Term {
     /// it only when the entry of this term is gone.
     pub(crate) fn set_parent(self: &Arc<Self>, guard: Leadership) {
         let parent = guard.term();
-        let requested = self.tier_grace_period(Duration::ZERO);
-        let allowed = parent.tier_grace_period(requested);
+        let requested = self.grace_period_at_level(Duration::ZERO);
+        let allowed = parent.grace_period_at_level(requested);
         if allowed < requested {
             warn!(election = %self.election(), parent = %parent.election(),
                 requested = %humantime::format_duration(requested), allowed = %humantime::format_duration(allowed),
@@ -55,7 +55,7 @@ impl Term {
     /// [`LossReason::ParentLost`] when the parent has ended, or has less time left than this term needs to stop.
     pub(super) fn check_parent(&self) -> Result<(), LossReason> {
         match self.parent() {
-            Some(parent) if !parent.can_support(self.tier_grace_period(Duration::ZERO)) => {
+            Some(parent) if !parent.can_support(self.grace_period_at_level(Duration::ZERO)) => {
                 Err(LossReason::ParentLost)
             }
             _ => Ok(()),
@@ -64,19 +64,19 @@ impl Term {
 
     /// Whether this term is valid, and has as much time left as a child with this grace period needs to stop.
     fn can_support(self: &Arc<Self>, child_grace_period: Duration) -> bool {
-        self.check().is_ok() && self.has_time_for(child_grace_period)
+        self.enforce().is_ok() && self.has_time_to_stop_child(child_grace_period)
     }
 
-    /// Whether that much time is left. If not, this term does not end for it: it needs less itself.
-    fn has_time_for(&self, child_grace_period: Duration) -> bool {
-        let grace_period = self.tier_grace_period(child_grace_period);
-        self.session.check_window(grace_period).is_ok()
-            && self.parent().is_none_or(|parent| parent.has_time_for(grace_period))
+    /// Whether that much time is left. Too little time for the child does not end this term.
+    fn has_time_to_stop_child(&self, child_grace_period: Duration) -> bool {
+        let grace_period = self.grace_period_at_level(child_grace_period);
+        self.session.enforce_window(grace_period).is_ok()
+            && self.parent().is_none_or(|parent| parent.has_time_to_stop_child(grace_period))
     }
 
-    /// The grace period before this tier's own deadline, when its child needs `child_grace_period`: as much of
-    /// that as the session allows.
-    fn tier_grace_period(&self, child_grace_period: Duration) -> Duration {
+    /// The grace period before this level's own deadline. The larger of its own grace period and the child's, capped
+    /// by what the session allows.
+    fn grace_period_at_level(&self, child_grace_period: Duration) -> Duration {
         let own = self.requested_grace_period().max(self.session.window.grace_period());
         if child_grace_period <= own {
             return own;
@@ -88,13 +88,13 @@ impl Term {
     pub(super) fn end_child(&self) {
         let child = self.cold_state.get().and_then(|cold| cold.child.get()?.upgrade());
         let Some(child) = child else { return };
-        child.lose(LossReason::ParentLost);
+        child.end(LossReason::ParentLost);
         // Work that was cancelled before may have less time now.
         child.session.shared.watchdog.wake();
     }
 
     /// The instant by which work has to have stopped, unless a heartbeat extends it: the earliest deadline of all
-    /// tiers.
+    /// levels.
     pub(crate) fn deadline(&self) -> BootInstant {
         let own = self.session.window.deadline();
         self.parent().map_or(own, |parent| own.min(parent.deadline()))
@@ -103,29 +103,29 @@ impl Term {
     /// When the grace period before the deadline begins and work is cancelled, unless a heartbeat extends the
     /// deadline.
     pub(super) fn cancel_at(&self, child_grace_period: Duration) -> BootInstant {
-        let grace_period = self.tier_grace_period(child_grace_period);
+        let grace_period = self.grace_period_at_level(child_grace_period);
         let own = self.session.window.deadline() - grace_period;
         self.parent().map_or(own, |parent| own.min(parent.cancel_at(grace_period)))
     }
 
-    /// The instant by which a child's work has to have stopped.
+    /// The stop-by time of a child's work.
     pub(super) fn child_stop_by(&self) -> BootInstant {
         self.stop_by().min(self.deadline())
     }
 
-    /// The grace period before the deadline, whichever tier's deadline that is.
+    /// The grace period before the deadline, whichever level's deadline that is.
     pub(crate) fn grace_period(&self) -> Duration {
         self.effective_grace_period(Duration::ZERO)
     }
 
     fn effective_grace_period(&self, child_grace_period: Duration) -> Duration {
-        let own = self.tier_grace_period(child_grace_period);
+        let own = self.grace_period_at_level(child_grace_period);
         self.parent().map_or(own, |parent| own.min(parent.effective_grace_period(own)))
     }
 
     /// The largest grace period that work can request, and the TTL that bounds it.
     pub(crate) fn largest_grace_period(&self) -> (Duration, Duration) {
-        let own = (self.session.largest_grace_period(), self.session.spi.granted_ttl());
+        let own = (self.session.largest_grace_period(), self.session.backend_session.granted_ttl());
         self.parent().map_or(own, |parent| own.min(parent.largest_grace_period()))
     }
 

@@ -1,4 +1,4 @@
-//! An entry that may exist in the store, with the request that made it, and its withdrawal.
+//! An entry that may exist in the store, with the request that created it, and its withdrawal.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ impl PendingEntry {
         let shared = &session.shared;
         let mut retry = Retry::new(shared.config.retry);
         loop {
-            let leaving = session.spi.leave(&self.request, entry);
+            let leaving = session.backend_session.leave(&self.request, entry);
             let answer = tokio::select! {
                 biased;
                 () = session.ended_token.cancelled() => return false,
@@ -88,7 +88,7 @@ impl PendingEntry {
             }
         }
         if std::mem::take(&mut self.uncertain) && !is_disabled(SafetyRule::WithdrawUncertainEntries) {
-            let delay = first_retry_delay(session.spi.granted_ttl());
+            let delay = first_retry_delay(session.backend_session.granted_ttl());
             session.pending_withdrawals().add(EntryRequest::clone(&self.request), shared.clock.now(), delay);
         }
         true

@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{spi::Entry, sync::Flag};
 
+/// The number of an entry within its session, counted from 1.
+pub(crate) type EntryId = u64;
+
 /// An entry that exists in the store.
 #[derive(Debug)]
 pub(crate) struct RegisteredEntry {
-    /// Its number within its session.
-    pub(crate) number: u64,
+    pub(crate) id: EntryId,
     pub(crate) entry: Entry,
     /// Set when a confirming read did not find the entry.
     pub(crate) missing: Flag,
@@ -18,25 +20,25 @@ pub(crate) struct RegisteredEntry {
 #[derive(Debug, Default)]
 pub(crate) struct RegisteredEntries {
     // In order, so that a simulated run is reproducible.
-    by_number: BTreeMap<u64, Arc<RegisteredEntry>>,
-    /// The number of the latest entry.
-    last_number: u64,
+    by_id: BTreeMap<EntryId, Arc<RegisteredEntry>>,
+    /// The id of the latest entry.
+    last_id: EntryId,
 }
 
 impl RegisteredEntries {
     pub(crate) fn add(&mut self, entry: Entry) -> Arc<RegisteredEntry> {
-        self.last_number += 1;
-        let entry = Arc::new(RegisteredEntry { number: self.last_number, entry, missing: Flag::new() });
-        self.by_number.insert(entry.number, Arc::clone(&entry));
+        self.last_id += 1;
+        let entry = Arc::new(RegisteredEntry { id: self.last_id, entry, missing: Flag::new() });
+        self.by_id.insert(entry.id, Arc::clone(&entry));
         entry
     }
 
     pub(crate) fn remove(&mut self, entry: &RegisteredEntry) {
-        self.by_number.remove(&entry.number);
+        self.by_id.remove(&entry.id);
     }
 
     /// The oldest entry that no confirming read has missed.
     pub(crate) fn first_present(&self) -> Option<Arc<RegisteredEntry>> {
-        self.by_number.values().find(|entry| !entry.missing.is_set()).cloned()
+        self.by_id.values().find(|entry| !entry.missing.is_set()).cloned()
     }
 }

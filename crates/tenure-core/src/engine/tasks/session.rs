@@ -18,6 +18,7 @@ use super::{
 use crate::{
     BootInstant, ElectionName, FencingToken, LossReason,
     engine::{
+        elector_context::ElectorContext,
         enforcement::watchdog::Watched,
         rules::{
             end::{DROP_MARGIN, End, drop_margin},
@@ -26,7 +27,6 @@ use crate::{
             window::Window,
         },
         runtime::callbacks::{Callbacks, is_engine_thread},
-        shared::Shared,
     },
     failpoints::{SafetyRule, is_disabled},
     spi::{BackendSession, Entry, HeartbeatProof},
@@ -40,8 +40,8 @@ use crate::{
 /// one: an ended session never becomes valid again.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) spi: SpiSession,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) backend_session: DeferredDropSession,
+    pub(crate) shared: Arc<ElectorContext>,
     pub(crate) window: Window,
     ended: SetOnce<End>,
     /// Cancelled when the session ends. Only the engine's tasks wait for it.
@@ -63,12 +63,12 @@ pub(crate) struct Session {
 
 /// A backend's session. On an engine thread its `Drop` is deferred to a callback thread.
 #[derive(Debug)]
-pub(crate) struct SpiSession {
+pub(crate) struct DeferredDropSession {
     session: Option<Box<dyn BackendSession>>,
     callbacks: Callbacks,
 }
 
-impl Deref for SpiSession {
+impl Deref for DeferredDropSession {
     type Target = dyn BackendSession;
     fn deref(&self) -> &Self::Target {
         match &self.session {
@@ -78,7 +78,7 @@ impl Deref for SpiSession {
     }
 }
 
-impl Drop for SpiSession {
+impl Drop for DeferredDropSession {
     fn drop(&mut self) {
         let session = self.session.take();
         if is_engine_thread() {
@@ -88,9 +88,16 @@ impl Drop for SpiSession {
 }
 
 impl Session {
-    pub(crate) fn new(spi: Box<dyn BackendSession>, shared: Arc<Shared>, window: Window) -> Arc<Self> {
+    pub(crate) fn new(
+        backend_session: Box<dyn BackendSession>,
+        shared: Arc<ElectorContext>,
+        window: Window,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            spi: SpiSession { session: Some(spi), callbacks: shared.callbacks.clone() },
+            backend_session: DeferredDropSession {
+                session: Some(backend_session),
+                callbacks: shared.callbacks.clone(),
+            },
             shared,
             window,
             ended: SetOnce::new(),
@@ -125,7 +132,7 @@ impl Session {
 
     /// Whether leadership with `grace_period` may be assumed now. Ends the session when its
     /// window has closed. Compares the clock on every call.
-    pub(crate) fn check_window(&self, grace_period: Duration) -> Result<(), LossReason> {
+    pub(crate) fn enforce_window(&self, grace_period: Duration) -> Result<(), LossReason> {
         if let Some(end) = self.ended() {
             return Err(end.reason);
         }
@@ -135,9 +142,8 @@ impl Session {
         let clock = &*self.shared.clock;
         let own = self.window.grace_period();
         let Err(reason) = self.window.check(clock, grace_period.max(own)) else { return Ok(()) };
-        // Not checked again where the grace period is the session's own: a heartbeat that is confirmed in
-        // between, or a time of day that is set back, would keep a session alive that a caller was told has
-        // ended.
+        // Check once when both periods are equal: a second check could pass after the caller was told that it failed.
+        // A heartbeat may be confirmed in between, or the time of day be set back.
         let closed = if grace_period <= own { Err(reason) } else { self.window.check(clock, own) };
         if let Err(reason) = closed
             && !is_disabled(SafetyRule::NeverReopenWindow)
@@ -149,15 +155,15 @@ impl Session {
 
     /// Ends the session and cancels the work of its terms. The first reason stays.
     pub(crate) fn end(&self, reason: LossReason) {
-        if !self.ended.set(self.end_now(reason)) {
+        if !self.ended.set(self.end_for(reason)) {
             return;
         }
         self.ended_token.cancel();
         for term in self.watched_terms() {
-            term.cancel(reason.is_over_in_the_store());
+            term.cancel_work(reason.successor_may_lead());
         }
         self.shared.watchdog.wake();
-        let session = self.spi.id();
+        let session = self.backend_session.id();
         match reason {
             LossReason::Closed => {
                 self.shared.reporter.log(Level::INFO, move || info!(session, %reason, "session ends"));
@@ -166,12 +172,12 @@ impl Session {
         }
     }
 
-    /// The end of a term, or of this session, that ends now for `reason`.
-    pub(crate) fn end_now(&self, reason: LossReason) -> End {
+    /// The [`End`] of a term, or of this session, that ends now for `reason`. Ends nothing itself.
+    pub(crate) fn end_for(&self, reason: LossReason) -> End {
         End::at(self.shared.clock.now(), reason, &self.window)
     }
 
-    /// The time between dropping work and its last instant.
+    /// The time between dropping work and its stop-by time.
     pub(crate) fn drop_margin(&self) -> Duration {
         drop_margin(self.window.grace_period())
     }
@@ -180,8 +186,8 @@ impl Session {
     pub(crate) fn largest_grace_period(&self) -> Duration {
         let drift = self.shared.config.drift;
         heartbeat::largest_grace_period(
-            self.spi.proof(),
-            self.spi.granted_ttl(),
+            self.backend_session.proof(),
+            self.backend_session.granted_ttl(),
             drift,
             self.window.grace_period(),
         )
@@ -189,7 +195,7 @@ impl Session {
 
     /// Whether heartbeats have to be sent.
     pub(crate) fn needs_heartbeats(&self) -> bool {
-        self.spi.proof() != HeartbeatProof::Process
+        self.backend_session.proof() != HeartbeatProof::Process
     }
 
     /// Registers an entry that exists in the store.
@@ -205,7 +211,7 @@ impl Session {
     /// Records that a confirming read did not find this entry: its candidacy enters again, or its term ends.
     pub(crate) fn mark_missing(&self, entry: &RegisteredEntry) {
         entry.missing.set();
-        self.events.send(Event::EntryMissing(entry.number));
+        self.events.send(Event::EntryMissing(entry.id));
     }
 
     /// An entry that a confirming read has to find.
@@ -234,13 +240,13 @@ impl Session {
         alive
     }
 
-    /// The session's own part of [`Watched::check`].
-    fn check_own_deadline(&self) -> Option<BootInstant> {
+    /// The session's own part of [`Watched::enforce`].
+    fn enforce_own_deadline(&self) -> Option<BootInstant> {
         if self.ended().is_none() {
             if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
                 return Some(self.shared.clock.now() + DROP_MARGIN);
             }
-            if self.check_window(self.window.grace_period()).is_ok() {
+            if self.enforce_window(self.window.grace_period()).is_ok() {
                 return Some(self.window.deadline() - self.window.grace_period());
             }
             return Some(self.shared.clock.now());
@@ -251,8 +257,8 @@ impl Session {
 }
 
 impl Watched for Session {
-    fn check(&self) -> Option<BootInstant> {
-        let own = self.check_own_deadline();
-        self.watched_terms().iter().filter_map(|term| term.check_deadlines()).chain(own).min()
+    fn enforce(&self) -> Option<BootInstant> {
+        let own = self.enforce_own_deadline();
+        self.watched_terms().iter().filter_map(|term| term.enforce_deadlines()).chain(own).min()
     }
 }

@@ -13,13 +13,13 @@ use crate::{
     Error, InvalidConfig,
     config::check_grace_period,
     engine::{
+        elector_context::ElectorContext,
         enforcement::watchdog::Watched,
         rules::{
             heartbeat,
             window::{SentAt, Window},
         },
         runtime::retry::{Retry, with_timeout},
-        shared::Shared,
     },
     failpoints::{SafetyRule, is_disabled},
     spi::{BackendError, BackendErrorKind, BackendSession, HeartbeatProof},
@@ -63,7 +63,7 @@ impl SessionPool {
     ///
     /// # Cancellation safety
     /// When no caller waits any more, opening stops after the request in flight.
-    pub(crate) async fn session(&self, shared: &Arc<Shared>) -> Result<Arc<Session>, Error> {
+    pub(crate) async fn session(&self, shared: &Arc<ElectorContext>) -> Result<Arc<Session>, Error> {
         let mut receiver = {
             let mut state = lock(&self.state);
             let opening = match &*state {
@@ -92,12 +92,16 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long `close` waits for the answer to the opening of a session. A session that is opened by a later
-/// answer expires by itself.
+/// How long `close` waits for the response to the opening of a session. A session that is opened by a later
+/// response expires by itself.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Retries until a session is open, the failure is permanent, or no caller waits.
-async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::Sender<Option<OpenResult>>>) {
+async fn open(
+    shared: Arc<ElectorContext>,
+    state: Arc<Mutex<State>>,
+    sender: Arc<watch::Sender<Option<OpenResult>>>,
+) {
     let mut retry = Retry::new(shared.config.retry);
     loop {
         // Interrupted neither when all callers are gone, nor at once by `close`: each would leave a session
@@ -143,54 +147,57 @@ async fn open(shared: Arc<Shared>, state: Arc<Mutex<State>>, sender: Arc<watch::
     }
 }
 
-async fn open_once(shared: &Arc<Shared>) -> Result<Arc<Session>, OpenError> {
+async fn open_once(shared: &Arc<ElectorContext>) -> Result<Arc<Session>, OpenError> {
     let config = &shared.config;
     let clock = &*shared.clock;
     let sent = SentAt::now(clock);
-    let spi =
+    let backend_session =
         with_timeout("opening a session", config.request_timeout, shared.backend.open_session(config.ttl))
             .await
             .map_err(OpenError::Backend)?;
     let sent = if is_disabled(SafetyRule::OpeningFromRequestStart) { SentAt::now(clock) } else { sent };
-    let ttl = spi.granted_ttl();
-    let window = if spi.proof() == HeartbeatProof::Process {
+    let ttl = backend_session.granted_ttl();
+    let window = if backend_session.proof() == HeartbeatProof::Process {
         Window::endless(clock, ttl, config.drift, config.grace_period())
     } else {
         Window::opened(sent, ttl, config.drift, config.grace_period())
     };
-    let max = heartbeat::largest_grace_period(spi.proof(), ttl, config.drift, config.grace_period());
+    let max =
+        heartbeat::largest_grace_period(backend_session.proof(), ttl, config.drift, config.grace_period());
     if let Err(error) = check_grace_period(config.grace_period(), ttl, max) {
-        close_unused(shared, &*spi).await;
+        close_unused(shared, &*backend_session).await;
         return Err(OpenError::Config(error));
     }
     if window.check(clock, window.grace_period()).is_err() {
-        close_unused(shared, &*spi).await;
+        close_unused(shared, &*backend_session).await;
         return Err(OpenError::Backend(BackendError::new(
             BackendErrorKind::Unavailable,
             "opening a session took nearly as long as the session lives",
         )));
     }
-    let session = Session::new(spi, Arc::clone(shared), window);
+    let session = Session::new(backend_session, Arc::clone(shared), window);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
     shared.watchdog.watch(watched);
-    shared.status.session_opened(session.spi.id());
-    debug!(session = session.spi.id(), ttl = %humantime::format_duration(ttl), "session opened");
-    let span = info_span!("session", session = session.spi.id());
+    shared.status.session_opened(session.backend_session.id());
+    debug!(session = session.backend_session.id(), ttl = %humantime::format_duration(ttl), "session opened");
+    let span = info_span!("session", session = session.backend_session.id());
     if is_disabled(SafetyRule::GuardBeforeSpawn) {
         let (terms_session, task_session) = (Arc::clone(&session), Arc::clone(&session));
         shared.runtime.spawn(async move { ActiveTermsTask::new(&terms_session).run().await });
         shared.runtime.spawn(async move { SessionTask::new(&task_session, sent).run().await });
         return Ok(session);
     }
-    // Both are made before either is spawned: a task that is dropped before its first poll ends the session.
+    // Both are created before either is spawned: a task that is dropped before its first poll ends the session.
     let (active_terms, session_task) = (ActiveTermsTask::new(&session), SessionTask::new(&session, sent));
     shared.runtime.spawn(active_terms.run().instrument(span.clone()));
     shared.runtime.spawn(session_task.run().instrument(span));
     Ok(session)
 }
 
-async fn close_unused(shared: &Shared, spi: &dyn BackendSession) {
-    if let Err(error) = with_timeout("closing a session", shared.config.request_timeout, spi.close()).await {
+async fn close_unused(shared: &ElectorContext, backend_session: &dyn BackendSession) {
+    if let Err(error) =
+        with_timeout("closing a session", shared.config.request_timeout, backend_session.close()).await
+    {
         warn!(%error, "an unused session was not closed; it expires by itself");
     }
 }

@@ -28,7 +28,7 @@ const MAX_CONCURRENT_WITHDRAWALS: usize = 16;
 
 /// Sends heartbeats until the session ends or is no longer needed, and closes it then.
 ///
-/// Made before its task is spawned. Its drop ends the session, also when the task is aborted: by a panic in a
+/// Created before its task is spawned. Its drop ends the session, also when the task is aborted: by a panic in a
 /// backend, or by a runtime that is shut down, perhaps before the first poll.
 pub(crate) struct SessionTask {
     session: Arc<Session>,
@@ -41,7 +41,7 @@ pub(crate) struct SessionTask {
 impl Drop for SessionTask {
     fn drop(&mut self) {
         self.session.end(LossReason::SessionGivenUp);
-        self.session.shared.status.session_closed(&self.session.spi.id());
+        self.session.shared.status.session_closed(&self.session.backend_session.id());
         self.session.set_closed(self.closed);
     }
 }
@@ -80,9 +80,19 @@ impl SessionTask {
     }
 }
 
+/// What the response to a heartbeat has proven.
+enum HeartbeatOutcome {
+    /// This heartbeat, which may be an earlier one, is confirmed.
+    Confirmed(SentAt, Heartbeat),
+    /// The next heartbeat, a gap later, will confirm this one.
+    ConfirmedByNext,
+    /// The heartbeat proves nothing: the store changed its epoch.
+    Unconfirmed,
+}
+
 fn end_after_panic(session: &Session, outcome: std::thread::Result<()>) {
     if outcome.is_err() {
-        error!(session = session.spi.id(), "a backend has panicked; its session ends");
+        error!(session = session.backend_session.id(), "a backend has panicked; its session ends");
         session.end(LossReason::SessionGivenUp);
     }
 }
@@ -93,10 +103,14 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
         return std::future::pending().await;
     }
     let shared = &session.shared;
-    let proof = session.spi.proof();
+    let proof = session.backend_session.proof();
     let drift = shared.config.drift;
-    let interval =
-        heartbeat::interval(proof, session.spi.granted_ttl(), drift, session.window.grace_period());
+    let interval = heartbeat::interval(
+        proof,
+        session.backend_session.granted_ttl(),
+        drift,
+        session.window.grace_period(),
+    );
     let limit = heartbeat::timeout(proof, interval, shared.config.request_timeout);
     let mut retry_delays = RetryDelays::new(heartbeat::retry_backoff(limit));
     let mut unconfirmed: VecDeque<UnconfirmedHeartbeat> = VecDeque::new();
@@ -105,7 +119,7 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
         shared.clock.sleep_until(next).await;
         // Read before the request is handed to the client: the store counts the TTL from no earlier instant.
         let sent = SentAt::now(&*shared.clock);
-        let answer = with_timeout("heartbeat", limit, session.spi.heartbeat()).await;
+        let answer = with_timeout("heartbeat", limit, session.backend_session.heartbeat()).await;
         let sent = if is_disabled(SafetyRule::DeadlineFromRequestStart) {
             SentAt::now(&*shared.clock)
         } else {
@@ -145,12 +159,18 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
                         confirm(session, limit, &heartbeat).await.map(|yes| yes.then_some((sent, heartbeat)))
                     }
                 };
-                confirmed.map(|confirmed| (confirmed, matches!(proof, HeartbeatProof::NextHeartbeat { .. })))
+                confirmed.map(|confirmed| match confirmed {
+                    Some((sent, heartbeat)) => HeartbeatOutcome::Confirmed(sent, heartbeat),
+                    None if matches!(proof, HeartbeatProof::NextHeartbeat { .. }) => {
+                        HeartbeatOutcome::ConfirmedByNext
+                    }
+                    None => HeartbeatOutcome::Unconfirmed,
+                })
             }
             Err(error) => Err(error),
         };
         match outcome {
-            Ok((Some((confirmed, heartbeat)), _)) => {
+            Ok(HeartbeatOutcome::Confirmed(confirmed, heartbeat)) => {
                 if let Err(reason) = session.window.extend(&*shared.clock, confirmed, heartbeat.ttl) {
                     session.end(reason);
                     return;
@@ -160,15 +180,14 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
                 measured("confirmed");
                 next = sent.at + interval;
             }
-            // The next heartbeat, a gap later, will confirm this one.
-            Ok((None, true)) => {
+            Ok(HeartbeatOutcome::ConfirmedByNext) => {
                 measured("answered");
                 next = sent.at + interval;
             }
-            Ok((None, false)) => {
+            Ok(HeartbeatOutcome::Unconfirmed) => {
                 measured("answered");
                 debug!(
-                    session = session.spi.id(),
+                    session = session.backend_session.id(),
                     "the store changed its epoch under a heartbeat; sending another"
                 );
                 next = shared.clock.now() + retry_delays.next_delay();
@@ -188,7 +207,7 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
             }
         }
         // The watchdog ends the session on time; this covers a watchdog that is late.
-        if session.check_window(session.window.grace_period()).is_err()
+        if session.enforce_window(session.window.grace_period()).is_err()
             && !is_disabled(SafetyRule::NeverReopenWindow)
         {
             return;
@@ -199,7 +218,7 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
 fn report_failure(session: &Session, error: &BackendError) {
     session.shared.status.failed(error);
     let left = session.window.deadline().since(session.shared.clock.now());
-    warn!(session = session.spi.id(), %error, left = %humantime::format_duration(left), "heartbeat unanswered");
+    warn!(session = session.backend_session.id(), %error, left = %humantime::format_duration(left), "heartbeat unanswered");
 }
 
 /// Whether a confirming read proves `heartbeat`.
@@ -207,7 +226,9 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
     loop {
         let probe_entry = session.probe_entry();
         let entry = probe_entry.as_ref().map(|registered| &registered.entry);
-        match with_timeout("confirming read", limit, session.spi.confirm(heartbeat, entry)).await? {
+        match with_timeout("confirming read", limit, session.backend_session.confirm(heartbeat, entry))
+            .await?
+        {
             Confirmation::Confirmed => return Ok(true),
             Confirmation::Unconfirmed => return Ok(is_disabled(SafetyRule::CompareEpochs)),
             // Its candidacy or its term is notified, and the next read probes another entry.
@@ -220,20 +241,20 @@ async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> R
     }
 }
 
-/// Removes entries that withdrawn requests have made after their withdrawal.
+/// Removes entries that withdrawn requests have created after their withdrawal.
 ///
 /// A request that was given up can be held by a frozen server and executed much later. So a withdrawal after an
 /// unanswered request is repeated, on the schedule of
 /// [`PendingWithdrawals`](crate::engine::rules::pending_withdrawals::PendingWithdrawals).
 async fn retry_withdrawals(session: &Session) {
     let shared = &session.shared;
-    let check_interval = first_retry_delay(session.spi.granted_ttl());
+    let check_interval = first_retry_delay(session.backend_session.granted_ttl());
     loop {
         sleep(check_interval).await;
         let due = session.pending_withdrawals().due(shared.clock.now());
         let withdrawals = due.into_iter().map(|request| async move {
             let limit = shared.config.request_timeout;
-            match with_timeout("leaving", limit, session.spi.leave(&request, None)).await {
+            match with_timeout("leaving", limit, session.backend_session.leave(&request, None)).await {
                 Ok(()) => session.pending_withdrawals().mark_retried(&request, shared.clock.now()),
                 Err(error) if error.is_permanent() => {
                     warn!(election = %request.election, %error, "the store refuses to remove an entry that a withdrawn request may have made");
@@ -256,22 +277,22 @@ async fn retry_withdrawals(session: &Session) {
 /// session, and entries of a session that lives on would block their elections.
 async fn close(session: &Session) -> bool {
     let shared = &session.shared;
-    let granted = session.spi.granted_ttl();
+    let granted = session.backend_session.granted_ttl();
     let expired = shared.clock.now() + granted.mul_f64(1.0 + shared.config.drift) + Duration::from_secs(1);
     let mut retry = Retry::new(shared.config.retry);
     loop {
         let left = expired.since(shared.clock.now()).max(heartbeat::MIN_RETRY_DELAY);
         let limit = shared.config.request_timeout.min(left);
-        match with_timeout("closing the session", limit, session.spi.close()).await {
+        match with_timeout("closing the session", limit, session.backend_session.close()).await {
             Ok(()) => return true,
             Err(error) if error.kind() == BackendErrorKind::SessionGone => return true,
             Err(error) => {
                 shared.status.failed(&error);
                 if shared.clock.now() >= expired {
-                    warn!(session = session.spi.id(), %error, "the session was not closed; by now it has expired");
+                    warn!(session = session.backend_session.id(), %error, "the session was not closed; by now it has expired");
                     return session.needs_heartbeats();
                 }
-                debug!(session = session.spi.id(), %error, "the session is not closed yet");
+                debug!(session = session.backend_session.id(), %error, "the session is not closed yet");
             }
         }
         retry.pause().await;

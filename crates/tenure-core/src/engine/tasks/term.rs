@@ -11,7 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Level, info, warn};
 
 use super::{
-    events::Event, in_flight_work::InFlightWork, registered_entry::RegisteredEntry, session::Session,
+    events::Event,
+    in_flight_work::InFlightWork,
+    registered_entry::{EntryId, RegisteredEntry},
+    session::Session,
 };
 use crate::{
     BootInstant, CandidateId, ElectionName, FencingToken, LossReason, Lost,
@@ -36,7 +39,7 @@ pub(crate) struct Term {
     requested_grace_period: AtomicU64,
     /// The state that few terms have.
     pub(super) cold_state: OnceBox<ColdState>,
-    /// The request that made the entry.
+    /// The request that created the entry.
     request: Arc<EntryRequest>,
     pub(crate) token: FencingToken,
     entry: Arc<RegisteredEntry>,
@@ -124,7 +127,7 @@ impl Term {
         &self.request.candidate
     }
 
-    /// The request that made the entry.
+    /// The request that created the entry.
     pub(crate) fn request(&self) -> &Arc<EntryRequest> {
         &self.request
     }
@@ -133,9 +136,8 @@ impl Term {
         &self.entry
     }
 
-    /// The number of its entry within the session.
-    pub(crate) fn number(&self) -> u64 {
-        self.entry.number
+    pub(crate) fn entry_id(&self) -> EntryId {
+        self.entry.id
     }
 
     /// The entry that leads.
@@ -184,13 +186,13 @@ impl Term {
         // A thread that ends the term or its session either finds this state, or its end is seen here.
         fence(Ordering::SeqCst);
         if let Some(end) = self.ended() {
-            self.cancel(end.reason.is_over_in_the_store());
+            self.cancel_work(end.reason.successor_may_lead());
         }
         cold
     }
 
-    /// Cancels the work, and with `drop_now` has it dropped at its next poll.
-    pub(crate) fn cancel(self: &Arc<Self>, drop_now: bool) {
+    /// Cancels the work, and with `drop_now` also requests its drop.
+    pub(crate) fn cancel_work(self: &Arc<Self>, drop_now: bool) {
         fence(Ordering::SeqCst);
         let Some(cold) = self.cold_state.get() else { return };
         if drop_now {
@@ -223,41 +225,41 @@ impl Term {
         self.ended().map(|end| end.reason)
     }
 
-    /// Whether leadership may be assumed now. Compares the clock on every call.
-    pub(crate) fn check(self: &Arc<Self>) -> Result<(), Lost> {
+    /// Whether leadership may be assumed now. Ends the term when it may not. Compares the clock on every call.
+    pub(crate) fn enforce(self: &Arc<Self>) -> Result<(), Lost> {
         if let Some(end) = self.ended.get() {
             return Err(Lost::new(end.reason));
         }
-        let window = self.session.check_window(self.requested_grace_period());
+        let window = self.session.enforce_window(self.requested_grace_period());
         window.and_then(|()| self.check_parent()).map_err(|reason| {
-            self.lose(reason);
+            self.end(reason);
             Lost::new(self.reason().unwrap_or(reason))
         })
     }
 
     /// Ends the term, but not its session. Cancels the work; the entry is removed once it has stopped. The
     /// first reason stays.
-    pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
-        self.end(reason, false);
+    pub(crate) fn end(self: &Arc<Self>, reason: LossReason) {
+        self.end_inner(reason, false);
     }
 
     /// Records that the guard was dropped: ends the term for `reason` unless it has ended already. No work
     /// begins any more.
-    pub(crate) fn release(self: &Arc<Self>, reason: LossReason) {
-        self.end(reason, true);
+    pub(crate) fn guard_dropped(self: &Arc<Self>, reason: LossReason) {
+        self.end_inner(reason, true);
     }
 
-    fn end(self: &Arc<Self>, reason: LossReason, guard_dropped: bool) {
-        let ends = self.ended().is_none() && self.ended.set(self.session.end_now(reason));
+    fn end_inner(self: &Arc<Self>, reason: LossReason, guard_dropped: bool) {
+        let ends = self.ended().is_none() && self.ended.set(self.session.end_for(reason));
         if guard_dropped {
             self.work.close();
         }
         if ends || guard_dropped {
             // With the guard dropped and no work in flight, the withdrawal need not wait.
-            self.session.events.send(Event::Ended(self.number()));
+            self.session.events.send(Event::Ended(self.entry_id()));
         }
         if ends {
-            self.cancel(reason.is_over_in_the_store());
+            self.cancel_work(reason.successor_may_lead());
             if !self.work.is_empty() {
                 self.session.shared.watchdog.wake();
             }
@@ -324,12 +326,12 @@ impl Term {
         }
     }
 
-    /// Has cancelled work dropped at its next poll.
-    pub(crate) fn drop_work(self: &Arc<Self>) {
+    /// Requests that cancelled work is dropped at its next poll.
+    pub(crate) fn request_drop(self: &Arc<Self>) {
         self.cold().drop_now.set();
     }
 
-    /// The instant by which work has to have stopped; [`BootInstant::NEVER`] while the term is valid.
+    /// The stop-by time: the instant by which work has to have stopped; [`BootInstant::NEVER`] while the term is valid.
     pub(crate) fn stop_by(&self) -> BootInstant {
         let own = self.ended().map_or(BootInstant::NEVER, |end| end.stop_by);
         self.parent().map_or(own, |parent| own.min(parent.child_stop_by()))

@@ -26,11 +26,11 @@ use crate::{
 impl Term {
     /// Enforces the deadlines of the term, for the watchdog. Returns when to check again; `None` when no
     /// deadline is left.
-    pub(crate) fn check_deadlines(self: &Arc<Self>) -> Option<BootInstant> {
+    pub(crate) fn enforce_deadlines(self: &Arc<Self>) -> Option<BootInstant> {
         if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
             return None;
         }
-        if self.check().is_ok() {
+        if self.enforce().is_ok() {
             return Some(self.cancel_at(Duration::ZERO));
         }
         if self.work.is_empty() {
@@ -45,7 +45,7 @@ impl Term {
         let cold = self.cold();
         let first = cold.drop_requested_at.set(now);
         if first {
-            self.drop_work();
+            self.request_drop();
         }
         // A process that was stopped resumes past its deadline. Its work is dropped at its next poll: there has
         // to be time for that poll to begin and to drop the work.
@@ -81,7 +81,7 @@ impl Term {
         None
     }
 
-    /// Handles work that has gone on past its last instant: it blocks its thread, or the runtime is blocked.
+    /// Handles work that has gone on past its stop-by time: it blocks its thread, or the runtime is blocked.
     fn overrun(&self) {
         self.report_overrun(
             "work has not stopped by the deadline; only its fencing token protects the resource now",
@@ -112,7 +112,7 @@ impl Term {
         reporter.log(Level::ERROR, move || error!(%election, %candidate, token, "{message}"));
     }
 
-    /// Runs `work` until it returns, or until its last instant.
+    /// Runs `work` until it returns, or until its stop-by time.
     ///
     /// The end of the term is polled before the work, so that work which was not polled for a while is
     /// dropped and not resumed.
@@ -120,16 +120,16 @@ impl Term {
         // Counted before the check: a thread that ends the term after the check waits for this work.
         let _work_guard = self.work.begin();
         let cold = self.cold();
-        self.check()?;
+        self.enforce()?;
         // Adds the fencing token to all events that the work logs.
         let span = info_span!("leadership", election = %self.election(), candidate = %self.candidate(), token = self.token.get());
         let mut drop_now = self.session.shared.runtime.relayed(cold.drop_now.wait());
         let mut work = Some(PolledWork::new(self, work));
         std::future::poll_fn(|context| {
-            // Counted before the clock is read: a thread that sees no poll after the last instant knows that
+            // Counted before the clock is read: a thread that sees no poll after the stop-by time knows that
             // none begins.
             let _poll_guard = self.begin_poll();
-            let must_drop = drop_now.poll_unpin(context).is_ready() || self.is_past_the_last_instant();
+            let must_drop = drop_now.poll_unpin(context).is_ready() || self.is_drop_due();
             if must_drop && !is_disabled(SafetyRule::DropWorkAtDeadline) {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
                 self.drop_in_poll(work.take());
@@ -163,12 +163,12 @@ impl Term {
         PollGuard::any(|polled| self.with_parents().any(|term| term.owner().term == polled.term))
     }
 
-    fn is_past_the_last_instant(self: &Arc<Self>) -> bool {
-        self.check().is_err()
+    fn is_drop_due(self: &Arc<Self>) -> bool {
+        self.enforce().is_err()
             && self.session.shared.clock.now() >= self.stop_by() - self.session.drop_margin()
     }
 
-    /// Waits until all work has stopped and the guard was dropped, at most until the last instant.
+    /// Waits until all work has stopped and the guard was dropped, at most until the stop-by time.
     pub(crate) async fn wait_work_stopped(&self) {
         tokio::select! {
             biased;

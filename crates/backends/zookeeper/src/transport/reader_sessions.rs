@@ -19,7 +19,7 @@ type Opening = Shared<BoxFuture<'static, Result<Arc<ResumableSession>, BackendEr
 
 /// The sessions of one backend that reads may use.
 #[derive(Debug)]
-pub(crate) struct SessionPool {
+pub(crate) struct ReaderSessions {
     ensemble: Arc<Ensemble>,
     elector_sessions: Mutex<Vec<Weak<ResumableSession>>>,
     /// The session opened to read, used while there is no elector's session.
@@ -28,7 +28,7 @@ pub(crate) struct SessionPool {
     readers: Mutex<Vec<Weak<ResumableSession>>>,
 }
 
-impl SessionPool {
+impl ReaderSessions {
     pub(crate) fn new(ensemble: Arc<Ensemble>) -> Self {
         Self {
             ensemble,
@@ -44,7 +44,7 @@ impl SessionPool {
     }
 
     /// A session to read over: the newest of the electors' if there is one.
-    pub(crate) async fn reader(self: &Arc<Self>) -> Result<Arc<ResumableSession>, BackendError> {
+    pub(crate) async fn session(self: &Arc<Self>) -> Result<Arc<ResumableSession>, BackendError> {
         let shared = lock(&self.elector_sessions)
             .iter()
             .rev()

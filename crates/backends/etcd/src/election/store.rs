@@ -1,4 +1,4 @@
-//! What a backend, its sessions and its observers share.
+//! What a backend, its sessions and its observers share: the elections below one prefix of a cluster.
 
 use std::sync::{
     Arc,
@@ -20,8 +20,8 @@ use crate::{
 /// How much of a foreign key is logged, in bytes.
 const MAX_LOGGED_KEY_BYTES: usize = 256;
 
-/// The state of a backend.
-pub(crate) struct Shared {
+/// The elections below one prefix of a cluster.
+pub(crate) struct ElectionStore {
     pub(crate) keys: Keys,
     pub(crate) members: Arc<Members>,
     pub(crate) watcher: Watcher,
@@ -29,10 +29,10 @@ pub(crate) struct Shared {
     foreign_entries: AtomicU64,
 }
 
-impl Shared {
+impl ElectionStore {
     pub(crate) fn new(config: EtcdConfig) -> Self {
         let keys = Keys::new(&config.prefix);
-        let members = Arc::new(Members::new(config, keys.probe()));
+        let members = Arc::new(Members::new(config, keys.absent_key()));
         let watcher = Watcher::new(Arc::clone(&members));
         let position_reader = Batcher::new(PositionReader { members: Arc::clone(&members) });
         Self { keys, members, watcher, position_reader, foreign_entries: AtomicU64::new(0) }

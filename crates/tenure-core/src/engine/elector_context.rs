@@ -1,4 +1,4 @@
-//! What the parts of one elector share.
+//! The context of one elector: what its parts share.
 
 use std::{io, sync::Arc};
 
@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{BootClock, Clock, Config, OnOverrun, spi::Backend, status::StatusCell};
 
-/// What the parts of one elector share.
+/// The state that all tasks and threads of one elector use.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ElectorContext {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) config: Config,
     /// The configured value, in the form that all candidates share.
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
 }
 
-impl Shared {
+impl ElectorContext {
     /// Starts the engine on threads of its own.
     ///
     /// # Errors
