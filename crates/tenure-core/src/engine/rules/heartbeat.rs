@@ -65,7 +65,9 @@ pub(crate) fn largest_grace_period(
         HeartbeatProof::Process => Duration::ZERO,
         // The confirmed heartbeat is up to a gap (at least an interval) and an interval old; the next one is sent an
         // interval later and answered within its timeout, half an interval.
-        HeartbeatProof::NextHeartbeat { gap } => gap_by_store_clock(gap, drift).max(interval) + interval * 5 / 2,
+        HeartbeatProof::NextHeartbeat { gap } => {
+            gap_by_store_clock(gap, drift).max(interval) + interval * 5 / 2
+        }
         // The next heartbeat is sent after an interval; half of one is left for its answer and its confirmation.
         _ => interval * 3 / 2,
     };
