@@ -89,7 +89,7 @@ pub(crate) static POSTGRES_15: Image = Image {
     },
 };
 
-/// Every image that the tests use. The testkit's `Version` knows the stores' by the same names.
+/// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores.
 pub(crate) static IMAGES: [&Image; 5] = [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15];
 
 /// The server, and what breaks its disk and drops its packets.
