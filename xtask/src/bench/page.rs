@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 const PAGE: &str = "docs/reference/benchmarks.md";
-const PLOT: &str = "docs/benchmarks.svg";
+const PLOT: &str = "docs/reference/benchmarks.svg";
 /// What the page holds between these is replaced.
 const BEGIN: &str = "<!-- the table: written by cargo xtask bench -->";
 const END: &str = "<!-- the end of the table -->";
