@@ -7,7 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 use tenure::{
     Candidate, CandidateId, Config, ElectionName,
-    spi::{EntryRequest, mark_resign_requested, is_resign_requested},
+    spi::{EntryRequest, is_resign_requested, mark_resign_requested},
 };
 
 /// A name that no candidate can have: whoever shows it was not taken for ours.
@@ -34,7 +34,11 @@ fn read(payload: &[u8]) {
     }
     if candidate.id == FOREIGN_CANDIDATE {
         assert_eq!(candidate.value, payload);
-        assert_eq!((mark_resign_requested(payload), is_resign_requested(payload)), (None, false), "a stranger is asked to resign");
+        assert_eq!(
+            (mark_resign_requested(payload), is_resign_requested(payload)),
+            (None, false),
+            "a stranger is asked to resign"
+        );
         return;
     }
     CandidateId::new(&candidate.id).expect("a candidate of ours has a legal id");
