@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::shell::{cargo, run, target};
+use crate::{
+    shell::{cargo, run, target},
+    tools,
+};
 
 /// Builds a program with failpoints in a target directory of its own, and returns its path. With `tokio_unstable`, tokio takes its
 /// random choices from a seed.
@@ -20,6 +23,7 @@ pub(crate) fn build(package: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it cannot be built.
 pub(crate) fn build_program(package: &str, name: &str, arguments: &[&str]) -> Result<PathBuf> {
+    tools::ensure_for_build()?;
     let target = target();
     let target = std::path::absolute(target)?.join("sim");
     let mut build = cargo(["build", "--release", "--package", package]);

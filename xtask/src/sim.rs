@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use crate::{
     failpoint_build,
     shell::{run, run_for_json, say},
-    tools,
 };
 
 /// What to run; the rest is passed on to `tenure-sim` and `tenure-model`.
@@ -41,7 +40,7 @@ const MUTANT_SEEDS: u64 = 2_500;
 /// # Errors
 /// When a promise was broken.
 pub(crate) fn simulate(options: &Options) -> Result<()> {
-    let mut sim = simulation(&build("tenure-sim")?, options, options.seeds);
+    let mut sim = simulation(&failpoint_build::build("tenure-sim")?, options, options.seeds);
     sim.args(options.json.then_some("--json"));
     run(&mut sim)
 }
@@ -57,10 +56,11 @@ pub(crate) fn mutants(options: &Options) -> Result<()> {
         "mutants run in the model and with the simulated recipes: leave out --client"
     );
     let began = Instant::now();
-    let mut model = Command::new(build("tenure-model")?);
+    let mut model = Command::new(failpoint_build::build("tenure-model")?);
     model.args(options.store.iter().map(|store| format!("--store={store}"))).args(["--mutants", "--json"]);
     let model = run_for_json(&mut model)?;
-    let mut sim = simulation(&build("tenure-sim")?, options, options.seeds.or(Some(MUTANT_SEEDS)));
+    let mut sim =
+        simulation(&failpoint_build::build("tenure-sim")?, options, options.seeds.or(Some(MUTANT_SEEDS)));
     let sim = run_for_json(sim.args(["--mutants", "--json"]))?;
     let guard = failpoint_build::build_program("tenure-cli", "tenure", &["--no-default-features"])?;
     let guard = run_for_json(Command::new(guard).arg("--mutants"))?;
@@ -89,11 +89,6 @@ pub(crate) fn mutants(options: &Options) -> Result<()> {
         ensure!(part.succeeded, "the {} failed", part.name);
     }
     Ok(())
-}
-
-fn build(package: &str) -> Result<std::path::PathBuf> {
-    tools::ensure_for_build()?;
-    failpoint_build::build(package)
 }
 
 fn simulation(program: &Path, options: &Options, seeds: Option<u64>) -> Command {
