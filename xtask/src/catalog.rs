@@ -138,8 +138,8 @@ exec java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dzookeeper.forceSyn
   -cp '/usr/share/java/slf4j-simple.jar:/usr/share/java/*' org.apache.zookeeper.server.quorum.QuorumPeerMain /data/zoo.cfg
 ";
 
-/// An empty cluster with the user and the database `billing`. It lets in whoever asks, for it is
-/// published on loopback only, and holds nothing that outlives the tests.
+/// An empty cluster with the user and the database `billing`. It needs no password, because it is published on loopback
+/// only and holds nothing that outlives the tests.
 const POSTGRES_SCRIPT: &str = "\
 PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
 initdb --pgdata=/data/postgres --username=billing --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync

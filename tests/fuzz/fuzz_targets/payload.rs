@@ -10,7 +10,7 @@ use tenure::{
     spi::{EntryRequest, is_resign_requested, mark_resign_requested},
 };
 
-/// A name that no candidate can have: whoever shows it was not taken for ours.
+/// A name that no tenure candidate can have, so that an entry that shows it was read as a foreign one.
 const FOREIGN_CANDIDATE: &str = "no id";
 
 fuzz_target!(|data: &[u8]| {

@@ -67,7 +67,7 @@ fn is_a_mistyped_setting(text: &str) -> bool {
     pairs.any(|(name, value)| MISTYPED.contains(&name) && value.contains(SECRET))
 }
 
-/// Everything that can be seen of a URL, from whoever reads it; and what it must be when it is accepted.
+/// Everything that is printed of a URL by any of its parsers, and what must hold when it is accepted.
 fn all_that_is_printed(text: &str) -> String {
     let mut all = String::new();
     let url = match text.parse::<StoreUrl>() {

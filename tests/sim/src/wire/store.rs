@@ -350,7 +350,7 @@ impl Store {
         self.log.get(unseen).map_or(self.revision, |logged| logged.revision - 1)
     }
 
-    /// The first key below `prefix` in the order of creation: whoever leads.
+    /// The first key below `prefix` in the order of creation, which is the leader's.
     pub(super) fn head(&self, prefix: &str) -> Option<&PbKeyValue> {
         let all = self.keys.values().filter(|kv| kv.key.starts_with(prefix.as_bytes()));
         all.min_by_key(|kv| kv.create_revision)
