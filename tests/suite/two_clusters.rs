@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tenure::{Config, Elector, Error, Level};
+use tenure::{Config, Elector, Error, Level, LossReason};
 use tenure_containers::{EtcdServer, Version, ZookeeperServer};
-use tenure_testkit::suite::{until, within};
+use tenure_testkit::{
+    proxy::{Direction, Proxy},
+    suite::{until, within},
+};
 use tenure_tests::{promptly, wait_for_heartbeats};
 
 /// Longer than a server takes to restart.
@@ -25,12 +28,11 @@ fn both_orders(hosts: &[String; 2]) -> [[String; 2]; 2] {
 async fn assert_refused(scheme: &str, hosts: &[String; 2]) {
     let urls = || both_orders(hosts).into_iter().cycle().take(8);
     let electors = futures::future::join_all(urls().map(async |hosts| connect(scheme, &hosts).await)).await;
-    let campaigns = electors.iter().map(|elector| promptly("the refusal", elector.campaign("e")));
-    for (elector, outcome) in electors.iter().zip(futures::future::join_all(campaigns).await) {
-        let refused = outcome.err().unwrap_or_else(|| panic!("{scheme}: it leads: {:?}", elector.status()));
+    let campaigns = electors.iter().map(|elector| within("the refusal", refused_campaign(&**elector)));
+    for (elector, refused) in electors.iter().zip(futures::future::join_all(campaigns).await) {
         assert!(!refused.is_retryable(), "{refused:?}");
         assert_names_both(&refused, hosts);
-        let error = promptly("the refusal", elector.leader("e")).await.unwrap_err();
+        let error = within("the refusal", refused_read(&**elector)).await;
         assert_names_both(&error, hosts);
     }
     for elector in &electors[..2] {
@@ -42,6 +44,28 @@ async fn assert_refused(scheme: &str, hosts: &[String; 2]) {
     }
     for elector in electors {
         within("closing", elector.close()).await;
+    }
+}
+
+/// Campaigns until that is refused. A server of the other cluster that answers late is noticed late: the leadership ends
+/// then, and the next campaign is refused.
+async fn refused_campaign(elector: &dyn Elector) -> Error {
+    loop {
+        match elector.campaign("e").await {
+            Ok(leadership) => {
+                leadership.lost().await;
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+/// Reads until that is refused.
+async fn refused_read(elector: &dyn Elector) -> Error {
+    loop {
+        if let Err(error) = elector.leader("e").await {
+            return error;
+        }
     }
 }
 
@@ -92,6 +116,30 @@ async fn two_zookeeper_ensembles_in_one_url_are_refused() {
             assert!(server.admin().children("/acme/e").await.unwrap().is_empty(), "nobody has entered");
         }
     }
+}
+
+/// Hazard G34: a server of another ensemble that answers only after a session is in use ends that session: its own ensemble
+/// may have another leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_answer_of_another_ensemble_ends_the_session() {
+    let one = ZookeeperServer::start(Version::Zookeeper39).await.unwrap();
+    let two = ZookeeperServer::start(Version::Zookeeper39).await.unwrap();
+    // It has another root by now.
+    let other = connect("zookeeper", &[two.endpoint()]).await;
+    drop(within("leading there", other.campaign("e")).await.unwrap());
+    other.close().await;
+    let proxy = Proxy::start(two.endpoint()).await.unwrap();
+    proxy.hold(Direction::ToClient);
+    let hosts = [one.endpoint(), proxy.endpoint()];
+    let elector = connect("zookeeper", &hosts).await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    proxy.heal();
+    assert_eq!(within("the loss", leadership.lost()).await, LossReason::SessionExpired);
+    let refused = within("the refusal", refused_campaign(&*elector)).await;
+    assert!(!refused.is_retryable(), "{refused:?}");
+    assert_names_both(&refused, &hosts);
+    elector.close().await;
+    assert!(one.admin().children("/acme/e").await.unwrap().is_empty(), "nobody has entered");
 }
 
 /// Hazard G34: a server that was down when a session began, and returns as a member of another cluster, is not used; the

@@ -43,7 +43,7 @@ impl ZookeeperSession {
         let granted_ttl = connection.granted_ttl();
         let mut accepted = store.bounds.check(ttl, granted_ttl, connection.server());
         if accepted.is_ok() {
-            accepted = store.ensemble.check(&connection, true).await;
+            accepted = store.ensemble.check(&session, true).await;
         }
         if let Err(refused) = accepted {
             // A server with wrong settings, or of another ensemble, may not answer the close either.

@@ -9,8 +9,9 @@
 //!   asked for it, in parallel, each over a session of its own. If one has another root, or none, it is
 //!   unknown which ensemble is meant, and the session is refused permanently. A server that does not answer in time is
 //!   not waited for.
-//! - A server that answers later and has another root is excluded; the session continues with the others. A server that
-//!   never answers cannot resume the session either: it does not know it, and reports it as expired.
+//! - If a server answers later and has another root, the session ends: a candidate whose session is on that server may
+//!   lead as well. The next session is refused, since that server answers by now. A server that never answers cannot
+//!   resume the session: it does not know it, and reports it as expired.
 //! - When a known server has another root than before, the root was created again, and all servers are asked again.
 //!
 //! Nothing is compared if the user may not read the root. An ensemble whose data is a copy of another one's is not
@@ -19,10 +20,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -35,13 +33,16 @@ use zookeeper_client::{Error, Stat};
 use super::{
     connect_options::{ConnectOptions, READER_TTL},
     connection::Connection,
-    error::backend_error,
+    error::{backend_error, session_gone},
     parents::create_root,
+    resumable_session::ResumableSession,
     servers::Servers,
+    session_state::SessionState,
     znode_stat::is_unreadable,
 };
 
-/// How long the other servers have to answer before the session is used without their answers.
+/// How long the other servers have to answer before the session is used without their answers. A candidate waits for this
+/// long before its first campaign if one of the servers is silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often a difference has to be seen before it is reported: the root may have just been deleted and created again.
 const ATTEMPTS: usize = 3;
@@ -109,8 +110,8 @@ impl Ensemble {
         Self { options, servers, identity: EnsembleIdentity::default() }
     }
 
-    /// Compares the root on all servers, before a session is used that `connection` has just opened. Creates the root
-    /// first if `creates_root`.
+    /// Compares the root on all servers, before `session` is used, which was just opened. Creates the root first if
+    /// `creates_root`.
     ///
     /// # Errors
     /// [`Invalid`](BackendErrorKind::Invalid) when the servers belong to two ensembles;
@@ -118,13 +119,14 @@ impl Ensemble {
     /// have answered.
     pub(crate) async fn check(
         self: &Arc<Self>,
-        connection: &Connection,
+        session: &ResumableSession,
         creates_root: bool,
     ) -> Result<(), BackendError> {
         let servers = self.servers.all();
         if servers.len() < 2 {
             return Ok(());
         }
+        let connection = &*session.connection().await?;
         let mut attempts = 0;
         loop {
             if creates_root && let Err(error) = create_root(&self.options, connection).await {
@@ -137,7 +139,7 @@ impl Ensemble {
             let Some(asked) = self.identity.servers_to_ask(servers, connection.server(), own) else {
                 return Ok(());
             };
-            let answers = self.ask(asked.clone(), own).await;
+            let answers = self.ask(asked.clone(), (connection.server(), own), session.state()).await;
             attempts += 1;
             match answers.iter().find(|(_, found)| found.differs(own)) {
                 Some(_) if attempts < ATTEMPTS => {}
@@ -145,10 +147,7 @@ impl Ensemble {
                     let text = conflict(&self.options.root, (connection.server(), own), (server, *found));
                     return Err(BackendError::new(BackendErrorKind::Invalid, text));
                 }
-                None => {
-                    self.servers.include_all();
-                    return self.identity.agree(connection.server(), own, &asked, &answers);
-                }
+                None => return self.identity.agree(connection.server(), own, &asked, &answers),
             }
         }
     }
@@ -159,40 +158,48 @@ impl Ensemble {
         Ok(connection.stat(&self.options.root).await?.into())
     }
 
-    /// Asks `servers` for the root. Returns the answers that arrive in time. A server that answers later, and has
-    /// another root than `own`, is excluded.
-    async fn ask(self: &Arc<Self>, servers: Vec<String>, own: RootState) -> Vec<(String, RootState)> {
-        let is_late = Arc::new(AtomicBool::new(false));
+    /// Asks `servers` for the root. Returns the answers that arrive in time. If a server answers later, and has another
+    /// root than `own`, the session is [refused](SessionState::refuse).
+    async fn ask(
+        self: &Arc<Self>,
+        servers: Vec<String>,
+        (own_server, own): (&str, RootState),
+        session: &Arc<SessionState>,
+    ) -> Vec<(String, RootState)> {
+        // `None` once they are not waited for any more.
+        let answers = Arc::new(Mutex::new(Some(Vec::new())));
         let mut asked: FuturesUnordered<_> = servers
             .into_iter()
             .map(|server| {
-                let (this, is_late) = (Arc::clone(self), Arc::clone(&is_late));
+                let (this, answers) = (Arc::clone(self), Arc::clone(&answers));
+                let (own_server, session) = (own_server.to_owned(), Arc::downgrade(session));
                 // In a task of its own, so that its session is closed also after the timeout.
                 tokio::spawn(async move {
-                    let connection = Connection::open(&this.options, &server, READER_TTL, None).await.ok()?;
-                    let found = this.read_root(&connection).await;
-                    tokio::spawn(async move { connection.close_session().await });
-                    let found = found.ok()?;
-                    let differs = matches!(own, RootState::Present(_)) && found.differs(own);
-                    if differs && is_late.load(Relaxed) && this.servers.exclude(&server) {
-                        warn!(
-                            server,
-                            "{}",
-                            conflict(&this.options.root, ("the session", own), (&server, found))
-                        );
+                    let Some(found) = this.ask_server(&server).await else { return };
+                    if let Some(answers) = lock(&answers).as_mut() {
+                        answers.push((server, found));
+                        return;
                     }
-                    Some((server, found))
+                    let Some(session) = session.upgrade() else { return };
+                    if matches!(own, RootState::Present(_)) && found.differs(own) {
+                        let text = conflict(&this.options.root, (&own_server, own), (&server, found));
+                        warn!(session = %session.session.id(), "the session ends: {text}");
+                        session.refuse(session_gone(text));
+                    }
                 })
             })
             .collect();
-        let mut answers = Vec::new();
-        let all = async {
-            while let Some(answer) = asked.next().await {
-                answers.extend(answer.ok().flatten());
-            }
-        };
-        is_late.store(timeout(ANSWER_TIMEOUT, all).await.is_err(), Relaxed);
-        answers
+        let all = async { while asked.next().await.is_some() {} };
+        let _ = timeout(ANSWER_TIMEOUT, all).await;
+        lock(&answers).take().unwrap_or_default()
+    }
+
+    /// What `server` has at the root's path, read over a session of its own; `None` if it does not answer.
+    async fn ask_server(&self, server: &str) -> Option<RootState> {
+        let connection = Connection::open(&self.options, server, READER_TTL, None).await.ok()?;
+        let found = self.read_root(&connection).await;
+        tokio::spawn(async move { connection.close_session().await });
+        found.ok()
     }
 }
 
@@ -256,8 +263,12 @@ impl EnsembleIdentity {
     }
 
     fn pinned(&self) -> MutexGuard<'_, PinnedRoot> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

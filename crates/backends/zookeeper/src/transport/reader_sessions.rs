@@ -73,7 +73,7 @@ impl ReaderSessions {
             let session = Arc::new(ResumableSession::open(options, servers, READER_TTL).await?);
             session.mark_without_entries();
             remember(&this.readers, &session);
-            this.ensemble.check(&*session.connection().await?, false).await?;
+            this.ensemble.check(&session, false).await?;
             Ok(session)
         });
         let opened = opened.map(|opened| {

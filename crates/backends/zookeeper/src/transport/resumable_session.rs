@@ -60,6 +60,11 @@ impl ResumableSession {
         Self { state }
     }
 
+    /// The state that the session shares with its task.
+    pub(crate) fn state(&self) -> &Arc<SessionState> {
+        &self.state
+    }
+
     pub(crate) fn id(&self) -> i64 {
         self.state.session.id().0
     }
@@ -78,18 +83,24 @@ impl ResumableSession {
         self.state.closing.is_cancelled()
     }
 
-    /// Whether the session has ended or is being closed, as far as is known.
+    /// Whether the session has ended, must not be used or is being closed, as far as is known.
     pub(crate) fn is_over(&self) -> bool {
-        self.is_closing() || matches!(*self.state.phase.borrow(), Phase::Over(_))
+        self.is_closing()
+            || self.state.refused().is_some()
+            || matches!(*self.state.phase.borrow(), Phase::Over(_))
     }
 
     /// The current connection. Waits for one if there is none.
     ///
     /// # Errors
-    /// [`SessionGone`](tenure_core::spi::BackendErrorKind::SessionGone) when the session has ended.
+    /// [`SessionGone`](tenure_core::spi::BackendErrorKind::SessionGone) when the session has ended or was
+    /// [refused](SessionState::refuse).
     pub(crate) async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
         let mut phase = self.state.phase.subscribe();
         loop {
+            if let Some(error) = self.state.refused() {
+                return Err(error.clone());
+            }
             match &*phase.borrow_and_update() {
                 Phase::Connected(connection) if connection.is_unbroken() => {
                     return Ok(Arc::clone(connection));
@@ -108,6 +119,9 @@ impl ResumableSession {
     /// # Errors
     /// As for [`connection`](Self::connection), and when there is none.
     pub(crate) fn connection_now(&self) -> Result<Arc<Connection>, BackendError> {
+        if let Some(error) = self.state.refused() {
+            return Err(error.clone());
+        }
         match &*self.state.phase.borrow() {
             Phase::Connected(connection) if connection.is_unbroken() => Ok(Arc::clone(connection)),
             Phase::Over(error) | Phase::Disconnected(Some(error)) => Err(error.clone()),

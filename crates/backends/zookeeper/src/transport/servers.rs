@@ -1,8 +1,7 @@
 //! The servers of an ensemble, and the order in which they are tried.
 
 use std::{
-    collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -15,14 +14,12 @@ const FAILURE_COOLDOWN: Duration = Duration::from_secs(10);
 pub(crate) struct Servers {
     all: Vec<String>,
     last_failures: Mutex<Vec<Option<Instant>>>,
-    /// Servers of another ensemble than the session's.
-    excluded: Mutex<HashSet<String>>,
 }
 
 impl Servers {
     pub(crate) fn new(all: Vec<String>) -> Self {
         let last_failures = Mutex::new(vec![None; all.len()]);
-        Self { all, last_failures, excluded: Mutex::default() }
+        Self { all, last_failures }
     }
 
     /// All servers of the configuration, in its order.
@@ -40,28 +37,7 @@ impl Servers {
         let mut order: Vec<usize> = (0..self.all.len()).collect();
         fastrand::shuffle(&mut order);
         order.sort_by_key(|&n| failures[n].filter(|at| at.elapsed() < FAILURE_COOLDOWN));
-        let excluded = self.excluded();
-        order
-            .into_iter()
-            .map(|n| &self.all[n])
-            .filter(|server| !excluded.contains(*server))
-            .cloned()
-            .collect()
-    }
-
-    /// Stops using `server`, unless it is the last one. Returns whether it was in use before.
-    pub(crate) fn exclude(&self, server: &str) -> bool {
-        let mut excluded = self.excluded();
-        excluded.len() + 1 < self.all.len() && excluded.insert(server.to_owned())
-    }
-
-    /// Uses every server again.
-    pub(crate) fn include_all(&self) {
-        self.excluded().clear();
-    }
-
-    fn excluded(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.excluded.lock().unwrap_or_else(PoisonError::into_inner)
+        order.into_iter().map(|n| self.all[n].clone()).collect()
     }
 
     /// Records that `server` failed now.

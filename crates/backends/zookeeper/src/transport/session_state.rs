@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -31,6 +31,8 @@ pub(crate) struct SessionState {
     pub(crate) closing: CancellationToken,
     /// Whether no entry depends on the session, so that it does not matter how long the store keeps it.
     without_entries: AtomicBool,
+    /// Why the session must not be used, although the store keeps it.
+    refused: OnceLock<BackendError>,
     /// How long to wait for a server before another one is tried as well.
     ///
     /// If all servers are far away, a short delay would move the session from one to the other forever. The delay grows
@@ -65,6 +67,7 @@ impl SessionState {
             phase: watch::Sender::new(Phase::Connected(Arc::clone(first))),
             closing: CancellationToken::new(),
             without_entries: AtomicBool::new(false),
+            refused: OnceLock::new(),
             hedge_delay: Mutex::new(MIN_HEDGE_DELAY),
         }
     }
@@ -75,6 +78,21 @@ impl SessionState {
 
     pub(crate) fn is_without_entries(&self) -> bool {
         self.without_entries.load(Relaxed)
+    }
+
+    /// Makes every further use of the session fail with `error`, and interrupts the requests in progress. Only closing it
+    /// remains possible.
+    pub(crate) fn refuse(&self, error: BackendError) {
+        let _ = self.refused.set(error);
+        let phase = self.phase.borrow().clone();
+        if let Phase::Connected(connection) = phase {
+            connection.give_up();
+        }
+    }
+
+    /// The error given to [`refuse`](Self::refuse).
+    pub(crate) fn refused(&self) -> Option<&BackendError> {
+        self.refused.get()
     }
 
     pub(crate) fn hedge_delay(&self) -> Duration {
