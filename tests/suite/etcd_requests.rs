@@ -65,8 +65,11 @@ async fn a_new_value_keeps_the_resign_request() {
     session.update(&entered.entry, &updated).await.unwrap();
     let leader = backend.leader(&request(1).election).await.unwrap().unwrap();
     assert_eq!(leader.value, b"another");
-    let event = within("the resign request", session.wait_entry_event(&entered.entry)).await.unwrap();
-    assert_eq!(event, EntryEvent::ResignRequested);
+    let mut watcher = session.entry_watcher();
+    watcher.add(7, &entered.entry);
+    let event = within("the resign request", watcher.next()).await.unwrap();
+    assert_eq!(event, (7, EntryEvent::ResignRequested));
+    drop(watcher);
     session.close().await.unwrap();
     backend.close().await;
 }

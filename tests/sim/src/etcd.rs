@@ -11,7 +11,7 @@ use tenure_core::{
     Candidate, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, HeartbeatProof, Observation,
+        EntryWatcher, Heartbeat, HeartbeatProof, Observation,
     },
 };
 
@@ -28,7 +28,7 @@ pub(crate) struct SimEtcd(pub(crate) Access);
 /// The time limit for one read of a waiting candidate.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     access: Access,
     id: u64,
@@ -186,8 +186,8 @@ impl BackendSession for Lease {
         recipe::wait_turn(self, entry).await
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        recipe::wait_deleted(self, entry).await
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        recipe::entry_watcher(self)
     }
 
     async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, FencingToken,
-    spi::{BackendError, Entered, Entry, EntryRequest},
+    spi::{BackendError, Entered, Entry, EntryEvent, EntryRequest, EntryWatcher, PerEntryWatcher},
 };
 
 use crate::{
@@ -59,10 +59,18 @@ pub(crate) async fn wait_turn(
     }
 }
 
-/// Waits until the entry does not exist.
-pub(crate) async fn wait_deleted(session: &impl PositionReader, entry: &Entry) -> Result<(), BackendError> {
-    while session.is_first(entry).await?.is_some() {
-        session.access().wait_for_change(&entry.election).await;
-    }
-    Ok(())
+/// Watches the entries of a session. There are no resign requests.
+pub(crate) fn entry_watcher(
+    session: &(impl PositionReader + Clone + Send + 'static),
+) -> Box<dyn EntryWatcher> {
+    let session = session.clone();
+    Box::new(PerEntryWatcher::new(move |entry, _| {
+        let session = session.clone();
+        async move {
+            while session.is_first(&entry).await?.is_some() {
+                session.access().wait_for_change(&entry.election).await;
+            }
+            Ok(EntryEvent::Deleted)
+        }
+    }))
 }

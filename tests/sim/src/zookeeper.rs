@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -16,8 +16,8 @@ use futures::StreamExt as _;
 use tenure_core::{
     Candidate, ElectionName, FencingToken,
     spi::{
-        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, Heartbeat,
-        HeartbeatProof, Observation,
+        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, EntryWatcher,
+        Heartbeat, HeartbeatProof, Observation,
     },
 };
 use tokio::time::Instant;
@@ -33,17 +33,18 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct SimZookeeper(pub(crate) Access);
 
-#[derive(Debug)]
+/// A session; clones are the same one.
+#[derive(Clone, Debug)]
 struct Session {
     access: Access,
     id: u64,
     ttl: Duration,
     /// The number of the current connection; servers refuse requests of earlier ones.
-    connection: AtomicU64,
+    connection: Arc<AtomicU64>,
     /// When the connection was made. The session never sees a state older than that.
-    seen: Mutex<Instant>,
+    seen: Arc<Mutex<Instant>>,
     /// Requests that were sent and not withdrawn yet.
-    sent_requests: Mutex<std::collections::BTreeSet<u128>>,
+    sent_requests: Arc<Mutex<std::collections::BTreeSet<u128>>>,
 }
 
 #[async_trait]
@@ -59,9 +60,9 @@ impl Backend for SimZookeeper {
             access: self.0.clone(),
             id,
             ttl,
-            connection: AtomicU64::new(0),
-            seen: Mutex::new(Instant::now()),
-            sent_requests: Mutex::default(),
+            connection: Arc::default(),
+            seen: Arc::new(Mutex::new(Instant::now())),
+            sent_requests: Arc::default(),
         }))
     }
 
@@ -233,8 +234,8 @@ impl BackendSession for Session {
         recipe::wait_turn(self, entry).await
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        recipe::wait_deleted(self, entry).await
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        recipe::entry_watcher(self)
     }
 
     async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use tenure_core::{
     ElectionName, FencingToken,
     spi::{
-        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryEvent, EntryRequest, Heartbeat,
-        HeartbeatProof,
+        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryEvent, EntryRequest,
+        EntryWatcher, Heartbeat, HeartbeatProof, PerEntryWatcher,
     },
 };
 
@@ -47,37 +47,6 @@ impl LocalSession {
         Self { store, id, ttl, entries: Arc::default() }
     }
 
-    /// Waits until the entry no longer exists or, if `watch_resign_requests`, its candidate is requested to resign.
-    async fn wait_event(
-        &self,
-        entry: &Entry,
-        watch_resign_requests: bool,
-    ) -> Result<EntryEvent, BackendError> {
-        let Ok(own) = self.entries.entry(entry) else { return Ok(EntryEvent::Deleted) };
-        let dir = self.store.layout.election(&entry.election);
-        let mut subscription = Subscription::new(&self.store.watcher, dir);
-        let files = vec![entry_file(own.number()), resign_request_file(own.number())];
-        subscription.set_filter(EventFilter::Removal(files));
-        let mut recheck = RecheckTimer::new();
-        loop {
-            let checked = Arc::clone(&own);
-            let operation = move || {
-                subscription.ensure_watching();
-                let in_place = checked.is_in_place().map_err(|e| io_error("find", checked.path(), &e))?;
-                Ok((subscription, in_place, watch_resign_requests && checked.is_resign_requested()))
-            };
-            let (in_place, resign_requested);
-            (subscription, in_place, resign_requested) = self.store.blocking_pool.run(operation).await?;
-            if !in_place || self.entries.entry(entry).is_err() {
-                return Ok(EntryEvent::Deleted);
-            }
-            if resign_requested {
-                return Ok(EntryEvent::ResignRequested);
-            }
-            recheck.wait(&subscription).await;
-        }
-    }
-
     /// Determines the position of an entry, after making sure that the subscription watches the directory.
     async fn check_position(
         &self,
@@ -96,6 +65,38 @@ impl LocalSession {
             Ok((subscription, position))
         };
         self.store.blocking_pool.run(operation).await
+    }
+}
+
+/// Waits until the entry no longer exists or, if `for_resign_requests`, its candidate is requested to resign.
+async fn wait_event(
+    store: Arc<Store>,
+    entries: Arc<SessionEntries>,
+    entry: Entry,
+    for_resign_requests: bool,
+) -> Result<EntryEvent, BackendError> {
+    let Ok(own) = entries.entry(&entry) else { return Ok(EntryEvent::Deleted) };
+    let dir = store.layout.election(&entry.election);
+    let mut subscription = Subscription::new(&store.watcher, dir);
+    let files = vec![entry_file(own.number()), resign_request_file(own.number())];
+    subscription.set_filter(EventFilter::Removal(files));
+    let mut recheck = RecheckTimer::new();
+    loop {
+        let checked = Arc::clone(&own);
+        let operation = move || {
+            subscription.ensure_watching();
+            let in_place = checked.is_in_place().map_err(|e| io_error("find", checked.path(), &e))?;
+            Ok((subscription, in_place, for_resign_requests && checked.is_resign_requested()))
+        };
+        let (in_place, resign_requested);
+        (subscription, in_place, resign_requested) = store.blocking_pool.run(operation).await?;
+        if !in_place || entries.entry(&entry).is_err() {
+            return Ok(EntryEvent::Deleted);
+        }
+        if resign_requested {
+            return Ok(EntryEvent::ResignRequested);
+        }
+        recheck.wait(&subscription).await;
     }
 }
 
@@ -251,12 +252,11 @@ impl BackendSession for LocalSession {
         }
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.wait_event(entry, false).await.map(drop)
-    }
-
-    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        self.wait_event(entry, true).await
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let (store, entries) = (Arc::clone(&self.store), Arc::clone(&self.entries));
+        Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
+            wait_event(Arc::clone(&store), Arc::clone(&entries), entry, for_resign_requests)
+        }))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -9,7 +9,10 @@ use common::{election, files, new_backend, request, session, until, within};
 use futures::{FutureExt, StreamExt};
 use tenure_core::{
     Error, Level,
-    spi::{Backend, BackendErrorKind, Capabilities, Entry, HeartbeatProof},
+    spi::{
+        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Entry, EntryEvent,
+        HeartbeatProof,
+    },
 };
 use tenure_local::LocalBackend;
 
@@ -97,7 +100,15 @@ async fn entering_twice_makes_one_entry_and_leaving_twice_is_fine() {
     assert!(files(dir.path(), "e").is_empty());
     let gone = s.wait_turn(&first.entry).await.unwrap_err();
     assert_eq!(gone.kind(), BackendErrorKind::EntryGone);
-    within("gone", s.wait_deleted(&first.entry)).await.unwrap();
+    within("gone", deleted(&*s, &first.entry)).await.unwrap();
+}
+
+/// Waits until the entry is deleted.
+async fn deleted(session: &dyn BackendSession, entry: &Entry) -> Result<(), BackendError> {
+    let mut watcher = session.entry_watcher();
+    watcher.add(0, entry);
+    while watcher.next().await?.1 != EntryEvent::Deleted {}
+    Ok(())
 }
 
 /// G10: if a campaign is dropped at any point, its entry is removed.
@@ -157,7 +168,7 @@ async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
     let s = session(&backend).await;
     let leader = s.enter(&request("e", "a")).await.unwrap().entry;
     let waiter = s.enter(&request("e", "b")).await.unwrap().entry;
-    let (gone, turn) = (s.wait_deleted(&leader), s.wait_turn(&waiter));
+    let (gone, turn) = (deleted(&*s, &leader), s.wait_turn(&waiter));
     tokio::pin!(gone, turn);
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut gone).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut turn).await.is_err());
@@ -191,7 +202,7 @@ async fn a_deleted_election_or_store_is_noticed_and_tokens_go_on() {
         assert!(leader.version > last, "{} after {last}", leader.version);
         let waiter = s.enter(&b).await.unwrap().entry;
         last = waiter.version;
-        let (gone, turn) = (s.wait_deleted(&leader), s.wait_turn(&waiter));
+        let (gone, turn) = (deleted(&*s, &leader), s.wait_turn(&waiter));
         tokio::pin!(gone, turn);
         assert!(gone.as_mut().now_or_never().is_none());
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
@@ -357,7 +368,7 @@ fn nothing_leaks() {
             let waits = s.enter(&request(&format!("e{n}"), "b")).await.unwrap().entry;
             let short = Duration::from_millis(5);
             assert!(tokio::time::timeout(short, s.wait_turn(&waits)).await.is_err());
-            assert!(tokio::time::timeout(short, s.wait_deleted(&leads)).await.is_err());
+            assert!(tokio::time::timeout(short, deleted(&*s, &leads)).await.is_err());
         }
         let mut leaders = backend.observe(&election("e1")).await.unwrap();
         leaders.next().await.unwrap().unwrap();
@@ -379,7 +390,7 @@ async fn a_waiting_candidate_without_notifications_still_leads() {
     let (a, b) = (request("e", "a"), request("e", "b"));
     let leader = s.enter(&a).await.unwrap().entry;
     let waiting = s.enter(&b).await.unwrap().entry;
-    let (turn, gone) = (s.wait_turn(&waiting), s.wait_deleted(&leader));
+    let (turn, gone) = (s.wait_turn(&waiting), deleted(&*s, &leader));
     tokio::pin!(turn, gone);
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut turn).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut gone).await.is_err());

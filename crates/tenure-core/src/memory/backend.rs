@@ -11,7 +11,7 @@ use crate::{
     Candidate, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Confirmation, Entered, Entry,
-        EntryEvent, EntryRequest, Heartbeat, HeartbeatProof, Observation,
+        EntryEvent, EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
     },
 };
 
@@ -196,18 +196,22 @@ impl BackendSession for MemorySession {
             .await
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.backend.wait_for(|| self.backend.store.is_leading(self.id, entry).is_none().then_some(())).await;
-        Ok(())
-    }
-
-    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        let store = &self.backend.store;
-        let event = self.backend.wait_for(|| match store.is_leading(self.id, entry) {
-            None => Some(EntryEvent::Deleted),
-            Some(_) => store.is_resign_requested(entry).then_some(EntryEvent::ResignRequested),
-        });
-        Ok(event.await)
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let (backend, id) = (self.backend.clone(), self.id);
+        Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
+            let backend = backend.clone();
+            async move {
+                let store = &backend.store;
+                let event = backend.wait_for(|| match store.is_leading(id, &entry) {
+                    None => Some(EntryEvent::Deleted),
+                    Some(_) if for_resign_requests && store.is_resign_requested(&entry) => {
+                        Some(EntryEvent::ResignRequested)
+                    }
+                    Some(_) => None,
+                });
+                Ok(event.await)
+            }
+        }))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -46,7 +46,7 @@ pub struct Entered {
     pub leads: Option<FencingToken>,
 }
 
-/// The outcome of [`BackendSession::wait_entry_event`](super::BackendSession::wait_entry_event).
+/// What an [`EntryWatcher`](super::EntryWatcher) reports of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EntryEvent {

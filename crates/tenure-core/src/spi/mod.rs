@@ -2,8 +2,7 @@
 //!
 //! A backend knows the requests and the election recipe of its store. It knows nothing of deadlines or guards. It does not
 //! repeat calls of the engine; it does its own failover.
-//! The [engine](crate::engine) calls the backend. It bounds every call in time, except [`BackendSession::wait_turn`],
-//! [`wait_deleted`](BackendSession::wait_deleted), [`wait_entry_event`](BackendSession::wait_entry_event) and
+//! The [engine](crate::engine) calls the backend. It bounds every call in time, except [`BackendSession::wait_turn`] and
 //! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the responses how long leadership may
 //! be assumed. Users of the library call an [`Elector`](crate::Elector) and never a backend.
 //!
@@ -11,7 +10,7 @@
 //! |---|---|
 //! | [`Backend`] | a client of the store: opens sessions, reads and observes elections |
 //! | [`BackendSession`] | a session: heartbeats, entries, waiting for leadership |
-//! | [`EntryWatcher`] | optional: one watch for the entries of all terms of a session |
+//! | [`EntryWatcher`] | the watch on the leading entries of a session; [`PerEntryWatcher`] is one for simple stores |
 //!
 //! # Rules for implementers
 //!
@@ -26,6 +25,7 @@ mod entry;
 mod error;
 mod heartbeat;
 mod hosts;
+mod per_entry_watcher;
 mod session;
 
 use std::{fmt, time::Duration};
@@ -45,6 +45,7 @@ pub use entry::{
 pub use error::{BackendError, BackendErrorKind};
 pub use heartbeat::{Confirmation, Heartbeat, HeartbeatProof};
 pub use hosts::check_hosts;
+pub use per_entry_watcher::PerEntryWatcher;
 pub use session::{BackendSession, EntryWatcher};
 
 /// A client of a store, used by one elector.
@@ -85,7 +86,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// - Ends with an error when the connection to the store is lost. The engine then observes again.
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError>;
 
-    /// Asks the leader of `election` to resign: its [`wait_entry_event`](BackendSession::wait_entry_event) returns
+    /// Asks the leader of `election` to resign: the [`EntryWatcher`] of its session reports
     /// [`EntryEvent::ResignRequested`]. Returns the leader that was asked, or `None` when there is no leader.
     ///
     /// A store that keeps payloads replaces the payload of the entry by [`mark_resign_requested`].

@@ -79,20 +79,11 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// [`EntryGone`](super::BackendErrorKind::EntryGone), promptly, when `entry` is deleted.
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError>;
 
-    /// Waits until `entry` no longer exists or no longer belongs to this session. Not bounded in time.
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError>;
-
-    /// Waits as [`wait_deleted`](Self::wait_deleted) does, and also returns when the candidate was asked to resign
-    /// ([`Backend::request_resign`](super::Backend::request_resign)), even before this call.
-    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        self.wait_deleted(entry).await.map(|()| EntryEvent::Deleted)
-    }
-
-    /// One watch for all entries that lead, for backends that can do that cheaper than with one
-    /// [`wait_entry_event`](Self::wait_entry_event) per entry. Called once. Returns `None` by default.
-    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
-        None
-    }
+    /// Starts to watch the entries that lead. Called at most once per session.
+    ///
+    /// It is the only source from which the engine learns that an entry was deleted while the session continues, and of
+    /// resign requests. [`PerEntryWatcher`](super::PerEntryWatcher) suits a store that watches one entry at a time.
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher>;
 
     /// Replaces the value that others read. `request` is the request that created the entry, with the new value.
     ///
@@ -133,12 +124,14 @@ pub trait EntryWatcher: Send {
     /// Stops watching an entry. Does nothing when it is not watched.
     fn remove(&mut self, number: u64);
 
-    /// The next event of a watched entry, as [`wait_entry_event`](BackendSession::wait_entry_event) returns it. Each of
-    /// [`Deleted`](EntryEvent::Deleted) and [`ResignRequested`](EntryEvent::ResignRequested) is reported once per entry. Not
-    /// bounded in time.
+    /// The next event of a watched entry. Each of [`Deleted`](EntryEvent::Deleted) and
+    /// [`ResignRequested`](EntryEvent::ResignRequested) is reported once per entry. Not bounded in time.
     ///
     /// # Behavior
-    /// Repeats its requests as long as that can help, and bounds each of them in time.
+    /// - What happened before [`add`](Self::add) is reported as well.
+    /// - An event is the result of reading the entry, also after a lost connection: the entry does not exist or does not
+    ///   belong to this session any more, or it has a resign request.
+    /// - Repeats its requests as long as that can help, and bounds each of them in time.
     ///
     /// # Errors
     /// After an error nothing is watched any more, and the engine ends the session.

@@ -8,7 +8,7 @@ use tenure_core::{
     memory::{MemoryBackend, MemoryStore},
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryEvent,
-        EntryRequest, Heartbeat, HeartbeatProof, Observation,
+        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
     },
 };
 
@@ -22,7 +22,7 @@ pub(crate) enum Call {
     Confirm,
     Enter,
     WaitTurn,
-    WaitDeleted,
+    Watch,
     Update,
     Leave,
     Close,
@@ -81,7 +81,7 @@ impl Backend for Faulty {
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
         (self.faults.before)(Call::Open)?;
-        let inner = self.inner.open_session(ttl).await?;
+        let inner = Arc::from(self.inner.open_session(ttl).await?);
         Ok(Box::new(FaultySession { inner, faults: Arc::clone(&self.faults) }))
     }
 
@@ -96,7 +96,7 @@ impl Backend for Faulty {
 
 #[derive(Debug)]
 struct FaultySession {
-    inner: Box<dyn BackendSession>,
+    inner: Arc<dyn BackendSession>,
     faults: Arc<Faults>,
 }
 
@@ -138,14 +138,22 @@ impl BackendSession for FaultySession {
         self.inner.wait_turn(entry).await
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        (self.faults.before)(Call::WaitDeleted)?;
-        self.inner.wait_deleted(entry).await
-    }
-
-    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        (self.faults.before)(Call::WaitDeleted)?;
-        self.inner.wait_entry_event(entry).await
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let (inner, faults) = (Arc::clone(&self.inner), Arc::clone(&self.faults));
+        Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
+            let (inner, faults) = (Arc::clone(&inner), Arc::clone(&faults));
+            async move {
+                (faults.before)(Call::Watch)?;
+                let mut watcher = inner.entry_watcher();
+                watcher.add(0, &entry);
+                loop {
+                    let (_, event) = watcher.next().await?;
+                    if for_resign_requests || event == EntryEvent::Deleted {
+                        return Ok(event);
+                    }
+                }
+            }
+        }))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -118,7 +118,7 @@ async fn a_failed_watch_does_not_show_in_the_status() {
     let store = MemoryStore::new();
     let armed = AtomicBool::new(true);
     let host = faulty_backend::host(&store, "a", move |call| {
-        match call == Call::WaitDeleted && armed.swap(false, Ordering::SeqCst) {
+        match call == Call::Watch && armed.swap(false, Ordering::SeqCst) {
             true => Err(BackendError::new(BackendErrorKind::Unavailable, "the stream was reset")),
             false => Ok(()),
         }

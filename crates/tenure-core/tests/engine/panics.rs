@@ -48,7 +48,7 @@ async fn a_panic_while_entering_reaches_the_campaign() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_the_watch_ends_the_leadership() {
     let store = MemoryStore::new();
-    let host = panics_once(&store, Call::WaitDeleted);
+    let host = panics_once(&store, Call::Watch);
     let leadership = host.lead().await;
     assert_eq!(within(TTL, leadership.lost()).await, LossReason::SessionGivenUp);
     until("the entry is gone although its guard is held", || store.entries("e").is_empty()).await;
@@ -72,7 +72,7 @@ async fn a_panic_while_leaving_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_after_the_guard_was_dropped_leaves_nothing() {
     let store = MemoryStore::new();
-    for call in [Call::WaitDeleted, Call::Leave] {
+    for call in [Call::Watch, Call::Leave] {
         let host = panics_once(&store, call);
         drop(host.lead().await);
         until("the entry is gone", || store.entries("e").is_empty()).await;

@@ -87,7 +87,7 @@ async fn short_terms_back_off() {
             assert!(counted.fetch_add(1, Ordering::SeqCst) < 10_000, "a busy loop");
             Ok(())
         }
-        Call::WaitDeleted => Err(BackendError::new(BackendErrorKind::EntryGone, "not of this session")),
+        Call::Watch => Err(BackendError::new(BackendErrorKind::EntryGone, "not of this session")),
         _ => Ok(()),
     });
     let shutdown = sleep(Duration::from_secs(10));

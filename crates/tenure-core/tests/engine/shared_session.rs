@@ -96,8 +96,8 @@ async fn work_that_is_stopping_is_dropped_when_the_session_is_gone() {
     let gone = Arc::new(AtomicBool::new(false));
     let is_gone = Arc::clone(&gone);
     let host = faulty_backend::host(&store, "a", move |call| match (call, is_gone.load(SeqCst)) {
-        (Call::WaitDeleted, false) => Err(BackendError::new(BackendErrorKind::Unavailable, "later")),
-        (Call::WaitDeleted, true) => Err(BackendError::new(BackendErrorKind::SessionGone, "gone")),
+        (Call::Watch, false) => Err(BackendError::new(BackendErrorKind::Unavailable, "later")),
+        (Call::Watch, true) => Err(BackendError::new(BackendErrorKind::SessionGone, "gone")),
         _ => Ok(()),
     });
     let leadership = lead(&host, "e").await;

@@ -25,8 +25,8 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, P
 use tenure_core::{
     FencingToken,
     spi::{
-        BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryEvent,
-        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, replacement_payload,
+        BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
+        EntryWatcher, Heartbeat, HeartbeatProof, replacement_payload,
     },
 };
 use tracing::debug;
@@ -136,22 +136,6 @@ impl EtcdSession {
             })
             .await?;
         Ok(response.value)
-    }
-
-    /// Waits for the first event of one entry that `is_wanted`.
-    async fn wait_event(
-        &self,
-        entry: &Entry,
-        is_wanted: impl Fn(EntryEvent) -> bool,
-    ) -> Result<EntryEvent, BackendError> {
-        let mut watcher = EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease);
-        watcher.add(0, entry);
-        loop {
-            let (_, event) = watcher.next().await?;
-            if is_wanted(event) {
-                return Ok(event);
-            }
-        }
     }
 
     /// Whether `kv` is `entry`, and still attached to this session's lease.
@@ -267,16 +251,8 @@ impl BackendSession for EtcdSession {
         wait::wait_turn(&self.store, self.lease, entry).await
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.wait_event(entry, |event| event == EntryEvent::Deleted).await.map(drop)
-    }
-
-    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        self.wait_event(entry, |_| true).await
-    }
-
-    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
-        Some(Box::new(EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease)))
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        Box::new(EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -7,8 +7,7 @@ use tenure_core::{
     FencingToken,
     failpoints::{SafetyRule, is_disabled},
     spi::{
-        BackendError, BackendSession, Entered, Entry, EntryEvent, EntryRequest, EntryWatcher, Heartbeat,
-        HeartbeatProof,
+        BackendError, BackendSession, Entered, Entry, EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof,
     },
 };
 use tokio::time::timeout;
@@ -56,22 +55,6 @@ impl ZookeeperSession {
         let entries = Entries::new(Arc::clone(&store), Arc::clone(&session));
         store.reader_sessions.share(&session);
         Ok(Self { store, session, granted_ttl, heartbeat_znode, entries })
-    }
-
-    /// Waits for an event of one entry that `is_wanted`.
-    async fn wait_event(
-        &self,
-        entry: &Entry,
-        is_wanted: impl Fn(EntryEvent) -> bool,
-    ) -> Result<EntryEvent, BackendError> {
-        let mut entry_watcher = ZookeeperEntryWatcher::new(Arc::clone(&self.session));
-        entry_watcher.add(0, entry);
-        loop {
-            let (_, event) = entry_watcher.next().await?;
-            if is_wanted(event) {
-                return Ok(event);
-            }
-        }
     }
 }
 
@@ -139,16 +122,8 @@ impl BackendSession for ZookeeperSession {
         fencing_token(entry.version)
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.wait_event(entry, |event| event == EntryEvent::Deleted).await.map(drop)
-    }
-
-    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        self.wait_event(entry, |_| true).await
-    }
-
-    fn entry_watcher(&self) -> Option<Box<dyn EntryWatcher>> {
-        Some(Box::new(ZookeeperEntryWatcher::new(Arc::clone(&self.session))))
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        Box::new(ZookeeperEntryWatcher::new(Arc::clone(&self.session)))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -15,7 +15,7 @@ use crate::{
     memory::{MemoryBackend, MemoryStore},
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        Heartbeat, HeartbeatProof, Observation,
+        EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
     },
 };
 
@@ -139,7 +139,7 @@ impl Backend for RecordingBackend<MemoryBackend> {
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        let inner = request(self.inner.open_session(ttl)).await?;
+        let inner: Arc<dyn BackendSession> = Arc::from(request(self.inner.open_session(ttl)).await?);
         let session: u64 = inner.id().parse().unwrap();
         let now = self.world.clock.now();
         self.world.history().extended.insert(session, now);
@@ -156,7 +156,7 @@ impl Backend for RecordingBackend<MemoryBackend> {
 }
 
 #[async_trait]
-impl BackendSession for RecordingBackend<Box<dyn BackendSession>> {
+impl BackendSession for RecordingBackend<Arc<dyn BackendSession>> {
     fn id(&self) -> String {
         self.inner.id()
     }
@@ -195,8 +195,16 @@ impl BackendSession for RecordingBackend<Box<dyn BackendSession>> {
         request(self.inner.wait_turn(entry)).await
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        request(self.inner.wait_deleted(entry)).await
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let inner = Arc::clone(&self.inner);
+        Box::new(PerEntryWatcher::new(move |entry, _| {
+            let inner = Arc::clone(&inner);
+            request(async move {
+                let mut watcher = inner.entry_watcher();
+                watcher.add(0, &entry);
+                watcher.next().await.map(|(_, event)| event)
+            })
+        }))
     }
 
     async fn update(&self, entry: &Entry, change: &EntryRequest) -> Result<(), BackendError> {

@@ -8,7 +8,6 @@ use futures::FutureExt;
 use tracing::{Instrument as _, debug, error, info, info_span};
 
 use super::{
-    entry_watcher::PerEntryWatcher,
     events::{Event, HeldTerm},
     pending_entry::PendingEntry,
     registered_entry::EntryId,
@@ -187,12 +186,7 @@ impl<'a> ActiveTerms<'a> {
     /// The watcher, started if there was none; `None` once it has failed.
     fn watcher(&mut self) -> Option<&mut Box<dyn EntryWatcher>> {
         if matches!(self.watcher, WatcherState::NotStarted) {
-            self.watcher = WatcherState::Running(
-                self.session
-                    .backend_session
-                    .entry_watcher()
-                    .unwrap_or_else(|| Box::new(PerEntryWatcher::new(self.session))),
-            );
+            self.watcher = WatcherState::Running(self.session.backend_session.entry_watcher());
         }
         match &mut self.watcher {
             WatcherState::Running(watcher) => Some(watcher),

@@ -9,7 +9,6 @@
 //! | `work` | runs the work of a term, cancels and drops it on time |
 //! | `events` | what the task of the active terms receives |
 //! | `pending_entry` | an entry to withdraw, with the request that created it |
-//! | `entry_watcher` | watches entries for backends that watch each by itself |
 //! | `active_terms` | the task for all terms of a session, until their entries have been withdrawn |
 //! | `session_task` | the task of a session: heartbeats, their confirmation, repeated withdrawals, closing |
 //! | `session_pool` | opens a session when one is needed |
@@ -22,7 +21,6 @@ mod active_terms;
 pub(crate) mod campaign;
 pub(crate) mod candidacy;
 pub(crate) mod elections;
-mod entry_watcher;
 mod events;
 pub(crate) mod in_flight_work;
 pub(crate) mod observe;

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use tenure_core::{
     Candidate, ElectionName, FencingToken,
     spi::{
-        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Entered, Entry, EntryRequest,
-        Heartbeat, HeartbeatProof, Observation,
+        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Entered, Entry, EntryEvent,
+        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
     },
 };
 use tokio::time::Instant;
@@ -222,7 +222,7 @@ impl Backend for RowBackend {
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
         let id = self.0.send(|store| store.open(ttl), |_| None).await;
-        Ok(Box::new(RowSession { connection: Arc::clone(&self.0), id, ttl, candidacies: Mutex::default() }))
+        Ok(Box::new(RowSession { connection: Arc::clone(&self.0), id, ttl, candidacies: Arc::default() }))
     }
 
     // Not used here.
@@ -240,8 +240,10 @@ struct RowSession {
     connection: Arc<Connection>,
     id: u64,
     ttl: Duration,
-    candidacies: Mutex<BTreeMap<ElectionName, Candidacy>>,
+    candidacies: Arc<Candidacies>,
 }
+
+type Candidacies = Mutex<BTreeMap<ElectionName, Candidacy>>;
 
 #[derive(Debug)]
 struct Candidacy {
@@ -255,12 +257,6 @@ impl RowSession {
         self.candidacies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn request(&self, entry: &Entry) -> Result<EntryRequest, BackendError> {
-        let candidacies = self.candidacies();
-        let candidacy = candidacies.get(&entry.election);
-        candidacy.map(|it| it.request.clone()).ok_or_else(|| gone(BackendErrorKind::EntryGone))
-    }
-
     async fn take(&self, request: &EntryRequest) -> Result<Option<FencingToken>, BackendError> {
         let taking = |store: &RowStore| store.take(self.id, request, self.ttl);
         let token = self.connection.send(taking, |taken| self.connection.delay_once(taken)).await?;
@@ -269,6 +265,12 @@ impl RowSession {
         }
         Ok(token)
     }
+}
+
+fn request_of(candidacies: &Candidacies, entry: &Entry) -> Result<EntryRequest, BackendError> {
+    let candidacies = candidacies.lock().unwrap_or_else(PoisonError::into_inner);
+    let candidacy = candidacies.get(&entry.election);
+    candidacy.map(|it| it.request.clone()).ok_or_else(|| gone(BackendErrorKind::EntryGone))
 }
 
 #[async_trait]
@@ -305,7 +307,7 @@ impl BackendSession for RowSession {
     }
 
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        let request = self.request(entry)?;
+        let request = request_of(&self.candidacies, entry)?;
         loop {
             if let Some(token) = self.take(&request).await? {
                 return Ok(token);
@@ -314,12 +316,19 @@ impl BackendSession for RowSession {
         }
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        let nonce = self.request(entry)?.nonce;
-        while self.connection.send(|store| store.has(&entry.election, nonce), |_| None).await {
-            sleep(POLL).await;
-        }
-        Ok(())
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let (connection, candidacies) = (Arc::clone(&self.connection), Arc::clone(&self.candidacies));
+        Box::new(PerEntryWatcher::new(move |entry, _| {
+            let nonce = request_of(&candidacies, &entry).map(|request| request.nonce);
+            let connection = Arc::clone(&connection);
+            async move {
+                let nonce = nonce?;
+                while connection.send(|store| store.has(&entry.election, nonce), |_| None).await {
+                    sleep(POLL).await;
+                }
+                Ok(EntryEvent::Deleted)
+            }
+        }))
     }
 
     async fn update(&self, _entry: &Entry, _request: &EntryRequest) -> Result<(), BackendError> {

@@ -1,6 +1,6 @@
 //! The entry watcher for backends that watch each entry by itself.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{
@@ -10,18 +10,22 @@ use futures::{
 };
 use tracing::debug;
 
-use super::session::Session;
-use crate::{
-    engine::runtime::retry::Retry,
-    spi::{BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher},
-};
+use super::{BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher};
+use crate::{Backoff, engine::runtime::retry::Retry};
 
-/// Watches each entry by [`BackendSession::wait_entry_event`](crate::spi::BackendSession::wait_entry_event).
-pub(crate) struct PerEntryWatcher {
-    session: Arc<Session>,
+/// An [`EntryWatcher`] that waits for the events of each entry by a future of its own. Repeats a wait that fails.
+///
+/// For backends whose store, or whose client, watches one thing at a time. A thousand entries cost a thousand futures.
+pub struct PerEntryWatcher {
+    wait: Arc<WaitFn>,
     watches: FuturesUnordered<Abortable<BoxFuture<'static, FinishedWatch>>>,
     watched: BTreeMap<u64, AbortHandle>,
 }
+
+/// The pauses before a failed wait is repeated.
+const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+type WaitFn = dyn Fn(Entry, bool) -> BoxFuture<'static, Result<EntryEvent, BackendError>> + Send + Sync;
 
 /// The result of the watch on one entry.
 struct FinishedWatch {
@@ -31,19 +35,39 @@ struct FinishedWatch {
 }
 
 impl PerEntryWatcher {
-    pub(crate) fn new(session: &Arc<Session>) -> Self {
-        Self { session: Arc::clone(session), watches: FuturesUnordered::new(), watched: BTreeMap::new() }
+    /// Watches entries by `wait(entry, for_resign_requests)`, which waits until the entry no longer exists or no longer
+    /// belongs to the session and, with `for_resign_requests`, also returns when its candidate was asked to resign, even
+    /// before the call.
+    ///
+    /// `wait` is not bounded in time, and its future may be dropped. It is called again after an error, except
+    /// [`EntryGone`](BackendErrorKind::EntryGone), which counts as [`Deleted`](EntryEvent::Deleted), and
+    /// [`SessionGone`](BackendErrorKind::SessionGone).
+    pub fn new<F>(wait: impl Fn(Entry, bool) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<EntryEvent, BackendError>> + Send + 'static,
+    {
+        Self {
+            wait: Arc::new(move |entry, for_resign_requests| Box::pin(wait(entry, for_resign_requests))),
+            watches: FuturesUnordered::new(),
+            watched: BTreeMap::new(),
+        }
     }
 
     fn watch(&mut self, number: u64, entry: Entry, for_resign_requests: bool) {
-        let session = Arc::clone(&self.session);
+        let wait = Arc::clone(&self.wait);
         let (handle, registration) = AbortHandle::new_pair();
         let watch: BoxFuture<'static, FinishedWatch> = Box::pin(async move {
-            let outcome = watch(&session, &entry, for_resign_requests).await;
+            let outcome = watch(&*wait, &entry, for_resign_requests).await;
             FinishedWatch { number, entry, outcome }
         });
         self.watches.push(Abortable::new(watch, registration));
         self.watched.insert(number, handle);
+    }
+}
+
+impl fmt::Debug for PerEntryWatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerEntryWatcher").field("watched", &self.watched.len()).finish_non_exhaustive()
     }
 }
 
@@ -76,20 +100,11 @@ impl EntryWatcher for PerEntryWatcher {
     }
 }
 
-/// Returns when the entry is gone, or, with `for_resign_requests`, when its candidate was asked to resign.
-/// Repeats a watch that fails.
-async fn watch(
-    session: &Session,
-    entry: &Entry,
-    for_resign_requests: bool,
-) -> Result<EntryEvent, BackendError> {
-    let mut retry = Retry::new(session.shared.config.retry);
+/// Waits for an event of the entry. Repeats a wait that fails.
+async fn watch(wait: &WaitFn, entry: &Entry, for_resign_requests: bool) -> Result<EntryEvent, BackendError> {
+    let mut retry = Retry::new(RETRY);
     loop {
-        let event = match for_resign_requests {
-            true => session.backend_session.wait_entry_event(entry).await,
-            false => session.backend_session.wait_deleted(entry).await.map(|()| EntryEvent::Deleted),
-        };
-        match event {
+        match wait(entry.clone(), for_resign_requests).await {
             Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(EntryEvent::Deleted),
             Err(error) if error.kind() != BackendErrorKind::SessionGone => {
                 // Not reported to the status: the heartbeats show whether the store answers.
