@@ -110,7 +110,6 @@ impl StoreElector {
     ) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
-        let started_at = shared.clock.now();
         shared.reporter.measured(|| telemetry::campaign_started(&election));
         let (sender, answer) = oneshot::channel();
         let request = EntryRequest {
@@ -119,8 +118,8 @@ impl StoreElector {
             value: Arc::clone(&shared.value),
             nonce: random::number(),
         };
-        let campaign = Campaign { request, started_at, wait_for_turn, answer: sender };
-        let give_up_on_drop = self.campaigns.start(campaign);
+        let campaign = Campaign::new(shared, wait_for_turn, sender);
+        let give_up_on_drop = self.campaigns.start(request, campaign);
         let mut answer = shared.runtime.relayed(answer);
         let answered = tokio::select! {
             biased;

@@ -58,7 +58,7 @@ documented! {
         WorkStopped: "Its guard was dropped and its work has stopped, or its stop-by time has come.",
         Removed: "The store has confirmed that its entry is gone.",
         SessionEnded: "Its session has ended.",
-        Panicked: "The backend has panicked in its request; its session ends.",
+        Panicked: "A backend has panicked in its request, or a log subscriber in an action; its session ends.",
         Closed: "The elector is being closed.",
     }
 }
@@ -120,7 +120,6 @@ pub(crate) const fn transition(state: State, event: Event) -> Transition {
 
         (Opening, SessionOpened) => To(Entering, &[Enter]),
         (Opening, Refused) => To(Ended, &[Finish]),
-        (Opening, Panicked) => To(Ended, &[Abandon]),
 
         (Entering, Entered) => To(Waiting, &[WaitTurn]),
         (Entering | Waiting, Elected) => To(Leading, &[BeginTerm]),
@@ -128,11 +127,6 @@ pub(crate) const fn transition(state: State, event: Event) -> Transition {
         (Entering, GivenUp) => To(GivingUp, &[]),
         (Entering | GivingUp, OtherLeads) => To(Withdrawing, &[RemoveEntry]),
         (Entering | GivingUp | Waiting, Refused) => To(Withdrawing, &[RemoveEntry]),
-        (
-            Entering | EnteringLater | GivingUp | Waiting | WaitingLater | Replacing | Reopening
-            | Withdrawing,
-            Panicked,
-        ) => To(Ended, &[Abandon]),
         (GivingUp, Entered | Elected | Failed) => To(Withdrawing, &[RemoveEntry]),
         (GivingUp, SessionEnded) => To(Ended, &[StopRequest, Finish]),
         (EnteringLater, RetryDue) => To(Entering, &[Enter]),
@@ -156,14 +150,21 @@ pub(crate) const fn transition(state: State, event: Event) -> Transition {
         (Leading, ResignRequested) => To(Stopping, &[EndTerm(LossReason::ResignRequested), AwaitWork]),
         (Stopping, EntryGone) => To(Stopping, &[DropWork]),
         (Stopping, WorkStopped) => To(Withdrawing, &[RemoveEntry]),
-        (Stopping, Panicked) => To(Ended, &[DropWork, Abandon]),
+        (Leading, Panicked) => To(Stopping, &[DropWork, AwaitWork]),
+        (Stopping, Panicked) => To(Ended, &[StopRequest, DropWork, Abandon]),
         (Withdrawing, Removed) => To(Ended, &[Finish]),
         (Withdrawing, SessionEnded) => To(Ended, &[StopRequest, Finish]),
+
+        (
+            Queued | Opening | Entering | EnteringLater | GivingUp | Waiting | WaitingLater | Replacing
+            | Reopening | Withdrawing,
+            Panicked,
+        ) => To(Ended, &[StopRequest, Abandon]),
 
         (Ended, _) => Ignored("It has ended."),
         (_, Admitted) => Ignored("It has been admitted already."),
         (_, SessionOpened) => Ignored("It does not wait for a session."),
-        (_, Entered | OtherLeads | Elected | Failed | Refused | RetryDue | Removed | Panicked) => {
+        (_, Entered | OtherLeads | Elected | Failed | Refused | RetryDue | Removed) => {
             Ignored("It has no such request in flight.")
         }
         (Queued | Opening | Reopening, SessionEnded) => Ignored("It has no session."),

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use futures::future::AbortHandle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    events::SessionNumber,
-    registered_entry::{CandidateNumber, RegisteredEntry},
-    session::Session,
+    events::{CandidateNumber, SessionNumber},
+    session::{RegisteredEntry, Session},
     term::Term,
 };
 use crate::{
     BootInstant, Error, FencingToken, Leadership, LossReason,
     engine::{
+        elector_context::ElectorContext,
         rules::{candidate_state::State, retry_delays::RetryDelays},
         runtime::callbacks::catch_panic,
     },
@@ -22,55 +22,9 @@ use crate::{
     spi::EntryRequest,
 };
 
-/// A campaign, as its caller asks for it.
-#[derive(Debug)]
-pub(crate) struct Campaign {
-    /// Its nonce is renewed with each entry.
-    pub(crate) request: EntryRequest,
-    /// When it was called.
-    pub(crate) started_at: BootInstant,
-    /// Whether to wait while another candidate leads.
-    pub(crate) wait_for_turn: bool,
-    /// Without a receiver, a leadership is dropped, and so resigned.
-    pub(crate) answer: CampaignAnswer,
-}
-
-/// Where a campaign's result goes.
-pub(crate) type CampaignAnswer = oneshot::Sender<Result<Option<Leadership>, Error>>;
-
-/// What the elector sends to its task.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Campaign(CandidateNumber, Box<Campaign>),
-    /// The caller of this campaign has given up.
-    GivenUp(CandidateNumber),
-}
-
-/// Gives a campaign up when it is dropped, unless the campaign was answered.
-#[derive(Debug)]
-pub(crate) struct GiveUpOnDrop {
-    pub(super) candidate: CandidateNumber,
-    /// `None` once it was answered.
-    pub(super) commands: Option<mpsc::UnboundedSender<Command>>,
-}
-
-impl GiveUpOnDrop {
-    /// The caller has the result.
-    pub(crate) fn answered(mut self) {
-        self.commands = None;
-    }
-}
-
-impl Drop for GiveUpOnDrop {
-    fn drop(&mut self) {
-        if let Some(commands) = &self.commands {
-            let _ = commands.send(Command::GivenUp(self.candidate));
-        }
-    }
-}
-
 /// A candidate.
 pub(super) struct Candidate {
+    pub(super) number: CandidateNumber,
     pub(super) state: State,
     pub(super) request: Arc<EntryRequest>,
     /// Whether a request to enter went unanswered, so that the store may still execute it.
@@ -79,17 +33,56 @@ pub(super) struct Candidate {
     pub(super) entry: Option<Arc<RegisteredEntry>>,
     /// The token with which the entry leads.
     pub(super) token: Option<FencingToken>,
-    /// The session under which it has entered.
+    /// Its part in the session under which it enters.
     pub(super) membership: Option<Membership>,
     /// Stops the request or pause in flight.
     pub(super) in_flight: Option<AbortHandle>,
     /// `None` once the caller has the guard.
-    pub(super) campaign: Option<Box<CampaignProgress>>,
+    pub(super) campaign: Option<Box<Campaign>>,
+}
+
+/// The campaign of a candidate that does not lead yet.
+#[derive(Debug)]
+pub(crate) struct Campaign {
+    pub(super) answer: CampaignAnswer,
+    /// When it was called.
+    pub(super) started_at: BootInstant,
+    /// Whether to wait while another candidate leads.
+    pub(super) wait_for_turn: bool,
+    pub(super) given_up: bool,
+    /// Why it fails.
+    pub(super) error: Option<Error>,
+    /// The session that has ended under it.
+    pub(super) last_session: Option<Arc<Session>>,
+    /// The pauses between repeated requests.
+    pub(super) retry: RetryDelays,
+    /// The pauses before a new entry or session.
+    pub(super) back_off: RetryDelays,
+}
+
+/// Where the result of a campaign goes. Without a receiver, a leadership is dropped, and so resigned.
+pub(crate) type CampaignAnswer = oneshot::Sender<Result<Option<Leadership>, Error>>;
+
+impl Campaign {
+    /// A campaign that is called now.
+    pub(crate) fn new(shared: &ElectorContext, wait_for_turn: bool, answer: CampaignAnswer) -> Self {
+        Self {
+            answer,
+            started_at: shared.clock.now(),
+            wait_for_turn,
+            given_up: false,
+            error: None,
+            last_session: None,
+            retry: RetryDelays::new(shared.config.retry),
+            back_off: RetryDelays::new(shared.config.retry),
+        }
+    }
 }
 
 impl Candidate {
-    pub(super) fn new(request: EntryRequest, campaign: CampaignProgress) -> Self {
+    pub(super) fn new(number: CandidateNumber, request: EntryRequest, campaign: Box<Campaign>) -> Self {
         Self {
+            number,
             state: State::Queued,
             request: Arc::new(request),
             uncertain: false,
@@ -97,11 +90,15 @@ impl Candidate {
             token: None,
             membership: None,
             in_flight: None,
-            campaign: Some(Box::new(campaign)),
+            campaign: Some(campaign),
         }
     }
 
-    /// Whether it has entered under this session.
+    /// The session under which it enters.
+    pub(super) fn session(&self) -> Option<Arc<Session>> {
+        self.membership.as_ref().map(|membership| Arc::clone(&membership.session))
+    }
+
     pub(super) fn is_member(&self, session: SessionNumber) -> bool {
         self.membership.as_ref().is_some_and(|membership| membership.session.number == session)
     }
@@ -116,22 +113,6 @@ impl Candidate {
             Arc::new(EntryRequest { nonce: random::number(), ..EntryRequest::clone(&self.request) });
         (self.uncertain, self.entry, self.token) = (false, None, None);
     }
-}
-
-/// The campaign of a candidate that does not lead yet.
-pub(super) struct CampaignProgress {
-    pub(super) started_at: BootInstant,
-    pub(super) wait_for_turn: bool,
-    pub(super) answer: CampaignAnswer,
-    pub(super) given_up: bool,
-    /// Why it fails.
-    pub(super) error: Option<Error>,
-    /// The session that has ended under it.
-    pub(super) last_session: Option<Arc<Session>>,
-    /// The pauses between repeated requests.
-    pub(super) retry: RetryDelays,
-    /// The pauses before a new entry or session.
-    pub(super) back_off: RetryDelays,
 }
 
 /// A candidate's part in a session: the session is closed only once this is dropped.

@@ -1,42 +1,46 @@
-//! The task of an elector: it owns all candidates, the queues of its campaigns, its sessions, and all requests of candidates that
-//! are in flight. Everything that happens to a candidate is an event here, and
-//! [`transition`](crate::engine::rules::candidate_state::transition) says what it does.
+//! The task of an elector: it owns all candidates, the queues of its campaigns, its sessions, and the requests of candidates that
+//! are in flight. Everything that happens to a candidate is an event here. See
+//! [`candidate_state`](crate::engine::rules::candidate_state) for what an event does, and [`actions`](super::actions) for how.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map},
+    collections::{BTreeMap, HashMap, VecDeque},
     panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use futures::{
     FutureExt as _, StreamExt as _,
-    future::{AbortHandle, Abortable, Aborted, select_all},
+    future::{Abortable, Aborted, BoxFuture, OptionFuture, select_all},
     stream::FuturesUnordered,
 };
 use tokio::sync::mpsc;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::{
-    candidate::{Campaign, CampaignAnswer, CampaignProgress, Candidate, Command, GiveUpOnDrop},
+    candidate::{Campaign, Candidate, Membership},
     elections::Elections,
-    events::{EngineEvent, EventSender, SessionNumber},
-    registered_entry::CandidateNumber,
-    requests::{Outcome, Request, Response},
+    events::{CandidateNumber, EngineEvent, EventSender, SessionNumber},
+    requests::{Outcome, Request},
     session::Session,
-    session_opening::OpenError,
+    session_opening::{self, OpenError},
     watches::Watches,
 };
 use crate::{
-    ElectionName, Error, FencingToken, LossReason,
+    ElectionName, LossReason,
     engine::{
         elector_context::ElectorContext,
-        rules::{candidate_state::Event, retry_delays::RetryDelays},
+        rules::{
+            candidate_state::{Event, State},
+            retry_delays::RetryDelays,
+        },
         runtime::callbacks::catch_panic,
     },
-    spi::{BackendError, BackendErrorKind, EntryEvent},
+    spi::{BackendError, BackendErrorKind, EntryEvent, EntryRequest},
     sync::sleep,
 };
 
@@ -50,6 +54,12 @@ pub(crate) struct Campaigns {
     last_candidate: AtomicU64,
 }
 
+enum Command {
+    Campaign(CandidateNumber, EntryRequest, Box<Campaign>),
+    /// The caller of this campaign has given up.
+    GivenUp(CandidateNumber),
+}
+
 impl Campaigns {
     /// Starts the task of an elector.
     pub(crate) fn start_task(shared: &Arc<ElectorContext>, elections: &Arc<Elections>) -> Self {
@@ -61,34 +71,34 @@ impl Campaigns {
     }
 
     /// Starts a campaign, which is given up when the result of this function is dropped.
-    pub(crate) fn start(&self, campaign: Campaign) -> GiveUpOnDrop {
+    pub(crate) fn start(&self, request: EntryRequest, campaign: Campaign) -> GiveUpOnDrop {
         let candidate = self.last_candidate.fetch_add(1, Ordering::Relaxed) + 1;
         // Without the task, this drops the sender of the result.
-        let _ = self.commands.send(Command::Campaign(candidate, Box::new(campaign)));
+        let _ = self.commands.send(Command::Campaign(candidate, request, Box::new(campaign)));
         GiveUpOnDrop { candidate, commands: Some(self.commands.clone()) }
     }
 }
 
-/// The candidates of an elector in one election. Only one has an entry at a time.
-struct Slot {
-    admitted: CandidateNumber,
-    queued: VecDeque<CandidateNumber>,
+/// Gives a campaign up when it is dropped, unless the campaign was answered.
+pub(crate) struct GiveUpOnDrop {
+    candidate: CandidateNumber,
+    /// `None` once it was answered.
+    commands: Option<mpsc::UnboundedSender<Command>>,
 }
 
-/// A session that is not closed yet.
-pub(super) struct OpenedSession {
-    pub(super) session: Arc<Session>,
-    pub(super) watches: Watches,
-    /// The callers that wait until the session is closed, which removes the entries that they have given up.
-    pub(super) leavers: Vec<(CampaignAnswer, ElectionName)>,
+impl GiveUpOnDrop {
+    /// The caller has the result.
+    pub(crate) fn answered(mut self) {
+        self.commands = None;
+    }
 }
 
-/// The opening of a session.
-pub(super) enum Opening {
-    NotNeeded,
-    Requested,
-    /// The next attempt follows after a pause.
-    Paused(AbortHandle),
+impl Drop for GiveUpOnDrop {
+    fn drop(&mut self) {
+        if let Some(commands) = &self.commands {
+            let _ = commands.send(Command::GivenUp(self.candidate));
+        }
+    }
 }
 
 pub(super) struct ElectorTask {
@@ -99,29 +109,22 @@ pub(super) struct ElectorTask {
     elector_dropped: bool,
     /// Whether the elector is being closed.
     pub(super) closing: bool,
-    pub(super) event_sender: EventSender,
+    event_sender: EventSender,
     events: mpsc::UnboundedReceiver<EngineEvent>,
     pub(super) requests: FuturesUnordered<Abortable<Request>>,
-    // In order, so that a simulated run is reproducible. The elections are never iterated.
+    // In order, so that a simulated run is reproducible. The queues are never iterated.
     pub(super) candidates: BTreeMap<CandidateNumber, Candidate>,
-    elections_entered: HashMap<ElectionName, Slot>,
-    /// The latest one is for new candidates, unless it has ended.
-    pub(super) sessions: BTreeMap<SessionNumber, OpenedSession>,
-    pub(super) last_session: SessionNumber,
-    pub(super) opening: Opening,
-    pub(super) opening_retry: RetryDelays,
-    pub(super) awaiting_session: BTreeSet<CandidateNumber>,
+    /// The candidates in each election. Only the first one enters.
+    queues: HashMap<ElectionName, VecDeque<CandidateNumber>>,
+    /// The sessions that are not closed yet. The latest one is for new candidates, unless it has ended.
+    pub(super) sessions: BTreeMap<SessionNumber, (Arc<Session>, Watches)>,
+    last_session: SessionNumber,
+    /// The request that opens a session.
+    pub(super) opening: Option<BoxFuture<'static, Option<Result<Arc<Session>, OpenError>>>>,
+    opening_retry: RetryDelays,
 }
 
-/// What the task handles next.
-enum Input {
-    Watch(SessionNumber, std::thread::Result<Result<(CandidateNumber, EntryEvent), BackendError>>),
-    Outcome(Result<Outcome, Aborted>),
-    Events(Vec<EngineEvent>),
-    Commands(Vec<Command>),
-    Closing,
-    BurstOver,
-}
+type WatchEvent = thread::Result<Result<(CandidateNumber, EntryEvent), BackendError>>;
 
 impl ElectorTask {
     fn new(
@@ -141,82 +144,79 @@ impl ElectorTask {
             events,
             requests: FuturesUnordered::new(),
             candidates: BTreeMap::new(),
-            elections_entered: HashMap::new(),
+            queues: HashMap::new(),
             sessions: BTreeMap::new(),
             last_session: 0,
-            opening: Opening::NotNeeded,
-            awaiting_session: BTreeSet::new(),
+            opening: None,
         }
     }
 
     /// Runs until the elector is closed or dropped, and nothing of it is left in the store.
     async fn run(mut self) {
-        while !self.is_done() {
-            let input = self.next_input().await;
-            self.handle(input);
-            // Further outcomes of the same moment, before the watches are polled again.
-            for _ in 0..MAX_BATCH {
-                let Some(Some(outcome)) = self.requests.next().now_or_never() else { break };
-                self.handle(Input::Outcome(outcome));
+        while !(self.closing || self.elector_dropped)
+            || !self.candidates.is_empty()
+            || !self.sessions.is_empty()
+            || self.opening.is_some()
+        {
+            let burst_left = self.sessions.values().filter_map(|(_, watches)| watches.burst_left()).min();
+            let (mut events, mut commands) = (Vec::new(), Vec::new());
+            tokio::select! {
+                biased;
+                (session, event) = next_watch_event(&mut self.sessions) => self.handle_watch(session, event),
+                Some(outcome) = self.requests.next() => {
+                    self.handle_outcome(outcome);
+                    // Further outcomes of the same moment, before the watches are polled again.
+                    for _ in 0..MAX_BATCH {
+                        let Some(Some(outcome)) = self.requests.next().now_or_never() else { break };
+                        self.handle_outcome(outcome);
+                    }
+                }
+                _ = self.events.recv_many(&mut events, MAX_BATCH) => {
+                    events.into_iter().for_each(|event| self.handle_event(event));
+                }
+                count = self.commands.recv_many(&mut commands, MAX_BATCH), if !self.elector_dropped => {
+                    self.elector_dropped = count == 0;
+                    commands.into_iter().for_each(|command| self.handle_command(command));
+                }
+                Some(outcome) = OptionFuture::from(self.opening.as_mut()) => self.handle_opening(outcome),
+                () = self.shared.closing.cancelled(), if !self.closing => {
+                    self.closing = true;
+                    // Their sessions end at the same time, by their own tasks.
+                    self.apply_to_all(Event::Closed, |_| true);
+                }
+                () = sleep(burst_left.unwrap_or_default()), if burst_left.is_some() => {
+                    let sessions: Vec<_> = self.sessions.keys().copied().collect();
+                    sessions.into_iter().for_each(|session| self.with_watches(session, Watches::end_burst));
+                }
             }
         }
     }
 
-    fn is_done(&self) -> bool {
-        (self.closing || self.elector_dropped)
-            && self.candidates.is_empty()
-            && self.sessions.is_empty()
-            && !matches!(self.opening, Opening::Requested)
-    }
-
-    async fn next_input(&mut self) -> Input {
-        let burst_left = self.sessions.values().filter_map(|opened| opened.watches.burst_left()).min();
-        let (mut events, mut commands) = (Vec::new(), Vec::new());
-        tokio::select! {
-            biased;
-            (session, event) = next_watch_event(&mut self.sessions) => Input::Watch(session, event),
-            Some(outcome) = self.requests.next() => Input::Outcome(outcome),
-            _ = self.events.recv_many(&mut events, MAX_BATCH) => Input::Events(events),
-            _ = self.commands.recv_many(&mut commands, MAX_BATCH), if !self.elector_dropped => Input::Commands(commands),
-            () = self.shared.closing.cancelled(), if !self.closing => Input::Closing,
-            () = sleep(burst_left.unwrap_or_default()), if burst_left.is_some() => Input::BurstOver,
-        }
-    }
-
-    fn handle(&mut self, input: Input) {
-        match input {
-            Input::Watch(session, event) => self.handle_watch(session, event),
-            Input::Outcome(Ok(Outcome::Candidate(number, response))) => {
-                self.handle_response(number, response)
-            }
-            Input::Outcome(Ok(Outcome::Opening(outcome))) => self.handle_opening(outcome),
-            Input::Outcome(Ok(Outcome::OpeningDue)) => self.request_session(),
-            Input::Outcome(Err(Aborted)) => {}
-            Input::Events(events) => events.into_iter().for_each(|event| self.handle_event(event)),
-            Input::Commands(commands) => {
-                self.elector_dropped = commands.is_empty();
-                commands.into_iter().for_each(|command| self.handle_command(command));
-            }
-            Input::Closing => {
-                self.closing = true;
-                // Their sessions end at the same time, by their own tasks.
-                let numbers: Vec<_> = self.candidates.keys().copied().collect();
-                numbers.into_iter().for_each(|number| self.apply(number, Event::Closed));
-            }
-            Input::BurstOver => {
-                let bursts = self.sessions.iter().filter(|(_, opened)| opened.watches.burst_left().is_some());
-                let numbers: Vec<_> = bursts.map(|(number, _)| *number).collect();
-                numbers.into_iter().for_each(|number| self.with_watches(number, Watches::end_burst));
-            }
-        }
+    fn apply_to_all(&mut self, event: Event, concerns: impl Fn(&Candidate) -> bool) {
+        let concerned = self.candidates.values().filter(|candidate| concerns(candidate));
+        let numbers: Vec<_> = concerned.map(|candidate| candidate.number).collect();
+        numbers.into_iter().for_each(|number| self.apply(number, event));
     }
 
     fn handle_command(&mut self, command: Command) {
         match command {
             Command::Campaign(..) if self.closing => {}
-            Command::Campaign(number, campaign) => self.admit(number, *campaign),
+            Command::Campaign(number, request, campaign) => {
+                let queue = self.queues.entry(request.election.clone()).or_default();
+                let is_first = queue.is_empty();
+                if !is_first && !campaign.wait_for_turn {
+                    let _ = campaign.answer.send(Ok(None));
+                    return;
+                }
+                queue.push_back(number);
+                self.candidates.insert(number, Candidate::new(number, request, campaign));
+                if is_first {
+                    self.apply(number, Event::Admitted);
+                }
+            }
             Command::GivenUp(number) => {
-                if let Some(campaign) = self.campaign(number) {
+                let candidate = self.candidates.get_mut(&number);
+                if let Some(campaign) = candidate.and_then(|candidate| candidate.campaign.as_mut()) {
                     campaign.given_up = true;
                     self.apply(number, Event::GivenUp);
                 }
@@ -224,53 +224,16 @@ impl ElectorTask {
         }
     }
 
-    /// Makes a candidate, which waits for earlier ones in its election.
-    fn admit(&mut self, number: CandidateNumber, campaign: Campaign) {
-        let Campaign { request, started_at, wait_for_turn, answer } = campaign;
-        let is_admitted = match self.elections_entered.entry(request.election.clone()) {
-            hash_map::Entry::Vacant(slot) => {
-                slot.insert(Slot { admitted: number, queued: VecDeque::new() });
-                true
-            }
-            hash_map::Entry::Occupied(_) if !wait_for_turn => {
-                let _ = answer.send(Ok(None));
-                return;
-            }
-            hash_map::Entry::Occupied(mut slot) => {
-                slot.get_mut().queued.push_back(number);
-                false
-            }
-        };
-        let retry = self.shared.config.retry;
-        let campaign = CampaignProgress {
-            started_at,
-            wait_for_turn,
-            answer,
-            given_up: false,
-            error: None,
-            last_session: None,
-            retry: RetryDelays::new(retry),
-            back_off: RetryDelays::new(retry),
-        };
-        self.candidates.insert(number, Candidate::new(request, campaign));
-        if is_admitted {
-            self.apply(number, Event::Admitted);
-        }
-    }
-
     /// Frees the place of a candidate that has ended, for the next one.
     pub(super) fn leave_queue(&mut self, number: CandidateNumber, election: &ElectionName) {
-        let Some(slot) = self.elections_entered.get_mut(election) else { return };
-        if slot.admitted != number {
-            slot.queued.retain(|queued| *queued != number);
-            return;
+        let Some(queue) = self.queues.get_mut(election) else { return };
+        let was_first = queue.front() == Some(&number);
+        queue.retain(|queued| *queued != number);
+        match queue.front().copied() {
+            Some(next) if was_first => self.apply(next, Event::Admitted),
+            Some(_) => {}
+            None => drop(self.queues.remove(election)),
         }
-        let Some(next) = slot.queued.pop_front() else {
-            self.elections_entered.remove(election);
-            return;
-        };
-        slot.admitted = next;
-        self.apply(next, Event::Admitted);
     }
 
     fn handle_event(&mut self, event: EngineEvent) {
@@ -284,172 +247,125 @@ impl ElectorTask {
                 }
             }
             EngineEvent::SessionEnded(session) => {
-                let members = self.candidates.iter().filter(|(_, candidate)| candidate.is_member(session));
-                let numbers: Vec<_> = members.map(|(number, _)| *number).collect();
-                numbers.into_iter().for_each(|number| self.apply(number, Event::SessionEnded));
+                self.apply_to_all(Event::SessionEnded, |candidate| candidate.is_member(session));
             }
             EngineEvent::SessionClosed(session) => {
-                let Some(OpenedSession { session, watches, leavers }) = self.sessions.remove(&session) else {
-                    return;
-                };
-                catch_panic(|| drop(watches));
-                for (answer, election) in leavers {
-                    self.answer_leaver(answer, election, &session);
-                }
+                let closed = self.sessions.remove(&session);
+                catch_panic(|| drop(closed));
             }
         }
     }
 
-    /// Tells a caller that has given up whether its entry is gone, once its session, which has ended, is closed.
-    pub(super) fn answer_leaver(
-        &mut self,
-        answer: CampaignAnswer,
-        election: ElectionName,
-        session: &Session,
-    ) {
-        match session.wait_closed().now_or_never() {
-            Some(true) => drop(answer.send(Ok(None))),
-            Some(false) => {
-                let waited = self.shared.config.shutdown_timeout;
-                drop(answer.send(Err(Error::NotConfirmed { election, waited })));
-            }
-            None => {
-                if let Some(opened) = self.sessions.get_mut(&session.number) {
-                    opened.leavers.push((answer, election));
-                }
-            }
-        }
-    }
-
-    fn handle_response(&mut self, number: CandidateNumber, response: Response) {
+    fn handle_outcome(&mut self, outcome: Result<(CandidateNumber, Outcome), Aborted>) {
+        // A request that was stopped has no outcome.
+        let Ok((number, outcome)) = outcome else { return };
         let Some(candidate) = self.candidates.get_mut(&number) else { return };
+        let Outcome { mut event, entry, token, error, uncertain } = outcome;
         candidate.in_flight = None;
-        let event = match response {
-            Response::Entered(entered) => {
-                let Some(membership) = &candidate.membership else { return };
-                candidate.entry = Some(membership.session.register(number, entered.entry));
-                let waits = candidate.campaign.as_mut().is_some_and(|campaign| {
-                    campaign.retry.reset();
-                    campaign.wait_for_turn
-                });
-                match entered.leads {
-                    Some(token) => self.elected(number, token),
-                    None if waits => Event::Entered,
-                    None => Event::OtherLeads,
+        candidate.uncertain |= uncertain;
+        if let Some(campaign) = &mut candidate.campaign {
+            if entry.is_some() {
+                campaign.retry.reset();
+            }
+            campaign.error = campaign.error.take().or(error.map(Into::into));
+        }
+        if let Some(Membership { session, .. }) = &candidate.membership {
+            if let Some(entry) = entry {
+                candidate.entry = Some(session.register(number, entry));
+            }
+            if let Some(token) = token {
+                candidate.token = Some(token);
+                // A session without a recent heartbeat may have won in vain.
+                if session.enforce_window(session.window.grace_period()).is_err() {
+                    event = Event::SessionEnded;
                 }
             }
-            Response::Elected(token) => self.elected(number, token),
-            Response::EntryGone => Event::EntryGone,
-            Response::Removed => Event::Removed,
-            Response::Failed { uncertain } => {
-                candidate.uncertain |= uncertain;
-                Event::Failed
+            if event == Event::Panicked {
+                error!(session = session.backend_session.id(), "a backend has panicked; its session ends");
+                session.end(LossReason::SessionGivenUp);
             }
-            Response::Refused(error) => {
-                if let Some(campaign) = &mut candidate.campaign {
-                    campaign.error = Some(error.into());
-                }
-                Event::Refused
-            }
-            Response::SessionEnded => Event::SessionEnded,
-            Response::RetryDue => Event::RetryDue,
-            Response::WorkStopped => Event::WorkStopped,
-            Response::Panicked => {
-                if let Some(membership) = &candidate.membership {
-                    error!(
-                        session = membership.session.backend_session.id(),
-                        "a backend has panicked; its session ends"
-                    );
-                    membership.session.end(LossReason::SessionGivenUp);
-                }
-                Event::Panicked
-            }
-        };
+        }
         self.apply(number, event);
     }
 
-    fn elected(&mut self, number: CandidateNumber, token: FencingToken) -> Event {
-        let Some(candidate) = self.candidates.get_mut(&number) else { return Event::Panicked };
-        candidate.token = Some(token);
-        // A session without a recent heartbeat may have won in vain.
-        let session = candidate.membership.as_ref().map(|membership| &membership.session);
-        let is_open =
-            session.is_some_and(|session| session.enforce_window(session.window.grace_period()).is_ok());
-        if is_open { Event::Elected } else { Event::SessionEnded }
-    }
-
-    fn handle_watch(
-        &mut self,
-        session: SessionNumber,
-        event: std::thread::Result<Result<(CandidateNumber, EntryEvent), BackendError>>,
-    ) {
-        match event {
-            Ok(Ok((number, EntryEvent::Deleted))) => self.apply(number, Event::EntryGone),
-            Ok(Ok((number, EntryEvent::ResignRequested))) => self.apply(number, Event::ResignRequested),
+    fn handle_watch(&mut self, session: SessionNumber, event: WatchEvent) {
+        let reason = match event {
+            Ok(Ok((number, EntryEvent::Deleted))) => return self.apply(number, Event::EntryGone),
+            Ok(Ok((number, EntryEvent::ResignRequested))) => {
+                return self.apply(number, Event::ResignRequested);
+            }
             Ok(Err(error)) => {
                 debug!(%error, "the watch on the entries has failed; the session ends");
-                self.fail_session(
-                    session,
-                    match error.kind() {
-                        BackendErrorKind::SessionGone => LossReason::SessionExpired,
-                        _ => LossReason::SessionGivenUp,
-                    },
-                );
+                let is_gone = error.kind() == BackendErrorKind::SessionGone;
+                if is_gone { LossReason::SessionExpired } else { LossReason::SessionGivenUp }
             }
             Err(panic) => {
+                // Dropping it may panic as well.
                 std::mem::forget(panic);
-                self.fail_session(session, LossReason::SessionGivenUp);
+                LossReason::SessionGivenUp
             }
-        }
+        };
+        self.fail_session(session, reason);
+    }
+
+    /// Sends the request that opens a session.
+    pub(super) fn request_session(&mut self, pause: Duration) {
+        self.last_session += 1;
+        let events = self.event_sender.clone();
+        let opening = session_opening::open(Arc::clone(&self.shared), self.last_session, events, pause);
+        self.opening = Some(AssertUnwindSafe(opening).catch_unwind().map(Result::unwrap_or_default).boxed());
     }
 
     fn handle_opening(&mut self, outcome: Option<Result<Arc<Session>, OpenError>>) {
-        self.opening = Opening::NotNeeded;
-        let retries = matches!(&outcome, Some(Err(OpenError::Backend(error))) if !error.is_permanent());
-        if !retries || self.awaiting_session.is_empty() {
-            self.opening_retry.reset();
-        }
-        if let Some(Ok(session)) = &outcome {
-            let watches = Watches::new(session);
-            let opened = OpenedSession { session: Arc::clone(session), watches, leavers: Vec::new() };
-            self.sessions.insert(session.number, opened);
-        }
-        if retries && !self.awaiting_session.is_empty() {
-            self.pause_opening();
-            return;
-        }
-        for number in self.awaiting_session.clone() {
-            match &outcome {
-                None => self.apply(number, Event::Panicked),
-                Some(Ok(session)) => self.join(number, &Arc::clone(session)),
-                Some(Err(error)) => {
-                    if let Some(campaign) = self.campaign(number) {
-                        campaign.error = Some(error.clone().into());
-                    }
-                    self.apply(number, Event::Refused);
-                }
+        self.opening = None;
+        let awaits = |candidate: &Candidate| candidate.state == State::Opening;
+        match outcome {
+            Some(Ok(session)) => {
+                let watches = Watches::new(&session);
+                self.sessions.insert(session.number, (session, watches));
+                // They join it.
+                self.apply_to_all(Event::SessionOpened, awaits);
             }
+            Some(Err(OpenError::Backend(error))) if !error.is_permanent() => {
+                warn!(%error, "no session yet; trying again");
+                if self.candidates.values().any(awaits) {
+                    let pause = self.opening_retry.next_delay();
+                    return self.request_session(pause);
+                }
+                debug!("no campaign waits for a session any more");
+            }
+            Some(Err(error)) => {
+                let waiting = self.candidates.values_mut().filter(|candidate| awaits(candidate));
+                for campaign in waiting.filter_map(|candidate| candidate.campaign.as_mut()) {
+                    campaign.error = Some(error.clone().into());
+                }
+                self.apply_to_all(Event::Refused, awaits);
+            }
+            // The elector is being closed, or the backend has panicked.
+            None => self.apply_to_all(Event::Panicked, awaits),
         }
+        self.opening_retry.reset();
     }
 }
 
 impl Drop for ElectorTask {
     fn drop(&mut self) {
         // Without this task, no watch ends a leadership.
-        for opened in self.sessions.values() {
-            catch_panic(|| opened.session.end(LossReason::SessionGivenUp));
+        for (session, _) in self.sessions.values() {
+            catch_panic(|| session.end(LossReason::SessionGivenUp));
         }
     }
 }
 
 /// The next event of a watched entry, of any session. Never returns while no entry is watched.
 async fn next_watch_event(
-    sessions: &mut BTreeMap<SessionNumber, OpenedSession>,
-) -> (SessionNumber, std::thread::Result<Result<(CandidateNumber, EntryEvent), BackendError>>) {
-    let running = sessions.iter_mut().filter(|(_, opened)| opened.watches.is_running());
-    let next = running.map(|(number, opened)| {
-        AssertUnwindSafe(opened.watches.next()).catch_unwind().map(|event| (*number, event)).boxed()
-    });
-    let next: Vec<_> = next.collect();
+    sessions: &mut BTreeMap<SessionNumber, (Arc<Session>, Watches)>,
+) -> (SessionNumber, WatchEvent) {
+    let running = sessions.iter_mut().filter(|(_, (_, watches))| watches.is_running());
+    let next: Vec<_> = running
+        .map(|(number, (_, watches))| {
+            AssertUnwindSafe(watches.next()).catch_unwind().map(|event| (*number, event)).boxed()
+        })
+        .collect();
     if next.is_empty() { std::future::pending().await } else { select_all(next).await.0 }
 }

@@ -2,15 +2,14 @@
 
 use tokio::sync::mpsc;
 
-use super::registered_entry::CandidateNumber;
-
+/// The number of a candidate within its elector, counted from 1.
+pub(crate) type CandidateNumber = u64;
 /// The number of a session within its elector, counted from 1.
 pub(crate) type SessionNumber = u64;
 
 /// Something has changed. The task looks at the term or session itself, so that an old event does no harm.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum EngineEvent {
-    /// The term of this candidate was ended, or its guard dropped.
     TermEnded(CandidateNumber),
     /// A confirming read did not find the entry of this candidate.
     EntryMissing(CandidateNumber),

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `events` | what sessions and terms tell the elector's task |
 //! | `in_flight_work` | counts the work of a term, and the polls of it |
-//! | `registered_entry` | the entries of a session that exist in the store |
 //! | `session` | what all elections of an elector share, and how it ends |
 //! | `term`, `parent` | one leadership, and the one on which it depends |
 //! | `work` | runs the work of a term, cancels and drops it on time |
@@ -30,7 +29,6 @@ pub(crate) mod events;
 pub(crate) mod in_flight_work;
 pub(crate) mod observe;
 mod parent;
-mod registered_entry;
 mod requests;
 pub(crate) mod session;
 mod session_opening;

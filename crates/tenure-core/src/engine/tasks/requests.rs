@@ -12,71 +12,53 @@ use futures::future::BoxFuture;
 use tracing::{debug, error, warn};
 
 use super::{
-    registered_entry::{CandidateNumber, RegisteredEntry},
-    session::Session,
-    session_opening::OpenError,
+    events::CandidateNumber,
+    session::{RegisteredEntry, Session},
+    term::Term,
 };
 use crate::{
     FencingToken, LossReason,
     engine::{
-        rules::pending_withdrawals::first_retry_delay,
+        rules::{candidate_state::Event, pending_withdrawals::first_retry_delay},
         runtime::{
             callbacks::catch_panic,
             retry::{Retry, with_timeout},
         },
     },
     failpoints::{SafetyRule, is_disabled},
-    spi::{BackendError, BackendErrorKind, Entered, EntryRequest},
+    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest},
     sync::sleep,
 };
 
-/// The outcome of a request of a candidate.
+/// What a request of a candidate has come to.
 #[derive(Debug)]
-pub(super) enum Response {
-    Entered(Entered),
-    /// The entry leads.
-    Elected(FencingToken),
-    EntryGone,
-    Removed,
-    /// The request may be repeated.
-    Failed {
-        /// Whether the store may still execute it.
-        uncertain: bool,
-    },
-    Refused(BackendError),
-    SessionEnded,
-    /// The pause is over.
-    RetryDue,
-    WorkStopped,
-    Panicked,
+pub(super) struct Outcome {
+    pub(super) event: Event,
+    /// The entry that was created.
+    pub(super) entry: Option<Entry>,
+    /// The token with which it leads.
+    pub(super) token: Option<FencingToken>,
+    /// Why the store refuses the request.
+    pub(super) error: Option<BackendError>,
+    /// Whether the store may still execute a request to enter.
+    pub(super) uncertain: bool,
 }
 
-/// The outcome of a future that the elector's task polls.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    Candidate(CandidateNumber, Response),
-    /// `None` when the elector is being closed, or the backend has panicked.
-    Opening(Option<Result<Arc<Session>, OpenError>>),
-    /// It is time to open a session again.
-    OpeningDue,
-}
-
-impl Outcome {
-    fn panicked(candidate: Option<CandidateNumber>) -> Self {
-        candidate.map_or(Self::Opening(None), |number| Self::Candidate(number, Response::Panicked))
+impl From<Event> for Outcome {
+    fn from(event: Event) -> Self {
+        Self { event, entry: None, token: None, error: None, uncertain: false }
     }
 }
 
 /// A request in flight. A panic of the backend is an outcome, and a panic in its drop is caught.
 pub(super) struct Request {
-    /// `None`: the request that opens a session.
-    candidate: Option<CandidateNumber>,
+    candidate: CandidateNumber,
     future: Option<BoxFuture<'static, Outcome>>,
 }
 
 impl Request {
     pub(super) fn new(
-        candidate: Option<CandidateNumber>,
+        candidate: CandidateNumber,
         future: impl Future<Output = Outcome> + Send + 'static,
     ) -> Self {
         Self { candidate, future: Some(Box::pin(future)) }
@@ -84,12 +66,12 @@ impl Request {
 }
 
 impl Future for Request {
-    type Output = Outcome;
+    type Output = (CandidateNumber, Outcome);
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(future) = &mut self.future else { return Poll::Pending };
-        catch_panic(|| future.as_mut().poll(context))
-            .unwrap_or_else(|| Poll::Ready(Outcome::panicked(self.candidate)))
+        let polled = catch_panic(|| future.as_mut().poll(context));
+        polled.unwrap_or_else(|| Poll::Ready(Event::Panicked.into())).map(|outcome| (self.candidate, outcome))
     }
 }
 
@@ -100,16 +82,21 @@ impl Drop for Request {
 }
 
 /// Sends a request to enter, once.
-pub(super) async fn enter(session: Arc<Session>, request: Arc<EntryRequest>) -> Response {
+pub(super) async fn enter(session: Arc<Session>, request: Arc<EntryRequest>, wait_for_turn: bool) -> Outcome {
     let limit = session.shared.config.request_timeout;
     match with_timeout("entering", limit, session.backend_session.enter(&request)).await {
-        Ok(entered) => {
+        Ok(Entered { entry, leads }) => {
             session.shared.status.answered();
-            Response::Entered(entered)
+            let event = match leads {
+                Some(_) => Event::Elected,
+                None if wait_for_turn => Event::Entered,
+                None => Event::OtherLeads,
+            };
+            Outcome { entry: Some(entry), token: leads, ..event.into() }
         }
         Err(error) => {
             let uncertain = error.is_retryable();
-            failed(&session, &request, error, uncertain, "entering again")
+            Outcome { uncertain, ..failed(&session, &request, error, "entering again") }
         }
     }
 }
@@ -119,42 +106,42 @@ pub(super) async fn wait_turn(
     session: Arc<Session>,
     request: Arc<EntryRequest>,
     entry: Arc<RegisteredEntry>,
-) -> Response {
+) -> Outcome {
     match session.backend_session.wait_turn(&entry.entry).await {
         Ok(token) => {
             session.shared.status.answered();
-            Response::Elected(token)
+            Outcome { token: Some(token), ..Event::Elected.into() }
         }
-        Err(error) if error.kind() == BackendErrorKind::EntryGone => Response::EntryGone,
-        Err(error) => failed(&session, &request, error, false, "waiting again"),
+        Err(error) if error.kind() == BackendErrorKind::EntryGone => Event::EntryGone.into(),
+        Err(error) => failed(&session, &request, error, "waiting again"),
     }
 }
 
 /// `message` is logged when the request may be repeated.
-fn failed(
-    session: &Session,
-    request: &EntryRequest,
-    error: BackendError,
-    uncertain: bool,
-    message: &'static str,
-) -> Response {
+fn failed(session: &Session, request: &EntryRequest, error: BackendError, message: &str) -> Outcome {
     if error.kind() == BackendErrorKind::SessionGone {
         session.end(LossReason::SessionExpired);
-        return Response::SessionEnded;
+        return Event::SessionEnded.into();
     }
     session.shared.status.failed(&error);
     if error.is_permanent() {
         warn!(election = %request.election, %error, "the store refuses the candidate");
-        return Response::Refused(error);
+        return Outcome { error: Some(error), ..Event::Refused.into() };
     }
     debug!(election = %request.election, %error, "{message}");
-    Response::Failed { uncertain }
+    Event::Failed.into()
 }
 
 /// Pauses before the next attempt.
-pub(super) async fn pause(delay: Duration) -> Response {
+pub(super) async fn pause(delay: Duration) -> Outcome {
     sleep(delay).await;
-    Response::RetryDue
+    Event::RetryDue.into()
+}
+
+/// Waits until the work of a term has stopped.
+pub(super) async fn await_work(term: Arc<Term>) -> Outcome {
+    term.wait_work_stopped().await;
+    Event::WorkStopped.into()
 }
 
 /// Removes the entry of `request`. Retries until the store confirms that, or the session has ended, which removes the
@@ -164,7 +151,7 @@ pub(super) async fn remove(
     request: Arc<EntryRequest>,
     entry: Option<Arc<RegisteredEntry>>,
     uncertain: bool,
-) -> Response {
+) -> Outcome {
     let shared = &session.shared;
     let mut retry = Retry::new(shared.config.retry);
     let entry = entry.as_ref().map(|registered| &registered.entry);
@@ -174,13 +161,13 @@ pub(super) async fn remove(
             Ok(()) => break shared.status.answered(),
             Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                 session.end(LossReason::SessionExpired);
-                return Response::SessionEnded;
+                return Event::SessionEnded.into();
             }
             Err(error) if error.is_permanent() => {
                 shared.status.failed(&error);
                 error!(election = %request.election, %error, "the store refuses to remove the entry; its session ends");
                 session.end(LossReason::SessionGivenUp);
-                return Response::SessionEnded;
+                return Event::SessionEnded.into();
             }
             Err(error) => {
                 shared.status.failed(&error);
@@ -193,5 +180,5 @@ pub(super) async fn remove(
         let delay = first_retry_delay(session.backend_session.granted_ttl());
         session.pending_withdrawals().add(EntryRequest::clone(&request), shared.clock.now(), delay);
     }
-    Response::Removed
+    Event::Removed.into()
 }

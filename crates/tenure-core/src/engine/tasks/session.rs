@@ -10,10 +10,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Level, info, warn};
 
-use super::{
-    events::{EngineEvent, EventSender, SessionNumber},
-    registered_entry::{CandidateNumber, RegisteredEntries, RegisteredEntry},
-};
+use super::events::{CandidateNumber, EngineEvent, EventSender, SessionNumber};
 use crate::{
     BootInstant, LossReason,
     engine::{
@@ -63,11 +60,27 @@ pub(crate) struct Session {
     pub(crate) entry_tracker: TaskTracker,
     /// To the elector's task.
     pub(crate) events: EventSender,
-    registered: Mutex<RegisteredEntries>,
+    /// The entries that exist in the store. In order, so that a simulated run is reproducible.
+    registered: Mutex<BTreeMap<CandidateNumber, Arc<RegisteredEntry>>>,
     pending_withdrawals: Mutex<PendingWithdrawals>,
     /// The terms whose deadlines the watchdog enforces: those with work, a waiter, a cancellation token, a
     /// parent or a child. In order, so that a simulated run is reproducible.
     watched_terms: Mutex<BTreeMap<CandidateNumber, Weak<dyn Dependent>>>,
+}
+
+/// An entry that exists in the store. A candidate has one at a time.
+#[derive(Debug)]
+pub(crate) struct RegisteredEntry {
+    pub(crate) candidate: CandidateNumber,
+    pub(crate) entry: Entry,
+    /// Whether a confirming read did not find it.
+    missing: AtomicBool,
+}
+
+impl RegisteredEntry {
+    pub(crate) fn is_missing(&self) -> bool {
+        self.missing.load(Ordering::Acquire)
+    }
 }
 
 /// A backend's session. On an engine thread its `Drop` is deferred to a callback thread.
@@ -219,26 +232,28 @@ impl Session {
 
     /// Registers an entry that exists in the store.
     pub(crate) fn register(&self, candidate: CandidateNumber, entry: Entry) -> Arc<RegisteredEntry> {
-        self.registered().add(candidate, entry)
+        let entry = Arc::new(RegisteredEntry { candidate, entry, missing: AtomicBool::new(false) });
+        self.registered().insert(candidate, Arc::clone(&entry));
+        entry
     }
 
     /// Unregisters an entry that is about to be removed.
     pub(crate) fn unregister(&self, entry: &RegisteredEntry) {
-        self.registered().remove(entry);
+        self.registered().remove(&entry.candidate);
     }
 
     /// Records that a confirming read did not find this entry: its candidate enters again, or its term ends.
     pub(crate) fn mark_missing(&self, entry: &RegisteredEntry) {
-        entry.set_missing();
-        self.send(EngineEvent::EntryMissing(entry.number));
+        entry.missing.store(true, Ordering::Release);
+        self.send(EngineEvent::EntryMissing(entry.candidate));
     }
 
-    /// An entry that a confirming read has to find.
+    /// An entry that a confirming read has to find: that of the earliest candidate whose entry no read has missed.
     pub(crate) fn probe_entry(&self) -> Option<Arc<RegisteredEntry>> {
-        self.registered().first_present()
+        self.registered().values().find(|entry| !entry.is_missing()).cloned()
     }
 
-    fn registered(&self) -> MutexGuard<'_, RegisteredEntries> {
+    fn registered(&self) -> MutexGuard<'_, BTreeMap<CandidateNumber, Arc<RegisteredEntry>>> {
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

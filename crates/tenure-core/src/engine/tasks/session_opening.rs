@@ -26,7 +26,7 @@ use crate::{
     },
     failpoints::{SafetyRule, is_disabled},
     spi::{BackendError, BackendErrorKind, BackendSession, HeartbeatProof},
-    sync::timeout,
+    sync::{sleep, timeout},
 };
 
 /// Why no session was opened.
@@ -49,14 +49,23 @@ impl From<OpenError> for Error {
 /// response expires by itself.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Opens a session and starts its task; `None` when the elector closes meanwhile. Not to be dropped once polled: the session
-/// would have no owner.
+/// Opens a session after `pause`, and starts its task; `None` when the elector is closed or dropped meanwhile. Not to be
+/// dropped once polled: the session would have no owner.
 pub(super) async fn open(
     shared: Arc<ElectorContext>,
     number: SessionNumber,
     events: EventSender,
+    pause: Duration,
 ) -> Option<Result<Arc<Session>, OpenError>> {
-    let mut opening = Box::pin(open_inner(&shared, number, events));
+    if !pause.is_zero() {
+        tokio::select! {
+            biased;
+            () = shared.closing.cancelled() => return None,
+            () = shared.elector_dropped.cancelled() => return None,
+            () = sleep(pause) => {}
+        }
+    }
+    let mut opening = Box::pin(open_now(&shared, number, events));
     let outcome = tokio::select! {
         biased;
         outcome = &mut opening => Some(outcome),
@@ -64,14 +73,11 @@ pub(super) async fn open(
     };
     if let Some(Err(OpenError::Backend(error))) = &outcome {
         shared.status.failed(error);
-        if !error.is_permanent() {
-            warn!(%error, "no session yet; trying again");
-        }
     }
     outcome
 }
 
-async fn open_inner(
+async fn open_now(
     shared: &Arc<ElectorContext>,
     number: SessionNumber,
     events: EventSender,

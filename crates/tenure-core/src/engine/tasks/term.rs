@@ -14,8 +14,7 @@ use tracing::{Level, info, warn};
 use super::{
     events::EngineEvent,
     in_flight_work::InFlightWork,
-    registered_entry::RegisteredEntry,
-    session::{Dependent, Session},
+    session::{Dependent, RegisteredEntry, Session},
 };
 use crate::{
     BootInstant, CandidateId, ElectionName, FencingToken, LossReason, Lost,
@@ -190,7 +189,7 @@ impl Term {
     /// Has the watchdog enforce the deadlines of this term. Does not wake the watchdog.
     pub(super) fn watch(self: &Arc<Self>) {
         let this: Weak<dyn Dependent> = Arc::downgrade(self) as Weak<dyn Dependent>;
-        self.session.watch_term(self.entry.number, this);
+        self.session.watch_term(self.entry.candidate, this);
     }
 
     /// Cancels the work, and with `drop_now` also requests its drop.
@@ -258,7 +257,7 @@ impl Term {
             self.work.close();
         }
         if ends {
-            self.session.send(EngineEvent::TermEnded(self.entry.number));
+            self.session.send(EngineEvent::TermEnded(self.entry.candidate));
             self.cancel_work(reason.successor_may_lead());
             if !self.work.is_empty() {
                 self.session.shared.watchdog.wake();

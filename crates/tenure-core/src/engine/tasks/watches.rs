@@ -6,8 +6,8 @@ use tracing::{Instrument as _, Span, info_span};
 
 use super::{
     entry_watcher::PerEntryWatcher,
-    registered_entry::{CandidateNumber, RegisteredEntry},
-    session::Session,
+    events::CandidateNumber,
+    session::{RegisteredEntry, Session},
 };
 use crate::{
     BootInstant,
@@ -68,7 +68,7 @@ impl Watches {
         if self.unwatched.is_empty() {
             self.unwatched_since = now;
         }
-        self.unwatched.insert(entry.number, entry);
+        self.unwatched.insert(entry.candidate, entry);
         if self.burst_len <= EAGER_WATCHES || now.since(self.unwatched_since) >= MAX_WATCH_DELAY {
             self.watch_unwatched();
         }
