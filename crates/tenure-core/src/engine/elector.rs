@@ -15,14 +15,14 @@ use super::{
         retry::{Retry, with_timeout},
     },
     tasks::{
-        campaign::Campaign, candidacy::Caller, elections::Elections, in_flight_work::PollGuard, observe,
-        session_pool::SessionPool,
+        candidate::Campaign, elections::Elections, elector_task::Campaigns, in_flight_work::PollGuard,
+        observe,
     },
 };
 use crate::{
     Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, Leaders,
-    Leadership, LeadershipHandle, Status,
-    spi::{Backend, BackendError},
+    Leadership, LeadershipHandle, Status, random,
+    spi::{Backend, BackendError, EntryRequest},
     sync::timeout,
     telemetry,
 };
@@ -50,7 +50,7 @@ use crate::{
 #[derive(Debug)]
 pub struct StoreElector {
     shared: Arc<ElectorContext>,
-    session_pool: SessionPool,
+    campaigns: Campaigns,
     elections: Arc<Elections>,
 }
 
@@ -91,7 +91,8 @@ impl StoreElector {
     }
 
     fn with_shared(shared: Arc<ElectorContext>) -> Self {
-        Self { shared, session_pool: SessionPool::default(), elections: Arc::default() }
+        let elections = Arc::default();
+        Self { campaigns: Campaigns::start_task(&shared, &elections), shared, elections }
     }
 
     /// The settings of this elector.
@@ -109,18 +110,16 @@ impl StoreElector {
     ) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
-        let started_at = shared.clock.now();
         shared.reporter.measured(|| telemetry::campaign_started(&election));
-        let (caller, answer, withdraw_on_drop) = Caller::new();
-        let campaign = Campaign {
-            shared: Arc::clone(shared),
-            session_pool: self.session_pool.clone(),
-            elections: Arc::clone(&self.elections),
+        let (sender, answer) = oneshot::channel();
+        let request = EntryRequest {
             election: election.clone(),
-            started_at,
-            wait_for_turn,
+            candidate: shared.config.id.clone(),
+            value: Arc::clone(&shared.value),
+            nonce: random::number(),
         };
-        shared.runtime.spawn(campaign.run(caller));
+        let campaign = Campaign::new(shared, wait_for_turn, sender);
+        let give_up_on_drop = self.campaigns.start(request, campaign);
         let mut answer = shared.runtime.relayed(answer);
         let answered = tokio::select! {
             biased;
@@ -128,9 +127,12 @@ impl StoreElector {
             () = given_up => None,
         };
         let answered = match answered {
-            Some(answered) => answered,
+            Some(answered) => {
+                give_up_on_drop.answered();
+                answered
+            }
             None => {
-                drop(withdraw_on_drop);
+                drop(give_up_on_drop);
                 return self.withdraw(election, answer).await;
             }
         };

@@ -40,12 +40,12 @@ pub(super) fn new_leadership(config: &Config, clock: &Arc<ModelClock>) -> Leader
     let shared = ElectorContext::simulated(Arc::new(store.backend()), config.clone(), clock.clone());
     let backend_session = block_on(shared.backend.open_session(TTL)).unwrap();
     let window = Window::opened(SentAt::now(&**clock), TTL, 0.1, GRACE_PERIOD);
-    let session = Session::new(backend_session, shared, window);
+    let session = Session::new(backend_session, shared, window, 1, tokio::sync::mpsc::unbounded_channel().0);
     let election = ElectionName::new("e").unwrap();
     let candidate = CandidateId::new("a").unwrap();
     let request = EntryRequest { election: election.clone(), candidate, value: Arc::from([]), nonce: 1 };
     let entry = Entry { election, key: "e/2".into(), version: 2 };
-    let registered = session.register(entry);
+    let registered = session.register(1, entry);
     let term = Term::new(&session, Arc::new(request), FencingToken::new(2).unwrap(), registered);
     // Lazily created state is ordered by std's lock, which loom cannot see: it is created beforehand.
     let _ = term.cancellation_token();

@@ -88,15 +88,6 @@ impl EngineRuntime {
         self.start_task(self.tasks.track_future(task));
     }
 
-    /// Starts a task that `tracker` counts, too.
-    pub(crate) fn spawn_tracked(
-        &self,
-        tracker: &TaskTracker,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) {
-        self.spawn(tracker.track_future(task));
-    }
-
     /// Starts a task that does not keep the engine's thread alive.
     pub(crate) fn spawn_untracked(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.start_task(task);

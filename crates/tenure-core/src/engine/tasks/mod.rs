@@ -1,34 +1,36 @@
-//! Sessions, campaigns, terms and their entries, and the tasks that drive them.
+//! Sessions, candidates, terms and their entries, and the tasks that drive them.
 //!
 //! | file | what |
 //! |---|---|
+//! | `events` | what sessions and terms tell the elector's task |
 //! | `in_flight_work` | counts the work of a term, and the polls of it |
-//! | `registered_entry` | the entries of a session that exist in the store |
 //! | `session` | what all elections of an elector share, and how it ends |
 //! | `term`, `parent` | one leadership, and the one on which it depends |
 //! | `work` | runs the work of a term, cancels and drops it on time |
-//! | `events` | what the task of the active terms receives |
-//! | `pending_entry` | an entry to withdraw, with the request that created it |
-//! | `active_terms` | the task for all terms of a session, until their entries have been withdrawn |
+//! | `elections` | the latest term in each election |
 //! | `session_task` | the task of a session: heartbeats, their confirmation, repeated withdrawals, closing |
-//! | `session_pool` | opens a session when one is needed |
-//! | `elections` | the slot of an elector in each election |
-//! | `candidacy` | one candidate under one session, from entering to leading or leaving |
-//! | `campaign` | the task of a campaign: a candidacy under one session after another |
+//! | `session_opening` | opens a session |
+//! | `watches` | the watches on the entries of the terms of a session |
+//! | `requests` | the requests of candidates, and their outcomes |
+//! | `candidate` | what the elector's task knows of a candidate |
+//! | `elector_task`, `actions` | the task of an elector: it owns all candidates and sessions, and changes their states |
 //! | `observe` | the task of an observer |
+//!
+//! Each file imports only files above it in this table, except that `elector_task` and `actions` are one type. Any thread may end a
+//! term or a session, which then sends an event; everything else happens in the elector's task.
 
-mod active_terms;
-pub(crate) mod campaign;
-pub(crate) mod candidacy;
+mod actions;
+pub(crate) mod candidate;
 pub(crate) mod elections;
-mod events;
+pub(crate) mod elector_task;
+pub(crate) mod events;
 pub(crate) mod in_flight_work;
 pub(crate) mod observe;
 mod parent;
-mod pending_entry;
-mod registered_entry;
+mod requests;
 pub(crate) mod session;
-pub(crate) mod session_pool;
+mod session_opening;
 mod session_task;
 pub(crate) mod term;
+mod watches;
 mod work;

@@ -28,26 +28,14 @@ impl Term {
         if self.cold().parent.set(Arc::clone(&parent)).is_ok() {
             // A leadership has one guard, and so at most one child.
             let _ = parent.cold().child.set(Arc::downgrade(self));
-            let term = Arc::clone(self);
-            let parent_term = Arc::clone(&parent);
-            self.session.shared.runtime.spawn_tracked(&self.session.entry_tracker, async move {
-                tokio::select! {
-                    () = term.wait_own_withdrawn() => {}
-                    // A parent that ends by itself, not with its session, ends its child in `Term::end`.
-                    () = parent_term.session.ended_token.cancelled() => {
-                        parent_term.end_child();
-                        term.wait_own_withdrawn().await;
-                    }
-                }
-                drop(guard);
-            });
+            self.keep_parent_guard(Box::new(guard));
         } else if let Some(own_parent) = self.parent() {
             // It has a parent already: `guard` becomes the parent of the topmost one.
             own_parent.set_parent(guard);
         }
         // Both watchdogs check both terms, whatever the runtime does.
         for term in [self, &parent] {
-            term.session.watch_term(term);
+            term.watch();
             term.session.shared.watchdog.wake();
         }
     }

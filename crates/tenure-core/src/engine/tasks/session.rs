@@ -10,13 +10,9 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Level, info, warn};
 
-use super::{
-    events::{Event, EventQueue},
-    registered_entry::{RegisteredEntries, RegisteredEntry},
-    term::Term,
-};
+use super::events::{CandidateNumber, EngineEvent, EventSender, SessionNumber};
 use crate::{
-    BootInstant, ElectionName, FencingToken, LossReason,
+    BootInstant, LossReason,
     engine::{
         elector_context::ElectorContext,
         enforcement::watchdog::Watched,
@@ -36,10 +32,20 @@ use crate::{
     },
 };
 
-/// A session with the store. When it ends, its terms and candidacies end, and the next campaign opens another
-/// one: an ended session never becomes valid again.
+/// Something whose deadlines depend on a session: a term.
+pub(crate) trait Dependent: Send + Sync {
+    /// Cancels the work, because the session has ended; with `drop_now` also requests its drop.
+    fn session_ended(self: Arc<Self>, drop_now: bool);
+
+    /// Enforces the deadlines that have passed; see [`Watched::enforce`].
+    fn enforce_deadlines(self: Arc<Self>) -> Option<BootInstant>;
+}
+
+/// A session with the store. When it ends, its terms end, its candidates enter again under another one, and an ended
+/// session never becomes valid again.
 #[derive(Debug)]
 pub(crate) struct Session {
+    pub(crate) number: SessionNumber,
     pub(crate) backend_session: DeferredDropSession,
     pub(crate) shared: Arc<ElectorContext>,
     pub(crate) window: Window,
@@ -52,13 +58,29 @@ pub(crate) struct Session {
     close_confirmed: AtomicBool,
     /// Counts the entries, from entering through leading to leaving.
     pub(crate) entry_tracker: TaskTracker,
-    /// Events for the task of the active terms.
-    pub(crate) events: EventQueue,
-    registered: Mutex<RegisteredEntries>,
+    /// To the elector's task.
+    pub(crate) events: EventSender,
+    /// The entries that exist in the store. In order, so that a simulated run is reproducible.
+    registered: Mutex<BTreeMap<CandidateNumber, Arc<RegisteredEntry>>>,
     pending_withdrawals: Mutex<PendingWithdrawals>,
     /// The terms whose deadlines the watchdog enforces: those with work, a waiter, a cancellation token, a
-    /// parent or a child.
-    watched_terms: Mutex<BTreeMap<(ElectionName, FencingToken), Weak<Term>>>,
+    /// parent or a child. In order, so that a simulated run is reproducible.
+    watched_terms: Mutex<BTreeMap<CandidateNumber, Weak<dyn Dependent>>>,
+}
+
+/// An entry that exists in the store. A candidate has one at a time.
+#[derive(Debug)]
+pub(crate) struct RegisteredEntry {
+    pub(crate) candidate: CandidateNumber,
+    pub(crate) entry: Entry,
+    /// Whether a confirming read did not find it.
+    missing: AtomicBool,
+}
+
+impl RegisteredEntry {
+    pub(crate) fn is_missing(&self) -> bool {
+        self.missing.load(Ordering::Acquire)
+    }
 }
 
 /// A backend's session. On an engine thread its `Drop` is deferred to a callback thread.
@@ -92,8 +114,11 @@ impl Session {
         backend_session: Box<dyn BackendSession>,
         shared: Arc<ElectorContext>,
         window: Window,
+        number: SessionNumber,
+        events: EventSender,
     ) -> Arc<Self> {
         Arc::new(Self {
+            number,
             backend_session: DeferredDropSession {
                 session: Some(backend_session),
                 callbacks: shared.callbacks.clone(),
@@ -105,7 +130,7 @@ impl Session {
             closed: Flag::new(),
             close_confirmed: AtomicBool::new(false),
             entry_tracker: TaskTracker::new(),
-            events: EventQueue::new(),
+            events,
             registered: Mutex::default(),
             pending_withdrawals: Mutex::default(),
             watched_terms: Mutex::default(),
@@ -117,6 +142,12 @@ impl Session {
     pub(crate) fn set_closed(&self, confirmed: bool) {
         self.close_confirmed.store(confirmed, Ordering::Release);
         self.closed.set();
+        self.send(EngineEvent::SessionClosed(self.number));
+    }
+
+    /// Sends an event to the elector's task.
+    pub(crate) fn send(&self, event: EngineEvent) {
+        let _ = self.events.send(event);
     }
 
     /// Waits until the session was closed, or no task tries to close it any more. True when its entries are gone.
@@ -159,8 +190,9 @@ impl Session {
             return;
         }
         self.ended_token.cancel();
+        self.send(EngineEvent::SessionEnded(self.number));
         for term in self.watched_terms() {
-            term.cancel_work(reason.successor_may_lead());
+            term.session_ended(reason.successor_may_lead());
         }
         self.shared.watchdog.wake();
         let session = self.backend_session.id();
@@ -199,27 +231,29 @@ impl Session {
     }
 
     /// Registers an entry that exists in the store.
-    pub(crate) fn register(&self, entry: Entry) -> Arc<RegisteredEntry> {
-        self.registered().add(entry)
+    pub(crate) fn register(&self, candidate: CandidateNumber, entry: Entry) -> Arc<RegisteredEntry> {
+        let entry = Arc::new(RegisteredEntry { candidate, entry, missing: AtomicBool::new(false) });
+        self.registered().insert(candidate, Arc::clone(&entry));
+        entry
     }
 
     /// Unregisters an entry that is about to be removed.
     pub(crate) fn unregister(&self, entry: &RegisteredEntry) {
-        self.registered().remove(entry);
+        self.registered().remove(&entry.candidate);
     }
 
-    /// Records that a confirming read did not find this entry: its candidacy enters again, or its term ends.
+    /// Records that a confirming read did not find this entry: its candidate enters again, or its term ends.
     pub(crate) fn mark_missing(&self, entry: &RegisteredEntry) {
-        entry.missing.set();
-        self.events.send(Event::EntryMissing(entry.id));
+        entry.missing.store(true, Ordering::Release);
+        self.send(EngineEvent::EntryMissing(entry.candidate));
     }
 
-    /// An entry that a confirming read has to find.
+    /// An entry that a confirming read has to find: that of the earliest candidate whose entry no read has missed.
     pub(crate) fn probe_entry(&self) -> Option<Arc<RegisteredEntry>> {
-        self.registered().first_present()
+        self.registered().values().find(|entry| !entry.is_missing()).cloned()
     }
 
-    fn registered(&self) -> MutexGuard<'_, RegisteredEntries> {
+    fn registered(&self) -> MutexGuard<'_, BTreeMap<CandidateNumber, Arc<RegisteredEntry>>> {
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -228,12 +262,11 @@ impl Session {
     }
 
     /// Adds a term to those whose deadlines the watchdog enforces. Does not wake the watchdog.
-    pub(crate) fn watch_term(&self, term: &Arc<Term>) {
-        let mut terms = self.watched_terms.lock().unwrap_or_else(PoisonError::into_inner);
-        terms.insert((term.election().clone(), term.token), Arc::downgrade(term));
+    pub(crate) fn watch_term(&self, candidate: CandidateNumber, term: Weak<dyn Dependent>) {
+        self.watched_terms.lock().unwrap_or_else(PoisonError::into_inner).insert(candidate, term);
     }
 
-    fn watched_terms(&self) -> Vec<Arc<Term>> {
+    fn watched_terms(&self) -> Vec<Arc<dyn Dependent>> {
         let mut terms = self.watched_terms.lock().unwrap_or_else(PoisonError::into_inner);
         let mut alive = Vec::with_capacity(terms.len());
         terms.retain(|_, weak| weak.upgrade().map(|term| alive.push(term)).is_some());
@@ -259,6 +292,6 @@ impl Session {
 impl Watched for Session {
     fn enforce(&self) -> Option<BootInstant> {
         let own = self.enforce_own_deadline();
-        self.watched_terms().iter().filter_map(|term| term.enforce_deadlines()).chain(own).min()
+        self.watched_terms().into_iter().filter_map(Dependent::enforce_deadlines).chain(own).min()
     }
 }

@@ -1,7 +1,8 @@
 //! One term: the state of a leadership that its guard, its handles, the engine's tasks and the watchdog share.
 
 use std::{
-    sync::{Arc, OnceLock, Weak},
+    any::Any,
+    sync::{Arc, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -11,10 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Level, info, warn};
 
 use super::{
-    events::Event,
+    events::EngineEvent,
     in_flight_work::InFlightWork,
-    registered_entry::{EntryId, RegisteredEntry},
-    session::Session,
+    session::{Dependent, RegisteredEntry, Session},
 };
 use crate::{
     BootInstant, CandidateId, ElectionName, FencingToken, LossReason, Lost,
@@ -22,7 +22,7 @@ use crate::{
     failpoints::{SafetyRule, is_disabled},
     spi::{Entry, EntryRequest},
     sync::{
-        Flag, SetOnce,
+        Flag, Mutex, SetOnce,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
     telemetry,
@@ -64,6 +64,8 @@ pub(super) struct ColdState {
     pub(super) drop_now: Flag,
     /// The leadership on which this one depends.
     pub(super) parent: OnceLock<Arc<Term>>,
+    /// The guard of the parent, which is dropped once the entry of this term is gone.
+    parent_guard: Mutex<Option<Box<dyn Any + Send>>>,
     /// The leadership that depends on this one.
     pub(super) child: OnceLock<Weak<Term>>,
     /// When the watchdog set `drop_now`.
@@ -132,14 +134,6 @@ impl Term {
         &self.request
     }
 
-    pub(crate) fn registered_entry(&self) -> &Arc<RegisteredEntry> {
-        &self.entry
-    }
-
-    pub(crate) fn entry_id(&self) -> EntryId {
-        self.entry.id
-    }
-
     /// The entry that leads.
     pub(crate) fn entry(&self) -> &Entry {
         &self.entry.entry
@@ -172,6 +166,7 @@ impl Term {
                 ended: Flag::new(),
                 drop_now: Flag::new(),
                 parent: OnceLock::new(),
+                parent_guard: Mutex::new(None),
                 child: OnceLock::new(),
                 drop_requested_at: SetOnce::new(),
                 drop_begun_at: AtomicU64::new(0),
@@ -182,13 +177,19 @@ impl Term {
                 },
             })
         });
-        self.session.watch_term(self);
+        self.watch();
         // A thread that ends the term or its session either finds this state, or its end is seen here.
         fence(Ordering::SeqCst);
         if let Some(end) = self.ended() {
             self.cancel_work(end.reason.successor_may_lead());
         }
         cold
+    }
+
+    /// Has the watchdog enforce the deadlines of this term. Does not wake the watchdog.
+    pub(super) fn watch(self: &Arc<Self>) {
+        let this: Weak<dyn Dependent> = Arc::downgrade(self) as Weak<dyn Dependent>;
+        self.session.watch_term(self.entry.candidate, this);
     }
 
     /// Cancels the work, and with `drop_now` also requests its drop.
@@ -243,22 +244,20 @@ impl Term {
         self.end_inner(reason, false);
     }
 
-    /// Records that the guard was dropped: ends the term for `reason` unless it has ended already. No work
-    /// begins any more.
+    /// Ends the term because its guard was dropped. No work begins any more.
     pub(crate) fn guard_dropped(self: &Arc<Self>, reason: LossReason) {
         self.end_inner(reason, true);
     }
 
+    /// The one way in which a term ends by itself, on any thread.
     fn end_inner(self: &Arc<Self>, reason: LossReason, guard_dropped: bool) {
         let ends = self.ended().is_none() && self.ended.set(self.session.end_for(reason));
         if guard_dropped {
+            // After the end, so that work that begins now sees it; before the event, which need not wait then.
             self.work.close();
         }
-        if ends || guard_dropped {
-            // With the guard dropped and no work in flight, the withdrawal need not wait.
-            self.session.events.send(Event::Ended(self.entry_id()));
-        }
         if ends {
+            self.session.send(EngineEvent::TermEnded(self.entry.candidate));
             self.cancel_work(reason.successor_may_lead());
             if !self.work.is_empty() {
                 self.session.shared.watchdog.wake();
@@ -273,6 +272,7 @@ impl Term {
     pub(crate) fn set_withdrawn(&self, confirmed: bool) {
         self.withdrawal_confirmed.store(confirmed, Ordering::Release);
         self.withdrawn.set();
+        self.drop_parent_guard();
     }
 
     /// The result of [`wait_withdrawn`](Self::wait_withdrawn), if it is ready.
@@ -299,9 +299,18 @@ impl Term {
         confirmed
     }
 
-    /// Waits until no task handles this term's own entry any more.
-    pub(super) async fn wait_own_withdrawn(&self) {
-        self.withdrawn.wait().await;
+    /// Keeps `guard`, the guard of the parent, until no task handles the entry of this term any more.
+    pub(super) fn keep_parent_guard(self: &Arc<Self>, guard: Box<dyn Any + Send>) {
+        *self.cold().parent_guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+        if self.withdrawn.is_set() {
+            self.drop_parent_guard();
+        }
+    }
+
+    fn drop_parent_guard(&self) {
+        let Some(cold) = self.cold_state.get() else { return };
+        let guard = cold.parent_guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(guard);
     }
 
     /// Reports to logs and metrics, once, that the term has ended, if it has.
@@ -346,8 +355,20 @@ impl Term {
     pub(crate) fn raise_grace_period(self: &Arc<Self>, grace_period: Duration) {
         let nanos = u64::try_from(grace_period.as_nanos()).unwrap_or(u64::MAX);
         if self.requested_grace_period.fetch_max(nanos, Ordering::AcqRel) < nanos {
-            self.session.watch_term(self);
+            self.watch();
             self.session.shared.watchdog.wake();
         }
+    }
+}
+
+impl Dependent for Term {
+    fn session_ended(self: Arc<Self>, drop_now: bool) {
+        self.cancel_work(drop_now);
+        // The child may belong to another session.
+        self.end_child();
+    }
+
+    fn enforce_deadlines(self: Arc<Self>) -> Option<BootInstant> {
+        self.enforce_all_deadlines()
     }
 }

@@ -26,7 +26,7 @@ use crate::{
 impl Term {
     /// Enforces the deadlines of the term, for the watchdog. Returns when to check again; `None` when no
     /// deadline is left.
-    pub(crate) fn enforce_deadlines(self: &Arc<Self>) -> Option<BootInstant> {
+    pub(super) fn enforce_all_deadlines(self: &Arc<Self>) -> Option<BootInstant> {
         if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
             return None;
         }

@@ -1,0 +1,268 @@
+//! What the elector's task does for a candidate: applies an event, and carries out the actions of the transition.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures::future::{AbortHandle, Abortable};
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
+
+use super::{
+    candidate::{Campaign, Candidate, Membership},
+    elector_task::ElectorTask,
+    events::{CandidateNumber, SessionNumber},
+    requests::{self, Outcome, Request},
+    term::Term,
+    watches::Watches,
+};
+use crate::{
+    Error, FencingToken, Leadership, LossReason,
+    engine::{
+        rules::{
+            candidate_state::{Action, Event, State, Transition, transition},
+            retry_delays::RetryDelays,
+        },
+        runtime::callbacks::catch_panic,
+    },
+    failpoints::{SafetyRule, is_disabled},
+    spi::EntryRequest,
+    telemetry,
+};
+
+impl ElectorTask {
+    /// Applies an event to a candidate, and those that follow at once. Events for candidates that have ended are ignored.
+    pub(super) fn apply(&mut self, number: CandidateNumber, event: Event) {
+        // Not in the map meanwhile: its actions may change the map.
+        let Some(mut candidate) = self.candidates.remove(&number) else { return };
+        let mut next = Some(event);
+        while let Some(event) = next {
+            next = self.step(&mut candidate, event);
+        }
+        if candidate.state != State::Ended {
+            self.candidates.insert(number, candidate);
+        }
+    }
+
+    /// Applies one event. Returns the one that follows at once.
+    fn step(&mut self, candidate: &mut Candidate, event: Event) -> Option<Event> {
+        let Transition::To(next, actions) = transition(candidate.state, event) else { return None };
+        if (event, next) == (Event::EntryGone, State::Replacing) {
+            let EntryRequest { election, candidate, .. } = &*candidate.request;
+            warn!(%election, %candidate, "the entry of a waiting candidate is gone; entering again");
+        }
+        if let Some(membership) = &mut candidate.membership {
+            membership.confirmed = event == Event::Removed;
+        }
+        let mut follows = None;
+        for action in actions {
+            // A log subscriber or a backend may panic: no candidate is forgotten for that.
+            let Some(outcome) = catch_panic(|| self.act(candidate, *action)) else {
+                return self.contain_panic(candidate, event);
+            };
+            follows = outcome;
+        }
+        candidate.state = next;
+        // While the elector closes, it does not go on under a new session.
+        follows.or_else(|| self.closing.then_some(Event::Closed))
+    }
+
+    /// Ends the session of a candidate, an action for which has panicked. Ends the candidate too, if that is the second panic.
+    fn contain_panic(&mut self, candidate: &mut Candidate, event: Event) -> Option<Event> {
+        // The log subscriber may be what has panicked.
+        catch_panic(|| error!("the task of the elector has panicked; the session of the candidate ends"));
+        if let Some(session) = candidate.session() {
+            self.fail_session(session.number, LossReason::SessionGivenUp);
+        }
+        if event != Event::Panicked {
+            return Some(Event::Panicked);
+        }
+        candidate.state = State::Ended;
+        None
+    }
+
+    /// Carries out an action. Returns the event that follows from it at once.
+    fn act(&mut self, candidate: &mut Candidate, action: Action) -> Option<Event> {
+        match action {
+            Action::OpenSession => return self.open_session(),
+            Action::Enter => return self.enter(candidate),
+            Action::WaitTurn => {
+                let (session, entry) = (candidate.session()?, candidate.entry.clone()?);
+                let request = Arc::clone(&candidate.request);
+                self.send(candidate, requests::wait_turn(session, request, entry));
+            }
+            Action::Pause => self.pause(candidate, |campaign| &mut campaign.retry),
+            Action::BackOff => self.pause(candidate, |campaign| &mut campaign.back_off),
+            Action::StopRequest => {
+                candidate.in_flight.take().inspect(AbortHandle::abort);
+            }
+            Action::RenewRequest => candidate.renew_request(),
+            Action::LeaveSession => {
+                debug!(election = %candidate.request.election, "campaigning on under a new session");
+                let mut membership = candidate.membership.take()?;
+                membership.finished = true;
+                let campaign = candidate.campaign.as_mut()?;
+                campaign.retry.reset();
+                campaign.last_session = Some(Arc::clone(&membership.session));
+            }
+            Action::RemoveEntry => return self.remove_entry(candidate),
+            Action::BeginTerm => return self.begin_term(candidate),
+            Action::EndTerm(reason) => {
+                let term = candidate.term()?;
+                if reason == LossReason::ResignRequested {
+                    let entry = term.entry();
+                    info!(election = %entry.election, entry = %entry.key, "resignation requested");
+                }
+                term.end(reason);
+            }
+            Action::AwaitWork => return self.await_work(candidate),
+            Action::DropWork => candidate.term()?.request_drop(),
+            Action::Finish => self.finish(candidate, true),
+            Action::Abandon => self.finish(candidate, false),
+        }
+        None
+    }
+
+    /// Sends a request, whose outcome is an event of this candidate.
+    fn send(&mut self, candidate: &mut Candidate, request: impl Future<Output = Outcome> + Send + 'static) {
+        let EntryRequest { election, candidate: name, .. } = &*candidate.request;
+        let span = info_span!("candidate", %election, candidate = %name);
+        let (handle, registration) = AbortHandle::new_pair();
+        candidate.in_flight = Some(handle);
+        let request = Request::new(candidate.number, request.instrument(span));
+        self.requests.push(Abortable::new(request, registration));
+    }
+
+    fn pause(&mut self, candidate: &mut Candidate, retry: fn(&mut Campaign) -> &mut RetryDelays) {
+        if let Some(delay) = candidate.campaign.as_mut().map(|campaign| retry(campaign).next_delay()) {
+            self.send(candidate, requests::pause(delay));
+        }
+    }
+
+    fn open_session(&mut self) -> Option<Event> {
+        let latest = self.sessions.last_key_value().map(|(_, (session, _))| session);
+        if latest.is_some_and(|session| session.ended().is_none()) {
+            return Some(Event::SessionOpened);
+        }
+        if self.opening.is_none() && !self.closing {
+            self.request_session(Duration::ZERO);
+        }
+        None
+    }
+
+    /// Enters under the latest session.
+    fn enter(&mut self, candidate: &mut Candidate) -> Option<Event> {
+        if candidate.membership.is_none() {
+            let (session, _) = self.sessions.last_key_value()?.1;
+            candidate.membership = Some(Membership::new(session));
+        }
+        let session = candidate.session()?;
+        if session.ended().is_some() {
+            // Its event may have come before this candidate was a member.
+            return Some(Event::SessionEnded);
+        }
+        let wait_for_turn = candidate.campaign.as_ref()?.wait_for_turn;
+        self.send(candidate, requests::enter(session, Arc::clone(&candidate.request), wait_for_turn));
+        None
+    }
+
+    /// Removes the entry, if there may be one.
+    fn remove_entry(&mut self, candidate: &mut Candidate) -> Option<Event> {
+        let session = candidate.session()?;
+        let (entry, uncertain) = (candidate.entry.take(), candidate.uncertain);
+        if let Some(entry) = &entry {
+            session.unregister(entry);
+        }
+        if candidate.term().is_some() {
+            // The watch may have a request in flight and hold what the removal waits for.
+            self.with_watches(session.number, |watches| watches.remove(candidate.number));
+        }
+        if entry.is_none() && (!uncertain || is_disabled(SafetyRule::WithdrawUncertainEntries)) {
+            return Some(Event::Removed);
+        }
+        if session.ended().is_some() {
+            return Some(Event::SessionEnded);
+        }
+        self.send(candidate, requests::remove(session, Arc::clone(&candidate.request), entry, uncertain));
+        None
+    }
+
+    fn begin_term(&mut self, candidate: &mut Candidate) -> Option<Event> {
+        let entry = Arc::clone(candidate.entry.as_ref()?);
+        let token = token_of_term(&candidate.request, candidate.token?);
+        let membership = candidate.membership.as_mut()?;
+        let session = membership.session.number;
+        let term = Term::new(&membership.session, Arc::clone(&candidate.request), token, Arc::clone(&entry));
+        membership.term = Some(Arc::clone(&term));
+        self.elections.set_term(&term);
+        let campaign = candidate.campaign.take()?;
+        let waited = self.shared.clock.now().since(campaign.started_at);
+        telemetry::leadership_won(term.election(), token, waited);
+        // If the campaign's future was dropped meanwhile, this drops the guard, which resigns.
+        let _ = campaign.answer.send(Ok(Some(Leadership::new(term))));
+        self.with_watches(session, |watches| watches.begin(Arc::clone(&entry)));
+        entry.is_missing().then_some(Event::EntryGone)
+    }
+
+    fn await_work(&mut self, candidate: &mut Candidate) -> Option<Event> {
+        let term = Arc::clone(candidate.term()?);
+        term.report_end();
+        if term.work.is_stopped() || is_disabled(SafetyRule::StopWorkBeforeLeaving) {
+            return Some(Event::WorkStopped);
+        }
+        // Nobody would notice that the entry is deleted.
+        if self.sessions.get(&term.session.number).is_some_and(|(_, watches)| watches.has_failed()) {
+            term.request_drop();
+        }
+        self.send(candidate, requests::await_work(term));
+        None
+    }
+
+    /// Ends a candidate. With `answers` its caller receives the result, otherwise it is dropped.
+    fn finish(&mut self, candidate: &mut Candidate, answers: bool) {
+        // The caller may campaign again as soon as it has the result.
+        self.leave_queue(candidate.number, &candidate.request.election);
+        let mut unconfirmed = candidate.campaign.as_mut().and_then(|campaign| campaign.last_session.take());
+        if let Some(mut membership) = candidate.membership.take() {
+            membership.finished = answers;
+            unconfirmed = (!membership.confirmed).then(|| Arc::clone(&membership.session));
+        }
+        let Some(campaign) = candidate.campaign.take().filter(|_| answers) else { return };
+        let Campaign { answer, given_up, error, .. } = *campaign;
+        let (election, waited) = (candidate.request.election.clone(), self.shared.config.shutdown_timeout);
+        match unconfirmed {
+            // The end of the session confirms it.
+            Some(session) if given_up => self.shared.runtime.spawn(async move {
+                let confirmed = session.wait_closed().await;
+                let error = Error::NotConfirmed { election, waited };
+                let _ = answer.send(if confirmed { Ok(None) } else { Err(error) });
+            }),
+            _ => drop(answer.send(error.filter(|_| !given_up).map_or(Ok(None), Err))),
+        }
+    }
+
+    /// Uses the watches of a session, and ends the session if they panic.
+    pub(super) fn with_watches(&mut self, session: SessionNumber, call: impl FnOnce(&mut Watches)) {
+        let Some((_, watches)) = self.sessions.get_mut(&session) else { return };
+        if catch_panic(|| call(watches)).is_none() {
+            self.fail_session(session, LossReason::SessionGivenUp);
+        }
+    }
+
+    /// Ends a session whose watches have failed: a deleted entry would go unnoticed. Drops work that was only cancelled.
+    pub(super) fn fail_session(&mut self, number: SessionNumber, reason: LossReason) {
+        let Some((session, watches)) = self.sessions.get_mut(&number) else { return };
+        watches.fail();
+        catch_panic(|| session.end(reason));
+        let members = self.candidates.values().filter(|candidate| candidate.is_member(number));
+        let stopping = members.filter(|candidate| candidate.state == State::Stopping);
+        stopping.filter_map(Candidate::term).for_each(Term::request_drop);
+    }
+}
+
+/// The fencing token of a new term: the store's, unless a test disables [`SafetyRule::UniqueTokens`].
+fn token_of_term(request: &EntryRequest, token: FencingToken) -> FencingToken {
+    #[cfg(tenure_mutants)]
+    if is_disabled(SafetyRule::UniqueTokens) {
+        return crate::failpoints::first_token(&request.election, &request.candidate, token);
+    }
+    let _ = request;
+    token
+}

@@ -1,0 +1,152 @@
+//! What the elector's task knows of one candidate, from the call of the campaign until its entry is gone.
+
+use std::sync::Arc;
+
+use futures::future::AbortHandle;
+use tokio::sync::oneshot;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::{
+    events::{CandidateNumber, SessionNumber},
+    session::{RegisteredEntry, Session},
+    term::Term,
+};
+use crate::{
+    BootInstant, Error, FencingToken, Leadership, LossReason,
+    engine::{
+        elector_context::ElectorContext,
+        rules::{candidate_state::State, retry_delays::RetryDelays},
+        runtime::callbacks::catch_panic,
+    },
+    random,
+    spi::EntryRequest,
+};
+
+/// A candidate.
+pub(super) struct Candidate {
+    pub(super) number: CandidateNumber,
+    pub(super) state: State,
+    pub(super) request: Arc<EntryRequest>,
+    /// Whether a request to enter went unanswered, so that the store may still execute it.
+    pub(super) uncertain: bool,
+    /// The entry, once a request to enter was answered.
+    pub(super) entry: Option<Arc<RegisteredEntry>>,
+    /// The token with which the entry leads.
+    pub(super) token: Option<FencingToken>,
+    /// Its part in the session under which it enters.
+    pub(super) membership: Option<Membership>,
+    /// Stops the request or pause in flight.
+    pub(super) in_flight: Option<AbortHandle>,
+    /// `None` once the caller has the guard.
+    pub(super) campaign: Option<Box<Campaign>>,
+}
+
+/// The campaign of a candidate that does not lead yet.
+#[derive(Debug)]
+pub(crate) struct Campaign {
+    pub(super) answer: CampaignAnswer,
+    /// When it was called.
+    pub(super) started_at: BootInstant,
+    /// Whether to wait while another candidate leads.
+    pub(super) wait_for_turn: bool,
+    pub(super) given_up: bool,
+    /// Why it fails.
+    pub(super) error: Option<Error>,
+    /// The session that has ended under it.
+    pub(super) last_session: Option<Arc<Session>>,
+    /// The pauses between repeated requests.
+    pub(super) retry: RetryDelays,
+    /// The pauses before a new entry or session.
+    pub(super) back_off: RetryDelays,
+}
+
+/// Where the result of a campaign goes. Without a receiver, a leadership is dropped, and so resigned.
+pub(crate) type CampaignAnswer = oneshot::Sender<Result<Option<Leadership>, Error>>;
+
+impl Campaign {
+    /// A campaign that is called now.
+    pub(crate) fn new(shared: &ElectorContext, wait_for_turn: bool, answer: CampaignAnswer) -> Self {
+        Self {
+            answer,
+            started_at: shared.clock.now(),
+            wait_for_turn,
+            given_up: false,
+            error: None,
+            last_session: None,
+            retry: RetryDelays::new(shared.config.retry),
+            back_off: RetryDelays::new(shared.config.retry),
+        }
+    }
+}
+
+impl Candidate {
+    pub(super) fn new(number: CandidateNumber, request: EntryRequest, campaign: Box<Campaign>) -> Self {
+        Self {
+            number,
+            state: State::Queued,
+            request: Arc::new(request),
+            uncertain: false,
+            entry: None,
+            token: None,
+            membership: None,
+            in_flight: None,
+            campaign: Some(campaign),
+        }
+    }
+
+    /// The session under which it enters.
+    pub(super) fn session(&self) -> Option<Arc<Session>> {
+        self.membership.as_ref().map(|membership| Arc::clone(&membership.session))
+    }
+
+    pub(super) fn is_member(&self, session: SessionNumber) -> bool {
+        self.membership.as_ref().is_some_and(|membership| membership.session.number == session)
+    }
+
+    pub(super) fn term(&self) -> Option<&Arc<Term>> {
+        self.membership.as_ref()?.term.as_ref()
+    }
+
+    /// Makes a new request. Its nonce is never used again, so that two entries are never confused.
+    pub(super) fn renew_request(&mut self) {
+        self.request =
+            Arc::new(EntryRequest { nonce: random::number(), ..EntryRequest::clone(&self.request) });
+        (self.uncertain, self.entry, self.token) = (false, None, None);
+    }
+}
+
+/// A candidate's part in a session: the session is closed only once this is dropped.
+///
+/// If the candidate has not finished by then, because the backend or the elector's task has panicked or the runtime was shut down,
+/// the session ends: no task would watch the entry or remove it any more. So a resignation never waits for ever.
+pub(super) struct Membership {
+    pub(super) session: Arc<Session>,
+    pub(super) term: Option<Arc<Term>>,
+    /// Whether nothing is left to be done for the entry.
+    pub(super) finished: bool,
+    /// Whether the store has confirmed that the entry is gone.
+    pub(super) confirmed: bool,
+    _tracker_token: TaskTrackerToken,
+}
+
+impl Membership {
+    pub(super) fn new(session: &Arc<Session>) -> Self {
+        let _tracker_token = session.entry_tracker.token();
+        Self { session: Arc::clone(session), term: None, finished: false, confirmed: false, _tracker_token }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if !self.finished {
+            catch_panic(|| self.session.end(LossReason::SessionGivenUp));
+        }
+        let Some(term) = &self.term else { return };
+        if !self.finished {
+            // No task waits for its work any more.
+            term.request_drop();
+        }
+        catch_panic(|| term.report_end());
+        term.set_withdrawn(self.confirmed);
+    }
+}

@@ -1,0 +1,184 @@
+//! The requests of candidates: futures that the elector's task polls, and their outcomes.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tracing::{debug, error, warn};
+
+use super::{
+    events::CandidateNumber,
+    session::{RegisteredEntry, Session},
+    term::Term,
+};
+use crate::{
+    FencingToken, LossReason,
+    engine::{
+        rules::{candidate_state::Event, pending_withdrawals::first_retry_delay},
+        runtime::{
+            callbacks::catch_panic,
+            retry::{Retry, with_timeout},
+        },
+    },
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest},
+    sync::sleep,
+};
+
+/// What a request of a candidate has come to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) event: Event,
+    /// The entry that was created.
+    pub(super) entry: Option<Entry>,
+    /// The token with which it leads.
+    pub(super) token: Option<FencingToken>,
+    /// Why the store refuses the request.
+    pub(super) error: Option<BackendError>,
+    /// Whether the store may still execute a request to enter.
+    pub(super) uncertain: bool,
+}
+
+impl From<Event> for Outcome {
+    fn from(event: Event) -> Self {
+        Self { event, entry: None, token: None, error: None, uncertain: false }
+    }
+}
+
+/// A request in flight. A panic of the backend is an outcome, and a panic in its drop is caught.
+pub(super) struct Request {
+    candidate: CandidateNumber,
+    future: Option<BoxFuture<'static, Outcome>>,
+}
+
+impl Request {
+    pub(super) fn new(
+        candidate: CandidateNumber,
+        future: impl Future<Output = Outcome> + Send + 'static,
+    ) -> Self {
+        Self { candidate, future: Some(Box::pin(future)) }
+    }
+}
+
+impl Future for Request {
+    type Output = (CandidateNumber, Outcome);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(future) = &mut self.future else { return Poll::Pending };
+        let polled = catch_panic(|| future.as_mut().poll(context));
+        polled.unwrap_or_else(|| Poll::Ready(Event::Panicked.into())).map(|outcome| (self.candidate, outcome))
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        catch_panic(|| drop(self.future.take()));
+    }
+}
+
+/// Sends a request to enter, once.
+pub(super) async fn enter(session: Arc<Session>, request: Arc<EntryRequest>, wait_for_turn: bool) -> Outcome {
+    let limit = session.shared.config.request_timeout;
+    match with_timeout("entering", limit, session.backend_session.enter(&request)).await {
+        Ok(Entered { entry, leads }) => {
+            session.shared.status.answered();
+            let event = match leads {
+                Some(_) => Event::Elected,
+                None if wait_for_turn => Event::Entered,
+                None => Event::OtherLeads,
+            };
+            Outcome { entry: Some(entry), token: leads, ..event.into() }
+        }
+        Err(error) => {
+            let uncertain = error.is_retryable();
+            Outcome { uncertain, ..failed(&session, &request, error, "entering again") }
+        }
+    }
+}
+
+/// Waits until the entry leads.
+pub(super) async fn wait_turn(
+    session: Arc<Session>,
+    request: Arc<EntryRequest>,
+    entry: Arc<RegisteredEntry>,
+) -> Outcome {
+    match session.backend_session.wait_turn(&entry.entry).await {
+        Ok(token) => {
+            session.shared.status.answered();
+            Outcome { token: Some(token), ..Event::Elected.into() }
+        }
+        Err(error) if error.kind() == BackendErrorKind::EntryGone => Event::EntryGone.into(),
+        Err(error) => failed(&session, &request, error, "waiting again"),
+    }
+}
+
+/// `message` is logged when the request may be repeated.
+fn failed(session: &Session, request: &EntryRequest, error: BackendError, message: &str) -> Outcome {
+    if error.kind() == BackendErrorKind::SessionGone {
+        session.end(LossReason::SessionExpired);
+        return Event::SessionEnded.into();
+    }
+    session.shared.status.failed(&error);
+    if error.is_permanent() {
+        warn!(election = %request.election, %error, "the store refuses the candidate");
+        return Outcome { error: Some(error), ..Event::Refused.into() };
+    }
+    debug!(election = %request.election, %error, "{message}");
+    Event::Failed.into()
+}
+
+/// Pauses before the next attempt.
+pub(super) async fn pause(delay: Duration) -> Outcome {
+    sleep(delay).await;
+    Event::RetryDue.into()
+}
+
+/// Waits until the work of a term has stopped.
+pub(super) async fn await_work(term: Arc<Term>) -> Outcome {
+    term.wait_work_stopped().await;
+    Event::WorkStopped.into()
+}
+
+/// Removes the entry of `request`. Retries until the store confirms that, or the session has ended, which removes the
+/// entry too. `uncertain` says whether a request to enter went unanswered, so that the store may still execute it.
+pub(super) async fn remove(
+    session: Arc<Session>,
+    request: Arc<EntryRequest>,
+    entry: Option<Arc<RegisteredEntry>>,
+    uncertain: bool,
+) -> Outcome {
+    let shared = &session.shared;
+    let mut retry = Retry::new(shared.config.retry);
+    let entry = entry.as_ref().map(|registered| &registered.entry);
+    loop {
+        let leaving = session.backend_session.leave(&request, entry);
+        match with_timeout("leaving", shared.config.request_timeout, leaving).await {
+            Ok(()) => break shared.status.answered(),
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                session.end(LossReason::SessionExpired);
+                return Event::SessionEnded.into();
+            }
+            Err(error) if error.is_permanent() => {
+                shared.status.failed(&error);
+                error!(election = %request.election, %error, "the store refuses to remove the entry; its session ends");
+                session.end(LossReason::SessionGivenUp);
+                return Event::SessionEnded.into();
+            }
+            Err(error) => {
+                shared.status.failed(&error);
+                warn!(election = %request.election, %error, "the entry is not removed yet; trying again");
+            }
+        }
+        retry.pause().await;
+    }
+    if uncertain && !is_disabled(SafetyRule::WithdrawUncertainEntries) {
+        let delay = first_retry_delay(session.backend_session.granted_ttl());
+        session.pending_withdrawals().add(EntryRequest::clone(&request), shared.clock.now(), delay);
+    }
+    Event::Removed.into()
+}

@@ -1,0 +1,135 @@
+//! Opens a session: one attempt.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tracing::{Instrument as _, debug, info_span, warn};
+
+use super::{
+    events::{EventSender, SessionNumber},
+    session::Session,
+    session_task::SessionTask,
+};
+use crate::{
+    Error, InvalidConfig,
+    config::check_grace_period,
+    engine::{
+        elector_context::ElectorContext,
+        enforcement::watchdog::Watched,
+        rules::{
+            heartbeat,
+            window::{SentAt, Window},
+        },
+        runtime::retry::with_timeout,
+    },
+    failpoints::{SafetyRule, is_disabled},
+    spi::{BackendError, BackendErrorKind, BackendSession, HeartbeatProof},
+    sync::{sleep, timeout},
+};
+
+/// Why no session was opened.
+#[derive(Clone, Debug)]
+pub(super) enum OpenError {
+    Backend(BackendError),
+    Config(InvalidConfig),
+}
+
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Backend(error) => error.into(),
+            OpenError::Config(error) => error.into(),
+        }
+    }
+}
+
+/// How long `close` waits for the response to the opening of a session. A session that is opened by a later
+/// response expires by itself.
+const CLOSING_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Opens a session after `pause`, and starts its task; `None` when the elector is closed or dropped meanwhile. Not to be
+/// dropped once polled: the session would have no owner.
+pub(super) async fn open(
+    shared: Arc<ElectorContext>,
+    number: SessionNumber,
+    events: EventSender,
+    pause: Duration,
+) -> Option<Result<Arc<Session>, OpenError>> {
+    if !pause.is_zero() {
+        tokio::select! {
+            biased;
+            () = shared.closing.cancelled() => return None,
+            () = shared.elector_dropped.cancelled() => return None,
+            () = sleep(pause) => {}
+        }
+    }
+    let mut opening = Box::pin(open_now(&shared, number, events));
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut opening => Some(outcome),
+        () = shared.closing.cancelled() => timeout(CLOSING_TIMEOUT, &mut opening).await.ok(),
+    };
+    if let Some(Err(OpenError::Backend(error))) = &outcome {
+        shared.status.failed(error);
+    }
+    outcome
+}
+
+async fn open_now(
+    shared: &Arc<ElectorContext>,
+    number: SessionNumber,
+    events: EventSender,
+) -> Result<Arc<Session>, OpenError> {
+    let config = &shared.config;
+    let clock = &*shared.clock;
+    let sent = SentAt::now(clock);
+    let backend_session =
+        with_timeout("opening a session", config.request_timeout, shared.backend.open_session(config.ttl))
+            .await
+            .map_err(OpenError::Backend)?;
+    let sent = if is_disabled(SafetyRule::OpeningFromRequestStart) { SentAt::now(clock) } else { sent };
+    let ttl = backend_session.granted_ttl();
+    let window = if backend_session.proof() == HeartbeatProof::Process {
+        Window::endless(clock, ttl, config.drift, config.grace_period())
+    } else {
+        Window::opened(sent, ttl, config.drift, config.grace_period())
+    };
+    let max =
+        heartbeat::largest_grace_period(backend_session.proof(), ttl, config.drift, config.grace_period());
+    if let Err(error) = check_grace_period(config.grace_period(), ttl, max) {
+        close_unused(shared, &*backend_session).await;
+        return Err(OpenError::Config(error));
+    }
+    if window.check(clock, window.grace_period()).is_err() {
+        close_unused(shared, &*backend_session).await;
+        return Err(OpenError::Backend(BackendError::new(
+            BackendErrorKind::Unavailable,
+            "opening a session took nearly as long as the session lives",
+        )));
+    }
+    let session = Session::new(backend_session, Arc::clone(shared), window, number, events);
+    let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
+    shared.watchdog.watch(watched);
+    shared.status.session_opened(session.backend_session.id());
+    debug!(session = session.backend_session.id(), ttl = %humantime::format_duration(ttl), "session opened");
+    let span = info_span!("session", session = session.backend_session.id());
+    if is_disabled(SafetyRule::GuardBeforeSpawn) {
+        let unguarded = Arc::clone(&session);
+        shared.runtime.spawn(async move { SessionTask::new(&unguarded, sent).run().await });
+        return Ok(session);
+    }
+    // Created before it is spawned: a task that is dropped before its first poll ends the session.
+    let session_task = SessionTask::new(&session, sent);
+    shared.runtime.spawn(session_task.run().instrument(span));
+    Ok(session)
+}
+
+async fn close_unused(shared: &ElectorContext, backend_session: &dyn BackendSession) {
+    if let Err(error) =
+        with_timeout("closing a session", shared.config.request_timeout, backend_session.close()).await
+    {
+        warn!(%error, "an unused session was not closed; it expires by itself");
+    }
+}
