@@ -87,6 +87,13 @@ pub enum Error {
     )]
     Threads(std::io::Error),
 
+    /// A blocking call was made on an engine thread.
+    #[error(
+        "a blocking call was made on an engine thread, which would wait for itself: make the call on a thread of the \
+         application"
+    )]
+    OnEngineThread,
+
     /// The elector was closed.
     #[error("the elector has been closed")]
     Closed,

@@ -49,6 +49,8 @@
 //! | `tls` | checks certificates and keys when they are configured, not only when a connection is made |
 #![doc(test(attr(deny(warnings))))]
 
+#[doc(hidden)]
+pub mod block_on;
 mod candidate;
 mod clock;
 mod config;
