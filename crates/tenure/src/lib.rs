@@ -114,6 +114,7 @@
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod blocking;
 mod connect;
 mod registry;
 mod settings;
