@@ -30,10 +30,12 @@ const PUBLISHED: [&str; 8] = [
 pub(crate) fn run_all() -> Result<()> {
     tools::ensure_for_build()?;
     run(&mut cargo(["fmt", "--all", "--check"]))?;
-    // A workspace of its own, with the same rules.
-    let fuzz =
-        ["fmt", "--manifest-path=tests/fuzz/Cargo.toml", "--", "--check", "--config-path=rustfmt.toml"];
-    run(cargo(fuzz).current_dir(root()?))?;
+    // Workspaces of their own, with the same rules.
+    for manifest in ["--manifest-path=tests/fuzz/Cargo.toml", "--manifest-path=tests/third-party/Cargo.toml"]
+    {
+        let format = ["fmt", manifest, "--", "--check", "--config-path=rustfmt.toml"];
+        run(cargo(format).current_dir(root()?))?;
+    }
     run(&mut cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
     run(cargo(["doc", "--workspace", "--no-deps", "--all-features"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     let metadata = Metadata::load()?;

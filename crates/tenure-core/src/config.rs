@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{CandidateId, ElectionName, Error, FencingToken, InvalidConfig, MAX_VALUE_BYTES, candidate};
+use crate::{
+    CandidateId, ElectionName, Engine, Error, FencingToken, InvalidConfig, MAX_VALUE_BYTES, candidate,
+};
 
 /// The settings of an elector.
 ///
@@ -25,6 +27,7 @@ pub struct Config {
     pub(crate) retry: Backoff,
     pub(crate) work_backoff: Backoff,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) engine: Option<Engine>,
 }
 
 /// The shortest and the longest wait between two attempts. The waits grow exponentially, with jitter.
@@ -113,6 +116,7 @@ impl Config {
             retry: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) },
             work_backoff: Self::DEFAULT_WORK_BACKOFF,
             shutdown_timeout: Self::DEFAULT_SHUTDOWN_TIMEOUT,
+            engine: None,
         }
     }
 
@@ -189,6 +193,13 @@ impl Config {
     /// The rest continues in the background. If the process ends first, the store expires the session after its TTL.
     pub fn with_shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// Runs the elector on the threads of `engine`, which other electors can share. By default, every elector starts an
+    /// engine of its own.
+    pub fn with_engine(mut self, engine: Engine) -> Self {
+        self.engine = Some(engine);
         self
     }
 

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use crate::{Candidate, CandidateId, ElectionName, Elector, Error, LeadershipHandle, Status};
+use crate::{Candidate, CandidateId, ElectionName, Elector, Error, LeadershipHandle, Status, timers::Timers};
 
 /// The default interval at which the queue is read.
 const DEFAULT_REFRESH: Duration = Duration::from_secs(10);
@@ -45,6 +45,7 @@ pub struct StatusHandle {
     elector: Arc<dyn Elector>,
     election: ElectionName,
     state: watch::Receiver<ElectionState>,
+    timers: Timers,
 }
 
 /// The state of an election as this process knows it.
@@ -86,7 +87,10 @@ impl ElectionState {
 }
 
 impl StatusHandle {
-    /// Starts to observe `election`, and reads the queue every 10 s. Must be called within a tokio runtime.
+    /// Starts to observe `election`, and reads the queue every 10 s.
+    ///
+    /// The background task runs on the elector's [engine](Elector::engine). For an elector without one, this function must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// When the name is illegal.
@@ -103,8 +107,9 @@ impl StatusHandle {
         let election = ElectionName::new(election)?;
         let (sender, state) = watch::channel(ElectionState::unknown());
         let refresh = refresh.max(Duration::from_millis(100));
-        tokio::spawn(refresh_state(Arc::clone(&elector), election.clone(), sender, refresh));
-        Ok(Self { elector, election, state })
+        let timers = Timers::of(&elector);
+        timers.spawn(refresh_state(Arc::clone(&elector), election.clone(), sender, refresh));
+        Ok(Self { elector, election, state, timers })
     }
 
     /// The election.
@@ -123,7 +128,7 @@ impl StatusHandle {
         ElectionStatus {
             leadership: self.leadership(),
             election: self.election.clone(),
-            seen_for: since.elapsed(),
+            seen_for: self.timers.since(since),
             leader,
             known,
             queue_position,
@@ -143,7 +148,7 @@ impl StatusHandle {
     /// # Cancellation safety
     /// No change is lost when the future is dropped.
     pub async fn changed(&mut self) -> bool {
-        self.state.changed().await.is_ok()
+        self.timers.relayed(self.state.changed()).await.is_ok()
     }
 }
 

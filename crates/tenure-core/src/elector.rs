@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Config, Diagnosis, Error, Leadership, LeadershipHandle, Status,
+    Backoff, Candidate, CandidateId, Config, Diagnosis, Engine, Error, Leadership, LeadershipHandle, Status,
 };
 
 /// A stream of the leaders of an election; see [`Elector::observe`].
@@ -18,8 +18,10 @@ pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
 /// the store. The first campaign opens the session; one heartbeat extends it for all elections. Campaigns
 /// of one elector for the *same* election queue up locally, so that at most one of them has an entry in the store.
 ///
+/// All methods work under any executor, because the engine has threads of its own.
+///
 /// While the store cannot be reached, a call retries with jittered backoff for as long as the caller waits. To wait
-/// less, bound the call with [`tokio::time::timeout`]. [`status`](Self::status) and `tracing` events say what is
+/// less, bound the call with a timeout of the executor, such as [`tokio::time::timeout`]. [`status`](Self::status) and `tracing` events say what is
 /// wrong meanwhile. Permanent errors (refused credentials, an illegal name) are returned at once.
 ///
 /// Dropping an elector closes its session once all of its leaderships are over.
@@ -112,6 +114,15 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// When the future is dropped, the request may or may not have been stored.
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error>;
 
+    /// The engine on whose threads this elector runs; a wrapper returns that of the elector it wraps. Others can share it
+    /// ([`Config::with_engine`]).
+    ///
+    /// `run_while_leader`, [`Hierarchy`](crate::Hierarchy) and [`StatusHandle`](crate::StatusHandle) use its timers, and
+    /// `StatusHandle` calls the elector's methods on its thread. With `None`, the default, they need a tokio runtime.
+    fn engine(&self) -> Option<Engine> {
+        None
+    }
+
     /// The id of this elector's candidates.
     fn candidate(&self) -> CandidateId;
 
@@ -184,6 +195,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         (**self).request_resign(election).await
+    }
+    fn engine(&self) -> Option<Engine> {
+        (**self).engine()
     }
     fn candidate(&self) -> CandidateId {
         (**self).candidate()

@@ -87,6 +87,13 @@ pub enum Error {
     )]
     Threads(std::io::Error),
 
+    /// A blocking call was made on an engine thread.
+    #[error(
+        "a blocking call was made on an engine thread, which would wait for itself: make the call on a thread of the \
+         application"
+    )]
+    OnEngineThread,
+
     /// The elector was closed.
     #[error("the elector has been closed")]
     Closed,
@@ -169,6 +176,10 @@ pub enum InvalidConfig {
     /// The candidate's value ends with the marker of a resign request.
     #[error("the candidate's value is not allowed: it must not end with the marker of a resign request")]
     Value,
+
+    /// An elector with a clock of its own runs in the current runtime, and not on the threads of an engine.
+    #[error("the engine is not allowed with a clock: an elector with a clock runs in the current runtime")]
+    EngineWithClock,
 
     /// The name of a group contains a dot, so that its election could have the name of another one.
     #[error("group {given:?} is not allowed: a group's name must not contain a dot")]

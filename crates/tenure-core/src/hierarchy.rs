@@ -7,12 +7,12 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
-    Leaders, Leadership, LeadershipHandle, Status, engine::runtime::retry::Retry,
+    Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Engine, Error,
+    InvalidConfig, Leaders, Leadership, LeadershipHandle, Status, engine::rules::retry_delays::RetryDelays,
+    timers::Timers,
 };
 
 /// An elector with two tiers: every group elects its leader, and only the leaders of groups campaign in the election itself.
@@ -95,7 +95,8 @@ impl Elector for Hierarchy {
     /// Campaigns in the group first, and then at the top for as long as the leadership in the group lasts.
     async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
         let group = self.group_election(election)?;
-        let mut retry = Retry::new(self.work_backoff());
+        let timers = Timers::of(self);
+        let mut retry = RetryDelays::new(self.work_backoff());
         loop {
             let parent = self.groups.campaign(group.as_str()).await?;
             let reason = tokio::select! {
@@ -106,7 +107,7 @@ impl Elector for Hierarchy {
             info!(election, group = %self.group, %reason, "no longer leads its group; campaigning there again");
             // The resignation is confirmed before the next campaign.
             let _ = parent.resign().await;
-            retry.pause().await;
+            timers.sleep(retry.next_delay()).await;
         }
     }
 
@@ -116,13 +117,15 @@ impl Elector for Hierarchy {
         cancel: BoxFuture<'_, ()>,
     ) -> Result<Option<Leadership>, Error> {
         let group = self.group_election(election)?;
-        let mut retry = Retry::new(self.work_backoff());
+        let timers = Timers::of(self);
+        let mut retry = RetryDelays::new(self.work_backoff());
         // The instant at which `cancel` completed: both tiers share the shutdown timeout from then on.
         let cancelled_at = Arc::new(OnceLock::new());
         let record = Arc::clone(&cancelled_at);
+        let clock = timers.clone();
         let cancel = cancel
             .map(move |()| {
-                record.get_or_init(Instant::now);
+                record.get_or_init(|| clock.now());
             })
             .boxed()
             .shared();
@@ -135,10 +138,10 @@ impl Elector for Hierarchy {
                 return Ok(Some(top.with_parent(parent)));
             }
             if let Some(since) = cancelled_at.get() {
-                let remaining = self.groups.shutdown_timeout().saturating_sub(since.elapsed());
+                let remaining = self.groups.shutdown_timeout().saturating_sub(timers.since(*since));
                 if !matches!(
-                    tokio::time::timeout(remaining, parent.resign()).await,
-                    Ok(Ok(()) | Err(Error::Lost(_)))
+                    timers.timeout(remaining, parent.resign()).await,
+                    Some(Ok(()) | Err(Error::Lost(_)))
                 ) {
                     warn!(election = %group, "the store has not confirmed that the entry is gone; it is removed once the store answers, or expires with its session");
                 }
@@ -150,7 +153,7 @@ impl Elector for Hierarchy {
             tokio::select! {
                 biased;
                 () = cancel.clone() => return Ok(None),
-                () = retry.pause() => {}
+                () = timers.sleep(retry.next_delay()) => {}
             }
         }
     }
@@ -183,6 +186,10 @@ impl Elector for Hierarchy {
 
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         self.top.request_resign(election).await
+    }
+
+    fn engine(&self) -> Option<Engine> {
+        self.top.engine()
     }
 
     fn candidate(&self) -> CandidateId {

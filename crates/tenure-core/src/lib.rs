@@ -30,7 +30,7 @@
 //!
 //! | For | Types |
 //! |---|---|
-//! | campaigning and observing | [`Elector`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store |
+//! | campaigning and observing | [`Elector`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store, and [`Engine`] has its threads |
 //! | leading | [`Leadership`], [`LeadershipHandle`], [`LossReason`] |
 //! | protecting a resource from a stale leader | [`FencingToken`], [`Fence`] |
 //! | settings | [`Config`], [`StoreUrl`], [`Tls`], [`Password`] |
@@ -49,6 +49,8 @@
 //! | `tls` | checks certificates and keys when they are configured, not only when a connection is made |
 #![doc(test(attr(deny(warnings))))]
 
+#[doc(hidden)]
+pub mod block_on;
 mod candidate;
 mod clock;
 mod config;
@@ -71,6 +73,7 @@ mod runner;
 mod status;
 mod sync;
 mod telemetry;
+mod timers;
 mod tls;
 mod url;
 
@@ -86,7 +89,7 @@ pub use config::{Backoff, Config, OnDisconnect, OnOverrun, Overrun};
 pub use diagnosis::{Diagnosis, Level};
 pub use election_status::{ElectionStatus, StatusHandle};
 pub use elector::{Elector, Leaders};
-pub use engine::StoreElector;
+pub use engine::{Engine, StoreElector};
 pub use error::{BoxError, Error, InvalidConfig, Lost};
 pub use fencing::{Fence, FencingToken, ParseTokenError, StaleToken};
 pub use hierarchy::Hierarchy;

@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     BoxError, Elector, Error, LeadershipHandle, engine::rules::retry_delays::RetryDelays, error_chain::chain,
+    timers::Timers,
 };
 
 /// Provided methods of every [`Elector`].
@@ -52,12 +53,13 @@ impl<E: Elector + ?Sized> ElectorExt for E {
         W: Future<Output = Result<(), BoxError>> + Send,
     {
         let mut shutdown = pin!(shutdown);
+        let timers = Timers::of(self);
         let mut retry = RetryDelays::new(self.work_backoff());
         loop {
             let cancel = Box::pin(shutdown.as_mut());
             let Some(leadership) = self.campaign_until(election, cancel).await? else { return Ok(()) };
             let token = leadership.fencing_token();
-            let since = tokio::time::Instant::now();
+            let since = timers.now();
             let mut shutdown_since = None;
             let outcome = {
                 // `work` is called inside the future, because it may panic before it returns one.
@@ -67,7 +69,8 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                     let stop_timeout = async {
                         match shutdown_since {
                             Some(since) => {
-                                tokio::time::sleep_until(since + self.shutdown_timeout() * 4 / 5).await
+                                let limit = self.shutdown_timeout() * 4 / 5;
+                                timers.sleep(limit.saturating_sub(timers.since(since))).await
                             }
                             None => std::future::pending().await,
                         }
@@ -75,7 +78,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                     tokio::select! {
                         biased;
                         () = &mut shutdown, if shutdown_since.is_none() => {
-                            shutdown_since = Some(tokio::time::Instant::now());
+                            shutdown_since = Some(timers.now());
                             leadership.begin_resign();
                         }
                         outcome = &mut running => break Some(outcome),
@@ -88,9 +91,9 @@ impl<E: Elector + ?Sized> ElectorExt for E {
             };
             let lost = leadership.loss().filter(|_| shutdown_since.is_none());
             let remaining =
-                shutdown_since.map(|since| self.shutdown_timeout().saturating_sub(since.elapsed()));
+                shutdown_since.map(|since| self.shutdown_timeout().saturating_sub(timers.since(since)));
             let resigned = match remaining {
-                Some(remaining) => tokio::time::timeout(remaining, leadership.resign()).await.ok(),
+                Some(remaining) => timers.timeout(remaining, leadership.resign()).await,
                 None => Some(leadership.resign().await),
             };
             if shutdown_since.is_some() {
@@ -108,7 +111,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                 (_, Some(reason)) => {
                     info!(election, token = token.get(), %reason, "leadership lost; campaigning again");
                     // A short term is followed by a pause, because its cause may end the next terms as soon.
-                    if since.elapsed() >= self.work_backoff().max {
+                    if timers.since(since) >= self.work_backoff().max {
                         retry.reset();
                         Duration::ZERO
                     } else {
@@ -133,7 +136,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
-                () = tokio::time::sleep(pause) => {}
+                () = timers.sleep(pause) => {}
             }
         }
     }

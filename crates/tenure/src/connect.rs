@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElector, StoreUrl, spi::Backend};
+use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreUrl};
+
+use crate::registry::Registry;
 
 /// Creates an elector for the store and the settings in `url`.
 ///
@@ -13,7 +15,9 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 ///
-/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it.
+/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it. It
+/// works under any executor, and reads certificates and the local store's directory on the current thread. A
+/// [`Registry`](crate::Registry) adds the schemes of other crates.
 ///
 /// # Settings of every store
 ///
@@ -75,8 +79,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 ///
 /// # Local
 ///
-/// The local store works among the processes of one machine, needs a tokio runtime with `enable_all`, and refuses network
-/// file systems. The directory is created if it does not exist.
+/// The local store works among the processes of one machine, and refuses network file systems. The directory is created if it does not exist.
 ///
 /// # Errors
 /// If the URL or a setting is invalid, if a setting is unknown, or if the feature of the store is not enabled. The error
@@ -90,11 +93,7 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Elector>, Error> {
 /// # Errors
 /// See [`connect`].
 pub async fn connect_with(url: &str, config: Config) -> Result<Arc<dyn Elector>, Error> {
-    let url: StoreUrl = url.parse()?;
-    let config = apply_url_settings(&url, config)?;
-    let backend = open_backend(&url).await?;
-    url.deny_unknown()?;
-    Ok(Arc::new(StoreElector::new(backend, config)?))
+    Registry::builtin().connect_with(url, config).await
 }
 
 /// Overrides `config` with the settings in the URL that do not depend on the store.
@@ -132,56 +131,6 @@ pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<C
     }
     config.validate()?;
     Ok(config)
-}
-
-async fn open_backend(url: &StoreUrl) -> Result<Arc<dyn Backend>, Error> {
-    match url.scheme() {
-        #[cfg(feature = "memory")]
-        "memory" => Ok(Arc::new(open_memory(url)?)),
-        #[cfg(feature = "local")]
-        "local" => {
-            let config = tenure_local::LocalConfig::from_url(url)?;
-            Ok(Arc::new(tenure_local::LocalBackend::from_config(&config)?))
-        }
-        #[cfg(feature = "etcd")]
-        "etcd" => {
-            let config = tenure_etcd::EtcdConfig::from_url(url)?;
-            Ok(Arc::new(tenure_etcd::EtcdBackend::new(config)?))
-        }
-        #[cfg(feature = "zookeeper")]
-        "zookeeper" => {
-            let config = tenure_zookeeper::ZookeeperConfig::from_url(url)?;
-            Ok(Arc::new(tenure_zookeeper::ZookeeperBackend::new(config)?))
-        }
-        known if ["memory", "local", "etcd", "zookeeper"].contains(&known) => Err(url
-            .invalid(format!(
-                "this program was built without tenure's feature {known:?}; enable it in Cargo.toml"
-            ))
-            .into()),
-        other => Err(url
-            .invalid(format!("there is no store {other:?}; use memory:, local:, etcd: or zookeeper:"))
-            .into()),
-    }
-}
-
-/// Opens the in-memory store with the name in the URL. Two electors on `memory:a` share their elections.
-#[cfg(feature = "memory")]
-fn open_memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
-    use std::{
-        collections::HashMap,
-        sync::{Mutex, PoisonError},
-    };
-
-    use tenure_core::memory::MemoryStore;
-
-    static STORES: Mutex<Option<HashMap<String, MemoryStore>>> = Mutex::new(None);
-
-    if !url.hosts().is_empty() {
-        return Err(url.invalid("a memory store has no host; use memory: or memory:NAME").into());
-    }
-    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-    let store = stores.get_or_insert_default().entry(url.path().to_owned()).or_default();
-    Ok(store.backend())
 }
 
 #[cfg(test)]

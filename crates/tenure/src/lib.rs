@@ -72,7 +72,8 @@
 //!
 //! Ordered means that candidates lead in the order in which they entered. [`connect`] lists the settings in a URL. To add
 //! a store, implement the traits in `tenure_core::spi` (re-exported as [`spi`]) in a crate that depends on `tenure-core`,
-//! and test it with `tenure-testkit`.
+//! test it with `tenure-testkit`, and add its scheme to a
+//! [`Registry`].
 //!
 //! # Features
 //!
@@ -113,17 +114,20 @@
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod blocking;
 mod connect;
+mod registry;
 mod settings;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod test_support;
 
 pub use connect::{connect, connect_with};
+pub use registry::{RegisterError, Registry};
 pub use settings::Settings;
 pub use tenure_core::{
     Backoff, BootClock, BootInstant, BoxError, Candidate, CandidateId, Clock, Config, Connection, Diagnosis,
-    ElectionName, ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Hierarchy,
+    ElectionName, ElectionStatus, Elector, ElectorExt, Engine, Error, Fence, FencingToken, Hierarchy,
     InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle,
     Level, LossReason, Lost, MAX_VALUE_BYTES, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Password,
     Secret, StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,

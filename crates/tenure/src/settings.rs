@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tenure_core::{CandidateId, Config, ElectionName, Elector, Error, StoreUrl};
 
-use crate::connect::connect_with;
+use crate::registry::Registry;
 
 /// The store, election and candidate of a service, from its command line (feature `clap`) or its configuration file
 /// (feature `serde`).
@@ -142,8 +142,16 @@ impl Settings {
     /// # Errors
     /// See [`connect`](crate::connect()). Also if the election's name or the candidate's id is invalid.
     pub async fn connect(&self) -> Result<Arc<dyn Elector>, Error> {
+        self.connect_in(&Registry::builtin()).await
+    }
+
+    /// Like [`connect`](Self::connect), with the schemes of `registry`.
+    ///
+    /// # Errors
+    /// See [`connect`](Self::connect).
+    pub async fn connect_in(&self, registry: &Registry) -> Result<Arc<dyn Elector>, Error> {
         ElectionName::new(&self.election)?;
-        connect_with(&self.store, self.config()?).await
+        registry.connect_with(&self.store, self.config()?).await
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::{Level, debug, warn};
 
 use super::{
-    diagnose,
+    Engine, diagnose,
     elector_context::ElectorContext,
     runtime::{
         report::FLUSH_TIMEOUT,
@@ -20,8 +20,8 @@ use super::{
     },
 };
 use crate::{
-    Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, Leaders,
-    Leadership, LeadershipHandle, Status, random,
+    Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
+    Leaders, Leadership, LeadershipHandle, Status, random,
     spi::{Backend, BackendError, EntryRequest},
     sync::timeout,
     telemetry,
@@ -29,10 +29,10 @@ use crate::{
 
 /// The [`Elector`] over any [`Backend`].
 ///
-/// The engine runs on threads of its own, which start with the elector. A blocked, idle or dropped runtime of
-/// the application, or a log subscriber that blocks or panics, neither costs a leadership nor delays its end.
-/// The threads end once the elector is dropped and all its leaderships have been given back. A backend serves
-/// one elector: its connections live on that elector's threads.
+/// The engine runs on threads of its own, which start with the elector unless [`Config::with_engine`] gives it an
+/// [`Engine`]. A blocked, idle or dropped runtime of the application, or a log subscriber that blocks or panics,
+/// neither costs a leadership nor delays its end. The threads end once the elector is dropped and all its leaderships
+/// have been given back. A backend serves one elector: its connections live on that elector's threads.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -49,13 +49,16 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct StoreElector {
+    /// `None` for an elector that runs in the current runtime.
+    engine: Option<Engine>,
     shared: Arc<ElectorContext>,
     campaigns: Campaigns,
     elections: Arc<Elections>,
 }
 
 impl StoreElector {
-    /// Creates an elector over `backend`. Starts the engine's threads, but sends no request to the store yet.
+    /// Creates an elector over `backend`. Starts the engine's threads unless the config names an engine, but sends no
+    /// request to the store yet.
     ///
     /// The engine runs in real time, also when tokio's time is paused: use [`with_clock`](Self::with_clock) in
     /// tests.
@@ -66,10 +69,12 @@ impl StoreElector {
     /// # Errors
     /// - An invalid setting: see [`Config::validate`].
     /// - [`Error::Threads`] when the system refuses a thread.
-    pub fn new(backend: Arc<dyn Backend>, config: Config) -> Result<Self, Error> {
+    pub fn new(backend: Arc<dyn Backend>, mut config: Config) -> Result<Self, Error> {
         config.validate()?;
-        let shared = ElectorContext::start(backend, config).map_err(Error::Threads)?;
-        Ok(Self::with_shared(shared))
+        // Taken, because a handle that outlives the elector keeps the config, but must not keep the engine.
+        let engine = config.engine.take().map_or_else(Engine::start, Ok)?;
+        let shared = ElectorContext::on(&engine, backend, config).map_err(Error::Threads)?;
+        Ok(Self::with_shared(Some(engine), shared))
     }
 
     /// Creates an elector that measures its deadlines with `clock` and runs as tasks of the current runtime,
@@ -80,19 +85,22 @@ impl StoreElector {
     /// subscriber that blocks delays deadlines.
     ///
     /// # Errors
-    /// An invalid setting: see [`Config::validate`].
+    /// An invalid setting: see [`Config::validate`]; [`Config::with_engine`] is not allowed.
     pub fn with_clock(
         backend: Arc<dyn Backend>,
         config: Config,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self::with_shared(ElectorContext::simulated(backend, config, clock)))
+        if config.engine.is_some() {
+            return Err(InvalidConfig::EngineWithClock.into());
+        }
+        Ok(Self::with_shared(None, ElectorContext::simulated(backend, config, clock)))
     }
 
-    fn with_shared(shared: Arc<ElectorContext>) -> Self {
+    fn with_shared(engine: Option<Engine>, shared: Arc<ElectorContext>) -> Self {
         let elections = Arc::default();
-        Self { campaigns: Campaigns::start_task(&shared, &elections), shared, elections }
+        Self { engine, campaigns: Campaigns::start_task(&shared, &elections), shared, elections }
     }
 
     /// The settings of this elector.
@@ -278,6 +286,10 @@ impl Elector for StoreElector {
             async move { store.request_resign(&election).await }
         })
         .await
+    }
+
+    fn engine(&self) -> Option<Engine> {
+        self.engine.clone()
     }
 
     fn candidate(&self) -> CandidateId {

@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    Engine,
     enforcement::{abort_timer::AbortTimer, watchdog::Watchdog},
     runtime::{callbacks::Callbacks, engine_runtime::EngineRuntime, report::Reporter},
 };
@@ -19,9 +20,10 @@ pub(crate) struct ElectorContext {
     pub(crate) value: Arc<[u8]>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) runtime: EngineRuntime,
-    pub(crate) watchdog: Watchdog,
+    /// Shared by all electors of the engine.
+    pub(crate) watchdog: Arc<Watchdog>,
     /// `Some` if overruns abort the process and the engine has threads of its own.
-    pub(crate) abort_timer: Option<AbortTimer>,
+    pub(crate) abort_timer: Option<Arc<AbortTimer>>,
     pub(crate) callbacks: Callbacks,
     pub(crate) reporter: Reporter,
     pub(crate) status: StatusCell,
@@ -34,30 +36,22 @@ pub(crate) struct ElectorContext {
 }
 
 impl ElectorContext {
-    /// Starts the engine on threads of its own.
+    /// Runs the elector on the threads of `engine`.
     ///
     /// # Errors
-    /// When the system refuses one of them.
-    pub(super) fn start(backend: Arc<dyn Backend>, config: Config) -> io::Result<Arc<Self>> {
+    /// When the system refuses the thread that [`OnOverrun::Abort`] needs.
+    pub(super) fn on(engine: &Engine, backend: Arc<dyn Backend>, config: Config) -> io::Result<Arc<Self>> {
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (elector_dropped, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let callbacks = Callbacks::of_this_process()?;
-        let reporter = Reporter::new(&callbacks);
-        let watchdog = Watchdog::start(Arc::clone(&clock), reporter.clone())?;
         let aborts = matches!(config.on_overrun, OnOverrun::Abort);
-        let abort_timer = aborts.then(AbortTimer::start).transpose()?;
-        let runtime = EngineRuntime::start(
-            elector_dropped.clone(),
-            tasks.clone(),
-            callbacks.clone(),
-            reporter.clone(),
-        )?;
+        let abort_timer = aborts.then(|| engine.abort_timer()).transpose()?;
+        let runtime = engine.attach(&backend, &elector_dropped, &tasks);
         Ok(Arc::new(Self {
             runtime,
-            watchdog,
+            watchdog: engine.watchdog(),
             abort_timer,
-            callbacks,
-            reporter,
+            callbacks: engine.callbacks(),
+            reporter: engine.reporter(),
             ..Self::within_runtime(backend, config, clock, elector_dropped, tasks)
         }))
     }
@@ -81,7 +75,7 @@ impl ElectorContext {
             backend,
             value: config.value.as_slice().into(),
             config,
-            watchdog: Watchdog::simulated(Arc::clone(&clock), runtime.clone()),
+            watchdog: Arc::new(Watchdog::simulated(Arc::clone(&clock), runtime.clone())),
             runtime,
             abort_timer: None,
             callbacks,

@@ -5,6 +5,7 @@
 //! | `rules` | pure functions and data: the window, the timing of heartbeats, the end of a term |
 //! | `runtime` | where engine code and application code run: threads, callbacks, reports, retries |
 //! | `enforcement` | threads that enforce deadlines, whatever the engine and the application do |
+//! | `shared_engine` | the threads of both, which several electors can share |
 //! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
@@ -18,9 +19,11 @@ mod elector_context;
 mod enforcement;
 pub(crate) mod rules;
 pub(crate) mod runtime;
+mod shared_engine;
 pub(crate) mod tasks;
 
 #[cfg(all(test, any(tenure_loom, tenure_shuttle)))]
 mod concurrency_tests;
 
 pub use elector::StoreElector;
+pub use shared_engine::Engine;

@@ -112,8 +112,8 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         Vec::new()
     }
 
-    /// Releases connections, tasks and threads. Called when the elector is closed, after its sessions were closed, and
-    /// not when it is merely dropped.
+    /// Releases connections, tasks and threads. Called after the sessions were closed, when the elector is closed and
+    /// again when it is dropped: other electors may share its engine's thread.
     async fn close(&self) {}
 }
 

@@ -7,5 +7,6 @@ mod harness;
 mod logging;
 mod overruns;
 mod promises;
+mod shared_engine;
 mod shutdown;
 mod wakers;

@@ -1,20 +1,21 @@
 //! The runtime of the engine's tasks: a thread of its own, or a given runtime (simulated time).
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc,
+    sync::mpsc::sync_channel,
     thread,
     time::Duration,
 };
 
 use tokio::{
     runtime::{Handle, Runtime},
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::AbortHandle,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use super::{
     callbacks::Callbacks,
@@ -29,41 +30,34 @@ const MAX_BLOCKING_THREADS: usize = 16;
 /// Blocking threads are kept, so that none has to be started later, when the system may refuse it.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Spawns the engine's tasks. Clones spawn on the same runtime.
-#[derive(Clone, Debug)]
-pub(crate) struct EngineRuntime {
-    /// `None` in the concurrency tests, whose checker schedules tasks of its own.
-    #[cfg_attr(all(test, tenure_shuttle), expect(dead_code, reason = "shuttle schedules tasks of its own"))]
-    handle: Option<Handle>,
-    /// Counts the engine's tasks. The engine's thread ends once the elector is dropped and no task is left.
-    tasks: TaskTracker,
-    callbacks: Callbacks,
+/// The engine's thread with a current-thread runtime, which lives on the thread's stack.
+///
+/// The thread ends once this and all of its [`KeepAlive`]s are dropped. It is never joined.
+#[derive(Debug)]
+pub(crate) struct EngineThread {
+    handle: Handle,
+    keep_alive: KeepAlive,
 }
 
-impl EngineRuntime {
-    /// Starts the engine's thread with a current-thread runtime, which lives on the thread's stack.
-    ///
-    /// The thread ends once `elector_dropped` is cancelled and all tasks that `tasks` counts have ended. It is
-    /// never joined.
+/// Keeps an engine's thread running until it is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct KeepAlive(
+    #[expect(dead_code, reason = "its drop is what counts")] mpsc::Sender<Infallible>,
+);
+
+impl EngineThread {
+    /// Starts the thread.
     ///
     /// # Errors
     /// When the system refuses a thread or an event queue.
-    pub(crate) fn start(
-        elector_dropped: CancellationToken,
-        tasks: TaskTracker,
-        callbacks: Callbacks,
-        reporter: Reporter,
-    ) -> io::Result<Self> {
-        let (sender, receiver) = mpsc::sync_channel::<Runtime>(1);
-        let (tracker, blocking_reporter) = (tasks.clone(), reporter.clone());
+    pub(crate) fn start(reporter: Reporter) -> io::Result<Self> {
+        let (keep_alive, mut users) = mpsc::channel(1);
+        let (sender, receiver) = sync_channel::<Runtime>(1);
+        let blocking_reporter = reporter.clone();
         thread::Builder::new().name("tenure-engine".into()).spawn(move || {
             reporter.enter_engine_thread();
             let Ok(runtime) = receiver.recv() else { return };
-            runtime.block_on(async {
-                elector_dropped.cancelled().await;
-                tracker.close();
-                tracker.wait().await;
-            });
+            runtime.block_on(users.recv());
             // A name resolution that hangs must not keep this thread alive.
             runtime.shutdown_background();
         })?;
@@ -74,7 +68,30 @@ impl EngineRuntime {
             unsent.0.shutdown_background();
             return Err(io::Error::other("the engine's thread has panicked"));
         }
-        Ok(Self { handle: Some(handle), tasks, callbacks })
+        Ok(Self { handle, keep_alive: KeepAlive(keep_alive) })
+    }
+
+    /// Keeps the thread running until it is dropped.
+    pub(crate) fn keep_alive(&self) -> KeepAlive {
+        self.keep_alive.clone()
+    }
+}
+
+/// Spawns the engine's tasks. Clones spawn on the same runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineRuntime {
+    /// `None` in the concurrency tests, whose checker schedules tasks of its own.
+    #[cfg_attr(all(test, tenure_shuttle), expect(dead_code, reason = "shuttle schedules tasks of its own"))]
+    handle: Option<Handle>,
+    /// Counts the tasks of one elector, which keep the engine's thread running.
+    tasks: TaskTracker,
+    callbacks: Callbacks,
+}
+
+impl EngineRuntime {
+    /// Runs the tasks of one elector on `thread`. `tasks` counts them.
+    pub(crate) fn on(thread: &EngineThread, tasks: TaskTracker, callbacks: Callbacks) -> Self {
+        Self { handle: Some(thread.handle.clone()), tasks, callbacks }
     }
 
     /// Runs the engine's tasks in the current runtime. Without one, only the concurrency tests work.

@@ -1,0 +1,267 @@
+//! The URL schemes of stores.
+
+use std::{fmt, sync::Arc};
+
+use tenure_core::{Config, Elector, Error, StoreElector, StoreUrl, spi::Backend};
+
+use crate::connect::apply_url_settings;
+
+/// Opens the backend of one scheme.
+type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
+
+/// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
+///
+/// A registry is a plain value. [`tenure::connect`](crate::connect()) uses the [built-in](Self::builtin) schemes; a program that
+/// uses a backend of another crate adds that crate's scheme. Nothing registers itself.
+///
+/// ```
+/// # #[cfg(feature = "memory")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use tenure::{Config, Error, Registry, StoreUrl, memory::MemoryStore, spi::Backend};
+///
+/// // In the backend's crate.
+/// fn open(url: &StoreUrl, _: &Config) -> Result<Arc<dyn Backend>, Error> {
+///     if !url.path().is_empty() {
+///         return Err(url.invalid("it has a path; give example: and settings only").into());
+///     }
+///     let members: Option<u8> = url.parsed("members", "a number")?;
+/// #   assert_eq!(members, Some(3));
+///     Ok(Arc::new(MemoryStore::new().backend()))
+/// }
+///
+/// // In the program.
+/// let mut registry = Registry::builtin();
+/// registry.register("example", open)?;
+/// let elector = registry.connect("example:?members=3&ttl=5s").await?;
+/// let leadership = elector.campaign("billing").await?;
+/// # leadership.resign().await?;
+/// # Ok(()) }
+/// # #[cfg(not(feature = "memory"))]
+/// # fn main() {}
+/// ```
+#[derive(Clone)]
+pub struct Registry {
+    /// `None` for a built-in scheme whose feature is not enabled.
+    schemes: Vec<(String, Option<Open>)>,
+}
+
+/// A scheme cannot be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegisterError {
+    scheme: String,
+    reason: &'static str,
+}
+
+impl fmt::Display for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "scheme {:?} cannot be registered: {}", self.scheme, self.reason)
+    }
+}
+
+impl std::error::Error for RegisterError {}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.schemes()).finish()
+    }
+}
+
+impl Default for Registry {
+    /// The [built-in](Self::builtin) schemes.
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+/// A built-in scheme; it has the name of its feature.
+macro_rules! built_in {
+    ($feature:tt, $open:expr) => {{
+        #[cfg(feature = $feature)]
+        let open: Option<Open> = Some(Arc::new($open));
+        #[cfg(not(feature = $feature))]
+        let open: Option<Open> = None;
+        ($feature.to_owned(), open)
+    }};
+}
+
+impl Registry {
+    /// The schemes of this crate's stores: `memory`, `local`, `etcd` and `zookeeper`.
+    ///
+    /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
+    pub fn builtin() -> Self {
+        let schemes = vec![
+            built_in!("memory", |url, _| Ok(Arc::new(open_memory(url)?))),
+            built_in!("local", |url, _| {
+                let config = tenure_local::LocalConfig::from_url(url)?;
+                Ok(Arc::new(tenure_local::LocalBackend::from_config(&config)?))
+            }),
+            built_in!("etcd", |url, _| {
+                let config = tenure_etcd::EtcdConfig::from_url(url)?;
+                Ok(Arc::new(tenure_etcd::EtcdBackend::new(config)?))
+            }),
+            built_in!("zookeeper", |url, _| {
+                let config = tenure_zookeeper::ZookeeperConfig::from_url(url)?;
+                Ok(Arc::new(tenure_zookeeper::ZookeeperBackend::new(config)?))
+            }),
+        ];
+        Self { schemes }
+    }
+
+    /// A registry without any scheme.
+    pub fn empty() -> Self {
+        Self { schemes: Vec::new() }
+    }
+
+    /// Adds the scheme `scheme`, whose backends `open` opens.
+    ///
+    /// `open` gets the parsed URL, and the config with the settings that every store has. It reads settings of its own with
+    /// [`StoreUrl::text`], [`parsed`](StoreUrl::parsed) and [`duration`](StoreUrl::duration); a setting that nothing has read is
+    /// refused. It must not block for long or send requests: connections are opened by
+    /// [`open_session`](Backend::open_session) and the other calls, on the engine's thread.
+    ///
+    /// # Errors
+    /// If the scheme is registered already, or is not of `[a-z0-9-]`.
+    pub fn register(
+        &mut self,
+        scheme: &str,
+        open: impl Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync + 'static,
+    ) -> Result<(), RegisterError> {
+        let refused = |reason| Err(RegisterError { scheme: scheme.to_owned(), reason });
+        let is_legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if scheme.is_empty() || !scheme.bytes().all(is_legal) {
+            return refused("it must be of [a-z0-9-], and not empty");
+        }
+        if self.schemes().any(|known| known == scheme) {
+            return refused("it is registered already; choose another name");
+        }
+        self.schemes.push((scheme.to_owned(), Some(Arc::new(open))));
+        Ok(())
+    }
+
+    /// The names of the schemes, in the order of their registration.
+    pub fn schemes(&self) -> impl Iterator<Item = &str> {
+        self.schemes.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Creates an elector for the store and the settings in `url`, as [`tenure::connect`](crate::connect()) does.
+    ///
+    /// # Errors
+    /// See [`tenure::connect`](crate::connect()).
+    pub async fn connect(&self, url: &str) -> Result<Arc<dyn Elector>, Error> {
+        self.connect_with(url, Config::new()).await
+    }
+
+    /// Like [`connect`](Self::connect), with `config` for the settings that the URL does not contain.
+    ///
+    /// # Errors
+    /// See [`tenure::connect`](crate::connect()).
+    pub async fn connect_with(&self, url: &str, config: Config) -> Result<Arc<dyn Elector>, Error> {
+        let url: StoreUrl = url.parse()?;
+        let config = apply_url_settings(&url, config)?;
+        let backend = self.open_backend(&url, &config)?;
+        url.deny_unknown()?;
+        Ok(Arc::new(StoreElector::new(backend, config)?))
+    }
+
+    /// Opens the backend of the URL's scheme.
+    fn open_backend(&self, url: &StoreUrl, config: &Config) -> Result<Arc<dyn Backend>, Error> {
+        let scheme = url.scheme();
+        match self.schemes.iter().find(|(name, _)| name == scheme) {
+            Some((_, Some(open))) => open(url, config),
+            Some((_, None)) => Err(url
+                .invalid(format!(
+                    "this program was built without tenure's feature {scheme:?}; enable it in Cargo.toml"
+                ))
+                .into()),
+            None => {
+                Err(url.invalid(format!("there is no store {scheme:?}; {}", self.schemes_to_use())).into())
+            }
+        }
+    }
+
+    /// Advice for an error: `use memory:, local: or etcd:`.
+    fn schemes_to_use(&self) -> String {
+        let names: Vec<_> = self.schemes().map(|name| format!("{name}:")).collect();
+        match names.split_last() {
+            None => "no scheme is registered".to_owned(),
+            Some((last, [])) => format!("use {last}"),
+            Some((last, others)) => format!("use {} or {last}", others.join(", ")),
+        }
+    }
+}
+
+/// Opens the in-memory store with the name in the URL. Two electors on `memory:a` share their elections.
+#[cfg(feature = "memory")]
+fn open_memory(url: &StoreUrl) -> Result<tenure_core::memory::MemoryBackend, Error> {
+    use std::{
+        collections::HashMap,
+        sync::{Mutex, PoisonError},
+    };
+
+    use tenure_core::memory::MemoryStore;
+
+    static STORES: Mutex<Option<HashMap<String, MemoryStore>>> = Mutex::new(None);
+
+    if !url.hosts().is_empty() {
+        return Err(url.invalid("a memory store has no host; use memory: or memory:NAME").into());
+    }
+    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+    let store = stores.get_or_insert_default().entry(url.path().to_owned()).or_default();
+    Ok(store.backend())
+}
+
+#[cfg(test)]
+mod tests {
+    use tenure_core::memory::MemoryStore;
+
+    use super::*;
+
+    fn open(url: &StoreUrl, _: &Config) -> Result<Arc<dyn Backend>, Error> {
+        url.text("colour");
+        Ok(Arc::new(MemoryStore::new().backend()))
+    }
+
+    async fn refusal(registry: &Registry, url: &str) -> String {
+        registry.connect(url).await.unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_registered_scheme_opens_its_backend_and_reads_its_settings() {
+        let mut registry = Registry::empty();
+        assert!(refusal(&registry, "tiny:").await.contains("no scheme is registered"));
+        registry.register("tiny", open).unwrap();
+        registry.connect("tiny:?colour=red&ttl=5s").await.unwrap();
+        let unknown = refusal(&registry, "tiny:?color=red").await;
+        assert!(unknown.contains("unknown setting color; allowed are colour, drift, "), "{unknown}");
+        let unknown = refusal(&registry, "tidy:").await;
+        assert!(unknown.ends_with("there is no store \"tidy\"; use tiny:"), "{unknown}");
+        assert!(refusal(&registry, "tiny:?ttl=1ms").await.contains("it must be from 1s"));
+    }
+
+    #[test]
+    fn a_scheme_is_registered_once_and_has_a_legal_name() {
+        let mut registry = Registry::builtin();
+        // Also without the feature of the store.
+        for taken in ["memory", "local", "etcd", "zookeeper"] {
+            let error = registry.register(taken, open).unwrap_err().to_string();
+            assert!(error.contains("it is registered already; choose another name"), "{error}");
+        }
+        registry.register("tiny-2", open).unwrap();
+        assert!(registry.register("tiny-2", open).is_err());
+        for illegal in ["", "Tiny", "tiny:", "ti_ny"] {
+            let error = registry.register(illegal, open).unwrap_err().to_string();
+            assert!(error.contains("must be of [a-z0-9-]"), "{error}");
+        }
+        let known: Vec<_> = registry.schemes().collect();
+        assert_eq!(known, ["memory", "local", "etcd", "zookeeper", "tiny-2"]);
+    }
+
+    #[cfg(not(feature = "etcd"))]
+    #[tokio::test]
+    async fn a_store_without_its_feature_says_so() {
+        let error = refusal(&Registry::builtin(), "etcd://h").await;
+        assert!(error.contains("built without tenure's feature \"etcd\""), "{error}");
+    }
+}
