@@ -18,6 +18,20 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// The TTL that the store granted. Deadlines are computed from it.
     fn granted_ttl(&self) -> Duration;
 
+    /// The longest time for which the store keeps the session after a request that extends it, by the store's clock: the TTL,
+    /// and what the store adds by rounding it or by checking from time to time. The TTL and a second by default.
+    ///
+    /// A shutdown that was not confirmed reports it. No deadline depends on it.
+    fn expires_after(&self) -> Duration {
+        self.granted_ttl() + Duration::from_secs(1)
+    }
+
+    /// Whether nothing but a [`heartbeat`](Self::heartbeat) extends the session. True by default. False when other requests
+    /// extend it too, or when the client sends pings of its own.
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
     /// What confirms an answered heartbeat.
     fn proof(&self) -> HeartbeatProof;
 

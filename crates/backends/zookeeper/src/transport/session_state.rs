@@ -31,6 +31,8 @@ pub(crate) struct SessionState {
     pub(crate) closing: CancellationToken,
     /// Whether no entry depends on the session, so that it does not matter how long the store keeps it.
     without_entries: AtomicBool,
+    /// Whether the servers have confirmed that the session has ended.
+    ended: AtomicBool,
     /// How long to wait for a server before another one is tried as well.
     ///
     /// If all servers are far away, a short delay would move the session from one to the other forever. The delay grows
@@ -65,6 +67,7 @@ impl SessionState {
             phase: watch::Sender::new(Phase::Connected(Arc::clone(first))),
             closing: CancellationToken::new(),
             without_entries: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             hedge_delay: Mutex::new(MIN_HEDGE_DELAY),
         }
     }
@@ -75,6 +78,16 @@ impl SessionState {
 
     pub(crate) fn is_without_entries(&self) -> bool {
         self.without_entries.load(Relaxed)
+    }
+
+    /// Records that the servers have confirmed the end of the session.
+    pub(crate) fn mark_ended(&self) {
+        self.ended.store(true, Relaxed);
+    }
+
+    /// Whether the servers have confirmed the end of the session.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
     }
 
     pub(crate) fn hedge_delay(&self) -> Duration {

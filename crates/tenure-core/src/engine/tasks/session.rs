@@ -22,6 +22,7 @@ use crate::{
         enforcement::watchdog::Watched,
         rules::{
             end::{DROP_MARGIN, End, drop_margin},
+            expiry::SessionExpiry,
             heartbeat,
             pending_withdrawals::PendingWithdrawals,
             window::Window,
@@ -43,6 +44,8 @@ pub(crate) struct Session {
     pub(crate) backend_session: DeferredDropSession,
     pub(crate) shared: Arc<ElectorContext>,
     pub(crate) window: Window,
+    /// Until when the store may keep the session.
+    pub(crate) expiry: Arc<SessionExpiry>,
     ended: SetOnce<End>,
     /// Cancelled when the session ends. Only the engine's tasks wait for it.
     pub(crate) ended_token: CancellationToken,
@@ -93,7 +96,10 @@ impl Session {
         shared: Arc<ElectorContext>,
         window: Window,
     ) -> Arc<Self> {
+        let expiry = SessionExpiry::new(&*backend_session, Arc::clone(&shared.clock), shared.config.drift);
+        shared.sessions.add(&expiry);
         Arc::new(Self {
+            expiry,
             backend_session: DeferredDropSession {
                 session: Some(backend_session),
                 callbacks: shared.callbacks.clone(),
