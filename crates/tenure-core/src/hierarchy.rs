@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
-    Leaders, Leadership, LeadershipHandle, Status, engine::runtime::retry::Retry,
+    Leaders, Leadership, LeadershipHandle, Shutdown, Status, engine::runtime::retry::Retry,
 };
 
 /// An elector with two tiers: every group elects its leader, and only the leaders of groups campaign in the election itself.
@@ -225,5 +225,14 @@ impl Elector for Hierarchy {
         if !self.tiers_share_elector() {
             self.groups.close().await;
         }
+    }
+
+    async fn close_within(&self, limit: Duration) -> Shutdown {
+        let since = Instant::now();
+        let top = self.top.close_within(limit).await;
+        if self.tiers_share_elector() {
+            return top;
+        }
+        top.and(self.groups.close_within(limit.saturating_sub(since.elapsed())).await)
     }
 }
