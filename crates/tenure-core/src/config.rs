@@ -13,6 +13,7 @@ use crate::{CandidateId, ElectionName, Error, FencingToken, InvalidConfig, MAX_V
 /// assert!(config.validate().is_ok());
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "settings have no effect until an elector is made with them"]
 pub struct Config {
     pub(crate) ttl: Duration,
     pub(crate) drift: f64,

@@ -196,3 +196,32 @@ impl Deref for Leadership {
         &self.handle
     }
 }
+
+/// Compiles only if the future is awaited and its outcome used.
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn resigns(leadership: tenure_core::Leadership) {
+/// leadership.resign_within(std::time::Duration::from_secs(3)); // does nothing but drop the guard
+/// # }
+/// ```
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn resigns(leadership: tenure_core::Leadership) {
+/// leadership.resign_within(std::time::Duration::from_secs(3)).await; // ignores what is left
+/// # }
+/// ```
+///
+/// ```
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn resigns(leadership: tenure_core::Leadership) {
+/// let shutdown = leadership.resign_within(std::time::Duration::from_secs(3)).await;
+/// # let _ = shutdown.confirmed;
+/// # }
+/// ```
+#[cfg(doctest)]
+struct MustUse;
