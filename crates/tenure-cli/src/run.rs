@@ -3,6 +3,8 @@
 mod program;
 mod shutdown;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tenure::{CandidateId, Config, Elector, Error, Leadership, OnOverrun};
@@ -44,15 +46,16 @@ pub(crate) async fn run(options: &args::Run) -> Result<u8> {
     let id = elector.candidate().to_string();
     let mut shutdown = Shutdown::new(elector.shutdown_timeout());
     let exit_code = run_terms(options, &*elector, &id, &mut signals, &mut shutdown).await;
-    tokio::select! {
-        // It logs by itself what is left in the store.
-        () = elector.close() => {}
-        _ = termination_signal(&mut signals) => messages::print(
-            "interrupted before the entry was removed from the store: it expires with its session, within the TTL",
-        ),
-        () = shutdown.timed_out() => messages::print(
-            "the store has not confirmed in time that the entry was removed: it expires with its session, within the TTL",
-        ),
+    let outcome = tokio::select! {
+        outcome = elector.close_within(shutdown.left()) => outcome,
+        _ = termination_signal(&mut signals) => elector.close_within(Duration::ZERO).await,
+    };
+    if !outcome.confirmed {
+        let expires_in =
+            humantime::format_duration(Duration::from_secs(outcome.expires_in.as_secs().saturating_add(1)));
+        messages::print(&format!(
+            "the store has not confirmed that the entry was removed: another node leads within {expires_in}"
+        ));
     }
     exit_code
 }

@@ -1,4 +1,4 @@
-//! The clock that all deadlines are measured with: `CLOCK_BOOTTIME`.
+//! The clock that all deadlines are measured with: on Linux, `CLOCK_BOOTTIME`.
 //!
 //! `std::time::Instant` does not advance while a Linux machine is suspended (rust-lang/rust#87906). A leader whose machine
 //! was suspended past its deadline must not consider itself leader afterwards.
@@ -7,11 +7,10 @@ use std::{
     fmt,
     ops::{Add, Sub},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use rustix::time::{ClockId, clock_gettime};
 
 /// An instant of a [`Clock`], in nanoseconds since an arbitrary origin.
 ///
@@ -31,6 +30,25 @@ impl BootInstant {
     /// Nanoseconds since the clock's origin.
     pub const fn as_nanos(self) -> u64 {
         self.0
+    }
+
+    /// This instant on the clock of the standard library, for timers and for code that takes an [`Instant`]. `None` for
+    /// [`NEVER`](Self::NEVER), and for an instant that an [`Instant`] cannot express.
+    ///
+    /// The result is never later than this instant, unless the machine is suspended afterwards: on Linux an [`Instant`] does not
+    /// count the time of a suspension, so that a result from before it comes too late by that time. Convert again after each
+    /// wait, or wait with [`Clock::sleep_until`]. Checks of a leadership do not depend on it.
+    ///
+    /// For instants of [`BootClock`], not of [`SimClock`].
+    pub fn to_instant(self) -> Option<Instant> {
+        // This one is read first: a pause of the thread between the two makes the result earlier.
+        let now = Instant::now();
+        let boot = BootClock.now();
+        match (self, self >= boot) {
+            (Self::NEVER, _) => None,
+            (_, true) => now.checked_add(self.since(boot)),
+            (_, false) => now.checked_sub(boot.since(self)),
+        }
     }
 
     /// The time from `earlier` to this instant; zero when this instant is not later.
@@ -76,29 +94,73 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
     async fn sleep_until(&self, deadline: BootInstant);
 }
 
-/// The machine's suspend-aware clock: `CLOCK_BOOTTIME` on Linux.
+/// The machine's suspend-aware clock.
+///
+/// | System | Clock | Counts the time of a suspension |
+/// |---|---|---|
+/// | Linux, Android | `CLOCK_BOOTTIME` | yes |
+/// | macOS, iOS | `CLOCK_MONOTONIC` | yes |
+/// | other Unix systems | `CLOCK_MONOTONIC` | it depends on the system |
+/// | Windows | the performance counter, from the first reading in this process | yes |
+///
+/// Where it does not count it, the time of day still shows that a suspension has been, after which leadership is over
+/// ([`LossReason::ClockJump`](crate::LossReason::ClockJump)). Only Linux is tested.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BootClock;
+
+/// Reads the system's clocks.
+#[cfg(unix)]
+mod system {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, Timespec, clock_gettime};
+
+    /// Accurate to a kernel tick, a few milliseconds. That is cheap to read on every check, and a jump is far longer.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const IDS: (ClockId, ClockId) = (ClockId::Boottime, ClockId::RealtimeCoarse);
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const IDS: (ClockId, ClockId) = (ClockId::Monotonic, ClockId::Realtime);
+
+    pub(super) fn boot_nanos() -> u64 {
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(IDS.0);
+        (tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(tv_nsec as u64)
+    }
+
+    pub(super) fn wall() -> Duration {
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(IDS.1);
+        Duration::new(tv_sec.try_into().unwrap_or(0), tv_nsec.try_into().unwrap_or(0))
+    }
+}
+
+/// Reads the clocks of the standard library.
+#[cfg(not(unix))]
+mod system {
+    use std::{
+        sync::LazyLock,
+        time::{Duration, Instant, SystemTime},
+    };
+
+    /// Not zero at the origin, so that subtracting a grace period does not saturate.
+    const ORIGIN: Duration = Duration::from_secs(1_000_000);
+
+    pub(super) fn boot_nanos() -> u64 {
+        static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+        super::nanos(ORIGIN + FIRST.elapsed())
+    }
+
+    pub(super) fn wall() -> Duration {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+}
 
 #[async_trait]
 impl Clock for BootClock {
     fn now(&self) -> BootInstant {
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        let id = ClockId::Boottime;
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        let id = ClockId::Monotonic;
-        let time = clock_gettime(id);
-        BootInstant((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
+        BootInstant(system::boot_nanos())
     }
 
-    /// Accurate to a kernel tick, a few milliseconds. That is cheap to read on every check, and a jump is far longer.
     fn wall(&self) -> Duration {
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        let id = ClockId::RealtimeCoarse;
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        let id = ClockId::Realtime;
-        let time = clock_gettime(id);
-        Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+        system::wall()
     }
 
     async fn sleep_until(&self, deadline: BootInstant) {
@@ -201,5 +263,27 @@ impl Clock for SimClock {
             let left = left.div_f64(self.0.rate).max(Duration::from_millis(1));
             tokio::time::sleep(left).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instant_of_the_standard_library_is_never_later() {
+        for ahead in [0, 1, 5_000_000, 5_000_000_000].map(Duration::from_nanos) {
+            let deadline = BootClock.now() + ahead;
+            let converted = deadline.to_instant().unwrap();
+            let boot = BootClock.now();
+            let left = converted.saturating_duration_since(Instant::now());
+            assert!(left <= deadline.since(boot), "{left:?} left, and {:?}", deadline.since(boot));
+        }
+        let deadline = BootClock.now() + Duration::from_secs(3_600);
+        let left = deadline.to_instant().unwrap().saturating_duration_since(Instant::now());
+        assert!(left > Duration::from_secs(3_500), "{left:?}");
+        let past = BootClock.now() - Duration::from_millis(1);
+        assert!(past.to_instant().unwrap() < Instant::now());
+        assert_eq!(BootInstant::NEVER.to_instant(), None);
     }
 }

@@ -15,6 +15,7 @@ use crate::{
 /// assert!(config.validate().is_ok());
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "settings have no effect until an elector is made with them"]
 pub struct Config {
     pub(crate) ttl: Duration,
     pub(crate) drift: f64,

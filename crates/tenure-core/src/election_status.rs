@@ -41,6 +41,7 @@ const MAX_REFRESH_DELAY: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "the background task ends when the last handle is dropped"]
 pub struct StatusHandle {
     elector: Arc<dyn Elector>,
     election: ElectionName,

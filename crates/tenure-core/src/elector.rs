@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Config, Diagnosis, Engine, Error, Leadership, LeadershipHandle, Status,
+    Backoff, Candidate, CandidateId, Config, Diagnosis, Engine, Error, Leadership, LeadershipHandle,
+    Shutdown, Status,
 };
 
 /// A stream of the leaders of an election; see [`Elector::observe`].
@@ -167,6 +168,21 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// - A second call waits for the first.
     /// - Returns at once, and logs it, when it is awaited by work that it would wait for.
     async fn close(&self);
+
+    /// Closes the elector as [`close`](Self::close) does, waits for at most `limit`, and returns what is left in the store by
+    /// then.
+    ///
+    /// # Behavior
+    /// - No heartbeat is sent any more, also when work has not stopped. What is left is given back in the background as long as
+    ///   the process goes on.
+    /// - The default implementation calls `close` and knows nothing about what is left. It needs tokio's timer.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future does not stop the closing.
+    async fn close_within(&self, limit: Duration) -> Shutdown {
+        let _ = tokio::time::timeout(limit, self.close()).await;
+        Shutdown::UNKNOWN
+    }
 }
 
 #[async_trait]
@@ -219,5 +235,8 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     async fn close(&self) {
         (**self).close().await;
+    }
+    async fn close_within(&self, limit: Duration) -> Shutdown {
+        (**self).close_within(limit).await
     }
 }

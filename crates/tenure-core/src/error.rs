@@ -54,7 +54,7 @@ pub enum Error {
     Refused(BackendError),
 
     /// The store did not answer, or no longer has the session or entry. Electors retry outages; calls that do not retry
-    /// return this error, such as [`lock_file`](crate::LeadershipHandle::lock_file).
+    /// return this error.
     #[error("the store cannot be reached: {0}")]
     Unavailable(BackendError),
 

@@ -11,8 +11,8 @@ use tracing::{info, warn};
 
 use crate::{
     Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Engine, Error,
-    InvalidConfig, Leaders, Leadership, LeadershipHandle, Status, engine::rules::retry_delays::RetryDelays,
-    timers::Timers,
+    InvalidConfig, Leaders, Leadership, LeadershipHandle, Shutdown, Status,
+    engine::rules::retry_delays::RetryDelays, timers::Timers,
 };
 
 /// An elector with two tiers: every group elects its leader, and only the leaders of groups campaign in the election itself.
@@ -232,5 +232,15 @@ impl Elector for Hierarchy {
         if !self.tiers_share_elector() {
             self.groups.close().await;
         }
+    }
+
+    async fn close_within(&self, limit: Duration) -> Shutdown {
+        let timers = Timers::of(&*self.top);
+        let since = timers.now();
+        let top = self.top.close_within(limit).await;
+        if self.tiers_share_elector() {
+            return top;
+        }
+        top.and(self.groups.close_within(limit.saturating_sub(timers.since(since))).await)
     }
 }

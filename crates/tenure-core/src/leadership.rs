@@ -1,18 +1,10 @@
-//! The guard of one candidate's term as leader, and its handle.
+//! The guard of one candidate's term as leader.
 
-use std::{fmt, future::Future, ops::Deref, os::fd::OwnedFd, sync::Arc, time::Duration};
-
-use tokio_util::sync::CancellationToken;
+use std::{future::Future, ops::Deref, sync::Arc, time::Duration};
 
 use crate::{
-    BootInstant, CandidateId, ElectionName, Error, FencingToken, LossReason, Lost,
-    config::{check_grace_period, check_value},
-    engine::{
-        runtime::report::FLUSH_TIMEOUT,
-        runtime::retry::{Retry, with_timeout},
-        tasks::term::Term,
-    },
-    spi::{BackendErrorKind, EntryRequest},
+    Error, LeadershipHandle, LossReason, Lost, Shutdown,
+    engine::{runtime::report::FLUSH_TIMEOUT, tasks::term::Term},
     sync::timeout,
 };
 
@@ -35,26 +27,30 @@ use crate::{
 ///
 /// Dropping the guard resigns in the background. It never blocks, panics or spawns. To wait until the store has confirmed the
 /// resignation, call [`resign`](Self::resign).
+///
+/// # A guard that is not kept
+/// resigns at once. The compiler warns of it:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn campaigns(elector: &dyn tenure_core::Elector) -> Result<(), tenure_core::Error> {
+/// elector.campaign("billing").await?; // leads for a moment
+/// # Ok(()) }
+/// ```
+///
+/// ```
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn campaigns(elector: &dyn tenure_core::Elector) -> Result<(), tenure_core::Error> {
+/// let leadership = elector.campaign("billing").await?; // leads until `leadership` is dropped
+/// # drop(leadership);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
+#[must_use = "a guard that is not kept resigns at once; bind it to a variable"]
 pub struct Leadership {
     handle: LeadershipHandle,
-}
-
-/// A handle to a [`Leadership`] that can be cloned and passed to other tasks, but cannot resign.
-#[derive(Clone)]
-pub struct LeadershipHandle {
-    term: Arc<Term>,
-}
-
-impl fmt::Debug for LeadershipHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeadershipHandle")
-            .field("election", self.term.election())
-            .field("candidate", self.term.candidate())
-            .field("token", &self.term.token)
-            .field("over", &self.term.reason())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Leadership {
@@ -63,6 +59,7 @@ impl Leadership {
     }
 
     /// A handle to this leadership for another task.
+    #[must_use]
     pub fn handle(&self) -> LeadershipHandle {
         self.handle.clone()
     }
@@ -84,11 +81,6 @@ impl Leadership {
         self
     }
 
-    /// Cancels the work as [`resign`](Self::resign) does, without waiting.
-    pub fn begin_resign(&self) {
-        self.term.end(LossReason::Resigned);
-    }
-
     /// Gives leadership back, and waits until the entry is gone.
     ///
     /// # Behavior
@@ -108,28 +100,65 @@ impl Leadership {
     /// Dropping the future does not stop the resignation.
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
+        let waited = term.session.shared.config.shutdown_timeout;
+        match (self.release_within(waited).await, term.reason()) {
+            (Release::InsideWork, _) => Err(Error::InsideWork),
+            (Release::Pending, _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),
+            (Release::EngineEnded(what), _) => Err(Error::TaskEnded(what)),
+            (Release::Gone, Some(LossReason::Resigned) | None) => Ok(()),
+            (Release::Gone, Some(reason)) => Err(Lost::new(reason).into()),
+        }
+    }
+
+    /// Gives leadership back as [`resign`](Self::resign) does, waits for at most `limit`, and returns what is left in the
+    /// store by then.
+    ///
+    /// [`Duration::ZERO`] begins the resignation and returns at once.
+    ///
+    /// # Behavior
+    /// - The engine continues in the background: it removes the entry once the work has stopped and the store answers, also
+    ///   after this method has returned. See [`Shutdown::expires_in`] for what is true if the process ends before.
+    /// - A leadership that had been lost before is confirmed when its entry is gone.
+    /// - Returns at once, with an unconfirmed shutdown, when the work of this leadership awaits this method: it would wait for
+    ///   itself. The resignation has begun, and completes once the work returns.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future does not stop the resignation.
+    pub async fn resign_within(self, limit: Duration) -> Shutdown {
+        let term = Arc::clone(&self.term);
+        let _ = self.release_within(limit).await;
+        Shutdown::of_term(&term)
+    }
+
+    /// Resigns, and waits for at most `limit` until no task handles the entry any more.
+    async fn release_within(self, limit: Duration) -> Release {
+        let term = Arc::clone(&self.term);
         let inside = term.is_called_by_its_work();
         let withdrawn = self.release_and_wait();
         if inside {
-            return Err(Error::InsideWork);
+            return Release::InsideWork;
         }
         let shared = Arc::clone(&term.session.shared);
-        let limit = shared.config.shutdown_timeout;
-        let confirmed = match term.withdrawal() {
+        let gone = match term.withdrawal() {
             // This works even when the engine has ended.
-            Some(confirmed) => Ok(confirmed),
+            Some(gone) => Ok(gone),
             None => {
-                shared.runtime.call(async move { timeout(limit, withdrawn).await.map_err(|_| limit) }).await?
+                let waiting = async move { timeout(limit, withdrawn).await.map_err(drop) };
+                match shared.runtime.call(waiting).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        return Release::EngineEnded("its runtime was shut down, or a backend has panicked");
+                    }
+                }
             }
         };
         // The program may exit next: its log is complete before this returns.
         let reporter = shared.reporter.clone();
         let _ = shared.runtime.call(async move { timeout(FLUSH_TIMEOUT, reporter.flush()).await }).await;
-        match (confirmed, term.reason()) {
-            (Err(waited), _) => Err(Error::NotConfirmed { election: term.election().clone(), waited }),
-            (Ok(false), _) => Err(Error::TaskEnded("nothing has confirmed that its entry is gone")),
-            (Ok(true), Some(LossReason::Resigned) | None) => Ok(()),
-            (Ok(true), Some(reason)) => Err(Lost::new(reason).into()),
+        match gone {
+            Ok(true) => Release::Gone,
+            Ok(false) => Release::EngineEnded("nothing has confirmed that its entry is gone"),
+            Err(()) => Release::Pending,
         }
     }
 
@@ -141,6 +170,18 @@ impl Leadership {
         drop(self);
         term.wait_withdrawn()
     }
+}
+
+/// What has become of a resignation.
+enum Release {
+    /// The entry is gone, or its session has expired.
+    Gone,
+    /// The work has not stopped, or the store has not confirmed.
+    Pending,
+    /// It was awaited by the work that it waits for.
+    InsideWork,
+    /// The engine has ended before.
+    EngineEnded(&'static str),
 }
 
 impl Drop for Leadership {
@@ -156,200 +197,31 @@ impl Deref for Leadership {
     }
 }
 
-impl LeadershipHandle {
-    pub(crate) fn new(term: Arc<Term>) -> Self {
-        Self { term }
-    }
-
-    /// The term that the guard and its handles share.
-    pub(crate) fn term(&self) -> Arc<Term> {
-        Arc::clone(&self.term)
-    }
-
-    /// Replaces the value that others read, for this term. At most 64 KiB.
-    ///
-    /// # Errors
-    /// [`Error::ValueTooLarge`]; [`Error::Lost`] when the leadership is over; an error when the store refuses the request.
-    /// Retries during an outage.
-    ///
-    /// # Cancellation safety
-    /// When the future is dropped, others may read the old or the new value. The store can carry out an unanswered request
-    /// after a later one.
-    pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
-        let value = value.into();
-        check_value(&value)?;
-        let handle = self.clone();
-        self.term.session.shared.runtime.call(handle.update_value(value)).await?
-    }
-
-    async fn update_value(self, value: Vec<u8>) -> Result<(), Error> {
-        let term = &self.term;
-        let config = &term.session.shared.config;
-        let request = EntryRequest {
-            election: term.election().clone(),
-            candidate: term.candidate().clone(),
-            value: value.into(),
-            nonce: term.request().nonce,
-        };
-        let mut retry = Retry::new(config.retry);
-        loop {
-            self.ensure()?;
-            let update = term.session.backend_session.update(term.entry(), &request);
-            let answer = tokio::select! {
-                biased;
-                reason = self.lost() => return Err(Lost::new(reason).into()),
-                answer = with_timeout("updating the value", config.request_timeout, update) => answer,
-            };
-            match answer {
-                Ok(()) => return Ok(()),
-                Err(error) if error.is_permanent() => return Err(error.into()),
-                Err(error) if error.kind() == BackendErrorKind::EntryGone => {
-                    term.end(LossReason::EntryGone);
-                }
-                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                    term.session.end(LossReason::SessionExpired);
-                }
-                Err(error) => {
-                    term.session.shared.status.failed(&error);
-                    retry.pause().await;
-                }
-            }
-        }
-    }
-
-    /// Whether this leadership has a parent.
-    pub(crate) fn has_parent(&self) -> bool {
-        self.term.parent().is_some()
-    }
-
-    /// The election.
-    pub fn election(&self) -> &ElectionName {
-        self.term.election()
-    }
-
-    /// The candidate that leads.
-    pub fn candidate(&self) -> &CandidateId {
-        self.term.candidate()
-    }
-
-    /// The fencing token of this term. Send it with every write.
-    pub fn fencing_token(&self) -> FencingToken {
-        self.term.token
-    }
-
-    /// The entry's name in the store: an etcd key, or the path of a znode.
-    ///
-    /// A transaction of the same store is fenced if it checks the entry: on etcd, that its create revision is the
-    /// fencing token; on ZooKeeper, that it exists.
-    pub fn entry(&self) -> &str {
-        &self.term.entry().key
-    }
-
-    /// A duplicate of the open file whose lock keeps this leadership. `None` for stores whose sessions have deadlines.
-    ///
-    /// Pass the duplicate to a child process that does the work: the kernel then keeps the leadership until the child has
-    /// ended too, even when this process is killed first. A resignation releases the lock regardless of duplicates.
-    ///
-    /// # Errors
-    /// When the entry no longer exists, or the file cannot be duplicated.
-    pub fn lock_file(&self) -> Result<Option<OwnedFd>, Error> {
-        Ok(self.term.session.backend_session.lock_file(self.term.entry())?)
-    }
-
-    /// Whether leadership may be assumed now. Compares the clock on every call; sends no request to the store.
-    pub fn is_leader(&self) -> bool {
-        self.term.enforce().is_ok()
-    }
-
-    /// Checks [`is_leader`](Self::is_leader). Use it with `?` before each side effect.
-    ///
-    /// # Errors
-    /// [`Lost`], with the reason, when leadership is over.
-    pub fn ensure(&self) -> Result<(), Lost> {
-        self.term.enforce()
-    }
-
-    /// The current deadline: the instant by which work has stopped. Checks fail and work is cancelled one
-    /// [grace period](Self::grace_period) before it. A confirmed heartbeat extends it.
-    /// [`BootInstant::NEVER`] if the kernel keeps the session.
-    pub fn deadline(&self) -> BootInstant {
-        self.term.deadline().min(self.term.stop_by())
-    }
-
-    /// The time before the [`deadline`](Self::deadline) in which work must stop. Checks fail from its beginning.
-    pub fn grace_period(&self) -> Duration {
-        self.term.grace_period()
-    }
-
-    /// The time left until the [`deadline`](Self::deadline); zero when it has passed.
-    pub fn remaining(&self) -> Duration {
-        let deadline = self.deadline();
-        if deadline == BootInstant::NEVER {
-            return Duration::MAX;
-        }
-        deadline.since(self.term.session.shared.clock.now())
-    }
-
-    /// A token that is cancelled when work must stop. Cancelling the token has no effect on the leadership.
-    ///
-    /// A dedicated thread cancels it on time, even when every worker of the runtime is blocked.
-    pub fn cancellation_token(&self) -> CancellationToken {
-        self.term.cancellation_token()
-    }
-
-    /// Waits until leadership is over, and returns the reason.
-    ///
-    /// # Cancellation safety
-    /// Dropping the future has no effect.
-    pub async fn lost(&self) -> LossReason {
-        self.term.session.shared.runtime.relayed(self.term.wait_ended()).await;
-        self.term.reason().unwrap_or(LossReason::Deadline)
-    }
-
-    /// The reason for which leadership is over, or `None` while it may be assumed.
-    pub fn loss(&self) -> Option<LossReason> {
-        self.term.enforce().err().map(|lost| lost.reason)
-    }
-
-    /// Runs `work` under this leadership.
-    ///
-    /// # Behavior
-    /// - At `deadline − grace period` the work is cancelled through [`cancellation_token`](Self::cancellation_token). Just
-    ///   before the deadline it is dropped.
-    /// - When the store itself says that leadership is over, or the time of day has jumped, the work is dropped at once.
-    /// - The loss is polled before the work, so that work that was not polled for a while does not resume after its
-    ///   deadline.
-    /// - The entry stays in the store until the work has stopped.
-    ///
-    /// # Errors
-    /// [`Lost`] when the work was dropped, or when leadership was over before it began. The output of work that returns in time
-    /// is returned, even when the work was cancelled.
-    ///
-    /// # Cancellation safety
-    /// Dropping the future drops the work.
-    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost> {
-        self.term.run(work).await
-    }
-
-    /// Runs `work` as [`run`](Self::run) does, with a grace period of at least `grace_period`.
-    ///
-    /// A grace period that is longer than the configured one applies to the whole leadership from now on: it is over that
-    /// much before the deadline.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] when the grace period is zero, or longer than the TTL of the session allows (a third of it, or
-    /// less); otherwise as [`run`](Self::run).
-    ///
-    /// # Cancellation safety
-    /// Dropping the future drops the work.
-    pub async fn run_with_grace_period<F: Future>(
-        &self,
-        grace_period: Duration,
-        work: F,
-    ) -> Result<F::Output, Error> {
-        let (max, ttl) = self.term.largest_grace_period();
-        check_grace_period(grace_period, ttl, max)?;
-        self.term.raise_grace_period(grace_period);
-        Ok(self.term.run(work).await?)
-    }
-}
+/// Compiles only if the future is awaited and its outcome used.
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn resigns(leadership: tenure_core::Leadership) {
+/// leadership.resign_within(std::time::Duration::from_secs(3)); // does nothing but drop the guard
+/// # }
+/// ```
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn resigns(leadership: tenure_core::Leadership) {
+/// leadership.resign_within(std::time::Duration::from_secs(3)).await; // ignores what is left
+/// # }
+/// ```
+///
+/// ```
+/// #![deny(unused_must_use)]
+/// # #[allow(dead_code)]
+/// # async fn resigns(leadership: tenure_core::Leadership) {
+/// let shutdown = leadership.resign_within(std::time::Duration::from_secs(3)).await;
+/// # let _ = shutdown.confirmed;
+/// # }
+/// ```
+#[cfg(doctest)]
+struct MustUse;

@@ -31,7 +31,8 @@
 //! | For | Types |
 //! |---|---|
 //! | campaigning and observing | [`Elector`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store, and [`Engine`] has its threads |
-//! | leading | [`Leadership`], [`LeadershipHandle`], [`LossReason`] |
+//! | leading | [`Leadership`], [`LeadershipHandle`], [`LeadershipState`], [`LossReason`] |
+//! | shutting down | [`Shutdown`] |
 //! | protecting a resource from a stale leader | [`FencingToken`], [`Fence`] |
 //! | settings | [`Config`], [`StoreUrl`], [`Tls`], [`Password`] |
 //! | health endpoints and operators | [`StatusHandle`], [`Status`], [`Diagnosis`], `metrics` |
@@ -40,6 +41,12 @@
 //! | implementing a store | [`spi`] |
 //! | tests and simulations | [`memory`] |
 //! | the rules of sessions, terms and deadlines | [`engine`] |
+//!
+//! # Platforms
+//!
+//! Tested on Linux. The crate compiles for macOS and Windows, without tests there: deadlines are measured with another
+//! [clock](BootClock), and the watchdog checks them every 100 ms at least, because its wait may not count a suspension of the
+//! machine.
 //!
 //! # Features
 //!
@@ -64,12 +71,15 @@ pub mod failpoints;
 mod fencing;
 mod hierarchy;
 mod leadership;
+mod leadership_handle;
+mod leadership_state;
 mod loss;
 mod name;
 mod plain_text;
 mod printable;
 mod random;
 mod runner;
+mod shutdown;
 mod status;
 mod sync;
 mod telemetry;
@@ -93,10 +103,13 @@ pub use engine::{Engine, StoreElector};
 pub use error::{BoxError, Error, InvalidConfig, Lost};
 pub use fencing::{Fence, FencingToken, ParseTokenError, StaleToken};
 pub use hierarchy::Hierarchy;
-pub use leadership::{Leadership, LeadershipHandle};
+pub use leadership::Leadership;
+pub use leadership_handle::LeadershipHandle;
+pub use leadership_state::LeadershipState;
 pub use loss::LossReason;
 pub use name::{CandidateId, ElectionName, InvalidCandidate, InvalidElection};
 pub use runner::ElectorExt;
+pub use shutdown::Shutdown;
 pub use status::{Connection, Status};
 pub use tls::{Tls, TlsPem};
 pub use url::{InvalidUrl, Password, Secret, StoreUrl};

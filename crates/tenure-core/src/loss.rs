@@ -17,7 +17,8 @@ pub enum LossReason {
     Disconnected,
     /// The time of day ran ahead of the monotonic clock, as it does after a virtual machine was paused.
     ClockJump,
-    /// [`Leadership::resign`](crate::Leadership::resign) was called.
+    /// It was resigned in this process: by [`Leadership::resign`](crate::Leadership::resign), or by
+    /// [`LeadershipHandle::request_resign`](crate::LeadershipHandle::request_resign).
     Resigned,
     /// The leader was asked to resign ([`Elector::request_resign`](crate::Elector::request_resign)).
     ResignRequested,

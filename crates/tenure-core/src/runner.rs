@@ -79,7 +79,7 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                         biased;
                         () = &mut shutdown, if shutdown_since.is_none() => {
                             shutdown_since = Some(timers.now());
-                            leadership.begin_resign();
+                            leadership.request_resign();
                         }
                         outcome = &mut running => break Some(outcome),
                         () = stop_timeout => {

@@ -126,7 +126,7 @@ async fn huge_foreign_values_on_etcd_are_not_read() {
     })
     .await;
     promptly("resigning", first.resign()).await.unwrap();
-    promptly("the handover", waiting).await.unwrap().unwrap();
+    drop(promptly("the handover", waiting).await.unwrap().unwrap());
     assert_peak_memory_mib(48);
 }
 

@@ -41,7 +41,7 @@
 //!   when the whole directory was deleted, or was on a `tmpfs` that a reboot emptied. The new numbers are higher than
 //!   all earlier ones unless the wall clock was set back. This is also why the first token of an election is a large
 //!   number.
-//! - A process that received a duplicate of the lock's file descriptor (`LeadershipHandle::lock_file`) also keeps the
+//! - A process that received a duplicate of the lock's file descriptor ([`lock_file`]) also keeps the
 //!   leadership until it ends.
 //! - A child process created by `fork` without `exec` shares the locks of its parent. If the parent is killed, its
 //!   entry lives until the child ends too.
@@ -63,6 +63,7 @@ mod entry;
 mod error;
 mod filesystem;
 mod layout;
+mod lock_file;
 mod queue;
 mod recheck;
 mod record;
@@ -77,3 +78,4 @@ mod watch;
 
 pub use backend::LocalBackend;
 pub use config::LocalConfig;
+pub use lock_file::lock_file;

@@ -47,6 +47,12 @@ impl LocalSession {
         Self { store, id, ttl, entries: Arc::default() }
     }
 
+    /// A duplicate of the locked file of an entry.
+    pub(crate) fn lock_file(&self, entry: &Entry) -> Result<OwnedFd, BackendError> {
+        let own = self.entries.entry(entry)?;
+        own.duplicate().map_err(|e| io_error("duplicate", own.path(), &e))
+    }
+
     /// Determines the position of an entry, after making sure that the subscription watches the directory.
     async fn check_position(
         &self,
@@ -280,11 +286,6 @@ impl BackendSession for LocalSession {
         let Some(state) = entries.request(nonce) else { return Ok(()) };
         let mut state = state.lock_owned().await;
         self.store.blocking_pool.run(move || entries.withdraw(nonce, &mut state)).await
-    }
-
-    fn lock_file(&self, entry: &Entry) -> Result<Option<OwnedFd>, BackendError> {
-        let own = self.entries.entry(entry)?;
-        own.duplicate().map(Some).map_err(|e| io_error("duplicate", own.path(), &e))
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -110,7 +110,7 @@ impl Program {
         if deadline != BootInstant::NEVER {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());
         }
-        let lock = leadership.lock_file()?;
+        let lock = tenure::local::lock_file(leadership)?;
         let child = spawn_awaited(command.stdin(Stdio::from(OwnedFd::from(other))));
         // Only the guard holds the other end of the socket now.
         drop(command);

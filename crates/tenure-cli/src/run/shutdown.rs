@@ -33,6 +33,11 @@ impl Shutdown {
         Some(self.begun_at? + self.timeout * 4 / 5)
     }
 
+    /// The time that is left: the whole timeout if the shutdown has not begun.
+    pub(super) fn left(&self) -> Duration {
+        self.begun_at.map_or(self.timeout, |begun_at| self.timeout.saturating_sub(begun_at.elapsed()))
+    }
+
     /// Returns when the timeout has passed.
     pub(super) async fn timed_out(&self) {
         match self.begun_at {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
-    Leaders, Leadership, LeadershipHandle, Status, random,
+    Leaders, Leadership, LeadershipHandle, Shutdown, Status, random,
     spi::{Backend, BackendError, EntryRequest},
     sync::timeout,
     telemetry,
@@ -322,6 +322,10 @@ impl Elector for StoreElector {
     }
 
     async fn close(&self) {
+        let _ = self.close_within(self.shared.config.shutdown_timeout).await;
+    }
+
+    async fn close_within(&self, limit: Duration) -> Shutdown {
         let shared = &self.shared;
         shared.closing.cancel();
         shared.tasks.close();
@@ -329,31 +333,33 @@ impl Elector for StoreElector {
         let closing = Arc::clone(shared);
         // Not tracked: it waits for all tracked tasks.
         shared.runtime.spawn_untracked(async move {
-            close(&closing).await;
+            close(&closing, limit).await;
             let _ = sender.send(());
         });
         if PollGuard::any(|owner| owner.elector == Arc::as_ptr(shared).addr()) {
             shared.reporter.log(Level::WARN, || {
                 warn!("close was awaited by work that it waits for; it goes on in the background");
             });
-            return;
+        } else {
+            let _ = shared.runtime.relayed(closed).await;
         }
-        let _ = shared.runtime.relayed(closed).await;
+        Shutdown::of_sessions(&shared.sessions)
     }
 }
 
-/// Waits until all tasks have ended, at most for the shutdown timeout, and closes the backend.
-async fn close(shared: &ElectorContext) {
-    let limit = shared.config.shutdown_timeout;
+/// Waits until all tasks have ended, at most for `limit`, and closes the backend.
+async fn close(shared: &ElectorContext, limit: Duration) {
     let ending = async {
         shared.tasks.wait().await;
         shared.backend.close().await;
     };
     if timeout(limit, ending).await.is_err() {
         let status = shared.status.get();
+        let expires_in = Shutdown::of_sessions(&shared.sessions).expires_in;
         warn!(session = status.session, error = status.last_error, within = %humantime::format_duration(limit),
+            expires_in = %humantime::format_duration(Duration::from_millis(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX))),
             "not everything has ended in time: the rest ends in the background; if this process exits before, its session \
-             expires within its TTL");
+             expires by itself");
     }
     // A log that blocks delays `close` for no longer than this.
     let _ = timeout(FLUSH_TIMEOUT, shared.reporter.flush()).await;

@@ -7,6 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Engine,
     enforcement::{abort_timer::AbortTimer, watchdog::Watchdog},
+    rules::expiry::UnclosedSessions,
     runtime::{callbacks::Callbacks, engine_runtime::EngineRuntime, report::Reporter},
 };
 use crate::{BootClock, Clock, Config, OnOverrun, spi::Backend, status::StatusCell};
@@ -27,6 +28,7 @@ pub(crate) struct ElectorContext {
     pub(crate) callbacks: Callbacks,
     pub(crate) reporter: Reporter,
     pub(crate) status: StatusCell,
+    pub(crate) sessions: UnclosedSessions,
     /// Cancelled by `close`: everything ends.
     pub(crate) closing: CancellationToken,
     /// Cancelled when the elector is dropped: the session ends once no entry needs it.
@@ -82,6 +84,7 @@ impl ElectorContext {
             reporter: Reporter::inline(),
             clock,
             status: StatusCell::default(),
+            sessions: UnclosedSessions::default(),
             closing: CancellationToken::new(),
             elector_dropped,
             tasks,

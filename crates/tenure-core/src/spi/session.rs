@@ -1,6 +1,6 @@
 //! A session with a store: the trait that holds a candidate's entries.
 
-use std::{fmt, os::fd::OwnedFd, time::Duration};
+use std::{any::Any, fmt, time::Duration};
 
 use async_trait::async_trait;
 
@@ -11,12 +11,26 @@ use crate::FencingToken;
 
 /// A session with the store. Entries are created under it and expire with it.
 #[async_trait]
-pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
+pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     /// The session's identifier as the store's own tools show it.
     fn id(&self) -> String;
 
     /// The TTL that the store granted. Deadlines are computed from it.
     fn granted_ttl(&self) -> Duration;
+
+    /// The longest time for which the store keeps the session after a request that extends it, by the store's clock: the TTL,
+    /// and what the store adds by rounding it or by checking from time to time. The TTL and a second by default.
+    ///
+    /// A [shutdown](crate::Shutdown) that was not confirmed reports it. No deadline depends on it.
+    fn expires_after(&self) -> Duration {
+        self.granted_ttl() + Duration::from_secs(1)
+    }
+
+    /// Whether nothing but a [`heartbeat`](Self::heartbeat) extends the session. True by default. False when other requests
+    /// extend it too, or when the client sends pings of its own.
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
 
     /// What confirms an answered heartbeat.
     fn proof(&self) -> HeartbeatProof;
@@ -100,16 +114,6 @@ pub trait BackendSession: Send + Sync + fmt::Debug + 'static {
     /// - Never removes an entry of another request, even under the same key: without `entry`, it is recognized by its
     ///   payload. It may be called while a later request has an entry.
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError>;
-
-    /// A duplicate of the open file whose lock keeps the entry: the kernel keeps the lock until all duplicates are
-    /// closed, in any process, or the lock is released. Returns `None`, the default, for stores without file locks.
-    ///
-    /// # Errors
-    /// When the entry does not exist, or the file cannot be duplicated.
-    fn lock_file(&self, entry: &Entry) -> Result<Option<OwnedFd>, BackendError> {
-        let _ = entry;
-        Ok(None)
-    }
 
     /// Ends the session in the store, which deletes all of its entries.
     async fn close(&self) -> Result<(), BackendError>;

@@ -177,7 +177,7 @@ async fn work_that_is_stopping_has_no_longer_than_the_group() {
     let leadership = member.lead().await;
     let (is_running, _) = endless_work(&leadership);
     sleep(Duration::from_millis(1)).await;
-    leadership.begin_resign();
+    leadership.request_resign();
     sleep(Duration::from_millis(100)).await;
     assert!(is_running.load(SeqCst), "it has until the deadline");
     let group = groups.entries("e.g")[0].revision;

@@ -95,7 +95,7 @@ fn a_reported_loss_reason_stays() {
         assert_eq!(handle.loss(), Some(LossReason::Closed));
     }));
 
-    leadership.begin_resign();
+    leadership.request_resign();
     assert!(clock.interruption.lock().unwrap().is_none(), "the elector was closed meanwhile");
     assert_eq!(leadership.loss(), Some(LossReason::Closed));
     assert!(runtime.block_on(leadership.resign()).is_err());

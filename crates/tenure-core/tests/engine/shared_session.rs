@@ -47,7 +47,7 @@ async fn an_entry_is_watched_while_work_stops_at_once() {
     let leadership = host.elector.campaign("e").await.unwrap();
     let mut work = Box::pin(leadership.run(std::future::pending::<()>()));
     assert!(futures::poll!(&mut work).is_pending());
-    leadership.begin_resign();
+    leadership.request_resign();
     sleep(SECOND).await;
     delete(&store, "e");
     within(SECOND, work).await.unwrap_err();
@@ -68,7 +68,7 @@ async fn an_entry_is_watched_while_work_stops_among_many() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    leadership.begin_resign();
+    leadership.request_resign();
     sleep(SECOND).await;
     assert!(is_running.load(SeqCst));
     delete(&store, "e");

@@ -95,7 +95,7 @@ async fn a_resignation_waits_for_the_work() {
     leadership.resign().await.unwrap();
     assert!(!working.load(Ordering::SeqCst));
     assert!(from.elapsed() >= Duration::from_secs(3));
-    within(Duration::from_millis(50), next).await.unwrap();
+    drop(within(Duration::from_millis(50), next).await.unwrap());
     work.await.unwrap().unwrap();
 }
 
@@ -284,7 +284,7 @@ async fn a_waiting_candidate_cannot_lose_leadership() {
     // The campaign still waits, with a new entry.
     assert!(!waiting.is_finished() && store.entries("e").len() == 2);
     leadership.resign().await.unwrap();
-    within(TTL, waiting).await.unwrap();
+    drop(within(TTL, waiting).await.unwrap());
 }
 
 /// Hazard G4: when all workers of the runtime are blocked, the work is still cancelled on time, and the overrun policy is

@@ -68,6 +68,19 @@ impl BackendSession for ZookeeperSession {
         self.granted_ttl
     }
 
+    /// A server reports the sessions it has heard from to the leader within half a tick, and the leader ends a session at the
+    /// end of a tick. The timeout may be longer since the session was resumed.
+    fn expires_after(&self) -> Duration {
+        let granted =
+            self.session.connection_now().map_or(Duration::ZERO, |connection| connection.granted_ttl());
+        self.store.bounds.expires_after(self.granted_ttl.max(granted))
+    }
+
+    /// Every request does, also the pings of the client, and a new connection.
+    fn only_heartbeats_extend(&self) -> bool {
+        false
+    }
+
     fn proof(&self) -> HeartbeatProof {
         HeartbeatProof::NextHeartbeat { gap: self.store.bounds.heartbeat_gap(self.granted_ttl) }
     }
@@ -135,8 +148,10 @@ impl BackendSession for ZookeeperSession {
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.session.close().await;
-        Ok(())
+        match self.session.close().await {
+            true => Ok(()),
+            false => Err(unavailable("no server has confirmed the end of the ZooKeeper session")),
+        }
     }
 }
 

@@ -21,6 +21,12 @@ impl SessionBounds {
         self.tick.map_or(granted / 4, |tick| tick.min(granted / 4))
     }
 
+    /// The longest time for which the servers keep a session without a sign of life: its timeout, and one and a half ticks.
+    /// A tick is at most half of the timeout.
+    pub(crate) fn expires_after(&self, granted: Duration) -> Duration {
+        granted + self.tick.map_or(granted / 2, |tick| tick.min(granted / 2)) * 3 / 2
+    }
+
     /// The bounds within which a granted timeout is accepted when `requested` was requested.
     pub(crate) fn accepted(&self, requested: Duration) -> (Duration, Duration) {
         (self.min_ttl.unwrap_or(requested / 2), self.max_ttl.unwrap_or(requested * 2))

@@ -98,6 +98,9 @@ pub(crate) async fn resume(state: &SessionState) -> Result<Connection, BackendEr
         let hint = state.options.failure_hint(&error);
         let error = backend_error(&format!("resuming the session at {server}{hint}"), &error);
         let error = state.options.login_error(error);
+        if is_expired {
+            state.mark_ended();
+        }
         if is_expired || error.kind() == BackendErrorKind::Unauthorized {
             return Err(error);
         }

@@ -148,11 +148,12 @@ impl ResumableSession {
         self.state.closing.cancel();
     }
 
-    /// Ends the session in the store. Returns once it has ended there or has expired.
-    pub(crate) async fn close(&self) {
+    /// Ends the session in the store. Returns once it has ended there or has expired, and whether a server has confirmed that.
+    pub(crate) async fn close(&self) -> bool {
         self.begin_close();
         let mut phase = self.state.phase.subscribe();
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Over(_))).await;
+        self.state.has_ended()
     }
 }
 
@@ -234,6 +235,7 @@ async fn close(state: &SessionState) {
     loop {
         if let Some(connection) = connection.take() {
             if connection.close_session().await {
+                state.mark_ended();
                 return;
             }
             connection.give_up();

@@ -33,6 +33,8 @@ pub(crate) struct SessionState {
     without_entries: AtomicBool,
     /// Why the session must not be used, although the store keeps it.
     refused: OnceLock<BackendError>,
+    /// Whether the servers have confirmed that the session has ended.
+    ended: AtomicBool,
     /// How long to wait for a server before another one is tried as well.
     ///
     /// If all servers are far away, a short delay would move the session from one to the other forever. The delay grows
@@ -68,6 +70,7 @@ impl SessionState {
             closing: CancellationToken::new(),
             without_entries: AtomicBool::new(false),
             refused: OnceLock::new(),
+            ended: AtomicBool::new(false),
             hedge_delay: Mutex::new(MIN_HEDGE_DELAY),
         }
     }
@@ -93,6 +96,16 @@ impl SessionState {
     /// The error given to [`refuse`](Self::refuse).
     pub(crate) fn refused(&self) -> Option<&BackendError> {
         self.refused.get()
+    }
+
+    /// Records that the servers have confirmed the end of the session.
+    pub(crate) fn mark_ended(&self) {
+        self.ended.store(true, Relaxed);
+    }
+
+    /// Whether the servers have confirmed the end of the session.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
     }
 
     pub(crate) fn hedge_delay(&self) -> Duration {

@@ -91,7 +91,7 @@ fn ended_from_all_sides(config: &Config) {
         match thread_rng().gen_range(0..3) {
             0 => drop(leadership),
             1 => {
-                leadership.begin_resign();
+                leadership.request_resign();
                 assert!(!handle.is_leader(), "it leads after its resignation");
             }
             _ => {

@@ -63,7 +63,7 @@ fn resigned_and_expired_at_once(config: &Config) {
     let (handle, session) = (leadership.handle(), Arc::clone(&term(&leadership).session));
     let expiry = thread::spawn(move || session.end(LossReason::SessionExpired));
     let resignation = thread::spawn(move || {
-        leadership.begin_resign();
+        leadership.request_resign();
         assert!(!leadership.is_leader(), "it leads after its resignation");
         leadership
     });

@@ -90,7 +90,7 @@ impl Term {
 
     /// When the grace period before the deadline begins and work is cancelled, unless a heartbeat extends the
     /// deadline.
-    pub(super) fn cancel_at(&self, child_grace_period: Duration) -> BootInstant {
+    pub(crate) fn cancel_at(&self, child_grace_period: Duration) -> BootInstant {
         let grace_period = self.grace_period_at_level(child_grace_period);
         let own = self.session.window.deadline() - grace_period;
         self.parent().map_or(own, |parent| own.min(parent.cancel_at(grace_period)))
@@ -118,7 +118,7 @@ impl Term {
     }
 
     /// This term and its parents.
-    pub(super) fn with_parents(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Self>> {
+    pub(crate) fn with_parents(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Self>> {
         std::iter::successors(Some(self), |term| term.parent())
     }
 }

@@ -18,6 +18,7 @@ use crate::{
         enforcement::watchdog::Watched,
         rules::{
             end::{DROP_MARGIN, End, drop_margin},
+            expiry::SessionExpiry,
             heartbeat,
             pending_withdrawals::PendingWithdrawals,
             window::Window,
@@ -49,6 +50,8 @@ pub(crate) struct Session {
     pub(crate) backend_session: DeferredDropSession,
     pub(crate) shared: Arc<ElectorContext>,
     pub(crate) window: Window,
+    /// Until when the store may keep the session.
+    pub(crate) expiry: Arc<SessionExpiry>,
     ended: SetOnce<End>,
     /// Cancelled when the session ends. Only the engine's tasks wait for it.
     pub(crate) ended_token: CancellationToken,
@@ -117,8 +120,11 @@ impl Session {
         number: SessionNumber,
         events: EventSender,
     ) -> Arc<Self> {
+        let expiry = SessionExpiry::new(&*backend_session, Arc::clone(&shared.clock), shared.config.drift);
+        shared.sessions.add(&expiry);
         Arc::new(Self {
             number,
+            expiry,
             backend_session: DeferredDropSession {
                 session: Some(backend_session),
                 callbacks: shared.callbacks.clone(),

@@ -41,6 +41,7 @@ pub(crate) struct SessionTask {
 impl Drop for SessionTask {
     fn drop(&mut self) {
         self.session.end(LossReason::SessionGivenUp);
+        self.session.expiry.requests_stopped();
         self.session.shared.status.session_closed(&self.session.backend_session.id());
         self.session.set_closed(self.closed);
     }
@@ -71,6 +72,7 @@ impl SessionTask {
                 end_after_panic(session, outcome);
             }
         }
+        session.expiry.heartbeats_stopped();
         // The work stops before the session is closed: the next leader must find no work of this one.
         session.entry_tracker.close();
         if !is_disabled(SafetyRule::StopWorkBeforeClosing) {
@@ -119,7 +121,9 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
         shared.clock.sleep_until(next).await;
         // Read before the request is handed to the client: the store counts the TTL from no earlier instant.
         let sent = SentAt::now(&*shared.clock);
+        let in_flight = session.expiry.heartbeat();
         let answer = with_timeout("heartbeat", limit, session.backend_session.heartbeat()).await;
+        drop(in_flight);
         let sent = if is_disabled(SafetyRule::DeadlineFromRequestStart) {
             SentAt::now(&*shared.clock)
         } else {
@@ -284,8 +288,8 @@ async fn close(session: &Session) -> bool {
         let left = expired.since(shared.clock.now()).max(heartbeat::MIN_RETRY_DELAY);
         let limit = shared.config.request_timeout.min(left);
         match with_timeout("closing the session", limit, session.backend_session.close()).await {
-            Ok(()) => return true,
-            Err(error) if error.kind() == BackendErrorKind::SessionGone => return true,
+            Ok(()) => break,
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => break,
             Err(error) => {
                 shared.status.failed(&error);
                 if shared.clock.now() >= expired {
@@ -297,4 +301,6 @@ async fn close(session: &Session) -> bool {
         }
         retry.pause().await;
     }
+    session.expiry.closed();
+    true
 }

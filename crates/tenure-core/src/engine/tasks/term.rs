@@ -275,6 +275,12 @@ impl Term {
         self.drop_parent_guard();
     }
 
+    /// Whether the store has confirmed that the entry of this term, without those of its parents, is gone.
+    pub(crate) fn is_withdrawal_confirmed(&self) -> bool {
+        (self.withdrawn.is_set() && self.withdrawal_confirmed.load(Ordering::Acquire))
+            || self.session.expiry.is_closed()
+    }
+
     /// The result of [`wait_withdrawn`](Self::wait_withdrawn), if it is ready.
     pub(crate) fn withdrawal(self: &Arc<Self>) -> Option<bool> {
         Arc::clone(self).wait_withdrawn().now_or_never()

@@ -270,7 +270,7 @@ impl Electors {
             match kind {
                 EndKind::Drop => drop(held.leadership),
                 EndKind::BeginAndDrop => {
-                    held.leadership.begin_resign();
+                    held.leadership.request_resign();
                     assert!(!held.leadership.is_leader());
                 }
                 EndKind::Resign => self.background_tasks.push(tokio::spawn(async move {

@@ -1,0 +1,224 @@
+//! Until when the store may keep a session in which no heartbeat is sent any more.
+//!
+//! This is the opposite of the [deadline](super::window): the deadline is the earliest instant at which the store can end
+//! the session, counted from before a *confirmed* heartbeat was sent. The expiry is the latest one. It is counted from the
+//! last heartbeat that was sent, answered or not, because an unanswered one may have extended the session as well; and from
+//! the end of its flight, because the store can have carried it out as late as that.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use crate::{
+    BootInstant, Clock,
+    spi::{BackendSession, HeartbeatProof},
+    sync::{Mutex, MutexGuard},
+};
+
+/// When the store ends a session by itself, at the latest.
+#[derive(Debug)]
+pub(crate) struct SessionExpiry {
+    clock: Arc<dyn Clock>,
+    /// The longest time for which the store keeps the session after a request that extends it, by our clock.
+    kept_for: Duration,
+    /// Whether other requests extend the session, too.
+    any_request_extends: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Requests that extend the session are still sent. The last one that is no longer in flight ended its flight at this
+    /// instant.
+    Extended(BootInstant),
+    /// No such request is sent any more. The last one ended its flight at this instant.
+    Silent(BootInstant),
+    /// The store has confirmed that the session is closed.
+    Closed,
+}
+
+/// A heartbeat in flight. Dropped when it is answered or given up.
+#[derive(Debug)]
+pub(crate) struct HeartbeatInFlight<'a>(&'a SessionExpiry);
+
+impl SessionExpiry {
+    /// The expiry of a session that has just been opened.
+    pub(crate) fn new(session: &dyn BackendSession, clock: Arc<dyn Clock>, drift: f64) -> Arc<Self> {
+        let kept_for = match session.proof() {
+            // The kernel ends the session when the process ends.
+            HeartbeatProof::Process => Duration::ZERO,
+            _ => session.expires_after().div_f64(1.0 - drift),
+        };
+        Arc::new(Self::opened(clock, kept_for, !session.only_heartbeats_extend()))
+    }
+
+    fn opened(clock: Arc<dyn Clock>, kept_for: Duration, any_request_extends: bool) -> Self {
+        let now = clock.now();
+        Self { clock, kept_for, any_request_extends, state: Mutex::new(State::Extended(now)) }
+    }
+
+    /// Records that a heartbeat is in flight until the result is dropped.
+    pub(crate) fn heartbeat(&self) -> HeartbeatInFlight<'_> {
+        HeartbeatInFlight(self)
+    }
+
+    /// Records that no heartbeat is sent any more.
+    pub(crate) fn heartbeats_stopped(&self) {
+        if !self.any_request_extends {
+            self.stop(|last| last);
+        }
+    }
+
+    /// Records that no request of any kind is sent any more.
+    pub(crate) fn requests_stopped(&self) {
+        let now = self.clock.now();
+        self.stop(|last| if self.any_request_extends { now } else { last });
+    }
+
+    fn stop(&self, silent_since: impl FnOnce(BootInstant) -> BootInstant) {
+        let mut state = self.state();
+        if let State::Extended(last) = *state {
+            *state = State::Silent(silent_since(last));
+        }
+    }
+
+    /// Records that the store has confirmed the end of the session.
+    pub(crate) fn closed(&self) {
+        *self.state() = State::Closed;
+    }
+
+    /// Whether the store has confirmed the end of the session.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(*self.state(), State::Closed)
+    }
+
+    /// The longest time until the store ends the session, if no heartbeat is sent from now on.
+    pub(crate) fn expires_in(&self) -> Duration {
+        let now = self.clock.now();
+        let last = match *self.state() {
+            State::Extended(_) => now,
+            State::Silent(since) => since,
+            State::Closed => return Duration::ZERO,
+        };
+        (last + self.kept_for).since(now)
+    }
+
+    /// Whether the store has ended the session by now, although it has not confirmed that.
+    fn has_expired(&self) -> bool {
+        // What the kernel ends with the process does not expire before.
+        matches!(*self.state(), State::Silent(_)) && !self.kept_for.is_zero() && self.expires_in().is_zero()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for HeartbeatInFlight<'_> {
+    fn drop(&mut self) {
+        let now = self.0.clock.now();
+        match &mut *self.0.state() {
+            State::Extended(last) | State::Silent(last) => *last = now.max(*last),
+            State::Closed => {}
+        }
+    }
+}
+
+/// The sessions of an elector that the store may still have.
+#[derive(Debug, Default)]
+pub(crate) struct UnclosedSessions(Mutex<Vec<Arc<SessionExpiry>>>);
+
+impl UnclosedSessions {
+    /// Adds a session that has just been opened. Forgets those that were closed, or have certainly expired.
+    pub(crate) fn add(&self, session: &Arc<SessionExpiry>) {
+        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|known| !known.is_closed() && !known.has_expired());
+        sessions.push(Arc::clone(session));
+    }
+
+    /// The sessions whose end the store has not confirmed.
+    pub(crate) fn unclosed(&self) -> Vec<Arc<SessionExpiry>> {
+        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|known| !known.is_closed());
+        sessions.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SimClock;
+
+    const KEPT_FOR: Duration = Duration::from_secs(12);
+
+    fn expiry(any_request_extends: bool) -> SessionExpiry {
+        SessionExpiry::opened(Arc::new(SimClock::new()), KEPT_FOR, any_request_extends)
+    }
+
+    async fn advance(seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+
+    fn seconds(expiry: &SessionExpiry) -> u64 {
+        expiry.expires_in().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_session_expires_after_its_last_heartbeat() {
+        let expiry = expiry(false);
+        advance(3).await;
+        let heartbeat = expiry.heartbeat();
+        advance(1).await;
+        drop(heartbeat);
+        advance(2).await;
+        assert_eq!(seconds(&expiry), 12, "heartbeats go on");
+        expiry.heartbeats_stopped();
+        assert_eq!(seconds(&expiry), 10);
+        advance(20).await;
+        expiry.requests_stopped();
+        assert_eq!(seconds(&expiry), 0);
+        assert!(expiry.has_expired() && !expiry.is_closed());
+    }
+
+    /// A heartbeat that is in flight when the session ends can still be carried out.
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_counts_until_it_is_given_up() {
+        let expiry = expiry(false);
+        advance(3).await;
+        let heartbeat = expiry.heartbeat();
+        advance(2).await;
+        expiry.heartbeats_stopped();
+        drop(heartbeat);
+        advance(1).await;
+        assert_eq!(seconds(&expiry), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_every_request_extends_expires_after_the_last_one() {
+        let expiry = expiry(true);
+        advance(3).await;
+        expiry.heartbeats_stopped();
+        advance(3).await;
+        assert_eq!(seconds(&expiry), 12, "it is being closed");
+        expiry.requests_stopped();
+        advance(3).await;
+        assert_eq!(seconds(&expiry), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_may_be_left_are_known() {
+        let sessions = UnclosedSessions::default();
+        let [closed, expired, open] = [(); 3].map(|()| Arc::new(expiry(false)));
+        for session in [&closed, &expired, &open] {
+            sessions.add(session);
+        }
+        closed.closed();
+        expired.heartbeats_stopped();
+        advance(13).await;
+        assert_eq!(sessions.unclosed().len(), 2, "the store has not confirmed that the second is gone");
+        sessions.add(&Arc::new(expiry(false)));
+        assert_eq!(sessions.unclosed().len(), 2);
+        assert_eq!(seconds(&open), 12);
+    }
+}
