@@ -12,7 +12,7 @@ use crate::{
         runtime::retry::{Retry, with_timeout},
         tasks::term::Term,
     },
-    spi::{BackendErrorKind, EntryRequest},
+    spi::{BackendError, BackendErrorKind, EntryRequest},
     sync::timeout,
 };
 
@@ -108,6 +108,9 @@ impl Leadership {
     /// Dropping the future does not stop the resignation.
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
+        if term.is_forked() {
+            return Err(Lost::new(LossReason::Forked).into());
+        }
         let inside = term.is_called_by_its_work();
         let withdrawn = self.release_and_wait();
         if inside {
@@ -251,8 +254,13 @@ impl LeadershipHandle {
     /// ended too, even when this process is killed first. A resignation releases the lock regardless of duplicates.
     ///
     /// # Errors
-    /// When the entry no longer exists, or the file cannot be duplicated.
+    /// When the entry no longer exists, or the file cannot be duplicated; when the elector has a
+    /// [resume file](crate::Config::with_resume_file).
     pub fn lock_file(&self) -> Result<Option<OwnedFd>, Error> {
+        if self.term.session.shared.resume.is_some() {
+            let text = "the lock file passes the work to another process, but with a resume file all work is done by this one";
+            return Err(BackendError::new(BackendErrorKind::Invalid, text).into());
+        }
         Ok(self.term.session.backend_session.lock_file(self.term.entry())?)
     }
 
@@ -284,6 +292,9 @@ impl LeadershipHandle {
     /// The time left until the [`deadline`](Self::deadline); zero when it has passed.
     pub fn remaining(&self) -> Duration {
         let deadline = self.deadline();
+        if self.term.is_forked() {
+            return Duration::ZERO;
+        }
         if deadline == BootInstant::NEVER {
             return Duration::MAX;
         }

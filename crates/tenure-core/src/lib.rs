@@ -67,6 +67,7 @@ mod name;
 mod plain_text;
 mod printable;
 mod random;
+mod resume;
 mod runner;
 mod status;
 mod sync;

@@ -4,6 +4,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt, future::BoxFuture, stream};
+use tenure_mmap::ForkMark;
 use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::{Level, debug, warn};
 
@@ -64,11 +65,13 @@ impl StoreElector {
     /// process's subscriber as soon as one is set.
     ///
     /// # Errors
-    /// - An invalid setting: see [`Config::validate`].
+    /// - An invalid setting: see [`Config::validate`]; or a [resume file](Config::with_resume_file) that cannot be used.
     /// - [`Error::Threads`] when the system refuses a thread.
+    /// - [`Error::Forked`] in a process that was forked, without `exec`, from one that had an elector.
     pub fn new(backend: Arc<dyn Backend>, config: Config) -> Result<Self, Error> {
         config.validate()?;
-        let shared = ElectorContext::start(backend, config).map_err(Error::Threads)?;
+        refuse_in_forked_child()?;
+        let shared = ElectorContext::start(backend, config)?;
         Ok(Self::with_shared(shared))
     }
 
@@ -87,7 +90,8 @@ impl StoreElector {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self::with_shared(ElectorContext::simulated(backend, config, clock)))
+        refuse_in_forked_child()?;
+        Ok(Self::with_shared(ElectorContext::simulated(backend, config, clock)?))
     }
 
     fn with_shared(shared: Arc<ElectorContext>) -> Self {
@@ -109,6 +113,9 @@ impl StoreElector {
     ) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
+        if shared.fork_mark.is_forked() {
+            return Err(Error::Forked);
+        }
         let started_at = shared.clock.now();
         shared.reporter.measured(|| telemetry::campaign_started(&election));
         let (caller, answer, withdraw_on_drop) = Caller::new();
@@ -218,6 +225,10 @@ impl StoreElector {
 
 impl Drop for StoreElector {
     fn drop(&mut self) {
+        // The elector of a forked child belongs to its parent.
+        if self.shared.fork_mark.is_forked() {
+            return;
+        }
         self.shared.elector_dropped.cancel();
     }
 }
@@ -266,6 +277,9 @@ impl Elector for StoreElector {
             Ok(election) => election,
             Err(error) => return stream::iter([Err(error.into())]).boxed(),
         };
+        if self.shared.fork_mark.is_forked() {
+            return stream::iter([Err(Error::Forked)]).boxed();
+        }
         observe::leaders(&self.shared, election)
     }
 
@@ -309,6 +323,9 @@ impl Elector for StoreElector {
 
     async fn close(&self) {
         let shared = &self.shared;
+        if shared.fork_mark.is_forked() {
+            return;
+        }
         shared.closing.cancel();
         shared.tasks.close();
         let (sender, closed) = oneshot::channel();
@@ -326,6 +343,11 @@ impl Elector for StoreElector {
         }
         let _ = shared.runtime.relayed(closed).await;
     }
+}
+
+/// The threads that all electors of a process share do not exist in its forked children.
+fn refuse_in_forked_child() -> Result<(), Error> {
+    if ForkMark::of_this_process().is_forked() { Err(Error::Forked) } else { Ok(()) }
 }
 
 /// Waits until all tasks have ended, at most for the shutdown timeout, and closes the backend.

@@ -2,13 +2,15 @@
 
 use std::{io, sync::Arc};
 
+use tenure_mmap::ForkMark;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     enforcement::{abort_timer::AbortTimer, watchdog::Watchdog},
+    resume::Resume,
     runtime::{callbacks::Callbacks, engine_runtime::EngineRuntime, report::Reporter},
 };
-use crate::{BootClock, Clock, Config, OnOverrun, spi::Backend, status::StatusCell};
+use crate::{BootClock, Clock, Config, Error, OnOverrun, random, spi::Backend, status::StatusCell};
 
 /// The state that all tasks and threads of one elector use.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub(crate) struct ElectorContext {
     pub(crate) callbacks: Callbacks,
     pub(crate) reporter: Reporter,
     pub(crate) status: StatusCell,
+    /// `Some` if a resume file is configured.
+    pub(crate) resume: Option<Resume>,
+    /// Belongs to the process that made the elector, and not to its forked children.
+    pub(crate) fork_mark: ForkMark,
     /// Cancelled by `close`: everything ends.
     pub(crate) closing: CancellationToken,
     /// Cancelled when the elector is dropped: the session ends once no entry needs it.
@@ -37,8 +43,17 @@ impl ElectorContext {
     /// Starts the engine on threads of its own.
     ///
     /// # Errors
-    /// When the system refuses one of them.
-    pub(super) fn start(backend: Arc<dyn Backend>, config: Config) -> io::Result<Arc<Self>> {
+    /// When the system refuses one of them, or the resume file cannot be used.
+    pub(super) fn start(backend: Arc<dyn Backend>, config: Config) -> Result<Arc<Self>, Error> {
+        let resume = open_resume_file(&*backend, &config)?;
+        Self::start_threads(backend, config, resume).map_err(Error::Threads)
+    }
+
+    fn start_threads(
+        backend: Arc<dyn Backend>,
+        config: Config,
+        resume: Option<Resume>,
+    ) -> io::Result<Arc<Self>> {
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (elector_dropped, tasks) = (CancellationToken::new(), TaskTracker::new());
         let callbacks = Callbacks::of_this_process()?;
@@ -58,14 +73,28 @@ impl ElectorContext {
             abort_timer,
             callbacks,
             reporter,
-            ..Self::within_runtime(backend, config, clock, elector_dropped, tasks)
+            ..Self::within_runtime(backend, config, clock, elector_dropped, tasks, resume)
         }))
     }
 
     /// Runs the engine as tasks of the current runtime, for simulated time: starts no thread, and calls
     /// application code synchronously.
-    pub(super) fn simulated(backend: Arc<dyn Backend>, config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self::within_runtime(backend, config, clock, CancellationToken::new(), TaskTracker::new()))
+    ///
+    /// # Errors
+    /// When the resume file cannot be used.
+    pub(super) fn simulated(
+        backend: Arc<dyn Backend>,
+        config: Config,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, Error> {
+        let resume = open_resume_file(&*backend, &config)?;
+        let (elector_dropped, tasks) = (CancellationToken::new(), TaskTracker::new());
+        Ok(Arc::new(Self::within_runtime(backend, config, clock, elector_dropped, tasks, resume)))
+    }
+
+    /// A nonce for a new request, which is never used again.
+    pub(crate) fn request_nonce(&self) -> u128 {
+        self.resume.as_ref().map_or_else(random::number, Resume::request_nonce)
     }
 
     fn within_runtime(
@@ -74,6 +103,7 @@ impl ElectorContext {
         clock: Arc<dyn Clock>,
         elector_dropped: CancellationToken,
         tasks: TaskTracker,
+        resume: Option<Resume>,
     ) -> Self {
         let callbacks = Callbacks::inline();
         let runtime = EngineRuntime::current(tasks.clone(), callbacks.clone());
@@ -88,9 +118,15 @@ impl ElectorContext {
             reporter: Reporter::inline(),
             clock,
             status: StatusCell::default(),
+            resume,
+            fork_mark: ForkMark::of_this_process(),
             closing: CancellationToken::new(),
             elector_dropped,
             tasks,
         }
     }
+}
+
+fn open_resume_file(backend: &dyn Backend, config: &Config) -> Result<Option<Resume>, Error> {
+    config.resume_file.as_deref().map(|path| Resume::open(backend, path)).transpose()
 }

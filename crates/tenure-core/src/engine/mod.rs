@@ -5,6 +5,7 @@
 //! | `rules` | pure functions and data: the window, the timing of heartbeats, the end of a term |
 //! | `runtime` | where engine code and application code run: threads, callbacks, reports, retries |
 //! | `enforcement` | threads that enforce deadlines, whatever the engine and the application do |
+//! | `resume` | ends the sessions of an earlier process, and saves those of this one |
 //! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
@@ -16,6 +17,7 @@ mod diagnose;
 mod elector;
 mod elector_context;
 mod enforcement;
+mod resume;
 pub(crate) mod rules;
 pub(crate) mod runtime;
 pub(crate) mod tasks;

@@ -17,8 +17,10 @@ use super::{
 };
 use crate::{
     BootInstant, CandidateId, ElectionName, Error, FencingToken, Leadership, LossReason,
-    engine::runtime::retry::{Retry, with_timeout},
-    random,
+    engine::{
+        elector_context::ElectorContext,
+        runtime::retry::{Retry, with_timeout},
+    },
     spi::{BackendError, BackendErrorKind, Entered, EntryRequest},
     telemetry,
 };
@@ -113,7 +115,7 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, caller: Cal
 
 async fn run_inner(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) -> CandidacyOutcome {
     let _tracker_token = session.entry_tracker.token();
-    let entry = PendingEntry::new(new_request(&candidacy));
+    let entry = PendingEntry::new(new_request(&session.shared, &candidacy));
     let mut run = CandidacyRun { session, candidacy, caller, entry };
     match run.until_elected().await {
         Ok((token, registered)) => {
@@ -160,12 +162,12 @@ impl Drop for EndSessionOnAbort<'_> {
 }
 
 /// A new request. Its nonce is never used again, so that two entries are never confused.
-fn new_request(candidacy: &Candidacy) -> Arc<EntryRequest> {
+fn new_request(shared: &ElectorContext, candidacy: &Candidacy) -> Arc<EntryRequest> {
     Arc::new(EntryRequest {
         election: candidacy.election.clone(),
         candidate: candidacy.candidate.clone(),
         value: Arc::clone(&candidacy.value),
-        nonce: random::number(),
+        nonce: shared.request_nonce(),
     })
 }
 
@@ -196,7 +198,7 @@ impl CandidacyRun<'_> {
                 "the entry of a waiting candidate is gone; entering again");
             // The entry is gone, or is removed here: a candidate never has two entries.
             Box::pin(self.entry.withdraw(self.session)).await;
-            self.entry.request = new_request(&self.candidacy);
+            self.entry.request = new_request(&self.session.shared, &self.candidacy);
             Box::pin(self.pause(&mut retry)).await?;
         }
     }

@@ -103,6 +103,12 @@ async fn open(
     sender: Arc<watch::Sender<Option<OpenResult>>>,
 ) {
     let mut retry = Retry::new(shared.config.retry);
+    if let Some(resume) = &shared.resume {
+        tokio::select! {
+            () = resume.end_earlier_sessions(&*shared.backend, &shared.config) => {}
+            () = shared.closing.cancelled() => {}
+        }
+    }
     loop {
         // Interrupted neither when all callers are gone, nor at once by `close`: each would leave a session
         // without an owner.
@@ -174,6 +180,9 @@ async fn open_once(shared: &Arc<ElectorContext>) -> Result<Arc<Session>, OpenErr
             BackendErrorKind::Unavailable,
             "opening a session took nearly as long as the session lives",
         )));
+    }
+    if let Some(resume) = &shared.resume {
+        resume.save(&*backend_session, config.request_timeout).await;
     }
     let session = Session::new(backend_session, Arc::clone(shared), window);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
