@@ -109,14 +109,16 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// ([`Capabilities::ends_sessions`]) implement this.
     ///
     /// # Behavior
-    /// - `Ok` means that the store has no entry of the session any more. Succeeds when the session has ended already.
+    /// - `Ok` means that the store has no entry any more that the process has created under the session. Succeeds when the
+    ///   session has ended already.
     /// - Checks before that the store is the one in which the session was opened
-    ///   ([`BackendSession::cluster`]), and that the entries are those of the process that saved the record
-    ///   ([`SessionRecord::is_nonce_of_session`]): the identifier alone is no proof.
+    ///   ([`BackendSession::cluster`]), and that an entry is one of the process that saved the record
+    ///   ([`SessionRecord::is_nonce_of_session`]): the session's identifier alone is no proof. Other entries stay.
     /// - A request of the dead process that the store executes later may create an entry once more. It expires with the session.
     ///
     /// # Errors
-    /// [`Invalid`](BackendErrorKind::Invalid) when a check fails or the store does not support this; nothing was changed then.
+    /// [`Invalid`](BackendErrorKind::Invalid) when the session is not the one that the record means, or the store does not support
+    /// this; nothing was changed then.
     /// After other errors the session may have ended.
     async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
         let _ = record;

@@ -99,6 +99,16 @@ fn the_file_of_a_live_process_is_refused() {
     Process::start(&store, &path).unwrap();
 }
 
+/// Hazard G39: with a resume file, the work cannot be passed to another process.
+#[test]
+fn the_work_stays_in_its_process() {
+    let (_directory, path) = resume_file();
+    let mut process = Process::start(&MemoryStore::new(), &path).unwrap();
+    process.leads_within(SOON).unwrap();
+    let refused = process.leadership.as_ref().unwrap().lock_file().unwrap_err();
+    assert!(refused.to_string().contains("passes the work to another process"), "{refused}");
+}
+
 /// Hazard G39: a copy of the file of a live process, which can be locked, does not end its session.
 #[test]
 fn a_copied_file_ends_no_session() {
