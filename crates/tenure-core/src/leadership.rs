@@ -33,6 +33,9 @@ use crate::{
 /// # Caveats
 /// A write that was sent before the deadline can arrive after it. Send the fencing token with every write.
 ///
+/// A child made by `fork` without `exec` does not lead: every check fails there with [`LossReason::Forked`], and dropping its
+/// copy of the guard has no effect. `exec` ends the engine's threads, and with them the heartbeats: resign before.
+///
 /// Dropping the guard resigns in the background. It never blocks, panics or spawns. To wait until the store has confirmed the
 /// resignation, call [`resign`](Self::resign).
 #[derive(Debug)]
