@@ -48,6 +48,20 @@ async fn a_url_that_cannot_work() {
     }
 }
 
+/// Hazard G39: a resume file is refused where it would be no use, and without being created.
+#[tokio::test]
+async fn a_resume_file_that_cannot_work() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().display();
+    let refused = refusal(&format!("local:{directory}/store?resume={directory}/resume")).await;
+    assert!(refused.contains("/resume cannot be used: the kernel ends a session"), "{refused}");
+    assert!(!std::path::Path::new(&format!("{directory}/resume")).exists());
+    let refused = refusal(&format!("etcd://h?resume={directory}/missing/resume")).await;
+    assert!(refused.contains("missing/resume cannot be used: No such file or directory"), "{refused}");
+    let refused = refusal("etcd://h?resume=/proc/self/comm").await;
+    assert!(refused.contains("/proc/self/comm cannot be used: its mode is"), "{refused}");
+}
+
 #[tokio::test]
 async fn a_password_is_never_repeated() {
     for url in [

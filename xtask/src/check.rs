@@ -12,7 +12,8 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 8] = [
+const PUBLISHED: [&str; 9] = [
+    "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
     "tenure-local",

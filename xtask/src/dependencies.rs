@@ -31,7 +31,7 @@ struct Choice {
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
 const CHOICES: [Choice; 9] = [
     Choice { features: "default", with: &["tenure-local"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, AXUM] },
-    Choice { features: "", with: &[], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM] },
+    Choice { features: "", with: &["tenure-mmap"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM] },
     Choice { features: "memory", with: &[], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM] },
     Choice { features: "local", with: &["tenure-local"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, AXUM] },
     // tonic has axum for its servers.

@@ -15,6 +15,7 @@ mod images;
 mod lints;
 mod metadata;
 mod races;
+mod restart;
 mod servers;
 mod shell;
 mod sim;
@@ -46,6 +47,8 @@ enum Task {
     Bench(bench::Options),
     /// Measures how long an election has no leader after a program, or its `tenure run`, is killed
     Handover(handover::Options),
+    /// Measures how long an election has no leader after a leader is killed and restarted at once
+    Restart(restart::Options),
     /// Fuzzes every parser
     Fuzz(fuzz::Options),
     /// Checks the engine for races: its threads and tasks in every order (loom) or in many (shuttle)
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run_seeds(&options),
         Task::Bench(options) => bench::measure(&options),
         Task::Handover(options) => handover::measure(&options),
+        Task::Restart(options) => restart::measure(&options),
         Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Races(options) => races::check(&options),
         Task::Sim(options) => sim::simulate(&options),

@@ -7,7 +7,22 @@ use tenure::{Config, Elector, Error, StoreUrl};
 /// Creates an elector. It does not contact the store yet.
 pub(crate) async fn connect(url: Option<&str>, config: Config) -> Result<Arc<dyn Elector>, Error> {
     let url = url.map_or_else(|| local_url(&default_directory()), str::to_owned);
+    refuse_resume_file(&url)?;
     tenure::connect_with(&url, config).await
+}
+
+/// Programs that the command runs can outlive it: its end proves nothing about their work.
+fn refuse_resume_file(url: &str) -> Result<(), Error> {
+    let url: StoreUrl = url.parse()?;
+    if url.text("resume").is_none() {
+        return Ok(());
+    }
+    Err(url
+        .invalid(
+            "resume= is not allowed here: it is for services that do all their work in their own process, and a program that \
+             `tenure run` has started can work on after it; remove the setting",
+        )
+        .into())
 }
 
 /// The environment variables that contain a password of the store. The program must not get them.

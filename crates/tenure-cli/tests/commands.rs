@@ -32,6 +32,18 @@ fn the_leader_and_waiting_candidates_are_printed() {
     assert_eq!(leader["value"], "10.0.0.1:80");
 }
 
+/// Hazard G39: a program can work on after the command that runs it.
+#[test]
+fn a_resume_file_is_refused() {
+    let sandbox = Sandbox::local();
+    let store = "memory:e?resume=/tmp/resume";
+    for arguments in [&["run", "--store", store, "--", "true"][..], &["candidates", "--store", store]] {
+        let (code, said) = code_and_stderr(&mut sandbox.tenure(arguments));
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("resume= is not allowed here"), "{said}");
+    }
+}
+
 #[test]
 fn every_change_of_leader_is_printed() {
     let sandbox = Sandbox::local();

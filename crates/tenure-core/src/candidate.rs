@@ -82,12 +82,21 @@ pub(crate) fn is_resign_requested(payload: &[u8]) -> bool {
 }
 
 fn decode(payload: &[u8]) -> Option<(&str, &[u8])> {
+    decode_all(payload).map(|(id, _, value)| (id, value))
+}
+
+/// The nonce of the request that created the entry with this payload; `None` for a foreign payload.
+pub(crate) fn nonce_of(payload: &[u8]) -> Option<u128> {
+    decode_all(payload).map(|(_, nonce, _)| nonce)
+}
+
+fn decode_all(payload: &[u8]) -> Option<(&str, u128, &[u8])> {
     let rest = payload.strip_prefix(MAGIC)?;
     let end = rest.iter().position(|b| *b == b'\n')?;
     let (id, nonce) = str::from_utf8(&rest[..end]).ok()?.split_once(' ')?;
     CandidateId::new(id).ok()?;
-    u128::from_str_radix(nonce, 16).ok()?;
-    Some((id, &rest[end + 1..]))
+    let nonce = u128::from_str_radix(nonce, 16).ok()?;
+    Some((id, nonce, &rest[end + 1..]))
 }
 
 #[cfg(test)]

@@ -94,6 +94,13 @@ pub enum Error {
     )]
     OnEngineThread,
 
+    /// This process was forked from the one that made the elector, whose threads do not exist here.
+    #[error(
+        "this process was forked from one that has an elector, whose threads do not exist here: make the first elector after \
+         the fork, or call exec"
+    )]
+    Forked,
+
     /// The elector was closed.
     #[error("the elector has been closed")]
     Closed,
@@ -171,6 +178,15 @@ pub enum InvalidConfig {
         ttl: Duration,
         /// The largest grace period allowed: a third of the TTL, or less where drift and heartbeats need more.
         max: Duration,
+    },
+
+    /// The [resume file](crate::Config::with_resume_file) cannot be used.
+    #[error("the resume file {} cannot be used: {problem}", .path.display())]
+    ResumeFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why it cannot be used.
+        problem: String,
     },
 
     /// The candidate's value ends with the marker of a resign request.

@@ -66,6 +66,10 @@ safety_rules! {
     NoUserCodeOnEngine,
     /// The guard that cleans up after a task is made before the task is spawned.
     GuardBeforeSpawn,
+    /// The sessions in a resume file are ended only by the process that holds its lock.
+    LockResumeFile,
+    /// The sessions in a resume file are ended only if it was written on this machine since its start, and is no copy.
+    ResumeInPlace,
 }
 
 #[cfg(tenure_mutants)]

@@ -25,6 +25,9 @@ use crate::{
 /// # Caveats
 /// A write that was sent before the deadline can arrive after it. Send the fencing token with every write.
 ///
+/// A child made by `fork` without `exec` does not lead: every check fails there with [`LossReason::Forked`], and dropping its
+/// copy of the guard has no effect. `exec` ends the engine's threads, and with them the heartbeats: resign before.
+///
 /// Dropping the guard resigns in the background. It never blocks, panics or spawns. To wait until the store has confirmed the
 /// resignation, call [`resign`](Self::resign).
 ///
@@ -100,6 +103,9 @@ impl Leadership {
     /// Dropping the future does not stop the resignation.
     pub async fn resign(self) -> Result<(), Error> {
         let term = Arc::clone(&self.term);
+        if term.is_forked() {
+            return Err(Lost::new(LossReason::Forked).into());
+        }
         let waited = term.session.shared.config.shutdown_timeout;
         match (self.release_within(waited).await, term.reason()) {
             (Release::InsideWork, _) => Err(Error::InsideWork),
@@ -126,6 +132,9 @@ impl Leadership {
     /// Dropping the future does not stop the resignation.
     pub async fn resign_within(self, limit: Duration) -> Shutdown {
         let term = Arc::clone(&self.term);
+        if term.is_forked() {
+            return Shutdown::UNKNOWN;
+        }
         let _ = self.release_within(limit).await;
         Shutdown::of_term(&term)
     }

@@ -190,6 +190,9 @@ impl LeadershipHandle {
     }
 
     fn time_until(&self, instant: BootInstant) -> Duration {
+        if self.term.is_forked() {
+            return Duration::ZERO;
+        }
         if instant == BootInstant::NEVER {
             return Duration::MAX;
         }

@@ -78,6 +78,7 @@ mod name;
 mod plain_text;
 mod printable;
 mod random;
+mod resume;
 mod runner;
 mod shutdown;
 mod status;

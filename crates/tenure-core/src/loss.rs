@@ -31,6 +31,11 @@ pub enum LossReason {
     /// The engine gave up the session: a task ended without a result (a backend panicked, or its runtime was shut
     /// down), or the store refused to remove an entry.
     SessionGivenUp,
+    /// This process was forked from the leader. The leader itself is not affected.
+    ///
+    /// A child that was made by `fork`, and has not called `exec`, has a copy of the guard, but neither the threads of the
+    /// engine nor the session.
+    Forked,
 }
 
 impl LossReason {
@@ -48,6 +53,7 @@ impl LossReason {
             Self::Dropped => "dropped",
             Self::Closed => "closed",
             Self::SessionGivenUp => "session_given_up",
+            Self::Forked => "forked",
         }
     }
 
@@ -71,6 +77,7 @@ impl fmt::Display for LossReason {
             Self::Dropped => "its guard was dropped",
             Self::Closed => "the elector was closed",
             Self::SessionGivenUp => "its session was given up",
+            Self::Forked => "this process was forked from the leader",
         })
     }
 }

@@ -1,5 +1,10 @@
 //! Random numbers that are unique across processes.
 
+/// 64 random bits, as [`number`] makes them.
+pub(crate) fn upper_half() -> u64 {
+    (number() >> 64) as u64
+}
+
 /// 128 random bits from the operating system.
 ///
 /// A generator of this process is not used: its seed, made of the clock and the thread, may be shared by a forked process, a

@@ -69,6 +69,7 @@ cases! {
     interference::a_waiter_whose_entry_was_deleted_enters_again if |_, h| h.entry_deletion;
     interference::a_leader_whose_session_was_ended_leads_no_more if |_, h| h.session_expiry;
     interference::a_waiter_whose_session_was_ended_wins_no_phantom if |_, h| h.session_expiry;
+    interference::the_session_of_a_dead_process_can_be_ended if |c, _| c.ends_sessions;
     outage::a_leader_cut_off_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
     outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
     outage::a_short_outage_is_ridden_out if |c, h| c.expiring && h.connection_faults;
@@ -117,6 +118,7 @@ macro_rules! conformance {
             observers_hear_of_leaders_and_vacancies foreign_entries_are_ignored_and_left_alone
             a_leader_whose_entry_was_deleted_leads_no_more a_waiter_whose_entry_was_deleted_enters_again
             a_leader_whose_session_was_ended_leads_no_more a_waiter_whose_session_was_ended_wins_no_phantom
+            the_session_of_a_dead_process_can_be_ended
             a_leader_cut_off_stops_before_the_next_one_leads a_leader_on_a_dead_line_stops_before_the_next_one_leads
             a_short_outage_is_ridden_out a_resignation_during_an_outage_is_carried_out
             connections_lost_while_entering_leave_nothing a_campaign_waits_for_its_store

@@ -31,6 +31,7 @@ use crate::registry::Registry;
 /// | `request_timeout` | how long to wait for a response before the request is sent again | 5 s |
 /// | `shutdown_timeout` | how long a resignation or a shutdown takes at most | 5 s |
 /// | `on_disconnect` | what a leader does when a heartbeat fails: `hold` until the deadline, or `step_down` at once | `hold` |
+/// | `resume` | a file with which a restarted process leads without waiting for the TTL: [`Config::with_resume_file`] says who may use it | none |
 /// | `id` | the candidate's id | host name, process id and a random number |
 /// | `value` | the candidate's value, which others can read | empty |
 ///
@@ -122,6 +123,9 @@ pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<C
                 .invalid(format!("on_disconnect={other} is not allowed: it must be hold or step_down"))
                 .into());
         }
+    }
+    if let Some(path) = url.text("resume") {
+        config = config.with_resume_file(path);
     }
     if let Some(id) = url.text("id") {
         config = config.with_id(CandidateId::new(id)?);

@@ -78,8 +78,8 @@ impl Mutant {
     }
 }
 
-/// Whether the simulation can notice that this rule is disabled. The others concern threads (`cargo xtask races`) or the transport to
-/// real servers (`cargo xtask trials`).
+/// Whether the simulation can notice that this rule is disabled. The others concern threads and files (`cargo xtask races`) or the
+/// transport to real servers (`cargo xtask trials`).
 #[cfg(tenure_mutants)]
 fn is_simulated(rule: SafetyRule) -> bool {
     use SafetyRule::*;
@@ -93,5 +93,7 @@ fn is_simulated(rule: SafetyRule) -> bool {
             | GuardBeforeSpawn
             | HeartbeatByWrite
             | FailOver
+            | LockResumeFile
+            | ResumeInPlace
     )
 }

@@ -13,6 +13,8 @@ mod guides {
     struct Fencing;
     #[doc = include_str!("../../../docs/guide/operating.md")]
     struct Operating;
+    #[doc = include_str!("../../../docs/guide/restart.md")]
+    mod restart {}
     #[doc = include_str!("../../../docs/guide/start.md")]
     struct Start;
 }

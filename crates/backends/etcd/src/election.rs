@@ -7,11 +7,13 @@
 //! | `Election.Resign`: delete by create revision | [`withdrawal`] |
 //! | `Election.Leader`, `Election.Observe` | [`observe`] |
 //! | (none) | [`entry_watcher`]: the deletion of leaders' entries, and resign requests |
+//! | (none) | [`earlier_session`]: ends the session of a process that is dead |
 //!
 //! [`keys`] is the key layout, [`entry`] tells entries apart, [`candidate_pages`] lists the candidates of an
 //! election, and [`store`] is what a backend's sessions and observers have in common.
 
 pub(crate) mod candidate_pages;
+pub(crate) mod earlier_session;
 pub(crate) mod entering;
 pub(crate) mod entry;
 pub(crate) mod entry_watcher;

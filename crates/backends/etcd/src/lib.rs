@@ -57,11 +57,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, Diagnosis, ElectionName, Error,
-    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
+    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation, SessionRecord},
 };
 
 pub use crate::config::EtcdConfig;
-use crate::election::{observe, session::EtcdSession, store::ElectionStore};
+use crate::election::{earlier_session, observe, session::EtcdSession, store::ElectionStore};
 
 /// An etcd cluster as a store for elections.
 pub struct EtcdBackend {
@@ -90,7 +90,7 @@ impl EtcdBackend {
 #[async_trait]
 impl Backend for EtcdBackend {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::QUEUE
+        Capabilities::QUEUE.ends_sessions(true)
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
@@ -111,6 +111,10 @@ impl Backend for EtcdBackend {
 
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         observe::request_resign(&self.store, election).await
+    }
+
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
+        earlier_session::end(&self.store, record).await
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {

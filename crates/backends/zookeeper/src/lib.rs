@@ -66,7 +66,7 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use tenure_core::{
     Candidate, Diagnosis, ElectionName, Error, LeadershipHandle,
-    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation},
+    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation, SessionRecord},
 };
 
 pub use crate::{
@@ -77,7 +77,7 @@ pub use crate::{
     },
 };
 use crate::{
-    election::{observe, session::ZookeeperSession, store::ElectionStore},
+    election::{earlier_session, observe, session::ZookeeperSession, store::ElectionStore},
     transport::{connect_options::ConnectOptions, ensemble::Ensemble},
 };
 
@@ -125,7 +125,7 @@ impl ZookeeperBackend {
 #[async_trait]
 impl Backend for ZookeeperBackend {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::QUEUE
+        Capabilities::QUEUE.ends_sessions(true)
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
@@ -149,6 +149,11 @@ impl Backend for ZookeeperBackend {
 
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         self.store.map_error(observe::request_resign(&self.store, election).await)
+    }
+
+    /// Deletes the session's entries in all elections below the root; the session expires by its TTL.
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
+        self.store.map_error(earlier_session::end(&self.store, record).await)
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {

@@ -4,6 +4,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt, future::BoxFuture, stream};
+use tenure_mmap::ForkMark;
 use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::{Level, debug, warn};
 
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
-    Leaders, Leadership, LeadershipHandle, Shutdown, Status, random,
+    Leaders, Leadership, LeadershipHandle, Shutdown, Status,
     spi::{Backend, BackendError, EntryRequest},
     sync::timeout,
     telemetry,
@@ -67,13 +68,15 @@ impl StoreElector {
     /// process's subscriber as soon as one is set.
     ///
     /// # Errors
-    /// - An invalid setting: see [`Config::validate`].
+    /// - An invalid setting: see [`Config::validate`]; or a [resume file](Config::with_resume_file) that cannot be used.
     /// - [`Error::Threads`] when the system refuses a thread.
+    /// - [`Error::Forked`] in a process that was forked, without `exec`, from one that had an elector.
     pub fn new(backend: Arc<dyn Backend>, mut config: Config) -> Result<Self, Error> {
         config.validate()?;
+        refuse_in_forked_child()?;
         // Taken, because a handle that outlives the elector keeps the config, but must not keep the engine.
         let engine = config.engine.take().map_or_else(Engine::start, Ok)?;
-        let shared = ElectorContext::on(&engine, backend, config).map_err(Error::Threads)?;
+        let shared = ElectorContext::on(&engine, backend, config)?;
         Ok(Self::with_shared(Some(engine), shared))
     }
 
@@ -95,7 +98,8 @@ impl StoreElector {
         if config.engine.is_some() {
             return Err(InvalidConfig::EngineWithClock.into());
         }
-        Ok(Self::with_shared(None, ElectorContext::simulated(backend, config, clock)))
+        refuse_in_forked_child()?;
+        Ok(Self::with_shared(None, ElectorContext::simulated(backend, config, clock)?))
     }
 
     fn with_shared(engine: Option<Engine>, shared: Arc<ElectorContext>) -> Self {
@@ -118,13 +122,16 @@ impl StoreElector {
     ) -> Result<Option<Leadership>, Error> {
         let election = ElectionName::new(election)?;
         let shared = &self.shared;
+        if shared.fork_mark.is_forked() {
+            return Err(Error::Forked);
+        }
         shared.reporter.measured(|| telemetry::campaign_started(&election));
         let (sender, answer) = oneshot::channel();
         let request = EntryRequest {
             election: election.clone(),
             candidate: shared.config.id.clone(),
             value: Arc::clone(&shared.value),
-            nonce: random::number(),
+            nonce: shared.request_nonce(),
         };
         let campaign = Campaign::new(shared, wait_for_turn, sender);
         let give_up_on_drop = self.campaigns.start(request, campaign);
@@ -228,6 +235,10 @@ impl StoreElector {
 
 impl Drop for StoreElector {
     fn drop(&mut self) {
+        // The elector of a forked child belongs to its parent.
+        if self.shared.fork_mark.is_forked() {
+            return;
+        }
         self.shared.elector_dropped.cancel();
     }
 }
@@ -276,6 +287,9 @@ impl Elector for StoreElector {
             Ok(election) => election,
             Err(error) => return stream::iter([Err(error.into())]).boxed(),
         };
+        if self.shared.fork_mark.is_forked() {
+            return stream::iter([Err(Error::Forked)]).boxed();
+        }
         observe::leaders(&self.shared, election)
     }
 
@@ -327,6 +341,9 @@ impl Elector for StoreElector {
 
     async fn close_within(&self, limit: Duration) -> Shutdown {
         let shared = &self.shared;
+        if shared.fork_mark.is_forked() {
+            return Shutdown::UNKNOWN;
+        }
         shared.closing.cancel();
         shared.tasks.close();
         let (sender, closed) = oneshot::channel();
@@ -345,6 +362,11 @@ impl Elector for StoreElector {
         }
         Shutdown::of_sessions(&shared.sessions)
     }
+}
+
+/// The threads that all electors of a process share do not exist in its forked children.
+fn refuse_in_forked_child() -> Result<(), Error> {
+    if ForkMark::of_this_process().is_forked() { Err(Error::Forked) } else { Ok(()) }
 }
 
 /// Waits until all tasks have ended, at most for `limit`, and closes the backend.

@@ -6,6 +6,7 @@
 //! | `runtime` | where engine code and application code run: threads, callbacks, reports, retries |
 //! | `enforcement` | threads that enforce deadlines, whatever the engine and the application do |
 //! | `shared_engine` | the threads of both, which several electors can share |
+//! | `resume` | ends the sessions of an earlier process, and saves those of this one |
 //! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
@@ -17,6 +18,7 @@ mod diagnose;
 mod elector;
 mod elector_context;
 mod enforcement;
+mod resume;
 pub(crate) mod rules;
 pub(crate) mod runtime;
 mod shared_engine;

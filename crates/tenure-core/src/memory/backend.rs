@@ -12,6 +12,7 @@ use crate::{
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Confirmation, Entered, Entry,
         EntryEvent, EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
+        SessionRecord,
     },
 };
 
@@ -80,6 +81,24 @@ impl Backend for MemoryBackend {
         self.link.send(Op::Update, move || store.request_resign(&election)).await
     }
 
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
+        let (store, record) = (self.store.clone(), record.clone());
+        let refused = |text: &str| Err(BackendError::new(BackendErrorKind::Invalid, text));
+        let end = move || {
+            if record.cluster != store.cluster() {
+                return refused("the session belongs to another store");
+            }
+            let Ok(session) = record.session.parse() else {
+                return refused("this is no session of this store");
+            };
+            match store.close_if(session, |nonce| record.is_nonce_of_session(nonce)) {
+                true => Ok(()),
+                false => refused("the entries of the session were created by another process"),
+            }
+        };
+        self.link.send(Op::Close, end).await
+    }
+
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
         let (backend, election) = (self.clone(), election.clone());
         let first = self.link.send(Op::Watch, || Ok(())).await.map(|()| None::<Option<Candidate>>)?;
@@ -123,6 +142,10 @@ impl MemorySession {
 impl BackendSession for MemorySession {
     fn id(&self) -> String {
         self.id.to_string()
+    }
+
+    async fn cluster(&self) -> Result<String, BackendError> {
+        Ok(self.backend.store.cluster())
     }
 
     fn granted_ttl(&self) -> Duration {

@@ -30,6 +30,7 @@ struct Inner {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     proof: HeartbeatProof,
+    cluster: u64,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +80,7 @@ impl MemoryStore {
             state: Mutex::new(State { epoch: 1, ..State::default() }),
             changed: watch::channel(0).0,
             proof,
+            cluster: fastrand::u64(..),
         }))
     }
 
@@ -150,7 +152,7 @@ impl MemoryStore {
     }
 
     pub(super) fn capabilities(&self) -> Capabilities {
-        Capabilities::QUEUE
+        Capabilities::QUEUE.ends_sessions(true)
     }
 
     /// Notifies of every change of the store.
@@ -293,6 +295,23 @@ impl MemoryStore {
 
     pub(super) fn close(&self, session: u64) {
         self.change(|state| state.end_session(session));
+    }
+
+    /// Ends a session if all of its entries have nonces that `is_own`. Returns whether they have.
+    pub(super) fn close_if(&self, session: u64, is_own: impl Fn(u128) -> bool) -> bool {
+        self.change(|state| {
+            let mut entries = state.elections.values().flat_map(BTreeMap::values);
+            let all = entries.all(|entry| entry.session != session || is_own(entry.nonce));
+            if all {
+                state.end_session(session);
+            }
+            all
+        })
+    }
+
+    /// Identifies this store.
+    pub(super) fn cluster(&self) -> String {
+        self.0.cluster.to_string()
     }
 
     pub(super) fn candidates(&self, election: &ElectionName) -> Vec<Candidate> {

@@ -27,6 +27,7 @@ mod heartbeat;
 mod hosts;
 mod per_entry_watcher;
 mod session;
+mod session_record;
 
 use std::{fmt, time::Duration};
 
@@ -47,6 +48,7 @@ pub use heartbeat::{Confirmation, Heartbeat, HeartbeatProof};
 pub use hosts::check_hosts;
 pub use per_entry_watcher::PerEntryWatcher;
 pub use session::{BackendSession, EntryWatcher};
+pub use session_record::SessionRecord;
 
 /// A client of a store, used by one elector.
 #[async_trait]
@@ -103,6 +105,28 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         ))
     }
 
+    /// Ends a session of an earlier process of the same candidate, and with it all of its entries. The process is dead, on this
+    /// machine: the engine holds the lock that it held. Only stores that support it
+    /// ([`Capabilities::ends_sessions`]) implement this.
+    ///
+    /// # Behavior
+    /// - `Ok` means that the store has no entry any more that the process has created under the session. Succeeds when the
+    ///   session has ended already.
+    /// - Checks before that the store is the one in which the session was opened
+    ///   ([`BackendSession::cluster`]), and that an entry is one of the process that saved the record
+    ///   ([`SessionRecord::is_nonce_of_session`]): the session's identifier alone is no proof. Other entries stay.
+    /// - A request of the dead process that the store executes later may create an entry once more. It expires with the session.
+    ///
+    /// # Errors
+    /// [`Invalid`](BackendErrorKind::Invalid) when the session is not the one that the record means, or the store does not support
+    /// this; nothing was changed then.
+    /// After other errors the session may have ended.
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
+        let _ = record;
+        let text = "this store does not support ending a session of another process";
+        Err(BackendError::new(BackendErrorKind::Invalid, text))
+    }
+
     /// Checks the store for an operator: its members, their versions, and known defects of those versions. The engine
     /// itself checks sessions and entries.
     ///
@@ -130,11 +154,13 @@ pub struct Capabilities {
     pub expiring: bool,
     /// The fencing token is known when a candidate enters, not only when it wins.
     pub early_token: bool,
+    /// A session of a dead process can be ended ([`Backend::end_session`]).
+    pub ends_sessions: bool,
 }
 
 impl Capabilities {
     /// A queue of expiring sessions whose tokens are known on entering, such as etcd and ZooKeeper.
-    pub const QUEUE: Self = Self { ordered: true, expiring: true, early_token: true };
+    pub const QUEUE: Self = Self { ordered: true, expiring: true, early_token: true, ends_sessions: false };
 
     /// Sets whether sessions expire.
     pub const fn expiring(mut self, yes: bool) -> Self {
@@ -151,6 +177,12 @@ impl Capabilities {
     /// Sets whether the fencing token is known on entering.
     pub const fn early_token(mut self, yes: bool) -> Self {
         self.early_token = yes;
+        self
+    }
+
+    /// Sets whether a session of a dead process can be ended.
+    pub const fn ends_sessions(mut self, yes: bool) -> Self {
+        self.ends_sessions = yes;
         self
     }
 }

@@ -5,7 +5,8 @@ use std::{any::Any, fmt, time::Duration};
 use async_trait::async_trait;
 
 use super::{
-    BackendError, Confirmation, Entered, Entry, EntryEvent, EntryRequest, Heartbeat, HeartbeatProof,
+    BackendError, BackendErrorKind, Confirmation, Entered, Entry, EntryEvent, EntryRequest, Heartbeat,
+    HeartbeatProof,
 };
 use crate::FencingToken;
 
@@ -14,6 +15,13 @@ use crate::FencingToken;
 pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     /// The session's identifier as the store's own tools show it.
     fn id(&self) -> String;
+
+    /// Identifies the store in which the session was opened, in a way that survives restarts of the store, for
+    /// [`Backend::end_session`](super::Backend::end_session). Called before the session has an entry. Only stores that support
+    /// ending sessions implement this.
+    async fn cluster(&self) -> Result<String, BackendError> {
+        Err(BackendError::new(BackendErrorKind::Invalid, "this store does not identify its cluster"))
+    }
 
     /// The TTL that the store granted. Deadlines are computed from it.
     fn granted_ttl(&self) -> Duration;

@@ -14,8 +14,8 @@ use tenure_core::{
     StoreElector,
     memory::{Link, MemoryBackend, MemoryStore},
     spi::{
-        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, Heartbeat,
-        HeartbeatProof, Observation,
+        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, EntryWatcher,
+        Heartbeat, HeartbeatProof, Observation,
     },
 };
 
@@ -160,8 +160,8 @@ impl BackendSession for PanickingSession {
     async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
         self.inner.wait_turn(entry).await
     }
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        self.inner.wait_deleted(entry).await
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        self.inner.entry_watcher()
     }
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
         self.inner.update(entry, request).await

@@ -20,6 +20,8 @@ mod overrun;
 mod panics;
 mod races;
 mod resign_requests;
+#[cfg(target_os = "linux")]
+mod resume;
 mod row_store;
 mod runner;
 mod sequences;

@@ -1,6 +1,9 @@
 //! Entries and sessions that are deleted in the store without their candidates.
 
-use tenure_core::{Elector, LossReason};
+use tenure_core::{
+    CandidateId, ElectionName, Elector, LossReason,
+    spi::{EntryRequest, SessionRecord},
+};
 
 use super::context::{CaseContext, TestCandidate, until, within};
 
@@ -79,5 +82,45 @@ pub(super) async fn a_waiter_whose_session_was_ended_wins_no_phantom(context: &C
         assert_eq!(leader.id, "b");
         assert_ne!(leader.session, session);
         second.resign().await.unwrap();
+    }
+}
+
+/// Hazard G39: another process can remove the entries of a session, in all elections, if it knows the cluster and the nonce.
+pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseContext<'_>) {
+    const NONCE: u64 = 0x0123_4567_89ab_cdef;
+    let (dead, other) = (context.harness.client().await.backend, context.harness.client().await.backend);
+    let session = within("opening a session", dead.open_session(context.harness.ttl())).await.unwrap();
+    let cluster = within("identifying the store", session.cluster()).await.unwrap();
+    let elections = ["e", "f"].map(|name| ElectionName::new(name).unwrap());
+    for (number, election) in elections.iter().enumerate() {
+        let request = EntryRequest {
+            election: election.clone(),
+            candidate: CandidateId::new("dead").unwrap(),
+            value: b"value".as_slice().into(),
+            nonce: u128::from(NONCE) << 64 | number as u128,
+        };
+        within("entering", session.enter(&request)).await.unwrap();
+    }
+    let waiting = context.candidate("b").await;
+    let campaign = waiting.start_campaign().await;
+    let end = async |cluster: &str, nonce| {
+        let record = SessionRecord::new(session.id(), cluster, nonce);
+        within("ending a session", other.end_session(&record)).await
+    };
+    let _ = end(&cluster, NONCE + 1).await;
+    assert_eq!(waiting.candidates().await, ["dead", "b"], "of another process");
+    end("another", NONCE).await.unwrap_err();
+    assert_eq!(waiting.candidates().await, ["dead", "b"], "in another store");
+    end(&cluster, NONCE).await.unwrap();
+    for election in &elections {
+        let left = within("reading the candidates", other.candidates(election)).await.unwrap();
+        assert!(left.iter().all(|candidate| candidate.id != "dead"), "{left:?}");
+    }
+    assert!(within("the handover", campaign).await.unwrap().is_leader());
+    end(&cluster, NONCE).await.unwrap();
+    let _ = within("closing a session", session.close()).await;
+    drop(session);
+    for backend in [dead, other] {
+        within("closing", backend.close()).await;
     }
 }

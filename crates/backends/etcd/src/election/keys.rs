@@ -41,6 +41,13 @@ impl Keys {
         format!("{}/~withdrawn/{lease:x}/{nonce:032x}", self.prefix)
     }
 
+    /// Whether `key` is that of an entry of `lease` below `prefix`, which ends with a slash.
+    pub(crate) fn is_entry_of(prefix: &str, key: &[u8], lease: i64) -> bool {
+        let name = key.strip_prefix(prefix.as_bytes()).and_then(|name| str::from_utf8(name).ok());
+        name.and_then(|name| name.rsplit_once('/'))
+            .is_some_and(|(election, last)| !election.starts_with('~') && last == format!("{lease:x}"))
+    }
+
     /// A key that never exists, for linearizable reads that only check the store.
     pub(crate) fn absent_key(&self) -> String {
         format!("{}/~probe", self.prefix)
@@ -95,6 +102,23 @@ mod tests {
         let entry = keys.entry(&election, 0x694d_71dd_acfd_a227);
         assert_eq!(entry, "/acme/billing/694d71ddacfda227");
         assert_eq!(&entry[..Keys::election_prefix_len(&entry)], keys.election_prefix(&election));
+    }
+
+    /// Hazard G39: an entry of a lease is recognized among the lease's keys.
+    #[test]
+    fn the_entries_of_a_lease_are_recognized() {
+        let keys = Keys::new("/acme");
+        let election = ElectionName::new("billing").unwrap();
+        let is_entry = |key: &str| Keys::is_entry_of("/acme/", key.as_bytes(), 0x1f);
+        assert!(is_entry(&keys.entry(&election, 0x1f)));
+        for other in [
+            &keys.entry(&election, 0x2f),
+            &keys.withdrawal_marker(0x1f, 0x1f),
+            "/other/billing/1f",
+            "/acme/1f",
+        ] {
+            assert!(!is_entry(other), "{other}");
+        }
     }
 
     /// G18: markers cannot be mistaken for entries.

@@ -33,6 +33,7 @@ use tracing::debug;
 
 use crate::{
     election::{
+        earlier_session,
         entering::{EnterResult, EntryCreator, NewEntry},
         entry::{create_revision, entry_gone, is_same_entry},
         entry_watcher::EtcdEntryWatcher,
@@ -148,6 +149,10 @@ impl EtcdSession {
 impl BackendSession for EtcdSession {
     fn id(&self) -> String {
         format!("{:x}", self.lease)
+    }
+
+    async fn cluster(&self) -> Result<String, BackendError> {
+        earlier_session::cluster(&self.store.members)
     }
 
     fn granted_ttl(&self) -> Duration {
@@ -294,19 +299,7 @@ impl BackendSession for EtcdSession {
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        let lease = self.lease;
-        let outcome = self
-            .store
-            .members
-            .call("close session", CallClass::Urgent, |client| async move {
-                client.record_header(client.lease_client().revoke(lease).await?.header());
-                Ok(())
-            })
-            .await;
-        match outcome {
-            Err(error) if error.kind() != BackendErrorKind::SessionGone => return Err(error),
-            _ => {}
-        }
+        earlier_session::revoke(&self.store.members, "close session", self.lease).await?;
         self.withdrawals.stop();
         Ok(())
     }

@@ -55,8 +55,12 @@ struct State {
 }
 
 impl PinnedCluster {
+    pub(crate) fn pinned(&self) -> Option<u64> {
+        self.state().pinned
+    }
+
     pub(crate) fn is_unpinned(&self) -> bool {
-        self.state().pinned.is_none()
+        self.pinned().is_none()
     }
 
     /// Pins the cluster of the first response, and compares later ones with it. Returns the pinned cluster as the

@@ -37,6 +37,17 @@ impl Layout {
         }
     }
 
+    /// The nonce in the name of an entry that this library created.
+    pub(crate) fn nonce(self, name: &str) -> Option<u128> {
+        let guid = match self {
+            Self::Tenure => name.strip_prefix("c-")?.get(..32)?.to_owned(),
+            Self::Curator => name.strip_prefix("_c_")?.get(..36)?.replace('-', ""),
+            Self::Kazoo => name.get(..32)?.to_owned(),
+        };
+        let nonce = u128::from_str_radix(&guid, 16).ok()?;
+        name.starts_with(&self.prefix(nonce)).then_some(nonce)
+    }
+
     /// The number of a candidate's entry; `None` if no candidate's entry can have this name.
     ///
     /// The other libraries check only the text just before the number: Curator's
@@ -154,6 +165,25 @@ mod tests {
         let numbers: Vec<_> =
             in_order.iter().map(|number| Layout::Tenure.number(&name(number)).unwrap()).collect();
         assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    }
+
+    /// Hazard G39: the nonce of an entry can be read from its name, and from no other name.
+    #[test]
+    fn a_name_has_the_nonce_of_its_request() {
+        let nonce = 0x1234_5678_9abc_def0_1122_3344_5566_7788;
+        for layout in ALL {
+            let name = format!("{}0000000001", layout.prefix(nonce));
+            assert_eq!(layout.nonce(&name), Some(nonce));
+            for other in [
+                "",
+                "notes",
+                &name.to_uppercase(),
+                &name[1..],
+                "c-+23456789abcdef01122334455667788-0000000001",
+            ] {
+                assert_eq!(layout.nonce(other), None, "{other}");
+            }
+        }
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 //! [`observe`] reads and follows the leader.
 
 pub(crate) mod acl_audit;
+pub(crate) mod earlier_session;
 mod entries;
 mod entry_stat;
 mod entry_watcher;

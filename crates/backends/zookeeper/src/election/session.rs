@@ -13,7 +13,7 @@ use tenure_core::{
 use tokio::time::timeout;
 
 use super::{
-    entries::Entries, entry_stat::fencing_token, entry_watcher::ZookeeperEntryWatcher,
+    earlier_session, entries::Entries, entry_stat::fencing_token, entry_watcher::ZookeeperEntryWatcher,
     heartbeat_znode::HeartbeatZnode, store::ElectionStore, wait,
 };
 use crate::transport::{
@@ -62,6 +62,10 @@ impl ZookeeperSession {
 impl BackendSession for ZookeeperSession {
     fn id(&self) -> String {
         session_name(self.session.id())
+    }
+
+    async fn cluster(&self) -> Result<String, BackendError> {
+        self.store.map_error(earlier_session::cluster(&self.store, &self.session).await)
     }
 
     fn granted_ttl(&self) -> Duration {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use tenure_mmap::ForkMark;
 use tokio::{
     runtime::{Handle, Runtime},
     sync::{mpsc, oneshot},
@@ -86,21 +87,25 @@ pub(crate) struct EngineRuntime {
     /// Counts the tasks of one elector, which keep the engine's thread running.
     tasks: TaskTracker,
     callbacks: Callbacks,
+    fork_mark: ForkMark,
 }
 
 impl EngineRuntime {
     /// Runs the tasks of one elector on `thread`. `tasks` counts them.
     pub(crate) fn on(thread: &EngineThread, tasks: TaskTracker, callbacks: Callbacks) -> Self {
-        Self { handle: Some(thread.handle.clone()), tasks, callbacks }
+        let handle = Some(thread.handle.clone());
+        Self { handle, tasks, callbacks, fork_mark: ForkMark::of_this_process() }
     }
 
     /// Runs the engine's tasks in the current runtime. Without one, only the concurrency tests work.
     pub(crate) fn current(tasks: TaskTracker, callbacks: Callbacks) -> Self {
-        Self { handle: Handle::try_current().ok(), tasks, callbacks }
+        Self { handle: Handle::try_current().ok(), tasks, callbacks, fork_mark: ForkMark::of_this_process() }
     }
 
     /// Starts a task. Clean-up that is needed also when the task is dropped before its first poll belongs in
     /// the `Drop` of a value that `task` owns, not in its body: the runtime may be shutting down.
+    ///
+    /// In a forked child, where no thread would run it, the task is dropped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.start_task(self.tasks.track_future(task));
     }
@@ -112,6 +117,9 @@ impl EngineRuntime {
 
     #[cfg(not(all(test, tenure_shuttle)))]
     fn start_task(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
+        if self.fork_mark.is_forked() {
+            return None;
+        }
         Some(self.handle.as_ref()?.spawn(task).abort_handle())
     }
 
@@ -124,7 +132,8 @@ impl EngineRuntime {
     /// Runs `call` on the engine, for a caller on any executor.
     ///
     /// # Errors
-    /// [`Error::TaskEnded`] when the engine's runtime has been shut down, or `call` has panicked.
+    /// [`Error::Forked`] in a forked child; [`Error::TaskEnded`] when the engine's runtime has been shut down, or `call` has
+    /// panicked.
     ///
     /// # Cancellation safety
     /// Dropping the future drops `call`.
@@ -132,6 +141,9 @@ impl EngineRuntime {
         &self,
         call: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Error> {
+        if self.fork_mark.is_forked() {
+            return Err(Error::Forked);
+        }
         let (sender, answer) = oneshot::channel();
         let task = self.start_task(self.tasks.track_future(async move {
             let _ = sender.send(call.await);

@@ -93,7 +93,7 @@ impl ElectorTask {
             Action::StopRequest => {
                 candidate.in_flight.take().inspect(AbortHandle::abort);
             }
-            Action::RenewRequest => candidate.renew_request(),
+            Action::RenewRequest => candidate.renew_request(&self.shared),
             Action::LeaveSession => {
                 debug!(election = %candidate.request.election, "campaigning on under a new session");
                 let mut membership = candidate.membership.take()?;

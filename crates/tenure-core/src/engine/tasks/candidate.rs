@@ -18,7 +18,6 @@ use crate::{
         rules::{candidate_state::State, retry_delays::RetryDelays},
         runtime::callbacks::catch_panic,
     },
-    random,
     spi::EntryRequest,
 };
 
@@ -108,9 +107,9 @@ impl Candidate {
     }
 
     /// Makes a new request. Its nonce is never used again, so that two entries are never confused.
-    pub(super) fn renew_request(&mut self) {
+    pub(super) fn renew_request(&mut self, shared: &ElectorContext) {
         self.request =
-            Arc::new(EntryRequest { nonce: random::number(), ..EntryRequest::clone(&self.request) });
+            Arc::new(EntryRequest { nonce: shared.request_nonce(), ..EntryRequest::clone(&self.request) });
         (self.uncertain, self.entry, self.token) = (false, None, None);
     }
 }

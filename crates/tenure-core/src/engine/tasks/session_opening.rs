@@ -65,6 +65,12 @@ pub(super) async fn open(
             () = sleep(pause) => {}
         }
     }
+    if let Some(resume) = &shared.resume {
+        tokio::select! {
+            () = resume.end_earlier_sessions(&*shared.backend, &shared.config) => {}
+            () = shared.closing.cancelled() => {}
+        }
+    }
     let mut opening = Box::pin(open_now(&shared, number, events));
     let outcome = tokio::select! {
         biased;
@@ -108,6 +114,9 @@ async fn open_now(
             BackendErrorKind::Unavailable,
             "opening a session took nearly as long as the session lives",
         )));
+    }
+    if let Some(resume) = &shared.resume {
+        resume.save(&*backend_session, config.request_timeout).await;
     }
     let session = Session::new(backend_session, Arc::clone(shared), window, number, events);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;

@@ -79,6 +79,11 @@ impl SessionTask {
             session.entry_tracker.wait().await;
         }
         self.closed = close(session).await;
+        if self.closed
+            && let Some(resume) = &shared.resume
+        {
+            resume.forget(&session.backend_session.id()).await;
+        }
     }
 }
 

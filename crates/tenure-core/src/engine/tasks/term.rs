@@ -141,6 +141,11 @@ impl Term {
 
     /// A token that is cancelled when work has to stop.
     pub(crate) fn cancellation_token(self: &Arc<Self>) -> CancellationToken {
+        if self.is_forked() {
+            let cancelled = CancellationToken::new();
+            cancelled.cancel();
+            return cancelled;
+        }
         let token = &self.cold().cancellation_token;
         if self.ended().is_some() {
             // The shared token may be cancelled only a moment later, by another thread.
@@ -153,6 +158,9 @@ impl Term {
 
     /// Waits until the term has ended.
     pub(crate) async fn wait_ended(self: &Arc<Self>) {
+        if self.is_forked() {
+            return;
+        }
         self.cold().ended.wait().await;
     }
 
@@ -223,11 +231,23 @@ impl Term {
 
     /// Why the term ended, if it has.
     pub(crate) fn reason(&self) -> Option<LossReason> {
+        if self.is_forked() {
+            return Some(LossReason::Forked);
+        }
         self.ended().map(|end| end.reason)
+    }
+
+    /// Whether this is a forked child of the process that leads. Nothing that the threads of the leader own is touched then:
+    /// a lock may be held by a thread that does not exist here.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.session.shared.fork_mark.is_forked()
     }
 
     /// Whether leadership may be assumed now. Ends the term when it may not. Compares the clock on every call.
     pub(crate) fn enforce(self: &Arc<Self>) -> Result<(), Lost> {
+        if self.is_forked() {
+            return Err(Lost::new(LossReason::Forked));
+        }
         if let Some(end) = self.ended.get() {
             return Err(Lost::new(end.reason));
         }
@@ -251,6 +271,9 @@ impl Term {
 
     /// The one way in which a term ends by itself, on any thread.
     fn end_inner(self: &Arc<Self>, reason: LossReason, guard_dropped: bool) {
+        if self.is_forked() {
+            return;
+        }
         let ends = self.ended().is_none() && self.ended.set(self.session.end_for(reason));
         if guard_dropped {
             // After the end, so that work that begins now sees it; before the event, which need not wait then.
@@ -359,6 +382,9 @@ impl Term {
 
     /// Requests a grace period of at least `grace_period`.
     pub(crate) fn raise_grace_period(self: &Arc<Self>, grace_period: Duration) {
+        if self.is_forked() {
+            return;
+        }
         let nanos = u64::try_from(grace_period.as_nanos()).unwrap_or(u64::MAX);
         if self.requested_grace_period.fetch_max(nanos, Ordering::AcqRel) < nanos {
             self.watch();

@@ -119,6 +119,9 @@ impl Term {
     pub(crate) async fn run<F: Future>(self: &Arc<Self>, work: F) -> Result<F::Output, Lost> {
         // Counted before the check: a thread that ends the term after the check waits for this work.
         let _work_guard = self.work.begin();
+        if self.is_forked() {
+            return Err(Lost::new(LossReason::Forked));
+        }
         let cold = self.cold();
         self.enforce()?;
         // Adds the fencing token to all events that the work logs.
@@ -129,6 +132,10 @@ impl Term {
             // Counted before the clock is read: a thread that sees no poll after the stop-by time knows that
             // none begins.
             let _poll_guard = self.begin_poll();
+            if self.is_forked() {
+                drop(work.take());
+                return Poll::Ready(Err(Lost::new(LossReason::Forked)));
+            }
             let must_drop = drop_now.poll_unpin(context).is_ready() || self.is_drop_due();
             if must_drop && !is_disabled(SafetyRule::DropWorkAtDeadline) {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);

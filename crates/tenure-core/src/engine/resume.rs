@@ -1,0 +1,159 @@
+//! Ends the sessions of an earlier process, and saves those of this one for the next.
+//!
+//! The engine calls this at three places: before the first session is opened ([`Resume::end_earlier_sessions`]), after a session
+//! was opened and before it has an entry ([`Resume::save`]), and after a session was closed ([`Resume::forget`]).
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use tokio::{sync::Mutex, task::spawn_blocking};
+use tracing::{info, warn};
+
+use super::runtime::retry::{Retry, with_timeout};
+use crate::{
+    Config, Error, InvalidConfig, random,
+    resume::{Durability, EarlierSessions, ResumeFile},
+    spi::{Backend, BackendError, BackendErrorKind, BackendSession, SessionRecord},
+    sync::timeout,
+};
+
+/// Ends one session. Retries for the request timeout at most.
+async fn end(backend: &dyn Backend, record: &SessionRecord, config: &Config) -> Result<(), BackendError> {
+    let limit = config.request_timeout;
+    let mut retry = Retry::new(config.retry);
+    let mut last = None;
+    let attempts = async {
+        loop {
+            match backend.end_session(record).await {
+                Err(error) if error.kind() == BackendErrorKind::SessionGone => return Ok(()),
+                Err(error) if !error.is_permanent() => last = Some(error),
+                outcome => return outcome,
+            }
+            retry.pause().await;
+        }
+    };
+    match timeout(limit, attempts).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(last.unwrap_or_else(|| {
+            let text = format!("no answer within {}", humantime::format_duration(limit));
+            BackendError::new(BackendErrorKind::Unavailable, text)
+        })),
+    }
+}
+
+/// The resume file of an elector, which is locked until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Resume {
+    file: Arc<ResumeFile>,
+    /// The upper half of the nonces of all requests of this elector.
+    nonce: u64,
+    sessions: Mutex<Sessions>,
+}
+
+#[derive(Debug, Default)]
+struct Sessions {
+    /// Those of earlier processes that are not known to have ended. They are ended before the first session is opened.
+    earlier: Vec<SessionRecord>,
+    are_earlier_handled: bool,
+    /// This elector's own that were not closed yet.
+    own: Vec<SessionRecord>,
+}
+
+impl Resume {
+    /// Locks and reads the resume file at `path`.
+    ///
+    /// # Errors
+    /// [`InvalidConfig::ResumeFile`] when the file cannot be used, or not with this store.
+    pub(super) fn open(backend: &dyn Backend, path: &Path) -> Result<Self, Error> {
+        let refused = |problem: String| InvalidConfig::ResumeFile { path: path.to_owned(), problem };
+        let capabilities = backend.capabilities();
+        if !capabilities.expiring {
+            let problem = "the kernel ends a session of this store together with its process, so that nothing is left to end";
+            return Err(refused(problem.to_owned()).into());
+        }
+        if !capabilities.ends_sessions {
+            return Err(refused("this store cannot end the session of another process".to_owned()).into());
+        }
+        let (file, earlier) = ResumeFile::open(path).map_err(refused)?;
+        let earlier = match earlier {
+            EarlierSessions::Open(sessions) => sessions,
+            EarlierSessions::Ignored(reason) => {
+                warn!(file = %path.display(), reason, "the resume file is ignored: sessions of an earlier process expire by themselves");
+                Vec::new()
+            }
+        };
+        Ok(Self {
+            file: Arc::new(file),
+            nonce: random::upper_half(),
+            sessions: Mutex::new(Sessions { earlier, ..Sessions::default() }),
+        })
+    }
+
+    /// A nonce for a request of this elector.
+    pub(crate) fn request_nonce(&self) -> u128 {
+        u128::from(self.nonce) << 64 | u128::from(random::upper_half())
+    }
+
+    /// Ends the sessions of earlier processes in the store, once. Retries for the request timeout at most, all at the same time.
+    pub(crate) async fn end_earlier_sessions(&self, backend: &dyn Backend, config: &Config) {
+        let mut sessions = self.sessions.lock().await;
+        if std::mem::replace(&mut sessions.are_earlier_handled, true) {
+            return;
+        }
+        let ended = sessions.earlier.iter().map(|record| async move {
+            let session = &record.session;
+            match end(backend, record, config).await {
+                Ok(()) => info!(session, "ended the session of an earlier process"),
+                Err(error) if error.kind() == BackendErrorKind::Invalid => {
+                    warn!(session, %error, "the session of an earlier process is ignored");
+                }
+                Err(error) => {
+                    warn!(session, %error, "the session of an earlier process was not ended: it expires by its TTL");
+                    return Some(record.clone());
+                }
+            }
+            None
+        });
+        let left = join_all(ended).await;
+        sessions.earlier = left.into_iter().flatten().collect();
+    }
+
+    /// Saves `session`, before it has an entry. If that fails, the next process cannot end it, and it expires by its TTL.
+    pub(crate) async fn save(&self, session: &dyn BackendSession, limit: Duration) {
+        let id = session.id();
+        let cluster = match with_timeout("identifying the store", limit, session.cluster()).await {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                warn!(session = id, %error, "the session is not saved for the next process");
+                return;
+            }
+        };
+        let mut sessions = self.sessions.lock().await;
+        sessions.own.push(SessionRecord::new(id, cluster, self.nonce));
+        self.write(&sessions, Durability::Synced).await;
+    }
+
+    /// Removes a session that was closed.
+    pub(crate) async fn forget(&self, session: &str) {
+        let mut sessions = self.sessions.lock().await;
+        let before = sessions.own.len();
+        sessions.own.retain(|record| record.session != session);
+        if sessions.own.len() < before {
+            // A session that is over can stay in the file: ending it once more has no effect.
+            self.write(&sessions, Durability::Unsynced).await;
+        }
+    }
+
+    /// Writes the file, on a thread that may block.
+    async fn write(&self, sessions: &Sessions, durability: Durability) {
+        let all: Vec<_> = sessions.earlier.iter().chain(&sessions.own).cloned().collect();
+        let file = Arc::clone(&self.file);
+        let written = spawn_blocking(move || file.write(&all, durability)).await;
+        let error = match written {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        warn!(file = %self.file.path().display(), error, "the resume file was not written: the next process waits for the TTL");
+    }
+}

@@ -1,0 +1,21 @@
+//! The process that the tests fork, kill and restart. The first argument says what it does.
+
+mod leader;
+mod lock;
+
+use std::env;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    match words[..] {
+        ["fork", store] => leader::fork_while_leading(store),
+        ["lead", url] => leader::lead(url, false),
+        ["lead-and-fork", url] => leader::lead(url, true),
+        ["lock", kind, path] => lock::hold(kind, path.as_ref()),
+        _ => bail!("usage: fork STORE | lead URL | lead-and-fork URL | lock pinned|plain FILE"),
+    }
+}
