@@ -82,7 +82,7 @@ pub mod spi;
 
 pub use candidate::{Candidate, MAX_VALUE_BYTES};
 pub use clock::{BootClock, BootInstant, Clock, SimClock};
-pub use config::{Backoff, Config, OnDisconnect, OnOverrun, Overrun};
+pub use config::{Backoff, Config, OnClockJump, OnDisconnect, OnOverrun, Overrun};
 pub use diagnosis::{Diagnosis, Level};
 pub use election_status::{ElectionStatus, StatusHandle};
 pub use elector::{Elector, Leaders};

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElector, StoreUrl, spi::Backend};
+use tenure_core::{
+    CandidateId, Config, Elector, Error, OnClockJump, OnDisconnect, StoreElector, StoreUrl, spi::Backend,
+};
 
 /// Creates an elector for the store and the settings in `url`.
 ///
@@ -27,6 +29,7 @@ use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreElecto
 /// | `request_timeout` | how long to wait for a response before the request is sent again | 5 s |
 /// | `shutdown_timeout` | how long a resignation or a shutdown takes at most | 5 s |
 /// | `on_disconnect` | what a leader does when a heartbeat fails: `hold` until the deadline, or `step_down` at once | `hold` |
+/// | `on_clock_jump` | what a leader does when the time of day jumps ahead: `lose` leadership, or `log` a warning and go on ([what that risks](tenure_core::OnClockJump::Log)) | `lose` |
 /// | `id` | the candidate's id | host name, process id and a random number |
 /// | `value` | the candidate's value, which others can read | empty |
 ///
@@ -121,6 +124,16 @@ pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<C
         Some(other) => {
             return Err(url
                 .invalid(format!("on_disconnect={other} is not allowed: it must be hold or step_down"))
+                .into());
+        }
+    }
+    match url.text("on_clock_jump") {
+        None => {}
+        Some("lose") => config = config.with_on_clock_jump(OnClockJump::Lose),
+        Some("log") => config = config.with_on_clock_jump(OnClockJump::Log),
+        Some(other) => {
+            return Err(url
+                .invalid(format!("on_clock_jump={other} is not allowed: it must be lose or log"))
                 .into());
         }
     }

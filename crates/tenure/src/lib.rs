@@ -125,8 +125,8 @@ pub use tenure_core::{
     Backoff, BootClock, BootInstant, BoxError, Candidate, CandidateId, Clock, Config, Connection, Diagnosis,
     ElectionName, ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Hierarchy,
     InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle,
-    Level, LossReason, Lost, MAX_VALUE_BYTES, OnDisconnect, OnOverrun, Overrun, ParseTokenError, Password,
-    Secret, StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
+    Level, LossReason, Lost, MAX_VALUE_BYTES, OnClockJump, OnDisconnect, OnOverrun, Overrun, ParseTokenError,
+    Password, Secret, StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
 };
 
 /// The traits that a backend implements.

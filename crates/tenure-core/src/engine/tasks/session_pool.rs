@@ -160,7 +160,7 @@ async fn open_once(shared: &Arc<ElectorContext>) -> Result<Arc<Session>, OpenErr
     let window = if backend_session.proof() == HeartbeatProof::Process {
         Window::endless(clock, ttl, config.drift, config.grace_period())
     } else {
-        Window::opened(sent, ttl, config.drift, config.grace_period())
+        Window::opened(sent, ttl, config.drift, config.grace_period()).on_clock_jump(config.on_clock_jump)
     };
     let max =
         heartbeat::largest_grace_period(backend_session.proof(), ttl, config.drift, config.grace_period());
