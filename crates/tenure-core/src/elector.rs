@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Config, Diagnosis, Error, Leadership, LeadershipHandle, Status,
+    Backoff, Candidate, CandidateId, Config, Diagnosis, ElectionName, Error, Leadership, LeadershipHandle,
+    Status,
 };
 
 /// A stream of the leaders of an election; see [`Elector::observe`].
@@ -87,6 +88,28 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`campaign`](Self::campaign).
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error>;
+
+    /// The names of the elections that exist: those with at least one candidate, of any process. In alphabetical order.
+    ///
+    /// An election that nobody takes part in does not exist, whatever it has left in the store. `tenure-doctor` is listed while
+    /// somebody [diagnoses](Self::diagnose) the store. What is listed, by store:
+    ///
+    /// | store | elections | left out |
+    /// |---|---|---|
+    /// | etcd | directly below the prefix, with a key that is named after its own lease, tenure's or Go's; as of one revision | other keys; keys below a longer prefix |
+    /// | ZooKeeper | children of the root with an entry in the layout of the URL; read one after the other | elections that this user may not list |
+    /// | local | with a live candidate; read one after the other | files of dead candidates |
+    /// | memory | with an entry | |
+    ///
+    /// Names that are no [`ElectionName`] are left out too. Reads all entries of the store, and on ZooKeeper every election
+    /// that has ever existed: meant for people and dashboards, not to be called at every request.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the store cannot list them, or when there are more than a million keys below the prefix (etcd);
+    /// [`Error::Unsupported`] by default; otherwise as [`campaign`](Self::campaign).
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        Err(Error::Unsupported("list the elections"))
+    }
 
     /// The current leader, and then every change of leader; `None` while there is no leader.
     ///
@@ -178,6 +201,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
         (**self).candidates(election).await
+    }
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        (**self).elections().await
     }
     fn observe(&self, election: &str) -> Leaders {
         (**self).observe(election)

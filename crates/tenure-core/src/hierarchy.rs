@@ -177,6 +177,11 @@ impl Elector for Hierarchy {
         self.top.candidates(election).await
     }
 
+    /// The elections of the top tier's store. Where both tiers share a store, those of the groups too.
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        self.top.elections().await
+    }
+
     fn observe(&self, election: &str) -> Leaders {
         self.top.observe(election)
     }

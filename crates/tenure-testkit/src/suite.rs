@@ -64,6 +64,7 @@ cases! {
     watching::a_value_can_be_changed if |_, _| true;
     watching::a_value_has_a_largest_size if |_, _| true;
     watching::observers_hear_of_leaders_and_vacancies if |_, _| true;
+    watching::elections_are_listed_while_they_have_candidates if |_, _| true;
     watching::foreign_entries_are_ignored_and_left_alone if |_, h| h.foreign_entries;
     interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, h| h.entry_deletion;
     interference::a_waiter_whose_entry_was_deleted_enters_again if |_, h| h.entry_deletion;
@@ -114,7 +115,7 @@ macro_rules! conformance {
             many_candidates_never_lead_together
             many_elections_share_one_session elections_with_like_names_are_apart
             candidates_are_seen_with_their_values a_value_can_be_changed a_value_has_a_largest_size
-            observers_hear_of_leaders_and_vacancies foreign_entries_are_ignored_and_left_alone
+            observers_hear_of_leaders_and_vacancies elections_are_listed_while_they_have_candidates foreign_entries_are_ignored_and_left_alone
             a_leader_whose_entry_was_deleted_leads_no_more a_waiter_whose_entry_was_deleted_enters_again
             a_leader_whose_session_was_ended_leads_no_more a_waiter_whose_session_was_ended_wins_no_phantom
             a_leader_cut_off_stops_before_the_next_one_leads a_leader_on_a_dead_line_stops_before_the_next_one_leads

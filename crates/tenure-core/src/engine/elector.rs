@@ -27,6 +27,9 @@ use crate::{
     telemetry,
 };
 
+/// The number of request timeouts that listing the elections may take.
+const LISTING_REQUESTS: u32 = 10;
+
 /// The [`Elector`] over any [`Backend`].
 ///
 /// The engine runs on threads of its own, which start with the elector. A blocked, idle or dropped runtime of
@@ -191,12 +194,26 @@ impl StoreElector {
         T: Send + 'static,
         F: Future<Output = Result<T, BackendError>> + Send + 'static,
     {
+        self.request_within(operation, self.shared.config.request_timeout, request).await
+    }
+
+    /// As [`request`](Self::request), with `limit` as the timeout of each attempt.
+    async fn request_within<T, F>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        request: impl Fn(Arc<dyn Backend>) -> F + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, BackendError>> + Send + 'static,
+    {
         let shared = Arc::clone(&self.shared);
         let answer = async move {
             let mut retry = Retry::new(shared.config.retry);
             loop {
                 let request = request(Arc::clone(&shared.backend));
-                match with_timeout(operation, shared.config.request_timeout, request).await {
+                match with_timeout(operation, limit, request).await {
                     Ok(answer) => {
                         shared.status.answered();
                         return Ok(answer);
@@ -259,6 +276,16 @@ impl Elector for StoreElector {
             async move { store.candidates(&election).await }
         })
         .await
+    }
+
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        let limit = self.shared.config.request_timeout * LISTING_REQUESTS;
+        let listed = self
+            .request_within("listing the elections", limit, |store| async move { store.elections().await });
+        let mut elections = listed.await?;
+        elections.sort_unstable();
+        elections.dedup();
+        Ok(elections)
     }
 
     fn observe(&self, election: &str) -> Leaders {

@@ -74,6 +74,34 @@ pub(super) async fn observers_hear_of_leaders_and_vacancies(context: &CaseContex
     assert_eq!(leader.as_deref(), Some("a"));
 }
 
+/// An election exists while it has a candidate. What it leaves in the store, and foreign entries, are no elections.
+pub(super) async fn elections_are_listed_while_they_have_candidates(context: &CaseContext<'_>) {
+    let (a, b, observer) =
+        (context.candidate("a").await, context.candidate("b").await, context.candidate("w").await);
+    let list = async || -> Vec<String> {
+        let listed = within("listing the elections", observer.elector.elections()).await.unwrap();
+        listed.iter().map(ToString::to_string).collect()
+    };
+    if context.harness.capabilities().foreign_entries {
+        context.harness.add_foreign_entries("e").await;
+    }
+    assert_eq!(list().await, [""; 0]);
+    // In the order of the keys of some stores, "e-1" is ahead of "e" and "e.1" is not.
+    let first = a.lead().await;
+    let second = within("leading", b.elector.campaign("e-1")).await.unwrap();
+    let third = within("leading", b.elector.campaign("e.1")).await.unwrap();
+    let next = b.start_campaign().await;
+    assert_eq!(list().await, ["e", "e-1", "e.1"]);
+    second.resign().await.unwrap();
+    assert_eq!(list().await, ["e", "e.1"]);
+    first.resign().await.unwrap();
+    let fourth = within("the handover", next).await.unwrap();
+    assert_eq!(list().await, ["e", "e.1"]);
+    third.resign().await.unwrap();
+    fourth.resign().await.unwrap();
+    assert_eq!(list().await, [""; 0]);
+}
+
 /// Entries that no candidate created are ignored, and never deleted.
 pub(super) async fn foreign_entries_are_ignored_and_left_alone(context: &CaseContext<'_>) {
     let (a, b) = (context.candidate("a").await, context.candidate("b").await);
