@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Config, Diagnosis, ElectionName, Error, Leadership, LeadershipHandle,
-    Status,
+    Backoff, CampaignOptions, Candidate, CandidateId, Config, Diagnosis, ElectionName, Error, Leadership,
+    LeadershipHandle, Patience, Status,
 };
 
 /// A stream of the leaders of an election; see [`Elector::observe`].
@@ -24,6 +24,13 @@ pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
 /// wrong meanwhile. Permanent errors (refused credentials, an illegal name) are returned at once.
 ///
 /// Dropping an elector closes its session once all of its leaderships are over.
+///
+/// # Implementing it
+///
+/// [`StoreElector`](crate::StoreElector) and [`Hierarchy`](crate::Hierarchy) implement this trait; an application may wrap them.
+/// [`campaign_with`](Self::campaign_with) is the method that the other campaigns are built on. A method that is new in a release
+/// has a default, so that other implementations continue to compile; where no default can work, it returns
+/// [`Error::Unsupported`].
 #[async_trait]
 pub trait Elector: Send + Sync + fmt::Debug {
     /// Campaigns until this candidate leads.
@@ -38,7 +45,41 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Cancellation safety
     /// Dropping the future withdraws the candidate in the background: no entry is left behind, whatever request was pending.
-    async fn campaign(&self, election: &str) -> Result<Leadership, Error>;
+    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
+        let options = CampaignOptions::new().with_patience(Patience::Forever);
+        match self.campaign_with(election, options).await? {
+            Some(leadership) => Ok(leadership),
+            None => Err(Error::TaskEnded("a campaign that waits was not elected")),
+        }
+    }
+
+    /// Campaigns with a value, a grace period or a patience of its own. Returns `None` when the
+    /// [patience](crate::Patience) is over.
+    ///
+    /// # Behavior
+    /// - Campaigns as [`campaign`](Self::campaign) does.
+    /// - When the time of [`Patience::AtMost`] is over, returns `None` once the candidate has withdrawn, as
+    ///   [`campaign_until`](Self::campaign_until) does.
+    /// - With [`Patience::NoWait`], as [`try_campaign`](Self::try_campaign).
+    /// - The value of the options is that of this candidate alone. [`set_value`](Self::set_value) replaces it.
+    ///
+    /// # Errors
+    /// - [`Error::InvalidConfig`] when the grace period is zero, or longer than the TTL that the store has granted allows: a third
+    ///   of it, or less. The candidate has not entered then.
+    /// - [`Error::ValueTooLarge`], and [`Error::InvalidConfig`] for a value that ends with the marker of a resign request.
+    /// - [`Error::Unsupported`] by default, in implementations that know no options.
+    /// - Otherwise as [`campaign`](Self::campaign).
+    ///
+    /// # Cancellation safety
+    /// As [`campaign`](Self::campaign).
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        let _ = (election, options);
+        Err(Error::Unsupported("campaign with options"))
+    }
 
     /// Campaigns until this candidate leads or `cancel` completes. Returns `None` after `cancel`, once the candidate has
     /// withdrawn.
@@ -75,7 +116,33 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Cancellation safety
     /// As [`campaign`](Self::campaign).
-    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error>;
+    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
+        self.campaign_with(election, CampaignOptions::new().with_patience(Patience::NoWait)).await
+    }
+
+    /// Sets the value of this elector's candidates in `election`, in place of that of the
+    /// [configuration](Config::with_value). At most 64 KiB.
+    ///
+    /// # Behavior
+    /// - Applies to the candidate that takes part, whether it is entering, waits or leads, and to all later ones until the elector
+    ///   is dropped. A candidate that loses its entry enters again with this value.
+    /// - Whatever was set last counts: this, the value of a later [`campaign_with`](Self::campaign_with) for that campaign, or
+    ///   [`LeadershipHandle::set_value`](crate::LeadershipHandle::set_value) for that term.
+    /// - Returns when the store has this value or a later one. Returns at once when there is no entry: the next one has the value.
+    ///   A candidate that is just entering gets it as soon as its entry is known.
+    /// - Neither the queue position nor the fencing token changes.
+    ///
+    /// # Errors
+    /// An illegal name, [`Error::ValueTooLarge`], [`Error::InvalidConfig`] for a value that ends with the marker of a resign
+    /// request, an error when the store refuses the request, [`Error::Closed`]; [`Error::Unsupported`] by default. Retries during
+    /// an outage.
+    ///
+    /// # Cancellation safety
+    /// When the future is dropped after its first poll, the value is stored in the background.
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        let _ = (election, value);
+        Err(Error::Unsupported("set a candidate's value"))
+    }
 
     /// The current leader, or `None` when there is none.
     ///
@@ -195,6 +262,16 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
         (**self).try_campaign(election).await
+    }
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        (**self).campaign_with(election, options).await
+    }
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        (**self).set_value(election, value).await
     }
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
         (**self).leader(election).await

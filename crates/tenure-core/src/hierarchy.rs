@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
-    Leaders, Leadership, LeadershipHandle, Status, engine::runtime::retry::Retry,
+    Backoff, CampaignOptions, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Error,
+    InvalidConfig, Leaders, Leadership, LeadershipHandle, Patience, Status, engine::runtime::retry::Retry,
 };
 
 /// An elector with two tiers: every group elects its leader, and only the leaders of groups campaign in the election itself.
@@ -92,22 +92,49 @@ impl Hierarchy {
 
 #[async_trait]
 impl Elector for Hierarchy {
-    /// Campaigns in the group first, and then at the top for as long as the leadership in the group lasts.
-    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
+    /// Campaigns in the group first, and then at the top for as long as the leadership in the group lasts. The value of the
+    /// options is that of the candidates in both tiers. The grace period is kept at the top, before both deadlines.
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
         let group = self.group_election(election)?;
+        options.validate()?;
+        let begun = Instant::now();
         let mut retry = Retry::new(self.work_backoff());
         loop {
-            let parent = self.groups.campaign(group.as_str()).await?;
+            let group_options = options.clone().without_grace_period().after_waiting(begun.elapsed());
+            let parent = self.groups.campaign_with(group.as_str(), group_options).await?;
+            let Some(parent) = parent else { return Ok(None) };
+            let top_options = options.clone().after_waiting(begun.elapsed());
             let reason = tokio::select! {
                 biased;
                 reason = parent.lost() => reason,
-                top = self.top.campaign(election) => return Ok(top?.with_parent(parent)),
+                top = self.top.campaign_with(election, top_options) => {
+                    if let Ok(Some(top)) = top {
+                        return Ok(Some(top.with_parent(parent)));
+                    }
+                    // Confirmed before this returns, so that another attempt finds the group's election free.
+                    let _ = parent.resign().await;
+                    return top;
+                }
             };
             info!(election, group = %self.group, %reason, "no longer leads its group; campaigning there again");
             // The resignation is confirmed before the next campaign.
             let _ = parent.resign().await;
+            if options.patience() == Patience::NoWait {
+                return Ok(None);
+            }
             retry.pause().await;
         }
+    }
+
+    /// Sets the value of the candidates in both tiers.
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        let group = self.group_election(election)?;
+        self.groups.set_value(group.as_str(), value.clone()).await?;
+        self.top.set_value(election, value).await
     }
 
     async fn campaign_until(
@@ -151,19 +178,6 @@ impl Elector for Hierarchy {
                 biased;
                 () = cancel.clone() => return Ok(None),
                 () = retry.pause() => {}
-            }
-        }
-    }
-
-    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
-        let group = self.group_election(election)?;
-        let Some(parent) = self.groups.try_campaign(group.as_str()).await? else { return Ok(None) };
-        match self.top.try_campaign(election).await {
-            Ok(Some(top)) => Ok(Some(top.with_parent(parent))),
-            other => {
-                // Confirmed before this returns, so that another attempt finds the group's election free.
-                let _ = parent.resign().await;
-                other
             }
         }
     }

@@ -30,7 +30,7 @@
 //!
 //! | For | Types |
 //! |---|---|
-//! | campaigning and observing | [`Elector`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store |
+//! | campaigning and observing | [`Elector`], [`CampaignOptions`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store |
 //! | leading | [`Leadership`], [`LeadershipHandle`], [`LossReason`] |
 //! | protecting a resource from a stale leader | [`FencingToken`], [`Fence`] |
 //! | settings | [`Config`], [`StoreUrl`], [`Tls`], [`Password`] |
@@ -49,6 +49,7 @@
 //! | `tls` | checks certificates and keys when they are configured, not only when a connection is made |
 #![doc(test(attr(deny(warnings))))]
 
+mod campaign_options;
 mod candidate;
 mod clock;
 mod config;
@@ -80,6 +81,7 @@ pub mod memory;
 pub mod metrics;
 pub mod spi;
 
+pub use campaign_options::{CampaignOptions, Patience};
 pub use candidate::{Candidate, MAX_VALUE_BYTES};
 pub use clock::{BootClock, BootInstant, Clock, SimClock};
 pub use config::{Backoff, Config, OnClockJump, OnDisconnect, OnOverrun, Overrun};

@@ -122,11 +122,12 @@ pub mod test_support;
 pub use connect::{connect, connect_with};
 pub use settings::Settings;
 pub use tenure_core::{
-    Backoff, BootClock, BootInstant, BoxError, Candidate, CandidateId, Clock, Config, Connection, Diagnosis,
-    ElectionName, ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken, Hierarchy,
-    InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle,
-    Level, LossReason, Lost, MAX_VALUE_BYTES, OnClockJump, OnDisconnect, OnOverrun, Overrun, ParseTokenError,
-    Password, Secret, StaleToken, Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
+    Backoff, BootClock, BootInstant, BoxError, CampaignOptions, Candidate, CandidateId, Clock, Config,
+    Connection, Diagnosis, ElectionName, ElectionStatus, Elector, ElectorExt, Error, Fence, FencingToken,
+    Hierarchy, InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership,
+    LeadershipHandle, Level, LossReason, Lost, MAX_VALUE_BYTES, OnClockJump, OnDisconnect, OnOverrun,
+    Overrun, ParseTokenError, Password, Patience, Secret, StaleToken, Status, StatusHandle, StoreElector,
+    StoreUrl, Tls, TlsPem,
 };
 
 /// The traits that a backend implements.

@@ -4,27 +4,23 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt, future::BoxFuture, stream};
-use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::oneshot;
 use tracing::{Level, debug, warn};
 
 use super::{
-    diagnose,
+    campaigning, diagnose,
     elector_context::ElectorContext,
     runtime::{
         report::FLUSH_TIMEOUT,
         retry::{Retry, with_timeout},
     },
-    tasks::{
-        campaign::Campaign, candidacy::Caller, elections::Elections, in_flight_work::PollGuard, observe,
-        session_pool::SessionPool,
-    },
+    tasks::{elections::Elections, in_flight_work::PollGuard, observe, session_pool::SessionPool},
 };
 use crate::{
-    Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, Leaders,
-    Leadership, LeadershipHandle, Status,
+    Backoff, CampaignOptions, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error,
+    Leaders, Leadership, LeadershipHandle, Status,
     spi::{Backend, BackendError},
     sync::timeout,
-    telemetry,
 };
 
 /// The number of request timeouts that listing the elections may take.
@@ -102,75 +98,14 @@ impl StoreElector {
         &self.shared.config
     }
 
-    /// Campaigns as a task of the engine. When the future is dropped, or `given_up` completes, the candidacy
-    /// withdraws.
-    async fn start_campaign(
+    async fn campaign_until_given_up(
         &self,
         election: &str,
-        wait_for_turn: bool,
+        options: CampaignOptions,
         given_up: impl Future<Output = ()> + Send,
     ) -> Result<Option<Leadership>, Error> {
-        let election = ElectionName::new(election)?;
-        let shared = &self.shared;
-        let started_at = shared.clock.now();
-        shared.reporter.measured(|| telemetry::campaign_started(&election));
-        let (caller, answer, withdraw_on_drop) = Caller::new();
-        let campaign = Campaign {
-            shared: Arc::clone(shared),
-            session_pool: self.session_pool.clone(),
-            elections: Arc::clone(&self.elections),
-            election: election.clone(),
-            started_at,
-            wait_for_turn,
-        };
-        shared.runtime.spawn(campaign.run(caller));
-        let mut answer = shared.runtime.relayed(answer);
-        let answered = tokio::select! {
-            biased;
-            answered = &mut answer => Some(answered),
-            () = given_up => None,
-        };
-        let answered = match answered {
-            Some(answered) => answered,
-            None => {
-                drop(withdraw_on_drop);
-                return self.withdraw(election, answer).await;
-            }
-        };
-        match answered {
-            Ok(outcome) => outcome,
-            Err(_) if shared.closing.is_cancelled() => Err(Error::Closed),
-            Err(_) => Err(Error::TaskEnded("the campaign's task was aborted without a result")),
-        }
-    }
-
-    /// Waits until a candidacy that was given up has withdrawn. Waits at most for the shutdown timeout.
-    async fn withdraw(
-        &self,
-        election: ElectionName,
-        answer: impl Future<Output = Result<Result<Option<Leadership>, Error>, RecvError>> + Send + 'static,
-    ) -> Result<Option<Leadership>, Error> {
-        let shared = &self.shared;
-        let limit = shared.config.shutdown_timeout;
-        let withdrawn = async move {
-            match answer.await {
-                // It was elected before it could withdraw.
-                Ok(Ok(Some(leadership))) => leadership.release_and_wait().await,
-                Ok(Ok(None)) => true,
-                // A candidate that the store refuses has no entry.
-                Ok(Err(error)) => !matches!(error, Error::NotConfirmed { .. }),
-                // The elector is closing, and reports itself what is left.
-                Err(_) => false,
-            }
-        };
-        let withdrawn = shared.runtime.call(async move { timeout(limit, withdrawn).await }).await;
-        if !matches!(withdrawn, Ok(Ok(true))) && !shared.closing.is_cancelled() {
-            shared.reporter.log(Level::WARN, move || {
-                warn!(%election, within = %humantime::format_duration(limit),
-                    "the store has not confirmed that the candidate's entry is gone; it is removed once the store answers, or expires with its session");
-            });
-        }
-        Ok(None)
+        let Self { shared, session_pool, elections } = self;
+        campaigning::campaign(shared, session_pool, elections, election, options, given_up).await
     }
 
     /// Runs `call` on the engine, until the elector closes.
@@ -241,15 +176,12 @@ impl Drop for StoreElector {
 
 #[async_trait]
 impl Elector for StoreElector {
-    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
-        match self.start_campaign(election, true, std::future::pending()).await? {
-            Some(leadership) => Ok(leadership),
-            None => Err(Error::TaskEnded("a campaign that waits was not elected")),
-        }
-    }
-
-    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
-        self.start_campaign(election, false, std::future::pending()).await
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        self.campaign_until_given_up(election, options, std::future::pending()).await
     }
 
     async fn campaign_until(
@@ -257,7 +189,11 @@ impl Elector for StoreElector {
         election: &str,
         given_up: BoxFuture<'_, ()>,
     ) -> Result<Option<Leadership>, Error> {
-        self.start_campaign(election, true, given_up).await
+        self.campaign_until_given_up(election, CampaignOptions::new(), given_up).await
+    }
+
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        campaigning::set_value(&self.shared, &self.elections, election, value).await
     }
 
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {

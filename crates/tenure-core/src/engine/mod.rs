@@ -7,11 +7,13 @@
 //! | `enforcement` | threads that enforce deadlines, whatever the engine and the application do |
 //! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
+//! | `campaigning` | starts campaigns and ends them, and sets the values of candidates |
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 //!
 //! Each part uses only those above it in this table: `rules` depends on no other part.
 
+mod campaigning;
 mod diagnose;
 mod elector;
 mod elector_context;

@@ -3,6 +3,7 @@
 
 #[cfg(tenure_mutants)]
 mod broken;
+mod campaign_options;
 mod chaos;
 mod closing;
 mod election_status;
@@ -26,5 +27,6 @@ mod settings;
 mod shared_session;
 mod shutdown;
 mod tracing;
+mod values;
 mod withdrawal;
 mod work;

@@ -1,17 +1,19 @@
 //! The task of a campaign: runs a candidacy under one session after another until it leads, fails or is given up.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tracing::{Instrument as _, debug, info_span};
 
 use super::{
     candidacy::{self, Caller, Candidacy, CandidacyOutcome},
+    candidate_value::CandidateValue,
     elections::Elections,
     session::Session,
     session_pool::SessionPool,
 };
 use crate::{
     BootInstant, ElectionName, Error,
+    config::check_grace_period,
     engine::{elector_context::ElectorContext, runtime::retry::Retry},
 };
 
@@ -21,6 +23,10 @@ pub(crate) struct Campaign {
     pub(crate) session_pool: SessionPool,
     pub(crate) elections: Arc<Elections>,
     pub(crate) election: ElectionName,
+    /// The candidate's value, unless a later one was set.
+    pub(crate) value: CandidateValue,
+    /// The grace period that was requested for the leadership.
+    pub(crate) grace_period: Option<Duration>,
     /// When it was called.
     pub(crate) started_at: BootInstant,
     /// Whether to wait while another candidate leads.
@@ -62,11 +68,18 @@ impl Campaign {
                 Ok(session) => session,
                 Err(error) => return caller.send(Err(error)),
             };
+            if let Some(grace_period) = self.grace_period {
+                let (max, ttl) = (session.largest_grace_period(), session.backend_session.granted_ttl());
+                if let Err(error) = check_grace_period(grace_period, ttl, max) {
+                    return caller.send(Err(error.into()));
+                }
+            }
             let candidacy = Candidacy {
                 elections: Arc::clone(&self.elections),
                 election: self.election.clone(),
                 candidate: shared.config.id.clone(),
-                value: Arc::clone(&shared.value),
+                value: self.value.clone(),
+                grace_period: self.grace_period.unwrap_or_default(),
                 started_at: self.started_at,
                 wait_for_turn: self.wait_for_turn,
                 permit: permit.take(),

@@ -1,13 +1,14 @@
 //! One candidate under one session, from entering to leading or leaving. It runs in one task, so that all
 //! requests for an entry are sent in one order, and dropping a future anywhere leaves no entry behind.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
 use super::{
+    candidate_value::{CandidateEntry, CandidateValue},
     elections::Elections,
     events::{CandidatePermit, Event, HeldTerm},
     pending_entry::PendingEntry,
@@ -29,7 +30,10 @@ pub(crate) struct Candidacy {
     pub(crate) elections: Arc<Elections>,
     pub(crate) election: ElectionName,
     pub(crate) candidate: CandidateId,
-    pub(crate) value: Arc<[u8]>,
+    /// The value with which the campaign began.
+    pub(crate) value: CandidateValue,
+    /// The grace period of the leadership, where it is longer than the elector's.
+    pub(crate) grace_period: Duration,
     /// When the campaign was called.
     pub(crate) started_at: BootInstant,
     /// Whether to wait while another candidate leads.
@@ -100,6 +104,10 @@ struct CandidacyRun<'a> {
     candidacy: Candidacy,
     caller: Caller,
     entry: PendingEntry,
+    /// The number of the value in the entry's request.
+    value_number: u64,
+    /// The entry, once it exists in the store.
+    waiting: Option<Arc<CandidateEntry>>,
 }
 
 /// Enters, waits, and sends the result to the caller. A term that begins is handed to the task of the
@@ -113,12 +121,16 @@ pub(crate) async fn run(session: Arc<Session>, candidacy: Candidacy, caller: Cal
 
 async fn run_inner(session: &Arc<Session>, candidacy: Candidacy, caller: Caller) -> CandidacyOutcome {
     let _tracker_token = session.entry_tracker.token();
-    let entry = PendingEntry::new(new_request(&candidacy));
-    let mut run = CandidacyRun { session, candidacy, caller, entry };
+    let (request, value_number) = new_request(&candidacy);
+    let entry = PendingEntry::new(request);
+    let mut run = CandidacyRun { session, candidacy, caller, entry, value_number, waiting: None };
     match run.until_elected().await {
         Ok((token, registered)) => {
-            let CandidacyRun { candidacy, caller, entry, .. } = run;
+            let CandidacyRun { candidacy, caller, entry, waiting: _waiting, .. } = run;
             let term = Term::new(session, entry.request, token, registered);
+            if candidacy.grace_period > session.window.grace_period() {
+                term.raise_grace_period(candidacy.grace_period);
+            }
             candidacy.elections.set_term(&term);
             let waited = session.shared.clock.now().since(candidacy.started_at);
             telemetry::leadership_won(term.election(), token, waited);
@@ -159,14 +171,17 @@ impl Drop for EndSessionOnAbort<'_> {
     }
 }
 
-/// A new request. Its nonce is never used again, so that two entries are never confused.
-fn new_request(candidacy: &Candidacy) -> Arc<EntryRequest> {
-    Arc::new(EntryRequest {
+/// A new request, and the number of its value. Its nonce is never used again, so that two entries are never confused.
+fn new_request(candidacy: &Candidacy) -> (Arc<EntryRequest>, u64) {
+    let CandidateValue { value, number } =
+        candidacy.elections.latest_value(&candidacy.election, &candidacy.value);
+    let request = EntryRequest {
         election: candidacy.election.clone(),
         candidate: candidacy.candidate.clone(),
-        value: Arc::clone(&candidacy.value),
+        value,
         nonce: random::number(),
-    })
+    };
+    (Arc::new(request), number)
 }
 
 impl CandidacyRun<'_> {
@@ -178,6 +193,7 @@ impl CandidacyRun<'_> {
             let Entered { entry, leads } = Box::pin(self.enter()).await?;
             let registered = self.session.register(entry);
             self.entry.registered = Some(Arc::clone(&registered));
+            self.record_entry(&registered);
             let token = match leads {
                 Some(token) => Some(token),
                 None if !self.candidacy.wait_for_turn => return Err(NotElectedReason::OtherLeads),
@@ -187,7 +203,7 @@ impl CandidacyRun<'_> {
                 // A session without a recent heartbeat may have won in vain.
                 let session = self.session;
                 session
-                    .enforce_window(session.window.grace_period())
+                    .enforce_window(session.window.grace_period().max(self.candidacy.grace_period))
                     .map_err(|_| NotElectedReason::SessionEnded)?;
                 let token = self.token_of_term(token);
                 return Ok((token, registered));
@@ -196,9 +212,27 @@ impl CandidacyRun<'_> {
                 "the entry of a waiting candidate is gone; entering again");
             // The entry is gone, or is removed here: a candidate never has two entries.
             Box::pin(self.entry.withdraw(self.session)).await;
-            self.entry.request = new_request(&self.candidacy);
+            (self.entry.request, self.value_number) = new_request(&self.candidacy);
             Box::pin(self.pause(&mut retry)).await?;
         }
+    }
+
+    /// Records the entry for those who change its value. Stores a value that was set while the entry was being created.
+    fn record_entry(&mut self, registered: &Arc<RegisteredEntry>) {
+        let entry = Arc::new(CandidateEntry {
+            session: Arc::clone(self.session),
+            request: Arc::clone(&self.entry.request),
+            registered: Arc::clone(registered),
+        });
+        if self.candidacy.elections.set_waiting(&entry, self.value_number) {
+            let entry = Arc::clone(&entry);
+            self.session.shared.runtime.spawn(async move {
+                if let Err(error) = entry.store_value().await {
+                    debug!(election = %entry.request.election, %error, "the candidate's value was not stored");
+                }
+            });
+        }
+        self.waiting = Some(entry);
     }
 
     async fn enter(&mut self) -> Result<Entered, NotElectedReason> {

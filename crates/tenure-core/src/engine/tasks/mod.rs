@@ -14,6 +14,7 @@
 //! | `session_task` | the task of a session: heartbeats, their confirmation, repeated withdrawals, closing |
 //! | `session_pool` | opens a session when one is needed |
 //! | `elections` | the slot of an elector in each election |
+//! | `candidate_value` | the values of candidates, and how they are stored |
 //! | `candidacy` | one candidate under one session, from entering to leading or leaving |
 //! | `campaign` | the task of a campaign: a candidacy under one session after another |
 //! | `observe` | the task of an observer |
@@ -21,6 +22,7 @@
 mod active_terms;
 pub(crate) mod campaign;
 pub(crate) mod candidacy;
+pub(crate) mod candidate_value;
 pub(crate) mod elections;
 mod entry_watcher;
 mod events;

@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use once_cell::race::OnceBox;
+
+use super::candidate_value::EntryValue;
 use crate::{spi::Entry, sync::Flag};
 
 /// The number of an entry within its session, counted from 1.
@@ -14,6 +17,15 @@ pub(crate) struct RegisteredEntry {
     pub(crate) entry: Entry,
     /// Set when a confirming read did not find the entry.
     pub(crate) missing: Flag,
+    /// Created when a value is set: few entries need it.
+    value: OnceBox<EntryValue>,
+}
+
+impl RegisteredEntry {
+    /// The values that were set for this entry.
+    pub(crate) fn value(&self) -> &EntryValue {
+        self.value.get_or_init(|| Box::new(EntryValue::new()))
+    }
 }
 
 /// The entries of one session that exist in the store.
@@ -28,7 +40,12 @@ pub(crate) struct RegisteredEntries {
 impl RegisteredEntries {
     pub(crate) fn add(&mut self, entry: Entry) -> Arc<RegisteredEntry> {
         self.last_id += 1;
-        let entry = Arc::new(RegisteredEntry { id: self.last_id, entry, missing: Flag::new() });
+        let entry = Arc::new(RegisteredEntry {
+            id: self.last_id,
+            entry,
+            missing: Flag::new(),
+            value: OnceBox::new(),
+        });
         self.by_id.insert(entry.id, Arc::clone(&entry));
         entry
     }

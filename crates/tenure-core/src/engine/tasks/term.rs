@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Level, info, warn};
 
 use super::{
+    candidate_value::CandidateEntry,
     events::Event,
     in_flight_work::InFlightWork,
     registered_entry::{EntryId, RegisteredEntry},
@@ -134,6 +135,15 @@ impl Term {
 
     pub(crate) fn registered_entry(&self) -> &Arc<RegisteredEntry> {
         &self.entry
+    }
+
+    /// The entry, for those who change its value.
+    pub(crate) fn candidate_entry(&self) -> CandidateEntry {
+        CandidateEntry {
+            session: Arc::clone(&self.session),
+            request: Arc::clone(&self.request),
+            registered: Arc::clone(&self.entry),
+        }
     }
 
     pub(crate) fn entry_id(&self) -> EntryId {
