@@ -33,6 +33,11 @@ async fn assert_refused(scheme: &str, hosts: &[String; 2]) {
         let error = promptly("the refusal", elector.leader("e")).await.unwrap_err();
         assert_names_both(&error, hosts);
     }
+    for hosts in urls().take(2) {
+        let url = format!("{scheme}://{}/acme?ttl=20s", hosts.join(","));
+        let checked = promptly("the refusal", tenure::connect_checked(&url)).await;
+        assert_names_both(&checked.unwrap_err(), &hosts);
+    }
     for elector in &electors[..2] {
         let diagnoses = within("the diagnosis", elector.diagnose()).await;
         let problem = diagnoses

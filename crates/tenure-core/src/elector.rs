@@ -212,6 +212,28 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// The state of the connection between the elector and its store, for a health endpoint.
     fn status(&self) -> Status;
 
+    /// Checks that the store can be used now, for a service that ends at its start rather than wait for its store. A campaign
+    /// does wait.
+    ///
+    /// # Behavior
+    /// - Opens a session, reads the leader of one election, and closes the session. That shows that the store answers,
+    ///   accepts the login and the certificate, belongs to one cluster, grants a TTL that suits the settings, and lets this user
+    ///   read. It does not show that this user may enter an election: [`diagnose`](Self::diagnose) tries that as well.
+    /// - Repeats what was not answered for one [request timeout](Config::with_request_timeout), 5 s by default, so that a leader
+    ///   election inside the store is no failure. Returns after two request timeouts at the latest.
+    /// - Changes nothing for campaigns and leaderships of this elector.
+    ///
+    /// # Errors
+    /// Those of the first campaign, in the same words. [`Error::Unavailable`] when the store does not answer;
+    /// [`Error::Unauthorized`] and [`Error::Refused`] when it refuses; [`Error::InvalidConfig`] when the granted TTL does not
+    /// suit the grace period; [`Error::Closed`]; [`Error::Unsupported`] by default.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future leaves at most a session that expires by itself.
+    async fn check(&self) -> Result<(), Error> {
+        Err(Error::Unsupported("check the store"))
+    }
+
     /// Checks whether the store, this machine and the settings are fit for elections, and advises what to change. For
     /// people: `tenure doctor` prints it.
     ///
@@ -296,6 +318,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     fn status(&self) -> Status {
         (**self).status()
+    }
+    async fn check(&self) -> Result<(), Error> {
+        (**self).check().await
     }
     async fn diagnose(&self) -> Vec<Diagnosis> {
         (**self).diagnose().await

@@ -222,6 +222,11 @@ impl Elector for Hierarchy {
         }
     }
 
+    async fn check(&self) -> Result<(), Error> {
+        self.top.check().await?;
+        if self.tiers_share_elector() { Ok(()) } else { self.groups.check().await }
+    }
+
     async fn diagnose(&self) -> Vec<Diagnosis> {
         let mut diagnoses = self.top.diagnose().await;
         if !self.tiers_share_elector() {

@@ -15,7 +15,8 @@ use tenure_core::{
 /// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 ///
-/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it.
+/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it;
+/// [`connect_checked`] fails instead.
 ///
 /// # Settings of every store
 ///
@@ -98,6 +99,41 @@ pub async fn connect_with(url: &str, config: Config) -> Result<Arc<dyn Elector>,
     let backend = open_backend(&url).await?;
     url.deny_unknown()?;
     Ok(Arc::new(StoreElector::new(backend, config)?))
+}
+
+/// Like [`connect`], and fails now if the store cannot be used: for a service that ends at its start rather than wait for
+/// its store.
+///
+/// Checks the store as [`Elector::check`] does: opens a session, reads, and closes the session. Returns after two request
+/// timeouts at the latest (`request_timeout`, 5 s by default).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tenure::Error> {
+/// let elector = tenure::connect_checked("memory:").await?;
+/// let leadership = elector.campaign("billing").await?;
+/// # leadership.resign().await
+/// # }
+/// ```
+///
+/// # Errors
+/// Those of [`connect`] and of [`Elector::check`]: [`Error::Unavailable`] if the store does not answer,
+/// [`Error::Unauthorized`] or [`Error::Refused`] if it refuses, in the words of the first campaign.
+///
+/// # Cancellation safety
+/// Dropping the future leaves at most a session that expires by itself.
+pub async fn connect_checked(url: &str) -> Result<Arc<dyn Elector>, Error> {
+    connect_checked_with(url, Config::new()).await
+}
+
+/// Like [`connect_checked`], with `config` for the settings that the URL does not contain.
+///
+/// # Errors
+/// See [`connect_checked`].
+pub async fn connect_checked_with(url: &str, config: Config) -> Result<Arc<dyn Elector>, Error> {
+    let elector = connect_with(url, config).await?;
+    elector.check().await?;
+    Ok(elector)
 }
 
 /// Overrides `config` with the settings in the URL that do not depend on the store.
@@ -207,5 +243,6 @@ mod tests {
         fn is_send(_: impl Send) {}
         is_send(connect("memory:e"));
         is_send(connect_with("memory:e", Config::new()));
+        is_send(connect_checked("memory:e"));
     }
 }

@@ -119,7 +119,7 @@ mod settings;
 #[doc(hidden)]
 pub mod test_support;
 
-pub use connect::{connect, connect_with};
+pub use connect::{connect, connect_checked, connect_checked_with, connect_with};
 pub use settings::Settings;
 pub use tenure_core::{
     Backoff, BootClock, BootInstant, BoxError, CampaignOptions, Candidate, CandidateId, Clock, Config,

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tracing::{Level, debug, warn};
 
 use super::{
-    campaigning, diagnose,
+    campaigning, check, diagnose,
     elector_context::ElectorContext,
     runtime::{
         report::FLUSH_TIMEOUT,
@@ -252,6 +252,11 @@ impl Elector for StoreElector {
 
     fn status(&self) -> Status {
         self.shared.status.get()
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        self.on_engine(async move { check::check(&shared).await }).await?
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {

@@ -184,6 +184,7 @@ async fn what_an_elector_does_not_support_is_said() {
         elector.campaign_with("e", options()).await.map(drop),
         elector.set_value("e", Vec::new()).await,
         elector.elections().await.map(drop),
+        elector.check().await,
     ] {
         let error = unsupported.unwrap_err();
         assert!(matches!(error, Error::Unsupported(_)) && !error.is_retryable(), "{error}");

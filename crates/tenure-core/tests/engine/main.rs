@@ -5,6 +5,7 @@
 mod broken;
 mod campaign_options;
 mod chaos;
+mod check;
 mod closing;
 mod election_status;
 mod entering;

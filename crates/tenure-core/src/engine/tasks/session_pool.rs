@@ -43,8 +43,9 @@ enum State {
 
 type OpenResult = Result<Arc<Session>, OpenError>;
 
+/// Why a session cannot be opened, or not be used.
 #[derive(Clone, Debug)]
-enum OpenError {
+pub(crate) enum OpenError {
     Backend(BackendError),
     Config(InvalidConfig),
 }
@@ -147,7 +148,15 @@ async fn open(
     }
 }
 
-async fn open_once(shared: &Arc<ElectorContext>) -> Result<Arc<Session>, OpenError> {
+/// A session of the backend that suits the settings.
+pub(crate) struct OpenedSession {
+    pub(crate) backend_session: Box<dyn BackendSession>,
+    sent: SentAt,
+    window: Window,
+}
+
+/// Opens a session of the backend, and closes it again if it does not suit the settings.
+pub(crate) async fn open_backend_session(shared: &ElectorContext) -> Result<OpenedSession, OpenError> {
     let config = &shared.config;
     let clock = &*shared.clock;
     let sent = SentAt::now(clock);
@@ -175,6 +184,12 @@ async fn open_once(shared: &Arc<ElectorContext>) -> Result<Arc<Session>, OpenErr
             "opening a session took nearly as long as the session lives",
         )));
     }
+    Ok(OpenedSession { backend_session, sent, window })
+}
+
+async fn open_once(shared: &Arc<ElectorContext>) -> Result<Arc<Session>, OpenError> {
+    let OpenedSession { backend_session, sent, window } = open_backend_session(shared).await?;
+    let ttl = backend_session.granted_ttl();
     let session = Session::new(backend_session, Arc::clone(shared), window);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
     shared.watchdog.watch(watched);
@@ -194,7 +209,8 @@ async fn open_once(shared: &Arc<ElectorContext>) -> Result<Arc<Session>, OpenErr
     Ok(session)
 }
 
-async fn close_unused(shared: &ElectorContext, backend_session: &dyn BackendSession) {
+/// Closes a session of which no task knows.
+pub(crate) async fn close_unused(shared: &ElectorContext, backend_session: &dyn BackendSession) {
     if let Err(error) =
         with_timeout("closing a session", shared.config.request_timeout, backend_session.close()).await
     {
