@@ -181,12 +181,13 @@ impl LeadershipHandle {
     async fn update_value(self, value: Vec<u8>) -> Result<(), Error> {
         let term = &self.term;
         self.ensure()?;
-        let entry = term.candidate_entry();
-        entry.registered.value().set(value.into());
+        let entry_value = term.registered_entry().value();
+        let number = entry_value.set(value.into());
+        term.candidate_entry().store_value();
         let stored = tokio::select! {
             biased;
             reason = self.lost() => return Err(Lost::new(reason).into()),
-            stored = entry.store_value() => stored,
+            stored = entry_value.wait_stored(number) => stored,
         };
         let Err(error) = stored else { return Ok(()) };
         match error.kind() {

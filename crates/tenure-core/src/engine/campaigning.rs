@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc};
 
-use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::oneshot::error::RecvError;
 use tracing::{Level, warn};
 
 use super::{
@@ -117,26 +117,15 @@ pub(super) async fn set_value(
     if shared.closing.is_cancelled() {
         return Err(Error::Closed);
     }
-    let Some(entry) = elections.set_value(&election, value.into()) else { return Ok(()) };
-    let (sender, stored) = oneshot::channel();
-    // A task, which continues when the caller drops the future.
-    shared.runtime.spawn(async move {
-        let _ = sender.send(entry.store_value().await);
-    });
-    match shared.runtime.relayed(stored).await {
-        Ok(Ok(())) => Ok(()),
-        // The next entry has the value.
-        Ok(Err(error))
-            if matches!(error.kind(), BackendErrorKind::EntryGone | BackendErrorKind::SessionGone) =>
-        {
-            if shared.closing.is_cancelled() {
-                Err(Error::Closed)
-            } else {
-                Ok(())
-            }
-        }
-        Ok(Err(error)) => Err(error.into()),
+    let Some((entry, number)) = elections.set_value(&election, value.into()) else { return Ok(()) };
+    // Continues when the caller drops the future.
+    entry.store_value();
+    match shared.runtime.relayed(entry.registered.value().wait_stored(number)).await {
         Err(_) if shared.closing.is_cancelled() => Err(Error::Closed),
-        Err(_) => Err(Error::TaskEnded("its runtime was shut down, or a backend has panicked")),
+        // The next entry has the value.
+        Err(error) if matches!(error.kind(), BackendErrorKind::EntryGone | BackendErrorKind::SessionGone) => {
+            Ok(())
+        }
+        stored => stored.map_err(Error::from),
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -187,6 +187,55 @@ async fn values_are_stored_in_order_through_an_outage() {
     assert_eq!(values(&store), ["four"]);
     sleep(TTL).await;
     assert_eq!(values(&store), ["four"]);
+    assert!(leadership.is_leader());
+}
+
+/// However often a value is set during an outage, and however often its caller gives up, one request at a time is sent.
+#[tokio::test(start_paused = true)]
+async fn an_outage_piles_up_no_values() {
+    let store = MemoryStore::new();
+    let (fails, updates) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let (failing, counted) = (Arc::clone(&fails), Arc::clone(&updates));
+    let host = faulty_backend::host(&store, "a", move |call| match call {
+        Call::Update => {
+            counted.fetch_add(1, SeqCst);
+            let outage = || BackendError::new(BackendErrorKind::Unavailable, "the store is down");
+            if failing.load(SeqCst) { Err(outage()) } else { Ok(()) }
+        }
+        _ => Ok(()),
+    });
+    let leadership = host.lead().await;
+    for n in 0..1_000 {
+        assert!(host.elector.set_value("e", format!("{n}").into()).now_or_never().is_none());
+        sleep(Duration::from_millis(10)).await;
+    }
+    let during = updates.load(SeqCst);
+    assert!((3..50).contains(&during), "{during} requests in 10 s");
+    fails.store(false, SeqCst);
+    until("the last is stored", || values(&store) == ["999"]).await;
+    sleep(TTL).await;
+    assert!(updates.load(SeqCst) <= during + 3 && leadership.is_leader());
+    assert_eq!(values(&store), ["999"]);
+}
+
+/// A panic of the backend while it stores a value is an error of that call, and the next value is stored.
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_storing_a_value_is_an_error() {
+    let store = MemoryStore::new();
+    let panics = Arc::new(AtomicBool::new(true));
+    let panicking = Arc::clone(&panics);
+    let host = faulty_backend::host(&store, "a", move |call| {
+        assert!(call != Call::Update || !panicking.load(SeqCst), "on purpose");
+        Ok(())
+    });
+    let leadership = host.lead().await;
+    let error = within(TTL, host.elector.set_value("e", "one".into())).await.unwrap_err();
+    assert!(error.to_string().contains("aborted"), "{error}");
+    let error = within(TTL, leadership.set_value("two")).await.unwrap_err();
+    assert!(error.to_string().contains("aborted"), "{error}");
+    panics.store(false, SeqCst);
+    within(TTL, host.elector.set_value("e", "three".into())).await.unwrap();
+    assert_eq!(values(&store), ["three"]);
     assert!(leadership.is_leader());
 }
 

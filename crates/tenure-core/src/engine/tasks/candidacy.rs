@@ -225,12 +225,7 @@ impl CandidacyRun<'_> {
             registered: Arc::clone(registered),
         });
         if self.candidacy.elections.set_waiting(&entry, self.value_number) {
-            let entry = Arc::clone(&entry);
-            self.session.shared.runtime.spawn(async move {
-                if let Err(error) = entry.store_value().await {
-                    debug!(election = %entry.request.election, %error, "the candidate's value was not stored");
-                }
-            });
+            entry.store_value();
         }
         self.waiting = Some(entry);
     }

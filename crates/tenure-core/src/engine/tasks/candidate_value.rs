@@ -3,16 +3,20 @@
 //! A request to enter has one value for all of its attempts. A value that is set later is stored by an update of the
 //! entry, once the entry is known. So the store finds the entry of a request whatever its value is by now, and a
 //! withdrawal recognizes what a late attempt creates.
+//!
+//! One task per entry stores the latest value, while there is one to store. So values are stored in the order in which
+//! they were set, and an outage of the store piles up nothing.
 
 use std::sync::{Arc, PoisonError};
 
+use tokio::sync::watch;
 use tracing::debug;
 
 use super::{registered_entry::RegisteredEntry, session::Session};
 use crate::{
     engine::runtime::retry::{Retry, with_timeout},
     spi::{BackendError, BackendErrorKind, EntryRequest},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
 /// A value, with a number that orders it among those of one elector. The one that was set last counts.
@@ -26,25 +30,54 @@ pub(crate) struct CandidateValue {
 /// The values that were set for an entry after its request.
 #[derive(Debug)]
 pub(crate) struct EntryValue {
-    /// The latest value, numbered from 1; `None` while it is the request's.
-    latest: Mutex<(u64, Option<Arc<[u8]>>)>,
-    /// The number of the value that the store has. Locked while one is being stored, so that they are stored in order.
-    stored: tokio::sync::Mutex<u64>,
+    latest: Mutex<LatestValue>,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct LatestValue {
+    /// `None` while it is the request's.
+    value: Option<Arc<[u8]>>,
+    /// Numbers the values of this entry from 1.
+    number: u64,
+    /// Whether a task stores values.
+    is_storing: bool,
+}
+
+/// The latest value with which the storing task has finished.
+#[derive(Debug, Default)]
+struct Progress {
+    number: u64,
+    /// Why it was not stored.
+    error: Option<BackendError>,
 }
 
 impl EntryValue {
     pub(super) fn new() -> Self {
-        Self { latest: Mutex::default(), stored: tokio::sync::Mutex::new(0) }
+        Self { latest: Mutex::default(), progress: watch::channel(Progress::default()).0 }
     }
 
-    /// Sets the latest value. It is not stored yet.
-    pub(crate) fn set(&self, value: Arc<[u8]>) {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        *latest = (latest.0 + 1, Some(value));
+    /// Sets the latest value, and returns its number. [`CandidateEntry::store_value`] stores it.
+    pub(crate) fn set(&self, value: Arc<[u8]>) -> u64 {
+        let mut latest = self.latest();
+        latest.value = Some(value);
+        latest.number += 1;
+        latest.number
     }
 
-    fn latest(&self) -> (u64, Option<Arc<[u8]>>) {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Waits until the store has the value with this number, or a later one, or refuses it.
+    ///
+    /// # Errors
+    /// [`EntryGone`](BackendErrorKind::EntryGone) or [`SessionGone`](BackendErrorKind::SessionGone), also when the
+    /// session has ended here: the entry no longer exists. Permanent errors of the store.
+    pub(crate) async fn wait_stored(&self, number: u64) -> Result<(), BackendError> {
+        let mut progress = self.progress.subscribe();
+        let finished = progress.wait_for(|progress| progress.number >= number).await;
+        finished.map_or(Ok(()), |progress| progress.error.clone().map_or(Ok(()), Err))
+    }
+
+    fn latest(&self) -> MutexGuard<'_, LatestValue> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -58,41 +91,91 @@ pub(crate) struct CandidateEntry {
 }
 
 impl CandidateEntry {
-    /// Stores the latest value. Returns when the store has it, or a later one. Retries during an outage.
-    ///
-    /// # Errors
-    /// [`EntryGone`](BackendErrorKind::EntryGone) or [`SessionGone`](BackendErrorKind::SessionGone), also when the
-    /// session has ended here: the entry no longer exists. Permanent errors of the store.
-    pub(crate) async fn store_value(&self) -> Result<(), BackendError> {
-        let shared = &self.session.shared;
-        let entry_value = self.registered.value();
+    /// Starts the task that stores the latest value, unless it runs. [`EntryValue::wait_stored`] waits for it.
+    pub(crate) fn store_value(&self) {
+        if !std::mem::replace(&mut self.registered.value().latest().is_storing, true) {
+            let storing = StoringTask { entry: self.clone(), is_finished: false };
+            self.session.shared.runtime.spawn(storing.run());
+        }
+    }
+}
+
+/// Stores values until there is none to store. Created before its task is spawned: when it is dropped before that, those
+/// who wait are told.
+struct StoringTask {
+    entry: CandidateEntry,
+    is_finished: bool,
+}
+
+impl Drop for StoringTask {
+    fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        let entry_value = self.entry.registered.value();
+        let number = {
+            let mut latest = entry_value.latest();
+            latest.is_storing = false;
+            latest.number
+        };
+        let error =
+            BackendError::new(BackendErrorKind::Unavailable, "the task that stores values was aborted");
+        entry_value.progress.send_replace(Progress { number, error: Some(error) });
+    }
+}
+
+impl StoringTask {
+    async fn run(mut self) {
+        while let Some((number, value)) = self.next_value() {
+            let error = self.store(value).await.err();
+            if let Some(error) = &error {
+                debug!(election = %self.entry.request.election, %error, "a candidate's value was not stored");
+            }
+            self.entry.registered.value().progress.send_replace(Progress { number, error });
+        }
+    }
+
+    /// The latest value, unless this task has finished with it: then it ends.
+    fn next_value(&mut self) -> Option<(u64, Arc<[u8]>)> {
+        let entry_value = self.entry.registered.value();
+        let mut latest = entry_value.latest();
+        if latest.number > entry_value.progress.borrow().number {
+            return latest.value.clone().map(|value| (latest.number, value));
+        }
+        // Under the lock: whoever sets a later value starts another task.
+        latest.is_storing = false;
+        self.is_finished = true;
+        None
+    }
+
+    /// Stores one value. Retries during an outage.
+    async fn store(&self, value: Arc<[u8]>) -> Result<(), BackendError> {
+        let CandidateEntry { session, request, registered } = &self.entry;
+        let shared = &session.shared;
+        let request = EntryRequest { value, ..EntryRequest::clone(request) };
         let mut retry = Retry::new(shared.config.retry);
-        let mut stored = entry_value.stored.lock().await;
         loop {
-            let (number, latest) = entry_value.latest();
-            let Some(value) = latest.filter(|_| number > *stored) else { return Ok(()) };
-            let request = EntryRequest { value, ..EntryRequest::clone(&self.request) };
-            let update = self.session.backend_session.update(&self.registered.entry, &request);
+            let update = session.backend_session.update(&registered.entry, &request);
             let answer = tokio::select! {
                 biased;
-                () = self.session.ended_token.cancelled() => return Err(session_ended()),
+                () = session.ended_token.cancelled() => return Err(session_ended()),
                 answer = with_timeout("updating the value", shared.config.request_timeout, update) => answer,
             };
             match answer {
-                Ok(()) => {
-                    shared.status.answered();
-                    *stored = number;
-                    return Ok(());
-                }
                 Err(error) if error.is_retryable() => {
                     shared.status.failed(&error);
-                    debug!(election = %self.request.election, %error, "the value is not stored yet; trying again");
+                    debug!(election = %request.election, %error, "the value is not stored yet; trying again");
                 }
-                Err(error) => return Err(error),
+                answer => {
+                    if answer.is_ok() {
+                        shared.status.answered();
+                    }
+                    return answer;
+                }
             }
             tokio::select! {
                 biased;
-                () = self.session.ended_token.cancelled() => return Err(session_ended()),
+                () = session.ended_token.cancelled() => return Err(session_ended()),
                 () = retry.pause() => {}
             }
         }

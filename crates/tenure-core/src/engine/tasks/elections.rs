@@ -84,15 +84,21 @@ impl Elections {
         self.slots().numbered(value)
     }
 
-    /// Sets the value of the elector's candidates in `election`. Returns the entry of the one that takes part: its
-    /// value is set, and has to be stored.
-    pub(crate) fn set_value(&self, election: &ElectionName, value: Arc<[u8]>) -> Option<Arc<CandidateEntry>> {
+    /// Sets the value of the elector's candidates in `election`. Returns the entry of the one that takes part, and the number of
+    /// the value there: it has to be stored.
+    pub(crate) fn set_value(
+        &self,
+        election: &ElectionName,
+        value: Arc<[u8]>,
+    ) -> Option<(Arc<CandidateEntry>, u64)> {
         let mut slots = self.slots();
         let numbered = slots.numbered(Arc::clone(&value));
         slots.with_slot(election, |slot| {
             slot.value = Some(Box::new(numbered));
             // Under the lock of the slots: entries get values in the order in which they were set.
-            slot.entry().inspect(|entry| entry.registered.value().set(value))
+            let entry = slot.entry()?;
+            let number = entry.registered.value().set(value);
+            Some((entry, number))
         })
     }
 
@@ -109,7 +115,7 @@ impl Elections {
         self.slots().with_slot(&entry.request.election, |slot| {
             slot.waiting = Arc::downgrade(entry);
             let later = slot.value.as_deref().filter(|set| set.number > number);
-            later.inspect(|set| entry.registered.value().set(Arc::clone(&set.value))).is_some()
+            later.map(|set| entry.registered.value().set(Arc::clone(&set.value))).is_some()
         })
     }
 
