@@ -35,6 +35,11 @@ async fn assert_refused(scheme: &str, hosts: &[String; 2]) {
         let error = within("the refusal", refused_read(&**elector)).await;
         assert_names_both(&error, hosts);
     }
+    for hosts in urls().take(2) {
+        let url = format!("{scheme}://{}/acme?ttl=20s", hosts.join(","));
+        let checked = promptly("the refusal", tenure::connect_checked(&url)).await;
+        assert_names_both(&checked.unwrap_err(), &hosts);
+    }
     for elector in &electors[..2] {
         let diagnoses = within("the diagnosis", elector.diagnose()).await;
         let problem = diagnoses

@@ -24,6 +24,7 @@ pub struct Config {
     pub(crate) value: Vec<u8>,
     pub(crate) request_timeout: Duration,
     pub(crate) on_disconnect: OnDisconnect,
+    pub(crate) on_clock_jump: OnClockJump,
     pub(crate) on_overrun: OnOverrun,
     pub(crate) retry: Backoff,
     pub(crate) work_backoff: Backoff,
@@ -50,6 +51,26 @@ pub enum OnDisconnect {
     HoldUntilDeadline,
     /// Gives up leadership at the first failure.
     StepDown,
+}
+
+/// What a leader does when the time of day jumps ahead of the machine's clock by more than `TTL · drift / 2` (0.5 s with the
+/// default settings) and 100 ms.
+///
+/// Either somebody has set the time of day (an NTP step), which is harmless, or this is a virtual machine that was paused: all
+/// its clocks stood still, and only the time of day was corrected afterwards. Then the deadline cannot be relied upon, because
+/// the session may have expired in the store. The two cannot be told apart. A jump back has no effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnClockJump {
+    /// Gives up leadership at once: another candidate may lead already.
+    #[default]
+    Lose,
+    /// Logs a warning, once per jump, and goes on.
+    ///
+    /// After a pause of the virtual machine that was longer than the rest of the deadline, two candidates lead until the
+    /// next heartbeat is answered, or until the deadline. Only the [fencing token](crate::LeadershipHandle::fencing_token)
+    /// protects the resource then. For machines that are never paused and whose time of day is stepped.
+    Log,
 }
 
 /// What happens when work given to `run` has not stopped by the deadline because it blocks its thread.
@@ -114,6 +135,7 @@ impl Config {
             value: Vec::new(),
             request_timeout: Duration::from_secs(5),
             on_disconnect: OnDisconnect::default(),
+            on_clock_jump: OnClockJump::default(),
             on_overrun: OnOverrun::default(),
             retry: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) },
             work_backoff: Self::DEFAULT_WORK_BACKOFF,
@@ -168,6 +190,12 @@ impl Config {
     /// Sets what a leader does when a heartbeat fails.
     pub fn with_on_disconnect(mut self, policy: OnDisconnect) -> Self {
         self.on_disconnect = policy;
+        self
+    }
+
+    /// Sets what a leader does when the time of day jumps ahead of the machine's clock.
+    pub fn with_on_clock_jump(mut self, policy: OnClockJump) -> Self {
+        self.on_clock_jump = policy;
         self
     }
 

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Config, Diagnosis, Engine, Error, Leadership, LeadershipHandle,
-    Shutdown, Status,
+    Backoff, CampaignOptions, Candidate, CandidateId, Config, Diagnosis, ElectionName, Engine, Error,
+    Leadership, LeadershipHandle, Patience, Shutdown, Status,
 };
 
 /// A stream of the leaders of an election; see [`Elector::observe`].
@@ -26,6 +26,13 @@ pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
 /// wrong meanwhile. Permanent errors (refused credentials, an illegal name) are returned at once.
 ///
 /// Dropping an elector closes its session once all of its leaderships are over.
+///
+/// # Implementing it
+///
+/// [`StoreElector`](crate::StoreElector) and [`Hierarchy`](crate::Hierarchy) implement this trait; an application may wrap them.
+/// [`campaign_with`](Self::campaign_with) is the method that the other campaigns are built on. A method that is new in a release
+/// has a default, so that other implementations continue to compile; where no default can work, it returns
+/// [`Error::Unsupported`].
 #[async_trait]
 pub trait Elector: Send + Sync + fmt::Debug {
     /// Campaigns until this candidate leads.
@@ -40,7 +47,41 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Cancellation safety
     /// Dropping the future withdraws the candidate in the background: no entry is left behind, whatever request was pending.
-    async fn campaign(&self, election: &str) -> Result<Leadership, Error>;
+    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
+        let options = CampaignOptions::new().with_patience(Patience::Forever);
+        match self.campaign_with(election, options).await? {
+            Some(leadership) => Ok(leadership),
+            None => Err(Error::TaskEnded("a campaign that waits was not elected")),
+        }
+    }
+
+    /// Campaigns with a value, a grace period or a patience of its own. Returns `None` when the
+    /// [patience](crate::Patience) is over.
+    ///
+    /// # Behavior
+    /// - Campaigns as [`campaign`](Self::campaign) does.
+    /// - When the time of [`Patience::AtMost`] is over, returns `None` once the candidate has withdrawn, as
+    ///   [`campaign_until`](Self::campaign_until) does.
+    /// - With [`Patience::NoWait`], as [`try_campaign`](Self::try_campaign).
+    /// - The value of the options is that of this candidate alone. [`set_value`](Self::set_value) replaces it.
+    ///
+    /// # Errors
+    /// - [`Error::InvalidConfig`] when the grace period is zero, or longer than the TTL that the store has granted allows: a third
+    ///   of it, or less. The candidate has not entered then.
+    /// - [`Error::ValueTooLarge`], and [`Error::InvalidConfig`] for a value that ends with the marker of a resign request.
+    /// - [`Error::Unsupported`] by default, in implementations that know no options.
+    /// - Otherwise as [`campaign`](Self::campaign).
+    ///
+    /// # Cancellation safety
+    /// As [`campaign`](Self::campaign).
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        let _ = (election, options);
+        Err(Error::Unsupported("campaign with options"))
+    }
 
     /// Campaigns until this candidate leads or `cancel` completes. Returns `None` after `cancel`, once the candidate has
     /// withdrawn.
@@ -77,7 +118,33 @@ pub trait Elector: Send + Sync + fmt::Debug {
     ///
     /// # Cancellation safety
     /// As [`campaign`](Self::campaign).
-    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error>;
+    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
+        self.campaign_with(election, CampaignOptions::new().with_patience(Patience::NoWait)).await
+    }
+
+    /// Sets the value of this elector's candidates in `election`, in place of that of the
+    /// [configuration](Config::with_value). At most 64 KiB.
+    ///
+    /// # Behavior
+    /// - Applies to the candidate that takes part, whether it is entering, waits or leads, and to all later ones until the elector
+    ///   is dropped. A candidate that loses its entry enters again with this value.
+    /// - Whatever was set last counts: this, the value of a later [`campaign_with`](Self::campaign_with) for that campaign, or
+    ///   [`LeadershipHandle::set_value`](crate::LeadershipHandle::set_value) for that term.
+    /// - Returns when the store has this value or a later one. Returns at once when there is no entry: the next one has the value.
+    ///   A candidate that is just entering gets it as soon as its entry is known.
+    /// - Neither the queue position nor the fencing token changes.
+    ///
+    /// # Errors
+    /// An illegal name, [`Error::ValueTooLarge`], [`Error::InvalidConfig`] for a value that ends with the marker of a resign
+    /// request, an error when the store refuses the request, [`Error::Closed`]; [`Error::Unsupported`] by default. Retries during
+    /// an outage.
+    ///
+    /// # Cancellation safety
+    /// When the future is dropped after its first poll, the value is stored in the background.
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        let _ = (election, value);
+        Err(Error::Unsupported("set a candidate's value"))
+    }
 
     /// The current leader, or `None` when there is none.
     ///
@@ -90,6 +157,28 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`campaign`](Self::campaign).
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error>;
+
+    /// The names of the elections that exist: those with at least one candidate, of any process. In alphabetical order.
+    ///
+    /// An election that nobody takes part in does not exist, whatever it has left in the store. `tenure-doctor` is listed while
+    /// somebody [diagnoses](Self::diagnose) the store. What is listed, by store:
+    ///
+    /// | store | elections | left out |
+    /// |---|---|---|
+    /// | etcd | directly below the prefix, with a key that is named after its own lease, tenure's or Go's; as of one revision | other keys; keys below a longer prefix |
+    /// | ZooKeeper | children of the root with an entry in the layout of the URL; read one after the other | elections that this user may not list |
+    /// | local | with a live candidate; read one after the other | files of dead candidates |
+    /// | memory | with an entry | |
+    ///
+    /// Names that are no [`ElectionName`] are left out too. Reads all entries of the store, and on ZooKeeper every election
+    /// that has ever existed: meant for people and dashboards, not to be called at every request.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the store cannot list them, or when there are more than a million keys below the prefix (etcd);
+    /// [`Error::Unsupported`] by default; otherwise as [`campaign`](Self::campaign).
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        Err(Error::Unsupported("list the elections"))
+    }
 
     /// The current leader, and then every change of leader; `None` while there is no leader.
     ///
@@ -133,6 +222,28 @@ pub trait Elector: Send + Sync + fmt::Debug {
 
     /// The state of the connection between the elector and its store, for a health endpoint.
     fn status(&self) -> Status;
+
+    /// Checks that the store can be used now, for a service that ends at its start rather than wait for its store. A campaign
+    /// does wait.
+    ///
+    /// # Behavior
+    /// - Opens a session, reads the leader of one election, and closes the session. That shows that the store answers,
+    ///   accepts the login and the certificate, belongs to one cluster, grants a TTL that suits the settings, and lets this user
+    ///   read. It does not show that this user may enter an election: [`diagnose`](Self::diagnose) tries that as well.
+    /// - Repeats what was not answered for one [request timeout](Config::with_request_timeout), 5 s by default, so that a leader
+    ///   election inside the store is no failure. Returns after two request timeouts at the latest.
+    /// - Changes nothing for campaigns and leaderships of this elector.
+    ///
+    /// # Errors
+    /// Those of the first campaign, in the same words. [`Error::Unavailable`] when the store does not answer;
+    /// [`Error::Unauthorized`] and [`Error::Refused`] when it refuses; [`Error::InvalidConfig`] when the granted TTL does not
+    /// suit the grace period; [`Error::Closed`]; [`Error::Unsupported`] by default.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future leaves at most a session that expires by itself.
+    async fn check(&self) -> Result<(), Error> {
+        Err(Error::Unsupported("check the store"))
+    }
 
     /// Checks whether the store, this machine and the settings are fit for elections, and advises what to change. For
     /// people: `tenure doctor` prints it.
@@ -200,11 +311,24 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
         (**self).try_campaign(election).await
     }
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        (**self).campaign_with(election, options).await
+    }
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        (**self).set_value(election, value).await
+    }
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
         (**self).leader(election).await
     }
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
         (**self).candidates(election).await
+    }
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        (**self).elections().await
     }
     fn observe(&self, election: &str) -> Leaders {
         (**self).observe(election)
@@ -223,6 +347,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     fn status(&self) -> Status {
         (**self).status()
+    }
+    async fn check(&self) -> Result<(), Error> {
+        (**self).check().await
     }
     async fn diagnose(&self) -> Vec<Diagnosis> {
         (**self).diagnose().await

@@ -101,6 +101,10 @@ pub enum Error {
     )]
     Forked,
 
+    /// This kind of elector cannot do that: it is neither a [`StoreElector`](crate::StoreElector) nor built on one.
+    #[error("cannot {0}: this elector does not support it")]
+    Unsupported(&'static str),
+
     /// The elector was closed.
     #[error("the elector has been closed")]
     Closed,

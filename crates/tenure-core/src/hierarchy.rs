@@ -10,8 +10,8 @@ use futures::{FutureExt as _, future::BoxFuture};
 use tracing::{info, warn};
 
 use crate::{
-    Backoff, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Engine, Error,
-    InvalidConfig, Leaders, Leadership, LeadershipHandle, Shutdown, Status,
+    Backoff, CampaignOptions, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Engine,
+    Error, InvalidConfig, Leaders, Leadership, LeadershipHandle, Patience, Shutdown, Status,
     engine::rules::retry_delays::RetryDelays, timers::Timers,
 };
 
@@ -92,23 +92,50 @@ impl Hierarchy {
 
 #[async_trait]
 impl Elector for Hierarchy {
-    /// Campaigns in the group first, and then at the top for as long as the leadership in the group lasts.
-    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
+    /// Campaigns in the group first, and then at the top for as long as the leadership in the group lasts. The value of the
+    /// options is that of the candidates in both tiers. The grace period is kept at the top, before both deadlines.
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
         let group = self.group_election(election)?;
+        options.validate()?;
         let timers = Timers::of(self);
+        let begun = timers.now();
         let mut retry = RetryDelays::new(self.work_backoff());
         loop {
-            let parent = self.groups.campaign(group.as_str()).await?;
+            let group_options = options.clone().without_grace_period().after_waiting(timers.since(begun));
+            let parent = self.groups.campaign_with(group.as_str(), group_options).await?;
+            let Some(parent) = parent else { return Ok(None) };
+            let top_options = options.clone().after_waiting(timers.since(begun));
             let reason = tokio::select! {
                 biased;
                 reason = parent.lost() => reason,
-                top = self.top.campaign(election) => return Ok(top?.with_parent(parent)),
+                top = self.top.campaign_with(election, top_options) => {
+                    if let Ok(Some(top)) = top {
+                        return Ok(Some(top.with_parent(parent)));
+                    }
+                    // Confirmed before this returns, so that another attempt finds the group's election free.
+                    let _ = parent.resign().await;
+                    return top;
+                }
             };
             info!(election, group = %self.group, %reason, "no longer leads its group; campaigning there again");
             // The resignation is confirmed before the next campaign.
             let _ = parent.resign().await;
+            if options.patience() == Patience::NoWait {
+                return Ok(None);
+            }
             timers.sleep(retry.next_delay()).await;
         }
+    }
+
+    /// Sets the value of the candidates in both tiers.
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        let group = self.group_election(election)?;
+        self.groups.set_value(group.as_str(), value.clone()).await?;
+        self.top.set_value(election, value).await
     }
 
     async fn campaign_until(
@@ -158,19 +185,6 @@ impl Elector for Hierarchy {
         }
     }
 
-    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
-        let group = self.group_election(election)?;
-        let Some(parent) = self.groups.try_campaign(group.as_str()).await? else { return Ok(None) };
-        match self.top.try_campaign(election).await {
-            Ok(Some(top)) => Ok(Some(top.with_parent(parent))),
-            other => {
-                // Confirmed before this returns, so that another attempt finds the group's election free.
-                let _ = parent.resign().await;
-                other
-            }
-        }
-    }
-
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
         self.top.leader(election).await
     }
@@ -178,6 +192,11 @@ impl Elector for Hierarchy {
     /// The leaders of the groups.
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
         self.top.candidates(election).await
+    }
+
+    /// The elections of the top tier's store. Where both tiers share a store, those of the groups too.
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        self.top.elections().await
     }
 
     fn observe(&self, election: &str) -> Leaders {
@@ -208,6 +227,11 @@ impl Elector for Hierarchy {
             (Connection::Idle | Connection::Connected, Connection::Retrying | Connection::Refused) => group,
             _ => top,
         }
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        self.top.check().await?;
+        if self.tiers_share_elector() { Ok(()) } else { self.groups.check().await }
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {

@@ -7,11 +7,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     BootInstant, CandidateId, ElectionName, Error, FencingToken, LeadershipState, LossReason, Lost, Shutdown,
     config::{check_grace_period, check_value},
-    engine::{
-        runtime::retry::{Retry, with_timeout},
-        tasks::term::Term,
-    },
-    spi::{BackendErrorKind, BackendSession, EntryRequest},
+    engine::tasks::term::Term,
+    spi::{BackendErrorKind, BackendSession},
 };
 
 /// A handle to a [`Leadership`](crate::Leadership) that can be cloned and passed to other tasks. It does not keep the leadership: only the guard does.
@@ -59,37 +56,22 @@ impl LeadershipHandle {
 
     async fn update_value(self, value: Vec<u8>) -> Result<(), Error> {
         let term = &self.term;
-        let config = &term.session.shared.config;
-        let request = EntryRequest {
-            election: term.election().clone(),
-            candidate: term.candidate().clone(),
-            value: value.into(),
-            nonce: term.request().nonce,
+        self.ensure()?;
+        let entry_value = term.registered_entry().value();
+        let number = entry_value.set(value.into());
+        term.candidate_entry().store_value();
+        let stored = tokio::select! {
+            biased;
+            reason = self.lost() => return Err(Lost::new(reason).into()),
+            stored = entry_value.wait_stored(number) => stored,
         };
-        let mut retry = Retry::new(config.retry);
-        loop {
-            self.ensure()?;
-            let update = term.session.backend_session.update(term.entry(), &request);
-            let answer = tokio::select! {
-                biased;
-                reason = self.lost() => return Err(Lost::new(reason).into()),
-                answer = with_timeout("updating the value", config.request_timeout, update) => answer,
-            };
-            match answer {
-                Ok(()) => return Ok(()),
-                Err(error) if error.is_permanent() => return Err(error.into()),
-                Err(error) if error.kind() == BackendErrorKind::EntryGone => {
-                    term.end(LossReason::EntryGone);
-                }
-                Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                    term.session.end(LossReason::SessionExpired);
-                }
-                Err(error) => {
-                    term.session.shared.status.failed(&error);
-                    retry.pause().await;
-                }
-            }
+        let Err(error) = stored else { return Ok(()) };
+        match error.kind() {
+            BackendErrorKind::EntryGone => term.end(LossReason::EntryGone),
+            BackendErrorKind::SessionGone => term.session.end(LossReason::SessionExpired),
+            _ => return Err(error.into()),
         }
+        Ok(self.ensure()?)
     }
 
     /// Whether this leadership has a parent.

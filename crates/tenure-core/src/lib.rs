@@ -30,7 +30,7 @@
 //!
 //! | For | Types |
 //! |---|---|
-//! | campaigning and observing | [`Elector`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store, and [`Engine`] has its threads |
+//! | campaigning and observing | [`Elector`], [`CampaignOptions`], [`ElectorExt`], [`Hierarchy`]; [`StoreElector`] is the implementation for every store, and [`Engine`] has its threads |
 //! | leading | [`Leadership`], [`LeadershipHandle`], [`LeadershipState`], [`LossReason`] |
 //! | shutting down | [`Shutdown`] |
 //! | protecting a resource from a stale leader | [`FencingToken`], [`Fence`] |
@@ -58,6 +58,7 @@
 
 #[doc(hidden)]
 pub mod block_on;
+mod campaign_options;
 mod candidate;
 mod clock;
 mod config;
@@ -94,9 +95,10 @@ pub mod memory;
 pub mod metrics;
 pub mod spi;
 
+pub use campaign_options::{CampaignOptions, Patience};
 pub use candidate::{Candidate, MAX_VALUE_BYTES};
 pub use clock::{BootClock, BootInstant, Clock, SimClock};
-pub use config::{Backoff, Config, OnDisconnect, OnOverrun, Overrun};
+pub use config::{Backoff, Config, OnClockJump, OnDisconnect, OnOverrun, Overrun};
 pub use diagnosis::{Diagnosis, Level};
 pub use election_status::{ElectionStatus, StatusHandle};
 pub use elector::{Elector, Leaders};

@@ -58,6 +58,10 @@ impl<B: Backend> Backend for RecordedBackend<B> {
         self.backend.observe(election).await
     }
 
+    async fn elections(&self) -> Result<Vec<ElectionName>, BackendError> {
+        self.backend.elections().await
+    }
+
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         self.backend.request_resign(election).await
     }

@@ -62,8 +62,10 @@ cases! {
     succession::elections_with_like_names_are_apart if |_, _| true;
     watching::candidates_are_seen_with_their_values if |_, _| true;
     watching::a_value_can_be_changed if |_, _| true;
+    watching::a_waiting_candidates_value_can_be_changed if |c, _| c.ordered;
     watching::a_value_has_a_largest_size if |_, _| true;
     watching::observers_hear_of_leaders_and_vacancies if |_, _| true;
+    watching::elections_are_listed_while_they_have_candidates if |_, _| true;
     watching::foreign_entries_are_ignored_and_left_alone if |_, h| h.foreign_entries;
     interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, h| h.entry_deletion;
     interference::a_waiter_whose_entry_was_deleted_enters_again if |_, h| h.entry_deletion;
@@ -114,8 +116,8 @@ macro_rules! conformance {
             a_departure_in_the_middle_promotes_nobody very_many_are_resigned_as_soon_as_won a_leader_that_is_asked_to_resign_hands_over
             many_candidates_never_lead_together
             many_elections_share_one_session elections_with_like_names_are_apart
-            candidates_are_seen_with_their_values a_value_can_be_changed a_value_has_a_largest_size
-            observers_hear_of_leaders_and_vacancies foreign_entries_are_ignored_and_left_alone
+            candidates_are_seen_with_their_values a_value_can_be_changed a_waiting_candidates_value_can_be_changed a_value_has_a_largest_size
+            observers_hear_of_leaders_and_vacancies elections_are_listed_while_they_have_candidates foreign_entries_are_ignored_and_left_alone
             a_leader_whose_entry_was_deleted_leads_no_more a_waiter_whose_entry_was_deleted_enters_again
             a_leader_whose_session_was_ended_leads_no_more a_waiter_whose_session_was_ended_wins_no_phantom
             the_session_of_a_dead_process_can_be_ended

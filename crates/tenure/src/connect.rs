@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tenure_core::{CandidateId, Config, Elector, Error, OnDisconnect, StoreUrl};
+use tenure_core::{CandidateId, Config, Elector, Error, OnClockJump, OnDisconnect, StoreUrl};
 
 use crate::registry::Registry;
 
@@ -15,9 +15,9 @@ use crate::registry::Registry;
 /// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 ///
-/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it. It
-/// works under any executor, and reads certificates and the local store's directory on the current thread. A
-/// [`Registry`](crate::Registry) adds the schemes of other crates.
+/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it;
+/// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
+/// the current thread. A [`Registry`](crate::Registry) adds the schemes of other crates.
 ///
 /// # Settings of every store
 ///
@@ -32,6 +32,7 @@ use crate::registry::Registry;
 /// | `shutdown_timeout` | how long a resignation or a shutdown takes at most | 5 s |
 /// | `on_disconnect` | what a leader does when a heartbeat fails: `hold` until the deadline, or `step_down` at once | `hold` |
 /// | `resume` | a file with which a restarted process leads without waiting for the TTL: [`Config::with_resume_file`] says who may use it | none |
+/// | `on_clock_jump` | what a leader does when the time of day jumps ahead: `lose` leadership, or `log` a warning and go on ([what that risks](tenure_core::OnClockJump::Log)) | `lose` |
 /// | `id` | the candidate's id | host name, process id and a random number |
 /// | `value` | the candidate's value, which others can read | empty |
 ///
@@ -97,6 +98,41 @@ pub async fn connect_with(url: &str, config: Config) -> Result<Arc<dyn Elector>,
     Registry::builtin().connect_with(url, config).await
 }
 
+/// Like [`connect`], and fails now if the store cannot be used: for a service that ends at its start rather than wait for
+/// its store.
+///
+/// Checks the store as [`Elector::check`] does: opens a session, reads, and closes the session. Returns after two request
+/// timeouts at the latest (`request_timeout`, 5 s by default).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tenure::Error> {
+/// let elector = tenure::connect_checked("memory:").await?;
+/// let leadership = elector.campaign("billing").await?;
+/// # leadership.resign().await
+/// # }
+/// ```
+///
+/// # Errors
+/// Those of [`connect`] and of [`Elector::check`]: [`Error::Unavailable`] if the store does not answer,
+/// [`Error::Unauthorized`] or [`Error::Refused`] if it refuses, in the words of the first campaign.
+///
+/// # Cancellation safety
+/// Dropping the future leaves at most a session that expires by itself.
+pub async fn connect_checked(url: &str) -> Result<Arc<dyn Elector>, Error> {
+    connect_checked_with(url, Config::new()).await
+}
+
+/// Like [`connect_checked`], with `config` for the settings that the URL does not contain.
+///
+/// # Errors
+/// See [`connect_checked`].
+pub async fn connect_checked_with(url: &str, config: Config) -> Result<Arc<dyn Elector>, Error> {
+    let elector = connect_with(url, config).await?;
+    elector.check().await?;
+    Ok(elector)
+}
+
 /// Overrides `config` with the settings in the URL that do not depend on the store.
 pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<Config, Error> {
     if let Some(ttl) = url.duration("ttl")? {
@@ -127,6 +163,16 @@ pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<C
     if let Some(path) = url.text("resume") {
         config = config.with_resume_file(path);
     }
+    match url.text("on_clock_jump") {
+        None => {}
+        Some("lose") => config = config.with_on_clock_jump(OnClockJump::Lose),
+        Some("log") => config = config.with_on_clock_jump(OnClockJump::Log),
+        Some(other) => {
+            return Err(url
+                .invalid(format!("on_clock_jump={other} is not allowed: it must be lose or log"))
+                .into());
+        }
+    }
     if let Some(id) = url.text("id") {
         config = config.with_id(CandidateId::new(id)?);
     }
@@ -147,5 +193,6 @@ mod tests {
         fn is_send(_: impl Send) {}
         is_send(connect("memory:e"));
         is_send(connect_with("memory:e", Config::new()));
+        is_send(connect_checked("memory:e"));
     }
 }

@@ -122,16 +122,16 @@ mod settings;
 #[doc(hidden)]
 pub mod test_support;
 
-pub use connect::{connect, connect_with};
+pub use connect::{connect, connect_checked, connect_checked_with, connect_with};
 pub use registry::{RegisterError, Registry};
 pub use settings::Settings;
 pub use tenure_core::{
-    Backoff, BootClock, BootInstant, BoxError, Candidate, CandidateId, Clock, Config, Connection, Diagnosis,
-    ElectionName, ElectionStatus, Elector, ElectorExt, Engine, Error, Fence, FencingToken, Hierarchy,
-    InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl, Leaders, Leadership, LeadershipHandle,
-    LeadershipState, Level, LossReason, Lost, MAX_VALUE_BYTES, OnDisconnect, OnOverrun, Overrun,
-    ParseTokenError, Password, Secret, Shutdown, StaleToken, Status, StatusHandle, StoreElector, StoreUrl,
-    Tls, TlsPem,
+    Backoff, BootClock, BootInstant, BoxError, CampaignOptions, Candidate, CandidateId, Clock, Config,
+    Connection, Diagnosis, ElectionName, ElectionStatus, Elector, ElectorExt, Engine, Error, Fence,
+    FencingToken, Hierarchy, InvalidCandidate, InvalidConfig, InvalidElection, InvalidUrl, Leaders,
+    Leadership, LeadershipHandle, LeadershipState, Level, LossReason, Lost, MAX_VALUE_BYTES, OnClockJump,
+    OnDisconnect, OnOverrun, Overrun, ParseTokenError, Password, Patience, Secret, Shutdown, StaleToken,
+    Status, StatusHandle, StoreElector, StoreUrl, Tls, TlsPem,
 };
 
 /// The traits that a backend implements.

@@ -8,6 +8,7 @@
 //! | `Election.Leader`, `Election.Observe` | [`observe`] |
 //! | (none) | [`entry_watcher`]: the deletion of leaders' entries, and resign requests |
 //! | (none) | [`earlier_session`]: ends the session of a process that is dead |
+//! | (none) | [`listing`]: the elections that exist |
 //!
 //! [`keys`] is the key layout, [`entry`] tells entries apart, [`candidate_pages`] lists the candidates of an
 //! election, and [`store`] is what a backend's sessions and observers have in common.
@@ -19,6 +20,7 @@ pub(crate) mod entry;
 pub(crate) mod entry_watcher;
 pub(crate) mod keepalive;
 pub(crate) mod keys;
+pub(crate) mod listing;
 pub(crate) mod observe;
 pub(crate) mod position_reader;
 pub(crate) mod session;

@@ -61,7 +61,7 @@ use tenure_core::{
 };
 
 pub use crate::config::EtcdConfig;
-use crate::election::{earlier_session, observe, session::EtcdSession, store::ElectionStore};
+use crate::election::{earlier_session, listing, observe, session::EtcdSession, store::ElectionStore};
 
 /// An etcd cluster as a store for elections.
 pub struct EtcdBackend {
@@ -103,6 +103,10 @@ impl Backend for EtcdBackend {
 
     async fn leader(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         observe::leader(&self.store, election).await
+    }
+
+    async fn elections(&self) -> Result<Vec<ElectionName>, BackendError> {
+        listing::elections(&self.store).await
     }
 
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {

@@ -147,6 +147,12 @@ impl Backend for LocalBackend {
         Ok(self.store.blocking_pool.run(read).await?.map(|(_, candidate)| candidate))
     }
 
+    async fn elections(&self) -> Result<Vec<ElectionName>, BackendError> {
+        let dir = self.store.layout.elections();
+        let read = move || candidates::elections(&dir).map_err(|e| io_error("read", &dir, &e));
+        self.store.blocking_pool.run(read).await
+    }
+
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         let dir = self.store.layout.election(election);
         let request = move || candidates::request_resign(&dir).map_err(|e| io_error("write to", &dir, &e));

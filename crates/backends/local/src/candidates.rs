@@ -2,12 +2,12 @@
 
 use std::{io, os::unix::fs::OpenOptionsExt as _, path::Path, time::SystemTime};
 
-use tenure_core::{Candidate, FencingToken};
+use tenure_core::{Candidate, ElectionName, FencingToken};
 
 use crate::{
     entry::{self, EntryState, entry_state},
     layout::{entry_file, open_options, resign_request_file},
-    queue::entry_numbers,
+    queue::{entry_numbers, file_names},
 };
 
 /// The live candidates in order of succession.
@@ -29,6 +29,19 @@ pub(crate) fn request_resign(dir: &Path) -> io::Result<Option<Candidate>> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(Some(leader)),
     }
+}
+
+/// The elections below `dir` that have a live candidate.
+pub(crate) fn elections(dir: &Path) -> io::Result<Vec<ElectionName>> {
+    let mut elections = Vec::new();
+    for name in file_names(dir)? {
+        if let Ok(election) = ElectionName::new(&name)
+            && !live_candidates(&dir.join(&name), 1)?.is_empty()
+        {
+            elections.push(election);
+        }
+    }
+    Ok(elections)
 }
 
 fn live_candidates(dir: &Path, limit: usize) -> io::Result<Vec<(u64, Candidate)>> {

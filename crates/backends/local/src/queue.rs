@@ -110,7 +110,8 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn file_names(dir: &Path) -> io::Result<Vec<String>> {
+/// The names of the files in `dir`; none if it does not exist, or is not a directory.
+pub(crate) fn file_names(dir: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if is_not_found(&error) => return Ok(Vec::new()),

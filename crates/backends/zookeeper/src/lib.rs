@@ -77,7 +77,7 @@ pub use crate::{
     },
 };
 use crate::{
-    election::{earlier_session, observe, session::ZookeeperSession, store::ElectionStore},
+    election::{earlier_session, listing, observe, session::ZookeeperSession, store::ElectionStore},
     transport::{connect_options::ConnectOptions, ensemble::Ensemble},
 };
 
@@ -145,6 +145,10 @@ impl Backend for ZookeeperBackend {
         let store = Arc::clone(&self.store);
         let observed = self.store.map_error(observed)?;
         Ok(observed.map(move |leader| store.map_error(leader)).boxed())
+    }
+
+    async fn elections(&self) -> Result<Vec<ElectionName>, BackendError> {
+        self.store.map_error(listing::elections(&self.store).await)
     }
 
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {

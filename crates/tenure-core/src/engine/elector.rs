@@ -5,28 +5,27 @@ use std::{future::Future, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::{StreamExt, future::BoxFuture, stream};
 use tenure_mmap::ForkMark;
-use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::oneshot;
 use tracing::{Level, debug, warn};
 
 use super::{
-    Engine, diagnose,
+    Engine, campaigning, check, diagnose,
     elector_context::ElectorContext,
     runtime::{
         report::FLUSH_TIMEOUT,
         retry::{Retry, with_timeout},
     },
-    tasks::{
-        candidate::Campaign, elections::Elections, elector_task::Campaigns, in_flight_work::PollGuard,
-        observe,
-    },
+    tasks::{elections::Elections, elector_task::Campaigns, in_flight_work::PollGuard, observe},
 };
 use crate::{
-    Backoff, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error, InvalidConfig,
-    Leaders, Leadership, LeadershipHandle, Shutdown, Status,
-    spi::{Backend, BackendError, EntryRequest},
+    Backoff, CampaignOptions, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error,
+    InvalidConfig, Leaders, Leadership, LeadershipHandle, Shutdown, Status,
+    spi::{Backend, BackendError},
     sync::timeout,
-    telemetry,
 };
+
+/// The number of request timeouts that listing the elections may take.
+const LISTING_REQUESTS: u32 = 10;
 
 /// The [`Elector`] over any [`Backend`].
 ///
@@ -112,79 +111,14 @@ impl StoreElector {
         &self.shared.config
     }
 
-    /// Campaigns as a task of the engine. When the future is dropped, or `given_up` completes, the candidacy
-    /// withdraws.
-    async fn start_campaign(
+    async fn campaign_until_given_up(
         &self,
         election: &str,
-        wait_for_turn: bool,
+        options: CampaignOptions,
         given_up: impl Future<Output = ()> + Send,
     ) -> Result<Option<Leadership>, Error> {
-        let election = ElectionName::new(election)?;
-        let shared = &self.shared;
-        if shared.fork_mark.is_forked() {
-            return Err(Error::Forked);
-        }
-        shared.reporter.measured(|| telemetry::campaign_started(&election));
-        let (sender, answer) = oneshot::channel();
-        let request = EntryRequest {
-            election: election.clone(),
-            candidate: shared.config.id.clone(),
-            value: Arc::clone(&shared.value),
-            nonce: shared.request_nonce(),
-        };
-        let campaign = Campaign::new(shared, wait_for_turn, sender);
-        let give_up_on_drop = self.campaigns.start(request, campaign);
-        let mut answer = shared.runtime.relayed(answer);
-        let answered = tokio::select! {
-            biased;
-            answered = &mut answer => Some(answered),
-            () = given_up => None,
-        };
-        let answered = match answered {
-            Some(answered) => {
-                give_up_on_drop.answered();
-                answered
-            }
-            None => {
-                drop(give_up_on_drop);
-                return self.withdraw(election, answer).await;
-            }
-        };
-        match answered {
-            Ok(outcome) => outcome,
-            Err(_) if shared.closing.is_cancelled() => Err(Error::Closed),
-            Err(_) => Err(Error::TaskEnded("the campaign's task was aborted without a result")),
-        }
-    }
-
-    /// Waits until a candidacy that was given up has withdrawn. Waits at most for the shutdown timeout.
-    async fn withdraw(
-        &self,
-        election: ElectionName,
-        answer: impl Future<Output = Result<Result<Option<Leadership>, Error>, RecvError>> + Send + 'static,
-    ) -> Result<Option<Leadership>, Error> {
-        let shared = &self.shared;
-        let limit = shared.config.shutdown_timeout;
-        let withdrawn = async move {
-            match answer.await {
-                // It was elected before it could withdraw.
-                Ok(Ok(Some(leadership))) => leadership.release_and_wait().await,
-                Ok(Ok(None)) => true,
-                // A candidate that the store refuses has no entry.
-                Ok(Err(error)) => !matches!(error, Error::NotConfirmed { .. }),
-                // The elector is closing, and reports itself what is left.
-                Err(_) => false,
-            }
-        };
-        let withdrawn = shared.runtime.call(async move { timeout(limit, withdrawn).await }).await;
-        if !matches!(withdrawn, Ok(Ok(true))) && !shared.closing.is_cancelled() {
-            shared.reporter.log(Level::WARN, move || {
-                warn!(%election, within = %humantime::format_duration(limit),
-                    "the store has not confirmed that the candidate's entry is gone; it is removed once the store answers, or expires with its session");
-            });
-        }
-        Ok(None)
+        let Self { shared, campaigns, elections, .. } = self;
+        campaigning::campaign(shared, campaigns, elections, election, options, given_up).await
     }
 
     /// Runs `call` on the engine, until the elector closes.
@@ -208,12 +142,26 @@ impl StoreElector {
         T: Send + 'static,
         F: Future<Output = Result<T, BackendError>> + Send + 'static,
     {
+        self.request_within(operation, self.shared.config.request_timeout, request).await
+    }
+
+    /// As [`request`](Self::request), with `limit` as the timeout of each attempt.
+    async fn request_within<T, F>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        request: impl Fn(Arc<dyn Backend>) -> F + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, BackendError>> + Send + 'static,
+    {
         let shared = Arc::clone(&self.shared);
         let answer = async move {
             let mut retry = Retry::new(shared.config.retry);
             loop {
                 let request = request(Arc::clone(&shared.backend));
-                match with_timeout(operation, shared.config.request_timeout, request).await {
+                match with_timeout(operation, limit, request).await {
                     Ok(answer) => {
                         shared.status.answered();
                         return Ok(answer);
@@ -245,15 +193,12 @@ impl Drop for StoreElector {
 
 #[async_trait]
 impl Elector for StoreElector {
-    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
-        match self.start_campaign(election, true, std::future::pending()).await? {
-            Some(leadership) => Ok(leadership),
-            None => Err(Error::TaskEnded("a campaign that waits was not elected")),
-        }
-    }
-
-    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
-        self.start_campaign(election, false, std::future::pending()).await
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        self.campaign_until_given_up(election, options, std::future::pending()).await
     }
 
     async fn campaign_until(
@@ -261,7 +206,11 @@ impl Elector for StoreElector {
         election: &str,
         given_up: BoxFuture<'_, ()>,
     ) -> Result<Option<Leadership>, Error> {
-        self.start_campaign(election, true, given_up).await
+        self.campaign_until_given_up(election, CampaignOptions::new(), given_up).await
+    }
+
+    async fn set_value(&self, election: &str, value: Vec<u8>) -> Result<(), Error> {
+        campaigning::set_value(&self.shared, &self.elections, election, value).await
     }
 
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
@@ -280,6 +229,16 @@ impl Elector for StoreElector {
             async move { store.candidates(&election).await }
         })
         .await
+    }
+
+    async fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        let limit = self.shared.config.request_timeout * LISTING_REQUESTS;
+        let listed = self
+            .request_within("listing the elections", limit, |store| async move { store.elections().await });
+        let mut elections = listed.await?;
+        elections.sort_unstable();
+        elections.dedup();
+        Ok(elections)
     }
 
     fn observe(&self, election: &str) -> Leaders {
@@ -317,6 +276,11 @@ impl Elector for StoreElector {
 
     fn status(&self) -> Status {
         self.shared.status.get()
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        self.on_engine(async move { check::check(&shared).await }).await?
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {

@@ -9,11 +9,15 @@
 //! | `resume` | ends the sessions of an earlier process, and saves those of this one |
 //! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
+//! | `campaigning` | starts campaigns and ends them, and sets the values of candidates |
+//! | `check` | checks that the store can be used, for services that end at their start otherwise |
 //! | `diagnose` | examines the store, the machine and the settings for an operator |
 //! | `elector` | the [`Elector`](crate::Elector) over all of it |
 //!
 //! Each part uses only those above it in this table: `rules` depends on no other part.
 
+mod campaigning;
+mod check;
 mod diagnose;
 mod elector;
 mod elector_context;

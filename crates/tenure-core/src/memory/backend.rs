@@ -76,6 +76,11 @@ impl Backend for MemoryBackend {
         self.link.send(Op::Read, move || Ok(store.candidates(&election))).await
     }
 
+    async fn elections(&self) -> Result<Vec<ElectionName>, BackendError> {
+        let store = self.store.clone();
+        self.link.send(Op::Read, move || Ok(store.elections())).await
+    }
+
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         let (store, election) = (self.store.clone(), election.clone());
         self.link.send(Op::Update, move || store.request_resign(&election)).await

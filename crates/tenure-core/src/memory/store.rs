@@ -314,6 +314,13 @@ impl MemoryStore {
         self.0.cluster.to_string()
     }
 
+    /// The elections that have an entry.
+    pub(super) fn elections(&self) -> Vec<ElectionName> {
+        let state = self.state();
+        let existing = state.elections.iter().filter(|(_, entries)| !entries.is_empty());
+        existing.map(|(name, _)| name.clone()).collect()
+    }
+
     pub(super) fn candidates(&self, election: &ElectionName) -> Vec<Candidate> {
         let state = self.state();
         let entries = state.elections.get(election).into_iter().flat_map(BTreeMap::values);

@@ -79,6 +79,22 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         Ok(self.candidates(election).await?.into_iter().next())
     }
 
+    /// The names of the elections that have at least one candidate, each once, in any order.
+    ///
+    /// # Behavior
+    /// - Leaves out what is not an [`ElectionName`], and elections that have foreign entries only.
+    /// - Bounds the time of each of its requests, and their number. The engine bounds the whole call by ten request
+    ///   timeouts.
+    ///
+    /// # Errors
+    /// [`Invalid`](BackendErrorKind::Invalid) when there are too many, or when the store cannot list them, as by default.
+    async fn elections(&self) -> Result<Vec<ElectionName>, BackendError> {
+        Err(BackendError::new(
+            BackendErrorKind::Invalid,
+            "cannot list the elections: this store does not support it; name the election",
+        ))
+    }
+
     /// The current leader of `election`, and then every change of leader; `None` while there is no leader.
     ///
     /// # Behavior

@@ -109,6 +109,14 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
 
     /// Replaces the value that others read. `request` is the request that created the entry, with the new value.
     ///
+    /// # Behavior
+    /// - Is called for entries that wait as well as for the one that leads. Neither the queue position nor the token changes, and
+    ///   no waiting candidate takes the entry for deleted.
+    /// - Never creates an entry: an update that is carried out after the entry was removed has no effect.
+    /// - Keeps a resign request ([`replacement_payload`](super::replacement_payload)).
+    /// - The engine makes at most one call at a time per entry, and calls [`leave`](Self::leave) with the request that created it,
+    ///   without the new value.
+    ///
     /// # Errors
     /// [`EntryGone`](super::BackendErrorKind::EntryGone) when `entry` no longer exists.
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError>;

@@ -3,7 +3,9 @@
 
 #[cfg(tenure_mutants)]
 mod broken;
+mod campaign_options;
 mod chaos;
+mod check;
 mod closing;
 mod election_status;
 mod entering;
@@ -30,5 +32,6 @@ mod shared_session;
 mod shutdown;
 mod shutdown_outcome;
 mod tracing;
+mod values;
 mod withdrawal;
 mod work;

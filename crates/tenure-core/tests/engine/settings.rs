@@ -1,8 +1,11 @@
 //! Illegal combinations of settings are refused, and all others keep leadership.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tenure_core::{Elector, Error, InvalidConfig, SimClock, memory::MemoryStore, spi::HeartbeatProof};
+use tenure_core::{
+    Backoff, CampaignOptions, Config, Elector, Error, InvalidConfig, Patience, SimClock, StatusHandle,
+    StoreElector, memory::MemoryStore, spi::HeartbeatProof,
+};
 
 use crate::host::{Host, TTL, sleep, within};
 
@@ -61,4 +64,57 @@ async fn refused_settings_leave_no_session() {
     let error = host.elector.campaign("e").await.unwrap_err();
     assert!(error.to_string().starts_with("grace period 3s 333ms"), "{error}");
     assert!(!error.is_retryable() && store.sessions().is_empty());
+}
+
+/// Durations that would overflow a clock are refused in words, wherever they are given, and those that are allowed overflow
+/// nothing.
+#[tokio::test(start_paused = true)]
+async fn absurd_durations_are_refused_and_panic_nowhere() {
+    let store = MemoryStore::new();
+    let ever = |min| Backoff { min, max: Duration::MAX };
+    let refused: [(&str, fn(Config) -> Config); 8] = [
+        ("ttl", |c| c.with_ttl(Duration::MAX)),
+        ("ttl", |c| c.with_ttl(Duration::ZERO)),
+        ("grace period", |c| c.with_grace_period(Duration::MAX)),
+        ("grace period", |c| c.with_grace_period(Duration::ZERO)),
+        ("request timeout", |c| c.with_request_timeout(Duration::MAX)),
+        ("request timeout", |c| c.with_request_timeout(Duration::ZERO)),
+        ("shutdown timeout", |c| c.with_shutdown_timeout(Duration::MAX)),
+        ("shutdown timeout", |c| c.with_shutdown_timeout(Duration::ZERO)),
+    ];
+    let mut configs: Vec<_> = refused.map(|(name, set)| (name, set(Config::new()))).into();
+    for min in [Duration::ZERO, Duration::from_secs(1), Duration::MAX] {
+        configs.push(("retry backoff", Config::new().with_retry(ever(min))));
+        configs.push(("work backoff", Config::new().with_work_backoff(ever(min))));
+    }
+    for (setting, config) in configs {
+        let error = StoreElector::with_clock(Arc::new(store.backend()), config, Arc::new(SimClock::new()));
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.starts_with(setting) && text.contains("is not allowed") && text.contains("must be"),
+            "{text}"
+        );
+    }
+    let longest = Backoff { min: Config::MAX_WAIT, max: Config::MAX_WAIT };
+    let host = Host::with(&store, "a", SimClock::new(), |c| {
+        c.with_ttl(Config::MAX_TTL)
+            .with_request_timeout(Config::MAX_WAIT)
+            .with_shutdown_timeout(Config::MAX_WAIT)
+            .with_retry(longest)
+            .with_work_backoff(longest)
+    });
+    host.elector.check().await.unwrap();
+    assert!(!host.elector.diagnose().await.is_empty());
+    assert!(host.elector.elections().await.unwrap().is_empty());
+    let patience = CampaignOptions::new().with_patience(Patience::AtMost(Duration::MAX));
+    let leadership = host.elector.campaign_with("e", patience).await.unwrap().unwrap();
+    let error = leadership.run_with_grace_period(Duration::MAX, async {}).await.unwrap_err();
+    assert!(error.to_string().contains("is not allowed with ttl 1day"), "{error}");
+    sleep(Config::MAX_TTL * 3).await;
+    assert!(leadership.is_leader());
+    leadership.resign().await.unwrap();
+    let elector: Arc<dyn Elector> = host.elector.clone();
+    let status = StatusHandle::with_refresh(elector, "e", Duration::MAX).unwrap();
+    sleep(TTL).await;
+    assert!(status.get().known);
 }

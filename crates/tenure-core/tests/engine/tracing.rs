@@ -7,10 +7,10 @@ use std::{
 };
 
 use serde_json::Value;
-use tenure_core::{Elector, memory::MemoryStore};
+use tenure_core::{Elector, LossReason, OnClockJump, SimClock, memory::MemoryStore};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::host::{Host, sleep};
+use crate::host::{Host, TTL, sleep, until, within};
 
 #[derive(Clone, Default)]
 struct CapturedLog(Arc<Mutex<Vec<u8>>>);
@@ -86,4 +86,32 @@ async fn spans_and_fields_have_the_documented_names() {
     );
     assert!(in_span(unanswered, "session")["session"].is_string());
     assert!(log.with("session ends")[0]["fields"]["reason"].is_string());
+}
+
+/// Hazard G23: with `OnClockJump::Log` each jump of the time of day costs one warning and no leadership. The store's answer
+/// ends it, if the machine was paused and the session has expired.
+#[tokio::test(start_paused = true)]
+async fn a_jump_of_the_time_of_day_that_is_logged_ends_nothing() {
+    const JUMPED: &str = "the time of day jumped ahead of the machine's clock: if the machine was paused, another candidate may lead too";
+    let log = CapturedLog::default();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(log.clone()).finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    let store = MemoryStore::new();
+    let host = Host::with(&store, "a", SimClock::new(), |c| c.with_on_clock_jump(OnClockJump::Log));
+    let leadership = host.lead().await;
+    for jumps in 1..=3 {
+        host.clock.jump_wall(Duration::from_secs(2));
+        for _ in 0..30 {
+            assert!(leadership.is_leader());
+            sleep(TTL / 10).await;
+        }
+        assert_eq!(log.with(JUMPED).len(), jumps);
+    }
+    assert_eq!(log.with(JUMPED)[0]["fields"]["jump"], "2s");
+    host.clock.jump_wall(TTL * 3);
+    assert!(leadership.is_leader(), "until the store answers");
+    store.expire_session(store.sessions()[0]);
+    let reason = within(TTL, leadership.lost()).await;
+    assert!(matches!(reason, LossReason::EntryGone | LossReason::SessionExpired), "{reason}");
+    until("the last jump was reported", || log.with(JUMPED).len() == 4).await;
 }

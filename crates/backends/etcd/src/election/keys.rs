@@ -24,6 +24,19 @@ impl Keys {
         format!("{}/{election}/", self.prefix)
     }
 
+    /// The prefix of all keys, with its slash.
+    pub(crate) fn all_prefix(&self) -> String {
+        format!("{}/", self.prefix)
+    }
+
+    /// The election of which the key `key`, attached to `lease`, is a candidate's entry; `None` for any other key.
+    pub(crate) fn election_of(&self, key: &[u8], lease: i64) -> Option<ElectionName> {
+        let below = key.strip_prefix(self.all_prefix().as_bytes())?;
+        let name = below.split(|byte| *byte == b'/').next()?;
+        let election = ElectionName::new(std::str::from_utf8(name).ok()?).ok()?;
+        names_its_lease(&self.election_prefix(&election), key, lease).then_some(election)
+    }
+
     /// The key of the entry of `lease` in `election`: Go's `fmt.Sprintf("%s/%x", pfx, leaseID)`.
     pub(crate) fn entry(&self, election: &ElectionName, lease: i64) -> String {
         format!("{}/{election}/{lease:x}", self.prefix)
@@ -119,6 +132,29 @@ mod tests {
         ] {
             assert!(!is_entry(other), "{other}");
         }
+    }
+
+    /// G18: neither markers nor keys below a longer prefix are elections.
+    #[test]
+    fn an_election_is_known_by_its_entries() {
+        let keys = Keys::new("/acme");
+        let election_of = |key: &str| keys.election_of(key.as_bytes(), 0x1f).map(|name| name.to_string());
+        assert_eq!(election_of("/acme/billing/1f").as_deref(), Some("billing"));
+        for other in [
+            "/acme/billing/2f",
+            "/acme/billing",
+            "/acme/billing/",
+            "/acme/team/billing/1f",
+            "/acme/~withdrawn/1f",
+            "/acme/~withdrawn/1f/000000000000000000000000000000ab",
+            "/acmebilling/1f",
+            "/acme//1f",
+            "/acme/bill ing/1f",
+            "/other/billing/1f",
+        ] {
+            assert_eq!(election_of(other), None, "{other}");
+        }
+        assert_eq!(keys.election_of(b"/acme/\xff/1f", 0x1f), None);
     }
 
     /// G18: markers cannot be mistaken for entries.

@@ -105,7 +105,7 @@ pub(crate) async fn request_resign(
     }
 }
 
-fn reading(error: Error) -> BackendError {
+pub(crate) fn reading(error: Error) -> BackendError {
     reader_error(backend_error("reading", &error))
 }
 

@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use crate::{
-    BootInstant, Clock, LossReason,
+    BootInstant, Clock, LossReason, OnClockJump,
     failpoints::{SafetyRule, is_disabled},
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
 };
@@ -46,6 +46,9 @@ pub(crate) struct Window {
     grace_period: Duration,
     ttl: Duration,
     drift: f64,
+    on_clock_jump: OnClockJump,
+    /// The sum of the jumps of the time of day that were accepted and not yet reported, in nanoseconds.
+    unreported_jump: AtomicI64,
 }
 
 impl Window {
@@ -57,6 +60,8 @@ impl Window {
             grace_period,
             ttl,
             drift,
+            on_clock_jump: OnClockJump::default(),
+            unreported_jump: AtomicI64::new(0),
         };
         window.deadline.store(window.deadline_from(sent.at, ttl).as_nanos(), Ordering::Release);
         window
@@ -67,6 +72,12 @@ impl Window {
         let window = Self::opened(SentAt::now(clock), ttl, drift, grace_period);
         window.deadline.store(BootInstant::NEVER.as_nanos(), Ordering::Release);
         window
+    }
+
+    /// Sets what a jump of the time of day does.
+    pub(crate) fn on_clock_jump(mut self, policy: OnClockJump) -> Self {
+        self.on_clock_jump = policy;
+        self
     }
 
     /// `sent + ttl · (1 − drift)`: the store counts the TTL from no earlier than `sent`, with
@@ -106,9 +117,28 @@ impl Window {
         let jumped = |now| wall_offset(clock, now) - offset > self.max_wall_jump();
         // Read twice: this thread may have been stopped between reading the two clocks.
         if jumped(now) && jumped(clock.now()) {
-            return Err(LossReason::ClockJump);
+            match self.on_clock_jump {
+                OnClockJump::Lose => return Err(LossReason::ClockJump),
+                OnClockJump::Log => self.accept_clock_jump(clock, offset),
+            }
         }
         Ok(())
+    }
+
+    /// Counts later jumps of the time of day from now on, so that each is reported once. `offset` is the offset that
+    /// counted until now.
+    fn accept_clock_jump(&self, clock: &dyn Clock, offset: i64) {
+        let current = wall_offset(clock, clock.now());
+        // Of several threads that see the same jump, one counts it.
+        if self.wall_offset.compare_exchange(offset, current, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.unreported_jump.fetch_add(current.saturating_sub(offset), Ordering::AcqRel);
+        }
+    }
+
+    /// How far the time of day has jumped since the last call; `None` if it has not, or if a jump closes the window.
+    pub(crate) fn take_clock_jump(&self) -> Option<Duration> {
+        let nanos = u64::try_from(self.unreported_jump.swap(0, Ordering::AcqRel)).unwrap_or(0);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
     /// Extends the deadline for a confirmed heartbeat that was sent at `sent`.
@@ -133,7 +163,12 @@ impl Window {
                 return Ok(());
             }
             if self.deadline.compare_exchange(current, moved, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                self.wall_offset.store(sent.wall_offset, Ordering::Relaxed);
+                let offset = match self.on_clock_jump {
+                    OnClockJump::Lose => sent.wall_offset,
+                    // A jump since the sending has been accepted, and is not to be found again.
+                    OnClockJump::Log => wall_offset(clock, clock.now()),
+                };
+                self.wall_offset.store(offset, Ordering::Relaxed);
                 return Ok(());
             }
         }
@@ -227,6 +262,27 @@ mod tests {
         clock.jump_wall(Duration::from_millis(400));
         assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::ClockJump));
         assert_eq!(window.extend(&clock, SentAt::now(&clock), TTL), Err(LossReason::ClockJump));
+    }
+
+    /// Hazard G23: a jump that is only logged is found once, also by a heartbeat that was sent before it.
+    #[tokio::test(start_paused = true)]
+    async fn a_jump_that_is_logged_is_found_once() {
+        let clock = SimClock::new();
+        let window = window(&clock).on_clock_jump(OnClockJump::Log);
+        let sent = SentAt::now(&clock);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        clock.jump_wall(Duration::from_secs(3));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
+        assert_eq!(window.take_clock_jump(), Some(Duration::from_secs(3)));
+        window.extend(&clock, SentAt { at: sent.at + Duration::from_secs(1), ..sent }, TTL).unwrap();
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
+        assert_eq!(window.take_clock_jump(), None);
+        clock.jump_wall(Duration::from_secs(2));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
+        assert_eq!(window.take_clock_jump(), Some(Duration::from_secs(2)), "counted from the last jump");
+        // The deadline holds as before.
+        clock.jump(Duration::from_secs(9));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::Deadline));
     }
 
     /// Hazard G22: a clock that runs slow by less than the drift bound still closes the window before the

@@ -8,6 +8,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use super::{
     candidate::{Campaign, Candidate, Membership},
     elector_task::ElectorTask,
+    entry_value::CandidateValue,
     events::{CandidateNumber, SessionNumber},
     requests::{self, Outcome, Request},
     term::Term,
@@ -15,6 +16,7 @@ use super::{
 };
 use crate::{
     Error, FencingToken, Leadership, LossReason,
+    config::check_grace_period,
     engine::{
         rules::{
             candidate_state::{Action, Event, State, Transition, transition},
@@ -158,7 +160,22 @@ impl ElectorTask {
             // Its event may have come before this candidate was a member.
             return Some(Event::SessionEnded);
         }
-        let wait_for_turn = candidate.campaign.as_ref()?.wait_for_turn;
+        let campaign = candidate.campaign.as_mut()?;
+        if let Some(grace_period) = campaign.grace_period {
+            let (max, ttl) = (session.largest_grace_period(), session.backend_session.granted_ttl());
+            if let Err(error) = check_grace_period(grace_period, ttl, max) {
+                campaign.error = Some(error.into());
+                return Some(Event::Refused);
+            }
+        }
+        if candidate.value_number.is_none() {
+            let EntryRequest { election, candidate: id, nonce, .. } = &*candidate.request;
+            let CandidateValue { value, number } = self.elections.latest_value(election, &campaign.value);
+            let request =
+                EntryRequest { election: election.clone(), candidate: id.clone(), value, nonce: *nonce };
+            (candidate.request, candidate.value_number) = (Arc::new(request), Some(number));
+        }
+        let wait_for_turn = campaign.wait_for_turn;
         self.send(candidate, requests::enter(session, Arc::clone(&candidate.request), wait_for_turn));
         None
     }
@@ -166,6 +183,7 @@ impl ElectorTask {
     /// Removes the entry, if there may be one.
     fn remove_entry(&mut self, candidate: &mut Candidate) -> Option<Event> {
         let session = candidate.session()?;
+        candidate.waiting = None;
         let (entry, uncertain) = (candidate.entry.take(), candidate.uncertain);
         if let Some(entry) = &entry {
             session.unregister(entry);
@@ -192,7 +210,13 @@ impl ElectorTask {
         let term = Term::new(&membership.session, Arc::clone(&candidate.request), token, Arc::clone(&entry));
         membership.term = Some(Arc::clone(&term));
         self.elections.set_term(&term);
+        candidate.waiting = None;
         let campaign = candidate.campaign.take()?;
+        if let Some(grace_period) = campaign.grace_period
+            && grace_period > term.session.window.grace_period()
+        {
+            term.raise_grace_period(grace_period);
+        }
         let waited = self.shared.clock.now().since(campaign.started_at);
         telemetry::leadership_won(term.election(), token, waited);
         // If the campaign's future was dropped meanwhile, this drops the guard, which resigns.

@@ -1,18 +1,20 @@
 //! What the elector's task knows of one candidate, from the call of the campaign until its entry is gone.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::AbortHandle;
 use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
+    candidate_entry::CandidateEntry,
+    entry_value::CandidateValue,
     events::{CandidateNumber, SessionNumber},
     session::{RegisteredEntry, Session},
     term::Term,
 };
 use crate::{
-    BootInstant, Error, FencingToken, Leadership, LossReason,
+    BootInstant, CampaignOptions, Error, FencingToken, Leadership, LossReason, Patience,
     engine::{
         elector_context::ElectorContext,
         rules::{candidate_state::State, retry_delays::RetryDelays},
@@ -30,6 +32,10 @@ pub(super) struct Candidate {
     pub(super) uncertain: bool,
     /// The entry, once a request to enter was answered.
     pub(super) entry: Option<Arc<RegisteredEntry>>,
+    /// The entry, for those who change its value while it waits.
+    pub(super) waiting: Option<Arc<CandidateEntry>>,
+    /// The number of the value in the request; `None` before the request is sent for the first time.
+    pub(super) value_number: Option<u64>,
     /// The token with which the entry leads.
     pub(super) token: Option<FencingToken>,
     /// Its part in the session under which it enters.
@@ -48,6 +54,10 @@ pub(crate) struct Campaign {
     pub(super) started_at: BootInstant,
     /// Whether to wait while another candidate leads.
     pub(super) wait_for_turn: bool,
+    /// The candidate's value, unless a later one was set.
+    pub(super) value: CandidateValue,
+    /// The grace period that was requested for the leadership.
+    pub(super) grace_period: Option<Duration>,
     pub(super) given_up: bool,
     /// Why it fails.
     pub(super) error: Option<Error>,
@@ -64,11 +74,18 @@ pub(crate) type CampaignAnswer = oneshot::Sender<Result<Option<Leadership>, Erro
 
 impl Campaign {
     /// A campaign that is called now.
-    pub(crate) fn new(shared: &ElectorContext, wait_for_turn: bool, answer: CampaignAnswer) -> Self {
+    pub(crate) fn new(
+        shared: &ElectorContext,
+        value: CandidateValue,
+        options: &CampaignOptions,
+        answer: CampaignAnswer,
+    ) -> Self {
         Self {
             answer,
             started_at: shared.clock.now(),
-            wait_for_turn,
+            wait_for_turn: options.patience() != Patience::NoWait,
+            value,
+            grace_period: options.grace_period(),
             given_up: false,
             error: None,
             last_session: None,
@@ -86,6 +103,8 @@ impl Candidate {
             request: Arc::new(request),
             uncertain: false,
             entry: None,
+            waiting: None,
+            value_number: None,
             token: None,
             membership: None,
             in_flight: None,
@@ -111,6 +130,7 @@ impl Candidate {
         self.request =
             Arc::new(EntryRequest { nonce: shared.request_nonce(), ..EntryRequest::clone(&self.request) });
         (self.uncertain, self.entry, self.token) = (false, None, None);
+        (self.waiting, self.value_number) = (None, None);
     }
 }
 

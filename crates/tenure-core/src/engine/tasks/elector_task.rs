@@ -23,6 +23,7 @@ use tracing::{debug, error, warn};
 
 use super::{
     candidate::{Campaign, Candidate, Membership},
+    candidate_entry::CandidateEntry,
     elections::Elections,
     events::{CandidateNumber, EngineEvent, EventSender, SessionNumber},
     requests::{Outcome, Request},
@@ -271,12 +272,25 @@ impl ElectorTask {
         }
         if let Some(Membership { session, .. }) = &candidate.membership {
             if let Some(entry) = entry {
-                candidate.entry = Some(session.register(number, entry));
+                let registered = session.register(number, entry);
+                candidate.entry = Some(Arc::clone(&registered));
+                let entry = Arc::new(CandidateEntry {
+                    session: Arc::clone(session),
+                    request: Arc::clone(&candidate.request),
+                    registered,
+                });
+                // A value that was set while the entry was being created.
+                if self.elections.set_waiting(&entry, candidate.value_number.unwrap_or_default()) {
+                    entry.store_value();
+                }
+                candidate.waiting = Some(entry);
             }
             if let Some(token) = token {
                 candidate.token = Some(token);
                 // A session without a recent heartbeat may have won in vain.
-                if session.enforce_window(session.window.grace_period()).is_err() {
+                let requested = candidate.campaign.as_ref().and_then(|campaign| campaign.grace_period);
+                let grace_period = session.window.grace_period().max(requested.unwrap_or_default());
+                if session.enforce_window(grace_period).is_err() {
                     event = Event::SessionEnded;
                 }
             }

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `events` | what sessions and terms tell the elector's task |
 //! | `in_flight_work` | counts the work of a term, and the polls of it |
+//! | `entry_value` | the values that are set for an entry |
 //! | `session` | what all elections of an elector share, and how it ends |
+//! | `candidate_entry` | stores the values that are set for an entry |
 //! | `term`, `parent` | one leadership, and the one on which it depends |
 //! | `work` | runs the work of a term, cancels and drops it on time |
-//! | `elections` | the latest term in each election |
+//! | `elections` | the latest term in each election, and the values of the candidates there |
 //! | `session_task` | the task of a session: heartbeats, their confirmation, repeated withdrawals, closing |
 //! | `session_opening` | opens a session |
 //! | `watches` | the watches on the entries of the terms of a session |
@@ -21,15 +23,17 @@
 
 mod actions;
 pub(crate) mod candidate;
+mod candidate_entry;
 pub(crate) mod elections;
 pub(crate) mod elector_task;
+pub(crate) mod entry_value;
 pub(crate) mod events;
 pub(crate) mod in_flight_work;
 pub(crate) mod observe;
 mod parent;
 mod requests;
 pub(crate) mod session;
-mod session_opening;
+pub(crate) mod session_opening;
 mod session_task;
 pub(crate) mod term;
 mod watches;

@@ -7,10 +7,14 @@ use std::{
     time::Duration,
 };
 
+use once_cell::race::OnceBox;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Level, info, warn};
 
-use super::events::{CandidateNumber, EngineEvent, EventSender, SessionNumber};
+use super::{
+    entry_value::EntryValue,
+    events::{CandidateNumber, EngineEvent, EventSender, SessionNumber},
+};
 use crate::{
     BootInstant, LossReason,
     engine::{
@@ -78,9 +82,16 @@ pub(crate) struct RegisteredEntry {
     pub(crate) entry: Entry,
     /// Whether a confirming read did not find it.
     missing: AtomicBool,
+    /// Created when a value is set: few entries need it.
+    value: OnceBox<EntryValue>,
 }
 
 impl RegisteredEntry {
+    /// The values that were set for this entry.
+    pub(crate) fn value(&self) -> &EntryValue {
+        self.value.get_or_init(|| Box::new(EntryValue::new()))
+    }
+
     pub(crate) fn is_missing(&self) -> bool {
         self.missing.load(Ordering::Acquire)
     }
@@ -238,7 +249,12 @@ impl Session {
 
     /// Registers an entry that exists in the store.
     pub(crate) fn register(&self, candidate: CandidateNumber, entry: Entry) -> Arc<RegisteredEntry> {
-        let entry = Arc::new(RegisteredEntry { candidate, entry, missing: AtomicBool::new(false) });
+        let entry = Arc::new(RegisteredEntry {
+            candidate,
+            entry,
+            missing: AtomicBool::new(false),
+            value: OnceBox::new(),
+        });
         self.registered().insert(candidate, Arc::clone(&entry));
         entry
     }

@@ -29,9 +29,9 @@ use crate::{
     sync::{sleep, timeout},
 };
 
-/// Why no session was opened.
+/// Why a session cannot be opened, or not be used.
 #[derive(Clone, Debug)]
-pub(super) enum OpenError {
+pub(crate) enum OpenError {
     Backend(BackendError),
     Config(InvalidConfig),
 }
@@ -83,11 +83,15 @@ pub(super) async fn open(
     outcome
 }
 
-async fn open_now(
-    shared: &Arc<ElectorContext>,
-    number: SessionNumber,
-    events: EventSender,
-) -> Result<Arc<Session>, OpenError> {
+/// A session of the backend that suits the settings.
+pub(crate) struct OpenedSession {
+    pub(crate) backend_session: Box<dyn BackendSession>,
+    sent: SentAt,
+    window: Window,
+}
+
+/// Opens a session of the backend, and closes it again if it does not suit the settings.
+pub(crate) async fn open_backend_session(shared: &ElectorContext) -> Result<OpenedSession, OpenError> {
     let config = &shared.config;
     let clock = &*shared.clock;
     let sent = SentAt::now(clock);
@@ -100,7 +104,7 @@ async fn open_now(
     let window = if backend_session.proof() == HeartbeatProof::Process {
         Window::endless(clock, ttl, config.drift, config.grace_period())
     } else {
-        Window::opened(sent, ttl, config.drift, config.grace_period())
+        Window::opened(sent, ttl, config.drift, config.grace_period()).on_clock_jump(config.on_clock_jump)
     };
     let max =
         heartbeat::largest_grace_period(backend_session.proof(), ttl, config.drift, config.grace_period());
@@ -115,8 +119,18 @@ async fn open_now(
             "opening a session took nearly as long as the session lives",
         )));
     }
+    Ok(OpenedSession { backend_session, sent, window })
+}
+
+async fn open_now(
+    shared: &Arc<ElectorContext>,
+    number: SessionNumber,
+    events: EventSender,
+) -> Result<Arc<Session>, OpenError> {
+    let OpenedSession { backend_session, sent, window } = open_backend_session(shared).await?;
+    let ttl = backend_session.granted_ttl();
     if let Some(resume) = &shared.resume {
-        resume.save(&*backend_session, config.request_timeout).await;
+        resume.save(&*backend_session, shared.config.request_timeout).await;
     }
     let session = Session::new(backend_session, Arc::clone(shared), window, number, events);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
@@ -135,7 +149,8 @@ async fn open_now(
     Ok(session)
 }
 
-async fn close_unused(shared: &ElectorContext, backend_session: &dyn BackendSession) {
+/// Closes a session of which no task knows.
+pub(crate) async fn close_unused(shared: &ElectorContext, backend_session: &dyn BackendSession) {
     if let Err(error) =
         with_timeout("closing a session", shared.config.request_timeout, backend_session.close()).await
     {

@@ -73,6 +73,7 @@ impl SessionTask {
             }
         }
         session.expiry.heartbeats_stopped();
+        report_clock_jump(session);
         // The work stops before the session is closed: the next leader must find no work of this one.
         session.entry_tracker.close();
         if !is_disabled(SafetyRule::StopWorkBeforeClosing) {
@@ -215,6 +216,7 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
                 next = shared.clock.now() + retry_delays.next_delay();
             }
         }
+        report_clock_jump(session);
         // The watchdog ends the session on time; this covers a watchdog that is late.
         if session.enforce_window(session.window.grace_period()).is_err()
             && !is_disabled(SafetyRule::NeverReopenWindow)
@@ -228,6 +230,15 @@ fn report_failure(session: &Session, error: &BackendError) {
     session.shared.status.failed(error);
     let left = session.window.deadline().since(session.shared.clock.now());
     warn!(session = session.backend_session.id(), %error, left = %humantime::format_duration(left), "heartbeat unanswered");
+}
+
+/// Warns of jumps of the time of day that have ended nothing ([`OnClockJump::Log`](crate::OnClockJump::Log)). Once per
+/// heartbeat at most.
+fn report_clock_jump(session: &Session) {
+    if let Some(jump) = session.window.take_clock_jump() {
+        warn!(session = session.backend_session.id(), jump = %humantime::format_duration(jump),
+            "the time of day jumped ahead of the machine's clock: if the machine was paused, another candidate may lead too");
+    }
 }
 
 /// Whether a confirming read proves `heartbeat`.

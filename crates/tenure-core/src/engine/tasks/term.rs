@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Level, info, warn};
 
 use super::{
+    candidate_entry::CandidateEntry,
     events::EngineEvent,
     in_flight_work::InFlightWork,
     session::{Dependent, RegisteredEntry, Session},
@@ -129,9 +130,17 @@ impl Term {
         &self.request.candidate
     }
 
-    /// The request that created the entry.
-    pub(crate) fn request(&self) -> &Arc<EntryRequest> {
-        &self.request
+    pub(crate) fn registered_entry(&self) -> &Arc<RegisteredEntry> {
+        &self.entry
+    }
+
+    /// The entry, for those who change its value.
+    pub(crate) fn candidate_entry(&self) -> CandidateEntry {
+        CandidateEntry {
+            session: Arc::clone(&self.session),
+            request: Arc::clone(&self.request),
+            registered: Arc::clone(&self.entry),
+        }
     }
 
     /// The entry that leads.

@@ -1,0 +1,193 @@
+//! Campaigns with options of their own: value, grace period, patience.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tenure_core::{
+    CampaignOptions, Candidate, CandidateId, Diagnosis, Elector, Error, Hierarchy, InvalidConfig, Leaders,
+    LeadershipHandle, Patience, Status, memory::MemoryStore,
+};
+
+use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, assert_nothing_left, sleep, within};
+
+fn options() -> CampaignOptions {
+    CampaignOptions::new()
+}
+
+fn value(store: &MemoryStore) -> String {
+    let payload = store.entries("e").remove(0).payload;
+    Candidate::decode("", "", &payload, None).value_lossy().into_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_that_of_one_candidacy() {
+    let store = MemoryStore::new();
+    let host = Host::with(&store, "a", Default::default(), |c| c.with_value("configured"));
+    let first = host.elector.campaign_with("e", options().with_value("own")).await.unwrap().unwrap();
+    assert_eq!(value(&store), "own");
+    first.resign().await.unwrap();
+    let second = host.lead().await;
+    assert_eq!(value(&store), "configured");
+    second.resign().await.unwrap();
+    let too_large = host.elector.campaign_with("e", options().with_value(vec![0; 65 * 1024])).await;
+    assert!(matches!(too_large, Err(Error::ValueTooLarge { .. })));
+    assert_eq!(store.entry_count(), 0);
+}
+
+/// Hazards G1, G25: the grace period is kept from the first check on, and holds for this leadership only.
+#[tokio::test(start_paused = true)]
+async fn a_grace_period_is_that_of_one_leadership() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let long = options().with_grace_period(Duration::from_secs(3));
+    let long = host.elector.campaign_with("e", long).await.unwrap().unwrap();
+    let short = options().with_grace_period(Duration::from_millis(1));
+    let short = host.elector.campaign_with("f", short).await.unwrap().unwrap();
+    assert_eq!(long.grace_period(), Duration::from_secs(3));
+    assert_eq!(short.grace_period(), Duration::from_secs(1), "the elector's is longer");
+    let token = long.cancellation_token();
+    host.link.cut();
+    let until_deadline = long.remaining();
+    assert!(until_deadline <= UNTIL_DEADLINE);
+    sleep(until_deadline - Duration::from_millis(3_001)).await;
+    assert!(long.is_leader() && !token.is_cancelled());
+    sleep(Duration::from_millis(2)).await;
+    assert!(!long.is_leader() && token.is_cancelled());
+    assert!(short.is_leader());
+    sleep(UNTIL_STOP).await;
+    assert!(!short.is_leader());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grace_period_that_the_ttl_cannot_support_is_refused() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    for (given, text) in [
+        (Duration::ZERO, "grace period 0s is not allowed: it must be more than 0"),
+        (
+            Duration::from_secs(4),
+            "grace period 4s is not allowed with ttl 10s: it must be more than 0 and at most 3s 333ms",
+        ),
+        (Duration::MAX, "is not allowed with ttl 10s"),
+    ] {
+        let error = host.elector.campaign_with("e", options().with_grace_period(given)).await.unwrap_err();
+        assert!(matches!(
+            error,
+            Error::InvalidConfig(InvalidConfig::GracePeriod { .. } | InvalidConfig::Time { .. })
+        ));
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(store.entry_count(), 0);
+    }
+    // The permit was given back.
+    assert!(within(TTL, host.elector.campaign("e")).await.unwrap().is_leader());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_campaign_waits_no_longer_than_its_patience() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let leader = a.lead().await;
+    let patient = |time| options().with_patience(Patience::AtMost(time));
+    let begun = tokio::time::Instant::now();
+    let waited = b.elector.campaign_with("e", patient(Duration::from_secs(20))).await.unwrap();
+    assert!(waited.is_none());
+    assert_eq!(begun.elapsed().as_secs(), 20);
+    assert_eq!(store.entries("e").len(), 1, "it has withdrawn");
+    let impatient = b.elector.campaign_with("e", options().with_patience(Patience::NoWait));
+    assert!(within(TTL, impatient).await.unwrap().is_none());
+    // An outage of the store counts.
+    b.link.cut();
+    let begun = tokio::time::Instant::now();
+    assert!(b.elector.campaign_with("f", patient(Duration::from_secs(3))).await.unwrap().is_none());
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    b.link.heal();
+    leader.resign().await.unwrap();
+    for patience in [Duration::from_secs(1), Duration::MAX] {
+        let won = within(TTL * 4, b.elector.campaign_with("e", patient(patience))).await.unwrap().unwrap();
+        won.resign().await.unwrap();
+    }
+    for host in [a, b] {
+        host.elector.close().await;
+    }
+    assert_nothing_left(&store).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hierarchy_campaigns_with_options() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let hierarchy =
+        |host: &Host| Hierarchy::new(Arc::clone(&host.elector) as Arc<dyn Elector>, "berlin").unwrap();
+    let (first, second) = (hierarchy(&a), hierarchy(&b));
+    let own = options().with_value("own").with_grace_period(Duration::from_secs(2));
+    let leadership = first.campaign_with("e", own).await.unwrap().unwrap();
+    assert_eq!(leadership.grace_period(), Duration::from_secs(2));
+    let values = async || {
+        let group = second.group_leader("e").await.unwrap().unwrap();
+        let top = second.leader("e").await.unwrap().unwrap();
+        (group.value_lossy().into_owned(), top.value_lossy().into_owned())
+    };
+    assert_eq!(values().await, ("own".into(), "own".into()));
+    first.set_value("e", "changed".into()).await.unwrap();
+    assert_eq!(values().await, ("changed".into(), "changed".into()));
+    let begun = tokio::time::Instant::now();
+    let patience = options().with_patience(Patience::AtMost(TTL));
+    assert!(second.campaign_with("e", patience).await.unwrap().is_none());
+    assert_eq!(begun.elapsed().as_secs(), TTL.as_secs());
+    assert!(second.try_campaign("e").await.unwrap().is_none());
+    assert_eq!((store.entries("e").len(), store.entries("e.berlin").len()), (1, 1));
+    assert_eq!(second.elections().await.unwrap().len(), 2);
+    leadership.resign().await.unwrap();
+    assert!(within(TTL, second.try_campaign("e")).await.unwrap().is_some());
+}
+
+/// An elector of an application that implements what has no default.
+#[derive(Debug)]
+struct Minimal;
+
+#[async_trait]
+impl Elector for Minimal {
+    async fn leader(&self, _: &str) -> Result<Option<Candidate>, Error> {
+        Ok(None)
+    }
+    async fn candidates(&self, _: &str) -> Result<Vec<Candidate>, Error> {
+        Ok(Vec::new())
+    }
+    fn observe(&self, _: &str) -> Leaders {
+        Box::pin(futures::stream::empty())
+    }
+    async fn request_resign(&self, _: &str) -> Result<Option<Candidate>, Error> {
+        Ok(None)
+    }
+    fn candidate(&self) -> CandidateId {
+        CandidateId::unique()
+    }
+    fn leadership(&self, _: &str) -> Option<LeadershipHandle> {
+        None
+    }
+    fn status(&self) -> Status {
+        unimplemented!("not called")
+    }
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        Vec::new()
+    }
+    async fn close(&self) {}
+}
+
+/// Defaults that cannot work say so; none calls itself.
+#[tokio::test(start_paused = true)]
+async fn what_an_elector_does_not_support_is_said() {
+    let elector: Arc<dyn Elector> = Arc::new(Minimal);
+    for unsupported in [
+        elector.campaign("e").await.map(drop),
+        elector.try_campaign("e").await.map(drop),
+        elector.campaign_with("e", options()).await.map(drop),
+        elector.set_value("e", Vec::new()).await,
+        elector.elections().await.map(drop),
+        elector.check().await,
+    ] {
+        let error = unsupported.unwrap_err();
+        assert!(matches!(error, Error::Unsupported(_)) && !error.is_retryable(), "{error}");
+        assert!(error.to_string().ends_with(": this elector does not support it"), "{error}");
+    }
+}
