@@ -36,7 +36,9 @@ impl ElectorTask {
         let Some(mut candidate) = self.candidates.remove(&number) else { return };
         let mut next = Some(event);
         while let Some(event) = next {
-            next = self.step(&mut candidate, event);
+            // A log subscriber or a backend may panic: no candidate is forgotten for that.
+            let followed = catch_panic(|| self.step(&mut candidate, event));
+            next = followed.unwrap_or_else(|| self.contain_panic(&mut candidate, event));
         }
         if candidate.state != State::Ended {
             self.candidates.insert(number, candidate);
@@ -55,11 +57,7 @@ impl ElectorTask {
         }
         let mut follows = None;
         for action in actions {
-            // A log subscriber or a backend may panic: no candidate is forgotten for that.
-            let Some(outcome) = catch_panic(|| self.act(candidate, *action)) else {
-                return self.contain_panic(candidate, event);
-            };
-            follows = outcome;
+            follows = self.act(candidate, *action);
         }
         candidate.state = next;
         // While the elector closes, it does not go on under a new session.

@@ -163,13 +163,15 @@ impl ElectorTask {
             let (mut events, mut commands) = (Vec::new(), Vec::new());
             tokio::select! {
                 biased;
-                (session, event) = next_watch_event(&mut self.sessions) => self.handle_watch(session, event),
+                (session, event) = next_watch_event(&mut self.sessions) => {
+                    self.contain_panics(|task| task.handle_watch(session, event));
+                }
                 Some(outcome) = self.requests.next() => {
-                    self.handle_outcome(outcome);
+                    self.contain_panics(|task| task.handle_outcome(outcome));
                     // Further outcomes of the same moment, before the watches are polled again.
                     for _ in 0..MAX_BATCH {
                         let Some(Some(outcome)) = self.requests.next().now_or_never() else { break };
-                        self.handle_outcome(outcome);
+                        self.contain_panics(|task| task.handle_outcome(outcome));
                     }
                 }
                 _ = self.events.recv_many(&mut events, MAX_BATCH) => {
@@ -179,7 +181,9 @@ impl ElectorTask {
                     self.elector_dropped = count == 0;
                     commands.into_iter().for_each(|command| self.handle_command(command));
                 }
-                Some(outcome) = OptionFuture::from(self.opening.as_mut()) => self.handle_opening(outcome),
+                Some(outcome) = OptionFuture::from(self.opening.as_mut()) => {
+                    self.contain_panics(|task| task.handle_opening(outcome));
+                }
                 () = self.shared.closing.cancelled(), if !self.closing => {
                     self.closing = true;
                     // Their sessions end at the same time, by their own tasks.
@@ -189,6 +193,17 @@ impl ElectorTask {
                     let sessions: Vec<_> = self.sessions.keys().copied().collect();
                     sessions.into_iter().for_each(|session| self.with_watches(session, Watches::end_burst));
                 }
+            }
+        }
+    }
+
+    /// Ends all sessions if `handle` panics, in a log subscriber: it may have lost an event.
+    fn contain_panics(&mut self, handle: impl FnOnce(&mut Self)) {
+        if catch_panic(|| handle(self)).is_none() {
+            let sessions: Vec<_> = self.sessions.keys().copied().collect();
+            sessions.into_iter().for_each(|session| self.fail_session(session, LossReason::SessionGivenUp));
+            if self.opening.is_none() {
+                self.apply_to_all(Event::Panicked, |candidate| candidate.state == State::Opening);
             }
         }
     }
@@ -303,19 +318,21 @@ impl ElectorTask {
     }
 
     fn handle_watch(&mut self, session: SessionNumber, event: WatchEvent) {
+        let id = |task: &Self| task.sessions.get(&session).map(|(session, _)| session.backend_session.id());
         let reason = match event {
             Ok(Ok((number, EntryEvent::Deleted))) => return self.apply(number, Event::EntryGone),
             Ok(Ok((number, EntryEvent::ResignRequested))) => {
                 return self.apply(number, Event::ResignRequested);
             }
             Ok(Err(error)) => {
-                debug!(%error, "the watch on the entries has failed; the session ends");
+                debug!(session = id(self), %error, "the watch on the entries has failed; the session ends");
                 let is_gone = error.kind() == BackendErrorKind::SessionGone;
                 if is_gone { LossReason::SessionExpired } else { LossReason::SessionGivenUp }
             }
             Err(panic) => {
                 // Dropping it may panic as well.
                 std::mem::forget(panic);
+                error!(session = id(self), "a backend has panicked in a watch; its session ends");
                 LossReason::SessionGivenUp
             }
         };

@@ -88,16 +88,6 @@ impl SessionTask {
     }
 }
 
-/// What the response to a heartbeat has proven.
-enum HeartbeatOutcome {
-    /// This heartbeat, which may be an earlier one, is confirmed.
-    Confirmed(SentAt, Heartbeat),
-    /// The next heartbeat, a gap later, will confirm this one.
-    ConfirmedByNext,
-    /// The heartbeat proves nothing: the store changed its epoch.
-    Unconfirmed,
-}
-
 fn end_after_panic(session: &Session, outcome: std::thread::Result<()>) {
     if outcome.is_err() {
         error!(session = session.backend_session.id(), "a backend has panicked; its session ends");
@@ -139,7 +129,8 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
         let left = session.window.deadline().since(shared.clock.now());
         let measured =
             |outcome| telemetry::heartbeat_finished(outcome, shared.clock.now().since(sent.at), left);
-        let outcome = match answer {
+        // The heartbeat that is confirmed, if one is. It may be an earlier one.
+        let confirmed = match answer {
             Ok(heartbeat) if heartbeat.ttl.is_zero() => {
                 session.end(LossReason::SessionExpired);
                 return;
@@ -148,17 +139,14 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
                 if session.window.shorten(sent.at, heartbeat.ttl) {
                     shared.watchdog.wake();
                 }
-                let confirmed = match proof {
+                match proof {
                     _ if is_disabled(SafetyRule::ConfirmHeartbeats) => Ok(Some((sent, heartbeat))),
                     HeartbeatProof::Answer => Ok(Some((sent, heartbeat))),
                     HeartbeatProof::NextHeartbeat { gap } => {
                         let gap = heartbeat::confirmation_gap(gap, drift);
                         let confirmed = heartbeat::take_confirmed(&mut unconfirmed, sent.at, gap);
-                        unconfirmed.push_back(UnconfirmedHeartbeat {
-                            sent,
-                            answered_at: shared.clock.now(),
-                            heartbeat,
-                        });
+                        let answered_at = shared.clock.now();
+                        unconfirmed.push_back(UnconfirmedHeartbeat { sent, answered_at, heartbeat });
                         // A shorter TTL that the store grants now also holds for earlier heartbeats.
                         Ok(confirmed.map(|earlier| {
                             let ttl = earlier.heartbeat.ttl.min(heartbeat.ttl);
@@ -168,19 +156,12 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
                     _ => {
                         confirm(session, limit, &heartbeat).await.map(|yes| yes.then_some((sent, heartbeat)))
                     }
-                };
-                confirmed.map(|confirmed| match confirmed {
-                    Some((sent, heartbeat)) => HeartbeatOutcome::Confirmed(sent, heartbeat),
-                    None if matches!(proof, HeartbeatProof::NextHeartbeat { .. }) => {
-                        HeartbeatOutcome::ConfirmedByNext
-                    }
-                    None => HeartbeatOutcome::Unconfirmed,
-                })
+                }
             }
             Err(error) => Err(error),
         };
-        match outcome {
-            Ok(HeartbeatOutcome::Confirmed(confirmed, heartbeat)) => {
+        match confirmed {
+            Ok(Some((confirmed, heartbeat))) => {
                 if let Err(reason) = session.window.extend(&*shared.clock, confirmed, heartbeat.ttl) {
                     session.end(reason);
                     return;
@@ -190,11 +171,12 @@ async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
                 measured("confirmed");
                 next = sent.at + interval;
             }
-            Ok(HeartbeatOutcome::ConfirmedByNext) => {
+            // The next heartbeat, a gap later, will confirm this one.
+            Ok(None) if matches!(proof, HeartbeatProof::NextHeartbeat { .. }) => {
                 measured("answered");
                 next = sent.at + interval;
             }
-            Ok(HeartbeatOutcome::Unconfirmed) => {
+            Ok(None) => {
                 measured("answered");
                 debug!(
                     session = session.backend_session.id(),
