@@ -90,7 +90,7 @@ fn check_child(elector: &dyn Elector, leadership: Leadership, config: &Config) {
     let backend = Arc::new(MemoryStore::new().backend());
     let made = StoreElector::new(backend, config.clone());
     assert!(made.unwrap_err().to_string().contains("forked from one that has an elector"));
-    leadership.begin_resign();
+    leadership.request_resign();
     assert!(is_lost(leadership.resign().now_or_never().unwrap().unwrap_err()));
     elector.close().now_or_never().unwrap();
 }
