@@ -10,6 +10,8 @@
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
 //!   that it is cheap enough to call before each side effect.
 //! - **Fencing tokens.** Every term has a [`FencingToken`], which increases from term to term. [`Fence`] checks tokens.
+//! - **Any executor, or none.** The engine has threads of its own, which electors can share ([`Engine`]): tokio, smol and
+//!   `futures::executor` work alike, and [`blocking`] serves code without an executor.
 //! - **Testable.** The in-memory store injects faults, and `tenure-testkit` runs electors in simulated time.
 //!
 //! # Quick start

@@ -32,7 +32,8 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// - They share a thread, however: a backend that blocks it delays the heartbeats of all of them. The backends of this
 ///   project do not block.
 /// - The threads end once the engine, its clones and its electors are dropped, and everything that these led has been
-///   released. Dropping the engine first ends nothing. No drop blocks.
+///   released. The one that enforces deadlines stays while a handle of a leadership exists. Dropping the engine first ends
+///   nothing. No drop blocks.
 /// - Events of all its electors are logged to the `tracing` subscriber of the thread that called
 ///   [`start`](Self::start). If that had none, to the process's subscriber as soon as one is set.
 /// - `fork` does not copy threads: an engine does not run in a child process.

@@ -13,7 +13,7 @@
 //!     // Until the leadership is lost, every 10 s.
 //!     while leadership.ensure().is_ok() {
 //!         charge(leadership.fencing_token()); // send the token with each write
-//! #       return Ok(());
+//! #       if leadership.is_leader() { return Ok(()); }
 //!         leadership.lost_within(Duration::from_secs(10))?;
 //!     }
 //!     Ok::<_, tenure::Error>(())
