@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{Error, InvalidConfig, config::check_value};
 
-/// The options of one campaign, for [`Elector::campaign_with`](crate::Elector::campaign_with). What is not set is as in the
-/// elector's [`Config`](crate::Config).
+/// The options of one campaign, for [`Elector::campaign_with`](crate::Elector::campaign_with). Options that are not set are
+/// as in the elector's [`Config`](crate::Config).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

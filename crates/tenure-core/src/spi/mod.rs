@@ -82,7 +82,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// The names of the elections that have at least one candidate, each once, in any order.
     ///
     /// # Behavior
-    /// - Leaves out what is not an [`ElectionName`], and elections that have foreign entries only.
+    /// - Leaves out names that are no [`ElectionName`], and elections that have foreign entries only.
     /// - Bounds the time of each of its requests, and their number. The engine bounds the whole call by ten request
     ///   timeouts.
     ///
