@@ -47,7 +47,10 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     let program = target().join("release").join("tenure-processes");
     let directory = tempfile::tempdir()?;
     let resume_file = directory.path().join("resume");
-    println!("{:<10} {:<12} {:>6} {:>10} {:>10} {:>10}", "", "resume file", "rounds", "median", "p99", "most");
+    println!(
+        "{:<10} {:<12} {:>6} {:>10} {:>10} {:>10}",
+        "", "resume file", "rounds", "median", "p99", "most"
+    );
     for (name, scheme, server) in [("etcd", "etcd", &ETCD_3_5), ("ZooKeeper", "zookeeper", &ZOOKEEPER_3_9)] {
         let url = format!("{scheme}://{}/restart?ttl={}s", servers.address_of(server)?, options.ttl);
         let resuming = format!("{url}&resume={}", resume_file.display());
