@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, ElectionName,
-    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionRecord},
 };
 
 /// Records the sessions of all backends that it [wraps](Self::wrap).
@@ -64,6 +64,10 @@ impl<B: Backend> Backend for RecordedBackend<B> {
 
     async fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
         self.backend.request_resign(election).await
+    }
+
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
+        self.backend.end_session(record).await
     }
 
     async fn close(&self) {

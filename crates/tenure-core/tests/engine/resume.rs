@@ -178,12 +178,12 @@ fn a_session_of_another_store_is_not_ended() {
     let (directory, path) = resume_file();
     let (store, other) = (MemoryStore::new(), MemoryStore::new());
     Process::start(&store, &path).unwrap().leads_within(SOON).unwrap();
-    let mut stranger = Process::start(&other, &directory.path().join("stranger")).unwrap();
-    stranger.leads_within(SOON).unwrap();
+    let mut other_process = Process::start(&other, &directory.path().join("other_process")).unwrap();
+    other_process.leads_within(SOON).unwrap();
     assert_eq!(store.sessions(), other.sessions());
     let mut process = Process::start(&other, &path).unwrap();
     assert_eq!(process.leads_within(SOON), None);
-    assert!(stranger.is_leader());
+    assert!(other_process.is_leader());
 }
 
 /// Hazard G39: an id is no proof: a session with entries of another process is not ended.

@@ -88,8 +88,9 @@ pub(super) async fn a_waiter_whose_session_was_ended_wins_no_phantom(context: &C
 /// Hazard G39: another process can remove the entries of a session, in all elections, if it knows the cluster and the nonce.
 pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseContext<'_>) {
     const NONCE: u64 = 0x0123_4567_89ab_cdef;
-    let (dead, other) = (context.harness.client().await.backend, context.harness.client().await.backend);
-    let session = within("opening a session", dead.open_session(context.harness.ttl())).await.unwrap();
+    let (dead, other) = (context.harness.client().await, context.harness.client().await);
+    let session =
+        within("opening a session", dead.backend.open_session(context.harness.ttl())).await.unwrap();
     let cluster = within("identifying the store", session.cluster()).await.unwrap();
     let elections = ["e", "f"].map(|name| ElectionName::new(name).unwrap());
     for (number, election) in elections.iter().enumerate() {
@@ -105,7 +106,7 @@ pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseCon
     let campaign = waiting.start_campaign().await;
     let end = async |cluster: &str, nonce| {
         let record = SessionRecord::new(session.id(), cluster, nonce);
-        within("ending a session", other.end_session(&record)).await
+        within("ending a session", other.backend.end_session(&record)).await
     };
     let _ = end(&cluster, NONCE + 1).await;
     assert_eq!(waiting.candidates().await, ["dead", "b"], "of another process");
@@ -113,14 +114,14 @@ pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseCon
     assert_eq!(waiting.candidates().await, ["dead", "b"], "in another store");
     end(&cluster, NONCE).await.unwrap();
     for election in &elections {
-        let left = within("reading the candidates", other.candidates(election)).await.unwrap();
+        let left = within("reading the candidates", other.backend.candidates(election)).await.unwrap();
         assert!(left.iter().all(|candidate| candidate.id != "dead"), "{left:?}");
     }
     assert!(within("the handover", campaign).await.unwrap().is_leader());
     end(&cluster, NONCE).await.unwrap();
     let _ = within("closing a session", session.close()).await;
     drop(session);
-    for backend in [dead, other] {
-        within("closing", backend.close()).await;
+    for client in [dead, other] {
+        within("closing", client.backend.close()).await;
     }
 }
