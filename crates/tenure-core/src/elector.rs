@@ -10,7 +10,8 @@ use crate::{
     Leadership, LeadershipHandle, Patience, Shutdown, Status,
 };
 
-/// A stream of the leaders of an election; see [`Elector::observe`].
+/// A stream of the leaders of an election; see [`Elector::observe`]. It is a boxed `Stream` of the `futures` crate, because std has
+/// no trait for streams.
 pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
 
 /// Takes part in elections, and observes them.

@@ -166,10 +166,7 @@ impl Elector for Hierarchy {
             }
             if let Some(since) = cancelled_at.get() {
                 let remaining = self.groups.shutdown_timeout().saturating_sub(timers.since(*since));
-                if !matches!(
-                    timers.timeout(remaining, parent.resign()).await,
-                    Some(Ok(()) | Err(Error::Lost(_)))
-                ) {
+                if !parent.resign_within(remaining).await.confirmed {
                     warn!(election = %group, "the store has not confirmed that the entry is gone; it is removed once the store answers, or expires with its session");
                 }
                 return Ok(None);

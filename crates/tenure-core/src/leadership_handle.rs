@@ -102,7 +102,8 @@ impl LeadershipHandle {
         &self.term.entry().key
     }
 
-    /// The store's own session, for the store's own crate: `None` when the session is of another type than `S`.
+    /// The store's own session, for the store's own crate: `None` when the session is of another type than `S`,
+    /// also when another backend wraps it.
     ///
     /// A crate offers with it what only its store can do, such as `tenure_local::lock_file`. The type of a session is private to
     /// that crate, so that nobody else can call it.
@@ -186,7 +187,7 @@ impl LeadershipHandle {
     #[must_use]
     pub fn state(&self) -> LeadershipState {
         let Err(lost) = self.term.enforce() else {
-            return LeadershipState::Leading { deadline: self.deadline(), valid_for: self.valid_for() };
+            return LeadershipState::Active { deadline: self.deadline(), valid_for: self.valid_for() };
         };
         match self.term.withdrawal() {
             Some(_) => LeadershipState::Released {
@@ -212,8 +213,8 @@ impl LeadershipHandle {
 
     /// A token that is cancelled when work must stop. Cancelling the token has no effect on the leadership.
     ///
-    /// A type of `tokio-util`, because it is what servers and libraries take to be stopped: `axum::serve`, job queues,
-    /// connection pools. It has child tokens and works under any executor. A dedicated thread cancels it on time, even when every worker of the runtime is blocked.
+    /// A dedicated thread cancels it on time, even when every worker of the runtime is blocked. It is a type of `tokio-util`,
+    /// because many libraries take one in order to be stopped, it has child tokens, and it works under any executor.
     #[must_use]
     pub fn cancellation_token(&self) -> CancellationToken {
         self.term.cancellation_token()

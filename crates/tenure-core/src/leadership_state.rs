@@ -15,7 +15,7 @@ use crate::{BootInstant, LossReason};
 /// let elector = StoreElector::new(Arc::new(MemoryStore::new().backend()), Config::new())?;
 /// let leadership = elector.campaign("billing").await?;
 /// let handle = leadership.handle();
-/// assert!(matches!(handle.state(), LeadershipState::Leading { .. }));
+/// assert!(matches!(handle.state(), LeadershipState::Active { .. }));
 /// leadership.resign().await?;
 /// assert_eq!(handle.state(), LeadershipState::Released { reason: LossReason::Resigned, confirmed: true });
 /// # Ok(()) }
@@ -24,7 +24,7 @@ use crate::{BootInstant, LossReason};
 #[non_exhaustive]
 pub enum LeadershipState {
     /// Leadership may be assumed.
-    Leading {
+    Active {
         /// The [deadline](crate::LeadershipHandle::deadline).
         deadline: BootInstant,
         /// The time until work must stop; see [`valid_for`](crate::LeadershipHandle::valid_for).

@@ -90,18 +90,14 @@ impl<E: Elector + ?Sized> ElectorExt for E {
                 }
             };
             let lost = leadership.loss().filter(|_| shutdown_since.is_none());
-            let remaining =
-                shutdown_since.map(|since| self.shutdown_timeout().saturating_sub(timers.since(since)));
-            let resigned = match remaining {
-                Some(remaining) => timers.timeout(remaining, leadership.resign()).await,
-                None => Some(leadership.resign().await),
-            };
+            let waited = shutdown_since.map_or(Duration::ZERO, |since| timers.since(since));
+            let left = leadership.resign_within(self.shutdown_timeout().saturating_sub(waited)).await;
             if shutdown_since.is_some() {
-                // Any other error repeats that leadership was lost.
-                if matches!(resigned, None | Some(Err(Error::NotConfirmed { .. } | Error::TaskEnded(_)))) {
+                if !left.confirmed {
                     warn!(
                         election,
                         token = token.get(),
+                        expires_in = %left.rounded_expires_in(),
                         "the store has not confirmed the resignation; the entry is removed once the store answers, or expires with its session"
                     );
                 }

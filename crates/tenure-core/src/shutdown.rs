@@ -72,6 +72,12 @@ impl Shutdown {
         }
     }
 
+    /// `expires_in` for the log, rounded up to a tenth of a second.
+    pub(crate) fn rounded_expires_in(&self) -> humantime::FormattedDuration {
+        let tenths = self.expires_in.as_millis().div_ceil(100);
+        humantime::format_duration(Duration::from_millis(u64::try_from(tenths * 100).unwrap_or(u64::MAX)))
+    }
+
     /// What is left of a leadership and of its parents.
     pub(crate) fn of_term(term: &Arc<Term>) -> Self {
         let left = term.with_parents().filter(|term| !term.is_withdrawal_confirmed());

@@ -5,10 +5,7 @@ use std::{future::Future, time::Duration};
 use futures::future::Either;
 use tokio::time::Instant;
 
-use crate::{
-    Elector, Engine,
-    sync::{sleep, timeout},
-};
+use crate::{Elector, Engine, sync::sleep};
 
 /// The timers of an elector's engine, which work under any executor. Without an engine, those of the current tokio runtime.
 #[derive(Clone, Debug)]
@@ -37,18 +34,6 @@ impl Timers {
             // An error says that the engine's thread has ended: nothing is left to wait for.
             Some(engine) => drop(engine.runtime().call(async move { sleep(time).await }).await),
             None => sleep(time).await,
-        }
-    }
-
-    /// The output of `future`, or `None` after `limit`.
-    pub(crate) async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
-        if self.0.is_none() {
-            return timeout(limit, future).await.ok();
-        }
-        tokio::select! {
-            biased;
-            output = future => Some(output),
-            () = self.sleep(limit) => None,
         }
     }
 

@@ -341,9 +341,9 @@ async fn close(shared: &ElectorContext, limit: Duration) {
     };
     if timeout(limit, ending).await.is_err() {
         let status = shared.status.get();
-        let expires_in = Shutdown::of_sessions(&shared.sessions).expires_in;
+        let left = Shutdown::of_sessions(&shared.sessions);
         warn!(session = status.session, error = status.last_error, within = %humantime::format_duration(limit),
-            expires_in = %humantime::format_duration(Duration::from_millis(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX))),
+            expires_in = %left.rounded_expires_in(),
             "not everything has ended in time: the rest ends in the background; if this process exits before, its session \
              expires by itself");
     }

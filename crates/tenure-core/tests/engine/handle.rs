@@ -27,7 +27,7 @@ async fn work_must_stop_a_grace_period_before_the_deadline() {
     assert_eq!(deadline.since(host.clock.now()), leadership.remaining());
     assert_eq!(leadership.remaining() - leadership.grace_period(), leadership.valid_for());
     assert!(leadership.valid_for() <= UNTIL_STOP && leadership.valid_for() > UNTIL_STOP - SLACK);
-    assert_eq!(leadership.state(), LeadershipState::Leading { deadline, valid_for: leadership.valid_for() });
+    assert_eq!(leadership.state(), LeadershipState::Active { deadline, valid_for: leadership.valid_for() });
 
     sleep(leadership.valid_for() - Duration::from_millis(1)).await;
     assert!(leadership.is_leader() && leadership.valid_for() == Duration::from_millis(1));

@@ -3,8 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use tenure_core::{
-    Elector, Hierarchy, LeadershipState, LossReason, Shutdown, SimClock,
+    Candidate, CandidateId, Diagnosis, Elector, Error, Hierarchy, Leaders, Leadership, LeadershipHandle,
+    LeadershipState, LossReason, Shutdown, SimClock, Status, StoreElector,
     memory::{Delivery, Direction, MemoryStore, Op},
     spi::HeartbeatProof,
 };
@@ -17,7 +19,7 @@ const SLACK: Duration = Duration::from_millis(10);
 
 /// The longest time for which the engine has to expect a session to live after a request: the TTL and a second for the
 /// store's checks, by a store's clock that runs slow by the drift bound of 10 %.
-fn kept_for(ttl: Duration) -> Duration {
+fn max_silence(ttl: Duration) -> Duration {
     (ttl + SECOND).div_f64(0.9)
 }
 
@@ -36,7 +38,7 @@ async fn an_unanswered_heartbeat_counts() {
     let shutdown = within(SECOND + SLACK, host.elector.close_within(SECOND)).await;
     let reported_at = Instant::now();
     assert!(!shutdown.confirmed && shutdown.expires_in > TTL, "{shutdown:?}");
-    sleep_until(last_answer + kept_for(TTL)).await;
+    sleep_until(last_answer + max_silence(TTL)).await;
     assert_eq!(store.entry_count(), 1, "counted from the last answer it would be gone by now");
     sleep_until(reported_at + shutdown.expires_in).await;
     assert_eq!(store.entry_count(), 0);
@@ -55,7 +57,7 @@ async fn the_time_is_counted_from_the_last_heartbeat() {
     assert!(leadership.is_leader());
     let shutdown = within(4 * SECOND + SLACK, host.elector.close_within(4 * SECOND)).await;
     // The heartbeat was sent and answered after a third of the TTL.
-    let expires_at = opened + TTL / 3 + kept_for(TTL);
+    let expires_at = opened + TTL / 3 + max_silence(TTL);
     let reported = Instant::now() + shutdown.expires_in;
     assert!(!shutdown.confirmed);
     assert!(reported >= expires_at && reported < expires_at + SLACK * 2, "{:?}", reported - opened);
@@ -95,7 +97,7 @@ async fn a_session_in_use_expires_only_after_the_process() {
         sleep(2 * SECOND).await;
         host.link.set(&[Op::Leave], Direction::Request, Delivery::Drop);
         let shutdown = within(SECOND + SLACK, leadership.resign_within(SECOND)).await;
-        assert_eq!(shutdown, Shutdown::unconfirmed(kept_for(TTL)));
+        assert_eq!(shutdown, Shutdown::unconfirmed(max_silence(TTL)));
         if process_ends {
             host.link.cut();
             sleep(shutdown.expires_in).await;
@@ -144,7 +146,7 @@ async fn a_shutdown_without_a_wait_goes_on() {
     let handle = leadership.handle();
     host.link.set(&[Op::Leave, Op::Close], Direction::Request, Delivery::Delay(SECOND));
     let shutdown = within(SLACK, leadership.resign_within(Duration::ZERO)).await;
-    assert_eq!(shutdown, Shutdown::unconfirmed(kept_for(TTL)));
+    assert_eq!(shutdown, Shutdown::unconfirmed(max_silence(TTL)));
     assert!(!handle.is_leader());
     until("the entry is gone", || store.entry_count() == 0).await;
     assert!(!within(SLACK, host.elector.close_within(Duration::ZERO)).await.confirmed);
@@ -160,7 +162,7 @@ async fn work_that_resigns_is_told_that_nothing_is_confirmed() {
     let leadership = host.lead().await;
     let handle = leadership.handle();
     let shutdown = within(SLACK, handle.run(leadership.resign_within(SECOND))).await.unwrap();
-    assert_eq!(shutdown, Shutdown::unconfirmed(kept_for(TTL)));
+    assert_eq!(shutdown, Shutdown::unconfirmed(max_silence(TTL)));
     until("the entry is gone", || store.entry_count() == 0).await;
 }
 
@@ -189,7 +191,7 @@ async fn work_that_does_not_stop_is_not_confirmed() {
     sleep(SECOND).await;
     let opened = Instant::now();
     let shutdown = within(SECOND + SLACK, host.elector.close_within(SECOND)).await;
-    assert!(!shutdown.confirmed && shutdown.expires_in < kept_for(TTL) - SECOND, "{shutdown:?}");
+    assert!(!shutdown.confirmed && shutdown.expires_in < max_silence(TTL) - SECOND, "{shutdown:?}");
     assert_eq!(store.entry_count(), 1);
     assert!(work.await.unwrap().is_err());
     assert!(opened.elapsed() < shutdown.expires_in);
@@ -226,11 +228,68 @@ async fn a_hierarchy_reports_both_tiers() {
         cut.link.cut();
         let shutdown = within(SECOND + SLACK, leadership.resign_within(SECOND)).await;
         // The entry in the group is removed only after the one at the top.
-        assert_eq!(shutdown, Shutdown::unconfirmed(kept_for(left)), "{cut_off}");
+        assert_eq!(shutdown, Shutdown::unconfirmed(max_silence(left)), "{cut_off}");
         let shutdown = within(2 * SECOND + SLACK * 2, hierarchy.close_within(2 * SECOND)).await;
-        assert!(!shutdown.confirmed && shutdown.expires_in < kept_for(TTL), "{cut_off}: {shutdown:?}");
+        assert!(!shutdown.confirmed && shutdown.expires_in < max_silence(TTL), "{cut_off}: {shutdown:?}");
         drop(other);
         sleep(shutdown.expires_in).await;
         assert_eq!((tops.entry_count(), groups.entry_count()), (0, 0), "{cut_off}");
     }
+}
+
+/// An elector of another crate, which implements what it has to.
+#[derive(Debug)]
+struct OtherElector(Arc<StoreElector>);
+
+#[async_trait]
+impl Elector for OtherElector {
+    async fn campaign(&self, election: &str) -> Result<Leadership, Error> {
+        self.0.campaign(election).await
+    }
+    async fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
+        self.0.try_campaign(election).await
+    }
+    async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        self.0.leader(election).await
+    }
+    async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
+        self.0.candidates(election).await
+    }
+    fn observe(&self, election: &str) -> Leaders {
+        self.0.observe(election)
+    }
+    async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
+        self.0.request_resign(election).await
+    }
+    fn candidate(&self) -> CandidateId {
+        self.0.candidate()
+    }
+    fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
+        self.0.leadership(election)
+    }
+    fn status(&self) -> Status {
+        self.0.status()
+    }
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        self.0.diagnose().await
+    }
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+/// An elector without a `close_within` of its own is closed within the limit, and nothing is claimed of what is left.
+#[tokio::test(start_paused = true)]
+async fn an_elector_that_cannot_tell_claims_nothing() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    let elector: Arc<dyn Elector> = Arc::new(OtherElector(Arc::clone(&host.elector)));
+    let leadership = within(TTL, elector.campaign("e")).await.unwrap();
+    host.link.cut();
+    assert_eq!(within(SECOND + SLACK, elector.close_within(SECOND)).await, Shutdown::UNKNOWN);
+    assert_eq!(leadership.loss(), Some(LossReason::Closed));
+    host.link.heal();
+    drop(leadership);
+    assert_nothing_left(&store).await;
+    assert_eq!(within(SLACK, elector.close_within(SECOND)).await, Shutdown::UNKNOWN);
 }

@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct SessionExpiry {
     clock: Arc<dyn Clock>,
     /// The longest time for which the store keeps the session after a request that extends it, by our clock.
-    kept_for: Duration,
+    max_silence: Duration,
     /// Whether other requests extend the session, too.
     any_request_extends: bool,
     state: Mutex<State>,
@@ -45,17 +45,17 @@ pub(crate) struct HeartbeatInFlight<'a>(&'a SessionExpiry);
 impl SessionExpiry {
     /// The expiry of a session that has just been opened.
     pub(crate) fn new(session: &dyn BackendSession, clock: Arc<dyn Clock>, drift: f64) -> Arc<Self> {
-        let kept_for = match session.proof() {
+        let max_silence = match session.proof() {
             // The kernel ends the session when the process ends.
             HeartbeatProof::Process => Duration::ZERO,
             _ => session.expires_after().div_f64(1.0 - drift),
         };
-        Arc::new(Self::opened(clock, kept_for, !session.only_heartbeats_extend()))
+        Arc::new(Self::opened(clock, max_silence, !session.only_heartbeats_extend()))
     }
 
-    fn opened(clock: Arc<dyn Clock>, kept_for: Duration, any_request_extends: bool) -> Self {
+    fn opened(clock: Arc<dyn Clock>, max_silence: Duration, any_request_extends: bool) -> Self {
         let now = clock.now();
-        Self { clock, kept_for, any_request_extends, state: Mutex::new(State::Extended(now)) }
+        Self { clock, max_silence, any_request_extends, state: Mutex::new(State::Extended(now)) }
     }
 
     /// Records that a heartbeat is in flight until the result is dropped.
@@ -101,13 +101,15 @@ impl SessionExpiry {
             State::Silent(since) => since,
             State::Closed => return Duration::ZERO,
         };
-        (last + self.kept_for).since(now)
+        (last + self.max_silence).since(now)
     }
 
     /// Whether the store has ended the session by now, although it has not confirmed that.
     fn has_expired(&self) -> bool {
         // What the kernel ends with the process does not expire before.
-        matches!(*self.state(), State::Silent(_)) && !self.kept_for.is_zero() && self.expires_in().is_zero()
+        matches!(*self.state(), State::Silent(_))
+            && !self.max_silence.is_zero()
+            && self.expires_in().is_zero()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -150,10 +152,10 @@ mod tests {
     use super::*;
     use crate::SimClock;
 
-    const KEPT_FOR: Duration = Duration::from_secs(12);
+    const MAX_SILENCE: Duration = Duration::from_secs(12);
 
     fn expiry(any_request_extends: bool) -> SessionExpiry {
-        SessionExpiry::opened(Arc::new(SimClock::new()), KEPT_FOR, any_request_extends)
+        SessionExpiry::opened(Arc::new(SimClock::new()), MAX_SILENCE, any_request_extends)
     }
 
     async fn advance(seconds: u64) {
