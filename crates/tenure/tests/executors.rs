@@ -1,5 +1,5 @@
 //! The whole async interface under every kind of executor. None of them has timers or I/O of tokio.
-#![cfg(all(feature = "local", feature = "memory"))]
+#![cfg(all(feature = "local", feature = "memory", target_os = "linux"))]
 #![allow(missing_docs)]
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, channel::oneshot, executor::LocalPool, join};
 use tenure::{
-    Backoff, Config, Elector, ElectorExt, Error, Hierarchy, LossReason, StatusHandle, StoreElector,
+    Backoff, Config, Elector, ElectorExt, Engine, Error, Hierarchy, LossReason, StatusHandle, StoreElector,
     memory::{Link, MemoryStore},
 };
 
@@ -204,4 +204,38 @@ fn no_executor() {
     while scenario.as_mut().poll(&mut context).is_pending() {
         std::thread::yield_now();
     }
+}
+
+/// The number of inotify instances of this process.
+fn inotify_instances() -> usize {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    let targets = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+    targets.filter(|target| target.to_string_lossy().contains("inotify")).count()
+}
+
+/// Electors on several stores share an engine. One that is dropped leaves no connection behind, and affects no other.
+#[test]
+fn stores_share_an_engine() {
+    let engine = Engine::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("local:{}", directory.path().display());
+    futures::executor::block_on(async {
+        let config = || Config::new().with_engine(engine.clone());
+        let local = tenure::connect_with(&url, config()).await.unwrap();
+        let memory = tenure::connect_with("memory:shared", config()).await.unwrap();
+        let leadership = memory.campaign("e").await.unwrap();
+        let mut leaders = local.observe("e");
+        assert!(leaders.next().await.unwrap().unwrap().is_none());
+        local.campaign("e").await.unwrap().resign().await.unwrap();
+        while inotify_instances() == 0 {
+            std::thread::yield_now();
+        }
+        drop((leaders, local));
+        while inotify_instances() > 0 {
+            std::thread::yield_now();
+        }
+        assert!(leadership.is_leader());
+        leadership.resign().await.unwrap();
+        memory.close().await;
+    });
 }
