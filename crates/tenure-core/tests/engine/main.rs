@@ -12,6 +12,7 @@ mod heartbeats;
 mod hierarchy;
 mod host;
 mod late_entries;
+mod log_panics;
 mod loss;
 mod observing;
 mod order;
