@@ -15,6 +15,7 @@ mod heartbeats;
 mod hierarchy;
 mod host;
 mod late_entries;
+mod log_panics;
 mod loss;
 mod observing;
 mod order;
