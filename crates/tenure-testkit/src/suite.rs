@@ -76,6 +76,7 @@ cases! {
     outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
     outage::a_short_outage_is_ridden_out if |c, h| c.expiring && h.connection_faults;
     outage::a_resignation_during_an_outage_is_carried_out if |c, h| c.expiring && h.connection_faults;
+    outage::an_entry_left_by_a_shutdown_is_gone_in_time if |c, h| c.expiring && h.connection_faults;
     outage::connections_lost_while_entering_leave_nothing if |_, h| h.connection_faults;
     outage::a_campaign_waits_for_its_store if |_, h| h.connection_faults;
     outage::an_observer_survives_an_outage if |_, h| h.connection_faults;
@@ -123,7 +124,7 @@ macro_rules! conformance {
             the_session_of_a_dead_process_can_be_ended
             a_leader_cut_off_stops_before_the_next_one_leads a_leader_on_a_dead_line_stops_before_the_next_one_leads
             a_short_outage_is_ridden_out a_resignation_during_an_outage_is_carried_out
-            connections_lost_while_entering_leave_nothing a_campaign_waits_for_its_store
+            an_entry_left_by_a_shutdown_is_gone_in_time connections_lost_while_entering_leave_nothing a_campaign_waits_for_its_store
             an_observer_survives_an_outage after_an_outage_exactly_one_leads
         }
 

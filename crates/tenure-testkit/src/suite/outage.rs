@@ -1,6 +1,9 @@
 //! Connections to the store that are cut, partitioned, or lose responses.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tenure_core::{Connection, Elector, LeadershipHandle};
 use tokio::time::Instant;
@@ -10,6 +13,9 @@ use super::{
     watching::next_leader,
 };
 use crate::harness::FaultInjector;
+
+/// How late the store may end a session, and show that, on a machine that is busy with other tests.
+const BUSY_STORE: Duration = Duration::from_secs(2);
 
 /// Hazards G2, Z1, E7; guarantees S1, L1.
 pub(super) async fn a_leader_cut_off_stops_before_the_next_one_leads(context: &CaseContext<'_>) {
@@ -75,6 +81,23 @@ pub(super) async fn a_resignation_during_an_outage_is_carried_out(context: &Case
     let _ = within("the resignation", resigning).await.unwrap();
     assert!(second.is_leader());
     assert_eq!(b.candidates().await, ["b"]);
+}
+
+/// Hazard G30: a shutdown in an outage is not confirmed, and the entry that it leaves is gone within the time that it reports.
+pub(super) async fn an_entry_left_by_a_shutdown_is_gone_in_time(context: &CaseContext<'_>) {
+    let (a, observer) = (context.candidate("a").await, context.candidate("w").await);
+    let leadership = a.lead().await;
+    let deadline = leadership.deadline();
+    until("a heartbeat was confirmed", async || leadership.deadline() > deadline).await;
+    a.faults().partition();
+    let shutdown = within("closing", a.elector.close_within(Duration::from_millis(100))).await;
+    let expires_at = Instant::now() + shutdown.expires_in;
+    assert!(!shutdown.confirmed, "{shutdown:?}");
+    drop(leadership);
+    assert_eq!(observer.candidates().await, ["a"]);
+    until("the entry has expired", async || observer.candidates().await.is_empty()).await;
+    let late = Instant::now().saturating_duration_since(expires_at);
+    assert!(late < BUSY_STORE, "{late:?} later than reported: {shutdown:?}");
 }
 
 /// Hazards G10, Z10: responses are lost just after the request to enter, repeatedly.
