@@ -80,7 +80,7 @@ impl Leader {
     /// Starts it, and waits until it leads; its token.
     fn start(program: &Path, url: &str) -> Result<(Self, u64)> {
         let mut start = Command::new(program);
-        start.args(["lead", url]).env("RUST_LOG", "off");
+        start.args(["lead", url]);
         let child = start.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let mut leader = Self(child);
         let mut line = String::new();

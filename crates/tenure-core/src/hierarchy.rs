@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::{
     Backoff, CampaignOptions, Candidate, CandidateId, Connection, Diagnosis, ElectionName, Elector, Engine,
     Error, InvalidConfig, Leaders, Leadership, LeadershipHandle, Patience, Shutdown, Status,
-    engine::rules::retry_delays::RetryDelays, timers::Timers,
+    retry_delays::RetryDelays, timers::Timers,
 };
 
 /// An elector with two tiers: every group elects its leader, and only the leaders of groups campaign in the election itself.

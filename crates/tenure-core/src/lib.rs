@@ -80,6 +80,7 @@ mod plain_text;
 mod printable;
 mod random;
 mod resume;
+mod retry_delays;
 mod runner;
 mod shutdown;
 mod status;

@@ -6,8 +6,7 @@ use futures::FutureExt as _;
 use tracing::{info, warn};
 
 use crate::{
-    BoxError, Elector, Error, LeadershipHandle, engine::rules::retry_delays::RetryDelays, error_chain::chain,
-    timers::Timers,
+    BoxError, Elector, Error, LeadershipHandle, error_chain::chain, retry_delays::RetryDelays, timers::Timers,
 };
 
 /// Provided methods of every [`Elector`].

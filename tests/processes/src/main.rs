@@ -6,11 +6,12 @@ mod lock;
 use std::env;
 
 use anyhow::{Result, bail};
+use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     match words[..] {
         ["fork", store] => leader::fork_while_leading(store),
         ["lead", url] => leader::lead(url, false),

@@ -11,7 +11,7 @@ use futures::{
 use tracing::debug;
 
 use super::{BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher};
-use crate::{Backoff, engine::runtime::retry::Retry};
+use crate::{Backoff, retry_delays::RetryDelays, sync::sleep};
 
 /// An [`EntryWatcher`] that waits for the events of each entry by a future of its own. Repeats a wait that fails.
 ///
@@ -102,7 +102,7 @@ impl EntryWatcher for PerEntryWatcher {
 
 /// Waits for an event of the entry. Repeats a wait that fails.
 async fn watch(wait: &WaitFn, entry: &Entry, for_resign_requests: bool) -> Result<EntryEvent, BackendError> {
-    let mut retry = Retry::new(RETRY);
+    let mut retry = RetryDelays::new(RETRY);
     loop {
         match wait(entry.clone(), for_resign_requests).await {
             Err(error) if error.kind() == BackendErrorKind::EntryGone => return Ok(EntryEvent::Deleted),
@@ -112,6 +112,7 @@ async fn watch(wait: &WaitFn, entry: &Entry, for_resign_requests: bool) -> Resul
             }
             outcome => return outcome,
         }
-        retry.pause().await;
+        // Boxed: a future that waits for hours should not hold the memory of a pause.
+        Box::pin(sleep(retry.next_delay())).await;
     }
 }

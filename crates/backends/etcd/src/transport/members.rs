@@ -119,11 +119,6 @@ impl Members {
         self.config.prefix_watch_threshold
     }
 
-    /// The cluster that has answered, once one has.
-    pub(crate) fn cluster_id(&self) -> Option<u64> {
-        self.cluster.pinned()
-    }
-
     pub(crate) fn count(&self) -> usize {
         self.members.len()
     }

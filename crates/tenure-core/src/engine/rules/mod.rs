@@ -8,12 +8,10 @@
 //! | `end` | by when work has to stop once a session or a term has ended |
 //! | `candidate_state` | what a candidate does in which state: the state machine of campaigns and leaderships |
 //! | `pending_withdrawals` | how often a withdrawal is repeated whose request may still be executed |
-//! | `retry_delays` | how long to wait between attempts |
 
 pub(crate) mod candidate_state;
 pub(crate) mod end;
 pub(crate) mod expiry;
 pub(crate) mod heartbeat;
 pub(crate) mod pending_withdrawals;
-pub(crate) mod retry_delays;
 pub(crate) mod window;

@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use crate::{
     Backoff,
-    engine::rules::retry_delays::RetryDelays,
+    retry_delays::RetryDelays,
     spi::{BackendError, BackendErrorKind},
     sync::{sleep, timeout},
 };

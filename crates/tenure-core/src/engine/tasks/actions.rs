@@ -18,13 +18,11 @@ use crate::{
     Error, FencingToken, Leadership, LossReason,
     config::check_grace_period,
     engine::{
-        rules::{
-            candidate_state::{Action, Event, State, Transition, transition},
-            retry_delays::RetryDelays,
-        },
+        rules::candidate_state::{Action, Event, State, Transition, transition},
         runtime::callbacks::catch_panic,
     },
     failpoints::{SafetyRule, is_disabled},
+    retry_delays::RetryDelays,
     spi::EntryRequest,
     telemetry,
 };

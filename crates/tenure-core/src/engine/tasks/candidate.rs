@@ -16,10 +16,9 @@ use super::{
 use crate::{
     BootInstant, CampaignOptions, Error, FencingToken, Leadership, LossReason, Patience,
     engine::{
-        elector_context::ElectorContext,
-        rules::{candidate_state::State, retry_delays::RetryDelays},
-        runtime::callbacks::catch_panic,
+        elector_context::ElectorContext, rules::candidate_state::State, runtime::callbacks::catch_panic,
     },
+    retry_delays::RetryDelays,
     spi::EntryRequest,
 };
 

@@ -35,12 +35,10 @@ use crate::{
     ElectionName, LossReason,
     engine::{
         elector_context::ElectorContext,
-        rules::{
-            candidate_state::{Event, State},
-            retry_delays::RetryDelays,
-        },
+        rules::candidate_state::{Event, State},
         runtime::callbacks::catch_panic,
     },
+    retry_delays::RetryDelays,
     spi::{BackendError, BackendErrorKind, EntryEvent, EntryRequest},
     sync::sleep,
 };

@@ -12,12 +12,12 @@ use crate::{
         rules::{
             heartbeat::{self, UnconfirmedHeartbeat},
             pending_withdrawals::first_retry_delay,
-            retry_delays::RetryDelays,
             window::SentAt,
         },
         runtime::retry::{Retry, with_timeout},
     },
     failpoints::{SafetyRule, is_disabled},
+    retry_delays::RetryDelays,
     spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, HeartbeatProof},
     sync::sleep,
     telemetry,

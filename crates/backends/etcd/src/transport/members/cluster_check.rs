@@ -20,6 +20,11 @@ use crate::transport::{
 const MIN_IDENTITY_TIMEOUT: Duration = Duration::from_millis(300);
 
 impl Members {
+    /// The cluster that has answered, once one has.
+    pub(crate) fn cluster_id(&self) -> Option<u64> {
+        self.cluster.pinned()
+    }
+
     /// Queries all members for their cluster at the same time, and pins it. `what` is the operation that needs it.
     ///
     /// A member that does not answer in time is skipped. Its cluster is checked with its first response.
