@@ -51,7 +51,20 @@ pub(super) async fn campaign(
     let patience_over = async {
         match options.patience() {
             // The engine's timer: the caller may have none.
-            Patience::AtMost(limit) if shared.runtime.call(sleep(limit)).await.is_ok() => {}
+            Patience::AtMost(limit) => {
+                let closing = shared.closing.clone();
+                // Ends with the elector, also when this future is not polled any more.
+                let over = shared.runtime.call(async move {
+                    tokio::select! {
+                        biased;
+                        () = closing.cancelled() => false,
+                        () = sleep(limit) => true,
+                    }
+                });
+                if !matches!(over.await, Ok(true)) {
+                    std::future::pending::<()>().await;
+                }
+            }
             _ => std::future::pending().await,
         }
     };
@@ -115,6 +128,9 @@ pub(super) async fn set_value(
 ) -> Result<(), Error> {
     let election = ElectionName::new(election)?;
     check_value(&value)?;
+    if shared.fork_mark.is_forked() {
+        return Err(Error::Forked);
+    }
     if shared.closing.is_cancelled() {
         return Err(Error::Closed);
     }

@@ -1,14 +1,25 @@
 //! Campaigns with options of their own: value, grace period, patience.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tenure_core::{
     CampaignOptions, Candidate, CandidateId, Diagnosis, Elector, Error, Hierarchy, InvalidConfig, Leaders,
-    LeadershipHandle, Patience, Status, StoreElector, memory::MemoryStore,
+    LeadershipHandle, Patience, Status, StoreElector,
+    memory::MemoryStore,
+    spi::{BackendError, BackendErrorKind},
 };
 
-use crate::host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, assert_nothing_left, sleep, within};
+use crate::{
+    faulty_backend::{self, Call},
+    host::{Host, TTL, UNTIL_DEADLINE, UNTIL_STOP, assert_nothing_left, sleep, until, within},
+};
 
 fn options() -> CampaignOptions {
     CampaignOptions::new()
@@ -110,6 +121,74 @@ async fn a_campaign_waits_no_longer_than_its_patience() {
         host.elector.close().await;
     }
     assert_nothing_left(&store).await;
+}
+
+/// Hazard G10: a candidate that wins when less than its own grace period is left keeps its entry, and leads once a heartbeat
+/// is confirmed: its session goes on, because the elector's grace period is shorter.
+#[tokio::test(start_paused = true)]
+async fn a_win_within_the_grace_period_waits_for_a_heartbeat() {
+    let store = MemoryStore::new();
+    let silent = Arc::new(AtomicBool::new(false));
+    let is_silent = Arc::clone(&silent);
+    let leader = Host::new(&store, "a").lead().await;
+    let host = faulty_backend::host(&store, "b", move |call| {
+        match call == Call::Heartbeat && is_silent.load(SeqCst) {
+            true => Err(BackendError::new(BackendErrorKind::Unavailable, "no answer")),
+            false => Ok(()),
+        }
+    });
+    let elector = Arc::clone(&host.elector);
+    let long = options().with_grace_period(Duration::from_secs(3));
+    let campaign = tokio::spawn(async move { elector.campaign_with("e", long).await.unwrap().unwrap() });
+    until("the candidate has entered", || store.entries("e").len() == 2).await;
+    silent.store(true, SeqCst);
+    // The session was opened a moment ago: 2.5 s are left until its deadline.
+    sleep(UNTIL_DEADLINE - Duration::from_millis(2_500)).await;
+    leader.resign().await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    assert!(!campaign.is_finished(), "less than its grace period is left");
+    assert_eq!(store.entries("e").len(), 1, "it keeps its entry");
+    silent.store(false, SeqCst);
+    let leadership = within(TTL, campaign).await.unwrap();
+    assert!(leadership.is_leader());
+    assert_eq!(store.entries("e").len(), 1);
+    leadership.resign().await.unwrap();
+    host.elector.close().await;
+    assert_nothing_left(&store).await;
+}
+
+/// Closing waits for no campaign that nobody polls, however patient it is.
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_no_patience() {
+    let store = MemoryStore::new();
+    let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    let _leader = a.lead().await;
+    let mut campaign = std::pin::pin!(
+        b.elector.campaign_with("e", options().with_patience(Patience::AtMost(Duration::from_secs(3_600))))
+    );
+    assert!(futures::poll!(campaign.as_mut()).is_pending());
+    until("the candidate has entered", || store.entries("e").len() == 2).await;
+    within(Duration::from_secs(1), b.elector.close()).await;
+    assert!(matches!(campaign.await, Err(Error::Closed)));
+}
+
+/// Thousands of campaigns that end one after another do not exhaust the stack of the engine's thread.
+#[tokio::test(start_paused = true)]
+async fn thousands_of_queued_campaigns_end_together() {
+    let store = MemoryStore::new();
+    let host = Host::new(&store, "a");
+    host.link.cut();
+    let campaigns: Vec<_> = (0..5_000)
+        .map(|_| {
+            let elector = Arc::clone(&host.elector);
+            tokio::spawn(async move { elector.campaign("e").await })
+        })
+        .collect();
+    sleep(Duration::from_secs(1)).await;
+    host.elector.close().await;
+    for campaign in campaigns {
+        assert!(matches!(campaign.await.unwrap(), Err(Error::Closed)));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! What the elector's task does for a candidate: applies an event, and carries out the actions of the transition.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc};
 
 use futures::future::{AbortHandle, Abortable};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
@@ -73,6 +73,7 @@ impl ElectorTask {
             return Some(Event::Panicked);
         }
         candidate.state = State::Ended;
+        catch_panic(|| self.leave_queue(candidate.number, &candidate.request.election));
         None
     }
 
@@ -139,8 +140,8 @@ impl ElectorTask {
         if latest.is_some_and(|session| session.ended().is_none()) {
             return Some(Event::SessionOpened);
         }
-        if self.opening.is_none() && !self.closing {
-            self.request_session(Duration::ZERO);
+        if self.opening.is_none() && !self.shared.closing.is_cancelled() {
+            self.request_session();
         }
         None
     }

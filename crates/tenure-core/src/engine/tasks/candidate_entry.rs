@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     entry_value::Progress,
@@ -63,8 +63,14 @@ impl StoringTask {
     async fn run(mut self) {
         while let Some((number, value)) = self.next_value() {
             let error = self.store(value).await.err();
-            if let Some(error) = &error {
-                debug!(election = %self.entry.request.election, %error, "a candidate's value was not stored");
+            match &error {
+                Some(error) if error.is_permanent() => {
+                    warn!(election = %self.entry.request.election, %error, "the store refuses a candidate's value");
+                }
+                Some(error) => {
+                    debug!(election = %self.entry.request.election, %error, "a candidate's value was not stored");
+                }
+                None => {}
             }
             self.entry.registered.value().progress.send_replace(Progress { number, error });
         }

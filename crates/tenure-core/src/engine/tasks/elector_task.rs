@@ -10,7 +10,6 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use futures::{
@@ -18,6 +17,7 @@ use futures::{
     future::{Abortable, Aborted, BoxFuture, OptionFuture, select_all},
     stream::FuturesUnordered,
 };
+use tenure_mmap::ForkMark;
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 
@@ -92,8 +92,21 @@ impl GiveUpOnDrop {
     }
 }
 
+impl Drop for Campaigns {
+    fn drop(&mut self) {
+        // In a forked child no thread runs the task, and a lock may be held by one that does not exist there: the channel is
+        // not closed.
+        if ForkMark::of_this_process().is_forked() {
+            std::mem::forget(self.commands.clone());
+        }
+    }
+}
+
 impl Drop for GiveUpOnDrop {
     fn drop(&mut self) {
+        if ForkMark::of_this_process().is_forked() {
+            std::mem::forget(self.commands.take());
+        }
         if let Some(commands) = &self.commands {
             let _ = commands.send(Command::GivenUp(self.candidate));
         }
@@ -115,12 +128,23 @@ pub(super) struct ElectorTask {
     pub(super) candidates: BTreeMap<CandidateNumber, Candidate>,
     /// The candidates in each election. Only the first one enters.
     queues: HashMap<ElectionName, VecDeque<CandidateNumber>>,
+    /// The candidates that have become the first of their elections, and are about to be admitted.
+    admitted: VecDeque<CandidateNumber>,
     /// The sessions that are not closed yet. The latest one is for new candidates, unless it has ended.
     pub(super) sessions: BTreeMap<SessionNumber, (Arc<Session>, Watches)>,
     last_session: SessionNumber,
     /// The request that opens a session.
-    pub(super) opening: Option<BoxFuture<'static, Option<Result<Arc<Session>, OpenError>>>>,
+    pub(super) opening: Option<BoxFuture<'static, thread::Result<Opening>>>,
     opening_retry: RetryDelays,
+}
+
+/// What a request that opens a session has come to.
+pub(super) enum Opening {
+    /// The pause before it is over.
+    PauseOver,
+    Done(Result<Arc<Session>, OpenError>),
+    /// The elector is closed or dropped.
+    Closing,
 }
 
 type WatchEvent = thread::Result<Result<(CandidateNumber, EntryEvent), BackendError>>;
@@ -144,6 +168,7 @@ impl ElectorTask {
             requests: FuturesUnordered::new(),
             candidates: BTreeMap::new(),
             queues: HashMap::new(),
+            admitted: VecDeque::new(),
             sessions: BTreeMap::new(),
             last_session: 0,
             opening: None,
@@ -177,7 +202,9 @@ impl ElectorTask {
                 }
                 count = self.commands.recv_many(&mut commands, MAX_BATCH), if !self.elector_dropped => {
                     self.elector_dropped = count == 0;
-                    commands.into_iter().for_each(|command| self.handle_command(command));
+                    for command in commands {
+                        self.contain_panics(|task| task.handle_command(command));
+                    }
                 }
                 Some(outcome) = OptionFuture::from(self.opening.as_mut()) => {
                     self.contain_panics(|task| task.handle_opening(outcome));
@@ -191,6 +218,10 @@ impl ElectorTask {
                     let sessions: Vec<_> = self.sessions.keys().copied().collect();
                     sessions.into_iter().for_each(|session| self.with_watches(session, Watches::end_burst));
                 }
+            }
+            // In a loop: thousands of candidates may end one after another.
+            while let Some(number) = self.admitted.pop_front() {
+                self.apply(number, Event::Admitted);
             }
         }
     }
@@ -244,7 +275,7 @@ impl ElectorTask {
         let was_first = queue.front() == Some(&number);
         queue.retain(|queued| *queued != number);
         match queue.front().copied() {
-            Some(next) if was_first => self.apply(next, Event::Admitted),
+            Some(next) if was_first => self.admitted.push_back(next),
             Some(_) => {}
             None => drop(self.queues.remove(election)),
         }
@@ -304,7 +335,8 @@ impl ElectorTask {
                 let requested = candidate.campaign.as_ref().and_then(|campaign| campaign.grace_period);
                 let grace_period = session.window.grace_period().max(requested.unwrap_or_default());
                 if session.enforce_window(grace_period).is_err() {
-                    event = Event::SessionEnded;
+                    // With a longer grace period than the session's, the session may go on: a heartbeat is awaited.
+                    event = if session.ended().is_some() { Event::SessionEnded } else { Event::Failed };
                 }
             }
             if event == Event::Panicked {
@@ -338,40 +370,62 @@ impl ElectorTask {
     }
 
     /// Sends the request that opens a session.
-    pub(super) fn request_session(&mut self, pause: Duration) {
+    pub(super) fn request_session(&mut self) {
         self.last_session += 1;
         let events = self.event_sender.clone();
-        let opening = session_opening::open(Arc::clone(&self.shared), self.last_session, events, pause);
-        self.opening = Some(AssertUnwindSafe(opening).catch_unwind().map(Result::unwrap_or_default).boxed());
+        let opening = session_opening::open(Arc::clone(&self.shared), self.last_session, events);
+        let opening = opening.map(|outcome| outcome.map_or(Opening::Closing, Opening::Done));
+        self.opening = Some(AssertUnwindSafe(opening).catch_unwind().boxed());
     }
 
-    fn handle_opening(&mut self, outcome: Option<Result<Arc<Session>, OpenError>>) {
+    /// Pauses before another request is sent.
+    fn pause_opening(&mut self) {
+        let (shared, pause) = (Arc::clone(&self.shared), self.opening_retry.next_delay());
+        let pausing = async move {
+            tokio::select! {
+                biased;
+                () = shared.closing.cancelled() => Opening::Closing,
+                () = shared.elector_dropped.cancelled() => Opening::Closing,
+                () = sleep(pause) => Opening::PauseOver,
+            }
+        };
+        self.opening = Some(AssertUnwindSafe(pausing).catch_unwind().boxed());
+    }
+
+    fn handle_opening(&mut self, outcome: thread::Result<Opening>) {
         self.opening = None;
         let awaits = |candidate: &Candidate| candidate.state == State::Opening;
         match outcome {
-            Some(Ok(session)) => {
+            Ok(Opening::PauseOver) => {
+                if self.candidates.values().any(awaits) {
+                    return self.request_session();
+                }
+                debug!("no campaign waits for a session any more");
+            }
+            Ok(Opening::Done(Ok(session))) => {
                 let watches = Watches::new(&session);
                 self.sessions.insert(session.number, (session, watches));
                 // They join it.
                 self.apply_to_all(Event::SessionOpened, awaits);
             }
-            Some(Err(OpenError::Backend(error))) if !error.is_permanent() => {
+            Ok(Opening::Done(Err(OpenError::Backend(error)))) if !error.is_permanent() => {
                 warn!(%error, "no session yet; trying again");
-                if self.candidates.values().any(awaits) {
-                    let pause = self.opening_retry.next_delay();
-                    return self.request_session(pause);
-                }
-                debug!("no campaign waits for a session any more");
+                return self.pause_opening();
             }
-            Some(Err(error)) => {
+            Ok(Opening::Done(Err(error))) => {
                 let waiting = self.candidates.values_mut().filter(|candidate| awaits(candidate));
                 for campaign in waiting.filter_map(|candidate| candidate.campaign.as_mut()) {
                     campaign.error = Some(error.clone().into());
                 }
                 self.apply_to_all(Event::Refused, awaits);
             }
-            // The elector is being closed, or the backend has panicked.
-            None => self.apply_to_all(Event::Panicked, awaits),
+            Ok(Opening::Closing) => self.apply_to_all(Event::Panicked, awaits),
+            Err(panic) => {
+                // Dropping it may panic as well.
+                std::mem::forget(panic);
+                error!("a backend has panicked while a session was being opened");
+                self.apply_to_all(Event::Panicked, awaits);
+            }
         }
         self.opening_retry.reset();
     }
@@ -380,9 +434,12 @@ impl ElectorTask {
 impl Drop for ElectorTask {
     fn drop(&mut self) {
         // Without this task, no watch ends a leadership.
-        for (session, _) in self.sessions.values() {
+        for (session, watches) in std::mem::take(&mut self.sessions).into_values() {
             catch_panic(|| session.end(LossReason::SessionGivenUp));
+            catch_panic(|| drop(watches));
         }
+        let opening = self.opening.take();
+        catch_panic(|| drop(opening));
     }
 }
 

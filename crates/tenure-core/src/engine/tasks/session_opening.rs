@@ -26,7 +26,7 @@ use crate::{
     },
     failpoints::{SafetyRule, is_disabled},
     spi::{BackendError, BackendErrorKind, BackendSession, HeartbeatProof},
-    sync::{sleep, timeout},
+    sync::timeout,
 };
 
 /// Why a session cannot be opened, or not be used.
@@ -49,27 +49,22 @@ impl From<OpenError> for Error {
 /// response expires by itself.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Opens a session after `pause`, and starts its task; `None` when the elector is closed or dropped meanwhile. Not to be
-/// dropped once polled: the session would have no owner.
+/// Opens a session, and starts its task; `None` when the elector is closed meanwhile. Not to be dropped once polled: the
+/// session would have no owner.
 pub(super) async fn open(
     shared: Arc<ElectorContext>,
     number: SessionNumber,
     events: EventSender,
-    pause: Duration,
 ) -> Option<Result<Arc<Session>, OpenError>> {
-    if !pause.is_zero() {
-        tokio::select! {
-            biased;
-            () = shared.closing.cancelled() => return None,
-            () = shared.elector_dropped.cancelled() => return None,
-            () = sleep(pause) => {}
-        }
-    }
     if let Some(resume) = &shared.resume {
         tokio::select! {
-            () = resume.end_earlier_sessions(&*shared.backend, &shared.config) => {}
+            biased;
             () = shared.closing.cancelled() => {}
+            () = resume.end_earlier_sessions(&*shared.backend, &shared.config) => {}
         }
+    }
+    if shared.closing.is_cancelled() {
+        return None;
     }
     let mut opening = Box::pin(open_now(&shared, number, events));
     let outcome = tokio::select! {
