@@ -13,7 +13,10 @@ use rustix::{
 };
 use tenure_mmap::PinnedLock;
 
-use super::contents::{self, Origin};
+use super::{
+    Durability, EarlierSessions,
+    contents::{self, Origin},
+};
 use crate::{
     failpoints::{SafetyRule, is_disabled},
     spi::SessionRecord,
@@ -31,22 +34,6 @@ pub(crate) struct ResumeFile {
     origin: Origin,
     /// Kept until this is dropped. `None` only in tests that disable [`SafetyRule::LockResumeFile`].
     _lock: Option<PinnedLock>,
-}
-
-/// What an earlier process has left in the file.
-#[derive(Debug)]
-pub(crate) enum EarlierSessions {
-    /// Sessions that were not closed.
-    Open(Vec<SessionRecord>),
-    /// The contents are not those of a dead process on this machine. The text says why.
-    Ignored(String),
-}
-
-/// Whether [`ResumeFile::write`] waits until the file is on the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Durability {
-    Synced,
-    Unsynced,
 }
 
 impl ResumeFile {
@@ -192,7 +179,7 @@ fn check_file_system(file: &OwnedFd) -> Result<(), String> {
 
 #[cfg(not(target_os = "linux"))]
 fn check_file_system(_: &OwnedFd) -> Result<(), String> {
-    Err("it needs Linux: other systems cannot keep a lock for exactly as long as a process lives".to_owned())
+    Err(super::NEEDS_LINUX.to_owned())
 }
 
 /// A random number that the kernel chooses when the machine starts.
