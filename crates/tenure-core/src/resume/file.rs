@@ -5,6 +5,8 @@ use std::{
     io::{self, Read as _},
     os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -26,6 +28,14 @@ use crate::{
 const MAX_BYTES: u64 = 64 * 1024;
 /// How many sessions are kept. There are more only if as many processes could not end those of the one before.
 const MAX_SESSIONS: usize = 64;
+/// How long a lock is waited for. The kernel frees that of a dead process once it has removed its memory; a child that is
+/// between `fork` and `exec`, or an elector that closes, can hold it for a moment as well.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// The pause between two attempts to get the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+const IN_USE: &str = "another live process, or another elector of this one, uses it; give each elector a resume file of its \
+     own, and drop the handles of an elector before you make the next one";
 
 /// A resume file whose lock this process holds.
 #[derive(Debug)]
@@ -38,30 +48,28 @@ pub(crate) struct ResumeFile {
 
 impl ResumeFile {
     /// Locks the file at `path`, which is created if it does not exist, and reads what an earlier process has left there.
+    /// Blocks the thread for up to two seconds while another one has the lock.
     ///
     /// # Errors
     /// Why the file cannot be used, as a text.
     pub(crate) fn open(path: &Path) -> Result<(Self, EarlierSessions), String> {
         let path = std::path::absolute(path).map_err(|error| error.to_string())?;
-        let file = open(&path, OFlags::CREATE).map_err(|error| match error {
-            rustix::io::Errno::LOOP => "it is a symbolic link; name the file itself".to_owned(),
-            error => error.to_string(),
-        })?;
-        let stat = check(&file)?;
-        let origin = origin(boot_id()?, &stat);
-        let lock = match PinnedLock::acquire(file) {
-            Ok(lock) => Some(lock),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !is_disabled(SafetyRule::LockResumeFile) {
-                    return Err(
-                        "another live process, or another elector of this one, uses it; give each elector a \
-                                resume file of its own"
-                            .to_owned(),
-                    );
+        let give_up = Instant::now() + LOCK_WAIT;
+        let (origin, lock) = loop {
+            let file = open(&path, OFlags::CREATE).map_err(|error| match error {
+                rustix::io::Errno::LOOP => "it is a symbolic link; name the file itself".to_owned(),
+                error => error.to_string(),
+            })?;
+            let origin = origin(boot_id()?, &check(&file)?);
+            match PinnedLock::acquire(file) {
+                Ok(lock) => break (origin, Some(lock)),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Err(format!("it cannot be locked: {error}"));
                 }
-                None
+                Err(_) if is_disabled(SafetyRule::LockResumeFile) => break (origin, None),
+                Err(_) if Instant::now() < give_up => thread::sleep(LOCK_PAUSE),
+                Err(_) => return Err(IN_USE.to_owned()),
             }
-            Err(error) => return Err(format!("it cannot be locked: {error}")),
         };
         let this = Self { path, origin, _lock: lock };
         let file = this.reopen().map_err(|error| error.to_string())?;
