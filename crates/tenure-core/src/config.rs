@@ -242,6 +242,10 @@ impl Config {
     /// before it campaigns. If that fails within the request timeout, it logs a warning and campaigns; the session expires by
     /// its TTL.
     ///
+    /// An elector that is still closing and every [`LeadershipHandle`](crate::LeadershipHandle) of it keep the lock. The
+    /// constructor blocks for up to two seconds while somebody has it, and fails then: drop the handles of an elector before
+    /// you make the next one with this file.
+    ///
     /// # Who may use it
     /// A service whose work is done **by its own process only**. A dead process does not mean dead work: if child processes
     /// that it has started work on, they work beside the next leader. This is refused where it is known: by `tenure run`, and

@@ -47,6 +47,9 @@ pub struct Shutdown {
     /// - On the local store it is zero: the kernel releases the lock when this process ends, and not before. A process that
     ///   has a duplicate of the lock file keeps it for longer.
     ///
+    /// It can be zero without a confirmation: the session has expired by this process's clock, and the store has not said so.
+    /// What an outage of the store has left unconfirmed stays so for as long as the elector lives.
+    ///
     /// Two things can make it longer. A store that is down counts the whole TTL again once it is back, and so do etcd and
     /// ZooKeeper when they elect a leader among their servers. And a heartbeat that the network delivers after it was given up
     /// still extends the session.
@@ -86,7 +89,6 @@ impl Shutdown {
 
     /// What is left of the sessions of an elector.
     pub(crate) fn of_sessions(sessions: &UnclosedSessions) -> Self {
-        let left = sessions.unclosed();
-        left.iter().map(|session| Self::unconfirmed(session.expires_in())).fold(Self::CONFIRMED, Self::and)
+        sessions.unconfirmed().into_iter().map(Self::unconfirmed).fold(Self::CONFIRMED, Self::and)
     }
 }

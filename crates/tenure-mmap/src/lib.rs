@@ -2,7 +2,7 @@
 //!
 //! | type | what |
 //! |---|---|
-//! | [`PinnedLock`] | a file lock that lasts exactly as long as the process |
+//! | [`PinnedLock`] | a file lock that lasts exactly as long as the process; on Unix only |
 //! | [`ForkMark`] | tells a process from its forked children |
 //!
 //! Only the file `mappings.rs` contains `unsafe`: it makes the mappings through [`rustix`], and unmaps them.
@@ -13,7 +13,9 @@
 mod mappings;
 
 mod fork_mark;
+#[cfg(unix)]
 mod pinned_lock;
 
 pub use fork_mark::ForkMark;
+#[cfg(unix)]
 pub use pinned_lock::PinnedLock;

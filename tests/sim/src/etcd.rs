@@ -91,6 +91,10 @@ impl BackendSession for Lease {
         self.ttl
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
     fn proof(&self) -> HeartbeatProof {
         HeartbeatProof::Read
     }

@@ -135,6 +135,10 @@ impl BackendSession for AcmeSession {
         self.ttl
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
     /// The store is one process: an answered heartbeat has extended the session.
     fn proof(&self) -> HeartbeatProof {
         HeartbeatProof::Answer

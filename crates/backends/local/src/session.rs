@@ -197,6 +197,10 @@ impl BackendSession for LocalSession {
         self.ttl
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
     fn proof(&self) -> HeartbeatProof {
         HeartbeatProof::Process
     }

@@ -3,7 +3,14 @@
 //! The engine calls this at three places: before the first session is opened ([`Resume::end_earlier_sessions`]), after a session
 //! was opened and before it has an entry ([`Resume::save`]), and after a session was closed ([`Resume::forget`]).
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::future::join_all;
 use tokio::{sync::Mutex, task::spawn_blocking};
@@ -48,6 +55,10 @@ pub(crate) struct Resume {
     /// The upper half of the nonces of all requests of this elector.
     nonce: u64,
     sessions: Mutex<Sessions>,
+    /// Held while the file is written, also by a write that nobody waits for any more: the last contents win.
+    writing: Arc<Mutex<()>>,
+    /// Whether the last write has failed or was not done in time.
+    failed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +97,8 @@ impl Resume {
             file: Arc::new(file),
             nonce: random::upper_half(),
             sessions: Mutex::new(Sessions { earlier, ..Sessions::default() }),
+            writing: Arc::default(),
+            failed: AtomicBool::new(false),
         })
     }
 
@@ -119,6 +132,9 @@ impl Resume {
     }
 
     /// Saves `session`, before it has an entry. If that fails, the next process cannot end it, and it expires by its TTL.
+    ///
+    /// Waits for the store for `limit` at most, and then for the disk for `limit` and for a quarter of the TTL at most: no
+    /// heartbeat is sent meanwhile.
     pub(crate) async fn save(&self, session: &dyn BackendSession, limit: Duration) {
         let id = session.id();
         let cluster = match with_timeout("identifying the store", limit, session.cluster()).await {
@@ -128,32 +144,47 @@ impl Resume {
                 return;
             }
         };
-        let mut sessions = self.sessions.lock().await;
-        sessions.own.push(SessionRecord::new(id, cluster, self.nonce));
-        self.write(&sessions, Durability::Synced).await;
+        self.sessions.lock().await.own.push(SessionRecord::new(id, cluster, self.nonce));
+        self.write(Durability::Synced, limit.min(session.granted_ttl() / 4)).await;
     }
 
-    /// Removes a session that was closed.
-    pub(crate) async fn forget(&self, session: &str) {
+    /// Removes a session that was closed. Waits for the disk for `limit` at most.
+    pub(crate) async fn forget(&self, session: &str, limit: Duration) {
         let mut sessions = self.sessions.lock().await;
         let before = sessions.own.len();
         sessions.own.retain(|record| record.session != session);
-        if sessions.own.len() < before {
+        let is_changed = sessions.own.len() < before;
+        drop(sessions);
+        if is_changed {
             // A session that is over can stay in the file: ending it once more has no effect.
-            self.write(&sessions, Durability::Unsynced).await;
+            self.write(Durability::Unsynced, limit).await;
         }
     }
 
-    /// Writes the file, on a thread that may block.
-    async fn write(&self, sessions: &Sessions, durability: Durability) {
-        let all: Vec<_> = sessions.earlier.iter().chain(&sessions.own).cloned().collect();
-        let file = Arc::clone(&self.file);
-        let written = spawn_blocking(move || file.write(&all, durability)).await;
-        let error = match written {
-            Ok(Ok(())) => return,
+    /// Writes the file, on a thread that may block. Waits for `limit` at most; a write that has begun goes on. Warns of the
+    /// first of several failures.
+    async fn write(&self, durability: Durability, limit: Duration) {
+        let written = timeout(limit, async {
+            // A disk that stalls holds one thread, whatever the number of writes.
+            let writing = Arc::clone(&self.writing).lock_owned().await;
+            let sessions = self.sessions.lock().await;
+            let all: Vec<_> = sessions.earlier.iter().chain(&sessions.own).cloned().collect();
+            drop(sessions);
+            let file = Arc::clone(&self.file);
+            spawn_blocking(move || {
+                let _writing = writing;
+                file.write(&all, durability)
+            })
+            .await
+        });
+        let error = match written.await {
+            Ok(Ok(Ok(()))) => return self.failed.store(false, Ordering::Relaxed),
+            Ok(Ok(Err(error))) => error.to_string(),
             Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            Err(_) => format!("the disk has not answered within {}", humantime::format_duration(limit)),
         };
-        warn!(file = %self.file.path().display(), error, "the resume file was not written: the next process waits for the TTL");
+        if !self.failed.swap(true, Ordering::Relaxed) {
+            warn!(file = %self.file.path().display(), error, "the resume file was not written: the next process waits for the TTL");
+        }
     }
 }

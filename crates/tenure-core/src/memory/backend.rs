@@ -157,6 +157,10 @@ impl BackendSession for MemorySession {
         self.ttl
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
     fn proof(&self) -> HeartbeatProof {
         self.backend.store.proof()
     }

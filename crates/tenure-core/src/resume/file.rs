@@ -5,6 +5,8 @@ use std::{
     io::{self, Read as _},
     os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -13,7 +15,10 @@ use rustix::{
 };
 use tenure_mmap::PinnedLock;
 
-use super::contents::{self, Origin};
+use super::{
+    Durability, EarlierSessions,
+    contents::{self, Origin},
+};
 use crate::{
     failpoints::{SafetyRule, is_disabled},
     spi::SessionRecord,
@@ -23,6 +28,14 @@ use crate::{
 const MAX_BYTES: u64 = 64 * 1024;
 /// How many sessions are kept. There are more only if as many processes could not end those of the one before.
 const MAX_SESSIONS: usize = 64;
+/// How long a lock is waited for. The kernel frees that of a dead process once it has removed its memory; a child that is
+/// between `fork` and `exec`, or an elector that closes, can hold it for a moment as well.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// The pause between two attempts to get the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+const IN_USE: &str = "another live process, or another elector of this one, uses it; give each elector a resume file of its \
+     own, and drop the handles of an elector before you make the next one";
 
 /// A resume file whose lock this process holds.
 #[derive(Debug)]
@@ -33,48 +46,30 @@ pub(crate) struct ResumeFile {
     _lock: Option<PinnedLock>,
 }
 
-/// What an earlier process has left in the file.
-#[derive(Debug)]
-pub(crate) enum EarlierSessions {
-    /// Sessions that were not closed.
-    Open(Vec<SessionRecord>),
-    /// The contents are not those of a dead process on this machine. The text says why.
-    Ignored(String),
-}
-
-/// Whether [`ResumeFile::write`] waits until the file is on the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Durability {
-    Synced,
-    Unsynced,
-}
-
 impl ResumeFile {
     /// Locks the file at `path`, which is created if it does not exist, and reads what an earlier process has left there.
+    /// Blocks the thread for up to two seconds while another one has the lock.
     ///
     /// # Errors
     /// Why the file cannot be used, as a text.
     pub(crate) fn open(path: &Path) -> Result<(Self, EarlierSessions), String> {
         let path = std::path::absolute(path).map_err(|error| error.to_string())?;
-        let file = open(&path, OFlags::CREATE).map_err(|error| match error {
-            rustix::io::Errno::LOOP => "it is a symbolic link; name the file itself".to_owned(),
-            error => error.to_string(),
-        })?;
-        let stat = check(&file)?;
-        let origin = origin(boot_id()?, &stat);
-        let lock = match PinnedLock::acquire(file) {
-            Ok(lock) => Some(lock),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !is_disabled(SafetyRule::LockResumeFile) {
-                    return Err(
-                        "another live process, or another elector of this one, uses it; give each elector a \
-                                resume file of its own"
-                            .to_owned(),
-                    );
+        let give_up = Instant::now() + LOCK_WAIT;
+        let (origin, lock) = loop {
+            let file = open(&path, OFlags::CREATE).map_err(|error| match error {
+                rustix::io::Errno::LOOP => "it is a symbolic link; name the file itself".to_owned(),
+                error => error.to_string(),
+            })?;
+            let origin = origin(boot_id()?, &check(&file)?);
+            match PinnedLock::acquire(file) {
+                Ok(lock) => break (origin, Some(lock)),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Err(format!("it cannot be locked: {error}"));
                 }
-                None
+                Err(_) if is_disabled(SafetyRule::LockResumeFile) => break (origin, None),
+                Err(_) if Instant::now() < give_up => thread::sleep(LOCK_PAUSE),
+                Err(_) => return Err(IN_USE.to_owned()),
             }
-            Err(error) => return Err(format!("it cannot be locked: {error}")),
         };
         let this = Self { path, origin, _lock: lock };
         let file = this.reopen().map_err(|error| error.to_string())?;
@@ -192,7 +187,7 @@ fn check_file_system(file: &OwnedFd) -> Result<(), String> {
 
 #[cfg(not(target_os = "linux"))]
 fn check_file_system(_: &OwnedFd) -> Result<(), String> {
-    Err("it needs Linux: other systems cannot keep a lock for exactly as long as a process lives".to_owned())
+    Err(super::NEEDS_LINUX.to_owned())
 }
 
 /// A random number that the kernel chooses when the machine starts.

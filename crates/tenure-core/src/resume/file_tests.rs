@@ -54,6 +54,20 @@ fn a_file_in_use_is_refused() {
     ResumeFile::open(&path).unwrap();
 }
 
+/// Hazard G39: a lock that is freed within a moment is waited for.
+#[test]
+fn a_file_that_is_freed_soon_is_opened() {
+    let (_directory, path) = left_behind();
+    let holder = ResumeFile::open(&path).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(LOCK_PAUSE * 3);
+            drop(holder);
+        });
+        ResumeFile::open(&path).unwrap();
+    });
+}
+
 /// Hazard G39: a copy of the file says nothing about the process that wrote it.
 #[test]
 fn a_copy_is_ignored() {

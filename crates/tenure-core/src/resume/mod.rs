@@ -5,8 +5,37 @@
 //! |---|---|
 //! | `contents` | what the file contains, as text |
 //! | `file` | checks, locks, reads and writes it |
+//! | `no_file` | takes the place of `file` on systems other than Unix |
 
+#[cfg(unix)]
 mod contents;
+#[cfg(unix)]
+mod file;
+#[cfg(not(unix))]
+#[path = "no_file.rs"]
 mod file;
 
-pub(crate) use file::{Durability, EarlierSessions, ResumeFile};
+pub(crate) use file::ResumeFile;
+
+use crate::spi::SessionRecord;
+
+#[cfg(not(target_os = "linux"))]
+const NEEDS_LINUX: &str =
+    "it needs Linux: other systems cannot keep a lock for exactly as long as a process lives";
+
+/// What an earlier process has left in the file.
+#[derive(Debug)]
+#[cfg_attr(not(unix), expect(dead_code, reason = "no file can be opened"))]
+pub(crate) enum EarlierSessions {
+    /// Sessions that were not closed.
+    Open(Vec<SessionRecord>),
+    /// The contents are not those of a dead process on this machine. The text says why.
+    Ignored(String),
+}
+
+/// Whether [`ResumeFile::write`] waits until the file is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    Synced,
+    Unsynced,
+}

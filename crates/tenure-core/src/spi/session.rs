@@ -31,13 +31,13 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     ///
     /// A [shutdown](crate::Shutdown) that was not confirmed reports it. No deadline depends on it.
     fn expires_after(&self) -> Duration {
-        self.granted_ttl() + Duration::from_secs(1)
+        self.granted_ttl().saturating_add(Duration::from_secs(1))
     }
 
-    /// Whether nothing but a [`heartbeat`](Self::heartbeat) extends the session. True by default. False when other requests
-    /// extend it too, or when the client sends pings of its own.
+    /// Whether nothing but a [`heartbeat`](Self::heartbeat) extends the session. False when other requests extend it too, or when
+    /// the client sends pings of its own, and by default: then an unconfirmed [shutdown](crate::Shutdown) reports a longer time.
     fn only_heartbeats_extend(&self) -> bool {
-        true
+        false
     }
 
     /// What confirms an answered heartbeat.
@@ -63,13 +63,16 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     /// proof is [`HeartbeatProof::Read`].
     ///
     /// `probe_entry` is an entry of this session, if it has one. The read has to find it.
+    ///
+    /// # Errors
+    /// By default always, so that a session with that proof but without a read keeps no leadership.
     async fn confirm(
         &self,
         heartbeat: &Heartbeat,
         probe_entry: Option<&Entry>,
     ) -> Result<Confirmation, BackendError> {
         let _ = (heartbeat, probe_entry);
-        Ok(Confirmation::Confirmed)
+        Err(BackendError::new(BackendErrorKind::Invalid, "this session has no confirming read"))
     }
 
     /// Enters a candidate into an election.

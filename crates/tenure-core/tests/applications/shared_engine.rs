@@ -147,6 +147,10 @@ impl BackendSession for PanickingSession {
     fn granted_ttl(&self) -> Duration {
         self.inner.granted_ttl()
     }
+
+    fn only_heartbeats_extend(&self) -> bool {
+        self.inner.only_heartbeats_extend()
+    }
     fn proof(&self) -> HeartbeatProof {
         self.inner.proof()
     }

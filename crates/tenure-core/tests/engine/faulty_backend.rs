@@ -110,6 +110,10 @@ impl BackendSession for FaultySession {
         self.inner.granted_ttl()
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        self.inner.only_heartbeats_extend()
+    }
+
     fn proof(&self) -> HeartbeatProof {
         self.inner.proof()
     }

@@ -159,6 +159,10 @@ impl BackendSession for EtcdSession {
         self.granted_ttl
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
     fn proof(&self) -> HeartbeatProof {
         HeartbeatProof::Read
     }

@@ -165,6 +165,10 @@ impl BackendSession for RecordingBackend<Arc<dyn BackendSession>> {
         self.inner.granted_ttl()
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        self.inner.only_heartbeats_extend()
+    }
+
     fn proof(&self) -> HeartbeatProof {
         self.inner.proof()
     }

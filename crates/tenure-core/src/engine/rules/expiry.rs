@@ -48,7 +48,9 @@ impl SessionExpiry {
         let max_silence = match session.proof() {
             // The kernel ends the session when the process ends.
             HeartbeatProof::Process => Duration::ZERO,
-            _ => session.expires_after().div_f64(1.0 - drift),
+            // `div_f64` would panic for a time that is too long for a `Duration`.
+            _ => Duration::try_from_secs_f64(session.expires_after().as_secs_f64() / (1.0 - drift))
+                .unwrap_or(Duration::MAX),
         };
         Arc::new(Self::opened(clock, max_silence, !session.only_heartbeats_extend()))
     }
@@ -104,12 +106,9 @@ impl SessionExpiry {
         (last + self.max_silence).since(now)
     }
 
-    /// Whether the store has ended the session by now, although it has not confirmed that.
-    fn has_expired(&self) -> bool {
-        // What the kernel ends with the process does not expire before.
-        matches!(*self.state(), State::Silent(_))
-            && !self.max_silence.is_zero()
-            && self.expires_in().is_zero()
+    /// Whether requests that extend the session are still sent.
+    fn is_extended(&self) -> bool {
+        matches!(*self.state(), State::Extended(_))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -127,23 +126,54 @@ impl Drop for HeartbeatInFlight<'_> {
     }
 }
 
-/// The sessions of an elector that the store may still have.
+/// The number of sessions whose end is not confirmed that are kept one by one.
+const MAX_UNCLOSED: usize = 64;
+
+/// The sessions of an elector that the store may still have: all whose end it has not confirmed. One that has expired by our
+/// clock is among them, because a store that was down counts the whole TTL again.
 #[derive(Debug, Default)]
-pub(crate) struct UnclosedSessions(Mutex<Vec<Arc<SessionExpiry>>>);
+pub(crate) struct UnclosedSessions(Mutex<Unclosed>);
+
+#[derive(Debug, Default)]
+struct Unclosed {
+    /// The latest ones.
+    sessions: Vec<Arc<SessionExpiry>>,
+    /// Until when the store may have those that are not kept any more, if there are any.
+    others_expire: Option<BootInstant>,
+}
 
 impl UnclosedSessions {
-    /// Adds a session that has just been opened. Forgets those that were closed, or have certainly expired.
+    /// Adds a session that has just been opened. Forgets those that were closed.
     pub(crate) fn add(&self, session: &Arc<SessionExpiry>) {
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|known| !known.is_closed() && !known.has_expired());
-        sessions.push(Arc::clone(session));
+        let mut unclosed = self.lock();
+        if unclosed.sessions.len() == MAX_UNCLOSED {
+            let oldest = unclosed.sessions.remove(0);
+            let expires = match oldest.is_extended() {
+                true => BootInstant::NEVER,
+                false => oldest.clock.now() + oldest.expires_in(),
+            };
+            unclosed.others_expire = unclosed.others_expire.max(Some(expires));
+        }
+        unclosed.sessions.push(Arc::clone(session));
     }
 
-    /// The sessions whose end the store has not confirmed.
-    pub(crate) fn unclosed(&self) -> Vec<Arc<SessionExpiry>> {
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|known| !known.is_closed());
-        sessions.clone()
+    /// For each session whose end the store has not confirmed, the longest time until the store ends it. Zero for one that has
+    /// expired by our clock.
+    pub(crate) fn unconfirmed(&self) -> Vec<Duration> {
+        let unclosed = self.lock();
+        let Some(clock) = unclosed.sessions.last().map(|session| &session.clock) else { return Vec::new() };
+        let others = unclosed.others_expire.map(|expires| expires.since(clock.now()));
+        let left = unclosed.sessions.iter().filter(|session| !session.is_closed());
+        left.map(|session| session.expires_in()).chain(others).collect()
+    }
+
+    /// The sessions, without those that were closed except the latest, which has the clock.
+    fn lock(&self) -> MutexGuard<'_, Unclosed> {
+        let mut unclosed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = unclosed.sessions.len().saturating_sub(1);
+        let mut index = 0..;
+        unclosed.sessions.retain(|known| index.next() == Some(latest) || !known.is_closed());
+        unclosed
     }
 }
 
@@ -180,7 +210,7 @@ mod tests {
         advance(20).await;
         expiry.requests_stopped();
         assert_eq!(seconds(&expiry), 0);
-        assert!(expiry.has_expired() && !expiry.is_closed());
+        assert!(!expiry.is_closed());
     }
 
     /// A heartbeat that is in flight when the session ends can still be carried out.
@@ -218,9 +248,39 @@ mod tests {
         closed.closed();
         expired.heartbeats_stopped();
         advance(13).await;
-        assert_eq!(sessions.unclosed().len(), 2, "the store has not confirmed that the second is gone");
-        sessions.add(&Arc::new(expiry(false)));
-        assert_eq!(sessions.unclosed().len(), 2);
-        assert_eq!(seconds(&open), 12);
+        let silence = [Duration::ZERO, MAX_SILENCE];
+        assert_eq!(sessions.unconfirmed(), silence, "the store has not confirmed that the second is gone");
+        let latest = Arc::new(expiry(false));
+        sessions.add(&latest);
+        assert_eq!(sessions.unconfirmed(), [Duration::ZERO, MAX_SILENCE, MAX_SILENCE]);
+        for session in [&expired, &open, &latest] {
+            session.closed();
+        }
+        assert!(sessions.unconfirmed().is_empty());
+    }
+
+    /// Sessions that are too many to keep are still known not to be confirmed.
+    #[tokio::test(start_paused = true)]
+    async fn no_unconfirmed_session_is_forgotten() {
+        let sessions = UnclosedSessions::default();
+        let clock: Arc<dyn Clock> = Arc::new(SimClock::new());
+        let opened: Vec<_> = (0..MAX_UNCLOSED + 2)
+            .map(|_| Arc::new(SessionExpiry::opened(Arc::clone(&clock), MAX_SILENCE, false)))
+            .collect();
+        for session in &opened {
+            sessions.add(session);
+            session.heartbeats_stopped();
+        }
+        assert_eq!(sessions.unconfirmed(), [MAX_SILENCE; MAX_UNCLOSED + 1]);
+        opened.iter().for_each(|session| session.closed());
+        assert_eq!(sessions.unconfirmed(), [MAX_SILENCE]);
+        advance(20).await;
+        assert_eq!(sessions.unconfirmed(), [Duration::ZERO]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_silence_does_not_overflow() {
+        let expiry = SessionExpiry::opened(Arc::new(SimClock::new()), Duration::MAX, false);
+        assert!(expiry.expires_in() > Duration::from_secs(u32::MAX.into()));
     }
 }

@@ -80,10 +80,15 @@ impl SessionTask {
             session.entry_tracker.wait().await;
         }
         self.closed = close(session).await;
-        if self.closed
-            && let Some(resume) = &shared.resume
+        let session = Arc::clone(session);
+        // Reports the end: nobody waits for the file.
+        drop(self);
+        // A session that has expired by our clock may live on in a store that was down: the next process ends it.
+        if session.expiry.is_closed()
+            && let Some(resume) = &session.shared.resume
         {
-            resume.forget(&session.backend_session.id()).await;
+            let limit = session.shared.config.request_timeout;
+            resume.forget(&session.backend_session.id(), limit).await;
         }
     }
 }
@@ -279,20 +284,22 @@ async fn retry_withdrawals(session: &Session) {
 /// session, and entries of a session that lives on would block their elections.
 async fn close(session: &Session) -> bool {
     let shared = &session.shared;
-    let granted = session.backend_session.granted_ttl();
-    let expired = shared.clock.now() + granted.mul_f64(1.0 + shared.config.drift) + Duration::from_secs(1);
+    let tried_for = match session.needs_heartbeats() {
+        true => session.expiry.expires_in(),
+        false => session.backend_session.granted_ttl(),
+    };
+    let give_up = shared.clock.now() + tried_for;
     let mut retry = Retry::new(shared.config.retry);
     loop {
-        let left = expired.since(shared.clock.now()).max(heartbeat::MIN_RETRY_DELAY);
+        let left = give_up.since(shared.clock.now()).max(heartbeat::MIN_RETRY_DELAY);
         let limit = shared.config.request_timeout.min(left);
         match with_timeout("closing the session", limit, session.backend_session.close()).await {
             Ok(()) => break,
             Err(error) if error.kind() == BackendErrorKind::SessionGone => break,
             Err(error) => {
                 shared.status.failed(&error);
-                if shared.clock.now() >= expired {
-                    warn!(session = session.backend_session.id(), %error, "the session was not closed; by now it has expired");
-                    return session.needs_heartbeats();
+                if shared.clock.now() >= give_up {
+                    return wait_expired(session, &error).await;
                 }
                 debug!(session = session.backend_session.id(), %error, "the session is not closed yet");
             }
@@ -301,4 +308,17 @@ async fn close(session: &Session) -> bool {
     }
     session.expiry.closed();
     true
+}
+
+/// Waits until the store has ended a session that was not closed. False at once if it does not expire.
+async fn wait_expired(session: &Session, error: &BackendError) -> bool {
+    let clock = &session.shared.clock;
+    // The attempts to close it may have extended it.
+    session.expiry.requests_stopped();
+    let left = session.expiry.expires_in();
+    if session.needs_heartbeats() {
+        clock.sleep_until(clock.now() + left).await;
+    }
+    warn!(session = session.backend_session.id(), %error, "the session was not closed; it expires by itself");
+    session.needs_heartbeats()
 }

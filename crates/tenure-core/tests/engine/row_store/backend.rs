@@ -283,6 +283,10 @@ impl BackendSession for RowSession {
         self.ttl
     }
 
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
     fn proof(&self) -> HeartbeatProof {
         HeartbeatProof::Answer
     }
