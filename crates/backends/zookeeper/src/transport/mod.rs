@@ -14,6 +14,8 @@ pub(crate) mod parents;
 pub(crate) mod reader_sessions;
 mod requests;
 pub(crate) mod resumable_session;
+#[cfg(test)]
+mod scripted_server;
 pub(crate) mod servers;
 mod session_state;
 pub(crate) mod watch;
