@@ -8,6 +8,7 @@ mod client_task;
 pub(crate) mod connect_options;
 pub(crate) mod connection;
 pub(crate) mod ensemble;
+pub(crate) mod ensemble_identity;
 pub(crate) mod error;
 mod failover;
 pub(crate) mod parents;
