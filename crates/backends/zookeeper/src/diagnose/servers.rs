@@ -13,7 +13,8 @@ use tokio::{
 use crate::transport::{
     connect_options::READER_TTL,
     connection::Connection,
-    ensemble::{Ensemble, RootState, conflict},
+    ensemble::Ensemble,
+    ensemble_identity::{RootState, conflict},
 };
 
 /// The time limit for a server's answer.

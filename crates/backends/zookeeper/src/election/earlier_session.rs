@@ -11,7 +11,7 @@ use tenure_core::spi::{BackendError, BackendErrorKind, SessionRecord};
 use super::{queue::MAX_CONCURRENT_READS, store::ElectionStore};
 use crate::transport::{
     connection::Connection,
-    ensemble::RootState,
+    ensemble_identity::RootState,
     error::{backend_error, unavailable},
     parents::create_root,
     reader_sessions::{reader_connection, reader_error},

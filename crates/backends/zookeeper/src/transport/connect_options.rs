@@ -51,6 +51,19 @@ pub(crate) struct ConnectOptions {
 }
 
 impl ConnectOptions {
+    /// Options without a login and without TLS, for the root `/root`.
+    #[cfg(test)]
+    pub(crate) fn for_tests(attempt_timeout: Duration) -> Self {
+        Self {
+            login: None,
+            attempt_timeout,
+            tls: None,
+            creator_only: false,
+            root: "/root".to_owned(),
+            barrier_path: "/root/~nowhere".to_owned(),
+        }
+    }
+
     /// The ACL of created znodes.
     pub(crate) fn acls(&self) -> Acls<'static> {
         if self.creator_only { Acls::creator_all() } else { Acls::anyone_all() }

@@ -224,13 +224,17 @@ impl Connection {
     }
 
     /// Ends the session in the store. Returns whether the server confirmed that.
+    ///
+    /// Only `Closed` is a confirmation: the client enters it once the request to close was answered. `Expired` is none: it is
+    /// also entered when the connection breaks, the client reconnects by itself, and this one server does not know the session;
+    /// or when it cannot reconnect in time.
     pub(crate) async fn close_session(&self) -> bool {
         let state = lock(&self.state).clone();
         // The client ends its session once nothing references it: pending requests drop their references.
         self.lost.cancel();
         drop(lock(&self.client).take());
         let ended = timeout(self.attempt_timeout, self.client_ended.cancelled()).await;
-        ended.is_ok() && matches!(state.peek_state(), SessionState::Closed | SessionState::Expired)
+        ended.is_ok() && state.peek_state() == SessionState::Closed
     }
 
     /// Sends one request and waits for its answer, for [`attempt_timeout`](ConnectOptions::attempt_timeout) at most.
@@ -305,4 +309,41 @@ fn library_panicked() -> Error {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::scripted_server::{Answer, Request, ScriptedServer};
+
+    const SESSION: i64 = 7;
+
+    async fn is_close_confirmed(script: impl Fn(Request) -> Answer + Send + Sync + 'static) -> bool {
+        let server = ScriptedServer::start(move |request| {
+            let answer = script(request);
+            Box::pin(async { answer })
+        })
+        .await;
+        let options = ConnectOptions::for_tests(Duration::from_secs(2));
+        let ttl = Duration::from_secs(10);
+        let connection = Connection::open(&options, server.address(), ttl, None).await.unwrap();
+        connection.close_session().await
+    }
+
+    /// Hazard Z3: the end of a session is confirmed by the answer to the request to close it, and by nothing else. A server to
+    /// which the client reconnects by itself may not know the session yet.
+    #[tokio::test]
+    async fn only_an_answer_confirms_the_end_of_a_session() {
+        let answers = |request| match request {
+            Request::Connect { .. } => Answer::Session(SESSION),
+            _ => Answer::ok(&[]),
+        };
+        assert!(is_close_confirmed(answers).await);
+        let does_not_know_it = |request| match request {
+            Request::Connect { session: 0 } => Answer::Session(SESSION),
+            Request::Connect { .. } => Answer::Session(0),
+            _ => Answer::Disconnect,
+        };
+        assert!(!is_close_confirmed(does_not_know_it).await);
+    }
 }

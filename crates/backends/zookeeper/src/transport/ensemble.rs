@@ -9,36 +9,37 @@
 //!   asked for it, in parallel, each over a session of its own. If one has another root, or none, it is
 //!   unknown which ensemble is meant, and the session is refused permanently. A server that does not answer in time is
 //!   not waited for.
-//! - If a server answers later and has another root, the session ends: a candidate whose session is on that server may
-//!   lead as well. The next session is refused, since that server answers by now. A server that never answers cannot
-//!   resume the session: it does not know it, and reports it as expired.
+//! - If a server answers later and has another root, the session's own root is read once more. If the two differ, the session
+//!   ends: a candidate whose session is on that server may lead as well. A late answer that there is no root ends nothing: a
+//!   server that lags, or a deposed leader, may not have it yet.
+//! - Such a server is remembered until it has the same root as the others. Meanwhile every session waits longer for its
+//!   answer, and is not used without it. A server that never answers cannot resume the session: it does not know it, and
+//!   reports it as expired.
 //! - When a known server has another root than before, the root was created again, and all servers are asked again.
 //!
 //! Nothing is compared if the user may not read the root. An ensemble whose data is a copy of another one's is not
 //! recognized.
 
 use std::{
-    collections::HashSet,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tenure_core::spi::{BackendError, BackendErrorKind};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
-use zookeeper_client::{Error, Stat};
+use zookeeper_client::Error;
 
 use super::{
     connect_options::{ConnectOptions, READER_TTL},
     connection::Connection,
+    ensemble_identity::{EnsembleIdentity, RootState, conflict},
     error::{backend_error, session_gone},
     parents::create_root,
     resumable_session::ResumableSession,
     servers::Servers,
     session_state::SessionState,
-    znode_stat::is_unreadable,
 };
 
 /// How long the other servers have to answer before the session is used without their answers. A candidate waits for this
@@ -46,55 +47,8 @@ use super::{
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often a difference has to be seen before it is reported: the root may have just been deleted and created again.
 const ATTEMPTS: usize = 3;
-
-/// Identifies a root: the transaction and the time of its creation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RootId {
-    czxid: i64,
-    ctime: i64,
-}
-
-impl fmt::Display for RootId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "czxid {:#x}, ctime {}", self.czxid, self.ctime)
-    }
-}
-
-/// What a server has at the root's path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RootState {
-    Present(RootId),
-    Missing,
-    /// It exists, and this user may not read it.
-    Unreadable,
-}
-
-impl From<Option<Stat>> for RootState {
-    fn from(stat: Option<Stat>) -> Self {
-        match stat {
-            None => Self::Missing,
-            Some(stat) if is_unreadable(&stat) => Self::Unreadable,
-            Some(Stat { czxid, ctime, .. }) => Self::Present(RootId { czxid, ctime }),
-        }
-    }
-}
-
-impl RootState {
-    /// Whether both are known and cannot be of one ensemble.
-    pub(crate) fn differs(self, other: Self) -> bool {
-        self != other && self != Self::Unreadable && other != Self::Unreadable
-    }
-}
-
-impl fmt::Display for RootState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Present(root) => root.fmt(f),
-            Self::Missing => f.write_str("missing"),
-            Self::Unreadable => f.write_str("not readable"),
-        }
-    }
-}
+/// The delay before the session's own root is read again after that has failed.
+const REREAD_DELAY: Duration = Duration::from_millis(100);
 
 /// The ensemble that the configuration names.
 #[derive(Debug)]
@@ -116,7 +70,7 @@ impl Ensemble {
     /// # Errors
     /// [`Invalid`](BackendErrorKind::Invalid) when the servers belong to two ensembles;
     /// [`Unavailable`](BackendErrorKind::Unavailable) when this server belongs to another one than before, and not all
-    /// have answered.
+    /// have answered; or when a server does not answer that had another root.
     pub(crate) async fn check(
         self: &Arc<Self>,
         session: &ResumableSession,
@@ -142,7 +96,7 @@ impl Ensemble {
             let answers = self.ask(asked.clone(), (connection.server(), own), session.state()).await;
             attempts += 1;
             match answers.iter().find(|(_, found)| found.differs(own)) {
-                Some(_) if attempts < ATTEMPTS => {}
+                Some((server, found)) if attempts < ATTEMPTS && !self.identity.has_shown(server, *found) => {}
                 Some((server, found)) => {
                     let text = conflict(&self.options.root, (connection.server(), own), (server, *found));
                     return Err(BackendError::new(BackendErrorKind::Invalid, text));
@@ -158,14 +112,18 @@ impl Ensemble {
         Ok(connection.stat(&self.options.root).await?.into())
     }
 
-    /// Asks `servers` for the root. Returns the answers that arrive in time. If a server answers later, and has another
-    /// root than `own`, the session is [refused](SessionState::refuse).
+    /// Asks `servers` for the root. Returns the answers that arrive in time. Those that arrive later are
+    /// [compared](Self::compare_late), too.
     async fn ask(
         self: &Arc<Self>,
         servers: Vec<String>,
         (own_server, own): (&str, RootState),
         session: &Arc<SessionState>,
     ) -> Vec<(String, RootState)> {
+        let limit = match self.identity.has_conflict() {
+            true => self.options.attempt_timeout.max(ANSWER_TIMEOUT),
+            false => ANSWER_TIMEOUT,
+        };
         // `None` once they are not waited for any more.
         let answers = Arc::new(Mutex::new(Some(Vec::new())));
         let mut asked: FuturesUnordered<_> = servers
@@ -180,18 +138,58 @@ impl Ensemble {
                         answers.push((server, found));
                         return;
                     }
-                    let Some(session) = session.upgrade() else { return };
-                    if matches!(own, RootState::Present(_)) && found.differs(own) {
-                        let text = conflict(&this.options.root, (&own_server, own), (&server, found));
-                        warn!(session = %session.session.id(), "the session ends: {text}");
-                        session.refuse(session_gone(text));
+                    this.identity.record_same(&server, found);
+                    if let Some(session) = session.upgrade() {
+                        this.compare_late(&session, (&own_server, own), (&server, found)).await;
                     }
                 })
             })
             .collect();
         let all = async { while asked.next().await.is_some() {} };
-        let _ = timeout(ANSWER_TIMEOUT, all).await;
+        let _ = timeout(limit, all).await;
         lock(&answers).take().unwrap_or_default()
+    }
+
+    /// [Refuses](SessionState::refuse) `session` if `server` has `found`, and the session's own root still differs from that.
+    /// The root may have been created again since `own` was read.
+    async fn compare_late(
+        &self,
+        session: &SessionState,
+        (own_server, own): (&str, RootState),
+        (server, found): (&str, RootState),
+    ) {
+        let RootState::Present(other) = found else { return };
+        if !found.differs(own) {
+            return;
+        }
+        let (own_server, own) = match self.reread_root(session).await {
+            Reread::Root(server, root) => (server, root),
+            Reread::Failed => (own_server.to_owned(), own),
+            Reread::Over => return,
+        };
+        if matches!(own, RootState::Present(_)) && found.differs(own) {
+            self.identity.record_conflict(server, other);
+            let text = conflict(&self.options.root, (&own_server, own), (server, found));
+            warn!(session = %session.session.id(), "the session ends: {text}");
+            session.refuse(session_gone(text));
+        }
+    }
+
+    /// Reads the root once more at the server that `session` is connected to, as a quorum has it.
+    async fn reread_root(&self, session: &SessionState) -> Reread {
+        for _ in 0..ATTEMPTS {
+            let Ok(connection) = session.connection().await else { return Reread::Over };
+            let read = async {
+                connection.barrier(&self.options.barrier_path).await?;
+                connection.stat(&self.options.root).await
+            };
+            match read.await {
+                Ok(root) => return Reread::Root(connection.server().to_owned(), root.into()),
+                Err(error) => debug!(%error, "cannot read the root again"),
+            }
+            sleep(REREAD_DELAY).await;
+        }
+        Reread::Failed
     }
 
     /// What `server` has at the root's path, read over a session of its own; `None` if it does not answer.
@@ -203,68 +201,13 @@ impl Ensemble {
     }
 }
 
-/// The text for two servers whose roots differ.
-pub(crate) fn conflict(root: &str, (one, own): (&str, RootState), (two, other): (&str, RootState)) -> String {
-    format!(
-        "the URL names servers of two ensembles: the root {root} is not the same on {one} ({own}) and on {two} ({other}), so \
-         that each ensemble would have a leader; name the servers of one ensemble only"
-    )
-}
-
-/// The root that the servers agreed on, and which servers have it.
-#[derive(Debug, Default)]
-struct EnsembleIdentity(Mutex<PinnedRoot>);
-
-#[derive(Debug, Default)]
-struct PinnedRoot {
-    root: Option<RootId>,
-    /// The servers that have this root.
-    servers: HashSet<String>,
-}
-
-impl EnsembleIdentity {
-    /// Which servers to ask if `server` has `own`; `None` if there is nothing to compare or no server to ask.
-    fn servers_to_ask(&self, servers: &[String], server: &str, own: RootState) -> Option<Vec<String>> {
-        if own == RootState::Unreadable {
-            return None;
-        }
-        let pinned = self.pinned();
-        let is_pinned = matches!(own, RootState::Present(root) if pinned.root == Some(root));
-        let others = servers.iter().filter(|other| *other != server);
-        let unknown: Vec<_> =
-            others.filter(|other| !is_pinned || !pinned.servers.contains(*other)).cloned().collect();
-        (!unknown.is_empty()).then_some(unknown)
-    }
-
-    /// Pins the root of `server` and of the servers that have `answered`, of all that were `asked`.
-    fn agree(
-        &self,
-        server: &str,
-        own: RootState,
-        asked: &[String],
-        answered: &[(String, RootState)],
-    ) -> Result<(), BackendError> {
-        let RootState::Present(root) = own else { return Ok(()) };
-        let mut pinned = self.pinned();
-        if pinned.root != Some(root) {
-            let is_unknown = pinned.root.is_some() && !pinned.servers.contains(server);
-            if is_unknown && answered.len() < asked.len() {
-                let text = format!(
-                    "{server} has another root ({root}) than the servers used before: waiting until every server of the URL \
-                     answers"
-                );
-                return Err(BackendError::new(BackendErrorKind::Unavailable, text));
-            }
-            *pinned = PinnedRoot { root: Some(root), servers: HashSet::new() };
-        }
-        let same = answered.iter().filter(|(_, found)| *found == own).map(|(server, _)| server.clone());
-        pinned.servers.extend(same.chain([server.to_owned()]));
-        Ok(())
-    }
-
-    fn pinned(&self) -> MutexGuard<'_, PinnedRoot> {
-        lock(&self.0)
-    }
+/// The outcome of reading a session's own root once more.
+enum Reread {
+    /// A server, and what it has.
+    Root(String, RootState),
+    Failed,
+    /// The session has ended.
+    Over,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -273,43 +216,123 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
+
+    use tokio::task::yield_now;
+
     use super::*;
+    use crate::transport::scripted_server::{Answer, Request, ScriptedServer};
 
-    fn root(czxid: i64) -> RootState {
-        RootState::Present(RootId { czxid, ctime: 7 })
+    const TTL: Duration = Duration::from_secs(10);
+    /// More than [`ANSWER_TIMEOUT`].
+    const LATE: Duration = Duration::from_millis(1_500);
+
+    /// The session's own server, with the root that the transaction `czxid` has created; and another one.
+    struct Setup {
+        own: ScriptedServer,
+        czxid: Arc<AtomicI64>,
+        reads: Arc<AtomicUsize>,
+        _other: ScriptedServer,
+        /// How long the other server waits before it answers what it has, and that.
+        answer: Arc<Mutex<(Duration, Answer)>>,
+        closed: Arc<AtomicUsize>,
+        ensemble: Arc<Ensemble>,
     }
 
-    /// Hazard G34: roots that were created in two transactions are of two ensembles; an unreadable root proves nothing.
-    #[test]
-    fn roots_tell_ensembles_apart() {
-        assert!(root(1).differs(root(2)) && root(1).differs(RootState::Missing));
-        assert!(!root(1).differs(root(1)) && !RootState::Missing.differs(RootState::Missing));
-        assert!(
-            !root(1).differs(RootState::Unreadable) && !RootState::Unreadable.differs(RootState::Missing)
-        );
+    fn session_answer(request: Request) -> Answer {
+        match request {
+            Request::Connect { .. } => Answer::Session(7),
+            Request::Sync => Answer::ok(&[0, 0, 0, 1, b'/']),
+            Request::Delete => Answer::no_node(),
+            _ => Answer::ok(&[]),
+        }
     }
 
-    /// Hazard G34: known servers are not asked again; a new root on a server that was never asked needs every answer.
-    #[test]
-    fn a_root_is_pinned() {
-        let identity = EnsembleIdentity::default();
-        let servers = ["a", "b", "c"].map(str::to_owned).to_vec();
-        let to_ask = |server: &str, own| identity.servers_to_ask(&servers, server, own).unwrap_or_default();
-        assert_eq!(to_ask("a", root(1)), ["b", "c"]);
-        let answers = |found: &[(&str, RootState)]| {
-            found.iter().map(|(server, found)| ((*server).to_owned(), *found)).collect::<Vec<_>>()
+    impl Setup {
+        async fn new(answer: (Duration, Answer)) -> Self {
+            let (czxid, reads) = (Arc::new(AtomicI64::new(1)), Arc::new(AtomicUsize::new(0)));
+            let (answer, closed) = (Arc::new(Mutex::new(answer)), Arc::new(AtomicUsize::new(0)));
+            let (own_czxid, own_reads) = (Arc::clone(&czxid), Arc::clone(&reads));
+            let own = ScriptedServer::start(move |request| {
+                let answer = match request {
+                    Request::Exists => {
+                        own_reads.fetch_add(1, SeqCst);
+                        Answer::stat(own_czxid.load(SeqCst))
+                    }
+                    request => session_answer(request),
+                };
+                Box::pin(async { answer })
+            })
+            .await;
+            let (other_answer, other_closed) = (Arc::clone(&answer), Arc::clone(&closed));
+            let other = ScriptedServer::start(move |request| {
+                if request == Request::CloseSession {
+                    other_closed.fetch_add(1, SeqCst);
+                }
+                let (delay, answer) = match request {
+                    Request::Exists => lock(&other_answer).clone(),
+                    request => (Duration::ZERO, session_answer(request)),
+                };
+                Box::pin(async move {
+                    sleep(delay).await;
+                    answer
+                })
+            })
+            .await;
+            let servers = [&own, &other].map(|server| server.address().to_owned()).to_vec();
+            let ensemble = Arc::new(Ensemble::new(ConnectOptions::for_tests(TTL), servers));
+            Self { own, czxid, reads, _other: other, answer, closed, ensemble }
+        }
+
+        /// A session at the own server, and the outcome of the check.
+        async fn check(&self) -> (ResumableSession, Result<(), BackendError>) {
+            let own = Arc::new(Servers::new(vec![self.own.address().to_owned()]));
+            let session = ResumableSession::open(Arc::clone(&self.ensemble.options), own, TTL).await.unwrap();
+            let checked = self.ensemble.check(&session, false).await;
+            (session, checked)
+        }
+    }
+
+    async fn until(what: &str, condition: impl Fn() -> bool) {
+        let holds = async {
+            while !condition() {
+                yield_now().await;
+            }
         };
-        identity.agree("a", root(1), &to_ask("a", root(1)), &answers(&[("b", root(1))])).unwrap();
-        assert_eq!(to_ask("b", root(1)), ["c"]);
-        // The root was created again.
-        assert_eq!(to_ask("b", root(2)), ["a", "c"]);
-        identity.agree("b", root(2), &to_ask("b", root(2)), &[]).unwrap();
-        assert_eq!(to_ask("b", root(2)), ["a", "c"]);
-        let asked = to_ask("c", root(3));
-        let alone = identity.agree("c", root(3), &asked, &answers(&[("a", root(3))])).unwrap_err();
-        assert_eq!(alone.kind(), BackendErrorKind::Unavailable, "{alone}");
-        identity.agree("c", root(3), &asked, &answers(&[("a", root(3)), ("b", root(3))])).unwrap();
-        assert_eq!(to_ask("a", root(3)), [""; 0]);
-        assert_eq!(to_ask("a", RootState::Unreadable), [""; 0]);
+        timeout(TTL, holds).await.expect(what);
+    }
+
+    /// Hazard G34: a server of another ensemble that always answers late ends one session, and no second one is used.
+    #[tokio::test]
+    async fn a_server_that_always_answers_late_is_remembered() {
+        let setup = Setup::new((LATE, Answer::stat(2))).await;
+        let (session, checked) = setup.check().await;
+        checked.unwrap();
+        until("the session ends", || session.is_over()).await;
+        let refused = setup.check().await.1.unwrap_err();
+        assert_eq!(refused.kind(), BackendErrorKind::Invalid, "{refused}");
+        *lock(&setup.answer) = (Duration::ZERO, Answer::Disconnect);
+        let silent = setup.check().await.1.unwrap_err();
+        assert_eq!(silent.kind(), BackendErrorKind::Unavailable, "{silent}");
+        *lock(&setup.answer) = (LATE, Answer::stat(1));
+        setup.check().await.1.unwrap();
+        assert!(!setup.ensemble.identity.has_conflict());
+    }
+
+    /// Hazard G34: a late answer ends no session whose own root was created again and is the same by now, nor does a late answer
+    /// that there is no root.
+    #[tokio::test]
+    async fn a_late_answer_is_compared_with_the_present_root() {
+        let setup = Setup::new((LATE, Answer::stat(2))).await;
+        let (session, checked) = setup.check().await;
+        checked.unwrap();
+        setup.czxid.store(2, SeqCst);
+        until("the root is read again", || setup.reads.load(SeqCst) == 2).await;
+        *lock(&setup.answer) = (LATE, Answer::no_node());
+        let (second, checked) = setup.check().await;
+        checked.unwrap();
+        until("both have answered", || setup.closed.load(SeqCst) == 2).await;
+        assert!(!session.is_over() && !second.is_over());
+        assert!(!setup.ensemble.identity.has_conflict());
     }
 }

@@ -8,12 +8,15 @@ mod client_task;
 pub(crate) mod connect_options;
 pub(crate) mod connection;
 pub(crate) mod ensemble;
+pub(crate) mod ensemble_identity;
 pub(crate) mod error;
 mod failover;
 pub(crate) mod parents;
 pub(crate) mod reader_sessions;
 mod requests;
 pub(crate) mod resumable_session;
+#[cfg(test)]
+mod scripted_server;
 pub(crate) mod servers;
 mod session_state;
 pub(crate) mod watch;

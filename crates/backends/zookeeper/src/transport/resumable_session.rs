@@ -15,7 +15,7 @@ use super::{
     error::{backend_error, session_gone, unavailable},
     failover::resume,
     servers::Servers,
-    session_state::{EndOnDrop, Phase, SessionState, task_ended},
+    session_state::{EndOnDrop, Phase, SessionState},
     znode_stat::session_name,
 };
 
@@ -96,22 +96,7 @@ impl ResumableSession {
     /// [`SessionGone`](tenure_core::spi::BackendErrorKind::SessionGone) when the session has ended or was
     /// [refused](SessionState::refuse).
     pub(crate) async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
-        let mut phase = self.state.phase.subscribe();
-        loop {
-            if let Some(error) = self.state.refused() {
-                return Err(error.clone());
-            }
-            match &*phase.borrow_and_update() {
-                Phase::Connected(connection) if connection.is_unbroken() => {
-                    return Ok(Arc::clone(connection));
-                }
-                Phase::Over(error) => return Err(error.clone()),
-                _ => {}
-            }
-            if phase.changed().await.is_err() {
-                return Err(task_ended());
-            }
-        }
+        self.state.connection().await
     }
 
     /// The current connection, without waiting.

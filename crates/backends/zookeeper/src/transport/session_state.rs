@@ -98,6 +98,30 @@ impl SessionState {
         self.refused.get()
     }
 
+    /// The current connection. Waits for one if there is none.
+    ///
+    /// # Errors
+    /// [`SessionGone`](tenure_core::spi::BackendErrorKind::SessionGone) when the session has ended or was
+    /// [refused](Self::refuse).
+    pub(crate) async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
+        let mut phase = self.phase.subscribe();
+        loop {
+            if let Some(error) = self.refused() {
+                return Err(error.clone());
+            }
+            match &*phase.borrow_and_update() {
+                Phase::Connected(connection) if connection.is_unbroken() => {
+                    return Ok(Arc::clone(connection));
+                }
+                Phase::Over(error) => return Err(error.clone()),
+                _ => {}
+            }
+            if phase.changed().await.is_err() {
+                return Err(task_ended());
+            }
+        }
+    }
+
     /// Records that the servers have confirmed the end of the session.
     pub(crate) fn mark_ended(&self) {
         self.ended.store(true, Relaxed);
