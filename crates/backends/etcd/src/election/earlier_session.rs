@@ -2,9 +2,9 @@
 //!
 //! A lease's id alone is no proof: another cluster, or this one restored from a snapshot, may have a lease with this id. So the
 //! cluster is compared, and one entry of the lease has to carry the nonce of that process. A lease without an entry of ours blocks
-//! no election, and is left to expire.
+//! no election here, and is left to expire.
 
-use etcd_client::LeaseTimeToLiveOptions;
+use etcd_client::{GetOptions, LeaseTimeToLiveOptions};
 use tenure_core::spi::{BackendError, BackendErrorKind, SessionRecord};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 /// Revokes the lease of `record`, if it is the one that the record means.
 ///
 /// # Errors
-/// [`Invalid`](BackendErrorKind::Invalid) when it is not.
+/// [`Invalid`](BackendErrorKind::Invalid) when it is not, or has no entry below the prefix.
 pub(crate) async fn end(store: &ElectionStore, record: &SessionRecord) -> Result<(), BackendError> {
     let refused = |text: String| Err(BackendError::new(BackendErrorKind::Invalid, text));
     let Ok(lease) = i64::from_str_radix(&record.session, 16) else {
@@ -26,6 +26,7 @@ pub(crate) async fn end(store: &ElectionStore, record: &SessionRecord) -> Result
     };
     let members = &store.members;
     members.verify_cluster("end session").await?;
+    catch_up(members, &store.keys.absent_key()).await?;
     let keys = keys_of(members, lease).await?;
     let cluster = cluster(members)?;
     if cluster != record.cluster {
@@ -34,12 +35,19 @@ pub(crate) async fn end(store: &ElectionStore, record: &SessionRecord) -> Result
     let Some(keys) = keys else { return Ok(()) };
     let prefix = members.key_prefix();
     let is_entry = |key: &&Vec<u8>| Keys::is_entry_of(&prefix, key, lease);
-    let Some(entry) = keys.iter().find(is_entry) else { return Ok(()) };
+    let Some(entry) = keys.iter().find(is_entry) else {
+        return refused(format!(
+            "found no entry of lease {lease:x} below {prefix}: it had none, or the earlier process had another prefix; the lease \
+             expires"
+        ));
+    };
     let read = members.call("end session", CallClass::Urgent, |client| async move {
         Ok(kv(&client).get(entry.as_slice(), None).await?.take_kvs().pop())
     });
-    // It is gone together with its lease.
-    let Some(found) = read.await?.value else { return Ok(()) };
+    let Some(found) = read.await?.value else {
+        let text = format!("an entry of lease {lease:x} was deleted meanwhile: try again");
+        return Err(BackendError::new(BackendErrorKind::Unavailable, text));
+    };
     if found.lease() != lease || !record.is_payload_of_session(found.value()) {
         return refused("the entries of the session were created by another process".to_owned());
     }
@@ -66,6 +74,16 @@ pub(crate) async fn revoke(members: &Members, what: &'static str, lease: i64) ->
         Err(error) if error.kind() != BackendErrorKind::SessionGone => Err(error),
         _ => Ok(()),
     }
+}
+
+/// A linearizable read. A newly elected leader that has not applied everything yet does not know every lease, nor every key of
+/// one. After this it does.
+async fn catch_up(members: &Members, absent_key: &str) -> Result<(), BackendError> {
+    let read = members.call("end session", CallClass::Urgent, |client| async move {
+        kv(&client).get(absent_key, Some(GetOptions::new().with_keys_only())).await?;
+        Ok(())
+    });
+    read.await.map(|_| ())
 }
 
 /// The keys of a lease; `None` if there is no such lease.

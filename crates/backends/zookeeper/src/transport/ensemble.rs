@@ -243,7 +243,7 @@ mod tests {
         match request {
             Request::Connect { .. } => Answer::Session(7),
             Request::Sync => Answer::ok(&[0, 0, 0, 1, b'/']),
-            Request::Delete => Answer::no_node(),
+            Request::Delete(_) => Answer::no_node(),
             _ => Answer::ok(&[]),
         }
     }
@@ -255,9 +255,9 @@ mod tests {
             let (own_czxid, own_reads) = (Arc::clone(&czxid), Arc::clone(&reads));
             let own = ScriptedServer::start(move |request| {
                 let answer = match request {
-                    Request::Exists => {
+                    Request::Exists(_) => {
                         own_reads.fetch_add(1, SeqCst);
-                        Answer::stat(own_czxid.load(SeqCst))
+                        Answer::stat(own_czxid.load(SeqCst), 0)
                     }
                     request => session_answer(request),
                 };
@@ -270,7 +270,7 @@ mod tests {
                     other_closed.fetch_add(1, SeqCst);
                 }
                 let (delay, answer) = match request {
-                    Request::Exists => lock(&other_answer).clone(),
+                    Request::Exists(_) => lock(&other_answer).clone(),
                     request => (Duration::ZERO, session_answer(request)),
                 };
                 Box::pin(async move {
@@ -305,7 +305,7 @@ mod tests {
     /// Hazard G34: a server of another ensemble that always answers late ends one session, and no second one is used.
     #[tokio::test]
     async fn a_server_that_always_answers_late_is_remembered() {
-        let setup = Setup::new((LATE, Answer::stat(2))).await;
+        let setup = Setup::new((LATE, Answer::stat(2, 0))).await;
         let (session, checked) = setup.check().await;
         checked.unwrap();
         until("the session ends", || session.is_over()).await;
@@ -314,7 +314,7 @@ mod tests {
         *lock(&setup.answer) = (Duration::ZERO, Answer::Disconnect);
         let silent = setup.check().await.1.unwrap_err();
         assert_eq!(silent.kind(), BackendErrorKind::Unavailable, "{silent}");
-        *lock(&setup.answer) = (LATE, Answer::stat(1));
+        *lock(&setup.answer) = (LATE, Answer::stat(1, 0));
         setup.check().await.1.unwrap();
         assert!(!setup.ensemble.identity.has_conflict());
     }
@@ -323,7 +323,7 @@ mod tests {
     /// that there is no root.
     #[tokio::test]
     async fn a_late_answer_is_compared_with_the_present_root() {
-        let setup = Setup::new((LATE, Answer::stat(2))).await;
+        let setup = Setup::new((LATE, Answer::stat(2, 0))).await;
         let (session, checked) = setup.check().await;
         checked.unwrap();
         setup.czxid.store(2, SeqCst);

@@ -16,7 +16,7 @@ pub(crate) mod reader_sessions;
 mod requests;
 pub(crate) mod resumable_session;
 #[cfg(test)]
-mod scripted_server;
+pub(crate) mod scripted_server;
 pub(crate) mod servers;
 mod session_state;
 pub(crate) mod watch;

@@ -10,14 +10,15 @@ use tokio::{
 };
 
 /// A request of a client. Pings are answered without asking the test.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     /// Opens a session, or resumes one that is not 0.
     Connect {
         session: i64,
     },
-    Delete,
-    Exists,
+    Children(String),
+    Delete(String),
+    Exists(String),
     Sync,
     CloseSession,
     Other,
@@ -36,6 +37,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     const NO_NODE: i32 = -101;
+    const NO_AUTH: i32 = -102;
 
     pub(crate) fn ok(body: &[u8]) -> Self {
         Self::Reply(0, body.to_vec())
@@ -45,11 +47,26 @@ impl Answer {
         Self::Reply(Self::NO_NODE, Vec::new())
     }
 
-    /// The stat of a znode that this transaction created.
-    pub(crate) fn stat(czxid: i64) -> Self {
+    pub(crate) fn no_auth() -> Self {
+        Self::Reply(Self::NO_AUTH, Vec::new())
+    }
+
+    /// The stat of a znode that the transaction `czxid` has created, at the time 0; `owner` is 0 if it is persistent.
+    pub(crate) fn stat(czxid: i64, owner: i64) -> Self {
         let mut stat = vec![0; 68];
         stat[..8].copy_from_slice(&czxid.to_be_bytes());
+        stat[44..52].copy_from_slice(&owner.to_be_bytes());
         Self::Reply(0, stat)
+    }
+
+    pub(crate) fn children(names: &[&str]) -> Self {
+        let length = |length: usize| i32::try_from(length).unwrap().to_be_bytes();
+        let mut body = length(names.len()).to_vec();
+        for name in names {
+            body.extend(length(name.len()));
+            body.extend(name.as_bytes());
+        }
+        Self::Reply(0, body)
     }
 }
 
@@ -105,8 +122,9 @@ async fn serve(mut stream: TcpStream, script: &Script) -> std::io::Result<()> {
         let frame = read_frame(&mut stream).await?;
         let [xid, kind] = [0, 4].map(|at| i32::from_be_bytes(frame[at..at + 4].try_into().unwrap()));
         let request = match kind {
-            2 => Request::Delete,
-            3 => Request::Exists,
+            2 => Request::Delete(path_of(&frame)),
+            3 => Request::Exists(path_of(&frame)),
+            8 | 12 => Request::Children(path_of(&frame)),
             9 => Request::Sync,
             -11 => Request::CloseSession,
             _ => Request::Other,
@@ -119,6 +137,12 @@ async fn serve(mut stream: TcpStream, script: &Script) -> std::io::Result<()> {
         reply.extend(body);
         write_frame(&mut stream, &reply).await?;
     }
+}
+
+/// The path with which the request in `frame` begins.
+fn path_of(frame: &[u8]) -> String {
+    let length = usize::try_from(i32::from_be_bytes(frame[8..12].try_into().unwrap())).unwrap();
+    String::from_utf8(frame[12..12 + length].to_vec()).unwrap()
 }
 
 async fn read_frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
