@@ -37,7 +37,7 @@ pub(super) fn every_schedule(preemptions: usize) -> impl FnOnce(Model) {
 /// A leadership under a session of its own, without the tasks of either.
 pub(super) fn new_leadership(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let store = MemoryStore::new();
-    let shared = ElectorContext::simulated(Arc::new(store.backend()), config.clone(), clock.clone());
+    let shared = ElectorContext::simulated(Arc::new(store.backend()), config.clone(), clock.clone()).unwrap();
     let backend_session = block_on(shared.backend.open_session(TTL)).unwrap();
     let window = Window::opened(SentAt::now(&**clock), TTL, 0.1, GRACE_PERIOD);
     let session = Session::new(backend_session, shared, window, 1, tokio::sync::mpsc::unbounded_channel().0);
