@@ -17,7 +17,7 @@ use tenure_core::{
     Candidate, Config, ElectionName, Error, FencingToken, StoreUrl,
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryEvent, EntryRequest,
-        Heartbeat, HeartbeatProof, Observation,
+        EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
     },
 };
 
@@ -97,6 +97,10 @@ impl Backend for AcmeBackend {
         Ok(self.answer(self.store.candidates(election)).await)
     }
 
+    async fn elections(&self) -> Result<Vec<ElectionName>, BackendError> {
+        Ok(self.answer(self.store.elections()).await)
+    }
+
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
         let (store, election) = (Arc::clone(&self.store), election.clone());
         let leaders = stream::unfold(None::<Option<Candidate>>, move |last| {
@@ -156,15 +160,18 @@ impl BackendSession for AcmeSession {
         self.backend.store.wait_for(|| self.backend.store.turn(self.id, entry)).await
     }
 
-    async fn wait_deleted(&self, entry: &Entry) -> Result<(), BackendError> {
-        let deleted =
-            || (self.backend.store.event(self.id, entry) == Some(EntryEvent::Deleted)).then_some(());
-        self.backend.store.wait_for(deleted).await;
-        Ok(())
-    }
-
-    async fn wait_entry_event(&self, entry: &Entry) -> Result<EntryEvent, BackendError> {
-        Ok(self.backend.store.wait_for(|| self.backend.store.event(self.id, entry)).await)
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let (store, id) = (Arc::clone(&self.backend.store), self.id);
+        Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
+            let store = Arc::clone(&store);
+            async move {
+                let event = || {
+                    let event = store.event(id, &entry)?;
+                    (for_resign_requests || event == EntryEvent::Deleted).then_some(event)
+                };
+                Ok(store.wait_for(event).await)
+            }
+        }))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {

@@ -1,7 +1,7 @@
 //! The store: sessions that expire, and a queue of entries per election, within this process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -175,6 +175,16 @@ impl Store {
         let state = self.state();
         let entries = state.entries.iter().filter(|(_, stored)| stored.election == *election);
         entries.map(|(number, stored)| candidate(*number, stored)).collect()
+    }
+
+    pub(crate) fn elections(&self) -> Vec<ElectionName> {
+        self.state()
+            .entries
+            .values()
+            .map(|stored| stored.election.clone())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
     }
 
     pub(crate) fn request_resign(&self, election: &ElectionName) -> Result<Option<Candidate>, BackendError> {
