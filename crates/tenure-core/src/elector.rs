@@ -31,7 +31,7 @@ pub type Leaders = BoxStream<'static, Result<Option<Candidate>, Error>>;
 /// # Implementing it
 ///
 /// [`StoreElector`](crate::StoreElector) and [`Hierarchy`](crate::Hierarchy) implement this trait; an application may wrap them.
-/// [`campaign_with`](Self::campaign_with) is the method that the other campaigns are built on. A method that is new in a release
+/// [`campaign_with`](Self::campaign_with) is the method that the other campaigns are built on, and has no default. A method that is new in a release
 /// has a default, so that other implementations continue to compile; where no default can work, it returns
 /// [`Error::Unsupported`].
 #[async_trait]
@@ -70,7 +70,6 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// - [`Error::InvalidConfig`] when the grace period is zero, or longer than the TTL that the store has granted allows: a third
     ///   of it, or less. The candidate has not entered then.
     /// - [`Error::ValueTooLarge`], and [`Error::InvalidConfig`] for a value that ends with the marker of a resign request.
-    /// - [`Error::Unsupported`] by default, in implementations that know no options.
     /// - Otherwise as [`campaign`](Self::campaign).
     ///
     /// # Cancellation safety
@@ -79,10 +78,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
         &self,
         election: &str,
         options: CampaignOptions,
-    ) -> Result<Option<Leadership>, Error> {
-        let _ = (election, options);
-        Err(Error::Unsupported("campaign with options"))
-    }
+    ) -> Result<Option<Leadership>, Error>;
 
     /// Campaigns until this candidate leads or `cancel` completes. Returns `None` after `cancel`, once the candidate has
     /// withdrawn.

@@ -189,6 +189,10 @@ impl LeadershipHandle {
         let Err(lost) = self.term.enforce() else {
             return LeadershipState::Active { deadline: self.deadline(), valid_for: self.valid_for() };
         };
+        if self.term.is_forked() {
+            // Takes no lock: a thread of the parent may have held it.
+            return LeadershipState::Released { reason: lost.reason, confirmed: false };
+        }
         match self.term.withdrawal() {
             Some(_) => LeadershipState::Released {
                 reason: lost.reason,

@@ -17,13 +17,17 @@ use crate::{BootInstant, LossReason};
 /// let handle = leadership.handle();
 /// assert!(matches!(handle.state(), LeadershipState::Active { .. }));
 /// leadership.resign().await?;
-/// assert_eq!(handle.state(), LeadershipState::Released { reason: LossReason::Resigned, confirmed: true });
+/// assert!(matches!(
+///     handle.state(),
+///     LeadershipState::Released { reason: LossReason::Resigned, confirmed: true, .. }
+/// ));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeadershipState {
     /// Leadership may be assumed.
+    #[non_exhaustive]
     Active {
         /// The [deadline](crate::LeadershipHandle::deadline).
         deadline: BootInstant,
@@ -32,13 +36,16 @@ pub enum LeadershipState {
     },
     /// Leadership may no longer be assumed. Work that is left is stopping, and the entry is still in the store, so that no other
     /// candidate leads. If the store itself has ended the leadership, the entry is gone, and another candidate may lead.
+    #[non_exhaustive]
     Stopping {
         /// The reason.
         reason: LossReason,
         /// The instant by which all work has stopped.
         deadline: BootInstant,
     },
-    /// All work has stopped, and the engine no longer handles the entry.
+    /// All work has stopped, and the engine no longer handles the entry. Also in a child that was forked without `exec`, which has
+    /// no engine; there `confirmed` is false.
+    #[non_exhaustive]
     Released {
         /// The reason.
         reason: LossReason,

@@ -14,7 +14,7 @@ use std::{
 /// relies on other threads does not work there.
 ///
 /// On Linux (4.14 or later) this is a word in memory that the kernel wipes in a forked child, so that a check is one relaxed
-/// load. Elsewhere it compares the process id, which takes a system call. Children that share the memory of their parent
+/// load. Elsewhere, and where an emulator only pretends to wipe it, it compares the process id, which takes a system call. Children that share the memory of their parent
 /// until they call `exec` (`vfork`, `posix_spawn`) do not count as forked.
 ///
 /// ```

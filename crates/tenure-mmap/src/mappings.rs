@@ -9,7 +9,10 @@ use std::{
     sync::atomic::AtomicU32,
 };
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::{
+    io::Errno,
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap},
+};
 
 /// The length of both mappings, in bytes.
 const LENGTH: usize = 4096;
@@ -41,10 +44,11 @@ impl FileMapping {
         Ok(mapping)
     }
 
-    /// Unmaps it. Must be called at most once, by the process that made it.
-    pub(crate) fn unmap(&self) {
-        // SAFETY: the range is a mapping of this type's own, which the callers unmap at most once and not in a forked
-        // child (`PinnedLock::drop`), so that it is not somebody else's mapping. Nothing can refer to it: see `new`.
+    /// Unmaps it. Must be called by the process that made it.
+    pub(crate) fn unmap(self) {
+        // SAFETY: the range is a mapping of this value's own, which is consumed and cannot be copied. The callers do not
+        // unmap it in a forked child (`PinnedLock::drop`), so that it is not somebody else's mapping. Nothing can refer to
+        // it: see `new`.
         let _ = unsafe { munmap(ptr::without_provenance_mut(self.address), LENGTH) };
     }
 }
@@ -52,7 +56,8 @@ impl FileMapping {
 /// A word that holds one, and that every forked child reads as zero. It is never unmapped.
 ///
 /// # Errors
-/// When the kernel cannot do that (before Linux 4.14).
+/// When the kernel cannot do that (before Linux 4.14), or an emulator accepts the advice without following it, as qemu's user
+/// mode did.
 pub(crate) fn word_wiped_on_fork() -> io::Result<&'static AtomicU32> {
     // SAFETY: the address is null, so that the kernel chooses a free range: no existing mapping is replaced.
     let address = unsafe {
@@ -61,7 +66,8 @@ pub(crate) fn word_wiped_on_fork() -> io::Result<&'static AtomicU32> {
     // SAFETY: the range is the mapping that was just made, to which nothing refers yet. A forked child reads zeros in
     // it, which is a valid value of an `AtomicU32`.
     let advised = unsafe { madvise(address, LENGTH, Advice::LinuxWipeOnFork) };
-    if let Err(error) = advised {
+    let checked = advised.and_then(|()| refuses_to_wipe_shared_memory());
+    if let Err(error) = checked {
         // SAFETY: the range is the mapping that was just made, and nothing refers to it.
         let _ = unsafe { munmap(address, LENGTH) };
         return Err(error.into());
@@ -70,4 +76,31 @@ pub(crate) fn word_wiped_on_fork() -> io::Result<&'static AtomicU32> {
     // SAFETY: the pointer is aligned to a page and points to `LENGTH` bytes that can be read and written, are
     // initialised (an anonymous mapping is filled with zeros), are accessed as this atomic only, and are never unmapped.
     Ok(unsafe { word.as_ref() })
+}
+
+/// Whoever follows the advice refuses it for shared memory, which cannot be wiped for one process: see `madvise(2)`.
+fn refuses_to_wipe_shared_memory() -> rustix::io::Result<()> {
+    // SAFETY: the address is null, so that the kernel chooses a free range: no existing mapping is replaced.
+    let address = unsafe {
+        mmap_anonymous(ptr::null_mut(), LENGTH, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)
+    }?;
+    // SAFETY: the range is the mapping that was just made, to which nothing refers.
+    let advised = unsafe { madvise(address, LENGTH, Advice::LinuxWipeOnFork) };
+    // SAFETY: the range is the mapping that was just made, and nothing refers to it.
+    let _ = unsafe { munmap(address, LENGTH) };
+    match advised {
+        Err(Errno::INVAL) => Ok(()),
+        _ => Err(Errno::NOTSUP),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without an emulator, the kernel wipes the word, and no system call is needed.
+    #[test]
+    fn the_kernel_wipes_the_word() {
+        word_wiped_on_fork().unwrap();
+    }
 }

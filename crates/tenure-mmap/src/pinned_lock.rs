@@ -26,9 +26,11 @@ use crate::ForkMark;
 /// Not all file systems keep the open file for a mapping of it; overlayfs does not. The caller has to check that the lock
 /// is still held: open the file again, and see that another lock is refused.
 #[derive(Debug)]
+#[must_use = "the lock is freed when this is dropped"]
 pub struct PinnedLock {
+    /// `None` once this is dropped.
     #[cfg(target_os = "linux")]
-    mapping: crate::mappings::FileMapping,
+    mapping: Option<crate::mappings::FileMapping>,
     mark: ForkMark,
 }
 
@@ -49,7 +51,7 @@ impl PinnedLock {
     fn pin(file: &OwnedFd, mark: ForkMark) -> io::Result<Self> {
         use std::os::fd::AsFd as _;
 
-        Ok(Self { mapping: crate::mappings::FileMapping::new(file.as_fd())?, mark })
+        Ok(Self { mapping: Some(crate::mappings::FileMapping::new(file.as_fd())?), mark })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -65,7 +67,9 @@ impl Drop for PinnedLock {
             return;
         }
         #[cfg(target_os = "linux")]
-        self.mapping.unmap();
+        if let Some(mapping) = self.mapping.take() {
+            mapping.unmap();
+        }
     }
 }
 
@@ -87,6 +91,6 @@ mod tests {
         let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
         assert_eq!(targets.filter(|target| target == file.path()).count(), 1, "only the test's own");
         drop(lock);
-        PinnedLock::acquire(open()).unwrap();
+        drop(PinnedLock::acquire(open()).unwrap());
     }
 }

@@ -9,6 +9,9 @@ use crate::connect::apply_url_settings;
 /// Opens the backend of one scheme.
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
+/// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
+const RESERVED: [&str; 7] = ["postgres", "kubernetes", "consul", "nats", "s3", "mysql", "redis"];
+
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
 /// A registry is a plain value. [`tenure::connect`](crate::connect()) uses the [built-in](Self::builtin) schemes; a program that
@@ -122,7 +125,8 @@ impl Registry {
     /// [`open_session`](Backend::open_session) and the other calls, on the engine's thread.
     ///
     /// # Errors
-    /// If the scheme is registered already, or is not of `[a-z0-9-]`.
+    /// If the scheme is registered already, is not of `[a-z0-9-]`, or is reserved for a store of tenure's own: `postgres`,
+    /// `kubernetes`, `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -132,6 +136,9 @@ impl Registry {
         let is_legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if scheme.is_empty() || !scheme.bytes().all(is_legal) {
             return refused("it must be of [a-z0-9-], and not empty");
+        }
+        if RESERVED.contains(&scheme) {
+            return refused("it is reserved for tenure; put a prefix before it, as in acme-redis");
         }
         if self.schemes().any(|known| known == scheme) {
             return refused("it is registered already; choose another name");
@@ -254,7 +261,12 @@ mod tests {
             let error = registry.register(illegal, open).unwrap_err().to_string();
             assert!(error.contains("must be of [a-z0-9-]"), "{error}");
         }
-        let known: Vec<_> = registry.schemes().collect();
+        for reserved in RESERVED {
+            let error = registry.register(reserved, open).unwrap_err().to_string();
+            assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
+            registry.register(&format!("acme-{reserved}"), open).unwrap();
+        }
+        let known: Vec<_> = registry.schemes().take(5).collect();
         assert_eq!(known, ["memory", "local", "etcd", "zookeeper", "tiny-2"]);
     }
 

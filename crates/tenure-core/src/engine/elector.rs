@@ -270,11 +270,18 @@ impl Elector for StoreElector {
     }
 
     fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
+        // A thread of the parent may have held the lock.
+        if self.shared.fork_mark.is_forked() {
+            return None;
+        }
         let term = self.elections.term(&ElectionName::new(election).ok()?)?;
         Some(LeadershipHandle::new(term)).filter(LeadershipHandle::is_leader)
     }
 
     fn status(&self) -> Status {
+        if self.shared.fork_mark.is_forked() {
+            return Status { last_error: Some(Error::Forked.to_string()), ..Status::default() };
+        }
         self.shared.status.get()
     }
 

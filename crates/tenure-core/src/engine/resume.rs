@@ -188,3 +188,40 @@ impl Resume {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux", not(tenure_loom), not(tenure_shuttle)))]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::memory::MemoryStore;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Hazard G39: a disk that stalls delays neither a campaign nor a resignation for long, and the last contents are written.
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_disk_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("resume");
+        let backend = MemoryStore::new().backend();
+        let resume = Resume::open(&backend, &path).unwrap();
+        let saved = || std::fs::read_to_string(&path).unwrap().matches("\nsession ").count();
+        let first = backend.open_session(8 * SECOND).await.unwrap();
+        let stalled = Arc::clone(&resume.writing).lock_owned().await;
+        let begun = Instant::now();
+        resume.save(&*first, 5 * SECOND).await;
+        assert_eq!(begun.elapsed().as_secs(), 2, "a quarter of the TTL");
+        resume.forget("another", SECOND).await;
+        assert_eq!((begun.elapsed().as_secs(), saved()), (2, 0));
+        drop(stalled);
+        let second = backend.open_session(8 * SECOND).await.unwrap();
+        resume.save(&*second, 5 * SECOND).await;
+        assert_eq!(saved(), 2);
+        let stalled = Arc::clone(&resume.writing).lock_owned().await;
+        resume.forget(&first.id(), SECOND).await;
+        assert_eq!((begun.elapsed().as_secs(), saved()), (3, 2));
+        drop(stalled);
+        resume.forget(&second.id(), SECOND).await;
+        assert_eq!(saved(), 0);
+    }
+}

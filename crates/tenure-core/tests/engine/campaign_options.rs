@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use tenure_core::{
     CampaignOptions, Candidate, CandidateId, Diagnosis, Elector, Error, Hierarchy, InvalidConfig, Leaders,
-    LeadershipHandle, Patience, Status, StoreElector,
+    Leadership, LeadershipHandle, Patience, Status, StoreElector,
     memory::MemoryStore,
     spi::{BackendError, BackendErrorKind},
 };
@@ -226,6 +226,13 @@ struct Minimal(Arc<StoreElector>);
 
 #[async_trait]
 impl Elector for Minimal {
+    async fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        self.0.campaign_with(election, options).await
+    }
     async fn leader(&self, _: &str) -> Result<Option<Candidate>, Error> {
         Ok(None)
     }
@@ -258,14 +265,12 @@ impl Elector for Minimal {
 async fn what_an_elector_does_not_support_is_said() {
     let host = Host::new(&MemoryStore::new(), "a");
     let elector: Arc<dyn Elector> = Arc::new(Minimal(host.elector));
-    for unsupported in [
-        elector.campaign("e").await.map(drop),
-        elector.try_campaign("e").await.map(drop),
-        elector.campaign_with("e", options()).await.map(drop),
-        elector.set_value("e", Vec::new()).await,
-        elector.elections().await.map(drop),
-        elector.check().await,
-    ] {
+    let leadership = within(TTL, elector.campaign("e")).await.unwrap();
+    assert!(within(TTL, elector.try_campaign("e")).await.unwrap().is_none());
+    leadership.resign().await.unwrap();
+    for unsupported in
+        [elector.set_value("e", Vec::new()).await, elector.elections().await.map(drop), elector.check().await]
+    {
         let error = unsupported.unwrap_err();
         assert!(matches!(error, Error::Unsupported(_)) && !error.is_retryable(), "{error}");
         assert!(error.to_string().ends_with(": this elector does not support it"), "{error}");

@@ -34,7 +34,7 @@ pub(crate) fn host(
     id: &str,
     before: impl Fn(Call) -> Result<(), BackendError> + Send + Sync + 'static,
 ) -> Host {
-    host_with_faults(store, id, Faults { before: Box::new(before), answered: Box::new(|answer| answer) })
+    host_with_faults(store, id, Faults { before: Box::new(before), ..Faults::none() })
 }
 
 /// A host whose backend changes the answers to heartbeats.
@@ -43,7 +43,12 @@ pub(crate) fn host_with_answers(
     id: &str,
     answered: impl Fn(Heartbeat) -> Heartbeat + Send + Sync + 'static,
 ) -> Host {
-    host_with_faults(store, id, Faults { before: Box::new(|_| Ok(())), answered: Box::new(answered) })
+    host_with_faults(store, id, Faults { answered: Box::new(answered), ..Faults::none() })
+}
+
+/// A host whose backend says that the store keeps a session for `time` after its last heartbeat.
+pub(crate) fn host_kept_for(store: &MemoryStore, id: &str, time: Duration) -> Host {
+    host_with_faults(store, id, Faults { expires_after: Some(time), ..Faults::none() })
 }
 
 fn host_with_faults(store: &MemoryStore, id: &str, faults: Faults) -> Host {
@@ -59,6 +64,14 @@ fn host_with_faults(store: &MemoryStore, id: &str, faults: Faults) -> Host {
 struct Faults {
     before: Box<dyn Fn(Call) -> Result<(), BackendError> + Send + Sync>,
     answered: Box<dyn Fn(Heartbeat) -> Heartbeat + Send + Sync>,
+    /// In place of what the inner session says.
+    expires_after: Option<Duration>,
+}
+
+impl Faults {
+    fn none() -> Self {
+        Self { before: Box::new(|_| Ok(())), answered: Box::new(|answer| answer), expires_after: None }
+    }
 }
 
 impl fmt::Debug for Faults {
@@ -108,6 +121,10 @@ impl BackendSession for FaultySession {
 
     fn granted_ttl(&self) -> Duration {
         self.inner.granted_ttl()
+    }
+
+    fn expires_after(&self) -> Duration {
+        self.faults.expires_after.unwrap_or_else(|| self.inner.expires_after())
     }
 
     fn only_heartbeats_extend(&self) -> bool {
