@@ -73,11 +73,11 @@ impl BackendSession for ZookeeperSession {
     }
 
     /// A server reports the sessions it has heard from to the leader within half a tick, and the leader ends a session at the
-    /// end of a tick. The timeout may be longer since the session was resumed.
+    /// end of a tick. The timeout may become longer when the session is resumed at a server with other bounds, so this counts
+    /// with the longest one that the settings accept: twice the requested TTL, or `max_ttl`.
     fn expires_after(&self) -> Duration {
-        let granted =
-            self.session.connection_now().map_or(Duration::ZERO, |connection| connection.granted_ttl());
-        self.store.bounds.expires_after(self.granted_ttl.max(granted))
+        let (_, longest) = self.store.bounds.accepted(self.session.state().requested_ttl);
+        self.store.bounds.expires_after(self.granted_ttl.max(longest))
     }
 
     /// Every request does, also the pings of the client, and a new connection.
@@ -184,5 +184,42 @@ impl Drop for GiveUpUnlessAnswered<'_> {
         if let Some(connection) = self.connection.filter(|_| !self.session.is_closing()) {
             connection.give_up();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        election::{layout::Layout, session_bounds::SessionBounds},
+        transport::{
+            connect_options::ConnectOptions,
+            ensemble::Ensemble,
+            scripted_server::{Answer, GRANTED_TTL, Request, ScriptedServer},
+        },
+    };
+
+    /// The engine asks once, when the session is opened: another server may grant more later.
+    #[tokio::test]
+    async fn the_longest_accepted_timeout_counts() {
+        let server = ScriptedServer::start(|request| {
+            let answer = match request {
+                Request::Connect { .. } => Answer::Session(7),
+                _ => Answer::ok(&[]),
+            };
+            Box::pin(async { answer })
+        })
+        .await;
+        let expires_after = async |bounds: SessionBounds, ttl| {
+            let options = ConnectOptions::for_tests(Duration::from_secs(10));
+            let ensemble = Ensemble::new(options, vec![server.address().to_owned()]);
+            let store = Arc::new(ElectionStore::new(Layout::Tenure, bounds, ensemble));
+            ZookeeperSession::open(store, ttl).await.unwrap().expires_after()
+        };
+        let default = SessionBounds::default();
+        let accepted = default.expires_after(2 * GRANTED_TTL);
+        assert_eq!(expires_after(default, GRANTED_TTL).await, accepted);
+        let bounded = SessionBounds { max_ttl: Some(GRANTED_TTL), ..default };
+        assert_eq!(expires_after(bounded, GRANTED_TTL).await, default.expires_after(GRANTED_TTL));
     }
 }

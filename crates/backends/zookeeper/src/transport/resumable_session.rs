@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tenure_core::spi::BackendError;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info};
 use zookeeper_client::Stat;
 
@@ -133,7 +133,8 @@ impl ResumableSession {
         self.state.closing.cancel();
     }
 
-    /// Ends the session in the store. Returns once it has ended there or has expired, and whether a server has confirmed that.
+    /// Ends the session in the store. Returns once it has ended there, or the attempts to close it have been given up after its
+    /// TTL; and whether a server has confirmed its end.
     pub(crate) async fn close(&self) -> bool {
         self.begin_close();
         let mut phase = self.state.phase.subscribe();
@@ -205,12 +206,15 @@ async fn session_task(state: Arc<SessionState>, first: Arc<Connection>) {
     state.phase.send_replace(Phase::Over(session_gone("the ZooKeeper session was closed")));
 }
 
-/// Ends the session in the store, reconnecting where needed, until it has certainly expired. For a session without
+/// Ends the session in the store, reconnecting where needed, for as long as the session was granted. For a session without
 /// entries, gives up after one attempt's timeout.
+///
+/// A new connection extends the session. The engine closes it for longer than this, and counts from the end of that until when
+/// the servers may keep it: nothing may extend it later.
 async fn close(state: &SessionState) {
     let time_limit = match state.is_without_entries() {
         true => state.options.attempt_timeout,
-        false => state.granted_ttl.max(state.requested_ttl).mul_f64(1.25),
+        false => state.granted_ttl,
     };
     let give_up_at = Instant::now() + time_limit;
     let mut connection = match state.phase.send_replace(Phase::Disconnected(None)) {
@@ -219,13 +223,15 @@ async fn close(state: &SessionState) {
     };
     loop {
         if let Some(connection) = connection.take() {
-            if connection.close_session().await {
+            // The client may reconnect by itself meanwhile.
+            let closed = timeout_at(give_up_at, connection.close_session()).await;
+            connection.give_up();
+            if closed == Ok(true) {
                 state.mark_ended();
                 return;
             }
-            connection.give_up();
         }
-        match tokio::time::timeout_at(give_up_at, resume(state)).await {
+        match timeout_at(give_up_at, resume(state)).await {
             Ok(Ok(resumed)) => connection = Some(Arc::new(resumed)),
             Ok(Err(error)) => {
                 debug!(session = %state.session.id(), %error, "the ZooKeeper session is over");
@@ -233,5 +239,43 @@ async fn close(state: &SessionState) {
             }
             Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::transport::scripted_server::{Answer, Request, ScriptedServer};
+
+    const TTL: Duration = Duration::from_secs(2);
+
+    /// A session that cannot be closed is resumed, and so extended, for as long as its TTL and no longer.
+    #[tokio::test]
+    async fn closing_extends_a_session_for_its_ttl_at_most() {
+        let last_resumed = Arc::new(Mutex::new(None));
+        let resumed = Arc::clone(&last_resumed);
+        let server = ScriptedServer::start(move |request| {
+            let answer = match request {
+                Request::Connect { session } => {
+                    if session != 0 {
+                        *resumed.lock().unwrap() = Some(Instant::now());
+                    }
+                    Answer::SessionFor(7, TTL)
+                }
+                Request::CloseSession => Answer::Disconnect,
+                _ => Answer::no_node(),
+            };
+            Box::pin(async { answer })
+        })
+        .await;
+        let options = Arc::new(ConnectOptions::for_tests(Duration::from_secs(10)));
+        let servers = Arc::new(Servers::new(vec![server.address().to_owned()]));
+        let session = ResumableSession::open(options, servers, TTL).await.unwrap();
+        let began = Instant::now();
+        assert!(!session.close().await);
+        let last = last_resumed.lock().unwrap().expect("it was resumed");
+        assert!(last - began < TTL.mul_f64(1.1), "{:?}", last - began);
     }
 }

@@ -1,6 +1,6 @@
 //! A server for unit tests: it answers every request as the test says.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use tokio::{
@@ -8,6 +8,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+
+/// The timeout that sessions are granted unless the test says otherwise.
+pub(crate) const GRANTED_TTL: Duration = Duration::from_secs(10);
 
 /// A request of a client. Pings are answered without asking the test.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +30,10 @@ pub(crate) enum Request {
 /// What the server does with a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
-    /// Grants the session with this id; 0 means that it has expired.
+    /// Grants the session with this id, for [`GRANTED_TTL`]; 0 means that it has expired.
     Session(i64),
+    /// The same, with this timeout.
+    SessionFor(i64, Duration),
     /// An error code, and the body of the answer.
     Reply(i32, Vec<u8>),
     /// Closes the connection.
@@ -107,11 +112,14 @@ impl Drop for ScriptedServer {
 }
 
 async fn serve(mut stream: TcpStream, script: &Script) -> std::io::Result<()> {
-    const TIMEOUT_MS: i32 = 10_000;
     let connect = read_frame(&mut stream).await?;
     let session = i64::from_be_bytes(connect[16..24].try_into().unwrap());
-    let Answer::Session(session) = script(Request::Connect { session }).await else { return Ok(()) };
-    let timeout = if session == 0 { 0 } else { TIMEOUT_MS };
+    let (session, ttl) = match script(Request::Connect { session }).await {
+        Answer::Session(session) => (session, GRANTED_TTL),
+        Answer::SessionFor(session, ttl) => (session, ttl),
+        _ => return Ok(()),
+    };
+    let timeout = if session == 0 { 0 } else { i32::try_from(ttl.as_millis()).unwrap() };
     let mut granted = [0_i32.to_be_bytes(), timeout.to_be_bytes()].concat();
     granted.extend(session.to_be_bytes());
     granted.extend(16_i32.to_be_bytes());
