@@ -79,9 +79,11 @@ impl Record {
         history.highest = highest.max(token);
         history.working.push(token);
         let fresh = history.terms.insert(token);
-        // A candidate may learn late that it won with an entry that an operator has deleted meanwhile.
+        // A candidate may learn late that it won with an entry that an operator has deleted meanwhile. If the revisions have
+        // restarted by then, its token may also be that of a later entry.
         let late = token < highest && self.operator_interferes;
-        if !fresh || (token <= highest && !late) {
+        let repeats = !fresh || token == highest;
+        if (repeats && self.epoch == 0) || (token < highest && !late) {
             self.violated("S2", format!("{election}: token {token} after {highest}"));
         }
         if !concurrent.is_empty() && !stalled && !self.operator_interferes {
