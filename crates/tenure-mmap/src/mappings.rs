@@ -78,7 +78,7 @@ pub(crate) fn word_wiped_on_fork() -> io::Result<&'static AtomicU32> {
     Ok(unsafe { word.as_ref() })
 }
 
-/// Whoever follows the advice refuses it for shared memory, which cannot be wiped for one process: see `madvise(2)`.
+/// A kernel that supports the advice refuses it for shared memory, which cannot be wiped for one process: see `madvise(2)`.
 fn refuses_to_wipe_shared_memory() -> rustix::io::Result<()> {
     // SAFETY: the address is null, so that the kernel chooses a free range: no existing mapping is replaced.
     let address = unsafe {

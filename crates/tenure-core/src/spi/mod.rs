@@ -134,8 +134,8 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// - A request of the dead process that the store executes later may create an entry once more. It expires with the session.
     ///
     /// # Errors
-    /// [`Invalid`](BackendErrorKind::Invalid) when the session is not the one that the record means, or the store does not support
-    /// this; nothing was changed then.
+    /// [`Invalid`](BackendErrorKind::Invalid) when the session is not the one that the record means, when no entry of it was found
+    /// although it may live, or when the store does not support this; nothing was changed then.
     /// After other errors the session may have ended.
     async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
         let _ = record;

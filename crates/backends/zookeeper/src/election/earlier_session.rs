@@ -142,7 +142,7 @@ async fn delete_entries(
     Ok(deleted)
 }
 
-/// The heartbeat znodes of the session, of which there is one at most.
+/// The heartbeat znodes of the session: one, or none.
 async fn heartbeat_znodes(
     store: &ElectionStore,
     connection: &Connection,

@@ -277,7 +277,7 @@ mod tests {
         }
     }
 
-    /// Whoever ends, its caller is answered or dropped, exactly once.
+    /// A candidate that ends answers or drops its caller exactly once.
     #[test]
     fn every_end_answers_the_caller() {
         for (state, event, next, actions) in transitions() {

@@ -83,7 +83,7 @@ impl StoringTask {
         if latest.number > entry_value.progress.borrow().number {
             return latest.value.clone().map(|value| (latest.number, value));
         }
-        // Under the lock: whoever sets a later value starts another task.
+        // Under the lock: a thread that sets a later value starts another task.
         latest.is_storing = false;
         self.is_finished = true;
         None
