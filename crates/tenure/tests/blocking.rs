@@ -13,7 +13,8 @@ use std::{
 };
 
 use tenure::{
-    BootClock, Candidate, Clock as _, Config, ElectionName, Error, LossReason, OnOverrun, StoreElector,
+    BootClock, CampaignOptions, Candidate, Clock as _, Config, ElectionName, Error, Level, LossReason,
+    OnOverrun, Patience, Shutdown, StoreElector,
     blocking::Elector,
     memory::{Link, MemoryBackend, MemoryStore},
     spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
@@ -87,6 +88,116 @@ fn a_campaign_ends_after_its_time_and_leaves_no_entry() {
         leadership.resign().unwrap();
         assert!(waiting.join().unwrap().unwrap().is_leader());
     });
+}
+
+/// A campaign has the value and the patience of its options, and leaves no entry behind when its patience is over.
+#[test]
+fn a_campaign_has_options_of_its_own() {
+    let store = MemoryStore::new();
+    let (one, two) = (elector(&store), elector(&store));
+    let grace_period = Duration::from_millis(500);
+    let options = CampaignOptions::new().with_value("of one").with_grace_period(grace_period);
+    let leadership = one.campaign_with("e", options).unwrap().unwrap();
+    assert_eq!(two.leader("e").unwrap().unwrap().value, b"of one");
+    assert_eq!(leadership.grace_period(), grace_period);
+    for patience in [Patience::NoWait, Patience::AtMost(Duration::from_millis(1))] {
+        let options = CampaignOptions::new().with_patience(patience);
+        assert!(two.campaign_with("e", options).unwrap().is_none());
+        assert_eq!(store.entries("e").len(), 1);
+    }
+    let illegal = CampaignOptions::new().with_grace_period(Duration::ZERO);
+    assert!(matches!(two.campaign_with("e", illegal), Err(Error::InvalidConfig(_))));
+}
+
+/// A value holds for the candidate that takes part, and for those that enter later.
+#[test]
+fn a_value_is_set_before_and_while_a_candidate_takes_part() {
+    let store = MemoryStore::new();
+    let (one, two) = (elector(&store), elector(&store));
+    let value = || two.leader("e").unwrap().unwrap().value;
+    one.set_value("e", "before").unwrap();
+    let leadership = one.campaign("e").unwrap();
+    assert_eq!(value(), b"before");
+    one.set_value("e", "while it leads").unwrap();
+    assert_eq!(value(), b"while it leads");
+    leadership.resign().unwrap();
+    let leadership = one.campaign("e").unwrap();
+    assert_eq!(value(), b"while it leads");
+    leadership.set_value("of this term").unwrap();
+    assert_eq!(value(), b"of this term");
+    assert!(matches!(one.set_value("e", vec![0; 65 * 1024]), Err(Error::ValueTooLarge { .. })));
+}
+
+#[test]
+fn an_elector_can_be_examined() {
+    let elector = Elector::connect_checked("memory:examined").unwrap();
+    elector.check().unwrap();
+    let leadership = elector.campaign("e").unwrap();
+    assert_eq!(elector.leadership("e").unwrap().fencing_token(), leadership.fencing_token());
+    assert!(elector.leadership("other").is_none());
+    assert_eq!(elector.elections().unwrap(), [ElectionName::new("e").unwrap()]);
+    let diagnoses = elector.diagnose().unwrap();
+    assert!(!diagnoses.is_empty() && diagnoses.iter().all(|diagnosis| diagnosis.level != Level::Problem));
+    // Another elector shares its threads.
+    let engine = elector.engine().unwrap();
+    let other = Elector::connect_with("memory:examined", Config::new().with_engine(engine)).unwrap();
+    assert!(other.try_campaign("e").unwrap().is_none());
+    leadership.resign().unwrap();
+    assert!(elector.leadership("e").is_none());
+    elector.close().unwrap();
+    assert!(matches!(elector.check(), Err(Error::Closed)));
+    assert!(matches!(Elector::connect_checked("memory:examined?ttl=1ms"), Err(Error::InvalidConfig(_))));
+}
+
+/// Bounded shutdowns say what is left in the store. It is given back once the store answers.
+#[test]
+fn a_bounded_shutdown_says_what_is_left() {
+    let store = MemoryStore::new();
+    let (elector, link) = elector_with(&store, |config| {
+        config.with_ttl(Duration::from_secs(60)).with_request_timeout(Duration::from_millis(200))
+    });
+    let leadership = elector.campaign("e").unwrap();
+    assert_eq!(leadership.resign_within(TEST_TIMEOUT).unwrap(), Shutdown::CONFIRMED);
+    assert!(store.entries("e").is_empty());
+
+    let leadership = elector.campaign("e").unwrap();
+    link.cut();
+    let left = leadership.resign_within(Duration::ZERO).unwrap();
+    assert!(!left.confirmed && !left.expires_in.is_zero() && left.expires_in < Duration::MAX, "{left:?}");
+    let left = elector.close_within(Duration::ZERO).unwrap();
+    assert!(!left.confirmed && !left.expires_in.is_zero() && left.expires_in < Duration::MAX, "{left:?}");
+    link.heal();
+    until("the entry is removed", || store.entries("e").is_empty());
+    assert_eq!(elector.close_within(TEST_TIMEOUT).unwrap(), Shutdown::CONFIRMED);
+}
+
+#[test]
+fn a_child_ends_with_its_parent() {
+    let store = MemoryStore::new();
+    let (one, two) = (elector(&store), elector(&store));
+    let parent = one.campaign("group").unwrap();
+    let child = one.campaign("e").unwrap().with_parent(parent);
+    child.ensure().unwrap();
+    two.request_resign("group").unwrap().unwrap();
+    assert_eq!(child.lost().unwrap(), LossReason::ParentLost);
+    assert!(matches!(child.resign(), Err(Error::Lost(lost)) if lost.reason == LossReason::ParentLost));
+    // The parent is given back after its child.
+    assert!(two.campaign("group").unwrap().is_leader());
+}
+
+#[test]
+fn work_can_have_a_longer_grace_period() {
+    let store = MemoryStore::new();
+    let elector = elector(&store);
+    let leadership = elector.campaign("e").unwrap();
+    let longer = leadership.grace_period() + Duration::from_millis(100);
+    let kept = leadership.run_with_grace_period(longer, |handle| handle.grace_period()).unwrap();
+    assert_eq!(kept, longer);
+    for illegal in [Duration::ZERO, TTL] {
+        let refused = leadership.run_with_grace_period(illegal, |_| panic!("the work has begun"));
+        assert!(matches!(refused, Err::<(), _>(Error::InvalidConfig(_))));
+    }
+    leadership.resign().unwrap();
 }
 
 /// An observer on another thread sees each change, and ends when the elector is closed.
@@ -227,8 +338,15 @@ impl Reentrant {
         let mut refused = self.refused.lock().unwrap();
         refused.extend(elector.leader("e").err());
         refused.extend(elector.campaign("e").err());
+        refused.extend(elector.campaign_with("e", CampaignOptions::new()).err());
+        refused.extend(elector.set_value("e", "value").err());
+        refused.extend(elector.elections().err());
+        refused.extend(elector.check().err());
+        refused.extend(elector.diagnose().err());
         refused.extend(elector.close().err());
+        refused.extend(elector.close_within(Duration::ZERO).err());
         refused.extend(Elector::connect("memory:x").err());
+        refused.extend(Elector::connect_checked("memory:x").err());
         let mut leaders = elector.observe("e");
         refused.extend(leaders.next().unwrap().err());
         assert!(leaders.next().is_none());
@@ -264,7 +382,7 @@ fn a_blocking_call_on_an_engine_thread_is_refused() {
     let elector = backend.elector.get_or_init(|| Elector::new(elector));
     assert!(elector.candidates("e").unwrap().is_empty());
     let refused = backend.refused.lock().unwrap();
-    assert_eq!(refused.len(), 5);
+    assert_eq!(refused.len(), 12);
     for error in refused.iter() {
         assert!(
             matches!(error, Error::OnEngineThread)

@@ -4,7 +4,8 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, channel::oneshot};
 use tenure_core::{
-    Candidate, CandidateId, Config, Error, Status,
+    CampaignOptions, Candidate, CandidateId, Config, Diagnosis, ElectionName, Engine, Error, Shutdown,
+    Status,
     block_on::{block_on, block_on_timeout},
 };
 
@@ -45,6 +46,23 @@ impl Elector {
         Ok(Self(block_on(crate::connect_with(url, config))??))
     }
 
+    /// Like [`connect`](Self::connect), and fails now if the store cannot be used. Blocks for two request timeouts at most (10 s
+    /// by default).
+    ///
+    /// # Errors
+    /// See [`tenure::connect_checked`](crate::connect_checked).
+    pub fn connect_checked(url: &str) -> Result<Self, Error> {
+        Self::connect_checked_with(url, Config::new())
+    }
+
+    /// Like [`connect_checked`](Self::connect_checked), with `config` for the settings that the URL does not contain.
+    ///
+    /// # Errors
+    /// See [`tenure::connect_checked`](crate::connect_checked).
+    pub fn connect_checked_with(url: &str, config: Config) -> Result<Self, Error> {
+        Ok(Self(block_on(crate::connect_checked_with(url, config))??))
+    }
+
     /// The async elector.
     pub fn as_async(&self) -> &Arc<dyn tenure_core::Elector> {
         &self.0
@@ -78,6 +96,21 @@ impl Elector {
         Ok(outcome?.map(Leadership::new))
     }
 
+    /// Campaigns with a value, a grace period or a patience of its own. Returns `None` when the
+    /// [patience](tenure_core::Patience) is over, once the candidate has withdrawn.
+    ///
+    /// Waits for the withdrawal for at most the shutdown timeout, in addition to the patience.
+    ///
+    /// # Errors
+    /// See [`campaign_with`](tenure_core::Elector::campaign_with).
+    pub fn campaign_with(
+        &self,
+        election: &str,
+        options: CampaignOptions,
+    ) -> Result<Option<Leadership>, Error> {
+        Ok(block_on(self.0.campaign_with(election, options))??.map(Leadership::new))
+    }
+
     /// Campaigns without waiting. Returns `None` when another candidate leads.
     ///
     /// # Errors
@@ -105,6 +138,17 @@ impl Elector {
         }
     }
 
+    /// Sets the value of this elector's candidates in `election`, of the one that takes part and of all later ones. At most
+    /// 64 KiB.
+    ///
+    /// Blocks until the store has the value. Returns at once when there is no entry: the next one has the value.
+    ///
+    /// # Errors
+    /// See [`set_value`](tenure_core::Elector::set_value).
+    pub fn set_value(&self, election: &str, value: impl Into<Vec<u8>>) -> Result<(), Error> {
+        block_on(self.0.set_value(election, value.into()))?
+    }
+
     /// The current leader, or `None` when there is none.
     ///
     /// # Errors
@@ -121,6 +165,14 @@ impl Elector {
         block_on(self.0.candidates(election))?
     }
 
+    /// The names of the elections that have a candidate, of any process. In alphabetical order.
+    ///
+    /// # Errors
+    /// See [`elections`](tenure_core::Elector::elections).
+    pub fn elections(&self) -> Result<Vec<ElectionName>, Error> {
+        block_on(self.0.elections())?
+    }
+
     /// The current leader, and then every change of leader; `None` while there is no leader.
     pub fn observe(&self, election: &str) -> Leaders {
         Leaders::new(self.0.observe(election))
@@ -134,14 +186,44 @@ impl Elector {
         block_on(self.0.request_resign(election))?
     }
 
+    /// The engine on whose threads this elector runs, which other electors can share
+    /// ([`Config::with_engine`](tenure_core::Config::with_engine)).
+    pub fn engine(&self) -> Option<Engine> {
+        self.0.engine()
+    }
+
     /// The id of this elector's candidates.
     pub fn candidate(&self) -> CandidateId {
         self.0.candidate()
     }
 
+    /// This elector's own leadership in the election, while it may be assumed. Compares the clock; sends no request to the
+    /// store.
+    pub fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
+        self.0.leadership(election).map(LeadershipHandle::new)
+    }
+
     /// The state of the connection between the elector and its store.
     pub fn status(&self) -> Status {
         self.0.status()
+    }
+
+    /// Checks that the store can be used now: opens a session, reads, and closes the session. Blocks for two request timeouts at
+    /// most (10 s by default).
+    ///
+    /// # Errors
+    /// See [`check`](tenure_core::Elector::check).
+    pub fn check(&self) -> Result<(), Error> {
+        block_on(self.0.check())?
+    }
+
+    /// Checks whether the store, this machine and the settings are fit for elections, and advises what to change. See
+    /// [`diagnose`](tenure_core::Elector::diagnose).
+    ///
+    /// # Errors
+    /// [`Error::OnEngineThread`]. Whatever else is wrong is a [`Diagnosis`].
+    pub fn diagnose(&self) -> Result<Vec<Diagnosis>, Error> {
+        block_on(self.0.diagnose())
     }
 
     /// Ends all campaigns and leaderships, blocks until their work has stopped and the session is closed, at most for the
@@ -151,5 +233,15 @@ impl Elector {
     /// [`Error::OnEngineThread`].
     pub fn close(&self) -> Result<(), Error> {
         block_on(self.0.close())
+    }
+    /// Closes the elector as [`close`](Self::close) does, blocks for at most `limit`, and returns what is left in the store by
+    /// then.
+    ///
+    /// What is left is given back in the background as long as the process goes on.
+    ///
+    /// # Errors
+    /// [`Error::OnEngineThread`]. An unconfirmed [`Shutdown`] is no error.
+    pub fn close_within(&self, limit: Duration) -> Result<Shutdown, Error> {
+        block_on(self.0.close_within(limit))
     }
 }

@@ -3,7 +3,7 @@
 use std::{ops::Deref, pin::pin, time::Duration};
 
 use tenure_core::{
-    Error, LossReason,
+    Error, LossReason, Shutdown,
     block_on::{block_on, block_on_timeout},
 };
 
@@ -26,7 +26,7 @@ pub struct LeadershipHandle(tenure_core::LeadershipHandle);
 
 impl Leadership {
     pub(super) fn new(inner: tenure_core::Leadership) -> Self {
-        let handle = LeadershipHandle(inner.handle());
+        let handle = LeadershipHandle::new(inner.handle());
         Self { inner, handle }
     }
 
@@ -35,12 +35,30 @@ impl Leadership {
         self.handle.clone()
     }
 
+    /// Makes this leadership the child of `parent`, and takes ownership of `parent`: when `parent` is over, so is this leadership.
+    /// See [`with_parent`](tenure_core::Leadership::with_parent).
+    pub fn with_parent(self, parent: Self) -> Self {
+        Self { inner: self.inner.with_parent(parent.inner), handle: self.handle }
+    }
+
     /// Gives leadership back, and blocks until the entry is gone, at most for the shutdown timeout.
     ///
     /// # Errors
     /// See [`resign`](tenure_core::Leadership::resign); also [`Error::OnEngineThread`].
     pub fn resign(self) -> Result<(), Error> {
         block_on(self.inner.resign())?
+    }
+
+    /// Gives leadership back as [`resign`](Self::resign) does, blocks for at most `limit`, and returns what is left in the store
+    /// by then.
+    ///
+    /// [`Duration::ZERO`] begins the resignation and returns at once. The engine continues in the background; see
+    /// [`resign_within`](tenure_core::Leadership::resign_within).
+    ///
+    /// # Errors
+    /// [`Error::OnEngineThread`]; the resignation has begun then. An unconfirmed [`Shutdown`] is no error.
+    pub fn resign_within(self, limit: Duration) -> Result<Shutdown, Error> {
+        block_on(self.inner.resign_within(limit))
     }
 }
 
@@ -52,6 +70,10 @@ impl Deref for Leadership {
 }
 
 impl LeadershipHandle {
+    pub(super) fn new(inner: tenure_core::LeadershipHandle) -> Self {
+        Self(inner)
+    }
+
     /// Calls `work` under this leadership, on the current thread.
     ///
     /// The entry stays in the store until `work` has returned, at most until the deadline. Work that still runs then has
@@ -63,6 +85,22 @@ impl LeadershipHandle {
     pub fn run<T>(&self, work: impl FnOnce(&Self) -> T) -> Result<T, Error> {
         // One poll that lasts as long as the work: the engine counts it, and sees when it lasts too long.
         Ok(block_on(self.0.run(async { work(self) }))??)
+    }
+
+    /// Calls `work` as [`run`](Self::run) does, with a grace period of at least `grace_period`.
+    ///
+    /// A grace period that is longer than the configured one applies to the whole leadership from now on: it is over that much
+    /// before the deadline.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the grace period is zero, or longer than the TTL of the session allows (a third of it, or
+    /// less); otherwise as [`run`](Self::run).
+    pub fn run_with_grace_period<T>(
+        &self,
+        grace_period: Duration,
+        work: impl FnOnce(&Self) -> T,
+    ) -> Result<T, Error> {
+        block_on(self.0.run_with_grace_period(grace_period, async { work(self) }))?
     }
 
     /// Blocks until leadership is over, and returns the reason.
