@@ -13,8 +13,8 @@ use std::{
 };
 
 use tenure::{
-    BootClock, CampaignOptions, Candidate, Clock as _, Config, ElectionName, Error, Level, LossReason,
-    OnOverrun, Patience, Shutdown, StoreElector,
+    Backoff, BootClock, CampaignOptions, Candidate, Clock as _, Config, ElectionName, Error, Level,
+    LossReason, OnOverrun, Patience, Shutdown, StoreElector,
     blocking::Elector,
     memory::{Link, MemoryBackend, MemoryStore},
     spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
@@ -310,6 +310,68 @@ fn work_that_panics_gives_leadership_back() {
     assert!(two.campaign("e").unwrap().is_leader());
 }
 
+/// Work is called in every term, also after it has failed or panicked, until the elector is closed.
+#[test]
+fn work_is_called_in_every_term_until_the_elector_is_closed() {
+    let store = MemoryStore::new();
+    let (one, _) = elector_with(&store, |config| {
+        let backoff = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(2) };
+        config.with_work_backoff(backoff)
+    });
+    let two = elector(&store);
+    let (sender, begun) = mpsc::channel();
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            let mut terms = 0;
+            one.run_while_leader("e", |leadership| {
+                sender.send(leadership.fencing_token())?;
+                terms += 1;
+                match terms {
+                    1 => Err("it fails".into()),
+                    2 => panic!("a bug in the work"),
+                    _ => leadership.lost().map(drop).map_err(Into::into),
+                }
+            })
+        });
+        let tokens: Vec<_> = (0..3).map(|_| begun.recv_timeout(TEST_TIMEOUT).unwrap()).collect();
+        assert!(tokens.is_sorted_by(|earlier, later| earlier < later), "{tokens:?}");
+        two.request_resign("e").unwrap().unwrap();
+        assert!(begun.recv_timeout(TEST_TIMEOUT).unwrap() > tokens[2]);
+        one.close().unwrap();
+        serving.join().unwrap().unwrap();
+    });
+    one.run_while_leader("e", |_| panic!("the elector is closed")).unwrap();
+}
+
+/// A campaign that waits, and the pause after failed work, end when the elector is closed.
+#[test]
+fn closing_ends_a_campaign_and_a_pause() {
+    let store = MemoryStore::new();
+    let (one, _) = elector_with(&store, |config| {
+        let hour = Duration::from_secs(60 * 60);
+        config.with_work_backoff(Backoff { min: hour, max: hour })
+    });
+    let two = elector(&store);
+    let _leadership = two.campaign("held").unwrap();
+    let (sender, begun) = mpsc::channel();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| one.run_while_leader("held", |_| panic!("two candidates lead")));
+        let pausing = scope.spawn(|| {
+            one.run_while_leader("e", |_| {
+                sender.send(())?;
+                Err("it fails".into())
+            })
+        });
+        begun.recv_timeout(TEST_TIMEOUT).unwrap();
+        until("the pause begins", || store.entries("e").is_empty());
+        until("the candidate waits", || store.entries("held").len() == 2);
+        one.close().unwrap();
+        waiting.join().unwrap().unwrap();
+        pausing.join().unwrap().unwrap();
+    });
+    assert_eq!(store.entries("held").len(), 1);
+}
+
 /// Inside async tasks the calls block their worker, and return.
 #[test]
 fn calls_inside_async_tasks_return() {
@@ -343,6 +405,7 @@ impl Reentrant {
         refused.extend(elector.elections().err());
         refused.extend(elector.check().err());
         refused.extend(elector.diagnose().err());
+        refused.extend(elector.run_while_leader("e", |_| Ok(())).err());
         refused.extend(elector.close().err());
         refused.extend(elector.close_within(Duration::ZERO).err());
         refused.extend(Elector::connect("memory:x").err());
@@ -382,7 +445,7 @@ fn a_blocking_call_on_an_engine_thread_is_refused() {
     let elector = backend.elector.get_or_init(|| Elector::new(elector));
     assert!(elector.candidates("e").unwrap().is_empty());
     let refused = backend.refused.lock().unwrap();
-    assert_eq!(refused.len(), 12);
+    assert_eq!(refused.len(), 13);
     for error in refused.iter() {
         assert!(
             matches!(error, Error::OnEngineThread)

@@ -1,13 +1,14 @@
 //! The elector.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{future::ready, pin::pin, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, channel::oneshot};
 use tenure_core::{
-    CampaignOptions, Candidate, CandidateId, Config, Diagnosis, ElectionName, Engine, Error, Shutdown,
-    Status,
+    BoxError, CampaignOptions, Candidate, CandidateId, Config, Diagnosis, ElectionName, ElectorExt as _,
+    Engine, Error, Shutdown, Status,
     block_on::{block_on, block_on_timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{Leaders, Leadership, LeadershipHandle};
 
@@ -16,18 +17,22 @@ use super::{Leaders, Leadership, LeadershipHandle};
 /// Clones are the same elector, for several threads. The methods return the errors of the async elector's, and
 /// [`Error::OnEngineThread`] on an engine thread.
 #[derive(Clone, Debug)]
-pub struct Elector(Arc<dyn tenure_core::Elector>);
+pub struct Elector {
+    inner: Arc<dyn tenure_core::Elector>,
+    /// Cancelled when this elector or a clone is closed.
+    closing: CancellationToken,
+}
 
 impl From<Arc<dyn tenure_core::Elector>> for Elector {
     fn from(elector: Arc<dyn tenure_core::Elector>) -> Self {
-        Self(elector)
+        Self { inner: elector, closing: CancellationToken::new() }
     }
 }
 
 impl Elector {
     /// An elector over the async `elector`, whose engine has to run on threads of its own.
     pub fn new(elector: impl tenure_core::Elector + 'static) -> Self {
-        Self(Arc::new(elector))
+        Self::from(Arc::new(elector) as Arc<dyn tenure_core::Elector>)
     }
 
     /// Creates an elector for the store and the settings in `url`.
@@ -43,7 +48,7 @@ impl Elector {
     /// # Errors
     /// See [`tenure::connect`](crate::connect()).
     pub fn connect_with(url: &str, config: Config) -> Result<Self, Error> {
-        Ok(Self(block_on(crate::connect_with(url, config))??))
+        Ok(Self::from(block_on(crate::connect_with(url, config))??))
     }
 
     /// Like [`connect`](Self::connect), and fails now if the store cannot be used. Blocks for two request timeouts at most (10 s
@@ -60,12 +65,12 @@ impl Elector {
     /// # Errors
     /// See [`tenure::connect_checked`](crate::connect_checked).
     pub fn connect_checked_with(url: &str, config: Config) -> Result<Self, Error> {
-        Ok(Self(block_on(crate::connect_checked_with(url, config))??))
+        Ok(Self::from(block_on(crate::connect_checked_with(url, config))??))
     }
 
     /// The async elector.
     pub fn as_async(&self) -> &Arc<dyn tenure_core::Elector> {
-        &self.0
+        &self.inner
     }
 
     /// Campaigns until this candidate leads.
@@ -73,7 +78,7 @@ impl Elector {
     /// # Errors
     /// See [`campaign`](tenure_core::Elector::campaign).
     pub fn campaign(&self, election: &str) -> Result<Leadership, Error> {
-        Ok(Leadership::new(block_on(self.0.campaign(election))??))
+        Ok(Leadership::new(block_on(self.inner.campaign(election))??))
     }
 
     /// Campaigns for at most `timeout`. Returns `None` after that, once the candidate has withdrawn.
@@ -85,7 +90,7 @@ impl Elector {
     /// See [`campaign_until`](tenure_core::Elector::campaign_until).
     pub fn campaign_within(&self, election: &str, timeout: Duration) -> Result<Option<Leadership>, Error> {
         let (cancel, cancelled) = oneshot::channel::<()>();
-        let mut campaign = pin!(self.0.campaign_until(election, cancelled.map(drop).boxed()));
+        let mut campaign = pin!(self.inner.campaign_until(election, cancelled.map(drop).boxed()));
         let outcome = match block_on_timeout(campaign.as_mut(), timeout)? {
             Some(outcome) => outcome,
             None => {
@@ -108,7 +113,7 @@ impl Elector {
         election: &str,
         options: CampaignOptions,
     ) -> Result<Option<Leadership>, Error> {
-        Ok(block_on(self.0.campaign_with(election, options))??.map(Leadership::new))
+        Ok(block_on(self.inner.campaign_with(election, options))??.map(Leadership::new))
     }
 
     /// Campaigns without waiting. Returns `None` when another candidate leads.
@@ -116,7 +121,7 @@ impl Elector {
     /// # Errors
     /// See [`try_campaign`](tenure_core::Elector::try_campaign).
     pub fn try_campaign(&self, election: &str) -> Result<Option<Leadership>, Error> {
-        Ok(block_on(self.0.try_campaign(election))??.map(Leadership::new))
+        Ok(block_on(self.inner.try_campaign(election))??.map(Leadership::new))
     }
 
     /// Campaigns until this candidate leads, calls `work` on the current thread, resigns, and returns the output.
@@ -146,7 +151,59 @@ impl Elector {
     /// # Errors
     /// See [`set_value`](tenure_core::Elector::set_value).
     pub fn set_value(&self, election: &str, value: impl Into<Vec<u8>>) -> Result<(), Error> {
-        block_on(self.0.set_value(election, value.into()))?
+        block_on(self.inner.set_value(election, value.into()))?
+    }
+
+    /// Calls `work` on the current thread once per term and campaigns again after each, until the elector is
+    /// [closed](Self::close), by another thread or by the work. See
+    /// [`run_while_leader`](tenure_core::ElectorExt::run_while_leader).
+    ///
+    /// # Behavior
+    /// - When the work returns, resigns, pauses and campaigns again. The pauses are jittered, and grow while the work fails
+    ///   ([`Config::with_work_backoff`](tenure_core::Config::with_work_backoff)). Work that panics counts as failed.
+    /// - When leadership is lost, `work` has to return: see the
+    ///   [module's documentation](super#work-that-blocks-cannot-be-dropped).
+    /// - Closing ends the leadership, the campaign or the pause. The elector may also be closed before this call; `work` is not
+    ///   called then. When it is closed through [`as_async`](Self::as_async), a pause is not cut short.
+    ///
+    /// ```
+    /// # #[cfg(feature = "memory")]
+    /// # fn main() -> Result<(), tenure::Error> {
+    /// use std::{thread, time::Duration};
+    ///
+    /// let elector = tenure::blocking::Elector::connect("memory:service")?;
+    /// let service = elector.clone();
+    /// let serving = thread::spawn(move || {
+    ///     service.run_while_leader("billing", |leadership| {
+    ///         while leadership.ensure().is_ok() {
+    ///             // One step of the work, with the token in each write.
+    ///             leadership.lost_within(Duration::from_secs(10))?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    /// });
+    /// // When the program is asked to end:
+    /// elector.close()?;
+    /// serving.join().expect("no panic leaves the loop")
+    /// # }
+    /// # #[cfg(not(feature = "memory"))]
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// Permanent errors: an illegal name, refused credentials; [`Error::OnEngineThread`]. Failures of the work and outages of the
+    /// store are logged and retried.
+    pub fn run_while_leader(
+        &self,
+        election: &str,
+        mut work: impl FnMut(&LeadershipHandle) -> Result<(), BoxError> + Send,
+    ) -> Result<(), Error> {
+        // Called while the engine counts the work, as in `LeadershipHandle::run`.
+        let work = |leadership| ready(work(&LeadershipHandle::new(leadership)));
+        match block_on(self.inner.run_while_leader(election, self.closing.cancelled(), work))? {
+            Err(Error::Closed) => Ok(()),
+            ended => ended,
+        }
     }
 
     /// The current leader, or `None` when there is none.
@@ -154,7 +211,7 @@ impl Elector {
     /// # Errors
     /// See [`leader`](tenure_core::Elector::leader).
     pub fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
-        block_on(self.0.leader(election))?
+        block_on(self.inner.leader(election))?
     }
 
     /// All candidates in order of succession, the leader first.
@@ -162,7 +219,7 @@ impl Elector {
     /// # Errors
     /// See [`candidates`](tenure_core::Elector::candidates).
     pub fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
-        block_on(self.0.candidates(election))?
+        block_on(self.inner.candidates(election))?
     }
 
     /// The names of the elections that have a candidate, of any process. In alphabetical order.
@@ -170,12 +227,12 @@ impl Elector {
     /// # Errors
     /// See [`elections`](tenure_core::Elector::elections).
     pub fn elections(&self) -> Result<Vec<ElectionName>, Error> {
-        block_on(self.0.elections())?
+        block_on(self.inner.elections())?
     }
 
     /// The current leader, and then every change of leader; `None` while there is no leader.
     pub fn observe(&self, election: &str) -> Leaders {
-        Leaders::new(self.0.observe(election))
+        Leaders::new(self.inner.observe(election))
     }
 
     /// Asks the current leader to resign, and returns it; `None` when there is no leader.
@@ -183,29 +240,29 @@ impl Elector {
     /// # Errors
     /// See [`request_resign`](tenure_core::Elector::request_resign).
     pub fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
-        block_on(self.0.request_resign(election))?
+        block_on(self.inner.request_resign(election))?
     }
 
     /// The engine on whose threads this elector runs, which other electors can share
     /// ([`Config::with_engine`](tenure_core::Config::with_engine)).
     pub fn engine(&self) -> Option<Engine> {
-        self.0.engine()
+        self.inner.engine()
     }
 
     /// The id of this elector's candidates.
     pub fn candidate(&self) -> CandidateId {
-        self.0.candidate()
+        self.inner.candidate()
     }
 
     /// This elector's own leadership in the election, while it may be assumed. Compares the clock; sends no request to the
     /// store.
     pub fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
-        self.0.leadership(election).map(LeadershipHandle::new)
+        self.inner.leadership(election).map(LeadershipHandle::new)
     }
 
     /// The state of the connection between the elector and its store.
     pub fn status(&self) -> Status {
-        self.0.status()
+        self.inner.status()
     }
 
     /// Checks that the store can be used now: opens a session, reads, and closes the session. Blocks for two request timeouts at
@@ -214,7 +271,7 @@ impl Elector {
     /// # Errors
     /// See [`check`](tenure_core::Elector::check).
     pub fn check(&self) -> Result<(), Error> {
-        block_on(self.0.check())?
+        block_on(self.inner.check())?
     }
 
     /// Checks whether the store, this machine and the settings are fit for elections, and advises what to change. See
@@ -223,7 +280,7 @@ impl Elector {
     /// # Errors
     /// [`Error::OnEngineThread`]. Whatever else is wrong is a [`Diagnosis`].
     pub fn diagnose(&self) -> Result<Vec<Diagnosis>, Error> {
-        block_on(self.0.diagnose())
+        block_on(self.inner.diagnose())
     }
 
     /// Ends all campaigns and leaderships, blocks until their work has stopped and the session is closed, at most for the
@@ -232,8 +289,12 @@ impl Elector {
     /// # Errors
     /// [`Error::OnEngineThread`].
     pub fn close(&self) -> Result<(), Error> {
-        block_on(self.0.close())
+        block_on(async {
+            self.closing.cancel();
+            self.inner.close().await;
+        })
     }
+
     /// Closes the elector as [`close`](Self::close) does, blocks for at most `limit`, and returns what is left in the store by
     /// then.
     ///
@@ -242,6 +303,9 @@ impl Elector {
     /// # Errors
     /// [`Error::OnEngineThread`]. An unconfirmed [`Shutdown`] is no error.
     pub fn close_within(&self, limit: Duration) -> Result<Shutdown, Error> {
-        block_on(self.0.close_within(limit))
+        block_on(async {
+            self.closing.cancel();
+            self.inner.close_within(limit).await
+        })
     }
 }
