@@ -11,7 +11,7 @@ use futures::{FutureExt as _, task::noop_waker_ref};
 use tenure::{Config, Elector, Error, Leadership, LossReason, StoreElector, memory::MemoryStore};
 use tenure_processes::fork;
 
-const ELECTION: &str = "e";
+pub(crate) const ELECTION: &str = "e";
 
 /// Leads on `store`, forks, checks what the child and the parent may assume, and prints `checked`.
 #[tokio::main(flavor = "current_thread")]

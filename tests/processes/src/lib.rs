@@ -1,4 +1,4 @@
-//! Processes that fork, and that are killed and restarted. The program of this package is what the tests start.
+//! Processes that fork, that replace their program, and that are killed and restarted. The program of this package is what the tests start.
 
 #[allow(unsafe_code)]
 mod fork;

@@ -1,11 +1,13 @@
-//! The process that the tests fork, kill and restart. The first argument says what it does.
+//! The process that the tests fork, replace, kill and restart. The first argument says what it does.
 
+mod exec;
 mod leader;
 mod lock;
 
 use std::env;
 
 use anyhow::{Result, bail};
+use exec::Inherits;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> Result<()> {
@@ -16,7 +18,15 @@ fn main() -> Result<()> {
         ["fork", store] => leader::fork_while_leading(store),
         ["lead", url] => leader::lead(url, false),
         ["lead-and-fork", url] => leader::lead(url, true),
+        ["exec", url, ref next @ ..] => exec::exec_while_leading(url, Inherits::Nothing, next),
+        ["exec-with-lock-file", url, ref next @ ..] => {
+            exec::exec_while_leading(url, Inherits::LockFile, next)
+        }
+        ["wait"] => exec::wait(),
         ["lock", kind, path] => lock::hold(kind, path.as_ref()),
-        _ => bail!("usage: fork STORE | lead URL | lead-and-fork URL | lock pinned|plain FILE"),
+        _ => bail!(
+            "usage: fork STORE | lead URL | lead-and-fork URL | exec URL NEXT… | exec-with-lock-file URL NEXT… | wait | \
+             lock pinned|plain FILE"
+        ),
     }
 }

@@ -1,4 +1,4 @@
-//! Leaders that are killed and restarted, on real servers.
+//! Leaders that are killed and restarted, or call `exec`, on real servers.
 #![allow(missing_docs)]
 
 use std::{
@@ -70,6 +70,24 @@ async fn a_killed_leader_that_is_restarted_leads_at_once() {
             last = token;
             leader.kill();
             killed = Some(Instant::now());
+        }
+    }
+}
+
+/// Hazard G39: a leader that replaces itself by `exec` leads again long before its old session expires, with a higher token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_calls_exec_leads_again_at_once() {
+    for store in stores().await {
+        let directory = tempfile::tempdir().unwrap();
+        let url = url(&store, &directory.path().join("resume"));
+        let mut leader = Program::start(&mut process(&["exec", &url, "exec", &url, "lead", &url])).unwrap();
+        let mut last = number_in(&leader.wait_for("leads"));
+        for _ in 0..2 {
+            let replaced = Instant::now();
+            let token = number_in(&leader.wait_for("leads"));
+            assert!(token > last, "{store}: {token} after {last}");
+            assert!(replaced.elapsed() < TTL / 4, "{store}: it led after {:?}", replaced.elapsed());
+            last = token;
         }
     }
 }
