@@ -1,15 +1,15 @@
 //! The requests of the etcd backend: what each must do for the engine.
 
-use std::time::Duration;
+use std::{future::poll_fn, time::Duration};
 
 use tenure::{
     CandidateId, ElectionName,
     etcd::{EtcdBackend, EtcdConfig},
-    spi::{Backend, BackendErrorKind, EntryEvent, EntryRequest},
+    spi::{Backend, BackendErrorKind, BackendSession, Entered, EntryEvent, EntryRequest, QueuePosition, Won},
 };
 use tenure_containers::Version;
 use tenure_testkit::{harness::Harness, suite::within};
-use tenure_tests::Etcd;
+use tenure_tests::{Etcd, session_options};
 
 fn request(nonce: u128) -> EntryRequest {
     EntryRequest {
@@ -17,6 +17,18 @@ fn request(nonce: u128) -> EntryRequest {
         candidate: CandidateId::new("a").unwrap(),
         value: b"value".as_slice().into(),
         nonce,
+    }
+}
+
+async fn open_session(backend: &EtcdBackend) -> Box<dyn BackendSession> {
+    backend.open_session(&session_options(Duration::from_secs(5))).await.unwrap()
+}
+
+/// Enters an election in which nobody else is.
+async fn win(session: &dyn BackendSession, request: &EntryRequest) -> Won {
+    match session.enter(request).await.unwrap() {
+        Entered::Leads(won) => won,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -28,21 +40,21 @@ async fn a_request_never_takes_over_the_entry_of_another() {
         let etcd = Etcd::new(version).await;
         let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
         let backend = EtcdBackend::new(config).unwrap();
-        let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
-        let first = session.enter(&request(1)).await.unwrap();
-        assert_eq!(session.enter(&request(1)).await.unwrap(), first, "the same request finds its entry");
+        let session = open_session(&backend).await;
+        let first = win(&*session, &request(1)).await;
+        assert_eq!(win(&*session, &request(1)).await, first, "the same request finds its entry");
 
         let refused = session.enter(&request(2)).await.unwrap_err();
         assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
-        let second = session.enter(&request(2)).await.unwrap();
-        assert!(second.leads > first.leads && second.entry.version > first.entry.version);
+        let second = win(&*session, &request(2)).await;
+        assert!(second.token > first.token && second.entry.version > first.entry.version);
 
         for _ in 0..3 {
             session.leave(&request(1), None).await.unwrap();
         }
         let updated = EntryRequest { value: b"another".as_slice().into(), ..request(2) };
         session.update(&second.entry, &updated).await.unwrap();
-        assert_eq!(session.enter(&request(2)).await.unwrap().entry, second.entry, "also with a new value");
+        assert_eq!(win(&*session, &request(2)).await.entry, second.entry, "also with a new value");
         session.leave(&request(2), Some(&second.entry)).await.unwrap();
         session.leave(&request(2), Some(&second.entry)).await.unwrap();
         session.close().await.unwrap();
@@ -58,19 +70,98 @@ async fn a_new_value_keeps_the_resign_request() {
     let etcd = Etcd::new(Version::Etcd35).await;
     let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
     let backend = EtcdBackend::new(config).unwrap();
-    let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
-    let entered = session.enter(&request(1)).await.unwrap();
+    let session = open_session(&backend).await;
+    let won = win(&*session, &request(1)).await;
     backend.request_resign(&request(1).election).await.unwrap().unwrap();
     let updated = EntryRequest { value: b"another".as_slice().into(), ..request(1) };
-    session.update(&entered.entry, &updated).await.unwrap();
+    session.update(&won.entry, &updated).await.unwrap();
     let leader = backend.leader(&request(1).election).await.unwrap().unwrap();
     assert_eq!(leader.value, b"another");
     let mut watcher = session.entry_watcher();
-    watcher.add(7, &entered.entry);
-    let event = within("the resign request", watcher.next()).await.unwrap();
+    watcher.add(7, &won.entry);
+    let event = within("the resign request", poll_fn(|context| watcher.poll_next(context))).await.unwrap();
     assert_eq!(event, (7, EntryEvent::ResignRequested));
     drop(watcher);
     session.close().await.unwrap();
+    backend.close().await;
+}
+
+/// Hazards G12, E2: a heartbeat looks for an entry of the session. When it is gone, the watcher and the waiting call learn of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_finds_that_an_entry_is_gone() {
+    for version in Version::ETCD {
+        let etcd = Etcd::new(version).await;
+        let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
+        let backend = EtcdBackend::new(config).unwrap();
+        let (leader, waiting) = (open_session(&backend).await, open_session(&backend).await);
+        let won = win(&*leader, &request(1)).await;
+        let Entered::Queued { entry: Some(queued) } = waiting.enter(&request(2)).await.unwrap() else {
+            panic!("the first candidate leads");
+        };
+        leader.heartbeat().await.unwrap();
+        waiting.heartbeat().await.unwrap();
+        let client = etcd_client::Client::connect([etcd.server().endpoint()], None).await.unwrap();
+        for key in [&won.entry.key, &queued.key] {
+            client.kv_client().delete(&**key, None).await.unwrap();
+        }
+        leader.heartbeat().await.unwrap();
+        waiting.heartbeat().await.unwrap();
+        // Both were found missing before anybody watched or waited.
+        let mut watcher = leader.entry_watcher();
+        watcher.add(1, &won.entry);
+        let event = within("the deletion", poll_fn(|context| watcher.poll_next(context))).await.unwrap();
+        assert_eq!(event, (1, EntryEvent::Deleted));
+        let position = QueuePosition::new(|_| {});
+        let second = request(2);
+        let wait = waiting.wait_turn(&second, Some(&queued), &position);
+        let gone = within("the end of the wait", wait).await.unwrap_err();
+        assert_eq!(gone.kind(), BackendErrorKind::EntryGone, "{gone}");
+        drop(watcher);
+        leader.close().await.unwrap();
+        waiting.close().await.unwrap();
+        backend.close().await;
+    }
+}
+
+/// A waiting candidate says whether it is next in line, and before it waits as the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_candidate_says_when_it_is_next() {
+    let etcd = Etcd::new(Version::Etcd35).await;
+    let config = EtcdConfig::new([etcd.server().endpoint()]).prefix(etcd.prefix());
+    let backend = EtcdBackend::new(config).unwrap();
+    let mut sessions = Vec::new();
+    let mut entries = Vec::new();
+    for nonce in 1..=3 {
+        let session = open_session(&backend).await;
+        entries.push(match session.enter(&request(nonce)).await.unwrap() {
+            Entered::Leads(won) if nonce == 1 => won.entry,
+            Entered::Queued { entry: Some(entry) } if nonce > 1 => entry,
+            other => panic!("{other:?}"),
+        });
+        sessions.push(session);
+    }
+    let (changes, mut changed) = tokio::sync::mpsc::unbounded_channel();
+    let position = QueuePosition::new(move |is_next| changes.send(is_next).unwrap());
+    let third = request(3);
+    let mut wait = sessions[2].wait_turn(&third, Some(&entries[2]), &position);
+    tokio::select! {
+        _ = &mut wait => panic!("it does not lead"),
+        is_next = within("the third one", changed.recv()) => assert_eq!(is_next, Some(false)),
+    }
+    sessions[1].leave(&request(2), Some(&entries[1])).await.unwrap();
+    tokio::select! {
+        _ = &mut wait => panic!("it does not lead"),
+        is_next = within("the second one", changed.recv()) => assert_eq!(is_next, Some(true)),
+    }
+    sessions[0].leave(&request(1), Some(&entries[0])).await.unwrap();
+    let won = within("leading", wait).await.unwrap();
+    assert_eq!(won.entry, entries[2]);
+    for session in sessions {
+        session.keep_alive().await.unwrap();
+        session.close().await.unwrap();
+        let gone = session.keep_alive().await.unwrap_err();
+        assert_eq!(gone.kind(), BackendErrorKind::SessionGone, "{gone}");
+    }
     backend.close().await;
 }
 
@@ -83,7 +174,7 @@ async fn two_sessions_never_share_a_lease() {
     let mut ids = std::collections::BTreeSet::new();
     let mut sessions = Vec::new();
     for _ in 0..20 {
-        let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
+        let session = open_session(&backend).await;
         assert!(ids.insert(session.id()), "{}", session.id());
         sessions.push(session);
     }

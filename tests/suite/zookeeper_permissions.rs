@@ -257,7 +257,7 @@ async fn a_root_of_its_own_is_all_that_a_user_needs() {
         until("it waits", async || elector.candidates("e").await.unwrap().len() == 2).await;
         let mut leaders = second.observe("e");
         let seen = promptly("observing", leaders.next()).await.unwrap().unwrap();
-        assert_eq!(seen.map(|leader| leader.id), Some(first.candidate().to_string()));
+        assert_eq!(seen.map(|leader| leader.id), Some(first.candidate_id().to_string()));
         first.resign().await.unwrap();
         let next = promptly("the handover", waiting).await.unwrap().unwrap();
         wait_for_heartbeats(&next).await;

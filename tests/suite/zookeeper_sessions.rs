@@ -19,7 +19,7 @@ use tenure_testkit::{
     harness::Harness,
     suite::{until, within},
 };
-use tenure_tests::{Zookeeper, ZookeeperProxy, session_id};
+use tenure_tests::{Zookeeper, ZookeeperProxy, session_id, session_options};
 
 fn backend(zookeeper: &Zookeeper, proxy: &ZookeeperProxy) -> ZookeeperBackend {
     let config = ZookeeperConfig::new([proxy.endpoint()]).root(zookeeper.root());
@@ -67,9 +67,9 @@ async fn a_session_that_is_silently_replaced_ends_its_leaderships() {
 async fn an_entry_of_another_session_is_never_taken_over() {
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
     let backend = zookeeper.backend();
-    let session = backend.open_session(Duration::from_secs(5)).await.unwrap();
+    let session = backend.open_session(&session_options(Duration::from_secs(5))).await.unwrap();
     let first = session.enter(&request(1)).await.unwrap();
-    assert!(first.leads.is_some());
+    assert!(first.token().is_some());
 
     // A request is sent and dropped; its entry is replaced with one of another session.
     let dropped = request(4);

@@ -118,7 +118,7 @@ impl ForwardToLeader {
             );
         }
         let status = self.status.get();
-        let Some(leader) = status.leader.filter(|leader| leader.id != self.status.candidate().as_str())
+        let Some(leader) = status.leader.filter(|leader| leader.id != self.status.candidate_id().as_str())
         else {
             return retry_later("no candidate leads at the moment; try again");
         };

@@ -43,7 +43,7 @@ pub(crate) async fn run(options: &args::Run) -> Result<u8> {
     let mut signals = signals::subscribe().context("cannot handle signals")?;
     processes::adopt_orphans().context("cannot supervise the program's processes")?;
     let elector = store::connect(options.store.url.as_deref(), config).await?;
-    let id = elector.candidate().to_string();
+    let id = elector.candidate_id().to_string();
     let mut shutdown = Shutdown::new(elector.shutdown_timeout());
     let exit_code = run_terms(options, &*elector, &id, &mut signals, &mut shutdown).await;
     let outcome = tokio::select! {

@@ -42,7 +42,7 @@ pub struct Backoff {
     pub max: Duration,
 }
 
-/// What a leader does when a heartbeat or its confirming read fails: an error, or no answer in time.
+/// What a leader does when a heartbeat fails: an error, or no answer in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnDisconnect {
@@ -180,8 +180,8 @@ impl Config {
         self
     }
 
-    /// Sets the time after which an unanswered request is retried. 5 s by default. Heartbeats are bounded by at most a third
-    /// of the TTL as well.
+    /// Sets the time after which an unanswered request is retried. 5 s by default. A heartbeat may consist of two requests and take
+    /// twice as long, but at most a third of the TTL.
     pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self

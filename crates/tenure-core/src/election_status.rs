@@ -36,7 +36,7 @@ const MAX_REFRESH_DELAY: Duration = Duration::from_secs(1);
 /// }
 /// let now = status.get();
 /// assert!(now.leadership.is_some());
-/// assert_eq!(now.leader.map(|leader| leader.id), Some(elector.candidate().to_string()));
+/// assert_eq!(now.leader.map(|leader| leader.id), Some(elector.candidate_id().to_string()));
 /// # leadership.resign().await
 /// # }
 /// ```
@@ -119,8 +119,8 @@ impl StatusHandle {
     }
 
     /// The id of this elector's candidate.
-    pub fn candidate(&self) -> CandidateId {
-        self.elector.candidate()
+    pub fn candidate_id(&self) -> CandidateId {
+        self.elector.candidate_id()
     }
 
     /// The current state. Sends no request to the store.
@@ -160,7 +160,7 @@ async fn refresh_state(
     refresh: Duration,
 ) {
     let name = election.as_str();
-    let own_id = elector.candidate();
+    let own_id = elector.candidate_id();
     let mut leaders = elector.observe(name);
     let mut ticks = interval_at(Instant::now() + jittered(MAX_REFRESH_DELAY.min(refresh)), refresh);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -211,7 +211,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     }
 
     /// The id of this elector's candidates.
-    fn candidate(&self) -> CandidateId;
+    fn candidate_id(&self) -> CandidateId;
 
     /// This elector's own leadership in the election, while it may be assumed. Request handlers, for example, can look it
     /// up instead of having it passed to them. Compares the clock; sends no request to the store.
@@ -336,8 +336,8 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     fn engine(&self) -> Option<Engine> {
         (**self).engine()
     }
-    fn candidate(&self) -> CandidateId {
-        (**self).candidate()
+    fn candidate_id(&self) -> CandidateId {
+        (**self).candidate_id()
     }
     fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
         (**self).leadership(election)

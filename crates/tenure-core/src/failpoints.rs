@@ -26,7 +26,21 @@ safety_rules! {
     OpeningFromRequestStart,
     /// A heartbeat extends the deadline only once it is confirmed.
     ConfirmHeartbeats,
-    /// A read confirms a heartbeat only if both have the same epoch.
+    /// A request that only keeps the session alive extends no deadline.
+    KeepalivesExtendNothing,
+    /// The window of a session that serves one election is not open before it has won that election.
+    OpenWindowOnWin,
+    /// That window is counted from before the first attempt of the write that won.
+    WindowFromWinningRequest,
+    /// The watchdog is woken when a window opens, to enforce its deadline.
+    WakeOnOpening,
+    /// The heartbeats of a session that serves one election stop before its entry is removed.
+    StopHeartbeatsBeforeLeaving,
+    /// A candidate that waits for a proven heartbeat checks its entry again before it leads.
+    CheckProvenEntry,
+    /// A wait that was dropped is withdrawn, if it may have created the entry.
+    WithdrawWaits,
+    /// etcd: a read confirms a heartbeat only if both have the same epoch.
     CompareEpochs,
     /// A write confirms a heartbeat only if it is sent a gap after the answer to that heartbeat.
     KeepHeartbeatGap,

@@ -37,7 +37,7 @@ use crate::{
 /// let leadership = hierarchy.campaign("billing").await?;
 /// assert_eq!(leadership.election().as_str(), "billing");
 /// let group_leader = hierarchy.group_leader("billing").await?;
-/// assert_eq!(group_leader.map(|leader| leader.id), Some(hierarchy.candidate().to_string()));
+/// assert_eq!(group_leader.map(|leader| leader.id), Some(hierarchy.candidate_id().to_string()));
 /// leadership.resign().await?; // at the top, and in the group
 /// # Ok(()) }
 /// ```
@@ -208,8 +208,8 @@ impl Elector for Hierarchy {
         self.top.engine()
     }
 
-    fn candidate(&self) -> CandidateId {
-        self.top.candidate()
+    fn candidate_id(&self) -> CandidateId {
+        self.top.candidate_id()
     }
 
     fn leadership(&self, election: &str) -> Option<LeadershipHandle> {

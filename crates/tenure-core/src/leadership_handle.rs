@@ -21,7 +21,7 @@ impl fmt::Debug for LeadershipHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeadershipHandle")
             .field("election", self.term.election())
-            .field("candidate", self.term.candidate())
+            .field("candidate", self.term.candidate_id())
             .field("token", &self.term.token)
             .field("over", &self.term.reason())
             .finish_non_exhaustive()
@@ -85,8 +85,8 @@ impl LeadershipHandle {
     }
 
     /// The candidate that leads.
-    pub fn candidate(&self) -> &CandidateId {
-        self.term.candidate()
+    pub fn candidate_id(&self) -> &CandidateId {
+        self.term.candidate_id()
     }
 
     /// The fencing token of this term. Send it with every write.

@@ -96,6 +96,16 @@ pub mod memory;
 pub mod metrics;
 pub mod spi;
 
+/// For the backends of this project only.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::{
+        plain_text::{is_loopback, warn_of_plain_text},
+        printable::printable,
+        spi::hosts::check_hosts,
+    };
+}
+
 pub use campaign_options::{CampaignOptions, Patience};
 pub use candidate::{Candidate, MAX_VALUE_BYTES};
 pub use clock::{BootClock, BootInstant, Clock, SimClock};

@@ -12,7 +12,7 @@ pub enum LossReason {
     EntryGone,
     /// The store says that the session has ended.
     SessionExpired,
-    /// A heartbeat or its confirming read failed, and the elector is configured to step down then
+    /// A heartbeat failed, and the elector is configured to step down then
     /// ([`OnDisconnect::StepDown`](crate::OnDisconnect::StepDown)).
     Disconnected,
     /// The time of day ran ahead of the monotonic clock, as it does after a virtual machine was paused.

@@ -38,10 +38,13 @@ mod recorder {
     }
 
     /// The outcome of a heartbeat became known, with `left` until the deadline.
-    pub(crate) fn heartbeat_finished(outcome: &'static str, took: Duration, left: Duration) {
+    /// `left` is `None` while no candidate of the session leads.
+    pub(crate) fn heartbeat_finished(outcome: &'static str, took: Duration, left: Option<Duration>) {
         measure(move || {
             histogram!(names::HEARTBEAT, "outcome" => outcome).record(took);
-            gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
+            if let Some(left) = left {
+                gauge!(names::TIME_TO_DEADLINE).set(left.as_secs_f64());
+            }
         });
     }
 
@@ -75,7 +78,7 @@ mod recorder {
     pub(crate) fn campaign_started(_: &ElectionName) {}
     pub(crate) fn leadership_won(_: &ElectionName, _: FencingToken, _: Duration) {}
     pub(crate) fn leadership_lost(_: &ElectionName, _: LossReason) {}
-    pub(crate) fn heartbeat_finished(_: &'static str, _: Duration, _: Duration) {}
+    pub(crate) fn heartbeat_finished(_: &'static str, _: Duration, _: Option<Duration>) {}
     pub(crate) fn work_overran(_: &ElectionName) {}
     pub(crate) fn foreign_entries(_: &str, _: u64) {}
     pub(crate) fn request_failed() {}

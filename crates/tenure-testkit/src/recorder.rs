@@ -1,15 +1,12 @@
 //! A backend that records the sessions opened through it, so that a test on a shared server can recognise its own
 //! sessions.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, ElectionName,
-    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionRecord},
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionOptions, SessionRecord},
 };
 
 /// Records the sessions of all backends that it [wraps](Self::wrap).
@@ -40,8 +37,8 @@ impl<B: Backend> Backend for RecordedBackend<B> {
         self.backend.capabilities()
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        let session = self.backend.open_session(ttl).await?;
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        let session = self.backend.open_session(options).await?;
         self.recorder.0.lock().unwrap_or_else(PoisonError::into_inner).push(session.id());
         Ok(session)
     }

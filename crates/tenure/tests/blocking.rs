@@ -17,7 +17,7 @@ use tenure::{
     LossReason, OnOverrun, Patience, Shutdown, StoreElector,
     blocking::Elector,
     memory::{Link, MemoryBackend, MemoryStore},
-    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionOptions},
 };
 
 const TTL: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ fn a_thread_without_an_executor_leads_and_resigns() {
             let leader = elector.leader("e").unwrap().unwrap();
             assert_eq!(
                 (leader.value.as_slice(), leader.id),
-                (&b"10.0.0.1"[..], elector.candidate().to_string())
+                (&b"10.0.0.1"[..], elector.candidate_id().to_string())
             );
             assert_eq!(elector.candidates("e").unwrap().len(), 1);
             assert!(leadership.lost_within(Duration::from_millis(1)).unwrap().is_none());
@@ -421,8 +421,8 @@ impl Backend for Reentrant {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        self.inner.open_session(ttl).await
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        self.inner.open_session(options).await
     }
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         self.make_blocking_calls();

@@ -43,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
     let group = &arguments.group;
     elector
         .run_while_leader(&arguments.election.election, shutdown, |leadership| async move {
-            let (candidate, token) = (leadership.candidate(), leadership.fencing_token());
+            let (candidate, token) = (leadership.candidate_id(), leadership.fencing_token());
             println!("{candidate} of {group} leads all groups, token {token}");
             let stop = leadership.cancellation_token();
             while stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(200))).await.is_some() {

@@ -19,7 +19,7 @@ async fn main() -> anyhow::Result<()> {
             let stop = leadership.cancellation_token();
             while stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_some() {
                 leadership.ensure()?;
-                println!("hello from {}, token {}", leadership.candidate(), leadership.fencing_token());
+                println!("hello from {}, token {}", leadership.candidate_id(), leadership.fencing_token());
             }
             Ok(())
         })

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tenure_core::spi::printable;
+use tenure_core::internal::printable;
 use tenure_etcd::test_support::known_bug;
 use tenure_zookeeper::test_support::diagnose_srvr as answered;
 

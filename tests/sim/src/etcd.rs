@@ -1,17 +1,22 @@
 //! The recipe of `tenure-etcd` over the simulated cluster.
 //!
 //! It has leases, one key per lease and election, withdrawals that void a request, keepalives that a deposed leader may answer, and
-//! linearizable reads.
+//! linearizable reads that prove them.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use tenure_core::{
-    Candidate, ElectionName, FencingToken,
+    Candidate, ElectionName,
+    failpoints::{self, SafetyRule},
     spi::{
-        Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        EntryWatcher, Heartbeat, HeartbeatProof, Observation,
+        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, EntryWatcher,
+        Heartbeat, HeartbeatProof, Observation, QueuePosition, SessionOptions, Won,
     },
 };
 
@@ -28,11 +33,26 @@ pub(crate) struct SimEtcd(pub(crate) Access);
 /// The time limit for one read of a waiting candidate.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The first pause before a heartbeat is repeated whose epoch has changed. Each pause is twice as long as the one before.
+const CONFIRM_RETRY: Duration = Duration::from_millis(20);
+
+/// A lease; clones are the same one.
 #[derive(Clone, Debug)]
 struct Lease {
     access: Access,
     id: u64,
     ttl: Duration,
+    /// The entries of this lease that are known to exist: their revisions and elections.
+    own: Arc<Mutex<BTreeSet<(u64, String)>>>,
+}
+
+/// The outcome of a confirming read.
+enum Confirmation {
+    Confirmed,
+    /// The epoch has changed since the keepalive.
+    EpochChanged,
+    /// The entry that the read had to find does not exist.
+    ProbeEntryGone,
 }
 
 #[async_trait]
@@ -41,10 +61,11 @@ impl Backend for SimEtcd {
         Capabilities::QUEUE
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        let ttl = options.ttl;
         self.0.switch_member();
         let id = self.0.ask("grant", Consistency::Quorum, move |state, _| Ok(state.open(ttl))).await?;
-        Ok(Box::new(Lease { access: self.0.clone(), id, ttl }))
+        Ok(Box::new(Lease { access: self.0.clone(), id, ttl, own: Arc::default() }))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
@@ -60,22 +81,104 @@ impl Backend for SimEtcd {
     }
 }
 
+impl Lease {
+    fn own(&self) -> MutexGuard<'_, BTreeSet<(u64, String)>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renews the lease, and returns the epoch in which that was answered: the raft term.
+    async fn renew(&self) -> Result<u64, BackendError> {
+        let id = self.id;
+        let answer = self
+            .access
+            .ask("keepalive", Consistency::Member, move |state, member| {
+                let at = state.members[member];
+                // A deposed leader that does not know it answers from its own memory.
+                if let Some(term) = at.believes_to_lead {
+                    return Ok(if is_disabled(RecipeRule::ReportTerm) { state.term } else { term });
+                }
+                if at.cut_off || state.leader.is_none() {
+                    return Err(connection_reset("keepalive"));
+                }
+                state.touch(id)?;
+                let epoch = state.term;
+                state.maybe_cut_off_after_heartbeat(member);
+                Ok(epoch)
+            })
+            .await;
+        if answer.is_err() {
+            self.access.switch_member();
+        }
+        answer
+    }
+
+    /// Whether a keepalive that was answered in this epoch has extended the lease.
+    async fn is_confirmed(&self, epoch: u64) -> Result<bool, BackendError> {
+        loop {
+            let probe_entry = self.own().first().cloned();
+            match self.confirm(epoch, probe_entry.clone()).await? {
+                Confirmation::Confirmed => return Ok(true),
+                Confirmation::EpochChanged => return Ok(failpoints::is_disabled(SafetyRule::CompareEpochs)),
+                // The watcher reports it. The next read probes another entry.
+                Confirmation::ProbeEntryGone => match probe_entry {
+                    Some(gone) => self.own().remove(&gone),
+                    None => return Ok(false),
+                },
+            };
+        }
+    }
+
+    async fn confirm(
+        &self,
+        epoch: u64,
+        probe_entry: Option<(u64, String)>,
+    ) -> Result<Confirmation, BackendError> {
+        let session = self.id;
+        let consistency =
+            if is_disabled(RecipeRule::QuorumRead) { Consistency::Member } else { Consistency::Quorum };
+        // The read may go through any member.
+        let member = self.access.any_member();
+        let read = self
+            .access
+            .ask_at(member, "confirm", consistency, move |state, member| {
+                let believed = state.members[member].believes_to_lead;
+                if believed == Some(epoch) {
+                    return Ok(Confirmation::Confirmed);
+                }
+                if state.term != epoch {
+                    return Ok(Confirmation::EpochChanged);
+                }
+                let exists = probe_entry.as_ref().is_none_or(|(revision, election)| {
+                    let mut entries = state.entries(election).iter();
+                    entries.any(|e| e.revision == *revision && e.session == session)
+                });
+                Ok(if exists { Confirmation::Confirmed } else { Confirmation::ProbeEntryGone })
+            })
+            .await;
+        if read.is_err() {
+            self.access.switch_member();
+        }
+        read
+    }
+}
+
 #[async_trait]
 impl PositionReader for Lease {
     fn access(&self) -> &Access {
         &self.access
     }
 
-    /// Whether `entry` is the first, by a linearizable read; `None` when it does not exist.
-    async fn is_first(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
+    /// How many entries are ahead of `entry`, by a linearizable read; `None` when it does not exist.
+    async fn entries_ahead(&self, entry: &Entry) -> Result<Option<usize>, BackendError> {
         let (election, session, revision) = (name(&entry.election), self.id, entry.version);
-        let looking = self.access.ask("look", Consistency::Quorum, move |state, _| {
-            let entries = state.entries(&election);
-            let ours = entries.iter().any(|e| e.revision == revision && e.session == session);
-            Ok(ours.then(|| entries.first().is_some_and(|first| first.revision == revision)))
+        // The read may go through any member.
+        let member = self.access.any_member();
+        let looking = self.access.ask_at(member, "look", Consistency::Quorum, move |state, _| {
+            let mut entries = state.entries(&election).iter();
+            Ok(entries.position(|e| e.revision == revision && e.session == session))
         });
         match tokio::time::timeout(READ_TIMEOUT, looking).await {
-            Ok(is_first) => is_first,
+            Ok(ahead) => ahead,
             Err(_) => Err(connection_reset("look")),
         }
     }
@@ -96,67 +199,23 @@ impl BackendSession for Lease {
     }
 
     fn proof(&self) -> HeartbeatProof {
-        HeartbeatProof::Read
+        HeartbeatProof::Answer
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
-        let (id, ttl) = (self.id, self.ttl);
-        let answer = self
-            .access
-            .ask("keepalive", Consistency::Member, move |state, member| {
-                let at = state.members[member];
-                // A deposed leader that does not know it answers from its own memory.
-                if let Some(term) = at.believes_to_lead {
-                    let epoch = if is_disabled(RecipeRule::ReportTerm) { state.term } else { term };
-                    return Ok(Heartbeat { ttl, epoch });
-                }
-                if at.cut_off || state.leader.is_none() {
-                    return Err(connection_reset("keepalive"));
-                }
-                let ttl = state.touch(id)?;
-                let epoch = state.term;
-                state.maybe_cut_off_after_heartbeat(member);
-                Ok(Heartbeat { ttl, epoch })
-            })
-            .await;
-        if answer.is_err() {
-            self.access.switch_member();
+        let mut pause = CONFIRM_RETRY;
+        loop {
+            let epoch = self.renew().await?;
+            if failpoints::is_disabled(SafetyRule::ConfirmHeartbeats) || self.is_confirmed(epoch).await? {
+                return Ok(Heartbeat::new(self.ttl));
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
         }
-        answer
     }
 
-    async fn confirm(
-        &self,
-        heartbeat: &Heartbeat,
-        probe_entry: Option<&Entry>,
-    ) -> Result<Confirmation, BackendError> {
-        let (epoch, session) = (heartbeat.epoch, self.id);
-        let probe_entry = probe_entry.map(|entry| (name(&entry.election), entry.version));
-        let consistency =
-            if is_disabled(RecipeRule::QuorumRead) { Consistency::Member } else { Consistency::Quorum };
-        // The read may go through any member.
-        let member = self.access.any_member();
-        let read = self
-            .access
-            .ask_at(member, "confirm", consistency, move |state, member| {
-                let believed = state.members[member].believes_to_lead;
-                if believed == Some(epoch) {
-                    return Ok(Confirmation::Confirmed);
-                }
-                if state.term != epoch {
-                    return Ok(Confirmation::Unconfirmed);
-                }
-                let stands = probe_entry.as_ref().is_none_or(|(election, revision)| {
-                    let mut entries = state.entries(election).iter();
-                    entries.any(|e| e.revision == *revision && e.session == session)
-                });
-                Ok(if stands { Confirmation::Confirmed } else { Confirmation::ProbeEntryGone })
-            })
-            .await;
-        if read.is_err() {
-            self.access.switch_member();
-        }
-        read
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        self.renew().await.map(drop)
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -183,11 +242,17 @@ impl BackendSession for Lease {
                 Ok((stored, first || is_disabled(RecipeRule::ReadOnEntering)))
             })
             .await?;
-        Ok(entered(request, &in_election, stored.revision, first))
+        self.own().insert((stored.revision, in_election.clone()));
+        entered(request, &in_election, stored.revision, first)
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        recipe::wait_turn(self, entry).await
+    async fn wait_turn(
+        &self,
+        _request: &EntryRequest,
+        entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        recipe::wait_turn(self, entry, Some(position)).await
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
@@ -198,8 +263,11 @@ impl BackendSession for Lease {
         Ok(())
     }
 
-    async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
+    async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
         let (election, session, nonce) = (name(&request.election), self.id, request.nonce);
+        if let Some(entry) = entry {
+            self.own().remove(&(entry.version, election.clone()));
+        }
         self.access
             .ask("leave", Consistency::Quorum, move |state, _| {
                 if !is_disabled(RecipeRule::NeverApplyWithdrawn) {

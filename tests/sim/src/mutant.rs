@@ -78,8 +78,8 @@ impl Mutant {
     }
 }
 
-/// Whether the simulation can notice that this rule is disabled. The others concern threads and files (`cargo xtask races`) or the
-/// transport to real servers (`cargo xtask trials`).
+/// Whether the simulation can notice that this rule is disabled. The others concern threads, files and sessions that serve one
+/// election (`cargo xtask races`), or the transport to real servers (`cargo xtask trials`).
 #[cfg(tenure_mutants)]
 fn is_simulated(rule: SafetyRule) -> bool {
     use SafetyRule::*;
@@ -95,5 +95,11 @@ fn is_simulated(rule: SafetyRule) -> bool {
             | FailOver
             | LockResumeFile
             | ResumeInPlace
+            | OpenWindowOnWin
+            | WindowFromWinningRequest
+            | WithdrawWaits
+            | WakeOnOpening
+            | StopHeartbeatsBeforeLeaving
+            | CheckProvenEntry
     )
 }

@@ -3,7 +3,10 @@
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, FencingToken,
-    spi::{BackendError, Entered, Entry, EntryEvent, EntryRequest, EntryWatcher, PerEntryWatcher},
+    spi::{
+        BackendError, Entered, Entry, EntryEvent, EntryRequest, EntryWatcher, PerEntryWatcher, QueuePosition,
+        Won,
+    },
 };
 
 use crate::{
@@ -24,13 +27,18 @@ pub(crate) fn visible_candidates(state: &State, election: &str) -> Vec<Candidate
 }
 
 /// The outcome of a request that has created this entry.
-pub(crate) fn entered(request: &EntryRequest, key: &str, revision: u64, first: bool) -> Entered {
+pub(crate) fn entered(
+    request: &EntryRequest,
+    key: &str,
+    revision: u64,
+    first: bool,
+) -> Result<Entered, BackendError> {
     let entry = Entry {
         election: request.election.clone(),
         key: format!("{key}/{revision}").into(),
         version: revision,
     };
-    Entered { entry, leads: first.then(|| FencingToken::new(revision)).flatten() }
+    Ok(if first { Entered::Leads(won(entry)?) } else { Entered::Queued { entry: Some(entry) } })
 }
 
 /// A session that reads the positions of its entries.
@@ -38,23 +46,36 @@ pub(crate) fn entered(request: &EntryRequest, key: &str, revision: u64, first: b
 pub(crate) trait PositionReader: Sync {
     fn access(&self) -> &Access;
 
-    /// Whether the entry is the first; `None` when it does not exist.
-    async fn is_first(&self, entry: &Entry) -> Result<Option<bool>, BackendError>;
+    /// How many entries are ahead of this one; `None` when it does not exist.
+    async fn entries_ahead(&self, entry: &Entry) -> Result<Option<usize>, BackendError>;
 }
 
-/// Waits until the entry is the first.
+/// The entry leads; its revision is the token.
+fn won(entry: Entry) -> Result<Won, BackendError> {
+    let token = FencingToken::new(entry.version).ok_or_else(entry_gone)?;
+    Ok(Won::new(entry, token))
+}
+
+/// Waits until the entry is the first, and tells `position`, if given, whether it is next in line.
 pub(crate) async fn wait_turn(
     session: &impl PositionReader,
-    entry: &Entry,
-) -> Result<FencingToken, BackendError> {
+    entry: Option<&Entry>,
+    position: Option<&QueuePosition>,
+) -> Result<Won, BackendError> {
+    let entry = entry.ok_or_else(entry_gone)?;
     loop {
-        match session.is_first(entry).await? {
+        match session.entries_ahead(entry).await? {
             None => return Err(entry_gone()),
-            Some(true) => return FencingToken::new(entry.version).ok_or_else(entry_gone),
-            Some(false) => session.access().wait_for_change(&entry.election).await,
+            Some(0) => return won(entry.clone()),
+            Some(ahead) => {
+                if let Some(position) = position {
+                    position.set_next(ahead == 1);
+                }
+            }
         }
+        session.access().wait_for_change(&entry.election).await;
         if is_disabled(RecipeRule::ReadOnWinning) {
-            return FencingToken::new(entry.version).ok_or_else(entry_gone);
+            return won(entry.clone());
         }
     }
 }
@@ -67,7 +88,7 @@ pub(crate) fn entry_watcher(
     Box::new(PerEntryWatcher::new(move |entry, _| {
         let session = session.clone();
         async move {
-            while session.is_first(&entry).await?.is_some() {
+            while session.entries_ahead(&entry).await?.is_some() {
                 session.access().wait_for_change(&entry.election).await;
             }
             Ok(EntryEvent::Deleted)

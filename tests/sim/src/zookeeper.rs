@@ -14,10 +14,10 @@ use std::{
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use tenure_core::{
-    Candidate, ElectionName, FencingToken,
+    Candidate, ElectionName,
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, EntryWatcher,
-        Heartbeat, HeartbeatProof, Observation,
+        Heartbeat, HeartbeatProof, Observation, QueuePosition, SessionOptions, Won,
     },
 };
 use tokio::time::Instant;
@@ -53,7 +53,8 @@ impl Backend for SimZookeeper {
         Capabilities::QUEUE
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        let ttl = options.ttl;
         self.0.switch_member();
         let id = self.0.ask("connect", Consistency::Quorum, move |state, _| Ok(state.open(ttl))).await?;
         Ok(Box::new(Session {
@@ -134,20 +135,17 @@ impl PositionReader for Session {
         &self.access
     }
 
-    /// Whether `entry` is the first, as this member shows it, which may lag; `None` when it does not exist.
-    async fn is_first(&self, entry: &Entry) -> Result<Option<bool>, BackendError> {
+    /// How many entries are ahead of `entry`, as this member shows it, which may lag; `None` when it does not exist.
+    async fn entries_ahead(&self, entry: &Entry) -> Result<Option<usize>, BackendError> {
         let (election, session, revision) = (name(&entry.election), self.id, entry.version);
         let seen = self.seen();
         self.ask("list", Consistency::Member, move |state, member| {
             let lag = state.members[member].lag;
             let entries = state.entries_as_of(&election, lag, seen);
-            let ours = entries.iter().any(|e| e.revision == revision && e.session == session);
+            let ahead = entries.iter().position(|e| e.revision == revision && e.session == session);
             // A session sees its own writes: a member that does not have the entry yet has not answered yet.
             let made = state.entries(&election).iter().any(|e| e.revision == revision);
-            if !ours && made {
-                return Ok(Some(false));
-            }
-            Ok(ours.then(|| entries.first().is_some_and(|first| first.revision == revision)))
+            Ok(ahead.or(made.then_some(1)))
         })
         .await
     }
@@ -198,7 +196,7 @@ impl BackendSession for Session {
             self.access.link.count();
             self.access.link.set_state(LinkState::Cut);
         }
-        Ok(Heartbeat { ttl, epoch: 0 })
+        Ok(Heartbeat::new(ttl))
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -216,7 +214,7 @@ impl BackendSession for Session {
                 })
                 .await?;
             if let Some((stored, first)) = found {
-                return Ok(entered(request, &name(&request.election), stored.revision, first));
+                return entered(request, &name(&request.election), stored.revision, first);
             }
         }
         let key = election.clone();
@@ -227,11 +225,16 @@ impl BackendSession for Session {
                 Ok((stored, first || is_disabled(RecipeRule::ReadOnEntering)))
             })
             .await?;
-        Ok(entered(request, &key, stored.revision, first))
+        entered(request, &key, stored.revision, first)
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        recipe::wait_turn(self, entry).await
+    async fn wait_turn(
+        &self,
+        _request: &EntryRequest,
+        entry: Option<&Entry>,
+        _position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        recipe::wait_turn(self, entry, None).await
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {

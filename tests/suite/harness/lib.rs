@@ -34,3 +34,8 @@ pub use memory::Memory;
 pub use wait::{promptly, wait_for_heartbeats};
 pub use zookeeper::{Zookeeper, session_id};
 pub use zookeeper_proxy::ZookeeperProxy;
+
+/// Options with which a test opens a session of a backend, without an engine.
+pub fn session_options(ttl: std::time::Duration) -> tenure::spi::SessionOptions {
+    tenure::spi::SessionOptions::new(ttl, std::sync::Arc::new(tenure::BootClock), 0.1)
+}

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tenure::{memory::MemoryStore, spi::HeartbeatProof};
+use tenure::memory::{MemoryStore, Proof};
 use tenure_testkit::harness::{Client, Harness, HarnessCapabilities};
 
 /// An in-memory store with one kind of heartbeat proof.
@@ -12,7 +12,7 @@ pub struct Memory(MemoryStore);
 
 impl Memory {
     /// A new store whose heartbeats are confirmed by `proof`.
-    pub fn new(proof: HeartbeatProof) -> Self {
+    pub fn new(proof: Proof) -> Self {
         Self(MemoryStore::with_proof(proof))
     }
 }

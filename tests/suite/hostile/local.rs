@@ -49,7 +49,7 @@ impl TestStore {
         let leadership = promptly("leading", elector.campaign("e")).await.unwrap();
         assert_eq!(
             promptly("asking", elector.leader("e")).await.unwrap().unwrap().id,
-            elector.candidate().to_string()
+            elector.candidate_id().to_string()
         );
         promptly("resigning", leadership.resign()).await.unwrap();
         promptly("closing", elector.close()).await;

@@ -80,7 +80,7 @@ pub(crate) async fn check_election_names(elector: &dyn Elector) {
     ] {
         let leadership = promptly("leading", elector.campaign(name)).await.unwrap();
         let leader = promptly("asking", elector.leader(name)).await.unwrap().unwrap();
-        assert_eq!(leader.id, elector.candidate().to_string(), "{name}");
+        assert_eq!(leader.id, elector.candidate_id().to_string(), "{name}");
         promptly("resigning", leadership.resign()).await.unwrap();
     }
 }

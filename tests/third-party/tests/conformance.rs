@@ -18,7 +18,7 @@ impl Acme {
     fn new() -> Self {
         static STORES: AtomicUsize = AtomicUsize::new(0);
         let name = format!("case {}", STORES.fetch_add(1, Ordering::Relaxed));
-        Self(AcmeBackend::new(&name, Duration::ZERO))
+        Self(AcmeBackend::new(&name))
     }
 }
 
@@ -34,13 +34,13 @@ impl Harness for Acme {
         Duration::from_secs(1)
     }
     async fn delete_entry(&self, _election: &str, _session: &str, token: u64) {
-        self.0.delete_entry(token);
+        self.0.delete(token);
     }
     async fn expire_session(&self, session: &str) {
-        self.0.end_session(session.parse().expect("a session is a number"));
+        self.0.delete(session.parse().expect("a session is a number"));
     }
     async fn remaining_state(&self) -> Vec<String> {
-        self.0.contents()
+        self.0.contents().iter().map(u64::to_string).collect()
     }
     // Not declared, and so not called.
     async fn add_foreign_entries(&self, _election: &str) {}

@@ -4,7 +4,8 @@ use std::{fmt, time::Duration};
 
 use tenure_core::{
     Error, InvalidConfig, Password, StoreUrl, Tls,
-    spi::{BackendError, BackendErrorKind, check_hosts},
+    internal::check_hosts,
+    spi::{BackendError, BackendErrorKind},
 };
 
 const DEFAULT_PORT: u16 = 2379;

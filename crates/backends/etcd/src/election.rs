@@ -6,6 +6,7 @@
 //! | `Election.Campaign`: put if absent, wait for all older keys | [`entering`], [`wait`] with [`position_reader`] |
 //! | `Election.Resign`: delete by create revision | [`withdrawal`] |
 //! | `Election.Leader`, `Election.Observe` | [`observe`] |
+//! | (none) | [`probe_entries`]: the session's entries, which confirming reads look for |
 //! | (none) | [`entry_watcher`]: the deletion of leaders' entries, and resign requests |
 //! | (none) | [`earlier_session`]: ends the session of a process that is dead |
 //! | (none) | [`listing`]: the elections that exist |
@@ -23,6 +24,7 @@ pub(crate) mod keys;
 pub(crate) mod listing;
 pub(crate) mod observe;
 pub(crate) mod position_reader;
+pub(crate) mod probe_entries;
 pub(crate) mod session;
 pub(crate) mod store;
 pub(crate) mod wait;

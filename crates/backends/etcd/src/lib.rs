@@ -17,8 +17,8 @@
 //!
 //! # Guarantees
 //!
-//! - A heartbeat is confirmed only by a linearizable read that was sent after its response and answered in the same
-//!   raft term.
+//! - A heartbeat is a lease keepalive, and a linearizable read that is sent after its response and answered in the same raft
+//!   term.
 //! - A candidate is reported as leader only by a linearizable read that found its entry first in the queue, or by one
 //!   watch that covered both entries and reported the deletion of the leader's entry, and not of its own.
 //! - With one member of three dead or frozen every call still succeeds: each member has its own connection, and a
@@ -52,12 +52,12 @@ mod known_bugs;
 pub mod test_support;
 mod transport;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use tenure_core::{
-    Candidate, Diagnosis, ElectionName, Error,
-    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation, SessionRecord},
+    Candidate, Diagnosis, ElectionName, Error, internal,
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionOptions, SessionRecord},
 };
 
 pub use crate::config::EtcdConfig;
@@ -76,7 +76,7 @@ impl EtcdBackend {
     pub fn new(config: EtcdConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {
-            spi::warn_of_plain_text("etcd", &config.endpoints, config.login.is_some());
+            internal::warn_of_plain_text("etcd", &config.endpoints, config.login.is_some());
         }
         Ok(Self { store: Arc::new(ElectionStore::new(config)) })
     }
@@ -93,8 +93,8 @@ impl Backend for EtcdBackend {
         Capabilities::QUEUE.ends_sessions(true)
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        Ok(Box::new(EtcdSession::open(Arc::clone(&self.store), ttl).await?))
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        Ok(Box::new(EtcdSession::open(Arc::clone(&self.store), options.ttl).await?))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {

@@ -4,11 +4,13 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use tenure_core::{
-    CandidateId, ElectionName,
-    spi::{Backend, BackendSession, Entered, EntryRequest},
+    BootClock, CandidateId, ElectionName,
+    spi::{Backend, BackendSession, Entered, EntryRequest, QueuePosition, SessionOptions},
 };
 use tenure_local::LocalBackend;
 
@@ -22,9 +24,9 @@ async fn main() {
     match role.as_str() {
         "lead" => {
             let s = session(&backend).await;
-            let (_, entered) = enter(&*s).await;
-            print_event("ENTERED", entered.entry.version);
-            print_event("LEADS", wait_turn(&*s, &entered).await);
+            let (request, entered) = enter(&*s).await;
+            print_event("ENTERED", entered.entry().unwrap().version);
+            print_event("LEADS", wait_turn(&*s, &request, &entered).await);
             std::future::pending::<()>().await;
         }
         "churn" => churn(&backend, &dir).await,
@@ -33,7 +35,8 @@ async fn main() {
 }
 
 async fn session(backend: &LocalBackend) -> Box<dyn BackendSession> {
-    backend.open_session(std::time::Duration::from_secs(5)).await.unwrap()
+    let options = SessionOptions::new(Duration::from_secs(5), Arc::new(BootClock), 0.1);
+    backend.open_session(&options).await.unwrap()
 }
 
 async fn enter(s: &dyn BackendSession) -> (EntryRequest, Entered) {
@@ -47,10 +50,13 @@ async fn enter(s: &dyn BackendSession) -> (EntryRequest, Entered) {
     (request, entered)
 }
 
-async fn wait_turn(s: &dyn BackendSession, entered: &Entered) -> u64 {
-    match entered.leads {
+async fn wait_turn(s: &dyn BackendSession, request: &EntryRequest, entered: &Entered) -> u64 {
+    match entered.token() {
         Some(token) => token.get(),
-        None => s.wait_turn(&entered.entry).await.unwrap().get(),
+        None => {
+            let position = QueuePosition::new(|_| {});
+            s.wait_turn(request, entered.entry(), &position).await.unwrap().token.get()
+        }
     }
 }
 
@@ -61,7 +67,7 @@ async fn churn(backend: &LocalBackend, dir: &Path) {
     for round in 0.. {
         let s = session(backend).await;
         let (request, entered) = enter(&*s).await;
-        let token = wait_turn(&*s, &entered).await;
+        let token = wait_turn(&*s, &request, &entered).await;
         // A leader that was killed could not remove its id. The test creates a file before it kills a process.
         if let Ok(other) = fs::read_to_string(&leader_file)
             && !dir.join(format!("killed-{other}")).exists()
@@ -79,7 +85,7 @@ async fn churn(backend: &LocalBackend, dir: &Path) {
             print_event("OVERLAP", token);
         }
         fs::remove_file(&leader_file).unwrap();
-        s.leave(&request, Some(&entered.entry)).await.unwrap();
+        s.leave(&request, entered.entry()).await.unwrap();
         print_event("ROUND", round);
     }
 }

@@ -1,12 +1,14 @@
 //! The backend: a directory as a store.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use rustix::fs::{Access, AtFlags, CWD};
 use tenure_core::{
     Candidate, Diagnosis, ElectionName, Error,
-    spi::{Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation},
+    spi::{
+        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation, SessionOptions,
+    },
 };
 use tracing::warn;
 
@@ -131,8 +133,8 @@ impl Backend for LocalBackend {
     }
 
     /// Opens a session. A session is only an id; the kernel keeps the locks of its entries.
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        Ok(Box::new(LocalSession::new(Arc::clone(&self.store), ttl)))
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        Ok(Box::new(LocalSession::new(Arc::clone(&self.store), options.ttl)))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {

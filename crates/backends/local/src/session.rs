@@ -12,7 +12,7 @@ use tenure_core::{
     ElectionName, FencingToken,
     spi::{
         BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryEvent, EntryRequest,
-        EntryWatcher, Heartbeat, HeartbeatProof, PerEntryWatcher,
+        EntryWatcher, Heartbeat, HeartbeatProof, PerEntryWatcher, QueuePosition, Won,
     },
 };
 
@@ -20,9 +20,9 @@ use crate::{
     entry::OwnEntry,
     error::io_error,
     layout::{create_dir, entry_file, resign_request_file},
-    queue::{self, QueuePosition, queue_position},
+    queue::{self, QueuePosition as Position, queue_position},
     recheck::RecheckTimer,
-    session_entries::{RequestState, SessionEntries, entry_gone},
+    session_entries::{RequestState, SessionEntries, entry_gone, no_entry},
     store::Store,
     token_counter::TokenCounter,
     watch::{EventFilter, Subscription},
@@ -59,13 +59,13 @@ impl LocalSession {
         election: &ElectionName,
         own: &Arc<OwnEntry>,
         mut subscription: Subscription,
-    ) -> Result<(Subscription, QueuePosition), BackendError> {
+    ) -> Result<(Subscription, Position), BackendError> {
         let (store, election, own) = (Arc::clone(&self.store), election.clone(), Arc::clone(own));
         let operation = move || {
             subscription.ensure_watching();
             let dir = store.layout.election(&election);
             let position = queue_position(&own, &dir).map_err(|e| io_error("read", &dir, &e))?;
-            if position == (QueuePosition::First { dead_entries: true }) {
+            if position == (Position::First { dead_entries: true }) {
                 sweep_if_unlocked(&store, &election);
             }
             Ok((subscription, position))
@@ -162,7 +162,7 @@ fn try_enter(
         RequestState::Entered(election, own) => {
             let dir = store.layout.election(election);
             let position = queue_position(own, &dir).map_err(|e| io_error("read", &dir, &e))?;
-            (Arc::clone(own), matches!(position, QueuePosition::First { .. }))
+            (Arc::clone(own), matches!(position, Position::First { .. }))
         }
         RequestState::Pending => {
             let Some((own, leads)) = try_create_entry(store, session, request)? else { return Ok(None) };
@@ -173,7 +173,10 @@ fn try_enter(
     };
     let key = format!("{}/{}", request.election, entry_file(own.number()));
     let entry = Entry { election: request.election.clone(), key: key.into(), version: own.number() };
-    Ok(Some(Entered { entry, leads: if leads { Some(token(&own)?) } else { None } }))
+    Ok(Some(match leads {
+        true => Entered::Leads(Won::new(entry, token(&own)?)),
+        false => Entered::Queued { entry: Some(entry) },
+    }))
 }
 
 fn token(own: &OwnEntry) -> Result<FencingToken, BackendError> {
@@ -207,7 +210,7 @@ impl BackendSession for LocalSession {
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
         self.entries.ensure_open()?;
-        Ok(Heartbeat { ttl: self.ttl, epoch: 0 })
+        Ok(Heartbeat::new(self.ttl))
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -242,7 +245,13 @@ impl BackendSession for LocalSession {
         }
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+    async fn wait_turn(
+        &self,
+        _request: &EntryRequest,
+        entry: Option<&Entry>,
+        _position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        let entry = entry.ok_or_else(no_entry)?;
         let own = self.entries.entry(entry)?;
         let dir = self.store.layout.election(&entry.election);
         let mut subscription = Subscription::new(&self.store.watcher, dir);
@@ -251,9 +260,9 @@ impl BackendSession for LocalSession {
             let position;
             (subscription, position) = self.check_position(&entry.election, &own, subscription).await?;
             match position {
-                QueuePosition::First { .. } => return token(&own),
-                QueuePosition::Gone => return Err(entry_gone(entry)),
-                QueuePosition::Behind(predecessor) => {
+                Position::First { .. } => return Ok(Won::new(entry.clone(), token(&own)?)),
+                Position::Gone => return Err(entry_gone(entry)),
+                Position::Behind(predecessor) => {
                     let files = vec![entry_file(predecessor), entry_file(own.number())];
                     subscription.set_filter(EventFilter::Removal(files));
                 }

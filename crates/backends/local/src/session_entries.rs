@@ -108,6 +108,10 @@ fn session_closed() -> BackendError {
     BackendError::new(BackendErrorKind::SessionGone, "the session has been closed")
 }
 
+pub(crate) fn no_entry() -> BackendError {
+    BackendError::new(BackendErrorKind::EntryGone, "there is no entry to wait for")
+}
+
 pub(crate) fn entry_gone(entry: &Entry) -> BackendError {
     BackendError::new(BackendErrorKind::EntryGone, format!("the entry {} no longer exists", entry.key))
 }

@@ -58,9 +58,9 @@ async fn run_steps(steps: Vec<Step>) {
             Step::Enter(s) => {
                 let request = request("e", &format!("c{n}"));
                 let entered = sessions[s].enter(&request).await.unwrap();
-                assert!(entered.entry.version > highest, "tokens increase");
-                highest = entered.entry.version;
-                assert_eq!(entered.leads.is_some(), queue.is_empty());
+                assert!(entered.entry().unwrap().version > highest, "tokens increase");
+                highest = entered.entry().unwrap().version;
+                assert_eq!(entered.token().is_some(), queue.is_empty());
                 queue.push(LiveCandidate { session: s, request, version: highest });
             }
             Step::Leave(index) if index < queue.len() => {
@@ -90,9 +90,9 @@ async fn run_steps(steps: Vec<Step>) {
         let mut leaders = 0;
         for (position, candidate) in queue.iter().enumerate() {
             let entered = sessions[candidate.session].enter(&candidate.request).await.unwrap();
-            assert_eq!(entered.entry.version, candidate.version);
-            assert_eq!(entered.leads.is_some(), position == 0);
-            leaders += usize::from(entered.leads.is_some());
+            assert_eq!(entered.entry().unwrap().version, candidate.version);
+            assert_eq!(entered.token().is_some(), position == 0);
+            leaders += usize::from(entered.token().is_some());
         }
         assert!(leaders <= 1);
     }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{TEST_TIMEOUT, files, request, session, within};
+use common::{TEST_TIMEOUT, files, request, session, wait_turn, within};
 use tenure_core::spi::{BackendSession, Entered, EntryRequest};
 use tenure_local::LocalBackend;
 use tokio::sync::Notify;
@@ -78,13 +78,13 @@ async fn a_killed_leader_is_replaced_within_milliseconds() {
         assert!(token > last);
         let s = session(&backend).await;
         let (_, entered) = enter(&*s).await;
-        assert_eq!(entered.leads, None);
-        let entry = entered.entry.clone();
+        assert_eq!(entered.token(), None);
+        let entry = entered.entry().unwrap().clone();
         let waiting = Arc::new(Notify::new());
         let notify_waiting = Arc::clone(&waiting);
         let turn = tokio::spawn(async move {
             let token = {
-                let turn = s.wait_turn(&entry);
+                let turn = wait_turn(&*s, &entry);
                 tokio::pin!(turn);
                 assert!(tokio::time::timeout(Duration::from_millis(30), &mut turn).await.is_err());
                 notify_waiting.notify_one();
@@ -118,7 +118,7 @@ async fn a_stopped_leader_keeps_its_leadership() {
     kill_process(pid, Signal::STOP).unwrap();
     let s = session(&backend).await;
     let (_, entered) = enter(&*s).await;
-    let turn = s.wait_turn(&entered.entry);
+    let turn = wait_turn(&*s, entered.entry().unwrap());
     tokio::pin!(turn);
     assert!(tokio::time::timeout(Duration::from_millis(400), &mut turn).await.is_err());
     leader.kill();
@@ -191,7 +191,7 @@ fn kills_at_any_point_cause_no_second_leader() {
         let backend = LocalBackend::open(dir.path()).unwrap();
         let s = session(&backend).await;
         let (_, entered) = enter(&*s).await;
-        assert!(entered.leads.unwrap().get() > last);
+        assert!(entered.token().unwrap().get() > last);
         assert_eq!(files(dir.path(), "e").len(), 1);
     });
 }

@@ -3,9 +3,9 @@
 
 mod common;
 
-use std::{path::Path, time::Duration};
+use std::{future::poll_fn, path::Path, time::Duration};
 
-use common::{election, files, new_backend, request, session, until, within};
+use common::{election, files, new_backend, request, session, until, wait_turn, within};
 use futures::{FutureExt, StreamExt};
 use tenure_core::{
     Error, Level,
@@ -43,20 +43,20 @@ async fn candidates_lead_in_the_order_of_arrival_with_increasing_tokens() {
     for (n, s) in sessions.iter().enumerate() {
         let request = request("e", &format!("c{n}"));
         let entered = s.enter(&request).await.unwrap();
-        assert_eq!(entered.leads.is_some(), n == 0);
+        assert_eq!(entered.token().is_some(), n == 0);
         entries.push((request, entered));
     }
     let candidates = backend.candidates(&election("e")).await.unwrap();
     assert_eq!(candidates.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["c0", "c1", "c2"]);
     assert_eq!(candidates[1].value, b"value of c1");
     assert_eq!(candidates[1].session, sessions[1].id());
-    assert_eq!(candidates[1].token.unwrap().get(), entries[1].1.entry.version);
+    assert_eq!(candidates[1].token.unwrap().get(), entries[1].1.entry().unwrap().version);
     assert!(candidates[1].age.unwrap() < Duration::from_secs(60));
     assert_eq!(backend.leader(&election("e")).await.unwrap().unwrap().id, "c0");
 
-    let mut last = entries[0].1.leads.unwrap();
+    let mut last = entries[0].1.token().unwrap();
     for n in 1..3 {
-        let turn = sessions[n].wait_turn(&entries[n].1.entry);
+        let turn = wait_turn(&*sessions[n], entries[n].1.entry().unwrap());
         tokio::pin!(turn);
         assert!(tokio::time::timeout(Duration::from_millis(30), &mut turn).await.is_err());
         sessions[n - 1].leave(&entries[n - 1].0, None).await.unwrap();
@@ -64,7 +64,7 @@ async fn candidates_lead_in_the_order_of_arrival_with_increasing_tokens() {
         assert!(token > last);
         last = token;
     }
-    sessions[2].leave(&entries[2].0, Some(&entries[2].1.entry)).await.unwrap();
+    sessions[2].leave(&entries[2].0, entries[2].1.entry()).await.unwrap();
     assert_eq!(backend.leader(&election("e")).await.unwrap(), None);
     assert!(files(dir.path(), "e").is_empty());
 }
@@ -77,7 +77,7 @@ async fn the_middle_candidate_leaves_and_its_neighbour_is_not_promoted() {
     s.enter(&a).await.unwrap();
     s.enter(&b).await.unwrap();
     let entered = s.enter(&c).await.unwrap();
-    let turn = s.wait_turn(&entered.entry);
+    let turn = wait_turn(&*s, entered.entry().unwrap());
     tokio::pin!(turn);
     assert!(turn.as_mut().now_or_never().is_none());
     s.leave(&b, None).await.unwrap();
@@ -95,19 +95,19 @@ async fn entering_twice_makes_one_entry_and_leaving_twice_is_fine() {
     let first = s.enter(&request).await.unwrap();
     assert_eq!(s.enter(&request).await.unwrap(), first);
     assert_eq!(files(dir.path(), "e").len(), 1);
-    s.leave(&request, Some(&first.entry)).await.unwrap();
-    s.leave(&request, Some(&first.entry)).await.unwrap();
+    s.leave(&request, first.entry()).await.unwrap();
+    s.leave(&request, first.entry()).await.unwrap();
     assert!(files(dir.path(), "e").is_empty());
-    let gone = s.wait_turn(&first.entry).await.unwrap_err();
+    let gone = wait_turn(&*s, first.entry().unwrap()).await.unwrap_err();
     assert_eq!(gone.kind(), BackendErrorKind::EntryGone);
-    within("gone", deleted(&*s, &first.entry)).await.unwrap();
+    within("gone", deleted(&*s, first.entry().unwrap())).await.unwrap();
 }
 
 /// Waits until the entry is deleted.
 async fn deleted(session: &dyn BackendSession, entry: &Entry) -> Result<(), BackendError> {
     let mut watcher = session.entry_watcher();
     watcher.add(0, entry);
-    while watcher.next().await?.1 != EntryEvent::Deleted {}
+    while poll_fn(|context| watcher.poll_next(context)).await?.1 != EntryEvent::Deleted {}
     Ok(())
 }
 
@@ -153,11 +153,11 @@ async fn entries_of_a_dropped_session_are_dead_and_removed() {
     one.enter(&request("e", "b")).await.unwrap();
     let two = session(&backend).await;
     let waiting = two.enter(&request("e", "c")).await.unwrap();
-    let turn = two.wait_turn(&waiting.entry);
+    let turn = wait_turn(&*two, waiting.entry().unwrap());
     tokio::pin!(turn);
     assert!(turn.as_mut().now_or_never().is_none());
     drop(one);
-    assert_eq!(within("its turn", turn).await.unwrap().get(), waiting.entry.version);
+    assert_eq!(within("its turn", turn).await.unwrap().get(), waiting.entry().unwrap().version);
     assert_eq!(files(dir.path(), "e").len(), 1);
 }
 
@@ -166,9 +166,9 @@ async fn entries_of_a_dropped_session_are_dead_and_removed() {
 async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
     let (dir, backend) = new_backend();
     let s = session(&backend).await;
-    let leader = s.enter(&request("e", "a")).await.unwrap().entry;
-    let waiter = s.enter(&request("e", "b")).await.unwrap().entry;
-    let (gone, turn) = (deleted(&*s, &leader), s.wait_turn(&waiter));
+    let leader = s.enter(&request("e", "a")).await.unwrap().entry().unwrap().clone();
+    let waiter = s.enter(&request("e", "b")).await.unwrap().entry().unwrap().clone();
+    let (gone, turn) = (deleted(&*s, &leader), wait_turn(&*s, &waiter));
     tokio::pin!(gone, turn);
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut gone).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut turn).await.is_err());
@@ -177,7 +177,7 @@ async fn a_deleted_entry_is_noticed_by_its_owner_at_once() {
     assert_eq!(within("noticed", &mut turn).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
     std::fs::remove_file(path(&leader)).unwrap();
     within("noticed", gone).await.unwrap();
-    assert_eq!(s.wait_turn(&leader).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
+    assert_eq!(wait_turn(&*s, &leader).await.unwrap_err().kind(), BackendErrorKind::EntryGone);
     let update = s.update(&leader, &request("e", "a")).await.unwrap_err();
     assert_eq!(update.kind(), BackendErrorKind::EntryGone);
 }
@@ -197,12 +197,12 @@ async fn a_deleted_election_or_store_is_noticed_and_tokens_go_on() {
     for wipe in wipes {
         let [a, b] = ["a", "b"].map(|id| request("e", id));
         let leader = s.enter(&a).await.unwrap();
-        assert!(leader.leads.is_some());
-        let leader = leader.entry;
+        assert!(leader.token().is_some());
+        let leader = leader.entry().unwrap().clone();
         assert!(leader.version > last, "{} after {last}", leader.version);
-        let waiter = s.enter(&b).await.unwrap().entry;
+        let waiter = s.enter(&b).await.unwrap().entry().unwrap().clone();
         last = waiter.version;
-        let (gone, turn) = (deleted(&*s, &leader), s.wait_turn(&waiter));
+        let (gone, turn) = (deleted(&*s, &leader), wait_turn(&*s, &waiter));
         tokio::pin!(gone, turn);
         assert!(gone.as_mut().now_or_never().is_none());
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
@@ -224,7 +224,7 @@ async fn an_observer_sees_vacancy_leaders_and_new_values() {
     assert!(!dir.path().join("elections/e").exists(), "observing creates no files");
     let (s, other) = (session(&backend).await, session(&backend).await);
     let (mut a, b) = (request("e", "a"), request("e", "b"));
-    let entry = s.enter(&a).await.unwrap().entry;
+    let entry = s.enter(&a).await.unwrap().entry().unwrap().clone();
     other.enter(&b).await.unwrap();
     assert_eq!(within("a", leaders.next()).await.unwrap().unwrap().unwrap().id, "a");
     a.value = b"new".as_slice().into();
@@ -243,7 +243,7 @@ async fn an_observer_sees_vacancy_leaders_and_new_values() {
 async fn an_overwritten_entry_still_leads_and_foreign_files_do_not() {
     let (dir, backend) = new_backend();
     let s = session(&backend).await;
-    let entry = s.enter(&request("e", "a")).await.unwrap().entry;
+    let entry = s.enter(&request("e", "a")).await.unwrap().entry().unwrap().clone();
     let elections = dir.path().join("elections");
     std::fs::write(elections.join("e/README"), "foreign").unwrap();
     std::fs::write(elections.join(&*entry.key), "overwritten").unwrap();
@@ -262,7 +262,7 @@ async fn elections_with_similar_names_are_separate() {
     let s = session(&backend).await;
     for name in ["a", "ab", "a.b", ".a", "...", "elections", "tokens", "-", &long] {
         let entered = s.enter(&request(name, "c")).await.unwrap();
-        assert!(entered.leads.is_some(), "{name}");
+        assert!(entered.token().is_some(), "{name}");
         assert_eq!(backend.candidates(&election(name)).await.unwrap().len(), 1);
     }
 }
@@ -273,7 +273,7 @@ async fn the_largest_value_can_be_read_back() {
     let s = session(&backend).await;
     let mut request = request("e", &"i".repeat(255));
     request.value = vec![0xff; tenure_core::MAX_VALUE_BYTES].into();
-    let entry = s.enter(&request).await.unwrap().entry;
+    let entry = s.enter(&request).await.unwrap().entry().unwrap().clone();
     assert_eq!(backend.leader(&election("e")).await.unwrap().unwrap().value, *request.value);
     request.value = vec![0x0a; tenure_core::MAX_VALUE_BYTES].into();
     s.update(&entry, &request).await.unwrap();
@@ -322,9 +322,9 @@ async fn many_candidates_lead_one_at_a_time() {
                 let s = session(&backend).await;
                 let request = request("e", &format!("c{n}-{round}"));
                 let entered = within("entering", s.enter(&request)).await.unwrap();
-                let token = match entered.leads {
+                let token = match entered.token() {
                     Some(token) => token,
-                    None => within("its turn", s.wait_turn(&entered.entry)).await.unwrap(),
+                    None => within("its turn", wait_turn(&*s, entered.entry().unwrap())).await.unwrap(),
                 };
                 {
                     let mut last = last.try_lock().expect("two leaders");
@@ -334,7 +334,7 @@ async fn many_candidates_lead_one_at_a_time() {
                 }
                 // Half of the sessions leave. The others are dropped, which releases their locks as a crash does.
                 if fastrand::bool() {
-                    s.leave(&request, Some(&entered.entry)).await.unwrap();
+                    s.leave(&request, entered.entry()).await.unwrap();
                 }
             }
             backend.close().await;
@@ -364,10 +364,10 @@ fn nothing_leaks() {
         let backend = LocalBackend::open(dir.path()).unwrap();
         let s = session(&backend).await;
         for n in 0..20 {
-            let leads = s.enter(&request(&format!("e{n}"), "a")).await.unwrap().entry;
-            let waits = s.enter(&request(&format!("e{n}"), "b")).await.unwrap().entry;
+            let leads = s.enter(&request(&format!("e{n}"), "a")).await.unwrap().entry().unwrap().clone();
+            let waits = s.enter(&request(&format!("e{n}"), "b")).await.unwrap().entry().unwrap().clone();
             let short = Duration::from_millis(5);
-            assert!(tokio::time::timeout(short, s.wait_turn(&waits)).await.is_err());
+            assert!(tokio::time::timeout(short, wait_turn(&*s, &waits)).await.is_err());
             assert!(tokio::time::timeout(short, deleted(&*s, &leads)).await.is_err());
         }
         let mut leaders = backend.observe(&election("e1")).await.unwrap();
@@ -388,9 +388,9 @@ async fn a_waiting_candidate_without_notifications_still_leads() {
     backend.close().await;
     let s = session(&backend).await;
     let (a, b) = (request("e", "a"), request("e", "b"));
-    let leader = s.enter(&a).await.unwrap().entry;
-    let waiting = s.enter(&b).await.unwrap().entry;
-    let (turn, gone) = (s.wait_turn(&waiting), deleted(&*s, &leader));
+    let leader = s.enter(&a).await.unwrap().entry().unwrap().clone();
+    let waiting = s.enter(&b).await.unwrap().entry().unwrap().clone();
+    let (turn, gone) = (wait_turn(&*s, &waiting), deleted(&*s, &leader));
     tokio::pin!(turn, gone);
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut turn).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(40), &mut gone).await.is_err());
@@ -409,8 +409,8 @@ fn a_backend_outlives_a_runtime() {
             let (s, other) = (session(&backend).await, session(&backend).await);
             let a = request("e", "a");
             s.enter(&a).await.unwrap();
-            let waiting = other.enter(&request("e", "b")).await.unwrap().entry;
-            let turn = other.wait_turn(&waiting);
+            let waiting = other.enter(&request("e", "b")).await.unwrap().entry().unwrap().clone();
+            let turn = wait_turn(&*other, &waiting);
             tokio::pin!(turn);
             assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
             s.leave(&a, None).await.unwrap();
@@ -426,7 +426,7 @@ async fn a_process_stopped_while_entering_blocks_only_entering() {
     let s = session(&backend).await;
     let (a, b) = (request("e", "a"), request("e", "b"));
     s.enter(&a).await.unwrap();
-    let waiting = s.enter(&b).await.unwrap().entry;
+    let waiting = s.enter(&b).await.unwrap().entry().unwrap().clone();
     let stuck = std::fs::File::open(dir.path().join("tokens/e")).unwrap();
     stuck.lock().unwrap();
     let late = request("e", "c");
@@ -435,7 +435,7 @@ async fn a_process_stopped_while_entering_blocks_only_entering() {
     assert!(error.to_string().contains("election e"), "{error}");
     s.leave(&late, None).await.unwrap();
     s.leave(&a, None).await.unwrap();
-    within("its turn", s.wait_turn(&waiting)).await.unwrap();
+    within("its turn", wait_turn(&*s, &waiting)).await.unwrap();
     drop(stuck);
     s.enter(&request("e", "c")).await.unwrap();
 }

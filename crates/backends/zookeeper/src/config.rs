@@ -4,7 +4,8 @@ use std::{fmt, time::Duration};
 
 use tenure_core::{
     Error, InvalidConfig, Password, StoreUrl, Tls,
-    spi::{BackendError, BackendErrorKind, check_hosts, is_loopback},
+    internal::{check_hosts, is_loopback},
+    spi::{BackendError, BackendErrorKind},
 };
 
 use crate::{

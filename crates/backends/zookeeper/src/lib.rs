@@ -60,13 +60,13 @@ mod election;
 pub mod test_support;
 mod transport;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use tenure_core::{
-    Candidate, Diagnosis, ElectionName, Error, LeadershipHandle,
-    spi::{self, Backend, BackendError, BackendSession, Capabilities, Observation, SessionRecord},
+    Candidate, Diagnosis, ElectionName, Error, LeadershipHandle, internal,
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionOptions, SessionRecord},
 };
 
 pub use crate::{
@@ -96,7 +96,7 @@ impl ZookeeperBackend {
     pub fn new(config: ZookeeperConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {
-            spi::warn_of_plain_text("ZooKeeper", &config.servers, config.login.is_some());
+            internal::warn_of_plain_text("ZooKeeper", &config.servers, config.login.is_some());
         }
         let options = ConnectOptions {
             login: config.login.clone(),
@@ -128,8 +128,8 @@ impl Backend for ZookeeperBackend {
         Capabilities::QUEUE.ends_sessions(true)
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        Ok(Box::new(ZookeeperSession::open(Arc::clone(&self.store), ttl).await?))
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        Ok(Box::new(ZookeeperSession::open(Arc::clone(&self.store), options.ttl).await?))
     }
 
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {

@@ -100,7 +100,7 @@ impl Program {
         command
             .env("TENURE_ELECTION", leadership.election().as_str())
             .env("TENURE_FENCING_TOKEN", leadership.fencing_token().to_string())
-            .env("TENURE_CANDIDATE", leadership.candidate().as_str())
+            .env("TENURE_CANDIDATE", leadership.candidate_id().as_str())
             .env("TENURE_GRACE_PERIOD_MS", grace_period.as_millis().to_string())
             .env_remove("TENURE_DEADLINE_BOOTTIME_NS");
         for variable in store::secret_variables(options.store.url.as_deref()) {

@@ -7,9 +7,7 @@ use tracing::{Level, warn};
 
 use super::{
     elector_context::ElectorContext,
-    tasks::{
-        candidate::Campaign, elections::Elections, elector_task::Campaigns, entry_value::CandidateValue,
-    },
+    tasks::{campaigns::Campaigns, candidate::Campaign, elections::Elections, entry_value::CandidateValue},
 };
 use crate::{
     CampaignOptions, ElectionName, Error, Leadership, Patience,

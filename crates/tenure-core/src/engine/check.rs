@@ -41,12 +41,13 @@ pub(super) async fn check(shared: &Arc<ElectorContext>) -> Result<(), Error> {
 
 async fn attempt(shared: &Arc<ElectorContext>) -> Result<(), OpenError> {
     let end = shared.clock.now() + shared.config.request_timeout;
-    let session = open_backend_session(shared).await?.backend_session;
+    let election = ElectionName::new(CHECKED_ELECTION).ok();
+    let session = open_backend_session(shared, election.clone()).await?.backend_session;
     let limit = end.since(shared.clock.now());
     let read = async {
-        match ElectionName::new(CHECKED_ELECTION) {
-            Ok(election) => shared.backend.leader(&election).await.map(drop),
-            Err(_) => Ok(()),
+        match &election {
+            Some(election) => shared.backend.leader(election).await.map(drop),
+            None => Ok(()),
         }
     };
     let read = timeout(limit, read).await.unwrap_or_else(|_| {

@@ -2,12 +2,15 @@
 
 use std::{fs, time::Duration};
 
-use super::{elector_context::ElectorContext, rules::heartbeat, runtime::retry::with_timeout};
+use super::{
+    elector_context::ElectorContext, rules::heartbeat, runtime::retry::with_timeout,
+    tasks::session_opening::session_options,
+};
 use crate::{
     Diagnosis, ElectionName,
     config::check_grace_period,
     random,
-    spi::{BackendError, BackendErrorKind, BackendSession, EntryRequest, HeartbeatProof},
+    spi::{BackendError, BackendErrorKind, BackendSession, Entered, EntryRequest, HeartbeatProof},
 };
 
 /// The timeout of [`Backend::diagnose`](crate::spi::Backend::diagnose), unless four requests may take longer.
@@ -37,14 +40,16 @@ async fn diagnose_session(shared: &ElectorContext, diagnoses: &mut Vec<Diagnosis
     let config = &shared.config;
     let limit = config.request_timeout;
     let begun = shared.clock.now();
-    let session =
-        match with_timeout("opening a session", limit, shared.backend.open_session(config.ttl)).await {
-            Ok(session) => session,
-            Err(error) => {
-                diagnoses.push(request_failed("session", &error));
-                return;
-            }
-        };
+    let Ok(election) = ElectionName::new(DIAGNOSE_ELECTION) else { return };
+    let options = session_options(shared, Some(election.clone()));
+    let session = match with_timeout("opening a session", limit, shared.backend.open_session(&options)).await
+    {
+        Ok(session) => session,
+        Err(error) => {
+            diagnoses.push(request_failed("session", &error));
+            return;
+        }
+    };
     let took = shared.clock.now().since(begun);
     let requested = config.ttl;
     let granted = session.granted_ttl();
@@ -78,7 +83,7 @@ async fn diagnose_session(shared: &ElectorContext, diagnoses: &mut Vec<Diagnosis
             format!("set grace_period to at most {}", ttl(max)),
         ));
     }
-    diagnose_entry(shared, &*session, diagnoses).await;
+    diagnose_entry(shared, &*session, election, diagnoses).await;
     if let Err(error) = with_timeout("closing the session", limit, session.close()).await {
         diagnoses.push(Diagnosis::warning(
             "session",
@@ -92,10 +97,10 @@ async fn diagnose_session(shared: &ElectorContext, diagnoses: &mut Vec<Diagnosis
 async fn diagnose_entry(
     shared: &ElectorContext,
     session: &dyn BackendSession,
+    election: ElectionName,
     diagnoses: &mut Vec<Diagnosis>,
 ) {
     let limit = shared.config.request_timeout;
-    let Ok(election) = ElectionName::new(DIAGNOSE_ELECTION) else { return };
     let request = EntryRequest {
         election,
         candidate: shared.config.id.clone(),
@@ -105,7 +110,7 @@ async fn diagnose_entry(
     let begun = shared.clock.now();
     let entered = with_timeout("entering an election", limit, session.enter(&request)).await;
     let took = shared.clock.now().since(begun);
-    let entry = entered.as_ref().ok().map(|entered| entered.entry.clone());
+    let entry = entered.as_ref().ok().and_then(Entered::entry).cloned();
     let left = with_timeout("leaving an election", limit, session.leave(&request, entry.as_ref())).await;
     diagnoses.push(match (entered, left) {
         (Ok(_), Ok(())) => slow_request(shared, took).unwrap_or_else(|| {

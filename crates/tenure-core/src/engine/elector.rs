@@ -15,7 +15,7 @@ use super::{
         report::FLUSH_TIMEOUT,
         retry::{Retry, with_timeout},
     },
-    tasks::{elections::Elections, elector_task::Campaigns, in_flight_work::PollGuard, observe},
+    tasks::{campaigns::Campaigns, elections::Elections, elector_task, in_flight_work::PollGuard, observe},
 };
 use crate::{
     Backoff, CampaignOptions, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error,
@@ -103,7 +103,7 @@ impl StoreElector {
 
     fn with_shared(engine: Option<Engine>, shared: Arc<ElectorContext>) -> Self {
         let elections = Arc::default();
-        Self { engine, campaigns: Campaigns::start_task(&shared, &elections), shared, elections }
+        Self { engine, campaigns: elector_task::start(&shared, &elections), shared, elections }
     }
 
     /// The settings of this elector.
@@ -265,7 +265,7 @@ impl Elector for StoreElector {
         self.engine.clone()
     }
 
-    fn candidate(&self) -> CandidateId {
+    fn candidate_id(&self) -> CandidateId {
         self.shared.config.id.clone()
     }
 

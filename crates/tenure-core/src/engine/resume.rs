@@ -194,7 +194,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::memory::MemoryStore;
+    use crate::{SimClock, memory::MemoryStore, spi::SessionOptions};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -206,7 +206,8 @@ mod tests {
         let backend = MemoryStore::new().backend();
         let resume = Resume::open(&backend, &path).unwrap();
         let saved = || std::fs::read_to_string(&path).unwrap().matches("\nsession ").count();
-        let first = backend.open_session(8 * SECOND).await.unwrap();
+        let options = SessionOptions::new(8 * SECOND, Arc::new(SimClock::new()), 0.1);
+        let first = backend.open_session(&options).await.unwrap();
         let stalled = Arc::clone(&resume.writing).lock_owned().await;
         let begun = Instant::now();
         resume.save(&*first, 5 * SECOND).await;
@@ -214,7 +215,7 @@ mod tests {
         resume.forget("another", SECOND).await;
         assert_eq!((begun.elapsed().as_secs(), saved()), (2, 0));
         drop(stalled);
-        let second = backend.open_session(8 * SECOND).await.unwrap();
+        let second = backend.open_session(&options).await.unwrap();
         resume.save(&*second, 5 * SECOND).await;
         assert_eq!(saved(), 2);
         let stalled = Arc::clone(&resume.writing).lock_owned().await;

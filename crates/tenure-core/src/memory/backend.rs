@@ -6,15 +6,19 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::{Delivery, Direction, Link, MemoryStore, Op};
+use super::{Delivery, Direction, Link, MemoryStore, Op, Proof, store::Renewed};
 use crate::{
     Candidate, ElectionName, FencingToken,
+    failpoints::{SafetyRule, is_disabled},
     spi::{
-        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Confirmation, Entered, Entry,
-        EntryEvent, EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
-        SessionRecord,
+        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Entered, Entry, EntryEvent,
+        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher, QueuePosition,
+        SessionOptions, SessionRecord, Won,
     },
 };
+
+/// The pause before a heartbeat is repeated whose epoch has changed.
+const CONFIRM_RETRY: Duration = Duration::from_millis(20);
 
 /// A client of a [`MemoryStore`], with a network [`Link`] of its own.
 #[derive(Clone, Debug)]
@@ -65,7 +69,8 @@ impl Backend for MemoryBackend {
         self.store.capabilities()
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        let ttl = options.ttl;
         let store = self.store.clone();
         let id = self.link.send(Op::Open, move || Ok(store.open(ttl))).await?;
         Ok(Box::new(MemorySession { backend: self.clone(), id, ttl }))
@@ -141,6 +146,15 @@ impl MemorySession {
         let link = self.backend.link.clone();
         async move { link.send(op, move || carry_out(store, id)).await }
     }
+
+    /// Like etcd: a member that considers itself leader renews the session alone.
+    async fn renew_at_member(&self) -> Result<Renewed, BackendError> {
+        let ttl = self.ttl;
+        match self.backend.link.member_is_isolated() {
+            true => self.send(Op::Heartbeat, move |store, _| Ok(store.stale_renewal(ttl))).await,
+            false => self.send(Op::Heartbeat, |store, id| store.renew(id)).await,
+        }
+    }
 }
 
 #[async_trait]
@@ -162,18 +176,31 @@ impl BackendSession for MemorySession {
     }
 
     fn proof(&self) -> HeartbeatProof {
-        self.backend.store.proof()
+        self.backend.store.proof().into()
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
-        let (link, ttl) = (self.backend.link.clone(), self.ttl);
-        match self.proof() {
+        let link = self.backend.link.clone();
+        match self.backend.store.proof() {
+            Proof::Answer | Proof::Process if link.member_is_isolated() => std::future::pending().await,
+            Proof::Answer | Proof::Process => {
+                self.send(Op::Heartbeat, |store, id| Ok(Heartbeat::new(store.renew(id)?.ttl))).await
+            }
+            Proof::Read => loop {
+                let renewed = self.renew_at_member().await?;
+                // Another heartbeat is tried when the epoch has changed. The engine bounds the time.
+                if is_disabled(SafetyRule::ConfirmHeartbeats)
+                    || self.send(Op::Confirm, move |store, _| Ok(store.epoch() == renewed.epoch)).await?
+                    || is_disabled(SafetyRule::CompareEpochs)
+                {
+                    return Ok(Heartbeat::new(renewed.ttl));
+                }
+                tokio::time::sleep(CONFIRM_RETRY).await;
+            },
+            Proof::NextHeartbeat { .. } if link.member_is_isolated() => std::future::pending().await,
             // Like ZooKeeper: a quorum carries out the heartbeat, but the session is extended only when the member relays
             // it, up to half a tick later, if it still can.
-            HeartbeatProof::NextHeartbeat { gap } => {
-                if link.member_is_isolated() {
-                    return std::future::pending().await;
-                }
+            Proof::NextHeartbeat { gap } => {
                 self.send(Op::Heartbeat, move |store, id| {
                     let answer = store.peek_session(id)?;
                     tokio::spawn(async move {
@@ -182,35 +209,18 @@ impl BackendSession for MemorySession {
                             let _ = store.renew(id);
                         }
                     });
-                    Ok(answer)
+                    Ok(Heartbeat::new(answer.ttl))
                 })
                 .await
             }
-            // Like etcd: a member that considers itself leader answers alone.
-            HeartbeatProof::Read if link.member_is_isolated() => {
-                self.send(Op::Heartbeat, move |store, _| Ok(store.stale_heartbeat(ttl))).await
-            }
-            _ if link.member_is_isolated() => std::future::pending().await,
-            _ => self.send(Op::Heartbeat, |store, id| store.renew(id)).await,
         }
     }
 
-    async fn confirm(
-        &self,
-        heartbeat: &Heartbeat,
-        probe_entry: Option<&Entry>,
-    ) -> Result<Confirmation, BackendError> {
-        let (heartbeat, probe_entry) = (*heartbeat, probe_entry.cloned());
-        self.send(Op::Confirm, move |store, id| {
-            if store.epoch() != heartbeat.epoch {
-                return Ok(Confirmation::Unconfirmed);
-            }
-            match probe_entry {
-                Some(entry) if store.is_leading(id, &entry).is_none() => Ok(Confirmation::ProbeEntryGone),
-                _ => Ok(Confirmation::Confirmed),
-            }
-        })
-        .await
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        match self.backend.store.proof() {
+            Proof::Read => self.renew_at_member().await.map(drop),
+            _ => self.heartbeat().await.map(drop),
+        }
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -218,14 +228,23 @@ impl BackendSession for MemorySession {
         self.send(Op::Enter, move |store, id| store.enter(id, &request)).await
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        self.backend
-            .wait_for(|| match self.backend.store.is_leading(self.id, entry) {
-                None => Some(Err(BackendError::new(BackendErrorKind::EntryGone, "the entry does not exist"))),
-                Some(true) => FencingToken::new(entry.version).map(Ok),
-                Some(false) => None,
-            })
-            .await
+    async fn wait_turn(
+        &self,
+        _request: &EntryRequest,
+        entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        let gone = || BackendError::new(BackendErrorKind::EntryGone, "the entry does not exist");
+        let entry = entry.ok_or_else(gone)?;
+        let won = self.backend.wait_for(|| match self.backend.store.entries_ahead(self.id, entry) {
+            None => Some(Err(gone())),
+            Some(0) => FencingToken::new(entry.version).map(|token| Ok(Won::new(entry.clone(), token))),
+            Some(ahead) => {
+                position.set_next(ahead == 1);
+                None
+            }
+        });
+        won.await
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
@@ -234,7 +253,7 @@ impl BackendSession for MemorySession {
             let backend = backend.clone();
             async move {
                 let store = &backend.store;
-                let event = backend.wait_for(|| match store.is_leading(id, &entry) {
+                let event = backend.wait_for(|| match store.entries_ahead(id, &entry) {
                     None => Some(EntryEvent::Deleted),
                     Some(_) if for_resign_requests && store.is_resign_requested(&entry) => {
                         Some(EntryEvent::ResignRequested)

@@ -10,4 +10,4 @@ mod store;
 
 pub use backend::MemoryBackend;
 pub use link::{Delivery, Direction, Link, Op};
-pub use store::{MemoryStore, StoredEntry};
+pub use store::{MemoryStore, Proof, StoredEntry};

@@ -12,9 +12,8 @@ use super::MemoryBackend;
 use crate::{
     Candidate, ElectionName, FencingToken,
     spi::{
-        BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, Heartbeat,
-        HeartbeatProof, foreign_leader_error, is_resign_requested, mark_resign_requested,
-        replacement_payload,
+        BackendError, BackendErrorKind, Capabilities, Entered, Entry, EntryRequest, HeartbeatProof, Won,
+        foreign_leader_error, is_resign_requested, mark_resign_requested, replacement_payload,
     },
 };
 
@@ -25,11 +24,45 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct MemoryStore(Arc<Inner>);
 
+/// What proves a heartbeat of a [`MemoryStore`]. Each variant imitates a kind of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Proof {
+    /// The answer.
+    Answer,
+    /// A read that finds the same epoch, as in etcd. It is part of the heartbeat.
+    Read,
+    /// A later heartbeat, as in ZooKeeper.
+    NextHeartbeat {
+        /// The least time between the answer to a heartbeat and the sending of the one that proves it.
+        gap: Duration,
+    },
+    /// Sessions live as long as their process, as with file locks.
+    Process,
+}
+
+impl From<Proof> for HeartbeatProof {
+    fn from(proof: Proof) -> Self {
+        match proof {
+            Proof::Answer | Proof::Read => Self::Answer,
+            Proof::NextHeartbeat { gap } => Self::NextHeartbeat { gap },
+            Proof::Process => Self::Process,
+        }
+    }
+}
+
+/// A session that was extended, as its member sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Renewed {
+    pub(super) ttl: Duration,
+    pub(super) epoch: u64,
+}
+
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
-    proof: HeartbeatProof,
+    proof: Proof,
     cluster: u64,
 }
 
@@ -69,13 +102,13 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store whose answers to heartbeats need no further confirmation.
+    /// An empty store, in which the answer proves a heartbeat.
     pub fn new() -> Self {
-        Self::with_proof(HeartbeatProof::Answer)
+        Self::with_proof(Proof::Answer)
     }
 
-    /// An empty store whose heartbeats must be confirmed by `proof`.
-    pub fn with_proof(proof: HeartbeatProof) -> Self {
+    /// An empty store whose heartbeats are proven by `proof`.
+    pub fn with_proof(proof: Proof) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::new(State { epoch: 1, ..State::default() }),
             changed: watch::channel(0).0,
@@ -147,7 +180,7 @@ impl MemoryStore {
         });
     }
 
-    pub(super) fn proof(&self) -> HeartbeatProof {
+    pub(super) fn proof(&self) -> Proof {
         self.0.proof
     }
 
@@ -189,24 +222,24 @@ impl MemoryStore {
         })
     }
 
-    pub(super) fn renew(&self, session: u64) -> Result<Heartbeat, BackendError> {
+    pub(super) fn renew(&self, session: u64) -> Result<Renewed, BackendError> {
         let mut state = self.state();
         let epoch = state.epoch;
         let stored = state.sessions.get_mut(&session).ok_or_else(|| session_gone(session))?;
         stored.expires = Instant::now() + stored.ttl;
-        Ok(Heartbeat { ttl: stored.ttl, epoch })
+        Ok(Renewed { ttl: stored.ttl, epoch })
     }
 
     /// The answer to a heartbeat, without extending the session.
-    pub(super) fn peek_session(&self, session: u64) -> Result<Heartbeat, BackendError> {
+    pub(super) fn peek_session(&self, session: u64) -> Result<Renewed, BackendError> {
         let state = self.state();
         let stored = state.sessions.get(&session).ok_or_else(|| session_gone(session))?;
-        Ok(Heartbeat { ttl: stored.ttl, epoch: state.epoch })
+        Ok(Renewed { ttl: stored.ttl, epoch: state.epoch })
     }
 
-    /// The answer to a heartbeat of a member that was partitioned before the current epoch.
-    pub(super) fn stale_heartbeat(&self, ttl: Duration) -> Heartbeat {
-        Heartbeat { ttl, epoch: self.state().epoch.saturating_sub(1) }
+    /// The answer of a member that was partitioned before the current epoch.
+    pub(super) fn stale_renewal(&self, ttl: Duration) -> Renewed {
+        Renewed { ttl, epoch: self.state().epoch.saturating_sub(1) }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -242,16 +275,19 @@ impl MemoryStore {
                 key: format!("{}/{revision}", request.election).into(),
                 version: revision,
             };
-            let leads = if state.is_first(&entry) { FencingToken::new(revision) } else { None };
-            Ok(Entered { entry, leads })
+            let token = FencingToken::new(revision).filter(|_| state.ahead_of(&entry) == 0);
+            Ok(match token {
+                Some(token) => Entered::Leads(Won::new(entry, token)),
+                None => Entered::Queued { entry: Some(entry) },
+            })
         })
     }
 
-    /// Whether `entry` leads. `None` when it does not exist in this session.
-    pub(super) fn is_leading(&self, session: u64, entry: &Entry) -> Option<bool> {
+    /// The number of entries ahead of `entry`. `None` when it does not exist in this session.
+    pub(super) fn entries_ahead(&self, session: u64, entry: &Entry) -> Option<usize> {
         let state = self.state();
         state.find(entry).filter(|stored| stored.session == session)?;
-        Some(state.is_first(entry))
+        Some(state.ahead_of(entry))
     }
 
     pub(super) fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
@@ -358,11 +394,9 @@ impl State {
         self.elections.get(&entry.election)?.get(&entry.version)
     }
 
-    fn is_first(&self, entry: &Entry) -> bool {
-        self.elections
-            .get(&entry.election)
-            .and_then(|entries| entries.keys().next())
-            .is_some_and(|first| *first == entry.version)
+    fn ahead_of(&self, entry: &Entry) -> usize {
+        let entries = self.elections.get(&entry.election);
+        entries.map_or(0, |entries| entries.range(..entry.version).count())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{BackendError, BackendErrorKind};
-use crate::{Candidate, CandidateId, ElectionName, FencingToken, candidate};
+use crate::{Candidate, CandidateId, ElectionName, candidate};
 
 /// A candidate's request to enter an election.
 #[derive(Clone, Debug)]
@@ -35,15 +35,6 @@ pub struct Entry {
     pub key: Arc<str>,
     /// The number that distinguishes this entry from an earlier one with the same key: create revision, czxid, counter.
     pub version: u64,
-}
-
-/// The outcome of [`BackendSession::enter`](super::BackendSession::enter).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entered {
-    /// The entry, created by this call or by an earlier one with the same request.
-    pub entry: Entry,
-    /// The fencing token, if the entry already leads.
-    pub leads: Option<FencingToken>,
 }
 
 /// What an [`EntryWatcher`](super::EntryWatcher) reports of an entry.

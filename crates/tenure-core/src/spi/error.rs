@@ -44,8 +44,8 @@ impl BackendError {
         Self { kind, message: printable(&message.into(), MAX_MESSAGE_BYTES), cause: None }
     }
 
-    /// A failure caused by `source`. The texts of `source` and of its own sources are appended to `message`, except those that
-    /// with which it already ends. The whole text is shown in statuses, health endpoints and logs: none may contain a secret.
+    /// A failure caused by `source`. The texts of `source` and of its own sources are appended to `message`, except a text with
+    /// which it already ends. The whole text is shown in statuses, health endpoints and logs: none may contain a secret.
     pub fn with_source(
         kind: BackendErrorKind,
         message: impl Into<String>,

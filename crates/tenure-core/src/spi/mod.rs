@@ -3,7 +3,7 @@
 //! A backend knows the requests and the election recipe of its store. It knows nothing of deadlines or guards. It does not
 //! repeat calls of the engine; it does its own failover.
 //! The [engine](crate::engine) calls the backend. It bounds every call in time, except [`BackendSession::wait_turn`] and
-//! [`EntryWatcher::next`]; it repeats the calls that may be repeated; and it derives from the responses how long leadership may
+//! [`EntryWatcher::poll_next`]; it repeats the calls that may be repeated; and it derives from the responses how long leadership may
 //! be assumed. Users of the library call an [`Elector`](crate::Elector) and never a backend.
 //!
 //! | Trait | Implemented for |
@@ -16,7 +16,7 @@
 //!
 //! - No call blocks the thread of the runtime.
 //! - Every future may be dropped at any time. The outcome of its request in the store is then unknown; the engine resolves
-//!   it with [`leave`](BackendSession::leave).
+//!   it with [`leave`](BackendSession::leave), which it also calls when a future was dropped before its first poll.
 //! - An error that leaves the outcome in the store unknown is [`Unavailable`](BackendErrorKind::Unavailable).
 //! - Sessions and backends can be dropped on any thread, outside a runtime too.
 //! - Foreign entries (entries of other libraries) are ignored or shown, never changed or deleted.
@@ -24,31 +24,33 @@
 mod entry;
 mod error;
 mod heartbeat;
-mod hosts;
+pub(crate) mod hosts;
 mod per_entry_watcher;
 mod session;
+mod session_options;
 mod session_record;
+mod stamp;
+mod turn;
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 use crate::{Candidate, Diagnosis, ElectionName};
-pub use crate::{
-    plain_text::{is_loopback, warn_of_plain_text},
-    printable::printable,
-};
 pub use entry::{
-    Entered, Entry, EntryEvent, EntryRequest, foreign_leader_error, is_resign_requested,
-    mark_resign_requested, replacement_payload,
+    Entry, EntryEvent, EntryRequest, foreign_leader_error, is_resign_requested, mark_resign_requested,
+    replacement_payload,
 };
 pub use error::{BackendError, BackendErrorKind};
-pub use heartbeat::{Confirmation, Heartbeat, HeartbeatProof};
-pub use hosts::check_hosts;
+pub use heartbeat::{Heartbeat, HeartbeatProof};
 pub use per_entry_watcher::PerEntryWatcher;
 pub use session::{BackendSession, EntryWatcher};
+pub use session_options::{SessionOptions, SessionScope};
 pub use session_record::SessionRecord;
+pub use stamp::Stamp;
+pub(crate) use stamp::wall_offset;
+pub use turn::{Entered, QueuePosition, Won};
 
 /// A client of a store, used by one elector.
 #[async_trait]
@@ -56,20 +58,21 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// What this store can do. The conformance suite selects its cases by it.
     fn capabilities(&self) -> Capabilities;
 
-    /// Opens a new session. Its entries expire once the session was silent for about `ttl`.
+    /// Opens a new session. Its entries expire once the session was silent for about the TTL.
     ///
     /// # Behavior
     /// - The store keeps the session as one object (a lease, a session, a record), and all entries of the session live
-    ///   and expire with it. Entries that expire individually, under a session that only the backend knows, break the
-    ///   rule of [`heartbeat`](BackendSession::heartbeat) unless each heartbeat extends all of them.
+    ///   and expire with it; or a session serves [one election](SessionScope::Election), and its entry expires. Entries that
+    ///   expire individually, under one session that only the backend knows, break the rule of
+    ///   [`heartbeat`](BackendSession::heartbeat).
     /// - Never returns a session that an earlier call opened.
     /// - The session began no earlier than this call, and a quorum has confirmed it where the store has one.
     /// - A call that fails or is dropped leaves at most a session that expires by itself.
     ///
     /// # Errors
     /// [`Unavailable`](BackendErrorKind::Unavailable) is retried. Permanent errors (refused credentials, an unsupported
-    /// `ttl`) are returned to the user.
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError>;
+    /// TTL) are returned to the user.
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError>;
 
     /// The candidates of `election` in order of succession, the leader first.
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError>;
@@ -172,11 +175,19 @@ pub struct Capabilities {
     pub early_token: bool,
     /// A session of a dead process can be ended ([`Backend::end_session`]).
     pub ends_sessions: bool,
+    /// What a session serves.
+    pub session_scope: SessionScope,
 }
 
 impl Capabilities {
     /// A queue of expiring sessions whose tokens are known on entering, such as etcd and ZooKeeper.
-    pub const QUEUE: Self = Self { ordered: true, expiring: true, early_token: true, ends_sessions: false };
+    pub const QUEUE: Self = Self {
+        ordered: true,
+        expiring: true,
+        early_token: true,
+        ends_sessions: false,
+        session_scope: SessionScope::Elector,
+    };
 
     /// Sets whether sessions expire.
     pub const fn expiring(mut self, yes: bool) -> Self {
@@ -193,6 +204,12 @@ impl Capabilities {
     /// Sets whether the fencing token is known on entering.
     pub const fn early_token(mut self, yes: bool) -> Self {
         self.early_token = yes;
+        self
+    }
+
+    /// Sets what a session serves.
+    pub const fn session_scope(mut self, scope: SessionScope) -> Self {
+        self.session_scope = scope;
         self
     }
 

@@ -1,8 +1,14 @@
 //! The entry watcher for backends that watch each entry by itself.
 
-use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use async_trait::async_trait;
 use futures::{
     StreamExt,
     future::{AbortHandle, Abortable, BoxFuture},
@@ -29,7 +35,7 @@ type WaitFn = dyn Fn(Entry, bool) -> BoxFuture<'static, Result<EntryEvent, Backe
 
 /// The result of the watch on one entry.
 struct FinishedWatch {
-    number: u64,
+    id: u64,
     entry: Entry,
     outcome: Result<EntryEvent, BackendError>,
 }
@@ -53,15 +59,15 @@ impl PerEntryWatcher {
         }
     }
 
-    fn watch(&mut self, number: u64, entry: Entry, for_resign_requests: bool) {
+    fn watch(&mut self, id: u64, entry: Entry, for_resign_requests: bool) {
         let wait = Arc::clone(&self.wait);
         let (handle, registration) = AbortHandle::new_pair();
         let watch: BoxFuture<'static, FinishedWatch> = Box::pin(async move {
             let outcome = watch(&*wait, &entry, for_resign_requests).await;
-            FinishedWatch { number, entry, outcome }
+            FinishedWatch { id, entry, outcome }
         });
         self.watches.push(Abortable::new(watch, registration));
-        self.watched.insert(number, handle);
+        self.watched.insert(id, handle);
     }
 }
 
@@ -71,31 +77,30 @@ impl fmt::Debug for PerEntryWatcher {
     }
 }
 
-#[async_trait]
 impl EntryWatcher for PerEntryWatcher {
-    fn add(&mut self, number: u64, entry: &Entry) {
-        self.watch(number, entry.clone(), true);
+    fn add(&mut self, id: u64, entry: &Entry) {
+        self.watch(id, entry.clone(), true);
     }
 
-    fn remove(&mut self, number: u64) {
-        if let Some(handle) = self.watched.remove(&number) {
+    fn remove(&mut self, id: u64) {
+        if let Some(handle) = self.watched.remove(&id) {
             handle.abort();
         }
     }
 
-    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(u64, EntryEvent), BackendError>> {
         loop {
-            let Some(finished) = self.watches.next().await else { return std::future::pending().await };
+            let Some(finished) = ready!(self.watches.poll_next_unpin(context)) else { return Poll::Pending };
             // Watches that were removed have no result.
-            let Ok(FinishedWatch { number, entry, outcome }) = finished else { continue };
-            if self.watched.remove(&number).is_none() {
+            let Ok(FinishedWatch { id, entry, outcome }) = finished else { continue };
+            if self.watched.remove(&id).is_none() {
                 continue;
             }
             let event = outcome?;
             if event == EntryEvent::ResignRequested {
-                self.watch(number, entry, false);
+                self.watch(id, entry, false);
             }
-            return Ok((number, event));
+            return Poll::Ready(Ok((id, event)));
         }
     }
 }

@@ -1,14 +1,18 @@
-//! A session with a store: the trait that holds a candidate's entries.
+//! The trait of a session with a store.
 
-use std::{any::Any, fmt, time::Duration};
+use std::{
+    any::Any,
+    fmt,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
 use super::{
-    BackendError, BackendErrorKind, Confirmation, Entered, Entry, EntryEvent, EntryRequest, Heartbeat,
-    HeartbeatProof,
+    BackendError, BackendErrorKind, Entered, Entry, EntryEvent, EntryRequest, Heartbeat, HeartbeatProof,
+    QueuePosition, Won,
 };
-use crate::FencingToken;
 
 /// A session with the store. Entries are created under it and expire with it.
 #[async_trait]
@@ -43,15 +47,20 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     /// What confirms an answered heartbeat.
     fn proof(&self) -> HeartbeatProof;
 
-    /// Asks the store to keep the session alive for another TTL.
+    /// Extends the session by another TTL.
     ///
     /// The engine reads the clock before it calls this method, and computes the deadline from that reading even when the
-    /// backend repeats the request on another connection. The response to an *earlier* call must never be returned.
+    /// backend repeats the request. The response to an *earlier* call must never be returned.
+    ///
+    /// Called while a candidate of the session leads, may be next in line, or is about to enter, and while the session has no
+    /// candidate. If the session serves [one election](super::SessionScope::Election): only once its entry leads, and not after
+    /// [`leave`](Self::leave) was called; one may be in flight then.
     ///
     /// # Behavior
     /// - `Ok` means that the store gives no entry of this session to another candidate for the returned TTL, counted from
-    ///   some instant after this call began. That includes entries which [`enter`](Self::enter) or
-    ///   [`wait_turn`](Self::wait_turn) has created in the store but whose calls have not returned yet.
+    ///   some instant after this call began; with [`NextHeartbeat`](HeartbeatProof::NextHeartbeat), once a later heartbeat was
+    ///   answered too. A TTL of zero ends the session. That includes entries which
+    ///   [`enter`](Self::enter) or [`wait_turn`](Self::wait_turn) has created in the store but whose calls have not returned yet.
     /// - The engine has one deadline for all entries of a session, and sends heartbeats while those calls are pending.
     ///   A heartbeat that extends only the entries known to the backend can lead to two leaders.
     ///
@@ -59,20 +68,15 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     /// [`SessionGone`](super::BackendErrorKind::SessionGone) when the store says that the session has ended.
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError>;
 
-    /// Checks that `heartbeat` was answered by a store that still had its quorum. Called only for sessions whose
-    /// proof is [`HeartbeatProof::Read`].
+    /// Extends the session by another TTL, without a proof: the answer extends no deadline.
     ///
-    /// `probe_entry` is an entry of this session, if it has one. The read has to find it.
+    /// Called instead of [`heartbeat`](Self::heartbeat) while all candidates of the session wait and none is
+    /// [next in line](QueuePosition). By default a heartbeat; worth implementing where a proof costs requests.
     ///
     /// # Errors
-    /// By default always, so that a session with that proof but without a read keeps no leadership.
-    async fn confirm(
-        &self,
-        heartbeat: &Heartbeat,
-        probe_entry: Option<&Entry>,
-    ) -> Result<Confirmation, BackendError> {
-        let _ = (heartbeat, probe_entry);
-        Err(BackendError::new(BackendErrorKind::Invalid, "this session has no confirming read"))
+    /// As for [`heartbeat`](Self::heartbeat).
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        self.heartbeat().await.map(drop)
     }
 
     /// Enters a candidate into an election.
@@ -84,25 +88,35 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     ///   no second one.
     /// - If a session can have only one entry in an election, the entry of an *earlier*, withdrawn request is
     ///   removed first and not reused.
-    /// - The engine makes at most one call at a time per election.
+    /// - The engine makes at most one call at a time per election. It calls [`leave`](Self::leave) after a call that was dropped
+    ///   or whose outcome is unknown.
     ///
     /// # Errors
     /// [`SessionGone`](super::BackendErrorKind::SessionGone) when the session has ended.
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError>;
 
-    /// Waits until `entry` leads, and returns its fencing token. Not bounded in time.
+    /// Waits until the candidate leads. `request` is that of [`enter`](Self::enter), and `entry` is the entry that it returned, if
+    /// any, or that of an earlier [`Won`], which is checked once more. Not bounded in time.
     ///
     /// # Behavior
-    /// - Returns only after the store has shown that `entry` existed and belonged to this session at the time its last
-    ///   predecessor departed, or later.
-    /// - Wakes when its immediate predecessor departs, and for at most one other candidate, not for every
-    ///   departure.
+    /// - Returns only after the store has shown that the entry existed and belonged to this session at the time its last
+    ///   predecessor was removed, or later.
+    /// - Wakes when its immediate predecessor is removed, and for at most one other candidate, not for every
+    ///   removal.
     /// - Bounds each of its own requests in time.
-    /// - If `wait_turn` creates the entry, the entry must expire with the session, as for [`enter`](Self::enter).
+    /// - Without `entry` it creates one, by a request of which a second copy creates no second entry. If the call is dropped
+    ///   or fails, the engine calls [`leave`](Self::leave) without an entry. With `entry` it creates none.
+    /// - May report to `position` whether the candidate is next in line.
     ///
     /// # Errors
     /// [`EntryGone`](super::BackendErrorKind::EntryGone), promptly, when `entry` is deleted.
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError>;
+    /// [`SessionGone`](super::BackendErrorKind::SessionGone) when the session has ended.
+    async fn wait_turn(
+        &self,
+        request: &EntryRequest,
+        entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError>;
 
     /// Starts to watch the entries that lead. Called at most once per session.
     ///
@@ -135,32 +149,34 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError>;
 
     /// Ends the session in the store, which deletes all of its entries.
+    ///
+    /// If the session serves [one election](super::SessionScope::Election), `Ok` also means that no request sent earlier can create an
+    /// entry any more: the engine closes such a session without a [`leave`](Self::leave) when it has ended early, and repeats
+    /// no withdrawal after it.
     async fn close(&self) -> Result<(), BackendError>;
 }
 
 /// Watches the leading entries of one session; see [`BackendSession::entry_watcher`].
-#[async_trait]
 pub trait EntryWatcher: Send {
-    /// Starts to watch `entry`. Its events are reported under `number`.
-    fn add(&mut self, number: u64, entry: &Entry);
+    /// Starts to watch `entry`. Its events are reported under `id`, which no watched entry has.
+    fn add(&mut self, id: u64, entry: &Entry);
 
     /// Stops watching an entry. Does nothing when it is not watched.
-    fn remove(&mut self, number: u64);
+    fn remove(&mut self, id: u64);
 
-    /// The next event of a watched entry. Each of [`Deleted`](EntryEvent::Deleted) and
-    /// [`ResignRequested`](EntryEvent::ResignRequested) is reported once per entry. Not bounded in time.
+    /// Polls for the next event of a watched entry. Each of [`Deleted`](EntryEvent::Deleted) and
+    /// [`ResignRequested`](EntryEvent::ResignRequested) is reported once per entry.
     ///
     /// # Behavior
     /// - What happened before [`add`](Self::add) is reported as well.
     /// - An event is the result of reading the entry, also after a lost connection: the entry does not exist or does not
     ///   belong to this session any more, or it has a resign request.
     /// - Repeats its requests as long as that can help, and bounds each of them in time.
+    /// - When it returns [`Pending`](Poll::Pending), it has arranged for the task to be woken. The engine also polls after it has
+    ///   added or removed an entry.
     ///
     /// # Errors
     /// After an error nothing is watched any more, and the engine ends the session.
     /// [`SessionGone`](super::BackendErrorKind::SessionGone) means that it has already ended.
-    ///
-    /// # Cancellation safety
-    /// No event is lost when the future is dropped. The engine drops it whenever it adds or removes an entry.
-    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError>;
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(u64, EntryEvent), BackendError>>;
 }

@@ -1,17 +1,14 @@
 //! A backend of the application's own.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
 use tenure_core::{
     Candidate, Config, ElectionName, Elector, StoreElector,
     memory::{MemoryBackend, MemoryStore},
-    spi::{Backend, BackendError, BackendSession, Capabilities, Observation},
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionOptions},
 };
 
 use crate::harness::{TTL, current_thread_runtime, in_time, multi_thread_runtime, until};
@@ -28,8 +25,8 @@ impl Backend for CustomBackend {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        self.inner.open_session(ttl).await
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        self.inner.open_session(options).await
     }
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
         self.inner.candidates(election).await

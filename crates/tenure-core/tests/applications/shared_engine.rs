@@ -10,12 +10,11 @@ use std::{
 };
 
 use tenure_core::{
-    Candidate, Config, ElectionName, Elector, Engine, FencingToken, LossReason, OnOverrun, SimClock,
-    StoreElector,
+    Candidate, Config, ElectionName, Elector, Engine, LossReason, OnOverrun, SimClock, StoreElector,
     memory::{Link, MemoryBackend, MemoryStore},
     spi::{
         Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, EntryWatcher,
-        Heartbeat, HeartbeatProof, Observation,
+        Heartbeat, HeartbeatProof, Observation, QueuePosition, SessionOptions, Won,
     },
 };
 
@@ -117,8 +116,8 @@ impl Backend for Panicking {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        let inner = self.inner.open_session(ttl).await?;
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        let inner = self.inner.open_session(options).await?;
         Ok(Box::new(PanickingSession { inner, panics: Arc::clone(&self.panics) }))
     }
     async fn candidates(&self, election: &ElectionName) -> Result<Vec<Candidate>, BackendError> {
@@ -161,8 +160,13 @@ impl BackendSession for PanickingSession {
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
         self.inner.enter(request).await
     }
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        self.inner.wait_turn(entry).await
+    async fn wait_turn(
+        &self,
+        request: &EntryRequest,
+        entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        self.inner.wait_turn(request, entry, position).await
     }
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
         self.inner.entry_watcher()

@@ -1,17 +1,20 @@
 //! Shutdowns in unusual situations: after an outage, inside work, or when the engine has ended.
 
 use std::{
-    sync::{Arc, Mutex},
+    pin::pin,
+    sync::{Arc, Barrier, Mutex},
+    thread,
     time::Duration,
 };
 
 use tenure_core::{
-    CandidateId, Config, Elector, ElectorExt, Error, Hierarchy, LossReason, SimClock, StoreElector,
+    CandidateId, Config, Elector, ElectorExt, Engine, Error, Hierarchy, LossReason, SimClock, StoreElector,
+    block_on::{block_on, block_on_timeout},
     memory::{Delivery, Direction, Link, MemoryStore, Op},
 };
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{elector, in_time, multi_thread_runtime, thread_count, until};
+use crate::harness::{TEST_TIMEOUT, elector, in_time, multi_thread_runtime, thread_count, until};
 
 /// The TTL of electors in simulated time.
 const SIMULATED_TTL: Duration = Duration::from_secs(10);
@@ -149,4 +152,30 @@ async fn closing_a_hierarchy_inside_its_work_does_not_wait() {
     let from = Instant::now();
     let outcome = leadership.run(group.close()).await;
     assert!(from.elapsed() < Duration::from_secs(1), "{outcome:?} after {:?}", from.elapsed());
+}
+
+/// A campaign that is called while another thread closes the elector returns. (The message with which it was called could stay in
+/// the channel to the engine, together with the place for its answer. One in some thousand such campaigns never returned.)
+#[test]
+fn a_campaign_called_during_close_returns() {
+    let engine = Engine::start().unwrap();
+    let store = MemoryStore::new();
+    for round in 0..4_000_u32 {
+        let config = Config::new().with_engine(engine.clone());
+        let elector = Arc::new(StoreElector::new(Arc::new(store.backend()), config).unwrap());
+        let caller = Arc::clone(&elector);
+        let begin = Arc::new(Barrier::new(2));
+        let begun = Arc::clone(&begin);
+        let campaign = thread::spawn(move || {
+            begun.wait();
+            for _ in 0..(round % 200) * 20 {
+                std::hint::spin_loop();
+            }
+            let campaign = pin!(caller.campaign("e"));
+            assert!(block_on_timeout(campaign, TEST_TIMEOUT).unwrap().is_some(), "not in time");
+        });
+        begin.wait();
+        block_on(elector.close()).unwrap();
+        campaign.join().unwrap();
+    }
 }

@@ -245,7 +245,7 @@ impl Elector for Minimal {
     async fn request_resign(&self, _: &str) -> Result<Option<Candidate>, Error> {
         Ok(None)
     }
-    fn candidate(&self) -> CandidateId {
+    fn candidate_id(&self) -> CandidateId {
         CandidateId::unique()
     }
     fn leadership(&self, _: &str) -> Option<LeadershipHandle> {

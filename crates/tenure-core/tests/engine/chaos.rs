@@ -13,8 +13,7 @@ use std::{
 use fastrand::Rng;
 use tenure_core::{
     Elector, Leadership, OnDisconnect, SimClock, StoreElector,
-    memory::{Delivery, Direction, MemoryStore, Op},
-    spi::HeartbeatProof,
+    memory::{Delivery, Direction, MemoryStore, Op, Proof},
 };
 use tokio::time::Instant;
 
@@ -132,9 +131,9 @@ async fn run(seed: u64, operator: Operator) -> usize {
     fastrand::seed(seed);
     let mut random = Rng::with_seed(seed);
     let store = MemoryStore::with_proof(match seed % 3 {
-        0 => HeartbeatProof::Answer,
-        1 => HeartbeatProof::Read,
-        _ => HeartbeatProof::NextHeartbeat { gap: TTL / 4 },
+        0 => Proof::Answer,
+        1 => Proof::Read,
+        _ => Proof::NextHeartbeat { gap: TTL / 4 },
     });
     let history = Shared::default();
     let hosts: Vec<Host> = (0..4)

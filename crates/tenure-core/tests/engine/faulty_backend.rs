@@ -1,14 +1,15 @@
 //! A faulty backend: the in-memory one, with a hook before each call and on each heartbeat's answer.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tenure_core::{
-    Candidate, ElectionName, FencingToken, SimClock,
+    Candidate, ElectionName, SimClock,
     memory::{MemoryBackend, MemoryStore},
     spi::{
-        Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryEvent,
-        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
+        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryEvent, EntryRequest,
+        EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher, QueuePosition, SessionOptions,
+        Won,
     },
 };
 
@@ -19,7 +20,7 @@ use crate::host::Host;
 pub(crate) enum Call {
     Open,
     Heartbeat,
-    Confirm,
+    KeepAlive,
     Enter,
     WaitTurn,
     Watch,
@@ -92,9 +93,9 @@ impl Backend for Faulty {
         self.inner.capabilities()
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         (self.faults.before)(Call::Open)?;
-        let inner = Arc::from(self.inner.open_session(ttl).await?);
+        let inner = Arc::from(self.inner.open_session(options).await?);
         Ok(Box::new(FaultySession { inner, faults: Arc::clone(&self.faults) }))
     }
 
@@ -140,13 +141,9 @@ impl BackendSession for FaultySession {
         self.inner.heartbeat().await.map(&self.faults.answered)
     }
 
-    async fn confirm(
-        &self,
-        heartbeat: &Heartbeat,
-        probe_entry: Option<&Entry>,
-    ) -> Result<Confirmation, BackendError> {
-        (self.faults.before)(Call::Confirm)?;
-        self.inner.confirm(heartbeat, probe_entry).await
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        (self.faults.before)(Call::KeepAlive)?;
+        self.inner.keep_alive().await
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -154,9 +151,14 @@ impl BackendSession for FaultySession {
         self.inner.enter(request).await
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+    async fn wait_turn(
+        &self,
+        request: &EntryRequest,
+        entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
         (self.faults.before)(Call::WaitTurn)?;
-        self.inner.wait_turn(entry).await
+        self.inner.wait_turn(request, entry, position).await
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
@@ -168,7 +170,7 @@ impl BackendSession for FaultySession {
                 let mut watcher = inner.entry_watcher();
                 watcher.add(0, &entry);
                 loop {
-                    let (_, event) = watcher.next().await?;
+                    let (_, event) = poll_fn(|context| watcher.poll_next(context)).await?;
                     if for_resign_requests || event == EntryEvent::Deleted {
                         return Ok(event);
                     }

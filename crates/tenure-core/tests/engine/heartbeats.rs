@@ -10,8 +10,8 @@ use std::{
 
 use tenure_core::{
     Connection, Elector, LossReason, SimClock,
-    memory::{Delivery, Direction, MemoryStore, Op},
-    spi::{BackendError, BackendErrorKind, Heartbeat, HeartbeatProof},
+    memory::{Delivery, Direction, MemoryStore, Op, Proof},
+    spi::{BackendError, BackendErrorKind, Heartbeat},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 /// Hazard G2: a heartbeat that a read confirms counts from its own request, not from the answer to the read.
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_confirmed_late_counts_from_its_request() {
-    let store = MemoryStore::with_proof(HeartbeatProof::Read);
+    let store = MemoryStore::with_proof(Proof::Read);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     host.link.set(
@@ -42,14 +42,9 @@ async fn a_heartbeat_confirmed_late_counts_from_its_request() {
 /// Hazards E4, E16: one lost heartbeat costs no leadership, with every proof, at whatever time the link was down.
 #[tokio::test(start_paused = true)]
 async fn leadership_survives_one_lost_heartbeat() {
-    for proof in
-        [HeartbeatProof::Answer, HeartbeatProof::Read, HeartbeatProof::NextHeartbeat { gap: TTL / 4 }]
-    {
-        let outage = Duration::from_millis(if matches!(proof, HeartbeatProof::NextHeartbeat { .. }) {
-            1_500
-        } else {
-            2_500
-        });
+    for proof in [Proof::Answer, Proof::Read, Proof::NextHeartbeat { gap: TTL / 4 }] {
+        let outage =
+            Duration::from_millis(if matches!(proof, Proof::NextHeartbeat { .. }) { 1_500 } else { 2_500 });
         for millis in (0..4_000).step_by(100) {
             let store = MemoryStore::with_proof(proof);
             let host = Host::new(&store, "a");
@@ -72,7 +67,7 @@ async fn a_shorter_ttl_in_an_answer_brings_the_deadline_nearer() {
     let store = MemoryStore::new();
     let host = faulty_backend::host_with_answers(&store, "a", move |answer| {
         match is_shorter.load(Ordering::SeqCst) {
-            true => Heartbeat { ttl: TTL / 5, ..answer },
+            true => Heartbeat::new(TTL / 5),
             false => answer,
         }
     });
@@ -89,8 +84,7 @@ async fn a_shorter_ttl_in_an_answer_brings_the_deadline_nearer() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_without_a_ttl_says_that_the_session_has_ended() {
     let store = MemoryStore::new();
-    let host =
-        faulty_backend::host_with_answers(&store, "a", |answer| Heartbeat { ttl: Duration::ZERO, ..answer });
+    let host = faulty_backend::host_with_answers(&store, "a", |_| Heartbeat::new(Duration::ZERO));
     let leadership = host.lead().await;
     let reason = within(TTL / 3 + Duration::from_millis(10), leadership.lost()).await;
     assert_eq!(reason, LossReason::SessionExpired);
@@ -100,7 +94,7 @@ async fn an_answer_without_a_ttl_says_that_the_session_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_fast_clock_confirms_no_heartbeat_too_early() {
     for millis in (0..10_000).step_by(50) {
-        let store = MemoryStore::with_proof(HeartbeatProof::NextHeartbeat { gap: TTL / 4 });
+        let store = MemoryStore::with_proof(Proof::NextHeartbeat { gap: TTL / 4 });
         let fast = Host::with(&store, "fast", SimClock::with_rate(1.09), |c| c);
         let other = Host::new(&store, "other");
         let first = fast.lead().await;

@@ -14,6 +14,7 @@ mod handle;
 mod heartbeats;
 mod hierarchy;
 mod host;
+mod keepalives;
 mod late_entries;
 mod log_panics;
 mod loss;

@@ -19,7 +19,7 @@ async fn leadership_follows_the_order_of_arrival_with_rising_tokens() {
     let mut last: Option<FencingToken> = None;
     for (n, campaign) in queue.into_iter().enumerate() {
         let leadership = within(TTL, campaign).await.unwrap();
-        assert_eq!(leadership.candidate().as_str(), format!("c{n}"));
+        assert_eq!(leadership.candidate_id().as_str(), format!("c{n}"));
         assert!(last < Some(leadership.fencing_token()));
         last = Some(leadership.fencing_token());
         leadership.resign().await.unwrap();

@@ -4,13 +4,15 @@
 mod backend;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 use tenure_core::{
     CandidateId, Config, ElectionName, Elector, Leadership, SimClock, StoreElector, spi::EntryRequest,
 };
+
+use tokio::time::Instant;
 
 use crate::host::{sleep, until, within};
 use backend::{Connection, Recipe, RowBackend, RowStore};
@@ -85,14 +87,18 @@ async fn overlap(recipe: Recipe, schedule: Schedule) -> Duration {
     let second = within(TTL * 10, b.campaign("e")).await.unwrap();
     let mut overlap = Duration::ZERO;
     let leads = || led.lock().unwrap().as_ref().is_some_and(|leadership| leadership.is_leader());
-    while leads() || !first.is_finished() {
+    // An answer that comes after the window would have closed gives no leadership, and `b` keeps the row.
+    let in_time = answer_delay < TTL / 2 || taking_call == TakingCall::Enter;
+    let end = Instant::now() + TTL * 5;
+    while leads() || !first.is_finished() && (in_time || Instant::now() < end) {
         assert!(second.is_leader(), "{recipe:?}, {schedule:?}");
         sleep(Duration::from_millis(1)).await;
         if leads() {
             overlap += Duration::from_millis(1);
         }
     }
-    assert!(led.lock().unwrap().is_some(), "a has led: {recipe:?}, {schedule:?}");
+    assert!(led.lock().unwrap().is_some() || !in_time, "a has led: {recipe:?}, {schedule:?}");
+    first.abort();
     overlap
 }
 
@@ -158,4 +164,151 @@ async fn rows_that_are_renewed_before_their_answer_have_one_leader_at_a_time() {
     for schedule in [MEASURED_SCHEDULE].into_iter().chain(variations()) {
         assert_eq!(overlap(Recipe::PossibleRows, schedule).await, Duration::ZERO, "{schedule:?}");
     }
+}
+
+/// Hazard G32: the same store has one leader at a time when a session serves one election. No heartbeat is sent before the row is
+/// taken, and the window is not open until then.
+#[tokio::test(start_paused = true)]
+async fn window_opens_on_win() {
+    assert_eq!(overlap_with_a_late_answer().await, Duration::ZERO);
+    for schedule in variations() {
+        assert_eq!(overlap(Recipe::RowPerSession, schedule).await, Duration::ZERO, "{schedule:?}");
+    }
+}
+
+/// Hazard G2: the window of a session that serves one election is counted from the first request that may have taken the row,
+/// however late its answer is, and although a later one finds the row taken.
+#[tokio::test(start_paused = true)]
+async fn window_is_counted_from_the_first_attempt() {
+    for late in (0..=1_500).step_by(100).map(Duration::from_millis) {
+        // With a late answer the deadline would be 1.8 s after it, and the row expires 2 s after the request.
+        let schedule = Schedule { answer_delay: late, ..MEASURED_SCHEDULE };
+        assert_eq!(overlap(Recipe::RowPerSession, schedule).await, Duration::ZERO, "{late:?}");
+    }
+}
+
+/// The overlap when the answer that the row was taken is late, with a session per election.
+pub(crate) async fn overlap_with_a_late_answer() -> Duration {
+    overlap(Recipe::RowPerSession, MEASURED_SCHEDULE).await
+}
+
+/// Hazard G10: a wait that is dropped may have created an entry, of which nobody knows. The row is released, and not kept by the
+/// session, which lives on.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_wait_is_withdrawn() {
+    assert!(!keeps_the_row_of_a_dropped_wait().await);
+}
+
+/// Drops a campaign whose wait has taken the row and is not answered yet. Whether the row is kept although the session lives on.
+pub(crate) async fn keeps_the_row_of_a_dropped_wait() -> bool {
+    let election = ElectionName::new("e").unwrap();
+    let store = RowStore::new(Recipe::SessionRecord);
+    let connection = Connection::new(&store, Some(Duration::from_millis(900)));
+    let request = |nonce| {
+        let candidate = CandidateId::new("before").unwrap();
+        EntryRequest { election: election.clone(), candidate, value: Arc::from([]), nonce }
+    };
+    let before = store.open(TTL / 2);
+    store.take(before, &request(1), TTL / 2).unwrap();
+    let elector = elector(&connection, "a", 1.0);
+    let campaign = tokio::spawn({
+        let elector = Arc::clone(&elector);
+        async move { elector.campaign("e").await }
+    });
+    until("the wait has taken the row", || store.owner(&election).is_some_and(|owner| owner != before)).await;
+    campaign.abort();
+    sleep(TTL * 5).await;
+    let other = within(TTL, elector.campaign("other")).await.unwrap();
+    assert!(other.is_leader(), "the session lives on");
+    store.owner(&election).is_some()
+}
+
+/// A session that serves one election ends with its candidacy, however that ends.
+#[tokio::test(start_paused = true)]
+async fn a_session_for_one_election_ends_with_its_candidacy() {
+    let store = RowStore::new(Recipe::RowPerSession);
+    let (a, b) = (Connection::new(&store, None), Connection::new(&store, None));
+    let (a, b) = (elector(&a, "a", 1.0), elector(&b, "b", 1.0));
+    let (one, other) = (a.campaign("one").await.unwrap(), a.campaign("other").await.unwrap());
+    assert_eq!(store.left(), (2, 2), "a session for each");
+    sleep(TTL * 10).await;
+    assert!(one.is_leader() && other.is_leader(), "each has its heartbeats");
+
+    // Without waiting, given up, resigned.
+    assert!(b.try_campaign("one").await.unwrap().is_none());
+    until("nothing of it is left", || store.left() == (2, 2)).await;
+    let waits = tokio::spawn({
+        let b = Arc::clone(&b);
+        async move { b.campaign("one").await.unwrap() }
+    });
+    until("it waits", || store.left() == (3, 2)).await;
+    waits.abort();
+    until("nothing of it is left", || store.left() == (2, 2)).await;
+    one.resign().await.unwrap();
+    until("nothing of it is left", || store.left() == (1, 1)).await;
+    let again = b.campaign("one").await.unwrap();
+    assert!(again.fencing_token() > other.fencing_token() && other.is_leader());
+
+    drop(again);
+    let shutdown = a.close_within(TTL).await;
+    assert!(shutdown.confirmed, "{shutdown:?}");
+    assert!(!other.is_leader());
+    until("nothing is left", || store.left() == (0, 0)).await;
+}
+
+/// The shutdown of many sessions is confirmed as that of one.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_with_many_sessions_is_confirmed() {
+    let store = RowStore::new(Recipe::RowPerSession);
+    let elector = elector(&Connection::new(&store, None), "a", 1.0);
+    let campaigns = (0..200).map(|n| {
+        let elector = Arc::clone(&elector);
+        async move { elector.campaign(&format!("e{n}")).await.unwrap() }
+    });
+    let led = futures::future::join_all(campaigns).await;
+    assert_eq!(store.left(), (200, 200));
+    sleep(TTL * 3).await;
+    assert!(led.iter().all(|leadership| leadership.is_leader()));
+    let shutdown = elector.close_within(TTL).await;
+    assert!(shutdown.confirmed, "{shutdown:?}");
+    assert_eq!(store.left(), (0, 0));
+}
+
+/// A heartbeat that is sent after its entry was released could take it again.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_stop_before_the_entry_is_removed() {
+    assert_eq!(heartbeats_while_leaving().await, 0);
+}
+
+/// The number of heartbeats that are sent while a resignation removes the entry, which takes several intervals.
+pub(crate) async fn heartbeats_while_leaving() -> usize {
+    let store = RowStore::new(Recipe::RowPerSession);
+    let connection = Connection::new(&store, None);
+    let elector = elector(&connection, "a", 1.0);
+    let leadership = elector.campaign("e").await.unwrap();
+    sleep(TTL * 3).await;
+    assert!(connection.heartbeats.load(SeqCst) > 5);
+    *connection.release_delay.lock().unwrap() = Some(REQUEST_TIMEOUT * 9 / 10);
+    within(TTL, leadership.resign()).await.unwrap();
+    connection.late_heartbeats.load(SeqCst)
+}
+
+/// Promise L2: an elector that is dropped in an outage leaves nothing running, although its candidate has never had a window.
+#[tokio::test(start_paused = true)]
+async fn a_session_for_one_election_ends_in_an_outage() {
+    let store = RowStore::new(Recipe::RowPerSession);
+    let (a, b_connection) = (Connection::new(&store, None), Connection::new(&store, None));
+    let (a, b) = (elector(&a, "a", 1.0), elector(&b_connection, "b", 1.0));
+    let leadership = a.campaign("e").await.unwrap();
+    let waits = tokio::spawn({
+        let b = Arc::clone(&b);
+        async move { b.campaign("e").await.unwrap() }
+    });
+    until("it waits", || store.left().0 == 2).await;
+    b_connection.cut();
+    waits.abort();
+    let left = Arc::downgrade(&b_connection);
+    drop((b, b_connection));
+    until("its tasks have ended", || left.strong_count() == 0).await;
+    assert!(leadership.is_leader());
 }

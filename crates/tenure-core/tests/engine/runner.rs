@@ -13,7 +13,9 @@ use tenure_core::{
     Candidate, Config, Connection, ElectionName, Elector, ElectorExt, Error, LeadershipHandle, LossReason,
     SimClock, StoreElector,
     memory::MemoryStore,
-    spi::{Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation},
+    spi::{
+        Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation, SessionOptions,
+    },
 };
 use tokio::sync::oneshot;
 
@@ -173,7 +175,7 @@ impl Backend for RefusingBackend {
     fn capabilities(&self) -> Capabilities {
         Capabilities::QUEUE
     }
-    async fn open_session(&self, _: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+    async fn open_session(&self, _: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         Err(permission_denied())
     }
     async fn candidates(&self, _: &ElectionName) -> Result<Vec<Candidate>, BackendError> {

@@ -7,8 +7,7 @@ use async_trait::async_trait;
 use tenure_core::{
     CampaignOptions, Candidate, CandidateId, Diagnosis, Elector, Error, Hierarchy, Leaders, Leadership,
     LeadershipHandle, LeadershipState, LossReason, Shutdown, SimClock, Status, StoreElector,
-    memory::{Delivery, Direction, MemoryStore, Op},
-    spi::HeartbeatProof,
+    memory::{Delivery, Direction, MemoryStore, Op, Proof},
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -227,7 +226,7 @@ async fn work_that_does_not_stop_is_not_confirmed() {
 /// The kernel ends a session without heartbeats together with the process.
 #[tokio::test(start_paused = true)]
 async fn a_session_of_the_process_is_gone_when_the_process_is() {
-    let store = MemoryStore::with_proof(HeartbeatProof::Process);
+    let store = MemoryStore::with_proof(Proof::Process);
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     assert_eq!((leadership.remaining(), leadership.valid_for()), (Duration::MAX, Duration::MAX));
@@ -287,8 +286,8 @@ impl Elector for OtherElector {
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         self.0.request_resign(election).await
     }
-    fn candidate(&self) -> CandidateId {
-        self.0.candidate()
+    fn candidate_id(&self) -> CandidateId {
+        self.0.candidate_id()
     }
     fn leadership(&self, election: &str) -> Option<LeadershipHandle> {
         self.0.leadership(election)

@@ -1,8 +1,10 @@
 //! Entries and sessions that are deleted in the store without their candidates.
 
+use std::sync::Arc;
+
 use tenure_core::{
-    CandidateId, ElectionName, Elector, LossReason,
-    spi::{EntryRequest, SessionRecord},
+    BootClock, CandidateId, ElectionName, Elector, LossReason,
+    spi::{EntryRequest, SessionOptions, SessionRecord},
 };
 
 use super::context::{CaseContext, TestCandidate, until, within};
@@ -89,8 +91,8 @@ pub(super) async fn a_waiter_whose_session_was_ended_wins_no_phantom(context: &C
 pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseContext<'_>) {
     const NONCE: u64 = 0x0123_4567_89ab_cdef;
     let (dead, other) = (context.harness.client().await, context.harness.client().await);
-    let session =
-        within("opening a session", dead.backend.open_session(context.harness.ttl())).await.unwrap();
+    let options = SessionOptions::new(context.harness.ttl(), Arc::new(BootClock), 0.1);
+    let session = within("opening a session", dead.backend.open_session(&options)).await.unwrap();
     let cluster = within("identifying the store", session.cluster()).await.unwrap();
     let elections = ["e", "f"].map(|name| ElectionName::new(name).unwrap());
     for (number, election) in elections.iter().enumerate() {

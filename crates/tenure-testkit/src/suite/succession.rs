@@ -23,7 +23,7 @@ pub(super) async fn leadership_follows_the_order_of_arrival(context: &CaseContex
     let mut last = None;
     for (campaign, name) in campaigns.into_iter().zip(names) {
         let leadership = within("the handover", campaign).await.unwrap();
-        assert_eq!(leadership.candidate().as_str(), name);
+        assert_eq!(leadership.candidate_id().as_str(), name);
         assert!(last < Some(leadership.fencing_token()));
         last = Some(leadership.fencing_token());
         leadership.resign().await.unwrap();

@@ -250,8 +250,8 @@ impl Elector {
     }
 
     /// The id of this elector's candidates.
-    pub fn candidate(&self) -> CandidateId {
-        self.inner.candidate()
+    pub fn candidate_id(&self) -> CandidateId {
+        self.inner.candidate_id()
     }
 
     /// This elector's own leadership in the election, while it may be assumed. Compares the clock; sends no request to the

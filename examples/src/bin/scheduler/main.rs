@@ -64,7 +64,7 @@ impl CronJob {
             // fails.
             if self
                 .ledger
-                .claim(self.name, time, leadership.fencing_token(), leadership.candidate().as_str())
+                .claim(self.name, time, leadership.fencing_token(), leadership.candidate_id().as_str())
                 .await?
             {
                 println!(

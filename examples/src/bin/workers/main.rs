@@ -74,7 +74,7 @@ async fn assign_jobs(
 
 /// Does a job while this worker leads the job's election.
 async fn do_job(job: usize, leadership: LeadershipHandle) -> Result<(), BoxError> {
-    let (candidate, token) = (leadership.candidate(), leadership.fencing_token());
+    let (candidate, token) = (leadership.candidate_id(), leadership.fencing_token());
     println!("job {job} begins on {candidate}, token {token}");
     let stop = leadership.cancellation_token();
     while stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(100))).await.is_some() {
@@ -93,7 +93,7 @@ async fn follow_plan(
 ) -> Result<(), BoxError> {
     // If this function returns or panics, the process stops, and the leader reassigns its jobs.
     let _stop = stop.clone().drop_guard();
-    let own_id = elector.candidate().to_string();
+    let own_id = elector.candidate_id().to_string();
     let mut leaders = elector.observe(&election);
     let mut running: HashMap<usize, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();

@@ -7,8 +7,8 @@ use std::{
 
 use fastrand::Rng;
 use tenure_core::{
-    CandidateId, ElectionName,
-    spi::{Backend as _, EntryRequest},
+    CandidateId, ElectionName, SimClock,
+    spi::{Backend as _, Entered, EntryRequest, SessionOptions},
 };
 use tenure_etcd::{EtcdBackend, EtcdConfig};
 use tokio::time::{sleep, timeout};
@@ -71,16 +71,19 @@ async fn withdraw(cluster: &Cluster) -> Result<(), String> {
     let endpoints = (0..MEMBERS).map(|member| format!("{}:{}", member_name(member), network::PORT));
     let config = EtcdConfig::new(endpoints).network(network::network()).hedge(HEDGE);
     let backend = EtcdBackend::new(config).map_err(|error| error.to_string())?;
-    let session = backend.open_session(TTL).await.map_err(|error| error.to_string())?;
+    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), 0.1);
+    let session = backend.open_session(&options).await.map_err(|error| error.to_string())?;
     let request = EntryRequest {
         election: ElectionName::new("e").map_err(|error| error.to_string())?,
         candidate: CandidateId::new("a").map_err(|error| error.to_string())?,
         value: b"".as_slice().into(),
         nonce: 17,
     };
-    let entered = session.enter(&request).await.map_err(|error| error.to_string())?;
+    let Entered::Leads(won) = session.enter(&request).await.map_err(|error| error.to_string())? else {
+        return Err("the only candidate does not lead".to_owned());
+    };
     cluster.change(|state| state.store.out_of_space = true);
-    let left = timeout(PROMPTLY, session.leave(&request, Some(&entered.entry))).await;
+    let left = timeout(PROMPTLY, session.leave(&request, Some(&won.entry))).await;
     let entry = cluster.read().store.head("/tenure/e/").cloned();
     match (left, entry) {
         (Ok(Ok(())), None) => {}

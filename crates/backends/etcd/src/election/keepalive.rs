@@ -5,9 +5,10 @@
 //! whose request is not answered is dropped. The client library discards a stream's first response, and with it the
 //! raft term, so a new stream sends a second request.
 //!
-//! # Why the term in the response is good enough for `confirm`
+//! # Why the term in the response proves the keepalive
 //!
-//! In etcd 3.4 and 3.5 alike:
+//! A keepalive alone proves nothing. [`EtcdSession::heartbeat`](crate::election::session::EtcdSession) sends a linearizable
+//! read after its response, and returns only once both report the same raft term. In etcd 3.4 and 3.5 alike:
 //!
 //! 1. `server/etcdserver/api/v3rpc/lease.go` fills the header *before* it renews the lease. The header's term x
 //!    (`v3rpc/header.go`) is that of the last entry which this member applied (`setTerm` in `etcdserver/server.go`).
@@ -18,6 +19,8 @@
 //! 4. A quorum that has voted in K does not answer a leader of a lower term L. So K ≤ L.
 //! 5. If x = y, then x ≤ K ≤ L ≤ y = x: the leader that renewed the lease was still leader after it did, and no other
 //!    can have revoked the lease.
+//!
+//! If they differ, another keepalive is sent, and another read after its response. The argument is about that pair alone.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,13 +28,21 @@ use std::{
 };
 
 use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
-use tenure_core::spi::{BackendError, BackendErrorKind, Heartbeat};
+use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::transport::{
     error::{Failure, malformed},
     members::{CallClass, Members},
     request::AttemptClient,
 };
+
+/// A keepalive that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Renewal {
+    pub(crate) ttl: Duration,
+    /// The raft term in the response.
+    pub(crate) raft_term: u64,
+}
 
 /// The keepalives of one lease.
 pub(crate) struct Keepalive {
@@ -49,7 +60,7 @@ struct KeepaliveStream {
 
 impl KeepaliveStream {
     /// Sends a request and waits for its response. Without one the stream is dropped.
-    async fn send(mut self, lease: i64, attempt: &AttemptClient) -> Result<(Heartbeat, Self), Failure> {
+    async fn send(mut self, lease: i64, attempt: &AttemptClient) -> Result<(Renewal, Self), Failure> {
         self.requests.keep_alive().await?;
         // `keep_alive` returns `Ok` on a dead connection (hazard E12): only a response counts.
         let response = self.responses.message().await?.ok_or_else(|| malformed("keepalive"))?;
@@ -60,8 +71,8 @@ impl KeepaliveStream {
         if response.ttl() <= 0 {
             return Err(BackendError::new(BackendErrorKind::SessionGone, "lease not found").into());
         }
-        let epoch = response.header().ok_or_else(|| malformed("header"))?.raft_term();
-        Ok((Heartbeat { ttl: ttl_from_secs(response.ttl())?, epoch }, self))
+        let raft_term = response.header().ok_or_else(|| malformed("header"))?.raft_term();
+        Ok((Renewal { ttl: ttl_from_secs(response.ttl())?, raft_term }, self))
     }
 }
 
@@ -71,7 +82,7 @@ impl Keepalive {
     }
 
     /// Renews the lease.
-    pub(crate) async fn send(&self, members: &Members) -> Result<Heartbeat, BackendError> {
+    pub(crate) async fn send(&self, members: &Members) -> Result<Renewal, BackendError> {
         let lease = self.lease;
         let response = members
             .call("heartbeat", CallClass::Keepalive, |attempt| async move {
@@ -79,16 +90,16 @@ impl Keepalive {
                     self.idle_stream().take().filter(|stream| Arc::ptr_eq(&stream.client, attempt.shared()));
                 // An idle stream may have ended in the meantime.
                 if let Some(stream) = idle
-                    && let Ok((heartbeat, stream)) = stream.send(lease, &attempt).await
+                    && let Ok((renewal, stream)) = stream.send(lease, &attempt).await
                 {
                     *self.idle_stream() = Some(stream);
-                    return Ok(heartbeat);
+                    return Ok(renewal);
                 }
                 let (requests, responses) = attempt.lease_client().keep_alive(lease).await?;
                 let stream = KeepaliveStream { client: Arc::clone(attempt.shared()), requests, responses };
-                let (heartbeat, stream) = stream.send(lease, &attempt).await?;
+                let (renewal, stream) = stream.send(lease, &attempt).await?;
                 *self.idle_stream() = Some(stream);
-                Ok(heartbeat)
+                Ok(renewal)
             })
             .await?;
         Ok(response.value)

@@ -23,12 +23,13 @@ use std::{
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use tenure_core::{
-    FencingToken,
+    failpoints::{SafetyRule, is_disabled},
     spi::{
-        BackendError, BackendErrorKind, BackendSession, Confirmation, Entered, Entry, EntryRequest,
-        EntryWatcher, Heartbeat, HeartbeatProof, replacement_payload,
+        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, EntryWatcher,
+        Heartbeat, HeartbeatProof, QueuePosition, Won, replacement_payload,
     },
 };
+use tokio::{sync::Notify, time::sleep};
 use tracing::debug;
 
 use crate::{
@@ -37,8 +38,9 @@ use crate::{
         entering::{EnterResult, EntryCreator, NewEntry},
         entry::{create_revision, entry_gone, is_same_entry},
         entry_watcher::EtcdEntryWatcher,
-        keepalive::{Keepalive, ttl_from_secs},
+        keepalive::{Keepalive, Renewal, ttl_from_secs},
         keys::{Keys, fencing_token},
+        probe_entries::{ProbeEntries, ProbeEntry},
         store::ElectionStore,
         wait,
         withdrawal::Withdrawals,
@@ -56,6 +58,9 @@ use crate::{
 /// short is safe.
 const MAX_RAISED_TTL_SECS: i64 = 75;
 
+/// The first pause before a keepalive is repeated because the raft term has changed. It doubles each time.
+const FIRST_RAFT_TERM_PAUSE: Duration = Duration::from_millis(20);
+
 /// A lease, and the entries created under it.
 pub(crate) struct EtcdSession {
     store: Arc<ElectionStore>,
@@ -63,6 +68,7 @@ pub(crate) struct EtcdSession {
     granted_ttl: Duration,
     withdrawals: Withdrawals,
     keepalive: Keepalive,
+    probe_entries: Arc<ProbeEntries>,
     entry_creator: Arc<Batcher<EntryCreator>>,
 }
 
@@ -111,12 +117,44 @@ impl EtcdSession {
             lease,
             granted_ttl,
             keepalive: Keepalive::new(lease),
+            probe_entries: Arc::default(),
         })
     }
 
-    async fn keepalive(&self) -> Result<Heartbeat, BackendError> {
-        let Heartbeat { ttl, epoch } = self.keepalive.send(&self.store.members).await?;
-        Ok(Heartbeat { ttl: ttl.min(self.granted_ttl), epoch })
+    /// Renews the lease. The response proves nothing yet.
+    async fn renew(&self) -> Result<Renewal, BackendError> {
+        match self.keepalive.send(&self.store.members).await {
+            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
+                // A newly elected leader that has not applied the grant yet also says "not found". After a
+                // linearizable read it has.
+                self.read("heartbeat", &self.store.keys.absent_key(), GetOptions::new().with_keys_only())
+                    .await?;
+                self.keepalive.send(&self.store.members).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// A linearizable read that finds an entry of this session, if it has one, and the raft term of its response.
+    async fn confirm(&self) -> Result<u64, BackendError> {
+        loop {
+            let probe = self.probe_entries.next();
+            let key = match &probe {
+                Some(probe) => Arc::clone(&probe.key),
+                None => self.store.keys.absent_key().into(),
+            };
+            let (found, raft_term) = self.read("confirm", &key, GetOptions::new().with_keys_only()).await?;
+            match probe {
+                Some(probe)
+                    if !found.is_some_and(|kv| is_same_entry(&kv, self.lease, probe.create_revision))
+                        && !is_disabled(SafetyRule::WatchOwnEntry) =>
+                {
+                    debug!(session = self.id(), entry = &*probe.key, "an etcd entry of the session is gone");
+                    self.probe_entries.mark_missing(&probe);
+                }
+                _ => return Ok(raft_term),
+            }
+        }
     }
 
     /// A linearizable read of one key, and the raft term of its response.
@@ -164,41 +202,31 @@ impl BackendSession for EtcdSession {
     }
 
     fn proof(&self) -> HeartbeatProof {
-        HeartbeatProof::Read
+        HeartbeatProof::Answer
     }
 
+    /// A keepalive, and the read that proves it: see [`keepalive`](crate::election::keepalive). Repeats both until they report the
+    /// same raft term. The engine bounds the time, and counts the deadline from before the first keepalive.
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
-        match self.keepalive().await {
-            Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                // A newly elected leader that has not applied the grant yet also says "not found". After a
-                // linearizable read it has.
-                self.read("heartbeat", &self.store.keys.absent_key(), GetOptions::new().with_keys_only())
-                    .await?;
-                self.keepalive().await
+        let mut pause = FIRST_RAFT_TERM_PAUSE;
+        loop {
+            let Renewal { ttl, raft_term } = self.renew().await?;
+            let heartbeat = Heartbeat::new(ttl.min(self.granted_ttl));
+            if is_disabled(SafetyRule::ConfirmHeartbeats) {
+                return Ok(heartbeat);
             }
-            outcome => outcome,
+            let confirmed_in = self.confirm().await?;
+            if confirmed_in == raft_term || is_disabled(SafetyRule::CompareEpochs) {
+                return Ok(heartbeat);
+            }
+            debug!(session = self.id(), from = raft_term, to = confirmed_in, "etcd's raft term changed");
+            sleep(pause).await;
+            pause = pause.saturating_mul(2);
         }
     }
 
-    async fn confirm(
-        &self,
-        heartbeat: &Heartbeat,
-        probe_entry: Option<&Entry>,
-    ) -> Result<Confirmation, BackendError> {
-        let absent_key = self.store.keys.absent_key();
-        let key = probe_entry.map_or(absent_key.as_str(), |entry| &entry.key);
-        let (found, raft_term) = self.read("confirm", key, GetOptions::new().with_keys_only()).await?;
-        if let Some(entry) = probe_entry
-            && !found.is_some_and(|kv| self.is_own(&kv, entry))
-        {
-            return Ok(Confirmation::ProbeEntryGone);
-        }
-        if raft_term == heartbeat.epoch {
-            Ok(Confirmation::Confirmed)
-        } else {
-            debug!(session = self.id(), from = heartbeat.epoch, to = raft_term, "etcd's raft term changed");
-            Ok(Confirmation::Unconfirmed)
-        }
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        self.renew().await.map(drop)
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -242,6 +270,7 @@ impl BackendSession for EtcdSession {
             !existing.starts_with(&payload[..payload.len() - request.value.len()])
         };
         if own.existing_payload.is_some_and(is_other_request) {
+            self.probe_entries.remove(&key, own.create_revision);
             Box::pin(self.withdrawals.delete(&key, own.create_revision)).await?;
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -249,19 +278,42 @@ impl BackendSession for EtcdSession {
             ));
         }
         let version = u64::try_from(own.create_revision).map_err(|_| malformed("create revision"))?;
+        self.probe_entries.add(Arc::clone(&key), own.create_revision, request.nonce);
         let is_first_in_queue = first_create_revision == Some(own.create_revision);
-        Ok(Entered {
-            entry: Entry { election: request.election.clone(), key, version },
-            leads: if is_first_in_queue { fencing_token(own.create_revision) } else { None },
+        let entry = Entry { election: request.election.clone(), key, version };
+        Ok(match fencing_token(own.create_revision).filter(|_| is_first_in_queue) {
+            Some(token) => Entered::Leads(Won::new(entry, token)),
+            None => Entered::Queued { entry: Some(entry) },
         })
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        wait::wait_turn(&self.store, self.lease, entry).await
+    async fn wait_turn(
+        &self,
+        _request: &EntryRequest,
+        entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        let Some(entry) = entry else {
+            return Err(BackendError::new(BackendErrorKind::EntryGone, "there is no entry to wait for"));
+        };
+        let missing = Arc::new(Notify::new());
+        let notify = Arc::clone(&missing);
+        // If the entry is missing already, the wait reads that.
+        self.probe_entries.when_missing(&entry.key, create_revision(entry), move || notify.notify_one());
+        let outcome = tokio::select! {
+            biased;
+            () = missing.notified() => Err(entry_gone(entry)),
+            won = wait::wait_turn(&self.store, self.lease, entry, position) => won,
+        };
+        if outcome.as_ref().is_err_and(|error| error.kind() == BackendErrorKind::EntryGone) {
+            self.probe_entries.remove(&entry.key, create_revision(entry));
+        }
+        outcome
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
-        Box::new(EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease))
+        let probe_entries = Arc::clone(&self.probe_entries);
+        Box::new(EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease, probe_entries))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
@@ -269,6 +321,8 @@ impl BackendSession for EtcdSession {
         loop {
             let (found, _) = self.read("update", key, GetOptions::new()).await?;
             let Some(found) = found.filter(|kv| self.is_own(kv, entry)) else {
+                let create_revision = create_revision(entry);
+                self.probe_entries.mark_missing(&ProbeEntry { key: Arc::clone(&entry.key), create_revision });
                 return Err(entry_gone(entry));
             };
             let payload = &replacement_payload(found.value(), request);
@@ -299,6 +353,9 @@ impl BackendSession for EtcdSession {
     }
 
     async fn leave(&self, request: &EntryRequest, entry: Option<&Entry>) -> Result<(), BackendError> {
+        // Before the deletion: a heartbeat that does not find the entry should not take it for deleted by others.
+        let key = self.store.keys.entry(&request.election, self.lease);
+        self.probe_entries.remove_request(&key, request.nonce);
         self.withdrawals.leave(request, entry).await
     }
 

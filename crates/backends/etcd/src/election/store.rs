@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use tenure_core::spi::{self, BackendError};
+use tenure_core::{
+    internal,
+    spi::{self, BackendError},
+};
 use tracing::warn;
 
 use crate::{
@@ -64,7 +67,7 @@ impl ElectionStore {
         if self.foreign_entries.fetch_add(count, Relaxed) == 0 {
             warn!(
                 election,
-                key = %spi::printable(&String::from_utf8_lossy(first_key), MAX_LOGGED_KEY_BYTES),
+                key = %internal::printable(&String::from_utf8_lossy(first_key), MAX_LOGGED_KEY_BYTES),
                 count,
                 "foreign keys in this etcd election: no candidate created them, and Go's candidates wait for them \
                  until they are deleted"

@@ -8,10 +8,7 @@
 use std::{cmp::Reverse, sync::Arc};
 
 use etcd_client::KeyValue;
-use tenure_core::{
-    FencingToken,
-    spi::{BackendError, Entry},
-};
+use tenure_core::spi::{BackendError, Entry, QueuePosition, Won};
 
 use crate::{
     election::{
@@ -61,17 +58,22 @@ pub(crate) async fn wait_turn(
     store: &ElectionStore,
     lease: i64,
     entry: &Entry,
-) -> Result<FencingToken, BackendError> {
+    position: &QueuePosition,
+) -> Result<Won, BackendError> {
     let mut subscription = ReusableSubscription::default();
-    let token = || fencing_token(create_revision(entry)).ok_or_else(|| malformed("create revision"));
+    let won = || match fencing_token(create_revision(entry)) {
+        Some(token) => Ok(Won::new(entry.clone(), token)),
+        None => Err(malformed("create revision")),
+    };
     loop {
         match retry_until_answered(|| Box::pin(read_position(store, lease, entry))).await? {
             Position::EntryGone => return Err(entry_gone(entry)),
-            Position::Leads => return token(),
+            Position::Leads => return won(),
             Position::Waits { ahead, read_at } => {
+                position.set_next(matches!(ahead, Ahead::Leader(_)));
                 let targets = watch_targets(entry, ahead);
                 if let WakeReason::BecameLeader = subscription.wait(&store.watcher, targets, read_at).await {
-                    return token();
+                    return won();
                 }
             }
         }

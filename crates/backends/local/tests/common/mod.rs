@@ -1,12 +1,12 @@
 //! Shared by the tests: a backend in a temporary directory, requests, and waiting with a timeout.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "no test file uses every item")]
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tenure_core::{
-    CandidateId, ElectionName,
-    spi::{Backend, BackendSession, EntryRequest},
+    BootClock, CandidateId, ElectionName, FencingToken,
+    spi::{Backend, BackendError, BackendSession, Entry, EntryRequest, QueuePosition, SessionOptions},
 };
 use tenure_local::LocalBackend;
 
@@ -19,7 +19,16 @@ pub fn new_backend() -> (TempDir, LocalBackend) {
 }
 
 pub async fn session(backend: &LocalBackend) -> Box<dyn BackendSession> {
-    backend.open_session(Duration::from_secs(5)).await.unwrap()
+    let options = SessionOptions::new(Duration::from_secs(5), Arc::new(BootClock), 0.1);
+    backend.open_session(&options).await.unwrap()
+}
+
+/// Waits until `entry` leads.
+pub async fn wait_turn(session: &dyn BackendSession, entry: &Entry) -> Result<FencingToken, BackendError> {
+    let request = request(entry.election.as_str(), "waiting");
+    let won = session.wait_turn(&request, Some(entry), &QueuePosition::new(|_| {})).await?;
+    assert_eq!(won.entry, *entry);
+    Ok(won.token)
 }
 
 pub fn election(name: &str) -> ElectionName {

@@ -17,7 +17,7 @@ use std::{
 use futures::future::join;
 use tenure_core::{
     FencingToken,
-    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, replacement_payload},
+    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, Won, replacement_payload},
 };
 use zookeeper_client::{CreateMode, Error, Stat};
 
@@ -86,7 +86,11 @@ impl Entries {
         match leads {
             Ok(leads) => {
                 let (election, version) = (request.election.clone(), version(&stat)?);
-                Ok(Entered { entry: Entry { election, key: path.into(), version }, leads })
+                let entry = Entry { election, key: path.into(), version };
+                Ok(match leads {
+                    Some(token) => Entered::Leads(Won::new(entry, token)),
+                    None => Entered::Queued { entry: Some(entry) },
+                })
             }
             Err(refused) if refused.is_permanent() => {
                 self.delete_refused_entry(&connection, &path).await?;

@@ -8,16 +8,15 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tenure_core::spi::{
     BackendError, BackendErrorKind, Entry, EntryEvent, EntryWatcher, is_resign_requested,
 };
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 use zookeeper_client::{Error, Stat};
 
@@ -40,8 +39,10 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 pub(crate) struct ZookeeperEntryWatcher {
     session: Arc<ResumableSession>,
     watched: BTreeMap<u64, WatchedEntry>,
-    /// The connection that the watches are on.
-    connection: Option<Arc<Connection>>,
+    /// The connection that the watches are on, and the wait for its loss.
+    connection: Option<(Arc<Connection>, BoxFuture<'static, ()>)>,
+    /// The wait for the next connection, while there is none.
+    connecting: Option<BoxFuture<'static, Result<Arc<Connection>, BackendError>>>,
     /// The entries to read next, and whether to set a watch.
     to_read: VecDeque<(u64, bool)>,
     reads: FuturesUnordered<BoxFuture<'static, ReadResult>>,
@@ -51,6 +52,8 @@ pub(crate) struct ZookeeperEntryWatcher {
     /// The entry that is read next without an event, and when.
     next_recheck: u64,
     next_recheck_at: Instant,
+    /// Ends when the next read without an event is due.
+    timer: Pin<Box<Sleep>>,
 }
 
 struct WatchedEntry {
@@ -61,7 +64,7 @@ struct WatchedEntry {
 
 /// The result of reading an entry.
 struct ReadResult {
-    number: u64,
+    id: u64,
     with_watch: bool,
     outcome: Result<Option<WatchedData>, Error>,
 }
@@ -73,9 +76,9 @@ struct WatchedData {
     event: Option<Event>,
 }
 
-/// A watch on the entry of this number. Ready when the entry has to be read again.
+/// A watch on the entry of this id. Ready when the entry has to be read again.
 struct EntryWatch {
-    number: u64,
+    id: u64,
     event: Event,
 }
 
@@ -86,7 +89,7 @@ impl Future for EntryWatch {
         // A panic means that the connection has ended, which is a reason to read again as well.
         match catch_unwind(AssertUnwindSafe(|| self.event.poll_unpin(context))) {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(_)) | Err(_) => Poll::Ready(self.number),
+            Ok(Poll::Ready(_)) | Err(_) => Poll::Ready(self.id),
         }
     }
 }
@@ -97,47 +100,53 @@ impl ZookeeperEntryWatcher {
             session,
             watched: BTreeMap::new(),
             connection: None,
+            connecting: None,
             to_read: VecDeque::new(),
             reads: FuturesUnordered::new(),
             retries: VecDeque::new(),
             watches: FuturesUnordered::new(),
             next_recheck: 0,
             next_recheck_at: Instant::now() + LEADER_RECHECK_INTERVAL,
+            timer: Box::pin(sleep(LEADER_RECHECK_INTERVAL)),
         }
     }
 
     /// The current connection. If it is a new one, every entry is read again.
-    async fn connect(&mut self) -> Result<Arc<Connection>, BackendError> {
-        if let Some(connection) = self.connection.as_ref().filter(|connection| connection.is_unbroken()) {
-            return Ok(Arc::clone(connection));
+    fn poll_connection(&mut self, context: &mut Context<'_>) -> Poll<Result<Arc<Connection>, BackendError>> {
+        if let Some((connection, lost)) = &mut self.connection
+            && connection.is_unbroken()
+            && lost.as_mut().poll(context).is_pending()
+        {
+            return Poll::Ready(Ok(Arc::clone(connection)));
         }
         self.connection = None;
         self.reads.clear();
         self.retries.clear();
         self.watches.clear();
-        let connection = loop {
-            match self.session.connection().await {
-                Ok(connection) => break connection,
-                Err(error) if error.kind() == BackendErrorKind::SessionGone => return Err(error),
-                Err(error) => debug!(%error, "cannot read the own entries"),
-            }
-            sleep(RETRY_DELAY).await;
-        };
-        self.to_read = self.watched.keys().map(|number| (*number, true)).collect();
-        self.connection = Some(Arc::clone(&connection));
-        Ok(connection)
+        let session = &self.session;
+        let connecting =
+            self.connecting.get_or_insert_with(|| Box::pin(next_connection(Arc::clone(session))));
+        let connected = ready!(connecting.as_mut().poll(context));
+        self.connecting = None;
+        let connection = connected?;
+        self.to_read = self.watched.keys().map(|id| (*id, true)).collect();
+        let lost = Arc::clone(&connection);
+        self.connection = Some((Arc::clone(&connection), Box::pin(async move { lost.lost().await })));
+        // Polled again with the new connection.
+        context.waker().wake_by_ref();
+        Poll::Ready(Ok(connection))
     }
 
     /// Starts reading, up to [`MAX_CONCURRENT_READS`] entries at a time.
     fn start_reads(&mut self, connection: &Arc<Connection>) {
         while self.reads.len() < MAX_CONCURRENT_READS
-            && let Some((number, with_watch)) = self.to_read.pop_front()
+            && let Some((id, with_watch)) = self.to_read.pop_front()
         {
-            let Some(watched) = self.watched.get(&number) else { continue };
+            let Some(watched) = self.watched.get(&id) else { continue };
             let (path, connection) = (Arc::clone(&watched.entry.key), Arc::clone(connection));
             self.reads.push(Box::pin(async move {
                 let outcome = read(&connection, &path, with_watch).await;
-                ReadResult { number, with_watch, outcome }
+                ReadResult { id, with_watch, outcome }
             }));
         }
         // There may have been thousands.
@@ -148,13 +157,13 @@ impl ZookeeperEntryWatcher {
 
     /// The event that a read shows, if any.
     fn event_of(&mut self, result: ReadResult) -> Result<Option<(u64, EntryEvent)>, BackendError> {
-        let ReadResult { number, with_watch, outcome } = result;
-        let Some(watched) = self.watched.get_mut(&number) else { return Ok(None) };
+        let ReadResult { id, with_watch, outcome } = result;
+        let Some(watched) = self.watched.get_mut(&id) else { return Ok(None) };
         let found = match outcome {
             Ok(Some(found)) => found,
             Ok(None) => {
-                self.watched.remove(&number);
-                return Ok(Some((number, EntryEvent::Deleted)));
+                self.watched.remove(&id);
+                return Ok(Some((id, EntryEvent::Deleted)));
             }
             Err(error) => {
                 let error = backend_error("watching the own entry", &error);
@@ -164,7 +173,7 @@ impl ZookeeperEntryWatcher {
                 }
                 // If the connection is the cause, every entry is read again over the next one.
                 if with_watch {
-                    self.retries.push_back((Instant::now() + RETRY_DELAY, number));
+                    self.retries.push_back((Instant::now() + RETRY_DELAY, id));
                 }
                 return Ok(None);
             }
@@ -173,11 +182,11 @@ impl ZookeeperEntryWatcher {
             return Err(session_gone("the entry belongs to another session"));
         }
         if let Some(event) = found.event {
-            self.watches.push(EntryWatch { number, event });
+            self.watches.push(EntryWatch { id, event });
         }
         if watched.resign_not_reported && is_resign_requested(&found.payload) {
             watched.resign_not_reported = false;
-            return Ok(Some((number, EntryEvent::ResignRequested)));
+            return Ok(Some((id, EntryEvent::ResignRequested)));
         }
         Ok(None)
     }
@@ -185,15 +194,15 @@ impl ZookeeperEntryWatcher {
     /// Queues the entries that are due to be read without an event. Returns when the next one is due.
     fn queue_due_reads(&mut self) -> Instant {
         let now = Instant::now();
-        while let Some((_, number)) = self.retries.front().copied().filter(|(at, _)| *at <= now) {
+        while let Some((_, id)) = self.retries.front().copied().filter(|(at, _)| *at <= now) {
             self.retries.pop_front();
-            self.to_read.push_back((number, true));
+            self.to_read.push_back((id, true));
         }
         if self.next_recheck_at <= now {
             let after = self.watched.range(self.next_recheck..).next().or_else(|| self.watched.iter().next());
-            if let Some(number) = after.map(|(number, _)| *number) {
-                self.to_read.push_back((number, false));
-                self.next_recheck = number + 1;
+            if let Some(id) = after.map(|(id, _)| *id) {
+                self.to_read.push_back((id, false));
+                self.next_recheck = id + 1;
             }
             let count = u32::try_from(self.watched.len()).unwrap_or(u32::MAX).max(1);
             let interval = (LEADER_RECHECK_INTERVAL / count).max(MIN_RECHECK_SPACING);
@@ -226,41 +235,53 @@ async fn read(connection: &Connection, path: &str, with_watch: bool) -> Result<O
     }
 }
 
-#[async_trait]
+/// Waits for a connection, as long as the session lasts.
+async fn next_connection(session: Arc<ResumableSession>) -> Result<Arc<Connection>, BackendError> {
+    loop {
+        match session.connection().await {
+            Err(error) if error.kind() != BackendErrorKind::SessionGone => {
+                debug!(%error, "cannot read the own entries");
+            }
+            outcome => return outcome,
+        }
+        sleep(RETRY_DELAY).await;
+    }
+}
+
 impl EntryWatcher for ZookeeperEntryWatcher {
-    fn add(&mut self, number: u64, entry: &Entry) {
+    fn add(&mut self, id: u64, entry: &Entry) {
         let watched = WatchedEntry { entry: entry.clone(), resign_not_reported: true };
-        self.watched.insert(number, watched);
-        self.to_read.push_back((number, true));
+        self.watched.insert(id, watched);
+        self.to_read.push_back((id, true));
     }
 
     /// The watch stays at the server until it fires. The deletion of the entry, which follows, fires it.
-    fn remove(&mut self, number: u64) {
-        self.watched.remove(&number);
+    fn remove(&mut self, id: u64) {
+        self.watched.remove(&id);
     }
 
-    async fn next(&mut self) -> Result<(u64, EntryEvent), BackendError> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<(u64, EntryEvent), BackendError>> {
         loop {
-            let connection = self.connect().await?;
+            let connection = ready!(self.poll_connection(context))?;
             let due = self.queue_due_reads();
             self.start_reads(&connection);
-            let watches = &mut self.watches;
             // Not polled once the client's task has ended: its watches panic then.
-            let fired = std::future::poll_fn(|context| match connection.has_client_ended() {
-                true => Poll::Pending,
-                false => watches.poll_next_unpin(context),
-            });
-            tokio::select! {
-                biased;
-                () = connection.lost() => {}
-                Some(number) = fired => self.to_read.push_back((number, true)),
-                Some(result) = self.reads.next(), if !self.reads.is_empty() => {
-                    if let Some(event) = self.event_of(result)? {
-                        return Ok(event);
-                    }
-                }
-                () = sleep_until(due) => {}
+            if !connection.has_client_ended()
+                && let Poll::Ready(Some(id)) = self.watches.poll_next_unpin(context)
+            {
+                self.to_read.push_back((id, true));
+                continue;
             }
+            if let Poll::Ready(Some(result)) = self.reads.poll_next_unpin(context) {
+                match self.event_of(result)? {
+                    Some(event) => return Poll::Ready(Ok(event)),
+                    None => continue,
+                }
+            }
+            if self.timer.deadline() != due {
+                self.timer.as_mut().reset(due);
+            }
+            ready!(self.timer.as_mut().poll(context));
         }
     }
 }

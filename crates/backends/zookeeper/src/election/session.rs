@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tenure_core::{
-    FencingToken,
     failpoints::{SafetyRule, is_disabled},
     spi::{
         BackendError, BackendSession, Entered, Entry, EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof,
+        QueuePosition, Won,
     },
 };
 use tokio::time::timeout;
@@ -125,7 +125,7 @@ impl BackendSession for ZookeeperSession {
             return Err(unavailable("the connection broke during a heartbeat"));
         }
         // Another server may have other bounds.
-        Ok(Heartbeat { ttl: connection.granted_ttl().min(self.granted_ttl), epoch: 0 })
+        Ok(Heartbeat::new(connection.granted_ttl().min(self.granted_ttl)))
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -134,9 +134,15 @@ impl BackendSession for ZookeeperSession {
         Ok(entered)
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
+    async fn wait_turn(
+        &self,
+        _request: &EntryRequest,
+        entry: Option<&Entry>,
+        _position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        let entry = entry.ok_or_else(wait::entry_gone)?;
         self.store.map_error(wait::until_first(&self.store, &self.session, entry).await)?;
-        fencing_token(entry.version)
+        Ok(Won::new(entry.clone(), fencing_token(entry.version)?))
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {

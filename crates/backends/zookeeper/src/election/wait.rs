@@ -216,6 +216,6 @@ async fn watch_own<'a>(
     Ok(Some(watch))
 }
 
-fn entry_gone() -> BackendError {
+pub(super) fn entry_gone() -> BackendError {
     BackendError::new(BackendErrorKind::EntryGone, "the entry is gone from ZooKeeper")
 }

@@ -14,8 +14,8 @@ use crate::{
     BootInstant, Candidate, CandidateId, Clock, Config, ElectionName, FencingToken, Leadership, StoreElector,
     memory::{MemoryBackend, MemoryStore},
     spi::{
-        Backend, BackendError, BackendSession, Capabilities, Confirmation, Entered, Entry, EntryRequest,
-        EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
+        Backend, BackendError, BackendSession, Capabilities, Entered, Entry, EntryRequest, EntryWatcher,
+        Heartbeat, HeartbeatProof, Observation, PerEntryWatcher, QueuePosition, SessionOptions, Won,
     },
 };
 
@@ -138,8 +138,8 @@ impl Backend for RecordingBackend<MemoryBackend> {
         self.inner.capabilities()
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
-        let inner: Arc<dyn BackendSession> = Arc::from(request(self.inner.open_session(ttl)).await?);
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        let inner: Arc<dyn BackendSession> = Arc::from(request(self.inner.open_session(options)).await?);
         let session: u64 = inner.id().parse().unwrap();
         let now = self.world.clock.now();
         self.world.history().extended.insert(session, now);
@@ -183,20 +183,21 @@ impl BackendSession for RecordingBackend<Arc<dyn BackendSession>> {
         .await
     }
 
-    async fn confirm(
-        &self,
-        heartbeat: &Heartbeat,
-        probe_entry: Option<&Entry>,
-    ) -> Result<Confirmation, BackendError> {
-        request(self.inner.confirm(heartbeat, probe_entry)).await
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        request(self.inner.keep_alive()).await
     }
 
     async fn enter(&self, entering: &EntryRequest) -> Result<Entered, BackendError> {
         request(self.inner.enter(entering)).await
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        request(self.inner.wait_turn(entry)).await
+    async fn wait_turn(
+        &self,
+        waiting: &EntryRequest,
+        entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        request(self.inner.wait_turn(waiting, entry, position)).await
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
@@ -206,7 +207,7 @@ impl BackendSession for RecordingBackend<Arc<dyn BackendSession>> {
             request(async move {
                 let mut watcher = inner.entry_watcher();
                 watcher.add(0, &entry);
-                watcher.next().await.map(|(_, event)| event)
+                poll_fn(|context| watcher.poll_next(context)).await.map(|(_, event)| event)
             })
         }))
     }

@@ -29,8 +29,9 @@ documented! {
         Entering: "Its request to enter is in flight. The store may execute it although its response is lost.",
         EnteringLater: "It pauses before it enters.",
         GivingUp: "Its caller has given up while the request to enter is in flight. It waits for the response: an entry that is known needs no repeated withdrawal.",
-        Waiting: "Its entry exists, and others are ahead of it.",
+        Waiting: "Others are ahead of it.",
         WaitingLater: "It pauses before it waits again.",
+        Proving: "Its entry leads, but the window of the session is not open, or not for as long as its grace period. It waits for a proven heartbeat.",
         Replacing: "Its entry is gone. What may be left of it is removed before it enters with a new one.",
         Reopening: "Its session has ended. It pauses before it goes on under another.",
         Leading: "It leads: checks compare the clock with the deadline of the session, and of the parent if there is one.",
@@ -44,14 +45,16 @@ documented! {
     /// What happens to a candidate.
     Event {
         Admitted: "No earlier candidate of its elector is left in the election.",
-        SessionOpened: "A session is open.",
-        Entered: "The store has created its entry, and others are ahead of it.",
-        OtherLeads: "The same, for a campaign that does not wait.",
+        SessionOpened: "A session for it is open.",
+        Entered: "The store has answered the request to enter: others are ahead of it.",
+        OtherLeads: "Another candidate leads, and the campaign does not wait.",
         Elected: "Its entry leads, and the window of the session is open.",
+        Unproven: "Its entry leads, but the window of the session is not open for long enough.",
+        Proven: "A heartbeat of its session was proven. Its entry may be gone meanwhile.",
         Failed: "A request has failed, and may be repeated.",
         Refused: "The store refuses a request for good.",
         RetryDue: "The pause is over.",
-        EntryGone: "Its entry was deleted, as its watch or a confirming read has found.",
+        EntryGone: "Its entry was deleted, as its watch has found.",
         ResignRequested: "It was asked to resign, through the store.",
         GivenUp: "The caller of the campaign has given up.",
         TermEnded: "Its term was ended: by its guard, by a check of the clock, by the end of its parent.",
@@ -72,6 +75,8 @@ pub(crate) enum Action {
     Enter,
     /// Waits until the entry leads.
     WaitTurn,
+    /// Asks for a proven heartbeat.
+    Prove,
     /// Pauses before a request is repeated.
     Pause,
     /// Pauses before a new entry or a new session: longer each time.
@@ -122,12 +127,15 @@ pub(crate) const fn transition(state: State, event: Event) -> Transition {
         (Opening, Refused) => To(Ended, &[Finish]),
 
         (Entering, Entered) => To(Waiting, &[WaitTurn]),
-        (Entering | Waiting, Elected) => To(Leading, &[BeginTerm]),
+        // While it proves, only by a test that disables the check of its entry.
+        (Entering | Waiting | Proving, Elected) => To(Leading, &[BeginTerm]),
+        (Entering | Waiting, Unproven) => To(Proving, &[Prove]),
+        (Proving, Proven) => To(Waiting, &[WaitTurn]),
         (Entering, Failed) => To(EnteringLater, &[Pause]),
         (Entering, GivenUp) => To(GivingUp, &[]),
         (Entering | GivingUp, OtherLeads) => To(Withdrawing, &[RemoveEntry]),
         (Entering | GivingUp | Waiting, Refused) => To(Withdrawing, &[RemoveEntry]),
-        (GivingUp, Entered | Elected | Failed) => To(Withdrawing, &[RemoveEntry]),
+        (GivingUp, Entered | Elected | Unproven | Failed) => To(Withdrawing, &[RemoveEntry]),
         (GivingUp, SessionEnded) => To(Ended, &[StopRequest, Finish]),
         (EnteringLater, RetryDue) => To(Entering, &[Enter]),
 
@@ -136,9 +144,11 @@ pub(crate) const fn transition(state: State, event: Event) -> Transition {
         (Waiting | WaitingLater, EntryGone) => To(Replacing, &[StopRequest, RemoveEntry]),
         (Replacing, Removed) => To(EnteringLater, &[RenewRequest, BackOff]),
         (Replacing, GivenUp) => To(Withdrawing, &[]),
-        (EnteringLater | Waiting | WaitingLater, GivenUp) => To(Withdrawing, &[StopRequest, RemoveEntry]),
+        (EnteringLater | Waiting | WaitingLater | Proving, GivenUp) => {
+            To(Withdrawing, &[StopRequest, RemoveEntry])
+        }
 
-        (Entering | EnteringLater | Waiting | WaitingLater | Replacing, SessionEnded) => {
+        (Entering | EnteringLater | Waiting | WaitingLater | Proving | Replacing, SessionEnded) => {
             To(Reopening, &[StopRequest, LeaveSession, RenewRequest, BackOff])
         }
         (Reopening, RetryDue) => To(Opening, &[OpenSession]),
@@ -156,15 +166,16 @@ pub(crate) const fn transition(state: State, event: Event) -> Transition {
         (Withdrawing, SessionEnded) => To(Ended, &[StopRequest, Finish]),
 
         (
-            Queued | Opening | Entering | EnteringLater | GivingUp | Waiting | WaitingLater | Replacing
-            | Reopening | Withdrawing,
+            Queued | Opening | Entering | EnteringLater | GivingUp | Waiting | WaitingLater | Proving
+            | Replacing | Reopening | Withdrawing,
             Panicked,
         ) => To(Ended, &[StopRequest, Abandon]),
 
         (Ended, _) => Ignored("It has ended."),
         (_, Admitted) => Ignored("It has been admitted already."),
         (_, SessionOpened) => Ignored("It does not wait for a session."),
-        (_, Entered | OtherLeads | Elected | Failed | Refused | RetryDue | Removed) => {
+        (_, Proven) => Ignored("It does not wait for that."),
+        (_, Entered | OtherLeads | Elected | Unproven | Failed | Refused | RetryDue | Removed) => {
             Ignored("It has no such request in flight.")
         }
         (Queued | Opening | Reopening, SessionEnded) => Ignored("It has no session."),
@@ -173,14 +184,15 @@ pub(crate) const fn transition(state: State, event: Event) -> Transition {
             Queued | Opening | Entering | EnteringLater | GivingUp | Replacing | Reopening | Withdrawing,
             EntryGone,
         ) => Ignored("It has no entry, or removes it."),
+        (Proving, EntryGone) => Ignored("Its entry is not watched yet."),
         (_, ResignRequested) => Ignored("It does not lead."),
         (Leading | Stopping, GivenUp) => Ignored("Its caller has the guard."),
         (GivingUp | Withdrawing, GivenUp) => Ignored("It withdraws already."),
         (_, TermEnded) => Ignored("It has no term, or stops already."),
         (_, WorkStopped) => Ignored("Nothing waits for its work."),
         (
-            Entering | EnteringLater | GivingUp | Waiting | WaitingLater | Replacing | Leading | Stopping
-            | Withdrawing,
+            Entering | EnteringLater | GivingUp | Waiting | WaitingLater | Proving | Replacing | Leading
+            | Stopping | Withdrawing,
             Closed,
         ) => Ignored("Its session ends, too."),
     }

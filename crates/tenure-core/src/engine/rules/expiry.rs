@@ -34,6 +34,8 @@ enum State {
     Extended(BootInstant),
     /// No such request is sent any more. The last one ended its flight at this instant.
     Silent(BootInstant),
+    /// The same, and no task tries to close the session any more.
+    GivenUp(BootInstant),
     /// The store has confirmed that the session is closed.
     Closed,
 }
@@ -60,6 +62,11 @@ impl SessionExpiry {
         Self { clock, max_silence, any_request_extends, state: Mutex::new(State::Extended(now)) }
     }
 
+    /// The longest time for which the store keeps the session after a request that extends it.
+    pub(crate) fn max_silence(&self) -> Duration {
+        self.max_silence
+    }
+
     /// Records that a heartbeat is in flight until the result is dropped.
     pub(crate) fn heartbeat(&self) -> HeartbeatInFlight<'_> {
         HeartbeatInFlight(self)
@@ -76,6 +83,10 @@ impl SessionExpiry {
     pub(crate) fn requests_stopped(&self) {
         let now = self.clock.now();
         self.stop(|last| if self.any_request_extends { now } else { last });
+        let mut state = self.state();
+        if let State::Silent(since) = *state {
+            *state = State::GivenUp(since);
+        }
     }
 
     fn stop(&self, silent_since: impl FnOnce(BootInstant) -> BootInstant) {
@@ -100,15 +111,15 @@ impl SessionExpiry {
         let now = self.clock.now();
         let last = match *self.state() {
             State::Extended(_) => now,
-            State::Silent(since) => since,
+            State::Silent(since) | State::GivenUp(since) => since,
             State::Closed => return Duration::ZERO,
         };
         (last + self.max_silence).since(now)
     }
 
-    /// Whether requests that extend the session are still sent.
-    fn is_extended(&self) -> bool {
-        matches!(*self.state(), State::Extended(_))
+    /// Whether no task tries to close the session any more, although the store may have it.
+    fn is_given_up(&self) -> bool {
+        matches!(*self.state(), State::GivenUp(_))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,13 +131,13 @@ impl Drop for HeartbeatInFlight<'_> {
     fn drop(&mut self) {
         let now = self.0.clock.now();
         match &mut *self.0.state() {
-            State::Extended(last) | State::Silent(last) => *last = now.max(*last),
+            State::Extended(last) | State::Silent(last) | State::GivenUp(last) => *last = now.max(*last),
             State::Closed => {}
         }
     }
 }
 
-/// The number of sessions whose end is not confirmed that are kept one by one.
+/// From this number of sessions on, those that were given up are not kept one by one.
 const MAX_UNCLOSED: usize = 64;
 
 /// The sessions of an elector that the store may still have: all whose end it has not confirmed. One that has expired by our
@@ -140,19 +151,24 @@ struct Unclosed {
     sessions: Vec<Arc<SessionExpiry>>,
     /// Until when the store may have those that are not kept any more, if there are any.
     others_expire: Option<BootInstant>,
+    /// The number of sessions at which those that were closed are forgotten next: adding a session takes constant time.
+    forget_at: usize,
 }
 
 impl UnclosedSessions {
     /// Adds a session that has just been opened. Forgets those that were closed.
     pub(crate) fn add(&self, session: &Arc<SessionExpiry>) {
-        let mut unclosed = self.lock();
-        if unclosed.sessions.len() == MAX_UNCLOSED {
-            let oldest = unclosed.sessions.remove(0);
-            let expires = match oldest.is_extended() {
-                true => BootInstant::NEVER,
-                false => oldest.clock.now() + oldest.expires_in(),
-            };
-            unclosed.others_expire = unclosed.others_expire.max(Some(expires));
+        let mut unclosed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if unclosed.sessions.len() >= unclosed.forget_at.max(MAX_UNCLOSED) {
+            drop(unclosed);
+            unclosed = self.lock();
+            // The others are as many as the elector has in use.
+            let (given_up, kept): (Vec<_>, Vec<_>) =
+                unclosed.sessions.drain(..).partition(|known| known.is_given_up());
+            let expire = given_up.iter().map(|known| known.clock.now() + known.expires_in()).max();
+            unclosed.others_expire = unclosed.others_expire.max(expire);
+            unclosed.forget_at = 2 * kept.len();
+            unclosed.sessions = kept;
         }
         unclosed.sessions.push(Arc::clone(session));
     }
@@ -269,9 +285,10 @@ mod tests {
             .collect();
         for session in &opened {
             sessions.add(session);
-            session.heartbeats_stopped();
+            session.requests_stopped();
         }
-        assert_eq!(sessions.unconfirmed(), [MAX_SILENCE; MAX_UNCLOSED + 1]);
+        // All but the last two are one.
+        assert_eq!(sessions.unconfirmed(), [MAX_SILENCE; 3]);
         opened.iter().for_each(|session| session.closed());
         assert_eq!(sessions.unconfirmed(), [MAX_SILENCE]);
         advance(20).await;
@@ -282,5 +299,19 @@ mod tests {
     async fn the_longest_silence_does_not_overflow() {
         let expiry = SessionExpiry::opened(Arc::new(SimClock::new()), Duration::MAX, false);
         assert!(expiry.expires_in() > Duration::from_secs(u32::MAX.into()));
+    }
+
+    /// A session that is being closed while many others are in use is not counted for ever.
+    #[tokio::test(start_paused = true)]
+    async fn many_sessions_that_were_closed_are_not_counted() {
+        let sessions = UnclosedSessions::default();
+        let all: Vec<_> = (0..10 * MAX_UNCLOSED).map(|_| Arc::new(expiry(false))).collect();
+        for session in &all {
+            session.heartbeats_stopped();
+            sessions.add(session);
+        }
+        assert_eq!(sessions.unconfirmed().len(), all.len());
+        all.iter().for_each(|session| session.closed());
+        assert!(sessions.unconfirmed().is_empty());
     }
 }

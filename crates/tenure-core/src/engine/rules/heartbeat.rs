@@ -2,11 +2,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::window::SentAt;
 use crate::{
     Backoff, BootInstant,
     failpoints::{SafetyRule, is_disabled},
-    spi::{Heartbeat, HeartbeatProof},
+    spi::{Heartbeat, HeartbeatProof, Stamp},
 };
 
 /// The first delay before an unanswered heartbeat is repeated.
@@ -29,10 +28,11 @@ pub(crate) fn interval(proof: HeartbeatProof, ttl: Duration, drift: f64, grace_p
 /// The timeout of a heartbeat: the interval, so that an unanswered one is repeated when the next is due. Half of it
 /// where a later heartbeat confirms, so that the repetition fits into the same interval.
 pub(crate) fn timeout(proof: HeartbeatProof, interval: Duration, request_timeout: Duration) -> Duration {
-    request_timeout.min(match proof {
-        HeartbeatProof::NextHeartbeat { .. } => interval / 2,
-        _ => interval,
-    })
+    match proof {
+        HeartbeatProof::NextHeartbeat { .. } => request_timeout.min(interval / 2),
+        // It may consist of two requests.
+        _ => (request_timeout * 2).min(interval),
+    }
 }
 
 /// The delays before an unanswered heartbeat is repeated. The longest is a small part of the TTL: there is
@@ -68,7 +68,7 @@ pub(crate) fn largest_grace_period(
         HeartbeatProof::NextHeartbeat { gap } => {
             gap_by_store_clock(gap, drift).max(interval) + interval * 5 / 2
         }
-        // The next heartbeat is sent after an interval; half of one is left for its answer and its confirmation.
+        // The next heartbeat is sent after an interval; half of one is left for its answer.
         _ => interval * 3 / 2,
     };
     length.saturating_sub(used).min(ttl / 3)
@@ -77,7 +77,7 @@ pub(crate) fn largest_grace_period(
 /// An answered heartbeat that is not confirmed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UnconfirmedHeartbeat {
-    pub(crate) sent: SentAt,
+    pub(crate) sent: Stamp,
     pub(crate) answered_at: BootInstant,
     pub(crate) heartbeat: Heartbeat,
 }
@@ -105,7 +105,7 @@ pub(crate) fn take_confirmed(
 mod tests {
     use super::*;
 
-    const HEARTBEAT: Heartbeat = Heartbeat { ttl: Duration::from_secs(6), epoch: 0 };
+    const HEARTBEAT: Heartbeat = Heartbeat::new(Duration::from_secs(6));
     const GAP: Duration = Duration::from_millis(1_500);
 
     fn at(millis: u64) -> BootInstant {
@@ -114,7 +114,7 @@ mod tests {
 
     fn unconfirmed(sent_millis: u64, answered_millis: u64) -> UnconfirmedHeartbeat {
         UnconfirmedHeartbeat {
-            sent: SentAt { at: at(sent_millis), wall_offset: 0 },
+            sent: Stamp { at: at(sent_millis), wall_offset: 0 },
             answered_at: at(answered_millis),
             heartbeat: HEARTBEAT,
         }

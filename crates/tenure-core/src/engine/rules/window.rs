@@ -7,7 +7,7 @@
 //! - Only changes that make the deadline earlier keep promise S1 of `docs/assurance/safety.md`. A later deadline needs a
 //!   new argument there.
 //! - `ttl · (1 − drift)` is also computed in [`Window::length`] and in `interval` and `largest_grace_period` of
-//!   [`heartbeat`](super::heartbeat). They have to follow.
+//!   [`heartbeat`](super::heartbeat). Change them together.
 //! - Guarded by the unit tests below, `tests/engine/{heartbeats,loss}.rs`, hazards G2 and G22, and the [`SafetyRule`]s
 //!   `DeadlineFromRequestStart`, `OpeningFromRequestStart`, `AllowForDrift` and `NeverReopenWindow` (`cargo xtask
 //!   mutants`) and `CompareAndSwapDeadline` (`cargo xtask races`). The model checks the design, not this code.
@@ -17,25 +17,18 @@ use std::time::Duration;
 use crate::{
     BootInstant, Clock, LossReason, OnClockJump,
     failpoints::{SafetyRule, is_disabled},
+    spi::{Stamp, wall_offset},
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
-/// When a request was handed to the store's client, by the monotonic clock and by the time of day.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SentAt {
-    pub(crate) at: BootInstant,
-    /// Time of day minus monotonic clock, in nanoseconds.
-    pub(crate) wall_offset: i64,
-}
-
-impl SentAt {
-    pub(crate) fn now(clock: &dyn Clock) -> Self {
-        let at = clock.now();
-        Self { at, wall_offset: wall_offset(clock, at) }
-    }
-}
+/// The deadline of a window that is not open.
+const NOT_OPEN: u64 = 0;
 
 /// The period in which leadership may be assumed under a session. It closes one grace period before the deadline.
+///
+/// It is not open before the candidate of a session that serves one election has won, and while all candidates of a session wait and
+/// none is next in line ([`suspend`](Self::suspend)). A window that is not open is opened by a proven heartbeat or by that win; one
+/// that has closed is never opened again, and its session ends.
 ///
 /// One atomic serves all terms of a session, so that a heartbeat costs the same for one term as for ten thousand.
 #[derive(Debug)]
@@ -52,24 +45,30 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// The window of a session that was requested at `sent` and granted `ttl`.
-    pub(crate) fn opened(sent: SentAt, ttl: Duration, drift: f64, grace_period: Duration) -> Self {
-        let window = Self {
-            deadline: AtomicU64::new(0),
-            wall_offset: AtomicI64::new(sent.wall_offset),
+    /// The window of a session that no heartbeat has extended yet.
+    pub(crate) fn not_open(ttl: Duration, drift: f64, grace_period: Duration) -> Self {
+        Self {
+            deadline: AtomicU64::new(NOT_OPEN),
+            wall_offset: AtomicI64::new(0),
             grace_period,
             ttl,
             drift,
             on_clock_jump: OnClockJump::default(),
             unreported_jump: AtomicI64::new(0),
-        };
+        }
+    }
+
+    /// The window of a session that was requested at `sent` and granted `ttl`.
+    pub(crate) fn opened(sent: Stamp, ttl: Duration, drift: f64, grace_period: Duration) -> Self {
+        let window = Self::not_open(ttl, drift, grace_period);
+        window.wall_offset.store(sent.wall_offset, Ordering::Relaxed);
         window.deadline.store(window.deadline_from(sent.at, ttl).as_nanos(), Ordering::Release);
         window
     }
 
     /// A window that never closes: the kernel ends the session with the process.
     pub(crate) fn endless(clock: &dyn Clock, ttl: Duration, drift: f64, grace_period: Duration) -> Self {
-        let window = Self::opened(SentAt::now(clock), ttl, drift, grace_period);
+        let window = Self::opened(Stamp::now(clock), ttl, drift, grace_period);
         window.deadline.store(BootInstant::NEVER.as_nanos(), Ordering::Release);
         window
     }
@@ -91,6 +90,23 @@ impl Window {
         BootInstant::from_nanos(self.deadline.load(Ordering::Acquire))
     }
 
+    /// Whether the window was opened, and not suspended since. It may have closed.
+    pub(crate) fn is_open(&self) -> bool {
+        self.deadline.load(Ordering::Acquire) != NOT_OPEN
+    }
+
+    /// Suspends an open window, under which nobody leads.
+    ///
+    /// # Errors
+    /// Why the window has closed.
+    pub(crate) fn suspend(&self, clock: &dyn Clock) -> Result<(), LossReason> {
+        if self.is_open() {
+            self.check(clock, self.grace_period)?;
+            self.deadline.store(NOT_OPEN, Ordering::Release);
+        }
+        Ok(())
+    }
+
     pub(crate) fn grace_period(&self) -> Duration {
         self.grace_period
     }
@@ -103,7 +119,26 @@ impl Window {
 
     /// Whether leadership may be assumed now and for another `grace_period`.
     pub(crate) fn check(&self, clock: &dyn Clock, grace_period: Duration) -> Result<(), LossReason> {
+        self.check_open(clock, grace_period).unwrap_or(Err(LossReason::Deadline))
+    }
+
+    /// The same; `None` when the window is not open.
+    pub(crate) fn check_open(
+        &self,
+        clock: &dyn Clock,
+        grace_period: Duration,
+    ) -> Option<Result<(), LossReason>> {
+        // Read once: it may be suspended meanwhile.
         let deadline = self.deadline();
+        (deadline.as_nanos() != NOT_OPEN).then(|| self.check_deadline(clock, deadline, grace_period))
+    }
+
+    fn check_deadline(
+        &self,
+        clock: &dyn Clock,
+        deadline: BootInstant,
+        grace_period: Duration,
+    ) -> Result<(), LossReason> {
         if deadline == BootInstant::NEVER {
             return Ok(());
         }
@@ -144,17 +179,26 @@ impl Window {
     /// Extends the deadline for a confirmed heartbeat that was sent at `sent`.
     ///
     /// A heartbeat never moves the deadline back; a shorter TTL does ([`shorten`](Self::shorten)). A closed window stays
-    /// closed: its work has been cancelled.
+    /// closed: its work has been cancelled. A window that is not open opens; `Ok` without an effect if that would
+    /// come too late.
     ///
     /// # Errors
     /// Why the window has closed.
-    pub(crate) fn extend(&self, clock: &dyn Clock, sent: SentAt, ttl: Duration) -> Result<(), LossReason> {
+    pub(crate) fn extend(&self, clock: &dyn Clock, sent: Stamp, ttl: Duration) -> Result<(), LossReason> {
         loop {
-            if !is_disabled(SafetyRule::NeverReopenWindow) {
-                self.check(clock, self.grace_period)?;
-            }
             let current = self.deadline.load(Ordering::Acquire);
             let moved = self.deadline_from(sent.at, ttl).as_nanos();
+            if current == NOT_OPEN {
+                let opened = Self::opened(sent, self.ttl, self.drift, self.grace_period);
+                opened.deadline.store(moved, Ordering::Relaxed);
+                if opened.on_clock_jump(self.on_clock_jump).check(clock, self.grace_period).is_err() {
+                    return Ok(());
+                }
+                // Before the window opens: a check of another thread reads both.
+                self.wall_offset.store(sent.wall_offset, Ordering::Release);
+            } else if !is_disabled(SafetyRule::NeverReopenWindow) {
+                self.check(clock, self.grace_period)?;
+            }
             if moved <= current {
                 return Ok(());
             }
@@ -188,12 +232,6 @@ impl Window {
     }
 }
 
-/// Time of day minus monotonic clock, which reads `now`, in nanoseconds.
-fn wall_offset(clock: &dyn Clock, now: BootInstant) -> i64 {
-    let wall = i64::try_from(clock.wall().as_nanos()).unwrap_or(i64::MAX);
-    wall.wrapping_sub_unsigned(now.as_nanos())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,7 +241,7 @@ mod tests {
     const GRACE_PERIOD: Duration = Duration::from_secs(1);
 
     fn window(clock: &SimClock) -> Window {
-        Window::opened(SentAt::now(clock), TTL, 0.1, GRACE_PERIOD)
+        Window::opened(Stamp::now(clock), TTL, 0.1, GRACE_PERIOD)
     }
 
     /// Hazards G2 and G22: the deadline is counted from before the request was sent, less the drift bound.
@@ -214,7 +252,7 @@ mod tests {
         let sent = clock.now();
         tokio::time::advance(Duration::from_secs(3)).await;
         window
-            .extend(&clock, SentAt { at: sent + Duration::from_secs(1), ..SentAt::now(&clock) }, TTL)
+            .extend(&clock, Stamp { at: sent + Duration::from_secs(1), ..Stamp::now(&clock) }, TTL)
             .unwrap();
         assert_eq!(window.deadline(), sent + Duration::from_secs(10));
     }
@@ -225,7 +263,7 @@ mod tests {
         let window = window(&clock);
         let before = window.deadline();
         window
-            .extend(&clock, SentAt { at: clock.now() - Duration::from_secs(5), ..SentAt::now(&clock) }, TTL)
+            .extend(&clock, Stamp { at: clock.now() - Duration::from_secs(5), ..Stamp::now(&clock) }, TTL)
             .unwrap();
         assert_eq!(window.deadline(), before);
     }
@@ -239,7 +277,7 @@ mod tests {
         assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::Deadline));
-        assert_eq!(window.extend(&clock, SentAt::now(&clock), TTL), Err(LossReason::Deadline));
+        assert_eq!(window.extend(&clock, Stamp::now(&clock), TTL), Err(LossReason::Deadline));
         assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::Deadline));
     }
 
@@ -261,7 +299,7 @@ mod tests {
         assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
         clock.jump_wall(Duration::from_millis(400));
         assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::ClockJump));
-        assert_eq!(window.extend(&clock, SentAt::now(&clock), TTL), Err(LossReason::ClockJump));
+        assert_eq!(window.extend(&clock, Stamp::now(&clock), TTL), Err(LossReason::ClockJump));
     }
 
     /// Hazard G23: a jump that is only logged is found once, also by a heartbeat that was sent before it.
@@ -269,12 +307,12 @@ mod tests {
     async fn a_jump_that_is_logged_is_found_once() {
         let clock = SimClock::new();
         let window = window(&clock).on_clock_jump(OnClockJump::Log);
-        let sent = SentAt::now(&clock);
+        let sent = Stamp::now(&clock);
         tokio::time::advance(Duration::from_secs(1)).await;
         clock.jump_wall(Duration::from_secs(3));
         assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
         assert_eq!(window.take_clock_jump(), Some(Duration::from_secs(3)));
-        window.extend(&clock, SentAt { at: sent.at + Duration::from_secs(1), ..sent }, TTL).unwrap();
+        window.extend(&clock, Stamp { at: sent.at + Duration::from_secs(1), ..sent }, TTL).unwrap();
         assert_eq!(window.check(&clock, GRACE_PERIOD), Ok(()));
         assert_eq!(window.take_clock_jump(), None);
         clock.jump_wall(Duration::from_secs(2));

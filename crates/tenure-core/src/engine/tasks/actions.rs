@@ -50,6 +50,12 @@ impl ElectorTask {
             let EntryRequest { election, candidate, .. } = &*candidate.request;
             warn!(%election, %candidate, "the entry of a waiting candidate is gone; entering again");
         }
+        if (event, next) == (Event::EntryGone, State::Replacing)
+            && let Some(session) = candidate.session().filter(|session| session.owner.is_some())
+        {
+            // It has no other entry: the next one gets a session, and a window, of its own.
+            session.end(LossReason::EntryGone);
+        }
         if let Some(membership) = &mut candidate.membership {
             membership.confirmed = event == Event::Removed;
         }
@@ -80,13 +86,17 @@ impl ElectorTask {
     /// Carries out an action. Returns the event that follows from it at once.
     fn act(&mut self, candidate: &mut Candidate, action: Action) -> Option<Event> {
         match action {
-            Action::OpenSession => return self.open_session(),
+            Action::OpenSession => return self.open_session(candidate),
             Action::Enter => return self.enter(candidate),
             Action::WaitTurn => {
-                let (session, entry) = (candidate.session()?, candidate.entry.clone()?);
+                let (session, entry) = (candidate.session()?, candidate.entry.clone());
                 let request = Arc::clone(&candidate.request);
+                if entry.is_none() && !is_disabled(SafetyRule::WithdrawWaits) {
+                    candidate.begin_creating();
+                }
                 self.send(candidate, requests::wait_turn(session, request, entry));
             }
+            Action::Prove => candidate.session()?.request_proof(),
             Action::Pause => self.pause(candidate, |campaign| &mut campaign.retry),
             Action::BackOff => self.pause(candidate, |campaign| &mut campaign.back_off),
             Action::StopRequest => {
@@ -135,13 +145,14 @@ impl ElectorTask {
         }
     }
 
-    fn open_session(&mut self) -> Option<Event> {
-        let latest = self.sessions.last_key_value().map(|(_, (session, _))| session);
-        if latest.is_some_and(|session| session.ended().is_none()) {
+    /// Joins the open session, or requests one.
+    fn open_session(&mut self, candidate: &Candidate) -> Option<Event> {
+        let owner = self.owner_of_session(candidate);
+        if self.latest_session(owner).is_some_and(|session| session.ended().is_none()) {
             return Some(Event::SessionOpened);
         }
-        if self.opening.is_none() && !self.shared.closing.is_cancelled() {
-            self.request_session();
+        if !self.openings.is_running(owner) && !self.shared.closing.is_cancelled() {
+            self.request_session(owner, Some(candidate.request.election.clone()), None);
         }
         None
     }
@@ -149,7 +160,7 @@ impl ElectorTask {
     /// Enters under the latest session.
     fn enter(&mut self, candidate: &mut Candidate) -> Option<Event> {
         if candidate.membership.is_none() {
-            let (session, _) = self.sessions.last_key_value()?.1;
+            let session = self.latest_session(self.owner_of_session(candidate))?;
             candidate.membership = Some(Membership::new(session));
         }
         let session = candidate.session()?;
@@ -173,6 +184,7 @@ impl ElectorTask {
             (candidate.request, candidate.value_number) = (Arc::new(request), Some(number));
         }
         let wait_for_turn = campaign.wait_for_turn;
+        candidate.begin_creating();
         self.send(candidate, requests::enter(session, Arc::clone(&candidate.request), wait_for_turn));
         None
     }
@@ -180,11 +192,9 @@ impl ElectorTask {
     /// Removes the entry, if there may be one.
     fn remove_entry(&mut self, candidate: &mut Candidate) -> Option<Event> {
         let session = candidate.session()?;
+        session.stop_heartbeats();
         candidate.waiting = None;
-        let (entry, uncertain) = (candidate.entry.take(), candidate.uncertain);
-        if let Some(entry) = &entry {
-            session.unregister(entry);
-        }
+        let (entry, uncertain) = (candidate.entry.take(), candidate.unanswered > 0);
         if candidate.term().is_some() {
             // The watch may have a request in flight and hold what the removal waits for.
             self.with_watches(session.number, |watches| watches.remove(candidate.number));
@@ -201,7 +211,7 @@ impl ElectorTask {
 
     fn begin_term(&mut self, candidate: &mut Candidate) -> Option<Event> {
         let entry = Arc::clone(candidate.entry.as_ref()?);
-        let token = token_of_term(&candidate.request, candidate.token?);
+        let token = token_of_term(&candidate.request, candidate.won.as_ref()?.token);
         let membership = candidate.membership.as_mut()?;
         let session = membership.session.number;
         let term = Term::new(&membership.session, Arc::clone(&candidate.request), token, Arc::clone(&entry));
@@ -218,8 +228,8 @@ impl ElectorTask {
         telemetry::leadership_won(term.election(), token, waited);
         // If the campaign's future was dropped meanwhile, this drops the guard, which resigns.
         let _ = campaign.answer.send(Ok(Some(Leadership::new(term))));
-        self.with_watches(session, |watches| watches.begin(Arc::clone(&entry)));
-        entry.is_missing().then_some(Event::EntryGone)
+        self.with_watches(session, |watches| watches.begin(entry));
+        None
     }
 
     fn await_work(&mut self, candidate: &mut Candidate) -> Option<Event> {

@@ -14,12 +14,12 @@ use super::{
     term::Term,
 };
 use crate::{
-    BootInstant, CampaignOptions, Error, FencingToken, Leadership, LossReason, Patience,
+    BootInstant, CampaignOptions, Error, Leadership, LossReason, Patience,
     engine::{
         elector_context::ElectorContext, rules::candidate_state::State, runtime::callbacks::catch_panic,
     },
     retry_delays::RetryDelays,
-    spi::EntryRequest,
+    spi::{EntryRequest, Won},
 };
 
 /// A candidate.
@@ -27,16 +27,19 @@ pub(super) struct Candidate {
     pub(super) number: CandidateNumber,
     pub(super) state: State,
     pub(super) request: Arc<EntryRequest>,
-    /// Whether a request to enter went unanswered, so that the store may still execute it.
-    pub(super) uncertain: bool,
-    /// The entry, once a request to enter was answered.
+    /// The number of requests that may create an entry and are not answered: counted before they are sent, so that a request
+    /// which is dropped at any time is withdrawn.
+    pub(super) unanswered: u32,
+    /// Whether the request in flight is one of them.
+    pub(super) may_create: bool,
+    /// The entry, once the store has said that it created one.
     pub(super) entry: Option<Arc<RegisteredEntry>>,
     /// The entry, for those who change its value while it waits.
     pub(super) waiting: Option<Arc<CandidateEntry>>,
     /// The number of the value in the request; `None` before the request is sent for the first time.
     pub(super) value_number: Option<u64>,
-    /// The token with which the entry leads.
-    pub(super) token: Option<FencingToken>,
+    /// How it has won the election.
+    pub(super) won: Option<Won>,
     /// Its part in the session under which it enters.
     pub(super) membership: Option<Membership>,
     /// Stops the request or pause in flight.
@@ -100,11 +103,12 @@ impl Candidate {
             number,
             state: State::Queued,
             request: Arc::new(request),
-            uncertain: false,
+            unanswered: 0,
+            may_create: false,
             entry: None,
             waiting: None,
             value_number: None,
-            token: None,
+            won: None,
             membership: None,
             in_flight: None,
             campaign: Some(campaign),
@@ -124,11 +128,31 @@ impl Candidate {
         self.membership.as_ref()?.term.as_ref()
     }
 
+    /// Counts a request that may create an entry, before it is sent.
+    pub(super) fn begin_creating(&mut self) {
+        self.unanswered += 1;
+        self.may_create = true;
+    }
+
+    /// Counts the answer to the request that was in flight.
+    pub(super) fn end_request(&mut self, is_settled: bool) {
+        self.in_flight = None;
+        if std::mem::take(&mut self.may_create) && is_settled {
+            self.unanswered -= 1;
+        }
+    }
+
+    /// The grace period that its leadership needs, under this session.
+    pub(super) fn grace_period(&self, session: &Session) -> Duration {
+        let requested = self.campaign.as_ref().and_then(|campaign| campaign.grace_period);
+        session.window.grace_period().max(requested.unwrap_or_default())
+    }
+
     /// Makes a new request. Its nonce is never used again, so that two entries are never confused.
     pub(super) fn renew_request(&mut self, shared: &ElectorContext) {
         self.request =
             Arc::new(EntryRequest { nonce: shared.request_nonce(), ..EntryRequest::clone(&self.request) });
-        (self.uncertain, self.entry, self.token) = (false, None, None);
+        (self.unanswered, self.entry, self.won) = (0, None, None);
         (self.waiting, self.value_number) = (None, None);
     }
 }
@@ -159,12 +183,17 @@ impl Drop for Membership {
         if !self.finished {
             catch_panic(|| self.session.end(LossReason::SessionGivenUp));
         }
-        let Some(term) = &self.term else { return };
-        if !self.finished {
-            // No task waits for its work any more.
-            term.request_drop();
+        if let Some(term) = &self.term {
+            if !self.finished {
+                // No task waits for its work any more.
+                term.request_drop();
+            }
+            catch_panic(|| term.report_end());
+            term.set_withdrawn(self.confirmed);
         }
-        catch_panic(|| term.report_end());
-        term.set_withdrawn(self.confirmed);
+        // It served this candidacy only.
+        if self.session.owner.is_some() {
+            catch_panic(|| self.session.end(LossReason::Closed));
+        }
     }
 }

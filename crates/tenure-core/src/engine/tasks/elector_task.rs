@@ -4,31 +4,32 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    task::Poll,
     thread,
+    time::Duration,
 };
 
 use futures::{
     FutureExt as _, StreamExt as _,
-    future::{Abortable, Aborted, BoxFuture, OptionFuture, select_all},
+    future::{Abortable, Aborted},
     stream::FuturesUnordered,
 };
-use tenure_mmap::ForkMark;
 use tokio::sync::mpsc;
 use tracing::{debug, error, warn};
 
 use super::{
-    candidate::{Campaign, Candidate, Membership},
+    campaigns::{Campaigns, Command},
+    candidate::{Candidate, Membership},
     candidate_entry::CandidateEntry,
     elections::Elections,
     events::{CandidateNumber, EngineEvent, EventSender, SessionNumber},
+    openings::{Opening, Openings, Owner},
     requests::{Outcome, Request},
-    session::Session,
-    session_opening::{self, OpenError},
+    session::{RegisteredEntry, Session},
+    session_opening::{OpenError, SessionRequest},
     watches::Watches,
 };
 use crate::{
@@ -38,80 +39,14 @@ use crate::{
         rules::candidate_state::{Event, State},
         runtime::callbacks::catch_panic,
     },
+    failpoints::{SafetyRule, is_disabled},
     retry_delays::RetryDelays,
-    spi::{BackendError, BackendErrorKind, EntryEvent, EntryRequest},
+    spi::{BackendError, BackendErrorKind, EntryEvent, SessionScope},
     sync::sleep,
 };
 
 /// The number of inputs that are handled before the watches are polled again.
 const MAX_BATCH: usize = 64;
-
-/// Sends campaigns to the task of an elector. The task ends some time after this is dropped.
-#[derive(Debug)]
-pub(crate) struct Campaigns {
-    commands: mpsc::UnboundedSender<Command>,
-    last_candidate: AtomicU64,
-}
-
-enum Command {
-    Campaign(CandidateNumber, EntryRequest, Box<Campaign>),
-    /// The caller of this campaign has given up.
-    GivenUp(CandidateNumber),
-}
-
-impl Campaigns {
-    /// Starts the task of an elector.
-    pub(crate) fn start_task(shared: &Arc<ElectorContext>, elections: &Arc<Elections>) -> Self {
-        let (commands, receiver) = mpsc::unbounded_channel();
-        // Created before it is spawned: if it is dropped before its first poll, no caller waits in vain.
-        let task = ElectorTask::new(Arc::clone(shared), Arc::clone(elections), receiver);
-        shared.runtime.spawn(task.run());
-        Self { commands, last_candidate: AtomicU64::new(0) }
-    }
-
-    /// Starts a campaign, which is given up when the result of this function is dropped.
-    pub(crate) fn start(&self, request: EntryRequest, campaign: Campaign) -> GiveUpOnDrop {
-        let candidate = self.last_candidate.fetch_add(1, Ordering::Relaxed) + 1;
-        // Without the task, this drops the sender of the result.
-        let _ = self.commands.send(Command::Campaign(candidate, request, Box::new(campaign)));
-        GiveUpOnDrop { candidate, commands: Some(self.commands.clone()) }
-    }
-}
-
-/// Gives a campaign up when it is dropped, unless the campaign was answered.
-pub(crate) struct GiveUpOnDrop {
-    candidate: CandidateNumber,
-    /// `None` once it was answered.
-    commands: Option<mpsc::UnboundedSender<Command>>,
-}
-
-impl GiveUpOnDrop {
-    /// The caller has the result.
-    pub(crate) fn answered(mut self) {
-        self.commands = None;
-    }
-}
-
-impl Drop for Campaigns {
-    fn drop(&mut self) {
-        // In a forked child no thread runs the task, and a lock may be held by one that does not exist there: the channel is
-        // not closed.
-        if ForkMark::of_this_process().is_forked() {
-            std::mem::forget(self.commands.clone());
-        }
-    }
-}
-
-impl Drop for GiveUpOnDrop {
-    fn drop(&mut self) {
-        if ForkMark::of_this_process().is_forked() {
-            std::mem::forget(self.commands.take());
-        }
-        if let Some(commands) = &self.commands {
-            let _ = commands.send(Command::GivenUp(self.candidate));
-        }
-    }
-}
 
 pub(super) struct ElectorTask {
     pub(super) shared: Arc<ElectorContext>,
@@ -130,24 +65,22 @@ pub(super) struct ElectorTask {
     queues: HashMap<ElectionName, VecDeque<CandidateNumber>>,
     /// The candidates that have become the first of their elections, and are about to be admitted.
     admitted: VecDeque<CandidateNumber>,
-    /// The sessions that are not closed yet. The latest one is for new candidates, unless it has ended.
+    /// The sessions that are not closed yet. The latest one of an owner is for its new candidates, unless it has ended.
     pub(super) sessions: BTreeMap<SessionNumber, (Arc<Session>, Watches)>,
     last_session: SessionNumber,
-    /// The request that opens a session.
-    pub(super) opening: Option<BoxFuture<'static, thread::Result<Opening>>>,
-    opening_retry: RetryDelays,
-}
-
-/// What a request that opens a session has come to.
-pub(super) enum Opening {
-    /// The pause before it is over.
-    PauseOver,
-    Done(Result<Arc<Session>, OpenError>),
-    /// The elector is closed or dropped.
-    Closing,
+    pub(super) openings: Openings,
 }
 
 type WatchEvent = thread::Result<Result<(CandidateNumber, EntryEvent), BackendError>>;
+
+/// Starts the task of an elector. It ends some time after the result is dropped.
+pub(crate) fn start(shared: &Arc<ElectorContext>, elections: &Arc<Elections>) -> Campaigns {
+    let (campaigns, commands) = Campaigns::channel();
+    // Created before it is spawned: if it is dropped before its first poll, no caller waits in vain.
+    let task = ElectorTask::new(Arc::clone(shared), Arc::clone(elections), commands);
+    shared.runtime.spawn(task.run());
+    campaigns
+}
 
 impl ElectorTask {
     fn new(
@@ -157,7 +90,7 @@ impl ElectorTask {
     ) -> Self {
         let (event_sender, events) = mpsc::unbounded_channel();
         Self {
-            opening_retry: RetryDelays::new(shared.config.retry),
+            openings: Openings::new(&shared),
             shared,
             elections,
             commands,
@@ -171,7 +104,6 @@ impl ElectorTask {
             admitted: VecDeque::new(),
             sessions: BTreeMap::new(),
             last_session: 0,
-            opening: None,
         }
     }
 
@@ -180,7 +112,7 @@ impl ElectorTask {
         while !(self.closing || self.elector_dropped)
             || !self.candidates.is_empty()
             || !self.sessions.is_empty()
-            || self.opening.is_some()
+            || !self.openings.is_empty()
         {
             let burst_left = self.sessions.values().filter_map(|(_, watches)| watches.burst_left()).min();
             let (mut events, mut commands) = (Vec::new(), Vec::new());
@@ -206,8 +138,8 @@ impl ElectorTask {
                         self.contain_panics(|task| task.handle_command(command));
                     }
                 }
-                Some(outcome) = OptionFuture::from(self.opening.as_mut()) => {
-                    self.contain_panics(|task| task.handle_opening(outcome));
+                (owner, outcome) = self.openings.next() => {
+                    self.contain_panics(|task| task.handle_opening(owner, outcome));
                 }
                 () = self.shared.closing.cancelled(), if !self.closing => {
                     self.closing = true;
@@ -224,6 +156,9 @@ impl ElectorTask {
                 self.apply(number, Event::Admitted);
             }
         }
+        // A command that another thread is just sending stays in the channel otherwise, and its caller waits for ever.
+        self.commands.close();
+        while self.commands.recv().await.is_some() {}
     }
 
     /// Ends all sessions if `handle` panics, in a log subscriber: it may have lost an event.
@@ -231,9 +166,11 @@ impl ElectorTask {
         if catch_panic(|| handle(self)).is_none() {
             let sessions: Vec<_> = self.sessions.keys().copied().collect();
             sessions.into_iter().for_each(|session| self.fail_session(session, LossReason::SessionGivenUp));
-            if self.opening.is_none() {
-                self.apply_to_all(Event::Panicked, |candidate| candidate.state == State::Opening);
-            }
+            let opening: Vec<_> = self.openings.owners().collect();
+            let scope = self.session_scope();
+            self.apply_to_all(Event::Panicked, |candidate| {
+                candidate.state == State::Opening && !opening.contains(&owner_in(scope, candidate))
+            });
         }
     }
 
@@ -284,12 +221,12 @@ impl ElectorTask {
     fn handle_event(&mut self, event: EngineEvent) {
         match event {
             EngineEvent::TermEnded(number) => self.apply(number, Event::TermEnded),
-            EngineEvent::EntryMissing(number) => {
-                let entry = self.candidates.get(&number).and_then(|candidate| candidate.entry.as_ref());
-                // It may have another entry by now.
-                if entry.is_some_and(|entry| entry.is_missing()) {
-                    self.apply(number, Event::EntryGone);
-                }
+            EngineEvent::WindowExtended(session) => {
+                let waits =
+                    |candidate: &Candidate| candidate.state == State::Proving && candidate.is_member(session);
+                let proven =
+                    if is_disabled(SafetyRule::CheckProvenEntry) { Event::Elected } else { Event::Proven };
+                self.apply_to_all(proven, waits);
             }
             EngineEvent::SessionEnded(session) => {
                 self.apply_to_all(Event::SessionEnded, |candidate| candidate.is_member(session));
@@ -305,9 +242,8 @@ impl ElectorTask {
         // A request that was stopped has no outcome.
         let Ok((number, outcome)) = outcome else { return };
         let Some(candidate) = self.candidates.get_mut(&number) else { return };
-        let Outcome { mut event, entry, token, error, uncertain } = outcome;
-        candidate.in_flight = None;
-        candidate.uncertain |= uncertain;
+        let Outcome { mut event, entry, won, error, is_settled } = outcome;
+        candidate.end_request(is_settled);
         if let Some(campaign) = &mut candidate.campaign {
             if entry.is_some() {
                 campaign.retry.reset();
@@ -315,8 +251,10 @@ impl ElectorTask {
             campaign.error = campaign.error.take().or(error.map(Into::into));
         }
         if let Some(Membership { session, .. }) = &candidate.membership {
-            if let Some(entry) = entry {
-                let registered = session.register(number, entry);
+            if let Some(entry) = entry
+                && candidate.entry.as_ref().is_none_or(|known| known.entry != entry)
+            {
+                let registered = RegisteredEntry::new(number, entry);
                 candidate.entry = Some(Arc::clone(&registered));
                 let entry = Arc::new(CandidateEntry {
                     session: Arc::clone(session),
@@ -329,15 +267,16 @@ impl ElectorTask {
                 }
                 candidate.waiting = Some(entry);
             }
-            if let Some(token) = token {
-                candidate.token = Some(token);
-                // A session without a recent heartbeat may have won in vain.
-                let requested = candidate.campaign.as_ref().and_then(|campaign| campaign.grace_period);
-                let grace_period = session.window.grace_period().max(requested.unwrap_or_default());
-                if session.enforce_window(grace_period).is_err() {
-                    // With a longer grace period than the session's, the session may go on: a heartbeat is awaited.
-                    event = if session.ended().is_some() { Event::SessionEnded } else { Event::Failed };
+            if let Some(won) = won {
+                // A wait may report the same win again.
+                if candidate.won.as_ref().is_none_or(|known| known.entry != won.entry) {
+                    if session.owner.is_some() {
+                        session.open_window(won.sent);
+                    }
+                    candidate.won = Some(won);
                 }
+                // Without a recent heartbeat the window may not be open, or may be about to close.
+                event = check_window(session, candidate.grace_period(session));
             }
             if event == Event::Panicked {
                 error!(session = session.backend_session.id(), "a backend has panicked; its session ends");
@@ -369,48 +308,65 @@ impl ElectorTask {
         self.fail_session(session, reason);
     }
 
+    /// Whose session a candidate enters under.
+    pub(super) fn owner_of_session(&self, candidate: &Candidate) -> Owner {
+        owner_in(self.session_scope(), candidate)
+    }
+
+    fn session_scope(&self) -> SessionScope {
+        match is_disabled(SafetyRule::OpenWindowOnWin) {
+            true => SessionScope::Elector,
+            false => self.shared.backend.capabilities().session_scope,
+        }
+    }
+
+    /// The latest session of this owner. It may have ended.
+    pub(super) fn latest_session(&self, owner: Owner) -> Option<&Arc<Session>> {
+        self.sessions.values().rev().map(|(session, _)| session).find(|session| session.owner == owner)
+    }
+
     /// Sends the request that opens a session.
-    pub(super) fn request_session(&mut self) {
+    pub(super) fn request_session(
+        &mut self,
+        owner: Owner,
+        election: Option<ElectionName>,
+        retry: Option<RetryDelays>,
+    ) {
         self.last_session += 1;
-        let events = self.event_sender.clone();
-        let opening = session_opening::open(Arc::clone(&self.shared), self.last_session, events);
-        let opening = opening.map(|outcome| outcome.map_or(Opening::Closing, Opening::Done));
-        self.opening = Some(AssertUnwindSafe(opening).catch_unwind().boxed());
+        let request =
+            SessionRequest { number: self.last_session, owner, election, events: self.event_sender.clone() };
+        self.openings.open(request, retry);
     }
 
-    /// Pauses before another request is sent.
-    fn pause_opening(&mut self) {
-        let (shared, pause) = (Arc::clone(&self.shared), self.opening_retry.next_delay());
-        let pausing = async move {
-            tokio::select! {
-                biased;
-                () = shared.closing.cancelled() => Opening::Closing,
-                () = shared.elector_dropped.cancelled() => Opening::Closing,
-                () = sleep(pause) => Opening::PauseOver,
-            }
-        };
-        self.opening = Some(AssertUnwindSafe(pausing).catch_unwind().boxed());
-    }
-
-    fn handle_opening(&mut self, outcome: thread::Result<Opening>) {
-        self.opening = None;
-        let awaits = |candidate: &Candidate| candidate.state == State::Opening;
+    fn handle_opening(&mut self, owner: Owner, outcome: thread::Result<Opening>) {
+        // First of all: whatever follows may panic, in a log subscriber.
+        let retry = self.openings.finished(owner);
+        let scope = self.session_scope();
+        let awaits =
+            |candidate: &Candidate| candidate.state == State::Opening && owner_in(scope, candidate) == owner;
+        let waiting = self.candidates.values().find(|candidate| awaits(candidate));
+        let election = waiting.map(|candidate| candidate.request.election.clone());
         match outcome {
             Ok(Opening::PauseOver) => {
-                if self.candidates.values().any(awaits) {
-                    return self.request_session();
+                if election.is_some() {
+                    return self.request_session(owner, election, retry);
                 }
                 debug!("no campaign waits for a session any more");
             }
             Ok(Opening::Done(Ok(session))) => {
+                if owner.is_some() && election.is_none() {
+                    session.end(LossReason::Closed);
+                }
                 let watches = Watches::new(&session);
                 self.sessions.insert(session.number, (session, watches));
-                // They join it.
+                // They enter under it.
                 self.apply_to_all(Event::SessionOpened, awaits);
             }
             Ok(Opening::Done(Err(OpenError::Backend(error)))) if !error.is_permanent() => {
                 warn!(%error, "no session yet; trying again");
-                return self.pause_opening();
+                if let Some(retry) = retry {
+                    self.openings.pause(owner, retry);
+                }
             }
             Ok(Opening::Done(Err(error))) => {
                 let waiting = self.candidates.values_mut().filter(|candidate| awaits(candidate));
@@ -427,8 +383,12 @@ impl ElectorTask {
                 self.apply_to_all(Event::Panicked, awaits);
             }
         }
-        self.opening_retry.reset();
     }
+}
+
+/// Whose session a candidate enters under.
+fn owner_in(scope: SessionScope, candidate: &Candidate) -> Owner {
+    (scope == SessionScope::Election).then_some(candidate.number)
 }
 
 impl Drop for ElectorTask {
@@ -438,8 +398,17 @@ impl Drop for ElectorTask {
             catch_panic(|| session.end(LossReason::SessionGivenUp));
             catch_panic(|| drop(watches));
         }
-        let opening = self.opening.take();
-        catch_panic(|| drop(opening));
+        self.openings.drop_all();
+    }
+}
+
+/// What a candidate whose entry leads does next.
+fn check_window(session: &Session, grace_period: Duration) -> Event {
+    match session.enforce_window(grace_period) {
+        Ok(()) => Event::Elected,
+        Err(_) if session.ended().is_some() => Event::SessionEnded,
+        // Not open; or it is open, but not for as long as this grace period: a heartbeat is awaited.
+        Err(_) => Event::Unproven,
     }
 }
 
@@ -447,11 +416,16 @@ impl Drop for ElectorTask {
 async fn next_watch_event(
     sessions: &mut BTreeMap<SessionNumber, (Arc<Session>, Watches)>,
 ) -> (SessionNumber, WatchEvent) {
-    let running = sessions.iter_mut().filter(|(_, (_, watches))| watches.is_running());
-    let next: Vec<_> = running
-        .map(|(number, (_, watches))| {
-            AssertUnwindSafe(watches.next()).catch_unwind().map(|event| (*number, event)).boxed()
-        })
-        .collect();
-    if next.is_empty() { std::future::pending().await } else { select_all(next).await.0 }
+    poll_fn(|context| {
+        for (number, (_, watches)) in &mut *sessions {
+            let polled = catch_unwind(AssertUnwindSafe(|| watches.poll_next(context)));
+            match polled {
+                Ok(Poll::Pending) => {}
+                Ok(Poll::Ready(event)) => return Poll::Ready((*number, Ok(event))),
+                Err(panic) => return Poll::Ready((*number, Err(panic))),
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }

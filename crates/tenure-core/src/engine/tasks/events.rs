@@ -11,8 +11,8 @@ pub(crate) type SessionNumber = u64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum EngineEvent {
     TermEnded(CandidateNumber),
-    /// A confirming read did not find the entry of this candidate.
-    EntryMissing(CandidateNumber),
+    /// A heartbeat of this session was proven, for which a candidate waits.
+    WindowExtended(SessionNumber),
     SessionEnded(SessionNumber),
     /// No task tries to close this session in the store any more.
     SessionClosed(SessionNumber),

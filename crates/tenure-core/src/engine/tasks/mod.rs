@@ -10,11 +10,12 @@
 //! | `term`, `parent` | one leadership, and the one on which it depends |
 //! | `work` | runs the work of a term, cancels and drops it on time |
 //! | `elections` | the latest term in each election, and the values of the candidates there |
-//! | `session_task` | the task of a session: heartbeats, their confirmation, repeated withdrawals, closing |
-//! | `session_opening` | opens a session |
+//! | `session_task` | the task of a session: heartbeats, repeated withdrawals, closing |
+//! | `session_opening`, `openings` | opens a session; the sessions that are being opened |
 //! | `watches` | the watches on the entries of the terms of a session |
 //! | `requests` | the requests of candidates, and their outcomes |
 //! | `candidate` | what the elector's task knows of a candidate |
+//! | `campaigns` | the commands of campaigns to the elector's task |
 //! | `elector_task`, `actions` | the task of an elector: it owns all candidates and sessions, and changes their states |
 //! | `observe` | the task of an observer |
 //!
@@ -22,6 +23,7 @@
 //! term or a session, which then sends an event; everything else happens in the elector's task.
 
 mod actions;
+pub(crate) mod campaigns;
 pub(crate) mod candidate;
 mod candidate_entry;
 pub(crate) mod elections;
@@ -30,6 +32,7 @@ pub(crate) mod entry_value;
 pub(crate) mod events;
 pub(crate) mod in_flight_work;
 pub(crate) mod observe;
+mod openings;
 mod parent;
 mod requests;
 pub(crate) mod session;

@@ -17,7 +17,7 @@ use super::{
     term::Term,
 };
 use crate::{
-    FencingToken, LossReason,
+    LossReason,
     engine::{
         rules::{candidate_state::Event, pending_withdrawals::first_retry_delay},
         runtime::{
@@ -26,7 +26,7 @@ use crate::{
         },
     },
     failpoints::{SafetyRule, is_disabled},
-    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest},
+    spi::{BackendError, BackendErrorKind, Entered, Entry, EntryRequest, QueuePosition, Won},
     sync::sleep,
 };
 
@@ -36,17 +36,23 @@ pub(super) struct Outcome {
     pub(super) event: Event,
     /// The entry that was created.
     pub(super) entry: Option<Entry>,
-    /// The token with which it leads.
-    pub(super) token: Option<FencingToken>,
+    /// The election was won with the entry.
+    pub(super) won: Option<Won>,
     /// Why the store refuses the request.
     pub(super) error: Option<BackendError>,
-    /// Whether the store may still execute a request to enter.
-    pub(super) uncertain: bool,
+    /// Whether the store has answered, so that it executes nothing later that the candidate does not know of.
+    pub(super) is_settled: bool,
 }
 
 impl From<Event> for Outcome {
     fn from(event: Event) -> Self {
-        Self { event, entry: None, token: None, error: None, uncertain: false }
+        Self { event, entry: None, won: None, error: None, is_settled: false }
+    }
+}
+
+impl From<Won> for Outcome {
+    fn from(won: Won) -> Self {
+        Self { entry: Some(won.entry.clone()), won: Some(won), is_settled: true, ..Event::Elected.into() }
     }
 }
 
@@ -82,35 +88,50 @@ impl Drop for Request {
 }
 
 /// Sends a request to enter, once.
-pub(super) async fn enter(session: Arc<Session>, request: Arc<EntryRequest>, wait_for_turn: bool) -> Outcome {
+pub(super) async fn enter(
+    session: Arc<Session>,
+    request: Arc<EntryRequest>,
+    waits_for_turn: bool,
+) -> Outcome {
     let limit = session.shared.config.request_timeout;
-    match with_timeout("entering", limit, session.backend_session.enter(&request)).await {
-        Ok(Entered { entry, leads }) => {
-            session.shared.status.answered();
-            let event = match leads {
-                Some(_) => Event::Elected,
-                None if wait_for_turn => Event::Entered,
-                None => Event::OtherLeads,
-            };
-            Outcome { entry: Some(entry), token: leads, ..event.into() }
-        }
-        Err(error) => {
-            let uncertain = error.is_retryable();
-            Outcome { uncertain, ..failed(&session, &request, error, "entering again") }
+    let entered = match with_timeout("entering", limit, session.backend_session.enter(&request)).await {
+        Ok(entered) => entered,
+        Err(error) => return failed(&session, &request, error, "entering again"),
+    };
+    session.shared.status.answered();
+    let event = if waits_for_turn { Event::Entered } else { Event::OtherLeads };
+    match entered {
+        Entered::Leads(won) => won.into(),
+        Entered::Queued { entry } => Outcome { is_settled: entry.is_some(), entry, ..event.into() },
+        Entered::HeldBy(leader) => {
+            debug!(election = %request.election, leader = %leader.id, "another candidate leads");
+            Outcome { is_settled: true, ..event.into() }
         }
     }
 }
 
-/// Waits until the entry leads.
+/// Retires a position, of which the backend may keep a clone.
+struct RetireOnDrop<'a>(&'a QueuePosition);
+
+impl Drop for RetireOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.retire();
+    }
+}
+
+/// Waits until the candidate leads.
 pub(super) async fn wait_turn(
     session: Arc<Session>,
     request: Arc<EntryRequest>,
-    entry: Arc<RegisteredEntry>,
+    entry: Option<Arc<RegisteredEntry>>,
 ) -> Outcome {
-    match session.backend_session.wait_turn(&entry.entry).await {
-        Ok(token) => {
+    let position = session.queue_position();
+    let _retired = RetireOnDrop(&position);
+    let entry = entry.as_ref().map(|registered| &registered.entry);
+    match session.backend_session.wait_turn(&request, entry, &position).await {
+        Ok(won) => {
             session.shared.status.answered();
-            Outcome { token: Some(token), ..Event::Elected.into() }
+            won.into()
         }
         Err(error) if error.kind() == BackendErrorKind::EntryGone => Event::EntryGone.into(),
         Err(error) => failed(&session, &request, error, "waiting again"),
@@ -124,12 +145,13 @@ fn failed(session: &Session, request: &EntryRequest, error: BackendError, messag
         return Event::SessionEnded.into();
     }
     session.shared.status.failed(&error);
+    let is_settled = !error.is_retryable();
     if error.is_permanent() {
         warn!(election = %request.election, %error, "the store refuses the candidate");
-        return Outcome { error: Some(error), ..Event::Refused.into() };
+        return Outcome { error: Some(error), is_settled, ..Event::Refused.into() };
     }
     debug!(election = %request.election, %error, "{message}");
-    Event::Failed.into()
+    Outcome { is_settled, ..Event::Failed.into() }
 }
 
 /// Pauses before the next attempt.
@@ -145,7 +167,7 @@ pub(super) async fn await_work(term: Arc<Term>) -> Outcome {
 }
 
 /// Removes the entry of `request`. Retries until the store confirms that, or the session has ended, which removes the
-/// entry too. `uncertain` says whether a request to enter went unanswered, so that the store may still execute it.
+/// entry too. `uncertain` says whether a request went unanswered, so that the store may still execute it.
 pub(super) async fn remove(
     session: Arc<Session>,
     request: Arc<EntryRequest>,

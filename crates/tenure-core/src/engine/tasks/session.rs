@@ -1,4 +1,4 @@
-//! A session, which all elections of an elector share: one window, one end.
+//! A session: its window and its end. It serves all elections of an elector, or one candidacy.
 
 use std::{
     collections::BTreeMap,
@@ -8,8 +8,9 @@ use std::{
 };
 
 use once_cell::race::OnceBox;
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Level, info, warn};
+use tracing::{Level, error, info, warn};
 
 use super::{
     entry_value::EntryValue,
@@ -30,10 +31,10 @@ use crate::{
         runtime::callbacks::{Callbacks, is_engine_thread},
     },
     failpoints::{SafetyRule, is_disabled},
-    spi::{BackendSession, Entry, HeartbeatProof},
+    spi::{BackendSession, Entry, HeartbeatProof, QueuePosition, Stamp},
     sync::{
         Flag, Mutex, MutexGuard, SetOnce,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -51,6 +52,8 @@ pub(crate) trait Dependent: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) number: SessionNumber,
+    /// The candidate whose session this is, if a session serves one election.
+    pub(crate) owner: Option<CandidateNumber>,
     pub(crate) backend_session: DeferredDropSession,
     pub(crate) shared: Arc<ElectorContext>,
     pub(crate) window: Window,
@@ -67,8 +70,14 @@ pub(crate) struct Session {
     pub(crate) entry_tracker: TaskTracker,
     /// To the elector's task.
     pub(crate) events: EventSender,
-    /// The entries that exist in the store. In order, so that a simulated run is reproducible.
-    registered: Mutex<BTreeMap<CandidateNumber, Arc<RegisteredEntry>>>,
+    /// Whether a candidate has won and waits for a proven heartbeat.
+    proof_wanted: AtomicBool,
+    /// Wakes the session's task, to send a heartbeat at once.
+    pub(crate) heartbeat_wanted: Notify,
+    /// See [`heartbeats_stopped_at`](Self::heartbeats_stopped_at).
+    heartbeats_stopped: Mutex<Option<BootInstant>>,
+    /// The number of candidates that wait and are not next in line.
+    not_next_in_line: AtomicUsize,
     pending_withdrawals: Mutex<PendingWithdrawals>,
     /// The terms whose deadlines the watchdog enforces: those with work, a waiter, a cancellation token, a
     /// parent or a child. In order, so that a simulated run is reproducible.
@@ -80,20 +89,18 @@ pub(crate) struct Session {
 pub(crate) struct RegisteredEntry {
     pub(crate) candidate: CandidateNumber,
     pub(crate) entry: Entry,
-    /// Whether a confirming read did not find it.
-    missing: AtomicBool,
     /// Created when a value is set: few entries need it.
     value: OnceBox<EntryValue>,
 }
 
 impl RegisteredEntry {
+    pub(crate) fn new(candidate: CandidateNumber, entry: Entry) -> Arc<Self> {
+        Arc::new(Self { candidate, entry, value: OnceBox::new() })
+    }
+
     /// The values that were set for this entry.
     pub(crate) fn value(&self) -> &EntryValue {
         self.value.get_or_init(|| Box::new(EntryValue::new()))
-    }
-
-    pub(crate) fn is_missing(&self) -> bool {
-        self.missing.load(Ordering::Acquire)
     }
 }
 
@@ -129,12 +136,14 @@ impl Session {
         shared: Arc<ElectorContext>,
         window: Window,
         number: SessionNumber,
+        owner: Option<CandidateNumber>,
         events: EventSender,
     ) -> Arc<Self> {
         let expiry = SessionExpiry::new(&*backend_session, Arc::clone(&shared.clock), shared.config.drift);
         shared.sessions.add(&expiry);
         Arc::new(Self {
             number,
+            owner,
             expiry,
             backend_session: DeferredDropSession {
                 session: Some(backend_session),
@@ -148,7 +157,10 @@ impl Session {
             close_confirmed: AtomicBool::new(false),
             entry_tracker: TaskTracker::new(),
             events,
-            registered: Mutex::default(),
+            proof_wanted: AtomicBool::new(false),
+            heartbeat_wanted: Notify::new(),
+            heartbeats_stopped: Mutex::default(),
+            not_next_in_line: AtomicUsize::new(0),
             pending_withdrawals: Mutex::default(),
             watched_terms: Mutex::default(),
         })
@@ -189,10 +201,18 @@ impl Session {
         }
         let clock = &*self.shared.clock;
         let own = self.window.grace_period();
-        let Err(reason) = self.window.check(clock, grace_period.max(own)) else { return Ok(()) };
-        // Check once when both periods are equal: a second check could pass after the caller was told that it failed.
+        let reason = match self.window.check_open(clock, grace_period.max(own)) {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(reason)) => reason,
+            None => return Err(LossReason::Deadline),
+        };
+        // Check once when the session's period is not shorter: a second check could pass after the caller was told that it failed.
         // A heartbeat may be confirmed in between, or the time of day be set back.
-        let closed = if grace_period <= own { Err(reason) } else { self.window.check(clock, own) };
+        let closed = if grace_period <= own {
+            Err(reason)
+        } else {
+            self.window.check_open(clock, own).unwrap_or(Ok(()))
+        };
         if let Err(reason) = closed
             && !is_disabled(SafetyRule::NeverReopenWindow)
         {
@@ -247,36 +267,95 @@ impl Session {
         self.backend_session.proof() != HeartbeatProof::Process
     }
 
-    /// Registers an entry that exists in the store.
-    pub(crate) fn register(&self, candidate: CandidateNumber, entry: Entry) -> Arc<RegisteredEntry> {
-        let entry = Arc::new(RegisteredEntry {
-            candidate,
-            entry,
-            missing: AtomicBool::new(false),
-            value: OnceBox::new(),
-        });
-        self.registered().insert(candidate, Arc::clone(&entry));
-        entry
+    /// Asks for a proven heartbeat, at once if the window is not open.
+    /// [`WindowExtended`](EngineEvent::WindowExtended) follows it.
+    pub(crate) fn request_proof(&self) {
+        self.proof_wanted.store(true, Ordering::Release);
+        if !self.window.is_open() {
+            self.heartbeat_wanted.notify_one();
+        }
     }
 
-    /// Unregisters an entry that is about to be removed.
-    pub(crate) fn unregister(&self, entry: &RegisteredEntry) {
-        self.registered().remove(&entry.candidate);
+    /// Tells the candidates that wait for it that the window was extended.
+    pub(crate) fn window_extended(&self) {
+        if self.proof_wanted.swap(false, Ordering::AcqRel) {
+            self.send(EngineEvent::WindowExtended(self.number));
+        }
     }
 
-    /// Records that a confirming read did not find this entry: its candidate enters again, or its term ends.
-    pub(crate) fn mark_missing(&self, entry: &RegisteredEntry) {
-        entry.missing.store(true, Ordering::Release);
-        self.send(EngineEvent::EntryMissing(entry.candidate));
+    /// Extends or opens the window for a proven heartbeat or a win: see [`Window::extend`].
+    pub(crate) fn extend_window(&self, sent: Stamp, ttl: Duration) -> Result<(), LossReason> {
+        let was_open = self.window.is_open();
+        self.window.extend(&*self.shared.clock, sent, ttl)?;
+        // Without a deadline the watchdog sleeps.
+        if !was_open && !is_disabled(SafetyRule::WakeOnOpening) {
+            self.shared.watchdog.wake();
+        }
+        Ok(())
     }
 
-    /// An entry that a confirming read has to find: that of the earliest candidate whose entry no read has missed.
-    pub(crate) fn probe_entry(&self) -> Option<Arc<RegisteredEntry>> {
-        self.registered().values().find(|entry| !entry.is_missing()).cloned()
+    /// Stops the heartbeats of a session that serves one election, because its entry is about to be removed.
+    pub(crate) fn stop_heartbeats(&self) {
+        if self.owner.is_some() && !is_disabled(SafetyRule::StopHeartbeatsBeforeLeaving) {
+            *self.stopped_at() = Some(self.shared.clock.now());
+            self.heartbeat_wanted.notify_one();
+        }
     }
 
-    fn registered(&self) -> MutexGuard<'_, BTreeMap<CandidateNumber, Arc<RegisteredEntry>>> {
-        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Since when the entry of a session that serves one election is being removed.
+    pub(crate) fn heartbeats_stopped_at(&self) -> Option<BootInstant> {
+        *self.stopped_at()
+    }
+
+    fn stopped_at(&self) -> MutexGuard<'_, Option<BootInstant>> {
+        self.heartbeats_stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the window of a session that serves one election, once its candidate has won. `sent` is when the write that won was
+    /// first sent. Ends the session without it, or if the window would already have closed.
+    pub(crate) fn open_window(&self, sent: Option<Stamp>) {
+        let clock = &*self.shared.clock;
+        let sent =
+            if is_disabled(SafetyRule::WindowFromWinningRequest) { Some(Stamp::now(clock)) } else { sent };
+        let opened = sent.map(|sent| self.extend_window(sent, self.backend_session.granted_ttl()));
+        match opened {
+            Some(Ok(())) if self.window.is_open() => {
+                *self.stopped_at() = None;
+                self.heartbeat_wanted.notify_one();
+            }
+            // Too late: the store may have given the election to another candidate.
+            Some(_) => self.end(LossReason::Deadline),
+            None => {
+                let session = self.backend_session.id();
+                error!(
+                    session,
+                    "the backend does not say when it sent the request that won; its session ends"
+                );
+                self.end(LossReason::SessionGivenUp);
+            }
+        }
+    }
+
+    /// Whether a candidate leads, may be next in line, or enters or leaves; or none is left. Otherwise heartbeats need no proof.
+    pub(crate) fn needs_proof(&self) -> bool {
+        let behind = self.not_next_in_line.load(Ordering::Acquire);
+        behind == 0 || behind < self.entry_tracker.len()
+    }
+
+    /// The position of a candidate that begins to wait.
+    pub(crate) fn queue_position(self: &Arc<Self>) -> QueuePosition {
+        let session = Arc::downgrade(self);
+        QueuePosition::new(move |is_next| {
+            let Some(session) = session.upgrade() else { return };
+            if !is_next {
+                session.not_next_in_line.fetch_add(1, Ordering::AcqRel);
+                return;
+            }
+            session.not_next_in_line.fetch_sub(1, Ordering::AcqRel);
+            if !session.window.is_open() && session.owner.is_none() {
+                session.heartbeat_wanted.notify_one();
+            }
+        })
     }
 
     pub(crate) fn pending_withdrawals(&self) -> MutexGuard<'_, PendingWithdrawals> {
@@ -300,6 +379,9 @@ impl Session {
         if self.ended().is_none() {
             if is_disabled(SafetyRule::CheckClock) || is_disabled(SafetyRule::NeverReopenWindow) {
                 return Some(self.shared.clock.now() + DROP_MARGIN);
+            }
+            if !self.window.is_open() {
+                return None;
             }
             if self.enforce_window(self.window.grace_period()).is_ok() {
                 return Some(self.window.deadline() - self.window.grace_period());

@@ -8,24 +8,23 @@ use std::{
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::{
-    events::{EventSender, SessionNumber},
+    events::{CandidateNumber, EventSender, SessionNumber},
     session::Session,
     session_task::SessionTask,
 };
 use crate::{
-    Error, InvalidConfig,
+    ElectionName, Error, InvalidConfig,
     config::check_grace_period,
     engine::{
         elector_context::ElectorContext,
         enforcement::watchdog::Watched,
-        rules::{
-            heartbeat,
-            window::{SentAt, Window},
-        },
+        rules::{heartbeat, window::Window},
         runtime::retry::with_timeout,
     },
     failpoints::{SafetyRule, is_disabled},
-    spi::{BackendError, BackendErrorKind, BackendSession, HeartbeatProof},
+    spi::{
+        BackendError, BackendErrorKind, BackendSession, HeartbeatProof, SessionOptions, SessionScope, Stamp,
+    },
     sync::timeout,
 };
 
@@ -49,12 +48,21 @@ impl From<OpenError> for Error {
 /// response expires by itself.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Opens a session, and starts its task; `None` when the elector is closed meanwhile. Not to be dropped once polled: the
-/// session would have no owner.
+/// The session that is requested.
+pub(super) struct SessionRequest {
+    pub(super) number: SessionNumber,
+    /// The candidate whose session it is, if a session serves one election.
+    pub(super) owner: Option<CandidateNumber>,
+    /// As in [`session_options`].
+    pub(super) election: Option<ElectionName>,
+    pub(super) events: EventSender,
+}
+
+/// Opens a session, and starts its task; `None` when the elector is closed meanwhile. Not to be dropped once polled: no
+/// task would know the session, which would stay until its TTL.
 pub(super) async fn open(
     shared: Arc<ElectorContext>,
-    number: SessionNumber,
-    events: EventSender,
+    request: SessionRequest,
 ) -> Option<Result<Arc<Session>, OpenError>> {
     if let Some(resume) = &shared.resume {
         tokio::select! {
@@ -66,7 +74,7 @@ pub(super) async fn open(
     if shared.closing.is_cancelled() {
         return None;
     }
-    let mut opening = Box::pin(open_now(&shared, number, events));
+    let mut opening = Box::pin(open_now(&shared, request));
     let outcome = tokio::select! {
         biased;
         outcome = &mut opening => Some(outcome),
@@ -81,23 +89,28 @@ pub(super) async fn open(
 /// A session of the backend that suits the settings.
 pub(crate) struct OpenedSession {
     pub(crate) backend_session: Box<dyn BackendSession>,
-    sent: SentAt,
     window: Window,
 }
 
-/// Opens a session of the backend, and closes it again if it does not suit the settings.
-pub(crate) async fn open_backend_session(shared: &ElectorContext) -> Result<OpenedSession, OpenError> {
+/// Opens a session of the backend, and closes it again if it does not suit the settings. `election` as in [`session_options`].
+pub(crate) async fn open_backend_session(
+    shared: &ElectorContext,
+    election: Option<ElectionName>,
+) -> Result<OpenedSession, OpenError> {
     let config = &shared.config;
     let clock = &*shared.clock;
-    let sent = SentAt::now(clock);
-    let backend_session =
-        with_timeout("opening a session", config.request_timeout, shared.backend.open_session(config.ttl))
-            .await
-            .map_err(OpenError::Backend)?;
-    let sent = if is_disabled(SafetyRule::OpeningFromRequestStart) { SentAt::now(clock) } else { sent };
+    let options = session_options(shared, election);
+    let sent = Stamp::now(clock);
+    let opening = shared.backend.open_session(&options);
+    let backend_session = with_timeout("opening a session", config.request_timeout, opening)
+        .await
+        .map_err(OpenError::Backend)?;
+    let sent = if is_disabled(SafetyRule::OpeningFromRequestStart) { Stamp::now(clock) } else { sent };
     let ttl = backend_session.granted_ttl();
     let window = if backend_session.proof() == HeartbeatProof::Process {
         Window::endless(clock, ttl, config.drift, config.grace_period())
+    } else if options.election.is_some() {
+        Window::not_open(ttl, config.drift, config.grace_period()).on_clock_jump(config.on_clock_jump)
     } else {
         Window::opened(sent, ttl, config.drift, config.grace_period()).on_clock_jump(config.on_clock_jump)
     };
@@ -107,27 +120,31 @@ pub(crate) async fn open_backend_session(shared: &ElectorContext) -> Result<Open
         close_unused(shared, &*backend_session).await;
         return Err(OpenError::Config(error));
     }
-    if window.check(clock, window.grace_period()).is_err() {
+    if window.is_open() && window.check(clock, window.grace_period()).is_err() {
         close_unused(shared, &*backend_session).await;
         return Err(OpenError::Backend(BackendError::new(
             BackendErrorKind::Unavailable,
             "opening a session took nearly as long as the session lives",
         )));
     }
-    Ok(OpenedSession { backend_session, sent, window })
+    Ok(OpenedSession { backend_session, window })
 }
 
-async fn open_now(
-    shared: &Arc<ElectorContext>,
-    number: SessionNumber,
-    events: EventSender,
-) -> Result<Arc<Session>, OpenError> {
-    let OpenedSession { backend_session, sent, window } = open_backend_session(shared).await?;
+/// The options for a session. `election` is ignored if a session serves all elections.
+pub(crate) fn session_options(shared: &ElectorContext, election: Option<ElectionName>) -> SessionOptions {
+    let scope = shared.backend.capabilities().session_scope;
+    let options = SessionOptions::new(shared.config.ttl, Arc::clone(&shared.clock), shared.config.drift);
+    SessionOptions { election: election.filter(|_| scope == SessionScope::Election), ..options }
+}
+
+async fn open_now(shared: &Arc<ElectorContext>, request: SessionRequest) -> Result<Arc<Session>, OpenError> {
+    let SessionRequest { number, owner, election, events } = request;
+    let OpenedSession { backend_session, window } = open_backend_session(shared, election).await?;
     let ttl = backend_session.granted_ttl();
     if let Some(resume) = &shared.resume {
         resume.save(&*backend_session, shared.config.request_timeout).await;
     }
-    let session = Session::new(backend_session, Arc::clone(shared), window, number, events);
+    let session = Session::new(backend_session, Arc::clone(shared), window, number, owner, events);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
     shared.watchdog.watch(watched);
     shared.status.session_opened(session.backend_session.id());
@@ -135,11 +152,11 @@ async fn open_now(
     let span = info_span!("session", session = session.backend_session.id());
     if is_disabled(SafetyRule::GuardBeforeSpawn) {
         let unguarded = Arc::clone(&session);
-        shared.runtime.spawn(async move { SessionTask::new(&unguarded, sent).run().await });
+        shared.runtime.spawn(async move { SessionTask::new(&unguarded).run().await });
         return Ok(session);
     }
     // Created before it is spawned: a task that is dropped before its first poll ends the session.
-    let session_task = SessionTask::new(&session, sent);
+    let session_task = SessionTask::new(&session);
     shared.runtime.spawn(session_task.run().instrument(span));
     Ok(session)
 }

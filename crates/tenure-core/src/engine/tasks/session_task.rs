@@ -12,13 +12,12 @@ use crate::{
         rules::{
             heartbeat::{self, UnconfirmedHeartbeat},
             pending_withdrawals::first_retry_delay,
-            window::SentAt,
         },
         runtime::retry::{Retry, with_timeout},
     },
     failpoints::{SafetyRule, is_disabled},
     retry_delays::RetryDelays,
-    spi::{BackendError, BackendErrorKind, Confirmation, Heartbeat, HeartbeatProof},
+    spi::{BackendError, BackendErrorKind, Heartbeat, HeartbeatProof, Stamp},
     sync::sleep,
     telemetry,
 };
@@ -32,8 +31,6 @@ const MAX_CONCURRENT_WITHDRAWALS: usize = 16;
 /// backend, or by a runtime that is shut down, perhaps before the first poll.
 pub(crate) struct SessionTask {
     session: Arc<Session>,
-    /// When the session was requested.
-    opened: SentAt,
     /// Whether the session's entries are gone from the store.
     closed: bool,
 }
@@ -48,8 +45,8 @@ impl Drop for SessionTask {
 }
 
 impl SessionTask {
-    pub(crate) fn new(session: &Arc<Session>, opened: SentAt) -> Self {
-        Self { session: Arc::clone(session), opened, closed: false }
+    pub(crate) fn new(session: &Arc<Session>) -> Self {
+        Self { session: Arc::clone(session), closed: false }
     }
 
     pub(crate) async fn run(mut self) {
@@ -65,7 +62,7 @@ impl SessionTask {
             () = session.ended_token.cancelled() => {}
             () = shared.closing.cancelled() => session.end(LossReason::Closed),
             () = no_longer_needed => session.end(LossReason::Closed),
-            outcome = AssertUnwindSafe(heartbeat_loop(session, self.opened)).catch_unwind() => {
+            outcome = AssertUnwindSafe(heartbeat_loop(session)).catch_unwind() => {
                 end_after_panic(session, outcome);
             }
             outcome = AssertUnwindSafe(retry_withdrawals(session)).catch_unwind() => {
@@ -101,122 +98,187 @@ fn end_after_panic(session: &Session, outcome: std::thread::Result<()>) {
 }
 
 /// Sends heartbeats until the session ends.
-async fn heartbeat_loop(session: &Arc<Session>, opened: SentAt) {
+async fn heartbeat_loop(session: &Arc<Session>) {
     if !session.needs_heartbeats() {
         return std::future::pending().await;
     }
+    wait_until_allowed(session).await;
     let shared = &session.shared;
+    let clock = &*shared.clock;
     let proof = session.backend_session.proof();
-    let drift = shared.config.drift;
     let interval = heartbeat::interval(
         proof,
         session.backend_session.granted_ttl(),
-        drift,
+        shared.config.drift,
         session.window.grace_period(),
     );
     let limit = heartbeat::timeout(proof, interval, shared.config.request_timeout);
     let mut retry_delays = RetryDelays::new(heartbeat::retry_backoff(limit));
     let mut unconfirmed: VecDeque<UnconfirmedHeartbeat> = VecDeque::new();
-    let mut next = opened.at + interval;
+    let mut answered_at = clock.now();
+    let mut next = session.window.deadline() - session.window.length() + interval;
     loop {
-        shared.clock.sleep_until(next).await;
-        // Read before the request is handed to the client: the store counts the TTL from no earlier instant.
-        let sent = SentAt::now(&*shared.clock);
-        let in_flight = session.expiry.heartbeat();
-        let answer = with_timeout("heartbeat", limit, session.backend_session.heartbeat()).await;
-        drop(in_flight);
-        let sent = if is_disabled(SafetyRule::DeadlineFromRequestStart) {
-            SentAt::now(&*shared.clock)
-        } else {
-            sent
-        };
+        tokio::select! {
+            biased;
+            () = clock.sleep_until(next) => {}
+            () = session.heartbeat_wanted.notified() => {}
+        }
+        wait_until_allowed(session).await;
+        let (sent, answer) = send_heartbeat(session, limit, &mut unconfirmed).await;
         // Read before the heartbeat extends the deadline: the least time that was left.
-        let left = session.window.deadline().since(shared.clock.now());
-        let measured =
-            |outcome| telemetry::heartbeat_finished(outcome, shared.clock.now().since(sent.at), left);
-        // The heartbeat that is confirmed, if one is. It may be an earlier one.
-        let confirmed = match answer {
-            Ok(heartbeat) if heartbeat.ttl.is_zero() => {
-                session.end(LossReason::SessionExpired);
-                return;
-            }
-            Ok(heartbeat) => {
-                if session.window.shorten(sent.at, heartbeat.ttl) {
-                    shared.watchdog.wake();
-                }
-                match proof {
-                    _ if is_disabled(SafetyRule::ConfirmHeartbeats) => Ok(Some((sent, heartbeat))),
-                    HeartbeatProof::Answer => Ok(Some((sent, heartbeat))),
-                    HeartbeatProof::NextHeartbeat { gap } => {
-                        let gap = heartbeat::confirmation_gap(gap, drift);
-                        let confirmed = heartbeat::take_confirmed(&mut unconfirmed, sent.at, gap);
-                        let answered_at = shared.clock.now();
-                        unconfirmed.push_back(UnconfirmedHeartbeat { sent, answered_at, heartbeat });
-                        // A shorter TTL that the store grants now also holds for earlier heartbeats.
-                        Ok(confirmed.map(|earlier| {
-                            let ttl = earlier.heartbeat.ttl.min(heartbeat.ttl);
-                            (earlier.sent, Heartbeat { ttl, ..earlier.heartbeat })
-                        }))
+        let left = session.window.is_open().then(|| session.window.deadline().since(clock.now()));
+        let measured = |outcome| telemetry::heartbeat_finished(outcome, clock.now().since(sent.at), left);
+        match answer {
+            Ok(answer) => {
+                answered_at = clock.now();
+                let proven = match answer {
+                    Some(heartbeat) if heartbeat.ttl.is_zero() => {
+                        return session.end(LossReason::SessionExpired);
                     }
-                    _ => {
-                        confirm(session, limit, &heartbeat).await.map(|yes| yes.then_some((sent, heartbeat)))
+                    Some(heartbeat) => proven_by(session, &mut unconfirmed, sent, heartbeat),
+                    None => None,
+                };
+                if let Some((proven, ttl)) = proven {
+                    if let Err(reason) = session.extend_window(proven, ttl) {
+                        return session.end(reason);
                     }
+                    session.window_extended();
                 }
-            }
-            Err(error) => Err(error),
-        };
-        match confirmed {
-            Ok(Some((confirmed, heartbeat))) => {
-                if let Err(reason) = session.window.extend(&*shared.clock, confirmed, heartbeat.ttl) {
-                    session.end(reason);
-                    return;
+                measured(if proven.is_some() { "confirmed" } else { "answered" });
+                // A first answer of several that are needed says little of the store.
+                if proven.is_some() || answer.is_none() {
+                    shared.status.answered();
+                    retry_delays.reset();
                 }
-                shared.status.answered();
-                retry_delays.reset();
-                measured("confirmed");
-                next = sent.at + interval;
-            }
-            // The next heartbeat, a gap later, will confirm this one.
-            Ok(None) if matches!(proof, HeartbeatProof::NextHeartbeat { .. }) => {
-                measured("answered");
-                next = sent.at + interval;
-            }
-            Ok(None) => {
-                measured("answered");
-                debug!(
-                    session = session.backend_session.id(),
-                    "the store changed its epoch under a heartbeat; sending another"
-                );
-                next = shared.clock.now() + retry_delays.next_delay();
+                // While a candidate waits for the window to open, the proving heartbeat is sent as early as it counts.
+                next = match (proof, unconfirmed.front()) {
+                    (HeartbeatProof::NextHeartbeat { gap }, Some(first))
+                        if !session.window.is_open() && session.needs_proof() =>
+                    {
+                        first.answered_at + heartbeat::confirmation_gap(gap, shared.config.drift)
+                    }
+                    _ => sent.at + interval,
+                };
             }
             Err(error) if error.kind() == BackendErrorKind::SessionGone => {
-                session.end(LossReason::SessionExpired);
-                return;
+                return session.end(LossReason::SessionExpired);
             }
             Err(error) => {
                 report_failure(session, &error);
                 measured("failed");
-                if shared.config.on_disconnect == OnDisconnect::StepDown {
-                    session.end(LossReason::Disconnected);
-                    return;
+                if shared.config.on_disconnect == OnDisconnect::StepDown && session.window.is_open() {
+                    return session.end(LossReason::Disconnected);
                 }
-                next = shared.clock.now() + retry_delays.next_delay();
+                next = clock.now() + retry_delays.next_delay();
+                if !session.window.is_open() {
+                    let expired = answered_at + session.expiry.max_silence();
+                    if clock.now() >= expired {
+                        // No deadline ends it, and the store has.
+                        return session.end(LossReason::Deadline);
+                    }
+                    next = next.min(expired);
+                }
             }
         }
         report_clock_jump(session);
         // The watchdog ends the session on time; this covers a watchdog that is late.
-        if session.enforce_window(session.window.grace_period()).is_err()
-            && !is_disabled(SafetyRule::NeverReopenWindow)
-        {
+        let _ = session.enforce_window(session.window.grace_period());
+        if session.ended().is_some() && !is_disabled(SafetyRule::NeverReopenWindow) {
             return;
         }
     }
 }
 
+/// Waits until heartbeats may be sent. A session that serves one election is extended only once its candidate has won, and not while
+/// its entry is being removed.
+async fn wait_until_allowed(session: &Session) {
+    let clock = &*session.shared.clock;
+    while session.owner.is_some() {
+        match session.heartbeats_stopped_at() {
+            Some(stopped_at) => {
+                tokio::select! {
+                    biased;
+                    () = session.heartbeat_wanted.notified() => {}
+                    // No deadline ends it, and the store has.
+                    () = clock.sleep_until(stopped_at + session.expiry.max_silence()) => {
+                        session.end(LossReason::Deadline);
+                        return std::future::pending().await;
+                    }
+                }
+            }
+            None if session.window.is_open() => return,
+            None => session.heartbeat_wanted.notified().await,
+        }
+    }
+}
+
+/// Sends a heartbeat, or a keepalive, whose answer is `None`. Which one is decided before it is sent.
+async fn send_heartbeat(
+    session: &Session,
+    limit: Duration,
+    unconfirmed: &mut VecDeque<UnconfirmedHeartbeat>,
+) -> (Stamp, Result<Option<Heartbeat>, BackendError>) {
+    let clock = &*session.shared.clock;
+    let needs_proof = session.needs_proof();
+    if !needs_proof {
+        // They are too old by the time the window opens.
+        unconfirmed.clear();
+        if let Err(reason) = session.window.suspend(clock) {
+            session.end(reason);
+        }
+    }
+    // Read before the request is handed to the client: the store counts the TTL from no earlier instant.
+    let sent = Stamp::now(clock);
+    let _in_flight = session.expiry.heartbeat();
+    let answer = match needs_proof {
+        true => with_timeout("heartbeat", limit, session.backend_session.heartbeat()).await.map(Some),
+        false => with_timeout("keepalive", limit, session.backend_session.keep_alive()).await.map(|()| None),
+    };
+    let answer = match answer {
+        Ok(None) if is_disabled(SafetyRule::KeepalivesExtendNothing) => {
+            Ok(Some(Heartbeat::new(session.backend_session.granted_ttl())))
+        }
+        answer => answer,
+    };
+    match is_disabled(SafetyRule::DeadlineFromRequestStart) {
+        true => (Stamp::now(clock), answer),
+        false => (sent, answer),
+    }
+}
+
+/// The heartbeat that an answered one proves, if any: itself, or an earlier one. Returns when it was sent and its TTL.
+fn proven_by(
+    session: &Session,
+    unconfirmed: &mut VecDeque<UnconfirmedHeartbeat>,
+    sent: Stamp,
+    heartbeat: Heartbeat,
+) -> Option<(Stamp, Duration)> {
+    let shared = &session.shared;
+    if session.window.shorten(sent.at, heartbeat.ttl) {
+        shared.watchdog.wake();
+    }
+    match session.backend_session.proof() {
+        HeartbeatProof::NextHeartbeat { gap } if !is_disabled(SafetyRule::ConfirmHeartbeats) => {
+            let gap = heartbeat::confirmation_gap(gap, shared.config.drift);
+            let confirmed = heartbeat::take_confirmed(unconfirmed, sent.at, gap);
+            let answered_at = shared.clock.now();
+            unconfirmed.push_back(UnconfirmedHeartbeat { sent, answered_at, heartbeat });
+            // A shorter TTL that the store grants now also holds for earlier heartbeats.
+            confirmed.map(|earlier| (earlier.sent, earlier.heartbeat.ttl.min(heartbeat.ttl)))
+        }
+        _ => Some((sent, heartbeat.ttl)),
+    }
+}
+
 fn report_failure(session: &Session, error: &BackendError) {
     session.shared.status.failed(error);
-    let left = session.window.deadline().since(session.shared.clock.now());
-    warn!(session = session.backend_session.id(), %error, left = %humantime::format_duration(left), "heartbeat unanswered");
+    let session_id = session.backend_session.id();
+    if session.window.is_open() {
+        let left = session.window.deadline().since(session.shared.clock.now());
+        warn!(session = session_id, %error, left = %humantime::format_duration(left), "heartbeat unanswered");
+    } else {
+        warn!(session = session_id, %error, "heartbeat or keepalive failed; no candidate of the session leads");
+    }
 }
 
 /// Warns of jumps of the time of day that have ended nothing ([`OnClockJump::Log`](crate::OnClockJump::Log)). Once per
@@ -225,26 +287,6 @@ fn report_clock_jump(session: &Session) {
     if let Some(jump) = session.window.take_clock_jump() {
         warn!(session = session.backend_session.id(), jump = %humantime::format_duration(jump),
             "the time of day jumped ahead of the machine's clock: if the machine was paused, another candidate may lead too");
-    }
-}
-
-/// Whether a confirming read proves `heartbeat`.
-async fn confirm(session: &Session, limit: Duration, heartbeat: &Heartbeat) -> Result<bool, BackendError> {
-    loop {
-        let probe_entry = session.probe_entry();
-        let entry = probe_entry.as_ref().map(|registered| &registered.entry);
-        match with_timeout("confirming read", limit, session.backend_session.confirm(heartbeat, entry))
-            .await?
-        {
-            Confirmation::Confirmed => return Ok(true),
-            Confirmation::Unconfirmed => return Ok(is_disabled(SafetyRule::CompareEpochs)),
-            // Its candidacy or its term is notified, and the next read probes another entry.
-            Confirmation::ProbeEntryGone => match probe_entry {
-                Some(_) if is_disabled(SafetyRule::WatchOwnEntry) => return Ok(true),
-                Some(registered) => session.mark_missing(&registered),
-                None => return Ok(false),
-            },
-        }
     }
 }
 

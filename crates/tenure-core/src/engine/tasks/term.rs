@@ -115,7 +115,7 @@ impl Term {
             withdrawal_confirmed: AtomicBool::new(false),
             session: Arc::clone(session),
         });
-        let (election, candidate) = (term.election().clone(), term.candidate().clone());
+        let (election, candidate) = (term.election().clone(), term.candidate_id().clone());
         session.shared.reporter.log(Level::INFO, move || {
             info!(%election, %candidate, token = token.get(), "leads");
         });
@@ -126,7 +126,7 @@ impl Term {
         &self.request.election
     }
 
-    pub(crate) fn candidate(&self) -> &CandidateId {
+    pub(crate) fn candidate_id(&self) -> &CandidateId {
         &self.request.candidate
     }
 
@@ -327,11 +327,9 @@ impl Term {
                 () = term.withdrawn.wait() => {}
                 () = term.session.closed.wait() => {}
             }
-            confirmed &= match term.session.ended() {
-                // The entry is gone with its session, if not before.
-                Some(_) => term.session.wait_closed().await,
-                None => term.withdrawal_confirmed.load(Ordering::Acquire),
-            };
+            // The entry is gone with its session, if not before.
+            confirmed &= term.is_withdrawal_confirmed()
+                || (term.session.ended().is_some() && term.session.wait_closed().await);
             next = term.parent();
         }
         confirmed
@@ -359,7 +357,7 @@ impl Term {
         }
         let reporter = &self.session.shared.reporter;
         reporter.measured(|| telemetry::leadership_lost(self.election(), reason));
-        let (election, candidate) = (self.election().clone(), self.candidate().clone());
+        let (election, candidate) = (self.election().clone(), self.candidate_id().clone());
         let (token, cause) = (self.token.get(), reason.as_str());
         match reason {
             LossReason::Resigned | LossReason::Dropped | LossReason::Closed => {

@@ -1,8 +1,13 @@
 //! The watches on the entries of the terms of one session. They share one watcher, so that a term costs no task.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use tracing::{Instrument as _, Span, info_span};
+use tracing::{Span, info_span};
 
 use super::{
     events::CandidateNumber,
@@ -106,17 +111,13 @@ impl Watches {
         }
     }
 
-    /// The next event of a watched entry. Never returns while no entry is watched.
-    ///
-    /// # Cancellation safety
-    /// No event is lost when the future is dropped.
-    pub(super) async fn next(&mut self) -> Result<(CandidateNumber, EntryEvent), BackendError> {
-        let Watcher::Running(watcher) = &mut self.watcher else { return std::future::pending().await };
-        watcher.next().instrument(self.span.clone()).await
-    }
-
-    pub(super) fn is_running(&self) -> bool {
-        matches!(self.watcher, Watcher::Running(_))
+    /// Polls for the next event of a watched entry. Pending for ever while no entry is watched.
+    pub(super) fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(CandidateNumber, EntryEvent), BackendError>> {
+        let Watcher::Running(watcher) = &mut self.watcher else { return Poll::Pending };
+        self.span.in_scope(|| watcher.poll_next(context))
     }
 
     pub(super) fn has_failed(&self) -> bool {

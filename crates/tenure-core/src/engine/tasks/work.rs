@@ -107,7 +107,7 @@ impl Term {
     fn report_overrun(&self, message: &'static str) {
         let reporter = &self.session.shared.reporter;
         reporter.measured(|| telemetry::work_overran(self.election()));
-        let (election, candidate) = (self.election().clone(), self.candidate().clone());
+        let (election, candidate) = (self.election().clone(), self.candidate_id().clone());
         let token = self.token.get();
         reporter.log(Level::ERROR, move || error!(%election, %candidate, token, "{message}"));
     }
@@ -125,7 +125,7 @@ impl Term {
         let cold = self.cold();
         self.enforce()?;
         // Adds the fencing token to all events that the work logs.
-        let span = info_span!("leadership", election = %self.election(), candidate = %self.candidate(), token = self.token.get());
+        let span = info_span!("leadership", election = %self.election(), candidate = %self.candidate_id(), token = self.token.get());
         let mut drop_now = self.session.shared.runtime.relayed(cold.drop_now.wait());
         let mut work = Some(PolledWork::new(self, work));
         std::future::poll_fn(|context| {

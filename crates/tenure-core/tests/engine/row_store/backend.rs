@@ -5,17 +5,18 @@ use std::{
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use tenure_core::{
-    Candidate, ElectionName, FencingToken,
+    Candidate, Clock, ElectionName, FencingToken,
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Entered, Entry, EntryEvent,
-        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher,
+        EntryRequest, EntryWatcher, Heartbeat, HeartbeatProof, Observation, PerEntryWatcher, QueuePosition,
+        SessionOptions, SessionScope, Stamp, Won,
     },
 };
 use tokio::time::Instant;
@@ -32,6 +33,8 @@ pub(crate) enum Recipe {
     KnownRows,
     /// The same, but a heartbeat also renews the rows that the session may have: those asked for without an answer yet.
     PossibleRows,
+    /// A session serves one election, whose row has the expiry. A heartbeat renews that row.
+    RowPerSession,
     /// A record per session has the expiry; an election's row names its owner's session. A heartbeat renews the record.
     SessionRecord,
 }
@@ -101,7 +104,7 @@ impl RowStore {
                 return Ok(FencingToken::new(row.token));
             }
             let expires = match self.recipe {
-                Recipe::KnownRows | Recipe::PossibleRows => Some(row.expires),
+                Recipe::KnownRows | Recipe::PossibleRows | Recipe::RowPerSession => Some(row.expires),
                 Recipe::SessionRecord => tables.sessions.get(&owner).copied(),
             };
             if expires.is_some_and(|expires| expires > now) {
@@ -135,7 +138,7 @@ impl RowStore {
         }
         for (election, nonce, known) in rows {
             match tables.rows.get_mut(election) {
-                _ if !known && self.recipe == Recipe::KnownRows => {}
+                _ if !known && self.recipe != Recipe::PossibleRows => {}
                 Some(row) if row.nonce == *nonce => row.expires = expires,
                 _ if *known => return Err(gone(BackendErrorKind::SessionGone)),
                 _ => {}
@@ -148,6 +151,12 @@ impl RowStore {
         self.tables().rows.get(election).is_some_and(|row| row.nonce == nonce)
     }
 
+    fn token(&self, election: &ElectionName, nonce: u128) -> Option<FencingToken> {
+        let tables = self.tables();
+        let row = tables.rows.get(election).filter(|row| row.nonce == nonce)?;
+        FencingToken::new(row.token)
+    }
+
     fn release(&self, request: &EntryRequest) {
         if self.has(&request.election, request.nonce) {
             self.tables().rows.remove(&request.election);
@@ -158,6 +167,12 @@ impl RowStore {
         let mut tables = self.tables();
         tables.rows.retain(|_, row| row.session != session);
         tables.sessions.remove(&session);
+    }
+
+    /// The numbers of open sessions and of rows.
+    pub(crate) fn left(&self) -> (usize, usize) {
+        let tables = self.tables();
+        (tables.sessions.len(), tables.rows.len())
     }
 
     /// The session that has the row of an election.
@@ -173,12 +188,25 @@ pub(crate) struct Connection {
     cut: AtomicBool,
     /// The delay of the first answer that the row was taken.
     first_row_delay: Mutex<Option<Duration>>,
+    /// The delay before a row is released.
+    pub(crate) release_delay: Mutex<Option<Duration>>,
+    /// The number of heartbeats, and of those sent while a row was being released.
+    pub(crate) heartbeats: AtomicUsize,
+    pub(crate) late_heartbeats: AtomicUsize,
+    is_releasing: AtomicBool,
 }
 
 impl Connection {
     pub(crate) fn new(store: &Arc<RowStore>, first_row_delay: Option<Duration>) -> Arc<Self> {
-        let (store, first_row_delay) = (Arc::clone(store), Mutex::new(first_row_delay));
-        Arc::new(Self { store, cut: AtomicBool::new(false), first_row_delay })
+        Arc::new(Self {
+            store: Arc::clone(store),
+            cut: AtomicBool::new(false),
+            first_row_delay: Mutex::new(first_row_delay),
+            release_delay: Mutex::default(),
+            heartbeats: AtomicUsize::new(0),
+            late_heartbeats: AtomicUsize::new(0),
+            is_releasing: AtomicBool::new(false),
+        })
     }
 
     /// Drops all requests and answers from now on.
@@ -217,12 +245,18 @@ pub(crate) struct RowBackend(pub(crate) Arc<Connection>);
 #[async_trait]
 impl Backend for RowBackend {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::QUEUE.ordered(false).early_token(false)
+        let scope = match self.0.store.recipe {
+            Recipe::RowPerSession => SessionScope::Election,
+            _ => SessionScope::Elector,
+        };
+        Capabilities::QUEUE.ordered(false).early_token(false).session_scope(scope)
     }
 
-    async fn open_session(&self, ttl: Duration) -> Result<Box<dyn BackendSession>, BackendError> {
+    async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
+        let (ttl, clock) = (options.ttl, Arc::clone(&options.clock));
         let id = self.0.send(|store| store.open(ttl), |_| None).await;
-        Ok(Box::new(RowSession { connection: Arc::clone(&self.0), id, ttl, candidacies: Arc::default() }))
+        let connection = Arc::clone(&self.0);
+        Ok(Box::new(RowSession { connection, id, ttl, clock, candidacies: Mutex::default() }))
     }
 
     // Not used here.
@@ -240,16 +274,19 @@ struct RowSession {
     connection: Arc<Connection>,
     id: u64,
     ttl: Duration,
-    candidacies: Arc<Candidacies>,
+    clock: Arc<dyn Clock>,
+    candidacies: Mutex<BTreeMap<ElectionName, Candidacy>>,
 }
-
-type Candidacies = Mutex<BTreeMap<ElectionName, Candidacy>>;
 
 #[derive(Debug)]
 struct Candidacy {
-    request: EntryRequest,
+    nonce: u128,
     /// Whether an answer has said that the row belongs to this session.
     has_row: bool,
+    /// When the first attempt to take the row was sent that may have taken it, or may do so later.
+    sent: Option<Stamp>,
+    /// The number of attempts that were not answered.
+    unanswered: usize,
 }
 
 impl RowSession {
@@ -257,20 +294,32 @@ impl RowSession {
         self.candidacies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn take(&self, request: &EntryRequest) -> Result<Option<FencingToken>, BackendError> {
+    /// Takes the row if it is free.
+    async fn take(&self, request: &EntryRequest) -> Result<Option<Won>, BackendError> {
+        let sent = {
+            let mut candidacies = self.candidacies();
+            let new = || Candidacy { nonce: request.nonce, has_row: false, sent: None, unanswered: 0 };
+            let candidacy = candidacies.entry(request.election.clone()).or_insert_with(new);
+            if candidacy.nonce != request.nonce {
+                *candidacy = new();
+            }
+            candidacy.unanswered += 1;
+            *candidacy.sent.get_or_insert_with(|| Stamp::now(&*self.clock))
+        };
         let taking = |store: &RowStore| store.take(self.id, request, self.ttl);
         let token = self.connection.send(taking, |taken| self.connection.delay_once(taken)).await?;
         if let Some(candidacy) = self.candidacies().get_mut(&request.election) {
             candidacy.has_row = token.is_some();
+            candidacy.unanswered -= 1;
+            // The row is another's, and no attempt can take it any more: a later one does.
+            if token.is_none() && candidacy.unanswered == 0 {
+                candidacy.sent = None;
+            }
         }
-        Ok(token)
+        let key = request.nonce.to_string().into();
+        let entry = Entry { election: request.election.clone(), key, version: 0 };
+        Ok(token.map(|token| Won::new(entry, token).sent(sent)))
     }
-}
-
-fn request_of(candidacies: &Candidacies, entry: &Entry) -> Result<EntryRequest, BackendError> {
-    let candidacies = candidacies.lock().unwrap_or_else(PoisonError::into_inner);
-    let candidacy = candidacies.get(&entry.election);
-    candidacy.map(|it| it.request.clone()).ok_or_else(|| gone(BackendErrorKind::EntryGone))
 }
 
 #[async_trait]
@@ -292,41 +341,52 @@ impl BackendSession for RowSession {
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        let is_late = self.connection.is_releasing.load(SeqCst);
+        self.connection.heartbeats.fetch_add(1, SeqCst);
+        self.connection.late_heartbeats.fetch_add(usize::from(is_late), SeqCst);
         let rows: Vec<_> = {
             let candidacies = self.candidacies();
-            let rows =
-                candidacies.iter().map(|(election, it)| (election.clone(), it.request.nonce, it.has_row));
-            rows.collect()
+            candidacies.iter().map(|(election, it)| (election.clone(), it.nonce, it.has_row)).collect()
         };
         self.connection.send(|store| store.renew(self.id, &rows, self.ttl), |_| None).await?;
-        Ok(Heartbeat { ttl: self.ttl, epoch: 0 })
+        Ok(Heartbeat::new(self.ttl))
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let candidacy = Candidacy { request: request.clone(), has_row: false };
-        self.candidacies().insert(request.election.clone(), candidacy);
-        let leads = self.take(request).await?;
-        let entry = Entry { election: request.election.clone(), key: "row".into(), version: 0 };
-        Ok(Entered { entry, leads })
+        Ok(match self.take(request).await? {
+            Some(won) => Entered::Leads(won),
+            None => {
+                let owner = Candidate::decode("row", "another", &[], None);
+                Entered::HeldBy(Box::new(owner))
+            }
+        })
     }
 
-    async fn wait_turn(&self, entry: &Entry) -> Result<FencingToken, BackendError> {
-        let request = request_of(&self.candidacies, entry)?;
+    async fn wait_turn(
+        &self,
+        request: &EntryRequest,
+        entry: Option<&Entry>,
+        _position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        if let Some(entry) = entry {
+            let found = self.connection.send(|store| store.token(&entry.election, request.nonce), |_| None);
+            let token = found.await.ok_or_else(|| gone(BackendErrorKind::EntryGone))?;
+            return Ok(Won::new(entry.clone(), token));
+        }
         loop {
-            if let Some(token) = self.take(&request).await? {
-                return Ok(token);
+            if let Some(won) = self.take(request).await? {
+                return Ok(won);
             }
             sleep(POLL).await;
         }
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
-        let (connection, candidacies) = (Arc::clone(&self.connection), Arc::clone(&self.candidacies));
+        let connection = Arc::clone(&self.connection);
         Box::new(PerEntryWatcher::new(move |entry, _| {
-            let nonce = request_of(&candidacies, &entry).map(|request| request.nonce);
             let connection = Arc::clone(&connection);
             async move {
-                let nonce = nonce?;
+                let nonce = entry.key.parse().unwrap();
                 while connection.send(|store| store.has(&entry.election, nonce), |_| None).await {
                     sleep(POLL).await;
                 }
@@ -340,8 +400,14 @@ impl BackendSession for RowSession {
     }
 
     async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
+        let delay = *self.connection.release_delay.lock().unwrap_or_else(PoisonError::into_inner);
+        self.connection.is_releasing.store(true, SeqCst);
+        if let Some(delay) = delay {
+            sleep(delay).await;
+        }
         self.connection.send(|store| store.release(request), |_| None).await;
-        self.candidacies().retain(|_, candidacy| candidacy.request.nonce != request.nonce);
+        self.connection.is_releasing.store(false, SeqCst);
+        self.candidacies().retain(|_, candidacy| candidacy.nonce != request.nonce);
         Ok(())
     }
 

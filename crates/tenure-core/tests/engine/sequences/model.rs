@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use proptest::{prelude::*, sample::select, strategy::Union};
 use proptest_state_machine::ReferenceStateMachine;
-use tenure_core::{
-    memory::{Delivery, Direction, Op},
-    spi::HeartbeatProof,
-};
+use tenure_core::memory::{Delivery, Direction, Op, Proof};
 
 use crate::host::TTL;
 
@@ -98,7 +95,7 @@ pub(super) struct Candidacy {
 /// The expected state of an election.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
-    pub(super) proof: HeartbeatProof,
+    pub(super) proof: Proof,
     /// The id of the next candidacy.
     next_id: usize,
     /// The candidacies with an entry in the store, in order. The first leads.
@@ -232,11 +229,7 @@ impl ReferenceStateMachine for Model {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Self> {
-        let proofs = vec![
-            HeartbeatProof::Answer,
-            HeartbeatProof::Read,
-            HeartbeatProof::NextHeartbeat { gap: TTL / 4 },
-        ];
+        let proofs = vec![Proof::Answer, Proof::Read, Proof::NextHeartbeat { gap: TTL / 4 }];
         let new = |proof| Self {
             proof,
             next_id: 0,

@@ -11,7 +11,9 @@ use std::{
 };
 
 use futures::StreamExt;
-use tenure_core::{Candidate, Config, Elector, Leadership, LossReason, SimClock, memory::MemoryStore};
+use tenure_core::{
+    Candidate, Config, Elector, Leadership, LossReason, SimClock, memory::MemoryStore, memory::Proof,
+};
 use tokio::{runtime::Runtime, task::JoinHandle};
 
 use super::model::{EndKind, HOSTS, Model, Step, WorkKind};
@@ -366,7 +368,8 @@ impl Electors {
             );
             model.remove(held.id);
             within(TTL * 2, held.leadership.resign()).await.unwrap();
-            sleep(INSTANT).await;
+            // A successor that was not next in line before needs a proven heartbeat first.
+            sleep(if matches!(model.proof, Proof::NextHeartbeat { .. }) { TTL } else { INSTANT }).await;
         }
         assert!(self.campaigns.is_empty(), "{} candidates never led", self.campaigns.len());
         for observing in &self.hosts {
