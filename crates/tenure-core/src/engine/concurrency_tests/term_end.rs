@@ -9,12 +9,15 @@ use crate::{
     CandidateId, Config, ElectionName, FencingToken, Leadership, LossReason,
     engine::{
         elector_context::ElectorContext,
-        rules::window::{SentAt, Window},
-        tasks::{session::Session, term::Term},
+        rules::window::Window,
+        tasks::{
+            session::{RegisteredEntry, Session},
+            term::Term,
+        },
     },
     failpoints::SafetyRule,
     memory::MemoryStore,
-    spi::{Entry, EntryRequest},
+    spi::{Entry, EntryRequest, SessionOptions, Stamp},
 };
 
 pub(super) const TTL: Duration = Duration::from_secs(10);
@@ -38,14 +41,16 @@ pub(super) fn every_schedule(preemptions: usize) -> impl FnOnce(Model) {
 pub(super) fn new_leadership(config: &Config, clock: &Arc<ModelClock>) -> Leadership {
     let store = MemoryStore::new();
     let shared = ElectorContext::simulated(Arc::new(store.backend()), config.clone(), clock.clone()).unwrap();
-    let backend_session = block_on(shared.backend.open_session(TTL)).unwrap();
-    let window = Window::opened(SentAt::now(&**clock), TTL, 0.1, GRACE_PERIOD);
-    let session = Session::new(backend_session, shared, window, 1, tokio::sync::mpsc::unbounded_channel().0);
+    let options = SessionOptions::new(TTL, Arc::clone(&shared.clock), 0.1);
+    let backend_session = block_on(shared.backend.open_session(&options)).unwrap();
+    let window = Window::opened(Stamp::now(&**clock), TTL, 0.1, GRACE_PERIOD);
+    let events = tokio::sync::mpsc::unbounded_channel().0;
+    let session = Session::new(backend_session, shared, window, 1, None, events);
     let election = ElectionName::new("e").unwrap();
     let candidate = CandidateId::new("a").unwrap();
     let request = EntryRequest { election: election.clone(), candidate, value: Arc::from([]), nonce: 1 };
     let entry = Entry { election, key: "e/2".into(), version: 2 };
-    let registered = session.register(1, entry);
+    let registered = RegisteredEntry::new(1, entry);
     let term = Term::new(&session, Arc::new(request), FencingToken::new(2).unwrap(), registered);
     // Lazily created state is ordered by std's lock, which loom cannot see: it is created beforehand.
     let _ = term.cancellation_token();
@@ -100,7 +105,7 @@ fn extended_while_closing(config: &Config) {
     let leadership = new_leadership(config, &clock);
     let session = Arc::clone(&term(&leadership).session);
     clock.advance(NEARLY_CLOSED);
-    let sent = SentAt::now(&*clock);
+    let sent = Stamp::now(&*clock);
     let extension = {
         let (session, clock) = (Arc::clone(&session), Arc::clone(&clock));
         thread::spawn(move || {
