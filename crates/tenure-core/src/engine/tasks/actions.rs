@@ -211,7 +211,7 @@ impl ElectorTask {
 
     fn begin_term(&mut self, candidate: &mut Candidate) -> Option<Event> {
         let entry = Arc::clone(candidate.entry.as_ref()?);
-        let token = token_of_term(&candidate.request, candidate.won.as_ref()?.token);
+        let token = token_of_term(&candidate.request, candidate.won.take()?.token);
         let membership = candidate.membership.as_mut()?;
         let session = membership.session.number;
         let term = Term::new(&membership.session, Arc::clone(&candidate.request), token, Arc::clone(&entry));
@@ -284,7 +284,7 @@ impl ElectorTask {
         catch_panic(|| session.end(reason));
         let members = self.candidates.values().filter(|candidate| candidate.is_member(number));
         let stopping = members.filter(|candidate| candidate.state == State::Stopping);
-        stopping.filter_map(Candidate::term).for_each(Term::request_drop);
+        stopping.filter_map(|candidate| candidate.term()).for_each(Term::request_drop);
     }
 }
 

@@ -38,8 +38,8 @@ pub(super) struct Candidate {
     pub(super) waiting: Option<Arc<CandidateEntry>>,
     /// The number of the value in the request; `None` before the request is sent for the first time.
     pub(super) value_number: Option<u64>,
-    /// How it has won the election.
-    pub(super) won: Option<Won>,
+    /// How it has won the election, until its term begins.
+    pub(super) won: Option<Box<Won>>,
     /// Its part in the session under which it enters.
     pub(super) membership: Option<Membership>,
     /// Stops the request or pause in flight.

@@ -60,7 +60,7 @@ pub(super) struct ElectorTask {
     events: mpsc::UnboundedReceiver<EngineEvent>,
     pub(super) requests: FuturesUnordered<Abortable<Request>>,
     // In order, so that a simulated run is reproducible. The queues are never iterated.
-    pub(super) candidates: BTreeMap<CandidateNumber, Candidate>,
+    pub(super) candidates: BTreeMap<CandidateNumber, Box<Candidate>>,
     /// The candidates in each election. Only the first one enters.
     queues: HashMap<ElectionName, VecDeque<CandidateNumber>>,
     /// The candidates that have become the first of their elections, and are about to be admitted.
@@ -191,7 +191,7 @@ impl ElectorTask {
                     return;
                 }
                 queue.push_back(number);
-                self.candidates.insert(number, Candidate::new(number, request, campaign));
+                self.candidates.insert(number, Box::new(Candidate::new(number, request, campaign)));
                 if is_first {
                     self.apply(number, Event::Admitted);
                 }
@@ -273,7 +273,7 @@ impl ElectorTask {
                     if session.owner.is_some() {
                         session.open_window(won.sent);
                     }
-                    candidate.won = Some(won);
+                    candidate.won = Some(Box::new(won));
                 }
                 // Without a recent heartbeat the window may not be open, or may be about to close.
                 event = check_window(session, candidate.grace_period(session));
