@@ -9,7 +9,7 @@
 //! | [`FENCING_TOKEN`] | gauge | `election` | the fencing token of this process's latest term |
 //! | [`CAMPAIGN_WAIT`] | histogram, s | `election` | time from the call of `campaign` to leadership |
 //! | [`TIME_TO_DEADLINE`] | gauge, s | | time left until the deadline when the outcome of the last heartbeat became known, before it was applied |
-//! | [`HEARTBEAT`] | histogram, s | `outcome` | time from a heartbeat to its outcome: `confirmed`, `answered` (not confirmed yet), `failed` |
+//! | [`HEARTBEAT`] | histogram, s | `outcome` | time from a heartbeat to its outcome: `confirmed`, `answered` (not confirmed yet, or a keepalive), `failed` |
 //! | [`OVERRUNS`] | counter | `election` | work that had not stopped by its deadline |
 //! | [`FOREIGN_ENTRIES`] | counter | `election` | foreign entries found, which no candidate can have written |
 //! | [`STORE_FAILURES`] | counter | | requests that the store did not answer, or refused |

@@ -1,4 +1,4 @@
-//! The entries of one session, one of which each confirming read looks for.
+//! The entries of one session, one of which the read of each heartbeat looks for.
 //!
 //! A read that does not find it proves that the entry was deleted, by an operator or with the lease (hazards G12, E2).
 //! Whoever waits for the entry or watches it is notified at once, and the next read looks for another entry.

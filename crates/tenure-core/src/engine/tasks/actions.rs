@@ -194,7 +194,7 @@ impl ElectorTask {
         let session = candidate.session()?;
         session.stop_heartbeats();
         candidate.waiting = None;
-        let (entry, uncertain) = (candidate.entry.take(), candidate.unanswered > 0);
+        let (entry, uncertain) = (candidate.entry.take(), candidate.unsettled > 0);
         if candidate.term().is_some() {
             // The watch may have a request in flight and hold what the removal waits for.
             self.with_watches(session.number, |watches| watches.remove(candidate.number));

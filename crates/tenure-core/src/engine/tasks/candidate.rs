@@ -27,9 +27,9 @@ pub(super) struct Candidate {
     pub(super) number: CandidateNumber,
     pub(super) state: State,
     pub(super) request: Arc<EntryRequest>,
-    /// The number of requests that may create an entry and are not answered: counted before they are sent, so that a request
-    /// which is dropped at any time is withdrawn.
-    pub(super) unanswered: u32,
+    /// The number of requests that may have created, or may still create, an entry that is not known. Counted before they are sent,
+    /// so that a request which is dropped at any time is withdrawn.
+    pub(super) unsettled: u32,
     /// Whether the request in flight is one of them.
     pub(super) may_create: bool,
     /// The entry, once the store has said that it created one.
@@ -103,7 +103,7 @@ impl Candidate {
             number,
             state: State::Queued,
             request: Arc::new(request),
-            unanswered: 0,
+            unsettled: 0,
             may_create: false,
             entry: None,
             waiting: None,
@@ -130,15 +130,15 @@ impl Candidate {
 
     /// Counts a request that may create an entry, before it is sent.
     pub(super) fn begin_creating(&mut self) {
-        self.unanswered += 1;
+        self.unsettled += 1;
         self.may_create = true;
     }
 
-    /// Counts the answer to the request that was in flight.
+    /// Ends the request in flight. If its outcome is known, it no longer counts as unsettled.
     pub(super) fn end_request(&mut self, is_settled: bool) {
         self.in_flight = None;
         if std::mem::take(&mut self.may_create) && is_settled {
-            self.unanswered -= 1;
+            self.unsettled -= 1;
         }
     }
 
@@ -152,7 +152,7 @@ impl Candidate {
     pub(super) fn renew_request(&mut self, shared: &ElectorContext) {
         self.request =
             Arc::new(EntryRequest { nonce: shared.request_nonce(), ..EntryRequest::clone(&self.request) });
-        (self.unanswered, self.entry, self.won) = (0, None, None);
+        (self.unsettled, self.entry, self.won) = (0, None, None);
         (self.waiting, self.value_number) = (None, None);
     }
 }

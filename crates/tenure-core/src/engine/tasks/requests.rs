@@ -40,7 +40,7 @@ pub(super) struct Outcome {
     pub(super) won: Option<Won>,
     /// Why the store refuses the request.
     pub(super) error: Option<BackendError>,
-    /// Whether the store has answered, so that it executes nothing later that the candidate does not know of.
+    /// Whether the outcome is known, so that the store executes nothing later that the candidate does not know of.
     pub(super) is_settled: bool,
 }
 

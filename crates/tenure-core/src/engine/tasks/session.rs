@@ -276,7 +276,7 @@ impl Session {
         }
     }
 
-    /// Tells the candidates that wait for it that the window was extended.
+    /// Called after a proven heartbeat. Sends an event if a candidate waits for one.
     pub(crate) fn window_extended(&self) {
         if self.proof_wanted.swap(false, Ordering::AcqRel) {
             self.send(EngineEvent::WindowExtended(self.number));
@@ -336,7 +336,7 @@ impl Session {
         }
     }
 
-    /// Whether a candidate leads, may be next in line, or enters or leaves; or none is left. Otherwise heartbeats need no proof.
+    /// Whether a candidate leads, may be next in line, or enters or leaves; or none is left. Otherwise keepalives suffice.
     pub(crate) fn needs_proof(&self) -> bool {
         let behind = self.not_next_in_line.load(Ordering::Acquire);
         behind == 0 || behind < self.entry_tracker.len()
