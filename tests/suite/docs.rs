@@ -142,8 +142,10 @@ fn the_dashboard_and_the_alerts_use_existing_metrics() {
         FENCING_TOKEN,
         CAMPAIGN_WAIT,
         TIME_TO_DEADLINE,
+        TTL,
         HEARTBEAT,
         OVERRUNS,
+        TOKEN_REGRESSIONS,
         FOREIGN_ENTRIES,
         STORE_FAILURES,
     ]
@@ -153,6 +155,36 @@ fn the_dashboard_and_the_alerts_use_existing_metrics() {
     let parsed: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
     assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() >= 9));
     assert_eq!(metrics(&dashboard), all, "the dashboard shows every metric");
-    assert!(metrics(&read(&root().join("docs/guide/operating/alerts.yml"))).is_subset(&all));
+    for rules in ["alerts.yml", "alerts.test.yml"] {
+        let used = metrics(&read(&root().join("docs/guide/operating").join(rules)));
+        assert!(used.len() > 5 && used.is_subset(&all), "{rules}: {used:?}");
+    }
     assert_eq!(metrics(&read(&root().join("docs/guide/operating.md"))), all);
+}
+
+/// Case 46: the unit files in the guide are those that the package has, and that tests/packages.rs of the command runs.
+#[test]
+fn the_guide_shows_the_unit_files_as_they_are() {
+    let page = read(&root().join("docs/guide/operating/systemd.md"));
+    // In a list they are indented.
+    let page: String = page.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
+    for file in ["tenure@.service", "tenure.conf", "tenure.env"] {
+        let text = read(&root().join("packaging/systemd").join(file));
+        assert!(
+            page.contains(&text),
+            "docs/guide/operating/systemd.md differs from packaging/systemd/{file}"
+        );
+    }
+}
+
+/// Case 63: the README names every Rust version that a manifest requires.
+#[test]
+fn the_readme_names_the_rust_versions() {
+    let readme = read(&root().join("README.md"));
+    for manifest in ["Cargo.toml", "examples/Cargo.toml", "examples/billing/Cargo.toml"] {
+        let text = read(&root().join(manifest));
+        let version = text.lines().find_map(|line| line.strip_prefix("rust-version = \"")?.strip_suffix('"'));
+        let version = version.unwrap_or_else(|| panic!("{manifest} requires no Rust version"));
+        assert!(readme.contains(version), "README.md lacks {version}, which {manifest} requires");
+    }
 }

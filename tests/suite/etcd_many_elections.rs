@@ -1,14 +1,18 @@
 //! Hundreds of elections of one process on etcd, which share transactions and watches.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-
-use futures::future::join_all;
-use tenure::{
-    Config, Elector, Error, Leadership, Secret, StoreElector,
-    etcd::{EtcdBackend, EtcdConfig},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
 };
+
+use futures::{FutureExt as _, future::join_all};
+use tenure::{Config, Elector, Error, Leadership};
 use tenure_containers::{EtcdServer, Permission, Version};
-use tenure_testkit::suite::within;
+use tenure_testkit::{
+    proxy::Proxy,
+    suite::{until, within},
+};
 use tokio::task::JoinHandle;
 
 const PASSWORD: &str = "correct-horse-7";
@@ -27,15 +31,6 @@ fn config() -> Config {
 async fn connect(server: &EtcdServer, login: &str) -> Arc<dyn Elector> {
     let url = format!("etcd://{login}{}/acme", server.endpoint());
     tenure::connect_with(&url, config()).await.unwrap()
-}
-
-/// An elector that uses one prefix watch for all waiter, beginning with the first.
-fn connect_with_prefix_watch(
-    server: &EtcdServer,
-    login: impl FnOnce(EtcdConfig) -> EtcdConfig,
-) -> Arc<dyn Elector> {
-    let etcd = login(EtcdConfig::new([server.endpoint()]).prefix("/acme").prefix_watch_threshold(1));
-    Arc::new(StoreElector::new(Arc::new(EtcdBackend::new(etcd).unwrap()), config()).unwrap())
 }
 
 /// Campaigns in all elections at once.
@@ -71,7 +66,12 @@ async fn a_refused_election_does_not_fail_others_in_its_batch() {
         let ended = campaign(&elector, &elections).await;
         for (election, outcome) in &ended {
             match outcome {
-                Ok(leadership) => assert!(election.starts_with("allowed") && leadership.is_leader()),
+                Ok(leadership) => assert!(
+                    election.starts_with("allowed") && leadership.is_leader(),
+                    "{election}: {:?} {:?}",
+                    leadership.loss(),
+                    elector.status()
+                ),
                 Err(Error::Unauthorized(_)) => assert!(election.starts_with("forbidden"), "{election}"),
                 Err(error) => panic!("{election}: {error}"),
             }
@@ -172,7 +172,7 @@ async fn a_candidate_that_may_not_watch_the_prefix_still_leads() {
         let leader = connect(&server, &format!("app:{PASSWORD}@")).await;
         let elections = names("allowed", 20);
         let held = campaign(&leader, &elections).await;
-        let waiter = connect_with_prefix_watch(&server, |etcd| etcd.login("app", Secret::new(PASSWORD)));
+        let waiter = connect(&server, &format!("app:{PASSWORD}@")).await;
         let waiting = start_waiting(&leader, &waiter, &elections).await;
         for leadership in held.into_values() {
             leadership.unwrap().resign().await.unwrap();
@@ -185,8 +185,8 @@ async fn a_candidate_that_may_not_watch_the_prefix_still_leads() {
     }
 }
 
-/// A process that waits in more than a thousand elections leads all of them with larger tokens once the leader's session has
-/// ended.
+/// A process that waits in more than a thousand elections leads all of them with larger tokens once the leader's sessions have
+/// ended. Hazard E18: a session has at most 500 entries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_are_taken_over_at_once() {
     for version in Version::ETCD {
@@ -199,8 +199,12 @@ async fn thousands_are_taken_over_at_once() {
             held.iter().map(|(name, outcome)| (name.clone(), first(outcome))).collect();
         let waiting = start_waiting(&leader, &waiter, &elections).await;
         let session =
-            held.values().next().unwrap().as_ref().unwrap().entry().rsplit('/').next().unwrap().to_owned();
-        server.admin().revoke_lease(i64::from_str_radix(&session, 16).unwrap()).await.unwrap();
+            |led: &Leadership| i64::from_str_radix(led.entry().rsplit('/').next().unwrap(), 16).unwrap();
+        let sessions: BTreeSet<i64> = held.values().flatten().map(session).collect();
+        assert_eq!(sessions.len(), 3, "one for each 500 entries");
+        for session in sessions {
+            server.admin().revoke_lease(session).await.unwrap();
+        }
         let led = within("all are led", waiting).await.unwrap();
         for (name, outcome) in &led {
             assert!(first(outcome) > before[name], "{name}");
@@ -224,7 +228,7 @@ async fn entries_deleted_in_one_revision_make_no_leader() {
         let leader = connect(&server, "").await;
         let elections = names("e", 200);
         let held = campaign(&leader, &elections).await;
-        let waiter = connect_with_prefix_watch(&server, |etcd| etcd);
+        let waiter = connect(&server, "").await;
         let waiting = start_waiting(&leader, &waiter, &elections).await;
         let before = server.admin().revision().await.unwrap();
         assert_eq!(server.admin().delete_prefix("/acme/e-").await.unwrap(), 400);
@@ -238,5 +242,36 @@ async fn entries_deleted_in_one_revision_make_no_leader() {
         drop((held, led));
         waiter.close().await;
         leader.close().await;
+    }
+}
+
+/// Hazard E21: on a slow server requests are sent twice. The mark of one that was withdrawn before both were answered is deleted
+/// once they were, while the session goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_of_withdrawn_requests_are_deleted() {
+    for version in Version::ETCD {
+        let server = server(version, &[]).await;
+        let proxy = Proxy::start(server.endpoint()).await.unwrap();
+        let url = format!("etcd://{}/acme", proxy.endpoint());
+        let elector = tenure::connect_with(&url, config()).await.unwrap();
+        let held = within("leading", elector.campaign("held")).await.unwrap();
+        // More than the hedge delay of 300 ms for each answer.
+        proxy.delay(Duration::from_millis(200));
+        let led = campaign(&elector, &names("e", 100)).await;
+        within("all resign", join_all(led.into_values().map(|led| led.unwrap().resign()))).await;
+        let marks = async || server.admin().list("/acme/~withdrawn/").await.unwrap().len();
+        let (given_up, mut most) = (names("f", 100), 0);
+        while most == 0 {
+            // Given up as soon as it has begun.
+            given_up.iter().for_each(|election| drop(elector.campaign(election).now_or_never()));
+            most = marks().await;
+        }
+        proxy.heal();
+        until("the marks are deleted", async || marks().await == 0).await;
+        until("no other entry is left", async || server.admin().list("/acme/").await.unwrap().len() == 1)
+            .await;
+        assert!(held.is_leader(), "the session goes on");
+        drop(held);
+        elector.close().await;
     }
 }

@@ -30,17 +30,20 @@ async fn entries(server: &EtcdServer) -> usize {
     server.admin().list("/acme/e/").await.unwrap().len()
 }
 
-/// Hazard E17: a leader whose request to enter was sent twice resigns during the NOSPACE alarm. The next candidate leads at
-/// once, and the request is marked as withdrawn once there is space.
+/// Hazard E17: a leader whose request to enter was sent twice, and answered once, resigns during the NOSPACE alarm. The next
+/// candidate leads at once, and the request is marked as withdrawn once there is space.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_request_was_sent_twice_resigns_without_space() {
     for version in Version::ETCD {
         let server = server(version).await;
         let proxy = Proxy::start(server.endpoint()).await.unwrap();
         // Every request is sent a second time before its first attempt is answered.
-        proxy.delay(Duration::from_millis(30));
-        let (a, b) = (connect(&proxy.endpoint(), "?hedge=10ms").await, connect(&server.endpoint(), "").await);
+        proxy.delay(Duration::from_millis(150));
+        let (a, b) =
+            (connect(&proxy.endpoint(), "?hedge=200ms").await, connect(&server.endpoint(), "").await);
         let first = within("leading", a.campaign("e")).await.unwrap();
+        // The second attempt is not answered any more.
+        proxy.reset_connections();
         proxy.heal();
         let waiter = Arc::clone(&b);
         let waiting = tokio::spawn(async move { waiter.campaign("e").await });

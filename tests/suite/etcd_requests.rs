@@ -1,14 +1,26 @@
 //! The requests of the etcd backend: what each must do for the engine.
 
-use std::{future::poll_fn, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures::future::join_all;
 
 use tenure::{
     CandidateId, ElectionName,
     etcd::{EtcdBackend, EtcdConfig},
     spi::{Backend, BackendErrorKind, BackendSession, Entered, EntryEvent, EntryRequest, QueuePosition, Won},
 };
-use tenure_containers::Version;
-use tenure_testkit::{harness::Harness, suite::within};
+use tenure_containers::{EtcdServer, Version};
+use tenure_testkit::{
+    harness::Harness,
+    suite::{until, within},
+};
 use tenure_tests::{Etcd, session_options};
 
 fn request(nonce: u128) -> EntryRequest {
@@ -182,6 +194,60 @@ async fn two_sessions_never_share_a_lease() {
         session.close().await.unwrap();
     }
     backend.close().await;
+}
+
+/// How many transactions the server has received since it started.
+async fn transactions(server: &EtcdServer) -> usize {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let metrics = client.get(format!("http://{}/metrics", server.endpoint())).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let counted = metrics.lines().filter(|line| {
+        line.starts_with("grpc_server_started_total{") && line.contains("grpc_method=\"Txn\"")
+    });
+    counted.map(|line| line.rsplit_once(' ').unwrap().1.parse::<usize>().unwrap()).sum()
+}
+
+/// Hazard E19: requests to enter that time out while the server is stalled, and are repeated, still share transactions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repeated_requests_share_transactions() {
+    const ELECTIONS: usize = 2_000;
+    for version in Version::ETCD {
+        let server = EtcdServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
+        let backend = EtcdBackend::new(EtcdConfig::new([server.endpoint()]).prefix("/acme")).unwrap();
+        let options = session_options(Duration::from_secs(60));
+        let session: Arc<dyn BackendSession> = Arc::from(backend.open_session(&options).await.unwrap());
+        let before = transactions(&server).await;
+        let stalled = server.pause().await.unwrap();
+        let repeated = Arc::new(AtomicUsize::new(0));
+        let entering: Vec<_> = (0..ELECTIONS)
+            .map(|n| {
+                let (session, repeated) = (Arc::clone(&session), Arc::clone(&repeated));
+                let election = ElectionName::new(&format!("e-{n}")).unwrap();
+                let request = EntryRequest { election, ..request(n as u128) };
+                tokio::spawn(async move {
+                    let limit = Duration::from_secs(1);
+                    loop {
+                        match tokio::time::timeout(limit, session.enter(&request)).await {
+                            Ok(Ok(Entered::Leads(won))) => return won,
+                            Ok(Ok(other)) => panic!("{other:?}"),
+                            Ok(Err(error)) => assert!(error.is_retryable(), "{error}"),
+                            Err(_) => drop(repeated.fetch_add(1, SeqCst)),
+                        }
+                    }
+                })
+            })
+            .collect();
+        until("every request was repeated", async || repeated.load(SeqCst) >= 2 * ELECTIONS).await;
+        stalled.heal().await.unwrap();
+        let won = within("all have entered", join_all(entering)).await;
+        assert!(won.into_iter().all(|won| won.is_ok()));
+        assert_eq!(server.admin().list("/acme/").await.unwrap().len(), ELECTIONS, "{version:?}");
+        let sent = transactions(&server).await - before;
+        // Each alone would be two thousand, or more.
+        assert!(sent < ELECTIONS / 2, "{version:?}: {sent} transactions");
+        session.close().await.unwrap();
+        backend.close().await;
+    }
 }
 
 /// Promise S2, enforced by etcd: the transaction from the guide commits only while the leadership is valid.

@@ -12,6 +12,6 @@ mod by_next_heartbeat {
     use std::time::Duration;
 
     tenure_testkit::conformance!(async {
-        tenure_tests::Memory::new(tenure::memory::Proof::NextHeartbeat { gap: Duration::from_millis(250) })
+        tenure_tests::Memory::new(tenure::memory::Proof::LaterHeartbeats { gap: Duration::from_millis(250) })
     });
 }

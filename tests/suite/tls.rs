@@ -75,7 +75,11 @@ async fn untrusted_certificates_are_refused() {
         (&valid, distrustful.settings(), "invalid peer certificate: UnknownIssuer"),
         (&valid, untrusted.settings(), "the member refused our certificate"),
         (&valid, ca_only, "the member refused our certificate"),
-        (&valid, String::new(), ""),
+        (
+            &valid,
+            String::new(),
+            "the member speaks TLS, and its authority is not configured: add the setting ca=",
+        ),
     ] {
         for (scheme, endpoint, _) in servers {
             let elector = connect(scheme, endpoint, &settings).await;

@@ -1,15 +1,17 @@
 //! An ensemble of three ZooKeeper servers, one of which is killed, frozen or isolated.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tenure::{Config, Elector};
+use futures::future::join_all;
+
+use tenure::{Config, Elector, Error};
 use tenure_containers::{Version, ZookeeperEnsemble, ZookeeperSettings};
 use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::ZookeeperProxy;
-use tokio::time::Instant;
+use tenure_tests::{ZookeeperProxy, wait_for_heartbeats};
+use tokio::time::{Instant, timeout};
 
 async fn ensemble() -> ZookeeperEnsemble {
     ZookeeperEnsemble::start(Version::Zookeeper39).await.unwrap_or_else(|error| panic!("{error}"))
@@ -176,5 +178,98 @@ async fn ensemble_behind_slow_unreliable_connections_loses_no_leadership() {
         }
     }
     within("resigning", leadership.resign()).await.unwrap();
+    elector.close().await;
+}
+
+/// The connections of the sessions with this timeout: each session's id, its server, and when the connection was established.
+async fn connections(ensemble: &ZookeeperEnsemble, ttl: Duration) -> BTreeSet<(String, usize, String)> {
+    let mut found = BTreeSet::new();
+    for index in 0..3 {
+        let text = ensemble.member(index).admin().four_letter_command("cons").await.unwrap();
+        for line in text.lines() {
+            let value = |key: &str| {
+                let (_, rest) = line.split_once(&format!("{key}="))?;
+                rest.split([',', ')']).next().map(str::to_owned)
+            };
+            if value("to") == Some(ttl.as_millis().to_string())
+                && let (Some(session), Some(established)) = (value("sid"), value("est"))
+            {
+                found.insert((session, index, established));
+            }
+        }
+    }
+    found
+}
+
+/// Hazard Z21: the whole ensemble stalls for 1.0 s, then for 1.5 s, at a TTL of 5 s. The leader keeps its leadership, and neither
+/// it nor any of ten waiting candidates gets another connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ensemble_that_stalls_as_a_whole_breaks_no_connection() {
+    const TTL: Duration = Duration::from_secs(5);
+    let ensemble = ensemble().await;
+    for stall in [1_000, 1_500].map(Duration::from_millis) {
+        let endpoints = ensemble.endpoints();
+        let leader = connect(&endpoints, TTL.as_secs()).await;
+        let leadership = within("leading", leader.campaign("e")).await.unwrap();
+        let followers = join_all((0..10).map(|_| connect(&endpoints, TTL.as_secs()))).await;
+        let campaigns = followers.iter().cloned().map(|follower| async move { follower.campaign("e").await });
+        let waiting: Vec<_> = campaigns.map(tokio::spawn).collect();
+        until("they wait", async || leader.candidates("e").await.unwrap().len() == 11).await;
+        wait_for_heartbeats(&leadership).await;
+        let before = connections(&ensemble, TTL).await;
+        assert_eq!(before.len(), 11, "{before:?}");
+        let deadline = leadership.deadline();
+        until("a heartbeat was proven", async || leadership.deadline() > deadline).await;
+        let paused = join_all((0..3).map(|index| ensemble.member(index).pause())).await;
+        let lost = timeout(stall, leadership.lost()).await;
+        assert!(lost.is_err(), "{lost:?} during a stall of {stall:?}");
+        join_all(paused.into_iter().map(|fault| fault.unwrap().heal())).await;
+        wait_for_heartbeats(&leadership).await;
+        let after = connections(&ensemble, TTL).await;
+        assert!(after.is_superset(&before), "{before:?} became {after:?} after {stall:?}");
+        within("resigning", leadership.resign()).await.unwrap();
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+        join_all(waiting).await;
+        join_all(followers.iter().map(|follower| follower.close())).await;
+        leader.close().await;
+    }
+}
+
+/// Hazard Z21: one server of three is frozen alone, a follower to which the leader's session is connected. The session moves to
+/// another server in time, at a TTL of 5 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ensemble_whose_follower_is_frozen_keeps_its_leaderships() {
+    const TTL: Duration = Duration::from_secs(5);
+    let ensemble = ensemble().await;
+    for _ in 0..3 {
+        let follower = (ensemble.leader().await.unwrap() + 1) % 3;
+        let elector = loop {
+            let elector = connect(&ensemble.endpoints(), TTL.as_secs()).await;
+            elector.check().await.unwrap();
+            if connections(&ensemble, TTL).await.iter().any(|(_, index, _)| *index == follower) {
+                break elector;
+            }
+            elector.close().await;
+        };
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        wait_for_heartbeats(&leadership).await;
+        let frozen = ensemble.member(follower).pause().await.unwrap();
+        wait_for_heartbeats(&leadership).await;
+        within("resigning", leadership.resign()).await.unwrap();
+        elector.close().await;
+        frozen.heal().await.unwrap();
+    }
+}
+
+/// Hazard Z22: sessions of servers with `localSessionsEnabled` that are not upgraded cannot have entries. That is refused at once,
+/// in words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ensemble_with_local_sessions_only_is_refused() {
+    let settings = ZookeeperSettings::default().set("localSessionsEnabled", "true");
+    let ensemble = ZookeeperEnsemble::start_with(Version::Zookeeper39, &settings).await.unwrap();
+    let elector = connect(&ensemble.endpoints(), 5).await;
+    let refused = within("the refusal", elector.campaign("e")).await.unwrap_err();
+    let Error::Refused(reason) = &refused else { panic!("{refused:?}") };
+    assert!(reason.to_string().contains("localSessionsUpgradingEnabled=true"), "{reason}");
     elector.close().await;
 }

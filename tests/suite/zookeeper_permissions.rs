@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use tenure::{Candidate, Config, Connection, Diagnosis, Elector, Error, Level, LossReason, StatusHandle};
+use tenure::{Candidate, Config, Connection, Diagnosis, Elector, Error, Level, StatusHandle};
 use tenure_containers::{AclEntry, CreateMode, SharedZookeeper, Version, ZookeeperAdmin, ZookeeperServer};
 use tenure_testkit::suite::{until, within};
 use tenure_tests::{promptly, wait_for_heartbeats};
@@ -109,14 +109,13 @@ async fn permissions_of_others_over_entries_are_warned_about() {
     let everything = "may create below it, delete below it, change its ACL";
     for (znode, granted, words) in [
         ("", (ALL, ANYONE.0, ANYONE.1), format!("everybody {everything}")),
-        ("/~sessions", (ALL, ANYONE.0, ANYONE.1), format!("everybody {everything}")),
         ("/e", (ALL, ANYONE.0, ANYONE.1), format!("everybody {everything}")),
         ("", other.acl(CREATE), "digest:other".to_owned()),
-        ("/~sessions", other.acl(DELETE), "may delete below it".to_owned()),
+        ("/e", other.acl(DELETE), "may delete below it".to_owned()),
         ("/e", other.acl(ALL), "change its ACL".to_owned()),
     ] {
         let root = unique_root();
-        let paths = [root.clone(), format!("{root}/~sessions"), format!("{root}/e")];
+        let paths = [root.clone(), format!("{root}/e")];
         let path = format!("{root}{znode}");
         for created in paths.iter().filter(|created| path.starts_with(created.as_str())) {
             match *created == path {
@@ -220,7 +219,7 @@ async fn other_users_cannot_create_znodes_beside_entries() {
         let elector = app.connect(&server.endpoint(), &root).await;
         let leadership = promptly("leading", elector.campaign("e")).await.unwrap();
         let mut session = other.admin.session().await.unwrap();
-        for parent in [root.clone(), format!("{root}/e"), format!("{root}/~sessions")] {
+        for parent in [root.clone(), format!("{root}/e")] {
             let path = format!("{parent}/c-{:032x}-0000000000", 0);
             let refused = session.create(&path, "", CreateMode::Persistent).await.unwrap_err().to_string();
             assert!(refused.contains("code -102"), "NoAuth: {refused}");
@@ -297,7 +296,7 @@ async fn a_root_of_its_own_is_all_that_a_user_needs() {
 }
 
 /// Hazard G8: the permissions for the ancestors of entries are revoked during a term. A new candidate gets an error within
-/// seconds, an observer at its next read. The leader goes on, safely: its heartbeat znode and its entry still belong to it. It
+/// seconds, an observer at its next read. The leader goes on, safely: heartbeats need no permission, and its entry still belongs to it. It
 /// cannot delete its entry any more, so that resigning closes the session; then the waiting candidate leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoked_permissions_end_no_term_and_begin_none() {
@@ -323,9 +322,7 @@ async fn revoked_permissions_end_no_term_and_begin_none() {
         promptly("observing", leaders.next()).await.unwrap().unwrap();
         let observed = tokio::spawn(async move { leaders.next().await });
 
-        for path in [format!("{root}/e"), format!("{root}/~sessions")] {
-            app.admin.set_acl(&path, &[operator.acl(ALL)]).await.unwrap();
-        }
+        app.admin.set_acl(&format!("{root}/e"), &[operator.acl(ALL)]).await.unwrap();
         let refused = promptly("the refusal", late.campaign("e")).await.unwrap_err();
         assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
         assert_eq!(late.status().connection, Connection::Refused);
@@ -345,28 +342,5 @@ async fn revoked_permissions_end_no_term_and_begin_none() {
         for elector in [leading, waiting, observing, late] {
             within("closing", elector.close()).await;
         }
-    }
-}
-
-/// Hazard G8: the permission for the heartbeat znode is revoked: leadership is lost by its deadline, and the status says why.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_may_not_send_heartbeats_ends_by_its_deadline() {
-    for version in Version::ZOOKEEPER {
-        let server = SharedZookeeper::get(version).await.unwrap();
-        let (app, operator) =
-            (User::new(server.admin(), "app").await, User::new(server.admin(), "operator").await);
-        let root = unique_root();
-        let elector = app.connect(&server.endpoint(), &root).await;
-        let leadership = promptly("leading", elector.campaign("e")).await.unwrap();
-        let sessions = format!("{root}/~sessions");
-        let heartbeat_znode = app.admin.children(&sessions).await.unwrap().pop().unwrap();
-        app.admin.set_acl(&format!("{sessions}/{heartbeat_znode}"), &[operator.acl(ALL)]).await.unwrap();
-        assert_eq!(promptly("the loss", leadership.lost()).await, LossReason::Deadline);
-        let status = elector.status();
-        let why = status.last_error.unwrap_or_default();
-        assert!(why.contains("heartbeat") && why.contains("not authorized"), "{why}");
-        assert!(!leadership.is_leader());
-        drop(leadership);
-        within("closing", elector.close()).await;
     }
 }

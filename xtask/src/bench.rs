@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    catalog::{ETCD_3_5, ZOOKEEPER_3_9},
+    catalog::{ETCD_3_5, Image, ZOOKEEPER_3_9},
     docker, images,
     servers::{Servers, remove_leftovers},
     shell::{cargo, run, say, target},
@@ -39,12 +39,19 @@ pub(crate) struct Options {
     /// Prints the rows as one list of JSON in the end, instead of a table
     #[arg(long)]
     json: bool,
+    /// Measures nothing, and draws the plot again from the table in the page
+    #[arg(long)]
+    replot: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Store {
     Etcd,
+    /// A cluster of three servers.
+    EtcdThree,
     Zookeeper,
+    /// An ensemble of three servers.
+    ZookeeperThree,
     Local,
     Memory,
 }
@@ -53,25 +60,86 @@ impl Store {
     /// The directories of the programs that measure others on this store.
     fn peers(self) -> &'static [&'static str] {
         match self {
-            Self::Etcd => &["go"],
-            Self::Zookeeper => &["curator", "kazoo"],
+            Self::Etcd | Self::EtcdThree => &["go"],
+            Self::Zookeeper | Self::ZookeeperThree => &["curator", "kazoo"],
             Self::Local | Self::Memory => &[],
+        }
+    }
+
+    fn image(self) -> Option<&'static Image> {
+        match self {
+            Self::Etcd | Self::EtcdThree => Some(&ETCD_3_5),
+            Self::Zookeeper | Self::ZookeeperThree => Some(&ZOOKEEPER_3_9),
+            Self::Local | Self::Memory => None,
+        }
+    }
+
+    /// What is appended to the store's name in a peer's rows.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::EtcdThree | Self::ZookeeperThree => ", three servers",
+            _ => "",
         }
     }
 }
 
+/// The measures that peers take of three servers: as tenure's.
+const MEASURES_OF_THREE: [&str; 3] = ["campaign", "handover", "idle"];
+
+/// Three servers of a store, which are removed when this is dropped.
+struct ThreeServers {
+    program: Child,
+    addresses: String,
+}
+
+impl ThreeServers {
+    fn start(store: &str) -> Result<Self> {
+        let package = ["--release", "--package", "tenure-containers", "--example", "three_servers"];
+        run(cargo(["build"]).args(package))?;
+        let mut program = cargo(["run", "--quiet"])
+            .args(package)
+            .args(["--", store])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start three servers")?;
+        let mut addresses = String::new();
+        let output = program.stdout.take().context("its output was piped")?;
+        BufReader::new(output).read_line(&mut addresses)?;
+        let addresses = addresses.trim().to_owned();
+        ensure!(!addresses.is_empty(), "the three servers did not start");
+        Ok(Self { program, addresses })
+    }
+}
+
+impl Drop for ThreeServers {
+    fn drop(&mut self) {
+        // It removes them at the end of its input.
+        drop(self.program.stdin.take());
+        let _ = self.program.wait();
+    }
+}
+
 /// What a peer's program says, a row a line.
-fn peer_rows(peer: &str, endpoint: &str, target: &Path, options: &Options) -> Result<Vec<Value>> {
+fn peer_rows(
+    peer: &str,
+    (store, endpoint): (Store, &str),
+    only: Option<&str>,
+    target: &Path,
+    options: &Options,
+) -> Result<Vec<Value>> {
     say(format!("measuring {peer} on {endpoint}"));
     let mut program = Command::new(Path::new("tests/bench/peers").join(peer).join("run"));
     program.args(["--endpoint", endpoint]).args(options.quick.then_some("--quick"));
-    program.args(options.only.iter().flat_map(|only| ["--only", only]));
+    program.args(only.iter().flat_map(|only| ["--only", only]));
     let target = std::path::absolute(target)?;
     program.env("CARGO_TARGET_DIR", target).stdout(Stdio::piped());
     let mut child = program.spawn().with_context(|| format!("cannot run the peer {peer}"))?;
     let mut rows = Vec::new();
     for line in BufReader::new(child.stdout.take().context("its output was piped")?).lines() {
-        let row: Value = serde_json::from_str(&line?)?;
+        let mut row: Value = serde_json::from_str(&line?)?;
+        let name = format!("{}{}", row["store"].as_str().unwrap_or_default(), store.suffix());
+        row["store"] = name.into();
         if !options.json {
             print(&row);
         }
@@ -86,36 +154,36 @@ fn peer_rows(peer: &str, endpoint: &str, target: &Path, options: &Options) -> Re
 /// # Errors
 /// When something cannot be measured. A target that is missed is told, and is no error.
 pub(crate) fn measure(options: &Options) -> Result<()> {
+    if options.replot {
+        return page::plot_again();
+    }
     tools::ensure_for_build()?;
-    let all = [Store::Etcd, Store::Zookeeper, Store::Local, Store::Memory];
-    let stores: Vec<_> =
-        all.into_iter().filter(|store| options.store.is_none_or(|only| only == *store)).collect();
-    let needed: Vec<_> = stores
-        .iter()
-        .filter_map(|store| match store {
-            Store::Etcd => Some(&ETCD_3_5),
-            Store::Zookeeper => Some(&ZOOKEEPER_3_9),
-            Store::Local | Store::Memory => None,
-        })
-        .collect();
-    let servers = match needed.is_empty() {
-        true => None,
-        false => {
-            docker::ensure()?;
-            images::ensure(&needed)?;
-            remove_leftovers();
-            Some(Servers::start(&needed)?)
-        }
-    };
+    let all = Store::value_variants().iter().copied();
+    let stores: Vec<_> = all.filter(|store| options.store.is_none_or(|only| only == *store)).collect();
+    let mut needed: Vec<_> = stores.iter().filter_map(|store| store.image()).collect();
+    needed.dedup_by_key(|image| image.name);
+    let single = stores.iter().filter(|store| store.suffix().is_empty());
+    let single: Vec<_> = single.filter_map(|store| store.image()).collect();
+    if !needed.is_empty() {
+        docker::ensure()?;
+        images::ensure(&needed)?;
+        remove_leftovers();
+    }
+    let servers = if single.is_empty() { None } else { Some(Servers::start(&single)?) };
     run(&mut cargo(["build", "--release", "--package", "tenure-bench"]))?;
     let target = target();
     let directory = tempfile::tempdir()?;
     let mut rows = Vec::new();
     for store in stores {
+        let mut three = None;
+        let mut start_three =
+            |name| -> Result<String> { Ok(three.insert(ThreeServers::start(name)?).addresses.clone()) };
         let address = |image| servers.as_ref().context("no server")?.address_of(image);
         let url = match store {
             Store::Etcd => format!("etcd://{}", address(&ETCD_3_5)?),
+            Store::EtcdThree => format!("etcd://{}", start_three("etcd")?),
             Store::Zookeeper => format!("zookeeper://{}", address(&ZOOKEEPER_3_9)?),
+            Store::ZookeeperThree => format!("zookeeper://{}", start_three("zookeeper")?),
             Store::Local => format!("local:{}", directory.path().display()),
             Store::Memory => "memory:bench".to_owned(),
         };
@@ -135,7 +203,15 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
         if options.peers {
             for peer in store.peers() {
                 let (_, endpoint) = url.split_once("://").context("a peer's store has an address")?;
-                rows.extend(peer_rows(peer, endpoint, &target, options)?);
+                let only = options.only.as_deref();
+                let measures = match store.suffix() {
+                    "" => vec![only],
+                    _ if only.is_some() => vec![only],
+                    _ => MEASURES_OF_THREE.map(Some).to_vec(),
+                };
+                for only in measures {
+                    rows.extend(peer_rows(peer, (store, endpoint), only, &target, options)?);
+                }
             }
         }
     }

@@ -8,18 +8,19 @@ pub(crate) struct Image {
     pub(crate) name: &'static str,
     /// The environment variable that names another image to use.
     pub(crate) override_variable: &'static str,
-    /// The environment variable with the address of the shared server, for the tests.
-    pub(crate) shared_variable: &'static str,
     /// The release of Debian that has this version.
     pub(crate) suite: &'static str,
     pub(crate) packages: &'static [&'static str],
     /// What another image has to contain.
     pub(crate) needs: &'static str,
-    pub(crate) server: Server,
+    /// `None` where tests only run containers of their own.
+    pub(crate) server: Option<Server>,
 }
 
 /// How a server runs in a container. It has `/data`, in memory, for its files.
 pub(crate) struct Server {
+    /// The environment variable with the address of the shared server, for the tests.
+    pub(crate) shared_variable: &'static str,
     /// The port inside the container.
     pub(crate) port: u16,
     pub(crate) user: &'static str,
@@ -34,21 +35,19 @@ pub(crate) struct Server {
 pub(crate) static ETCD_3_4: Image = Image {
     name: "etcd:3.4",
     override_variable: "TENURE_TEST_IMAGE_ETCD_3_4",
-    shared_variable: "TENURE_TEST_ETCD_3_4",
     suite: "bookworm",
     packages: ETCD_PACKAGES,
     needs: ETCD_NEEDS,
-    server: ETCD,
+    server: Some(etcd("TENURE_TEST_ETCD_3_4")),
 };
 
 pub(crate) static ETCD_3_5: Image = Image {
     name: "etcd:3.5",
     override_variable: "TENURE_TEST_IMAGE_ETCD_3_5",
-    shared_variable: "TENURE_TEST_ETCD_3_5",
     suite: "trixie",
     packages: ETCD_PACKAGES,
     needs: ETCD_NEEDS,
-    server: ETCD,
+    server: Some(etcd("TENURE_TEST_ETCD_3_5")),
 };
 
 /// With it come Python's kazoo and Java's Curator, against which elections are tested, and a Java
@@ -56,70 +55,86 @@ pub(crate) static ETCD_3_5: Image = Image {
 pub(crate) static ZOOKEEPER_3_8: Image = Image {
     name: "zookeeper:3.8",
     override_variable: "TENURE_TEST_IMAGE_ZOOKEEPER_3_8",
-    shared_variable: "TENURE_TEST_ZOOKEEPER_3_8",
     suite: "bookworm",
     packages: &["libzookeeper-java", "openjdk-17-jdk-headless", "python3-kazoo", "libcurator-recipes-java"],
     needs: ZOOKEEPER_NEEDS,
-    server: ZOOKEEPER,
+    server: Some(zookeeper("TENURE_TEST_ZOOKEEPER_3_8")),
 };
 
 pub(crate) static ZOOKEEPER_3_9: Image = Image {
     name: "zookeeper:3.9",
     override_variable: "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
-    shared_variable: "TENURE_TEST_ZOOKEEPER_3_9",
     suite: "trixie",
     packages: &["libzookeeper-java", "openjdk-21-jre-headless", "python3-kazoo", "e2fsprogs", "iptables"],
     needs: ZOOKEEPER_NEEDS,
-    server: ZOOKEEPER,
+    server: Some(zookeeper("TENURE_TEST_ZOOKEEPER_3_9")),
 };
 
 pub(crate) static POSTGRES_15: Image = Image {
     name: "postgres:15",
     override_variable: "TENURE_TEST_IMAGE_POSTGRES",
-    shared_variable: "TENURE_TEST_POSTGRES",
     suite: "bookworm",
     packages: &["postgresql"],
     needs: "a user `postgres`, and PostgreSQL's programs under /usr/lib/postgresql",
-    server: Server {
+    server: Some(Server {
+        shared_variable: "TENURE_TEST_POSTGRES",
         port: 5432,
         user: "postgres",
         command: &["sh", "-ec", POSTGRES_SCRIPT],
         health: &["pg_isready", "--host=127.0.0.1", "--username=billing", "--dbname=billing"],
         address: ("postgres://billing@", "/billing"),
-    },
+    }),
+};
+
+/// A system to which the package is installed, with systemd. Its C library must not be older than that of the machine that
+/// builds the package.
+pub(crate) static SYSTEMD: Image = Image {
+    name: "systemd",
+    override_variable: "TENURE_TEST_IMAGE_SYSTEMD",
+    suite: "trixie",
+    packages: &["systemd", "systemd-sysv", "dbus", "python3"],
+    needs: "`systemd` as /lib/systemd/systemd, `dpkg` and `python3`",
+    server: None,
 };
 
 /// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores.
-pub(crate) static IMAGES: [&Image; 5] = [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15];
+pub(crate) static IMAGES: [&Image; 6] =
+    [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15, &SYSTEMD];
 
 /// The server, and what breaks its disk and drops its packets.
 const ETCD_PACKAGES: &[&str] = &["etcd-server", "etcd-client", "e2fsprogs", "iptables"];
 
 const ETCD_NEEDS: &str = "`etcd`, `etcdctl`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH";
 
-const ETCD: Server = Server {
-    port: 2379,
-    user: "root",
-    command: &[
-        "etcd",
-        "--data-dir=/data/etcd",
-        "--listen-client-urls=http://0.0.0.0:2379",
-        "--advertise-client-urls=http://127.0.0.1:2379",
-    ],
-    health: &["env", "ETCDCTL_API=3", "etcdctl", "endpoint", "health"],
-    address: ("", ""),
-};
+const fn etcd(shared_variable: &'static str) -> Server {
+    Server {
+        shared_variable,
+        port: 2379,
+        user: "root",
+        command: &[
+            "etcd",
+            "--data-dir=/data/etcd",
+            "--listen-client-urls=http://0.0.0.0:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+        ],
+        health: &["env", "ETCDCTL_API=3", "etcdctl", "endpoint", "health"],
+        address: ("", ""),
+    }
+}
 
 const ZOOKEEPER_NEEDS: &str = "`java`, `bash`, Python's kazoo, and ZooKeeper's jars (for 3.8 Curator's too) under /usr/share/java; \
      for 3.9 `mkfs.ext4`, `mount`, `fsfreeze` and `iptables`";
 
-const ZOOKEEPER: Server = Server {
-    port: 2181,
-    user: "root",
-    command: &["sh", "-ec", ZOOKEEPER_SCRIPT],
-    health: &["bash", "-ec", "exec 3<>/dev/tcp/127.0.0.1/2181; printf srvr >&3; grep -q ^Mode <&3"],
-    address: ("", ""),
-};
+const fn zookeeper(shared_variable: &'static str) -> Server {
+    Server {
+        shared_variable,
+        port: 2181,
+        user: "root",
+        command: &["sh", "-ec", ZOOKEEPER_SCRIPT],
+        health: &["bash", "-ec", "exec 3<>/dev/tcp/127.0.0.1/2181; printf srvr >&3; grep -q ^Mode <&3"],
+        address: ("", ""),
+    }
+}
 
 /// Its tick is short, so that it grants sessions of 1 s; empty containers go after a second. The testkit runs its own
 /// with the same settings.

@@ -14,6 +14,7 @@ mod handover;
 mod images;
 mod lints;
 mod metadata;
+mod package;
 mod races;
 mod restart;
 mod servers;
@@ -41,8 +42,12 @@ enum Task {
     Images,
     /// Checks formatting, lints, docs, each feature alone, packages, and the rules for dependencies
     Check,
+    /// Makes a Debian package and a container image of the command
+    Package(package::Options),
     /// Runs the billing demo over several seeds and fails on any violation
     Demo(demo::Options),
+    /// Writes what the command prints under real faults into docs/guide/troubleshooting.md; `test` compares both
+    Transcripts,
     /// Measures elections, next to the raw store operations that they consist of
     Bench(bench::Options),
     /// Measures how long an election has no leader after a program, or its `tenure run`, is killed
@@ -68,7 +73,9 @@ fn main() -> ExitCode {
         Task::Test(options) => suite::test(&options),
         Task::Images => images::ensure_with_tools(),
         Task::Check => check::run_all(),
+        Task::Package(options) => package::package(&options),
         Task::Demo(options) => demo::run_seeds(&options),
+        Task::Transcripts => suite::write_transcripts(),
         Task::Bench(options) => bench::measure(&options),
         Task::Handover(options) => handover::measure(&options),
         Task::Restart(options) => restart::measure(&options),

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    catalog::Image,
+    catalog::{Image, Server},
     docker::docker,
     shell::{command, output, say},
 };
@@ -30,7 +30,7 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// Starts one server of each of these images.
+    /// Starts one server of each of these images that have one.
     ///
     /// # Errors
     /// When one does not start.
@@ -38,9 +38,10 @@ impl Servers {
         remove_on_interrupt()?;
         let mut servers = Self { variables: Vec::new() };
         for image in images {
-            let address = start(image).with_context(|| format!("cannot run {}", image.tag()))?;
+            let Some(server) = &image.server else { continue };
+            let address = start(image, server).with_context(|| format!("cannot run {}", image.tag()))?;
             say(format!("{} runs at {address}", image.name));
-            servers.variables.push((image.shared_variable, address));
+            servers.variables.push((server.shared_variable, address));
         }
         Ok(servers)
     }
@@ -55,8 +56,8 @@ impl Servers {
     /// # Errors
     /// When none was started.
     pub(crate) fn address_of(&self, image: &Image) -> Result<&str> {
-        let mut variables = self.variables.iter();
-        let found = variables.find(|(name, _)| *name == image.shared_variable);
+        let name = image.server.as_ref().map(|server| server.shared_variable);
+        let found = self.variables.iter().find(|(variable, _)| Some(*variable) == name);
         found.map(|(_, address)| address.as_str()).with_context(|| format!("no {} was started", image.name))
     }
 }
@@ -100,8 +101,7 @@ fn is_running(process: &str) -> bool {
     output(&mut command("ps", ["-p", process])).is_ok()
 }
 
-fn start(image: &Image) -> Result<String> {
-    let server = &image.server;
+fn start(image: &Image, server: &Server) -> Result<String> {
     let name = format!("tenure-test-shared-{}-{}", image.name.replace(':', "-"), process::id());
     STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
     let (program, arguments) = server.command.split_first().context("no program is named")?;

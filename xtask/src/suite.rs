@@ -47,3 +47,18 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     let documented = run(servers.announce_to(&mut examples));
     tested.and(documented)
 }
+
+/// Writes what the command prints under real faults into `docs/guide/troubleshooting.md`.
+///
+/// # Errors
+/// When something is missing that cannot be installed here, or a fault does not show what it should.
+pub(crate) fn write_transcripts() -> Result<()> {
+    tools::ensure_for_build()?;
+    tools::ensure_for_tests()?;
+    images::ensure(&IMAGES)?;
+    let servers = Servers::start(&IMAGES)?;
+    // One at a time: all write the same page.
+    let mut tests = cargo(["nextest", "run", "--all-features", "--workspace", "--test-threads=1", "-E"]);
+    tests.arg("package(tenure-cli) and binary(transcripts)").env("TENURE_WRITE_TRANSCRIPTS", "1");
+    run(servers.announce_to(&mut tests))
+}

@@ -54,10 +54,35 @@ pub(crate) fn ensure_for_tests() -> Result<()> {
         apt::install("etcd-client", "etcdctl, against which elections are tested,")?;
     }
     if !exists("python3") {
-        apt::install("python3", "python3, in which a test has a program whose main thread exits,")?;
+        apt::install("python3", "python3, in which tests have a client of the sidecar and other programs,")?;
+    }
+    if output(&mut command("python3", ["-c", "import openapi_spec_validator"])).is_err() {
+        let purpose = "openapi-spec-validator, with which the sidecar's interface is checked,";
+        apt::install("python3-openapi-spec-validator", purpose)?;
+    }
+    if !exists("curl") {
+        apt::install("curl", "curl, with which the sidecar's client in shell is tested,")?;
+    }
+    if !exists("promtool") {
+        apt::install("prometheus", "Prometheus, with which the alert rules and the dashboard are tested,")?;
+    }
+    if !exists("bindfs") {
+        apt::install("bindfs", "bindfs, with which a test mounts a directory twice over FUSE,")?;
     }
     docker::ensure()?;
+    ensure_for_packages()?;
     ensure_installed("nextest")
+}
+
+/// What a Debian package is made with.
+///
+/// # Errors
+/// When it is missing and cannot be installed here.
+pub(crate) fn ensure_for_packages() -> Result<()> {
+    if !exists("dpkg-shlibdeps") {
+        apt::install("dpkg-dev", "dpkg-shlibdeps, which finds the libraries that a package depends on,")?;
+    }
+    ensure_installed("deb")
 }
 
 /// What fuzzing needs besides.

@@ -57,6 +57,19 @@ impl From<ElectionStatus> for StatusBody {
     }
 }
 
+/// When `/readyz` answers 200, beside the time in which this process leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Readiness {
+    /// While the store answers and it is known who leads. In an outage of the store no follower is ready: for services that are
+    /// of no use without a leader.
+    #[default]
+    StoreAnswers,
+    /// Once it was known who leads, also in an outage of the store: for services with routes that need no leader. The body still
+    /// says that the store does not answer.
+    WasKnown,
+}
+
 /// A router with the endpoints `/leader`, `/leading`, `/healthz` and `/readyz`.
 ///
 /// All of them answer immediately from the status handle, without a request to the store, and with the same JSON body.
@@ -66,11 +79,20 @@ impl From<ElectionStatus> for StatusBody {
 /// | `/leader` | it is known who leads, or that no candidate leads | nothing is known yet |
 /// | `/leading` | this process leads; for load balancers that send requests to the leader only | this process does not lead |
 /// | `/healthz` | a restart would not help; this includes outages of the store | the store refuses this process permanently |
-/// | `/readyz` | this process leads, or the store answers and it is known who leads | otherwise |
+/// | `/readyz` | this process leads, or the store answers and it is known who leads; see [`Readiness`] | otherwise |
 ///
 /// The body contains the leader's id, value and token, this candidate's position in the queue, and the last error of the
 /// store. Serve it on a port that is not public.
 pub fn router(status: StatusHandle) -> Router {
+    router_with(status, Readiness::default())
+}
+
+/// Like [`router`], with a choice of when `/readyz` answers 200.
+pub fn router_with(status: StatusHandle, readiness: Readiness) -> Router {
+    let is_ready: fn(&ElectionStatus) -> bool = match readiness {
+        Readiness::StoreAnswers => is_ready,
+        Readiness::WasKnown => |status| status.leadership.is_some() || status.known,
+    };
     let endpoint = |is_ok: fn(&ElectionStatus) -> bool| {
         get(move |State(status): State<StatusHandle>| async move {
             let status = status.get();

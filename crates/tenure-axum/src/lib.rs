@@ -41,4 +41,4 @@ pub mod test_support;
 
 pub use fencing::{FENCING_TOKEN, FenceLayer, FencedService, Fencing, FencingRejection};
 pub use forward::{ForwardService, ForwardToLeader, Leading, NotLeader};
-pub use health::router;
+pub use health::{Readiness, router, router_with};

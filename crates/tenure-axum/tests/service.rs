@@ -11,7 +11,7 @@ use axum::{
 };
 use reqwest::{Client, StatusCode, redirect};
 use serde_json::Value;
-use tenure_axum::{FENCING_TOKEN, FenceLayer, Fencing, ForwardToLeader, Leading};
+use tenure_axum::{FENCING_TOKEN, FenceLayer, Fencing, ForwardToLeader, Leading, Readiness};
 use tenure_core::{
     CandidateId, Config, Elector, Fence, FencingToken, Leadership, StatusHandle, StoreElector,
     memory::MemoryStore,
@@ -72,7 +72,8 @@ impl Node {
         let slow = Router::new().route("/slow", get(|_: Leading| std::future::pending::<()>()));
         let app = Router::new()
             .nest("/api", inner.merge(slow).merge(gated).layer(layer(ForwardToLeader::new(status.clone()))))
-            .merge(tenure_axum::router(status.clone()));
+            .merge(tenure_axum::router(status.clone()))
+            .nest("/lenient", tenure_axum::router_with(status.clone(), Readiness::WasKnown));
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { url: format!("http://{address}"), elector, link, status, gate }
     }
@@ -156,6 +157,12 @@ async fn a_leader_past_its_deadline_handles_no_request() {
         node.get_json("/readyz").await.0,
         StatusCode::SERVICE_UNAVAILABLE,
         "the store does not answer, so that the node is not ready"
+    );
+    let (code, body) = node.get_json("/lenient/readyz").await;
+    assert_eq!(
+        (code, &body["store"]),
+        (StatusCode::OK, &"retrying".into()),
+        "routes that need no leader go on"
     );
     assert_eq!(node.get_json("/healthz").await.0, StatusCode::OK, "a restart would not help");
 }

@@ -5,9 +5,15 @@ use std::io::Write as _;
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use serde::Serialize;
-use tenure::{Config, Diagnosis, Level};
+use tenure::{Config, Diagnosis, Error, Level};
 
-use crate::{args::Doctor, exit, output::exit_on_broken_pipe, store};
+use crate::{
+    args::Doctor,
+    exit,
+    output::exit_on_broken_pipe,
+    store::Store,
+    waiting::{self, Limit},
+};
 
 /// The output of `--json`, on one line.
 #[derive(Serialize)]
@@ -22,9 +28,24 @@ pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
     if let Some(ttl) = options.ttl {
         config = config.with_ttl(ttl);
     }
-    let elector = store::connect(options.url.as_deref(), config).await?;
-    let diagnoses = elector.diagnose().await;
-    elector.close().await;
+    let store = Store::new(options.url.as_deref())?;
+    let diagnoses = match store.connect(config).await {
+        Ok(elector) => {
+            let what = "examining the store";
+            let diagnoses = tokio::select! {
+                diagnoses = elector.diagnose() => diagnoses,
+                // Without the usual advice, which is this command.
+                never = waiting::report_silence(&*elector, &store, what, Limit::NONE, "") => match never {},
+            };
+            elector.close().await;
+            diagnoses
+        }
+        Err(error @ (Error::Refused(_) | Error::Unavailable(_) | Error::Unauthorized(_))) => {
+            let text = format!("{:#}", anyhow::Error::from(error));
+            vec![Diagnosis::problem("store", text, "change what the text names, or use another store")]
+        }
+        Err(error) => return Err(error.into()),
+    };
     let worst = diagnoses.iter().map(|diagnosis| diagnosis.level).max().unwrap_or(Level::Good);
     if options.json {
         let report = serde_json::to_string(&Report { worst, diagnoses: &diagnoses })?;
@@ -34,7 +55,7 @@ pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
             exit_on_broken_pipe(print(diagnosis))?;
         }
     }
-    Ok(if worst == Level::Problem { exit::STORE_REFUSED } else { 0 })
+    Ok(if worst == Level::Problem { exit::STORE_UNAVAILABLE } else { 0 })
 }
 
 fn print(diagnosis: &Diagnosis) -> std::io::Result<()> {

@@ -33,7 +33,13 @@ pub(crate) fn exec(options: &Exec) -> ExitCode {
     let Some((program, arguments)) = options.command.split_first() else {
         return exit::CANNOT_RUN.into();
     };
-    let error = Command::new(program).args(arguments).exec();
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if options.listen_fds {
+        // They are inherited from `tenure run`. This process becomes the program, with the same id.
+        command.env("LISTEN_PID", std::process::id().to_string()).env_remove("LISTEN_PIDFDID");
+    }
+    let error = command.exec();
     // `exec` has reset SIGPIPE, so writing to a broken pipe would now end this process.
     let code = if error.kind() == ErrorKind::NotFound { exit::NOT_FOUND } else { exit::CANNOT_RUN };
     if !is_broken(&stderr()) {

@@ -1,17 +1,17 @@
 //! Exit codes: the program's own, and a few of tenure's.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, io, process::ExitCode};
 
 use tenure::Error;
 
-use crate::messages;
+use crate::{limits, messages, waiting::NoAnswer};
 
 /// There is no leader, for `tenure leader` and `tenure resign`.
 pub(crate) const NO_LEADER: u8 = 1;
 /// Bad usage, as in clap. The store was not contacted.
-const BAD_USAGE: u8 = 2;
-/// The store refuses (`EX_UNAVAILABLE`).
-pub(crate) const STORE_REFUSED: u8 = 69;
+pub(crate) const BAD_USAGE: u8 = 2;
+/// The store refuses, or does not answer in time (`EX_UNAVAILABLE`).
+pub(crate) const STORE_UNAVAILABLE: u8 = 69;
 /// An internal error, or one of the machine (`EX_SOFTWARE`).
 const INTERNAL_ERROR: u8 = 70;
 /// Not elected (`EX_TEMPFAIL`).
@@ -34,15 +34,33 @@ pub(crate) fn exit_code(outcome: anyhow::Result<u8>) -> ExitCode {
         Ok(code) => return code.into(),
         Err(error) => error,
     };
-    messages::print(&format!("{error:#}"));
+    let mut text = error_text(&error);
+    let hint = error.chain().find_map(|cause| limits::hint(cause.downcast_ref::<io::Error>()?));
+    if let Some(hint) = hint.filter(|_| !text.contains("ulimit")) {
+        text = format!("{text}; {hint}");
+    }
+    // Not `print`: a standard error that nobody reads must not keep the command from ending.
+    messages::try_print(&text);
     if error.is::<UsageError>() {
         return BAD_USAGE.into();
     }
     match error.downcast_ref::<Error>() {
         Some(Error::InvalidUrl(_) | Error::InvalidConfig(_) | Error::InvalidElection(_)) => BAD_USAGE.into(),
         Some(Error::InvalidCandidate(_) | Error::ValueTooLarge { .. }) => BAD_USAGE.into(),
-        Some(_) => STORE_REFUSED.into(),
+        Some(Error::Threads(_) | Error::TaskEnded(_) | Error::OnEngineThread) => INTERNAL_ERROR.into(),
+        Some(Error::Forked | Error::Unsupported(_) | Error::Closed) => INTERNAL_ERROR.into(),
+        Some(_) => STORE_UNAVAILABLE.into(),
+        None if error.is::<NoAnswer>() => STORE_UNAVAILABLE.into(),
         None => INTERNAL_ERROR.into(),
+    }
+}
+
+/// An error and its causes, on one line.
+pub(crate) fn error_text(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        // The backend's text says who refuses, which need not be the store.
+        Some(Error::Refused(refused)) => format!("{refused:#}"),
+        _ => format!("{error:#}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The protocol between `tenure run` and its guard: lines of JSON over a socket.
 //!
-//! `run` first sends open files: the program's standard input, and the lock file on `local:`.
+//! `run` first sends open files: see [`GuardFiles`].
 
 use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read as _},
@@ -32,6 +32,8 @@ pub(crate) enum GuardCommand {
     Stop,
     /// Send this signal to the program.
     Signal(i32),
+    /// The socket is closed next, and `run` goes on: it ends the leadership itself.
+    Finish,
 }
 
 /// A message from the guard to `run`.
@@ -46,6 +48,8 @@ pub(crate) enum GuardEvent {
         exit: ProgramExit,
         /// Whether the guard stopped or killed it because its time limit was reached.
         time_limit_reached: bool,
+        /// How many processes it had left running when it exited by itself.
+        left_running: u32,
     },
 }
 
@@ -59,29 +63,81 @@ pub(crate) enum ProgramExit {
     Signaled(i32),
 }
 
-/// How many files are sent at most.
-const MAX_FILES: usize = 2;
-
-/// Sends open files to the other end of the socket. They stay open there when they are closed here.
-pub(crate) fn send_files(to: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
-        return Err(io::Error::other("cannot send open files: there are too many"));
-    }
-    let count = [u8::try_from(files.len()).unwrap_or(u8::MAX)];
-    sendmsg(to, &[IoSlice::new(&count)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
+/// The open files that `run` sends, before the first message. They stay open in the guard when they are closed here.
+///
+/// Two bytes come with them: whether there is a lock, and whether there is a session.
+#[derive(Debug)]
+pub(crate) struct GuardFiles<F> {
+    /// The program's standard input.
+    pub(crate) input: F,
+    /// On `local:`, the lock file.
+    pub(crate) lock: Option<F>,
+    /// On stores with sessions, what the guard needs to end the session.
+    pub(crate) session: Option<SessionFiles<F>>,
 }
 
-/// Receives the files of one [`send_files`].
-pub(crate) fn receive_files(from: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+/// What the guard needs to end the session of a `run` that was killed.
+#[derive(Debug)]
+pub(crate) struct SessionFiles<F> {
+    /// The pidfd of `run`. That it is readable is the proof that `run` is dead.
+    pub(crate) tenure: F,
+    /// The [session](crate::end_session::SessionToEnd).
+    pub(crate) session: F,
+}
+
+/// How many files are sent at most.
+const MAX_FILES: usize = 4;
+
+impl GuardFiles<BorrowedFd<'_>> {
+    /// Sends the files to the other end of the socket.
+    pub(crate) fn send(&self, to: &UnixStream) -> io::Result<()> {
+        let mut files = vec![self.input];
+        files.extend(self.lock);
+        if let Some(SessionFiles { tenure, session }) = &self.session {
+            files.extend([*tenure, *session]);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
+            return Err(io::Error::other("cannot send open files: there are too many"));
+        }
+        let kinds = [u8::from(self.lock.is_some()), u8::from(self.session.is_some())];
+        sendmsg(to, &[IoSlice::new(&kinds)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+}
+
+impl GuardFiles<OwnedFd> {
+    /// Receives the files that were [sent](GuardFiles::send).
+    pub(crate) fn receive(from: &UnixStream) -> io::Result<Self> {
+        let (mut files, [has_lock, has_session]) = receive_files(from)?;
+        let expected = 1 + usize::from(has_lock) + 2 * usize::from(has_session);
+        // The kernel silently drops files that exceed this process's limit.
+        if files.len() != expected {
+            return Err(io::Error::other(
+                "some of the open files did not arrive; see the limit on open files (ulimit -n)",
+            ));
+        }
+        let mut next = || files.next().ok_or_else(|| io::Error::other("an open file did not arrive"));
+        Ok(Self {
+            input: next()?,
+            lock: has_lock.then(&mut next).transpose()?,
+            session: match has_session {
+                true => Some(SessionFiles { tenure: next()?, session: next()? }),
+                false => None,
+            },
+        })
+    }
+}
+
+/// Receives files, and the two bytes with them.
+fn receive_files(from: &UnixStream) -> io::Result<(std::vec::IntoIter<OwnedFd>, [bool; 2])> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
+    let mut kinds = [0; 2];
     let received =
-        recvmsg(from.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    if received.bytes == 0 {
+        recvmsg(from.as_fd(), &mut [IoSliceMut::new(&mut kinds)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes < kinds.len() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let mut files = Vec::new();
@@ -90,13 +146,7 @@ pub(crate) fn receive_files(from: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             files.extend(received);
         }
     }
-    // The kernel silently drops files that exceed this process's limit.
-    if files.len() != usize::from(byte[0]) {
-        return Err(io::Error::other(
-            "some of the open files did not arrive; see the limit on open files (ulimit -n)",
-        ));
-    }
-    Ok(files)
+    Ok((files.into_iter(), kinds.map(|kind| kind != 0)))
 }
 
 /// Encodes a message as a line.
@@ -151,20 +201,34 @@ mod tests {
     #[test]
     fn files_and_lines_arrive_as_they_were_sent() {
         let (mut here, mut there) = UnixStream::pair().unwrap();
-        let (mut end, file) = std::io::pipe().unwrap();
-        send_files(&here, &[file.as_fd()]).unwrap();
-        drop(file);
-        let files = receive_files(&there).unwrap();
-        let [file] = <[OwnedFd; 1]>::try_from(files).unwrap();
-        std::fs::File::from(file).write_all(b"written through the received file").unwrap();
-        let mut read = String::new();
-        end.read_to_string(&mut read).unwrap();
-        assert_eq!(read, "written through the received file");
+        for (has_lock, has_session) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut pipes = [(); 4].map(|()| std::io::pipe().unwrap());
+            let [input, lock, tenure, session] = &pipes;
+            let session = SessionFiles { tenure: tenure.1.as_fd(), session: session.1.as_fd() };
+            let sent = GuardFiles {
+                input: input.1.as_fd(),
+                lock: has_lock.then(|| lock.1.as_fd()),
+                session: has_session.then_some(session),
+            };
+            sent.send(&here).unwrap();
+            let GuardFiles { input, lock, session } = GuardFiles::receive(&there).unwrap();
+            assert_eq!((lock.is_some(), session.is_some()), (has_lock, has_session));
+            let (tenure, session) = session.map(|files| (files.tenure, files.session)).unzip();
+            for (file, (end, writer)) in [Some(input), lock, tenure, session].into_iter().zip(&mut pipes) {
+                let Some(file) = file else { continue };
+                drop(std::mem::replace(writer, std::io::pipe().unwrap().1));
+                std::fs::File::from(file).write_all(b"written through the received file").unwrap();
+                let mut read = String::new();
+                end.read_to_string(&mut read).unwrap();
+                assert_eq!(read, "written through the received file");
+            }
+        }
 
         let sent = [
             GuardCommand::Window { stop_at: 1, kill_at: u64::MAX },
             GuardCommand::Stop,
             GuardCommand::Signal(15),
+            GuardCommand::Finish,
         ];
         let all: String = sent.iter().map(|command| encode_line(command).unwrap()).collect();
         let (first, rest) = all.split_at(7);

@@ -1,8 +1,12 @@
 //! The progress of a campaign: who the leader is, and the candidate's queue position.
 
 use std::{
-    io::{IsTerminal as _, Write as _, stderr},
-    sync::mpsc::{SyncSender, sync_channel},
+    io::stderr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
     thread,
     time::Duration,
 };
@@ -11,6 +15,8 @@ use anstyle::Style;
 use futures::StreamExt as _;
 use tenure::{Candidate, Connection, Elector};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::messages;
 
 /// How long a campaign must last before its progress is printed.
 const INITIAL_DELAY: Duration = Duration::from_millis(300);
@@ -23,8 +29,8 @@ const PLAIN_UPDATE_INTERVAL: Duration = Duration::from_secs(5);
 ///
 /// On a terminal it updates one line in place. Elsewhere it prints one line per change.
 pub(crate) async fn report(elector: &dyn Elector, election: &str, id: &str) {
-    let on_terminal = stderr().is_terminal();
-    let bold = if on_terminal && colors_enabled() { Style::new().bold() } else { Style::new() };
+    let on_terminal = messages::on_terminal();
+    let bold = if messages::has_colors() { Style::new().bold() } else { Style::new() };
     let mut line = StatusLine::new(on_terminal);
     let mut leaders = elector.observe(election);
     // A candidate that is elected at once prints nothing.
@@ -44,6 +50,8 @@ pub(crate) async fn report(elector: &dyn Elector, election: &str, id: &str) {
         }
         let status = elector.status();
         let status_text = match (&status.connection, &leader) {
+            // Elsewhere the log has it.
+            (Connection::Retrying, _) if !on_terminal => continue,
             (Connection::Retrying, _) => {
                 let error = status.last_error.as_deref().unwrap_or("the reason is unknown");
                 format!("the store does not answer; retrying: {error}")
@@ -59,7 +67,7 @@ pub(crate) async fn report(elector: &dyn Elector, election: &str, id: &str) {
             // This candidate or another one is about to be elected.
             (_, None) => continue,
         };
-        line.update(&format!("tenure: waiting for leadership of {election}: {status_text}"));
+        line.update(&format!("waiting for leadership of {election}: {status_text}"));
     }
 }
 
@@ -70,19 +78,15 @@ async fn queue_position(elector: &dyn Elector, election: &str, id: &str) -> Opti
     Some((position + 1, candidates.len()))
 }
 
-/// Whether colors are wanted on a terminal (`NO_COLOR` and the like).
-fn colors_enabled() -> bool {
-    anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never
-}
-
 fn seen_for(elapsed: Duration) -> String {
     format!(", seen for {}", humantime::format_duration(Duration::from_secs(elapsed.as_secs())))
 }
 
-/// Writes the line on a thread of its own, so that a blocked standard error does not delay the campaign.
+/// Shows the line on a thread of its own, so that a blocked standard error does not delay the campaign.
 struct StatusLine {
-    on_terminal: bool,
     last: String,
+    /// Whether the line is not shown any more.
+    is_over: Arc<AtomicBool>,
     /// Lines are dropped while this channel is full.
     writer: SyncSender<String>,
 }
@@ -90,13 +94,20 @@ struct StatusLine {
 impl StatusLine {
     fn new(on_terminal: bool) -> Self {
         let (writer, lines) = sync_channel::<String>(16);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let has_ended = Arc::clone(&is_over);
         // The thread may block until the process ends. If it cannot be started, nothing is printed.
         let _ = thread::Builder::new().name("progress".to_owned()).spawn(move || {
             for text in lines {
-                let _ = write!(stderr(), "{text}");
+                match on_terminal {
+                    true => {
+                        messages::set_status_line(&clip(&format!("tenure: {text}"), columns()), &has_ended);
+                    }
+                    false => messages::inform(&text),
+                }
             }
         });
-        Self { on_terminal, last: String::new(), writer }
+        Self { last: String::new(), is_over, writer }
     }
 
     fn update(&mut self, text: &str) {
@@ -104,18 +115,49 @@ impl StatusLine {
             return;
         }
         text.clone_into(&mut self.last);
-        let _ = self.writer.try_send(if self.on_terminal {
-            format!("\r\x1b[K{text}")
-        } else {
-            format!("{text}\n")
-        });
+        let _ = self.writer.try_send(text.to_owned());
     }
 }
 
 impl Drop for StatusLine {
     fn drop(&mut self) {
-        if self.on_terminal && !self.last.is_empty() {
-            let _ = self.writer.try_send("\r\x1b[K".to_owned());
+        self.is_over.store(true, Ordering::SeqCst);
+        messages::try_remove_status_line();
+    }
+}
+
+/// The width of the terminal.
+fn columns() -> usize {
+    let columns = rustix::termios::tcgetwinsize(stderr()).map_or(0, |size| size.ws_col);
+    if columns == 0 { 80 } else { columns.into() }
+}
+
+/// Shortens a text to less than `columns`, so that it stays on one row. Styles take no column.
+fn clip(text: &str, columns: usize) -> String {
+    let (mut clipped, mut shown, mut in_style) = (String::new(), 0, false);
+    for character in text.chars() {
+        in_style |= character == '\x1b';
+        if !in_style {
+            shown += 1;
+            if shown >= columns {
+                // A style that began before must end.
+                return clipped + if text.contains('\x1b') { "\x1b[0m" } else { "" };
+            }
         }
+        clipped.push(character);
+        in_style &= character != 'm';
+    }
+    clipped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_line_fits_its_row() {
+        assert_eq!(clip("0123456789", 11), "0123456789");
+        assert_eq!(clip("0123456789", 10), "012345678");
+        assert_eq!(clip("01\x1b[1m23\x1b[0m45", 4), "01\x1b[1m2\x1b[0m");
     }
 }

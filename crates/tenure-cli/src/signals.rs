@@ -1,16 +1,24 @@
 //! Signals: their names, and receiving those that are passed on to the program.
 
-use std::{fs, io, str::FromStr, thread};
+use std::{
+    fs, io, process,
+    str::FromStr,
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+};
 
 use rustix::process::Signal;
 use signal_hook::{
-    consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH},
+    consts::signal::{
+        SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1,
+        SIGUSR2, SIGWINCH,
+    },
     iterator::{SignalsInfo, exfiltrator::WithOrigin},
     low_level::siginfo::Cause,
 };
 use tokio::sync::mpsc;
 
-use crate::processes::reap_orphans;
+use crate::{exit, processes::reap_orphans};
 
 const NAMES: [(&str, Signal); 10] = [
     ("HUP", Signal::HUP),
@@ -24,6 +32,22 @@ const NAMES: [(&str, Signal); 10] = [
     ("WINCH", Signal::WINCH),
     ("CONT", Signal::CONT),
 ];
+
+/// Signals that would end or stop a process.
+const FATAL_SIGNALS: [i32; 11] =
+    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM, SIGIO];
+
+/// Makes this process ignore the signals that would end or stop it, as far as that is possible.
+///
+/// # Errors
+/// If they cannot be handled.
+pub(crate) fn ignore_signals() -> io::Result<()> {
+    let ignored = Arc::new(AtomicBool::new(false));
+    for signal in not_ignored(&FATAL_SIGNALS)? {
+        signal_hook::flag::register(signal, Arc::clone(&ignored))?;
+    }
+    Ok(())
+}
 
 /// A signal that can stop a program, or that is passed on to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +125,15 @@ pub(crate) fn not_ignored(signals: &[i32]) -> io::Result<Vec<i32>> {
 pub(crate) fn subscribe() -> io::Result<mpsc::UnboundedReceiver<ReceivedSignal>> {
     let mut numbers = not_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     numbers.push(SIGCHLD);
+    receive(&numbers)
+}
+
+/// Receives these signals from now on, if they were not ignored when this process was started.
+pub(crate) fn subscribe_to(numbers: &[i32]) -> io::Result<mpsc::UnboundedReceiver<ReceivedSignal>> {
+    receive(&not_ignored(numbers)?)
+}
+
+fn receive(numbers: &[i32]) -> io::Result<mpsc::UnboundedReceiver<ReceivedSignal>> {
     let mut signals = SignalsInfo::<WithOrigin>::new(numbers)?;
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -116,6 +149,31 @@ pub(crate) fn subscribe() -> io::Result<mpsc::UnboundedReceiver<ReceivedSignal>>
         }
     })?;
     Ok(receiver)
+}
+
+/// Makes process 1 of a container end at a termination signal. Without a handler, the kernel ignores those for process 1.
+///
+/// # Errors
+/// If the signals cannot be handled.
+pub(crate) fn end_at_termination() -> io::Result<()> {
+    let mut signals = SignalsInfo::<WithOrigin>::new(not_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM])?)?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if let Some(origin) = signals.forever().next() {
+            process::exit(exit::from_signal(origin.signal).into());
+        }
+    })?;
+    Ok(())
+}
+
+/// Waits for a signal that asks this process to end. Discards others.
+pub(crate) async fn termination(signals: &mut mpsc::UnboundedReceiver<ReceivedSignal>) -> ReceivedSignal {
+    loop {
+        match signals.recv().await {
+            Some(signal) if signal.is_termination() => return signal,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
 }
 
 #[cfg(test)]

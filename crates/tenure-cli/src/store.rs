@@ -1,31 +1,71 @@
-//! Connects to the store in the given URL, or by default to a local store in a directory of this user.
+//! The store that a command uses: the one in the given URL, or by default a local store in a well-known directory.
 
 use std::{env, path::PathBuf, sync::Arc};
 
+use anyhow::Result;
+use rustix::process::geteuid;
 use tenure::{Config, Elector, Error, StoreUrl};
 
-/// Creates an elector. It does not contact the store yet.
-pub(crate) async fn connect(url: Option<&str>, config: Config) -> Result<Arc<dyn Elector>, Error> {
-    let url = url.map_or_else(|| local_url(&default_directory()), str::to_owned);
-    refuse_resume_file(&url)?;
-    tenure::connect_with(&url, config).await
+use crate::exit::UsageError;
+
+/// A store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    url: String,
+    /// Its kind and hosts, or its directory, for messages. No login and no settings.
+    pub(crate) name: String,
+    /// Whether no URL was given.
+    pub(crate) is_default: bool,
 }
 
-/// Programs that the command runs can outlive it: its end proves nothing about their work.
-fn refuse_resume_file(url: &str) -> Result<(), Error> {
-    let url: StoreUrl = url.parse()?;
+impl Store {
+    /// Checks the URL. Without one, the store is a local one.
+    pub(crate) fn new(url: Option<&str>) -> Result<Self> {
+        let is_default = url.is_none();
+        let url = match url {
+            Some(url) => url.to_owned(),
+            None => local_url(&default_directory()?),
+        };
+        let parsed: StoreUrl = url.parse().map_err(Error::from)?;
+        refuse_resume_file(&parsed)?;
+        let name = match parsed.hosts() {
+            [] => format!("{}:{}", parsed.scheme(), parsed.path()),
+            hosts => format!("{} {}", parsed.scheme(), hosts.join(", ")),
+        };
+        Ok(Self { url, name, is_default })
+    }
+
+    /// Its URL, which can contain a password.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its URL.
+    pub(crate) fn parsed(&self) -> Result<StoreUrl, Error> {
+        self.url.parse().map_err(Error::from)
+    }
+
+    /// Creates an elector. It does not contact the store yet.
+    pub(crate) async fn connect(&self, config: Config) -> Result<Arc<dyn Elector>, Error> {
+        tenure::connect_with(&self.url, config).await
+    }
+}
+
+/// Programs that the command runs, and its clients, can outlive it: its end proves nothing about their work.
+fn refuse_resume_file(url: &StoreUrl) -> Result<(), Error> {
     if url.text("resume").is_none() {
         return Ok(());
     }
     Err(url
         .invalid(
             "resume= is not allowed here: it is for services that do all their work in their own process, and a program that \
-             `tenure run` has started can work on after it; remove the setting",
+             `tenure run` has started, or a client of `tenure serve`, can work on after it; remove the setting",
         )
         .into())
 }
 
-/// The environment variables that contain a password of the store. The program must not get them.
+/// The environment variables that contain a password of the store. The program must not get them; its guard has them, for the
+/// end of the session.
 pub(crate) fn secret_variables(url: Option<&str>) -> Vec<String> {
     let env_url = env::var("TENURE_STORE").ok();
     let parsed = |url: &str| url.parse::<StoreUrl>().ok();
@@ -42,13 +82,21 @@ pub(crate) fn secret_variables(url: Option<&str>) -> Vec<String> {
     variables
 }
 
-/// `tenure` in this user's state directory, which the XDG base directory specification defines.
-fn default_directory() -> PathBuf {
-    let absolute = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_STATE_HOME")
-        .or_else(|| Some(absolute("HOME")?.join(".local/state")))
-        .unwrap_or_else(|| PathBuf::from("/var/lib"))
-        .join("tenure")
+/// `/var/lib/tenure` for root, whatever its environment: a shell and cron must find the same store. For others
+/// `.local/state/tenure` in their home, without `XDG_STATE_HOME`, which a login shell sets and cron does not.
+fn default_directory() -> Result<PathBuf, UsageError> {
+    if geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/tenure"));
+    }
+    let home = env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    Ok(home
+        .ok_or_else(|| {
+            UsageError(
+                "no store is given, and HOME names no directory: use --store, for example --store local:/var/tmp/tenure"
+                    .to_owned(),
+            )
+        })?
+        .join(".local/state/tenure"))
 }
 
 /// The URL of a store in `directory`.

@@ -44,6 +44,24 @@ fn a_resume_file_is_refused() {
     }
 }
 
+/// Bad usage has an exit code of its own, and the message says once what is wrong and what is right.
+#[test]
+fn a_wrong_url_is_bad_usage() {
+    let sandbox = Sandbox::local();
+    for (store, right) in [
+        ("etcd://::1:2379", "[::1]:2379"),
+        ("etcd://http://h:2379", "etcd://host1,host2/prefix"),
+        ("127.0.0.1:2379", "a store URL looks like etcd://host:2379/prefix"),
+        ("ectd://h", "did you mean etcd:?"),
+        ("zk://h", "did you mean zookeeper:?"),
+        ("zookeeper://h//a", "write each slash once"),
+    ] {
+        let (code, said) = code_and_stderr(&mut sandbox.tenure(&["candidates", "--store", store]));
+        assert_eq!(code, Some(2), "{store}: {said}");
+        assert_eq!(said.matches(right).count(), 1, "{store}: {said}");
+    }
+}
+
 #[test]
 fn every_change_of_leader_is_printed() {
     let sandbox = Sandbox::local();
@@ -53,7 +71,9 @@ fn every_change_of_leader_is_printed() {
     let mut next = || serde_json::from_str::<serde_json::Value>(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!(next()["leader"], serde_json::Value::Null);
     let mut leader = sandbox.start(&["--id", "first"], "sleep 1000");
-    assert_eq!(next()["leader"]["id"], "first");
+    let first = next();
+    assert_eq!(first["leader"]["id"], "first");
+    assert!(first["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{first}");
     leader.signal("TERM");
     leader.wait();
     assert_eq!(next()["leader"], serde_json::Value::Null);
@@ -84,9 +104,11 @@ fn a_store_that_does_not_answer_is_not_waited_for_longer_than_the_timeout() {
     // No server listens on this port.
     let sandbox = Sandbox::on("zookeeper://127.0.0.1:1/");
     for command in ["leader", "candidates", "observe"] {
-        let (code, stderr) = code_and_stderr(&mut sandbox.tenure(&[command, "--timeout", "50ms"]));
-        assert_eq!(code, Some(70), "{stderr}");
-        assert!(stderr.contains("no answer within 50ms"), "{stderr}");
+        let (code, stderr) = code_and_stderr(&mut sandbox.tenure(&[command, "--timeout", "0.05"]));
+        assert_eq!(code, Some(69), "{stderr}");
+        assert!(stderr.contains("no answer from zookeeper 127.0.0.1:1 within 50ms"), "{stderr}");
+        let (code, stderr) = code_and_stderr(&mut sandbox.tenure(&[command, "--timeout", "0"]));
+        assert_eq!(code, Some(69), "only none waits for ever: {stderr}");
     }
 }
 
@@ -97,10 +119,64 @@ fn completions_manual_page_and_help_are_printed() {
     }
     let page = stdout(&succeed(&mut tenure_command(&["man"])));
     assert!(page.contains(".TH tenure 1"), "{page}");
+    assert!(page.contains("TENURE_LOG_FORMAT") && page.contains("69 the store refuses"), "{page}");
     let help = stdout(&succeed(&mut tenure_command(&["run", "--help"])));
     for expected in ["TENURE_FENCING_TOKEN", "--stop-signal", "Exit codes"] {
         assert!(help.contains(expected), "{help}");
     }
+}
+
+#[test]
+fn a_closed_standard_output_is_no_error() {
+    for arguments in [&["completions", "bash"][..], &["man"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = tenure_command(arguments).stdout(writer).stderr(Stdio::piped()).spawn();
+        let output = output.unwrap().wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()), "{arguments:?}");
+    }
+}
+
+/// Case 53. No page refers to one that does not exist.
+#[test]
+fn every_manual_page_that_a_page_names_exists() {
+    let sandbox = Sandbox::local();
+    let directory = sandbox.file("man");
+    succeed(&mut tenure_command(&["man", "--dir", directory.to_str().unwrap()]));
+    let page = |name: &str| std::fs::read_to_string(directory.join(format!("{name}.1")));
+    let mut count = 0;
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap().replace("\\-", "-");
+        for named in text.split("tenure-").skip(1).filter_map(|rest| rest.split_once("(1)")) {
+            if named.0.bytes().all(|byte| byte.is_ascii_lowercase()) {
+                assert!(page(&format!("tenure-{}", named.0)).is_ok(), "{}", named.0);
+                count += 1;
+            }
+        }
+        assert!(!text.contains("__guard"), "{text}");
+    }
+    assert!(count >= 7, "{count}");
+    let run = page("tenure-run").unwrap();
+    for text in ["75 if not elected", "76 if leadership was lost", "TENURE_FENCING_TOKEN", "TENURE_TTL"] {
+        assert!(run.contains(text), "{text}: {run}");
+    }
+    assert!(page("tenure-leader").unwrap().contains("1 nobody leads"));
+}
+
+/// Case 52.
+#[test]
+fn commands_say_that_nobody_leads_and_who_has_resigned() {
+    let sandbox = Sandbox::local();
+    for command in ["leader", "resign"] {
+        let (code, stderr) = code_and_stderr(&mut sandbox.tenure(&[command]));
+        assert_eq!((code, stderr), (Some(1), format!("tenure: nobody leads e in {}\n", sandbox.url)));
+    }
+    let _first = sandbox.start(&["--candidate", "first"], "echo > leads; sleep 1000");
+    sandbox.wait_for_line("leads");
+    let header = on_a_terminal(&sandbox, "candidates");
+    assert!(header.contains("ID     TOKEN") && header.contains("VALUE"), "{header:?}");
+    let (code, stderr) = code_and_stderr(&mut sandbox.tenure(&["resign"]));
+    assert!(code == Some(0) && stderr.contains("tenure: first has resigned; nobody leads e"), "{stderr}");
 }
 
 /// The queue position is found for an id from the store's URL, too.
@@ -120,7 +196,10 @@ fn a_waiting_candidate_prints_the_leader_and_its_queue_position() {
 fn doctor_finds_no_problem_with_a_good_store() {
     let sandbox = Sandbox::local();
     let output = stdout(&succeed(&mut tenure_command(&["doctor", "--store", &sandbox.url])));
-    for (subject, expected) in [("directory", "no network file system"), ("entry", "entered the election")] {
+    for (subject, expected) in [
+        ("directory", "on no file system whose locks are known to be unsuitable"),
+        ("entry", "entered the election"),
+    ] {
         let line = output.lines().find(|line| line.starts_with(&format!("ok       {subject}: ")));
         assert!(line.is_some_and(|line| line.contains(expected)), "{output}");
     }
@@ -136,6 +215,10 @@ fn doctor_finds_no_problem_with_a_good_store() {
 fn doctor_reports_a_missing_store_and_says_what_to_do() {
     let (code, _) = code_and_stderr(&mut tenure_command(&["doctor", "--store", "local:/proc/no"]));
     assert_eq!(code, Some(69));
+    let output = tenure_command(&["doctor", "--json", "--store", "local:/proc/no"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["worst"], "problem");
+    assert!(report["diagnoses"][0]["text"].as_str().unwrap().contains("/proc/no"), "{report}");
     let output = tenure_command(&["doctor", "--store", "zookeeper://127.0.0.1:1/?request_timeout=500ms"])
         .output()
         .unwrap();

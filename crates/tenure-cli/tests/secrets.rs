@@ -4,8 +4,9 @@ mod common;
 
 use std::{fs, process::Stdio};
 
-use common::{RunningCommand, Sandbox, children, stdout, tenure_command};
+use common::{RunningCommand, Sandbox, children, eventually, stdout, tenure_command};
 use tenure_containers::{SharedZookeeper, Version};
+use tenure_testkit::proxy::{Direction, Proxy};
 
 const PASSWORD: &str = "Zanzibar4711";
 
@@ -122,6 +123,45 @@ async fn no_password_is_an_argument() {
                 assert!(!arguments.contains(PASSWORD), "{settings}: {arguments:?}");
             }
         }
+    }
+}
+
+/// What ends the session of a tenure that was killed needs the password too: it has it from its environment or a file in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_is_an_argument_when_a_session_is_ended() {
+    let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+    for (login, settings) in [
+        (format!("app:{PASSWORD}"), "ttl=30s"),
+        ("app".to_owned(), "ttl=30s&password_env=STORE_PASSWORD"),
+        ("app".to_owned(), "ttl=30s&password_file=password"),
+    ] {
+        let proxy = Proxy::start(&server.endpoint()).await.unwrap();
+        let root = format!("secrets-{:016x}", fastrand::u64(..));
+        let url = |host: &str| format!("zookeeper://{login}@{host}/{root}?{settings}");
+        let sandbox = Sandbox::on(url(&proxy.endpoint()));
+        fs::write(sandbox.file("password"), PASSWORD).unwrap();
+        let mut command = sandbox.run(&[], "echo $$ > leads; sleep 600");
+        command.env("STORE_PASSWORD", PASSWORD).stderr(Stdio::null());
+        let mut leader = RunningCommand::start(&mut command);
+        sandbox.wait_for_line("leads");
+        let [guard] = &children(leader.pid())[..] else { panic!("tenure has one child, its guard") };
+        let arguments = || fs::read_to_string(format!("/proc/{guard}/cmdline")).unwrap_or_default();
+        // So that it takes its time.
+        proxy.hold(Direction::Both);
+        leader.signal("KILL");
+        let ending = eventually("the end of the session begins", || {
+            Some(arguments()).filter(|arguments| arguments.contains("__end-session"))
+        });
+        assert!(!ending.contains(PASSWORD) && !ending.contains("app"), "{settings}: {ending:?}");
+        proxy.heal();
+        let direct = Sandbox::on(url(&server.endpoint()));
+        fs::write(direct.file("password"), PASSWORD).unwrap();
+        eventually("the end of the session", || {
+            let mut candidates = direct.tenure(&["candidates"]);
+            let output = candidates.env("STORE_PASSWORD", PASSWORD).output().unwrap();
+            (output.status.success() && output.stdout.is_empty()).then_some(())
+        });
+        leader.wait();
     }
 }
 

@@ -246,6 +246,9 @@ impl Config {
     /// constructor blocks for up to two seconds while somebody has it, and fails then: drop the handles of an elector before
     /// you make the next one with this file.
     ///
+    /// The file also has the highest fencing tokens that the elector has seen, of 256 elections at most: a restarted process
+    /// notices when tokens have gone back, as after the store was wiped.
+    ///
     /// # Who may use it
     /// A service whose work is done **by its own process only**. A dead process does not mean dead work: if child processes
     /// that it has started work on, they work beside the next leader. This is refused where it is known: by `tenure run`, and

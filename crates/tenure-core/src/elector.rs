@@ -7,7 +7,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
     Backoff, CampaignOptions, Candidate, CandidateId, Config, Diagnosis, ElectionName, Engine, Error,
-    Leadership, LeadershipHandle, Patience, Shutdown, Status,
+    Leadership, LeadershipHandle, Patience, Shutdown, Status, spi::SessionRecord,
 };
 
 /// A stream of the leaders of an election; see [`Elector::observe`]. It is a boxed `Stream` of the `futures` crate, because std has
@@ -201,6 +201,33 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// When the future is dropped, the request may or may not have been stored.
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error>;
 
+    /// Ends the session of another process that is dead, so that another candidate leads now and not after the TTL. For a
+    /// supervisor, which got the record from that process ([`LeadershipHandle::session_record`]).
+    ///
+    /// Two candidates lead if anything still relies on that session. Call this only when it is certain that the process is dead,
+    /// for example by its pidfd, and that the work that it had begun in other processes has ended. Silence, a broken connection or
+    /// a closed pipe prove nothing: a process that is stopped continues later. To restart a service in place, use a
+    /// [resume file](Config::with_resume_file), which proves it with a lock.
+    ///
+    /// # Behavior
+    /// - The candidate that comes next leads once this returns or soon after. All elections of the session are affected.
+    /// - Succeeds when the session has ended already.
+    /// - A request that the dead process had sent can still be carried out, as after its end by the TTL: fence writes.
+    /// - On ZooKeeper the entries of the session are deleted, and the session expires.
+    /// - Retries for one [request timeout](Config::with_request_timeout).
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the session is not the one that the record means (another store, root or prefix, entries of another
+    /// process), or when the store cannot end sessions: nothing was changed. [`Error::Unavailable`] when the store does not
+    /// answer: the session may have ended. [`Error::Closed`]; [`Error::Unsupported`] by default.
+    ///
+    /// # Cancellation safety
+    /// When the future is dropped, the session may have ended.
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), Error> {
+        let _ = record;
+        Err(Error::Unsupported("end the session of another process"))
+    }
+
     /// The engine on whose threads this elector runs; a wrapper returns that of the elector it wraps. Others can share it
     /// ([`Config::with_engine`]).
     ///
@@ -248,6 +275,7 @@ pub trait Elector: Send + Sync + fmt::Debug {
     /// # Behavior
     /// - Sends requests to the store, and to each of its members if there are several. Every request is bounded in time.
     /// - Opens a short session of its own, and enters the election `tenure-doctor`, which is reserved for it.
+    /// - Reports whether fencing tokens have gone back since this elector was created.
     ///
     /// # Cancellation safety
     /// Dropping the future leaves at most a session that expires by itself.
@@ -332,6 +360,9 @@ impl<E: Elector + ?Sized> Elector for Arc<E> {
     }
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         (**self).request_resign(election).await
+    }
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), Error> {
+        (**self).end_session(record).await
     }
     fn engine(&self) -> Option<Engine> {
         (**self).engine()

@@ -66,7 +66,8 @@ pub enum Error {
     /// the entry is gone.
     #[error(
         "the resignation from {election} was not confirmed within {}: the work has not stopped, or the store does not answer; \
-         the entry is removed once they do, or expires with its session", humantime::format_duration(*.waited)
+         the entry is removed once the work has stopped and the store answers, or it expires with its session",
+        humantime::format_duration(*.waited)
     )]
     NotConfirmed {
         /// The election.

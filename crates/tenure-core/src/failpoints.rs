@@ -42,8 +42,10 @@ safety_rules! {
     WithdrawWaits,
     /// etcd: a read confirms a heartbeat only if both have the same epoch.
     CompareEpochs,
-    /// A write confirms a heartbeat only if it is sent a gap after the answer to that heartbeat.
+    /// ZooKeeper: a heartbeat is proven by later ones, the first of which is sent a gap after its answer.
     KeepHeartbeatGap,
+    /// ZooKeeper: a heartbeat is proven by three later ones, not by two.
+    CountLaterHeartbeats,
     /// The deadline allows for the drift bound.
     AllowForDrift,
     /// A leadership window that has closed is never reopened.

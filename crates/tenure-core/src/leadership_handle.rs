@@ -8,7 +8,7 @@ use crate::{
     BootInstant, CandidateId, ElectionName, Error, FencingToken, LeadershipState, LossReason, Lost, Shutdown,
     config::{check_grace_period, check_value},
     engine::tasks::term::Term,
-    spi::{BackendErrorKind, BackendSession},
+    spi::{BackendErrorKind, BackendSession, SessionRecord},
 };
 
 /// A handle to a [`Leadership`](crate::Leadership) that can be cloned and passed to other tasks. It does not keep the leadership: only the guard does.
@@ -100,6 +100,27 @@ impl LeadershipHandle {
     /// fencing token; on ZooKeeper, that it exists.
     pub fn entry(&self) -> &str {
         &self.term.entry().key
+    }
+
+    /// Identifies the session of this leadership, for a supervisor that ends it with
+    /// [`Elector::end_session`](crate::Elector::end_session) should this process be killed. `None` if the session ends with the
+    /// process anyway, as on the local store, or if this store cannot end the session of another process.
+    ///
+    /// The record is valid for as long as the leadership lasts, and can be serialized. It contains no password, but whoever may
+    /// write to the store can end the session with it. Sends a request to the store where its cluster has to be identified.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the store does not answer within the request timeout.
+    ///
+    /// # Cancellation safety
+    /// Dropping the future has no effect.
+    pub async fn session_record(&self) -> Result<Option<SessionRecord>, Error> {
+        let term = self.term();
+        let record = async move {
+            let session = &term.session;
+            session.shared.record(&*session.backend_session).await
+        };
+        Ok(self.term.session.shared.runtime.call(record).await??)
     }
 
     /// The store's own session, for the store's own crate: `None` when the session is of another type than `S`,

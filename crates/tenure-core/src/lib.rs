@@ -96,7 +96,7 @@ pub mod memory;
 pub mod metrics;
 pub mod spi;
 
-/// For the backends of this project only.
+/// For the backends of this project, and its command, only.
 #[doc(hidden)]
 pub mod internal {
     pub use crate::{
@@ -104,6 +104,11 @@ pub mod internal {
         printable::printable,
         spi::hosts::check_hosts,
     };
+
+    /// Locks a mutex. A panic of a thread that held it is no reason to stop.
+    pub fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
 }
 
 pub use campaign_options::{CampaignOptions, Patience};

@@ -9,8 +9,10 @@
 //! | [`FENCING_TOKEN`] | gauge | `election` | the fencing token of this process's latest term |
 //! | [`CAMPAIGN_WAIT`] | histogram, s | `election` | time from the call of `campaign` to leadership |
 //! | [`TIME_TO_DEADLINE`] | gauge, s | | time left until the deadline when the outcome of the last heartbeat became known, before it was applied |
+//! | [`TTL`] | gauge, s | | the TTL that the store granted to the session that this process opened last; absent when a session lives as long as its process (local store) |
 //! | [`HEARTBEAT`] | histogram, s | `outcome` | time from a heartbeat to its outcome: `confirmed`, `answered` (not confirmed yet, or a keepalive), `failed` |
 //! | [`OVERRUNS`] | counter | `election` | work that had not stopped by its deadline |
+//! | [`TOKEN_REGRESSIONS`] | counter | `election` | fencing tokens lower than one that this elector had seen before: the store was wiped, restored or exchanged |
 //! | [`FOREIGN_ENTRIES`] | counter | `election` | foreign entries found, which no candidate can have written |
 //! | [`STORE_FAILURES`] | counter | | requests that the store did not answer, or refused |
 //!
@@ -28,10 +30,14 @@ pub const FENCING_TOKEN: &str = "tenure_fencing_token";
 pub const CAMPAIGN_WAIT: &str = "tenure_campaign_wait_seconds";
 /// Time left until the deadline when the outcome of the last heartbeat became known, in seconds.
 pub const TIME_TO_DEADLINE: &str = "tenure_time_to_deadline_seconds";
+/// The TTL that the store granted to the session that this process opened last, in seconds.
+pub const TTL: &str = "tenure_ttl_seconds";
 /// Time from a heartbeat to its outcome, in seconds.
 pub const HEARTBEAT: &str = "tenure_heartbeat_seconds";
 /// Work that had not stopped by its deadline.
 pub const OVERRUNS: &str = "tenure_overruns_total";
+/// Fencing tokens lower than one that this elector had seen before.
+pub const TOKEN_REGRESSIONS: &str = "tenure_token_regressions_total";
 /// Foreign entries found in an election, which no candidate can have written.
 pub const FOREIGN_ENTRIES: &str = "tenure_foreign_entries_total";
 /// Requests that the store did not answer, or refused.
@@ -44,8 +50,10 @@ pub fn describe() {
     describe_gauge!(FENCING_TOKEN, Unit::Count, "The fencing token of this process's latest term");
     describe_histogram!(CAMPAIGN_WAIT, Unit::Seconds, "Time from the call of campaign to leadership");
     describe_gauge!(TIME_TO_DEADLINE, Unit::Seconds, "Time left until the deadline at the last heartbeat");
+    describe_gauge!(TTL, Unit::Seconds, "The granted TTL of the session that was opened last");
     describe_histogram!(HEARTBEAT, Unit::Seconds, "Time from a heartbeat to its outcome");
     describe_counter!(OVERRUNS, Unit::Count, "Work that had not stopped by its deadline");
+    describe_counter!(TOKEN_REGRESSIONS, Unit::Count, "Fencing tokens lower than one seen before");
     describe_counter!(
         FOREIGN_ENTRIES,
         Unit::Count,

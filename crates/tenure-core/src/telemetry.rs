@@ -48,10 +48,22 @@ mod recorder {
         });
     }
 
+    /// The store has granted `ttl` to a session.
+    pub(crate) fn session_opened(ttl: Duration) {
+        measure(move || gauge!(names::TTL).set(ttl.as_secs_f64()));
+    }
+
     pub(crate) fn work_overran(election: &ElectionName) {
         let election = election.to_string();
         measure(move || {
             counter!(names::OVERRUNS, "election" => election.clone()).increment(1);
+        });
+    }
+
+    pub(crate) fn token_regressed(election: &ElectionName) {
+        let election = election.to_string();
+        measure(move || {
+            counter!(names::TOKEN_REGRESSIONS, "election" => election.clone()).increment(1);
         });
     }
 
@@ -79,7 +91,9 @@ mod recorder {
     pub(crate) fn leadership_won(_: &ElectionName, _: FencingToken, _: Duration) {}
     pub(crate) fn leadership_lost(_: &ElectionName, _: LossReason) {}
     pub(crate) fn heartbeat_finished(_: &'static str, _: Duration, _: Option<Duration>) {}
+    pub(crate) fn session_opened(_: Duration) {}
     pub(crate) fn work_overran(_: &ElectionName) {}
+    pub(crate) fn token_regressed(_: &ElectionName) {}
     pub(crate) fn foreign_entries(_: &str, _: u64) {}
     pub(crate) fn request_failed() {}
 }

@@ -65,6 +65,7 @@ async fn metrics_report_leadership_transitions_and_heartbeats() {
     assert!(now["tenure_heartbeat_seconds{outcome=confirmed}"] >= 4.0, "{now:?}");
     let left = now["tenure_time_to_deadline_seconds{}"];
     assert!((3.0..9.0).contains(&left), "before the heartbeat was applied: {left}");
+    assert_eq!(now["tenure_ttl_seconds{}"], 10.0, "the granted one");
 
     link.cut();
     assert_eq!(first.lost().await, LossReason::Deadline);
@@ -74,10 +75,16 @@ async fn metrics_report_leadership_transitions_and_heartbeats() {
     assert_eq!(now["tenure_transitions_total{election=e,reason=deadline}"], 1.0, "{now:?}");
     assert!(now["tenure_store_failures_total{}"] > 0.0);
     assert!(now["tenure_heartbeat_seconds{outcome=failed}"] > 0.0);
+    let second_token = second.fencing_token();
     second.resign().await.unwrap();
     spi::note_foreign_entries("e", 3);
+    store.wipe_with_tokens();
+    let third = b.campaign("e").await.unwrap();
+    assert!(third.fencing_token() < second_token);
+    third.resign().await.unwrap();
     now.read(&recorded);
     assert_eq!(now["tenure_is_leader{election=e}"], 0.0, "{now:?}");
-    assert_eq!(now["tenure_transitions_total{election=e,reason=resigned}"], 1.0);
+    assert_eq!(now["tenure_transitions_total{election=e,reason=resigned}"], 2.0);
     assert_eq!(now["tenure_foreign_entries_total{election=e}"], 3.0);
+    assert_eq!(now["tenure_token_regressions_total{election=e}"], 1.0);
 }

@@ -13,6 +13,7 @@ use crate::registry::Registry;
 /// | `memory:NAME` | this process; equal names share a store | `memory` |
 /// | `local:/directory` | the processes of this machine that use the same directory | `local` |
 /// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
+/// | `etcd+srv://domain/prefix` | etcd, whose members DNS SRV records name | `srv` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 ///
 /// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it;
@@ -51,6 +52,15 @@ use crate::registry::Registry;
 /// | `connect_timeout` | how long to wait for a member to accept a connection before another one is tried | 1 s |
 /// | `attempt_timeout` | how long to wait for the response of one member before another one is tried | 2 s |
 /// | `hedge` | after this time without a response, the request is also sent to the next member | 300 ms |
+/// | `member_list` | how often the cluster's member list is read, to use members that the URL does not name; `off` for never | 1 min |
+///
+/// With `etcd+srv` the members are those that the records of `_etcd-client._tcp.domain` name, or with TLS those of
+/// `_etcd-client-ssl._tcp.domain`. They are looked up with the first request, as often as the member list, and soon after a
+/// member did not answer.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `name_server` | the address and port of a name server, such as `127.0.0.1:8600` | those in `/etc/resolv.conf` |
 ///
 /// # ZooKeeper
 ///
@@ -66,8 +76,8 @@ use crate::registry::Registry;
 /// | `acl` | who can change created znodes: `creator`, or `open` for everyone | `creator` if the URL has a user |
 /// | `layout` | `tenure`, or `curator` or `kazoo` to share elections with those libraries | `tenure` |
 /// | `min_ttl`, `max_ttl` | the bounds within which the servers can change the TTL | half and twice the `ttl` |
-/// | `attempt_timeout` | how long to wait for the response of one server before another one is tried | 2 s |
-/// | `tick` | the servers' `tickTime`; if it is given and at most an eighth of the TTL, longer outages do not end the leadership | unknown |
+/// | `attempt_timeout` | the time limit for connecting to a server and for its answers | 2 s |
+/// | `tick` | the servers' `tickTime`; if it is given and less than a quarter of the TTL, longer outages do not end the leadership | unknown |
 ///
 /// # TLS
 ///
@@ -81,7 +91,7 @@ use crate::registry::Registry;
 ///
 /// # Local
 ///
-/// The local store works among the processes of one machine, and refuses network file systems. The directory is created if it does not exist.
+/// The local store works among the processes of one machine, and refuses network file systems and FUSE. The directory is created if it does not exist.
 ///
 /// # Errors
 /// If the URL or a setting is invalid, if a setting is unknown, or if the feature of the store is not enabled. The error

@@ -78,19 +78,22 @@ impl Default for Registry {
     }
 }
 
-/// A built-in scheme; it has the name of its feature.
+/// A built-in scheme; it has the name of its feature, if no other is given.
 macro_rules! built_in {
-    ($feature:tt, $open:expr) => {{
+    ($feature:tt, $open:expr) => {
+        built_in!($feature, $feature, $open)
+    };
+    ($scheme:expr, $feature:tt, $open:expr) => {{
         #[cfg(feature = $feature)]
         let open: Option<Open> = Some(Arc::new($open));
         #[cfg(not(feature = $feature))]
         let open: Option<Open> = None;
-        ($feature.to_owned(), open)
+        ($scheme.to_owned(), open)
     }};
 }
 
 impl Registry {
-    /// The schemes of this crate's stores: `memory`, `local`, `etcd` and `zookeeper`.
+    /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv` and `zookeeper`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -101,6 +104,10 @@ impl Registry {
                 Ok(Arc::new(tenure_local::LocalBackend::from_config(&config)?))
             }),
             built_in!("etcd", |url, _| {
+                let config = tenure_etcd::EtcdConfig::from_url(url)?;
+                Ok(Arc::new(tenure_etcd::EtcdBackend::new(config)?))
+            }),
+            built_in!("etcd+srv", "srv", |url, _| {
                 let config = tenure_etcd::EtcdConfig::from_url(url)?;
                 Ok(Arc::new(tenure_etcd::EtcdBackend::new(config)?))
             }),
@@ -125,7 +132,7 @@ impl Registry {
     /// [`open_session`](Backend::open_session) and the other calls, on the engine's thread.
     ///
     /// # Errors
-    /// If the scheme is registered already, is not of `[a-z0-9-]`, or is reserved for a store of tenure's own: `postgres`,
+    /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own: `postgres`,
     /// `kubernetes`, `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
@@ -133,9 +140,10 @@ impl Registry {
         open: impl Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync + 'static,
     ) -> Result<(), RegisterError> {
         let refused = |reason| Err(RegisterError { scheme: scheme.to_owned(), reason });
-        let is_legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let is_legal =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'+' | b'-');
         if scheme.is_empty() || !scheme.bytes().all(is_legal) {
-            return refused("it must be of [a-z0-9-], and not empty");
+            return refused("it must be of [a-z0-9+-], and not empty");
         }
         if RESERVED.contains(&scheme) {
             return refused("it is reserved for tenure; put a prefix before it, as in acme-redis");
@@ -177,15 +185,41 @@ impl Registry {
         let scheme = url.scheme();
         match self.schemes.iter().find(|(name, _)| name == scheme) {
             Some((_, Some(open))) => open(url, config),
-            Some((_, None)) => Err(url
-                .invalid(format!(
-                    "this program was built without tenure's feature {scheme:?}; enable it in Cargo.toml"
-                ))
-                .into()),
-            None => {
-                Err(url.invalid(format!("there is no store {scheme:?}; {}", self.schemes_to_use())).into())
+            Some((_, None)) => {
+                let feature = scheme.rsplit('+').next().unwrap_or(scheme);
+                let reason = format!(
+                    "this program was built without tenure's feature {feature:?}; enable it in Cargo.toml"
+                );
+                Err(url.invalid(reason).into())
             }
+            None if is_port(url.path()) => {
+                let reason =
+                    "it begins with a host and has no scheme; a store URL looks like etcd://host:2379/prefix";
+                Err(url.invalid(reason).into())
+            }
+            None => Err(url.invalid(format!("there is no store {scheme:?}; {}", self.advice(scheme))).into()),
         }
+    }
+
+    /// Advice for an error: the scheme that was probably meant, and all that there are.
+    fn advice(&self, scheme: &str) -> String {
+        match self.similar_to(scheme) {
+            Some(meant) => format!("did you mean {meant}:? {}", self.schemes_to_use()),
+            None => self.schemes_to_use(),
+        }
+    }
+
+    /// The registered scheme that was probably meant by `scheme`.
+    fn similar_to(&self, scheme: &str) -> Option<&str> {
+        let full = match scheme {
+            "zk" => "zookeeper",
+            "etcds" | "etcd3" | "http" | "https" => "etcd",
+            "file" => "local",
+            "mem" => "memory",
+            other => other,
+        };
+        let nearest = self.schemes().map(|known| (typing_errors(full, known), known)).min()?;
+        (nearest.0 <= full.len() / 3).then_some(nearest.1)
     }
 
     /// Advice for an error: `use memory:, local: or etcd:`.
@@ -197,6 +231,31 @@ impl Registry {
             Some((last, others)) => format!("use {} or {last}", others.join(", ")),
         }
     }
+}
+
+/// Whether the path of a URL is a port, as in `localhost:2379/prefix`.
+fn is_port(path: &str) -> bool {
+    path.split(['/', ',']).next().is_some_and(|port| port.parse::<u16>().is_ok())
+}
+
+/// How many characters have to be inserted, removed, replaced or swapped with the next one to turn `a` into `b` (the
+/// optimal string alignment distance).
+fn typing_errors(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut least = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
 }
 
 /// Opens the in-memory store with the name in the URL. Two electors on `memory:a` share their elections.
@@ -243,15 +302,48 @@ mod tests {
         let unknown = refusal(&registry, "tiny:?color=red").await;
         assert!(unknown.contains("unknown setting color; allowed are colour, drift, "), "{unknown}");
         let unknown = refusal(&registry, "tidy:").await;
-        assert!(unknown.ends_with("there is no store \"tidy\"; use tiny:"), "{unknown}");
+        assert!(unknown.ends_with("there is no store \"tidy\"; did you mean tiny:? use tiny:"), "{unknown}");
         assert!(refusal(&registry, "tiny:?ttl=1ms").await.contains("it must be from 1s"));
+    }
+
+    #[tokio::test]
+    async fn a_scheme_that_was_probably_meant_is_named() {
+        let registry = Registry::builtin();
+        for (url, meant) in [
+            ("ectd://h", "etcd"),
+            ("etc://h", "etcd"),
+            ("zk://h", "zookeeper"),
+            ("zookeper://h", "zookeeper"),
+            ("https://h:2379", "etcd"),
+            ("file:/var/lib/x", "local"),
+        ] {
+            let error = refusal(&registry, url).await;
+            assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
+        }
+        for url in ["consul://h", "x:", "raft://h"] {
+            assert!(!refusal(&registry, url).await.contains("did you mean"), "{url}");
+        }
+        for url in ["localhost:2379", "localhost:2379/acme", "a:2379,b:2379"] {
+            let error = refusal(&registry, url).await;
+            assert!(
+                error.contains("it begins with a host and has no scheme; a store URL looks like"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn typing_errors_are_counted() {
+        for (a, b, errors) in [("etcd", "etcd", 0), ("ectd", "etcd", 1), ("etc", "etcd", 1), ("", "ab", 2)] {
+            assert_eq!((typing_errors(a, b), typing_errors(b, a)), (errors, errors), "{a} {b}");
+        }
     }
 
     #[test]
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in ["memory", "local", "etcd", "zookeeper"] {
+        for taken in ["memory", "local", "etcd", "etcd+srv", "zookeeper"] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }
@@ -259,15 +351,22 @@ mod tests {
         assert!(registry.register("tiny-2", open).is_err());
         for illegal in ["", "Tiny", "tiny:", "ti_ny"] {
             let error = registry.register(illegal, open).unwrap_err().to_string();
-            assert!(error.contains("must be of [a-z0-9-]"), "{error}");
+            assert!(error.contains("must be of [a-z0-9+-]"), "{error}");
         }
         for reserved in RESERVED {
             let error = registry.register(reserved, open).unwrap_err().to_string();
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(5).collect();
-        assert_eq!(known, ["memory", "local", "etcd", "zookeeper", "tiny-2"]);
+        let known: Vec<_> = registry.schemes().take(6).collect();
+        assert_eq!(known, ["memory", "local", "etcd", "etcd+srv", "zookeeper", "tiny-2"]);
+    }
+
+    #[cfg(not(feature = "srv"))]
+    #[tokio::test]
+    async fn discovery_names_its_feature() {
+        let error = refusal(&Registry::builtin(), "etcd+srv://acme.example").await;
+        assert!(error.contains("built without tenure's feature \"srv\""), "{error}");
     }
 
     #[cfg(not(feature = "etcd"))]

@@ -64,7 +64,7 @@ pub struct Settings {
     pub store: String,
 
     /// The name of the election.
-    #[cfg_attr(feature = "clap", arg(long, value_name = "NAME"))]
+    #[cfg_attr(feature = "clap", arg(long, value_name = "NAME", env = "TENURE_ELECTION"))]
     pub election: String,
 
     /// The candidate's id; host name, process id and a random number by default.
@@ -81,14 +81,14 @@ pub struct Settings {
     pub value: Option<String>,
 
     /// How long the store keeps a session without a heartbeat; 10s by default.
-    #[cfg_attr(feature = "clap", arg(long, value_name = "TIME", env = "TENURE_TTL", value_parser = humantime::parse_duration))]
+    #[cfg_attr(feature = "clap", arg(long, value_name = "TIME", env = "TENURE_TTL", value_parser = StoreUrl::parse_duration))]
     #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
     pub ttl: Option<Duration>,
 
     /// How long before the deadline work is cancelled; a tenth of the TTL by default.
     #[cfg_attr(
         feature = "clap",
-        arg(long, value_name = "TIME", env = "TENURE_GRACE_PERIOD", value_parser = humantime::parse_duration)
+        arg(long, value_name = "TIME", env = "TENURE_GRACE_PERIOD", value_parser = StoreUrl::parse_duration)
     )]
     #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
     pub grace_period: Option<Duration>,

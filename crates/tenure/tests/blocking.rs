@@ -17,7 +17,7 @@ use tenure::{
     LossReason, OnOverrun, Patience, Shutdown, StoreElector,
     blocking::Elector,
     memory::{Link, MemoryBackend, MemoryStore},
-    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionOptions},
+    spi::{Backend, BackendError, BackendSession, Capabilities, Observation, SessionOptions, SessionRecord},
 };
 
 const TTL: Duration = Duration::from_secs(2);
@@ -147,6 +147,20 @@ fn an_elector_can_be_examined() {
     elector.close().unwrap();
     assert!(matches!(elector.check(), Err(Error::Closed)));
     assert!(matches!(Elector::connect_checked("memory:examined?ttl=1ms"), Err(Error::InvalidConfig(_))));
+}
+
+/// A supervisor ends the session of a process that is dead: the next candidate leads long before the TTL.
+#[test]
+fn a_session_can_be_ended_for_a_dead_process() {
+    let store = MemoryStore::new();
+    let elector = || elector_with(&store, |config| config.with_ttl(TEST_TIMEOUT * 4)).0;
+    let (dead, supervisor) = (elector(), elector());
+    let leadership = dead.campaign("e").unwrap();
+    let record = leadership.session_record().unwrap().unwrap();
+    assert!(supervisor.try_campaign("e").unwrap().is_none());
+    supervisor.end_session(&record).unwrap();
+    assert!(supervisor.campaign("e").unwrap().is_leader());
+    assert!(leadership.lost_within(TEST_TIMEOUT).unwrap().is_some());
 }
 
 /// Bounded shutdowns say what is left in the store. It is given back once the store answers.
@@ -404,6 +418,7 @@ impl Reentrant {
         refused.extend(elector.set_value("e", "value").err());
         refused.extend(elector.elections().err());
         refused.extend(elector.check().err());
+        refused.extend(elector.end_session(&SessionRecord::new("7", "c", 7)).err());
         refused.extend(elector.diagnose().err());
         refused.extend(elector.run_while_leader("e", |_| Ok(())).err());
         refused.extend(elector.close().err());
@@ -445,7 +460,7 @@ fn a_blocking_call_on_an_engine_thread_is_refused() {
     let elector = backend.elector.get_or_init(|| Elector::new(elector));
     assert!(elector.candidates("e").unwrap().is_empty());
     let refused = backend.refused.lock().unwrap();
-    assert_eq!(refused.len(), 13);
+    assert_eq!(refused.len(), 14);
     for error in refused.iter() {
         assert!(
             matches!(error, Error::OnEngineThread)

@@ -1,14 +1,18 @@
 //! The time without a leader after a crash, beyond the TTL: the store's part and tenure's.
 
 use std::{
+    process::Stdio,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
-use tenure::{Config, Elector, Error, Leadership};
-use tokio::runtime::Builder;
+use tenure::{Config, Elector};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+};
 
 use crate::{
     Options,
@@ -56,31 +60,37 @@ pub(crate) async fn measure(
     report(row)
 }
 
-/// Stops a leader without closing its session. Returns the time from the request for its session until another candidate leads.
+/// Kills a leader's process. Returns the time from the request for its session until another candidate leads.
 async fn crash(store: &TestStore, successor: &Arc<dyn Elector>, n: usize) -> Result<Duration> {
     let election = format!("crash-{n}-{:x}", fastrand::u32(..));
     tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let victim: tokio::task::JoinHandle<Result<(Instant, Leadership), Error>> = runtime.spawn({
-        let (election, url) = (election.clone(), store.url().to_owned());
-        async move {
-            let elector = tenure::connect_with(&url, Config::new().with_ttl(TTL)).await?;
-            let begun = Instant::now();
-            let leadership = elector.campaign(&election).await?;
-            Ok((begun, leadership))
-        }
-    });
-    let (begun, leadership) = victim.await.context("the victim panicked")??;
+    let mut victim = Command::new(std::env::current_exe()?)
+        .args(["--store", store.url(), "--crash", &election])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(victim.stdout.take().context("its output is piped")?).lines();
+    let begun = lines.next_line().await?.context("the victim has ended")?;
+    let begun = SystemTime::UNIX_EPOCH + Duration::from_nanos(begun.parse()?);
     let next = {
         let (successor, election) = (Arc::clone(successor), election.clone());
-        tokio::spawn(async move { successor.campaign(&election).await.map(|led| (led, Instant::now())) })
+        tokio::spawn(async move { successor.campaign(&election).await.map(|led| (led, SystemTime::now())) })
     };
     while successor.candidates(&election).await?.len() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    runtime.shutdown_background();
+    victim.kill().await?;
     let (led, at) = next.await.context("a campaign panicked")??;
-    drop(leadership);
     led.resign().await?;
-    Ok(at - begun)
+    Ok(at.duration_since(begun)?)
+}
+
+/// Leads until this process is killed. Prints when it asked for its session, in nanoseconds of the time of day, once it leads.
+pub(crate) async fn lead_until_killed(url: &str, election: &str) -> Result<()> {
+    let elector = tenure::connect_with(url, Config::new().with_ttl(TTL)).await?;
+    let begun = SystemTime::now();
+    let leadership = elector.campaign(election).await?;
+    println!("{}", begun.duration_since(SystemTime::UNIX_EPOCH)?.as_nanos());
+    leadership.lost().await;
+    Ok(())
 }

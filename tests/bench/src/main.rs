@@ -22,7 +22,8 @@ static MEMORY: PeakAlloc = PeakAlloc;
 /// Measures elections.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The store: etcd://HOST:PORT, zookeeper://HOST:PORT, local:/DIRECTORY or memory:
+    /// The store: etcd://HOST:PORT, zookeeper://HOST:PORT, local:/DIRECTORY or memory:. With several servers only single elections
+    /// and idle ones are measured
     #[arg(long)]
     store: String,
     /// Fewer rounds
@@ -31,6 +32,9 @@ struct Options {
     /// Only measures that have this in their names
     #[arg(long)]
     only: Option<String>,
+    /// Measures nothing: leads this election until it is killed
+    #[arg(long, hide = true)]
+    crash: Option<String>,
 }
 
 impl Options {
@@ -50,6 +54,9 @@ async fn main() -> Result<()> {
 }
 
 async fn measure(options: Options) -> Result<()> {
+    if let Some(election) = &options.crash {
+        return crash::lead_until_killed(&options.store, election).await;
+    }
     let Some((scheme, rest)) = options.store.split_once(':') else {
         bail!("not a store URL: {}", options.store)
     };
@@ -66,10 +73,14 @@ async fn measure(options: Options) -> Result<()> {
         Ok(())
     };
     single::measure(&options, &store, &mut raw, &mut report).await?;
-    many::measure(&options, &store, &mut raw, &mut report).await?;
+    if !store.has_several_servers() {
+        many::measure(&options, &store, &mut raw, &mut report).await?;
+    }
     if let Some(raw) = raw.as_deref_mut() {
-        crash::measure(&options, &store, raw, &mut report).await?;
-        churn::measure(&options, &store, raw, &mut report).await?;
+        if !store.has_several_servers() {
+            crash::measure(&options, &store, raw, &mut report).await?;
+            churn::measure(&options, &store, raw, &mut report).await?;
+        }
         idle::measure(&options, &store, raw, &mut report).await?;
     }
     Ok(())

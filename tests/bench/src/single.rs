@@ -41,6 +41,18 @@ impl TestStore {
         &self.url
     }
 
+    pub(crate) fn has_several_servers(&self) -> bool {
+        self.url.contains(',')
+    }
+
+    /// The store in the table.
+    pub(crate) fn label(&self) -> String {
+        match self.has_several_servers() {
+            true => format!("{}, three servers", self.scheme),
+            false => self.scheme.clone(),
+        }
+    }
+
     pub(crate) async fn elector(&self) -> Result<Arc<dyn Elector>> {
         self.elector_with(Config::new().with_ttl(Duration::from_secs(30))).await
     }
@@ -89,9 +101,9 @@ fn row(store: &TestStore, name: &str, ours: &Samples, floor: (&'static str, &Sam
             ratio_p99: None,
             target: "none".to_owned(),
             met: true,
-            ..Row::against_floor((&store.scheme, name), ours, ("none", ours), ratio)
+            ..Row::against_floor((&store.label(), name), ours, ("none", ours), ratio)
         },
-        _ => Row::against_floor((&store.scheme, name), ours, floor, ratio),
+        _ => Row::against_floor((&store.label(), name), ours, floor, ratio),
     }
 }
 

@@ -133,7 +133,7 @@ impl Cluster {
             Self::Zookeeper(ensemble) => {
                 let admin = ensemble.member(leader).admin();
                 let tree = admin.tree(&format!("/{PREFIX}")).await?;
-                // Children of an election or of `~sessions`.
+                // Children of an election.
                 let children = tree.into_iter().filter(|path| path.matches('/').count() > 2);
                 let sessions = admin.sessions().await?.into_iter();
                 Ok(children.chain(sessions.map(|session| format!("session {session:x}"))).collect())

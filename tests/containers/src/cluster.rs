@@ -24,6 +24,8 @@ pub(crate) const MEMBERS: usize = 3;
 pub struct Cluster<A> {
     // Fields are dropped in this order: a network can be removed only after its containers.
     members: Vec<Server<A>>,
+    /// Which of the network's addresses each member has.
+    addresses: Vec<usize>,
     peers: Arc<Network>,
 }
 
@@ -42,11 +44,45 @@ impl<A: StoreAdmin> Cluster<A> {
                 Ok::<_, ContainerError>(Server::new(spec, container))
             }
         });
-        let cluster = Self { members: try_join_all(members).await?, peers };
+        let members = try_join_all(members).await?;
+        let cluster = Self { addresses: (0..members.len()).collect(), members, peers };
         for member in &cluster.members {
             member.wait_until_ready().await?;
         }
         Ok(cluster)
+    }
+
+    pub(crate) fn peers(&self) -> &Network {
+        &self.peers
+    }
+
+    /// The address of a member on the network of the members, which this machine can reach.
+    ///
+    /// # Panics
+    /// For any other number than 0 to 2.
+    pub fn ip(&self, index: usize) -> String {
+        self.peers.ip(self.addresses[index])
+    }
+
+    /// The number of the next unused address of the network.
+    pub(crate) fn next_address(&self) -> usize {
+        self.addresses.iter().max().map_or(0, |last| last + 1)
+    }
+
+    /// Starts a server at the next unused address, waits until it is ready, and puts it in the place of a member, which it
+    /// returns.
+    pub(crate) async fn replace_server(
+        &mut self,
+        index: usize,
+        spec: ContainerSpec,
+    ) -> Result<Server<A>, ContainerError> {
+        let address = self.next_address();
+        let container = Container::run(&spec).await?;
+        container.connect(&self.peers, &self.peers.ip(address)).await?;
+        let server = Server::new(spec, container);
+        server.wait_until_ready().await?;
+        self.addresses[index] = address;
+        Ok(std::mem::replace(&mut self.members[index], server))
     }
 
     pub(crate) fn members(&self) -> &[Server<A>] {
@@ -73,7 +109,7 @@ impl<A: StoreAdmin> Cluster<A> {
     pub async fn isolate_from_peers(&self, index: usize) -> Result<Fault, ContainerError> {
         let member = self.member(index);
         member.container().disconnect(&self.peers).await?;
-        let (network, ip) = (self.peers.clone(), self.peers.ip(index));
+        let (network, ip) = (self.peers.clone(), self.ip(index));
         Ok(member.fault(Undo::ConnectNetwork { network, ip }))
     }
 

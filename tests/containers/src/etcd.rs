@@ -4,6 +4,7 @@ mod admin;
 mod cluster;
 mod gateway;
 mod lease_expiry;
+mod replacement;
 mod server;
 mod users;
 

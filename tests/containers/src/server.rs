@@ -119,6 +119,10 @@ impl<A: StoreAdmin> Server<A> {
         self.wait_until_ready().await
     }
 
+    pub(crate) fn spec(&self) -> &ContainerSpec {
+        &self.spec
+    }
+
     pub(crate) fn container(&self) -> &Arc<Container> {
         &self.container
     }

@@ -26,9 +26,10 @@ pub(crate) struct Protocol {
 /// One step. The number identifies a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A tick of the store's clock, which the slow clock may miss.
+    /// A tick of the store's clock, which the slow clock may miss. ZooKeeper's leader may stall before its ping.
     Tick {
         missed: bool,
+        stalled: bool,
     },
     /// Opens a session, if there is none, and creates an entry.
     Enter(usize),
@@ -158,9 +159,9 @@ impl Protocol {
         state.candidates[number].session = Session { expires: None, entry: 0 };
     }
 
-    fn tick(&self, state: &mut State, missed: bool) {
+    fn tick(&self, state: &mut State, missed: bool, stalled: bool) {
         if self.store == Store::Zookeeper {
-            zookeeper::tick(state);
+            zookeeper::tick(state, stalled);
         }
         for (number, candidate) in state.candidates.iter_mut().enumerate() {
             if self.is_abstract(number) {
@@ -191,12 +192,12 @@ impl Protocol {
             Heartbeat::Committed { sent, pings_ahead } => {
                 later(sent).map(|sent| Heartbeat::Committed { sent, pings_ahead })
             }
-            Heartbeat::Syncing(sent) => later(sent).map(Heartbeat::Syncing),
         };
         candidate.heartbeat = heartbeat.unwrap_or(Heartbeat::None);
         let gap = true;
-        candidate.unconfirmed =
-            candidate.unconfirmed.and_then(|sent| older(sent.age).map(|age| Unconfirmed { age, gap }));
+        candidate.unconfirmed = candidate
+            .unconfirmed
+            .and_then(|sent| older(sent.age).map(|age| Unconfirmed { age, gap, ..sent }));
     }
 
     fn steps_of(&self, state: &State, number: usize, steps: &mut Vec<Step>) {
@@ -240,7 +241,7 @@ impl Protocol {
 
     fn apply(&self, state: &mut State, step: Step) {
         match step {
-            Tick { missed } => self.tick(state, missed),
+            Tick { missed, stalled } => self.tick(state, missed, stalled),
             Enter(number) => self.enter(state, number),
             Win(number) => Self::lead(state, number),
             GiveUp(number) => {
@@ -295,9 +296,14 @@ impl Model for Protocol {
         if state.violation.is_some() {
             return;
         }
-        if self.store == Store::Etcd || zookeeper::can_tick(state) {
-            steps.push(Tick { missed: false });
-            steps.extend((state.candidates[0].ticks_until_skew == 0).then_some(Tick { missed: true }));
+        let stalls: &[bool] = match self.store {
+            Store::Etcd => &[false],
+            Store::Zookeeper => zookeeper::ticks(state),
+        };
+        for &stalled in stalls {
+            steps.push(Tick { missed: false, stalled });
+            let may_miss = state.candidates[0].ticks_until_skew == 0;
+            steps.extend(may_miss.then_some(Tick { missed: true, stalled }));
         }
         for number in 0..CANDIDATES {
             self.steps_of(state, number, steps);

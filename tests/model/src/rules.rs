@@ -37,12 +37,15 @@ pub(crate) enum Rule {
     QuorumRead,
     /// A heartbeat is a write that a quorum answers (ZooKeeper).
     HeartbeatByWrite,
-    /// A confirming write is sent a gap after the answer to the one before (ZooKeeper).
+    /// The first write that counts is sent a gap after the answer to the heartbeat (ZooKeeper).
     KeepHeartbeatGap,
     /// The gap is measured from the answer, not from the request (ZooKeeper).
     MeasureGapFromAnswer,
-    /// A heartbeat ends with a `sync`, which the leader answers after all earlier reports of the follower (ZooKeeper).
-    SyncAfterWrite,
+    /// A heartbeat is proven by three later ones, not by two: the first shows that the leader runs, the second follows its ping, and the
+    /// third follows the follower's report (ZooKeeper).
+    CountLaterHeartbeats,
+    /// A heartbeat is proven by more than one later one (ZooKeeper).
+    CountSecondHeartbeat,
     /// The deadline allows for the drift of clocks.
     AllowForDrift,
     /// A window that has closed is not opened again.
@@ -75,9 +78,8 @@ impl Rule {
         use Rule::*;
         match self {
             CompareEpochs | ReportTerm | QuorumRead => store == Store::Etcd,
-            HeartbeatByWrite | KeepHeartbeatGap | MeasureGapFromAnswer | SyncAfterWrite => {
-                store == Store::Zookeeper
-            }
+            HeartbeatByWrite | KeepHeartbeatGap | MeasureGapFromAnswer | CountLaterHeartbeats
+            | CountSecondHeartbeat => store == Store::Zookeeper,
             _ => true,
         }
     }

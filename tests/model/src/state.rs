@@ -37,23 +37,34 @@ pub(crate) enum Heartbeat {
         sent: SentHeartbeat,
         pings_ahead: u8,
     },
-    /// ZooKeeper: answered; a `sync` is on its way to the leader.
-    Syncing(SentHeartbeat),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SentHeartbeat {
     pub(crate) age: u8,
-    /// Whether it was sent at least a gap after the previous answer, so that it can confirm that heartbeat.
-    pub(crate) after_gap: bool,
+    /// Whether its answer counts for the proof of the unconfirmed heartbeat.
+    pub(crate) counts: bool,
 }
 
-/// ZooKeeper: an answered heartbeat that a later one will confirm.
+/// ZooKeeper: an answered heartbeat that later ones will prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Unconfirmed {
     pub(crate) age: u8,
     /// Whether a tick has passed since its answer.
     pub(crate) gap: bool,
+    /// How many later heartbeats have counted.
+    pub(crate) counted: u8,
+}
+
+/// ZooKeeper: a ping that the leader should have sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum DuePing {
+    #[default]
+    None,
+    /// The leader has stalled since the ping was due.
+    Due,
+    /// The leader has run again for long enough to commit one write. It sends the ping before it commits another.
+    AfterCommit,
 }
 
 /// A candidate, as it sees itself.
@@ -97,6 +108,7 @@ pub(crate) struct Route {
     pub(crate) touch_reported: bool,
     /// The leader's pings that are on their way to the follower. It answers each with the touched sessions.
     pub(crate) pings: u8,
+    pub(crate) due_ping: DuePing,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -1,4 +1,4 @@
-//! Heartbeats on ZooKeeper: writes, each confirmed by a later one.
+//! Heartbeats on ZooKeeper: writes, each proven by later ones.
 //!
 //! Only the heartbeats of the first candidate are modelled: its clock may be slow, and it may be connected to a follower, which reports
 //! touched sessions to the leader when the leader pings it. The others enter, wait, lead and vanish at any time, which is all
@@ -7,7 +7,7 @@
 use crate::{
     protocol::Protocol,
     rules::Rule,
-    state::{Heartbeat, Phase, Route, SentHeartbeat, State, Unconfirmed},
+    state::{DuePing, Heartbeat, Phase, Route, SentHeartbeat, State, Unconfirmed},
 };
 
 /// One step, of the first candidate or between it and the leader.
@@ -15,6 +15,8 @@ use crate::{
 pub(crate) enum Step {
     /// Sends a heartbeat.
     Send,
+    /// Reads, which touches the session, and is answered at once by its server, even one that is cut off.
+    Read,
     /// The heartbeat or its answer is lost.
     Lose,
     /// The leader commits it.
@@ -23,8 +25,10 @@ pub(crate) enum Step {
     AnswerWhileCutOff,
     /// The answer arrives.
     Answer,
-    /// The sync after it is answered.
-    Sync,
+    /// The first unproven heartbeat is forgotten, so that any later one can be the one that is proven next.
+    Forget,
+    /// The leader sends a ping that is overdue.
+    Ping,
     /// The follower receives a ping, and reports touched sessions.
     ReportTouches,
     /// The leader receives the report.
@@ -43,16 +47,32 @@ use Step::*;
 /// is useless after so many ticks.
 const MAX_PINGS: u8 = 3;
 
-/// Whether time can pass: the leader sends a ping in each tick.
-pub(crate) fn can_tick(state: &State) -> bool {
-    !state.route.via_follower || state.route.cut_off || state.route.pings < MAX_PINGS
+/// Whether time can pass, and whether the leader can stall before the ping that it sends in each tick.
+pub(crate) fn ticks(state: &State) -> &'static [bool] {
+    let route = &state.route;
+    if !route.via_follower || route.cut_off {
+        &[false]
+    } else if route.pings < MAX_PINGS {
+        &[false, true]
+    } else {
+        &[]
+    }
 }
 
-/// The leader pings the follower.
-pub(crate) fn tick(state: &mut State) {
-    if state.route.via_follower && !state.route.cut_off {
-        state.route.pings += 1;
+/// The leader pings the follower, unless it stalls.
+pub(crate) fn tick(state: &mut State, stalled: bool) {
+    let route = &mut state.route;
+    match stalled {
+        true if route.due_ping == DuePing::None => route.due_ping = DuePing::Due,
+        true => {}
+        false if route.via_follower && !route.cut_off => ping(route),
+        false => {}
     }
+}
+
+fn ping(route: &mut Route) {
+    route.pings += 1;
+    route.due_ping = DuePing::None;
 }
 
 pub(crate) fn steps(protocol: &Protocol, state: &State) -> Vec<Step> {
@@ -66,15 +86,20 @@ pub(crate) fn steps(protocol: &Protocol, state: &State) -> Vec<Step> {
         }
     };
     match candidate.heartbeat {
-        Heartbeat::None => can(Send, candidate.phase != Phase::Out && candidate.ticks_left > 0),
+        Heartbeat::None => {
+            can(Send, candidate.phase != Phase::Out && candidate.ticks_left > 0);
+            can(Read, session_exists && candidate.ticks_left > 0 && candidate.unconfirmed.is_none());
+        }
         Heartbeat::SentHeartbeat(_) => {
             can(Commit, is_connected && session_exists);
             can(AnswerWhileCutOff, !is_connected && protocol.is_disabled(Rule::HeartbeatByWrite));
         }
         Heartbeat::Committed { .. } => can(Answer, is_connected),
-        _ => can(Sync, is_connected && session_exists),
+        Heartbeat::Renewed { .. } => {}
     }
     can(Lose, candidate.heartbeat != Heartbeat::None);
+    can(Forget, candidate.unconfirmed.is_some());
+    can(Ping, is_connected && route.due_ping != DuePing::None && route.pings < MAX_PINGS);
     can(ReportTouches, is_connected && route.pings > 0);
     can(ReceiveReport, is_connected && route.touch_reported);
     can(if route.cut_off { Restore } else { CutOff }, true);
@@ -86,6 +111,7 @@ pub(crate) fn steps(protocol: &Protocol, state: &State) -> Vec<Step> {
 pub(crate) fn apply(protocol: &Protocol, state: &mut State, step: Step) {
     match step {
         Send => send(protocol, state),
+        Read => read(protocol, state),
         Lose => state.candidates[0].heartbeat = Heartbeat::None,
         Commit => commit(protocol, state),
         AnswerWhileCutOff => {
@@ -94,12 +120,8 @@ pub(crate) fn apply(protocol: &Protocol, state: &mut State, step: Step) {
             }
         }
         Answer => answer(protocol, state),
-        Sync => {
-            if let Heartbeat::Syncing(sent) = state.candidates[0].heartbeat {
-                receive_report(protocol, state);
-                answered(protocol, state, sent);
-            }
-        }
+        Forget => state.candidates[0].unconfirmed = None,
+        Ping => ping(&mut state.route),
         ReportTouches => report_touches(state, 1),
         ReceiveReport => receive_report(protocol, state),
         CutOff => {
@@ -126,13 +148,22 @@ pub(crate) fn apply(protocol: &Protocol, state: &mut State, step: Step) {
 
 fn send(protocol: &Protocol, state: &mut State) {
     let candidate = &mut state.candidates[0];
-    let after_gap = match candidate.unconfirmed {
+    let counts = match candidate.unconfirmed {
         None => false,
         Some(_) if protocol.is_disabled(Rule::KeepHeartbeatGap) => true,
         Some(earlier) if protocol.is_disabled(Rule::MeasureGapFromAnswer) => earlier.age > 0,
         Some(earlier) => earlier.gap,
     };
-    candidate.heartbeat = Heartbeat::SentHeartbeat(SentHeartbeat { age: 0, after_gap });
+    candidate.heartbeat = Heartbeat::SentHeartbeat(SentHeartbeat { age: 0, counts });
+}
+
+fn read(protocol: &Protocol, state: &mut State) {
+    if !state.route.via_follower {
+        touch(protocol, state);
+    } else if !state.route.cut_off {
+        state.route.touch_pending = true;
+    }
+    state.candidates[0].unconfirmed = Some(Unconfirmed { age: 0, gap: false, counted: 0 });
 }
 
 /// A connection keeps the order of messages.
@@ -141,6 +172,11 @@ fn commit(protocol: &Protocol, state: &mut State) {
     if state.route.via_follower {
         receive_report(protocol, state);
         state.route.touch_pending = true;
+        match state.route.due_ping {
+            DuePing::None => {}
+            DuePing::Due => state.route.due_ping = DuePing::AfterCommit,
+            DuePing::AfterCommit => ping(&mut state.route),
+        }
     } else {
         state.candidates[0].session.expires = Some(protocol.store.ttl());
     }
@@ -150,11 +186,7 @@ fn commit(protocol: &Protocol, state: &mut State) {
 fn answer(protocol: &Protocol, state: &mut State) {
     let Heartbeat::Committed { sent, pings_ahead } = state.candidates[0].heartbeat else { return };
     report_touches(state, pings_ahead);
-    if protocol.is_disabled(Rule::SyncAfterWrite) {
-        answered(protocol, state, sent);
-    } else {
-        state.candidates[0].heartbeat = Heartbeat::Syncing(sent);
-    }
+    answered(protocol, state, sent);
 }
 
 fn report_touches(state: &mut State, pings: u8) {
@@ -187,7 +219,7 @@ fn connect(protocol: &Protocol, state: &mut State, via_follower: bool) {
     touch(protocol, state);
 }
 
-/// A heartbeat is answered. It may confirm the previous one, and waits for its own confirmation.
+/// A heartbeat is answered. It may complete the proof of an earlier one, and waits for its own.
 fn answered(protocol: &Protocol, state: &mut State, sent: SentHeartbeat) {
     let candidate = &mut state.candidates[0];
     let age = if protocol.is_disabled(Rule::DeadlineFromRequestStart) { 0 } else { sent.age };
@@ -195,11 +227,22 @@ fn answered(protocol: &Protocol, state: &mut State, sent: SentHeartbeat) {
     if protocol.is_disabled(Rule::ConfirmHeartbeats) {
         return protocol.renew(state, 0, age);
     }
-    let answered = Some(Unconfirmed { age, gap: false });
-    match candidate.unconfirmed {
-        Some(earlier) if sent.after_gap => {
-            candidate.unconfirmed = answered;
-            protocol.renew(state, 0, earlier.age);
+    let needed = if protocol.is_disabled(Rule::CountSecondHeartbeat) {
+        1
+    } else if protocol.is_disabled(Rule::CountLaterHeartbeats) {
+        2
+    } else {
+        3
+    };
+    let answered = Some(Unconfirmed { age, gap: false, counted: 0 });
+    match &mut candidate.unconfirmed {
+        Some(earlier) if sent.counts => {
+            earlier.counted += 1;
+            if earlier.counted == needed {
+                let age = earlier.age;
+                candidate.unconfirmed = answered;
+                protocol.renew(state, 0, age);
+            }
         }
         Some(_) => {}
         None => candidate.unconfirmed = answered,

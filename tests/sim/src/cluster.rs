@@ -13,6 +13,8 @@ use fastrand::Rng;
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::{sync::watch, time::Instant};
 
+use crate::reports::Reports;
+
 /// The largest lag of a member: how long it may show a state that has ended.
 pub(crate) const MAX_LAG: Duration = Duration::from_millis(2_000);
 pub(crate) const MEMBERS: usize = 3;
@@ -45,6 +47,8 @@ pub(crate) struct State {
     changed: BTreeSet<String>,
     /// Withdrawn requests, which must not be applied any more.
     pub(crate) withdrawn: BTreeSet<u128>,
+    /// ZooKeeper: how followers report signs of life.
+    pub(crate) reports: Reports,
     /// The rate of the leader's clock.
     rate: f64,
     random: Rng,
@@ -102,6 +106,7 @@ impl Cluster {
                 elections: BTreeMap::new(),
                 changed: BTreeSet::new(),
                 withdrawn: BTreeSet::new(),
+                reports: Reports::default(),
                 rate,
                 random,
                 cut_off_odds,
@@ -181,7 +186,7 @@ impl Cluster {
             {
                 let state = self.state();
                 let at = state.members[member];
-                if !at.frozen && !at.cut_off && state.leader.is_some() {
+                if !at.frozen && !at.cut_off && state.leader.is_some() && !state.reports.stalled {
                     return;
                 }
             }
@@ -195,7 +200,7 @@ impl Cluster {
 impl State {
     fn expire(&mut self) {
         // Only a leader ends sessions.
-        if self.leader.is_none() {
+        if self.leader.is_none() || self.reports.stalled {
             return;
         }
         let now = Instant::now();
@@ -313,9 +318,9 @@ impl State {
 
     /// Sometimes cuts a member off from its peers right after it has answered a heartbeat.
     pub(crate) fn maybe_cut_off_after_heartbeat(&mut self, member: usize) {
-        if self.random.u32(..self.cut_off_odds) > 0
-            || self.members.iter().any(|other| other.cut_off || other.frozen)
-        {
+        // Most likely when it matters: a report that is due late has not arrived.
+        let odds = if self.has_late_report(member) { 2 } else { self.cut_off_odds };
+        if self.random.u32(..odds) > 0 || self.members.iter().any(|other| other.cut_off || other.frozen) {
             return;
         }
         self.cuts += 1;

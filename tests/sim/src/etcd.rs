@@ -252,7 +252,7 @@ impl BackendSession for Lease {
         entry: Option<&Entry>,
         position: &QueuePosition,
     ) -> Result<Won, BackendError> {
-        recipe::wait_turn(self, entry, Some(position)).await
+        recipe::wait_turn(self, entry, position).await
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {

@@ -16,6 +16,7 @@ mod mutant_runs;
 mod options;
 mod recipe;
 mod report;
+mod reports;
 mod run;
 mod seeds;
 mod wire;

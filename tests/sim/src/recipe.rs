@@ -56,11 +56,11 @@ fn won(entry: Entry) -> Result<Won, BackendError> {
     Ok(Won::new(entry, token))
 }
 
-/// Waits until the entry is the first, and tells `position`, if given, whether it is next in line.
+/// Waits until the entry is the first, and tells `position` whether it is next in line.
 pub(crate) async fn wait_turn(
     session: &impl PositionReader,
     entry: Option<&Entry>,
-    position: Option<&QueuePosition>,
+    position: &QueuePosition,
 ) -> Result<Won, BackendError> {
     let entry = entry.ok_or_else(entry_gone)?;
     loop {
@@ -68,9 +68,7 @@ pub(crate) async fn wait_turn(
             None => return Err(entry_gone()),
             Some(0) => return won(entry.clone()),
             Some(ahead) => {
-                if let Some(position) = position {
-                    position.set_next(ahead == 1);
-                }
+                position.set_next(ahead == 1);
             }
         }
         session.access().wait_for_change(&entry.election).await;

@@ -15,6 +15,7 @@ use crate::{
     link::{Link, LinkState},
     mutant::Mutant,
     options::Store,
+    reports::ping_followers,
     zookeeper::SimZookeeper,
 };
 
@@ -63,7 +64,8 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     // Any two clock rates differ by less than 10 %.
     let mut rate = || 0.955 + 0.09 * random.f64();
     let cut_off_odds = if seed % 4 >= 2 { 150 } else { 2_000 };
-    let cluster = Cluster::new(rate(), Rng::with_seed(seed), cut_off_odds);
+    let leader_rate = rate();
+    let cluster = Cluster::new(leader_rate, Rng::with_seed(seed), cut_off_odds);
     let rates: Vec<f64> = (0..HOSTS).map(|_| rate()).collect();
     // In some runs an operator ends sessions, deletes entries and wipes the store. Two candidates may lead for a moment then, with
     // different tokens.
@@ -74,6 +76,9 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let hosts: Vec<Host> =
         rates.iter().enumerate().map(|(n, rate)| host(&cluster, store, n, *rate, &mut random)).collect();
     let expiring = tokio::spawn(cluster.clone().expire_sessions());
+    let pinging = (store == Store::Zookeeper).then(|| {
+        tokio::spawn(ping_followers(cluster.clone(), TTL, leader_rate, Rng::with_seed(seed ^ 0x9106)))
+    });
     let elections = if seed % 5 == 4 { 1 } else { MANY_ELECTIONS };
     let mut candidates = Vec::new();
     for host in &hosts {
@@ -109,6 +114,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     close(&hosts, candidates, &history).await;
     check_leftovers(&cluster, &history).await;
     expiring.abort();
+    pinging.inspect(|pinging| pinging.abort());
     let record = history.lock();
     Outcome {
         elections: record.terms,

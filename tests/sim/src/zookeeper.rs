@@ -1,7 +1,7 @@
 //! The recipe of `tenure-zookeeper` over the simulated cluster.
 //!
-//! A session has one connection at a time, which keeps the order of its requests. A follower reports touched sessions to the leader only
-//! now and then, or never. A member that lags lists stale children.
+//! A session has one connection at a time, which keeps the order of its requests. A follower reports the sessions that it has touched
+//! when the leader pings it, or never ([`reports`](crate::reports)). A member that lags lists stale children.
 
 use std::{
     sync::{
@@ -111,7 +111,7 @@ impl Session {
     async fn move_on(&self) {
         self.access.switch_member();
         let (id, next) = (self.id, self.connection.fetch_add(1, Relaxed) + 1);
-        // With a `sync`: this member shows nothing older from here on.
+        // With a barrier: this member shows nothing older from here on.
         let moved = self.access.ask("move", Consistency::Quorum, move |state, _| {
             state.touch(id)?;
             if let Some(session) = state.sessions.get_mut(&id) {
@@ -162,29 +162,18 @@ impl BackendSession for Session {
     }
 
     fn proof(&self) -> HeartbeatProof {
-        HeartbeatProof::NextHeartbeat { gap: self.ttl / 4 }
+        HeartbeatProof::LaterHeartbeats { gap: self.ttl / 4, count: 3 }
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
-        let (id, ttl, cluster) = (self.id, self.ttl, self.access.cluster.clone());
-        // A follower reports touches every half tick, and a TTL is at least two ticks. The clock is unspecified.
-        let relayed = ttl / 4;
-        // Just before the follower's report, or just after it.
-        let phase = if self.access.link.random().bool() { 0.05 } else { 0.95 };
+        let id = self.id;
         self.ask("write", Consistency::Quorum, move |state, member| {
-            if state.leader == Some(member) {
-                state.touch(id)?;
-                return Ok(());
+            state.receive_reports(member);
+            state.touch_at(member, id);
+            if !state.sessions.contains_key(&id) {
+                return Err(session_gone(id));
             }
-            let cluster = cluster.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(relayed.mul_f64(phase)).await;
-                let mut state = cluster.state();
-                let at = state.members[member];
-                if !at.cut_off && !at.frozen && state.leader.is_some() {
-                    drop(state.touch(id));
-                }
-            });
+            state.commit(member);
             state.maybe_cut_off_after_heartbeat(member);
             Ok(())
         })
@@ -196,7 +185,20 @@ impl BackendSession for Session {
             self.access.link.count();
             self.access.link.set_state(LinkState::Cut);
         }
-        Ok(Heartbeat::new(ttl))
+        Ok(Heartbeat::new(self.ttl))
+    }
+
+    /// A read: the member answers it from its own state.
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        let id = self.id;
+        self.ask("read", Consistency::Member, move |state, member| {
+            if !state.sessions.contains_key(&id) {
+                return Err(session_gone(id));
+            }
+            state.touch_at(member, id);
+            Ok(())
+        })
+        .await
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
@@ -204,7 +206,7 @@ impl BackendSession for Session {
         let duplicate_delay =
             !self.sent_requests.lock().unwrap_or_else(PoisonError::into_inner).insert(nonce);
         if duplicate_delay {
-            // A `sync` and a listing.
+            // A barrier and a listing.
             let election = election.clone();
             let found = self
                 .ask("find", Consistency::Quorum, move |state, _| {
@@ -232,9 +234,9 @@ impl BackendSession for Session {
         &self,
         _request: &EntryRequest,
         entry: Option<&Entry>,
-        _position: &QueuePosition,
+        position: &QueuePosition,
     ) -> Result<Won, BackendError> {
-        recipe::wait_turn(self, entry, None).await
+        recipe::wait_turn(self, entry, position).await
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {

@@ -17,7 +17,6 @@ pub struct Etcd {
     server: SharedEtcd,
     prefix: String,
     recorder: Recorder,
-    prefix_watch: bool,
 }
 
 impl Etcd {
@@ -27,20 +26,7 @@ impl Etcd {
     /// When the server cannot be used; the message names the remedy.
     pub async fn new(version: Version) -> Self {
         let server = SharedEtcd::get(version).await.unwrap_or_else(|error| panic!("{error}"));
-        Self {
-            server,
-            prefix: format!("/suite-{:016x}", fastrand::u64(..)),
-            recorder: Recorder::default(),
-            prefix_watch: false,
-        }
-    }
-
-    /// The same with clients that use one prefix watch for all waits, beginning with the first.
-    ///
-    /// # Panics
-    /// When the server cannot be used; the message names the remedy.
-    pub async fn with_prefix_watch(version: Version) -> Self {
-        Self { prefix_watch: true, ..Self::new(version).await }
+        Self { server, prefix: format!("/suite-{:016x}", fastrand::u64(..)), recorder: Recorder::default() }
     }
 
     /// The server.
@@ -77,10 +63,7 @@ impl Harness for Etcd {
 
     async fn client(&self) -> Client {
         let proxy = Proxy::start(self.server.endpoint()).await.expect("a loopback port can be bound");
-        let mut config = EtcdConfig::new([proxy.endpoint()]).prefix(&self.prefix);
-        if self.prefix_watch {
-            config = config.prefix_watch_threshold(1);
-        }
+        let config = EtcdConfig::new([proxy.endpoint()]).prefix(&self.prefix);
         let backend = EtcdBackend::new(config).unwrap_or_else(|error| panic!("{error}"));
         Client { backend: self.recorder.wrap(backend), faults: Some(Arc::new(proxy)) }
     }

@@ -133,7 +133,7 @@ impl Harness for Zookeeper {
 
     async fn remaining_state(&self) -> Vec<String> {
         let foreign = self.foreign_paths("e");
-        // Only children of an election or of `~sessions` count: the server deletes their parents itself.
+        // Only children of an election count: the server deletes their parents itself.
         let is_child = |path: &String| path[self.root.len()..].matches('/').count() > 1;
         let mut left: Vec<String> =
             self.paths().await.into_iter().filter(|path| is_child(path) && !foreign.contains(path)).collect();

@@ -37,7 +37,7 @@ pub(crate) fn unusual() -> Vec<String> {
         "$(reboot)",
         "<script>",
         "~withdrawn",
-        "~sessions",
+        "~doctor",
         "*",
         "?",
         "#",

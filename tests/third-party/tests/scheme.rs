@@ -34,7 +34,7 @@ async fn what_cannot_work_is_refused_with_what_is_allowed() {
         ("acme://host/x", "it has a host or no name; give acme:NAME"),
         ("acme:x?delay=1s", "unknown setting delay; allowed are drift, "),
         ("acme:x?ttl=1ms", "it must be from 1s to 1day"),
-        ("acne:x", "there is no store \"acne\"; use memory:, local:, etcd:, zookeeper: or acme:"),
+        ("acne:x", "there is no store \"acne\"; did you mean acme:? use memory:, local:, etcd:"),
     ] {
         let refused = refusal(url).await;
         assert!(refused.contains(expected), "{url}: {refused}");

@@ -23,8 +23,7 @@ pub(super) fn write(rows: &[Value]) -> Result<()> {
     let (peers, ours): (Vec<&Value>, Vec<&Value>) = rows.iter().partition(|row| row["peer"].is_string());
     let beside = if peers.is_empty() { String::new() } else { beside(&ours, &peers) };
     fs::write(PAGE, format!("{before}{BEGIN}\n{}{beside}{END}{after}", table(&ours)))?;
-    fs::write(PLOT, plot(&ours))?;
-    Ok(())
+    plot_again()
 }
 
 fn number(row: &Value, name: &str) -> Option<f64> {
@@ -89,45 +88,85 @@ fn beside(ours: &[&Value], peers: &[&Value]) -> String {
     table
 }
 
-/// The ratios to the floors, as bars.
-fn plot(rows: &[&Value]) -> String {
-    let bars: Vec<_> = rows.iter().filter_map(|row| Some((*row, number(row, "ratio_p50")?))).collect();
-    let (left, wide, high) = (430.0, 380.0, 22.0);
-    let most = bars.iter().map(|(_, ratio)| *ratio).fold(1.0, f64::max);
-    let height = high * (bars.len() as f64 + 2.0);
+/// Draws the plot again, from the table in the page.
+///
+/// # Errors
+/// When the page is not there.
+pub(super) fn plot_again() -> Result<()> {
+    let page = fs::read_to_string(PAGE)
+        .with_context(|| format!("cannot read {PAGE}; run this at the top of the tree"))?;
+    let table = page.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END));
+    let (table, _) = table.with_context(|| format!("{PAGE} has no {BEGIN}"))?;
+    fs::write(PLOT, plot(&bars(table)))?;
+    Ok(())
+}
+
+/// A ratio to the floor.
+#[derive(Debug, PartialEq)]
+struct Bar {
+    name: String,
+    ratio: f64,
+    is_met: bool,
+}
+
+/// The ratios in the first table.
+fn bars(table: &str) -> Vec<Bar> {
+    let rows = table.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let bar = |row: Vec<&str>| match row[..] {
+        ["", store, measure, _, _, _, ratio, _, met, ""] => Some(Bar {
+            name: format!("{store}: {measure}"),
+            ratio: ratio.parse().ok()?,
+            is_met: met != "**no**",
+        }),
+        _ => None,
+    };
+    rows.filter_map(bar).collect()
+}
+
+/// The greatest width of a character of the plot's text, in its units.
+const CHARACTER: f64 = 7.0;
+
+/// The ratios as horizontal bars. Met and missed targets differ in colour, pattern and words.
+fn plot(bars: &[Bar]) -> String {
+    let longest = bars.iter().map(|bar| bar.name.chars().count()).max().unwrap_or_default();
+    let (left, wide, high, top) = (longest as f64 * CHARACTER + 16.0, 380.0, 22.0, 70.0);
+    let most = bars.iter().map(|bar| bar.ratio).fold(1.0, f64::max);
+    let (bottom, width) = (top + high * bars.len() as f64, left + wide + 150.0);
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
-        left + wide + 60.0
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"12\" role=\"img\" aria-labelledby=\"title\">\n\
+         <title id=\"title\">How many times as long as the raw store operations an election takes</title>\n\
+         <defs><pattern id=\"missed\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" patternTransform=\"rotate(45)\">\
+         <rect width=\"6\" height=\"6\" fill=\"#a8480f\"/><rect width=\"2\" height=\"6\" fill=\"#f3d9c8\"/></pattern></defs>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"8\" y=\"22\" font-size=\"15\" font-weight=\"bold\">Elections beside the raw store operations (1: equally fast)</text>\n\
+         <rect x=\"8\" y=\"36\" width=\"14\" height=\"14\" fill=\"#1b7f5c\"/><text x=\"28\" y=\"47\">target met</text>\
+         <rect x=\"118\" y=\"36\" width=\"14\" height=\"14\" fill=\"url(#missed)\"/><text x=\"138\" y=\"47\">target missed</text>\n",
+        height = bottom + high * 1.5
     );
     let one = left + wide / most;
-    for (at, (row, ratio)) in bars.iter().enumerate() {
-        let y = high * (at as f64 + 0.5);
-        let name = format!(
-            "{}: {}",
-            row["store"].as_str().unwrap_or_default(),
-            row["measure"].as_str().unwrap_or_default()
-        );
-        let color = if row["met"] == true { "#4a7" } else { "#c63" };
+    for (at, Bar { name, ratio, is_met }) in bars.iter().enumerate() {
+        let (y, long) = (top + high * at as f64, wide * ratio / most);
+        let (fill, missed) = if *is_met { ("#1b7f5c", "") } else { ("url(#missed)", ", missed") };
+        // Writing to a string does not fail.
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{name}</text>\
-             <rect x=\"{left}\" y=\"{}\" width=\"{:.1}\" height=\"14\" fill=\"{color}\"/>\
-             <text x=\"{:.1}\" y=\"{}\">{ratio:.2}</text>",
+             <rect x=\"{left}\" y=\"{y}\" width=\"{long:.1}\" height=\"14\" fill=\"{fill}\"/>\
+             <text x=\"{:.1}\" y=\"{}\">{ratio:.2}{missed}</text>",
             left - 8.0,
-            y + 12.0,
-            y + 1.0,
-            wide * ratio / most,
-            left + wide * ratio / most + 5.0,
-            y + 12.0
+            y + 11.0,
+            left + long + 5.0,
+            y + 11.0
         );
     }
     let _ = writeln!(
         svg,
-        "<line x1=\"{one:.1}\" y1=\"4\" x2=\"{one:.1}\" y2=\"{:.1}\" stroke=\"black\" stroke-dasharray=\"3\"/>\
+        "<line x1=\"{one:.1}\" y1=\"{}\" x2=\"{one:.1}\" y2=\"{:.1}\" stroke=\"black\" stroke-dasharray=\"3\"/>\
          <text x=\"{one:.1}\" y=\"{:.1}\" text-anchor=\"middle\">1: the raw operations</text>\n</svg>",
-        height - high,
-        height - 6.0
+        top - 8.0,
+        bottom + 4.0,
+        bottom + 20.0
     );
     svg
 }
@@ -137,6 +176,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    /// Every name has room, and a missed target is said in words as well.
+    #[test]
+    fn the_plot_is_readable_without_colours() {
+        let row = |measure: &str, ratio: f64, met: bool| json!({"store": "etcd", "measure": measure, "rounds": 1, "ratio_p50": ratio, "target": "t", "met": met});
+        let long = "churn: requests for a departure and a return, 200 elections of 50 processes";
+        let rows = [row(long, 1.34, false), row("handover", 1.1, true)];
+        let bars = bars(&table(&rows.iter().collect::<Vec<_>>()));
+        let bar = |name: &str, ratio, is_met| Bar { name: format!("etcd: {name}"), ratio, is_met };
+        assert_eq!(bars, [bar(long, 1.34, false), bar("handover", 1.1, true)]);
+        let svg = plot(&bars);
+        assert!(svg.contains(">1.34, missed<") && svg.contains(">1.10<"), "{svg}");
+        assert!(
+            svg.contains("<title") && svg.contains(">target met<") && svg.contains(">target missed<"),
+            "{svg}"
+        );
+        let ends_at =
+            svg.split("<text x=\"").find_map(|text| Some((text, text.split_once(&format!("etcd: {long}"))?)));
+        let (text, _) = ends_at.unwrap();
+        let right: f64 = text.split('"').next().unwrap().parse().unwrap();
+        assert!(right >= format!("etcd: {long}").len() as f64 * CHARACTER, "{right}");
+    }
 
     /// Not all of them hold as many elections; what one costs is what is compared.
     #[test]

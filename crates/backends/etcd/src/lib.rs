@@ -17,34 +17,39 @@
 //!
 //! # Guarantees
 //!
-//! - A heartbeat is a lease keepalive, and a linearizable read that is sent after its response and answered in the same raft
-//!   term.
-//! - A candidate is reported as leader only by a linearizable read that found its entry first in the queue, or by one
-//!   watch that covered both entries and reported the deletion of the leader's entry, and not of its own.
+//! - The heartbeat of a leader, or of a candidate that is next in line, is a lease keepalive, and a linearizable read that is
+//!   sent after its response. It counts if both report the same raft term; otherwise both are repeated. Candidates further
+//!   back send keepalives only.
+//! - A candidate is reported as leader only by a linearizable read that found its entry first in the queue, or by the
+//!   watch of all deletions, which reported the deletion of the leader's entry, and not of its own.
 //! - With one member of three dead or frozen every call still succeeds: each member has its own connection, and a
 //!   late request is repeated on another member.
 //! - A request that the store executes after its caller gave up leaves an entry for at most one TTL.
 //!
 //! # Assumptions
 //!
-//! - etcd 3.4 or later. TLS needs the feature `tls` and a certificate authority.
+//! - etcd 3.4 or 3.5; 3.6 is not tested. TLS needs the feature `tls` and a certificate authority.
+//! - etcd runs without `--experimental-enable-lease-checkpoint-persist`, as it does by default.
 //! - With authentication enabled, the user may read and write every key below `PREFIX/`.
-//! - No other client writes below `PREFIX/~`, which holds this library's markers.
+//! - No other client writes below `PREFIX/~`, which holds the markers of withdrawn requests.
 //!
 //! # Limitations
 //!
 //! - Foreign keys in an election, which are not named after their own lease, are skipped, counted and logged, and
 //!   never deleted. Go's candidates wait for such keys until they are deleted.
-//! - After the response to a request to enter was lost, a marker stays below `PREFIX/~withdrawn/` until the session
-//!   ends.
+//! - When a request to enter is withdrawn, and one of its attempts was never answered, a marker stays below
+//!   `PREFIX/~withdrawn/` until the session ends.
 //! - Under the NOSPACE alarm no candidate can enter. The leader stays leader, and can resign.
 //! - A store that was wiped, or restored from an older snapshot, assigns old revisions again, so that tokens repeat.
 //!   Restore with `--bump-revision` (etcd 3.6), or change the prefix and reset the fences.
 //! - The TTL is in whole seconds, rounded up. etcd's minimum follows from its election timeout: 2 s by default.
+//!
+//! Numbers such as E18 in comments are those of `docs/assurance/hazards.md`, which lists every known way in which this goes wrong.
 #![doc(test(attr(deny(warnings))))]
 
 mod config;
 mod diagnose;
+// The recipe: its module has a table of the steps.
 mod election;
 mod known_bugs;
 #[cfg(any(fuzzing, feature = "simulation"))]
@@ -76,7 +81,7 @@ impl EtcdBackend {
     pub fn new(config: EtcdConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {
-            internal::warn_of_plain_text("etcd", &config.endpoints, config.login.is_some());
+            internal::warn_of_plain_text("etcd", config.hosts(), config.login.is_some());
         }
         Ok(Self { store: Arc::new(ElectionStore::new(config)) })
     }
@@ -87,10 +92,14 @@ impl EtcdBackend {
     }
 }
 
+/// How many entries are created under one lease. Where authentication is enabled, etcd checks for each put under a lease whether the user may write every key of that
+/// lease: 10 000 keys make that 44 ms a put (hazard E18).
+const ENTRIES_PER_LEASE: usize = 500;
+
 #[async_trait]
 impl Backend for EtcdBackend {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::QUEUE.ends_sessions(true)
+        Capabilities::QUEUE.ends_sessions(true).entries_per_session(ENTRIES_PER_LEASE)
     }
 
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {

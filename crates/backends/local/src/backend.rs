@@ -45,7 +45,7 @@ impl LocalBackend {
     ///
     /// # Errors
     /// [`Error::Unauthorized`] if the directory cannot be created or written to. [`Error::Refused`] if the path is not a
-    /// directory, or is on a network file system.
+    /// directory, or is on a network file system or FUSE.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, Error> {
         let dir = dir.as_ref();
         let root = std::path::absolute(dir).map_err(|e| open_error("use the directory", dir, &e))?;
@@ -60,12 +60,12 @@ impl LocalBackend {
             )
             .map_err(|e| open_error("write to the directory", &dir, &e.into()))?;
         }
-        let network = filesystem::network_file_system(layout.root())
+        let unsuitable = filesystem::unsuitable_file_system(layout.root())
             .map_err(|e| open_error("use the directory", layout.root(), &e))?;
-        if let Some(network) = network {
+        if let Some(file_system) = unsuitable {
             let message = format!(
-                "cannot use the directory {}: it is on a network file system ({network}), whose locks do not \
-                 end with the process; use a local file system",
+                "cannot use the directory {}: its file system is {file_system}, whose locks need not reach other \
+                 mounts or end with the process; use a directory on a disk of this machine (in a container: a volume)",
                 layout.root().display()
             );
             return Err(BackendError::new(BackendErrorKind::Invalid, message).into());
@@ -99,7 +99,10 @@ impl LocalBackend {
             return Diagnosis::warning("directory", problem, WORLD_WRITABLE_ADVICE);
         }
         let directory = self.dir().display();
-        Diagnosis::good("directory", format!("{directory} is on no network file system known to tenure"))
+        Diagnosis::good(
+            "directory",
+            format!("{directory} is on no file system whose locks are known to be unsuitable"),
+        )
     }
 
     /// How soon a waiting candidate notices that another candidate has left.

@@ -1,6 +1,6 @@
 //! The configuration: servers, root, credentials, and time limits.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use tenure_core::{
     Error, InvalidConfig, Password, StoreUrl, Tls,
@@ -19,7 +19,7 @@ const DEFAULT_ROOT: &str = "/tenure";
 /// The servers of a ZooKeeper ensemble, and the root of its elections.
 ///
 /// `Debug` does not print the password.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ZookeeperConfig {
     pub(crate) servers: Vec<String>,
     pub(crate) root: String,
@@ -78,10 +78,7 @@ impl ZookeeperConfig {
         if !url.path().trim_end_matches('/').is_empty() {
             config = config.root(url.path());
         }
-        if let Some(layout) = url.text("layout") {
-            let layout = layout.parse().map_err(|reason| url.invalid(format!("layout={layout} {reason}")))?;
-            config = config.layout(layout);
-        }
+        config.layout = url.parsed("layout", "one of tenure, curator, kazoo")?.unwrap_or_default();
         let by_sasl = match url.text("auth") {
             None | Some("digest") => false,
             Some("sasl") => true,
@@ -110,11 +107,12 @@ impl ZookeeperConfig {
         };
         config.bounds.min_ttl = url.duration("min_ttl")?;
         config.bounds.max_ttl = url.duration("max_ttl")?;
-        if let Some(given) = url.duration("attempt_timeout")? {
-            config = config.attempt_timeout(given);
-        }
+        config.attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(config.attempt_timeout);
         config.bounds.tick = url.duration("tick")?;
-        config.check()?;
+        config.check().map_err(|error| match error {
+            Error::Refused(reason) => url.invalid(reason.to_string()).into(),
+            other => other,
+        })?;
         Ok(config)
     }
 
@@ -177,18 +175,18 @@ impl ZookeeperConfig {
         self
     }
 
-    /// Sets the time limit for connecting to a server and for each of its answers. After that the session moves
-    /// to another server.
+    /// Sets the time limit for connecting to a server and for each of its answers. A late answer alone does not move the session to
+    /// another server.
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
         self.attempt_timeout = time;
         self
     }
 
-    /// Sets the servers' `tickTime`, which they do not report. With a TTL of eight ticks or more, heartbeats are then
-    /// confirmed sooner, and leadership survives longer outages.
+    /// Sets the servers' `tickTime`, which they do not report. Where a tick is less than a quarter of the TTL,
+    /// heartbeats are then confirmed sooner, and leadership survives longer outages.
     ///
-    /// Without it, a heartbeat is confirmed by one that follows a quarter of the TTL later, since no TTL is less than
-    /// two ticks. A tick that is too short breaks safety; one that is too long does no harm.
+    /// A heartbeat is confirmed by three later ones. The first is sent at least a tick after its answer, or a quarter of the TTL if
+    /// that is less or no tick is set: no TTL is less than two ticks, so that this is half a tick or more. A tick that is too short breaks safety; one that is too long does no harm.
     pub fn tick(mut self, time: Duration) -> Self {
         self.bounds.tick = Some(time);
         self
@@ -210,14 +208,13 @@ impl ZookeeperConfig {
                  use a name without a colon"
             )));
         }
-        if self.login.as_ref().is_some_and(|login| login.scheme == AuthScheme::Sasl)
-            && cfg!(not(feature = "sasl"))
-        {
+        let by_sasl = self.login.as_ref().is_some_and(|login| login.scheme == AuthScheme::Sasl);
+        if by_sasl && cfg!(not(feature = "sasl")) {
             return Err(invalid(
                 "SASL is requested, and this program was built without the feature \"sasl\"; add it in Cargo.toml",
             ));
         }
-        if self.login.as_ref().is_some_and(|login| login.scheme == AuthScheme::Sasl)
+        if by_sasl
             && self.tls.is_none()
             && let Some(host) = self.servers.iter().find(|server| !is_loopback(server))
         {
@@ -254,7 +251,7 @@ fn check_root(root: &str) -> Result<(), &'static str> {
     }
     for part in root[1..].split('/') {
         match part {
-            "" => return Err("it has an empty part"),
+            "" => return Err("it has an empty part; write each slash once"),
             "." | ".." => return Err("it has a part . or .."),
             "zookeeper" if root.starts_with("/zookeeper") => return Err("/zookeeper is ZooKeeper's own"),
             part if part
@@ -267,22 +264,6 @@ fn check_root(root: &str) -> Result<(), &'static str> {
         }
     }
     Ok(())
-}
-
-impl fmt::Debug for ZookeeperConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ZookeeperConfig")
-            .field("servers", &self.servers)
-            .field("root", &self.root)
-            .field("layout", &self.layout)
-            .field("user", &self.login.as_ref().map(|login| &login.user))
-            .field("tls", &self.tls)
-            .field("min_ttl", &self.bounds.min_ttl)
-            .field("max_ttl", &self.bounds.max_ttl)
-            .field("attempt_timeout", &self.attempt_timeout)
-            .field("tick", &self.bounds.tick)
-            .finish()
-    }
 }
 
 fn with_port(server: String) -> String {
@@ -333,7 +314,11 @@ mod tests {
             ("zookeeper:", "it names no host; give every server"),
             ("zookeeper://me@h", "it has a user but no password; give zookeeper://user:password@host"),
             ("zookeeper://a%3Ab:c@h", "the user \"a:b\" of ZooKeeper has a colon"),
-            ("zookeeper://h/a//b", "it has an empty part"),
+            ("zookeeper://h/a//b", "it has an empty part; write each slash once"),
+            (
+                "zookeeper://h//a",
+                "the root \"//a\" is not allowed: it has an empty part; write each slash once",
+            ),
             ("zookeeper://h/a/../b", "it has a part . or .."),
             ("zookeeper://h/zookeeper", "/zookeeper is ZooKeeper's own"),
             ("zookeeper://h?layout=consul", "layout=consul is not one of tenure, curator, kazoo"),
@@ -344,8 +329,9 @@ mod tests {
             ),
             ("zookeeper://h?min_ttl=5s&max_ttl=4s", "min_ttl 5s is not allowed: it must be at most max_ttl"),
         ] {
-            let error = config(url).unwrap_err().to_string();
-            assert!(error.contains(reason), "{url}: {error}");
+            let error = config(url).unwrap_err();
+            assert!(matches!(error, Error::InvalidUrl(_) | Error::InvalidConfig(_)), "{error:?}");
+            assert!(error.to_string().contains(reason), "{url}: {error}");
         }
         let none = ZookeeperConfig::new([] as [&str; 0]).check().unwrap_err().to_string();
         assert!(none.contains("no host of ZooKeeper is given"), "{none}");

@@ -1,7 +1,7 @@
 //! Leader election on ZooKeeper: tenure's ZooKeeper backend.
 //!
 //! An entry is an ephemeral sequential znode `ROOT/ELECTION/c-GUID-NUMBER`. The candidate with the lowest
-//! number leads, and each candidate watches the one just ahead of it. The znode's `czxid`, a number that
+//! number leads, and each candidate watches its own entry and the two just ahead of it. The znode's `czxid`, a number that
 //! rises across the whole ensemble, is the fencing token.
 //!
 //! ```no_run
@@ -17,9 +17,9 @@
 //!
 //! # Guarantees
 //!
-//! - A heartbeat is a quorum write, followed by a `sync`. It counts only once a later heartbeat was answered too, sent a
-//!   quarter of the TTL after its answer (or one tick, if `tick` is set and less): a follower that is cut off
-//!   answers its clients' pings for seconds.
+//! - A heartbeat is a write that is refused, which a quorum commits. It counts once three later ones were answered, of which the
+//!   first was sent at least a quarter of the TTL after its answer (or one tick, if `tick` is set and less); `election/session.rs`
+//!   says why. While all candidates wait and none is next in line, reads keep the session alive, which extend no leadership.
 //! - A candidate is reported as leader only if its entry is first in a listing, or if the leader's deletion was reported
 //!   over a connection on which the watch on the candidate's own entry, set under our session, had not fired.
 //! - A session outlives its connection: it is resumed at another server, and everything is read
@@ -38,22 +38,29 @@
 //!
 //! - The servers grant 2 to 20 ticks, by default 4 s to 40 s. A granted timeout of half to twice the requested TTL is
 //!   accepted, and refused otherwise; `min_ttl` and `max_ttl` set other bounds.
+//! - With TLS, only the first reachable address of a host name is tried: the client library checks the certificate against
+//!   the name that it connects to. Give each server a name of its own.
+//! - The client library warns of every attempt to connect that fails, with the target `zookeeper_client`; this crate reports
+//!   them at debug level. `zookeeper_client=error` leaves them out.
 //! - An election's znode is a container: ZooKeeper deletes it some time after the last candidate has left.
 //! - A store that was wiped reuses transaction numbers, so that fencing tokens repeat. Change the root and reset the
 //!   fences.
 //! - A server that is not ZooKeeper, and sends data endlessly, is read for as long as an answer is waited for, and all of
 //!   the data is buffered: the client library has no bound. This lasts a fifth of the TTL and at most `attempt_timeout`
-//!   while connecting, `attempt_timeout` for other requests, and some 25 s if only an observer waits. The library also
+//!   while connecting, three fifths of the TTL for other requests, and some 25 s if only an observer waits. The library also
 //!   trusts the length of a list: a server that sends a false one, which a real server does not do, can make the process
 //!   run out of memory.
 //! - From 3.9 on, a persistent znode that is named like an entry and that the user may not read cannot be recognized as
 //!   garbage, and is waited for. A warning names it.
 //! - ZooKeeper may keep an entry after its session has ended (ZOOKEEPER-2867, ZOOKEEPER-4837).
 //!   [`Candidate`] shows its session and age; deleting it is the operator's decision.
+//!
+//! Numbers such as Z18 in comments are those of `docs/assurance/hazards.md`, which lists every known way in which this goes wrong.
 #![doc(test(attr(deny(warnings))))]
 
 mod config;
 mod diagnose;
+// The recipe: its module has a table of the steps.
 mod election;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -111,7 +118,7 @@ impl ZookeeperBackend {
         Ok(Self { config, store })
     }
 
-    /// How often a znode was seen in an election that no candidate can have created.
+    /// How often a znode with a name that no candidate uses was seen in an election.
     pub fn foreign_entries_seen(&self) -> u64 {
         self.store.foreign_entries.seen()
     }

@@ -129,6 +129,8 @@ struct KillRound {
     status: Option<WaitStatus>,
     /// Whether a child was reaped. Its own children are children of this process now.
     reaped: bool,
+    /// How many children beside the main one were reaped that SIGKILL has ended.
+    killed: u32,
     /// A process that is not dead yet, and why it could not be killed.
     survivor: Option<(Pid, Option<Errno>)>,
 }
@@ -144,6 +146,12 @@ impl Descendants {
             round.is_empty = true;
         }
         round
+    }
+
+    /// Whether a round finds nobody and meets no error.
+    fn is_confirmed_empty(&self) -> bool {
+        let round = self.kill(None);
+        round.is_empty && round.unknown.is_none()
     }
 
     fn kill_remaining(&self, main_child: Option<Pid>, round: &mut KillRound) -> io::Result<()> {
@@ -202,6 +210,8 @@ impl Descendants {
                 round.reaped = true;
                 if Some(pid) == main_child {
                     round.status = Some(status);
+                } else if status.terminating_signal() == Some(Signal::KILL.as_raw()) {
+                    round.killed += 1;
                 }
             }
             outcome => round.survivor = Some((pid, killed.err().or(outcome.err()))),
@@ -231,9 +241,18 @@ impl Descendants {
     }
 }
 
+/// What [`kill_all_descendants`] found out.
+#[derive(Debug, Default)]
+pub(crate) struct Killed {
+    /// How `main_child` ended, if it was reaped here.
+    pub(crate) status: Option<WaitStatus>,
+    /// How many other processes SIGKILL has ended, without those whose own parents reaped them.
+    pub(crate) others: u32,
+}
+
 /// Kills all descendants of this process: the process group `group` and the child `main_child` first. Returns once the
-/// kernel has confirmed that all are dead, with the status of `main_child` if it was reaped here.
-pub(crate) fn kill_all_descendants(main_child: Option<Pid>, group: Option<Pid>) -> Option<WaitStatus> {
+/// kernel has confirmed that all are dead.
+pub(crate) fn kill_all_descendants(main_child: Option<Pid>, group: Option<Pid>) -> Killed {
     // Errors are ignored: the rounds below find what is left.
     if let Some(group) = group {
         let _ = kill_process_group(group, Signal::KILL);
@@ -241,16 +260,19 @@ pub(crate) fn kill_all_descendants(main_child: Option<Pid>, group: Option<Pid>) 
     if let Some(main_child) = main_child {
         let _ = kill_process(main_child, Signal::KILL);
     }
-    let mut status = None;
+    let mut killed = Killed::default();
     let mut delay = ROUND_DELAY;
     let mut report = KillReport::begin();
     loop {
         // A process that is forked meanwhile is found in the next round.
-        let round = descendants()?.kill(main_child);
-        status = round.status.or(status);
+        let Some(descendants) = descendants() else { return killed };
+        let round = descendants.kill(main_child);
+        drop(descendants);
+        killed.status = round.status.or(killed.status);
+        killed.others += round.killed;
         report.update(&round);
         if round.is_empty {
-            return status;
+            return killed;
         }
         if round.reaped {
             continue;
@@ -260,6 +282,11 @@ pub(crate) fn kill_all_descendants(main_child: Option<Pid>, group: Option<Pid>) 
             delay = (delay * 2).min(MAX_ROUND_DELAY);
         }
     }
+}
+
+/// Whether one further scan, which met no error, finds no descendant of this process.
+pub(crate) fn is_nothing_left() -> bool {
+    descendants().is_some_and(|descendants| descendants.is_confirmed_empty())
 }
 
 /// Reports on the standard error why killing takes long, each reason once.
@@ -338,8 +365,9 @@ fn keeps_waiting_without_a_listing() -> io::Result<bool> {
     for preexisting in [BTreeSet::new(), BTreeSet::from([another])] {
         // Not a directory, so it cannot be listed.
         let proc = Proc::open("/proc/self/stat")?;
-        let round = Descendants { proc, preexisting, awaited: None }.kill(None);
-        keeps_waiting &= !round.is_empty && round.unknown.is_some();
+        let descendants = Descendants { proc, preexisting, awaited: None };
+        let round = descendants.kill(None);
+        keeps_waiting &= !round.is_empty && round.unknown.is_some() && !descendants.is_confirmed_empty();
     }
     child.kill()?;
     child.wait()?;
@@ -350,7 +378,7 @@ fn keeps_waiting_without_a_listing() -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    /// G37: in one test, since all tests of a process have the same children.
+    /// G37, G40: in one test, since all tests of a process have the same children.
     #[test]
     fn only_dead_or_preexisting_processes_count_as_gone() {
         assert!(keeps_waiting_without_a_listing().unwrap());
@@ -371,6 +399,7 @@ mod tests {
                 break;
             }
         }
+        assert!(with_preexisting.is_confirmed_empty());
         assert_eq!(statuses.len(), 1);
         assert_eq!(statuses[0].terminating_signal(), Some(Signal::KILL.as_raw()));
         assert_eq!(before.try_wait().unwrap(), None, "the preexisting process must not be killed");

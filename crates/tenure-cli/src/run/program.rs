@@ -11,31 +11,37 @@ use std::{
         },
     },
     pin::pin,
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, getpid, pidfd_open, pidfd_send_signal};
 use tenure::{BootClock, BootInstant, Clock as _, LeadershipHandle};
 use tokio::{
     io::Interest,
-    sync::mpsc::UnboundedReceiver,
-    task::JoinHandle,
+    sync::{mpsc::UnboundedReceiver, oneshot},
     time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
-use super::shutdown::Shutdown;
+use super::{say_session_not_pinned, service_manager, shutdown::Shutdown};
 use crate::{
     args::{self, OnOverrun, Restart},
+    end_session::SessionToEnd,
     exit::{self, UsageError},
     guard_protocol::{
-        GuardCommand, GuardEvent, LineReader, ProgramExit, encode_line, is_disconnected, send_files,
+        GuardCommand, GuardEvent, GuardFiles, LineReader, ProgramExit, SessionFiles, encode_line,
+        is_disconnected,
     },
-    messages,
+    messages, nesting,
     processes::{kill_all_descendants, spawn_awaited, wait_for_awaited},
     signals::ReceivedSignal,
-    store,
+    store::{self, Store},
 };
 
 /// How often the guard gets new time limits, if the deadline has moved. Heartbeats are sent every third of a TTL.
@@ -56,7 +62,7 @@ const KILL_RETRY_DELAY: Duration = Duration::from_millis(100);
 pub(super) struct Program {
     /// The guard's pidfd: its process id may be given to another process.
     guard: OwnedFd,
-    guard_exit: Option<JoinHandle<io::Result<ExitStatus>>>,
+    guard_exit: Option<oneshot::Receiver<io::Result<ExitStatus>>>,
     /// How the guard ended, once that is known.
     guard_status: Option<ExitStatus>,
     /// Whether it is confirmed that no process of the program is left.
@@ -80,30 +86,45 @@ pub(super) struct ProgramEnd {
 }
 
 impl Program {
-    /// Starts the guard, which starts the program.
-    pub(super) fn start(options: &args::Run, leadership: &LeadershipHandle) -> Result<Self> {
+    /// Starts the guard, which starts the program. The guard ends `session` should this process be killed.
+    pub(super) fn start(
+        options: &args::Run,
+        store: &Store,
+        leadership: &LeadershipHandle,
+        session: Option<&SessionToEnd>,
+    ) -> Result<Self> {
         leadership.ensure()?;
         // The elector's setting and not the option: the store's URL may set it, too.
         let grace_period = leadership.grace_period();
         check_grace_period(grace_period)?;
         let (control, other) = UnixStream::pair().context("cannot make a socket to the guard")?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg("__guard").arg(format!("--stop-signal={}", options.stop_signal));
+        command
+            .arg(messages::format_option())
+            .arg("__guard")
+            .arg(format!("--stop-signal={}", options.stop_signal));
         // A process that reads from its terminal has to be in the terminal's foreground process group.
         let own_group = File::open("/dev/tty").is_err();
         if !own_group {
             command.arg(format!("--group={}", getpgrp().as_raw_nonzero()));
         }
+        for variable in store::secret_variables(options.store.url.as_deref()) {
+            command.arg(format!("--withhold={variable}"));
+        }
+        if service_manager::has_sockets() {
+            command.arg("--listen-fds");
+        }
         command.arg("--").args(&options.command);
         // A signal to tenure's process group must not reach the guard.
         command.process_group(0);
         command
+            .env(nesting::VARIABLE, nesting::value(store, leadership.election().as_str())?)
             .env("TENURE_ELECTION", leadership.election().as_str())
             .env("TENURE_FENCING_TOKEN", leadership.fencing_token().to_string())
             .env("TENURE_CANDIDATE", leadership.candidate_id().as_str())
             .env("TENURE_GRACE_PERIOD_MS", grace_period.as_millis().to_string())
             .env_remove("TENURE_DEADLINE_BOOTTIME_NS");
-        for variable in store::secret_variables(options.store.url.as_deref()) {
+        for variable in service_manager::VARIABLES {
             command.env_remove(variable);
         }
         let deadline = leadership.deadline();
@@ -111,16 +132,28 @@ impl Program {
             command.env("TENURE_DEADLINE_BOOTTIME_NS", deadline.as_nanos().to_string());
         }
         let lock = tenure::local::lock_file(leadership)?;
+        let session = session.and_then(|session| {
+            let files = pidfd_open(getpid(), PidfdFlags::empty())
+                .map_err(io::Error::from)
+                .and_then(|pidfd| Ok((pidfd, session.to_file()?)));
+            // The program runs without it all the same.
+            files.inspect_err(|error| say_session_not_pinned(&error.to_string())).ok()
+        });
+        // Before the guard is started, since the thread may be refused.
+        let (waiter, guard_exit) = wait_on_a_thread().context("cannot start a thread for the guard")?;
         let child = spawn_awaited(command.stdin(Stdio::from(OwnedFd::from(other))));
         // Only the guard holds the other end of the socket now.
         drop(command);
         let child = child.context("cannot start the program's guard")?;
         let pid =
             i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the guard has no process id")?;
-        let guard = pidfd_open(pid, PidfdFlags::empty()).context("cannot open the guard's pidfd")?;
+        let guard = pidfd_open(pid, PidfdFlags::empty());
+        // The thread ends only after this channel, or after the guard.
+        let _ = waiter.send(child);
+        let guard = guard.context("cannot open the guard's pidfd")?;
         let mut program = Self {
             guard,
-            guard_exit: Some(tokio::task::spawn_blocking(move || wait_for_awaited(child))),
+            guard_exit: Some(guard_exit),
             guard_status: None,
             nothing_left: false,
             control,
@@ -131,10 +164,15 @@ impl Program {
             deadline,
         };
         let input = io::stdin();
-        let mut files = vec![input.as_fd()];
-        files.extend(lock.as_ref().map(|lock| lock.as_fd()));
+        let files = GuardFiles {
+            input: input.as_fd(),
+            lock: lock.as_ref().map(|lock| lock.as_fd()),
+            session: session
+                .as_ref()
+                .map(|(tenure, session)| SessionFiles { tenure: tenure.as_fd(), session: session.as_fd() }),
+        };
         // If the guard is gone, `supervise` finds out.
-        match send_files(&program.control, &files) {
+        match files.send(&program.control) {
             Err(error) if !is_disconnected(&error) => return Err(error).context("cannot send to the guard"),
             _ => {}
         }
@@ -153,7 +191,7 @@ impl Program {
         &mut self,
         leadership: &LeadershipHandle,
         signals: &mut UnboundedReceiver<ReceivedSignal>,
-        shutdown: &mut Shutdown,
+        shutdown: &mut Shutdown<'_>,
     ) -> Result<ProgramEnd> {
         let control = tokio::net::UnixStream::from_std(self.control.try_clone()?)?;
         let mut reader = self.control.try_clone()?;
@@ -180,7 +218,16 @@ impl Program {
                         Ok(Some(events)) => for event in events {
                             match event {
                                 GuardEvent::Started => started = true,
-                                GuardEvent::Ended { exit, time_limit_reached } => {
+                                GuardEvent::Ended { exit, time_limit_reached, left_running } => {
+                                    // A terminal's signal reaches the program without the guard.
+                                    while let Ok(signal) = signals.try_recv() {
+                                        if signal.is_termination() {
+                                            shutdown.begin();
+                                        }
+                                    }
+                                    if !shutdown.has_begun() {
+                                        warn_of_processes_left(exit, left_running);
+                                    }
                                     self.kill_and_wait().await?;
                                     return Ok(ProgramEnd { exit, time_limit_reached });
                                 }
@@ -251,21 +298,28 @@ impl Program {
     /// # Cancellation safety
     /// If it is dropped, call it again: it continues, and still returns only once nothing is left.
     pub(super) async fn kill_and_wait(&mut self) -> Result<ProgramEnd> {
-        // The guard kills the program when its socket is closed.
+        // The guard kills the program when its socket is closed. It must not wait for the end of this process then.
+        let _ = self.send(GuardCommand::Finish);
         let _ = self.control.shutdown(std::net::Shutdown::Both);
         if let Some(guard_exit) = &mut self.guard_exit {
             let left = self.deadline.since(BootClock.now());
-            let status = match timeout(GUARD_EXIT_TIMEOUT.min(left / 2), &mut *guard_exit).await {
-                Ok(status) => status,
-                // It is stopped, or cannot kill the program. Its children become children of this process when it dies.
-                Err(_) => {
-                    let _ = pidfd_send_signal(&self.guard, Signal::KILL);
-                    guard_exit.await
-                }
-            };
+            let (status, killed_here) =
+                match timeout(GUARD_EXIT_TIMEOUT.min(left / 2), &mut *guard_exit).await {
+                    Ok(status) => (status, false),
+                    // It is stopped, or cannot kill the program. Its children become children of this process when it dies.
+                    Err(_) => {
+                        let _ = pidfd_send_signal(&self.guard, Signal::KILL);
+                        (guard_exit.await, true)
+                    }
+                };
             self.guard_exit = None;
-            match status.map_err(io::Error::from).flatten() {
+            match status.map_err(io::Error::other).flatten() {
                 Ok(status) => {
+                    if let Some(signal) = status.signal().filter(|_| !killed_here) {
+                        messages::try_print(&format!(
+                            "the program's guard was killed by signal {signal}, and the program with it"
+                        ));
+                    }
                     self.nothing_left = status.success();
                     self.guard_status = Some(status);
                 }
@@ -292,9 +346,22 @@ impl Program {
     /// Kills the processes that a failed guard has left.
     async fn kill_orphans(&self) {
         let mut killing = pin!(async {
-            // A task that panicked has not confirmed that nothing is left.
-            while tokio::task::spawn_blocking(|| kill_all_descendants(None, None)).await.is_err() {
-                sleep(KILL_RETRY_DELAY).await;
+            loop {
+                let (sender, killed) = oneshot::channel();
+                let thread = thread::Builder::new().name("kill".to_owned()).spawn(move || {
+                    kill_all_descendants(None, None);
+                    let _ = sender.send(());
+                });
+                if thread.is_err() {
+                    // It must not wait for a thread.
+                    kill_all_descendants(None, None);
+                    break;
+                }
+                // A thread that panicked has not confirmed that nothing is left.
+                match killed.await {
+                    Ok(()) => break,
+                    Err(_) => sleep(KILL_RETRY_DELAY).await,
+                }
             }
         });
         if timeout(self.deadline.since(BootClock.now()), &mut killing).await.is_err() {
@@ -305,6 +372,30 @@ impl Program {
             killing.await;
         }
     }
+}
+
+/// Says once that the program is not to leave processes behind, as programs do that become daemons.
+fn warn_of_processes_left(exit: ProgramExit, left_running: u32) {
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    if left_running == 0 || !matches!(exit, ProgramExit::Exited(_)) || IS_SAID.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    messages::try_print(&format!(
+        "the program has exited and left {left_running} of its processes running, which were killed with the term: a \
+         program under `tenure run` must stay in the foreground (no --daemon, no &)"
+    ));
+}
+
+/// Starts a thread that waits for the child that it is sent. Its exit status arrives on the other channel.
+fn wait_on_a_thread() -> io::Result<(mpsc::Sender<Child>, oneshot::Receiver<io::Result<ExitStatus>>)> {
+    let (child_sender, child) = mpsc::channel();
+    let (sender, status) = oneshot::channel();
+    thread::Builder::new().name("guard".to_owned()).spawn(move || {
+        if let Ok(child) = child.recv() {
+            let _ = sender.send(wait_for_awaited(child));
+        }
+    })?;
+    Ok((child_sender, status))
 }
 
 /// Checks that a grace period is long enough for a program to stop or be killed.

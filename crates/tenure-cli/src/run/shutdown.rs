@@ -4,23 +4,27 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::service_manager::ServiceManager;
+
 /// When the shutdown began, and how long it may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shutdown {
+pub(super) struct Shutdown<'a> {
     /// When the first termination signal arrived.
     begun_at: Option<Instant>,
     timeout: Duration,
+    service_manager: &'a ServiceManager,
 }
 
-impl Shutdown {
+impl<'a> Shutdown<'a> {
     /// A shutdown that has not begun.
-    pub(super) fn new(timeout: Duration) -> Self {
-        Self { begun_at: None, timeout }
+    pub(super) fn new(timeout: Duration, service_manager: &'a ServiceManager) -> Self {
+        Self { begun_at: None, timeout, service_manager }
     }
 
     /// Begins the shutdown, if it has not begun yet.
     pub(super) fn begin(&mut self) {
         self.begun_at.get_or_insert_with(Instant::now);
+        self.service_manager.stopping(self.timeout);
     }
 
     pub(super) fn has_begun(&self) -> bool {

@@ -2,12 +2,14 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod sidecar;
+
 use std::{
     fs,
     io::{self, Read as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -124,6 +126,16 @@ impl RunningCommand {
     /// Waits until it has ended.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         eventually("the command ends", || self.0.try_wait().unwrap())
+    }
+
+    /// Its standard error, which was piped.
+    pub(crate) fn stderr(&mut self) -> ChildStderr {
+        self.0.stderr.take().unwrap()
+    }
+
+    /// Its standard output, which was piped.
+    pub(crate) fn stdout(&mut self) -> ChildStdout {
+        self.0.stdout.take().unwrap()
     }
 
     /// Waits until it has ended. Returns its exit code and its standard error.

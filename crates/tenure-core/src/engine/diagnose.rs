@@ -3,7 +3,9 @@
 use std::{fs, time::Duration};
 
 use super::{
-    elector_context::ElectorContext, rules::heartbeat, runtime::retry::with_timeout,
+    elector_context::ElectorContext,
+    rules::{heartbeat, token_marks::TokenRegression},
+    runtime::retry::with_timeout,
     tasks::session_opening::session_options,
 };
 use crate::{
@@ -32,6 +34,7 @@ pub(super) async fn diagnose(shared: &ElectorContext) -> Vec<Diagnosis> {
     });
     diagnose_session(shared, &mut diagnoses).await;
     diagnoses.push(diagnose_clock());
+    diagnoses.extend(diagnose_tokens(shared));
     diagnoses
 }
 
@@ -146,6 +149,19 @@ fn request_failed(subject: &str, error: &BackendError) -> Diagnosis {
         _ => "check that the store is up, has a quorum, and can be reached from here",
     };
     Diagnosis::problem(subject, error.to_string(), advice)
+}
+
+/// A problem if fencing tokens have gone back since this elector was created.
+fn diagnose_tokens(shared: &ElectorContext) -> Option<Diagnosis> {
+    let marks = shared.token_marks();
+    let (count, TokenRegression { election, token, highest }) = marks.regressions()?;
+    let others = if count > 1 { format!("; {count} tokens have gone back in all") } else { String::new() };
+    Some(Diagnosis::problem(
+        "tokens",
+        format!("the fencing token of the election {election} went back from {highest} to {token}{others}"),
+        "the store was wiped, restored or exchanged: reset the marks of the resources that check tokens, as described under \
+         \"When tokens go back\" in docs/guide/operating.md",
+    ))
 }
 
 /// Examines the clock with which deadlines are measured.

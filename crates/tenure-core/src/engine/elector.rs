@@ -11,16 +11,19 @@ use tracing::{Level, debug, warn};
 use super::{
     Engine, campaigning, check, diagnose,
     elector_context::ElectorContext,
+    resume,
     runtime::{
         report::FLUSH_TIMEOUT,
         retry::{Retry, with_timeout},
     },
-    tasks::{campaigns::Campaigns, elections::Elections, elector_task, in_flight_work::PollGuard, observe},
+    tasks::{
+        campaigns::Campaigns, elections::Elections, elector_task, in_flight_work::PollGuard, observe, tokens,
+    },
 };
 use crate::{
     Backoff, CampaignOptions, Candidate, CandidateId, Clock, Config, Diagnosis, ElectionName, Elector, Error,
     InvalidConfig, Leaders, Leadership, LeadershipHandle, Shutdown, Status,
-    spi::{Backend, BackendError},
+    spi::{Backend, BackendError, BackendErrorKind, SessionRecord},
     sync::timeout,
 };
 
@@ -215,18 +218,26 @@ impl Elector for StoreElector {
 
     async fn leader(&self, election: &str) -> Result<Option<Candidate>, Error> {
         let election = ElectionName::new(election)?;
+        let shared = Arc::clone(&self.shared);
         self.request("reading the leader", move |store| {
-            let election = election.clone();
-            async move { store.leader(&election).await }
+            let (shared, election) = (Arc::clone(&shared), election.clone());
+            async move {
+                let read = store.leader(&election);
+                tokens::noting_leader(&shared, &election, read, Option::as_ref).await
+            }
         })
         .await
     }
 
     async fn candidates(&self, election: &str) -> Result<Vec<Candidate>, Error> {
         let election = ElectionName::new(election)?;
+        let shared = Arc::clone(&self.shared);
         self.request("reading the candidates", move |store| {
-            let election = election.clone();
-            async move { store.candidates(&election).await }
+            let (shared, election) = (Arc::clone(&shared), election.clone());
+            async move {
+                let read = store.candidates(&election);
+                tokens::noting_leader(&shared, &election, read, |candidates| candidates.first()).await
+            }
         })
         .await
     }
@@ -254,11 +265,23 @@ impl Elector for StoreElector {
 
     async fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         let election = ElectionName::new(election)?;
-        self.request("requesting a resignation", move |store| {
+        let requested = self.request("requesting a resignation", move |store| {
             let election = election.clone();
-            async move { store.request_resign(&election).await }
-        })
-        .await
+            async move {
+                match store.request_resign(&election).await {
+                    // An answer about this request. The store refuses nothing else, so the status stays.
+                    Err(refused) if refused.kind() == BackendErrorKind::Invalid => Ok(Err(refused)),
+                    answer => answer.map(Ok),
+                }
+            }
+        });
+        Ok(requested.await??)
+    }
+
+    async fn end_session(&self, record: &SessionRecord) -> Result<(), Error> {
+        let (shared, record) = (Arc::clone(&self.shared), record.clone());
+        let ended = async move { resume::end(&*shared.backend, &record, &shared.config).await };
+        Ok(self.on_engine(ended).await??)
     }
 
     fn engine(&self) -> Option<Engine> {

@@ -1,6 +1,9 @@
 //! The context of one elector: what its parts share.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tenure_mmap::ForkMark;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -9,10 +12,14 @@ use super::{
     Engine,
     enforcement::{abort_timer::AbortTimer, watchdog::Watchdog},
     resume::Resume,
-    rules::expiry::UnclosedSessions,
-    runtime::{callbacks::Callbacks, engine_runtime::EngineRuntime, report::Reporter},
+    rules::{expiry::UnclosedSessions, token_marks::TokenMarks},
+    runtime::{callbacks::Callbacks, engine_runtime::EngineRuntime, report::Reporter, retry::with_timeout},
 };
-use crate::{BootClock, Clock, Config, Error, OnOverrun, random, spi::Backend, status::StatusCell};
+use crate::{
+    BootClock, Clock, Config, Error, OnOverrun, random,
+    spi::{Backend, BackendError, BackendSession, SessionRecord},
+    status::StatusCell,
+};
 
 /// The state that all tasks and threads of one elector use.
 #[derive(Debug)]
@@ -31,8 +38,12 @@ pub(crate) struct ElectorContext {
     pub(crate) reporter: Reporter,
     pub(crate) status: StatusCell,
     pub(crate) sessions: UnclosedSessions,
+    /// The highest tokens seen. Those of the resume file, if there is one.
+    token_marks: Arc<Mutex<TokenMarks>>,
     /// `Some` if a resume file is configured.
     pub(crate) resume: Option<Resume>,
+    /// The upper half of the nonces of all entries of this elector.
+    nonce: u64,
     /// Belongs to the process that made the elector, and not to its forked children.
     pub(crate) fork_mark: ForkMark,
     /// Cancelled by `close`: everything ends.
@@ -49,14 +60,16 @@ impl ElectorContext {
     /// # Errors
     /// When the system refuses the thread that [`OnOverrun::Abort`] needs, or the resume file cannot be used.
     pub(super) fn on(engine: &Engine, backend: Arc<dyn Backend>, config: Config) -> Result<Arc<Self>, Error> {
-        let resume = open_resume_file(&*backend, &config)?;
-        Self::on_threads(engine, backend, config, resume).map_err(Error::Threads)
+        let nonce = random::upper_half();
+        let resume = open_resume_file(&*backend, &config, nonce)?;
+        Self::on_threads(engine, backend, config, nonce, resume).map_err(Error::Threads)
     }
 
     fn on_threads(
         engine: &Engine,
         backend: Arc<dyn Backend>,
         config: Config,
+        nonce: u64,
         resume: Option<Resume>,
     ) -> io::Result<Arc<Self>> {
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
@@ -70,7 +83,7 @@ impl ElectorContext {
             abort_timer,
             callbacks: engine.callbacks(),
             reporter: engine.reporter(),
-            ..Self::within_runtime(backend, config, clock, elector_dropped, tasks, resume)
+            ..Self::within_runtime(backend, config, clock, elector_dropped, tasks, nonce, resume)
         }))
     }
 
@@ -84,14 +97,36 @@ impl ElectorContext {
         config: Config,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, Error> {
-        let resume = open_resume_file(&*backend, &config)?;
+        let nonce = random::upper_half();
+        let resume = open_resume_file(&*backend, &config, nonce)?;
         let (elector_dropped, tasks) = (CancellationToken::new(), TaskTracker::new());
-        Ok(Arc::new(Self::within_runtime(backend, config, clock, elector_dropped, tasks, resume)))
+        Ok(Arc::new(Self::within_runtime(backend, config, clock, elector_dropped, tasks, nonce, resume)))
     }
 
     /// A nonce for a new request, which is never used again.
     pub(crate) fn request_nonce(&self) -> u128 {
-        self.resume.as_ref().map_or_else(random::number, Resume::request_nonce)
+        u128::from(self.nonce) << 64 | u128::from(random::upper_half())
+    }
+
+    /// Identifies a session of this elector for [`Elector::end_session`](crate::Elector::end_session); `None` if no other process
+    /// can end sessions of this store.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(crate) async fn record(
+        &self,
+        session: &dyn BackendSession,
+    ) -> Result<Option<SessionRecord>, BackendError> {
+        if !self.backend.capabilities().ends_sessions {
+            return Ok(None);
+        }
+        let limit = self.config.request_timeout;
+        let cluster = with_timeout("identifying the store", limit, session.cluster()).await?;
+        Ok(Some(SessionRecord::new(session.id(), cluster, self.nonce)))
+    }
+
+    pub(crate) fn token_marks(&self) -> MutexGuard<'_, TokenMarks> {
+        self.token_marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn within_runtime(
@@ -100,6 +135,7 @@ impl ElectorContext {
         clock: Arc<dyn Clock>,
         elector_dropped: CancellationToken,
         tasks: TaskTracker,
+        nonce: u64,
         resume: Option<Resume>,
     ) -> Self {
         let callbacks = Callbacks::inline();
@@ -113,10 +149,12 @@ impl ElectorContext {
             abort_timer: None,
             callbacks,
             reporter: Reporter::inline(),
+            status: StatusCell::new(Arc::clone(&clock)),
             clock,
-            status: StatusCell::default(),
             sessions: UnclosedSessions::default(),
+            token_marks: resume.as_ref().map(Resume::token_marks).cloned().unwrap_or_default(),
             resume,
+            nonce,
             fork_mark: ForkMark::of_this_process(),
             closing: CancellationToken::new(),
             elector_dropped,
@@ -125,6 +163,6 @@ impl ElectorContext {
     }
 }
 
-fn open_resume_file(backend: &dyn Backend, config: &Config) -> Result<Option<Resume>, Error> {
-    config.resume_file.as_deref().map(|path| Resume::open(backend, path)).transpose()
+fn open_resume_file(backend: &dyn Backend, config: &Config, nonce: u64) -> Result<Option<Resume>, Error> {
+    config.resume_file.as_deref().map(|path| Resume::open(backend, path, nonce)).transpose()
 }

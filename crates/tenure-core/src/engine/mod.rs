@@ -6,7 +6,7 @@
 //! | `runtime` | where engine code and application code run: threads, callbacks, reports, retries |
 //! | `enforcement` | threads that enforce deadlines, whatever the engine and the application do |
 //! | `shared_engine` | the threads of both, which several electors can share |
-//! | `resume` | ends the sessions of an earlier process, and saves those of this one |
+//! | `resume` | ends the sessions of an earlier process, and saves those of this one and the highest tokens seen |
 //! | `elector_context` | what the parts of one elector share |
 //! | `tasks` | sessions, campaigns, terms and their entries, and the tasks that drive them |
 //! | `campaigning` | starts campaigns and ends them, and sets the values of candidates |

@@ -1,12 +1,13 @@
-//! Ends the sessions of an earlier process, and saves those of this one for the next.
+//! Ends the sessions of an earlier process, and saves those of this one for the next. Saves the highest fencing tokens, too.
 //!
 //! The engine calls this at three places: before the first session is opened ([`Resume::end_earlier_sessions`]), after a session
-//! was opened and before it has an entry ([`Resume::save`]), and after a session was closed ([`Resume::forget`]).
+//! was opened and before it has an entry ([`Resume::save`]), and after a session was closed ([`Resume::forget`]); and some time
+//! after tokens were seen ([`Resume::save_tokens`]).
 
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -16,16 +17,26 @@ use futures::future::join_all;
 use tokio::{sync::Mutex, task::spawn_blocking};
 use tracing::{info, warn};
 
-use super::runtime::retry::{Retry, with_timeout};
+use super::{
+    rules::token_marks::TokenMarks,
+    runtime::retry::{Retry, with_timeout},
+};
 use crate::{
-    Config, Error, InvalidConfig, random,
-    resume::{Durability, EarlierSessions, ResumeFile},
+    Config, Error, InvalidConfig,
+    resume::{Contents, Durability, EarlierContents, ResumeFile},
     spi::{Backend, BackendError, BackendErrorKind, BackendSession, SessionRecord},
     sync::timeout,
 };
 
+/// How many tokens are kept.
+const MAX_TOKENS: usize = 256;
+
 /// Ends one session. Retries for the request timeout at most.
-async fn end(backend: &dyn Backend, record: &SessionRecord, config: &Config) -> Result<(), BackendError> {
+pub(super) async fn end(
+    backend: &dyn Backend,
+    record: &SessionRecord,
+    config: &Config,
+) -> Result<(), BackendError> {
     let limit = config.request_timeout;
     let mut retry = Retry::new(config.retry);
     let mut last = None;
@@ -52,9 +63,13 @@ async fn end(backend: &dyn Backend, record: &SessionRecord, config: &Config) -> 
 #[derive(Debug)]
 pub(crate) struct Resume {
     file: Arc<ResumeFile>,
-    /// The upper half of the nonces of all requests of this elector.
+    /// As in [`ElectorContext`](super::elector_context::ElectorContext).
     nonce: u64,
     sessions: Mutex<Sessions>,
+    /// The elector's marks, of which the highest are kept.
+    token_marks: Arc<std::sync::Mutex<TokenMarks>>,
+    /// Whether [`save_tokens`](Self::save_tokens) is about to be called.
+    are_tokens_pending: AtomicBool,
     /// Held while the file is written, also by a write that nobody waits for any more: the last contents win.
     writing: Arc<Mutex<()>>,
     /// Whether the last write has failed or was not done in time.
@@ -75,7 +90,7 @@ impl Resume {
     ///
     /// # Errors
     /// [`InvalidConfig::ResumeFile`] when the file cannot be used, or not with this store.
-    pub(super) fn open(backend: &dyn Backend, path: &Path) -> Result<Self, Error> {
+    pub(super) fn open(backend: &dyn Backend, path: &Path, nonce: u64) -> Result<Self, Error> {
         let refused = |problem: String| InvalidConfig::ResumeFile { path: path.to_owned(), problem };
         let capabilities = backend.capabilities();
         if !capabilities.expiring {
@@ -87,24 +102,26 @@ impl Resume {
         }
         let (file, earlier) = ResumeFile::open(path).map_err(refused)?;
         let earlier = match earlier {
-            EarlierSessions::Open(sessions) => sessions,
-            EarlierSessions::Ignored(reason) => {
+            EarlierContents::Valid(contents) => contents,
+            EarlierContents::Ignored(reason) => {
                 warn!(file = %path.display(), reason, "the resume file is ignored: sessions of an earlier process expire by themselves");
-                Vec::new()
+                Contents::default()
             }
         };
         Ok(Self {
             file: Arc::new(file),
-            nonce: random::upper_half(),
-            sessions: Mutex::new(Sessions { earlier, ..Sessions::default() }),
+            nonce,
+            sessions: Mutex::new(Sessions { earlier: earlier.sessions, ..Sessions::default() }),
+            token_marks: Arc::new(TokenMarks::with(earlier.tokens).into()),
+            are_tokens_pending: AtomicBool::new(false),
             writing: Arc::default(),
             failed: AtomicBool::new(false),
         })
     }
 
-    /// A nonce for a request of this elector.
-    pub(crate) fn request_nonce(&self) -> u128 {
-        u128::from(self.nonce) << 64 | u128::from(random::upper_half())
+    /// The elector's marks, which begin with those in the file.
+    pub(super) fn token_marks(&self) -> &Arc<std::sync::Mutex<TokenMarks>> {
+        &self.token_marks
     }
 
     /// Ends the sessions of earlier processes in the store, once. Retries for the request timeout at most, all at the same time.
@@ -116,7 +133,7 @@ impl Resume {
         let ended = sessions.earlier.iter().map(|record| async move {
             let session = &record.session;
             match end(backend, record, config).await {
-                Ok(()) => info!(session, "ended the session of an earlier process"),
+                Ok(()) => info!(session, "no entry of an earlier process's session is left that can be found"),
                 Err(error) if error.kind() == BackendErrorKind::Invalid => {
                     warn!(session, %error, "the session of an earlier process is ignored");
                 }
@@ -161,6 +178,18 @@ impl Resume {
         }
     }
 
+    /// Tokens are to be saved. True if nobody is about to do it: the caller then calls [`save_tokens`](Self::save_tokens), a
+    /// moment later, so that thousands of tokens cost one write.
+    pub(crate) fn are_tokens_to_be_saved(&self) -> bool {
+        !self.are_tokens_pending.swap(true, Ordering::AcqRel)
+    }
+
+    /// Saves the tokens. Waits for the disk for `limit` at most.
+    pub(crate) async fn save_tokens(&self, limit: Duration) {
+        self.are_tokens_pending.store(false, Ordering::Release);
+        self.write(Durability::Unsynced, limit).await;
+    }
+
     /// Writes the file, on a thread that may block. Waits for `limit` at most; a write that has begun goes on. Warns of the
     /// first of several failures.
     async fn write(&self, durability: Durability, limit: Duration) {
@@ -170,10 +199,12 @@ impl Resume {
             let sessions = self.sessions.lock().await;
             let all: Vec<_> = sessions.earlier.iter().chain(&sessions.own).cloned().collect();
             drop(sessions);
+            let tokens = self.token_marks.lock().unwrap_or_else(PoisonError::into_inner).highest(MAX_TOKENS);
+            let contents = Contents { sessions: all, tokens };
             let file = Arc::clone(&self.file);
             spawn_blocking(move || {
                 let _writing = writing;
-                file.write(&all, durability)
+                file.write(contents, durability)
             })
             .await
         });
@@ -204,7 +235,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("resume");
         let backend = MemoryStore::new().backend();
-        let resume = Resume::open(&backend, &path).unwrap();
+        let resume = Resume::open(&backend, &path, 7).unwrap();
         let saved = || std::fs::read_to_string(&path).unwrap().matches("\nsession ").count();
         let options = SessionOptions::new(8 * SECOND, Arc::new(SimClock::new()), 0.1);
         let first = backend.open_session(&options).await.unwrap();

@@ -197,10 +197,10 @@ impl BackendSession for MemorySession {
                 }
                 tokio::time::sleep(CONFIRM_RETRY).await;
             },
-            Proof::NextHeartbeat { .. } if link.member_is_isolated() => std::future::pending().await,
+            Proof::LaterHeartbeats { .. } if link.member_is_isolated() => std::future::pending().await,
             // Like ZooKeeper: a quorum carries out the heartbeat, but the session is extended only when the member relays
             // it, up to half a tick later, if it still can.
-            Proof::NextHeartbeat { gap } => {
+            Proof::LaterHeartbeats { gap } => {
                 self.send(Op::Heartbeat, move |store, id| {
                     let answer = store.peek_session(id)?;
                     tokio::spawn(async move {

@@ -32,9 +32,9 @@ pub enum Proof {
     Answer,
     /// A read that finds the same epoch, as in etcd. It is part of the heartbeat.
     Read,
-    /// A later heartbeat, as in ZooKeeper.
-    NextHeartbeat {
-        /// The least time between the answer to a heartbeat and the sending of the one that proves it.
+    /// Later heartbeats, as in ZooKeeper.
+    LaterHeartbeats {
+        /// The least time between the answer to a heartbeat and the sending of the first one that proves it.
         gap: Duration,
     },
     /// Sessions live as long as their process, as with file locks.
@@ -45,7 +45,7 @@ impl From<Proof> for HeartbeatProof {
     fn from(proof: Proof) -> Self {
         match proof {
             Proof::Answer | Proof::Read => Self::Answer,
-            Proof::NextHeartbeat { gap } => Self::NextHeartbeat { gap },
+            Proof::LaterHeartbeats { gap } => Self::LaterHeartbeats { gap, count: 3 },
             Proof::Process => Self::Process,
         }
     }
@@ -69,6 +69,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     revision: u64,
+    /// Added to the revision at which a session was opened for the session's number, which is never used again.
+    session_offset: u64,
     epoch: u64,
     sessions: BTreeMap<u64, StoredSession>,
     elections: BTreeMap<ElectionName, BTreeMap<u64, StoredEntry>>,
@@ -169,6 +171,13 @@ impl MemoryStore {
         });
     }
 
+    /// Removes all sessions and entries, and starts the revisions, and with them the fencing tokens, from the beginning: as a
+    /// server whose data was deleted.
+    pub fn wipe_with_tokens(&self) {
+        self.wipe();
+        self.change(|state| state.session_offset += std::mem::take(&mut state.revision));
+    }
+
     /// Begins a new epoch, as a leader election inside a real store does. All sessions get their whole TTL again.
     pub fn begin_epoch(&self) {
         let now = Instant::now();
@@ -216,7 +225,7 @@ impl MemoryStore {
     pub(super) fn open(&self, ttl: Duration) -> u64 {
         self.change(|state| {
             state.revision += 1;
-            let session = state.revision;
+            let session = state.session_offset + state.revision;
             state.sessions.insert(session, StoredSession { ttl, expires: Instant::now() + ttl });
             session
         })

@@ -16,16 +16,13 @@ use rustix::{
 use tenure_mmap::PinnedLock;
 
 use super::{
-    Durability, EarlierSessions,
+    Contents, Durability, EarlierContents,
     contents::{self, Origin},
 };
-use crate::{
-    failpoints::{SafetyRule, is_disabled},
-    spi::SessionRecord,
-};
+use crate::failpoints::{SafetyRule, is_disabled};
 
 /// The size of a file that is read, in bytes.
-const MAX_BYTES: u64 = 64 * 1024;
+const MAX_BYTES: u64 = 256 * 1024;
 /// How many sessions are kept. There are more only if as many processes could not end those of the one before.
 const MAX_SESSIONS: usize = 64;
 /// How long a lock is waited for. The kernel frees that of a dead process once it has removed its memory; a child that is
@@ -52,7 +49,7 @@ impl ResumeFile {
     ///
     /// # Errors
     /// Why the file cannot be used, as a text.
-    pub(crate) fn open(path: &Path) -> Result<(Self, EarlierSessions), String> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, EarlierContents), String> {
         let path = std::path::absolute(path).map_err(|error| error.to_string())?;
         let give_up = Instant::now() + LOCK_WAIT;
         let (origin, lock) = loop {
@@ -86,38 +83,47 @@ impl ResumeFile {
         flock(file, FlockOperation::NonBlockingLockExclusive) != Err(rustix::io::Errno::WOULDBLOCK)
     }
 
-    fn read(&self, file: File) -> EarlierSessions {
+    fn read(&self, file: File) -> EarlierContents {
         let mut text = String::new();
         if let Err(error) = file.take(MAX_BYTES).read_to_string(&mut text) {
-            return EarlierSessions::Ignored(format!("it cannot be read: {error}"));
+            return EarlierContents::Ignored(format!("it cannot be read: {error}"));
         }
         if text.is_empty() {
-            return EarlierSessions::Open(Vec::new());
+            return EarlierContents::Valid(Contents::default());
         }
-        let Some((origin, sessions)) = contents::decode(&text) else {
-            return EarlierSessions::Ignored(
+        let Some((origin, contents)) = contents::decode(&text) else {
+            return EarlierContents::Ignored(
                 "it was not written as a whole, or by another version".to_owned(),
             );
         };
         if origin != self.origin && !is_disabled(SafetyRule::ResumeInPlace) {
-            return EarlierSessions::Ignored(match origin.boot == self.origin.boot {
+            return EarlierContents::Ignored(match origin.boot == self.origin.boot {
                 false => "it was written before this machine was started, or on another machine".to_owned(),
                 true => "it is a copy of another file".to_owned(),
             });
         }
-        EarlierSessions::Open(sessions)
+        EarlierContents::Valid(contents)
     }
 
-    /// Replaces the sessions in the file. Writes in place: the file keeps its inode, and with it the lock.
+    /// Replaces the contents of the file. Writes in place: the file keeps its inode, and with it the lock.
     ///
     /// # Errors
     /// When the file is no longer the one that is locked, or cannot be written.
-    pub(crate) fn write(&self, sessions: &[SessionRecord], durability: Durability) -> io::Result<()> {
-        let latest = &sessions[sessions.len().saturating_sub(MAX_SESSIONS)..];
-        let text = contents::encode(&self.origin, latest);
+    pub(crate) fn write(&self, mut contents: Contents, durability: Durability) -> io::Result<()> {
+        let surplus = contents.sessions.len().saturating_sub(MAX_SESSIONS);
+        contents.sessions.drain(..surplus);
         let file = self.reopen()?;
-        file.write_all_at(text.as_bytes(), 0)?;
-        file.set_len(text.len() as u64)?;
+        let write = |contents: &Contents| {
+            let text = contents::encode(&self.origin, contents);
+            file.write_all_at(text.as_bytes(), 0)?;
+            file.set_len(text.len() as u64)
+        };
+        if let Err(error) = write(&contents) {
+            // A full disk cuts the tokens off. The sessions alone fit into the block that the file has.
+            contents.tokens.clear();
+            write(&contents)?;
+            return Err(error);
+        }
         match durability {
             Durability::Synced => file.sync_all(),
             Durability::Unsynced => Ok(()),

@@ -5,9 +5,16 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 use tempfile::TempDir;
 
 use super::*;
+use crate::{ElectionName, FencingToken, spi::SessionRecord};
 
-fn sessions() -> Vec<SessionRecord> {
-    vec![SessionRecord::new("694d71ddacfda227", "cdf818194e3a8c32", 7), SessionRecord::new("2", "c", 8)]
+fn contents() -> Contents {
+    Contents {
+        sessions: vec![
+            SessionRecord::new("694d71ddacfda227", "cdf818194e3a8c32", 7),
+            SessionRecord::new("2", "c", 8),
+        ],
+        tokens: vec![(ElectionName::new("billing").unwrap(), FencingToken::new(8123).unwrap())],
+    }
 }
 
 /// A directory, and a file in it that a process has left.
@@ -15,8 +22,8 @@ fn left_behind() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("resume");
     let (file, earlier) = ResumeFile::open(&path).unwrap();
-    assert!(matches!(earlier, EarlierSessions::Open(sessions) if sessions.is_empty()));
-    file.write(&sessions(), Durability::Synced).unwrap();
+    assert!(matches!(earlier, EarlierContents::Valid(found) if found == Contents::default()));
+    file.write(contents(), Durability::Synced).unwrap();
     (directory, path)
 }
 
@@ -26,8 +33,8 @@ fn refused(path: &Path) -> String {
 
 fn ignored(path: &Path) -> String {
     match ResumeFile::open(path).unwrap().1 {
-        EarlierSessions::Ignored(reason) => reason,
-        EarlierSessions::Open(sessions) => panic!("{sessions:?} are taken for those of a dead process"),
+        EarlierContents::Ignored(reason) => reason,
+        EarlierContents::Valid(contents) => panic!("{contents:?} are taken for those of a dead process"),
     }
 }
 
@@ -36,12 +43,14 @@ fn ignored(path: &Path) -> String {
 fn the_next_process_finds_the_sessions() {
     let (_directory, path) = left_behind();
     let (file, earlier) = ResumeFile::open(&path).unwrap();
-    assert!(matches!(earlier, EarlierSessions::Open(found) if found == sessions()));
-    file.write(&sessions()[1..], Durability::Unsynced).unwrap();
+    assert!(matches!(earlier, EarlierContents::Valid(found) if found == contents()));
+    let mut later = contents();
+    later.sessions.remove(0);
+    file.write(later.clone(), Durability::Unsynced).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     drop(file);
     let (_, earlier) = ResumeFile::open(&path).unwrap();
-    assert!(matches!(earlier, EarlierSessions::Open(found) if found == sessions()[1..]));
+    assert!(matches!(earlier, EarlierContents::Valid(found) if found == later));
 }
 
 /// Hazard G39: who holds the lock is alive; nobody else may end its sessions.
@@ -131,7 +140,7 @@ fn a_replaced_file_is_not_written() {
     let other = directory.path().join("other");
     fs::write(&other, "").unwrap();
     fs::rename(&other, &path).unwrap();
-    let error = file.write(&sessions(), Durability::Synced).unwrap_err().to_string();
+    let error = file.write(contents(), Durability::Synced).unwrap_err().to_string();
     assert!(error.contains("replaced by another one"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"");
 }

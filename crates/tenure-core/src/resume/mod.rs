@@ -1,5 +1,5 @@
-//! The resume file, in which an elector keeps what its successor needs to end its sessions
-//! ([`Config::with_resume_file`](crate::Config::with_resume_file)).
+//! The resume file, in which an elector keeps what its successor needs to end its sessions, and to notice fencing tokens that
+//! have gone back ([`Config::with_resume_file`](crate::Config::with_resume_file)).
 //!
 //! | file | what |
 //! |---|---|
@@ -17,18 +17,27 @@ mod file;
 
 pub(crate) use file::ResumeFile;
 
-use crate::spi::SessionRecord;
+use crate::{ElectionName, FencingToken, spi::SessionRecord};
 
 #[cfg(not(target_os = "linux"))]
 const NEEDS_LINUX: &str =
     "it needs Linux: other systems cannot keep a lock for exactly as long as a process lives";
 
+/// What an elector keeps in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Contents {
+    /// Those that may live, the oldest first.
+    pub(crate) sessions: Vec<SessionRecord>,
+    /// The highest fencing tokens seen.
+    pub(crate) tokens: Vec<(ElectionName, FencingToken)>,
+}
+
 /// What an earlier process has left in the file.
 #[derive(Debug)]
 #[cfg_attr(not(unix), expect(dead_code, reason = "no file can be opened"))]
-pub(crate) enum EarlierSessions {
-    /// Sessions that were not closed.
-    Open(Vec<SessionRecord>),
+pub(crate) enum EarlierContents {
+    /// Sessions that were not closed, and tokens.
+    Valid(Contents),
     /// The contents are not those of a dead process on this machine. The text says why.
     Ignored(String),
 }

@@ -2,8 +2,7 @@
 
 use std::{convert::Infallible, io, path::Path};
 
-use super::{Durability, EarlierSessions, NEEDS_LINUX};
-use crate::spi::SessionRecord;
+use super::{Contents, Durability, EarlierContents, NEEDS_LINUX};
 
 /// A resume file whose lock this process holds. There is none on this system.
 #[derive(Debug)]
@@ -11,11 +10,11 @@ pub(crate) struct ResumeFile(Infallible);
 
 impl ResumeFile {
     /// Refuses every file.
-    pub(crate) fn open(_: &Path) -> Result<(Self, EarlierSessions), String> {
+    pub(crate) fn open(_: &Path) -> Result<(Self, EarlierContents), String> {
         Err(NEEDS_LINUX.to_owned())
     }
 
-    pub(crate) fn write(&self, _: &[SessionRecord], _: Durability) -> io::Result<()> {
+    pub(crate) fn write(&self, _: Contents, _: Durability) -> io::Result<()> {
         match self.0 {}
     }
 

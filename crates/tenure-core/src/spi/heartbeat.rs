@@ -13,10 +13,13 @@ pub enum HeartbeatProof {
     /// extension, or another request of the backend has shown that it has. A linearizable compare-and-swap of the session is such a heartbeat;
     /// for etcd it is a keepalive and a read.
     Answer,
-    /// A later heartbeat, sent at least `gap` after this one was answered, that is answered too. Used for ZooKeeper.
-    NextHeartbeat {
-        /// The least time between the response to this heartbeat and the request of the next, by the store's clock.
+    /// The answers to `count` later heartbeats, one after another, of which the first was sent at least `gap` after this one was
+    /// answered. They prove an answered [`keep_alive`](super::BackendSession::keep_alive) as well. Used for ZooKeeper.
+    LaterHeartbeats {
+        /// The least time between the response to this heartbeat and the request of the first that counts, by the store's clock.
         gap: Duration,
+        /// How many have to be answered.
+        count: u32,
     },
     /// No heartbeat is needed: the session lives exactly as long as the process. There is no deadline, and no
     /// heartbeat is sent.

@@ -124,12 +124,13 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         ))
     }
 
-    /// Ends a session of an earlier process of the same candidate, and with it all of its entries. The process is dead, on this
-    /// machine: the engine holds the lock that it held. Only stores that support it
+    /// Ends a session of another process, and with it all of its entries. The process is dead, and so is everything that relied on
+    /// the session: the engine holds the lock of the [resume file](crate::Config::with_resume_file) that it held, or the caller of
+    /// [`Elector::end_session`](crate::Elector::end_session) has made sure. Only stores that support it
     /// ([`Capabilities::ends_sessions`]) implement this.
     ///
     /// # Behavior
-    /// - `Ok` means that the store has no entry any more that the process has created under the session. Succeeds when the
+    /// - `Ok` means that no entry is found any more that the process has created under the session. Succeeds when the
     ///   session has ended already.
     /// - Checks before that the store is the one in which the session was opened
     ///   ([`BackendSession::cluster`]), and that an entry is one of the process that saved the record
@@ -138,7 +139,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// [`Invalid`](BackendErrorKind::Invalid) when the session is not the one that the record means, when no entry of it was found
-    /// although it may live, or when the store does not support this; nothing was changed then.
+    /// and the store shows that it lives, or when the store does not support this; nothing was changed then.
     /// After other errors the session may have ended.
     async fn end_session(&self, record: &SessionRecord) -> Result<(), BackendError> {
         let _ = record;
@@ -177,6 +178,9 @@ pub struct Capabilities {
     pub ends_sessions: bool,
     /// What a session serves.
     pub session_scope: SessionScope,
+    /// How many entries the engine creates under one session at most. It opens further sessions for more. For stores in which a
+    /// session with many entries is slow. `usize::MAX` by default.
+    pub entries_per_session: usize,
 }
 
 impl Capabilities {
@@ -187,6 +191,7 @@ impl Capabilities {
         early_token: true,
         ends_sessions: false,
         session_scope: SessionScope::Elector,
+        entries_per_session: usize::MAX,
     };
 
     /// Sets whether sessions expire.
@@ -210,6 +215,12 @@ impl Capabilities {
     /// Sets what a session serves.
     pub const fn session_scope(mut self, scope: SessionScope) -> Self {
         self.session_scope = scope;
+        self
+    }
+
+    /// Sets how many entries a session has at most.
+    pub const fn entries_per_session(mut self, count: usize) -> Self {
+        self.entries_per_session = count;
         self
     }
 

@@ -21,8 +21,8 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     fn id(&self) -> String;
 
     /// Identifies the store in which the session was opened, in a way that survives restarts of the store, for
-    /// [`Backend::end_session`](super::Backend::end_session). Called before the session has an entry. Only stores that support
-    /// ending sessions implement this.
+    /// [`Backend::end_session`](super::Backend::end_session). Called at any time. Only stores that support ending sessions
+    /// implement this.
     async fn cluster(&self) -> Result<String, BackendError> {
         Err(BackendError::new(BackendErrorKind::Invalid, "this store does not identify its cluster"))
     }
@@ -58,7 +58,7 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     ///
     /// # Behavior
     /// - `Ok` means that the store gives no entry of this session to another candidate for the returned TTL, counted from
-    ///   some instant after this call began; with [`NextHeartbeat`](HeartbeatProof::NextHeartbeat), once a later heartbeat was
+    ///   some instant after this call began; with [`LaterHeartbeats`](HeartbeatProof::LaterHeartbeats), once later heartbeats were
     ///   answered too. A TTL of zero ends the session. That includes entries which
     ///   [`enter`](Self::enter) or [`wait_turn`](Self::wait_turn) has created in the store but whose calls have not returned yet.
     /// - The engine has one deadline for all entries of a session, and sends heartbeats while those calls are pending.
@@ -71,7 +71,9 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     /// Extends the session by another TTL, without a proof: the answer extends no deadline.
     ///
     /// Called instead of [`heartbeat`](Self::heartbeat) while all candidates of the session wait and none is
-    /// [next in line](QueuePosition). By default a heartbeat; worth implementing where a proof costs requests.
+    /// [next in line](QueuePosition). By default a heartbeat; worth implementing where a proof costs requests. With
+    /// [`LaterHeartbeats`](HeartbeatProof::LaterHeartbeats) it has to extend the session in the same way as a heartbeat does,
+    /// because later heartbeats prove it.
     ///
     /// # Errors
     /// As for [`heartbeat`](Self::heartbeat).

@@ -1,11 +1,15 @@
 //! What is left of a session once its process is dead.
 
+use serde::{Deserialize, Serialize};
+
 use crate::candidate;
 
-/// Identifies a session of an earlier process, which saved this before the session had an entry.
+/// Identifies a session for another process, which ends it when the process of the session is dead.
 ///
-/// See [`Backend::end_session`](super::Backend::end_session).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A process saves it in its [resume file](crate::Config::with_resume_file), or gives it to its supervisor
+/// ([`LeadershipHandle::session_record`](crate::LeadershipHandle::session_record)). See
+/// [`Backend::end_session`](super::Backend::end_session).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SessionRecord {
     /// [`BackendSession::id`](super::BackendSession::id).

@@ -101,11 +101,22 @@ impl StoreUrl {
     pub fn duration(&self, name: &str) -> Result<Option<Duration>, InvalidUrl> {
         self.text(name)
             .map(|text| {
-                humantime::parse_duration(text).map_err(|error| {
-                    self.invalid(format!("{name}={text} is not a time such as 10s or 500ms: {error}"))
-                })
+                Self::parse_duration(text).map_err(|error| self.invalid(format!("{name}={text} {error}")))
             })
             .transpose()
+    }
+
+    /// A time as settings and options have it: `10s`, `1m 30s`, or a plain number of seconds.
+    ///
+    /// # Errors
+    /// When it is not a time. The text says what is.
+    pub fn parse_duration(text: &str) -> Result<Duration, String> {
+        let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if is_plain && let Ok(seconds) = text.parse() {
+            return Duration::try_from_secs_f64(seconds).map_err(|error| format!("is not a time: {error}"));
+        }
+        humantime::parse_duration(text)
+            .map_err(|error| format!("is not a time such as 10s, 500ms, 1m 30s, or seconds: {error}"))
     }
 
     /// Checks that every setting was read.
@@ -168,6 +179,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_plain_number_is_seconds() {
+        for (text, millis) in [("1", 1_000), ("0.5", 500), ("250ms", 250), ("1m 30s", 90_000)] {
+            assert_eq!(StoreUrl::parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", ".", "1.2.3", "-1", "1e3", "inf", "10 parsecs", "99999999999999999999"] {
+            assert!(StoreUrl::parse_duration(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn no_password_is_printed() {

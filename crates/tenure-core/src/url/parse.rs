@@ -11,6 +11,8 @@ use super::{
     redacted::{may_be_login, redacted},
 };
 
+const EXAMPLE: &str = "a store URL looks like etcd://host:2379/prefix";
+
 fn decoded(text: &str) -> Result<String, String> {
     let text =
         percent_decode_str(text).decode_utf8().map_err(|_| "it is not UTF-8 once decoded".to_owned())?;
@@ -20,18 +22,23 @@ fn decoded(text: &str) -> Result<String, String> {
     Ok(text.into_owned())
 }
 
+/// Whether a scheme may contain `byte`.
+pub(crate) fn is_scheme_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'+' | b'-')
+}
+
 impl FromStr for StoreUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let fail = |reason: String| InvalidUrl { url: redacted(text), reason };
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| {
-            fail("it has no scheme; a store URL looks like etcd://host:2379/prefix".to_owned())
-        })?;
-        if scheme.is_empty()
-            || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        {
-            return Err(fail("its scheme has a character that is not in [a-z0-9-]".to_owned()));
+        let (scheme, rest) =
+            text.split_once(':').ok_or_else(|| fail(format!("it has no scheme; {EXAMPLE}")))?;
+        if scheme.contains('.') && !rest.starts_with("//") || scheme.starts_with('[') {
+            return Err(fail(format!("it begins with a host and has no scheme; {EXAMPLE}")));
+        }
+        if scheme.is_empty() || !scheme.bytes().all(is_scheme_byte) {
+            return Err(fail("its scheme has a character that is not in [a-z0-9+-]".to_owned()));
         }
         let hosts_end =
             rest.strip_prefix("//").map_or(0, |rest| 2 + rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -82,6 +89,13 @@ impl FromStr for StoreUrl {
                 }
                 None => authority,
             };
+            // As in `etcd://http://host`.
+            let has_scheme = |host| host == "http:" || host == "https:";
+            if hosts.split(',').any(has_scheme) && path.starts_with("//") {
+                return Err(fail(format!(
+                    "its hosts have a scheme of their own; write them alone: {scheme}://host1,host2/prefix"
+                )));
+            }
             if !hosts.is_empty() {
                 for host in hosts.split(',') {
                     check_host(host).map_err(fail)?;
@@ -139,7 +153,17 @@ mod tests {
     fn an_illegal_url_is_reported_with_the_reason() {
         for (text, reason) in [
             ("etcd", "no scheme"),
-            ("ETCD://h", "[a-z0-9-]"),
+            (
+                "127.0.0.1:2379",
+                "begins with a host and has no scheme; a store URL looks like etcd://host:2379",
+            ),
+            ("etcd-1.acme.example:2379,etcd-2.acme.example:2379/acme", "begins with a host"),
+            ("[::1]:2379", "begins with a host"),
+            ("etcd://::1:2379", "written in brackets, such as [::1]:2379"),
+            ("etcd://a:1,::1", "written in brackets"),
+            ("etcd://http://h:2379", "write them alone: etcd://host1,host2/prefix"),
+            ("zookeeper://u:secret@https://h:2379,https://i:2379/x", "write them alone: zookeeper://host1"),
+            ("ETCD://h", "[a-z0-9+-]"),
             ("etcd://h:99999", "from 1 to 65535"),
             ("etcd://h:0", "from 1 to 65535"),
             ("etcd://h,,i", "a host is empty"),

@@ -28,7 +28,7 @@ pub(super) fn may_be_login(before: &str) -> bool {
 }
 
 fn is_scheme(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphabetic())
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+')
 }
 
 fn has_at(text: &str) -> bool {

@@ -5,7 +5,10 @@ use tenure_core::failpoints::{SafetyRule, disable};
 use crate::{
     keepalives::{leads_by_keepalives, leads_without_an_entry, works_on_after_its_deadline},
     resume::{leads_by_a_copied_file, leads_by_the_file_of_a_live_process},
-    row_store::{heartbeats_while_leaving, keeps_the_row_of_a_dropped_wait, overlap_with_a_late_answer},
+    row_store::{
+        heartbeats_while_leaving, keeps_the_row_of_a_dropped_wait, overlap_with_a_late_answer,
+        overlap_with_a_late_last_answer,
+    },
     shutdown::leaves_an_orphaned_session,
 };
 
@@ -48,7 +51,7 @@ async fn a_window_that_opens_before_the_win_is_detected() {
 #[tokio::test(start_paused = true)]
 async fn a_window_that_is_counted_from_the_answer_is_detected() {
     disable(Some(SafetyRule::WindowFromWinningRequest));
-    assert!(!overlap_with_a_late_answer().await.is_zero(), "the disabled rule was not detected");
+    assert!(!overlap_with_a_late_last_answer().await.is_zero(), "the disabled rule was not detected");
 }
 
 /// Hazard G4.

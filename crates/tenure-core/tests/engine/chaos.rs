@@ -133,7 +133,7 @@ async fn run(seed: u64, operator: Operator) -> usize {
     let store = MemoryStore::with_proof(match seed % 3 {
         0 => Proof::Answer,
         1 => Proof::Read,
-        _ => Proof::NextHeartbeat { gap: TTL / 4 },
+        _ => Proof::LaterHeartbeats { gap: TTL / 4 },
     });
     let history = Shared::default();
     let hosts: Vec<Host> = (0..4)

@@ -78,7 +78,7 @@ async fn a_refusal_has_the_words_of_the_first_campaign() {
         _ => Ok(()),
     };
     let unsuitable = || {
-        let store = MemoryStore::with_proof(Proof::NextHeartbeat { gap: TTL / 2 });
+        let store = MemoryStore::with_proof(Proof::LaterHeartbeats { gap: TTL / 2 });
         Host::with(&store, "a", Default::default(), |c| c.with_grace_period(TTL / 3))
     };
     for host in [faulty_backend::host(&store, "a", wrong_password), unsuitable()] {

@@ -52,6 +52,11 @@ pub(crate) fn host_kept_for(store: &MemoryStore, id: &str, time: Duration) -> Ho
     host_with_faults(store, id, Faults { expires_after: Some(time), ..Faults::none() })
 }
 
+/// A host whose sessions have so many entries at most.
+pub(crate) fn host_with_entries_per_session(store: &MemoryStore, id: &str, count: usize) -> Host {
+    host_with_faults(store, id, Faults { entries_per_session: Some(count), ..Faults::none() })
+}
+
 fn host_with_faults(store: &MemoryStore, id: &str, faults: Faults) -> Host {
     Host::with_backend(
         store,
@@ -67,11 +72,18 @@ struct Faults {
     answered: Box<dyn Fn(Heartbeat) -> Heartbeat + Send + Sync>,
     /// In place of what the inner session says.
     expires_after: Option<Duration>,
+    /// In place of what the inner backend says.
+    entries_per_session: Option<usize>,
 }
 
 impl Faults {
     fn none() -> Self {
-        Self { before: Box::new(|_| Ok(())), answered: Box::new(|answer| answer), expires_after: None }
+        Self {
+            before: Box::new(|_| Ok(())),
+            answered: Box::new(|answer| answer),
+            expires_after: None,
+            entries_per_session: None,
+        }
     }
 }
 
@@ -90,7 +102,8 @@ struct Faulty {
 #[async_trait]
 impl Backend for Faulty {
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        let inner = self.inner.capabilities();
+        self.faults.entries_per_session.map_or(inner, |count| inner.entries_per_session(count))
     }
 
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {

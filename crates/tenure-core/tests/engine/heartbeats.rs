@@ -42,9 +42,9 @@ async fn a_heartbeat_confirmed_late_counts_from_its_request() {
 /// Hazards E4, E16: one lost heartbeat costs no leadership, with every proof, at whatever time the link was down.
 #[tokio::test(start_paused = true)]
 async fn leadership_survives_one_lost_heartbeat() {
-    for proof in [Proof::Answer, Proof::Read, Proof::NextHeartbeat { gap: TTL / 4 }] {
+    for proof in [Proof::Answer, Proof::Read, Proof::LaterHeartbeats { gap: TTL / 4 }] {
         let outage =
-            Duration::from_millis(if matches!(proof, Proof::NextHeartbeat { .. }) { 1_500 } else { 2_500 });
+            Duration::from_millis(if matches!(proof, Proof::LaterHeartbeats { .. }) { 1_500 } else { 2_500 });
         for millis in (0..4_000).step_by(100) {
             let store = MemoryStore::with_proof(proof);
             let host = Host::new(&store, "a");
@@ -94,7 +94,7 @@ async fn an_answer_without_a_ttl_says_that_the_session_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_fast_clock_confirms_no_heartbeat_too_early() {
     for millis in (0..10_000).step_by(50) {
-        let store = MemoryStore::with_proof(Proof::NextHeartbeat { gap: TTL / 4 });
+        let store = MemoryStore::with_proof(Proof::LaterHeartbeats { gap: TTL / 4 });
         let fast = Host::with(&store, "fast", SimClock::with_rate(1.09), |c| c);
         let other = Host::new(&store, "other");
         let first = fast.lead().await;

@@ -62,7 +62,7 @@ async fn only_candidates_that_may_lead_soon_send_heartbeats() {
 /// Both candidates ahead leave at once: the guard is given once a heartbeat is proven, and not before.
 #[tokio::test(start_paused = true)]
 async fn a_candidate_that_was_not_next_in_line_leads_once_a_heartbeat_is_proven() {
-    for proof in [Proof::Answer, Proof::Read, Proof::NextHeartbeat { gap: TTL / 4 }] {
+    for proof in [Proof::Answer, Proof::Read, Proof::LaterHeartbeats { gap: TTL / 4 }] {
         let store = MemoryStore::with_proof(proof);
         let hosts = ["first", "second", "third"].map(|id| Host::new(&store, id));
         let leads = hosts[0].lead().await;
@@ -74,9 +74,10 @@ async fn a_candidate_that_was_not_next_in_line_leads_once_a_heartbeat_is_proven(
         leads.resign().await.unwrap();
         sleep(TTL / 20 - INSTANT).await;
         assert!(!last.is_finished(), "{proof:?}");
-        let allowed = if matches!(proof, Proof::NextHeartbeat { .. }) { TTL / 2 } else { INSTANT * 3 };
+        let allowed = if matches!(proof, Proof::LaterHeartbeats { .. }) { TTL / 2 } else { INSTANT * 3 };
         let leads = within(allowed, last).await.unwrap();
         assert!(leads.is_leader() && leads.remaining() < TTL * 9 / 10, "{proof:?}");
+        hosts[2].link.heal();
         sleep(TTL * 3).await;
         assert!(leads.is_leader(), "{proof:?}");
     }
@@ -218,4 +219,95 @@ async fn a_session_without_a_deadline_ends_in_an_outage() {
     assert_ne!(calls(), (0, 0));
     sleep(TTL * 3).await;
     assert_eq!(calls(), (0, 0));
+}
+
+/// Hazard Z24: wherever in its interval the last keepalive was, a candidate that comes to lead two places at once keeps leading, also
+/// when the store is slow.
+#[tokio::test(start_paused = true)]
+async fn a_leadership_that_begins_with_an_old_keepalive_is_kept() {
+    for delay in [INSTANT, TTL / 40] {
+        for millis in (0..5_000).step_by(250) {
+            let store = MemoryStore::with_proof(Proof::LaterHeartbeats { gap: TTL / 4 });
+            let hosts = ["first", "second", "third"].map(|id| Host::new(&store, id));
+            let leads = hosts[0].lead().await;
+            let next = hosts[1].enter_queue(&store).await;
+            let last = hosts[2].enter_queue(&store).await;
+            hosts[2].link.set(&[Op::Heartbeat], Direction::Response, Delivery::Delay(delay));
+            sleep(TTL * 3 + Duration::from_millis(millis)).await;
+            next.abort();
+            leads.resign().await.unwrap();
+            let leads = within(TTL / 2, last).await.unwrap();
+            sleep(TTL * 3).await;
+            assert!(leads.is_leader(), "{millis} ms, answers {delay:?} late");
+        }
+    }
+}
+
+/// Promise L1: the next in line keeps its session and its place through an outage that outlasts its window.
+#[tokio::test(start_paused = true)]
+async fn the_next_in_line_keeps_its_place_in_an_outage() {
+    for proof in [Proof::Answer, Proof::Read, Proof::LaterHeartbeats { gap: TTL / 4 }] {
+        for millis in (0..4_000).step_by(250) {
+            let store = MemoryStore::with_proof(proof);
+            let (first, second) = (Host::new(&store, "first"), Host::new(&store, "second"));
+            let leads = first.lead().await;
+            let next = second.enter_queue(&store).await;
+            sleep(TTL + Duration::from_millis(millis)).await;
+            let place = store.entries("e")[1].revision;
+            second.link.set(&Op::ALL, Direction::Request, Delivery::Fail);
+            // A candidate that cannot enter another election meanwhile changes nothing.
+            let elector = Arc::clone(&second.elector);
+            let entering = tokio::spawn(async move { elector.campaign("f").await });
+            sleep(TTL * 3 / 5).await;
+            entering.abort();
+            second.link.heal();
+            sleep(TTL).await;
+            assert_eq!(store.entries("e")[1].revision, place, "{proof:?}, {millis} ms");
+            leads.resign().await.unwrap();
+            assert!(within(TTL, next).await.unwrap().is_leader(), "{proof:?}, {millis} ms");
+        }
+    }
+}
+
+/// While the store does not answer, campaigns that try to enter cause no heartbeats beyond those that are retried anyway.
+#[tokio::test(start_paused = true)]
+async fn entering_in_an_outage_sends_no_additional_heartbeats() {
+    let sent_by = async |campaigns: usize| {
+        let store = MemoryStore::with_proof(Proof::Answer);
+        let first = Host::new(&store, "first");
+        let (second, calls) = counting_host(&store, "second");
+        let _leads = first.lead().await;
+        let _next = second.enter_queue(&store).await;
+        second.link.set(&Op::ALL, Direction::Request, Delivery::Fail);
+        // Its window is suspended by then.
+        sleep(TTL).await;
+        calls();
+        let campaigns: Vec<_> = (0..campaigns)
+            .map(|n| {
+                let elector = Arc::clone(&second.elector);
+                tokio::spawn(async move { elector.campaign(&format!("e{n}")).await })
+            })
+            .collect();
+        sleep(TTL / 5).await;
+        campaigns.iter().for_each(|campaign| campaign.abort());
+        calls().0
+    };
+    let (without, with) = (sent_by(0).await, sent_by(100).await);
+    assert!(without > 0 && with <= without + 2, "{without}, {with}");
+}
+
+/// Hazard G4: quiet work of a leader whose store does not answer is dropped by its deadline.
+#[tokio::test(start_paused = true)]
+async fn quiet_work_is_dropped_by_its_deadline_in_an_outage() {
+    let store = MemoryStore::with_proof(Proof::Answer);
+    let host = Host::new(&store, "a");
+    let leads = host.lead().await;
+    let (is_working, work) = endless_work(&leads);
+    host.link.set(&Op::ALL, Direction::Request, Delivery::Fail);
+    sleep(INSTANT).await;
+    host.clock.sleep_until(leads.deadline()).await;
+    assert!(!is_working.load(SeqCst));
+    host.link.heal();
+    drop(leads);
+    within(TTL * 2, work).await.unwrap().unwrap_err();
 }

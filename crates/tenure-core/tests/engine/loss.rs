@@ -123,7 +123,7 @@ async fn an_unconfirmed_heartbeat_moves_no_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_confirmed_by_the_next_one_is_credited_from_its_own_sending() {
     let gap = TTL / 4;
-    let store = MemoryStore::with_proof(Proof::NextHeartbeat { gap });
+    let store = MemoryStore::with_proof(Proof::LaterHeartbeats { gap });
     let host = Host::new(&store, "a");
     let leadership = host.lead().await;
     for _ in 0..500 {
@@ -143,7 +143,7 @@ async fn a_heartbeat_confirmed_by_the_next_one_is_credited_from_its_own_sending(
 #[tokio::test(start_paused = true)]
 async fn the_answer_to_a_single_write_moves_no_deadline() {
     for millis in (0..10_000).step_by(250) {
-        let store = MemoryStore::with_proof(Proof::NextHeartbeat { gap: TTL / 4 });
+        let store = MemoryStore::with_proof(Proof::LaterHeartbeats { gap: TTL / 4 });
         let (a, b) = (Host::new(&store, "a"), Host::new(&store, "b"));
         let first = a.lead().await;
         let next = b.enter_queue(&store).await;
@@ -158,7 +158,7 @@ async fn the_answer_to_a_single_write_moves_no_deadline() {
 /// Hazards E4, E16: a restart, a leader election or a short stall of the store costs no leadership.
 #[tokio::test(start_paused = true)]
 async fn leadership_survives_an_outage_shorter_than_the_deadline() {
-    for proof in [Proof::Answer, Proof::Read, Proof::NextHeartbeat { gap: TTL / 4 }] {
+    for proof in [Proof::Answer, Proof::Read, Proof::LaterHeartbeats { gap: TTL / 4 }] {
         let store = MemoryStore::with_proof(proof);
         let host = Host::new(&store, "a");
         let leadership = host.lead().await;

@@ -14,7 +14,7 @@ use tenure_core::{
     spi::{Backend as _, BackendErrorKind, SessionRecord},
 };
 
-use crate::host::TTL;
+use crate::{host::TTL, tokens::reported, tracing::CapturedLog};
 
 /// Less than a TTL, which the session of a dead process lives on.
 const SOON: Duration = Duration::from_secs(1);
@@ -80,6 +80,57 @@ fn a_restarted_process_leads_at_once() {
     let mut other = Process::start(&store, &directory.path().join("other")).unwrap();
     assert_eq!(other.leads_within(SOON), None);
     assert!(other.leads_within(TTL * 2) > last);
+}
+
+/// Hazard G35: the next process notices that the store was wiped meanwhile, once.
+#[test]
+fn tokens_that_go_back_are_noticed_after_a_restart() {
+    let log = CapturedLog::default();
+    let _default = log.install();
+    let (_directory, path) = resume_file();
+    let store = MemoryStore::new();
+    let mut token = None;
+    for _ in 0..3 {
+        let mut process = Process::start(&store, &path).unwrap();
+        token = process.leads_within(SOON);
+        process.runtime.block_on(async { tokio::time::sleep(SOON).await });
+    }
+    // It does not lead, and keeps what the others have seen.
+    drop(Process::start(&store, &path).unwrap());
+    assert_eq!(reported(&log), []);
+    store.wipe_with_tokens();
+    for _ in 0..2 {
+        let mut process = Process::start(&store, &path).unwrap();
+        assert!(process.leads_within(SOON) < token && process.is_leader());
+        process.runtime.block_on(async { tokio::time::sleep(SOON).await });
+        let highest = token.unwrap().get();
+        assert_eq!(reported(&log), [("e".to_owned(), highest)]);
+    }
+}
+
+/// Hazard G35: many wins cost one write of the file, some time later. It has the highest tokens.
+#[test]
+fn the_highest_tokens_are_saved_together() {
+    let (_directory, path) = resume_file();
+    let store = MemoryStore::new();
+    let process = Process::start(&store, &path).unwrap();
+    let tokens = || -> Vec<u64> {
+        let saved = fs::read_to_string(&path).unwrap();
+        let lines = saved.lines().filter_map(|line| line.strip_prefix("token "));
+        let mut tokens: Vec<_> = lines.map(|line| line.split_once(' ').unwrap().1.parse().unwrap()).collect();
+        tokens.sort_unstable();
+        tokens
+    };
+    let mut held = Vec::new();
+    process.runtime.block_on(async {
+        for n in 0..300 {
+            held.push(process.elector.campaign(&format!("e{n}")).await.unwrap());
+        }
+        assert!(tokens().is_empty(), "the wins were not written one by one");
+        tokio::time::sleep(SOON).await;
+    });
+    let expected: Vec<_> = held[44..].iter().map(|leadership| leadership.fencing_token().get()).collect();
+    assert_eq!(tokens(), expected);
 }
 
 /// Hazard G39: while a process lives, nobody gets its resume file.

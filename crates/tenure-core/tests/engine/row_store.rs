@@ -36,8 +36,9 @@ struct Schedule {
     taking_call: TakingCall,
     /// The delay of the answer that the row belongs to `a`.
     answer_delay: Duration,
-    /// The time from the start of `a`'s leadership until its connection is cut.
-    cut_after: Duration,
+    /// The time from the start of `a`'s leadership until its connection is cut. Without one, it is cut when the row is taken, and only
+    /// the answer on its way arrives.
+    cut_after: Option<Duration>,
     /// The rate of the clock of `a`.
     rate: f64,
 }
@@ -46,9 +47,11 @@ struct Schedule {
 const MEASURED_SCHEDULE: Schedule = Schedule {
     taking_call: TakingCall::Enter,
     answer_delay: Duration::from_millis(900),
-    cut_after: Duration::ZERO,
+    cut_after: Some(Duration::ZERO),
     rate: 1.0,
 };
+/// The same, but no heartbeat of `a` arrives any more.
+const WITHOUT_HEARTBEATS: Schedule = Schedule { cut_after: None, ..MEASURED_SCHEDULE };
 
 fn elector(connection: &Arc<Connection>, id: &str, rate: f64) -> Arc<StoreElector> {
     let config = Config::new().with_ttl(TTL).with_request_timeout(REQUEST_TIMEOUT);
@@ -80,10 +83,15 @@ async fn overlap(recipe: Recipe, schedule: Schedule) -> Duration {
     let first = tokio::spawn(async move {
         let leadership = a.campaign("e").await.unwrap();
         *leads.lock().unwrap() = Some(leadership);
-        sleep(cut_after).await;
-        cutting.cut();
+        if let Some(cut_after) = cut_after {
+            sleep(cut_after).await;
+            cutting.cut();
+        }
     });
     until("a has taken the row", || store.owner(&election).is_some_and(|owner| Some(owner) != before)).await;
+    if cut_after.is_none() {
+        a_connection.drop_requests();
+    }
     let second = within(TTL * 10, b.campaign("e")).await.unwrap();
     let mut overlap = Duration::ZERO;
     let leads = || led.lock().unwrap().as_ref().is_some_and(|leadership| leadership.is_leader());
@@ -111,7 +119,7 @@ fn variations() -> impl Iterator<Item = Schedule> {
     calls.flat_map(move |(taking_call, rate)| {
         // Beyond the request timeout `enter` is sent again, and finds its row.
         (0..=3_000).step_by(50).map(move |late| {
-            let (answer_delay, cut_after) = (millis(late), millis(late * 7 % 800));
+            let (answer_delay, cut_after) = (millis(late), Some(millis(late * 7 % 800)));
             Schedule { taking_call, answer_delay, cut_after, rate }
         })
     })
@@ -183,13 +191,24 @@ async fn window_is_counted_from_the_first_attempt() {
     for late in (0..=1_500).step_by(100).map(Duration::from_millis) {
         // With a late answer the deadline would be 1.8 s after it, and the row expires 2 s after the request.
         let schedule = Schedule { answer_delay: late, ..MEASURED_SCHEDULE };
-        assert_eq!(overlap(Recipe::RowPerSession, schedule).await, Duration::ZERO, "{late:?}");
+        assert_eq!(overlap(Recipe::RowPerSession, schedule).await, Duration::ZERO, "{schedule:?}");
+        // A later answer is not waited for, and no other arrives.
+        if late < REQUEST_TIMEOUT {
+            let schedule = Schedule { answer_delay: late, ..WITHOUT_HEARTBEATS };
+            assert_eq!(overlap(Recipe::RowPerSession, schedule).await, Duration::ZERO, "{schedule:?}");
+        }
     }
 }
 
 /// The overlap when the answer that the row was taken is late, with a session per election.
 pub(crate) async fn overlap_with_a_late_answer() -> Duration {
     overlap(Recipe::RowPerSession, MEASURED_SCHEDULE).await
+}
+
+/// The same, if nothing else of `a` arrives.
+#[cfg(tenure_mutants)]
+pub(crate) async fn overlap_with_a_late_last_answer() -> Duration {
+    overlap(Recipe::RowPerSession, WITHOUT_HEARTBEATS).await
 }
 
 /// Hazard G10: a wait that is dropped may have created an entry, of which nobody knows. The row is released, and not kept by the

@@ -13,7 +13,7 @@ use crate::host::{Host, TTL, sleep, within};
 /// Every combination of proof, drift bound and grace period is refused when the session is opened, or keeps leadership.
 #[tokio::test(start_paused = true)]
 async fn accepted_settings_keep_leadership() {
-    let later = |gap| Proof::NextHeartbeat { gap };
+    let later = |gap| Proof::LaterHeartbeats { gap };
     let (mut kept, mut refused) = (0, 0);
     for proof in [Proof::Answer, Proof::Read, later(TTL / 10), later(TTL / 4), later(TTL / 2)] {
         for drift in [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] {
@@ -46,7 +46,7 @@ async fn accepted_settings_keep_leadership() {
 /// A heartbeat is confirmed only half a TTL later, and the grace period is small: leadership is kept.
 #[tokio::test(start_paused = true)]
 async fn a_wide_gap_keeps_leadership_with_a_small_grace_period() {
-    let store = MemoryStore::with_proof(Proof::NextHeartbeat { gap: TTL / 2 });
+    let store = MemoryStore::with_proof(Proof::LaterHeartbeats { gap: TTL / 2 });
     let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(TTL / 50));
     let leadership = host.lead().await;
     for _ in 0..500 {
@@ -58,7 +58,7 @@ async fn a_wide_gap_keeps_leadership_with_a_small_grace_period() {
 /// A session whose settings are refused is not left in the store.
 #[tokio::test(start_paused = true)]
 async fn refused_settings_leave_no_session() {
-    let store = MemoryStore::with_proof(Proof::NextHeartbeat { gap: TTL / 2 });
+    let store = MemoryStore::with_proof(Proof::LaterHeartbeats { gap: TTL / 2 });
     let host = Host::with(&store, "a", SimClock::new(), |c| c.with_grace_period(TTL / 3));
     let error = host.elector.campaign("e").await.unwrap_err();
     assert!(error.to_string().starts_with("grace period 3s 333ms"), "{error}");

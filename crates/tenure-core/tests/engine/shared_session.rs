@@ -26,7 +26,7 @@ use tracing_subscriber::{
 
 use crate::{
     faulty_backend::{self, Call},
-    host::{Host, TTL, endless_work, sleep, until, within},
+    host::{Host, TTL, assert_nothing_left, endless_work, sleep, until, within},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -192,4 +192,31 @@ fn a_blocked_worker_does_not_delay_the_loss_of_another_leadership() {
     let outcome = runtime.block_on(test);
     drop(unblock);
     outcome.unwrap();
+}
+
+/// Hazard E18: the entries of many elections are spread over several sessions, and sessions without an entry are closed.
+#[tokio::test(start_paused = true)]
+async fn a_session_has_a_limited_number_of_entries() {
+    let store = MemoryStore::new();
+    let host = faulty_backend::host_with_entries_per_session(&store, "a", 10);
+    let names: Vec<_> = (0..25).map(|n| format!("e{n}")).collect();
+    let campaigns = names.iter().map(|name| host.elector.campaign(name));
+    let mut leaderships = within(TTL, futures::future::try_join_all(campaigns)).await.unwrap();
+    assert_eq!(store.sessions().len(), 3);
+    sleep(TTL * 3).await;
+    assert!(leaderships.iter().all(|leadership| leadership.is_leader()));
+
+    // There is room under the third session.
+    leaderships.push(lead(&host, "another").await);
+    assert_eq!(store.sessions().len(), 3);
+
+    for leadership in leaderships {
+        leadership.resign().await.unwrap();
+    }
+    until("the sessions without entries are closed", || store.sessions().len() == 1).await;
+    let leadership = lead(&host, "e0").await;
+    assert!(leadership.is_leader() && store.sessions().len() == 1);
+    drop(leadership);
+    host.elector.close().await;
+    assert_nothing_left(&store).await;
 }

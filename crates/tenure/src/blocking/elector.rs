@@ -7,6 +7,7 @@ use tenure_core::{
     BoxError, CampaignOptions, Candidate, CandidateId, Config, Diagnosis, ElectionName, ElectorExt as _,
     Engine, Error, Shutdown, Status,
     block_on::{block_on, block_on_timeout},
+    spi::SessionRecord,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -241,6 +242,15 @@ impl Elector {
     /// See [`request_resign`](tenure_core::Elector::request_resign).
     pub fn request_resign(&self, election: &str) -> Result<Option<Candidate>, Error> {
         block_on(self.inner.request_resign(election))?
+    }
+
+    /// Ends the session of another process, which must be known to be dead: read the conditions at
+    /// [`end_session`](tenure_core::Elector::end_session).
+    ///
+    /// # Errors
+    /// See there; also [`Error::OnEngineThread`].
+    pub fn end_session(&self, record: &SessionRecord) -> Result<(), Error> {
+        block_on(self.inner.end_session(record))?
     }
 
     /// The engine on whose threads this elector runs, which other electors can share

@@ -5,6 +5,7 @@ use std::{ops::Deref, pin::pin, time::Duration};
 use tenure_core::{
     Error, LossReason, Shutdown,
     block_on::{block_on, block_on_timeout},
+    spi::SessionRecord,
 };
 
 /// The guard of one candidate's term as leader; see [`tenure::Leadership`](tenure_core::Leadership).
@@ -125,6 +126,14 @@ impl LeadershipHandle {
     /// See [`set_value`](tenure_core::LeadershipHandle::set_value); also [`Error::OnEngineThread`].
     pub fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         block_on(self.0.set_value(value))?
+    }
+
+    /// Identifies the session of this leadership, for a supervisor that ends it should this process be killed.
+    ///
+    /// # Errors
+    /// See [`session_record`](tenure_core::LeadershipHandle::session_record); also [`Error::OnEngineThread`].
+    pub fn session_record(&self) -> Result<Option<SessionRecord>, Error> {
+        block_on(self.0.session_record())?
     }
 }
 

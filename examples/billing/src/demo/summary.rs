@@ -207,8 +207,13 @@ fn gap_ms(fault: &InjectedFault, ledger: &[LedgerEntry]) -> Option<i64> {
 }
 
 fn without_password(store: &str) -> String {
-    // `StoreUrl` prints no password. Parsing cannot fail here, because the URL was parsed before.
-    store.parse::<tenure::StoreUrl>().map_or_else(|_| String::new(), |url| url.to_string())
+    // Parsing cannot fail here, because the URL was parsed before.
+    let Ok(url) = store.parse::<tenure::StoreUrl>() else { return String::new() };
+    // `StoreUrl` prints the values of settings that were read, except passwords.
+    for setting in ["ttl", "drift", "grace_period", "request_timeout", "layout", "tick"] {
+        let _ = url.text(setting);
+    }
+    url.to_string()
 }
 
 #[cfg(test)]
@@ -224,6 +229,12 @@ mod tests {
     fn fault(kind: FaultKind) -> InjectedFault {
         let victim = "a".into();
         InjectedFault { kind, at: 1_000, victim, token: 7, recovered_at: Some(5_000), next_leader: None }
+    }
+
+    #[test]
+    fn settings_are_shown_and_passwords_are_not() {
+        let shown = without_password("etcd://app:horse@127.0.0.1:2379/acme?ttl=2s&password_env=X&unknown=y");
+        assert_eq!(shown, "etcd://app:***@127.0.0.1:2379/acme?password_env=***&ttl=2s&unknown=***");
     }
 
     #[test]

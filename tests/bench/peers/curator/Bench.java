@@ -259,8 +259,16 @@ public class Bench {
 
     /** How many packets ZooKeeper has received. */
     static long requests() throws IOException {
-        int colon = endpoint.lastIndexOf(':');
-        try (Socket server = new Socket(endpoint.substring(0, colon), Integer.parseInt(endpoint.substring(colon + 1)))) {
+        long sum = 0;
+        for (String server : endpoint.split(",")) {
+            sum += requestsOf(server);
+        }
+        return sum;
+    }
+
+    static long requestsOf(String address) throws IOException {
+        int colon = address.lastIndexOf(':');
+        try (Socket server = new Socket(address.substring(0, colon), Integer.parseInt(address.substring(colon + 1)))) {
             server.getOutputStream().write("srvr".getBytes());
             var lines = new BufferedReader(new InputStreamReader(server.getInputStream())).lines();
             String line = lines.filter(it -> it.startsWith("Received: ")).findFirst().orElseThrow();

@@ -231,7 +231,7 @@ type candidate struct {
 }
 
 func newClient() *v3.Client {
-	client, err := v3.New(v3.Config{Endpoints: []string{*endpoint}, DialTimeout: 5 * time.Second})
+	client, err := v3.New(v3.Config{Endpoints: strings.Split(*endpoint, ","), DialTimeout: 5 * time.Second})
 	must(err)
 	return client
 }
@@ -281,7 +281,15 @@ func memory() float64 {
 
 // metric is the sum of etcd's metrics whose lines begin so.
 func metric(prefix string) float64 {
-	response, err := http.Get("http://" + *endpoint + "/metrics")
+	sum := 0.0
+	for _, server := range strings.Split(*endpoint, ",") {
+		sum += metricOf(server, prefix)
+	}
+	return sum
+}
+
+func metricOf(server, prefix string) float64 {
+	response, err := http.Get("http://" + server + "/metrics")
 	must(err)
 	defer response.Body.Close()
 	sum := 0.0

@@ -215,10 +215,14 @@ def memory():
 
 def requests():
     """How many packets ZooKeeper has received."""
-    host, port = options.endpoint.rsplit(":", 1)
-    with socket.create_connection((host, int(port))) as server:
-        server.sendall(b"srvr")
-        with server.makefile() as lines:
+    return sum(requests_of(server) for server in options.endpoint.split(","))
+
+
+def requests_of(server):
+    host, port = server.rsplit(":", 1)
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"srvr")
+        with connection.makefile() as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith("Received: "))
 
 

@@ -17,7 +17,7 @@ const AT_ONCE: usize = 60;
 const UNDER_WAY: usize = 16;
 
 pub(crate) struct Etcd {
-    endpoint: String,
+    endpoints: Vec<String>,
     client: Client,
     other: Client,
     lease: i64,
@@ -26,11 +26,12 @@ pub(crate) struct Etcd {
 
 impl Etcd {
     pub(crate) async fn connect(endpoint: &str) -> Result<Self> {
-        let connect = || async { Client::connect([format!("http://{endpoint}")], None).await };
+        let endpoints: Vec<_> = endpoint.split(',').map(|endpoint| format!("http://{endpoint}")).collect();
+        let connect = || async { Client::connect(&endpoints, None).await };
         let client = connect().await?;
         let lease = client.lease_client().grant(600, None).await?.id();
-        let next = fastrand::u64(..) >> 16;
-        Ok(Self { endpoint: endpoint.to_owned(), client, other: connect().await?, lease, next })
+        let (other, next) = (connect().await?, fastrand::u64(..) >> 16);
+        Ok(Self { endpoints, client, other, lease, next })
     }
 
     fn election(&mut self) -> String {
@@ -75,7 +76,7 @@ impl RawStore for Etcd {
     async fn enter_from_nothing(&mut self) -> Result<Duration> {
         let election = self.election();
         let begun = Instant::now();
-        let client = Client::connect([format!("http://{}", self.endpoint)], None).await?;
+        let client = Client::connect(&self.endpoints, None).await?;
         let lease = client.lease_client().grant(10, None).await?.id();
         client.kv_client().txn(enter(&election, lease)).await?;
         let took = begun.elapsed();
@@ -141,8 +142,12 @@ impl RawStore for Etcd {
     }
 
     async fn requests(&mut self) -> Result<u64> {
-        let text = reqwest::get(format!("http://{}/metrics", self.endpoint)).await?.text().await?;
-        let counts = text.lines().filter(|line| line.starts_with("grpc_server_msg_received_total{"));
-        Ok(counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() as u64)
+        let mut sum = 0.0;
+        for endpoint in &self.endpoints {
+            let text = reqwest::get(format!("{endpoint}/metrics")).await?.text().await?;
+            let counts = text.lines().filter(|line| line.starts_with("grpc_server_msg_received_total{"));
+            sum += counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>();
+        }
+        Ok(sum as u64)
     }
 }

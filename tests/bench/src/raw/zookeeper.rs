@@ -170,11 +170,15 @@ impl RawStore for Zookeeper {
     }
 
     async fn requests(&mut self) -> Result<u64> {
-        let mut stream = TcpStream::connect(&self.endpoint).await?;
-        stream.write_all(b"srvr").await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Received: "));
-        Ok(line.context("no count of packets")?.trim().parse()?)
+        let mut sum = 0;
+        for server in self.endpoint.split(',') {
+            let mut stream = TcpStream::connect(server).await?;
+            stream.write_all(b"srvr").await?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await?;
+            let line = text.lines().find_map(|line| line.strip_prefix("Received: "));
+            sum += line.context("no count of packets")?.trim().parse::<u64>()?;
+        }
+        Ok(sum)
     }
 }

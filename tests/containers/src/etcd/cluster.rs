@@ -13,7 +13,7 @@ use crate::{
     version::Version,
 };
 
-const PEER_PORT: u16 = 2380;
+pub(super) const PEER_PORT: u16 = 2380;
 
 /// Three etcd servers of the test's own. Dropping it removes them.
 pub type EtcdCluster = Cluster<EtcdAdmin>;
@@ -27,7 +27,8 @@ impl EtcdCluster {
         Self::start_with(version, &[]).await
     }
 
-    /// Starts three members with additional flags on each member's command line, for example `--election-timeout=500`.
+    /// Starts three members with additional flags on each member's command line, for example `--election-timeout=500`. In a
+    /// flag, `{ip}` stands for the member's address on the network of the members, which this machine can reach.
     ///
     /// # Errors
     /// As for [`start`](Self::start).
@@ -63,7 +64,7 @@ impl EtcdCluster {
                 arguments.push(format!("--initial-advertise-peer-urls={}", peer_url(index)));
                 arguments.push(format!("--initial-cluster={cluster}"));
                 arguments.push(format!("--initial-cluster-token={}", peers.name()));
-                arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+                arguments.extend(flags.iter().map(|flag| flag.replace("{ip}", &peers.ip(index))));
                 adapt(ContainerSpec::new(version, CLIENT_PORT, "etcd", arguments))
             })
             .collect();

@@ -11,6 +11,8 @@ use crate::{
 
 pub(super) const CLIENT_PORT: u16 = 2379;
 const TLS_PORT: u16 = 2378;
+/// Where etcd listens behind a grpc-proxy.
+const PROXIED_PORT: u16 = 2377;
 
 /// An etcd server of the test's own, in a container. Dropping it removes it.
 pub type EtcdServer = Server<EtcdAdmin>;
@@ -65,6 +67,24 @@ impl EtcdServer {
             files.iter().map(|(path, content)| write_file_script(path, content.as_bytes())).collect();
         let arguments = shell_arguments(&script, arguments);
         Self::launch(ContainerSpec::new(version, CLIENT_PORT, "sh", arguments)).await
+    }
+
+    /// Starts a server that clients reach only through etcd's own grpc-proxy.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_behind_grpc_proxy(version: Version) -> Result<Self, ContainerError> {
+        let mut arguments = client_flags("single");
+        arguments.retain(|flag| !flag.contains("client-urls"));
+        for flag in ["listen", "advertise"] {
+            arguments.push(format!("--{flag}-client-urls=http://127.0.0.1:{PROXIED_PORT}"));
+        }
+        let script = format!(
+            "etcd \"$@\" & exec etcd grpc-proxy start --endpoints=127.0.0.1:{PROXIED_PORT} \
+             --listen-addr=0.0.0.0:{CLIENT_PORT}"
+        );
+        let shell = ["-ec".to_owned(), script, "sh".to_owned()].into_iter().chain(arguments).collect();
+        Self::launch(ContainerSpec::new(version, CLIENT_PORT, "sh", shell)).await
     }
 
     /// Starts a server with a second endpoint, where clients speak TLS and present a certificate.

@@ -68,10 +68,7 @@ impl Host {
         let clock = SimClock::with_rate(self.rate);
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock.clone());
         let endpoints = (0..MEMBERS).map(|member| format!("{}:{}", member_name(member), network::PORT));
-        let mut store = EtcdConfig::new(endpoints).network(network::network());
-        if random.bool() {
-            store = store.prefix_watch_threshold(1);
-        }
+        let store = EtcdConfig::new(endpoints).network(network::network());
         let backend = EtcdBackend::new(store)?;
         let id: CandidateId = host_name(self.n).parse()?;
         // Shutdowns may take as long as they need, so that anything that continues afterwards is a violation.

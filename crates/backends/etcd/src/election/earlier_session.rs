@@ -4,6 +4,8 @@
 //! cluster is compared, and one entry of the lease has to carry the nonce of that process. A lease without an entry of ours blocks
 //! no election here, and is left to expire.
 
+use std::sync::Arc;
+
 use etcd_client::{GetOptions, LeaseTimeToLiveOptions};
 use tenure_core::spi::{BackendError, BackendErrorKind, SessionRecord};
 
@@ -42,9 +44,10 @@ pub(crate) async fn end(store: &ElectionStore, record: &SessionRecord) -> Result
         ));
     };
     let read = members.call("end session", CallClass::Urgent, |client| async move {
-        Ok(kv(&client).get(entry.as_slice(), None).await?.take_kvs().pop())
+        let mut response = kv(&client).get(entry.as_slice(), None).await?;
+        Ok((response.take_header(), response.take_kvs().pop()))
     });
-    let Some(found) = read.await?.value else {
+    let Some(found) = read.await? else {
         let text = format!("an entry of lease {lease:x} was deleted meanwhile: try again");
         return Err(BackendError::new(BackendErrorKind::Unavailable, text));
     };
@@ -58,17 +61,20 @@ pub(crate) async fn end(store: &ElectionStore, record: &SessionRecord) -> Result
 ///
 /// # Errors
 /// When none has.
-pub(crate) fn cluster(members: &Members) -> Result<String, BackendError> {
-    let cluster = members.cluster_id();
+pub(crate) fn cluster(members: &Arc<Members>) -> Result<String, BackendError> {
+    let cluster = members.cluster.pinned();
     let unknown = || BackendError::new(BackendErrorKind::Unavailable, "no member has told its cluster yet");
     cluster.map(|cluster| format!("{cluster:x}")).ok_or_else(unknown)
 }
 
 /// Revokes a lease. Succeeds if it does not exist.
-pub(crate) async fn revoke(members: &Members, what: &'static str, lease: i64) -> Result<(), BackendError> {
+pub(crate) async fn revoke(
+    members: &Arc<Members>,
+    what: &'static str,
+    lease: i64,
+) -> Result<(), BackendError> {
     let revoked = members.call(what, CallClass::Urgent, |client| async move {
-        client.record_header(client.lease_client().revoke(lease).await?.header());
-        Ok(())
+        Ok((client.lease_client().revoke(lease).await?.take_header(), ()))
     });
     match revoked.await {
         Err(error) if error.kind() != BackendErrorKind::SessionGone => Err(error),
@@ -78,25 +84,23 @@ pub(crate) async fn revoke(members: &Members, what: &'static str, lease: i64) ->
 
 /// A linearizable read. A newly elected leader that has not applied everything yet does not know every lease, nor every key of
 /// one. After this it does.
-async fn catch_up(members: &Members, absent_key: &str) -> Result<(), BackendError> {
+async fn catch_up(members: &Arc<Members>, absent_key: &str) -> Result<(), BackendError> {
     let read = members.call("end session", CallClass::Urgent, |client| async move {
-        kv(&client).get(absent_key, Some(GetOptions::new().with_keys_only())).await?;
-        Ok(())
+        let options = GetOptions::new().with_keys_only();
+        Ok((kv(&client).get(absent_key, Some(options)).await?.take_header(), ()))
     });
-    read.await.map(|_| ())
+    read.await
 }
 
 /// The keys of a lease; `None` if there is no such lease.
-async fn keys_of(members: &Members, lease: i64) -> Result<Option<Vec<Vec<u8>>>, BackendError> {
+async fn keys_of(members: &Arc<Members>, lease: i64) -> Result<Option<Vec<Vec<u8>>>, BackendError> {
     let asked = members.call("end session", CallClass::Urgent, |client| async move {
         let options = LeaseTimeToLiveOptions::new().with_keys();
-        let response = client.lease_client().time_to_live(lease, Some(options)).await?;
-        client.record_header(response.header());
-        Ok((response.ttl() >= 0).then(|| response.keys().to_vec()))
+        let mut response = client.lease_client().time_to_live(lease, Some(options)).await?;
+        Ok((response.take_header(), (response.ttl() >= 0).then(|| response.keys().to_vec())))
     });
     match asked.await {
-        Ok(response) => Ok(response.value),
         Err(error) if error.kind() == BackendErrorKind::SessionGone => Ok(None),
-        Err(error) => Err(error),
+        answer => answer,
     }
 }

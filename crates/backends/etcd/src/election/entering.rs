@@ -9,50 +9,44 @@
 //! before 3.4.42, 3.5.28 and 3.6.9 does not check permissions of nested operations. (The nested delete of `withdrawal` is
 //! harmless: the transaction around it deletes the same key, and etcd checks that permission whichever branch runs.)
 
-use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
+use etcd_client::{
+    Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+};
 use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::{
-    election::keys::Keys,
+    election::{
+        calls::{Attempts, Call},
+        keys::Keys,
+    },
     transport::{
-        batcher::{BatchOp, BatchResult, QueuedRequest, RequestFailure},
+        batcher::BatchOp,
         error::{Failure, malformed},
         members::{CallClass, Members},
-        request::{AttemptClient, kv, ranges},
+        request::{Answer, kv, ranges},
     },
 };
 
 /// The approximate size limit of a transaction. etcd accepts requests of up to 1.5 MiB.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
-
-/// The approximate size of a marker's key and of the other parts of an entry's request.
+/// The approximate size of the withdrawal marker's key, and of the other parts of an entry's request.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
 /// Creates entries under one lease.
 pub(crate) struct EntryCreator {
     pub(crate) members: Arc<Members>,
-    pub(crate) keys: Keys,
     pub(crate) lease: i64,
 }
 
 /// An entry to create.
-#[derive(Clone, Debug)]
 pub(crate) struct NewEntry {
     pub(crate) key: Arc<str>,
-    /// The length of the election's prefix in the key, in bytes.
-    pub(crate) election_prefix_len: usize,
-    /// The nonce of the request.
-    pub(crate) nonce: u128,
     pub(crate) payload: Vec<u8>,
+    /// The key of the withdrawal marker, whose existence prevents the creation.
+    marker: String,
+    call: Arc<Call>,
 }
 
 /// What is stored under the key of an entry.
@@ -73,13 +67,22 @@ pub(crate) struct EnterResult {
 }
 
 impl NewEntry {
+    pub(crate) fn new(call: Arc<Call>, key: Arc<str>, payload: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { key, payload, marker: call.withdrawals.marker(call.nonce), call })
+    }
+
     /// The approximate size of its request.
     fn bytes(&self) -> usize {
         self.payload.len() + 4 * self.key.len() + ENTRY_OVERHEAD_BYTES
     }
 
     fn election_prefix(&self) -> &str {
-        &self.key[..self.election_prefix_len]
+        &self.key[..Keys::election_prefix_len(&self.key)]
+    }
+
+    /// Compares that hold while neither the entry nor the marker of a withdrawal exists.
+    fn conditions(&self) -> [Compare; 2] {
+        [&*self.key, &self.marker].map(|key| Compare::create_revision(key, CompareOp::Equal, 0))
     }
 
     /// The operation that creates the entry under `lease`.
@@ -99,192 +102,166 @@ impl NewEntry {
     }
 }
 
-impl EntryCreator {
-    /// Compares that hold while neither the entry nor the marker of a withdrawal exists.
-    fn conditions(&self, entry: &NewEntry) -> [Compare; 2] {
-        let marker = self.keys.withdrawal_marker(self.lease, entry.nonce);
-        let is_absent = |key: Vec<u8>| Compare::create_revision(key, CompareOp::Equal, 0);
-        [is_absent(entry.key.as_bytes().into()), is_absent(marker.into())]
+/// Creates all entries, if none exists and none was withdrawn.
+async fn create_all(
+    client: &Client,
+    lease: i64,
+    entries: &[Arc<NewEntry>],
+) -> Result<Answer<Option<Vec<EnterResult>>>, Failure> {
+    let puts = entries.iter().map(|entry| entry.put_op(lease));
+    let firsts = entries.iter().map(|entry| entry.first_entry_op());
+    let txn = Txn::new()
+        .when(entries.iter().flat_map(|entry| entry.conditions()).collect::<Vec<_>>())
+        .and_then(puts.chain(firsts).collect::<Vec<_>>());
+    let mut response = kv(client).txn(txn).await?;
+    let header = response.take_header().ok_or_else(|| malformed("header"))?;
+    if !response.succeeded() {
+        return Ok((Some(header), None));
     }
-
-    /// Creates the entry if it does not exist and was not withdrawn; otherwise reads what exists.
-    async fn create(&self, client: &AttemptClient, entry: &NewEntry) -> Result<EnterResult, Failure> {
-        let txn = Txn::new()
-            .when(self.conditions(entry))
-            .and_then([entry.put_op(self.lease), entry.first_entry_op()]);
-        let response = kv(client).txn(txn).await?;
-        if !response.succeeded() {
-            return self.read_existing(client, entry).await;
-        }
-        let revision = response.header().ok_or_else(|| malformed("header"))?.revision();
-        let first =
-            ranges(response.op_responses()).next().ok_or_else(|| malformed("range of the election"))?;
-        Ok(self.created(revision, &first))
+    let create_revision = header.revision();
+    let results = ranges(response.op_responses()).map(|first| {
+        let own = Some(StoredEntry { create_revision, lease, existing_payload: None });
+        EnterResult { own, first_create_revision: first.first().map(KeyValue::create_revision) }
+    });
+    let results: Vec<_> = results.collect();
+    if results.len() == entries.len() {
+        Ok((Some(header), Some(results)))
+    } else {
+        Err(malformed("range of each election").into())
     }
+}
 
-    /// Reads why the entry could not be created. A separate request, because it is hardly ever needed.
-    async fn read_existing(&self, client: &AttemptClient, entry: &NewEntry) -> Result<EnterResult, Failure> {
-        let marker = self.keys.withdrawal_marker(self.lease, entry.nonce);
-        let txn = Txn::new().and_then([
-            TxnOp::get(&*entry.key, None),
-            entry.first_entry_op(),
-            TxnOp::get(marker, None),
-        ]);
-        let response = kv(client).txn(txn).await?;
-        let mut found = ranges(response.op_responses());
-        let own = found.next().ok_or_else(|| malformed("range of the entry"))?.pop();
-        let own = own.map(|kv| StoredEntry {
+/// Reads which entries exist. For a single one also whether it was withdrawn.
+async fn read_existing(
+    client: &Client,
+    entries: &[Arc<NewEntry>],
+) -> Result<Answer<Vec<Option<EnterResult>>>, Failure> {
+    let owns = entries.iter().map(|entry| TxnOp::get(&*entry.key, None));
+    let firsts = entries.iter().map(|entry| entry.first_entry_op());
+    let marker = entries.first().filter(|_| entries.len() == 1).map(|entry| TxnOp::get(&*entry.marker, None));
+    let read = Txn::new().and_then(owns.chain(firsts).chain(marker).collect::<Vec<_>>());
+    let mut response = kv(client).txn(read).await?;
+    let found: Vec<_> = ranges(response.op_responses()).collect();
+    let Some((owns, firsts)) = found.split_at_checked(entries.len()) else {
+        return Err(malformed("range of each entry").into());
+    };
+    let is_withdrawn = firsts.get(entries.len()).is_some_and(|marker| !marker.is_empty());
+    let results = owns.iter().zip(firsts).map(|(own, first)| {
+        let own = own.first().map(|kv| StoredEntry {
             create_revision: kv.create_revision(),
             lease: kv.lease(),
             existing_payload: Some(kv.value().to_vec()),
         });
-        let first = found.next().ok_or_else(|| malformed("range of the election"))?;
-        let marker = found.next().ok_or_else(|| malformed("range of the marker"))?;
-        if own.is_none() && marker.is_empty() {
-            // The next attempt may succeed.
-            let message = "the key of the entry existed, and was deleted in the meantime";
-            return Err(BackendError::new(BackendErrorKind::Unavailable, message).into());
-        }
-        Ok(EnterResult { own, first_create_revision: first.first().map(KeyValue::create_revision) })
-    }
-
-    /// Creates all entries, if none exists and none was withdrawn.
-    async fn create_all(
-        &self,
-        client: &AttemptClient,
-        entries: &[NewEntry],
-    ) -> Result<Option<Vec<EnterResult>>, Failure> {
-        let puts = entries.iter().map(|entry| entry.put_op(self.lease));
-        let firsts = entries.iter().map(NewEntry::first_entry_op);
-        let txn = Txn::new()
-            .when(entries.iter().flat_map(|entry| self.conditions(entry)).collect::<Vec<_>>())
-            .and_then(puts.chain(firsts).collect::<Vec<_>>());
-        let response = kv(client).txn(txn).await?;
-        if !response.succeeded() {
-            return Ok(None);
-        }
-        let revision = response.header().ok_or_else(|| malformed("header"))?.revision();
-        let results: Vec<_> =
-            ranges(response.op_responses()).map(|first| self.created(revision, &first)).collect();
-        if results.len() != entries.len() {
-            return Err(malformed("range of each election").into());
-        }
-        Ok(Some(results))
-    }
-
-    /// The result of an entry that was created at `revision`, given the first entry of its election.
-    fn created(&self, revision: i64, first: &[KeyValue]) -> EnterResult {
-        let own = StoredEntry { create_revision: revision, lease: self.lease, existing_payload: None };
-        EnterResult { own: Some(own), first_create_revision: first.first().map(KeyValue::create_revision) }
-    }
+        let first_create_revision = first.first().map(KeyValue::create_revision);
+        (own.is_some() || is_withdrawn).then_some(EnterResult { own, first_create_revision })
+    });
+    Ok((response.take_header(), results.collect()))
 }
 
 impl BatchOp for EntryCreator {
-    type Request = NewEntry;
+    type Request = Arc<NewEntry>;
     type Response = EnterResult;
 
-    /// The engine sets a timeout for entering.
-    const QUEUE_TIMEOUT: Option<Duration> = None;
-
-    fn can_join(&self, batch: &[QueuedRequest<Self>], next: &NewEntry) -> bool {
-        let bytes: usize = batch.iter().map(|queued| queued.request.bytes()).sum();
+    fn can_join(&self, batch: &[Arc<NewEntry>], next: &Arc<NewEntry>) -> bool {
+        let bytes: usize = batch.iter().map(|entry| entry.bytes()).sum();
         bytes + next.bytes() <= MAX_BATCH_BYTES
-            && batch.iter().all(|queued| queued.request.election_prefix() != next.election_prefix())
+            && batch.iter().all(|entry| entry.election_prefix() != next.election_prefix())
     }
 
-    async fn run_one(&self, entry: &NewEntry) -> BatchResult<EnterResult> {
-        let attempts = &AttemptTracker::default();
-        let call = self.members.call("enter", CallClass::Bulk, |client| async move {
-            attempts.track(self.create(&client, entry)).await
-        });
-        call.await.map_err(|error| attempts.failure(error))
-    }
-
-    async fn run_all(&self, entries: &[NewEntry]) -> BatchResult<Option<Vec<EnterResult>>> {
-        let attempts = &AttemptTracker::default();
-        let call = self.members.call("enter", CallClass::Bulk, |client| async move {
-            attempts.track(self.create_all(&client, entries)).await
-        });
-        call.await.map_err(|error| attempts.failure(error))
-    }
-}
-
-/// Counts how many attempts were started, and how many of them the store has executed or rejected.
-#[derive(Debug, Default)]
-struct AttemptTracker {
-    started: AtomicUsize,
-    decided: AtomicUsize,
-}
-
-impl AttemptTracker {
-    async fn track<T>(&self, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        self.started.fetch_add(1, Relaxed);
-        let outcome = attempt.await;
-        if !outcome.as_ref().is_err_and(|failure| failure.error.is_retryable()) {
-            self.decided.fetch_add(1, Relaxed);
+    async fn run(&self, entries: &[Arc<NewEntry>]) -> Result<Vec<Option<EnterResult>>, BackendError> {
+        let attempts = &Attempts::new(&self.members);
+        let mut results: Vec<Option<EnterResult>> = entries.iter().map(|_| None).collect();
+        loop {
+            let missing: Vec<usize> = (0..entries.len()).filter(|n| results[*n].is_none()).collect();
+            let batch: &Vec<_> = &missing.iter().map(|n| Arc::clone(&entries[*n])).collect();
+            let call = self.members.call("enter", CallClass::Bulk, |client| {
+                let (lease, entries) = (self.lease, batch.clone());
+                let calls = batch.iter().map(|entry| Arc::clone(&entry.call)).collect();
+                attempts.run(calls, async move { create_all(&client, lease, &entries).await })
+            });
+            if let Some(created) = call.await? {
+                missing.into_iter().zip(created).for_each(|(n, result)| results[n] = Some(result));
+                return Ok(results);
+            }
+            // Those that exist, mostly entries of repeated requests, are left out of the next transaction.
+            let read = |client: Arc<Client>| async move { read_existing(&client, batch).await };
+            let existing = self.members.call("enter", CallClass::Bulk, read).await?;
+            if existing.iter().all(Option::is_none) {
+                if entries.len() == 1 {
+                    // The next attempt may succeed.
+                    let message = "the key of the entry existed, and was deleted in the meantime";
+                    return Err(BackendError::new(BackendErrorKind::Unavailable, message));
+                }
+                return Ok(results);
+            }
+            missing.into_iter().zip(existing).for_each(|(n, result)| results[n] = result);
+            if results.iter().all(Option::is_some) {
+                return Ok(results);
+            }
         }
-        outcome
-    }
-
-    /// The failure of the call. It is settled when the store has rejected every attempt, or no attempt was started.
-    fn failure(&self, error: BackendError) -> RequestFailure {
-        let all_decided = self.decided.load(Relaxed) == self.started.load(Relaxed);
-        RequestFailure { settled: all_decided && error.is_permanent(), error }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
-
-    use futures::FutureExt as _;
+    use std::time::Duration;
 
     use super::*;
-    use crate::config::EtcdConfig;
+    use crate::{
+        config::EtcdConfig,
+        election::{store::ElectionStore, withdrawal::LeaseWithdrawals},
+        transport::error::Failure,
+    };
 
-    fn entry(election: &str, bytes: usize) -> NewEntry {
-        let key = format!("{election}/7").into();
-        NewEntry { key, election_prefix_len: election.len() + 1, nonce: 1, payload: vec![0; bytes] }
+    fn withdrawals() -> Arc<LeaseWithdrawals> {
+        let store = ElectionStore::new(EtcdConfig::new(["a"]));
+        LeaseWithdrawals::new(Arc::new(store), 7, Duration::from_secs(1))
     }
 
-    fn queued(entry: NewEntry) -> QueuedRequest<EntryCreator> {
-        QueuedRequest::new(entry).0
+    fn entry(withdrawals: &Arc<LeaseWithdrawals>, election: &str, bytes: usize) -> Arc<NewEntry> {
+        let (call, _) = Call::begin(Arc::clone(withdrawals), 1);
+        NewEntry::new(call, format!("{election}/7").into(), vec![0; bytes])
     }
 
     /// Two entries of one election in one transaction would have one token, and both would lead.
     #[test]
     fn a_transaction_has_one_entry_per_election_and_is_not_larger_than_etcd_accepts() {
         let members = Arc::new(Members::new(EtcdConfig::new(["a"]), "/t/~probe".to_owned()));
-        let creator = EntryCreator { members, keys: Keys::new("/t"), lease: 7 };
-        let mut batch = vec![queued(entry("a", 1))];
+        let creator = EntryCreator { members, lease: 7 };
+        let entry = |election, bytes| entry(&withdrawals(), election, bytes);
+        let mut batch = vec![entry("a", 1)];
         assert!(!creator.can_join(&batch, &entry("a", 1)));
         let large = entry("b", MAX_BATCH_BYTES - 400);
         assert!(creator.can_join(&batch, &large));
-        batch.push(queued(large));
+        batch.push(large);
         assert!(!creator.can_join(&batch, &entry("c", 400)));
     }
 
-    /// Hazard G10: a request that is rejected while another of its attempts is in flight may still take effect.
+    /// Hazards G10, E21: a request is settled once all of its attempts were answered, and not if one never was.
     #[tokio::test]
-    async fn a_rejection_settles_only_what_was_answered() {
-        let rejection = || BackendError::new(BackendErrorKind::Unauthorized, "permission denied");
-        let rejected = || async { Err::<(), Failure>(rejection().into()) };
-        let attempts = AttemptTracker::default();
-        assert!(attempts.failure(rejection()).settled, "no attempt reached the store");
-        let _ = attempts.track(rejected()).await;
-        let failure = attempts.failure(rejection());
-        assert!(failure.settled && failure.into_error().is_permanent());
-        // The second attempt was rejected, and the first is stuck in a frozen member.
-        let attempts = AttemptTracker::default();
-        assert!(attempts.track(pending::<Result<(), Failure>>()).now_or_never().is_none());
-        let failure = attempts.failure(rejection());
-        assert!(!failure.settled && failure.into_error().is_retryable());
-        // The first attempt was interrupted with an unknown effect.
-        let attempts = AttemptTracker::default();
-        let interrupted = BackendError::new(BackendErrorKind::Unavailable, "connection reset");
-        let _ = attempts.track(async { Err::<(), Failure>(interrupted.into()) }).await;
-        assert!(!attempts.failure(rejection()).settled);
-        let _ = attempts.track(rejected()).await;
-        assert!(!attempts.failure(rejection()).settled);
+    async fn a_request_is_settled_once_all_attempts_were_answered() {
+        let withdrawals = withdrawals();
+        let attempts = Attempts::new(&Members::new(EtcdConfig::new(["a"]), "/t/~probe".to_owned()));
+        let (answer, answered) = tokio::sync::oneshot::channel::<Result<(), Failure>>();
+        let first = entry(&withdrawals, "a", 1);
+        // Its caller gives up.
+        let mut overtaken =
+            Box::pin(attempts.run(vec![Arc::clone(&first.call)], async { answered.await.unwrap() }));
+        assert!(futures::poll!(&mut overtaken).is_pending());
+        drop((overtaken, first));
+        assert!(withdrawals.is_unsettled(1), "an attempt is in flight");
+        answer.send(Ok(())).unwrap();
+        while withdrawals.is_unsettled(1) {
+            tokio::task::yield_now().await;
+        }
+        let second = entry(&withdrawals, "a", 1);
+        let reset = || BackendError::new(BackendErrorKind::Unavailable, "reset").into();
+        let lost = attempts.run(vec![Arc::clone(&second.call)], async move { Err::<(), Failure>(reset()) });
+        assert!(lost.await.is_err());
+        drop(second);
+        assert!(withdrawals.is_unsettled(1), "it may still reach the store");
+        // Another attempt that was answered says nothing about that one.
+        drop(entry(&withdrawals, "a", 1));
+        assert!(withdrawals.is_unsettled(1));
     }
 }

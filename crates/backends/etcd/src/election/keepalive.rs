@@ -3,7 +3,7 @@
 //! etcd's keepalive responses have no sequence number, so a response could belong to an earlier request. A stream is
 //! therefore reused only when every request on it was answered. A request has the stream to itself, and a stream
 //! whose request is not answered is dropped. The client library discards a stream's first response, and with it the
-//! raft term, so a new stream sends a second request.
+//! raft term, so a new stream sends a second request. A new stream to a grpc-proxy is refused.
 //!
 //! # Why the term in the response proves the keepalive
 //!
@@ -19,21 +19,28 @@
 //! 4. A quorum that has voted in K does not answer a leader of a lower term L. So K ≤ L.
 //! 5. If x = y, then x ≤ K ≤ L ≤ y = x: the leader that renewed the lease was still leader after it did, and no other
 //!    can have revoked the lease.
+//! 6. A leader that is elected later gives every lease its whole TTL anew. That does not hold with
+//!    `--experimental-enable-lease-checkpoint-persist`.
 //!
 //! If they differ, another keepalive is sent, and another read after its response. The argument is about that pair alone.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use etcd_client::{Client, LeaseKeepAliveStream, LeaseKeeper};
-use tenure_core::spi::{BackendError, BackendErrorKind};
+use futures::{TryFutureExt as _, future::try_join};
+use tenure_core::{
+    internal::lock,
+    spi::{BackendError, BackendErrorKind},
+};
 
 use crate::transport::{
     error::{Failure, malformed},
     members::{CallClass, Members},
-    request::AttemptClient,
+    proxy::refuse_proxy,
+    request::Answer,
 };
 
 /// A keepalive that was answered.
@@ -60,19 +67,19 @@ struct KeepaliveStream {
 
 impl KeepaliveStream {
     /// Sends a request and waits for its response. Without one the stream is dropped.
-    async fn send(mut self, lease: i64, attempt: &AttemptClient) -> Result<(Renewal, Self), Failure> {
+    async fn send(mut self, lease: i64) -> Result<(Answer<Renewal>, Self), Failure> {
         self.requests.keep_alive().await?;
         // `keep_alive` returns `Ok` on a dead connection (hazard E12): only a response counts.
-        let response = self.responses.message().await?.ok_or_else(|| malformed("keepalive"))?;
-        attempt.record_header(response.header());
+        let mut response = self.responses.message().await?.ok_or_else(|| malformed("keepalive"))?;
         if response.id() != lease {
             return Err(malformed("keepalive of this lease").into());
         }
         if response.ttl() <= 0 {
             return Err(BackendError::new(BackendErrorKind::SessionGone, "lease not found").into());
         }
-        let raft_term = response.header().ok_or_else(|| malformed("header"))?.raft_term();
-        Ok((Renewal { ttl: ttl_from_secs(response.ttl())?, raft_term }, self))
+        let header = response.take_header().ok_or_else(|| malformed("header"))?;
+        let renewal = Renewal { ttl: ttl_from_secs(response.ttl())?, raft_term: header.raft_term() };
+        Ok(((Some(header), renewal), self))
     }
 }
 
@@ -82,31 +89,29 @@ impl Keepalive {
     }
 
     /// Renews the lease.
-    pub(crate) async fn send(&self, members: &Members) -> Result<Renewal, BackendError> {
+    pub(crate) async fn send(&self, members: &Arc<Members>) -> Result<Renewal, BackendError> {
         let lease = self.lease;
-        let response = members
-            .call("heartbeat", CallClass::Keepalive, |attempt| async move {
+        members
+            .call("heartbeat", CallClass::Keepalive, |client| async move {
                 let idle =
-                    self.idle_stream().take().filter(|stream| Arc::ptr_eq(&stream.client, attempt.shared()));
+                    lock(&self.idle_stream).take().filter(|stream| Arc::ptr_eq(&stream.client, &client));
                 // An idle stream may have ended in the meantime.
                 if let Some(stream) = idle
-                    && let Ok((renewal, stream)) = stream.send(lease, &attempt).await
+                    && let Ok((renewal, stream)) = stream.send(lease).await
                 {
-                    *self.idle_stream() = Some(stream);
+                    *lock(&self.idle_stream) = Some(stream);
                     return Ok(renewal);
                 }
-                let (requests, responses) = attempt.lease_client().keep_alive(lease).await?;
-                let stream = KeepaliveStream { client: Arc::clone(attempt.shared()), requests, responses };
-                let (renewal, stream) = stream.send(lease, &attempt).await?;
-                *self.idle_stream() = Some(stream);
+                let mut lease_client = client.lease_client();
+                let opened = lease_client.keep_alive(lease).map_err(Failure::from);
+                let ((requests, responses), ()) =
+                    try_join(opened, refuse_proxy(&client, BackendErrorKind::Unavailable)).await?;
+                let stream = KeepaliveStream { client, requests, responses };
+                let (renewal, stream) = stream.send(lease).await?;
+                *lock(&self.idle_stream) = Some(stream);
                 Ok(renewal)
             })
-            .await?;
-        Ok(response.value)
-    }
-
-    fn idle_stream(&self) -> MutexGuard<'_, Option<KeepaliveStream>> {
-        self.idle_stream.lock().unwrap_or_else(PoisonError::into_inner)
+            .await
     }
 }
 

@@ -2,15 +2,14 @@
 //!
 //! When the holder of thousands of elections leaves, as many candidates read their positions at the same time.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp};
 use tenure_core::spi::BackendError;
 
 use crate::transport::{
-    batcher::{BatchOp, BatchResult, QueuedRequest, RequestFailure},
-    error::{Failure, is_too_large, malformed},
-    hedge::HedgedResponse,
+    batcher::BatchOp,
+    error::{TOO_LARGE, malformed, status_contains},
     members::{CallClass, Members},
     request::{kv, ranges},
 };
@@ -67,19 +66,26 @@ impl PositionQuery {
     }
 }
 
-impl PositionReader {
-    /// The result of each query; `None` when one response cannot hold all of them.
-    async fn read(
-        &self,
-        queries: &[PositionQuery],
-    ) -> Result<HedgedResponse<Option<Vec<Snapshot>>>, BackendError> {
+impl BatchOp for PositionReader {
+    type Request = PositionQuery;
+    type Response = Snapshot;
+
+    fn can_join(&self, batch: &[PositionQuery], next: &PositionQuery) -> bool {
+        let payloads = batch.iter().filter(|query| query.with_payload).count();
+        !next.with_payload || payloads < MAX_PAYLOADS_PER_BATCH
+    }
+
+    async fn run(&self, queries: &[PositionQuery]) -> Result<Vec<Option<Snapshot>>, BackendError> {
         let call = self.members.call("read position", CallClass::Bulk, |client| async move {
             let txn = Txn::new().and_then(queries.iter().flat_map(PositionQuery::ops).collect::<Vec<_>>());
-            let response = match kv(&client).txn(txn).await {
-                Err(error) if is_too_large(&error) => return Ok(None),
+            let mut response = match kv(&client).txn(txn).await {
+                // One response cannot hold all of them.
+                Err(error) if status_contains(&error, TOO_LARGE) => {
+                    return Ok((None, queries.iter().map(|_| None).collect()));
+                }
                 response => response?,
             };
-            let revision = response.header().ok_or_else(|| malformed("header"))?.revision();
+            let header = response.take_header().ok_or_else(|| malformed("header"))?;
             let mut found = ranges(response.op_responses());
             let snapshots = queries.iter().map(|query| {
                 let own = found.next().ok_or_else(|| malformed("range"))?.pop();
@@ -87,41 +93,11 @@ impl PositionReader {
                     Some(_) => found.next().ok_or_else(|| malformed("range"))?,
                     None => Vec::new(),
                 };
-                Ok(Snapshot { revision, own, ahead })
+                Ok(Some(Snapshot { revision: header.revision(), own, ahead }))
             });
-            Ok(Some(snapshots.collect::<Result<Vec<_>, Failure>>()?))
+            let snapshots = snapshots.collect::<Result<_, BackendError>>()?;
+            Ok((Some(header), snapshots))
         });
         call.await
-    }
-}
-
-/// A read that failed is settled: it changes nothing.
-fn read_failure(error: BackendError) -> RequestFailure {
-    RequestFailure { error, settled: true }
-}
-
-impl BatchOp for PositionReader {
-    type Request = PositionQuery;
-    type Response = Snapshot;
-
-    const QUEUE_TIMEOUT: Option<Duration> = Some(Duration::from_secs(10));
-
-    fn can_join(&self, batch: &[QueuedRequest<Self>], next: &PositionQuery) -> bool {
-        let payloads = batch.iter().filter(|queued| queued.request.with_payload).count();
-        !next.with_payload || payloads < MAX_PAYLOADS_PER_BATCH
-    }
-
-    async fn run_one(&self, query: &PositionQuery) -> BatchResult<Snapshot> {
-        let response = self.read(std::slice::from_ref(query)).await.map_err(read_failure)?;
-        let HedgedResponse { mut value, attempt, attempts } = response;
-        let value = value
-            .as_mut()
-            .and_then(Vec::pop)
-            .ok_or_else(|| read_failure(malformed("range within the size limit")))?;
-        Ok(HedgedResponse { value, attempt, attempts })
-    }
-
-    async fn run_all(&self, queries: &[PositionQuery]) -> BatchResult<Option<Vec<Snapshot>>> {
-        self.read(queries).await.map_err(read_failure)
     }
 }

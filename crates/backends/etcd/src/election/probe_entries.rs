@@ -5,8 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
+
+use tenure_core::internal::lock;
 
 /// The entries of one session that exist, as far as it knows.
 #[derive(Default)]
@@ -34,7 +36,7 @@ pub(crate) struct ProbeEntry {
 impl ProbeEntries {
     /// Adds an entry that the store has created or found.
     pub(crate) fn add(&self, key: Arc<str>, create_revision: i64, nonce: u128) {
-        let mut entries = self.entries();
+        let mut entries = lock(&self.entries);
         if entries.get(&key).is_none_or(|entry| entry.create_revision != create_revision) {
             entries.insert(key, OwnEntry { create_revision, nonce, when_missing: None });
         }
@@ -52,7 +54,7 @@ impl ProbeEntries {
 
     /// The entry that the next read has to find. `None` when the session has no entry.
     pub(crate) fn next(&self) -> Option<ProbeEntry> {
-        let entries = self.entries();
+        let entries = lock(&self.entries);
         let (key, entry) = entries.first_key_value()?;
         Some(ProbeEntry { key: Arc::clone(key), create_revision: entry.create_revision })
     }
@@ -73,7 +75,7 @@ impl ProbeEntries {
         create_revision: i64,
         notify: impl FnOnce() + Send + 'static,
     ) -> bool {
-        let mut entries = self.entries();
+        let mut entries = lock(&self.entries);
         let Some(entry) = entries.get_mut(key).filter(|entry| entry.create_revision == create_revision)
         else {
             return false;
@@ -83,15 +85,11 @@ impl ProbeEntries {
     }
 
     fn take(&self, key: &str, matches: impl FnOnce(&OwnEntry) -> bool) -> Option<OwnEntry> {
-        let mut entries = self.entries();
+        let mut entries = lock(&self.entries);
         if !entries.get(key).is_some_and(matches) {
             return None;
         }
         entries.remove(key)
-    }
-
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, OwnEntry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

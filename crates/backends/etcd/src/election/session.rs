@@ -5,10 +5,11 @@
 //! A request that was overtaken by another attempt, or whose future was dropped, may be queued in a frozen member's
 //! socket and executed much later. No request here does harm then:
 //!
-//! - a *put* of an entry fails once its request was withdrawn ([`withdrawal`](crate::election::withdrawal));
+//! - a *put* of an entry fails once the marker of its withdrawal exists ([`withdrawal`](crate::election::withdrawal)), and a
+//!   late put of a marker harms nobody;
 //! - a *delete* names the create revision or the payload, which contains the nonce; an *update* names the
 //!   modification revision as well;
-//! - a *keepalive* extends a lease that is still in use, or one that is revoked anyway;
+//! - a *keepalive* extends a lease that is still in use, or one that is given up: that one expires by at most a TTL later;
 //! - a *grant* creates a lease with a client-chosen id, which expires by itself.
 
 use std::{
@@ -22,51 +23,60 @@ use std::{
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use futures::future::join;
 use tenure_core::{
     failpoints::{SafetyRule, is_disabled},
     spi::{
         BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, EntryWatcher,
-        Heartbeat, HeartbeatProof, QueuePosition, Won, replacement_payload,
+        Heartbeat, HeartbeatProof, PerEntryWatcher, QueuePosition, Won, replacement_payload,
     },
 };
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tracing::debug;
 
 use crate::{
     election::{
+        calls::Call,
         earlier_session,
         entering::{EnterResult, EntryCreator, NewEntry},
         entry::{create_revision, entry_gone, is_same_entry},
-        entry_watcher::EtcdEntryWatcher,
+        entry_watcher,
         keepalive::{Keepalive, Renewal, ttl_from_secs},
-        keys::{Keys, fencing_token},
+        keys::fencing_token,
         probe_entries::{ProbeEntries, ProbeEntry},
         store::ElectionStore,
         wait,
-        withdrawal::Withdrawals,
+        withdrawal::LeaseWithdrawals,
     },
     transport::{
-        batcher::{Batcher, RequestFailure},
-        error::{is_existing_lease, malformed},
+        batcher::Batcher,
+        error::{EXISTING_LEASE, malformed, status_contains},
         members::CallClass,
+        proxy::refuse_proxy,
         request::{kv, ranges},
     },
 };
 
 /// The highest TTL, in seconds, that etcd grants when less was requested. Its minimum TTL is one and a half election
-/// timeouts, which are at most 50 s. A larger granted TTL is treated as this value, because a TTL that is assumed too
-/// short is safe.
+/// timeouts, which are at most 50 s. A granted TTL is cut to the requested one or to this value, whichever is larger: a TTL
+/// that is assumed too short is safe.
 const MAX_RAISED_TTL_SECS: i64 = 75;
 
 /// The first pause before a keepalive is repeated because the raft term has changed. It doubles each time.
 const FIRST_RAFT_TERM_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a rejected call to enter waits for the answers to its other attempts.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A lease, and the entries created under it.
 pub(crate) struct EtcdSession {
     store: Arc<ElectionStore>,
     lease: i64,
     granted_ttl: Duration,
-    withdrawals: Withdrawals,
+    withdrawals: Arc<LeaseWithdrawals>,
     keepalive: Keepalive,
     probe_entries: Arc<ProbeEntries>,
     entry_creator: Arc<Batcher<EntryCreator>>,
@@ -84,35 +94,36 @@ impl EtcdSession {
         let lease = (store.members.random()? >> 1).cast_signed().max(1);
         store.members.verify_cluster("open session").await?;
         let attempts = &AtomicUsize::new(0);
+        // Of several members, another one may grant it.
+        let refused = match store.members.all().len() {
+            1 => BackendErrorKind::Invalid,
+            _ => BackendErrorKind::Unavailable,
+        };
         let granted = store
             .members
             .call("open session", CallClass::Urgent, |client| async move {
                 let nth = attempts.fetch_add(1, Relaxed);
                 let options = LeaseGrantOptions::new().with_id(lease);
-                match client.lease_client().grant(seconds.max(1), Some(options)).await {
-                    Ok(response) => {
-                        client.record_header(response.header());
-                        Ok(response.ttl())
-                    }
-                    Err(error) if is_existing_lease(&error) && nth > 0 => {
-                        let response = client.lease_client().time_to_live(lease, None).await?;
-                        client.record_header(response.header());
-                        Ok(response.granted_ttl())
+                let mut lease_client = client.lease_client();
+                let grant = lease_client.grant(seconds.max(1), Some(options));
+                let (granted, not_a_proxy) = join(grant, refuse_proxy(&client, refused)).await;
+                not_a_proxy?;
+                match granted {
+                    Ok(mut response) => Ok((response.take_header(), response.ttl())),
+                    Err(error) if status_contains(&error, EXISTING_LEASE) && nth > 0 => {
+                        let mut response = client.lease_client().time_to_live(lease, None).await?;
+                        Ok((response.take_header(), response.granted_ttl()))
                     }
                     Err(error) => Err(error.into()),
                 }
             })
-            .await?
-            .value;
+            .await?;
         debug!(session = format!("{lease:x}"), granted, "etcd lease granted");
         let granted_ttl = ttl_from_secs(granted.min(seconds.max(MAX_RAISED_TTL_SECS)))?;
+        store.members.record_ttl(granted_ttl);
         Ok(Self {
-            entry_creator: Batcher::new(EntryCreator {
-                members: Arc::clone(&store.members),
-                keys: store.keys.clone(),
-                lease,
-            }),
-            withdrawals: Withdrawals::new(Arc::clone(&store), lease, granted_ttl),
+            entry_creator: Batcher::new(EntryCreator { members: Arc::clone(&store.members), lease }),
+            withdrawals: LeaseWithdrawals::new(Arc::clone(&store), lease, granted_ttl),
             store,
             lease,
             granted_ttl,
@@ -165,16 +176,15 @@ impl EtcdSession {
         options: GetOptions,
     ) -> Result<(Option<KeyValue>, u64), BackendError> {
         let options = &options;
-        let response = self
-            .store
+        self.store
             .members
             .call(what, CallClass::Urgent, |client| async move {
                 let mut response = kv(&client).get(key, Some(options.clone())).await?;
-                let raft_term = response.header().ok_or_else(|| malformed("header"))?.raft_term();
-                Ok((response.take_kvs().pop(), raft_term))
+                let header = response.take_header().ok_or_else(|| malformed("header"))?;
+                let raft_term = header.raft_term();
+                Ok((Some(header), (response.take_kvs().pop(), raft_term)))
             })
-            .await?;
-        Ok(response.value)
+            .await
     }
 
     /// Whether `kv` is `entry`, and still attached to this session's lease.
@@ -197,6 +207,8 @@ impl BackendSession for EtcdSession {
         self.granted_ttl
     }
 
+    /// So does the election of another etcd leader, from which all leases have their whole TTL again; see
+    /// [`Shutdown`](tenure_core::Shutdown) for what that means after an unconfirmed close.
     fn only_heartbeats_extend(&self) -> bool {
         true
     }
@@ -230,28 +242,20 @@ impl BackendSession for EtcdSession {
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let keys = &self.store.keys;
         let lease = self.lease;
-        let key: Arc<str> = keys.entry(&request.election, lease).into();
-        let is_first = self.withdrawals.begin_attempt(request.nonce);
-        let new_entry = NewEntry {
-            key: Arc::clone(&key),
-            election_prefix_len: Keys::election_prefix_len(&key),
-            nonce: request.nonce,
-            payload: request.payload(),
-        };
-        let outcome = match is_first {
-            true => self.entry_creator.submit(new_entry).await,
-            false => self.entry_creator.submit_alone(&new_entry).await,
-        };
-        let settled = match &outcome {
-            Ok(response) => response.attempts == 1,
-            Err(failure) => failure.settled,
-        };
-        if is_first && settled {
-            self.withdrawals.settle(request.nonce);
+        let key: Arc<str> = self.store.keys.entry(&request.election, lease).into();
+        let (call, settled) = Call::begin(Arc::clone(&self.withdrawals), request.nonce);
+        let new_entry = NewEntry::new(call, Arc::clone(&key), request.payload());
+        let entered = self.entry_creator.submit(new_entry).await;
+        if let Err(error) = &entered
+            && error.is_permanent()
+            && !matches!(timeout(SETTLE_TIMEOUT, settled).await, Ok(Ok(())))
+        {
+            // Another attempt than the rejected one may still take effect. Earlier calls of the request do not count: the
+            // engine knows that they are unsettled, and withdraws the request.
+            return Err(BackendError::new(BackendErrorKind::Unavailable, error.to_string()));
         }
-        let EnterResult { own, first_create_revision } = outcome.map_err(RequestFailure::into_error)?.value;
+        let EnterResult { own, first_create_revision } = entered?;
         let Some(own) = own else {
             return Err(BackendError::new(
                 BackendErrorKind::EntryGone,
@@ -312,8 +316,12 @@ impl BackendSession for EtcdSession {
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let (store, lease) = (Arc::clone(&self.store), self.lease);
         let probe_entries = Arc::clone(&self.probe_entries);
-        Box::new(EtcdEntryWatcher::new(Arc::clone(&self.store), self.lease, probe_entries))
+        Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
+            let (store, probe_entries) = (Arc::clone(&store), Arc::clone(&probe_entries));
+            async move { entry_watcher::wait(&store, lease, &probe_entries, &entry, for_resign_requests).await }
+        }))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
@@ -327,7 +335,7 @@ impl BackendSession for EtcdSession {
             };
             let payload = &replacement_payload(found.value(), request);
             let mod_revision = found.mod_revision();
-            let response = self
+            let is_stored = self
                 .store
                 .members
                 .call("update", CallClass::Bulk, |client| async move {
@@ -339,14 +347,14 @@ impl BackendSession for EtcdSession {
                         ])
                         .and_then([TxnOp::put(key, payload.as_slice(), Some(options))])
                         .or_else([TxnOp::get(key, None)]);
-                    let response = kv(&client).txn(txn).await?;
+                    let mut response = kv(&client).txn(txn).await?;
                     // An earlier attempt may have written the payload.
                     let stored =
                         ranges(response.op_responses()).flatten().next().map(|kv| kv.value() == payload);
-                    Ok(response.succeeded() || stored == Some(true))
+                    Ok((response.take_header(), response.succeeded() || stored == Some(true)))
                 })
                 .await?;
-            if response.value {
+            if is_stored {
                 return Ok(());
             }
         }
@@ -363,6 +371,12 @@ impl BackendSession for EtcdSession {
         earlier_session::revoke(&self.store.members, "close session", self.lease).await?;
         self.withdrawals.stop();
         Ok(())
+    }
+}
+
+impl Drop for EtcdSession {
+    fn drop(&mut self) {
+        self.withdrawals.stop();
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use etcd_client::KeyValue;
 use tenure_core::{
     internal,
     spi::{self, BackendError},
@@ -14,10 +15,10 @@ use tracing::warn;
 use crate::{
     config::EtcdConfig,
     election::{
-        keys::{self, Keys},
+        keys::{Keys, election_name, is_candidate},
         position_reader::{PositionQuery, PositionReader, Snapshot},
     },
-    transport::{batcher::Batcher, members::Members, watch::watcher::Watcher},
+    transport::{batcher::Batcher, members::Members, pages::Pages, watch::Watcher},
 };
 
 /// How much of a foreign key is logged, in bytes.
@@ -41,14 +42,9 @@ impl ElectionStore {
         Self { keys, members, watcher, position_reader, foreign_entries: AtomicU64::new(0) }
     }
 
-    /// Reads an entry and those ahead of it, in one transaction with other queries, or alone when that fails.
+    /// Reads an entry and those ahead of it, in one transaction with other queries.
     pub(crate) async fn read_position(&self, query: PositionQuery) -> Result<Snapshot, BackendError> {
-        let outcome = match self.position_reader.submit(query.clone()).await {
-            // One of the other queries may be the cause.
-            Err(failure) if failure.error.is_retryable() => self.position_reader.submit_alone(&query).await,
-            outcome => outcome,
-        };
-        Ok(outcome.map_err(|failure| failure.error)?.value)
+        self.position_reader.submit(query).await
     }
 
     /// How many foreign keys were found in elections.
@@ -56,22 +52,43 @@ impl ElectionStore {
         self.foreign_entries.load(Relaxed)
     }
 
-    /// Counts `count` foreign keys below `election_prefix`, which no candidate created, and logs the first one. It
-    /// logs only once, because foreign keys stay.
-    pub(crate) fn note_foreign_entries(&self, election_prefix: &str, count: u64, first_key: &[u8]) {
-        if count == 0 {
-            return;
+    /// Calls `visit` with each candidate of an election, by key, all as of one revision. Returns that revision.
+    ///
+    /// Foreign keys, which no candidate created, are skipped and counted, and the first one is logged. It is logged only once,
+    /// because foreign keys stay.
+    ///
+    /// # Errors
+    /// Also when etcd has compacted the revision in the meantime: start again.
+    pub(crate) async fn read_candidates(
+        &self,
+        election_prefix: &str,
+        mut pages: Pages<'_>,
+        mut visit: impl FnMut(KeyValue) + Send,
+    ) -> Result<i64, BackendError> {
+        let (mut count, mut first_key) = (0, None);
+        while let Some(page) = pages.next().await? {
+            for kv in page {
+                if is_candidate(election_prefix, &kv) {
+                    visit(kv);
+                } else {
+                    first_key.get_or_insert_with(|| kv.key().to_vec());
+                    count += 1;
+                }
+            }
         }
-        let election = keys::election_name(election_prefix);
-        spi::note_foreign_entries(election, count);
-        if self.foreign_entries.fetch_add(count, Relaxed) == 0 {
-            warn!(
-                election,
-                key = %internal::printable(&String::from_utf8_lossy(first_key), MAX_LOGGED_KEY_BYTES),
-                count,
-                "foreign keys in this etcd election: no candidate created them, and Go's candidates wait for them \
-                 until they are deleted"
-            );
+        if let Some(key) = first_key {
+            let election = election_name(election_prefix);
+            spi::note_foreign_entries(election, count);
+            if self.foreign_entries.fetch_add(count, Relaxed) == 0 {
+                warn!(
+                    election,
+                    key = %internal::printable(&String::from_utf8_lossy(&key), MAX_LOGGED_KEY_BYTES),
+                    count,
+                    "foreign keys in this etcd election: no candidate created them, and Go's candidates wait for them \
+                     until they are deleted"
+                );
+            }
         }
+        Ok(pages.revision())
     }
 }

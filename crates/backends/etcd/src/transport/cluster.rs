@@ -9,20 +9,20 @@
 //! - The cluster is then pinned. A later response of another cluster is discarded, and its member is treated as
 //!   unavailable, so that a session continues with the members of its own cluster. An error response names no
 //!   cluster; it is accepted only once its member has confirmed that it belongs to the pinned cluster.
-//! - Another cluster is pinned once all members belong to it: the old one was replaced.
+//! - Another cluster is pinned once all members that the URL names belong to it: the old one was replaced. The members
+//!   that its list named are not used any more.
 //!
 //! Clusters of one member that were started with default flags have the same cluster id, and their members the same
 //! member id. So two members of a URL with the same member id are rejected as well: they are one member under two
 //! names, or two clusters.
 
-use std::{
-    fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
 use etcd_client::ResponseHeader;
-use tenure_core::spi::{BackendError, BackendErrorKind};
+use tenure_core::{
+    internal::lock,
+    spi::{BackendError, BackendErrorKind},
+};
 use tokio::time::Instant;
 
 /// The least time between two checks of all members, after a response of another cluster.
@@ -56,7 +56,7 @@ struct State {
 
 impl PinnedCluster {
     pub(crate) fn pinned(&self) -> Option<u64> {
-        self.state().pinned
+        lock(&self.0).pinned
     }
 
     pub(crate) fn is_unpinned(&self) -> bool {
@@ -66,7 +66,7 @@ impl PinnedCluster {
     /// Pins the cluster of the first response, and compares later ones with it. Returns the pinned cluster as the
     /// error when the response is of another one.
     pub(crate) fn accept(&self, cluster: u64) -> Result<(), u64> {
-        let mut state = self.state();
+        let mut state = lock(&self.0);
         match *state.pinned.get_or_insert(cluster) {
             pinned if pinned == cluster => Ok(()),
             pinned => {
@@ -78,30 +78,33 @@ impl PinnedCluster {
 
     /// Whether all members should be queried again, because one of them answered for another cluster.
     pub(crate) fn needs_recheck(&self) -> bool {
-        let state = self.state();
+        let state = lock(&self.0);
         state.saw_other_cluster && state.last_check.is_none_or(|at| at.elapsed() >= RECHECK_INTERVAL)
     }
 
     /// Removes the pin. A URL with one member means whatever cluster that member belongs to.
     pub(crate) fn unpin(&self) {
-        *self.state() = State::default();
+        *lock(&self.0) = State::default();
     }
 
-    /// Evaluates what the members of the URL reported; `None` stands for a member that did not answer.
+    /// Evaluates what the members of the URL reported; `None` stands for a member that did not answer. Returns whether
+    /// another cluster is pinned now.
     ///
     /// # Errors
     /// [`Invalid`](BackendErrorKind::Invalid) when they belong to two clusters;
     /// [`Unavailable`](BackendErrorKind::Unavailable) when those that answered belong to another cluster than the
     /// pinned one, and not all have answered.
-    pub(crate) fn verify(&self, reported: &[(&str, Option<MemberIdentity>)]) -> Result<(), BackendError> {
-        let mut state = self.state();
+    pub(crate) fn verify(&self, reported: &[(&str, Option<MemberIdentity>)]) -> Result<bool, BackendError> {
+        let mut state = lock(&self.0);
         (state.last_check, state.saw_other_cluster) = (Some(Instant::now()), false);
         let answers: Vec<_> =
             reported.iter().filter_map(|(member, identity)| Some((*member, (*identity)?))).collect();
-        if let Some(conflict) = IdentityConflict::among(&answers) {
-            return Err(BackendError::new(BackendErrorKind::Invalid, conflict.to_string()));
+        if let Some(conflict) = conflict_among(&answers) {
+            return Err(BackendError::new(BackendErrorKind::Invalid, conflict));
         }
-        let Some((member, MemberIdentity { cluster, .. })) = answers.first().copied() else { return Ok(()) };
+        let Some((member, MemberIdentity { cluster, .. })) = answers.first().copied() else {
+            return Ok(false);
+        };
         match state.pinned {
             Some(pinned) if pinned != cluster && answers.len() < reported.len() => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -110,55 +113,30 @@ impl PinnedCluster {
                      before: waiting for every member of the URL to answer"
                 ),
             )),
-            _ => {
-                state.pinned = Some(cluster);
-                Ok(())
-            }
+            _ => Ok(state.pinned.replace(cluster).is_some_and(|pinned| pinned != cluster)),
         }
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Two members of a URL whose ids exclude each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct IdentityConflict<'a> {
-    members: [&'a str; 2],
-    ids: [MemberIdentity; 2],
-}
-
-impl<'a> IdentityConflict<'a> {
-    /// The first conflict among members and the ids that they report.
-    pub(crate) fn among(reported: &[(&'a str, MemberIdentity)]) -> Option<Self> {
-        reported.iter().enumerate().find_map(|(n, (two, b))| {
-            let (one, a) =
-                reported[..n].iter().find(|(_, a)| a.cluster != b.cluster || a.member == b.member)?;
-            Some(Self { members: [one, two], ids: [*a, *b] })
-        })
-    }
-}
-
-impl fmt::Display for IdentityConflict<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ([one, two], [a, b]) = (self.members, self.ids);
-        match a.cluster == b.cluster {
-            false => write!(
-                f,
-                "the URL names members of two clusters: {one} is of cluster {:x}, and {two} of cluster {:x}: each \
-                 cluster would have a leader; name the members of one cluster only",
-                a.cluster, b.cluster
-            ),
-            true => write!(
-                f,
-                "the URL names {one} and {two}, and both say that they are member {:x} of cluster {:x}: they are \
-                 one member under two names, or two clusters with the same id; name each member once, and give each \
-                 cluster its own --initial-cluster-token",
-                a.member, a.cluster
-            ),
-        }
-    }
+/// What is wrong with the ids that members report: the first two that exclude each other.
+pub(crate) fn conflict_among(reported: &[(&str, MemberIdentity)]) -> Option<String> {
+    let (one, a, two, b) = reported.iter().enumerate().find_map(|(n, (two, b))| {
+        let (one, a) = reported[..n].iter().find(|(_, a)| a.cluster != b.cluster || a.member == b.member)?;
+        Some((one, a, two, b))
+    })?;
+    Some(match a.cluster == b.cluster {
+        false => format!(
+            "the URL names members of two clusters: {one} is of cluster {:x}, and {two} of cluster {:x}: each \
+             cluster would have a leader; name the members of one cluster only",
+            a.cluster, b.cluster
+        ),
+        true => format!(
+            "the URL names {one} and {two}, and both say that they are member {:x} of cluster {:x}: they are \
+             one member under two names, or two clusters with the same id; name each member once, and give each \
+             cluster its own --initial-cluster-token",
+            a.member, a.cluster
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -174,7 +152,7 @@ mod tests {
     fn members_of_two_clusters_are_named() {
         let among = |ids: &[MemberIdentity]| {
             let reported: Vec<_> = ["a:1", "b:2", "c:3"].into_iter().zip(ids.iter().copied()).collect();
-            IdentityConflict::among(&reported).map(|conflict| conflict.to_string())
+            conflict_among(&reported)
         };
         assert_eq!(among(&[]), None);
         assert_eq!(among(&[id(1, 1), id(1, 2), id(1, 3)]), None);
@@ -192,7 +170,7 @@ mod tests {
     async fn a_cluster_is_pinned_until_all_members_are_of_another() {
         let cluster = PinnedCluster::default();
         assert!(cluster.is_unpinned());
-        cluster.verify(&[("a", Some(id(1, 1))), ("b", None)]).unwrap();
+        assert!(!cluster.verify(&[("a", Some(id(1, 1))), ("b", None)]).unwrap());
         assert_eq!((cluster.accept(1), cluster.needs_recheck()), (Ok(()), false));
         assert_eq!(cluster.accept(2), Err(1));
         tokio::time::advance(RECHECK_INTERVAL).await;
@@ -203,7 +181,7 @@ mod tests {
         assert_eq!(waiting.kind(), BackendErrorKind::Unavailable, "{waiting}");
         cluster.verify(&[("a", None), ("b", None)]).unwrap();
         assert_eq!(cluster.accept(2), Err(1));
-        cluster.verify(&[("a", Some(id(2, 1))), ("b", Some(id(2, 2)))]).unwrap();
+        assert!(cluster.verify(&[("a", Some(id(2, 1))), ("b", Some(id(2, 2)))]).unwrap());
         assert_eq!(cluster.accept(2), Ok(()));
     }
 }

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::{
     config::EtcdConfig,
-    transport::error::{Failure, is_auth_disabled, is_wrong_password},
+    transport::error::{AUTH_DISABLED, Failure, WRONG_PASSWORD, status_contains},
 };
 
 /// How often a connection with an open stream is pinged.
@@ -41,14 +41,16 @@ pub(crate) async fn connect(config: &EtcdConfig, url: &str, pem: Option<&TlsPem>
                 return Ok(client);
             }
             // Authentication may be disabled on the server. Go's client continues without it as well.
-            Err(error) if is_auth_disabled(&error) => {
+            Err(error) if status_contains(&error, AUTH_DISABLED) => {
                 static WARNED: Once = Once::new();
                 WARNED.call_once(|| {
                     warn!(url, "etcd authentication is disabled: the configured login is not used");
                 });
                 return Ok(open(config, url, options(config, pem, None)).await?);
             }
-            Err(error) if is_wrong_password(&error) => refused = Some(Failure::from(error).error),
+            Err(error) if status_contains(&error, WRONG_PASSWORD) => {
+                refused = Some(Failure::from(error).error)
+            }
             Err(error) => return Err(error.into()),
         }
     }

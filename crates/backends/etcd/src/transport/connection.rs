@@ -4,13 +4,13 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use etcd_client::{Client, GetOptions};
-use tenure_core::TlsPem;
+use tenure_core::{TlsPem, internal::lock};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use crate::{
     config::EtcdConfig,
-    transport::{connect::connect, error::Failure},
+    transport::{connect::connect, error::Failure, tls_probe::speaks_tls},
 };
 
 /// How many failures in a row until a connection is replaced. A channel reconnects by itself after a lost connection,
@@ -31,15 +31,26 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The least time between two attempts to connect with rotated certificates.
 const ROTATION_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// The least time between two probes whether a member speaks TLS.
+const TLS_PROBE_INTERVAL: Duration = Duration::from_secs(10);
+const SPEAKS_TLS: &str = "the member speaks TLS, and its authority is not configured: add the setting \
+                          ca=/path/to/authorities.pem";
+
 /// The connection to one member.
 pub(crate) struct Connection {
     config: Arc<EtcdConfig>,
+    /// `host:port`.
+    endpoint: String,
     /// The member's URL, with the scheme.
     url: String,
     probe_key: Arc<str>,
     current: Mutex<Option<Arc<ConnectedClient>>>,
     /// When a connection with rotated certificates was last attempted.
     last_rotation: std::sync::Mutex<Option<Instant>>,
+    /// Whether the member has ever answered.
+    has_answered: AtomicBool,
+    /// When it was last probed whether the member speaks TLS, and whether it does.
+    tls_probe: Mutex<Option<(Instant, bool)>>,
 }
 
 /// A client, and the certificates that it uses.
@@ -57,11 +68,6 @@ impl ConnectedClient {
     pub(crate) fn client(&self) -> Arc<Client> {
         Arc::clone(&self.client)
     }
-
-    /// Records that an attempt was answered.
-    pub(crate) fn record_success(&self) {
-        self.consecutive_failures.store(0, Relaxed);
-    }
 }
 
 impl Connection {
@@ -70,10 +76,13 @@ impl Connection {
         let url = format!("{scheme}://{endpoint}");
         Arc::new(Self {
             config,
+            endpoint: endpoint.to_owned(),
             url,
             probe_key,
             current: Mutex::default(),
             last_rotation: std::sync::Mutex::default(),
+            has_answered: AtomicBool::new(false),
+            tls_probe: Mutex::default(),
         })
     }
 
@@ -109,7 +118,7 @@ impl Connection {
     /// [`ROTATION_RETRY_INTERVAL`].
     fn rotate(self: &Arc<Self>, old: Arc<ConnectedClient>, pem: Arc<TlsPem>) {
         {
-            let mut last = self.last_rotation.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut last = lock(&self.last_rotation);
             if last.is_some_and(|at| at.elapsed() < ROTATION_RETRY_INTERVAL) {
                 return;
             }
@@ -142,6 +151,28 @@ impl Connection {
         let client = connect(&self.config, &self.url, Some(pem)).await?;
         client.kv_client().get(&*self.probe_key, Some(GetOptions::new().with_count_only())).await?;
         Ok(client)
+    }
+
+    /// Records that an attempt over this connection was answered.
+    pub(crate) fn record_success(&self, connected: &ConnectedClient) {
+        connected.consecutive_failures.store(0, Relaxed);
+        self.has_answered.store(true, Relaxed);
+    }
+
+    /// Why the member has never answered, if it can be found out: it speaks TLS, and this client does not.
+    pub(crate) async fn explain(&self) -> Option<&'static str> {
+        #[cfg(feature = "simulation")]
+        if self.config.network.is_some() {
+            return None;
+        }
+        if self.config.tls.is_some() || self.has_answered.load(Relaxed) {
+            return None;
+        }
+        let mut last = self.tls_probe.lock().await;
+        if last.is_none_or(|(at, _)| at.elapsed() >= TLS_PROBE_INTERVAL) {
+            *last = Some((Instant::now(), speaks_tls(&self.endpoint).await));
+        }
+        last.is_some_and(|(_, speaks_tls)| speaks_tls).then_some(SPEAKS_TLS)
     }
 
     /// Records that an attempt over this connection failed, and drops the connection after several failures in a row.

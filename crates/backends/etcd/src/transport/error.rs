@@ -49,8 +49,18 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
-/// etcd's text for a wrong user or password.
-const WRONG_PASSWORD_TEXT: &str = "invalid user ID or password";
+// Texts of errors that are handled by themselves.
+
+/// The user or the password is wrong.
+pub(crate) const WRONG_PASSWORD: &str = "invalid user ID or password";
+/// Connecting failed only because authentication is disabled on the server.
+pub(crate) const AUTH_DISABLED: &str = "authentication is not enabled";
+/// A lease was not granted because its id is in use.
+pub(crate) const EXISTING_LEASE: &str = "lease already exists";
+/// A put was rejected because the NOSPACE alarm is active.
+pub(crate) const OUT_OF_SPACE: &str = "database space exceeded";
+/// A response exceeded [`MAX_RESPONSE_BYTES`](crate::transport::request::MAX_RESPONSE_BYTES).
+pub(crate) const TOO_LARGE: &str = "message length too large";
 
 /// The kind of a status, and whether an outdated login caused it.
 ///
@@ -62,7 +72,7 @@ fn classify(code: i32, message: &str) -> (BackendErrorKind, bool) {
         (SessionGone, false)
     } else if contains("invalid auth token") || contains("revision of auth store is old") {
         (Unavailable, true)
-    } else if contains("user name is empty") || contains(WRONG_PASSWORD_TEXT) {
+    } else if contains("user name is empty") || contains(WRONG_PASSWORD) {
         // Auth was enabled after this client connected, or the password changed; or no user is configured, or a wrong
         // password. The caller knows its configuration and decides which; it authenticates again.
         (Unauthorized, true)
@@ -85,29 +95,9 @@ pub(crate) fn is_login_error(cancel_reason: &str) -> bool {
     cancel_reason.contains("auth token") || cancel_reason.contains("permission denied")
 }
 
-/// Whether connecting failed only because authentication is disabled on the server.
-pub(crate) fn is_auth_disabled(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("authentication is not enabled"))
-}
-
-/// Whether etcd rejected the user or the password.
-pub(crate) fn is_wrong_password(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains(WRONG_PASSWORD_TEXT))
-}
-
-/// Whether a lease was not granted because its id is in use.
-pub(crate) fn is_existing_lease(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("lease already exists"))
-}
-
-/// Whether a put was rejected because the NOSPACE alarm is active.
-pub(crate) fn is_out_of_space(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("database space exceeded"))
-}
-
-/// Whether a response exceeded [`MAX_RESPONSE_BYTES`](crate::transport::request::MAX_RESPONSE_BYTES).
-pub(crate) fn is_too_large(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(s) if s.message().contains("message length too large"))
+/// Whether a request failed with a status whose message contains `text`.
+pub(crate) fn status_contains(error: &etcd_client::Error, text: &str) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains(text))
 }
 
 /// An error's text with the texts of its causes: tonic's own text is only "transport error".

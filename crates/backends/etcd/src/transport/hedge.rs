@@ -4,144 +4,81 @@
 //! a request for seven seconds, although another one, sent a second later, is answered at once (hazard E3). So a call
 //! does not wait for a late answer alone: a new attempt starts beside it, and the first decisive outcome counts.
 
-use std::{
-    pin::{Pin, pin},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use tenure_core::spi::{BackendError, BackendErrorKind};
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until, timeout_at},
-};
-
-/// The outcome of a hedged call that succeeded.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct HedgedResponse<T> {
-    pub(crate) value: T,
-    /// Which attempt was answered, from zero.
-    pub(crate) attempt: usize,
-    /// How many attempts were started. Those that were not answered may still reach the store.
-    pub(crate) attempts: usize,
-}
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// The limits of a hedged call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HedgeLimits {
     /// How long to wait for an answer before another attempt starts.
     pub(crate) hedge_delay: Duration,
-    /// How long one attempt may take.
-    pub(crate) attempt_timeout: Duration,
     /// How long the whole call may take.
     pub(crate) call_timeout: Duration,
     /// How many attempts may follow each other without a delay: one per member.
     pub(crate) round: usize,
 }
 
-/// A timeout that starts a timer only once the call is late.
-///
-/// Nearly all calls are answered in time, and a timer that is set and cancelled costs a noticeable part of a request.
-#[derive(Debug, Default)]
-pub(crate) struct LazyTimeout {
-    is_armed: AtomicBool,
-    armed: Notify,
+/// How many attempts of a call may be in flight with this many members: more would only compete with each other when the
+/// store is overloaded.
+pub(crate) const fn max_in_flight(members: usize) -> usize {
+    2 * members + 1
 }
 
-impl LazyTimeout {
-    pub(crate) fn arm(&self) {
-        self.is_armed.store(true, Relaxed);
-        self.armed.notify_waiters();
-    }
-
-    /// Returns at `deadline`, or when the timeout is armed if that is later.
-    pub(crate) async fn expired(&self, deadline: Instant) {
-        let mut armed = pin!(self.armed.notified());
-        armed.as_mut().enable();
-        // Relaxed suffices: one task both sets and reads the flag.
-        if !self.is_armed.load(Relaxed) {
-            armed.await;
-        }
-        sleep_until(deadline).await;
-    }
-}
-
-/// Starts attempts, numbered from zero, until one is decisive or the call times out.
+/// Starts attempts, numbered from zero, until one is decisive or the call times out. Returns the number of the attempt that
+/// succeeded, and its value.
 ///
 /// An attempt is decisive when it succeeds, or fails with an error other than
 /// [`Unavailable`](BackendErrorKind::Unavailable). The next attempt starts `hedge_delay` after the last one, or
 /// immediately when one has failed and not every member was tried yet. The call fails when no attempt is in flight
-/// and every member has failed. At most two attempts per member, and one more, are in flight at a time: more would
-/// only compete with each other when the store is overloaded.
+/// and every member has failed. At most [`max_in_flight`] attempts are in flight at a time.
 ///
 /// # Cancellation safety
 /// Dropping the future drops all attempts.
-pub(crate) async fn hedged<T, F, Fut>(
-    limits: HedgeLimits,
-    timeout: &LazyTimeout,
-    mut start: F,
-) -> Result<HedgedResponse<T>, BackendError>
+pub(crate) async fn hedged<T, F, Fut>(limits: HedgeLimits, mut start: F) -> Result<(usize, T), BackendError>
 where
     F: FnMut(usize) -> Fut,
     Fut: Future<Output = Result<T, BackendError>>,
 {
     let begun = Instant::now();
-    let mut first = Box::pin(start(0));
-    let early = tokio::select! {
-        biased;
-        ended = &mut first => Some(ended),
-        () = sleep_until(begun + limits.hedge_delay.min(limits.attempt_timeout).min(limits.call_timeout)) => None,
-    };
-    let mut last_error = match early {
-        Some(Ok(value)) => return Ok(HedgedResponse { value, attempt: 0, attempts: 1 }),
-        Some(Err(error)) if error.kind() != BackendErrorKind::Unavailable || limits.round <= 1 => {
-            return Err(error);
-        }
-        Some(Err(error)) => Some(error),
-        None => None,
-    };
-    timeout.arm();
-    // Boxed, because this memory is hardly ever needed.
-    let call = Box::pin(async {
-        let number = async |attempt: usize, future: Pin<Box<Fut>>| (attempt, future.await);
+    let mut last_error = None;
+    let call = async {
+        let number = async |attempt: usize, outcome: Fut| (attempt, outcome.await);
         let mut running = FuturesUnordered::new();
-        let mut attempts = 1;
-        let mut next = begun + limits.hedge_delay;
-        if last_error.is_none() {
-            running.push(number(0, first));
-        } else {
-            next = Instant::now();
-        }
+        let mut attempts = 0;
         loop {
-            let ended = tokio::select! {
-                biased;
-                Some(ended) = running.next() => Some(ended),
-                () = sleep_until(next) => None,
-            };
-            match ended {
-                Some((attempt, Ok(value))) => return Ok(HedgedResponse { value, attempt, attempts }),
-                Some((_, Err(error))) if error.kind() != BackendErrorKind::Unavailable => return Err(error),
-                Some((_, Err(error))) => {
-                    last_error = Some(error.clone());
-                    if attempts >= limits.round {
-                        if running.is_empty() {
+            running.push(number(attempts, start(attempts)));
+            attempts += 1;
+            let mut next = Instant::now() + limits.hedge_delay;
+            // Until the next attempt is due.
+            loop {
+                let ended = tokio::select! {
+                    biased;
+                    Some(ended) = running.next() => Some(ended),
+                    () = sleep_until(next) => None,
+                };
+                match ended {
+                    Some((attempt, Ok(value))) => return Ok((attempt, value)),
+                    Some((_, Err(error))) if error.kind() != BackendErrorKind::Unavailable => {
+                        return Err(error);
+                    }
+                    Some((_, Err(error))) => {
+                        if attempts >= limits.round && running.is_empty() {
                             return Err(error);
                         }
-                        continue;
+                        last_error = Some(error);
+                        if attempts < limits.round {
+                            break;
+                        }
                     }
+                    None if running.len() >= max_in_flight(limits.round) => next += limits.hedge_delay,
+                    None => break,
                 }
-                None if running.len() > 2 * limits.round => {
-                    next += limits.hedge_delay;
-                    continue;
-                }
-                None => {}
             }
-            running.push(number(attempts, Box::pin(start(attempts))));
-            attempts += 1;
-            next = Instant::now() + limits.hedge_delay;
         }
-    });
+    };
     match timeout_at(begun + limits.call_timeout, call).await {
         Ok(outcome) => outcome,
         Err(_) => Err(last_error.unwrap_or_else(|| {
@@ -163,18 +100,9 @@ mod tests {
 
     const LIMITS: HedgeLimits = HedgeLimits {
         hedge_delay: Duration::from_millis(300),
-        attempt_timeout: Duration::from_secs(2),
         call_timeout: Duration::from_secs(5),
         round: 3,
     };
-
-    async fn hedged<T, F, Fut>(limits: HedgeLimits, start: F) -> Result<HedgedResponse<T>, BackendError>
-    where
-        F: FnMut(usize) -> Fut,
-        Fut: Future<Output = Result<T, BackendError>>,
-    {
-        super::hedged(limits, &LazyTimeout::default(), start).await
-    }
 
     fn unavailable(text: &str) -> BackendError {
         BackendError::new(BackendErrorKind::Unavailable, text)
@@ -182,22 +110,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_prompt_answer_needs_one_attempt() {
-        let response = hedged(LIMITS, |n| async move { Ok(n) }).await.unwrap();
-        assert_eq!(response, HedgedResponse { value: 0, attempt: 0, attempts: 1 });
+        let mut started = 0;
+        let response = hedged(LIMITS, |n| {
+            started += 1;
+            async move { Ok(n) }
+        });
+        assert_eq!(response.await.unwrap(), (0, 0));
+        assert_eq!(started, 1);
     }
 
     /// E3: a member that does not answer costs one hedge delay, not its timeout.
     #[tokio::test(start_paused = true)]
     async fn a_late_answer_is_overtaken() {
-        let begun = Instant::now();
-        let response = hedged(LIMITS, |n| async move {
-            if n == 0 {
-                pending::<()>().await
+        let (begun, mut started) = (Instant::now(), 0);
+        let response = hedged(LIMITS, |n| {
+            started += 1;
+            async move {
+                if n == 0 {
+                    pending::<()>().await
+                }
+                sleep(Duration::from_millis(10)).await;
+                Ok(n)
             }
-            sleep(Duration::from_millis(10)).await;
-            Ok(n)
         });
-        assert_eq!(response.await.unwrap(), HedgedResponse { value: 1, attempt: 1, attempts: 2 });
+        assert_eq!(response.await.unwrap(), (1, 1));
+        assert_eq!(started, 2);
         assert_eq!(begun.elapsed(), Duration::from_millis(310));
     }
 
@@ -207,7 +144,7 @@ mod tests {
             sleep(Duration::from_millis(if n == 0 { 400 } else { 1000 })).await;
             Ok(n)
         });
-        assert_eq!(response.await.unwrap().attempt, 0);
+        assert_eq!(response.await.unwrap().0, 0);
     }
 
     /// E3: attempts sent before etcd has a leader again are stuck; later ones are not.
@@ -220,7 +157,7 @@ mod tests {
             }
             Ok(n)
         });
-        assert_eq!(response.await.unwrap().attempt, 5);
+        assert_eq!(response.await.unwrap().0, 5);
     }
 
     /// E6: a dead member costs nothing.
@@ -229,7 +166,7 @@ mod tests {
         let begun = Instant::now();
         let response =
             hedged(LIMITS, |n| async move { if n < 2 { Err(unavailable("refused")) } else { Ok(n) } });
-        assert_eq!(response.await.unwrap().attempt, 2);
+        assert_eq!(response.await.unwrap().0, 2);
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 

@@ -6,13 +6,16 @@
 //! answered last is preferred.
 
 mod cluster_check;
+mod member_list;
+mod refresh;
+mod slots;
 
 use std::{
     fmt,
     future::Future,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -22,18 +25,21 @@ use tenure_core::{
     failpoints::{SafetyRule, is_disabled},
     spi::{BackendError, BackendErrorKind},
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tracing::debug;
 
+pub(crate) use self::slots::Member;
+use self::{refresh::Refresher, slots::Origin};
 use crate::{
     config::EtcdConfig,
     transport::{
         cluster::PinnedCluster,
-        connection::Connection,
         error::{Failure, with_context},
-        hedge::{HedgeLimits, HedgedResponse, LazyTimeout, hedged},
-        limiter::Limiter,
-        request::{AttemptClient, kv},
+        hedge::{HedgeLimits, hedged},
+        request::{Answer, kv},
     },
 };
 
@@ -41,32 +47,36 @@ use crate::{
 /// seconds. The engine has shorter limits of its own.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
+/// How many bulk calls may be in flight. More would only wait in etcd's queue, where they would look late.
+const MAX_BULK_CALLS: usize = 64;
+
+/// The bounds of [`Members::tolerated_silence`].
+const MIN_TOLERATED_SILENCE: Duration = Duration::from_secs(2);
+const MAX_TOLERATED_SILENCE: Duration = Duration::from_secs(30);
+
 /// The members of the cluster.
 pub(crate) struct Members {
-    members: Vec<Member>,
-    preferred: AtomicUsize,
-    config: Arc<EtcdConfig>,
+    pub(crate) config: Arc<EtcdConfig>,
     probe_key: Arc<str>,
-    limiter: Limiter,
+    pub(crate) cluster: PinnedCluster,
+    /// Set once the members were looked up.
+    #[cfg(feature = "srv")]
+    first_lookup: tokio::sync::OnceCell<()>,
+    /// Those of the configuration, and those that the cluster's member list adds.
+    slots: RwLock<Arc<[Arc<Member>]>>,
+    /// The index of the member that calls try first.
+    preferred: AtomicUsize,
+    bulk_calls: Semaphore,
+    /// The shortest TTL of the sessions, in milliseconds; zero without one.
+    shortest_ttl: AtomicU64,
     started_at: Instant,
-    cluster: PinnedCluster,
-}
-
-struct Member {
-    /// `host:port`.
-    endpoint: String,
-    connection: Arc<Connection>,
-    /// When this member last returned an answer that needed a quorum, in milliseconds since `started_at` plus one.
-    /// Zero when the member is suspected to be frozen or partitioned.
-    last_quorum_answer: AtomicU64,
-    /// Whether it was logged that the member belongs to another cluster.
-    is_foreign: AtomicBool,
+    refresher: Refresher,
 }
 
 /// The class of a call, which decides how it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallClass {
-    /// Needs a quorum. There may be thousands at the same time, so that the [`Limiter`] applies.
+    /// Needs a quorum. There may be thousands at the same time, so that their number in flight is limited.
     Bulk,
     /// Needs a quorum, and must not queue behind other calls.
     Urgent,
@@ -76,38 +86,37 @@ pub(crate) enum CallClass {
 
 impl Members {
     pub(crate) fn new(config: EtcdConfig, probe_key: String) -> Self {
-        let (config, probe_key) = (Arc::new(config), Arc::from(probe_key));
-        let members: Vec<_> = config
-            .endpoints
-            .iter()
-            .map(|endpoint| Member {
-                endpoint: endpoint.clone(),
-                connection: Connection::new(Arc::clone(&config), endpoint, Arc::clone(&probe_key)),
-                last_quorum_answer: AtomicU64::new(0),
-                is_foreign: AtomicBool::new(false),
-            })
-            .collect();
-        // Random, so that processes spread over the members.
-        let preferred = AtomicUsize::new(fastrand::usize(..members.len().max(1)));
-        Self {
-            members,
-            preferred,
-            config,
-            probe_key,
-            limiter: Limiter::new(),
-            started_at: Instant::now(),
+        let members = Self {
+            // Random, so that processes spread over the members.
+            preferred: AtomicUsize::new(fastrand::usize(..config.endpoints.len().max(1))),
+            config: Arc::new(config),
+            probe_key: Arc::from(probe_key),
             cluster: PinnedCluster::default(),
+            #[cfg(feature = "srv")]
+            first_lookup: tokio::sync::OnceCell::new(),
+            slots: RwLock::new(Arc::from([])),
+            bulk_calls: Semaphore::new(MAX_BULK_CALLS),
+            shortest_ttl: AtomicU64::new(0),
+            started_at: Instant::now(),
+            refresher: Refresher::default(),
+        };
+        members.configure(&members.config.endpoints);
+        members
+    }
+
+    /// The member that calls try first. `None` while no member is known.
+    pub(crate) fn preferred(&self) -> Option<Arc<Member>> {
+        let members = self.all();
+        Some(Arc::clone(members.get(self.preferred_of(&members))?))
+    }
+
+    /// The index of the preferred one of `members`.
+    fn preferred_of(&self, members: &[Arc<Member>]) -> usize {
+        if is_disabled(SafetyRule::FailOver) {
+            0
+        } else {
+            self.preferred.load(Relaxed) % members.len().max(1)
         }
-    }
-
-    /// The member that calls try first.
-    pub(crate) fn preferred(&self) -> usize {
-        if is_disabled(SafetyRule::FailOver) { 0 } else { self.preferred.load(Relaxed) }
-    }
-
-    /// Whether a user and a password are configured.
-    pub(crate) fn uses_login(&self) -> bool {
-        self.config.login.is_some()
     }
 
     /// The prefix of all entries' keys, with its slash.
@@ -115,16 +124,11 @@ impl Members {
         format!("{}/", self.config.prefix)
     }
 
-    pub(crate) fn prefix_watch_threshold(&self) -> usize {
-        self.config.prefix_watch_threshold
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.members.len()
-    }
-
-    pub(crate) fn endpoint(&self, member: usize) -> &str {
-        &self.members[member].endpoint
+    /// The members that the configuration names.
+    pub(crate) fn configured(&self) -> Vec<Arc<Member>> {
+        let mut members = self.all().to_vec();
+        members.retain(|member| member.origin == Origin::Configured);
+        members
     }
 
     /// Calls `op` on the preferred member, and on the next ones when it is late or fails.
@@ -132,48 +136,48 @@ impl Members {
     /// `op` must be safe to repeat, also long after this call has returned: an attempt that was overtaken may still
     /// reach the store.
     pub(crate) async fn call<T, F, Fut>(
-        &self,
+        self: &Arc<Self>,
         what: &'static str,
         class: CallClass,
         op: F,
-    ) -> Result<HedgedResponse<T>, BackendError>
+    ) -> Result<T, BackendError>
     where
-        F: Fn(AttemptClient) -> Fut,
-        Fut: Future<Output = Result<T, Failure>>,
+        F: Fn(Arc<Client>) -> Fut,
+        Fut: Future<Output = Result<Answer<T>, Failure>>,
     {
+        #[cfg(feature = "srv")]
+        self.ensure_known().await?;
         if self.cluster.is_unpinned() {
             self.verify_cluster(what).await?;
         }
-        let permit = match class {
-            CallClass::Bulk => Some(self.limiter.acquire().await),
+        let _permit = match class {
+            CallClass::Bulk => self.bulk_calls.acquire().await.ok(),
             CallClass::Urgent | CallClass::Keepalive => None,
         };
-        let (first, count) = (self.preferred(), self.members.len());
-        let attempt_timeout = self.config.attempt_timeout;
+        // The same members throughout the call, also when others are found or dropped meanwhile.
+        let members = self.all();
+        if members.is_empty() {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "no member is known yet"));
+        }
+        let (first, count) = (self.preferred_of(&members), members.len());
+        let nth = |n: usize| &members[(first + n) % count];
         let (hedge_delay, round) = match is_disabled(SafetyRule::FailOver) {
             true => (CALL_TIMEOUT, 1),
             false => (self.config.hedge, count),
         };
-        let limits = HedgeLimits { hedge_delay, attempt_timeout, call_timeout: CALL_TIMEOUT, round };
-        let timeout = &LazyTimeout::default();
-        let outcome = hedged(limits, timeout, |n| {
+        let limits = HedgeLimits { hedge_delay, call_timeout: CALL_TIMEOUT, round };
+        let outcome = hedged(limits, |n| {
             if n > 0 {
-                self.suspect((first + n - 1) % count);
+                nth(n - 1).suspect();
             }
-            self.attempt((first + n) % count, what, class, attempt_timeout, timeout, &op)
+            self.attempt(nth(n), what, class, self.config.attempt_timeout, &op)
         })
         .await;
-        if let Some(permit) = permit {
-            permit.report(match &outcome {
-                Ok(response) => response.attempts == 1,
-                Err(error) => error.kind() != BackendErrorKind::Unavailable,
-            });
-        }
         match &outcome {
-            Ok(response) if response.attempt > 0 => self.prefer((first + response.attempt) % count),
+            Ok((attempt, _)) if *attempt > 0 => self.prefer(nth(*attempt)),
             Ok(_) => {}
             Err(error) if error.kind() == BackendErrorKind::Unavailable => {
-                self.prefer((first + 1) % count);
+                self.prefer(nth(1));
                 if self.cluster.needs_recheck() {
                     // For the next call, in case the whole cluster was replaced.
                     let _ = Box::pin(self.verify_cluster(what)).await;
@@ -181,51 +185,55 @@ impl Members {
             }
             Err(_) => {}
         }
-        outcome
+        let failed_over =
+            outcome.as_ref().map_or_else(BackendError::is_retryable, |(attempt, _)| *attempt > 0);
+        // While calls go to a listed member, the configured ones may come back as members of another cluster, where other
+        // processes lead (hazard G34).
+        let relies_on_listed = nth(0).origin != Origin::Configured;
+        self.refresher.run_if_due(self, failed_over || relies_on_listed);
+        outcome.map(|(_, value)| value)
     }
 
     /// Makes one attempt on one member.
     async fn attempt<T, F, Fut>(
         &self,
-        index: usize,
+        member: &Member,
         what: &'static str,
         class: CallClass,
         limit: Duration,
-        timeout: &LazyTimeout,
         op: &F,
     ) -> Result<T, BackendError>
     where
-        F: Fn(AttemptClient) -> Fut,
-        Fut: Future<Output = Result<T, Failure>>,
+        F: Fn(Arc<Client>) -> Fut,
+        Fut: Future<Output = Result<Answer<T>, Failure>>,
     {
-        let member = &self.members[index];
         let mut used = None;
         let attempt = async {
             let connected = used.insert(member.connection.get().await?);
-            let client = AttemptClient::new(connected.client());
-            match op(client.clone()).await {
-                Ok(value) => {
-                    client.cluster().map_or(Ok(()), |id| self.check_cluster(index, id)).map(|()| value)
-                }
-                Err(failure) => Err(self.verify_failure(index, &client, failure).await),
+            let client = connected.client();
+            match op(Arc::clone(&client)).await {
+                Ok((Some(header), value)) => self.check_cluster(member, header.cluster_id()).map(|()| value),
+                Ok((None, value)) => Ok(value),
+                Err(failure) => Err(self.verify_failure(member, &client, failure).await),
             }
         };
-        let deadline = Instant::now() + limit;
-        let outcome = tokio::select! {
-            biased;
-            outcome = attempt => Some(outcome),
-            () = timeout.expired(deadline) => None,
-        };
-        let failure = match outcome {
-            Some(Ok(value)) => {
-                used.iter().for_each(|connected| connected.record_success());
+        let failure = match timeout(limit, attempt).await {
+            Ok(Ok(value)) => {
+                used.iter().for_each(|connected| member.connection.record_success(connected));
                 if matches!(class, CallClass::Bulk | CallClass::Urgent) {
-                    self.record_quorum_answer(index);
+                    member.last_quorum_answer.store(self.now(), Relaxed);
                 }
                 return Ok(value);
             }
-            Some(Err(failure)) => failure,
-            None => {
+            Ok(Err(mut failure)) => {
+                if failure.error.kind() == BackendErrorKind::Unavailable
+                    && let Some(reason) = member.connection.explain().await
+                {
+                    failure.error = BackendError::new(BackendErrorKind::Unavailable, reason);
+                }
+                failure
+            }
+            Err(_) => {
                 BackendError::new(BackendErrorKind::Unavailable, format!("no answer within {limit:?}")).into()
             }
         };
@@ -237,7 +245,7 @@ impl Members {
             }
         }
         if error.kind() == BackendErrorKind::Unavailable {
-            self.suspect(index);
+            member.suspect();
             if let Some(connected) = &used {
                 member.connection.record_failure(connected);
             }
@@ -246,27 +254,13 @@ impl Members {
         Err(with_context(what, &member.endpoint, &error))
     }
 
-    /// The member's client, connected when there is none. The caller sets a timeout.
-    pub(crate) async fn client(&self, index: usize) -> Result<Arc<Client>, Failure> {
-        Ok(self.members[index].connection.get().await?.client())
-    }
-
     /// Sends a linearizable read to `member` alone, to check that it reaches a quorum.
-    pub(crate) async fn probe(&self, member: usize, limit: Duration) -> Result<(), BackendError> {
-        let timeout = LazyTimeout::default();
-        timeout.arm();
-        self.attempt(
-            member,
-            "probe",
-            CallClass::Urgent,
-            limit,
-            &timeout,
-            &|client: AttemptClient| async move {
-                let options = GetOptions::new().with_count_only();
-                kv(&client).get(&*self.probe_key, Some(options)).await?;
-                Ok(())
-            },
-        )
+    pub(crate) async fn probe(&self, member: &Member, limit: Duration) -> Result<(), BackendError> {
+        self.attempt(member, "probe", CallClass::Urgent, limit, &|client: Arc<Client>| async move {
+            let options = GetOptions::new().with_count_only();
+            let mut response = kv(&client).get(&*self.probe_key, Some(options)).await?;
+            Ok((response.take_header(), ()))
+        })
         .await
     }
 
@@ -283,41 +277,53 @@ impl Members {
         })
     }
 
-    /// Drops the member's connection and login, unless a new one is being opened.
-    pub(crate) fn disconnect(&self, member: usize) {
-        self.members[member].connection.disconnect(None);
-    }
-
     /// Drops all connections.
     pub(crate) fn disconnect_all(&self) {
-        (0..self.members.len()).for_each(|member| self.disconnect(member));
+        self.refresher.stop();
+        self.all().iter().for_each(|member| member.connection.disconnect(None));
     }
 
     /// Suspects `member`, and prefers the next one if this one was preferred.
-    pub(crate) fn avoid(&self, member: usize) {
-        self.suspect(member);
-        let next = (member + 1) % self.members.len();
-        let _ = self.preferred.compare_exchange(member, next, Relaxed, Relaxed);
+    pub(crate) fn avoid(&self, member: &Arc<Member>) {
+        member.suspect();
+        let members = self.all();
+        let preferred = self.preferred_of(&members);
+        if members.get(preferred).is_some_and(|preferred| Arc::ptr_eq(preferred, member)) {
+            self.preferred.store((preferred + 1) % members.len(), Relaxed);
+        }
     }
 
-    fn prefer(&self, member: usize) {
-        self.preferred.store(member, Relaxed);
-    }
-
-    fn suspect(&self, member: usize) {
-        self.members[member].last_quorum_answer.store(0, Relaxed);
-    }
-
-    fn record_quorum_answer(&self, member: usize) {
-        self.members[member].last_quorum_answer.store(self.now(), Relaxed);
+    fn prefer(&self, member: &Arc<Member>) {
+        if let Some(index) = self.all().iter().position(|one| Arc::ptr_eq(one, member)) {
+            self.preferred.store(index, Relaxed);
+        }
     }
 
     /// How long ago `member` last returned an answer that needed a quorum; `None` when it is suspected.
-    pub(crate) fn since_quorum_answer(&self, member: usize) -> Option<Duration> {
-        match self.members[member].last_quorum_answer.load(Relaxed) {
+    pub(crate) fn since_quorum_answer(&self, member: &Member) -> Option<Duration> {
+        match member.last_quorum_answer.load(Relaxed) {
             0 => None,
             at => Some(Duration::from_millis(self.now().saturating_sub(at))),
         }
+    }
+
+    /// Records the TTL of a session, on which [`tolerated_silence`](Self::tolerated_silence) depends.
+    pub(crate) fn record_ttl(&self, ttl: Duration) {
+        let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let _ = self.shortest_ttl.fetch_update(Relaxed, Relaxed, |shortest| {
+            (shortest == 0 || millis < shortest).then_some(millis)
+        });
+    }
+
+    /// How long `member` may go without an answer that needed a quorum until it is probed.
+    ///
+    /// - The preferred member: three times the shortest TTL of the sessions, within 2 s to 30 s. Heartbeats of a leader, and
+    ///   of a candidate that is next in line, need a quorum, and so take the place of probes.
+    /// - Another member: one TTL, within the same limits. The heartbeats do not go to it, so that they prove nothing about it.
+    pub(crate) fn tolerated_silence(&self, member: &Arc<Member>) -> Duration {
+        let ttl = Duration::from_millis(self.shortest_ttl.load(Relaxed));
+        let is_preferred = self.preferred().is_some_and(|preferred| Arc::ptr_eq(&preferred, member));
+        (ttl * if is_preferred { 3 } else { 1 }).clamp(MIN_TOLERATED_SILENCE, MAX_TOLERATED_SILENCE)
     }
 
     /// Milliseconds since `started_at`, plus one.
@@ -328,7 +334,7 @@ impl Members {
 
 impl fmt::Debug for Members {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Members").field("config", &self.config).field("preferred", &self.preferred()).finish()
+        f.debug_struct("Members").field("config", &self.config).field("slots", &self.all()).finish()
     }
 }
 
@@ -338,8 +344,8 @@ mod tests {
 
     use super::*;
 
-    fn three_members() -> Members {
-        Members::new(EtcdConfig::new(["a", "b", "c"]), "/t/~probe".to_owned())
+    fn three_members() -> Arc<Members> {
+        Arc::new(Members::new(EtcdConfig::new(["a", "b", "c"]), "/t/~probe".to_owned()))
     }
 
     fn refused() -> Failure {
@@ -350,13 +356,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_member_that_answered_is_preferred() {
         let members = three_members();
-        let (dead, attempts_made) = (members.preferred(), AtomicUsize::new(0));
-        for attempts in [2, 1, 1] {
+        let (dead, attempts_made) = (members.preferred_of(&members.all()), AtomicUsize::new(0));
+        for attempts in [2, 3, 4] {
             let response = members.call("test", CallClass::Urgent, |_| async {
-                if attempts_made.fetch_add(1, Relaxed) == 0 { Err(refused()) } else { Ok(()) }
+                if attempts_made.fetch_add(1, Relaxed) == 0 { Err(refused()) } else { Ok((None, ())) }
             });
-            assert_eq!(response.await.unwrap().attempts, attempts);
-            assert_eq!(members.preferred(), (dead + 1) % 3);
+            response.await.unwrap();
+            assert_eq!(attempts_made.load(Relaxed), attempts);
+            assert_eq!(members.preferred_of(&members.all()), (dead + 1) % 3);
         }
     }
 
@@ -364,16 +371,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_late_member_is_suspected() {
         let members = three_members();
-        let frozen = members.preferred();
-        members.call("test", CallClass::Urgent, |_| async { Ok(()) }).await.unwrap();
-        assert_eq!(members.since_quorum_answer(frozen), Some(Duration::ZERO));
+        let frozen = members.preferred().unwrap();
+        members.call("test", CallClass::Urgent, |_| async { Ok((None, ())) }).await.unwrap();
+        assert_eq!(members.since_quorum_answer(&frozen), Some(Duration::ZERO));
         let attempts_made = AtomicUsize::new(0);
         let response = members.call("test", CallClass::Keepalive, |_| async {
-            if attempts_made.fetch_add(1, Relaxed) == 0 { pending().await } else { Ok(()) }
+            if attempts_made.fetch_add(1, Relaxed) == 0 { pending().await } else { Ok((None, ())) }
         });
         response.await.unwrap();
-        assert_eq!(members.since_quorum_answer(frozen), None);
-        assert_eq!(members.since_quorum_answer(members.preferred()), None, "a keepalive proves no quorum");
+        assert_eq!(members.since_quorum_answer(&frozen), None);
+        let preferred = members.preferred().unwrap();
+        assert_eq!(members.since_quorum_answer(&preferred), None, "a keepalive proves no quorum");
+    }
+
+    /// E5, E16: a watch stays on its member when others are preferred. Heartbeats go to those, so that it is probed sooner.
+    #[tokio::test]
+    async fn a_member_that_is_not_preferred_is_probed_sooner() {
+        let members = three_members();
+        let ttl = Duration::from_secs(5);
+        members.record_ttl(ttl);
+        let member = members.preferred().unwrap();
+        assert_eq!(members.tolerated_silence(&member), ttl * 3);
+        members.prefer(members.all().iter().find(|one| !Arc::ptr_eq(one, &member)).unwrap());
+        assert_eq!(members.tolerated_silence(&member), ttl);
+        let preferred = members.preferred().unwrap();
+        members.update(Vec::new(), |one| one.endpoint != preferred.endpoint);
+        assert_eq!(members.tolerated_silence(&preferred), ttl * 3, "whatever its index is");
+        assert_eq!(members.tolerated_silence(&member), ttl, "and one that was dropped is still probed");
     }
 
     /// E6: with every member dead the call fails after one round, and the error names the member.
@@ -383,7 +407,7 @@ mod tests {
         let attempts_made = AtomicUsize::new(0);
         let error = members.call("test", CallClass::Bulk, |_| async {
             attempts_made.fetch_add(1, Relaxed);
-            Err::<(), _>(refused())
+            Err::<Answer<()>, _>(refused())
         });
         let error = error.await.unwrap_err();
         assert_eq!((attempts_made.load(Relaxed), error.kind()), (3, BackendErrorKind::Unavailable));
@@ -399,11 +423,14 @@ mod tests {
         };
         let (members, attempts_made) = (three_members(), AtomicUsize::new(0));
         let response = members.call("test", CallClass::Urgent, |_| async {
-            if attempts_made.fetch_add(1, Relaxed) == 0 { Err(stale()) } else { Ok(()) }
+            if attempts_made.fetch_add(1, Relaxed) == 0 { Err(stale()) } else { Ok((None, ())) }
         });
-        assert_eq!(response.await.unwrap().attempts, 2);
+        response.await.unwrap();
+        assert_eq!(attempts_made.load(Relaxed), 2);
         let denied = members.call("test", CallClass::Urgent, |_| async {
-            Err::<(), _>(BackendError::new(BackendErrorKind::Unauthorized, "permission denied").into())
+            Err::<Answer<()>, _>(
+                BackendError::new(BackendErrorKind::Unauthorized, "permission denied").into(),
+            )
         });
         assert_eq!(denied.await.unwrap_err().kind(), BackendErrorKind::Unauthorized);
     }

@@ -4,11 +4,13 @@
 //! every request has a limit on the number of keys, and one whose response is still too large is repeated with a
 //! lower limit.
 
+use std::sync::Arc;
+
 use etcd_client::{GetOptions, KeyValue};
 use tenure_core::spi::BackendError;
 
 use crate::transport::{
-    error::{is_too_large, malformed},
+    error::{TOO_LARGE, malformed, status_contains},
     members::{CallClass, Members},
     request::kv,
 };
@@ -22,7 +24,7 @@ const PAGE_SHRINK_FACTOR: i64 = 8;
 
 /// The keys below a prefix, in order, all as of one revision.
 pub(crate) struct Pages<'a> {
-    members: &'a Members,
+    members: &'a Arc<Members>,
     prefix: &'a str,
     with_values: bool,
     page_size: i64,
@@ -37,7 +39,7 @@ type Page = (Vec<KeyValue>, bool, i64);
 
 impl<'a> Pages<'a> {
     /// All keys with their values, as of now. `prefix` ends with a slash.
-    pub(crate) fn with_values(members: &'a Members, prefix: &'a str) -> Self {
+    pub(crate) fn with_values(members: &'a Arc<Members>, prefix: &'a str) -> Self {
         Self {
             with_values: true,
             page_size: MAX_VALUES_PER_PAGE,
@@ -46,7 +48,7 @@ impl<'a> Pages<'a> {
     }
 
     /// All keys without their values, as of `revision`; zero for now. `prefix` ends with a slash.
-    pub(crate) fn keys_at_revision(members: &'a Members, prefix: &'a str, revision: i64) -> Self {
+    pub(crate) fn keys_at_revision(members: &'a Arc<Members>, prefix: &'a str, revision: i64) -> Self {
         let next_key = Some(prefix.as_bytes().to_vec());
         Self { members, prefix, with_values: false, page_size: MAX_KEYS_PER_PAGE, revision, next_key }
     }
@@ -87,14 +89,15 @@ impl<'a> Pages<'a> {
         let (revision, can_shrink) = (self.revision, self.page_size > 1);
         let read = self.members.call("read", CallClass::Bulk, |client| async move {
             let mut response = match kv(&client).get(first, Some(options.clone())).await {
-                Err(error) if can_shrink && is_too_large(&error) => return Ok(None),
+                Err(error) if can_shrink && status_contains(&error, TOO_LARGE) => return Ok((None, None)),
                 response => response?,
             };
-            let newest = response.header().ok_or_else(|| malformed("header"))?.revision();
+            let header = response.take_header().ok_or_else(|| malformed("header"))?;
+            let revision = if revision > 0 { revision } else { header.revision() };
             let more = response.more();
-            Ok(Some((response.take_kvs(), more, if revision > 0 { revision } else { newest })))
+            Ok((Some(header), Some((response.take_kvs(), more, revision))))
         });
-        Ok(read.await?.value)
+        read.await
     }
 }
 

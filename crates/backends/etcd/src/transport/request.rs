@@ -1,17 +1,6 @@
-//! The client of one attempt on one member. It records which cluster answered.
+//! Clients for requests to one member, and what an attempt of a call returns.
 
-use std::{
-    ops::Deref,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
-
-use etcd_client::{
-    Client, Error, GetOptions, GetResponse, KeyValue, KvClient, PutOptions, PutResponse, ResponseHeader, Txn,
-    TxnOpResponse, TxnResponse, WatchClient,
-};
+use etcd_client::{Client, KeyValue, KvClient, ResponseHeader, TxnOpResponse, WatchClient};
 
 /// The largest response that is accepted, in bytes.
 ///
@@ -19,82 +8,14 @@ use etcd_client::{
 /// exceed this limit are paged ([`crate::transport::pages`]), because tonic allocates as much as a response claims.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 32 << 20;
 
-/// A member's client for one attempt.
-#[derive(Clone)]
-pub(crate) struct AttemptClient {
-    client: Arc<Client>,
-    /// The cluster id of the last response; zero before the first.
-    cluster: Arc<AtomicU64>,
-}
+/// What an attempt returns: the header of the response, whose cluster is checked, and a value.
+///
+/// `None` for a response that has no header: an error that is taken for an answer.
+pub(crate) type Answer<T> = (Option<ResponseHeader>, T);
 
-impl AttemptClient {
-    pub(crate) fn new(client: Arc<Client>) -> Self {
-        Self { client, cluster: Arc::default() }
-    }
-
-    /// The member's shared client.
-    pub(crate) fn shared(&self) -> &Arc<Client> {
-        &self.client
-    }
-
-    /// Records which cluster sent a response. [`kv`] does this for its own requests.
-    pub(crate) fn record_header(&self, header: Option<&ResponseHeader>) {
-        if let Some(header) = header {
-            self.cluster.store(header.cluster_id(), Relaxed);
-        }
-    }
-
-    /// The id of the cluster that answered, once one has.
-    pub(crate) fn cluster(&self) -> Option<u64> {
-        Some(self.cluster.load(Relaxed)).filter(|cluster| *cluster != 0)
-    }
-}
-
-impl Deref for AttemptClient {
-    type Target = Client;
-
-    fn deref(&self) -> &Client {
-        &self.client
-    }
-}
-
-/// A key-value client that accepts large responses and records the responding cluster.
-pub(crate) fn kv(attempt: &AttemptClient) -> Kv<'_> {
-    Kv { client: attempt.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES), attempt }
-}
-
-pub(crate) struct Kv<'a> {
-    client: KvClient,
-    attempt: &'a AttemptClient,
-}
-
-impl Kv<'_> {
-    pub(crate) async fn get(
-        mut self,
-        key: impl Into<Vec<u8>>,
-        options: Option<GetOptions>,
-    ) -> Result<GetResponse, Error> {
-        let response = self.client.get(key, options).await?;
-        self.attempt.record_header(response.header());
-        Ok(response)
-    }
-
-    pub(crate) async fn put(
-        mut self,
-        key: impl Into<Vec<u8>>,
-        value: impl Into<Vec<u8>>,
-        options: Option<PutOptions>,
-    ) -> Result<PutResponse, Error> {
-        let response = self.client.put(key, value, options).await?;
-        self.attempt.record_header(response.header());
-        Ok(response)
-    }
-
-    pub(crate) async fn txn(mut self, txn: Txn) -> Result<TxnResponse, Error> {
-        let response = self.client.txn(txn).await?;
-        self.attempt.record_header(response.header());
-        Ok(response)
-    }
+/// A key-value client that accepts large responses.
+pub(crate) fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES)
 }
 
 /// A watch client that accepts large messages.

@@ -1,12 +1,15 @@
 //! Diagnoses of an ensemble, server by server.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
 use tenure_core::Diagnosis;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     time::timeout,
 };
 
@@ -22,8 +25,17 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How much of an answer to `srvr` is read.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 
+const RESOLVE_ADVICE: &str =
+    "check the name in the URL, and the name servers of this machine (/etc/resolv.conf)";
+const CONNECTIONS_ADVICE: &str = "check the server's log: \"Too many connections\" means that this machine has \
+                                  maxClientCnxns of them (60 by default), so raise it, or use fewer electors here; without \
+                                  such a line, check whether the port speaks TLS (then give ca=/path/to/authorities.pem) or \
+                                  belongs to a proxy whose server is down";
+/// Why there is no answer of a server that closed the connection.
+const CLOSED: &str = "it closed the connection";
+
 pub(crate) async fn diagnose(ensemble: &Ensemble) -> Vec<Diagnosis> {
-    let servers = ensemble.servers.all();
+    let servers = &ensemble.servers.all;
     let checked = join_all(servers.iter().map(|server| check_server(ensemble, server))).await;
     let modes: Vec<String> = checked.iter().filter_map(|checked| checked.mode.clone()).collect();
     let roots: Vec<_> = servers
@@ -85,6 +97,10 @@ struct CheckedServer {
 /// Opens a session at a server, reads the root, and asks for the version and mode.
 async fn check_server(ensemble: &Ensemble, server: &str) -> CheckedServer {
     let subject = format!("server {server}");
+    if let Some(reason) = unresolved(server).await {
+        let diagnoses = vec![Diagnosis::problem(subject, reason, RESOLVE_ADVICE)];
+        return CheckedServer { diagnoses, mode: None, root: None };
+    }
     let begun = Instant::now();
     let opening = Connection::open(&ensemble.options, server, READER_TTL, None);
     let connected = timeout(ANSWER_TIMEOUT, opening).await;
@@ -109,6 +125,12 @@ async fn check_server(ensemble: &Ensemble, server: &str) -> CheckedServer {
         }
     };
     let mode = srvr.as_ref().ok().map(|srvr| srvr.mode.clone());
+    let refuses_connections = srvr.as_ref().is_err_and(|reason| reason == CLOSED);
+    if failure.is_some() && refuses_connections {
+        let text = "it accepts connections and closes them without an answer";
+        let diagnoses = vec![Diagnosis::problem(subject, text, CONNECTIONS_ADVICE)];
+        return CheckedServer { diagnoses, mode, root };
+    }
     CheckedServer { diagnoses: diagnose_server(&subject, failure, srvr, elapsed), mode, root }
 }
 
@@ -163,6 +185,18 @@ pub(crate) struct Srvr {
     pub(crate) mode: String,
 }
 
+/// Why the name of `server` has no address. `None` if it has one.
+async fn unresolved(server: &str) -> Option<String> {
+    let name = server.rsplit_once(':').map_or(server, |(name, _)| name);
+    match timeout(ANSWER_TIMEOUT, lookup_host(server)).await {
+        Ok(Ok(mut addresses)) => {
+            addresses.next().is_none().then(|| format!("the name {name} has no address"))
+        }
+        Ok(Err(error)) => Some(format!("the name {name} cannot be resolved: {error}")),
+        Err(_) => Some(format!("the name {name} cannot be resolved: no answer within {ANSWER_TIMEOUT:?}")),
+    }
+}
+
 async fn ask_srvr(server: &str) -> Result<Srvr, String> {
     let answer = async {
         let mut stream = TcpStream::connect(server).await?;
@@ -171,7 +205,13 @@ async fn ask_srvr(server: &str) -> Result<Srvr, String> {
         stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
     };
-    let answer = answer.await.map_err(|error| error.to_string())?;
+    let answer = answer.await.map_err(|error| match error.kind() {
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => CLOSED.to_owned(),
+        _ => error.to_string(),
+    })?;
+    if answer.is_empty() {
+        return Err(CLOSED.to_owned());
+    }
     parse_srvr(&answer)
         .ok_or_else(|| format!("its answer to srvr is {:?}", answer.lines().next().unwrap_or_default()))
 }

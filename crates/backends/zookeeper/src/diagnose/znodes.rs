@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use tenure_core::{Diagnosis, spi::BackendError};
 use tokio::time::timeout;
-use zookeeper_client::{AuthId, CreateMode, Error};
+use zookeeper_client::{CreateMode, Error};
 
 use crate::{
     election::{
@@ -14,10 +14,8 @@ use crate::{
         store::ElectionStore,
     },
     transport::{
-        connection::Connection,
-        parents::create_parent,
-        reader_sessions::reader_connection,
-        znode_stat::{is_unreadable, session_name},
+        connection::Connection, error::EPHEMERAL_ON_LOCAL_SESSION, parents::create_root,
+        reader_sessions::reader_connection, znode_stat::is_unreadable,
     },
 };
 
@@ -41,10 +39,15 @@ async fn check_znodes(
     store: &ElectionStore,
     connection: &Connection,
 ) -> Result<Vec<Diagnosis>, BackendError> {
-    let own_ids = match store.options().creator_only {
-        true => Some(own_ids(store, connection).await),
-        false => None,
+    let probe = create_probe(store, connection).await;
+    let own_ids = match (store.options().creator_only, &probe) {
+        (false, _) => None,
+        (true, Ok(path)) => Some(ids(connection, path).await.ok()),
+        (true, Err(_)) => Some(None),
     };
+    if let Ok(path) = &probe {
+        let _ = connection.delete(path).await;
+    }
     let check_acl = |path: String, subject: String| {
         let own_ids = &own_ids;
         async move {
@@ -53,10 +56,9 @@ async fn check_znodes(
             Some(Diagnosis::warning(subject, format!("{path}: {permissions}"), ADVICE))
         }
     };
-    let mut diagnoses = Vec::new();
+    let mut diagnoses: Vec<_> = probe.err().and_then(|error| explain_refusal(&error)).into_iter().collect();
     let root = &store.options().root;
     diagnoses.extend(check_acl(root.clone(), "root".to_owned()).await);
-    diagnoses.extend(check_acl(store.sessions_path(), "sessions".to_owned()).await);
     let mut elections = connection.children(root).await.ok().flatten().unwrap_or_default();
     elections.retain(|name| !name.starts_with('~'));
     elections.sort_unstable();
@@ -97,23 +99,75 @@ async fn check_first_entry(
     })
 }
 
-/// Our own ids, read from the ACL of a znode that is created for this and deleted; `None` if it cannot be created.
-async fn own_ids(store: &ElectionStore, connection: &Connection) -> Option<Vec<AuthId>> {
-    let path = format!(
-        "{}/{}-who-{:016x}",
-        store.sessions_path(),
-        session_name(connection.session().id().0),
-        fastrand::u64(..)
-    );
+/// Creates an ephemeral znode, as every candidate does, and returns its path. An election's name cannot contain `~`.
+async fn create_probe(store: &ElectionStore, connection: &Connection) -> Result<String, Error> {
+    let path = format!("{}/~doctor-{:016x}", store.options().root, fastrand::u64(..));
     let create = || connection.create(&path, &[], CreateMode::Ephemeral, store.options().acls());
     match create().await {
-        Err(Error::NoNode) => {
-            create_parent(store.options(), connection, &path).await.ok()?;
-            create().await.ok()?;
-        }
-        created => drop(created.ok()?),
+        Err(Error::NoNode) if create_root(store.options(), connection).await.is_ok() => create().await?,
+        created => created?,
+    };
+    Ok(path)
+}
+
+/// A problem, if the servers' settings are the reason why an ephemeral znode was refused.
+fn explain_refusal(error: &Error) -> Option<Diagnosis> {
+    let Error::UnexpectedErrorCode(EPHEMERAL_ON_LOCAL_SESSION) = error else { return None };
+    Some(Diagnosis::problem(
+        "sessions",
+        "the servers give local sessions and do not upgrade them (localSessionsEnabled=true, \
+         localSessionsUpgradingEnabled=false): such a session cannot create ephemeral znodes, so that no candidate can \
+         enter",
+        "set localSessionsUpgradingEnabled=true on every server, or remove localSessionsEnabled",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::{
+        election::{layout::Layout, session_bounds::SessionBounds},
+        transport::{
+            connect_options::ConnectOptions,
+            ensemble::Ensemble,
+            scripted_server::{Answer, GRANTED_TTL, Request, ScriptedServer},
+        },
+    };
+
+    /// ZooKeeper would delete a container, and sessions would find another root.
+    #[tokio::test]
+    async fn a_missing_root_is_created_as_no_container() {
+        let created = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&created);
+        let server = ScriptedServer::start(move |request| {
+            let answer = match request {
+                Request::Connect { .. } => Answer::Session(7),
+                Request::Create(path) => {
+                    log.lock().unwrap().push(path);
+                    Answer::no_node()
+                }
+                _ => Answer::no_auth(),
+            };
+            Box::pin(async { answer })
+        })
+        .await;
+        let options = ConnectOptions::for_tests(GRANTED_TTL);
+        let connection = Connection::open(&options, server.address(), GRANTED_TTL, None).await.unwrap();
+        let ensemble = Ensemble::new(options, vec![server.address().to_owned()]);
+        let store = ElectionStore::new(Layout::Tenure, SessionBounds::default(), ensemble);
+        assert_eq!(create_probe(&store, &connection).await, Err(Error::NoNode));
+        let created = created.lock().unwrap();
+        assert_eq!(created.get(1).map(String::as_str), Some("/root"), "{created:?}");
     }
-    let own_ids = ids(connection, &path).await;
-    let _ = connection.delete(&path).await;
-    own_ids.ok()
+
+    #[test]
+    fn only_local_sessions_are_explained() {
+        let found = explain_refusal(&Error::UnexpectedErrorCode(-120)).unwrap();
+        assert!(found.text.contains("localSessionsUpgradingEnabled=false"), "{found:?}");
+        for other in [Error::UnexpectedErrorCode(-121), Error::NoAuth, Error::ConnectionLoss] {
+            assert_eq!(explain_refusal(&other), None, "{other}");
+        }
+    }
 }

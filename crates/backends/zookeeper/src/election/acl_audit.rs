@@ -2,9 +2,9 @@
 //!
 //! A user that may delete below the znodes above entries, or may change their ACL, can end leaderships.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use tracing::{debug, warn};
@@ -17,67 +17,44 @@ use crate::transport::connection::Connection;
 pub(crate) const ADVICE: &str = "a user that may create znodes there can take part in elections or keep others out, one that may \
                                  delete znodes can end leaderships; make this user the only one in the ACL (zkCli.sh: setAcl)";
 
-/// How many znodes are remembered as checked.
-const MAX_CHECKED: usize = 20_000;
 /// How many ids of an ACL are listed.
 const MAX_LISTED_IDS: usize = 8;
 /// How many characters of an id are shown.
 const MAX_ID_CHARS: usize = 200;
 
-/// The znodes whose ACL a session has checked, once each.
-#[derive(Debug, Default)]
-pub(crate) struct AclAudit {
-    checked: Mutex<HashSet<String>>,
-}
-
-impl AclAudit {
-    /// Checks the ACLs of the root, the sessions' parent and the election's znode in the background, and warns where other
-    /// users have permissions.
-    ///
-    /// `own_znode` was created by this session: its ACL has our ids, as the servers know them.
-    pub(crate) fn start(
-        self: &Arc<Self>,
-        store: &ElectionStore,
-        connection: &Arc<Connection>,
-        own_znode: &str,
-        election_path: String,
-    ) {
-        if !store.options().creator_only {
-            return;
-        }
-        if self.checked().len() > MAX_CHECKED {
-            // Elections come and go: checking twice is better than remembering all of them.
-            self.checked().clear();
-        }
-        let mut paths = vec![store.options().root.clone(), store.sessions_path(), election_path];
-        paths.retain(|path| self.checked().insert(path.clone()));
-        if paths.is_empty() {
-            return;
-        }
-        let (this, connection, own_znode) = (Arc::clone(self), Arc::clone(connection), own_znode.to_owned());
-        // In the background, so that entering does not wait for it.
-        tokio::spawn(async move {
-            let own_ids = ids(&connection, &own_znode).await;
-            for path in paths {
-                let found = match &own_ids {
-                    Ok(own_ids) => others_permissions(&connection, Some(own_ids), &path).await,
-                    Err(error) => Err(error.clone()),
-                };
-                match found {
-                    Ok(Some(permissions)) => warn!(path, permissions, "{ADVICE}"),
-                    Ok(None) => {}
-                    Err(error) => {
-                        debug!(path, %error, "cannot check this ACL; it is checked again with the next entry");
-                        this.checked().remove(&path);
-                    }
+/// Checks the ACLs of the root and of an election's znode in the background, and warns where other users have
+/// permissions.
+///
+/// `own_entry` was created by this session: its ACL has our ids, as the servers know them. Clears `checked` if an ACL cannot be
+/// read, so that the next entry checks again.
+pub(crate) fn start(
+    store: &ElectionStore,
+    connection: &Arc<Connection>,
+    own_entry: &str,
+    election_path: String,
+    checked: Arc<AtomicBool>,
+) {
+    let paths = [store.options().root.clone(), election_path];
+    let (connection, own_entry) = (Arc::clone(connection), own_entry.to_owned());
+    tokio::spawn(async move {
+        let own_ids = match ids(&connection, &own_entry).await {
+            Ok(own_ids) => own_ids,
+            Err(error) => {
+                checked.store(false, Relaxed);
+                return debug!(own_entry, %error, "cannot read the ids of this user");
+            }
+        };
+        for path in paths {
+            match others_permissions(&connection, Some(&own_ids), &path).await {
+                Ok(Some(permissions)) => warn!(path, permissions, "{ADVICE}"),
+                Ok(None) => {}
+                Err(error) => {
+                    checked.store(false, Relaxed);
+                    debug!(path, %error, "cannot check this ACL");
                 }
             }
-        });
-    }
-
-    fn checked(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+        }
+    });
 }
 
 /// The ids in the ACL of the znode at `path`.
@@ -150,7 +127,17 @@ fn user(id: &AuthId) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::{
+        election::{layout::Layout, session_bounds::SessionBounds},
+        transport::{
+            connect_options::ConnectOptions,
+            ensemble::Ensemble,
+            scripted_server::{Answer, GRANTED_TTL, Request, ScriptedServer},
+        },
+    };
 
     fn acl(permission: Permission, scheme: &str, id: &str) -> Acl {
         Acl::new(permission, AuthId::new(scheme, id))
@@ -193,5 +180,30 @@ mod tests {
         let somebody = acl(Permission::ALL, "digest", "app:HASH=");
         assert_eq!(describe_others(std::slice::from_ref(&somebody), None), None);
         assert!(describe_others(&[somebody, acl(Permission::CREATE, "world", "anyone")], None).is_some());
+    }
+
+    /// A check that failed is repeated: with the next entry.
+    #[tokio::test]
+    async fn a_failed_check_does_not_count() {
+        let server = ScriptedServer::start(|request| {
+            let answer = match request {
+                Request::Connect { .. } => Answer::Session(7),
+                _ => Answer::Disconnect,
+            };
+            Box::pin(async { answer })
+        })
+        .await;
+        let options = ConnectOptions::for_tests(GRANTED_TTL);
+        let connection = Connection::open(&options, server.address(), GRANTED_TTL, None).await.unwrap();
+        let ensemble = Ensemble::new(options, vec![server.address().to_owned()]);
+        let store = ElectionStore::new(Layout::Tenure, SessionBounds::default(), ensemble);
+        let checked = Arc::new(AtomicBool::new(true));
+        start(&store, &Arc::new(connection), "/root/own", "/root/e".to_owned(), Arc::clone(&checked));
+        let is_cleared = async {
+            while checked.load(Relaxed) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(GRANTED_TTL, is_cleared).await.expect("it is cleared");
     }
 }

@@ -5,13 +5,12 @@
 //! expires. An entry is deleted if its name has a nonce of that process and the session owns it; the root's creation tells
 //! ensembles apart (see [`ensemble`](crate::transport::ensemble)).
 //!
-//! A session has a heartbeat znode below the same root from its first heartbeat on. If it has one and no entry was found, the
-//! entries may have another layout. If it has none, it has ended, or the process has died before it could lead. The znode is
-//! deleted after the entries.
+//! If no entry is found, the session has ended, its process has died before it could enter, or its entries have another layout or
+//! are in elections that this user may not list. The last two expire.
 
 use futures::{StreamExt as _, stream};
 use tenure_core::spi::{BackendError, BackendErrorKind, SessionRecord};
-use tracing::debug;
+use tracing::warn;
 use zookeeper_client::Error;
 
 use super::{queue::MAX_CONCURRENT_READS, store::ElectionStore};
@@ -54,7 +53,7 @@ async fn root(store: &ElectionStore, connection: &Connection) -> Result<RootStat
 /// Deletes the entries of the session of `record`, in all elections. If that fails in one, goes on with the others.
 ///
 /// # Errors
-/// [`Invalid`](BackendErrorKind::Invalid) when it is a session of another ensemble or root, or lives and has no entry here.
+/// [`Invalid`](BackendErrorKind::Invalid) when it is a session of another ensemble or root.
 pub(crate) async fn end(store: &ElectionStore, record: &SessionRecord) -> Result<(), BackendError> {
     let reader = store.reader_session().await?;
     let connection = reader_connection(&reader).await?;
@@ -73,25 +72,16 @@ pub(crate) async fn end(store: &ElectionStore, record: &SessionRecord) -> Result
         }
     }
     let deleted = delete_all_entries(store, &connection, record).await;
-    let deleted = deleted.map_err(|error| reader_error(backend_error("ending a session", &error)))?;
-    let heartbeat_znodes = heartbeat_znodes(store, &connection, record).await;
-    if deleted > 0 {
-        for path in heartbeat_znodes.unwrap_or_default() {
-            if let Err(error) = connection.delete(&path).await {
-                debug!(%error, path, "the heartbeat znode of an earlier session was not deleted; it expires");
-            }
-        }
-        return Ok(());
+    if deleted.map_err(|error| reader_error(backend_error("ending a session", &error)))? == 0 {
+        let (session, layout) = (&record.session, store.layout);
+        warn!(
+            session,
+            %layout,
+            "no entry of the earlier session was found in the elections that this user may list: it has ended or had none, or \
+             the earlier process had another layout or user, so that its entries expire"
+        );
     }
-    match heartbeat_znodes {
-        Ok(znodes) if znodes.is_empty() => Ok(()),
-        Ok(_) | Err(Error::NoAuth) => Err(invalid(format!(
-            "found no entry of session {} with the layout {} in the elections below {root_path} that this user may list: it had \
-             none, or the earlier process had another layout or user",
-            record.session, store.layout
-        ))),
-        Err(error) => Err(reader_error(backend_error("ending a session", &error))),
-    }
+    Ok(())
 }
 
 fn invalid(text: String) -> BackendError {
@@ -142,25 +132,6 @@ async fn delete_entries(
     Ok(deleted)
 }
 
-/// The heartbeat znodes of the session: one, or none.
-async fn heartbeat_znodes(
-    store: &ElectionStore,
-    connection: &Connection,
-    record: &SessionRecord,
-) -> Result<Vec<String>, Error> {
-    let parent = store.sessions_path();
-    let prefix = format!("{}-", record.session);
-    let names = connection.children(&parent).await?.unwrap_or_default();
-    let mut found = Vec::new();
-    for name in names.into_iter().filter(|name| name.starts_with(&prefix)) {
-        let path = format!("{parent}/{name}");
-        if is_owned(connection, &path, record).await? {
-            found.push(path);
-        }
-    }
-    Ok(found)
-}
-
 /// Whether the session owns the znode at `path`.
 async fn is_owned(connection: &Connection, path: &str, record: &SessionRecord) -> Result<bool, Error> {
     let stat = connection.stat(path).await?;
@@ -190,7 +161,6 @@ mod tests {
     /// Ends the session on a server with `layout`'s elections, of which one must not be listed. Returns what was deleted.
     async fn end_session(layout: Layout, has_entry: bool) -> (Result<(), BackendError>, Vec<String>) {
         let entry = Layout::Tenure.prefix(u128::from(NONCE) << 64 | 5) + "0000000001";
-        let heartbeat = format!("{}-1", session_name(OWNER));
         let deleted = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&deleted);
         let server = ScriptedServer::start(move |request| {
@@ -198,9 +168,8 @@ mod tests {
                 Request::Connect { .. } => Answer::Session(7),
                 Request::Sync => Answer::ok(&[0, 0, 0, 1, b'/']),
                 Request::Children(path) => match &*path {
-                    "/root" => Answer::children(&["private", "e", "~sessions"]),
+                    "/root" => Answer::children(&["private", "e", "~doctor"]),
                     "/root/private" => Answer::no_auth(),
-                    "/root/~sessions" => Answer::children(&[&heartbeat]),
                     _ if has_entry => Answer::children(&[&entry, "c-foreign"]),
                     _ => Answer::children(&[]),
                 },
@@ -225,23 +194,21 @@ mod tests {
         (outcome, deleted)
     }
 
-    /// Hazard G39: an election that the user may not list does not keep the entries of the others; the heartbeat znode goes last.
+    /// Hazard G39: an election that the user may not list does not keep the entries of the others.
     #[tokio::test]
     async fn all_entries_that_can_be_listed_are_deleted() {
         let (outcome, deleted) = end_session(Layout::Tenure, true).await;
         outcome.unwrap();
-        let [entry, heartbeat] = &deleted[..] else { panic!("{deleted:?}") };
-        assert!(entry.starts_with("/root/e/c-") && heartbeat.starts_with("/root/~sessions/"), "{deleted:?}");
+        let [entry] = &deleted[..] else { panic!("{deleted:?}") };
+        assert!(entry.starts_with("/root/e/c-"), "{deleted:?}");
     }
 
-    /// Hazard G39: a session that lives and has no entry here was not ended.
+    /// Hazard G39: entries with names of another layout are not this process's to delete.
     #[tokio::test]
-    async fn a_session_without_a_known_entry_is_not_reported_as_ended() {
+    async fn entries_of_another_layout_are_not_deleted() {
         for (layout, has_entry) in [(Layout::Tenure, false), (Layout::Curator, true)] {
             let (outcome, deleted) = end_session(layout, has_entry).await;
-            let error = outcome.unwrap_err();
-            assert_eq!(error.kind(), BackendErrorKind::Invalid, "{error}");
-            assert!(error.to_string().contains("found no entry"), "{error}");
+            outcome.unwrap();
             assert_eq!(deleted, [""; 0]);
         }
     }

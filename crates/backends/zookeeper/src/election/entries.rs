@@ -11,7 +11,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use futures::future::join;
@@ -22,15 +25,15 @@ use tenure_core::{
 use zookeeper_client::{CreateMode, Error, Stat};
 
 use super::{
-    acl_audit::AclAudit,
+    acl_audit,
     entry_stat::{fencing_token, version},
-    heartbeat_znode::HeartbeatZnode,
-    queue::{Ahead, Queue, any_candidate},
+    queue::{Queue, first_candidate},
     store::ElectionStore,
 };
 use crate::transport::{
     connection::Connection,
     error::{backend_error, unavailable},
+    lock,
     parents::{MAX_CREATE_ATTEMPTS, create_parent},
     resumable_session::ResumableSession,
 };
@@ -43,46 +46,36 @@ type EntryStat = (String, Stat);
 pub(crate) struct Entries {
     store: Arc<ElectionStore>,
     session: Arc<ResumableSession>,
-    acl_audit: Arc<AclAudit>,
+    /// Whether the ACLs of the znodes above the first entry are checked: once, since the doctor checks all.
+    acls_checked: Arc<AtomicBool>,
     /// The nonces of requests that were sent and not withdrawn yet.
     sent_requests: Mutex<HashSet<u128>>,
 }
 
 impl Entries {
     pub(crate) fn new(store: Arc<ElectionStore>, session: Arc<ResumableSession>) -> Self {
-        Self { store, session, acl_audit: Arc::default(), sent_requests: Mutex::default() }
+        Self { store, session, acls_checked: Arc::default(), sent_requests: Mutex::default() }
     }
 
     /// Creates the entry, or finds the one that an earlier attempt has created.
-    pub(crate) async fn enter(
-        &self,
-        request: &EntryRequest,
-        heartbeat_znode: &HeartbeatZnode,
-    ) -> Result<Entered, BackendError> {
+    pub(crate) async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
         let connection = self.session.connection().await?;
-        let found = if self.sent_requests().insert(request.nonce) {
+        let found = if lock(&self.sent_requests).insert(request.nonce) {
             None
         } else {
             self.find_entry(&connection, request).await?
         };
-        let entering = async {
-            match found {
-                Some(found) => Ok(found),
-                None => self.create_entry(&connection, request).await,
-            }
+        let ((path, stat), queue) = match found {
+            Some(found) => found,
+            None => self.create_entry(&connection, request).await?,
         };
-        // Both in parallel. A session whose heartbeats are refused must not lead.
-        let ensuring = heartbeat_znode.ensure_exists(&self.store, &self.session, &connection);
-        let (heartbeat_znode_exists, entered) = join(ensuring, entering).await;
-        let ((path, stat), queue) = entered?;
-        if let Err(refused) = heartbeat_znode_exists {
-            self.delete_refused_entry(&connection, &path).await?;
-            return Err(refused);
-        }
         self.session.check_owner(&stat)?;
         let leads = self.leads(&connection, &queue, &path, &stat).await;
-        let election_path = self.store.election_path(&request.election);
-        self.acl_audit.start(&self.store, &connection, heartbeat_znode.path(), election_path);
+        if self.store.options().creator_only && !self.acls_checked.swap(true, Relaxed) {
+            let election_path = self.store.election_path(&request.election);
+            let checked = Arc::clone(&self.acls_checked);
+            acl_audit::start(&self.store, &connection, &path, election_path, checked);
+        }
         match leads {
             Ok(leads) => {
                 let (election, version) = (request.election.clone(), version(&stat)?);
@@ -136,12 +129,8 @@ impl Entries {
         if let Some(path) = path {
             connection.delete(&path).await.map_err(|error| backend_error("leaving", &error))?;
         }
-        self.sent_requests().remove(&request.nonce);
+        lock(&self.sent_requests).remove(&request.nonce);
         Ok(())
-    }
-
-    fn sent_requests(&self) -> MutexGuard<'_, HashSet<u128>> {
-        self.sent_requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Creates the entry and lists the candidates just after.
@@ -184,14 +173,12 @@ impl Entries {
         path: &str,
         stat: &Stat,
     ) -> Result<Option<FencingToken>, BackendError> {
-        match queue.ahead_of(connection, path, stat.czxid).await? {
-            Ahead::Nobody => {}
-            Ahead::Entries(ahead) => {
-                if any_candidate(&self.store, connection, ahead).await? {
-                    return Ok(None);
-                }
-            }
-            Ahead::EntryGone => return Err(unavailable("the entry was deleted while it was being created")),
+        let reading = |error| backend_error("reading a candidate", &error);
+        let Some(ahead) = queue.ahead_of(connection, path, stat.czxid).await.map_err(reading)? else {
+            return Err(unavailable("the entry was deleted while it was being created"));
+        };
+        if first_candidate(&self.store, connection, ahead).await.map_err(reading)?.is_some() {
+            return Ok(None);
         }
         Ok(Some(fencing_token(version(stat)?)?))
     }

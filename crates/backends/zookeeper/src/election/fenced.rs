@@ -3,12 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use tenure_core::spi::BackendError;
-use thiserror::Error;
-use zookeeper_client::{Acls, CreateMode, MultiWriteError};
+use zookeeper_client::{CreateMode, Error, MultiWriteError};
 
 use super::store::ElectionStore;
 use crate::transport::{
-    connection::Connection,
     error::{backend_error, unavailable},
     reader_sessions::{reader_connection, reader_error},
 };
@@ -30,11 +28,12 @@ use crate::transport::{
 #[must_use = "nothing is written before `commit`"]
 pub struct FencedWrite {
     store: Arc<ElectionStore>,
+    entry: String,
     steps: Vec<Step>,
 }
 
 /// Why a fenced write was not carried out.
-#[derive(Clone, Debug, Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FencedError {
     /// The leadership is over. Nothing was written.
@@ -46,7 +45,7 @@ pub enum FencedError {
     /// ZooKeeper refused a step. Nothing was written.
     #[error("nothing was written: step {step} was refused: {reason}")]
     Refused {
-        /// The number of the step, from 1.
+        /// The number of the step, from 1; 0 is the check of the leader's entry.
         step: usize,
         /// ZooKeeper's error.
         reason: String,
@@ -58,7 +57,7 @@ pub enum FencedError {
 
 impl FencedWrite {
     pub(crate) fn new(store: Arc<ElectionStore>, entry: &str) -> Self {
-        Self { store, steps: vec![Step::Exists(entry.to_owned())] }
+        Self { store, entry: entry.to_owned(), steps: Vec::new() }
     }
 
     /// Replaces the data at `path`. If `version` is given, the znode must have it.
@@ -95,56 +94,14 @@ impl FencedWrite {
         };
         let connect_timeout = self.store.options().attempt_timeout * 3;
         let connected = tokio::time::timeout(connect_timeout, connecting).await;
-        let (connection, session) =
+        let (connection, _session) =
             connected.unwrap_or_else(|_| Err(unavailable("no connection to ZooKeeper")))?;
-        match transact(&connection, &self.steps, session.options().acls()).await {
-            Ok(()) => Ok(()),
-            Err(TransactionError::Step(0, zookeeper_client::Error::NoNode)) => {
-                let Some(Step::Exists(entry)) = self.steps.into_iter().next() else {
-                    unreachable!("a fenced write begins with a check of the entry")
-                };
-                Err(FencedError::NotLeader { entry })
-            }
-            Err(TransactionError::Step(step, reason)) => {
-                Err(FencedError::Refused { step, reason: reason.to_string() })
-            }
-            Err(TransactionError::Request(error)) => {
-                Err(reader_error(backend_error("fenced write", &error)).into())
-            }
-        }
-    }
-}
-
-/// One step of a transaction.
-#[derive(Debug)]
-enum Step {
-    Exists(String),
-    Create(String, Vec<u8>),
-    Set(String, Vec<u8>, Option<i32>),
-    Delete(String, Option<i32>),
-}
-
-/// Why a transaction failed.
-#[derive(Debug)]
-enum TransactionError {
-    /// The step of this index was refused. Nothing was changed.
-    Step(usize, zookeeper_client::Error),
-    /// The request failed. The transaction may have been carried out.
-    Request(zookeeper_client::Error),
-}
-
-/// Carries out all of `steps` in one transaction, or none of them.
-async fn transact(
-    connection: &Connection,
-    steps: &[Step],
-    acls: Acls<'static>,
-) -> Result<(), TransactionError> {
-    let outcome = connection
-        .request(|client| async move {
+        let (entry, acls) = (&self.entry, self.store.options().acls());
+        let transaction = connection.request(|client| async move {
             let mut writer = client.new_multi_writer();
-            for step in steps {
+            writer.add_check_version(entry, -1)?;
+            for step in &self.steps {
                 match step {
-                    Step::Exists(path) => writer.add_check_version(path, -1)?,
                     Step::Create(path, data) => {
                         writer.add_create(path, data, &CreateMode::Persistent.with_acls(acls))?;
                     }
@@ -152,21 +109,32 @@ async fn transact(
                     Step::Delete(path, version) => writer.add_delete(path, *version)?,
                 }
             }
-            Ok(match writer.commit().await {
-                Ok(_) => Ok(()),
-                Err(MultiWriteError::OperationFailed { index, source }) => {
-                    Err(TransactionError::Step(index, source))
-                }
-                Err(MultiWriteError::RequestFailed { source }) => Err(TransactionError::Request(source)),
-            })
-        })
-        .await;
-    outcome.unwrap_or_else(|error| Err(TransactionError::Request(error)))
+            match writer.commit().await {
+                Ok(_) => Ok(None),
+                Err(MultiWriteError::OperationFailed { index, source }) => Ok(Some((index, source))),
+                Err(MultiWriteError::RequestFailed { source }) => Err(source),
+            }
+        });
+        match transaction.await {
+            Ok(None) => Ok(()),
+            Ok(Some((0, Error::NoNode))) => Err(FencedError::NotLeader { entry: self.entry }),
+            Ok(Some((step, reason))) => Err(FencedError::Refused { step, reason: reason.to_string() }),
+            Err(error) => Err(reader_error(backend_error("fenced write", &error)).into()),
+        }
+    }
+}
+
+/// One step of a transaction. It follows the check that the entry exists.
+#[derive(Debug)]
+enum Step {
+    Create(String, Vec<u8>),
+    Set(String, Vec<u8>, Option<i32>),
+    Delete(String, Option<i32>),
 }
 
 impl fmt::Debug for FencedWrite {
     /// Does not print data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FencedWrite").field("steps", &(self.steps.len() - 1)).finish_non_exhaustive()
+        f.debug_struct("FencedWrite").field("steps", &self.steps.len()).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -12,7 +12,7 @@ use tenure_core::spi;
 use tracing::warn;
 use zookeeper_client::Stat;
 
-use crate::transport::znode_stat::is_unreadable;
+use crate::transport::{lock, znode_stat::is_unreadable};
 
 /// How many unreadable znodes are remembered, so that each is reported once.
 const MAX_REPORTED: usize = 1000;
@@ -47,7 +47,7 @@ impl ForeignEntries {
         if !is_unreadable(stat) {
             return;
         }
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = lock(&self.reported);
         if reported.len() >= MAX_REPORTED {
             reported.clear();
         }

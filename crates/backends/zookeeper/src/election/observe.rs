@@ -1,6 +1,6 @@
 //! Reads the candidates and the leader of an election, and follows the leader.
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, future::join, stream};
 use tenure_core::{
@@ -11,7 +11,8 @@ use zookeeper_client::{Error, Stat};
 
 use super::{
     entry_stat::{age, fencing_token},
-    queue::{MAX_CONCURRENT_READS, Queue, by_transaction, first_candidate, is_candidate},
+    entry_watcher::read_and_watch,
+    queue::{MAX_CONCURRENT_READS, Queue, first_candidate, is_candidate},
     store::ElectionStore,
     wait::LEADER_RECHECK_INTERVAL,
 };
@@ -41,8 +42,8 @@ pub(crate) async fn candidates(
             let connection = &connection;
             async move {
                 // A candidate whose entry may not be read is a candidate all the same.
-                let found = read(connection, path).await.map_err(reading)?;
-                let found = found.map(|(found, ())| found).filter(|(_, _, stat)| is_candidate(store, stat));
+                let found = read(connection, path, false).await.map_err(reading)?;
+                let found = found.map(|(found, _)| found).filter(|(_, _, stat)| is_candidate(store, stat));
                 // Decoded here, which shortens it: a foreign entry's data may be large.
                 Ok(found.map(|(path, data, stat)| {
                     ((store.sequence_number(&path), stat.czxid), decode(&path, &data, &stat))
@@ -78,8 +79,8 @@ async fn leading_entry(
 ) -> Result<Option<EntryData>, BackendError> {
     loop {
         let Some(queue) = list(store, connection, parent).await? else { return Ok(None) };
-        match first(store, connection, &queue, read).await? {
-            First::Found(found, ()) => return Ok(Some(found)),
+        match first(store, connection, &queue, false).await? {
+            First::Found(found, _) => return Ok(Some(found)),
             First::Changed => {}
             First::Nobody => return Ok(None),
         }
@@ -139,14 +140,10 @@ pub(crate) async fn observe(
 ) -> Result<Observation, BackendError> {
     let session = store.reader_session().await?;
     let observer = Observer { parent: store.election_path(election), store, session, last_yielded: None };
-    Ok(stream::unfold(Some(observer), |observer| async move {
-        let mut observer = observer?;
-        match Box::pin(observer.next()).await {
-            Ok(leader) => Some((Ok(leader), Some(observer))),
-            Err(error) => Some((Err(error), None)),
-        }
-    })
-    .boxed())
+    let states = stream::try_unfold(observer, |mut observer| async move {
+        Ok(Some((Box::pin(observer.next()).await?, observer)))
+    });
+    Ok(states.boxed())
 }
 
 /// What distinguishes two states of the leader: the transactions that created and last changed its entry.
@@ -190,8 +187,8 @@ async fn watch_leader<'a>(
     parent: &str,
 ) -> Result<Option<(Option<EntryData>, Watch<'a>)>, BackendError> {
     if let Some(queue) = list(store, connection, parent).await? {
-        match first(store, connection, &queue, read_and_watch).await? {
-            First::Found(found, watch) => return Ok(Some((Some(found), watch))),
+        match first(store, connection, &queue, true).await? {
+            First::Found(found, watch) => return Ok(watch.map(|watch| (Some(found), watch))),
             First::Changed => return Ok(None),
             First::Nobody => {}
         }
@@ -206,75 +203,49 @@ async fn watch_leader<'a>(
     Ok(candidate.is_none().then_some((None, watch)))
 }
 
-/// The first entry of a queue, and a watch on it if one was set.
-enum First<W> {
-    Found(EntryData, W),
+/// The first entry of a queue, and a watch on it if that was asked for.
+enum First<'a> {
+    Found(EntryData, Option<Watch<'a>>),
     /// It was listed, and is deleted: list again.
     Changed,
     Nobody,
 }
 
-/// The first entry of `queue` that is a candidate's, and not only named like one. `read` reads an entry.
-async fn first<'a, W, F>(
+/// The first entry of `queue` that is a candidate's, and not only named like one.
+async fn first<'a>(
     store: &ElectionStore,
     connection: &'a Connection,
     queue: &Queue,
-    read: impl Fn(&'a Connection, String) -> F,
-) -> Result<First<W>, BackendError>
-where
-    F: Future<Output = Result<Option<(EntryData, W)>, Error>>,
-{
-    let mut rest = in_order(store, connection, queue).await?.into_iter();
+    with_watch: bool,
+) -> Result<First<'a>, BackendError> {
+    let mut rest = queue.in_order(connection).await.map_err(reading)?.into_iter();
     let Some(path) = rest.next() else { return Ok(First::Nobody) };
-    match read(connection, path).await.map_err(reading)? {
+    match read(connection, path, with_watch).await.map_err(reading)? {
         Some((found, watch)) if is_candidate(store, &found.2) => return Ok(First::Found(found, watch)),
         Some(_) => {}
         None => return Ok(First::Changed),
     }
     let at = first_candidate(store, connection, rest.as_slice().to_vec()).await.map_err(reading)?;
     let Some(path) = at.and_then(|at| rest.nth(at)) else { return Ok(First::Nobody) };
-    match read(connection, path).await.map_err(reading)? {
+    match read(connection, path, with_watch).await.map_err(reading)? {
         Some((found, watch)) if is_candidate(store, &found.2) => Ok(First::Found(found, watch)),
         _ => Ok(First::Changed),
     }
 }
 
-/// The data and stat of a znode. The data is empty if the user may not read it.
-async fn read(connection: &Connection, path: String) -> Result<Option<(EntryData, ())>, Error> {
+/// The data and stat of a znode, with a [watch](read_and_watch) if `with_watch`. The data is empty if the user may not read it.
+async fn read(
+    connection: &Connection,
+    path: String,
+    with_watch: bool,
+) -> Result<Option<(EntryData, Option<Watch<'_>>)>, Error> {
+    if with_watch {
+        let found = read_and_watch(connection, &path).await?;
+        return Ok(found.map(|(data, stat, watch)| ((path, data, stat), Some(watch))));
+    }
     let found = match connection.get(&path).await {
         Err(Error::NoAuth) => connection.stat(&path).await?.map(|stat| (Vec::new(), stat)),
         found => found?,
     };
-    Ok(found.map(|(data, stat)| ((path, data, stat), ())))
-}
-
-/// Like [`read`], with a watch for the znode's change or deletion. If the user may not read it, for its deletion.
-async fn read_and_watch(
-    connection: &Connection,
-    path: String,
-) -> Result<Option<(EntryData, Watch<'_>)>, Error> {
-    let found = match connection.watch_data(&path).await {
-        Err(Error::NoAuth) => {
-            connection.watch_deletion(&path).await?.map(|(stat, watch)| (Vec::new(), stat, watch))
-        }
-        found => found?,
-    };
-    Ok(found.map(|(data, stat, watch)| ((path, data, stat), watch)))
-}
-
-/// The candidates' paths in order; the first ones by transaction where their numbers are equal.
-async fn in_order(
-    store: &ElectionStore,
-    connection: &Connection,
-    queue: &Queue,
-) -> Result<Vec<String>, BackendError> {
-    let mut paths: Vec<_> = queue.paths().collect();
-    let first = paths.first().map(|path| store.sequence_number(path));
-    let tied = paths.iter().take_while(|path| Some(store.sequence_number(path)) == first).count();
-    if tied > 1 {
-        let ties: Vec<_> = paths.drain(..tied).collect();
-        let ties = by_transaction(connection, ties).await.map_err(reading)?;
-        paths.splice(..0, ties.into_iter().map(|(_, path)| path));
-    }
-    Ok(paths)
+    Ok(found.map(|(data, stat)| ((path, data, stat), None)))
 }

@@ -3,11 +3,10 @@
 use std::pin::pin;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tenure_core::spi::BackendError;
 use zookeeper_client::{Error, Stat};
 
 use super::store::ElectionStore;
-use crate::transport::{connection::Connection, error::backend_error};
+use crate::transport::connection::Connection;
 
 /// How many znodes are read concurrently. A user that may write to an election can create thousands of znodes in it that
 /// are named like entries, and each has to be read.
@@ -20,17 +19,6 @@ pub(crate) struct Queue {
     parent: String,
     /// Sorted by number, and by name where the numbers are equal.
     candidates: Vec<(u64, String)>,
-}
-
-/// The entries ahead of an entry.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ahead {
-    /// The entry itself does not exist.
-    EntryGone,
-    /// The entry leads.
-    Nobody,
-    /// Their paths, the nearest last.
-    Entries(Vec<String>),
 }
 
 impl Queue {
@@ -56,46 +44,57 @@ impl Queue {
         self.candidates.iter().map(|(_, name)| self.path(name))
     }
 
-    /// The entries ahead of the entry at `path`, which the transaction `czxid` created.
-    ///
-    /// Entries with equal numbers are ordered by the transactions that created them: the counter
-    /// sticks at its maximum (hazard Z8).
+    /// The paths of the entries ahead of the entry at `path`, which the transaction `czxid` created; the nearest last. `None` if that
+    /// entry does not exist.
     pub(crate) async fn ahead_of(
         &self,
         connection: &Connection,
         path: &str,
         czxid: i64,
-    ) -> Result<Ahead, BackendError> {
+    ) -> Result<Option<Vec<String>>, Error> {
         let own = self.candidates.iter().find(|(_, name)| self.path(name) == path);
-        let Some(&(number, _)) = own else { return Ok(Ahead::EntryGone) };
-        let earlier = self.candidates.iter().filter(|(other, _)| *other < number);
-        let mut ahead: Vec<String> = earlier.map(|(_, name)| self.path(name)).collect();
-        let others = self.candidates.iter().filter(|(other, _)| *other == number);
-        let others: Vec<_> = others.map(|(_, name)| self.path(name)).filter(|other| other != path).collect();
-        let mut tied = by_transaction(connection, others).await.map_err(reading_candidate)?;
-        tied.retain(|(other, _)| *other < czxid);
-        ahead.extend(tied.into_iter().map(|(_, path)| path));
-        Ok(if ahead.is_empty() { Ahead::Nobody } else { Ahead::Entries(ahead) })
+        let Some((number, _)) = own else { return Ok(None) };
+        let mut paths = self.ordered(connection, *number, Some((path, czxid))).await?;
+        let at = paths.iter().position(|other| other == path);
+        Ok(at.map(|at| paths.drain(..at).collect()))
+    }
+
+    /// All paths; the first ones are in order even if their numbers are equal.
+    pub(crate) async fn in_order(&self, connection: &Connection) -> Result<Vec<String>, Error> {
+        let Some((first, _)) = self.candidates.first() else { return Ok(Vec::new()) };
+        self.ordered(connection, *first, None).await
+    }
+
+    /// All paths. Entries with this number are ordered by the transactions that created them, which are read except for `own`: the
+    /// counter sticks at its maximum (hazard Z8). Those that do not exist any more are left out.
+    async fn ordered(
+        &self,
+        connection: &Connection,
+        number: u64,
+        own: Option<(&str, i64)>,
+    ) -> Result<Vec<String>, Error> {
+        let mut paths: Vec<_> = self.paths().collect();
+        let [start, end] =
+            [number, number + 1].map(|number| self.candidates.partition_point(|(other, _)| *other < number));
+        if end - start > 1 {
+            let czxids = stream::iter(paths[start..end].to_vec()).map(|path| async move {
+                let czxid = match own {
+                    Some((own, czxid)) if own == path => Some(czxid),
+                    _ => connection.stat(&path).await?.map(|stat| stat.czxid),
+                };
+                Ok::<_, Error>(czxid.map(|czxid| (czxid, path)))
+            });
+            let tied = czxids.buffered(MAX_CONCURRENT_READS).try_filter_map(async |found| Ok(found));
+            let mut tied = tied.try_collect::<Vec<_>>().await?;
+            tied.sort_unstable();
+            paths.splice(start..end, tied.into_iter().map(|(_, path)| path));
+        }
+        Ok(paths)
     }
 
     fn path(&self, name: &str) -> String {
         format!("{}/{name}", self.parent)
     }
-}
-
-/// The znodes at `paths` that still exist, with the transactions that created them, sorted by these.
-pub(crate) async fn by_transaction(
-    connection: &Connection,
-    paths: Vec<String>,
-) -> Result<Vec<(i64, String)>, Error> {
-    let stats = stream::iter(paths).map(|path| async move {
-        let stat = connection.stat(&path).await?;
-        Ok::<_, Error>(stat.map(|stat| (stat.czxid, path)))
-    });
-    let found = stats.buffered(MAX_CONCURRENT_READS).try_filter_map(async |found| Ok(found));
-    let mut found = found.try_collect::<Vec<_>>().await?;
-    found.sort_unstable();
-    Ok(found)
 }
 
 /// The index of the first of the znodes at `paths` that is a candidate's entry and not only named like one. A znode that
@@ -126,20 +125,65 @@ pub(crate) async fn first_candidate(
     Ok(None)
 }
 
-/// Whether any of the znodes at `paths` is a candidate's entry.
-pub(crate) async fn any_candidate(
-    store: &ElectionStore,
-    connection: &Connection,
-    paths: Vec<String>,
-) -> Result<bool, BackendError> {
-    Ok(first_candidate(store, connection, paths).await.map_err(reading_candidate)?.is_some())
-}
-
-fn reading_candidate(error: Error) -> BackendError {
-    backend_error("reading a candidate", &error)
-}
-
 /// Whether a znode that is named like an entry is a candidate's entry.
 pub(crate) fn is_candidate(store: &ElectionStore, stat: &Stat) -> bool {
     stat.ephemeral_owner != 0 || !store.layout.requires_ephemeral()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        election::{layout::Layout, session_bounds::SessionBounds},
+        transport::{
+            connect_options::ConnectOptions,
+            ensemble::Ensemble,
+            scripted_server::{Answer, GRANTED_TTL, Request, ScriptedServer},
+        },
+    };
+
+    /// Hazard Z8: entries with equal numbers are ordered by transaction. The own entry's is known, also if it may not be read.
+    #[tokio::test]
+    async fn equal_numbers_are_ordered_by_transaction() {
+        let [first, d, c, b, a, last] = [
+            (9, "0000000001"),
+            (4, "2147483647"),
+            (3, "2147483647"),
+            (2, "2147483647"),
+            (1, "2147483647"),
+            (0, "-2147483648"),
+        ]
+        .map(|(nonce, number)| format!("{}{number}", Layout::Tenure.prefix(nonce)));
+        let czxids = [(&d, 5), (&b, 7), (&a, 8)].map(|(name, czxid)| (format!("/root/e/{name}"), czxid));
+        let server = ScriptedServer::start(move |request| {
+            let answer = match &request {
+                Request::Connect { .. } => Answer::Session(7),
+                Request::Exists(path) => match czxids.iter().find(|(other, _)| other == path) {
+                    Some((_, czxid)) => Answer::stat(*czxid, 1),
+                    None => Answer::no_auth(),
+                },
+                _ => Answer::ok(&[]),
+            };
+            Box::pin(async { answer })
+        })
+        .await;
+        let options = ConnectOptions::for_tests(GRANTED_TTL);
+        let connection = Connection::open(&options, server.address(), GRANTED_TTL, None).await.unwrap();
+        let ensemble = Ensemble::new(options, vec![server.address().to_owned()]);
+        let store = ElectionStore::new(Layout::Tenure, SessionBounds::default(), ensemble);
+        let children = [&last, &a, &b, &c, &d, &first].map(String::clone).to_vec();
+        let queue = Queue::new(&store, "/root/e", children);
+        let paths =
+            |names: &[&String]| names.iter().map(|name| format!("/root/e/{name}")).collect::<Vec<_>>();
+        let ahead =
+            async |name: &str, czxid| queue.ahead_of(&connection, &format!("/root/e/{name}"), czxid).await;
+        assert_eq!(ahead(&c, 6).await, Ok(Some(paths(&[&first, &d]))));
+        assert_eq!(ahead(&c, 9).await, Ok(Some(paths(&[&first, &d, &b, &a]))));
+        assert_eq!(ahead(&first, 1).await, Ok(Some(Vec::new())));
+        assert_eq!(ahead("gone", 1).await, Ok(None));
+        // An entry that may not be read is waited for.
+        assert_eq!(ahead(&d, 5).await, Ok(Some(paths(&[&first, &c]))));
+        let tied = Queue::new(&store, "/root/e", [&a, &b, &d].map(String::clone).to_vec());
+        assert_eq!(tied.in_order(&connection).await, Ok(paths(&[&d, &b, &a])));
+    }
 }

@@ -13,15 +13,17 @@ use tenure_core::{
 use tokio::time::timeout;
 
 use super::{
-    earlier_session, entries::Entries, entry_stat::fencing_token, entry_watcher::ZookeeperEntryWatcher,
-    heartbeat_znode::HeartbeatZnode, store::ElectionStore, wait,
+    earlier_session, entries::Entries, entry_stat::fencing_token, entry_watcher::entry_watcher,
+    store::ElectionStore, wait,
 };
 use crate::transport::{
-    connection::Connection,
-    error::{backend_error, session_gone, unavailable},
+    error::{backend_error, unavailable},
     resumable_session::ResumableSession,
     znode_stat::session_name,
 };
+
+/// How many later heartbeats prove one; see [`heartbeat`](BackendSession::heartbeat).
+const LATER_HEARTBEATS: u32 = 3;
 
 /// A session and its entries.
 #[derive(Debug)]
@@ -29,7 +31,6 @@ pub(crate) struct ZookeeperSession {
     store: Arc<ElectionStore>,
     session: Arc<ResumableSession>,
     granted_ttl: Duration,
-    heartbeat_znode: HeartbeatZnode,
     entries: Entries,
 }
 
@@ -39,8 +40,8 @@ impl ZookeeperSession {
         let (options, servers) = (Arc::clone(&store.ensemble.options), Arc::clone(&store.ensemble.servers));
         let session = ResumableSession::open(options, servers, ttl).await?;
         let connection = session.connection().await?;
-        let granted_ttl = connection.granted_ttl();
-        let mut accepted = store.bounds.check(ttl, granted_ttl, connection.server());
+        let granted_ttl = connection.granted_ttl;
+        let mut accepted = store.bounds.check(ttl, granted_ttl, &connection.target.server);
         if accepted.is_ok() {
             accepted = store.ensemble.check(&session, true).await;
         }
@@ -50,11 +51,27 @@ impl ZookeeperSession {
             let _ = timeout(store.options().attempt_timeout, session.close()).await;
             return Err(refused);
         }
-        let heartbeat_znode = HeartbeatZnode::new(&store, &session)?;
         let session = Arc::new(session);
         let entries = Entries::new(Arc::clone(&store), Arc::clone(&session));
         store.reader_sessions.share(&session);
-        Ok(Self { store, session, granted_ttl, heartbeat_znode, entries })
+        Ok(Self { store, session, granted_ttl, entries })
+    }
+
+    /// Sends a write that is refused, which a quorum has to commit like any other; or a read, which the server answers alone.
+    async fn touch(&self, by_write: bool) -> Result<Heartbeat, BackendError> {
+        let connection = self.session.connection_now()?;
+        connection.watches.remove_dropped();
+        let answer = match by_write {
+            true => connection.barrier(&self.store.options().barrier_path).await,
+            false => connection.stat(&self.store.options().root).await.map(drop),
+        };
+        self.store.map_error(answer.map_err(|error| backend_error("heartbeat", &error)))?;
+        // If the client has reconnected by itself, the answer may be for another session.
+        if !connection.is_unbroken() {
+            return Err(unavailable("the connection broke during a heartbeat"));
+        }
+        // Another server may have other bounds.
+        Ok(Heartbeat::new(connection.granted_ttl.min(self.granted_ttl)))
     }
 }
 
@@ -72,11 +89,11 @@ impl BackendSession for ZookeeperSession {
         self.granted_ttl
     }
 
-    /// A server reports the sessions it has heard from to the leader within half a tick, and the leader ends a session at the
+    /// A server reports the sessions that were touched to the leader within half a tick, and the leader ends a session at the
     /// end of a tick. The timeout may become longer when the session is resumed at a server with other bounds, so this counts
     /// with the longest one that the settings accept: twice the requested TTL, or `max_ttl`.
     fn expires_after(&self) -> Duration {
-        let (_, longest) = self.store.bounds.accepted(self.session.state().requested_ttl);
+        let (_, longest) = self.store.bounds.accepted(self.session.state.requested_ttl);
         self.store.bounds.expires_after(self.granted_ttl.max(longest))
     }
 
@@ -86,50 +103,35 @@ impl BackendSession for ZookeeperSession {
     }
 
     fn proof(&self) -> HeartbeatProof {
-        HeartbeatProof::NextHeartbeat { gap: self.store.bounds.heartbeat_gap(self.granted_ttl) }
+        let gap = self.store.bounds.heartbeat_gap(self.granted_ttl);
+        HeartbeatProof::LaterHeartbeats { gap, count: LATER_HEARTBEATS }
     }
 
-    /// Writes to the heartbeat znode, which a quorum has to commit, and then sends a `sync`, which the leader answers.
+    /// A write that is refused ([`Connection::barrier`](crate::transport::connection::Connection::barrier)). The leader of the
+    /// ensemble first checks that the session exists, and a quorum commits the refusal like any write (`PrepRequestProcessor`,
+    /// `ErrorTxn`). It needs no znode and no permission.
     ///
-    /// A follower reports to the leader which sessions it has heard from when the leader pings it, every half tick. The
-    /// leader's pings and its commits arrive in order. So if half a tick lies between two writes, the follower
-    /// has reported the first one before it answers the second. But that report may still be in flight, and be lost
-    /// with the follower's connection. The `sync` is forwarded after it, and the leader's answer shows that the report
-    /// has arrived.
+    /// # Why three later heartbeats prove one
+    ///
+    /// Every request touches its session at the follower. The leader of the ensemble pings the follower every half tick, the answer
+    /// lists the sessions that were touched, and the leader counts their timeouts from there. Pings, commits and their answers keep their order on the
+    /// connection between the two. The first of the three writes is committed at least half a tick after the
+    /// heartbeat's answer: by then a ping was due, and the leader is running. The leader
+    /// sends a due ping before the second one is committed, even if it stalled before the first (hazard Z24): the engine leaves 50 ms or
+    /// more between the writes, in which the leader's main loop runs unless it stalls alone (see `docs/assurance/safety.md`). So the follower has
+    /// reported the session before it answers the second one. The third one follows that report to the leader, and its
+    /// answer shows that the report has arrived (hazard Z18).
     async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
-        let connection = self.session.connection_now()?;
-        connection.watches().remove_dropped();
-        // If this is dropped without an answer, the engine's timeout is over, and another server may be better.
-        let give_up = GiveUpUnlessAnswered { connection: Some(&connection), session: &self.session };
-        if let Err(error) = self.heartbeat_znode.ensure_exists(&self.store, &self.session, &connection).await
-        {
-            give_up.answered();
-            return self.store.map_error(Err(error));
-        }
-        let written = match is_disabled(SafetyRule::HeartbeatByWrite) {
-            true => connection.stat(self.heartbeat_znode.path()).await,
-            false => connection.set(self.heartbeat_znode.path(), &[]).await,
-        };
-        // The server has answered: if the sync is late, only this heartbeat fails.
-        give_up.answered();
-        let stat = self.store.map_error(written.map_err(|error| backend_error("heartbeat", &error)))?;
-        let Some(stat) = stat else {
-            return Err(session_gone("the session's znode is gone from ZooKeeper"));
-        };
-        self.session.check_owner(&stat)?;
-        if !is_disabled(SafetyRule::HeartbeatByWrite) {
-            connection.sync().await.map_err(|error| backend_error("heartbeat", &error))?;
-        }
-        // If the client has reconnected by itself, the answer may be for another session.
-        if !connection.is_unbroken() {
-            return Err(unavailable("the connection broke during a heartbeat"));
-        }
-        // Another server may have other bounds.
-        Ok(Heartbeat::new(connection.granted_ttl().min(self.granted_ttl)))
+        self.touch(!is_disabled(SafetyRule::HeartbeatByWrite)).await
+    }
+
+    /// Reads the root from the server. That touches the session like any request.
+    async fn keep_alive(&self) -> Result<(), BackendError> {
+        self.touch(false).await.map(drop)
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        let entered = self.store.map_error(self.entries.enter(request, &self.heartbeat_znode).await)?;
+        let entered = self.store.map_error(self.entries.enter(request).await)?;
         self.store.options().request_permitted();
         Ok(entered)
     }
@@ -138,15 +140,15 @@ impl BackendSession for ZookeeperSession {
         &self,
         _request: &EntryRequest,
         entry: Option<&Entry>,
-        _position: &QueuePosition,
+        position: &QueuePosition,
     ) -> Result<Won, BackendError> {
         let entry = entry.ok_or_else(wait::entry_gone)?;
-        self.store.map_error(wait::until_first(&self.store, &self.session, entry).await)?;
+        self.store.map_error(wait::until_first(&self.store, &self.session, entry, position).await)?;
         Ok(Won::new(entry.clone(), fencing_token(entry.version)?))
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
-        Box::new(ZookeeperEntryWatcher::new(Arc::clone(&self.session)))
+        Box::new(entry_watcher(Arc::clone(&self.session)))
     }
 
     async fn update(&self, entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
@@ -169,27 +171,6 @@ impl Drop for ZookeeperSession {
     /// Ends the session even if an observer still reads over it.
     fn drop(&mut self) {
         self.session.begin_close();
-    }
-}
-
-/// Gives a connection up when dropped, unless the server has answered.
-struct GiveUpUnlessAnswered<'a> {
-    connection: Option<&'a Connection>,
-    session: &'a ResumableSession,
-}
-
-impl GiveUpUnlessAnswered<'_> {
-    fn answered(mut self) {
-        self.connection = None;
-    }
-}
-
-impl Drop for GiveUpUnlessAnswered<'_> {
-    fn drop(&mut self) {
-        // Closing the session needs the connection.
-        if let Some(connection) = self.connection.filter(|_| !self.session.is_closing()) {
-            connection.give_up();
-        }
     }
 }
 

@@ -13,15 +13,15 @@ pub(crate) struct SessionBounds {
 }
 
 impl SessionBounds {
-    /// The time between a heartbeat's answer and the heartbeat that confirms it.
+    /// The time between a heartbeat's answer and the first heartbeat that counts for its proof.
     ///
-    /// Within half a tick a follower has reported the session's signs of life to the leader. A full tick leaves room for a
-    /// leader that is late with its ping. A quarter of the TTL is at least half a tick.
+    /// By then the leader has to have sent a ping, or be about to: it sends one every half tick. A full tick leaves room for a
+    /// leader that is late with it. A quarter of the TTL is at least half a tick.
     pub(crate) fn heartbeat_gap(&self, granted: Duration) -> Duration {
         self.tick.map_or(granted / 4, |tick| tick.min(granted / 4))
     }
 
-    /// The longest time for which the servers keep a session without a sign of life: its timeout, and one and a half ticks.
+    /// The longest time for which the servers keep a session that is not touched: its timeout, and one and a half ticks.
     /// A tick is at most half of the timeout.
     pub(crate) fn expires_after(&self, granted: Duration) -> Duration {
         granted + self.tick.map_or(granted / 2, |tick| tick.min(granted / 2)) * 3 / 2

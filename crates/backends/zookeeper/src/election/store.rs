@@ -36,11 +36,6 @@ impl ElectionStore {
         format!("{}/{election}", self.options().root)
     }
 
-    /// The path of the parent of all heartbeat znodes. An election's name cannot contain `~`.
-    pub(crate) fn sessions_path(&self) -> String {
-        format!("{}/~sessions", self.options().root)
-    }
-
     /// The sequence number in the name at `path`; the largest number if it has none.
     pub(crate) fn sequence_number(&self, path: &str) -> u64 {
         let name = path.rsplit_once('/').map_or(path, |(_, name)| name);

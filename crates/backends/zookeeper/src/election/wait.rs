@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use tenure_core::spi::{BackendError, BackendErrorKind, Entry};
+use tenure_core::spi::{BackendError, BackendErrorKind, Entry, QueuePosition};
 use tokio::time::sleep;
-use zookeeper_client::{Error, Stat};
+use zookeeper_client::Error;
 
 use super::{
     entry_stat::is_own_entry,
-    queue::{Ahead, Queue, first_candidate, is_candidate},
+    queue::{Queue, first_candidate, is_candidate},
     store::ElectionStore,
 };
 use crate::transport::{
@@ -22,8 +22,8 @@ use crate::transport::{
     watch::Watch,
 };
 
-/// The delay before a candidate that may now be second in line reads its position, so that the new leader goes first.
-const SECOND_IN_LINE_DELAY: Duration = Duration::from_millis(20);
+/// The delay before a candidate that may now be next in line reads its position, so that the new leader goes first.
+const NEXT_IN_LINE_DELAY: Duration = Duration::from_millis(20);
 
 /// How often a waiting candidate reads again without an event; less often where many wait. Rarely: it takes seven
 /// requests, thousands may wait, and there is hardly ever a change that no watch has reported.
@@ -37,14 +37,16 @@ pub(crate) const LEADER_RECHECK_INTERVAL: Duration = Duration::from_secs(20);
 /// and is deleted, and the watch on the own entry has not fired before on the same connection, then the own entry existed
 /// at that time and leads. Otherwise the candidates are listed again, and nothing is created (hazard Z4). The second
 /// predecessor, the entry before the predecessor, is watched as well, so that the last waiting candidate knows that it is
-/// second in line before its turn comes.
+/// next in line before its turn comes.
 ///
 /// # Errors
-/// [`EntryGone`](BackendErrorKind::EntryGone) when `entry` does not exist, also when it belongs to another session.
+/// [`EntryGone`](BackendErrorKind::EntryGone) when `entry` does not exist; [`SessionGone`](BackendErrorKind::SessionGone) when it
+/// belongs to another session, or this user may no longer read it.
 pub(crate) async fn until_first(
     store: &ElectionStore,
     session: &ResumableSession,
     entry: &Entry,
+    position: &QueuePosition,
 ) -> Result<(), BackendError> {
     loop {
         let connection = session.connection().await?;
@@ -60,6 +62,7 @@ pub(crate) async fn until_first(
                     Position::First => return Ok(()),
                     Position::Changed => continue,
                     Position::Behind { predecessor, leader, second_predecessor } => {
+                        position.set_next(second_predecessor.is_none());
                         (predecessor, leader, second_predecessor)
                     }
                 };
@@ -67,7 +70,7 @@ pub(crate) async fn until_first(
                 match second_predecessor {
                     Some(second_predecessor) => {
                         second_predecessor.fired().await;
-                        sleep(SECOND_IN_LINE_DELAY.mul_f64(0.5 + fastrand::f64())).await;
+                        sleep(NEXT_IN_LINE_DELAY.mul_f64(0.5 + fastrand::f64())).await;
                     }
                     None => std::future::pending().await,
                 }
@@ -105,7 +108,7 @@ enum Position<'a> {
     Behind { predecessor: Watch<'a>, leader: Option<String>, second_predecessor: Option<Watch<'a>> },
 }
 
-/// Reads the position of `entry`, and watches its predecessor and its second predecessor.
+/// Reads the position of `entry`, and watches its predecessor, which is the nearest candidate ahead, and its second predecessor.
 async fn read_position<'a>(
     store: &ElectionStore,
     connection: &'a Connection,
@@ -117,85 +120,33 @@ async fn read_position<'a>(
     let queue = Queue::new(store, &parent, children);
     let czxid =
         i64::try_from(entry.version).map_err(|_| unavailable("the entry's version is not a czxid"))?;
-    let mut ahead = match queue.ahead_of(connection, &entry.key, czxid).await? {
-        Ahead::EntryGone => return Err(entry_gone()),
-        Ahead::Nobody => return Ok(Position::First),
-        Ahead::Entries(ahead) => ahead,
+    let ahead = queue.ahead_of(connection, &entry.key, czxid).await.map_err(waiting)?;
+    let Some(mut ahead) = ahead else { return Err(entry_gone()) };
+    let mut count = ahead.len();
+    let (at, predecessor) = loop {
+        let Some(at) = count.checked_sub(1) else { return Ok(Position::First) };
+        let watched = connection.watch_deletion(&ahead[at]).await.map_err(waiting)?;
+        let Some((stat, watch)) = watched else { return Ok(Position::Changed) };
+        store.foreign_entries.warn_if_unreadable(&ahead[at], &stat);
+        if is_candidate(store, &stat) {
+            break (at, watch);
+        }
+        // A znode that is only named like an entry: look for the nearest candidate's among the rest.
+        let rest = ahead[..at].iter().rev().cloned().collect();
+        let found = first_candidate(store, connection, rest).await.map_err(waiting)?;
+        let Some(found) = found else { return Ok(Position::First) };
+        count = at - found;
     };
-    Ok(match watch_predecessor(store, connection, &ahead).await? {
-        Predecessor::None => Position::First,
-        Predecessor::Deleted => Position::Changed,
-        Predecessor::Watched { watch, at, second_predecessor } => {
-            let leader = (at == 0).then(|| ahead.swap_remove(0));
-            Position::Behind { predecessor: watch, leader, second_predecessor }
-        }
-    })
-}
-
-/// The predecessor: the nearest candidate ahead.
-enum Predecessor<'a> {
-    /// All znodes ahead are only named like entries.
-    None,
-    /// One was deleted meanwhile: list again.
-    Deleted,
-    /// A watch on the predecessor, its index among the entries ahead, and a watch on the second predecessor.
-    Watched { watch: Watch<'a>, at: usize, second_predecessor: Option<Watch<'a>> },
-}
-
-/// Watches the predecessor and the second predecessor.
-async fn watch_predecessor<'a>(
-    store: &ElectionStore,
-    connection: &'a Connection,
-    ahead: &[String],
-) -> Result<Predecessor<'a>, BackendError> {
-    let Some((at, (stat, watch))) = watch_deletion_of_last(connection, ahead, ahead.len()).await? else {
-        return Ok(Predecessor::Deleted);
+    let Some(second) = at.checked_sub(1) else {
+        let leader = Some(ahead.swap_remove(0));
+        return Ok(Position::Behind { predecessor, leader, second_predecessor: None });
     };
-    store.foreign_entries.warn_if_unreadable(&ahead[at], &stat);
-    if is_candidate(store, &stat) {
-        return with_second_predecessor(connection, ahead, at, watch).await;
-    }
-    drop(watch);
-    // A znode that is only named like an entry: look for the nearest candidate's among the rest.
-    let rest: Vec<String> = ahead[..at].iter().rev().cloned().collect();
-    let found = first_candidate(store, connection, rest).await.map_err(waiting)?;
-    let Some(found) = found else { return Ok(Predecessor::None) };
-    match watch_deletion_of_last(connection, ahead, at - found).await? {
-        Some((at, (stat, watch))) if is_candidate(store, &stat) => {
-            with_second_predecessor(connection, ahead, at, watch).await
-        }
-        _ => Ok(Predecessor::Deleted),
-    }
-}
-
-/// Watches for the deletion of the entry at `count − 1` among the entries ahead. Returns that index too; `None` if the
-/// entry is deleted.
-async fn watch_deletion_of_last<'a>(
-    connection: &'a Connection,
-    ahead: &[String],
-    count: usize,
-) -> Result<Option<(usize, (Stat, Watch<'a>))>, BackendError> {
-    let Some(at) = count.checked_sub(1) else { return Ok(None) };
-    let watched = connection.watch_deletion(&ahead[at]).await.map_err(waiting)?;
-    Ok(watched.map(|watched| (at, watched)))
-}
-
-/// Adds a watch on the second predecessor. The predecessor is at `at`, and `watch` watches it.
-async fn with_second_predecessor<'a>(
-    connection: &'a Connection,
-    ahead: &[String],
-    at: usize,
-    watch: Watch<'a>,
-) -> Result<Predecessor<'a>, BackendError> {
-    if at == 0 {
-        return Ok(Predecessor::Watched { watch, at, second_predecessor: None });
-    }
-    match watch_deletion_of_last(connection, ahead, at).await? {
-        None => Ok(Predecessor::Deleted),
-        Some((_, (_, second_predecessor))) => {
-            Ok(Predecessor::Watched { watch, at, second_predecessor: Some(second_predecessor) })
-        }
-    }
+    let watched = connection.watch_deletion(&ahead[second]).await.map_err(waiting)?;
+    Ok(watched.map_or(Position::Changed, |(_, watch)| Position::Behind {
+        predecessor,
+        leader: None,
+        second_predecessor: Some(watch),
+    }))
 }
 
 fn waiting(error: Error) -> BackendError {
@@ -211,7 +162,7 @@ async fn watch_own<'a>(
     let found = connection.watch_deletion(&entry.key).await.map_err(waiting)?;
     let Some((stat, watch)) = found else { return Ok(None) };
     if !is_own_entry(session, &stat, entry) {
-        return Err(session_gone("the entry belongs to another session"));
+        return Err(session_gone("the entry belongs to another session, or may no longer be read"));
     }
     Ok(Some(watch))
 }

@@ -1,11 +1,13 @@
 //! Captures the task that the client library spawns, so that it can be aborted and its end is noticed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use asyncs::task::{Spawn, Task};
 use tokio::{sync::oneshot, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::Client;
+
+use super::lock;
 
 /// Spawns the one task that the client starts while it connects.
 #[derive(Default)]
@@ -25,7 +27,7 @@ pub(crate) struct ClientTask {
 
 impl ClientTaskSpawner {
     pub(crate) fn take(&self) -> Option<ClientTask> {
-        self.spawned.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.spawned).take()
     }
 }
 
@@ -45,7 +47,6 @@ impl Spawn for ClientTaskSpawner {
                 (&mut future).await;
             }
         });
-        *self.spawned.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(ClientTask { handle: handle.abort_handle(), ended, release });
+        *lock(&self.spawned) = Some(ClientTask { handle: handle.abort_handle(), ended, release });
     }
 }

@@ -51,19 +51,6 @@ pub(crate) struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Options without a login and without TLS, for the root `/root`.
-    #[cfg(test)]
-    pub(crate) fn for_tests(attempt_timeout: Duration) -> Self {
-        Self {
-            login: None,
-            attempt_timeout,
-            tls: None,
-            creator_only: false,
-            root: "/root".to_owned(),
-            barrier_path: "/root/~nowhere".to_owned(),
-        }
-    }
-
     /// The ACL of created znodes.
     pub(crate) fn acls(&self) -> Acls<'static> {
         if self.creator_only { Acls::creator_all() } else { Acls::anyone_all() }
@@ -164,30 +151,22 @@ impl ConnectOptions {
         }
     }
 
-    #[cfg(feature = "tls")]
     pub(crate) async fn connect(
         &self,
         connector: Connector,
-        server: &str,
+        address: &str,
         pem: Option<&TlsPem>,
     ) -> Result<Client, Error> {
-        let Some(pem) = pem else { return connector.connect(server).await };
-        let mut options = TlsOptions::new().with_pem_ca(pem.ca())?;
-        if let Some((certificate, key)) = pem.identity() {
-            options = options.with_pem_identity(certificate, key.expose())?;
+        #[cfg(feature = "tls")]
+        if let Some(pem) = pem {
+            let mut options = TlsOptions::new().with_pem_ca(pem.ca())?;
+            if let Some((certificate, key)) = pem.identity() {
+                options = options.with_pem_identity(certificate, key.expose())?;
+            }
+            return connector.with_tls(options).secure_connect(address).await;
         }
-        connector.with_tls(options).secure_connect(server).await
-    }
-
-    #[cfg(not(feature = "tls"))]
-    pub(crate) async fn connect(
-        &self,
-        connector: Connector,
-        server: &str,
-        pem: Option<&TlsPem>,
-    ) -> Result<Client, Error> {
         debug_assert!(pem.is_none(), "the configuration refuses TLS without the feature");
-        connector.connect(server).await
+        connector.connect(address).await
     }
 }
 

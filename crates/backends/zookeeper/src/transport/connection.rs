@@ -25,7 +25,8 @@
 //!   that was given up once the session has moved (`SessionMovedException`).
 //! - **Lengths are trusted**: `Session::handle_recv_buf` buffers until a frame is complete, and a list's
 //!   `Vec::with_capacity` takes its count from the answer. Neither can be bounded from here. The first lasts at most as
-//!   long as connecting may take ([`connect_timeout`]), or a request. An endless frame counts as a sign of life.
+//!   long as connecting may take ([`connect_timeout`]), or as [`max_server_silence`] while a request is unanswered. The library
+//!   itself counts the bytes of an endless frame as activity.
 //! - Not used: `lock()` (hazard Z12), persistent watches (Z11), the multi transaction for
 //!   entering (Z14), chroots (their paths are unwrapped: a foreign path panics).
 
@@ -34,7 +35,10 @@ use std::{
     future::{Future, poll_fn},
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -47,23 +51,30 @@ use zookeeper_client::{Client, Error, EventType, SessionInfo, SessionState, Stat
 use super::{
     client_task::{ClientTask, ClientTaskSpawner},
     connect_options::{ConnectOptions, with_credentials},
+    lock,
+    servers::Target,
+    unanswered::Unanswered,
     watch::WatchSet,
 };
 
 /// One TCP connection of a session.
 pub(crate) struct Connection {
     client: Arc<Mutex<Option<Client>>>,
-    session: SessionInfo,
-    granted_ttl: Duration,
-    server: String,
+    pub(crate) session: SessionInfo,
+    /// The session's timeout as the server granted it on this connection.
+    pub(crate) granted_ttl: Duration,
+    pub(crate) target: Target,
     /// The certificates that were used to connect; `None` without TLS.
-    pem: Option<Arc<TlsPem>>,
+    pub(crate) pem: Option<Arc<TlsPem>>,
     /// The first password that was used to log in; `None` without a login.
-    password: Option<Secret>,
+    pub(crate) password: Option<Secret>,
     attempt_timeout: Duration,
     state: Mutex<StateWatcher>,
     client_task: AbortHandle,
-    watches: WatchSet,
+    unanswered: Unanswered,
+    /// Whether a request has succeeded. A barrier never does.
+    has_succeeded: AtomicBool,
+    pub(crate) watches: WatchSet,
     /// Cancelled when the client's task has ended.
     client_ended: CancellationToken,
     /// Cancelled when the connection must not be used any more.
@@ -71,19 +82,20 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to `server`, with a new session of about `ttl` or to resume `session`.
+    /// Connects to `target`, with a new session of about `ttl` or to resume `session`.
     ///
     /// # Errors
     /// [`Error::SessionExpired`] when this server says that `session` has ended;
     /// [`Error::RuntimeInconsistent`] when the server replaced it with another session.
     pub(crate) async fn open(
         options: &ConnectOptions,
-        server: &str,
+        target: impl Into<Target>,
         ttl: Duration,
         session: Option<&SessionInfo>,
     ) -> Result<Self, Error> {
+        let target = &target.into();
         for passwords in options.password_attempts().await {
-            match Self::open_with(options, server, ttl, session, &passwords).await {
+            match Self::open_with(options, target, ttl, session, &passwords).await {
                 Err(Error::AuthFailed) => {}
                 outcome => {
                     if outcome.is_ok() {
@@ -98,7 +110,7 @@ impl Connection {
 
     async fn open_with(
         options: &ConnectOptions,
-        server: &str,
+        target: &Target,
         ttl: Duration,
         session: Option<&SessionInfo>,
         passwords: &[Secret],
@@ -116,7 +128,7 @@ impl Connection {
         let spawner = ClientTaskSpawner::default();
         let pem = options.current_pem().await;
         let connecting = async {
-            let mut connecting = pin!(options.connect(connector, server, pem.as_deref()));
+            let mut connecting = pin!(options.connect(connector, &target.address, pem.as_deref()));
             poll_fn(|context| {
                 let _scope = asyncs::task::enter(&spawner);
                 connecting.as_mut().poll(context)
@@ -136,13 +148,15 @@ impl Connection {
         let connection = Self {
             session: client.session().clone(),
             granted_ttl: client.session_timeout(),
-            server: server.to_owned(),
+            target: target.clone(),
             pem,
             password: passwords.first().cloned(),
             attempt_timeout: options.attempt_timeout,
             state: Mutex::new(client.state_watcher()),
             client: Arc::clone(&spawner.client),
             client_task: handle,
+            unanswered: Unanswered::new(),
+            has_succeeded: AtomicBool::new(false),
             watches: WatchSet::new(ended.clone(), lost.clone()),
             client_ended: ended,
             lost,
@@ -157,34 +171,6 @@ impl Connection {
             }
             _ => Ok(connection),
         }
-    }
-
-    pub(crate) fn session(&self) -> &SessionInfo {
-        &self.session
-    }
-
-    /// The session's timeout as the server granted it on this connection.
-    pub(crate) fn granted_ttl(&self) -> Duration {
-        self.granted_ttl
-    }
-
-    pub(crate) fn server(&self) -> &str {
-        &self.server
-    }
-
-    /// The certificates that were used to connect; `None` without TLS.
-    pub(crate) fn pem(&self) -> Option<&TlsPem> {
-        self.pem.as_deref()
-    }
-
-    /// The first password that was used to log in; `None` without a login.
-    pub(crate) fn password(&self) -> Option<&Secret> {
-        self.password.as_ref()
-    }
-
-    /// The watches of this connection.
-    pub(crate) fn watches(&self) -> &WatchSet {
-        &self.watches
     }
 
     /// Whether every answer so far came over this TCP connection and from this session. A client that
@@ -213,16 +199,6 @@ impl Connection {
         self.lost.cancel();
     }
 
-    /// Whether the client's task has ended. The client and its watches must not be polled from then on.
-    pub(crate) fn has_client_ended(&self) -> bool {
-        self.client_ended.is_cancelled()
-    }
-
-    /// Waits until [`give_up`](Self::give_up) or [`broken`](Self::broken) have marked the connection as lost.
-    pub(crate) async fn lost(&self) {
-        self.lost.cancelled().await;
-    }
-
     /// Ends the session in the store. Returns whether the server confirmed that.
     ///
     /// Only `Closed` is a confirmation: the client enters it once the request to close was answered. `Expired` is none: it is
@@ -239,29 +215,57 @@ impl Connection {
 
     /// Sends one request and waits for its answer, for [`attempt_timeout`](ConnectOptions::attempt_timeout) at most.
     ///
+    /// A late answer does not break the connection (hazard Z21); whether to give it up is decided by
+    /// [`until_unresponsive`](super::unresponsive::until_unresponsive).
+    ///
     /// The request is sent when this is first polled. Requests are carried out in the order in which they were sent.
     pub(crate) async fn request<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
+        timeout(self.attempt_timeout, self.send(request)).await.unwrap_or(Err(Error::Timeout))
+    }
+
+    /// Like [`request`](Self::request), for as long as the client library waits.
+    async fn send<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let client = lock(&self.client).clone().filter(|_| !self.lost.is_cancelled());
         let client = client.ok_or(Error::ConnectionLoss)?;
-        let answer = timeout(self.attempt_timeout, AssertUnwindSafe(request(client)).catch_unwind());
-        let answer = tokio::select! {
+        let pending = self.unanswered.sent();
+        tokio::select! {
             biased;
-            answer = answer => answer,
-            () = self.lost.cancelled() => return Err(Error::ConnectionLoss),
-        };
-        match answer {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => {
-                self.lost.cancel();
-                Err(library_panicked())
-            }
-            Err(_) => {
-                self.lost.cancel();
-                Err(Error::Timeout)
-            }
+            answer = AssertUnwindSafe(request(client)).catch_unwind() => match answer {
+                Ok(outcome) => {
+                    pending.answered();
+                    self.has_succeeded.fetch_or(outcome.is_ok(), Relaxed);
+                    outcome
+                }
+                Err(_) => {
+                    self.lost.cancel();
+                    Err(library_panicked())
+                }
+            },
+            () = self.lost.cancelled() => Err(Error::ConnectionLoss),
+        }
+    }
+
+    /// Whether a request has succeeded, other than a [`barrier`](Self::barrier), which is refused.
+    pub(crate) fn has_succeeded(&self) -> bool {
+        self.has_succeeded.load(Relaxed)
+    }
+
+    /// Waits until no request has been answered for `limit`, although some were sent.
+    pub(crate) async fn unanswered_for(&self, limit: Duration) {
+        self.unanswered.for_longer_than(limit).await;
+    }
+
+    /// Waits until the requests that were sent before this call have been answered.
+    pub(crate) async fn answered(&self, path: &str) {
+        let _ = self.send(|client| async move { client.check_stat(path).await }).await;
+        if self.lost.is_cancelled() {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -283,7 +287,7 @@ impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
             .field("session", &self.session.id())
-            .field("server", &self.server)
+            .field("server", &self.target)
             .field("lost", &self.lost.is_cancelled())
             .finish_non_exhaustive()
     }
@@ -291,9 +295,9 @@ impl fmt::Debug for Connection {
 
 /// After how long without an answer the client treats its connection as broken: the largest value that it accepts.
 ///
-/// The client pings after three eighths of this, which is less often than heartbeats are sent. A heartbeat without an
-/// answer gives its connection up much sooner.
-fn max_server_silence(ttl: Duration) -> Duration {
+/// The client pings after three eighths of this, which is less often than heartbeats are sent. A connection is given up
+/// sooner if another server answers; see [`unresponsive`](super::unresponsive).
+pub(crate) fn max_server_silence(ttl: Duration) -> Duration {
     ttl * 3 / 5
 }
 
@@ -305,10 +309,6 @@ fn connect_timeout(options: &ConnectOptions, ttl: Duration) -> Duration {
 
 fn library_panicked() -> Error {
     Error::UnexpectedError("the client library panicked".to_owned())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

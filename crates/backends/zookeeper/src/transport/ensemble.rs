@@ -1,31 +1,32 @@
 //! Checks that the servers of the URL belong to one ensemble.
 //!
 //! A URL that names servers of two ensembles would have two leaders (hazard G34): a session lives on one of them, and
-//! every candidate picks its server at random. ZooKeeper's protocol does not identify an ensemble. But a znode that two
+//! every candidate picks a server at random. ZooKeeper's protocol does not identify an ensemble. But a znode that two
 //! ensembles both have was created in different transactions, at different times. Therefore the elections' root is
 //! compared, by its `czxid` and `ctime`:
 //!
-//! - When a session is opened, the root is created where it is missing. Then every other server that is not known yet is
-//!   asked for it, in parallel, each over a session of its own. If one has another root, or none, it is
-//!   unknown which ensemble is meant, and the session is refused permanently. A server that does not answer in time is
-//!   not waited for.
+//! - When a session is opened, the root is created where it is missing. Then every other server, which is every address of
+//!   every name, is asked for it unless it is known to have it: in parallel, each over a session of its own. If one has another
+//!   root, or none, it is unknown which ensemble is meant, and the session is refused permanently. A server that does not
+//!   answer in time is not waited for.
 //! - If a server answers later and has another root, the session's own root is read once more. If the two differ, the session
 //!   ends: a candidate whose session is on that server may lead as well. A late answer that there is no root ends nothing: a
 //!   server that lags, or a deposed leader, may not have it yet.
 //! - Such a server is remembered until it has the same root as the others. Meanwhile every session waits longer for its
-//!   answer, and is not used without it. A server that never answers cannot resume the session: it does not know it, and
-//!   reports it as expired.
-//! - When a known server has another root than before, the root was created again, and all servers are asked again.
+//!   answer, and is not used without it. Sessions that are in use go on: a server of another ensemble cannot resume them,
+//!   since it does not know them.
+//! - When an address that had the pinned root has another one, the root was created again, and all servers are asked again. At
+//!   another address, a session with another root is used once one address of every other name has answered.
 //!
 //! Nothing is compared if the user may not read the root. An ensemble whose data is a copy of another one's is not
 //! recognized.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream::FuturesUnordered};
+use futures::{StreamExt as _, future::join, stream::FuturesUnordered};
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -36,9 +37,10 @@ use super::{
     connection::Connection,
     ensemble_identity::{EnsembleIdentity, RootState, conflict},
     error::{backend_error, session_gone},
+    lock,
     parents::create_root,
     resumable_session::ResumableSession,
-    servers::Servers,
+    servers::{Servers, Target},
     session_state::SessionState,
 };
 
@@ -60,7 +62,8 @@ pub(crate) struct Ensemble {
 
 impl Ensemble {
     pub(crate) fn new(options: ConnectOptions, servers: Vec<String>) -> Self {
-        let (options, servers) = (Arc::new(options), Arc::new(Servers::new(servers)));
+        let servers = Arc::new(Servers::new(servers, options.tls.is_some()));
+        let options = Arc::new(options);
         Self { options, servers, identity: EnsembleIdentity::default() }
     }
 
@@ -69,14 +72,14 @@ impl Ensemble {
     ///
     /// # Errors
     /// [`Invalid`](BackendErrorKind::Invalid) when the servers belong to two ensembles;
-    /// [`Unavailable`](BackendErrorKind::Unavailable) when this server belongs to another one than before, and not all
+    /// [`Unavailable`](BackendErrorKind::Unavailable) when this server belongs to another one than before, and not enough
     /// have answered; or when a server does not answer that had another root.
     pub(crate) async fn check(
         self: &Arc<Self>,
         session: &ResumableSession,
         creates_root: bool,
     ) -> Result<(), BackendError> {
-        let servers = self.servers.all();
+        let servers = self.servers.in_order().await;
         if servers.len() < 2 {
             return Ok(());
         }
@@ -90,37 +93,38 @@ impl Ensemble {
             }
             let own = self.read_root(connection).await;
             let own = own.map_err(|error| backend_error("reading the root", &error))?;
-            let Some(asked) = self.identity.servers_to_ask(servers, connection.server(), own) else {
+            let Some(asked) = self.identity.servers_to_ask(&servers, &connection.target, own) else {
                 return Ok(());
             };
-            let answers = self.ask(asked.clone(), (connection.server(), own), session.state()).await;
+            let answers = self.ask(asked.clone(), (&connection.target, own), &session.state).await;
             attempts += 1;
             match answers.iter().find(|(_, found)| found.differs(own)) {
                 Some((server, found)) if attempts < ATTEMPTS && !self.identity.has_shown(server, *found) => {}
                 Some((server, found)) => {
-                    let text = conflict(&self.options.root, (connection.server(), own), (server, *found));
+                    let text = conflict(&self.options.root, (&connection.target, own), (server, *found));
                     return Err(BackendError::new(BackendErrorKind::Invalid, text));
                 }
-                None => return self.identity.agree(connection.server(), own, &asked, &answers),
+                None => return self.identity.agree(&connection.target, own, &asked, &answers),
             }
         }
     }
 
-    /// Reads the root, after a `sync`.
+    /// Reads the root, after a `sync`. Both are sent at once.
     pub(crate) async fn read_root(&self, connection: &Connection) -> Result<RootState, Error> {
-        connection.sync().await?;
-        Ok(connection.stat(&self.options.root).await?.into())
+        let (synced, root) = join(connection.sync(), connection.stat(&self.options.root)).await;
+        synced?;
+        Ok(root?.into())
     }
 
     /// Asks `servers` for the root. Returns the answers that arrive in time. Those that arrive later are
     /// [compared](Self::compare_late), too.
     async fn ask(
         self: &Arc<Self>,
-        servers: Vec<String>,
-        (own_server, own): (&str, RootState),
+        servers: Vec<Target>,
+        (own_server, own): (&Target, RootState),
         session: &Arc<SessionState>,
-    ) -> Vec<(String, RootState)> {
-        let limit = match self.identity.has_conflict() {
+    ) -> Vec<(Target, RootState)> {
+        let limit = match self.identity.has_conflict(&servers) {
             true => self.options.attempt_timeout.max(ANSWER_TIMEOUT),
             false => ANSWER_TIMEOUT,
         };
@@ -130,7 +134,7 @@ impl Ensemble {
             .into_iter()
             .map(|server| {
                 let (this, answers) = (Arc::clone(self), Arc::clone(&answers));
-                let (own_server, session) = (own_server.to_owned(), Arc::downgrade(session));
+                let (own_server, session) = (own_server.clone(), Arc::downgrade(session));
                 // In a task of its own, so that its session is closed also after the timeout.
                 tokio::spawn(async move {
                     let Some(found) = this.ask_server(&server).await else { return };
@@ -155,8 +159,8 @@ impl Ensemble {
     async fn compare_late(
         &self,
         session: &SessionState,
-        (own_server, own): (&str, RootState),
-        (server, found): (&str, RootState),
+        (own_server, own): (&Target, RootState),
+        (server, found): (&Target, RootState),
     ) {
         let RootState::Present(other) = found else { return };
         if !found.differs(own) {
@@ -164,7 +168,7 @@ impl Ensemble {
         }
         let (own_server, own) = match self.reread_root(session).await {
             Reread::Root(server, root) => (server, root),
-            Reread::Failed => (own_server.to_owned(), own),
+            Reread::Failed => (own_server.clone(), own),
             Reread::Over => return,
         };
         if matches!(own, RootState::Present(_)) && found.differs(own) {
@@ -184,7 +188,7 @@ impl Ensemble {
                 connection.stat(&self.options.root).await
             };
             match read.await {
-                Ok(root) => return Reread::Root(connection.server().to_owned(), root.into()),
+                Ok(root) => return Reread::Root(connection.target.clone(), root.into()),
                 Err(error) => debug!(%error, "cannot read the root again"),
             }
             sleep(REREAD_DELAY).await;
@@ -193,7 +197,7 @@ impl Ensemble {
     }
 
     /// What `server` has at the root's path, read over a session of its own; `None` if it does not answer.
-    async fn ask_server(&self, server: &str) -> Option<RootState> {
+    async fn ask_server(&self, server: &Target) -> Option<RootState> {
         let connection = Connection::open(&self.options, server, READER_TTL, None).await.ok()?;
         let found = self.read_root(&connection).await;
         tokio::spawn(async move { connection.close_session().await });
@@ -204,14 +208,10 @@ impl Ensemble {
 /// The outcome of reading a session's own root once more.
 enum Reread {
     /// A server, and what it has.
-    Root(String, RootState),
+    Root(Target, RootState),
     Failed,
     /// The session has ended.
     Over,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -232,7 +232,7 @@ mod tests {
         own: ScriptedServer,
         czxid: Arc<AtomicI64>,
         reads: Arc<AtomicUsize>,
-        _other: ScriptedServer,
+        other: ScriptedServer,
         /// How long the other server waits before it answers what it has, and that.
         answer: Arc<Mutex<(Duration, Answer)>>,
         closed: Arc<AtomicUsize>,
@@ -281,12 +281,16 @@ mod tests {
             .await;
             let servers = [&own, &other].map(|server| server.address().to_owned()).to_vec();
             let ensemble = Arc::new(Ensemble::new(ConnectOptions::for_tests(TTL), servers));
-            Self { own, czxid, reads, _other: other, answer, closed, ensemble }
+            Self { own, czxid, reads, other, answer, closed, ensemble }
+        }
+
+        async fn has_conflict(&self) -> bool {
+            self.ensemble.identity.has_conflict(&self.ensemble.servers.in_order().await)
         }
 
         /// A session at the own server, and the outcome of the check.
         async fn check(&self) -> (ResumableSession, Result<(), BackendError>) {
-            let own = Arc::new(Servers::new(vec![self.own.address().to_owned()]));
+            let own = Arc::new(Servers::new(vec![self.own.address().to_owned()], false));
             let session = ResumableSession::open(Arc::clone(&self.ensemble.options), own, TTL).await.unwrap();
             let checked = self.ensemble.check(&session, false).await;
             (session, checked)
@@ -316,7 +320,21 @@ mod tests {
         assert_eq!(silent.kind(), BackendErrorKind::Unavailable, "{silent}");
         *lock(&setup.answer) = (LATE, Answer::stat(1, 0));
         setup.check().await.1.unwrap();
-        assert!(!setup.ensemble.identity.has_conflict());
+        assert!(!setup.has_conflict().await);
+    }
+
+    /// Hazard G34: the addresses of one name are compared, too, since sessions go to each of them.
+    #[tokio::test]
+    async fn the_addresses_of_a_name_are_compared() {
+        let setup = Setup::new((Duration::ZERO, Answer::stat(2, 0))).await;
+        let [own, other] = [&setup.own, &setup.other].map(|server| server.address().parse().unwrap());
+        let options = Arc::clone(&setup.ensemble.options);
+        let named = |addresses| Arc::new(Servers::with_addresses("zoo:2181", addresses));
+        let session = ResumableSession::open(Arc::clone(&options), named(vec![own]), TTL).await.unwrap();
+        let both =
+            Ensemble { options, servers: named(vec![own, other]), identity: EnsembleIdentity::default() };
+        let refused = Arc::new(both).check(&session, false).await.unwrap_err();
+        assert_eq!(refused.kind(), BackendErrorKind::Invalid, "{refused}");
     }
 
     /// Hazard G34: a late answer ends no session whose own root was created again and is the same by now, nor does a late answer
@@ -333,6 +351,6 @@ mod tests {
         checked.unwrap();
         until("both have answered", || setup.closed.load(SeqCst) == 2).await;
         assert!(!session.is_over() && !second.is_over());
-        assert!(!setup.ensemble.identity.has_conflict());
+        assert!(!setup.has_conflict().await);
     }
 }

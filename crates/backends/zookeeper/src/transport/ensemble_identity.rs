@@ -3,13 +3,13 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use tenure_core::spi::{BackendError, BackendErrorKind};
 use zookeeper_client::Stat;
 
-use super::znode_stat::is_unreadable;
+use super::{lock, servers::Target, znode_stat::is_unreadable};
 
 /// Identifies a root: the transaction and the time of its creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,11 @@ impl fmt::Display for RootState {
 }
 
 /// The text for two servers whose roots differ.
-pub(crate) fn conflict(root: &str, (one, own): (&str, RootState), (two, other): (&str, RootState)) -> String {
+pub(crate) fn conflict(
+    root: &str,
+    (one, own): (impl fmt::Display, RootState),
+    (two, other): (impl fmt::Display, RootState),
+) -> String {
     format!(
         "the URL names servers of two ensembles: the root {root} is not the same on {one} ({own}) and on {two} ({other}), so \
          that each ensemble would have a leader; name the servers of one ensemble only"
@@ -76,19 +80,19 @@ pub(super) struct EnsembleIdentity(Mutex<PinnedRoot>);
 struct PinnedRoot {
     root: Option<RootId>,
     /// The servers that have this root.
-    servers: HashSet<String>,
-    /// The servers that had another root beside it in a late answer, and that root.
-    conflicts: HashMap<String, RootId>,
+    servers: HashSet<Target>,
+    /// The servers that had another root in a late answer while the session's own server had this one, and that root.
+    conflicts: HashMap<Target, RootId>,
 }
 
 impl EnsembleIdentity {
     /// Which servers to ask if `server` has `own`; `None` if there is nothing to compare or no server to ask.
     pub(super) fn servers_to_ask(
         &self,
-        servers: &[String],
-        server: &str,
+        servers: &[Target],
+        server: &Target,
         own: RootState,
-    ) -> Option<Vec<String>> {
+    ) -> Option<Vec<Target>> {
         if own == RootState::Unreadable {
             return None;
         }
@@ -103,10 +107,10 @@ impl EnsembleIdentity {
     /// Pins the root of `server` and of the servers that have `answered`, of all that were `asked`.
     pub(super) fn agree(
         &self,
-        server: &str,
+        server: &Target,
         own: RootState,
-        asked: &[String],
-        answered: &[(String, RootState)],
+        asked: &[Target],
+        answered: &[(Target, RootState)],
     ) -> Result<(), BackendError> {
         let mut pinned = self.pinned();
         let silent = asked.iter().filter(|server| answered.iter().all(|(other, _)| other != *server));
@@ -120,8 +124,14 @@ impl EnsembleIdentity {
         }
         let RootState::Present(root) = own else { return Ok(()) };
         if pinned.root != Some(root) {
+            let is_in_conflict = pinned.conflicts.get(server) == Some(&root);
             let is_unknown = pinned.root.is_some() && !pinned.servers.contains(server);
-            if is_unknown && answered.len() < asked.len() {
+            // By name: a name may have addresses that never answer.
+            let has_answer =
+                |name: &str| name == server.server || answered.iter().any(|(other, _)| other.server == name);
+            if (is_in_conflict && answered.len() < asked.len())
+                || (is_unknown && !asked.iter().all(|other| has_answer(&other.server)))
+            {
                 let text = format!(
                     "{server} has another root ({root}) than the servers used before: waiting until every server of the URL \
                      answers"
@@ -131,7 +141,7 @@ impl EnsembleIdentity {
             (pinned.root, pinned.servers) = (Some(root), HashSet::new());
         }
         let same = answered.iter().filter(|(_, found)| *found == own).map(|(server, _)| server.clone());
-        for server in same.chain([server.to_owned()]) {
+        for server in same.chain([server.clone()]) {
             pinned.conflicts.remove(&server);
             pinned.servers.insert(server);
         }
@@ -139,34 +149,35 @@ impl EnsembleIdentity {
     }
 
     /// Records that `server` has `other` while the session's own server has another root.
-    pub(super) fn record_conflict(&self, server: &str, other: RootId) {
+    pub(super) fn record_conflict(&self, server: &Target, other: RootId) {
         let mut pinned = self.pinned();
         pinned.servers.remove(server);
-        pinned.conflicts.insert(server.to_owned(), other);
+        pinned.conflicts.insert(server.clone(), other);
     }
 
-    /// Records that `server` has `found`, which may be the root that is pinned.
-    pub(super) fn record_same(&self, server: &str, found: RootState) {
+    /// Records that `server` has `found`, which counts if it is the root that is pinned.
+    pub(super) fn record_same(&self, server: &Target, found: RootState) {
         let mut pinned = self.pinned();
         if matches!(found, RootState::Present(root) if pinned.root == Some(root)) {
             pinned.conflicts.remove(server);
-            pinned.servers.insert(server.to_owned());
+            pinned.servers.insert(server.clone());
         }
     }
 
-    /// Whether a server had another root, and has not had the same one since.
-    pub(super) fn has_conflict(&self) -> bool {
-        !self.pinned().conflicts.is_empty()
+    /// Whether one of `servers` had another root, and has not had the same one since.
+    pub(super) fn has_conflict(&self, servers: &[Target]) -> bool {
+        let pinned = self.pinned();
+        servers.iter().any(|server| pinned.conflicts.contains_key(server))
     }
 
-    /// Whether `server` had `found` when that was another root, so that the difference need not be seen again.
-    pub(super) fn has_shown(&self, server: &str, found: RootState) -> bool {
+    /// Whether a late answer of `server` was `found`, and another root than the one that is pinned.
+    pub(super) fn has_shown(&self, server: &Target, found: RootState) -> bool {
         let shown = self.pinned().conflicts.get(server).copied();
         shown.is_some_and(|shown| found == RootState::Present(shown))
     }
 
     fn pinned(&self) -> MutexGuard<'_, PinnedRoot> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -178,8 +189,8 @@ mod tests {
         RootState::Present(RootId { czxid, ctime: 7 })
     }
 
-    fn answers(found: &[(&str, RootState)]) -> Vec<(String, RootState)> {
-        found.iter().map(|(server, found)| ((*server).to_owned(), *found)).collect()
+    fn answers(found: &[(&str, RootState)]) -> Vec<(Target, RootState)> {
+        found.iter().map(|(server, found)| (Target::from(*server), *found)).collect()
     }
 
     /// Hazard G34: roots that were created in two transactions are of two ensembles; an unreadable root proves nothing.
@@ -196,21 +207,45 @@ mod tests {
     #[test]
     fn a_root_is_pinned() {
         let identity = EnsembleIdentity::default();
-        let servers = ["a", "b", "c"].map(str::to_owned).to_vec();
-        let to_ask = |server: &str, own| identity.servers_to_ask(&servers, server, own).unwrap_or_default();
-        assert_eq!(to_ask("a", root(1)), ["b", "c"]);
-        identity.agree("a", root(1), &to_ask("a", root(1)), &answers(&[("b", root(1))])).unwrap();
-        assert_eq!(to_ask("b", root(1)), ["c"]);
+        let servers = ["a", "b", "c"].map(Target::from).to_vec();
+        let to_ask =
+            |server: &str, own| identity.servers_to_ask(&servers, &server.into(), own).unwrap_or_default();
+        assert_eq!(to_ask("a", root(1)), ["b", "c"].map(Target::from));
+        identity.agree(&"a".into(), root(1), &to_ask("a", root(1)), &answers(&[("b", root(1))])).unwrap();
+        assert_eq!(to_ask("b", root(1)), ["c"].map(Target::from));
         // The root was created again.
-        assert_eq!(to_ask("b", root(2)), ["a", "c"]);
-        identity.agree("b", root(2), &to_ask("b", root(2)), &[]).unwrap();
-        assert_eq!(to_ask("b", root(2)), ["a", "c"]);
+        assert_eq!(to_ask("b", root(2)), ["a", "c"].map(Target::from));
+        identity.agree(&"b".into(), root(2), &to_ask("b", root(2)), &[]).unwrap();
+        assert_eq!(to_ask("b", root(2)), ["a", "c"].map(Target::from));
         let asked = to_ask("c", root(3));
-        let alone = identity.agree("c", root(3), &asked, &answers(&[("a", root(3))])).unwrap_err();
+        let alone = identity.agree(&"c".into(), root(3), &asked, &answers(&[("a", root(3))])).unwrap_err();
         assert_eq!(alone.kind(), BackendErrorKind::Unavailable, "{alone}");
-        identity.agree("c", root(3), &asked, &answers(&[("a", root(3)), ("b", root(3))])).unwrap();
-        assert_eq!(to_ask("a", root(3)), [""; 0]);
-        assert_eq!(to_ask("a", RootState::Unreadable), [""; 0]);
+        identity.agree(&"c".into(), root(3), &asked, &answers(&[("a", root(3)), ("b", root(3))])).unwrap();
+        assert_eq!(to_ask("a", root(3)), []);
+        assert_eq!(to_ask("a", RootState::Unreadable), []);
+    }
+
+    /// Hazard G34: an ensemble that is created again with other addresses is used although some of them never answer.
+    #[test]
+    fn a_silent_address_delays_no_new_ensemble() {
+        let target =
+            |server: &str, address: &str| Target { server: server.to_owned(), address: address.to_owned() };
+        let [old, new, silent] = ["1", "2", "3"].map(|address| target("a", address));
+        let other = target("b", "4");
+        let identity = EnsembleIdentity::default();
+        identity.agree(&old, root(1), &[], &[]).unwrap();
+        // An address that had no root before: each other name has to answer, by one of its addresses.
+        let asked = [silent.clone(), other.clone()];
+        identity.agree(&new, root(2), &asked, &[]).unwrap_err();
+        identity.agree(&new, root(2), &asked, &[(other.clone(), root(2))]).unwrap();
+        identity.agree(&new, root(1), &asked, &[]).unwrap();
+        let asked = [new.clone(), silent.clone()];
+        identity.agree(&other, root(3), &asked, &[]).unwrap_err();
+        identity.agree(&other, root(3), &asked, &[(new.clone(), root(3))]).unwrap();
+        // An address that still has the root that was in conflict: all have to answer.
+        let RootState::Present(foreign) = root(4) else { unreachable!() };
+        identity.record_conflict(&silent, foreign);
+        identity.agree(&silent, root(4), &[new, other], &[]).unwrap_err();
     }
 
     /// Hazard G34: a server that had another root is asked by every session, which is not used without its answer, until it
@@ -218,22 +253,22 @@ mod tests {
     #[test]
     fn a_conflict_is_kept_until_the_server_agrees() {
         let identity = EnsembleIdentity::default();
-        let servers = ["a", "b", "c"].map(str::to_owned).to_vec();
-        let to_ask = || identity.servers_to_ask(&servers, "a", root(1)).unwrap_or_default();
-        identity.agree("a", root(1), &to_ask(), &answers(&[("b", root(1)), ("c", root(1))])).unwrap();
-        assert_eq!(to_ask(), [""; 0]);
-        identity.record_conflict("b", RootId { czxid: 2, ctime: 7 });
-        assert!(identity.has_conflict() && identity.has_shown("b", root(2)));
-        assert!(!identity.has_shown("b", root(3)) && !identity.has_shown("c", root(2)));
-        assert_eq!(to_ask(), ["b"]);
-        let silent = identity.agree("a", root(1), &to_ask(), &[]).unwrap_err();
+        let servers = ["a", "b", "c"].map(Target::from).to_vec();
+        let to_ask = || identity.servers_to_ask(&servers, &"a".into(), root(1)).unwrap_or_default();
+        identity.agree(&"a".into(), root(1), &to_ask(), &answers(&[("b", root(1)), ("c", root(1))])).unwrap();
+        assert_eq!(to_ask(), []);
+        identity.record_conflict(&"b".into(), RootId { czxid: 2, ctime: 7 });
+        assert!(identity.has_conflict(&servers) && identity.has_shown(&"b".into(), root(2)));
+        assert!(!identity.has_shown(&"b".into(), root(3)) && !identity.has_shown(&"c".into(), root(2)));
+        assert_eq!(to_ask(), ["b"].map(Target::from));
+        let silent = identity.agree(&"a".into(), root(1), &to_ask(), &[]).unwrap_err();
         assert_eq!(silent.kind(), BackendErrorKind::Unavailable, "{silent}");
-        identity.record_same("b", root(2));
-        assert!(identity.has_conflict());
-        identity.agree("a", root(1), &to_ask(), &answers(&[("b", root(1))])).unwrap();
-        assert!(!identity.has_conflict() && to_ask().is_empty());
-        identity.record_conflict("b", RootId { czxid: 2, ctime: 7 });
-        identity.record_same("b", root(1));
-        assert!(!identity.has_conflict() && to_ask().is_empty(), "it has answered late");
+        identity.record_same(&"b".into(), root(2));
+        assert!(identity.has_conflict(&servers));
+        identity.agree(&"a".into(), root(1), &to_ask(), &answers(&[("b", root(1))])).unwrap();
+        assert!(!identity.has_conflict(&servers) && to_ask().is_empty());
+        identity.record_conflict(&"b".into(), RootId { czxid: 2, ctime: 7 });
+        identity.record_same(&"b".into(), root(1));
+        assert!(!identity.has_conflict(&servers) && to_ask().is_empty(), "it has answered late");
     }
 }

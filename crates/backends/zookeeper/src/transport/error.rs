@@ -11,10 +11,18 @@ pub(crate) fn backend_error(what: &str, error: &Error) -> BackendError {
     let text = match error {
         // The library returns this when its only server could not be used.
         Error::NoHosts => "no connection, or no valid answer".to_owned(),
+        Error::UnexpectedErrorCode(EPHEMERAL_ON_LOCAL_SESSION) => {
+            "the servers give local sessions, which cannot have ephemeral znodes (error -120); set \
+             localSessionsUpgradingEnabled=true on all servers, or localSessionsEnabled=false"
+                .to_owned()
+        }
         error => error.to_string(),
     };
     BackendError::new(kind(error), format!("{what} on ZooKeeper: {text}"))
 }
+
+/// `EphemeralOnLocalSession`, which the client library does not know (hazard Z22).
+pub(crate) const EPHEMERAL_ON_LOCAL_SESSION: i32 = -120;
 
 fn kind(error: &Error) -> BackendErrorKind {
     match error {
@@ -23,7 +31,8 @@ fn kind(error: &Error) -> BackendErrorKind {
         Error::BadArguments(_)
         | Error::Unimplemented
         | Error::NoChildrenForEphemerals
-        | Error::MarshallingError => BackendErrorKind::Invalid,
+        | Error::MarshallingError
+        | Error::UnexpectedErrorCode(EPHEMERAL_ON_LOCAL_SESSION) => BackendErrorKind::Invalid,
         _ => BackendErrorKind::Unavailable,
     }
 }
@@ -42,7 +51,7 @@ pub(crate) fn session_gone(message: impl Into<String>) -> BackendError {
 mod tests {
     use super::*;
 
-    /// Hazard Z9.
+    /// Hazards Z9, Z22.
     #[test]
     fn what_the_server_did_not_say_is_unknown() {
         use BackendErrorKind::{Invalid, SessionGone, Unauthorized, Unavailable};
@@ -59,6 +68,7 @@ mod tests {
             (Error::QuotaExceeded, Unavailable),
             (Error::UnexpectedError("BUG: create expect response, but got none".into()), Unavailable),
             (Error::UnexpectedErrorCode(-1), Unavailable),
+            (Error::UnexpectedErrorCode(-120), Invalid),
         ] {
             assert_eq!(backend_error("entering", &error).kind(), expected, "{error}");
         }

@@ -1,7 +1,7 @@
 //! Resumes a session over a new connection, at whichever server answers first.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{HashMap, VecDeque},
     pin::pin,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
@@ -9,20 +9,16 @@ use std::{
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tenure_core::spi::{BackendError, BackendErrorKind};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 use zookeeper_client::Error;
 
 use super::{
     connection::Connection,
     error::{backend_error, session_gone, unavailable},
+    servers::Target,
     session_state::{MIN_HEDGE_DELAY, Phase, SessionState},
 };
-
-/// The delay before all servers are tried again, and the jitter added to it. Short, since sessions expire; each attempt
-/// has its own timeout.
-const RETRY_DELAY: Duration = Duration::from_millis(50);
-const RETRY_JITTER: Duration = Duration::from_millis(100);
 
 /// Tries servers until the session has another connection.
 ///
@@ -36,46 +32,55 @@ pub(crate) async fn resume(state: &SessionState) -> Result<Connection, BackendEr
     let answered = AtomicUsize::new(0);
     let answered = &answered;
     let mut attempts = FuturesUnordered::new();
-    let mut pending: BTreeMap<String, Instant> = BTreeMap::new();
-    let mut next: VecDeque<String> = state.servers.in_order().into();
+    let mut pending: HashMap<Target, Instant> = HashMap::new();
+    let mut next: VecDeque<Target> = state.servers.in_order().await.into();
+    // When all servers are tried again.
+    let mut next_round = Instant::now() + state.reconnect_delay.current();
     let mut expiry = ExpiryReports::default();
     loop {
-        next.retain(|server| !pending.contains_key(server));
         let has_answer = answered.load(Relaxed) > 0;
-        // Since the last attempt began: the next one would take the session away from it.
-        let waited = pending.values().map(Instant::elapsed).min();
-        let left = waited.map_or(Duration::ZERO, |waited| state.hedge_delay().saturating_sub(waited));
-        if let Some(server) = if has_answer || !left.is_zero() { None } else { next.pop_front() } {
-            pending.insert(server.clone(), Instant::now());
-            attempts.push(async move {
-                let outcome = resume_at(state, &server, answered).await;
-                (server, outcome)
-            });
+        if next.is_empty() && !has_answer && Instant::now() >= next_round {
+            next = state.servers.in_order().await.into();
+            let _ = state.reconnect_delay.next();
+            next_round = Instant::now() + state.reconnect_delay.current();
+            if !pending.is_empty() {
+                state.increase_hedge_delay();
+            }
         }
-        let wait = match next.is_empty() || has_answer {
-            true => RETRY_DELAY + RETRY_JITTER.mul_f64(fastrand::f64()),
-            false if left.is_zero() => state.hedge_delay(),
-            false => left,
+        next.retain(|target| !pending.contains_key(target));
+        // After the last attempt began: the next one would take the session away from it.
+        let start_at = match pending.values().max() {
+            None => Instant::now(),
+            Some(last) => *last + state.hedge_delay(),
         };
-        let (server, outcome) = tokio::select! {
+        if !has_answer
+            && start_at <= Instant::now()
+            && let Some(target) = next.pop_front()
+        {
+            pending.insert(target.clone(), Instant::now());
+            attempts.push(async move {
+                let outcome = resume_at(state, &target, answered).await;
+                (target, outcome)
+            });
+            continue;
+        }
+        let wake_at = match (has_answer, next.is_empty()) {
+            // That ends after a while, without completing the attempt.
+            (true, _) => Instant::now() + MIN_HEDGE_DELAY,
+            (false, true) => next_round,
+            (false, false) => start_at,
+        };
+        let (target, outcome) = tokio::select! {
             biased;
             Some(completed) = attempts.next() => completed,
-            () = tokio::time::sleep(wait) => {
-                if next.is_empty() && !has_answer {
-                    next = state.servers.in_order().into();
-                    if !pending.is_empty() {
-                        state.increase_hedge_delay();
-                    }
-                }
-                continue;
-            }
+            () = sleep_until(wake_at) => continue,
         };
-        pending.remove(&server);
+        pending.remove(&target);
         let error = match outcome {
             Ok(connection) => {
-                debug!(session = %state.session.id(), server, "ZooKeeper session resumed");
+                debug!(session = %state.session.id(), server = %target, "ZooKeeper session resumed");
                 let slow = pending.iter().filter(|(_, since)| since.elapsed() > MIN_HEDGE_DELAY);
-                slow.for_each(|(server, _)| state.servers.record_failure(server));
+                slow.for_each(|(target, _)| state.servers.record_failure(target));
                 return Ok(connection);
             }
             Err(ResumeError::Over(error)) => return Err(error),
@@ -93,13 +98,13 @@ pub(crate) async fn resume(state: &SessionState) -> Result<Connection, BackendEr
                 error
             }
         };
-        state.servers.record_failure(&server);
+        state.servers.record_failure(&target);
         let is_expired = expiry.is_confirmed_by(&error, state.granted_ttl / 2);
         let hint = state.options.failure_hint(&error);
-        let error = backend_error(&format!("resuming the session at {server}{hint}"), &error);
+        let error = backend_error(&format!("resuming the session at {target}{hint}"), &error);
         let error = state.options.login_error(error);
         if is_expired {
-            state.mark_ended();
+            state.ended.store(true, Relaxed);
         }
         if is_expired || error.kind() == BackendErrorKind::Unauthorized {
             return Err(error);
@@ -146,22 +151,22 @@ enum ResumeError {
 /// Resumes the session at one server. `answered` counts the servers that have answered and are not up to date yet.
 async fn resume_at(
     state: &SessionState,
-    server: &str,
+    target: &Target,
     answered: &AtomicUsize,
 ) -> Result<Connection, ResumeError> {
     let connection =
-        Connection::open(&state.options, server, state.requested_ttl, Some(&state.session)).await;
+        Connection::open(&state.options, target, state.requested_ttl, Some(&state.session)).await;
     let connection = connection.map_err(|error| match error {
         Error::RuntimeInconsistent => {
-            ResumeError::Over(session_gone(format!("{server} replaced our session with another one")))
+            ResumeError::Over(session_gone(format!("{target} replaced our session with another one")))
         }
         error => ResumeError::Connect(error),
     })?;
     // A server with other bounds has changed the session's timeout everywhere; deadlines depend on the old one.
-    if connection.granted_ttl() < state.granted_ttl {
-        let [now, before] = [connection.granted_ttl(), state.granted_ttl].map(humantime::format_duration);
+    if connection.granted_ttl < state.granted_ttl {
+        let [now, before] = [connection.granted_ttl, state.granted_ttl].map(humantime::format_duration);
         return Err(ResumeError::Over(session_gone(format!(
-            "{server} has reduced the session's timeout from {before} to {now}: give all servers the same \
+            "{target} has reduced the session's timeout from {before} to {now}: give all servers the same \
              minSessionTimeout, maxSessionTimeout and tickTime"
         ))));
     }

@@ -1,4 +1,4 @@
-//! Creates the parents of sessions' and candidates' znodes whenever they are missing.
+//! Creates the root and the znodes of elections whenever they are missing.
 
 use tenure_core::spi::BackendError;
 use zookeeper_client::{CreateMode, Error};

@@ -1,6 +1,6 @@
 //! Sessions to read over: an elector's session if there is one, otherwise a session opened to read.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use futures::{
     FutureExt as _,
@@ -9,7 +9,7 @@ use futures::{
 use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use super::{
-    connect_options::READER_TTL, connection::Connection, ensemble::Ensemble, error::unavailable,
+    connect_options::READER_TTL, connection::Connection, ensemble::Ensemble, error::unavailable, lock,
     resumable_session::ResumableSession,
 };
 
@@ -111,8 +111,4 @@ fn remember(sessions: &Mutex<Vec<Weak<ResumableSession>>>, session: &Arc<Resumab
     let mut sessions = lock(sessions);
     sessions.retain(|session| session.strong_count() > 0);
     sessions.push(Arc::downgrade(session));
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

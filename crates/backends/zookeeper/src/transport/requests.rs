@@ -27,10 +27,6 @@ impl Connection {
         none_if_missing(deleted).map(|_| ())
     }
 
-    pub(crate) async fn set(&self, path: &str, data: &[u8]) -> Result<Option<Stat>, Error> {
-        none_if_missing(self.request(|client| async move { client.set_data(path, data, None).await }).await)
-    }
-
     /// Replaces the data of a znode if it has this version. Returns whether it had.
     pub(crate) async fn set_version(&self, path: &str, data: &[u8], version: i32) -> Result<bool, Error> {
         let written = self.request(|client| async move { client.set_data(path, data, Some(version)).await });
@@ -65,25 +61,20 @@ impl Connection {
     /// The children of a znode, and a watch for a child that is created or deleted.
     pub(crate) async fn watch_children(&self, path: &str) -> Result<Option<(Vec<String>, Watch<'_>)>, Error> {
         let watched = self.request(|client| async move { client.list_and_watch_children(path).await }).await;
-        Ok(none_if_missing(watched)?.map(|(children, watcher)| (children, self.watches().watch(watcher))))
+        Ok(none_if_missing(watched)?.map(|(children, watcher)| (children, self.watches.watch(watcher))))
     }
 
     /// A watch for the creation of a znode; `None` if it exists.
     pub(crate) async fn watch_creation(&self, path: &str) -> Result<Option<Watch<'_>>, Error> {
         let watched = self.request(|client| async move { client.check_and_watch_stat(path).await }).await;
         let (stat, watcher) = watched?;
-        Ok(stat.is_none().then(|| self.watches().watch(watcher)))
+        Ok(stat.is_none().then(|| self.watches.watch(watcher)))
     }
 
     /// The data of a znode, and a watch for a change of the data or the deletion of the znode.
     pub(crate) async fn watch_data(&self, path: &str) -> Result<Option<(Vec<u8>, Stat, Watch<'_>)>, Error> {
-        let watched = self
-            .request(|client| async move {
-                let (data, stat, watcher) = client.get_and_watch_data(path).await?;
-                Ok((data, stat, watcher))
-            })
-            .await;
-        Ok(none_if_missing(watched)?.map(|(data, stat, watcher)| (data, stat, self.watches().watch(watcher))))
+        let watched = self.request(|client| async move { client.get_and_watch_data(path).await }).await;
+        Ok(none_if_missing(watched)?.map(|(data, stat, watcher)| (data, stat, self.watches.watch(watcher))))
     }
 
     /// A watch for the deletion of a candidate's znode.
@@ -91,16 +82,11 @@ impl Connection {
     /// It watches the znode's children, of which it has none. Unlike a watch on its data it does not fire when the value
     /// changes.
     pub(crate) async fn watch_deletion(&self, path: &str) -> Result<Option<(Stat, Watch<'_>)>, Error> {
-        let watched: Result<_, Error> = self
-            .request(|client| async move {
-                let (_, stat, watcher) = client.get_and_watch_children(path).await?;
-                Ok((stat, watcher))
-            })
-            .await;
+        let watched = self.request(|client| async move { client.get_and_watch_children(path).await }).await;
         if matches!(watched, Err(Error::NoAuth)) {
             return self.watch_siblings(path).await;
         }
-        Ok(none_if_missing(watched)?.map(|(stat, watcher)| (stat, self.watches().watch(watcher))))
+        Ok(none_if_missing(watched)?.map(|(_, stat, watcher)| (stat, self.watches.watch(watcher))))
     }
 
     /// Like [`watch_deletion`](Self::watch_deletion), for a znode that the user may not read. Servers send no events for

@@ -1,16 +1,40 @@
 //! A server for unit tests: it answers every request as the test says.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
+    time::sleep,
 };
+
+use super::connect_options::ConnectOptions;
 
 /// The timeout that sessions are granted unless the test says otherwise.
 pub(crate) const GRANTED_TTL: Duration = Duration::from_secs(10);
+
+impl ConnectOptions {
+    /// Options without a login and without TLS, for the root `/root`.
+    pub(crate) fn for_tests(attempt_timeout: Duration) -> Self {
+        Self {
+            login: None,
+            attempt_timeout,
+            tls: None,
+            creator_only: false,
+            root: "/root".to_owned(),
+            barrier_path: "/root/~nowhere".to_owned(),
+        }
+    }
+}
 
 /// A request of a client. Pings are answered without asking the test.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +44,8 @@ pub(crate) enum Request {
         session: i64,
     },
     Children(String),
+    /// Creates a znode that is not a container.
+    Create(String),
     Delete(String),
     Exists(String),
     Sync,
@@ -36,6 +62,8 @@ pub(crate) enum Answer {
     SessionFor(i64, Duration),
     /// An error code, and the body of the answer.
     Reply(i32, Vec<u8>),
+    /// Begins an answer and sends byte after byte of it, without an end.
+    Endless,
     /// Closes the connection.
     Disconnect,
 }
@@ -111,6 +139,63 @@ impl Drop for ScriptedServer {
     }
 }
 
+/// A server that knows the session 7, has no znodes, and answers while its gate is open.
+#[derive(Debug)]
+pub(crate) struct GatedServer {
+    server: ScriptedServer,
+    /// Its receivers count the requests that wait for an answer.
+    gate: watch::Sender<bool>,
+    opened: Arc<AtomicUsize>,
+    closed: Arc<AtomicUsize>,
+}
+
+impl GatedServer {
+    /// Grants sessions of `ttl`. The gate is open.
+    pub(crate) async fn start(ttl: Duration) -> Self {
+        let gate = watch::Sender::new(true);
+        let [opened, closed] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let (waiting, opens, closes) = (gate.clone(), Arc::clone(&opened), Arc::clone(&closed));
+        let server = ScriptedServer::start(move |request| {
+            let mut open = waiting.subscribe();
+            let (opens, closes) = (Arc::clone(&opens), Arc::clone(&closes));
+            Box::pin(async move {
+                let _ = open.wait_for(|open| *open).await;
+                match request {
+                    Request::Connect { session } => {
+                        opens.fetch_add(usize::from(session == 0), SeqCst);
+                        Answer::SessionFor(7, ttl)
+                    }
+                    Request::CloseSession => {
+                        closes.fetch_add(1, SeqCst);
+                        Answer::ok(&[])
+                    }
+                    _ => Answer::no_node(),
+                }
+            })
+        })
+        .await;
+        Self { server, gate, opened, closed }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        self.server.address()
+    }
+
+    pub(crate) fn set_open(&self, open: bool) {
+        self.gate.send_replace(open);
+    }
+
+    /// How many requests wait for an answer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.gate.receiver_count()
+    }
+
+    /// How many sessions were opened, and closed.
+    pub(crate) fn sessions(&self) -> (usize, usize) {
+        (self.opened.load(SeqCst), self.closed.load(SeqCst))
+    }
+}
+
 async fn serve(mut stream: TcpStream, script: &Script) -> std::io::Result<()> {
     let connect = read_frame(&mut stream).await?;
     let session = i64::from_be_bytes(connect[16..24].try_into().unwrap());
@@ -130,6 +215,7 @@ async fn serve(mut stream: TcpStream, script: &Script) -> std::io::Result<()> {
         let frame = read_frame(&mut stream).await?;
         let [xid, kind] = [0, 4].map(|at| i32::from_be_bytes(frame[at..at + 4].try_into().unwrap()));
         let request = match kind {
+            1 | 15 => Request::Create(path_of(&frame)),
             2 => Request::Delete(path_of(&frame)),
             3 => Request::Exists(path_of(&frame)),
             8 | 12 => Request::Children(path_of(&frame)),
@@ -138,12 +224,25 @@ async fn serve(mut stream: TcpStream, script: &Script) -> std::io::Result<()> {
             _ => Request::Other,
         };
         let answer = if kind == PING { Answer::ok(&[]) } else { script(request).await };
-        let Answer::Reply(error, body) = answer else { return Ok(()) };
+        let (error, body) = match answer {
+            Answer::Reply(error, body) => (error, body),
+            Answer::Endless => return send_endlessly(stream).await,
+            _ => return Ok(()),
+        };
         let mut reply = xid.to_be_bytes().to_vec();
         reply.extend(1_i64.to_be_bytes());
         reply.extend(error.to_be_bytes());
         reply.extend(body);
         write_frame(&mut stream, &reply).await?;
+    }
+}
+
+async fn send_endlessly(mut stream: TcpStream) -> std::io::Result<()> {
+    const PACE: Duration = Duration::from_millis(10);
+    stream.write_i32(1 << 20).await?;
+    loop {
+        stream.write_u8(0).await?;
+        sleep(PACE).await;
     }
 }
 

@@ -1,10 +1,7 @@
 //! What a resumable session's handle, its task and its failover share.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -13,7 +10,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::SessionInfo;
 
-use super::{connect_options::ConnectOptions, connection::Connection, error::unavailable, servers::Servers};
+use super::{
+    connect_options::ConnectOptions, connection::Connection, error::unavailable, lock,
+    reconnect_delay::ReconnectDelay, servers::Servers, silence_limit::SilenceLimit,
+};
 
 /// The initial and least [hedge delay](SessionState::hedge_delay).
 pub(crate) const MIN_HEDGE_DELAY: Duration = Duration::from_millis(200);
@@ -30,16 +30,20 @@ pub(crate) struct SessionState {
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) closing: CancellationToken,
     /// Whether no entry depends on the session, so that it does not matter how long the store keeps it.
-    without_entries: AtomicBool,
-    /// Why the session must not be used, although the store keeps it.
-    refused: OnceLock<BackendError>,
+    pub(crate) without_entries: AtomicBool,
+    /// Why the session must not be used, although the store keeps it; see [`refuse`](Self::refuse).
+    pub(crate) refused: OnceLock<BackendError>,
     /// Whether the servers have confirmed that the session has ended.
-    ended: AtomicBool,
+    pub(crate) ended: AtomicBool,
     /// How long to wait for a server before another one is tried as well.
     ///
     /// If all servers are far away, a short delay would move the session from one to the other forever. The delay grows
     /// with each connection that breaks soon, and with each that loses the session to another server.
     hedge_delay: Mutex<Duration>,
+    /// For how long the server may be silent.
+    pub(crate) silence_limit: SilenceLimit,
+    /// How long to wait before all servers are tried again.
+    pub(crate) reconnect_delay: ReconnectDelay,
 }
 
 /// Whether a session has a connection.
@@ -64,23 +68,17 @@ impl SessionState {
             options,
             servers,
             requested_ttl,
-            session: first.session().clone(),
-            granted_ttl: first.granted_ttl(),
+            session: first.session.clone(),
+            granted_ttl: first.granted_ttl,
             phase: watch::Sender::new(Phase::Connected(Arc::clone(first))),
             closing: CancellationToken::new(),
             without_entries: AtomicBool::new(false),
             refused: OnceLock::new(),
             ended: AtomicBool::new(false),
             hedge_delay: Mutex::new(MIN_HEDGE_DELAY),
+            silence_limit: SilenceLimit::new(first.granted_ttl),
+            reconnect_delay: ReconnectDelay::default(),
         }
-    }
-
-    pub(crate) fn mark_without_entries(&self) {
-        self.without_entries.store(true, Relaxed);
-    }
-
-    pub(crate) fn is_without_entries(&self) -> bool {
-        self.without_entries.load(Relaxed)
     }
 
     /// Makes every further use of the session fail with `error`, and interrupts the requests in progress. Only closing it
@@ -93,11 +91,6 @@ impl SessionState {
         }
     }
 
-    /// The error given to [`refuse`](Self::refuse).
-    pub(crate) fn refused(&self) -> Option<&BackendError> {
-        self.refused.get()
-    }
-
     /// The current connection. Waits for one if there is none.
     ///
     /// # Errors
@@ -106,7 +99,7 @@ impl SessionState {
     pub(crate) async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
         let mut phase = self.phase.subscribe();
         loop {
-            if let Some(error) = self.refused() {
+            if let Some(error) = self.refused.get() {
                 return Err(error.clone());
             }
             match &*phase.borrow_and_update() {
@@ -120,16 +113,6 @@ impl SessionState {
                 return Err(task_ended());
             }
         }
-    }
-
-    /// Records that the servers have confirmed the end of the session.
-    pub(crate) fn mark_ended(&self) {
-        self.ended.store(true, Relaxed);
-    }
-
-    /// Whether the servers have confirmed the end of the session.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Relaxed)
     }
 
     pub(crate) fn hedge_delay(&self) -> Duration {
@@ -149,7 +132,7 @@ impl SessionState {
     }
 
     fn lock_hedge_delay(&self) -> MutexGuard<'_, Duration> {
-        self.hedge_delay.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.hedge_delay)
     }
 }
 

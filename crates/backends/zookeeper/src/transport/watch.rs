@@ -3,7 +3,7 @@
 use std::{
     panic::AssertUnwindSafe,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -14,13 +14,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use zookeeper_client::{OneshotWatcher, WatchedEvent};
 
+use super::lock;
+
 /// How many dropped watches are collected before they are removed at the server without waiting for a heartbeat.
 const MAX_DROPPED_WATCHES: usize = 256;
 /// The least recheck interval for each waiter of a connection, so that all together recheck five times a second at most.
 const RECHECK_SPACING: Duration = Duration::from_millis(200);
 
 /// The event of a watch, once it has fired.
-pub(crate) type Event = BoxFuture<'static, WatchedEvent>;
+type Event = BoxFuture<'static, WatchedEvent>;
 
 /// What the watches of one connection share.
 pub(crate) struct WatchSet {
@@ -45,7 +47,7 @@ impl WatchSet {
 
     /// Removes the dropped watches at the server.
     pub(crate) fn remove_dropped(&self) {
-        let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+        let dropped = std::mem::take(&mut *lock(&self.dropped));
         remove(dropped);
     }
 }
@@ -60,12 +62,6 @@ pub(crate) struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// The bare event. It must not be polled once the [client's task has
-    /// ended](super::connection::Connection::has_client_ended).
-    pub(crate) fn into_event(mut self) -> Option<Event> {
-        self.event.take()
-    }
-
     /// Waits until the watch has fired or the connection is lost; the caller reads again in both cases. Returns the
     /// event if the server sent one.
     ///
@@ -123,7 +119,7 @@ impl Drop for Watch<'_> {
         if self.set.client_ended.is_cancelled() {
             return;
         }
-        let mut dropped = self.set.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dropped = lock(&self.set.dropped);
         dropped.push(event);
         if dropped.len() > MAX_DROPPED_WATCHES {
             let all = std::mem::take(&mut *dropped);

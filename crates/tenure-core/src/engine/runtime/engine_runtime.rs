@@ -178,8 +178,12 @@ fn build(reporter: Reporter) -> io::Result<Runtime> {
         .on_thread_start(move || reporter.enter_engine_thread())
         .build()?;
     drop(runtime.spawn(remember_tokio_waker()));
-    // tokio panics when the system refuses its first blocking thread. Here that is an error; later it cannot
-    // happen.
+    // tokio panics, with a message, when the system refuses its first blocking thread. Here that is an error, and mostly
+    // without the message, since another thread is tried first; later it cannot happen.
+    if let Err(refused) = std::thread::Builder::new().spawn(|| ()).map(|probe| drop(probe.join())) {
+        runtime.shutdown_background();
+        return Err(refused);
+    }
     match catch_unwind(AssertUnwindSafe(|| drop(runtime.spawn_blocking(|| ())))) {
         Ok(()) => Ok(runtime),
         Err(_) => {

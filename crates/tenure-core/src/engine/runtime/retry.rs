@@ -30,6 +30,11 @@ impl Retry {
     }
 }
 
+/// Without what is of no interest in a message.
+fn in_millis(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// The response to `request`, or [`BackendErrorKind::Unavailable`] after `limit`. `operation` names the request
 /// in that error.
 pub(crate) async fn with_timeout<T>(
@@ -42,7 +47,7 @@ pub(crate) async fn with_timeout<T>(
         Ok(outcome) => outcome,
         Err(_) => Err(BackendError::new(
             BackendErrorKind::Unavailable,
-            format!("{operation}: no answer within {}", humantime::format_duration(limit)),
+            format!("{operation}: no answer within {}", humantime::format_duration(in_millis(limit))),
         )),
     }
 }

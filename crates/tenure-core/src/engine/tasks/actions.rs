@@ -12,6 +12,7 @@ use super::{
     events::{CandidateNumber, SessionNumber},
     requests::{self, Outcome, Request},
     term::Term,
+    tokens,
     watches::Watches,
 };
 use crate::{
@@ -56,6 +57,13 @@ impl ElectorTask {
             // It has no other entry: the next one gets a session, and a window, of its own.
             session.end(LossReason::EntryGone);
         }
+        if (candidate.state, event) == (State::Entering, Event::Entered)
+            && let Some(campaign) = &mut candidate.campaign
+            && !std::mem::replace(&mut campaign.has_waited, true)
+        {
+            let EntryRequest { election, candidate, .. } = &*candidate.request;
+            info!(%election, %candidate, "waits for leadership");
+        }
         if let Some(membership) = &mut candidate.membership {
             membership.confirmed = event == Event::Removed;
         }
@@ -64,6 +72,9 @@ impl ElectorTask {
             follows = self.act(candidate, *action);
         }
         candidate.state = next;
+        if let Some(membership) = &mut candidate.membership {
+            membership.set_waits(matches!(next, State::Waiting | State::WaitingLater));
+        }
         // While the elector closes, it does not go on under a new session.
         follows.or_else(|| self.closing.then_some(Event::Closed))
     }
@@ -148,7 +159,7 @@ impl ElectorTask {
     /// Joins the open session, or requests one.
     fn open_session(&mut self, candidate: &Candidate) -> Option<Event> {
         let owner = self.owner_of_session(candidate);
-        if self.latest_session(owner).is_some_and(|session| session.ended().is_none()) {
+        if self.session_with_room(owner).is_some() {
             return Some(Event::SessionOpened);
         }
         if !self.openings.is_running(owner) && !self.shared.closing.is_cancelled() {
@@ -157,10 +168,13 @@ impl ElectorTask {
         None
     }
 
-    /// Enters under the latest session.
+    /// Enters under a session that has room.
     fn enter(&mut self, candidate: &mut Candidate) -> Option<Event> {
         if candidate.membership.is_none() {
-            let session = self.latest_session(self.owner_of_session(candidate))?;
+            let Some(session) = self.session_with_room(self.owner_of_session(candidate)) else {
+                // It has ended meanwhile.
+                return Some(Event::SessionEnded);
+            };
             candidate.membership = Some(Membership::new(session));
         }
         let session = candidate.session()?;
@@ -184,6 +198,7 @@ impl ElectorTask {
             (candidate.request, candidate.value_number) = (Arc::new(request), Some(number));
         }
         let wait_for_turn = campaign.wait_for_turn;
+        session.open_window_soon();
         candidate.begin_creating();
         self.send(candidate, requests::enter(session, Arc::clone(&candidate.request), wait_for_turn));
         None
@@ -216,6 +231,7 @@ impl ElectorTask {
         let session = membership.session.number;
         let term = Term::new(&membership.session, Arc::clone(&candidate.request), token, Arc::clone(&entry));
         membership.term = Some(Arc::clone(&term));
+        term.session.leadership_begins();
         self.elections.set_term(&term);
         candidate.waiting = None;
         let campaign = candidate.campaign.take()?;
@@ -226,6 +242,7 @@ impl ElectorTask {
         }
         let waited = self.shared.clock.now().since(campaign.started_at);
         telemetry::leadership_won(term.election(), token, waited);
+        tokens::won(&self.shared, term.election(), token);
         // If the campaign's future was dropped meanwhile, this drops the guard, which resigns.
         let _ = campaign.answer.send(Ok(Some(Leadership::new(term))));
         self.with_watches(session, |watches| watches.begin(entry));
@@ -255,7 +272,12 @@ impl ElectorTask {
             membership.finished = answers;
             unconfirmed = (!membership.confirmed).then(|| Arc::clone(&membership.session));
         }
-        let Some(campaign) = candidate.campaign.take().filter(|_| answers) else { return };
+        let campaign = candidate.campaign.take();
+        if campaign.as_ref().is_some_and(|campaign| campaign.has_waited) {
+            let EntryRequest { election, candidate, .. } = &*candidate.request;
+            info!(%election, %candidate, "waits no more");
+        }
+        let Some(campaign) = campaign.filter(|_| answers) else { return };
         let Campaign { answer, given_up, error, .. } = *campaign;
         let (election, waited) = (candidate.request.election.clone(), self.shared.config.shutdown_timeout);
         match unconfirmed {

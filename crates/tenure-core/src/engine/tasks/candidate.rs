@@ -61,6 +61,8 @@ pub(crate) struct Campaign {
     /// The grace period that was requested for the leadership.
     pub(super) grace_period: Option<Duration>,
     pub(super) given_up: bool,
+    /// Whether it has waited behind others, which is logged once.
+    pub(super) has_waited: bool,
     /// Why it fails.
     pub(super) error: Option<Error>,
     /// The session that has ended under it.
@@ -89,6 +91,7 @@ impl Campaign {
             value,
             grace_period: options.grace_period(),
             given_up: false,
+            has_waited: false,
             error: None,
             last_session: None,
             retry: RetryDelays::new(shared.config.retry),
@@ -168,18 +171,36 @@ pub(super) struct Membership {
     pub(super) finished: bool,
     /// Whether the store has confirmed that the entry is gone.
     pub(super) confirmed: bool,
+    /// Whether the candidate waits for its turn.
+    waits: bool,
     _tracker_token: TaskTrackerToken,
 }
 
 impl Membership {
     pub(super) fn new(session: &Arc<Session>) -> Self {
         let _tracker_token = session.entry_tracker.token();
-        Self { session: Arc::clone(session), term: None, finished: false, confirmed: false, _tracker_token }
+        Self {
+            session: Arc::clone(session),
+            term: None,
+            finished: false,
+            confirmed: false,
+            waits: false,
+            _tracker_token,
+        }
+    }
+}
+
+impl Membership {
+    pub(super) fn set_waits(&mut self, waits: bool) {
+        if std::mem::replace(&mut self.waits, waits) != waits {
+            self.session.set_waiting(waits);
+        }
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
+        self.set_waits(false);
         if !self.finished {
             catch_panic(|| self.session.end(LossReason::SessionGivenUp));
         }
@@ -190,6 +211,7 @@ impl Drop for Membership {
             }
             catch_panic(|| term.report_end());
             term.set_withdrawn(self.confirmed);
+            self.session.leadership_is_over();
         }
         // It served this candidacy only.
         if self.session.owner.is_some() {

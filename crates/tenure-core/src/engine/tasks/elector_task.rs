@@ -18,7 +18,7 @@ use futures::{
     stream::FuturesUnordered,
 };
 use tokio::sync::mpsc;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use super::{
     campaigns::{Campaigns, Command},
@@ -65,7 +65,7 @@ pub(super) struct ElectorTask {
     queues: HashMap<ElectionName, VecDeque<CandidateNumber>>,
     /// The candidates that have become the first of their elections, and are about to be admitted.
     admitted: VecDeque<CandidateNumber>,
-    /// The sessions that are not closed yet. The latest one of an owner is for its new candidates, unless it has ended.
+    /// The sessions that are not closed yet.
     pub(super) sessions: BTreeMap<SessionNumber, (Arc<Session>, Watches)>,
     last_session: SessionNumber,
     pub(super) openings: Openings,
@@ -155,6 +155,7 @@ impl ElectorTask {
             while let Some(number) = self.admitted.pop_front() {
                 self.apply(number, Event::Admitted);
             }
+            self.end_surplus_sessions();
         }
         // A command that another thread is just sending stays in the channel otherwise, and its caller waits for ever.
         self.commands.close();
@@ -320,9 +321,30 @@ impl ElectorTask {
         }
     }
 
-    /// The latest session of this owner. It may have ended.
-    pub(super) fn latest_session(&self, owner: Owner) -> Option<&Arc<Session>> {
-        self.sessions.values().rev().map(|(session, _)| session).find(|session| session.owner == owner)
+    /// The session of this owner under which a candidate enters next: one that has room for another entry.
+    pub(super) fn session_with_room(&self, owner: Owner) -> Option<&Arc<Session>> {
+        let has_room = |session: &&Arc<Session>| {
+            session.owner == owner && session.ended().is_none() && self.room(session) > 0
+        };
+        self.sessions.values().rev().map(|(session, _)| session).find(has_room)
+    }
+
+    /// How many entries can still be created under a session.
+    fn room(&self, session: &Session) -> usize {
+        let limit = self.shared.backend.capabilities().entries_per_session.max(1);
+        limit.saturating_sub(session.entry_tracker.len())
+    }
+
+    /// Ends sessions without an entry, except the latest one.
+    fn end_surplus_sessions(&self) {
+        if self.sessions.len() < 2 {
+            return;
+        }
+        let shared = self.sessions.values().rev().map(|(session, _)| session);
+        let shared = shared.filter(|session| session.owner.is_none() && session.ended().is_none());
+        for session in shared.skip(1).filter(|session| session.entry_tracker.is_empty()) {
+            session.end(LossReason::Closed);
+        }
     }
 
     /// Sends the request that opens a session.
@@ -348,6 +370,17 @@ impl ElectorTask {
         let election = waiting.map(|candidate| candidate.request.election.clone());
         match outcome {
             Ok(Opening::PauseOver) => {
+                // Room may have become free under another session meanwhile.
+                let joining: Vec<_> = match self.session_with_room(owner).map(|session| self.room(session)) {
+                    Some(room) => {
+                        let waiting = self.candidates.values().filter(|candidate| awaits(candidate));
+                        waiting.take(room).map(|candidate| candidate.number).collect()
+                    }
+                    None => Vec::new(),
+                };
+                joining.into_iter().for_each(|number| self.apply(number, Event::SessionOpened));
+                let election = self.candidates.values().find(|candidate| awaits(candidate));
+                let election = election.map(|candidate| candidate.request.election.clone());
                 if election.is_some() {
                     return self.request_session(owner, election, retry);
                 }
@@ -357,13 +390,19 @@ impl ElectorTask {
                 if owner.is_some() && election.is_none() {
                     session.end(LossReason::Closed);
                 }
-                let watches = Watches::new(&session);
+                let (watches, room) = (Watches::new(&session), self.room(&session));
                 self.sessions.insert(session.number, (session, watches));
+                let mut waiting = self.candidates.values().filter(|candidate| awaits(candidate));
+                let entering: Vec<_> =
+                    waiting.by_ref().take(room).map(|candidate| candidate.number).collect();
+                if waiting.next().is_some() {
+                    self.request_session(owner, election, None);
+                }
                 // They enter under it.
-                self.apply_to_all(Event::SessionOpened, awaits);
+                entering.into_iter().for_each(|number| self.apply(number, Event::SessionOpened));
             }
             Ok(Opening::Done(Err(OpenError::Backend(error)))) if !error.is_permanent() => {
-                warn!(%error, "no session yet; trying again");
+                debug!(%error, "no session yet; trying again");
                 if let Some(retry) = retry {
                     self.openings.pause(owner, retry);
                 }

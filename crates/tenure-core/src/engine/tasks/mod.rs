@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `events` | what sessions and terms tell the elector's task |
+//! | `tokens` | notes the fencing tokens that were seen, and reports one that has gone back |
 //! | `in_flight_work` | counts the work of a term, and the polls of it |
 //! | `entry_value` | the values that are set for an entry |
 //! | `session` | what all elections of an elector share, and how it ends |
@@ -39,5 +40,6 @@ pub(crate) mod session;
 pub(crate) mod session_opening;
 mod session_task;
 pub(crate) mod term;
+pub(crate) mod tokens;
 mod watches;
 mod work;

@@ -6,8 +6,9 @@ use futures::{StreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
+use super::tokens;
 use crate::{
-    Candidate, ElectionName, Error, Leaders,
+    Candidate, ElectionName, Error, FencingToken, Leaders,
     engine::{
         elector_context::ElectorContext,
         runtime::retry::{Retry, with_timeout},
@@ -63,13 +64,16 @@ async fn observe(
 
 /// Sends every change of the leader to `leaders`, until a permanent error.
 async fn forward(
-    shared: &ElectorContext,
+    shared: &Arc<ElectorContext>,
     election: &ElectionName,
     leaders: &mpsc::Sender<Result<Option<Candidate>, Error>>,
 ) {
     let mut retry = Retry::new(shared.config.retry);
     let mut last: Option<Option<Candidate>> = None;
+    let mut last_token: Option<FencingToken> = None;
     loop {
+        // As of now: what the store shows next is not older.
+        last_token = last_token.max(shared.token_marks().mark(election));
         let observing = shared.backend.observe(election);
         let error = match with_timeout("observing", shared.config.request_timeout, observing).await {
             Err(error) => Some(error),
@@ -80,6 +84,9 @@ async fn forward(
                     Some(Ok(leader)) => {
                         shared.status.answered();
                         retry.reset();
+                        if let Some(token) = leader.as_ref().and_then(|leader| leader.token) {
+                            tokens::seen(shared, election, token, last_token.replace(token));
+                        }
                         if !last.as_ref().is_some_and(|last| is_same(last.as_ref(), leader.as_ref())) {
                             last = Some(leader.clone());
                             if leaders.send(Ok(leader)).await.is_err() {

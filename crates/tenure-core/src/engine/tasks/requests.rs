@@ -193,7 +193,7 @@ pub(super) async fn remove(
             }
             Err(error) => {
                 shared.status.failed(&error);
-                warn!(election = %request.election, %error, "the entry is not removed yet; trying again");
+                debug!(election = %request.election, %error, "the entry is not removed yet; trying again");
             }
         }
         retry.pause().await;

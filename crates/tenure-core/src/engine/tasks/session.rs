@@ -24,7 +24,7 @@ use crate::{
         rules::{
             end::{DROP_MARGIN, End, drop_margin},
             expiry::SessionExpiry,
-            heartbeat,
+            heartbeat::{self, HeartbeatPurpose},
             pending_withdrawals::PendingWithdrawals,
             window::Window,
         },
@@ -76,8 +76,12 @@ pub(crate) struct Session {
     pub(crate) heartbeat_wanted: Notify,
     /// See [`heartbeats_stopped_at`](Self::heartbeats_stopped_at).
     heartbeats_stopped: Mutex<Option<BootInstant>>,
+    /// The number of candidates that wait, or pause before they wait again.
+    waiting: AtomicUsize,
     /// The number of candidates that wait and are not next in line.
     not_next_in_line: AtomicUsize,
+    /// The number of candidates that lead or have led, and whose entry is not removed yet.
+    terms: AtomicUsize,
     pending_withdrawals: Mutex<PendingWithdrawals>,
     /// The terms whose deadlines the watchdog enforces: those with work, a waiter, a cancellation token, a
     /// parent or a child. In order, so that a simulated run is reproducible.
@@ -160,7 +164,9 @@ impl Session {
             proof_wanted: AtomicBool::new(false),
             heartbeat_wanted: Notify::new(),
             heartbeats_stopped: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             not_next_in_line: AtomicUsize::new(0),
+            terms: AtomicUsize::new(0),
             pending_withdrawals: Mutex::default(),
             watched_terms: Mutex::default(),
         })
@@ -336,10 +342,17 @@ impl Session {
         }
     }
 
-    /// Whether a candidate leads, may be next in line, or enters or leaves; or none is left. Otherwise keepalives suffice.
-    pub(crate) fn needs_proof(&self) -> bool {
-        let behind = self.not_next_in_line.load(Ordering::Acquire);
-        behind == 0 || behind < self.entry_tracker.len()
+    /// What the next heartbeat is sent for. Changes on the engine's thread only, except that a candidate may become next in line or
+    /// no longer be it.
+    pub(crate) fn heartbeat_purpose(&self) -> HeartbeatPurpose {
+        let entries = self.entry_tracker.len();
+        if self.waiting.load(Ordering::Acquire) < entries {
+            return HeartbeatPurpose::Lead;
+        }
+        match self.not_next_in_line.load(Ordering::Acquire) {
+            behind if behind > 0 && behind >= entries => HeartbeatPurpose::KeepAlive,
+            _ => HeartbeatPurpose::StandBy,
+        }
     }
 
     /// The position of a candidate that begins to wait.
@@ -352,10 +365,40 @@ impl Session {
                 return;
             }
             session.not_next_in_line.fetch_sub(1, Ordering::AcqRel);
-            if !session.window.is_open() && session.owner.is_none() {
-                session.heartbeat_wanted.notify_one();
-            }
+            session.open_window_soon();
         })
+    }
+
+    /// Wakes the session's task if the window is not open, because a candidate enters or is next in line.
+    pub(crate) fn open_window_soon(&self) {
+        if !self.window.is_open() && self.owner.is_none() {
+            self.heartbeat_wanted.notify_one();
+        }
+    }
+
+    /// Records that a candidate begins or ends to wait. Called on the engine's thread only.
+    pub(crate) fn set_waiting(&self, waits: bool) {
+        if waits {
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Called when a leadership begins: the next heartbeat may be due sooner.
+    pub(crate) fn leadership_begins(&self) {
+        self.terms.fetch_add(1, Ordering::AcqRel);
+        self.heartbeat_wanted.notify_one();
+    }
+
+    /// Called when nothing is left of a leadership.
+    pub(crate) fn leadership_is_over(&self) {
+        self.terms.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether a candidate leads, or the entry of one that has led is not removed yet.
+    pub(crate) fn has_terms(&self) -> bool {
+        self.terms.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn pending_withdrawals(&self) -> MutexGuard<'_, PendingWithdrawals> {

@@ -26,6 +26,7 @@ use crate::{
         BackendError, BackendErrorKind, BackendSession, HeartbeatProof, SessionOptions, SessionScope, Stamp,
     },
     sync::timeout,
+    telemetry,
 };
 
 /// Why a session cannot be opened, or not be used.
@@ -148,6 +149,9 @@ async fn open_now(shared: &Arc<ElectorContext>, request: SessionRequest) -> Resu
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
     shared.watchdog.watch(watched);
     shared.status.session_opened(session.backend_session.id());
+    if session.backend_session.proof() != HeartbeatProof::Process {
+        telemetry::session_opened(ttl);
+    }
     debug!(session = session.backend_session.id(), ttl = %humantime::format_duration(ttl), "session opened");
     let span = info_span!("session", session = session.backend_session.id());
     if is_disabled(SafetyRule::GuardBeforeSpawn) {

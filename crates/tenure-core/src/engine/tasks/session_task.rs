@@ -1,23 +1,23 @@
 //! The task of a session: heartbeats, their confirmation, repeated withdrawals, and closing.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, stream};
 use tracing::{debug, error, warn};
 
 use super::session::Session;
 use crate::{
-    LossReason, OnDisconnect,
+    BootInstant, LossReason, OnDisconnect,
     engine::{
         rules::{
-            heartbeat::{self, UnconfirmedHeartbeat},
+            heartbeat::{self, HeartbeatPurpose, UnprovenHeartbeats},
             pending_withdrawals::first_retry_delay,
         },
         runtime::retry::{Retry, with_timeout},
     },
     failpoints::{SafetyRule, is_disabled},
     retry_delays::RetryDelays,
-    spi::{BackendError, BackendErrorKind, Heartbeat, HeartbeatProof, Stamp},
+    spi::{BackendError, BackendErrorKind, Heartbeat, Stamp},
     sync::sleep,
     telemetry,
 };
@@ -106,25 +106,40 @@ async fn heartbeat_loop(session: &Arc<Session>) {
     let shared = &session.shared;
     let clock = &*shared.clock;
     let proof = session.backend_session.proof();
-    let interval = heartbeat::interval(
-        proof,
-        session.backend_session.granted_ttl(),
-        shared.config.drift,
-        session.window.grace_period(),
-    );
-    let limit = heartbeat::timeout(proof, interval, shared.config.request_timeout);
+    let (ttl, drift) = (session.backend_session.granted_ttl(), shared.config.drift);
+    let interval = |purpose| heartbeat::interval(proof, purpose, ttl, drift, session.window.grace_period());
+    let limit = heartbeat::timeout(proof, interval(HeartbeatPurpose::Lead), shared.config.request_timeout);
     let mut retry_delays = RetryDelays::new(heartbeat::retry_backoff(limit));
-    let mut unconfirmed: VecDeque<UnconfirmedHeartbeat> = VecDeque::new();
+    let mut unproven = UnprovenHeartbeats::new(proof, ttl, drift);
     let mut answered_at = clock.now();
-    let mut next = session.window.deadline() - session.window.length() + interval;
+    let opened_at = session.window.deadline() - session.window.length();
+    let mut next = opened_at + interval(session.heartbeat_purpose());
+    let mut sent_at = opened_at;
+    // After a failed heartbeat.
+    let mut paused_until = opened_at;
     loop {
         tokio::select! {
             biased;
             () = clock.sleep_until(next) => {}
-            () = session.heartbeat_wanted.notified() => {}
+            () = session.heartbeat_wanted.notified() => {
+                if clock.now() < paused_until {
+                    continue;
+                }
+                if session.window.is_open() {
+                    // Its purpose may have changed.
+                    next = next.min(sent_at + interval(session.heartbeat_purpose()));
+                    continue;
+                }
+            }
+            never = suspend_unused_window(session) => match never {},
         }
         wait_until_allowed(session).await;
-        let (sent, answer) = send_heartbeat(session, limit, &mut unconfirmed).await;
+        let (sent, answer) = tokio::select! {
+            biased;
+            outcome = send_heartbeat(session, limit) => outcome,
+            never = suspend_unused_window(session) => match never {},
+        };
+        sent_at = sent.at;
         // Read before the heartbeat extends the deadline: the least time that was left.
         let left = session.window.is_open().then(|| session.window.deadline().since(clock.now()));
         let measured = |outcome| telemetry::heartbeat_finished(outcome, clock.now().since(sent.at), left);
@@ -135,8 +150,13 @@ async fn heartbeat_loop(session: &Arc<Session>) {
                     Some(heartbeat) if heartbeat.ttl.is_zero() => {
                         return session.end(LossReason::SessionExpired);
                     }
-                    Some(heartbeat) => proven_by(session, &mut unconfirmed, sent, heartbeat),
-                    None => None,
+                    Some(heartbeat) => proven_by(session, &mut unproven, sent, heartbeat),
+                    None => {
+                        if let Some(unproven) = &mut unproven {
+                            unproven.add(sent, ttl, answered_at);
+                        }
+                        None
+                    }
                 };
                 if let Some((proven, ttl)) = proven {
                     if let Err(reason) = session.extend_window(proven, ttl) {
@@ -145,20 +165,12 @@ async fn heartbeat_loop(session: &Arc<Session>) {
                     session.window_extended();
                 }
                 measured(if proven.is_some() { "confirmed" } else { "answered" });
-                // A first answer of several that are needed says little of the store.
+                // An unproven heartbeat does not end an outage.
                 if proven.is_some() || answer.is_none() {
                     shared.status.answered();
                     retry_delays.reset();
                 }
-                // While a candidate waits for the window to open, the proving heartbeat is sent as early as it counts.
-                next = match (proof, unconfirmed.front()) {
-                    (HeartbeatProof::NextHeartbeat { gap }, Some(first))
-                        if !session.window.is_open() && session.needs_proof() =>
-                    {
-                        first.answered_at + heartbeat::confirmation_gap(gap, shared.config.drift)
-                    }
-                    _ => sent.at + interval,
-                };
+                next = next_heartbeat(session, unproven.as_ref(), sent.at, &interval);
             }
             Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                 return session.end(LossReason::SessionExpired);
@@ -173,11 +185,12 @@ async fn heartbeat_loop(session: &Arc<Session>) {
                 if !session.window.is_open() {
                     let expired = answered_at + session.expiry.max_silence();
                     if clock.now() >= expired {
-                        // No deadline ends it, and the store has.
+                        // No deadline applies, and the store must have ended the session by now.
                         return session.end(LossReason::Deadline);
                     }
                     next = next.min(expired);
                 }
+                paused_until = next;
             }
         }
         report_clock_jump(session);
@@ -187,6 +200,53 @@ async fn heartbeat_loop(session: &Arc<Session>) {
             return;
         }
     }
+}
+
+/// When the next heartbeat is due after one that was sent at `sent`.
+fn next_heartbeat(
+    session: &Session,
+    unproven: Option<&UnprovenHeartbeats>,
+    sent: BootInstant,
+    interval: &impl Fn(HeartbeatPurpose) -> Duration,
+) -> BootInstant {
+    let purpose = session.heartbeat_purpose();
+    let interval = interval(purpose);
+    let due = sent + interval;
+    let Some(unproven) = unproven else { return due };
+    if purpose == HeartbeatPurpose::KeepAlive {
+        return due;
+    }
+    let window = &session.window;
+    let reserve = unproven.reserve(interval, window.grace_period());
+    // Of a window that is not open, nothing is left.
+    let left = window.deadline().since(session.shared.clock.now()).saturating_sub(window.grace_period());
+    match unproven.earliest_that_counts() {
+        Some(counts) if left < reserve => counts,
+        _ => unproven.align(due, interval),
+    }
+}
+
+/// Suspends the window just before it closes, if nobody leads under it then: the session may live on in a store that does not answer, and
+/// is of use once it answers again.
+async fn suspend_unused_window(session: &Session) -> Infallible {
+    let (clock, window) = (&*session.shared.clock, &session.window);
+    let ttl = session.backend_session.granted_ttl();
+    while window.is_open() && session.owner.is_none() {
+        let now = clock.now();
+        let closes = window.deadline() - window.grace_period();
+        let is_unused = !session.has_terms();
+        if now < closes - ttl / 50 {
+            clock.sleep_until(closes - ttl / 50).await;
+        } else if now < closes && !is_unused {
+            clock.sleep_until(now + ttl / 200).await;
+        } else {
+            if is_unused && let Err(reason) = window.suspend(clock) {
+                session.end(reason);
+            }
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Waits until heartbeats may be sent. A session that serves one election is extended only once its candidate has won, and not while
@@ -199,7 +259,7 @@ async fn wait_until_allowed(session: &Session) {
                 tokio::select! {
                     biased;
                     () = session.heartbeat_wanted.notified() => {}
-                    // No deadline ends it, and the store has.
+                    // No deadline applies, and the store must have ended the session by now.
                     () = clock.sleep_until(stopped_at + session.expiry.max_silence()) => {
                         session.end(LossReason::Deadline);
                         return std::future::pending().await;
@@ -216,16 +276,11 @@ async fn wait_until_allowed(session: &Session) {
 async fn send_heartbeat(
     session: &Session,
     limit: Duration,
-    unconfirmed: &mut VecDeque<UnconfirmedHeartbeat>,
 ) -> (Stamp, Result<Option<Heartbeat>, BackendError>) {
     let clock = &*session.shared.clock;
-    let needs_proof = session.needs_proof();
-    if !needs_proof {
-        // They are too old by the time the window opens.
-        unconfirmed.clear();
-        if let Err(reason) = session.window.suspend(clock) {
-            session.end(reason);
-        }
+    let needs_proof = session.heartbeat_purpose() != HeartbeatPurpose::KeepAlive;
+    if !needs_proof && let Err(reason) = session.window.suspend(clock) {
+        session.end(reason);
     }
     // Read before the request is handed to the client: the store counts the TTL from no earlier instant.
     let sent = Stamp::now(clock);
@@ -249,7 +304,7 @@ async fn send_heartbeat(
 /// The heartbeat that an answered one proves, if any: itself, or an earlier one. Returns when it was sent and its TTL.
 fn proven_by(
     session: &Session,
-    unconfirmed: &mut VecDeque<UnconfirmedHeartbeat>,
+    unproven: &mut Option<UnprovenHeartbeats>,
     sent: Stamp,
     heartbeat: Heartbeat,
 ) -> Option<(Stamp, Duration)> {
@@ -257,28 +312,20 @@ fn proven_by(
     if session.window.shorten(sent.at, heartbeat.ttl) {
         shared.watchdog.wake();
     }
-    match session.backend_session.proof() {
-        HeartbeatProof::NextHeartbeat { gap } if !is_disabled(SafetyRule::ConfirmHeartbeats) => {
-            let gap = heartbeat::confirmation_gap(gap, shared.config.drift);
-            let confirmed = heartbeat::take_confirmed(unconfirmed, sent.at, gap);
-            let answered_at = shared.clock.now();
-            unconfirmed.push_back(UnconfirmedHeartbeat { sent, answered_at, heartbeat });
-            // A shorter TTL that the store grants now also holds for earlier heartbeats.
-            confirmed.map(|earlier| (earlier.sent, earlier.heartbeat.ttl.min(heartbeat.ttl)))
-        }
-        _ => Some((sent, heartbeat.ttl)),
-    }
+    let Some(unproven) = unproven.as_mut().filter(|_| !is_disabled(SafetyRule::ConfirmHeartbeats)) else {
+        return Some((sent, heartbeat.ttl));
+    };
+    let now = shared.clock.now();
+    let proven = unproven.record_answer(sent.at, now);
+    unproven.add(sent, heartbeat.ttl, now);
+    // A shorter TTL that the store grants now also holds for earlier heartbeats.
+    proven.map(|(earlier, ttl)| (earlier, ttl.min(heartbeat.ttl)))
 }
 
 fn report_failure(session: &Session, error: &BackendError) {
-    session.shared.status.failed(error);
-    let session_id = session.backend_session.id();
-    if session.window.is_open() {
-        let left = session.window.deadline().since(session.shared.clock.now());
-        warn!(session = session_id, %error, left = %humantime::format_duration(left), "heartbeat unanswered");
-    } else {
-        warn!(session = session_id, %error, "heartbeat or keepalive failed; no candidate of the session leads");
-    }
+    let window = &session.window;
+    let left = window.is_open().then(|| window.deadline().since(session.shared.clock.now()));
+    session.shared.status.heartbeat_failed(error, left);
 }
 
 /// Warns of jumps of the time of day that have ended nothing ([`OnClockJump::Log`](crate::OnClockJump::Log)). Once per

@@ -186,6 +186,7 @@ impl RowStore {
 pub(crate) struct Connection {
     store: Arc<RowStore>,
     cut: AtomicBool,
+    drops_requests: AtomicBool,
     /// The delay of the first answer that the row was taken.
     first_row_delay: Mutex<Option<Duration>>,
     /// The delay before a row is released.
@@ -201,6 +202,7 @@ impl Connection {
         Arc::new(Self {
             store: Arc::clone(store),
             cut: AtomicBool::new(false),
+            drops_requests: AtomicBool::new(false),
             first_row_delay: Mutex::new(first_row_delay),
             release_delay: Mutex::default(),
             heartbeats: AtomicUsize::new(0),
@@ -214,13 +216,18 @@ impl Connection {
         self.cut.store(true, SeqCst);
     }
 
+    /// Drops all requests from now on. Answers arrive.
+    pub(crate) fn drop_requests(&self) {
+        self.drops_requests.store(true, SeqCst);
+    }
+
     /// Sends a request, whose answer is delayed by `late`.
     async fn send<T>(
         &self,
         request: impl FnOnce(&RowStore) -> T,
         late: impl FnOnce(&T) -> Option<Duration>,
     ) -> T {
-        if self.cut.load(SeqCst) {
+        if self.cut.load(SeqCst) || self.drops_requests.load(SeqCst) {
             pending::<()>().await;
         }
         let answer = request(&self.store);

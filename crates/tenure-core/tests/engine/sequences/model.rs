@@ -11,6 +11,9 @@ use crate::host::TTL;
 /// The number of electors.
 pub(super) const HOSTS: usize = 3;
 
+/// After this time without faults, none has an effect any more.
+pub(super) const SETTLING: Duration = TTL.saturating_mul(4);
+
 /// A call, or a fault.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
@@ -110,6 +113,11 @@ pub(super) struct Model {
     leader_ignores_cancellation: bool,
     /// Whether no dropped leadership is still being released.
     releases_are_complete: bool,
+    /// The time that the steps have taken.
+    now: Duration,
+    /// The time from which on the session of each elector has proven its heartbeats. While its candidate is neither the
+    /// leader nor next in line, a session sends none.
+    proven_from: [Duration; HOSTS],
 }
 
 impl Model {
@@ -139,7 +147,8 @@ impl Model {
 
     /// Whether the first in the queue leads now, and no candidate does if the queue is empty.
     pub(super) fn is_settled(&self) -> bool {
-        self.uncertain.is_empty()
+        self.queue.first().is_none_or(|first| self.proven_from[first.host] <= self.now)
+            && self.uncertain.is_empty()
             && self.releases_are_complete
             && self.undisturbed.iter().all(|undisturbed| *undisturbed)
     }
@@ -172,6 +181,16 @@ impl Model {
         }
         for predicted in [&mut self.queue, &mut self.queued_locally] {
             self.uncertain.extend(predicted.extract_if(.., |candidacy| candidacy.host == host));
+        }
+    }
+
+    /// Takes `time`, in which the first two in the queue send heartbeats.
+    fn advance(&mut self, time: Duration) {
+        self.now += time;
+        if matches!(self.proof, Proof::LaterHeartbeats { .. }) {
+            for waiting in self.queue.iter().skip(2) {
+                self.proven_from[waiting.host] = self.now + TTL;
+            }
         }
     }
 
@@ -229,7 +248,7 @@ impl ReferenceStateMachine for Model {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Self> {
-        let proofs = vec![Proof::Answer, Proof::Read, Proof::NextHeartbeat { gap: TTL / 4 }];
+        let proofs = vec![Proof::Answer, Proof::Read, Proof::LaterHeartbeats { gap: TTL / 4 }];
         let new = |proof| Self {
             proof,
             next_id: 0,
@@ -239,6 +258,8 @@ impl ReferenceStateMachine for Model {
             undisturbed: [true; HOSTS],
             leader_ignores_cancellation: false,
             releases_are_complete: true,
+            now: Duration::ZERO,
+            proven_from: [Duration::ZERO; HOSTS],
         };
         select(proofs).prop_map(new).boxed()
     }
@@ -306,6 +327,8 @@ impl ReferenceStateMachine for Model {
                 for candidacies in [&mut model.queue, &mut model.queued_locally, &mut model.uncertain] {
                     candidacies.retain(|candidacy| candidacy.host != host);
                 }
+                // Its next session begins with a proven heartbeat.
+                model.proven_from[host] = Duration::ZERO;
             }
             Step::CutLink { host }
             | Step::Fault { host, .. }
@@ -317,6 +340,11 @@ impl ReferenceStateMachine for Model {
             }
             Step::SetValue { .. } | Step::HealLink { .. } | Step::AdvanceTime { .. } => {}
         }
+        model.advance(match *step {
+            Step::AdvanceTime { time } => time,
+            Step::Settle => SETTLING,
+            _ => Duration::ZERO,
+        });
         model
     }
 }

@@ -16,7 +16,7 @@ use tenure_core::{
 };
 use tokio::{runtime::Runtime, task::JoinHandle};
 
-use super::model::{EndKind, HOSTS, Model, Step, WorkKind};
+use super::model::{EndKind, HOSTS, Model, SETTLING, Step, WorkKind};
 use crate::host::{Host, TTL, assert_nothing_left, sleep, within};
 
 /// After this time, everything has happened that needs no simulated time.
@@ -348,7 +348,7 @@ impl Electors {
         for observing in &self.hosts {
             observing.host.link.heal();
         }
-        sleep(TTL * 4).await;
+        sleep(SETTLING).await;
     }
 
     /// Promises L1, L2: once all links are healed, each candidate leads in its turn, and nothing is left at the end.
@@ -369,7 +369,7 @@ impl Electors {
             model.remove(held.id);
             within(TTL * 2, held.leadership.resign()).await.unwrap();
             // A successor that was not next in line before needs a proven heartbeat first.
-            sleep(if matches!(model.proof, Proof::NextHeartbeat { .. }) { TTL } else { INSTANT }).await;
+            sleep(if matches!(model.proof, Proof::LaterHeartbeats { .. }) { TTL } else { INSTANT }).await;
         }
         assert!(self.campaigns.is_empty(), "{} candidates never led", self.campaigns.len());
         for observing in &self.hosts {
