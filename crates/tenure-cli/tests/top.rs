@@ -215,6 +215,25 @@ fn ctrl_z_does_not_stop_it_where_nobody_would_continue_it() {
     assert_eq!(top.code(), Some(0));
 }
 
+/// As after `docker exec` or in a job of CI: the ids of the session and of the process group read as 0.
+#[test]
+fn its_session_may_be_outside_its_pid_namespace() {
+    let sandbox = Sandbox::local();
+    let _candidate = candidate(&sandbox, "billing", "first");
+    let tenure = env!("CARGO_BIN_EXE_tenure");
+    let script = format!("{tenure} top; {tenure} run --election other -- true; echo ended with $?");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "sh", "-c", &script]);
+    unshare.env("TENURE_STORE", &sandbox.url);
+    let mut top = Terminal::start(&unshare, 80, 24);
+    top.wait_for_row("> billing");
+    top.press("\x1a");
+    top.wait_for_row("no shell would continue this process");
+    top.press("q");
+    top.wait_for_row("ended with 0");
+    assert_eq!(top.code(), Some(0));
+}
+
 #[test]
 fn without_a_terminal_it_says_at_once_what_to_use_instead() {
     let sandbox = Sandbox::on("zookeeper://127.0.0.1:1/x");

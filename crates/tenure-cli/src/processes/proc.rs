@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
+    fs::{self, File},
     io::{self, Read as _},
     mem::MaybeUninit,
     os::fd::OwnedFd,
@@ -90,6 +90,28 @@ pub(crate) fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     Some(Process { identity, parent: fields.get(1)?.parse().ok()? })
 }
 
+/// The part of a process in the job control of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Job {
+    pub(crate) parent: i32,
+    /// The process group, or 0 if its first process was outside the PID namespace. `rustix::process::getpgrp` panics then.
+    pub(crate) group: i32,
+    /// The session, or 0 like the group.
+    pub(crate) session: i32,
+}
+
+/// The job of a process, or `None` if it cannot be read.
+pub(crate) fn job_of(pid: i32) -> Option<Job> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_job(&String::from_utf8_lossy(&stat))
+}
+
+fn parse_job(stat: &str) -> Option<Job> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(1).map_while(|field| field.parse().ok());
+    Some(Job { parent: fields.next()?, group: fields.next()?, session: fields.next()? })
+}
+
 /// Whether this process has a child, zombies included. This needs neither `/proc` nor a file descriptor.
 pub(super) fn has_children() -> io::Result<bool> {
     is_waitable(|| WaitId::All)
@@ -147,6 +169,10 @@ mod tests {
         assert_eq!(parse_stat(7, &format!("7 (a) Z 1 (b) Z 4 {rest}")), process(4));
         assert_eq!(parse_stat(7, "7 (sh) S 3"), None);
         assert_eq!(parse_stat(7, "7 (sh"), None);
+        let job = |parent| Some(Job { parent, group: 7, session: 6 });
+        assert_eq!(parse_job("7 (sh) S 3 7 6 0 -1"), job(3));
+        assert_eq!(parse_job("7 (a) Z 1 (b) Z 4 7 6 0 -1"), job(4));
+        assert_eq!(parse_job("7 (sh) S 3 7"), None);
     }
 
     #[test]

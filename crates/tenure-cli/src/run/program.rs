@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, getpid, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use tenure::{BootClock, BootInstant, Clock as _, LeadershipHandle};
 use tokio::{
     io::Interest,
@@ -39,7 +39,7 @@ use crate::{
         is_disconnected,
     },
     messages, nesting,
-    processes::{kill_all_descendants, spawn_awaited, wait_for_awaited},
+    processes::{kill_all_descendants, proc::job_of, spawn_awaited, wait_for_awaited},
     signals::ReceivedSignal,
     store::{self, Store},
 };
@@ -104,9 +104,11 @@ impl Program {
             .arg("__guard")
             .arg(format!("--stop-signal={}", options.stop_signal));
         // A process that reads from its terminal has to be in the terminal's foreground process group.
-        let own_group = File::open("/dev/tty").is_err();
+        // One from outside the PID namespace cannot be joined.
+        let group = job_of(getpid().as_raw_pid()).map_or(0, |job| job.group);
+        let own_group = group == 0 || File::open("/dev/tty").is_err();
         if !own_group {
-            command.arg(format!("--group={}", getpgrp().as_raw_nonzero()));
+            command.arg(format!("--group={group}"));
         }
         for variable in store::secret_variables(options.store.url.as_deref()) {
             command.arg(format!("--withhold={variable}"));

@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    env, fs,
+    env,
     io::{self, IsTerminal as _, Write as _, stdin, stdout},
     panic,
     sync::{
@@ -19,14 +19,18 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{Pid, getpgid, getpgrp, getppid, getsid},
+    process::getpid,
     termios::{InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr},
 };
 use signal_hook::{consts::signal::SIGTSTP, low_level::emulate_default_handler};
 use tokio::sync::mpsc;
 
 use super::keys::{self, Key};
-use crate::{exit::UsageError, messages};
+use crate::{
+    exit::UsageError,
+    messages,
+    processes::proc::{Job, job_of},
+};
 
 /// Alternate screen, no cursor, no wrapping of long lines, an empty screen.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J";
@@ -141,7 +145,7 @@ impl Terminal {
 
     /// Restores the terminal and stops the process, until somebody continues it. Returns `false` if nobody would.
     pub(crate) fn suspend(&self) -> io::Result<bool> {
-        if is_orphaned() {
+        if is_orphaned(getpid().as_raw_pid(), job_of) {
             return Ok(false);
         }
         self.leave();
@@ -253,26 +257,19 @@ fn restore_at_panic() {
 
 /// Whether no shell would continue this process after a stop: no ancestor of this session is in another process group. This
 /// is so in a container whose first process is `tenure top`, for example.
-fn is_orphaned() -> bool {
-    let (session, group) = (getsid(None), getpgrp());
-    let mut ancestor = getppid();
-    while let Some(pid) = ancestor {
-        if getsid(Some(pid)) != session {
+fn is_orphaned(this: i32, job_of: impl Fn(i32) -> Option<Job>) -> bool {
+    let Some(job) = job_of(this) else { return true };
+    let mut parent = job.parent;
+    while let Some(ancestor) = job_of(parent) {
+        if ancestor.session != job.session {
             return true;
         }
-        if getpgid(Some(pid)) != Ok(group) {
+        if ancestor.group != job.group {
             return false;
         }
-        ancestor = parent_of(pid);
+        parent = ancestor.parent;
     }
     true
-}
-
-fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
-    let (_, fields) = stat.rsplit_once(')')?;
-    Pid::from_raw(fields.split_ascii_whitespace().nth(1)?.parse().ok()?)
 }
 
 /// Reads keys on a thread of its own. The channel is closed when the terminal is gone.
@@ -339,6 +336,24 @@ mod tests {
         let (_, settings) = shown.split_once("speed ").unwrap_or_else(|| panic!("{shown:?}"));
         let has = |setting: &str| settings.split([' ', ';', '\r', '\n']).any(|word| word == setting);
         assert!(has("icanon") && has("echo"), "{settings}");
+    }
+
+    #[test]
+    fn a_shell_of_the_same_session_would_continue_it() {
+        let job = |parent, group, session| Job { parent, group, session };
+        let is_orphaned = |processes: &[(i32, Job)]| {
+            is_orphaned(9, |pid| processes.iter().find(|(found, _)| *found == pid).map(|(_, job)| *job))
+        };
+        let this = (9, job(8, 8, 5));
+        // A script (8) that the shell (5) has started.
+        let script = (8, job(5, 8, 5));
+        assert!(!is_orphaned(&[this, script, (5, job(1, 5, 5))]));
+        assert!(is_orphaned(&[this, script, (5, job(1, 8, 5)), (1, job(0, 1, 1))]));
+        assert!(is_orphaned(&[this, script]));
+        assert!(is_orphaned(&[]));
+        // The parent's session and group, and then also the process's own, are those of a process outside the PID namespace.
+        assert!(is_orphaned(&[(9, job(1, 9, 9)), (1, job(0, 0, 0))]));
+        assert!(is_orphaned(&[(9, job(1, 0, 0)), (1, job(0, 0, 0))]));
     }
 
     #[test]
