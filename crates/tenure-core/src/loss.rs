@@ -57,7 +57,7 @@ impl LossReason {
         }
     }
 
-    /// Whether another candidate may lead already according to the store, so that work has no time left to stop.
+    /// Whether another candidate may lead already.
     pub(crate) fn successor_may_lead(self) -> bool {
         matches!(self, Self::EntryGone | Self::SessionExpired | Self::ClockJump)
     }

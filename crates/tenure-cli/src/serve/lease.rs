@@ -23,7 +23,6 @@ use tenure::{
 use tokio::sync::watch;
 
 use super::{
-    clock_jump::{JumpCheck, RecentOffsets},
     error::ApiError,
     grants::{Grants, Lapsed},
 };
@@ -43,14 +42,6 @@ pub(super) struct Timing {
     /// As configured; the store may grant another one, which the leadership knows.
     pub(super) ttl: Duration,
     pub(super) drift: f64,
-    pub(super) offsets: Arc<RecentOffsets>,
-}
-
-impl Timing {
-    pub(super) fn new(clock: Arc<dyn Clock>, ttl: Duration, drift: f64) -> Self {
-        let offsets = Arc::new(RecentOffsets::new(&*clock, ttl));
-        Self { clock, ttl, drift, offsets }
-    }
 }
 
 /// Why a lease is over.
@@ -62,8 +53,6 @@ pub(super) enum OverReason {
     Abandoned,
     /// The client has resigned.
     Resigned,
-    /// The time of day has jumped.
-    ClockJump,
     /// Leadership was lost.
     Lost(LossReason),
     /// The store refuses the candidate, for this reason.
@@ -78,7 +67,6 @@ impl fmt::Display for OverReason {
             Self::NotRenewed => f.write_str("its client has not renewed in time"),
             Self::Abandoned => f.write_str("its client has stopped asking"),
             Self::Resigned => f.write_str("its client has resigned"),
-            Self::ClockJump => LossReason::ClockJump.fmt(f),
             Self::Lost(reason) => reason.fmt(f),
             Self::Refused(error) => write!(f, "it cannot campaign: {error}"),
             Self::Stopping => f.write_str("the sidecar is being stopped"),
@@ -137,7 +125,7 @@ struct State {
 
 enum Phase {
     Waiting,
-    Elected { leadership: Leadership, jumps: JumpCheck, over: Option<OverReason> },
+    Elected { leadership: Leadership, over: Option<OverReason> },
     Over { reason: OverReason, since: BootInstant },
 }
 
@@ -223,21 +211,18 @@ impl Lease {
     pub(super) fn grant(&self, received: BootInstant) -> LeaseStatus {
         let mut state = self.lock();
         let State { phase, grants, .. } = &mut *state;
-        let (leadership, jumps, over) = match phase {
+        let (leadership, over) = match phase {
             Phase::Waiting => return LeaseStatus::Waiting,
             Phase::Over { reason, .. } => return LeaseStatus::Over(reason.clone()),
             Phase::Elected { over: Some(reason), .. } => return LeaseStatus::Over(reason.clone()),
-            Phase::Elected { leadership, jumps, over } => (leadership, jumps, over),
+            Phase::Elected { leadership, over } => (leadership, over),
         };
         let token = leadership.fencing_token().get();
         // Before the leadership is asked how long it is valid: a grant ends this much after `now`.
-        let clock = &*self.timing.clock;
-        let now = clock.now();
+        let now = self.timing.clock.now();
         let valid_for = leadership.valid_for();
         let granted = if let Some(reason) = leadership.loss() {
             Err(OverReason::Lost(reason))
-        } else if jumps.has_jumped(clock, leadership.deadline()) {
-            Err(OverReason::ClockJump)
         } else if *self.stopping.borrow() {
             let valid_for = grants.left(received);
             let is_left = grants.until().is_some_and(|until| now < until);
@@ -389,12 +374,10 @@ impl Lease {
     }
 
     fn elected(&self, leadership: Leadership) {
-        let Timing { clock, offsets, drift, .. } = &self.timing;
-        let jumps = JumpCheck::new(&**clock, offsets, leadership.deadline(), *drift);
         let mut state = self.lock();
         // Otherwise its client has resigned meanwhile, without a grant, and dropping the guard resigns.
         if matches!(state.phase, Phase::Waiting) {
-            state.phase = Phase::Elected { leadership, jumps, over: None };
+            state.phase = Phase::Elected { leadership, over: None };
         }
     }
 

@@ -50,9 +50,8 @@ pub(super) struct CampaignRequest {
 }
 
 impl Leases {
-    /// Without any. Also begins to record jumps of the time of day.
+    /// Without any.
     pub(super) fn new(elector: Arc<dyn Elector>, timing: Timing) -> Self {
-        tokio::spawn(Arc::clone(&timing.offsets).record_while_used(Arc::clone(&timing.clock)));
         Self {
             elector,
             timing,

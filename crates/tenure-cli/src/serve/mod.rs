@@ -6,14 +6,13 @@
 //! |---|---|
 //! | no grant outlasts the leadership; a slow answer extends nothing | [`grants`] |
 //! | leadership is kept until the latest grant has ended, or its holder has resigned | [`lease`] |
-//! | a jump of the time of day removes no entry before that | [`clock_jump`] |
+//! | a jump of the time of day ends it, and removes no entry before that | the engine: [`OnClockJump::LoseByDeadline`] |
 //! | a retry gets the same lease | [`leases`] |
 //! | a panic releases nothing | [`abort_on_panic`] |
 
 mod access;
 mod address;
 mod api;
-mod clock_jump;
 mod connections;
 mod error;
 mod events;
@@ -67,8 +66,8 @@ pub(crate) async fn serve(options: &args::Serve) -> Result<u8> {
     let listener = Listener::bind(&options.listen)?;
     let mut signals = signals::subscribe().context("cannot handle signals")?;
     abort_on_panic();
-    // A jump must not make the engine remove the entry before the grants have ended.
-    let config = Config::new().with_ttl(timing.ttl).with_on_clock_jump(OnClockJump::Log);
+    // The clients work on until their grants have ended.
+    let config = Config::new().with_ttl(timing.ttl).with_on_clock_jump(OnClockJump::LoseByDeadline);
     let elector = store.connect(config).await?;
     let leases = Leases::new(Arc::clone(&elector), timing);
     let sidecar = Arc::new(Sidecar { leases, subscribers: Subscribers::new() });
@@ -108,7 +107,7 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
         );
         return Err(UsageError(message).into());
     }
-    if url.text("on_clock_jump").is_some_and(|policy| policy != "log") {
+    if url.text("on_clock_jump").is_some_and(|policy| policy != "lose_by_deadline") {
         let reason = "on_clock_jump= is not allowed here: after a jump, `tenure serve` grants nothing more and leads until its \
                       grants have ended; remove the setting";
         return Err(Error::from(url.invalid(reason)).into());
@@ -127,7 +126,7 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
     let ttl = options.ttl.or(in_url).unwrap_or(Config::new().ttl());
     let drift = url.parsed("drift", "a fraction such as 0.1").map_err(Error::from)?.unwrap_or(DEFAULT_DRIFT);
     Config::new().with_ttl(ttl).with_drift(drift).validate()?;
-    Ok(Timing::new(Arc::new(BootClock), ttl, drift))
+    Ok(Timing { clock: Arc::new(BootClock), ttl, drift })
 }
 
 /// Asks the store once, so that wrong credentials end the command at its start. Retries during an outage. Returns the error if the

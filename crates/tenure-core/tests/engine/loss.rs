@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tenure_core::{
-    Connection, Elector, LossReason, OnDisconnect, SimClock,
+    Clock as _, Config, Connection, Elector, LossReason, OnClockJump, OnDisconnect, SimClock,
     memory::{Delivery, Direction, MemoryStore, Op, Proof},
 };
 
@@ -56,6 +56,29 @@ async fn a_jump_of_the_time_of_day_ends_the_leadership() {
     let leadership = host.lead().await;
     host.clock.jump_wall(Duration::from_secs(2));
     assert_eq!(leadership.ensure().unwrap_err().reason, LossReason::ClockJump);
+}
+
+/// Hazard G23: work that cannot be dropped at once has until the deadline, and the entry stays until then.
+#[tokio::test(start_paused = true)]
+async fn after_a_jump_the_entry_can_stay_until_the_deadline() {
+    for drops_guard in [true, false] {
+        let store = MemoryStore::new();
+        let keeps_entry = |config: Config| config.with_on_clock_jump(OnClockJump::LoseByDeadline);
+        let a = Host::with(&store, "a", SimClock::new(), keeps_entry);
+        let b = Host::new(&store, "b");
+        let first = a.lead().await;
+        let next = b.enter_queue(&store).await;
+        let left = first.deadline().since(a.clock.now());
+        a.clock.jump_wall(Duration::from_secs(2));
+        assert_eq!(first.ensure().unwrap_err().reason, LossReason::ClockJump);
+        sleep(left - Duration::from_millis(100)).await;
+        assert!(!next.is_finished(), "another candidate leads before the deadline");
+        if drops_guard {
+            drop(first);
+        }
+        // The session is closed then, and does not have to expire.
+        assert!(within(Duration::from_millis(200), next).await.unwrap().is_leader());
+    }
 }
 
 /// Hazards G2, Z1: a leader that is cut off stops before the store can elect another; the deadline

@@ -153,11 +153,18 @@ impl Window {
         // Read twice: this thread may have been stopped between reading the two clocks.
         if jumped(now) && jumped(clock.now()) {
             match self.on_clock_jump {
-                OnClockJump::Lose => return Err(LossReason::ClockJump),
+                OnClockJump::Lose | OnClockJump::LoseByDeadline => return Err(LossReason::ClockJump),
                 OnClockJump::Log => self.accept_clock_jump(clock, offset),
             }
         }
         Ok(())
+    }
+
+    /// Whether work has no time left to stop after an end for `reason`, because another candidate may lead already.
+    pub(crate) fn leaves_no_time(&self, reason: LossReason) -> bool {
+        let leaves_time =
+            reason == LossReason::ClockJump && self.on_clock_jump == OnClockJump::LoseByDeadline;
+        reason.successor_may_lead() && !leaves_time
     }
 
     /// Counts later jumps of the time of day from now on, so that each is reported once. `offset` is the offset that
@@ -208,7 +215,7 @@ impl Window {
             }
             if self.deadline.compare_exchange(current, moved, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 let offset = match self.on_clock_jump {
-                    OnClockJump::Lose => sent.wall_offset,
+                    OnClockJump::Lose | OnClockJump::LoseByDeadline => sent.wall_offset,
                     // A jump since the sending has been accepted, and is not to be found again.
                     OnClockJump::Log => wall_offset(clock, clock.now()),
                 };
@@ -235,7 +242,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SimClock;
+    use crate::{SimClock, engine::rules::end::End};
 
     const TTL: Duration = Duration::from_secs(10);
     const GRACE_PERIOD: Duration = Duration::from_secs(1);
@@ -300,6 +307,19 @@ mod tests {
         clock.jump_wall(Duration::from_millis(400));
         assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::ClockJump));
         assert_eq!(window.extend(&clock, Stamp::now(&clock), TTL), Err(LossReason::ClockJump));
+    }
+
+    /// Hazard G23: work that cannot be dropped at once has until the deadline.
+    #[tokio::test(start_paused = true)]
+    async fn a_jump_may_leave_work_until_the_deadline() {
+        let clock = SimClock::new();
+        let window = window(&clock).on_clock_jump(OnClockJump::LoseByDeadline);
+        clock.jump_wall(Duration::from_secs(3));
+        assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::ClockJump));
+        assert_eq!(window.extend(&clock, Stamp::now(&clock), TTL), Err(LossReason::ClockJump));
+        let end = |reason| End::at(clock.now(), reason, &window).stop_by;
+        assert_eq!(end(LossReason::ClockJump), window.deadline());
+        assert!(end(LossReason::EntryGone) < window.deadline());
     }
 
     /// Hazard G23: a jump that is only logged is found once, also by a heartbeat that was sent before it.

@@ -198,7 +198,7 @@ impl Term {
         // A thread that ends the term or its session either finds this state, or its end is seen here.
         fence(Ordering::SeqCst);
         if let Some(end) = self.ended() {
-            self.cancel_work(end.reason.successor_may_lead());
+            self.cancel_work(self.session.window.leaves_no_time(end.reason));
         }
         cold
     }
@@ -290,7 +290,7 @@ impl Term {
         }
         if ends {
             self.session.send(EngineEvent::TermEnded(self.entry.candidate));
-            self.cancel_work(reason.successor_may_lead());
+            self.cancel_work(self.session.window.leaves_no_time(reason));
             if !self.work.is_empty() {
                 self.session.shared.watchdog.wake();
             }
