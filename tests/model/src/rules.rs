@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 /// The store whose sessions are modelled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Store {
     /// Leases, and a deposed leader that goes on answering keepalives (hazard E14).
     Etcd,

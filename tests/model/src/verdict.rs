@@ -2,13 +2,16 @@
 
 use std::{thread::available_parallelism, time::Instant};
 
+use clap::ValueEnum as _;
 use serde::Serialize;
-use stateright::{Checker, HasDiscoveries, Model as _};
+use stateright::{Checker, HasDiscoveries, Path};
 
 use crate::{
-    Options,
+    Modelled, Options, cas,
+    explorable::Explorable,
     protocol::Protocol,
     rules::{Rule, Store},
+    walk,
 };
 
 /// The result.
@@ -24,18 +27,18 @@ pub(crate) struct Verdict {
     seconds: f64,
 }
 
-/// Explores the protocol with all rules, and then each mutant if requested.
+/// Explores each model with all rules, and then each mutant if requested.
 pub(crate) fn check(options: &Options) -> Verdict {
     let began = Instant::now();
     let mut verdict = Verdict::default();
-    let stores = [Store::Etcd, Store::Zookeeper];
-    for store in stores.into_iter().filter(|store| options.store.is_none_or(|named| named == *store)) {
-        verdict.exhaust(store, options);
-        if options.mutants {
-            for rule in Rule::all_of(store) {
-                verdict.disable(store, rule, options);
-            }
+    let is_selected = |modelled| options.store.is_none_or(|named| named == modelled);
+    for (modelled, store) in [(Modelled::Etcd, Store::Etcd), (Modelled::Zookeeper, Store::Zookeeper)] {
+        if is_selected(modelled) {
+            verdict.check_protocol(store, options);
         }
+    }
+    if is_selected(Modelled::Cas) {
+        verdict.check_cas(options);
     }
     verdict.seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
     verdict
@@ -45,58 +48,106 @@ fn threads() -> usize {
     available_parallelism().map_or(1, Into::into)
 }
 
+/// A failed property, and the shortest path to it: the search is breadth first, and that path is the easiest to read.
+fn failure<M: Explorable>(model: M) -> Result<(&'static str, Path<M::State, M::Action>), usize> {
+    let checker =
+        model.checker().finish_when(HasDiscoveries::AnyFailures).threads(threads()).spawn_bfs().join();
+    let is_failure = |name: &'static str| checker.model().property(name).expectation.discovery_is_failure();
+    let failure = checker.discoveries().into_iter().find(|(name, _)| is_failure(name));
+    failure.ok_or_else(|| checker.unique_state_count())
+}
+
 impl Verdict {
-    fn exhaust(&mut self, store: Store, options: &Options) {
+    fn check_protocol(&mut self, store: Store, options: &Options) {
+        let name = format!("{store:?}");
+        self.exhaust(&name, Protocol { store, disabled: None }, options);
+        for rule in options.mutants.then(|| Rule::all_of(store)).into_iter().flatten() {
+            let mutant = Protocol { store, disabled: Some(rule) };
+            self.disable(&format!("{rule:?} ({name})"), [mutant], options);
+        }
+    }
+
+    fn check_cas(&mut self, options: &Options) {
+        for (scope, recipe) in cas::SCOPES {
+            self.exhaust(&format!("Cas, {scope}"), recipe, options);
+        }
+        let (scope, recipe) = cas::WALKED;
+        self.walk(&format!("Cas, {scope}"), &recipe, options);
+        for &rule in options.mutants.then(cas::Rule::value_variants).into_iter().flatten() {
+            let mutants = cas::SCOPES.map(|(_, recipe)| cas::Recipe { disabled: Some(rule), ..recipe });
+            self.disable(&format!("{rule:?} (Cas)"), mutants, options);
+        }
+    }
+
+    fn exhaust<M: Explorable>(&mut self, name: &str, model: M, options: &Options) {
         let began = Instant::now();
-        let protocol = Protocol { store, disabled: None };
-        let checker = protocol.checker().threads(threads()).spawn_bfs().join();
+        let checker = model.checker().threads(threads()).spawn_bfs().join();
         println!(
-            "{store:?}: {} states, {} steps, {:.1?}",
+            "{name}: {} states, {} steps, {:.1?}",
             checker.unique_state_count(),
             checker.state_count(),
             began.elapsed()
         );
         self.states += checker.unique_state_count();
         self.steps += checker.state_count();
-        let found = checker.discoveries();
+        let mut found = checker.discoveries();
         for property in checker.model().properties() {
-            let seen = found.get(property.name);
-            if seen.is_some() != property.expectation.discovery_is_failure() {
-                continue;
+            let seen = found.remove(property.name);
+            if seen.is_some() == property.expectation.discovery_is_failure() {
+                let path = seen.filter(|_| options.paths).map(|path| path.to_string());
+                self.report(&format!("{name}: {}", property.name), path);
             }
-            let what = format!("{store:?}: {}", property.name);
-            println!("WRONG  {what}");
-            if let Some(path) = seen.filter(|_| options.paths) {
-                println!("{path}");
-            }
-            self.violations.push(what);
         }
     }
 
-    fn disable(&mut self, store: Store, rule: Rule, options: &Options) {
+    /// Takes random walks, where exploring all states would take too long.
+    fn walk<M: Explorable>(&mut self, name: &str, model: &M, options: &Options) {
         let began = Instant::now();
-        let protocol = Protocol { store, disabled: Some(rule) };
-        // Breadth first, so that the shortest path is found, which is the easiest to read.
-        let checker =
-            protocol.checker().finish_when(HasDiscoveries::AnyFailures).threads(threads()).spawn_bfs().join();
-        let failures: Vec<_> = checker
-            .discoveries()
-            .into_iter()
-            .filter(|(name, _)| checker.model().property(name).expectation.discovery_is_failure())
-            .collect();
-        let name = format!("{rule:?} ({store:?})");
-        self.mutants += 1;
-        let Some((property, path)) = failures.into_iter().next() else {
-            println!("SURVIVED  {name}, {} states", checker.unique_state_count());
-            self.survivors.push(name);
-            return;
-        };
-        self.killed += 1;
-        let steps = path.into_actions();
-        println!("killed    {name} by \"{property}\" in {} steps, {:.1?}", steps.len(), began.elapsed());
-        if options.paths {
-            println!("          {steps:?}");
+        let violation = walk::find_violation(model, threads());
+        println!("{name}: {} steps of random walks, {:.1?}", walk::STEPS, began.elapsed());
+        if let Some((property, steps)) = violation {
+            self.report(&format!("{name}: {property}"), options.paths.then(|| format!("{steps:?}")));
         }
+    }
+
+    fn report(&mut self, what: &str, path: Option<String>) {
+        println!("WRONG  {what}");
+        if let Some(path) = path {
+            println!("{path}");
+        }
+        self.violations.push(what.to_owned());
+    }
+
+    /// Explores a mutant, in each of its scopes until a property fails.
+    fn disable<M: Explorable>(
+        &mut self,
+        name: &str,
+        mutants: impl IntoIterator<Item = M>,
+        options: &Options,
+    ) {
+        let began = Instant::now();
+        self.mutants += 1;
+        let mut states = 0;
+        for mutant in mutants {
+            match failure(mutant) {
+                Ok((property, path)) => {
+                    self.killed += 1;
+                    let steps = path.into_actions();
+                    println!(
+                        "killed    {name} by \"{property}\" in {} steps, {:.1?}",
+                        steps.len(),
+                        began.elapsed()
+                    );
+                    if options.paths {
+                        println!("          {steps:?}");
+                    }
+                    return;
+                }
+                Err(explored) => states += explored,
+            }
+        }
+        println!("SURVIVED  {name}, {states} states");
+        self.survivors.push(name.to_owned());
     }
 
     pub(crate) fn is_clean(&self) -> bool {
