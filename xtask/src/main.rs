@@ -60,7 +60,7 @@ enum Task {
     Races(races::Options),
     /// Simulates clusters and fails when two candidates lead at once
     Sim(sim::Options),
-    /// Explores every state of the protocol's model; disables each safety rule in turn and fails when that goes unnoticed
+    /// Explores every state of the protocols' models; disables each safety rule in turn and fails when that goes unnoticed
     Mutants(sim::Options),
     /// Injects faults into a real cluster and its candidates, and fails when two lead at once
     Chaos(chaos::Options),

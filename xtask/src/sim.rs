@@ -1,5 +1,5 @@
 //! `cargo xtask sim` and `cargo xtask mutants`: the engine over simulated clusters, with all safety rules and with each one disabled, a
-//! model of its protocol, and the guard of `tenure run`.
+//! model of each protocol, and the guard of `tenure run`.
 
 use std::{path::Path, process::Command, time::Instant};
 
@@ -45,7 +45,7 @@ pub(crate) fn simulate(options: &Options) -> Result<()> {
     run(&mut sim)
 }
 
-/// Explores every state of the protocol's model; then disables each rule in turn, in the model, in the simulation and in the
+/// Explores every state of the protocols' models; then disables each rule in turn, in the model, in the simulation and in the
 /// guard of `tenure run`, and checks that this is noticed.
 ///
 /// # Errors

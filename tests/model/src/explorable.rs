@@ -14,5 +14,8 @@ pub(crate) trait Explorable:
 {
 }
 
+/// A property that does not hold, and the steps to a state that shows it.
+pub(crate) type Violation<M> = (&'static str, Vec<<M as Model>::Action>);
+
 impl Explorable for Protocol {}
 impl Explorable for Recipe {}

@@ -1,6 +1,6 @@
-//! A model of deadlines and handovers, explored in every order of its steps, which a simulation could miss.
+//! Models of deadlines and handovers, explored in every order of its steps, which a simulation could miss.
 //!
-//! Time is counted in ticks. The state has only remaining times, so that the number of states is finite although runs and terms are not
+//! Time is counted in ticks. The states have only remaining times, so that the number of states is finite although runs and terms are not
 //! bounded.
 
 mod cas;
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-/// Explores every state of the protocol, with all rules or with each rule disabled in turn
+/// Explores every state of each model, with all rules or with each rule disabled in turn
 #[derive(Parser)]
 pub(crate) struct Options {
     /// The store; all in turn unless one is named

@@ -4,11 +4,11 @@ use std::{thread::available_parallelism, time::Instant};
 
 use clap::ValueEnum as _;
 use serde::Serialize;
-use stateright::{Checker, HasDiscoveries, Path};
+use stateright::{Checker, HasDiscoveries};
 
 use crate::{
     Modelled, Options, cas,
-    explorable::Explorable,
+    explorable::{Explorable, Violation},
     protocol::Protocol,
     rules::{Rule, Store},
     walk,
@@ -48,13 +48,13 @@ fn threads() -> usize {
     available_parallelism().map_or(1, Into::into)
 }
 
-/// A failed property, and the shortest path to it: the search is breadth first, and that path is the easiest to read.
-fn failure<M: Explorable>(model: M) -> Result<(&'static str, Path<M::State, M::Action>), usize> {
+/// A violation with the shortest path, which is the easiest to read, by a search breadth first; without one, the number of states.
+fn failure<M: Explorable>(model: M) -> Result<Violation<M>, usize> {
     let checker =
         model.checker().finish_when(HasDiscoveries::AnyFailures).threads(threads()).spawn_bfs().join();
     let is_failure = |name: &'static str| checker.model().property(name).expectation.discovery_is_failure();
     let failure = checker.discoveries().into_iter().find(|(name, _)| is_failure(name));
-    failure.ok_or_else(|| checker.unique_state_count())
+    failure.map(|(name, path)| (name, path.into_actions())).ok_or_else(|| checker.unique_state_count())
 }
 
 impl Verdict {
@@ -130,9 +130,8 @@ impl Verdict {
         let mut states = 0;
         for mutant in mutants {
             match failure(mutant) {
-                Ok((property, path)) => {
+                Ok((property, steps)) => {
                     self.killed += 1;
-                    let steps = path.into_actions();
                     println!(
                         "killed    {name} by \"{property}\" in {} steps, {:.1?}",
                         steps.len(),

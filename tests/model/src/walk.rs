@@ -4,14 +4,11 @@ use std::{sync::Mutex, thread};
 
 use stateright::Expectation;
 
-use crate::explorable::Explorable;
+use crate::explorable::{Explorable, Violation};
 
 /// The steps of all walks together, and of each.
 pub(crate) const STEPS: u64 = 20_000_000;
 const STEPS_OF_WALK: u64 = 200;
-
-/// A property that does not hold, and the steps to a state that shows it.
-type Violation<M> = (&'static str, Vec<<M as stateright::Model>::Action>);
 
 /// The violation that a walk has found, if any. Each walk depends on its number only.
 pub(crate) fn find_violation<M: Explorable>(model: &M, threads: usize) -> Option<Violation<M>> {

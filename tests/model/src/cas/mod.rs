@@ -28,8 +28,8 @@ pub(crate) const SCOPES: [(&str, Recipe); 4] = [
         Recipe { candidates: 2, delays: Delays::None, failover: true, disabled: None },
     ),
     (
-        "two candidates, a swap delayed across a failover",
-        Recipe { candidates: 2, delays: Delays::ElectionBeforeFailover, failover: true, disabled: None },
+        "two candidates, an enter delayed across a failover",
+        Recipe { candidates: 2, delays: Delays::EnterAcrossFailover, failover: true, disabled: None },
     ),
 ];
 

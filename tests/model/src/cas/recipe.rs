@@ -24,8 +24,8 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delays {
     None,
-    /// Swaps of the election record that are sent before a failover.
-    ElectionBeforeFailover,
+    /// Those that enter, sent when the store has stopped replicating.
+    EnterAcrossFailover,
     All,
 }
 
@@ -59,6 +59,11 @@ impl Recipe {
     /// Whether the store executes a swap with the epoch that its sender knew.
     pub(crate) fn accepts(&self, sent: u8, epoch: u8) -> bool {
         sent == epoch || self.is_disabled(Rule::ObserveEpoch)
+    }
+
+    /// Whether a delayed swap was sent in an epoch that has ended.
+    fn is_refused(&self, sent: u8, epoch: u8) -> bool {
+        !self.accepts(sent, epoch) && !self.is_disabled(Rule::EpochInsideSwap)
     }
 
     pub(crate) fn can_win(&self, state: &State, candidate: &Candidate) -> bool {
@@ -264,7 +269,7 @@ impl Recipe {
 
     fn execute(&self, state: &mut State) {
         let Some(Delayed { swap, epoch }) = state.delayed.take() else { return };
-        if !self.accepts(epoch, state.epoch) && !self.is_disabled(Rule::EpochInsideSwap) {
+        if self.is_refused(epoch, state.epoch) {
             return;
         }
         match swap {
@@ -327,6 +332,9 @@ impl Recipe {
 
     /// Whether a swap can never be executed any more. Without nonces, bodies can come back.
     fn is_dead(&self, state: &State, delayed: &Delayed) -> bool {
+        if self.is_refused(delayed.epoch, state.epoch) {
+            return true;
+        }
         let mut stores = [Some(&state.store), state.replica.as_ref()].into_iter().flatten();
         match &delayed.swap {
             Swap::Session { owner, expected, .. } => !stores.any(|store| store.sessions[*owner] == *expected),

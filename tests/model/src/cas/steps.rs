@@ -80,11 +80,11 @@ pub(crate) fn steps(recipe: &Recipe, state: &State, steps: &mut Vec<Step>) {
     }
 }
 
-/// The deliveries that a swap of the election record, or of a session, can have now.
-fn deliveries(recipe: &Recipe, state: &State, is_election: bool) -> &'static [Delivery] {
+/// The deliveries that a swap can have now.
+fn deliveries(recipe: &Recipe, state: &State, enters: bool) -> &'static [Delivery] {
     let may_be_delayed = match recipe.delays {
         Delays::None => false,
-        Delays::ElectionBeforeFailover => is_election && state.epoch == 0,
+        Delays::EnterAcrossFailover => enters && state.replica.is_some(),
         Delays::All => true,
     };
     if may_be_delayed && state.delayed.is_none() { &[Prompt, Delayed] } else { &[Prompt] }
@@ -115,16 +115,13 @@ fn own_steps(recipe: &Recipe, state: &State, number: usize, candidate: &Candidat
     if (live_beat.is_some() || revives) && !has_lost {
         steps.extend(deliveries(recipe, state, false).iter().map(|delivery| Beat(number, *delivery)));
     }
-    for &delivery in deliveries(recipe, state, true) {
-        match candidate.phase {
-            Phase::Out => steps.push(Enter(number, delivery)),
-            Phase::Waiting if !has_slot => steps.push(Enter(number, delivery)),
-            Phase::Leaving => steps.push(Withdraw(number, delivery)),
-            Phase::Leads if recipe.is_disabled(Rule::StopWorkBeforeLeaving) => {
-                steps.push(Withdraw(number, delivery));
-            }
-            _ => {}
-        }
+    let can_enter = candidate.phase == Phase::Out || (candidate.phase == Phase::Waiting && !has_slot);
+    if can_enter {
+        steps.extend(deliveries(recipe, state, true).iter().map(|delivery| Enter(number, *delivery)));
+    }
+    let leaves_early = candidate.phase == Phase::Leads && recipe.is_disabled(Rule::StopWorkBeforeLeaving);
+    if candidate.phase == Phase::Leaving || leaves_early {
+        steps.extend(deliveries(recipe, state, false).iter().map(|delivery| Withdraw(number, *delivery)));
     }
     if live_beat.is_some() && !has_lost && recipe.is_disabled(Rule::ImmutableTtl) {
         steps.push(ShortenTtl(number));
@@ -161,6 +158,6 @@ fn challengers_steps(recipe: &Recipe, state: &State, number: usize, steps: &mut 
         steps.extend(deliveries(recipe, state, false).iter().map(|delivery| End(number, *delivery)));
     }
     if has_slot && purgeable {
-        steps.extend(deliveries(recipe, state, true).iter().map(|delivery| Purge(number, *delivery)));
+        steps.extend(deliveries(recipe, state, false).iter().map(|delivery| Purge(number, *delivery)));
     }
 }
