@@ -74,7 +74,9 @@ impl Verdict {
         let (scope, recipe) = cas::WALKED;
         self.walk(&format!("Cas, {scope}"), &recipe, options);
         for &rule in options.mutants.then(cas::Rule::value_variants).into_iter().flatten() {
-            let mutants = cas::SCOPES.map(|(_, recipe)| cas::Recipe { disabled: Some(rule), ..recipe });
+            let recipes = cas::SCOPES.map(|(_, recipe)| recipe).into_iter();
+            let mutants = recipes.filter(|recipe| recipe.failover == rule.is_about_epochs());
+            let mutants = mutants.map(|recipe| cas::Recipe { disabled: Some(rule), ..recipe });
             self.disable(&format!("{rule:?} (Cas)"), mutants, options);
         }
     }

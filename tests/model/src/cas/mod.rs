@@ -16,7 +16,7 @@ use recipe::Delays;
 use state::{Candidate, Phase, Session, State};
 use steps::Step;
 
-/// What can happen in each exhaustive search. A rule is disabled in each in turn, until a property fails.
+/// What can happen in each exhaustive search. A rule is disabled in each in turn, with or without a failover, until a property fails.
 pub(crate) const SCOPES: [(&str, Recipe); 4] = [
     ("three candidates", Recipe { candidates: 3, delays: Delays::None, failover: false, disabled: None }),
     (

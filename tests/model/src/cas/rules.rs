@@ -58,3 +58,14 @@ pub(crate) enum Rule {
     /// 10: only a session record that says `ended` is deleted, whatever its age.
     EndBeforeDelete,
 }
+
+impl Rule {
+    /// Whether only a failover can show that the rule is disabled.
+    pub(crate) fn is_about_epochs(self) -> bool {
+        use Rule::*;
+        matches!(
+            self,
+            EpochInToken | EpochInsideSwap | ObserveEpoch | EpochRestartsTimers | WaitForLostEntries
+        )
+    }
+}
