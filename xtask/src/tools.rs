@@ -69,6 +69,11 @@ pub(crate) fn ensure_for_tests() -> Result<()> {
     if !exists("bindfs") {
         apt::install("bindfs", "bindfs, with which a test mounts a directory twice over FUSE,")?;
     }
+    for (program, package) in [("chromium", "chromium"), ("chromedriver", "chromium-driver")] {
+        if !exists(program) {
+            apt::install(package, &format!("{program}, with which the sidecar's web page is tested,"))?;
+        }
+    }
     docker::ensure()?;
     ensure_for_packages()?;
     ensure_installed("nextest")

@@ -65,7 +65,7 @@ pub(crate) enum Command {
     /// Serves elections over HTTP to programs in any language, as a sidecar
     ///
     /// Clients campaign, renew and resign by HTTP requests, and are told for how long they may consider themselves
-    /// leader. The contract is docs/guide/sidecar.md; GET /v1/openapi.json describes the requests. After a
+    /// leader. A web page at / shows all elections. The contract is docs/guide/sidecar.md; GET /v1/openapi.json describes the requests. After a
     /// termination signal it campaigns and grants no more, and exits once its clients have resigned or their grants have
     /// ended, with 0.
     #[command(after_long_help = HELP)]
@@ -293,7 +293,7 @@ pub(crate) struct Top {
 }
 
 /// The beginning of an election's name, possibly empty.
-fn prefix(text: &str) -> Result<String, String> {
+pub(crate) fn prefix(text: &str) -> Result<String, String> {
     match text.bytes().find(|byte| !byte.is_ascii_alphanumeric() && !b"._-".contains(byte)) {
         Some(_) => Err("names of elections have only characters of [A-Za-z0-9._-]".to_owned()),
         None => Ok(text.to_owned()),

@@ -12,7 +12,7 @@ use tenure::{Candidate, Config};
 
 use crate::{
     args::Elections,
-    elections::{self, Election, Reading},
+    elections::{self, Election, Limits, Reading},
     messages,
     output::{CandidateJson, print_line},
     store::Store,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The output of `--json`, on one line.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct ListingJson<'a> {
     time: String,
     store: &'a str,
@@ -32,8 +32,8 @@ struct ListingJson<'a> {
 }
 
 /// An election as a JSON object.
-#[derive(Serialize)]
-struct ElectionJson<'a> {
+#[derive(Debug, Serialize)]
+pub(crate) struct ElectionJson<'a> {
     election: &'a str,
     leader: Option<CandidateJson<'a>>,
     candidate_count: usize,
@@ -47,12 +47,12 @@ pub(crate) async fn elections(options: &Elections) -> Result<u8> {
     let elector = store.connect(Config::new()).await?;
     let prefix = options.prefix.as_str();
     let limit = options.limit.try_into().unwrap_or(usize::MAX);
-    let request = elections::read(&elector, prefix, limit, || {});
+    let request = elections::read(&elector, prefix, Limits::of(limit), || {});
     let what = "reading the elections";
     let reading =
         waiting::answer(&*elector, &store, what, options.timeout.unwrap_or(Limit::DEFAULT), request).await?;
     if options.json {
-        print_line(&json(&store.name, prefix, &reading)?)?;
+        print_line(&json(&store.name, prefix, &reading, usize::MAX)?)?;
     } else {
         print_elections(&reading.elections)?;
     }
@@ -71,8 +71,14 @@ pub(crate) async fn elections(options: &Elections) -> Result<u8> {
     Ok(0)
 }
 
-fn json(store: &str, prefix: &str, reading: &Reading) -> Result<String> {
-    let listing = ListingJson {
+/// A reading that ended now, as a JSON object on one line. With more bytes than `max_bytes`, it has no candidates that wait.
+pub(crate) fn json(
+    store: &str,
+    prefix: &str,
+    reading: &Reading,
+    max_bytes: usize,
+) -> serde_json::Result<String> {
+    let mut listing = ListingJson {
         time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         store,
         prefix,
@@ -80,11 +86,16 @@ fn json(store: &str, prefix: &str, reading: &Reading) -> Result<String> {
         truncated: reading.is_truncated,
         elections: reading.elections.iter().map(ElectionJson::new).collect(),
     };
-    Ok(serde_json::to_string(&listing)?)
+    let json = serde_json::to_string(&listing)?;
+    if json.len() <= max_bytes {
+        return Ok(json);
+    }
+    listing.elections = listing.elections.into_iter().map(ElectionJson::leader_only).collect();
+    serde_json::to_string(&listing)
 }
 
 impl<'a> ElectionJson<'a> {
-    fn new(election: &'a Election) -> Self {
+    pub(crate) fn new(election: &'a Election) -> Self {
         let name = election.name.as_str();
         let candidate = |candidate| CandidateJson::new(name, candidate);
         Self {
@@ -93,6 +104,18 @@ impl<'a> ElectionJson<'a> {
             candidate_count: election.candidate_count,
             candidates: election.candidates.iter().map(candidate).collect(),
         }
+    }
+
+    /// Without those who wait. They stay counted.
+    pub(crate) fn leader_only(mut self) -> Self {
+        self.candidates.truncate(1);
+        self
+    }
+
+    /// Without what changes from reading to reading while nothing happens.
+    pub(crate) fn without_ages(mut self) -> Self {
+        self.leader.iter_mut().chain(&mut self.candidates).for_each(CandidateJson::remove_age);
+        self
     }
 }
 

@@ -45,6 +45,10 @@ impl<'a> CandidateJson<'a> {
             age_ms: candidate.age.map(|age| age.as_millis()),
         }
     }
+
+    pub(crate) fn remove_age(&mut self) {
+        self.age_ms = None;
+    }
 }
 
 /// A candidate on one line: its id, token and value, or a JSON object.

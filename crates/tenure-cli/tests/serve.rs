@@ -18,6 +18,7 @@ use common::{
 };
 use serde_json::{Value, json};
 use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use tenure_testkit::proxy::{Direction, Proxy};
 
 /// How long a candidate waits where it should be elected.
 const ELECTED_WITHIN: Duration = Duration::from_secs(20);
@@ -281,11 +282,17 @@ async fn bad_requests_are_refused_in_words() {
         (Request::new("POST", "/v1/elections/e/renew").lease("a").lease("b"), (400, "missing_lease")),
         (Request::new("DELETE", "/v1/elections/e/campaign"), (400, "missing_lease")),
         (Request::new("GET", "/v1/elections/e").lease("a"), (404, "unknown_lease")),
-        (Request::new("GET", "/"), (404, "no_such_route")),
+        (Request::new("GET", "/nothing"), (404, "no_such_route")),
         (Request::new("PUT", "/v1/elections/e"), (405, "method_not_allowed")),
         (campaign().json(&good).header("Origin", "http://localhost"), (403, "forbidden_origin")),
         (campaign().json(&good).header("Host", "evil.example"), (403, "forbidden_host")),
         (Request::new("GET", "/v1/openapi.json").header("Host", "evil.example:80"), (403, "forbidden_host")),
+        (Request::new("GET", "/").header("Host", "evil.example:80"), (403, "forbidden_host")),
+        (Request::new("GET", "/v1/events").header("Sec-Fetch-Site", "cross-site"), (403, "forbidden_origin")),
+        (Request::new("GET", "/v1/elections?prefix=a%2Fb"), (400, "invalid_prefix")),
+        (Request::new("GET", "/v1/events?prefix=%22"), (400, "invalid_prefix")),
+        (Request::new("GET", "/v1/elections?prefx=a"), (400, "invalid_query")),
+        (Request::new("POST", "/"), (405, "method_not_allowed")),
     ] {
         let shown = String::from_utf8_lossy(&request.bytes()).chars().take(200).collect::<String>();
         let (status, refused) = code(request);
@@ -377,6 +384,104 @@ async fn changes_of_the_leader_are_sent_as_events() {
     assert!(subscribe().is_none(), "64 subscribers");
     drop(subscribers);
     eventually("a place for another subscriber", subscribe);
+}
+
+/// Subscribes to all elections. Returns the lines of the answer, if it is one.
+fn subscribe_to_all(sidecar: &Sidecar, query: &str) -> Option<impl Iterator<Item = String> + use<>> {
+    let mut stream = connect(&sidecar.address);
+    stream.write_all(&Request::new("GET", &format!("/v1/events{query}")).bytes()).unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    (lines.next().unwrap().split(' ').nth(1) == Some("200")).then_some(lines)
+}
+
+/// The data of the next event with this name.
+fn next_event(lines: &mut impl Iterator<Item = String>, name: &str) -> Value {
+    let name = format!("event: {name}");
+    lines.find(|line| *line == name).unwrap();
+    let data = lines.next().unwrap();
+    serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap()
+}
+
+/// All elections as JSON and as events: the same, and again at every change.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_elections_are_sent_once_and_live() {
+    let (_server, url) = etcd("ttl=20s").await;
+    let (sidecar, sandbox) = (Sidecar::start(&url), Sandbox::on(&url));
+    let lease = |election: &str| {
+        let body = json!({ "nonce": nonce(), "value": "v", "wait_ms": ELECTED_WITHIN.as_millis() });
+        lease_of(&sidecar.campaign_with(election, body).expect(200))
+    };
+    let (billing, _reports) = (lease("billing"), lease("reports"));
+    let listing = sidecar.send(&Request::new("GET", "/v1/elections")).expect(200);
+    let mut printed: Value =
+        serde_json::from_slice(&succeed(&mut sandbox.tenure(&["elections", "--json"])).stdout).unwrap();
+    printed["time"] = listing["time"].clone();
+    assert_eq!(listing, printed);
+    let listing = sidecar.send(&Request::new("GET", "/v1/elections?prefix=rep")).expect(200);
+    assert_eq!((&listing["total"], &listing["elections"][0]["election"]), (&json!(1), &json!("reports")));
+
+    let mut lines = subscribe_to_all(&sidecar, "?prefix=billing").unwrap();
+    let snapshot = next_event(&mut lines, "snapshot");
+    assert_eq!(
+        (&snapshot["total"], &snapshot["outage"], &snapshot["changes"]),
+        (&json!(1), &Value::Null, &json!([]))
+    );
+    let election = &snapshot["elections"][0];
+    assert_eq!((&election["election"], &election["leader"]["value"]), (&json!("billing"), &json!("v")));
+    assert_eq!(
+        (&election["start_observed"], &election["candidates"][0]),
+        (&json!(false), &election["leader"])
+    );
+    let readings: Vec<_> = (0..2).map(|_| next_event(&mut lines, "reading")["time"].clone()).collect();
+    assert!(readings[0].as_str() < readings[1].as_str(), "{readings:?}");
+    sidecar.resign("billing", &billing).expect(200);
+    // The next event is not another snapshot of the same.
+    let snapshot = next_event(&mut lines, "snapshot");
+    let election = &snapshot["elections"][0];
+    assert_eq!((&election["leader"], &election["candidate_count"]), (&Value::Null, &json!(0)), "{snapshot}");
+    assert_eq!(snapshot["changes"][0]["previous"]["id"], listing["elections"][0]["leader"]["id"]);
+    let text = snapshot.to_string();
+    assert!(!text.contains(&billing) && !text.contains("valid_for"), "{text}");
+
+    // Another viewer of the same has the history of the first.
+    let mut other = subscribe_to_all(&sidecar, "?prefix=billing").unwrap();
+    assert_eq!(next_event(&mut other, "snapshot"), snapshot);
+    let mut all = subscribe_to_all(&sidecar, "").unwrap();
+    assert_eq!(next_event(&mut all, "snapshot")["changes"], json!([]));
+}
+
+/// Viewers, and what is read for them, are limited, beside requests for leases. Nothing is read once they have gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn viewers_of_all_elections_are_limited() {
+    let server = SharedEtcd::get(Version::Etcd35).await.unwrap();
+    let proxy = Proxy::start(server.endpoint()).await.unwrap();
+    let sidecar = Sidecar::start(&store_url("etcd", &proxy.endpoint(), "ttl=60s"));
+    let lease = lease_of(&sidecar.campaign("e", &nonce(), ELECTED_WITHIN).expect(200));
+    let get = |path: &str| sidecar.send(&Request::new("GET", path));
+    let mut viewers: Vec<_> =
+        (0..4).map(|number| subscribe_to_all(&sidecar, &format!("?prefix={number}")).unwrap()).collect();
+    let refused = get("/v1/events?prefix=4");
+    assert_eq!((refused.error(), refused.header("retry-after")), ((429, "too_many_prefixes"), Some("15")));
+    // These read nothing of what they are sent.
+    viewers.extend((4..16).map(|_| subscribe_to_all(&sidecar, "?prefix=0").unwrap()));
+    assert_eq!(get("/v1/events?prefix=0").error(), (429, "too_many_viewers"));
+    assert_eq!(get("/v1/elections").error(), (429, "too_many_viewers"));
+    sidecar.renew("e", &lease).expect(200);
+    let mut stream = connect(&sidecar.address);
+    stream.write_all(&Request::new("GET", "/v1/elections/e/events").bytes()).unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert_eq!(next_event(&mut lines, "leader")["election"], "e", "subscribers are not viewers");
+    drop(viewers);
+    // Readings of those who have gone end, and free their places.
+    let _viewer = eventually("a place for another prefix", || subscribe_to_all(&sidecar, "?prefix=4"));
+    get("/v1/elections").expect(200);
+
+    // A store that does not answer is an error, and not an empty list.
+    proxy.blackhole(Direction::Both);
+    assert_eq!(get("/v1/elections").error(), (503, "store_unavailable"));
+    let mut lines = subscribe_to_all(&sidecar, "?prefix=5").unwrap();
+    let snapshot = next_event(&mut lines, "snapshot");
+    assert!(snapshot["outage"]["since"].is_string(), "{snapshot}");
 }
 
 /// A Unix socket is for this user alone. What an earlier process has left is replaced, and what lives is not.
@@ -524,7 +629,7 @@ async fn the_openapi_document_describes_every_route() {
             }
         }
     }
-    assert_eq!(operations, 6);
+    assert_eq!(operations, 12);
 }
 
 /// A program that forks while it leads. The child leaves the `with` block too, and a second campaign needs an object of its own.

@@ -24,6 +24,8 @@ pub(crate) struct History {
     last: Option<Instant>,
     total: usize,
     is_truncated: bool,
+    /// The last election that was read, if there were more.
+    read_up_to: Option<ElectionName>,
     /// The largest number of elections without a candidate that are kept.
     max_vacant: usize,
 }
@@ -40,6 +42,7 @@ impl History {
         let Reading { elections, total, is_truncated } = reading;
         (self.last, self.total, self.is_truncated) = (Some(now), total, is_truncated);
         let last_read = elections.last().map(|election| election.name.clone());
+        let read_up_to = std::mem::replace(&mut self.read_up_to, last_read.clone().filter(|_| is_truncated));
         let mut left = std::mem::take(&mut self.elections);
         for election in elections {
             let before = left.remove(&election.name);
@@ -49,7 +52,10 @@ impl History {
                     TrackedElection { election, ..*before }
                 }
                 _ => {
-                    if !is_first {
+                    // Whether it had a candidate before is not known.
+                    let is_new =
+                        before.is_none() && read_up_to.as_ref().is_some_and(|last| election.name > *last);
+                    if !is_first && !is_new {
                         self.changes.push_front(Change {
                             time,
                             election: election.name.clone(),
@@ -57,7 +63,8 @@ impl History {
                             previous: leader_before.map(Term::of),
                         });
                     }
-                    TrackedElection { election, since: now, start_observed }
+                    let start_observed = start_observed && !is_new;
+                    TrackedElection { election, since: now, since_time: time, start_observed }
                 }
             };
             self.elections.insert(tracked.election.name.clone(), tracked);
@@ -74,7 +81,7 @@ impl History {
                     self.changes.push_front(Change { time, election: name.clone(), leader: None, previous });
                     let election =
                         Election { name: name.clone(), candidates: Vec::new(), candidate_count: 0 };
-                    TrackedElection { election, since: now, start_observed }
+                    TrackedElection { election, since: now, since_time: time, start_observed }
                 }
             };
             self.elections.insert(name, tracked);
@@ -97,8 +104,8 @@ impl History {
         }
     }
 
-    /// What is known. `read_at` is when the last reading ended.
-    pub(crate) fn snapshot(&self, read_at: SystemTime) -> Snapshot {
+    /// What is known. `read_at` is when the last reading ended, if there was one.
+    pub(crate) fn snapshot(&self, read_at: Option<SystemTime>) -> Snapshot {
         Snapshot {
             read_at,
             elections: self.elections.values().cloned().collect(),
@@ -138,7 +145,7 @@ mod tests {
 
     /// The name, the leader, the seconds since the beginning, and whether its beginning was seen.
     fn shown(history: &History, began: Instant) -> Vec<(String, Option<String>, u64, bool)> {
-        let snapshot = history.snapshot(SystemTime::UNIX_EPOCH);
+        let snapshot = history.snapshot(None);
         let shown = snapshot.elections.iter().map(|tracked| {
             let leader = tracked.election.leader().map(|leader| leader.id.clone());
             let since = tracked.since.duration_since(began).as_secs();
@@ -197,6 +204,21 @@ mod tests {
         let (history, began) = history(vec![(0, all), (1, part)]);
         assert_eq!(shown(&history, began).len(), 1);
         assert_eq!(changes(&history), [""; 0]);
+    }
+
+    #[test]
+    fn elections_that_were_not_read_before_have_not_changed() {
+        let part = |elections| Reading { is_truncated: true, total: 3, ..reading(elections) };
+        let (history, began) = history(vec![
+            (0, part(&[("a", "x", 1), ("c", "z", 1)])),
+            (1, part(&[("b", "y", 1), ("c", "z", 1)])),
+            (2, part(&[("c", "z", 1), ("d", "w", 1)])),
+        ]);
+        let shown = shown(&history, began);
+        let read: Vec<_> =
+            shown.iter().map(|(name, _, since, seen)| (name.as_str(), *since, *seen)).collect();
+        assert_eq!(read, [("a", 1, true), ("b", 2, true), ("c", 0, false), ("d", 2, false)]);
+        assert_eq!(changes(&history), ["b y>-", "a x>-", "b ->y"]);
     }
 
     #[test]

@@ -16,16 +16,28 @@ pub(crate) use history::History;
 pub(crate) use poller::Poller;
 pub(crate) use read::{Reading, read};
 
-/// How many candidates of an election are kept, the leader included. All are counted.
-pub(crate) const MAX_CANDIDATES: usize = 100;
-/// How much of a candidate's value is kept, in bytes.
-pub(crate) const MAX_VALUE_BYTES: usize = 1024;
+/// How much of a reading is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) elections: usize,
+    /// How many candidates of an election, the leader included. All are counted.
+    pub(crate) candidates: usize,
+    /// How much of a candidate's value.
+    pub(crate) value_bytes: usize,
+}
+
+impl Limits {
+    /// For so many elections.
+    pub(crate) fn of(elections: usize) -> Self {
+        Self { elections, candidates: 100, value_bytes: 1024 }
+    }
+}
 
 /// An election, as it was read last.
 #[derive(Clone, Debug)]
 pub(crate) struct Election {
     pub(crate) name: ElectionName,
-    /// The candidates in queue order, the leader first; at most [`MAX_CANDIDATES`]. Empty while nobody leads.
+    /// The candidates in queue order, the leader first; at most [`Limits::candidates`]. Empty while nobody leads.
     pub(crate) candidates: Vec<Candidate>,
     /// The number of all candidates.
     pub(crate) candidate_count: usize,
@@ -54,6 +66,8 @@ pub(crate) struct TrackedElection {
     pub(crate) election: Election,
     /// When this leader, or the lack of one, was first seen.
     pub(crate) since: Instant,
+    /// The same by the time of day.
+    pub(crate) since_time: SystemTime,
     /// Whether its start was observed. Otherwise it may have begun long before.
     pub(crate) start_observed: bool,
 }
@@ -86,8 +100,8 @@ impl Term {
 /// What is known of the elections below a prefix.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
-    /// When the elections were read.
-    pub(crate) read_at: SystemTime,
+    /// When the elections were read; `None` until they were.
+    pub(crate) read_at: Option<SystemTime>,
     /// In the order of their names. Those that had a leader since the beginning stay when they have no candidate any more.
     pub(crate) elections: Vec<TrackedElection>,
     /// How many elections have a candidate. More than `elections` if there are too many to read.

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 
-use super::{History, Outage, Reading, Snapshot, read};
+use super::{History, Limits, Outage, Reading, Snapshot, read};
 use crate::{exit::error_text, waiting};
 
 /// The pause between two readings. It grows with the time that a reading takes, so that a large store is not read all the time.
@@ -34,15 +34,23 @@ pub(crate) struct Poller {
 }
 
 impl Poller {
-    /// Reads the first `limit` elections whose names begin with `prefix` about every second, from `first` on. Changes between two
-    /// readings are seen as one. Must be called within a tokio runtime.
-    pub(crate) fn start(elector: Arc<dyn Elector>, prefix: String, limit: usize, first: Reading) -> Self {
-        let mut history = History::new(limit);
-        let read_at = SystemTime::now();
-        history.add(first, Instant::now(), read_at);
+    /// Reads the first elections whose names begin with `prefix` about every second, after `first` if they were read already.
+    /// Changes between two readings are seen as one. Must be called within a tokio runtime.
+    pub(crate) fn start(
+        elector: Arc<dyn Elector>,
+        prefix: String,
+        limits: Limits,
+        first: Option<Reading>,
+    ) -> Self {
+        let mut history = History::new(limits.elections);
+        let read_at = first.map(|first| {
+            let now = SystemTime::now();
+            history.add(first, Instant::now(), now);
+            now
+        });
         let (sender, snapshots) = watch::channel(Arc::new(history.snapshot(read_at)));
         tokio::spawn(async move {
-            let mut task = PollTask { elector, prefix, limit, history, read_at };
+            let mut task = PollTask { elector, prefix, limits, history, read_at };
             tokio::select! {
                 () = sender.closed() => {}
                 () = task.run(&sender) => {}
@@ -67,18 +75,18 @@ impl Poller {
 struct PollTask {
     elector: Arc<dyn Elector>,
     prefix: String,
-    limit: usize,
+    limits: Limits,
     history: History,
     /// When the last reading ended.
-    read_at: SystemTime,
+    read_at: Option<SystemTime>,
 }
 
 impl PollTask {
     async fn run(&mut self, snapshots: &watch::Sender<Arc<Snapshot>>) {
-        let mut took = Duration::ZERO;
+        let mut pause = if self.read_at.is_some() { MIN_PAUSE } else { Duration::ZERO };
         let mut outage: Option<Outage> = None;
         loop {
-            sleep((took * PAUSE_PER_READING).clamp(MIN_PAUSE, MAX_PAUSE)).await;
+            sleep(pause).await;
             let began = Instant::now();
             let report = |new: Outage| {
                 // It began with the first failure.
@@ -90,13 +98,14 @@ impl PollTask {
                     snapshots.send_replace(Arc::new(Snapshot { outage: outage.clone(), ..snapshot }));
                 }
             };
-            if let Some(reading) = read_or_report(&self.elector, &self.prefix, self.limit, report).await {
+            if let Some(reading) = read_or_report(&self.elector, &self.prefix, self.limits, report).await {
                 outage = None;
-                self.read_at = SystemTime::now();
-                self.history.add(reading, Instant::now(), self.read_at);
+                let now = SystemTime::now();
+                self.read_at = Some(now);
+                self.history.add(reading, Instant::now(), now);
                 snapshots.send_replace(Arc::new(self.history.snapshot(self.read_at)));
             }
-            took = began.elapsed();
+            pause = (began.elapsed() * PAUSE_PER_READING).clamp(MIN_PAUSE, MAX_PAUSE);
         }
     }
 }
@@ -105,12 +114,12 @@ impl PollTask {
 async fn read_or_report(
     elector: &Arc<dyn Elector>,
     prefix: &str,
-    limit: usize,
+    limits: Limits,
     mut report: impl FnMut(Outage),
 ) -> Option<Reading> {
     let last_answer = Mutex::new(Instant::now());
     let lock = || last_answer.lock().unwrap_or_else(PoisonError::into_inner);
-    let reading = read(elector, prefix, limit, || *lock() = Instant::now());
+    let reading = read(elector, prefix, limits, || *lock() = Instant::now());
     tokio::pin!(reading);
     let mut ticks = interval(POLL_INTERVAL);
     loop {
@@ -151,8 +160,9 @@ mod tests {
 
     /// Polls elections from now on.
     async fn poll(elector: &Arc<dyn Elector>, prefix: &str, limit: usize) -> Poller {
-        let first = read(elector, prefix, limit, || {}).await.unwrap();
-        Poller::start(Arc::clone(elector), prefix.to_owned(), limit, first)
+        let limits = Limits::of(limit);
+        let first = read(elector, prefix, limits, || {}).await.unwrap();
+        Poller::start(Arc::clone(elector), prefix.to_owned(), limits, Some(first))
     }
 
     /// Waits for a snapshot of which something holds.
@@ -219,6 +229,25 @@ mod tests {
         link.heal();
         let snapshot = snapshot_with(&mut poller, |snapshot| snapshot.outage.is_none()).await;
         assert_eq!((snapshot.elections.len(), snapshot.changes.len()), (1, 0));
+    }
+
+    /// Nothing is known before the first answer, in particular not that nobody leads.
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_can_begin_before_the_first_reading() {
+        let store = MemoryStore::new();
+        let leader = simulated::elector(store.backend(), Config::new()).unwrap();
+        let _leadership = leader.campaign("billing").await.unwrap();
+        let backend = store.backend();
+        let link = backend.link().clone();
+        link.cut();
+        let observer: Arc<dyn Elector> = Arc::new(simulated::elector(backend, Config::new()).unwrap());
+        let mut poller = Poller::start(observer, String::new(), Limits::of(10), None);
+        assert_eq!(poller.latest().read_at, None);
+        let snapshot = snapshot_with(&mut poller, |snapshot| snapshot.outage.is_some()).await;
+        assert_eq!(snapshot.read_at, None);
+        link.heal();
+        let snapshot = snapshot_with(&mut poller, |snapshot| snapshot.read_at.is_some()).await;
+        assert_eq!((snapshot.elections.len(), snapshot.outage.clone()), (1, None));
     }
 
     #[tokio::test(start_paused = true)]

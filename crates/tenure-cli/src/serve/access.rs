@@ -1,4 +1,4 @@
-//! Who may use the HTTP interface: holders of the bearer token, and no web page.
+//! Who may use the HTTP interface: holders of the bearer token, and no web page of another site.
 
 use std::{
     fs::File,
@@ -13,8 +13,11 @@ use std::{
 use axum::{
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue, StatusCode,
-        header::{AUTHORIZATION, CACHE_CONTROL, HOST, ORIGIN, WWW_AUTHENTICATE},
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{
+            AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY,
+            WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+        },
     },
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -29,6 +32,21 @@ use crate::messages;
 const READ_INTERVAL: Duration = Duration::from_secs(5);
 /// The sizes that a token can have.
 const TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=1024;
+
+/// What every answer has. The policy is that of the page: nothing from elsewhere, and no script or style but its own files.
+const HEADERS: [(HeaderName, &str); 5] = [
+    (CACHE_CONTROL, "no-store"),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    ),
+];
+/// The header with which a browser says whose page loads something.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Who may use the HTTP interface.
 #[derive(Debug)]
@@ -87,8 +105,7 @@ impl Access {
         }
     }
 
-    fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        self.refuse_web_pages(headers)?;
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let Some(file) = &self.token else { return Ok(()) };
         let given = headers.get(AUTHORIZATION).and_then(|value| bearer_token(value.as_bytes()));
         let token = file.token.read().unwrap_or_else(PoisonError::into_inner);
@@ -101,13 +118,14 @@ impl Access {
     }
 
     /// Refuses what a browser sends on behalf of a page of another site. A page can reach a loopback address, and after
-    /// it has changed what its own name resolves to, it can also read the answers.
-    fn refuse_web_pages(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    /// it has changed what its own name resolves to, it can also read the answers. The sidecar's own page sends no `Origin`: it
+    /// only reads.
+    fn refuse_other_sites(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let refused = |code, message: String, advice: &str| {
             Err(ApiError::new(StatusCode::FORBIDDEN, code, message, advice))
         };
         if headers.contains_key(ORIGIN) {
-            let message = "requests of web pages are refused".to_owned();
+            let message = "requests of other web pages are refused".to_owned();
             return refused("forbidden_origin", message, "requests without the header Origin");
         }
         let Some(own) = self.loopback else { return Ok(()) };
@@ -122,6 +140,19 @@ impl Access {
         let message = format!("the host {host:?} is not this machine");
         refused("forbidden_host", message, "the header Host with a loopback address or localhost")
     }
+}
+
+/// Refuses what a page of another site loads, whether it can read it or not: it could take the place of subscribers. Browsers send
+/// this header to loopback addresses.
+fn refuse_loads_by_other_sites(headers: &HeaderMap) -> Result<(), ApiError> {
+    let from =
+        |site: &str| headers.get_all(FETCH_SITE).iter().any(|value| value.as_bytes() == site.as_bytes());
+    if !from("cross-site") && !from("same-site") {
+        return Ok(());
+    }
+    let message = "requests of other web pages are refused";
+    let advice = "requests without the header Sec-Fetch-Site, or from the sidecar's own page";
+    Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden_origin", message, advice))
 }
 
 /// Whether `host`, perhaps with a port, names this machine, on which `own` is listened to.
@@ -173,14 +204,26 @@ fn read_token(path: &Path) -> Result<Vec<u8>, String> {
 
 /// Admits or refuses a request. No answer may be stored: validity is counted from when the request was sent.
 pub(super) async fn check(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
-    let mut response = match access.check(request.headers()) {
+    let mut response = match access.refuse_other_sites(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Admits or refuses a request for data.
+pub(super) async fn check_token(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let mut response = match refuse_loads_by_other_sites(headers).and_then(|()| access.check_token(headers)) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -195,23 +238,36 @@ mod tests {
     }
 
     #[test]
-    fn a_web_page_is_refused() {
+    fn a_page_of_another_site_is_refused() {
         let access = Access::new(None, Some("127.0.0.1".parse().unwrap())).unwrap();
         for host in ["127.0.0.1:8377", "localhost", "LOCALHOST:80", "[::1]:8377", "127.8.0.1"] {
-            assert!(access.check(&headers(&[("host", host)])).is_ok(), "{host}");
+            assert!(access.refuse_other_sites(&headers(&[("host", host)])).is_ok(), "{host}");
         }
         for host in
             ["", "evil.example", "evil.example:8377", "127.0.0.1.evil.example", "10.0.0.7", "[::2]:80"]
         {
-            assert!(access.check(&headers(&[("host", host)])).is_err(), "{host}");
+            assert!(access.refuse_other_sites(&headers(&[("host", host)])).is_err(), "{host}");
         }
-        assert!(access.check(&headers(&[])).is_err());
-        assert!(access.check(&headers(&[("host", "localhost"), ("host", "evil.example")])).is_err());
+        assert!(access.refuse_other_sites(&headers(&[])).is_err());
+        assert!(
+            access.refuse_other_sites(&headers(&[("host", "localhost"), ("host", "evil.example")])).is_err()
+        );
         let from_page = [("host", "localhost:8377"), ("origin", "http://localhost:8377")];
-        assert!(access.check(&headers(&from_page)).is_err());
+        assert!(access.refuse_other_sites(&headers(&from_page)).is_err());
         let socket = Access::new(None, None).unwrap();
-        assert!(socket.check(&headers(&[("host", "tenure")])).is_ok());
-        assert!(socket.check(&headers(&from_page)).is_err());
+        assert!(socket.refuse_other_sites(&headers(&[("host", "tenure")])).is_ok());
+        assert!(socket.refuse_other_sites(&headers(&from_page)).is_err());
+    }
+
+    #[test]
+    fn a_page_of_another_site_loads_no_data() {
+        for (site, is_admitted) in
+            [("same-origin", true), ("none", true), ("cross-site", false), ("same-site", false)]
+        {
+            let headers = headers(&[("sec-fetch-site", site)]);
+            assert_eq!(refuse_loads_by_other_sites(&headers).is_ok(), is_admitted, "{site}");
+        }
+        assert!(refuse_loads_by_other_sites(&headers(&[])).is_ok());
     }
 
     #[test]
@@ -220,12 +276,12 @@ mod tests {
         fs::write(&file, "0123456789abcdef\n").unwrap();
         let access = Access::new(Some(file.path()), None).unwrap();
         assert!(!format!("{access:?}").contains("abcdef"));
-        let check = |value: &str| access.check(&headers(&[("authorization", value)]));
+        let check = |value: &str| access.check_token(&headers(&[("authorization", value)]));
         assert!(check("Bearer 0123456789abcdef").is_ok() && check("bearer 0123456789abcdef").is_ok());
         for wrong in ["", "Bearer", "Bearer ", "Bearer 0123456789abcde", "Basic 0123456789abcdef"] {
             assert!(check(wrong).is_err(), "{wrong}");
         }
-        assert!(access.check(&headers(&[])).is_err());
+        assert!(access.check_token(&headers(&[])).is_err());
     }
 
     #[test]

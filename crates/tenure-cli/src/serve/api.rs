@@ -22,6 +22,8 @@ use super::{
     events::{self, Subscribers},
     lease::{Grant, Lease, LeaseStatus, OverReason, RETRY_WITHIN},
     leases::{CampaignRequest, Leases},
+    overview::{self, Overview},
+    page,
 };
 
 /// The header with the id of a lease. Not a part of the URL, which is logged.
@@ -47,13 +49,19 @@ const OPENAPI: &str = include_str!("openapi.json");
 pub(super) struct Sidecar {
     pub(super) leases: Leases,
     pub(super) subscribers: Subscribers,
+    pub(super) overview: Arc<Overview>,
 }
 
 type Shared = State<Arc<Sidecar>>;
 
-/// Every route: method, path, handler. The OpenAPI document describes each of them.
-fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Sidecar>>)> {
+/// A route: method, path, handler. The OpenAPI document describes each of them.
+pub(super) type Route<S> = (&'static str, &'static str, MethodRouter<S>);
+
+/// The routes that need the token, if there is one.
+fn routes() -> Vec<Route<Arc<Sidecar>>> {
     vec![
+        ("get", "/v1/elections", get(overview::listing)),
+        ("get", "/v1/events", get(overview::events)),
         ("post", "/v1/elections/{name}/campaign", post(campaign)),
         ("delete", "/v1/elections/{name}/campaign", delete(resign)),
         ("post", "/v1/elections/{name}/renew", post(renew)),
@@ -65,13 +73,17 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Sidecar>>)> {
 
 /// The HTTP interface.
 pub(super) fn router(sidecar: Arc<Sidecar>, access: Arc<Access>) -> Router {
-    let router =
-        routes().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
-    router
+    let data = router_of(routes())
         .fallback(no_such_route)
-        .method_not_allowed_fallback(method_not_allowed)
         .with_state(sidecar)
-        .layer(middleware::from_fn_with_state(access, access::check))
+        .layer(middleware::from_fn_with_state(Arc::clone(&access), access::check_token));
+    let page = router_of(page::routes()).with_state(());
+    data.merge(page).layer(middleware::from_fn_with_state(access, access::check))
+}
+
+fn router_of<S: Clone + Send + Sync + 'static>(routes: Vec<Route<S>>) -> Router<S> {
+    let add = |router: Router<S>, (_, path, handler)| router.route(path, handler);
+    routes.into_iter().fold(Router::new(), add).method_not_allowed_fallback(method_not_allowed)
 }
 
 /// The body of a campaign request.
@@ -247,7 +259,7 @@ fn over(lease: &Lease, reason: &OverReason) -> ApiError {
 }
 
 /// The store has not answered in time.
-fn no_answer(sidecar: &Sidecar) -> ApiError {
+pub(super) fn no_answer(sidecar: &Sidecar) -> ApiError {
     let error = sidecar.leases.elector().status().last_error;
     let error = error.map(|error| format!(": {error}")).unwrap_or_default();
     ApiError::new(
@@ -362,7 +374,9 @@ mod tests {
             let methods = item.as_object().unwrap().keys().filter(|key| *key != "parameters");
             methods.map(|method| (method.clone(), path.clone())).collect::<Vec<_>>()
         });
-        let routes = routes().into_iter().map(|(method, path, _)| (method.to_owned(), path.to_owned()));
+        let routes = routes().into_iter().map(|(method, path, _)| (method, path));
+        let page = page::routes().into_iter().map(|(method, path, _)| (method, path));
+        let routes = routes.chain(page).map(|(method, path)| (method.to_owned(), path.to_owned()));
         assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect());
     }
 

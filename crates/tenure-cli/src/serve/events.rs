@@ -27,7 +27,7 @@ const MAX_SUBSCRIBERS: usize = 64;
 /// How long a subscription lasts. Clients of server-sent events connect again by themselves.
 pub(super) const MAX_SUBSCRIPTION: Duration = Duration::from_secs(600);
 /// How often a comment is sent while there is nothing to say.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Admits subscribers.
 #[derive(Debug)]

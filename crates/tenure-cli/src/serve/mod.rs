@@ -19,6 +19,8 @@ mod events;
 mod grants;
 mod lease;
 mod leases;
+mod overview;
+mod page;
 #[cfg(test)]
 mod simulation_tests;
 
@@ -44,6 +46,7 @@ use connections::Connections;
 use events::Subscribers;
 use lease::Timing;
 use leases::Leases;
+use overview::Overview;
 
 /// The drift bound, if the URL sets none.
 const DEFAULT_DRIFT: f64 = 0.1;
@@ -70,7 +73,8 @@ pub(crate) async fn serve(options: &args::Serve) -> Result<u8> {
     let config = Config::new().with_ttl(timing.ttl).with_on_clock_jump(OnClockJump::LoseByDeadline);
     let elector = store.connect(config).await?;
     let leases = Leases::new(Arc::clone(&elector), timing);
-    let sidecar = Arc::new(Sidecar { leases, subscribers: Subscribers::new() });
+    let overview = Arc::new(Overview::new(Arc::clone(&elector), store.name.clone()));
+    let sidecar = Arc::new(Sidecar { leases, subscribers: Subscribers::new(), overview });
     let access = Arc::new(access);
     messages::try_inform(&format!("serves {} for {}", listener.address()?, store.name));
     let router = api::router(Arc::clone(&sidecar), Arc::clone(&access));

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     args::Top,
-    elections::{Poller, read},
+    elections::{Limits, Poller, read},
     exit::{self, error_text},
     resign::{has_resigned, resigned},
     signals,
@@ -58,13 +58,14 @@ pub(crate) async fn top(options: &Top) -> Result<u8> {
     let mut signals = signals::subscribe()?;
     let store = Store::new(options.url.as_deref())?;
     let elector = store.connect(Config::new()).await?;
-    let request = read(&elector, &options.prefix, MAX_ELECTIONS, || {});
+    let limits = Limits::of(MAX_ELECTIONS);
+    let request = read(&elector, &options.prefix, limits, || {});
     let limit = options.timeout.unwrap_or(Limit::DEFAULT);
     let first = tokio::select! {
         first = waiting::answer(&*elector, &store, "reading the elections", limit, request) => first?,
         signal = signals::termination(&mut signals) => return Ok(exit::from_signal(signal.number)),
     };
-    let mut poller = Poller::start(Arc::clone(&elector), options.prefix.clone(), MAX_ELECTIONS, first);
+    let mut poller = Poller::start(Arc::clone(&elector), options.prefix.clone(), limits, Some(first));
 
     let mut job_control = signals::subscribe_to(&[SIGTSTP, SIGCONT])?;
     let styles = Styles::new(anstream::AutoStream::choice(&stdout()) != anstream::ColorChoice::Never);

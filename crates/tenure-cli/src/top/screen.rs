@@ -109,7 +109,7 @@ fn title(state: &State, columns: usize) -> String {
         false if shown == 1 => "1 election".to_owned(),
         false => format!("{shown} elections"),
     };
-    let right = format!("{count}  {}", time_of_day(snapshot.read_at));
+    let right = format!("{count}  {}", snapshot.read_at.map(time_of_day).unwrap_or_default());
     let left = format!("{}{prefix}", state.store);
     let space = columns.saturating_sub(width(&right) + 2);
     // On a narrow terminal the store alone.

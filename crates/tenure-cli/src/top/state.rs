@@ -244,7 +244,7 @@ pub(super) mod tests {
         for (reading, ago) in readings.iter().zip((0..readings.len() as u64).rev()) {
             history.add(reading.clone(), now - Duration::from_secs(ago), SystemTime::UNIX_EPOCH);
         }
-        Arc::new(history.snapshot(SystemTime::UNIX_EPOCH))
+        Arc::new(history.snapshot(Some(SystemTime::UNIX_EPOCH)))
     }
 
     pub(in crate::top) fn state(readings: &[Reading]) -> State {

@@ -167,9 +167,15 @@ pub(crate) struct Answer {
 impl Answer {
     fn read(mut stream: impl Read) -> io::Result<Self> {
         let mut bytes = Vec::new();
-        let read = stream.read_to_end(&mut bytes);
-        if bytes.is_empty() {
-            read?;
+        let mut buffer = vec![0; 64 * 1024];
+        // Some servers keep the connection open.
+        while !is_complete(&bytes) {
+            match stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+                Err(error) if bytes.is_empty() => return Err(error),
+                Err(_) => break,
+            }
         }
         let text = String::from_utf8(bytes).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -198,6 +204,15 @@ impl Answer {
         assert!(!field("message").is_empty() && !field("advice").is_empty());
         (self.status, field("code"))
     }
+}
+
+/// Whether these bytes are an answer with the whole body that it announces.
+fn is_complete(bytes: &[u8]) -> bool {
+    let Some(end) = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    length.is_some_and(|length| bytes.len() >= end + 4 + length)
 }
 
 /// For how long a client may consider itself leader.
