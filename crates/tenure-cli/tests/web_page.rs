@@ -258,7 +258,7 @@ async fn an_outage_is_said(scheme: &str, endpoint: String) {
     assert_eq!(browser.text(&cell("billing", "Leader")), "first", "what was read last");
     // What was vacant is said to have been so, at a time.
     browser.wait_for(&format!("{}.startsWith('nobody at ')", cell("reports", "Leader")));
-    assert!(browser.text("document.getElementById('caption').innerText").contains("as they were at"));
+    assert!(browser.text("document.getElementById('caption').innerText").contains("as of "));
     let age = browser.text(&cell("billing", "For"));
     check_all_views(&browser, &format!("outage-{scheme}"));
     assert_eq!(browser.text(&cell("billing", "For")), age, "no time is added that nobody has seen");

@@ -18,8 +18,8 @@ use tracing::debug;
 use super::{address::Listener, api, events};
 use crate::messages;
 
-/// How many connections are served at once; more are accepted when one of them ends. More than four requests for each lease and the
-/// subscribers together, so that renewals are not kept waiting by them.
+/// How many connections are served at once; more are accepted when one of them ends. More than four requests for each lease, the
+/// subscribers and the viewers together, so that renewals are not kept waiting by them.
 const MAX_CONNECTIONS: usize = 512;
 /// How long the header of a request may take to arrive.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -170,8 +170,10 @@ async function receive() {
 function handle(event) {
   const [, name, data] = /^event: (\w+)\ndata: (.*)$/su.exec(event) ?? [];
   // Numbers above 2^53 lose digits in JavaScript, and tokens can be such.
-  const exact = (key, value, context) =>
-    key === "token" && value !== null ? (context?.source ?? String(value)) : value;
+  const exact = (key, value, context) => {
+    if (key !== "token" || value === null) return value;
+    return context?.source ?? (Number.isSafeInteger(value) ? String(value) : `≈ ${value}`);
+  };
   if (name === "snapshot") {
     const before = state.snapshot;
     state.snapshot = JSON.parse(data, exact);
@@ -387,7 +389,7 @@ function renderList() {
     shown += row.row.hidden ? 0 : 1;
   }
   const count = `${elections.length} ${elections.length === 1 ? "election" : "elections"}`;
-  const as = isOld() ? `, as they were at ${timeText(state.readAt)}` : "";
+  const as = isOld() ? `, as of ${timeText(state.readAt)}` : "";
   setText(at("caption"), (filter ? `${shown} of ${count}` : count) + as);
   at("empty").hidden = shown > 0;
   at("elections").hidden = elections.length === 0;
