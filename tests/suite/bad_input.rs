@@ -34,6 +34,8 @@ async fn a_url_that_cannot_work() {
         ("etcd://h?on_disconnect=panic", "it must be hold or step_down"),
         ("etcd://h?on_clock_jump=ignore", "it must be lose, lose_by_deadline or log"),
         ("etcd://h?id=a%20b", "visible ASCII"),
+        ("etcd://h?candidate=a%20b", "visible ASCII"),
+        ("etcd://h?id=a&candidate=a", "candidate and id are the same setting: give one of them"),
         ("etcd://h?tll=10s", "unknown setting tll; allowed are"),
         ("zookeeper:", "it names no host; give every server"),
         ("zookeeper://h/a//b", "it has an empty part"),

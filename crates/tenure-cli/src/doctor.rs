@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use serde::Serialize;
-use tenure::{Config, Diagnosis, Error, Level};
+use tenure::{Diagnosis, Error, Level, Settings};
 
 use crate::{
     args::Doctor,
@@ -24,11 +24,10 @@ struct Report<'a> {
 
 /// Prints each diagnosis with its advice. Returns the exit code.
 pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
-    let mut config = Config::new();
-    if let Some(ttl) = options.ttl {
-        config = config.with_ttl(ttl);
-    }
     let store = Store::new(options.url.as_deref())?;
+    let mut settings = Settings::new(store.url(), "");
+    settings.ttl = options.ttl;
+    let config = settings.config()?;
     let diagnoses = match store.connect(config).await {
         Ok(elector) => {
             let what = "examining the store";

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use tenure::{CandidateId, Config, Elector, Error, Leadership, LeadershipHandle, OnOverrun, StoreUrl};
+use tenure::{Config, Elector, Error, Leadership, LeadershipHandle, OnOverrun, Settings};
 use tokio::{
     sync::mpsc::UnboundedReceiver,
     time::{Instant, timeout},
@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     args::{self, Restart},
     end_session::SessionToEnd,
-    exit::{self, UsageError},
+    exit,
     guard_protocol::ProgramExit,
     messages, nesting, processes, progress,
     signals::{self, ReceivedSignal},
@@ -61,9 +61,8 @@ enum CampaignEnd {
 
 /// Runs the program while this node is the leader. Returns the exit code.
 pub(crate) async fn run(options: &args::Run) -> Result<u8> {
-    let config = config(options)?;
-    refuse_contradictions(options)?;
     let store = Store::new(options.store.url.as_deref())?;
+    let config = config(options, &store)?;
     nesting::refuse(&store, &options.store.election)?;
     let service_manager = ServiceManager::from_environment()?;
     // First of all, so that a termination signal always ends in a clean shutdown.
@@ -104,42 +103,6 @@ pub(crate) async fn run(options: &args::Run) -> Result<u8> {
         ));
     }
     exit_code
-}
-
-/// The URL's settings would take precedence over options, which nobody expects.
-fn refuse_contradictions(options: &args::Run) -> Result<()> {
-    let Some(url) = &options.store.url else { return Ok(()) };
-    let url: StoreUrl = url.parse().map_err(Error::from)?;
-    let times = [
-        ("ttl", options.ttl),
-        ("grace_period", options.grace_period),
-        ("shutdown_timeout", options.shutdown_timeout),
-    ];
-    for (name, option) in times {
-        let setting = url.duration(name).map_err(Error::from)?;
-        if let (Some(option), Some(setting)) = (option, setting)
-            && option != setting
-        {
-            let (flag, variable) = (name.replace('_', "-"), name.to_uppercase());
-            return Err(UsageError(format!(
-                "--{flag} (or TENURE_{variable}) is {}, and {name} in the store's URL is {}: give one of them",
-                humantime::format_duration(option),
-                humantime::format_duration(setting)
-            ))
-            .into());
-        }
-    }
-    for (flag, name, option) in
-        [("candidate", "id", &options.id), ("candidate-value", "value", &options.value)]
-    {
-        if option.as_deref().is_some_and(|option| url.text(name).is_some_and(|setting| setting != option)) {
-            return Err(UsageError(format!(
-                "--{flag} and {name} in the store's URL differ: give one of them"
-            ))
-            .into());
-        }
-    }
-    Ok(())
 }
 
 /// Campaigns and runs the program, until a signal or `--restart` ends that. Returns the exit code.
@@ -373,23 +336,14 @@ fn backoff(options: &args::Run) -> ExponentialBackoff {
         .build()
 }
 
-fn config(options: &args::Run) -> Result<Config> {
-    let mut config = Config::new();
-    if let Some(id) = &options.id {
-        config = config.with_id(CandidateId::new(id).map_err(Error::from)?);
-    }
-    if let Some(value) = &options.value {
-        config = config.with_value(value.as_bytes());
-    }
-    if let Some(ttl) = options.ttl {
-        config = config.with_ttl(ttl);
-    }
-    if let Some(grace_period) = options.grace_period {
-        config = config.with_grace_period(grace_period);
-    }
-    if let Some(timeout) = options.shutdown_timeout {
-        config = config.with_shutdown_timeout(timeout);
-    }
+fn config(options: &args::Run, store: &Store) -> Result<Config> {
+    let mut settings = Settings::new(store.url(), &options.store.election);
+    settings.candidate.clone_from(&options.id);
+    settings.value.clone_from(&options.value);
+    settings.ttl = options.ttl;
+    settings.grace_period = options.grace_period;
+    settings.shutdown_timeout = options.shutdown_timeout;
+    let mut config = settings.config()?;
     if options.on_overrun == args::OnOverrun::Abort {
         config = config.with_on_overrun(OnOverrun::Abort);
     }

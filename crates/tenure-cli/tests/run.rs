@@ -399,12 +399,21 @@ fn variables_set_what_options_set() {
     assert_eq!(sandbox.wait_for_line("grace"), "250");
     let leader = common::stdout(&succeed(&mut sandbox.tenure(&["leader"])));
     assert!(leader.ends_with("\there\n"), "{leader}");
-    let store = format!("{}?ttl=10&id=a", sandbox.url);
-    for options in [["--ttl", "2s"], ["--candidate", "b"]] {
+    let store = format!("{}?ttl=10&candidate=a&shutdown_timeout=3s&candidate_value=x", sandbox.url);
+    for options in [
+        ["--ttl", "2s"],
+        ["--candidate", "b"],
+        ["--id", "b"],
+        ["--shutdown-timeout", "2s"],
+        ["--candidate-value", "y"],
+    ] {
         let mut run = sandbox.run(&options, "true");
         let (code, stderr) = code_and_stderr(run.env("TENURE_STORE", &store));
         assert!(code == Some(2) && stderr.contains("give one of them"), "{stderr}");
     }
+    let mut doctor = tenure_command(&["doctor", "--ttl", "2s", "--store", &store]);
+    let (code, stderr) = code_and_stderr(&mut doctor);
+    assert!(code == Some(2) && stderr.contains("(--ttl, TENURE_TTL) is 2s: give one of them"), "{stderr}");
     let mut same = sandbox.run(&["--ttl", "10s", "--id", "a", "--try"], "true");
     assert_eq!(code_and_stderr(same.env("TENURE_STORE", &store)).0, Some(75), "the first leads");
 }

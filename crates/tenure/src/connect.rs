@@ -34,8 +34,8 @@ use crate::registry::Registry;
 /// | `on_disconnect` | what a leader does when a heartbeat fails: `hold` until the deadline, or `step_down` at once | `hold` |
 /// | `resume` | a file with which a restarted process leads without waiting for the TTL: [`Config::with_resume_file`] says who may use it | none |
 /// | `on_clock_jump` | what a leader does when the time of day jumps ahead: `lose` leadership, `lose_by_deadline` ([its work has until then](tenure_core::OnClockJump::LoseByDeadline)), or `log` a warning and go on ([what that risks](tenure_core::OnClockJump::Log)) | `lose` |
-/// | `id` | the candidate's id | host name, process id and a random number |
-/// | `value` | the candidate's value, which others can read | empty |
+/// | `candidate`, or `id` | the candidate's id | host name, process id and a random number |
+/// | `candidate_value`, or `value` | the candidate's value, which others can read | empty |
 ///
 /// Every part of the URL except the hosts can be percent-encoded. An `@` after the hosts must be encoded as `%40`, because
 /// it could also belong to a password.
@@ -143,6 +143,25 @@ pub async fn connect_checked_with(url: &str, config: Config) -> Result<Arc<dyn E
     Ok(elector)
 }
 
+/// The names of the setting for the candidate's id.
+pub(crate) const CANDIDATE: [&str; 2] = ["candidate", "id"];
+/// The names of the setting for the candidate's value.
+pub(crate) const CANDIDATE_VALUE: [&str; 2] = ["candidate_value", "value"];
+
+/// The setting that has two names.
+///
+/// # Errors
+/// When the URL has both.
+pub(crate) fn text_by_either_name<'a>(url: &'a StoreUrl, names: [&str; 2]) -> Result<Option<&'a str>, Error> {
+    match names.map(|name| url.text(name)) {
+        [Some(_), Some(_)] => {
+            let [long, short] = names;
+            Err(url.invalid(format!("{long} and {short} are the same setting: give one of them")).into())
+        }
+        [long, short] => Ok(long.or(short)),
+    }
+}
+
 /// Overrides `config` with the settings in the URL that do not depend on the store.
 pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<Config, Error> {
     if let Some(ttl) = url.duration("ttl")? {
@@ -186,10 +205,10 @@ pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<C
                 .into());
         }
     }
-    if let Some(id) = url.text("id") {
+    if let Some(id) = text_by_either_name(url, CANDIDATE)? {
         config = config.with_id(CandidateId::new(id)?);
     }
-    if let Some(value) = url.text("value") {
+    if let Some(value) = text_by_either_name(url, CANDIDATE_VALUE)? {
         config = config.with_value(value);
     }
     config.validate()?;

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tenure_core::{CandidateId, Config, ElectionName, Elector, Error, StoreUrl};
 
-use crate::registry::Registry;
+use crate::{
+    connect::{CANDIDATE, CANDIDATE_VALUE, text_by_either_name},
+    registry::Registry,
+};
 
 /// The store, election and candidate of a service, from its command line (feature `clap`) or its configuration file
 /// (feature `serde`).
@@ -34,7 +37,8 @@ use crate::registry::Registry;
 /// # fn main() {}
 /// ```
 ///
-/// In a configuration file, here in JSON. Times are written as `10s` or `1m 30s`. Unknown fields are refused.
+/// In a configuration file, here in JSON. Times are written as `10s` or `1m 30s`. Unknown fields are refused. The candidate's
+/// fields are `candidate` or `id`, and `candidate_value` or `value`.
 ///
 /// ```
 /// # #[cfg(feature = "serde")]
@@ -69,7 +73,7 @@ pub struct Settings {
 
     /// The candidate's id; host name, process id and a random number by default.
     #[cfg_attr(feature = "clap", arg(long, value_name = "ID"))]
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[cfg_attr(feature = "serde", serde(default, alias = "id"))]
     pub candidate: Option<String>,
 
     /// The candidate's value, which others can read: the address of the service, for example.
@@ -77,7 +81,7 @@ pub struct Settings {
         feature = "clap",
         arg(long = "candidate-value", value_name = "TEXT", env = "TENURE_CANDIDATE_VALUE")
     )]
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[cfg_attr(feature = "serde", serde(default, alias = "candidate_value"))]
     pub value: Option<String>,
 
     /// How long the store keeps a session without a heartbeat; 10s by default.
@@ -92,6 +96,14 @@ pub struct Settings {
     )]
     #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
     pub grace_period: Option<Duration>,
+
+    /// How long a resignation or a shutdown takes at most; 5s by default.
+    #[cfg_attr(
+        feature = "clap",
+        arg(long, value_name = "TIME", env = "TENURE_SHUTDOWN_TIMEOUT", value_parser = StoreUrl::parse_duration)
+    )]
+    #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
+    pub shutdown_timeout: Option<Duration>,
 }
 
 impl fmt::Debug for Settings {
@@ -106,6 +118,7 @@ impl fmt::Debug for Settings {
             .field("value", &self.value)
             .field("ttl", &self.ttl)
             .field("grace_period", &self.grace_period)
+            .field("shutdown_timeout", &self.shutdown_timeout)
             .finish()
     }
 }
@@ -118,9 +131,13 @@ impl Settings {
 
     /// The configuration of an elector with these settings.
     ///
+    /// It does not contain the settings in the store's URL, which [`connect`](Self::connect) reads.
+    ///
     /// # Errors
-    /// If the candidate's id is invalid.
+    /// If the candidate's id or the URL is invalid, or if a setting in the URL differs from the one here: neither takes
+    /// precedence.
     pub fn config(&self) -> Result<Config, Error> {
+        self.refuse_contradictions(&self.store.parse()?)?;
         let mut config = Config::new();
         if let Some(id) = &self.candidate {
             config = config.with_id(CandidateId::new(id)?);
@@ -134,13 +151,54 @@ impl Settings {
         if let Some(grace_period) = self.grace_period {
             config = config.with_grace_period(grace_period);
         }
+        if let Some(timeout) = self.shutdown_timeout {
+            config = config.with_shutdown_timeout(timeout);
+        }
         Ok(config)
     }
 
-    /// Creates an elector with these settings, and checks the election's name. Settings in the store's URL take precedence.
+    /// Checks that no setting has one value here and another one in the URL.
+    fn refuse_contradictions(&self, url: &StoreUrl) -> Result<(), Error> {
+        for (name, here) in [
+            ("ttl", self.ttl),
+            ("grace_period", self.grace_period),
+            ("shutdown_timeout", self.shutdown_timeout),
+        ] {
+            if let (Some(here), Some(setting)) = (here, url.duration(name)?)
+                && here != setting
+            {
+                let (flag, variable) = (name.replace('_', "-"), name.to_uppercase());
+                let [here, setting] = [here, setting].map(humantime::format_duration);
+                return Err(url
+                    .invalid(format!(
+                        "its {name} is {setting}, and the setting beside it (--{flag}, TENURE_{variable}) is {here}: give \
+                         one of them"
+                    ))
+                    .into());
+            }
+        }
+        for (names, options, here) in [
+            (CANDIDATE, "--candidate", &self.candidate),
+            (CANDIDATE_VALUE, "--candidate-value, TENURE_CANDIDATE_VALUE", &self.value),
+        ] {
+            if let (Some(here), Some(setting)) = (here, text_by_either_name(url, names)?)
+                && here != setting
+            {
+                let [name, _] = names;
+                return Err(url
+                    .invalid(format!(
+                        "its {name} and the setting beside it ({options}) differ: give one of them"
+                    ))
+                    .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates an elector with these settings and those in the store's URL, and checks the election's name.
     ///
     /// # Errors
-    /// See [`connect`](crate::connect()). Also if the election's name or the candidate's id is invalid.
+    /// See [`connect`](crate::connect()) and [`config`](Self::config). Also if the election's name is invalid.
     pub async fn connect(&self) -> Result<Arc<dyn Elector>, Error> {
         self.connect_in(&Registry::builtin()).await
     }
@@ -165,5 +223,34 @@ mod tests {
             let shown = format!("{:?}", Settings::new(store, "billing"));
             assert!(shown.contains("billing") && !shown.contains("s3cret"), "{shown}");
         }
+    }
+
+    /// Case 48.
+    #[test]
+    fn a_setting_that_the_url_contradicts_is_refused() {
+        let all = Settings {
+            candidate: Some("me".to_owned()),
+            value: Some("here".to_owned()),
+            ttl: Some(Duration::from_secs(10)),
+            grace_period: Some(Duration::from_secs(1)),
+            shutdown_timeout: Some(Duration::from_secs(3)),
+            ..Settings::default()
+        };
+        for (setting, named) in [
+            ("candidate=you", "its candidate and the setting beside it (--candidate) differ"),
+            ("id=you", "its candidate and the setting beside it (--candidate) differ"),
+            ("candidate_value=there", "TENURE_CANDIDATE_VALUE) differ"),
+            ("value=there", "TENURE_CANDIDATE_VALUE) differ"),
+            ("ttl=11s", "its ttl is 11s, and the setting beside it (--ttl, TENURE_TTL) is 10s"),
+            ("grace_period=2s", "(--grace-period, TENURE_GRACE_PERIOD) is 1s"),
+            ("shutdown_timeout=2s", "(--shutdown-timeout, TENURE_SHUTDOWN_TIMEOUT) is 3s"),
+            ("id=me&candidate=me", "candidate and id are the same setting"),
+        ] {
+            let settings = Settings { store: format!("memory:?{setting}"), ..all.clone() };
+            let error = settings.config().unwrap_err().to_string();
+            assert!(error.contains(named) && error.ends_with("give one of them"), "{error}");
+        }
+        let equal = "memory:?candidate=me&value=here&ttl=10&grace_period=1000ms&shutdown_timeout=3s";
+        assert_eq!(Settings { store: equal.to_owned(), ..all }.config().unwrap().id().as_str(), "me");
     }
 }

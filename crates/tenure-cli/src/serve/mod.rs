@@ -27,7 +27,7 @@ mod simulation_tests;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use tenure::{BootClock, Config, Error, OnClockJump};
+use tenure::{BootClock, Config, Error, OnClockJump, Settings};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::{
@@ -117,17 +117,9 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
         return Err(Error::from(url.invalid(reason)).into());
     }
     let in_url = url.duration("ttl").map_err(Error::from)?;
-    if let (Some(option), Some(setting)) = (options.ttl, in_url)
-        && option != setting
-    {
-        return Err(UsageError(format!(
-            "--ttl (or TENURE_TTL) is {}, and ttl in the store's URL is {}: give one of them",
-            humantime::format_duration(option),
-            humantime::format_duration(setting)
-        ))
-        .into());
-    }
-    let ttl = options.ttl.or(in_url).unwrap_or(Config::new().ttl());
+    let mut settings = Settings::new(store.url(), "");
+    settings.ttl = options.ttl.or(in_url);
+    let ttl = settings.config()?.ttl();
     let drift = url.parsed("drift", "a fraction such as 0.1").map_err(Error::from)?.unwrap_or(DEFAULT_DRIFT);
     Config::new().with_ttl(ttl).with_drift(drift).validate()?;
     Ok(Timing { clock: Arc::new(BootClock), ttl, drift })
