@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use tenure::StoreUrl;
+use tenure::{FencingToken, StoreUrl};
 
 use crate::{serve::ListenAddress, signals::ForwardableSignal, waiting::Limit};
 
@@ -316,6 +316,13 @@ pub(crate) struct Doctor {
     /// The TTL that will be used; 10s by default
     #[arg(long, value_name = "TIME", env = "TENURE_TTL", value_parser = StoreUrl::parse_duration)]
     pub(crate) ttl: Option<Duration>,
+    /// The election that --fence is about
+    #[arg(long, value_name = "NAME", env = "TENURE_ELECTION")]
+    pub(crate) election: Option<String>,
+    /// The highest fencing token that a resource has stored for the election: checks that the resource accepts the writes of the
+    /// leader, or of the next one while nobody leads
+    #[arg(long, value_name = "TOKEN", requires = "election")]
+    pub(crate) fence: Option<FencingToken>,
     /// Prints one JSON object
     #[arg(long)]
     pub(crate) json: bool,

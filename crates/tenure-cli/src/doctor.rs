@@ -1,19 +1,26 @@
 //! `tenure doctor`: checks whether a store, this machine and the settings are fit for elections.
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use serde::Serialize;
-use tenure::{Diagnosis, Error, Level, Settings};
+use tenure::{Diagnosis, Elector, Error, FencingToken, Level, Settings};
+use tokio::time::timeout;
 
 use crate::{
     args::Doctor,
     exit,
     output::exit_on_broken_pipe,
     store::Store,
+    text::escaped,
     waiting::{self, Limit},
 };
+
+/// How long the check of a fence may take: twice as long as a request.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The election in which nobody has candidates except this command.
+const DOCTORS_ELECTION: &str = "tenure-doctor";
 
 /// The output of `--json`, on one line.
 #[derive(Serialize)]
@@ -31,8 +38,15 @@ pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
     let diagnoses = match store.connect(config).await {
         Ok(elector) => {
             let what = "examining the store";
+            let diagnosing = async {
+                let mut diagnoses = elector.diagnose().await;
+                if let (Some(election), Some(mark)) = (&options.election, options.fence) {
+                    diagnoses.push(diagnose_fence(&*elector, &store, election, mark).await);
+                }
+                diagnoses
+            };
             let diagnoses = tokio::select! {
-                diagnoses = elector.diagnose() => diagnoses,
+                diagnoses = diagnosing => diagnoses,
                 // Without the usual advice, which is this command.
                 never = waiting::report_silence(&*elector, &store, what, Limit::NONE, "") => match never {},
             };
@@ -55,6 +69,67 @@ pub(crate) async fn doctor(options: &Doctor) -> Result<u8> {
         }
     }
     Ok(if worst == Level::Problem { exit::STORE_UNAVAILABLE } else { 0 })
+}
+
+/// Whether a resource that has stored the token `mark` accepts the writes of the leader of `election`.
+async fn diagnose_fence(
+    elector: &dyn Elector,
+    store: &Store,
+    election: &str,
+    mark: FencingToken,
+) -> Diagnosis {
+    let read = async {
+        if let Some(leader) = elector.leader(election).await? {
+            return Ok((leader.token, format!("the leader of {election}, {}, has", escaped(&leader.id))));
+        }
+        let token = token_of_store(elector, store).await?;
+        Ok::<_, Error>((token, format!("nobody leads {election}, and the store has just assigned")))
+    };
+    let (token, who_has) = match timeout(FENCE_TIMEOUT, read).await {
+        Ok(Ok((Some(token), who_has))) => (token, who_has),
+        Ok(Ok((None, _))) => {
+            let text = format!("nobody leads {election}, so that its tokens are not known");
+            return Diagnosis::warning("fence", text, "start a candidate, and check again");
+        }
+        Ok(Err(error)) => return fence_unknown(election, &error.to_string()),
+        Err(_) => return fence_unknown(election, "the store does not answer"),
+    };
+    if token >= mark {
+        return Diagnosis::good(
+            "fence",
+            format!("{who_has} token {token}: a resource that has seen {mark} accepts it"),
+        );
+    }
+    Diagnosis::problem(
+        "fence",
+        format!("{who_has} token {token}: a resource that has seen {mark} refuses it"),
+        format!(
+            "the store was wiped, restored or exchanged: restore it so that its tokens continue, or stop all candidates of {election}, \
+             reset the mark of the resource to 0, and start them again; see \"When tokens go back\" in docs/guide/operating.md"
+        ),
+    )
+}
+
+fn fence_unknown(election: &str, error: &str) -> Diagnosis {
+    let text = format!("the tokens of {election} are not known: {error}");
+    Diagnosis::problem("fence", text, "fix the other problems first, and check again")
+}
+
+/// A token that the store has just assigned. etcd and ZooKeeper number all elections together, so that the next leader of any
+/// election gets a higher one. `None` for other stores.
+async fn token_of_store(elector: &dyn Elector, store: &Store) -> Result<Option<FencingToken>, Error> {
+    if store.parsed()?.hosts().is_empty() {
+        return Ok(None);
+    }
+    match elector.try_campaign(DOCTORS_ELECTION).await? {
+        Some(leadership) => {
+            let token = leadership.fencing_token();
+            leadership.resign().await?;
+            Ok(Some(token))
+        }
+        // Another doctor.
+        None => Ok(elector.leader(DOCTORS_ELECTION).await?.and_then(|leader| leader.token)),
+    }
 }
 
 fn print(diagnosis: &Diagnosis) -> std::io::Result<()> {

@@ -211,6 +211,34 @@ fn doctor_finds_no_problem_with_a_good_store() {
     assert!(report["diagnoses"].as_array().is_some_and(|diagnoses| diagnoses.len() >= 4), "{report}");
 }
 
+/// Case 65: whether a resource that has stored a token accepts the leader.
+#[test]
+fn doctor_compares_the_leader_with_the_token_of_a_resource() {
+    let sandbox = Sandbox::local();
+    let doctor = |token: &str| {
+        let output = sandbox.tenure(&["doctor", "--fence", token]).output().unwrap();
+        let line = stdout(&output).lines().find(|line| line.contains(" fence: ")).map(str::to_owned);
+        (output.status.code(), line.unwrap_or_else(|| panic!("{output:?}")))
+    };
+    let (code, line) = doctor("7");
+    assert!(code == Some(0) && line.starts_with("warning  fence: nobody leads e"), "{line}");
+    let _leader = sandbox.start(&["--id", "first"], "echo $TENURE_FENCING_TOKEN > token; sleep 1000");
+    let token = sandbox.wait_for_line("token");
+    let (code, line) = doctor(&token);
+    assert_eq!(code, Some(0), "{line}");
+    let ok = format!(
+        "ok       fence: the leader of e, first, has token {token}: a resource that has seen {token} accepts it"
+    );
+    assert_eq!(line, ok);
+    let next = token.parse::<u64>().unwrap() + 1;
+    let (code, line) = doctor(&next.to_string());
+    assert!(code == Some(69) && line.starts_with("problem  fence: the leader of e, first, has"), "{line}");
+    let mut alone = tenure_command(&["doctor", "--store", &sandbox.url, "--fence", "7"]);
+    let (code, stderr) = code_and_stderr(&mut alone);
+    assert!(code == Some(2) && stderr.contains("--election"), "{stderr}");
+    assert_eq!(code_and_stderr(&mut sandbox.tenure(&["doctor", "--fence", "0"])).0, Some(2));
+}
+
 #[test]
 fn doctor_reports_a_missing_store_and_says_what_to_do() {
     let (code, _) = code_and_stderr(&mut tenure_command(&["doctor", "--store", "local:/proc/no"]));

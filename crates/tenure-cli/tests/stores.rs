@@ -225,6 +225,43 @@ async fn the_doctor_names_servers_and_what_they_grant_on_zookeeper() {
     assert!(output.contains("problem  session: ") && output.contains("min_ttl"), "{output}");
 }
 
+/// Case 65, hazard G35: after the store was wiped, the check says that a resource refuses the leader, and the next step.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_says_that_a_wiped_store_assigns_tokens_that_a_resource_refuses() {
+    let server = EtcdServer::start(Version::Etcd35).await.unwrap();
+    let sandbox = Sandbox::on(format!("etcd://{}/x", server.endpoint()));
+    for number in 0..100 {
+        server.admin().put("other", number.to_string()).await.unwrap();
+    }
+    let run = "echo $TENURE_FENCING_TOKEN > token";
+    common::succeed(&mut sandbox.run(&[], run));
+    let mark = sandbox.wait_for_line("token");
+    let doctor = || {
+        let output = sandbox.tenure(&["doctor", "--fence", &mark]).output().unwrap();
+        let output = (output.status.code(), common::stdout(&output));
+        let at = output.1.find(" fence: ").unwrap_or_else(|| panic!("{output:?}"));
+        (output.0, output.1[at..].to_owned())
+    };
+    let (code, said) = doctor();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("nobody leads e, and the store has just assigned token"), "{said}");
+    assert!(said.contains(&format!("a resource that has seen {mark} accepts it")), "{said}");
+
+    server.wipe().await.unwrap();
+    let (code, said) = doctor();
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains(&format!("a resource that has seen {mark} refuses it")), "{said}");
+    let _leader = sandbox.start(&["--id", "first"], &format!("{run}; sleep 1000"));
+    eventually("the leader", || (sandbox.candidates() == ["first"]).then_some(()));
+    let (code, said) = doctor();
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("the leader of e, first, has token"), "{said}");
+    for step in ["stop all candidates of e", "reset the mark of the resource to 0", "docs/guide/operating.md"]
+    {
+        assert!(said.contains(step), "{said}");
+    }
+}
+
 /// Case 50. The reason is said once, and is the true one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resign_request_without_space_is_refused_with_the_reason() {
