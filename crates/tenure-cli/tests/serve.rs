@@ -7,12 +7,12 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use common::{
-    RunningCommand, Sandbox, code_and_stderr, eventually,
+    RunningCommand, Sandbox, code_and_stderr, eventually, is_running,
     sidecar::{Request, Sidecar, boot_time, connect, lease_of, nonce, store_url, valid_for},
     succeed, tenure_command,
 };
@@ -521,6 +521,36 @@ async fn a_unix_socket_is_for_this_user_alone() {
     second.command.signal("TERM");
     assert_eq!(second.command.wait().code(), Some(0));
     assert!(!socket.exists());
+}
+
+/// Several start at once on the socket that a killed process has left: one serves, and the others end at once with the reason.
+#[test]
+fn one_of_several_sidecars_gets_the_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("tenure.sock");
+    let listen = format!("unix:{}", socket.display());
+    for _ in 0..5 {
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let mut command = tenure_command(&["serve", "--listen", &listen]);
+        command.env("TENURE_STORE", "etcd://127.0.0.1:1/x").stderr(Stdio::piped());
+        let mut running: Vec<_> = (0..4).map(|_| RunningCommand::start(&mut command)).collect();
+        let mut ended = Vec::new();
+        eventually("all but one have ended", || {
+            let (over, left) = running.drain(..).partition(|command| !is_running(&command.pid().to_string()));
+            ended.extend::<Vec<RunningCommand>>(over);
+            running = left;
+            (running.len() <= 1).then_some(())
+        });
+        for mut command in ended {
+            let (code, stderr) = command.code_and_stderr();
+            assert!(code == Some(2) && stderr.contains("another process listens on unix:"), "{stderr}");
+        }
+        let mut first = running.pop().expect("one serves");
+        eventually("it serves", || UnixStream::connect(&socket).ok());
+        first.signal("TERM");
+        assert_eq!(first.wait().code(), Some(0));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "neither socket nor lock is left");
+    }
 }
 
 /// With a token file, every request needs the token. The file can be rotated.

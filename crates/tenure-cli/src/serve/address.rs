@@ -1,10 +1,12 @@
 //! The address that `tenure serve` listens on.
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::{self, File, Metadata, OpenOptions, TryLockError},
+    io,
     net::{IpAddr, SocketAddr},
     os::unix::{
-        fs::{FileTypeExt as _, MetadataExt as _},
+        fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
         net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -12,7 +14,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use rustix::{fs::Mode, process::umask};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::umask,
+};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::exit::UsageError;
@@ -95,13 +100,16 @@ impl Listener {
                 Ok(Self::Tcp(TcpListener::from_std(listener)?))
             }
             ListenAddress::Unix(path) => {
+                // Until the socket is closed: another process may find a stale socket just before this one replaces it, and would
+                // remove the new one.
+                let lock = LockFile::acquire(path)?;
                 remove_stale(path)?;
                 // The mask, not a later change of the mode: nobody may connect in between.
                 let before = umask(Mode::from_raw_mode(0o177));
                 let bound = UnixListener::bind(path);
                 umask(before);
                 let listener = bound.with_context(|| format!("cannot listen on unix:{}", path.display()))?;
-                Ok(Self::Unix(listener, SocketFile::of(path)?))
+                Ok(Self::Unix(listener, SocketFile { path: path.clone(), id: file_id(path)?, _lock: lock }))
             }
         }
     }
@@ -131,12 +139,58 @@ fn remove_stale(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))
         }
-        Ok(_) => {
-            let path = path.display();
-            Err(UsageError(format!("another process listens on unix:{path}: stop it, or listen elsewhere"))
-                .into())
-        }
+        Ok(_) => Err(is_in_use(path).into()),
         Err(error) => Err(error).with_context(|| format!("cannot examine {}", path.display())),
+    }
+}
+
+fn is_in_use(path: &Path) -> UsageError {
+    let path = path.display();
+    UsageError(format!("another process listens on unix:{path}: stop it, or listen elsewhere"))
+}
+
+/// The lock on `SOCKET.lock`, which one process at a time can have. The kernel releases it when the process ends. The file is
+/// removed when this is dropped; of a process that was killed it stays, and is locked by the next one.
+#[derive(Debug)]
+struct LockFile {
+    path: PathBuf,
+    /// Locked while it is open.
+    _file: File,
+}
+
+impl LockFile {
+    /// Locks the file beside this socket.
+    ///
+    /// # Errors
+    /// When another process has the lock, or the system refuses.
+    fn acquire(socket: &Path) -> Result<Self> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let cannot = || format!("cannot lock {}", path.display());
+        loop {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(false).mode(0o600);
+            let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path);
+            let file = file.with_context(cannot)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(is_in_use(socket).into()),
+                Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
+            }
+            // Whoever had the lock has removed the file with it.
+            let opened = id_of(&file.metadata().with_context(cannot)?);
+            if file_id(&path).is_ok_and(|id| id == opened) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // Still locked.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -146,12 +200,8 @@ pub(super) struct SocketFile {
     path: PathBuf,
     /// Device and inode.
     id: (u64, u64),
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), id: file_id(path)? })
-    }
+    /// Dropped after the socket was removed.
+    _lock: LockFile,
 }
 
 impl Drop for SocketFile {
@@ -163,8 +213,12 @@ impl Drop for SocketFile {
 }
 
 fn file_id(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+    Ok(id_of(&fs::symlink_metadata(path)?))
+}
+
+/// Device and inode.
+fn id_of(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 #[cfg(test)]
@@ -184,5 +238,38 @@ mod tests {
             assert!(parsed(text).unwrap_err().contains("allowed are IP:PORT"), "{text}");
         }
         assert!(parsed(&format!("unix:/{}", "x".repeat(200))).unwrap_err().contains("at most 107"));
+    }
+
+    /// Of several that find the socket of a killed process at once, one replaces it.
+    #[test]
+    fn one_of_several_replaces_a_stale_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for round in 0..200 {
+            let path = folder.path().join(format!("{round}.sock"));
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            let address = ListenAddress::Unix(path.clone());
+            let barrier = std::sync::Barrier::new(3);
+            let bind = || {
+                let _context = runtime.enter();
+                barrier.wait();
+                Listener::bind(&address)
+            };
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let threads = [(); 3].map(|()| scope.spawn(bind));
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let (listeners, refused): (Vec<_>, Vec<_>) = bound.into_iter().partition(Result::is_ok);
+            assert_eq!(listeners.len(), 1, "{refused:?}");
+            for error in refused.into_iter().map(Result::unwrap_err) {
+                assert!(
+                    error.is::<UsageError>() && error.to_string().contains("another process"),
+                    "{error:?}"
+                );
+            }
+            UnixStream::connect(&path).unwrap();
+            drop(listeners);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "neither socket nor lock is left");
+        }
     }
 }
