@@ -17,7 +17,7 @@ use common::{
     succeed, tenure_command,
 };
 use serde_json::{Value, json};
-use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use tenure_containers::{CreateMode, EtcdServer, Permission, SharedEtcd, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// How long a candidate waits where it should be elected.
@@ -551,6 +551,47 @@ fn one_of_several_sidecars_gets_the_unix_socket() {
         assert_eq!(first.wait().code(), Some(0));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "neither socket nor lock is left");
     }
+}
+
+/// A user with permissions for one election only serves it. Other elections are refused in the answer, and a wrong password ends
+/// the command.
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_for_one_election_are_enough() {
+    const PASSWORD: &str = "Zanzibar4711";
+    let server = EtcdServer::start_with(Version::Etcd35, &["--bcrypt-cost=4"]).await.unwrap();
+    let admin = server.admin();
+    admin.add_user("app", PASSWORD, Permission::ReadWrite, "/acme/e/").await.unwrap();
+    // The markers of withdrawn requests.
+    admin.grant_permission("app", Permission::ReadWrite, "/acme/~").await.unwrap();
+    admin.enable_auth("root-password").await.unwrap();
+    let url = |password: &str| format!("etcd://app:{password}@{}/acme?ttl=4s", server.endpoint());
+    let on_etcd = Sidecar::start(&url(PASSWORD));
+
+    let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+    let root = format!("/serve-{:016x}", fastrand::u64(..));
+    let operator = zookeeper.admin().with_auth("digest", "operator:secret");
+    let id = operator.identity().await.unwrap();
+    let mut session = operator.session().await.unwrap();
+    for (path, acl) in [(&root, ("world", "anyone")), (&format!("{root}/tenure-doctor"), (&*id.0, &*id.1))] {
+        let acl = [(31, acl.0, acl.1)];
+        session.create_with_acl(path, "", CreateMode::Persistent, &acl).await.unwrap();
+    }
+    session.close().await.unwrap();
+    let on_zookeeper =
+        Sidecar::start(&format!("zookeeper://app:{PASSWORD}@{}{root}?ttl=4s", zookeeper.endpoint()));
+
+    for sidecar in [&on_etcd, &on_zookeeper] {
+        eventually("it says so", || {
+            sidecar.stderr().contains("may not read the election tenure-doctor").then_some(())
+        });
+        let lease = lease_of(&sidecar.campaign("e", &nonce(), ELECTED_WITHIN).expect(200));
+        sidecar.renew("e", &lease).expect(200);
+        assert_eq!(sidecar.leader("tenure-doctor").error(), (502, "store_refuses"));
+        assert_eq!(sidecar.resign("e", &lease).expect(200)["confirmed"], true);
+    }
+    let mut wrong = tenure_command(&["serve", "--listen", "127.0.0.1:0"]);
+    let (code, stderr) = code_and_stderr(wrong.env("TENURE_STORE", url("wrong")));
+    assert!(code == Some(69) && stderr.contains("invalid user ID or password"), "{code:?}: {stderr}");
 }
 
 /// With a token file, every request needs the token. The file can be rotated.

@@ -126,7 +126,7 @@ impl Error {
 impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         match error.kind() {
-            BackendErrorKind::Unauthorized => Self::Unauthorized(error),
+            BackendErrorKind::Unauthorized | BackendErrorKind::Forbidden => Self::Unauthorized(error),
             BackendErrorKind::Invalid => Self::Refused(error),
             _ => Self::Unavailable(error),
         }

@@ -27,7 +27,7 @@ mod simulation_tests;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use tenure::{BootClock, Config, Error, OnClockJump, Settings};
+use tenure::{BootClock, Config, Error, OnClockJump, Settings, spi::BackendErrorKind};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::{
@@ -126,9 +126,16 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
 }
 
 /// Asks the store once, so that wrong credentials end the command at its start. Retries during an outage. Returns the error if the
-/// store refuses and nothing was granted.
+/// store refuses and nothing was granted. A user may have permissions for the elections of its clients only: what it may not do
+/// is said in the answers to them.
 async fn refusal(leases: &Leases) -> Error {
     match leases.elector().leader(PROBED_ELECTION).await {
+        Err(Error::Unauthorized(error)) if error.kind() == BackendErrorKind::Forbidden => {
+            messages::try_inform(&format!(
+                "this user may not read the election {PROBED_ELECTION}, and may have permissions for others: {error}"
+            ));
+            std::future::pending().await
+        }
         Err(error) if leases.granted().0 == 0 => error,
         _ => std::future::pending().await,
     }

@@ -142,7 +142,7 @@ fn slow_request(shared: &ElectorContext, took: Duration) -> Option<Diagnosis> {
 
 fn request_failed(subject: &str, error: &BackendError) -> Diagnosis {
     let advice = match error.kind() {
-        BackendErrorKind::Unauthorized => {
+        BackendErrorKind::Unauthorized | BackendErrorKind::Forbidden => {
             "check the user, its password and its permissions: it has to read and write everything below the prefix or root"
         }
         BackendErrorKind::Invalid => "change the setting that the message names",

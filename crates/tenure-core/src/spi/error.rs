@@ -16,8 +16,11 @@ pub enum BackendErrorKind {
     SessionGone,
     /// The entry does not exist.
     EntryGone,
-    /// Credentials or permissions were refused. Permanent.
+    /// The credentials were refused. Permanent.
     Unauthorized,
+    /// This user has no permission for this request. Permanent; users get [`Error::Unauthorized`](crate::Error::Unauthorized), too.
+    /// Some stores take a wrong password for another user (ZooKeeper's `digest`).
+    Forbidden,
     /// The store refuses the request as such. Permanent.
     Invalid,
 }
@@ -73,7 +76,10 @@ impl BackendError {
 
     /// Whether a retry cannot help, with this session or another.
     pub fn is_permanent(&self) -> bool {
-        matches!(self.kind, BackendErrorKind::Unauthorized | BackendErrorKind::Invalid)
+        matches!(
+            self.kind,
+            BackendErrorKind::Unauthorized | BackendErrorKind::Forbidden | BackendErrorKind::Invalid
+        )
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) const TOO_LARGE: &str = "message length too large";
 ///
 /// Texts are checked before codes: some paths inside etcd lose the code and keep the text.
 fn classify(code: i32, message: &str) -> (BackendErrorKind, bool) {
-    use BackendErrorKind::{Invalid, SessionGone, Unauthorized, Unavailable};
+    use BackendErrorKind::{Forbidden, Invalid, SessionGone, Unauthorized, Unavailable};
     let contains = |text: &str| message.contains(text);
     if contains("requested lease not found") {
         (SessionGone, false)
@@ -77,12 +77,12 @@ fn classify(code: i32, message: &str) -> (BackendErrorKind, bool) {
         // password. The caller knows its configuration and decides which; it authenticates again.
         (Unauthorized, true)
     } else if contains("permission denied") {
-        (Unauthorized, false)
+        (Forbidden, false)
     } else if contains("too large lease TTL") {
         (Invalid, false)
     } else {
         match code {
-            code::PERMISSION_DENIED => (Unauthorized, false),
+            code::PERMISSION_DENIED => (Forbidden, false),
             code::UNAUTHENTICATED => (Unavailable, true),
             code::INVALID_ARGUMENT => (Invalid, false),
             _ => (Unavailable, false),
@@ -137,12 +137,12 @@ mod tests {
 
     #[test]
     fn statuses_are_classified_by_text_and_code() {
-        use BackendErrorKind::{Invalid, SessionGone, Unauthorized, Unavailable};
+        use BackendErrorKind::{Forbidden, Invalid, SessionGone, Unauthorized, Unavailable};
         for (code, message, kind, stale_login) in [
             (5, "etcdserver: requested lease not found", SessionGone, false),
             (2, "etcdserver: requested lease not found", SessionGone, false),
-            (7, "etcdserver: permission denied", Unauthorized, false),
-            (2, "etcdserver: permission denied", Unauthorized, false),
+            (7, "etcdserver: permission denied", Forbidden, false),
+            (2, "etcdserver: permission denied", Forbidden, false),
             (3, "etcdserver: authentication failed, invalid user ID or password", Unauthorized, true),
             (3, "etcdserver: user name is empty", Unauthorized, true),
             (16, "etcdserver: invalid auth token", Unavailable, true),

@@ -96,7 +96,7 @@ impl ConnectOptions {
     /// The error of an attempt to log in. A refusal is not permanent while the password is in a file that may rotate
     /// (hazard G33).
     pub(crate) fn login_error(&self, error: BackendError) -> BackendError {
-        if error.kind() != BackendErrorKind::Unauthorized {
+        if !matches!(error.kind(), BackendErrorKind::Unauthorized | BackendErrorKind::Forbidden) {
             return error;
         }
         match self.login.as_ref().and_then(|login| login.password.refused()) {

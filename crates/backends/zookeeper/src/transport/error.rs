@@ -27,7 +27,8 @@ pub(crate) const EPHEMERAL_ON_LOCAL_SESSION: i32 = -120;
 fn kind(error: &Error) -> BackendErrorKind {
     match error {
         Error::SessionExpired => BackendErrorKind::SessionGone,
-        Error::NoAuth | Error::AuthFailed | Error::InvalidAcl => BackendErrorKind::Unauthorized,
+        Error::AuthFailed | Error::InvalidAcl => BackendErrorKind::Unauthorized,
+        Error::NoAuth => BackendErrorKind::Forbidden,
         Error::BadArguments(_)
         | Error::Unimplemented
         | Error::NoChildrenForEphemerals
@@ -54,10 +55,10 @@ mod tests {
     /// Hazards Z9, Z22.
     #[test]
     fn what_the_server_did_not_say_is_unknown() {
-        use BackendErrorKind::{Invalid, SessionGone, Unauthorized, Unavailable};
+        use BackendErrorKind::{Forbidden, Invalid, SessionGone, Unauthorized, Unavailable};
         for (error, expected) in [
             (Error::SessionExpired, SessionGone),
-            (Error::NoAuth, Unauthorized),
+            (Error::NoAuth, Forbidden),
             (Error::AuthFailed, Unauthorized),
             (Error::Unimplemented, Invalid),
             (Error::ConnectionLoss, Unavailable),

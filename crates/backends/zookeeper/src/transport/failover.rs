@@ -106,7 +106,8 @@ pub(crate) async fn resume(state: &SessionState) -> Result<Connection, BackendEr
         if is_expired {
             state.ended.store(true, Relaxed);
         }
-        if is_expired || error.kind() == BackendErrorKind::Unauthorized {
+        if is_expired || matches!(error.kind(), BackendErrorKind::Unauthorized | BackendErrorKind::Forbidden)
+        {
             return Err(error);
         }
         debug!(session = %state.session.id(), %error, "cannot resume the ZooKeeper session at this server");
