@@ -16,7 +16,7 @@ use futures::StreamExt as _;
 use tenure::{Candidate, Connection, Elector};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::messages;
+use crate::{messages, waiting};
 
 /// How long a campaign must last before its progress is printed.
 const INITIAL_DELAY: Duration = Duration::from_millis(300);
@@ -53,8 +53,7 @@ pub(crate) async fn report(elector: &dyn Elector, election: &str, id: &str) {
             // Elsewhere the log has it.
             (Connection::Retrying, _) if !on_terminal => continue,
             (Connection::Retrying, _) => {
-                let error = status.last_error.as_deref().unwrap_or("the reason is unknown");
-                format!("the store does not answer; retrying: {error}")
+                format!("retrying: {}", waiting::outage("the store", status.last_error.as_deref()))
             }
             (_, Some((leader, since))) => {
                 let since = if on_terminal { seen_for(since.elapsed()) } else { String::new() };

@@ -241,10 +241,11 @@ async fn campaign(
             }
         },
         error = failure => {
-            Ok(CampaignEnd::NotElected { reason: no_answer(store, error), store_failed: true })
+            Ok(CampaignEnd::NotElected { reason: waiting::outage(&store.name, error.as_deref()), store_failed: true })
         }
         () = limit.elapsed() => {
-            let error = waiting::last_error(elector).map(|error| format!("; {}", no_answer(store, Some(error))));
+            let error = waiting::last_error(elector)
+                .map(|error| format!("; {}", waiting::outage(&store.name, Some(&error))));
             let store_failed = error.is_some();
             let reason = format!("not within {limit}{}", error.unwrap_or_default());
             Ok(CampaignEnd::NotElected { reason, store_failed })
@@ -260,12 +261,6 @@ async fn leader_of(elector: &dyn Elector, election: &str) -> String {
         Some(leader) => format!("{} leads {election}", leader.id.escape_debug()),
         None => format!("another candidate leads {election} or is about to"),
     }
-}
-
-/// Says that the store does not answer, and what to do.
-fn no_answer(store: &Store, error: Option<String>) -> String {
-    let error = error.map(|error| format!(": {error}")).unwrap_or_default();
-    format!("{} does not answer{error}; {}", store.name, waiting::ADVICE)
 }
 
 /// Runs the program for one term: until it ends, or until leadership is lost.

@@ -144,10 +144,20 @@ pub(crate) async fn advise_in_outages(elector: &dyn Elector, store: &Store) -> I
             }
         };
         if !is_said && since.get_or_insert_with(Instant::now).elapsed() >= SILENCE {
-            let error = error.map(|error| format!(": {error}")).unwrap_or_default();
-            is_said = messages::try_print(&format!("{} does not answer{error}; {ADVICE}", store.name));
+            is_said = messages::try_print(&outage(&store.name, error.as_deref()));
         }
     }
+}
+
+/// What etcd answers to a request that needs space, under the NOSPACE alarm. Such a request is repeated, as without an answer.
+const NO_SPACE: &str = "database space exceeded";
+
+/// Says that `store` does not answer, or that it refuses, with the error of the last request; and what to do.
+pub(crate) fn outage(store: &str, error: Option<&str>) -> String {
+    let refuses = error.is_some_and(|error| error.contains(NO_SPACE));
+    let what = if refuses { "refuses requests" } else { "does not answer" };
+    let error = error.map(|error| format!(": {error}")).unwrap_or_default();
+    format!("{store} {what}{error}; {ADVICE}")
 }
 
 /// Waits until a request to the store has failed. Returns the error, or `None` at `limit`.

@@ -134,9 +134,10 @@ fn is_of_the_log(kind: &str) -> bool {
 
 /// A line without numbers, without the fields of the log, and without the request that failed in an outage.
 fn kind(line: &str) -> String {
-    let (line, rest) = match line.split_once(" does not answer: ") {
-        Some((line, rest)) => {
-            (format!("{line} does not answer: …"), rest.rfind(';').map_or("", |end| &rest[end..]))
+    let said = [" does not answer: ", " refuses requests: "].into_iter().find(|said| line.contains(said));
+    let (line, rest) = match said.and_then(|said| Some((said, line.split_once(said)?))) {
+        Some((said, (line, rest))) => {
+            (format!("{line}{said}…"), rest.rfind(';').map_or("", |end| &rest[end..]))
         }
         None => (line.to_owned(), ""),
     };

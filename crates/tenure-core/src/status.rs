@@ -44,6 +44,8 @@ pub enum Connection {
 pub(crate) struct StatusCell {
     state: Mutex<State>,
     clock: Arc<dyn Clock>,
+    /// Its name in the log.
+    store: String,
 }
 
 #[derive(Debug, Default)]
@@ -76,8 +78,8 @@ struct Outage {
 }
 
 impl StatusCell {
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { state: Mutex::default(), clock }
+    pub(crate) fn new(clock: Arc<dyn Clock>, store: String) -> Self {
+        Self { state: Mutex::default(), clock, store }
     }
 
     pub(crate) fn get(&self) -> Status {
@@ -110,7 +112,7 @@ impl StatusCell {
             is_logged.then_some((if alternates { last_failure } else { now }.since(since), failed))
         };
         if let Some((lasted, failed)) = ended {
-            info!(lasted = %rounded(lasted), failed, "the store answers again");
+            info!(store = self.store, lasted = %rounded(lasted), failed, "the store answers again");
         }
     }
 
@@ -167,13 +169,14 @@ impl StatusCell {
             state.warning = Some(Warning { at: now, has_deadline: left.is_some() });
             outage
         };
+        let store = self.store.as_str();
         let left = left.map(|left| tracing::field::display(rounded(left)));
         let lasted = rounded(now.since(since));
         match (error.is_permanent(), failed) {
-            (true, 1) => warn!(%error, left, "the store refuses a heartbeat; trying again"),
-            (true, _) => warn!(%error, failed, %lasted, left, "the store still refuses requests"),
-            (false, 1) => warn!(%error, left, "a request to the store failed; trying again"),
-            (false, _) => warn!(%error, failed, %lasted, left, "requests to the store still fail"),
+            (true, 1) => warn!(store, %error, left, "the store refuses a heartbeat; trying again"),
+            (true, _) => warn!(store, %error, failed, %lasted, left, "the store still refuses requests"),
+            (false, 1) => warn!(store, %error, left, "a request to the store failed; trying again"),
+            (false, _) => warn!(store, %error, failed, %lasted, left, "requests to the store still fail"),
         }
     }
 

@@ -37,6 +37,10 @@ impl<B: Backend> Backend for RecordedBackend<B> {
         self.backend.capabilities()
     }
 
+    fn store_name(&self) -> String {
+        self.backend.store_name()
+    }
+
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         let session = self.backend.open_session(options).await?;
         self.recorder.0.lock().unwrap_or_else(PoisonError::into_inner).push(session.id());

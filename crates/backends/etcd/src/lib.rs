@@ -102,6 +102,10 @@ impl Backend for EtcdBackend {
         Capabilities::QUEUE.ends_sessions(true).entries_per_session(ENTRIES_PER_LEASE)
     }
 
+    fn store_name(&self) -> String {
+        format!("etcd {}", self.store.members.config.hosts().join(", "))
+    }
+
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         Ok(Box::new(EtcdSession::open(Arc::clone(&self.store), options.ttl).await?))
     }

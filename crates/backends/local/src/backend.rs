@@ -135,6 +135,10 @@ impl Backend for LocalBackend {
         Capabilities::QUEUE.expiring(false)
     }
 
+    fn store_name(&self) -> String {
+        format!("local:{}", self.dir().display())
+    }
+
     /// Opens a session. A session is only an id; the kernel keeps the locks of its entries.
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         Ok(Box::new(LocalSession::new(Arc::clone(&self.store), options.ttl)))

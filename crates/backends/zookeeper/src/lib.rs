@@ -135,6 +135,10 @@ impl Backend for ZookeeperBackend {
         Capabilities::QUEUE.ends_sessions(true)
     }
 
+    fn store_name(&self) -> String {
+        format!("zookeeper {}", self.config.servers.join(", "))
+    }
+
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         Ok(Box::new(ZookeeperSession::open(Arc::clone(&self.store), options.ttl).await?))
     }

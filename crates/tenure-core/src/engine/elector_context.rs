@@ -140,6 +140,7 @@ impl ElectorContext {
     ) -> Self {
         let callbacks = Callbacks::inline();
         let runtime = EngineRuntime::current(tasks.clone(), callbacks.clone());
+        let status = StatusCell::new(Arc::clone(&clock), backend.store_name());
         Self {
             backend,
             value: config.value.as_slice().into(),
@@ -149,7 +150,7 @@ impl ElectorContext {
             abort_timer: None,
             callbacks,
             reporter: Reporter::inline(),
-            status: StatusCell::new(Arc::clone(&clock)),
+            status,
             clock,
             sessions: UnclosedSessions::default(),
             token_marks: resume.as_ref().map(Resume::token_marks).cloned().unwrap_or_default(),

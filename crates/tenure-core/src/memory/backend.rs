@@ -69,6 +69,10 @@ impl Backend for MemoryBackend {
         self.store.capabilities()
     }
 
+    fn store_name(&self) -> String {
+        "memory".to_owned()
+    }
+
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         let ttl = options.ttl;
         let store = self.store.clone();

@@ -58,6 +58,15 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// What this store can do. The conformance suite selects its cases by it.
     fn capabilities(&self) -> Capabilities;
 
+    /// The store for people who read the log, such as `etcd 10.0.0.1:2379, 10.0.0.2:2379`: its kind, and its hosts or
+    /// directory. `the store` by default.
+    ///
+    /// # Behavior
+    /// Contains neither a login nor settings, and does not change. Neither blocks nor sends a request.
+    fn store_name(&self) -> String {
+        "the store".to_owned()
+    }
+
     /// Opens a new session. Its entries expire once the session was silent for about the TTL.
     ///
     /// # Behavior

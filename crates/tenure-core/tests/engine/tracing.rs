@@ -181,6 +181,9 @@ async fn an_outage_is_logged_at_its_beginning_now_and_then_and_at_its_end() {
     assert!(within(TTL, campaign).await.unwrap().unwrap().is_leader());
     let recovered = log.with("the store answers again");
     assert!(recovered.len() == 1 && recovered[0]["fields"]["lasted"].is_string(), "{recovered:?}");
+    for line in first.iter().chain(&summaries).chain(&recovered) {
+        assert_eq!(line["fields"]["store"], "memory", "{line}");
+    }
 }
 
 /// Case 31: failures that alternate with answers are one outage in the log, not many.
