@@ -180,7 +180,7 @@ fn default_filter(verbose: u8, command: &Command) -> String {
         2 => return "debug".to_owned(),
         _ => return "trace".to_owned(),
     };
-    // Outages: queries report them, and a try ends at the first failure.
+    // Outages, of the store or of a member: queries and `doctor` report them, and a try ends at the first failure.
     let outages = match command {
         Command::Run(options) if !options.try_once => "info",
         Command::Serve(_) => "info",
@@ -189,12 +189,14 @@ fn default_filter(verbose: u8, command: &Command) -> String {
     if matches!(command, Command::Serve(_)) && verbose == 0 {
         // One line for each leadership that begins or ends.
         return format!(
-            "{level},tenure_core::status={outages},tenure_core::engine::tasks::term=info,zookeeper_client=error"
+            "{level},tenure_core::status={outages},tenure_etcd::transport::members::outage={outages},\
+             tenure_core::engine::tasks::term=info,zookeeper_client=error"
         );
     }
     // `run` says that it leads, and why no more.
     // ZooKeeper's client warns of each connection that fails. The outage is logged once.
     format!(
-        "{level},tenure_core::status={outages},tenure_core::engine::tasks::term=error,zookeeper_client=error"
+        "{level},tenure_core::status={outages},tenure_etcd::transport::members::outage={outages},\
+         tenure_core::engine::tasks::term=error,zookeeper_client=error"
     )
 }

@@ -3,10 +3,16 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
 
-use common::{CHECK_ALONE, STUBBORN_PROGRAM, Sandbox, eventually, is_running};
-use tenure_containers::{EtcdServer, SharedEtcd, SharedZookeeper, Version};
+use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running};
+use tenure_containers::{EtcdCluster, EtcdServer, SharedEtcd, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// Options of a term with a long grace period.
@@ -260,6 +266,82 @@ async fn the_doctor_says_that_a_wiped_store_assigns_tokens_that_a_resource_refus
     {
         assert!(said.contains(step), "{said}");
     }
+}
+
+/// Case 50. Calls, heartbeats and the watch notice it; one line says so, and one that it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_member_of_a_cluster_is_said_once() {
+    let cluster = EtcdCluster::start(Version::Etcd35).await.unwrap();
+    let sandbox = Sandbox::on(format!("etcd://{}/x?ttl=4s", cluster.endpoints().join(",")));
+    let mut leader = sandbox.start(&[], "echo > leads; sleep 1000");
+    sandbox.wait_for_line("leads");
+    let mut waiting = sandbox.start(&["-v"], "true");
+    eventually("a second candidate", || (sandbox.candidates().len() == 2).then_some(()));
+    let lines = |running: &mut RunningCommand| {
+        let (lines, stderr) = (Arc::new(Mutex::new(Vec::new())), running.stderr());
+        let read = Arc::clone(&lines);
+        thread::spawn(move || {
+            BufReader::new(stderr)
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| read.lock().unwrap().push(line));
+        });
+        lines
+    };
+    let (of_leader, of_waiting) = (lines(&mut leader), lines(&mut waiting));
+    let of = |all: &Mutex<Vec<String>>, endpoint: &str, said: &str| {
+        let all = all.lock().unwrap();
+        all.iter().filter(|line| line.contains(endpoint) && line.contains(said)).cloned().collect::<Vec<_>>()
+    };
+    // One after the other: each is used by one of them, for calls or for its watch.
+    for down in 0..3 {
+        let endpoint = &cluster.endpoints()[down];
+        let fault = cluster.member(down).kill().await.unwrap();
+        let begun = Instant::now();
+        // Three heartbeats and more, and the watch.
+        eventually("they notice it", || (begun.elapsed() > Duration::from_secs(8)).then_some(()));
+        let (code, report) = doctor(&sandbox.url);
+        assert_eq!(code, Some(69), "{report}");
+        assert_eq!(report.lines().filter(|line| line.contains(endpoint.as_str())).count(), 1, "{report}");
+        for all in [&of_leader, &of_waiting] {
+            let said = of(all, endpoint, "does not answer");
+            assert!(said.len() <= 1, "{said:?}");
+        }
+        fault.heal().await.unwrap();
+        cluster.leader().await.unwrap();
+    }
+    for all in [&of_leader, &of_waiting] {
+        let said = all.lock().unwrap().clone();
+        let warned =
+            said.iter().filter(|line| line.contains("an etcd member does not answer; using the others"));
+        assert!((1..=3).contains(&warned.count()), "each has used one of them: {said:?}");
+    }
+    assert_eq!(sandbox.candidates().len(), 2);
+}
+
+/// Case 50. `etcdctl elect` is a candidate of Go's `concurrency.Election`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_of_gos_library_is_said_to_take_no_resign_requests() {
+    let server = SharedEtcd::get(Version::Etcd35).await.unwrap();
+    let root = format!("cli-{:016x}", fastrand::u64(..));
+    let sandbox = Sandbox::on(format!("etcd://{}/{root}", server.endpoint()));
+    let mut elect = Command::new("etcdctl");
+    elect.env("ETCDCTL_API", "3").args(["--endpoints", &server.endpoint(), "elect"]);
+    elect.args([&format!("/{root}/e"), "10.0.0.7:80"]).stdout(Stdio::null());
+    let mut go = RunningCommand::start(&mut elect);
+    let leader = eventually("Go leads", || sandbox.candidates().pop());
+    let (code, stderr) = common::code_and_stderr(&mut sandbox.tenure(&["resign"]));
+    assert_eq!(code, Some(69), "{stderr}");
+    assert_eq!(
+        stderr,
+        format!(
+            "tenure: cannot ask the leader {leader} to resign: it was not entered by tenure and reads no resign requests; stop \
+             the program that entered it\n"
+        )
+    );
+    assert_eq!(sandbox.candidates(), [leader]);
+    go.signal("INT");
+    go.wait();
 }
 
 /// Case 50. The reason is said once, and is the true one.

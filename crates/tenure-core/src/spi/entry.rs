@@ -70,7 +70,8 @@ pub fn foreign_leader_error(leader: &Candidate) -> BackendError {
     BackendError::new(
         BackendErrorKind::Invalid,
         format!(
-            "cannot ask the leader {} to resign: it was not entered by tenure and reads no resign requests",
+            "cannot ask the leader {} to resign: it was not entered by tenure and reads no resign requests; stop the program \
+             that entered it",
             leader.id
         ),
     )

@@ -7,6 +7,7 @@
 
 mod cluster_check;
 mod member_list;
+mod outage;
 mod refresh;
 mod slots;
 
@@ -174,8 +175,12 @@ impl Members {
         })
         .await;
         match &outcome {
-            Ok((attempt, _)) if *attempt > 0 => self.prefer(nth(*attempt)),
-            Ok(_) => {}
+            Ok((attempt, _)) => {
+                if *attempt > 0 {
+                    self.prefer(nth(*attempt));
+                }
+                self.warn_of_outages();
+            }
             Err(error) if error.kind() == BackendErrorKind::Unavailable => {
                 self.prefer(nth(1));
                 if self.cluster.needs_recheck() {
@@ -220,6 +225,7 @@ impl Members {
         let failure = match timeout(limit, attempt).await {
             Ok(Ok(value)) => {
                 used.iter().for_each(|connected| member.connection.record_success(connected));
+                member.record_answer();
                 if matches!(class, CallClass::Bulk | CallClass::Urgent) {
                     member.last_quorum_answer.store(self.now(), Relaxed);
                 }
@@ -246,6 +252,9 @@ impl Members {
         }
         if error.kind() == BackendErrorKind::Unavailable {
             member.suspect();
+            if !failure.stale_login {
+                member.record_error(&error);
+            }
             if let Some(connected) = &used {
                 member.connection.record_failure(connected);
             }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::Members;
+use super::{Members, outage::MemberOutage};
 use crate::transport::connection::Connection;
 
 /// One member.
@@ -21,6 +21,7 @@ pub(crate) struct Member {
     pub(super) last_quorum_answer: AtomicU64,
     /// Whether it was logged that the member belongs to another cluster.
     pub(super) is_foreign: AtomicBool,
+    pub(super) outage: MemberOutage,
     pub(super) origin: Origin,
 }
 
@@ -71,6 +72,7 @@ impl Members {
             connection: Connection::new(Arc::clone(&self.config), endpoint, Arc::clone(&self.probe_key)),
             last_quorum_answer: AtomicU64::new(0),
             is_foreign: AtomicBool::new(false),
+            outage: MemberOutage::default(),
             origin,
         }
     }

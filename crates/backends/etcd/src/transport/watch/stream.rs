@@ -115,8 +115,9 @@ async fn serve(
         Ok(stream) => stream,
         Err(failure) => {
             debug!(member = member.endpoint, error = %failure.error, "opening an etcd watch stream failed");
-            if failure.stale_login {
-                member.connection.disconnect(None);
+            match failure.stale_login {
+                true => member.connection.disconnect(None),
+                false => member.record_error(&failure.error),
             }
             members.avoid(&member);
             return StreamEnd::Broken;
@@ -158,7 +159,11 @@ async fn serve(
                     }
                 }
                 Ok(None) => break "the member ended it".to_owned(),
-                Err(error) => break Failure::from(error).error.to_string(),
+                Err(error) => {
+                    let error = Failure::from(error).error;
+                    member.record_error(&error);
+                    break error.to_string();
+                }
             },
             () = &mut sending => break "the connection is lost".to_owned(),
             error = &mut partitioned => break error.to_string(),
