@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use pulldown_cmark::{CodeBlockKind, Event, LinkType, Options, Parser, Tag, TagEnd};
+use tenure_testkit::suite::until;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
@@ -160,6 +162,57 @@ fn the_dashboard_and_the_alerts_use_existing_metrics() {
         assert!(used.len() > 5 && used.is_subset(&all), "{rules}: {used:?}");
     }
     assert_eq!(metrics(&read(&root().join("docs/guide/operating.md"))), all);
+}
+
+/// A writer that keeps what is logged.
+#[derive(Clone, Default)]
+struct CapturedLog(Arc<Mutex<Vec<u8>>>);
+
+impl CapturedLog {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl io::Write for CapturedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Case 31, for users of the library: the filter in the guide leaves out what ZooKeeper's client repeats, and nothing else of an
+/// outage.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_filter_of_the_guide_leaves_out_the_warnings_of_the_zookeeper_client() {
+    use tracing_subscriber::{EnvFilter, Layer as _, fmt, layer::SubscriberExt as _};
+
+    let page = read(&root().join("docs/guide/operating.md"));
+    let filter = page.split_once("EnvFilter::new(\"").and_then(|(_, rest)| rest.split_once('"'));
+    let (filter, _) = filter.expect("the guide has a filter");
+    let (all, filtered) = (CapturedLog::default(), CapturedLog::default());
+    let layer = |log: &CapturedLog, filter: &str| {
+        let log = log.clone();
+        fmt::layer().with_ansi(false).with_writer(move || log.clone()).with_filter(EnvFilter::new(filter))
+    };
+    let subscriber = tracing_subscriber::registry().with(layer(&all, "info")).with(layer(&filtered, filter));
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    // No server listens there.
+    let elector = tenure::connect("zookeeper://127.0.0.1:1/x").await.unwrap();
+    let campaign = tokio::spawn(async move { elector.campaign("e").await });
+    let outage = "a request to the store failed; trying again";
+    until("both have logged the outage, and one the client", async || {
+        all.text().contains("zookeeper_client") && filtered.text().contains(outage)
+    })
+    .await;
+    campaign.abort();
+    let filtered = filtered.text();
+    assert!(!filtered.contains("zookeeper_client"), "{filtered}");
+    assert!(filtered.contains("store=\"zookeeper 127.0.0.1:1\""), "{filtered}");
 }
 
 /// Case 46: the unit files in the guide are those that the package has, and that tests/packages.rs of the command runs.
