@@ -9,6 +9,8 @@ use std::{
 
 use pulldown_cmark::{CodeBlockKind, Event, LinkType, Options, Parser, Tag, TagEnd};
 use tenure_testkit::suite::until;
+use tracing::Subscriber;
+use tracing_subscriber::{EnvFilter, Layer, fmt, registry::LookupSpan};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
@@ -185,21 +187,27 @@ impl io::Write for CapturedLog {
     }
 }
 
+/// Writes a log to `log`, as far as `filter` lets it through.
+fn log_to<S>(log: &CapturedLog, filter: &str) -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let log = log.clone();
+    fmt::layer().with_ansi(false).with_writer(move || log.clone()).with_filter(EnvFilter::new(filter))
+}
+
 /// Case 31, for users of the library: the filter in the guide leaves out what ZooKeeper's client repeats, and nothing else of an
 /// outage.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_filter_of_the_guide_leaves_out_the_warnings_of_the_zookeeper_client() {
-    use tracing_subscriber::{EnvFilter, Layer as _, fmt, layer::SubscriberExt as _};
+    use tracing_subscriber::layer::SubscriberExt as _;
 
     let page = read(&root().join("docs/guide/operating.md"));
     let filter = page.split_once("EnvFilter::new(\"").and_then(|(_, rest)| rest.split_once('"'));
     let (filter, _) = filter.expect("the guide has a filter");
     let (all, filtered) = (CapturedLog::default(), CapturedLog::default());
-    let layer = |log: &CapturedLog, filter: &str| {
-        let log = log.clone();
-        fmt::layer().with_ansi(false).with_writer(move || log.clone()).with_filter(EnvFilter::new(filter))
-    };
-    let subscriber = tracing_subscriber::registry().with(layer(&all, "info")).with(layer(&filtered, filter));
+    let subscriber =
+        tracing_subscriber::registry().with(log_to(&all, "info")).with(log_to(&filtered, filter));
     tracing::subscriber::set_global_default(subscriber).unwrap();
     // No server listens there.
     let elector = tenure::connect("zookeeper://127.0.0.1:1/x").await.unwrap();
