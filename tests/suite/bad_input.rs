@@ -32,7 +32,7 @@ async fn a_url_that_cannot_work() {
         ("etcd://h?drift=much", "drift=much is not a fraction"),
         ("etcd://h?grace_period=9s", "at most 3s 333ms"),
         ("etcd://h?on_disconnect=panic", "it must be hold or step_down"),
-        ("etcd://h?on_clock_jump=ignore", "it must be lose, lose_by_deadline or log"),
+        ("etcd://h?on_clock_jump=ignore", "it must be lose, stop_by_deadline or log"),
         ("etcd://h?id=a%20b", "visible ASCII"),
         ("etcd://h?candidate=a%20b", "visible ASCII"),
         ("etcd://h?id=a&candidate=a", "candidate and id are the same setting: give one of them"),

@@ -413,7 +413,7 @@ fn variables_set_what_options_set() {
     }
     let mut doctor = tenure_command(&["doctor", "--ttl", "2s", "--store", &store]);
     let (code, stderr) = code_and_stderr(&mut doctor);
-    assert!(code == Some(2) && stderr.contains("(--ttl, TENURE_TTL) is 2s: give one of them"), "{stderr}");
+    assert!(code == Some(2) && stderr.contains("--ttl (or TENURE_TTL) is 2s: give one of them"), "{stderr}");
     let mut same = sandbox.run(&["--ttl", "10s", "--id", "a", "--try"], "true");
     assert_eq!(code_and_stderr(same.env("TENURE_STORE", &store)).0, Some(75), "the first leads");
 }

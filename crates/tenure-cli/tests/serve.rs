@@ -639,10 +639,13 @@ fn unsafe_settings_are_refused() {
         (&["--store", "memory:x"], "needs a store of several machines, and memory: elects within one"),
         (&[], "needs a store of several machines, and local: elects within one"),
         (&["--store", "etcd://127.0.0.1:1/x?resume=/tmp/r"], "resume= is not allowed here"),
-        (&["--store", "etcd://127.0.0.1:1/x?on_clock_jump=lose"], "on_clock_jump= is not allowed here"),
+        (
+            &["--store", "etcd://127.0.0.1:1/x?on_clock_jump=lose"],
+            "on_clock_jump=lose is not allowed with `tenure serve`",
+        ),
         (
             &["--store", "etcd://127.0.0.1:1/x?ttl=5s", "--ttl", "6s"],
-            "(--ttl, TENURE_TTL) is 6s: give one of them",
+            "--ttl (or TENURE_TTL) is 6s: give one of them",
         ),
         (&["--store", etcd, "--ttl", "1ms"], "ttl 1ms is not allowed"),
         (

@@ -65,12 +65,12 @@ pub enum OnClockJump {
     /// Gives up leadership at once: another candidate may lead already.
     #[default]
     Lose,
-    /// Gives up leadership at once, and leaves its work until the deadline to stop: `run` drops it only then, and the entry stays
-    /// in the store while the guard is held, at most until the deadline.
+    /// Gives up leadership at once, but gives the work until the deadline to stop. The entry stays in the store until the work has
+    /// stopped and the guard is dropped, at most until the deadline.
     ///
     /// For work that cannot be dropped at once, such as that of other processes. After a step of the time of day, no other
     /// candidate leads before the work has stopped. After a pause of the virtual machine, another one may lead meanwhile.
-    LoseByDeadline,
+    StopByDeadline,
     /// Logs a warning, once per jump, and goes on.
     ///
     /// After a pause of the virtual machine that was longer than the rest of the deadline, two candidates lead until the

@@ -33,7 +33,7 @@ use crate::registry::Registry;
 /// | `shutdown_timeout` | how long a resignation or a shutdown takes at most | 5 s |
 /// | `on_disconnect` | what a leader does when a heartbeat fails: `hold` until the deadline, or `step_down` at once | `hold` |
 /// | `resume` | a file with which a restarted process leads without waiting for the TTL: [`Config::with_resume_file`] says who may use it | none |
-/// | `on_clock_jump` | what a leader does when the time of day jumps ahead: `lose` leadership, `lose_by_deadline` ([its work has until then](tenure_core::OnClockJump::LoseByDeadline)), or `log` a warning and go on ([what that risks](tenure_core::OnClockJump::Log)) | `lose` |
+/// | `on_clock_jump` | what a leader does when the time of day jumps ahead: `lose` leadership, `stop_by_deadline` ([its work has until then](tenure_core::OnClockJump::StopByDeadline)), or `log` a warning and go on ([what that risks](tenure_core::OnClockJump::Log)) | `lose` |
 /// | `candidate`, or `id` | the candidate's id | host name, process id and a random number |
 /// | `candidate_value`, or `value` | the candidate's value, which others can read | empty |
 ///
@@ -195,12 +195,12 @@ pub(crate) fn apply_url_settings(url: &StoreUrl, mut config: Config) -> Result<C
     match url.text("on_clock_jump") {
         None => {}
         Some("lose") => config = config.with_on_clock_jump(OnClockJump::Lose),
-        Some("lose_by_deadline") => config = config.with_on_clock_jump(OnClockJump::LoseByDeadline),
+        Some("stop_by_deadline") => config = config.with_on_clock_jump(OnClockJump::StopByDeadline),
         Some("log") => config = config.with_on_clock_jump(OnClockJump::Log),
         Some(other) => {
             return Err(url
                 .invalid(format!(
-                    "on_clock_jump={other} is not allowed: it must be lose, lose_by_deadline or log"
+                    "on_clock_jump={other} is not allowed: it must be lose, stop_by_deadline or log"
                 ))
                 .into());
         }

@@ -171,7 +171,7 @@ impl Settings {
                 let [here, setting] = [here, setting].map(humantime::format_duration);
                 return Err(url
                     .invalid(format!(
-                        "its {name} is {setting}, and the setting beside it (--{flag}, TENURE_{variable}) is {here}: give \
+                        "its {name} is {setting}, and --{flag} (or TENURE_{variable}) is {here}: give \
                          one of them"
                     ))
                     .into());
@@ -179,16 +179,14 @@ impl Settings {
         }
         for (names, options, here) in [
             (CANDIDATE, "--candidate", &self.candidate),
-            (CANDIDATE_VALUE, "--candidate-value, TENURE_CANDIDATE_VALUE", &self.value),
+            (CANDIDATE_VALUE, "--candidate-value (or TENURE_CANDIDATE_VALUE)", &self.value),
         ] {
             if let (Some(here), Some(setting)) = (here, text_by_either_name(url, names)?)
                 && here != setting
             {
                 let [name, _] = names;
                 return Err(url
-                    .invalid(format!(
-                        "its {name} and the setting beside it ({options}) differ: give one of them"
-                    ))
+                    .invalid(format!("its {name} differs from {options}: give one of them"))
                     .into());
             }
         }
@@ -237,13 +235,16 @@ mod tests {
             ..Settings::default()
         };
         for (setting, named) in [
-            ("candidate=you", "its candidate and the setting beside it (--candidate) differ"),
-            ("id=you", "its candidate and the setting beside it (--candidate) differ"),
-            ("candidate_value=there", "TENURE_CANDIDATE_VALUE) differ"),
-            ("value=there", "TENURE_CANDIDATE_VALUE) differ"),
-            ("ttl=11s", "its ttl is 11s, and the setting beside it (--ttl, TENURE_TTL) is 10s"),
-            ("grace_period=2s", "(--grace-period, TENURE_GRACE_PERIOD) is 1s"),
-            ("shutdown_timeout=2s", "(--shutdown-timeout, TENURE_SHUTDOWN_TIMEOUT) is 3s"),
+            ("candidate=you", "its candidate differs from --candidate"),
+            ("id=you", "its candidate differs from --candidate"),
+            (
+                "candidate_value=there",
+                "its candidate_value differs from --candidate-value (or TENURE_CANDIDATE_VALUE)",
+            ),
+            ("value=there", "its candidate_value differs from --candidate-value (or TENURE_CANDIDATE_VALUE)"),
+            ("ttl=11s", "its ttl is 11s, and --ttl (or TENURE_TTL) is 10s"),
+            ("grace_period=2s", "--grace-period (or TENURE_GRACE_PERIOD) is 1s"),
+            ("shutdown_timeout=2s", "--shutdown-timeout (or TENURE_SHUTDOWN_TIMEOUT) is 3s"),
             ("id=me&candidate=me", "candidate and id are the same setting"),
         ] {
             let settings = Settings { store: format!("memory:?{setting}"), ..all.clone() };

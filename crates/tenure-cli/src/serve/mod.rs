@@ -6,7 +6,7 @@
 //! |---|---|
 //! | no grant outlasts the leadership; a slow answer extends nothing | [`grants`] |
 //! | leadership is kept until the latest grant has ended, or its holder has resigned | [`lease`] |
-//! | a jump of the time of day ends it, and removes no entry before that | the engine: [`OnClockJump::LoseByDeadline`] |
+//! | after a jump of the time of day nothing is granted, and the entry stays until the latest grant has ended | the engine: [`OnClockJump::StopByDeadline`] |
 //! | a retry gets the same lease | [`leases`] |
 //! | a panic releases nothing | [`abort_on_panic`] |
 
@@ -70,7 +70,7 @@ pub(crate) async fn serve(options: &args::Serve) -> Result<u8> {
     let mut signals = signals::subscribe().context("cannot handle signals")?;
     abort_on_panic();
     // The clients work on until their grants have ended.
-    let config = Config::new().with_ttl(timing.ttl).with_on_clock_jump(OnClockJump::LoseByDeadline);
+    let config = Config::new().with_ttl(timing.ttl).with_on_clock_jump(OnClockJump::StopByDeadline);
     let elector = store.connect(config).await?;
     let leases = Leases::new(Arc::clone(&elector), timing);
     let overview = Arc::new(Overview::new(Arc::clone(&elector), store.name.clone()));
@@ -111,9 +111,13 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
         );
         return Err(UsageError(message).into());
     }
-    if url.text("on_clock_jump").is_some_and(|policy| policy != "lose_by_deadline") {
-        let reason = "on_clock_jump= is not allowed here: after a jump, `tenure serve` grants nothing more and leads until its \
-                      grants have ended; remove the setting";
+    if let Some(policy) = url.text("on_clock_jump")
+        && policy != "stop_by_deadline"
+    {
+        let reason = format!(
+            "on_clock_jump={policy} is not allowed with `tenure serve`: its clients work until their grants have ended, so it must \
+             be stop_by_deadline, which is the default here; remove the setting"
+        );
         return Err(Error::from(url.invalid(reason)).into());
     }
     let in_url = url.duration("ttl").map_err(Error::from)?;
@@ -132,7 +136,7 @@ async fn refusal(leases: &Leases) -> Error {
     match leases.elector().leader(PROBED_ELECTION).await {
         Err(Error::Unauthorized(error)) if error.kind() == BackendErrorKind::Forbidden => {
             messages::try_inform(&format!(
-                "this user may not read the election {PROBED_ELECTION}, and may have permissions for others: {error}"
+                "the store's user may not read the election {PROBED_ELECTION}; serving the elections that it may use: {error}"
             ));
             std::future::pending().await
         }

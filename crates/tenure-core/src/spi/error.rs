@@ -18,8 +18,8 @@ pub enum BackendErrorKind {
     EntryGone,
     /// The credentials were refused. Permanent.
     Unauthorized,
-    /// This user has no permission for this request. Permanent; users get [`Error::Unauthorized`](crate::Error::Unauthorized), too.
-    /// Some stores take a wrong password for another user (ZooKeeper's `digest`).
+    /// The user is known, but may not do this. Permanent; becomes [`Error::Unauthorized`](crate::Error::Unauthorized). With
+    /// ZooKeeper's `digest` scheme, a wrong password is reported as this too, because it identifies another user.
     Forbidden,
     /// The store refuses the request as such. Permanent.
     Invalid,

@@ -63,7 +63,7 @@ async fn a_jump_of_the_time_of_day_ends_the_leadership() {
 async fn after_a_jump_the_entry_can_stay_until_the_deadline() {
     for drops_guard in [true, false] {
         let store = MemoryStore::new();
-        let keeps_entry = |config: Config| config.with_on_clock_jump(OnClockJump::LoseByDeadline);
+        let keeps_entry = |config: Config| config.with_on_clock_jump(OnClockJump::StopByDeadline);
         let a = Host::with(&store, "a", SimClock::new(), keeps_entry);
         let b = Host::new(&store, "b");
         let first = a.lead().await;

@@ -221,7 +221,7 @@ async function run() {
       delay = 0;
       continue;
     }
-    lose(problem ?? "the sidecar ends connections at once");
+    lose(problem ?? "the sidecar closes every connection");
     delay = Math.min(MAX_DELAY_MS, Math.max(1000, delay * 2));
     const pause = delay * (0.75 + Math.random() / 2);
     await new Promise(resolve => {
@@ -352,7 +352,7 @@ function renderPrefix() {
   const count = snapshot?.elections.length;
   setText(at("prefix-text"), snapshot?.truncated
     ? `These are the first ${count} of ${snapshot.total} elections. Give the beginning of their names to see others.`
-    : "Only elections with this beginning are shown. Without one, all are.");
+    : "Showing elections whose names begin with this.");
 }
 
 const filterText = () => at("filter").value.trim().toLowerCase();
@@ -455,7 +455,7 @@ function renderChanges(list, changes, withElection) {
     if (change.previous) line.append(", after ", foreign(change.previous.id));
     return line;
   };
-  list.replaceChildren(...(shown.length ? shown.map(item) : [element("li", {}, "None since this page can see them.")]));
+  list.replaceChildren(...(shown.length ? shown.map(item) : [element("li", {}, "No changes since the sidecar began to read.")]));
 }
 
 /** The election whose details are shown. */

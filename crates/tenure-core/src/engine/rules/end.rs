@@ -19,9 +19,9 @@ pub(crate) struct End {
 impl End {
     /// The end, at `now`, of a term whose session has `window`.
     ///
-    /// Work may go on until the deadline. If [no time is left](Window::leaves_no_time), it has 50 ms ([`DROP_MARGIN`]).
+    /// Work may go on until the deadline. If it [must stop at once](Window::must_stop_at_once), it has 50 ms ([`DROP_MARGIN`]).
     pub(crate) fn at(now: BootInstant, reason: LossReason, window: &Window) -> Self {
-        let stop_by = if window.leaves_no_time(reason) {
+        let stop_by = if window.must_stop_at_once(reason) {
             now + DROP_MARGIN
         } else {
             window.deadline().min(now + window.length())

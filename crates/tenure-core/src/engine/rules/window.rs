@@ -153,18 +153,18 @@ impl Window {
         // Read twice: this thread may have been stopped between reading the two clocks.
         if jumped(now) && jumped(clock.now()) {
             match self.on_clock_jump {
-                OnClockJump::Lose | OnClockJump::LoseByDeadline => return Err(LossReason::ClockJump),
+                OnClockJump::Lose | OnClockJump::StopByDeadline => return Err(LossReason::ClockJump),
                 OnClockJump::Log => self.accept_clock_jump(clock, offset),
             }
         }
         Ok(())
     }
 
-    /// Whether work has no time left to stop after an end for `reason`, because another candidate may lead already.
-    pub(crate) fn leaves_no_time(&self, reason: LossReason) -> bool {
-        let leaves_time =
-            reason == LossReason::ClockJump && self.on_clock_jump == OnClockJump::LoseByDeadline;
-        reason.successor_may_lead() && !leaves_time
+    /// Whether work must stop at once after an end for `reason`, because another candidate may lead already.
+    pub(crate) fn must_stop_at_once(&self, reason: LossReason) -> bool {
+        let has_until_deadline =
+            reason == LossReason::ClockJump && self.on_clock_jump == OnClockJump::StopByDeadline;
+        reason.successor_may_lead() && !has_until_deadline
     }
 
     /// Counts later jumps of the time of day from now on, so that each is reported once. `offset` is the offset that
@@ -215,7 +215,7 @@ impl Window {
             }
             if self.deadline.compare_exchange(current, moved, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 let offset = match self.on_clock_jump {
-                    OnClockJump::Lose | OnClockJump::LoseByDeadline => sent.wall_offset,
+                    OnClockJump::Lose | OnClockJump::StopByDeadline => sent.wall_offset,
                     // A jump since the sending has been accepted, and is not to be found again.
                     OnClockJump::Log => wall_offset(clock, clock.now()),
                 };
@@ -313,7 +313,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_jump_may_leave_work_until_the_deadline() {
         let clock = SimClock::new();
-        let window = window(&clock).on_clock_jump(OnClockJump::LoseByDeadline);
+        let window = window(&clock).on_clock_jump(OnClockJump::StopByDeadline);
         clock.jump_wall(Duration::from_secs(3));
         assert_eq!(window.check(&clock, GRACE_PERIOD), Err(LossReason::ClockJump));
         assert_eq!(window.extend(&clock, Stamp::now(&clock), TTL), Err(LossReason::ClockJump));

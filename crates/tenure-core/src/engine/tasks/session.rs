@@ -235,7 +235,7 @@ impl Session {
         self.ended_token.cancel();
         self.send(EngineEvent::SessionEnded(self.number));
         for term in self.watched_terms() {
-            term.session_ended(self.window.leaves_no_time(reason));
+            term.session_ended(self.window.must_stop_at_once(reason));
         }
         self.shared.watchdog.wake();
         let session = self.backend_session.id();

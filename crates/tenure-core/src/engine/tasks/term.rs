@@ -198,7 +198,7 @@ impl Term {
         // A thread that ends the term or its session either finds this state, or its end is seen here.
         fence(Ordering::SeqCst);
         if let Some(end) = self.ended() {
-            self.cancel_work(self.session.window.leaves_no_time(end.reason));
+            self.cancel_work(self.session.window.must_stop_at_once(end.reason));
         }
         cold
     }
@@ -290,7 +290,7 @@ impl Term {
         }
         if ends {
             self.session.send(EngineEvent::TermEnded(self.entry.candidate));
-            self.cancel_work(self.session.window.leaves_no_time(reason));
+            self.cancel_work(self.session.window.must_stop_at_once(reason));
             if !self.work.is_empty() {
                 self.session.shared.watchdog.wake();
             }

@@ -1,4 +1,4 @@
-//! What is logged of a member that does not answer while others do. When none does, the engine logs the outage of the store.
+//! Logs a member that does not answer while others do. When none does, the engine logs the outage of the store.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -14,7 +14,8 @@ use super::{Member, Members};
 /// The minimum time between two warnings of one member.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Whether a member answers. Calls, heartbeats and watches share it, so that an outage is logged once, whoever notices it.
+/// Whether a member answers. Shared by all requests to it, so that an outage is logged once. Watch streams record errors, but no
+/// answers.
 #[derive(Debug, Default)]
 pub(super) struct MemberOutage(Mutex<State>);
 
@@ -22,9 +23,9 @@ pub(super) struct MemberOutage(Mutex<State>);
 struct State {
     /// The first error since the last answer.
     error: Option<String>,
-    warned_at: Option<Instant>,
-    /// Whether it was warned of this outage.
-    is_warned: bool,
+    logged_at: Option<Instant>,
+    /// Whether this outage was logged.
+    is_logged: bool,
 }
 
 impl MemberOutage {
@@ -36,9 +37,9 @@ impl MemberOutage {
     fn take_warning(&self) -> Option<String> {
         self.with(|state| {
             let is_due =
-                !state.is_warned && state.warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL);
+                !state.is_logged && state.logged_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL);
             let error = state.error.clone().filter(|_| is_due)?;
-            (state.is_warned, state.warned_at) = (true, Some(Instant::now()));
+            (state.is_logged, state.logged_at) = (true, Some(Instant::now()));
             Some(error)
         })
     }
@@ -61,11 +62,11 @@ impl Member {
 
     /// Records that it has answered.
     pub(super) fn record_answer(&self) {
-        let was_warned = self.outage.with(|state| {
+        let was_logged = self.outage.with(|state| {
             state.error = None;
-            std::mem::take(&mut state.is_warned)
+            std::mem::take(&mut state.is_logged)
         });
-        if was_warned {
+        if was_logged {
             info!(member = %self.endpoint, "the etcd member answers again");
         }
     }
@@ -89,7 +90,7 @@ mod tests {
 
     /// Case 50.
     #[tokio::test(start_paused = true)]
-    async fn a_dead_member_is_warned_of_once_and_again_after_it_has_answered() {
+    async fn a_dead_member_is_logged_of_once_and_again_after_it_has_answered() {
         let members = Members::new(EtcdConfig::new(["a", "b"]), "/t/~probe".to_owned());
         let all = members.all();
         let member = &all[0];
