@@ -512,6 +512,12 @@ async fn a_unix_socket_is_for_this_user_alone() {
     let (code, stderr) = serve(&file);
     assert!(code == Some(2) && stderr.contains("exists and is no socket"), "{stderr}");
     assert!(file.exists());
+    // As that of a PostgreSQL server.
+    let foreign = folder.path().join("postgres.lock");
+    fs::write(&foreign, "4711\n").unwrap();
+    let (code, stderr) = serve(&folder.path().join("postgres"));
+    assert!(code == Some(2) && stderr.contains("belongs to another program"), "{stderr}");
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "4711\n");
 
     first.command.signal("KILL");
     first.command.wait();

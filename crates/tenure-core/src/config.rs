@@ -70,6 +70,10 @@ pub enum OnClockJump {
     ///
     /// For work that cannot be dropped at once, such as that of other processes. After a step of the time of day, no other
     /// candidate leads before the work has stopped. After a pause of the virtual machine, another one may lead meanwhile.
+    ///
+    /// The session of the leadership is closed once all work under it has stopped. Until then the entries of its waiting candidates
+    /// stay as well, although they have entered again under another session; an election whose queue such an entry heads has no
+    /// leader for so long.
     StopByDeadline,
     /// Logs a warning, once per jump, and goes on.
     ///

@@ -154,6 +154,7 @@ fn is_in_use(path: &Path) -> UsageError {
 #[derive(Debug)]
 struct LockFile {
     path: PathBuf,
+    id: (u64, u64),
     /// Locked while it is open.
     _file: File,
 }
@@ -162,26 +163,35 @@ impl LockFile {
     /// Locks the file beside this socket.
     ///
     /// # Errors
-    /// When another process has the lock, or the system refuses.
+    /// When another process has the lock, the file belongs to another program, or the system refuses.
     fn acquire(socket: &Path) -> Result<Self> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
-        let cannot = || format!("cannot lock {}", path.display());
+        let cannot = || format!("cannot lock {}: if no `tenure serve` runs there, remove it", path.display());
         loop {
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(false).mode(0o600);
-            let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path);
-            let file = file.with_context(cannot)?;
+            // A pipe without a reader must not keep it waiting.
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            let file = options.custom_flags(flags.bits().cast_signed()).open(&path).with_context(cannot)?;
+            let metadata = file.metadata().with_context(cannot)?;
+            if !metadata.is_file() || metadata.len() > 0 {
+                let path = path.display();
+                let message = format!(
+                    "{path} belongs to another program, such as the one whose socket that is: listen elsewhere"
+                );
+                return Err(UsageError(message).into());
+            }
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(is_in_use(socket).into()),
                 Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
             }
             // Whoever had the lock has removed the file with it.
-            let opened = id_of(&file.metadata().with_context(cannot)?);
-            if file_id(&path).is_ok_and(|id| id == opened) {
-                return Ok(Self { path, _file: file });
+            let id = id_of(&metadata);
+            if file_id(&path).is_ok_and(|now| now == id) {
+                return Ok(Self { path, id, _file: file });
             }
         }
     }
@@ -190,7 +200,9 @@ impl LockFile {
 impl Drop for LockFile {
     fn drop(&mut self) {
         // Still locked.
-        let _ = fs::remove_file(&self.path);
+        if file_id(&self.path).is_ok_and(|id| id == self.id) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -135,7 +135,7 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
 async fn refusal(leases: &Leases) -> Error {
     match leases.elector().leader(PROBED_ELECTION).await {
         Err(Error::Unauthorized(error)) if error.kind() == BackendErrorKind::Forbidden => {
-            messages::try_inform(&format!(
+            messages::try_print(&format!(
                 "the store's user may not read the election {PROBED_ELECTION}; serving the elections that it may use: {error}"
             ));
             std::future::pending().await

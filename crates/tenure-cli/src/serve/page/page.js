@@ -177,6 +177,8 @@ function handle(event) {
   if (name === "snapshot") {
     const before = state.snapshot;
     state.snapshot = JSON.parse(data, exact);
+    // Of another connection: this snapshot shows what an outage has left of it, perhaps nothing.
+    if (!state.isCurrent && state.snapshot.outage) state.readAt = null;
     state.isCurrent = true;
     announceChanges(before);
   } else if (name === "reading") {

@@ -14,8 +14,8 @@ use super::{Member, Members};
 /// The minimum time between two warnings of one member.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Whether a member answers. Shared by all requests to it, so that an outage is logged once. Watch streams record errors, but no
-/// answers.
+/// Whether a member answers. Shared by all requests to it, so that an outage is logged once. A stream that
+/// ends is no outage: proxies cut idle ones.
 #[derive(Debug, Default)]
 pub(super) struct MemberOutage(Mutex<State>);
 
@@ -55,13 +55,14 @@ impl Member {
     /// outage of it.
     pub(crate) fn record_error(&self, error: &BackendError) {
         let text = error.to_string();
-        if !text.contains("etcdserver: ") {
+        let is_foreign = self.is_foreign.load(std::sync::atomic::Ordering::Relaxed);
+        if !is_foreign && !text.contains("etcdserver: ") {
             self.record_outage(&text);
         }
     }
 
     /// Records that it has answered.
-    pub(super) fn record_answer(&self) {
+    pub(crate) fn record_answer(&self) {
         let was_logged = self.outage.with(|state| {
             state.error = None;
             std::mem::take(&mut state.is_logged)

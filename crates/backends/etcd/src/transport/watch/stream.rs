@@ -123,6 +123,7 @@ async fn serve(
             return StreamEnd::Broken;
         }
     };
+    member.record_answer();
     debug!(member = member.endpoint, "etcd watch stream opened");
     let (requests, outgoing) = mpsc::unbounded_channel();
     initial.for_each(|request| drop(requests.send(request)));
@@ -159,11 +160,7 @@ async fn serve(
                     }
                 }
                 Ok(None) => break "the member ended it".to_owned(),
-                Err(error) => {
-                    let error = Failure::from(error).error;
-                    member.record_error(&error);
-                    break error.to_string();
-                }
+                Err(error) => break Failure::from(error).error.to_string(),
             },
             () = &mut sending => break "the connection is lost".to_owned(),
             error = &mut partitioned => break error.to_string(),
