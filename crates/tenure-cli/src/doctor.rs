@@ -88,7 +88,7 @@ async fn diagnose_fence(
     let (token, who_has) = match timeout(FENCE_TIMEOUT, read).await {
         Ok(Ok((Some(token), who_has))) => (token, who_has),
         Ok(Ok((None, _))) => {
-            let text = format!("no leader of {election} has a token, so that its tokens are not known");
+            let text = format!("nobody leads {election}, so that its tokens are not known");
             return Diagnosis::warning("fence", text, "start a candidate, and check again");
         }
         Ok(Err(error)) => return fence_unknown(election, &error.to_string()),
