@@ -12,12 +12,13 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 9] = [
+const PUBLISHED: [&str; 10] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
     "tenure-local",
     "tenure-zookeeper",
+    "tenure-cas",
     "tenure-axum",
     "tenure-testkit",
     "tenure",
@@ -65,7 +66,7 @@ fn packages_are_complete(metadata: &Metadata) -> Result<()> {
 
 fn each_feature_alone(metadata: &Metadata) -> Result<()> {
     for package in
-        ["tenure", "tenure-core", "tenure-testkit", "tenure-etcd", "tenure-zookeeper", "tenure-cli"]
+        ["tenure", "tenure-core", "tenure-testkit", "tenure-etcd", "tenure-zookeeper", "tenure-cas", "tenure-cli"]
     {
         let lint = |features: &str| {
             let chosen = ["--package", package, "--no-default-features", "--features", features];

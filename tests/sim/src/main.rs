@@ -3,9 +3,10 @@
 //! One seed is one run, on one thread and in simulated time. The same seed repeats the same run. A run has several hosts, each with a
 //! clock rate and a network link of its own. They campaign in several elections of one cluster, which works as etcd's or
 //! ZooKeeper's does. Its members stop, freeze, lag, are cut off, and answer although they no longer lead. Meanwhile the hosts campaign,
-//! lead, resign, crash and are suspended.
+//! lead, resign, crash and are suspended. With `--store cas` the recipe of `tenure-cas` runs over a store that can compare and swap.
 
 mod candidate;
+mod cas;
 mod cluster;
 mod etcd;
 mod history;

@@ -12,7 +12,7 @@ pub(crate) struct Options {
     /// The first seed; a failing one is run again with `--first-seed N --seeds 1`
     #[arg(long, default_value_t = 0)]
     pub(crate) first_seed: u64,
-    /// The store whose recipe is simulated; both in turn unless one is named
+    /// The store whose recipe is simulated; etcd and ZooKeeper in turn unless one is named
     #[arg(long, value_enum)]
     pub(crate) store: Option<Store>,
     /// The real backend and its client, over a simulated network, in place of the simulated recipes
@@ -37,6 +37,8 @@ pub(crate) struct Options {
 pub(crate) enum Store {
     Etcd,
     Zookeeper,
+    /// A store that can compare and swap, with the real recipe
+    Cas,
 }
 
 /// The store whose real client is used.

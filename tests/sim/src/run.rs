@@ -8,6 +8,7 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     candidate::{Candidate, TermLength},
+    cas,
     cluster::{Cluster, MAX_LAG, MEMBERS},
     etcd::SimEtcd,
     history::History,
@@ -19,7 +20,7 @@ use crate::{
     zookeeper::SimZookeeper,
 };
 
-const TTL: Duration = Duration::from_secs(10);
+pub(crate) const TTL: Duration = Duration::from_secs(10);
 const HOSTS: usize = 4;
 /// The number of elections in most runs. In the others there is one, so that hosts wait that are not next in line in any election.
 const MANY_ELECTIONS: usize = 8;
@@ -52,7 +53,10 @@ pub(crate) fn run(seed: u64, store: Store, simulated: Duration, mutant: Option<M
     #[cfg(tokio_unstable)]
     builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
     let runtime = builder.enable_time().start_paused(true).build();
-    let outcome = runtime.map(|runtime| runtime.block_on(play(seed, store, simulated)));
+    let outcome = runtime.map(|runtime| match store {
+        Store::Cas => runtime.block_on(cas::play(seed, simulated)),
+        Store::Etcd | Store::Zookeeper => runtime.block_on(play(seed, store, simulated)),
+    });
     outcome.unwrap_or_else(|error| Outcome {
         violations: vec![format!("no runtime: {error}")],
         ..Outcome::default()
@@ -110,8 +114,12 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
         host.link.set_state(LinkState::Healthy);
     }
     cluster.change_members(|state| state.restore(&mut random));
-    check_recovery(elections, &cluster, &hosts, &history).await;
-    close(&hosts, candidates, &history).await;
+    let electors: Vec<_> = hosts.iter().map(|host| Arc::clone(&host.elector)).collect();
+    check_recovery(elections, &electors, &history, |election| {
+        format!("{:?}", cluster.state().entries(election))
+    })
+    .await;
+    close(&electors, candidates, &history).await;
     check_leftovers(&cluster, &history).await;
     expiring.abort();
     pinging.inspect(|pinging| pinging.abort());
@@ -130,7 +138,7 @@ fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) 
     let access = Access::new(cluster.clone(), Arc::clone(&link), store == Store::Etcd);
     let backend: Arc<dyn Backend> = match store {
         Store::Etcd => Arc::new(SimEtcd(access)),
-        Store::Zookeeper => Arc::new(SimZookeeper(access)),
+        Store::Zookeeper | Store::Cas => Arc::new(SimZookeeper(access)),
     };
     let clock = SimClock::with_rate(rate);
     let id: CandidateId = format!("host-{n}").parse().unwrap_or_else(|error| panic!("{error}"));
@@ -218,8 +226,13 @@ fn interfere(random: &mut Rng, elections: usize, cluster: &Cluster, history: &Hi
     });
 }
 
-/// Promise L1: once all faults have ended, each election gets a new leader.
-async fn check_recovery(elections: usize, cluster: &Cluster, hosts: &[Host], history: &History) {
+/// Promise L1: once all faults have ended, each election gets a new leader. `describe` says what the store has of an election.
+pub(crate) async fn check_recovery(
+    elections: usize,
+    electors: &[Arc<StoreElector>],
+    history: &History,
+    describe: impl Fn(&str) -> String,
+) {
     let before: Vec<u64> = (0..elections).map(|n| history.lock().terms_begun(&format!("e{n}"))).collect();
     for (n, before) in before.into_iter().enumerate() {
         let election = format!("e{n}");
@@ -230,23 +243,25 @@ async fn check_recovery(elections: usize, cluster: &Cluster, hosts: &[Host], his
             }
         });
         if led.await.is_none() {
-            let entries = cluster.state().entries(&election).to_vec();
+            let entries = describe(&election);
             let working = history.lock().working();
-            let status: Vec<_> = hosts.iter().map(|host| host.elector.status()).collect();
+            let status: Vec<_> = electors.iter().map(|elector| elector.status()).collect();
             history.lock().violated(
                 "L1",
-                format!(
-                    "{election}: nobody leads after {before} terms; {entries:?}; {working:?}; {status:?}"
-                ),
+                format!("{election}: nobody leads after {before} terms; {entries}; {working:?}; {status:?}"),
             );
         }
     }
 }
 
 /// Promise L2: electors close, and candidates and work end with them.
-async fn close(hosts: &[Host], candidates: Vec<JoinHandle<()>>, history: &History) {
-    for (n, host) in hosts.iter().enumerate() {
-        if within(TTL * 16, host.elector.close()).await.is_none() {
+pub(crate) async fn close(
+    electors: &[Arc<StoreElector>],
+    candidates: Vec<JoinHandle<()>>,
+    history: &History,
+) {
+    for (n, elector) in electors.iter().enumerate() {
+        if within(TTL * 16, elector.close()).await.is_none() {
             history.lock().violated("L2", format!("host {n} does not close"));
         }
     }

@@ -1,0 +1,173 @@
+//! Challenging the sessions ahead: timing them, ending those that have stood still, and removing the slots of ended ones.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tenure_core::{
+    BootInstant, Clock, ElectionName,
+    spi::{BackendError, BackendErrorKind},
+};
+
+use crate::{
+    client::epoch_refused,
+    record::{Election, Session, SessionId, Slot, State},
+    rules::{CasRule, is_disabled},
+    shared::Shared,
+    store::{CasStore, Epoch, Freshness, Swap, Version},
+    timers::Sighting,
+};
+
+/// How many sessions are read concurrently.
+const CONCURRENT_READS: usize = 16;
+/// How often a swap that ends a session is repeated after a conflict before the next look.
+const MAX_ATTEMPTS: usize = 3;
+
+/// The pause before a session is looked at again whose record has changed between each read and the swap.
+const CONTENDED_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a look at a session has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It lives, as far as one may assume. Its timer.
+    Live(Sighting),
+    /// It has ended, and never lives again.
+    Ended,
+}
+
+/// What a look at the slots ahead has led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Advance {
+    /// The record has changed, or should be read again.
+    Changed,
+    /// Look again at this instant.
+    Wait(BootInstant),
+}
+
+impl<S: CasStore> Shared<S> {
+    /// Looks at a session, and ends it if it has stood still (rules 2 and 3). The caller knows the epoch as the current one: the
+    /// timers started in it, and the swap is refused in another (rule 7).
+    pub(crate) async fn challenge(
+        &self,
+        session: &SessionId,
+        clock: &dyn Clock,
+        epoch: Epoch,
+    ) -> Result<Standing, BackendError> {
+        for _ in 0..MAX_ATTEMPTS {
+            let found = self.client.read_session(session, Freshness::Fresh).await?;
+            let expected = match &found {
+                Some((_, Session { state: State::Ended, .. })) => None,
+                // Absence alone proves nothing: a replica may lag (hazard C11).
+                None if is_disabled(CasRule::AbsentIsNotEnded) => None,
+                None => Some(None),
+                Some((version, Session { state: State::Live { beat, ttl }, .. })) => {
+                    // Read after the answer was received.
+                    let now = clock.now();
+                    let seen = self.with_timers(epoch, |timers| timers.observe(session, *beat, *ttl, now));
+                    let seen = seen.ok_or_else(|| epoch_refused(epoch))?;
+                    if !seen.has_expired {
+                        return Ok(Standing::Live(seen));
+                    }
+                    if is_disabled(CasRule::EndBeforePurge) { None } else { Some(Some(version)) }
+                }
+            };
+            let is_ended = match expected {
+                None => true,
+                Some(expected) => self.end(session, expected, epoch).await?,
+            };
+            if is_ended {
+                self.with_timers(epoch, |timers| timers.forget(session));
+                return Ok(Standing::Ended);
+            }
+        }
+        // It changes all the time, so it is not dead.
+        let soon = clock.now() + CONTENDED_PAUSE;
+        Ok(Standing::Live(Sighting { expires: soon, has_expired: false, is_silent: false, look_again: soon }))
+    }
+
+    /// Ends a session of this version, or an absent one. False after a conflict, which says nothing.
+    async fn end(
+        &self,
+        session: &SessionId,
+        expected: Option<&Version>,
+        epoch: Epoch,
+    ) -> Result<bool, BackendError> {
+        match self.client.swap_session(session, expected, epoch, &Session::ended()).await? {
+            Swap::Done(_) => Ok(true),
+            Swap::Conflict => Ok(false),
+            Swap::EpochChanged => Err(self.epoch_changed(epoch).await),
+        }
+    }
+
+    /// Learns of the epoch in which the store is. All timers start again (rule 7). Returns an error, after which everything is read
+    /// again.
+    pub(crate) async fn epoch_changed(&self, refused: Epoch) -> BackendError {
+        match self.client.refresh_epoch().await {
+            Err(error) => error,
+            Ok(current) => {
+                self.with_timers(current, |_| ());
+                epoch_refused(refused)
+            }
+        }
+    }
+
+    /// Looks at the slots ahead of `place`, and removes those whose sessions have ended (rule 4).
+    ///
+    /// Watches the immediate predecessor. Once that has stood still for half of its TTL, all sessions ahead are timed: otherwise a
+    /// head and k dead candidates behind it would cost k + 1 TTLs (rule 2).
+    pub(crate) async fn advance(
+        &self,
+        election: &ElectionName,
+        found: (&Version, &Election),
+        place: usize,
+        clock: &dyn Clock,
+        epoch: Epoch,
+    ) -> Result<Advance, BackendError> {
+        let ahead = &found.1.queue[..place];
+        let Some(predecessor) = ahead.last().map(|slot| &slot.session) else { return Ok(Advance::Changed) };
+        let first = self.challenge(predecessor, clock, epoch).await?;
+        let mut standings = BTreeMap::from([(predecessor.clone(), first)]);
+        if !matches!(first, Standing::Live(Sighting { is_silent: false, .. })) {
+            let others: BTreeSet<_> = ahead.iter().map(|slot| &slot.session).collect();
+            let others = others.into_iter().filter(|session| *session != predecessor);
+            let looks = others.map(|session| async move {
+                Ok::<_, BackendError>((session.clone(), self.challenge(session, clock, epoch).await?))
+            });
+            let looks: Vec<_> = looks.collect();
+            let looks = stream::iter(looks).buffer_unordered(CONCURRENT_READS);
+            standings.extend(looks.try_collect::<Vec<_>>().await?);
+        }
+        let has_ended = |slot: &Slot| match standings.get(&slot.session) {
+            Some(Standing::Ended) => true,
+            Some(Standing::Live(seen)) => seen.is_silent && is_disabled(CasRule::PurgeOnlyEnded),
+            None => false,
+        };
+        if ahead.iter().any(has_ended) {
+            let (version, body) = found;
+            // A slot of an ended session may go whoever is ahead of it.
+            let next = body.without(epoch, has_ended);
+            return match self.client.swap_election(election, Some(version), epoch, &next).await? {
+                Swap::Done(_) | Swap::Conflict => Ok(Advance::Changed),
+                Swap::EpochChanged => Err(self.epoch_changed(epoch).await),
+            };
+        }
+        let looks = standings.values().filter_map(|standing| match standing {
+            Standing::Live(seen) => Some(seen.look_again),
+            Standing::Ended => None,
+        });
+        Ok(Advance::Wait(looks.min().unwrap_or_else(|| clock.now())))
+    }
+}
+
+/// The error of a session of an epoch that is over (rule 7).
+pub(crate) fn epoch_is_over(session: &SessionId, epoch: Epoch, current: Epoch) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::SessionGone,
+        format!(
+            "the session {session} has ended: the store has failed over and may have lost writes (epoch {}, now {})",
+            epoch.0, current.0
+        ),
+    )
+}

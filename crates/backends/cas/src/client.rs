@@ -1,0 +1,302 @@
+//! Requests to the store: bounded in time, typed, and with the epoch.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::{
+    StreamExt as _,
+    stream::{BoxStream, SelectAll, select_all},
+};
+use tenure_core::{
+    ElectionName,
+    internal::lock,
+    spi::{BackendError, BackendErrorKind},
+};
+
+use crate::{
+    record::{Election, Session, SessionId, election_key},
+    rules::{CasRule, is_disabled},
+    store::{CasStore, Epoch, EpochState, Freshness, Swap, Version},
+};
+
+/// A record that was read, with its version.
+pub(crate) type Found<T> = Option<(Version, T)>;
+
+/// How often a swap that conflicted is repeated at once. After that, a short pause lets a lagging replica catch up.
+const EAGER_RETRIES: u32 = 3;
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Sends requests to the store.
+#[derive(Debug)]
+pub(crate) struct Client<S> {
+    store: S,
+    request_timeout: Duration,
+    allows_unknown_epochs: bool,
+    /// The highest epoch seen.
+    epoch: Mutex<Option<Epoch>>,
+}
+
+/// What [`Client::change_election`] does with a record.
+pub(crate) enum Change<T> {
+    /// Swaps this in, and returns the result once that is done.
+    Swap(Election, T),
+    /// Returns without a swap.
+    Keep(T),
+}
+
+impl<S: CasStore> Client<S> {
+    pub(crate) fn new(store: S, request_timeout: Duration, allows_unknown_epochs: bool) -> Self {
+        Self { store, request_timeout, allows_unknown_epochs, epoch: Mutex::default() }
+    }
+
+    pub(crate) fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Bounds a request in time.
+    pub(crate) async fn bounded<T>(
+        &self,
+        what: &str,
+        request: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
+        match tokio::time::timeout(self.request_timeout, request).await {
+            Ok(answer) => answer,
+            Err(_) => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("{what}: the store did not answer within {:?}", self.request_timeout),
+            )),
+        }
+    }
+
+    pub(crate) async fn read_session(
+        &self,
+        session: &SessionId,
+        freshness: Freshness,
+    ) -> Result<Found<Session>, BackendError> {
+        let key = session.key();
+        let record = self.bounded("reading a session", self.store.read(&key, freshness)).await?;
+        record.map(|record| Ok((record.version, Session::decode(&key, &record.body)?))).transpose()
+    }
+
+    pub(crate) async fn read_election(
+        &self,
+        election: &ElectionName,
+        freshness: Freshness,
+    ) -> Result<Found<Election>, BackendError> {
+        let key = election_key(election);
+        let record = self.bounded("reading an election", self.store.read(&key, freshness)).await?;
+        record.map(|record| Ok((record.version, Election::decode(&key, &record.body)?))).transpose()
+    }
+
+    pub(crate) async fn swap_session(
+        &self,
+        session: &SessionId,
+        expected: Option<&Version>,
+        epoch: Epoch,
+        body: &Session,
+    ) -> Result<Swap, BackendError> {
+        self.swap("changing a session", &session.key(), expected, epoch, &body.encode()).await
+    }
+
+    pub(crate) async fn swap_election(
+        &self,
+        election: &ElectionName,
+        expected: Option<&Version>,
+        epoch: Epoch,
+        body: &Election,
+    ) -> Result<Swap, BackendError> {
+        self.swap("changing an election", &election_key(election), expected, epoch, &body.encode()).await
+    }
+
+    pub(crate) async fn swap(
+        &self,
+        what: &str,
+        key: &str,
+        expected: Option<&Version>,
+        epoch: Epoch,
+        body: &[u8],
+    ) -> Result<Swap, BackendError> {
+        if is_disabled(CasRule::EpochInsideSwap)
+            && let EpochState::Known(current) = self.store.epoch().await?
+            && current != epoch
+        {
+            return Ok(Swap::EpochChanged);
+        }
+        self.bounded(what, self.store.swap(key, expected, epoch, body)).await
+    }
+
+    /// Deletes an ended session of this version.
+    pub(crate) async fn delete_session(
+        &self,
+        session: &SessionId,
+        version: &Version,
+    ) -> Result<bool, BackendError> {
+        self.bounded("deleting a session", self.store.delete(&session.key(), version)).await
+    }
+
+    pub(crate) fn changes(&self, election: &ElectionName) -> Option<BoxStream<'static, ()>> {
+        self.store.changes(&election_key(election))
+    }
+
+    pub(crate) fn session_changes(&self, session: &SessionId) -> Option<BoxStream<'static, ()>> {
+        self.store.changes(&session.key())
+    }
+
+    /// The highest epoch seen; asks the store the first time.
+    pub(crate) async fn epoch(&self) -> Result<Epoch, BackendError> {
+        let known = *lock(&self.epoch);
+        match known {
+            Some(epoch) => Ok(epoch),
+            None => self.refresh_epoch().await,
+        }
+    }
+
+    /// The highest epoch seen so far.
+    pub(crate) fn seen_epoch(&self) -> Epoch {
+        lock(&self.epoch).unwrap_or_default()
+    }
+
+    /// Asks the store for its epoch (rule 7).
+    ///
+    /// # Errors
+    /// [`Unavailable`](BackendErrorKind::Unavailable) when it is lower than one that was seen: an earlier primary answers.
+    /// [`Invalid`](BackendErrorKind::Invalid) when it is unknown and that is not allowed.
+    pub(crate) async fn refresh_epoch(&self) -> Result<Epoch, BackendError> {
+        let epoch = match self.bounded("reading the epoch", self.store.epoch()).await? {
+            EpochState::Fixed => Epoch::default(),
+            EpochState::Unknown if self.allows_unknown_epochs => Epoch::default(),
+            EpochState::Unknown => {
+                let text = "this store can lose acknowledged writes at a failover, and does not say when: two candidates could lead \
+                            with the same fencing token; use a store that has an epoch, or allow unknown epochs";
+                return Err(BackendError::new(BackendErrorKind::Invalid, text));
+            }
+            EpochState::Known(epoch) if epoch > EpochState::MAX_EPOCH => {
+                let text = format!("the store's epoch {} is too large for fencing tokens", epoch.0);
+                return Err(BackendError::new(BackendErrorKind::Invalid, text));
+            }
+            EpochState::Known(epoch) => epoch,
+        };
+        let mut seen = lock(&self.epoch);
+        match *seen {
+            Some(highest) if epoch < highest => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!(
+                    "an earlier primary of the store answers: its epoch is {}, not {}",
+                    epoch.0, highest.0
+                ),
+            )),
+            _ => {
+                *seen = Some(epoch);
+                Ok(epoch)
+            }
+        }
+    }
+
+    /// The epoch of the store after it has refused this one.
+    pub(crate) async fn later_epoch(&self, refused: Epoch) -> Result<Epoch, BackendError> {
+        let current = self.refresh_epoch().await?;
+        if current == refused { Err(epoch_refused(refused)) } else { Ok(current) }
+    }
+
+    /// Changes an election's record as `decide` says, again and again until a swap is done. Conflicts are retried at once (rule 8).
+    ///
+    /// For changes that are allowed in any epoch: the current one is used.
+    pub(crate) async fn change_election<T>(
+        &self,
+        election: &ElectionName,
+        mut freshness: Freshness,
+        mut decide: impl FnMut(Option<&Election>, Epoch) -> Result<Change<T>, BackendError>,
+    ) -> Result<T, BackendError> {
+        let mut epoch = self.epoch().await?;
+        let mut conflicts = 0;
+        loop {
+            let found = self.read_election(election, freshness).await?;
+            let (version, body) = found.as_ref().map(|(version, body)| (version, body)).unzip();
+            let (next, result) = match decide(body, epoch)? {
+                Change::Swap(next, result) => (next, result),
+                Change::Keep(result) => return Ok(result),
+            };
+            match self.swap_election(election, version, epoch, &next).await? {
+                Swap::Done(_) => return Ok(result),
+                Swap::Conflict => {
+                    freshness = Freshness::Fresh;
+                    conflicts += 1;
+                    if conflicts > EAGER_RETRIES {
+                        tokio::time::sleep(RETRY_PAUSE.mul_f64(fastrand::f64())).await;
+                    }
+                }
+                Swap::EpochChanged => epoch = self.later_epoch(epoch).await?,
+            }
+        }
+    }
+}
+
+/// The store refuses the epoch that it has just said it has.
+pub(crate) fn epoch_refused(epoch: Epoch) -> BackendError {
+    let text = format!("the store has refused a write in the epoch {}, as during a failover", epoch.0);
+    BackendError::new(BackendErrorKind::Unavailable, text)
+}
+
+/// An error that says that the session has ended.
+pub(crate) fn session_gone(session: &SessionId, why: &str) -> BackendError {
+    BackendError::new(BackendErrorKind::SessionGone, format!("the session {session} has ended: {why}"))
+}
+
+/// Hints that a record has changed.
+pub(crate) struct Hints(SelectAll<BoxStream<'static, ()>>);
+
+impl Hints {
+    pub(crate) fn new(changes: Option<BoxStream<'static, ()>>) -> Self {
+        Self(select_all(changes))
+    }
+
+    /// Whether there are any.
+    pub(crate) fn exist(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Waits for the next one. Pending for ever when there are none, or no more.
+    pub(crate) async fn next(&mut self) {
+        if self.0.next().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A store shared by clones.
+#[async_trait::async_trait]
+impl<S: CasStore + ?Sized> CasStore for Arc<S> {
+    async fn read(&self, key: &str, freshness: Freshness) -> Result<Option<crate::Record>, BackendError> {
+        (**self).read(key, freshness).await
+    }
+    async fn swap(
+        &self,
+        key: &str,
+        expected: Option<&Version>,
+        epoch: Epoch,
+        body: &[u8],
+    ) -> Result<Swap, BackendError> {
+        (**self).swap(key, expected, epoch, body).await
+    }
+    async fn delete(&self, key: &str, expected: &Version) -> Result<bool, BackendError> {
+        (**self).delete(key, expected).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Vec<crate::Record>, BackendError> {
+        (**self).list(prefix).await
+    }
+    fn changes(&self, key: &str) -> Option<BoxStream<'static, ()>> {
+        (**self).changes(key)
+    }
+    async fn epoch(&self) -> Result<EpochState, BackendError> {
+        (**self).epoch().await
+    }
+    async fn diagnose(&self) -> Vec<tenure_core::Diagnosis> {
+        (**self).diagnose().await
+    }
+    async fn close(&self) {
+        (**self).close().await;
+    }
+}

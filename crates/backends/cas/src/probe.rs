@@ -1,0 +1,60 @@
+//! Whether a store does what is asked of it, and which one it is.
+
+use std::time::Duration;
+
+use tenure_core::spi::{BackendError, BackendErrorKind};
+
+use crate::{
+    client::{Client, session_gone},
+    record::{self, STORE_KEY, Session, SessionId},
+    store::{CasStore, Epoch, Freshness, Swap, Version},
+};
+
+/// Checks that the store refuses a swap with a wrong version, by the record of a new session of beat 1 that nobody knows yet. Returns the
+/// version of beat 2.
+///
+/// Some servers accept the condition and ignore it: all candidates would lead (hazard C3).
+///
+/// # Errors
+/// [`Invalid`](BackendErrorKind::Invalid) when the store ignores the condition.
+pub(crate) async fn probe<S: CasStore>(
+    client: &Client<S>,
+    session: &SessionId,
+    version: Version,
+    epoch: Epoch,
+    ttl: Duration,
+) -> Result<Version, BackendError> {
+    let second = Session::live(2, ttl);
+    let done = match client.swap_session(session, Some(&version), epoch, &second).await? {
+        Swap::Done(version) => version,
+        // Done by an earlier attempt of the store's client (hazard C4).
+        Swap::Conflict => match client.read_session(session, Freshness::Fresh).await? {
+            Some((version, found)) if found == second => version,
+            _ => return Err(session_gone(session, "its record was replaced")),
+        },
+        Swap::EpochChanged => return Err(crate::client::epoch_refused(epoch)),
+    };
+    for wrong in [None, Some(&version)] {
+        if let Swap::Done(_) = client.swap_session(session, wrong, epoch, &Session::ended()).await? {
+            let text = "this store ignores the condition of a write: two candidates could lead; use another store, or a version of \
+                        its server and proxies that supports conditional writes";
+            return Err(BackendError::new(BackendErrorKind::Invalid, text));
+        }
+    }
+    Ok(done)
+}
+
+/// Identifies the store, by a record that is created once.
+pub(crate) async fn store_identity<S: CasStore>(client: &Client<S>) -> Result<String, BackendError> {
+    loop {
+        let read = client.store().read(STORE_KEY, Freshness::Fresh);
+        if let Some(found) = client.bounded("reading the identity of the store", read).await? {
+            return Ok(record::store_identity(&found.body)?);
+        }
+        let epoch = client.epoch().await?;
+        let body = record::new_store_identity();
+        if client.swap("identifying the store", STORE_KEY, None, epoch, &body).await? == Swap::EpochChanged {
+            client.refresh_epoch().await?;
+        }
+    }
+}

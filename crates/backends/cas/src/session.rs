@@ -1,0 +1,472 @@
+//! A session: its heartbeats, and the calls of the engine.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tenure_core::{
+    Clock, ElectionName,
+    internal::lock,
+    spi::{
+        BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, EntryWatcher,
+        Heartbeat, HeartbeatProof, PerEntryWatcher, QueuePosition, SessionOptions, Won,
+    },
+};
+use tokio::task::JoinHandle;
+
+use crate::{
+    challenger::{Advance, epoch_is_over},
+    client::{Change, Hints, session_gone},
+    garbage, probe,
+    record::{Election, Nonce, Session, SessionId, Slot, State},
+    rules::{CasRule, is_disabled},
+    shared::Shared,
+    store::{CasStore, Epoch, Freshness, Swap, Version},
+    timers::Timers,
+    watcher,
+};
+
+/// The longest pause before an enter that conflicted is repeated: doubled for each conflict, up to the limit (rule 8).
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How many elections are changed concurrently when a session is closed.
+const CONCURRENT_WITHDRAWALS: usize = 16;
+
+pub(crate) struct CasSession<S> {
+    shared: Arc<Shared<S>>,
+    clock: Arc<dyn Clock>,
+    id: SessionId,
+    ttl: Duration,
+    drift: f64,
+    /// The epoch in which the session was opened. It ends with it (rule 7).
+    epoch: Epoch,
+    /// The session's record, as this process knows it. Locked while a heartbeat is sent.
+    own: tokio::sync::Mutex<Own>,
+    /// The requests to enter that may have a slot, or may get one.
+    entries: Mutex<BTreeMap<u128, ElectionName>>,
+    /// A candidate was made the leader by a swap of its own.
+    has_won: AtomicBool,
+    /// Collects garbage, until the session is dropped.
+    garbage: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Own {
+    version: Version,
+    beat: u64,
+}
+
+impl<S: CasStore> CasSession<S> {
+    /// Opens a session. The engine has read its clock before; the first window counts from that.
+    pub(crate) async fn open(
+        shared: &Arc<Shared<S>>,
+        options: &SessionOptions,
+    ) -> Result<Self, BackendError> {
+        let clock = shared.clock(&options.clock, options.drift);
+        let epoch = shared.client.epoch().await?;
+        shared.with_timers(epoch, |_| ());
+        let id = SessionId::random();
+        // The record has whole milliseconds.
+        let ttl = Duration::from_millis(u64::try_from(options.ttl.as_millis()).unwrap_or(u64::MAX));
+        let body = Session::live(1, ttl);
+        let version = match shared.client.swap_session(&id, None, epoch, &body).await? {
+            Swap::Done(version) => version,
+            Swap::EpochChanged => return Err(shared.epoch_changed(epoch).await),
+            // The client of the store has repeated the request: nobody else knows this id (hazard C4).
+            Swap::Conflict => match shared.client.read_session(&id, Freshness::Fresh).await? {
+                Some((version, found)) if found == body => version,
+                _ => return Err(session_gone(&id, "its record was not created")),
+            },
+        };
+        let own = match shared.is_probed.get() {
+            Some(()) => Own { version, beat: 1 },
+            None => {
+                let version = probe::probe(&shared.client, &id, version, epoch, ttl).await?;
+                shared.is_probed.get_or_init(|| ());
+                Own { version, beat: 2 }
+            }
+        };
+        let garbage = tokio::spawn(garbage::collect_repeatedly(Arc::clone(shared), Arc::clone(&clock)));
+        Ok(Self {
+            shared: Arc::clone(shared),
+            clock,
+            id,
+            ttl,
+            drift: options.drift,
+            epoch,
+            own: tokio::sync::Mutex::new(own),
+            entries: Mutex::default(),
+            has_won: AtomicBool::new(false),
+            garbage,
+        })
+    }
+
+    /// The epoch of the session.
+    ///
+    /// # Errors
+    /// [`SessionGone`](BackendErrorKind::SessionGone) when the store has a later one (rule 7).
+    fn epoch(&self) -> Result<Epoch, BackendError> {
+        let current = self.shared.client.seen_epoch();
+        if current > self.epoch && !is_disabled(CasRule::EpochEndsSessions) {
+            return Err(epoch_is_over(&self.id, self.epoch, current));
+        }
+        Ok(current.max(self.epoch))
+    }
+
+    /// The error after a swap was refused because of its epoch. With the rule disabled the next attempt uses the new epoch.
+    async fn epoch_changed(&self) -> BackendError {
+        let error = self.shared.epoch_changed(self.epoch).await;
+        self.epoch().err().unwrap_or(error)
+    }
+
+    /// Sends a heartbeat: a swap of the session's record.
+    ///
+    /// The engine credits a success from before this call. So the swap that stands has to be one that this call has sent; its nonce
+    /// shows that (rule 6).
+    async fn beat(&self) -> Result<(), BackendError> {
+        let mut own = self.own.lock().await;
+        let mut sent = Vec::new();
+        loop {
+            let epoch = self.epoch()?;
+            let ttl = match is_disabled(CasRule::ImmutableTtl) {
+                true => self.ttl / 2,
+                false => self.ttl,
+            };
+            let body = Session::live(own.beat + 1, ttl);
+            sent.push(body.nonce);
+            let swap = self.shared.client.swap_session(&self.id, Some(&own.version), epoch, &body);
+            match swap.await? {
+                Swap::Done(version) => {
+                    *own = Own { version, beat: own.beat + 1 };
+                    return Ok(());
+                }
+                Swap::EpochChanged => {
+                    let error = self.epoch_changed().await;
+                    if is_disabled(CasRule::EpochEndsSessions) {
+                        continue;
+                    }
+                    return Err(error);
+                }
+                Swap::Conflict => {}
+            }
+            // A conflict says nothing (rule 6).
+            match self.shared.client.read_session(&self.id, Freshness::Fresh).await? {
+                None => return Err(session_gone(&self.id, "its record was removed")),
+                Some((_, Session { state: State::Ended, .. })) => {
+                    return Err(session_gone(&self.id, "another candidate has taken it for dead"));
+                }
+                // An answer of a replica that lags.
+                Some((version, Session { state: State::Live { beat, .. }, .. }))
+                    if beat < own.beat || version == own.version =>
+                {
+                    let text = "a heartbeat was refused, and a linearizable read has not shown why";
+                    return Err(BackendError::new(BackendErrorKind::Unavailable, text));
+                }
+                Some((version, Session { state: State::Live { beat, .. }, nonce })) => {
+                    *own = Own { version, beat };
+                    if sent.contains(&nonce) || is_disabled(CasRule::CreditOwnNonceOnly) {
+                        return Ok(());
+                    }
+                    // An earlier heartbeat, whose answer was lost: crediting this one's sending would be two leaders (hazard C13).
+                }
+            }
+        }
+    }
+
+    fn entry(&self, request: &EntryRequest) -> Entry {
+        let key = Slot::entry_key(&request.election, Nonce(request.nonce));
+        Entry { election: request.election.clone(), key: key.into(), version: 0 }
+    }
+
+    fn won(&self, request: &EntryRequest, election: &Election) -> Result<Won, BackendError> {
+        let token = election.head_token().ok_or_else(|| {
+            BackendError::new(BackendErrorKind::Invalid, "the leader of an election has no fencing token")
+        })?;
+        Ok(Won::new(self.entry(request), token))
+    }
+
+    /// Ends the session in the store, for good.
+    async fn end(&self) -> Result<(), BackendError> {
+        let mut own = self.own.lock().await;
+        // Allowed in any epoch: it only ends what is over.
+        let mut epoch = self.shared.client.epoch().await?;
+        loop {
+            let ended = Session::ended();
+            let swap = self.shared.client.swap_session(&self.id, Some(&own.version), epoch, &ended);
+            match swap.await? {
+                Swap::Done(version) => {
+                    own.version = version;
+                    return Ok(());
+                }
+                Swap::EpochChanged => epoch = self.shared.client.later_epoch(epoch).await?,
+                Swap::Conflict => {
+                    match self.shared.client.read_session(&self.id, Freshness::Fresh).await? {
+                        // It was created, so that it has been ended and removed.
+                        None => return Ok(()),
+                        Some((version, Session { state: State::Ended, .. })) => {
+                            own.version = version;
+                            return Ok(());
+                        }
+                        Some((version, Session { state: State::Live { beat, .. }, .. })) => {
+                            *own = Own { version, beat };
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the record until this candidate's slot is at the head, or gone.
+    async fn wait(&self, request: &EntryRequest, position: &QueuePosition) -> Result<Won, BackendError> {
+        let (client, nonce) = (&self.shared.client, Nonce(request.nonce));
+        let mut freshness = Freshness::Fresh;
+        let mut predecessor: Option<SessionId> = None;
+        let mut look_at = self.clock.now();
+        // Before the first read, so that no change is missed.
+        let mut hints = Hints::new(client.changes(&request.election));
+        let mut predecessor_hints = Hints::new(None);
+        loop {
+            let epoch = self.epoch()?;
+            let found = client.read_election(&request.election, freshness).await?;
+            let place = found.as_ref().and_then(|(_, election)| election.place(&self.id, nonce));
+            let Some((version, election)) = &found else {
+                if freshness == Freshness::MayBeStale {
+                    freshness = Freshness::Fresh;
+                    continue;
+                }
+                return Err(entry_gone());
+            };
+            match place {
+                // Only a fresh read shows that the candidate leads, or that its slot has gone.
+                None | Some(0) if freshness == Freshness::MayBeStale => {
+                    freshness = Freshness::Fresh;
+                    continue;
+                }
+                None => return Err(entry_gone()),
+                Some(0) => {
+                    self.check_own().await?;
+                    return self.won(request, election);
+                }
+                Some(place) => {
+                    position.set_next(place == 1);
+                    let ahead = &election.queue[place - 1].session;
+                    if predecessor.as_ref() != Some(ahead) {
+                        predecessor_hints = Hints::new(client.session_changes(ahead));
+                        predecessor = Some(ahead.clone());
+                        look_at = self.clock.now();
+                    }
+                    if self.clock.now() >= look_at {
+                        let found = (version, election);
+                        match self
+                            .shared
+                            .advance(&request.election, found, place, &*self.clock, epoch)
+                            .await?
+                        {
+                            Advance::Changed => {
+                                freshness = Freshness::Fresh;
+                                continue;
+                            }
+                            Advance::Wait(until) => look_at = until,
+                        }
+                    }
+                }
+            }
+            freshness = Freshness::MayBeStale;
+            let poll_at = self.clock.now() + self.shared.poll_delay(hints.exist());
+            tokio::select! {
+                biased;
+                () = self.clock.sleep_until(poll_at.min(look_at)) => {}
+                () = hints.next() => {}
+                () = predecessor_hints.next() => look_at = self.clock.now(),
+            }
+        }
+    }
+
+    /// Checks that the session has not been ended, as an operator may do, when its candidate becomes the leader.
+    async fn check_own(&self) -> Result<(), BackendError> {
+        match self.shared.client.read_session(&self.id, Freshness::Fresh).await? {
+            Some((_, Session { state: State::Live { .. }, .. })) => Ok(()),
+            _ => Err(session_gone(&self.id, "its record says so")),
+        }
+    }
+
+    /// Removes the slot of a request, by a swap that is done (rule 5). No read concludes it, so that an enter that is carried out
+    /// later fails on its version. The engine sends no enter after it.
+    async fn withdraw(&self, election: &ElectionName, nonce: Nonce) -> Result<(), BackendError> {
+        let freshness = match is_disabled(CasRule::NoReadConcludes) {
+            true => Freshness::MayBeStale,
+            false => Freshness::Fresh,
+        };
+        let client = &self.shared.client;
+        let change = client.change_election(election, freshness, |found, epoch| {
+            let has_slot = found.is_some_and(|election| election.place(&self.id, nonce).is_some());
+            let may_conclude = is_disabled(CasRule::NoReadConcludes)
+                || is_disabled(CasRule::CreateOnWithdrawal) && found.is_none()
+                || is_disabled(CasRule::BumpOnWithdrawal) && found.is_some();
+            if !has_slot && may_conclude {
+                return Ok(Change::Keep(()));
+            }
+            let absent = Election::default();
+            let next = found.unwrap_or(&absent).without(epoch, |slot| slot.is(&self.id, nonce));
+            Ok(Change::Swap(next, ()))
+        });
+        change.await?;
+        lock(&self.entries).remove(&nonce.0);
+        Ok(())
+    }
+}
+
+fn entry_gone() -> BackendError {
+    BackendError::new(BackendErrorKind::EntryGone, "the candidate's slot is not in the queue")
+}
+
+/// Full jitter: a random part of a limit that doubles with each conflict (rule 8).
+fn pause_after(conflicts: u32) -> Duration {
+    let limit = FIRST_PAUSE.saturating_mul(1 << conflicts.min(10)).min(MAX_PAUSE);
+    limit.mul_f64(fastrand::f64())
+}
+
+#[async_trait]
+impl<S: CasStore> BackendSession for CasSession<S> {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    async fn cluster(&self) -> Result<String, BackendError> {
+        probe::store_identity(&self.shared.client).await
+    }
+
+    fn granted_ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn expires_after(&self) -> Duration {
+        // The successor waits for the TTL and the drift bound from its last look, which may be a quarter of a TTL after the last
+        // heartbeat.
+        let waits = self.ttl.mul_f64(1.0 + self.drift) + self.ttl / 4;
+        waits + self.shared.settings.poll_interval + Duration::from_secs(1)
+    }
+
+    fn only_heartbeats_extend(&self) -> bool {
+        true
+    }
+
+    fn proof(&self) -> HeartbeatProof {
+        // A linearizable swap.
+        HeartbeatProof::Answer
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, BackendError> {
+        if is_disabled(CasRule::OnlySessionSwapsExtend) && self.has_won.swap(false, SeqCst) {
+            return Ok(Heartbeat::new(self.ttl));
+        }
+        self.beat().await?;
+        Ok(Heartbeat::new(self.ttl))
+    }
+
+    async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        // Before a request is sent: it may be carried out whatever happens to this future.
+        lock(&self.entries).insert(request.nonce, request.election.clone());
+        let client = &self.shared.client;
+        let (mut conflicts, mut swapped) = (0, None);
+        loop {
+            let epoch = self.epoch()?;
+            let found = match swapped.take() {
+                Some(swapped) => Some(swapped),
+                None => client.read_election(&request.election, Freshness::Fresh).await?,
+            };
+            let (version, election) = found.unzip();
+            let election = election.unwrap_or_default();
+            if let (Some(place), Some(version)) = (election.place(&self.id, Nonce(request.nonce)), &version) {
+                if place == 0 {
+                    self.has_won.store(true, SeqCst);
+                    return Ok(Entered::Leads(self.won(request, &election)?));
+                }
+                // A campaign that does not wait takes over, too, if it comes again when the timers have run (hazard C16).
+                let found = (version, &election);
+                match self.shared.advance(&request.election, found, place, &*self.clock, epoch).await {
+                    Ok(Advance::Changed) => continue,
+                    Err(error) if error.kind() == BackendErrorKind::SessionGone => return Err(error),
+                    // It is in the queue, and waits.
+                    Ok(Advance::Wait(_)) | Err(_) => {}
+                }
+                self.shared.with_timers(epoch, Timers::campaign_ended);
+                return Ok(Entered::Queued { entry: Some(self.entry(request)) });
+            }
+            let next = election.with_slot(&request.election, Slot::new(&self.id, request), epoch)?;
+            match client.swap_election(&request.election, version.as_ref(), epoch, &next).await? {
+                Swap::Done(version) => swapped = Some((version, next)),
+                Swap::Conflict => {
+                    let pause = pause_after(conflicts);
+                    self.clock.sleep_until(self.clock.now() + pause).await;
+                    conflicts += 1;
+                }
+                Swap::EpochChanged => return Err(self.epoch_changed().await),
+            }
+        }
+    }
+
+    async fn wait_turn(
+        &self,
+        request: &EntryRequest,
+        _entry: Option<&Entry>,
+        position: &QueuePosition,
+    ) -> Result<Won, BackendError> {
+        self.wait(request, position).await
+    }
+
+    fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
+        let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
+        Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
+            watcher::wait_event(Arc::clone(&shared), id.clone(), entry, for_resign_requests)
+        }))
+    }
+
+    async fn update(&self, _entry: &Entry, request: &EntryRequest) -> Result<(), BackendError> {
+        let client = &self.shared.client;
+        let change = client.change_election(&request.election, Freshness::Fresh, |found, _| {
+            match found.map(|election| election.with_value(&self.id, request)).transpose()?.flatten() {
+                Some(next) => Ok(Change::Swap(next, true)),
+                None => Ok(Change::Keep(false)),
+            }
+        });
+        if change.await? { Ok(()) } else { Err(entry_gone()) }
+    }
+
+    async fn leave(&self, request: &EntryRequest, _entry: Option<&Entry>) -> Result<(), BackendError> {
+        self.withdraw(&request.election, Nonce(request.nonce)).await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.garbage.abort();
+        self.end().await?;
+        let entries = lock(&self.entries).clone();
+        let withdrawals: Vec<_> =
+            entries.iter().map(|(nonce, election)| self.withdraw(election, Nonce(*nonce))).collect();
+        stream::iter(withdrawals).buffer_unordered(CONCURRENT_WITHDRAWALS).try_collect::<()>().await?;
+        // No slot refers to it. If this fails, garbage collection removes it later.
+        let own = self.own.lock().await;
+        let _ = self.shared.client.delete_session(&self.id, &own.version).await;
+        Ok(())
+    }
+}
+
+impl<S> Drop for CasSession<S> {
+    fn drop(&mut self) {
+        self.garbage.abort();
+    }
+}
+
+impl<S> fmt::Debug for CasSession<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CasSession").field("id", &self.id).finish_non_exhaustive()
+    }
+}

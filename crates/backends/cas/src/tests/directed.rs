@@ -1,0 +1,460 @@
+//! One scenario for each rule. With the rule a promise holds; with the rule disabled the same scenario breaks it.
+//!
+//! Two candidates lead when one is at the head and the window of another one that was told that it leads is still open.
+
+use std::time::Duration;
+
+use tenure_core::spi::{BackendErrorKind, Entered};
+
+use super::host::{DRIFT, Host, TTL, election, seconds, sleep, stored};
+use crate::{
+    garbage::collect,
+    memory::{MemoryCas, MemoryCasOptions, MemoryEpochs, Network, Request},
+    rules::{CasRule, disable},
+};
+
+/// Makes a test of a scenario, which returns whether a promise was broken.
+macro_rules! scenarios {
+    ($($name:ident: $rule:ident;)*) => {
+        $(
+            #[tokio::test(start_paused = true)]
+            async fn $name() {
+                assert!(!scenario::$name().await, "a promise is broken");
+                disable(Some(CasRule::$rule));
+                let is_broken = scenario::$name().await;
+                disable(None);
+                assert!(is_broken, "the disabled rule {:?} was not detected", CasRule::$rule);
+            }
+        )*
+
+        /// Every rule has a scenario here, or a unit test that disables it.
+        #[test]
+        fn every_rule_is_tested() {
+            let here = [$(CasRule::$rule),*];
+            let elsewhere = [
+                // `queue.rs`
+                CasRule::NewTokenForHead,
+                CasRule::OneTokenPerHead,
+                // `timers.rs`
+                CasRule::IgnoreLowerBeats,
+            ];
+            for rule in CasRule::ALL {
+                assert!(here.contains(rule) || elsewhere.contains(rule), "{rule:?} has no test");
+            }
+        }
+    };
+}
+
+scenarios! {
+    both_clocks_drift: WaitWithDrift;
+    the_ttl_is_immutable: ImmutableTtl;
+    a_beat_restarts_the_timer: HigherBeatRestarts;
+    one_shot_campaigns_take_over: KeepTimers;
+    an_absent_session_has_not_ended: AbsentIsNotEnded;
+    a_session_is_ended_before_its_slot_goes: EndBeforePurge;
+    a_silent_session_is_not_removed: PurgeOnlyEnded;
+    a_withdrawal_fences_a_late_enter: BumpOnWithdrawal;
+    a_withdrawal_creates_an_absent_record: CreateOnWithdrawal;
+    a_read_concludes_no_withdrawal: NoReadConcludes;
+    a_new_epoch_ends_sessions: EpochEndsSessions;
+    a_new_epoch_restarts_timers: EpochRestartsTimers;
+    the_epoch_is_checked_inside_the_swap: EpochInsideSwap;
+    equal_bodies_are_an_aba: NonceInBody;
+    garbage_is_timed: TimeGarbage;
+    an_election_swap_extends_nothing: OnlySessionSwapsExtend;
+    an_earlier_beat_is_not_credited_later: CreditOwnNonceOnly;
+}
+
+mod scenario {
+    use super::*;
+
+    /// Lets `challenger` wait behind `owner`, which is silent from now on. Whether the owner's window is open when the challenger
+    /// leads.
+    async fn is_taken_over_early(owner: &Host, challenger: &Host) -> bool {
+        challenger.queue("e", 2).await;
+        let _alive = challenger.keep_alive();
+        challenger.wait("e", 2).await.unwrap().unwrap();
+        owner.is_open()
+    }
+
+    /// Hazard C14: the owner's clock is slow, the challenger's fast, both within the drift bound.
+    pub(super) async fn both_clocks_drift() -> bool {
+        let store = MemoryCas::new();
+        let owner = Host::with_rate(&store, 1.005 - DRIFT).await;
+        let challenger = Host::with_rate(&store, 0.995 + DRIFT).await;
+        owner.lead("e", 1).await;
+        owner.beat().await.unwrap();
+        is_taken_over_early(&owner, &challenger).await
+    }
+
+    /// Hazard C14: a heartbeat with another TTL, whose answer is lost.
+    pub(super) async fn the_ttl_is_immutable() -> bool {
+        let store = MemoryCas::new();
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        owner.client.lose_next_answer(Request::Swap, "s/");
+        owner.beat().await.unwrap_err();
+        is_taken_over_early(&owner, &challenger).await
+    }
+
+    /// Hazard C1: the owner beats just before the timer of its earlier beat has run.
+    pub(super) async fn a_beat_restarts_the_timer() -> bool {
+        let store = MemoryCas::new();
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        challenger.queue("e", 2).await;
+        let waiting = challenger.wait("e", 2);
+        let _alive = challenger.keep_alive();
+        sleep(8.0).await;
+        owner.beat().await.unwrap();
+        waiting.await.unwrap().unwrap();
+        owner.is_open()
+    }
+
+    /// Hazard C16: nobody waits, and one-shot campaigns come and go.
+    pub(super) async fn one_shot_campaigns_take_over() -> bool {
+        let store = MemoryCas::new();
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        let _alive = challenger.keep_alive();
+        for nonce in 2..12 {
+            if let Entered::Leads(_) = challenger.enter("e", nonce).await.unwrap() {
+                assert!(!owner.is_open());
+                return false;
+            }
+            challenger.leave("e", nonce).await;
+            sleep(2.0).await;
+        }
+        true
+    }
+
+    /// Hazard C11: a replica lags, and has no record of the leader's session yet.
+    pub(super) async fn an_absent_session_has_not_ended() -> bool {
+        let store = MemoryCas::new();
+        sleep(5.0).await;
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        sleep(1.0).await;
+        challenger.client.lag_next_read("s/", seconds(3.0));
+        let entered = challenger.enter("e", 2).await.unwrap();
+        matches!(entered, Entered::Leads(_)) && owner.is_open()
+    }
+
+    /// Rule 3: the head recovers while its challenger removes it.
+    pub(super) async fn a_session_is_ended_before_its_slot_goes() -> bool {
+        let store = MemoryCas::new();
+        let (first, owner, challenger) =
+            (Host::new(&store).await, Host::new(&store).await, Host::new(&store).await);
+        first.lead("e", 1).await;
+        owner.queue("e", 2).await;
+        challenger.queue("e", 3).await;
+        let _alive = challenger.keep_alive();
+        first.leave("e", 1).await;
+        // The owner is at the head now, and does not know it: it is cut off.
+        let waiting = challenger.wait("e", 3);
+        sleep(10.5).await;
+        let ending = challenger.client.hold_next(Request::Swap, "s/");
+        let removing = challenger.client.hold_next(Request::Swap, "e/");
+        tokio::select! {
+            () = ending.arrived() => {}
+            () = removing.arrived() => {}
+        }
+        owner.beat().await.unwrap();
+        owner.wait("e", 2).await.unwrap().unwrap();
+        ending.execute();
+        removing.execute();
+        let _alive = owner.keep_alive();
+        let won = tokio::time::timeout(TTL / 2, waiting).await;
+        won.is_ok_and(|won| won.unwrap().is_ok()) && owner.is_open()
+    }
+
+    /// Rule 4: the head is silent, and its window still open.
+    pub(super) async fn a_silent_session_is_not_removed() -> bool {
+        let store = MemoryCas::new();
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        is_taken_over_early(&owner, &challenger).await
+    }
+
+    /// Whether an enter that is carried out after its withdrawal leaves a slot under a session that lives on.
+    async fn leaves_a_late_slot(store: &MemoryCas) -> bool {
+        let host = Host::new(store).await;
+        let held = host.client.hold_next(Request::Swap, "e/");
+        let entering = tokio::time::timeout(seconds(1.0), host.enter("e", 2));
+        let given_up = entering.await;
+        assert!(given_up.is_err(), "{given_up:?}");
+        host.leave("e", 2).await;
+        held.execute();
+        host.beat().await.unwrap();
+        stored(store, "e").queue.iter().any(|slot| slot.nonce.0 == 2)
+    }
+
+    /// Hazards C6, C12: an enter is carried out after its withdrawal.
+    pub(super) async fn a_withdrawal_fences_a_late_enter() -> bool {
+        let store = MemoryCas::new();
+        Host::new(&store).await.lead("e", 1).await;
+        leaves_a_late_slot(&store).await
+    }
+
+    /// Hazards C6, C12: the same in an election that has no record yet.
+    pub(super) async fn a_withdrawal_creates_an_absent_record() -> bool {
+        leaves_a_late_slot(&MemoryCas::new()).await
+    }
+
+    /// Hazard C12: a replica that lags does not show the slot that an enter has made, whose answer was lost.
+    pub(super) async fn a_read_concludes_no_withdrawal() -> bool {
+        let store = MemoryCas::new();
+        let (other, host) = (Host::new(&store).await, Host::new(&store).await);
+        other.lead("e", 1).await;
+        sleep(5.0).await;
+        host.client.lose_next_answer(Request::Swap, "e/");
+        host.enter("e", 2).await.unwrap_err();
+        host.client.lag_next_read("e/", seconds(3.0));
+        host.leave("e", 2).await;
+        stored(&store, "e").queue.iter().any(|slot| slot.nonce.0 == 2)
+    }
+
+    fn store_with_epochs() -> MemoryCas {
+        let epochs = MemoryEpochs::Known;
+        MemoryCas::with_options(MemoryCasOptions { epochs, hints: true, ..MemoryCasOptions::default() })
+    }
+
+    /// Hazard C5: a failover loses a takeover.
+    pub(super) async fn a_new_epoch_ends_sessions() -> bool {
+        let store = store_with_epochs();
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        challenger.queue("e", 2).await;
+        let waiting = challenger.wait("e", 2);
+        sleep(10.0).await;
+        challenger.beat().await.unwrap();
+        // Two writes: the session is ended, and its slot removed.
+        waiting.await.unwrap().unwrap();
+        store.fail_over(2);
+        assert_eq!(stored(&store, "e").queue.len(), 2, "the takeover is lost");
+        let beaten = owner.beat().await;
+        if let Err(error) = beaten {
+            assert_eq!(error.kind(), BackendErrorKind::SessionGone);
+            return false;
+        }
+        owner.wait("e", 1).await.unwrap().unwrap();
+        owner.is_open() && challenger.is_open()
+    }
+
+    /// Hazard C5: a failover loses a heartbeat.
+    pub(super) async fn a_new_epoch_restarts_timers() -> bool {
+        let store = store_with_epochs();
+        let (owner, mut challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        challenger.queue("e", 2).await;
+        let waiting = challenger.wait("e", 2);
+        // Between two looks of the challenger.
+        sleep(3.0).await;
+        challenger.client.set_network(Network::Partitioned);
+        owner.beat().await.unwrap();
+        store.fail_over(1);
+        challenger.client.set_network(Network::Healthy);
+        // The swap that would end the owner's session is refused; the challenger learns of the epoch, and its own session has ended.
+        let mut outcome = waiting.await.unwrap();
+        while outcome.as_ref().is_err_and(|error| error.is_retryable()) {
+            outcome = challenger.wait("e", 2).await.unwrap();
+        }
+        assert_eq!(outcome.unwrap_err().kind(), BackendErrorKind::SessionGone);
+        challenger.session.close().await.unwrap();
+        challenger.reopen().await;
+        let entered = challenger.enter("e", 3).await.unwrap();
+        matches!(entered, Entered::Leads(_)) && owner.is_open()
+    }
+
+    /// Hazard C15: a failover between the check of the epoch and the swap gives a token twice.
+    pub(super) async fn the_epoch_is_checked_inside_the_swap() -> bool {
+        let store = store_with_epochs();
+        let (one, other) = (Host::new(&store).await, Host::new(&store).await);
+        assert_eq!(one.lead("e", 1).await, 1);
+        one.leave("e", 1).await;
+        let held = other.client.hold_next(Request::Swap, "e/");
+        let session = std::sync::Arc::clone(&other.session);
+        let entering = tokio::spawn(async move { session.enter(&super::super::host::request("e", 2)).await });
+        held.arrived().await;
+        let token = one.lead("e", 3).await;
+        store.fail_over(1);
+        held.execute();
+        match entering.await.unwrap() {
+            Ok(entered) => entered.token().unwrap().get() == token,
+            Err(error) => {
+                assert_eq!(error.kind(), BackendErrorKind::SessionGone);
+                false
+            }
+        }
+    }
+
+    /// Hazard C2: versions are hashes of bodies, and a withdrawal restores an earlier body.
+    pub(super) async fn equal_bodies_are_an_aba() -> bool {
+        let store = MemoryCas::with_options(MemoryCasOptions { etags: true, ..MemoryCasOptions::default() });
+        Host::new(&store).await.lead("e", 1).await;
+        leaves_a_late_slot(&store).await
+    }
+
+    /// Rule 10: a collection of garbage meets a living session.
+    pub(super) async fn garbage_is_timed() -> bool {
+        let store = MemoryCas::new();
+        let (owner, other) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        for _ in 0..20 {
+            sleep(1.0).await;
+            owner.beat().await.unwrap_or_default();
+            collect(&other.backend.shared, &other.clock).await.unwrap();
+        }
+        other.beat().await.unwrap_or_default();
+        stored(&store, "e").queue.is_empty()
+    }
+
+    /// Hazard C10: a candidate that is being timed out wins by an election swap.
+    pub(super) async fn an_election_swap_extends_nothing() -> bool {
+        let store = MemoryCas::new();
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("f", 1).await;
+        challenger.queue("f", 2).await;
+        let waiting = challenger.wait("f", 2);
+        let _alive = challenger.keep_alive();
+        // The last chance before the challenger ends the session.
+        sleep(10.5).await;
+        assert!(!owner.is_open());
+        owner.lead("e", 3).await;
+        owner.beat().await.unwrap();
+        let won = tokio::time::timeout(TTL / 2, waiting).await;
+        if won.is_err() {
+            // The heartbeat was a swap of the session, and restarted the timer.
+            return false;
+        }
+        let entered = challenger.enter("e", 4).await.unwrap();
+        matches!(entered, Entered::Leads(_)) && owner.is_open()
+    }
+
+    /// Hazard C13: an earlier heartbeat, whose answer was lost, is found after a conflict.
+    pub(super) async fn an_earlier_beat_is_not_credited_later() -> bool {
+        let store = MemoryCas::new();
+        let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+        owner.lead("e", 1).await;
+        challenger.queue("e", 2).await;
+        let waiting = challenger.wait("e", 2);
+        let _alive = challenger.keep_alive();
+        sleep(1.0).await;
+        owner.client.lose_next_answer(Request::Swap, "s/");
+        owner.beat().await.unwrap_err();
+        sleep(7.0).await;
+        owner.beat().await.unwrap();
+        waiting.await.unwrap().unwrap();
+        owner.is_open()
+    }
+}
+
+/// Hazard C1: a time of day that is wrong, or is set, takes nothing from a leader and keeps nothing for a dead one.
+#[tokio::test(start_paused = true)]
+async fn the_time_of_day_decides_nothing() {
+    let store = MemoryCas::new();
+    let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+    owner.clock.jump_wall(Duration::from_secs(86_400));
+    owner.lead("e", 1).await;
+    challenger.queue("e", 2).await;
+    let waiting = challenger.wait("e", 2);
+    let _alive = (owner.keep_alive(), challenger.keep_alive());
+    challenger.clock.jump_wall(Duration::from_secs(3_600));
+    sleep(60.0).await;
+    assert!(!waiting.is_finished());
+    _alive.0.abort();
+    sleep(TTL.as_secs_f64() * 1.5).await;
+    assert!(waiting.is_finished());
+}
+
+/// Hazard C4: a client library repeats a swap, so that one's own success comes back as a conflict.
+#[tokio::test(start_paused = true)]
+async fn ones_own_success_comes_back_as_a_conflict() {
+    let store = MemoryCas::new();
+    let host = Host::new(&store).await;
+    host.client.repeat_next_swap("s/");
+    host.beat().await.unwrap();
+    host.client.repeat_next_swap("e/");
+    host.lead("e", 1).await;
+    assert_eq!(stored(&store, "e").queue.len(), 1);
+    host.client.repeat_next_swap("e/");
+    host.leave("e", 1).await;
+    assert!(stored(&store, "e").queue.is_empty());
+    // Opening a session.
+    host.client.repeat_next_swap("s/");
+    let mut again = host;
+    again.reopen().await;
+    again.beat().await.unwrap();
+    again.client.repeat_next_swap("s/");
+    again.session.close().await.unwrap();
+}
+
+/// Hazard C8: a session that another candidate has ended is not renewed.
+#[tokio::test(start_paused = true)]
+async fn an_ended_session_is_never_renewed() {
+    let store = MemoryCas::new();
+    let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+    owner.lead("e", 1).await;
+    challenger.queue("e", 2).await;
+    let _alive = challenger.keep_alive();
+    challenger.wait("e", 2).await.unwrap().unwrap();
+    for _ in 0..3 {
+        assert_eq!(owner.beat().await.unwrap_err().kind(), BackendErrorKind::SessionGone);
+    }
+    // Also after the record was deleted.
+    for _ in 0..2 {
+        collect(&challenger.backend.shared, &challenger.clock).await.unwrap();
+    }
+    assert!(store.records(&format!("s/{}", owner.session.id())).is_empty());
+    assert_eq!(owner.beat().await.unwrap_err().kind(), BackendErrorKind::SessionGone);
+    owner.session.close().await.unwrap();
+    assert_eq!(stored(&store, "e").queue.len(), 1);
+}
+
+/// Hazard C3: a server that accepts the condition of a write, and ignores it.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_ignores_conditions_is_refused() {
+    use std::sync::Arc;
+
+    use tenure_core::{
+        SimClock,
+        spi::{Backend as _, SessionOptions},
+    };
+
+    let options = MemoryCasOptions { ignores_conditions: true, ..MemoryCasOptions::default() };
+    let backend = crate::CasBackend::new(MemoryCas::with_options(options).client(1));
+    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
+    let error = backend.open_session(&options).await.unwrap_err();
+    assert!(error.is_permanent() && error.to_string().contains("ignores the condition"), "{error}");
+    assert!(backend.candidates(&election("e")).await.unwrap().is_empty());
+}
+
+/// Hazard C9: a store that removes a record by itself takes leadership away, and gives it to no two.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_the_store_removes_ends_its_session() {
+    let store = MemoryCas::new();
+    let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+    owner.lead("e", 1).await;
+    challenger.queue("e", 2).await;
+    store.put(&format!("s/{}", owner.session.id()), None);
+    assert_eq!(owner.beat().await.unwrap_err().kind(), BackendErrorKind::SessionGone);
+    challenger.wait("e", 2).await.unwrap().unwrap();
+    assert_eq!(owner.beat().await.unwrap_err().kind(), BackendErrorKind::SessionGone);
+}
+
+/// Hazard C7: hints that stop cost time, and nothing else.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_missed_without_hints() {
+    let store = MemoryCas::new();
+    let (leader, next) = (Host::new(&store).await, Host::new(&store).await);
+    leader.lead("e", 1).await;
+    next.queue("e", 2).await;
+    let waiting = next.wait("e", 2);
+    let _alive = (leader.keep_alive(), next.keep_alive());
+    sleep(1.0).await;
+    // The hint of the handover is lost.
+    store.stop_hints();
+    leader.leave("e", 1).await;
+    let won = tokio::time::timeout(seconds(2.0), waiting).await;
+    assert!(won.unwrap().unwrap().is_ok());
+}

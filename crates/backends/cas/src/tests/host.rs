@@ -1,0 +1,136 @@
+//! A host in simulated time: a session with a clock and a network of its own, whose window is kept as the engine keeps it.
+
+use std::{cell::Cell, sync::Arc, time::Duration};
+
+use tenure_core::{
+    BootInstant, CandidateId, Clock, ElectionName, SimClock,
+    spi::{Backend, BackendError, BackendSession, Entered, EntryRequest, QueuePosition, SessionOptions, Won},
+};
+use tokio::task::JoinHandle;
+
+use crate::{
+    CasBackend, CasSettings,
+    memory::{MemoryCas, MemoryCasClient},
+    record::Election,
+};
+
+pub(super) const TTL: Duration = Duration::from_secs(10);
+pub(super) const DRIFT: f64 = 0.1;
+
+pub(super) struct Host {
+    pub(super) client: MemoryCasClient,
+    pub(super) backend: CasBackend<MemoryCasClient>,
+    pub(super) clock: SimClock,
+    pub(super) session: Arc<dyn BackendSession>,
+    deadline: Cell<BootInstant>,
+}
+
+pub(super) fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+pub(super) async fn sleep(time: f64) {
+    tokio::time::sleep(seconds(time)).await;
+}
+
+pub(super) fn election(name: &str) -> ElectionName {
+    ElectionName::new(name).unwrap()
+}
+
+pub(super) fn request(name: &str, nonce: u128) -> EntryRequest {
+    let candidate = CandidateId::new("host").unwrap();
+    EntryRequest { election: election(name), candidate, value: Arc::from(*b"value"), nonce }
+}
+
+/// The record of an election, as it is in the store.
+pub(super) fn stored(store: &MemoryCas, name: &str) -> Election {
+    let key = format!("e/{name}");
+    let record = store.records(&key).into_iter().find(|record| record.key == key);
+    record.map(|record| Election::decode(&key, &record.body).unwrap()).unwrap_or_default()
+}
+
+impl Host {
+    pub(super) async fn new(store: &MemoryCas) -> Self {
+        Self::with_rate(store, 1.0).await
+    }
+
+    /// A host whose clock runs at this rate.
+    pub(super) async fn with_rate(store: &MemoryCas, rate: f64) -> Self {
+        let client = store.client(fastrand::u64(..));
+        let settings = CasSettings::new().with_poll_interval(seconds(0.1));
+        let backend = CasBackend::with_settings(client.clone(), settings);
+        let clock = SimClock::with_rate(rate);
+        let deadline = Self::deadline_from(clock.now());
+        let session = open(&backend, &clock).await.unwrap();
+        Self { client, backend, clock, session, deadline: Cell::new(deadline) }
+    }
+
+    /// Opens another session, as an elector does whose session has ended.
+    pub(super) async fn reopen(&mut self) {
+        let deadline = Self::deadline_from(self.clock.now());
+        self.session = open(&self.backend, &self.clock).await.unwrap();
+        self.deadline.set(deadline);
+    }
+
+    fn deadline_from(sent: BootInstant) -> BootInstant {
+        sent + TTL.mul_f64(1.0 - DRIFT)
+    }
+
+    /// Sends a heartbeat, which extends the window from before it was sent.
+    pub(super) async fn beat(&self) -> Result<(), BackendError> {
+        let sent = self.clock.now();
+        self.session.heartbeat().await?;
+        self.deadline.set(Self::deadline_from(sent));
+        Ok(())
+    }
+
+    /// Whether the window is open: a candidate at the head considers itself the leader.
+    pub(super) fn is_open(&self) -> bool {
+        self.clock.now() < self.deadline.get()
+    }
+
+    pub(super) async fn enter(&self, name: &str, nonce: u128) -> Result<Entered, BackendError> {
+        self.session.enter(&request(name, nonce)).await
+    }
+
+    /// Enters and leads.
+    pub(super) async fn lead(&self, name: &str, nonce: u128) -> u64 {
+        let entered = self.enter(name, nonce).await.unwrap();
+        entered.token().expect("nobody is ahead").get()
+    }
+
+    /// Waits, in a task, until the candidate is at the head.
+    pub(super) fn wait(&self, name: &str, nonce: u128) -> JoinHandle<Result<Won, BackendError>> {
+        let (session, request) = (Arc::clone(&self.session), request(name, nonce));
+        tokio::spawn(async move { session.wait_turn(&request, None, &QueuePosition::new(|_| ())).await })
+    }
+
+    /// Enters a queue behind others.
+    pub(super) async fn queue(&self, name: &str, nonce: u128) {
+        let entered = self.enter(name, nonce).await.unwrap();
+        assert!(matches!(entered, Entered::Queued { .. }), "{entered:?}");
+    }
+
+    pub(super) async fn leave(&self, name: &str, nonce: u128) {
+        self.session.leave(&request(name, nonce), None).await.unwrap();
+    }
+
+    /// Sends a heartbeat every third of a TTL, in a task.
+    pub(super) fn keep_alive(&self) -> JoinHandle<()> {
+        let session = Arc::clone(&self.session);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(TTL / 3).await;
+                let _ = session.heartbeat().await;
+            }
+        })
+    }
+}
+
+async fn open(
+    backend: &CasBackend<MemoryCasClient>,
+    clock: &SimClock,
+) -> Result<Arc<dyn BackendSession>, BackendError> {
+    let options = SessionOptions::new(TTL, Arc::new(clock.clone()), DRIFT);
+    backend.open_session(&options).await.map(Arc::from)
+}

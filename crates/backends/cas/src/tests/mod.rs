@@ -1,0 +1,7 @@
+//! Tests of the recipe over the store in memory.
+
+mod chaos;
+mod conformance;
+mod directed;
+mod host;
+mod recipe;

@@ -1,0 +1,217 @@
+//! For how long sessions have stood still, by this process's clock.
+//!
+//! The timers belong to the elector and not to a campaign (rule 2, hazard C16). Nothing that another host wrote is compared with a clock
+//! (hazard C1): only the TTL in the record counts, which is immutable.
+
+use std::{collections::HashMap, time::Duration};
+
+use tenure_core::BootInstant;
+
+use crate::{
+    record::SessionId,
+    rules::{CasRule, is_disabled},
+    store::Epoch,
+};
+
+/// The number of sessions to remember. Beyond it the half that was not looked at for longest is forgotten: their timers start again.
+const MAX_TIMERS: usize = 8192;
+
+/// The timers of the sessions that this elector has looked at.
+#[derive(Debug)]
+pub(crate) struct Timers {
+    drift: f64,
+    epoch: Epoch,
+    timers: HashMap<SessionId, Timer>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Timer {
+    /// The highest beat seen.
+    beat: u64,
+    /// When an answer first showed it.
+    since: BootInstant,
+    ttl: Duration,
+    looked_at: BootInstant,
+}
+
+/// How a session stands by its timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sighting {
+    /// When it counts as expired, unless its record changes.
+    pub(crate) expires: BootInstant,
+    /// Whether it has stood still until then.
+    pub(crate) has_expired: bool,
+    /// Whether it has stood still for half of its TTL.
+    pub(crate) is_silent: bool,
+    /// How soon to look at it again.
+    pub(crate) look_again: BootInstant,
+}
+
+impl Timers {
+    /// Timers for a drift bound: both hosts may drift by it, in opposite directions.
+    pub(crate) fn new(drift: f64) -> Self {
+        Self { drift, epoch: Epoch::default(), timers: HashMap::new() }
+    }
+
+    /// Raises the drift bound, never lowers it.
+    pub(crate) fn raise_drift(&mut self, drift: f64) {
+        self.drift = self.drift.max(drift);
+    }
+
+    /// An epoch was seen. If it is a new one, writes may be lost, and all timers start again (rule 7, hazard C5). False if it is over.
+    pub(crate) fn start_epoch(&mut self, epoch: Epoch) -> bool {
+        if epoch > self.epoch {
+            self.epoch = epoch;
+            if !is_disabled(CasRule::EpochRestartsTimers) {
+                self.timers.clear();
+            }
+        }
+        epoch == self.epoch
+    }
+
+    /// Records that an answer, received at `now`, shows that a live session has this beat. `now` was read after the answer.
+    pub(crate) fn observe(
+        &mut self,
+        session: &SessionId,
+        beat: u64,
+        ttl: Duration,
+        now: BootInstant,
+    ) -> Sighting {
+        self.forget_some();
+        let timer =
+            self.timers.entry(session.clone()).or_insert(Timer { beat, since: now, ttl, looked_at: now });
+        timer.looked_at = now;
+        let is_other = match beat.cmp(&timer.beat) {
+            std::cmp::Ordering::Greater => !is_disabled(CasRule::HigherBeatRestarts),
+            // A replica that lags.
+            std::cmp::Ordering::Less => is_disabled(CasRule::IgnoreLowerBeats),
+            std::cmp::Ordering::Equal => false,
+        };
+        if is_other {
+            (timer.beat, timer.since, timer.ttl) = (beat, now, ttl);
+        }
+        let timer = *timer;
+        let drift = if is_disabled(CasRule::WaitWithDrift) { 0.0 } else { self.drift };
+        let expires = timer.since + timer.ttl.mul_f64(1.0 + drift);
+        let has_expired = beat >= timer.beat && now >= expires;
+        let silent_at = timer.since + timer.ttl / 2;
+        let is_silent = now >= silent_at;
+        // The next beat is noticed soon after it, so that its timer does not start late.
+        let mut look_again = now + timer.ttl / 4;
+        for due in [expires, silent_at] {
+            if due > now {
+                look_again = look_again.min(due);
+            }
+        }
+        Sighting { expires, has_expired, is_silent, look_again }
+    }
+
+    /// The session has ended.
+    pub(crate) fn forget(&mut self, session: &SessionId) {
+        self.timers.remove(session);
+    }
+
+    /// A campaign has ended. Its timers stay (hazard C16).
+    pub(crate) fn campaign_ended(&mut self) {
+        if is_disabled(CasRule::KeepTimers) {
+            self.timers.clear();
+        }
+    }
+
+    fn forget_some(&mut self) {
+        if self.timers.len() > MAX_TIMERS {
+            let mut looked_at: Vec<_> = self.timers.values().map(|timer| timer.looked_at).collect();
+            looked_at.sort_unstable();
+            let median = looked_at[looked_at.len() / 2];
+            self.timers.retain(|_, timer| timer.looked_at >= median);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::disable;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn at(millis: u64) -> BootInstant {
+        BootInstant::from_nanos(1_000_000_000_000) + Duration::from_millis(millis)
+    }
+
+    /// Whether a session counts as expired after these answers: the beat, and when it was received.
+    fn expires(answers: &[(u64, u64)]) -> bool {
+        let (mut timers, session) = (Timers::new(0.1), SessionId::random());
+        answers
+            .iter()
+            .map(|(beat, millis)| timers.observe(&session, *beat, TTL, at(*millis)))
+            .last()
+            .unwrap()
+            .has_expired
+    }
+
+    /// Hazard C14: the TTL and the drift bound.
+    #[test]
+    fn a_session_expires_after_its_ttl_and_the_drift_bound() {
+        assert!(!expires(&[(1, 0), (1, 10_999)]));
+        assert!(expires(&[(1, 0), (1, 11_000)]));
+        disable(Some(CasRule::WaitWithDrift));
+        assert!(expires(&[(1, 0), (1, 10_000)]), "the disabled rule was not detected");
+    }
+
+    /// Hazard C1: a timer is of one beat.
+    #[test]
+    fn a_higher_beat_restarts_the_timer() {
+        assert!(!expires(&[(1, 0), (2, 10_000), (2, 20_999)]));
+        assert!(expires(&[(1, 0), (2, 10_000), (2, 21_000)]));
+        assert!(!expires(&[(1, 0), (2, 30_000)]), "the timer of an earlier beat counts for nothing");
+        disable(Some(CasRule::HigherBeatRestarts));
+        assert!(expires(&[(1, 0), (2, 11_000)]), "the disabled rule was not detected");
+    }
+
+    /// Rule 2: replicas alternate.
+    #[test]
+    fn a_lower_beat_is_ignored() {
+        let alternating = [(2, 0), (1, 4_000), (2, 8_000), (1, 10_000), (2, 11_000)];
+        assert!(expires(&alternating));
+        assert!(!expires(&[(2, 0), (1, 11_000)]), "it shows nothing of the newest beat");
+        disable(Some(CasRule::IgnoreLowerBeats));
+        assert!(!expires(&alternating), "the disabled rule was not detected");
+    }
+
+    /// Hazard C5.
+    #[test]
+    fn a_new_epoch_restarts_all_timers() {
+        let (mut timers, session) = (Timers::new(0.1), SessionId::random());
+        timers.start_epoch(Epoch(3));
+        timers.observe(&session, 1, TTL, at(0));
+        for epoch in [1, 3] {
+            timers.start_epoch(Epoch(epoch));
+            assert!(timers.observe(&session, 1, TTL, at(11_000)).has_expired, "no later epoch");
+        }
+        timers.start_epoch(Epoch(4));
+        assert!(!timers.observe(&session, 1, TTL, at(11_000)).has_expired);
+        assert!(timers.observe(&session, 1, TTL, at(22_000)).has_expired);
+    }
+
+    #[test]
+    fn a_session_that_is_looked_at_is_not_forgotten() {
+        let (mut timers, session) = (Timers::new(0.1), SessionId::random());
+        timers.observe(&session, 1, TTL, at(0));
+        for n in 0..20_000 {
+            timers.observe(&SessionId::random(), 1, TTL, at(n));
+            timers.observe(&session, 1, TTL, at(n));
+        }
+        assert!(timers.timers.len() <= MAX_TIMERS + 1);
+        assert!(timers.observe(&session, 1, TTL, at(20_000)).has_expired);
+    }
+
+    #[test]
+    fn silence_is_noticed_after_half_a_ttl() {
+        let (mut timers, session) = (Timers::new(0.1), SessionId::random());
+        assert!(!timers.observe(&session, 1, TTL, at(0)).is_silent);
+        assert!(!timers.observe(&session, 1, TTL, at(4_999)).is_silent);
+        assert!(timers.observe(&session, 1, TTL, at(5_000)).is_silent);
+        assert!(!timers.observe(&session, 2, TTL, at(5_000)).is_silent);
+    }
+}

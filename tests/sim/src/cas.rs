@@ -1,0 +1,144 @@
+//! A run over `tenure-cas`: the real recipe, over a store in memory that can compare and swap.
+//!
+//! Reads are stale and alternate, answers are lost or late, requests are carried out long after they were given up, and in some runs the store
+//! fails over and loses acknowledged writes.
+
+use std::{sync::Arc, time::Duration};
+
+use fastrand::Rng;
+use tenure_cas::{
+    CasBackend, CasSettings,
+    memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions, MemoryEpochs, Network},
+};
+use tenure_core::{CandidateId, Config, OnDisconnect, SimClock, StoreElector};
+use tokio::time::Instant;
+
+use crate::{
+    candidate::{Candidate, TermLength},
+    history::History,
+    run::{Outcome, TTL, check_recovery, close},
+};
+
+const HOSTS: usize = 4;
+const MANY_ELECTIONS: usize = 4;
+/// The most writes that a failover loses.
+const MAX_LOST_WRITES: usize = 12;
+
+struct Host {
+    elector: Arc<StoreElector>,
+    client: MemoryCasClient,
+    clock: SimClock,
+}
+
+pub(crate) async fn play(seed: u64, simulated: Duration) -> Outcome {
+    let mut random = Rng::with_seed(seed ^ 0xca5);
+    let loses_writes = seed.is_multiple_of(3);
+    let store = MemoryCas::with_options(MemoryCasOptions {
+        epochs: if loses_writes { MemoryEpochs::Known } else { MemoryEpochs::Fixed },
+        etags: random.bool(),
+        hints: random.bool(),
+        ignores_conditions: false,
+    });
+    let history = History::new(false);
+    let lasting = seed % 4 >= 2;
+    let hosts: Vec<Host> = (0..HOSTS).map(|n| host(&store, n, &mut random)).collect();
+    let elections = if seed % 5 == 4 { 1 } else { MANY_ELECTIONS };
+    let mut candidates = Vec::new();
+    for host in &hosts {
+        for n in 0..elections {
+            let candidate = Candidate {
+                elector: Arc::clone(&host.elector),
+                clock: host.clock.clone(),
+                election: format!("e{n}"),
+                random: Rng::with_seed(random.u64(..)),
+                history: history.clone(),
+                terms: if lasting { TermLength::Long(Duration::from_secs(90)) } else { TermLength::Short },
+            };
+            candidates.push(tokio::spawn(candidate.campaign_until_closed()));
+        }
+    }
+    let end = Instant::now() + simulated;
+    let mut faults = 0;
+    while Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(random.u64(1..if lasting { 6_000 } else { 1_500 }))).await;
+        let host = &hosts[random.usize(..HOSTS)];
+        cause_fault(&mut random, &store, loses_writes, host, &history).await;
+        faults += 1;
+    }
+    for host in &hosts {
+        host.client.set_network(Network::Healthy);
+        host.client.set_faults(CasFaults::default());
+    }
+    let electors: Vec<_> = hosts.iter().map(|host| Arc::clone(&host.elector)).collect();
+    check_recovery(elections, &electors, &history, |election| {
+        format!("{:?}", store.records(&format!("e/{election}")))
+    })
+    .await;
+    close(&electors, candidates, &history).await;
+    let record = history.lock();
+    Outcome {
+        elections: record.terms,
+        faults,
+        refused: record.refused,
+        violations: record.violations.clone(),
+        ..Outcome::default()
+    }
+}
+
+fn host(store: &MemoryCas, n: usize, random: &mut Rng) -> Host {
+    let client = store.client(random.u64(..));
+    let settings = CasSettings::new()
+        .with_poll_interval(Duration::from_millis(random.u64(100..2_000)))
+        .with_garbage_interval(Duration::from_secs(random.u64(5..100)));
+    let backend = CasBackend::with_settings(client.clone(), settings);
+    // Each differs from real time by less than the drift bound: two may drift in opposite directions.
+    let clock = SimClock::with_rate(0.905 + 0.19 * random.f64());
+    let id: CandidateId = format!("host-{n}").parse().unwrap_or_else(|error| panic!("{error}"));
+    let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
+    if random.u8(..8) == 0 {
+        config = config.with_on_disconnect(OnDisconnect::StepDown);
+    }
+    let elector = StoreElector::with_clock(Arc::new(backend), config, Arc::new(clock.clone()));
+    Host { elector: Arc::new(elector.unwrap_or_else(|error| panic!("{error}"))), client, clock }
+}
+
+/// Causes or ends one fault.
+async fn cause_fault(
+    random: &mut Rng,
+    store: &MemoryCas,
+    loses_writes: bool,
+    host: &Host,
+    history: &History,
+) {
+    let delay = Duration::from_millis(random.u64(1..14_000));
+    match random.u8(..22) {
+        0..=3 => host.client.set_network(Network::Healthy),
+        4 | 5 => host.client.set_network(Network::Cut),
+        6 => host.client.set_network(Network::Partitioned),
+        7 => host.client.set_network(Network::AnswersLost),
+        8..=12 => {
+            let share = |random: &mut Rng| if random.bool() { 0.3 * random.f64() } else { 0.0 };
+            host.client.set_faults(CasFaults {
+                lag: delay / 2,
+                lag_is_exact: random.bool(),
+                latency: Duration::from_millis(random.u64(0..1_500)),
+                lost_requests: share(random),
+                lost_answers: share(random),
+                late_requests: share(random),
+                late_by: Duration::from_secs(random.u64(1..120)),
+                repeated_swaps: share(random),
+            });
+        }
+        13..=15 => host.client.set_faults(CasFaults::default()),
+        16 | 17 if loses_writes => store.fail_over(random.usize(..MAX_LOST_WRITES)),
+        // The host was suspended.
+        18 => host.clock.jump(delay),
+        // All processes are stalled, but not the store.
+        19 => {
+            tokio::time::advance(delay / 4).await;
+            history.lock().stalled_until(Instant::now());
+        }
+        20 => host.clock.jump_wall(delay / 6),
+        _ => {}
+    }
+}
