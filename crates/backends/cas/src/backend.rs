@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use tenure_core::{
-    Candidate, Diagnosis, ElectionName,
+    Candidate, Clock, Diagnosis, ElectionName,
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation, SessionOptions,
         SessionRecord,
@@ -13,7 +13,7 @@ use tenure_core::{
 
 use crate::{
     client::Change,
-    observe, probe,
+    garbage, observe, probe,
     record::{ELECTIONS, Election, Nonce, Session, SessionId, State},
     session::CasSession,
     settings::CasSettings,
@@ -37,6 +37,21 @@ impl<S: CasStore> CasBackend<S> {
     /// A backend with these settings. Sends no request.
     pub fn with_settings(store: S, settings: CasSettings) -> Self {
         Self { shared: Arc::new(Shared::new(store, settings)) }
+    }
+
+    /// Looks once at all sessions in the store, as each elector does now and then: ends those that have stood still since earlier calls for
+    /// their TTL and the drift bound, removes their slots, and deletes their records.
+    ///
+    /// `clock` and `drift` are as in [`SessionOptions`]; the clock of the first session or call is used for all.
+    ///
+    /// # Errors
+    /// When the store fails. What was done remains.
+    ///
+    /// # Cancellation safety
+    /// May be dropped at any time.
+    pub async fn collect_garbage(&self, clock: &Arc<dyn Clock>, drift: f64) -> Result<(), BackendError> {
+        let clock = self.shared.clock(clock, drift);
+        garbage::collect(&self.shared, &*clock).await
     }
 
     /// The store.

@@ -1,7 +1,6 @@
 //! Tests of the recipe over the store in memory.
 
 mod chaos;
-mod conformance;
 mod directed;
 mod host;
 mod recipe;
