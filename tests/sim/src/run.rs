@@ -63,6 +63,7 @@ pub(crate) fn run(seed: u64, store: Store, simulated: Duration, mutant: Option<M
     })
 }
 
+/// A run over a cluster of etcd or ZooKeeper.
 async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     let mut random = Rng::with_seed(seed ^ 0x7e4a_11e5);
     // Any two clock rates differ by less than 10 %.
@@ -135,11 +136,10 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
 
 fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) -> Host {
     let link = Arc::new(Link::new(random.u64(..)));
-    let access = Access::new(cluster.clone(), Arc::clone(&link), store == Store::Etcd);
-    let backend: Arc<dyn Backend> = match store {
-        Store::Etcd => Arc::new(SimEtcd(access)),
-        Store::Zookeeper | Store::Cas => Arc::new(SimZookeeper(access)),
-    };
+    let is_etcd = store == Store::Etcd;
+    let access = Access::new(cluster.clone(), Arc::clone(&link), is_etcd);
+    let backend: Arc<dyn Backend> =
+        if is_etcd { Arc::new(SimEtcd(access)) } else { Arc::new(SimZookeeper(access)) };
     let clock = SimClock::with_rate(rate);
     let id: CandidateId = format!("host-{n}").parse().unwrap_or_else(|error| panic!("{error}"));
     // Shutdowns may take as long as they need, so that anything that continues afterwards is a violation.

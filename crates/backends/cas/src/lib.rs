@@ -28,6 +28,7 @@
 //! | Slots go after their session was read as ended, or by their owner; a new head has one new token | C5 | `challenger.rs`: `advance`; `queue.rs` |
 //! | A withdrawal is a swap that was done | C6, C12 | `session.rs`: `withdraw` |
 //! | A later epoch ends sessions and restarts timers; it is checked inside the swap | C5, C15 | `client.rs`: `refresh_epoch`; `session.rs`: `epoch`; `timers.rs`: `start_epoch` |
+//! | Nobody leads in a new epoch before all windows of earlier ones have closed: an entry may be lost | C5 | `queue.rs`: `is_settled`; `timers.rs`: `epoch_settles` |
 //! | Every body has a nonce | C2 | `record.rs` |
 //! | Entering has full jitter; all else is retried at once | | `session.rs`: `enter`; `client.rs`: `change_election` |
 //! | Observers see a vacancy when the head has ended, or stood still for a TTL | | `observe.rs` |
@@ -40,7 +41,8 @@
 //! - The store's swap is linearizable, and the store removes no record by itself.
 //! - Clock rates of any two hosts differ from real time by less than the drift bound each.
 //! - A failover that loses acknowledged writes loses the last ones, of all keys together, and raises the epoch. A store that does not say so
-//!   ([`EpochState::Unknown`]) is refused by default: neither promise holds across its failovers.
+//!   ([`EpochState::Unknown`]) is refused by default: neither promise holds across its failovers. All candidates of such a store have the same
+//!   TTL: after a failover an election waits for the longest TTL that its candidates know of.
 //! - Nobody edits the records. An operator who ends a session or removes a slot can make two leaders for a moment; their tokens differ if the
 //!   token is raised with the head.
 #![doc(test(attr(deny(warnings))))]

@@ -12,7 +12,10 @@ use tenure_core::{
 };
 use thiserror::Error;
 
-use crate::rules::{CasRule, is_disabled};
+use crate::{
+    rules::{CasRule, is_disabled},
+    store::Epoch,
+};
 
 /// The largest record that is read, in bytes.
 const MAX_RECORD_BYTES: usize = 512 * 1024;
@@ -197,6 +200,8 @@ fn milliseconds(ttl: Duration) -> u64 {
 pub(crate) struct Election {
     /// The fencing token of the head; of the last one, if there is none.
     pub(crate) token: u64,
+    /// The last epoch of which somebody has shown that no leader of an earlier one is left (rule 7).
+    pub(crate) settled: Epoch,
     pub(crate) queue: Vec<Slot>,
 }
 
@@ -216,8 +221,14 @@ pub(crate) struct Slot {
 struct WireElection {
     format: String,
     token: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    settled_epoch: u64,
     nonce: String,
     queue: Vec<WireSlot>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -240,6 +251,7 @@ impl Election {
         json(&WireElection {
             format: ELECTION_FORMAT.to_owned(),
             token: self.token,
+            settled_epoch: self.settled.0,
             nonce: Nonce::of_body().to_string(),
             queue: self.queue.iter().map(WireSlot::from).collect(),
         })
@@ -254,7 +266,7 @@ impl Election {
         if wire.token == 0 && !queue.is_empty() {
             return Err(refuse(key, "it has a leader without a token"));
         }
-        Ok(Self { token: wire.token, queue })
+        Ok(Self { token: wire.token, settled: Epoch(wire.settled_epoch), queue })
     }
 }
 
@@ -374,8 +386,10 @@ mod tests {
             String::from_utf8(session.encode()).unwrap(),
             r#"{"format":"tenure-session/1","state":"live","beat":7,"ttl_ms":10000,"nonce":"000000000000000000000000000000ab"}"#
         );
-        let text =
-            String::from_utf8(Election { token: 3, queue: vec![slot(b"10.0.0.1:80")] }.encode()).unwrap();
+        let text = String::from_utf8(
+            Election { token: 3, queue: vec![slot(b"10.0.0.1:80")], ..Election::default() }.encode(),
+        )
+        .unwrap();
         assert!(
             text.contains(r#""candidate":"host-1""#) && text.contains(r#""value":"10.0.0.1:80""#),
             "{text}"
@@ -385,7 +399,7 @@ mod tests {
     /// Hazard C2: the same content is never the same bytes.
     #[test]
     fn equal_records_have_different_bodies() {
-        let election = Election { token: 3, queue: vec![slot(b"")] };
+        let election = Election { token: 3, queue: vec![slot(b"")], ..Election::default() };
         assert_ne!(election.encode(), election.encode());
         assert_ne!(Session::ended().encode(), Session::ended().encode());
         let ttl = Duration::from_secs(1);
@@ -454,7 +468,7 @@ mod tests {
             resign: bool,
         ) {
             let queue = values.iter().map(|value| Slot { resign_requested: resign, ..slot(value) }).collect();
-            let election = Election { token, queue };
+            let election = Election { token, settled: Epoch(token / 2), queue };
             prop_assert_eq!(Election::decode("e/x", &election.encode()).unwrap(), election);
         }
 
@@ -474,7 +488,7 @@ mod tests {
         /// Any change of one byte is read as something else or refused, and never panics.
         #[test]
         fn a_damaged_body_does_not_panic(at: prop::sample::Index, byte: u8) {
-            let mut body = Election { token: 1, queue: vec![slot(b"v"), slot(&[0, 255])] }.encode();
+            let mut body = Election { token: 1, queue: vec![slot(b"v"), slot(&[0, 255])], ..Election::default() }.encode();
             let at = at.index(body.len());
             body[at] = byte;
             let _ = Election::decode("e/x", &body);

@@ -54,6 +54,8 @@ rules! {
     EpochEndsSessions,
     /// C5: timers start again when a new epoch is seen.
     EpochRestartsTimers,
+    /// C5: nobody leads in a new epoch before all windows of earlier ones have closed.
+    SettleEpoch,
     /// C15: the epoch is checked inside the swap.
     EpochInsideSwap,
     /// C2: every body has a nonce.

@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tenure_core::{
-    Clock, ElectionName,
+    BootInstant, Clock, ElectionName,
     internal::lock,
     spi::{
         BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, EntryWatcher,
@@ -125,6 +125,12 @@ impl<S: CasStore> CasSession<S> {
     async fn epoch_changed(&self) -> BackendError {
         let error = self.shared.epoch_changed(self.epoch).await;
         self.epoch().err().unwrap_or(error)
+    }
+
+    /// When this elector may say that no leader of an earlier epoch is left (rule 7).
+    fn settles_at(&self, epoch: Epoch) -> BootInstant {
+        let settles = self.shared.with_timers(epoch, |timers| timers.epoch_settles(self.ttl));
+        settles.unwrap_or(BootInstant::NEVER)
     }
 
     /// Sends a heartbeat: a swap of the session's record.
@@ -251,9 +257,20 @@ impl<S: CasStore> CasSession<S> {
                     continue;
                 }
                 None => return Err(entry_gone()),
-                Some(0) => {
+                Some(0) if election.is_settled(epoch) => {
                     self.check_own().await?;
                     return self.won(request, election);
+                }
+                Some(0) => {
+                    look_at = self.settles_at(epoch);
+                    if self.clock.now() >= look_at {
+                        let next = election.with_settled(epoch);
+                        let swap = client.swap_election(&request.election, Some(version), epoch, &next);
+                        if swap.await? == Swap::EpochChanged {
+                            return Err(self.epoch_changed().await);
+                        }
+                        continue;
+                    }
                 }
                 Some(place) => {
                     position.set_next(place == 1);
@@ -386,6 +403,9 @@ impl<S: CasStore> BackendSession for CasSession<S> {
             let (version, election) = found.unzip();
             let election = election.unwrap_or_default();
             if let (Some(place), Some(version)) = (election.place(&self.id, Nonce(request.nonce)), &version) {
+                if place == 0 && !election.is_settled(epoch) {
+                    return Ok(Entered::Queued { entry: Some(self.entry(request)) });
+                }
                 if place == 0 {
                     self.has_won.store(true, SeqCst);
                     return Ok(Entered::Leads(self.won(request, &election)?));
@@ -401,7 +421,10 @@ impl<S: CasStore> BackendSession for CasSession<S> {
                 self.shared.with_timers(epoch, Timers::campaign_ended);
                 return Ok(Entered::Queued { entry: Some(self.entry(request)) });
             }
-            let next = election.with_slot(&request.election, Slot::new(&self.id, request), epoch)?;
+            let mut next = election.with_slot(&request.election, Slot::new(&self.id, request), epoch)?;
+            if self.clock.now() >= self.settles_at(epoch) {
+                next = next.with_settled(epoch);
+            }
             match client.swap_election(&request.election, version.as_ref(), epoch, &next).await? {
                 Swap::Done(version) => swapped = Some((version, next)),
                 Swap::Conflict => {

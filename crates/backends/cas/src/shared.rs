@@ -58,7 +58,9 @@ impl<S: CasStore> Shared<S> {
     /// read in it may be lost.
     pub(crate) fn with_timers<T>(&self, epoch: Epoch, with: impl FnOnce(&mut Timers) -> T) -> Option<T> {
         let mut timers = lock(&self.timers);
-        timers.start_epoch(epoch).then(|| with(&mut timers))
+        // Every caller has a clock, of which this is the first.
+        let now = self.clock.get().map_or(BootInstant::NEVER, |clock| clock.now());
+        timers.start_epoch(epoch, now).then(|| with(&mut timers))
     }
 
     /// The sightings of observers, and the instant to give them.

@@ -21,6 +21,10 @@ const MAX_TIMERS: usize = 8192;
 pub(crate) struct Timers {
     drift: f64,
     epoch: Epoch,
+    /// When the epoch was first seen.
+    epoch_since: Option<BootInstant>,
+    /// The longest TTL of any session seen.
+    longest_ttl: Duration,
     timers: HashMap<SessionId, Timer>,
 }
 
@@ -50,7 +54,8 @@ pub(crate) struct Sighting {
 impl Timers {
     /// Timers for a drift bound: both hosts may drift by it, in opposite directions.
     pub(crate) fn new(drift: f64) -> Self {
-        Self { drift, epoch: Epoch::default(), timers: HashMap::new() }
+        let epoch = Epoch::default();
+        Self { drift, epoch, epoch_since: None, longest_ttl: Duration::ZERO, timers: HashMap::new() }
     }
 
     /// Raises the drift bound, never lowers it.
@@ -59,14 +64,23 @@ impl Timers {
     }
 
     /// An epoch was seen. If it is a new one, writes may be lost, and all timers start again (rule 7, hazard C5). False if it is over.
-    pub(crate) fn start_epoch(&mut self, epoch: Epoch) -> bool {
+    /// `now` was read after the answer that showed it.
+    pub(crate) fn start_epoch(&mut self, epoch: Epoch, now: BootInstant) -> bool {
+        self.epoch_since.get_or_insert(now);
         if epoch > self.epoch {
-            self.epoch = epoch;
+            (self.epoch, self.epoch_since) = (epoch, Some(now));
             if !is_disabled(CasRule::EpochRestartsTimers) {
                 self.timers.clear();
             }
         }
         epoch == self.epoch
+    }
+
+    /// When all windows of earlier epochs have closed, of sessions with a TTL of at most `ttl` or of any session seen: writes of an earlier epoch are
+    /// refused from before the epoch was seen. Later than any instant, if no epoch was seen.
+    pub(crate) fn epoch_settles(&self, ttl: Duration) -> BootInstant {
+        let ttl = self.longest_ttl.max(ttl);
+        self.epoch_since.map_or(BootInstant::NEVER, |since| since + ttl.mul_f64(1.0 + self.drift))
     }
 
     /// Records that an answer, received at `now`, shows that a live session has this beat. `now` was read after the answer.
@@ -78,6 +92,7 @@ impl Timers {
         now: BootInstant,
     ) -> Sighting {
         self.forget_some();
+        self.longest_ttl = self.longest_ttl.max(ttl);
         let timer =
             self.timers.entry(session.clone()).or_insert(Timer { beat, since: now, ttl, looked_at: now });
         timer.looked_at = now;
@@ -183,13 +198,16 @@ mod tests {
     #[test]
     fn a_new_epoch_restarts_all_timers() {
         let (mut timers, session) = (Timers::new(0.1), SessionId::random());
-        timers.start_epoch(Epoch(3));
+        timers.start_epoch(Epoch(3), at(0));
         timers.observe(&session, 1, TTL, at(0));
         for epoch in [1, 3] {
-            timers.start_epoch(Epoch(epoch));
+            timers.start_epoch(Epoch(epoch), at(11_000));
             assert!(timers.observe(&session, 1, TTL, at(11_000)).has_expired, "no later epoch");
         }
-        timers.start_epoch(Epoch(4));
+        assert_eq!(timers.epoch_settles(TTL), at(11_000));
+        timers.start_epoch(Epoch(4), at(11_000));
+        assert_eq!(timers.epoch_settles(TTL / 2), at(22_000), "the longest TTL seen");
+        assert_eq!(timers.epoch_settles(TTL * 2), at(33_000));
         assert!(!timers.observe(&session, 1, TTL, at(11_000)).has_expired);
         assert!(timers.observe(&session, 1, TTL, at(22_000)).has_expired);
     }

@@ -58,6 +58,7 @@ scenarios! {
     a_read_concludes_no_withdrawal: NoReadConcludes;
     a_new_epoch_ends_sessions: EpochEndsSessions;
     a_new_epoch_restarts_timers: EpochRestartsTimers;
+    a_new_epoch_settles_first: SettleEpoch;
     the_epoch_is_checked_inside_the_swap: EpochInsideSwap;
     equal_bodies_are_an_aba: NonceInBody;
     garbage_is_timed: TimeGarbage;
@@ -237,7 +238,13 @@ mod scenario {
             assert_eq!(error.kind(), BackendErrorKind::SessionGone);
             return false;
         }
-        owner.wait("e", 1).await.unwrap().unwrap();
+        // Both sessions go on.
+        let waiting = owner.wait("e", 1);
+        while !waiting.is_finished() {
+            sleep(2.0).await;
+            let _ = (owner.beat().await, challenger.beat().await);
+        }
+        waiting.await.unwrap().unwrap();
         owner.is_open() && challenger.is_open()
     }
 
@@ -262,8 +269,28 @@ mod scenario {
         assert_eq!(outcome.unwrap_err().kind(), BackendErrorKind::SessionGone);
         challenger.session.close().await.unwrap();
         challenger.reopen().await;
-        let entered = challenger.enter("e", 3).await.unwrap();
-        matches!(entered, Entered::Leads(_)) && owner.is_open()
+        challenger.queue("e", 3).await;
+        let is_removed = stored(&store, "e").queue.iter().all(|slot| slot.nonce.0 != 1);
+        is_removed && owner.is_open()
+    }
+
+    /// Hazard C5: a failover loses the entry of a leader, so that its election looks empty.
+    pub(super) async fn a_new_epoch_settles_first() -> bool {
+        let store = store_with_epochs();
+        let owner = Host::new(&store).await;
+        owner.lead("e", 1).await;
+        store.fail_over(1);
+        let other = Host::new(&store).await;
+        let _alive = other.keep_alive();
+        let entered = other.enter("e", 2).await.unwrap();
+        if let Entered::Queued { .. } = entered {
+            other.wait("e", 2).await.unwrap().unwrap();
+        }
+        let is_broken = owner.is_open();
+        // It is settled now, for candidates that come later, too.
+        other.leave("e", 2).await;
+        Host::new(&store).await.lead("e", 3).await;
+        is_broken
     }
 
     /// Hazard C15: a failover between the check of the epoch and the swap gives a token twice.

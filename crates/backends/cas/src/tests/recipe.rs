@@ -211,7 +211,8 @@ async fn a_lower_epoch_is_refused() {
     let store = MemoryCas::with_options(MemoryCasOptions { epochs, ..MemoryCasOptions::default() });
     store.fail_over(0);
     let host = Host::new(&store).await;
-    assert_eq!(host.lead("e", 1).await, 1 << 40);
+    host.queue("e", 1).await;
+    assert_eq!(host.wait("e", 1).await.unwrap().unwrap().token.get(), 1 << 40);
     let client = crate::client::Client::new(store.client(2), TTL, false);
     assert_eq!(client.refresh_epoch().await.unwrap().0, 1);
     store.set_epoch(0);
