@@ -125,7 +125,10 @@ pub struct Epoch(pub u64);
 pub enum EpochState {
     /// The store never loses an acknowledged write.
     Fixed,
-    /// A number that rises at each failover. At most [`MAX_EPOCH`](Self::MAX_EPOCH).
+    /// A number that rises at each failover, and is zero only before the first one. At most [`MAX_EPOCH`](Self::MAX_EPOCH). After a
+    /// failover, and for each election that is new in a later epoch, nobody leads until a TTL has passed.
+    ///
+    /// A failover loses the last writes, of all keys together: a store that keeps a write keeps all that were answered before it was sent.
     Known(Epoch),
     /// The store can lose acknowledged writes, and cannot tell. Refused unless
     /// [allowed](crate::CasSettings::with_unknown_epochs).
