@@ -65,9 +65,15 @@ fn packages_are_complete(metadata: &Metadata) -> Result<()> {
 }
 
 fn each_feature_alone(metadata: &Metadata) -> Result<()> {
-    for package in
-        ["tenure", "tenure-core", "tenure-testkit", "tenure-etcd", "tenure-zookeeper", "tenure-cas", "tenure-cli"]
-    {
+    for package in [
+        "tenure",
+        "tenure-core",
+        "tenure-testkit",
+        "tenure-etcd",
+        "tenure-zookeeper",
+        "tenure-cas",
+        "tenure-cli",
+    ] {
         let lint = |features: &str| {
             let chosen = ["--package", package, "--no-default-features", "--features", features];
             run(cargo(["clippy", "--quiet"]).args(chosen).args(["--", "-D", "warnings"]))
