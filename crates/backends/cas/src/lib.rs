@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `s/ID` | a session: `live`, with its beat and its TTL, or `ended`, for good | its owner, for each heartbeat; anyone who has timed it, to end it |
 //! | `e/NAME` | an election: the fencing token, and the queue of slots, of which the first leads | whoever enters, leaves, or removes slots of ended sessions |
-//! | `store` | the identity of the store | once |
+//! | `store` | the identity of the store, and the last epoch in which candidates may lead | whoever has waited in a new epoch |
 //!
 //! A record is one line of JSON. A session serves all elections of an elector, so that a heartbeat is one swap. An election's record is never
 //! deleted. It has at most 500 slots and 384 KiB, values included.
@@ -28,7 +28,7 @@
 //! | Slots go after their session was read as ended, or by their owner; a new head has one new token | C5 | `challenger.rs`: `advance`; `queue.rs` |
 //! | A withdrawal is a swap that was done | C6, C12 | `session.rs`: `withdraw` |
 //! | A later epoch ends sessions and restarts timers; it is checked inside the swap | C5, C15 | `client.rs`: `refresh_epoch`; `session.rs`: `epoch`; `timers.rs`: `start_epoch` |
-//! | Nobody leads in a new epoch before all windows of earlier ones have closed: an entry may be lost | C5 | `queue.rs`: `is_settled`; `timers.rs`: `epoch_settles` |
+//! | Nobody leads in a new epoch before all windows of earlier ones have closed: an entry may be lost | C5 | `settle.rs` |
 //! | Every body has a nonce | C2 | `record.rs` |
 //! | Entering has full jitter; all else is retried at once | | `session.rs`: `enter`; `client.rs`: `change_election` |
 //! | Observers see a vacancy when the head has ended, or stood still for a TTL | | `observe.rs` |
@@ -41,8 +41,8 @@
 //! - The store's swap is linearizable, and the store removes no record by itself.
 //! - Clock rates of any two hosts differ from real time by less than the drift bound each.
 //! - A failover that loses acknowledged writes loses the last ones, of all keys together, and raises the epoch. A store that does not say so
-//!   ([`EpochState::Unknown`]) is refused by default: neither promise holds across its failovers. All candidates of such a store have the same
-//!   TTL: after a failover an election waits for the longest TTL that its candidates know of.
+//!   ([`EpochState::Unknown`]) is refused by default: neither promise holds across its failovers. All candidates of a store that can lose
+//!   writes have the same TTL: after a failover the others wait for the longest TTL in the records that are left.
 //! - Nobody edits the records. An operator who ends a session or removes a slot can make two leaders for a moment; their tokens differ if the
 //!   token is raised with the head.
 #![doc(test(attr(deny(warnings))))]
@@ -60,6 +60,7 @@ mod record;
 pub mod rules;
 mod session;
 mod settings;
+mod settle;
 mod shared;
 mod store;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::{
     client::{Client, session_gone},
-    record::{self, STORE_KEY, Session, SessionId},
+    record::{STORE_KEY, Session, SessionId, StoreRecord},
     store::{CasStore, Epoch, Freshness, Swap, Version},
 };
 
@@ -44,17 +44,26 @@ pub(crate) async fn probe<S: CasStore>(
     Ok(done)
 }
 
-/// Identifies the store, by a record that is created once.
-pub(crate) async fn store_identity<S: CasStore>(client: &Client<S>) -> Result<String, BackendError> {
+/// The record of the store, which is created once.
+pub(crate) async fn store_record<S: CasStore>(
+    client: &Client<S>,
+) -> Result<(Version, StoreRecord), BackendError> {
     loop {
         let read = client.store().read(STORE_KEY, Freshness::Fresh);
-        if let Some(found) = client.bounded("reading the identity of the store", read).await? {
-            return Ok(record::store_identity(&found.body)?);
+        if let Some(found) = client.bounded("reading the record of the store", read).await? {
+            return Ok((found.version, StoreRecord::decode(&found.body)?));
         }
         let epoch = client.epoch().await?;
-        let body = record::new_store_identity();
-        if client.swap("identifying the store", STORE_KEY, None, epoch, &body).await? == Swap::EpochChanged {
-            client.refresh_epoch().await?;
+        let body = StoreRecord::new().encode();
+        if client.swap("creating the record of the store", STORE_KEY, None, epoch, &body).await?
+            == Swap::EpochChanged
+        {
+            client.later_epoch(epoch).await?;
         }
     }
+}
+
+/// Identifies the store.
+pub(crate) async fn store_identity<S: CasStore>(client: &Client<S>) -> Result<String, BackendError> {
+    Ok(store_record(client).await?.1.id.to_string())
 }

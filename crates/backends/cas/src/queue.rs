@@ -44,17 +44,6 @@ impl Election {
         self.queue.iter().position(|slot| slot.is(session, nonce))
     }
 
-    /// Whether the head may lead in this epoch: the store has never failed over, or somebody has waited until all windows of
-    /// earlier epochs had closed. A failover may have lost the entry of a leader whose window is still open (rule 7).
-    pub(crate) fn is_settled(&self, epoch: Epoch) -> bool {
-        epoch == Epoch::default() || self.settled >= epoch || is_disabled(CasRule::SettleEpoch)
-    }
-
-    /// Says that no leader of an earlier epoch is left.
-    pub(crate) fn with_settled(&self, epoch: Epoch) -> Self {
-        Self { settled: self.settled.max(epoch), ..self.clone() }
-    }
-
     /// The token of the head.
     pub(crate) fn head_token(&self) -> Option<FencingToken> {
         self.queue.first().and_then(|_| FencingToken::new(self.token))

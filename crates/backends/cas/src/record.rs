@@ -200,8 +200,6 @@ fn milliseconds(ttl: Duration) -> u64 {
 pub(crate) struct Election {
     /// The fencing token of the head; of the last one, if there is none.
     pub(crate) token: u64,
-    /// The last epoch of which somebody has shown that no leader of an earlier one is left (rule 7).
-    pub(crate) settled: Epoch,
     pub(crate) queue: Vec<Slot>,
 }
 
@@ -221,8 +219,6 @@ pub(crate) struct Slot {
 struct WireElection {
     format: String,
     token: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    settled_epoch: u64,
     nonce: String,
     queue: Vec<WireSlot>,
 }
@@ -251,7 +247,6 @@ impl Election {
         json(&WireElection {
             format: ELECTION_FORMAT.to_owned(),
             token: self.token,
-            settled_epoch: self.settled.0,
             nonce: Nonce::of_body().to_string(),
             queue: self.queue.iter().map(WireSlot::from).collect(),
         })
@@ -266,7 +261,7 @@ impl Election {
         if wire.token == 0 && !queue.is_empty() {
             return Err(refuse(key, "it has a leader without a token"));
         }
-        Ok(Self { token: wire.token, settled: Epoch(wire.settled_epoch), queue })
+        Ok(Self { token: wire.token, queue })
     }
 }
 
@@ -311,25 +306,44 @@ impl WireSlot {
     }
 }
 
-/// The record that identifies the store.
+/// The record of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StoreRecord {
+    /// Which store it is.
+    pub(crate) id: Nonce,
+    /// The last epoch in which candidates may lead: no leader of an earlier one is left (rule 7).
+    pub(crate) settled: Epoch,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WireStore<'a> {
     format: &'a str,
     id: &'a str,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    settled: u64,
+    nonce: &'a str,
 }
 
-/// Encodes a new identity of the store.
-pub(crate) fn new_store_identity() -> Vec<u8> {
-    json(&WireStore { format: STORE_FORMAT, id: &Nonce::random().to_string() })
-}
+impl StoreRecord {
+    /// The record of a store that has none, with a new identity.
+    pub(crate) fn new() -> Self {
+        Self { id: Nonce::random(), settled: Epoch::default() }
+    }
 
-/// # Errors
-/// When `body` is no identity of a store in this format.
-pub(crate) fn store_identity(body: &[u8]) -> Result<String, RecordError> {
-    let wire: WireStore<'_> = parse(STORE_KEY, body, STORE_FORMAT)?;
-    nonce(STORE_KEY, wire.id)?;
-    Ok(wire.id.to_owned())
+    /// Encodes the record, with a nonce of its own.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let (id, nonce) = (self.id.to_string(), Nonce::of_body().to_string());
+        json(&WireStore { format: STORE_FORMAT, id: &id, settled: self.settled.0, nonce: &nonce })
+    }
+
+    /// # Errors
+    /// When `body` is no record of a store in this format.
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, RecordError> {
+        let wire: WireStore<'_> = parse(STORE_KEY, body, STORE_FORMAT)?;
+        nonce(STORE_KEY, wire.nonce)?;
+        Ok(Self { id: nonce(STORE_KEY, wire.id)?, settled: Epoch(wire.settled) })
+    }
 }
 
 fn nonce(key: &str, text: &str) -> Result<Nonce, RecordError> {
@@ -386,10 +400,8 @@ mod tests {
             String::from_utf8(session.encode()).unwrap(),
             r#"{"format":"tenure-session/1","state":"live","beat":7,"ttl_ms":10000,"nonce":"000000000000000000000000000000ab"}"#
         );
-        let text = String::from_utf8(
-            Election { token: 3, queue: vec![slot(b"10.0.0.1:80")], ..Election::default() }.encode(),
-        )
-        .unwrap();
+        let text =
+            String::from_utf8(Election { token: 3, queue: vec![slot(b"10.0.0.1:80")] }.encode()).unwrap();
         assert!(
             text.contains(r#""candidate":"host-1""#) && text.contains(r#""value":"10.0.0.1:80""#),
             "{text}"
@@ -399,7 +411,7 @@ mod tests {
     /// Hazard C2: the same content is never the same bytes.
     #[test]
     fn equal_records_have_different_bodies() {
-        let election = Election { token: 3, queue: vec![slot(b"")], ..Election::default() };
+        let election = Election { token: 3, queue: vec![slot(b"")] };
         assert_ne!(election.encode(), election.encode());
         assert_ne!(Session::ended().encode(), Session::ended().encode());
         let ttl = Duration::from_secs(1);
@@ -453,11 +465,12 @@ mod tests {
     }
 
     #[test]
-    fn a_store_has_an_identity() {
-        let body = new_store_identity();
-        assert_eq!(store_identity(&body).unwrap(), store_identity(&body).unwrap());
-        assert_ne!(store_identity(&body).unwrap(), store_identity(&new_store_identity()).unwrap());
-        store_identity(b"{}").unwrap_err();
+    fn a_store_has_an_identity_and_a_settled_epoch() {
+        let store = StoreRecord { settled: Epoch(7), ..StoreRecord::new() };
+        assert_eq!(StoreRecord::decode(&store.encode()).unwrap(), store);
+        assert_ne!(store.encode(), store.encode());
+        assert_ne!(StoreRecord::new().id, StoreRecord::new().id);
+        StoreRecord::decode(b"{}").unwrap_err();
     }
 
     proptest! {
@@ -468,7 +481,7 @@ mod tests {
             resign: bool,
         ) {
             let queue = values.iter().map(|value| Slot { resign_requested: resign, ..slot(value) }).collect();
-            let election = Election { token, settled: Epoch(token / 2), queue };
+            let election = Election { token, queue };
             prop_assert_eq!(Election::decode("e/x", &election.encode()).unwrap(), election);
         }
 
@@ -481,14 +494,14 @@ mod tests {
         #[test]
         fn no_body_panics(body: Vec<u8>, text: String) {
             for body in [&body[..], text.as_bytes()] {
-                let _ = (Session::decode("s/x", body), Election::decode("e/x", body), store_identity(body));
+                let _ = (Session::decode("s/x", body), Election::decode("e/x", body), StoreRecord::decode(body));
             }
         }
 
         /// Any change of one byte is read as something else or refused, and never panics.
         #[test]
         fn a_damaged_body_does_not_panic(at: prop::sample::Index, byte: u8) {
-            let mut body = Election { token: 1, queue: vec![slot(b"v"), slot(&[0, 255])], ..Election::default() }.encode();
+            let mut body = Election { token: 1, queue: vec![slot(b"v"), slot(&[0, 255])] }.encode();
             let at = at.index(body.len());
             body[at] = byte;
             let _ = Election::decode("e/x", &body);

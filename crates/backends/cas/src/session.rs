@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tenure_core::{
-    BootInstant, Clock, ElectionName,
+    Clock, ElectionName,
     internal::lock,
     spi::{
         BackendError, BackendErrorKind, BackendSession, Entered, Entry, EntryRequest, EntryWatcher,
@@ -125,12 +125,6 @@ impl<S: CasStore> CasSession<S> {
     async fn epoch_changed(&self) -> BackendError {
         let error = self.shared.epoch_changed(self.epoch).await;
         self.epoch().err().unwrap_or(error)
-    }
-
-    /// When this elector may say that no leader of an earlier epoch is left (rule 7).
-    fn settles_at(&self, epoch: Epoch) -> BootInstant {
-        let settles = self.shared.with_timers(epoch, |timers| timers.epoch_settles(self.ttl));
-        settles.unwrap_or(BootInstant::NEVER)
     }
 
     /// Sends a heartbeat: a swap of the session's record.
@@ -257,21 +251,13 @@ impl<S: CasStore> CasSession<S> {
                     continue;
                 }
                 None => return Err(entry_gone()),
-                Some(0) if election.is_settled(epoch) => {
-                    self.check_own().await?;
-                    return self.won(request, election);
-                }
-                Some(0) => {
-                    look_at = self.settles_at(epoch);
-                    if self.clock.now() >= look_at {
-                        let next = election.with_settled(epoch);
-                        let swap = client.swap_election(&request.election, Some(version), epoch, &next);
-                        if swap.await? == Swap::EpochChanged {
-                            return Err(self.epoch_changed().await);
-                        }
-                        continue;
+                Some(0) => match self.shared.settle(epoch, self.ttl, &*self.clock).await? {
+                    None => {
+                        self.check_own().await?;
+                        return self.won(request, election);
                     }
-                }
+                    Some(at) => look_at = at,
+                },
                 Some(place) => {
                     position.set_next(place == 1);
                     let ahead = &election.queue[place - 1].session;
@@ -403,10 +389,10 @@ impl<S: CasStore> BackendSession for CasSession<S> {
             let (version, election) = found.unzip();
             let election = election.unwrap_or_default();
             if let (Some(place), Some(version)) = (election.place(&self.id, Nonce(request.nonce)), &version) {
-                if place == 0 && !election.is_settled(epoch) {
-                    return Ok(Entered::Queued { entry: Some(self.entry(request)) });
-                }
                 if place == 0 {
+                    if self.shared.settle(epoch, self.ttl, &*self.clock).await?.is_some() {
+                        return Ok(Entered::Queued { entry: Some(self.entry(request)) });
+                    }
                     self.has_won.store(true, SeqCst);
                     return Ok(Entered::Leads(self.won(request, &election)?));
                 }
@@ -421,10 +407,7 @@ impl<S: CasStore> BackendSession for CasSession<S> {
                 self.shared.with_timers(epoch, Timers::campaign_ended);
                 return Ok(Entered::Queued { entry: Some(self.entry(request)) });
             }
-            let mut next = election.with_slot(&request.election, Slot::new(&self.id, request), epoch)?;
-            if self.clock.now() >= self.settles_at(epoch) {
-                next = next.with_settled(epoch);
-            }
+            let next = election.with_slot(&request.election, Slot::new(&self.id, request), epoch)?;
             match client.swap_election(&request.election, version.as_ref(), epoch, &next).await? {
                 Swap::Done(version) => swapped = Some((version, next)),
                 Swap::Conflict => {

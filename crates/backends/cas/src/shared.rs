@@ -13,6 +13,7 @@ use crate::{
     client::Client,
     record::SessionId,
     settings::CasSettings,
+    settle::Settled,
     store::{CasStore, Epoch, Version},
     timers::Timers,
 };
@@ -32,6 +33,7 @@ pub(crate) struct Shared<S> {
     pub(crate) ended_before: Mutex<BTreeMap<SessionId, Version>>,
     /// Whether the store has been shown to check versions.
     pub(crate) is_probed: OnceLock<()>,
+    pub(crate) settled: tokio::sync::Mutex<Settled>,
 }
 
 impl<S: CasStore> Shared<S> {
@@ -45,6 +47,7 @@ impl<S: CasStore> Shared<S> {
             origin: OnceLock::new(),
             ended_before: Mutex::default(),
             is_probed: OnceLock::new(),
+            settled: tokio::sync::Mutex::default(),
         }
     }
 

@@ -126,7 +126,7 @@ pub enum EpochState {
     /// The store never loses an acknowledged write.
     Fixed,
     /// A number that rises at each failover, and is zero only before the first one. At most [`MAX_EPOCH`](Self::MAX_EPOCH). After a
-    /// failover, and for each election that is new in a later epoch, nobody leads until a TTL has passed.
+    /// failover nobody leads until a TTL has passed, once for all elections of the store.
     ///
     /// A failover loses the last writes, of all keys together: a store that keeps a write keeps all that were answered before it was sent.
     Known(Epoch),

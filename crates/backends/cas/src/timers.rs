@@ -23,8 +23,6 @@ pub(crate) struct Timers {
     epoch: Epoch,
     /// When the epoch was first seen.
     epoch_since: Option<BootInstant>,
-    /// The longest TTL of any session seen.
-    longest_ttl: Duration,
     timers: HashMap<SessionId, Timer>,
 }
 
@@ -55,7 +53,7 @@ impl Timers {
     /// Timers for a drift bound: both hosts may drift by it, in opposite directions.
     pub(crate) fn new(drift: f64) -> Self {
         let epoch = Epoch::default();
-        Self { drift, epoch, epoch_since: None, longest_ttl: Duration::ZERO, timers: HashMap::new() }
+        Self { drift, epoch, epoch_since: None, timers: HashMap::new() }
     }
 
     /// Raises the drift bound, never lowers it.
@@ -76,10 +74,9 @@ impl Timers {
         epoch == self.epoch
     }
 
-    /// When all windows of earlier epochs have closed, of sessions with a TTL of at most `ttl` or of any session seen: writes of an earlier epoch are
-    /// refused from before the epoch was seen. Later than any instant, if no epoch was seen.
+    /// When all windows of earlier epochs have closed, of sessions whose TTL is at most `ttl`: their heartbeats are refused since before
+    /// this epoch was seen (rule 7).
     pub(crate) fn epoch_settles(&self, ttl: Duration) -> BootInstant {
-        let ttl = self.longest_ttl.max(ttl);
         self.epoch_since.map_or(BootInstant::NEVER, |since| since + ttl.mul_f64(1.0 + self.drift))
     }
 
@@ -92,7 +89,6 @@ impl Timers {
         now: BootInstant,
     ) -> Sighting {
         self.forget_some();
-        self.longest_ttl = self.longest_ttl.max(ttl);
         let timer =
             self.timers.entry(session.clone()).or_insert(Timer { beat, since: now, ttl, looked_at: now });
         timer.looked_at = now;
@@ -206,8 +202,7 @@ mod tests {
         }
         assert_eq!(timers.epoch_settles(TTL), at(11_000));
         timers.start_epoch(Epoch(4), at(11_000));
-        assert_eq!(timers.epoch_settles(TTL / 2), at(22_000), "the longest TTL seen");
-        assert_eq!(timers.epoch_settles(TTL * 2), at(33_000));
+        assert_eq!(timers.epoch_settles(TTL), at(22_000));
         assert!(!timers.observe(&session, 1, TTL, at(11_000)).has_expired);
         assert!(timers.observe(&session, 1, TTL, at(22_000)).has_expired);
     }
