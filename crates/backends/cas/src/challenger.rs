@@ -84,7 +84,7 @@ impl<S: CasStore> Shared<S> {
         }
         // It changes all the time, so it is not dead.
         let soon = clock.now() + CONTENDED_PAUSE;
-        Ok(Standing::Live(Sighting { expires: soon, has_expired: false, is_silent: false, look_again: soon }))
+        Ok(Standing::Live(Sighting { look_again: soon, ..Sighting::LIVE }))
     }
 
     /// Ends a session of this version, or an absent one. False after a conflict, which says nothing.
@@ -128,30 +128,14 @@ impl<S: CasStore> Shared<S> {
         let ahead = &found.1.queue[..place];
         let Some(predecessor) = ahead.last().map(|slot| &slot.session) else { return Ok(Advance::Changed) };
         let first = self.challenge(predecessor, clock, epoch).await?;
-        let mut standings = BTreeMap::from([(predecessor.clone(), first)]);
+        let mut standings = Standings::from([(predecessor.clone(), first)]);
         if !matches!(first, Standing::Live(Sighting { is_silent: false, .. })) {
             let others: BTreeSet<_> = ahead.iter().map(|slot| &slot.session).collect();
             let others = others.into_iter().filter(|session| *session != predecessor);
-            let looks = others.map(|session| async move {
-                Ok::<_, BackendError>((session.clone(), self.challenge(session, clock, epoch).await?))
-            });
-            let looks: Vec<_> = looks.collect();
-            let looks = stream::iter(looks).buffer_unordered(CONCURRENT_READS);
-            standings.extend(looks.try_collect::<Vec<_>>().await?);
+            standings.extend(self.challenge_all(others.collect(), clock, epoch).await?);
         }
-        let has_ended = |slot: &Slot| match standings.get(&slot.session) {
-            Some(Standing::Ended) => true,
-            Some(Standing::Live(seen)) => seen.is_silent && is_disabled(CasRule::PurgeOnlyEnded),
-            None => false,
-        };
-        if ahead.iter().any(has_ended) {
-            let (version, body) = found;
-            // A slot of an ended session may go whoever is ahead of it.
-            let next = body.without(epoch, has_ended);
-            return match self.client.swap_election(election, Some(version), epoch, &next).await? {
-                Swap::Done(_) | Swap::Conflict => Ok(Advance::Changed),
-                Swap::EpochChanged => Err(self.epoch_changed(epoch).await),
-            };
+        if self.purge(election, found, &standings, epoch).await? {
+            return Ok(Advance::Changed);
         }
         let looks = standings.values().filter_map(|standing| match standing {
             Standing::Live(seen) => Some(seen.look_again),
@@ -159,7 +143,77 @@ impl<S: CasStore> Shared<S> {
         });
         Ok(Advance::Wait(looks.min().unwrap_or_else(|| clock.now())))
     }
+
+    async fn challenge_all(
+        &self,
+        sessions: Vec<&SessionId>,
+        clock: &dyn Clock,
+        epoch: Epoch,
+    ) -> Result<Standings, BackendError> {
+        let looks: Vec<_> = sessions
+            .into_iter()
+            .map(|session| async move {
+                Ok::<_, BackendError>((session.clone(), self.challenge(session, clock, epoch).await?))
+            })
+            .collect();
+        stream::iter(looks).buffer_unordered(CONCURRENT_READS).try_collect().await
+    }
+
+    /// Removes the slots of these sessions that have ended. Returns whether there were any, and the record has to be read again.
+    async fn purge(
+        &self,
+        election: &ElectionName,
+        (version, found): (&Version, &Election),
+        standings: &Standings,
+        epoch: Epoch,
+    ) -> Result<bool, BackendError> {
+        let has_ended = |slot: &Slot| match standings.get(&slot.session) {
+            Some(Standing::Ended) => true,
+            Some(Standing::Live(seen)) => seen.is_silent && is_disabled(CasRule::PurgeOnlyEnded),
+            None => false,
+        };
+        if !found.queue.iter().any(has_ended) {
+            return Ok(false);
+        }
+        // A slot of an ended session may go whoever is ahead of it.
+        let next = found.without(epoch, has_ended);
+        match self.client.swap_election(election, Some(version), epoch, &next).await? {
+            Swap::Done(_) | Swap::Conflict => Ok(true),
+            Swap::EpochChanged => Err(self.epoch_changed(epoch).await),
+        }
+    }
+
+    /// Removes the slots of ended sessions from a queue that is full: a candidate that cannot enter has no slot to wait in.
+    ///
+    /// # Errors
+    /// `full` if every other session is known to live. [`Unavailable`](BackendErrorKind::Unavailable) while one may be dead.
+    pub(crate) async fn make_room(
+        &self,
+        request: (&ElectionName, &SessionId),
+        found: (&Version, &Election),
+        clock: &dyn Clock,
+        epoch: Epoch,
+        full: BackendError,
+    ) -> Result<(), BackendError> {
+        let (election, own) = request;
+        let others: BTreeSet<_> = found.1.queue.iter().map(|slot| &slot.session).collect();
+        let others = others.into_iter().filter(|session| *session != own);
+        let standings = self.challenge_all(others.collect(), clock, epoch).await?;
+        if self.purge(election, found, &standings, epoch).await? {
+            return Ok(());
+        }
+        let may_be_dead = |standing: &Standing| matches!(standing, Standing::Live(seen) if seen.may_be_dead);
+        match standings.values().any(may_be_dead) {
+            true => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("{full}; some of its candidates may be dead, and are removed after their TTL"),
+            )),
+            false => Err(full),
+        }
+    }
 }
+
+type Standings = BTreeMap<SessionId, Standing>;
 
 /// The error of a session of an epoch that is over (rule 7).
 pub(crate) fn epoch_is_over(session: &SessionId, epoch: Epoch, current: Epoch) -> BackendError {

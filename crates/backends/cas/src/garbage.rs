@@ -14,7 +14,7 @@ use crate::{
     record::{ELECTIONS, Election, SESSIONS, Session, SessionId, State},
     rules::{CasRule, is_disabled},
     shared::Shared,
-    store::{CasStore, Freshness, Version},
+    store::{CasStore, Freshness},
 };
 
 /// Collects garbage now and then, until it is dropped.
@@ -29,53 +29,52 @@ pub(crate) async fn collect_repeatedly<S: CasStore>(shared: Arc<Shared<S>>, cloc
 }
 
 /// Looks at all sessions once. Ends those that have stood still since earlier looks, removes the slots of ended ones, and deletes the
-/// ended ones that the look before has found and to which no slot refers.
+/// ended ones that the look before has found, too.
 pub(crate) async fn collect<S: CasStore>(shared: &Shared<S>, clock: &dyn Clock) -> Result<(), BackendError> {
     let client = &shared.client;
     let epoch = client.epoch().await?;
     let listed = client.bounded("listing sessions", client.store().list(SESSIONS)).await?;
-    let mut ended: BTreeMap<SessionId, Version> = BTreeMap::new();
+    let (mut dead, mut ended) = (BTreeSet::new(), BTreeMap::new());
     for record in listed {
         let Some(id) = record.key.strip_prefix(SESSIONS).and_then(SessionId::parse) else { continue };
         // What another version wrote is not ours to judge.
         let Ok(body) = Session::decode(&record.key, &record.body) else { continue };
         match body.state {
             State::Ended => {
+                dead.insert(id.clone());
                 ended.insert(id, record.version);
             }
             State::Live { .. } if is_disabled(CasRule::TimeGarbage) => {
                 client.swap_session(&id, Some(&record.version), epoch, &Session::ended()).await?;
             }
-            // A read of its own, because a list may be stale. Its record is looked at again by the next collection.
-            State::Live { .. } => match shared.challenge(&id, clock, epoch).await? {
-                Standing::Live(_) | Standing::Ended => {}
-            },
+            // Its record is deleted by a later collection.
+            State::Live { .. } => {
+                if shared.challenge(&id, clock, epoch).await? == Standing::Ended {
+                    dead.insert(id);
+                }
+            }
         }
     }
     let listed = client.bounded("listing elections", client.store().list(ELECTIONS)).await?;
-    let mut referred = BTreeSet::new();
     for record in listed {
         let name = record.key.strip_prefix(ELECTIONS).and_then(|name| ElectionName::new(name).ok());
         let (Some(name), Ok(election)) = (name, Election::decode(&record.key, &record.body)) else {
             continue;
         };
-        let (dead, live): (Vec<_>, Vec<_>) =
-            election.queue.iter().map(|slot| &slot.session).partition(|session| ended.contains_key(session));
-        referred.extend(live.into_iter().cloned());
-        if dead.is_empty() {
+        if !election.queue.iter().any(|slot| dead.contains(&slot.session)) {
             continue;
         }
         let change = client.change_election(&name, Freshness::Fresh, |found, epoch| {
             let Some(found) = found else { return Ok(Change::Keep(())) };
             // Ended for good, in whichever version of the election.
-            let next = found.without(epoch, |slot| ended.contains_key(&slot.session));
+            let next = found.without(epoch, |slot| dead.contains(&slot.session));
             Ok(if next.queue.len() == found.queue.len() { Change::Keep(()) } else { Change::Swap(next, ()) })
         });
         change.await?;
     }
     let before = std::mem::take(&mut *lock(&shared.ended_before));
     for (session, version) in &ended {
-        if before.get(session) == Some(version) && !referred.contains(session) {
+        if before.get(session) == Some(version) {
             client.delete_session(session, version).await?;
         }
     }

@@ -407,7 +407,16 @@ impl<S: CasStore> BackendSession for CasSession<S> {
                 self.shared.with_timers(epoch, Timers::campaign_ended);
                 return Ok(Entered::Queued { entry: Some(self.entry(request)) });
             }
-            let next = election.with_slot(&request.election, Slot::new(&self.id, request), epoch)?;
+            let next = match (election.with_slot(&request.election, Slot::new(&self.id, request), epoch), &version)
+            {
+                (Ok(next), _) => next,
+                (Err(full), Some(version)) => {
+                    let (asks, found) = ((&request.election, &self.id), (version, &election));
+                    self.shared.make_room(asks, found, &*self.clock, epoch, full).await?;
+                    continue;
+                }
+                (Err(full), None) => return Err(full),
+            };
             match client.swap_election(&request.election, version.as_ref(), epoch, &next).await? {
                 Swap::Done(version) => swapped = Some((version, next)),
                 Swap::Conflict => {

@@ -34,19 +34,27 @@ struct Timer {
     since: BootInstant,
     ttl: Duration,
     looked_at: BootInstant,
+    /// Whether a higher beat than the first was seen.
+    has_beaten: bool,
 }
 
 /// How a session stands by its timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sighting {
-    /// When it counts as expired, unless its record changes.
-    pub(crate) expires: BootInstant,
     /// Whether it has stood still until then.
     pub(crate) has_expired: bool,
     /// Whether it has stood still for half of its TTL.
     pub(crate) is_silent: bool,
+    /// Whether it was not seen to beat, or has been silent since.
+    pub(crate) may_be_dead: bool,
     /// How soon to look at it again.
     pub(crate) look_again: BootInstant,
+}
+
+impl Sighting {
+    /// Of a session that has just beaten.
+    pub(crate) const LIVE: Self =
+        Self { has_expired: false, is_silent: false, may_be_dead: false, look_again: BootInstant::NEVER };
 }
 
 impl Timers {
@@ -89,8 +97,8 @@ impl Timers {
         now: BootInstant,
     ) -> Sighting {
         self.forget_some();
-        let timer =
-            self.timers.entry(session.clone()).or_insert(Timer { beat, since: now, ttl, looked_at: now });
+        let first = Timer { beat, since: now, ttl, looked_at: now, has_beaten: false };
+        let timer = self.timers.entry(session.clone()).or_insert(first);
         timer.looked_at = now;
         let is_other = match beat.cmp(&timer.beat) {
             std::cmp::Ordering::Greater => !is_disabled(CasRule::HigherBeatRestarts),
@@ -99,6 +107,7 @@ impl Timers {
             std::cmp::Ordering::Equal => false,
         };
         if is_other {
+            timer.has_beaten |= beat > timer.beat;
             (timer.beat, timer.since, timer.ttl) = (beat, now, ttl);
         }
         let timer = *timer;
@@ -114,7 +123,7 @@ impl Timers {
                 look_again = look_again.min(due);
             }
         }
-        Sighting { expires, has_expired, is_silent, look_again }
+        Sighting { has_expired, is_silent, may_be_dead: is_silent || !timer.has_beaten, look_again }
     }
 
     /// The session has ended.

@@ -4,3 +4,4 @@ mod chaos;
 mod directed;
 mod host;
 mod recipe;
+mod review;
