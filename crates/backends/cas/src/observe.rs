@@ -1,6 +1,6 @@
 //! What others see of an election. Nothing here decides who leads.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_stream::try_stream;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -8,6 +8,7 @@ use tenure_core::{
     Candidate, ElectionName, FencingToken,
     spi::{BackendError, EntryRequest, Observation},
 };
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     client::{Change, Hints},
@@ -18,26 +19,55 @@ use crate::{
 
 /// How many sessions are read concurrently.
 const CONCURRENT_READS: usize = 16;
+/// How often an observer reads fresh before it has seen the TTL of a leader.
+const FRESH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The head of a queue.
+struct Head {
+    slot: Slot,
+    token: Option<FencingToken>,
+    /// Whether its session looks dead.
+    is_dead: bool,
+    /// The TTL of its session, unless that has ended.
+    ttl: Option<Duration>,
+}
 
 impl<S: CasStore> Shared<S> {
-    /// Whether a session has ended, or has stood still for a TTL and a fresh read confirms that (rule 9).
-    async fn looks_dead(&self, session: &SessionId, freshness: Freshness) -> Result<bool, BackendError> {
+    /// Whether a session has ended, or has stood still for a TTL and a fresh read confirms that (rule 9). And its TTL.
+    async fn looks_dead(
+        &self,
+        session: &SessionId,
+        freshness: Freshness,
+    ) -> Result<(bool, Option<Duration>), BackendError> {
         let mut freshness = freshness;
         loop {
             let found = self.client.read_session(session, freshness).await?;
-            let has_expired = match found {
-                Some((_, Session { state: State::Ended, .. })) => return Ok(true),
+            let (is_due, looks_dead, ttl) = match found {
+                Some((_, Session { state: State::Ended, .. })) => return Ok((true, None)),
                 // Absence in a stale read proves nothing.
-                None => true,
+                None => (true, true, None),
                 Some((_, Session { state: State::Live { beat, ttl }, .. })) => {
-                    self.with_sightings(|timers, now| timers.observe(session, beat, ttl, now)).has_expired
+                    let seen = self.with_sightings(|timers, now| timers.observe(session, beat, ttl, now));
+                    (seen.is_due, seen.has_expired, Some(ttl))
                 }
             };
-            if !has_expired || freshness == Freshness::Fresh {
-                return Ok(has_expired);
+            // A replica that stands still shows neither later beats nor that there are none.
+            if !is_due || freshness == Freshness::Fresh {
+                return Ok((looks_dead, ttl));
             }
             freshness = Freshness::Fresh;
         }
+    }
+
+    async fn head(&self, election: &ElectionName, freshness: Freshness) -> Result<Option<Head>, BackendError> {
+        let Some((_, mut found)) = self.client.read_election(election, freshness).await? else { return Ok(None) };
+        if found.queue.is_empty() {
+            return Ok(None);
+        }
+        let token = found.head_token();
+        let slot = found.queue.swap_remove(0);
+        let (is_dead, ttl) = self.looks_dead(&slot.session, freshness).await?;
+        Ok(Some(Head { slot, token, is_dead, ttl }))
     }
 
     /// The leader, unless its session looks dead.
@@ -46,10 +76,7 @@ impl<S: CasStore> Shared<S> {
         election: &ElectionName,
         freshness: Freshness,
     ) -> Result<Option<Candidate>, BackendError> {
-        let Some((_, found)) = self.client.read_election(election, freshness).await? else { return Ok(None) };
-        let Some(head) = found.queue.first() else { return Ok(None) };
-        let is_dead = self.looks_dead(&head.session, freshness).await?;
-        Ok((!is_dead).then(|| candidate(election, head, found.head_token())))
+        Ok(leader(election, self.head(election, freshness).await?.as_ref()))
     }
 
     /// The candidates whose sessions do not look dead, in order of succession.
@@ -58,8 +85,8 @@ impl<S: CasStore> Shared<S> {
         let found: Election = found.map(|(_, found)| found).unwrap_or_default();
         let looks: Vec<_> =
             found.queue.iter().map(|slot| self.looks_dead(&slot.session, Freshness::Fresh)).collect();
-        let dead: Vec<bool> = stream::iter(looks).buffered(CONCURRENT_READS).try_collect().await?;
-        let live = found.queue.iter().zip(dead).enumerate().filter(|(_, (_, is_dead))| !is_dead);
+        let dead: Vec<_> = stream::iter(looks).buffered(CONCURRENT_READS).try_collect().await?;
+        let live = found.queue.iter().zip(dead).enumerate().filter(|(_, (_, (is_dead, _)))| !is_dead);
         Ok(live
             .map(|(place, (slot, _))| candidate(election, slot, found.head_token().filter(|_| place == 0)))
             .collect())
@@ -86,32 +113,44 @@ impl<S: CasStore> Shared<S> {
 }
 
 /// The leader of an election, and then every change.
+///
+/// Reads fresh after a hint and once per TTL, because a replica may stand still, and when a replica shows a change.
 pub(crate) fn observe<S: CasStore>(shared: Arc<Shared<S>>, election: ElectionName) -> Observation {
     Box::pin(try_stream! {
         let mut hints = Hints::new(shared.client.changes(&election));
         let mut yielded = None;
+        let (mut ttl, mut fresh_at) = (FRESH_INTERVAL, Instant::now());
         let mut freshness = Freshness::Fresh;
         loop {
-            let mut leader = shared.leader(&election, freshness).await?;
-            if freshness == Freshness::MayBeStale && yielded.as_ref() != Some(&leader) {
-                // A replica may show an earlier leader.
-                leader = shared.leader(&election, Freshness::Fresh).await?;
+            let mut head = shared.head(&election, freshness).await?;
+            if freshness == Freshness::MayBeStale && yielded.as_ref() != Some(&leader(&election, head.as_ref())) {
+                freshness = Freshness::Fresh;
+                head = shared.head(&election, freshness).await?;
             }
+            ttl = head.as_ref().and_then(|head| head.ttl).unwrap_or(ttl);
+            if freshness == Freshness::Fresh {
+                fresh_at = Instant::now() + ttl;
+            }
+            let leader = leader(&election, head.as_ref());
             if yielded.as_ref() != Some(&leader) {
                 yielded = Some(leader.clone());
                 yield leader;
             }
-            freshness = Freshness::MayBeStale;
             // Also when nothing changes: a leader that has died changes nothing.
-            let delay = shared.poll_delay(false);
-            tokio::select! {
+            let poll_at = Instant::now() + shared.poll_delay(false);
+            freshness = tokio::select! {
                 biased;
-                // The first read after a hint is fresh, because a replica may lag behind the hint.
-                () = hints.next() => freshness = Freshness::Fresh,
-                () = tokio::time::sleep(delay) => {}
-            }
+                () = hints.next() => Freshness::Fresh,
+                () = sleep_until(poll_at.min(fresh_at)) => {
+                    if Instant::now() < fresh_at { Freshness::MayBeStale } else { Freshness::Fresh }
+                }
+            };
         }
     })
+}
+
+fn leader(election: &ElectionName, head: Option<&Head>) -> Option<Candidate> {
+    head.filter(|head| !head.is_dead).map(|head| candidate(election, &head.slot, head.token))
 }
 
 fn candidate(election: &ElectionName, slot: &Slot, token: Option<FencingToken>) -> Candidate {

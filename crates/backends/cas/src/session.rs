@@ -287,8 +287,12 @@ impl<S: CasStore> CasSession<S> {
             tokio::select! {
                 biased;
                 () = self.clock.sleep_until(poll_at.min(look_at)) => {}
-                () = hints.next() => {}
+                () = hints.next() => freshness = Freshness::Fresh,
                 () = predecessor_hints.next() => look_at = self.clock.now(),
+            }
+            // A replica may stand still: what it shows delays nothing for longer than that.
+            if self.clock.now() >= look_at {
+                freshness = Freshness::Fresh;
             }
         }
     }
@@ -439,9 +443,9 @@ impl<S: CasStore> BackendSession for CasSession<S> {
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
-        let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
+        let (shared, id, ttl) = (Arc::clone(&self.shared), self.id.clone(), self.ttl);
         Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
-            watcher::wait_event(Arc::clone(&shared), id.clone(), entry, for_resign_requests)
+            watcher::wait_event(Arc::clone(&shared), (id.clone(), ttl), entry, for_resign_requests)
         }))
     }
 

@@ -41,8 +41,10 @@ struct Timer {
 /// How a session stands by its timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sighting {
-    /// Whether it has stood still until then.
+    /// Whether it has stood still until its timer ran out.
     pub(crate) has_expired: bool,
+    /// Whether the timer has run out, or would have if a replica that lags had not answered.
+    pub(crate) is_due: bool,
     /// Whether it has stood still for half of its TTL.
     pub(crate) is_silent: bool,
     /// Whether it was not seen to beat, or has been silent since.
@@ -54,7 +56,7 @@ pub(crate) struct Sighting {
 impl Sighting {
     /// Of a session that has just beaten.
     pub(crate) const LIVE: Self =
-        Self { has_expired: false, is_silent: false, may_be_dead: false, look_again: BootInstant::NEVER };
+        Self { has_expired: false, is_due: false, is_silent: false, may_be_dead: false, look_again: BootInstant::NEVER };
 }
 
 impl Timers {
@@ -113,7 +115,8 @@ impl Timers {
         let timer = *timer;
         let drift = if is_disabled(CasRule::WaitWithDrift) { 0.0 } else { self.drift };
         let expires = timer.since + timer.ttl.mul_f64(1.0 + drift);
-        let has_expired = beat >= timer.beat && now >= expires;
+        let is_due = now >= expires;
+        let has_expired = beat >= timer.beat && is_due;
         let silent_at = timer.since + timer.ttl / 2;
         let is_silent = now >= silent_at;
         // The next beat is noticed soon after it, so that its timer does not start late.
@@ -123,7 +126,7 @@ impl Timers {
                 look_again = look_again.min(due);
             }
         }
-        Sighting { has_expired, is_silent, may_be_dead: is_silent || !timer.has_beaten, look_again }
+        Sighting { has_expired, is_due, is_silent, may_be_dead: is_silent || !timer.has_beaten, look_again }
     }
 
     /// The session has ended.

@@ -1,8 +1,9 @@
 //! Watching the slots of leaders.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tenure_core::spi::{BackendError, Entry, EntryEvent};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     client::Hints,
@@ -12,16 +13,22 @@ use crate::{
 };
 
 /// Waits until a slot has gone or, with `for_resign_requests`, its candidate was asked to resign.
+///
+/// Reads fresh after a hint and once per TTL, because a replica may stand still, and when a replica shows a change.
 pub(crate) async fn wait_event<S: CasStore>(
     shared: Arc<Shared<S>>,
-    session: SessionId,
+    (session, ttl): (SessionId, Duration),
     entry: Entry,
     for_resign_requests: bool,
 ) -> Result<EntryEvent, BackendError> {
     let client = &shared.client;
     let mut hints = Hints::new(client.changes(&entry.election));
     let mut freshness = Freshness::Fresh;
+    let mut fresh_at = Instant::now();
     loop {
+        if freshness == Freshness::Fresh {
+            fresh_at = Instant::now() + ttl;
+        }
         let found = client.read_election(&entry.election, freshness).await?;
         let slot = found.as_ref().and_then(|(_, election)| {
             let is_it = |slot: &&Slot| {
@@ -41,12 +48,13 @@ pub(crate) async fn wait_event<S: CasStore>(
                 continue;
             }
         }
-        freshness = Freshness::MayBeStale;
-        let delay = shared.poll_delay(hints.exist());
-        tokio::select! {
+        let poll_at = Instant::now() + shared.poll_delay(hints.exist());
+        freshness = tokio::select! {
             biased;
-            () = hints.next() => {}
-            () = tokio::time::sleep(delay) => {}
-        }
+            () = hints.next() => Freshness::Fresh,
+            () = sleep_until(poll_at.min(fresh_at)) => {
+                if Instant::now() < fresh_at { Freshness::MayBeStale } else { Freshness::Fresh }
+            }
+        };
     }
 }

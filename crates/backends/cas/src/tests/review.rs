@@ -1,9 +1,15 @@
 //! Findings of reviews, each with the test that shows it.
 
+use futures::{StreamExt as _, future::poll_fn};
+use tenure_core::spi::{Backend as _, EntryEvent};
 use tokio::time::Instant;
 
-use super::host::{Host, TTL, sleep, stored};
-use crate::{garbage::collect, memory::MemoryCas, record::MAX_SLOTS};
+use super::host::{Host, TTL, election, seconds, sleep, stored};
+use crate::{
+    garbage::collect,
+    memory::{CasFaults, MemoryCas, MemoryCasOptions},
+    record::MAX_SLOTS,
+};
 
 /// A replica that crashes again and again has filled the queue behind a healthy leader: newcomers are not refused for good.
 #[tokio::test(start_paused = true)]
@@ -41,4 +47,63 @@ async fn garbage_goes_in_the_collection_that_ends_it() {
     sleep(TTL.as_secs_f64() * 1.2).await;
     collect(&other.backend.shared, &other.clock).await.unwrap();
     assert!(stored(&store, "e").queue.is_empty());
+}
+
+/// A leader and a candidate behind it, in a store without hints whose replica lags by 100 s from now on.
+async fn behind_a_replica_that_stands_still() -> (Host, Host) {
+    let store = MemoryCas::with_options(MemoryCasOptions::default());
+    let (leader, host) = (Host::new(&store).await, Host::new(&store).await);
+    leader.lead("e", 1).await;
+    host.queue("e", 2).await;
+    let _alive = (leader.keep_alive(), host.keep_alive());
+    sleep(105.0).await;
+    _alive.0.abort();
+    _alive.1.abort();
+    let faults = CasFaults { lag: seconds(100.0), lag_is_exact: true, ..CasFaults::default() };
+    leader.client.set_faults(faults);
+    host.client.set_faults(faults);
+    (leader, host)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stands_still_delays_a_handover_by_a_quarter_of_a_ttl() {
+    let (leader, host) = behind_a_replica_that_stands_still().await;
+    let _alive = (leader.keep_alive(), host.keep_alive());
+    let waiting = host.wait("e", 2);
+    sleep(1.0).await;
+    leader.leave("e", 1).await;
+    let left = Instant::now();
+    waiting.await.unwrap().unwrap();
+    assert!(left.elapsed() <= TTL / 4, "{:?}", left.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stands_still_delays_a_resign_request_by_a_ttl() {
+    let (leader, host) = behind_a_replica_that_stands_still().await;
+    let mut watcher = leader.session.entry_watcher();
+    let entry = leader.enter("e", 1).await.unwrap().entry().unwrap().clone();
+    watcher.add(7, &entry);
+    let alive = leader.keep_alive();
+    let nothing = tokio::time::timeout(seconds(1.0), poll_fn(|context| watcher.poll_next(context))).await;
+    nothing.unwrap_err();
+    host.backend.request_resign(&election("e")).await.unwrap().unwrap();
+    let asked = Instant::now();
+    let event = poll_fn(|context| watcher.poll_next(context)).await.unwrap();
+    assert_eq!(event, (7, EntryEvent::ResignRequested));
+    assert!(asked.elapsed() <= TTL, "{:?}", asked.elapsed());
+    alive.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stands_still_hides_no_dead_leader() {
+    let (leader, host) = behind_a_replica_that_stands_still().await;
+    let mut leaders = host.backend.observe(&election("e")).await.unwrap();
+    assert!(leaders.next().await.unwrap().unwrap().is_some());
+    let alive = leader.keep_alive();
+    let silence = tokio::time::timeout(TTL * 3, leaders.next()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    alive.abort();
+    let died = Instant::now();
+    assert_eq!(leaders.next().await.unwrap().unwrap(), None);
+    assert!(died.elapsed() <= TTL * 2, "{:?}", died.elapsed());
 }
