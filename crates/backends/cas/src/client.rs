@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{
-    StreamExt as _,
-    stream::{BoxStream, SelectAll, select_all},
-};
+use futures::stream::BoxStream;
 use tenure_core::{
     ElectionName,
     internal::lock,
@@ -137,14 +134,6 @@ impl<S: CasStore> Client<S> {
         self.bounded("deleting a session", self.store.delete(&session.key(), version)).await
     }
 
-    pub(crate) fn changes(&self, election: &ElectionName) -> Option<BoxStream<'static, ()>> {
-        self.store.changes(&election_key(election))
-    }
-
-    pub(crate) fn session_changes(&self, session: &SessionId) -> Option<BoxStream<'static, ()>> {
-        self.store.changes(&session.key())
-    }
-
     /// The highest epoch seen; asks the store the first time.
     pub(crate) async fn epoch(&self) -> Result<Epoch, BackendError> {
         let known = *lock(&self.epoch);
@@ -243,27 +232,6 @@ pub(crate) fn epoch_refused(epoch: Epoch) -> BackendError {
 /// An error that says that the session has ended.
 pub(crate) fn session_gone(session: &SessionId, why: &str) -> BackendError {
     BackendError::new(BackendErrorKind::SessionGone, format!("the session {session} has ended: {why}"))
-}
-
-/// Hints that a record has changed.
-pub(crate) struct Hints(SelectAll<BoxStream<'static, ()>>);
-
-impl Hints {
-    pub(crate) fn new(changes: Option<BoxStream<'static, ()>>) -> Self {
-        Self(select_all(changes))
-    }
-
-    /// Whether there are any.
-    pub(crate) fn exist(&self) -> bool {
-        !self.0.is_empty()
-    }
-
-    /// Waits for the next one. Pending for ever when there are none, or no more.
-    pub(crate) async fn next(&mut self) {
-        if self.0.next().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 /// A store shared by clones.

@@ -51,6 +51,7 @@ mod backend;
 mod challenger;
 mod client;
 mod garbage;
+mod hints;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
 mod observe;

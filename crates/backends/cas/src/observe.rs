@@ -11,8 +11,9 @@ use tenure_core::{
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    client::{Change, Hints},
-    record::{Election, Session, SessionId, Slot, State},
+    client::Change,
+    hints::{Hints, Wake},
+    record::{Election, Session, SessionId, Slot, State, election_key},
     shared::Shared,
     store::{CasStore, Freshness},
 };
@@ -117,11 +118,12 @@ impl<S: CasStore> Shared<S> {
 /// Reads fresh after a hint and once per TTL, because a replica may stand still, and when a replica shows a change.
 pub(crate) fn observe<S: CasStore>(shared: Arc<Shared<S>>, election: ElectionName) -> Observation {
     Box::pin(try_stream! {
-        let mut hints = Hints::new(shared.client.changes(&election));
+        let mut hints = Hints::for_observer(&shared, election_key(&election));
         let mut yielded = None;
         let (mut ttl, mut fresh_at) = (FRESH_INTERVAL, Instant::now());
         let mut freshness = Freshness::Fresh;
         loop {
+            hints.subscribe();
             let mut head = shared.head(&election, freshness).await?;
             if freshness == Freshness::MayBeStale && yielded.as_ref() != Some(&leader(&election, head.as_ref())) {
                 freshness = Freshness::Fresh;
@@ -136,14 +138,14 @@ pub(crate) fn observe<S: CasStore>(shared: Arc<Shared<S>>, election: ElectionNam
                 yielded = Some(leader.clone());
                 yield leader;
             }
-            // Also when nothing changes: a leader that has died changes nothing.
-            let poll_at = Instant::now() + shared.poll_delay(false);
-            freshness = tokio::select! {
+            let wake = tokio::select! {
                 biased;
-                () = hints.next() => Freshness::Fresh,
-                () = sleep_until(poll_at.min(fresh_at)) => {
-                    if Instant::now() < fresh_at { Freshness::MayBeStale } else { Freshness::Fresh }
-                }
+                () = sleep_until(fresh_at) => Wake::Poll,
+                wake = hints.wait() => wake,
+            };
+            freshness = match wake {
+                Wake::Poll if Instant::now() < fresh_at => Freshness::MayBeStale,
+                Wake::Poll | Wake::Hint => Freshness::Fresh,
             };
         }
     })

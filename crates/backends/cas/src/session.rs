@@ -24,9 +24,11 @@ use tokio::task::JoinHandle;
 
 use crate::{
     challenger::{Advance, epoch_is_over},
-    client::{Change, Hints, session_gone},
-    garbage, probe,
-    record::{Election, Nonce, Session, SessionId, Slot, State},
+    client::{Change, session_gone},
+    garbage,
+    hints::{Hints, Wake},
+    probe,
+    record::{Election, Nonce, Session, SessionId, Slot, State, election_key},
     rules::{CasRule, is_disabled},
     shared::Shared,
     store::{CasStore, Epoch, Freshness, Swap, Version},
@@ -228,12 +230,14 @@ impl<S: CasStore> CasSession<S> {
     async fn wait(&self, request: &EntryRequest, position: &QueuePosition) -> Result<Won, BackendError> {
         let (client, nonce) = (&self.shared.client, Nonce(request.nonce));
         let mut freshness = Freshness::Fresh;
-        let mut predecessor: Option<SessionId> = None;
+        let mut predecessor: Option<(SessionId, Hints<'_, S>)> = None;
         let mut look_at = self.clock.now();
-        // Before the first read, so that no change is missed.
-        let mut hints = Hints::new(client.changes(&request.election));
-        let mut predecessor_hints = Hints::new(None);
+        let mut hints = Hints::new(&self.shared, election_key(&request.election));
         loop {
+            hints.subscribe();
+            if let Some((_, hints)) = &mut predecessor {
+                hints.subscribe();
+            }
             let epoch = self.epoch()?;
             let found = client.read_election(&request.election, freshness).await?;
             let place = found.as_ref().and_then(|(_, election)| election.place(&self.id, nonce));
@@ -261,9 +265,9 @@ impl<S: CasStore> CasSession<S> {
                 Some(place) => {
                     position.set_next(place == 1);
                     let ahead = &election.queue[place - 1].session;
-                    if predecessor.as_ref() != Some(ahead) {
-                        predecessor_hints = Hints::new(client.session_changes(ahead));
-                        predecessor = Some(ahead.clone());
+                    if predecessor.as_ref().is_none_or(|(session, _)| session != ahead) {
+                        let hints = Hints::new(&self.shared, ahead.key());
+                        predecessor.insert((ahead.clone(), hints)).1.subscribe();
                         look_at = self.clock.now();
                     }
                     if self.clock.now() >= look_at {
@@ -282,18 +286,26 @@ impl<S: CasStore> CasSession<S> {
                     }
                 }
             }
-            freshness = Freshness::MayBeStale;
-            let poll_at = self.clock.now() + self.shared.poll_delay(hints.exist());
-            tokio::select! {
+            let predecessor_hint = async {
+                match &mut predecessor {
+                    Some((_, hints)) => while !hints.next().await {},
+                    None => std::future::pending().await,
+                }
+            };
+            let wake = tokio::select! {
                 biased;
-                () = self.clock.sleep_until(poll_at.min(look_at)) => {}
-                () = hints.next() => freshness = Freshness::Fresh,
-                () = predecessor_hints.next() => look_at = self.clock.now(),
-            }
+                () = self.clock.sleep_until(look_at) => Wake::Poll,
+                wake = hints.wait() => wake,
+                () = predecessor_hint => {
+                    look_at = self.clock.now();
+                    Wake::Hint
+                }
+            };
             // A replica may stand still: what it shows delays nothing for longer than that.
-            if self.clock.now() >= look_at {
-                freshness = Freshness::Fresh;
-            }
+            freshness = match wake {
+                Wake::Poll if self.clock.now() < look_at => Freshness::MayBeStale,
+                Wake::Poll | Wake::Hint => Freshness::Fresh,
+            };
         }
     }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, OnceLock},
-    time::Duration,
 };
 
 use tenure_core::{BootInstant, Clock, internal::lock};
@@ -71,11 +70,5 @@ impl<S: CasStore> Shared<S> {
         let origin = *self.origin.get_or_init(Instant::now);
         let elapsed = u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         with(&mut lock(&self.sightings), BootInstant::from_nanos(elapsed))
-    }
-
-    /// How long to wait before an election's record is read again.
-    pub(crate) fn poll_delay(&self, has_hints: bool) -> Duration {
-        let mean = self.settings.poll_interval * if has_hints { 10 } else { 1 };
-        mean.mul_f64(0.5 + fastrand::f64())
     }
 }

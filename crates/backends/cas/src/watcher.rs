@@ -6,8 +6,8 @@ use tenure_core::spi::{BackendError, Entry, EntryEvent};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    client::Hints,
-    record::{SessionId, Slot},
+    hints::{Hints, Wake},
+    record::{SessionId, Slot, election_key},
     shared::Shared,
     store::{CasStore, Freshness},
 };
@@ -22,10 +22,11 @@ pub(crate) async fn wait_event<S: CasStore>(
     for_resign_requests: bool,
 ) -> Result<EntryEvent, BackendError> {
     let client = &shared.client;
-    let mut hints = Hints::new(client.changes(&entry.election));
+    let mut hints = Hints::new(&shared, election_key(&entry.election));
     let mut freshness = Freshness::Fresh;
     let mut fresh_at = Instant::now();
     loop {
+        hints.subscribe();
         if freshness == Freshness::Fresh {
             fresh_at = Instant::now() + ttl;
         }
@@ -48,13 +49,14 @@ pub(crate) async fn wait_event<S: CasStore>(
                 continue;
             }
         }
-        let poll_at = Instant::now() + shared.poll_delay(hints.exist());
-        freshness = tokio::select! {
+        let wake = tokio::select! {
             biased;
-            () = hints.next() => Freshness::Fresh,
-            () = sleep_until(poll_at.min(fresh_at)) => {
-                if Instant::now() < fresh_at { Freshness::MayBeStale } else { Freshness::Fresh }
-            }
+            () = sleep_until(fresh_at) => Wake::Poll,
+            wake = hints.wait() => wake,
+        };
+        freshness = match wake {
+            Wake::Poll if Instant::now() < fresh_at => Freshness::MayBeStale,
+            Wake::Poll | Wake::Hint => Freshness::Fresh,
         };
     }
 }

@@ -1,14 +1,29 @@
 //! Findings of reviews, each with the test that shows it.
 
-use futures::{StreamExt as _, future::poll_fn};
-use tenure_core::spi::{Backend as _, EntryEvent};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use async_trait::async_trait;
+use futures::{
+    StreamExt as _,
+    future::poll_fn,
+    stream::{self, BoxStream},
+};
+use tenure_core::{
+    SimClock,
+    spi::{Backend as _, BackendError, EntryEvent, SessionOptions},
+};
 use tokio::time::Instant;
 
-use super::host::{Host, TTL, election, seconds, sleep, stored};
+use super::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored};
 use crate::{
+    CasBackend,
     garbage::collect,
-    memory::{CasFaults, MemoryCas, MemoryCasOptions},
+    memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions},
     record::MAX_SLOTS,
+    store::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version},
 };
 
 /// A replica that crashes again and again has filled the queue behind a healthy leader: newcomers are not refused for good.
@@ -106,4 +121,77 @@ async fn a_replica_that_stands_still_hides_no_dead_leader() {
     let died = Instant::now();
     assert_eq!(leaders.next().await.unwrap().unwrap(), None);
     assert!(died.elapsed() <= TTL * 2, "{:?}", died.elapsed());
+}
+
+/// A store whose hints are made by a test.
+#[derive(Debug)]
+struct Hinting {
+    client: MemoryCasClient,
+    /// The streams that were asked for.
+    streams: Arc<AtomicUsize>,
+    hints: fn() -> BoxStream<'static, ()>,
+}
+
+#[async_trait]
+impl CasStore for Hinting {
+    async fn read(&self, key: &str, freshness: Freshness) -> Result<Option<Record>, BackendError> {
+        self.client.read(key, freshness).await
+    }
+    async fn swap(
+        &self,
+        key: &str,
+        expected: Option<&Version>,
+        epoch: Epoch,
+        body: &[u8],
+    ) -> Result<Swap, BackendError> {
+        self.client.swap(key, expected, epoch, body).await
+    }
+    async fn delete(&self, key: &str, expected: &Version) -> Result<bool, BackendError> {
+        self.client.delete(key, expected).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Vec<Record>, BackendError> {
+        self.client.list(prefix).await
+    }
+    fn changes(&self, key: &str) -> Option<BoxStream<'static, ()>> {
+        if !key.starts_with("e/") {
+            return None;
+        }
+        self.streams.fetch_add(1, SeqCst);
+        Some((self.hints)())
+    }
+    async fn epoch(&self) -> Result<EpochState, BackendError> {
+        self.client.epoch().await
+    }
+}
+
+/// The requests, and the streams that were asked for, in 10 s of a candidate that waits; it polls every second.
+async fn requests_of_a_waiting_candidate(hints: fn() -> BoxStream<'static, ()>) -> (u64, usize) {
+    let store = MemoryCas::new();
+    let leader = Host::new(&store).await;
+    leader.lead("e", 1).await;
+    let streams = Arc::new(AtomicUsize::new(0));
+    let backend = CasBackend::new(Hinting { client: store.client(7), streams: Arc::clone(&streams), hints });
+    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
+    let session = backend.open_session(&options).await.unwrap();
+    let request = request("e", 2);
+    session.enter(&request).await.unwrap();
+    let before = store.requests();
+    let position = tenure_core::spi::QueuePosition::new(|_| ());
+    let waiting = session.wait_turn(&request, None, &position);
+    tokio::time::timeout(TTL, waiting).await.unwrap_err();
+    (store.requests() - before, streams.load(SeqCst))
+}
+
+/// A stream of hints that always has one costs at most 50 reads a second.
+#[tokio::test(start_paused = true)]
+async fn hints_without_end_do_not_spin() {
+    let (requests, _) = requests_of_a_waiting_candidate(|| stream::repeat(()).boxed()).await;
+    assert!((400..=560).contains(&requests), "{requests}");
+}
+
+/// A stream of hints that ends is asked for again at the next poll.
+#[tokio::test(start_paused = true)]
+async fn hints_that_end_are_asked_for_again() {
+    let (requests, streams) = requests_of_a_waiting_candidate(|| stream::empty().boxed()).await;
+    assert!((6..=30).contains(&streams) && requests <= 40, "{streams} streams, {requests} requests");
 }
