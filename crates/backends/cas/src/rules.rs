@@ -24,6 +24,8 @@ rules! {
     OnlySessionSwapsExtend,
     /// C13: a heartbeat is credited only if the swap that stands was sent by it.
     CreditOwnNonceOnly,
+    /// Only a record that this process has written is adopted after a conflict.
+    AdoptOwnNonceOnly,
     /// C14: the TTL of a session never changes.
     ImmutableTtl,
     /// C14: a session is timed for its TTL and the drift bound.

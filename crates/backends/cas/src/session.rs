@@ -1,7 +1,7 @@
 //! A session: its heartbeats, and the calls of the engine.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt,
     sync::{
         Arc, Mutex,
@@ -39,6 +39,8 @@ use crate::{
 /// The longest pause before an enter that conflicted is repeated: doubled for each conflict, up to the limit (rule 8).
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The number of unanswered heartbeats to remember. If one before them was carried out, the session counts as gone.
+const MAX_UNANSWERED: usize = 256;
 /// How many elections are changed concurrently when a session is closed.
 const CONCURRENT_WITHDRAWALS: usize = 16;
 
@@ -64,6 +66,22 @@ pub(crate) struct CasSession<S> {
 struct Own {
     version: Version,
     beat: u64,
+    /// The nonces of the heartbeats since that version: one of them may be carried out, or have been.
+    unanswered: VecDeque<Nonce>,
+}
+
+impl Own {
+    fn new(version: Version, beat: u64) -> Self {
+        Self { version, beat, unanswered: VecDeque::new() }
+    }
+
+    /// A heartbeat is about to be sent.
+    fn send(&mut self, nonce: Nonce) {
+        if self.unanswered.len() == MAX_UNANSWERED {
+            self.unanswered.pop_front();
+        }
+        self.unanswered.push_back(nonce);
+    }
 }
 
 impl<S: CasStore> CasSession<S> {
@@ -89,11 +107,11 @@ impl<S: CasStore> CasSession<S> {
             },
         };
         let own = match shared.is_probed.get() {
-            Some(()) => Own { version, beat: 1 },
+            Some(()) => Own::new(version, 1),
             None => {
                 let version = probe::probe(&shared.client, &id, version, epoch, ttl).await?;
                 shared.is_probed.get_or_init(|| ());
-                Own { version, beat: 2 }
+                Own::new(version, 2)
             }
         };
         let garbage = tokio::spawn(garbage::collect_repeatedly(Arc::clone(shared), Arc::clone(&clock)));
@@ -143,11 +161,12 @@ impl<S: CasStore> CasSession<S> {
                 false => self.ttl,
             };
             let body = Session::live(own.beat + 1, ttl);
+            own.send(body.nonce);
             sent.push(body.nonce);
             let swap = self.shared.client.swap_session(&self.id, Some(&own.version), epoch, &body);
             match swap.await? {
                 Swap::Done(version) => {
-                    *own = Own { version, beat: own.beat + 1 };
+                    *own = Own::new(version, own.beat + 1);
                     return Ok(());
                 }
                 Swap::EpochChanged => {
@@ -160,26 +179,27 @@ impl<S: CasStore> CasSession<S> {
                 Swap::Conflict => {}
             }
             // A conflict says nothing (rule 6).
-            match self.shared.client.read_session(&self.id, Freshness::Fresh).await? {
-                None => return Err(session_gone(&self.id, "its record was removed")),
-                Some((_, Session { state: State::Ended, .. })) => {
-                    return Err(session_gone(&self.id, "another candidate has taken it for dead"));
-                }
-                // An answer of a replica that lags.
-                Some((version, Session { state: State::Live { beat, .. }, .. }))
-                    if beat < own.beat || version == own.version =>
-                {
-                    let text = "a heartbeat was refused, and a linearizable read has not shown why";
-                    return Err(BackendError::new(BackendErrorKind::Unavailable, text));
-                }
-                Some((version, Session { state: State::Live { beat, .. }, nonce })) => {
-                    *own = Own { version, beat };
-                    if sent.contains(&nonce) || is_disabled(CasRule::CreditOwnNonceOnly) {
-                        return Ok(());
-                    }
-                    // An earlier heartbeat, whose answer was lost: crediting this one's sending would be two leaders (hazard C13).
-                }
+            let Some((version, Session { state, nonce })) =
+                self.shared.client.read_session(&self.id, Freshness::Fresh).await?
+            else {
+                return Err(session_gone(&self.id, "its record was removed"));
+            };
+            let State::Live { beat, .. } = state else {
+                return Err(session_gone(&self.id, "another candidate has taken it for dead"));
+            };
+            // An answer of a replica that lags.
+            if beat < own.beat || version == own.version {
+                let text = "a heartbeat was refused, and a linearizable read has not shown why";
+                return Err(BackendError::new(BackendErrorKind::Unavailable, text));
             }
+            if !own.unanswered.contains(&nonce) && !is_disabled(CasRule::AdoptOwnNonceOnly) {
+                return Err(session_gone(&self.id, "another process uses it, such as a copy of this one"));
+            }
+            *own = Own::new(version, beat);
+            if sent.contains(&nonce) || is_disabled(CasRule::CreditOwnNonceOnly) {
+                return Ok(());
+            }
+            // An earlier heartbeat, whose answer was lost: crediting this one's sending would be two leaders (hazard C13).
         }
     }
 
@@ -218,7 +238,7 @@ impl<S: CasStore> CasSession<S> {
                             return Ok(());
                         }
                         Some((version, Session { state: State::Live { beat, .. }, .. })) => {
-                            *own = Own { version, beat };
+                            *own = Own::new(version, beat);
                         }
                     }
                 }
@@ -487,6 +507,27 @@ impl<S: CasStore> BackendSession for CasSession<S> {
         let own = self.own.lock().await;
         let _ = self.shared.client.delete_session(&self.id, &own.version).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl CasSession<crate::memory::MemoryCasClient> {
+    /// What a copy of this process has, as of a virtual machine that is resumed twice.
+    pub(crate) async fn copy(&self) -> Self {
+        let own = self.own.lock().await;
+        let copied = Own { version: own.version.clone(), unanswered: own.unanswered.clone(), ..*own };
+        Self {
+            shared: Arc::clone(&self.shared),
+            clock: Arc::clone(&self.clock),
+            id: self.id.clone(),
+            ttl: self.ttl,
+            drift: self.drift,
+            epoch: self.epoch,
+            own: tokio::sync::Mutex::new(copied),
+            entries: Mutex::new(lock(&self.entries).clone()),
+            has_won: AtomicBool::new(false),
+            garbage: tokio::spawn(std::future::pending()),
+        }
     }
 }
 

@@ -35,6 +35,8 @@ macro_rules! scenarios {
                 // `queue.rs`
                 CasRule::NewTokenForHead,
                 CasRule::OneTokenPerHead,
+                // `review.rs`
+                CasRule::AdoptOwnNonceOnly,
                 // `timers.rs`
                 CasRule::IgnoreLowerBeats,
             ];

@@ -13,7 +13,7 @@ use futures::{
 };
 use tenure_core::{
     SimClock,
-    spi::{Backend as _, BackendError, EntryEvent, SessionOptions},
+    spi::{Backend as _, BackendError, BackendErrorKind, BackendSession as _, EntryEvent, SessionOptions},
 };
 use tokio::time::Instant;
 
@@ -21,8 +21,10 @@ use super::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored};
 use crate::{
     CasBackend,
     garbage::collect,
-    memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions},
+    memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions, Network, Request},
     record::MAX_SLOTS,
+    rules::{CasRule, disable},
+    session::CasSession,
     store::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version},
 };
 
@@ -194,4 +196,49 @@ async fn hints_without_end_do_not_spin() {
 async fn hints_that_end_are_asked_for_again() {
     let (requests, streams) = requests_of_a_waiting_candidate(|| stream::empty().boxed()).await;
     assert!((6..=30).contains(&streams) && requests <= 40, "{streams} streams, {requests} requests");
+}
+
+/// How many heartbeats each of two copies of a process sends with success, in turn, after the first.
+async fn beats_of_two_copies(store: &MemoryCas) -> [usize; 2] {
+    let backend = CasBackend::new(store.client(1));
+    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
+    let original = CasSession::open(&backend.shared, &options).await.unwrap();
+    original.heartbeat().await.unwrap();
+    let copies = [original.copy().await, original];
+    let mut beats = [0; 2];
+    for _ in 0..5 {
+        for (copy, beats) in copies.iter().zip(&mut beats) {
+            sleep(TTL.as_secs_f64() / 3.0).await;
+            match copy.heartbeat().await {
+                Ok(_) => *beats += 1,
+                Err(error) => assert_eq!(error.kind(), BackendErrorKind::SessionGone, "{error}"),
+            }
+        }
+    }
+    beats
+}
+
+/// A virtual machine is resumed twice: two processes have the same session, and know the same version of it. The first heartbeat of one
+/// ends the other, whose own one fails.
+#[tokio::test(start_paused = true)]
+async fn two_copies_of_a_process_do_not_both_lead_on() {
+    assert_eq!(beats_of_two_copies(&MemoryCas::new()).await, [5, 0]);
+    disable(Some(CasRule::AdoptOwnNonceOnly));
+    let beats = beats_of_two_copies(&MemoryCas::new()).await;
+    disable(None);
+    assert_eq!(beats, [5, 5], "the disabled rule was not detected");
+}
+
+/// Heartbeats whose answers were lost in earlier calls are still this process's own.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_heartbeat_of_ones_own_is_adopted() {
+    let store = MemoryCas::new();
+    let host = Host::new(&store).await;
+    host.client.lose_next_answer(Request::Swap, "s/");
+    host.beat().await.unwrap_err();
+    // The next one is not carried out.
+    host.client.set_network(Network::Cut);
+    host.beat().await.unwrap_err();
+    host.client.set_network(Network::Healthy);
+    host.beat().await.unwrap();
 }
