@@ -65,7 +65,7 @@ impl<S: CasStore> Shared<S> {
                 Some((version, Session { state: State::Live { beat, ttl }, .. })) => {
                     // Read after the answer was received.
                     let now = clock.now();
-                    let seen = self.with_timers(epoch, |timers| timers.observe(session, *beat, *ttl, now));
+                    let seen = self.with_timers(epoch, |timers| timers.observe(session, (*beat, Freshness::Fresh), *ttl, now));
                     let seen = seen.ok_or_else(|| epoch_refused(epoch))?;
                     if !seen.has_expired {
                         return Ok(Standing::Live(seen));

@@ -12,6 +12,7 @@ use tenure_core::{
     internal::lock,
     spi::{BackendError, BackendErrorKind},
 };
+use tracing::warn;
 
 use crate::{
     record::{Election, Session, SessionId, election_key},
@@ -34,6 +35,8 @@ pub(crate) struct Client<S> {
     allows_unknown_epochs: bool,
     /// The highest epoch seen.
     epoch: Mutex<Option<Epoch>>,
+    /// The lower epoch that was reported last.
+    reported: Mutex<Option<Epoch>>,
 }
 
 /// What [`Client::change_election`] does with a record.
@@ -46,7 +49,7 @@ pub(crate) enum Change<T> {
 
 impl<S: CasStore> Client<S> {
     pub(crate) fn new(store: S, request_timeout: Duration, allows_unknown_epochs: bool) -> Self {
-        Self { store, request_timeout, allows_unknown_epochs, epoch: Mutex::default() }
+        Self { store, request_timeout, allows_unknown_epochs, epoch: Mutex::default(), reported: Mutex::default() }
     }
 
     pub(crate) fn store(&self) -> &S {
@@ -169,19 +172,21 @@ impl<S: CasStore> Client<S> {
             EpochState::Known(epoch) => epoch,
         };
         let mut seen = lock(&self.epoch);
-        match *seen {
-            Some(highest) if epoch < highest => Err(BackendError::new(
-                BackendErrorKind::Unavailable,
-                format!(
-                    "an earlier primary of the store answers: its epoch is {}, not {}",
-                    epoch.0, highest.0
-                ),
-            )),
-            _ => {
-                *seen = Some(epoch);
-                Ok(epoch)
+        if let Some(highest) = seen.filter(|highest| epoch < *highest) {
+            let text = format!(
+                "the store's epoch is {}, and was {} before: either an earlier primary answers, or the store was restored from a backup; \
+                 after that, restart the processes of all candidates",
+                epoch.0, highest.0
+            );
+            // Once: it may be asked for again and again.
+            if lock(&self.reported).replace(epoch) != Some(epoch) {
+                warn!("{text}");
             }
+            return Err(BackendError::new(BackendErrorKind::Unavailable, text));
         }
+        *seen = Some(epoch);
+        *lock(&self.reported) = None;
+        Ok(epoch)
     }
 
     /// The epoch of the store after it has refused this one.

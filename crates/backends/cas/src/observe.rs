@@ -48,7 +48,7 @@ impl<S: CasStore> Shared<S> {
                 // Absence in a stale read proves nothing.
                 None => (true, true, None),
                 Some((_, Session { state: State::Live { beat, ttl }, .. })) => {
-                    let seen = self.with_sightings(|timers, now| timers.observe(session, beat, ttl, now));
+                    let seen = self.with_sightings(|timers, now| timers.observe(session, (beat, freshness), ttl, now));
                     (seen.is_due, seen.has_expired, Some(ttl))
                 }
             };

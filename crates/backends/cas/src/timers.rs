@@ -10,7 +10,7 @@ use tenure_core::BootInstant;
 use crate::{
     record::SessionId,
     rules::{CasRule, is_disabled},
-    store::Epoch,
+    store::{Epoch, Freshness},
 };
 
 /// The number of sessions to remember. Beyond it the half that was not looked at for longest is forgotten: their timers start again.
@@ -32,6 +32,8 @@ struct Timer {
     beat: u64,
     /// When an answer first showed it.
     since: BootInstant,
+    /// A lower beat that a fresh read has shown since, and when it did so first: the store has lost writes.
+    lower: Option<(u64, BootInstant)>,
     ttl: Duration,
     looked_at: BootInstant,
     /// Whether a higher beat than the first was seen.
@@ -91,15 +93,18 @@ impl Timers {
     }
 
     /// Records that an answer, received at `now`, shows that a live session has this beat. `now` was read after the answer.
+    ///
+    /// A lower beat than the highest seen is ignored, because replicas alternate. If a fresh read shows it, the store has lost writes,
+    /// and it is timed on its own: otherwise nobody would ever take over from its owner.
     pub(crate) fn observe(
         &mut self,
         session: &SessionId,
-        beat: u64,
+        (beat, freshness): (u64, Freshness),
         ttl: Duration,
         now: BootInstant,
     ) -> Sighting {
         self.forget_some();
-        let first = Timer { beat, since: now, ttl, looked_at: now, has_beaten: false };
+        let first = Timer { beat, since: now, lower: None, ttl, looked_at: now, has_beaten: false };
         let timer = self.timers.entry(session.clone()).or_insert(first);
         timer.looked_at = now;
         let is_other = match beat.cmp(&timer.beat) {
@@ -110,14 +115,20 @@ impl Timers {
         };
         if is_other {
             timer.has_beaten |= beat > timer.beat;
-            (timer.beat, timer.since, timer.ttl) = (beat, now, ttl);
+            (timer.beat, timer.since, timer.lower, timer.ttl) = (beat, now, None, ttl);
+        }
+        let (mut is_ignored, mut since) = (beat < timer.beat, timer.since);
+        if is_ignored && freshness == Freshness::Fresh {
+            let lower = timer.lower.filter(|(lower, _)| *lower == beat).unwrap_or((beat, now));
+            timer.lower = Some(lower);
+            (is_ignored, since) = (false, lower.1);
         }
         let timer = *timer;
         let drift = if is_disabled(CasRule::WaitWithDrift) { 0.0 } else { self.drift };
-        let expires = timer.since + timer.ttl.mul_f64(1.0 + drift);
+        let expires = since + timer.ttl.mul_f64(1.0 + drift);
         let is_due = now >= expires;
-        let has_expired = beat >= timer.beat && is_due;
-        let silent_at = timer.since + timer.ttl / 2;
+        let has_expired = !is_ignored && is_due;
+        let silent_at = since + timer.ttl / 2;
         let is_silent = now >= silent_at;
         // The next beat is noticed soon after it, so that its timer does not start late.
         let mut look_again = now + timer.ttl / 4;
@@ -154,7 +165,7 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::disable;
+    use crate::{rules::disable, store::Freshness::{Fresh, MayBeStale}};
 
     const TTL: Duration = Duration::from_secs(10);
 
@@ -167,7 +178,7 @@ mod tests {
         let (mut timers, session) = (Timers::new(0.1), SessionId::random());
         answers
             .iter()
-            .map(|(beat, millis)| timers.observe(&session, *beat, TTL, at(*millis)))
+            .map(|(beat, millis)| timers.observe(&session, (*beat, MayBeStale), TTL, at(*millis)))
             .last()
             .unwrap()
             .has_expired
@@ -202,41 +213,54 @@ mod tests {
         assert!(!expires(&alternating), "the disabled rule was not detected");
     }
 
+    /// A store that does not know its epoch has lost a heartbeat, and its owner has died.
+    #[test]
+    fn a_lower_beat_of_a_fresh_read_is_timed() {
+        let (mut timers, session) = (Timers::new(0.1), SessionId::random());
+        let mut observe = |beat, freshness, millis| timers.observe(&session, (beat, freshness), TTL, at(millis));
+        observe(5, Fresh, 0);
+        assert!(!observe(3, Fresh, 11_000).has_expired, "its timer has just begun");
+        assert!(!observe(3, MayBeStale, 30_000).has_expired, "a replica may lag");
+        assert!(!observe(4, Fresh, 21_000).has_expired, "another beat");
+        assert!(observe(4, Fresh, 32_000).has_expired);
+        assert!(!observe(6, Fresh, 32_000).has_expired);
+    }
+
     /// Hazard C5.
     #[test]
     fn a_new_epoch_restarts_all_timers() {
         let (mut timers, session) = (Timers::new(0.1), SessionId::random());
         timers.start_epoch(Epoch(3), at(0));
-        timers.observe(&session, 1, TTL, at(0));
+        timers.observe(&session, (1, MayBeStale), TTL, at(0));
         for epoch in [1, 3] {
             timers.start_epoch(Epoch(epoch), at(11_000));
-            assert!(timers.observe(&session, 1, TTL, at(11_000)).has_expired, "no later epoch");
+            assert!(timers.observe(&session, (1, MayBeStale), TTL, at(11_000)).has_expired, "no later epoch");
         }
         assert_eq!(timers.epoch_settles(TTL), at(11_000));
         timers.start_epoch(Epoch(4), at(11_000));
         assert_eq!(timers.epoch_settles(TTL), at(22_000));
-        assert!(!timers.observe(&session, 1, TTL, at(11_000)).has_expired);
-        assert!(timers.observe(&session, 1, TTL, at(22_000)).has_expired);
+        assert!(!timers.observe(&session, (1, MayBeStale), TTL, at(11_000)).has_expired);
+        assert!(timers.observe(&session, (1, MayBeStale), TTL, at(22_000)).has_expired);
     }
 
     #[test]
     fn a_session_that_is_looked_at_is_not_forgotten() {
         let (mut timers, session) = (Timers::new(0.1), SessionId::random());
-        timers.observe(&session, 1, TTL, at(0));
+        timers.observe(&session, (1, MayBeStale), TTL, at(0));
         for n in 0..20_000 {
-            timers.observe(&SessionId::random(), 1, TTL, at(n));
-            timers.observe(&session, 1, TTL, at(n));
+            timers.observe(&SessionId::random(), (1, MayBeStale), TTL, at(n));
+            timers.observe(&session, (1, MayBeStale), TTL, at(n));
         }
         assert!(timers.timers.len() <= MAX_TIMERS + 1);
-        assert!(timers.observe(&session, 1, TTL, at(20_000)).has_expired);
+        assert!(timers.observe(&session, (1, MayBeStale), TTL, at(20_000)).has_expired);
     }
 
     #[test]
     fn silence_is_noticed_after_half_a_ttl() {
         let (mut timers, session) = (Timers::new(0.1), SessionId::random());
-        assert!(!timers.observe(&session, 1, TTL, at(0)).is_silent);
-        assert!(!timers.observe(&session, 1, TTL, at(4_999)).is_silent);
-        assert!(timers.observe(&session, 1, TTL, at(5_000)).is_silent);
-        assert!(!timers.observe(&session, 2, TTL, at(5_000)).is_silent);
+        assert!(!timers.observe(&session, (1, MayBeStale), TTL, at(0)).is_silent);
+        assert!(!timers.observe(&session, (1, MayBeStale), TTL, at(4_999)).is_silent);
+        assert!(timers.observe(&session, (1, MayBeStale), TTL, at(5_000)).is_silent);
+        assert!(!timers.observe(&session, (2, MayBeStale), TTL, at(5_000)).is_silent);
     }
 }

@@ -217,7 +217,7 @@ async fn a_lower_epoch_is_refused() {
     assert_eq!(client.refresh_epoch().await.unwrap().0, 1);
     store.set_epoch(0);
     let error = client.refresh_epoch().await.unwrap_err();
-    assert!(error.is_retryable() && error.to_string().contains("an earlier primary"), "{error}");
+    assert!(error.is_retryable() && error.to_string().contains("restart the processes"), "{error}");
     store.set_epoch(u64::MAX);
     let error = client.refresh_epoch().await.unwrap_err();
     assert!(error.is_permanent() && error.to_string().contains("too large"), "{error}");

@@ -242,3 +242,20 @@ async fn an_earlier_heartbeat_of_ones_own_is_adopted() {
     host.client.set_network(Network::Healthy);
     host.beat().await.unwrap();
 }
+
+/// A store without a known epoch loses heartbeats of a leader that has died: it is taken over from all the same.
+#[tokio::test(start_paused = true)]
+async fn a_lost_heartbeat_keeps_no_dead_leader() {
+    let store = MemoryCas::with_options(MemoryCasOptions::default());
+    let (owner, challenger) = (Host::new(&store).await, Host::new(&store).await);
+    owner.lead("e", 1).await;
+    challenger.queue("e", 2).await;
+    let waiting = challenger.wait("e", 2);
+    sleep(3.0).await;
+    owner.beat().await.unwrap();
+    sleep(2.6).await;
+    // The challenger has seen the heartbeat. The owner has died.
+    store.fail_over(1);
+    tokio::time::timeout(TTL * 2, waiting).await.unwrap().unwrap().unwrap();
+    assert!(!owner.is_open());
+}
