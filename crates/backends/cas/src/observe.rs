@@ -98,18 +98,21 @@ impl<S: CasStore> Shared<S> {
         &self,
         election: &ElectionName,
     ) -> Result<Option<Candidate>, BackendError> {
-        let Some(leader) = self.leader(election, Freshness::Fresh).await? else { return Ok(None) };
+        let Some(head) = self.head(election, Freshness::Fresh).await?.filter(|head| !head.is_dead) else {
+            return Ok(None);
+        };
+        // Not by its value, which may be replaced at any time.
+        let is_leader = |slot: &Slot| slot.is(&head.slot.session, head.slot.nonce);
         let change = self.client.change_election(election, Freshness::Fresh, |found, _| {
             let Some(found) = found else { return Ok(Change::Keep(false)) };
-            let is_leader = |slot: &Slot| candidate(election, slot, found.head_token()) == leader;
             Ok(match found.queue.first() {
-                Some(head) if is_leader(head) && head.resign_requested => Change::Keep(true),
-                Some(head) if is_leader(head) => Change::Swap(found.with_resign_request(), true),
+                Some(first) if is_leader(first) && first.resign_requested => Change::Keep(true),
+                Some(first) if is_leader(first) => Change::Swap(found.with_resign_request(), true),
                 // It has left meanwhile.
                 _ => Change::Keep(false),
             })
         });
-        Ok(change.await?.then_some(leader))
+        Ok(change.await?.then(|| candidate(election, &head.slot, head.token)))
     }
 }
 

@@ -13,7 +13,7 @@ use futures::{
 };
 use tenure_core::{
     SimClock,
-    spi::{Backend as _, BackendError, BackendErrorKind, BackendSession as _, EntryEvent, SessionOptions},
+    spi::{Backend as _, BackendError, BackendErrorKind, BackendSession as _, EntryEvent, EntryRequest, SessionOptions},
 };
 use tokio::time::Instant;
 
@@ -258,4 +258,21 @@ async fn a_lost_heartbeat_keeps_no_dead_leader() {
     store.fail_over(1);
     tokio::time::timeout(TTL * 2, waiting).await.unwrap().unwrap().unwrap();
     assert!(!owner.is_open());
+}
+
+/// The leader replaces its value while it is asked to resign.
+#[tokio::test(start_paused = true)]
+async fn a_resign_request_meets_a_new_value() {
+    let store = MemoryCas::new();
+    let (leader, other) = (Host::new(&store).await, Host::new(&store).await);
+    let entry = leader.enter("e", 1).await.unwrap().entry().unwrap().clone();
+    let held = other.client.hold_next(Request::Read, "s/");
+    let (backend, name) = (other.backend.clone(), election("e"));
+    let asking = tokio::spawn(async move { backend.request_resign(&name).await });
+    held.arrived().await;
+    let new = EntryRequest { value: Arc::from(*b"new"), ..request("e", 1) };
+    leader.session.update(&entry, &new).await.unwrap();
+    held.execute();
+    assert!(asking.await.unwrap().unwrap().is_some());
+    assert!(stored(&store, "e").queue[0].resign_requested);
 }
