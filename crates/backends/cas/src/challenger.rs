@@ -13,7 +13,7 @@ use tenure_core::{
 
 use crate::{
     client::epoch_refused,
-    record::{Election, Session, SessionId, Slot, State},
+    record::{Election, Session, SessionId, Slot, State, retry_undecodable},
     rules::{CasRule, is_disabled},
     shared::Shared,
     store::{CasStore, Epoch, Freshness, Swap, Version},
@@ -56,7 +56,8 @@ impl<S: CasStore> Shared<S> {
         epoch: Epoch,
     ) -> Result<Standing, BackendError> {
         for _ in 0..MAX_ATTEMPTS {
-            let found = self.client.read_session(session, Freshness::Fresh).await?;
+            let found = self.client.read_session(session, Freshness::Fresh).await;
+            let found = found.map_err(retry_undecodable)?;
             let expected = match &found {
                 Some((_, Session { state: State::Ended, .. })) => None,
                 // Absence alone proves nothing: a replica may lag (hazard C11).

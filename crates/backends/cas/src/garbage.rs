@@ -6,7 +6,7 @@ use std::{
 };
 
 use tenure_core::{Clock, ElectionName, internal::lock, spi::BackendError};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::{
     challenger::Standing,
@@ -19,11 +19,18 @@ use crate::{
 
 /// Collects garbage now and then, until it is dropped.
 pub(crate) async fn collect_repeatedly<S: CasStore>(shared: Arc<Shared<S>>, clock: Arc<dyn Clock>) {
+    let mut reported = None;
     loop {
         // Jittered: all electors of the store do it.
         tokio::time::sleep(shared.settings.garbage_interval.mul_f64(0.5 + fastrand::f64())).await;
-        if let Err(error) = collect(&shared, &*clock).await {
-            debug!(%error, "the records of dead sessions are looked for later");
+        match collect(&shared, &*clock).await {
+            Ok(()) => reported = None,
+            // Once per kind, until it succeeds.
+            Err(error) if reported != Some(error.kind()) => {
+                reported = Some(error.kind());
+                warn!(%error, "cannot remove the records of dead sessions; trying again later");
+            }
+            Err(error) => debug!(%error, "cannot remove the records of dead sessions; trying again later"),
         }
     }
 }

@@ -44,7 +44,16 @@ pub(crate) struct RecordError {
 
 impl From<RecordError> for BackendError {
     fn from(error: RecordError) -> Self {
-        Self::new(BackendErrorKind::Invalid, error.to_string())
+        Self::with_source(BackendErrorKind::Invalid, error.to_string(), error)
+    }
+}
+
+/// Makes the error of a record that cannot be used one that is retried. For the record of another candidate's session, which somebody may
+/// repair or remove: those who wait behind it are not refused for that.
+pub(crate) fn retry_undecodable(error: BackendError) -> BackendError {
+    match error.cause().is_some_and(|cause| cause.is::<RecordError>()) {
+        true => BackendError::new(BackendErrorKind::Unavailable, error.to_string()),
+        false => error,
     }
 }
 

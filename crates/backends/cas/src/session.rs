@@ -54,12 +54,20 @@ pub(crate) struct CasSession<S> {
     epoch: Epoch,
     /// The session's record, as this process knows it. Locked while a heartbeat is sent.
     own: tokio::sync::Mutex<Own>,
-    /// The requests to enter that may have a slot, or may get one.
-    entries: Mutex<BTreeMap<u128, ElectionName>>,
+    /// The requests to enter that may have a slot, or may get one, by nonce.
+    entries: Mutex<BTreeMap<u128, Pending>>,
     /// A candidate was made the leader by a swap of its own.
     has_won: AtomicBool,
     /// Collects garbage, until the session is dropped.
     garbage: JoinHandle<()>,
+}
+
+/// A request to enter of which a swap was sent.
+#[derive(Clone, Debug)]
+struct Pending {
+    election: ElectionName,
+    /// How many of its swaps have conflicted, in all calls.
+    conflicts: u32,
 }
 
 #[derive(Debug)]
@@ -201,6 +209,82 @@ impl<S: CasStore> CasSession<S> {
             }
             // An earlier heartbeat, whose answer was lost: crediting this one's sending would be two leaders (hazard C13).
         }
+    }
+
+    /// Enters the queue, and leads if nobody is ahead.
+    async fn enter_queue(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
+        let client = &self.shared.client;
+        let mut swapped = None;
+        loop {
+            let epoch = self.epoch()?;
+            let found = match swapped.take() {
+                Some(swapped) => Some(swapped),
+                None => client.read_election(&request.election, Freshness::Fresh).await?,
+            };
+            let (version, election) = found.unzip();
+            let election = election.unwrap_or_default();
+            if let (Some(place), Some(version)) = (election.place(&self.id, Nonce(request.nonce)), &version) {
+                if place == 0 {
+                    if self.shared.settle(epoch, self.ttl, &*self.clock).await?.is_some() {
+                        return Ok(Entered::Queued { entry: Some(self.entry(request)) });
+                    }
+                    self.has_won.store(true, SeqCst);
+                    return Ok(Entered::Leads(self.won(request, &election)?));
+                }
+                // A campaign that does not wait takes over, too, if it comes again when the timers have run (hazard C16).
+                let found = (version, &election);
+                match self.shared.advance(&request.election, found, place, &*self.clock, epoch).await {
+                    Ok(Advance::Changed) => continue,
+                    Err(error) if !error.is_retryable() => return Err(error),
+                    // It is in the queue, and waits.
+                    Ok(Advance::Wait(_)) | Err(_) => {}
+                }
+                self.shared.with_timers(epoch, Timers::campaign_ended);
+                return Ok(Entered::Queued { entry: Some(self.entry(request)) });
+            }
+            let next = match (election.with_slot(&request.election, Slot::new(&self.id, request), epoch), &version)
+            {
+                (Ok(next), _) => next,
+                (Err(full), Some(version)) => {
+                    let (asks, found) = ((&request.election, &self.id), (version, &election));
+                    self.shared.make_room(asks, found, &*self.clock, epoch, full).await?;
+                    continue;
+                }
+                (Err(full), None) => return Err(full),
+            };
+            // Before the swap is sent: it may be carried out whatever happens to this future.
+            let is_first = self.note_sent(request);
+            match client.swap_election(&request.election, version.as_ref(), epoch, &next).await {
+                Ok(Swap::Done(version)) => swapped = Some((version, next)),
+                Ok(Swap::Conflict) => self.pause_after_conflict(request).await,
+                Ok(Swap::EpochChanged) => return Err(self.epoch_changed().await),
+                Err(error) => {
+                    if is_first && error.is_permanent() {
+                        // Refused, and nothing else was sent.
+                        lock(&self.entries).remove(&request.nonce);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Notes that a swap for this request is sent. Returns whether it is the first one.
+    fn note_sent(&self, request: &EntryRequest) -> bool {
+        let pending = Pending { election: request.election.clone(), conflicts: 0 };
+        let mut entries = lock(&self.entries);
+        let is_first = !entries.contains_key(&request.nonce);
+        entries.entry(request.nonce).or_insert(pending);
+        is_first
+    }
+
+    /// Pauses for longer with each conflict of the request, also of earlier calls (rule 8).
+    async fn pause_after_conflict(&self, request: &EntryRequest) {
+        let conflicts = lock(&self.entries).get_mut(&request.nonce).map_or(0, |pending| {
+            pending.conflicts += 1;
+            pending.conflicts - 1
+        });
+        self.clock.sleep_until(self.clock.now() + pause_after(conflicts)).await;
     }
 
     fn entry(&self, request: &EntryRequest) -> Entry {
@@ -412,56 +496,18 @@ impl<S: CasStore> BackendSession for CasSession<S> {
     }
 
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
-        // Before a request is sent: it may be carried out whatever happens to this future.
-        lock(&self.entries).insert(request.nonce, request.election.clone());
-        let client = &self.shared.client;
-        let (mut conflicts, mut swapped) = (0, None);
-        loop {
-            let epoch = self.epoch()?;
-            let found = match swapped.take() {
-                Some(swapped) => Some(swapped),
-                None => client.read_election(&request.election, Freshness::Fresh).await?,
-            };
-            let (version, election) = found.unzip();
-            let election = election.unwrap_or_default();
-            if let (Some(place), Some(version)) = (election.place(&self.id, Nonce(request.nonce)), &version) {
-                if place == 0 {
-                    if self.shared.settle(epoch, self.ttl, &*self.clock).await?.is_some() {
-                        return Ok(Entered::Queued { entry: Some(self.entry(request)) });
+        match self.enter_queue(request).await {
+            // The engine withdraws no request that was refused for good.
+            Err(error) if error.is_permanent() && lock(&self.entries).contains_key(&request.nonce) => {
+                match self.withdraw(&request.election, Nonce(request.nonce)).await {
+                    Ok(()) => Err(error),
+                    Err(failed) => {
+                        let text = format!("{error}; its slot is not removed yet: {failed}");
+                        Err(BackendError::new(BackendErrorKind::Unavailable, text))
                     }
-                    self.has_won.store(true, SeqCst);
-                    return Ok(Entered::Leads(self.won(request, &election)?));
                 }
-                // A campaign that does not wait takes over, too, if it comes again when the timers have run (hazard C16).
-                let found = (version, &election);
-                match self.shared.advance(&request.election, found, place, &*self.clock, epoch).await {
-                    Ok(Advance::Changed) => continue,
-                    Err(error) if error.kind() == BackendErrorKind::SessionGone => return Err(error),
-                    // It is in the queue, and waits.
-                    Ok(Advance::Wait(_)) | Err(_) => {}
-                }
-                self.shared.with_timers(epoch, Timers::campaign_ended);
-                return Ok(Entered::Queued { entry: Some(self.entry(request)) });
             }
-            let next = match (election.with_slot(&request.election, Slot::new(&self.id, request), epoch), &version)
-            {
-                (Ok(next), _) => next,
-                (Err(full), Some(version)) => {
-                    let (asks, found) = ((&request.election, &self.id), (version, &election));
-                    self.shared.make_room(asks, found, &*self.clock, epoch, full).await?;
-                    continue;
-                }
-                (Err(full), None) => return Err(full),
-            };
-            match client.swap_election(&request.election, version.as_ref(), epoch, &next).await? {
-                Swap::Done(version) => swapped = Some((version, next)),
-                Swap::Conflict => {
-                    let pause = pause_after(conflicts);
-                    self.clock.sleep_until(self.clock.now() + pause).await;
-                    conflicts += 1;
-                }
-                Swap::EpochChanged => return Err(self.epoch_changed().await),
-            }
+            entered => entered,
         }
     }
 
@@ -501,7 +547,7 @@ impl<S: CasStore> BackendSession for CasSession<S> {
         self.end().await?;
         let entries = lock(&self.entries).clone();
         let withdrawals: Vec<_> =
-            entries.iter().map(|(nonce, election)| self.withdraw(election, Nonce(*nonce))).collect();
+            entries.iter().map(|(nonce, pending)| self.withdraw(&pending.election, Nonce(*nonce))).collect();
         stream::iter(withdrawals).buffer_unordered(CONCURRENT_WITHDRAWALS).try_collect::<()>().await?;
         // No slot refers to it. If this fails, garbage collection removes it later.
         let own = self.own.lock().await;
@@ -512,6 +558,11 @@ impl<S: CasStore> BackendSession for CasSession<S> {
 
 #[cfg(test)]
 impl CasSession<crate::memory::MemoryCasClient> {
+    /// The number of requests to enter that are remembered.
+    pub(crate) fn pending(&self) -> usize {
+        lock(&self.entries).len()
+    }
+
     /// What a copy of this process has, as of a virtual machine that is resumed twice.
     pub(crate) async fn copy(&self) -> Self {
         let own = self.own.lock().await;

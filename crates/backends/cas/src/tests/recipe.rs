@@ -185,7 +185,8 @@ async fn a_foreign_record_is_an_error_in_words() {
     owner.lead("f", 1).await;
     store.put(&format!("s/{}", owner.session.id()), Some(b"?".to_vec()));
     host.enter("f", 2).await.unwrap();
-    assert_eq!(host.wait("f", 2).await.unwrap().unwrap_err().kind(), BackendErrorKind::Invalid);
+    let error = host.wait("f", 2).await.unwrap().unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("tenure did not write it"), "{error}");
     assert_eq!(stored(&store, "f").queue.len(), 2);
 }
 

@@ -21,7 +21,7 @@ use super::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored};
 use crate::{
     CasBackend,
     garbage::collect,
-    memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions, Network, Request},
+    memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions, MemoryEpochs, Network, Request},
     record::MAX_SLOTS,
     rules::{CasRule, disable},
     session::CasSession,
@@ -275,4 +275,36 @@ async fn a_resign_request_meets_a_new_value() {
     held.execute();
     assert!(asking.await.unwrap().unwrap().is_some());
     assert!(stored(&store, "e").queue[0].resign_requested);
+}
+
+/// A session that lives for months remembers no request that was refused, and removes the slot of one that is refused late.
+#[tokio::test(start_paused = true)]
+async fn a_refused_enter_leaves_nothing() {
+    let store = MemoryCas::new();
+    let backend = CasBackend::new(store.client(1));
+    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
+    let session = CasSession::open(&backend.shared, &options).await.unwrap();
+    store.put("e/foreign", Some(b"10.0.0.1".to_vec()));
+    for nonce in 1..100 {
+        assert!(session.enter(&request("foreign", nonce)).await.unwrap_err().is_permanent());
+    }
+    assert_eq!(session.pending(), 0);
+    session.enter(&request("e", 100)).await.unwrap();
+    assert_eq!(session.pending(), 1);
+    session.leave(&request("e", 100), None).await.unwrap();
+    assert_eq!(session.pending(), 0);
+}
+
+/// It is refused only once it is in the queue: the record of the store cannot be read, which says whether the epoch has settled.
+#[tokio::test(start_paused = true)]
+async fn an_enter_that_is_refused_late_is_withdrawn() {
+    let epochs = MemoryEpochs::Known;
+    let store = MemoryCas::with_options(MemoryCasOptions { epochs, ..MemoryCasOptions::default() });
+    store.fail_over(0);
+    let host = Host::new(&store).await;
+    store.put("store", Some(b"?".to_vec()));
+    let error = host.enter("e", 1).await.unwrap_err();
+    assert!(error.is_permanent() && error.to_string().contains("\"store\""), "{error}");
+    assert!(!store.records("e/e").is_empty(), "a swap was sent");
+    assert!(stored(&store, "e").queue.is_empty());
 }
