@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use tenure_core::{
     Clock, ElectionName,
     internal::lock,
@@ -217,6 +217,7 @@ impl<S: CasStore> CasSession<S> {
         let mut swapped = None;
         loop {
             let epoch = self.epoch()?;
+            let is_own_swap = swapped.is_some();
             let found = match swapped.take() {
                 Some(swapped) => Some(swapped),
                 None => client.read_election(&request.election, Freshness::Fresh).await?,
@@ -227,6 +228,10 @@ impl<S: CasStore> CasSession<S> {
                 if place == 0 {
                     if self.shared.settle(epoch, self.ttl, &*self.clock).await?.is_some() {
                         return Ok(Entered::Queued { entry: Some(self.entry(request)) });
+                    }
+                    if !is_own_swap {
+                        // It was in the queue before, and may have been ended since.
+                        self.check_own().await?;
                     }
                     self.has_won.store(true, SeqCst);
                     return Ok(Entered::Leads(self.won(request, &election)?));
@@ -544,15 +549,14 @@ impl<S: CasStore> BackendSession for CasSession<S> {
 
     async fn close(&self) -> Result<(), BackendError> {
         self.garbage.abort();
-        self.end().await?;
+        let ended = self.end().await;
         let entries = lock(&self.entries).clone();
         let withdrawals: Vec<_> =
             entries.iter().map(|(nonce, pending)| self.withdraw(&pending.election, Nonce(*nonce))).collect();
-        stream::iter(withdrawals).buffer_unordered(CONCURRENT_WITHDRAWALS).try_collect::<()>().await?;
-        // No slot refers to it. If this fails, garbage collection removes it later.
-        let own = self.own.lock().await;
-        let _ = self.shared.client.delete_session(&self.id, &own.version).await;
-        Ok(())
+        let withdrawn: Vec<_> =
+            stream::iter(withdrawals).buffer_unordered(CONCURRENT_WITHDRAWALS).collect().await;
+        // The ended record stays until a collection of garbage deletes it (rule 10).
+        ended.and_then(|()| withdrawn.into_iter().collect())
     }
 }
 

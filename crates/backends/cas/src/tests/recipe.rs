@@ -224,7 +224,7 @@ async fn a_lower_epoch_is_refused() {
     assert!(error.is_permanent() && error.to_string().contains("too large"), "{error}");
 }
 
-/// Closing a session removes its slots and its record, also those of requests whose answers were lost.
+/// Closing a session ends it and removes its slots, also those of requests whose answers were lost.
 #[tokio::test(start_paused = true)]
 async fn closing_a_session_removes_all_of_it() {
     let store = MemoryCas::new();
@@ -235,13 +235,22 @@ async fn closing_a_session_removes_all_of_it() {
     host.client.lose_next_answer(crate::memory::Request::Swap, "e/");
     host.enter("lost", 50).await.unwrap_err();
     host.session.close().await.unwrap();
-    assert!(store.records("s/").is_empty());
+    let all_ended = || {
+        let records = store.records("s/");
+        records.iter().all(|record| {
+            Session::decode(&record.key, &record.body).unwrap().state == crate::record::State::Ended
+        })
+    };
+    assert!(all_ended() && store.records("s/").len() == 1);
     assert!((0..40).all(|n| stored(&store, &format!("e{n}")).queue.is_empty()));
     assert!(stored(&store, "lost").queue.is_empty());
     host.session.close().await.unwrap();
-    assert!(store.records("s/").iter().all(|record| {
-        Session::decode(&record.key, &record.body).unwrap().state == crate::record::State::Ended
-    }));
+    assert!(all_ended());
+    // Rule 10.
+    for _ in 0..2 {
+        collect(&host.backend.shared, &host.clock).await.unwrap();
+    }
+    assert!(store.records("s/").is_empty());
 }
 
 /// A candidate behind others asks for few reads, and tells the engine that it is not next.

@@ -22,7 +22,7 @@ use crate::{
     CasBackend,
     garbage::collect,
     memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions, MemoryEpochs, Network, Request},
-    record::MAX_SLOTS,
+    record::{MAX_SLOTS, Session},
     rules::{CasRule, disable},
     session::CasSession,
     store::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version},
@@ -307,4 +307,36 @@ async fn an_enter_that_is_refused_late_is_withdrawn() {
     assert!(error.is_permanent() && error.to_string().contains("\"store\""), "{error}");
     assert!(!store.records("e/e").is_empty(), "a swap was sent");
     assert!(stored(&store, "e").queue.is_empty());
+}
+
+/// One withdrawal that fails keeps no other one from being sent.
+#[tokio::test(start_paused = true)]
+async fn closing_withdraws_all_that_it_can() {
+    let store = MemoryCas::new();
+    let host = Host::new(&store).await;
+    for n in 0..40 {
+        host.lead(&format!("e{n}"), n).await;
+    }
+    let name = "e0";
+    let record = store.records("e/e0").remove(0);
+    store.put("e/e0", Some(b"?".to_vec()));
+    let error = host.session.close().await.unwrap_err();
+    assert!(error.to_string().contains("\"e/e0\""), "{error}");
+    assert!((1..40).all(|n| stored(&store, &format!("e{n}")).queue.is_empty()));
+    store.put("e/e0", Some(record.body));
+    assert_eq!(stored(&store, name).queue.len(), 1);
+    // It was not forgotten.
+    host.session.close().await.unwrap();
+    assert!(stored(&store, name).queue.is_empty());
+}
+
+/// The answer of an enter is lost, and the session ended by an operator before it is repeated.
+#[tokio::test(start_paused = true)]
+async fn an_enter_that_is_repeated_does_not_lead_under_an_ended_session() {
+    let store = MemoryCas::new();
+    let host = Host::new(&store).await;
+    host.client.lose_next_answer(Request::Swap, "e/");
+    host.enter("e", 1).await.unwrap_err();
+    store.put(&format!("s/{}", host.session.id()), Some(Session::ended().encode()));
+    assert_eq!(host.enter("e", 1).await.unwrap_err().kind(), BackendErrorKind::SessionGone);
 }
