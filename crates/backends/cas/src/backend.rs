@@ -139,7 +139,7 @@ impl<S: CasStore> Backend for CasBackend<S> {
         for name in elections {
             let change = client.change_election(&name, Freshness::Fresh, |found, epoch| {
                 let absent = Election::default();
-                let next = found.unwrap_or(&absent).without(epoch, |slot| slot.session == session);
+                let next = found.unwrap_or(&absent).without(epoch, |slot| slot.session == session)?;
                 Ok(Change::Swap(next, ()))
             });
             change.await?;

@@ -177,7 +177,7 @@ impl<S: CasStore> Shared<S> {
             return Ok(false);
         }
         // A slot of an ended session may go whoever is ahead of it.
-        let next = found.without(epoch, has_ended);
+        let next = found.without(epoch, has_ended)?;
         match self.client.swap_election(election, Some(version), epoch, &next).await? {
             Swap::Done(_) | Swap::Conflict => Ok(true),
             Swap::EpochChanged => Err(self.epoch_changed(epoch).await),

@@ -74,7 +74,7 @@ pub(crate) async fn collect<S: CasStore>(shared: &Shared<S>, clock: &dyn Clock) 
         let change = client.change_election(&name, Freshness::Fresh, |found, epoch| {
             let Some(found) = found else { return Ok(Change::Keep(())) };
             // Ended for good, in whichever version of the election.
-            let next = found.without(epoch, |slot| dead.contains(&slot.session));
+            let next = found.without(epoch, |slot| dead.contains(&slot.session))?;
             Ok(if next.queue.len() == found.queue.len() { Change::Keep(()) } else { Change::Swap(next, ()) })
         });
         change.await?;

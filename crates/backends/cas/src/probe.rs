@@ -5,7 +5,7 @@ use std::time::Duration;
 use tenure_core::spi::{BackendError, BackendErrorKind};
 
 use crate::{
-    client::{Client, session_gone},
+    client::{Client, epoch_refused, session_gone},
     record::{STORE_KEY, Session, SessionId, StoreRecord},
     store::{CasStore, Epoch, Freshness, Swap, Version},
 };
@@ -32,16 +32,26 @@ pub(crate) async fn probe<S: CasStore>(
             Some((version, found)) if found == second => version,
             _ => return Err(session_gone(session, "its record was replaced")),
         },
-        Swap::EpochChanged => return Err(crate::client::epoch_refused(epoch)),
+        Swap::EpochChanged => return Err(failed_over(client, epoch).await),
     };
     for wrong in [None, Some(&version)] {
-        if let Swap::Done(_) = client.swap_session(session, wrong, epoch, &Session::ended()).await? {
-            let text = "this store ignores the condition of a write: two candidates could lead; use another store, or a version of \
-                        its server and proxies that supports conditional writes";
-            return Err(BackendError::new(BackendErrorKind::Invalid, text));
+        match client.swap_session(session, wrong, epoch, &Session::ended()).await? {
+            Swap::Conflict => {}
+            // Says nothing of the condition: another session has to try.
+            Swap::EpochChanged => return Err(failed_over(client, epoch).await),
+            Swap::Done(_) => {
+                let text = "this store ignores the condition of a write: two candidates could lead; use another store, or a version \
+                            of its server and proxies that supports conditional writes";
+                return Err(BackendError::new(BackendErrorKind::Invalid, text));
+            }
         }
     }
     Ok(done)
+}
+
+/// The error of a session during whose probe the store has failed over. The next one is of the new epoch.
+async fn failed_over<S: CasStore>(client: &Client<S>, epoch: Epoch) -> BackendError {
+    client.later_epoch(epoch).await.err().unwrap_or_else(|| epoch_refused(epoch))
 }
 
 /// The record of the store, which is created once.

@@ -8,7 +8,7 @@ use tenure_core::{
 };
 
 use crate::{
-    record::{Election, MAX_ELECTION_BYTES, MAX_SLOTS, Nonce, SessionId, Slot},
+    record::{Election, MAX_ELECTION_BYTES, MAX_NUMBER, MAX_SLOTS, Nonce, SessionId, Slot},
     rules::{CasRule, is_disabled},
     store::Epoch,
 };
@@ -62,12 +62,19 @@ impl Election {
         if self.queue.len() >= MAX_SLOTS {
             return Err(full(election, format!("{MAX_SLOTS} candidates are in its queue")));
         }
-        let next = self.with_queue(epoch, |queue| queue.push(slot));
+        let next = self.with_queue(epoch, |queue| queue.push(slot))?;
         next.checked(election)
     }
 
     /// Removes the slots that `is_gone`.
-    pub(crate) fn without(&self, epoch: Epoch, is_gone: impl Fn(&Slot) -> bool) -> Self {
+    ///
+    /// # Errors
+    /// [`Invalid`](BackendErrorKind::Invalid) when no fencing token is left for a new head.
+    pub(crate) fn without(
+        &self,
+        epoch: Epoch,
+        is_gone: impl Fn(&Slot) -> bool,
+    ) -> Result<Self, BackendError> {
         self.with_queue(epoch, |queue| queue.retain(|slot| !is_gone(slot)))
     }
 
@@ -96,7 +103,7 @@ impl Election {
     }
 
     /// Changes the queue. The token is computed from this record, which is the one that the swap replaces.
-    fn with_queue(&self, epoch: Epoch, change: impl FnOnce(&mut Vec<Slot>)) -> Self {
+    fn with_queue(&self, epoch: Epoch, change: impl FnOnce(&mut Vec<Slot>)) -> Result<Self, BackendError> {
         let mut next = self.clone();
         change(&mut next.queue);
         let head = |election: &Self| election.queue.first().map(|slot| slot.nonce);
@@ -105,10 +112,15 @@ impl Election {
                 true => self.queue.len().abs_diff(next.queue.len()) as u64,
                 false => 1,
             };
-            next.token = self.token.saturating_add(terms).max(epoch.0 << TERM_BITS);
+            // At most 2^62 + 500: a record has no greater token.
+            next.token = (self.token + terms).max(epoch.0 << TERM_BITS);
+            if next.token > MAX_NUMBER {
+                let text = "no fencing token is left for another leader; somebody has written a token that is too large";
+                return Err(BackendError::new(BackendErrorKind::Invalid, text));
+            }
         }
         next.token = next.token.max(u64::from(!next.queue.is_empty()));
-        next
+        Ok(next)
     }
 
     /// Refuses to make a record that some stores would refuse.
@@ -133,7 +145,7 @@ mod tests {
     use tenure_core::CandidateId;
 
     use super::*;
-    use crate::rules::disable;
+    use crate::{rules::disable, store::EpochState};
 
     fn name() -> ElectionName {
         ElectionName::new("e").unwrap()
@@ -158,7 +170,7 @@ mod tests {
     }
 
     fn without(election: &Election, nonces: &[u128], epoch: u64) -> Election {
-        election.without(Epoch(epoch), |slot| nonces.contains(&slot.nonce.0))
+        election.without(Epoch(epoch), |slot| nonces.contains(&slot.nonce.0)).unwrap()
     }
 
     /// Rule 4: a new head gets a token, once however many slots go; nothing else changes it.
@@ -185,6 +197,18 @@ mod tests {
         assert_eq!(without(&election, &[1], 3).token, (3 << TERM_BITS) + 1);
         assert_eq!(without(&election, &[1], 4).token, 4 << TERM_BITS);
         assert_eq!(without(&election, &[2], 4).token, 3 << TERM_BITS, "the head is the same");
+    }
+
+    #[test]
+    fn tokens_do_not_overflow() {
+        let (_, mut election) = queue(EpochState::MAX_EPOCH.0, 3);
+        assert!(election.token < MAX_NUMBER);
+        election.token = MAX_NUMBER - 1;
+        assert_eq!(without(&election, &[1], 0).token, MAX_NUMBER);
+        election.token = MAX_NUMBER;
+        assert_eq!(without(&election, &[2], 0).token, MAX_NUMBER, "the head is the same");
+        let error = election.without(Epoch(0), |slot| slot.nonce == Nonce(1)).unwrap_err();
+        assert!(error.to_string().contains("no fencing token is left"), "{error}");
     }
 
     /// Rule 4: a token that is not raised, or raised per slot, is noticed by `a_new_head_gets_one_new_token`.
@@ -251,6 +275,6 @@ mod tests {
         let changed = asked.with_value(&session, &request(1, b"new")).unwrap().unwrap();
         assert!(changed.queue[0].resign_requested && &*changed.queue[0].value == b"new");
         assert_eq!((changed.place(&session, Nonce(1)), changed.token), (Some(0), election.token));
-        assert!(!asked.without(Epoch(0), |slot| slot.nonce == Nonce(1)).queue[0].resign_requested);
+        assert!(!without(&asked, &[1], 0).queue[0].resign_requested);
     }
 }

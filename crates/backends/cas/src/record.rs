@@ -25,6 +25,9 @@ pub(crate) const MAX_ELECTION_BYTES: usize = 384 * 1024;
 /// The largest number of slots of an election.
 pub(crate) const MAX_SLOTS: usize = 500;
 
+/// The largest beat and the largest fencing token. No store reaches them; records beyond it are refused, so that no number overflows.
+pub(crate) const MAX_NUMBER: u64 = 1 << 62;
+
 const SESSION_FORMAT: &str = "tenure-session/1";
 const ELECTION_FORMAT: &str = "tenure-election/1";
 const STORE_FORMAT: &str = "tenure-store/1";
@@ -191,6 +194,9 @@ impl Session {
                 if ttl.is_zero() || ttl > Config::MAX_TTL {
                     return Err(refuse(key, "its TTL is zero or longer than a day"));
                 }
+                if beat > MAX_NUMBER {
+                    return Err(refuse(key, "its beat is too large"));
+                }
                 State::Live { beat, ttl }
             }
             (WireState::Ended, None, None) => State::Ended,
@@ -269,6 +275,9 @@ impl Election {
         let queue: Vec<_> = wire.queue.into_iter().map(|slot| slot.read(key)).collect::<Result<_, _>>()?;
         if wire.token == 0 && !queue.is_empty() {
             return Err(refuse(key, "it has a leader without a token"));
+        }
+        if wire.token > MAX_NUMBER {
+            return Err(refuse(key, "its token is too large"));
         }
         Ok(Self { token: wire.token, queue })
     }
@@ -443,6 +452,13 @@ mod tests {
                 ),
                 "TTL",
             ),
+            (
+                format!(
+                    r#"{{"format":"tenure-session/1","state":"live","beat":{},"ttl_ms":1,"nonce":"{id}"}}"#,
+                    MAX_NUMBER + 1
+                ),
+                "beat is too large",
+            ),
             (format!(r#"{{"format":"tenure-session/1","state":"gone","nonce":"{id}"}}"#), "unknown variant"),
             (r#"{"format":"tenure-session/1","state":"ended","nonce":"7"}"#.to_owned(), "32 hexadecimal"),
             (" ".repeat(MAX_RECORD_BYTES + 1), "more than 524288 bytes"),
@@ -468,6 +484,7 @@ mod tests {
             (slot("a", &id, r#","value":"a","value_base64":"YQ==""#), 1, "two values"),
             (slot("a", &id, r#","admin":true"#), 1, "unknown field"),
             (slot("a", &id, ""), 0, "without a token"),
+            (slot("a", &id, ""), MAX_NUMBER + 1, "token is too large"),
         ] {
             assert!(election(&slot, token).contains(said), "{}", election(&slot, token));
         }
@@ -485,7 +502,7 @@ mod tests {
     proptest! {
         #[test]
         fn elections_are_read_as_they_were_written(
-            token in 1_u64..,
+            token in 1..=MAX_NUMBER,
             values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..5),
             resign: bool,
         ) {
@@ -495,15 +512,25 @@ mod tests {
         }
 
         #[test]
-        fn sessions_are_read_as_they_were_written(beat: u64, ttl in 1_u64..86_400_000, lives: bool) {
+        fn sessions_are_read_as_they_were_written(beat in 0..=MAX_NUMBER, ttl in 1_u64..86_400_000, lives: bool) {
             let session = if lives { Session::live(beat, Duration::from_millis(ttl)) } else { Session::ended() };
             prop_assert_eq!(Session::decode("s/x", &session.encode()).unwrap(), session);
         }
 
+        /// Whatever follows the format is read or refused.
         #[test]
-        fn no_body_panics(body: Vec<u8>, text: String) {
-            for body in [&body[..], text.as_bytes()] {
-                let _ = (Session::decode("s/x", body), Election::decode("e/x", body), StoreRecord::decode(body));
+        fn no_body_panics(body: Vec<u8>, text: String, number: u64, format in 0_usize..3) {
+            let format = [SESSION_FORMAT, ELECTION_FORMAT, STORE_FORMAT][format];
+            let fields = format!(r#"{{"format":"{format}","beat":{number},"token":{number},{text}}}"#);
+            for body in [&body[..], text.as_bytes(), fields.as_bytes()] {
+                for error in [
+                    Session::decode("s/x", body).err(),
+                    Election::decode("e/x", body).err(),
+                    StoreRecord::decode(body).err(),
+                ] {
+                    // None of these is a record.
+                    prop_assert!(error.is_some_and(|error| !error.reason.is_empty()));
+                }
             }
         }
 

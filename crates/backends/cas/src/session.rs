@@ -443,7 +443,7 @@ impl<S: CasStore> CasSession<S> {
                 return Ok(Change::Keep(()));
             }
             let absent = Election::default();
-            let next = found.unwrap_or(&absent).without(epoch, |slot| slot.is(&self.id, nonce));
+            let next = found.unwrap_or(&absent).without(epoch, |slot| slot.is(&self.id, nonce))?;
             Ok(Change::Swap(next, ()))
         });
         change.await?;

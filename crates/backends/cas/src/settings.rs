@@ -25,9 +25,11 @@ impl CasSettings {
 
     /// Sets how often a waiting candidate, a leader and an observer read an election's record, on average. A handover takes about
     /// half of it. With hints from the store it is read ten times less often, and a handover takes as long as the hint.
+    ///
+    /// At least 10 ms and at most a minute: the nearest is used.
     #[must_use]
     pub const fn with_poll_interval(mut self, interval: Duration) -> Self {
-        self.poll_interval = interval;
+        self.poll_interval = clamped(interval, Duration::from_millis(10), Duration::from_secs(60));
         self
     }
 
@@ -39,9 +41,11 @@ impl CasSettings {
     }
 
     /// Sets how often each elector looks for the records of dead sessions, on average.
+    ///
+    /// At least a second and at most a day: the nearest is used.
     #[must_use]
     pub const fn with_garbage_interval(mut self, interval: Duration) -> Self {
-        self.garbage_interval = interval;
+        self.garbage_interval = clamped(interval, Duration::from_secs(1), Duration::from_secs(86_400));
         self
     }
 
@@ -56,8 +60,33 @@ impl CasSettings {
     }
 }
 
+const fn clamped(given: Duration, min: Duration, max: Duration) -> Duration {
+    match given.as_nanos() {
+        nanos if nanos < min.as_nanos() => min,
+        nanos if nanos > max.as_nanos() => max,
+        _ => given,
+    }
+}
+
 impl Default for CasSettings {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No setting makes a loop without a pause.
+    #[test]
+    fn intervals_are_bounded() {
+        let with = |interval| {
+            let settings = CasSettings::new().with_poll_interval(interval).with_garbage_interval(interval);
+            (settings.poll_interval, settings.garbage_interval)
+        };
+        assert_eq!(with(Duration::ZERO), (Duration::from_millis(10), Duration::from_secs(1)));
+        assert_eq!(with(Duration::from_secs(7)), (Duration::from_secs(7), Duration::from_secs(7)));
+        assert_eq!(with(Duration::MAX), (Duration::from_secs(60), Duration::from_secs(86_400)));
     }
 }

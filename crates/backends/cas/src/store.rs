@@ -137,5 +137,5 @@ pub enum EpochState {
 
 impl EpochState {
     /// The largest epoch that leaves room for the terms of an epoch in a fencing token.
-    pub const MAX_EPOCH: Epoch = Epoch((1 << 23) - 1);
+    pub const MAX_EPOCH: Epoch = Epoch((1 << 22) - 1);
 }

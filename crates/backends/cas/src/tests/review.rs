@@ -340,3 +340,28 @@ async fn an_enter_that_is_repeated_does_not_lead_under_an_ended_session() {
     store.put(&format!("s/{}", host.session.id()), Some(Session::ended().encode()));
     assert_eq!(host.enter("e", 1).await.unwrap_err().kind(), BackendErrorKind::SessionGone);
 }
+
+/// A failover during the probe shows nothing of the store's conditions: neither that it checks them nor that it does not.
+#[tokio::test(start_paused = true)]
+async fn a_failover_during_the_probe_is_no_proof() {
+    let epochs = MemoryEpochs::Known;
+    let options = MemoryCasOptions { epochs, ..MemoryCasOptions::default() };
+    // One that answers requests of another epoch before it looks at their conditions.
+    let store = MemoryCas::with_options(MemoryCasOptions { ignores_conditions: true, ..options });
+    let backend = CasBackend::new(store.client(1));
+    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
+    let swaps = [(); 3].map(|()| backend.store().hold_next(Request::Swap, "s/"));
+    let (opener, opening) = (backend.clone(), options.clone());
+    let opening = tokio::spawn(async move { opener.open_session(&opening).await });
+    for (n, swap) in swaps.iter().enumerate() {
+        swap.arrived().await;
+        if n == 2 {
+            store.fail_over(0);
+        }
+        swap.execute();
+    }
+    let error = opening.await.unwrap().unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    let error = backend.open_session(&options).await.unwrap_err();
+    assert!(error.to_string().contains("ignores the condition"), "{error}");
+}
