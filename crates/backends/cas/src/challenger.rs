@@ -28,6 +28,9 @@ const MAX_ATTEMPTS: usize = 3;
 /// The pause before a session is looked at again whose record has changed between each read and the swap.
 const CONTENDED_PAUSE: Duration = Duration::from_millis(50);
 
+/// No hint has come.
+pub(crate) const NO_HINT: BootInstant = BootInstant::from_nanos(0);
+
 /// What a look at a session has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -49,12 +52,20 @@ pub(crate) enum Advance {
 impl<S: CasStore> Shared<S> {
     /// Looks at a session, and ends it if it has stood still (rules 2 and 3). The caller knows the epoch as the current one: the
     /// timers started in it, and the swap is refused in another (rule 7).
+    ///
+    /// All candidates of the elector share a look, until it is time for the next one or a hint has come after it.
     pub(crate) async fn challenge(
         &self,
         session: &SessionId,
+        hint: BootInstant,
         clock: &dyn Clock,
         epoch: Epoch,
     ) -> Result<Standing, BackendError> {
+        let _one_at_a_time = self.looks[session.shard() % self.looks.len()].lock().await;
+        let now = clock.now();
+        if let Some(seen) = self.with_timers(epoch, |timers| timers.recent(session, hint, now)).flatten() {
+            return Ok(Standing::Live(seen));
+        }
         for _ in 0..MAX_ATTEMPTS {
             let found = self.client.read_session(session, Freshness::Fresh).await;
             let found = found.map_err(retry_undecodable)?;
@@ -117,18 +128,19 @@ impl<S: CasStore> Shared<S> {
     /// Looks at the slots ahead of `place`, and removes those whose sessions have ended (rule 4).
     ///
     /// Watches the immediate predecessor. Once that has stood still for half of its TTL, all sessions ahead are timed: otherwise a
-    /// head and k dead candidates behind it would cost k + 1 TTLs (rule 2).
+    /// head and k dead candidates behind it would cost k + 1 TTLs (rule 2). `hint` is when the store last gave a hint that the predecessor's
+    /// session has changed.
     pub(crate) async fn advance(
         &self,
         election: &ElectionName,
         found: (&Version, &Election),
-        place: usize,
+        (place, hint): (usize, BootInstant),
         clock: &dyn Clock,
         epoch: Epoch,
     ) -> Result<Advance, BackendError> {
         let ahead = &found.1.queue[..place];
         let Some(predecessor) = ahead.last().map(|slot| &slot.session) else { return Ok(Advance::Changed) };
-        let first = self.challenge(predecessor, clock, epoch).await?;
+        let first = self.challenge(predecessor, hint, clock, epoch).await?;
         let mut standings = Standings::from([(predecessor.clone(), first)]);
         if !matches!(first, Standing::Live(Sighting { is_silent: false, .. })) {
             let others: BTreeSet<_> = ahead.iter().map(|slot| &slot.session).collect();
@@ -154,7 +166,7 @@ impl<S: CasStore> Shared<S> {
         let looks: Vec<_> = sessions
             .into_iter()
             .map(|session| async move {
-                Ok::<_, BackendError>((session.clone(), self.challenge(session, clock, epoch).await?))
+                Ok::<_, BackendError>((session.clone(), self.challenge(session, NO_HINT, clock, epoch).await?))
             })
             .collect();
         stream::iter(looks).buffer_unordered(CONCURRENT_READS).try_collect().await

@@ -9,7 +9,7 @@ use tenure_core::{Clock, ElectionName, internal::lock, spi::BackendError};
 use tracing::{debug, warn};
 
 use crate::{
-    challenger::Standing,
+    challenger::{NO_HINT, Standing},
     client::Change,
     record::{ELECTIONS, Election, SESSIONS, Session, SessionId, State},
     rules::{CasRule, is_disabled},
@@ -56,7 +56,7 @@ pub(crate) async fn collect<S: CasStore>(shared: &Shared<S>, clock: &dyn Clock) 
             }
             // Its record is deleted by a later collection.
             State::Live { .. } => {
-                if shared.challenge(&id, clock, epoch).await? == Standing::Ended {
+                if shared.challenge(&id, NO_HINT, clock, epoch).await? == Standing::Ended {
                     dead.insert(id);
                 }
             }

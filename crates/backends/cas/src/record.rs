@@ -115,6 +115,11 @@ impl SessionId {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A number from 0 to 255, to spread sessions.
+    pub(crate) fn shard(&self) -> usize {
+        self.0.get(..2).and_then(|digits| usize::from_str_radix(digits, 16).ok()).unwrap_or_default()
+    }
 }
 
 impl fmt::Display for SessionId {

@@ -23,7 +23,7 @@ use tenure_core::{
 use tokio::task::JoinHandle;
 
 use crate::{
-    challenger::{Advance, epoch_is_over},
+    challenger::{Advance, NO_HINT, epoch_is_over},
     client::{Change, session_gone},
     garbage,
     hints::{Hints, Wake},
@@ -39,6 +39,8 @@ use crate::{
 /// The longest pause before an enter that conflicted is repeated: doubled for each conflict, up to the limit (rule 8).
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause of a candidate further back before it reads an election's record because of a hint.
+const MAX_DEBOUNCE: Duration = Duration::from_secs(2);
 /// The number of unanswered heartbeats to remember. If one before them was carried out, the session counts as gone.
 const MAX_UNANSWERED: usize = 256;
 /// How many elections are changed concurrently when a session is closed.
@@ -238,7 +240,7 @@ impl<S: CasStore> CasSession<S> {
                 }
                 // A campaign that does not wait takes over, too, if it comes again when the timers have run (hazard C16).
                 let found = (version, &election);
-                match self.shared.advance(&request.election, found, place, &*self.clock, epoch).await {
+                match self.shared.advance(&request.election, found, (place, NO_HINT), &*self.clock, epoch).await {
                     Ok(Advance::Changed) => continue,
                     Err(error) if !error.is_retryable() => return Err(error),
                     // It is in the queue, and waits.
@@ -340,7 +342,7 @@ impl<S: CasStore> CasSession<S> {
         let (client, nonce) = (&self.shared.client, Nonce(request.nonce));
         let mut freshness = Freshness::Fresh;
         let mut predecessor: Option<(SessionId, Hints<'_, S>)> = None;
-        let mut look_at = self.clock.now();
+        let (mut look_at, mut hint) = (self.clock.now(), NO_HINT);
         let mut hints = Hints::new(&self.shared, election_key(&request.election));
         loop {
             hints.subscribe();
@@ -383,7 +385,7 @@ impl<S: CasStore> CasSession<S> {
                         let found = (version, election);
                         match self
                             .shared
-                            .advance(&request.election, found, place, &*self.clock, epoch)
+                            .advance(&request.election, found, (place, hint), &*self.clock, epoch)
                             .await?
                         {
                             Advance::Changed => {
@@ -401,12 +403,21 @@ impl<S: CasStore> CasSession<S> {
                     None => std::future::pending().await,
                 }
             };
+            let election_hint = async {
+                let wake = hints.wait().await;
+                if wake == Wake::Hint && place.is_some_and(|place| place > 1) {
+                    // Others are next: they act first, and many changes cost one read.
+                    tokio::time::sleep(MAX_DEBOUNCE.mul_f64(fastrand::f64())).await;
+                }
+                wake
+            };
             let wake = tokio::select! {
                 biased;
                 () = self.clock.sleep_until(look_at) => Wake::Poll,
-                wake = hints.wait() => wake,
+                wake = election_hint => wake,
                 () = predecessor_hint => {
                     look_at = self.clock.now();
+                    hint = look_at;
                     Wake::Hint
                 }
             };

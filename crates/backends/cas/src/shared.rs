@@ -33,6 +33,8 @@ pub(crate) struct Shared<S> {
     /// Whether the store has been shown to check versions.
     pub(crate) is_probed: OnceLock<()>,
     pub(crate) settled: tokio::sync::Mutex<Settled>,
+    /// Locked while a session is looked at, one of them for each.
+    pub(crate) looks: [tokio::sync::Mutex<()>; 64],
 }
 
 impl<S: CasStore> Shared<S> {
@@ -47,6 +49,7 @@ impl<S: CasStore> Shared<S> {
             ended_before: Mutex::default(),
             is_probed: OnceLock::new(),
             settled: tokio::sync::Mutex::default(),
+            looks: std::array::from_fn(|_| tokio::sync::Mutex::default()),
         }
     }
 

@@ -36,6 +36,8 @@ struct Timer {
     lower: Option<(u64, BootInstant)>,
     ttl: Duration,
     looked_at: BootInstant,
+    /// What the last fresh read has shown.
+    sighting: Option<Sighting>,
     /// Whether a higher beat than the first was seen.
     has_beaten: bool,
 }
@@ -104,7 +106,7 @@ impl Timers {
         now: BootInstant,
     ) -> Sighting {
         self.forget_some();
-        let first = Timer { beat, since: now, lower: None, ttl, looked_at: now, has_beaten: false };
+        let first = Timer { beat, since: now, lower: None, ttl, looked_at: now, sighting: None, has_beaten: false };
         let timer = self.timers.entry(session.clone()).or_insert(first);
         timer.looked_at = now;
         let is_other = match beat.cmp(&timer.beat) {
@@ -123,21 +125,31 @@ impl Timers {
             timer.lower = Some(lower);
             (is_ignored, since) = (false, lower.1);
         }
-        let timer = *timer;
+        let has_beaten = timer.has_beaten;
         let drift = if is_disabled(CasRule::WaitWithDrift) { 0.0 } else { self.drift };
-        let expires = since + timer.ttl.mul_f64(1.0 + drift);
+        let ttl = timer.ttl;
+        let expires = since + ttl.mul_f64(1.0 + drift);
         let is_due = now >= expires;
         let has_expired = !is_ignored && is_due;
-        let silent_at = since + timer.ttl / 2;
+        let silent_at = since + ttl / 2;
         let is_silent = now >= silent_at;
         // The next beat is noticed soon after it, so that its timer does not start late.
-        let mut look_again = now + timer.ttl / 4;
+        let mut look_again = now + ttl / 4;
         for due in [expires, silent_at] {
             if due > now {
                 look_again = look_again.min(due);
             }
         }
-        Sighting { has_expired, is_due, is_silent, may_be_dead: is_silent || !timer.has_beaten, look_again }
+        let may_be_dead = is_silent || !has_beaten;
+        let sighting = Sighting { has_expired, is_due, is_silent, may_be_dead, look_again };
+        timer.sighting = Some(sighting).filter(|_| freshness == Freshness::Fresh);
+        sighting
+    }
+
+    /// What a fresh read has shown that was made after `hint` and need not be repeated yet.
+    pub(crate) fn recent(&self, session: &SessionId, hint: BootInstant, now: BootInstant) -> Option<Sighting> {
+        let timer = self.timers.get(session)?;
+        timer.sighting.filter(|seen| timer.looked_at > hint && now < seen.look_again && !seen.has_expired)
     }
 
     /// The session has ended.

@@ -1,7 +1,7 @@
 //! A client of the store in memory, and its faults.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -35,6 +35,7 @@ struct ClientState {
     network: watch::Sender<Network>,
     next: Mutex<VecDeque<(Request, String, OneFault)>>,
     next_lag: Mutex<Option<(String, Duration)>>,
+    reads: Mutex<BTreeMap<String, u64>>,
 }
 
 /// The faults of a client that occur at random. None by default.
@@ -102,6 +103,7 @@ impl MemoryCasClient {
             network: watch::Sender::default(),
             next: Mutex::default(),
             next_lag: Mutex::default(),
+            reads: Mutex::default(),
         };
         Self { store, state: Arc::new(state) }
     }
@@ -136,6 +138,12 @@ impl MemoryCasClient {
     /// Lets the next read of a key that begins with `prefix` show the record as it was so long ago, also if it asks for a fresh one.
     pub fn lag_next_read(&self, prefix: &str, lag: Duration) {
         *lock(&self.state.next_lag) = Some((prefix.to_owned(), lag));
+    }
+
+    /// How many reads of keys that begin with `prefix` this client has sent.
+    pub fn reads_of(&self, prefix: &str) -> u64 {
+        let reads = lock(&self.state.reads);
+        reads.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, count)| count).sum()
     }
 
     fn add_next(&self, request: Request, prefix: &str, fault: OneFault) {
@@ -263,6 +271,7 @@ fn unavailable(text: &str) -> BackendError {
 #[async_trait]
 impl CasStore for MemoryCasClient {
     async fn read(&self, key: &str, freshness: Freshness) -> Result<Option<Record>, BackendError> {
+        *lock(&self.state.reads).entry(key.to_owned()).or_default() += 1;
         let (wanted, lag) = (key.to_owned(), self.lag(key, freshness));
         self.send(Request::Read, key, move |store| store.read(&wanted, lag)).await
     }

@@ -365,3 +365,28 @@ async fn a_failover_during_the_probe_is_no_proof() {
     let error = backend.open_session(&options).await.unwrap_err();
     assert!(error.to_string().contains("ignores the condition"), "{error}");
 }
+
+/// A thousand candidates of one elector wait behind one session, each in an election of its own: they share the reads of that session.
+#[tokio::test(start_paused = true)]
+async fn candidates_of_an_elector_share_a_look_at_a_session() {
+    let store = MemoryCas::with_options(MemoryCasOptions::default());
+    let (leader, host) = (Host::new(&store).await, Host::new(&store).await);
+    for n in 0..1000 {
+        leader.lead(&format!("e{n}"), n).await;
+    }
+    let _alive = (leader.keep_alive(), host.keep_alive());
+    let before = host.client.reads_of("s/");
+    let mut waiting = Vec::new();
+    for n in 0..1000 {
+        host.queue(&format!("e{n}"), 2000 + n).await;
+        waiting.push(host.wait(&format!("e{n}"), 2000 + n));
+    }
+    sleep(100.0).await;
+    let reads = host.client.reads_of("s/") - before;
+    assert!((40..=60).contains(&reads), "{reads}");
+    // A dead leader is noticed all the same.
+    leader.session.close().await.unwrap();
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+}
