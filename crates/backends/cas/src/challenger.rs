@@ -77,7 +77,9 @@ impl<S: CasStore> Shared<S> {
                 Some((version, Session { state: State::Live { beat, ttl }, .. })) => {
                     // Read after the answer was received.
                     let now = clock.now();
-                    let seen = self.with_timers(epoch, |timers| timers.observe(session, (*beat, Freshness::Fresh), *ttl, now));
+                    let seen = self.with_timers(epoch, |timers| {
+                        timers.observe(session, (*beat, Freshness::Fresh), *ttl, now)
+                    });
                     let seen = seen.ok_or_else(|| epoch_refused(epoch))?;
                     if !seen.has_expired {
                         return Ok(Standing::Live(seen));
@@ -166,7 +168,10 @@ impl<S: CasStore> Shared<S> {
         let looks: Vec<_> = sessions
             .into_iter()
             .map(|session| async move {
-                Ok::<_, BackendError>((session.clone(), self.challenge(session, NO_HINT, clock, epoch).await?))
+                Ok::<_, BackendError>((
+                    session.clone(),
+                    self.challenge(session, NO_HINT, clock, epoch).await?,
+                ))
             })
             .collect();
         stream::iter(looks).buffer_unordered(CONCURRENT_READS).try_collect().await

@@ -49,7 +49,13 @@ pub(crate) enum Change<T> {
 
 impl<S: CasStore> Client<S> {
     pub(crate) fn new(store: S, request_timeout: Duration, allows_unknown_epochs: bool) -> Self {
-        Self { store, request_timeout, allows_unknown_epochs, epoch: Mutex::default(), reported: Mutex::default() }
+        Self {
+            store,
+            request_timeout,
+            allows_unknown_epochs,
+            epoch: Mutex::default(),
+            reported: Mutex::default(),
+        }
     }
 
     pub(crate) fn store(&self) -> &S {

@@ -48,7 +48,8 @@ impl<S: CasStore> Shared<S> {
                 // Absence in a stale read proves nothing.
                 None => (true, true, None),
                 Some((_, Session { state: State::Live { beat, ttl }, .. })) => {
-                    let seen = self.with_sightings(|timers, now| timers.observe(session, (beat, freshness), ttl, now));
+                    let seen = self
+                        .with_sightings(|timers, now| timers.observe(session, (beat, freshness), ttl, now));
                     (seen.is_due, seen.has_expired, Some(ttl))
                 }
             };
@@ -60,8 +61,14 @@ impl<S: CasStore> Shared<S> {
         }
     }
 
-    async fn head(&self, election: &ElectionName, freshness: Freshness) -> Result<Option<Head>, BackendError> {
-        let Some((_, mut found)) = self.client.read_election(election, freshness).await? else { return Ok(None) };
+    async fn head(
+        &self,
+        election: &ElectionName,
+        freshness: Freshness,
+    ) -> Result<Option<Head>, BackendError> {
+        let Some((_, mut found)) = self.client.read_election(election, freshness).await? else {
+            return Ok(None);
+        };
         if found.queue.is_empty() {
             return Ok(None);
         }

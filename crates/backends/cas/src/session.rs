@@ -240,7 +240,11 @@ impl<S: CasStore> CasSession<S> {
                 }
                 // A campaign that does not wait takes over, too, if it comes again when the timers have run (hazard C16).
                 let found = (version, &election);
-                match self.shared.advance(&request.election, found, (place, NO_HINT), &*self.clock, epoch).await {
+                match self
+                    .shared
+                    .advance(&request.election, found, (place, NO_HINT), &*self.clock, epoch)
+                    .await
+                {
                     Ok(Advance::Changed) => continue,
                     Err(error) if !error.is_retryable() => return Err(error),
                     // It is in the queue, and waits.
@@ -249,8 +253,10 @@ impl<S: CasStore> CasSession<S> {
                 self.shared.with_timers(epoch, Timers::campaign_ended);
                 return Ok(Entered::Queued { entry: Some(self.entry(request)) });
             }
-            let next = match (election.with_slot(&request.election, Slot::new(&self.id, request), epoch), &version)
-            {
+            let next = match (
+                election.with_slot(&request.election, Slot::new(&self.id, request), epoch),
+                &version,
+            ) {
                 (Ok(next), _) => next,
                 (Err(full), Some(version)) => {
                     let (asks, found) = ((&request.election, &self.id), (version, &election));

@@ -83,10 +83,11 @@ impl<S: CasStore> Shared<S> {
     /// The longest TTL of the sessions in the store.
     async fn longest_ttl(&self) -> Result<Duration, BackendError> {
         let listed = self.client.bounded("listing sessions", self.client.store().list(SESSIONS)).await?;
-        let ttls = listed.iter().filter_map(|record| match Session::decode(&record.key, &record.body).ok()?.state {
-            State::Live { ttl, .. } => Some(ttl),
-            State::Ended => None,
-        });
+        let ttls =
+            listed.iter().filter_map(|record| match Session::decode(&record.key, &record.body).ok()?.state {
+                State::Live { ttl, .. } => Some(ttl),
+                State::Ended => None,
+            });
         Ok(ttls.max().unwrap_or_default())
     }
 }

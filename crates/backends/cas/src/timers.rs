@@ -59,8 +59,13 @@ pub(crate) struct Sighting {
 
 impl Sighting {
     /// Of a session that has just beaten.
-    pub(crate) const LIVE: Self =
-        Self { has_expired: false, is_due: false, is_silent: false, may_be_dead: false, look_again: BootInstant::NEVER };
+    pub(crate) const LIVE: Self = Self {
+        has_expired: false,
+        is_due: false,
+        is_silent: false,
+        may_be_dead: false,
+        look_again: BootInstant::NEVER,
+    };
 }
 
 impl Timers {
@@ -106,7 +111,8 @@ impl Timers {
         now: BootInstant,
     ) -> Sighting {
         self.forget_some();
-        let first = Timer { beat, since: now, lower: None, ttl, looked_at: now, sighting: None, has_beaten: false };
+        let first =
+            Timer { beat, since: now, lower: None, ttl, looked_at: now, sighting: None, has_beaten: false };
         let timer = self.timers.entry(session.clone()).or_insert(first);
         timer.looked_at = now;
         let is_other = match beat.cmp(&timer.beat) {
@@ -147,7 +153,12 @@ impl Timers {
     }
 
     /// What a fresh read has shown that was made after `hint` and need not be repeated yet.
-    pub(crate) fn recent(&self, session: &SessionId, hint: BootInstant, now: BootInstant) -> Option<Sighting> {
+    pub(crate) fn recent(
+        &self,
+        session: &SessionId,
+        hint: BootInstant,
+        now: BootInstant,
+    ) -> Option<Sighting> {
         let timer = self.timers.get(session)?;
         timer.sighting.filter(|seen| timer.looked_at > hint && now < seen.look_again && !seen.has_expired)
     }
@@ -177,7 +188,10 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{rules::disable, store::Freshness::{Fresh, MayBeStale}};
+    use crate::{
+        rules::disable,
+        store::Freshness::{Fresh, MayBeStale},
+    };
 
     const TTL: Duration = Duration::from_secs(10);
 
@@ -229,7 +243,8 @@ mod tests {
     #[test]
     fn a_lower_beat_of_a_fresh_read_is_timed() {
         let (mut timers, session) = (Timers::new(0.1), SessionId::random());
-        let mut observe = |beat, freshness, millis| timers.observe(&session, (beat, freshness), TTL, at(millis));
+        let mut observe =
+            |beat, freshness, millis| timers.observe(&session, (beat, freshness), TTL, at(millis));
         observe(5, Fresh, 0);
         assert!(!observe(3, Fresh, 11_000).has_expired, "its timer has just begun");
         assert!(!observe(3, MayBeStale, 30_000).has_expired, "a replica may lag");

@@ -10,6 +10,7 @@ use super::host::{DRIFT, Host, TTL, election, seconds, sleep, stored};
 use crate::{
     garbage::collect,
     memory::{MemoryCas, MemoryCasOptions, MemoryEpochs, Network, Request},
+    record::{Session, State},
     rules::{CasRule, disable},
 };
 
@@ -354,6 +355,7 @@ mod scenario {
         sleep(10.5).await;
         assert!(!owner.is_open());
         owner.lead("e", 3).await;
+        assert!(!owner.is_open(), "it has won, and does not lead");
         owner.beat().await.unwrap();
         let won = tokio::time::timeout(TTL / 2, waiting).await;
         if won.is_err() {
@@ -462,7 +464,8 @@ async fn a_store_that_ignores_conditions_is_refused() {
     assert!(backend.candidates(&election("e")).await.unwrap().is_empty());
 }
 
-/// Hazard C9: a store that removes a record by itself takes leadership away, and gives it to no two.
+/// Hazard C9: a store that removes a record by itself takes leadership away for good. Until its next heartbeat the leader does not know that,
+/// so that such a store is none for tenure.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_the_store_removes_ends_its_session() {
     let store = MemoryCas::new();
@@ -471,8 +474,15 @@ async fn a_record_that_the_store_removes_ends_its_session() {
     challenger.queue("e", 2).await;
     store.put(&format!("s/{}", owner.session.id()), None);
     assert_eq!(owner.beat().await.unwrap_err().kind(), BackendErrorKind::SessionGone);
-    challenger.wait("e", 2).await.unwrap().unwrap();
+    let won = challenger.wait("e", 2).await.unwrap().unwrap();
+    assert_eq!(won.token.get(), 2);
+    let queue = stored(&store, "e").queue;
+    assert!(queue.len() == 1 && queue[0].nonce.0 == 2, "{queue:?}");
+    // It does not create its record again, and neither enters nor leads under it.
     assert_eq!(owner.beat().await.unwrap_err().kind(), BackendErrorKind::SessionGone);
+    assert_eq!(owner.wait("e", 1).await.unwrap().unwrap_err().kind(), BackendErrorKind::EntryGone);
+    let record = store.records(&format!("s/{}", owner.session.id())).remove(0);
+    assert_eq!(Session::decode(&record.key, &record.body).unwrap().state, State::Ended);
 }
 
 /// Hazard C7: hints that stop cost time, and nothing else.

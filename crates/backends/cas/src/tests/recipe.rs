@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt as _, future::try_join_all};
 use tenure_core::{
     SimClock,
-    spi::{Backend as _, BackendErrorKind, Entered, SessionOptions},
+    spi::{Backend as _, BackendErrorKind, Entered, QueuePosition, SessionOptions},
 };
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored};
 use crate::{
@@ -217,8 +217,21 @@ async fn a_lower_epoch_is_refused() {
     let client = crate::client::Client::new(store.client(2), TTL, false);
     assert_eq!(client.refresh_epoch().await.unwrap().0, 1);
     store.set_epoch(0);
+    // Nothing is written, and each call is answered.
+    let before = store.records("");
+    for error in [
+        host.beat().await.unwrap_err(),
+        host.enter("f", 2).await.unwrap_err(),
+        host.session.leave(&request("e", 1), None).await.unwrap_err(),
+        host.session.close().await.unwrap_err(),
+    ] {
+        assert!(error.is_retryable() && error.to_string().contains("restart the processes"), "{error}");
+    }
+    assert_eq!(store.records(""), before);
     let error = client.refresh_epoch().await.unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("restart the processes"), "{error}");
+    store.set_epoch(1);
+    host.beat().await.unwrap();
     store.set_epoch(u64::MAX);
     let error = client.refresh_epoch().await.unwrap_err();
     assert!(error.is_permanent() && error.to_string().contains("too large"), "{error}");
@@ -253,20 +266,31 @@ async fn closing_a_session_removes_all_of_it() {
     assert!(store.records("s/").is_empty());
 }
 
-/// A candidate behind others asks for few reads, and tells the engine that it is not next.
+/// A candidate behind others asks for few reads, and tells the engine whether it is next.
 #[tokio::test(start_paused = true)]
 async fn a_waiting_candidate_reads_little() {
     let store = MemoryCas::new();
-    let (leader, host) = (Host::new(&store).await, Host::new(&store).await);
+    let (leader, next, host) = (Host::new(&store).await, Host::new(&store).await, Host::new(&store).await);
     leader.lead("e", 1).await;
-    let _alive = (leader.keep_alive(), host.keep_alive());
-    host.queue("e", 2).await;
-    let waiting = host.wait("e", 2);
-    let before = store.requests();
+    let _alive = (leader.keep_alive(), next.keep_alive(), host.keep_alive());
+    next.queue("e", 2).await;
+    host.queue("e", 3).await;
+    let (sent, mut is_next) = mpsc::unbounded_channel();
+    let (session, request) = (Arc::clone(&host.session), request("e", 3));
+    let waiting = tokio::spawn(async move {
+        let position = QueuePosition::new(move |is_next| sent.send(is_next).unwrap_or_default());
+        session.wait_turn(&request, None, &position).await
+    });
+    assert_eq!(is_next.recv().await, Some(false));
+    let before = [host.client.reads_of("e/"), host.client.reads_of("s/")];
     sleep(100.0).await;
-    // Of two sessions, 60 heartbeats. The record is read about once a second, and the leader's session at each of its heartbeats and
+    // The record is read about once a second and when it is time to look at the predecessor's session: at each of its heartbeats, and
     // every quarter of a TTL.
-    let requests = store.requests() - before;
-    assert!(requests < 60 + 150 + 30 + 50, "{requests}");
+    let reads = [host.client.reads_of("e/") - before[0], host.client.reads_of("s/") - before[1]];
+    assert!((60..=180).contains(&reads[0]) && (30..=75).contains(&reads[1]), "{reads:?}");
+    next.leave("e", 2).await;
+    assert_eq!(is_next.recv().await, Some(true));
     assert!(!waiting.is_finished());
+    leader.leave("e", 1).await;
+    waiting.await.unwrap().unwrap();
 }

@@ -13,7 +13,10 @@ use futures::{
 };
 use tenure_core::{
     SimClock,
-    spi::{Backend as _, BackendError, BackendErrorKind, BackendSession as _, EntryEvent, EntryRequest, SessionOptions},
+    spi::{
+        Backend as _, BackendError, BackendErrorKind, BackendSession as _, EntryEvent, EntryRequest,
+        SessionOptions,
+    },
 };
 use tokio::time::Instant;
 
@@ -366,20 +369,20 @@ async fn a_failover_during_the_probe_is_no_proof() {
     assert!(error.to_string().contains("ignores the condition"), "{error}");
 }
 
-/// A thousand candidates of one elector wait behind one session, each in an election of its own: they share the reads of that session.
+/// A hundred candidates of one elector wait behind one session, each in an election of its own: they share the reads of that session.
 #[tokio::test(start_paused = true)]
 async fn candidates_of_an_elector_share_a_look_at_a_session() {
     let store = MemoryCas::with_options(MemoryCasOptions::default());
     let (leader, host) = (Host::new(&store).await, Host::new(&store).await);
-    for n in 0..1000 {
+    for n in 0..100 {
         leader.lead(&format!("e{n}"), n).await;
     }
     let _alive = (leader.keep_alive(), host.keep_alive());
     let before = host.client.reads_of("s/");
     let mut waiting = Vec::new();
-    for n in 0..1000 {
-        host.queue(&format!("e{n}"), 2000 + n).await;
-        waiting.push(host.wait(&format!("e{n}"), 2000 + n));
+    for n in 0..100 {
+        host.queue(&format!("e{n}"), 200 + n).await;
+        waiting.push(host.wait(&format!("e{n}"), 200 + n));
     }
     sleep(100.0).await;
     let reads = host.client.reads_of("s/") - before;
