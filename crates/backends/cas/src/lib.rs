@@ -12,12 +12,12 @@
 //! | `store` | the identity of the store, and the last epoch in which candidates may lead | whoever has waited in a new epoch |
 //!
 //! A record is one line of JSON. A session serves all elections of an elector, so that a heartbeat is one swap. An election's record is never
-//! deleted. It has at most 500 slots and 384 KiB, values included.
+//! deleted.
 //!
 //! # Rules
 //!
-//! Each rule is stated in one place. `C` numbers are those of `docs/assurance/hazards.md` in the repository; `docs/assurance/cas.md` derives
-//! why the rules suffice.
+//! Each rule is stated in one place. `C` numbers are those of `docs/assurance/hazards.md` in the repository;
+//! `docs/assurance/compare-and-swap.md` derives why the rules suffice, and says how long a takeover takes and what the limits are.
 //!
 //! | Rule | Hazards | Where |
 //! |---|---|---|
