@@ -32,7 +32,7 @@ async fn what_cannot_work_is_refused_with_what_is_allowed() {
     for (url, expected) in [
         ("acme:", "it has a host or no name; give acme:NAME"),
         ("acme://host/x", "it has a host or no name; give acme:NAME"),
-        ("acme:x?delay=1s", "unknown setting delay; allowed are drift, "),
+        ("acme:x?delay=1s", "unknown setting delay; allowed are candidate, "),
         ("acme:x?ttl=1ms", "it must be from 1s to 1day"),
         ("acne:x", "there is no store \"acne\"; did you mean acme:? use memory:, local:, etcd:"),
     ] {
