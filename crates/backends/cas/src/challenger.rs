@@ -33,9 +33,9 @@ pub(crate) const NO_HINT: BootInstant = BootInstant::from_nanos(0);
 
 /// What a look at a session has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum SessionStatus {
     /// It lives, as far as one may assume. Its timer.
-    Live(Sighting),
+    Active(Sighting),
     /// It has ended, and never lives again.
     Ended,
 }
@@ -60,11 +60,11 @@ impl<S: CasStore> Shared<S> {
         hint: BootInstant,
         clock: &dyn Clock,
         epoch: Epoch,
-    ) -> Result<Standing, BackendError> {
+    ) -> Result<SessionStatus, BackendError> {
         let _one_at_a_time = self.looks[session.shard() % self.looks.len()].lock().await;
         let now = clock.now();
         if let Some(seen) = self.with_timers(epoch, |timers| timers.recent(session, hint, now)).flatten() {
-            return Ok(Standing::Live(seen));
+            return Ok(SessionStatus::Active(seen));
         }
         for _ in 0..MAX_ATTEMPTS {
             let found = self.client.read_session(session, Freshness::Fresh).await;
@@ -74,7 +74,7 @@ impl<S: CasStore> Shared<S> {
                 // Absence alone proves nothing: a replica may lag (hazard C11).
                 None if is_disabled(CasRule::AbsentIsNotEnded) => None,
                 None => Some(None),
-                Some((version, Session { state: State::Live { beat, ttl }, .. })) => {
+                Some((version, Session { state: State::Active { beat, ttl }, .. })) => {
                     // Read after the answer was received.
                     let now = clock.now();
                     let seen = self.with_timers(epoch, |timers| {
@@ -82,7 +82,7 @@ impl<S: CasStore> Shared<S> {
                     });
                     let seen = seen.ok_or_else(|| epoch_refused(epoch))?;
                     if !seen.has_expired {
-                        return Ok(Standing::Live(seen));
+                        return Ok(SessionStatus::Active(seen));
                     }
                     if is_disabled(CasRule::EndBeforePurge) { None } else { Some(Some(version)) }
                 }
@@ -93,12 +93,12 @@ impl<S: CasStore> Shared<S> {
             };
             if is_ended {
                 self.with_timers(epoch, |timers| timers.forget(session));
-                return Ok(Standing::Ended);
+                return Ok(SessionStatus::Ended);
             }
         }
         // It changes all the time, so it is not dead.
         let soon = clock.now() + CONTENDED_PAUSE;
-        Ok(Standing::Live(Sighting { look_again: soon, ..Sighting::LIVE }))
+        Ok(SessionStatus::Active(Sighting { look_again: soon, ..Sighting::LIVE }))
     }
 
     /// Ends a session of this version, or an absent one. False after a conflict, which says nothing.
@@ -144,7 +144,7 @@ impl<S: CasStore> Shared<S> {
         let Some(predecessor) = ahead.last().map(|slot| &slot.session) else { return Ok(Advance::Changed) };
         let first = self.challenge(predecessor, hint, clock, epoch).await?;
         let mut standings = Standings::from([(predecessor.clone(), first)]);
-        if !matches!(first, Standing::Live(Sighting { is_silent: false, .. })) {
+        if !matches!(first, SessionStatus::Active(Sighting { is_silent: false, .. })) {
             let others: BTreeSet<_> = ahead.iter().map(|slot| &slot.session).collect();
             let others = others.into_iter().filter(|session| *session != predecessor);
             standings.extend(self.challenge_all(others.collect(), clock, epoch).await?);
@@ -153,8 +153,8 @@ impl<S: CasStore> Shared<S> {
             return Ok(Advance::Changed);
         }
         let looks = standings.values().filter_map(|standing| match standing {
-            Standing::Live(seen) => Some(seen.look_again),
-            Standing::Ended => None,
+            SessionStatus::Active(seen) => Some(seen.look_again),
+            SessionStatus::Ended => None,
         });
         Ok(Advance::Wait(looks.min().unwrap_or_else(|| clock.now())))
     }
@@ -186,8 +186,8 @@ impl<S: CasStore> Shared<S> {
         epoch: Epoch,
     ) -> Result<bool, BackendError> {
         let has_ended = |slot: &Slot| match standings.get(&slot.session) {
-            Some(Standing::Ended) => true,
-            Some(Standing::Live(seen)) => seen.is_silent && is_disabled(CasRule::PurgeOnlyEnded),
+            Some(SessionStatus::Ended) => true,
+            Some(SessionStatus::Active(seen)) => seen.is_silent && is_disabled(CasRule::PurgeOnlyEnded),
             None => false,
         };
         if !found.queue.iter().any(has_ended) {
@@ -220,7 +220,8 @@ impl<S: CasStore> Shared<S> {
         if self.purge(election, found, &standings, epoch).await? {
             return Ok(());
         }
-        let may_be_dead = |standing: &Standing| matches!(standing, Standing::Live(seen) if seen.may_be_dead);
+        let may_be_dead =
+            |standing: &SessionStatus| matches!(standing, SessionStatus::Active(seen) if seen.may_be_dead);
         match standings.values().any(may_be_dead) {
             true => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -231,7 +232,7 @@ impl<S: CasStore> Shared<S> {
     }
 }
 
-type Standings = BTreeMap<SessionId, Standing>;
+type Standings = BTreeMap<SessionId, SessionStatus>;
 
 /// The error of a session of an epoch that is over (rule 7).
 pub(crate) fn epoch_is_over(session: &SessionId, epoch: Epoch, current: Epoch) -> BackendError {

@@ -9,7 +9,7 @@ use tenure_core::{Clock, ElectionName, internal::lock, spi::BackendError};
 use tracing::{debug, warn};
 
 use crate::{
-    challenger::{NO_HINT, Standing},
+    challenger::{NO_HINT, SessionStatus},
     client::Change,
     record::{ELECTIONS, Election, SESSIONS, Session, SessionId, State},
     rules::{CasRule, is_disabled},
@@ -51,12 +51,12 @@ pub(crate) async fn collect<S: CasStore>(shared: &Shared<S>, clock: &dyn Clock) 
                 dead.insert(id.clone());
                 ended.insert(id, record.version);
             }
-            State::Live { .. } if is_disabled(CasRule::TimeGarbage) => {
+            State::Active { .. } if is_disabled(CasRule::TimeGarbage) => {
                 client.swap_session(&id, Some(&record.version), epoch, &Session::ended()).await?;
             }
             // Its record is deleted by a later collection.
-            State::Live { .. } => {
-                if shared.challenge(&id, NO_HINT, clock, epoch).await? == Standing::Ended {
+            State::Active { .. } => {
+                if shared.challenge(&id, NO_HINT, clock, epoch).await? == SessionStatus::Ended {
                     dead.insert(id);
                 }
             }

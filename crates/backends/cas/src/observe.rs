@@ -47,7 +47,7 @@ impl<S: CasStore> Shared<S> {
                 Some((_, Session { state: State::Ended, .. })) => return Ok((true, None)),
                 // Absence in a stale read proves nothing.
                 None => (true, true, None),
-                Some((_, Session { state: State::Live { beat, ttl }, .. })) => {
+                Some((_, Session { state: State::Active { beat, ttl }, .. })) => {
                     let seen = self
                         .with_sightings(|timers, now| timers.observe(session, (beat, freshness), ttl, now));
                     (seen.is_due, seen.has_expired, Some(ttl))

@@ -144,7 +144,7 @@ pub(crate) struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// It has sent so many heartbeats, and has this TTL.
-    Live {
+    Active {
         beat: u64,
         ttl: Duration,
     },
@@ -166,13 +166,14 @@ struct WireSession<'a> {
 #[derive(Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "snake_case")]
 enum WireState {
-    Live,
+    #[serde(rename = "live")]
+    Active,
     Ended,
 }
 
 impl Session {
     pub(crate) fn live(beat: u64, ttl: Duration) -> Self {
-        Self { state: State::Live { beat, ttl }, nonce: Nonce::of_body() }
+        Self { state: State::Active { beat, ttl }, nonce: Nonce::of_body() }
     }
 
     pub(crate) fn ended() -> Self {
@@ -181,7 +182,7 @@ impl Session {
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (state, beat, ttl_ms) = match self.state {
-            State::Live { beat, ttl } => (WireState::Live, Some(beat), Some(milliseconds(ttl))),
+            State::Active { beat, ttl } => (WireState::Active, Some(beat), Some(milliseconds(ttl))),
             State::Ended => (WireState::Ended, None, None),
         };
         let nonce = self.nonce.to_string();
@@ -194,7 +195,7 @@ impl Session {
         let wire: WireSession<'_> = parse(key, body, SESSION_FORMAT)?;
         let nonce = nonce(key, wire.nonce)?;
         let state = match (wire.state, wire.beat, wire.ttl_ms) {
-            (WireState::Live, Some(beat), Some(ttl)) => {
+            (WireState::Active, Some(beat), Some(ttl)) => {
                 let ttl = Duration::from_millis(ttl);
                 if ttl.is_zero() || ttl > Config::MAX_TTL {
                     return Err(refuse(key, "its TTL is zero or longer than a day"));
@@ -202,7 +203,7 @@ impl Session {
                 if beat > MAX_NUMBER {
                     return Err(refuse(key, "its beat is too large"));
                 }
-                State::Live { beat, ttl }
+                State::Active { beat, ttl }
             }
             (WireState::Ended, None, None) => State::Ended,
             _ => return Err(refuse(key, "its state does not agree with its other fields")),
@@ -418,7 +419,7 @@ mod tests {
     #[test]
     fn records_are_text_that_people_read() {
         let session =
-            Session { state: State::Live { beat: 7, ttl: Duration::from_secs(10) }, nonce: Nonce(0xab) };
+            Session { state: State::Active { beat: 7, ttl: Duration::from_secs(10) }, nonce: Nonce(0xab) };
         assert_eq!(
             String::from_utf8(session.encode()).unwrap(),
             r#"{"format":"tenure-session/1","state":"live","beat":7,"ttl_ms":10000,"nonce":"000000000000000000000000000000ab"}"#

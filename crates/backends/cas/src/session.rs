@@ -55,7 +55,7 @@ pub(crate) struct CasSession<S> {
     /// The epoch in which the session was opened. It ends with it (rule 7).
     epoch: Epoch,
     /// The session's record, as this process knows it. Locked while a heartbeat is sent.
-    own: tokio::sync::Mutex<Own>,
+    own: tokio::sync::Mutex<OwnRecord>,
     /// The requests to enter that may have a slot, or may get one, by nonce.
     entries: Mutex<BTreeMap<u128, Pending>>,
     /// A candidate was made the leader by a swap of its own.
@@ -73,14 +73,14 @@ struct Pending {
 }
 
 #[derive(Debug)]
-struct Own {
+struct OwnRecord {
     version: Version,
     beat: u64,
     /// The nonces of the heartbeats since that version: one of them may be carried out, or have been.
     unanswered: VecDeque<Nonce>,
 }
 
-impl Own {
+impl OwnRecord {
     fn new(version: Version, beat: u64) -> Self {
         Self { version, beat, unanswered: VecDeque::new() }
     }
@@ -117,11 +117,11 @@ impl<S: CasStore> CasSession<S> {
             },
         };
         let own = match shared.is_probed.get() {
-            Some(()) => Own::new(version, 1),
+            Some(()) => OwnRecord::new(version, 1),
             None => {
                 let version = probe::probe(&shared.client, &id, version, epoch, ttl).await?;
                 shared.is_probed.get_or_init(|| ());
-                Own::new(version, 2)
+                OwnRecord::new(version, 2)
             }
         };
         let garbage = tokio::spawn(garbage::collect_repeatedly(Arc::clone(shared), Arc::clone(&clock)));
@@ -176,7 +176,7 @@ impl<S: CasStore> CasSession<S> {
             let swap = self.shared.client.swap_session(&self.id, Some(&own.version), epoch, &body);
             match swap.await? {
                 Swap::Done(version) => {
-                    *own = Own::new(version, own.beat + 1);
+                    *own = OwnRecord::new(version, own.beat + 1);
                     return Ok(());
                 }
                 Swap::EpochChanged => {
@@ -194,7 +194,7 @@ impl<S: CasStore> CasSession<S> {
             else {
                 return Err(session_gone(&self.id, "its record was removed"));
             };
-            let State::Live { beat, .. } = state else {
+            let State::Active { beat, .. } = state else {
                 return Err(session_gone(&self.id, "another candidate has taken it for dead"));
             };
             // An answer of a replica that lags.
@@ -205,7 +205,7 @@ impl<S: CasStore> CasSession<S> {
             if !own.unanswered.contains(&nonce) && !is_disabled(CasRule::AdoptOwnNonceOnly) {
                 return Err(session_gone(&self.id, "another process uses it, such as a copy of this one"));
             }
-            *own = Own::new(version, beat);
+            *own = OwnRecord::new(version, beat);
             if sent.contains(&nonce) || is_disabled(CasRule::CreditOwnNonceOnly) {
                 return Ok(());
             }
@@ -334,8 +334,8 @@ impl<S: CasStore> CasSession<S> {
                             own.version = version;
                             return Ok(());
                         }
-                        Some((version, Session { state: State::Live { beat, .. }, .. })) => {
-                            *own = Own::new(version, beat);
+                        Some((version, Session { state: State::Active { beat, .. }, .. })) => {
+                            *own = OwnRecord::new(version, beat);
                         }
                     }
                 }
@@ -438,7 +438,7 @@ impl<S: CasStore> CasSession<S> {
     /// Checks that the session has not been ended, as an operator may do, when its candidate becomes the leader.
     async fn check_own(&self) -> Result<(), BackendError> {
         match self.shared.client.read_session(&self.id, Freshness::Fresh).await? {
-            Some((_, Session { state: State::Live { .. }, .. })) => Ok(()),
+            Some((_, Session { state: State::Active { .. }, .. })) => Ok(()),
             _ => Err(session_gone(&self.id, "its record says so")),
         }
     }
@@ -587,7 +587,7 @@ impl CasSession<crate::memory::MemoryCasClient> {
     /// What a copy of this process has, as of a virtual machine that is resumed twice.
     pub(crate) async fn copy(&self) -> Self {
         let own = self.own.lock().await;
-        let copied = Own { version: own.version.clone(), unanswered: own.unanswered.clone(), ..*own };
+        let copied = OwnRecord { version: own.version.clone(), unanswered: own.unanswered.clone(), ..*own };
         Self {
             shared: Arc::clone(&self.shared),
             clock: Arc::clone(&self.clock),

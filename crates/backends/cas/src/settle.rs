@@ -85,7 +85,7 @@ impl<S: CasStore> Shared<S> {
         let listed = self.client.bounded("listing sessions", self.client.store().list(SESSIONS)).await?;
         let ttls =
             listed.iter().filter_map(|record| match Session::decode(&record.key, &record.body).ok()?.state {
-                State::Live { ttl, .. } => Some(ttl),
+                State::Active { ttl, .. } => Some(ttl),
                 State::Ended => None,
             });
         Ok(ttls.max().unwrap_or_default())

@@ -44,12 +44,12 @@ fn leads(candidate: &Candidate) -> bool {
 }
 
 /// Whether the queue has a slot of a request that was withdrawn, under a session that is live.
-fn has_ghost(state: &State) -> bool {
+fn has_late_entry(state: &State) -> bool {
     state.store.queue().iter().any(|slot| {
         let candidate = &state.candidates[slot.candidate];
         candidate.request != slot.request
             && candidate.epoch == state.epoch
-            && matches!(state.store.sessions[slot.candidate], Session::Live { .. })
+            && matches!(state.store.sessions[slot.candidate], Session::Active { .. })
     })
 }
 
@@ -82,7 +82,9 @@ impl Model for Recipe {
             Property::always("S2: each term's token is higher than any before", |_: &Self, state: &State| {
                 !state.stale_token
             }),
-            Property::always("no slot of a withdrawn request", |_: &Self, state: &State| !has_ghost(state)),
+            Property::always("no slot of a withdrawn request", |_: &Self, state: &State| {
+                !has_late_entry(state)
+            }),
             // These check that the model is not vacuous.
             Property::sometimes("all candidates take part, and one leads", |model: &Self, state: &State| {
                 state.store.queue().len() == model.candidates && state.candidates.iter().any(leads)
@@ -92,7 +94,7 @@ impl Model for Recipe {
             }),
             Property::sometimes("the next is elected after a resignation", |_: &Self, state: &State| {
                 let live =
-                    |candidate: &usize| matches!(state.store.sessions[*candidate], Session::Live { .. });
+                    |candidate: &usize| matches!(state.store.sessions[*candidate], Session::Active { .. });
                 let is_next = |candidate: &Candidate| candidate.token > state.highest_token;
                 state.highest_token > 0
                     && state.candidates.iter().any(is_next)

@@ -93,7 +93,7 @@ impl Recipe {
                 let beat = state.next_nonce();
                 let candidate = &mut state.candidates[number];
                 (candidate.phase, candidate.epoch, candidate.window) = (Phase::Out, epoch, self.credit(TTL));
-                state.store.sessions[number] = Session::Live { beat, ttl: TTL };
+                state.store.sessions[number] = Session::Active { beat, ttl: TTL };
             }
             Beat(number, delivery) => self.beat(state, number, delivery),
             Answer(number) => {
@@ -118,7 +118,7 @@ impl Recipe {
             }
             Stop(number) => state.candidates[number].phase = Phase::Leaving,
             Withdraw(number, delivery) => self.withdraw(state, number, delivery),
-            Look(number) => {
+            BeginWait(number) => {
                 let age = state.store.timers[number].map_or(0, |timer| timer.age);
                 let current = !self.is_disabled(Rule::FreshReadStartsTimer);
                 state.store.timers[number] = Some(Timer { age, current });
@@ -152,7 +152,7 @@ impl Recipe {
             }
             ShortenTtl(number) => {
                 let beat = state.next_nonce();
-                self.put_session(state, number, Session::Live { beat, ttl: SHORT_TTL });
+                self.put_session(state, number, Session::Active { beat, ttl: SHORT_TTL });
             }
             ConcludeFromRead(number) => conclude(state, number),
             EnterAfterWithdrawal(number) => {
@@ -182,7 +182,7 @@ impl Recipe {
 
     /// A session swap was done that its owner had sent `age` ticks ago. A leader whose window has closed does not lead again.
     fn open_window(&self, state: &mut State, number: usize, age: u8) {
-        let Session::Live { ttl, .. } = state.store.sessions[number] else { return };
+        let Session::Active { ttl, .. } = state.store.sessions[number] else { return };
         let candidate = &mut state.candidates[number];
         if candidate.phase != Phase::Leads || candidate.window > 0 {
             candidate.window = candidate.window.max(self.credit(ttl).saturating_sub(age));
@@ -192,11 +192,11 @@ impl Recipe {
     fn beat(&self, state: &mut State, number: usize, delivery: Delivery) {
         let beat = state.next_nonce();
         let ttl = match state.store.sessions[number] {
-            Session::Live { ttl, .. } => ttl,
+            Session::Active { ttl, .. } => ttl,
             _ => TTL,
         };
         let epoch = state.candidates[number].epoch;
-        self.swap_session(state, number, Session::Live { beat, ttl }, epoch, delivery);
+        self.swap_session(state, number, Session::Active { beat, ttl }, epoch, delivery);
         match delivery {
             Delivery::Prompt => {
                 state.candidates[number].unanswered = None;
@@ -286,7 +286,7 @@ impl Recipe {
     fn put_session(&self, state: &mut State, owner: usize, body: Session) {
         state.store.sessions[owner] = body;
         let timer = &mut state.store.timers[owner];
-        *timer = timer.filter(|_| self.keeps_outdated_timers() && matches!(body, Session::Live { .. }));
+        *timer = timer.filter(|_| self.keeps_outdated_timers() && matches!(body, Session::Active { .. }));
         if let Some(timer) = timer {
             timer.current = false;
         }
@@ -311,7 +311,7 @@ impl Recipe {
     pub(crate) fn normalise(&self, state: &mut State) {
         for number in 0..state.candidates.len() {
             let is_executed_or_sent = |beat| {
-                let live = |session: &Session| matches!(session, Session::Live { beat: other, .. } if *other == beat);
+                let live = |session: &Session| matches!(session, Session::Active { beat: other, .. } if *other == beat);
                 let sent = state.delayed.as_ref().is_some_and(|delayed| {
                     matches!(&delayed.swap, Swap::Session { owner, body, .. } if *owner == number && live(body))
                 });

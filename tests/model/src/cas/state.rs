@@ -54,7 +54,7 @@ pub(crate) struct Unanswered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Session {
     Absent,
-    Live {
+    Active {
         beat: Nonce,
         /// Only when the TTL may change.
         ttl: u8,
@@ -188,7 +188,7 @@ impl State {
             let age = unanswered.map(|unanswered| unanswered.age);
             let session = match self.store.sessions[number] {
                 Session::Absent => 0,
-                Session::Live { ttl, .. } => ttl,
+                Session::Active { ttl, .. } => ttl,
                 Session::Ended => u8::MAX,
             };
             let replica = self.replica.as_ref().map(|replica| replica.position(number));
@@ -255,7 +255,7 @@ impl State {
             }
         };
         let session = |owner: usize, session: &mut Session, visit: &mut dyn FnMut(usize, &mut Nonce)| {
-            if let Session::Live { beat, .. } = session {
+            if let Session::Active { beat, .. } = session {
                 visit(1 + owner, beat);
             }
         };

@@ -33,7 +33,7 @@ pub(crate) enum Step {
     /// Removes its slot, or only changes the version.
     Withdraw(usize, Delivery),
     /// A fresh read of the session, with which a wait begins.
-    Look(usize),
+    BeginWait(usize),
     /// Swaps a session that has stood still for one that has ended.
     End(usize, Delivery),
     /// Swaps an absent session for one that has ended.
@@ -93,7 +93,7 @@ fn deliveries(recipe: &Recipe, state: &State, enters: bool) -> &'static [Deliver
 fn own_steps(recipe: &Recipe, state: &State, number: usize, candidate: &Candidate, steps: &mut Vec<Step>) {
     let session = state.store.sessions[number];
     let live_beat = match session {
-        Session::Live { beat, .. } => Some(beat),
+        Session::Active { beat, .. } => Some(beat),
         _ => None,
     };
     steps.extend(recipe.can_win(state, candidate).then_some(Win(number)));
@@ -137,15 +137,15 @@ fn challengers_steps(recipe: &Recipe, state: &State, number: usize, steps: &mut 
     let timer = state.store.timers[number];
     let waited = timer.is_some_and(|timer| {
         let current = timer.current || recipe.is_disabled(Rule::FreshReadStartsTimer);
-        matches!(session, Session::Live { ttl, .. } if current && timer.age >= recipe.wait(ttl))
+        matches!(session, Session::Active { ttl, .. } if current && timer.age >= recipe.wait(ttl))
     });
     let has_slot = state.store.queue().iter().any(|slot| slot.candidate == number);
-    let can_look = matches!(session, Session::Live { .. })
+    let can_look = matches!(session, Session::Active { .. })
         && timer.is_none_or(|timer| !timer.current && !recipe.is_disabled(Rule::FreshReadStartsTimer));
-    steps.extend(can_look.then_some(Look(number)));
+    steps.extend(can_look.then_some(BeginWait(number)));
     steps.extend((session == Session::Absent && has_slot).then_some(EndAbsent(number)));
     let deletable = session == Session::Ended
-        || (matches!(session, Session::Live { .. }) && recipe.is_disabled(Rule::EndBeforeDelete));
+        || (matches!(session, Session::Active { .. }) && recipe.is_disabled(Rule::EndBeforeDelete));
     steps.extend(deletable.then_some(Collect(number)));
     let end_was_sent = state.delayed.as_ref().is_some_and(|delayed| {
         matches!(delayed.swap, Swap::Session { owner, body: Session::Ended, .. } if owner == number)
