@@ -354,8 +354,8 @@ async fn a_failover_during_the_probe_is_no_proof() {
     let backend = CasBackend::new(store.client(1));
     let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
     let swaps = [(); 3].map(|()| backend.store().hold_next(Request::Swap, "s/"));
-    let (opener, opening) = (backend.clone(), options.clone());
-    let opening = tokio::spawn(async move { opener.open_session(&opening).await });
+    let (first_host, opening) = (backend.clone(), options.clone());
+    let opening = tokio::spawn(async move { first_host.open_session(&opening).await });
     for (n, swap) in swaps.iter().enumerate() {
         swap.arrived().await;
         if n == 2 {
