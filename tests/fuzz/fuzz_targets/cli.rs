@@ -13,14 +13,20 @@ mod args;
 mod exit;
 #[path = "../../../crates/tenure-cli/src/guard_protocol.rs"]
 mod guard_protocol;
+#[path = "../../../crates/tenure-cli/src/limits.rs"]
+mod limits;
 #[path = "../../../crates/tenure-cli/src/output.rs"]
 mod output;
 #[path = "../../../crates/tenure-cli/src/processes/mod.rs"]
 mod processes;
+#[path = "../../../crates/tenure-cli/src/serve/address.rs"]
+mod serve;
 #[path = "../../../crates/tenure-cli/src/signals.rs"]
 mod signals;
 #[path = "../../../crates/tenure-cli/src/store.rs"]
 mod store;
+#[path = "../../../crates/tenure-cli/src/waiting.rs"]
+mod waiting;
 
 use std::{
     ffi::{OsStr, OsString},
