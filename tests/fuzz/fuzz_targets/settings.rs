@@ -43,13 +43,16 @@ fn time(text: &str) {
     let url: Result<StoreUrl, _> =
         format!("etcd://h?time={}", utf8_percent_encode(text, NON_ALPHANUMERIC)).parse();
     let in_url = url.ok().map(|url| url.duration("time"));
-    let read = humantime::parse_duration(text).ok();
+    let read = StoreUrl::parse_duration(text).ok();
+    // In a URL and on the command line, plain numbers are seconds; a settings file needs a unit.
+    let with_unit = humantime::parse_duration(text).ok();
+    assert!(with_unit.is_none() || with_unit == read, "{with_unit:?} {read:?}");
     if let Some(in_url) = in_url {
         assert_eq!(in_url.as_ref().ok().copied().flatten(), read, "{in_url:?}");
     }
     let file = serde_json::json!({ "store": "memory:", "election": "e", "ttl": text }).to_string();
     let in_file = serde_json::from_str::<Settings>(&file).ok().and_then(|settings| settings.ttl);
-    assert_eq!(in_file, read);
+    assert_eq!(in_file, with_unit);
     let Some(time) = read else { return };
     let printed = humantime::format_duration(time).to_string();
     assert_eq!(humantime::parse_duration(&printed), Ok(time), "{printed}");
