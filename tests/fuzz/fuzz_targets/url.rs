@@ -123,7 +123,7 @@ fn shown<T: Debug, E: std::error::Error>(outcome: &Result<T, E>) -> String {
 
 /// What every URL that is accepted has.
 fn holds(url: &StoreUrl) {
-    let alphabet = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let alphabet = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '+' | '-');
     assert!(!url.scheme().is_empty() && url.scheme().chars().all(alphabet));
     for part in
         [url.path(), url.user().unwrap_or_default(), url.password().map_or("", |secret| secret.expose())]
