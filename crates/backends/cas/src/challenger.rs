@@ -193,7 +193,7 @@ impl<S: CasStore> Shared<S> {
         if !found.queue.iter().any(has_ended) {
             return Ok(false);
         }
-        // A slot of an ended session may go whoever is ahead of it.
+        // A slot of an ended session may be removed at any place in the queue.
         let next = found.without(epoch, has_ended)?;
         match self.client.swap_election(election, Some(version), epoch, &next).await? {
             Swap::Done(_) | Swap::Conflict => Ok(true),

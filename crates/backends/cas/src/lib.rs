@@ -8,8 +8,8 @@
 //! | Key | Content | Swapped by |
 //! |---|---|---|
 //! | `s/ID` | a session: `live`, with its beat and its TTL, or `ended`, for good | its owner, for each heartbeat; anyone who has timed it, to end it |
-//! | `e/NAME` | an election: the fencing token, and the queue of slots, of which the first leads | whoever enters, leaves, or removes slots of ended sessions |
-//! | `store` | the identity of the store, and the last epoch in which candidates may lead | whoever has waited in a new epoch |
+//! | `e/NAME` | an election: the fencing token, and the queue of slots, of which the first leads | a candidate that enters or leaves, or a process that removes slots of ended sessions |
+//! | `store` | the identity of the store, and the last epoch in which candidates may lead | a process that has waited in a new epoch |
 //!
 //! A record is one line of JSON. A session serves all elections of an elector, so that a heartbeat is one swap. An election's record is never
 //! deleted.

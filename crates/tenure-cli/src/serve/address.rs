@@ -188,7 +188,7 @@ impl LockFile {
                 Err(TryLockError::WouldBlock) => return Err(is_in_use(socket).into()),
                 Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
             }
-            // Whoever had the lock has removed the file with it.
+            // The process that had the lock may have removed the file since.
             let id = id_of(&metadata);
             if file_id(&path).is_ok_and(|now| now == id) {
                 return Ok(Self { path, id, _file: file });
