@@ -20,7 +20,10 @@ async fn a_url_that_cannot_work() {
     for (url, expected) in [
         ("", "it has no scheme"),
         ("etcd", "it has no scheme"),
-        ("consul://h", "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv: or zookeeper:"),
+        (
+            "consul://h",
+            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres: or postgresql:",
+        ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
         ("etcd://", "host"),
@@ -52,6 +55,13 @@ async fn a_url_that_cannot_work() {
         ("zookeeper://h?layout=consul", "layout=consul is not one of tenure, curator, kazoo"),
         ("zookeeper://u@h", "it has a user but no password; give zookeeper://user:password@host"),
         ("zookeeper://h?hedge=1s", "unknown setting hedge; allowed are"),
+        ("pg://u@h/db", "there is no store \"pg\"; did you mean postgres:?"),
+        ("postgres://h/db", "it names no user; give postgres://user@host1,host2/database"),
+        ("postgresql://u@h", "it names no database; give postgres://user@host1,host2/database"),
+        ("postgres:", "it names no host; give every server that may be the primary"),
+        ("postgres://u@h/db?schema=a.b", "the schema \"a.b\" is not allowed"),
+        ("postgres://u@h/db?target_session_attrs=any", "is not read-write: candidates write"),
+        ("postgres://u@h/db?hedge=1s", "unknown setting hedge; allowed are"),
         ("local:relative/dir", "absolute"),
         ("local://host/dir", "host"),
         ("memory://host/x", "no host"),
@@ -94,6 +104,10 @@ async fn a_password_is_never_repeated() {
         "etcd://u@h?token=hunter2",
         "zookeeper://u@h?passwd=hunter2",
         "zookeeper://h/a//b?passwd=hunter2",
+        "postgres://u:hunter2@h?tll=1s",
+        "postgres://u:hunter2@h/db?schema=a.b",
+        "postgres://u@h/db?passwd=hunter2",
+        "postgres://u@h/db?password_env=hunter2",
         "local:/tmp/x?pass=hunter2",
         "memory:?pass=hunter2",
     ] {
@@ -103,7 +117,7 @@ async fn a_password_is_never_repeated() {
         let text = format!("{error} {error:?}");
         assert!(!text.contains("hunter2"), "{text}");
     }
-    for scheme in ["etcd", "zookeeper"] {
+    for scheme in ["etcd", "zookeeper", "postgres"] {
         let elector = tenure::connect(&format!("{scheme}://u:hunter2@127.0.0.1:1/p")).await.unwrap();
         assert!(!format!("{elector:?}").contains("hunter2"));
     }
@@ -142,9 +156,9 @@ async fn a_directory_that_cannot_be_used() {
 /// A campaign waits for a store that cannot be reached, and the status says so meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_cannot_be_reached() {
-    for scheme in ["etcd", "zookeeper"] {
+    for store in ["etcd://", "zookeeper://", "postgres://u@"] {
         // A reserved port on which nothing listens.
-        let elector = tenure::connect(&format!("{scheme}://127.0.0.1:1/p?ttl=5s")).await.unwrap();
+        let elector = tenure::connect(&format!("{store}127.0.0.1:1/p?ttl=5s")).await.unwrap();
         let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
         assert!(waiting.await.is_err(), "it waits");
         until("the status says so", async || elector.status().connection == Connection::Retrying).await;

@@ -12,13 +12,14 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 10] = [
+const PUBLISHED: [&str; 11] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
     "tenure-local",
     "tenure-zookeeper",
     "tenure-cas",
+    "tenure-postgres",
     "tenure-axum",
     "tenure-testkit",
     "tenure",
@@ -72,6 +73,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-etcd",
         "tenure-zookeeper",
         "tenure-cas",
+        "tenure-postgres",
         "tenure-cli",
     ] {
         let lint = |features: &str| {

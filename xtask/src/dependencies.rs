@@ -18,6 +18,7 @@ const OTHER_TLS: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls", "bo
 /// The backends, each with its client.
 const ETCD: &[&str] = &["tenure-etcd", "etcd-client", "tonic"];
 const ZOOKEEPER: &[&str] = &["tenure-zookeeper", "zookeeper-client"];
+const POSTGRES: &[&str] = &["tenure-postgres", "tenure-cas", "tokio-postgres"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -29,14 +30,31 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 9] = [
-    Choice { features: "default", with: &["tenure-local"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, AXUM] },
-    Choice { features: "", with: &["tenure-mmap"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM] },
+const CHOICES: [Choice; 10] = [
+    Choice {
+        features: "default",
+        with: &["tenure-local"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, AXUM],
+    },
+    Choice {
+        features: "",
+        with: &["tenure-mmap"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, LOCAL, AXUM],
+    },
     Choice { features: "memory", with: &[], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM] },
-    Choice { features: "local", with: &["tenure-local"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, AXUM] },
+    Choice {
+        features: "local",
+        with: &["tenure-local"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, AXUM],
+    },
     // tonic has axum for its servers.
     Choice { features: "etcd", with: &["etcd-client"], without: &[TLS, ZOOKEEPER, LOCAL] },
     Choice { features: "zookeeper", with: &["zookeeper-client"], without: &[PROTOC, TLS, ETCD, LOCAL, AXUM] },
+    Choice {
+        features: "postgres",
+        with: &["tokio-postgres"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM],
+    },
     Choice { features: "axum", with: &["axum"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL] },
     Choice {
         features: "zookeeper,tls",

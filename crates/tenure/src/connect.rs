@@ -15,8 +15,9 @@ use crate::registry::Registry;
 /// | `etcd://host:2379,host:2379/prefix` | etcd | `etcd` |
 /// | `etcd+srv://domain/prefix` | etcd, whose members DNS SRV records name | `srv` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
+/// | `postgres://user@host:5432,host:5432/database` | PostgreSQL; also `postgresql://` | `postgres` |
 ///
-/// This function sends no request to etcd or ZooKeeper. If the store cannot be reached, the first campaign waits for it;
+/// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
 /// the current thread. A [`Registry`](crate::Registry) adds the schemes of other crates.
 ///
@@ -78,6 +79,21 @@ use crate::registry::Registry;
 /// | `min_ttl`, `max_ttl` | the bounds within which the servers can change the TTL | half and twice the `ttl` |
 /// | `attempt_timeout` | the time limit for connecting to a server and for its answers | 2 s |
 /// | `tick` | the servers' `tickTime`; if it is given and less than a quarter of the TTL, longer outages do not end the leadership | unknown |
+///
+/// # PostgreSQL
+///
+/// The URL contains the user, every host that may be the primary, and the database. The tables are created if there are none and the
+/// user may do that. A password is in the URL, in one of the settings, or in the environment variable `PGPASSWORD`; a server may need none.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `schema` | the schema of the tables; elections in different schemas are separate | `tenure` |
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `target_session_attrs` | `read-write`: only the primary is used, as without it | `read-write` |
+/// | `connect_timeout` | how long it may take to connect to a host | 2 s |
+/// | `attempt_timeout` | how long the answer to a statement may take, before another connection is made | 2 s |
+/// | `poll_interval` | how often a record is read while the server delivers no notifications | 1 s |
 ///
 /// # TLS
 ///

@@ -27,7 +27,7 @@
 //! # let (done, charged) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicU64::new(0)));
 //! # let shutdown = { let done = done.clone(); async move { done.notified().await } };
 //! # async fn charge(token: tenure::FencingToken, charged: &AtomicU64) -> Result<(), tenure::BoxError> { charged.store(token.get(), Ordering::Relaxed); Ok(()) }
-//! let elector = tenure::connect("memory:").await?; // or local:/dir, etcd://host/prefix, zookeeper://host/root
+//! let elector = tenure::connect("memory:").await?; // or local:/dir, etcd://host/prefix, postgres://user@host/database, …
 //!
 //! elector.run_while_leader("billing", shutdown, |leadership| {
 //! #    let (done, charged) = (done.clone(), charged.clone());
@@ -69,6 +69,7 @@
 //! |---|---|---|---|---|
 //! | etcd 3.4, 3.5 | `etcd://host:2379,host:2379/prefix` | `etcd` | yes | create revision of the entry's key |
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
+//! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -85,6 +86,7 @@
 //! | `memory` | yes | elections within one process, for tests |
 //! | `etcd` | no | elections in etcd; building it needs a protobuf compiler: `cargo install protox --features bin` and `PROTOC=protox`, or `protoc` |
 //! | `zookeeper` | no | elections in ZooKeeper |
+//! | `postgres` | no | elections in PostgreSQL |
 //! | `tls` | no | TLS to etcd and ZooKeeper |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
@@ -158,6 +160,10 @@ pub use tenure_local as local;
 /// The etcd store.
 #[cfg(feature = "etcd")]
 pub use tenure_etcd as etcd;
+
+/// The PostgreSQL store.
+#[cfg(feature = "postgres")]
+pub use tenure_postgres as postgres;
 
 /// The ZooKeeper store.
 #[cfg(feature = "zookeeper")]

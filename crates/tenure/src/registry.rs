@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 7] = ["postgres", "kubernetes", "consul", "nats", "s3", "mysql", "redis"];
+const RESERVED: [&str; 6] = ["kubernetes", "consul", "nats", "s3", "mysql", "redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -46,8 +46,8 @@ const RESERVED: [&str; 7] = ["postgres", "kubernetes", "consul", "nats", "s3", "
 /// ```
 #[derive(Clone)]
 pub struct Registry {
-    /// `None` for a built-in scheme whose feature is not enabled.
-    schemes: Vec<(String, Option<Open>)>,
+    /// The name of the feature for a built-in scheme whose feature is not enabled.
+    schemes: Vec<(String, Result<Open, &'static str>)>,
 }
 
 /// A scheme cannot be registered.
@@ -85,15 +85,15 @@ macro_rules! built_in {
     };
     ($scheme:expr, $feature:tt, $open:expr) => {{
         #[cfg(feature = $feature)]
-        let open: Option<Open> = Some(Arc::new($open));
+        let open: Result<Open, &'static str> = Ok(Arc::new($open));
         #[cfg(not(feature = $feature))]
-        let open: Option<Open> = None;
+        let open: Result<Open, &'static str> = Err($feature);
         ($scheme.to_owned(), open)
     }};
 }
 
 impl Registry {
-    /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv` and `zookeeper`.
+    /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, and `postgres` or `postgresql`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -115,6 +115,14 @@ impl Registry {
                 let config = tenure_zookeeper::ZookeeperConfig::from_url(url)?;
                 Ok(Arc::new(tenure_zookeeper::ZookeeperBackend::new(config)?))
             }),
+            built_in!("postgres", |url, _| {
+                let config = tenure_postgres::PostgresConfig::from_url(url)?;
+                Ok(Arc::new(tenure_postgres::backend(config)?))
+            }),
+            built_in!("postgresql", "postgres", |url, _| {
+                let config = tenure_postgres::PostgresConfig::from_url(url)?;
+                Ok(Arc::new(tenure_postgres::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -132,7 +140,7 @@ impl Registry {
     /// [`open_session`](Backend::open_session) and the other calls, on the engine's thread.
     ///
     /// # Errors
-    /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own: `postgres`,
+    /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
     /// `kubernetes`, `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
@@ -151,7 +159,7 @@ impl Registry {
         if self.schemes().any(|known| known == scheme) {
             return refused("it is registered already; choose another name");
         }
-        self.schemes.push((scheme.to_owned(), Some(Arc::new(open))));
+        self.schemes.push((scheme.to_owned(), Ok(Arc::new(open))));
         Ok(())
     }
 
@@ -184,9 +192,8 @@ impl Registry {
     fn open_backend(&self, url: &StoreUrl, config: &Config) -> Result<Arc<dyn Backend>, Error> {
         let scheme = url.scheme();
         match self.schemes.iter().find(|(name, _)| name == scheme) {
-            Some((_, Some(open))) => open(url, config),
-            Some((_, None)) => {
-                let feature = scheme.rsplit('+').next().unwrap_or(scheme);
+            Some((_, Ok(open))) => open(url, config),
+            Some((_, Err(feature))) => {
                 let reason = format!(
                     "this program was built without tenure's feature {feature:?}; enable it in Cargo.toml"
                 );
@@ -216,6 +223,7 @@ impl Registry {
             "etcds" | "etcd3" | "http" | "https" => "etcd",
             "file" => "local",
             "mem" => "memory",
+            "pg" | "pgsql" | "psql" => "postgres",
             other => other,
         };
         let nearest = self.schemes().map(|known| (typing_errors(full, known), known)).min()?;
@@ -319,6 +327,8 @@ mod tests {
             ("zookeper://h", "zookeeper"),
             ("https://h:2379", "etcd"),
             ("file:/var/lib/x", "local"),
+            ("postgre://h", "postgres"),
+            ("pg://h", "postgres"),
         ] {
             let error = refusal(&registry, url).await;
             assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
@@ -346,7 +356,7 @@ mod tests {
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in ["memory", "local", "etcd", "etcd+srv", "zookeeper"] {
+        for taken in ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql"] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }
@@ -361,8 +371,11 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(6).collect();
-        assert_eq!(known, ["memory", "local", "etcd", "etcd+srv", "zookeeper", "tiny-2"]);
+        let known: Vec<_> = registry.schemes().take(8).collect();
+        assert_eq!(
+            known,
+            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "tiny-2"]
+        );
     }
 
     #[cfg(not(feature = "srv"))]

@@ -66,6 +66,10 @@ impl<S: CasStore> Backend for CasBackend<S> {
         Capabilities::QUEUE.early_token(false).ends_sessions(true)
     }
 
+    fn store_name(&self) -> String {
+        self.store().name()
+    }
+
     async fn open_session(&self, options: &SessionOptions) -> Result<Box<dyn BackendSession>, BackendError> {
         Ok(Box::new(CasSession::open(&self.shared, options).await?))
     }

@@ -248,6 +248,9 @@ pub(crate) fn session_gone(session: &SessionId, why: &str) -> BackendError {
 /// A store shared by clones.
 #[async_trait::async_trait]
 impl<S: CasStore + ?Sized> CasStore for Arc<S> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
     async fn read(&self, key: &str, freshness: Freshness) -> Result<Option<crate::Record>, BackendError> {
         (**self).read(key, freshness).await
     }

@@ -19,6 +19,11 @@ use tenure_core::{Diagnosis, spi::BackendError};
 /// - The store removes no record by itself.
 #[async_trait]
 pub trait CasStore: Send + Sync + fmt::Debug + 'static {
+    /// The store for people who read the log; see [`Backend::store_name`](tenure_core::spi::Backend::store_name).
+    fn name(&self) -> String {
+        "the store".to_owned()
+    }
+
     /// Reads a record; `None` if there is none.
     async fn read(&self, key: &str, freshness: Freshness) -> Result<Option<Record>, BackendError>;
 

@@ -1,0 +1,283 @@
+//! Connects to the primary among the hosts.
+
+use std::{fmt, net::IpAddr, pin::pin, time::Duration};
+
+use futures::{
+    FutureExt as _, StreamExt as _,
+    stream::{self, BoxStream, FuturesUnordered},
+};
+use tenure_core::{
+    Secret,
+    spi::{BackendError, BackendErrorKind},
+};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls, config::SslMode, error::SqlState};
+use tracing::debug;
+
+use crate::{config::PostgresConfig, error::classify, schema::Statements};
+
+/// How much longer to wait for the other hosts once a primary has answered: an earlier one may have been started again.
+const OTHER_HOSTS: Duration = Duration::from_millis(250);
+/// How soon a connection without traffic is probed, and how often. A peer that has gone without a word is noticed by it.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// What the server sends without being asked. Drives the connection, and ends with it.
+pub(crate) type Messages = BoxStream<'static, Result<AsyncMessage, Error>>;
+
+/// A connection to a primary.
+pub(crate) struct Primary {
+    pub(crate) client: Client,
+    pub(crate) messages: Messages,
+    pub(crate) host: String,
+    pub(crate) cluster: i64,
+    pub(crate) timeline: i32,
+    has_schema: bool,
+    has_tables: bool,
+}
+
+/// Connects to the primary, and creates the tables if there are none. Every address of every host is tried at once; of several primaries
+/// the one with the latest timeline is chosen.
+///
+/// `earlier` is the cluster and the timeline that were seen: a server of that cluster with a lower timeline is no primary any more.
+pub(crate) async fn connect(
+    config: &PostgresConfig,
+    statements: &Statements,
+    earlier: Option<(i64, i32)>,
+) -> Result<Primary, BackendError> {
+    let mut attempts: FuturesUnordered<_> = config
+        .endpoints()
+        .map(|(host, port)| {
+            let name = format!("{host}:{port}");
+            let attempt = connect_host(config, statements, host, port);
+            timeout(config.connect_timeout, attempt).map(move |outcome| {
+                let late = || failure(&name, format!("no answer within {:?}", config.connect_timeout));
+                outcome.unwrap_or_else(|_| Err(late()))
+            })
+        })
+        .collect();
+    let (mut found, mut failures) = (Vec::<Primary>::new(), Vec::new());
+    let mut until = None;
+    // Each attempt ends by itself, before that.
+    while let Ok(Some(outcome)) =
+        timeout_at(until.unwrap_or_else(|| Instant::now() + 2 * config.connect_timeout), attempts.next())
+            .await
+    {
+        match outcome {
+            Ok(primary) => {
+                until.get_or_insert_with(|| Instant::now() + OTHER_HOSTS);
+                found.push(primary);
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    drop(attempts);
+    if let [first, rest @ ..] = &found[..]
+        && let Some(other) = rest.iter().find(|other| other.cluster != first.cluster)
+    {
+        let text = format!(
+            "{} and {} belong to different clusters: two candidates could lead; name the hosts of one",
+            first.host, other.host
+        );
+        return Err(BackendError::new(BackendErrorKind::Invalid, text));
+    }
+    let Some(mut primary) = found.into_iter().max_by_key(|primary| primary.timeline) else {
+        return Err(summary(failures));
+    };
+    if let Some((_, seen)) =
+        earlier.filter(|(cluster, seen)| *cluster == primary.cluster && *seen > primary.timeline)
+    {
+        let text = format!(
+            "it is an earlier primary (timeline {}, and {seen} was seen); stop it, or make it a standby",
+            primary.timeline
+        );
+        return Err(failure(&primary.host, text));
+    }
+    if !primary.has_tables {
+        primary.migrate(config, statements).await?;
+    }
+    Ok(primary)
+}
+
+/// Connects to a host that is a primary. A name with several addresses is tried at all of them, and the first that answers is used.
+async fn connect_host(
+    config: &PostgresConfig,
+    statements: &Statements,
+    host: &str,
+    port: u16,
+) -> Result<Primary, BackendError> {
+    let name = format!("{host}:{port}");
+    let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| failure(&name, error))?;
+    let mut attempts: FuturesUnordered<_> =
+        addresses.map(|address| connect_address(config, statements, host, address.ip(), port)).collect();
+    let mut failures = Vec::new();
+    while let Some(outcome) = attempts.next().await {
+        match outcome {
+            Ok(primary) => return Ok(primary),
+            Err(error) => failures.push(error),
+        }
+    }
+    Err(if failures.is_empty() { failure(&name, "the name has no address") } else { summary(failures) })
+}
+
+async fn connect_address(
+    config: &PostgresConfig,
+    statements: &Statements,
+    host: &str,
+    address: IpAddr,
+    port: u16,
+) -> Result<Primary, BackendError> {
+    let name = format!("{host}:{port}");
+    let (client, messages) = log_in(config, host, address, port).await?;
+    let what = format!("inspecting PostgreSQL at {name}");
+    let mut primary = Primary {
+        client,
+        messages,
+        host: name,
+        cluster: 0,
+        timeline: 0,
+        has_schema: false,
+        has_tables: false,
+    };
+    let answer = primary.client.query_typed(&statements.inspect, &[]);
+    let rows = driven(&mut primary.messages, &what, answer).await?;
+    let row = rows.first().ok_or_else(|| failure(&primary.host, "it does not say what it is"))?;
+    let get = |error: Error| classify(&what, &error);
+    if row.try_get(0).map_err(get)? {
+        return Err(failure(&primary.host, "it is read-only, as a standby is"));
+    }
+    primary.cluster = row.try_get(1).map_err(get)?;
+    primary.timeline = row.try_get(2).map_err(get)?;
+    primary.has_schema = row.try_get(3).map_err(get)?;
+    primary.has_tables = row.try_get(4).map_err(get)?;
+    Ok(primary)
+}
+
+/// Opens a connection. A password file is read again when it may have changed, and a refused password is retried for a while (hazard
+/// G33).
+async fn log_in(
+    config: &PostgresConfig,
+    host: &str,
+    address: IpAddr,
+    port: u16,
+) -> Result<(Client, Messages), BackendError> {
+    let what = format!("connecting to PostgreSQL at {host}:{port} as {}", config.user);
+    let Some(password) = &config.password else {
+        let opened = open(config, host, address, port, None).await;
+        return opened.map_err(|error| classify(&what, &error));
+    };
+    let mut refused = None;
+    for secret in password.candidates().await {
+        match open(config, host, address, port, Some(&secret)).await {
+            Ok(opened) => {
+                password.accepted(&secret);
+                return Ok(opened);
+            }
+            Err(error) if error.code() == Some(&SqlState::INVALID_PASSWORD) => refused = Some(error),
+            Err(error) => return Err(classify(&what, &error)),
+        }
+    }
+    let error = match refused {
+        Some(error) => classify(&what, &error),
+        None => BackendError::new(BackendErrorKind::Unauthorized, format!("{what}: there is no password")),
+    };
+    Err(match password.refused() {
+        Some(retry) => BackendError::new(BackendErrorKind::Unavailable, format!("{error}; {retry}")),
+        None => error,
+    })
+}
+
+async fn open(
+    config: &PostgresConfig,
+    host: &str,
+    address: IpAddr,
+    port: u16,
+    password: Option<&Secret>,
+) -> Result<(Client, Messages), Error> {
+    let mut options = Config::new();
+    options
+        .host(host)
+        .hostaddr(address)
+        .port(port)
+        .user(&config.user)
+        .dbname(&config.database)
+        .application_name("tenure")
+        .ssl_mode(SslMode::Disable)
+        .connect_timeout(config.connect_timeout)
+        .tcp_user_timeout(config.attempt_timeout)
+        .keepalives_idle(KEEPALIVE)
+        .keepalives_interval(KEEPALIVE)
+        .keepalives_retries(2);
+    if let Some(password) = password {
+        options.password(password.expose());
+    }
+    let (client, mut connection) = options.connect(NoTls).await?;
+    Ok((client, stream::poll_fn(move |context| connection.poll_message(context)).boxed()))
+}
+
+/// Waits for an answer while the connection is driven here.
+async fn driven<T>(
+    messages: &mut Messages,
+    what: &str,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, BackendError> {
+    let mut answer = pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer.map_err(|error| classify(what, &error)),
+            message = messages.next() => match message {
+                Some(Ok(message)) => debug!(?message, "PostgreSQL says"),
+                Some(Err(error)) => return Err(classify(what, &error)),
+                None => {
+                    let text = format!("{what}: the server has closed the connection");
+                    return Err(BackendError::new(BackendErrorKind::Unavailable, text));
+                }
+            }
+        }
+    }
+}
+
+impl Primary {
+    /// Creates the tables. Concurrent calls wait for each other, and the last ones find them.
+    async fn migrate(
+        &mut self,
+        config: &PostgresConfig,
+        statements: &Statements,
+    ) -> Result<(), BackendError> {
+        let what = format!("creating the tables in the schema {:?}", config.schema);
+        let migration = statements.migration(self.has_schema);
+        let created = driven(&mut self.messages, &what, self.client.batch_execute(&migration));
+        match timeout(config.attempt_timeout, created).await {
+            Ok(Err(error)) if error.kind() == BackendErrorKind::Forbidden => {
+                let text = format!(
+                    "{error}; an owner of the database has to run: {}; {}; {}",
+                    statements.create_schema,
+                    statements.create_tables,
+                    statements.grant.replace("ROLE", &format!("\"{}\"", config.user.replace('"', "\"\"")))
+                );
+                Err(BackendError::new(BackendErrorKind::Forbidden, text))
+            }
+            Ok(outcome) => outcome,
+            Err(_) => {
+                Err(failure(&self.host, format!("{what}: no answer within {:?}", config.attempt_timeout)))
+            }
+        }
+    }
+}
+
+fn failure(host: &str, reason: impl fmt::Display) -> BackendError {
+    BackendError::new(BackendErrorKind::Unavailable, format!("PostgreSQL at {host}: {reason}"))
+}
+
+/// The error of several attempts: a permanent one only if each is. A host that is down may be the one that would accept.
+fn summary(mut failures: Vec<BackendError>) -> BackendError {
+    let first = failures.iter().position(|error| !error.is_permanent()).unwrap_or_default();
+    if failures.len() < 2 {
+        return failures
+            .pop()
+            .unwrap_or_else(|| BackendError::new(BackendErrorKind::Unavailable, "there is no host"));
+    }
+    let kind = failures[first].kind();
+    let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
+    BackendError::new(kind, texts.join("; "))
+}

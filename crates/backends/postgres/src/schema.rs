@@ -1,0 +1,103 @@
+//! The tables, and the statements.
+//!
+//! Each request is one statement in a transaction of its own, so that it takes one round trip, works through PgBouncer in transaction
+//! mode, and leaves nothing behind in a connection.
+
+/// The timeline of a primary, which rises when a replica is promoted. The control file lags behind it until the next checkpoint.
+const TIMELINE: &str = "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int";
+
+/// How far the epoch rises when the tables have come to another cluster. Failovers of the earlier one may be missing in them.
+const MOVE: i32 = 16;
+
+/// Serializes migrations: `tenure` in hexadecimal.
+const MIGRATION_LOCK: &str = "x'74656e757265'::bigint";
+
+/// Settings of the transaction of a write, set before a row is locked and in force until the commit is answered:
+///
+/// - An acknowledged commit is on the disk; `off` would lose it in a crash without a new timeline.
+/// - A row that a fenced transaction holds delays what is behind on the connection, such as a heartbeat, for so long only.
+/// - The warning of a commit that was not replicated is sent.
+const SETTINGS: &str = "\
+set_config('synchronous_commit', CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' \
+ELSE current_setting('synchronous_commit') END, true) AS commit, \
+set_config('lock_timeout', '250ms', true) AS lock, \
+set_config('client_min_messages', 'warning', true) AS messages";
+
+/// The statements for one schema.
+#[derive(Debug)]
+pub(crate) struct Statements {
+    /// What a server is: read-only, its cluster, its timeline, and whether the schema and the tables exist.
+    pub(crate) inspect: String,
+    pub(crate) create_schema: String,
+    pub(crate) create_tables: String,
+    /// The rights that another role needs.
+    pub(crate) grant: String,
+    pub(crate) read: String,
+    pub(crate) list: String,
+    pub(crate) replace: String,
+    pub(crate) create: String,
+    pub(crate) delete: String,
+    pub(crate) epoch: String,
+}
+
+impl Statements {
+    /// For a schema whose name has none but plain characters.
+    pub(crate) fn new(schema: &str) -> Self {
+        let (records, epochs) = (format!("\"{schema}\".records"), format!("\"{schema}\".epoch"));
+        // The epoch that is in force: null when the tables have come from another cluster.
+        let epoch = format!(
+            "(SELECT base + {TIMELINE} FROM {epochs} WHERE cluster = (SELECT system_identifier FROM pg_control_system()))"
+        );
+        let checked = format!(
+            "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS})"
+        );
+        let outcome = "SELECT is_current, key IS NOT NULL FROM checked LEFT JOIN swapped ON true";
+        Self {
+            inspect: format!(
+                "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
+                 (SELECT system_identifier FROM pg_control_system()), \
+                 CASE WHEN pg_is_in_recovery() THEN 0 ELSE {TIMELINE} END, \
+                 to_regnamespace('\"{schema}\"') IS NOT NULL, \
+                 to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL"
+            ),
+            create_schema: format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""),
+            create_tables: format!(
+                "CREATE TABLE IF NOT EXISTS {records} (key text COLLATE \"C\" PRIMARY KEY, body bytea NOT NULL) \
+                 WITH (fillfactor = 50); \
+                 CREATE TABLE IF NOT EXISTS {epochs} (id bool PRIMARY KEY DEFAULT true CHECK (id), cluster bigint NOT NULL, \
+                 base int NOT NULL, highest int NOT NULL); \
+                 INSERT INTO {epochs} (cluster, base, highest) SELECT system_identifier, -1, 0 FROM pg_control_system() \
+                 ON CONFLICT DO NOTHING"
+            ),
+            grant: format!(
+                "GRANT USAGE ON SCHEMA \"{schema}\" TO ROLE; \
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA \"{schema}\" TO ROLE"
+            ),
+            read: format!("SELECT body FROM {records} WHERE key = $1"),
+            list: format!("SELECT key, body FROM {records} WHERE starts_with(key, $1)"),
+            replace: format!(
+                "WITH {checked}, swapped AS (UPDATE {records} SET body = $3 FROM checked \
+                 WHERE is_current AND key = $2 AND sha256(body) = $4 RETURNING key) {outcome}"
+            ),
+            create: format!(
+                "WITH {checked}, swapped AS (INSERT INTO {records} (key, body) SELECT $2, $3 FROM checked WHERE is_current \
+                 ON CONFLICT (key) DO NOTHING RETURNING key) {outcome}"
+            ),
+            delete: format!("DELETE FROM {records} WHERE key = $1 AND sha256(body) = $2 RETURNING true"),
+            epoch: format!(
+                "WITH now AS MATERIALIZED (SELECT system_identifier, {TIMELINE} AS timeline, {SETTINGS} FROM pg_control_system()), \
+                 raised AS (UPDATE {epochs} SET cluster = system_identifier, \
+                 base = CASE WHEN cluster = system_identifier AND base + timeline > highest THEN base ELSE highest + {MOVE} - timeline END, \
+                 highest = CASE WHEN cluster = system_identifier AND base + timeline > highest THEN base + timeline ELSE highest + {MOVE} END \
+                 FROM now WHERE cluster <> system_identifier OR base + timeline <> highest RETURNING highest) \
+                 SELECT coalesce((SELECT highest FROM raised), highest) FROM {epochs}"
+            ),
+        }
+    }
+
+    /// The statements that make the tables, in one transaction of their own.
+    pub(crate) fn migration(&self, has_schema: bool) -> String {
+        let schema = if has_schema { String::new() } else { format!("{};", self.create_schema) };
+        format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK}); {schema} {}", self.create_tables)
+    }
+}
