@@ -28,8 +28,6 @@ pub(crate) struct Server {
     pub(crate) command: &'static [&'static str],
     /// Succeeds inside the container once it serves.
     pub(crate) health: &'static [&'static str],
-    /// The prefix and the suffix of `host:port` in the address that tests get.
-    pub(crate) address: (&'static str, &'static str),
 }
 
 pub(crate) static ETCD_3_4: Image = Image {
@@ -72,18 +70,21 @@ pub(crate) static ZOOKEEPER_3_9: Image = Image {
 
 pub(crate) static POSTGRES_15: Image = Image {
     name: "postgres:15",
-    override_variable: "TENURE_TEST_IMAGE_POSTGRES",
+    override_variable: "TENURE_TEST_IMAGE_POSTGRES_15",
     suite: "bookworm",
     packages: &["postgresql"],
-    needs: "a user `postgres`, and PostgreSQL's programs under /usr/lib/postgresql",
-    server: Some(Server {
-        shared_variable: "TENURE_TEST_POSTGRES",
-        port: 5432,
-        user: "postgres",
-        command: &["sh", "-ec", POSTGRES_SCRIPT],
-        health: &["pg_isready", "--host=127.0.0.1", "--username=billing", "--dbname=billing"],
-        address: ("postgres://billing@", "/billing"),
-    }),
+    needs: POSTGRES_NEEDS,
+    server: Some(postgres("TENURE_TEST_POSTGRES_15")),
+};
+
+/// With it come PgBouncer, and what breaks its disk and drops its packets.
+pub(crate) static POSTGRES_17: Image = Image {
+    name: "postgres:17",
+    override_variable: "TENURE_TEST_IMAGE_POSTGRES_17",
+    suite: "trixie",
+    packages: &["postgresql", "pgbouncer", "e2fsprogs", "iptables"],
+    needs: POSTGRES_NEEDS,
+    server: Some(postgres("TENURE_TEST_POSTGRES_17")),
 };
 
 /// A system to which the package is installed, with systemd. Its C library must not be older than that of the machine that
@@ -98,8 +99,8 @@ pub(crate) static SYSTEMD: Image = Image {
 };
 
 /// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores.
-pub(crate) static IMAGES: [&Image; 6] =
-    [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15, &SYSTEMD];
+pub(crate) static IMAGES: [&Image; 7] =
+    [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15, &POSTGRES_17, &SYSTEMD];
 
 /// The server, and what breaks its disk and drops its packets.
 const ETCD_PACKAGES: &[&str] = &["etcd-server", "etcd-client", "e2fsprogs", "iptables"];
@@ -118,7 +119,6 @@ const fn etcd(shared_variable: &'static str) -> Server {
             "--advertise-client-urls=http://127.0.0.1:2379",
         ],
         health: &["env", "ETCDCTL_API=3", "etcdctl", "endpoint", "health"],
-        address: ("", ""),
     }
 }
 
@@ -132,7 +132,6 @@ const fn zookeeper(shared_variable: &'static str) -> Server {
         user: "root",
         command: &["sh", "-ec", ZOOKEEPER_SCRIPT],
         health: &["bash", "-ec", "exec 3<>/dev/tcp/127.0.0.1/2181; printf srvr >&3; grep -q ^Mode <&3"],
-        address: ("", ""),
     }
 }
 
@@ -153,14 +152,27 @@ exec java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dzookeeper.forceSyn
   -cp '/usr/share/java/slf4j-simple.jar:/usr/share/java/*' org.apache.zookeeper.server.quorum.QuorumPeerMain /data/zoo.cfg
 ";
 
-/// An empty cluster with the user and the database `billing`. It needs no password, because it is published on loopback
-/// only and holds nothing that outlives the tests.
+const POSTGRES_NEEDS: &str = "a user `postgres`, PostgreSQL's programs under /usr/lib/postgresql, `psql` and `setpriv`; for 17 \
+     `pgbouncer`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` too";
+
+const fn postgres(shared_variable: &'static str) -> Server {
+    Server {
+        shared_variable,
+        port: 5432,
+        user: "postgres",
+        command: &["sh", "-ec", POSTGRES_SCRIPT],
+        health: &["pg_isready", "--host=127.0.0.1", "--username=postgres"],
+    }
+}
+
+/// An empty database cluster with the user `postgres`. It needs no password, because it is published on loopback only and
+/// holds nothing that outlives the tests.
 const POSTGRES_SCRIPT: &str = "\
 PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
-initdb --pgdata=/data/postgres --username=billing --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync
+initdb --pgdata=/data/postgres --username=postgres --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync
 echo 'host all all all trust' >>/data/postgres/pg_hba.conf
-echo 'CREATE DATABASE billing' | postgres --single -D /data/postgres postgres
-exec postgres -D /data/postgres -c listen_addresses='*' -c unix_socket_directories=/data -c fsync=off
+exec postgres -D /data/postgres -c listen_addresses='*' -c unix_socket_directories=/data -c fsync=off \
+  -c max_connections=300
 ";
 
 impl Image {

@@ -119,8 +119,7 @@ fn start(image: &Image, server: &Server) -> Result<String> {
     let published = docker(["port", &name, &server.port.to_string()])?;
     let endpoint = published.lines().next().context("docker published no port")?.to_owned();
     wait_until_healthy(&name, server.health)?;
-    let (before, after) = server.address;
-    Ok(format!("{before}{endpoint}{after}"))
+    Ok(endpoint)
 }
 
 fn wait_until_healthy(name: &str, health: &[&str]) -> Result<()> {

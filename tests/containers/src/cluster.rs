@@ -1,4 +1,4 @@
-//! Three servers that form a cluster: what the clusters of both stores have in common.
+//! Servers that form a cluster: what the clusters of all stores have in common.
 
 use std::sync::Arc;
 
@@ -14,9 +14,10 @@ use crate::{
     spec::ContainerSpec,
 };
 
+/// How many servers an etcd cluster and a ZooKeeper ensemble have.
 pub(crate) const MEMBERS: usize = 3;
 
-/// Three servers of the test's own. Dropping it removes them.
+/// Servers of the test's own that form a cluster: three, or two of PostgreSQL. Dropping it removes them.
 ///
 /// The members talk to each other on a private network and to clients on loopback: a member can be
 /// [isolated from its peers](Self::isolate_from_peers) while clients still reach it.
@@ -59,7 +60,7 @@ impl<A: StoreAdmin> Cluster<A> {
     /// The address of a member on the network of the members, which this machine can reach.
     ///
     /// # Panics
-    /// For any other number than 0 to 2.
+    /// When there is no member with this number.
     pub fn ip(&self, index: usize) -> String {
         self.peers.ip(self.addresses[index])
     }
@@ -89,10 +90,10 @@ impl<A: StoreAdmin> Cluster<A> {
         &self.members
     }
 
-    /// The member with this number, from 0 to 2.
+    /// The member with this number; the first is 0.
     ///
     /// # Panics
-    /// For any other number.
+    /// When there is none.
     pub fn member(&self, index: usize) -> &Server<A> {
         &self.members[index]
     }

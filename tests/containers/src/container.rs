@@ -9,7 +9,7 @@ use std::{
 use testcontainers::{
     ContainerAsync, ContainerRequest, GenericImage, ImageExt,
     bollard::{
-        models::{NetworkConnectRequest, NetworkDisconnectRequest},
+        models::{ContainerState, NetworkConnectRequest, NetworkDisconnectRequest},
         query_parameters::KillContainerOptionsBuilder,
     },
     core::{ExecCommand, ExecResult, IntoContainerPort},
@@ -42,7 +42,7 @@ const MAX_LOG_LINES: usize = 5;
 pub(crate) struct Container {
     name: String,
     port: u16,
-    tls_port: Option<u16>,
+    second_port: Option<u16>,
     /// `None` before the first start, and while [`recreate`](Self::recreate) replaces the container.
     started: Mutex<Option<Arc<ContainerAsync<GenericImage>>>>,
 }
@@ -53,16 +53,20 @@ impl Container {
         require_image(spec.version).await?;
         let mut attempt = 1;
         loop {
-            let tls_port = spec.tls_port.map(|_| free_port()).transpose()?;
-            match Self::run_at(free_port()?, tls_port, spec).await {
+            let second_port = spec.second_port.map(|_| free_port()).transpose()?;
+            match Self::run_at(free_port()?, second_port, spec).await {
                 Err(error) if attempt < MAX_PORT_ATTEMPTS && is_port_taken(&error) => attempt += 1,
                 outcome => return outcome,
             }
         }
     }
 
-    async fn run_at(port: u16, tls_port: Option<u16>, spec: &ContainerSpec) -> Result<Self, ContainerError> {
-        let container = Self { name: unique_name("server"), port, tls_port, started: Mutex::new(None) };
+    async fn run_at(
+        port: u16,
+        second_port: Option<u16>,
+        spec: &ContainerSpec,
+    ) -> Result<Self, ContainerError> {
+        let container = Self { name: unique_name("server"), port, second_port, started: Mutex::new(None) };
         container.create(spec).await?;
         Ok(container)
     }
@@ -86,7 +90,7 @@ impl Container {
             .with_labels(labels())
             .with_mapped_port(self.port, spec.port.tcp())
             .with_host_config_modifier(spec.host_config());
-        match (self.tls_port, spec.tls_port) {
+        match (self.second_port, spec.second_port) {
             (Some(outside), Some(inside)) => request.with_mapped_port(outside, inside.tcp()),
             _ => request,
         }
@@ -107,9 +111,9 @@ impl Container {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The published address where clients speak TLS.
-    pub(crate) fn tls_address(&self) -> Option<String> {
-        self.tls_port.map(|port| format!("127.0.0.1:{port}"))
+    /// The second published address, if the server has one.
+    pub(crate) fn second_address(&self) -> Option<String> {
+        self.second_port.map(|port| format!("127.0.0.1:{port}"))
     }
 
     pub(crate) async fn start(&self) -> Result<(), ContainerError> {
@@ -118,13 +122,21 @@ impl Container {
 
     /// Sends SIGKILL.
     pub(crate) async fn kill(&self) -> Result<(), ContainerError> {
-        let options = KillContainerOptionsBuilder::new().signal("KILL").build();
-        let killed = engine().await?.kill_container(&self.name, Some(options)).await;
-        killed.map_err(|error| engine_failure(&self.command("kill"), error))
+        self.signal("SIGKILL").await
     }
 
-    /// Sends SIGTERM, and SIGKILL ten seconds later.
-    pub(crate) async fn stop(&self) -> Result<(), ContainerError> {
+    async fn signal(&self, signal: &str) -> Result<(), ContainerError> {
+        let options = KillContainerOptionsBuilder::new().signal(signal).build();
+        let sent = engine().await?.kill_container(&self.name, Some(options)).await;
+        sent.map_err(|error| engine_failure(&self.command("kill"), error))
+    }
+
+    /// Sends this signal, and SIGKILL ten seconds later.
+    pub(crate) async fn stop(&self, signal: &str) -> Result<(), ContainerError> {
+        if signal != "SIGTERM" {
+            // Older engines stop a container by the signal of its image only, which is sent after this one.
+            self.signal(signal).await?;
+        }
         let stopped = self.started()?.stop_with_timeout(Some(STOP_TIMEOUT_SECONDS)).await;
         stopped.map_err(|error| failure(&self.command("stop"), error))
     }
@@ -189,11 +201,20 @@ impl Container {
         Err(error)
     }
 
-    /// Whether the engine reports the container as running.
+    /// Whether the engine reports the container as running. A paused one is.
     pub(crate) async fn is_running(&self) -> Result<bool, ContainerError> {
+        Ok(self.state().await?.running.unwrap_or(false))
+    }
+
+    /// Whether the engine reports the container as paused.
+    pub(crate) async fn is_paused(&self) -> Result<bool, ContainerError> {
+        Ok(self.state().await?.paused.unwrap_or(false))
+    }
+
+    async fn state(&self) -> Result<ContainerState, ContainerError> {
         let found = engine().await?.inspect_container(&self.name, None).await;
         let found = found.map_err(|error| engine_failure(&self.command("inspect"), error))?;
-        Ok(found.state.and_then(|state| state.running).unwrap_or(false))
+        Ok(found.state.unwrap_or_default())
     }
 
     /// The last lines that the server printed, for an error message.
@@ -271,7 +292,7 @@ mod tests {
         let spec = ContainerSpec::new(Version::Etcd35, 2379, "etcd", Vec::new());
 
         let container =
-            Container { name: unique_name("server"), port, tls_port: None, started: Mutex::new(None) };
+            Container { name: unique_name("server"), port, second_port: None, started: Mutex::new(None) };
         let refused = container.create(&spec).await.unwrap_err();
         assert!(is_port_taken(&refused), "{refused}");
 

@@ -37,7 +37,9 @@ impl Undo {
     async fn apply(&self, container: &Container) -> Result<(), ContainerError> {
         match self {
             Self::StartContainer => container.start().await,
-            Self::Unpause => container.unpause().await,
+            Self::Unpause if container.is_paused().await? => container.unpause().await,
+            // It was killed while it was paused.
+            Self::Unpause => container.start().await,
             Self::ConnectNetwork { network, ip } => container.connect(network, ip).await,
             Self::RunScript(script) => match container.run_script_if_running(script).await? {
                 true => Ok(()),

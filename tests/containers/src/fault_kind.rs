@@ -19,6 +19,8 @@ pub enum FaultKind {
     FillDisk,
     /// Packets between the member and its peers are dropped; clients still reach it.
     PartitionFromPeers(Direction),
+    /// Packets between the member and its clients are dropped; its peers still reach it.
+    PartitionFromClients(Direction),
     /// All packets of the member are dropped, those of its clients too.
     PartitionFromAll(Direction),
     /// Packets are dropped at random, those of clients too.
@@ -91,6 +93,10 @@ pub(crate) async fn inject(
         FaultKind::PartitionFromPeers(direction) => {
             let from_peers = |chain: &Chain| format!("{} {}", chain.peer_option, peers.subnet());
             (drop_packets(direction, from_peers), FLUSH_PACKET_FILTER)
+        }
+        FaultKind::PartitionFromClients(direction) => {
+            let from_others = |chain: &Chain| format!("! {} {}", chain.peer_option, peers.subnet());
+            (drop_packets(direction, from_others), FLUSH_PACKET_FILTER)
         }
         FaultKind::PartitionFromAll(direction) => {
             (drop_packets(direction, |_| String::new()), FLUSH_PACKET_FILTER)

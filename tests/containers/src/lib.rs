@@ -1,4 +1,4 @@
-//! etcd and ZooKeeper servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper and PostgreSQL servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -30,8 +30,8 @@
 //! - With `TESTCONTAINERS_COMMAND=keep`, servers stay for inspection until the next `cargo xtask test`.
 //!
 //! # Layout
-//! [`Server`], [`SharedServer`] and [`Cluster`] hold what both stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd` and `zookeeper` add how their servers are configured, administered, and asked for their leader.
+//! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
+//! store. `etcd`, `zookeeper` and `postgres` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
 mod container;
@@ -42,6 +42,7 @@ mod fault;
 mod fault_kind;
 mod health;
 mod network;
+mod postgres;
 mod program;
 mod server;
 mod spec;
@@ -57,6 +58,9 @@ pub use etcd::{
 };
 pub use fault::Fault;
 pub use fault_kind::{Direction, FaultKind};
+pub use postgres::{
+    PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres,
+};
 pub use program::Program;
 pub use server::{Server, SharedServer, StoreAdmin};
 pub use tls::TlsFiles;

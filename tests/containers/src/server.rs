@@ -1,4 +1,4 @@
-//! One server in a container: what the servers of both stores have in common.
+//! One server in a container: what the servers of all stores have in common.
 
 use std::{env, fmt, sync::Arc};
 
@@ -11,8 +11,8 @@ use crate::{
     version::Version,
 };
 
-/// The administration client of a store, with what is needed to run one of its servers. [`EtcdAdmin`](crate::EtcdAdmin) and
-/// [`ZookeeperAdmin`](crate::ZookeeperAdmin) implement it.
+/// The administration client of a store, with what is needed to run one of its servers. [`EtcdAdmin`](crate::EtcdAdmin),
+/// [`ZookeeperAdmin`](crate::ZookeeperAdmin) and [`PostgresAdmin`](crate::PostgresAdmin) implement it.
 pub trait StoreAdmin: Clone + fmt::Debug + Send + Sync + Sized + 'static {
     /// The store's name in error messages.
     const NAME: &'static str;
@@ -73,9 +73,9 @@ impl<A: StoreAdmin> Server<A> {
         self.container.address()
     }
 
-    /// The address at which clients speak TLS, if the server was started with TLS.
+    /// The address at which clients speak TLS, if the server was started with TLS and has an endpoint of its own for it.
     pub fn tls_endpoint(&self) -> Option<String> {
-        self.container.tls_address()
+        self.container.second_address()
     }
 
     /// A client that administers the server.
@@ -92,12 +92,12 @@ impl<A: StoreAdmin> Server<A> {
         Ok(self.fault(Undo::StartContainer))
     }
 
-    /// Stops the server as an operator would (SIGTERM). The data stays.
+    /// Stops the server as an operator would (SIGTERM; PostgreSQL by SIGINT, which ends connections). The data stays.
     ///
     /// # Errors
     /// When Docker fails.
     pub async fn stop(&self) -> Result<Fault, ContainerError> {
-        self.container.stop().await?;
+        self.container.stop(self.spec.stop_signal).await?;
         Ok(self.fault(Undo::StartContainer))
     }
 

@@ -11,8 +11,10 @@ pub struct ContainerSpec {
     pub(crate) version: Version,
     /// The port inside the container that is published on loopback.
     pub(crate) port: u16,
-    /// A second published port, where clients speak TLS.
-    pub(crate) tls_port: Option<u16>,
+    /// A second published port, for TLS or for a proxy that runs beside the server.
+    pub(crate) second_port: Option<u16>,
+    /// What an operator sends to stop the server.
+    pub(crate) stop_signal: &'static str,
     pub(crate) program: &'static str,
     pub(crate) arguments: Vec<String>,
     /// Whether the container has a file system of its own and may change its packet filter.
@@ -43,7 +45,15 @@ exec \"$@\"
 impl ContainerSpec {
     /// A server that listens at `port` and keeps its data below `/data`.
     pub(crate) fn new(version: Version, port: u16, program: &'static str, arguments: Vec<String>) -> Self {
-        Self { version, port, tls_port: None, program, arguments, fault_injection: false }
+        Self {
+            version,
+            port,
+            second_port: None,
+            stop_signal: "SIGTERM",
+            program,
+            arguments,
+            fault_injection: false,
+        }
     }
 
     /// The same server with a file system of its own, and the rights that fault injection needs.

@@ -15,6 +15,10 @@ pub enum Version {
     Zookeeper38,
     /// ZooKeeper 3.9, with kazoo.
     Zookeeper39,
+    /// PostgreSQL 15.
+    Postgres15,
+    /// PostgreSQL 17, with PgBouncer. Faults can be injected into its members.
+    Postgres17,
 }
 
 impl Version {
@@ -23,6 +27,9 @@ impl Version {
 
     /// Every version of ZooKeeper.
     pub const ZOOKEEPER: [Self; 2] = [Self::Zookeeper38, Self::Zookeeper39];
+
+    /// Every version of PostgreSQL.
+    pub const POSTGRES: [Self; 2] = [Self::Postgres15, Self::Postgres17];
 
     /// The image's name: `tenure-test/etcd:3.5`, or the value of the [image variable](Self::image_variable).
     pub fn image(self) -> String {
@@ -36,6 +43,8 @@ impl Version {
             Self::Etcd35 => "TENURE_TEST_IMAGE_ETCD_3_5",
             Self::Zookeeper38 => "TENURE_TEST_IMAGE_ZOOKEEPER_3_8",
             Self::Zookeeper39 => "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
+            Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
+            Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
         }
     }
 
@@ -46,6 +55,8 @@ impl Version {
             Self::Etcd35 => "TENURE_TEST_ETCD_3_5",
             Self::Zookeeper38 => "TENURE_TEST_ZOOKEEPER_3_8",
             Self::Zookeeper39 => "TENURE_TEST_ZOOKEEPER_3_9",
+            Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
+            Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
         }
     }
 }
@@ -57,6 +68,8 @@ impl fmt::Display for Version {
             Self::Etcd35 => "etcd:3.5",
             Self::Zookeeper38 => "zookeeper:3.8",
             Self::Zookeeper39 => "zookeeper:3.9",
+            Self::Postgres15 => "postgres:15",
+            Self::Postgres17 => "postgres:17",
         })
     }
 }

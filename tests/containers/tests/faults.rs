@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tenure_containers::{
-    ContainerError, Direction, EtcdCluster, FaultKind, Version, ZookeeperEnsemble, ZookeeperSettings,
+    ContainerError, Direction, EtcdCluster, FaultKind, PostgresCluster, PostgresSettings, Replication,
+    Version, ZookeeperEnsemble, ZookeeperSettings,
 };
 use tokio::time::timeout;
 
@@ -85,6 +86,75 @@ async fn ensemble_member_without_data_copies_them_from_the_leader() -> Outcome {
         assert!(ensemble.member(member).admin().get("/kept").await?.is_some());
     }
     Ok(())
+}
+
+/// Faults of a PostgreSQL primary, none of which lets it acknowledge a commit to a client.
+const FAULTS_OF_A_PRIMARY: [FaultKind; 6] = [
+    FaultKind::Kill,
+    FaultKind::Freeze,
+    FaultKind::StallDisk,
+    FaultKind::PartitionFromPeers(Direction::Both),
+    FaultKind::PartitionFromClients(Direction::Both),
+    FaultKind::PartitionFromAll(Direction::Outbound),
+];
+
+#[tokio::test]
+async fn postgres_primary_is_fenced_and_joins_again_after_every_fault() -> Outcome {
+    let cluster = start_postgres().await?;
+    for kind in FAULTS_OF_A_PRIMARY {
+        let former = cluster.primary().await?;
+        let (former_admin, successor) = (cluster.member(former).admin(), 1 - former);
+        let fault = cluster.inject(former, kind).await?;
+        let unanswered = timeout(REQUEST_TIMEOUT, former_admin.execute("INSERT INTO written VALUES ('no')"));
+        assert!(!matches!(unanswered.await, Ok(Ok(()))), "{kind:?}");
+        cluster.fence(former).await?;
+        assert!(former_admin.health().await.is_err());
+        cluster.promote(successor).await?;
+        cluster.replicate_asynchronously(successor).await?;
+        let insert = format!("INSERT INTO written VALUES ('{kind:?}')");
+        cluster.member(successor).admin().execute(&insert).await?;
+        fault.heal().await?;
+        assert!(former_admin.is_replica().await?);
+        cluster.replicate_synchronously(successor).await?;
+    }
+    let expected = FAULTS_OF_A_PRIMARY.map(|kind| vec![Some(format!("{kind:?}"))]);
+    let replica = cluster.member(1 - cluster.primary().await?).admin();
+    let found = replica.query("SELECT kind FROM written WHERE kind <> 'no' ORDER BY ctid").await?;
+    assert_eq!(found, expected);
+    Ok(())
+}
+
+#[tokio::test]
+async fn postgres_replica_follows_again_after_every_fault() -> Outcome {
+    let cluster = start_postgres().await?;
+    let primary = cluster.member(0).admin();
+    for kind in
+        FAULTS_OF_A_PRIMARY.into_iter().filter(|kind| !matches!(kind, FaultKind::PartitionFromClients(_)))
+    {
+        let fault = cluster.inject(1, kind).await?;
+        let unanswered = timeout(REQUEST_TIMEOUT, primary.execute("INSERT INTO written VALUES ('no')"));
+        assert!(unanswered.await.is_err(), "{kind:?}");
+        cluster.replicate_asynchronously(0).await?;
+        primary.execute("INSERT INTO written VALUES ('yes')").await?;
+        fault.heal().await?;
+        cluster.replicate_synchronously(0).await?;
+    }
+    let replica = cluster.member(1).admin();
+    assert_eq!(replica.value("SELECT count(*) FROM written WHERE kind = 'yes'").await?, "5");
+    // The primary is not deposed by these.
+    for kind in SURVIVABLE_FAULTS {
+        cluster.inject(0, kind).await?.heal().await?;
+        primary.execute("INSERT INTO written VALUES ('healed')").await?;
+    }
+    Ok(())
+}
+
+async fn start_postgres() -> Result<PostgresCluster, ContainerError> {
+    let (version, settings) = (Version::Postgres17, PostgresSettings::default());
+    let cluster =
+        PostgresCluster::start_with_fault_injection(version, Replication::Synchronous, &settings).await?;
+    cluster.member(0).admin().execute("CREATE TABLE written (kind text)").await?;
+    Ok(cluster)
 }
 
 #[tokio::test]

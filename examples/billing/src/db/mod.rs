@@ -116,18 +116,19 @@ pub(crate) mod tests {
 
     /// The URL of a new database on the PostgreSQL server of the tests.
     pub(crate) async fn postgres() -> String {
-        let server = std::env::var("TENURE_TEST_POSTGRES").expect(
-            "this test needs a PostgreSQL: `cargo xtask test -p billing` starts one; or set \
-             TENURE_TEST_POSTGRES=postgres://USER@HOST/DATABASE to one where USER may create databases",
+        let endpoint = std::env::var("TENURE_TEST_POSTGRES_15").expect(
+            "this test needs a PostgreSQL: `cargo xtask test -p billing` starts one; or set TENURE_TEST_POSTGRES_15=HOST:PORT \
+             to one where the user `postgres` needs no password",
         );
+        let server = format!("postgres://postgres@{endpoint}");
         let name = format!("billing_{:016x}", fastrand::u64(..));
         sqlx::any::install_default_drivers();
-        let mut connection = AnyConnection::connect(&server).await.expect("TENURE_TEST_POSTGRES answers");
+        let connected = AnyConnection::connect(&format!("{server}/postgres")).await;
+        let mut connection = connected.expect("the PostgreSQL server answers");
         // The name consists of letters and digits. A statement cannot take a name as a parameter.
         let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
         sqlx::query(create).execute(&mut connection).await.unwrap();
-        let (host, _) = server.rsplit_once('/').expect("TENURE_TEST_POSTGRES ends in /DATABASE");
-        format!("{host}/{name}")
+        format!("{server}/{name}")
     }
 
     #[tokio::test]

@@ -105,7 +105,7 @@ impl EtcdServer {
         }
         let arguments = shell_arguments(&files.write_script(), arguments);
         let spec = ContainerSpec::new(version, CLIENT_PORT, "sh", arguments);
-        Self::launch(ContainerSpec { tls_port: Some(TLS_PORT), ..spec }).await
+        Self::launch(ContainerSpec { second_port: Some(TLS_PORT), ..spec }).await
     }
 }
 

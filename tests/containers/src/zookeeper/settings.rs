@@ -112,8 +112,8 @@ impl ZookeeperSettings {
 
     pub(super) fn spec(&self, version: Version) -> ContainerSpec {
         let arguments = vec!["-ec".to_owned(), self.start_script()];
-        let tls_port = self.tls.as_ref().map(|_| TLS_PORT);
-        ContainerSpec { tls_port, ..ContainerSpec::new(version, CLIENT_PORT, "sh", arguments) }
+        let second_port = self.tls.as_ref().map(|_| TLS_PORT);
+        ContainerSpec { second_port, ..ContainerSpec::new(version, CLIENT_PORT, "sh", arguments) }
     }
 }
 
