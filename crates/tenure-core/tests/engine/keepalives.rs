@@ -296,6 +296,25 @@ async fn entering_in_an_outage_sends_no_additional_heartbeats() {
     assert!(without > 0 && with <= without + 2, "{without}, {with}");
 }
 
+/// A candidate whose store refuses its requests asks seldom once a TTL has passed.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_in_a_long_outage_are_rare() {
+    let store = MemoryStore::with_proof(Proof::Answer);
+    let first = Host::new(&store, "first");
+    let (second, calls) = counting_host(&store, "second");
+    let _leads = first.lead().await;
+    let _next = second.enter_queue(&store).await;
+    sleep(TTL).await;
+    second.link.set(&Op::ALL, Direction::Request, Delivery::Fail);
+    calls();
+    sleep(TTL).await;
+    let soon = calls().0 + calls().1;
+    sleep(TTL).await;
+    let later = calls().0 + calls().1;
+    assert!(soon > 20, "{soon}");
+    assert!(later <= 12, "{later} in {TTL:?}");
+}
+
 /// Hazard G4: quiet work of a leader whose store does not answer is dropped by its deadline.
 #[tokio::test(start_paused = true)]
 async fn quiet_work_is_dropped_by_its_deadline_in_an_outage() {

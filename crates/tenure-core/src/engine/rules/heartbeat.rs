@@ -10,6 +10,8 @@ use crate::{
 
 /// The first delay before an unanswered heartbeat is repeated.
 pub(crate) const MIN_RETRY_DELAY: Duration = Duration::from_millis(20);
+/// The longest delay before an unanswered heartbeat is repeated.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// The upper limit of [`UnprovenHeartbeats::spacing`].
 const MAX_SPACING: Duration = Duration::from_millis(50);
@@ -75,6 +77,12 @@ pub(crate) fn timeout(proof: HeartbeatProof, interval: Duration, request_timeout
 /// little time left.
 pub(crate) fn retry_backoff(timeout: Duration) -> Backoff {
     Backoff { min: MIN_RETRY_DELAY, max: (timeout / 16).max(MIN_RETRY_DELAY) }
+}
+
+/// The delays once a TTL has passed since an answer, and nobody leads: the store either keeps the session for longer or has ended it.
+pub(crate) fn retry_backoff_after_ttl(ttl: Duration) -> Backoff {
+    let min = (ttl / 50).max(MIN_RETRY_DELAY);
+    Backoff { min, max: (ttl / 5).clamp(min, MAX_RETRY_DELAY) }
 }
 
 /// A gap that is long enough by the store's clock as well.

@@ -110,6 +110,7 @@ async fn heartbeat_loop(session: &Arc<Session>) {
     let interval = |purpose| heartbeat::interval(proof, purpose, ttl, drift, session.window.grace_period());
     let limit = heartbeat::timeout(proof, interval(HeartbeatPurpose::Lead), shared.config.request_timeout);
     let mut retry_delays = RetryDelays::new(heartbeat::retry_backoff(limit));
+    let mut delays_after_ttl = RetryDelays::new(heartbeat::retry_backoff_after_ttl(ttl));
     let mut unproven = UnprovenHeartbeats::new(proof, ttl, drift);
     let mut answered_at = clock.now();
     let opened_at = session.window.deadline() - session.window.length();
@@ -169,6 +170,7 @@ async fn heartbeat_loop(session: &Arc<Session>) {
                 if proven.is_some() || answer.is_none() {
                     shared.status.answered();
                     retry_delays.reset();
+                    delays_after_ttl.reset();
                 }
                 next = next_heartbeat(session, unproven.as_ref(), sent.at, &interval);
             }
@@ -181,7 +183,9 @@ async fn heartbeat_loop(session: &Arc<Session>) {
                 if shared.config.on_disconnect == OnDisconnect::StepDown && session.window.is_open() {
                     return session.end(LossReason::Disconnected);
                 }
-                next = clock.now() + retry_delays.next_delay();
+                let has_time = session.window.is_open() || clock.now() < answered_at + ttl;
+                let delays = if has_time { &mut retry_delays } else { &mut delays_after_ttl };
+                next = clock.now() + delays.next_delay();
                 if !session.window.is_open() {
                     let expired = answered_at + session.expiry.max_silence();
                     if clock.now() >= expired {
