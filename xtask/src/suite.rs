@@ -1,6 +1,8 @@
 //! `cargo xtask test`: everything that the tests need, and then the tests.
 
-use anyhow::Result;
+use std::thread;
+
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
@@ -29,16 +31,21 @@ pub(crate) struct Options {
 /// When something is missing that cannot be installed here, or a test fails.
 pub(crate) fn test(options: &Options) -> Result<()> {
     tools::ensure_for_build()?;
-    tools::ensure_for_tests()?;
-    images::ensure(&IMAGES)?;
+    let mut chosen: Vec<_> = options.packages.iter().flat_map(|package| ["--package", package]).collect();
+    if chosen.is_empty() {
+        chosen.push("--workspace");
+    }
+    // Tools and images come over the network, while compiling keeps the processors busy.
+    thread::scope(|scope| {
+        let prepared = scope.spawn(|| tools::ensure_for_tests().and_then(|()| images::ensure(&IMAGES)));
+        run(cargo(["test", "--no-run", "--quiet", "--all-features"]).args(&chosen))?;
+        prepared.join().unwrap_or_else(|_| bail!("installing what the tests need has panicked"))
+    })?;
     remove_leftovers();
     let servers = Servers::start(&IMAGES)?;
 
     let mut tests = cargo(["nextest", "run", "--all-features"]);
-    if options.packages.is_empty() {
-        tests.arg("--workspace");
-    }
-    tests.args(options.packages.iter().flat_map(|package| ["--package", package]));
+    tests.args(&chosen);
     let tested = run(servers.announce_to(&mut tests).args(&options.nextest));
     if !options.packages.is_empty() || !options.nextest.is_empty() {
         return tested;
