@@ -1,3 +1,5 @@
 //! The conformance suite on PostgreSQL 15.
 
-tenure_testkit::conformance!(tenure_tests::Postgres::new());
+use tenure_containers::Version;
+
+tenure_testkit::conformance!(tenure_tests::Postgres::new(Version::Postgres15));

@@ -8,17 +8,17 @@ use tenure::{
     postgres::{PostgresBackend, PostgresConfig},
     spi::Backend as _,
 };
+use tenure_containers::{SharedPostgres, Version};
 use tenure_testkit::{
     harness::{Client, Harness, HarnessCapabilities},
     proxy::Proxy,
     recorder::Recorder,
 };
-use tokio_postgres::{NoTls, Row, types::ToSql};
 
 /// A test's schema on a PostgreSQL server that tests share.
 #[derive(Debug)]
 pub struct Postgres {
-    endpoint: String,
+    server: SharedPostgres,
     schema: String,
     recorder: Recorder,
     /// Ends what dead sessions have left, as any other elector would.
@@ -26,19 +26,20 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    const USER: &str = "billing";
-    const DATABASE: &str = "billing";
-
-    /// A new schema on the shared server.
+    /// A new schema on the shared server of this version.
     ///
     /// # Panics
     /// When the server cannot be used; the message names the remedy.
-    pub async fn new() -> Self {
-        let url = std::env::var("TENURE_TEST_POSTGRES").expect("`cargo xtask test` starts a PostgreSQL");
-        let endpoint = url.split(['@', '/']).rev().nth(1).expect("it has a host").to_owned();
+    pub async fn new(version: Version) -> Self {
+        let server = SharedPostgres::get(version).await.unwrap_or_else(|error| panic!("{error}"));
         let schema = format!("suite-{:016x}", fastrand::u64(..));
-        let collector = backend(&endpoint, &schema);
-        Self { endpoint, schema, recorder: Recorder::default(), collector }
+        let collector = backend(&server.endpoint(), &schema);
+        Self { server, schema, recorder: Recorder::default(), collector }
+    }
+
+    /// The server.
+    pub fn server(&self) -> &SharedPostgres {
+        &self.server
     }
 
     /// The schema of this test.
@@ -48,43 +49,30 @@ impl Postgres {
 
     /// A store URL without a proxy.
     pub fn url(&self) -> String {
-        format!("postgres://{}@{}/{}?schema={}", Self::USER, self.endpoint, Self::DATABASE, self.schema)
+        format!("{}?schema={}", self.server.admin().url(), self.schema)
     }
 
-    /// A backend without a proxy.
-    pub fn backend(&self) -> PostgresBackend {
-        backend(&self.endpoint, &self.schema)
-    }
-
-    /// Runs a statement as an operator. `{records}` stands for the table.
-    ///
-    /// # Panics
-    /// When the server refuses it.
-    pub async fn sql(&self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
-        let url = format!("postgres://{}@{}/{}", Self::USER, self.endpoint, Self::DATABASE);
-        let (client, connection) =
-            tokio_postgres::connect(&url, NoTls).await.expect("the server accepts a connection");
-        let driver = tokio::spawn(connection);
+    /// Runs a statement as an operator, and returns the first column. `{records}` stands for the table.
+    async fn sql(&self, statement: &str) -> Vec<String> {
         let statement = statement.replace("{records}", &format!("\"{}\".records", self.schema));
-        let rows = client.query(&statement, parameters).await.unwrap_or_else(|error| panic!("{error:?}"));
-        driver.abort();
-        rows
+        let rows = self.server.admin().query(&statement).await.unwrap_or_else(|error| panic!("{error}"));
+        rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()
     }
 
-    /// Changes a record by hand, as an operator would: by an expression over its JSON `body`.
+    /// Changes a record by hand, as an operator would: by an expression over its JSON.
     async fn edit(&self, key: &str, expression: &str) {
         let nonce = format!("{:032x}", fastrand::u128(..));
         let statement = format!(
-            "UPDATE {{records}} SET body = convert_to(jsonb_set({expression}, '{{nonce}}', to_jsonb($2::text))::text, 'UTF8') \
+            "UPDATE {{records}} SET body = convert_to(jsonb_set({expression}, '{{nonce}}', '\"{nonce}\"')::text, 'UTF8') \
              FROM (SELECT key AS edited, convert_from(body, 'UTF8')::jsonb AS json FROM {{records}}) AS old \
-             WHERE edited = key AND key = $1 RETURNING key"
+             WHERE edited = key AND key = '{key}' RETURNING key"
         );
-        assert_eq!(self.sql(&statement, &[&key, &nonce]).await.len(), 1, "{key} does not exist");
+        assert_eq!(self.sql(&statement).await.len(), 1, "{key} does not exist");
     }
 }
 
 fn backend(endpoint: &str, schema: &str) -> PostgresBackend {
-    let config = PostgresConfig::new([endpoint], Postgres::USER, Postgres::DATABASE)
+    let config = PostgresConfig::new([endpoint], "postgres", "postgres")
         .schema(schema)
         .attempt_timeout(Duration::from_secs(1))
         .poll_interval(Duration::from_millis(100));
@@ -102,7 +90,7 @@ impl Harness for Postgres {
     }
 
     async fn client(&self) -> Client {
-        let proxy = Proxy::start(self.endpoint.clone()).await.expect("a loopback port can be bound");
+        let proxy = Proxy::start(self.server.endpoint()).await.expect("a loopback port can be bound");
         let backend = backend(&proxy.endpoint(), &self.schema);
         Client { backend: self.recorder.wrap(backend), faults: Some(Arc::new(proxy)) }
     }
@@ -112,10 +100,11 @@ impl Harness for Postgres {
     }
 
     async fn delete_entry(&self, election: &str, session: &str, _token: u64) {
-        let expression = format!(
-            "jsonb_set(jsonb_set(json, '{{queue}}', (SELECT coalesce(jsonb_agg(slot), '[]') FROM jsonb_array_elements(json->'queue') slot \
-             WHERE slot->>'session' <> '{session}')), '{{token}}', to_jsonb((json->>'token')::bigint + 1))"
+        let others = format!(
+            "SELECT coalesce(jsonb_agg(slot), '[]') FROM jsonb_array_elements(json->'queue') slot WHERE slot->>'session' <> '{session}'"
         );
+        let token = "to_jsonb((json->>'token')::bigint + 1)";
+        let expression = format!("jsonb_set(jsonb_set(json, '{{queue}}', ({others})), '{{token}}', {token})");
         self.edit(&format!("e/{election}"), &expression).await;
     }
 
@@ -129,14 +118,14 @@ impl Harness for Postgres {
         self.collector.elections().await.unwrap_or_else(|error| panic!("{error}"));
         self.collector.close().await;
         for (key, body) in FOREIGN {
-            self.sql("INSERT INTO {records} (key, body) VALUES ($1, $2)", &[&key, &body.as_bytes()]).await;
+            self.sql(&format!("INSERT INTO {{records}} (key, body) VALUES ('{key}', '{body}')")).await;
         }
     }
 
     async fn foreign_entries_untouched(&self, _election: &str) -> bool {
         for (key, body) in FOREIGN {
-            let found = "SELECT key FROM {records} WHERE key = $1 AND body = $2";
-            if self.sql(found, &[&key, &body.as_bytes()]).await.is_empty() {
+            let found = format!("SELECT key FROM {{records}} WHERE key = '{key}' AND body = '{body}'");
+            if self.sql(&found).await.is_empty() {
                 return false;
             }
         }
@@ -147,8 +136,9 @@ impl Harness for Postgres {
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         self.collector.collect_garbage(&clock, 0.1).await.unwrap_or_else(|error| panic!("{error}"));
         self.collector.close().await;
-        let statement = "SELECT key FROM {records} WHERE convert_from(body, 'UTF8') LIKE '{%\"state\":\"live\"%' \
-                         OR convert_from(body, 'UTF8') LIKE '{%\"queue\":[{%'";
-        self.sql(statement, &[]).await.iter().map(|row| row.get(0)).collect()
+        let text = "convert_from(body, 'UTF8')";
+        let live = format!("{text} LIKE '{{%\"state\":\"live\"%'");
+        let queue = format!("{text} LIKE '{{%\"queue\":[{{%'");
+        self.sql(&format!("SELECT key FROM {{records}} WHERE {live} OR {queue}")).await
     }
 }
