@@ -215,7 +215,7 @@ async fn open(
 }
 
 /// Waits for an answer while the connection is driven here.
-async fn driven<T>(
+pub(crate) async fn driven<T>(
     messages: &mut Messages,
     what: &str,
     answer: impl Future<Output = Result<T, Error>>,
@@ -225,14 +225,18 @@ async fn driven<T>(
         tokio::select! {
             biased;
             answer = &mut answer => return answer.map_err(|error| classify(what, &error)),
-            message = messages.next() => match message {
-                Some(Ok(message)) => debug!(?message, "PostgreSQL says"),
-                Some(Err(error)) => return Err(classify(what, &error)),
-                None => {
-                    let text = format!("{what}: the server has closed the connection");
-                    return Err(BackendError::new(BackendErrorKind::Unavailable, text));
-                }
-            }
+            message = next_message(messages, what) => debug!(message = ?message?, "PostgreSQL says"),
+        }
+    }
+}
+
+/// The next message that nobody has asked for. Drives the connection until there is one.
+pub(crate) async fn next_message(messages: &mut Messages, what: &str) -> Result<AsyncMessage, BackendError> {
+    match messages.next().await {
+        Some(message) => message.map_err(|error| classify(what, &error)),
+        None => {
+            let text = format!("{what}: the server has closed the connection");
+            Err(BackendError::new(BackendErrorKind::Unavailable, text))
         }
     }
 }

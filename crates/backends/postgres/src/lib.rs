@@ -16,6 +16,7 @@ mod config;
 mod connect;
 mod connection;
 mod error;
+mod hints;
 mod schema;
 mod store;
 

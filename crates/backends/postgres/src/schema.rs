@@ -12,6 +12,9 @@ const MOVE: i32 = 16;
 /// Serializes migrations: `tenure` in hexadecimal.
 const MIGRATION_LOCK: &str = "x'74656e757265'::bigint";
 
+/// The channel of the notifications of a schema is this, and its name.
+const CHANNEL: &str = "tenure.";
+
 /// Settings of the transaction of a write, set before a row is locked and in force until the commit is answered:
 ///
 /// - An acknowledged commit is on the disk; `off` would lose it in a crash without a new timeline.
@@ -38,6 +41,8 @@ pub(crate) struct Statements {
     pub(crate) create: String,
     pub(crate) delete: String,
     pub(crate) epoch: String,
+    pub(crate) listen: String,
+    pub(crate) notify: String,
 }
 
 impl Statements {
@@ -51,7 +56,11 @@ impl Statements {
         let checked = format!(
             "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS})"
         );
-        let outcome = "SELECT is_current, key IS NOT NULL FROM checked LEFT JOIN swapped ON true";
+        // Nobody listens for heartbeats. Transactions that notify somebody are committed one after another.
+        let outcome = format!(
+            "SELECT is_current, key IS NOT NULL, CASE WHEN starts_with(key, 'e/') THEN pg_notify('{CHANNEL}{schema}', key)::text END \
+             FROM checked LEFT JOIN swapped ON true"
+        );
         Self {
             inspect: format!(
                 "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
@@ -91,6 +100,10 @@ impl Statements {
                  highest = CASE WHEN cluster = system_identifier AND base + timeline > highest THEN base + timeline ELSE highest + {MOVE} END \
                  FROM now WHERE cluster <> system_identifier OR base + timeline <> highest RETURNING highest) \
                  SELECT coalesce((SELECT highest FROM raised), highest) FROM {epochs}"
+            ),
+            listen: format!("LISTEN \"{CHANNEL}{schema}\""),
+            notify: format!(
+                "WITH settings AS MATERIALIZED (SELECT {SETTINGS}) SELECT pg_notify('{CHANNEL}{schema}', $1)::text FROM settings"
             ),
         }
     }

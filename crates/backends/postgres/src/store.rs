@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use sha2::{Digest as _, Sha256};
 use tenure_cas::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version};
 use tenure_core::{
@@ -19,6 +20,7 @@ use crate::{
     config::PostgresConfig,
     connection::{Failure, Parameter, Requests},
     error::{classify, is_conflict},
+    hints::Hints,
 };
 
 /// How many swaps of elections are in flight. Each may wait for a fenced transaction, with a heartbeat behind it.
@@ -30,6 +32,7 @@ const CONCURRENT_SWAPS: usize = 4;
 #[derive(Debug)]
 pub struct PostgresStore {
     requests: Arc<Requests>,
+    hints: Hints,
     swaps: Semaphore,
 }
 
@@ -41,7 +44,8 @@ impl PostgresStore {
     pub fn new(config: PostgresConfig) -> Result<Self, Error> {
         config.check()?;
         internal::warn_of_plain_text("PostgreSQL", &config.hosts, config.password.is_some());
-        Ok(Self { requests: Arc::new(Requests::new(config)), swaps: Semaphore::new(CONCURRENT_SWAPS) })
+        let (requests, swaps) = (Arc::new(Requests::new(config)), Semaphore::new(CONCURRENT_SWAPS));
+        Ok(Self { requests, hints: Hints::default(), swaps })
     }
 }
 
@@ -110,6 +114,10 @@ impl CasStore for PostgresStore {
         rows.iter().map(|row| Ok(record(get(what, row, 0)?, get(what, row, 1)?))).collect()
     }
 
+    fn changes(&self, key: &str) -> Option<BoxStream<'static, ()>> {
+        if key.starts_with(ELECTIONS) { self.hints.of(key, &self.requests) } else { None }
+    }
+
     async fn epoch(&self) -> Result<EpochState, BackendError> {
         let what = "reading the timeline";
         let rows = self.requests.query(what, &self.requests.statements.epoch, &[]).await?;
@@ -119,6 +127,7 @@ impl CasStore for PostgresStore {
     }
 
     async fn close(&self) {
+        self.hints.close();
         self.requests.close().await;
     }
 }

@@ -1,0 +1,159 @@
+//! Hints that an election's record has changed: notifications, on a connection of their own.
+//!
+//! Whether they are delivered is tried, by one's own notification: a pooler such as PgBouncer in transaction mode accepts `LISTEN` and
+//! delivers nothing. Records are polled then.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use tenure_core::{internal::lock, spi::BackendError};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_postgres::{AsyncMessage, types::Type};
+use tracing::{debug, info};
+
+use crate::{
+    connect::{Messages, Primary, connect, driven, next_message},
+    connection::{Parameter, Requests},
+};
+
+/// How often it is tried whether notifications are delivered.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// The pause after a connection that has failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The pause after a connection on which nothing was delivered.
+const UNDELIVERED_PAUSE: Duration = Duration::from_secs(120);
+
+const LISTENING: &str = "listening for notifications";
+
+/// The listener, and who waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    subscriptions: Arc<Mutex<Subscriptions>>,
+    /// The task that listens, while somebody asks for hints.
+    listener: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Subscriptions {
+    delivers: bool,
+    /// When somebody has asked for hints last.
+    asked: Option<Instant>,
+    keys: HashMap<String, watch::Sender<()>>,
+}
+
+impl Hints {
+    /// Hints of a key; `None` while none are delivered. The first call begins to listen.
+    pub(crate) fn of(&self, key: &str, requests: &Arc<Requests>) -> Option<BoxStream<'static, ()>> {
+        let mut subscriptions = lock(&self.subscriptions);
+        subscriptions.asked = Some(Instant::now());
+        let mut listener = lock(&self.listener);
+        while listener.try_join_next().is_some() {}
+        if listener.is_empty() {
+            listener.spawn(listen(Arc::clone(requests), Arc::clone(&self.subscriptions)));
+        }
+        if !subscriptions.delivers {
+            return None;
+        }
+        let hints = subscriptions.keys.entry(key.to_owned()).or_default().subscribe();
+        let hints = stream::unfold(hints, |mut hints| async {
+            hints.changed().await.ok()?;
+            Some(((), hints))
+        });
+        Some(hints.boxed())
+    }
+
+    pub(crate) fn close(&self) {
+        lock(&self.listener).abort_all();
+        lock(&self.subscriptions).fail();
+    }
+}
+
+impl Subscriptions {
+    /// Nothing is delivered from now on. The streams end, so that the records are polled.
+    fn fail(&mut self) {
+        self.delivers = false;
+        self.keys.clear();
+    }
+
+    fn is_in_use(&mut self) -> bool {
+        self.keys.retain(|_, hints| hints.receiver_count() > 0);
+        !self.keys.is_empty() || self.asked.is_some_and(|asked| asked.elapsed() < PROBE_INTERVAL)
+    }
+}
+
+/// Listens as long as somebody waits for hints.
+async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>>) {
+    let mut was_reported = false;
+    while lock(&subscriptions).is_in_use() {
+        let outcome = deliver(&requests, &subscriptions).await;
+        lock(&subscriptions).fail();
+        let pause = match outcome {
+            Ok(()) => UNDELIVERED_PAUSE,
+            Err(_) => PAUSE,
+        };
+        match outcome {
+            Ok(()) if !std::mem::replace(&mut was_reported, true) => info!(
+                "PostgreSQL delivers no notifications on this connection, as through PgBouncer in transaction mode; records are polled"
+            ),
+            Ok(()) => {}
+            Err(error) => debug!(%error, "cannot listen for notifications; records are polled"),
+        }
+        sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+    }
+}
+
+/// Passes notifications on, until one of its own does not arrive, or nobody waits for them.
+async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> Result<(), BackendError> {
+    let Primary { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
+    driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen)).await?;
+    while lock(subscriptions).is_in_use() {
+        let probe = format!("probe/{:032x}", fastrand::u128(..));
+        let parameters: [Parameter<'_>; 1] = [(&probe, Type::TEXT)];
+        // Over the other connection: a pooler passes on what comes during a request on this one.
+        let sent = async {
+            requests.query("sending a notification", &requests.statements.notify, &parameters).await?;
+            sleep(requests.config.attempt_timeout).await;
+            Ok::<_, BackendError>(())
+        };
+        tokio::select! {
+            biased;
+            received = pass_on(&mut messages, subscriptions, Some(&probe)) => received?,
+            sent = sent => return sent,
+        }
+        lock(subscriptions).delivers = true;
+        if let Ok(failed) = timeout(PROBE_INTERVAL, pass_on(&mut messages, subscriptions, None)).await {
+            return failed;
+        }
+    }
+    Ok(())
+}
+
+/// Passes notifications on, until this one has come.
+async fn pass_on(
+    messages: &mut Messages,
+    subscriptions: &Mutex<Subscriptions>,
+    probe: Option<&str>,
+) -> Result<(), BackendError> {
+    loop {
+        let AsyncMessage::Notification(notification) = next_message(messages, LISTENING).await? else {
+            continue;
+        };
+        if Some(notification.payload()) == probe {
+            return Ok(());
+        }
+        if let Some(hints) = lock(subscriptions).keys.get(notification.payload()) {
+            hints.send_replace(());
+        }
+    }
+}

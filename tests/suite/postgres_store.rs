@@ -1,0 +1,370 @@
+//! PostgreSQL as a store of records: swaps, epochs, notifications, poolers, and commits that wait.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, future::join_all};
+use tenure::{
+    Config,
+    postgres::{PostgresConfig, PostgresStore},
+    spi::BackendErrorKind,
+};
+use tenure_cas::{CasStore, Epoch, EpochState, Freshness, Swap, Version as RecordVersion};
+use tenure_containers::{
+    PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres, Version,
+};
+use tenure_testkit::suite::{until, within};
+
+const FIRST: Epoch = Epoch(0);
+
+fn config(endpoint: &str, schema: &str) -> PostgresConfig {
+    PostgresConfig::new([endpoint], "postgres", "postgres")
+        .schema(schema)
+        .attempt_timeout(Duration::from_secs(1))
+}
+
+fn new_schema() -> String {
+    format!("store-{:016x}", fastrand::u64(..))
+}
+
+/// A store on the shared server of this version, and its administrator.
+async fn shared(version: Version) -> (PostgresStore, PostgresAdmin, String) {
+    let server = SharedPostgres::get(version).await.unwrap_or_else(|error| panic!("{error}"));
+    let schema = new_schema();
+    let store = PostgresStore::new(config(&server.endpoint(), &schema)).unwrap();
+    (store, server.admin().clone(), schema)
+}
+
+async fn create(store: &PostgresStore, key: &str) -> RecordVersion {
+    let body = format!("{:032x}", fastrand::u128(..));
+    match store.swap(key, None, epoch(store).await, body.as_bytes()).await.unwrap() {
+        Swap::Done(version) => version,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn epoch(store: &PostgresStore) -> Epoch {
+    match store.epoch().await.unwrap() {
+        EpochState::Known(epoch) => epoch,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn keys(store: &PostgresStore, prefix: &str) -> Vec<String> {
+    let mut keys: Vec<_> = store.list(prefix).await.unwrap().into_iter().map(|record| record.key).collect();
+    keys.sort();
+    keys
+}
+
+/// Each outcome of each request.
+#[tokio::test]
+async fn a_swap_replaces_one_version() {
+    for version in Version::POSTGRES {
+        let (store, ..) = shared(version).await;
+        assert_eq!(store.read("e/a", Freshness::Fresh).await.unwrap(), None);
+        assert_eq!(epoch(&store).await, FIRST);
+        let Swap::Done(first) = store.swap("e/a", None, FIRST, b"1").await.unwrap() else { panic!() };
+        assert_eq!(store.swap("e/a", None, FIRST, b"2").await.unwrap(), Swap::Conflict);
+        let found = store.read("e/a", Freshness::MayBeStale).await.unwrap().unwrap();
+        assert_eq!((found.key.as_str(), &found.version, &found.body[..]), ("e/a", &first, &b"1"[..]));
+
+        for expected in [None, Some(&first)] {
+            let other = store.swap("e/a", expected, Epoch(1), b"3").await.unwrap();
+            assert_eq!(other, Swap::EpochChanged, "before the version is compared");
+        }
+        let Swap::Done(second) = store.swap("e/a", Some(&first), FIRST, b"4").await.unwrap() else {
+            panic!()
+        };
+        assert_ne!(first, second);
+        assert_eq!(store.swap("e/a", Some(&first), FIRST, b"5").await.unwrap(), Swap::Conflict);
+        assert_eq!(store.swap("e/b", Some(&first), FIRST, b"5").await.unwrap(), Swap::Conflict);
+        assert_eq!(store.read("e/a", Freshness::Fresh).await.unwrap().unwrap().body, b"4");
+
+        for key in ["s/%", "s/_", "s/A", "e/b", "S/a"] {
+            create(&store, key).await;
+        }
+        assert_eq!(keys(&store, "s/").await, ["s/%", "s/A", "s/_"]);
+        assert_eq!(keys(&store, "e/").await, ["e/a", "e/b"]);
+        assert!(!store.delete("e/a", &first).await.unwrap());
+        assert!(store.delete("e/a", &second).await.unwrap());
+        assert!(!store.delete("e/a", &second).await.unwrap());
+        assert_eq!(store.read("e/a", Freshness::Fresh).await.unwrap(), None);
+        store.close().await;
+    }
+}
+
+/// Every candidate that starts creates the tables, all at the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_create_the_tables() {
+    let server = SharedPostgres::get(Version::Postgres15).await.unwrap();
+    let schema = new_schema();
+    let stores: Vec<_> =
+        (0..12).map(|_| PostgresStore::new(config(&server.endpoint(), &schema)).unwrap()).collect();
+    for outcome in join_all(stores.iter().map(CasStore::epoch)).await {
+        assert_eq!(outcome.unwrap(), EpochState::Known(FIRST));
+    }
+}
+
+/// The isolation level of the role is a matter of its other statements.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_swaps_one_is_done_at_any_isolation_level() {
+    let server = PostgresServer::start(Version::Postgres17).await.unwrap();
+    for level in ["read committed", "repeatable read", "serializable"] {
+        server.admin().set("default_transaction_isolation", level).await.unwrap();
+        let schema = new_schema();
+        let stores: Vec<_> =
+            (0..8).map(|_| PostgresStore::new(config(&server.endpoint(), &schema)).unwrap()).collect();
+        for store in &stores {
+            store.epoch().await.unwrap();
+        }
+        let mut version = create(&stores[0], "e/a").await;
+        for _ in 0..20 {
+            let bodies: Vec<_> = stores.iter().map(|_| format!("{:032x}", fastrand::u128(..))).collect();
+            let swaps = stores
+                .iter()
+                .zip(&bodies)
+                .map(|(store, body)| store.swap("e/a", Some(&version), FIRST, body.as_bytes()));
+            let outcomes = join_all(swaps).await;
+            let mut done = Vec::new();
+            for outcome in outcomes {
+                match outcome.unwrap() {
+                    Swap::Done(version) => done.push(version),
+                    other => assert_eq!(other, Swap::Conflict, "{level}"),
+                }
+            }
+            assert_eq!(done.len(), 1, "{level}");
+            version = done.remove(0);
+        }
+    }
+}
+
+/// Only for elections: nobody waits for a heartbeat.
+#[tokio::test]
+async fn an_election_that_changes_gives_a_hint() {
+    for version in Version::POSTGRES {
+        let (store, admin, schema) = shared(version).await;
+        assert!(store.changes("s/a").is_none());
+        until("notifications are delivered", async || store.changes("e/a").is_some()).await;
+        let (mut first, mut other) = (store.changes("e/a").unwrap(), store.changes("e/b").unwrap());
+        let version = create(&store, "e/a").await;
+        within("a hint of the creation", first.next()).await.unwrap();
+        store.swap("e/a", Some(&version), FIRST, b"2").await.unwrap();
+        within("a hint of the change", first.next()).await.unwrap();
+
+        // The connection fails, and another is made.
+        let listener = format!("query = 'LISTEN \"tenure.{schema}\"'");
+        admin
+            .execute(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {listener}"))
+            .await
+            .unwrap();
+        assert_eq!(within("the end of the hints", first.next()).await, None);
+        assert_eq!(
+            within("the end of the hints", other.next()).await,
+            None,
+            "of another election there was none"
+        );
+        until("notifications are delivered again", async || store.changes("e/a").is_some()).await;
+        let mut hints = store.changes("e/a").unwrap();
+        store.swap("e/a", None, FIRST, b"3").await.unwrap();
+        create(&store, "e/b").await;
+        create(&store, "s/a").await;
+        let version = store.read("e/a", Freshness::Fresh).await.unwrap().unwrap().version;
+        store.swap("e/a", Some(&version), FIRST, b"4").await.unwrap();
+        within("a hint", hints.next()).await.unwrap();
+
+        store.close().await;
+        assert_eq!(within("the end of the hints", hints.next()).await, None);
+        let connections = format!("SELECT count(*) FROM pg_stat_activity WHERE {listener}");
+        until("nobody listens", async || admin.value(&connections).await.unwrap() == "0").await;
+    }
+}
+
+/// PgBouncer in transaction mode: requests work, nothing is left in its connections, and elections are polled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn candidates_share_connections_by_pgbouncer() {
+    let settings =
+        PostgresSettings::default().pgbouncer(&[("default_pool_size", "1"), ("admin_users", "postgres")]);
+    let server = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
+    let pgbouncer = PostgresAdmin::new(server.pgbouncer_endpoint().unwrap());
+    let url = format!("{}?ttl=2s&poll_interval=50ms", pgbouncer.url());
+    let electors = join_all((0..3).map(|_| tenure::connect(&url))).await;
+    let electors: Vec<_> = electors.into_iter().map(Result::unwrap).collect();
+    let first = within("leading", electors[0].campaign("e")).await.unwrap();
+    let token = first.fencing_token();
+    let waiting: Vec<_> = electors[1..]
+        .iter()
+        .map(|elector| {
+            let elector = elector.clone();
+            tokio::spawn(async move { elector.campaign("e").await?.resign().await })
+        })
+        .collect();
+    until("both wait", async || electors[0].candidates("e").await.unwrap().len() == 3).await;
+    tenure_tests::wait_for_heartbeats(&first).await;
+    first.resign().await.unwrap();
+    for waiting in waiting {
+        within("the next ones lead", waiting).await.unwrap().unwrap();
+    }
+    let last = within("leading again", electors[0].campaign("e")).await.unwrap();
+    assert!(last.fencing_token() > token);
+    last.resign().await.unwrap();
+    for setting in ["lock_timeout", "client_min_messages", "synchronous_commit"] {
+        let (here, there) = (
+            pgbouncer.value(&format!("SHOW {setting}")).await,
+            server.admin().value(&format!("SHOW {setting}")).await,
+        );
+        assert_eq!(here.unwrap(), there.unwrap(), "{setting}");
+    }
+    for elector in electors {
+        elector.close().await;
+    }
+    // Found out by a notification of its own: otherwise the hints would be there by then.
+    let (direct, pooled) = (server.endpoint(), pgbouncer.endpoint());
+    let [direct, pooled] =
+        [direct.as_str(), pooled].map(|endpoint| PostgresStore::new(config(endpoint, "tenure")).unwrap());
+    let console = pgbouncer.in_database("pgbouncer");
+    let clients = async || {
+        let clients = console.query("SHOW CLIENTS").await.unwrap();
+        clients.iter().filter(|client| client[2].as_deref() == Some("postgres")).count()
+    };
+    assert!(pooled.changes("e/a").is_none());
+    until("it listens, and sends a notification", async || clients().await == 2).await;
+    until("it listens no longer", async || clients().await == 1).await;
+    until("notifications are delivered", async || direct.changes("e/a").is_some()).await;
+    assert!(pooled.changes("e/a").is_none());
+    direct.close().await;
+    pooled.close().await;
+}
+
+/// A transaction that holds an election's record, as a fenced one does, delays its swaps and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_go_on_while_a_record_is_locked() {
+    let server = PostgresServer::start(Version::Postgres15).await.unwrap();
+    let elector = tenure::connect_with(&server.admin().url(), Config::new().with_ttl(Duration::from_secs(2)))
+        .await
+        .unwrap();
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    let (client, connection) =
+        tokio_postgres::connect(&server.admin().url(), tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    client.batch_execute("BEGIN; SELECT * FROM tenure.records WHERE key = 'e/e' FOR SHARE").await.unwrap();
+    let store = PostgresStore::new(config(&server.endpoint(), "tenure")).unwrap();
+    let found = store.read("e/e", Freshness::Fresh).await.unwrap().unwrap();
+    let refused = store.swap("e/e", Some(&found.version), FIRST, b"x").await.unwrap_err();
+    assert_eq!(refused.kind(), BackendErrorKind::Unavailable);
+    assert!(refused.to_string().contains("a transaction holds the record"), "{refused}");
+    let changing = tokio::spawn({
+        let handle = leadership.handle();
+        async move { handle.set_value("new").await }
+    });
+    for _ in 0..3 {
+        tenure_tests::wait_for_heartbeats(&leadership).await;
+    }
+    assert!(!changing.is_finished());
+    client.batch_execute("COMMIT").await.unwrap();
+    within("the change", changing).await.unwrap().unwrap();
+    leadership.resign().await.unwrap();
+    driver.abort();
+}
+
+/// The primary waits for its replica, which is frozen: nothing is acknowledged, whatever the database's settings say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_is_not_replicated_is_not_taken_as_done() {
+    let cluster = PostgresCluster::start(Version::Postgres17, Replication::Synchronous).await.unwrap();
+    let admin = cluster.member(0).admin();
+    for setting in ["synchronous_commit = off", "client_min_messages = error", "lock_timeout = '1ms'"] {
+        admin.execute(&format!("ALTER DATABASE postgres SET {setting}")).await.unwrap();
+    }
+    let store = PostgresStore::new(config(admin.endpoint(), "tenure")).unwrap();
+    let version = create(&store, "e/a").await;
+    let frozen = cluster.member(1).pause().await.unwrap();
+    let unanswered = store.swap("e/a", Some(&version), FIRST, b"2").await.unwrap_err();
+    assert_eq!(unanswered.kind(), BackendErrorKind::Unavailable, "{unanswered}");
+    assert_eq!(
+        store.read("e/a", Freshness::Fresh).await.unwrap().unwrap().version,
+        version,
+        "it has not happened yet"
+    );
+
+    // An operator cancels the wait. The server then reports a success, and a warning.
+    let waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let cancel = async |count: &str| {
+        let waits = async || admin.value(&format!("SELECT count(*) {waiting}")).await.unwrap() == count;
+        until("the commit waits", waits).await;
+        admin.execute(&format!("SELECT pg_cancel_backend(pid) {waiting}")).await.unwrap();
+    };
+    cancel("1").await;
+    until("it has happened", async || {
+        store.read("e/a", Freshness::Fresh).await.is_ok_and(|found| found.unwrap().version != version)
+    })
+    .await;
+    let (swapped, ()) = tokio::join!(store.swap("s/a", None, FIRST, b"1"), cancel("1"));
+    let unknown = swapped.unwrap_err();
+    assert_eq!(unknown.kind(), BackendErrorKind::Unavailable, "{unknown}");
+    assert!(store.read("s/a", Freshness::Fresh).await.unwrap().is_some());
+
+    // However often it is tried, few connections wait.
+    for _ in 0..8 {
+        store.swap(&format!("s/{:x}", fastrand::u64(..)), None, FIRST, b"1").await.unwrap_err();
+    }
+    let count: usize = admin.value(&format!("SELECT count(*) {waiting}")).await.unwrap().parse().unwrap();
+    assert!((1..=4).contains(&count), "{count}");
+    frozen.heal().await.unwrap();
+    until("commits are answered again", async || store.swap("s/b", None, FIRST, b"1").await.is_ok()).await;
+}
+
+/// A promotion raises the epoch. What was sent before it is refused, and so is a former primary that lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_raises_the_epoch() {
+    for version in Version::POSTGRES {
+        let cluster = PostgresCluster::start(version, Replication::Asynchronous).await.unwrap();
+        let endpoints = [0, 1].map(|index| cluster.member(index).endpoint());
+        let config = PostgresConfig::new(endpoints.clone(), "postgres", "postgres")
+            .attempt_timeout(Duration::from_secs(1));
+        let store = PostgresStore::new(config.clone()).unwrap();
+        let version = create(&store, "e/a").await;
+        cluster.wait_for_replica(0).await.unwrap();
+        // The former primary is not stopped.
+        cluster.promote(1).await.unwrap();
+        let after = PostgresStore::new(config).unwrap();
+        assert_eq!(epoch(&after).await, Epoch(1), "the later one of two primaries is chosen");
+        assert_eq!(after.swap("e/a", Some(&version), FIRST, b"2").await.unwrap(), Swap::EpochChanged);
+        let Swap::Done(second) = after.swap("e/a", Some(&version), Epoch(1), b"3").await.unwrap() else {
+            panic!()
+        };
+
+        // Who was connected to the former one learns of it, and never goes back.
+        assert_eq!(epoch(&store).await, FIRST);
+        cluster.member(0).admin().terminate_connections().await.unwrap();
+        until("it has moved", async || {
+            store.epoch().await.is_ok_and(|epoch| epoch == EpochState::Known(Epoch(1)))
+        })
+        .await;
+        assert_eq!(store.read("e/a", Freshness::Fresh).await.unwrap().unwrap().version, second);
+        cluster.fence(1).await.unwrap();
+        until("the former primary is refused", async || {
+            let refused = store.epoch().await.unwrap_err();
+            assert_eq!(refused.kind(), BackendErrorKind::Unavailable);
+            refused.to_string().contains("it is an earlier primary (timeline 1, and 2 was seen)")
+        })
+        .await;
+    }
+}
+
+/// The tables have come to another cluster, whose timeline is lower, as by `pg_upgrade` or from a dump.
+#[tokio::test]
+async fn the_epoch_rises_when_the_tables_are_moved() {
+    let (store, admin, schema) = shared(Version::Postgres15).await;
+    let version = create(&store, "e/a").await;
+    let epochs = format!("\"{schema}\".epoch");
+    // As it looks after two failovers there.
+    admin.execute(&format!("UPDATE {epochs} SET cluster = 1, highest = 2")).await.unwrap();
+    assert_eq!(store.swap("e/a", Some(&version), FIRST, b"2").await.unwrap(), Swap::EpochChanged);
+    let moved = epoch(&store).await;
+    assert!(moved > Epoch(2), "{moved:?}");
+    assert_eq!(epoch(&store).await, moved, "once");
+    assert!(matches!(store.swap("e/a", Some(&version), moved, b"3").await.unwrap(), Swap::Done(_)));
+    // The same cluster with a lower timeline, as from a backup.
+    admin.execute(&format!("UPDATE {epochs} SET highest = highest + 3")).await.unwrap();
+    let restored = epoch(&store).await;
+    assert!(restored > Epoch(moved.0 + 3), "{restored:?}");
+    assert_eq!(epoch(&store).await, restored, "once");
+}
