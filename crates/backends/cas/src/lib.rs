@@ -51,6 +51,7 @@ mod backend;
 mod challenger;
 mod client;
 mod garbage;
+mod head_slot;
 mod hints;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
@@ -70,5 +71,6 @@ mod timers;
 mod watcher;
 
 pub use backend::CasBackend;
+pub use head_slot::HeadSlot;
 pub use settings::CasSettings;
 pub use store::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version};

@@ -139,6 +139,10 @@ impl<S: CasStore> CasSession<S> {
         })
     }
 
+    pub(crate) fn store(&self) -> &S {
+        self.shared.client.store()
+    }
+
     /// The epoch of the session.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod config;
 mod connect;
 mod connection;
 mod error;
+mod fence;
 mod hints;
 mod schema;
 mod store;
@@ -25,7 +26,13 @@ use std::time::Duration;
 use tenure_cas::{CasBackend, CasSettings};
 use tenure_core::Error;
 
-pub use crate::{config::PostgresConfig, store::PostgresStore};
+pub use crate::{
+    config::PostgresConfig,
+    fence::{FenceError, FenceQuery, fence},
+    store::PostgresStore,
+};
+/// The client library of [`fence`].
+pub use tokio_postgres;
 
 /// A PostgreSQL database as a store for elections.
 pub type PostgresBackend = CasBackend<PostgresStore>;

@@ -49,6 +49,12 @@ impl PostgresStore {
     }
 }
 
+impl PostgresStore {
+    pub(crate) fn schema(&self) -> &str {
+        &self.requests.config.schema
+    }
+}
+
 #[async_trait]
 impl CasStore for PostgresStore {
     fn name(&self) -> String {

@@ -1,0 +1,275 @@
+//! Transactions that only the leader can commit, on PostgreSQL.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tenure::{
+    Config, Elector, Leadership,
+    postgres::{
+        FenceError, FenceQuery, fence,
+        tokio_postgres::{Client, Error, NoTls, error::SqlState},
+    },
+};
+use tenure_containers::{PostgresAdmin, PostgresServer, Version};
+use tenure_testkit::{
+    proxy::{Direction, Proxy},
+    suite::{until, within},
+};
+
+const TTL: Duration = Duration::from_secs(2);
+
+/// A server with a table `t`, in which the leader writes.
+async fn server(version: Version) -> PostgresServer {
+    let server = PostgresServer::start(version).await.unwrap_or_else(|error| panic!("{error}"));
+    server.admin().execute("CREATE TABLE t (n int)").await.unwrap();
+    server
+}
+
+async fn elector(endpoint: &str) -> Arc<dyn Elector> {
+    let url = format!("postgres://postgres@{endpoint}/postgres?poll_interval=50ms&attempt_timeout=1s");
+    tenure::connect_with(&url, Config::new().with_ttl(TTL)).await.unwrap()
+}
+
+async fn connect(admin: &PostgresAdmin, user: &str) -> Client {
+    let url = admin.url().replacen("postgres@", &format!("{user}@"), 1);
+    let (client, connection) = tenure::postgres::tokio_postgres::connect(&url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn written(admin: &PostgresAdmin) -> Vec<String> {
+    let rows = admin.query("SELECT n FROM t ORDER BY n").await.unwrap();
+    rows.into_iter().map(|mut row| row.remove(0).unwrap()).collect()
+}
+
+/// A candidate that waits.
+fn next_leader(elector: &Arc<dyn Elector>) -> tokio::task::JoinHandle<Leadership> {
+    let elector = Arc::clone(elector);
+    tokio::spawn(async move { elector.campaign("e").await.unwrap() })
+}
+
+/// Runs a query for a fence with sqlx, writes, and commits.
+async fn write_with_sqlx(url: &str, query: &FenceQuery, n: i32) -> Result<(), sqlx::Error> {
+    let mut connection = PgConnection::connect(url).await?;
+    let mut transaction = connection.begin().await?;
+    sqlx::query(AssertSqlSafe(query.sql()))
+        .bind(query.key())
+        .bind(query.token())
+        .bind(query.nonce())
+        .bind(query.milliseconds())
+        .execute(&mut *transaction)
+        .await?;
+    sqlx::query("INSERT INTO t VALUES ($1)").bind(n).execute(&mut *transaction).await?;
+    transaction.commit().await
+}
+
+/// Hazards G1, G24: the check is in the transaction that writes. With both client libraries, and a role that can do nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_leader_commits() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let admin = server.admin();
+        let (first, second) = (elector(&server.endpoint()).await, elector(&server.endpoint()).await);
+        let leadership = within("leading", first.campaign("e")).await.unwrap();
+        admin
+            .execute(
+                "CREATE ROLE app LOGIN; GRANT INSERT ON t TO app; GRANT USAGE ON SCHEMA tenure TO app; \
+                 GRANT SELECT, UPDATE (key) ON tenure.records TO app",
+            )
+            .await
+            .unwrap();
+        let mut client = connect(admin, "app").await;
+        let mut transaction = client.transaction().await.unwrap();
+        fence(&mut transaction, &leadership).await.unwrap();
+        transaction.execute("INSERT INTO t VALUES (1)", &[]).await.unwrap();
+        // A second time in the same one, too.
+        fence(&mut transaction, &leadership).await.unwrap();
+        transaction.commit().await.unwrap();
+        let url = admin.url().replacen("postgres@", "app@", 1);
+        let query = FenceQuery::new(&leadership).unwrap();
+        write_with_sqlx(&url, &query, 2).await.unwrap();
+        assert_eq!(written(admin).await, ["1", "2"]);
+
+        // After it has resigned, and after the next term.
+        let handle = leadership.handle();
+        leadership.resign().await.unwrap();
+        for n in [3, 4] {
+            let refused = write_with_sqlx(&url, &query, n).await.unwrap_err();
+            let refused = refused.as_database_error().unwrap();
+            assert_eq!(refused.code().as_deref(), Some("22P02"));
+            assert!(refused.message().contains("this leadership is over"), "{refused}");
+            let mut transaction = client.transaction().await.unwrap();
+            let lost = fence(&mut transaction, &handle).await.unwrap_err();
+            assert!(matches!(lost, FenceError::Lost(_)), "{lost:?}");
+            transaction.rollback().await.unwrap();
+            if n == 3 {
+                let next = within("leading", second.campaign("e")).await.unwrap();
+                write_with_sqlx(&url, &FenceQuery::new(&next).unwrap(), 9).await.unwrap();
+                next.resign().await.unwrap();
+            }
+        }
+        assert_eq!(written(admin).await, ["1", "2", "9"]);
+    }
+}
+
+/// A term that is over in the database only, because an operator has removed the entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_database_decides() {
+    let server = server(Version::Postgres17).await;
+    // Without hints and polls the leader does not notice.
+    let proxy = Proxy::start(server.endpoint()).await.unwrap();
+    let leader = elector(&proxy.endpoint()).await;
+    let leadership = within("leading", leader.campaign("e")).await.unwrap();
+    proxy.blackhole(Direction::Both);
+    let record = "convert_from(body, 'UTF8')::jsonb";
+    for changed in [
+        format!("{record} || '{{\"token\": 7}}'"),
+        format!("{record} || '{{\"queue\": []}}'"),
+        "'{}'::jsonb".to_owned(),
+    ] {
+        let change = format!(
+            "UPDATE tenure.records SET body = convert_to(({changed})::text, 'UTF8') WHERE key = 'e/e'"
+        );
+        server.admin().execute(&change).await.unwrap();
+        let mut client = connect(server.admin(), "postgres").await;
+        let mut transaction = client.transaction().await.unwrap();
+        let over = fence(&mut transaction, &leadership).await.unwrap_err();
+        assert!(matches!(over, FenceError::Over), "{over:?}");
+        let failed = transaction.execute("INSERT INTO t VALUES (1)", &[]).await.unwrap_err();
+        assert_eq!(failed.code(), Some(&SqlState::IN_FAILED_SQL_TRANSACTION));
+        // PostgreSQL calls this a success, and rolls back.
+        let _ = transaction.commit().await;
+        assert!(written(server.admin()).await.is_empty());
+    }
+    server.admin().execute("DELETE FROM tenure.records").await.unwrap();
+    let mut client = connect(server.admin(), "postgres").await;
+    let mut transaction = client.transaction().await.unwrap();
+    let over = fence(&mut transaction, &leadership).await.unwrap_err();
+    assert!(matches!(over, FenceError::Over), "{over:?}");
+    drop(leadership);
+}
+
+/// Nobody else becomes the leader between the fence and the commit, neither by a handover nor by a takeover.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_takeover_waits_for_the_commit() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let admin = server.admin();
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tenure' AND wait_event_type = 'Lock'";
+        for resigns in [true, false] {
+            let proxy = Proxy::start(server.endpoint()).await.unwrap();
+            let (first, second) = (elector(&proxy.endpoint()).await, elector(&server.endpoint()).await);
+            let leadership = within("leading", first.campaign("e")).await.unwrap();
+            let next = next_leader(&second);
+            until("it waits", async || second.candidates("e").await.unwrap().len() == 2).await;
+            let query = FenceQuery::new(&leadership).unwrap();
+            let mut client = connect(admin, "postgres").await;
+            // As of a client whose own timeouts are long. It is not frozen.
+            let transaction = client.transaction().await.unwrap();
+            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+                [&query.key(), &query.token(), &query.nonce(), &600_000];
+            transaction.query(query.sql(), &parameters).await.unwrap();
+            match resigns {
+                true => leadership.request_resign(),
+                false => proxy.blackhole(Direction::Both),
+            }
+            let resigning = tokio::spawn(async move { leadership.resign().await });
+            until("a swap of the record waits", async || admin.value(waits).await.unwrap() != "0").await;
+            until("it has ended", async || admin.value(waits).await.unwrap() == "0").await;
+            until("it is tried again", async || admin.value(waits).await.unwrap() != "0").await;
+            assert!(!next.is_finished());
+            transaction.execute("INSERT INTO t VALUES (1)", &[]).await.unwrap();
+            transaction.commit().await.unwrap();
+            let next = within("the next one leads", next).await.unwrap();
+            assert!(next.fencing_token().get() > u64::try_from(query.token()).unwrap());
+            next.resign().await.unwrap();
+            proxy.heal();
+            let _ = within("the resignation", resigning).await.unwrap();
+            for elector in [first, second] {
+                elector.close().await;
+            }
+        }
+        assert_eq!(written(admin).await, ["1", "1"]);
+    }
+}
+
+/// A client is frozen in its transaction, and so is its elector: the server ends the transaction with the window, and the next candidate leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_client_holds_up_nobody() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let proxy = Proxy::start(server.endpoint()).await.unwrap();
+        let (first, second) = (elector(&proxy.endpoint()).await, elector(&server.endpoint()).await);
+        let leadership = within("leading", first.campaign("e")).await.unwrap();
+        let next = next_leader(&second);
+        until("it waits", async || second.candidates("e").await.unwrap().len() == 2).await;
+        let mut client = connect(server.admin(), "postgres").await;
+        let mut transaction = client.transaction().await.unwrap();
+        fence(&mut transaction, &leadership).await.unwrap();
+        transaction.execute("INSERT INTO t VALUES (1)", &[]).await.unwrap();
+        proxy.blackhole(Direction::Both);
+        let next = within("the next one leads", next).await.unwrap();
+        let failed = transaction.commit().await.unwrap_err();
+        assert!(failed.is_closed() || failed.code().is_some(), "{failed:?}");
+        assert!(written(server.admin()).await.is_empty());
+        drop(leadership);
+        next.resign().await.unwrap();
+    }
+}
+
+/// A statement of a leader that has died takes long; and shorter timeouts of one's own stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fenced_transaction_is_bounded() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let elector = elector(&server.endpoint()).await;
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        let mut client = connect(server.admin(), "postgres").await;
+        let show = async |client: &tokio_postgres::Transaction<'_>, setting: &str| -> i32 {
+            let query =
+                format!("SELECT (extract(epoch FROM current_setting('{setting}')::interval) * 1000)::int");
+            client.query_one(&query, &[]).await.unwrap().get(0)
+        };
+        let mut settings = vec!["idle_in_transaction_session_timeout", "statement_timeout"];
+        if version == Version::Postgres17 {
+            settings.push("transaction_timeout");
+        }
+        for own in [0, 77, 3_600_000] {
+            for setting in &settings {
+                client.batch_execute(&format!("SET {setting} = {own}")).await.unwrap();
+            }
+            let mut transaction = client.transaction().await.unwrap();
+            fence(&mut transaction, &leadership).await.unwrap();
+            for setting in &settings {
+                let limit = show(&transaction, setting).await;
+                match own {
+                    77 => assert_eq!(limit, 77, "{setting}"),
+                    _ => assert!((1..=2_000).contains(&limit), "{setting} {limit}"),
+                }
+            }
+            transaction.rollback().await.unwrap();
+            for setting in &settings {
+                let transaction = client.transaction().await.unwrap();
+                assert_eq!(show(&transaction, setting).await, own, "{setting} after it");
+            }
+        }
+        for setting in &settings {
+            client.batch_execute(&format!("RESET {setting}")).await.unwrap();
+        }
+        let mut transaction = client.transaction().await.unwrap();
+        fence(&mut transaction, &leadership).await.unwrap();
+        let ended: Result<u64, Error> =
+            within("the end", transaction.execute("SELECT pg_sleep(600)", &[])).await;
+        ended.unwrap_err();
+        leadership.resign().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_leadership_of_another_store_is_refused() {
+    let elector = tenure::connect("memory:").await.unwrap();
+    let leadership = elector.campaign("e").await.unwrap();
+    let refused = FenceQuery::new(&leadership).unwrap_err();
+    assert!(matches!(refused, FenceError::OtherStore), "{refused:?}");
+    leadership.resign().await.unwrap();
+}
