@@ -104,6 +104,9 @@ fn every_link_has_a_target() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The page whose Rust blocks are files of an example, one after another.
+const GUIDE_TO_BACKENDS: &str = "docs/guide/write-a-backend.md";
+
 /// The documentation tests compile every page that has a Rust block.
 #[test]
 fn every_rust_block_is_compiled() {
@@ -120,7 +123,7 @@ fn every_rust_block_is_compiled() {
         });
         let name = page.strip_prefix(root()).unwrap().display().to_string();
         assert!(
-            !rust || compiled.contains(&format!("{name}\")")),
+            !rust || name == GUIDE_TO_BACKENDS || compiled.contains(&format!("{name}\")")),
             "{name} has a Rust block that no documentation test compiles"
         );
     }
@@ -241,6 +244,35 @@ fn the_guide_shows_the_unit_files_as_they_are() {
             "docs/guide/operating/systemd.md differs from packaging/systemd/{file}"
         );
     }
+}
+
+/// The code of the guide to backends is the example that is tested, all of it.
+#[test]
+fn the_guide_to_backends_shows_the_tested_code() {
+    let code = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+    };
+    let page = read(&root().join(GUIDE_TO_BACKENDS));
+    let (mut shown, mut is_rust) = (Vec::new(), false);
+    for event in events(&page) {
+        match event {
+            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) => is_rust = &*language == "rust",
+            Event::End(TagEnd::CodeBlock) => is_rust = false,
+            Event::Text(text) if is_rust => shown.extend(code(&text)),
+            _ => {}
+        }
+    }
+    let files = ["src/lib.rs", "tests/conformance.rs", "tests/scheme.rs"];
+    let folder = root().join("examples/directory-store");
+    let [adapter, suite, program] = files.map(|file| code(&read(&folder.join(file))));
+    let lines = adapter.iter().filter(|line| !line.trim_start().starts_with("//")).count();
+    assert!(lines <= 150, "the adapter has {lines} lines");
+    assert!(page.contains(&format!("an adapter of {lines} lines")), "the page says how many lines: {lines}");
+    let tested = [adapter, suite, program].concat();
+    for (number, (shown, tested)) in shown.iter().zip(&tested).enumerate() {
+        assert_eq!(shown, tested, "{GUIDE_TO_BACKENDS}, line {number} of its code");
+    }
+    assert_eq!(shown.len(), tested.len(), "the page shows all of {files:?}");
 }
 
 /// Case 63: the README names every Rust version that a manifest requires.

@@ -45,7 +45,8 @@ pub trait CasStore: Send + Sync + fmt::Debug + 'static {
     /// Deletes the record if it has the version `expected`. Returns whether it did.
     async fn delete(&self, key: &str, expected: &Version) -> Result<bool, BackendError>;
 
-    /// The records whose keys begin with `prefix`, in any order: with every write that was answered before the request was sent.
+    /// The records whose keys begin with `prefix`, which is `s/` or `e/`, in any order: with every write that was answered before the request
+    /// was sent.
     async fn list(&self, prefix: &str) -> Result<Vec<Record>, BackendError>;
 
     /// Yields when the record may have changed. Only a hint: it may miss changes, repeat itself and end. `None` if the store has
