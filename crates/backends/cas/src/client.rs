@@ -15,7 +15,7 @@ use tenure_core::{
 use tracing::warn;
 
 use crate::{
-    record::{Election, Session, SessionId, election_key},
+    record::{Election, STORE_KEY, Session, SessionId, StoreRecord, election_key},
     rules::{CasRule, is_disabled},
     store::{CasStore, Epoch, EpochState, Freshness, Swap, Version},
 };
@@ -161,22 +161,23 @@ impl<S: CasStore> Client<S> {
     ///
     /// # Errors
     /// [`Unavailable`](BackendErrorKind::Unavailable) when it is lower than one that was seen: an earlier primary answers.
-    /// [`Invalid`](BackendErrorKind::Invalid) when it is unknown and that is not allowed.
+    /// [`Invalid`](BackendErrorKind::Invalid) when it is lower than one in which candidates have led, by the record of the store; and when
+    /// it is unknown and that is not allowed.
     pub(crate) async fn refresh_epoch(&self) -> Result<Epoch, BackendError> {
-        let epoch = match self.bounded("reading the epoch", self.store.epoch()).await? {
-            EpochState::Fixed => Epoch::default(),
-            EpochState::Unknown if self.allows_unknown_epochs => Epoch::default(),
-            EpochState::Unknown => {
-                let text = "this store can lose acknowledged writes at a failover, and does not say when: two candidates could lead \
-                            with the same fencing token; use a store that has an epoch, or allow unknown epochs";
-                return Err(BackendError::new(BackendErrorKind::Invalid, text));
+        let mut epoch = self.current_epoch().await?;
+        if let Some(known) = epoch
+            && !is_disabled(CasRule::RefuseLowerEpoch)
+        {
+            let settled = self.read_store().await?.map(|(_, record)| record.settled).unwrap_or_default();
+            if known < settled {
+                // The store may have failed over between the two requests. The record is of the later epoch.
+                epoch = self.current_epoch().await?;
             }
-            EpochState::Known(epoch) if epoch > EpochState::MAX_EPOCH => {
-                let text = format!("the store's epoch {} is too large for fencing tokens", epoch.0);
-                return Err(BackendError::new(BackendErrorKind::Invalid, text));
+            if let Some(known) = epoch.filter(|known| *known < settled) {
+                return Err(begun_again(known, settled));
             }
-            EpochState::Known(epoch) => epoch,
-        };
+        }
+        let epoch = epoch.unwrap_or_default();
         let mut seen = lock(&self.epoch);
         if let Some(highest) = seen.filter(|highest| epoch < *highest) {
             let text = format!(
@@ -193,6 +194,31 @@ impl<S: CasStore> Client<S> {
         *seen = Some(epoch);
         *lock(&self.reported) = None;
         Ok(epoch)
+    }
+
+    /// The epoch that the store says it has; `None` if it has none.
+    async fn current_epoch(&self) -> Result<Option<Epoch>, BackendError> {
+        match self.bounded("reading the epoch", self.store.epoch()).await? {
+            EpochState::Fixed => Ok(None),
+            EpochState::Unknown if self.allows_unknown_epochs => Ok(None),
+            EpochState::Unknown => {
+                let text = "this store can lose acknowledged writes at a failover, and does not say when: two candidates could lead \
+                            with the same fencing token; use a store that has an epoch, or allow unknown epochs";
+                Err(BackendError::new(BackendErrorKind::Invalid, text))
+            }
+            EpochState::Known(epoch) if epoch > EpochState::MAX_EPOCH => {
+                let text = format!("the store's epoch {} is too large for fencing tokens", epoch.0);
+                Err(BackendError::new(BackendErrorKind::Invalid, text))
+            }
+            EpochState::Known(epoch) => Ok(Some(epoch)),
+        }
+    }
+
+    /// The record of the store.
+    pub(crate) async fn read_store(&self) -> Result<Found<StoreRecord>, BackendError> {
+        let read = self.store.read(STORE_KEY, Freshness::Fresh);
+        let record = self.bounded("reading the record of the store", read).await?;
+        record.map(|record| Ok((record.version, StoreRecord::decode(&record.body)?))).transpose()
     }
 
     /// The epoch of the store after it has refused this one.
@@ -232,6 +258,17 @@ impl<S: CasStore> Client<S> {
             }
         }
     }
+}
+
+/// The store has fewer failovers than it had when candidates led. Its next ones would have the epochs of earlier ones: nobody would wait
+/// after them, and tokens would be given again (hazard C5).
+fn begun_again(epoch: Epoch, settled: Epoch) -> BackendError {
+    let text = format!(
+        "the store's epoch is {}, but candidates have led in its epoch {}: it was restored or upgraded, and counts failovers anew; stop all \
+         candidates, and raise its epoch above {1}, or remove all records and reset what has stored a fencing token",
+        epoch.0, settled.0
+    );
+    BackendError::new(BackendErrorKind::Invalid, text)
 }
 
 /// The store refuses the epoch that it has just said it has.

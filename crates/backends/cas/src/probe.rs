@@ -59,9 +59,8 @@ pub(crate) async fn store_record<S: CasStore>(
     client: &Client<S>,
 ) -> Result<(Version, StoreRecord), BackendError> {
     loop {
-        let read = client.store().read(STORE_KEY, Freshness::Fresh);
-        if let Some(found) = client.bounded("reading the record of the store", read).await? {
-            return Ok((found.version, StoreRecord::decode(&found.body)?));
+        if let Some(found) = client.read_store().await? {
+            return Ok(found);
         }
         let epoch = client.epoch().await?;
         let body = StoreRecord::new().encode();

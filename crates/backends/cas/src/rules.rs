@@ -58,6 +58,10 @@ rules! {
     EpochRestartsTimers,
     /// C5: nobody leads in a new epoch before all windows of earlier ones have closed.
     SettleEpoch,
+    /// C5: that wait is for the longest TTL of all sessions in the store.
+    SettleLongestTtl,
+    /// C5: an epoch is refused that is lower than one in which candidates have led.
+    RefuseLowerEpoch,
     /// C15: the epoch is checked inside the swap.
     EpochInsideSwap,
     /// C2: every body has a nonce.

@@ -56,7 +56,7 @@ impl<S: CasStore> Shared<S> {
                 continue;
             }
             let mut settles = self.settles_at(epoch, ttl)?;
-            if now >= settles {
+            if now >= settles && !is_disabled(CasRule::SettleLongestTtl) {
                 settles = self.settles_at(epoch, ttl.max(self.longest_ttl().await?))?;
             }
             if now < settles {

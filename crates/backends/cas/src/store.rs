@@ -134,6 +134,9 @@ pub enum EpochState {
     /// A number that rises at each failover, and is zero only before the first one. At most [`MAX_EPOCH`](Self::MAX_EPOCH). After a
     /// failover nobody leads until a TTL has passed, once for all elections of the store.
     ///
+    /// A store whose number begins again, as one that was upgraded by a dump may do, is refused while it is lower than one in which candidates
+    /// have led.
+    ///
     /// A failover loses the last writes, of all keys together: a store that keeps a write keeps all that were answered before it was sent.
     Known(Epoch),
     /// The store can lose acknowledged writes, and cannot tell. Refused unless

@@ -62,6 +62,8 @@ scenarios! {
     a_new_epoch_ends_sessions: EpochEndsSessions;
     a_new_epoch_restarts_timers: EpochRestartsTimers;
     a_lost_enter_keeps_its_window: SettleEpoch;
+    the_longest_ttl_is_waited_for: SettleLongestTtl;
+    an_epoch_that_begins_again_is_refused: RefuseLowerEpoch;
     the_epoch_is_checked_inside_the_swap: EpochInsideSwap;
     equal_bodies_are_an_aba: NonceInBody;
     garbage_is_timed: TimeGarbage;
@@ -298,6 +300,50 @@ mod scenario {
         other.leave("e", 2).await;
         assert!(later.lead("e", 4).await > token.get());
         is_broken
+    }
+
+    /// Hazard C5: a failover loses the entry of a leader whose TTL is longer than the challenger's. Its session's record is left.
+    pub(super) async fn the_longest_ttl_is_waited_for() -> bool {
+        let store = store_with_epochs();
+        let owner = Host::with_ttl(&store, TTL * 3).await;
+        owner.lead("e", 1).await;
+        store.fail_over(1);
+        let other = Host::new(&store).await;
+        let _alive = other.keep_alive();
+        other.queue("e", 2).await;
+        other.wait("e", 2).await.unwrap().unwrap();
+        owner.is_open()
+    }
+
+    /// Hazard C5: a database is upgraded by a dump, keeps its records and counts its failovers anew. The next failover has a number that was
+    /// used before.
+    pub(super) async fn an_epoch_that_begins_again_is_refused() -> bool {
+        let store = store_with_epochs();
+        (0..3).for_each(|_| store.fail_over(0));
+        let first = Host::new(&store).await;
+        let _alive = first.keep_alive();
+        first.queue("e", 1).await;
+        first.wait("e", 1).await.unwrap().unwrap();
+        first.leave("e", 1).await;
+        store.set_epoch(1);
+        let before = store.records("");
+        let owner = match Host::try_new(&store).await {
+            Ok(owner) => owner,
+            Err(error) => {
+                let remedy = "epoch is 1, but candidates have led in its epoch 3: it was restored or upgraded, and counts failovers anew; \
+                              stop all candidates, and raise its epoch above 3";
+                assert!(error.is_permanent() && error.to_string().contains(remedy), "{error}");
+                assert_eq!(store.records(""), before, "nothing was written");
+                store.set_epoch(3);
+                Host::new(&store).await;
+                return false;
+            }
+        };
+        let lost = owner.lead("e", 2).await;
+        store.fail_over(1);
+        let other = Host::new(&store).await;
+        let token = other.lead("e", 3).await;
+        owner.is_open() && token == lost
     }
 
     /// Hazard C15: a failover between the check of the epoch and the swap gives a token twice.

@@ -22,6 +22,7 @@ pub(super) struct Host {
     pub(super) backend: CasBackend<MemoryCasClient>,
     pub(super) clock: SimClock,
     pub(super) session: Arc<dyn BackendSession>,
+    ttl: Duration,
     deadline: Cell<BootInstant>,
 }
 
@@ -56,31 +57,41 @@ impl Host {
 
     /// A host whose clock runs at this rate.
     pub(super) async fn with_rate(store: &MemoryCas, rate: f64) -> Self {
+        Self::with(store, rate, TTL).await.unwrap()
+    }
+
+    /// A host with another TTL.
+    pub(super) async fn with_ttl(store: &MemoryCas, ttl: Duration) -> Self {
+        Self::with(store, 1.0, ttl).await.unwrap()
+    }
+
+    /// A host, or the error with which the store is refused.
+    pub(super) async fn try_new(store: &MemoryCas) -> Result<Self, BackendError> {
+        Self::with(store, 1.0, TTL).await
+    }
+
+    async fn with(store: &MemoryCas, rate: f64, ttl: Duration) -> Result<Self, BackendError> {
         let client = store.client(fastrand::u64(..));
         let settings = CasSettings::new().with_poll_interval(seconds(0.1));
         let backend = CasBackend::with_settings(client.clone(), settings);
         let clock = SimClock::with_rate(rate);
-        let deadline = Self::deadline_from(clock.now());
-        let session = open(&backend, &clock).await.unwrap();
-        Self { client, backend, clock, session, deadline: Cell::new(deadline) }
+        let deadline = Cell::new(deadline_from(clock.now(), ttl));
+        let session = open(&backend, &clock, ttl).await?;
+        Ok(Self { client, backend, clock, session, ttl, deadline })
     }
 
     /// Opens another session, as an elector does whose session has ended.
     pub(super) async fn reopen(&mut self) {
-        let deadline = Self::deadline_from(self.clock.now());
-        self.session = open(&self.backend, &self.clock).await.unwrap();
+        let deadline = deadline_from(self.clock.now(), self.ttl);
+        self.session = open(&self.backend, &self.clock, self.ttl).await.unwrap();
         self.deadline.set(deadline);
-    }
-
-    fn deadline_from(sent: BootInstant) -> BootInstant {
-        sent + TTL.mul_f64(1.0 - DRIFT)
     }
 
     /// Sends a heartbeat, which extends the window from before it was sent.
     pub(super) async fn beat(&self) -> Result<(), BackendError> {
         let sent = self.clock.now();
         self.session.heartbeat().await?;
-        self.deadline.set(Self::deadline_from(sent));
+        self.deadline.set(deadline_from(sent, self.ttl));
         Ok(())
     }
 
@@ -117,20 +128,25 @@ impl Host {
 
     /// Sends a heartbeat every third of a TTL, in a task.
     pub(super) fn keep_alive(&self) -> JoinHandle<()> {
-        let session = Arc::clone(&self.session);
+        let (session, pause) = (Arc::clone(&self.session), self.ttl / 3);
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(TTL / 3).await;
+                tokio::time::sleep(pause).await;
                 let _ = session.heartbeat().await;
             }
         })
     }
 }
 
+fn deadline_from(sent: BootInstant, ttl: Duration) -> BootInstant {
+    sent + ttl.mul_f64(1.0 - DRIFT)
+}
+
 async fn open(
     backend: &CasBackend<MemoryCasClient>,
     clock: &SimClock,
+    ttl: Duration,
 ) -> Result<Arc<dyn BackendSession>, BackendError> {
-    let options = SessionOptions::new(TTL, Arc::new(clock.clone()), DRIFT);
+    let options = SessionOptions::new(ttl, Arc::new(clock.clone()), DRIFT);
     backend.open_session(&options).await.map(Arc::from)
 }

@@ -1,6 +1,12 @@
 //! What the recipe does, apart from its safety rules.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt as _, future::try_join_all};
 use tenure_core::{
@@ -13,8 +19,8 @@ use super::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored};
 use crate::{
     CasBackend, CasSettings, EpochState,
     garbage::collect,
-    memory::{CasFaults, MemoryCas, MemoryCasOptions, MemoryEpochs},
-    record::{MAX_SLOTS, Session},
+    memory::{CasFaults, MemoryCas, MemoryCasOptions, MemoryEpochs, Request},
+    record::{Election, MAX_SLOTS, Session},
     store::CasStore as _,
 };
 
@@ -79,6 +85,44 @@ async fn fifty_candidates_enter_at_once() {
     assert_eq!(entered.iter().filter(|entered| matches!(entered, Entered::Leads(_))).count(), 1);
     assert_eq!(stored(&store, "e").queue.len(), 50);
     assert!(store.requests() - before < 3_000, "{} requests", store.requests() - before);
+}
+
+/// Rule 8: the engine gives a call up and makes another one for the same request. The pauses go on where they were.
+#[tokio::test(start_paused = true)]
+async fn conflicts_are_counted_across_calls() {
+    fastrand::seed(8);
+    let store = MemoryCas::new();
+    let host = Host::new(&store).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    // Somebody else is faster each time.
+    let (client, rival, counter) = (host.client.clone(), store.clone(), Arc::clone(&sent));
+    let mut held = client.hold_next(Request::Swap, "e/");
+    let rivalry = tokio::spawn(async move {
+        loop {
+            held.arrived().await;
+            rival.put("e/e", Some(Election::default().encode()));
+            let next = client.hold_next(Request::Swap, "e/");
+            std::mem::replace(&mut held, next).execute();
+            counter.fetch_add(1, SeqCst);
+        }
+    });
+    let give_up_early = async |nonce| {
+        let before = sent.load(SeqCst);
+        tokio::time::timeout(seconds(0.1), host.enter("e", nonce)).await.unwrap_err();
+        // Until the rival has executed a swap that was given up.
+        sleep(0.001).await;
+        sent.load(SeqCst) - before
+    };
+    let mut swaps = 0;
+    for _ in 0..30 {
+        swaps += give_up_early(1).await;
+    }
+    // The tenth pause is half a second on average: one swap a call. A call that began again would send four or five.
+    assert!((30..=60).contains(&swaps), "{swaps}");
+    // Another request has met no conflict.
+    let swaps = give_up_early(2).await;
+    assert!(swaps >= 3, "{swaps}");
+    rivalry.abort();
 }
 
 /// Rule 8.
@@ -205,36 +249,63 @@ async fn an_unknown_epoch_is_refused_unless_it_is_allowed() {
     assert!(matches!(session.enter(&request("e", 1)).await.unwrap(), Entered::Leads(_)));
 }
 
-/// Rule 7: an earlier primary that answers again is not followed.
+/// Rule 7: an earlier primary that answers again is not followed, and neither is a store that counts its failovers anew.
 #[tokio::test(start_paused = true)]
 async fn a_lower_epoch_is_refused() {
     let epochs = MemoryEpochs::Known;
     let store = MemoryCas::with_options(MemoryCasOptions { epochs, ..MemoryCasOptions::default() });
     store.fail_over(0);
     let host = Host::new(&store).await;
+    let not_settled = store.records("store").pop();
     host.queue("e", 1).await;
     assert_eq!(host.wait("e", 1).await.unwrap().unwrap().token.get(), 1 << 40);
+    let settled = store.records("store").pop();
     let client = crate::client::Client::new(store.client(2), TTL, false);
     assert_eq!(client.refresh_epoch().await.unwrap().0, 1);
     store.set_epoch(0);
-    // Nothing is written, and each call is answered.
-    let before = store.records("");
-    for error in [
-        host.beat().await.unwrap_err(),
-        host.enter("f", 2).await.unwrap_err(),
-        host.session.leave(&request("e", 1), None).await.unwrap_err(),
-        host.session.close().await.unwrap_err(),
-    ] {
-        assert!(error.is_retryable() && error.to_string().contains("restart the processes"), "{error}");
+    // An earlier primary does not know what was written in the later epoch.
+    for (record, is_permanent, remedy) in
+        [(not_settled, false, "restart the processes"), (settled, true, "raise its epoch above 1")]
+    {
+        store.put("store", record.map(|record| record.body));
+        // Nothing is written, and each call is answered.
+        let before = store.records("");
+        for error in [
+            host.beat().await.unwrap_err(),
+            host.enter("f", 2).await.unwrap_err(),
+            host.session.leave(&request("e", 1), None).await.unwrap_err(),
+            host.session.close().await.unwrap_err(),
+        ] {
+            assert!(error.to_string().contains(remedy), "{error}");
+        }
+        let error = client.refresh_epoch().await.unwrap_err();
+        assert!(error.is_permanent() == is_permanent && error.to_string().contains(remedy), "{error}");
+        assert_eq!(store.records(""), before);
     }
-    assert_eq!(store.records(""), before);
-    let error = client.refresh_epoch().await.unwrap_err();
-    assert!(error.is_retryable() && error.to_string().contains("restart the processes"), "{error}");
     store.set_epoch(1);
     host.beat().await.unwrap();
     store.set_epoch(u64::MAX);
     let error = client.refresh_epoch().await.unwrap_err();
     assert!(error.is_permanent() && error.to_string().contains("too large"), "{error}");
+}
+
+/// Rule 7: the store fails over, and another process settles the new epoch, between the two requests that compare them.
+#[tokio::test(start_paused = true)]
+async fn a_failover_while_the_epoch_is_read_is_no_lower_epoch() {
+    let epochs = MemoryEpochs::Known;
+    let store = MemoryCas::with_options(MemoryCasOptions { epochs, ..MemoryCasOptions::default() });
+    let client = store.client(2);
+    let held = client.hold_next(Request::Read, "store");
+    let client = crate::client::Client::new(client, TTL * 10, false);
+    let reading = tokio::spawn(async move { client.refresh_epoch().await });
+    held.arrived().await;
+    store.fail_over(0);
+    let other = Host::new(&store).await;
+    other.queue("e", 1).await;
+    let _alive = other.keep_alive();
+    other.wait("e", 1).await.unwrap().unwrap();
+    held.execute();
+    assert_eq!(reading.await.unwrap().unwrap().0, 1);
 }
 
 /// Closing a session ends it and removes its slots, also those of requests whose answers were lost.
@@ -245,7 +316,7 @@ async fn closing_a_session_removes_all_of_it() {
     for n in 0..40 {
         host.enter(&format!("e{n}"), n).await.unwrap();
     }
-    host.client.lose_next_answer(crate::memory::Request::Swap, "e/");
+    host.client.lose_next_answer(Request::Swap, "e/");
     host.enter("lost", 50).await.unwrap_err();
     host.session.close().await.unwrap();
     let all_ended = || {

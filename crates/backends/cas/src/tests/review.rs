@@ -169,16 +169,18 @@ impl CasStore for Hinting {
     }
 }
 
-/// The requests, and the streams that were asked for, in 10 s of a candidate that waits; it polls every second.
-async fn requests_of_a_waiting_candidate(hints: fn() -> BoxStream<'static, ()>) -> (u64, usize) {
+/// The requests, and the streams that were asked for, in 10 s of a candidate that waits behind so many others; it polls every second.
+async fn requests_of_a_waiting_candidate(ahead: u128, hints: fn() -> BoxStream<'static, ()>) -> (u64, usize) {
     let store = MemoryCas::new();
     let leader = Host::new(&store).await;
-    leader.lead("e", 1).await;
+    for nonce in 1..=ahead {
+        leader.enter("e", nonce).await.unwrap();
+    }
     let streams = Arc::new(AtomicUsize::new(0));
     let backend = CasBackend::new(Hinting { client: store.client(7), streams: Arc::clone(&streams), hints });
     let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
     let session = backend.open_session(&options).await.unwrap();
-    let request = request("e", 2);
+    let request = request("e", ahead + 1);
     session.enter(&request).await.unwrap();
     let before = store.requests();
     let position = tenure_core::spi::QueuePosition::new(|_| ());
@@ -190,14 +192,40 @@ async fn requests_of_a_waiting_candidate(hints: fn() -> BoxStream<'static, ()>) 
 /// A stream of hints that always has one costs at most 50 reads a second.
 #[tokio::test(start_paused = true)]
 async fn hints_without_end_do_not_spin() {
-    let (requests, _) = requests_of_a_waiting_candidate(|| stream::repeat(()).boxed()).await;
+    let (requests, _) = requests_of_a_waiting_candidate(1, || stream::repeat(()).boxed()).await;
     assert!((400..=560).contains(&requests), "{requests}");
+}
+
+/// It costs a candidate that is not next in line a read a second: of many changes of a long queue, few make it the next.
+#[tokio::test(start_paused = true)]
+async fn hints_without_end_cost_little_further_back() {
+    let (requests, _) = requests_of_a_waiting_candidate(2, || stream::repeat(()).boxed()).await;
+    assert!((5..=40).contains(&requests), "{requests}");
+}
+
+/// The next in line reads at once after a hint, each time.
+#[tokio::test(start_paused = true)]
+async fn the_next_in_line_reads_at_once_after_a_hint() {
+    let store = MemoryCas::new();
+    let (leader, next) = (Host::new(&store).await, Host::new(&store).await);
+    let _alive = (leader.keep_alive(), next.keep_alive());
+    for nonce in 1..=10 {
+        leader.lead("e", nonce).await;
+        next.queue("e", 100 + nonce).await;
+        let waiting = next.wait("e", 100 + nonce);
+        sleep(1.0).await;
+        leader.leave("e", nonce).await;
+        let left = Instant::now();
+        waiting.await.unwrap().unwrap();
+        assert!(left.elapsed() <= seconds(0.05), "{:?}", left.elapsed());
+        next.leave("e", 100 + nonce).await;
+    }
 }
 
 /// A stream of hints that ends is asked for again at the next poll.
 #[tokio::test(start_paused = true)]
 async fn hints_that_end_are_asked_for_again() {
-    let (requests, streams) = requests_of_a_waiting_candidate(|| stream::empty().boxed()).await;
+    let (requests, streams) = requests_of_a_waiting_candidate(1, || stream::empty().boxed()).await;
     assert!((6..=30).contains(&streams) && requests <= 40, "{streams} streams, {requests} requests");
 }
 
