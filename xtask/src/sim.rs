@@ -21,7 +21,7 @@ pub(crate) struct Options {
     /// The first seed; a failing one is run again with `--first-seed N --seeds 1`
     #[arg(long)]
     first_seed: Option<u64>,
-    /// etcd, zookeeper or cas; etcd and ZooKeeper in turn unless one is named
+    /// etcd, zookeeper or cas; all in turn unless one is named
     #[arg(long)]
     store: Option<String>,
     /// etcd: its real client and our backend over a simulated network, in place of the simulated recipes

@@ -10,13 +10,17 @@ use tenure_cas::{
     CasBackend, CasSettings,
     memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions, MemoryEpochs, Network},
 };
-use tenure_core::{CandidateId, Config, OnDisconnect, SimClock, StoreElector};
+use tenure_core::{SimClock, StoreElector};
 use tokio::time::Instant;
 
 use crate::{
-    candidate::{Candidate, TermLength},
     history::History,
-    run::{Outcome, TTL, check_recovery, close},
+    run::{Outcome, Profile, check_recovery, close, elector, spawn_candidates},
+};
+#[cfg(tenure_mutants)]
+use crate::{
+    mutant::Mutant,
+    run::{no_runtime, simulated_runtime},
 };
 
 const HOSTS: usize = 4;
@@ -30,9 +34,31 @@ struct Host {
     clock: SimClock,
 }
 
+/// Runs the scenarios with fixed times: that of the disabled rule or, with all rules, each.
+#[cfg(tenure_mutants)]
+pub(crate) fn directed(seed: u64, mutant: Option<Mutant>) -> Outcome {
+    use tenure_cas::directed::Scenario;
+
+    Mutant::choose(mutant);
+    let chosen = |scenario: &&Scenario| mutant.is_none_or(|mutant| mutant == Mutant::Cas(scenario.rule));
+    let mut violations = Vec::new();
+    for scenario in Scenario::ALL.iter().filter(chosen) {
+        fastrand::seed(seed);
+        match simulated_runtime(seed) {
+            Ok(runtime) if runtime.block_on(scenario.breaks_a_promise()) => {
+                violations.push(format!("{}: a promise is broken", scenario.name));
+            }
+            Ok(_) => {}
+            Err(error) => return no_runtime(error),
+        }
+    }
+    Outcome { violations, ..Outcome::default() }
+}
+
+/// A run with random faults.
 pub(crate) async fn play(seed: u64, simulated: Duration) -> Outcome {
     let mut random = Rng::with_seed(seed ^ 0xca5);
-    let loses_writes = seed.is_multiple_of(3);
+    let loses_writes = random.u8(..3) == 0;
     let store = MemoryCas::with_options(MemoryCasOptions {
         epochs: if loses_writes { MemoryEpochs::Known } else { MemoryEpochs::Fixed },
         etags: random.bool(),
@@ -40,27 +66,14 @@ pub(crate) async fn play(seed: u64, simulated: Duration) -> Outcome {
         ignores_conditions: false,
     });
     let history = History::new(false);
-    let lasting = seed % 4 >= 2;
+    let profile = Profile::of(seed, MANY_ELECTIONS);
     let hosts: Vec<Host> = (0..HOSTS).map(|n| host(&store, n, &mut random)).collect();
-    let elections = if seed % 5 == 4 { 1 } else { MANY_ELECTIONS };
-    let mut candidates = Vec::new();
-    for host in &hosts {
-        for n in 0..elections {
-            let candidate = Candidate {
-                elector: Arc::clone(&host.elector),
-                clock: host.clock.clone(),
-                election: format!("e{n}"),
-                random: Rng::with_seed(random.u64(..)),
-                history: history.clone(),
-                terms: if lasting { TermLength::Long(Duration::from_secs(90)) } else { TermLength::Short },
-            };
-            candidates.push(tokio::spawn(candidate.campaign_until_closed()));
-        }
-    }
+    let electors: Vec<_> = hosts.iter().map(|host| (Arc::clone(&host.elector), host.clock.clone())).collect();
+    let candidates = spawn_candidates(&electors, &profile, &history, &mut random);
     let end = Instant::now() + simulated;
     let mut faults = 0;
     while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(random.u64(1..if lasting { 6_000 } else { 1_500 }))).await;
+        tokio::time::sleep(profile.pause(&mut random)).await;
         let host = &hosts[random.usize(..HOSTS)];
         cause_fault(&mut random, &store, loses_writes, host, &history).await;
         faults += 1;
@@ -70,7 +83,7 @@ pub(crate) async fn play(seed: u64, simulated: Duration) -> Outcome {
         host.client.set_faults(CasFaults::default());
     }
     let electors: Vec<_> = hosts.iter().map(|host| Arc::clone(&host.elector)).collect();
-    check_recovery(elections, &electors, &history, |election| {
+    check_recovery(profile.elections, &electors, &history, |election| {
         format!("{:?}", store.records(&format!("e/{election}")))
     })
     .await;
@@ -93,13 +106,7 @@ fn host(store: &MemoryCas, n: usize, random: &mut Rng) -> Host {
     let backend = CasBackend::with_settings(client.clone(), settings);
     // Each differs from real time by less than the drift bound: two may drift in opposite directions.
     let clock = SimClock::with_rate(0.905 + 0.19 * random.f64());
-    let id: CandidateId = format!("host-{n}").parse().unwrap_or_else(|error| panic!("{error}"));
-    let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
-    if random.u8(..8) == 0 {
-        config = config.with_on_disconnect(OnDisconnect::StepDown);
-    }
-    let elector = StoreElector::with_clock(Arc::new(backend), config, Arc::new(clock.clone()));
-    Host { elector: Arc::new(elector.unwrap_or_else(|error| panic!("{error}"))), client, clock }
+    Host { elector: elector(Arc::new(backend), &clock, n, random), client, clock }
 }
 
 /// Causes or ends one fault.
@@ -134,7 +141,7 @@ async fn cause_fault(
         // All processes are stalled, but not the store. No host's clock jumps by itself: a clock that is ahead of real time judges others
         // too early.
         18 | 19 => {
-            tokio::time::advance(delay / 4).await;
+            tokio::time::advance(delay / if random.bool() { 1 } else { 4 }).await;
             history.lock().stalled_until(Instant::now());
         }
         20 => host.clock.jump_wall(delay / 6),

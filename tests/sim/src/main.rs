@@ -3,7 +3,7 @@
 //! One seed is one run, on one thread and in simulated time. The same seed repeats the same run. A run has several hosts, each with a
 //! clock rate and a network link of its own. They campaign in several elections of one cluster, which works as etcd's or
 //! ZooKeeper's does. Its members stop, freeze, lag, are cut off, and answer although they no longer lead. Meanwhile the hosts campaign,
-//! lead, resign, crash and are suspended. With `--store cas` the recipe of `tenure-cas` runs over a store that can compare and swap.
+//! lead, resign, crash and are suspended. In other runs the recipe of `tenure-cas` runs over a store that can compare and swap.
 
 mod candidate;
 mod cas;
@@ -30,7 +30,9 @@ use clap::Parser as _;
 fn main() -> anyhow::Result<ExitCode> {
     let options = options::Options::parse();
     let clean = if options.mutants {
-        let verdict = mutant_runs::run_all(&options, &all_mutants()?);
+        let mut mutants = all_mutants()?;
+        mutants.retain(|mutant| options.store.is_none_or(|store| mutant.stores().contains(&store)));
+        let verdict = mutant_runs::run_all(&options, &mutants);
         verdict.print(&options);
         verdict.is_clean()
     } else {

@@ -1,11 +1,17 @@
-//! Mutants: each disables one safety rule, of the engine or of a simulated recipe.
+//! Mutants: each disables one safety rule, of the engine, of a simulated recipe or of `tenure-cas`.
 
 use std::cell::Cell;
 
 use clap::ValueEnum;
 
 #[cfg(tenure_mutants)]
+use tenure_cas::rules::CasRule;
+#[cfg(tenure_mutants)]
 use tenure_core::failpoints::SafetyRule;
+
+#[cfg(tenure_mutants)]
+use crate::{cas, wire};
+use crate::{options::Store, run::Outcome};
 
 /// A rule of a store's recipe that can be disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,6 +44,8 @@ pub(crate) fn is_disabled(rule: RecipeRule) -> bool {
 pub(crate) enum Mutant {
     #[cfg(tenure_mutants)]
     Engine(SafetyRule),
+    #[cfg(tenure_mutants)]
+    Cas(CasRule),
     #[cfg_attr(not(tenure_mutants), expect(dead_code, reason = "only builds with failpoints disable rules"))]
     RecipeRule(RecipeRule),
 }
@@ -46,27 +54,43 @@ impl Mutant {
     /// Disables this rule on this thread, and enables all others.
     pub(crate) fn choose(chosen: Option<Self>) {
         #[cfg(tenure_mutants)]
-        tenure_core::failpoints::disable(match chosen {
-            Some(Self::Engine(rule)) => Some(rule),
-            Some(Self::RecipeRule(RecipeRule::NeverApplyWithdrawn)) => {
-                Some(SafetyRule::WithdrawUncertainEntries)
-            }
-            _ => None,
-        });
+        {
+            tenure_core::failpoints::disable(match chosen {
+                Some(Self::Engine(rule)) => Some(rule),
+                Some(Self::RecipeRule(RecipeRule::NeverApplyWithdrawn)) => {
+                    Some(SafetyRule::WithdrawUncertainEntries)
+                }
+                _ => None,
+            });
+            tenure_cas::rules::disable(match chosen {
+                Some(Self::Cas(rule)) => Some(rule),
+                _ => None,
+            });
+        }
         DISABLED.set(match chosen {
             Some(Self::RecipeRule(rule)) => Some(rule),
-            #[cfg(tenure_mutants)]
-            Some(Self::Engine(_)) => None,
-            None => None,
+            _ => None,
         });
     }
 
-    /// Whether the rule exists in the real client only, not in the simulated recipes.
-    pub(crate) fn needs_real_client(self) -> bool {
+    /// The scenario with fixed times that notices it, where random runs do not or hardly ever do.
+    pub(crate) fn scenario(self) -> Option<fn(u64, Option<Self>) -> Outcome> {
+        match self {
+            // The rule exists in the real client only, not in the simulated recipe.
+            #[cfg(tenure_mutants)]
+            Self::Engine(SafetyRule::DeleteBeforeMarking) => Some(wire::directed),
+            #[cfg(tenure_mutants)]
+            Self::Cas(rule) if is_directed(rule) => Some(cas::directed),
+            _ => None,
+        }
+    }
+
+    /// The stores over which it is run in turn.
+    pub(crate) fn stores(self) -> &'static [Store] {
         match self {
             #[cfg(tenure_mutants)]
-            Self::Engine(rule) => rule == SafetyRule::DeleteBeforeMarking,
-            Self::RecipeRule(_) => false,
+            Self::Cas(_) => &[Store::Cas],
+            _ => &[Store::Etcd, Store::Zookeeper],
         }
     }
 
@@ -74,7 +98,11 @@ impl Mutant {
     #[cfg(tenure_mutants)]
     pub(crate) fn all() -> Vec<Self> {
         let engine = SafetyRule::ALL.iter().copied().filter(|rule| is_simulated(*rule)).map(Self::Engine);
-        engine.chain(RecipeRule::value_variants().iter().copied().map(Self::RecipeRule)).collect()
+        let recipes = RecipeRule::value_variants().iter().copied().map(Self::RecipeRule);
+        // It is no safety rule: a unit test of `tenure-cas` disables it.
+        let cas = CasRule::ALL.iter().copied().filter(|rule| *rule != CasRule::IgnoreLowerBeats);
+        let cas = cas.map(Self::Cas);
+        engine.chain(recipes).chain(cas).collect()
     }
 }
 
@@ -103,5 +131,25 @@ fn is_simulated(rule: SafetyRule) -> bool {
             | WakeOnOpening
             | StopHeartbeatsBeforeLeaving
             | CheckProvenEntry
+    )
+}
+
+/// Whether hundreds of random runs do not notice that this rule is disabled. It takes a request that is carried out at a certain moment, another
+/// TTL, a copy of a process, or a store that counts its failovers anew.
+#[cfg(tenure_mutants)]
+fn is_directed(rule: CasRule) -> bool {
+    use CasRule::*;
+    matches!(
+        rule,
+        AdoptOwnNonceOnly
+            | AbsentIsNotEnded
+            | BumpOnWithdrawal
+            | CreateOnWithdrawal
+            | EndBeforePurge
+            | OneTokenPerHead
+            | EpochRestartsTimers
+            | SettleLongestTtl
+            | RefuseLowerEpoch
+            | EpochInsideSwap
     )
 }

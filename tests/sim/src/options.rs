@@ -2,6 +2,8 @@
 
 use clap::{Parser, ValueEnum};
 
+use crate::mutant::Mutant;
+
 /// Runs tenure's engine over simulated clusters and checks that two candidates never lead at once.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tenure-sim")]
@@ -12,7 +14,7 @@ pub(crate) struct Options {
     /// The first seed; a failing one is run again with `--first-seed N --seeds 1`
     #[arg(long, default_value_t = 0)]
     pub(crate) first_seed: u64,
-    /// The store whose recipe is simulated; etcd and ZooKeeper in turn unless one is named
+    /// The store whose recipe is simulated; all in turn unless one is named
     #[arg(long, value_enum)]
     pub(crate) store: Option<Store>,
     /// The real backend and its client, over a simulated network, in place of the simulated recipes
@@ -57,12 +59,16 @@ impl Options {
     pub(crate) fn what(&self, seed: u64) -> String {
         match self.client {
             Some(client) => format!("--client {client:?}").to_lowercase(),
-            None => format!("--store {:?}", self.store_of(seed)).to_lowercase(),
+            None => format!("--store {:?}", self.store_of(seed, None)).to_lowercase(),
         }
     }
 
-    pub(crate) fn store_of(&self, seed: u64) -> Store {
-        let in_turn = if seed.is_multiple_of(2) { Store::Etcd } else { Store::Zookeeper };
-        self.store.unwrap_or(in_turn)
+    /// The store of a seed: the one that was named, or each in turn. A rule of one store's recipe is disabled over that store only.
+    pub(crate) fn store_of(&self, seed: u64, mutant: Option<Mutant>) -> Store {
+        let stores = match mutant {
+            None => Store::value_variants(),
+            Some(mutant) => mutant.stores(),
+        };
+        self.store.unwrap_or(stores[(seed % stores.len() as u64) as usize])
     }
 }

@@ -1,10 +1,10 @@
 //! One run: hosts that campaign, and the faults that occur.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 use tenure_core::{CandidateId, Config, Elector, OnDisconnect, SimClock, StoreElector, spi::Backend};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{runtime::Runtime, task::JoinHandle, time::Instant};
 
 use crate::{
     candidate::{Candidate, TermLength},
@@ -24,6 +24,9 @@ pub(crate) const TTL: Duration = Duration::from_secs(10);
 const HOSTS: usize = 4;
 /// The number of elections in most runs. In the others there is one, so that hosts wait that are not next in line in any election.
 const MANY_ELECTIONS: usize = 8;
+/// Every so many seeds the scenarios of the recipe for stores that compare and swap are run, too.
+#[cfg(tenure_mutants)]
+const SCENARIOS_EVERY: u64 = 16;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, Default)]
@@ -48,19 +51,76 @@ pub(crate) fn run(seed: u64, store: Store, simulated: Duration, mutant: Option<M
     Mutant::choose(mutant);
     // The engine's jitter uses this generator, too.
     fastrand::seed(seed);
+    let outcome = simulated_runtime(seed).map(|runtime| match store {
+        Store::Cas => runtime.block_on(cas::play(seed, simulated)),
+        Store::Etcd | Store::Zookeeper => runtime.block_on(play(seed, store, simulated)),
+    });
+    let mut outcome = outcome.unwrap_or_else(no_runtime);
+    #[cfg(tenure_mutants)]
+    if store == Store::Cas && mutant.is_none() && seed.is_multiple_of(SCENARIOS_EVERY) {
+        outcome.violations.extend(cas::directed(seed, None).violations);
+    }
+    outcome
+}
+
+/// A runtime in simulated time.
+pub(crate) fn simulated_runtime(seed: u64) -> io::Result<Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     // tokio's own random choices.
     #[cfg(tokio_unstable)]
     builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
-    let runtime = builder.enable_time().start_paused(true).build();
-    let outcome = runtime.map(|runtime| match store {
-        Store::Cas => runtime.block_on(cas::play(seed, simulated)),
-        Store::Etcd | Store::Zookeeper => runtime.block_on(play(seed, store, simulated)),
-    });
-    outcome.unwrap_or_else(|error| Outcome {
-        violations: vec![format!("no runtime: {error}")],
-        ..Outcome::default()
-    })
+    #[cfg(not(tokio_unstable))]
+    let _ = seed;
+    builder.enable_time().start_paused(true).build()
+}
+
+pub(crate) fn no_runtime(error: io::Error) -> Outcome {
+    Outcome { violations: vec![format!("no runtime: {error}")], ..Outcome::default() }
+}
+
+/// What differs between runs of one store.
+pub(crate) struct Profile {
+    pub(crate) elections: usize,
+    /// In half of the runs terms and faults are long; in the others both are short and frequent.
+    lasting: bool,
+}
+
+impl Profile {
+    pub(crate) fn of(seed: u64, many_elections: usize) -> Self {
+        Self { elections: if seed % 5 == 4 { 1 } else { many_elections }, lasting: seed % 4 >= 2 }
+    }
+
+    /// The time until the next fault.
+    pub(crate) fn pause(&self, random: &mut Rng) -> Duration {
+        Duration::from_millis(random.u64(1..if self.lasting { 6_000 } else { 1_500 }))
+    }
+}
+
+/// Lets each elector campaign in each election.
+pub(crate) fn spawn_candidates(
+    electors: &[(Arc<StoreElector>, SimClock)],
+    profile: &Profile,
+    history: &History,
+    random: &mut Rng,
+) -> Vec<JoinHandle<()>> {
+    let mut candidates = Vec::new();
+    for (elector, clock) in electors {
+        for n in 0..profile.elections {
+            let candidate = Candidate {
+                elector: Arc::clone(elector),
+                clock: clock.clone(),
+                election: format!("e{n}"),
+                random: Rng::with_seed(random.u64(..)),
+                history: history.clone(),
+                terms: match profile.lasting {
+                    true => TermLength::Long(Duration::from_secs(90)),
+                    false => TermLength::Short,
+                },
+            };
+            candidates.push(tokio::spawn(candidate.campaign_until_closed()));
+        }
+    }
+    candidates
 }
 
 /// A run over a cluster of etcd or ZooKeeper.
@@ -76,38 +136,25 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     // different tokens.
     let operator_interferes = seed % 8 >= 6;
     let history = History::new(operator_interferes);
-    // In half of the runs terms and faults are long; in the others both are short and frequent.
-    let lasting = seed % 4 >= 2;
+    let profile = Profile::of(seed, MANY_ELECTIONS);
     let hosts: Vec<Host> =
         rates.iter().enumerate().map(|(n, rate)| host(&cluster, store, n, *rate, &mut random)).collect();
     let expiring = tokio::spawn(cluster.clone().expire_sessions());
     let pinging = (store == Store::Zookeeper).then(|| {
         tokio::spawn(ping_followers(cluster.clone(), TTL, leader_rate, Rng::with_seed(seed ^ 0x9106)))
     });
-    let elections = if seed % 5 == 4 { 1 } else { MANY_ELECTIONS };
-    let mut candidates = Vec::new();
-    for host in &hosts {
-        for n in 0..elections {
-            let candidate = Candidate {
-                elector: Arc::clone(&host.elector),
-                clock: host.clock.clone(),
-                election: format!("e{n}"),
-                random: Rng::with_seed(random.u64(..)),
-                history: history.clone(),
-                terms: if lasting { TermLength::Long(Duration::from_secs(90)) } else { TermLength::Short },
-            };
-            candidates.push(tokio::spawn(candidate.campaign_until_closed()));
-        }
-    }
+    let campaigning: Vec<_> =
+        hosts.iter().map(|host| (Arc::clone(&host.elector), host.clock.clone())).collect();
+    let candidates = spawn_candidates(&campaigning, &profile, &history, &mut random);
     let end = Instant::now() + simulated;
     let mut faults = 0;
     while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(random.u64(1..if lasting { 6_000 } else { 1_500 }))).await;
+        tokio::time::sleep(profile.pause(&mut random)).await;
         let host = &hosts[random.usize(..HOSTS)];
-        let restore_weight = if lasting { 2 } else { 6 };
+        let restore_weight = if profile.lasting { 2 } else { 6 };
         cause_fault(&mut random, restore_weight, &cluster, host, &history).await;
         if operator_interferes && random.u8(..4) == 0 {
-            interfere(&mut random, elections, &cluster, &history);
+            interfere(&mut random, profile.elections, &cluster, &history);
         }
         faults += 1;
     }
@@ -116,7 +163,7 @@ async fn play(seed: u64, store: Store, simulated: Duration) -> Outcome {
     }
     cluster.change_members(|state| state.restore(&mut random));
     let electors: Vec<_> = hosts.iter().map(|host| Arc::clone(&host.elector)).collect();
-    check_recovery(elections, &electors, &history, |election| {
+    check_recovery(profile.elections, &electors, &history, |election| {
         format!("{:?}", cluster.state().entries(election))
     })
     .await;
@@ -141,6 +188,16 @@ fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) 
     let backend: Arc<dyn Backend> =
         if is_etcd { Arc::new(SimEtcd(access)) } else { Arc::new(SimZookeeper(access)) };
     let clock = SimClock::with_rate(rate);
+    Host { elector: elector(backend, &clock, n, random), link, clock }
+}
+
+/// The elector of host `n`.
+pub(crate) fn elector(
+    backend: Arc<dyn Backend>,
+    clock: &SimClock,
+    n: usize,
+    random: &mut Rng,
+) -> Arc<StoreElector> {
     let id: CandidateId = format!("host-{n}").parse().unwrap_or_else(|error| panic!("{error}"));
     // Shutdowns may take as long as they need, so that anything that continues afterwards is a violation.
     let mut config = Config::new().with_ttl(TTL).with_id(id).with_shutdown_timeout(Config::MAX_WAIT);
@@ -148,7 +205,7 @@ fn host(cluster: &Cluster, store: Store, n: usize, rate: f64, random: &mut Rng) 
         config = config.with_on_disconnect(OnDisconnect::StepDown);
     }
     let elector = StoreElector::with_clock(backend, config, Arc::new(clock.clone()));
-    Host { elector: Arc::new(elector.unwrap_or_else(|error| panic!("{error}"))), link, clock }
+    Arc::new(elector.unwrap_or_else(|error| panic!("{error}")))
 }
 
 /// Causes or ends one fault.

@@ -31,10 +31,11 @@ pub(crate) fn run_seeds(
                         return;
                     }
                     let simulated = Duration::from_secs(options.simulated_seconds());
-                    let outcome = match options.client {
-                        _ if mutant.is_some_and(Mutant::needs_real_client) => wire::directed(seed, mutant),
-                        Some(Client::Etcd) => wire::run(seed, simulated, mutant),
-                        None => run(seed, options.store_of(seed), simulated, mutant),
+                    let store = options.store_of(seed, mutant);
+                    let outcome = match (mutant.and_then(Mutant::scenario), options.client) {
+                        (Some(scenario), _) => scenario(seed, mutant),
+                        (None, Some(Client::Etcd)) => wire::run(seed, simulated, mutant),
+                        (None, None) => run(seed, store, simulated, mutant),
                     };
                     if seen(seed, outcome) {
                         next.store(end, Relaxed);

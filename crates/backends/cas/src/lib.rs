@@ -50,6 +50,8 @@
 mod backend;
 mod challenger;
 mod client;
+#[cfg(any(test, all(tenure_mutants, feature = "memory")))]
+pub mod directed;
 mod garbage;
 mod head_slot;
 mod hints;

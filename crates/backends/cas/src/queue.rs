@@ -145,7 +145,7 @@ mod tests {
     use tenure_core::CandidateId;
 
     use super::*;
-    use crate::{rules::disable, store::EpochState};
+    use crate::store::EpochState;
 
     fn name() -> ElectionName {
         ElectionName::new("e").unwrap()
@@ -209,18 +209,6 @@ mod tests {
         assert_eq!(without(&election, &[2], 0).token, MAX_NUMBER, "the head is the same");
         let error = election.without(Epoch(0), |slot| slot.nonce == Nonce(1)).unwrap_err();
         assert!(error.to_string().contains("no fencing token is left"), "{error}");
-    }
-
-    /// Rule 4: a token that is not raised, or raised per slot, is noticed by `a_new_head_gets_one_new_token`.
-    #[test]
-    fn wrong_tokens_are_detected() {
-        for (rule, expected) in [(CasRule::NewTokenForHead, 1), (CasRule::OneTokenPerHead, 4)] {
-            let (_, election) = queue(0, 4);
-            assert_eq!(without(&election, &[1, 2, 3], 0).token, 2);
-            disable(Some(rule));
-            assert_eq!(without(&election, &[1, 2, 3], 0).token, expected);
-            disable(None);
-        }
     }
 
     /// Rule 8.

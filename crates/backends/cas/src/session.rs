@@ -587,7 +587,10 @@ impl CasSession<crate::memory::MemoryCasClient> {
     pub(crate) fn pending(&self) -> usize {
         lock(&self.entries).len()
     }
+}
 
+#[cfg(any(test, all(tenure_mutants, feature = "memory")))]
+impl CasSession<crate::memory::MemoryCasClient> {
     /// What a copy of this process has, as of a virtual machine that is resumed twice.
     pub(crate) async fn copy(&self) -> Self {
         let own = self.own.lock().await;

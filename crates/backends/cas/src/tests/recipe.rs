@@ -15,9 +15,9 @@ use tenure_core::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
-use super::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored};
 use crate::{
     CasBackend, CasSettings, EpochState,
+    directed::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored},
     garbage::collect,
     memory::{CasFaults, MemoryCas, MemoryCasOptions, MemoryEpochs, Request},
     record::{Election, MAX_SLOTS, Session},

@@ -20,13 +20,12 @@ use tenure_core::{
 };
 use tokio::time::Instant;
 
-use super::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored};
 use crate::{
     CasBackend,
+    directed::host::{DRIFT, Host, TTL, election, request, seconds, sleep, stored},
     garbage::collect,
     memory::{CasFaults, MemoryCas, MemoryCasClient, MemoryCasOptions, MemoryEpochs, Network, Request},
     record::{MAX_SLOTS, Session},
-    rules::{CasRule, disable},
     session::CasSession,
     store::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version},
 };
@@ -227,37 +226,6 @@ async fn the_next_in_line_reads_at_once_after_a_hint() {
 async fn hints_that_end_are_asked_for_again() {
     let (requests, streams) = requests_of_a_waiting_candidate(1, || stream::empty().boxed()).await;
     assert!((6..=30).contains(&streams) && requests <= 40, "{streams} streams, {requests} requests");
-}
-
-/// How many heartbeats each of two copies of a process sends with success, in turn, after the first.
-async fn beats_of_two_copies(store: &MemoryCas) -> [usize; 2] {
-    let backend = CasBackend::new(store.client(1));
-    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
-    let original = CasSession::open(&backend.shared, &options).await.unwrap();
-    original.heartbeat().await.unwrap();
-    let copies = [original.copy().await, original];
-    let mut beats = [0; 2];
-    for _ in 0..5 {
-        for (copy, beats) in copies.iter().zip(&mut beats) {
-            sleep(TTL.as_secs_f64() / 3.0).await;
-            match copy.heartbeat().await {
-                Ok(_) => *beats += 1,
-                Err(error) => assert_eq!(error.kind(), BackendErrorKind::SessionGone, "{error}"),
-            }
-        }
-    }
-    beats
-}
-
-/// A virtual machine is resumed twice: two processes have the same session, and know the same version of it. The first heartbeat of one
-/// ends the other, whose own one fails.
-#[tokio::test(start_paused = true)]
-async fn two_copies_of_a_process_do_not_both_lead_on() {
-    assert_eq!(beats_of_two_copies(&MemoryCas::new()).await, [5, 0]);
-    disable(Some(CasRule::AdoptOwnNonceOnly));
-    let beats = beats_of_two_copies(&MemoryCas::new()).await;
-    disable(None);
-    assert_eq!(beats, [5, 5], "the disabled rule was not detected");
 }
 
 /// Heartbeats whose answers were lost in earlier calls are still this process's own.

@@ -14,59 +14,59 @@ use crate::{
     record::Election,
 };
 
-pub(super) const TTL: Duration = Duration::from_secs(10);
-pub(super) const DRIFT: f64 = 0.1;
+pub(crate) const TTL: Duration = Duration::from_secs(10);
+pub(crate) const DRIFT: f64 = 0.1;
 
-pub(super) struct Host {
-    pub(super) client: MemoryCasClient,
-    pub(super) backend: CasBackend<MemoryCasClient>,
-    pub(super) clock: SimClock,
-    pub(super) session: Arc<dyn BackendSession>,
+pub(crate) struct Host {
+    pub(crate) client: MemoryCasClient,
+    pub(crate) backend: CasBackend<MemoryCasClient>,
+    pub(crate) clock: SimClock,
+    pub(crate) session: Arc<dyn BackendSession>,
     ttl: Duration,
     deadline: Cell<BootInstant>,
 }
 
-pub(super) fn seconds(seconds: f64) -> Duration {
+pub(crate) fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
-pub(super) async fn sleep(time: f64) {
+pub(crate) async fn sleep(time: f64) {
     tokio::time::sleep(seconds(time)).await;
 }
 
-pub(super) fn election(name: &str) -> ElectionName {
+pub(crate) fn election(name: &str) -> ElectionName {
     ElectionName::new(name).unwrap()
 }
 
-pub(super) fn request(name: &str, nonce: u128) -> EntryRequest {
+pub(crate) fn request(name: &str, nonce: u128) -> EntryRequest {
     let candidate = CandidateId::new("host").unwrap();
     EntryRequest { election: election(name), candidate, value: Arc::from(*b"value"), nonce }
 }
 
 /// The record of an election, as it is in the store.
-pub(super) fn stored(store: &MemoryCas, name: &str) -> Election {
+pub(crate) fn stored(store: &MemoryCas, name: &str) -> Election {
     let key = format!("e/{name}");
     let record = store.records(&key).into_iter().find(|record| record.key == key);
     record.map(|record| Election::decode(&key, &record.body).unwrap()).unwrap_or_default()
 }
 
 impl Host {
-    pub(super) async fn new(store: &MemoryCas) -> Self {
+    pub(crate) async fn new(store: &MemoryCas) -> Self {
         Self::with_rate(store, 1.0).await
     }
 
     /// A host whose clock runs at this rate.
-    pub(super) async fn with_rate(store: &MemoryCas, rate: f64) -> Self {
+    pub(crate) async fn with_rate(store: &MemoryCas, rate: f64) -> Self {
         Self::with(store, rate, TTL).await.unwrap()
     }
 
     /// A host with another TTL.
-    pub(super) async fn with_ttl(store: &MemoryCas, ttl: Duration) -> Self {
+    pub(crate) async fn with_ttl(store: &MemoryCas, ttl: Duration) -> Self {
         Self::with(store, 1.0, ttl).await.unwrap()
     }
 
     /// A host, or the error with which the store is refused.
-    pub(super) async fn try_new(store: &MemoryCas) -> Result<Self, BackendError> {
+    pub(crate) async fn try_new(store: &MemoryCas) -> Result<Self, BackendError> {
         Self::with(store, 1.0, TTL).await
     }
 
@@ -81,14 +81,14 @@ impl Host {
     }
 
     /// Opens another session, as an elector does whose session has ended.
-    pub(super) async fn reopen(&mut self) {
+    pub(crate) async fn reopen(&mut self) {
         let deadline = deadline_from(self.clock.now(), self.ttl);
         self.session = open(&self.backend, &self.clock, self.ttl).await.unwrap();
         self.deadline.set(deadline);
     }
 
     /// Sends a heartbeat, which extends the window from before it was sent.
-    pub(super) async fn beat(&self) -> Result<(), BackendError> {
+    pub(crate) async fn beat(&self) -> Result<(), BackendError> {
         let sent = self.clock.now();
         self.session.heartbeat().await?;
         self.deadline.set(deadline_from(sent, self.ttl));
@@ -96,38 +96,38 @@ impl Host {
     }
 
     /// Whether the window is open: a candidate at the head considers itself the leader.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.clock.now() < self.deadline.get()
     }
 
-    pub(super) async fn enter(&self, name: &str, nonce: u128) -> Result<Entered, BackendError> {
+    pub(crate) async fn enter(&self, name: &str, nonce: u128) -> Result<Entered, BackendError> {
         self.session.enter(&request(name, nonce)).await
     }
 
     /// Enters and leads.
-    pub(super) async fn lead(&self, name: &str, nonce: u128) -> u64 {
+    pub(crate) async fn lead(&self, name: &str, nonce: u128) -> u64 {
         let entered = self.enter(name, nonce).await.unwrap();
         entered.token().expect("nobody is ahead").get()
     }
 
     /// Waits, in a task, until the candidate is at the head.
-    pub(super) fn wait(&self, name: &str, nonce: u128) -> JoinHandle<Result<Won, BackendError>> {
+    pub(crate) fn wait(&self, name: &str, nonce: u128) -> JoinHandle<Result<Won, BackendError>> {
         let (session, request) = (Arc::clone(&self.session), request(name, nonce));
         tokio::spawn(async move { session.wait_turn(&request, None, &QueuePosition::new(|_| ())).await })
     }
 
     /// Enters a queue behind others.
-    pub(super) async fn queue(&self, name: &str, nonce: u128) {
+    pub(crate) async fn queue(&self, name: &str, nonce: u128) {
         let entered = self.enter(name, nonce).await.unwrap();
         assert!(matches!(entered, Entered::Queued { .. }), "{entered:?}");
     }
 
-    pub(super) async fn leave(&self, name: &str, nonce: u128) {
+    pub(crate) async fn leave(&self, name: &str, nonce: u128) {
         self.session.leave(&request(name, nonce), None).await.unwrap();
     }
 
     /// Sends a heartbeat every third of a TTL, in a task.
-    pub(super) fn keep_alive(&self) -> JoinHandle<()> {
+    pub(crate) fn keep_alive(&self) -> JoinHandle<()> {
         let (session, pause) = (Arc::clone(&self.session), self.ttl / 3);
         tokio::spawn(async move {
             loop {
