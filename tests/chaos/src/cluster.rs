@@ -1,24 +1,30 @@
-//! Three servers of either store, with one interface.
+//! The servers of any store, with one interface.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tenure_containers::{
-    EtcdCluster, Fault, FaultKind, LeaseExpiryMonitor, Version, ZookeeperEnsemble, ZookeeperSettings,
+    EtcdCluster, Fault, FaultKind, LeaseExpiryMonitor, Replication, Version, ZookeeperEnsemble,
+    ZookeeperSettings,
 };
 
-use crate::options::StoreKind;
+use crate::{
+    options::StoreKind,
+    postgres::{self, DisruptedMember, SupervisedPostgres},
+};
 
 /// The prefix below which candidates keep their entries.
 pub(crate) const PREFIX: &str = "chaos";
 
+/// How many servers etcd and ZooKeeper have.
 pub(crate) const MEMBERS: usize = 3;
 
-/// Three servers.
+/// Three servers, or two of PostgreSQL.
 #[derive(Debug)]
 pub(crate) enum Cluster {
     Etcd(EtcdCluster),
     Zookeeper(ZookeeperEnsemble),
+    Postgres(SupervisedPostgres),
 }
 
 impl Cluster {
@@ -26,7 +32,21 @@ impl Cluster {
         Ok(match store {
             StoreKind::Etcd => Self::etcd(Version::Etcd35).await?,
             StoreKind::Zookeeper => Self::zookeeper(&[]).await?,
+            StoreKind::Postgres => Self::postgres(Replication::Synchronous).await?,
         })
+    }
+
+    /// PostgreSQL with this kind of replication.
+    pub(crate) async fn postgres(replication: Replication) -> Result<Self> {
+        Ok(Self::Postgres(SupervisedPostgres::start(replication).await?))
+    }
+
+    /// The number of servers.
+    pub(crate) fn members(&self) -> usize {
+        match self {
+            Self::Etcd(_) | Self::Zookeeper(_) => MEMBERS,
+            Self::Postgres(_) => postgres::MEMBERS,
+        }
     }
 
     /// etcd of this version.
@@ -49,24 +69,26 @@ impl Cluster {
         match self {
             Self::Etcd(cluster) => cluster.endpoints(),
             Self::Zookeeper(ensemble) => ensemble.endpoints(),
+            Self::Postgres(supervised) => supervised.cluster().endpoints(),
         }
     }
 
-    /// Detects leases that an etcd member revokes while another member leads. ZooKeeper has no such fault.
+    /// Detects leases that an etcd member revokes while another member leads. The other stores have no such fault.
     pub(crate) fn monitor_lease_expiries(&self) -> Option<LeaseExpiryMonitor> {
         match self {
             Self::Etcd(cluster) => Some(LeaseExpiryMonitor::start(cluster)),
-            Self::Zookeeper(_) => None,
+            Self::Zookeeper(_) | Self::Postgres(_) => None,
         }
     }
 
     /// The URL with which a candidate connects.
     pub(crate) fn url(&self, endpoints: &[String]) -> String {
-        let scheme = match self {
-            Self::Etcd(_) => "etcd",
-            Self::Zookeeper(_) => "zookeeper",
-        };
-        format!("{scheme}://{}/{PREFIX}", endpoints.join(","))
+        let endpoints = endpoints.join(",");
+        match self {
+            Self::Etcd(_) => format!("etcd://{endpoints}/{PREFIX}"),
+            Self::Zookeeper(_) => format!("zookeeper://{endpoints}/{PREFIX}"),
+            Self::Postgres(_) => postgres::url(&endpoints),
+        }
     }
 
     /// The number of the member that leads; waits until there is one.
@@ -74,26 +96,47 @@ impl Cluster {
         Ok(match self {
             Self::Etcd(cluster) => cluster.leader().await?,
             Self::Zookeeper(ensemble) => ensemble.leader().await?,
+            Self::Postgres(supervised) => supervised.primary(),
         })
     }
 
     /// Injects a fault into a member.
-    pub(crate) async fn inject(&self, member: usize, kind: FaultKind) -> Result<Fault> {
+    pub(crate) async fn inject(&self, member: usize, kind: FaultKind) -> Result<ServerFault> {
         Ok(match self {
-            Self::Etcd(cluster) => cluster.inject(member, kind).await?,
-            Self::Zookeeper(ensemble) => ensemble.inject(member, kind).await?,
+            Self::Etcd(cluster) => ServerFault::Plain(cluster.inject(member, kind).await?),
+            Self::Zookeeper(ensemble) => ServerFault::Plain(ensemble.inject(member, kind).await?),
+            Self::Postgres(supervised) => ServerFault::Supervised(supervised.inject(member, kind).await?),
         })
     }
 
-    /// Whether each server is ready, which needs a quorum.
+    /// Ends all connections of clients in the server that leads. Only PostgreSQL can do that.
+    pub(crate) async fn terminate_connections(&self) -> Result<()> {
+        match self {
+            Self::Etcd(_) | Self::Zookeeper(_) => bail!("only PostgreSQL can end connections"),
+            Self::Postgres(supervised) => supervised.terminate_connections().await,
+        }
+    }
+
+    /// Stops replication for `delay`, and then promotes the replica. Only PostgreSQL has one.
+    pub(crate) async fn fail_over_after(&self, delay: Duration) -> Result<()> {
+        match self {
+            Self::Etcd(_) | Self::Zookeeper(_) => bail!("only PostgreSQL fails over by a command"),
+            Self::Postgres(supervised) => supervised.fail_over_after(delay).await,
+        }
+    }
+
+    /// Whether each server is ready, which needs a quorum or, on PostgreSQL, a replica that follows.
     pub(crate) async fn health(&self) -> Vec<Result<()>> {
         let mut all = Vec::new();
-        for member in 0..MEMBERS {
+        for member in 0..self.members() {
             let health = match self {
-                Self::Etcd(cluster) => cluster.member(member).admin().health().await,
-                Self::Zookeeper(ensemble) => ensemble.member(member).admin().health().await,
+                Self::Etcd(cluster) => cluster.member(member).admin().health().await.map_err(Into::into),
+                Self::Zookeeper(ensemble) => {
+                    ensemble.member(member).admin().health().await.map_err(Into::into)
+                }
+                Self::Postgres(supervised) => supervised.health(member).await,
             };
-            all.push(health.map_err(Into::into));
+            all.push(health);
         }
         all
     }
@@ -109,18 +152,20 @@ impl Cluster {
             Self::Zookeeper(ensemble) => {
                 ensemble.member(leader).admin().children(&format!("/{PREFIX}/{election}")).await?
             }
+            Self::Postgres(supervised) => supervised.slots(Some(election)).await?,
         })
     }
 
     /// How long a session of this program may stay in the store when a fault interrupted one of its requests.
     pub(crate) fn admin_session_timeout(&self) -> Duration {
         match self {
-            Self::Etcd(_) => Duration::ZERO,
+            Self::Etcd(_) | Self::Postgres(_) => Duration::ZERO,
             Self::Zookeeper(_) => Duration::from_secs(60),
         }
     }
 
-    /// What candidates have left behind: entries, withdrawal marks, leases and sessions.
+    /// What candidates have left behind: entries, withdrawal marks, leases and sessions. On PostgreSQL the records of sessions
+    /// that have ended stay for a while, and those of killed candidates that were in no election.
     pub(crate) async fn remaining_state(&self) -> Result<Vec<String>> {
         let leader = self.leader().await?;
         match self {
@@ -138,6 +183,24 @@ impl Cluster {
                 let sessions = admin.sessions().await?.into_iter();
                 Ok(children.chain(sessions.map(|session| format!("session {session:x}"))).collect())
             }
+            Self::Postgres(supervised) => supervised.slots(None).await,
+        }
+    }
+}
+
+/// A fault that is in force until it is healed or dropped.
+#[derive(Debug)]
+pub(crate) enum ServerFault {
+    Plain(Fault),
+    Supervised(DisruptedMember),
+}
+
+impl ServerFault {
+    /// Undoes the fault, and waits until the server is ready again.
+    pub(crate) async fn heal(self) -> Result<()> {
+        match self {
+            Self::Plain(fault) => Ok(fault.heal().await?),
+            Self::Supervised(member) => member.heal().await,
         }
     }
 }

@@ -9,6 +9,7 @@ mod cluster;
 mod history;
 mod message;
 mod options;
+mod postgres;
 mod process;
 mod run;
 mod safety_rule;

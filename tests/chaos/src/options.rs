@@ -3,6 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use tenure_containers::Replication;
 
 /// Elections with short terms, so that there are many of them.
 pub(crate) const SHORT_ELECTIONS: [&str; 3] = ["short-1", "short-2", "short-3"];
@@ -32,11 +34,31 @@ pub(crate) enum Command {
     Candidate(CandidateOptions),
 }
 
+impl From<ReplicationKind> for Replication {
+    fn from(kind: ReplicationKind) -> Self {
+        match kind {
+            ReplicationKind::Synchronous => Self::Synchronous,
+            ReplicationKind::Asynchronous => Self::Asynchronous,
+        }
+    }
+}
+
 /// The store under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StoreKind {
     Etcd,
     Zookeeper,
+    Postgres,
+}
+
+/// When a PostgreSQL primary acknowledges a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReplicationKind {
+    /// Once the replica has it, too
+    Synchronous,
+    /// At once: a failover loses the latest commits
+    Asynchronous,
 }
 
 #[derive(Args)]
@@ -44,6 +66,9 @@ pub(crate) struct RunOptions {
     /// The store
     #[arg(long)]
     pub(crate) store: StoreKind,
+    /// How PostgreSQL replicates
+    #[arg(long, default_value = "synchronous")]
+    pub(crate) replication: ReplicationKind,
     /// The number of faults
     #[arg(long, default_value_t = 60)]
     pub(crate) faults: u64,
@@ -93,6 +118,10 @@ pub(crate) enum TrialKind {
     StoppedProcess,
     /// One server of three is frozen, then killed; leaderships must be kept (hazards E3, E16)
     FrozenMember,
+    /// A PostgreSQL replica is promoted that has not seen the leading candidate (hazard C5)
+    LostEntry,
+    /// An operator promotes a PostgreSQL replica and leaves the primary running: measures what is left of the promises
+    SplitBrain,
 }
 
 #[derive(Args)]

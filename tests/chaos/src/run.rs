@@ -12,7 +12,11 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::Result;
 
-use crate::{cluster::Cluster, history::History, options::RunOptions};
+use crate::{
+    cluster::Cluster,
+    history::History,
+    options::{RunOptions, StoreKind},
+};
 use candidates::Candidates;
 use report::Report;
 
@@ -29,7 +33,10 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode> {
 
 async fn run_and_check(options: &RunOptions) -> Result<Report> {
     let began = Instant::now();
-    let cluster = Cluster::start(options.store).await?;
+    let cluster = match options.store {
+        StoreKind::Postgres => Cluster::postgres(options.replication.into()).await?,
+        store => Cluster::start(store).await?,
+    };
     let history = History::default();
     let lease_expiries = cluster.monitor_lease_expiries();
     let mut report = Report::new(options);
@@ -37,6 +44,9 @@ async fn run_and_check(options: &RunOptions) -> Result<Report> {
     // An aborted run is checked too.
     if let Err(error) = completed {
         report.add_abort(&error);
+    }
+    if let Cluster::Postgres(supervised) = &cluster {
+        report.check_failovers(supervised, options.replication).await;
     }
     report.check_history(&history, lease_expiries.as_ref(), began.elapsed());
     report.save_history(&history, options)?;

@@ -4,7 +4,9 @@
 mod context;
 mod dropped_path;
 mod frozen_member;
+mod lost_entry;
 mod member_without_quorum;
+mod split_brain;
 mod stopped_process;
 mod two_candidates;
 
@@ -13,13 +15,14 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Result, bail};
 use clap::ValueEnum as _;
 use serde::Serialize;
+use tenure_cas::rules::CasRule;
 use tenure_core::failpoints::SafetyRule;
 use tenure_testkit::history::check;
 
 use crate::{
     history::History,
     options::{StoreKind, TrialKind, TrialOptions},
-    safety_rule,
+    safety_rule::{self, Rule},
 };
 
 /// The result of a trial. The field names are those of the JSON output.
@@ -32,6 +35,9 @@ struct Report {
     trials: usize,
     overlaps: u64,
     max_overlap_ms: Option<f64>,
+    /// Writes of an earlier leader that the register accepted after one of a later leader, and that it refused.
+    stale_writes_accepted: u64,
+    writes_refused: u64,
     /// Leaderships that were lost although they should have been kept.
     lost: usize,
     /// The time without a leader: from the last valid check of the former leader to the next leader.
@@ -52,7 +58,7 @@ struct Outcome {
 
 /// Runs one trial. It passes if there is no violation, or, with the safety rule disabled, if there is one.
 pub(crate) fn run(options: &TrialOptions) -> Result<ExitCode> {
-    let rule = options.mutant.then(|| rule_of(options.trial));
+    let rule = if options.mutant { Some(rule_of(options.trial)?) } else { None };
     if let Some(rule) = rule {
         safety_rule::disable(rule)?;
     }
@@ -60,20 +66,28 @@ pub(crate) fn run(options: &TrialOptions) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(run_trial(options))?;
     let report = evaluate(options, rule, outcome, began);
-    let violated = report.overlaps > 0 || report.lost > 0;
+    let violated = match options.trial {
+        // Two leaders are what this measures; the register has to tell them apart.
+        TrialKind::SplitBrain => {
+            report.stale_writes_accepted > 0 || report.writes_refused == 0 || report.overlaps == 0
+        }
+        _ => report.overlaps > 0 || report.lost > 0 || report.stale_writes_accepted > 0,
+    };
     report.print(options, violated);
     Ok(if violated == options.mutant { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The safety rule that protects from the fault of this trial.
-fn rule_of(trial: TrialKind) -> SafetyRule {
-    match trial {
-        TrialKind::StalledDisk => SafetyRule::ConfirmHeartbeats,
-        TrialKind::CutOffFollower => SafetyRule::HeartbeatByWrite,
-        TrialKind::DroppedPath => SafetyRule::CheckClock,
+fn rule_of(trial: TrialKind) -> Result<Rule> {
+    Ok(match trial {
+        TrialKind::StalledDisk => Rule::Safety(SafetyRule::ConfirmHeartbeats),
+        TrialKind::CutOffFollower => Rule::Safety(SafetyRule::HeartbeatByWrite),
+        TrialKind::DroppedPath => Rule::Safety(SafetyRule::CheckClock),
         TrialKind::StoppedProcess => safety_rule::OF_STOPPED_PROCESS,
-        TrialKind::FrozenMember => SafetyRule::FailOver,
-    }
+        TrialKind::FrozenMember => Rule::Safety(SafetyRule::FailOver),
+        TrialKind::LostEntry => Rule::Cas(CasRule::SettleEpoch),
+        TrialKind::SplitBrain => bail!("no rule protects from split brain"),
+    })
 }
 
 async fn run_trial(options: &TrialOptions) -> Result<Outcome> {
@@ -82,10 +96,17 @@ async fn run_trial(options: &TrialOptions) -> Result<Outcome> {
             member_without_quorum::run(options).await
         }
         (TrialKind::StalledDisk, _) => {
-            bail!("trial stalled-disk needs --store etcd: a ZooKeeper leader keeps leading without its disk")
+            bail!(
+                "trial stalled-disk needs --store etcd: ZooKeeper's leader keeps leading without its disk, PostgreSQL keeps no sessions"
+            )
         }
         (TrialKind::CutOffFollower, _) => {
             bail!("trial cut-off-follower needs --store zookeeper: an etcd follower keeps no sessions")
+        }
+        (TrialKind::LostEntry, StoreKind::Postgres) => lost_entry::run(options).await,
+        (TrialKind::SplitBrain, StoreKind::Postgres) => split_brain::run(options).await,
+        (TrialKind::LostEntry | TrialKind::SplitBrain, _) => {
+            bail!("this trial needs --store postgres: the other stores elect their leaders themselves")
         }
         (TrialKind::DroppedPath, _) => dropped_path::run(options).await,
         (TrialKind::StoppedProcess, _) => stopped_process::run(options).await,
@@ -96,12 +117,7 @@ async fn run_trial(options: &TrialOptions) -> Result<Outcome> {
 /// How many violations are printed.
 const MAX_PRINTED_VIOLATIONS: usize = 20;
 
-fn evaluate(
-    options: &TrialOptions,
-    rule: Option<SafetyRule>,
-    mut outcome: Outcome,
-    began: Instant,
-) -> Report {
+fn evaluate(options: &TrialOptions, rule: Option<Rule>, mut outcome: Outcome, began: Instant) -> Report {
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
@@ -118,6 +134,8 @@ fn evaluate(
         trials: outcome.trials,
         overlaps: verdict.overlaps + verdict.stale_tokens + verdict.work_outside_window,
         max_overlap_ms: verdict.max_overlap.map(|nanos| nanos as f64 / 1e6),
+        stale_writes_accepted: verdict.stale_writes_accepted,
+        writes_refused: verdict.writes_refused,
         lost: outcome.lost,
         gap_p50_ms: outcome.gaps.get(outcome.gaps.len() / 2).copied().map(millis),
         gap_max_ms: outcome.gaps.last().copied().map(millis),
@@ -140,12 +158,15 @@ impl Report {
         let millis =
             |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0} ms"));
         println!(
-            "{result:<12} {} {} ({rules}): {} trials, {} overlaps (longest {}), {} lost, no leader for {} (median), {:.0} s",
+            "{result:<12} {} {} ({rules}): {} trials, {} overlaps (longest {}), {} stale writes accepted, {} refused, {} lost, \
+             no leader for {} (median), {:.0} s",
             self.store,
             self.trial,
             self.trials,
             self.overlaps,
             millis(self.max_overlap_ms),
+            self.stale_writes_accepted,
+            self.writes_refused,
             self.lost,
             millis(self.gap_p50_ms),
             self.seconds

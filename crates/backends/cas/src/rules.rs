@@ -72,7 +72,7 @@ rules! {
 
 #[cfg(any(test, tenure_mutants))]
 mod mutants {
-    use std::cell::Cell;
+    use std::{cell::Cell, sync::OnceLock};
 
     use super::CasRule;
 
@@ -85,14 +85,21 @@ mod mutants {
         DISABLED.set(rule);
     }
 
-    /// Whether `rule` is disabled on this thread.
+    static DISABLED_EVERYWHERE: OnceLock<CasRule> = OnceLock::new();
+
+    /// Disables `rule` on all threads of this process, permanently.
+    pub fn disable_everywhere(rule: CasRule) {
+        DISABLED_EVERYWHERE.get_or_init(|| rule);
+    }
+
+    /// Whether `rule` is disabled, on this thread or everywhere.
     pub fn is_disabled(rule: CasRule) -> bool {
-        DISABLED.get() == Some(rule)
+        DISABLED.get() == Some(rule) || DISABLED_EVERYWHERE.get() == Some(&rule)
     }
 }
 
 #[cfg(any(test, tenure_mutants))]
-pub use mutants::{disable, is_disabled};
+pub use mutants::{disable, disable_everywhere, is_disabled};
 
 /// No rule is disabled.
 #[cfg(not(any(test, tenure_mutants)))]

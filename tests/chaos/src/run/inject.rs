@@ -34,6 +34,9 @@ pub(crate) async fn disrupt_members(
         Disruption::OutboundPartition => FaultKind::PartitionFromAll(Direction::Outbound),
         Disruption::PartitionFromPeers => FaultKind::PartitionFromPeers(Direction::Both),
         Disruption::LostPackets => FaultKind::LosePackets { percent: LOST_PACKETS_PERCENT },
+        Disruption::PartitionFromClients => FaultKind::PartitionFromClients(Direction::Both),
+        Disruption::Terminate => return cluster.terminate_connections().await,
+        Disruption::Failover => return cluster.fail_over_after(planned.duration).await,
         Disruption::HalfOpen | Disruption::Reset | Disruption::Slow => {
             let proxies: Vec<&Proxy> =
                 members.iter().flat_map(|&member| candidates.proxies_to(member)).collect();

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::options::StoreKind;
+
 /// What a fault does to its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Disruption {
@@ -20,6 +22,12 @@ pub(crate) enum Disruption {
     Reset,
     Slow,
     LostPackets,
+    /// Packets between a server and its clients are dropped; its peer still reaches it.
+    PartitionFromClients,
+    /// The server itself ends the connections of all clients.
+    Terminate,
+    /// The replica does not follow any more, and is promoted then.
+    Failover,
 }
 
 /// What a fault disrupts.
@@ -48,6 +56,23 @@ const SERVER_DISRUPTIONS: [Disruption; 12] = [
     Slow,
     LostPackets,
 ];
+/// On PostgreSQL.
+const POSTGRES_DISRUPTIONS: [Disruption; 14] = [
+    Kill,
+    Freeze,
+    StalledDisk,
+    FullDisk,
+    Partition,
+    InboundPartition,
+    OutboundPartition,
+    PartitionFromPeers,
+    PartitionFromClients,
+    HalfOpen,
+    Reset,
+    Slow,
+    LostPackets,
+    Terminate,
+];
 /// Candidates have no disk and no peers.
 const CANDIDATE_DISRUPTIONS: [Disruption; 9] =
     [Kill, Freeze, Partition, InboundPartition, OutboundPartition, HalfOpen, Reset, Slow, LostPackets];
@@ -73,8 +98,16 @@ pub(crate) enum TargetGroup {
 
 impl PlannedFault {
     /// Draws the next fault of a lane.
-    pub(crate) fn draw(group: TargetGroup, ttl: Duration, rng: &mut fastrand::Rng) -> Self {
+    pub(crate) fn draw(group: TargetGroup, store: StoreKind, ttl: Duration, rng: &mut fastrand::Rng) -> Self {
         let (target, disruption) = match group {
+            // The primary more often than its replica, and one failover in five by an operator.
+            TargetGroup::Servers if store == StoreKind::Postgres && rng.u8(..5) == 0 => {
+                (Target::StoreLeader, Failover)
+            }
+            TargetGroup::Servers if store == StoreKind::Postgres => {
+                let targets = [Target::StoreLeader, Target::StoreLeader, Target::Follower, Target::Majority];
+                (one_of(&targets, rng), one_of(&POSTGRES_DISRUPTIONS, rng))
+            }
             TargetGroup::Servers => {
                 let targets = [Target::StoreLeader, Target::Follower, Target::Majority];
                 (one_of(&targets, rng), one_of(&SERVER_DISRUPTIONS, rng))

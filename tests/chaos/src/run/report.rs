@@ -9,7 +9,11 @@ use tenure_containers::LeaseExpiryMonitor;
 use tenure_testkit::history::{Verdict, check};
 
 use super::plan::{Disruption, PlannedFault, Target};
-use crate::{history::History, options::RunOptions};
+use crate::{
+    history::History,
+    options::{ReplicationKind, RunOptions},
+    postgres::{AuditCounts, SupervisedPostgres},
+};
 
 /// The counts of a run, and every violation. The field names are those of the JSON output.
 #[derive(Debug, Serialize)]
@@ -35,11 +39,24 @@ pub(crate) struct Report {
     servers_restarted: u64,
     /// ZooKeeper servers whose data differed from their leader's.
     servers_differed: u64,
+    /// PostgreSQL only.
+    #[serde(flatten)]
+    failovers: Option<FailoverReport>,
     seconds: f64,
     #[serde(skip)]
     faults_by_disruption: BTreeMap<Disruption, BTreeMap<Target, u64>>,
     #[serde(skip)]
     violations: Vec<String>,
+}
+
+/// What failovers have cost.
+#[derive(Debug, Serialize)]
+struct FailoverReport {
+    replication: ReplicationKind,
+    failovers: u64,
+    acknowledged_commits: u64,
+    /// Acknowledged commits that no primary has any more. None may be lost when replication is synchronous.
+    lost_commits: u64,
 }
 
 impl Report {
@@ -63,6 +80,7 @@ impl Report {
             slowest_leader_ms: 0,
             servers_restarted: 0,
             servers_differed: 0,
+            failovers: None,
             seconds: 0.0,
             faults_by_disruption: BTreeMap::new(),
             violations: Vec::new(),
@@ -116,6 +134,28 @@ impl Report {
     fn add_violation(&mut self, what: String) {
         println!("VIOLATION after {} faults: {what}", self.faults);
         self.violations.push(what);
+    }
+
+    /// Counts failovers, and commits that were lost in them.
+    pub(crate) async fn check_failovers(
+        &mut self,
+        supervised: &SupervisedPostgres,
+        replication: ReplicationKind,
+    ) {
+        match supervised.audit().await {
+            Ok(AuditCounts { acknowledged, lost }) => {
+                self.failovers = Some(FailoverReport {
+                    replication,
+                    failovers: supervised.failovers(),
+                    acknowledged_commits: acknowledged,
+                    lost_commits: lost,
+                });
+                if lost > 0 && replication == ReplicationKind::Synchronous {
+                    self.add_violation(format!("PostgreSQL has lost {lost} acknowledged commits"));
+                }
+            }
+            Err(error) => self.add_violation(format!("the audit was not read: {error:#}")),
+        }
     }
 
     /// Checks the history. Violations that etcd caused by early revocations of leases are printed and counted separately.
@@ -198,6 +238,16 @@ impl Report {
             self.stuck,
             self.leaks
         );
+        if let Some(counts) = &self.failovers {
+            println!(
+                "{} failovers with {:?} replication; {} of {} acknowledged commits lost; {} tokens repeated or out of order",
+                counts.failovers,
+                counts.replication,
+                counts.lost_commits,
+                counts.acknowledged_commits,
+                self.stale_tokens
+            );
+        }
         if options.json {
             println!("{}", serde_json::to_string(self).unwrap_or_default());
         }

@@ -16,7 +16,7 @@ use super::{
     report::Report,
 };
 use crate::{
-    cluster::{Cluster, MEMBERS},
+    cluster::Cluster,
     options::{LONG_ELECTION, RunOptions},
 };
 
@@ -36,7 +36,7 @@ pub(crate) async fn inject_faults(
     let mut plans: [Vec<PlannedFault>; LANES.len()] = Default::default();
     for number in 0..faults {
         let lane = number as usize % LANES.len();
-        plans[lane].push(PlannedFault::draw(LANES[lane], options.ttl, rng));
+        plans[lane].push(PlannedFault::draw(LANES[lane], options.store, options.ttl, rng));
     }
     for planned in plans.iter().flatten() {
         report.count_fault(planned);
@@ -67,16 +67,16 @@ async fn inject(
     planned: &PlannedFault,
     reserved: &ReservedSlots,
 ) -> Result<()> {
-    let leader = || cluster.leader();
+    let (leader, members) = (|| cluster.leader(), cluster.members());
     match planned.target {
         Target::StoreLeader => disrupt_members(cluster, candidates, &[leader().await?], planned).await,
         Target::Follower => {
-            let follower = (leader().await? + 1 + planned.selector % (MEMBERS - 1)) % MEMBERS;
+            let follower = (leader().await? + 1 + planned.selector % (members - 1)) % members;
             disrupt_members(cluster, candidates, &[follower], planned).await
         }
         Target::Majority => {
-            let first = planned.selector % MEMBERS;
-            disrupt_members(cluster, candidates, &[first, (first + 1) % MEMBERS], planned).await
+            let first = planned.selector % members;
+            disrupt_members(cluster, candidates, &[first, (first + 1) % members], planned).await
         }
         Target::Candidate | Target::LeadingCandidate => {
             let preferred = match planned.target {

@@ -1,6 +1,6 @@
 //! One server of three, the leader or a follower, is frozen or killed: every leadership must be kept.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use futures::future::try_join_all;
 use tenure_containers::FaultKind;
 use tokio::time::{Duration, timeout};
@@ -23,6 +23,7 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
         // With these settings the followers notice after a second that their leader is frozen. No session outlasts an
         // ensemble that takes longer than the session's timeout.
         StoreKind::Zookeeper => (Cluster::zookeeper(&[("syncLimit", "2")]).await?, "?tick=500ms"),
+        StoreKind::Postgres => bail!("trial frozen-member needs three servers: --store etcd or zookeeper"),
     };
     let mut outcome = Outcome::default();
     let context = TrialContext::new(&outcome.history, TTL);

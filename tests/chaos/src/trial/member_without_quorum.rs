@@ -1,7 +1,7 @@
 //! A server goes on answering its clients without a quorum: etcd's leader whose disk stalls, and a ZooKeeper follower that is
 //! isolated from its peers.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use futures::future::try_join_all;
 use tenure_containers::{Direction, FaultKind, Version};
 use tokio::time::{Duration, sleep};
@@ -26,14 +26,15 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
             let cluster = Cluster::zookeeper(&[("tickTime", "2000")]).await?;
             (cluster, Duration::from_secs(6), FaultKind::PartitionFromPeers(Direction::Both))
         }
+        StoreKind::Postgres => bail!("PostgreSQL has no quorum"),
     };
     let mut outcome = Outcome::default();
     let context = TrialContext::new(&outcome.history, ttl);
     while outcome.trials < options.trials {
         let leader = cluster.leader().await?;
         let disrupted = match options.store {
-            StoreKind::Etcd => leader,
             StoreKind::Zookeeper => (leader + 1) % MEMBERS,
+            StoreKind::Etcd | StoreKind::Postgres => leader,
         };
         let (mut others, endpoint) = (cluster.endpoints(), cluster.endpoints().remove(disrupted));
         others.remove(disrupted);

@@ -143,7 +143,7 @@ impl PostgresCluster {
     }
 
     /// Makes sure that a member answers nobody any more, as an operator has to before the other is promoted: cuts it off
-    /// from everybody, and kills it. [Starting](Self::rejoin) it again, or healing its fault, makes it a member again.
+    /// from everybody, and kills it. [Starting](Self::restart) it again, or healing its fault, makes it a member again.
     ///
     /// # Errors
     /// When Docker fails.
@@ -173,9 +173,25 @@ fsfreeze -u /data || true
     /// When it is not within a minute.
     pub async fn rejoin(&self, index: usize) -> Result<(), ContainerError> {
         self.fence(index).await?;
-        self.member(index).container().start().await?;
-        self.member(index).wait_until_ready().await?;
+        self.restart(index).await?;
         self.wait_for_replica(other(index)).await
+    }
+
+    /// Starts a member that has ended, and waits until it answers. Whether it is a primary depends on the other.
+    ///
+    /// # Errors
+    /// When it does not answer within a minute.
+    pub async fn restart(&self, index: usize) -> Result<(), ContainerError> {
+        self.member(index).container().start().await?;
+        self.member(index).wait_until_ready().await
+    }
+
+    /// Whether the container of a member runs. A frozen one does.
+    ///
+    /// # Errors
+    /// When Docker fails.
+    pub async fn is_running(&self, index: usize) -> Result<bool, ContainerError> {
+        self.member(index).container().is_running().await
     }
 }
 
