@@ -14,9 +14,12 @@ use crate::{
 /// What to run; the rest is passed on to `tenure-chaos`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// etcd or zookeeper
+    /// etcd, zookeeper or postgres
     #[arg(long)]
     store: String,
+    /// synchronous or asynchronous, for PostgreSQL
+    #[arg(long)]
+    replication: Option<String>,
     /// How many faults
     #[arg(long, default_value_t = 60)]
     faults: u64,
@@ -39,6 +42,7 @@ pub(crate) fn chaos(options: &Options) -> Result<()> {
     let mut chaos = Command::new(prepare()?);
     chaos.args(["run", "--store", &options.store]);
     chaos.args([format!("--faults={}", options.faults), format!("--seed={}", options.seed)]);
+    chaos.args(options.replication.iter().flat_map(|replication| ["--replication", replication]));
     chaos.args(options.verbose.then_some("--verbose")).args(options.json.then_some("--json"));
     let outcome = run(&mut chaos);
     servers::remove_leftovers();
@@ -48,7 +52,7 @@ pub(crate) fn chaos(options: &Options) -> Result<()> {
 /// Which trials to run.
 #[derive(Args)]
 pub(crate) struct TrialOptions {
-    /// etcd or zookeeper; both in turn unless one is named
+    /// etcd, zookeeper or postgres; all in turn unless one is named
     #[arg(long)]
     store: Option<String>,
     /// The full number of trials, as the figures in the docs come from
@@ -65,25 +69,34 @@ struct Scenario {
     stores: &'static [&'static str],
     short: usize,
     full: usize,
+    /// Whether it depends on a rule that can be disabled.
+    has_rule: bool,
 }
 
-const BOTH: &[&str] = &["etcd", "zookeeper"];
+const ALL: &[&str] = &["etcd", "zookeeper", "postgres"];
+const QUORUM: &[&str] = &["etcd", "zookeeper"];
 
-const SCENARIOS: [Scenario; 5] = [
-    Scenario { name: "stalled-disk", stores: &["etcd"], short: 5, full: 50 },
-    Scenario { name: "cut-off-follower", stores: &["zookeeper"], short: 5, full: 50 },
-    Scenario { name: "dropped-path", stores: BOTH, short: 25, full: 500 },
-    Scenario { name: "stopped-process", stores: BOTH, short: 10, full: 100 },
-    Scenario { name: "frozen-member", stores: BOTH, short: 24, full: 240 },
+const SCENARIOS: [Scenario; 7] = [
+    Scenario { name: "stalled-disk", stores: &["etcd"], short: 5, full: 50, has_rule: true },
+    Scenario { name: "cut-off-follower", stores: &["zookeeper"], short: 5, full: 50, has_rule: true },
+    Scenario { name: "dropped-path", stores: ALL, short: 25, full: 500, has_rule: true },
+    Scenario { name: "stopped-process", stores: ALL, short: 10, full: 100, has_rule: true },
+    Scenario { name: "frozen-member", stores: QUORUM, short: 24, full: 240, has_rule: true },
+    Scenario { name: "lost-entry", stores: &["postgres"], short: 10, full: 100, has_rule: true },
+    Scenario { name: "split-brain", stores: &["postgres"], short: 3, full: 20, has_rule: false },
 ];
 
-/// Runs every scenario twice: with all safety rules, and with the rule disabled that it depends on.
+/// Runs every scenario twice: with all safety rules, and with the rule disabled that it depends on, if there is one.
 ///
 /// # Errors
 /// When a promise was broken, or a disabled rule was not noticed.
 pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
     if let Some(store) = &options.store {
-        ensure!(BOTH.contains(&store.as_str()), "there is no store {store:?}: it is etcd or zookeeper");
+        ensure!(
+            ALL.contains(&store.as_str()),
+            "there is no store {store:?}: it is one of {}",
+            ALL.join(", ")
+        );
     }
     let program = prepare()?;
     let (mut all, mut failed) = (Vec::new(), Vec::new());
@@ -92,7 +105,8 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
             .stores
             .iter()
             .filter(|&&store| options.store.as_deref().is_none_or(|only| only == store));
-        for (store, mutant) in stores.flat_map(|store| [(store, false), (store, true)]) {
+        let runs = stores.flat_map(|store| [(store, false), (store, true)]);
+        for (store, mutant) in runs.filter(|(_, mutant)| scenario.has_rule || !mutant) {
             let trials = if options.full && !mutant { scenario.full } else { scenario.short };
             let mut trial = Command::new(&program);
             trial.args([

@@ -151,7 +151,22 @@ async fn a_replica_is_promoted_and_the_former_primary_joins_again(version: Versi
     cluster.member(0).kill().await?.heal().await?;
     cluster.wait_for_replica(0).await?;
     assert_eq!((cluster.primary().await?, first.timeline().await?), (0, 3));
-    Ok(())
+    // One whose replica does not answer waits until it is told what it is.
+    let ended = cluster.member(1).kill().await?;
+    cluster.fence(0).await?;
+    let tell = async {
+        loop {
+            // Not before it runs.
+            cluster.resume_primary(0).await.ok();
+        }
+    };
+    tokio::select! {
+        restarted = cluster.restart(0) => restarted?,
+        () = tell => {}
+    }
+    assert!(!first.is_replica().await?);
+    ended.heal().await?;
+    cluster.wait_for_replica(0).await
 }
 
 async fn a_synchronous_primary_waits_for_its_replica(version: Version) -> Outcome {

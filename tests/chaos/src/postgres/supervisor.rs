@@ -64,6 +64,7 @@ impl Supervisor {
         let is_synchronous = self.roles.replication == Replication::Synchronous;
         if self.unanswered >= FAILED_PROBES {
             self.roles.fail_over().await?;
+            self.resume_primary(primary).await;
         } else if observed.answers && self.uncommitted >= FAILED_PROBES {
             if is_synchronous && !observed.is_followed {
                 self.stop_waiting_for_replica(primary).await;
@@ -84,6 +85,15 @@ impl Supervisor {
             self.restart_if_ended(member).await?;
         }
         Ok(())
+    }
+
+    /// Lets a primary start that has ended, and does not know whether its former replica was promoted.
+    async fn resume_primary(&self, member: usize) {
+        let _unchanged = self.roles.unchanged().await;
+        if self.roles.primary() == member {
+            // Nothing is to be told to one that is frozen or does not run.
+            let _ = self.roles.cluster.resume_primary(member).await;
+        }
     }
 
     /// From now on the replica may lack commits that the primary has acknowledged.

@@ -57,7 +57,9 @@ pub(crate) async fn check(
         wait_for_servers(cluster, report).await?;
     }
     let since = BootClock.now().as_nanos();
-    let limit = options.ttl + EXPIRY_DELAY + LOAD_MARGIN;
+    // After a failover, nobody leads until a TTL has passed.
+    let settles = if let Cluster::Postgres(_) = cluster { options.ttl } else { Duration::ZERO };
+    let limit = options.ttl + settles + EXPIRY_DELAY + LOAD_MARGIN;
     for election in elections() {
         match wait_until(limit, || history.last_led_by_any(election) > since).await {
             Some(took) => report.add_leader_delay(took),

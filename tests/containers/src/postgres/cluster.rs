@@ -7,7 +7,7 @@ use crate::{
     network::Network,
     postgres::{
         admin::PostgresAdmin,
-        settings::{PostgresSettings, Role},
+        settings::{LEAD, PostgresSettings, Role},
     },
     spec::ContainerSpec,
     version::Version,
@@ -19,8 +19,8 @@ const MEMBERS: usize = 2;
 /// A primary and a replica of the test's own. Dropping it removes them.
 ///
 /// Nothing promotes a replica by itself. A member that starts again is what it was before; but a former primary becomes a
-/// replica if the other member was promoted meanwhile, and waits if the other does not answer. So healing a fault joins a
-/// former primary again.
+/// replica if the other member was promoted meanwhile, and waits if the other does not answer, until it is
+/// [told](Self::resume_primary) that it is the primary. So healing a fault joins a former primary again.
 pub type PostgresCluster = Cluster<PostgresAdmin>;
 
 /// When a primary acknowledges a commit.
@@ -181,9 +181,23 @@ fsfreeze -u /data || true
     ///
     /// # Errors
     /// When it does not answer within a minute.
+    ///
+    /// # Cancellation safety
+    /// When the future is dropped, the member goes on starting.
     pub async fn restart(&self, index: usize) -> Result<(), ContainerError> {
         self.member(index).container().start().await?;
         self.member(index).wait_until_ready().await
+    }
+
+    /// Tells a primary that has started again, and waits for an answer of the other member, that it is still the primary. Needed
+    /// only if the other waits as well: a former primary that has not joined yet.
+    ///
+    /// The caller has to know that the other was not promoted.
+    ///
+    /// # Errors
+    /// When the member does not run, or is frozen.
+    pub async fn resume_primary(&self, index: usize) -> Result<(), ContainerError> {
+        self.member(index).container().run_script(LEAD).await
     }
 
     /// Whether the container of a member runs. A frozen one does.

@@ -197,10 +197,14 @@ follow_peer() {
 }
 ";
 
-/// A former primary may be a primary again only if the other member still waits for it. If that was promoted meanwhile, the
-/// former primary becomes its replica.
+/// Exists once a member that waits was told to be the primary.
+pub(super) const LEAD: &str = "touch /tmp/lead";
+
+/// A former primary may be a primary again only if the other member still waits for it, or if it is told to. If the other was
+/// promoted meanwhile, the former primary becomes its replica.
 const DECIDE_ROLE: &str = "\
-while [ ! -e /data/postgres/standby.signal ] && [ -e /data/started ]; do
+rm -f /tmp/lead
+while [ ! -e /data/postgres/standby.signal ] && [ -e /data/started ] && [ ! -e /tmp/lead ]; do
     case $(at_peer 'SELECT pg_is_in_recovery()') in
         t) break ;;
         f) follow_peer ;;
