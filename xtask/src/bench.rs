@@ -14,9 +14,9 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    catalog::{ETCD_3_5, Image, ZOOKEEPER_3_9},
+    catalog::{ETCD_3_5, Image, POSTGRES_15, ZOOKEEPER_3_9},
     docker, images,
-    servers::{Servers, remove_leftovers},
+    servers::{Servers, Storage, remove_leftovers},
     shell::{cargo, run, say, target},
     tools,
 };
@@ -52,6 +52,8 @@ enum Store {
     Zookeeper,
     /// An ensemble of three servers.
     ZookeeperThree,
+    /// With locks that its users write themselves.
+    Postgres,
     Local,
     Memory,
 }
@@ -62,7 +64,7 @@ impl Store {
         match self {
             Self::Etcd | Self::EtcdThree => &["go"],
             Self::Zookeeper | Self::ZookeeperThree => &["curator", "kazoo"],
-            Self::Local | Self::Memory => &[],
+            Self::Postgres | Self::Local | Self::Memory => &[],
         }
     }
 
@@ -70,7 +72,19 @@ impl Store {
         match self {
             Self::Etcd | Self::EtcdThree => Some(&ETCD_3_5),
             Self::Zookeeper | Self::ZookeeperThree => Some(&ZOOKEEPER_3_9),
+            Self::Postgres => Some(&POSTGRES_15),
             Self::Local | Self::Memory => None,
+        }
+    }
+
+    /// Where its single server keeps its data.
+    fn storage(self) -> Storage {
+        match self {
+            // As it is configured by default, and counting statements.
+            Self::Postgres => {
+                Storage::Disk("POSTGRES_OPTIONS=-c fsync=on -c shared_preload_libraries=pg_stat_statements")
+            }
+            _ => Storage::Memory,
         }
     }
 
@@ -149,7 +163,8 @@ fn peer_rows(
     Ok(rows)
 }
 
-/// Measures, writes `target/bench/summary.json` and prints a table. A full run writes `docs/reference/benchmarks.md`, too.
+/// Measures, writes `target/bench/summary.json` and prints a table. A run of all measures replaces the rows of its stores in
+/// `docs/reference/benchmarks.md`, too.
 ///
 /// # Errors
 /// When something cannot be measured. A target that is missed is told, and is no error.
@@ -163,13 +178,13 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     let mut needed: Vec<_> = stores.iter().filter_map(|store| store.image()).collect();
     needed.dedup_by_key(|image| image.name);
     let single = stores.iter().filter(|store| store.suffix().is_empty());
-    let single: Vec<_> = single.filter_map(|store| store.image()).collect();
+    let single: Vec<_> = single.filter_map(|store| Some((store.image()?, store.storage()))).collect();
     if !needed.is_empty() {
         docker::ensure()?;
         images::ensure(&needed)?;
         remove_leftovers();
     }
-    let servers = if single.is_empty() { None } else { Some(Servers::start(&single)?) };
+    let servers = if single.is_empty() { None } else { Some(Servers::start_with(&single)?) };
     run(&mut cargo(["build", "--release", "--package", "tenure-bench"]))?;
     let target = target();
     let directory = tempfile::tempdir()?;
@@ -184,6 +199,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
             Store::EtcdThree => format!("etcd://{}", start_three("etcd")?),
             Store::Zookeeper => format!("zookeeper://{}", address(&ZOOKEEPER_3_9)?),
             Store::ZookeeperThree => format!("zookeeper://{}", start_three("zookeeper")?),
+            Store::Postgres => format!("postgres://postgres@{}/postgres", address(&POSTGRES_15)?),
             Store::Local => format!("local:{}", directory.path().display()),
             Store::Memory => "memory:bench".to_owned(),
         };
@@ -224,7 +240,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     fs::create_dir_all(&summary)?;
     let summary = summary.join("summary.json");
     fs::write(&summary, serde_json::to_string_pretty(&rows)?)?;
-    if !options.quick && options.only.is_none() && options.store.is_none() {
+    if !options.quick && options.only.is_none() {
         page::write(&rows)?;
     }
     if options.json {

@@ -17,7 +17,7 @@ pub(crate) struct Image {
     pub(crate) server: Option<Server>,
 }
 
-/// How a server runs in a container. It has `/data`, in memory, for its files.
+/// How a server runs in a container. It has `/data` for its files.
 pub(crate) struct Server {
     /// The environment variable with the address of the shared server, for the tests.
     pub(crate) shared_variable: &'static str,
@@ -159,20 +159,22 @@ const fn postgres(shared_variable: &'static str) -> Server {
     Server {
         shared_variable,
         port: 5432,
-        user: "postgres",
+        user: "root",
         command: &["sh", "-ec", POSTGRES_SCRIPT],
         health: &["pg_isready", "--host=127.0.0.1", "--username=postgres"],
     }
 }
 
 /// An empty database cluster with the user `postgres`. It needs no password, because it is published on loopback only and
-/// holds nothing that outlives the tests.
+/// holds nothing that outlives the tests. The variable `POSTGRES_OPTIONS` may have more options.
 const POSTGRES_SCRIPT: &str = "\
 PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
-initdb --pgdata=/data/postgres --username=postgres --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync
+as_postgres='setpriv --reuid=postgres --regid=postgres --init-groups'
+chown postgres /data
+$as_postgres initdb --pgdata=/data/postgres --username=postgres --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync
 echo 'host all all all trust' >>/data/postgres/pg_hba.conf
-exec postgres -D /data/postgres -c listen_addresses='*' -c unix_socket_directories=/data -c fsync=off \
-  -c max_connections=300
+exec $as_postgres postgres -D /data/postgres -c listen_addresses='*' -c unix_socket_directories=/data -c fsync=off \
+  -c max_connections=300 $POSTGRES_OPTIONS
 ";
 
 impl Image {

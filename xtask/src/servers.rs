@@ -23,6 +23,15 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The containers to remove when this process is interrupted.
 static STARTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// Where a server keeps its data.
+#[derive(Clone, Copy)]
+pub(crate) enum Storage {
+    /// In memory: it is never restarted, so that it needs no disk.
+    Memory,
+    /// On the disk, with this variable in its environment, which may make it flush what it writes.
+    Disk(&'static str),
+}
+
 /// Running servers. They are removed when this is dropped, and on Ctrl-C.
 pub(crate) struct Servers {
     /// The variables that tell the tests where they are.
@@ -35,11 +44,21 @@ impl Servers {
     /// # Errors
     /// When one does not start.
     pub(crate) fn start(images: &[&Image]) -> Result<Self> {
+        let images: Vec<_> = images.iter().map(|image| (*image, Storage::Memory)).collect();
+        Self::start_with(&images)
+    }
+
+    /// The same, with each server's data where it is to be.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub(crate) fn start_with(images: &[(&Image, Storage)]) -> Result<Self> {
         remove_on_interrupt()?;
         let mut servers = Self { variables: Vec::new() };
-        for image in images {
+        for (image, storage) in images {
             let Some(server) = &image.server else { continue };
-            let address = start(image, server).with_context(|| format!("cannot run {}", image.tag()))?;
+            let address =
+                start(image, server, *storage).with_context(|| format!("cannot run {}", image.tag()))?;
             say(format!("{} runs at {address}", image.name));
             servers.variables.push((server.shared_variable, address));
         }
@@ -101,17 +120,19 @@ fn is_running(process: &str) -> bool {
     output(&mut command("ps", ["-p", process])).is_ok()
 }
 
-fn start(image: &Image, server: &Server) -> Result<String> {
+fn start(image: &Image, server: &Server, storage: Storage) -> Result<String> {
     let name = format!("tenure-test-shared-{}-{}", image.name.replace(':', "-"), process::id());
     STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
     let (program, arguments) = server.command.split_first().context("no program is named")?;
     let mut run = command("docker", ["run", "--detach", "--pull=never"]);
+    match storage {
+        Storage::Memory => run.arg("--tmpfs=/data"),
+        Storage::Disk(variable) => run.arg("--volume=/data").arg(format!("--env={variable}")),
+    };
     run.arg(format!("--name={name}"))
         .arg(format!("--label={LABEL}={}", process::id()))
         .arg(format!("--publish=127.0.0.1::{}", server.port))
         .arg(format!("--user={}", server.user))
-        // These stores are never restarted, so that they need no disk; a tmpfs is faster.
-        .arg("--tmpfs=/data")
         .arg(format!("--entrypoint={program}"))
         .arg(image.tag())
         .args(arguments);

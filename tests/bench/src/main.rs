@@ -3,6 +3,7 @@
 mod churn;
 mod crash;
 mod idle;
+mod locks;
 mod many;
 mod raw;
 mod row;
@@ -12,7 +13,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use peak_alloc::PeakAlloc;
 
-use raw::{Etcd, RawStore, Zookeeper};
+use raw::{Etcd, Postgres, RawStore, Zookeeper};
 use row::Row;
 
 /// Counts the memory of elections.
@@ -22,8 +23,8 @@ static MEMORY: PeakAlloc = PeakAlloc;
 /// Measures elections.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The store: etcd://HOST:PORT, zookeeper://HOST:PORT, local:/DIRECTORY or memory:. With several servers only single elections
-    /// and idle ones are measured
+    /// The store: etcd://HOST:PORT, zookeeper://HOST:PORT, postgres://USER@HOST:PORT/DATABASE, local:/DIRECTORY or memory:. With
+    /// several servers only single elections and idle ones are measured
     #[arg(long)]
     store: String,
     /// Fewer rounds
@@ -64,8 +65,9 @@ async fn measure(options: Options) -> Result<()> {
     let mut raw: Option<Box<dyn RawStore>> = match scheme {
         "etcd" => Some(Box::new(Etcd::connect(endpoint).await?)),
         "zookeeper" => Some(Box::new(Zookeeper::connect(endpoint).await?)),
+        "postgres" => Some(Box::new(Postgres::connect(&options.store).await?)),
         "local" | "memory" => None,
-        other => bail!("unknown store {other:?}; known are etcd, zookeeper, local and memory"),
+        other => bail!("unknown store {other:?}; known are etcd, zookeeper, postgres, local and memory"),
     };
     let store = single::TestStore::new(scheme, &options.store);
     let mut report = |row: Row| -> Result<()> {
@@ -79,9 +81,15 @@ async fn measure(options: Options) -> Result<()> {
     if let Some(raw) = raw.as_deref_mut() {
         if !store.has_several_servers() {
             crash::measure(&options, &store, raw, &mut report).await?;
+        }
+        // On PostgreSQL, the hundred thousands of writes with which the queues are filled take too long.
+        if !store.has_several_servers() && scheme != "postgres" {
             churn::measure(&options, &store, raw, &mut report).await?;
         }
         idle::measure(&options, &store, raw, &mut report).await?;
+    }
+    if scheme == "postgres" {
+        locks::measure(&options, &options.store, &mut report).await?;
     }
     Ok(())
 }

@@ -18,8 +18,8 @@ pub(crate) async fn measure(
     report: &mut (impl FnMut(Row) -> Result<()> + Send),
 ) -> Result<()> {
     let all = match store.scheme.as_str() {
-        // Each is a file.
-        "local" => 1_000,
+        // Each is a file, or takes two commits that are flushed one after the other.
+        "local" | "postgres" => 1_000,
         _ => 10_000,
     };
     let count = options.rounds(all);
@@ -124,7 +124,7 @@ fn name(n: usize) -> String {
     format!("many-{n}")
 }
 
-async fn lead(elector: &Arc<dyn Elector>, count: usize) -> Result<Vec<Leadership>> {
+pub(crate) async fn lead(elector: &Arc<dyn Elector>, count: usize) -> Result<Vec<Leadership>> {
     let campaigns = (0..count).map(|n| {
         let elector = Arc::clone(elector);
         tokio::spawn(async move { elector.campaign(&name(n)).await })

@@ -1,6 +1,7 @@
 //! The raw operations of a store, through the client that the backend uses: nothing can be quicker.
 
 mod etcd;
+pub(crate) mod postgres;
 mod zookeeper;
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 
 pub(crate) use etcd::Etcd;
+pub(crate) use postgres::Postgres;
 pub(crate) use zookeeper::Zookeeper;
 
 /// What elections on a store are made of.
@@ -30,9 +32,14 @@ pub(crate) trait RawStore: Send {
     async fn enter_many(&mut self, count: usize) -> Result<Duration>;
 
     /// From asking for a session of which nothing is heard after that to the event of its entry's end; so many times, begun
-    /// at any time within `spread`.
+    /// at any time within `spread`. None where sessions do not expire by themselves.
     async fn expire(&mut self, ttl: Duration, spread: Duration, times: usize) -> Result<Vec<Duration>>;
 
     /// How many requests the server has been asked so far.
     async fn requests(&mut self) -> Result<u64>;
+
+    /// How many writes among these, where the server tells.
+    async fn writes(&mut self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }

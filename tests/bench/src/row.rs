@@ -7,6 +7,9 @@ use serde::Serialize;
 /// What was measured, in microseconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
+    /// What was measured, if not tenure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) peer: Option<&'static str>,
     pub(crate) store: String,
     pub(crate) measure: String,
     /// A description of the floor.
@@ -57,6 +60,7 @@ impl Row {
         let (floor_p50, floor_p99) = (floor_samples.at(0.5), floor_samples.at(0.99));
         let (ratio_p50, ratio_p99) = (p50 / floor_p50, p99 / floor_p99);
         Self {
+            peer: None,
             store: store.to_owned(),
             measure: measure.to_owned(),
             floor,
@@ -72,6 +76,20 @@ impl Row {
         }
     }
 
+    /// A measurement that is held against nothing.
+    pub(crate) fn alone(name: (&str, &str), ours: &Samples) -> Self {
+        Self {
+            floor: "none",
+            floor_p50_us: None,
+            floor_p99_us: None,
+            ratio_p50: None,
+            ratio_p99: None,
+            target: "none".to_owned(),
+            met: true,
+            ..Self::against_floor(name, ours, ("none", ours), 1.0)
+        }
+    }
+
     /// One value that has no times, against what is allowed.
     pub(crate) fn value(
         (store, measure): (&str, &str),
@@ -80,6 +98,7 @@ impl Row {
         (target, met): (String, bool),
     ) -> Self {
         Self {
+            peer: None,
             store: store.to_owned(),
             measure: measure.to_owned(),
             floor,

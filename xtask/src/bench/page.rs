@@ -11,7 +11,7 @@ const PLOT: &str = "docs/reference/benchmarks.svg";
 const BEGIN: &str = "<!-- the table: written by cargo xtask bench -->";
 const END: &str = "<!-- the end of the table -->";
 
-/// Writes the table and the plot.
+/// Replaces the rows of the stores that were measured, and draws the plot. Rows of peers stay if none was measured on their store.
 ///
 /// # Errors
 /// When the page is not there, or has no place for the table.
@@ -19,19 +19,58 @@ pub(super) fn write(rows: &[Value]) -> Result<()> {
     let page = fs::read_to_string(PAGE)
         .with_context(|| format!("cannot read {PAGE}; run this at the top of the tree"))?;
     let (before, rest) = page.split_once(BEGIN).with_context(|| format!("{PAGE} has no {BEGIN}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("{PAGE} has no {END}"))?;
+    let (tables, after) = rest.split_once(END).with_context(|| format!("{PAGE} has no {END}"))?;
     let (peers, ours): (Vec<&Value>, Vec<&Value>) = rows.iter().partition(|row| row["peer"].is_string());
-    let beside = if peers.is_empty() { String::new() } else { beside(&ours, &peers) };
-    fs::write(PAGE, format!("{before}{BEGIN}\n{}{beside}{END}{after}", table(&ours)))?;
+    let (mut old, mut old_beside) = (Vec::new(), Vec::new());
+    for line in tables.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| store |")) {
+        if is_beside(line) { &mut old_beside } else { &mut old }.push(line);
+    }
+    let table = merge(TABLE, &old, &table(&ours));
+    let beside = merge(BESIDE, &old_beside, &beside(&ours, &peers));
+    fs::write(PAGE, format!("{before}{BEGIN}\n\n{table}\n{beside}\n{END}{after}"))?;
     plot_again()
+}
+
+const TABLE: &str = "| store | measure | rounds | p50 (p99) | floor, p50 (p99) | ratio | target | met |\n|---|---|---|---|---|---|---|---|\n";
+const BESIDE: &str = "| store | measure | tenure, p50 (p99) | other | other, p50 (p99) | other / tenure |\n|---|---|---|---|---|---|\n";
+
+/// Whether this row is of the second table.
+fn is_beside(row: &str) -> bool {
+    row.matches('|').count() == BESIDE.lines().next().unwrap_or_default().matches('|').count()
+}
+
+fn store_of(row: &str) -> &str {
+    row.split('|').nth(1).unwrap_or_default().trim()
+}
+
+/// A table of the rows of all stores: those that were measured, or else the old ones.
+fn merge(head: &str, old: &[&str], measured: &str) -> String {
+    let measured: Vec<&str> = measured.lines().collect();
+    let mut stores: Vec<&str> = Vec::new();
+    for row in old.iter().chain(&measured) {
+        if !stores.contains(&store_of(row)) {
+            stores.push(store_of(row));
+        }
+    }
+    let mut table = head.to_owned();
+    for store in stores {
+        let is_measured = measured.iter().any(|row| store_of(row) == store);
+        let rows = if is_measured { &measured[..] } else { old };
+        for row in rows.iter().filter(|row| store_of(row) == store) {
+            table += row;
+            table.push('\n');
+        }
+    }
+    table
 }
 
 fn number(row: &Value, name: &str) -> Option<f64> {
     row[name].as_f64()
 }
 
+/// The rows of the first table.
 fn table(rows: &[&Value]) -> String {
-    let mut table = "\n| store | measure | rounds | p50 (p99) | floor, p50 (p99) | ratio | target | met |\n|---|---|---|---|---|---|---|---|\n".to_owned();
+    let mut table = String::new();
     for row in rows {
         let text = |name: &str| row[name].as_str().unwrap_or_default();
         let pair = |a: &str, b: &str| match (number(row, a), number(row, b)) {
@@ -53,13 +92,12 @@ fn table(rows: &[&Value]) -> String {
             if text("target") == "none" { "–" } else { met },
         );
     }
-    table.push('\n');
     table
 }
 
-/// Other libraries beside tenure, in the same run on the same servers.
+/// The rows of the second table: other libraries beside tenure, in the same run on the same servers.
 fn beside(ours: &[&Value], peers: &[&Value]) -> String {
-    let mut table = "| store | measure | tenure, p50 (p99) | other | other, p50 (p99) | other / tenure |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut table = String::new();
     let pair = |row: &Value| match (number(row, "p50_us"), number(row, "p99_us")) {
         (Some(a), Some(b)) => format!("{a:.0} ({b:.0})"),
         _ => "–".to_owned(),
@@ -84,7 +122,6 @@ fn beside(ours: &[&Value], peers: &[&Value]) -> String {
             pair(peer),
         );
     }
-    table.push('\n');
     table
 }
 
@@ -213,14 +250,24 @@ mod tests {
             json!({"peer": "P", "store": "zookeeper", "measure": "handover, 2 candidates", "p50_us": 1.0, "p99_us": 1.0}),
         ];
         let table = beside(&ours.iter().collect::<Vec<_>>(), &peers.iter().collect::<Vec<_>>());
-        let rows: Vec<_> = table.lines().skip(2).filter(|line| !line.is_empty()).collect();
         assert_eq!(
-            rows,
+            table.lines().collect::<Vec<_>>(),
             [
                 "| etcd | handover, 50 candidates | 40 (50) | P | 80 (90) | 2.0 |",
                 "| etcd | many: lead 1000, each | 5 (5) | P | 15 (15) | 3.0 |",
                 "| zookeeper | handover, 2 candidates | – | P | 1 (1) | – |",
             ]
         );
+    }
+
+    /// A run of one store leaves the rows of the others.
+    #[test]
+    fn the_rows_of_a_store_that_was_measured_are_replaced() {
+        let old = ["| etcd | a | 1 |", "| etcd | b | 1 |", "| local | a | 1 |"];
+        let merged = merge("head\n", &old, "| postgres | a | 2 |\n| etcd | a | 2 |\n");
+        assert_eq!(merged, "head\n| etcd | a | 2 |\n| local | a | 1 |\n| postgres | a | 2 |\n");
+        assert_eq!(merge("head\n", &old, ""), format!("head\n{}\n", old.join("\n")));
+        assert!(is_beside("| etcd | a | 1 (1) | P | 1 (1) | 1 |"));
+        assert!(!is_beside("| etcd | a | 1 | 1 (1) | 1 (1) | 1 | t | yes |"));
     }
 }
