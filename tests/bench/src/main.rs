@@ -5,6 +5,7 @@ mod crash;
 mod idle;
 mod locks;
 mod many;
+mod polled;
 mod raw;
 mod row;
 mod single;

@@ -12,11 +12,13 @@ use tenure::{Config, Elector, Leadership};
 use tokio::task::JoinHandle;
 
 use crate::{
-    Options,
+    Options, polled,
     raw::RawStore,
     row::{Row, Samples},
 };
 
+/// Of all candidates.
+const TTL: Duration = Duration::from_secs(30);
 /// A pause after which all background activity has ended.
 pub(crate) const SETTLE_TIME: Duration = Duration::from_millis(150);
 /// A pause that is shorter than the background activity after a campaign.
@@ -62,7 +64,7 @@ impl TestStore {
     }
 
     pub(crate) async fn elector(&self) -> Result<Arc<dyn Elector>> {
-        self.elector_with(Config::new().with_ttl(Duration::from_secs(30))).await
+        self.elector_with(Config::new().with_ttl(TTL)).await
     }
 
     pub(crate) async fn elector_with(&self, config: Config) -> Result<Arc<dyn Elector>> {
@@ -96,6 +98,9 @@ pub(crate) async fn measure(
         if options.is_selected(name) {
             report(handover(store, raw, candidates, quiet, options.rounds(100), name).await?)?;
         }
+    }
+    if store.scheme == "postgres" && options.is_selected(POLLING) {
+        report(polled_handover(store, options.rounds(30)).await?)?;
     }
     Ok(())
 }
@@ -176,12 +181,40 @@ async fn handover(
     rounds: usize,
     name: &str,
 ) -> Result<Row> {
+    let mut electors = Vec::new();
+    for _ in 0..=candidates {
+        electors.push(store.elector().await?);
+    }
+    let (ours, floor) = handovers(electors, raw, || quiet, rounds).await?;
+    Ok(row(store, name, &ours, ("delete, then the watch's event, after the same quiet", &floor), 1.2))
+}
+
+/// A handover to a candidate that polls, at any time.
+async fn polled_handover(store: &TestStore, rounds: usize) -> Result<Row> {
+    let electors = (0..3).map(|_| polled::elector(&store.url, Config::new().with_ttl(TTL)));
+    let electors = electors.collect::<Result<Vec<_>>>()?;
+    let (ours, _) = handovers(electors, &mut None, random_quiet, rounds).await?;
+    let row = Row::alone((&store.label(), POLLING), &ours);
+    let most = Duration::from_millis(600);
+    let met = row.p50_us <= most.as_secs_f64() * 1e6;
+    let target = "p50 at most half of the interval of 1 s and 0.1 s".to_owned();
+    Ok(Row { target, met, ..row })
+}
+
+/// The times of handovers among all electors but the last, and of the raw ones between them.
+async fn handovers(
+    mut electors: Vec<Arc<dyn Elector>>,
+    raw: &mut Option<Box<dyn RawStore>>,
+    quiet: impl Fn() -> Duration,
+    rounds: usize,
+) -> Result<(Samples, Samples)> {
     let election = format!("over-{:x}", fastrand::u32(..));
     let (mut ours, mut floor) = (Samples::default(), Samples::default());
-    let observer = store.elector().await?;
+    let observer = electors.pop().context("there is an observer")?;
+    let candidates = electors.len();
     let mut queue: VecDeque<WaitingCandidate> = VecDeque::new();
-    for _ in 0..candidates {
-        queue.push_back(campaign_loop(store.elector().await?, &election));
+    for elector in electors {
+        queue.push_back(campaign_loop(elector, &election));
         wait_until_entered(&*observer, &election, queue.len()).await?;
     }
     let (mut elector, leading) = queue.pop_front().context("there are candidates")?;
@@ -189,12 +222,12 @@ async fn handover(
     let mut resigned = None;
     for _ in 0..rounds {
         if let Some(raw) = raw.as_mut() {
-            floor.add(raw.handover(quiet).await?);
+            floor.add(raw.handover(quiet()).await?);
         }
         // The candidate that resigned last enters again, at the end of the queue.
         queue.extend(resigned.take().map(|elector| campaign_loop(elector, &election)));
         wait_until_entered(&*observer, &election, candidates).await?;
-        tokio::time::sleep(quiet).await;
+        tokio::time::sleep(quiet()).await;
         let (next, leading) = queue.pop_front().context("there are candidates")?;
         let begun = Instant::now();
         let (given_back, led) = tokio::join!(leads.resign(), leading);
@@ -210,7 +243,7 @@ async fn handover(
         queue.into_iter().map(|(elector, _)| elector).chain(resigned).chain([elector, observer]).collect();
     leads.resign().await?;
     join_all(electors.iter().map(|elector| elector.close())).await;
-    Ok(row(store, name, &ours, ("delete, then the watch's event, after the same quiet", &floor), 1.2))
+    Ok((ours, floor))
 }
 
 async fn wait_until_entered(elector: &dyn Elector, election: &str, count: usize) -> Result<()> {
