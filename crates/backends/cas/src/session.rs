@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, future::join, stream};
 use tenure_core::{
     Clock, ElectionName,
     internal::lock,
@@ -354,13 +354,21 @@ impl<S: CasStore> CasSession<S> {
         let mut predecessor: Option<(SessionId, Hints<'_, S>)> = None;
         let (mut look_at, mut hint) = (self.clock.now(), NO_HINT);
         let mut hints = Hints::new(&self.shared, election_key(&request.election));
+        // A hint has come to the candidate that was next in line.
+        let mut may_lead = false;
         loop {
             hints.subscribe();
             if let Some((_, hints)) = &mut predecessor {
                 hints.subscribe();
             }
             let epoch = self.epoch()?;
-            let found = client.read_election(&request.election, freshness).await?;
+            let read = client.read_election(&request.election, freshness);
+            let (found, own) = match may_lead {
+                // Both at once: a handover takes a round trip less.
+                true => join(read, self.check_own().map(Some)).await,
+                false => (read.await, None),
+            };
+            let found = found?;
             let place = found.as_ref().and_then(|(_, election)| election.place(&self.id, nonce));
             let Some((version, election)) = &found else {
                 if freshness == Freshness::MayBeStale {
@@ -378,7 +386,10 @@ impl<S: CasStore> CasSession<S> {
                 None => return Err(entry_gone()),
                 Some(0) => match self.shared.settle(epoch, self.ttl, &*self.clock).await? {
                     None => {
-                        self.check_own().await?;
+                        match own {
+                            Some(checked) => checked?,
+                            None => self.check_own().await?,
+                        }
                         return self.won(request, election);
                     }
                     Some(at) => look_at = at,
@@ -421,10 +432,14 @@ impl<S: CasStore> CasSession<S> {
                 }
                 wake
             };
+            may_lead = false;
             let wake = tokio::select! {
                 biased;
                 () = self.clock.sleep_until(look_at) => Wake::Poll,
-                wake = election_hint => wake,
+                wake = election_hint => {
+                    may_lead = wake == Wake::Hint && place == Some(1);
+                    wake
+                }
                 () = predecessor_hint => {
                     look_at = self.clock.now();
                     hint = look_at;

@@ -188,11 +188,11 @@ async fn requests_of_a_waiting_candidate(ahead: u128, hints: fn() -> BoxStream<'
     (store.requests() - before, streams.load(SeqCst))
 }
 
-/// A stream of hints that always has one costs at most 50 reads a second.
+/// A stream of hints that always has one costs the next in line at most 50 reads of the election and of its own session a second.
 #[tokio::test(start_paused = true)]
 async fn hints_without_end_do_not_spin() {
     let (requests, _) = requests_of_a_waiting_candidate(1, || stream::repeat(()).boxed()).await;
-    assert!((400..=560).contains(&requests), "{requests}");
+    assert!((800..=1_120).contains(&requests), "{requests}");
 }
 
 /// It costs a candidate that is not next in line a read a second: of many changes of a long queue, few make it the next.
@@ -338,6 +338,36 @@ async fn an_enter_that_is_repeated_does_not_lead_under_an_ended_session() {
     host.enter("e", 1).await.unwrap_err();
     store.put(&format!("s/{}", host.session.id()), Some(Session::ended().encode()));
     assert_eq!(host.enter("e", 1).await.unwrap_err().kind(), BackendErrorKind::SessionGone);
+}
+
+/// A handover takes one round trip of the next candidate: it reads the election and its own session at once.
+#[tokio::test(start_paused = true)]
+async fn the_next_candidate_reads_its_session_along_with_the_election() {
+    let store = MemoryCas::with_options(MemoryCasOptions { hints: true, ..MemoryCasOptions::default() });
+    for is_ended in [false, true] {
+        let (leader, next) = (Host::new(&store).await, Host::new(&store).await);
+        leader.lead("e", 1).await;
+        next.queue("e", 2).await;
+        let waiting = next.wait("e", 2);
+        // Until it waits for a hint.
+        sleep(0.001).await;
+        let own = format!("s/{}", next.session.id());
+        let reads = ["e/e", &own].map(|key| next.client.hold_next(Request::Read, key));
+        leader.leave("e", 1).await;
+        for read in &reads {
+            read.arrived().await;
+        }
+        if is_ended {
+            store.put(&own, Some(Session::ended().encode()));
+        }
+        reads.iter().for_each(|read| read.execute());
+        match waiting.await.unwrap() {
+            Ok(won) if !is_ended => assert_eq!(won.token.get(), 2),
+            Err(error) if is_ended => assert_eq!(error.kind(), BackendErrorKind::SessionGone),
+            other => panic!("{other:?}"),
+        }
+        next.leave("e", 2).await;
+    }
 }
 
 /// A failover during the probe shows nothing of the store's conditions: neither that it checks them nor that it does not.
