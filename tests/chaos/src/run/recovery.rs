@@ -118,7 +118,14 @@ async fn check_surplus_entries(cluster: &Cluster, options: &RunOptions, report: 
     loop {
         let mut largest = Vec::new();
         for election in elections() {
-            let entries = cluster.entries(election).await.context("cannot list entries")?;
+            let entries = loop {
+                match cluster.entries(election).await {
+                    Ok(entries) => break entries,
+                    // A busy server may answer late.
+                    Err(_) if Instant::now() < end => sleep(POLL_INTERVAL).await,
+                    Err(error) => return Err(error).context("cannot list entries"),
+                }
+            };
             if entries.len() > largest.len() {
                 largest = entries;
             }
