@@ -6,8 +6,8 @@ use tracing::warn;
 
 /// Logs a warning that the connection to a store has no TLS, if one of `hosts` is not this machine.
 ///
-/// A backend whose configuration has no TLS calls this when it is made.
-pub fn warn_of_plain_text(store: &str, hosts: &[String], with_password: bool) {
+/// A backend whose configuration has no TLS calls this when it is made. `setting` is the name of the one with the authorities.
+pub fn warn_of_plain_text(store: &str, hosts: &[String], with_password: bool, setting: &str) {
     let Some(host) = hosts.iter().find(|host| !is_loopback(host)) else { return };
     let what = match with_password {
         true => {
@@ -15,7 +15,10 @@ pub fn warn_of_plain_text(store: &str, hosts: &[String], with_password: bool) {
         }
         false => "the store's answers about who leads can be read and changed on the network",
     };
-    warn!(store, host, "no TLS to a store on another machine: {what}; give ca=/path/to/authorities.pem");
+    warn!(
+        store,
+        host, "no TLS to a store on another machine: {what}; give {setting}=/path/to/authorities.pem"
+    );
 }
 
 /// Whether `host`, with or without a port, is this machine regardless of name resolution.

@@ -83,22 +83,29 @@ use crate::registry::Registry;
 /// # PostgreSQL
 ///
 /// The URL contains the user, every host that may be the primary, and the database. The tables are created if there are none and the
-/// user may do that. A password is in the URL, in one of the settings, or in the environment variable `PGPASSWORD`; a server may need none.
+/// user may do that. A password is in the URL or where one of the settings says, or else in the environment variable
+/// `PGPASSWORD` or a file of libpq's; a server may need none.
 ///
 /// | setting | meaning | default |
 /// |---|---|---|
 /// | `schema` | the schema of the tables; elections in different schemas are separate | `tenure` |
 /// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
 /// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `passfile` | a file of libpq's, with a password for each host | that of `PGPASSFILE`, or `~/.pgpass` |
 /// | `target_session_attrs` | `read-write`: only the primary is used, as without it | `read-write` |
+/// | `sslrootcert` | a PEM file with the authorities that sign the server's certificate, for TLS | no TLS |
+/// | `sslcert`, `sslkey` | PEM files with a client certificate and its key | none |
+/// | `sslmode` | `verify-full`, as with a `sslrootcert`, or `disable`; others do not check which server answers, and are refused | |
 /// | `connect_timeout` | how long it may take to connect to a host | 2 s |
 /// | `attempt_timeout` | how long the answer to a statement may take, before another connection is made | 2 s |
 /// | `poll_interval` | how often a record is read while the server delivers no notifications | 1 s |
 ///
 /// # TLS
 ///
-/// etcd and ZooKeeper use TLS if a certificate authority is given (feature `tls`). The servers' names are verified. The
+/// Stores use TLS if a certificate authority is given (feature `tls`). The servers' names are verified. The
 /// files are read again for new connections, so that certificates can be rotated while a leader leads.
+///
+/// PostgreSQL has libpq's names for these settings.
 ///
 /// | setting | meaning |
 /// |---|---|

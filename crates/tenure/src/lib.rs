@@ -87,7 +87,7 @@
 //! | `etcd` | no | elections in etcd; building it needs a protobuf compiler: `cargo install protox --features bin` and `PROTOC=protox`, or `protoc` |
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `postgres` | no | elections in PostgreSQL |
-//! | `tls` | no | TLS to etcd and ZooKeeper |
+//! | `tls` | no | TLS to etcd, ZooKeeper and PostgreSQL |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |

@@ -81,7 +81,7 @@ impl EtcdBackend {
     pub fn new(config: EtcdConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {
-            internal::warn_of_plain_text("etcd", config.hosts(), config.login.is_some());
+            internal::warn_of_plain_text("etcd", config.hosts(), config.login.is_some(), "ca");
         }
         Ok(Self { store: Arc::new(ElectionStore::new(config)) })
     }

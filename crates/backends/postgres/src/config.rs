@@ -1,12 +1,14 @@
 //! The configuration: hosts, database, schema, login and time limits.
 
-use std::{env, time::Duration};
+use std::{env, path::Path, time::Duration};
 
 use tenure_core::{
-    Error, InvalidConfig, Password, Secret, StoreUrl,
+    Error, InvalidConfig, Password, Secret, StoreUrl, Tls,
     internal::check_hosts,
     spi::{BackendError, BackendErrorKind},
 };
+
+use crate::passfile;
 
 const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_SCHEMA: &str = "tenure";
@@ -22,10 +24,20 @@ pub struct PostgresConfig {
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) schema: String,
-    pub(crate) password: Option<Password>,
+    pub(crate) login: Login,
+    pub(crate) tls: Option<Tls>,
     pub(crate) connect_timeout: Duration,
     pub(crate) attempt_timeout: Duration,
     pub(crate) poll_interval: Duration,
+}
+
+/// Where the password is from.
+#[derive(Clone, Debug)]
+pub(crate) enum Login {
+    /// There is none, or it is the same for all hosts.
+    Same(Option<Password>),
+    /// The password of each host, from a file of libpq's.
+    ByHost(Vec<Option<Password>>),
 }
 
 impl PostgresConfig {
@@ -42,7 +54,8 @@ impl PostgresConfig {
             user: user.into(),
             database: database.into(),
             schema: DEFAULT_SCHEMA.to_owned(),
-            password: None,
+            login: Login::Same(None),
+            tls: None,
             connect_timeout: Duration::from_secs(2),
             attempt_timeout: Duration::from_secs(2),
             poll_interval: Duration::from_secs(1),
@@ -56,7 +69,11 @@ impl PostgresConfig {
     /// | setting | meaning | default |
     /// |---|---|---|
     /// | `schema` | the schema of the tables | `tenure` |
-    /// | `password_file`, `password_env` | where the password is read from | the URL, or `PGPASSWORD` |
+    /// | `password_file`, `password_env` | where the password is read from | the URL, or the variable `PGPASSWORD` |
+    /// | `passfile` | a file of libpq's with passwords | `PGPASSFILE`, or `~/.pgpass` if there is one |
+    /// | `sslmode` | `verify-full`, or `disable` for no TLS | `verify-full` with a `sslrootcert`, or else `disable` |
+    /// | `sslrootcert` | a PEM file with the authorities that sign the server's certificate | |
+    /// | `sslcert`, `sslkey` | PEM files with a client certificate and its key | |
     /// | `target_session_attrs` | `read-write`: only a primary is used | `read-write` |
     /// | `connect_timeout` | how long it may take to connect to a host | 2 s |
     /// | `attempt_timeout` | how long a statement may take, before another connection is made | 2 s |
@@ -85,7 +102,8 @@ impl PostgresConfig {
         if let Some(schema) = url.text("schema") {
             config = config.schema(schema);
         }
-        config.password = password(url)?;
+        config.tls = tls(url)?;
+        config.set_login(url)?;
         match url.text("target_session_attrs") {
             None | Some("read-write") => {}
             Some(other) => {
@@ -114,7 +132,27 @@ impl PostgresConfig {
     /// Sets the password: a fixed one (a [`Secret`]) or one from a file, which may rotate.
     #[must_use]
     pub fn password(mut self, password: impl Into<Password>) -> Self {
-        self.password = Some(password.into());
+        self.login = Login::Same(Some(password.into()));
+        self
+    }
+
+    /// Reads the password of each host from a file of libpq's, now and when connections are made. A host of which it has no line gets none.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or others may read it.
+    pub fn passfile(mut self, file: impl AsRef<Path>) -> Result<Self, Error> {
+        let file = file.as_ref();
+        let passwords = passfile::passwords(file, &self);
+        self.login = Login::ByHost(
+            passwords.map_err(|reason| invalid(format!("passfile={} {reason}", file.display())))?,
+        );
+        Ok(self)
+    }
+
+    /// Uses TLS, and checks the server's name. Needs the feature `tls`.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -147,6 +185,11 @@ impl PostgresConfig {
                 return Err(invalid(format!("the {what} {name:?} is not allowed; give a name")));
             }
         }
+        if self.tls.is_some() && cfg!(not(feature = "tls")) {
+            return Err(invalid(
+                "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml".to_owned(),
+            ));
+        }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         let schema = &self.schema;
         if schema.is_empty() || schema.len() > MAX_SCHEMA_BYTES || !schema.bytes().all(is_plain) {
@@ -169,6 +212,50 @@ impl PostgresConfig {
         Ok(())
     }
 
+    /// The password comes from the URL or one of its settings, or else from the environment. PostgreSQL may need none.
+    fn set_login(&mut self, url: &StoreUrl) -> Result<(), Error> {
+        let (file, variable, passfile) =
+            (url.text("password_file"), url.text("password_env"), url.text("passfile"));
+        let is_given = url.password().is_some() || file.is_some() || variable.is_some();
+        let passfile = match (is_given, passfile) {
+            (true, None) => {
+                self.login = Login::Same(url.login()?.map(|(_, password)| password));
+                return Ok(());
+            }
+            (true, Some(_)) => {
+                return Err(url.invalid("it has a passfile and another password; give one").into());
+            }
+            (false, Some(file)) => Some(file.into()),
+            (false, None) => match env::var("PGPASSWORD") {
+                Ok(password) if !password.is_empty() => {
+                    self.login = Login::Same(Some(Secret::new(password).into()));
+                    return Ok(());
+                }
+                Err(env::VarError::NotUnicode(_)) => {
+                    return Err(url.invalid("the variable PGPASSWORD is not UTF-8").into());
+                }
+                _ => passfile::default_file(),
+            },
+        };
+        if let Some(file) = passfile {
+            *self = self.clone().passfile(file)?;
+        }
+        Ok(())
+    }
+
+    /// The password for the host with this number.
+    pub(crate) fn password_of(&self, host: usize) -> Option<&Password> {
+        match &self.login {
+            Login::Same(password) => password.as_ref(),
+            Login::ByHost(passwords) => passwords.get(host)?.as_ref(),
+        }
+    }
+
+    /// Whether a password may be sent.
+    pub(crate) fn has_password(&self) -> bool {
+        (0..self.hosts.len()).any(|host| self.password_of(host).is_some())
+    }
+
     /// The name and the port of each host.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&str, u16)> {
         self.hosts.iter().map(|host| {
@@ -181,17 +268,28 @@ impl PostgresConfig {
     }
 }
 
-/// The password of a URL, or that of the environment. PostgreSQL may need none.
-fn password(url: &StoreUrl) -> Result<Option<Password>, Error> {
-    let is_given =
-        url.password().is_some() | url.text("password_file").is_some() | url.text("password_env").is_some();
-    if is_given {
-        return Ok(url.login()?.map(|(_, password)| password));
-    }
-    match env::var("PGPASSWORD") {
-        Ok(password) if !password.is_empty() => Ok(Some(Secret::new(password).into())),
-        Err(env::VarError::NotUnicode(_)) => Err(url.invalid("the variable PGPASSWORD is not UTF-8").into()),
-        _ => Ok(None),
+/// TLS by libpq's settings. Of its modes there are two: one in which nobody can pose as the server, and none.
+fn tls(url: &StoreUrl) -> Result<Option<Tls>, Error> {
+    const NEEDS: &str = "give sslrootcert=/path/to/authorities.pem; for public authorities /etc/ssl/certs/ca-certificates.crt on Debian";
+    let mode = url.text("sslmode");
+    let tls = Tls::from_settings(url, ["sslrootcert", "sslcert", "sslkey"])?;
+    match (mode, &tls) {
+        (None | Some("verify-full"), Some(_)) | (None | Some("disable"), None) => Ok(tls),
+        (Some("verify-full"), None) => {
+            Err(url.invalid(format!("it has sslmode=verify-full but no sslrootcert; {NEEDS}")).into())
+        }
+        (Some("disable"), Some(_)) => {
+            Err(url.invalid("it has sslmode=disable and a sslrootcert; remove one").into())
+        }
+        (Some(mode @ ("allow" | "prefer" | "require" | "verify-ca")), _) => {
+            let reason = format!(
+                "sslmode={mode} does not check which server answers: another could pose as it; use sslmode=verify-full, and {NEEDS}"
+            );
+            Err(url.invalid(reason).into())
+        }
+        (Some(mode), _) => {
+            Err(url.invalid(format!("sslmode={mode} is neither verify-full nor disable")).into())
+        }
     }
 }
 
@@ -220,7 +318,7 @@ mod tests {
             (config.user.as_str(), config.database.as_str(), config.schema.as_str()),
             ("me", "billing", "acme-1")
         );
-        assert_eq!(config.password.as_ref().unwrap().latest().expose(), "p@ss");
+        assert_eq!(config.password_of(3).unwrap().latest().expose(), "p@ss");
         let times = [config.connect_timeout, config.attempt_timeout, config.poll_interval];
         assert_eq!(times.map(|time| time.as_millis()), [3_000, 4_000, 500]);
         assert!(!format!("{config:?}").contains("p@ss"));
@@ -248,6 +346,16 @@ mod tests {
             ("postgres://me@h/db?connect_timeout=2m", "connect_timeout 2m is not allowed"),
             ("postgres://me@h/db?poll_interval=soon", "poll_interval=soon is not a time"),
             ("postgres://me:a@h/db?password_env=B", "it has more than one of a password"),
+            ("postgres://me:a@h/db?passfile=/b", "it has a passfile and another password; give one"),
+            ("postgres://me@h/db?passfile=/nowhere/pgpass", "passfile=/nowhere/pgpass cannot be read"),
+            ("postgres://me@h/db?sslmode=require", "sslmode=require does not check which server answers"),
+            (
+                "postgres://me@h/db?sslmode=verify-full",
+                "it has sslmode=verify-full but no sslrootcert; give sslrootcert=",
+            ),
+            ("postgres://me@h/db?sslmode=on", "sslmode=on is neither verify-full nor disable"),
+            ("postgres://me@h/db?sslcert=/a", "it has a sslcert or a sslkey but no sslrootcert"),
+            ("postgres://me@h/db?sslrootcert=/nowhere/ca.pem", "sslrootcert=/nowhere/ca.pem cannot be read"),
         ] {
             let error = config(url).unwrap_err().to_string();
             assert!(error.contains(reason), "{url}: {error}");

@@ -7,11 +7,13 @@ use futures::{
     stream::{self, BoxStream, FuturesUnordered},
 };
 use tenure_core::{
-    Secret,
+    TlsPem,
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls, config::SslMode, error::SqlState};
+use tokio_postgres::{
+    AsyncMessage, Client, Config, Error, NoTls, Socket, config::SslMode, error::SqlState, tls::MakeTlsConnect,
+};
 use tracing::debug;
 
 use crate::{config::PostgresConfig, error::classify, schema::Statements};
@@ -46,9 +48,10 @@ pub(crate) async fn connect(
 ) -> Result<Primary, BackendError> {
     let mut attempts: FuturesUnordered<_> = config
         .endpoints()
-        .map(|(host, port)| {
+        .enumerate()
+        .map(|(number, (host, port))| {
             let name = format!("{host}:{port}");
-            let attempt = connect_host(config, statements, host, port);
+            let attempt = connect_host(config, statements, Endpoint { number, host, port });
             timeout(config.connect_timeout, attempt).map(move |outcome| {
                 let late = || failure(&name, format!("no answer within {:?}", config.connect_timeout));
                 outcome.unwrap_or_else(|_| Err(late()))
@@ -98,17 +101,25 @@ pub(crate) async fn connect(
     Ok(primary)
 }
 
+/// One of the configured hosts.
+#[derive(Clone, Copy)]
+struct Endpoint<'a> {
+    number: usize,
+    host: &'a str,
+    port: u16,
+}
+
 /// Connects to a host that is a primary. A name with several addresses is tried at all of them, and the first that answers is used.
 async fn connect_host(
     config: &PostgresConfig,
     statements: &Statements,
-    host: &str,
-    port: u16,
+    endpoint: Endpoint<'_>,
 ) -> Result<Primary, BackendError> {
+    let Endpoint { host, port, .. } = endpoint;
     let name = format!("{host}:{port}");
     let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| failure(&name, error))?;
     let mut attempts: FuturesUnordered<_> =
-        addresses.map(|address| connect_address(config, statements, host, address.ip(), port)).collect();
+        addresses.map(|address| connect_address(config, statements, endpoint, address.ip())).collect();
     let mut failures = Vec::new();
     while let Some(outcome) = attempts.next().await {
         match outcome {
@@ -122,12 +133,11 @@ async fn connect_host(
 async fn connect_address(
     config: &PostgresConfig,
     statements: &Statements,
-    host: &str,
+    endpoint: Endpoint<'_>,
     address: IpAddr,
-    port: u16,
 ) -> Result<Primary, BackendError> {
-    let name = format!("{host}:{port}");
-    let (client, messages) = log_in(config, host, address, port).await?;
+    let name = format!("{}:{}", endpoint.host, endpoint.port);
+    let (client, messages) = log_in(config, endpoint, address).await?;
     let what = format!("inspecting PostgreSQL at {name}");
     let mut primary = Primary {
         client,
@@ -152,22 +162,37 @@ async fn connect_address(
     Ok(primary)
 }
 
-/// Opens a connection. A password file is read again when it may have changed, and a refused password is retried for a while (hazard
+/// Opens a connection. A file with passwords is read again when it may have changed, and a refused password is retried for a while (hazard
 /// G33).
 async fn log_in(
     config: &PostgresConfig,
-    host: &str,
+    endpoint: Endpoint<'_>,
     address: IpAddr,
-    port: u16,
 ) -> Result<(Client, Messages), BackendError> {
-    let what = format!("connecting to PostgreSQL at {host}:{port} as {}", config.user);
-    let Some(password) = &config.password else {
-        let opened = open(config, host, address, port, None).await;
-        return opened.map_err(|error| classify(&what, &error));
+    let what = format!("connecting to PostgreSQL at {}:{} as {}", endpoint.host, endpoint.port, config.user);
+    let mut options = Config::new();
+    options
+        .host(endpoint.host)
+        .hostaddr(address)
+        .port(endpoint.port)
+        .user(&config.user)
+        .dbname(&config.database)
+        .application_name("tenure")
+        .connect_timeout(config.connect_timeout)
+        .tcp_user_timeout(config.attempt_timeout)
+        .keepalives_idle(KEEPALIVE)
+        .keepalives_interval(KEEPALIVE)
+        .keepalives_retries(2);
+    let pem = match &config.tls {
+        Some(tls) => Some(tls.current().await),
+        None => None,
+    };
+    let Some(password) = config.password_of(endpoint.number) else {
+        return open(&options, pem.as_deref(), &what).await?.map_err(|error| classify(&what, &error));
     };
     let mut refused = None;
     for secret in password.candidates().await {
-        match open(config, host, address, port, Some(&secret)).await {
+        match open(options.password(secret.expose()), pem.as_deref(), &what).await? {
             Ok(opened) => {
                 password.accepted(&secret);
                 return Ok(opened);
@@ -186,31 +211,28 @@ async fn log_in(
     })
 }
 
-async fn open(
-    config: &PostgresConfig,
-    host: &str,
-    address: IpAddr,
-    port: u16,
-    password: Option<&Secret>,
-) -> Result<(Client, Messages), Error> {
-    let mut options = Config::new();
-    options
-        .host(host)
-        .hostaddr(address)
-        .port(port)
-        .user(&config.user)
-        .dbname(&config.database)
-        .application_name("tenure")
-        .ssl_mode(SslMode::Disable)
-        .connect_timeout(config.connect_timeout)
-        .tcp_user_timeout(config.attempt_timeout)
-        .keepalives_idle(KEEPALIVE)
-        .keepalives_interval(KEEPALIVE)
-        .keepalives_retries(2);
-    if let Some(password) = password {
-        options.password(password.expose());
-    }
-    let (client, mut connection) = options.connect(NoTls).await?;
+#[cfg(feature = "tls")]
+async fn open(options: &Config, pem: Option<&TlsPem>, what: &str) -> Result<Opened, BackendError> {
+    let Some(pem) = pem else { return Ok(open_with(options, SslMode::Disable, NoTls).await) };
+    let connector = crate::tls::connector(pem)
+        .map_err(|error| BackendError::new(error.kind(), format!("{what}: {error}")))?;
+    Ok(open_with(options, SslMode::Require, connector).await)
+}
+
+/// [`PostgresConfig::check`] refuses TLS without the feature.
+#[cfg(not(feature = "tls"))]
+async fn open(options: &Config, _: Option<&TlsPem>, _: &str) -> Result<Opened, BackendError> {
+    Ok(open_with(options, SslMode::Disable, NoTls).await)
+}
+
+type Opened = Result<(Client, Messages), Error>;
+
+async fn open_with<T>(options: &Config, mode: SslMode, tls: T) -> Opened
+where
+    T: MakeTlsConnect<Socket>,
+    T::Stream: Send + 'static,
+{
+    let (client, mut connection) = options.clone().ssl_mode(mode).connect(tls).await?;
     Ok((client, stream::poll_fn(move |context| connection.poll_message(context)).boxed()))
 }
 

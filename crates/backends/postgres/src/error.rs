@@ -48,6 +48,9 @@ fn kind(code: &SqlState) -> BackendErrorKind {
 fn advice(code: &SqlState) -> Option<&'static str> {
     Some(match *code {
         SqlState::INVALID_CATALOG_NAME => "create it, or name another database in the URL",
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            "check the user and pg_hba.conf; it may ask for TLS: give sslrootcert=/path"
+        }
         SqlState::INVALID_PASSWORD => "check the user and the password",
         SqlState::UNDEFINED_TABLE => {
             "somebody has dropped it; restart the candidates, which creates it again"

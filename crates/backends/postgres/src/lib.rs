@@ -18,8 +18,11 @@ mod connection;
 mod error;
 mod fence;
 mod hints;
+mod passfile;
 mod schema;
 mod store;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::time::Duration;
 

@@ -43,7 +43,9 @@ impl PostgresStore {
     /// When `config` has no host, or a name or a time that is not allowed.
     pub fn new(config: PostgresConfig) -> Result<Self, Error> {
         config.check()?;
-        internal::warn_of_plain_text("PostgreSQL", &config.hosts, config.password.is_some());
+        if config.tls.is_none() {
+            internal::warn_of_plain_text("PostgreSQL", &config.hosts, config.has_password(), "sslrootcert");
+        }
         let (requests, swaps) = (Arc::new(Requests::new(config)), Semaphore::new(CONCURRENT_SWAPS));
         Ok(Self { requests, hints: Hints::default(), swaps })
     }

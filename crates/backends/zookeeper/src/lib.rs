@@ -103,7 +103,7 @@ impl ZookeeperBackend {
     pub fn new(config: ZookeeperConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {
-            internal::warn_of_plain_text("ZooKeeper", &config.servers, config.login.is_some());
+            internal::warn_of_plain_text("ZooKeeper", &config.servers, config.login.is_some(), "ca");
         }
         let options = ConnectOptions {
             login: config.login.clone(),

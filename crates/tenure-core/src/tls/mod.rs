@@ -26,6 +26,9 @@ const MAX_AGE: Duration = Duration::from_secs(5);
 /// How long a connection waits for files to be read.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// The names of the settings.
+const SETTINGS: [&str; 3] = ["ca", "cert", "key"];
+
 /// TLS to a store: the authorities that sign its servers' certificates, and a client certificate if the store requires one.
 /// The names of the servers are always checked.
 ///
@@ -84,7 +87,15 @@ impl Tls {
     /// # Errors
     /// When a file cannot be read or its content is invalid. The text names the file.
     pub fn from_files(ca: impl AsRef<Path>, identity: Option<(&Path, &Path)>) -> Result<Self, String> {
-        let files = TlsFiles::new(ca.as_ref(), identity);
+        Self::from_named_files(SETTINGS, ca.as_ref(), identity)
+    }
+
+    fn from_named_files(
+        names: [&'static str; 3],
+        ca: &Path,
+        identity: Option<(&Path, &Path)>,
+    ) -> Result<Self, String> {
+        let files = TlsFiles::new(names, ca, identity);
         let pem = files.read()?;
         Ok(Self::with_pem(Some(files), pem))
     }
@@ -94,18 +105,28 @@ impl Tls {
     /// # Errors
     /// As [`from_files`](Self::from_files), and when `cert` and `key` are not given together with `ca`.
     pub fn from_url(url: &StoreUrl) -> Result<Option<Self>, InvalidUrl> {
-        let identity = match (url.text("ca"), url.text("cert"), url.text("key")) {
+        Self::from_settings(url, SETTINGS)
+    }
+
+    /// As [`from_url`](Self::from_url), for a store whose users know these settings by other names: of the authorities, the certificate and
+    /// the key.
+    ///
+    /// # Errors
+    /// As [`from_url`](Self::from_url).
+    pub fn from_settings(url: &StoreUrl, names: [&'static str; 3]) -> Result<Option<Self>, InvalidUrl> {
+        let [ca, cert, key] = names;
+        let (ca, identity) = match (url.text(ca), url.text(cert), url.text(key)) {
             (None, None, None) => return Ok(None),
             (None, ..) => {
-                let reason = "it has a cert or a key but no ca; give ca=/path/to/authorities.pem";
+                let reason =
+                    format!("it has a {cert} or a {key} but no {ca}; give {ca}=/path/to/authorities.pem");
                 return Err(url.invalid(reason));
             }
-            (Some(_), None, None) => None,
-            (Some(_), Some(cert), Some(key)) => Some((Path::new(cert), Path::new(key))),
-            (Some(_), ..) => return Err(url.invalid("it has one of cert and key; give both")),
+            (Some(ca), None, None) => (ca, None),
+            (Some(ca), Some(cert), Some(key)) => (ca, Some((Path::new(cert), Path::new(key)))),
+            (Some(_), ..) => return Err(url.invalid(format!("it has one of {cert} and {key}; give both"))),
         };
-        let ca = url.text("ca").unwrap_or_default();
-        Self::from_files(ca, identity).map(Some).map_err(|reason| url.invalid(reason))
+        Self::from_named_files(names, Path::new(ca), identity).map(Some).map_err(|reason| url.invalid(reason))
     }
 
     /// The certificates for a connection that is made now: the same `Arc` as long as nothing has changed.

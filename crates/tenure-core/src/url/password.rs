@@ -32,9 +32,19 @@ pub struct Password {
 }
 
 struct Shared {
-    file: Option<PathBuf>,
+    file: Option<PasswordFile>,
     state: Mutex<State>,
 }
+
+/// A file, and how the password is found in its text.
+struct PasswordFile {
+    path: PathBuf,
+    /// The setting that has named it.
+    setting: &'static str,
+    find: Box<Find>,
+}
+
+type Find = dyn Fn(&str) -> Result<Secret, String> + Send + Sync;
 
 struct State {
     latest: Secret,
@@ -58,8 +68,27 @@ impl Password {
     /// # Errors
     /// When the file cannot be read or is empty. The text is the reason.
     pub fn from_file(file: impl AsRef<Path>) -> Result<Self, String> {
-        let secret = read(file.as_ref())?;
-        Ok(Self::new(secret, Some(file.as_ref().to_owned())))
+        Self::from_file_with(file, "password_file", |text| {
+            let text = text.strip_suffix('\n').unwrap_or(text);
+            let text = text.strip_suffix('\r').unwrap_or(text);
+            // A program that writes the file in place truncates it first.
+            if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Secret::new(text)) }
+        })
+    }
+
+    /// As [`from_file`](Self::from_file), for a file that has more than the password: `find` finds it in the text, or says why it cannot.
+    /// `setting` is the one that names the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, and those of `find`. The text is the reason.
+    pub fn from_file_with(
+        file: impl AsRef<Path>,
+        setting: &'static str,
+        find: impl Fn(&str) -> Result<Secret, String> + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        let file = PasswordFile { path: file.as_ref().to_owned(), setting, find: Box::new(find) };
+        let secret = file.read()?;
+        Ok(Self::new(secret, Some(file)))
     }
 
     /// The password that was read last.
@@ -105,7 +134,7 @@ impl Password {
         if state.refused_since.is_none() {
             state.refused_since = Some(Instant::now());
             warn!(
-                file = %file.display(), retry_time = ?REFUSAL_RETRY_TIME,
+                file = %file.path.display(), retry_time = ?REFUSAL_RETRY_TIME,
                 "the store refuses the password in the file; reading the file again and retrying the login"
             );
         }
@@ -114,8 +143,9 @@ impl Password {
             REFUSAL_RETRY_TIME.checked_sub(refused_for).filter(|remaining| !remaining.is_zero())?;
         let unusable = state.unusable.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
         Some(format!(
-            "password_file={}{unusable} is read again and the login retried for {} s more",
-            file.display(),
+            "{}={}{unusable} is read again and the login retried for {} s more",
+            file.setting,
+            file.path.display(),
             remaining.as_secs()
         ))
     }
@@ -125,7 +155,7 @@ impl Password {
         self.shared.file.is_some() && self.candidates().await.first() != Some(secret)
     }
 
-    fn new(latest: Secret, file: Option<PathBuf>) -> Self {
+    fn new(latest: Secret, file: Option<PasswordFile>) -> Self {
         let state = State {
             latest,
             previous: None,
@@ -151,7 +181,7 @@ impl Password {
         let reading = ReadingGuard(self.clone());
         Some(spawn_blocking(move || {
             if let Some(file) = &reading.0.shared.file {
-                reading.0.apply(read(file));
+                reading.0.apply(file.read());
             }
         }))
     }
@@ -161,7 +191,7 @@ impl Password {
         match read {
             Ok(secret) => {
                 if secret != state.latest {
-                    info!(file = ?self.shared.file, "the password in the file has changed; using it");
+                    info!(file = ?self.path(), "the password in the file has changed; using it");
                     let before = std::mem::replace(&mut state.latest, secret);
                     state.previous = Some(state.accepted.clone().unwrap_or(before));
                 }
@@ -169,11 +199,15 @@ impl Password {
             }
             Err(reason) => {
                 if state.unusable.as_ref() != Some(&reason) {
-                    warn!(file = ?self.shared.file, %reason, "the password file cannot be used; using the previous password");
+                    warn!(file = ?self.path(), %reason, "the password file cannot be used; using the previous password");
                 }
                 state.unusable = Some(reason);
             }
         }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.shared.file.as_ref().map(|file| &*file.path)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -203,12 +237,11 @@ impl Drop for ReadingGuard {
     }
 }
 
-fn read(file: &Path) -> Result<Secret, String> {
-    let text = fs::read_to_string(file).map_err(|error| format!("cannot be read: {error}"))?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    let text = text.strip_suffix('\r').unwrap_or(text);
-    // A program that writes the file in place truncates it first.
-    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Secret::new(text)) }
+impl PasswordFile {
+    fn read(&self) -> Result<Secret, String> {
+        let text = fs::read_to_string(&self.path).map_err(|error| format!("cannot be read: {error}"))?;
+        (self.find)(&text)
+    }
 }
 
 #[cfg(test)]
