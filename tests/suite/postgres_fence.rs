@@ -1,6 +1,12 @@
 //! Transactions that only the leader can commit, on PostgreSQL.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tenure::{
@@ -15,6 +21,7 @@ use tenure_testkit::{
     proxy::{Direction, Proxy},
     suite::{until, within},
 };
+use tokio::task::JoinSet;
 
 const TTL: Duration = Duration::from_secs(2);
 
@@ -214,6 +221,42 @@ async fn a_frozen_client_holds_up_nobody() {
         assert!(written(server.admin()).await.is_empty());
         drop(leadership);
         next.resign().await.unwrap();
+    }
+}
+
+/// Fenced transactions of a busy leader overlap all the time. Other candidates enter and leave all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overlapping_transactions_starve_no_candidate() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let (first, second) = (elector(&server.endpoint()).await, elector(&server.endpoint()).await);
+        let leadership = Arc::new(within("leading", first.campaign("e")).await.unwrap());
+        let (committed, mut writers) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
+        for _ in 0..6 {
+            let (leadership, committed) = (Arc::clone(&leadership), Arc::clone(&committed));
+            let mut client = connect(server.admin(), "postgres").await;
+            writers.spawn(async move {
+                loop {
+                    let mut transaction = client.transaction().await.unwrap();
+                    fence(&mut transaction, &leadership).await.unwrap();
+                    let takes = format!("SELECT pg_sleep({})", 0.01 + 0.04 * fastrand::f64());
+                    transaction.batch_execute(&takes).await.unwrap();
+                    transaction.commit().await.unwrap();
+                    committed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..3 {
+            let before = committed.load(Ordering::Relaxed);
+            let next = next_leader(&second);
+            until("it has entered", async || second.candidates("e").await.unwrap().len() == 2).await;
+            next.abort();
+            until("it has left", async || second.candidates("e").await.unwrap().len() == 1).await;
+            until("they go on", async || committed.load(Ordering::Relaxed) > before + 20).await;
+        }
+        assert!(leadership.is_leader() && writers.try_join_next().is_none());
+        writers.shutdown().await;
+        Arc::into_inner(leadership).unwrap().resign().await.unwrap();
     }
 }
 

@@ -7,7 +7,7 @@ use tenure_core::{LeadershipHandle, Lost};
 use thiserror::Error;
 use tokio_postgres::{Transaction, error::SqlState, types::Type};
 
-use crate::{connection::Parameter, store::PostgresStore};
+use crate::{connection::Parameter, schema::election_lock, store::PostgresStore};
 
 /// What the server says when a fence refuses.
 const IS_OVER: &str = "this leadership is over";
@@ -160,10 +160,12 @@ fn statement(schema: &str) -> String {
     let settings =
         ["idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout"].map(shortened);
     format!(
-        "WITH settings AS MATERIALIZED (SELECT {}), \
-         locked AS MATERIALIZED (SELECT convert_from(body, 'UTF8')::json AS record FROM \"{schema}\".records WHERE key = $1 FOR SHARE) \
+        "WITH settings AS MATERIALIZED (SELECT {}, pg_advisory_xact_lock_shared({})::text), \
+         locked AS MATERIALIZED (SELECT convert_from(body, 'UTF8')::json AS record FROM settings, \"{schema}\".records AS election \
+         WHERE key = $1 FOR SHARE OF election) \
          SELECT CASE WHEN (SELECT (record->>'token')::bigint = $2 AND record#>>'{{queue,0,nonce}}' = $3 FROM locked) \
          THEN '1' ELSE '{IS_OVER}' END::int FROM settings",
-        settings.join(", ")
+        settings.join(", "),
+        election_lock(schema, "$1")
     )
 }

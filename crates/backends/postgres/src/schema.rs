@@ -26,6 +26,14 @@ ELSE current_setting('synchronous_commit') END, true) AS commit, \
 set_config('lock_timeout', '250ms', true) AS lock, \
 set_config('client_min_messages', 'warning', true) AS messages";
 
+/// The lock by which a swap of an election's record and fenced transactions exclude each other, before they lock the row.
+///
+/// Locks of a row are not granted in order: shared ones that overlap, as those of a busy leader, would hold up a swap for ever. `lock_timeout`
+/// would not end that, because each of them is another wait.
+pub(crate) fn election_lock(schema: &str, key: &str) -> String {
+    format!("hashtextextended('tenure {schema} ' || {key}, 0)")
+}
+
 /// The statements for one schema.
 #[derive(Debug)]
 pub(crate) struct Statements {
@@ -54,7 +62,9 @@ impl Statements {
             "(SELECT base + {TIMELINE} FROM {epochs} WHERE cluster = (SELECT system_identifier FROM pg_control_system()))"
         );
         let checked = format!(
-            "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS})"
+            "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS}, \
+             CASE WHEN starts_with($2, 'e/') THEN pg_advisory_xact_lock({})::text END AS alone)",
+            election_lock(schema, "$2")
         );
         // Nobody listens for heartbeats. Transactions that notify somebody are committed one after another.
         let outcome = format!(
