@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use tenure::{Candidate, Elector, Leaders};
 use tenure_testkit::suite::until;
 
-use crate::{assert_peak_memory_mib, elector, etcd, ids, promptly, zookeeper};
+use crate::{assert_peak_memory_mib, elector, etcd, ids, postgres, promptly, zookeeper};
 
 const CANDIDATES: usize = 300;
 const TERMS: usize = 200;
@@ -95,4 +95,18 @@ async fn a_flood_of_candidates_on_zookeeper_is_outlasted() {
         }
     })
     .await;
+}
+
+/// All are of one session that lives. A record of an election has at most 384 KiB, so that their values are smaller here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_candidates_on_postgres_is_outlasted() {
+    let election = postgres::TestElection::new().await;
+    let electors = ["candidate", "observer", "flooding", "crowd"].map(|id| elector(election.backend(), id));
+    let [candidate, observer, flooding, crowd] = electors;
+    promptly("making the record", candidate.campaign("e")).await.unwrap().resign().await.unwrap();
+    let alive = promptly("leading elsewhere", crowd.campaign("other")).await.unwrap();
+    election.append_slots("crowd", CANDIDATES, &"x".repeat(900)).await;
+    candidate_outlasts_flood(candidate, observer, flooding, async || election.remove_slots().await).await;
+    promptly("resigning", alive.resign()).await.unwrap();
+    promptly("closing", crowd.close()).await;
 }

@@ -10,6 +10,7 @@ mod garbage;
 mod garbage_server;
 mod local;
 mod names;
+mod postgres;
 mod wrong_answers;
 mod zookeeper;
 

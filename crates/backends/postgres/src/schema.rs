@@ -12,6 +12,9 @@ const MOVE: i32 = 16;
 /// Serializes migrations: `tenure` in hexadecimal.
 const MIGRATION_LOCK: &str = "x'74656e757265'::bigint";
 
+/// The size of a record beyond which the recipe refuses it, so that no more of it has to be read: tenure did not write it.
+const MAX_BYTES: usize = 512 * 1024;
+
 /// The channel of the notifications of a schema is this, and its name.
 const CHANNEL: &str = "tenure.";
 
@@ -92,8 +95,10 @@ impl Statements {
                 "GRANT USAGE ON SCHEMA \"{schema}\" TO ROLE; \
                  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA \"{schema}\" TO ROLE"
             ),
-            read: format!("SELECT body FROM {records} WHERE key = $1"),
-            list: format!("SELECT key, body FROM {records} WHERE starts_with(key, $1)"),
+            read: format!("SELECT substr(body, 1, {MAX_BYTES} + 1) FROM {records} WHERE key = $1"),
+            list: format!(
+                "SELECT key, CASE WHEN octet_length(body) <= {MAX_BYTES} THEN body ELSE '' END FROM {records} WHERE starts_with(key, $1)"
+            ),
             replace: format!(
                 "WITH {checked}, swapped AS (UPDATE {records} SET body = $3 FROM checked \
                  WHERE is_current AND key = $2 AND sha256(body) = $4 RETURNING key) {outcome}"
