@@ -69,17 +69,26 @@ fn refuse_resume_file(url: &StoreUrl) -> Result<(), Error> {
 pub(crate) fn secret_variables(url: Option<&str>) -> Vec<String> {
     let env_url = env::var("TENURE_STORE").ok();
     let parsed = |url: &str| url.parse::<StoreUrl>().ok();
-    let mut variables: Vec<_> = url
-        .into_iter()
-        .chain(env_url.as_deref())
-        .filter_map(|url| Some(parsed(url)?.text("password_env")?.to_owned()))
+    let urls = || url.into_iter().chain(env_url.as_deref()).filter_map(parsed);
+    let mut variables: Vec<_> = urls()
+        .filter_map(|url| Some(url.text("password_env")?.to_owned()))
         // Such names are not variables, and `Command::env_remove` panics on them.
         .filter(|name| !name.is_empty() && !name.contains(['=', '\0']))
         .collect();
     if env_url.as_deref().and_then(parsed).is_some_and(|url| url.password().is_some()) {
         variables.push("TENURE_STORE".to_owned());
     }
+    if urls().any(|url| takes_password_of_libpq(&url)) {
+        variables.push("PGPASSWORD".to_owned());
+    }
     variables
+}
+
+/// Whether the password of this store is the one that PostgreSQL's own programs use.
+fn takes_password_of_libpq(url: &StoreUrl) -> bool {
+    matches!(url.scheme(), "postgres" | "postgresql")
+        && url.password().is_none()
+        && ["password_file", "password_env", "passfile"].iter().all(|setting| url.text(setting).is_none())
 }
 
 /// `/var/lib/tenure` for root, whatever its environment: a shell and cron must find the same store. For others

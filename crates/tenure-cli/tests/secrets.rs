@@ -5,7 +5,7 @@ mod common;
 use std::{fs, process::Stdio};
 
 use common::{RunningCommand, Sandbox, children, eventually, stdout, tenure_command};
-use tenure_containers::{SharedZookeeper, Version};
+use tenure_containers::{SharedPostgres, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 const PASSWORD: &str = "Zanzibar4711";
@@ -16,7 +16,13 @@ const NO_SERVER: &str = "127.0.0.1:1/acme";
 /// Design rule: passwords never appear in errors, logs or URLs printed, whatever the level.
 #[test]
 fn no_password_is_printed() {
-    let sandbox = Sandbox::on(format!("zookeeper://app:{PASSWORD}@{NO_SERVER}"));
+    for scheme in ["zookeeper", "postgres"] {
+        no_password_of_a_url_is_printed(&format!("{scheme}://app:{PASSWORD}@{NO_SERVER}"));
+    }
+}
+
+fn no_password_of_a_url_is_printed(url: &str) {
+    let sandbox = Sandbox::on(url);
     let mut printed = String::new();
     for arguments in [
         &["run", "--timeout", "1s", "--", "true"][..],
@@ -78,11 +84,15 @@ fn no_password_is_handed_to_the_program() {
         (format!("etcd://app:{PASSWORD}@{NO_SERVER}"), false),
         (format!("etcd://app@{NO_SERVER}?password_env=STORE_PASSWORD"), true),
         (format!("etcd://{NO_SERVER}"), true),
+        (format!("postgres://app:{PASSWORD}@{NO_SERVER}"), false),
+        (format!("postgres://app@{NO_SERVER}?password_env=STORE_PASSWORD"), true),
+        (format!("postgres://app@{NO_SERVER}"), true),
     ] {
         let sandbox = Sandbox::local();
         // The option's URL is that of a store that exists, and overrides the environment's.
         let mut command = sandbox.run(&["--store", &sandbox.url], "env > environment");
         command.env("TENURE_STORE", &url).env("STORE_PASSWORD", "Quagmire0815").env("HARMLESS", "kept");
+        command.env("PGPASSWORD", "Xylophon4712");
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let environment = fs::read_to_string(sandbox.file("environment")).unwrap();
@@ -91,6 +101,9 @@ fn no_password_is_handed_to_the_program() {
         assert!(!environment.contains(PASSWORD), "{environment}");
         let named = url.contains("password_env");
         assert_eq!(environment.contains("Quagmire0815"), !named, "{environment}");
+        // Only where it is the store's.
+        let is_own = url.starts_with("postgres://app@") && !named;
+        assert_eq!(environment.contains("Xylophon4712"), !is_own, "{url}: {environment}");
     }
 }
 
@@ -98,18 +111,24 @@ fn no_password_is_handed_to_the_program() {
 /// guard or the program.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_password_is_an_argument() {
-    let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
-    let host = server.endpoint();
-    for (nth, login) in [format!("app:{PASSWORD}@{host}"), format!("app@{host}")].into_iter().enumerate() {
-        for settings in ["ttl=4s", "password_env=STORE_PASSWORD", "password_file=password"] {
-            if (nth == 0) != (settings == "ttl=4s") {
-                continue;
-            }
-            let root = format!("secrets-{:016x}", fastrand::u64(..));
-            let sandbox = Sandbox::on(format!("zookeeper://{login}/{root}?{settings}"));
+    let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+    let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    let root = format!("secrets-{:016x}", fastrand::u64(..));
+    for (scheme, user, host, path) in [
+        ("zookeeper", "app", zookeeper.endpoint(), format!("{root}?")),
+        // It accepts any password.
+        ("postgres", "postgres", postgres.endpoint(), format!("postgres?schema={root}&")),
+    ] {
+        for (login, settings) in [
+            (format!("{user}:{PASSWORD}"), "ttl=4s"),
+            (user.to_owned(), "password_env=STORE_PASSWORD"),
+            (user.to_owned(), "password_file=password"),
+        ] {
+            let sandbox = Sandbox::on(format!("{scheme}://{login}@{host}/{path}{settings}"));
             fs::write(sandbox.file("password"), PASSWORD).unwrap();
             let mut command = sandbox.run(&[], "echo $$ > leads; sleep 600");
-            let leader = RunningCommand::start(command.env("STORE_PASSWORD", PASSWORD).stderr(Stdio::null()));
+            command.env("STORE_PASSWORD", PASSWORD).env("PGPASSWORD", PASSWORD);
+            let leader = RunningCommand::start(command.stderr(Stdio::null()));
             let program = sandbox.wait_for_line("leads");
             let mut all = vec![leader.pid().to_string()];
             let mut next = 0;
