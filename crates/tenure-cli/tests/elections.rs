@@ -4,8 +4,8 @@ mod common;
 
 use std::process::{Command, Stdio};
 
-use common::{RunningCommand, Sandbox, code_and_stderr, eventually, stdout, succeed};
-use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use common::{RunningCommand, Sandbox, code_and_stderr, eventually, stdout, store_url, succeed};
+use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
 
 /// A candidate of an election, with a value.
 fn candidate(sandbox: &Sandbox, election: &str, id: &str) -> RunningCommand {
@@ -135,13 +135,16 @@ fn a_terminal_gets_a_header_and_columns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn elections_are_printed_on_etcd_and_zookeeper() {
+async fn elections_are_printed_on_servers() {
     // They may end with these values.
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
-    let endpoints = [("etcd", etcd.endpoint()), ("zookeeper", zookeeper.endpoint())];
+    let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    let endpoints =
+        [("etcd", etcd.endpoint()), ("zookeeper", zookeeper.endpoint()), ("postgres", postgres.endpoint())];
     for (scheme, endpoint) in endpoints {
-        let sandbox = Sandbox::on(format!("{scheme}://{endpoint}/cli-{:016x}", fastrand::u64(..)));
+        let root = format!("cli-{:016x}", fastrand::u64(..));
+        let sandbox = Sandbox::on(store_url(scheme, &endpoint, &root, ""));
         let mut billing = candidate(&sandbox, "billing", "first");
         let _reports = candidate(&sandbox, "reports", "second");
         let found = lines(&sandbox, &[], 2);

@@ -17,8 +17,8 @@ use std::{
 };
 
 use common::{
-    CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, children, eventually, is_running, kill, succeed,
-    tenure_command,
+    CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, children, eventually, is_running, kill,
+    store_url, succeed, tenure_command,
 };
 use rustix::{
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
@@ -26,7 +26,7 @@ use rustix::{
 };
 use serde_json::json;
 use tenure::{Elector, Leadership, spi::SessionRecord};
-use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
 
 /// A handover that does not wait for the TTL takes less time, also on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
@@ -54,20 +54,22 @@ while not os.path.exists('release'):
 
 /// A store of its own on each server, with a TTL of 30 s, which is as long as any wait of these tests.
 struct Stores {
-    urls: [String; 2],
-    _servers: (SharedEtcd, SharedZookeeper),
+    urls: [String; 3],
+    _servers: (SharedEtcd, SharedZookeeper, SharedPostgres),
 }
 
 impl Stores {
     async fn start() -> Self {
         let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
         let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+        let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
         let root = format!("killed-{:016x}", fastrand::u64(..));
         let urls = [
-            format!("etcd://{}/{root}?ttl=30s", etcd.endpoint()),
-            format!("zookeeper://{}/{root}?ttl=30s", zookeeper.endpoint()),
+            store_url("etcd", &etcd.endpoint(), &root, "ttl=30s"),
+            store_url("zookeeper", &zookeeper.endpoint(), &root, "ttl=30s"),
+            store_url("postgres", &postgres.endpoint(), &root, "ttl=30s"),
         ];
-        Self { urls, _servers: (etcd, zookeeper) }
+        Self { urls, _servers: (etcd, zookeeper, postgres) }
     }
 }
 
@@ -281,8 +283,8 @@ async fn an_orderly_end_does_not_end_the_session() {
 async fn a_session_of_another_process_is_not_ended() {
     for url in Stores::start().await.urls {
         let mut guard = Guard::start(&url, dead(), |record| record.nonce += 1).await;
-        // ZooKeeper finds no entry with that nonce, and etcd one with another.
-        let expected = if url.starts_with("etcd") { 69 } else { 0 };
+        // ZooKeeper finds no entry with that nonce, and the others one with another.
+        let expected = if url.starts_with("zookeeper") { 0 } else { 69 };
         assert_eq!(guard.close(""), Some(expected), "{url}");
         assert!(guard.has_session().await && guard.leadership.is_leader(), "{url}");
         guard.leadership.resign().await.unwrap();

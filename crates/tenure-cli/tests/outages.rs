@@ -9,25 +9,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill};
-use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_url};
+use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// The commands that only ask the store.
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
+/// The stores that have servers.
+const SCHEMES: [&str; 3] = ["etcd", "zookeeper", "postgres"];
+
 /// The servers, which may be this test's own and end with it.
-struct Servers(SharedEtcd, SharedZookeeper);
+struct Servers(SharedEtcd, SharedZookeeper, SharedPostgres);
 
 impl Servers {
     async fn get() -> Self {
         let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
-        Self(etcd, SharedZookeeper::get(Version::Zookeeper39).await.unwrap())
+        let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+        Self(etcd, zookeeper, SharedPostgres::get(Version::Postgres17).await.unwrap())
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 2] {
-        [("etcd", self.0.endpoint()), ("zookeeper", self.1.endpoint())]
+    fn endpoints(&self) -> [(&'static str, String); 3] {
+        [("etcd", self.0.endpoint()), ("zookeeper", self.1.endpoint()), ("postgres", self.2.endpoint())]
     }
 }
 
@@ -39,7 +43,7 @@ async fn tries_that_find_no_store_run_nothing_when_it_returns() {
         let proxy = Proxy::start(&server).await.unwrap();
         proxy.blackhole(Direction::Both);
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(format!("{scheme}://{}/{root}", proxy.endpoint()));
+        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
         let start = || sandbox.start(&["--try"], "echo x >> ran");
         let mut tries = vec![start(), start(), start()];
         let (code, stderr) = tries[0].code_and_stderr();
@@ -56,15 +60,15 @@ async fn tries_that_find_no_store_run_nothing_when_it_returns() {
         let elected = codes.iter().filter(|code| **code == Some(0)).count();
         let ran = std::fs::read_to_string(sandbox.file("ran")).unwrap_or_default();
         assert_eq!(ran.lines().count(), elected, "{scheme}: {codes:?}");
-        let healthy = Sandbox::on(format!("{scheme}://{server}/{root}"));
+        let healthy = Sandbox::on(store_url(scheme, &server, &root, ""));
         eventually("an empty queue", || healthy.candidates().is_empty().then_some(()));
     }
 }
 
 #[test]
 fn a_try_gives_up_at_once_when_nothing_listens() {
-    for store in ["etcd://127.0.0.1:1/x", "zookeeper://127.0.0.1:1/x"] {
-        let sandbox = Sandbox::on(store);
+    for scheme in SCHEMES {
+        let sandbox = Sandbox::on(store_url(scheme, "127.0.0.1:1", "x", ""));
         let began = Instant::now();
         let (code, stderr) = code_and_stderr(&mut sandbox.run(&["--try", "--quiet"], "touch ran"));
         assert_eq!(code, Some(75), "{stderr}");
@@ -78,13 +82,12 @@ fn a_try_gives_up_at_once_when_nothing_listens() {
 fn a_query_names_the_silent_store_and_gives_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().unwrap().to_string();
-    let stores =
-        [("etcd", "127.0.0.1:1"), ("zookeeper", "127.0.0.1:1"), ("etcd", &silent), ("zookeeper", &silent)];
     let silent = &silent;
+    let stores = SCHEMES.into_iter().flat_map(|scheme| [(scheme, "127.0.0.1:1"), (scheme, silent)]);
     std::thread::scope(|scope| {
         for (scheme, host) in stores {
             scope.spawn(move || {
-                let sandbox = Sandbox::on(format!("{scheme}://{host}/x"));
+                let sandbox = Sandbox::on(store_url(scheme, host, "x", ""));
                 for query in QUERIES {
                     // `observe` asks again after 2 s and waits 2 s for that, but only once it has printed something.
                     let timeout = if query == "observe" { "5s" } else { "3s" };
@@ -128,7 +131,7 @@ async fn a_query_that_the_store_answers_late_says_so_and_succeeds() {
         let proxy = Proxy::start(&server).await.unwrap();
         proxy.hold(Direction::Both);
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(format!("{scheme}://{}/{root}", proxy.endpoint()));
+        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
         let mut running = RunningCommand::start(sandbox.tenure(&["candidates"]).stderr(Stdio::piped()));
         let mut lines = BufReader::new(running.stderr()).lines();
         let first = lines.next().unwrap().unwrap();
@@ -146,7 +149,7 @@ async fn observe_says_that_the_store_is_frozen_and_back() {
     for (scheme, server) in servers.endpoints() {
         let proxy = Proxy::start(&server).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(format!("{scheme}://{}/{root}", proxy.endpoint()));
+        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
         let mut command = sandbox.tenure(&["observe"]);
         let mut running = RunningCommand::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut lines = BufReader::new(running.stderr()).lines();
@@ -168,11 +171,11 @@ async fn resign_says_that_the_store_has_stopped_answering() {
     for (scheme, server) in servers.endpoints() {
         let proxy = Proxy::start(&server).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let healthy = Sandbox::on(format!("{scheme}://{server}/{root}"));
+        let healthy = Sandbox::on(store_url(scheme, &server, &root, ""));
         let reluctant = "trap 'echo > asked' TERM; echo > leads; until test -e end; do sleep 0.02; done";
         let _leader = healthy.start(&["--ttl", "60s", "--grace-period", "20s"], reluctant);
         healthy.wait_for_line("leads");
-        let sandbox = Sandbox::on(format!("{scheme}://{}/{root}", proxy.endpoint()));
+        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
         let resign = |arguments: &[&str]| {
             let mut command = sandbox.tenure(&[&["resign"], arguments].concat());
             RunningCommand::start(command.stdout(Stdio::null()).stderr(Stdio::piped()))

@@ -17,7 +17,9 @@ use common::{
     succeed, tenure_command,
 };
 use serde_json::{Value, json};
-use tenure_containers::{CreateMode, EtcdServer, Permission, SharedEtcd, SharedZookeeper, Version};
+use tenure_containers::{
+    CreateMode, EtcdServer, Permission, SharedEtcd, SharedPostgres, SharedZookeeper, Version,
+};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// How long a candidate waits where it should be elected.
@@ -94,6 +96,12 @@ async fn a_client_campaigns_renews_and_resigns_on_etcd() {
 async fn a_client_campaigns_renews_and_resigns_on_zookeeper() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     campaigns_renews_and_resigns(&store_url("zookeeper", &server.endpoint(), "ttl=20s"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_campaigns_renews_and_resigns_on_postgres() {
+    let server = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    campaigns_renews_and_resigns(&store_url("postgres", &server.endpoint(), "ttl=20s"));
 }
 
 /// A client that has gone loses leadership when its grant ends: not before, and soon after.

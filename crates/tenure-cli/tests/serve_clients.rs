@@ -20,7 +20,7 @@ use common::{
     sidecar::{Sidecar, boot_time, store_url},
 };
 use serde::Deserialize;
-use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 const ELECTION: &str = "e";
@@ -281,6 +281,12 @@ async fn two_clients_never_lead_at_once_on_etcd() {
 async fn two_clients_never_lead_at_once_on_zookeeper() {
     let server = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     never_two_leaders(store_url("zookeeper", &server.endpoint(), &format!("ttl={TTL}"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clients_never_lead_at_once_on_postgres() {
+    let server = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    never_two_leaders(store_url("postgres", &server.endpoint(), &format!("ttl={TTL}"))).await;
 }
 
 /// The check finds what it is for.

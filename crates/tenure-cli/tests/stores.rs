@@ -11,8 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running};
-use tenure_containers::{EtcdCluster, EtcdServer, SharedEtcd, SharedZookeeper, Version};
+use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running, store_url};
+use tenure_containers::{
+    EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, SharedEtcd, SharedPostgres, SharedZookeeper,
+    Version,
+};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// Options of a term with a long grace period.
@@ -56,11 +59,21 @@ impl StoreServer {
         }
     }
 
+    async fn postgres() -> Self {
+        let server = SharedPostgres::get(Version::Postgres17).await.unwrap();
+        Self {
+            endpoint: server.endpoint(),
+            scheme: "postgres",
+            settings: "ttl=4s",
+            _server: Box::new(server),
+        }
+    }
+
     /// The program ignores the stop signal.
     async fn is_dead_in_time(&self, fault: FaultKind) {
         let proxy = Proxy::start(&self.endpoint).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let url = |endpoint: &str| format!("{}://{endpoint}/{root}?{}", self.scheme, self.settings);
+        let url = |endpoint: &str| store_url(self.scheme, endpoint, &root, self.settings);
         let mut sandbox = Sandbox::on(url(&proxy.endpoint()));
         let mut first = sandbox.start(
             &OPTIONS,
@@ -101,7 +114,7 @@ impl StoreServer {
     async fn ends_in_time_when_cut_off(&self, program: &str) {
         let proxy = Proxy::start(&self.endpoint).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(format!("{}://{}/{root}?ttl=30s", self.scheme, proxy.endpoint()));
+        let sandbox = Sandbox::on(store_url(self.scheme, &proxy.endpoint(), &root, "ttl=30s"));
         let mut run = sandbox.start(&[], program);
         let pids = sandbox.wait_for_line("pids");
         proxy.blackhole(Direction::Both);
@@ -128,6 +141,12 @@ async fn a_signal_ends_it_in_time_when_etcd_is_cut_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_a_stubborn_program_in_time_when_zookeeper_is_cut_off() {
     StoreServer::zookeeper().await.ends_in_time_when_cut_off(STUBBORN_PROGRAM).await;
+}
+
+/// Hazard G30, case 9.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_it_in_time_when_postgres_is_cut_off() {
+    StoreServer::postgres().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,13 +184,28 @@ async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_zookeeper()
     StoreServer::zookeeper().await.is_dead_in_time(FaultKind::Kill).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_postgres_is_cut_off() {
+    StoreServer::postgres().await.is_dead_in_time(FaultKind::Blackhole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_postgres() {
+    StoreServer::postgres().await.is_dead_in_time(FaultKind::Stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_postgres() {
+    StoreServer::postgres().await.is_dead_in_time(FaultKind::Kill).await;
+}
+
 /// When the program is killed, the next candidate leads at once, and not after the TTL.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_leads_at_once_when_the_program_is_killed() {
-    for server in [StoreServer::etcd().await, StoreServer::zookeeper().await] {
+    for server in [StoreServer::etcd().await, StoreServer::zookeeper().await, StoreServer::postgres().await] {
         let root = format!("cli-{:016x}", fastrand::u64(..));
         // The TTL is far longer than any wait in this test.
-        let sandbox = Sandbox::on(format!("{}://{}/{root}?ttl=40s", server.scheme, server.endpoint));
+        let sandbox = Sandbox::on(store_url(server.scheme, &server.endpoint, &root, "ttl=40s"));
         let mut first = sandbox.start(&[], "echo $$ > first; exec sleep 1000");
         let pid = sandbox.wait_for_line("first");
         let mut second = sandbox.start(&[], "echo leads > second");
@@ -229,6 +263,63 @@ async fn the_doctor_names_servers_and_what_they_grant_on_zookeeper() {
     let (code, output) = doctor(&format!("zookeeper://{}/doctor?ttl=30m", server.endpoint));
     assert_eq!(code, Some(69), "{output}");
     assert!(output.contains("problem  session: ") && output.contains("min_ttl"), "{output}");
+}
+
+/// A wrong URL, login or database, and missing rights: one line at once, which says what to do, and shows no password.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_postgres_refuses_is_said_in_one_line() {
+    const PASSWORD: &str = "Zanzibar4711";
+    const WRONG: &str = "Quagmire0815";
+    let settings = PostgresSettings::default().access_rules(&["host all all all scram-sha-256"]);
+    let server = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
+    server.admin().add_user("app", PASSWORD).await.unwrap();
+    let host = server.endpoint();
+    let good = format!("postgres://app:{PASSWORD}@{host}/postgres");
+    for (url, code, said) in [
+        (
+            format!("postgres://{host}/postgres"),
+            2,
+            "it names no user; give postgres://user@host1,host2/database",
+        ),
+        (format!("postgres://app@{host}"), 2, "it names no database"),
+        ("postgres:///postgres".to_owned(), 2, "it names no host"),
+        (format!("{good}?passwd={PASSWORD}"), 2, "unknown setting passwd; allowed are"),
+        (format!("{good}?schema=a.b"), 2, "the schema \"a.b\" is not allowed"),
+        (format!("{good}?target_session_attrs=any"), 2, "target_session_attrs=any is not read-write"),
+        (format!("postgres://app@{host}/postgres"), 69, "set PGPASSWORD"),
+        (
+            format!("postgres://app:{WRONG}@{host}/postgres"),
+            69,
+            "password authentication failed for user \"app\"",
+        ),
+        (
+            format!("postgres://nobody:{WRONG}@{host}/postgres"),
+            69,
+            "password authentication failed for user \"nobody\"",
+        ),
+        (
+            format!("postgres://app:{PASSWORD}@{host}/nowhere"),
+            69,
+            "database \"nowhere\" does not exist; create it",
+        ),
+        (good.clone(), 69, "an owner of the database has to run: CREATE SCHEMA"),
+    ] {
+        let sandbox = Sandbox::on(&*url);
+        let begun = Instant::now();
+        for mut command in [sandbox.run(&[], "touch ran"), sandbox.tenure(&["leader"])] {
+            let (exited, stderr) = common::code_and_stderr(&mut command);
+            assert_eq!(exited, Some(code), "{url}: {stderr}");
+            assert!(stderr.contains(said) && stderr.lines().count() == 1, "{url}: {stderr}");
+            assert!(!stderr.contains(PASSWORD) && !stderr.contains(WRONG), "{stderr}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(4), "{url}: {:?}", begun.elapsed());
+        assert!(!sandbox.file("ran").exists(), "{url}");
+    }
+    // An owner runs what was said.
+    let refused = common::code_and_stderr(&mut Sandbox::on(&*good).tenure(&["leader"])).1;
+    let (_, sql) = refused.split_once("has to run: ").unwrap();
+    server.admin().execute(sql).await.unwrap();
+    common::succeed(&mut Sandbox::on(good).run(&[], "true"));
 }
 
 /// Case 65, hazard G35: after the store was wiped, the check says that a resource refuses the leader, and the next step.

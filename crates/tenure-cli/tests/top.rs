@@ -6,9 +6,9 @@ mod pty;
 
 use std::process::{Command, Stdio};
 
-use common::{RunningCommand, Sandbox, code_and_stderr, eventually};
+use common::{RunningCommand, Sandbox, code_and_stderr, eventually, store_url};
 use pty::Terminal;
-use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// `tenure top` on a terminal of this size.
@@ -292,16 +292,18 @@ fn a_store_that_does_not_answer_at_the_start_is_named() {
 /// An outage takes a few rows that are updated. What was read last stays, and no log line is written over it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_shown_in_place() {
-    let (etcd, zookeeper) =
-        (SharedEtcd::get(Version::Etcd35).await, SharedZookeeper::get(Version::Zookeeper39).await);
-    let (etcd, zookeeper) = (etcd.unwrap(), zookeeper.unwrap());
-    for (scheme, endpoint) in [("etcd", etcd.endpoint()), ("zookeeper", zookeeper.endpoint())] {
+    let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
+    let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
+    let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    for (scheme, endpoint) in
+        [("etcd", etcd.endpoint()), ("zookeeper", zookeeper.endpoint()), ("postgres", postgres.endpoint())]
+    {
         let proxy = Proxy::start(&endpoint).await.unwrap();
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        let healthy = Sandbox::on(format!("{scheme}://{endpoint}/{root}"));
+        let healthy = Sandbox::on(store_url(scheme, &endpoint, &root, ""));
         let mut first = candidate(&healthy, "billing", "first");
         let _second = candidate(&healthy, "billing", "second");
-        let sandbox = Sandbox::on(format!("{scheme}://{}/{root}", proxy.endpoint()));
+        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
         let mut top = top(&sandbox, &[], 100, 24);
         top.wait_for_row("> billing");
         proxy.blackhole(Direction::Both);

@@ -8,21 +8,28 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tenure_containers::{SharedEtcd, SharedZookeeper, Version};
+use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
 use tenure_testkit::program::Program;
 
 const TTL: Duration = Duration::from_secs(20);
 
-async fn stores() -> [String; 2] {
+/// Each is the beginning of a URL, to which the name of the test's own elections is added.
+async fn stores() -> [String; 3] {
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap().endpoint();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap().endpoint();
-    [format!("etcd://{etcd}"), format!("zookeeper://{zookeeper}")]
+    let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap().endpoint();
+    [
+        format!("etcd://{etcd}/"),
+        format!("zookeeper://{zookeeper}/"),
+        format!("postgres://postgres@{postgres}/postgres?schema="),
+    ]
 }
 
 /// A URL with an election of the test's own.
 fn url(store: &str, resume_file: &Path) -> String {
     let unique = resume_file.parent().unwrap().file_name().unwrap().to_str().unwrap().trim_start_matches('.');
-    format!("{store}/{unique}?ttl={}s&resume={}", TTL.as_secs(), resume_file.display())
+    let separator = if store.contains('?') { '&' } else { '?' };
+    format!("{store}{unique}{separator}ttl={}s&resume={}", TTL.as_secs(), resume_file.display())
 }
 
 fn process(arguments: &[&str]) -> Command {

@@ -93,6 +93,14 @@ impl Sandbox {
     }
 }
 
+/// The URL of a store on this server, with elections below `root`: on PostgreSQL, in a schema with that name.
+pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str) -> String {
+    match scheme {
+        "postgres" => format!("postgres://postgres@{endpoint}/postgres?schema={root}&{settings}"),
+        _ => format!("{scheme}://{endpoint}/{root}?{settings}"),
+    }
+}
+
 /// `tenure` with these arguments, without its variables in the environment.
 pub(crate) fn tenure_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));

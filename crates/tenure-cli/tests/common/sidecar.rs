@@ -30,7 +30,7 @@ pub(crate) fn nonce() -> String {
 
 /// The URL of a new root at this server.
 pub(crate) fn store_url(scheme: &str, endpoint: &str, settings: &str) -> String {
-    format!("{scheme}://{endpoint}/serve-{:016x}?{settings}", fastrand::u64(..))
+    super::store_url(scheme, endpoint, &format!("serve-{:016x}", fastrand::u64(..)), settings)
 }
 
 /// A running `tenure serve`. It is killed when this is dropped.

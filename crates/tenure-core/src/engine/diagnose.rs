@@ -143,7 +143,7 @@ fn slow_request(shared: &ElectorContext, took: Duration) -> Option<Diagnosis> {
 fn request_failed(subject: &str, error: &BackendError) -> Diagnosis {
     let advice = match error.kind() {
         BackendErrorKind::Unauthorized | BackendErrorKind::Forbidden => {
-            "check the user, its password and its permissions: it has to read and write everything below the prefix or root"
+            "check the user, its password and its permissions: it has to read and write everything below the prefix or root, or in the schema"
         }
         BackendErrorKind::Invalid => "change the setting that the message names",
         _ => "check that the store is up, has a quorum, and can be reached from here",
