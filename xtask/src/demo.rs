@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    catalog::{ETCD_3_5, ZOOKEEPER_3_9},
+    catalog::{ETCD_3_5, POSTGRES_17, ZOOKEEPER_3_9},
     docker, images,
     servers::{Servers, remove_leftovers},
     shell::{cargo, run, say, target},
@@ -63,6 +63,8 @@ enum Store {
     Etcd,
     /// A ZooKeeper in a container, started for the purpose
     Zookeeper,
+    /// A PostgreSQL in a container, started for the purpose; it has the billing database, too
+    Postgres,
 }
 
 /// Runs the demo for each seed.
@@ -75,6 +77,7 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
         Store::Local => ("local", None),
         Store::Etcd => ("etcd", Some(&ETCD_3_5)),
         Store::Zookeeper => ("zookeeper", Some(&ZOOKEEPER_3_9)),
+        Store::Postgres => ("postgres", Some(&POSTGRES_17)),
     };
     let servers = match image {
         None => None,
@@ -92,6 +95,13 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
     for seed in options.first_seed..options.first_seed + options.seeds {
         let data = std::path::absolute(target())?.join("demo").join(format!("{name}-{seed}"));
         let store = match (image, &servers) {
+            (Some(image), Some(servers)) if options.store == Store::Postgres => {
+                servers.run_in(
+                    image,
+                    &["createdb", "--host=127.0.0.1", "--username=postgres", &database(seed)],
+                )?;
+                format!("postgres://postgres@{}/{}", servers.address_of(image)?, database(seed))
+            }
             (Some(image), Some(servers)) => format!("{name}://{}/demo-{seed}", servers.address_of(image)?),
             _ => format!("local:{}", data.join("locks").display()),
         };
@@ -103,6 +113,11 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
     }
     print_table(&reports);
     verdict(&reports)
+}
+
+/// The database of a run on PostgreSQL.
+fn database(seed: u64) -> String {
+    format!("demo_{seed}")
 }
 
 fn one_run(options: &Options, store: &str, seed: u64, data: &Path) -> Result<Value> {

@@ -79,6 +79,15 @@ impl Servers {
         let found = self.variables.iter().find(|(variable, _)| Some(*variable) == name);
         found.map(|(_, address)| address.as_str()).with_context(|| format!("no {} was started", image.name))
     }
+
+    /// Runs a program in the container of this image's server.
+    ///
+    /// # Errors
+    /// When it fails.
+    #[expect(clippy::unused_self, reason = "the server runs while this value lives")]
+    pub(crate) fn run_in(&self, image: &Image, program: &[&str]) -> Result<()> {
+        docker(["exec", &container_name(image)].iter().chain(program)).map(drop)
+    }
 }
 
 impl Drop for Servers {
@@ -120,8 +129,12 @@ fn is_running(process: &str) -> bool {
     output(&mut command("ps", ["-p", process])).is_ok()
 }
 
+fn container_name(image: &Image) -> String {
+    format!("tenure-test-shared-{}-{}", image.name.replace(':', "-"), process::id())
+}
+
 fn start(image: &Image, server: &Server, storage: Storage) -> Result<String> {
-    let name = format!("tenure-test-shared-{}-{}", image.name.replace(':', "-"), process::id());
+    let name = container_name(image);
     STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
     let (program, arguments) = server.command.split_first().context("no program is named")?;
     let mut run = command("docker", ["run", "--detach", "--pull=never"]);

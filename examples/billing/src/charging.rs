@@ -48,7 +48,7 @@ impl Biller {
         let token = leadership.fencing_token();
         let stop = leadership.cancellation_token();
         info!(token = token.get(), "leading");
-        self.database.begin_term(token, &self.name).await?;
+        self.database.begin_term(self.database.proof(&leadership), &self.name).await?;
 
         while !stop.is_cancelled() {
             let now = now_ms();
@@ -77,7 +77,7 @@ impl Biller {
     /// A crash between the two leaves a charge that is not recorded. The renewal is then still due. The next leader
     /// sends the same idempotency key, gets the earlier charge in the answer, and records it.
     async fn charge(&self, renewal: Renewal, leadership: &LeadershipHandle) -> Result<(), WriteError> {
-        let token = leadership.fencing_token();
+        let proof = self.database.proof(leadership);
         match self.request_charge(&renewal, leadership).await {
             ChargeOutcome::Charged(receipt) => {
                 if receipt.was_duplicate {
@@ -89,15 +89,15 @@ impl Biller {
                 }
                 // Also after leadership was lost: the charge was made. The fence refuses the write if there is a
                 // newer leader.
-                self.database.record(&renewal, &receipt, token).await?;
+                self.database.record(&renewal, &receipt, proof).await?;
                 debug!(subscription = renewal.subscription, charge = receipt.charge, "charged");
                 Ok(())
             }
             ChargeOutcome::Postponed(delay) => {
                 let until = now_ms() + i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
-                self.database.postpone(&renewal, until, token).await
+                self.database.postpone(&renewal, until, proof).await
             }
-            ChargeOutcome::Stale => Err(WriteError::Stale { token }),
+            ChargeOutcome::Stale => Err(WriteError::Stale { token: leadership.fencing_token() }),
             ChargeOutcome::NoLongerLeading => Ok(()),
         }
     }

@@ -1,11 +1,21 @@
-//! The leader's writes. Each is a transaction that first raises the fence to the leader's token, or is refused.
+//! The leader's writes. Each is a transaction that first proves that its writer leads, or is refused.
+//!
+//! Where the election is in this database, the proof is the election itself. Its record is locked until the commit, and no other candidate
+//! can become the leader before that. So no time is left between the check and the write, and a write that is committed was the leader's.
+//! Everywhere else it is the token: an earlier leader is refused from the first write of the next one on.
 
-use sqlx::{Any, Transaction};
-use tenure::FencingToken;
+use sqlx::{Any, AssertSqlSafe, Transaction};
+use tenure::{
+    FencingToken, LeadershipHandle,
+    postgres::{FenceError, FenceQuery},
+};
 use thiserror::Error;
 
 use super::{Database, Renewal};
 use crate::{clock::now_ms, payment_api::Receipt};
+
+/// The code with which PostgreSQL fails a statement of [`FenceQuery`] once the leadership is over.
+const FENCE_REFUSES: &str = "22P02";
 
 /// Why a write was not made.
 #[derive(Debug, Error)]
@@ -16,18 +26,45 @@ pub(crate) enum WriteError {
     /// The token does not fit into the column. No store issues such a number.
     #[error("fencing token {token} is too large for the database")]
     TokenTooLarge { token: FencingToken },
+    /// The leadership is over, by the clock or by the election in the database.
+    #[error("the transaction was not begun: {0}")]
+    Over(#[source] FenceError),
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }
 
+/// What proves that a writer leads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Proof<'a> {
+    /// Its token is not lower than that of an earlier write.
+    Token(FencingToken),
+    /// The election, which is in the same database, says so.
+    Election(&'a LeadershipHandle),
+}
+
+impl From<FencingToken> for Proof<'_> {
+    fn from(token: FencingToken) -> Self {
+        Self::Token(token)
+    }
+}
+
 impl Database {
+    /// How a leader proves in this database that it leads.
+    pub(crate) fn proof<'a>(&self, leadership: &'a LeadershipHandle) -> Proof<'a> {
+        if self.has_election { Proof::Election(leadership) } else { Proof::Token(leadership.fencing_token()) }
+    }
+
     /// Begins a term: from here on, the database refuses the writes of earlier leaders.
     ///
-    /// This waits for an earlier leader's running transaction, because that holds the fence's row. What it commits is
-    /// visible to the reads that follow.
-    pub(crate) async fn begin_term(&self, token: FencingToken, leader: &str) -> Result<(), WriteError> {
+    /// This waits for an earlier leader's running transaction, because that holds the fence's row. (Where the proof is the election, the
+    /// takeover has waited.) What it commits is visible to the reads that follow.
+    pub(crate) async fn begin_term(
+        &self,
+        proof: impl Into<Proof<'_>>,
+        leader: &str,
+    ) -> Result<(), WriteError> {
         let mut tx = self.pool.begin().await?;
-        let number = raise_fence(&mut tx, token).await?;
+        let number = prove(&mut tx, proof.into()).await?;
         sqlx::query(
             "INSERT INTO terms (token, leader, claimed_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
         )
@@ -45,10 +82,10 @@ impl Database {
         &self,
         renewal: &Renewal,
         receipt: &Receipt,
-        token: FencingToken,
+        proof: impl Into<Proof<'_>>,
     ) -> Result<(), WriteError> {
         let mut tx = self.pool.begin().await?;
-        let number = raise_fence(&mut tx, token).await?;
+        let number = prove(&mut tx, proof.into()).await?;
         sqlx::query(
             "INSERT INTO renewals (subscription, period, amount_cents, charge, token, recorded_at)
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
@@ -78,10 +115,10 @@ impl Database {
         &self,
         renewal: &Renewal,
         until: i64,
-        token: FencingToken,
+        proof: impl Into<Proof<'_>>,
     ) -> Result<(), WriteError> {
         let mut tx = self.pool.begin().await?;
-        raise_fence(&mut tx, token).await?;
+        prove(&mut tx, proof.into()).await?;
         sqlx::query("UPDATE subscriptions SET not_before = $1 WHERE id = $2 AND periods_paid = $3")
             .bind(until)
             .bind(renewal.subscription)
@@ -93,6 +130,37 @@ impl Database {
 }
 
 /// The first statement of each of the leader's transactions. Returns the token as a number.
+async fn prove(tx: &mut Transaction<'_, Any>, proof: Proof<'_>) -> Result<i64, WriteError> {
+    match proof {
+        Proof::Token(token) => raise_fence(tx, token).await,
+        Proof::Election(leadership) => check_election(tx, leadership).await,
+    }
+}
+
+/// Locks the election's record until the commit, or fails if it has another leader. It also bounds the transaction by what is left of the
+/// leadership, so that the next leader need not wait for one that is stopped within a transaction.
+async fn check_election(
+    tx: &mut Transaction<'_, Any>,
+    leadership: &LeadershipHandle,
+) -> Result<i64, WriteError> {
+    let fence = FenceQuery::new(leadership).map_err(WriteError::Over)?;
+    let checked = sqlx::query(AssertSqlSafe(fence.sql().to_owned()))
+        .bind(fence.key())
+        .bind(fence.token())
+        .bind(fence.nonce())
+        .bind(fence.milliseconds())
+        .execute(&mut **tx)
+        .await;
+    match checked {
+        Ok(_) => Ok(fence.token()),
+        Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some(FENCE_REFUSES) => {
+            Err(WriteError::Over(FenceError::Over))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Raises the fence to a token, or is refused.
 ///
 /// It locks the fence's row until the commit, so that no other leader's transaction comes between this check and the
 /// writes after it.
@@ -195,6 +263,53 @@ mod tests {
         // then: the old one's transaction fails
         assert!(stopped.commit().await.is_err());
         assert!(matches!(old.begin_term(token(7), "old").await, Err(WriteError::Stale { .. })));
+    }
+
+    /// Hazards G1 and G24, where the election is in the same database: it decides, and not the token.
+    #[tokio::test]
+    async fn only_the_leader_of_the_election_writes_to_its_database() {
+        let url = postgres().await;
+        let database = Database::open(&url).await.unwrap().with_election();
+        let subscription = |id| NewSubscription {
+            id,
+            plan: Plan::Monthly,
+            price_cents: 990,
+            started_at: 20_000 * DAY_MS,
+            periods_paid: 3,
+        };
+        database.add_subscriptions(&[subscription(1), subscription(2)]).await.unwrap();
+        let due = database.due(i64::MAX, now_ms(), 10).await.unwrap();
+        let elector = tenure::connect(&url).await.unwrap();
+
+        // given: a leader, which writes
+        let leadership = elector.campaign("billing").await.unwrap();
+        let former = leadership.handle();
+        database.begin_term(database.proof(&former), "former").await.unwrap();
+        database.record(&due[0], &RECEIPT, database.proof(&former)).await.unwrap();
+
+        // when: it leads no more, by its own knowledge or by the database's alone
+        let refused_by_election = async |leadership: &LeadershipHandle| {
+            database.record(&due[1], &RECEIPT, database.proof(leadership)).await
+        };
+        leadership.resign().await.unwrap();
+        let resigned = refused_by_election(&former).await;
+        let next = elector.campaign("billing").await.unwrap();
+        sqlx::query("DELETE FROM tenure.records WHERE key = 'e/billing'")
+            .execute(&database.pool)
+            .await
+            .unwrap();
+        let deleted = refused_by_election(&next).await;
+
+        // then: its writes are refused
+        for refused in [resigned, deleted] {
+            assert!(matches!(refused, Err(WriteError::Over(_))), "{refused:?}");
+        }
+        assert_eq!(database.recorded().await.unwrap().len(), 1);
+        let fence: i64 =
+            sqlx::query_scalar("SELECT token FROM fence").fetch_one(&database.pool).await.unwrap();
+        assert_eq!(fence, 0, "the token is not needed");
+        drop(next);
+        elector.close().await;
     }
 
     /// A leader that crashes within a transaction leaves no effect of it.

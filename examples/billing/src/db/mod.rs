@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use sqlx::{AnyConnection, AnyPool, Connection, any::AnyPoolOptions};
 
+use crate::election::is_postgres;
+
 pub(crate) use fenced::WriteError;
 pub(crate) use queries::{RecordedRenewal, Renewal, Term};
 pub(crate) use schema::NewSubscription;
@@ -22,6 +24,8 @@ const POSTGRES_IDLE_IN_TRANSACTION: &str = "SET idle_in_transaction_session_time
 pub(crate) struct Database {
     pool: AnyPool,
     engine: Engine,
+    /// Whether the election is in this database.
+    has_election: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +65,14 @@ impl Database {
                 })
             })
             .connect_lazy(&url)?;
-        let database = Self { pool, engine };
+        let database = Self { pool, engine, has_election: false };
         database.create_tables().await.context("cannot create the tables of the database")?;
         Ok(database)
+    }
+
+    /// The election is in this database, so that the leader's transactions check it.
+    pub(crate) fn with_election(self) -> Self {
+        Self { has_election: true, ..self }
     }
 
     /// Whether the database answers.
@@ -74,7 +83,7 @@ impl Database {
 
 /// The engine, and the URL for the driver.
 fn parse_url(url: &str) -> anyhow::Result<(Engine, String)> {
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+    if is_postgres(url) {
         return Ok((Engine::Postgres, url.to_owned()));
     }
     let Some(file) = url.strip_prefix("sqlite:") else {

@@ -6,12 +6,12 @@ use clap::ValueEnum;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=3s, or zookeeper://host:2181/root?ttl=4s;
-    /// by default local: in the data directory
+    /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=3s, zookeeper://host:2181/root?ttl=4s, or
+    /// postgres://user@host/database?ttl=3s; by default local: in the data directory
     #[arg(long)]
     pub(crate) store: Option<String>,
-    /// The billing database: postgres://user@host/database, without subscriptions; by default SQLite in the data
-    /// directory
+    /// The billing database: postgres://user@host/database, without subscriptions; by default that of a PostgreSQL store
+    /// with one host, else SQLite in the data directory
     #[arg(long)]
     pub(crate) database: Option<String>,
     /// The number of servers

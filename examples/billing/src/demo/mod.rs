@@ -44,7 +44,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let interrupted = signals::stop_on_signal()?;
     let directory = DataDirectory::prepare(args.data.as_deref())?;
     let (store, ttl) = with_ttl(args.store.clone().unwrap_or_else(|| directory.store_url()))?;
-    let database_url = args.database.clone().unwrap_or_else(|| directory.database_url());
+    let database_url = args.database.clone().or_else(|| election::database_of(&store));
+    let database_url = database_url.unwrap_or_else(|| directory.database_url());
 
     let summary = tokio::select! {
         summary = run_scenario(&args, seed, &scenario, &directory, &store, ttl, &database_url) => summary?,
@@ -100,7 +101,7 @@ async fn check_store(store: &str) -> anyhow::Result<()> {
     if store.parse::<StoreUrl>()?.scheme() == "memory" {
         bail!(
             "memory: works within one process, and the demo's servers are separate processes; \
-             use local:, etcd: or zookeeper:"
+             use local:, etcd:, zookeeper: or postgres:"
         );
     }
     Ok(())

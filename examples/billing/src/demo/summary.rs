@@ -210,7 +210,7 @@ fn without_password(store: &str) -> String {
     // Parsing cannot fail here, because the URL was parsed before.
     let Ok(url) = store.parse::<tenure::StoreUrl>() else { return String::new() };
     // `StoreUrl` prints the values of settings that were read, except passwords.
-    for setting in ["ttl", "drift", "grace_period", "request_timeout", "layout", "tick"] {
+    for setting in ["ttl", "drift", "grace_period", "request_timeout", "layout", "tick", "schema"] {
         let _ = url.text(setting);
     }
     url.to_string()

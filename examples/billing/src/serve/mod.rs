@@ -21,7 +21,8 @@ const HTTP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The options of `billing serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=5s, or zookeeper://host:2181/root?ttl=5s
+    /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=5s, zookeeper://host:2181/root?ttl=5s, or
+    /// postgres://user@host/database?ttl=5s
     #[arg(long)]
     store: String,
     /// The billing database: sqlite:FILE, or postgres://user@host/database
@@ -58,7 +59,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = format!("http://{}", listener.local_addr()?);
     let elector = election::connect(&args.store, &args.id, &address).await?;
-    let database = Database::open(&args.database).await?;
+    let mut database = Database::open(&args.database).await?;
+    if election::is_in_database(&args.store, &args.database) {
+        database = database.with_election();
+    }
     let biller = Biller { name: args.id.clone(), database: database.clone(), provider, ahead: args.ahead };
 
     let stop_http = CancellationToken::new();
