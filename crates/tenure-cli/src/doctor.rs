@@ -118,7 +118,7 @@ fn fence_unknown(election: &str, error: &str) -> Diagnosis {
 /// A token that the store has just assigned. etcd and ZooKeeper number all elections together, so that the next leader of any
 /// election gets a higher one. `None` for other stores.
 async fn token_of_store(elector: &dyn Elector, store: &Store) -> Result<Option<FencingToken>, Error> {
-    if store.parsed()?.hosts().is_empty() {
+    if !matches!(store.parsed()?.scheme(), "etcd" | "etcd+srv" | "zookeeper") {
         return Ok(None);
     }
     match elector.try_campaign(DOCTORS_ELECTION).await? {

@@ -359,6 +359,36 @@ async fn the_doctor_says_that_a_wiped_store_assigns_tokens_that_a_resource_refus
     }
 }
 
+/// Hazard G35: on PostgreSQL each election has tokens of its own. That of the doctor's election says nothing about another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_compares_the_token_of_the_same_election_on_postgres() {
+    let server = StoreServer::postgres().await;
+    let schema = format!("cli-{:016x}", fastrand::u64(..));
+    let sandbox = Sandbox::on(store_url("postgres", &server.endpoint, &schema, ""));
+    for _ in 0..5 {
+        common::succeed(&mut sandbox.run(&[], "echo $TENURE_FENCING_TOKEN > token"));
+    }
+    let mark = sandbox.wait_for_line("token");
+    let doctor = |mark: &str| {
+        let output = sandbox.tenure(&["doctor", "--fence", mark]).output().unwrap();
+        (output.status.code(), common::stdout(&output))
+    };
+    let (code, said) = doctor(&mark);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("warning  fence: nobody leads e, so that its tokens are not known"), "{said}");
+    let _leader = sandbox.start(&["--id", "first"], "sleep 1000");
+    eventually("the leader", || (sandbox.candidates() == ["first"]).then_some(()));
+    let (code, said) = doctor(&mark);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("a resource that has seen {mark} accepts it")), "{said}");
+    let (code, said) = doctor("4711");
+    assert_eq!(code, Some(69), "{said}");
+    assert!(
+        said.contains("the leader of e, first, has token 6: a resource that has seen 4711 refuses it"),
+        "{said}"
+    );
+}
+
 /// Case 50. Calls, heartbeats and the watch notice it; one line says so, and one that it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_member_of_a_cluster_is_said_once() {
