@@ -5,7 +5,8 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use tenure::{Candidate, Config, Connection, Elector, Error, Leaders, Leadership};
 use tenure_containers::{
-    EtcdServer, Permission, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings,
+    EtcdServer, Permission, PostgresServer, PostgresSettings, SharedZookeeper, Version, ZookeeperServer,
+    ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tenure_tests::wait_for_heartbeats;
@@ -161,6 +162,46 @@ async fn a_rotated_password_file_is_followed_on_zookeeper() {
     }
 }
 
+/// A PostgreSQL server whose user `app` has this password, and may create a schema.
+async fn postgres(version: Version, password: &str) -> PostgresServer {
+    let settings = PostgresSettings::default().access_rules(&["host all all all scram-sha-256"]);
+    let server = PostgresServer::start_with(version, &settings).await.unwrap();
+    server.admin().add_user("app", password).await.unwrap();
+    server.admin().execute("GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
+    server
+}
+
+/// Hazard G33: the same for PostgreSQL, which asks for the password when a connection is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_password_file_is_followed_on_postgres() {
+    for (version, first) in
+        Version::POSTGRES.into_iter().flat_map(|version| ORDERS.map(|first| (version, first)))
+    {
+        let server = postgres(version, OLD).await;
+        let change = async || {
+            server.admin().execute(&format!("ALTER ROLE app PASSWORD '{NEW}'")).await.unwrap();
+            assert!(server.admin().terminate_connections().await.unwrap() > 0);
+        };
+        let file = PasswordFile::new(OLD);
+        let url =
+            format!("postgres://app@{}/postgres?password_file={}", server.endpoint(), file.path().display());
+        let electors = Electors::start(&url, Duration::from_secs(9)).await;
+        match first {
+            ChangedFirst::File => {
+                file.rotate(NEW);
+                wait_for_heartbeats(&electors.leadership).await;
+                change().await;
+            }
+            ChangedFirst::Server => {
+                change().await;
+                until("the refusal is reported", async || electors.reports_refused_password()).await;
+                file.rotate(NEW);
+            }
+        }
+        electors.hand_over_twice().await;
+    }
+}
+
 /// Hazard G33: the same for ZooKeeper's digest scheme, where a new password makes a new user: an operator grants it the
 /// permissions of the old one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -211,9 +252,11 @@ async fn a_wrong_password_file_is_read_again() {
     server.admin().enable_auth("root-password").await.unwrap();
     let settings = ZookeeperSettings::default().sasl_users(&[("app", NEW)]);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
+    let postgres = postgres(Version::Postgres17, NEW).await;
     for store in [
         format!("etcd://app@{}/acme?", server.endpoint()),
         format!("zookeeper://app@{}/acme?auth=sasl&", zookeeper.endpoint()),
+        format!("postgres://app@{}/postgres?", postgres.endpoint()),
     ] {
         let file = PasswordFile::new(OLD);
         let url = format!("{store}password_file={}", file.path().display());

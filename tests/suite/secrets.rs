@@ -15,9 +15,13 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tenure::{
     Config, Elector, Error, Leadership, Secret, StoreUrl, Tls,
     etcd::{EtcdBackend, EtcdConfig},
+    postgres::PostgresConfig,
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
-use tenure_containers::{EtcdServer, Permission, TlsFiles, Version, ZookeeperServer, ZookeeperSettings};
+use tenure_containers::{
+    EtcdServer, Permission, PostgresServer, PostgresSettings, TlsFiles, Version, ZookeeperServer,
+    ZookeeperSettings,
+};
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -106,8 +110,9 @@ async fn run_failing(printed: &Printed, url: &str, error: &str) {
     elector.close().await;
 }
 
-/// The environment variables with the right and the wrong password.
-const VARIABLES: [(&str, &str); 2] = [("TENURE_TEST_PASSWORD", PASSWORD), ("TENURE_TEST_WRONG", WRONG)];
+/// The environment variables with the right and the wrong password, and that of PostgreSQL's own programs.
+const VARIABLES: [(&str, &str); 3] =
+    [("TENURE_TEST_PASSWORD", PASSWORD), ("TENURE_TEST_WRONG", WRONG), ("PGPASSWORD", PASSWORD)];
 
 /// Runs this test in a child process with the variables, and returns true; returns false in the child. A process cannot
 /// safely set its own variables.
@@ -148,6 +153,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
     if run_in_child_with_variables("nothing_that_is_printed_holds_a_secret").await {
         return;
     }
+    // Before anything is printed: the client of the superuser prints the statement that sets the password.
+    let settings = PostgresSettings::default().access_rules(&["host all all all scram-sha-256"]);
+    let postgres = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
+    postgres.admin().add_user("app", PASSWORD).await.unwrap();
+    postgres.admin().execute("GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()
@@ -170,7 +180,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
 
     // Leaders that lose the store and reconnect.
-    let (one, other) = (etcd.endpoint(), zookeeper.endpoint());
+    let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("password"), PASSWORD).unwrap();
@@ -181,6 +191,10 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("etcd://app@{one}/acme/variable?password_env={}", VARIABLES[0].0),
         format!("zookeeper://app:{PASSWORD}@{other}/digest"),
         format!("zookeeper://app:{PASSWORD}@{other}/sasl?auth=sasl"),
+        format!("postgres://app:{PASSWORD}@{third}/postgres"),
+        format!("postgres://app@{third}/postgres?schema=file&password_file={}", path("password")),
+        format!("postgres://app@{third}/postgres?schema=variable&password_env={}", VARIABLES[0].0),
+        format!("postgres://app@{third}/postgres?schema=libpq"),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -192,13 +206,17 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("etcd://app@{one}/acme?password_env={}", VARIABLES[1].0),
         format!("zookeeper://app:{WRONG}@{other}/digest"),
         format!("zookeeper://app:{WRONG}@{other}/sasl?auth=sasl"),
+        format!("postgres://app:{WRONG}@{third}/postgres"),
+        format!("postgres://app@{third}/postgres?password_env={}", VARIABLES[1].0),
     ] {
         run_refused(&printed, &url).await;
     }
-    let url = format!("etcd://app@{one}/acme?password_file={}", path("wrong"));
-    run_failing(&printed, &url, "is read again and the login retried").await;
+    for store in [format!("etcd://app@{one}/acme"), format!("postgres://app@{third}/postgres")] {
+        let url = format!("{store}?password_file={}", path("wrong"));
+        run_failing(&printed, &url, "is read again and the login retried").await;
+    }
     root.change_password("app", WRONG).await.unwrap();
-    let fault = zookeeper.kill().await.unwrap();
+    let faults = [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap()];
     for (elector, leadership) in &leaders {
         within("the loss", leadership.lost()).await;
         printed.add_debug(&leadership.loss());
@@ -208,7 +226,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
             printed.add_error(&lost);
         }
     }
-    fault.heal().await.unwrap();
+    for fault in faults {
+        fault.heal().await.unwrap();
+    }
     for (elector, leadership) in leaders {
         drop(leadership);
         elector.close().await;
@@ -231,14 +251,22 @@ async fn nothing_that_is_printed_holds_a_secret() {
         let url: StoreUrl = url.parse().unwrap();
         writeln!(printed.clone(), "{url} {url:?}").unwrap();
         printed.add_error(&url.invalid("for some reason"));
-        if url.scheme() == "etcd" {
-            let config = EtcdConfig::from_url(&url).unwrap().tls(tls.clone());
-            printed.add_debug(&config);
-            printed.add_debug(&EtcdBackend::new(config).unwrap());
-        } else {
-            let config = ZookeeperConfig::from_url(&url).unwrap().tls(tls.clone());
-            printed.add_debug(&config);
-            printed.add_debug(&ZookeeperBackend::new(config).unwrap());
+        match url.scheme() {
+            "etcd" => {
+                let config = EtcdConfig::from_url(&url).unwrap().tls(tls.clone());
+                printed.add_debug(&config);
+                printed.add_debug(&EtcdBackend::new(config).unwrap());
+            }
+            "zookeeper" => {
+                let config = ZookeeperConfig::from_url(&url).unwrap().tls(tls.clone());
+                printed.add_debug(&config);
+                printed.add_debug(&ZookeeperBackend::new(config).unwrap());
+            }
+            _ => {
+                let config = PostgresConfig::from_url(&url).unwrap();
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::postgres::backend(config).unwrap());
+            }
         }
     }
     let (cert, key, broken) = (path("cert"), path("key"), path("broken"));
@@ -259,6 +287,17 @@ async fn nothing_that_is_printed_holds_a_secret() {
         let closed = format!("{scheme}://app:{PASSWORD}@127.0.0.1:1/x?ca={cert}&cert={cert}&key={key}");
         run_failing(&printed, &closed, "").await;
     }
+    for url in [
+        format!("postgres://app:{PASSWORD}@h:port/db"),
+        format!("postgres://app:{PASSWORD}@h/db?password={PASSWORD}"),
+        format!("postgres://app@h/db?passwd={PASSWORD}"),
+        format!("postgres://app@h/db?password_env={PASSWORD}"),
+        format!("postgres://app:{PASSWORD}@h/db?password_file=/nowhere"),
+        format!("postgres://app:{PASSWORD}@h"),
+    ] {
+        printed.add_error(&tenure::connect(&url).await.unwrap_err());
+    }
+    run_failing(&printed, &format!("postgres://app:{PASSWORD}@127.0.0.1:1/x"), "").await;
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
     let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
@@ -282,6 +321,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         "etcd lease granted",
         "invalid peer certificate",
         "the member refused our certificate",
+        "password authentication failed for user",
         "tenure_is_leader{",
         "tenure_store_failures_total",
     ] {
