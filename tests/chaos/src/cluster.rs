@@ -141,6 +141,15 @@ impl Cluster {
         all
     }
 
+    /// The last lines of a server's log.
+    pub(crate) async fn last_log_lines(&self, member: usize) -> String {
+        match self {
+            Self::Etcd(cluster) => cluster.member(member).last_log_lines().await,
+            Self::Zookeeper(ensemble) => ensemble.member(member).last_log_lines().await,
+            Self::Postgres(supervised) => supervised.cluster().member(member).last_log_lines().await,
+        }
+    }
+
     /// The entries of an election.
     pub(crate) async fn entries(&self, election: &str) -> Result<Vec<String>> {
         let leader = self.leader().await?;

@@ -33,8 +33,11 @@ struct Report {
     /// The safety rule that was disabled, if any.
     mutant: Option<String>,
     trials: usize,
+    /// Violations of any promise.
     overlaps: u64,
     max_overlap_ms: Option<f64>,
+    /// Of these, terms whose token is not higher than that of an earlier term.
+    stale_tokens: u64,
     /// Writes of an earlier leader that the register accepted after one of a later leader, and that it refused.
     stale_writes_accepted: u64,
     writes_refused: u64,
@@ -134,6 +137,7 @@ fn evaluate(options: &TrialOptions, rule: Option<Rule>, mut outcome: Outcome, be
         trials: outcome.trials,
         overlaps: verdict.overlaps + verdict.stale_tokens + verdict.work_outside_window,
         max_overlap_ms: verdict.max_overlap.map(|nanos| nanos as f64 / 1e6),
+        stale_tokens: verdict.stale_tokens,
         stale_writes_accepted: verdict.stale_writes_accepted,
         writes_refused: verdict.writes_refused,
         lost: outcome.lost,

@@ -32,6 +32,9 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// How many ports are tried until one is free.
 const MAX_PORT_ATTEMPTS: usize = 20;
 
+/// How often the engine tries to freeze a container whose processes start others.
+const MAX_PAUSE_ATTEMPTS: usize = 10;
+
 /// How long a server may take to stop before it is killed.
 const STOP_TIMEOUT_SECONDS: i32 = 10;
 /// How many lines of a server's log an error message quotes.
@@ -142,7 +145,20 @@ impl Container {
     }
 
     pub(crate) async fn pause(&self) -> Result<(), ContainerError> {
-        self.started()?.pause().await.map_err(|error| failure(&self.command("pause"), error))
+        let started = self.started()?;
+        let mut attempt = 1;
+        loop {
+            let paused = started.pause().await.map_err(|error| failure(&self.command("pause"), error));
+            match paused {
+                // A process that starts another one at the same time escapes.
+                Err(ContainerError::Docker { message, .. })
+                    if attempt < MAX_PAUSE_ATTEMPTS && message.contains("unable to freeze") =>
+                {
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     pub(crate) async fn unpause(&self) -> Result<(), ContainerError> {

@@ -119,6 +119,11 @@ impl<A: StoreAdmin> Server<A> {
         self.wait_until_ready().await
     }
 
+    /// The last lines that the server has printed to its standard error.
+    pub async fn last_log_lines(&self) -> String {
+        self.container.last_log_lines().await
+    }
+
     pub(crate) fn spec(&self) -> &ContainerSpec {
         &self.spec
     }

@@ -103,7 +103,8 @@ async fn wait_for_servers(cluster: &Cluster, report: &mut Report) -> Result<()> 
             for (member, health) in health.iter().enumerate() {
                 let Err(error) = health else { continue };
                 if restarted.insert(member) {
-                    report.add_restarted_server(&format!("server {member} is restarted: {error:#}"));
+                    let log = cluster.last_log_lines(member).await;
+                    report.add_restarted_server(&format!("server {member} is restarted: {error:#}\n{log}"));
                     cluster.inject(member, FaultKind::Kill).await?.heal().await?;
                 }
             }

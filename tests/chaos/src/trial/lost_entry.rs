@@ -55,11 +55,9 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
             outcome.gaps.push(elected_at?.saturating_sub(term.last_valid()));
         }
         outcome.trials += ELECTIONS;
-        drop(leading);
-        for elector in [leader, successor] {
-            // The leader cannot reach the store any more.
-            let _ = timeout(TTL * 2, elector.close()).await;
-        }
+        // It cannot reach the store any more.
+        drop((leading, leader));
+        let _ = timeout(STEP_TIMEOUT, successor.close()).await;
         not_replicated.heal().await?;
         cluster.wait_for_replica(promoted).await?;
     }
