@@ -35,6 +35,12 @@ impl Samples {
         self.0.push(time);
     }
 
+    pub(crate) fn add_if(&mut self, is_counted: bool, time: Duration) {
+        if is_counted {
+            self.add(time);
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

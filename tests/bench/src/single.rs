@@ -23,6 +23,8 @@ const TTL: Duration = Duration::from_secs(30);
 pub(crate) const SETTLE_TIME: Duration = Duration::from_millis(150);
 /// A pause that is shorter than the background activity after a campaign.
 pub(crate) const SHORT_PAUSE: Duration = Duration::from_millis(15);
+/// How many handovers come first: on PostgreSQL, an elector polls until it has seen that notifications are delivered.
+const WARM_UP: usize = 2;
 /// A handover to a candidate that polls, at a random time between two polls.
 pub(crate) const POLLING: &str = "handover, 2 candidates, by polling";
 
@@ -220,9 +222,10 @@ async fn handovers(
     let (mut elector, leading) = queue.pop_front().context("there are candidates")?;
     let mut leads = leading.await??.0;
     let mut resigned = None;
-    for _ in 0..rounds {
+    for round in 0..WARM_UP + rounds {
         if let Some(raw) = raw.as_mut() {
-            floor.add(raw.handover(quiet()).await?);
+            let took = raw.handover(quiet()).await?;
+            floor.add_if(round >= WARM_UP, took);
         }
         // The candidate that resigned last enters again, at the end of the queue.
         queue.extend(resigned.take().map(|elector| campaign_loop(elector, &election)));
@@ -233,7 +236,7 @@ async fn handovers(
         let (given_back, led) = tokio::join!(leads.resign(), leading);
         given_back?;
         let (next_leads, at) = led??;
-        ours.add(at - begun);
+        ours.add_if(round >= WARM_UP, at - begun);
         resigned = Some(std::mem::replace(&mut elector, next));
         leads = next_leads;
     }
