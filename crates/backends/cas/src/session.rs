@@ -57,7 +57,7 @@ pub(crate) struct CasSession<S> {
     /// The session's record, as this process knows it. Locked while a heartbeat is sent.
     own: tokio::sync::Mutex<OwnRecord>,
     /// The requests to enter that may have a slot, or may get one, by nonce.
-    entries: Mutex<BTreeMap<u128, Pending>>,
+    entries: Arc<Entries>,
     /// A candidate was made the leader by a swap of its own.
     has_won: AtomicBool,
     /// Collects garbage, until the session is dropped.
@@ -70,6 +70,25 @@ struct Pending {
     election: ElectionName,
     /// How many of its swaps have conflicted, in all calls.
     conflicts: u32,
+    /// The record of the election that was seen last, if the candidate led in it.
+    led: Option<Box<(Version, Election)>>,
+}
+
+/// Requests to enter, by nonce.
+#[derive(Debug, Default)]
+pub(crate) struct Entries(Mutex<BTreeMap<u128, Pending>>);
+
+impl Entries {
+    /// Notes the latest record in which a candidate leads. If it is still that one when the candidate resigns, it need not be read again.
+    pub(crate) fn note_led(&self, nonce: Nonce, version: Version, election: Election) {
+        if let Some(pending) = lock(&self.0).get_mut(&nonce.0) {
+            pending.led = Some(Box::new((version, election)));
+        }
+    }
+
+    fn take_led(&self, nonce: Nonce) -> Option<(Version, Election)> {
+        lock(&self.0).get_mut(&nonce.0)?.led.take().map(|led| *led)
+    }
 }
 
 #[derive(Debug)]
@@ -133,7 +152,7 @@ impl<S: CasStore> CasSession<S> {
             drift: options.drift,
             epoch,
             own: tokio::sync::Mutex::new(own),
-            entries: Mutex::default(),
+            entries: Arc::default(),
             has_won: AtomicBool::new(false),
             garbage,
         })
@@ -240,7 +259,9 @@ impl<S: CasStore> CasSession<S> {
                         self.check_own().await?;
                     }
                     self.has_won.store(true, SeqCst);
-                    return Ok(Entered::Leads(self.won(request, &election)?));
+                    let won = self.won(request, &election)?;
+                    self.entries.note_led(Nonce(request.nonce), version.clone(), election);
+                    return Ok(Entered::Leads(won));
                 }
                 // A campaign that does not wait takes over, too, if it comes again when the timers have run (hazard C16).
                 let found = (version, &election);
@@ -278,7 +299,7 @@ impl<S: CasStore> CasSession<S> {
                 Err(error) => {
                     if is_first && error.is_permanent() {
                         // Refused, and nothing else was sent.
-                        lock(&self.entries).remove(&request.nonce);
+                        lock(&self.entries.0).remove(&request.nonce);
                     }
                     return Err(error);
                 }
@@ -288,8 +309,8 @@ impl<S: CasStore> CasSession<S> {
 
     /// Notes that a swap for this request is sent. Returns whether it is the first one.
     fn note_sent(&self, request: &EntryRequest) -> bool {
-        let pending = Pending { election: request.election.clone(), conflicts: 0 };
-        let mut entries = lock(&self.entries);
+        let pending = Pending { election: request.election.clone(), conflicts: 0, led: None };
+        let mut entries = lock(&self.entries.0);
         let is_first = !entries.contains_key(&request.nonce);
         entries.entry(request.nonce).or_insert(pending);
         is_first
@@ -297,7 +318,7 @@ impl<S: CasStore> CasSession<S> {
 
     /// Pauses for longer with each conflict of the request, also of earlier calls (rule 8).
     async fn pause_after_conflict(&self, request: &EntryRequest) {
-        let conflicts = lock(&self.entries).get_mut(&request.nonce).map_or(0, |pending| {
+        let conflicts = lock(&self.entries.0).get_mut(&request.nonce).map_or(0, |pending| {
             pending.conflicts += 1;
             pending.conflicts - 1
         });
@@ -390,7 +411,9 @@ impl<S: CasStore> CasSession<S> {
                             Some(checked) => checked?,
                             None => self.check_own().await?,
                         }
-                        return self.won(request, election);
+                        let won = self.won(request, election)?;
+                        self.entries.note_led(nonce, version.clone(), election.clone());
+                        return Ok(won);
                     }
                     Some(at) => look_at = at,
                 },
@@ -470,6 +493,15 @@ impl<S: CasStore> CasSession<S> {
             false => Freshness::Fresh,
         };
         let client = &self.shared.client;
+        if let Some((version, led)) = self.entries.take_led(nonce) {
+            let epoch = client.epoch().await?;
+            let next = led.without(epoch, |slot| slot.is(&self.id, nonce))?;
+            if let Swap::Done(_) = client.swap_election(election, Some(&version), epoch, &next).await? {
+                lock(&self.entries.0).remove(&nonce.0);
+                return Ok(());
+            }
+            // It has changed meanwhile.
+        }
         let change = client.change_election(election, freshness, |found, epoch| {
             let has_slot = found.is_some_and(|election| election.place(&self.id, nonce).is_some());
             let may_conclude = is_disabled(CasRule::NoReadConcludes)
@@ -483,7 +515,7 @@ impl<S: CasStore> CasSession<S> {
             Ok(Change::Swap(next, ()))
         });
         change.await?;
-        lock(&self.entries).remove(&nonce.0);
+        lock(&self.entries.0).remove(&nonce.0);
         Ok(())
     }
 }
@@ -539,7 +571,7 @@ impl<S: CasStore> BackendSession for CasSession<S> {
     async fn enter(&self, request: &EntryRequest) -> Result<Entered, BackendError> {
         match self.enter_queue(request).await {
             // The engine withdraws no request that was refused for good.
-            Err(error) if error.is_permanent() && lock(&self.entries).contains_key(&request.nonce) => {
+            Err(error) if error.is_permanent() && lock(&self.entries.0).contains_key(&request.nonce) => {
                 match self.withdraw(&request.election, Nonce(request.nonce)).await {
                     Ok(()) => Err(error),
                     Err(failed) => {
@@ -562,9 +594,11 @@ impl<S: CasStore> BackendSession for CasSession<S> {
     }
 
     fn entry_watcher(&self) -> Box<dyn EntryWatcher> {
-        let (shared, id, ttl) = (Arc::clone(&self.shared), self.id.clone(), self.ttl);
+        let (shared, entries) = (Arc::clone(&self.shared), Arc::clone(&self.entries));
+        let (id, ttl) = (self.id.clone(), self.ttl);
         Box::new(PerEntryWatcher::new(move |entry, for_resign_requests| {
-            watcher::wait_event(Arc::clone(&shared), (id.clone(), ttl), entry, for_resign_requests)
+            let (shared, entries) = (Arc::clone(&shared), Arc::clone(&entries));
+            watcher::wait_event(shared, entries, (id.clone(), ttl), entry, for_resign_requests)
         }))
     }
 
@@ -586,7 +620,7 @@ impl<S: CasStore> BackendSession for CasSession<S> {
     async fn close(&self) -> Result<(), BackendError> {
         self.garbage.abort();
         let ended = self.end().await;
-        let entries = lock(&self.entries).clone();
+        let entries = lock(&self.entries.0).clone();
         let withdrawals: Vec<_> =
             entries.iter().map(|(nonce, pending)| self.withdraw(&pending.election, Nonce(*nonce))).collect();
         let withdrawn: Vec<_> =
@@ -600,7 +634,7 @@ impl<S: CasStore> BackendSession for CasSession<S> {
 impl CasSession<crate::memory::MemoryCasClient> {
     /// The number of requests to enter that are remembered.
     pub(crate) fn pending(&self) -> usize {
-        lock(&self.entries).len()
+        lock(&self.entries.0).len()
     }
 }
 
@@ -618,7 +652,7 @@ impl CasSession<crate::memory::MemoryCasClient> {
             drift: self.drift,
             epoch: self.epoch,
             own: tokio::sync::Mutex::new(copied),
-            entries: Mutex::new(lock(&self.entries).clone()),
+            entries: Arc::new(Entries(Mutex::new(lock(&self.entries.0).clone()))),
             has_won: AtomicBool::new(false),
             garbage: tokio::spawn(std::future::pending()),
         }

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::{
     hints::{Hints, Wake},
     record::{SessionId, Slot, election_key},
+    session::Entries,
     shared::Shared,
     store::{CasStore, Freshness},
 };
@@ -17,6 +18,7 @@ use crate::{
 /// Reads fresh after a hint and once per TTL, because a replica may stand still, and when a replica shows a change.
 pub(crate) async fn wait_event<S: CasStore>(
     shared: Arc<Shared<S>>,
+    entries: Arc<Entries>,
     (session, ttl): (SessionId, Duration),
     entry: Entry,
     for_resign_requests: bool,
@@ -41,7 +43,14 @@ pub(crate) async fn wait_event<S: CasStore>(
             Some(slot) if slot.resign_requested && for_resign_requests => {
                 return Ok(EntryEvent::ResignRequested);
             }
-            Some(_) => {}
+            Some(slot) => {
+                let nonce = slot.nonce;
+                if let Some((version, election)) =
+                    found.filter(|(_, election)| election.place(&session, nonce) == Some(0))
+                {
+                    entries.note_led(nonce, version, election);
+                }
+            }
             None if freshness == Freshness::Fresh => return Ok(EntryEvent::Deleted),
             // A replica may lag.
             None => {

@@ -1,6 +1,7 @@
 //! What the recipe does, apart from its safety rules.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -11,7 +12,7 @@ use std::{
 use futures::{StreamExt as _, future::try_join_all};
 use tenure_core::{
     SimClock,
-    spi::{Backend as _, BackendErrorKind, Entered, QueuePosition, SessionOptions},
+    spi::{Backend as _, BackendErrorKind, Entered, EntryEvent, QueuePosition, SessionOptions},
 };
 use tokio::{sync::mpsc, time::Instant};
 
@@ -123,6 +124,35 @@ async fn conflicts_are_counted_across_calls() {
     let swaps = give_up_early(2).await;
     assert!(swaps >= 3, "{swaps}");
     rivalry.abort();
+}
+
+/// A leader knows the record from which it removes its slot, unless that has just changed.
+#[tokio::test(start_paused = true)]
+async fn a_leader_resigns_with_one_request() {
+    let store = MemoryCas::with_options(MemoryCasOptions { hints: true, ..MemoryCasOptions::default() });
+    let (leader, next) = (Host::new(&store).await, Host::new(&store).await);
+    let requests_to_leave = async || {
+        let before = store.requests();
+        leader.leave("e", 1).await;
+        assert!(stored(&store, "e").queue.iter().all(|slot| slot.session.to_string() != leader.session.id()));
+        store.requests() - before
+    };
+    leader.lead("e", 1).await;
+    assert_eq!(requests_to_leave().await, 1);
+    // Others enter. What the leader has not seen is a conflict, after which the record is read.
+    leader.lead("e", 1).await;
+    next.queue("e", 2).await;
+    assert_eq!(requests_to_leave().await, 3);
+    next.leave("e", 2).await;
+    // It sees them while it watches for resign requests.
+    let Entered::Leads(won) = leader.enter("e", 1).await.unwrap() else { panic!("nobody is ahead") };
+    let mut watcher = leader.session.entry_watcher();
+    watcher.add(1, &won.entry);
+    let watching = tokio::spawn(async move { poll_fn(|context| watcher.poll_next(context)).await });
+    next.queue("e", 2).await;
+    sleep(0.1).await;
+    assert_eq!(requests_to_leave().await, 1);
+    assert_eq!(watching.await.unwrap().unwrap(), (1, EntryEvent::Deleted));
 }
 
 /// Rule 8.
