@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, pin::pin, time::Duration};
 
 use futures::{
-    FutureExt as _, StreamExt as _,
+    StreamExt as _,
     stream::{self, BoxStream, FuturesUnordered},
 };
 use tenure_core::{
@@ -26,12 +26,15 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// What the server sends without being asked. Drives the connection, and ends with it.
 pub(crate) type Messages = BoxStream<'static, Result<AsyncMessage, Error>>;
 
-/// A connection to a primary.
-pub(crate) struct Primary {
+/// A connection to a server, and what it is.
+pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) messages: Messages,
     pub(crate) host: String,
+    pub(crate) version: String,
+    pub(crate) is_read_only: bool,
     pub(crate) cluster: i64,
+    /// Zero for a standby.
     pub(crate) timeline: i32,
     has_schema: bool,
     has_tables: bool,
@@ -45,27 +48,19 @@ pub(crate) async fn connect(
     config: &PostgresConfig,
     statements: &Statements,
     earlier: Option<(i64, i32)>,
-) -> Result<Primary, BackendError> {
-    let mut attempts: FuturesUnordered<_> = config
-        .endpoints()
-        .enumerate()
-        .map(|(number, (host, port))| {
-            let name = format!("{host}:{port}");
-            let attempt = connect_host(config, statements, Endpoint { number, host, port });
-            timeout(config.connect_timeout, attempt).map(move |outcome| {
-                let late = || failure(&name, format!("no answer within {:?}", config.connect_timeout));
-                outcome.unwrap_or_else(|_| Err(late()))
-            })
-        })
-        .collect();
-    let (mut found, mut failures) = (Vec::<Primary>::new(), Vec::new());
+) -> Result<Server, BackendError> {
+    let mut attempts = attempts(config, statements);
+    let (mut found, mut failures) = (Vec::<Server>::new(), Vec::new());
     let mut until = None;
     // Each attempt ends by itself, before that.
-    while let Ok(Some(outcome)) =
+    while let Ok(Some((host, outcome))) =
         timeout_at(until.unwrap_or_else(|| Instant::now() + 2 * config.connect_timeout), attempts.next())
             .await
     {
         match outcome {
+            Ok(server) if server.is_read_only => {
+                failures.push(failure(&host, "it is read-only, as a standby is"));
+            }
             Ok(primary) => {
                 until.get_or_insert_with(|| Instant::now() + OTHER_HOSTS);
                 found.push(primary);
@@ -101,6 +96,22 @@ pub(crate) async fn connect(
     Ok(primary)
 }
 
+/// Connects to each host.
+pub(crate) fn attempts(
+    config: &PostgresConfig,
+    statements: &Statements,
+) -> FuturesUnordered<impl Future<Output = (String, Result<Server, BackendError>)>> {
+    let attempts = config.endpoints().enumerate().map(|(number, (host, port))| async move {
+        let name = format!("{host}:{port}");
+        let attempt = connect_host(config, statements, Endpoint { number, host, port });
+        let outcome = timeout(config.connect_timeout, attempt).await.unwrap_or_else(|_| {
+            Err(failure(&name, format!("no answer within {:?}", config.connect_timeout)))
+        });
+        (name, outcome)
+    });
+    attempts.collect()
+}
+
 /// One of the configured hosts.
 #[derive(Clone, Copy)]
 struct Endpoint<'a> {
@@ -114,7 +125,7 @@ async fn connect_host(
     config: &PostgresConfig,
     statements: &Statements,
     endpoint: Endpoint<'_>,
-) -> Result<Primary, BackendError> {
+) -> Result<Server, BackendError> {
     let Endpoint { host, port, .. } = endpoint;
     let name = format!("{host}:{port}");
     let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| failure(&name, error))?;
@@ -135,31 +146,24 @@ async fn connect_address(
     statements: &Statements,
     endpoint: Endpoint<'_>,
     address: IpAddr,
-) -> Result<Primary, BackendError> {
+) -> Result<Server, BackendError> {
     let name = format!("{}:{}", endpoint.host, endpoint.port);
-    let (client, messages) = log_in(config, endpoint, address).await?;
+    let (client, mut messages) = log_in(config, endpoint, address).await?;
     let what = format!("inspecting PostgreSQL at {name}");
-    let mut primary = Primary {
+    let rows = driven(&mut messages, &what, client.query_typed(&statements.inspect, &[])).await?;
+    let row = rows.first().ok_or_else(|| failure(&name, "it does not say what it is"))?;
+    let failed = |error: Error| classify(&what, &error);
+    Ok(Server {
+        is_read_only: row.try_get(0).map_err(failed)?,
+        cluster: row.try_get(1).map_err(failed)?,
+        timeline: row.try_get(2).map_err(failed)?,
+        has_schema: row.try_get(3).map_err(failed)?,
+        has_tables: row.try_get(4).map_err(failed)?,
+        version: row.try_get(5).map_err(failed)?,
+        host: name,
         client,
         messages,
-        host: name,
-        cluster: 0,
-        timeline: 0,
-        has_schema: false,
-        has_tables: false,
-    };
-    let answer = primary.client.query_typed(&statements.inspect, &[]);
-    let rows = driven(&mut primary.messages, &what, answer).await?;
-    let row = rows.first().ok_or_else(|| failure(&primary.host, "it does not say what it is"))?;
-    let get = |error: Error| classify(&what, &error);
-    if row.try_get(0).map_err(get)? {
-        return Err(failure(&primary.host, "it is read-only, as a standby is"));
-    }
-    primary.cluster = row.try_get(1).map_err(get)?;
-    primary.timeline = row.try_get(2).map_err(get)?;
-    primary.has_schema = row.try_get(3).map_err(get)?;
-    primary.has_tables = row.try_get(4).map_err(get)?;
-    Ok(primary)
+    })
 }
 
 /// Opens a connection. A file with passwords is read again when it may have changed, and a refused password is retried for a while (hazard
@@ -263,7 +267,7 @@ pub(crate) async fn next_message(messages: &mut Messages, what: &str) -> Result<
     }
 }
 
-impl Primary {
+impl Server {
     /// Creates the tables. Concurrent calls wait for each other, and the last ones find them.
     async fn migrate(
         &mut self,
@@ -279,7 +283,7 @@ impl Primary {
                     "{error}; an owner of the database has to run: {}; {}; {}",
                     statements.create_schema,
                     statements.create_tables,
-                    statements.grant.replace("ROLE", &format!("\"{}\"", config.user.replace('"', "\"\"")))
+                    statements.grant(&config.user)
                 );
                 Err(BackendError::new(BackendErrorKind::Forbidden, text))
             }

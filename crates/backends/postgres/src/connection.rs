@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::PostgresConfig,
-    connect::{Messages, Primary, connect},
+    connect::{Messages, Server, connect},
     error::{classify, is_of_a_standby},
     schema::Statements,
 };
@@ -169,7 +169,7 @@ impl Requests {
             );
             return Err(BackendError::new(BackendErrorKind::Unavailable, text));
         };
-        let Primary { client, messages, host, cluster, timeline, .. } =
+        let Server { client, messages, host, cluster, timeline, .. } =
             connect(&self.config, &self.statements, seen).await?;
         if seen.is_some_and(|seen| seen != (cluster, timeline)) {
             info!(host, timeline, "PostgreSQL has failed over");

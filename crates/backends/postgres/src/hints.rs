@@ -23,7 +23,7 @@ use tokio_postgres::{AsyncMessage, types::Type};
 use tracing::{debug, info};
 
 use crate::{
-    connect::{Messages, Primary, connect, driven, next_message},
+    connect::{Messages, Server, connect, driven, next_message},
     connection::{Parameter, Requests},
 };
 
@@ -115,21 +115,11 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
 
 /// Passes notifications on, until one of its own does not arrive, or nobody waits for them.
 async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> Result<(), BackendError> {
-    let Primary { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
+    let Server { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
     driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen)).await?;
     while lock(subscriptions).is_in_use() {
-        let probe = format!("probe/{:032x}", fastrand::u128(..));
-        let parameters: [Parameter<'_>; 1] = [(&probe, Type::TEXT)];
-        // Over the other connection: a pooler passes on what comes during a request on this one.
-        let sent = async {
-            requests.query("sending a notification", &requests.statements.notify, &parameters).await?;
-            sleep(requests.config.attempt_timeout).await;
-            Ok::<_, BackendError>(())
-        };
-        tokio::select! {
-            biased;
-            received = pass_on(&mut messages, subscriptions, Some(&probe)) => received?,
-            sent = sent => return sent,
+        if !probe(requests, &mut messages, subscriptions).await? {
+            return Ok(());
         }
         lock(subscriptions).delivers = true;
         if let Ok(failed) = timeout(PROBE_INTERVAL, pass_on(&mut messages, subscriptions, None)).await {
@@ -137,6 +127,33 @@ async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> R
         }
     }
     Ok(())
+}
+
+/// Whether notifications are delivered, tried once.
+pub(crate) async fn try_delivery(requests: &Requests) -> Result<bool, BackendError> {
+    let Server { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
+    driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen)).await?;
+    probe(requests, &mut messages, &Mutex::default()).await
+}
+
+/// Sends a notification, over the other connection: a pooler passes on what comes during a request on this one. Whether it has arrived.
+async fn probe(
+    requests: &Requests,
+    messages: &mut Messages,
+    subscriptions: &Mutex<Subscriptions>,
+) -> Result<bool, BackendError> {
+    let probe = format!("probe/{:032x}", fastrand::u128(..));
+    let parameters: [Parameter<'_>; 1] = [(&probe, Type::TEXT)];
+    let sent = async {
+        requests.query("sending a notification", &requests.statements.notify, &parameters).await?;
+        sleep(requests.config.attempt_timeout).await;
+        Ok(false)
+    };
+    tokio::select! {
+        biased;
+        received = pass_on(messages, subscriptions, Some(&probe)) => received.map(|()| true),
+        sent = sent => sent,
+    }
 }
 
 /// Passes notifications on, until this one has come.

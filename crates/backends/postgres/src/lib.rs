@@ -15,6 +15,7 @@
 mod config;
 mod connect;
 mod connection;
+mod diagnose;
 mod error;
 mod fence;
 mod hints;

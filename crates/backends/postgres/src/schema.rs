@@ -37,6 +37,13 @@ pub(crate) fn election_lock(schema: &str, key: &str) -> String {
     format!("hashtextextended('tenure {schema} ' || {key}, 0)")
 }
 
+/// A setting that is a time, in milliseconds, under its own name. Zero where the version does not have it.
+fn milliseconds(setting: &str) -> String {
+    format!(
+        "coalesce((extract(epoch FROM current_setting('{setting}', true)::interval) * 1000)::int, 0) AS {setting}"
+    )
+}
+
 /// The statements for one schema.
 #[derive(Debug)]
 pub(crate) struct Statements {
@@ -44,8 +51,7 @@ pub(crate) struct Statements {
     pub(crate) inspect: String,
     pub(crate) create_schema: String,
     pub(crate) create_tables: String,
-    /// The rights that another role needs.
-    pub(crate) grant: String,
+    grant: String,
     pub(crate) read: String,
     pub(crate) list: String,
     pub(crate) replace: String,
@@ -54,6 +60,8 @@ pub(crate) struct Statements {
     pub(crate) epoch: String,
     pub(crate) listen: String,
     pub(crate) notify: String,
+    /// What an operator should know of the database, one row with named columns.
+    pub(crate) diagnose: String,
 }
 
 impl Statements {
@@ -80,7 +88,7 @@ impl Statements {
                  (SELECT system_identifier FROM pg_control_system()), \
                  CASE WHEN pg_is_in_recovery() THEN 0 ELSE {TIMELINE} END, \
                  to_regnamespace('\"{schema}\"') IS NOT NULL, \
-                 to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL"
+                 to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL, current_setting('server_version')"
             ),
             create_schema: format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""),
             create_tables: format!(
@@ -116,11 +124,30 @@ impl Statements {
                  FROM now WHERE cluster <> system_identifier OR base + timeline <> highest RETURNING highest) \
                  SELECT coalesce((SELECT highest FROM raised), highest) FROM {epochs}"
             ),
+            diagnose: format!(
+                "SELECT current_setting('fsync')::bool AS fsync, current_setting('full_page_writes')::bool AS full_page_writes, \
+                 current_setting('synchronous_standby_names') AS standby_names, current_setting('synchronous_commit') AS commit, \
+                 (SELECT count(*) FROM pg_stat_replication) AS standbys, \
+                 has_table_privilege('{records}', 'SELECT') AND has_table_privilege('{records}', 'INSERT') AND \
+                 has_table_privilege('{records}', 'UPDATE') AND has_table_privilege('{records}', 'DELETE') AND \
+                 has_table_privilege('{epochs}', 'SELECT') AND has_table_privilege('{epochs}', 'UPDATE') AS is_permitted, \
+                 EXISTS (SELECT FROM pg_class WHERE oid IN ('{records}'::regclass, '{epochs}'::regclass) AND relpersistence <> 'p') \
+                 AS is_unlogged, \
+                 coalesce((SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = '{records}'::regclass), 0) AS dead_rows, {}",
+                ["statement_timeout", "transaction_timeout", "idle_session_timeout"]
+                    .map(milliseconds)
+                    .join(", ")
+            ),
             listen: format!("LISTEN \"{CHANNEL}{schema}\""),
             notify: format!(
                 "WITH settings AS MATERIALIZED (SELECT {SETTINGS}) SELECT pg_notify('{CHANNEL}{schema}', $1)::text FROM settings"
             ),
         }
+    }
+
+    /// What gives a role the rights that it needs.
+    pub(crate) fn grant(&self, role: &str) -> String {
+        self.grant.replace("ROLE", &format!("\"{}\"", role.replace('"', "\"\"")))
     }
 
     /// The statements that make the tables, in one transaction of their own.

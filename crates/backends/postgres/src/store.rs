@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 use sha2::{Digest as _, Sha256};
 use tenure_cas::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version};
 use tenure_core::{
-    Error, internal,
+    Diagnosis, Error, internal,
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::sync::Semaphore;
@@ -19,6 +19,7 @@ use tokio_postgres::{
 use crate::{
     config::PostgresConfig,
     connection::{Failure, Parameter, Requests},
+    diagnose::diagnose,
     error::{classify, is_conflict},
     hints::Hints,
 };
@@ -132,6 +133,10 @@ impl CasStore for PostgresStore {
         let epoch: i32 = get(what, rows.first().ok_or_else(|| unexpected(what))?, 0)?;
         let epoch = u64::try_from(epoch).map_err(|_| unexpected(what))?;
         Ok(EpochState::Known(Epoch(epoch)))
+    }
+
+    async fn diagnose(&self) -> Vec<Diagnosis> {
+        diagnose(&self.requests).await
     }
 
     async fn close(&self) {
