@@ -1,8 +1,13 @@
-//! Builds programs with failpoints, in which safety rules can be disabled.
+//! Builds with failpoints, in which safety rules can be disabled.
 
-use std::path::PathBuf;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     shell::{cargo, run, target},
@@ -24,13 +29,44 @@ pub(crate) fn build(package: &str) -> Result<PathBuf> {
 /// When it cannot be built.
 pub(crate) fn build_program(package: &str, name: &str, arguments: &[&str]) -> Result<PathBuf> {
     tools::ensure_for_build()?;
-    let target = target();
-    let target = std::path::absolute(target)?.join("sim");
     let mut build = cargo(["build", "--release", "--package", package]);
-    build
-        .args(arguments)
-        .env("RUSTFLAGS", "--cfg tokio_unstable --cfg tenure_mutants")
-        .env("CARGO_TARGET_DIR", &target);
-    run(&mut build)?;
-    Ok(target.join("release").join(name))
+    run(with_failpoints(build.args(arguments), None)?)?;
+    Ok(target_dir()?.join("release").join(name))
+}
+
+/// Lets a command of cargo's build with failpoints and, if one is named, with a checker of races.
+///
+/// Only the packages of this workspace are compiled with these settings: their dependencies are built once, whatever is checked.
+///
+/// # Errors
+/// When the compiler's wrapper cannot be written.
+pub(crate) fn with_failpoints<'a>(cargo: &'a mut Command, checker: Option<&str>) -> Result<&'a mut Command> {
+    let target = target_dir()?;
+    let settings: Vec<_> = checker.map(|checker| format!("tenure_{checker}")).into_iter().collect();
+    let wrapper = wrapper(&target, &[settings, vec!["tenure_mutants".to_owned()]].concat())?;
+    Ok(cargo
+        .env("RUSTFLAGS", "--cfg tokio_unstable")
+        .env("RUSTC_WORKSPACE_WRAPPER", wrapper)
+        .env("CARGO_TARGET_DIR", target))
+}
+
+fn target_dir() -> Result<PathBuf> {
+    Ok(std::path::absolute(target())?.join("sim"))
+}
+
+/// A program that runs the compiler with these settings. cargo compiles anew what another wrapper has compiled.
+fn wrapper(target: &Path, settings: &[String]) -> Result<PathBuf> {
+    let path = target.join(format!("rustc-with-{}", settings.join("-")));
+    let flags: Vec<_> = settings.iter().map(|setting| format!("--cfg {setting}")).collect();
+    let script = format!("#!/bin/sh\nexec \"$@\" {}\n", flags.join(" "));
+    if fs::read_to_string(&path).is_ok_and(|found| found == script) {
+        return Ok(path);
+    }
+    let write = || {
+        fs::create_dir_all(target)?;
+        fs::write(&path, &script)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }

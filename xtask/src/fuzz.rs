@@ -1,6 +1,10 @@
 //! `cargo xtask fuzz`: fuzzes every parser.
 
-use std::process::{Command, Stdio};
+use std::{
+    process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -45,11 +49,34 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
     ensure!(!chosen.is_empty(), "`cargo fuzz list` names no target");
     // All at once, so that the time of each is spent on inputs.
     run(&mut cargo_fuzz(["build", "--sanitizer=none"])?)?;
-    for target in &chosen {
-        run_target(target, options.seconds)?;
-    }
+    run_all(&chosen, options.seconds)?;
     say(format!("{} targets, {} s each: no input broke any", chosen.len(), options.seconds));
     Ok(())
+}
+
+/// Runs the targets, as many at a time as there are processors, to the first one that fails.
+fn run_all(targets: &[&str], seconds: u32) -> Result<()> {
+    let queue = Mutex::new(targets.iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let outcomes: Vec<Result<()>> = thread::scope(|scope| {
+        let work = || {
+            while let Some(target) = next() {
+                if let Err(failed) = run_target(target, seconds) {
+                    // No further one is begun.
+                    while next().is_some() {}
+                    return Err(failed);
+                }
+            }
+            Ok(())
+        };
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|_| bail!("a thread has panicked")))
+            .collect()
+    });
+    outcomes.into_iter().collect()
 }
 
 /// Starts from the corpus in the repository. New inputs are not added to it.
@@ -84,7 +111,7 @@ fn run_target(target: &str, seconds: u32) -> Result<()> {
             None => bail!("the target {target} failed ({}) without an input: see above", output.status),
         }
     }
-    say(format!("  {} inputs, none broke it", inputs(&said).context("libFuzzer counted no inputs")?));
+    say(format!("{target}: {} inputs, none broke it", inputs(&said).context("libFuzzer counted no inputs")?));
     Ok(())
 }
 

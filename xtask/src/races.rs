@@ -2,7 +2,6 @@
 //! sequences of calls notice a disabled safety rule.
 
 use std::{
-    path::Path,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -11,7 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
 
-use crate::shell::{cargo, say, target};
+use crate::{
+    failpoint_build::with_failpoints,
+    shell::{cargo, run, say},
+};
 
 /// How to report.
 #[derive(Args)]
@@ -34,14 +36,12 @@ struct Outcome {
 /// # Errors
 /// When a schedule breaks a property, or a disabled rule goes unnoticed.
 pub(crate) fn check(options: &Options) -> Result<()> {
-    let target = target();
-    let target = std::path::absolute(target)?.join("races");
     let mut all = Outcome::default();
     let mut seconds = 0.0;
     for checker in ["loom", "shuttle"] {
-        build(checker, &target)?;
+        build(checker)?;
         let start = Instant::now();
-        let outcome = explore(checker, &target)?;
+        let outcome = explore(checker)?;
         let took = start.elapsed().as_secs_f64();
         say(format!(
             "{checker}: {} tests, {} failed, {} schedules in {took:.1} s",
@@ -66,25 +66,23 @@ pub(crate) fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The tests, in a target directory of their own, built with the checker's primitives and with failpoints.
-fn tests(checker: &str, target: &Path) -> Command {
+/// The tests, built with the checker's primitives and with failpoints.
+fn tests(checker: &str) -> Result<Command> {
     let mut tests = cargo(["test", "--release", "--package", "tenure-core", "--lib"]);
     // These need failpoints but no checker.
     let others = ["--test", "engine", "--test", "applications"];
     tests.args((checker == "shuttle").then_some(others).into_iter().flatten());
-    tests
-        .env("RUSTFLAGS", format!("--cfg tenure_{checker} --cfg tenure_mutants"))
-        .env("CARGO_TARGET_DIR", target.join(checker));
-    tests
+    with_failpoints(&mut tests, Some(checker))?;
+    Ok(tests)
 }
 
-fn build(checker: &str, target: &Path) -> Result<()> {
-    crate::shell::run(tests(checker, target).arg("--no-run"))
+fn build(checker: &str) -> Result<()> {
+    run(tests(checker)?.arg("--no-run"))
 }
 
 /// Runs the tests. Their output is shown only when one fails, because tests of disabled rules print failures of their own.
-fn explore(checker: &str, target: &Path) -> Result<Outcome> {
-    let mut tests = tests(checker, target);
+fn explore(checker: &str) -> Result<Outcome> {
+    let mut tests = tests(checker)?;
     let output = tests
         .args([
             "--quiet",

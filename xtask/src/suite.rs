@@ -31,22 +31,24 @@ pub(crate) struct Options {
 /// When something is missing that cannot be installed here, or a test fails.
 pub(crate) fn test(options: &Options) -> Result<()> {
     tools::ensure_for_build()?;
-    let mut chosen: Vec<_> = options.packages.iter().flat_map(|package| ["--package", package]).collect();
-    if chosen.is_empty() {
-        chosen.push("--workspace");
-    }
-    // Tools and images come over the network, while compiling keeps the processors busy.
+    tools::ensure_for_tests()?;
+    let tests = |more: &[&str]| {
+        let mut tests = cargo(["nextest", "run", "--all-features"]);
+        tests.args(options.packages.is_empty().then_some("--workspace"));
+        tests.args(options.packages.iter().flat_map(|package| ["--package", package]));
+        tests.args(more).args(&options.nextest);
+        tests
+    };
+    // Making images is mostly fetching and unpacking: meanwhile the tests are compiled.
     thread::scope(|scope| {
-        let prepared = scope.spawn(|| tools::ensure_for_tests().and_then(|()| images::ensure(&IMAGES)));
-        run(cargo(["test", "--no-run", "--quiet", "--all-features"]).args(&chosen))?;
-        prepared.join().unwrap_or_else(|_| bail!("installing what the tests need has panicked"))
+        let images = scope.spawn(|| images::ensure(&IMAGES));
+        let compiled = run(&mut tests(&["--no-run"]));
+        images.join().unwrap_or_else(|_| bail!("making the images has panicked"))?;
+        compiled
     })?;
     remove_leftovers();
     let servers = Servers::start(&IMAGES)?;
-
-    let mut tests = cargo(["nextest", "run", "--all-features"]);
-    tests.args(&chosen);
-    let tested = run(servers.announce_to(&mut tests).args(&options.nextest));
+    let tested = run(servers.announce_to(&mut tests(&[])));
     if !options.packages.is_empty() || !options.nextest.is_empty() {
         return tested;
     }

@@ -1,5 +1,7 @@
 //! The programs that the build and the tests need, installed when they are missing.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::{
@@ -10,9 +12,16 @@ use crate::{
 /// Where the tools that only the build needs are installed, under the target directory.
 const TOOLS: &str = "tools";
 
+/// How tools are compiled: they run for seconds, and the link-time optimization that some of them ask for takes minutes.
+const TOOL_PROFILE: [(&str, &str); 3] = [
+    ("CARGO_PROFILE_RELEASE_LTO", "off"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+];
+
 /// Makes sure of a protobuf compiler, which the build of etcd's client needs: the one that `PROTOC` names, or `protoc`
-/// itself, or protox, a compiler in Rust, which is built and named to every command that this process starts. The C
-/// compiler for SQLite and aws-lc is there already, for Rust links with it.
+/// itself, which is installed where that is possible, or protox, a compiler in Rust, which is built and named to every
+/// command that this process starts. The C compiler for SQLite and aws-lc is there already, for Rust links with it.
 ///
 /// # Errors
 /// When protox cannot be built.
@@ -24,8 +33,14 @@ pub(crate) fn ensure_for_build() -> Result<()> {
     let folder = std::path::absolute(target())?.join(TOOLS);
     let protox = folder.join("bin").join("protox").display().to_string();
     if !compiles_protocols(&protox) {
+        let packages = ["protobuf-compiler", "libprotobuf-dev"];
+        let installed: Result<()> =
+            packages.iter().try_for_each(|package| apt::install(package, "a protobuf compiler"));
+        if installed.is_ok() && compiles_protocols("protoc") {
+            return Ok(());
+        }
         say("no protobuf compiler is here: building protox, which takes a minute");
-        run(cargo(["install", "--locked", "protox", "--features", "bin", "--root"]).arg(&folder))
+        run(install("protox")?.args(["--features", "bin", "--root"]).arg(&folder))
             .context("cannot build protox: install protoc, or name a protobuf compiler in PROTOC")?;
         ensure!(compiles_protocols(&protox), "protox was built but does not compile a file");
     }
@@ -114,8 +129,15 @@ fn ensure_installed(name: &str) -> Result<()> {
     }
     let package = format!("cargo-{name}");
     say(format!("{package} is missing: building it, which takes some minutes"));
-    run(&mut cargo(["install", "--locked", &package]))
-        .with_context(|| format!("{package} is missing: install it by hand"))?;
+    run(&mut install(&package)?).with_context(|| format!("{package} is missing: install it by hand"))?;
     ensure!(serves(), "{package} was installed but is not found: put cargo's bin directory into PATH");
     Ok(())
+}
+
+/// The command that builds a tool from its source. Tools share what they depend on.
+fn install(package: &str) -> Result<Command> {
+    let mut install = cargo(["install", "--locked", package]);
+    let shared = std::path::absolute(target())?.join(TOOLS).join("build");
+    install.envs(TOOL_PROFILE).env("CARGO_TARGET_DIR", shared);
+    Ok(install)
 }

@@ -32,7 +32,9 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
     let roles = [0, 1];
     let all = faults.into_iter().flat_map(|fault| roles.map(|role| (fault, role))).cycle();
     for (kind, role) in all {
-        if outcome.trials >= options.trials {
+        // One loss shows that the disabled rule is noticed.
+        let is_noticed = options.mutant && outcome.lost > 0;
+        if outcome.trials >= options.trials || is_noticed {
             return Ok(outcome);
         }
         let member = (cluster.leader().await? + role) % MEMBERS;
