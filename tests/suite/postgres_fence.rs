@@ -23,6 +23,8 @@ use tenure_testkit::{
 };
 use tokio::task::JoinSet;
 
+const README: &str = include_str!("../../crates/backends/postgres/README.md");
+
 const TTL: Duration = Duration::from_secs(2);
 
 /// A server with a table `t`, in which the leader writes.
@@ -78,13 +80,9 @@ async fn only_the_leader_commits() {
         let admin = server.admin();
         let (first, second) = (elector(&server.endpoint()).await, elector(&server.endpoint()).await);
         let leadership = within("leading", first.campaign("e")).await.unwrap();
-        admin
-            .execute(
-                "CREATE ROLE app LOGIN; GRANT INSERT ON t TO app; GRANT USAGE ON SCHEMA tenure TO app; \
-                 GRANT SELECT, UPDATE (key) ON tenure.records TO app",
-            )
-            .await
-            .unwrap();
+        let rights = README.rsplit_once("```sql\n").unwrap().1.split_once("```").unwrap().0;
+        let rights = rights.replace("billing", "app");
+        admin.execute(&format!("CREATE ROLE app LOGIN; GRANT INSERT ON t TO app; {rights}")).await.unwrap();
         let mut client = connect(admin, "app").await;
         let mut transaction = client.transaction().await.unwrap();
         fence(&mut transaction, &leadership).await.unwrap();

@@ -279,12 +279,8 @@ impl Server {
         let created = driven(&mut self.messages, &what, self.client.batch_execute(&migration));
         match timeout(config.attempt_timeout, created).await {
             Ok(Err(error)) if error.kind() == BackendErrorKind::Forbidden => {
-                let text = format!(
-                    "{error}; an owner of the database has to run: {}; {}; {}",
-                    statements.create_schema,
-                    statements.create_tables,
-                    statements.grant(&config.user)
-                );
+                let run = statements.permission_to_create(&config.user, self.has_schema);
+                let text = format!("{error}; a superuser, or the owner of the database, has to run: {run}");
                 Err(BackendError::new(BackendErrorKind::Forbidden, text))
             }
             Ok(outcome) => outcome,

@@ -1,5 +1,8 @@
 //! Leader election on PostgreSQL: tenure's PostgreSQL backend.
 //!
+//! It is the recipe of [`tenure_cas`] over two tables, `records` and `epoch`, in a schema of their own. A heartbeat is one `UPDATE`. The fencing
+//! token is a counter in the election's record, whose upper bits count failovers.
+//!
 //! ```no_run
 //! # fn main() -> Result<(), tenure_core::Error> {
 //! use tenure_postgres::PostgresConfig;
@@ -10,6 +13,51 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`fence`] makes a transaction of your own one that commits only under a leadership.
+//!
+//! # Guarantees
+//!
+//! | Servers | At most one leader | Tokens rise |
+//! |---|---|---|
+//! | one, or one whose disk fails over (replicated by the storage, synchronously) | yes | yes |
+//! | a primary and synchronous standbys, of which one is promoted | yes | yes |
+//! | a primary and asynchronous standbys: a promotion loses the last writes | yes, if the former primary no longer answers when the standby is promoted, and all candidates have the same TTL | yes, under the same condition |
+//! | two primaries, because the former one was not stopped | no, while candidates are connected to each; with synchronous standbys the former one acknowledges nothing, so that yes | yes per primary: those of the promoted one are higher; not if two standbys were promoted to one timeline |
+//!
+//! - The epoch is the timeline, which a promotion raises, and every swap checks it in the same statement. After a promotion nobody leads for one
+//!   TTL and the drift bound, once per store: a leader's entry may have been lost.
+//! - A swap counts as done only after the commit was acknowledged, with `synchronous_commit` of at least `on`, whatever the role's setting is. A commit
+//!   that somebody cancels while it waits for a standby has an unknown outcome. Nothing is ever cancelled here.
+//! - A statement that is carried out late, on a connection that was given up, changes nothing that was written since: it names the version that it replaces.
+//! - Candidates never go back to a lower timeline of the same cluster. Among several primaries they choose the one with the highest.
+//! - Server time is not used.
+//!
+//! # Upgrades and backups
+//!
+//! When the tables have come to another cluster (`pg_upgrade`, a dump, logical replication), or the timeline is lower than it was, the epoch
+//! rises by more than one, by itself: sessions end, one TTL passes, and tokens go on above all earlier ones. Stop the candidates on the former
+//! cluster first.
+//!
+//! After older rows were restored into the *same* cluster nothing shows that. Stop the candidates, restore, and run
+//! `UPDATE tenure.epoch SET cluster = 0`, which has the same effect.
+//!
+//! # Assumptions
+//!
+//! - PostgreSQL 12 or later, tested with 15 and 17, with `fsync` and `full_page_writes` on. The role may call `pg_control_system`,
+//!   `pg_current_wal_lsn` and `pg_walfile_name`, as everybody may by default.
+//! - Nobody changes the tables, and they are not unlogged.
+//! - The database's encoding is UTF-8, or its candidates' values have characters of its encoding only, for [`fence`].
+//!
+//! # Limitations
+//!
+//! - Up to five connections for each elector: one for requests, one that listens, and up to three more while the server does not answer those that
+//!   were given up.
+//! - A transaction that is open for long, anywhere in the database, keeps dead versions of the records from being removed. Elections
+//!   become slower after some hours.
+//! - A fenced transaction holds up candidates that enter or leave its election. Several that overlap without a gap hold them up for as long.
+//! - While a synchronous standby is missing nothing is acknowledged, and leaders step down at their deadlines.
+//! - Notifications need a connection to the server itself, or a pool in session mode. Elections are polled otherwise.
 #![doc(test(attr(deny(warnings))))]
 
 mod config;

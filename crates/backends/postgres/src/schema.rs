@@ -49,9 +49,9 @@ fn milliseconds(setting: &str) -> String {
 pub(crate) struct Statements {
     /// What a server is: read-only, its cluster, its timeline, and whether the schema and the tables exist.
     pub(crate) inspect: String,
-    pub(crate) create_schema: String,
-    pub(crate) create_tables: String,
-    grant: String,
+    /// The quoted name of the schema.
+    schema: String,
+    create_tables: String,
     pub(crate) read: String,
     pub(crate) list: String,
     pub(crate) replace: String,
@@ -90,7 +90,7 @@ impl Statements {
                  to_regnamespace('\"{schema}\"') IS NOT NULL, \
                  to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL, current_setting('server_version')"
             ),
-            create_schema: format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\""),
+            schema: format!("\"{schema}\""),
             create_tables: format!(
                 "CREATE TABLE IF NOT EXISTS {records} (key text COLLATE \"C\" PRIMARY KEY, body bytea NOT NULL) \
                  WITH (fillfactor = 50); \
@@ -98,10 +98,6 @@ impl Statements {
                  base int NOT NULL, highest int NOT NULL); \
                  INSERT INTO {epochs} (cluster, base, highest) SELECT system_identifier, -1, 0 FROM pg_control_system() \
                  ON CONFLICT DO NOTHING"
-            ),
-            grant: format!(
-                "GRANT USAGE ON SCHEMA \"{schema}\" TO ROLE; \
-                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA \"{schema}\" TO ROLE"
             ),
             read: format!("SELECT substr(body, 1, {MAX_BYTES} + 1) FROM {records} WHERE key = $1"),
             list: format!(
@@ -145,14 +141,34 @@ impl Statements {
         }
     }
 
-    /// What gives a role the rights that it needs.
+    /// What gives a role the rights that it needs to the tables.
     pub(crate) fn grant(&self, role: &str) -> String {
-        self.grant.replace("ROLE", &format!("\"{}\"", role.replace('"', "\"\"")))
+        let (schema, role) = (&self.schema, quoted(role));
+        format!(
+            "GRANT USAGE ON SCHEMA {schema} TO {role}; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"
+        )
+    }
+
+    /// What lets a role create the tables.
+    pub(crate) fn permission_to_create(&self, role: &str, has_schema: bool) -> String {
+        let (schema, role) = (&self.schema, quoted(role));
+        match has_schema {
+            true => format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}"),
+            false => format!("CREATE SCHEMA {schema} AUTHORIZATION {role}"),
+        }
     }
 
     /// The statements that make the tables, in one transaction of their own.
     pub(crate) fn migration(&self, has_schema: bool) -> String {
-        let schema = if has_schema { String::new() } else { format!("{};", self.create_schema) };
+        let schema = match has_schema {
+            true => String::new(),
+            false => format!("CREATE SCHEMA IF NOT EXISTS {};", self.schema),
+        };
         format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK}); {schema} {}", self.create_tables)
     }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
