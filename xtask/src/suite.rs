@@ -32,23 +32,22 @@ pub(crate) struct Options {
 pub(crate) fn test(options: &Options) -> Result<()> {
     tools::ensure_for_build()?;
     tools::ensure_for_tests()?;
-    let tests = |more: &[&str]| {
+    let tests = || {
         let mut tests = cargo(["nextest", "run", "--all-features"]);
         tests.args(options.packages.is_empty().then_some("--workspace"));
         tests.args(options.packages.iter().flat_map(|package| ["--package", package]));
-        tests.args(more).args(&options.nextest);
         tests
     };
     // Making images is mostly fetching and unpacking: meanwhile the tests are compiled.
     thread::scope(|scope| {
         let images = scope.spawn(|| images::ensure(&IMAGES));
-        let compiled = run(&mut tests(&["--no-run"]));
+        let compiled = run(tests().arg("--no-run"));
         images.join().unwrap_or_else(|_| bail!("making the images has panicked"))?;
         compiled
     })?;
     remove_leftovers();
     let servers = Servers::start(&IMAGES)?;
-    let tested = run(servers.announce_to(&mut tests(&[])));
+    let tested = run(servers.announce_to(tests().args(&options.nextest)));
     if !options.packages.is_empty() || !options.nextest.is_empty() {
         return tested;
     }
