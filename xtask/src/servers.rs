@@ -113,7 +113,8 @@ pub(crate) fn remove_leftovers() {
                 continue;
             }
             say(format!("removing {id}, left behind by process {owner}"));
-            // A process that waits for a stalled disk cannot be killed.
+            // A frozen container answers to nothing but this. A process that waits for a stalled disk cannot be killed.
+            let _ = docker(["unpause", id]);
             let _ = docker(["exec", id, "fsfreeze", "-u", "/data"]);
             if let Err(error) = docker(remove.iter().copied().chain([id])) {
                 say(format!("  it stays: {error:#}"));
