@@ -17,6 +17,8 @@ mod guides {
     mod restart {}
     #[doc = include_str!("../../../docs/guide/start.md")]
     struct Start;
+    #[doc = include_str!("../../../crates/backends/postgres/README.md")]
+    struct Postgres;
 }
 
 mod authority;

@@ -56,7 +56,7 @@ fn advice(code: &SqlState) -> Option<&'static str> {
         SqlState::UNDEFINED_TABLE => {
             "somebody has dropped it; restart the candidates, which creates it again"
         }
-        SqlState::UNDEFINED_FUNCTION => "PostgreSQL 12 or later is needed",
+        SqlState::SYNTAX_ERROR | SqlState::UNDEFINED_FUNCTION => "PostgreSQL 12 or later is needed",
         SqlState::LOCK_NOT_AVAILABLE => {
             "a transaction holds the record, as a fenced one does; it is tried again"
         }

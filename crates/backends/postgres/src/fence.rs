@@ -27,7 +27,7 @@ const IS_OVER: &str = "this leadership is over";
 /// `UPDATE (key)` of its table `records`.
 ///
 /// ```no_run
-/// # async fn charge(client: &mut tokio_postgres::Client, leadership: tenure_core::Leadership) -> Result<(), Box<dyn std::error::Error>> {
+/// # pub async fn charge(client: &mut tokio_postgres::Client, leadership: tenure_core::Leadership) -> Result<(), Box<dyn std::error::Error>> {
 /// let mut transaction = client.transaction().await?;
 /// tenure_postgres::fence(&mut transaction, &leadership).await?;
 /// transaction.execute("UPDATE subscriptions SET paid = true WHERE id = $1", &[&7]).await?;
@@ -85,14 +85,8 @@ pub enum FenceError {
 /// The statement of [`fence`], for another client library. Run it first in a transaction, soon after this was made.
 ///
 /// The parameters `$1` to `$4` are [`key`](Self::key), [`token`](Self::token), [`nonce`](Self::nonce) and
-/// [`milliseconds`](Self::milliseconds). It fails with the code 22P02 and the text `this leadership is over` when it is. With sqlx:
-///
-/// ```ignore
-/// let fence = FenceQuery::new(&leadership)?;
-/// sqlx::query(AssertSqlSafe(fence.sql()))
-///     .bind(fence.key()).bind(fence.token()).bind(fence.nonce()).bind(fence.milliseconds())
-///     .execute(&mut *transaction).await?;
-/// ```
+/// [`milliseconds`](Self::milliseconds). It fails with the code 22P02 and the text `this leadership is over` when it is. The README has an
+/// example with sqlx.
 #[derive(Clone, Debug)]
 pub struct FenceQuery {
     sql: String,
