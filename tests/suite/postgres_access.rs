@@ -166,6 +166,14 @@ async fn a_role_with_the_least_rights_takes_part() {
         leadership.resign().await.unwrap();
         within("the handover", next).await.unwrap().unwrap().resign().await.unwrap();
         // Without one of the rights.
+        admin.execute("REVOKE USAGE ON SCHEMA acme FROM least").await.unwrap();
+        let refused = refusal(&url).await;
+        assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
+        let text = refused.to_string();
+        let (_, statements) =
+            text.split_once("an owner of the database has to run: ").unwrap_or_else(|| panic!("{text}"));
+        admin.execute(statements).await.unwrap();
+        within("leading", first.campaign("e")).await.unwrap().resign().await.unwrap();
         admin.execute("REVOKE UPDATE ON acme.records FROM least").await.unwrap();
         let refused = promptly("the refusal", first.campaign("e")).await.unwrap_err();
         assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");

@@ -477,3 +477,66 @@ async fn hosts_of_two_clusters_are_refused() {
     );
     assert!(findings(&store).await.iter().any(|(subject, _)| subject == "hosts"));
 }
+
+/// The tables have come to another cluster. It fails over before the epoch that it has begun with was replicated.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_that_is_lost_after_a_move_is_not_repeated() {
+    let cluster = PostgresCluster::start(Version::Postgres17, Replication::Asynchronous).await.unwrap();
+    let admin = cluster.member(0).admin();
+    let [before, after] = [0, 1].map(|index| {
+        PostgresStore::new(config(&cluster.member(index).endpoint(), "tenure")).unwrap()
+    });
+    create(&before, "e/a").await;
+    let moved = "UPDATE tenure.epoch SET cluster = 1, base = -1, highest = 2";
+    admin.execute(moved).await.unwrap();
+    let lost = epoch(&before).await;
+    admin.execute(moved).await.unwrap();
+    cluster.wait_for_replica(0).await.unwrap();
+    cluster.fence(0).await.unwrap();
+    cluster.promote(1).await.unwrap();
+    let next = epoch(&after).await;
+    assert!(next > lost, "{next:?} {lost:?}");
+    assert_eq!(epoch(&after).await, next, "once");
+}
+
+/// A pooler may go over to a server without the tables, and back. Nobody gives up for that.
+#[tokio::test]
+async fn tables_that_are_gone_are_waited_for() {
+    let (store, admin, schema) = shared(Version::Postgres15).await;
+    create(&store, "e/a").await;
+    admin.execute(&format!("ALTER TABLE \"{schema}\".records RENAME TO hidden")).await.unwrap();
+    let missing = store.read("e/a", Freshness::Fresh).await.unwrap_err();
+    assert_eq!(missing.kind(), BackendErrorKind::Unavailable, "{missing}");
+    assert!(missing.to_string().contains("or the server is another one"), "{missing}");
+    admin.execute(&format!("ALTER TABLE \"{schema}\".hidden RENAME TO records")).await.unwrap();
+    assert!(store.read("e/a", Freshness::Fresh).await.unwrap().is_some());
+}
+
+/// Somebody holds a lock on one of the tables. Whoever would create the others waits for it, and no longer than it is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_cannot_go_on_ends() {
+    let server = PostgresServer::start(Version::Postgres17).await.unwrap();
+    let admin = server.admin();
+    let store = PostgresStore::new(config(&server.endpoint(), "tenure")).unwrap();
+    store.epoch().await.unwrap();
+    store.close().await;
+    admin.execute("DROP TABLE tenure.records").await.unwrap();
+    let (client, connection) = tokio_postgres::connect(&admin.url(), tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    client.batch_execute("BEGIN; LOCK TABLE tenure.epoch").await.unwrap();
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tenure' AND wait_event_type = 'Lock'";
+    let stores = [(); 3].map(|()| PostgresStore::new(config(&server.endpoint(), "tenure")).unwrap());
+    let refusals = join_all(stores.iter().map(CasStore::epoch));
+    let waits = until("they wait", async || admin.value(waiting).await.unwrap() != "0");
+    let (refusals, ()) = tokio::join!(refusals, waits);
+    for refused in refusals {
+        assert_eq!(refused.unwrap_err().kind(), BackendErrorKind::Unavailable);
+    }
+    until("nothing waits", async || admin.value(waiting).await.unwrap() == "0").await;
+    client.batch_execute("COMMIT").await.unwrap();
+    for store in &stores {
+        until("it goes on", async || store.epoch().await.is_ok()).await;
+    }
+    driver.abort();
+}

@@ -39,6 +39,8 @@ fn kind(code: &SqlState) -> BackendErrorKind {
         }
         _ => match code.code().get(..2) {
             Some("28") => Unauthorized,
+            // They were there when the connection was made. A pooler may have gone over to another server.
+            _ if *code == SqlState::UNDEFINED_TABLE => Unavailable,
             Some("22" | "42") => Invalid,
             _ => Unavailable,
         },
@@ -54,7 +56,7 @@ fn advice(code: &SqlState) -> Option<&'static str> {
         }
         SqlState::INVALID_PASSWORD => "check the user and the password",
         SqlState::UNDEFINED_TABLE => {
-            "somebody has dropped it; restart the candidates, which creates it again"
+            "somebody has dropped it, or the server is another one; restart the candidates, which creates it again"
         }
         SqlState::SYNTAX_ERROR | SqlState::UNDEFINED_FUNCTION => "PostgreSQL 12 or later is needed",
         SqlState::LOCK_NOT_AVAILABLE => {

@@ -6,7 +6,8 @@
 /// The timeline of a primary, which rises when a replica is promoted. The control file lags behind it until the next checkpoint.
 const TIMELINE: &str = "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int";
 
-/// How far the epoch rises when the tables have come to another cluster. Failovers of the earlier one may be missing in them.
+/// How far the epoch rises when the tables have come to another cluster, beside its timeline. Failovers of the earlier one may be missing in
+/// them. The timeline counts, because the rise itself may be lost in the next failover.
 const MOVE: i32 = 16;
 
 /// Serializes migrations: `tenure` in hexadecimal.
@@ -47,7 +48,8 @@ fn milliseconds(setting: &str) -> String {
 /// The statements for one schema.
 #[derive(Debug)]
 pub(crate) struct Statements {
-    /// What a server is: read-only, its cluster, its timeline, and whether the schema and the tables exist.
+    /// What a server is: read-only, its cluster, its timeline, and whether the schema and the tables exist. Without a right to see them, they
+    /// do not: the attempt to create them is refused with the rights that are missing.
     pub(crate) inspect: String,
     /// The quoted name of the schema.
     schema: String,
@@ -88,7 +90,8 @@ impl Statements {
                  (SELECT system_identifier FROM pg_control_system()), \
                  CASE WHEN pg_is_in_recovery() THEN 0 ELSE {TIMELINE} END, \
                  to_regnamespace('\"{schema}\"') IS NOT NULL, \
-                 to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL, current_setting('server_version')"
+                 CASE WHEN has_schema_privilege(to_regnamespace('\"{schema}\"')::oid, 'USAGE') \
+                 THEN to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL ELSE false END, current_setting('server_version')"
             ),
             schema: format!("\"{schema}\""),
             create_tables: format!(
@@ -115,8 +118,8 @@ impl Statements {
             epoch: format!(
                 "WITH now AS MATERIALIZED (SELECT system_identifier, {TIMELINE} AS timeline, {SETTINGS} FROM pg_control_system()), \
                  raised AS (UPDATE {epochs} SET cluster = system_identifier, \
-                 base = CASE WHEN cluster = system_identifier AND base + timeline > highest THEN base ELSE highest + {MOVE} - timeline END, \
-                 highest = CASE WHEN cluster = system_identifier AND base + timeline > highest THEN base + timeline ELSE highest + {MOVE} END \
+                 base = CASE WHEN cluster = system_identifier AND base + timeline > highest THEN base ELSE highest + {MOVE} END, \
+                 highest = CASE WHEN cluster = system_identifier AND base + timeline > highest THEN base + timeline ELSE highest + {MOVE} + timeline END \
                  FROM now WHERE cluster <> system_identifier OR base + timeline <> highest RETURNING highest) \
                  SELECT coalesce((SELECT highest FROM raised), highest) FROM {epochs}"
             ),
@@ -165,7 +168,9 @@ impl Statements {
             true => String::new(),
             false => format!("CREATE SCHEMA IF NOT EXISTS {};", self.schema),
         };
-        format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK}); {schema} {}", self.create_tables)
+        // The server goes on waiting for a lock when the client has given up.
+        let bound = "SELECT set_config('lock_timeout', '1s', true)";
+        format!("{bound}; SELECT pg_advisory_xact_lock({MIGRATION_LOCK}); {schema} {}", self.create_tables)
     }
 }
 
