@@ -35,8 +35,12 @@ async fn server(version: Version) -> PostgresServer {
 }
 
 async fn elector(endpoint: &str) -> Arc<dyn Elector> {
+    elector_with_ttl(endpoint, TTL).await
+}
+
+async fn elector_with_ttl(endpoint: &str, ttl: Duration) -> Arc<dyn Elector> {
     let url = format!("postgres://postgres@{endpoint}/postgres?poll_interval=50ms&attempt_timeout=1s");
-    tenure::connect_with(&url, Config::new().with_ttl(TTL)).await.unwrap()
+    tenure::connect_with(&url, Config::new().with_ttl(ttl)).await.unwrap()
 }
 
 async fn connect(admin: &PostgresAdmin, user: &str) -> Client {
@@ -123,7 +127,7 @@ async fn the_database_decides() {
     let server = server(Version::Postgres17).await;
     // Without hints and polls the leader does not notice.
     let proxy = Proxy::start(server.endpoint()).await.unwrap();
-    let leader = elector(&proxy.endpoint()).await;
+    let leader = elector_with_ttl(&proxy.endpoint(), 10 * TTL).await;
     let leadership = within("leading", leader.campaign("e")).await.unwrap();
     proxy.blackhole(Direction::Both);
     let record = "convert_from(body, 'UTF8')::jsonb";
@@ -222,6 +226,133 @@ async fn a_frozen_client_holds_up_nobody() {
     }
 }
 
+/// While a fenced transaction is open, candidates enter and leave, and the leader is asked to resign. Only a takeover waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn candidates_do_not_wait_for_fenced_transactions() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let (first, second) = (elector(&server.endpoint()).await, elector(&server.endpoint()).await);
+        let leadership = within("leading", first.campaign("e")).await.unwrap();
+        // It looks as the token of the record.
+        leadership.set_value(r#"{"format":"tenure-election/1","token":9"#).await.unwrap();
+        let recorded = "SELECT token FROM tenure.records WHERE key = 'e/e'";
+        let token = leadership.fencing_token().get();
+        assert_eq!(server.admin().value(recorded).await.unwrap(), token.to_string());
+        let query = FenceQuery::new(&leadership).unwrap();
+        let mut client = connect(server.admin(), "postgres").await;
+        let transaction = client.transaction().await.unwrap();
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&query.key(), &query.token(), &query.nonce(), &600_000];
+        transaction.query(query.sql(), &parameters).await.unwrap();
+        for _ in 0..2 {
+            let next = next_leader(&second);
+            until("it has entered", async || second.candidates("e").await.unwrap().len() == 2).await;
+            next.abort();
+            until("it has left", async || second.candidates("e").await.unwrap().len() == 1).await;
+        }
+        let next = next_leader(&second);
+        until("it has entered", async || second.candidates("e").await.unwrap().len() == 2).await;
+        second.request_resign("e").await.unwrap();
+        within("the request", leadership.lost()).await;
+        let resigning = tokio::spawn(async move { leadership.resign().await });
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tenure' AND wait_event_type = 'Lock'";
+        until("the takeover waits", async || server.admin().value(waits).await.unwrap() != "0").await;
+        assert!(!next.is_finished());
+        transaction.commit().await.unwrap();
+        let next = within("the next one leads", next).await.unwrap();
+        let over = within("the resignation", resigning).await.unwrap().unwrap_err();
+        assert!(over.to_string().contains("resign"), "{over}");
+        assert_eq!(
+            server.admin().value(recorded).await.unwrap(),
+            next.fencing_token().get().to_string(),
+            "it waited because of this column"
+        );
+        next.resign().await.unwrap();
+    }
+}
+
+/// The column with the token costs heartbeats no index entry, and stands no body in the way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_without_a_token_is_stored() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let admin = server.admin();
+        let elector = elector(&server.endpoint()).await;
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        let in_place = "SELECT n_tup_hot_upd >= 5 FROM pg_stat_user_tables WHERE relname = 'records'";
+        until("heartbeats are updates in place", async || admin.value(in_place).await.unwrap() == "t").await;
+        for (n, body) in [
+            "''::bytea",
+            r"'\x00ff80'",
+            "'no JSON'",
+            r#"'{"format":"tenure-election/1","token":'"#,
+            r#"'{"format":"tenure-election/1","token":-1'"#,
+            r#"'{"queue":[{"value":"{\\"token\\":5}"}],"token":5}'"#,
+            "convert_to(repeat('ä', 300000), 'UTF8')",
+            "convert_to('{\"format\":\"tenure-election/1\",\"token\":' || repeat('9', 300000), 'UTF8')",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let insert = format!("INSERT INTO tenure.records (key, body) VALUES ('e/x{n}', {body})");
+            admin.execute(&insert).await.unwrap_or_else(|error| panic!("{body}: {error}"));
+        }
+        let tokens = "SELECT count(token) FROM tenure.records WHERE key LIKE 'e/x%'";
+        assert_eq!(admin.value(tokens).await.unwrap(), "1", "of the last one, cut off");
+        leadership.resign().await.unwrap();
+    }
+}
+
+/// Somebody holds the record, as a swap that waits for a replica does: a fence does not wait for longer than the leadership may last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fence_waits_for_no_longer_than_the_leadership() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let elector = elector(&server.endpoint()).await;
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        let holder = connect(server.admin(), "postgres").await;
+        holder
+            .batch_execute("BEGIN; SELECT * FROM tenure.records WHERE key = 'e/e' FOR UPDATE")
+            .await
+            .unwrap();
+        let mut client = connect(server.admin(), "postgres").await;
+        let mut transaction = client.transaction().await.unwrap();
+        let refused = within("the fence", fence(&mut transaction, &leadership)).await.unwrap_err();
+        let FenceError::Database(error) = refused else { panic!("{refused:?}") };
+        // PostgreSQL 17 ends the transaction at the same time.
+        if version == Version::Postgres15 {
+            assert_eq!(error.code(), Some(&SqlState::LOCK_NOT_AVAILABLE));
+        }
+        holder.batch_execute("COMMIT").await.unwrap();
+        leadership.resign().await.unwrap();
+    }
+}
+
+/// A limit for transactions of the role runs already. Short statements, and short pauses between them, do not make it longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_of_the_role_is_shortened() {
+    let server = server(Version::Postgres17).await;
+    server.admin().execute("ALTER ROLE postgres SET transaction_timeout = '1h'").await.unwrap();
+    let elector = elector(&server.endpoint()).await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    let mut client = connect(server.admin(), "postgres").await;
+    let mut transaction = client.transaction().await.unwrap();
+    transaction.execute("INSERT INTO t VALUES (1)", &[]).await.unwrap();
+    fence(&mut transaction, &leadership).await.unwrap();
+    let busy = async {
+        loop {
+            if let Err(error) = transaction.execute("SELECT pg_sleep(0.05)", &[]).await {
+                return error;
+            }
+        }
+    };
+    let ended = within("the end of the transaction", busy).await;
+    // 25P04, which the client library has no name for; or the connection's end is noticed first.
+    assert!(ended.is_closed() || ended.code().is_some_and(|code| code.code() == "25P04"), "{ended:?}");
+    assert!(written(server.admin()).await.is_empty());
+    leadership.resign().await.unwrap();
+}
+
 /// Fenced transactions of a busy leader overlap all the time. Other candidates enter and leave all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overlapping_transactions_starve_no_candidate() {
@@ -236,7 +367,10 @@ async fn overlapping_transactions_starve_no_candidate() {
             writers.spawn(async move {
                 loop {
                     let mut transaction = client.transaction().await.unwrap();
-                    fence(&mut transaction, &leadership).await.unwrap();
+                    match fence(&mut transaction, &leadership).await {
+                        Err(FenceError::Lost(_)) => return,
+                        fenced => fenced.unwrap(),
+                    }
                     let takes = format!("SELECT pg_sleep({})", 0.01 + 0.04 * fastrand::f64());
                     transaction.batch_execute(&takes).await.unwrap();
                     transaction.commit().await.unwrap();
@@ -253,8 +387,13 @@ async fn overlapping_transactions_starve_no_candidate() {
             until("they go on", async || committed.load(Ordering::Relaxed) > before + 20).await;
         }
         assert!(leadership.is_leader() && writers.try_join_next().is_none());
-        writers.shutdown().await;
-        Arc::into_inner(leadership).unwrap().resign().await.unwrap();
+        second.request_resign("e").await.unwrap();
+        within("the request", leadership.lost()).await;
+        while let Some(ended) = within("the writers", writers.join_next()).await {
+            ended.unwrap();
+        }
+        let over = Arc::into_inner(leadership).unwrap().resign().await.unwrap_err();
+        assert!(over.to_string().contains("resign"), "{over}");
     }
 }
 
@@ -271,7 +410,7 @@ async fn a_fenced_transaction_is_bounded() {
                 format!("SELECT (extract(epoch FROM current_setting('{setting}')::interval) * 1000)::int");
             client.query_one(&query, &[]).await.unwrap().get(0)
         };
-        let mut settings = vec!["idle_in_transaction_session_timeout", "statement_timeout"];
+        let mut settings = vec!["lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout"];
         if version == Version::Postgres17 {
             settings.push("transaction_timeout");
         }

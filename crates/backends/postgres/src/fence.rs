@@ -7,7 +7,7 @@ use tenure_core::{LeadershipHandle, Lost};
 use thiserror::Error;
 use tokio_postgres::{Transaction, error::SqlState, types::Type};
 
-use crate::{connection::Parameter, schema::election_lock, store::PostgresStore};
+use crate::{connection::Parameter, store::PostgresStore};
 
 /// What the server says when a fence refuses.
 const IS_OVER: &str = "this leadership is over";
@@ -16,15 +16,24 @@ const IS_OVER: &str = "this leadership is over";
 ///
 /// # Behavior
 /// - Fails unless the election's record says that this leadership stands. The transaction can then do nothing but roll back.
-/// - Locks the record until the transaction ends: no other candidate becomes the leader before that. Heartbeats go on; candidates that enter or
-///   leave wait. Keep the transaction short.
+/// - Locks the record until the transaction ends: no other candidate becomes the leader before that. Heartbeats go on, and candidates enter and
+///   leave. Keep the transaction short.
 /// - Bounds the transaction by what is left of the leadership's window now: PostgreSQL 17 ends it after that time, earlier versions end it when it
 ///   is idle for that time or a statement takes as long. So a client that is frozen, or cut off, holds up a takeover for no longer.
-///   Shorter timeouts of one's own stay in force.
+///   Each wait for a lock is bounded by it, too. Shorter timeouts of one's own stay in force.
 /// - Takes one round trip, and works through PgBouncer in transaction mode.
 ///
 /// The transaction has to be one of the database that the elections are in. Its user needs `USAGE` of the schema, and `SELECT` and
 /// `UPDATE (key)` of its table `records`.
+///
+/// # What a fence does not cover
+/// - `COPY … FROM STDIN` within the transaction: PostgreSQL waits for its data without a time limit, and the next leader with it. The backends
+///   that block a session are `pg_blocking_pids(pid)`; `pg_terminate_backend` ends them.
+/// - A savepoint: rolling back to one that is older than the fence gives the lock up. Fence before the first.
+/// - `PREPARE TRANSACTION`: its commit comes at any time, without a time limit.
+///
+/// With the isolation level `REPEATABLE READ` or `SERIALIZABLE` it fails with the code 40001 if a candidate has entered or left since the first
+/// statement. Begin the transaction again.
 ///
 /// ```no_run
 /// # pub async fn charge(client: &mut tokio_postgres::Client, leadership: tenure_core::Leadership) -> Result<(), Box<dyn std::error::Error>> {
@@ -141,25 +150,31 @@ impl FenceQuery {
     }
 }
 
-/// Locks the record against its next swap, and fails by a text that is no number, which no planner can evaluate before it has read the record.
+/// Locks the record against the next leader, and fails by a text that is no number, which no planner can evaluate before it has read the record.
+///
+/// The lock is one of the row's key columns, of which the token is one. Swaps that leave the token do not wait for it: shared locks of a
+/// row are not granted in order, and those of a busy leader overlap all the time.
 fn statement(schema: &str) -> String {
+    // The settings are in force before the row is locked. Zero is none; null where the version does not have it.
+    let given = |setting: &str| {
+        format!("(extract(epoch FROM current_setting('{setting}', true)::interval) * 1000)::int AS {setting}")
+    };
+    // A limit of the transaction that runs already is not replaced by another one, but by none.
     let shortened = |setting: &str| {
-        let given = format!("current_setting('{setting}', true)");
-        let milliseconds = format!("nullif((extract(epoch FROM {given}::interval) * 1000)::int, 0)");
-        // Null where the version does not have it.
         format!(
-            "CASE WHEN {given} IS NOT NULL THEN set_config('{setting}', least({milliseconds}, $4)::text, true) END"
+            "CASE WHEN {setting} = 0 OR {setting} > $4 THEN \
+             CASE WHEN set_config('{setting}', '0', true) IS NOT NULL THEN set_config('{setting}', $4::text, true) END END"
         )
     };
     let settings =
-        ["idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout"].map(shortened);
+        ["lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout"];
     format!(
-        "WITH settings AS MATERIALIZED (SELECT {}, pg_advisory_xact_lock_shared({})::text), \
+        "WITH given AS MATERIALIZED (SELECT {}), settings AS MATERIALIZED (SELECT {} FROM given), \
          locked AS MATERIALIZED (SELECT convert_from(body, 'UTF8')::json AS record FROM settings, \"{schema}\".records AS election \
-         WHERE key = $1 FOR SHARE OF election) \
+         WHERE key = $1 FOR KEY SHARE OF election) \
          SELECT CASE WHEN (SELECT (record->>'token')::bigint = $2 AND record#>>'{{queue,0,nonce}}' = $3 FROM locked) \
          THEN '1' ELSE '{IS_OVER}' END::int FROM settings",
-        settings.join(", "),
-        election_lock(schema, "$1")
+        settings.map(given).join(", "),
+        settings.map(shortened).join(", "),
     )
 }

@@ -19,6 +19,11 @@ const MAX_BYTES: usize = 512 * 1024;
 /// The channel of the notifications of a schema is this, and its name.
 const CHANNEL: &str = "tenure.";
 
+/// The token in the record of an election, as tenure writes it; null in all other rows. It is a column of a key, so that what changes it
+/// waits for the transactions that a leader has fenced, and what leaves it does not.
+const TOKEN: &str = "substring(encode(substr(body, 1, 128), 'escape') FROM \
+'^[{]\"format\":\"[a-z0-9/-]+\",\"token\":([0-9]+)')";
+
 /// Settings of the transaction of a write, set before a row is locked and in force until the commit is answered:
 ///
 /// - An acknowledged commit is on the disk; `off` would lose it in a crash without a new timeline.
@@ -29,14 +34,6 @@ set_config('synchronous_commit', CASE WHEN current_setting('synchronous_commit')
 ELSE current_setting('synchronous_commit') END, true) AS commit, \
 set_config('lock_timeout', '250ms', true) AS lock, \
 set_config('client_min_messages', 'warning', true) AS messages";
-
-/// The lock by which a swap of an election's record and fenced transactions exclude each other, before they lock the row.
-///
-/// Locks of a row are not granted in order: shared ones that overlap, as those of a busy leader, would hold up a swap for ever. `lock_timeout`
-/// would not end that, because each of them is another wait.
-pub(crate) fn election_lock(schema: &str, key: &str) -> String {
-    format!("hashtextextended('tenure {schema} ' || {key}, 0)")
-}
 
 /// A setting that is a time, in milliseconds, under its own name. Zero where the version does not have it.
 fn milliseconds(setting: &str) -> String {
@@ -75,9 +72,7 @@ impl Statements {
             "(SELECT base + {TIMELINE} FROM {epochs} WHERE cluster = (SELECT system_identifier FROM pg_control_system()))"
         );
         let checked = format!(
-            "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS}, \
-             CASE WHEN starts_with($2, 'e/') THEN pg_advisory_xact_lock({})::text END AS alone)",
-            election_lock(schema, "$2")
+            "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS})"
         );
         // Nobody listens for heartbeats. Transactions that notify somebody are committed one after another.
         let outcome = format!(
@@ -95,8 +90,8 @@ impl Statements {
             ),
             schema: format!("\"{schema}\""),
             create_tables: format!(
-                "CREATE TABLE IF NOT EXISTS {records} (key text COLLATE \"C\" PRIMARY KEY, body bytea NOT NULL) \
-                 WITH (fillfactor = 50); \
+                "CREATE TABLE IF NOT EXISTS {records} (key text COLLATE \"C\" PRIMARY KEY, body bytea NOT NULL, \
+                 token text GENERATED ALWAYS AS ({TOKEN}) STORED, UNIQUE (key, token)) WITH (fillfactor = 50); \
                  CREATE TABLE IF NOT EXISTS {epochs} (id bool PRIMARY KEY DEFAULT true CHECK (id), cluster bigint NOT NULL, \
                  base int NOT NULL, highest int NOT NULL); \
                  INSERT INTO {epochs} (cluster, base, highest) SELECT system_identifier, -1, 0 FROM pg_control_system() \
