@@ -144,6 +144,9 @@ async fn an_election_that_changes_gives_a_hint() {
         let (store, admin, schema) = shared(version).await;
         assert!(store.changes("s/a").is_none());
         until("notifications are delivered", async || store.changes("e/a").is_some()).await;
+        // It has sent nothing else yet.
+        let listener = format!("SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN \"tenure.{schema}\"'");
+        let pid = admin.value(&listener).await.unwrap();
         let (mut first, mut other) = (store.changes("e/a").unwrap(), store.changes("e/b").unwrap());
         let version = create(&store, "e/a").await;
         within("a hint of the creation", first.next()).await.unwrap();
@@ -151,11 +154,7 @@ async fn an_election_that_changes_gives_a_hint() {
         within("a hint of the change", first.next()).await.unwrap();
 
         // The connection fails, and another is made.
-        let listener = format!("query = 'LISTEN \"tenure.{schema}\"'");
-        admin
-            .execute(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {listener}"))
-            .await
-            .unwrap();
+        admin.execute(&format!("SELECT pg_terminate_backend({pid})")).await.unwrap();
         assert_eq!(within("the end of the hints", first.next()).await, None);
         assert_eq!(
             within("the end of the hints", other.next()).await,
@@ -163,6 +162,7 @@ async fn an_election_that_changes_gives_a_hint() {
             "of another election there was none"
         );
         until("notifications are delivered again", async || store.changes("e/a").is_some()).await;
+        let pid = admin.value(&listener).await.unwrap();
         let mut hints = store.changes("e/a").unwrap();
         store.swap("e/a", None, FIRST, b"3").await.unwrap();
         create(&store, "e/b").await;
@@ -171,11 +171,64 @@ async fn an_election_that_changes_gives_a_hint() {
         store.swap("e/a", Some(&version), FIRST, b"4").await.unwrap();
         within("a hint", hints.next()).await.unwrap();
 
+        // Of another process, which ends at once.
+        let other = PostgresStore::new(config(admin.endpoint(), &schema)).unwrap();
+        let version = store.read("e/a", Freshness::Fresh).await.unwrap().unwrap().version;
+        other.swap("e/a", Some(&version), FIRST, b"5").await.unwrap();
+        other.close().await;
+        within("a hint", hints.next()).await.unwrap();
+
         store.close().await;
         assert_eq!(within("the end of the hints", hints.next()).await, None);
-        let connections = format!("SELECT count(*) FROM pg_stat_activity WHERE {listener}");
+        let connections = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
         until("nobody listens", async || admin.value(&connections).await.unwrap() == "0").await;
     }
+}
+
+/// A client that listens and does not go on fills the queue of the cluster. Elections go on by polls, and by hints when it is empty again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_of_notifications_fails_no_swap() {
+    let settings = PostgresSettings::default().set("max_notify_queue_pages", "64");
+    let server = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
+    let admin = server.admin();
+    let store = PostgresStore::new(config(&server.endpoint(), "tenure")).unwrap();
+    assert!(store.changes("e/a").is_none());
+    until("notifications are delivered", async || store.changes("e/a").is_some()).await;
+    let (client, connection) = tokio_postgres::connect(&admin.url(), tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    client.batch_execute("LISTEN another").await.unwrap();
+    client.batch_execute("BEGIN").await.unwrap();
+    let fill = "SELECT pg_notify('another', repeat('x', 7000) || n) FROM generate_series(1, 20) AS n";
+    let mut full = String::new();
+    for _ in 0..100 {
+        if let Err(error) = admin.execute(fill).await {
+            full = error.to_string();
+            break;
+        }
+    }
+    assert!(full.contains("too many notifications in the NOTIFY queue"), "{full}");
+    // Smaller ones, until none fits.
+    until("it is full", async || {
+        admin.execute("SELECT pg_notify('another', repeat('x', 10))").await.is_err()
+    })
+    .await;
+    let mut version = create(&store, "e/a").await;
+    for n in 0..8_u8 {
+        let Swap::Done(next) = store.swap("e/a", Some(&version), FIRST, &[n]).await.unwrap() else {
+            panic!()
+        };
+        version = next;
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+    // Asking for it makes room where everybody has read.
+    let has_room = async || admin.value("SELECT pg_notification_queue_usage() < 0.5").await.unwrap() == "t";
+    until("there is room", has_room).await;
+    until("notifications are delivered", async || store.changes("e/a").is_some()).await;
+    let mut hints = store.changes("e/a").unwrap();
+    store.swap("e/a", Some(&version), FIRST, b"last").await.unwrap();
+    within("a hint", hints.next()).await.unwrap();
+    store.close().await;
+    driver.abort();
 }
 
 /// PgBouncer in transaction mode: requests work, nothing is left in its connections, and elections are polled.
@@ -483,9 +536,8 @@ async fn hosts_of_two_clusters_are_refused() {
 async fn an_epoch_that_is_lost_after_a_move_is_not_repeated() {
     let cluster = PostgresCluster::start(Version::Postgres17, Replication::Asynchronous).await.unwrap();
     let admin = cluster.member(0).admin();
-    let [before, after] = [0, 1].map(|index| {
-        PostgresStore::new(config(&cluster.member(index).endpoint(), "tenure")).unwrap()
-    });
+    let [before, after] =
+        [0, 1].map(|index| PostgresStore::new(config(&cluster.member(index).endpoint(), "tenure")).unwrap());
     create(&before, "e/a").await;
     let moved = "UPDATE tenure.epoch SET cluster = 1, base = -1, highest = 2";
     admin.execute(moved).await.unwrap();
@@ -524,8 +576,7 @@ async fn a_migration_that_cannot_go_on_ends() {
     let (client, connection) = tokio_postgres::connect(&admin.url(), tokio_postgres::NoTls).await.unwrap();
     let driver = tokio::spawn(connection);
     client.batch_execute("BEGIN; LOCK TABLE tenure.epoch").await.unwrap();
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tenure' AND wait_event_type = 'Lock'";
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tenure' AND wait_event_type = 'Lock'";
     let stores = [(); 3].map(|()| PostgresStore::new(config(&server.endpoint(), "tenure")).unwrap());
     let refusals = join_all(stores.iter().map(CasStore::epoch));
     let waits = until("they wait", async || admin.value(waiting).await.unwrap() != "0");

@@ -4,7 +4,8 @@
 //! delivers nothing. Records are polled then.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    fmt, mem,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -13,18 +14,22 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use tenure_core::{internal::lock, spi::BackendError};
+use tenure_core::{
+    internal::lock,
+    spi::{BackendError, BackendErrorKind},
+};
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use tokio_postgres::{AsyncMessage, types::Type};
+use tokio_postgres::{AsyncMessage, Client, types::Type};
 use tracing::{debug, info};
 
 use crate::{
     connect::{Messages, Server, connect, driven, next_message},
     connection::{Parameter, Requests},
+    error::classify,
 };
 
 /// How often it is tried whether notifications are delivered.
@@ -34,19 +39,30 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The pause after a connection on which nothing was delivered.
 const UNDELIVERED_PAUSE: Duration = Duration::from_secs(120);
 
+/// How long the last notification, as that of a resignation, may take when the store is closed.
+const LAST: Duration = Duration::from_millis(250);
+
 const LISTENING: &str = "listening for notifications";
+const NOTIFYING: &str = "sending notifications";
 
 /// The listener, and who waits for it.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
     subscriptions: Arc<Mutex<Subscriptions>>,
+    /// The task that sends notifications, while there are some.
+    sender: Mutex<JoinSet<()>>,
     /// The task that listens, while somebody asks for hints.
     listener: Mutex<JoinSet<()>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Subscriptions {
     delivers: bool,
+    /// The listener's connection, while it delivers.
+    client: Option<Arc<Client>>,
+    /// Records that have changed, of which nobody was notified yet.
+    unsent: BTreeSet<String>,
+    is_sending: bool,
     /// When somebody has asked for hints last.
     asked: Option<Instant>,
     keys: HashMap<String, watch::Sender<()>>,
@@ -73,7 +89,20 @@ impl Hints {
         Some(hints.boxed())
     }
 
-    pub(crate) fn close(&self) {
+    /// Notifies everybody that a record has changed, unless that fails. Nobody waits for it, and one statement is in flight at a time.
+    pub(crate) fn notify(&self, key: &str, requests: &Arc<Requests>) {
+        let mut subscriptions = lock(&self.subscriptions);
+        subscriptions.unsent.insert(key.to_owned());
+        if !mem::replace(&mut subscriptions.is_sending, true) {
+            let mut sender = lock(&self.sender);
+            while sender.try_join_next().is_some() {}
+            sender.spawn(send(Arc::clone(requests), Arc::clone(&self.subscriptions)));
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        let mut sender = mem::take(&mut *lock(&self.sender));
+        let _ = timeout(LAST, async { while sender.join_next().await.is_some() {} }).await;
         lock(&self.listener).abort_all();
         lock(&self.subscriptions).fail();
     }
@@ -83,6 +112,7 @@ impl Subscriptions {
     /// Nothing is delivered from now on. The streams end, so that the records are polled.
     fn fail(&mut self) {
         self.delivers = false;
+        self.client = None;
         self.keys.clear();
     }
 
@@ -90,6 +120,63 @@ impl Subscriptions {
         self.keys.retain(|_, hints| hints.receiver_count() > 0);
         !self.keys.is_empty() || self.asked.is_some_and(|asked| asked.elapsed() < PROBE_INTERVAL)
     }
+}
+
+impl fmt::Debug for Subscriptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscriptions")
+            .field("delivers", &self.delivers)
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sends notifications until there are none. Statements of their own: a swap does not fail because a queue of notifications is full,
+/// and does not hold the lock for which all notifications of the cluster wait.
+async fn send(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>>) {
+    loop {
+        let (keys, client) = {
+            let mut subscriptions = lock(&subscriptions);
+            subscriptions.is_sending = !subscriptions.unsent.is_empty();
+            if !subscriptions.is_sending {
+                return;
+            }
+            (mem::take(&mut subscriptions.unsent), subscriptions.client.clone())
+        };
+        let keys: Vec<_> = keys.into_iter().collect();
+        if let Err(error) = notify(&requests, client.as_deref(), &keys).await {
+            debug!(%error, "a notification may be lost; the record is polled");
+        }
+    }
+}
+
+/// Sends notifications, by the listener's connection if there is one.
+///
+/// A request that is not answered in time makes all others use another connection. This one is no reason for that, and ends earlier.
+async fn notify(requests: &Requests, client: Option<&Client>, keys: &[String]) -> Result<(), BackendError> {
+    let statement = &requests.statements.notify;
+    let parameters: [Parameter<'_>; 1] = [(&keys, Type::TEXT_ARRAY)];
+    let answer = async {
+        match client {
+            Some(client) => {
+                client.query_typed(statement, &parameters).await.map_err(|error| classify(NOTIFYING, &error))
+            }
+            None => requests.query(NOTIFYING, statement, &parameters).await,
+        }
+    };
+    answered(requests.config.attempt_timeout / 2, NOTIFYING, answer).await.map(drop)
+}
+
+async fn answered<T>(
+    limit: Duration,
+    what: &str,
+    answer: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    let late = |_| {
+        let text = format!("{what}: PostgreSQL did not answer within {limit:?}");
+        BackendError::new(BackendErrorKind::Unavailable, text)
+    };
+    timeout(limit, answer).await.map_err(late)?
 }
 
 /// Listens as long as somebody waits for hints.
@@ -103,7 +190,7 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
             Err(_) => PAUSE,
         };
         match outcome {
-            Ok(()) if !std::mem::replace(&mut was_reported, true) => info!(
+            Ok(()) if !mem::replace(&mut was_reported, true) => info!(
                 "PostgreSQL delivers no notifications on this connection, as through PgBouncer in transaction mode; records are polled"
             ),
             Ok(()) => {}
@@ -116,12 +203,17 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
 /// Passes notifications on, until one of its own does not arrive, or nobody waits for them.
 async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> Result<(), BackendError> {
     let Server { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
-    driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen)).await?;
+    let listening = driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen));
+    answered(requests.config.attempt_timeout, LISTENING, listening).await?;
+    let client = Arc::new(client);
     while lock(subscriptions).is_in_use() {
         if !probe(requests, &mut messages, subscriptions).await? {
             return Ok(());
         }
-        lock(subscriptions).delivers = true;
+        {
+            let mut subscriptions = lock(subscriptions);
+            (subscriptions.delivers, subscriptions.client) = (true, Some(Arc::clone(&client)));
+        }
         if let Ok(failed) = timeout(PROBE_INTERVAL, pass_on(&mut messages, subscriptions, None)).await {
             return failed;
         }
@@ -132,7 +224,8 @@ async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> R
 /// Whether notifications are delivered, tried once.
 pub(crate) async fn try_delivery(requests: &Requests) -> Result<bool, BackendError> {
     let Server { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
-    driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen)).await?;
+    let listening = driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen));
+    answered(requests.config.attempt_timeout, LISTENING, listening).await?;
     probe(requests, &mut messages, &Mutex::default()).await
 }
 
@@ -143,9 +236,8 @@ async fn probe(
     subscriptions: &Mutex<Subscriptions>,
 ) -> Result<bool, BackendError> {
     let probe = format!("probe/{:032x}", fastrand::u128(..));
-    let parameters: [Parameter<'_>; 1] = [(&probe, Type::TEXT)];
     let sent = async {
-        requests.query("sending a notification", &requests.statements.notify, &parameters).await?;
+        notify(requests, None, std::slice::from_ref(&probe)).await?;
         sleep(requests.config.attempt_timeout).await;
         Ok(false)
     };

@@ -74,11 +74,7 @@ impl Statements {
         let checked = format!(
             "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS})"
         );
-        // Nobody listens for heartbeats. Transactions that notify somebody are committed one after another.
-        let outcome = format!(
-            "SELECT is_current, key IS NOT NULL, CASE WHEN starts_with(key, 'e/') THEN pg_notify('{CHANNEL}{schema}', key)::text END \
-             FROM checked LEFT JOIN swapped ON true"
-        );
+        let outcome = "SELECT is_current, key IS NOT NULL FROM checked LEFT JOIN swapped ON true";
         Self {
             inspect: format!(
                 "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
@@ -133,8 +129,11 @@ impl Statements {
                     .join(", ")
             ),
             listen: format!("LISTEN \"{CHANNEL}{schema}\""),
+            // A commit that notifies has a flush and a standby to wait for, too, with a lock for which all such commits wait. A hint has not.
             notify: format!(
-                "WITH settings AS MATERIALIZED (SELECT {SETTINGS}) SELECT pg_notify('{CHANNEL}{schema}', $1)::text FROM settings"
+                "WITH settings AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true), \
+                 set_config('lock_timeout', '250ms', true)) \
+                 SELECT pg_notify('{CHANNEL}{schema}', key)::text FROM settings, unnest($1) AS key"
             ),
         }
     }

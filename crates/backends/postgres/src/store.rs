@@ -103,7 +103,13 @@ impl CasStore for PostgresStore {
         let row = rows.first().ok_or_else(|| unexpected(what))?;
         Ok(match (get(what, row, 0)?, get(what, row, 1)?) {
             (false, _) => Swap::EpochChanged,
-            (true, true) => Swap::Done(version_of(body)),
+            (true, true) => {
+                // Nobody waits for a heartbeat.
+                if key.starts_with(ELECTIONS) {
+                    self.hints.notify(key, &self.requests);
+                }
+                Swap::Done(version_of(body))
+            }
             (true, false) => Swap::Conflict,
         })
     }
@@ -140,7 +146,7 @@ impl CasStore for PostgresStore {
     }
 
     async fn close(&self) {
-        self.hints.close();
+        self.hints.close().await;
         self.requests.close().await;
     }
 }
