@@ -23,7 +23,7 @@
 //! | one, or one whose disk fails over (replicated by the storage, synchronously) | yes | yes |
 //! | a primary and synchronous standbys, of which one is promoted | yes | yes |
 //! | a primary and asynchronous standbys: a promotion loses the last writes | yes, if the former primary no longer answers when the standby is promoted, and all candidates have the same TTL | yes, under the same condition |
-//! | two primaries, because the former one was not stopped | no, while candidates are connected to each; with synchronous standbys the former one acknowledges nothing, so that yes | yes per primary: those of the promoted one are higher; not if two standbys were promoted to one timeline |
+//! | two primaries, because the former one was not stopped | no, until one TTL after the *former* one was stopped or cut off from its clients; yes if its only synchronous standby was promoted, since it acknowledges nothing then | yes per primary: those of the promoted one are higher; not if two standbys were promoted to one timeline |
 //!
 //! - The epoch is the timeline, which a promotion raises, and every swap checks it in the same statement. After a promotion nobody leads for one
 //!   TTL and the drift bound, once per store: a leader's entry may have been lost.
@@ -46,7 +46,11 @@
 //!
 //! - PostgreSQL 12 or later, tested with 15 and 17, with `fsync` and `full_page_writes` on. The role may call `pg_control_system`,
 //!   `pg_current_wal_lsn` and `pg_walfile_name`, as everybody may by default.
-//! - Nobody changes the tables, and they are not unlogged.
+//! - Nobody changes the tables, and they are not unlogged. No disk goes back to a snapshot: nothing would show it.
+//! - Two standbys are not promoted one after the other from the same timeline without a WAL archive that they share: the number of the
+//!   timeline would repeat. With asynchronous replication neither promise holds then. With a synchronous standby no acknowledged write exists that the
+//!   second one lacks, if it is one of those that had to confirm. `ANY 1 (s1, s2)` in `synchronous_standby_names` prevents no second
+//!   primary: either standby can be promoted while the other one still confirms commits.
 //! - The database's encoding is UTF-8, or its candidates' values have characters of its encoding only, for [`fence`].
 //!
 //! # Limitations
@@ -55,9 +59,12 @@
 //!   were given up.
 //! - A transaction that is open for long, anywhere in the database, keeps dead versions of the records from being removed. Elections
 //!   become slower after some hours.
-//! - A fenced transaction holds up candidates that enter or leave its election. Several that overlap without a gap hold them up for as long.
+//! - A fenced transaction holds up a takeover of its election until it ends.
+//! - The statements set `lock_timeout` when they run, after the server has locked the table. Behind an `ACCESS EXCLUSIVE` lock, as of `VACUUM FULL`,
+//!   they wait until the lock is gone; `ALTER ROLE … SET lock_timeout = '1s'` bounds that.
 //! - While a synchronous standby is missing nothing is acknowledged, and leaders step down at their deadlines.
-//! - Notifications need a connection to the server itself, or a pool in session mode. Elections are polled otherwise.
+//! - Notifications need a connection to the server itself, or a pool in session mode, of which it takes a connection for itself. Elections are polled
+//!   otherwise.
 #![doc(test(attr(deny(warnings))))]
 
 mod config;
