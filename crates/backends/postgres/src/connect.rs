@@ -1,16 +1,26 @@
 //! Connects to the primary among the hosts.
 
-use std::{fmt, net::IpAddr, pin::pin, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    time::Duration,
+};
 
 use futures::{
-    StreamExt as _,
+    FutureExt as _, Stream, StreamExt as _,
+    future::BoxFuture,
     stream::{self, BoxStream, FuturesUnordered},
 };
 use tenure_core::{
     TlsPem,
     spi::{BackendError, BackendErrorKind},
 };
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    net::lookup_host,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_postgres::{
     AsyncMessage, Client, Config, Error, NoTls, Socket, config::SslMode, error::SqlState, tls::MakeTlsConnect,
 };
@@ -31,11 +41,16 @@ pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) messages: Messages,
     pub(crate) host: String,
+    pub(crate) address: SocketAddr,
     pub(crate) version: String,
     pub(crate) is_read_only: bool,
     pub(crate) cluster: i64,
     /// Zero for a standby.
     pub(crate) timeline: i32,
+    /// When the server was started, to the microsecond: tells servers of a cluster apart.
+    pub(crate) started: String,
+    /// The primaries, if there were several.
+    pub(crate) split: Option<String>,
     has_schema: bool,
     has_tables: bool,
 }
@@ -43,73 +58,91 @@ pub(crate) struct Server {
 /// Connects to the primary, and creates the tables if there are none. Every address of every host is tried at once; of several primaries
 /// the one with the latest timeline is chosen.
 ///
-/// `earlier` is the cluster and the timeline that were seen: a server of that cluster with a lower timeline is no primary any more.
+/// `earlier` is the cluster and the timeline that were seen: a server of another cluster is refused, and one with a lower timeline is no
+/// primary any more. Who has seen nothing yet waits for every host, because a slow one may have been promoted.
 pub(crate) async fn connect(
     config: &PostgresConfig,
     statements: &Statements,
     earlier: Option<(i64, i32)>,
 ) -> Result<Server, BackendError> {
-    let mut attempts = attempts(config, statements);
+    connect_by(config, statements, earlier, Instant::now() + config.connect_timeout).await
+}
+
+/// As [`connect`]; waits for the other hosts until `deadline` at most, but for those that answer soon.
+pub(crate) async fn connect_by(
+    config: &PostgresConfig,
+    statements: &Statements,
+    earlier: Option<(i64, i32)>,
+    deadline: Instant,
+) -> Result<Server, BackendError> {
+    let mut attempts = pin!(attempts(config, statements, None));
     let (mut found, mut failures) = (Vec::<Server>::new(), Vec::new());
-    let mut until = None;
     // Each attempt ends by itself, before that.
-    while let Ok(Some((host, outcome))) =
-        timeout_at(until.unwrap_or_else(|| Instant::now() + 2 * config.connect_timeout), attempts.next())
-            .await
-    {
+    let mut until = Instant::now() + 2 * config.connect_timeout;
+    while let Ok(Some((host, outcome))) = timeout_at(until, attempts.next()).await {
         match outcome {
             Ok(server) if server.is_read_only => {
                 failures.push(failure(&host, "it is read-only, as a standby is"));
             }
+            Ok(primary) if earlier.is_some_and(|(cluster, _)| cluster != primary.cluster) => {
+                failures.push(stranger(&primary.host));
+            }
+            // Another address of the same server.
+            Ok(primary) if found.iter().any(|other| other.started == primary.started) => {}
             Ok(primary) => {
-                until.get_or_insert_with(|| Instant::now() + OTHER_HOSTS);
+                let is_expected = earlier.is_some_and(|(_, seen)| primary.timeline >= seen);
+                let soon = Instant::now() + OTHER_HOSTS;
+                until = if is_expected && found.is_empty() { soon } else { deadline.max(soon) };
                 found.push(primary);
             }
             Err(error) => failures.push(error),
         }
     }
-    drop(attempts);
-    if let [first, rest @ ..] = &found[..]
-        && let Some(other) = rest.iter().find(|other| other.cluster != first.cluster)
-    {
+    found.sort_by_key(|primary| primary.timeline);
+    let primaries = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+    let split = (found.len() > 1).then_some(primaries);
+    let Some(mut primary) = found.pop() else {
+        return Err(summary(failures));
+    };
+    if let Some(other) = found.iter().find(|other| other.cluster != primary.cluster) {
         let text = format!(
             "{} and {} belong to different clusters: two candidates could lead; name the hosts of one",
-            first.host, other.host
+            other.host, primary.host
         );
         return Err(BackendError::new(BackendErrorKind::Invalid, text));
     }
-    let Some(mut primary) = found.into_iter().max_by_key(|primary| primary.timeline) else {
-        return Err(summary(failures));
-    };
-    if let Some((_, seen)) =
-        earlier.filter(|(cluster, seen)| *cluster == primary.cluster && *seen > primary.timeline)
-    {
+    if let Some((_, seen)) = earlier.filter(|(_, seen)| *seen > primary.timeline) {
         let text = format!(
             "it is an earlier primary (timeline {}, and {seen} was seen); stop it, or make it a standby",
             primary.timeline
         );
         return Err(failure(&primary.host, text));
     }
+    // One of them is a copy, and nothing tells which: half of the candidates would use it.
+    if let Some(other) = found.iter().find(|other| other.timeline == primary.timeline) {
+        let text =
+            format!("{} is a primary, too, of the same timeline; stop the one that is a copy", other.host);
+        return Err(failure(&primary.host, text));
+    }
+    primary.split = split;
     if !primary.has_tables {
         primary.migrate(config, statements).await?;
     }
     Ok(primary)
 }
 
-/// Connects to each host.
-pub(crate) fn attempts(
+/// Looks for a primary with a later timeline than the one that was `seen`, at the addresses but the one in use.
+pub(crate) async fn later_primary(
     config: &PostgresConfig,
     statements: &Statements,
-) -> FuturesUnordered<impl Future<Output = (String, Result<Server, BackendError>)>> {
-    let attempts = config.endpoints().enumerate().map(|(number, (host, port))| async move {
-        let name = format!("{host}:{port}");
-        let attempt = connect_host(config, statements, Endpoint { number, host, port });
-        let outcome = timeout(config.connect_timeout, attempt).await.unwrap_or_else(|_| {
-            Err(failure(&name, format!("no answer within {:?}", config.connect_timeout)))
-        });
-        (name, outcome)
-    });
-    attempts.collect()
+    in_use: SocketAddr,
+    seen: (i64, i32),
+) -> Option<Server> {
+    let found: Vec<_> = attempts(config, statements, Some(in_use)).collect().await;
+    let servers = found.into_iter().filter_map(|(_, server)| server.ok());
+    servers
+        .filter(|server| !server.is_read_only && server.cluster == seen.0 && server.timeline > seen.1)
+        .max_by_key(|primary| primary.timeline)
 }
 
 /// One of the configured hosts.
@@ -120,35 +153,59 @@ struct Endpoint<'a> {
     port: u16,
 }
 
-/// Connects to a host that is a primary. A name with several addresses is tried at all of them, and the first that answers is used.
-async fn connect_host(
-    config: &PostgresConfig,
-    statements: &Statements,
-    endpoint: Endpoint<'_>,
-) -> Result<Server, BackendError> {
-    let Endpoint { host, port, .. } = endpoint;
-    let name = format!("{host}:{port}");
-    let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| failure(&name, error))?;
-    let mut attempts: FuturesUnordered<_> =
-        addresses.map(|address| connect_address(config, statements, endpoint, address.ip())).collect();
-    let mut failures = Vec::new();
-    while let Some(outcome) = attempts.next().await {
-        match outcome {
-            Ok(primary) => return Ok(primary),
-            Err(error) => failures.push(error),
-        }
+/// Connects to every address of every host but one that is excepted. Ends within the time limit of a connection.
+pub(crate) fn attempts<'a>(
+    config: &'a PostgresConfig,
+    statements: &'a Statements,
+    except: Option<SocketAddr>,
+) -> impl Stream<Item = (String, Result<Server, BackendError>)> + Send + 'a {
+    let deadline = Instant::now() + config.connect_timeout;
+    let bounded = move |name: String, attempt: BoxFuture<'a, Result<Server, BackendError>>| async move {
+        let late = |_| Err(failure(&name, format!("no answer within {:?}", config.connect_timeout)));
+        let outcome = timeout_at(deadline, attempt).await.unwrap_or_else(late);
+        (name, outcome)
+    };
+    let endpoints = config.endpoints().enumerate().collect::<Vec<_>>();
+    stream::iter(endpoints).flat_map_unordered(None, move |(number, (host, port))| {
+        let endpoint = Endpoint { number, host, port };
+        let name = format!("{host}:{port}");
+        let lookup = async move {
+            let failed = |error| stream::iter([(name.clone(), Err(error))]).boxed();
+            let addresses = match timeout_at(deadline, lookup_host((host, port))).await {
+                Ok(Ok(addresses)) => addresses.collect::<BTreeSet<_>>(),
+                Ok(Err(error)) => return failed(failure(&name, error)),
+                Err(_) => return failed(failure(&name, "its name was not resolved in time")),
+            };
+            if addresses.is_empty() {
+                return failed(failure(&name, "the name has no address"));
+            }
+            let others = addresses.into_iter().filter(|address| Some(*address) != except);
+            let connecting = others.map(|address| {
+                let name = name_of(endpoint, address);
+                bounded(name.clone(), connect_address(config, statements, endpoint, address, name).boxed())
+            });
+            connecting.collect::<FuturesUnordered<_>>().boxed()
+        };
+        lookup.flatten_stream().boxed()
+    })
+}
+
+/// A name may have several addresses.
+fn name_of(Endpoint { host, port, .. }: Endpoint<'_>, address: SocketAddr) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(_) => format!("{host}:{port}"),
+        Err(_) => format!("{host}:{port} ({})", address.ip()),
     }
-    Err(if failures.is_empty() { failure(&name, "the name has no address") } else { summary(failures) })
 }
 
 async fn connect_address(
     config: &PostgresConfig,
     statements: &Statements,
     endpoint: Endpoint<'_>,
-    address: IpAddr,
+    address: SocketAddr,
+    name: String,
 ) -> Result<Server, BackendError> {
-    let name = format!("{}:{}", endpoint.host, endpoint.port);
-    let (client, mut messages) = log_in(config, endpoint, address).await?;
+    let (client, mut messages) = log_in(config, endpoint, address.ip()).await?;
     let what = format!("inspecting PostgreSQL at {name}");
     let rows = driven(&mut messages, &what, client.query_typed(&statements.inspect, &[])).await?;
     let row = rows.first().ok_or_else(|| failure(&name, "it does not say what it is"))?;
@@ -159,8 +216,11 @@ async fn connect_address(
         timeline: row.try_get(2).map_err(failed)?,
         has_schema: row.try_get(3).map_err(failed)?,
         has_tables: row.try_get(4).map_err(failed)?,
-        version: row.try_get(5).map_err(failed)?,
+        version: row.try_get("version").map_err(failed)?,
+        started: row.try_get("started").map_err(failed)?,
+        split: None,
         host: name,
+        address,
         client,
         messages,
     })
@@ -289,6 +349,18 @@ impl Server {
             }
         }
     }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (timeline {})", self.host, self.timeline)
+    }
+}
+
+/// Its epoch does not continue that of the cluster before: a leadership that it grants may have a token that was granted already.
+pub(crate) fn stranger(host: &str) -> BackendError {
+    let text = "it belongs to another cluster than before; if the tables have moved there, restart all candidates at the same time";
+    failure(host, text)
 }
 
 fn failure(host: &str, reason: impl fmt::Display) -> BackendError {

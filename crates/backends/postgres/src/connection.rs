@@ -1,65 +1,84 @@
-//! The connection for requests: made when it is needed, and replaced when it does not answer.
+//! The connections for requests: made when they are needed, and replaced when they do not answer.
 
 use std::{
-    convert::Infallible,
+    collections::VecDeque,
+    error::Error as StdError,
     fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use futures::StreamExt as _;
+use bytes::BytesMut;
+use futures::{StreamExt as _, TryStreamExt as _};
 use tenure_core::{
     internal::lock,
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 use tokio_postgres::{
     AsyncMessage, Client, Error, Row,
     error::{DbError, Severity},
-    types::{ToSql, Type},
+    types::{IsNull, ToSql, Type, to_sql_checked},
 };
 use tracing::{debug, info, warn};
 
 use crate::{
     config::PostgresConfig,
-    connect::{Messages, Server, connect},
+    connect::{Messages, Server, connect_by, later_primary, stranger},
     error::{classify, is_of_a_standby},
     schema::Statements,
 };
 
-/// How many connections there are at most, with those that were given up because a request was not answered. A server works on such a
-/// request for as long as it waits for a synchronous standby, whether or not the client waits: without a bound there would be
-/// more and more of them.
+/// How many connections to a server there are at most, with those that were given up because a request was not answered. A server works on
+/// such a request for as long as it waits for a synchronous standby, whether or not the client waits: without a bound there would be
+/// more and more of them. Each is kept until its answers come, or the server is started again or replaced; a dead one is noticed by TCP.
 const MAX_CONNECTIONS: usize = 4;
-/// How long a connection that was given up is kept for its answers.
-const MAX_UNANSWERED: Duration = Duration::from_secs(600);
+/// How many swaps are in flight on a connection. Each may wait for a fenced transaction, with a read behind it.
+const CONCURRENT_SWAPS: usize = 4;
 /// The pause after a failed attempt to connect: doubled each time, up to the limit.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How often the other hosts are looked at while there is a connection: one of them may have been promoted, although this one lives.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A parameter of a statement, and its type.
 pub(crate) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Sends statements to the primary, over one connection at a time.
 pub(crate) struct Requests {
-    pub(crate) config: PostgresConfig,
-    pub(crate) statements: Statements,
+    pub(crate) config: Arc<PostgresConfig>,
+    pub(crate) statements: Arc<Statements>,
     /// Locked while a connection is made.
     slot: tokio::sync::Mutex<Slot>,
-    /// What drives the connections.
-    drivers: Mutex<JoinSet<()>>,
-    permits: Arc<Semaphore>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What the connections of an elector have learnt.
+#[derive(Default)]
+struct Known {
+    /// The cluster, and the latest timeline that was seen of it.
+    seen: Option<(i64, i32)>,
+    /// The primaries that were reported last, when there were several.
+    split: Option<String>,
+    looked: Option<Instant>,
+    /// Looks at the other hosts.
+    looks: JoinSet<()>,
 }
 
 #[derive(Default)]
 struct Slot {
     current: Option<Arc<Connection>>,
-    /// The cluster, and the latest timeline that was seen of it.
-    seen: Option<(i64, i32)>,
+    /// When the server was started to which the connections are.
+    started: String,
+    /// What drives the connections.
+    drivers: JoinSet<()>,
+    /// Since when it is tried to connect. Callers may end each attempt before every host has answered.
+    tried: Option<Instant>,
     failed: Option<Failed>,
 }
 
@@ -72,8 +91,11 @@ struct Failed {
 
 struct Connection {
     client: Client,
-    /// Dropped with this: the connection has been given up.
-    _in_use: oneshot::Sender<Infallible>,
+    address: SocketAddr,
+    timeline: i32,
+    swaps: Arc<Semaphore>,
+    /// When the requests were sent that are not answered yet. Answers come in order.
+    unanswered: Mutex<VecDeque<Instant>>,
 }
 
 /// What a request has failed with.
@@ -86,11 +108,20 @@ pub(crate) enum Failure {
 impl Requests {
     pub(crate) fn new(config: PostgresConfig) -> Self {
         Self {
-            statements: Statements::new(&config.schema),
-            config,
+            statements: Arc::new(Statements::new(&config.schema)),
+            config: Arc::new(config),
             slot: tokio::sync::Mutex::default(),
-            drivers: Mutex::default(),
-            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            known: Arc::default(),
+        }
+    }
+
+    /// The same over a connection of their own, which does not wait for answers on this one.
+    pub(crate) fn apart(&self) -> Self {
+        Self {
+            statements: Arc::clone(&self.statements),
+            config: Arc::clone(&self.config),
+            slot: tokio::sync::Mutex::default(),
+            known: Arc::clone(&self.known),
         }
     }
 
@@ -103,34 +134,68 @@ impl Requests {
         statement: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, BackendError> {
-        self.try_query(what, statement, parameters).await.map_err(|failure| match failure {
+        let connection = self.connection().await?;
+        self.send(&connection, what, statement, parameters, None).await.map_err(|failure| match failure {
             Failure::Refused(error) => classify(what, &error),
             Failure::Other(error) => error,
         })
     }
 
-    /// As [`query`](Self::query), with the server's error.
-    pub(crate) async fn try_query(
+    /// As [`query`](Self::query), for a swap, with the server's error.
+    pub(crate) async fn swap(
         &self,
         what: &str,
         statement: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, Failure> {
         let connection = self.connection().await.map_err(Failure::Other)?;
-        let answer = connection.client.query_typed(statement, parameters);
-        match timeout(self.config.attempt_timeout, answer).await {
-            Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(error)) => {
+        let permit = timeout(self.config.attempt_timeout, Arc::clone(&connection.swaps).acquire_owned());
+        let Ok(Ok(permit)) = permit.await else {
+            let text =
+                format!("{what}: {CONCURRENT_SWAPS} earlier ones are not answered yet; it is tried again");
+            return Err(Failure::Other(BackendError::new(BackendErrorKind::Unavailable, text)));
+        };
+        self.send(&connection, what, statement, parameters, Some(permit)).await
+    }
+
+    /// The request goes on when the caller drops it, and keeps the permit until its answer has come: the server works on it.
+    async fn send(
+        &self,
+        connection: &Arc<Connection>,
+        what: &str,
+        statement: &str,
+        parameters: &[Parameter<'_>],
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Vec<Row>, Failure> {
+        let unavailable = |text| Failure::Other(BackendError::new(BackendErrorKind::Unavailable, text));
+        let parameters = encode(parameters).map_err(|error| {
+            Failure::Other(BackendError::new(BackendErrorKind::Invalid, format!("{what}: {error}")))
+        })?;
+        let (sender, statement) = (Arc::clone(connection), statement.to_owned());
+        lock(&connection.unanswered).push_back(Instant::now());
+        let request = tokio::spawn(async move {
+            let rows =
+                async { sender.client.query_typed_raw(&statement, parameters).await?.try_collect().await };
+            let rows = rows.await;
+            lock(&sender.unanswered).pop_front();
+            drop(permit);
+            rows
+        });
+        match timeout(self.config.attempt_timeout, request).await {
+            Ok(Ok(Ok(rows))) => Ok(rows),
+            Ok(Ok(Err(error))) => {
                 if error.is_closed() || is_of_a_standby(&error) {
-                    self.give_up(&connection).await;
+                    self.give_up(connection).await;
                 }
                 Err(Failure::Refused(error))
             }
+            Ok(Err(ended)) => Err(unavailable(format!("{what}: {ended}"))),
             Err(_) => {
-                self.give_up(&connection).await;
-                let text =
-                    format!("{what}: PostgreSQL did not answer within {:?}", self.config.attempt_timeout);
-                Err(Failure::Other(BackendError::new(BackendErrorKind::Unavailable, text)))
+                self.give_up(connection).await;
+                Err(unavailable(format!(
+                    "{what}: PostgreSQL did not answer within {:?}",
+                    self.config.attempt_timeout
+                )))
             }
         }
     }
@@ -138,7 +203,8 @@ impl Requests {
     /// The current connection, or a new one.
     async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
         let mut slot = self.slot.lock().await;
-        if let Some(current) = slot.current.as_ref().filter(|current| !current.client.is_closed()) {
+        if let Some(current) = slot.current.as_ref().filter(|current| self.is_usable(current)) {
+            self.look_elsewhere(current.address);
             return Ok(Arc::clone(current));
         }
         slot.current = None;
@@ -146,9 +212,11 @@ impl Requests {
         if let Some(failed) = slot.failed.as_ref().filter(|failed| Instant::now() < failed.retry_at) {
             return Err(failed.error.clone());
         }
-        match self.open(slot.seen).await {
-            Ok((connection, seen)) => {
-                (slot.failed, slot.seen) = (None, Some(seen));
+        let opened = self.open(&mut slot).await;
+        slot.tried = None;
+        match opened {
+            Ok(connection) => {
+                slot.failed = None;
                 Ok(Arc::clone(slot.current.insert(connection)))
             }
             Err(error) => {
@@ -161,22 +229,81 @@ impl Requests {
         }
     }
 
-    async fn open(&self, seen: Option<(i64, i32)>) -> Result<(Arc<Connection>, (i64, i32)), BackendError> {
-        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+    /// Whether nothing was seen that speaks against the connection. Callers may give a request up earlier than its time limit: what is
+    /// not answered is counted here.
+    fn is_usable(&self, connection: &Connection) -> bool {
+        let is_overdue = |since: &Instant| since.elapsed() >= self.config.attempt_timeout;
+        !connection.client.is_closed()
+            && !lock(&connection.unanswered).front().is_some_and(is_overdue)
+            && lock(&self.known).seen.is_none_or(|(_, timeline)| timeline <= connection.timeline)
+    }
+
+    async fn open(&self, slot: &mut Slot) -> Result<Arc<Connection>, BackendError> {
+        let seen = lock(&self.known).seen;
+        let deadline = *slot.tried.get_or_insert_with(Instant::now) + self.config.connect_timeout;
+        let primary = connect_by(&self.config, &self.statements, seen, deadline).await?;
+        let Server { client, messages, host, address, cluster, timeline, started, split, .. } = primary;
+        while slot.drivers.try_join_next().is_some() {}
+        if slot.started != started {
+            // What another server has not answered, or this one before it was started again, holds nothing up here.
+            (slot.drivers, slot.started) = (JoinSet::new(), started);
+        }
+        if slot.drivers.len() >= MAX_CONNECTIONS {
             let text = format!(
                 "PostgreSQL has not answered the requests on {MAX_CONNECTIONS} connections, as when it waits for a synchronous \
                  standby; waiting for it"
             );
             return Err(BackendError::new(BackendErrorKind::Unavailable, text));
-        };
-        let Server { client, messages, host, cluster, timeline, .. } =
-            connect(&self.config, &self.statements, seen).await?;
-        if seen.is_some_and(|seen| seen != (cluster, timeline)) {
-            info!(host, timeline, "PostgreSQL has failed over");
         }
-        let (in_use, given_up) = oneshot::channel();
-        lock(&self.drivers).spawn(drive(messages, host, given_up, permit));
-        Ok((Arc::new(Connection { client, _in_use: in_use }), (cluster, timeline)))
+        {
+            let mut known = lock(&self.known);
+            match known.seen {
+                // The other connection was faster.
+                Some((seen, _)) if seen != cluster => return Err(stranger(&host)),
+                Some((_, seen)) if seen >= timeline => {}
+                before => {
+                    if before.is_some() {
+                        info!(host, timeline, "PostgreSQL has failed over");
+                    }
+                    known.seen = Some((cluster, timeline));
+                }
+            }
+            if let Some(primaries) = split.as_ref().filter(|split| known.split.as_ref() != Some(split)) {
+                warn!(
+                    primaries,
+                    "PostgreSQL has several primaries (split brain), and the latest one is used; stop the others"
+                );
+            }
+            (known.split, known.looked) = (split, Some(Instant::now()));
+        }
+        slot.drivers.spawn(drive(messages, host));
+        let swaps = Arc::new(Semaphore::new(CONCURRENT_SWAPS));
+        Ok(Arc::new(Connection { client, address, timeline, swaps, unanswered: Mutex::default() }))
+    }
+
+    /// Looks for a later primary once in a while, in the background. Once one is seen, no earlier one is used.
+    fn look_elsewhere(&self, in_use: SocketAddr) {
+        let mut known = lock(&self.known);
+        let Some(seen) = known.seen else { return };
+        if known.looked.is_some_and(|looked| looked.elapsed() < LOOK_INTERVAL) {
+            return;
+        }
+        known.looked = Some(Instant::now());
+        while known.looks.try_join_next().is_some() {}
+        let (config, statements) = (Arc::clone(&self.config), Arc::clone(&self.statements));
+        let shared = Arc::downgrade(&self.known);
+        known.looks.spawn(async move {
+            let Some(later) = later_primary(&config, &statements, in_use, seen).await else { return };
+            let Some(known) = shared.upgrade() else { return };
+            let seen = &mut lock(&known).seen;
+            if seen.is_none_or(|seen| seen.1 < later.timeline) {
+                warn!(
+                    primaries = format!("{in_use} (timeline {}) and {later}", seen.map_or(0, |seen| seen.1)),
+                    "PostgreSQL has several primaries (split brain), and the later one is used from now on; stop the other"
+                );
+                *seen = Some((later.cluster, later.timeline));
+            }
+        });
     }
 
     /// Makes the next request use another connection. What was sent on this one may still be carried out: it is never cancelled, because
@@ -188,45 +315,59 @@ impl Requests {
 
     /// Closes all connections.
     pub(crate) async fn close(&self) {
-        self.slot.lock().await.current = None;
+        let mut slot = self.slot.lock().await;
+        slot.current = None;
         // Detached: a last statement, and the message that ends the connection, are under way.
-        lock(&self.drivers).detach_all();
+        slot.drivers.detach_all();
+        lock(&self.known).looks.abort_all();
     }
 }
 
-/// Drives a connection until it ends: when it fails, or some time after it was given up, when all its requests have been answered.
-async fn drive(
-    mut messages: Messages,
-    host: String,
-    given_up: oneshot::Receiver<Infallible>,
-    _permit: OwnedSemaphorePermit,
-) {
-    let overdue = async {
-        let _ = given_up.await;
-        sleep(MAX_UNANSWERED).await;
+/// A parameter as it is sent.
+#[derive(Debug)]
+struct Encoded(BytesMut);
+
+impl ToSql for Encoded {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Send + Sync>> {
+        out.extend_from_slice(&self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+/// Copies parameters, none of which is null, for a request that outlives its caller.
+fn encode(parameters: &[Parameter<'_>]) -> Result<Vec<(Encoded, Type)>, Box<dyn StdError + Send + Sync>> {
+    let encode = |(parameter, kind): &Parameter<'_>| {
+        let mut bytes = BytesMut::new();
+        parameter.to_sql_checked(kind, &mut bytes)?;
+        Ok((Encoded(bytes), kind.clone()))
     };
-    let drive = async {
-        while let Some(message) = messages.next().await {
-            match message {
-                // The answer that follows it, of success, is not passed on: the connection ends first.
-                Ok(AsyncMessage::Notice(notice)) if is_unreplicated(&notice) => {
-                    warn!(
-                        host,
-                        "somebody has cancelled a commit that waited for a synchronous standby: its outcome is unknown"
-                    );
-                    return;
-                }
-                Ok(message) => debug!(host, ?message, "PostgreSQL says"),
-                Err(error) => {
-                    debug!(host, %error, "the connection has ended");
-                    return;
-                }
+    parameters.iter().map(encode).collect()
+}
+
+/// Drives a connection until it ends: when it fails, or when it was given up and all its requests have been answered.
+async fn drive(mut messages: Messages, host: String) {
+    while let Some(message) = messages.next().await {
+        match message {
+            // The answer that follows it, of success, is not passed on: the connection ends first.
+            Ok(AsyncMessage::Notice(notice)) if is_unreplicated(&notice) => {
+                warn!(
+                    host,
+                    "somebody has cancelled a commit that waited for a synchronous standby: its outcome is unknown"
+                );
+                return;
+            }
+            Ok(message) => debug!(host, ?message, "PostgreSQL says"),
+            Err(error) => {
+                debug!(host, %error, "the connection has ended");
+                return;
             }
         }
-    };
-    tokio::select! {
-        () = drive => {}
-        () = overdue => debug!(host, "a connection with unanswered requests is closed"),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Diagnoses the hosts and the database, for an operator.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt as _;
 use tenure_core::{Diagnosis, spi::BackendError};
@@ -42,7 +45,7 @@ pub(crate) async fn diagnose(requests: &Requests) -> Vec<Diagnosis> {
 }
 
 async fn diagnose_hosts(requests: &Requests) -> Vec<Diagnosis> {
-    let mut attempts = attempts(&requests.config, &requests.statements);
+    let mut attempts = pin!(attempts(&requests.config, &requests.statements, None));
     let (mut diagnoses, mut servers) = (Vec::new(), Vec::<Server>::new());
     while let Some((host, outcome)) = attempts.next().await {
         let subject = format!("host {host}");
@@ -53,7 +56,10 @@ async fn diagnose_hosts(requests: &Requests) -> Vec<Diagnosis> {
                     false => format!("a primary, timeline {}", server.timeline),
                 };
                 diagnoses.push(Diagnosis::good(subject, format!("PostgreSQL {}, {role}", server.version)));
-                servers.push(server);
+                // Not another address of the same server.
+                if servers.iter().all(|other| other.started != server.started) {
+                    servers.push(server);
+                }
             }
             Err(error) => diagnoses.push(Diagnosis::problem(
                 subject,

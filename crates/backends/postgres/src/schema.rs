@@ -45,7 +45,7 @@ fn milliseconds(setting: &str) -> String {
 /// The statements for one schema.
 #[derive(Debug)]
 pub(crate) struct Statements {
-    /// What a server is: read-only, its cluster, its timeline, and whether the schema and the tables exist. Without a right to see them, they
+    /// What a server is: read-only, its cluster, its timeline, whether the schema and the tables exist, its version, and since when it runs. Without a right to see them, they
     /// do not: the attempt to create them is refused with the rights that are missing.
     pub(crate) inspect: String,
     /// The quoted name of the schema.
@@ -82,7 +82,8 @@ impl Statements {
                  CASE WHEN pg_is_in_recovery() THEN 0 ELSE {TIMELINE} END, \
                  to_regnamespace('\"{schema}\"') IS NOT NULL, \
                  CASE WHEN has_schema_privilege(to_regnamespace('\"{schema}\"')::oid, 'USAGE') \
-                 THEN to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL ELSE false END, current_setting('server_version')"
+                 THEN to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL ELSE false END, \
+                 current_setting('server_version') AS version, pg_postmaster_start_time()::text AS started"
             ),
             schema: format!("\"{schema}\""),
             create_tables: format!(

@@ -10,7 +10,6 @@ use tenure_core::{
     Diagnosis, Error, internal,
     spi::{BackendError, BackendErrorKind},
 };
-use tokio::sync::Semaphore;
 use tokio_postgres::{
     Row,
     types::{FromSql, Type},
@@ -24,17 +23,15 @@ use crate::{
     hints::Hints,
 };
 
-/// How many swaps of elections are in flight. Each may wait for a fenced transaction, with a heartbeat behind it.
-const CONCURRENT_SWAPS: usize = 4;
-
 /// A PostgreSQL database as a store of records.
 ///
 /// Used by a [`PostgresBackend`](crate::PostgresBackend).
 #[derive(Debug)]
 pub struct PostgresStore {
     requests: Arc<Requests>,
+    /// Heartbeats, which a swap that waits for a fenced transaction must not delay.
+    heartbeats: Requests,
     hints: Hints,
-    swaps: Semaphore,
 }
 
 impl PostgresStore {
@@ -47,8 +44,8 @@ impl PostgresStore {
         if config.tls.is_none() {
             internal::warn_of_plain_text("PostgreSQL", &config.hosts, config.has_password(), "sslrootcert");
         }
-        let (requests, swaps) = (Arc::new(Requests::new(config)), Semaphore::new(CONCURRENT_SWAPS));
-        Ok(Self { requests, hints: Hints::default(), swaps })
+        let requests = Arc::new(Requests::new(config));
+        Ok(Self { heartbeats: requests.apart(), requests, hints: Hints::default() })
     }
 }
 
@@ -90,11 +87,8 @@ impl CasStore for PostgresStore {
             }
             None => &statements.create,
         };
-        let _permit = match key.starts_with(ELECTIONS) {
-            true => self.swaps.acquire().await.ok(),
-            false => None,
-        };
-        let rows = match self.requests.try_query(what, statement, &parameters).await {
+        let requests = if key.starts_with(SESSIONS) { &self.heartbeats } else { &*self.requests };
+        let rows = match requests.swap(what, statement, &parameters).await {
             Ok(rows) => rows,
             Err(Failure::Refused(error)) if is_conflict(&error) => return Ok(Swap::Conflict),
             Err(Failure::Refused(error)) => return Err(classify(what, &error)),
@@ -148,11 +142,14 @@ impl CasStore for PostgresStore {
     async fn close(&self) {
         self.hints.close().await;
         self.requests.close().await;
+        self.heartbeats.close().await;
     }
 }
 
 /// The prefix of the keys of elections.
 const ELECTIONS: &str = "e/";
+/// The prefix of the keys of sessions, which heartbeats renew.
+const SESSIONS: &str = "s/";
 
 fn record(key: String, body: Vec<u8>) -> Record {
     Record { key, version: version_of(&body), body }
