@@ -32,12 +32,12 @@ fn new_schema() -> String {
     format!("store-{:016x}", fastrand::u64(..))
 }
 
-/// A store on the shared server of this version, and its administrator.
-async fn shared(version: Version) -> (PostgresStore, PostgresAdmin, String) {
+/// A store on the shared server of this version, which lives as long as what is returned.
+async fn shared(version: Version) -> (PostgresStore, SharedPostgres, String) {
     let server = SharedPostgres::get(version).await.unwrap_or_else(|error| panic!("{error}"));
     let schema = new_schema();
     let store = PostgresStore::new(config(&server.endpoint(), &schema)).unwrap();
-    (store, server.admin().clone(), schema)
+    (store, server, schema)
 }
 
 async fn create(store: &PostgresStore, key: &str) -> RecordVersion {
@@ -65,7 +65,7 @@ async fn keys(store: &PostgresStore, prefix: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_swap_replaces_one_version() {
     for version in Version::POSTGRES {
-        let (store, ..) = shared(version).await;
+        let (store, _server, _) = shared(version).await;
         assert_eq!(store.read("e/a", Freshness::Fresh).await.unwrap(), None);
         assert_eq!(epoch(&store).await, FIRST);
         let Swap::Done(first) = store.swap("e/a", None, FIRST, b"1").await.unwrap() else { panic!() };
@@ -147,7 +147,8 @@ async fn of_many_swaps_one_is_done_at_any_isolation_level() {
 #[tokio::test]
 async fn an_election_that_changes_gives_a_hint() {
     for version in Version::POSTGRES {
-        let (store, admin, schema) = shared(version).await;
+        let (store, server, schema) = shared(version).await;
+        let admin = server.admin();
         assert!(store.changes("s/a").is_none());
         until("notifications are delivered", async || store.changes("e/a").is_some()).await;
         // It has sent nothing else yet.
@@ -409,7 +410,8 @@ async fn a_promotion_raises_the_epoch() {
 /// The tables have come to another cluster, whose timeline is lower, as by `pg_upgrade` or from a dump.
 #[tokio::test]
 async fn the_epoch_rises_when_the_tables_are_moved() {
-    let (store, admin, schema) = shared(Version::Postgres15).await;
+    let (store, server, schema) = shared(Version::Postgres15).await;
+    let admin = server.admin();
     let version = create(&store, "e/a").await;
     let epochs = format!("\"{schema}\".epoch");
     // As it looks after two failovers there.
@@ -621,7 +623,8 @@ async fn relay(server: watch::Receiver<String>, delay: Duration) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_of_another_cluster_is_refused() {
     let servers = join_all(Version::POSTGRES.map(SharedPostgres::get)).await;
-    let endpoints: Vec<_> = servers.into_iter().map(|server| server.unwrap().endpoint()).collect();
+    let servers: Vec<_> = servers.into_iter().map(Result::unwrap).collect();
+    let endpoints: Vec<_> = servers.iter().map(SharedPostgres::endpoint).collect();
     let (server, changes) = watch::channel(endpoints[0].clone());
     let store = PostgresStore::new(config(&relay(changes, Duration::ZERO).await, &new_schema())).unwrap();
     let version = create(&store, "e/a").await;
