@@ -19,6 +19,9 @@ pub(crate) use schema::NewSubscription;
 /// so that the next leader does not wait until the old one continues.
 const POSTGRES_IDLE_IN_TRANSACTION: &str = "SET idle_in_transaction_session_timeout = '2s'";
 
+/// How long a server waits for a connection. A leader that has none resigns.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Connections to the billing database.
 #[derive(Clone, Debug)]
 pub(crate) struct Database {
@@ -40,6 +43,11 @@ impl Database {
     /// # Errors
     /// If the URL is not supported or the database does not answer. The error does not contain the password.
     pub(crate) async fn open(url: &str) -> anyhow::Result<Self> {
+        Self::open_with(url, ACQUIRE_TIMEOUT).await
+    }
+
+    /// As [`open`](Self::open), with another limit for the wait for a connection.
+    pub(crate) async fn open_with(url: &str, acquire_timeout: Duration) -> anyhow::Result<Self> {
         let (engine, url) = parse_url(url)?;
         sqlx::any::install_default_drivers();
         let settings: &'static [&'static str] = match engine {
@@ -55,7 +63,7 @@ impl Database {
         let pool = AnyPoolOptions::new()
             // SQLite has one writer at a time. With one connection, writers queue in this process instead of in SQLite.
             .max_connections(if engine == Engine::Sqlite { 1 } else { 8 })
-            .acquire_timeout(Duration::from_secs(5))
+            .acquire_timeout(acquire_timeout)
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     for setting in settings.iter().copied() {

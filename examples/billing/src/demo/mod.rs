@@ -28,6 +28,8 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3);
 /// The same for the local store. There a stopped leader keeps its leadership, so a longer pause would show nothing
 /// more.
 const DEFAULT_LOCAL_TTL: Duration = Duration::from_secs(2);
+/// How long the database may stall before the run fails.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
@@ -73,7 +75,8 @@ async fn run_scenario(
     ttl: Duration,
     database_url: &str,
 ) -> anyhow::Result<Summary> {
-    let database = Database::open(database_url).await?;
+    // The demo itself outlasts a stall of the database.
+    let database = Database::open_with(database_url, STALL_LIMIT).await?;
     if database.count_subscriptions().await? > 0 {
         bail!("the database has subscriptions; the demo needs an empty one to check the ledger against");
     }
