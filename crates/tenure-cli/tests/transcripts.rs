@@ -15,7 +15,7 @@ use std::{
 };
 
 use common::{Sandbox, eventually, kill, succeed};
-use tenure_containers::{EtcdServer, SharedEtcd, SharedZookeeper, Version};
+use tenure_containers::{EtcdServer, PostgresServer, SharedEtcd, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// With this variable, the transcripts are written into the page instead of being compared with it.
@@ -336,6 +336,18 @@ async fn etcd_without_space() {
     let mut doctor = scene.sandbox.tenure(&["doctor"]);
     scene.transcript.run("tenure doctor", doctor.env_remove("TENURE_ELECTION"));
     scene.transcript.check();
+}
+
+/// The error contains what an owner of the database has to run.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_without_rights() {
+    let server = PostgresServer::start(Version::Postgres17).await.unwrap();
+    let admin = server.admin().create_database("billing").await.unwrap();
+    admin.execute("CREATE ROLE app LOGIN").await.unwrap();
+    let sandbox = Sandbox::on(admin.url().replacen("postgres@", "app@", 1));
+    let transcript = Transcript::new("postgres-without-rights").replace(server.endpoint(), "10.0.0.1:5432");
+    transcript.run("tenure run -- ./bill", &mut sandbox.run(&[], "true"));
+    transcript.check();
 }
 
 /// Case 65, and hazard G35.
