@@ -33,7 +33,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const MAX_PORT_ATTEMPTS: usize = 20;
 
 /// How often the engine tries to freeze a container whose processes start others.
-const MAX_PAUSE_ATTEMPTS: usize = 10;
+const MAX_PAUSE_ATTEMPTS: usize = 3;
 
 /// How long a server may take to stop before it is killed.
 const STOP_TIMEOUT_SECONDS: i32 = 10;
