@@ -55,11 +55,15 @@ pub(crate) fn run(seed: u64, store: Store, simulated: Duration, mutant: Option<M
         Store::Cas => runtime.block_on(cas::play(seed, simulated)),
         Store::Etcd | Store::Zookeeper => runtime.block_on(play(seed, store, simulated)),
     });
-    let mut outcome = outcome.unwrap_or_else(no_runtime);
+    let outcome = outcome.unwrap_or_else(no_runtime);
     #[cfg(tenure_mutants)]
-    if store == Store::Cas && mutant.is_none() && seed.is_multiple_of(SCENARIOS_EVERY) {
-        outcome.violations.extend(cas::directed(seed, None).violations);
-    }
+    let outcome = match store == Store::Cas && mutant.is_none() && seed.is_multiple_of(SCENARIOS_EVERY) {
+        true => {
+            let violations = [outcome.violations, cas::directed(seed, None).violations].concat();
+            Outcome { violations, ..outcome }
+        }
+        false => outcome,
+    };
     outcome
 }
 

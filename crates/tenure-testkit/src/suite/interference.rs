@@ -1,11 +1,12 @@
 //! Entries and sessions that are deleted in the store without their candidates.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tenure_core::{
     BootClock, CandidateId, ElectionName, Elector, LossReason,
-    spi::{EntryRequest, SessionOptions, SessionRecord},
+    spi::{BackendError, BackendErrorKind, EntryRequest, SessionOptions, SessionRecord},
 };
+use tokio::time::sleep;
 
 use super::context::{CaseContext, TestCandidate, until, within};
 
@@ -94,8 +95,10 @@ pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseCon
     const NONCE: u64 = 0x0123_4567_89ab_cdef;
     let (dead, other) = (context.harness.client().await, context.harness.client().await);
     let options = SessionOptions::new(context.harness.ttl(), Arc::new(BootClock), 0.1);
-    let session = within("opening a session", dead.backend.open_session(&options)).await.unwrap();
-    let cluster = within("identifying the store", session.cluster()).await.unwrap();
+    // The store may lose an answer.
+    let session =
+        repeated("opening a session", async || dead.backend.open_session(&options).await).await.unwrap();
+    let cluster = repeated("identifying the store", async || session.cluster().await).await.unwrap();
     let elections = ["e", "f"].map(|name| ElectionName::new(name).unwrap());
     for (number, election) in elections.iter().enumerate() {
         let request = EntryRequest {
@@ -104,13 +107,13 @@ pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseCon
             value: b"value".as_slice().into(),
             nonce: u128::from(NONCE) << 64 | number as u128,
         };
-        within("entering", session.enter(&request)).await.unwrap();
+        repeated("entering", async || session.enter(&request).await).await.unwrap();
     }
     let waiting = context.candidate("b").await;
     let campaign = waiting.start_campaign().await;
     let end = async |cluster: &str, nonce| {
         let record = SessionRecord::new(session.id(), cluster, nonce);
-        within("ending a session", other.backend.end_session(&record)).await
+        repeated("ending a session", async || other.backend.end_session(&record).await).await
     };
     let _ = end(&cluster, NONCE + 1).await;
     assert_eq!(waiting.candidates().await, ["dead", "b"], "of another process");
@@ -118,7 +121,9 @@ pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseCon
     assert_eq!(waiting.candidates().await, ["dead", "b"], "in another store");
     end(&cluster, NONCE).await.unwrap();
     for election in &elections {
-        let left = within("reading the candidates", other.backend.candidates(election)).await.unwrap();
+        let left = repeated("reading the candidates", async || other.backend.candidates(election).await)
+            .await
+            .unwrap();
         assert!(left.iter().all(|candidate| candidate.id != "dead"), "{left:?}");
     }
     assert!(within("the handover", campaign).await.unwrap().is_leader());
@@ -128,4 +133,22 @@ pub(super) async fn the_session_of_a_dead_process_can_be_ended(context: &CaseCon
     for client in [dead, other] {
         within("closing", client.backend.close()).await;
     }
+}
+
+/// Repeats a request while it fails for a passing reason.
+async fn repeated<T>(
+    what: &str,
+    request: impl AsyncFn() -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    within(what, async {
+        loop {
+            match request().await {
+                Err(error) if error.kind() == BackendErrorKind::Unavailable => {
+                    sleep(Duration::from_millis(10)).await
+                }
+                outcome => return outcome,
+            }
+        }
+    })
+    .await
 }
