@@ -560,13 +560,13 @@ async fn an_epoch_that_is_lost_after_a_move_is_not_repeated() {
 /// A pooler may go over to a server without the tables, and back. Nobody gives up for that.
 #[tokio::test]
 async fn tables_that_are_gone_are_waited_for() {
-    let (store, admin, schema) = shared(Version::Postgres15).await;
+    let (store, server, schema) = shared(Version::Postgres15).await;
     create(&store, "e/a").await;
-    admin.execute(&format!("ALTER TABLE \"{schema}\".records RENAME TO hidden")).await.unwrap();
+    server.admin().execute(&format!("ALTER TABLE \"{schema}\".records RENAME TO hidden")).await.unwrap();
     let missing = store.read("e/a", Freshness::Fresh).await.unwrap_err();
     assert_eq!(missing.kind(), BackendErrorKind::Unavailable, "{missing}");
     assert!(missing.to_string().contains("or the server is another one"), "{missing}");
-    admin.execute(&format!("ALTER TABLE \"{schema}\".hidden RENAME TO records")).await.unwrap();
+    server.admin().execute(&format!("ALTER TABLE \"{schema}\".hidden RENAME TO records")).await.unwrap();
     assert!(store.read("e/a", Freshness::Fresh).await.unwrap().is_some());
 }
 
