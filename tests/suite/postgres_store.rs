@@ -486,7 +486,7 @@ async fn an_operator_is_told_what_is_wrong() {
     }
     app.close().await;
     assert_eq!(findings(&app).await, []);
-    server.kill().await.unwrap();
+    let _killed = server.kill().await.unwrap();
     let subjects: Vec<_> = findings(&app).await.into_iter().map(|(subject, _)| subject).collect();
     assert_eq!(subjects, [format!("host {}", server.endpoint()), "database".to_owned()]);
 }

@@ -19,15 +19,16 @@ use tenure_core::{
 };
 use tokio::sync::Mutex;
 
-/// The number of lock files. A key belongs to one of them, so that a heartbeat does not wait behind hundreds of elections.
-const LOCKS: usize = 16;
+/// The number of lock files for sessions, and for elections. A key belongs to one of them, so that requests of many elections do not wait
+/// for each other, and a heartbeat for none of them.
+const LOCKS: usize = 8;
 
 /// A store in a directory, with one file for each record. Clones are the same one.
 #[derive(Clone, Debug)]
 pub struct DirectoryStore {
     root: PathBuf,
     /// Held by the request that waits for a lock or has it, so that a process needs one thread for each lock.
-    turns: [Arc<Mutex<()>>; LOCKS],
+    turns: [Arc<Mutex<()>>; 2 * LOCKS],
 }
 
 impl DirectoryStore {
@@ -54,7 +55,8 @@ impl DirectoryStore {
         key: &str,
         request: impl FnOnce(&Path, &Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BackendError> {
-        let number = usize::from(Sha256::digest(key)[0]) % LOCKS;
+        let first = if key.starts_with("s/") { 0 } else { LOCKS };
+        let number = first + usize::from(Sha256::digest(key)[0]) % LOCKS;
         let [lock, incomplete] = ["lock", "new"].map(|name| self.root.join(format!("{name}-{number}")));
         let file = self.root.join(key);
         let turn = Arc::clone(&self.turns[number]).lock_owned().await;

@@ -46,7 +46,7 @@ impl Harness for Directory {
     }
 
     fn ttl(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_secs(5)
     }
 
     async fn delete_entry(&self, election: &str, session: &str, _token: u64) {
