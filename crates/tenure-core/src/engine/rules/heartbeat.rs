@@ -81,8 +81,8 @@ pub(crate) fn retry_backoff(timeout: Duration) -> Backoff {
 
 /// The delays once a TTL has passed since an answer, and nobody leads: the store either keeps the session for longer or has ended it.
 pub(crate) fn retry_backoff_after_ttl(ttl: Duration) -> Backoff {
-    let min = (ttl / 50).max(MIN_RETRY_DELAY);
-    Backoff { min, max: (ttl / 5).clamp(min, MAX_RETRY_DELAY) }
+    let max = (ttl / 5).clamp(MIN_RETRY_DELAY, MAX_RETRY_DELAY);
+    Backoff { min: (ttl / 50).clamp(MIN_RETRY_DELAY, max), max }
 }
 
 /// A gap that is long enough by the store's clock as well.
