@@ -693,7 +693,7 @@ async fn gated(attempt_timeout: Duration) -> (PostgresServer, PostgresStore) {
     let config = config(&server.endpoint(), "tenure").attempt_timeout(attempt_timeout);
     let store = PostgresStore::new(config).unwrap();
     store.epoch().await.unwrap();
-    close_gate(&server.admin()).await;
+    close_gate(server.admin()).await;
     (server, store)
 }
 
@@ -717,7 +717,7 @@ async fn heartbeats_do_not_wait_for_swaps_of_elections() {
             assert!(matches!(swapped.unwrap(), Swap::Done(_)));
         }
         assert_eq!(server.admin().value(waiting).await.unwrap(), "1");
-        open_gate(&server.admin()).await;
+        open_gate(server.admin()).await;
     };
     tokio::join!(stuck, heartbeats);
 }
@@ -741,7 +741,7 @@ async fn few_swaps_are_in_flight_although_callers_drop_them() {
     for number in 0..8 {
         drop_stuck_swap(&store, &format!("e/stuck{number}")).await;
     }
-    open_gate(&server.admin()).await;
+    open_gate(server.admin()).await;
     assert_eq!(keys(&store, "e/").await, [0, 1, 2, 3].map(|number| format!("e/stuck{number}")));
 }
 
