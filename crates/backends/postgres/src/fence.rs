@@ -42,6 +42,7 @@ const IS_OVER: &str = "this leadership is over";
 /// transaction.execute("UPDATE subscriptions SET paid = true WHERE id = $1", &[&7]).await?;
 /// transaction.commit().await?;
 /// # Ok(()) }
+/// # let _ = charge;
 /// ```
 ///
 /// # Errors
