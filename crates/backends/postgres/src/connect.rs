@@ -85,7 +85,7 @@ pub(crate) async fn connect_by(
                 failures.push(failure(&host, "it is read-only, as a standby is"));
             }
             Ok(primary) if earlier.is_some_and(|(cluster, _)| cluster != primary.cluster) => {
-                failures.push(stranger(&primary.host));
+                failures.push(of_another_cluster(&primary.host));
             }
             // Another address of the same server.
             Ok(primary) if found.iter().any(|other| other.started == primary.started) => {}
@@ -358,7 +358,7 @@ impl fmt::Display for Server {
 }
 
 /// Its epoch does not continue that of the cluster before: a leadership that it grants may have a token that was granted already.
-pub(crate) fn stranger(host: &str) -> BackendError {
+pub(crate) fn of_another_cluster(host: &str) -> BackendError {
     let text = "it belongs to another cluster than before; if the tables have moved there, restart all candidates at the same time";
     failure(host, text)
 }

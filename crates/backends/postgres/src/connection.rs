@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::PostgresConfig,
-    connect::{Messages, Server, connect_by, later_primary, stranger},
+    connect::{Messages, Server, connect_by, later_primary, of_another_cluster},
     error::{classify, is_of_a_standby},
     schema::Statements,
 };
@@ -229,8 +229,8 @@ impl Requests {
         }
     }
 
-    /// Whether nothing was seen that speaks against the connection. Callers may give a request up earlier than its time limit: what is
-    /// not answered is counted here.
+    /// Whether nothing was seen that speaks against the connection. Callers may give a request up earlier than its time limit: requests
+    /// that are not answered are counted here.
     fn is_usable(&self, connection: &Connection) -> bool {
         let is_overdue = |since: &Instant| since.elapsed() >= self.config.attempt_timeout;
         !connection.client.is_closed()
@@ -259,7 +259,7 @@ impl Requests {
             let mut known = lock(&self.known);
             match known.seen {
                 // The other connection was faster.
-                Some((seen, _)) if seen != cluster => return Err(stranger(&host)),
+                Some((seen, _)) if seen != cluster => return Err(of_another_cluster(&host)),
                 Some((_, seen)) if seen >= timeline => {}
                 before => {
                     if before.is_some() {
