@@ -32,6 +32,9 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// How many ports are tried until one is free.
 const MAX_PORT_ATTEMPTS: usize = 20;
 
+const EXIT_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a container that was killed is checked for having ended.
+const MAX_EXIT_CHECKS: usize = 600;
 /// How often the engine tries to freeze a container whose processes start others.
 const MAX_PAUSE_ATTEMPTS: usize = 3;
 
@@ -123,9 +126,15 @@ impl Container {
         self.started()?.start().await.map_err(|error| failure(&self.command("start"), error))
     }
 
-    /// Sends SIGKILL.
+    /// Sends SIGKILL, and waits until the container has ended.
     pub(crate) async fn kill(&self) -> Result<(), ContainerError> {
-        self.signal("SIGKILL").await
+        match self.signal("SIGKILL").await {
+            // A process that waits for a busy disk ends later than the engine waits for it.
+            Err(error) if error.to_string().contains("did not receive an exit event") => {
+                if self.ends_within(MAX_EXIT_CHECKS).await? { Ok(()) } else { Err(error) }
+            }
+            sent => sent,
+        }
     }
 
     async fn signal(&self, signal: &str) -> Result<(), ContainerError> {
@@ -208,13 +217,21 @@ impl Container {
     pub(crate) async fn run_script_if_running(&self, script: &str) -> Result<bool, ContainerError> {
         let Err(error) = self.run_script(script).await else { return Ok(true) };
         // The script ends with the server, and the engine notices a little later.
-        for _ in 0..30 {
-            if !self.is_running().await? {
-                return Ok(false);
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        match self.ends_within(30).await? {
+            true => Ok(false),
+            false => Err(error),
         }
-        Err(error)
+    }
+
+    /// Whether the container has ended after at most so many checks.
+    async fn ends_within(&self, checks: usize) -> Result<bool, ContainerError> {
+        for _ in 0..checks {
+            if !self.is_running().await? {
+                return Ok(true);
+            }
+            tokio::time::sleep(EXIT_CHECK_INTERVAL).await;
+        }
+        Ok(false)
     }
 
     /// Whether the engine reports the container as running. A paused one is.

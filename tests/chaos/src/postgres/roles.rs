@@ -142,8 +142,11 @@ impl Roles {
             state.does_replica_follow = false;
         }
         self.failovers.fetch_add(1, Relaxed);
-        let alone = self.cluster.replicate_asynchronously(replica).await;
-        alone.context("the new primary does not answer")
+        if self.replication == Replication::Synchronous {
+            // If it does not answer yet, the supervisor finds that nothing is committed, and tells it again.
+            let _ = self.cluster.replicate_asynchronously(replica).await;
+        }
+        Ok(())
     }
 
     async fn answers_as_replica(&self, member: usize) -> bool {

@@ -179,11 +179,11 @@ fn pgbouncer_script(settings: &[(String, String)]) -> String {
 /// What a member of a cluster does with the other: ask it what it is, and make its own data a copy of the other's. A member
 /// may start before it is connected to the other's network, and its packets are lost then.
 const MEMBER_FUNCTIONS: &str = "\
-from_peer=\"host=$peer user=postgres connect_timeout=2\"
+from_peer=\"host=$peer user=postgres connect_timeout=2 keepalives_idle=1 keepalives_interval=1 keepalives_count=3\"
 at_peer() { timeout 10 psql --dbname=\"$from_peer\" --no-psqlrc -qAtc \"$1\" 2>&1; }
 copy_peer() {
     rm -rf /data/new /data/postgres
-    until as_postgres pg_basebackup --dbname=\"$from_peer\" --pgdata=/data/new -R --checkpoint=fast --no-sync; do
+    until as_postgres timeout 60 pg_basebackup --dbname=\"$from_peer\" --pgdata=/data/new -R --checkpoint=fast --no-sync; do
         rm -rf /data/new
         sleep 0.1
     done
@@ -192,7 +192,7 @@ copy_peer() {
 follow_peer() {
     # What it was promoted to is not in its control file before a checkpoint.
     at_peer CHECKPOINT || true
-    as_postgres pg_rewind --target-pgdata=/data/postgres -R --no-sync \\
+    as_postgres timeout 30 pg_rewind --target-pgdata=/data/postgres -R --no-sync \\
         --source-server=\"$from_peer dbname=postgres\" || copy_peer
 }
 ";
