@@ -183,6 +183,35 @@ async fn a_role_with_the_least_rights_takes_part() {
     }
 }
 
+/// The README's statements make the same tables as a candidate. Without one of their keys a fence would not hold up the next leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tables_in_the_readme_are_those_that_a_candidate_creates() {
+    for version in Version::POSTGRES {
+        let server = server(version).await;
+        let admin = server.admin();
+        let statements = README.split_once("```sql\n").unwrap().1.split_once("```").unwrap().0;
+        admin.execute(&statements.replace("tenure", "acme")).await.unwrap();
+        leads(&format!("postgres://app:{OLD}@{}/postgres", server.endpoint())).await;
+        let tables = async |schema: &str| {
+            let of = format!("relnamespace = '{schema}'::regnamespace");
+            let columns = format!(
+                "SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull::text, attgenerated::text, \
+                 attcollation::regcollation::text, pg_get_expr(adbin, adrelid), reloptions::text, relpersistence::text \
+                 FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum \
+                 WHERE {of} AND relkind = 'r' AND attnum > 0 ORDER BY relname, attnum"
+            );
+            let keys = format!(
+                "SELECT relname, pg_get_constraintdef(pg_constraint.oid) FROM pg_class JOIN pg_constraint ON conrelid = pg_class.oid \
+                 WHERE {of} ORDER BY 1, 2"
+            );
+            [admin.query(&columns).await.unwrap(), admin.query(&keys).await.unwrap()].concat()
+        };
+        let (written, created) = (tables("acme").await, tables("tenure").await);
+        assert_eq!(written, created);
+        assert!(created.len() > 7, "{created:?}");
+    }
+}
+
 /// A file that is replaced atomically and that nobody else may read.
 struct SecretFile(tempfile::TempDir);
 

@@ -303,6 +303,21 @@ async fn a_body_without_a_token_is_stored() {
     }
 }
 
+/// A table without the column that a fence locks is not used, because its next leader would not wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_without_tokens_fences_nothing() {
+    let server = server(Version::Postgres15).await;
+    let elector = elector(&server.endpoint()).await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    server.admin().execute("ALTER TABLE tenure.records DROP COLUMN token").await.unwrap();
+    let mut client = connect(server.admin(), "postgres").await;
+    let mut transaction = client.transaction().await.unwrap();
+    let refused = fence(&mut transaction, &leadership).await.unwrap_err();
+    let FenceError::Database(error) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.code(), Some(&SqlState::UNDEFINED_COLUMN));
+    leadership.resign().await.unwrap();
+}
+
 /// Somebody holds the record, as a swap that waits for a replica does: a fence does not wait for longer than the leadership may last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fence_waits_for_no_longer_than_the_leadership() {

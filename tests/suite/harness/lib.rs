@@ -26,6 +26,7 @@ mod etcd;
 mod local;
 mod memory;
 mod postgres;
+pub mod postgres_store;
 mod wait;
 mod zookeeper;
 mod zookeeper_proxy;

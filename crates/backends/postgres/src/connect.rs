@@ -55,21 +55,11 @@ pub(crate) struct Server {
     has_tables: bool,
 }
 
-/// Connects to the primary, and creates the tables if there are none. Every address of every host is tried at once; of several primaries
-/// the one with the latest timeline is chosen.
+/// Connects to the primary. Every address of every host is tried at once; of several primaries the one with the latest timeline is chosen.
 ///
 /// `earlier` is the cluster and the timeline that were seen: a server of another cluster is refused, and one with a lower timeline is no
-/// primary any more. Who has seen nothing yet waits for every host, because a slow one may have been promoted.
+/// primary any more. Without it every host is awaited until `deadline`, because a slow one may have been promoted.
 pub(crate) async fn connect(
-    config: &PostgresConfig,
-    statements: &Statements,
-    earlier: Option<(i64, i32)>,
-) -> Result<Server, BackendError> {
-    connect_by(config, statements, earlier, Instant::now() + config.connect_timeout).await
-}
-
-/// As [`connect`]; waits for the other hosts until `deadline` at most, but for those that answer soon.
-pub(crate) async fn connect_by(
     config: &PostgresConfig,
     statements: &Statements,
     earlier: Option<(i64, i32)>,
@@ -125,9 +115,6 @@ pub(crate) async fn connect_by(
         return Err(failure(&primary.host, text));
     }
     primary.split = split;
-    if !primary.has_tables {
-        primary.migrate(config, statements).await?;
-    }
     Ok(primary)
 }
 
@@ -328,12 +315,15 @@ pub(crate) async fn next_message(messages: &mut Messages, what: &str) -> Result<
 }
 
 impl Server {
-    /// Creates the tables. Concurrent calls wait for each other, and the last ones find them.
-    async fn migrate(
+    /// Creates the tables if there are none. Concurrent calls wait for each other, and the last ones find them.
+    pub(crate) async fn create_tables(
         &mut self,
         config: &PostgresConfig,
         statements: &Statements,
     ) -> Result<(), BackendError> {
+        if self.has_tables {
+            return Ok(());
+        }
         let what = format!("creating the tables in the schema {:?}", config.schema);
         let migration = statements.migration(self.has_schema);
         let created = driven(&mut self.messages, &what, self.client.batch_execute(&migration));

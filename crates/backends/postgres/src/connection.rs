@@ -10,13 +10,13 @@ use std::{
 };
 
 use bytes::BytesMut;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, future};
 use tenure_core::{
     internal::lock,
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::PostgresConfig,
-    connect::{Messages, Server, connect_by, later_primary, of_another_cluster},
+    connect::{Messages, Server, connect, later_primary, of_another_cluster},
     error::{classify, is_of_a_standby},
     schema::Statements,
 };
@@ -98,6 +98,16 @@ struct Connection {
     unanswered: Mutex<VecDeque<Instant>>,
 }
 
+struct Request<'a> {
+    what: &'a str,
+    statement: &'a str,
+    parameters: &'a [Parameter<'a>],
+    /// Counts a swap.
+    permit: Option<OwnedSemaphorePermit>,
+    /// The key of which everybody is notified.
+    changes: Option<&'a str>,
+}
+
 /// What a request has failed with.
 pub(crate) enum Failure {
     /// The server's answer.
@@ -125,6 +135,12 @@ impl Requests {
         }
     }
 
+    /// A connection of its own, to no other cluster and no earlier primary than requests have been sent to.
+    pub(crate) async fn connect(&self) -> Result<Server, BackendError> {
+        let (seen, deadline) = (lock(&self.known).seen, Instant::now() + self.config.connect_timeout);
+        connect(&self.config, &self.statements, seen, deadline).await
+    }
+
     /// Runs a statement, which is a transaction of its own. Requests of several callers are in flight at the same time.
     ///
     /// Returns when the server is ready for the next statement, and so has committed: the rows alone come earlier.
@@ -135,18 +151,20 @@ impl Requests {
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, BackendError> {
         let connection = self.connection().await?;
-        self.send(&connection, what, statement, parameters, None).await.map_err(|failure| match failure {
+        let request = Request { what, statement, parameters, permit: None, changes: None };
+        self.send(&connection, request).await.map_err(|failure| match failure {
             Failure::Refused(error) => classify(what, &error),
             Failure::Other(error) => error,
         })
     }
 
-    /// As [`query`](Self::query), for a swap, with the server's error.
+    /// As [`query`](Self::query), for a swap, with the server's error. If it `changes` an election's record, everybody is notified.
     pub(crate) async fn swap(
         &self,
         what: &str,
         statement: &str,
         parameters: &[Parameter<'_>],
+        changes: Option<&str>,
     ) -> Result<Vec<Row>, Failure> {
         let connection = self.connection().await.map_err(Failure::Other)?;
         let permit = timeout(self.config.attempt_timeout, Arc::clone(&connection.swaps).acquire_owned());
@@ -155,33 +173,47 @@ impl Requests {
                 format!("{what}: {CONCURRENT_SWAPS} earlier ones are not answered yet; it is tried again");
             return Err(Failure::Other(BackendError::new(BackendErrorKind::Unavailable, text)));
         };
-        self.send(&connection, what, statement, parameters, Some(permit)).await
+        self.send(&connection, Request { what, statement, parameters, permit: Some(permit), changes }).await
     }
 
     /// The request goes on when the caller drops it, and keeps the permit until its answer has come: the server works on it.
     async fn send(
         &self,
         connection: &Arc<Connection>,
-        what: &str,
-        statement: &str,
-        parameters: &[Parameter<'_>],
-        permit: Option<OwnedSemaphorePermit>,
+        Request { what, statement, parameters, permit, changes }: Request<'_>,
     ) -> Result<Vec<Row>, Failure> {
         let unavailable = |text| Failure::Other(BackendError::new(BackendErrorKind::Unavailable, text));
         let parameters = encode(parameters).map_err(|error| {
             Failure::Other(BackendError::new(BackendErrorKind::Invalid, format!("{what}: {error}")))
         })?;
         let (sender, statement) = (Arc::clone(connection), statement.to_owned());
+        let notification = changes.map(|key| (Arc::clone(&self.statements), key.to_owned()));
         lock(&connection.unanswered).push_back(Instant::now());
-        let request = tokio::spawn(async move {
-            let rows =
-                async { sender.client.query_typed_raw(&statement, parameters).await?.try_collect().await };
-            let rows = rows.await;
-            lock(&sender.unanswered).pop_front();
-            drop(permit);
-            rows
+        let (answer, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            let request = async {
+                let rows = async {
+                    sender.client.query_typed_raw(&statement, parameters).await?.try_collect().await
+                };
+                let rows: Result<Vec<Row>, Error> = rows.await;
+                lock(&sender.unanswered).pop_front();
+                drop(permit);
+                // The caller may be gone.
+                let _ = answer.send(rows);
+            };
+            // A statement of its own: a swap does not fail because a queue of notifications is full, and does not hold the lock for
+            // which all notifications of the cluster wait. Sent behind the swap without waiting for its answer, and so carried out after it.
+            let notify = async {
+                let Some((statements, key)) = &notification else { return };
+                let parameters: [Parameter<'_>; 1] = [(key, Type::TEXT)];
+                if let Err(error) = sender.client.query_typed(&statements.notify, &parameters).await {
+                    debug!(%error, "a notification is lost; the record is polled");
+                }
+            };
+            // Polled in this order.
+            future::join(request, notify).await;
         });
-        match timeout(self.config.attempt_timeout, request).await {
+        match timeout(self.config.attempt_timeout, answered).await {
             Ok(Ok(Ok(rows))) => Ok(rows),
             Ok(Ok(Err(error))) => {
                 if error.is_closed() || is_of_a_standby(&error) {
@@ -241,7 +273,8 @@ impl Requests {
     async fn open(&self, slot: &mut Slot) -> Result<Arc<Connection>, BackendError> {
         let seen = lock(&self.known).seen;
         let deadline = *slot.tried.get_or_insert_with(Instant::now) + self.config.connect_timeout;
-        let primary = connect_by(&self.config, &self.statements, seen, deadline).await?;
+        let mut primary = connect(&self.config, &self.statements, seen, deadline).await?;
+        primary.create_tables(&self.config, &self.statements).await?;
         let Server { client, messages, host, address, cluster, timeline, started, split, .. } = primary;
         while slot.drivers.try_join_next().is_some() {}
         if slot.started != started {

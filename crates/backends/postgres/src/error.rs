@@ -49,7 +49,6 @@ fn kind(code: &SqlState) -> BackendErrorKind {
 
 fn advice(code: &SqlState) -> Option<&'static str> {
     Some(match *code {
-        SqlState::INSUFFICIENT_PRIVILEGE => "grant the role what the README of tenure-postgres says",
         SqlState::INVALID_CATALOG_NAME => "create it, or name another database in the URL",
         SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             "check the user and pg_hba.conf; it may ask for TLS: give sslrootcert=/path"

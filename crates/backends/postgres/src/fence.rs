@@ -153,7 +153,7 @@ impl FenceQuery {
 
 /// Locks the record against the next leader, and fails by a text that is no number, which no planner can evaluate before it has read the record.
 ///
-/// The lock is one of the row's key columns, of which the token is one. Swaps that leave the token do not wait for it: shared locks of a
+/// The lock is one of the row's key columns, of which the token is one; a table without that column has an error. Swaps that leave the token do not wait for it: shared locks of a
 /// row are not granted in order, and those of a busy leader overlap all the time.
 fn statement(schema: &str) -> String {
     // The settings are in force before the row is locked. Zero is none; null where the version does not have it.
@@ -171,9 +171,9 @@ fn statement(schema: &str) -> String {
         ["lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout"];
     format!(
         "WITH given AS MATERIALIZED (SELECT {}), settings AS MATERIALIZED (SELECT {} FROM given), \
-         locked AS MATERIALIZED (SELECT convert_from(body, 'UTF8')::json AS record FROM settings, \"{schema}\".records AS election \
+         locked AS MATERIALIZED (SELECT token, convert_from(body, 'UTF8')::json AS record FROM settings, \"{schema}\".records AS election \
          WHERE key = $1 FOR KEY SHARE OF election) \
-         SELECT CASE WHEN (SELECT (record->>'token')::bigint = $2 AND record#>>'{{queue,0,nonce}}' = $3 FROM locked) \
+         SELECT CASE WHEN (SELECT token::bigint = $2 AND record#>>'{{queue,0,nonce}}' = $3 FROM locked) \
          THEN '1' ELSE '{IS_OVER}' END::int FROM settings",
         settings.map(given).join(", "),
         settings.map(shortened).join(", "),

@@ -4,7 +4,7 @@
 //! delivers nothing. Records are polled then.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fmt, mem,
     sync::{Arc, Mutex},
     time::Duration,
@@ -23,13 +23,12 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use tokio_postgres::{AsyncMessage, Client, types::Type};
+use tokio_postgres::{AsyncMessage, types::Type};
 use tracing::{debug, info};
 
 use crate::{
-    connect::{Messages, Server, connect, driven, next_message},
+    connect::{Messages, Server, driven, next_message},
     connection::{Parameter, Requests},
-    error::classify,
 };
 
 /// How often it is tried whether notifications are delivered.
@@ -39,9 +38,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The pause after a connection on which nothing was delivered.
 const UNDELIVERED_PAUSE: Duration = Duration::from_secs(120);
 
-/// How long the last notification, as that of a resignation, may take when the store is closed.
-const LAST: Duration = Duration::from_millis(250);
-
 const LISTENING: &str = "listening for notifications";
 const NOTIFYING: &str = "sending notifications";
 
@@ -49,8 +45,6 @@ const NOTIFYING: &str = "sending notifications";
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
     subscriptions: Arc<Mutex<Subscriptions>>,
-    /// The task that sends notifications, while there are some.
-    sender: Mutex<JoinSet<()>>,
     /// The task that listens, while somebody asks for hints.
     listener: Mutex<JoinSet<()>>,
 }
@@ -58,11 +52,6 @@ pub(crate) struct Hints {
 #[derive(Default)]
 struct Subscriptions {
     delivers: bool,
-    /// The listener's connection, while it delivers.
-    client: Option<Arc<Client>>,
-    /// Records that have changed, of which nobody was notified yet.
-    unsent: BTreeSet<String>,
-    is_sending: bool,
     /// When somebody has asked for hints last.
     asked: Option<Instant>,
     keys: HashMap<String, watch::Sender<()>>,
@@ -89,20 +78,7 @@ impl Hints {
         Some(hints.boxed())
     }
 
-    /// Notifies everybody that a record has changed, unless that fails. Nobody waits for it, and one statement is in flight at a time.
-    pub(crate) fn notify(&self, key: &str, requests: &Arc<Requests>) {
-        let mut subscriptions = lock(&self.subscriptions);
-        subscriptions.unsent.insert(key.to_owned());
-        if !mem::replace(&mut subscriptions.is_sending, true) {
-            let mut sender = lock(&self.sender);
-            while sender.try_join_next().is_some() {}
-            sender.spawn(send(Arc::clone(requests), Arc::clone(&self.subscriptions)));
-        }
-    }
-
-    pub(crate) async fn close(&self) {
-        let mut sender = mem::take(&mut *lock(&self.sender));
-        let _ = timeout(LAST, async { while sender.join_next().await.is_some() {} }).await;
+    pub(crate) fn close(&self) {
         lock(&self.listener).abort_all();
         lock(&self.subscriptions).fail();
     }
@@ -112,7 +88,6 @@ impl Subscriptions {
     /// Nothing is delivered from now on. The streams end, so that the records are polled.
     fn fail(&mut self) {
         self.delivers = false;
-        self.client = None;
         self.keys.clear();
     }
 
@@ -129,42 +104,6 @@ impl fmt::Debug for Subscriptions {
             .field("keys", &self.keys)
             .finish_non_exhaustive()
     }
-}
-
-/// Sends notifications until there are none. Statements of their own: a swap does not fail because a queue of notifications is full,
-/// and does not hold the lock for which all notifications of the cluster wait.
-async fn send(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>>) {
-    loop {
-        let (keys, client) = {
-            let mut subscriptions = lock(&subscriptions);
-            subscriptions.is_sending = !subscriptions.unsent.is_empty();
-            if !subscriptions.is_sending {
-                return;
-            }
-            (mem::take(&mut subscriptions.unsent), subscriptions.client.clone())
-        };
-        let keys: Vec<_> = keys.into_iter().collect();
-        if let Err(error) = notify(&requests, client.as_deref(), &keys).await {
-            debug!(%error, "a notification may be lost; the record is polled");
-        }
-    }
-}
-
-/// Sends notifications, by the listener's connection if there is one.
-///
-/// A request that is not answered in time makes all others use another connection. This one is no reason for that, and ends earlier.
-async fn notify(requests: &Requests, client: Option<&Client>, keys: &[String]) -> Result<(), BackendError> {
-    let statement = &requests.statements.notify;
-    let parameters: [Parameter<'_>; 1] = [(&keys, Type::TEXT_ARRAY)];
-    let answer = async {
-        match client {
-            Some(client) => {
-                client.query_typed(statement, &parameters).await.map_err(|error| classify(NOTIFYING, &error))
-            }
-            None => requests.query(NOTIFYING, statement, &parameters).await,
-        }
-    };
-    answered(requests.config.attempt_timeout / 2, NOTIFYING, answer).await.map(drop)
 }
 
 async fn answered<T>(
@@ -202,18 +141,14 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
 
 /// Passes notifications on, until one of its own does not arrive, or nobody waits for them.
 async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> Result<(), BackendError> {
-    let Server { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
+    let Server { client, mut messages, .. } = requests.connect().await?;
     let listening = driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen));
     answered(requests.config.attempt_timeout, LISTENING, listening).await?;
-    let client = Arc::new(client);
     while lock(subscriptions).is_in_use() {
         if !probe(requests, &mut messages, subscriptions).await? {
             return Ok(());
         }
-        {
-            let mut subscriptions = lock(subscriptions);
-            (subscriptions.delivers, subscriptions.client) = (true, Some(Arc::clone(&client)));
-        }
+        lock(subscriptions).delivers = true;
         if let Ok(failed) = timeout(PROBE_INTERVAL, pass_on(&mut messages, subscriptions, None)).await {
             return failed;
         }
@@ -223,7 +158,7 @@ async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> R
 
 /// Whether notifications are delivered, tried once.
 pub(crate) async fn try_delivery(requests: &Requests) -> Result<bool, BackendError> {
-    let Server { client, mut messages, .. } = connect(&requests.config, &requests.statements, None).await?;
+    let Server { client, mut messages, .. } = requests.connect().await?;
     let listening = driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen));
     answered(requests.config.attempt_timeout, LISTENING, listening).await?;
     probe(requests, &mut messages, &Mutex::default()).await
@@ -237,7 +172,10 @@ async fn probe(
 ) -> Result<bool, BackendError> {
     let probe = format!("probe/{:032x}", fastrand::u128(..));
     let sent = async {
-        notify(requests, None, std::slice::from_ref(&probe)).await?;
+        let parameters: [Parameter<'_>; 1] = [(&probe, Type::TEXT)];
+        let notified = requests.query(NOTIFYING, &requests.statements.notify, &parameters);
+        // One that is not answered is no reason for all others to use another connection, and ends earlier.
+        answered(requests.config.attempt_timeout / 2, NOTIFYING, notified).await?;
         sleep(requests.config.attempt_timeout).await;
         Ok(false)
     };

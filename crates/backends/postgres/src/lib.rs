@@ -36,8 +36,8 @@
 //! # Upgrades and backups
 //!
 //! When the tables have come to another cluster (`pg_upgrade`, a dump, logical replication), or the timeline is lower than it was, the epoch
-//! rises by more than one, by itself: sessions end, one TTL passes, and tokens go on above all earlier ones. Stop the candidates on the former
-//! cluster first.
+//! rises by more than one, by itself: sessions end, one TTL passes, and tokens go on above all earlier ones. Stop all candidates before the move
+//! and start them after it: a running candidate refuses another cluster.
 //!
 //! After older rows were restored into the *same* cluster nothing shows that. Stop the candidates, restore, and run
 //! `UPDATE tenure.epoch SET cluster = 0`, which has the same effect.
@@ -55,8 +55,8 @@
 //!
 //! # Limitations
 //!
-//! - Up to five connections for each elector: one for requests, one that listens, and up to three more while the server does not answer those that
-//!   were given up.
+//! - Three connections for each elector: for heartbeats, for other requests, and for notifications. While the server does not answer, up to four
+//!   of each of the first two.
 //! - A transaction that is open for long, anywhere in the database, keeps dead versions of the records from being removed. Elections
 //!   become slower after some hours.
 //! - A fenced transaction holds up a takeover of its election until it ends.

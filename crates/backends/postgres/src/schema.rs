@@ -45,8 +45,8 @@ fn milliseconds(setting: &str) -> String {
 /// The statements for one schema.
 #[derive(Debug)]
 pub(crate) struct Statements {
-    /// What a server is: read-only, its cluster, its timeline, whether the schema and the tables exist, its version, and since when it runs. Without a right to see them, they
-    /// do not: the attempt to create them is refused with the rights that are missing.
+    /// What a server is: read-only, its cluster, its timeline, whether the schema and the tables exist, its version, and since when it runs.
+    /// Tables that the role may not see do not exist for it: the attempt to create them is refused with the rights that are missing.
     pub(crate) inspect: String,
     /// The quoted name of the schema.
     schema: String,
@@ -134,7 +134,7 @@ impl Statements {
             notify: format!(
                 "WITH settings AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true), \
                  set_config('lock_timeout', '250ms', true)) \
-                 SELECT pg_notify('{CHANNEL}{schema}', key)::text FROM settings, unnest($1) AS key"
+                 SELECT pg_notify('{CHANNEL}{schema}', $1)::text FROM settings"
             ),
         }
     }

@@ -47,9 +47,7 @@ impl PostgresStore {
         let requests = Arc::new(Requests::new(config));
         Ok(Self { heartbeats: requests.apart(), requests, hints: Hints::default() })
     }
-}
 
-impl PostgresStore {
     pub(crate) fn schema(&self) -> &str {
         &self.requests.config.schema
     }
@@ -88,7 +86,9 @@ impl CasStore for PostgresStore {
             None => &statements.create,
         };
         let requests = if key.starts_with(SESSIONS) { &self.heartbeats } else { &*self.requests };
-        let rows = match requests.swap(what, statement, &parameters).await {
+        // Nobody waits for a heartbeat.
+        let changes = key.starts_with(ELECTIONS).then_some(key);
+        let rows = match requests.swap(what, statement, &parameters, changes).await {
             Ok(rows) => rows,
             Err(Failure::Refused(error)) if is_conflict(&error) => return Ok(Swap::Conflict),
             Err(Failure::Refused(error)) => return Err(classify(what, &error)),
@@ -97,13 +97,7 @@ impl CasStore for PostgresStore {
         let row = rows.first().ok_or_else(|| unexpected(what))?;
         Ok(match (get(what, row, 0)?, get(what, row, 1)?) {
             (false, _) => Swap::EpochChanged,
-            (true, true) => {
-                // Nobody waits for a heartbeat.
-                if key.starts_with(ELECTIONS) {
-                    self.hints.notify(key, &self.requests);
-                }
-                Swap::Done(version_of(body))
-            }
+            (true, true) => Swap::Done(version_of(body)),
             (true, false) => Swap::Conflict,
         })
     }
@@ -140,7 +134,7 @@ impl CasStore for PostgresStore {
     }
 
     async fn close(&self) {
-        self.hints.close().await;
+        self.hints.close();
         self.requests.close().await;
         self.heartbeats.close().await;
     }

@@ -191,15 +191,18 @@ mod tests {
 
     const RECEIPT: Receipt = Receipt { charge: 1, amount_cents: 990, was_duplicate: false };
 
-    /// Checks the fence, on either database.
-    async fn check_fence(database: &Database) {
-        let subscription = |id| NewSubscription {
+    fn subscription(id: i64) -> NewSubscription {
+        NewSubscription {
             id,
             plan: Plan::Monthly,
             price_cents: 990,
             started_at: 20_000 * DAY_MS,
             periods_paid: 3,
-        };
+        }
+    }
+
+    /// Checks the fence, on either database.
+    async fn check_fence(database: &Database) {
         database.add_subscriptions(&[subscription(1), subscription(2)]).await.unwrap();
         let due = database.due(i64::MAX, now_ms(), 10).await.unwrap();
 
@@ -270,13 +273,6 @@ mod tests {
     async fn only_the_leader_of_the_election_writes_to_its_database() {
         let url = postgres().await;
         let database = Database::open(&url).await.unwrap().with_election();
-        let subscription = |id| NewSubscription {
-            id,
-            plan: Plan::Monthly,
-            price_cents: 990,
-            started_at: 20_000 * DAY_MS,
-            periods_paid: 3,
-        };
         database.add_subscriptions(&[subscription(1), subscription(2)]).await.unwrap();
         let due = database.due(i64::MAX, now_ms(), 10).await.unwrap();
         let elector = tenure::connect(&url).await.unwrap();

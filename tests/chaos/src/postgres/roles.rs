@@ -39,8 +39,8 @@ pub(super) struct Roles {
 #[derive(Debug)]
 struct State {
     primary: usize,
-    /// The replica has every acknowledged commit. Set only once that is so, and cleared before the primary is told that it need
-    /// not wait.
+    /// The replica has every acknowledged commit. Set only once that is so, and cleared before the primary is configured
+    /// not to wait.
     is_replica_complete: bool,
     /// When the primary was last seen with a replica that follows it.
     does_replica_follow: bool,

@@ -59,6 +59,8 @@ impl Default for PostgresSettings {
             .set("listen_addresses", "*")
             .set("unix_socket_directories", "/tmp")
             .set("fsync", "off")
+            // A trial has fifty candidates, each with three connections.
+            .set("max_connections", "300")
             .set("shared_buffers", "32MB")
             .set("max_wal_size", "64MB")
     }

@@ -1,6 +1,6 @@
 //! One scenario for each rule. With the rule a promise holds; with the rule disabled the same scenario breaks it.
 //!
-//! Two candidates lead when one is at the head and the window of another one that was told that it leads is still open.
+//! Two candidates lead when one is at the head while the window of an earlier head is still open.
 //!
 //! Time is tokio's, which has to be paused.
 

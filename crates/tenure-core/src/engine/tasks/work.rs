@@ -136,8 +136,10 @@ impl Term {
                 drop(work.take());
                 return Poll::Ready(Err(Lost::new(LossReason::Forked)));
             }
-            let must_drop = drop_now.poll_unpin(context).is_ready() || self.is_drop_due();
-            if must_drop && !is_disabled(SafetyRule::DropWorkAtDeadline) {
+            // With the rule disabled the work goes on, and what has returned must not be polled again.
+            let must_drop = !is_disabled(SafetyRule::DropWorkAtDeadline)
+                && (drop_now.poll_unpin(context).is_ready() || self.is_drop_due());
+            if must_drop {
                 let reason = self.reason().unwrap_or(LossReason::Deadline);
                 self.drop_in_poll(work.take());
                 return Poll::Ready(Err(Lost::new(reason)));
