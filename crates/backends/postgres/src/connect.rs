@@ -10,7 +10,6 @@ use std::{
 
 use futures::{
     FutureExt as _, Stream, StreamExt as _,
-    future::BoxFuture,
     stream::{self, BoxStream, FuturesUnordered},
 };
 use tenure_core::{
@@ -22,7 +21,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Config, Error, NoTls, Socket, config::SslMode, error::SqlState, tls::MakeTlsConnect,
+    AsyncMessage, Client, Config, Error, NoTls, Socket, config::SslMode, tls::MakeTlsConnect,
 };
 use tracing::debug;
 
@@ -36,100 +35,41 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// What the server sends without being asked. Drives the connection, and ends with it.
 pub(crate) type Messages = BoxStream<'static, Result<AsyncMessage, Error>>;
 
-/// A connection to a server, and what it is.
-pub(crate) struct Server {
-    pub(crate) client: Client,
-    pub(crate) messages: Messages,
-    pub(crate) host: String,
-    pub(crate) address: SocketAddr,
-    pub(crate) version: String,
-    pub(crate) is_read_only: bool,
+/// The hosts, and the statements for the schema.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) config: PostgresConfig,
+    pub(crate) statements: Statements,
+}
+
+/// Which server it is, as one that runs since some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
     pub(crate) cluster: i64,
     /// Zero for a standby.
     pub(crate) timeline: i32,
-    /// When the server was started, to the microsecond: tells servers of a cluster apart.
-    pub(crate) started: String,
+    /// When the server was started, in microseconds since 1970: tells servers of a cluster apart.
+    pub(crate) started: i64,
+}
+
+/// What a host says of its server.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) identity: Identity,
+    pub(crate) is_read_only: bool,
+    pub(crate) version: String,
+    has_schema: bool,
+    pub(crate) has_tables: bool,
+}
+
+/// A connection to a server.
+pub(crate) struct Server {
+    pub(crate) host: Host,
+    pub(crate) client: Client,
+    pub(crate) messages: Messages,
     /// The primaries, if there were several.
     pub(crate) split: Option<String>,
-    has_schema: bool,
-    has_tables: bool,
-}
-
-/// Connects to the primary. Every address of every host is tried at once; of several primaries the one with the latest timeline is chosen.
-///
-/// `earlier` is the cluster and the timeline that were seen: a server of another cluster is refused, and one with a lower timeline is no
-/// primary any more. Without it every host is awaited until `deadline`, because a slow one may have been promoted.
-pub(crate) async fn connect(
-    config: &PostgresConfig,
-    statements: &Statements,
-    earlier: Option<(i64, i32)>,
-    deadline: Instant,
-) -> Result<Server, BackendError> {
-    let mut attempts = pin!(attempts(config, statements, None));
-    let (mut found, mut failures) = (Vec::<Server>::new(), Vec::new());
-    // Each attempt ends by itself, before that.
-    let mut until = Instant::now() + 2 * config.connect_timeout;
-    while let Ok(Some((host, outcome))) = timeout_at(until, attempts.next()).await {
-        match outcome {
-            Ok(server) if server.is_read_only => {
-                failures.push(failure(&host, "it is read-only, as a standby is"));
-            }
-            Ok(primary) if earlier.is_some_and(|(cluster, _)| cluster != primary.cluster) => {
-                failures.push(of_another_cluster(&primary.host));
-            }
-            // Another address of the same server.
-            Ok(primary) if found.iter().any(|other| other.started == primary.started) => {}
-            Ok(primary) => {
-                let is_expected = earlier.is_some_and(|(_, seen)| primary.timeline >= seen);
-                let soon = Instant::now() + OTHER_HOSTS;
-                until = if is_expected && found.is_empty() { soon } else { deadline.max(soon) };
-                found.push(primary);
-            }
-            Err(error) => failures.push(error),
-        }
-    }
-    found.sort_by_key(|primary| primary.timeline);
-    let primaries = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-    let split = (found.len() > 1).then_some(primaries);
-    let Some(mut primary) = found.pop() else {
-        return Err(summary(failures));
-    };
-    if let Some(other) = found.iter().find(|other| other.cluster != primary.cluster) {
-        let text = format!(
-            "{} and {} belong to different clusters: two candidates could lead; name the hosts of one",
-            other.host, primary.host
-        );
-        return Err(BackendError::new(BackendErrorKind::Invalid, text));
-    }
-    if let Some((_, seen)) = earlier.filter(|(_, seen)| *seen > primary.timeline) {
-        let text = format!(
-            "it is an earlier primary (timeline {}, and {seen} was seen); stop it, or make it a standby",
-            primary.timeline
-        );
-        return Err(failure(&primary.host, text));
-    }
-    // One of them is a copy, and nothing tells which: half of the candidates would use it.
-    if let Some(other) = found.iter().find(|other| other.timeline == primary.timeline) {
-        let text =
-            format!("{} is a primary, too, of the same timeline; stop the one that is a copy", other.host);
-        return Err(failure(&primary.host, text));
-    }
-    primary.split = split;
-    Ok(primary)
-}
-
-/// Looks for a primary with a later timeline than the one that was `seen`, at the addresses but the one in use.
-pub(crate) async fn later_primary(
-    config: &PostgresConfig,
-    statements: &Statements,
-    in_use: SocketAddr,
-    seen: (i64, i32),
-) -> Option<Server> {
-    let found: Vec<_> = attempts(config, statements, Some(in_use)).collect().await;
-    let servers = found.into_iter().filter_map(|(_, server)| server.ok());
-    servers
-        .filter(|server| !server.is_read_only && server.cluster == seen.0 && server.timeline > seen.1)
-        .max_by_key(|primary| primary.timeline)
 }
 
 /// One of the configured hosts.
@@ -140,41 +80,158 @@ struct Endpoint<'a> {
     port: u16,
 }
 
-/// Connects to every address of every host but one that is excepted. Ends within the time limit of a connection.
-pub(crate) fn attempts<'a>(
-    config: &'a PostgresConfig,
-    statements: &'a Statements,
-    except: Option<SocketAddr>,
-) -> impl Stream<Item = (String, Result<Server, BackendError>)> + Send + 'a {
-    let deadline = Instant::now() + config.connect_timeout;
-    let bounded = move |name: String, attempt: BoxFuture<'a, Result<Server, BackendError>>| async move {
-        let late = |_| Err(failure(&name, format!("no answer within {:?}", config.connect_timeout)));
-        let outcome = timeout_at(deadline, attempt).await.unwrap_or_else(late);
-        (name, outcome)
-    };
-    let endpoints = config.endpoints().enumerate().collect::<Vec<_>>();
-    stream::iter(endpoints).flat_map_unordered(None, move |(number, (host, port))| {
-        let endpoint = Endpoint { number, host, port };
-        let name = format!("{host}:{port}");
-        let lookup = async move {
-            let failed = |error| stream::iter([(name.clone(), Err(error))]).boxed();
-            let addresses = match timeout_at(deadline, lookup_host((host, port))).await {
-                Ok(Ok(addresses)) => addresses.collect::<BTreeSet<_>>(),
-                Ok(Err(error)) => return failed(failure(&name, error)),
-                Err(_) => return failed(failure(&name, "its name was not resolved in time")),
-            };
-            if addresses.is_empty() {
-                return failed(failure(&name, "the name has no address"));
+impl Database {
+    /// Connects to the primary. Every address of every host is tried at once; of several primaries the one with the latest timeline is chosen.
+    ///
+    /// `seen` is the latest primary that was seen: a server of another cluster is refused, and one with a lower timeline is no primary any more.
+    /// Without it every host is awaited, because a slow one may have been promoted.
+    pub(crate) async fn connect(&self, seen: Option<Identity>) -> Result<Server, BackendError> {
+        let deadline = Instant::now() + self.config.connect_timeout;
+        let mut attempts = pin!(self.attempts());
+        let (mut primaries, mut failures) = (Vec::<Server>::new(), Vec::new());
+        // Each attempt ends by itself, before that.
+        let mut until = deadline + self.config.connect_timeout;
+        while let Ok(Some((name, outcome))) = timeout_at(until, attempts.next()).await {
+            match outcome.and_then(|server| server.host.check_primary(seen).map(|()| server)) {
+                // Another address of the same server.
+                Ok(server) if primaries.iter().any(|other| other.host.identity == server.host.identity) => {}
+                Ok(server) => {
+                    let is_expected = seen.is_some_and(|seen| server.host.identity.timeline >= seen.timeline);
+                    let soon = Instant::now() + OTHER_HOSTS;
+                    until = if is_expected && primaries.is_empty() { soon } else { deadline.max(soon) };
+                    primaries.push(server);
+                }
+                Err(error) => {
+                    debug!(host = name, %error, "cannot use a host of PostgreSQL");
+                    failures.push(error);
+                }
             }
-            let others = addresses.into_iter().filter(|address| Some(*address) != except);
-            let connecting = others.map(|address| {
-                let name = name_of(endpoint, address);
-                bounded(name.clone(), connect_address(config, statements, endpoint, address, name).boxed())
-            });
-            connecting.collect::<FuturesUnordered<_>>().boxed()
+        }
+        primaries.sort_by_key(|primary| primary.host.identity.timeline);
+        let hosts: Vec<_> = primaries.iter().map(|primary| primary.host.clone()).collect();
+        let Some(mut primary) = primaries.pop() else {
+            return Err(summary(failures));
         };
-        lookup.flatten_stream().boxed()
-    })
+        choose(&hosts, seen)?;
+        if hosts.len() > 1 {
+            let names: Vec<_> = hosts.iter().map(ToString::to_string).collect();
+            primary.split = Some(names.join(" and "));
+        }
+        Ok(primary)
+    }
+
+    /// Connects to every address of every host. Ends within the time limit of a connection.
+    pub(crate) fn attempts(&self) -> impl Stream<Item = (String, Result<Server, BackendError>)> + Send {
+        let limit = self.config.connect_timeout;
+        let deadline = Instant::now() + limit;
+        let endpoints = self.config.endpoints().enumerate().collect::<Vec<_>>();
+        stream::iter(endpoints).flat_map_unordered(None, move |(number, (host, port))| {
+            let endpoint = Endpoint { number, host, port };
+            let name = format!("{host}:{port}");
+            let lookup = async move {
+                let failed = |error| stream::iter([(name.clone(), Err(error))]).boxed();
+                let addresses = match timeout_at(deadline, lookup_host((host, port))).await {
+                    Ok(Ok(addresses)) => addresses.collect::<BTreeSet<_>>(),
+                    Ok(Err(error)) => return failed(failure(&name, error)),
+                    Err(_) => return failed(failure(&name, "its name was not resolved in time")),
+                };
+                if addresses.is_empty() {
+                    return failed(failure(&name, "the name has no address"));
+                }
+                let connecting = addresses.into_iter().map(|address| async move {
+                    let name = name_of(endpoint, address);
+                    let attempt = self.connect_address(endpoint, address, name.clone());
+                    let late = |_| Err(failure(&name, format!("no answer within {limit:?}")));
+                    let outcome = timeout_at(deadline, attempt).await.unwrap_or_else(late);
+                    (name, outcome)
+                });
+                connecting.collect::<FuturesUnordered<_>>().boxed()
+            };
+            lookup.flatten_stream().boxed()
+        })
+    }
+
+    async fn connect_address(
+        &self,
+        endpoint: Endpoint<'_>,
+        address: SocketAddr,
+        name: String,
+    ) -> Result<Server, BackendError> {
+        let (client, mut messages) = self.log_in(endpoint, address.ip()).await?;
+        let what = format!("inspecting PostgreSQL at {name}");
+        let rows = driven(&mut messages, &what, client.query_typed(&self.statements.inspect, &[])).await?;
+        let row = rows.first().ok_or_else(|| failure(&name, "it does not say what it is"))?;
+        let failed = |error: Error| classify(&what, &error);
+        let host = Host {
+            identity: Identity {
+                cluster: row.try_get("cluster").map_err(failed)?,
+                timeline: row.try_get("timeline").map_err(failed)?,
+                started: row.try_get("started").map_err(failed)?,
+            },
+            is_read_only: row.try_get("is_read_only").map_err(failed)?,
+            version: row.try_get("version").map_err(failed)?,
+            has_schema: row.try_get("has_schema").map_err(failed)?,
+            has_tables: row.try_get("has_tables").map_err(failed)?,
+            name,
+        };
+        Ok(Server { host, client, messages, split: None })
+    }
+
+    /// Opens a connection. A file with passwords is read again when it may have changed, and a refused password is retried for a while (hazard
+    /// G33).
+    async fn log_in(
+        &self,
+        endpoint: Endpoint<'_>,
+        address: IpAddr,
+    ) -> Result<(Client, Messages), BackendError> {
+        let config = &self.config;
+        let what =
+            format!("connecting to PostgreSQL at {}:{} as {}", endpoint.host, endpoint.port, config.user);
+        let mut options = Config::new();
+        options
+            .host(endpoint.host)
+            .hostaddr(address)
+            .port(endpoint.port)
+            .user(&config.user)
+            .dbname(&config.database)
+            .application_name("tenure")
+            .connect_timeout(config.connect_timeout)
+            .tcp_user_timeout(config.attempt_timeout)
+            .keepalives_idle(KEEPALIVE)
+            .keepalives_interval(KEEPALIVE)
+            .keepalives_retries(2);
+        let pem = match &config.tls {
+            Some(tls) => Some(tls.current().await),
+            None => None,
+        };
+        let Some(password) = config.password_of(endpoint.number) else {
+            return open(&options, pem.as_deref(), &what).await?.map_err(|error| classify(&what, &error));
+        };
+        let mut refused = None;
+        for secret in password.candidates().await {
+            match open(options.password(secret.expose()), pem.as_deref(), &what).await? {
+                Ok(opened) => {
+                    password.accepted(&secret);
+                    return Ok(opened);
+                }
+                // Of any kind of authentication: LDAP and PAM have another code of this class than passwords of the server.
+                Err(error) if error.code().is_some_and(|code| code.code().starts_with("28")) => {
+                    refused = Some(error);
+                }
+                Err(error) => return Err(classify(&what, &error)),
+            }
+        }
+        let error = match refused {
+            Some(error) => classify(&what, &error),
+            None => {
+                BackendError::new(BackendErrorKind::Unauthorized, format!("{what}: there is no password"))
+            }
+        };
+        Err(match password.refused() {
+            Some(retry) => BackendError::new(BackendErrorKind::Unavailable, format!("{error}; {retry}")),
+            None => error,
+        })
+    }
 }
 
 /// A name may have several addresses.
@@ -185,89 +242,55 @@ fn name_of(Endpoint { host, port, .. }: Endpoint<'_>, address: SocketAddr) -> St
     }
 }
 
-async fn connect_address(
-    config: &PostgresConfig,
-    statements: &Statements,
-    endpoint: Endpoint<'_>,
-    address: SocketAddr,
-    name: String,
-) -> Result<Server, BackendError> {
-    let (client, mut messages) = log_in(config, endpoint, address.ip()).await?;
-    let what = format!("inspecting PostgreSQL at {name}");
-    let rows = driven(&mut messages, &what, client.query_typed(&statements.inspect, &[])).await?;
-    let row = rows.first().ok_or_else(|| failure(&name, "it does not say what it is"))?;
-    let failed = |error: Error| classify(&what, &error);
-    Ok(Server {
-        is_read_only: row.try_get(0).map_err(failed)?,
-        cluster: row.try_get(1).map_err(failed)?,
-        timeline: row.try_get(2).map_err(failed)?,
-        has_schema: row.try_get(3).map_err(failed)?,
-        has_tables: row.try_get(4).map_err(failed)?,
-        version: row.try_get("version").map_err(failed)?,
-        started: row.try_get("started").map_err(failed)?,
-        split: None,
-        host: name,
-        address,
-        client,
-        messages,
-    })
+impl Host {
+    /// Whether this may be the primary, after `seen` was one.
+    fn check_primary(&self, seen: Option<Identity>) -> Result<(), BackendError> {
+        if self.is_read_only {
+            return Err(failure(&self.name, "it is read-only, as a standby is"));
+        }
+        if seen.is_some_and(|seen| seen.cluster != self.identity.cluster) {
+            // Its epoch does not continue that of the cluster before: a token may have been granted already.
+            let text = "it belongs to another cluster than before; if the tables have moved there, restart all candidates at the same time";
+            return Err(failure(&self.name, text));
+        }
+        Ok(())
+    }
 }
 
-/// Opens a connection. A file with passwords is read again when it may have changed, and a refused password is retried for a while (hazard
-/// G33).
-async fn log_in(
-    config: &PostgresConfig,
-    endpoint: Endpoint<'_>,
-    address: IpAddr,
-) -> Result<(Client, Messages), BackendError> {
-    let what = format!("connecting to PostgreSQL at {}:{} as {}", endpoint.host, endpoint.port, config.user);
-    let mut options = Config::new();
-    options
-        .host(endpoint.host)
-        .hostaddr(address)
-        .port(endpoint.port)
-        .user(&config.user)
-        .dbname(&config.database)
-        .application_name("tenure")
-        .connect_timeout(config.connect_timeout)
-        .tcp_user_timeout(config.attempt_timeout)
-        .keepalives_idle(KEEPALIVE)
-        .keepalives_interval(KEEPALIVE)
-        .keepalives_retries(2);
-    let pem = match &config.tls {
-        Some(tls) => Some(tls.current().await),
-        None => None,
-    };
-    let Some(password) = config.password_of(endpoint.number) else {
-        return open(&options, pem.as_deref(), &what).await?.map_err(|error| classify(&what, &error));
-    };
-    let mut refused = None;
-    for secret in password.candidates().await {
-        match open(options.password(secret.expose()), pem.as_deref(), &what).await? {
-            Ok(opened) => {
-                password.accepted(&secret);
-                return Ok(opened);
-            }
-            Err(error) if error.code() == Some(&SqlState::INVALID_PASSWORD) => refused = Some(error),
-            Err(error) => return Err(classify(&what, &error)),
-        }
+/// Whether the last of these servers, which has the latest timeline, is the primary. Each has a database that is not read-only.
+fn choose(hosts: &[Host], seen: Option<Identity>) -> Result<(), BackendError> {
+    let Some((chosen, others)) = hosts.split_last() else { return Ok(()) };
+    if let Some(other) = others.iter().find(|other| other.identity.cluster != chosen.identity.cluster) {
+        let text = format!(
+            "{} and {} belong to different clusters: two candidates could lead; name the hosts of one",
+            other.name, chosen.name
+        );
+        return Err(BackendError::new(BackendErrorKind::Invalid, text));
     }
-    let error = match refused {
-        Some(error) => classify(&what, &error),
-        None => BackendError::new(BackendErrorKind::Unauthorized, format!("{what}: there is no password")),
-    };
-    Err(match password.refused() {
-        Some(retry) => BackendError::new(BackendErrorKind::Unavailable, format!("{error}; {retry}")),
-        None => error,
-    })
+    let timeline = chosen.identity.timeline;
+    if let Some(seen) = seen.filter(|seen| seen.timeline > timeline) {
+        let text = format!(
+            "it is an earlier primary (timeline {timeline}, and {} was seen); stop it, or make it a standby",
+            seen.timeline
+        );
+        return Err(failure(&chosen.name, text));
+    }
+    // One of them is a copy, and nothing tells which: half of the candidates would use it.
+    if let Some(other) = others.iter().find(|other| other.identity.timeline == timeline) {
+        let text =
+            format!("{} is a primary, too, of the same timeline; stop the one that is a copy", other.name);
+        return Err(failure(&chosen.name, text));
+    }
+    Ok(())
 }
 
 #[cfg(feature = "tls")]
 async fn open(options: &Config, pem: Option<&TlsPem>, what: &str) -> Result<Opened, BackendError> {
     let Some(pem) = pem else { return Ok(open_with(options, SslMode::Disable, NoTls).await) };
-    let connector = crate::tls::connector(pem)
-        .map_err(|error| BackendError::new(error.kind(), format!("{what}: {error}")))?;
-    Ok(open_with(options, SslMode::Require, connector).await)
+    let tls = pem
+        .client_config()
+        .map_err(|error| BackendError::new(BackendErrorKind::Invalid, format!("{what}: {error}")))?;
+    Ok(open_with(options, SslMode::Require, tokio_postgres_rustls::MakeRustlsConnect::new(tls)).await)
 }
 
 /// [`PostgresConfig::check`] refuses TLS without the feature.
@@ -315,42 +338,31 @@ pub(crate) async fn next_message(messages: &mut Messages, what: &str) -> Result<
 }
 
 impl Server {
-    /// Creates the tables if there are none. Concurrent calls wait for each other, and the last ones find them.
-    pub(crate) async fn create_tables(
-        &mut self,
-        config: &PostgresConfig,
-        statements: &Statements,
-    ) -> Result<(), BackendError> {
-        if self.has_tables {
-            return Ok(());
-        }
+    /// Creates the tables. Concurrent calls wait for each other, and the last ones find them.
+    pub(crate) async fn create_tables(&mut self, database: &Database) -> Result<(), BackendError> {
+        let Database { config, statements } = database;
         let what = format!("creating the tables in the schema {:?}", config.schema);
-        let migration = statements.migration(self.has_schema);
+        let migration = statements.migration(self.host.has_schema);
         let created = driven(&mut self.messages, &what, self.client.batch_execute(&migration));
         match timeout(config.attempt_timeout, created).await {
             Ok(Err(error)) if error.kind() == BackendErrorKind::Forbidden => {
-                let run = statements.permission_to_create(&config.user, self.has_schema);
+                let run = statements.permission_to_create(&config.user, self.host.has_schema);
                 let text = format!("{error}; a superuser, or the owner of the database, has to run: {run}");
                 Err(BackendError::new(BackendErrorKind::Forbidden, text))
             }
             Ok(outcome) => outcome,
-            Err(_) => {
-                Err(failure(&self.host, format!("{what}: no answer within {:?}", config.attempt_timeout)))
-            }
+            Err(_) => Err(failure(
+                &self.host.name,
+                format!("{what}: no answer within {:?}", config.attempt_timeout),
+            )),
         }
     }
 }
 
-impl fmt::Display for Server {
+impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (timeline {})", self.host, self.timeline)
+        write!(f, "{} (timeline {})", self.name, self.identity.timeline)
     }
-}
-
-/// Its epoch does not continue that of the cluster before: a leadership that it grants may have a token that was granted already.
-pub(crate) fn of_another_cluster(host: &str) -> BackendError {
-    let text = "it belongs to another cluster than before; if the tables have moved there, restart all candidates at the same time";
-    failure(host, text)
 }
 
 fn failure(host: &str, reason: impl fmt::Display) -> BackendError {
@@ -368,4 +380,37 @@ fn summary(mut failures: Vec<BackendError>) -> BackendError {
     let kind = failures[first].kind();
     let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
     BackendError::new(kind, texts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str, cluster: i64, timeline: i32) -> Host {
+        let identity = Identity { cluster, timeline, started: 0 };
+        let (name, version) = (name.to_owned(), "17".to_owned());
+        Host { name, identity, is_read_only: false, version, has_schema: true, has_tables: true }
+    }
+
+    fn refusal(hosts: &[Host], seen: Option<Identity>) -> String {
+        choose(hosts, seen).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    /// Hazards C5, G34: of several primaries the one is used whose epochs continue those that were seen, or none.
+    #[test]
+    fn the_primary_is_the_one_with_the_latest_timeline() {
+        let (first, second) = (host("a", 7, 1), host("b", 7, 2));
+        let hosts = [first.clone(), second.clone()];
+        assert_eq!(refusal(&hosts, None), "");
+        assert_eq!(refusal(&hosts, Some(second.identity)), "");
+        let refused = refusal(&hosts[..1], Some(second.identity));
+        assert!(refused.contains("at a: it is an earlier primary (timeline 1, and 2 was seen)"), "{refused}");
+        let refused = refusal(&[first.clone(), host("b", 8, 2)], None);
+        assert!(refused.contains("a and b belong to different clusters"), "{refused}");
+        // Two standbys were promoted, or a server was copied.
+        let refused = refusal(&[first, second, host("c", 7, 2)], None);
+        assert!(refused.contains("b is a primary, too, of the same timeline"), "{refused}");
+        let refused = host("a", 8, 3).check_primary(Some(host("b", 7, 2).identity)).unwrap_err();
+        assert!(refused.to_string().contains("it belongs to another cluster than before"), "{refused}");
+    }
 }

@@ -1,36 +1,38 @@
 //! The connections for requests: made when they are needed, and replaced when they do not answer.
 
 use std::{
-    collections::VecDeque,
-    error::Error as StdError,
-    fmt,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
+    pin::pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+    },
     time::Duration,
 };
 
-use bytes::BytesMut;
-use futures::{StreamExt as _, TryStreamExt as _, future};
+use futures::{
+    FutureExt as _, StreamExt as _, TryStreamExt as _,
+    future::{self, BoxFuture, Shared},
+};
 use tenure_core::{
     internal::lock,
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
     time::{Instant, timeout},
 };
 use tokio_postgres::{
     AsyncMessage, Client, Error, Row,
     error::{DbError, Severity},
-    types::{IsNull, ToSql, Type, to_sql_checked},
+    types::{ToSql, Type},
 };
 use tracing::{debug, info, warn};
 
 use crate::{
     config::PostgresConfig,
-    connect::{Messages, Server, connect, later_primary, of_another_cluster},
-    error::{classify, is_of_a_standby},
+    connect::{Database, Identity, Messages, Server},
+    error::{classify, is_conflict, is_of_a_standby},
     schema::Statements,
 };
 
@@ -42,345 +44,384 @@ const MAX_CONNECTIONS: usize = 4;
 const CONCURRENT_SWAPS: usize = 4;
 /// The pause after a failed attempt to connect: doubled each time, up to the limit.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// How often the other hosts are looked at while there is a connection: one of them may have been promoted, although this one lives.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(3);
+/// How often the other hosts are looked at while there is a connection, on average: one of them may have been promoted, although this one lives.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How long what is under way may take when the store is closed.
+const LAST: Duration = Duration::from_millis(250);
 
-/// A parameter of a statement, and its type.
-pub(crate) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+/// The parameters of a statement, none of which is null, and their types.
+pub(crate) type Parameters = Vec<(Box<dyn ToSql + Send + Sync>, Type)>;
+
+/// Text as a parameter.
+pub(crate) fn text(value: &str) -> (Box<dyn ToSql + Send + Sync>, Type) {
+    (Box::new(value.to_owned()), Type::TEXT)
+}
 
 /// Sends statements to the primary, over one connection at a time.
+#[derive(Debug)]
 pub(crate) struct Requests {
-    pub(crate) config: Arc<PostgresConfig>,
-    pub(crate) statements: Arc<Statements>,
-    /// Locked while a connection is made.
-    slot: tokio::sync::Mutex<Slot>,
-    known: Arc<Mutex<Known>>,
+    pub(crate) database: Arc<Database>,
+    primary: Arc<KnownPrimary>,
+    link: Mutex<Link>,
 }
 
-/// What the connections of an elector have learnt.
-#[derive(Default)]
-struct Known {
-    /// The cluster, and the latest timeline that was seen of it.
-    seen: Option<(i64, i32)>,
+/// The primary, as the connections of an elector know it.
+#[derive(Debug)]
+struct KnownPrimary {
+    /// The latest one that was seen.
+    seen: watch::Sender<Option<Identity>>,
+    /// The latest timeline on which there were tables.
+    tables: AtomicI32,
     /// The primaries that were reported last, when there were several.
-    split: Option<String>,
-    looked: Option<Instant>,
-    /// Looks at the other hosts.
-    looks: JoinSet<()>,
+    split: Mutex<Option<String>>,
+    look: Mutex<Look>,
 }
 
-#[derive(Default)]
-struct Slot {
+/// Looks at the other hosts.
+#[derive(Debug)]
+struct Look {
+    due: Instant,
+    task: JoinSet<()>,
+}
+
+type Opening = Shared<BoxFuture<'static, Result<Arc<Connection>, BackendError>>>;
+
+#[derive(Debug, Default)]
+struct Link {
     current: Option<Arc<Connection>>,
-    /// When the server was started to which the connections are.
-    started: String,
+    /// The attempt to connect, for which all callers wait. It goes on without them: each may wait for less time than it takes.
+    opening: Option<Opening>,
+    failed: Option<Failed>,
+    /// The server to which the connections are.
+    server: Option<Identity>,
     /// What drives the connections.
     drivers: JoinSet<()>,
-    /// Since when it is tried to connect. Callers may end each attempt before every host has answered.
-    tried: Option<Instant>,
-    failed: Option<Failed>,
 }
 
 /// An attempt to connect that has failed.
+#[derive(Debug)]
 struct Failed {
     error: BackendError,
     pause: Duration,
     retry_at: Instant,
 }
 
+#[derive(Debug)]
 struct Connection {
     client: Client,
-    address: SocketAddr,
-    timeline: i32,
+    server: Identity,
     swaps: Arc<Semaphore>,
-    /// When the requests were sent that are not answered yet. Answers come in order.
-    unanswered: Mutex<VecDeque<Instant>>,
-}
-
-struct Request<'a> {
-    what: &'a str,
-    statement: &'a str,
-    parameters: &'a [Parameter<'a>],
-    /// Counts a swap.
-    permit: Option<OwnedSemaphorePermit>,
-    /// The key of which everybody is notified.
-    changes: Option<&'a str>,
-}
-
-/// What a request has failed with.
-pub(crate) enum Failure {
-    /// The server's answer.
-    Refused(Error),
-    Other(BackendError),
+    /// A request was not answered in time, or another server is the primary. What was sent may still be carried out: it is never cancelled,
+    /// because a cancelled commit is one that was not replicated.
+    is_given_up: AtomicBool,
 }
 
 impl Requests {
     pub(crate) fn new(config: PostgresConfig) -> Self {
+        let statements = Statements::new(&config.schema);
+        let look = Look { due: Instant::now() + LOOK_INTERVAL, task: JoinSet::new() };
         Self {
-            statements: Arc::new(Statements::new(&config.schema)),
-            config: Arc::new(config),
-            slot: tokio::sync::Mutex::default(),
-            known: Arc::default(),
+            database: Arc::new(Database { config, statements }),
+            primary: Arc::new(KnownPrimary {
+                seen: watch::Sender::new(None),
+                tables: AtomicI32::new(0),
+                split: Mutex::default(),
+                look: Mutex::new(look),
+            }),
+            link: Mutex::default(),
         }
     }
 
     /// The same over a connection of their own, which does not wait for answers on this one.
     pub(crate) fn apart(&self) -> Self {
-        Self {
-            statements: Arc::clone(&self.statements),
-            config: Arc::clone(&self.config),
-            slot: tokio::sync::Mutex::default(),
-            known: Arc::clone(&self.known),
-        }
+        let (database, primary) = (Arc::clone(&self.database), Arc::clone(&self.primary));
+        Self { database, primary, link: Mutex::default() }
     }
 
-    /// A connection of its own, to no other cluster and no earlier primary than requests have been sent to.
+    /// Another connection to the primary.
     pub(crate) async fn connect(&self) -> Result<Server, BackendError> {
-        let (seen, deadline) = (lock(&self.known).seen, Instant::now() + self.config.connect_timeout);
-        connect(&self.config, &self.statements, seen, deadline).await
+        let seen = *self.primary.seen.borrow();
+        let server = self.database.connect(seen).await?;
+        self.primary.learn(&server)?;
+        Ok(server)
+    }
+
+    /// Waits until another server than this is the primary.
+    pub(crate) async fn superseded(&self, server: Identity) {
+        // The sender is not dropped before this.
+        let _ = self.primary.seen.subscribe().wait_for(|seen| *seen != Some(server)).await;
     }
 
     /// Runs a statement, which is a transaction of its own. Requests of several callers are in flight at the same time.
     ///
     /// Returns when the server is ready for the next statement, and so has committed: the rows alone come earlier.
     pub(crate) async fn query(
-        &self,
+        self: &Arc<Self>,
         what: &str,
         statement: &str,
-        parameters: &[Parameter<'_>],
+        parameters: Parameters,
     ) -> Result<Vec<Row>, BackendError> {
         let connection = self.connection().await?;
-        let request = Request { what, statement, parameters, permit: None, changes: None };
-        self.send(&connection, request).await.map_err(|failure| match failure {
-            Failure::Refused(error) => classify(what, &error),
-            Failure::Other(error) => error,
-        })
+        self.send(connection, Request { what, statement, parameters, permit: None, notify: None }).await
     }
 
-    /// As [`query`](Self::query), for a swap, with the server's error. If it `changes` an election's record, everybody is notified.
+    /// As [`query`](Self::query), for a swap. There is no row if it has lost against another transaction.
+    ///
+    /// `notify` are the parameters of the notification that is sent behind it.
     pub(crate) async fn swap(
-        &self,
+        self: &Arc<Self>,
         what: &str,
         statement: &str,
-        parameters: &[Parameter<'_>],
-        changes: Option<&str>,
-    ) -> Result<Vec<Row>, Failure> {
-        let connection = self.connection().await.map_err(Failure::Other)?;
-        let permit = timeout(self.config.attempt_timeout, Arc::clone(&connection.swaps).acquire_owned());
+        parameters: Parameters,
+        notify: Option<Parameters>,
+    ) -> Result<Vec<Row>, BackendError> {
+        let connection = self.connection().await?;
+        let permit =
+            timeout(self.database.config.attempt_timeout, Arc::clone(&connection.swaps).acquire_owned());
         let Ok(Ok(permit)) = permit.await else {
             let text =
                 format!("{what}: {CONCURRENT_SWAPS} earlier ones are not answered yet; it is tried again");
-            return Err(Failure::Other(BackendError::new(BackendErrorKind::Unavailable, text)));
+            return Err(unavailable(text));
         };
-        self.send(&connection, Request { what, statement, parameters, permit: Some(permit), changes }).await
+        self.send(connection, Request { what, statement, parameters, permit: Some(permit), notify }).await
     }
 
     /// The request goes on when the caller drops it, and keeps the permit until its answer has come: the server works on it.
     async fn send(
-        &self,
-        connection: &Arc<Connection>,
-        Request { what, statement, parameters, permit, changes }: Request<'_>,
-    ) -> Result<Vec<Row>, Failure> {
-        let unavailable = |text| Failure::Other(BackendError::new(BackendErrorKind::Unavailable, text));
-        let parameters = encode(parameters).map_err(|error| {
-            Failure::Other(BackendError::new(BackendErrorKind::Invalid, format!("{what}: {error}")))
-        })?;
-        let (sender, statement) = (Arc::clone(connection), statement.to_owned());
-        let notification = changes.map(|key| (Arc::clone(&self.statements), key.to_owned()));
-        lock(&connection.unanswered).push_back(Instant::now());
+        self: &Arc<Self>,
+        connection: Arc<Connection>,
+        request: Request<'_>,
+    ) -> Result<Vec<Row>, BackendError> {
+        let Request { what, statement, parameters, permit, notify } = request;
+        let (requests, what, statement) = (Arc::clone(self), what.to_owned(), statement.to_owned());
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
+            let statements = &requests.database.statements;
             let request = async {
                 let rows = async {
-                    sender.client.query_typed_raw(&statement, parameters).await?.try_collect().await
+                    connection.client.query_typed_raw(&statement, parameters).await?.try_collect().await
                 };
-                let rows: Result<Vec<Row>, Error> = rows.await;
-                lock(&sender.unanswered).pop_front();
-                drop(permit);
+                let mut rows = pin!(rows);
+                let limit = requests.database.config.attempt_timeout;
+                let answer_in_time = timeout(limit, &mut rows).await;
+                let is_late = answer_in_time.is_err();
+                let outcome = match answer_in_time {
+                    // The answer of an earlier primary counts no more.
+                    Ok(Ok(_)) if !requests.is_of_primary(&connection) => {
+                        Err(unavailable(format!("{what}: another server is the primary by now")))
+                    }
+                    Ok(Ok(rows)) => Ok(rows),
+                    Ok(Err(error)) if permit.is_some() && is_conflict(&error) => Ok(Vec::new()),
+                    Ok(Err(error)) => {
+                        if is_of_a_standby(&error) {
+                            connection.is_given_up.store(true, Ordering::Relaxed);
+                        }
+                        Err(classify(&what, &error))
+                    }
+                    Err(_) => {
+                        connection.is_given_up.store(true, Ordering::Relaxed);
+                        Err(unavailable(format!("{what}: PostgreSQL did not answer within {limit:?}")))
+                    }
+                };
                 // The caller may be gone.
-                let _ = answer.send(rows);
+                let _ = answer.send(outcome);
+                if is_late {
+                    let _: Result<Vec<Row>, Error> = rows.await;
+                }
+                drop(permit);
             };
             // A statement of its own: a swap does not fail because a queue of notifications is full, and does not hold the lock for
             // which all notifications of the cluster wait. Sent behind the swap without waiting for its answer, and so carried out after it.
-            let notify = async {
-                let Some((statements, key)) = &notification else { return };
-                let parameters: [Parameter<'_>; 1] = [(key, Type::TEXT)];
-                if let Err(error) = sender.client.query_typed(&statements.notify, &parameters).await {
+            let notification = async {
+                let Some(parameters) = notify else { return };
+                let sent = async {
+                    connection
+                        .client
+                        .query_typed_raw(&statements.notify, parameters)
+                        .await?
+                        .try_collect()
+                        .await
+                };
+                let sent: Result<Vec<Row>, Error> = sent.await;
+                if let Err(error) = sent {
                     debug!(%error, "a notification is lost; the record is polled");
                 }
             };
             // Polled in this order.
-            future::join(request, notify).await;
+            future::join(request, notification).await;
         });
-        match timeout(self.config.attempt_timeout, answered).await {
-            Ok(Ok(Ok(rows))) => Ok(rows),
-            Ok(Ok(Err(error))) => {
-                if error.is_closed() || is_of_a_standby(&error) {
-                    self.give_up(connection).await;
-                }
-                Err(Failure::Refused(error))
-            }
-            Ok(Err(ended)) => Err(unavailable(format!("{what}: {ended}"))),
-            Err(_) => {
-                self.give_up(connection).await;
-                Err(unavailable(format!(
-                    "{what}: PostgreSQL did not answer within {:?}",
-                    self.config.attempt_timeout
-                )))
-            }
-        }
+        answered.await.unwrap_or_else(|_| Err(unavailable("the runtime of the connection has ended")))
     }
 
     /// The current connection, or a new one.
-    async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
-        let mut slot = self.slot.lock().await;
-        if let Some(current) = slot.current.as_ref().filter(|current| self.is_usable(current)) {
-            self.look_elsewhere(current.address);
-            return Ok(Arc::clone(current));
-        }
-        slot.current = None;
-        // All who have waited for the attempt fail with it.
-        if let Some(failed) = slot.failed.as_ref().filter(|failed| Instant::now() < failed.retry_at) {
-            return Err(failed.error.clone());
-        }
-        let opened = self.open(&mut slot).await;
-        slot.tried = None;
-        match opened {
-            Ok(connection) => {
-                slot.failed = None;
-                Ok(Arc::clone(slot.current.insert(connection)))
+    async fn connection(self: &Arc<Self>) -> Result<Arc<Connection>, BackendError> {
+        let opening = {
+            let mut link = lock(&self.link);
+            if let Some(current) = link.current.as_ref().filter(|current| self.is_usable(current)) {
+                self.look_elsewhere();
+                return Ok(Arc::clone(current));
             }
-            Err(error) => {
-                let pause =
-                    slot.failed.as_ref().map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(MAX_PAUSE));
-                let retry_at = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-                slot.failed = Some(Failed { error: error.clone(), pause, retry_at });
-                Err(error)
+            link.current = None;
+            // All who have waited for the attempt fail with it.
+            if let Some(failed) = link.failed.as_ref().filter(|failed| Instant::now() < failed.retry_at) {
+                return Err(failed.error.clone());
             }
-        }
-    }
-
-    /// Whether nothing was seen that speaks against the connection. Callers may give a request up earlier than its time limit: requests
-    /// that are not answered are counted here.
-    fn is_usable(&self, connection: &Connection) -> bool {
-        let is_overdue = |since: &Instant| since.elapsed() >= self.config.attempt_timeout;
-        !connection.client.is_closed()
-            && !lock(&connection.unanswered).front().is_some_and(is_overdue)
-            && lock(&self.known).seen.is_none_or(|(_, timeline)| timeline <= connection.timeline)
-    }
-
-    async fn open(&self, slot: &mut Slot) -> Result<Arc<Connection>, BackendError> {
-        let seen = lock(&self.known).seen;
-        let deadline = *slot.tried.get_or_insert_with(Instant::now) + self.config.connect_timeout;
-        let mut primary = connect(&self.config, &self.statements, seen, deadline).await?;
-        primary.create_tables(&self.config, &self.statements).await?;
-        let Server { client, messages, host, address, cluster, timeline, started, split, .. } = primary;
-        while slot.drivers.try_join_next().is_some() {}
-        if slot.started != started {
-            // What another server has not answered, or this one before it was started again, holds nothing up here.
-            (slot.drivers, slot.started) = (JoinSet::new(), started);
-        }
-        if slot.drivers.len() >= MAX_CONNECTIONS {
-            let text = format!(
-                "PostgreSQL has not answered the requests on {MAX_CONNECTIONS} connections, as when it waits for a synchronous \
-                 standby; waiting for it"
-            );
-            return Err(BackendError::new(BackendErrorKind::Unavailable, text));
-        }
-        {
-            let mut known = lock(&self.known);
-            match known.seen {
-                // The other connection was faster.
-                Some((seen, _)) if seen != cluster => return Err(of_another_cluster(&host)),
-                Some((_, seen)) if seen >= timeline => {}
-                before => {
-                    if before.is_some() {
-                        info!(host, timeline, "PostgreSQL has failed over");
-                    }
-                    known.seen = Some((cluster, timeline));
+            match &link.opening {
+                Some(opening) if opening.peek().is_none() => opening.clone(),
+                _ => {
+                    let requests = Arc::clone(self);
+                    let opened = tokio::spawn(async move { requests.open().await });
+                    let ended = |error| Err(unavailable(format!("connecting to PostgreSQL: {error}")));
+                    let opening = opened.map(move |opened| opened.unwrap_or_else(ended)).boxed().shared();
+                    link.opening.insert(opening).clone()
                 }
             }
-            if let Some(primaries) = split.as_ref().filter(|split| known.split.as_ref() != Some(split)) {
-                warn!(
-                    primaries,
-                    "PostgreSQL has several primaries (split brain), and the latest one is used; stop the others"
-                );
+        };
+        opening.await
+    }
+
+    /// Whether nothing was seen that speaks against the connection.
+    fn is_usable(&self, connection: &Connection) -> bool {
+        !connection.client.is_closed()
+            && !connection.is_given_up.load(Ordering::Relaxed)
+            && self.is_of_primary(connection)
+    }
+
+    fn is_of_primary(&self, connection: &Connection) -> bool {
+        *self.primary.seen.borrow() == Some(connection.server)
+    }
+
+    /// Makes a connection the current one, or notes why there is none.
+    async fn open(self: &Arc<Self>) -> Result<Arc<Connection>, BackendError> {
+        let opened = self.open_connection().await;
+        let mut link = lock(&self.link);
+        link.opening = None;
+        match &opened {
+            Ok(connection) => (link.current, link.failed) = (Some(Arc::clone(connection)), None),
+            Err(error) => {
+                let pause =
+                    link.failed.as_ref().map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(MAX_PAUSE));
+                let retry_at = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+                link.failed = Some(Failed { error: error.clone(), pause, retry_at });
             }
-            (known.split, known.looked) = (split, Some(Instant::now()));
         }
-        slot.drivers.spawn(drive(messages, host));
+        opened
+    }
+
+    async fn open_connection(&self) -> Result<Arc<Connection>, BackendError> {
+        let seen = *self.primary.seen.borrow();
+        let mut server = self.database.connect(seen).await?;
+        let identity = server.host.identity;
+        // Tables that have gone are not made again: their elections would begin anew beside a leader.
+        if !server.host.has_tables && self.primary.tables.load(Ordering::Relaxed) < identity.timeline {
+            server.create_tables(&self.database).await?;
+        }
+        self.primary.tables.fetch_max(identity.timeline, Ordering::Relaxed);
+        self.primary.learn(&server)?;
+        let Server { client, messages, host, .. } = server;
+        let mut link = lock(&self.link);
+        while link.drivers.try_join_next().is_some() {}
+        if link.server != Some(identity) {
+            // What another server has not answered, or this one before it was started again, holds nothing up here.
+            (link.drivers, link.server) = (JoinSet::new(), Some(identity));
+        }
+        if link.drivers.len() >= MAX_CONNECTIONS {
+            return Err(unavailable(format!(
+                "PostgreSQL has not answered the requests on {MAX_CONNECTIONS} connections, as when it waits for a synchronous \
+                 standby; waiting for it"
+            )));
+        }
+        link.drivers.spawn(drive(messages, host.name));
         let swaps = Arc::new(Semaphore::new(CONCURRENT_SWAPS));
-        Ok(Arc::new(Connection { client, address, timeline, swaps, unanswered: Mutex::default() }))
+        Ok(Arc::new(Connection { client, server: identity, swaps, is_given_up: AtomicBool::new(false) }))
     }
 
     /// Looks for a later primary once in a while, in the background. Once one is seen, no earlier one is used.
-    fn look_elsewhere(&self, in_use: SocketAddr) {
-        let mut known = lock(&self.known);
-        let Some(seen) = known.seen else { return };
-        if known.looked.is_some_and(|looked| looked.elapsed() < LOOK_INTERVAL) {
+    fn look_elsewhere(&self) {
+        let mut look = lock(&self.primary.look);
+        let Some(seen) = *self.primary.seen.borrow() else { return };
+        if Instant::now() < look.due {
             return;
         }
-        known.looked = Some(Instant::now());
-        while known.looks.try_join_next().is_some() {}
-        let (config, statements) = (Arc::clone(&self.config), Arc::clone(&self.statements));
-        let shared = Arc::downgrade(&self.known);
-        known.looks.spawn(async move {
-            let Some(later) = later_primary(&config, &statements, in_use, seen).await else { return };
-            let Some(known) = shared.upgrade() else { return };
-            let seen = &mut lock(&known).seen;
-            if seen.is_none_or(|seen| seen.1 < later.timeline) {
-                warn!(
-                    primaries = format!("{in_use} (timeline {}) and {later}", seen.map_or(0, |seen| seen.1)),
-                    "PostgreSQL has several primaries (split brain), and the later one is used from now on; stop the other"
-                );
-                *seen = Some((later.cluster, later.timeline));
+        look.due = Instant::now() + LOOK_INTERVAL.mul_f64(0.5 + fastrand::f64());
+        while look.task.try_join_next().is_some() {}
+        let (database, primary) = (Arc::clone(&self.database), Arc::downgrade(&self.primary));
+        look.task.spawn(async move {
+            let later = Identity { timeline: seen.timeline + 1, ..seen };
+            let Ok(server) = database.connect(Some(later)).await else { return };
+            if let Some(primary) = primary.upgrade() {
+                // Refused if requests have seen a later one meanwhile.
+                let _ = primary.learn(&server);
             }
         });
-    }
-
-    /// Makes the next request use another connection. What was sent on this one may still be carried out: it is never cancelled, because
-    /// a cancelled commit is one that was not replicated.
-    async fn give_up(&self, connection: &Arc<Connection>) {
-        let mut slot = self.slot.lock().await;
-        slot.current.take_if(|current| Arc::ptr_eq(current, connection));
     }
 
     /// Closes all connections.
     pub(crate) async fn close(&self) {
-        let mut slot = self.slot.lock().await;
-        slot.current = None;
-        // Detached: a last statement, and the message that ends the connection, are under way.
-        slot.drivers.detach_all();
-        lock(&self.known).looks.abort_all();
+        let mut drivers = {
+            let mut link = lock(&self.link);
+            link.current = None;
+            std::mem::take(&mut link.drivers)
+        };
+        lock(&self.primary.look).task.abort_all();
+        // A last notification, and the message that ends the connection, are under way.
+        let _ = timeout(LAST, async { while drivers.join_next().await.is_some() {} }).await;
     }
 }
 
-/// A parameter as it is sent.
-#[derive(Debug)]
-struct Encoded(BytesMut);
-
-impl ToSql for Encoded {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Send + Sync>> {
-        out.extend_from_slice(&self.0);
-        Ok(IsNull::No)
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    to_sql_checked!();
+struct Request<'a> {
+    what: &'a str,
+    statement: &'a str,
+    parameters: Parameters,
+    /// Counts a swap.
+    permit: Option<OwnedSemaphorePermit>,
+    notify: Option<Parameters>,
 }
 
-/// Copies parameters, none of which is null, for a request that outlives its caller.
-fn encode(parameters: &[Parameter<'_>]) -> Result<Vec<(Encoded, Type)>, Box<dyn StdError + Send + Sync>> {
-    let encode = |(parameter, kind): &Parameter<'_>| {
-        let mut bytes = BytesMut::new();
-        parameter.to_sql_checked(kind, &mut bytes)?;
-        Ok((Encoded(bytes), kind.clone()))
-    };
-    parameters.iter().map(encode).collect()
+impl KnownPrimary {
+    /// Notes which server is the primary.
+    ///
+    /// # Errors
+    /// When another connection has seen a later one, or another cluster.
+    fn learn(&self, server: &Server) -> Result<(), BackendError> {
+        let (host, found) = (&server.host, server.host.identity);
+        let mut refused = None;
+        self.seen.send_if_modified(|seen| {
+            let before = *seen;
+            if let Some(seen) =
+                before.filter(|seen| seen.cluster != found.cluster || seen.timeline > found.timeline)
+            {
+                let text =
+                    format!("PostgreSQL at {host}: another connection uses the timeline {}", seen.timeline);
+                refused = Some(unavailable(text));
+                return false;
+            }
+            if before.is_some_and(|seen| seen.timeline < found.timeline) {
+                info!(host = host.name, timeline = found.timeline, "PostgreSQL has failed over");
+            }
+            *seen = Some(found);
+            before != Some(found)
+        });
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        if let Some(primaries) = &server.split {
+            let mut reported = lock(&self.split);
+            if reported.as_ref() != Some(primaries) {
+                warn!(
+                    primaries,
+                    "PostgreSQL has several primaries (split brain), and the latest one is used; stop the others"
+                );
+                *reported = Some(primaries.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unavailable(text: impl Into<String>) -> BackendError {
+    BackendError::new(BackendErrorKind::Unavailable, text.into())
 }
 
 /// Drives a connection until it ends: when it fails, or when it was given up and all its requests have been answered.
@@ -408,10 +449,4 @@ async fn drive(mut messages: Messages, host: String) {
 /// not have been replicated`. Its text is translated; the name of the function is not.
 fn is_unreplicated(notice: &DbError) -> bool {
     notice.parsed_severity() == Some(Severity::Warning) && notice.routine() == Some("SyncRepWaitForLSN")
-}
-
-impl fmt::Debug for Requests {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Requests").field("config", &self.config).finish_non_exhaustive()
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Row, types::FromSql};
 
 use crate::{
-    connect::{Server, attempts},
+    connect::{Host, Server},
     connection::Requests,
     error::classify,
     hints,
@@ -23,10 +24,11 @@ const SHORT: i32 = 1_000;
 const MANY_DEAD_ROWS: i64 = 100_000;
 
 /// Diagnoses each host, and the primary.
-pub(crate) async fn diagnose(requests: &Requests) -> Vec<Diagnosis> {
+pub(crate) async fn diagnose(requests: &Arc<Requests>) -> Vec<Diagnosis> {
     let mut diagnoses = diagnose_hosts(requests).await;
     let begun = Instant::now();
-    let rows = requests.query("diagnosing the database", &requests.statements.diagnose, &[]).await;
+    let rows =
+        requests.query("diagnosing the database", &requests.database.statements.diagnose, Vec::new()).await;
     let time = begun.elapsed();
     let found = rows
         .and_then(|rows| rows.first().map_or_else(|| Ok(Vec::new()), |row| diagnose_database(requests, row)));
@@ -44,21 +46,21 @@ pub(crate) async fn diagnose(requests: &Requests) -> Vec<Diagnosis> {
     diagnoses
 }
 
-async fn diagnose_hosts(requests: &Requests) -> Vec<Diagnosis> {
-    let mut attempts = pin!(attempts(&requests.config, &requests.statements, None));
-    let (mut diagnoses, mut servers) = (Vec::new(), Vec::<Server>::new());
+async fn diagnose_hosts(requests: &Arc<Requests>) -> Vec<Diagnosis> {
+    let mut attempts = pin!(requests.database.attempts());
+    let (mut diagnoses, mut hosts) = (Vec::new(), Vec::<Host>::new());
     while let Some((host, outcome)) = attempts.next().await {
         let subject = format!("host {host}");
         match outcome {
-            Ok(server) => {
-                let role = match server.is_read_only {
+            Ok(Server { host, .. }) => {
+                let role = match host.is_read_only {
                     true => "a standby, or read-only".to_owned(),
-                    false => format!("a primary, timeline {}", server.timeline),
+                    false => format!("a primary, timeline {}", host.identity.timeline),
                 };
-                diagnoses.push(Diagnosis::good(subject, format!("PostgreSQL {}, {role}", server.version)));
+                diagnoses.push(Diagnosis::good(subject, format!("PostgreSQL {}, {role}", host.version)));
                 // Not another address of the same server.
-                if servers.iter().all(|other| other.started != server.started) {
-                    servers.push(server);
+                if hosts.iter().all(|other| other.identity != host.identity) {
+                    hosts.push(host);
                 }
             }
             Err(error) => diagnoses.push(Diagnosis::problem(
@@ -68,14 +70,14 @@ async fn diagnose_hosts(requests: &Requests) -> Vec<Diagnosis> {
             )),
         }
     }
-    let clusters: Vec<_> = servers.iter().map(|server| server.cluster).collect();
+    let clusters: Vec<_> = hosts.iter().map(|host| host.identity.cluster).collect();
     if clusters.iter().any(|cluster| Some(cluster) != clusters.first()) {
         diagnoses.push(Diagnosis::problem(
             "hosts",
             "they belong to different clusters: two candidates could lead",
             "name the hosts of one cluster",
         ));
-    } else if servers.iter().filter(|server| !server.is_read_only).count() > 1 {
+    } else if hosts.iter().filter(|host| !host.is_read_only).count() > 1 {
         diagnoses.push(Diagnosis::problem(
             "hosts",
             "more than one is a primary: a candidate that is connected to the earlier one may lead beside another",
@@ -86,8 +88,8 @@ async fn diagnose_hosts(requests: &Requests) -> Vec<Diagnosis> {
 }
 
 /// The findings in the row of [`Statements::diagnose`](crate::schema::Statements::diagnose).
-fn diagnose_database(requests: &Requests, row: &Row) -> Result<Vec<Diagnosis>, BackendError> {
-    let (schema, mut diagnoses) = (&requests.config.schema, Vec::new());
+fn diagnose_database(requests: &Arc<Requests>, row: &Row) -> Result<Vec<Diagnosis>, BackendError> {
+    let (schema, mut diagnoses) = (&requests.database.config.schema, Vec::new());
     for setting in ["fsync", "full_page_writes"] {
         if !get::<bool>(row, setting)? {
             diagnoses.push(Diagnosis::problem(
@@ -123,10 +125,10 @@ fn diagnose_database(requests: &Requests, row: &Row) -> Result<Vec<Diagnosis>, B
         }
     });
     if !get::<bool>(row, "is_permitted")? {
-        let grant = requests.statements.grant(&requests.config.user);
+        let grant = requests.database.statements.grant(&requests.database.config.user);
         diagnoses.push(Diagnosis::problem(
             "rights",
-            format!("{} may not use the tables in {schema:?}", requests.config.user),
+            format!("{} may not use the tables in {schema:?}", requests.database.config.user),
             format!("have an owner run: {grant}"),
         ));
     }
@@ -153,7 +155,7 @@ fn diagnose_database(requests: &Requests, row: &Row) -> Result<Vec<Diagnosis>, B
             diagnoses.push(Diagnosis::warning(
                 setting,
                 format!("{milliseconds} ms: heartbeats fail when the server is busy for as long"),
-                format!("run: ALTER ROLE {} SET {setting} = 0", requests.config.user),
+                format!("run: ALTER ROLE {} SET {setting} = 0", requests.database.config.user),
             ));
         }
     }
@@ -161,18 +163,19 @@ fn diagnose_database(requests: &Requests, row: &Row) -> Result<Vec<Diagnosis>, B
         diagnoses.push(Diagnosis::warning(
             "idle_session_timeout",
             "it ends the connection that listens, and elections are polled for a while after that",
-            format!("run: ALTER ROLE {} SET idle_session_timeout = 0", requests.config.user),
+            format!("run: ALTER ROLE {} SET idle_session_timeout = 0", requests.database.config.user),
         ));
     }
     Ok(diagnoses)
 }
 
-async fn diagnose_notifications(requests: &Requests) -> Diagnosis {
-    let limit: Duration = requests.config.connect_timeout + 3 * requests.config.attempt_timeout;
+async fn diagnose_notifications(requests: &Arc<Requests>) -> Diagnosis {
+    let limit: Duration =
+        requests.database.config.connect_timeout + 3 * requests.database.config.attempt_timeout;
     let advice = "connect to the server directly, or to a pool in session mode";
     let polled = format!(
         "elections are polled every {:?}, and a handover takes about half of it",
-        requests.config.poll_interval
+        requests.database.config.poll_interval
     );
     match timeout(limit, hints::try_delivery(requests)).await {
         Ok(Ok(true)) => Diagnosis::good("notifications", "delivered"),

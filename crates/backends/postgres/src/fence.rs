@@ -5,9 +5,13 @@ use std::time::Duration;
 use tenure_cas::HeadSlot;
 use tenure_core::{LeadershipHandle, Lost};
 use thiserror::Error;
-use tokio_postgres::{Transaction, error::SqlState, types::Type};
+use tokio_postgres::{
+    Transaction,
+    error::SqlState,
+    types::{ToSql, Type},
+};
 
-use crate::{connection::Parameter, store::PostgresStore};
+use crate::store::PostgresStore;
 
 /// What the server says when a fence refuses.
 const IS_OVER: &str = "this leadership is over";
@@ -55,7 +59,7 @@ pub async fn fence(
     leadership: &LeadershipHandle,
 ) -> Result<(), FenceError> {
     let query = FenceQuery::new(leadership)?;
-    let parameters: [Parameter<'_>; 4] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
         (&query.key(), Type::TEXT),
         (&query.token(), Type::INT8),
         (&query.nonce(), Type::TEXT),

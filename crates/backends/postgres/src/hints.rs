@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, mem,
+    mem,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -21,50 +21,52 @@ use tenure_core::{
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
-use tokio_postgres::{AsyncMessage, types::Type};
-use tracing::{debug, info};
+use tokio_postgres::AsyncMessage;
+use tracing::{debug, info, warn};
 
 use crate::{
-    connect::{Messages, Server, driven, next_message},
-    connection::{Parameter, Requests},
+    connect::{Server, driven, next_message},
+    connection::{Requests, text},
 };
 
 /// How often it is tried whether notifications are delivered.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
-/// The pause after a connection that has failed.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The pause after a connection that has failed: doubled each time, up to the limit.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// How many failures in a row are reported, once.
+const REPORTED_FAILURES: u32 = 3;
 /// The pause after a connection on which nothing was delivered.
-const UNDELIVERED_PAUSE: Duration = Duration::from_secs(120);
+const UNDELIVERED_PAUSE: Duration = Duration::from_secs(600);
 
+/// A pooler may give the server's connection to other clients, which have not asked for these notifications.
+const UNLISTEN: &str = "UNLISTEN *";
 const LISTENING: &str = "listening for notifications";
-const NOTIFYING: &str = "sending notifications";
 
 /// The listener, and who waits for it.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
     subscriptions: Arc<Mutex<Subscriptions>>,
-    /// The task that listens, while somebody asks for hints.
+    /// The task that listens, since somebody has asked for hints.
     listener: Mutex<JoinSet<()>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Subscriptions {
     delivers: bool,
-    /// When somebody has asked for hints last.
-    asked: Option<Instant>,
     keys: HashMap<String, watch::Sender<()>>,
 }
 
 impl Hints {
     /// Hints of a key; `None` while none are delivered. The first call begins to listen.
     pub(crate) fn of(&self, key: &str, requests: &Arc<Requests>) -> Option<BoxStream<'static, ()>> {
-        let mut subscriptions = lock(&self.subscriptions);
-        subscriptions.asked = Some(Instant::now());
         let mut listener = lock(&self.listener);
         while listener.try_join_next().is_some() {}
+        let mut subscriptions = lock(&self.subscriptions);
         if listener.is_empty() {
+            subscriptions.fail();
             listener.spawn(listen(Arc::clone(requests), Arc::clone(&self.subscriptions)));
         }
         if !subscriptions.delivers {
@@ -85,115 +87,148 @@ impl Hints {
 }
 
 impl Subscriptions {
-    /// Nothing is delivered from now on. The streams end, so that the records are polled.
-    fn fail(&mut self) {
-        self.delivers = false;
+    /// Nothing is delivered from now on. The streams end, so that the records are polled. Returns whether something was delivered.
+    fn fail(&mut self) -> bool {
         self.keys.clear();
-    }
-
-    fn is_in_use(&mut self) -> bool {
-        self.keys.retain(|_, hints| hints.receiver_count() > 0);
-        !self.keys.is_empty() || self.asked.is_some_and(|asked| asked.elapsed() < PROBE_INTERVAL)
+        mem::take(&mut self.delivers)
     }
 }
 
-impl fmt::Debug for Subscriptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscriptions")
-            .field("delivers", &self.delivers)
-            .field("keys", &self.keys)
-            .finish_non_exhaustive()
-    }
-}
-
-async fn answered<T>(
-    limit: Duration,
-    what: &str,
-    answer: impl Future<Output = Result<T, BackendError>>,
-) -> Result<T, BackendError> {
-    let late = |_| {
-        let text = format!("{what}: PostgreSQL did not answer within {limit:?}");
-        BackendError::new(BackendErrorKind::Unavailable, text)
-    };
-    timeout(limit, answer).await.map_err(late)?
-}
-
-/// Listens as long as somebody waits for hints.
+/// Listens for as long as it is not aborted.
 async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>>) {
-    let mut was_reported = false;
-    while lock(&subscriptions).is_in_use() {
+    let (mut failures, mut was_reported) = (0, false);
+    loop {
         let outcome = deliver(&requests, &subscriptions).await;
-        lock(&subscriptions).fail();
-        let pause = match outcome {
-            Ok(()) => UNDELIVERED_PAUSE,
-            Err(_) => PAUSE,
-        };
-        match outcome {
-            Ok(()) if !mem::replace(&mut was_reported, true) => info!(
-                "PostgreSQL delivers no notifications on this connection, as through PgBouncer in transaction mode; records are polled"
-            ),
-            Ok(()) => {}
-            Err(error) => debug!(%error, "cannot listen for notifications; records are polled"),
+        if lock(&subscriptions).fail() {
+            failures = 0;
         }
+        let pause = match outcome {
+            Undelivered::ByPooler => {
+                if !was_reported {
+                    was_reported = true;
+                    info!(
+                        "PostgreSQL delivers no notifications on this connection, as through PgBouncer in transaction mode; records are polled"
+                    );
+                }
+                UNDELIVERED_PAUSE
+            }
+            Undelivered::Failed(error) => {
+                failures += 1;
+                if failures == REPORTED_FAILURES {
+                    warn!(%error, "cannot listen for notifications, {failures} times in a row; records are polled");
+                } else {
+                    debug!(%error, "cannot listen for notifications; records are polled");
+                }
+                FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(10)).min(MAX_PAUSE)
+            }
+        };
         sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
     }
 }
 
-/// Passes notifications on, until one of its own does not arrive, or nobody waits for them.
-async fn deliver(requests: &Requests, subscriptions: &Mutex<Subscriptions>) -> Result<(), BackendError> {
-    let Server { client, mut messages, .. } = requests.connect().await?;
-    let listening = driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen));
-    answered(requests.config.attempt_timeout, LISTENING, listening).await?;
-    while lock(subscriptions).is_in_use() {
-        if !probe(requests, &mut messages, subscriptions).await? {
-            return Ok(());
-        }
-        lock(subscriptions).delivers = true;
-        if let Ok(failed) = timeout(PROBE_INTERVAL, pass_on(&mut messages, subscriptions, None)).await {
-            return failed;
+/// Why nothing is delivered any more.
+enum Undelivered {
+    /// A notification of its own does not arrive.
+    ByPooler,
+    Failed(BackendError),
+}
+
+/// Passes notifications on for as long as they are delivered.
+async fn deliver(requests: &Arc<Requests>, subscriptions: &Mutex<Subscriptions>) -> Undelivered {
+    let mut server = match listening(requests).await {
+        Ok(server) => server,
+        Err(error) => return Undelivered::Failed(error),
+    };
+    let identity = server.host.identity;
+    loop {
+        let superseded = async {
+            requests.superseded(identity).await;
+            Err(unavailable("another server is the primary by now".to_owned()))
+        };
+        let delivered = async {
+            if !probe(requests, &mut server, subscriptions).await? {
+                return Ok(false);
+            }
+            {
+                let mut subscriptions = lock(subscriptions);
+                subscriptions.delivers = true;
+                subscriptions.keys.retain(|_, hints| hints.receiver_count() > 0);
+            }
+            match timeout(PROBE_INTERVAL, pass_on(&mut server, subscriptions, None)).await {
+                Ok(failed) => failed.map(|()| true),
+                Err(_) => Ok(true),
+            }
+        };
+        // Not polled at the same time as `superseded`: a probe is sent to the new primary, and never arrives from the former one.
+        let outcome = tokio::select! {
+            biased;
+            superseded = superseded => superseded,
+            delivered = delivered => delivered,
+        };
+        match outcome {
+            Ok(true) => {}
+            Ok(false) => {
+                return match run(requests, &mut server, UNLISTEN).await {
+                    Ok(()) => Undelivered::ByPooler,
+                    Err(error) => Undelivered::Failed(error),
+                };
+            }
+            Err(error) => return Undelivered::Failed(error),
         }
     }
-    Ok(())
 }
 
 /// Whether notifications are delivered, tried once.
-pub(crate) async fn try_delivery(requests: &Requests) -> Result<bool, BackendError> {
-    let Server { client, mut messages, .. } = requests.connect().await?;
-    let listening = driven(&mut messages, LISTENING, client.batch_execute(&requests.statements.listen));
-    answered(requests.config.attempt_timeout, LISTENING, listening).await?;
-    probe(requests, &mut messages, &Mutex::default()).await
+pub(crate) async fn try_delivery(requests: &Arc<Requests>) -> Result<bool, BackendError> {
+    let mut server = listening(requests).await?;
+    let is_delivered = probe(requests, &mut server, &Mutex::default()).await?;
+    run(requests, &mut server, UNLISTEN).await?;
+    Ok(is_delivered)
+}
+
+/// A connection that listens.
+async fn listening(requests: &Requests) -> Result<Server, BackendError> {
+    let mut server = requests.connect().await?;
+    run(requests, &mut server, &requests.database.statements.listen).await?;
+    Ok(server)
+}
+
+async fn run(requests: &Requests, server: &mut Server, statement: &str) -> Result<(), BackendError> {
+    let limit = requests.database.config.attempt_timeout;
+    let answered = driven(&mut server.messages, LISTENING, server.client.batch_execute(statement));
+    let late = |_| Err(unavailable(format!("PostgreSQL did not answer within {limit:?}")));
+    timeout(limit, answered).await.unwrap_or_else(late)
 }
 
 /// Sends a notification, over the other connection: a pooler passes on what comes during a request on this one. Whether it has arrived.
 async fn probe(
-    requests: &Requests,
-    messages: &mut Messages,
+    requests: &Arc<Requests>,
+    server: &mut Server,
     subscriptions: &Mutex<Subscriptions>,
 ) -> Result<bool, BackendError> {
     let probe = format!("probe/{:032x}", fastrand::u128(..));
     let sent = async {
-        let parameters: [Parameter<'_>; 1] = [(&probe, Type::TEXT)];
-        let notified = requests.query(NOTIFYING, &requests.statements.notify, &parameters);
-        // One that is not answered is no reason for all others to use another connection, and ends earlier.
-        answered(requests.config.attempt_timeout / 2, NOTIFYING, notified).await?;
-        sleep(requests.config.attempt_timeout).await;
+        let statement = &requests.database.statements.probe;
+        requests.query("sending a notification", statement, vec![text(&probe)]).await?;
+        sleep(requests.database.config.attempt_timeout).await;
         Ok(false)
     };
     tokio::select! {
         biased;
-        received = pass_on(messages, subscriptions, Some(&probe)) => received.map(|()| true),
+        received = pass_on(server, subscriptions, Some(&probe)) => received.map(|()| true),
         sent = sent => sent,
     }
 }
 
 /// Passes notifications on, until this one has come.
 async fn pass_on(
-    messages: &mut Messages,
+    server: &mut Server,
     subscriptions: &Mutex<Subscriptions>,
     probe: Option<&str>,
 ) -> Result<(), BackendError> {
     loop {
-        let AsyncMessage::Notification(notification) = next_message(messages, LISTENING).await? else {
+        let AsyncMessage::Notification(notification) = next_message(&mut server.messages, LISTENING).await?
+        else {
             continue;
         };
         if Some(notification.payload()) == probe {
@@ -203,4 +238,8 @@ async fn pass_on(
             hints.send_replace(());
         }
     }
+}
+
+fn unavailable(why: String) -> BackendError {
+    BackendError::new(BackendErrorKind::Unavailable, format!("{LISTENING}: {why}"))
 }

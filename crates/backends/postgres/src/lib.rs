@@ -77,8 +77,6 @@ mod hints;
 mod passfile;
 mod schema;
 mod store;
-#[cfg(feature = "tls")]
-mod tls;
 
 use std::time::Duration;
 

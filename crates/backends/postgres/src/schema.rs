@@ -13,6 +13,9 @@ const MOVE: i32 = 16;
 /// Serializes migrations: `tenure` in hexadecimal.
 const MIGRATION_LOCK: &str = "x'74656e757265'::bigint";
 
+/// The version of a record, in hexadecimal: no two bodies are equal.
+const VERSION: &str = "encode(sha256(body), 'hex')";
+
 /// The size of a record beyond which the recipe refuses it, so that no more of it has to be read: tenure did not write it.
 const MAX_BYTES: usize = 512 * 1024;
 
@@ -58,7 +61,10 @@ pub(crate) struct Statements {
     pub(crate) delete: String,
     pub(crate) epoch: String,
     pub(crate) listen: String,
+    /// Notifies everybody of a record if it has this version, after a swap that may have failed.
     pub(crate) notify: String,
+    /// Notifies everybody of any text.
+    pub(crate) probe: String,
     /// What an operator should know of the database, one row with named columns.
     pub(crate) diagnose: String,
 }
@@ -77,13 +83,14 @@ impl Statements {
         let outcome = "SELECT is_current, key IS NOT NULL FROM checked LEFT JOIN swapped ON true";
         Self {
             inspect: format!(
-                "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool, \
-                 (SELECT system_identifier FROM pg_control_system()), \
-                 CASE WHEN pg_is_in_recovery() THEN 0 ELSE {TIMELINE} END, \
-                 to_regnamespace('\"{schema}\"') IS NOT NULL, \
+                "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS is_read_only, \
+                 (SELECT system_identifier FROM pg_control_system()) AS cluster, \
+                 CASE WHEN pg_is_in_recovery() THEN 0 ELSE {TIMELINE} END AS timeline, \
+                 to_regnamespace('\"{schema}\"') IS NOT NULL AS has_schema, \
                  CASE WHEN has_schema_privilege(to_regnamespace('\"{schema}\"')::oid, 'USAGE') \
-                 THEN to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL ELSE false END, \
-                 current_setting('server_version') AS version, pg_postmaster_start_time()::text AS started"
+                 THEN to_regclass('{records}') IS NOT NULL AND to_regclass('{epochs}') IS NOT NULL ELSE false END AS has_tables, \
+                 current_setting('server_version') AS version, \
+                 (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started"
             ),
             schema: format!("\"{schema}\""),
             create_tables: format!(
@@ -100,13 +107,13 @@ impl Statements {
             ),
             replace: format!(
                 "WITH {checked}, swapped AS (UPDATE {records} SET body = $3 FROM checked \
-                 WHERE is_current AND key = $2 AND sha256(body) = $4 RETURNING key) {outcome}"
+                 WHERE is_current AND key = $2 AND {VERSION} = $4 RETURNING key) {outcome}"
             ),
             create: format!(
                 "WITH {checked}, swapped AS (INSERT INTO {records} (key, body) SELECT $2, $3 FROM checked WHERE is_current \
                  ON CONFLICT (key) DO NOTHING RETURNING key) {outcome}"
             ),
-            delete: format!("DELETE FROM {records} WHERE key = $1 AND sha256(body) = $2 RETURNING true"),
+            delete: format!("DELETE FROM {records} WHERE key = $1 AND {VERSION} = $2 RETURNING true"),
             epoch: format!(
                 "WITH now AS MATERIALIZED (SELECT system_identifier, {TIMELINE} AS timeline, {SETTINGS} FROM pg_control_system()), \
                  raised AS (UPDATE {epochs} SET cluster = system_identifier, \
@@ -130,12 +137,14 @@ impl Statements {
                     .join(", ")
             ),
             listen: format!("LISTEN \"{CHANNEL}{schema}\""),
-            // A commit that notifies has a flush and a standby to wait for, too, with a lock for which all such commits wait. A hint has not.
+            // A commit that notifies has a flush and a standby to wait for, too, with a lock for which all such commits wait. A hint has not,
+            // and does not wait for long for the lock, because other requests are behind it.
             notify: format!(
                 "WITH settings AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true), \
-                 set_config('lock_timeout', '250ms', true)) \
-                 SELECT pg_notify('{CHANNEL}{schema}', $1)::text FROM settings"
+                 set_config('lock_timeout', '50ms', true)) \
+                 SELECT pg_notify('{CHANNEL}{schema}', key)::text FROM settings, {records} WHERE key = $1 AND {VERSION} = $2"
             ),
+            probe: format!("SELECT pg_notify('{CHANNEL}{schema}', $1)::text"),
         }
     }
 

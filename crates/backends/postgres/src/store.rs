@@ -17,9 +17,9 @@ use tokio_postgres::{
 
 use crate::{
     config::PostgresConfig,
-    connection::{Failure, Parameter, Requests},
+    connection::{Parameters, Requests, text},
     diagnose::diagnose,
-    error::{classify, is_conflict},
+    error::classify,
     hints::Hints,
 };
 
@@ -30,7 +30,7 @@ use crate::{
 pub struct PostgresStore {
     requests: Arc<Requests>,
     /// Heartbeats, which a swap that waits for a fenced transaction must not delay.
-    heartbeats: Requests,
+    heartbeats: Arc<Requests>,
     hints: Hints,
 }
 
@@ -45,23 +45,24 @@ impl PostgresStore {
             internal::warn_of_plain_text("PostgreSQL", &config.hosts, config.has_password(), "sslrootcert");
         }
         let requests = Arc::new(Requests::new(config));
-        Ok(Self { heartbeats: requests.apart(), requests, hints: Hints::default() })
+        Ok(Self { heartbeats: Arc::new(requests.apart()), requests, hints: Hints::default() })
     }
 
     pub(crate) fn schema(&self) -> &str {
-        &self.requests.config.schema
+        &self.requests.database.config.schema
     }
 }
 
 #[async_trait]
 impl CasStore for PostgresStore {
     fn name(&self) -> String {
-        format!("postgres {}", self.requests.config.hosts.join(", "))
+        format!("postgres {}", self.requests.database.config.hosts.join(", "))
     }
 
     async fn read(&self, key: &str, _: Freshness) -> Result<Option<Record>, BackendError> {
         let what = "reading a record";
-        let rows = self.requests.query(what, &self.requests.statements.read, &[(&key, Type::TEXT)]).await?;
+        let rows =
+            self.requests.query(what, &self.requests.database.statements.read, vec![text(key)]).await?;
         rows.first().map(|row| Ok(record(key.to_owned(), get(what, row, 0)?))).transpose()
     }
 
@@ -74,46 +75,39 @@ impl CasStore for PostgresStore {
     ) -> Result<Swap, BackendError> {
         let what = "swapping a record";
         let Ok(epoch) = i32::try_from(epoch.0) else { return Ok(Swap::EpochChanged) };
-        let digest = expected.map(digest_of).transpose()?;
-        let statements = &self.requests.statements;
-        let mut parameters: Vec<Parameter<'_>> =
-            vec![(&epoch, Type::INT4), (&key, Type::TEXT), (&body, Type::BYTEA)];
-        let statement = match &digest {
-            Some(digest) => {
-                parameters.push((digest, Type::BYTEA));
+        let (statements, version) = (&self.requests.database.statements, version_of(body));
+        let mut parameters: Parameters =
+            vec![(Box::new(epoch), Type::INT4), text(key), (Box::new(body.to_vec()), Type::BYTEA)];
+        let statement = match expected {
+            Some(expected) => {
+                parameters.push(text(expected.as_str()));
                 &statements.replace
             }
             None => &statements.create,
         };
-        let requests = if key.starts_with(SESSIONS) { &self.heartbeats } else { &*self.requests };
         // Nobody waits for a heartbeat.
-        let changes = key.starts_with(ELECTIONS).then_some(key);
-        let rows = match requests.swap(what, statement, &parameters, changes).await {
-            Ok(rows) => rows,
-            Err(Failure::Refused(error)) if is_conflict(&error) => return Ok(Swap::Conflict),
-            Err(Failure::Refused(error)) => return Err(classify(what, &error)),
-            Err(Failure::Other(error)) => return Err(error),
-        };
-        let row = rows.first().ok_or_else(|| unexpected(what))?;
+        let notify = key.starts_with(ELECTIONS).then(|| vec![text(key), text(version.as_str())]);
+        let requests = if key.starts_with(SESSIONS) { &self.heartbeats } else { &self.requests };
+        let rows = requests.swap(what, statement, parameters, notify).await?;
+        let Some(row) = rows.first() else { return Ok(Swap::Conflict) };
         Ok(match (get(what, row, 0)?, get(what, row, 1)?) {
             (false, _) => Swap::EpochChanged,
-            (true, true) => Swap::Done(version_of(body)),
+            (true, true) => Swap::Done(version),
             (true, false) => Swap::Conflict,
         })
     }
 
     async fn delete(&self, key: &str, expected: &Version) -> Result<bool, BackendError> {
-        let digest = digest_of(expected)?;
-        let parameters: [Parameter<'_>; 2] = [(&key, Type::TEXT), (&digest, Type::BYTEA)];
-        let rows =
-            self.requests.query("deleting a record", &self.requests.statements.delete, &parameters).await?;
+        let (statement, parameters) =
+            (&self.requests.database.statements.delete, vec![text(key), text(expected.as_str())]);
+        let rows = self.requests.query("deleting a record", statement, parameters).await?;
         Ok(!rows.is_empty())
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Record>, BackendError> {
         let what = "listing records";
         let rows =
-            self.requests.query(what, &self.requests.statements.list, &[(&prefix, Type::TEXT)]).await?;
+            self.requests.query(what, &self.requests.database.statements.list, vec![text(prefix)]).await?;
         rows.iter().map(|row| Ok(record(get(what, row, 0)?, get(what, row, 1)?))).collect()
     }
 
@@ -123,7 +117,7 @@ impl CasStore for PostgresStore {
 
     async fn epoch(&self) -> Result<EpochState, BackendError> {
         let what = "reading the timeline";
-        let rows = self.requests.query(what, &self.requests.statements.epoch, &[]).await?;
+        let rows = self.requests.query(what, &self.requests.database.statements.epoch, Vec::new()).await?;
         let epoch: i32 = get(what, rows.first().ok_or_else(|| unexpected(what))?, 0)?;
         let epoch = u64::try_from(epoch).map_err(|_| unexpected(what))?;
         Ok(EpochState::Known(Epoch(epoch)))
@@ -155,21 +149,14 @@ fn version_of(body: &[u8]) -> Version {
     Version::new(digits)
 }
 
-fn digest_of(version: &Version) -> Result<Vec<u8>, BackendError> {
-    let digits = version.as_str();
-    let byte = |at: usize| digits.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-    (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>().ok_or_else(|| {
-        BackendError::new(BackendErrorKind::Invalid, format!("{digits:?} is no version of a record"))
-    })
-}
-
 fn get<'a, T: FromSql<'a>>(what: &str, row: &'a Row, column: usize) -> Result<T, BackendError> {
     row.try_get(column).map_err(|error| classify(what, &error))
 }
 
 fn unexpected(what: &str) -> BackendError {
+    // The statement may have been carried out.
     BackendError::new(
-        BackendErrorKind::Invalid,
+        BackendErrorKind::Unavailable,
         format!("{what}: the server's answer is not what was asked for"),
     )
 }

@@ -66,12 +66,18 @@ impl TlsPem {
             PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
                 .map_err(|_| "it has no private key in PEM".to_owned())?;
         }
-        self.check_connection_config()
+        #[cfg(feature = "tls")]
+        self.client_config()?;
+        Ok(())
     }
 
-    /// Checks that a client can be configured with these certificates and the key.
+    /// A client of rustls with these certificates and the key, for backends whose client library takes one.
+    ///
+    /// # Errors
+    /// What is wrong with them, without any part of the key. They were checked when they were read.
     #[cfg(feature = "tls")]
-    fn check_connection_config(&self) -> Result<(), String> {
+    #[doc(hidden)]
+    pub fn client_config(&self) -> Result<rustls::ClientConfig, String> {
         use std::sync::Arc;
 
         use rustls::{
@@ -89,34 +95,26 @@ impl TlsPem {
                 .map_err(|error| format!("a certificate of an authority is invalid: {error}"))?;
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        // ZooKeeper's client applies certificate revocation lists.
         let revoked = CertificateRevocationListDer::pem_slice_iter(self.ca.as_bytes());
         let revoked = revoked.collect::<Result<Vec<_>, _>>().map_err(invalid_pem)?;
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots.clone()), Arc::clone(&provider))
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .with_crls(revoked)
             .build()
             .map_err(|error| format!("a certificate revocation list is invalid: {error}"))?;
-        let Some((certificate, key)) = &self.identity else { return Ok(()) };
-        let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
-            .map_err(|_| "it has no private key in PEM".to_owned())?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(certificates(certificate)?, key);
-        match config {
-            Ok(_) => Ok(()),
-            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
-                Err("the private key is not that of the certificate".to_owned())
+            .with_webpki_verifier(verifier);
+        let Some((certificate, key)) = &self.identity else { return Ok(config.with_no_client_auth()) };
+        let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
+            .map_err(|_| "it has no private key in PEM".to_owned())?;
+        config.with_client_auth_cert(certificates(certificate)?, key).map_err(|error| match error {
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                "the private key is not that of the certificate".to_owned()
             }
-            Err(Error::InvalidCertificate(error)) => Err(format!("the certificate is invalid: {error}")),
-            Err(_) => Err("the type of the private key is not supported".to_owned()),
-        }
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn check_connection_config(&self) -> Result<(), String> {
-        Ok(())
+            Error::InvalidCertificate(error) => format!("the certificate is invalid: {error}"),
+            _ => "the type of the private key is not supported".to_owned(),
+        })
     }
 }
 
