@@ -66,6 +66,7 @@ pub(crate) struct Host {
 /// A connection to a server.
 pub(crate) struct Server {
     pub(crate) host: Host,
+    pub(crate) address: SocketAddr,
     pub(crate) client: Client,
     pub(crate) messages: Messages,
     /// The primaries, if there were several.
@@ -84,10 +85,14 @@ impl Database {
     /// Connects to the primary. Every address of every host is tried at once; of several primaries the one with the latest timeline is chosen.
     ///
     /// `seen` is the latest primary that was seen: a server of another cluster is refused, and one with a lower timeline is no primary any more.
-    /// Without it every host is awaited, because a slow one may have been promoted.
-    pub(crate) async fn connect(&self, seen: Option<Identity>) -> Result<Server, BackendError> {
+    /// Without it every host is awaited, because a slow one may have been promoted. One address may be excepted.
+    pub(crate) async fn connect(
+        &self,
+        seen: Option<Identity>,
+        except: Option<SocketAddr>,
+    ) -> Result<Server, BackendError> {
         let deadline = Instant::now() + self.config.connect_timeout;
-        let mut attempts = pin!(self.attempts());
+        let mut attempts = pin!(self.attempts(except));
         let (mut primaries, mut failures) = (Vec::<Server>::new(), Vec::new());
         // Each attempt ends by itself, before that.
         let mut until = deadline + self.config.connect_timeout;
@@ -120,8 +125,11 @@ impl Database {
         Ok(primary)
     }
 
-    /// Connects to every address of every host. Ends within the time limit of a connection.
-    pub(crate) fn attempts(&self) -> impl Stream<Item = (String, Result<Server, BackendError>)> + Send {
+    /// Connects to every address of every host but one that is excepted. Ends within the time limit of a connection.
+    pub(crate) fn attempts(
+        &self,
+        except: Option<SocketAddr>,
+    ) -> impl Stream<Item = (String, Result<Server, BackendError>)> + Send {
         let limit = self.config.connect_timeout;
         let deadline = Instant::now() + limit;
         let endpoints = self.config.endpoints().enumerate().collect::<Vec<_>>();
@@ -138,7 +146,8 @@ impl Database {
                 if addresses.is_empty() {
                     return failed(failure(&name, "the name has no address"));
                 }
-                let connecting = addresses.into_iter().map(|address| async move {
+                let others = addresses.into_iter().filter(move |address| Some(*address) != except);
+                let connecting = others.map(|address| async move {
                     let name = name_of(endpoint, address);
                     let attempt = self.connect_address(endpoint, address, name.clone());
                     let late = |_| Err(failure(&name, format!("no answer within {limit:?}")));
@@ -174,7 +183,7 @@ impl Database {
             has_tables: row.try_get("has_tables").map_err(failed)?,
             name,
         };
-        Ok(Server { host, client, messages, split: None })
+        Ok(Server { host, address, client, messages, split: None })
     }
 
     /// Opens a connection. A file with passwords is read again when it may have changed, and a refused password is retried for a while (hazard

@@ -1,6 +1,7 @@
 //! The connections for requests: made when they are needed, and replaced when they do not answer.
 
 use std::{
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc, Mutex,
@@ -31,7 +32,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::PostgresConfig,
-    connect::{Database, Identity, Messages, Server},
+    connect::{Database, Host, Identity, Messages, Server},
     error::{classify, is_conflict, is_of_a_standby},
     schema::Statements,
 };
@@ -110,7 +111,8 @@ struct Failed {
 #[derive(Debug)]
 struct Connection {
     client: Client,
-    server: Identity,
+    host: Host,
+    address: SocketAddr,
     swaps: Arc<Semaphore>,
     /// A request was not answered in time, or another server is the primary. What was sent may still be carried out: it is never cancelled,
     /// because a cancelled commit is one that was not replicated.
@@ -142,7 +144,7 @@ impl Requests {
     /// Another connection to the primary.
     pub(crate) async fn connect(&self) -> Result<Server, BackendError> {
         let seen = *self.primary.seen.borrow();
-        let server = self.database.connect(seen).await?;
+        let server = self.database.connect(seen, None).await?;
         self.primary.learn(&server)?;
         Ok(server)
     }
@@ -259,7 +261,7 @@ impl Requests {
         let opening = {
             let mut link = lock(&self.link);
             if let Some(current) = link.current.as_ref().filter(|current| self.is_usable(current)) {
-                self.look_elsewhere();
+                self.look_elsewhere(current);
                 return Ok(Arc::clone(current));
             }
             link.current = None;
@@ -289,7 +291,7 @@ impl Requests {
     }
 
     fn is_of_primary(&self, connection: &Connection) -> bool {
-        *self.primary.seen.borrow() == Some(connection.server)
+        *self.primary.seen.borrow() == Some(connection.host.identity)
     }
 
     /// Makes a connection the current one, or notes why there is none.
@@ -311,7 +313,7 @@ impl Requests {
 
     async fn open_connection(&self) -> Result<Arc<Connection>, BackendError> {
         let seen = *self.primary.seen.borrow();
-        let mut server = self.database.connect(seen).await?;
+        let mut server = self.database.connect(seen, None).await?;
         let identity = server.host.identity;
         // Tables that have gone are not made again: their elections would begin anew beside a leader.
         if !server.host.has_tables && self.primary.tables.load(Ordering::Relaxed) < identity.timeline {
@@ -319,7 +321,7 @@ impl Requests {
         }
         self.primary.tables.fetch_max(identity.timeline, Ordering::Relaxed);
         self.primary.learn(&server)?;
-        let Server { client, messages, host, .. } = server;
+        let Server { client, messages, host, address, .. } = server;
         let mut link = lock(&self.link);
         while link.drivers.try_join_next().is_some() {}
         if link.server != Some(identity) {
@@ -332,24 +334,25 @@ impl Requests {
                  standby; waiting for it"
             )));
         }
-        link.drivers.spawn(drive(messages, host.name));
+        link.drivers.spawn(drive(messages, host.name.clone()));
         let swaps = Arc::new(Semaphore::new(CONCURRENT_SWAPS));
-        Ok(Arc::new(Connection { client, server: identity, swaps, is_given_up: AtomicBool::new(false) }))
+        Ok(Arc::new(Connection { client, host, address, swaps, is_given_up: AtomicBool::new(false) }))
     }
 
     /// Looks for a later primary once in a while, in the background. Once one is seen, no earlier one is used.
-    fn look_elsewhere(&self) {
+    fn look_elsewhere(&self, in_use: &Connection) {
         let mut look = lock(&self.primary.look);
-        let Some(seen) = *self.primary.seen.borrow() else { return };
         if Instant::now() < look.due {
             return;
         }
         look.due = Instant::now() + LOOK_INTERVAL.mul_f64(0.5 + fastrand::f64());
         while look.task.try_join_next().is_some() {}
         let (database, primary) = (Arc::clone(&self.database), Arc::downgrade(&self.primary));
+        let (host, address) = (in_use.host.clone(), in_use.address);
         look.task.spawn(async move {
-            let later = Identity { timeline: seen.timeline + 1, ..seen };
-            let Ok(server) = database.connect(Some(later)).await else { return };
+            let later = Identity { timeline: host.identity.timeline + 1, ..host.identity };
+            let Ok(mut server) = database.connect(Some(later), Some(address)).await else { return };
+            server.split.get_or_insert_with(|| format!("{host} and {}", server.host));
             if let Some(primary) = primary.upgrade() {
                 // Refused if requests have seen a later one meanwhile.
                 let _ = primary.learn(&server);

@@ -47,7 +47,7 @@ pub(crate) async fn diagnose(requests: &Arc<Requests>) -> Vec<Diagnosis> {
 }
 
 async fn diagnose_hosts(requests: &Arc<Requests>) -> Vec<Diagnosis> {
-    let mut attempts = pin!(requests.database.attempts());
+    let mut attempts = pin!(requests.database.attempts(None));
     let (mut diagnoses, mut hosts) = (Vec::new(), Vec::<Host>::new());
     while let Some((host, outcome)) = attempts.next().await {
         let subject = format!("host {host}");

@@ -159,7 +159,7 @@ async fn deliver(requests: &Arc<Requests>, subscriptions: &Mutex<Subscriptions>)
                 Err(_) => Ok(true),
             }
         };
-        // Not polled at the same time as `superseded`: a probe is sent to the new primary, and never arrives from the former one.
+        // First whether there was a failover: a probe that requests send to the new primary does not arrive from the former one.
         let outcome = tokio::select! {
             biased;
             superseded = superseded => superseded,
