@@ -129,7 +129,8 @@ async fn a_refusal_says_the_statement_to_run() {
             // Without `USAGE`, it is not known whether the tables exist.
             let refused = refusal(&url).await.to_string();
             assert!(
-                refused.contains("permission denied for schema made") && refused.contains("the README"),
+                refused.contains("permission denied for schema made")
+                    && refused.contains("has to run: GRANT USAGE, CREATE ON SCHEMA \"made\" TO \"least\""),
                 "{refused}"
             );
             admin.execute("GRANT USAGE ON SCHEMA made TO least").await.unwrap();
