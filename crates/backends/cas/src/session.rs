@@ -39,7 +39,9 @@ use crate::{
 /// The longest pause before an enter that conflicted is repeated: doubled for each conflict, up to the limit (rule 8).
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause of a candidate further back before it reads an election's record because of a hint.
+/// The longest pause of the candidate behind the next one before it reads an election's record because of a hint. It may be the next one
+/// by then. Candidates further back pause for longer, up to the limit.
+const FIRST_DEBOUNCE: Duration = Duration::from_millis(50);
 const MAX_DEBOUNCE: Duration = Duration::from_secs(2);
 /// The number of unanswered heartbeats to remember. If one before them was carried out, the session counts as gone.
 const MAX_UNANSWERED: usize = 256;
@@ -449,9 +451,9 @@ impl<S: CasStore> CasSession<S> {
             };
             let election_hint = async {
                 let wake = hints.wait().await;
-                if wake == Wake::Hint && place.is_some_and(|place| place > 1) {
+                if let (Wake::Hint, Some(place @ 2..)) = (wake, place) {
                     // Others are next: they act first, and many changes cost one read.
-                    tokio::time::sleep(MAX_DEBOUNCE.mul_f64(fastrand::f64())).await;
+                    tokio::time::sleep(debounce(place).mul_f64(fastrand::f64())).await;
                 }
                 wake
             };
@@ -522,6 +524,12 @@ impl<S: CasStore> CasSession<S> {
 
 fn entry_gone() -> BackendError {
     BackendError::new(BackendErrorKind::EntryGone, "the candidate's slot is not in the queue")
+}
+
+/// The longest pause of the candidate at this place.
+fn debounce(place: usize) -> Duration {
+    let behind = u32::try_from(place - 1).unwrap_or(u32::MAX);
+    FIRST_DEBOUNCE.saturating_mul(behind.saturating_mul(behind)).min(MAX_DEBOUNCE)
 }
 
 /// Full jitter: a random part of a limit that doubles with each conflict (rule 8).

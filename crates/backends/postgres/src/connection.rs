@@ -256,6 +256,12 @@ impl Requests {
         answered.await.unwrap_or_else(|_| Err(unavailable("the runtime of the connection has ended")))
     }
 
+    /// Makes a connection in the background if there is none.
+    pub(crate) fn begin_to_connect(self: &Arc<Self>) {
+        // It goes on without the caller.
+        let _ = self.connection().now_or_never();
+    }
+
     /// The current connection, or a new one.
     async fn connection(self: &Arc<Self>) -> Result<Arc<Connection>, BackendError> {
         let opening = {

@@ -117,6 +117,8 @@ impl CasStore for PostgresStore {
 
     async fn epoch(&self) -> Result<EpochState, BackendError> {
         let what = "reading the timeline";
+        // Before a session is opened: its connection is made at the same time.
+        self.heartbeats.begin_to_connect();
         let rows = self.requests.query(what, &self.requests.database.statements.epoch, Vec::new()).await?;
         let epoch: i32 = get(what, rows.first().ok_or_else(|| unexpected(what))?, 0)?;
         let epoch = u64::try_from(epoch).map_err(|_| unexpected(what))?;

@@ -395,3 +395,28 @@ async fn a_waiting_candidate_reads_little() {
     leader.leave("e", 1).await;
     waiting.await.unwrap().unwrap();
 }
+
+/// Several leaders resign one after the other: each successor knows in time that it is the next one.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_becomes_the_next_one_learns_of_it_soon() {
+    let store = MemoryCas::new();
+    let mut hosts = Vec::new();
+    for nonce in 1..=5 {
+        let host = Host::new(&store).await;
+        match nonce {
+            1 => drop(host.lead("e", nonce).await),
+            _ => host.queue("e", nonce).await,
+        }
+        hosts.push((nonce, host));
+    }
+    let _alive: Vec<_> = hosts.iter().map(|(_, host)| host.keep_alive()).collect();
+    let waiting: Vec<_> = hosts[1..].iter().map(|(nonce, host)| host.wait("e", *nonce)).collect();
+    sleep(5.0).await;
+    for (waiting, (nonce, leader)) in waiting.into_iter().zip(&hosts) {
+        let began = Instant::now();
+        leader.leave("e", *nonce).await;
+        waiting.await.unwrap().unwrap();
+        assert!(began.elapsed() < seconds(0.1), "after {nonce}: {:?}", began.elapsed());
+        sleep(0.15).await;
+    }
+}
