@@ -39,9 +39,9 @@ use crate::{
 /// The longest pause before an enter that conflicted is repeated: doubled for each conflict, up to the limit (rule 8).
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause of the candidate behind the next one before it reads an election's record because of a hint. It may be the next one
-/// by then. Candidates further back pause for longer, up to the limit.
-const FIRST_DEBOUNCE: Duration = Duration::from_millis(50);
+/// The longest pause of a candidate before it reads an election's record because of a hint: so much for each candidate between it and the
+/// leader, up to a limit. When all those resign at this pace, it knows in time that it is the next one.
+const DEBOUNCE_PER_CANDIDATE: Duration = Duration::from_millis(100);
 const MAX_DEBOUNCE: Duration = Duration::from_secs(2);
 /// The number of unanswered heartbeats to remember. If one before them was carried out, the session counts as gone.
 const MAX_UNANSWERED: usize = 256;
@@ -529,7 +529,7 @@ fn entry_gone() -> BackendError {
 /// The longest pause of the candidate at this place.
 fn debounce(place: usize) -> Duration {
     let behind = u32::try_from(place - 1).unwrap_or(u32::MAX);
-    FIRST_DEBOUNCE.saturating_mul(behind.saturating_mul(behind)).min(MAX_DEBOUNCE)
+    DEBOUNCE_PER_CANDIDATE.saturating_mul(behind).min(MAX_DEBOUNCE)
 }
 
 /// Full jitter: a random part of a limit that doubles with each conflict (rule 8).
