@@ -40,7 +40,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause of a candidate before it reads an election's record because of a hint: so much for each candidate between it and the
-/// leader, up to a limit. When all those resign at this pace, it knows in time that it is the next one.
+/// leader, up to a limit. If they resign at this pace, it has read the record by the time it is the next one.
 const DEBOUNCE_PER_CANDIDATE: Duration = Duration::from_millis(100);
 const MAX_DEBOUNCE: Duration = Duration::from_secs(2);
 /// The number of unanswered heartbeats to remember. If one before them was carried out, the session counts as gone.
@@ -528,8 +528,8 @@ fn entry_gone() -> BackendError {
 
 /// The longest pause of the candidate at this place.
 fn debounce(place: usize) -> Duration {
-    let behind = u32::try_from(place - 1).unwrap_or(u32::MAX);
-    DEBOUNCE_PER_CANDIDATE.saturating_mul(behind).min(MAX_DEBOUNCE)
+    let between = u32::try_from(place - 1).unwrap_or(u32::MAX);
+    DEBOUNCE_PER_CANDIDATE.saturating_mul(between).min(MAX_DEBOUNCE)
 }
 
 /// Full jitter: a random part of a limit that doubles with each conflict (rule 8).

@@ -27,7 +27,7 @@ use tracing::debug;
 
 use crate::{config::PostgresConfig, error::classify, schema::Statements};
 
-/// How much longer to wait for the other hosts once a primary has answered: an earlier one may have been started again.
+/// How much longer to wait for the other hosts once a primary has answered: the first to answer may be a former primary that was started again.
 const OTHER_HOSTS: Duration = Duration::from_millis(250);
 /// How soon a connection without traffic is probed, and how often. A peer that has gone without a word is noticed by it.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub(crate) struct Database {
     pub(crate) statements: Statements,
 }
 
-/// Which server it is, as one that runs since some time.
+/// One run of a server: after a restart it is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) cluster: i64,
@@ -52,7 +52,7 @@ pub(crate) struct Identity {
     pub(crate) started: i64,
 }
 
-/// What a host says of its server.
+/// What a server reports about itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     pub(crate) name: String,

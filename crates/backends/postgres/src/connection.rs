@@ -20,7 +20,7 @@ use tenure_core::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, timeout},
 };
 use tokio_postgres::{
@@ -37,9 +37,9 @@ use crate::{
     schema::Statements,
 };
 
-/// How many connections to a server there are at most, with those that were given up because a request was not answered. A server works on
-/// such a request for as long as it waits for a synchronous standby, whether or not the client waits: without a bound there would be
-/// more and more of them. Each is kept until its answers come, or the server is started again or replaced; a dead one is noticed by TCP.
+/// The most connections to a server, with those that were given up because a request was not answered. A server works on such a request for
+/// as long as it waits for a synchronous standby, whether or not the client waits: without a bound there would be more and more of them. Each
+/// is kept until its answers come, or the server is started again or replaced; a dead peer is noticed by TCP's keepalive.
 const MAX_CONNECTIONS: usize = 4;
 /// How many swaps are in flight on a connection. Each may wait for a fenced transaction, with a read behind it.
 const CONCURRENT_SWAPS: usize = 4;
@@ -91,8 +91,8 @@ type Opening = Shared<BoxFuture<'static, Result<Arc<Connection>, BackendError>>>
 #[derive(Debug, Default)]
 struct Link {
     current: Option<Arc<Connection>>,
-    /// The attempt to connect, for which all callers wait. It goes on without them: each may wait for less time than it takes.
-    opening: Option<Opening>,
+    /// The attempt to connect, which all callers share. It is a task of its own, because callers may wait for less time than it takes.
+    opening: Option<(Opening, AbortHandle)>,
     failed: Option<Failed>,
     /// The server to which the connections are.
     server: Option<Identity>,
@@ -106,6 +106,8 @@ struct Failed {
     error: BackendError,
     pause: Duration,
     retry_at: Instant,
+    /// The primary at that time.
+    seen: Option<Identity>,
 }
 
 #[derive(Debug)]
@@ -149,6 +151,12 @@ impl Requests {
         Ok(server)
     }
 
+    /// Waits until another server is the primary, or the same one after a restart.
+    pub(crate) async fn reconnected(&self) {
+        // The sender is not dropped before this.
+        let _ = self.primary.seen.subscribe().changed().await;
+    }
+
     /// Waits until another server than this is the primary.
     pub(crate) async fn superseded(&self, server: Identity) {
         // The sender is not dropped before this.
@@ -165,10 +173,13 @@ impl Requests {
         parameters: Parameters,
     ) -> Result<Vec<Row>, BackendError> {
         let connection = self.connection().await?;
-        self.send(connection, Request { what, statement, parameters, permit: None, notify: None }).await
+        let request = Request { what, statement, parameters, permit: None, notify: None };
+        let lost =
+            || unavailable(format!("{what}: it has lost against another transaction; it is tried again"));
+        self.send(connection, request).await?.ok_or_else(lost)
     }
 
-    /// As [`query`](Self::query), for a swap. There is no row if it has lost against another transaction.
+    /// As [`query`](Self::query), for a swap; `None` if it has lost against another transaction.
     ///
     /// `notify` are the parameters of the notification that is sent behind it.
     pub(crate) async fn swap(
@@ -177,7 +188,7 @@ impl Requests {
         statement: &str,
         parameters: Parameters,
         notify: Option<Parameters>,
-    ) -> Result<Vec<Row>, BackendError> {
+    ) -> Result<Option<Vec<Row>>, BackendError> {
         let connection = self.connection().await?;
         let permit =
             timeout(self.database.config.attempt_timeout, Arc::clone(&connection.swaps).acquire_owned());
@@ -186,6 +197,11 @@ impl Requests {
                 format!("{what}: {CONCURRENT_SWAPS} earlier ones are not answered yet; it is tried again");
             return Err(unavailable(text));
         };
+        if !self.is_usable(&connection) {
+            return Err(unavailable(format!(
+                "{what}: the connection has failed meanwhile; it is tried again"
+            )));
+        }
         self.send(connection, Request { what, statement, parameters, permit: Some(permit), notify }).await
     }
 
@@ -194,27 +210,24 @@ impl Requests {
         self: &Arc<Self>,
         connection: Arc<Connection>,
         request: Request<'_>,
-    ) -> Result<Vec<Row>, BackendError> {
+    ) -> Result<Option<Vec<Row>>, BackendError> {
         let Request { what, statement, parameters, permit, notify } = request;
-        let (requests, what, statement) = (Arc::clone(self), what.to_owned(), statement.to_owned());
+        let (database, primary) = (Arc::clone(&self.database), Arc::clone(&self.primary));
+        let (what, statement) = (what.to_owned(), statement.to_owned());
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
-            let statements = &requests.database.statements;
             let request = async {
-                let rows = async {
-                    connection.client.query_typed_raw(&statement, parameters).await?.try_collect().await
-                };
-                let mut rows = pin!(rows);
-                let limit = requests.database.config.attempt_timeout;
+                let mut rows = pin!(run(&connection.client, &statement, parameters));
+                let limit = database.config.attempt_timeout;
                 let answer_in_time = timeout(limit, &mut rows).await;
                 let is_late = answer_in_time.is_err();
                 let outcome = match answer_in_time {
-                    // The answer of an earlier primary counts no more.
-                    Ok(Ok(_)) if !requests.is_of_primary(&connection) => {
-                        Err(unavailable(format!("{what}: another server is the primary by now")))
-                    }
-                    Ok(Ok(rows)) => Ok(rows),
-                    Ok(Err(error)) if permit.is_some() && is_conflict(&error) => Ok(Vec::new()),
+                    // A newer primary is known, and what this one has done may be lost.
+                    Ok(_) if !primary.is(&connection) => Err(unavailable(format!(
+                        "{what}: the server was restarted, or another one is the primary by now"
+                    ))),
+                    Ok(Ok(rows)) => Ok(Some(rows)),
+                    Ok(Err(error)) if is_conflict(&error) => Ok(None),
                     Ok(Err(error)) => {
                         if is_of_a_standby(&error) {
                             connection.is_given_up.store(true, Ordering::Relaxed);
@@ -229,7 +242,7 @@ impl Requests {
                 // The caller may be gone.
                 let _ = answer.send(outcome);
                 if is_late {
-                    let _: Result<Vec<Row>, Error> = rows.await;
+                    let _ = rows.await;
                 }
                 drop(permit);
             };
@@ -237,16 +250,7 @@ impl Requests {
             // which all notifications of the cluster wait. Sent behind the swap without waiting for its answer, and so carried out after it.
             let notification = async {
                 let Some(parameters) = notify else { return };
-                let sent = async {
-                    connection
-                        .client
-                        .query_typed_raw(&statements.notify, parameters)
-                        .await?
-                        .try_collect()
-                        .await
-                };
-                let sent: Result<Vec<Row>, Error> = sent.await;
-                if let Err(error) = sent {
+                if let Err(error) = run(&connection.client, &database.statements.notify, parameters).await {
                     debug!(%error, "a notification is lost; the record is polled");
                 }
             };
@@ -271,33 +275,32 @@ impl Requests {
                 return Ok(Arc::clone(current));
             }
             link.current = None;
-            // All who have waited for the attempt fail with it.
-            if let Some(failed) = link.failed.as_ref().filter(|failed| Instant::now() < failed.retry_at) {
+            // Until then callers get the error of the last attempt, unless another connection has found a primary since.
+            let seen = *self.primary.seen.borrow();
+            let is_recent = |failed: &&Failed| Instant::now() < failed.retry_at && failed.seen == seen;
+            if let Some(failed) = link.failed.as_ref().filter(is_recent) {
                 return Err(failed.error.clone());
             }
             match &link.opening {
-                Some(opening) if opening.peek().is_none() => opening.clone(),
+                Some((opening, _)) if opening.peek().is_none() => opening.clone(),
                 _ => {
                     let requests = Arc::clone(self);
                     let opened = tokio::spawn(async move { requests.open().await });
+                    let task = opened.abort_handle();
                     let ended = |error| Err(unavailable(format!("connecting to PostgreSQL: {error}")));
                     let opening = opened.map(move |opened| opened.unwrap_or_else(ended)).boxed().shared();
-                    link.opening.insert(opening).clone()
+                    link.opening.insert((opening, task)).0.clone()
                 }
             }
         };
         opening.await
     }
 
-    /// Whether nothing was seen that speaks against the connection.
+    /// Whether it is not closed, not given up, and to the latest primary that was seen.
     fn is_usable(&self, connection: &Connection) -> bool {
         !connection.client.is_closed()
             && !connection.is_given_up.load(Ordering::Relaxed)
-            && self.is_of_primary(connection)
-    }
-
-    fn is_of_primary(&self, connection: &Connection) -> bool {
-        *self.primary.seen.borrow() == Some(connection.host.identity)
+            && self.primary.is(connection)
     }
 
     /// Makes a connection the current one, or notes why there is none.
@@ -311,7 +314,8 @@ impl Requests {
                 let pause =
                     link.failed.as_ref().map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(MAX_PAUSE));
                 let retry_at = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-                link.failed = Some(Failed { error: error.clone(), pause, retry_at });
+                let seen = *self.primary.seen.borrow();
+                link.failed = Some(Failed { error: error.clone(), pause, retry_at, seen });
             }
         }
         opened
@@ -321,17 +325,17 @@ impl Requests {
         let seen = *self.primary.seen.borrow();
         let mut server = self.database.connect(seen, None).await?;
         let identity = server.host.identity;
-        // Tables that have gone are not made again: their elections would begin anew beside a leader.
+        self.primary.learn(&server)?;
+        // Tables that have gone are not made again on the same timeline: elections would begin anew beside a leader.
         if !server.host.has_tables && self.primary.tables.load(Ordering::Relaxed) < identity.timeline {
             server.create_tables(&self.database).await?;
         }
         self.primary.tables.fetch_max(identity.timeline, Ordering::Relaxed);
-        self.primary.learn(&server)?;
         let Server { client, messages, host, address, .. } = server;
         let mut link = lock(&self.link);
         while link.drivers.try_join_next().is_some() {}
         if link.server != Some(identity) {
-            // What another server has not answered, or this one before it was started again, holds nothing up here.
+            // Requests to another server, or to this one before it was started again, do not count.
             (link.drivers, link.server) = (JoinSet::new(), Some(identity));
         }
         if link.drivers.len() >= MAX_CONNECTIONS {
@@ -371,11 +375,16 @@ impl Requests {
         let mut drivers = {
             let mut link = lock(&self.link);
             link.current = None;
+            if let Some((_, task)) = link.opening.take() {
+                task.abort();
+            }
             std::mem::take(&mut link.drivers)
         };
         lock(&self.primary.look).task.abort_all();
         // A last notification, and the message that ends the connection, are under way.
         let _ = timeout(LAST, async { while drivers.join_next().await.is_some() {} }).await;
+        // A statement that is not answered yet is carried out all the same; its connection ends after the answer.
+        drivers.detach_all();
     }
 }
 
@@ -389,6 +398,11 @@ struct Request<'a> {
 }
 
 impl KnownPrimary {
+    /// Whether the connection is to the latest primary that was seen.
+    fn is(&self, connection: &Connection) -> bool {
+        *self.seen.borrow() == Some(connection.host.identity)
+    }
+
     /// Notes which server is the primary.
     ///
     /// # Errors
@@ -427,6 +441,11 @@ impl KnownPrimary {
         }
         Ok(())
     }
+}
+
+/// Runs a statement. It is sent when this is polled first.
+async fn run(client: &Client, statement: &str, parameters: Parameters) -> Result<Vec<Row>, Error> {
+    client.query_typed_raw(statement, parameters).await?.try_collect().await
 }
 
 fn unavailable(text: impl Into<String>) -> BackendError {

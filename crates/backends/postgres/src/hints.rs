@@ -99,11 +99,13 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
     let (mut failures, mut was_reported) = (0, false);
     loop {
         let outcome = deliver(&requests, &subscriptions).await;
-        if lock(&subscriptions).fail() {
+        let has_delivered = lock(&subscriptions).fail();
+        if has_delivered {
             failures = 0;
         }
         let pause = match outcome {
-            Undelivered::ByPooler => {
+            // One notification that is late, or lost, on a connection that has delivered others is no pooler's.
+            Undelivered::ByPooler if !has_delivered => {
                 if !was_reported {
                     was_reported = true;
                     info!(
@@ -112,7 +114,11 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
                 }
                 UNDELIVERED_PAUSE
             }
-            Undelivered::Failed(error) => {
+            other => {
+                let error = match other {
+                    Undelivered::Failed(error) => error,
+                    Undelivered::ByPooler => unavailable("a notification of its own is late".to_owned()),
+                };
                 failures += 1;
                 if failures == REPORTED_FAILURES {
                     warn!(%error, "cannot listen for notifications, {failures} times in a row; records are polled");
@@ -122,7 +128,8 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
                 FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(10)).min(MAX_PAUSE)
             }
         };
-        sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        // Requests that have just been answered by a server are a reason to try again.
+        let _ = timeout(pause.mul_f64(0.5 + fastrand::f64()), requests.reconnected()).await;
     }
 }
 
@@ -200,7 +207,7 @@ async fn run(requests: &Requests, server: &mut Server, statement: &str) -> Resul
     timeout(limit, answered).await.unwrap_or_else(late)
 }
 
-/// Sends a notification, over the other connection: a pooler passes on what comes during a request on this one. Whether it has arrived.
+/// Sends a notification, over the connection for requests, and returns whether it has arrived. On the listener's own a pooler would deliver it.
 async fn probe(
     requests: &Arc<Requests>,
     server: &mut Server,

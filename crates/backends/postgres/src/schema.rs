@@ -22,8 +22,8 @@ const MAX_BYTES: usize = 512 * 1024;
 /// The channel of the notifications of a schema is this, and its name.
 const CHANNEL: &str = "tenure.";
 
-/// The token in the record of an election, as tenure writes it; null in all other rows. It is a column of a key, so that what changes it
-/// waits for the transactions that a leader has fenced, and what leaves it does not.
+/// The token in the record of an election, as tenure writes it; null in all other rows. It is a column of a key, so that an update which
+/// changes it waits for the transactions that a leader has fenced, and one that keeps it does not.
 const TOKEN: &str = "substring(encode(substr(body, 1, 128), 'escape') FROM \
 '^[{]\"format\":\"[a-z0-9/-]+\",\"token\":([0-9]+)')";
 
@@ -61,7 +61,7 @@ pub(crate) struct Statements {
     pub(crate) delete: String,
     pub(crate) epoch: String,
     pub(crate) listen: String,
-    /// Notifies everybody of a record if it has this version, after a swap that may have failed.
+    /// Notifies everybody of a record if it has this version: of nothing if the swap before it was not done.
     pub(crate) notify: String,
     /// Notifies everybody of any text.
     pub(crate) probe: String,
@@ -80,6 +80,10 @@ impl Statements {
         let checked = format!(
             "checked AS MATERIALIZED (SELECT coalesce({epoch} = $1, false) AS is_current, {SETTINGS})"
         );
+        // A notification is committed under a lock of the whole cluster. So the commit waits for neither a flush nor a standby, and not for long for
+        // the lock, because other requests are behind it.
+        let hint_settings =
+            "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '100ms', true)";
         let outcome = "SELECT is_current, key IS NOT NULL FROM checked LEFT JOIN swapped ON true";
         Self {
             inspect: format!(
@@ -137,14 +141,13 @@ impl Statements {
                     .join(", ")
             ),
             listen: format!("LISTEN \"{CHANNEL}{schema}\""),
-            // A commit that notifies has a flush and a standby to wait for, too, with a lock for which all such commits wait. A hint has not,
-            // and does not wait for long for the lock, because other requests are behind it.
             notify: format!(
-                "WITH settings AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true), \
-                 set_config('lock_timeout', '50ms', true)) \
+                "WITH settings AS MATERIALIZED ({hint_settings}) \
                  SELECT pg_notify('{CHANNEL}{schema}', key)::text FROM settings, {records} WHERE key = $1 AND {VERSION} = $2"
             ),
-            probe: format!("SELECT pg_notify('{CHANNEL}{schema}', $1)::text"),
+            probe: format!(
+                "WITH settings AS MATERIALIZED ({hint_settings}) SELECT pg_notify('{CHANNEL}{schema}', $1)::text FROM settings"
+            ),
         }
     }
 
@@ -166,7 +169,7 @@ impl Statements {
         }
     }
 
-    /// The statements that make the tables, in one transaction of their own.
+    /// The statements that make the tables, in one transaction of their own. After an error the connection cannot be used.
     pub(crate) fn migration(&self, has_schema: bool) -> String {
         let schema = match has_schema {
             true => String::new(),
@@ -174,7 +177,11 @@ impl Statements {
         };
         // The server goes on waiting for a lock when the client has given up.
         let bound = "SELECT set_config('lock_timeout', '1s', true)";
-        format!("{bound}; SELECT pg_advisory_xact_lock({MIGRATION_LOCK}); {schema} {}", self.create_tables)
+        // Whatever the role's isolation level is: what another candidate has made in the meantime has to be seen.
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; {bound}; SELECT pg_advisory_xact_lock({MIGRATION_LOCK}); {schema} {}; COMMIT",
+            self.create_tables
+        )
     }
 }
 

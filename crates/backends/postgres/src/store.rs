@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{future::join, stream::BoxStream};
 use sha2::{Digest as _, Sha256};
 use tenure_cas::{CasStore, Epoch, EpochState, Freshness, Record, Swap, Version};
 use tenure_core::{
@@ -89,7 +89,8 @@ impl CasStore for PostgresStore {
         let notify = key.starts_with(ELECTIONS).then(|| vec![text(key), text(version.as_str())]);
         let requests = if key.starts_with(SESSIONS) { &self.heartbeats } else { &self.requests };
         let rows = requests.swap(what, statement, parameters, notify).await?;
-        let Some(row) = rows.first() else { return Ok(Swap::Conflict) };
+        let Some(rows) = rows else { return Ok(Swap::Conflict) };
+        let row = rows.first().ok_or_else(|| unexpected(what))?;
         Ok(match (get(what, row, 0)?, get(what, row, 1)?) {
             (false, _) => Swap::EpochChanged,
             (true, true) => Swap::Done(version),
@@ -131,8 +132,7 @@ impl CasStore for PostgresStore {
 
     async fn close(&self) {
         self.hints.close();
-        self.requests.close().await;
-        self.heartbeats.close().await;
+        join(self.requests.close(), self.heartbeats.close()).await;
     }
 }
 
