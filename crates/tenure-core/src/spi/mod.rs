@@ -183,6 +183,8 @@ pub struct Capabilities {
     pub expiring: bool,
     /// The fencing token is known when a candidate enters, not only when it wins.
     pub early_token: bool,
+    /// Candidates that wait are among those that [`Backend::candidates`] returns. A store without a queue shows the leader only.
+    pub shows_waiting: bool,
     /// A session of a dead process can be ended ([`Backend::end_session`]).
     pub ends_sessions: bool,
     /// What a session serves.
@@ -198,6 +200,7 @@ impl Capabilities {
         ordered: true,
         expiring: true,
         early_token: true,
+        shows_waiting: true,
         ends_sessions: false,
         session_scope: SessionScope::Elector,
         entries_per_session: usize::MAX,
@@ -218,6 +221,12 @@ impl Capabilities {
     /// Sets whether the fencing token is known on entering.
     pub const fn early_token(mut self, yes: bool) -> Self {
         self.early_token = yes;
+        self
+    }
+
+    /// Sets whether candidates that wait are shown.
+    pub const fn shows_waiting(mut self, yes: bool) -> Self {
+        self.shows_waiting = yes;
         self
     }
 

@@ -1,0 +1,561 @@
+//! The recipe: acquire, renew, take over, release and observe a Lease, as client-go's `leaderelection.go` does.
+//!
+//! | client-go | here |
+//! |---|---|
+//! | `tryAcquireOrRenew`, not leading | [`Candidacy::try_acquire`] |
+//! | `acquire` | [`Candidacy::acquire`], by a watch instead of polling |
+//! | `tryAcquireOrRenew`, leading | [`Candidacy::renew`] |
+//! | `release` | [`Candidacy::withdraw`] |
+//! | `isLeaseValid`, `observedTime` | [`Observed`](crate::observed::Observed) |
+//!
+//! Every write names the uid and the `resourceVersion` that it replaces, so that one that arrives late changes nothing that was
+//! written since. Every write of the spec has a later `renewTime`.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use tenure_core::{
+    BootInstant, Candidate, Clock, ElectionName,
+    internal::lock,
+    spi::{
+        BackendError,
+        BackendErrorKind::{self, EntryGone, SessionGone, Unavailable},
+        EntryEvent, EntryRequest, Stamp, foreign_leader_error, is_resign_requested,
+    },
+};
+use tracing::warn;
+
+use crate::{
+    observed::{Observed, Sightings},
+    record::{Claim, Record, identity, lease_name},
+    transport::{Client, Watch, WatchEvent},
+};
+
+/// How often a write is repeated at once that conflicts with others.
+const MAX_CONFLICTS: usize = 20;
+/// The interval at which a Lease is polled that cannot be watched, as a part of its duration; client-go's default is 2 s of 15 s.
+const POLLS_PER_DURATION: u32 = 7;
+/// The interval at which a Lease is polled that nobody holds, or that does not exist.
+const IDLE_POLL: Duration = Duration::from_secs(10);
+
+/// The Lease of one election, as one elector sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct ElectionLease {
+    client: Arc<Client>,
+    sightings: Arc<Sightings>,
+    /// The Leases of which a warning was logged.
+    warned: Arc<Mutex<BTreeSet<String>>>,
+    election: ElectionName,
+    name: String,
+}
+
+/// Why [`ElectionLease::wait_for_change`] has returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wake {
+    /// Something of interest was seen.
+    Seen,
+    /// The watch was silent for longer than a living leader is, or events were missed: read the Lease.
+    Silent,
+}
+
+impl ElectionLease {
+    pub(crate) fn new(
+        client: &Arc<Client>,
+        sightings: &Arc<Sightings>,
+        warned: &Arc<Mutex<BTreeSet<String>>>,
+        election: &ElectionName,
+    ) -> Self {
+        let (client, sightings, warned) = (Arc::clone(client), Arc::clone(sightings), Arc::clone(warned));
+        Self { client, sightings, warned, election: election.clone(), name: lease_name(election) }
+    }
+
+    pub(crate) fn election(&self) -> &ElectionName {
+        &self.election
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.sightings.clock
+    }
+
+    fn seen<T>(&self, with: impl FnOnce(&mut Observed, BootInstant) -> T) -> T {
+        self.sightings.with(&self.name, with)
+    }
+
+    /// Reads the Lease from a quorum.
+    async fn read(&self) -> Result<Option<Record>, BackendError> {
+        let seen_before = self.seen(|observed, _| observed.version());
+        let found = self.client.get(&self.name).await?;
+        match &found {
+            None => self.seen(Observed::absent),
+            Some(record) => {
+                let is_news = self.seen(|observed, now| observed.present(record, now));
+                // Otherwise it was overtaken by the watch.
+                if !is_news && record.version() < seen_before {
+                    let text = format!(
+                        "lease {:?} has the resourceVersion {}, and had {seen_before} before: either an API server reads stale data, or the cluster \
+                         was restored from a backup; after that, restart the processes of all candidates",
+                        self.name,
+                        record.version()
+                    );
+                    return Err(BackendError::new(Unavailable, text));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Replaces `base`, or creates the Lease. `None` if another write was first.
+    async fn write(&self, base: Option<&Record>, lease: &Lease) -> Result<Option<Record>, BackendError> {
+        let written = match base {
+            Some(_) => self.client.replace(&self.name, lease).await?,
+            None => self.client.create(&self.name, lease).await?,
+        };
+        if let Some(record) = &written {
+            self.seen(|observed, now| observed.present(record, now));
+        }
+        Ok(written)
+    }
+
+    /// Reads the leader.
+    pub(crate) async fn leader(&self) -> Result<Option<Candidate>, BackendError> {
+        self.read().await?;
+        Ok(self.seen(|observed, now| observed.leader(now)))
+    }
+
+    /// The leader, as far as was seen.
+    pub(crate) fn leader_seen(&self, record: &Record) -> Option<Candidate> {
+        self.seen(|observed, now| {
+            observed.present(record, now);
+            observed.leader(now)
+        })
+    }
+
+    /// A watch on what comes after what was seen.
+    pub(crate) fn watch(&self) -> Option<Watch> {
+        let from = self.seen(|observed, _| observed.latest().map(Record::version));
+        Some(Watch::new(&self.client, &self.name, from))
+    }
+
+    /// Waits until the leader has changed, or what is seen of it; then reads the Lease.
+    pub(crate) async fn next_leader(
+        &self,
+        watch: &mut Option<Watch>,
+    ) -> Result<Option<Candidate>, BackendError> {
+        let (before, was_led) =
+            self.seen(|observed, now| (observed.latest().cloned(), observed.leader(now).is_some()));
+        let is_changed = |observed: &Observed, now| match (&before, observed.latest()) {
+            (None, None) => false,
+            (Some(before), Some(latest)) => {
+                !before.shows_same_candidate(latest) || was_led != observed.leader(now).is_some()
+            }
+            _ => true,
+        };
+        let wake = self.wait_for_change(watch, is_changed).await;
+        let seen = self.version_seen();
+        let leader = self.leader().await?;
+        self.check_watch(watch, wake, seen);
+        Ok(leader)
+    }
+
+    fn version_seen(&self) -> u64 {
+        self.seen(|observed, _| observed.version())
+    }
+
+    /// Starts the watch again if a read has shown what it has missed. `seen` is the version before the read.
+    fn check_watch(&self, watch: &mut Option<Watch>, wake: Wake, seen: u64) {
+        if let Some(watch) = watch
+            && wake == Wake::Silent
+            && self.version_seen() != seen
+        {
+            watch.restart();
+        }
+    }
+
+    /// Follows the watch until something of interest is seen, or the Lease has to be read.
+    async fn wait_for_change(
+        &self,
+        watch: &mut Option<Watch>,
+        is_of_interest: impl Fn(&Observed, BootInstant) -> bool,
+    ) -> Wake {
+        let mut last_event = self.clock().now();
+        loop {
+            if self.seen(|observed, now| is_of_interest(observed, now)) {
+                return Wake::Seen;
+            }
+            let (free_at, duration) = self.seen(|observed, _| {
+                let holds = observed.latest().filter(|record| record.holder().is_some());
+                (observed.free_at(), holds.map(Record::duration))
+            });
+            // A living leader renews twice in that time, at least, and the watch shows it.
+            let silence = match (&watch, duration) {
+                (Some(_), None) => IDLE_POLL,
+                (None, None) => IDLE_POLL / POLLS_PER_DURATION,
+                (Some(_), Some(duration)) => duration * 2 / 3,
+                (None, Some(duration)) => duration / POLLS_PER_DURATION,
+            };
+            let silent_at = last_event + silence.mul_f64(0.8 + 0.4 * fastrand::f64());
+            let wakes_at = if free_at > self.clock().now() { silent_at.min(free_at) } else { silent_at };
+            let event = async {
+                match watch {
+                    Some(watch) => watch.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                biased;
+                event = event => event,
+                () = self.clock().sleep_until(wakes_at) => return Wake::Silent,
+            };
+            match event {
+                Ok(WatchEvent::Present(record)) => {
+                    if self.seen(|observed, now| observed.present(&record, now)) {
+                        last_event = self.clock().now();
+                    }
+                }
+                Ok(WatchEvent::Deleted(uid, version)) => {
+                    self.seen(|observed, now| observed.deleted(&uid, version, now));
+                }
+                Ok(WatchEvent::Lost) => return Wake::Seen,
+                Err(error) => {
+                    if lock(&self.warned).insert(format!("watch {}", self.name)) {
+                        warn!(election = %self.election, %error, "the lease is polled instead of watched; a handover takes longer");
+                    }
+                    *watch = None;
+                }
+            }
+        }
+    }
+
+    /// Marks the entry of the leader. Returns the leader.
+    pub(crate) async fn request_resign(&self) -> Result<Option<Candidate>, BackendError> {
+        for _ in 0..MAX_CONFLICTS {
+            let Some(leader) = self.leader().await? else { return Ok(None) };
+            let latest = self.seen(|observed, _| observed.latest().cloned());
+            let Some(record) = latest else { continue };
+            let Some(lease) = record.with_resign_request() else { return Err(foreign_leader_error(&leader)) };
+            if self.write(Some(&record), &lease).await?.is_some() {
+                return Ok(record.candidate());
+            }
+        }
+        Err(self.contended())
+    }
+
+    /// Unequal durations are unsafe beside challengers that wait for their own, as those of older client-go do.
+    fn warn_of_duration(&self, record: &Record, own: Duration) {
+        let is_other = record.holder().is_some() && record.duration() != own;
+        if is_other && lock(&self.warned).insert(self.name.clone()) {
+            let holder = record.holder().unwrap_or_default();
+            warn!(election = %self.election, holder, "the holder's lease duration is {:?}, and the TTL here is {own:?}: give all candidates \
+                the same; older versions of client-go wait for their own duration", record.duration());
+        }
+    }
+
+    fn contended(&self) -> BackendError {
+        BackendError::new(Unavailable, format!("lease {:?} is written by others again and again", self.name))
+    }
+}
+
+/// A candidate of one election, under one session.
+#[derive(Debug)]
+pub(crate) struct Candidacy {
+    lease: ElectionLease,
+    session: String,
+    seconds: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The holder identities that were asked for.
+    identities: Vec<String>,
+    held: Option<Held>,
+    unsettled: Unsettled,
+}
+
+/// The Lease, held.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    claim: Claim,
+    record: Record,
+    /// A version at which our identity held the Lease. It stays until the end of the leadership.
+    pub(crate) token: u64,
+    /// When the write was sent that the window is counted from.
+    pub(crate) sent: Stamp,
+}
+
+/// Writes without an answer, which the server may still execute.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsettled {
+    /// The highest version that one of them replaces.
+    replaces: Option<u64>,
+    creates: bool,
+}
+
+/// What [`Candidacy::try_acquire`] has come to.
+pub(crate) enum Attempt {
+    Won(Held),
+    /// Somebody leads, or may lead; by the record that shows it.
+    HeldBy(Option<Record>),
+}
+
+impl Candidacy {
+    pub(crate) fn new(lease: ElectionLease, session: String, seconds: u32) -> Self {
+        Self { lease, session, seconds, state: Mutex::default() }
+    }
+
+    pub(crate) fn lease(&self) -> &ElectionLease {
+        &self.lease
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.lease.clock()
+    }
+
+    pub(crate) fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+
+    pub(crate) fn held(&self) -> Option<Held> {
+        lock(&self.state).held.clone()
+    }
+
+    /// Acquires the Lease if it is free: nobody holds it, or its spec stood still for its duration and the drift bound.
+    pub(crate) async fn try_acquire(&self, request: &EntryRequest) -> Result<Attempt, BackendError> {
+        let claim = Claim::new(request, &self.session, self.seconds);
+        self.add_identity(&claim.identity);
+        for _ in 0..MAX_CONFLICTS {
+            // The precondition of every write is the version of a quorum's answer.
+            let found = self.lease.read().await?;
+            let is_free = self.lease.seen(|observed, now| observed.free_at() <= now);
+            let wall = self.lease.clock().wall();
+            let lease = match &found {
+                // An earlier write of ours, whose answer was lost. The window is counted from the one that is sent now.
+                Some(record) if record.holder() == Some(&*claim.identity) => record.renewed(&claim, None, wall),
+                found if !is_free => {
+                    if let Some(record) = found {
+                        self.lease.warn_of_duration(record, self.duration());
+                    }
+                    return Ok(Attempt::HeldBy(found.clone()));
+                }
+                Some(record) => record.taken(&claim, wall),
+                None => Record::create(&self.lease.election, &claim, wall),
+            };
+            let sent = Stamp::now(self.lease.clock());
+            if let Some(record) = self.write(found.as_ref(), &lease).await? {
+                let held = Held { claim, token: record.version(), record, sent };
+                lock(&self.state).held = Some(held.clone());
+                return Ok(Attempt::Won(held));
+            }
+        }
+        Err(self.lease.contended())
+    }
+
+    fn add_identity(&self, identity: &str) {
+        let identities = &mut lock(&self.state).identities;
+        if !identities.iter().any(|known| known == identity) {
+            identities.push(identity.to_owned());
+        }
+    }
+
+    /// Waits until the Lease can be acquired, and acquires it. [`try_acquire`](Self::try_acquire) was called before.
+    pub(crate) async fn acquire(&self, request: &EntryRequest) -> Result<Held, BackendError> {
+        let lease = &self.lease;
+        let mut watch = lease.watch();
+        loop {
+            let wake = lease.wait_for_change(&mut watch, |observed, now| observed.free_at() <= now).await;
+            let seen = lease.version_seen();
+            if let Attempt::Won(held) = self.try_acquire(request).await? {
+                return Ok(held);
+            }
+            lease.check_watch(&mut watch, wake, seen);
+        }
+    }
+
+    /// Renews the Lease.
+    pub(crate) async fn renew(&self) -> Result<(), BackendError> {
+        self.change(SessionGone, |held| {
+            held.record.renewed(&held.claim, Some(held.token), self.lease.clock().wall())
+        })
+        .await
+    }
+
+    /// Publishes the token, for others. The first renewal does that, too.
+    async fn publish_token(&self) -> Result<(), BackendError> {
+        if self.held().is_none_or(|held| held.is_published()) {
+            return Ok(());
+        }
+        self.change(EntryGone, |held| held.record.with_token(held.token)).await
+    }
+
+    /// Replaces the value of the entry.
+    pub(crate) async fn update(&self, request: &EntryRequest) -> Result<(), BackendError> {
+        self.change(EntryGone, |held| held.record.with_value(request)).await
+    }
+
+    /// Writes a change of the Lease that is held.
+    ///
+    /// A conflict is no loss: somebody may have patched a label. The Lease is read, and the change made again, if it is the same object
+    /// and its holder the same. Fails with `gone` if not.
+    async fn change(
+        &self,
+        gone: BackendErrorKind,
+        change: impl Fn(&Held) -> Lease,
+    ) -> Result<(), BackendError> {
+        for _ in 0..MAX_CONFLICTS {
+            let Some(held) = self.held() else {
+                return Err(BackendError::new(gone, "the lease is not held any more"));
+            };
+            if let Some(record) = self.write(Some(&held.record), &change(&held)).await? {
+                self.remember(&held, record);
+                return Ok(());
+            }
+            match self.lease.read().await? {
+                Some(record) if held.is_in(&record) => self.remember(&held, record),
+                found => return Err(BackendError::new(gone, held.what_happened(found.as_ref()))),
+            }
+        }
+        Err(self.lease.contended())
+    }
+
+    /// The version that the next write of the Lease replaces.
+    fn remember(&self, held: &Held, record: Record) {
+        if let Some(now) = &mut lock(&self.state).held
+            && now.claim.identity == held.claim.identity
+            && now.record.version() < record.version()
+        {
+            now.record = record;
+        }
+    }
+
+    /// Watches the Lease while it is held, and publishes the token. Returns what ends the leadership.
+    pub(crate) async fn watch_held(&self, for_resign_requests: bool) -> Result<EntryEvent, BackendError> {
+        let event = |observed: &Observed| match (self.held(), observed.latest()) {
+            (Some(held), Some(record)) if held.is_in(record) => {
+                let asks = record.payload().is_some_and(|payload| is_resign_requested(&payload));
+                (asks && for_resign_requests).then_some(EntryEvent::ResignRequested)
+            }
+            _ => Some(EntryEvent::Deleted),
+        };
+        self.publish_token().await?;
+        let lease = &self.lease;
+        let mut watch = lease.watch();
+        loop {
+            if let Some(event) = lease.seen(|observed, _| event(observed)) {
+                return Ok(event);
+            }
+            let wake = lease.wait_for_change(&mut watch, |observed, _| event(observed).is_some()).await;
+            let seen = lease.version_seen();
+            lease.read().await?;
+            lease.check_watch(&mut watch, wake, seen);
+        }
+    }
+
+    /// Releases the Lease if `request` holds it, and makes sure that the server executes no write later that it has not answered.
+    pub(crate) async fn withdraw(&self, request: &EntryRequest) -> Result<(), BackendError> {
+        self.withdraw_all_of(&[identity(&request.candidate, request.nonce)]).await
+    }
+
+    /// Withdraws whatever this candidacy may have written.
+    pub(crate) async fn close(&self) -> Result<(), BackendError> {
+        let identities = lock(&self.state).identities.clone();
+        self.withdraw_all_of(&identities).await
+    }
+
+    async fn withdraw_all_of(&self, identities: &[String]) -> Result<(), BackendError> {
+        let is_ours = |holder: &str| identities.iter().any(|identity| identity == holder);
+        let mut known = self.held().filter(|held| is_ours(&held.claim.identity)).map(|held| held.record);
+        for _ in 0..MAX_CONFLICTS {
+            let Unsettled { replaces, creates } = lock(&self.state).unsettled;
+            if known.is_none() && replaces.is_none() && !creates {
+                return Ok(());
+            }
+            let found = match known.take() {
+                Some(record) => Some(record),
+                None => self.lease.read().await?,
+            };
+            let wall = self.lease.clock().wall();
+            let lease = match &found {
+                Some(record) if record.holder().is_some_and(is_ours) => record.released(wall),
+                // The late write would find its version.
+                Some(record) if replaces.is_some_and(|version| version >= record.version()) => record.bumped(),
+                // The late write would create the Lease.
+                None if creates => Record::create_released(&self.lease.election, wall),
+                found => {
+                    self.settle(identities, found.as_ref());
+                    return Ok(());
+                }
+            };
+            if let Some(record) = self.write(found.as_ref(), &lease).await? {
+                self.settle(identities, Some(&record));
+                return Ok(());
+            }
+        }
+        Err(self.lease.contended())
+    }
+
+    /// None of `identities` holds the Lease of this version, and no earlier version comes back.
+    fn settle(&self, identities: &[String], found: Option<&Record>) {
+        let mut state = lock(&self.state);
+        state.unsettled.creates = false;
+        let may_succeed = |version: &u64| found.is_some_and(|record| *version >= record.version());
+        state.unsettled.replaces = state.unsettled.replaces.filter(may_succeed);
+        state.held.take_if(|held| identities.contains(&held.claim.identity));
+    }
+
+    /// As [`ElectionLease::write`], and remembers the write until it is answered.
+    async fn write(&self, base: Option<&Record>, lease: &Lease) -> Result<Option<Record>, BackendError> {
+        let before = {
+            let unsettled = &mut lock(&self.state).unsettled;
+            let before = *unsettled;
+            match base {
+                Some(base) => unsettled.replaces = unsettled.replaces.max(Some(base.version())),
+                None => unsettled.creates = true,
+            }
+            before
+        };
+        let written = self.lease.write(base, lease).await;
+        let unsettled = &mut lock(&self.state).unsettled;
+        match (&written, base) {
+            // Whatever replaces this version, or an earlier one, conflicts from now on.
+            (Ok(_), Some(base)) => unsettled.replaces = unsettled.replaces.filter(|version| *version > base.version()),
+            (Ok(_), None) => unsettled.creates = false,
+            // It was not executed.
+            (Err(error), _) if error.is_permanent() => *unsettled = before,
+            _ => {}
+        }
+        written
+    }
+}
+
+impl Held {
+    /// Whether `record` is of the same object, and we hold it.
+    fn is_in(&self, record: &Record) -> bool {
+        record.uid() == self.record.uid() && record.holder() == Some(&*self.claim.identity)
+    }
+
+    fn what_happened(&self, found: Option<&Record>) -> String {
+        match found {
+            None => "the lease was deleted".to_owned(),
+            Some(found) if found.uid() != self.record.uid() => {
+                "the lease was deleted, and another one was created".to_owned()
+            }
+            Some(found) => match found.holder() {
+                Some(holder) => format!("{holder:?} holds the lease now"),
+                None => "the lease was released".to_owned(),
+            },
+        }
+    }
+
+    /// The entry's key: the holder identity.
+    pub(crate) fn identity(&self) -> &str {
+        &self.claim.identity
+    }
+
+    fn is_published(&self) -> bool {
+        self.record.token() == Some(self.token)
+    }
+}

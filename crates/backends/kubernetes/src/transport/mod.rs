@@ -1,0 +1,8 @@
+//! Requests to the API server.
+
+mod client;
+mod refusal;
+mod watch;
+
+pub(crate) use client::Client;
+pub(crate) use watch::{Watch, WatchEvent};
