@@ -14,7 +14,7 @@ mod watching;
 
 use std::{future::Future, pin::Pin};
 
-use tenure_core::spi::Capabilities;
+use tenure_core::spi::{Capabilities, SessionScope};
 
 pub use context::{CaseContext, until, within};
 
@@ -58,7 +58,7 @@ cases! {
     succession::very_many_are_resigned_as_soon_as_won if |_, _| true;
     succession::a_leader_that_is_asked_to_resign_hands_over if |_, _| true;
     succession::many_candidates_never_lead_together if |_, _| true;
-    succession::many_elections_share_one_session if |_, _| true;
+    succession::many_elections_share_one_session if |c, _| c.session_scope == SessionScope::Elector;
     succession::elections_with_like_names_are_apart if |_, _| true;
     watching::candidates_are_seen_with_their_values if |_, _| true;
     watching::a_value_can_be_changed if |_, _| true;
@@ -68,9 +68,9 @@ cases! {
     watching::elections_are_listed_while_they_have_candidates if |_, _| true;
     watching::foreign_entries_are_ignored_and_left_alone if |_, h| h.foreign_entries;
     interference::a_leader_whose_entry_was_deleted_leads_no_more if |_, h| h.entry_deletion;
-    interference::a_waiter_whose_entry_was_deleted_enters_again if |_, h| h.entry_deletion;
+    interference::a_waiter_whose_entry_was_deleted_enters_again if |c, h| c.shows_waiting && h.entry_deletion;
     interference::a_leader_whose_session_was_ended_leads_no_more if |_, h| h.session_expiry;
-    interference::a_waiter_whose_session_was_ended_wins_no_phantom if |_, h| h.session_expiry;
+    interference::a_waiter_whose_session_was_ended_wins_no_phantom if |c, h| c.shows_waiting && h.session_expiry;
     interference::the_session_of_a_dead_process_can_be_ended if |c, _| c.ends_sessions;
     outage::a_leader_cut_off_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;
     outage::a_leader_on_a_dead_line_stops_before_the_next_one_leads if |c, h| c.expiring && h.connection_faults;

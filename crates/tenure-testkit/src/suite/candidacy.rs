@@ -152,9 +152,9 @@ pub(super) async fn a_shutdown_leaves_nothing(context: &CaseContext<'_>) {
 pub(super) async fn closing_ends_everything(context: &CaseContext<'_>) {
     let (a, b) = (context.candidate("a").await, context.candidate("b").await);
     let leadership = a.lead().await;
-    let elector = Arc::clone(&b.elector);
+    let (elector, entered) = (Arc::clone(&b.elector), b.entered().await);
     let waiting = tokio::spawn(async move { elector.campaign("e").await });
-    until("both have entered", async || a.candidates().await.len() == 2).await;
+    until("both have entered", entered).await;
     within("closing", b.elector.close()).await;
     assert!(matches!(waiting.await.unwrap(), Err(Error::Closed)));
     assert_eq!(a.candidates().await, ["a"]);

@@ -32,6 +32,8 @@ impl std::fmt::Debug for CaseContext<'_> {
 #[derive(Clone, Debug)]
 pub(super) struct TestCandidate {
     pub(super) elector: Arc<StoreElector>,
+    /// Whether the store shows candidates that wait.
+    shows_waiting: bool,
     faults: Option<Arc<dyn FaultInjector>>,
 }
 
@@ -52,16 +54,34 @@ impl TestCandidate {
         within("leading", self.elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Starts a campaign in a task, and returns when its entry is visible.
+    /// Starts a campaign in a task, and returns when its entry is visible, or its session is open if the store does not show
+    /// candidates that wait.
     pub(super) async fn start_campaign(&self) -> tokio::task::JoinHandle<Leadership> {
-        let before = self.candidates().await.len();
+        let entered = self.entered().await;
         let elector = Arc::clone(&self.elector);
         let campaign =
             tokio::spawn(
                 async move { elector.campaign("e").await.unwrap_or_else(|error| panic!("{error}")) },
             );
-        until("the candidate has entered", async || self.candidates().await.len() > before).await;
+        until("the candidate has entered", entered).await;
         campaign
+    }
+
+    /// A condition that holds once a campaign that begins after this call has entered.
+    pub(super) async fn entered(&self) -> impl AsyncFn() -> bool {
+        let (candidates, session) = (self.candidates().await.len(), self.elector.status().session);
+        async move || {
+            if self.shows_waiting {
+                return self.candidates().await.len() > candidates;
+            }
+            let now = self.elector.status().session;
+            now.is_some() && now != session
+        }
+    }
+
+    /// Those of `candidates`, in the order of the queue, that the store shows.
+    pub(super) fn shown<'a, T>(&self, candidates: &'a [T]) -> &'a [T] {
+        if self.shows_waiting { candidates } else { &candidates[..1] }
     }
 
     /// Requests that the leader of the election resign. Returns its id.
@@ -94,13 +114,14 @@ impl<'a> CaseContext<'a> {
         adjust: impl FnOnce(Config) -> Config,
     ) -> TestCandidate {
         let Client { backend, faults } = self.harness.client().await;
+        let shows_waiting = backend.capabilities().shows_waiting;
         let id = CandidateId::new(id).unwrap_or_else(|error| panic!("{error}"));
         let config = adjust(Config::new().with_ttl(self.harness.ttl()).with_id(id));
         let elector = StoreElector::new(backend, config).unwrap_or_else(|error| panic!("{error}"));
         let elector = Arc::new(elector);
         lock(&self.electors).push(Arc::clone(&elector));
         lock(&self.fault_injectors).extend(faults.clone());
-        TestCandidate { elector, faults }
+        TestCandidate { elector, shows_waiting, faults }
     }
 
     /// Heals all connections, closes all electors, and waits until nothing remains in the store and in the process.

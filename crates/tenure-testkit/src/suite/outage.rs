@@ -172,7 +172,8 @@ pub(super) async fn after_an_outage_exactly_one_leads(context: &CaseContext<'_>)
         candidates.push(candidate);
     }
     let observer = context.candidate("w").await;
-    until("all candidates have entered", async || observer.candidates().await.len() == 5).await;
+    let shown = observer.shown(&[(); 5]).len();
+    until("all candidates have entered", async || observer.candidates().await.len() == shown).await;
     until("a candidate leads", async || leading(&terms) == 1).await;
     for candidate in &candidates {
         candidate.faults().partition();
@@ -184,7 +185,7 @@ pub(super) async fn after_an_outage_exactly_one_leads(context: &CaseContext<'_>)
     until("a candidate leads again", async || leading(&terms) == 1).await;
     until("all candidates have entered again", async || {
         assert!(leading(&terms) <= 1, "two candidates lead at the same time");
-        observer.candidates().await.len() == 5
+        observer.candidates().await.len() == shown
     })
     .await;
     until("exactly one candidate leads", async || leading(&terms) == 1).await;

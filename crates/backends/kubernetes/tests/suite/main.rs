@@ -1,0 +1,4 @@
+//! Tests of the backend against an API server for Leases within the process.
+
+mod api_server;
+mod conformance;
