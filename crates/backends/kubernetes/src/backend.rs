@@ -15,15 +15,18 @@ use tenure_core::{
         SessionScope,
     },
 };
+use tokio::time::timeout;
 
 use crate::{
     config::KubernetesConfig,
-    election::{Candidacy, ElectionLease},
+    election::{Candidacy, ElectionLease, Observer},
     observed::Sightings,
     session::LeaseSession,
     transport::Client,
 };
 
+/// How long observers wait for the token of a new leader, which it publishes by a second write.
+const TOKEN_WAIT: Duration = Duration::from_millis(500);
 /// The drift bound of observers. It decides what they are shown, and nothing else.
 const OBSERVERS_DRIFT: f64 = 0.1;
 
@@ -109,10 +112,13 @@ impl Backend for KubernetesBackend {
     async fn observe(&self, election: &ElectionName) -> Result<Observation, BackendError> {
         let lease = self.lease(election);
         Ok(Box::pin(try_stream! {
-            yield lease.leader().await?;
-            let mut watch = lease.watch();
+            let mut observer = Observer::start(lease).await?;
             loop {
-                yield lease.next_leader(&mut watch).await?;
+                if observer.lacks_token() {
+                    timeout(TOKEN_WAIT, observer.changed()).await.unwrap_or(Ok(()))?;
+                }
+                yield observer.leader();
+                observer.changed().await?;
             }
         }))
     }

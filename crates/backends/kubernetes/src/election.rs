@@ -140,27 +140,6 @@ impl ElectionLease {
         Some(Watch::new(&self.client, &self.name, from))
     }
 
-    /// Waits until the leader has changed, or what is seen of it; then reads the Lease.
-    pub(crate) async fn next_leader(
-        &self,
-        watch: &mut Option<Watch>,
-    ) -> Result<Option<Candidate>, BackendError> {
-        let (before, was_led) =
-            self.seen(|observed, now| (observed.latest().cloned(), observed.leader(now).is_some()));
-        let is_changed = |observed: &Observed, now| match (&before, observed.latest()) {
-            (None, None) => false,
-            (Some(before), Some(latest)) => {
-                !before.shows_same_candidate(latest) || was_led != observed.leader(now).is_some()
-            }
-            _ => true,
-        };
-        let wake = self.wait_for_change(watch, is_changed).await;
-        let seen = self.version_seen();
-        let leader = self.leader().await?;
-        self.check_watch(watch, wake, seen);
-        Ok(leader)
-    }
-
     fn version_seen(&self) -> u64 {
         self.seen(|observed, _| observed.version())
     }
@@ -259,6 +238,67 @@ impl ElectionLease {
     }
 }
 
+/// An observer of one election.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    lease: ElectionLease,
+    watch: Option<Watch>,
+    /// What was shown last, and whether it leads.
+    shown: (Option<Record>, bool),
+}
+
+impl Observer {
+    /// Reads the leader, and starts to watch.
+    pub(crate) async fn start(lease: ElectionLease) -> Result<Self, BackendError> {
+        lease.read().await?;
+        let watch = lease.watch();
+        let mut observer = Self { lease, watch, shown: (None, false) };
+        observer.show();
+        Ok(observer)
+    }
+
+    fn show(&mut self) {
+        self.shown =
+            self.lease.seen(|observed, now| (observed.latest().cloned(), observed.leader(now).is_some()));
+    }
+
+    /// The leader.
+    pub(crate) fn leader(&self) -> Option<Candidate> {
+        let (record, leads) = &self.shown;
+        record.as_ref().filter(|_| *leads)?.candidate()
+    }
+
+    /// Whether the leader is about to publish its token, as it does when it has just won.
+    pub(crate) fn lacks_token(&self) -> bool {
+        let (record, leads) = &self.shown;
+        *leads && record.as_ref().is_some_and(|it| it.payload().is_some() && it.token().is_none())
+    }
+
+    /// Waits until another leader can be shown, or none, or the same with another value. A fresh read confirms that.
+    ///
+    /// # Cancellation safety
+    /// No change is lost.
+    pub(crate) async fn changed(&mut self) -> Result<(), BackendError> {
+        let Self { lease, watch, shown: (record, leads) } = self;
+        let is_changed = |observed: &Observed, now| match (&*record, observed.latest()) {
+            (None, None) => false,
+            (Some(shown), Some(latest)) => {
+                !shown.shows_same_candidate(latest) || *leads != observed.leader(now).is_some()
+            }
+            _ => true,
+        };
+        while {
+            let wake = lease.wait_for_change(watch, is_changed).await;
+            let seen = lease.version_seen();
+            lease.read().await?;
+            lease.check_watch(watch, wake, seen);
+            !lease.seen(|observed, now| is_changed(observed, now))
+        } {}
+        self.show();
+        Ok(())
+    }
+}
+
 /// A candidate of one election, under one session.
 #[derive(Debug)]
 pub(crate) struct Candidacy {
@@ -288,7 +328,7 @@ pub(crate) struct Held {
 }
 
 /// Writes without an answer, which the server may still execute.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Unsettled {
     /// The highest version that one of them replaces.
     replaces: Option<u64>,
@@ -468,11 +508,11 @@ impl Candidacy {
     async fn withdraw_all_of(&self, identities: &[String]) -> Result<(), BackendError> {
         let is_ours = |holder: &str| identities.iter().any(|identity| identity == holder);
         let mut known = self.held().filter(|held| is_ours(&held.claim.identity)).map(|held| held.record);
+        if known.is_none() && lock(&self.state).unsettled == Unsettled::default() {
+            return Ok(());
+        }
         for _ in 0..MAX_CONFLICTS {
             let Unsettled { replaces, creates } = lock(&self.state).unsettled;
-            if known.is_none() && replaces.is_none() && !creates {
-                return Ok(());
-            }
             let found = match known.take() {
                 Some(record) => Some(record),
                 None => self.lease.read().await?,

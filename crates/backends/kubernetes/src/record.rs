@@ -78,10 +78,6 @@ impl Record {
         self.version
     }
 
-    pub(crate) fn lease(&self) -> &Lease {
-        &self.lease
-    }
-
     pub(crate) fn spec(&self) -> LeaseSpec {
         self.lease.spec.clone().unwrap_or_default()
     }
