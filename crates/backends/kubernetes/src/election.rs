@@ -160,7 +160,7 @@ impl ElectionLease {
         watch: &mut Option<Watch>,
         is_of_interest: impl Fn(&Observed, BootInstant) -> bool,
     ) -> Wake {
-        let mut last_event = self.clock().now();
+        let (mut last_event, mut last_version) = (self.clock().now(), self.version_seen());
         loop {
             if self.seen(|observed, now| is_of_interest(observed, now)) {
                 return Wake::Seen;
@@ -187,12 +187,19 @@ impl ElectionLease {
             let event = tokio::select! {
                 biased;
                 event = event => event,
-                () = self.clock().sleep_until(wakes_at) => return Wake::Silent,
+                () = self.clock().sleep_until(wakes_at) => {
+                    // Another request of this elector, such as a renewal, may have shown as much as a read would.
+                    if self.version_seen() == last_version {
+                        return Wake::Silent;
+                    }
+                    (last_event, last_version) = (self.clock().now(), self.version_seen());
+                    continue;
+                }
             };
             match event {
                 Ok(WatchEvent::Present(record)) => {
                     if self.seen(|observed, now| observed.present(&record, now)) {
-                        last_event = self.clock().now();
+                        (last_event, last_version) = (self.clock().now(), self.version_seen());
                     }
                 }
                 Ok(WatchEvent::Deleted(uid, version)) => {

@@ -33,7 +33,7 @@ impl Harness for Kubernetes {
     }
 
     fn ttl(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_secs(4)
     }
 
     async fn delete_entry(&self, election: &str, session: &str, _token: u64) {
