@@ -79,6 +79,8 @@ struct Cluster {
     tokens: Option<BTreeSet<String>>,
     is_frozen: bool,
     requests: Vec<String>,
+    /// The number of requests that were executed.
+    executed: usize,
     open_watches: usize,
 }
 
@@ -218,6 +220,11 @@ impl ApiServer {
         self.shared.lock().requests.iter().filter(|request| *request == verb).count()
     }
 
+    /// The number of requests that were executed so far.
+    pub(crate) fn executed(&self) -> usize {
+        self.shared.lock().executed
+    }
+
     pub(crate) fn open_watches(&self) -> usize {
         self.shared.lock().open_watches
     }
@@ -275,20 +282,24 @@ impl Drop for ApiServer {
 
 /// A client of the server at `endpoint`, by a kubeconfig.
 pub(crate) fn backend_of(endpoint: &str, token: &str) -> KubernetesBackend {
-    KubernetesBackend::new(config_of(endpoint, token)).unwrap()
+    let (_, path) = tempfile::NamedTempFile::new().unwrap().keep().unwrap();
+    write_kubeconfig(&path, endpoint, token);
+    backend_by(&path)
 }
 
-pub(crate) fn config_of(endpoint: &str, token: &str) -> KubernetesConfig {
+pub(crate) fn backend_by(kubeconfig: &std::path::Path) -> KubernetesBackend {
+    let config = KubernetesConfig::new().kubeconfig(kubeconfig).attempt_timeout(Duration::from_millis(500));
+    KubernetesBackend::new(config).unwrap()
+}
+
+pub(crate) fn write_kubeconfig(path: &std::path::Path, endpoint: &str, token: &str) {
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "test",
         "clusters": [{ "name": "test", "cluster": { "server": format!("http://{endpoint}") } }],
         "users": [{ "name": "test", "user": { "token": token } }],
         "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test", "namespace": NAMESPACE } }],
     });
-    // Kept: it is read when the client connects, and again when the server refuses the token.
-    let (_, path) = tempfile::NamedTempFile::new().unwrap().keep().unwrap();
-    std::fs::write(&path, kubeconfig.to_string()).unwrap();
-    KubernetesConfig::new().kubeconfig(path).attempt_timeout(Duration::from_millis(500))
+    std::fs::write(path, kubeconfig.to_string()).unwrap();
 }
 
 fn version(lease: &Value) -> Option<u64> {
@@ -321,6 +332,7 @@ impl Cluster {
     }
 
     fn execute(&mut self, request: &Request) -> Response {
+        self.executed += 1;
         let Request { verb, name, body } = request;
         match *verb {
             "get" => match self.leases.get(name) {

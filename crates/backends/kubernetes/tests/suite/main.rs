@@ -1,4 +1,7 @@
 //! Tests of the backend against an API server for Leases within the process.
 
 mod api_server;
+mod candidate;
 mod conformance;
+mod log;
+mod rules;
