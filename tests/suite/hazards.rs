@@ -9,7 +9,7 @@ fn rows(page: &str) -> Vec<(String, Vec<(String, String)>)> {
             let mut cells = line.strip_prefix("| ")?.split(" | ");
             let number = cells.next()?.to_owned();
             let (kind, digits) = number.split_at_checked(1)?;
-            if !"GEZC".contains(kind) || digits.parse::<u8>().is_err() {
+            if !"GEZCK".contains(kind) || digits.parse::<u8>().is_err() {
                 return None;
             }
             Some((number, tests(cells.last()?)))
@@ -50,6 +50,7 @@ fn every_hazard_has_the_tests_that_the_page_names() {
     let expected = expected.chain((1..=21).map(|n| format!("E{n}")));
     let expected = expected.chain((1..=24).map(|n| format!("Z{n}")));
     let expected = expected.chain((1..=16).map(|n| format!("C{n}")));
+    let expected = expected.chain((1..=5).map(|n| format!("K{n}")));
     for number in expected {
         assert!(numbers.contains(number.as_str()), "{number} is not on the page");
     }

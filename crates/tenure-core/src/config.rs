@@ -21,6 +21,8 @@ pub struct Config {
     pub(crate) drift: f64,
     pub(crate) grace_period: Option<Duration>,
     pub(crate) id: CandidateId,
+    /// Whether nobody has chosen the id.
+    is_id_unset: bool,
     pub(crate) value: Vec<u8>,
     pub(crate) request_timeout: Duration,
     pub(crate) on_disconnect: OnDisconnect,
@@ -142,6 +144,7 @@ impl Config {
             drift: 0.1,
             grace_period: None,
             id: CandidateId::unique(),
+            is_id_unset: true,
             value: Vec::new(),
             request_timeout: Duration::from_secs(5),
             on_disconnect: OnDisconnect::default(),
@@ -181,7 +184,14 @@ impl Config {
     /// Sets the id of the elector's candidates. [`CandidateId::unique`] by default.
     pub fn with_id(mut self, id: CandidateId) -> Self {
         self.id = id;
+        self.is_id_unset = false;
         self
+    }
+
+    /// Sets the id of the elector's candidates, unless [`with_id`](Self::with_id) has set one: for an id that the environment gives,
+    /// such as that of a pod.
+    pub fn with_default_id(self, id: CandidateId) -> Self {
+        if self.is_id_unset { self.with_id(id) } else { self }
     }
 
     /// Sets the value that others can read, for example an address. At most 64 KiB, empty by default.

@@ -48,7 +48,7 @@ impl Gate {
         self.0.send_replace(true);
     }
 
-    async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         let _ = self.0.subscribe().wait_for(|open| *open).await;
     }
 }

@@ -31,6 +31,8 @@ pub(crate) const LIFETIME: Duration = Duration::from_secs(11);
 #[derive(Debug)]
 pub(crate) struct ManualClock {
     now: watch::Sender<u64>,
+    /// How often somebody has begun to wait.
+    waits: watch::Sender<usize>,
     wall: AtomicU64,
 }
 
@@ -38,6 +40,7 @@ impl ManualClock {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             now: watch::Sender::new(1_000_000_000_000),
+            waits: watch::Sender::new(0),
             wall: AtomicU64::new(1_700_000_000_000_000_000),
         })
     }
@@ -49,6 +52,17 @@ impl ManualClock {
 
     pub(crate) fn now_nanos(&self) -> u64 {
         *self.now.borrow()
+    }
+
+    /// How often somebody has begun to wait so far: a candidate does so again after each event of its watch.
+    pub(crate) fn waits(&self) -> usize {
+        *self.waits.borrow()
+    }
+
+    pub(crate) async fn until_waits_exceed(&self, count: usize) {
+        let mut waits = self.waits.subscribe();
+        let waiting = waits.wait_for(|waits| *waits > count);
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("somebody waits in time").unwrap();
     }
 
     /// Sets the time of day back.
@@ -68,6 +82,7 @@ impl Clock for ManualClock {
     }
 
     async fn sleep_until(&self, deadline: BootInstant) {
+        self.waits.send_modify(|count| *count += 1);
         let _ = self.now.subscribe().wait_for(|now| *now >= deadline.as_nanos()).await;
     }
 }

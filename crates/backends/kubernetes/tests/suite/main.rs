@@ -3,5 +3,6 @@
 mod api_server;
 mod candidate;
 mod conformance;
+mod elector;
 mod log;
 mod rules;

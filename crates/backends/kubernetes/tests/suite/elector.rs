@@ -1,0 +1,80 @@
+//! Electors on an API server that fails: what happens to the work.
+
+use std::{sync::Arc, time::Duration};
+
+use tenure_core::{CandidateId, Config, Elector as _, ElectorExt as _, StoreElector};
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::api_server::{ApiServer, Gate};
+
+fn elector(server: &ApiServer, id: &str) -> Arc<StoreElector> {
+    let config = Config::new().with_ttl(Duration::from_secs(2)).with_id(CandidateId::new(id).unwrap());
+    Arc::new(StoreElector::new(Arc::new(server.backend()), config).unwrap())
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(40), future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// Hazard K2: the Lease is held until the work has stopped.
+#[tokio::test]
+async fn the_lease_is_held_until_the_work_has_stopped() {
+    let server = ApiServer::start();
+    let elector = elector(&server, "a");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (told, gate) = (Gate::closed(), Gate::closed());
+    let (tells, stops) = (told.clone(), gate.clone());
+    let running = {
+        let elector = Arc::clone(&elector);
+        tokio::spawn(async move {
+            let shutdown = async { stopped.await.unwrap_or_default() };
+            let work = |leadership: tenure_core::LeadershipHandle| async move {
+                leadership.lost().await;
+                tells.open();
+                stops.wait().await;
+                Ok(())
+            };
+            elector.run_while_leader("e", shutdown, move |it| work(it)).await
+        })
+    };
+    server.until("a leads", |server| server.holder("e").starts_with("a_")).await;
+    let _ = stop.send(());
+    within("the work is cancelled", told.wait()).await;
+    let heartbeats = server.count("update");
+    assert!(server.holder("e").starts_with("a_"), "released while the work ran");
+    gate.open();
+    within("the shutdown", running).await.unwrap().unwrap();
+    assert_eq!(server.holder("e"), "");
+    assert!(server.count("update") > heartbeats);
+    elector.close().await;
+}
+
+/// Hazards K3, G1: while the API server is frozen, the leader's work stops before another candidate leads, and what was sent
+/// meanwhile changes nothing afterwards.
+#[tokio::test]
+async fn work_stops_while_the_api_server_is_frozen() {
+    let server = ApiServer::start();
+    let (a, b) = (elector(&server, "a"), elector(&server, "b"));
+    let first = within("leading", a.campaign("e")).await.unwrap();
+    let next = {
+        let b = Arc::clone(&b);
+        tokio::spawn(async move {
+            let leadership = b.campaign("e").await.unwrap();
+            (Instant::now(), leadership)
+        })
+    };
+    server.until("b watches", |server| server.open_watches() == 2).await;
+    server.freeze();
+    assert!(within("the loss", first.run(std::future::pending::<()>())).await.is_err());
+    let stopped = Instant::now();
+    assert!(!first.is_leader());
+    server.thaw();
+    let (won, second) = within("the takeover", next).await.unwrap();
+    assert!(stopped < won, "the next leader led {:?} before the work had stopped", stopped - won);
+    assert!(second.fencing_token() > first.fencing_token());
+    assert!(server.holder("e").starts_with("b_"));
+    for elector in [a, b] {
+        elector.close().await;
+    }
+    assert_eq!(server.holder("e"), "");
+}
