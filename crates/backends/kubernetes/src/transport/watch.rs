@@ -138,7 +138,9 @@ impl Watch {
             self.pause();
             return None;
         };
-        self.delay = MIN_DELAY;
+        if r#type != "ERROR" {
+            self.delay = MIN_DELAY;
+        }
         let version = object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
         match r#type.as_str() {
             "BOOKMARK" => {

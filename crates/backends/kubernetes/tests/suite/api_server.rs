@@ -22,6 +22,9 @@ use tokio::sync::watch;
 
 pub(crate) const NAMESPACE: &str = "elections";
 
+/// How long a request may take in tests that are not about that: a busy machine is slow.
+pub(crate) const PATIENT: Duration = Duration::from_secs(20);
+
 /// What happens to the next request of a verb.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
@@ -82,6 +85,8 @@ struct Cluster {
     /// The number of requests that were executed.
     executed: usize,
     open_watches: usize,
+    /// The number of watches that were opened so far.
+    opened_watches: usize,
 }
 
 /// The API server. Ends when it is dropped.
@@ -91,6 +96,7 @@ pub(crate) struct ApiServer {
     port: u16,
     stop: watch::Sender<bool>,
     thread: Option<std::thread::JoinHandle<()>>,
+    kubeconfig: tempfile::NamedTempFile,
 }
 
 #[derive(Debug)]
@@ -145,7 +151,7 @@ impl ApiServer {
                 }
             });
         });
-        Self { shared, port, stop, thread: Some(thread.unwrap()) }
+        Self { shared, port, stop, thread: Some(thread.unwrap()), kubeconfig: tempfile::NamedTempFile::new().unwrap() }
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -154,7 +160,8 @@ impl ApiServer {
 
     /// A client of this server.
     pub(crate) fn backend(&self) -> KubernetesBackend {
-        backend_of(&self.endpoint(), "secret")
+        write_kubeconfig(self.kubeconfig.path(), &self.endpoint(), "secret");
+        backend_by(self.kubeconfig.path(), PATIENT)
     }
 
     /// The next request of this verb has this fault.
@@ -229,6 +236,12 @@ impl ApiServer {
         self.shared.lock().open_watches
     }
 
+    /// Whether one watch is open, and it is at least this one.
+    pub(crate) fn is_watch_open(&self, number: usize) -> bool {
+        let cluster = self.shared.lock();
+        cluster.open_watches == 1 && cluster.opened_watches >= number
+    }
+
     /// Waits until a condition on the requests holds.
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let mut changes = self.shared.changed.subscribe();
@@ -280,15 +293,9 @@ impl Drop for ApiServer {
     }
 }
 
-/// A client of the server at `endpoint`, by a kubeconfig.
-pub(crate) fn backend_of(endpoint: &str, token: &str) -> KubernetesBackend {
-    let (_, path) = tempfile::NamedTempFile::new().unwrap().keep().unwrap();
-    write_kubeconfig(&path, endpoint, token);
-    backend_by(&path)
-}
-
-pub(crate) fn backend_by(kubeconfig: &std::path::Path) -> KubernetesBackend {
-    let config = KubernetesConfig::new().kubeconfig(kubeconfig).attempt_timeout(Duration::from_millis(500));
+/// A client by a kubeconfig.
+pub(crate) fn backend_by(kubeconfig: &std::path::Path, attempt_timeout: Duration) -> KubernetesBackend {
+    let config = KubernetesConfig::new().kubeconfig(kubeconfig).attempt_timeout(attempt_timeout);
     KubernetesBackend::new(config).unwrap()
 }
 
@@ -463,21 +470,30 @@ async fn handle(shared: &Arc<Shared>, request: Request, headers: &axum::http::He
     }
     // Its client may give up.
     let executing = Arc::clone(shared);
-    let gate = if let Some(Fault::ExecuteLater(gate)) = &fault { Some(gate.clone()) } else { None };
+    if let Some(Fault::ExecuteLater(gate)) = fault {
+        tokio::spawn(async move {
+            gate.wait().await;
+            executing.change(|cluster| cluster.execute(&request));
+        });
+        return broken_off();
+    }
     let executed = tokio::spawn(async move {
         executing.until(|cluster| !cluster.is_frozen).await;
-        if let Some(gate) = gate {
-            gate.wait().await;
-        }
         executing.change(|cluster| cluster.execute(&request))
     });
     let answer = executed.await.unwrap();
     match fault {
-        Some(Fault::LoseAnswer | Fault::ExecuteLater(_)) => std::future::pending().await,
+        Some(Fault::LoseAnswer) => return broken_off(),
         Some(Fault::DelayAnswer(gate)) => gate.wait().await,
         _ => {}
     }
     answer
+}
+
+/// An answer that says nothing: the connection breaks.
+fn broken_off() -> Response {
+    let error = std::io::Error::other("the connection breaks");
+    Response::new(Body::from_stream(futures::stream::iter([Err::<Bytes, _>(error)])))
 }
 
 async fn list_or_watch(
@@ -520,12 +536,9 @@ fn watch_lease(shared: Arc<Shared>, query: &BTreeMap<String, String>) -> Respons
         Ok(format!("{}\n", json!({ "type": kind, "object": object })))
     };
     let body = stream! {
-        let _open = OpenWatch::new(&shared);
         let mut changes = shared.changed.subscribe();
-        let (generation, mut bookmarks, compacted) = {
-            let cluster = shared.lock();
-            (cluster.watch_generation, cluster.bookmarks, cluster.compacted)
-        };
+        let open = OpenWatch::new(&shared);
+        let OpenWatch { generation, mut bookmarks, compacted, .. } = open;
         if from.is_some_and(|from| from < compacted) {
             let object = json!({ "kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version" });
             yield line("ERROR", &object);
@@ -570,18 +583,28 @@ fn watch_lease(shared: Arc<Shared>, query: &BTreeMap<String, String>) -> Respons
 }
 
 /// Counts a watch while it is open.
-struct OpenWatch(Arc<Shared>);
+struct OpenWatch {
+    shared: Arc<Shared>,
+    generation: u64,
+    bookmarks: u64,
+    compacted: u64,
+}
 
 impl OpenWatch {
+    /// As of one moment, so that what a test does to an open watch comes after it.
     fn new(shared: &Arc<Shared>) -> Self {
-        shared.change(|cluster| cluster.open_watches += 1);
-        Self(Arc::clone(shared))
+        shared.change(|cluster| {
+            cluster.open_watches += 1;
+            cluster.opened_watches += 1;
+            let Cluster { watch_generation: generation, bookmarks, compacted, .. } = *cluster;
+            Self { shared: Arc::clone(shared), generation, bookmarks, compacted }
+        })
     }
 }
 
 impl Drop for OpenWatch {
     fn drop(&mut self) {
-        self.0.change(|cluster| cluster.open_watches -= 1);
+        self.shared.change(|cluster| cluster.open_watches -= 1);
     }
 }
 

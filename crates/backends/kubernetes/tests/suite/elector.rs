@@ -22,22 +22,27 @@ async fn the_lease_is_held_until_the_work_has_stopped() {
     let server = ApiServer::start();
     let elector = elector(&server, "a");
     let (stop, stopped) = oneshot::channel::<()>();
-    let (told, gate) = (Gate::closed(), Gate::closed());
-    let (tells, stops) = (told.clone(), gate.clone());
+    let (begun, told, gate) = (Gate::closed(), Gate::closed(), Gate::closed());
+    let (begins, tells, stops) = (begun.clone(), told.clone(), gate.clone());
     let running = {
         let elector = Arc::clone(&elector);
         tokio::spawn(async move {
             let shutdown = async { stopped.await.unwrap_or_default() };
-            let work = |leadership: tenure_core::LeadershipHandle| async move {
-                leadership.lost().await;
-                tells.open();
-                stops.wait().await;
-                Ok(())
-            };
-            elector.run_while_leader("e", shutdown, move |it| work(it)).await
+            elector
+                .run_while_leader("e", shutdown, |leadership| {
+                    let (tells, stops) = (tells.clone(), stops.clone());
+                    begins.open();
+                    async move {
+                        leadership.lost().await;
+                        tells.open();
+                        stops.wait().await;
+                        Ok(())
+                    }
+                })
+                .await
         })
     };
-    server.until("a leads", |server| server.holder("e").starts_with("a_")).await;
+    within("the work begins", begun.wait()).await;
     let _ = stop.send(());
     within("the work is cancelled", told.wait()).await;
     let heartbeats = server.count("update");

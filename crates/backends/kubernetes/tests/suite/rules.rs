@@ -10,7 +10,7 @@ use tenure_core::{
 };
 
 use crate::{
-    api_server::{ApiServer, Fault, Gate, backend_by, write_kubeconfig},
+    api_server::{ApiServer, Fault, Gate, PATIENT, backend_by, write_kubeconfig},
     candidate::{Campaign, LIFETIME, Process, TTL, next_event},
 };
 
@@ -240,10 +240,10 @@ async fn a_lower_version_restarts_no_timer() {
     assert_eq!(b.held_by().await, "a");
     server.compact();
     let waiting = b.wait();
-    server.until("the watch has started again", |server| server.count("watch") == 2 && server.open_watches() == 1).await;
+    server.until("the watch has started again", |server| server.is_watch_open(2)).await;
     process.clock.advance(LIFETIME / 2);
     server.end_watches();
-    server.until("and again", |server| server.count("watch") >= 3 && server.open_watches() == 1).await;
+    server.until("and again", |server| server.is_watch_open(3)).await;
     process.clock.advance(LIFETIME / 2);
     within("the takeover", waiting).await.unwrap().unwrap();
 }
@@ -548,7 +548,7 @@ async fn a_watch_goes_on_after_a_bookmark() {
     server.send_bookmarks();
     let (reads, watches) = (server.count("get"), server.count("watch"));
     server.end_watches();
-    server.until("it watches again", |server| server.count("watch") > watches && server.open_watches() == 1).await;
+    server.until("it watches again", |server| server.is_watch_open(2)).await;
     a.leave().await.unwrap();
     within("the handover", waiting).await.unwrap().unwrap();
     assert_eq!((server.count("get") - reads, server.count("watch") - watches), (1, 1), "the read of the takeover");
@@ -668,7 +668,7 @@ async fn a_rotated_token_is_read_again() {
     server.accept_token("first");
     let file = tempfile::NamedTempFile::new().unwrap();
     write_kubeconfig(file.path(), &server.endpoint(), "first");
-    let process = Process::with(backend_by(file.path()), TTL);
+    let process = Process::with(backend_by(file.path(), PATIENT), TTL);
     let (a, _) = process.leader("a").await;
     write_kubeconfig(file.path(), &server.endpoint(), "second");
     server.accept_token("second");
