@@ -375,7 +375,9 @@ mod tests {
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes"] {
+        for taken in
+            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes"]
+        {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }
@@ -393,7 +395,17 @@ mod tests {
         let known: Vec<_> = registry.schemes().take(9).collect();
         assert_eq!(
             known,
-            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes", "tiny-2"]
+            [
+                "memory",
+                "local",
+                "etcd",
+                "etcd+srv",
+                "zookeeper",
+                "postgres",
+                "postgresql",
+                "kubernetes",
+                "tiny-2"
+            ]
         );
     }
 

@@ -156,8 +156,7 @@ mod tests {
     fn a_url_sets_everything() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().display();
-        let url =
-            format!("kubernetes:///team-1?context=staging&kubeconfig={path}&attempt_timeout=3s");
+        let url = format!("kubernetes:///team-1?context=staging&kubeconfig={path}&attempt_timeout=3s");
         let config = config(&url).unwrap();
         assert_eq!(config.namespace.as_deref(), Some("team-1"));
         assert_eq!(config.context.as_deref(), Some("staging"));

@@ -24,7 +24,8 @@ pub(crate) async fn diagnose(client: &Client) -> Vec<Diagnosis> {
             Ok(true) => Diagnosis::good(subject, "allowed"),
             Ok(false) => {
                 let text = format!("not allowed for leases: {purpose}");
-                let advice = format!("grant {verb} on leases.coordination.k8s.io by a Role and a RoleBinding");
+                let advice =
+                    format!("grant {verb} on leases.coordination.k8s.io by a Role and a RoleBinding");
                 match verb {
                     "watch" | "list" => Diagnosis::warning(subject, text, advice),
                     _ => Diagnosis::problem(subject, text, advice),

@@ -39,6 +39,8 @@ use crate::{
 const MAX_CONFLICTS: usize = 20;
 /// The interval at which a Lease is polled that cannot be watched, as a part of its duration; client-go's default is 2 s of 15 s.
 const POLLS_PER_DURATION: u32 = 7;
+/// The shortest interval at which a Lease is polled: it may have any duration.
+const MIN_POLL: Duration = Duration::from_millis(500);
 /// The interval at which a Lease is polled that nobody holds, or that does not exist.
 const IDLE_POLL: Duration = Duration::from_secs(10);
 
@@ -89,21 +91,18 @@ impl ElectionLease {
     async fn read(&self) -> Result<Option<Record>, BackendError> {
         let seen_before = self.seen(|observed, _| observed.version());
         let found = self.client.get(&self.name).await?;
-        match &found {
-            None => self.seen(Observed::absent),
-            Some(record) => {
-                let is_news = self.seen(|observed, now| observed.present(record, now));
-                // Otherwise it was overtaken by the watch.
-                if !is_news && record.version() < seen_before {
-                    let text = format!(
-                        "lease {:?} has the resourceVersion {}, and had {seen_before} before: either an API server reads stale data, or the cluster \
-                         was restored from a backup; after that, restart the processes of all candidates",
-                        self.name,
-                        record.version()
-                    );
-                    return Err(BackendError::new(Unavailable, text));
-                }
-            }
+        let is_taken = self.seen(|observed, now| observed.read(found.as_ref(), seen_before, now));
+        // Otherwise it was overtaken.
+        if let Some(record) = &found
+            && !is_taken
+            && record.version() < seen_before
+        {
+            let (name, version) = (&self.name, record.version());
+            let text = format!(
+                "lease {name:?} has the resourceVersion {version}, and had {seen_before} before: either an API server reads stale data, or \
+                 the cluster was restored from a backup; after that, restart the processes of all candidates"
+            );
+            return Err(BackendError::new(Unavailable, text));
         }
         Ok(found)
     }
@@ -176,7 +175,7 @@ impl ElectionLease {
                 (Some(_), Some(duration)) => duration * 2 / 3,
                 (None, Some(duration)) => duration / POLLS_PER_DURATION,
             };
-            let silent_at = last_event + silence.mul_f64(0.8 + 0.4 * fastrand::f64());
+            let silent_at = last_event + silence.max(MIN_POLL).mul_f64(0.8 + 0.4 * fastrand::f64());
             let wakes_at = if free_at > self.clock().now() { silent_at.min(free_at) } else { silent_at };
             let event = async {
                 match watch {
@@ -381,7 +380,9 @@ impl Candidacy {
             let wall = self.lease.clock().wall();
             let lease = match &found {
                 // An earlier write of ours, whose answer was lost. The window is counted from the one that is sent now.
-                Some(record) if record.holder() == Some(&*claim.identity) => record.renewed(&claim, None, wall),
+                Some(record) if record.holder() == Some(&*claim.identity) => {
+                    record.renewed(&claim, None, wall)
+                }
                 found if !is_free => {
                     if let Some(record) = found {
                         self.lease.warn_of_duration(record, self.duration());
@@ -528,7 +529,9 @@ impl Candidacy {
             let lease = match &found {
                 Some(record) if record.holder().is_some_and(is_ours) => record.released(wall),
                 // The late write would find its version.
-                Some(record) if replaces.is_some_and(|version| version >= record.version()) => record.bumped(),
+                Some(record) if replaces.is_some_and(|version| version >= record.version()) => {
+                    record.bumped()
+                }
                 // The late write would create the Lease.
                 None if creates => Record::create_released(&self.lease.election, wall),
                 found => {
@@ -568,7 +571,9 @@ impl Candidacy {
         let unsettled = &mut lock(&self.state).unsettled;
         match (&written, base) {
             // Whatever replaces this version, or an earlier one, conflicts from now on.
-            (Ok(_), Some(base)) => unsettled.replaces = unsettled.replaces.filter(|version| *version > base.version()),
+            (Ok(_), Some(base)) => {
+                unsettled.replaces = unsettled.replaces.filter(|version| *version > base.version())
+            }
             (Ok(_), None) => unsettled.creates = false,
             // It was not executed.
             (Err(error), _) if error.is_permanent() => *unsettled = before,

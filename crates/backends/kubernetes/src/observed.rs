@@ -57,15 +57,31 @@ impl Observed {
         Self { drift, latest: None, reserved_until: None }
     }
 
-    /// The Lease exists. Returns whether that is news: a lower version of the same object than one that was seen is ignored, because
-    /// watch caches lag, and there are several API servers.
+    /// A quorum's answer to a read that was sent when `seen_before` was the latest version. Returns whether it was taken: an answer is not
+    /// that was overtaken by a watch or by another request, nor one with a lower version of the same object.
+    pub(crate) fn read(&mut self, found: Option<&Record>, seen_before: u64, now: BootInstant) -> bool {
+        let is_overtaken = self.version() != seen_before;
+        match (found, &self.latest) {
+            (None, _) if is_overtaken => return false,
+            (None, _) => self.absent(now),
+            // Another object may have a lower version, once the store was wiped.
+            (Some(record), Some((latest, _))) if !is_overtaken && record.uid() != latest.uid() => {
+                self.absent(now);
+                return self.present(record, now);
+            }
+            (Some(record), _) => return self.present(record, now),
+        }
+        true
+    }
+
+    /// A watch or the answer to a write shows the Lease. Returns whether that is news: a lower version than one that was seen is ignored,
+    /// because watch caches lag, and there are several API servers.
     pub(crate) fn present(&mut self, record: &Record, now: BootInstant) -> bool {
+        if record.version() < self.version() {
+            return false;
+        }
         match self.latest.take() {
             Some((latest, since)) if latest.uid() == record.uid() => {
-                if record.version() < latest.version() {
-                    self.latest = Some((latest, since));
-                    return false;
-                }
                 // The spec and not the version: who patches a label extends nothing.
                 let since = if latest.has_same_spec(record) { since } else { now };
                 self.latest = Some((record.clone(), since));
@@ -78,8 +94,7 @@ impl Observed {
         true
     }
 
-    /// The Lease does not exist.
-    pub(crate) fn absent(&mut self, now: BootInstant) {
+    fn absent(&mut self, now: BootInstant) {
         let earlier = self.latest.take();
         self.reserve(earlier, now);
     }
@@ -131,5 +146,67 @@ impl Observed {
     /// Whether what was seen makes no difference any more.
     fn is_forgotten(&self, now: BootInstant) -> bool {
         self.latest.is_none() && self.reserved_until.is_none_or(|until| until <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::coordination::v1::Lease;
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(uid: &str, version: u64, holder: &str, renewed: u64) -> Record {
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": { "name": "e", "uid": uid, "resourceVersion": version.to_string() },
+            "spec": {
+                "holderIdentity": holder, "leaseDurationSeconds": 10,
+                "renewTime": format!("2023-11-14T22:13:20.{renewed:06}Z"),
+            },
+        });
+        Record::new(serde_json::from_value::<Lease>(lease).unwrap()).unwrap()
+    }
+
+    fn at(seconds: u64) -> BootInstant {
+        BootInstant::from_nanos(seconds * 1_000_000_000)
+    }
+
+    /// Hazard K5: an answer that was overtaken says nothing of the present, neither that the Lease is absent nor that it is another object.
+    #[test]
+    fn an_answer_that_was_overtaken_is_ignored() {
+        let mut observed = Observed::new(0.1);
+        let (old, new) = (record("1", 4, "a", 1), record("2", 7, "b", 2));
+        assert!(observed.present(&new, at(1)));
+        for late in [None, Some(&old)] {
+            assert!(!observed.read(late, 0, at(2)));
+            assert_eq!((observed.latest().unwrap().uid(), observed.free_at()), ("2", at(12)));
+        }
+    }
+
+    /// A store that was wiped begins again with lower versions; a read shows the new object, and a watch does not.
+    #[test]
+    fn another_object_may_have_a_lower_version() {
+        let mut observed = Observed::new(0.1);
+        observed.read(Some(&record("1", 900, "a", 1)), 0, at(1));
+        let wiped = record("2", 3, "", 2);
+        assert!(!observed.present(&wiped, at(5)));
+        assert!(observed.read(Some(&wiped), 900, at(6)));
+        assert_eq!(
+            (observed.version(), observed.free_at()),
+            (3, at(17)),
+            "the holder of the first may lead still"
+        );
+        // The same object never has.
+        assert!(!observed.read(Some(&record("2", 2, "", 2)), 3, at(7)));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_lease_that_is_gone() {
+        let sightings = Sightings::new(Arc::new(tenure_core::BootClock), 0.0);
+        sightings.with("e", |observed, now| observed.present(&record("1", 4, "", 1), now));
+        assert_eq!(lock(&sightings.leases).len(), 1);
+        sightings.with("e", |observed, now| observed.read(None, 4, now));
+        assert_eq!(lock(&sightings.leases).len(), 0);
     }
 }

@@ -1,14 +1,10 @@
 //! The session: one candidacy in one election, whose heartbeat is the renewal.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tenure_core::{
     Candidate, FencingToken,
-
     spi::{
         BackendError,
         BackendErrorKind::{EntryGone, SessionGone, Unavailable},

@@ -1,6 +1,13 @@
 //! The client: connects, sends requests, and bounds them in time.
 
-use std::{fmt, sync::{Arc, Mutex, atomic::{AtomicBool, Ordering}}, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Method, StatusCode, header::CONTENT_TYPE};
 use http_body_util::BodyExt as _;
@@ -13,7 +20,10 @@ use kube::{
 use serde_json::Value;
 use tenure_core::{
     internal::lock,
-    spi::{BackendError, BackendErrorKind::{self, Invalid, Unavailable}},
+    spi::{
+        BackendError,
+        BackendErrorKind::{self, Invalid, Unavailable},
+    },
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -208,9 +218,10 @@ impl Client {
         let body = lease.map(serde_json::to_vec).transpose();
         let body = body.map_err(|error| BackendError::with_source(Unavailable, "encoding a Lease", error))?;
         let failure = || Request { verb, name, namespace: &namespace }.failure();
-        let response = self.send(method, &path, body).await.map_err(|error| {
-            BackendError::with_source(error.kind(), failure(), error)
-        })?;
+        let response = self
+            .send(method, &path, body)
+            .await
+            .map_err(|error| BackendError::with_source(error.kind(), failure(), error))?;
         self.collect(response, Arc::clone(&namespace)).await
     }
 

@@ -59,10 +59,9 @@ struct Cause {
 
 impl Status {
     pub(crate) fn parse(body: &[u8]) -> Self {
-        serde_json::from_slice(body)
-            .ok()
-            .filter(|status: &Self| status.kind == "Status")
-            .unwrap_or_else(|| Self { message: String::from_utf8_lossy(body).into_owned(), ..Self::default() })
+        serde_json::from_slice(body).ok().filter(|status: &Self| status.kind == "Status").unwrap_or_else(
+            || Self { message: String::from_utf8_lossy(body).into_owned(), ..Self::default() },
+        )
     }
 
     /// Whether this says that the object does not exist, and not that there is no such API, or no such namespace.
@@ -83,9 +82,12 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
         message => format!("{}: {message}", code.as_u16()),
     };
     let (kind, text) = match code {
-        StatusCode::UNAUTHORIZED => {
-            (Unauthorized, format!("{failure}: {text}; check the token or the certificate of the service account or the kubeconfig"))
-        }
+        StatusCode::UNAUTHORIZED => (
+            Unauthorized,
+            format!(
+                "{failure}: {text}; check the token or the certificate of the service account or the kubeconfig"
+            ),
+        ),
         // The namespace is being deleted, and may come again.
         StatusCode::FORBIDDEN if status.has_cause("NamespaceTerminating") => {
             (Unavailable, format!("{failure}: {text}"))

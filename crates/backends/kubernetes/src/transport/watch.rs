@@ -28,7 +28,7 @@ const MAX_LINE: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) enum WatchEvent {
     /// The Lease was created or changed.
-    Present(Record),
+    Present(Box<Record>),
     /// The Lease was deleted; its uid, and the version in which that was done.
     Deleted(String, u64),
     /// Events may have been missed: read the Lease.
@@ -153,7 +153,7 @@ impl Watch {
                 self.from = version;
                 Some(match r#type.as_str() {
                     "DELETED" => WatchEvent::Deleted(record.uid().to_owned(), record.version()),
-                    _ => WatchEvent::Present(record),
+                    _ => WatchEvent::Present(Box::new(record)),
                 })
             }
             _ => {

@@ -127,8 +127,10 @@ impl Shared {
 
 impl ApiServer {
     pub(crate) fn start() -> Self {
-        let shared =
-            Arc::new(Shared { cluster: Mutex::new(Cluster { version: 1000, ..Cluster::default() }), changed: watch::Sender::new(0) });
+        let shared = Arc::new(Shared {
+            cluster: Mutex::new(Cluster { version: 1000, ..Cluster::default() }),
+            changed: watch::Sender::new(0),
+        });
         let (stop, mut stopped) = watch::channel(false);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -151,7 +153,13 @@ impl ApiServer {
                 }
             });
         });
-        Self { shared, port, stop, thread: Some(thread.unwrap()), kubeconfig: tempfile::NamedTempFile::new().unwrap() }
+        Self {
+            shared,
+            port,
+            stop,
+            thread: Some(thread.unwrap()),
+            kubeconfig: tempfile::NamedTempFile::new().unwrap(),
+        }
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -250,7 +258,9 @@ impl ApiServer {
                 changes.changed().await.unwrap();
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+        tokio::time::timeout(Duration::from_secs(30), waiting)
+            .await
+            .unwrap_or_else(|_| panic!("not in time: {what}"));
     }
 
     pub(crate) fn lease(&self, name: &str) -> Option<Value> {
@@ -275,7 +285,8 @@ impl ApiServer {
         self.shared.change(|cluster| {
             let found = cluster.leases.get(name).cloned();
             let is_new = found.is_none();
-            let mut lease = found.unwrap_or_else(|| cluster.fresh(json!({ "metadata": { "name": name }, "spec": {} })));
+            let mut lease =
+                found.unwrap_or_else(|| cluster.fresh(json!({ "metadata": { "name": name }, "spec": {} })));
             edit(&mut lease);
             cluster.store(name, lease, if is_new { "ADDED" } else { "MODIFIED" });
         });
@@ -359,7 +370,9 @@ impl Cluster {
                 (StatusCode::CREATED, Json(self.store(&name, lease, "ADDED"))).into_response()
             }
             "update" => {
-                let Some(found) = self.leases.get(name) else { return status(404, "NotFound", "not found", name) };
+                let Some(found) = self.leases.get(name) else {
+                    return status(404, "NotFound", "not found", name);
+                };
                 let (given, metadata) = (&body["metadata"], &found["metadata"]);
                 for field in ["uid", "resourceVersion"] {
                     if !given[field].is_null() && given[field] != metadata[field] {
@@ -391,10 +404,13 @@ fn invalid(lease: &Value) -> Option<Response> {
     let spec = &lease["spec"];
     let is_positive = |field: &str, least| spec[field].as_i64().is_none_or(|value| value >= least);
     let is_time = |field: &str| {
-        spec[field].as_str().is_none_or(|time| time.len() == "2020-01-01T00:00:00.000000Z".len() && time.ends_with('Z'))
+        spec[field]
+            .as_str()
+            .is_none_or(|time| time.len() == "2020-01-01T00:00:00.000000Z".len() && time.ends_with('Z'))
     };
     let annotations = lease["metadata"]["annotations"].as_object();
-    let size: usize = annotations.map_or(0, |all| all.iter().map(|(name, value)| name.len() + value.as_str().unwrap().len()).sum());
+    let size: usize = annotations
+        .map_or(0, |all| all.iter().map(|(name, value)| name.len() + value.as_str().unwrap().len()).sum());
     let name = lease["metadata"]["name"].as_str().unwrap();
     let is_legal = is_positive("leaseDurationSeconds", 1)
         && is_positive("leaseTransitions", 0)
@@ -402,7 +418,9 @@ fn invalid(lease: &Value) -> Option<Response> {
         && is_time("renewTime")
         && size <= 256 << 10
         && name.len() <= 253
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.'));
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.'));
     (!is_legal).then(|| status(422, "Invalid", "Lease is invalid", name))
 }
 
@@ -430,25 +448,37 @@ async fn read(shared: Context, path: Path<(String, String)>, headers: axum::http
     handle(&shared, request, &headers).await
 }
 
-async fn replace(shared: Context, path: Path<(String, String)>, headers: axum::http::HeaderMap, body: Bytes) -> Response {
+async fn replace(
+    shared: Context,
+    path: Path<(String, String)>,
+    headers: axum::http::HeaderMap,
+    body: Bytes,
+) -> Response {
     let request = Request { verb: "update", name: path.0.1, body: serde_json::from_slice(&body).unwrap() };
     handle(&shared, request, &headers).await
 }
 
 async fn create(shared: Context, headers: axum::http::HeaderMap, body: Bytes) -> Response {
-    let request = Request { verb: "create", name: String::new(), body: serde_json::from_slice(&body).unwrap() };
+    let request =
+        Request { verb: "create", name: String::new(), body: serde_json::from_slice(&body).unwrap() };
     handle(&shared, request, &headers).await
 }
 
 /// Counts the request, and checks its token and its verb. Returns the refusal.
-fn admit(shared: &Shared, verb: &'static str, name: &str, headers: &axum::http::HeaderMap) -> Option<Response> {
+fn admit(
+    shared: &Shared,
+    verb: &'static str,
+    name: &str,
+    headers: &axum::http::HeaderMap,
+) -> Option<Response> {
     shared.change(|cluster| {
         cluster.requests.push(verb.to_owned());
         let token = headers.get("authorization").and_then(|it| it.to_str().ok()?.strip_prefix("Bearer "));
         if cluster.tokens.as_ref().is_some_and(|known| token.is_none_or(|token| !known.contains(token))) {
             return Some(status(401, "Unauthorized", "Unauthorized", ""));
         }
-        let message = format!("User \"system:serviceaccount:{NAMESPACE}:app\" cannot {verb} resource \"leases\"");
+        let message =
+            format!("User \"system:serviceaccount:{NAMESPACE}:app\" cannot {verb} resource \"leases\"");
         cluster.forbidden.contains(verb).then(|| status(403, "Forbidden", &message, name))
     })
 }
@@ -517,7 +547,8 @@ async fn list_or_watch(
         let after = query.get("continue").cloned().unwrap_or_default();
         let mut rest = cluster.leases.iter().filter(|(name, _)| **name > after);
         let items: Vec<_> = rest.by_ref().take(limit).collect();
-        let next = rest.next().and_then(|_| items.last()).map(|(name, _)| (*name).clone()).unwrap_or_default();
+        let next =
+            rest.next().and_then(|_| items.last()).map(|(name, _)| (*name).clone()).unwrap_or_default();
         let items: Vec<_> = items.into_iter().map(|(_, lease)| lease.clone()).collect();
         let metadata = json!({ "resourceVersion": cluster.version.to_string(), "continue": next });
         return Json(json!({

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tenure_core::{
     BootInstant, CandidateId, Clock, ElectionName,
     spi::{
-        Backend, BackendError, BackendSession, Entered, EntryEvent, EntryRequest, EntryWatcher, QueuePosition,
-        SessionOptions, Won,
+        Backend, BackendError, BackendSession, Entered, EntryEvent, EntryRequest, EntryWatcher,
+        QueuePosition, SessionOptions, Won,
     },
 };
 use tenure_kubernetes::KubernetesBackend;
@@ -62,7 +62,10 @@ impl ManualClock {
     pub(crate) async fn until_waits_exceed(&self, count: usize) {
         let mut waits = self.waits.subscribe();
         let waiting = waits.wait_for(|waits| *waits > count);
-        tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("somebody waits in time").unwrap();
+        tokio::time::timeout(Duration::from_secs(30), waiting)
+            .await
+            .expect("somebody waits in time")
+            .unwrap();
     }
 
     /// Sets the time of day back.
@@ -164,9 +167,7 @@ impl Campaign {
     /// Waits for leadership in a task.
     pub(crate) fn wait(&self) -> tokio::task::JoinHandle<Result<Won, BackendError>> {
         let (session, request) = (Arc::clone(&self.session), self.request.clone());
-        tokio::spawn(async move {
-            session.wait_turn(&request, None, &QueuePosition::new(|_| {})).await
-        })
+        tokio::spawn(async move { session.wait_turn(&request, None, &QueuePosition::new(|_| {})).await })
     }
 
     pub(crate) async fn leave(&self) -> Result<(), BackendError> {

@@ -54,7 +54,8 @@ impl Harness for Kubernetes {
 
     async fn expire_session(&self, session: &str) {
         let leases = self.server.leases();
-        let lease = leases.iter().find(|lease| session_of(lease) == session).expect("the session holds a lease");
+        let lease =
+            leases.iter().find(|lease| session_of(lease) == session).expect("the session holds a lease");
         let name = lease["metadata"]["name"].as_str().unwrap();
         self.server.edit(name, |lease| lease["spec"]["holderIdentity"] = "".into());
     }

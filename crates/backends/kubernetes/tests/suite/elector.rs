@@ -13,7 +13,9 @@ fn elector(server: &ApiServer, id: &str) -> Arc<StoreElector> {
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(40), future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+    tokio::time::timeout(Duration::from_secs(40), future)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
 /// Hazard K2: the Lease is held until the work has stopped.

@@ -34,7 +34,9 @@ fn kill(leader: Campaign) {
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+    tokio::time::timeout(Duration::from_secs(30), future)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
 /// The fields of a Lease are those of client-go: on creation, on renewal, on release, and when it is taken.
@@ -273,14 +275,11 @@ async fn a_token_is_fixed_and_published() {
     let process = Process::new(&server);
     let (a, won) = process.leader("a").await;
     let token = won.token.get().to_string();
-    let _watcher = {
-        let mut watcher = a.watch(&won);
-        let mut publishing = Box::pin(next_event(&mut watcher));
-        tokio::select! {
-            event = &mut publishing => panic!("{event:?}"),
-            () = server.until("published", |server| annotation(server, "tenure/token").is_some()) => {}
-        }
-    };
+    let mut watcher = a.watch(&won);
+    tokio::select! {
+        event = next_event(&mut watcher) => panic!("{event:?}"),
+        () = server.until("published", |server| annotation(server, "tenure/token").is_some()) => {}
+    }
     for _ in 0..3 {
         assert_eq!(annotation(&server, "tenure/token"), Some(token.clone()));
         a.session.heartbeat().await.unwrap();
@@ -516,10 +515,19 @@ async fn a_watch_goes_on_after_a_compaction() {
         } else {
             server.compact();
         }
-        let reads = server.count("get");
+        let (reads, watches) = (server.count("get"), server.count("watch"));
         let waiting = b.wait();
-        server.until("it was read", |server| server.count("get") > reads && server.open_watches() == 1).await;
-        a.session.heartbeat().await.unwrap();
+        server
+            .until("it watches again", |server| {
+                server.count("watch") == watches + 2 && server.open_watches() == 1
+            })
+            .await;
+        for _ in 0..5 {
+            let waits = process.clock.waits();
+            a.session.heartbeat().await.unwrap();
+            process.clock.until_waits_exceed(waits).await;
+        }
+        assert_eq!((server.count("get") - reads, server.count("watch") - watches), (1, 2));
         waiting.abort();
         let _ = waiting.await;
         server.until("the watch is closed", |server| server.open_watches() == 0).await;
@@ -551,7 +559,11 @@ async fn a_watch_goes_on_after_a_bookmark() {
     server.until("it watches again", |server| server.is_watch_open(2)).await;
     a.leave().await.unwrap();
     within("the handover", waiting).await.unwrap().unwrap();
-    assert_eq!((server.count("get") - reads, server.count("watch") - watches), (1, 1), "the read of the takeover");
+    assert_eq!(
+        (server.count("get") - reads, server.count("watch") - watches),
+        (1, 1),
+        "the read of the takeover"
+    );
 }
 
 /// Observers see a leader, its value and its token, a vacancy, and a leader that has died: the last by their own clock.
@@ -565,7 +577,10 @@ async fn an_observer_sees_leaders_with_their_tokens() {
     let (a, won) = process.leader("a").await;
     a.session.heartbeat().await.unwrap();
     let leader = next().await.unwrap();
-    assert_eq!((leader.id.as_str(), leader.value_lossy().as_ref(), leader.token), ("a", "10.0.0.1:80", Some(won.token)));
+    assert_eq!(
+        (leader.id.as_str(), leader.value_lossy().as_ref(), leader.token),
+        ("a", "10.0.0.1:80", Some(won.token))
+    );
     kill(a);
     assert_eq!(next().await, None);
     assert!(server.holder("e").starts_with("a_"));
@@ -621,7 +636,9 @@ async fn a_missing_verb_is_named() {
         assert_eq!(refused.kind(), BackendErrorKind::Forbidden, "{refused}");
         let text = refused.to_string();
         assert!(text.contains(&format!("cannot {verb} lease \"e\" in namespace \"elections\"")), "{text}");
-        let advice = format!("grant the verb \"{verb}\" on the resource \"leases\" of the API group \"coordination.k8s.io\"");
+        let advice = format!(
+            "grant the verb \"{verb}\" on the resource \"leases\" of the API group \"coordination.k8s.io\""
+        );
         assert!(text.contains(&advice), "{text}");
         server.allow(verb);
         a.leave().await.unwrap();
