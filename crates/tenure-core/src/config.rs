@@ -413,6 +413,13 @@ mod tests {
     }
 
     #[test]
+    fn an_id_of_the_environment_replaces_no_id_that_was_chosen() {
+        let (chosen, given) = (CandidateId::new("chosen").unwrap(), CandidateId::new("given").unwrap());
+        assert_eq!(config().with_default_id(given.clone()).id(), &given);
+        assert_eq!(config().with_id(chosen.clone()).with_default_id(given).id(), &chosen);
+    }
+
+    #[test]
     fn a_value_cannot_be_a_resign_request() {
         let refused = check_value(&[b"10.0.0.1", candidate::RESIGN_MARKER].concat()).unwrap_err().to_string();
         assert!(refused.contains("marker of a resign request"), "{refused}");

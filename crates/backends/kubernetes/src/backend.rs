@@ -137,13 +137,10 @@ impl Backend for KubernetesBackend {
 }
 
 /// The duration of a Lease has whole seconds: the TTL, rounded up.
-fn whole_seconds(ttl: Duration) -> Result<u32, BackendError> {
+fn whole_seconds(ttl: Duration) -> Result<i32, BackendError> {
     let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-    match u32::try_from(seconds) {
-        Ok(seconds) if seconds > 0 && i32::try_from(seconds).is_ok() => Ok(seconds),
-        _ => Err(BackendError::new(
-            BackendErrorKind::Invalid,
-            format!("the TTL {ttl:?} is not that of a lease: it must be from 1 s to 2³¹ - 1 s"),
-        )),
-    }
+    i32::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
+        let text = format!("the TTL {ttl:?} is not that of a lease: it must be from 1 s to 2³¹ - 1 s");
+        BackendError::new(BackendErrorKind::Invalid, text)
+    })
 }

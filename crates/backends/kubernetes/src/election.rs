@@ -310,7 +310,7 @@ impl Observer {
 pub(crate) struct Candidacy {
     lease: ElectionLease,
     session: String,
-    seconds: u32,
+    seconds: i32,
     state: Mutex<State>,
 }
 
@@ -339,6 +339,8 @@ struct Unsettled {
     /// The highest version that one of them replaces.
     replaces: Option<u64>,
     creates: bool,
+    /// Whether one of them may have been executed already, so that the Lease may be ours.
+    executed: bool,
 }
 
 /// What [`Candidacy::try_acquire`] has come to.
@@ -349,7 +351,7 @@ pub(crate) enum Attempt {
 }
 
 impl Candidacy {
-    pub(crate) fn new(lease: ElectionLease, session: String, seconds: u32) -> Self {
+    pub(crate) fn new(lease: ElectionLease, session: String, seconds: i32) -> Self {
         Self { lease, session, seconds, state: Mutex::default() }
     }
 
@@ -362,7 +364,7 @@ impl Candidacy {
     }
 
     pub(crate) fn duration(&self) -> Duration {
-        Duration::from_secs(self.seconds.into())
+        Duration::from_secs(self.seconds.unsigned_abs().into())
     }
 
     pub(crate) fn held(&self) -> Option<Held> {
@@ -390,7 +392,7 @@ impl Candidacy {
                     return Ok(Attempt::HeldBy(found.clone()));
                 }
                 Some(record) => record.taken(&claim, wall),
-                None => Record::create(&self.lease.election, &claim, wall),
+                None => Record::create(&self.lease.election, Some(&claim), wall),
             };
             let sent = Stamp::now(self.lease.clock());
             if let Some(record) = self.write(found.as_ref(), &lease).await? {
@@ -520,7 +522,7 @@ impl Candidacy {
             return Ok(());
         }
         for _ in 0..MAX_CONFLICTS {
-            let Unsettled { replaces, creates } = lock(&self.state).unsettled;
+            let Unsettled { replaces, creates, .. } = lock(&self.state).unsettled;
             let found = match known.take() {
                 Some(record) => Some(record),
                 None => self.lease.read().await?,
@@ -533,7 +535,7 @@ impl Candidacy {
                     record.bumped()
                 }
                 // The late write would create the Lease.
-                None if creates => Record::create_released(&self.lease.election, wall),
+                None if creates => Record::create(&self.lease.election, None, wall),
                 found => {
                     self.settle(identities, found.as_ref());
                     return Ok(());
@@ -550,7 +552,7 @@ impl Candidacy {
     /// None of `identities` holds the Lease of this version, and no earlier version comes back.
     fn settle(&self, identities: &[String], found: Option<&Record>) {
         let mut state = lock(&self.state);
-        state.unsettled.creates = false;
+        (state.unsettled.creates, state.unsettled.executed) = (false, false);
         let may_succeed = |version: &u64| found.is_some_and(|record| *version >= record.version());
         state.unsettled.replaces = state.unsettled.replaces.filter(may_succeed);
         state.held.take_if(|held| identities.contains(&held.claim.identity));
@@ -561,6 +563,7 @@ impl Candidacy {
         let before = {
             let unsettled = &mut lock(&self.state).unsettled;
             let before = *unsettled;
+            unsettled.executed = true;
             match base {
                 Some(base) => unsettled.replaces = unsettled.replaces.max(Some(base.version())),
                 None => unsettled.creates = true,
@@ -572,9 +575,10 @@ impl Candidacy {
         match (&written, base) {
             // Whatever replaces this version, or an earlier one, conflicts from now on.
             (Ok(_), Some(base)) => {
-                unsettled.replaces = unsettled.replaces.filter(|version| *version > base.version())
+                unsettled.replaces = unsettled.replaces.filter(|version| *version > base.version());
+                unsettled.executed = before.executed;
             }
-            (Ok(_), None) => unsettled.creates = false,
+            (Ok(_), None) => (unsettled.creates, unsettled.executed) = (false, before.executed),
             // It was not executed.
             (Err(error), _) if error.is_permanent() => *unsettled = before,
             _ => {}

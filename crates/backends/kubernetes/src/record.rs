@@ -1,6 +1,6 @@
 //! A Lease: its fields, as client-go writes them, and the annotations that tenure adds.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use k8s_openapi::{
@@ -31,13 +31,23 @@ pub(crate) struct Claim {
     pub(crate) identity: String,
     pub(crate) session: String,
     pub(crate) payload: Vec<u8>,
-    pub(crate) seconds: u32,
+    /// The duration.
+    pub(crate) seconds: i32,
 }
 
+type Annotations = BTreeMap<String, String>;
+
 impl Claim {
-    pub(crate) fn new(request: &EntryRequest, session: &str, seconds: u32) -> Self {
+    pub(crate) fn new(request: &EntryRequest, session: &str, seconds: i32) -> Self {
         let identity = identity(&request.candidate, request.nonce);
         Self { identity, session: session.to_owned(), payload: request.payload(), seconds }
+    }
+
+    /// Writes the annotations of the holder. Those of the holder before it may have stayed.
+    fn annotate(&self, annotations: &mut Annotations) {
+        annotations.insert(PAYLOAD.to_owned(), BASE64.encode(&self.payload));
+        annotations.insert(SESSION.to_owned(), self.session.clone());
+        annotations.remove(TOKEN);
     }
 }
 
@@ -76,10 +86,6 @@ impl Record {
     /// The `resourceVersion`. By contract a number that rises with every write since Kubernetes 1.35; etcd's revision before.
     pub(crate) fn version(&self) -> u64 {
         self.version
-    }
-
-    pub(crate) fn spec(&self) -> LeaseSpec {
-        self.lease.spec.clone().unwrap_or_default()
     }
 
     pub(crate) fn has_same_spec(&self, other: &Self) -> bool {
@@ -141,108 +147,110 @@ impl Record {
             && [PAYLOAD, TOKEN].iter().all(|name| self.annotation(name) == other.annotation(name))
     }
 
-    /// A new Lease of `claim`.
-    pub(crate) fn create(election: &ElectionName, claim: &Claim, wall: Duration) -> Lease {
-        let now = micro_time(wall, None);
-        let spec = LeaseSpec { lease_transitions: Some(0), ..held_since(claim, &now, &now) };
-        let mut lease = absent(election, spec);
-        annotate(&mut lease, claim);
-        lease
-    }
-
-    /// A new Lease that nobody holds.
-    pub(crate) fn create_released(election: &ElectionName, wall: Duration) -> Lease {
-        let now = micro_time(wall, None);
-        let spec = released_at(&now, Some(0));
-        let mut lease = absent(election, spec);
-        set(&mut lease, WITHDRAWN, Some(random()));
-        lease
+    /// A new Lease of `claim`, or of nobody, for a withdrawal.
+    pub(crate) fn create(election: &ElectionName, claim: Option<&Claim>, wall: Duration) -> Lease {
+        let name = lease_name(election);
+        let mut annotations = Annotations::new();
+        if name != election.as_str() {
+            annotations.insert(ELECTION.to_owned(), election.to_string());
+        }
+        let mut spec = LeaseSpec { lease_transitions: Some(0), ..LeaseSpec::default() };
+        match claim {
+            Some(claim) => acquire(&mut spec, &mut annotations, claim, wall),
+            None => release(&mut spec, &mut annotations, wall),
+        }
+        let metadata =
+            ObjectMeta { name: Some(name), annotations: Some(annotations), ..ObjectMeta::default() };
+        Lease { metadata, spec: Some(spec) }
     }
 
     /// This Lease, taken by `claim`: the number of transitions rises, as with client-go.
     pub(crate) fn taken(&self, claim: &Claim, wall: Duration) -> Lease {
-        let found = self.spec();
-        let now = micro_time(wall, found.renew_time.as_ref());
-        let transitions = found.lease_transitions.unwrap_or(0).saturating_add(1);
-        let spec = LeaseSpec {
-            lease_transitions: Some(transitions),
-            strategy: found.strategy,
-            preferred_holder: found.preferred_holder,
-            ..held_since(claim, &now, &now)
-        };
-        let mut lease = self.with_spec(spec);
-        annotate(&mut lease, claim);
-        lease
+        self.changed(|spec, annotations| {
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(1));
+            acquire(spec, annotations, claim, wall);
+        })
     }
 
-    /// This Lease, renewed by its holder. Only what a renewal changes changes, so that a resign request stays.
+    /// This Lease, renewed by its holder, with its token. A resign request stays.
     pub(crate) fn renewed(&self, claim: &Claim, token: Option<u64>, wall: Duration) -> Lease {
-        let found = self.spec();
-        let now = micro_time(wall, found.renew_time.as_ref());
-        let acquired = found.acquire_time.clone().unwrap_or_else(|| now.clone());
-        let spec = LeaseSpec {
-            lease_transitions: Some(found.lease_transitions.unwrap_or(0)),
-            strategy: found.strategy,
-            preferred_holder: found.preferred_holder,
-            ..held_since(claim, &acquired, &now)
-        };
-        let mut lease = self.with_spec(spec);
-        if self.payload().is_none() {
-            annotate(&mut lease, claim);
-        }
-        set(&mut lease, TOKEN, token.map(|token| token.to_string()));
-        lease
+        let is_intact = self.payload().is_some();
+        self.changed(|spec, annotations| {
+            if !is_intact {
+                claim.annotate(annotations);
+            }
+            if let Some(token) = token {
+                annotations.insert(TOKEN.to_owned(), token.to_string());
+            }
+            spec.lease_duration_seconds = Some(claim.seconds);
+            spec.renew_time = Some(later_time(spec, wall));
+        })
+    }
+
+    /// This Lease, released: client-go, too, empties the holder and leaves a duration of one second.
+    pub(crate) fn released(&self, wall: Duration) -> Lease {
+        self.changed(|spec, annotations| release(spec, annotations, wall))
     }
 
     /// This Lease with the token of its holder. The spec stays.
     pub(crate) fn with_token(&self, token: u64) -> Lease {
-        let mut lease = self.lease.clone();
-        set(&mut lease, TOKEN, Some(token.to_string()));
-        lease
+        self.annotated(TOKEN, token.to_string())
     }
 
     /// This Lease with another value of its holder. The spec stays.
     pub(crate) fn with_value(&self, request: &EntryRequest) -> Lease {
         let found = self.payload().unwrap_or_default();
-        let mut lease = self.lease.clone();
-        set(&mut lease, PAYLOAD, Some(BASE64.encode(replacement_payload(&found, request))));
-        lease
+        self.annotated(PAYLOAD, BASE64.encode(replacement_payload(&found, request)))
     }
 
     /// This Lease with a resign request for its holder. `None` if that is not of tenure.
     pub(crate) fn with_resign_request(&self) -> Option<Lease> {
         let marked = mark_resign_requested(&self.payload()?)?;
-        let mut lease = self.lease.clone();
-        set(&mut lease, PAYLOAD, Some(BASE64.encode(marked)));
-        Some(lease)
-    }
-
-    /// This Lease, released: client-go, too, empties the holder and leaves a duration of one second.
-    pub(crate) fn released(&self, wall: Duration) -> Lease {
-        let found = self.spec();
-        let now = micro_time(wall, found.renew_time.as_ref());
-        let spec = LeaseSpec {
-            strategy: found.strategy,
-            preferred_holder: found.preferred_holder,
-            ..released_at(&now, found.lease_transitions)
-        };
-        let mut lease = self.with_spec(spec);
-        for name in [PAYLOAD, SESSION, TOKEN] {
-            set(&mut lease, name, None);
-        }
-        lease
+        Some(self.annotated(PAYLOAD, BASE64.encode(marked)))
     }
 
     /// This Lease with another version only: a write that changes nothing leaves the version, and a late write would not conflict.
     pub(crate) fn bumped(&self) -> Lease {
-        let mut lease = self.lease.clone();
-        set(&mut lease, WITHDRAWN, Some(random()));
-        lease
+        self.annotated(WITHDRAWN, format!("{:016x}", fastrand::u64(..)))
     }
 
-    fn with_spec(&self, spec: LeaseSpec) -> Lease {
-        Lease { spec: Some(spec), ..self.lease.clone() }
+    fn annotated(&self, name: &str, value: String) -> Lease {
+        self.changed(|_, annotations| {
+            annotations.insert(name.to_owned(), value);
+        })
     }
+
+    fn changed(&self, change: impl FnOnce(&mut LeaseSpec, &mut Annotations)) -> Lease {
+        let mut lease = self.lease.clone();
+        change(lease.spec.get_or_insert_default(), lease.metadata.annotations.get_or_insert_default());
+        lease
+    }
+}
+
+fn acquire(spec: &mut LeaseSpec, annotations: &mut Annotations, claim: &Claim, wall: Duration) {
+    let now = later_time(spec, wall);
+    spec.holder_identity = Some(claim.identity.clone());
+    spec.lease_duration_seconds = Some(claim.seconds);
+    (spec.acquire_time, spec.renew_time) = (Some(now.clone()), Some(now));
+    claim.annotate(annotations);
+}
+
+fn release(spec: &mut LeaseSpec, annotations: &mut Annotations, wall: Duration) {
+    let now = later_time(spec, wall);
+    spec.holder_identity = Some(String::new());
+    spec.lease_duration_seconds = Some(1);
+    (spec.acquire_time, spec.renew_time) = (Some(now.clone()), Some(now));
+    for name in [PAYLOAD, SESSION, TOKEN] {
+        annotations.remove(name);
+    }
+}
+
+/// The time of day, for others, and later than the renewal before: two renewals never look equal, whatever the clock does.
+fn later_time(spec: &LeaseSpec, wall: Duration) -> MicroTime {
+    let now = i64::try_from(wall.as_micros()).unwrap_or(i64::MAX);
+    let before = spec.renew_time.as_ref().map(|before| before.0.as_microsecond().saturating_add(1));
+    let micros = before.map_or(now, |least| now.max(least));
+    MicroTime(Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX))
 }
 
 /// The name of an election's Lease. An election whose name is that of an object has it, so that others find it. The others have a name
@@ -270,63 +278,4 @@ fn is_object_name(name: &str) -> bool {
             && bytes.iter().all(|byte| is_alphanumeric(byte) || *byte == b'-')
     };
     name.len() <= 253 && name.split('.').all(is_label)
-}
-
-fn absent(election: &ElectionName, spec: LeaseSpec) -> Lease {
-    let name = lease_name(election);
-    let is_computed = name != election.as_str();
-    let metadata = ObjectMeta { name: Some(name), ..ObjectMeta::default() };
-    let mut lease = Lease { metadata, spec: Some(spec) };
-    set(&mut lease, ELECTION, is_computed.then(|| election.to_string()));
-    lease
-}
-
-fn held_since(claim: &Claim, acquired: &MicroTime, now: &MicroTime) -> LeaseSpec {
-    LeaseSpec {
-        holder_identity: Some(claim.identity.clone()),
-        lease_duration_seconds: Some(claim.seconds.try_into().unwrap_or(i32::MAX)),
-        acquire_time: Some(acquired.clone()),
-        renew_time: Some(now.clone()),
-        ..LeaseSpec::default()
-    }
-}
-
-fn released_at(now: &MicroTime, transitions: Option<i32>) -> LeaseSpec {
-    LeaseSpec {
-        holder_identity: Some(String::new()),
-        lease_duration_seconds: Some(1),
-        acquire_time: Some(now.clone()),
-        renew_time: Some(now.clone()),
-        lease_transitions: transitions,
-        ..LeaseSpec::default()
-    }
-}
-
-/// The time of day, for others, and later than the renewal before: two renewals never look equal, whatever the clock does.
-fn micro_time(wall: Duration, before: Option<&MicroTime>) -> MicroTime {
-    let now = i64::try_from(wall.as_micros()).unwrap_or(i64::MAX);
-    let micros = before.map_or(now, |before| now.max(before.0.as_microsecond().saturating_add(1)));
-    MicroTime(Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX))
-}
-
-fn annotate(lease: &mut Lease, claim: &Claim) {
-    set(lease, PAYLOAD, Some(BASE64.encode(&claim.payload)));
-    set(lease, SESSION, Some(claim.session.clone()));
-    set(lease, TOKEN, None);
-}
-
-fn set(lease: &mut Lease, name: &str, value: Option<String>) {
-    let annotations = &mut lease.metadata.annotations;
-    match value {
-        Some(value) => {
-            annotations.get_or_insert_default().insert(name.to_owned(), value);
-        }
-        None => {
-            annotations.as_mut().and_then(|annotations| annotations.remove(name));
-        }
-    }
-}
-
-fn random() -> String {
-    format!("{:016x}", fastrand::u64(..))
 }

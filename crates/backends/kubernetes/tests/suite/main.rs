@@ -4,5 +4,6 @@ mod api_server;
 mod candidate;
 mod conformance;
 mod elector;
+mod faults;
 mod log;
 mod rules;

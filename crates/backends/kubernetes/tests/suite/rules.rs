@@ -424,6 +424,33 @@ async fn a_withdrawn_creation_has_no_late_effect() {
     Process::new(&server).leader("b").await;
 }
 
+/// Hazard G10: the write that has acquired the Lease was not answered, a later one conflicted, and the campaign was dropped then.
+#[tokio::test]
+async fn a_lease_that_was_acquired_unnoticed_is_released() {
+    let server = ApiServer::start();
+    server.inject("create", Fault::LoseAnswer);
+    let a = Process::new(&server).campaign("a").await;
+    assert_eq!(a.enter().await.unwrap_err().kind(), BackendErrorKind::Unavailable);
+    assert_eq!(server.holder("e"), a.identity());
+    let gates = [Gate::closed(), Gate::closed()];
+    gates.iter().for_each(|gate| server.inject("get", Fault::DelayAnswer(gate.clone())));
+    let (executed, writes) = (server.executed(), server.count("update"));
+    let entering = {
+        let (session, request) = (std::sync::Arc::clone(&a.session), a.request.clone());
+        tokio::spawn(async move { session.enter(&request).await })
+    };
+    server.until("it has read", |server| server.executed() > executed).await;
+    server.edit("e", |lease| lease["metadata"]["labels"]["touched"] = "1".into());
+    gates[0].open();
+    server
+        .until("it reads again", |server| server.faults_left() == 0 && server.count("update") > writes)
+        .await;
+    entering.abort();
+    let _ = entering.await;
+    a.leave().await.unwrap();
+    assert_eq!(server.holder("e"), "");
+}
+
 /// A renewal that the server executes after a takeover changes nothing.
 #[tokio::test]
 async fn a_late_renewal_changes_nothing() {
