@@ -222,6 +222,8 @@ async fn a_stale_watch_cache_elects_nobody() {
     }
     assert_eq!(server.holder("e"), a.identity());
     a.session.heartbeat().await.unwrap();
+    // Another watch may be served by another cache.
+    server.until("it watches again", |server| server.count("watch") > 1).await;
     // A release that the watch does not show is found by a read.
     a.leave().await.unwrap();
     process.clock.advance(TTL);
