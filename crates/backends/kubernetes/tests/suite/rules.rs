@@ -430,7 +430,8 @@ async fn a_withdrawn_creation_has_no_late_effect() {
 #[tokio::test]
 async fn a_lease_that_was_acquired_unnoticed_is_released() {
     let server = ApiServer::start();
-    server.inject("create", Fault::LoseAnswer);
+    server.edit("e", |lease| lease["spec"] = json!({ "holderIdentity": "" }));
+    server.inject("update", Fault::LoseAnswer);
     let a = Process::new(&server).campaign("a").await;
     assert_eq!(a.enter().await.unwrap_err().kind(), BackendErrorKind::Unavailable);
     assert_eq!(server.holder("e"), a.identity());
