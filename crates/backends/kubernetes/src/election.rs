@@ -59,7 +59,7 @@ pub(crate) struct ElectionLease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wake {
     /// Something of interest was seen.
-    Seen,
+    Interest,
     /// The watch was silent for longer than a living leader is, or events were missed: read the Lease.
     Silent,
 }
@@ -162,7 +162,7 @@ impl ElectionLease {
         let (mut last_event, mut last_version) = (self.clock().now(), self.version_seen());
         loop {
             if self.seen(|observed, now| is_of_interest(observed, now)) {
-                return Wake::Seen;
+                return Wake::Interest;
             }
             let (free_at, duration) = self.seen(|observed, _| {
                 let holds = observed.latest().filter(|record| record.holder().is_some());
@@ -204,7 +204,7 @@ impl ElectionLease {
                 Ok(WatchEvent::Deleted(uid, version)) => {
                     self.seen(|observed, now| observed.deleted(&uid, version, now));
                 }
-                Ok(WatchEvent::Lost) => return Wake::Seen,
+                Ok(WatchEvent::Lost) => return Wake::Interest,
                 Err(error) => {
                     if lock(&self.warned).insert(format!("watch {}", self.name)) {
                         warn!(election = %self.election, %error, "the lease is polled instead of watched; a handover takes longer");

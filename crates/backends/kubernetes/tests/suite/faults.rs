@@ -17,9 +17,9 @@ const FAULTS: usize = 25;
 
 /// All terms that have begun.
 #[derive(Clone, Debug, Default)]
-struct Terms(Arc<Mutex<Vec<LeadershipHandle>>>);
+struct AllTerms(Arc<Mutex<Vec<LeadershipHandle>>>);
 
-impl Terms {
+impl AllTerms {
     fn add(&self, term: LeadershipHandle) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(term);
     }
@@ -47,7 +47,7 @@ async fn at_most_one_leads_whatever_fails() {
     println!("seed {seed}");
     let mut random = Rng::with_seed(seed);
     let server = ApiServer::start();
-    let terms = Terms::default();
+    let terms = AllTerms::default();
     let (mut electors, mut campaigns, mut proxies, mut files) = (vec![], vec![], vec![], vec![]);
     for n in 0..CANDIDATES {
         let (proxy, file) = (Proxy::start(server.endpoint()).await.unwrap(), NamedTempFile::new().unwrap());

@@ -14,7 +14,7 @@ use crate::{
     candidate::{Campaign, LIFETIME, Process, TTL, next_event},
 };
 
-const MOMENT: Duration = Duration::from_millis(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 fn election() -> ElectionName {
     ElectionName::new("e").unwrap()
@@ -113,11 +113,11 @@ async fn a_patched_label_does_not_extend_a_dead_leaders_lease() {
     let b = process.campaign("b").await;
     assert_eq!(b.held_by().await, "a");
     for n in 0..10 {
-        process.clock.advance(LIFETIME / 10 - MOMENT);
+        process.clock.advance(LIFETIME / 10 - MILLISECOND);
         server.edit("e", |lease| lease["metadata"]["labels"]["touched"] = n.to_string().into());
         assert_eq!(b.held_by().await, "a");
     }
-    process.clock.advance(MOMENT * 10);
+    process.clock.advance(MILLISECOND * 10);
     b.win().await;
 }
 
@@ -153,14 +153,14 @@ async fn a_takeover_waits_for_the_duration_and_the_drift_bound() {
     // Seen now for the first time, however old it is by the time of day.
     process.clock.advance(LIFETIME * 10);
     assert_eq!(b.held_by().await, "a");
-    process.clock.advance(LIFETIME - MOMENT);
+    process.clock.advance(LIFETIME - MILLISECOND);
     assert_eq!(b.held_by().await, "a");
     // A renewal begins it again.
     a.session.heartbeat().await.unwrap();
     assert_eq!(b.held_by().await, "a");
-    process.clock.advance(LIFETIME - MOMENT);
+    process.clock.advance(LIFETIME - MILLISECOND);
     assert_eq!(b.held_by().await, "a");
-    process.clock.advance(MOMENT);
+    process.clock.advance(MILLISECOND);
     let second = b.win().await;
     assert!(second.token > first.token);
     assert_eq!(spec(&server)["leaseTransitions"], 1);
@@ -357,15 +357,15 @@ async fn a_vanished_lease_is_created_only_after_the_holders_time() {
     let process = Process::new(&server);
     let b = process.campaign("b").await;
     assert_eq!(b.held_by().await, "a");
-    process.clock.advance(LIFETIME - MOMENT);
+    process.clock.advance(LIFETIME - MILLISECOND);
     // It may have renewed just before, unseen.
     a.session.heartbeat().await.unwrap();
     server.delete("e");
     b.held_by().await;
     assert_eq!(server.lease("e"), None);
-    process.clock.advance(LIFETIME - MOMENT);
+    process.clock.advance(LIFETIME - MILLISECOND);
     b.held_by().await;
-    process.clock.advance(MOMENT);
+    process.clock.advance(MILLISECOND);
     b.win().await;
 }
 
@@ -380,9 +380,9 @@ async fn a_lease_that_was_created_again_is_taken_only_after_the_first_holders_ti
     server.delete("e");
     server.edit("e", |lease| lease["spec"] = json!({ "holderIdentity": "" }));
     b.held_by().await;
-    process.clock.advance(LIFETIME - MOMENT);
+    process.clock.advance(LIFETIME - MILLISECOND);
     b.held_by().await;
-    process.clock.advance(MOMENT);
+    process.clock.advance(MILLISECOND);
     b.win().await;
 }
 
@@ -686,6 +686,7 @@ async fn a_missing_verb_is_named() {
 async fn without_the_verb_watch_leases_are_polled() {
     let server = ApiServer::start();
     server.forbid("watch");
+    let log = crate::log::Log::start();
     let (a, _) = Process::new(&server).leader("a").await;
     let process = Process::new(&server);
     let b = process.campaign("b").await;
@@ -702,6 +703,12 @@ async fn without_the_verb_watch_leases_are_polled() {
     .await;
     waiting.await.unwrap().unwrap();
     assert_eq!(server.count("watch"), 1);
+    assert_eq!(log.lines_with("the lease is polled instead of watched"), 1, "{log:?}");
+    assert_eq!(
+        log.lines_with("grant the verb \\\"watch\\\" on the resource")
+            + log.lines_with("grant the verb \"watch\" on the resource"),
+        1
+    );
     let found = process.backend.diagnose().await;
     let watch = found.iter().find(|it| it.subject == "verb watch").unwrap();
     assert_eq!(watch.level, tenure_core::Level::Warning);
