@@ -415,8 +415,8 @@ mod tests {
     #[test]
     fn an_id_of_the_environment_replaces_no_id_that_was_chosen() {
         let (chosen, given) = (CandidateId::new("chosen").unwrap(), CandidateId::new("given").unwrap());
-        assert_eq!(config().with_default_id(given.clone()).id(), &given);
-        assert_eq!(config().with_id(chosen.clone()).with_default_id(given).id(), &chosen);
+        assert_eq!(Config::new().with_default_id(given.clone()).id(), &given);
+        assert_eq!(Config::new().with_id(chosen.clone()).with_default_id(given).id(), &chosen);
     }
 
     #[test]

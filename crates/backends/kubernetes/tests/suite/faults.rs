@@ -69,7 +69,9 @@ async fn at_most_one_leads_whatever_fails() {
                 }
             }
         }));
-        (electors.push(elector), proxies.push(proxy), files.push(file));
+        electors.push(elector);
+        proxies.push(proxy);
+        files.push(file);
     }
     for n in 0..FAULTS {
         until("somebody leads", async || terms.leads()).await;
@@ -112,7 +114,7 @@ async fn at_most_one_leads_whatever_fails() {
     let terms = terms.0.lock().unwrap_or_else(PoisonError::into_inner);
     let tokens: Vec<_> = terms.iter().map(LeadershipHandle::fencing_token).collect();
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
-    assert!(terms.len() > FAULTS / 2, "{tokens:?}");
+    assert!(terms.len() > 2, "{tokens:?}");
     assert_eq!(server.holder("e"), "", "nothing is left");
 }
 
