@@ -13,7 +13,7 @@ use tenure_testkit::{harness::FaultInjector as _, proxy::Proxy, suite::until};
 use crate::api_server::{ApiServer, backend_by, write_kubeconfig};
 
 const CANDIDATES: usize = 3;
-const FAULTS: usize = 25;
+const FAULTS: usize = 12;
 
 /// All terms that have begun.
 #[derive(Clone, Debug, Default)]
