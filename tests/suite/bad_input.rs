@@ -22,7 +22,7 @@ async fn a_url_that_cannot_work() {
         ("etcd", "it has no scheme"),
         (
             "consul://h",
-            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql: or kubernetes:",
+            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres: or postgresql:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),

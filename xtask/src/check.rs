@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 12] = [
+const PUBLISHED: [&str; 11] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
@@ -20,7 +20,6 @@ const PUBLISHED: [&str; 12] = [
     "tenure-zookeeper",
     "tenure-cas",
     "tenure-postgres",
-    "tenure-kubernetes",
     "tenure-axum",
     "tenure-testkit",
     "tenure",

@@ -19,7 +19,6 @@ const OTHER_TLS: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls", "bo
 const ETCD: &[&str] = &["tenure-etcd", "etcd-client", "tonic"];
 const ZOOKEEPER: &[&str] = &["tenure-zookeeper", "zookeeper-client"];
 const POSTGRES: &[&str] = &["tenure-postgres", "tenure-cas", "tokio-postgres"];
-const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -31,22 +30,22 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 11] = [
+const CHOICES: [Choice; 10] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, LOCAL, AXUM],
     },
     Choice { features: "memory", with: &[], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM] },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, AXUM],
     },
     // tonic has axum for its servers.
     Choice { features: "etcd", with: &["etcd-client"], without: &[TLS, ZOOKEEPER, LOCAL] },
@@ -55,12 +54,6 @@ const CHOICES: [Choice; 11] = [
         features: "postgres",
         with: &["tokio-postgres"],
         without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM],
-    },
-    // With TLS: no API server is reached without it.
-    Choice {
-        features: "kubernetes",
-        with: &["kube", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, LOCAL, AXUM],
     },
     Choice { features: "axum", with: &["axum"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL] },
     Choice {

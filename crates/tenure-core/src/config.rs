@@ -21,8 +21,6 @@ pub struct Config {
     pub(crate) drift: f64,
     pub(crate) grace_period: Option<Duration>,
     pub(crate) id: CandidateId,
-    /// Whether nobody has chosen the id.
-    is_id_unset: bool,
     pub(crate) value: Vec<u8>,
     pub(crate) request_timeout: Duration,
     pub(crate) on_disconnect: OnDisconnect,
@@ -144,7 +142,6 @@ impl Config {
             drift: 0.1,
             grace_period: None,
             id: CandidateId::unique(),
-            is_id_unset: true,
             value: Vec::new(),
             request_timeout: Duration::from_secs(5),
             on_disconnect: OnDisconnect::default(),
@@ -184,14 +181,7 @@ impl Config {
     /// Sets the id of the elector's candidates. [`CandidateId::unique`] by default.
     pub fn with_id(mut self, id: CandidateId) -> Self {
         self.id = id;
-        self.is_id_unset = false;
         self
-    }
-
-    /// Sets the id of the elector's candidates, unless [`with_id`](Self::with_id) has set one: for an id that the environment gives,
-    /// such as that of a pod.
-    pub fn with_default_id(self, id: CandidateId) -> Self {
-        if self.is_id_unset { self.with_id(id) } else { self }
     }
 
     /// Sets the value that others can read, for example an address. At most 64 KiB, empty by default.
@@ -410,13 +400,6 @@ mod tests {
         }
         let backoff = Backoff { min: Duration::from_secs(2), max: Duration::from_secs(1) };
         assert!(message(config().with_retry(backoff)).contains("retry backoff"));
-    }
-
-    #[test]
-    fn an_id_of_the_environment_replaces_no_id_that_was_chosen() {
-        let (chosen, given) = (CandidateId::new("chosen").unwrap(), CandidateId::new("given").unwrap());
-        assert_eq!(Config::new().with_default_id(given.clone()).id(), &given);
-        assert_eq!(Config::new().with_id(chosen.clone()).with_default_id(given).id(), &chosen);
     }
 
     #[test]

@@ -100,25 +100,12 @@ use crate::registry::Registry;
 /// | `attempt_timeout` | how long the answer to a statement may take, before another connection is made | 2 s |
 /// | `poll_interval` | how often a record is read while the server delivers no notifications | 1 s |
 ///
-/// # Kubernetes
-///
-/// `kubernetes:///namespace`, without a host: the API server is that of the pod, by its service account, or elsewhere that of the
-/// kubeconfig. The namespace is that of the service account or of the context unless the URL names one. The `ttl` is rounded up to whole
-/// seconds. Without an `id`, a candidate has that of its pod, if the variables `POD_NAME` and `POD_UID` are set.
-///
-/// | setting | meaning | default |
-/// |---|---|---|
-/// | `kubeconfig` | a kubeconfig file | in a pod its service account; elsewhere `KUBECONFIG`, or `~/.kube/config` |
-/// | `context` | a context of the kubeconfig | its current context |
-/// | `attempt_timeout` | how long the answer to a request may take, before it is sent again | 2 s |
-///
 /// # TLS
 ///
 /// Stores use TLS if a certificate authority is given (feature `tls`). The servers' names are verified. The
 /// files are read again for new connections, so that certificates can be rotated while a leader leads.
 ///
-/// PostgreSQL has libpq's names for these settings. Kubernetes has none of them: the service account and the kubeconfig contain what
-/// is needed.
+/// PostgreSQL has libpq's names for these settings.
 ///
 /// | setting | meaning |
 /// |---|---|

@@ -70,7 +70,6 @@
 //! | etcd 3.4, 3.5 | `etcd://host:2379,host:2379/prefix` | `etcd` | yes | create revision of the entry's key |
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
-//! | Kubernetes, not tested on a real cluster yet | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the election's Lease |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -88,7 +87,6 @@
 //! | `etcd` | no | elections in etcd; building it needs a protobuf compiler: `cargo install protox --features bin` and `PROTOC=protox`, or `protoc` |
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `postgres` | no | elections in PostgreSQL |
-//! | `kubernetes` | no | elections by Leases of Kubernetes, with TLS |
 //! | `tls` | no | TLS to etcd, ZooKeeper and PostgreSQL |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
@@ -162,10 +160,6 @@ pub use tenure_local as local;
 /// The etcd store.
 #[cfg(feature = "etcd")]
 pub use tenure_etcd as etcd;
-
-/// The Kubernetes store.
-#[cfg(feature = "kubernetes")]
-pub use tenure_kubernetes as kubernetes;
 
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]
