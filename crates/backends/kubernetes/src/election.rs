@@ -201,8 +201,12 @@ impl ElectionLease {
                         (last_event, last_version) = (self.clock().now(), self.version_seen());
                     }
                 }
-                Ok(WatchEvent::Deleted(uid, version)) => {
-                    self.seen(|observed, now| observed.deleted(&uid, version, now));
+                Ok(WatchEvent::Deleted(record)) => {
+                    self.seen(|observed, now| {
+                        // Its last state may have a holder that was not seen.
+                        observed.present(&record, now);
+                        observed.deleted(record.uid(), record.version(), now);
+                    });
                 }
                 Ok(WatchEvent::Lost) => return Wake::Interest,
                 Err(error) => {

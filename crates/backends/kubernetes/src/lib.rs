@@ -65,7 +65,11 @@
 //! - A session of a dead process cannot be ended: there are no resume files.
 //! - A leader that is dead is shown as the leader until an observer has seen its Lease stand still for its duration.
 //! - Each watch is a connection of its own. Beyond 100 for each elector, Leases are polled.
-//! - A credential plugin of a kubeconfig (`exec`) blocks the engine's thread while it runs. In a pod there is none.
+//! - A credential plugin of a kubeconfig (`exec`) blocks the engine's thread while it runs, and so does a kubeconfig on a file system that hangs.
+//! - Not done yet: a refusal (401, 403) that passes by itself ends a campaign, as during a restart of the control plane; a watch that is refused
+//!   stays off for that candidate's wait; a watch that never works for another reason is not reported, and the Lease is read every two thirds of
+//!   its duration; one request that is throttled (429) delays the renewals of all elections of an elector; records of Leases that were seen
+//!   are kept for as long as the elector lives, and Leases are never deleted.
 #![doc(test(attr(deny(warnings))))]
 
 mod backend;

@@ -250,7 +250,9 @@ fn later_time(spec: &LeaseSpec, wall: Duration) -> MicroTime {
     let now = i64::try_from(wall.as_micros()).unwrap_or(i64::MAX);
     let before = spec.renew_time.as_ref().map(|before| before.0.as_microsecond().saturating_add(1));
     let micros = before.map_or(now, |least| now.max(least));
-    MicroTime(Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX))
+    // After the last time that there is, the present one is another, too.
+    let time = Timestamp::from_microsecond(micros).or_else(|_| Timestamp::from_microsecond(now));
+    MicroTime(time.unwrap_or(Timestamp::MIN))
 }
 
 /// The name of an election's Lease. An election whose name is that of an object has it, so that others find it. The others have a name
@@ -278,4 +280,22 @@ fn is_object_name(name: &str) -> bool {
             && bytes.iter().all(|byte| is_alphanumeric(byte) || *byte == b'-')
     };
     name.len() <= 253 && name.split('.').all(is_label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two renewals differ, also where no later time can be written.
+    #[test]
+    fn renewals_never_look_equal() {
+        let wall = Duration::from_secs(1_700_000_000);
+        let mut spec = LeaseSpec { renew_time: Some(MicroTime(Timestamp::MAX)), ..LeaseSpec::default() };
+        let mut earlier = spec.renew_time.clone();
+        for _ in 0..3 {
+            spec.renew_time = Some(later_time(&spec, wall));
+            assert_ne!(spec.renew_time, earlier);
+            earlier = spec.renew_time.clone();
+        }
+    }
 }

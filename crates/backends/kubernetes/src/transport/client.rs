@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,8 +14,8 @@ use http_body_util::BodyExt as _;
 use k8s_openapi::{List, api::coordination::v1::Lease};
 use kube::{
     Config,
-    client::Body,
-    config::{KubeConfigOptions, Kubeconfig},
+    client::{AuthError, Body},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use serde_json::Value;
 use tenure_core::{
@@ -47,6 +47,8 @@ const MAX_PAGES: usize = 40;
 pub(crate) struct Client {
     config: KubernetesConfig,
     connected: Mutex<Option<Connected>>,
+    /// The cluster's URL and the namespace, as they were first.
+    cluster: OnceLock<(String, Arc<str>)>,
     /// Whether the configuration was usable once: what is unreadable later may be about to be replaced.
     was_connected: AtomicBool,
     requests: Semaphore,
@@ -74,6 +76,7 @@ impl Client {
         Self {
             config,
             connected: Mutex::default(),
+            cluster: OnceLock::new(),
             was_connected: AtomicBool::new(false),
             requests: Semaphore::new(MAX_CONCURRENT_REQUESTS),
             watches: Arc::new(Semaphore::new(MAX_WATCHES)),
@@ -252,7 +255,10 @@ impl Client {
             if let Some(wait) = retry_after(response.status(), response.headers()) {
                 self.throttle(Instant::now() + wait);
                 attempts += 1;
-                if attempts <= MAX_THROTTLED_ATTEMPTS {
+                // A write that is refused for want of room (429) was not executed. One that a proxy answers with 503 may have been.
+                let is_repeatable =
+                    method == Method::GET || response.status() == StatusCode::TOO_MANY_REQUESTS;
+                if is_repeatable && attempts <= MAX_THROTTLED_ATTEMPTS {
                     continue;
                 }
             }
@@ -306,8 +312,15 @@ impl Client {
         config.default_retry = false;
         let namespace = self.config.namespace.as_ref().unwrap_or(&config.default_namespace);
         let namespace = Arc::from(namespace.as_str());
-        let kube = kube::Client::try_from(config)
-            .map_err(|error| BackendError::with_source(self.kind(), "connecting to Kubernetes", error))?;
+        // A kubeconfig may name another cluster later: its Leases are others, and somebody may lead by those of the first (hazard G34).
+        let cluster = (config.cluster_url.to_string(), Arc::clone(&namespace));
+        if *self.cluster.get_or_init(|| cluster.clone()) != cluster {
+            let text = "the kubeconfig names another cluster or namespace than before; restart all candidates at the same time";
+            return Err(BackendError::new(Unavailable, text));
+        }
+        let kube = kube::Client::try_from(config).map_err(|error| {
+            BackendError::new(self.kind(), format!("connecting to Kubernetes: {}", describe(&error)))
+        })?;
         let connected = Connected { kube, namespace };
         self.was_connected.store(true, Ordering::Relaxed);
         *lock(&self.connected) = Some(connected.clone());
@@ -330,10 +343,15 @@ impl Client {
             Some(file) => Kubeconfig::read_from(file),
             None => Kubeconfig::read(),
         };
-        let unreadable = |error| {
+        let unreadable = |error: KubeconfigError| {
             let file = self.config.kubeconfig.as_ref().map(|file| format!(" {}", file.display()));
             let what = format!("reading the kubeconfig{}", file.unwrap_or_default());
-            BackendError::with_source(self.kind(), what, error)
+            // Its text repeats lines of the file, which has credentials.
+            let reason = match error {
+                KubeconfigError::Parse(_) => "it is not valid YAML, or not a kubeconfig".to_owned(),
+                error => error.to_string(),
+            };
+            BackendError::new(self.kind(), format!("{what}: {reason}"))
         };
         let kubeconfig = kubeconfig.map_err(unreadable)?;
         let options = KubeConfigOptions { context: self.config.context.clone(), ..Default::default() };
@@ -374,9 +392,45 @@ fn no_answer(limit: Duration) -> BackendError {
 }
 
 fn not_sent(error: kube::Error) -> BackendError {
-    match error {
+    match &error {
         // The file of the token may be about to be replaced.
-        kube::Error::Auth(error) => BackendError::with_source(Unavailable, "no credentials", error),
-        error => BackendError::with_source(Unavailable, "the API server does not answer", error),
+        kube::Error::Auth(_) => {
+            BackendError::new(Unavailable, format!("no credentials: {}", describe(&error)))
+        }
+        _ => match auth_error(&error) {
+            Some(auth) => BackendError::new(Unavailable, format!("no credentials: {}", describe_auth(auth))),
+            None => BackendError::with_source(Unavailable, "the API server does not answer", error),
+        },
     }
+}
+
+/// The error without what a credential plugin has printed.
+fn describe(error: &kube::Error) -> String {
+    auth_error(error).map_or_else(|| error.to_string(), describe_auth)
+}
+
+fn describe_auth(error: &AuthError) -> String {
+    match error {
+        // Nor its arguments, which may have a password.
+        AuthError::AuthExecRun { out, .. } => format!("the credential plugin has failed ({})", out.status),
+        AuthError::AuthExecParse(_) | AuthError::AuthExec(_) => {
+            "the answer of the credential plugin is not understood".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
+/// The error of the credentials that is the cause of another, if one is.
+fn auth_error(error: &kube::Error) -> Option<&AuthError> {
+    if let kube::Error::Auth(error) = error {
+        return Some(error);
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        match (error.downcast_ref::<AuthError>(), error.downcast_ref::<kube::Error>()) {
+            (Some(error), _) | (_, Some(kube::Error::Auth(error))) => return Some(error),
+            _ => cause = error.source(),
+        }
+    }
+    None
 }

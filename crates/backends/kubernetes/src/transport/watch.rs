@@ -29,8 +29,8 @@ const MAX_LINE: usize = 4 << 20;
 pub(crate) enum WatchEvent {
     /// The Lease was created or changed.
     Present(Box<Record>),
-    /// The Lease was deleted; its uid, and the version in which that was done.
-    Deleted(String, u64),
+    /// The Lease was deleted: its last state, with the version in which that was done.
+    Deleted(Box<Record>),
     /// Events may have been missed: read the Lease.
     Lost,
 }
@@ -152,7 +152,7 @@ impl Watch {
                 let record = Record::new(lease).ok()?;
                 self.from = version;
                 Some(match r#type.as_str() {
-                    "DELETED" => WatchEvent::Deleted(record.uid().to_owned(), record.version()),
+                    "DELETED" => WatchEvent::Deleted(Box::new(record)),
                     _ => WatchEvent::Present(Box::new(record)),
                 })
             }

@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     DelayAnswer(Gate),
     /// It is executed when the gate opens, and not answered: its client has given up.
     ExecuteLater(Gate),
+    /// It is executed, and a proxy on the way answers with this code and `Retry-After`.
+    ExecuteAndRefuse(u16, u64),
     /// It is not executed, and refused with this code and, if given, `Retry-After`.
     Refuse(u16, Option<u64>),
 }
@@ -514,6 +516,11 @@ async fn handle(shared: &Arc<Shared>, request: Request, headers: &axum::http::He
     let answer = executed.await.unwrap();
     match fault {
         Some(Fault::LoseAnswer) => return broken_off(),
+        Some(Fault::ExecuteAndRefuse(code, seconds)) => {
+            let mut refused = (StatusCode::from_u16(code).unwrap(), "upstream connect error").into_response();
+            refused.headers_mut().insert(RETRY_AFTER, seconds.to_string().parse().unwrap());
+            return refused;
+        }
         Some(Fault::DelayAnswer(gate)) => gate.wait().await,
         _ => {}
     }

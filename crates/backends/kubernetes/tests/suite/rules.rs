@@ -715,6 +715,72 @@ async fn without_the_verb_watch_leases_are_polled() {
     assert!(found.iter().filter(|it| it.level != tenure_core::Level::Good).count() == 1, "{found:?}");
 }
 
+/// Hazard G11: a write that a proxy answers with 503 may have been executed. It is not taken for refused.
+#[tokio::test]
+async fn a_write_that_a_proxy_refuses_is_withdrawn() {
+    for verb in ["create", "update"] {
+        let server = ApiServer::start();
+        if verb == "update" {
+            let (a, won) = Process::new(&server).leader("a").await;
+            a.session.leave(&a.request, Some(&won.entry)).await.unwrap();
+        }
+        let b = Process::new(&server).campaign("b").await;
+        server.inject(verb, Fault::ExecuteAndRefuse(503, 0));
+        assert_eq!(b.enter().await.unwrap_err().kind(), BackendErrorKind::Unavailable, "{verb}");
+        assert_eq!(server.holder("e"), b.identity(), "{verb}");
+        b.session.leave(&b.request, None).await.unwrap();
+        assert_eq!(server.holder("e"), "", "{verb}");
+    }
+}
+
+/// Hazard G34: a kubeconfig that names another cluster later is not followed.
+#[tokio::test]
+async fn another_cluster_is_refused() {
+    let (first, other) = (ApiServer::start(), ApiServer::start());
+    first.accept_token("first");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    write_kubeconfig(file.path(), &first.endpoint(), "first");
+    let process = Process::with(backend_by(file.path(), PATIENT), TTL);
+    let (a, _) = process.leader("a").await;
+    write_kubeconfig(file.path(), &other.endpoint(), "second");
+    first.accept_token("second");
+    let refused = a.session.heartbeat().await.unwrap_err();
+    assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
+    assert!(refused.to_string().contains("names another cluster or namespace"), "{refused}");
+    assert!(other.leases().is_empty());
+}
+
+/// Neither the output of a credential plugin nor a line of a kubeconfig is shown.
+#[tokio::test]
+async fn errors_show_no_credentials() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let plugin = |script: &str| {
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{ "name": "test", "cluster": { "server": "http://127.0.0.1:9" } }],
+            "users": [{ "name": "test", "user": { "exec": {
+                "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script],
+                "interactiveMode": "Never",
+            } } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+        });
+        kubeconfig.to_string()
+    };
+    for kubeconfig in [
+        plugin("echo my-secret; exit 1"),
+        plugin("echo '{\"status\": my-secret'"),
+        "apiVersion: v1\nusers:\n- name: test\n  user:\n    token: [my-secret".to_owned(),
+        "apiVersion: v1\nusers:\n- name: test\n  user: my-secret\n".to_owned(),
+    ] {
+        std::fs::write(file.path(), &kubeconfig).unwrap();
+        let b = Process::with(backend_by(file.path(), PATIENT), TTL).campaign("b").await;
+        let error = b.enter().await.unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(!cause.contains("secret"), "{cause}");
+    }
+}
+
 /// Hazard G33: a token that has expired is read again from its file.
 #[tokio::test]
 async fn a_rotated_token_is_read_again() {
