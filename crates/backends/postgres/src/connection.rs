@@ -46,8 +46,8 @@ const CONCURRENT_SWAPS: usize = 4;
 /// The pause after a failed attempt to connect: doubled each time, up to the limit.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(3);
-/// How often the other hosts are looked at while there is a connection, on average: one of them may have been promoted, although this one lives.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the other hosts are checked while there is a connection, on average: one of them may have been promoted, although this one lives.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How long what is under way may take when the store is closed.
 const LAST: Duration = Duration::from_millis(250);
 
@@ -76,12 +76,12 @@ struct KnownPrimary {
     tables: AtomicI32,
     /// The primaries that were reported last, when there were several.
     split: Mutex<Option<String>>,
-    look: Mutex<Look>,
+    check: Mutex<PrimaryCheck>,
 }
 
-/// Looks at the other hosts.
+/// When the other hosts are checked for a later primary, and the task that does it.
 #[derive(Debug)]
-struct Look {
+struct PrimaryCheck {
     due: Instant,
     task: JoinSet<()>,
 }
@@ -124,14 +124,14 @@ struct Connection {
 impl Requests {
     pub(crate) fn new(config: PostgresConfig) -> Self {
         let statements = Statements::new(&config.schema);
-        let look = Look { due: Instant::now() + LOOK_INTERVAL, task: JoinSet::new() };
+        let check = PrimaryCheck { due: Instant::now() + CHECK_INTERVAL, task: JoinSet::new() };
         Self {
             database: Arc::new(Database { config, statements }),
             primary: Arc::new(KnownPrimary {
                 seen: watch::Sender::new(None),
                 tables: AtomicI32::new(0),
                 split: Mutex::default(),
-                look: Mutex::new(look),
+                check: Mutex::new(check),
             }),
             link: Mutex::default(),
         }
@@ -271,7 +271,7 @@ impl Requests {
         let opening = {
             let mut link = lock(&self.link);
             if let Some(current) = link.current.as_ref().filter(|current| self.is_usable(current)) {
-                self.look_elsewhere(current);
+                self.check_other_hosts(current);
                 return Ok(Arc::clone(current));
             }
             link.current = None;
@@ -350,16 +350,16 @@ impl Requests {
     }
 
     /// Looks for a later primary once in a while, in the background. Once one is seen, no earlier one is used.
-    fn look_elsewhere(&self, in_use: &Connection) {
-        let mut look = lock(&self.primary.look);
-        if Instant::now() < look.due {
+    fn check_other_hosts(&self, in_use: &Connection) {
+        let mut check = lock(&self.primary.check);
+        if Instant::now() < check.due {
             return;
         }
-        look.due = Instant::now() + LOOK_INTERVAL.mul_f64(0.5 + fastrand::f64());
-        while look.task.try_join_next().is_some() {}
+        check.due = Instant::now() + CHECK_INTERVAL.mul_f64(0.5 + fastrand::f64());
+        while check.task.try_join_next().is_some() {}
         let (database, primary) = (Arc::clone(&self.database), Arc::downgrade(&self.primary));
         let (host, address) = (in_use.host.clone(), in_use.address);
-        look.task.spawn(async move {
+        check.task.spawn(async move {
             let later = Identity { timeline: host.identity.timeline + 1, ..host.identity };
             let Ok(mut server) = database.connect(Some(later), Some(address)).await else { return };
             server.split.get_or_insert_with(|| format!("{host} and {}", server.host));
@@ -380,7 +380,7 @@ impl Requests {
             }
             std::mem::take(&mut link.drivers)
         };
-        lock(&self.primary.look).task.abort_all();
+        lock(&self.primary.check).task.abort_all();
         // A last notification, and the message that ends the connection, are under way.
         let _ = timeout(LAST, async { while drivers.join_next().await.is_some() {} }).await;
         // A statement that is not answered yet is carried out all the same; its connection ends after the answer.
