@@ -1,4 +1,4 @@
-//! What an operator is told of PostgreSQL.
+//! The diagnosis of PostgreSQL for an operator.
 
 use std::time::Duration;
 

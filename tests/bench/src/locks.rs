@@ -1,7 +1,7 @@
 //! What services without an election library use on PostgreSQL: a session's advisory lock, and a row with an expiry as ShedLock has it.
 //!
 //! Both are written as their users write them, over the client and the server that tenure uses. Neither has a deadline or a fencing
-//! token: the holder of a lock is not told that it is lost.
+//! token: the holder of a lock does not learn that it is lost.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What an operator is told of the API server: its version, and the verbs that the user may not use.
+//! Diagnoses the API server for an operator: its version, and the verbs that the user may not use.
 
 use tenure_core::{Diagnosis, spi::BackendError};
 

@@ -349,7 +349,7 @@ async fn a_deleted_lease_is_noticed_by_the_watch() {
     assert!(lost.to_string().contains("the lease was deleted"), "{lost}");
 }
 
-/// Hazard K5: whoever has seen a holder keeps its timer when the Lease vanishes. A newcomer cannot know.
+/// Hazard K5: a candidate that has seen a holder keeps its timer when the Lease vanishes. One that has just started cannot know.
 #[tokio::test]
 async fn a_vanished_lease_is_created_only_after_the_holders_time() {
     let server = ApiServer::start();
