@@ -19,7 +19,7 @@
 //! | Candidates | At most one leader | Tokens rise |
 //! |---|---|---|
 //! | of tenure only, with the same TTL | yes | yes |
-//! | of tenure with different TTLs | yes; a warning is logged, because it is no with others | yes |
+//! | of tenure with different TTLs | yes; a warning is logged, because it is not safe beside challengers that wait for their own duration | yes |
 //! | of tenure and of client-go | no: a Go leader counts its lease from the answer to a renewal, and does not stop its work in time | yes; a Go candidate has no token, and what it does is not fenced |
 //! | of tenure, and somebody deletes the Lease of a living leader | no, if a candidate that has not seen the leader creates it again. Candidates that have seen it wait. | yes |
 //!
@@ -29,7 +29,7 @@
 //! - The leader's deadline is counted from before the renewal was sent that was answered.
 //! - The fencing token is the `resourceVersion` of the write that has acquired the Lease. It is greater than every earlier one, also when
 //!   the Lease was deleted in between, which `leaseTransitions` is not. Kubernetes 1.35 and later document that; before, it is etcd's revision.
-//! - A write that is executed late, after its request was given up, changes nothing.
+//! - A write that is executed late, after its request was withdrawn, changes nothing.
 //!
 //! # The Lease
 //!

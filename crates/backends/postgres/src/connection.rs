@@ -361,7 +361,13 @@ impl Requests {
         let (host, address) = (in_use.host.clone(), in_use.address);
         check.task.spawn(async move {
             let later = Identity { timeline: host.identity.timeline + 1, ..host.identity };
-            let Ok(mut server) = database.connect(Some(later), Some(address)).await else { return };
+            let mut server = match database.connect(Some(later), Some(address)).await {
+                Ok(server) => server,
+                Err(error) => {
+                    debug!(%error, "no other host is a later primary");
+                    return;
+                }
+            };
             server.split.get_or_insert_with(|| format!("{host} and {}", server.host));
             if let Some(primary) = primary.upgrade() {
                 // Refused if requests have seen a later one meanwhile.
