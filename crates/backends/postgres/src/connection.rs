@@ -260,6 +260,11 @@ impl Requests {
         answered.await.unwrap_or_else(|_| Err(unavailable("the runtime of the connection has ended")))
     }
 
+    /// Whether there is a connection for requests, and each of them is answered in time.
+    pub(crate) fn is_connected(&self) -> bool {
+        lock(&self.link).current.as_ref().is_some_and(|current| self.is_usable(current))
+    }
+
     /// Makes a connection in the background if there is none.
     pub(crate) fn begin_to_connect(self: &Arc<Self>) {
         // It goes on without the caller.

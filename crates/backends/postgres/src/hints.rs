@@ -36,7 +36,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// The pause after a connection that has failed: doubled each time, up to the limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// How many failures in a row are reported, once.
+/// How many failures, while requests are served, are reported, once.
 const REPORTED_FAILURES: u32 = 3;
 /// The pause after a connection on which nothing was delivered.
 const UNDELIVERED_PAUSE: Duration = Duration::from_secs(600);
@@ -96,12 +96,12 @@ impl Subscriptions {
 
 /// Listens for as long as it is not aborted.
 async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>>) {
-    let (mut failures, mut was_reported) = (0, false);
+    let (mut failures, mut failures_beside_requests, mut was_reported) = (0, 0, false);
     loop {
         let outcome = deliver(&requests, &subscriptions).await;
         let has_delivered = lock(&subscriptions).fail();
         if has_delivered {
-            failures = 0;
+            (failures, failures_beside_requests) = (0, 0);
         }
         let pause = match outcome {
             // One notification that is late, or lost, on a connection that has delivered others is no pooler's.
@@ -120,8 +120,11 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
                     Undelivered::ByPooler => unavailable("a notification of its own is late".to_owned()),
                 };
                 failures += 1;
-                if failures == REPORTED_FAILURES {
-                    warn!(%error, "cannot listen for notifications, {failures} times in a row; records are polled");
+                // While no request is served either, whoever sends them reports that.
+                let is_beside_requests = requests.is_connected();
+                failures_beside_requests += u32::from(is_beside_requests);
+                if is_beside_requests && failures_beside_requests == REPORTED_FAILURES {
+                    warn!(%error, "cannot listen for notifications, {REPORTED_FAILURES} times; records are polled");
                 } else {
                     debug!(%error, "cannot listen for notifications; records are polled");
                 }
