@@ -8,17 +8,17 @@ use serde_json::json;
 
 use crate::{
     failpoint_build, images, servers,
-    shell::{run, run_for_json, say},
+    shell::{run, run_all_for_json, say},
 };
 
-/// What to run; the rest is passed on to `tenure-chaos`.
+/// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// etcd, zookeeper or postgres
+    /// etcd, zookeeper, postgres or kubernetes; each in turn, two at a time, unless one is named
     #[arg(long)]
-    store: String,
+    store: Option<String>,
     /// synchronous or asynchronous, for PostgreSQL
-    #[arg(long)]
+    #[arg(long, requires = "store")]
     replication: Option<String>,
     /// How many faults
     #[arg(long, default_value_t = 60)]
@@ -39,20 +39,48 @@ pub(crate) struct Options {
 /// # Errors
 /// When two candidates led at once, or another promise was broken.
 pub(crate) fn chaos(options: &Options) -> Result<()> {
-    let mut chaos = Command::new(prepare()?);
-    chaos.args(["run", "--store", &options.store]);
-    chaos.args([format!("--faults={}", options.faults), format!("--seed={}", options.seed)]);
-    chaos.args(options.replication.iter().flat_map(|replication| ["--replication", replication]));
-    chaos.args(options.verbose.then_some("--verbose")).args(options.json.then_some("--json"));
-    let outcome = run(&mut chaos);
+    let program = prepare()?;
+    let run_on = |store: &str, replication: Option<&str>| {
+        let mut chaos = Command::new(&program);
+        chaos.args(["run", "--store", store]);
+        chaos.args([format!("--faults={}", options.faults), format!("--seed={}", options.seed)]);
+        chaos.args(replication.into_iter().flat_map(|replication| ["--replication", replication]));
+        chaos.args(options.verbose.then_some("--verbose"));
+        chaos
+    };
+    let outcome = match &options.store {
+        Some(store) => {
+            let mut chaos = run_on(store, options.replication.as_deref());
+            run(chaos.args(options.json.then_some("--json")))
+        }
+        None => run_on_all(run_on, options.json),
+    };
     servers::remove_leftovers();
     outcome
+}
+
+/// A run mostly waits: two at a time take half as long.
+fn run_on_all(run_on: impl Fn(&str, Option<&str>) -> Command, json: bool) -> Result<()> {
+    let stores = ALL.iter().map(|store| (*store, None)).chain([("postgres", Some("asynchronous"))]);
+    let runs = stores.map(|(store, replication)| {
+        let mut run = run_on(store, replication);
+        run.arg("--json");
+        run
+    });
+    let outcomes = run_all_for_json(runs.collect(), 2)?;
+    let failed = outcomes.iter().filter(|(_, passed)| !passed).count();
+    if json {
+        let reports: Vec<_> = outcomes.into_iter().filter_map(|(report, _)| report).collect();
+        println!("{}", json!({ "runs": reports, "failed": failed }));
+    }
+    ensure!(failed == 0, "{failed} runs failed");
+    Ok(())
 }
 
 /// Which trials to run.
 #[derive(Args)]
 pub(crate) struct TrialOptions {
-    /// etcd, zookeeper or postgres; all in turn unless one is named
+    /// etcd, zookeeper, postgres or kubernetes; all in turn unless one is named
     #[arg(long)]
     store: Option<String>,
     /// The full number of trials, as the figures in the docs come from
@@ -73,7 +101,7 @@ struct Scenario {
     has_rule: bool,
 }
 
-const ALL: &[&str] = &["etcd", "zookeeper", "postgres"];
+const ALL: &[&str] = &["etcd", "zookeeper", "postgres", "kubernetes"];
 const QUORUM: &[&str] = &["etcd", "zookeeper"];
 
 const SCENARIOS: [Scenario; 7] = [
@@ -86,7 +114,7 @@ const SCENARIOS: [Scenario; 7] = [
     Scenario { name: "split-brain", stores: &["postgres"], short: 3, full: 20, has_rule: false },
 ];
 
-/// Runs every scenario twice: with all safety rules, and with the rule disabled that it depends on, if there is one.
+/// Runs every scenario twice, two runs at a time unless all are full: with all safety rules, and with the rule disabled that it depends on, if there is one.
 ///
 /// # Errors
 /// When a promise was broken, or a disabled rule was not noticed.
@@ -99,7 +127,7 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
         );
     }
     let program = prepare()?;
-    let (mut all, mut failed) = (Vec::new(), Vec::new());
+    let (mut trials, mut names) = (Vec::new(), Vec::new());
     for scenario in &SCENARIOS {
         let stores = scenario
             .stores
@@ -107,30 +135,20 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
             .filter(|&&store| options.store.as_deref().is_none_or(|only| only == store));
         let runs = stores.flat_map(|store| [(store, false), (store, true)]);
         for (store, mutant) in runs.filter(|(_, mutant)| scenario.has_rule || !mutant) {
-            let trials = if options.full && !mutant { scenario.full } else { scenario.short };
+            let count = if options.full && !mutant { scenario.full } else { scenario.short };
             let mut trial = Command::new(&program);
-            trial.args([
-                "trial",
-                "--json",
-                "--store",
-                store,
-                "--trial",
-                scenario.name,
-                "--trials",
-                &trials.to_string(),
-            ]);
-            trial.args(mutant.then_some("--mutant"));
-            let (report, passed) = run_for_json(&mut trial)?;
-            all.extend(report);
-            if !passed {
-                failed.push(format!(
-                    "{} on {store}{}",
-                    scenario.name,
-                    if mutant { ", with its rule disabled" } else { "" }
-                ));
-            }
+            trial.args(["trial", "--json", "--store", store, "--trial", scenario.name]);
+            trial.arg(format!("--trials={count}")).args(mutant.then_some("--mutant"));
+            trials.push(trial);
+            let rule = if mutant { ", with its rule disabled" } else { "" };
+            names.push(format!("{} on {store}{rule}", scenario.name));
         }
     }
+    // The figures of the full runs are measured.
+    let outcomes = run_all_for_json(trials, if options.full { 1 } else { 2 })?;
+    let failed: Vec<_> =
+        outcomes.iter().zip(names).filter(|((_, passed), _)| !passed).map(|(_, name)| name).collect();
+    let all: Vec<_> = outcomes.into_iter().filter_map(|(report, _)| report).collect();
     servers::remove_leftovers();
     if options.json {
         println!("{}", json!({ "trials": all, "failed": failed }));

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, ErrorKind, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -92,6 +92,50 @@ pub(crate) fn run_for_json(command: &mut Command) -> Result<(Option<Value>, bool
         }
     }
     Ok((found, child.wait()?.success()))
+}
+
+/// Runs commands as [`run_for_json`], so many at a time. What each prints is shown once it has ended.
+///
+/// # Errors
+/// As for [`run_for_json`], once the others have ended.
+pub(crate) fn run_all_for_json(
+    commands: Vec<Command>,
+    at_a_time: usize,
+) -> Result<Vec<(Option<Value>, bool)>> {
+    let mut outcomes: Vec<_> = commands.iter().map(|_| None).collect();
+    let waiting = Mutex::new(commands.into_iter().zip(&mut outcomes));
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        for _ in 0..at_a_time {
+            scope.spawn(|| {
+                while let Some((mut command, outcome)) = next() {
+                    *outcome = Some(run_for_json_unseen(&mut command));
+                }
+            });
+        }
+    });
+    outcomes.into_iter().map(|outcome| outcome.context("a thread has panicked")?).collect()
+}
+
+fn run_for_json_unseen(command: &mut Command) -> Result<(Option<Value>, bool)> {
+    let shown = shown(command);
+    say(format!("$ {shown}"));
+    let start = Instant::now();
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run `{shown}`"))?;
+    let mut text = format!("{shown}: after {:.0} s\n", start.elapsed().as_secs_f32());
+    let mut found = None;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        match line.starts_with('{') {
+            true => found = Some(serde_json::from_str(line).with_context(|| line.to_owned())?),
+            false => text.extend([line, "\n"]),
+        }
+    }
+    print!("{text}");
+    Ok((found, output.status.success()))
 }
 
 /// Runs the command unseen and returns what it printed.

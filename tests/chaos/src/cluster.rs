@@ -9,6 +9,7 @@ use tenure_containers::{
 };
 
 use crate::{
+    kubernetes::{self, ApiServers},
     options::StoreKind,
     postgres::{self, DisruptedMember, SupervisedPostgres},
 };
@@ -19,12 +20,13 @@ pub(crate) const PREFIX: &str = "chaos";
 /// How many servers etcd and ZooKeeper have.
 pub(crate) const MEMBERS: usize = 3;
 
-/// Three servers, or two of PostgreSQL.
+/// Three servers, or two of PostgreSQL. On Kubernetes two API servers and their etcd, which counts as their leader.
 #[derive(Debug)]
 pub(crate) enum Cluster {
     Etcd(EtcdCluster),
     Zookeeper(ZookeeperEnsemble),
     Postgres(SupervisedPostgres),
+    Kubernetes(ApiServers),
 }
 
 impl Cluster {
@@ -33,6 +35,7 @@ impl Cluster {
             StoreKind::Etcd => Self::etcd(Version::Etcd35).await?,
             StoreKind::Zookeeper => Self::zookeeper(&[]).await?,
             StoreKind::Postgres => Self::postgres(Replication::Synchronous).await?,
+            StoreKind::Kubernetes => Self::Kubernetes(ApiServers::start().await?),
         })
     }
 
@@ -46,6 +49,7 @@ impl Cluster {
         match self {
             Self::Etcd(_) | Self::Zookeeper(_) => MEMBERS,
             Self::Postgres(_) => postgres::MEMBERS,
+            Self::Kubernetes(_) => kubernetes::MEMBERS,
         }
     }
 
@@ -64,12 +68,13 @@ impl Cluster {
         ))
     }
 
-    /// The addresses of the servers.
+    /// The addresses of the servers, as far as clients use them.
     pub(crate) fn endpoints(&self) -> Vec<String> {
         match self {
             Self::Etcd(cluster) => cluster.endpoints(),
             Self::Zookeeper(ensemble) => ensemble.endpoints(),
             Self::Postgres(supervised) => supervised.cluster().endpoints(),
+            Self::Kubernetes(servers) => servers.endpoints(),
         }
     }
 
@@ -77,18 +82,19 @@ impl Cluster {
     pub(crate) fn monitor_lease_expiries(&self) -> Option<LeaseExpiryMonitor> {
         match self {
             Self::Etcd(cluster) => Some(LeaseExpiryMonitor::start(cluster)),
-            Self::Zookeeper(_) | Self::Postgres(_) => None,
+            Self::Zookeeper(_) | Self::Postgres(_) | Self::Kubernetes(_) => None,
         }
     }
 
     /// The URL with which a candidate connects.
-    pub(crate) fn url(&self, endpoints: &[String]) -> String {
-        let endpoints = endpoints.join(",");
-        match self {
-            Self::Etcd(_) => format!("etcd://{endpoints}/{PREFIX}"),
-            Self::Zookeeper(_) => format!("zookeeper://{endpoints}/{PREFIX}"),
-            Self::Postgres(_) => postgres::url(&endpoints),
-        }
+    pub(crate) async fn url(&self, endpoints: &[String]) -> Result<String> {
+        let all = endpoints.join(",");
+        Ok(match self {
+            Self::Etcd(_) => format!("etcd://{all}/{PREFIX}"),
+            Self::Zookeeper(_) => format!("zookeeper://{all}/{PREFIX}"),
+            Self::Postgres(_) => postgres::url(&all),
+            Self::Kubernetes(servers) => servers.url(endpoints).await?,
+        })
     }
 
     /// The number of the member that leads; waits until there is one.
@@ -97,6 +103,7 @@ impl Cluster {
             Self::Etcd(cluster) => cluster.leader().await?,
             Self::Zookeeper(ensemble) => ensemble.leader().await?,
             Self::Postgres(supervised) => supervised.primary(),
+            Self::Kubernetes(_) => kubernetes::ETCD,
         })
     }
 
@@ -106,22 +113,23 @@ impl Cluster {
             Self::Etcd(cluster) => ServerFault::Plain(cluster.inject(member, kind).await?),
             Self::Zookeeper(ensemble) => ServerFault::Plain(ensemble.inject(member, kind).await?),
             Self::Postgres(supervised) => ServerFault::Supervised(supervised.inject(member, kind).await?),
+            Self::Kubernetes(servers) => ServerFault::Plain(servers.inject(member, kind).await?),
         })
     }
 
     /// Ends all connections of clients in the server that leads. Only PostgreSQL can do that.
     pub(crate) async fn terminate_connections(&self) -> Result<()> {
         match self {
-            Self::Etcd(_) | Self::Zookeeper(_) => bail!("only PostgreSQL can end connections"),
             Self::Postgres(supervised) => supervised.terminate_connections().await,
+            _ => bail!("only PostgreSQL can end connections"),
         }
     }
 
     /// Stops replication for `delay`, and then promotes the replica. Only PostgreSQL has one.
     pub(crate) async fn fail_over_after(&self, delay: Duration) -> Result<()> {
         match self {
-            Self::Etcd(_) | Self::Zookeeper(_) => bail!("only PostgreSQL fails over by a command"),
             Self::Postgres(supervised) => supervised.fail_over_after(delay).await,
+            _ => bail!("only PostgreSQL fails over by a command"),
         }
     }
 
@@ -135,6 +143,7 @@ impl Cluster {
                     ensemble.member(member).admin().health().await.map_err(Into::into)
                 }
                 Self::Postgres(supervised) => supervised.health(member).await,
+                Self::Kubernetes(servers) => servers.health(member).await,
             };
             all.push(health);
         }
@@ -147,10 +156,11 @@ impl Cluster {
             Self::Etcd(cluster) => cluster.member(member).last_log_lines().await,
             Self::Zookeeper(ensemble) => ensemble.member(member).last_log_lines().await,
             Self::Postgres(supervised) => supervised.cluster().member(member).last_log_lines().await,
+            Self::Kubernetes(servers) => servers.last_log_lines(member).await,
         }
     }
 
-    /// The entries of an election.
+    /// The entries of an election. On Kubernetes its holder, if there is one.
     pub(crate) async fn entries(&self, election: &str) -> Result<Vec<String>> {
         let leader = self.leader().await?;
         Ok(match self {
@@ -162,19 +172,21 @@ impl Cluster {
                 ensemble.member(leader).admin().children(&format!("/{PREFIX}/{election}")).await?
             }
             Self::Postgres(supervised) => supervised.slots(Some(election)).await?,
+            Self::Kubernetes(servers) => servers.holders(Some(election)).await?,
         })
     }
 
     /// How long a session of this program may stay in the store when a fault interrupted one of its requests.
     pub(crate) fn admin_session_timeout(&self) -> Duration {
         match self {
-            Self::Etcd(_) | Self::Postgres(_) => Duration::ZERO,
+            Self::Etcd(_) | Self::Postgres(_) | Self::Kubernetes(_) => Duration::ZERO,
             Self::Zookeeper(_) => Duration::from_secs(60),
         }
     }
 
     /// What candidates have left behind: entries, withdrawal marks, leases and sessions. On PostgreSQL the records of sessions
-    /// that have ended stay for a while, and those of killed candidates that were in no election.
+    /// that have ended stay for a while, and those of killed candidates that were in no election; on Kubernetes Leases stay, without
+    /// a holder.
     pub(crate) async fn remaining_state(&self) -> Result<Vec<String>> {
         let leader = self.leader().await?;
         match self {
@@ -193,6 +205,7 @@ impl Cluster {
                 Ok(children.chain(sessions.map(|session| format!("session {session:x}"))).collect())
             }
             Self::Postgres(supervised) => supervised.slots(None).await,
+            Self::Kubernetes(servers) => servers.holders(None).await,
         }
     }
 }

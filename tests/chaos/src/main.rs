@@ -1,4 +1,4 @@
-//! Fault injection on real clusters: three servers, five candidates in processes of their own, and a check of the history
+//! Fault injection on real clusters: a few servers, five candidates in processes of their own, and a check of the history
 //! that they report. `cargo xtask chaos` and `cargo xtask trials` run it.
 //!
 //! [`run`] injects random faults, [`trial`] repeats one known fault, and [`candidate`] is the process that `run` and some
@@ -7,6 +7,7 @@
 mod candidate;
 mod cluster;
 mod history;
+mod kubernetes;
 mod message;
 mod options;
 mod postgres;

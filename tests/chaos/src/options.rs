@@ -49,6 +49,7 @@ pub(crate) enum StoreKind {
     Etcd,
     Zookeeper,
     Postgres,
+    Kubernetes,
 }
 
 /// When a PostgreSQL primary acknowledges a commit.

@@ -48,7 +48,7 @@ impl Candidates {
             let mut endpoints: Vec<String> = proxies.iter().map(Proxy::endpoint).collect();
             // So that the candidates prefer different servers.
             endpoints.rotate_left(number % proxies.len());
-            let url = cluster.url(&endpoints);
+            let url = cluster.url(&endpoints).await?;
             let (starts, process) = (AtomicU64::new(0), Mutex::new(None));
             slots.push(Slot { number, url, ttl, proxies, starts, process });
         }
@@ -97,9 +97,9 @@ impl Candidates {
         &self.slots[number].proxies
     }
 
-    /// The proxies of all candidates to one server.
+    /// The proxies of all candidates to one server. There are none to a server that clients do not use.
     pub(crate) fn proxies_to(&self, member: usize) -> impl Iterator<Item = &Proxy> {
-        self.slots.iter().map(move |slot| &slot.proxies[member])
+        self.slots.iter().filter_map(move |slot| slot.proxies.get(member))
     }
 
     /// The slot whose candidate was last observed to lead.

@@ -36,6 +36,8 @@ pub(crate) enum Target {
     StoreLeader,
     Follower,
     Majority,
+    /// Both API servers of Kubernetes.
+    ApiServers,
     Candidate,
     LeadingCandidate,
 }
@@ -73,6 +75,23 @@ const POSTGRES_DISRUPTIONS: [Disruption; 14] = [
     LostPackets,
     Terminate,
 ];
+/// Of a Kubernetes API server. Its peer is the etcd.
+const API_SERVER_DISRUPTIONS: [Disruption; 11] = [
+    Kill,
+    Freeze,
+    Partition,
+    InboundPartition,
+    OutboundPartition,
+    PartitionFromPeers,
+    PartitionFromClients,
+    HalfOpen,
+    Reset,
+    Slow,
+    LostPackets,
+];
+/// Of the etcd of Kubernetes, which has no other clients than the API servers.
+const KUBERNETES_ETCD_DISRUPTIONS: [Disruption; 6] =
+    [Kill, Freeze, StalledDisk, FullDisk, Partition, LostPackets];
 /// Candidates have no disk and no peers.
 const CANDIDATE_DISRUPTIONS: [Disruption; 9] =
     [Kill, Freeze, Partition, InboundPartition, OutboundPartition, HalfOpen, Reset, Slow, LostPackets];
@@ -108,6 +127,11 @@ impl PlannedFault {
                 let targets = [Target::StoreLeader, Target::StoreLeader, Target::Follower, Target::Majority];
                 (one_of(&targets, rng), one_of(&POSTGRES_DISRUPTIONS, rng))
             }
+            TargetGroup::Servers if store == StoreKind::Kubernetes => match rng.u8(..3) {
+                0 => (Target::StoreLeader, one_of(&KUBERNETES_ETCD_DISRUPTIONS, rng)),
+                1 => (Target::ApiServers, one_of(&API_SERVER_DISRUPTIONS, rng)),
+                _ => (Target::Follower, one_of(&API_SERVER_DISRUPTIONS, rng)),
+            },
             TargetGroup::Servers => {
                 let targets = [Target::StoreLeader, Target::Follower, Target::Majority];
                 (one_of(&targets, rng), one_of(&SERVER_DISRUPTIONS, rng))

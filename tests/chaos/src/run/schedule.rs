@@ -78,6 +78,7 @@ async fn inject(
             let first = planned.selector % members;
             disrupt_members(cluster, candidates, &[first, (first + 1) % members], planned).await
         }
+        Target::ApiServers => disrupt_members(cluster, candidates, &[0, 1], planned).await,
         Target::Candidate | Target::LeadingCandidate => {
             let preferred = match planned.target {
                 Target::Candidate => planned.selector % CANDIDATES,

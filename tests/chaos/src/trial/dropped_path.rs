@@ -33,7 +33,7 @@ async fn attempt(cluster: &Cluster, context: &TrialContext, election: String) ->
         proxies.push(Proxy::start(endpoint).await?);
     }
     let endpoints: Vec<_> = proxies.iter().map(Proxy::endpoint).collect();
-    let (leader_url, waiter_url) = (cluster.url(&endpoints), cluster.url(&cluster.endpoints()));
+    let (leader_url, waiter_url) = (cluster.url(&endpoints).await?, cluster.url(&cluster.endpoints()).await?);
     let candidates = TwoCandidates::start(context, &election, &leader_url, &waiter_url).await?;
     // At a random moment between two heartbeats.
     sleep((TTL / 3).mul_f64(fastrand::f64())).await;

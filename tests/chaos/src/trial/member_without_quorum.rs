@@ -38,7 +38,7 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
         };
         let (mut others, endpoint) = (cluster.endpoints(), cluster.endpoints().remove(disrupted));
         others.remove(disrupted);
-        let (leader_url, waiter_url) = (cluster.url(&[endpoint]), cluster.url(&others));
+        let (leader_url, waiter_url) = (cluster.url(&[endpoint]).await?, cluster.url(&others).await?);
         let names = (0..ELECTIONS).map(|n| format!("e{}", outcome.trials + n));
         let started = names.map(|election| {
             let (context, leader_url, waiter_url) = (&context, &leader_url, &waiter_url);

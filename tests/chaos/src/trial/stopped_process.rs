@@ -40,7 +40,7 @@ async fn attempt(
     election: String,
     options: &TrialOptions,
 ) -> Result<u64> {
-    let url = cluster.url(&cluster.endpoints());
+    let url = cluster.url(&cluster.endpoints()).await?;
     let mut flags = vec!["--hold", &election];
     flags.extend(options.mutant.then_some("--mutant"));
     let history = context.history.clone();
