@@ -22,7 +22,8 @@ async fn a_url_that_cannot_work() {
         ("etcd", "it has no scheme"),
         (
             "consul://h",
-            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres: or postgresql:",
+            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql: or \
+             kubernetes:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
@@ -62,6 +63,17 @@ async fn a_url_that_cannot_work() {
         ("postgres://u@h/db?schema=a.b", "the schema \"a.b\" is not allowed"),
         ("postgres://u@h/db?target_session_attrs=any", "is not read-write: candidates write"),
         ("postgres://u@h/db?hedge=1s", "unknown setting hedge; allowed are"),
+        ("k8s:///billing", "there is no store \"k8s\"; did you mean kubernetes:?"),
+        ("lease:billing", "there is no store \"lease\"; did you mean kubernetes:?"),
+        (
+            "kubernetes://billing",
+            "it has a host; give kubernetes:///namespace, the API server is that of the pod",
+        ),
+        ("kubernetes:///billing/invoices", "the namespace \"billing/invoices\" is not allowed"),
+        ("kubernetes:///Billing", "the namespace \"Billing\" is not allowed: it has 1 to 63 of a-z 0-9 -"),
+        ("kubernetes:///a?kubeconfig=/nowhere/config", "kubeconfig=/nowhere/config cannot be read"),
+        ("kubernetes:///a?attempt_timeout=2h", "attempt_timeout 2h is not allowed"),
+        ("kubernetes:///a?ca=/etc/ca.pem", "unknown setting ca; allowed are"),
         ("local:relative/dir", "absolute"),
         ("local://host/dir", "host"),
         ("memory://host/x", "no host"),
@@ -108,6 +120,8 @@ async fn a_password_is_never_repeated() {
         "postgres://u:hunter2@h/db?schema=a.b",
         "postgres://u@h/db?passwd=hunter2",
         "postgres://u@h/db?password_env=hunter2",
+        "kubernetes://u:hunter2@h/a",
+        "kubernetes:///a?token=hunter2",
         "local:/tmp/x?pass=hunter2",
         "memory:?pass=hunter2",
     ] {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 11] = [
+const PUBLISHED: [&str; 12] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
@@ -20,6 +20,7 @@ const PUBLISHED: [&str; 11] = [
     "tenure-zookeeper",
     "tenure-cas",
     "tenure-postgres",
+    "tenure-kubernetes",
     "tenure-axum",
     "tenure-testkit",
     "tenure",

@@ -19,6 +19,7 @@ const OTHER_TLS: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls", "bo
 const ETCD: &[&str] = &["tenure-etcd", "etcd-client", "tonic"];
 const ZOOKEEPER: &[&str] = &["tenure-zookeeper", "zookeeper-client"];
 const POSTGRES: &[&str] = &["tenure-postgres", "tenure-cas", "tokio-postgres"];
+const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -30,32 +31,54 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 10] = [
+const CHOICES: [Choice; 11] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
     },
-    Choice { features: "memory", with: &[], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM] },
+    Choice {
+        features: "memory",
+        with: &[],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+    },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
     },
     // tonic has axum for its servers.
-    Choice { features: "etcd", with: &["etcd-client"], without: &[TLS, ZOOKEEPER, LOCAL] },
-    Choice { features: "zookeeper", with: &["zookeeper-client"], without: &[PROTOC, TLS, ETCD, LOCAL, AXUM] },
+    Choice {
+        features: "etcd",
+        with: &["etcd-client"],
+        without: &[TLS, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL],
+    },
+    Choice {
+        features: "zookeeper",
+        with: &["zookeeper-client"],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, KUBERNETES, LOCAL, AXUM],
+    },
     Choice {
         features: "postgres",
         with: &["tokio-postgres"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, KUBERNETES, LOCAL, AXUM],
     },
-    Choice { features: "axum", with: &["axum"], without: &[PROTOC, TLS, ETCD, ZOOKEEPER, LOCAL] },
+    // An API server always speaks TLS.
+    Choice {
+        features: "kubernetes",
+        with: &["kube", "rustls", "aws-lc-rs"],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, LOCAL, AXUM],
+    },
+    Choice {
+        features: "axum",
+        with: &["axum"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL],
+    },
     Choice {
         features: "zookeeper,tls",
         with: &["aws-lc-rs", "rustls"],

@@ -150,7 +150,8 @@ Environment: TENURE_STORE (--store), TENURE_LOG, TENURE_LOG_FORMAT, NO_COLOR.";
 /// The store and the election.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Store {
-    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. The default elects
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT, postgres://USER@HOSTS/DATABASE,
+    /// kubernetes:///NAMESPACE or local:/DIRECTORY. The default elects
     /// one leader among the processes that use the directory: /var/lib/tenure for root, else ~/.local/state/tenure. Do not
     /// put passwords here, but into the environment or a file (?password_file=)
     #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
@@ -165,7 +166,7 @@ pub(crate) struct Store {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) store: Store,
-    /// This candidate's id; by default made of the host, the process and a random number
+    /// This candidate's id; by default made of the host, the process and a random number, on Kubernetes of the pod
     #[arg(long = "candidate", visible_alias = "id", value_name = "ID")]
     pub(crate) id: Option<String>,
     /// The value of this candidate, which others can read, for example its address
@@ -331,7 +332,7 @@ pub(crate) struct Doctor {
 /// The options of `tenure serve`.
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
-    /// The store, as for the other commands; etcd, ZooKeeper or PostgreSQL
+    /// The store, as for the other commands; etcd, ZooKeeper, PostgreSQL or Kubernetes
     #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
     pub(crate) url: Option<String>,
     /// Where to listen: IP:PORT, or unix:/PATH for a socket that this user alone can use. Addresses that other machines

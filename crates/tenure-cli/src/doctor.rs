@@ -115,10 +115,10 @@ fn fence_unknown(election: &str, error: &str) -> Diagnosis {
     Diagnosis::problem("fence", text, "fix the other problems first, and check again")
 }
 
-/// A token that the store has just assigned. etcd and ZooKeeper number all elections together, so that the next leader of any
-/// election gets a higher one. `None` for other stores.
+/// A token that the store has just assigned. etcd, ZooKeeper and Kubernetes number all elections together, so that the next leader
+/// of any election gets a higher one. `None` for other stores.
 async fn token_of_store(elector: &dyn Elector, store: &Store) -> Result<Option<FencingToken>, Error> {
-    if !matches!(store.parsed()?.scheme(), "etcd" | "etcd+srv" | "zookeeper") {
+    if !matches!(store.parsed()?.scheme(), "etcd" | "etcd+srv" | "zookeeper" | "kubernetes") {
         return Ok(None);
     }
     match elector.try_campaign(DOCTORS_ELECTION).await? {

@@ -21,6 +21,7 @@ pub struct Config {
     pub(crate) drift: f64,
     pub(crate) grace_period: Option<Duration>,
     pub(crate) id: CandidateId,
+    is_id_set: bool,
     pub(crate) value: Vec<u8>,
     pub(crate) request_timeout: Duration,
     pub(crate) on_disconnect: OnDisconnect,
@@ -142,6 +143,7 @@ impl Config {
             drift: 0.1,
             grace_period: None,
             id: CandidateId::unique(),
+            is_id_set: false,
             value: Vec::new(),
             request_timeout: Duration::from_secs(5),
             on_disconnect: OnDisconnect::default(),
@@ -181,6 +183,15 @@ impl Config {
     /// Sets the id of the elector's candidates. [`CandidateId::unique`] by default.
     pub fn with_id(mut self, id: CandidateId) -> Self {
         self.id = id;
+        self.is_id_set = true;
+        self
+    }
+
+    /// Sets the id unless [`with_id`](Self::with_id) has set one: for a better default than [`CandidateId::unique`].
+    pub fn with_default_id(mut self, id: CandidateId) -> Self {
+        if !self.is_id_set {
+            self.id = id;
+        }
         self
     }
 
@@ -400,6 +411,15 @@ mod tests {
         }
         let backoff = Backoff { min: Duration::from_secs(2), max: Duration::from_secs(1) };
         assert!(message(config().with_retry(backoff)).contains("retry backoff"));
+    }
+
+    #[test]
+    fn a_default_id_gives_way_to_an_id() {
+        let id = |id| CandidateId::new(id).unwrap();
+        let config = Config::new().with_default_id(id("pod"));
+        assert_eq!(config.id().as_str(), "pod");
+        assert_eq!(config.with_id(id("me")).id().as_str(), "me");
+        assert_eq!(Config::new().with_id(id("me")).with_default_id(id("pod")).id().as_str(), "me");
     }
 
     #[test]

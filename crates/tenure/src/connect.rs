@@ -16,6 +16,7 @@ use crate::registry::Registry;
 /// | `etcd+srv://domain/prefix` | etcd, whose members DNS SRV records name | `srv` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 /// | `postgres://user@host:5432,host:5432/database` | PostgreSQL; also `postgresql://` | `postgres` |
+/// | `kubernetes:///namespace` | the Leases of a Kubernetes cluster: that of the pod, or of the kubeconfig | `kubernetes` |
 ///
 /// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
@@ -35,7 +36,7 @@ use crate::registry::Registry;
 /// | `on_disconnect` | what a leader does when a heartbeat fails: `hold` until the deadline, or `step_down` at once | `hold` |
 /// | `resume` | a file with which a restarted process leads without waiting for the TTL: [`Config::with_resume_file`] says who may use it | none |
 /// | `on_clock_jump` | what a leader does when the time of day jumps ahead: `lose` leadership, `stop_by_deadline` ([its work has until then](tenure_core::OnClockJump::StopByDeadline)), or `log` a warning and go on ([what that risks](tenure_core::OnClockJump::Log)) | `lose` |
-/// | `candidate`, or `id` | the candidate's id | host name, process id and a random number |
+/// | `candidate`, or `id` | the candidate's id | host name, process id and a random number; on Kubernetes [that of the pod](#kubernetes) |
 /// | `candidate_value`, or `value` | the candidate's value, which others can read | empty |
 ///
 /// Every part of the URL except the hosts can be percent-encoded. An `@` after the hosts must be encoded as `%40`, because
@@ -100,12 +101,25 @@ use crate::registry::Registry;
 /// | `attempt_timeout` | how long the answer to a statement may take, before another connection is made | 2 s |
 /// | `poll_interval` | how often a record is read while the server delivers no notifications | 1 s |
 ///
+/// # Kubernetes
+///
+/// The path is the namespace; without one it is that of the pod's service account, or of the kubeconfig's context. The URL has no host and no
+/// login: in a pod they are those of the service account, elsewhere those of the kubeconfig. Every election is a Lease with its name.
+///
+/// If the environment variables `POD_NAME` and `POD_UID` are set, as by the downward API, they are the default of `candidate`: `NAME_UID`.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `kubeconfig` | a kubeconfig file | in a pod its service account; elsewhere `KUBECONFIG`, or `~/.kube/config` |
+/// | `context` | a context of the kubeconfig | its current context |
+/// | `attempt_timeout` | how long the answer to a request may take, before it is sent again | 2 s |
+///
 /// # TLS
 ///
 /// Stores use TLS if a certificate authority is given (feature `tls`). The servers' names are verified. The
 /// files are read again for new connections, so that certificates can be rotated while a leader leads.
 ///
-/// PostgreSQL has libpq's names for these settings.
+/// PostgreSQL has libpq's names for these settings. Kubernetes has none: the service account or the kubeconfig says it.
 ///
 /// | setting | meaning |
 /// |---|---|

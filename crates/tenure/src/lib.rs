@@ -3,8 +3,8 @@
 //!
 //! # Highlights
 //!
-//! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, file locks of
-//!   one machine, or memory.
+//! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, PostgreSQL,
+//!   Kubernetes, file locks of one machine, or memory.
 //! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
 //!   the work when the leadership is lost. Dropping the guard resigns.
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
@@ -70,6 +70,7 @@
 //! | etcd 3.4, 3.5 | `etcd://host:2379,host:2379/prefix` | `etcd` | yes | create revision of the entry's key |
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
+//! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -87,6 +88,7 @@
 //! | `etcd` | no | elections in etcd; building it needs a protobuf compiler: `cargo install protox --features bin` and `PROTOC=protox`, or `protoc` |
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `postgres` | no | elections in PostgreSQL |
+//! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
 //! | `tls` | no | TLS to etcd, ZooKeeper and PostgreSQL |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
@@ -94,7 +96,8 @@
 //! | `clap` | no | [`Settings`] from a command line |
 //! | `serde` | no | [`Settings`] from a configuration file |
 //!
-//! Building needs a C compiler, and `etcd` a protobuf compiler.
+//! Building needs a C compiler, and `etcd` a protobuf compiler. `kubernetes` compiles in the newest version of Kubernetes' API that the crate `k8s-openapi` has; a
+//! program that needs another version uses the crate `tenure-kubernetes` without its feature `latest`, and [`Registry`] or [`StoreElector`].
 //!
 //! # Guarantees
 //!
@@ -160,6 +163,10 @@ pub use tenure_local as local;
 /// The etcd store.
 #[cfg(feature = "etcd")]
 pub use tenure_etcd as etcd;
+
+/// The Kubernetes store.
+#[cfg(feature = "kubernetes")]
+pub use tenure_kubernetes as kubernetes;
 
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]

@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 6] = ["kubernetes", "consul", "nats", "s3", "mysql", "redis"];
+const RESERVED: [&str; 5] = ["consul", "nats", "s3", "mysql", "redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -93,7 +93,8 @@ macro_rules! built_in {
 }
 
 impl Registry {
-    /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, and `postgres` or `postgresql`.
+    /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
+    /// `postgresql`, and `kubernetes`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -123,6 +124,10 @@ impl Registry {
                 let config = tenure_postgres::PostgresConfig::from_url(url)?;
                 Ok(Arc::new(tenure_postgres::backend(config)?))
             }),
+            built_in!("kubernetes", |url, _| {
+                let config = tenure_kubernetes::KubernetesConfig::from_url(url)?;
+                Ok(Arc::new(tenure_kubernetes::KubernetesBackend::new(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -141,7 +146,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `kubernetes`, `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -182,7 +187,7 @@ impl Registry {
     /// See [`tenure::connect`](crate::connect()).
     pub async fn connect_with(&self, url: &str, config: Config) -> Result<Arc<dyn Elector>, Error> {
         let url: StoreUrl = url.parse()?;
-        let config = apply_url_settings(&url, config)?;
+        let config = apply_url_settings(&url, with_identity_of_pod(&url, config))?;
         let backend = self.open_backend(&url, &config)?;
         url.deny_unknown()?;
         Ok(Arc::new(StoreElector::new(backend, config)?))
@@ -224,6 +229,7 @@ impl Registry {
             "file" => "local",
             "mem" => "memory",
             "pg" | "pgsql" | "psql" => "postgres",
+            "k8s" | "kube" | "kubectl" | "lease" | "leases" => "kubernetes",
             other => other,
         };
         let nearest = self.schemes().map(|known| (typing_errors(full, known), known)).min()?;
@@ -239,6 +245,18 @@ impl Registry {
             Some((last, others)) => format!("use {} or {last}", others.join(", ")),
         }
     }
+}
+
+/// On Kubernetes the default id of a candidate is that of its pod, which `kubectl get lease` shows.
+fn with_identity_of_pod(url: &StoreUrl, config: Config) -> Config {
+    #[cfg(feature = "kubernetes")]
+    if url.scheme() == "kubernetes"
+        && let Some(id) = tenure_kubernetes::pod_identity()
+    {
+        return config.with_default_id(id);
+    }
+    let _ = url;
+    config
 }
 
 /// Whether the path of a URL is a port, as in `localhost:2379/prefix`.
@@ -329,6 +347,10 @@ mod tests {
             ("file:/var/lib/x", "local"),
             ("postgre://h", "postgres"),
             ("pg://h", "postgres"),
+            ("k8s:///billing", "kubernetes"),
+            ("kube:///billing", "kubernetes"),
+            ("lease:billing", "kubernetes"),
+            ("kubernets:///billing", "kubernetes"),
         ] {
             let error = refusal(&registry, url).await;
             assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
@@ -356,7 +378,9 @@ mod tests {
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql"] {
+        for taken in
+            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes"]
+        {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }
@@ -371,10 +395,20 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(8).collect();
+        let known: Vec<_> = registry.schemes().take(9).collect();
         assert_eq!(
             known,
-            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "tiny-2"]
+            [
+                "memory",
+                "local",
+                "etcd",
+                "etcd+srv",
+                "zookeeper",
+                "postgres",
+                "postgresql",
+                "kubernetes",
+                "tiny-2"
+            ]
         );
     }
 

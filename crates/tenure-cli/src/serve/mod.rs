@@ -105,8 +105,8 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
     let url = store.parsed()?;
     if matches!(url.scheme(), "local" | "memory") {
         let message = format!(
-            "`tenure serve` needs a store of several machines, and {}: elects within one: use --store etcd://HOSTS/PREFIX or \
-             zookeeper://HOSTS/ROOT, or `tenure run`, which needs no sidecar",
+            "`tenure serve` needs a store of several machines, and {}: elects within one: use --store etcd://HOSTS/PREFIX, \
+             zookeeper://HOSTS/ROOT or kubernetes:///NAMESPACE, or `tenure run`, which needs no sidecar",
             url.scheme()
         );
         return Err(UsageError(message).into());
