@@ -1,6 +1,7 @@
 //! Requests to the API server.
 
 mod client;
+mod load;
 mod refusal;
 mod watch;
 

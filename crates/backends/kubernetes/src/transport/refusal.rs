@@ -1,18 +1,86 @@
 //! What a refused request means.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+    time::Duration,
+};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use serde::Deserialize;
-use tenure_core::spi::{
-    BackendError,
-    BackendErrorKind::{Forbidden, Invalid, Unauthorized, Unavailable},
+use tenure_core::{
+    internal::lock,
+    spi::{
+        BackendError,
+        BackendErrorKind::{Forbidden, Invalid, Unauthorized, Unavailable},
+    },
 };
+use tokio::time::Instant;
 
 /// How long to wait if the server does not say.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The longest time that a server may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// How long a user that was served before may be refused until that is final. A control plane that restarts refuses everybody (403) before
+/// it has read the roles, and a token that was rotated too late is refused (401). As long as for a password in a file (hazard G33).
+const REFUSAL_RETRY_TIME: Duration = Duration::from_secs(120);
+/// Stands for the login in the place of a verb: a user that is unknown (401) may use none.
+const LOGIN: &str = "login";
+
+/// Which verbs were served, and since when they are refused. A verb that never was may be missing in the Role: that is final at once.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<Verbs>);
+
+#[derive(Debug, Default)]
+struct Verbs {
+    served: BTreeSet<&'static str>,
+    refused_since: BTreeMap<&'static str, Instant>,
+}
+
+impl Refusals {
+    /// Records an answer to a request with this verb.
+    pub(crate) fn answered(&self, verb: &'static str, code: StatusCode) {
+        let mut verbs = lock(&self.0);
+        // These were let through. A server that is overloaded or fails may not have looked at the user.
+        let is_served = code.is_success()
+            || matches!(code, StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::GONE);
+        if is_served || code == StatusCode::FORBIDDEN {
+            verbs.serve(LOGIN);
+        }
+        if is_served {
+            verbs.serve(verb);
+        }
+    }
+
+    /// The error of a refusal: not permanent while it may pass by itself.
+    pub(crate) fn judge(&self, verb: &'static str, error: BackendError) -> BackendError {
+        let refused = match error.kind() {
+            Unauthorized => LOGIN,
+            Forbidden => verb,
+            _ => return error,
+        };
+        let mut verbs = lock(&self.0);
+        if !verbs.served.contains(refused) {
+            return error;
+        }
+        let since = *verbs.refused_since.entry(refused).or_insert_with(Instant::now);
+        match REFUSAL_RETRY_TIME.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
+            Some(left) => {
+                let hint = format!("it was allowed before, and is retried for {} s more", left.as_secs());
+                BackendError::new(Unavailable, format!("{error}; {hint}"))
+            }
+            None => error,
+        }
+    }
+}
+
+impl Verbs {
+    fn serve(&mut self, verb: &'static str) {
+        self.served.insert(verb);
+        self.refused_since.remove(verb);
+    }
+}
 
 /// A request, for error messages: its verb, as in a Role, and the object.
 #[derive(Clone, Copy, Debug)]
@@ -123,5 +191,50 @@ pub(crate) fn retry_after(code: StatusCode, headers: &HeaderMap) -> Option<Durat
         StatusCode::TOO_MANY_REQUESTS => Some(given().unwrap_or(DEFAULT_RETRY_AFTER)),
         StatusCode::SERVICE_UNAVAILABLE => given(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn refuse(refusals: &Refusals, verb: &'static str, code: u16) -> BackendError {
+        let code = StatusCode::from_u16(code).unwrap();
+        refusals.answered(verb, code);
+        let request = Request { verb, name: Some("e"), namespace: "elections" };
+        refusals.judge(verb, classify(request, code, &Status::default()))
+    }
+
+    /// Hazard G33: what was allowed before is retried for two minutes, and what never was, not at all.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_final_after_two_minutes() {
+        for (code, kind) in [(401, Unauthorized), (403, Forbidden)] {
+            let refusals = Refusals::default();
+            assert_eq!(refuse(&refusals, "get", code).kind(), kind);
+            for _ in 0..2 {
+                refusals.answered("get", StatusCode::OK);
+                // Nor does an overloaded server say anything of the user.
+                refusals.answered("get", StatusCode::TOO_MANY_REQUESTS);
+                let passing = refuse(&refusals, "get", code);
+                assert_eq!(passing.kind(), Unavailable, "{passing}");
+                assert!(passing.to_string().contains("is retried for 120 s more"), "{passing}");
+                advance(REFUSAL_RETRY_TIME - Duration::from_secs(1)).await;
+                assert_eq!(refuse(&refusals, "get", code).kind(), Unavailable);
+            }
+            advance(Duration::from_secs(1)).await;
+            assert_eq!(refuse(&refusals, "get", code).kind(), kind);
+        }
+    }
+
+    /// A verb that is missing in the Role is said at once, whatever other verbs were allowed.
+    #[tokio::test]
+    async fn a_verb_that_was_never_allowed_is_refused_at_once() {
+        let refusals = Refusals::default();
+        refusals.answered("get", StatusCode::OK);
+        assert_eq!(refuse(&refusals, "update", 403).kind(), Forbidden);
+        // The user is known, and may lose its token.
+        assert_eq!(refuse(&refusals, "update", 401).kind(), Unavailable);
     }
 }

@@ -40,6 +40,17 @@ pub(crate) enum Fault {
     Refuse(u16, Option<u64>),
 }
 
+/// How watches fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BrokenWatch {
+    /// They are closed at once.
+    Closed,
+    /// They show the present state and end with an error.
+    Ended,
+    /// They are refused with this code.
+    Refused(u16),
+}
+
 /// Something that requests wait for.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(Arc<watch::Sender<bool>>);
@@ -79,6 +90,7 @@ struct Cluster {
     bookmarks: u64,
     /// Watches that began earlier end.
     watch_generation: u64,
+    broken_watches: Option<BrokenWatch>,
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     forbidden: BTreeSet<String>,
     tokens: Option<BTreeSet<String>>,
@@ -211,6 +223,11 @@ impl ApiServer {
         self.shared.change(|cluster| cluster.visible = stopped.then_some(cluster.version));
     }
 
+    /// All watches fail that begin from now on, or none does.
+    pub(crate) fn break_watches(&self, how: Option<BrokenWatch>) {
+        self.shared.lock().broken_watches = how;
+    }
+
     /// Sends a bookmark by every watch.
     pub(crate) fn send_bookmarks(&self) {
         self.shared.change(|cluster| {
@@ -276,6 +293,14 @@ impl ApiServer {
     pub(crate) fn holder(&self, name: &str) -> String {
         let lease = self.lease(name).unwrap_or_default();
         lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub(crate) fn spec(&self, name: &str) -> Value {
+        self.lease(name).expect("the lease exists")["spec"].clone()
+    }
+
+    pub(crate) fn annotation(&self, lease: &str, name: &str) -> Option<String> {
+        Some(self.lease(lease)?["metadata"]["annotations"][name].as_str()?.to_owned())
     }
 
     pub(crate) fn version_of(&self, name: &str) -> u64 {
@@ -373,7 +398,13 @@ impl Cluster {
             }
             "update" => {
                 let Some(found) = self.leases.get(name) else {
-                    return status(404, "NotFound", "not found", name);
+                    // `AllowCreateOnUpdate` holds for Leases: without a uid this creates one, whatever version is named.
+                    if !body["metadata"]["uid"].is_null() {
+                        let failed = "Precondition failed: UID in precondition, UID in object meta: ";
+                        return status(409, "Conflict", failed, name);
+                    }
+                    let lease = self.fresh(body.clone());
+                    return (StatusCode::CREATED, Json(self.store(name, lease, "ADDED"))).into_response();
                 };
                 let (given, metadata) = (&body["metadata"], &found["metadata"]);
                 for field in ["uid", "resourceVersion"] {
@@ -489,16 +520,9 @@ async fn handle(shared: &Arc<Shared>, request: Request, headers: &axum::http::He
     if let Some(refused) = admit(shared, request.verb, &request.name, headers) {
         return refused;
     }
-    let fault = shared.lock().faults.get_mut(request.verb).and_then(VecDeque::pop_front);
+    let fault = next_fault(shared, request.verb);
     if let Some(Fault::Refuse(code, retry_after)) = fault {
-        // As API priority and fairness answers: no `Status`.
-        let code = StatusCode::from_u16(code).unwrap();
-        let mut refused = (code, "Too many requests, please try again later.").into_response();
-        if let Some(seconds) = retry_after {
-            refused.headers_mut().insert(RETRY_AFTER, seconds.to_string().parse().unwrap());
-        }
-        shared.change(|_| ());
-        return refused;
+        return refuse(code, retry_after);
     }
     // Its client may give up.
     let executing = Arc::clone(shared);
@@ -527,6 +551,20 @@ async fn handle(shared: &Arc<Shared>, request: Request, headers: &axum::http::He
     answer
 }
 
+fn next_fault(shared: &Shared, verb: &str) -> Option<Fault> {
+    shared.change(|cluster| cluster.faults.get_mut(verb).and_then(VecDeque::pop_front))
+}
+
+/// As API priority and fairness answers: no `Status`.
+fn refuse(code: u16, retry_after: Option<u64>) -> Response {
+    let code = StatusCode::from_u16(code).unwrap();
+    let mut refused = (code, "Too many requests, please try again later.").into_response();
+    if let Some(seconds) = retry_after {
+        refused.headers_mut().insert(RETRY_AFTER, seconds.to_string().parse().unwrap());
+    }
+    refused
+}
+
 /// An answer that says nothing: the connection breaks.
 fn broken_off() -> Response {
     let error = std::io::Error::other("the connection breaks");
@@ -543,9 +581,8 @@ async fn list_or_watch(
     if let Some(refused) = admit(&shared, verb, "", &headers) {
         return refused;
     }
-    let fault = shared.lock().faults.get_mut(verb).and_then(VecDeque::pop_front);
-    if let Some(Fault::Refuse(code, _)) = fault {
-        return status(code, "Expired", "too old resource version", "");
+    if let Some(Fault::Refuse(code, retry_after)) = next_fault(&shared, verb) {
+        return refuse(code, retry_after);
     }
     shared.until(|cluster| !cluster.is_frozen).await;
     if !is_watch {
@@ -563,7 +600,18 @@ async fn list_or_watch(
         }))
         .into_response();
     }
-    watch_lease(Arc::clone(&shared), &query)
+    let broken = shared.lock().broken_watches;
+    match broken {
+        Some(BrokenWatch::Refused(code)) => status(code, "InternalError", "the watch fails", ""),
+        Some(BrokenWatch::Closed) => Response::new(Body::empty()),
+        Some(BrokenWatch::Ended) => {
+            let ended = json!({ "type": "ERROR", "object": { "kind": "Status", "code": 500 } });
+            let added = shared.lock().leases.values().next().cloned();
+            let added = json!({ "type": "ADDED", "object": added });
+            Response::new(Body::from(format!("{added}\n{ended}\n")))
+        }
+        None => watch_lease(Arc::clone(&shared), &query),
+    }
 }
 
 fn watch_lease(shared: Arc<Shared>, query: &BTreeMap<String, String>) -> Response {
