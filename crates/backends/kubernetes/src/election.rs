@@ -31,9 +31,10 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
+    label::{PodLabel, Shown},
     observed::{Observed, Seen, Sighting, Sightings},
     record::{Claim, Record, identity, lease_name},
-    transport::{Client, Watch, WatchEvent},
+    transport::{Client, Watch, WatchEvent, is_refused},
 };
 
 /// How often a write is repeated that conflicts with others.
@@ -350,6 +351,7 @@ pub(crate) struct Candidacy {
     lease: ElectionLease,
     session: String,
     seconds: i32,
+    label: Option<Arc<PodLabel>>,
     state: Mutex<State>,
 }
 
@@ -359,6 +361,8 @@ struct State {
     identities: Vec<String>,
     held: Option<Held>,
     unsettled: Unsettled,
+    /// Shows by the pod's label that it leads.
+    shown: Option<Shown>,
 }
 
 /// The Lease, held.
@@ -390,8 +394,13 @@ pub(crate) enum Attempt {
 }
 
 impl Candidacy {
-    pub(crate) fn new(lease: ElectionLease, session: String, seconds: i32) -> Self {
-        Self { lease, session, seconds, state: Mutex::default() }
+    pub(crate) fn new(
+        lease: ElectionLease,
+        session: String,
+        seconds: i32,
+        label: Option<Arc<PodLabel>>,
+    ) -> Self {
+        Self { lease, session, seconds, label, state: Mutex::default() }
     }
 
     pub(crate) fn lease(&self) -> &ElectionLease {
@@ -404,6 +413,11 @@ impl Candidacy {
 
     pub(crate) fn duration(&self) -> Duration {
         Duration::from_secs(self.seconds.unsigned_abs().into())
+    }
+
+    /// For how long a holder's requests wait if the server has too many: until the next renewal is due.
+    fn patience(&self) -> Duration {
+        self.duration() / 3
     }
 
     pub(crate) fn held(&self) -> Option<Held> {
@@ -495,18 +509,16 @@ impl Candidacy {
         gone: BackendErrorKind,
         change: impl Fn(&Held) -> Lease,
     ) -> Result<(), BackendError> {
-        // Before the next renewal is due, whatever a server asks for that has too many requests.
-        let patience = self.duration() / 3;
         for conflicts in 0..MAX_CONFLICTS {
             pause_after(conflicts).await;
             let Some(held) = self.held() else {
                 return Err(BackendError::new(gone, "the lease is not held any more"));
             };
-            if let Some(record) = self.write(Some(&held.record), &change(&held), patience).await? {
+            if let Some(record) = self.write(Some(&held.record), &change(&held), self.patience()).await? {
                 self.remember(&held, record);
                 return Ok(());
             }
-            match self.lease.read_within(patience).await? {
+            match self.lease.read_within(self.patience()).await? {
                 Some(record) if held.is_in(&record) => self.remember(&held, record),
                 found => return Err(BackendError::new(gone, held.what_happened(found.as_ref()))),
             }
@@ -524,8 +536,27 @@ impl Candidacy {
         }
     }
 
-    /// Watches the Lease while it is held, and publishes the token. Returns what ends the leadership.
+    /// Watches the Lease while it is held, publishes the token, and shows the leader by its pod's label. Returns what ends the leadership.
     pub(crate) async fn watch_held(&self, for_resign_requests: bool) -> Result<EntryEvent, BackendError> {
+        // Dropped when the leadership has ended. An error or a resign request does not end it.
+        let mut label = LabelWhileWatched { candidacy: self, is_removed: true };
+        self.show_label();
+        let event = self.next_event(for_resign_requests).await;
+        label.is_removed = matches!(event, Ok(EntryEvent::Deleted));
+        event
+    }
+
+    fn show_label(&self) {
+        let state = &mut lock(&self.state);
+        if let Some(label) = &self.label
+            && state.held.is_some()
+            && state.shown.is_none()
+        {
+            state.shown = Some(label.show(self.lease.election()));
+        }
+    }
+
+    async fn next_event(&self, for_resign_requests: bool) -> Result<EntryEvent, BackendError> {
         let event = |observed: &Observed| match (self.held(), observed.latest()) {
             (Some(held), Some(record)) if held.is_in(record) => {
                 let asks = record.payload().is_some_and(|payload| is_resign_requested(&payload));
@@ -569,7 +600,7 @@ impl Candidacy {
             let Unsettled { replaces, creates, .. } = lock(&self.state).unsettled;
             let found = match known.take() {
                 Some(record) => Some(record),
-                None => self.lease.read().await?,
+                None => self.lease.read_within(self.patience()).await?,
             };
             let wall = self.lease.clock().wall();
             let lease = match &found {
@@ -585,7 +616,7 @@ impl Candidacy {
                     return Ok(());
                 }
             };
-            if let Some(record) = self.write(found.as_ref(), &lease, Duration::MAX).await? {
+            if let Some(record) = self.write(found.as_ref(), &lease, self.patience()).await? {
                 self.settle(identities, Some(&record));
                 return Ok(());
             }
@@ -599,7 +630,9 @@ impl Candidacy {
         (state.unsettled.creates, state.unsettled.executed) = (false, false);
         let may_succeed = |version: &u64| found.is_some_and(|record| *version >= record.version());
         state.unsettled.replaces = state.unsettled.replaces.filter(may_succeed);
-        state.held.take_if(|held| identities.contains(&held.claim.identity));
+        if state.held.take_if(|held| identities.contains(&held.claim.identity)).is_some() {
+            state.shown = None;
+        }
     }
 
     /// As [`ElectionLease::write`], and remembers the write until it is answered.
@@ -629,10 +662,23 @@ impl Candidacy {
             }
             (Ok(_), None) => (unsettled.creates, unsettled.executed) = (false, before.executed),
             // It was not executed.
-            (Err(error), _) if error.is_permanent() => *unsettled = before,
+            (Err(error), _) if is_refused(error) => *unsettled = before,
             _ => {}
         }
         written
+    }
+}
+
+struct LabelWhileWatched<'a> {
+    candidacy: &'a Candidacy,
+    is_removed: bool,
+}
+
+impl Drop for LabelWhileWatched<'_> {
+    fn drop(&mut self) {
+        if self.is_removed {
+            lock(&self.candidacy.state).shown = None;
+        }
     }
 }
 

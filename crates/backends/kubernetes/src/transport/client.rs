@@ -11,8 +11,9 @@ use std::{
 
 use http::{Method, StatusCode, header::CONTENT_TYPE};
 use http_body_util::BodyExt as _;
-use k8s_openapi::{List, api::coordination::v1::Lease};
+use k8s_openapi::{List, api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::client::Body;
+use serde::Deserialize;
 use serde_json::Value;
 use tenure_core::{
     internal::lock,
@@ -29,7 +30,7 @@ use tokio::{
 
 use super::{
     load::{Loaded, auth_error, describe, describe_auth, load},
-    refusal::{Refusals, Request, Status, classify, retry_after},
+    refusal::{Refusals, Request, Resource, Status, classify, retry_after},
 };
 use crate::{config::KubernetesConfig, record::Record};
 
@@ -63,13 +64,54 @@ pub(crate) struct Client {
 struct Connected {
     kube: kube::Client,
     namespace: Arc<str>,
+    /// The namespace of the service account, or of the context: that of the pod.
+    pod_namespace: Arc<str>,
+}
+
+/// A request to be sent.
+struct Call<'a> {
+    verb: &'static str,
+    resource: Resource,
+    name: Option<&'a str>,
+    query: &'a str,
+    body: Option<Vec<u8>>,
+    /// For how long it waits, in total, if the server has too many requests.
+    patience: Duration,
 }
 
 /// The answer to a request, with its body.
 struct Answer {
     code: StatusCode,
     body: Vec<u8>,
+    resource: Resource,
     namespace: Arc<str>,
+}
+
+/// Of a pod only the metadata are read.
+#[derive(Deserialize)]
+struct Pod {
+    metadata: ObjectMeta,
+}
+
+#[derive(Deserialize)]
+struct Pods {
+    items: Vec<Pod>,
+}
+
+impl<'a> Call<'a> {
+    /// A request without a body, which waits for as long as the server asks for.
+    fn new(verb: &'static str, resource: Resource, name: Option<&'a str>) -> Self {
+        Self { verb, resource, name, query: "", body: None, patience: Duration::MAX }
+    }
+}
+
+impl Connected {
+    fn namespace_of(&self, resource: Resource) -> Arc<str> {
+        Arc::clone(match resource {
+            Resource::Leases => &self.namespace,
+            Resource::Pods => &self.pod_namespace,
+        })
+    }
 }
 
 /// Why a watch could not be started.
@@ -108,7 +150,8 @@ impl Client {
     /// Reads a Lease from a quorum: without a `resourceVersion` no cache answers. Every method with a `patience` waits no longer than
     /// that in total when the server has too many requests.
     pub(crate) async fn get(&self, name: &str, patience: Duration) -> Result<Option<Record>, BackendError> {
-        let answer = self.request("get", Some(name), "", None, patience).await?;
+        let answer =
+            self.request(Call { patience, ..Call::new("get", Resource::Leases, Some(name)) }).await?;
         match answer.code {
             StatusCode::OK => answer.record().map(Some),
             StatusCode::NOT_FOUND if Status::parse(&answer.body).is_object_absent(name) => Ok(None),
@@ -118,7 +161,8 @@ impl Client {
 
     /// Creates a Lease. `None` if it exists already.
     pub(crate) async fn create(&self, name: &str, lease: &Lease) -> Result<Option<Record>, BackendError> {
-        let answer = self.request("create", Some(name), "", Some(lease), Duration::MAX).await?;
+        let body = encode(lease)?;
+        let answer = self.request(Call { body, ..Call::new("create", Resource::Leases, Some(name)) }).await?;
         match answer.code {
             StatusCode::OK | StatusCode::CREATED => answer.record().map(Some),
             StatusCode::CONFLICT => Ok(None),
@@ -135,7 +179,9 @@ impl Client {
         lease: &Lease,
         patience: Duration,
     ) -> Result<Option<Record>, BackendError> {
-        let answer = self.request("update", Some(name), "", Some(lease), patience).await?;
+        let body = encode(lease)?;
+        let call = Call { body, patience, ..Call::new("update", Resource::Leases, Some(name)) };
+        let answer = self.request(call).await?;
         match answer.code {
             StatusCode::OK => answer.record().map(Some),
             StatusCode::CONFLICT => Ok(None),
@@ -149,7 +195,8 @@ impl Client {
         let (mut found, mut after) = (Vec::new(), String::new());
         for _ in 0..MAX_PAGES {
             let query = format!("limit={PAGE}{after}");
-            let answer = self.request("list", None, &query, None, Duration::MAX).await?;
+            let answer =
+                self.request(Call { query: &query, ..Call::new("list", Resource::Leases, None) }).await?;
             if answer.code != StatusCode::OK {
                 return Err(self.refused(&answer, "list", None));
             }
@@ -171,11 +218,42 @@ impl Client {
         ))
     }
 
-    /// Whether the user may do `verb` with Leases. By a request that every user may send.
-    pub(crate) async fn may(&self, verb: &str) -> Result<bool, BackendError> {
-        let namespace = self.connect().await?.namespace;
+    /// The pod with this name.
+    pub(crate) async fn pod(&self, name: &str) -> Result<ObjectMeta, BackendError> {
+        let answer = self.request(Call::new("get", Resource::Pods, Some(name))).await?;
+        match answer.code {
+            StatusCode::OK => Ok(answer.parse::<Pod>()?.metadata),
+            _ => Err(self.refused(&answer, "get", Some(name))),
+        }
+    }
+
+    /// The pods with this label.
+    pub(crate) async fn pods_with(&self, label: &str, value: &str) -> Result<Vec<ObjectMeta>, BackendError> {
+        let query = format!("limit={PAGE}&labelSelector={}%3D{value}", label.replace('/', "%2F"));
+        let answer = self.request(Call { query: &query, ..Call::new("list", Resource::Pods, None) }).await?;
+        match answer.code {
+            StatusCode::OK => Ok(answer.parse::<Pods>()?.items.into_iter().map(|pod| pod.metadata).collect()),
+            _ => Err(self.refused(&answer, "list", None)),
+        }
+    }
+
+    /// Changes the metadata of a pod by a merge patch. Returns whether it is still there, and not another one than the patch names.
+    pub(crate) async fn patch_pod(&self, name: &str, metadata: &Value) -> Result<bool, BackendError> {
+        let body = Some(serde_json::json!({ "metadata": metadata }).to_string().into_bytes());
+        let answer = self.request(Call { body, ..Call::new("patch", Resource::Pods, Some(name)) }).await?;
+        match answer.code {
+            StatusCode::OK => Ok(true),
+            StatusCode::CONFLICT | StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.refused(&answer, "patch", Some(name))),
+        }
+    }
+
+    /// Whether the user may do `verb` with the resource. By a request that every user may send.
+    pub(crate) async fn may(&self, verb: &str, resource: Resource) -> Result<bool, BackendError> {
+        let connected = self.connect().await?;
+        let namespace = connected.namespace_of(resource);
         let attributes = serde_json::json!({
-            "namespace": &*namespace, "verb": verb, "group": "coordination.k8s.io", "resource": "leases",
+            "namespace": &*namespace, "verb": verb, "group": resource.group(), "resource": resource.name(),
         });
         let review = serde_json::json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
@@ -183,8 +261,9 @@ impl Client {
         });
         let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
         let body = Some(review.to_string().into_bytes());
-        let answer = self.send("review access to", Method::POST, path, body, Duration::MAX).await?;
-        let answer = self.collect(answer, namespace).await?;
+        let call = Call { body, ..Call::new("review access to", resource, None) };
+        let answer = self.send(&call, Method::POST, path).await?;
+        let answer = self.collect(answer, resource, namespace).await?;
         let review: Value = answer.parse()?;
         let allowed = review["status"]["allowed"].as_bool();
         allowed.ok_or_else(|| self.refused(&answer, "review access to", None))
@@ -193,8 +272,9 @@ impl Client {
     /// The version of the API server, such as `v1.35.0`.
     pub(crate) async fn version(&self) -> Result<String, BackendError> {
         let namespace = self.connect().await?.namespace;
-        let answer = self.send("get", Method::GET, "/version", None, Duration::MAX).await?;
-        let version: Value = self.collect(answer, namespace).await?.parse()?;
+        let call = Call::new("read the version of", Resource::Leases, None);
+        let answer = self.send(&call, Method::GET, "/version").await?;
+        let version: Value = self.collect(answer, call.resource, namespace).await?.parse()?;
         Ok(version["gitVersion"].as_str().unwrap_or("unknown").to_owned())
     }
 
@@ -207,13 +287,14 @@ impl Client {
             "watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&fieldSelector=metadata.name%3D{name}{from}"
         );
         let namespace = self.connect().await?.namespace;
-        let path = path(&namespace, None, &query);
-        let response = self.send("watch", Method::GET, &path, None, Duration::ZERO).await?;
+        let path = Resource::Leases.path(&namespace, None, &query);
+        let call = Call { patience: Duration::ZERO, ..Call::new("watch", Resource::Leases, Some(name)) };
+        let response = self.send(&call, Method::GET, &path).await?;
         if response.status() == StatusCode::OK {
             return Ok(response.into_body());
         }
         let wait = retry_after(response.status(), response.headers());
-        let answer = self.collect(response, namespace).await?;
+        let answer = self.collect(response, call.resource, namespace).await?;
         let error = self.refused(&answer, "watch", Some(name));
         Err(WatchRefused { code: Some(answer.code), wait, error })
     }
@@ -229,47 +310,38 @@ impl Client {
     }
 
     /// Sends a request, and reads its answer.
-    async fn request(
-        &self,
-        verb: &'static str,
-        name: Option<&str>,
-        query: &str,
-        lease: Option<&Lease>,
-        patience: Duration,
-    ) -> Result<Answer, BackendError> {
-        let namespace = self.connect().await?.namespace;
+    async fn request(&self, call: Call<'_>) -> Result<Answer, BackendError> {
+        let Call { verb, resource, name, query, .. } = call;
+        let namespace = self.connect().await?.namespace_of(resource);
         let (method, in_path) = match verb {
             "create" => (Method::POST, None),
             "update" => (Method::PUT, name),
+            "patch" => (Method::PATCH, name),
             _ => (Method::GET, name),
         };
-        let path = path(&namespace, in_path, query);
-        let body = lease.map(serde_json::to_vec).transpose();
-        let body = body.map_err(|error| BackendError::with_source(Unavailable, "encoding a Lease", error))?;
-        let failure = || Request { verb, name, namespace: &namespace }.failure();
+        let path = resource.path(&namespace, in_path, query);
+        let failure = || Request { verb, resource, name, namespace: &namespace }.failure();
         let response = self
-            .send(verb, method, &path, body, patience)
+            .send(&call, method, &path)
             .await
             .map_err(|error| BackendError::with_source(error.kind(), failure(), error))?;
-        self.collect(response, Arc::clone(&namespace)).await
+        self.collect(response, resource, Arc::clone(&namespace)).await
     }
 
     /// Sends a request, and waits for the head of its answer.
     ///
     /// If the server has too many requests, this one waits as the server asks for, and others go on: a renewal must not wait because a list
-    /// was refused. A wait takes at most half of the `patience` that is left, so that the request is sent again in time.
+    /// was refused. A wait takes at most half of the patience that is left, so that the request is sent again in time.
     async fn send(
         &self,
-        verb: &'static str,
+        call: &Call<'_>,
         method: Method,
         path: &str,
-        body: Option<Vec<u8>>,
-        mut patience: Duration,
     ) -> Result<http::Response<Body>, BackendError> {
         let mut is_renewed = false;
-        let mut attempts = 1;
+        let (mut attempts, mut patience) = (1, call.patience);
         loop {
-            let response = self.attempt(&method, path, body.as_deref().unwrap_or_default()).await?;
+            let response = self.attempt(&method, path, call.body.as_deref().unwrap_or_default()).await?;
             let code = response.status();
             if let Some(asked) = retry_after(code, response.headers()) {
                 attempts += 1;
@@ -289,7 +361,7 @@ impl Client {
                 self.disconnect();
                 continue;
             }
-            self.refusals.answered(verb, code);
+            self.refusals.answered((call.resource, call.verb), code);
             return Ok(response);
         }
     }
@@ -303,9 +375,13 @@ impl Client {
     ) -> Result<http::Response<Body>, BackendError> {
         let _permit = self.requests.acquire().await;
         let connected = self.connect().await?;
+        let content_type = match *method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
         let request = http::Request::builder().method(method.clone()).uri(path);
         let request = request
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, content_type)
             .body(Body::from(body.to_vec()))
             .map_err(|error| BackendError::with_source(Unavailable, "making a request", error))?;
         let limit = self.config.attempt_timeout;
@@ -318,14 +394,15 @@ impl Client {
 
     /// The error of a request that was refused. One that was served before may be again soon.
     fn refused(&self, answer: &Answer, verb: &'static str, name: Option<&str>) -> BackendError {
-        let request = Request { verb, name, namespace: &answer.namespace };
+        let request = Request { verb, resource: answer.resource, name, namespace: &answer.namespace };
         let error = classify(request, answer.code, &Status::parse(&answer.body));
-        self.refusals.judge(verb, error)
+        self.refusals.judge((answer.resource, verb), error)
     }
 
     async fn collect(
         &self,
         response: http::Response<Body>,
+        resource: Resource,
         namespace: Arc<str>,
     ) -> Result<Answer, BackendError> {
         let limit = self.config.attempt_timeout;
@@ -337,7 +414,7 @@ impl Client {
             }
             Err(_) => return Err(no_answer(limit)),
         };
-        Ok(Answer { code, body, namespace })
+        Ok(Answer { code, body, resource, namespace })
     }
 
     /// The client, made when it is needed first: in the engine's runtime, whose tasks it uses.
@@ -386,7 +463,7 @@ impl Client {
             let text = "the kubeconfig names another cluster or namespace than before; restart all candidates at the same time";
             return Err(BackendError::new(Unavailable, text));
         }
-        let connected = Connected { kube, namespace };
+        let connected = Connected { kube, namespace, pod_namespace: default_namespace.into() };
         self.was_connected.store(true, Ordering::Relaxed);
         *lock(&self.connected) = Some(connected.clone());
         Ok(connected)
@@ -416,10 +493,9 @@ impl fmt::Debug for Client {
     }
 }
 
-fn path(namespace: &str, name: Option<&str>, query: &str) -> String {
-    let name = name.map(|name| format!("/{name}")).unwrap_or_default();
-    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases{name}{query}")
+fn encode(lease: &Lease) -> Result<Option<Vec<u8>>, BackendError> {
+    let body = serde_json::to_vec(lease);
+    body.map(Some).map_err(|error| BackendError::with_source(Unavailable, "encoding a Lease", error))
 }
 
 fn no_answer(limit: Duration) -> BackendError {

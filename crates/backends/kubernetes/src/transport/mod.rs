@@ -6,4 +6,5 @@ mod refusal;
 mod watch;
 
 pub(crate) use client::Client;
+pub(crate) use refusal::{Resource, is_refused};
 pub(crate) use watch::{Watch, WatchEvent};

@@ -1,5 +1,7 @@
-//! An API server for Leases within the process, with the semantics of a real one: one counter of versions, conflicts, uids, watches with
+//! An API server for Leases and pods within the process, with the semantics of a real one: one counter of versions, conflicts, uids, watches with
 //! bookmarks and 410, access rights, and faults.
+
+mod pods;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -81,6 +83,7 @@ struct Cluster {
     version: u64,
     uids: u64,
     leases: BTreeMap<String, Value>,
+    pods: BTreeMap<String, Value>,
     events: Vec<Event>,
     /// Events up to this version are not kept.
     compacted: u64,
@@ -150,7 +153,10 @@ impl ApiServer {
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let leases = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases";
+        let pods = "/api/v1/namespaces/{namespace}/pods";
         let router = Router::new()
+            .route(pods, get(pods::list))
+            .route(&format!("{pods}/{{name}}"), get(pods::read).patch(pods::patch))
             .route(leases, get(list_or_watch).post(create))
             .route(&format!("{leases}/{{name}}"), get(read).put(replace))
             .route("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", post(review))
@@ -180,10 +186,15 @@ impl ApiServer {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The configuration of a client of this server.
+    pub(crate) fn config(&self) -> KubernetesConfig {
+        write_kubeconfig(self.kubeconfig.path(), &self.endpoint(), "secret");
+        KubernetesConfig::new().kubeconfig(self.kubeconfig.path()).attempt_timeout(PATIENT)
+    }
+
     /// A client of this server.
     pub(crate) fn backend(&self) -> KubernetesBackend {
-        write_kubeconfig(self.kubeconfig.path(), &self.endpoint(), "secret");
-        backend_by(self.kubeconfig.path(), PATIENT)
+        KubernetesBackend::new(self.config()).unwrap()
     }
 
     /// The next request of this verb has this fault.
@@ -697,8 +708,10 @@ impl Drop for OpenWatch {
 async fn review(shared: Context, method: Method, body: Bytes) -> Response {
     assert_eq!(method, Method::POST);
     let mut review: Value = serde_json::from_slice(&body).unwrap();
-    let verb = review["spec"]["resourceAttributes"]["verb"].as_str().unwrap();
-    let allowed = !shared.lock().forbidden.contains(verb);
+    let attributes = &review["spec"]["resourceAttributes"];
+    let verb = attributes["verb"].as_str().unwrap();
+    let verb = if attributes["resource"] == "pods" { format!("{verb} pods") } else { verb.to_owned() };
+    let allowed = !shared.lock().forbidden.contains(&verb);
     review["status"] = json!({ "allowed": allowed });
     (StatusCode::CREATED, Json(review)).into_response()
 }

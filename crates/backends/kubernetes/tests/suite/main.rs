@@ -5,6 +5,7 @@ mod candidate;
 mod conformance;
 mod elector;
 mod faults;
+mod label;
 mod late_writes;
 mod log;
 mod observing;

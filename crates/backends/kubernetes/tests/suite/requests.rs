@@ -166,7 +166,7 @@ async fn a_refusal_that_passes_is_no_permanent_error() {
         let refused = a.session.heartbeat().await.unwrap_err();
         assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
         let text = refused.to_string();
-        assert!(text.contains("it was allowed before, and is retried for 1"), "{text}");
+        assert!(text.contains("s more, because it was allowed before: cannot "), "{text}");
         assert!(text.contains("check the token") || text.contains("grant the verb"), "{text}");
         server.accept_token("secret");
         server.allow(refuses);
@@ -252,4 +252,22 @@ async fn a_credential_plugin_that_hangs_blocks_no_thread_of_the_runtime() {
     })
     .await;
     assert!(answer.exists());
+}
+
+/// A write that is refused although it was allowed before was not executed: there is nothing to withdraw, and no Lease is created for that.
+#[tokio::test]
+async fn a_refused_creation_needs_no_withdrawal() {
+    let server = ApiServer::start();
+    let process = Process::new(&server);
+    let (a, _) = process.leader("a").await;
+    a.leave().await.unwrap();
+    server.delete("e");
+    server.forbid("create");
+    let b = process.campaign("b").await;
+    let refused = b.enter().await.unwrap_err();
+    assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
+    server.allow("create");
+    let reads = server.count("get");
+    b.leave().await.unwrap();
+    assert_eq!((server.lease("e"), server.count("get")), (None, reads));
 }
