@@ -168,7 +168,11 @@ async fn a_leader_that_is_throttled_keeps_leading() {
     let server = KubernetesServer::start_with(Version::Kubernetes120, &settings).await.unwrap();
     server.admin().throttle("alice").await.unwrap();
     let namespace = KubernetesNamespace::on(server.admin()).await;
-    namespace.admin.allow(&namespace.name, "alice", &["get", "create", "update", "watch", "list"]).await.unwrap();
+    namespace
+        .admin
+        .allow(&namespace.name, "alice", &["get", "create", "update", "watch", "list"])
+        .await
+        .unwrap();
     let elector = connect(&namespace.url("alice-token").await).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let (alice, refused) = (namespace.admin.with_token("alice-token"), Arc::new(AtomicUsize::new(0)));

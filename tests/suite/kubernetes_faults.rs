@@ -24,8 +24,7 @@ impl TwoServers {
         let cluster = cluster.unwrap_or_else(|error| panic!("{error}"));
         let namespace = KubernetesNamespace::on(cluster.server(0).admin()).await;
         let [first, second] = [0, 1].map(|server| cluster.server(server).endpoint());
-        let electors =
-            [namespace.elector_at(&first, TTL).await, namespace.elector_at(&second, TTL).await];
+        let electors = [namespace.elector_at(&first, TTL).await, namespace.elector_at(&second, TTL).await];
         Self { namespace, electors, cluster }
     }
 

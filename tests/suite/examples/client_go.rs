@@ -12,7 +12,8 @@ use futures::future::try_join_all;
 use serde_json::Value;
 use tenure::{Config, Elector};
 use tenure_containers::{
-    GoCandidate, GoCandidateSettings, GoEvent, KubernetesAdmin, KubernetesCluster, KubernetesSettings, Version,
+    GoCandidate, GoCandidateSettings, GoEvent, KubernetesAdmin, KubernetesCluster, KubernetesSettings,
+    Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 use tokio::time::sleep;
@@ -227,7 +228,8 @@ fn print(measure: &str, unit: &str, ours: &mut [f64], theirs: &mut [f64]) {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    let cluster = KubernetesCluster::start_with(Version::Kubernetes120, &KubernetesSettings::default()).await?;
+    let cluster =
+        KubernetesCluster::start_with(Version::Kubernetes120, &KubernetesSettings::default()).await?;
     let bench = Bench { cluster, files: tempfile::tempdir()? };
     bench.admin().create_namespace(NAMESPACE).await?;
     println!("| measure | tenure, p50 (p99) | client-go, p50 (p99) | ratio |\n|---|---|---|---|");
