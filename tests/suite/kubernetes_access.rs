@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::Method;
+use axum::http::Method;
 use tenure::{Config, Connection, Elector, Error};
 use tenure_containers::{ContainerError, KubernetesServer, Version};
 use tenure_testkit::suite::{until, within};

@@ -24,8 +24,6 @@ pub(crate) struct ApiServers {
     _labels: LabelWriter,
     cluster: KubernetesCluster,
     kubeconfigs: TempDir,
-    /// In PEM.
-    authority: String,
 }
 
 impl ApiServers {
@@ -35,10 +33,9 @@ impl ApiServers {
             KubernetesCluster::start_with_fault_injection(Version::Kubernetes120, &settings).await?;
         let admin = cluster.server(0).admin();
         admin.create_namespace(NAMESPACE).await?;
-        let authority = admin.authority().await?;
-        let admins = cluster.servers().members().iter().map(|server| server.admin().clone());
+        let admins = (0..ETCD).map(|server| cluster.server(server).admin().clone());
         let labels = LabelWriter::start(admins.collect(), NAMESPACE);
-        Ok(Self { _labels: labels, cluster, kubeconfigs: tempfile::tempdir()?, authority })
+        Ok(Self { _labels: labels, cluster, kubeconfigs: tempfile::tempdir()? })
     }
 
     /// The addresses of the API servers.
@@ -49,7 +46,8 @@ impl ApiServers {
     /// The URL of a balancer before the servers at these addresses. It runs until the end of the program.
     pub(crate) async fn url(&self, endpoints: &[String]) -> Result<String> {
         let endpoint = balancer::start(endpoints).await.context("cannot start a balancer on loopback")?;
-        let kubeconfig = self.cluster.server(0).admin().kubeconfig(&endpoint, &self.authority, NAMESPACE);
+        let kubeconfig =
+            self.cluster.server(0).admin().kubeconfig(&endpoint, "admin-token", NAMESPACE).await?;
         let file = self.kubeconfigs.path().join(endpoint.replace(':', "-"));
         fs::write(&file, kubeconfig)?;
         Ok(format!("kubernetes:///{NAMESPACE}?kubeconfig={}", file.display()))

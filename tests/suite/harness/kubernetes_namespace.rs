@@ -9,7 +9,9 @@ use tenure_containers::{KubernetesAdmin, SharedKubernetes, Version};
 /// A namespace of its own on a Kubernetes API server.
 #[derive(Debug)]
 pub struct KubernetesNamespace {
+    /// The administration client of the server.
     pub admin: KubernetesAdmin,
+    /// The namespace's name.
     pub name: String,
     files: TempDir,
     /// Ends with this, if no other test uses it.

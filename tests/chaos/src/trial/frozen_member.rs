@@ -23,7 +23,9 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
         // With these settings the followers notice after a second that their leader is frozen. No session outlasts an
         // ensemble that takes longer than the session's timeout.
         StoreKind::Zookeeper => (Cluster::zookeeper(&[("syncLimit", "2")]).await?, "?tick=500ms"),
-        StoreKind::Postgres => bail!("trial frozen-member needs three servers: --store etcd or zookeeper"),
+        StoreKind::Postgres | StoreKind::Kubernetes => {
+            bail!("trial frozen-member needs three servers: --store etcd or zookeeper")
+        }
     };
     let mut outcome = Outcome::default();
     let context = TrialContext::new(&outcome.history, TTL);
@@ -43,7 +45,8 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
             let mut endpoints = cluster.endpoints();
             // Two thirds of them prefer a server other than `member`.
             endpoints.rotate_left((member + n) % MEMBERS);
-            let elector = context.connect(&format!("{}{settings}", cluster.url(&endpoints))).await?;
+            let url = cluster.url(&endpoints).await?;
+            let elector = context.connect(&format!("{url}{settings}")).await?;
             let election = format!("e{}", outcome.trials + n);
             let (leadership, _) = context.lead(&*elector, &election).await?;
             leaders.push((elector, leadership));

@@ -26,7 +26,7 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
             let cluster = Cluster::zookeeper(&[("tickTime", "2000")]).await?;
             (cluster, Duration::from_secs(6), FaultKind::PartitionFromPeers(Direction::Both))
         }
-        StoreKind::Postgres => bail!("PostgreSQL has no quorum"),
+        StoreKind::Postgres | StoreKind::Kubernetes => bail!("clients see no quorum"),
     };
     let mut outcome = Outcome::default();
     let context = TrialContext::new(&outcome.history, ttl);
@@ -34,7 +34,7 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
         let leader = cluster.leader().await?;
         let disrupted = match options.store {
             StoreKind::Zookeeper => (leader + 1) % MEMBERS,
-            StoreKind::Etcd | StoreKind::Postgres => leader,
+            _ => leader,
         };
         let (mut others, endpoint) = (cluster.endpoints(), cluster.endpoints().remove(disrupted));
         others.remove(disrupted);

@@ -277,6 +277,14 @@ impl KubernetesAdmin {
         self.request(Method::POST, &format!("{API}/flowschemas"), Some(&schema)).await.map(drop)
     }
 
+    /// The server's metrics, as Prometheus reads them.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn metrics(&self) -> Result<String, ContainerError> {
+        self.text(Method::GET, "/metrics", None).await
+    }
+
     /// The certificate of the authority that signed the server's, in PEM.
     ///
     /// # Errors
