@@ -58,6 +58,10 @@ impl KubernetesConfig {
     /// # Errors
     /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], with what is wrong and what is allowed.
     pub fn from_url(url: &StoreUrl) -> Result<Self, Error> {
+        Self::from_url_in_pod(url, env::var("POD_NAME").ok())
+    }
+
+    fn from_url_in_pod(url: &StoreUrl, pod: Option<String>) -> Result<Self, Error> {
         if url.scheme() != "kubernetes" {
             return Err(url.invalid("its scheme is not kubernetes").into());
         }
@@ -72,7 +76,7 @@ impl KubernetesConfig {
         config.kubeconfig = url.text("kubeconfig").map(PathBuf::from);
         config.attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(config.attempt_timeout);
         if url.parsed("leader_label", "true or false")?.unwrap_or(false) {
-            let pod = env::var("POD_NAME").ok().filter(|pod| !pod.is_empty());
+            let pod = pod.filter(|pod| !pod.is_empty());
             config.labeled_pod = Some(pod.ok_or_else(|| url.invalid(NO_POD_NAME))?);
         }
         config.check().map_err(|error| match error {
@@ -195,6 +199,24 @@ mod tests {
         assert_eq!(config.kubeconfig, Some(file.path().to_owned()));
         assert_eq!(config.attempt_timeout, Duration::from_secs(3));
         assert!(!config.is_in_cluster());
+    }
+
+    #[test]
+    fn the_leaders_label_needs_the_name_of_the_pod() {
+        let labeled = |url: &str, pod: Option<&str>| {
+            KubernetesConfig::from_url_in_pod(&url.parse().unwrap(), pod.map(str::to_owned))
+        };
+        let url = "kubernetes:///a?leader_label=true";
+        assert_eq!(labeled(url, Some("billing-0")).unwrap().labeled_pod.as_deref(), Some("billing-0"));
+        for (pod, reason) in
+            [(None, NO_POD_NAME), (Some(""), NO_POD_NAME), (Some("a/b"), "it is no name of an object")]
+        {
+            let error = labeled(url, pod).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        for url in ["kubernetes:///a", "kubernetes:///a?leader_label=false"] {
+            assert_eq!(labeled(url, Some("billing-0")).unwrap().labeled_pod, None);
+        }
     }
 
     #[test]

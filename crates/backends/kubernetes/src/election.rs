@@ -32,7 +32,7 @@ use tracing::warn;
 
 use crate::{
     label::{PodLabel, Shown},
-    observed::{Observed, Seen, Sighting, Sightings},
+    observed::{Observed, Progress, Sighting, Sightings},
     record::{Claim, Record, identity, lease_name},
     transport::{Client, Watch, WatchEvent, is_refused},
 };
@@ -102,7 +102,7 @@ impl ElectionLease {
 
     /// As [`read`](Self::read), and waits no longer than `patience` if the server has too many requests.
     async fn read_within(&self, patience: Duration) -> Result<Option<Record>, BackendError> {
-        let before = self.how_much_seen();
+        let before = self.progress();
         let found = self.client.get(&self.name, patience).await?;
         let is_taken = self.seen(|observed, now| observed.answered(found.as_ref(), before, now));
         // Otherwise it was overtaken.
@@ -127,7 +127,7 @@ impl ElectionLease {
         lease: &Lease,
         patience: Duration,
     ) -> Result<Option<Record>, BackendError> {
-        let before = self.how_much_seen();
+        let before = self.progress();
         let written = match base {
             Some(_) => self.client.replace(&self.name, lease, patience).await?,
             None => self.client.create(&self.name, lease).await?,
@@ -158,15 +158,15 @@ impl ElectionLease {
         Watch::new(&self.client, &self.name, from)
     }
 
-    fn how_much_seen(&self) -> Seen {
-        self.seen(|observed, _| observed.seen())
+    fn progress(&self) -> Progress {
+        self.seen(|observed, _| observed.progress())
     }
 
     /// Starts the watch again if a read has shown what it has missed. `seen` is what was seen before the read. Says if the watch fails
     /// although reads are answered.
-    fn check_watch(&self, watch: &mut Watch, wake: Wake, seen: Seen) {
+    fn check_watch(&self, watch: &mut Watch, wake: Wake, seen: Progress) {
         self.warn_of_watch(watch);
-        if wake == Wake::Silent && self.how_much_seen() != seen {
+        if wake == Wake::Silent && self.progress() != seen {
             watch.restart();
         }
     }
@@ -194,7 +194,7 @@ impl ElectionLease {
         watch: &mut Watch,
         is_of_interest: impl Fn(&Observed, BootInstant) -> bool,
     ) -> Wake {
-        let (mut last_event, mut last_seen) = (self.clock().now(), self.how_much_seen());
+        let (mut last_event, mut last_seen) = (self.clock().now(), self.progress());
         loop {
             if self.seen(|observed, now| is_of_interest(observed, now)) {
                 return Wake::Interest;
@@ -218,17 +218,17 @@ impl ElectionLease {
                 event = watch.next() => event,
                 () = self.clock().sleep_until(wakes_at) => {
                     // Another request of this elector, such as a renewal, may have shown as much as a read would.
-                    if self.how_much_seen() == last_seen {
+                    if self.progress() == last_seen {
                         return Wake::Silent;
                     }
-                    (last_event, last_seen) = (self.clock().now(), self.how_much_seen());
+                    (last_event, last_seen) = (self.clock().now(), self.progress());
                     continue;
                 }
             };
             match event {
                 WatchEvent::Present(record) => {
                     if self.seen(|observed, now| observed.present(&record, now)) {
-                        (last_event, last_seen) = (self.clock().now(), self.how_much_seen());
+                        (last_event, last_seen) = (self.clock().now(), self.progress());
                     }
                 }
                 WatchEvent::Deleted(record) => {
@@ -335,7 +335,7 @@ impl Observer {
         };
         while {
             let wake = lease.wait_for_change(watch, is_changed).await;
-            let seen = lease.how_much_seen();
+            let seen = lease.progress();
             lease.read().await?;
             lease.check_watch(watch, wake, seen);
             !lease.seen(|observed, now| is_changed(observed, now))
@@ -471,7 +471,7 @@ impl Candidacy {
         let mut watch = lease.watch();
         loop {
             let wake = lease.wait_for_change(&mut watch, |observed, now| observed.free_at() <= now).await;
-            let seen = lease.how_much_seen();
+            let seen = lease.progress();
             if let Attempt::Won(held) = self.try_acquire(request).await? {
                 return Ok(held);
             }
@@ -572,7 +572,7 @@ impl Candidacy {
                 return Ok(event);
             }
             let wake = lease.wait_for_change(&mut watch, |observed, _| event(observed).is_some()).await;
-            let seen = lease.how_much_seen();
+            let seen = lease.progress();
             lease.read().await?;
             lease.check_watch(&mut watch, wake, seen);
         }

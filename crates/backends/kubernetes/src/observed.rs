@@ -97,9 +97,9 @@ pub(crate) struct Observed {
     used: BootInstant,
 }
 
-/// How much was seen: it changes with every news.
+/// How much was seen. It changes with all news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct Progress {
     /// The highest version, also of an object that was deleted.
     pub(crate) version: u64,
     exists: bool,
@@ -112,15 +112,15 @@ impl Observed {
 
     /// A quorum's answer to a request that was sent when no more was seen than `before`. Returns whether it was taken: an answer is not
     /// that was overtaken by a watch or by another request, nor one with a lower version of the same object.
-    pub(crate) fn answered(&mut self, found: Option<&Record>, before: Seen, now: BootInstant) -> bool {
-        let is_overtaken = self.seen() != before;
+    pub(crate) fn answered(&mut self, found: Option<&Record>, before: Progress, now: BootInstant) -> bool {
+        let is_overtaken = self.progress() != before;
         let Some(record) = found else {
             if !is_overtaken {
                 self.absent(now);
             }
             return !is_overtaken;
         };
-        let is_lower = record.version() < self.seen().version;
+        let is_lower = record.version() < self.progress().version;
         let is_known = self.uid() == Some(record.uid());
         // Another object may have a lower version, once the store was wiped; and one that was deleted may be back, from a backup.
         if !is_overtaken && is_lower != is_known {
@@ -136,7 +136,7 @@ impl Observed {
     /// because watch caches lag, and there are several API servers.
     pub(crate) fn present(&mut self, record: &Record, now: BootInstant) -> bool {
         let is_deleted = self.deleted.as_ref().is_some_and(|(uid, _)| uid == record.uid());
-        if is_deleted || record.version() < self.seen().version {
+        if is_deleted || record.version() < self.progress().version {
             return false;
         }
         self.deleted = None;
@@ -199,9 +199,9 @@ impl Observed {
         self.latest().map(Record::uid).or_else(deleted)
     }
 
-    pub(crate) fn seen(&self) -> Seen {
+    pub(crate) fn progress(&self) -> Progress {
         let deleted = self.deleted.as_ref().map_or(0, |(_, version)| *version);
-        Seen { version: self.latest().map_or(deleted, Record::version), exists: self.latest.is_some() }
+        Progress { version: self.latest().map_or(deleted, Record::version), exists: self.latest.is_some() }
     }
 
     /// The candidate that leads, as far as was seen.
@@ -241,7 +241,7 @@ mod tests {
         Record::new(serde_json::from_value::<Lease>(lease).unwrap()).unwrap()
     }
 
-    const NOTHING: Seen = Seen { version: 0, exists: false };
+    const NOTHING: Progress = Progress { version: 0, exists: false };
 
     fn at(seconds: u64) -> BootInstant {
         BootInstant::from_nanos(seconds * 1_000_000_000)
@@ -266,18 +266,18 @@ mod tests {
         observed.answered(Some(&record("1", 900, "a", 1)), NOTHING, at(1));
         let wiped = record("2", 3, "", 2);
         assert!(!observed.present(&wiped, at(5)));
-        assert!(observed.answered(Some(&wiped), observed.seen(), at(6)));
+        assert!(observed.answered(Some(&wiped), observed.progress(), at(6)));
         assert_eq!(
-            (observed.seen().version, observed.free_at()),
+            (observed.progress().version, observed.free_at()),
             (3, at(17)),
             "the holder of the first may lead still"
         );
         // The same object never has.
-        assert!(!observed.answered(Some(&record("2", 2, "", 2)), observed.seen(), at(7)));
+        assert!(!observed.answered(Some(&record("2", 2, "", 2)), observed.progress(), at(7)));
         // Also if it was seen that the first is gone.
-        observed.answered(None, observed.seen(), at(8));
-        assert!(observed.answered(Some(&record("3", 1, "", 1)), observed.seen(), at(9)));
-        assert_eq!(observed.seen().version, 1);
+        observed.answered(None, observed.progress(), at(8));
+        assert!(observed.answered(Some(&record("3", 1, "", 1)), observed.progress(), at(9)));
+        assert_eq!(observed.progress().version, 1);
     }
 
     /// Hazard K5: a lower version than one that was seen is ignored also after a deletion, and an object that was deleted never comes back
@@ -287,7 +287,7 @@ mod tests {
         for seen_by_watch in [false, true] {
             let mut observed = Observed::new(0.1, at(0));
             observed.present(&record("1", 4, "a", 1), at(1));
-            let before = observed.seen();
+            let before = observed.progress();
             match seen_by_watch {
                 true => observed.deleted("1", 4, at(2)),
                 false => assert!(observed.answered(None, before, at(2))),
@@ -297,10 +297,10 @@ mod tests {
                 assert!(!observed.present(&late, at(20)));
                 assert!(!observed.answered(Some(&late), before, at(20)), "overtaken by the deletion");
             }
-            assert!(!observed.answered(Some(&record("1", 3, "a", 0)), observed.seen(), at(20)));
+            assert!(!observed.answered(Some(&record("1", 3, "a", 0)), observed.progress(), at(20)));
             assert_eq!((observed.latest().is_some(), observed.free_at()), (false, free_at));
             // A quorum shows it again: it was restored from a backup, and its holder is timed anew.
-            assert!(observed.answered(Some(&record("1", 9, "a", 1)), observed.seen(), at(30)));
+            assert!(observed.answered(Some(&record("1", 9, "a", 1)), observed.progress(), at(30)));
             assert_eq!(observed.free_at(), at(41));
         }
     }
@@ -349,7 +349,7 @@ mod tests {
         let last_kept = at(1) + KEPT_FOR - Duration::from_nanos(1);
         observed.used = at(1);
         assert!(observed.is_needed(last_kept) && !observed.is_needed(at(1) + KEPT_FOR));
-        observed.answered(None, observed.seen(), at(1) + KEPT_FOR);
+        observed.answered(None, observed.progress(), at(1) + KEPT_FOR);
         assert!(observed.is_needed(at(1) + KEPT_FOR + Duration::from_secs(10)));
         assert!(!observed.is_needed(at(1) + KEPT_FOR + Duration::from_secs(11)));
     }

@@ -237,13 +237,14 @@ impl Client {
         }
     }
 
-    /// Changes the metadata of a pod by a merge patch. Returns whether it is still there, and not another one than the patch names.
+    /// Changes the metadata of a pod by a merge patch. Returns whether it is still there, with the uid and the version that the patch names.
     pub(crate) async fn patch_pod(&self, name: &str, metadata: &Value) -> Result<bool, BackendError> {
         let body = Some(serde_json::json!({ "metadata": metadata }).to_string().into_bytes());
         let answer = self.request(Call { body, ..Call::new("patch", Resource::Pods, Some(name)) }).await?;
         match answer.code {
             StatusCode::OK => Ok(true),
-            StatusCode::CONFLICT | StatusCode::NOT_FOUND => Ok(false),
+            // Another uid is invalid: a patch may not change it.
+            StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => Ok(false),
             _ => Err(self.refused(&answer, "patch", Some(name))),
         }
     }

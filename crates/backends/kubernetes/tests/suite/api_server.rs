@@ -411,7 +411,7 @@ impl Cluster {
                 let Some(found) = self.leases.get(name) else {
                     // `AllowCreateOnUpdate` holds for Leases: without a uid this creates one, whatever version is named.
                     if !body["metadata"]["uid"].is_null() {
-                        let failed = "Precondition failed: UID in precondition, UID in object meta: ";
+                        let failed = "StorageError: invalid object: Precondition failed: UID in precondition";
                         return status(409, "Conflict", failed, name);
                     }
                     let lease = self.fresh(body.clone());

@@ -154,6 +154,22 @@ async fn labels_that_were_left_are_removed() {
     a.close().await;
 }
 
+/// A process changes no pod that has replaced its own under the same name, as in a StatefulSet.
+#[tokio::test]
+async fn a_pod_that_has_replaced_this_one_keeps_its_label() {
+    let server = server_with(&["p0"]);
+    let a = elector(&server, "p0");
+    let leadership = within("leading", a.campaign("billing")).await.unwrap();
+    labeled(&server, "p0", Some("billing")).await;
+    server.start_pod("p0");
+    server.label_pod("p0", LABEL, Some("billing"));
+    let patches = server.count("patch pods");
+    within("resigning", leadership.resign()).await.unwrap();
+    server.until("it has tried", |server| server.count("patch pods") > patches).await;
+    within("closing", a.close()).await;
+    assert_eq!(server.pod_label("p0", LABEL).as_deref(), Some("billing"));
+}
+
 /// Without the verbs, or while the server refuses patches, the election goes on; that is said once, and tried again.
 #[tokio::test]
 async fn a_label_that_cannot_be_set_delays_nobody() {

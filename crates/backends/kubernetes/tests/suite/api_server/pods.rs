@@ -120,11 +120,15 @@ pub(super) async fn patch(
         let Some(mut pod) = cluster.pods.get(&name).cloned() else {
             return status(404, "NotFound", "not found", &name);
         };
-        for field in ["uid", "resourceVersion"] {
+        let names_other = |field: &str| {
             let given = &patch["metadata"][field];
-            if !given.is_null() && *given != pod["metadata"][field] {
-                return status(409, "Conflict", "the object has been modified", &name);
-            }
+            !given.is_null() && *given != pod["metadata"][field]
+        };
+        if names_other("resourceVersion") {
+            return status(409, "Conflict", "the object has been modified", &name);
+        }
+        if names_other("uid") {
+            return status(422, "Invalid", "metadata.uid: field is immutable", &name);
         }
         merge(&mut pod, &patch);
         for value in pod["metadata"]["labels"].as_object().unwrap().values() {
