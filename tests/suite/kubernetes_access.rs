@@ -1,198 +1,136 @@
-//! Kubernetes with rights: roles, tokens, certificates, and a server that has too many requests.
+//! Rights, tokens, certificates and throttling on a real API server.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use axum::http::Method;
-use tenure::{Config, Connection, Elector, Error};
-use tenure_containers::{ContainerError, KubernetesServer, Version};
+use tenure::{Config, Elector as _, Level, StoreElector, spi::Backend as _};
+use tenure_containers::Version;
 use tenure_testkit::suite::{until, within};
-use tenure_tests::{KubernetesNamespace, promptly, wait_for_heartbeats};
+use tenure_tests::{Authority, Kubeconfig, Kubernetes, wait_for_heartbeats};
 
-/// What a candidate needs at least.
-const LEAST: [&str; 4] = ["get", "create", "update", "watch"];
-const ACCOUNT: &str = "billing";
+const CANDIDATE: [&str; 3] = ["get", "create", "update"];
 
-async fn connect(url: &str) -> Arc<dyn Elector> {
-    let connected = tenure::connect_with(url, Config::new().with_ttl(Duration::from_secs(5))).await;
-    connected.unwrap_or_else(|error| panic!("{url}: {error}"))
+async fn new() -> Kubernetes {
+    Kubernetes::new(Version::Kubernetes120).await
 }
 
-/// A token of the namespace's service account.
-async fn account_token(namespace: &KubernetesNamespace) -> String {
-    let token = namespace.admin.request_token(&namespace.name, ACCOUNT, Duration::from_secs(600)).await;
-    token.unwrap_or_else(|error| panic!("{error}"))
+fn elector(kubeconfig: &Kubeconfig) -> Arc<StoreElector> {
+    let config = Config::new().with_ttl(Duration::from_secs(4));
+    Arc::new(StoreElector::new(Arc::new(kubeconfig.backend()), config).unwrap())
 }
 
-async fn create_account(namespace: &KubernetesNamespace, verbs: &[&str]) {
-    namespace.admin.create_service_account(&namespace.name, ACCOUNT).await.unwrap();
-    let user = format!("system:serviceaccount:{}:{ACCOUNT}", namespace.name);
-    namespace.admin.allow(&namespace.name, &user, verbs).await.unwrap();
+/// What is not good, by its subject.
+async fn findings(kubeconfig: &Kubeconfig) -> Vec<String> {
+    let found = kubeconfig.backend().diagnose().await;
+    found.into_iter().filter(|found| found.level != Level::Good).map(|found| found.subject).collect()
 }
 
-/// A campaign that is refused within seconds.
-async fn refusal(url: &str) -> Error {
-    let elector = connect(url).await;
-    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
-    assert_eq!(elector.status().connection, Connection::Refused);
-    elector.close().await;
-    refused
-}
-
-/// A service account that may do no more leads, hands over, and observes.
+/// Hazard G8: a missing verb is named; the least role is `get`, `create` and `update`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_least_role_suffices() {
-    let namespace = KubernetesNamespace::shared().await;
-    create_account(&namespace, &LEAST).await;
-    let url = namespace.url(&account_token(&namespace).await).await;
-    let (first, second) = (connect(&url).await, connect(&url).await);
-    let leadership = within("leading", first.campaign("e")).await.unwrap();
-    let waiting = tokio::spawn({
-        let second = Arc::clone(&second);
-        async move { second.campaign("e").await }
-    });
-    until("the other has seen it", async || second.candidates("e").await.unwrap().len() == 1).await;
-    wait_for_heartbeats(&leadership).await;
-    leadership.resign().await.unwrap();
-    within("the handover", waiting).await.unwrap().unwrap().resign().await.unwrap();
-    let refused = first.elections().await.unwrap_err();
-    assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
-    assert!(refused.to_string().contains("grant the verb \"list\" on the resource \"leases\""), "{refused}");
-    first.close().await;
-    second.close().await;
-}
-
-/// Hazard G8: what is said when a verb is missing. Without `watch` the Lease is polled.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_verb_is_named() {
-    let namespace = KubernetesNamespace::shared().await;
-    namespace.admin.create_service_account(&namespace.name, ACCOUNT).await.unwrap();
-    let user = format!("system:serviceaccount:{}:{ACCOUNT}", namespace.name);
-    let url = namespace.url(&account_token(&namespace).await).await;
-    for missing in ["get", "create"] {
-        let verbs: Vec<_> = LEAST.into_iter().filter(|verb| *verb != missing).collect();
-        namespace.admin.allow(&namespace.name, &user, &verbs).await.unwrap();
-        let refused = refusal(&url).await;
-        assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
-        let text = refused.to_string();
-        let advice = format!(
-            "grant the verb {missing:?} on the resource \"leases\" of the API group \"coordination.k8s.io\" by a Role and a \
-             RoleBinding in the namespace {:?}",
-            namespace.name
-        );
-        assert!(text.contains(&advice) && text.contains(&user), "{text}");
+async fn the_least_role_suffices_and_a_missing_verb_is_named() {
+    let kubernetes = new().await;
+    let (admin, namespace) = (kubernetes.admin(), kubernetes.namespace());
+    let alice = kubernetes.kubeconfig("alice-token").await;
+    let elector = elector(&alice);
+    for (n, missing) in CANDIDATE.into_iter().enumerate() {
+        let verbs: Vec<_> = CANDIDATE.into_iter().filter(|verb| *verb != missing).collect();
+        admin.allow(namespace, "alice", &verbs).await.unwrap();
+        let election = format!("e{n}");
+        if missing == "update" {
+            // Whoever creates the Lease has no need of it until the first renewal.
+            admin.create_lease(namespace, &election, &serde_json::json!({})).await.unwrap();
+        }
+        let refused = within("a refusal", elector.try_campaign(&election)).await.unwrap_err().to_string();
+        assert!(refused.contains(&format!("the verb {missing:?}")), "{refused}");
+        assert_eq!(findings(&alice).await, [missing, "watch", "list"].map(|verb| format!("verb {verb}")));
     }
-    namespace.admin.allow(&namespace.name, &user, &["get", "create", "update"]).await.unwrap();
-    let (first, second) = (connect(&url).await, connect(&url).await);
-    let leadership = within("leading", first.campaign("e")).await.unwrap();
-    let waiting = tokio::spawn({
-        let second = Arc::clone(&second);
-        async move { second.campaign("e").await }
-    });
-    until("the other has seen it", async || second.candidates("e").await.unwrap().len() == 1).await;
-    wait_for_heartbeats(&leadership).await;
-    leadership.resign().await.unwrap();
-    within("the handover", waiting).await.unwrap().unwrap().resign().await.unwrap();
-    first.close().await;
-    second.close().await;
-}
-
-/// A token that the server does not know is refused at once, and is not shown.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_token_is_refused() {
-    let namespace = KubernetesNamespace::shared().await;
-    let refused = refusal(&namespace.url("correct-horse-7").await).await;
-    assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
-    let text = refused.to_string();
-    assert!(text.contains("check the token or the certificate") && !text.contains("horse"), "{text}");
-}
-
-/// A server of another authority is not talked to, and the reason is said.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_of_another_authority_is_not_trusted() {
-    let namespace = KubernetesNamespace::shared().await;
-    let other = KubernetesServer::start(Version::Kubernetes120).await.unwrap();
-    // The authority of the one, and the address of the other.
-    let elector = connect(&namespace.url_at(&other.endpoint(), "admin-token").await).await;
-    let campaign = tokio::spawn({
-        let elector = Arc::clone(&elector);
-        async move { elector.campaign("e").await }
-    });
-    until("it says why", async || {
-        let error = elector.status().last_error.unwrap_or_default();
-        error.contains("certificate")
-    })
-    .await;
-    assert!(!campaign.is_finished());
-    elector.close().await;
-}
-
-/// A projected token is replaced by another one, and the old one does not count any more: the leadership is kept.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_that_is_replaced_is_read_again() {
-    let namespace = KubernetesNamespace::shared().await;
-    create_account(&namespace, &LEAST).await;
-    let token = namespace.file("token", &account_token(&namespace).await);
-    let mut kubeconfig: serde_json::Value = serde_json::from_str(
-        &namespace.admin.kubeconfig(namespace.admin.endpoint(), "", &namespace.name).await.unwrap(),
-    )
-    .unwrap();
-    kubeconfig["users"][0]["user"] = serde_json::json!({ "tokenFile": token });
-    let file = namespace.file("kubeconfig", &kubeconfig.to_string());
-    let url = format!("kubernetes:///{}?kubeconfig={}", namespace.name, file.display());
-    let elector = connect(&url).await;
+    admin.allow(namespace, "alice", &CANDIDATE).await.unwrap();
+    assert_eq!(findings(&alice).await, ["verb watch", "verb list"]);
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     wait_for_heartbeats(&leadership).await;
-    // With the account its tokens end.
-    let account = format!("/api/v1/namespaces/{}/serviceaccounts/{ACCOUNT}", namespace.name);
-    namespace.admin.request(Method::DELETE, &account, None).await.unwrap();
-    namespace.admin.create_service_account(&namespace.name, ACCOUNT).await.unwrap();
-    namespace.file("token", &account_token(&namespace).await);
-    for _ in 0..3 {
-        wait_for_heartbeats(&leadership).await;
-    }
+    // Without the verb `watch` a candidate reads the Lease again and again.
+    let bob = kubernetes.kubeconfig("bob-token").await;
+    admin.allow(namespace, "bob", &CANDIDATE).await.unwrap();
+    let waiting = self::elector(&bob);
+    let campaign = tokio::spawn(async move { waiting.campaign("e").await.unwrap() });
+    wait_for_heartbeats(&leadership).await;
+    let token = leadership.fencing_token();
     leadership.resign().await.unwrap();
-    elector.close().await;
+    let next = within("the handover", campaign).await.unwrap();
+    assert!(next.fencing_token() > token);
+    assert_eq!(findings(&kubernetes.kubeconfig("admin-token").await).await, [""; 0]);
+    let unknown = findings(&kubernetes.kubeconfig("wrong").await).await;
+    assert!(unknown.contains(&"verb get".to_owned()), "{unknown:?}");
 }
 
-/// Requests that are refused because the server has too many (429) cost no leadership.
+/// Hazard G33: a service account's token is accepted no more, and the kubeconfig has another one by then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_is_throttled_keeps_leading() {
-    let flags = ["--max-requests-inflight=2", "--max-mutating-requests-inflight=1"];
-    let settings = flags.into_iter().fold(Default::default(), tenure_containers::KubernetesSettings::flag);
-    let server = KubernetesServer::start_with(Version::Kubernetes120, &settings).await.unwrap();
-    server.admin().throttle("alice").await.unwrap();
-    let namespace = KubernetesNamespace::on(server.admin()).await;
-    namespace
-        .admin
-        .allow(&namespace.name, "alice", &["get", "create", "update", "watch", "list"])
-        .await
-        .unwrap();
-    let elector = connect(&namespace.url("alice-token").await).await;
+async fn a_leader_outlives_the_token_of_its_service_account() {
+    let kubernetes = new().await;
+    let (admin, namespace) = (kubernetes.admin(), kubernetes.namespace());
+    let user = format!("system:serviceaccount:{namespace}:billing");
+    admin.allow(namespace, &user, &CANDIDATE).await.unwrap();
+    admin.create_service_account(namespace, "billing").await.unwrap();
+    let token = async || admin.request_token(namespace, "billing", Duration::from_secs(600)).await.unwrap();
+    let first = token().await;
+    let kubeconfig = kubernetes.kubeconfig(&first).await;
+    let elector = elector(&kubeconfig);
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
-    let (alice, refused) = (namespace.admin.with_token("alice-token"), Arc::new(AtomicUsize::new(0)));
-    let others: Vec<_> = (0..20)
-        .map(|_| {
-            let (alice, name, refused) = (alice.clone(), namespace.name.clone(), Arc::clone(&refused));
-            tokio::spawn(async move {
-                loop {
-                    if let Err(ContainerError::Refused { message, .. }) = alice.leases(&name).await {
-                        refused.fetch_add(usize::from(message.contains("429")), Relaxed);
-                    }
-                }
-            })
-        })
-        .collect();
-    until("requests are refused", async || refused.load(Relaxed) > 20).await;
-    for _ in 0..3 {
-        wait_for_heartbeats(&leadership).await;
-    }
-    others.iter().for_each(tokio::task::JoinHandle::abort);
+
+    // A token ends with its account, and does not belong to one of the same name.
+    admin.delete_service_account(namespace, "billing").await.unwrap();
+    admin.create_service_account(namespace, "billing").await.unwrap();
+    let next = kubernetes.kubeconfig(&token().await).await;
+    std::fs::copy(next.path(), kubeconfig.path()).unwrap();
+    let client = admin.with_token(&first);
+    let is_refused = async || client.leases(namespace).await.unwrap_err().to_string().contains("401");
+    until("the first token is refused", is_refused).await;
+    wait_for_heartbeats(&leadership).await;
     leadership.resign().await.unwrap();
-    elector.close().await;
+}
+
+/// A server's certificate has to be of the authority in the kubeconfig.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_another_authority_is_refused() {
+    let kubernetes = new().await;
+    let kubeconfig = kubernetes.kubeconfig("admin-token").await;
+    let text = std::fs::read_to_string(kubeconfig.path()).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let cluster = json["clusters"][0]["cluster"].as_object_mut().unwrap();
+    cluster.remove("certificate-authority-data");
+    let other = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(other.path(), Authority::new().pem()).unwrap();
+    cluster.insert("certificate-authority".to_owned(), other.path().display().to_string().into());
+    std::fs::write(kubeconfig.path(), json.to_string()).unwrap();
+    let found = kubeconfig.backend().diagnose().await;
+    let found = format!("{:?}", found.first().unwrap());
+    assert!(found.contains("certificate"), "{found}");
+}
+
+/// Priority and fairness: a user who sends too many requests is refused with 429, and elections go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_throttled_user_leads_once_there_is_room() {
+    let kubernetes = new().await;
+    let (admin, namespace) = (kubernetes.admin(), kubernetes.namespace());
+    admin.create_service_account(namespace, "billing").await.unwrap();
+    let user = format!("system:serviceaccount:{namespace}:billing");
+    admin.allow(namespace, &user, &["get", "create", "update", "list"]).await.unwrap();
+    let token = admin.request_token(namespace, "billing", Duration::from_secs(600)).await.unwrap();
+    admin.throttle(&user).await.unwrap();
+    let kubeconfig = kubernetes.kubeconfig(&token).await;
+    let elector = elector(&kubeconfig);
+    let client = admin.with_token(&token);
+    let is_throttled = async || {
+        let requests = (0..20).map(|_| client.leases(namespace));
+        let answers = futures::future::join_all(requests).await;
+        answers.into_iter().filter_map(Result::err).any(|error| error.to_string().contains("429"))
+    };
+    until("requests are refused", is_throttled).await;
+    let campaign = tokio::spawn(async move {
+        let leadership = elector.campaign("e").await.unwrap();
+        (elector, leadership)
+    });
+    until("requests are refused again", is_throttled).await;
+    let (_elector, leadership) = within("leading", campaign).await.unwrap();
+    until("requests are refused while it leads", is_throttled).await;
+    wait_for_heartbeats(&leadership).await;
 }

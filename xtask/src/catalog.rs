@@ -115,7 +115,7 @@ pub(crate) static KUBERNETES_1_20: Image = Image {
         script: include_str!("images/kubernetes.sh"),
         files: &[("candidate.go", include_str!("../../tests/containers/kubernetes/candidate.go"))],
     }),
-    needs: "`kube-apiserver`, `etcd`, `kubectl`, `openssl`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH, and \
+    needs: "`kube-apiserver`, `etcd`, `kubectl`, `openssl`, `bash`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH, and \
             tests/containers/kubernetes/candidate.go as `go-candidate`",
     server: Some(Server {
         shared_variable: "TENURE_TEST_KUBERNETES_1_20",

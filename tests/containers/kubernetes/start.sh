@@ -21,6 +21,9 @@ if [ -z "$etcd" ]; then
     etcd=http://127.0.0.1:2379
     etcd --data-dir=/data/etcd --listen-client-urls=$etcd --advertise-client-urls=$etcd 2>etcd.log &
 fi
+# A connection that is begun before the container is connected to the etcd's network blocks the server for 20 s.
+address=${etcd#http://}
+until timeout 1 bash -c ": </dev/tcp/${address%:*}/${address#*:}" 2>/dev/null; do sleep 0.1; done
 exec kube-apiserver \
     --etcd-servers="$etcd" \
     --bind-address=0.0.0.0 --secure-port=6443 --advertise-address=127.0.0.1 --endpoint-reconciler-type=none \

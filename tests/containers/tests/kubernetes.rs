@@ -115,7 +115,7 @@ async fn a_server_recovers_from_faults() -> Outcome {
 }
 
 #[tokio::test]
-async fn two_servers_have_one_etcd_and_fail_each_on_its_own() -> Outcome {
+async fn servers_of_a_cluster_fail_each_on_its_own() -> Outcome {
     let cluster =
         KubernetesCluster::start_with_fault_injection(VERSION, &KubernetesSettings::default()).await?;
     let [first, second] = [0, 1].map(|index| cluster.server(index).admin());

@@ -23,7 +23,7 @@ mod guides {
 
 mod authority;
 mod etcd;
-mod kubernetes_namespace;
+mod kubernetes;
 mod local;
 mod memory;
 mod postgres;
@@ -34,7 +34,7 @@ mod zookeeper_proxy;
 
 pub use authority::{Authority, ClientFiles};
 pub use etcd::Etcd;
-pub use kubernetes_namespace::KubernetesNamespace;
+pub use kubernetes::{Kubeconfig, Kubernetes, new_namespace};
 pub use local::Local;
 pub use memory::Memory;
 pub use postgres::Postgres;

@@ -192,6 +192,15 @@ impl KubernetesAdmin {
         self.request(Method::POST, &path, Some(&account)).await.map(drop)
     }
 
+    /// Deletes a service account. Its tokens are accepted for some seconds more.
+    ///
+    /// # Errors
+    /// When there is none, or the server does not answer.
+    pub async fn delete_service_account(&self, namespace: &str, name: &str) -> Result<(), ContainerError> {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}");
+        self.request(Method::DELETE, &path, None).await.map(drop)
+    }
+
     /// A new token of a service account. The server accepts no validity below ten minutes.
     ///
     /// # Errors
@@ -261,7 +270,7 @@ impl KubernetesAdmin {
     /// When there is such a share already, or the server does not answer.
     pub async fn throttle(&self, user: &str) -> Result<(), ContainerError> {
         const API: &str = "/apis/flowcontrol.apiserver.k8s.io/v1beta1";
-        let name = format!("throttle-{user}");
+        let name = format!("throttle-{}", user.replace(':', "."));
         let limited = json!({ "assuredConcurrencyShares": 1, "limitResponse": { "type": "Reject" } });
         let level =
             json!({ "metadata": { "name": name }, "spec": { "type": "Limited", "limited": limited } });
