@@ -152,11 +152,12 @@ async fn a_holder_that_never_renews_is_taken_over() {
     let labels = tokio::spawn({
         let (admin, name) = (admin.clone(), namespace.clone());
         async move {
-        for round in 0_u64.. {
-            let patch = json!({ "metadata": { "labels": { "round": round.to_string() } } });
-            admin.patch_lease(&name, "e", &patch).await.unwrap();
+            for round in 0_u64.. {
+                let patch = json!({ "metadata": { "labels": { "round": round.to_string() } } });
+                admin.patch_lease(&name, "e", &patch).await.unwrap();
+            }
         }
-    }});
+    });
     let kubeconfig = kubernetes.kubeconfig("admin-token").await;
     let elector = elector(&kubeconfig);
     let began = BootClock.now();
