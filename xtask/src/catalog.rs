@@ -2,6 +2,8 @@
 
 use std::env;
 
+use sha2::{Digest as _, Sha256};
+
 /// The image of one server: how to make it, and how to run it.
 pub(crate) struct Image {
     /// The server, as in the image's name and in messages.
@@ -11,10 +13,20 @@ pub(crate) struct Image {
     /// The release of Debian that has this version.
     pub(crate) suite: &'static str,
     pub(crate) packages: &'static [&'static str],
+    /// What is built in the image besides.
+    pub(crate) build: Option<Build>,
     /// What another image has to contain.
     pub(crate) needs: &'static str,
     /// `None` where tests only run containers of their own.
     pub(crate) server: Option<Server>,
+}
+
+/// Programs of which Debian has no package.
+pub(crate) struct Build {
+    /// A shell script that runs inside the image, as root. Its argument is a folder that is deleted afterwards.
+    pub(crate) script: &'static str,
+    /// The files in that folder: their names, and what is in them.
+    pub(crate) files: &'static [(&'static str, &'static str)],
 }
 
 /// How a server runs in a container. It has `/data` for its files.
@@ -35,6 +47,7 @@ pub(crate) static ETCD_3_4: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_ETCD_3_4",
     suite: "bookworm",
     packages: ETCD_PACKAGES,
+    build: None,
     needs: ETCD_NEEDS,
     server: Some(etcd("TENURE_TEST_ETCD_3_4")),
 };
@@ -44,6 +57,7 @@ pub(crate) static ETCD_3_5: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_ETCD_3_5",
     suite: "trixie",
     packages: ETCD_PACKAGES,
+    build: None,
     needs: ETCD_NEEDS,
     server: Some(etcd("TENURE_TEST_ETCD_3_5")),
 };
@@ -55,6 +69,7 @@ pub(crate) static ZOOKEEPER_3_8: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_ZOOKEEPER_3_8",
     suite: "bookworm",
     packages: &["libzookeeper-java", "openjdk-17-jdk-headless", "python3-kazoo", "libcurator-recipes-java"],
+    build: None,
     needs: ZOOKEEPER_NEEDS,
     server: Some(zookeeper("TENURE_TEST_ZOOKEEPER_3_8")),
 };
@@ -64,6 +79,7 @@ pub(crate) static ZOOKEEPER_3_9: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
     suite: "trixie",
     packages: &["libzookeeper-java", "openjdk-21-jre-headless", "python3-kazoo", "e2fsprogs", "iptables"],
+    build: None,
     needs: ZOOKEEPER_NEEDS,
     server: Some(zookeeper("TENURE_TEST_ZOOKEEPER_3_9")),
 };
@@ -73,6 +89,7 @@ pub(crate) static POSTGRES_15: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_POSTGRES_15",
     suite: "bookworm",
     packages: &["postgresql"],
+    build: None,
     needs: POSTGRES_NEEDS,
     server: Some(postgres("TENURE_TEST_POSTGRES_15")),
 };
@@ -83,8 +100,38 @@ pub(crate) static POSTGRES_17: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_POSTGRES_17",
     suite: "trixie",
     packages: &["postgresql", "pgbouncer", "e2fsprogs", "iptables"],
+    build: None,
     needs: POSTGRES_NEEDS,
     server: Some(postgres("TENURE_TEST_POSTGRES_17")),
+};
+
+/// An API server with an etcd of its own, kubectl, and a candidate of client-go's leader election.
+pub(crate) static KUBERNETES_1_20: Image = Image {
+    name: "kubernetes:1.20",
+    override_variable: "TENURE_TEST_IMAGE_KUBERNETES_1_20",
+    suite: "bookworm",
+    packages: &["etcd-server", "kubernetes-client", "openssl", "e2fsprogs", "iptables"],
+    build: Some(Build {
+        script: include_str!("images/kubernetes.sh"),
+        files: &[("candidate.go", include_str!("../../tests/containers/kubernetes/candidate.go"))],
+    }),
+    needs: "`kube-apiserver`, `etcd`, `kubectl`, `openssl`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH, and \
+            tests/containers/kubernetes/candidate.go as `go-candidate`",
+    server: Some(Server {
+        shared_variable: "TENURE_TEST_KUBERNETES_1_20",
+        port: 6443,
+        user: "root",
+        // The first argument is the URL of another etcd.
+        command: &["sh", "-ec", include_str!("../../tests/containers/kubernetes/start.sh"), "sh", ""],
+        health: &[
+            "kubectl",
+            "--server=https://127.0.0.1:6443",
+            "--certificate-authority=/data/ca.pem",
+            "--token=admin-token",
+            "get",
+            "--raw=/readyz",
+        ],
+    }),
 };
 
 /// A system to which the package is installed, with systemd. Its C library must not be older than that of the machine that
@@ -94,13 +141,23 @@ pub(crate) static SYSTEMD: Image = Image {
     override_variable: "TENURE_TEST_IMAGE_SYSTEMD",
     suite: "trixie",
     packages: &["systemd", "systemd-sysv", "dbus", "python3"],
+    build: None,
     needs: "`systemd` as /lib/systemd/systemd, `dpkg` and `python3`",
     server: None,
 };
 
-/// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores.
-pub(crate) static IMAGES: [&Image; 7] =
-    [&ETCD_3_4, &ETCD_3_5, &ZOOKEEPER_3_8, &ZOOKEEPER_3_9, &POSTGRES_15, &POSTGRES_17, &SYSTEMD];
+/// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores. The one that
+/// takes longest is first.
+pub(crate) static IMAGES: [&Image; 8] = [
+    &KUBERNETES_1_20,
+    &ETCD_3_4,
+    &ETCD_3_5,
+    &ZOOKEEPER_3_8,
+    &ZOOKEEPER_3_9,
+    &POSTGRES_15,
+    &POSTGRES_17,
+    &SYSTEMD,
+];
 
 /// The server, and what breaks its disk and drops its packets.
 const ETCD_PACKAGES: &[&str] = &["etcd-server", "etcd-client", "e2fsprogs", "iptables"];
@@ -181,6 +238,16 @@ impl Image {
     /// The image to run.
     pub(crate) fn tag(&self) -> String {
         env::var(self.override_variable).unwrap_or_else(|_| format!("tenure-test/{}", self.name))
+    }
+
+    /// Says of what the image is made.
+    pub(crate) fn contents(&self) -> String {
+        let packages = self.packages.join(" ");
+        let Some(Build { script, files }) = &self.build else { return packages };
+        let texts = files.iter().flat_map(|(name, text)| [*name, text]).chain([*script]);
+        let hash = texts.fold(Sha256::new(), |hash, text| hash.chain_update(text));
+        let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        format!("{packages} {hash}")
     }
 
     pub(crate) fn is_overridden(&self) -> bool {

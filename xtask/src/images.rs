@@ -1,7 +1,8 @@
 //! The images of the test servers: used when present, else made from Debian's packages.
 
 use std::{
-    io::Write,
+    fs,
+    path::Path,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     apt,
-    catalog::{IMAGES, Image},
+    catalog::{Build, IMAGES, Image},
     docker::{self, docker},
     shell::{command, exists, output_within, run, say},
 };
@@ -20,9 +21,15 @@ use crate::{
 /// The time limit for pulling an image; an unreachable registry fails at once.
 const PULL_TIMEOUT: Duration = Duration::from_secs(60);
 const BUILD_TIMEOUT: Duration = Duration::from_secs(300);
+/// The same, with programs that are compiled.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The label that says of which packages an image was made.
-const PACKAGES: &str = "tenure-test-packages";
+/// The label that says of what an image was made.
+const CONTENTS: &str = "tenure-test-packages";
+
+/// Where programs are built in an image, and how.
+const BUILD_DIR: &str = "/tmp/tenure-build";
+const BUILD_COMMAND: &str = "sh /tmp/tenure-build/script.sh /tmp/tenure-build && rm -r /tmp/tenure-build";
 
 /// Makes sure of Docker, and then of all images.
 ///
@@ -38,28 +45,34 @@ pub(crate) fn ensure_with_tools() -> Result<()> {
 /// # Errors
 /// When one cannot be made here.
 pub(crate) fn ensure(images: &[&Image]) -> Result<()> {
-    // Two at a time: one unpacks while the other fetches.
-    for pair in images.chunks(2) {
-        let made: Vec<Result<()>> = thread::scope(|scope| {
-            let making: Vec<_> = pair.iter().map(|image| scope.spawn(|| ensure_one(image))).collect();
-            making
-                .into_iter()
-                .map(|made| made.join().unwrap_or_else(|_| bail!("making an image has panicked")))
-                .collect()
-        });
-        made.into_iter().collect::<Result<()>>()?;
-    }
-    Ok(())
+    // Two at a time: one unpacks while the other fetches. Each that is done takes the next.
+    let waiting = Mutex::new(images.iter());
+    let make_next = || {
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            ensure_one(match next {
+                Some(image) => image,
+                None => return Ok(()),
+            })?;
+        }
+    };
+    thread::scope(|scope| {
+        let making = [scope.spawn(make_next), scope.spawn(make_next)];
+        making
+            .map(|made| made.join().unwrap_or_else(|_| bail!("making an image has panicked")))
+            .into_iter()
+            .collect()
+    })
 }
 
 fn ensure_one(image: &Image) -> Result<()> {
     let tag = image.tag();
-    match docker(["image", "inspect", &format!("--format={{{{index .Config.Labels {PACKAGES:?}}}}}"), &tag]) {
-        Ok(packages) if image.is_overridden() || packages == image.packages.join(" ") => {
+    match docker(["image", "inspect", &format!("--format={{{{index .Config.Labels {CONTENTS:?}}}}}"), &tag]) {
+        Ok(contents) if image.is_overridden() || contents == image.contents() => {
             say(format!("image {tag} is there"));
             return Ok(());
         }
-        Ok(_) => say(format!("image {tag} was built from other packages: rebuilding it")),
+        Ok(_) => say(format!("image {tag} has other contents: rebuilding it")),
         Err(_) => {}
     }
     let start = Instant::now();
@@ -95,15 +108,21 @@ fn build_on_pulled_base(image: &Image) -> Result<()> {
     if docker(["image", "inspect", &base]).is_err() {
         output_within(&mut command("docker", ["pull", "--quiet", &base]), PULL_TIMEOUT)?;
     }
-    let packages = image.packages.join(" ");
-    let recipe = format!(
-        "FROM {base}\nLABEL {PACKAGES}={packages:?}\nRUN apt-get update && \
-         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {packages} && rm -rf /var/lib/apt/lists\n"
-    );
     let folder = tempfile::tempdir()?;
-    let file = folder.path().join("Dockerfile");
-    std::fs::File::create(&file)?.write_all(recipe.as_bytes())?;
-    output_within(command("docker", ["build", "--tag", &image.tag()]).arg(folder.path()), BUILD_TIMEOUT)?;
+    let packages = image.packages.join(" ");
+    let mut recipe = format!(
+        "FROM {base}\nLABEL {CONTENTS}={:?}\nRUN apt-get update && \
+         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {packages} && rm -rf /var/lib/apt/lists\n",
+        image.contents()
+    );
+    let mut limit = BUILD_TIMEOUT;
+    if let Some(build) = &image.build {
+        build.write_to(&folder.path().join("build"))?;
+        recipe += &format!("COPY build {BUILD_DIR}\nRUN {BUILD_COMMAND}\n");
+        limit = COMPILE_TIMEOUT;
+    }
+    fs::write(folder.path().join("Dockerfile"), recipe)?;
+    output_within(command("docker", ["build", "--tag", &image.tag()]).arg(folder.path()), limit)?;
     Ok(())
 }
 
@@ -123,6 +142,11 @@ fn bootstrap(image: &Image) -> Result<()> {
     debootstrap.arg(format!("--include={}", image.packages.join(","))).arg(image.suite).arg(&root);
     debootstrap.args(apt::mirror()).stdout(Stdio::null());
     run(&mut debootstrap)?;
+    if let Some(build) = &image.build {
+        build.write_to(&root.join(BUILD_DIR.trim_start_matches('/')))?;
+        say(format!("building the programs of {}", image.tag()));
+        output_within(command("chroot", [&root]).args(["sh", "-ec", BUILD_COMMAND]), COMPILE_TIMEOUT)?;
+    }
 
     let mut tar = command("tar", ["--create", "--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists"]);
     tar.args(["--exclude=./proc/*", "--exclude=./usr/share/doc", "--exclude=./usr/share/locale"]);
@@ -133,11 +157,22 @@ fn bootstrap(image: &Image) -> Result<()> {
 fn import(tar: &mut Command, image: &Image) -> Result<()> {
     let mut tar = tar.stdout(Stdio::piped()).spawn().context("cannot run tar")?;
     let archive = tar.stdout.take().context("tar's output was piped")?;
-    let label = format!("--change=LABEL {PACKAGES}={:?}", image.packages.join(" "));
+    let label = format!("--change=LABEL {CONTENTS}={:?}", image.contents());
     let mut import = command("docker", ["import", &label, "-", &image.tag()]);
     let imported = run(import.stdin(archive).stdout(Stdio::null()));
     let packed = tar.wait()?;
     imported?;
     ensure!(packed.success(), "tar failed ({packed})");
     Ok(())
+}
+
+impl Build {
+    /// Writes the script and its files into a new folder.
+    fn write_to(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        for (name, text) in self.files.iter().chain([&("script.sh", self.script)]) {
+            fs::write(folder.join(name), text)?;
+        }
+        Ok(())
+    }
 }

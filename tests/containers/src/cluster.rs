@@ -53,7 +53,7 @@ impl<A: StoreAdmin> Cluster<A> {
         Ok(cluster)
     }
 
-    pub(crate) fn peers(&self) -> &Network {
+    pub(crate) fn peers(&self) -> &Arc<Network> {
         &self.peers
     }
 

@@ -199,6 +199,24 @@ impl Container {
         running.map_err(|error| failure(&self.command("exec"), error))
     }
 
+    /// Runs a program in the container, and returns what it printed.
+    pub(crate) async fn output<'a>(
+        &self,
+        command: impl Iterator<Item = &'a str>,
+    ) -> Result<String, ContainerError> {
+        let failed = |error| failure(&self.command("exec"), error);
+        let mut running = self.exec(command).await?;
+        let output = running.stdout_to_vec().await.map_err(failed)?;
+        let said = running.stderr_to_vec().await.map_err(failed)?;
+        match running.exit_code().await.map_err(failed)? {
+            Some(0) => Ok(String::from_utf8_lossy(&output).into_owned()),
+            _ => {
+                let message = String::from_utf8_lossy(&said).trim().to_owned();
+                Err(ContainerError::Docker { command: self.command("exec"), message })
+            }
+        }
+    }
+
     /// Runs a shell script in the container, and waits for its end.
     pub(crate) async fn run_script(&self, script: &str) -> Result<(), ContainerError> {
         let whole = format!("exec 2>&1\n{script}\necho all done");

@@ -11,5 +11,6 @@ mod users;
 pub use admin::{EtcdAdmin, KeyValue, Lease, LeaseExpiryStats};
 pub use cluster::EtcdCluster;
 pub use lease_expiry::LeaseExpiryMonitor;
+pub(crate) use server::client_flags;
 pub use server::{EtcdServer, SharedEtcd};
 pub use users::Permission;

@@ -1,4 +1,4 @@
-//! etcd, ZooKeeper and PostgreSQL servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper, PostgreSQL and Kubernetes API servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -31,7 +31,7 @@
 //!
 //! # Layout
 //! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd`, `zookeeper` and `postgres` add how their servers are configured, administered, and asked for their leader.
+//! store. `etcd`, `zookeeper`, `postgres` and `kubernetes` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
 mod container;
@@ -41,6 +41,7 @@ mod etcd;
 mod fault;
 mod fault_kind;
 mod health;
+mod kubernetes;
 mod network;
 mod postgres;
 mod program;
@@ -58,6 +59,10 @@ pub use etcd::{
 };
 pub use fault::Fault;
 pub use fault_kind::{Direction, FaultKind};
+pub use kubernetes::{
+    GoCandidate, GoCandidateSettings, GoEvent, KubernetesAdmin, KubernetesCluster, KubernetesServer,
+    KubernetesSettings, SharedKubernetes,
+};
 pub use postgres::{
     PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres,
 };

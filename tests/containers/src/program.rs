@@ -44,14 +44,23 @@ impl Program {
     /// # Errors
     /// When the program has ended already.
     pub async fn kill(mut self) -> Result<(), ContainerError> {
-        // The shell's builtin: the image may have no `kill` program.
-        let kill = ["sh", "-c", "kill -KILL \"$0\"", &self.pid];
-        let output = Self::run(&self.container, &kill).await?.output().await;
-        if !output.is_empty() {
-            return Err(ContainerError::Unexpected(output.join("\n")));
-        }
+        self.signal("KILL").await?;
         while self.next_line().await.is_some() {}
         Ok(())
+    }
+
+    /// Sends the program a signal, such as `TERM`.
+    ///
+    /// # Errors
+    /// When the program has ended already.
+    pub async fn signal(&self, signal: &str) -> Result<(), ContainerError> {
+        // The shell's builtin: the image may have no `kill` program.
+        let kill = ["sh", "-c", &format!("kill -{signal} \"$0\""), &self.pid];
+        let output = Self::run(&self.container, &kill).await?.output().await;
+        match output.is_empty() {
+            true => Ok(()),
+            false => Err(ContainerError::Unexpected(output.join("\n"))),
+        }
     }
 
     /// The next line of the program's standard output or standard error; `None` once it has ended.

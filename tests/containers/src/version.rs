@@ -19,6 +19,8 @@ pub enum Version {
     Postgres15,
     /// PostgreSQL 17, with PgBouncer. Faults can be injected into its members.
     Postgres17,
+    /// A Kubernetes API server 1.20, with its etcd, kubectl, and a candidate of client-go.
+    Kubernetes120,
 }
 
 impl Version {
@@ -45,6 +47,7 @@ impl Version {
             Self::Zookeeper39 => "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
             Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
+            Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
         }
     }
 
@@ -57,6 +60,7 @@ impl Version {
             Self::Zookeeper39 => "TENURE_TEST_ZOOKEEPER_3_9",
             Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
+            Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
         }
     }
 }
@@ -70,6 +74,7 @@ impl fmt::Display for Version {
             Self::Zookeeper39 => "zookeeper:3.9",
             Self::Postgres15 => "postgres:15",
             Self::Postgres17 => "postgres:17",
+            Self::Kubernetes120 => "kubernetes:1.20",
         })
     }
 }

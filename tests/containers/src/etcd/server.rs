@@ -116,7 +116,7 @@ fn shell_arguments(script: &str, flags: Vec<String>) -> Vec<String> {
 }
 
 /// The flags of every etcd server in tests: its name, data directory and client URLs.
-pub(super) fn client_flags(name: &str) -> Vec<String> {
+pub(crate) fn client_flags(name: &str) -> Vec<String> {
     vec![
         format!("--name={name}"),
         "--data-dir=/data/etcd".to_owned(),
