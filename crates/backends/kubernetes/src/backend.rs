@@ -10,6 +10,7 @@ use async_stream::try_stream;
 use async_trait::async_trait;
 use tenure_core::{
     BootClock, Candidate, Diagnosis, ElectionName, Error,
+    internal::lock,
     spi::{
         Backend, BackendError, BackendErrorKind, BackendSession, Capabilities, Observation, SessionOptions,
         SessionScope,
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use crate::{
     config::KubernetesConfig,
     election::{Candidacy, ElectionLease, Observer},
+    label::PodLabel,
     observed::Sightings,
     session::LeaseSession,
     transport::Client,
@@ -41,6 +43,8 @@ pub struct KubernetesBackend {
     /// What observers have seen, by the machine's clock: they have no session, and so no other.
     seen_by_observers: Arc<Sightings>,
     warned: Arc<Mutex<BTreeSet<String>>>,
+    /// The label of this pod, once a session was opened.
+    label: Mutex<Option<Arc<PodLabel>>>,
 }
 
 impl KubernetesBackend {
@@ -55,7 +59,15 @@ impl KubernetesBackend {
             seen_by_candidates: OnceLock::new(),
             seen_by_observers: Arc::new(Sightings::new(Arc::new(BootClock), OBSERVERS_DRIFT)),
             warned: Arc::default(),
+            label: Mutex::default(),
         })
+    }
+
+    /// The label of this pod, if it is asked for. Needs a runtime.
+    fn label(&self) -> Option<Arc<PodLabel>> {
+        let pod = self.client.config().labeled_pod.as_ref()?;
+        let mut label = lock(&self.label);
+        Some(Arc::clone(label.get_or_insert_with(|| Arc::new(PodLabel::start(&self.client, pod)))))
     }
 
     /// The Lease of an election, for observers.
@@ -90,7 +102,7 @@ impl Backend for KubernetesBackend {
         let sightings = self.seen_by_candidates.get_or_init(new);
         let lease = ElectionLease::new(&self.client, sightings, &self.warned, election);
         let id = format!("{:016x}", fastrand::u64(..));
-        let candidacy = Candidacy::new(lease, id.clone(), whole_seconds(options.ttl)?);
+        let candidacy = Candidacy::new(lease, id.clone(), whole_seconds(options.ttl)?, self.label());
         Ok(Box::new(LeaseSession::new(id, options.drift, candidacy)))
     }
 
@@ -132,6 +144,10 @@ impl Backend for KubernetesBackend {
     }
 
     async fn close(&self) {
+        let label = lock(&self.label).take();
+        if let Some(label) = label {
+            label.close().await;
+        }
         self.client.disconnect();
     }
 }

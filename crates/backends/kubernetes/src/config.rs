@@ -7,6 +7,10 @@ use tenure_core::{
     spi::{BackendError, BackendErrorKind},
 };
 
+use crate::record::is_object_name;
+
+const NO_POD_NAME: &str = "leader_label needs the name of this pod: set the environment variable POD_NAME by the downward API, from metadata.name";
+
 /// A namespace of a Kubernetes cluster, in which each election has a Lease.
 ///
 /// Contains no secret: tokens and certificates are read from files when the client connects, and again as they rotate.
@@ -16,6 +20,8 @@ pub struct KubernetesConfig {
     pub(crate) context: Option<String>,
     pub(crate) kubeconfig: Option<PathBuf>,
     pub(crate) attempt_timeout: Duration,
+    /// The name of the pod whose label shows that it leads.
+    pub(crate) labeled_pod: Option<String>,
 }
 
 impl Default for KubernetesConfig {
@@ -29,7 +35,13 @@ impl KubernetesConfig {
     ///
     /// The namespace is that of the service account or the context.
     pub fn new() -> Self {
-        Self { namespace: None, context: None, kubeconfig: None, attempt_timeout: Duration::from_secs(2) }
+        Self {
+            namespace: None,
+            context: None,
+            kubeconfig: None,
+            attempt_timeout: Duration::from_secs(2),
+            labeled_pod: None,
+        }
     }
 
     /// Reads a URL such as `kubernetes:///namespace?context=staging`.
@@ -41,10 +53,15 @@ impl KubernetesConfig {
     /// | `kubeconfig` | a kubeconfig file | in a pod its service account; elsewhere `KUBECONFIG`, or `~/.kube/config` |
     /// | `context` | a context of the kubeconfig | its current context |
     /// | `attempt_timeout` | how long the answer to a request may take, before it is sent again | 2 s |
+    /// | `leader_label` | whether this pod, which `POD_NAME` names, has the [label](Self::leader_label) while it leads | `false` |
     ///
     /// # Errors
     /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], with what is wrong and what is allowed.
     pub fn from_url(url: &StoreUrl) -> Result<Self, Error> {
+        Self::from_url_in_pod(url, env::var("POD_NAME").ok())
+    }
+
+    fn from_url_in_pod(url: &StoreUrl, pod: Option<String>) -> Result<Self, Error> {
         if url.scheme() != "kubernetes" {
             return Err(url.invalid("its scheme is not kubernetes").into());
         }
@@ -58,6 +75,10 @@ impl KubernetesConfig {
         config.context = url.text("context").map(str::to_owned);
         config.kubeconfig = url.text("kubeconfig").map(PathBuf::from);
         config.attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(config.attempt_timeout);
+        if url.parsed("leader_label", "true or false")?.unwrap_or(false) {
+            let pod = pod.filter(|pod| !pod.is_empty());
+            config.labeled_pod = Some(pod.ok_or_else(|| url.invalid(NO_POD_NAME))?);
+        }
         config.check().map_err(|error| match error {
             Error::Refused(reason) => url.invalid(reason.to_string()).into(),
             other => other,
@@ -93,6 +114,16 @@ impl KubernetesConfig {
         self
     }
 
+    /// Gives this pod the label `tenure/leader` while it leads, so that a Service selects it. `pod` is its name, from the downward API.
+    ///
+    /// The pod is one of the namespace of the service account, or of the context. The value is the election, or a computed name if the
+    /// election is no legal value. A hint for routing only: see [the crate documentation](crate#the-label-of-the-leaders-pod).
+    #[must_use]
+    pub fn leader_label(mut self, pod: impl Into<String>) -> Self {
+        self.labeled_pod = Some(pod.into());
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         if let Some(namespace) = &self.namespace {
             let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -106,6 +137,11 @@ impl KubernetesConfig {
                 );
                 return Err(BackendError::new(BackendErrorKind::Invalid, reason).into());
             }
+        }
+        if let Some(pod) = self.labeled_pod.as_ref().filter(|pod| !is_object_name(pod)) {
+            let reason =
+                format!("the pod {pod:?} of the leader's label is not allowed: it is no name of an object");
+            return Err(BackendError::new(BackendErrorKind::Invalid, reason).into());
         }
         if let Some(file) = &self.kubeconfig
             && let Err(error) = std::fs::File::open(file)
@@ -166,6 +202,24 @@ mod tests {
     }
 
     #[test]
+    fn the_leaders_label_needs_the_name_of_the_pod() {
+        let labeled = |url: &str, pod: Option<&str>| {
+            KubernetesConfig::from_url_in_pod(&url.parse().unwrap(), pod.map(str::to_owned))
+        };
+        let url = "kubernetes:///a?leader_label=true";
+        assert_eq!(labeled(url, Some("billing-0")).unwrap().labeled_pod.as_deref(), Some("billing-0"));
+        for (pod, reason) in
+            [(None, NO_POD_NAME), (Some(""), NO_POD_NAME), (Some("a/b"), "it is no name of an object")]
+        {
+            let error = labeled(url, pod).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        for url in ["kubernetes:///a", "kubernetes:///a?leader_label=false"] {
+            assert_eq!(labeled(url, Some("billing-0")).unwrap().labeled_pod, None);
+        }
+    }
+
+    #[test]
     fn a_url_needs_no_namespace() {
         for url in ["kubernetes:", "kubernetes:///", "kubernetes:///?attempt_timeout=3s"] {
             assert_eq!(config(url).unwrap().namespace, None, "{url}");
@@ -182,6 +236,11 @@ mod tests {
             ("kubernetes:///-a", "and begins and ends with a letter or digit"),
             ("kubernetes:///a?kubeconfig=/nowhere/config", "kubeconfig=/nowhere/config cannot be read"),
             ("kubernetes:///a?attempt_timeout=1ms", "attempt_timeout 1ms is not allowed"),
+            ("kubernetes:///a?leader_label=1", "true or false"),
+            (
+                "kubernetes:///a?leader_label=true",
+                "set the environment variable POD_NAME by the downward API",
+            ),
         ] {
             let error = config(url).unwrap_err().to_string();
             assert!(error.contains(reason), "{url}: {error}");

@@ -2,7 +2,7 @@
 
 use tenure_core::{Diagnosis, spi::BackendError};
 
-use crate::transport::Client;
+use crate::transport::{Client, Resource};
 
 /// The verbs of a candidate, and what they are for.
 const VERBS: [(&str, &str); 5] = [
@@ -19,22 +19,38 @@ pub(crate) async fn diagnose(client: &Client) -> Vec<Diagnosis> {
         Err(error) => unreachable_server(&error),
     }];
     for (verb, purpose) in VERBS {
-        let subject = format!("verb {verb}");
-        found.push(match client.may(verb).await {
-            Ok(true) => Diagnosis::good(subject, "allowed"),
-            Ok(false) => {
-                let text = format!("not allowed for leases: {purpose}");
-                let advice =
-                    format!("grant {verb} on leases.coordination.k8s.io by a Role and a RoleBinding");
-                match verb {
-                    "watch" | "list" => Diagnosis::warning(subject, text, advice),
-                    _ => Diagnosis::problem(subject, text, advice),
-                }
-            }
-            Err(error) => Diagnosis::warning(subject, error.to_string(), "it could not be checked"),
-        });
+        let is_needed = !matches!(verb, "watch" | "list");
+        found.push(check(client, verb, Resource::Leases, purpose, is_needed).await);
+    }
+    if client.config().labeled_pod.is_some() {
+        for verb in ["get", "list", "patch"] {
+            let purpose = "the label of the leader's pod needs it";
+            found.push(check(client, verb, Resource::Pods, purpose, false).await);
+        }
     }
     found
+}
+
+async fn check(client: &Client, verb: &str, resource: Resource, purpose: &str, is_needed: bool) -> Diagnosis {
+    let name = resource.name();
+    let subject = match resource {
+        Resource::Leases => format!("verb {verb}"),
+        Resource::Pods => format!("verb {verb} on {name}"),
+    };
+    match client.may(verb, resource).await {
+        Ok(true) => Diagnosis::good(subject, "allowed"),
+        Ok(false) => {
+            let text = format!("not allowed for {name}: {purpose}");
+            let dot = if resource.group().is_empty() { "" } else { "." };
+            let advice =
+                format!("grant {verb} on {name}{dot}{} by a Role and a RoleBinding", resource.group());
+            match is_needed {
+                true => Diagnosis::problem(subject, text, advice),
+                false => Diagnosis::warning(subject, text, advice),
+            }
+        }
+        Err(error) => Diagnosis::warning(subject, error.to_string(), "it could not be checked"),
+    }
 }
 
 fn unreachable_server(error: &BackendError) -> Diagnosis {

@@ -27,28 +27,36 @@ use tenure_core::{
         EntryEvent, EntryRequest, Stamp, foreign_leader_error, is_resign_requested,
     },
 };
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{
-    observed::{Observed, Sightings},
+    label::{PodLabel, Shown},
+    observed::{Observed, Progress, Sighting, Sightings},
     record::{Claim, Record, identity, lease_name},
-    transport::{Client, Watch, WatchEvent},
+    transport::{Client, Watch, WatchEvent, is_refused},
 };
 
-/// How often a write is repeated at once that conflicts with others.
-const MAX_CONFLICTS: usize = 20;
+/// How often a write is repeated that conflicts with others.
+const MAX_CONFLICTS: u32 = 20;
+/// How many of these repetitions are made at once.
+const CONFLICTS_WITHOUT_PAUSE: u32 = 3;
+/// The longest pauses before the others: the first, which is doubled each time, and the last.
+const CONFLICT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 /// The interval at which a Lease is polled that cannot be watched, as a part of its duration; client-go's default is 2 s of 15 s.
 const POLLS_PER_DURATION: u32 = 7;
 /// The shortest interval at which a Lease is polled: it may have any duration.
 const MIN_POLL: Duration = Duration::from_millis(500);
 /// The interval at which a Lease is polled that nobody holds, or that does not exist.
 const IDLE_POLL: Duration = Duration::from_secs(10);
+/// How many warnings are remembered, so that each is logged once.
+const MAX_WARNED: usize = 10_000;
 
 /// The Lease of one election, as one elector sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct ElectionLease {
     client: Arc<Client>,
-    sightings: Arc<Sightings>,
+    sighting: Arc<Sighting>,
     /// The Leases of which a warning was logged.
     warned: Arc<Mutex<BTreeSet<String>>>,
     election: ElectionName,
@@ -67,12 +75,12 @@ enum Wake {
 impl ElectionLease {
     pub(crate) fn new(
         client: &Arc<Client>,
-        sightings: &Arc<Sightings>,
+        sightings: &Sightings,
         warned: &Arc<Mutex<BTreeSet<String>>>,
         election: &ElectionName,
     ) -> Self {
-        let (client, sightings, warned) = (Arc::clone(client), Arc::clone(sightings), Arc::clone(warned));
-        Self { client, sightings, warned, election: election.clone(), name: lease_name(election) }
+        let (client, warned, name) = (Arc::clone(client), Arc::clone(warned), lease_name(election));
+        Self { client, sighting: sightings.of(&name), warned, election: election.clone(), name }
     }
 
     pub(crate) fn election(&self) -> &ElectionName {
@@ -80,24 +88,29 @@ impl ElectionLease {
     }
 
     fn clock(&self) -> &dyn Clock {
-        &*self.sightings.clock
+        &*self.sighting.clock
     }
 
     fn seen<T>(&self, with: impl FnOnce(&mut Observed, BootInstant) -> T) -> T {
-        self.sightings.with(&self.name, with)
+        self.sighting.with(with)
     }
 
     /// Reads the Lease from a quorum.
     async fn read(&self) -> Result<Option<Record>, BackendError> {
-        let seen_before = self.seen(|observed, _| observed.version());
-        let found = self.client.get(&self.name).await?;
-        let is_taken = self.seen(|observed, now| observed.read(found.as_ref(), seen_before, now));
+        self.read_within(Duration::MAX).await
+    }
+
+    /// As [`read`](Self::read), and waits no longer than `patience` if the server has too many requests.
+    async fn read_within(&self, patience: Duration) -> Result<Option<Record>, BackendError> {
+        let before = self.progress();
+        let found = self.client.get(&self.name, patience).await?;
+        let is_taken = self.seen(|observed, now| observed.answered(found.as_ref(), before, now));
         // Otherwise it was overtaken.
         if let Some(record) = &found
             && !is_taken
-            && record.version() < seen_before
+            && record.version() < before.version
         {
-            let (name, version) = (&self.name, record.version());
+            let (name, version, seen_before) = (&self.name, record.version(), before.version);
             let text = format!(
                 "lease {name:?} has the resourceVersion {version}, and had {seen_before} before: either an API server reads stale data, or \
                  the cluster was restored from a backup; after that, restart the processes of all candidates"
@@ -108,13 +121,19 @@ impl ElectionLease {
     }
 
     /// Replaces `base`, or creates the Lease. `None` if another write was first.
-    async fn write(&self, base: Option<&Record>, lease: &Lease) -> Result<Option<Record>, BackendError> {
+    async fn write(
+        &self,
+        base: Option<&Record>,
+        lease: &Lease,
+        patience: Duration,
+    ) -> Result<Option<Record>, BackendError> {
+        let before = self.progress();
         let written = match base {
-            Some(_) => self.client.replace(&self.name, lease).await?,
+            Some(_) => self.client.replace(&self.name, lease, patience).await?,
             None => self.client.create(&self.name, lease).await?,
         };
         if let Some(record) = &written {
-            self.seen(|observed, now| observed.present(record, now));
+            self.seen(|observed, now| observed.answered(Some(record), before, now));
         }
         Ok(written)
     }
@@ -134,32 +153,48 @@ impl ElectionLease {
     }
 
     /// A watch on what comes after what was seen.
-    pub(crate) fn watch(&self) -> Option<Watch> {
+    pub(crate) fn watch(&self) -> Watch {
         let from = self.seen(|observed, _| observed.latest().map(Record::version));
-        Some(Watch::new(&self.client, &self.name, from))
+        Watch::new(&self.client, &self.name, from)
     }
 
-    fn version_seen(&self) -> u64 {
-        self.seen(|observed, _| observed.version())
+    fn progress(&self) -> Progress {
+        self.seen(|observed, _| observed.progress())
     }
 
-    /// Starts the watch again if a read has shown what it has missed. `seen` is the version before the read.
-    fn check_watch(&self, watch: &mut Option<Watch>, wake: Wake, seen: u64) {
-        if let Some(watch) = watch
-            && wake == Wake::Silent
-            && self.version_seen() != seen
-        {
+    /// Starts the watch again if a read has shown what it has missed. `seen` is what was seen before the read. Says if the watch fails
+    /// although reads are answered.
+    fn check_watch(&self, watch: &mut Watch, wake: Wake, seen: Progress) {
+        self.warn_of_watch(watch);
+        if wake == Wake::Silent && self.progress() != seen {
             watch.restart();
         }
+    }
+
+    fn warn_of_watch(&self, watch: &Watch) {
+        if let Some(reason) = watch.failure()
+            && self.warns_first(format!("watch {}", self.name))
+        {
+            warn!(election = %self.election, reason, "the lease is polled instead of watched; a handover takes longer");
+        }
+    }
+
+    /// Whether a warning is logged for the first time.
+    fn warns_first(&self, warning: String) -> bool {
+        let mut warned = lock(&self.warned);
+        if warned.len() >= MAX_WARNED {
+            warned.clear();
+        }
+        warned.insert(warning)
     }
 
     /// Follows the watch until something of interest is seen, or the Lease has to be read.
     async fn wait_for_change(
         &self,
-        watch: &mut Option<Watch>,
+        watch: &mut Watch,
         is_of_interest: impl Fn(&Observed, BootInstant) -> bool,
     ) -> Wake {
-        let (mut last_event, mut last_version) = (self.clock().now(), self.version_seen());
+        let (mut last_event, mut last_seen) = (self.clock().now(), self.progress());
         loop {
             if self.seen(|observed, now| is_of_interest(observed, now)) {
                 return Wake::Interest;
@@ -168,65 +203,58 @@ impl ElectionLease {
                 let holds = observed.latest().filter(|record| record.holder().is_some());
                 (observed.free_at(), holds.map(Record::duration))
             });
-            // A living leader renews twice in that time, at least, and the watch shows it.
-            let silence = match (&watch, duration) {
-                (Some(_), None) => IDLE_POLL,
-                (None, None) => IDLE_POLL / POLLS_PER_DURATION,
-                (Some(_), Some(duration)) => duration * 2 / 3,
-                (None, Some(duration)) => duration / POLLS_PER_DURATION,
+            let is_watched = watch.failure().is_none();
+            let silence = match duration {
+                None if is_watched => IDLE_POLL,
+                None => IDLE_POLL / POLLS_PER_DURATION,
+                // A living leader renews twice in that time, at least, and the watch shows it.
+                Some(duration) if is_watched => duration * 2 / 3,
+                Some(duration) => duration / POLLS_PER_DURATION,
             };
             let silent_at = last_event + silence.max(MIN_POLL).mul_f64(0.8 + 0.4 * fastrand::f64());
             let wakes_at = if free_at > self.clock().now() { silent_at.min(free_at) } else { silent_at };
-            let event = async {
-                match watch {
-                    Some(watch) => watch.next().await,
-                    None => std::future::pending().await,
-                }
-            };
             let event = tokio::select! {
                 biased;
-                event = event => event,
+                event = watch.next() => event,
                 () = self.clock().sleep_until(wakes_at) => {
                     // Another request of this elector, such as a renewal, may have shown as much as a read would.
-                    if self.version_seen() == last_version {
+                    if self.progress() == last_seen {
                         return Wake::Silent;
                     }
-                    (last_event, last_version) = (self.clock().now(), self.version_seen());
+                    (last_event, last_seen) = (self.clock().now(), self.progress());
                     continue;
                 }
             };
             match event {
-                Ok(WatchEvent::Present(record)) => {
+                WatchEvent::Present(record) => {
                     if self.seen(|observed, now| observed.present(&record, now)) {
-                        (last_event, last_version) = (self.clock().now(), self.version_seen());
+                        (last_event, last_seen) = (self.clock().now(), self.progress());
                     }
                 }
-                Ok(WatchEvent::Deleted(record)) => {
+                WatchEvent::Deleted(record) => {
                     self.seen(|observed, now| {
                         // Its last state may have a holder that was not seen.
                         observed.present(&record, now);
                         observed.deleted(record.uid(), record.version(), now);
                     });
                 }
-                Ok(WatchEvent::Lost) => return Wake::Interest,
-                Err(error) => {
-                    if lock(&self.warned).insert(format!("watch {}", self.name)) {
-                        warn!(election = %self.election, %error, "the lease is polled instead of watched; a handover takes longer");
-                    }
-                    *watch = None;
-                }
+                WatchEvent::Lost => return Wake::Interest,
+                // Other failures are reported once a read is answered: an outage is reported by the requests.
+                WatchEvent::Failing if watch.is_forbidden() => self.warn_of_watch(watch),
+                WatchEvent::Failing => {}
             }
         }
     }
 
     /// Marks the entry of the leader. Returns the leader.
     pub(crate) async fn request_resign(&self) -> Result<Option<Candidate>, BackendError> {
-        for _ in 0..MAX_CONFLICTS {
+        for conflicts in 0..MAX_CONFLICTS {
+            pause_after(conflicts).await;
             let Some(leader) = self.leader().await? else { return Ok(None) };
             let latest = self.seen(|observed, _| observed.latest().cloned());
             let Some(record) = latest else { continue };
             let Some(lease) = record.with_resign_request() else { return Err(foreign_leader_error(&leader)) };
-            if self.write(Some(&record), &lease).await?.is_some() {
+            if self.write(Some(&record), &lease, Duration::MAX).await?.is_some() {
                 return Ok(record.candidate());
             }
         }
@@ -236,7 +264,7 @@ impl ElectionLease {
     /// Unequal durations are unsafe beside challengers that wait for their own, as those of older client-go do.
     fn warn_of_duration(&self, record: &Record, own: Duration) {
         let is_other = record.holder().is_some() && record.duration() != own;
-        if is_other && lock(&self.warned).insert(self.name.clone()) {
+        if is_other && self.warns_first(self.name.clone()) {
             let holder = record.holder().unwrap_or_default();
             warn!(election = %self.election, holder, "the holder's lease duration is {:?}, and the TTL here is {own:?}: give all candidates \
                 the same; older versions of client-go wait for their own duration", record.duration());
@@ -248,11 +276,19 @@ impl ElectionLease {
     }
 }
 
+/// Pauses before a write is repeated that has conflicted so often in a row: for a random time, as the others do.
+async fn pause_after(conflicts: u32) {
+    let (first, last) = CONFLICT_PAUSES;
+    if let Some(doublings) = conflicts.checked_sub(CONFLICTS_WITHOUT_PAUSE + 1) {
+        sleep((first * (1 << doublings.min(8))).min(last).mul_f64(fastrand::f64())).await;
+    }
+}
+
 /// An observer of one election.
 #[derive(Debug)]
 pub(crate) struct Observer {
     lease: ElectionLease,
-    watch: Option<Watch>,
+    watch: Watch,
     /// What was shown last, and whether it leads.
     shown: (Option<Record>, bool),
 }
@@ -299,7 +335,7 @@ impl Observer {
         };
         while {
             let wake = lease.wait_for_change(watch, is_changed).await;
-            let seen = lease.version_seen();
+            let seen = lease.progress();
             lease.read().await?;
             lease.check_watch(watch, wake, seen);
             !lease.seen(|observed, now| is_changed(observed, now))
@@ -315,6 +351,7 @@ pub(crate) struct Candidacy {
     lease: ElectionLease,
     session: String,
     seconds: i32,
+    label: Option<Arc<PodLabel>>,
     state: Mutex<State>,
 }
 
@@ -324,6 +361,8 @@ struct State {
     identities: Vec<String>,
     held: Option<Held>,
     unsettled: Unsettled,
+    /// Shows by the pod's label that it leads.
+    shown: Option<Shown>,
 }
 
 /// The Lease, held.
@@ -355,8 +394,13 @@ pub(crate) enum Attempt {
 }
 
 impl Candidacy {
-    pub(crate) fn new(lease: ElectionLease, session: String, seconds: i32) -> Self {
-        Self { lease, session, seconds, state: Mutex::default() }
+    pub(crate) fn new(
+        lease: ElectionLease,
+        session: String,
+        seconds: i32,
+        label: Option<Arc<PodLabel>>,
+    ) -> Self {
+        Self { lease, session, seconds, label, state: Mutex::default() }
     }
 
     pub(crate) fn lease(&self) -> &ElectionLease {
@@ -371,6 +415,11 @@ impl Candidacy {
         Duration::from_secs(self.seconds.unsigned_abs().into())
     }
 
+    /// For how long a holder's requests wait if the server has too many: until the next renewal is due.
+    fn patience(&self) -> Duration {
+        self.duration() / 3
+    }
+
     pub(crate) fn held(&self) -> Option<Held> {
         lock(&self.state).held.clone()
     }
@@ -379,7 +428,8 @@ impl Candidacy {
     pub(crate) async fn try_acquire(&self, request: &EntryRequest) -> Result<Attempt, BackendError> {
         let claim = Claim::new(request, &self.session, self.seconds);
         self.add_identity(&claim.identity);
-        for _ in 0..MAX_CONFLICTS {
+        for conflicts in 0..MAX_CONFLICTS {
+            pause_after(conflicts).await;
             // The precondition of every write is the version of a quorum's answer.
             let found = self.lease.read().await?;
             let is_free = self.lease.seen(|observed, now| observed.free_at() <= now);
@@ -399,7 +449,7 @@ impl Candidacy {
                 None => Record::create(&self.lease.election, Some(&claim), wall),
             };
             let sent = Stamp::now(self.lease.clock());
-            if let Some(record) = self.write(found.as_ref(), &lease).await? {
+            if let Some(record) = self.write(found.as_ref(), &lease, Duration::MAX).await? {
                 let held = Held { claim, token: record.version(), record, sent };
                 lock(&self.state).held = Some(held.clone());
                 return Ok(Attempt::Won(held));
@@ -421,7 +471,7 @@ impl Candidacy {
         let mut watch = lease.watch();
         loop {
             let wake = lease.wait_for_change(&mut watch, |observed, now| observed.free_at() <= now).await;
-            let seen = lease.version_seen();
+            let seen = lease.progress();
             if let Attempt::Won(held) = self.try_acquire(request).await? {
                 return Ok(held);
             }
@@ -459,15 +509,16 @@ impl Candidacy {
         gone: BackendErrorKind,
         change: impl Fn(&Held) -> Lease,
     ) -> Result<(), BackendError> {
-        for _ in 0..MAX_CONFLICTS {
+        for conflicts in 0..MAX_CONFLICTS {
+            pause_after(conflicts).await;
             let Some(held) = self.held() else {
                 return Err(BackendError::new(gone, "the lease is not held any more"));
             };
-            if let Some(record) = self.write(Some(&held.record), &change(&held)).await? {
+            if let Some(record) = self.write(Some(&held.record), &change(&held), self.patience()).await? {
                 self.remember(&held, record);
                 return Ok(());
             }
-            match self.lease.read().await? {
+            match self.lease.read_within(self.patience()).await? {
                 Some(record) if held.is_in(&record) => self.remember(&held, record),
                 found => return Err(BackendError::new(gone, held.what_happened(found.as_ref()))),
             }
@@ -485,8 +536,27 @@ impl Candidacy {
         }
     }
 
-    /// Watches the Lease while it is held, and publishes the token. Returns what ends the leadership.
+    /// Watches the Lease while it is held, publishes the token, and shows the leader by its pod's label. Returns what ends the leadership.
     pub(crate) async fn watch_held(&self, for_resign_requests: bool) -> Result<EntryEvent, BackendError> {
+        // Dropped when the leadership has ended. An error or a resign request does not end it.
+        let mut label = LabelWhileWatched { candidacy: self, is_removed: true };
+        self.show_label();
+        let event = self.next_event(for_resign_requests).await;
+        label.is_removed = matches!(event, Ok(EntryEvent::Deleted));
+        event
+    }
+
+    fn show_label(&self) {
+        let state = &mut lock(&self.state);
+        if let Some(label) = &self.label
+            && state.held.is_some()
+            && state.shown.is_none()
+        {
+            state.shown = Some(label.show(self.lease.election()));
+        }
+    }
+
+    async fn next_event(&self, for_resign_requests: bool) -> Result<EntryEvent, BackendError> {
         let event = |observed: &Observed| match (self.held(), observed.latest()) {
             (Some(held), Some(record)) if held.is_in(record) => {
                 let asks = record.payload().is_some_and(|payload| is_resign_requested(&payload));
@@ -502,7 +572,7 @@ impl Candidacy {
                 return Ok(event);
             }
             let wake = lease.wait_for_change(&mut watch, |observed, _| event(observed).is_some()).await;
-            let seen = lease.version_seen();
+            let seen = lease.progress();
             lease.read().await?;
             lease.check_watch(&mut watch, wake, seen);
         }
@@ -525,11 +595,12 @@ impl Candidacy {
         if known.is_none() && lock(&self.state).unsettled == Unsettled::default() {
             return Ok(());
         }
-        for _ in 0..MAX_CONFLICTS {
+        for conflicts in 0..MAX_CONFLICTS {
+            pause_after(conflicts).await;
             let Unsettled { replaces, creates, .. } = lock(&self.state).unsettled;
             let found = match known.take() {
                 Some(record) => Some(record),
-                None => self.lease.read().await?,
+                None => self.lease.read_within(self.patience()).await?,
             };
             let wall = self.lease.clock().wall();
             let lease = match &found {
@@ -545,7 +616,7 @@ impl Candidacy {
                     return Ok(());
                 }
             };
-            if let Some(record) = self.write(found.as_ref(), &lease).await? {
+            if let Some(record) = self.write(found.as_ref(), &lease, self.patience()).await? {
                 self.settle(identities, Some(&record));
                 return Ok(());
             }
@@ -559,11 +630,18 @@ impl Candidacy {
         (state.unsettled.creates, state.unsettled.executed) = (false, false);
         let may_succeed = |version: &u64| found.is_some_and(|record| *version >= record.version());
         state.unsettled.replaces = state.unsettled.replaces.filter(may_succeed);
-        state.held.take_if(|held| identities.contains(&held.claim.identity));
+        if state.held.take_if(|held| identities.contains(&held.claim.identity)).is_some() {
+            state.shown = None;
+        }
     }
 
     /// As [`ElectionLease::write`], and remembers the write until it is answered.
-    async fn write(&self, base: Option<&Record>, lease: &Lease) -> Result<Option<Record>, BackendError> {
+    async fn write(
+        &self,
+        base: Option<&Record>,
+        lease: &Lease,
+        patience: Duration,
+    ) -> Result<Option<Record>, BackendError> {
         let before = {
             let unsettled = &mut lock(&self.state).unsettled;
             let before = *unsettled;
@@ -574,7 +652,7 @@ impl Candidacy {
             }
             before
         };
-        let written = self.lease.write(base, lease).await;
+        let written = self.lease.write(base, lease, patience).await;
         let unsettled = &mut lock(&self.state).unsettled;
         match (&written, base) {
             // Whatever replaces this version, or an earlier one, conflicts from now on.
@@ -584,10 +662,23 @@ impl Candidacy {
             }
             (Ok(_), None) => (unsettled.creates, unsettled.executed) = (false, before.executed),
             // It was not executed.
-            (Err(error), _) if error.is_permanent() => *unsettled = before,
+            (Err(error), _) if is_refused(error) => *unsettled = before,
             _ => {}
         }
         written
+    }
+}
+
+struct LabelWhileWatched<'a> {
+    candidacy: &'a Candidacy,
+    is_removed: bool,
+}
+
+impl Drop for LabelWhileWatched<'_> {
+    fn drop(&mut self) {
+        if self.is_removed {
+            lock(&self.candidacy.state).shown = None;
+        }
     }
 }
 

@@ -50,6 +50,22 @@
 //!
 //! A Role in the namespace: the verbs `get`, `create` and `update` on the resource `leases` of the group `coordination.k8s.io`. Add `watch`:
 //! without it Leases are polled, every seventh of their duration. `list` is for listing elections only. `create` cannot be restricted to names.
+//! The label of the leader's pod needs `get`, `list` and `patch` on the resource `pods` of the core group.
+//!
+//! A verb that was never allowed is a permanent error at once. What was allowed before may be refused (401, 403) for two minutes, as a control
+//! plane does that restarts, until that is permanent.
+//!
+//! # The label of the leader's pod
+//!
+//! With `leader_label=true` in the URL, or [`KubernetesConfig::leader_label`], the pod has the label `tenure/leader` while it leads, with the
+//! election as its value: a Service with that selector sends requests to the leader. The pod that wins removes the label from others, and a pod
+//! that starts removes what its earlier container has left.
+//!
+//! It is a hint for routing, and promises nothing: a pod that is cut off keeps its label until another leads, and a Service follows late. The
+//! leader must still [fence](tenure_core::FencingToken) what it writes. A label that cannot be set is said once and tried again; it delays no
+//! election. A label has one value: a pod that leads several elections shows the one that it won first. Use one elector for each pod.
+//!
+//! Whoever may patch pods may change any of the namespace, their images too: the right cannot be restricted to labels.
 //!
 //! # Assumptions
 //!
@@ -64,18 +80,18 @@
 //! - [`Backend::candidates`](tenure_core::spi::Backend::candidates) shows the leader only, as a Lease names nobody else.
 //! - A session of a dead process cannot be ended: there are no resume files.
 //! - A leader that is dead is shown as the leader until an observer has seen its Lease stand still for its duration.
-//! - Each watch is a connection of its own. Beyond 100 for each elector, Leases are polled.
-//! - A credential plugin of a kubeconfig (`exec`) blocks the engine's thread while it runs, and so does a kubeconfig on a file system that hangs.
-//! - Not done yet: a refusal (401, 403) that passes by itself ends a campaign, as during a restart of the control plane; a watch that is refused
-//!   stays off for that candidate's wait; a watch that never works for another reason is not reported, and the Lease is read every two thirds of
-//!   its duration; one request that is throttled (429) delays the renewals of all elections of an elector; records of Leases that were seen
-//!   are kept for as long as the elector lives, and Leases are never deleted.
+//! - Each watch is a connection of its own. Beyond 100 for each elector, Leases are read every two thirds of their duration.
+//! - An elector forgets a Lease that it has not used for ten minutes, or ten durations. For the rule about deleted Leases it is then one that
+//!   has not seen the leader.
+//! - A candidate that starts while a control plane refuses everybody ends with an error: it cannot tell that from a missing right.
+//! - Leases are never deleted.
 #![doc(test(attr(deny(warnings))))]
 
 mod backend;
 mod config;
 mod diagnose;
 mod election;
+mod label;
 mod observed;
 mod record;
 mod session;

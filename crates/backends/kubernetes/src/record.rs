@@ -258,20 +258,35 @@ fn later_time(spec: &LeaseSpec, wall: Duration) -> MicroTime {
 /// The name of an election's Lease. An election whose name is that of an object has it, so that others find it. The others have a name
 /// that is computed, and say their election in an annotation.
 pub(crate) fn lease_name(election: &ElectionName) -> String {
+    let name = election.as_str();
+    if is_object_name(name) && !name.starts_with(COMPUTED) { name.to_owned() } else { computed_name(name) }
+}
+
+/// The value of a label that names an election: its name if that is legal, and a computed one otherwise.
+pub(crate) fn label_value(election: &ElectionName) -> String {
+    let name = election.as_str();
+    let is_alphanumeric = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_legal = name.len() <= 63
+        && name.bytes().all(is_inner)
+        && is_alphanumeric(name.as_bytes().first())
+        && is_alphanumeric(name.as_bytes().last());
+    if is_legal && !name.starts_with(COMPUTED) { name.to_owned() } else { computed_name(name) }
+}
+
+/// How names begin that are computed.
+const COMPUTED: &str = "tenure-x-";
+
+fn computed_name(name: &str) -> String {
     use sha2::{Digest as _, Sha256};
 
-    const COMPUTED: &str = "tenure-x-";
-    let name = election.as_str();
-    if is_object_name(name) && !name.starts_with(COMPUTED) {
-        return name.to_owned();
-    }
     let digest = Sha256::digest(name.as_bytes());
     let hex: String = digest.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
     format!("{COMPUTED}{hex}")
 }
 
 /// Whether `name` is a DNS subdomain, as the names of objects are.
-fn is_object_name(name: &str) -> bool {
+pub(crate) fn is_object_name(name: &str) -> bool {
     let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_label = |label: &str| {
         let bytes = label.as_bytes();
@@ -296,6 +311,18 @@ mod tests {
             spec.renew_time = Some(later_time(&spec, wall));
             assert_ne!(spec.renew_time, earlier);
             earlier = spec.renew_time.clone();
+        }
+    }
+
+    #[test]
+    fn a_label_names_the_election() {
+        let value = |name: &str| label_value(&ElectionName::new(name).unwrap());
+        for name in ["invoices", "Billing_2.eu", "a", &"x".repeat(63)] {
+            assert_eq!(value(name), name);
+        }
+        for name in ["-", "a-", "tenure-x-1", &"x".repeat(64)] {
+            let value = value(name);
+            assert!(value.starts_with(COMPUTED) && value.len() == 49, "{value}");
         }
     }
 }

@@ -11,12 +11,9 @@ use std::{
 
 use http::{Method, StatusCode, header::CONTENT_TYPE};
 use http_body_util::BodyExt as _;
-use k8s_openapi::{List, api::coordination::v1::Lease};
-use kube::{
-    Config,
-    client::{AuthError, Body},
-    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
-};
+use k8s_openapi::{List, api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::client::Body;
+use serde::Deserialize;
 use serde_json::Value;
 use tenure_core::{
     internal::lock,
@@ -27,10 +24,14 @@ use tenure_core::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep_until, timeout},
+    task::{JoinHandle, spawn_blocking},
+    time::{sleep, timeout},
 };
 
-use super::refusal::{Request, Status, classify, retry_after};
+use super::{
+    load::{Loaded, auth_error, describe, describe_auth, load},
+    refusal::{Refusals, Request, Resource, Status, classify, retry_after},
+};
 use crate::{config::KubernetesConfig, record::Record};
 
 /// How many requests are sent concurrently. Each has a connection of its own.
@@ -51,10 +52,11 @@ pub(crate) struct Client {
     cluster: OnceLock<(String, Arc<str>)>,
     /// Whether the configuration was usable once: what is unreadable later may be about to be replaced.
     was_connected: AtomicBool,
+    /// The client that is being made.
+    loading: tokio::sync::Mutex<Option<JoinHandle<Result<Loaded, BackendError>>>>,
+    refusals: Refusals,
     requests: Semaphore,
     watches: Arc<Semaphore>,
-    /// No request is sent before, because the server has asked for that.
-    throttled_until: Mutex<Option<Instant>>,
 }
 
 /// A client of an API server. Its credentials are read from their files again as they rotate.
@@ -62,13 +64,69 @@ pub(crate) struct Client {
 struct Connected {
     kube: kube::Client,
     namespace: Arc<str>,
+    /// The namespace of the service account, or of the context: that of the pod.
+    pod_namespace: Arc<str>,
+}
+
+/// A request to be sent.
+struct Call<'a> {
+    verb: &'static str,
+    resource: Resource,
+    name: Option<&'a str>,
+    query: &'a str,
+    body: Option<Vec<u8>>,
+    /// For how long it waits, in total, if the server has too many requests.
+    patience: Duration,
 }
 
 /// The answer to a request, with its body.
 struct Answer {
     code: StatusCode,
     body: Vec<u8>,
+    resource: Resource,
     namespace: Arc<str>,
+}
+
+/// Of a pod only the metadata are read.
+#[derive(Deserialize)]
+struct Pod {
+    metadata: ObjectMeta,
+}
+
+#[derive(Deserialize)]
+struct Pods {
+    items: Vec<Pod>,
+}
+
+impl<'a> Call<'a> {
+    /// A request without a body, which waits for as long as the server asks for.
+    fn new(verb: &'static str, resource: Resource, name: Option<&'a str>) -> Self {
+        Self { verb, resource, name, query: "", body: None, patience: Duration::MAX }
+    }
+}
+
+impl Connected {
+    fn namespace_of(&self, resource: Resource) -> Arc<str> {
+        Arc::clone(match resource {
+            Resource::Leases => &self.namespace,
+            Resource::Pods => &self.pod_namespace,
+        })
+    }
+}
+
+/// Why a watch could not be started.
+pub(super) struct WatchRefused {
+    /// The code of the answer, if there was one.
+    pub(super) code: Option<StatusCode>,
+    /// How long the server asks to wait.
+    pub(super) wait: Option<Duration>,
+    pub(super) error: BackendError,
+}
+
+impl From<BackendError> for WatchRefused {
+    fn from(error: BackendError) -> Self {
+        Self { code: None, wait: None, error }
+    }
 }
 
 impl Client {
@@ -78,9 +136,10 @@ impl Client {
             connected: Mutex::default(),
             cluster: OnceLock::new(),
             was_connected: AtomicBool::new(false),
+            loading: tokio::sync::Mutex::default(),
+            refusals: Refusals::default(),
             requests: Semaphore::new(MAX_CONCURRENT_REQUESTS),
             watches: Arc::new(Semaphore::new(MAX_WATCHES)),
-            throttled_until: Mutex::default(),
         }
     }
 
@@ -88,34 +147,46 @@ impl Client {
         &self.config
     }
 
-    /// Reads a Lease from a quorum: without a `resourceVersion` no cache answers.
-    pub(crate) async fn get(&self, name: &str) -> Result<Option<Record>, BackendError> {
-        let answer = self.request("get", Some(name), "", None).await?;
+    /// Reads a Lease from a quorum: without a `resourceVersion` no cache answers. Every method with a `patience` waits no longer than
+    /// that in total when the server has too many requests.
+    pub(crate) async fn get(&self, name: &str, patience: Duration) -> Result<Option<Record>, BackendError> {
+        let answer =
+            self.request(Call { patience, ..Call::new("get", Resource::Leases, Some(name)) }).await?;
         match answer.code {
             StatusCode::OK => answer.record().map(Some),
             StatusCode::NOT_FOUND if Status::parse(&answer.body).is_object_absent(name) => Ok(None),
-            _ => Err(answer.refused("get", Some(name))),
+            _ => Err(self.refused(&answer, "get", Some(name))),
         }
     }
 
     /// Creates a Lease. `None` if it exists already.
     pub(crate) async fn create(&self, name: &str, lease: &Lease) -> Result<Option<Record>, BackendError> {
-        let answer = self.request("create", Some(name), "", Some(lease)).await?;
+        let body = encode(lease)?;
+        let answer = self.request(Call { body, ..Call::new("create", Resource::Leases, Some(name)) }).await?;
         match answer.code {
             StatusCode::OK | StatusCode::CREATED => answer.record().map(Some),
             StatusCode::CONFLICT => Ok(None),
-            _ => Err(answer.refused("create", Some(name))),
+            _ => Err(self.refused(&answer, "create", Some(name))),
         }
     }
 
     /// Replaces a Lease, if its uid and its `resourceVersion` are those of `lease`. `None` if they are not.
-    pub(crate) async fn replace(&self, name: &str, lease: &Lease) -> Result<Option<Record>, BackendError> {
-        let answer = self.request("update", Some(name), "", Some(lease)).await?;
+    ///
+    /// A server creates a Lease that is absent by this verb, too, unless the request names a uid: then it is a conflict.
+    pub(crate) async fn replace(
+        &self,
+        name: &str,
+        lease: &Lease,
+        patience: Duration,
+    ) -> Result<Option<Record>, BackendError> {
+        let body = encode(lease)?;
+        let call = Call { body, patience, ..Call::new("update", Resource::Leases, Some(name)) };
+        let answer = self.request(call).await?;
         match answer.code {
-            StatusCode::OK | StatusCode::CREATED => answer.record().map(Some),
+            StatusCode::OK => answer.record().map(Some),
             StatusCode::CONFLICT => Ok(None),
             StatusCode::NOT_FOUND if Status::parse(&answer.body).is_object_absent(name) => Ok(None),
-            _ => Err(answer.refused("update", Some(name))),
+            _ => Err(self.refused(&answer, "update", Some(name))),
         }
     }
 
@@ -124,9 +195,10 @@ impl Client {
         let (mut found, mut after) = (Vec::new(), String::new());
         for _ in 0..MAX_PAGES {
             let query = format!("limit={PAGE}{after}");
-            let answer = self.request("list", None, &query, None).await?;
+            let answer =
+                self.request(Call { query: &query, ..Call::new("list", Resource::Leases, None) }).await?;
             if answer.code != StatusCode::OK {
-                return Err(answer.refused("list", None));
+                return Err(self.refused(&answer, "list", None));
             }
             let page: List<Lease> = answer.parse()?;
             for lease in page.items {
@@ -146,37 +218,69 @@ impl Client {
         ))
     }
 
-    /// Whether the user may do `verb` with Leases. By a request that every user may send.
-    pub(crate) async fn may(&self, verb: &str) -> Result<bool, BackendError> {
-        let namespace = self.connect().await?.namespace;
+    /// The pod with this name.
+    pub(crate) async fn pod(&self, name: &str) -> Result<ObjectMeta, BackendError> {
+        let answer = self.request(Call::new("get", Resource::Pods, Some(name))).await?;
+        match answer.code {
+            StatusCode::OK => Ok(answer.parse::<Pod>()?.metadata),
+            _ => Err(self.refused(&answer, "get", Some(name))),
+        }
+    }
+
+    /// The pods with this label.
+    pub(crate) async fn pods_with(&self, label: &str, value: &str) -> Result<Vec<ObjectMeta>, BackendError> {
+        let query = format!("limit={PAGE}&labelSelector={}%3D{value}", label.replace('/', "%2F"));
+        let answer = self.request(Call { query: &query, ..Call::new("list", Resource::Pods, None) }).await?;
+        match answer.code {
+            StatusCode::OK => Ok(answer.parse::<Pods>()?.items.into_iter().map(|pod| pod.metadata).collect()),
+            _ => Err(self.refused(&answer, "list", None)),
+        }
+    }
+
+    /// Changes the metadata of a pod by a merge patch. Returns whether it is still there, with the uid and the version that the patch names.
+    pub(crate) async fn patch_pod(&self, name: &str, metadata: &Value) -> Result<bool, BackendError> {
+        let body = Some(serde_json::json!({ "metadata": metadata }).to_string().into_bytes());
+        let answer = self.request(Call { body, ..Call::new("patch", Resource::Pods, Some(name)) }).await?;
+        match answer.code {
+            StatusCode::OK => Ok(true),
+            // Another uid is invalid: a patch may not change it.
+            StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => Ok(false),
+            _ => Err(self.refused(&answer, "patch", Some(name))),
+        }
+    }
+
+    /// Whether the user may do `verb` with the resource. By a request that every user may send.
+    pub(crate) async fn may(&self, verb: &str, resource: Resource) -> Result<bool, BackendError> {
+        let connected = self.connect().await?;
+        let namespace = connected.namespace_of(resource);
         let attributes = serde_json::json!({
-            "namespace": &*namespace, "verb": verb, "group": "coordination.k8s.io", "resource": "leases",
+            "namespace": &*namespace, "verb": verb, "group": resource.group(), "resource": resource.name(),
         });
         let review = serde_json::json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
             "spec": { "resourceAttributes": attributes },
         });
         let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
-        let answer = self.send(Method::POST, path, Some(review.to_string().into_bytes())).await?;
-        let answer = self.collect(answer, namespace).await?;
+        let body = Some(review.to_string().into_bytes());
+        let call = Call { body, ..Call::new("review access to", resource, None) };
+        let answer = self.send(&call, Method::POST, path).await?;
+        let answer = self.collect(answer, resource, namespace).await?;
         let review: Value = answer.parse()?;
-        review["status"]["allowed"].as_bool().ok_or_else(|| answer.refused("review access to", None))
+        let allowed = review["status"]["allowed"].as_bool();
+        allowed.ok_or_else(|| self.refused(&answer, "review access to", None))
     }
 
     /// The version of the API server, such as `v1.35.0`.
     pub(crate) async fn version(&self) -> Result<String, BackendError> {
         let namespace = self.connect().await?.namespace;
-        let answer = self.send(Method::GET, "/version", None).await?;
-        let version: Value = self.collect(answer, namespace).await?.parse()?;
+        let call = Call::new("read the version of", Resource::Leases, None);
+        let answer = self.send(&call, Method::GET, "/version").await?;
+        let version: Value = self.collect(answer, call.resource, namespace).await?.parse()?;
         Ok(version["gitVersion"].as_str().unwrap_or("unknown").to_owned())
     }
 
-    /// Starts a watch on a Lease; `Err` with the answer's code if it is refused. Without `from` it begins with the present state.
-    pub(super) async fn watch(
-        &self,
-        name: &str,
-        from: Option<&str>,
-    ) -> Result<Result<Body, (StatusCode, BackendError)>, BackendError> {
+    /// Starts a watch on a Lease. Without `from` it begins with the present state.
+    pub(super) async fn watch(&self, name: &str, from: Option<&str>) -> Result<Body, WatchRefused> {
         // Of different lengths, so that the watches of many candidates do not end together.
         let seconds = fastrand::u32(240..300);
         let from = from.map(|version| format!("&resourceVersion={version}")).unwrap_or_default();
@@ -184,13 +288,16 @@ impl Client {
             "watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&fieldSelector=metadata.name%3D{name}{from}"
         );
         let namespace = self.connect().await?.namespace;
-        let path = path(&namespace, None, &query);
-        let response = self.send(Method::GET, &path, None).await?;
+        let path = Resource::Leases.path(&namespace, None, &query);
+        let call = Call { patience: Duration::ZERO, ..Call::new("watch", Resource::Leases, Some(name)) };
+        let response = self.send(&call, Method::GET, &path).await?;
         if response.status() == StatusCode::OK {
-            return Ok(Ok(response.into_body()));
+            return Ok(response.into_body());
         }
-        let answer = self.collect(response, namespace).await?;
-        Ok(Err((answer.code, answer.refused("watch", Some(name)))))
+        let wait = retry_after(response.status(), response.headers());
+        let answer = self.collect(response, call.resource, namespace).await?;
+        let error = self.refused(&answer, "watch", Some(name));
+        Err(WatchRefused { code: Some(answer.code), wait, error })
     }
 
     /// A permit for a watch, if there are few.
@@ -204,77 +311,99 @@ impl Client {
     }
 
     /// Sends a request, and reads its answer.
-    async fn request(
-        &self,
-        verb: &'static str,
-        name: Option<&str>,
-        query: &str,
-        lease: Option<&Lease>,
-    ) -> Result<Answer, BackendError> {
-        let namespace = self.connect().await?.namespace;
+    async fn request(&self, call: Call<'_>) -> Result<Answer, BackendError> {
+        let Call { verb, resource, name, query, .. } = call;
+        let namespace = self.connect().await?.namespace_of(resource);
         let (method, in_path) = match verb {
             "create" => (Method::POST, None),
             "update" => (Method::PUT, name),
+            "patch" => (Method::PATCH, name),
             _ => (Method::GET, name),
         };
-        let path = path(&namespace, in_path, query);
-        let body = lease.map(serde_json::to_vec).transpose();
-        let body = body.map_err(|error| BackendError::with_source(Unavailable, "encoding a Lease", error))?;
-        let failure = || Request { verb, name, namespace: &namespace }.failure();
+        let path = resource.path(&namespace, in_path, query);
+        let failure = || Request { verb, resource, name, namespace: &namespace }.failure();
         let response = self
-            .send(method, &path, body)
+            .send(&call, method, &path)
             .await
             .map_err(|error| BackendError::with_source(error.kind(), failure(), error))?;
-        self.collect(response, Arc::clone(&namespace)).await
+        self.collect(response, resource, Arc::clone(&namespace)).await
     }
 
-    /// Sends a request, and waits for the head of its answer. Waits as the server asks for if it has too many requests.
+    /// Sends a request, and waits for the head of its answer.
+    ///
+    /// If the server has too many requests, this one waits as the server asks for, and others go on: a renewal must not wait because a list
+    /// was refused. A wait takes at most half of the patience that is left, so that the request is sent again in time.
     async fn send(
         &self,
+        call: &Call<'_>,
         method: Method,
         path: &str,
-        body: Option<Vec<u8>>,
     ) -> Result<http::Response<Body>, BackendError> {
         let mut is_renewed = false;
-        let mut attempts = 1;
+        let (mut attempts, mut patience) = (1, call.patience);
         loop {
-            self.wait_throttled().await;
-            let _permit = self.requests.acquire().await;
-            let connected = self.connect().await?;
-            let request = http::Request::builder().method(method.clone()).uri(path);
-            let request = request
-                .header(CONTENT_TYPE, "application/json")
-                .body(Body::from(body.clone().unwrap_or_default()))
-                .map_err(|error| BackendError::with_source(Unavailable, "making a request", error))?;
-            let limit = self.config.attempt_timeout;
-            let response = match timeout(limit, connected.kube.send(request)).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(error)) => return Err(not_sent(error)),
-                Err(_) => return Err(no_answer(limit)),
-            };
-            if let Some(wait) = retry_after(response.status(), response.headers()) {
-                self.throttle(Instant::now() + wait);
+            let response = self.attempt(&method, path, call.body.as_deref().unwrap_or_default()).await?;
+            let code = response.status();
+            if let Some(asked) = retry_after(code, response.headers()) {
                 attempts += 1;
                 // A write that is refused for want of room (429) was not executed. One that a proxy answers with 503 may have been.
-                let is_repeatable =
-                    method == Method::GET || response.status() == StatusCode::TOO_MANY_REQUESTS;
-                if is_repeatable && attempts <= MAX_THROTTLED_ATTEMPTS {
+                let is_repeatable = method == Method::GET || code == StatusCode::TOO_MANY_REQUESTS;
+                if is_repeatable && attempts <= MAX_THROTTLED_ATTEMPTS && !patience.is_zero() {
+                    // Later than asked for by a random time: others were refused at the same moment.
+                    let wait = asked.mul_f64(1.0 + fastrand::f64() / 4.0).min(patience / 2);
+                    patience -= wait;
+                    sleep(wait).await;
                     continue;
                 }
             }
             // The token may have expired before its file was read again.
-            if response.status() == StatusCode::UNAUTHORIZED && !is_renewed {
+            if code == StatusCode::UNAUTHORIZED && !is_renewed {
                 is_renewed = true;
                 self.disconnect();
                 continue;
             }
+            self.refusals.answered((call.resource, call.verb), code);
             return Ok(response);
         }
+    }
+
+    /// Sends a request once.
+    async fn attempt(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &[u8],
+    ) -> Result<http::Response<Body>, BackendError> {
+        let _permit = self.requests.acquire().await;
+        let connected = self.connect().await?;
+        let content_type = match *method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let request = http::Request::builder().method(method.clone()).uri(path);
+        let request = request
+            .header(CONTENT_TYPE, content_type)
+            .body(Body::from(body.to_vec()))
+            .map_err(|error| BackendError::with_source(Unavailable, "making a request", error))?;
+        let limit = self.config.attempt_timeout;
+        match timeout(limit, connected.kube.send(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(not_sent(error)),
+            Err(_) => Err(no_answer(limit)),
+        }
+    }
+
+    /// The error of a request that was refused. One that was served before may be again soon.
+    fn refused(&self, answer: &Answer, verb: &'static str, name: Option<&str>) -> BackendError {
+        let request = Request { verb, resource: answer.resource, name, namespace: &answer.namespace };
+        let error = classify(request, answer.code, &Status::parse(&answer.body));
+        self.refusals.judge((answer.resource, verb), error)
     }
 
     async fn collect(
         &self,
         response: http::Response<Body>,
+        resource: Resource,
         namespace: Arc<str>,
     ) -> Result<Answer, BackendError> {
         let limit = self.config.attempt_timeout;
@@ -286,42 +415,56 @@ impl Client {
             }
             Err(_) => return Err(no_answer(limit)),
         };
-        Ok(Answer { code, body, namespace })
-    }
-
-    fn throttle(&self, until: Instant) {
-        let mut throttled_until = lock(&self.throttled_until);
-        *throttled_until = throttled_until.max(Some(until));
-    }
-
-    async fn wait_throttled(&self) {
-        let until = *lock(&self.throttled_until);
-        if let Some(until) = until {
-            sleep_until(until).await;
-        }
+        Ok(Answer { code, body, resource, namespace })
     }
 
     /// The client, made when it is needed first: in the engine's runtime, whose tasks it uses.
+    ///
+    /// On a thread for blocking calls, as files and credential plugins may hang. One that does is waited for by the next call, too: there is
+    /// never more than one such thread.
     async fn connect(&self) -> Result<Connected, BackendError> {
-        let known = lock(&self.connected).clone();
-        if let Some(connected) = known {
+        let known = || lock(&self.connected).clone();
+        if let Some(connected) = known() {
             return Ok(connected);
         }
-        let mut config = self.load().await?;
-        // Waits as the server says, and knows what was sent: see `send`.
-        config.default_retry = false;
-        let namespace = self.config.namespace.as_ref().unwrap_or(&config.default_namespace);
+        let limit = self.config.attempt_timeout;
+        let connecting = async {
+            let mut loading = self.loading.lock().await;
+            if let Some(connected) = known() {
+                return Ok(connected);
+            }
+            let task = loading.get_or_insert_with(|| {
+                let (config, kind) = (self.config.clone(), self.kind());
+                spawn_blocking(move || load(&config, kind))
+            });
+            let loaded = task.await;
+            *loading = None;
+            self.adopt(loaded.map_err(|error| {
+                BackendError::with_source(Unavailable, "reading the credentials was not finished", error)
+            })??)
+        };
+        timeout(limit, connecting).await.unwrap_or_else(|_| {
+            let text = format!(
+                "the credentials could not be read within {limit:?}: a file system or a credential plugin is slow"
+            );
+            Err(BackendError::new(Unavailable, text))
+        })
+    }
+
+    /// Uses a client that was made, if it is of the same cluster as the one before.
+    fn adopt(
+        &self,
+        Loaded { kube, cluster_url, default_namespace }: Loaded,
+    ) -> Result<Connected, BackendError> {
+        let namespace = self.config.namespace.as_ref().unwrap_or(&default_namespace);
         let namespace = Arc::from(namespace.as_str());
         // A kubeconfig may name another cluster later: its Leases are others, and somebody may lead by those of the first (hazard G34).
-        let cluster = (config.cluster_url.to_string(), Arc::clone(&namespace));
+        let cluster = (cluster_url, Arc::clone(&namespace));
         if *self.cluster.get_or_init(|| cluster.clone()) != cluster {
             let text = "the kubeconfig names another cluster or namespace than before; restart all candidates at the same time";
             return Err(BackendError::new(Unavailable, text));
         }
-        let kube = kube::Client::try_from(config).map_err(|error| {
-            BackendError::new(self.kind(), format!("connecting to Kubernetes: {}", describe(&error)))
-        })?;
-        let connected = Connected { kube, namespace };
+        let connected = Connected { kube, namespace, pod_namespace: default_namespace.into() };
         self.was_connected.store(true, Ordering::Relaxed);
         *lock(&self.connected) = Some(connected.clone());
         Ok(connected)
@@ -330,32 +473,6 @@ impl Client {
     /// The kind of an error of the configuration: permanent, unless it was usable before.
     fn kind(&self) -> BackendErrorKind {
         if self.was_connected.load(Ordering::Relaxed) { Unavailable } else { Invalid }
-    }
-
-    /// Reads the credentials.
-    async fn load(&self) -> Result<Config, BackendError> {
-        if self.config.is_in_cluster() {
-            return Config::incluster().map_err(|error| {
-                BackendError::with_source(self.kind(), "reading the service account of this pod", error)
-            });
-        }
-        let kubeconfig = match &self.config.kubeconfig {
-            Some(file) => Kubeconfig::read_from(file),
-            None => Kubeconfig::read(),
-        };
-        let unreadable = |error: KubeconfigError| {
-            let file = self.config.kubeconfig.as_ref().map(|file| format!(" {}", file.display()));
-            let what = format!("reading the kubeconfig{}", file.unwrap_or_default());
-            // Its text repeats lines of the file, which has credentials.
-            let reason = match error {
-                KubeconfigError::Parse(_) => "it is not valid YAML, or not a kubeconfig".to_owned(),
-                error => error.to_string(),
-            };
-            BackendError::new(self.kind(), format!("{what}: {reason}"))
-        };
-        let kubeconfig = kubeconfig.map_err(unreadable)?;
-        let options = KubeConfigOptions { context: self.config.context.clone(), ..Default::default() };
-        Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unreadable)
     }
 }
 
@@ -369,10 +486,6 @@ impl Answer {
     fn record(&self) -> Result<Record, BackendError> {
         Record::new(self.parse()?)
     }
-
-    fn refused(&self, verb: &'static str, name: Option<&str>) -> BackendError {
-        classify(Request { verb, name, namespace: &self.namespace }, self.code, &Status::parse(&self.body))
-    }
 }
 
 impl fmt::Debug for Client {
@@ -381,10 +494,9 @@ impl fmt::Debug for Client {
     }
 }
 
-fn path(namespace: &str, name: Option<&str>, query: &str) -> String {
-    let name = name.map(|name| format!("/{name}")).unwrap_or_default();
-    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases{name}{query}")
+fn encode(lease: &Lease) -> Result<Option<Vec<u8>>, BackendError> {
+    let body = serde_json::to_vec(lease);
+    body.map(Some).map_err(|error| BackendError::with_source(Unavailable, "encoding a Lease", error))
 }
 
 fn no_answer(limit: Duration) -> BackendError {
@@ -402,35 +514,4 @@ fn not_sent(error: kube::Error) -> BackendError {
             None => BackendError::with_source(Unavailable, "the API server does not answer", error),
         },
     }
-}
-
-/// The error without what a credential plugin has printed.
-fn describe(error: &kube::Error) -> String {
-    auth_error(error).map_or_else(|| error.to_string(), describe_auth)
-}
-
-fn describe_auth(error: &AuthError) -> String {
-    match error {
-        // Nor its arguments, which may have a password.
-        AuthError::AuthExecRun { out, .. } => format!("the credential plugin has failed ({})", out.status),
-        AuthError::AuthExecParse(_) | AuthError::AuthExec(_) => {
-            "the answer of the credential plugin is not understood".to_owned()
-        }
-        error => error.to_string(),
-    }
-}
-
-/// The error of the credentials that is the cause of another, if one is.
-fn auth_error(error: &kube::Error) -> Option<&AuthError> {
-    if let kube::Error::Auth(error) = error {
-        return Some(error);
-    }
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        match (error.downcast_ref::<AuthError>(), error.downcast_ref::<kube::Error>()) {
-            (Some(error), _) | (_, Some(kube::Error::Auth(error))) => return Some(error),
-            _ => cause = error.source(),
-        }
-    }
-    None
 }

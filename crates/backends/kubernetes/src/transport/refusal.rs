@@ -1,23 +1,145 @@
 //! What a refused request means.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+    time::Duration,
+};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use serde::Deserialize;
-use tenure_core::spi::{
-    BackendError,
-    BackendErrorKind::{Forbidden, Invalid, Unauthorized, Unavailable},
+use tenure_core::{
+    internal::lock,
+    spi::{
+        BackendError,
+        BackendErrorKind::{Forbidden, Invalid, Unauthorized, Unavailable},
+    },
 };
+use tokio::time::Instant;
 
 /// How long to wait if the server does not say.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The longest time that a server may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
+/// How long a user that was served before may be refused until that is final. A control plane that restarts refuses everybody (403) before
+/// it has read the roles, and a token that was rotated too late is refused (401). As long as for a password in a file (hazard G33).
+const REFUSAL_RETRY_TIME: Duration = Duration::from_secs(120);
+/// A verb on a resource.
+type Verb = (Resource, &'static str);
+
+/// Stands for the login in the place of a verb: a user that is unknown (401) may use none.
+const LOGIN: Verb = (Resource::Leases, "login");
+
+/// Which verbs were served, and since when they are refused. A verb that never was may be missing in the Role: that is final at once.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<Verbs>);
+
+#[derive(Debug, Default)]
+struct Verbs {
+    served: BTreeSet<Verb>,
+    refused_since: BTreeMap<Verb, Instant>,
+}
+
+impl Refusals {
+    /// Records an answer to a request with this verb.
+    pub(crate) fn answered(&self, verb: Verb, code: StatusCode) {
+        let mut verbs = lock(&self.0);
+        // These were let through. A server that is overloaded or fails may not have looked at the user.
+        let is_served = code.is_success()
+            || matches!(code, StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::GONE);
+        if is_served || code == StatusCode::FORBIDDEN {
+            verbs.serve(LOGIN);
+        }
+        if is_served {
+            verbs.serve(verb);
+        }
+    }
+
+    /// The error of a refusal: not permanent while it may pass by itself.
+    pub(crate) fn judge(&self, verb: Verb, error: BackendError) -> BackendError {
+        let refused = match error.kind() {
+            Unauthorized => LOGIN,
+            Forbidden => verb,
+            _ => return error,
+        };
+        let mut verbs = lock(&self.0);
+        if !verbs.served.contains(&refused) {
+            return error;
+        }
+        let since = *verbs.refused_since.entry(refused).or_insert_with(Instant::now);
+        match REFUSAL_RETRY_TIME.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
+            Some(left) => {
+                let seconds = left.as_secs();
+                let text = format!("retried for {seconds} s more, because it was allowed before");
+                BackendError::with_source(Unavailable, text, error)
+            }
+            None => error,
+        }
+    }
+}
+
+/// Whether a request was refused, so that the server has not executed it. Also if it is to be retried.
+pub(crate) fn is_refused(error: &BackendError) -> bool {
+    let cause = error.cause().and_then(|cause| cause.downcast_ref::<BackendError>());
+    error.is_permanent() || cause.is_some_and(BackendError::is_permanent)
+}
+
+impl Verbs {
+    fn serve(&mut self, verb: Verb) {
+        self.served.insert(verb);
+        self.refused_since.remove(&verb);
+    }
+}
+
+/// A kind of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Resource {
+    Leases,
+    Pods,
+}
+
+impl Resource {
+    /// The name in a Role.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Leases => "leases",
+            Self::Pods => "pods",
+        }
+    }
+
+    fn singular(self) -> &'static str {
+        match self {
+            Self::Leases => "lease",
+            Self::Pods => "pod",
+        }
+    }
+
+    /// The API group in a Role.
+    pub(crate) fn group(self) -> &'static str {
+        match self {
+            Self::Leases => "coordination.k8s.io",
+            Self::Pods => "",
+        }
+    }
+
+    /// The path of an object, or of all, in a namespace.
+    pub(super) fn path(self, namespace: &str, name: Option<&str>, query: &str) -> String {
+        let api = match self {
+            Self::Leases => "/apis/coordination.k8s.io/v1",
+            Self::Pods => "/api/v1",
+        };
+        let name = name.map(|name| format!("/{name}")).unwrap_or_default();
+        let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+        format!("{api}/namespaces/{namespace}/{}{name}{query}", self.name())
+    }
+}
+
 /// A request, for error messages: its verb, as in a Role, and the object.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) verb: &'static str,
+    pub(crate) resource: Resource,
     pub(crate) name: Option<&'a str>,
     pub(crate) namespace: &'a str,
 }
@@ -25,10 +147,12 @@ pub(crate) struct Request<'a> {
 impl Request<'_> {
     /// `cannot get lease "billing" in namespace "default"`.
     pub(crate) fn failure(&self) -> String {
-        let Self { verb, name, namespace } = self;
+        let Self { verb, resource, name, namespace } = self;
         match name {
-            Some(name) => format!("cannot {verb} lease {name:?} in namespace {namespace:?}"),
-            None => format!("cannot {verb} leases in namespace {namespace:?}"),
+            Some(name) => {
+                format!("cannot {verb} {} {name:?} in namespace {namespace:?}", resource.singular())
+            }
+            None => format!("cannot {verb} {} in namespace {namespace:?}", resource.name()),
         }
     }
 }
@@ -93,10 +217,11 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
             (Unavailable, format!("{failure}: {text}"))
         }
         StatusCode::FORBIDDEN => {
-            let verb = request.verb;
+            let Request { verb, resource, namespace, .. } = request;
             let advice = format!(
-                "grant the verb {verb:?} on the resource \"leases\" of the API group \"coordination.k8s.io\" by a Role and a RoleBinding in the namespace {:?}",
-                request.namespace
+                "grant the verb {verb:?} on the resource {:?} of the API group {:?} by a Role and a RoleBinding in the namespace {namespace:?}",
+                resource.name(),
+                resource.group()
             );
             (Forbidden, format!("{failure}: {text}; {advice}"))
         }
@@ -123,5 +248,54 @@ pub(crate) fn retry_after(code: StatusCode, headers: &HeaderMap) -> Option<Durat
         StatusCode::TOO_MANY_REQUESTS => Some(given().unwrap_or(DEFAULT_RETRY_AFTER)),
         StatusCode::SERVICE_UNAVAILABLE => given(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn refuse(refusals: &Refusals, verb: &'static str, code: u16) -> BackendError {
+        let code = StatusCode::from_u16(code).unwrap();
+        let resource = Resource::Leases;
+        refusals.answered((resource, verb), code);
+        let request = Request { verb, resource, name: Some("e"), namespace: "elections" };
+        refusals.judge((resource, verb), classify(request, code, &Status::default()))
+    }
+
+    const GET: Verb = (Resource::Leases, "get");
+
+    /// Hazard G33: what was allowed before is retried for two minutes, and what never was, not at all.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_final_after_two_minutes() {
+        for (code, kind) in [(401, Unauthorized), (403, Forbidden)] {
+            let refusals = Refusals::default();
+            assert_eq!(refuse(&refusals, "get", code).kind(), kind);
+            for _ in 0..2 {
+                refusals.answered(GET, StatusCode::OK);
+                // Nor does an overloaded server say anything of the user.
+                refusals.answered(GET, StatusCode::TOO_MANY_REQUESTS);
+                let passing = refuse(&refusals, "get", code);
+                assert_eq!(passing.kind(), Unavailable, "{passing}");
+                assert!(passing.to_string().contains("retried for 120 s more"), "{passing}");
+                assert!(is_refused(&passing));
+                advance(REFUSAL_RETRY_TIME - Duration::from_secs(1)).await;
+                assert_eq!(refuse(&refusals, "get", code).kind(), Unavailable);
+            }
+            advance(Duration::from_secs(1)).await;
+            assert_eq!(refuse(&refusals, "get", code).kind(), kind);
+        }
+    }
+
+    /// A verb that is missing in the Role is said at once, whatever other verbs were allowed.
+    #[tokio::test]
+    async fn a_verb_that_was_never_allowed_is_refused_at_once() {
+        let refusals = Refusals::default();
+        refusals.answered(GET, StatusCode::OK);
+        assert_eq!(refuse(&refusals, "update", 403).kind(), Forbidden);
+        // The user is known, and may lose its token.
+        assert_eq!(refuse(&refusals, "update", 401).kind(), Unavailable);
     }
 }

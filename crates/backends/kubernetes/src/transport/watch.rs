@@ -8,19 +8,28 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::client::Body;
 use serde::Deserialize;
 use serde_json::Value;
-use tenure_core::spi::{BackendError, BackendErrorKind};
+use tenure_core::spi::BackendErrorKind;
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, sleep_until},
 };
 use tracing::debug;
 
-use super::{client::Client, refusal::Status};
+use super::{
+    client::{Client, WatchRefused},
+    refusal::Status,
+};
 use crate::record::Record;
 
 /// The pauses before a watch that has ended is started again.
 const MIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_DELAY: Duration = Duration::from_secs(5);
+/// The longest pause of a watch that is forbidden; the shortest is half of it. The Role may be changed meanwhile.
+const FORBIDDEN_DELAY: Duration = Duration::from_secs(300);
+/// For how long a watch has to stay open until it counts as working.
+const WORKS_AFTER: Duration = Duration::from_secs(5);
+/// After how many failures in a row a watch counts as failing.
+const MAX_FAILURES: u32 = 5;
 /// The longest line of a watch: an object has 1.5 MiB at most.
 const MAX_LINE: usize = 4 << 20;
 
@@ -33,6 +42,8 @@ pub(crate) enum WatchEvent {
     Deleted(Box<Record>),
     /// Events may have been missed: read the Lease.
     Lost,
+    /// The watch has begun to [fail](Watch::failure). It is started again now and then.
+    Failing,
 }
 
 /// A watch on a Lease. Starts again where it ended, and says so if events may have been missed.
@@ -46,9 +57,16 @@ pub(crate) struct Watch {
     open: Option<Open>,
     delay: Duration,
     open_at: Option<Instant>,
+    /// How often it has failed in a row, and why it did last.
+    failures: u32,
+    failure: String,
+    is_forbidden: bool,
+    /// Whether it was reported that it fails.
+    is_reported: bool,
 }
 
 struct Open {
+    since: Instant,
     body: Body,
     buffer: Vec<u8>,
     _permit: OwnedSemaphorePermit,
@@ -64,8 +82,18 @@ impl Watch {
     /// A watch that reports what comes after the version `from`.
     pub(crate) fn new(client: &Arc<Client>, name: &str, from: Option<u64>) -> Self {
         let from = from.map(|version| version.to_string());
-        let (client, name) = (Arc::clone(client), name.to_owned());
-        Self { client, name, from, open: None, delay: MIN_DELAY, open_at: None }
+        Self {
+            client: Arc::clone(client),
+            name: name.to_owned(),
+            from,
+            open: None,
+            delay: MIN_DELAY,
+            open_at: None,
+            failures: 0,
+            failure: String::new(),
+            is_forbidden: false,
+            is_reported: false,
+        }
     }
 
     /// Starts again with the present state: what it reports is older than what was read.
@@ -73,25 +101,37 @@ impl Watch {
         (self.open, self.from) = (None, None);
     }
 
-    /// The next event. Waits while too many watches are open.
-    ///
-    /// # Errors
-    /// Only permanent ones: the watch is forbidden.
+    /// Why the watch does not work, if it has failed again and again, or is forbidden: poll the Lease meanwhile.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        let works = self.open.as_ref().is_some_and(|open| open.since.elapsed() >= WORKS_AFTER);
+        (self.failures >= MAX_FAILURES && !works).then_some(&*self.failure)
+    }
+
+    /// Whether the watch is forbidden: it fails, and other requests do not.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        self.is_forbidden
+    }
+
+    /// The next event. Waits while too many watches are open, and while the watch fails.
     ///
     /// # Cancellation safety
     /// No event is lost.
-    pub(crate) async fn next(&mut self) -> Result<WatchEvent, BackendError> {
+    pub(crate) async fn next(&mut self) -> WatchEvent {
         loop {
+            if !self.is_reported && self.failure().is_some() {
+                self.is_reported = true;
+                return WatchEvent::Failing;
+            }
             let Some(open) = &mut self.open else {
-                match self.start().await? {
-                    Some(lost) => return Ok(lost),
+                match self.start().await {
+                    Some(lost) => return lost,
                     None => continue,
                 }
             };
             if let Some(end) = open.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = open.buffer.drain(..=end).collect();
                 match self.read(&line) {
-                    Some(event) => return Ok(event),
+                    Some(event) => return event,
                     None => continue,
                 }
             }
@@ -99,48 +139,51 @@ impl Watch {
                 Some(Ok(frame)) if open.buffer.len() < MAX_LINE => {
                     open.buffer.extend(frame.into_data().unwrap_or_default());
                 }
-                _ => self.pause(),
+                Some(Ok(_)) => self.fail("it has sent a line that is too long"),
+                Some(Err(error)) => self.fail(format!("the connection broke: {error}")),
+                None => self.fail("the server has closed it"),
             }
         }
     }
 
     /// Starts the watch, after a pause if it has just ended.
-    async fn start(&mut self) -> Result<Option<WatchEvent>, BackendError> {
+    async fn start(&mut self) -> Option<WatchEvent> {
         if let Some(open_at) = self.open_at {
             sleep_until(open_at).await;
         }
         let Some(permit) = self.client.watch_permit() else {
             self.pause();
-            return Ok(None);
+            return None;
         };
         match self.client.watch(&self.name, self.from.as_deref()).await {
-            Ok(Ok(body)) => {
-                self.open = Some(Open { body, buffer: Vec::new(), _permit: permit });
-                Ok(None)
+            Ok(body) => {
+                self.is_forbidden = false;
+                self.open = Some(Open { since: Instant::now(), body, buffer: Vec::new(), _permit: permit });
+                None
             }
-            Ok(Err((_, error))) if error.kind() == BackendErrorKind::Forbidden => Err(error),
-            // The version is too old (410), or too new for a server that lags or was restored.
-            Ok(Err((code, error))) => {
-                debug!(lease = self.name, %error, "starting the watch again");
-                self.pause();
-                Ok((self.from.take().is_some() || code == StatusCode::GONE).then_some(WatchEvent::Lost))
-            }
-            Err(error) => {
-                debug!(lease = self.name, %error, "starting the watch again");
-                self.pause();
-                Ok(None)
+            Err(WatchRefused { code, wait, error }) => {
+                self.fail(error.to_string());
+                self.is_forbidden = error.kind() == BackendErrorKind::Forbidden;
+                if self.is_forbidden {
+                    self.failures = MAX_FAILURES;
+                }
+                let wait = if self.is_forbidden { Some(jittered(FORBIDDEN_DELAY)) } else { wait };
+                if let Some(wait) = wait {
+                    self.open_at = self.open_at.max(Some(Instant::now() + wait));
+                    return None;
+                }
+                // The version is too old (410), or too new for a server that lags or was restored.
+                let is_lost = code.is_some_and(|code| self.from.take().is_some() || code == StatusCode::GONE);
+                is_lost.then_some(WatchEvent::Lost)
             }
         }
     }
 
     fn read(&mut self, line: &[u8]) -> Option<WatchEvent> {
         let Ok(Line { r#type, object }) = serde_json::from_slice(line) else {
-            self.pause();
+            self.fail("it has sent a line that is not understood");
             return None;
         };
-        if r#type != "ERROR" {
-            self.delay = MIN_DELAY;
-        }
         let version = object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
         match r#type.as_str() {
             "BOOKMARK" => {
@@ -158,20 +201,37 @@ impl Watch {
             }
             _ => {
                 let code = Status::parse(object.to_string().as_bytes()).code;
-                debug!(lease = self.name, code, "the watch has ended");
-                self.pause();
+                self.fail(format!("the server has ended it with the code {code}"));
                 self.from = None;
                 Some(WatchEvent::Lost)
             }
         }
     }
 
-    /// Ends the watch, and pauses before the next one: longer each time, with jitter, until there was an event.
+    /// Ends the watch, which has failed, or has ended after a while as each does.
+    fn fail(&mut self, reason: impl Into<String>) {
+        let reason = reason.into();
+        debug!(lease = self.name, reason, "starting the watch again");
+        let has_worked = self.open.take().is_some_and(|open| open.since.elapsed() >= WORKS_AFTER);
+        if has_worked {
+            // An event alone is no reason: a watch may begin with the present state, and end.
+            (self.delay, self.failures, self.is_reported) = (MIN_DELAY, 0, false);
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.failure = reason;
+        self.pause();
+    }
+
+    /// Pauses before the next watch: longer each time, with jitter, until one has worked.
     fn pause(&mut self) {
-        self.open = None;
-        self.open_at = Some(Instant::now() + self.delay.mul_f64(0.5 + fastrand::f64() / 2.0));
+        self.open_at = Some(Instant::now() + jittered(self.delay));
         self.delay = (self.delay * 2).min(MAX_DELAY);
     }
+}
+
+/// From half of `delay` to all of it.
+fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 impl fmt::Debug for Watch {

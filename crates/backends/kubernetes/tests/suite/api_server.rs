@@ -1,5 +1,7 @@
-//! An API server for Leases within the process, with the semantics of a real one: one counter of versions, conflicts, uids, watches with
+//! An API server for Leases and pods within the process, with the semantics of a real one: one counter of versions, conflicts, uids, watches with
 //! bookmarks and 410, access rights, and faults.
+
+mod pods;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -40,6 +42,17 @@ pub(crate) enum Fault {
     Refuse(u16, Option<u64>),
 }
 
+/// How watches fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BrokenWatch {
+    /// They are closed at once.
+    Closed,
+    /// They show the present state and end with an error.
+    Ended,
+    /// They are refused with this code.
+    Refused(u16),
+}
+
 /// Something that requests wait for.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(Arc<watch::Sender<bool>>);
@@ -70,6 +83,7 @@ struct Cluster {
     version: u64,
     uids: u64,
     leases: BTreeMap<String, Value>,
+    pods: BTreeMap<String, Value>,
     events: Vec<Event>,
     /// Events up to this version are not kept.
     compacted: u64,
@@ -79,6 +93,7 @@ struct Cluster {
     bookmarks: u64,
     /// Watches that began earlier end.
     watch_generation: u64,
+    broken_watches: Option<BrokenWatch>,
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     forbidden: BTreeSet<String>,
     tokens: Option<BTreeSet<String>>,
@@ -138,7 +153,10 @@ impl ApiServer {
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let leases = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases";
+        let pods = "/api/v1/namespaces/{namespace}/pods";
         let router = Router::new()
+            .route(pods, get(pods::list))
+            .route(&format!("{pods}/{{name}}"), get(pods::read).patch(pods::patch))
             .route(leases, get(list_or_watch).post(create))
             .route(&format!("{leases}/{{name}}"), get(read).put(replace))
             .route("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", post(review))
@@ -168,10 +186,15 @@ impl ApiServer {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The configuration of a client of this server.
+    pub(crate) fn config(&self) -> KubernetesConfig {
+        write_kubeconfig(self.kubeconfig.path(), &self.endpoint(), "secret");
+        KubernetesConfig::new().kubeconfig(self.kubeconfig.path()).attempt_timeout(PATIENT)
+    }
+
     /// A client of this server.
     pub(crate) fn backend(&self) -> KubernetesBackend {
-        write_kubeconfig(self.kubeconfig.path(), &self.endpoint(), "secret");
-        backend_by(self.kubeconfig.path(), PATIENT)
+        KubernetesBackend::new(self.config()).unwrap()
     }
 
     /// The next request of this verb has this fault.
@@ -209,6 +232,11 @@ impl ApiServer {
     /// The cache of watches stands still, or catches up.
     pub(crate) fn stop_watches(&self, stopped: bool) {
         self.shared.change(|cluster| cluster.visible = stopped.then_some(cluster.version));
+    }
+
+    /// All watches fail that begin from now on, or none does.
+    pub(crate) fn break_watches(&self, how: Option<BrokenWatch>) {
+        self.shared.lock().broken_watches = how;
     }
 
     /// Sends a bookmark by every watch.
@@ -276,6 +304,14 @@ impl ApiServer {
     pub(crate) fn holder(&self, name: &str) -> String {
         let lease = self.lease(name).unwrap_or_default();
         lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub(crate) fn spec(&self, name: &str) -> Value {
+        self.lease(name).expect("the lease exists")["spec"].clone()
+    }
+
+    pub(crate) fn annotation(&self, lease: &str, name: &str) -> Option<String> {
+        Some(self.lease(lease)?["metadata"]["annotations"][name].as_str()?.to_owned())
     }
 
     pub(crate) fn version_of(&self, name: &str) -> u64 {
@@ -373,7 +409,13 @@ impl Cluster {
             }
             "update" => {
                 let Some(found) = self.leases.get(name) else {
-                    return status(404, "NotFound", "not found", name);
+                    // `AllowCreateOnUpdate` holds for Leases: without a uid this creates one, whatever version is named.
+                    if !body["metadata"]["uid"].is_null() {
+                        let failed = "StorageError: invalid object: Precondition failed: UID in precondition";
+                        return status(409, "Conflict", failed, name);
+                    }
+                    let lease = self.fresh(body.clone());
+                    return (StatusCode::CREATED, Json(self.store(name, lease, "ADDED"))).into_response();
                 };
                 let (given, metadata) = (&body["metadata"], &found["metadata"]);
                 for field in ["uid", "resourceVersion"] {
@@ -489,16 +531,9 @@ async fn handle(shared: &Arc<Shared>, request: Request, headers: &axum::http::He
     if let Some(refused) = admit(shared, request.verb, &request.name, headers) {
         return refused;
     }
-    let fault = shared.lock().faults.get_mut(request.verb).and_then(VecDeque::pop_front);
+    let fault = next_fault(shared, request.verb);
     if let Some(Fault::Refuse(code, retry_after)) = fault {
-        // As API priority and fairness answers: no `Status`.
-        let code = StatusCode::from_u16(code).unwrap();
-        let mut refused = (code, "Too many requests, please try again later.").into_response();
-        if let Some(seconds) = retry_after {
-            refused.headers_mut().insert(RETRY_AFTER, seconds.to_string().parse().unwrap());
-        }
-        shared.change(|_| ());
-        return refused;
+        return refuse(code, retry_after);
     }
     // Its client may give up.
     let executing = Arc::clone(shared);
@@ -527,6 +562,20 @@ async fn handle(shared: &Arc<Shared>, request: Request, headers: &axum::http::He
     answer
 }
 
+fn next_fault(shared: &Shared, verb: &str) -> Option<Fault> {
+    shared.change(|cluster| cluster.faults.get_mut(verb).and_then(VecDeque::pop_front))
+}
+
+/// As API priority and fairness answers: no `Status`.
+fn refuse(code: u16, retry_after: Option<u64>) -> Response {
+    let code = StatusCode::from_u16(code).unwrap();
+    let mut refused = (code, "Too many requests, please try again later.").into_response();
+    if let Some(seconds) = retry_after {
+        refused.headers_mut().insert(RETRY_AFTER, seconds.to_string().parse().unwrap());
+    }
+    refused
+}
+
 /// An answer that says nothing: the connection breaks.
 fn broken_off() -> Response {
     let error = std::io::Error::other("the connection breaks");
@@ -543,9 +592,8 @@ async fn list_or_watch(
     if let Some(refused) = admit(&shared, verb, "", &headers) {
         return refused;
     }
-    let fault = shared.lock().faults.get_mut(verb).and_then(VecDeque::pop_front);
-    if let Some(Fault::Refuse(code, _)) = fault {
-        return status(code, "Expired", "too old resource version", "");
+    if let Some(Fault::Refuse(code, retry_after)) = next_fault(&shared, verb) {
+        return refuse(code, retry_after);
     }
     shared.until(|cluster| !cluster.is_frozen).await;
     if !is_watch {
@@ -563,7 +611,18 @@ async fn list_or_watch(
         }))
         .into_response();
     }
-    watch_lease(Arc::clone(&shared), &query)
+    let broken = shared.lock().broken_watches;
+    match broken {
+        Some(BrokenWatch::Refused(code)) => status(code, "InternalError", "the watch fails", ""),
+        Some(BrokenWatch::Closed) => Response::new(Body::empty()),
+        Some(BrokenWatch::Ended) => {
+            let ended = json!({ "type": "ERROR", "object": { "kind": "Status", "code": 500 } });
+            let added = shared.lock().leases.values().next().cloned();
+            let added = json!({ "type": "ADDED", "object": added });
+            Response::new(Body::from(format!("{added}\n{ended}\n")))
+        }
+        None => watch_lease(Arc::clone(&shared), &query),
+    }
 }
 
 fn watch_lease(shared: Arc<Shared>, query: &BTreeMap<String, String>) -> Response {
@@ -649,8 +708,10 @@ impl Drop for OpenWatch {
 async fn review(shared: Context, method: Method, body: Bytes) -> Response {
     assert_eq!(method, Method::POST);
     let mut review: Value = serde_json::from_slice(&body).unwrap();
-    let verb = review["spec"]["resourceAttributes"]["verb"].as_str().unwrap();
-    let allowed = !shared.lock().forbidden.contains(verb);
+    let attributes = &review["spec"]["resourceAttributes"];
+    let verb = attributes["verb"].as_str().unwrap();
+    let verb = if attributes["resource"] == "pods" { format!("{verb} pods") } else { verb.to_owned() };
+    let allowed = !shared.lock().forbidden.contains(&verb);
     review["status"] = json!({ "allowed": allowed });
     (StatusCode::CREATED, Json(review)).into_response()
 }

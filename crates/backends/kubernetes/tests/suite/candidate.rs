@@ -1,4 +1,4 @@
-//! A candidate whose clock the test moves.
+//! A candidate whose clock the test moves, and how tests begin.
 
 use std::{
     future::poll_fn,
@@ -26,6 +26,7 @@ use crate::api_server::ApiServer;
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 /// For how long a spec has to stand still: the TTL and the drift bound.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(11);
+pub(crate) const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// A clock that moves only when it is told to.
 #[derive(Debug)]
@@ -186,4 +187,46 @@ pub(crate) async fn next_event(watcher: &mut Box<dyn EntryWatcher>) -> EntryEven
     let next = poll_fn(|context| watcher.poll_next(context));
     let event = tokio::time::timeout(Duration::from_secs(30), next).await.expect("an event comes");
     event.unwrap().1
+}
+
+/// The election of most tests.
+pub(crate) fn election() -> ElectionName {
+    ElectionName::new("e").unwrap()
+}
+
+/// A server, and the leader of the election `e`.
+pub(crate) async fn leader() -> (ApiServer, Campaign, Won) {
+    let server = ApiServer::start();
+    let (a, won) = Process::new(&server).leader("a").await;
+    (server, a, won)
+}
+
+/// A leader `a`, and a candidate `b` of another process that has seen it.
+pub(crate) struct Rivals {
+    pub(crate) server: ApiServer,
+    pub(crate) a: Campaign,
+    /// The process of `b`.
+    pub(crate) process: Process,
+    pub(crate) b: Campaign,
+}
+
+impl Rivals {
+    pub(crate) async fn start() -> Self {
+        let (server, a, _) = leader().await;
+        let process = Process::new(&server);
+        let b = process.campaign("b").await;
+        assert_eq!(b.held_by().await, "a");
+        Self { server, a, process, b }
+    }
+}
+
+/// Kills a leader: nobody renews its Lease any more.
+pub(crate) fn kill(leader: Campaign) {
+    std::mem::forget(leader.session);
+}
+
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(40), future)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"))
 }

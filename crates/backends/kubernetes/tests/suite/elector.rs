@@ -5,17 +5,14 @@ use std::{sync::Arc, time::Duration};
 use tenure_core::{CandidateId, Config, Elector as _, ElectorExt as _, StoreElector};
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::api_server::{ApiServer, Gate};
+use crate::{
+    api_server::{ApiServer, Gate},
+    candidate::within,
+};
 
 fn elector(server: &ApiServer, id: &str) -> Arc<StoreElector> {
     let config = Config::new().with_ttl(Duration::from_secs(2)).with_id(CandidateId::new(id).unwrap());
     Arc::new(StoreElector::new(Arc::new(server.backend()), config).unwrap())
-}
-
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(40), future)
-        .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
 /// Hazard K2: the Lease is held until the work has stopped.
@@ -84,4 +81,30 @@ async fn work_stops_while_the_api_server_is_frozen() {
         elector.close().await;
     }
     assert_eq!(server.holder("e"), "");
+}
+
+/// Hazard G33: while everybody is refused, as by a control plane that restarts, a leader loses its leadership, and no campaign ends.
+#[tokio::test]
+async fn a_refusal_that_passes_ends_no_campaign() {
+    let server = ApiServer::start();
+    let (a, b) = (elector(&server, "a"), elector(&server, "b"));
+    let first = within("leading", a.campaign("e")).await.unwrap();
+    let next = {
+        let b = Arc::clone(&b);
+        tokio::spawn(async move { b.campaign("e").await })
+    };
+    server.until("b watches", |server| server.open_watches() == 2).await;
+    let verbs = ["get", "create", "update", "watch"];
+    verbs.iter().for_each(|verb| server.forbid(verb));
+    server.end_watches();
+    within("the loss", first.lost()).await;
+    let reads = server.count("get");
+    server.until("b is refused again and again", |server| server.count("get") > reads + 3).await;
+    assert!(!next.is_finished());
+    verbs.iter().for_each(|verb| server.allow(verb));
+    let second = within("the takeover", next).await.unwrap().unwrap();
+    assert!(second.fencing_token() > first.fencing_token());
+    for elector in [a, b] {
+        elector.close().await;
+    }
 }
