@@ -113,6 +113,7 @@ use crate::registry::Registry;
 /// | `kubeconfig` | a kubeconfig file | in a pod its service account; elsewhere `KUBECONFIG`, or `~/.kube/config` |
 /// | `context` | a context of the kubeconfig | its current context |
 /// | `attempt_timeout` | how long the answer to a request may take, before it is sent again | 2 s |
+/// | `leader_label` | whether this pod, which `POD_NAME` names, has the label `tenure/leader` while it leads | `false` |
 ///
 /// # TLS
 ///

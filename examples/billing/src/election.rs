@@ -59,6 +59,9 @@ fn check_features(store: &str) -> anyhow::Result<()> {
     if !cfg!(feature = "zookeeper") && store.starts_with("zookeeper:") {
         bail!("built without ZooKeeper: add --features zookeeper");
     }
+    if !cfg!(feature = "kubernetes") && store.starts_with("kubernetes:") {
+        bail!("built without Kubernetes: add --features kubernetes");
+    }
     Ok(())
 }
 

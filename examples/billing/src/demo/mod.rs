@@ -104,7 +104,7 @@ async fn check_store(store: &str) -> anyhow::Result<()> {
     if store.parse::<StoreUrl>()?.scheme() == "memory" {
         bail!(
             "memory: works within one process, and the demo's servers are separate processes; \
-             use local:, etcd:, zookeeper: or postgres:"
+             use local:, etcd:, zookeeper:, postgres: or kubernetes:"
         );
     }
     Ok(())

@@ -21,8 +21,8 @@ const HTTP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The options of `billing serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=5s, zookeeper://host:2181/root?ttl=5s, or
-    /// postgres://user@host/database?ttl=5s
+    /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=5s, zookeeper://host:2181/root?ttl=5s,
+    /// postgres://user@host/database?ttl=5s, or kubernetes:///namespace?ttl=5s
     #[arg(long)]
     store: String,
     /// The billing database: sqlite:FILE, or postgres://user@host/database
