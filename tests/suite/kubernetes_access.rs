@@ -18,7 +18,7 @@ fn elector(kubeconfig: &Kubeconfig) -> Arc<StoreElector> {
     Arc::new(StoreElector::new(Arc::new(kubeconfig.backend()), config).unwrap())
 }
 
-/// What is not good, by its subject.
+/// The warnings and problems, by their subjects.
 async fn findings(kubeconfig: &Kubeconfig) -> Vec<String> {
     let found = kubeconfig.backend().diagnose().await;
     found.into_iter().filter(|found| found.level != Level::Good).map(|found| found.subject).collect()
@@ -133,4 +133,19 @@ async fn a_throttled_user_leads_once_there_is_room() {
     let (_elector, leadership) = within("leading", campaign).await.unwrap();
     until("requests are refused while it leads", is_throttled).await;
     wait_for_heartbeats(&leadership).await;
+}
+
+/// Hazards K1, K5: a namespace that is deleted and created again has other Leases, and tokens rise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_rise_when_the_namespace_is_created_again() {
+    let kubernetes = new().await;
+    let (admin, namespace) = (kubernetes.admin(), kubernetes.namespace());
+    let kubeconfig = kubernetes.kubeconfig("admin-token").await;
+    let elector = elector(&kubeconfig);
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    admin.delete_namespace(namespace).await.unwrap();
+    admin.create_namespace(namespace).await.unwrap();
+    within("the loss", leadership.lost()).await;
+    let next = within("leading", elector.campaign("e")).await.unwrap();
+    assert!(next.fencing_token() > leadership.fencing_token());
 }
