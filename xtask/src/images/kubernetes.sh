@@ -21,7 +21,9 @@ for package in golang-*.deb; do dpkg -x "$package" go; done
 tar --extract --gzip --file kubernetes_*.orig.tar.gz --strip-components=1 --directory gopath/src/k8s.io/kubernetes
 
 # Of this library the source package has a version that reads memory at random when it is compiled by Go 1.18 or later.
-cp go/usr/share/gocode/src/github.com/modern-go/reflect2/* gopath/src/k8s.io/kubernetes/vendor/github.com/modern-go/reflect2/
+library=github.com/modern-go/reflect2
+rm -r "gopath/src/k8s.io/kubernetes/vendor/$library"
+cp -r "go/usr/share/gocode/src/$library" "gopath/src/k8s.io/kubernetes/vendor/$library"
 
 export GOROOT="$work/go/usr/lib/go-1.19" GOPATH="$work/gopath" GOCACHE="$work/cache" TMPDIR="$work/tmp"
 export GO111MODULE=off CGO_ENABLED=0 PATH="$GOROOT/bin:$PATH"
