@@ -22,6 +22,7 @@ mod guides {
 }
 
 mod authority;
+mod captured_log;
 mod etcd;
 mod local;
 mod memory;
@@ -32,6 +33,7 @@ mod zookeeper;
 mod zookeeper_proxy;
 
 pub use authority::{Authority, ClientFiles};
+pub use captured_log::CapturedLog;
 pub use etcd::Etcd;
 pub use local::Local;
 pub use memory::Memory;
