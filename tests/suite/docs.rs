@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
 };
 
 use pulldown_cmark::{CodeBlockKind, Event, LinkType, Options, Parser, Tag, TagEnd};
 use tenure_testkit::suite::until;
+use tenure_tests::CapturedLog;
 use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, Layer, fmt, registry::LookupSpan};
 
@@ -169,27 +169,6 @@ fn the_dashboard_and_the_alerts_use_existing_metrics() {
         assert!(used.len() > 5 && used.is_subset(&all), "{rules}: {used:?}");
     }
     assert_eq!(metrics(&read(&root().join("docs/guide/operating.md"))), all);
-}
-
-/// A writer that keeps what is logged.
-#[derive(Clone, Default)]
-struct CapturedLog(Arc<Mutex<Vec<u8>>>);
-
-impl CapturedLog {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl io::Write for CapturedLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Writes a log to `log`, as far as `filter` lets it through.

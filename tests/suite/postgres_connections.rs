@@ -13,7 +13,10 @@ use tenure_containers::{
     PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres, Version,
 };
 use tenure_testkit::suite::{until, within};
-use tenure_tests::postgres_store::{FIRST, config, create, epoch, keys, new_schema, shared};
+use tenure_tests::{
+    CapturedLog,
+    postgres_store::{FIRST, config, create, epoch, keys, new_schema, shared},
+};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -75,6 +78,48 @@ async fn candidates_share_connections_by_pgbouncer() {
     assert!(pooled.changes("e/a").is_none());
     direct.close().await;
     pooled.close().await;
+}
+
+/// A listener that cannot connect is reported once, and only while requests are served: otherwise these report the outage.
+#[tokio::test]
+async fn a_listener_that_cannot_connect_is_reported_while_requests_are_served() {
+    let (store, server, schema) = shared(Version::Postgres17).await;
+    create(&store, "e/a").await;
+    store.close().await;
+    let log = CapturedLog::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    let warnings = || log.lines_with(" WARN ");
+    let failures = || log.lines_with("cannot listen for notifications").len();
+
+    let unreachable = PostgresStore::new(config("127.0.0.1:1", &schema)).unwrap();
+    assert!(unreachable.changes("e/a").is_none());
+    until("it fails", async || failures() == 4).await;
+    assert_eq!(warnings(), Vec::<String>::new());
+    unreachable.close().await;
+
+    // One connection is for requests, and there is no other.
+    let role = schema.replace('-', "_");
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN CONNECTION LIMIT 1; GRANT USAGE ON SCHEMA {schema:?} TO {role}; \
+         GRANT ALL ON ALL TABLES IN SCHEMA {schema:?} TO {role}"
+    );
+    server.admin().execute(&grants).await.unwrap();
+    let limited = PostgresConfig::new([server.endpoint()], role.clone(), "postgres").schema(&schema);
+    let limited = PostgresStore::new(limited).unwrap();
+    assert!(limited.read("e/a", Freshness::Fresh).await.unwrap().is_some());
+    assert!(limited.changes("e/a").is_none());
+    until("it is reported", async || !warnings().is_empty()).await;
+    until("it fails again", async || failures() == 4 + 4).await;
+    let [warning] = &warnings()[..] else { panic!("{:?}", warnings()) };
+    assert!(warning.contains("records are polled") && warning.contains("too many connections"), "{warning}");
+    limited.close().await;
+    server.admin().execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
 }
 
 /// A transaction that holds an election's record, as a fenced one does, delays its swaps and nothing else.

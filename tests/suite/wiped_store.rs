@@ -1,38 +1,14 @@
 //! A store that was wiped: its tokens start again, and the log, the metrics and the diagnosis say so.
 
-use std::{
-    io::{self, Write},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use tenure::{Config, Elector};
 use tenure_containers::{EtcdServer, Version, ZookeeperServer};
 use tenure_testkit::suite::{until, within};
+use tenure_tests::CapturedLog;
 
 const TTL: Duration = Duration::from_secs(5);
-
-#[derive(Clone, Default)]
-struct CapturedLog(Arc<Mutex<Vec<u8>>>);
-
-impl Write for CapturedLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl CapturedLog {
-    /// The lines about tokens that have gone back.
-    fn lines(&self) -> Vec<String> {
-        let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
-        text.lines().filter(|line| line.contains("token_regression")).map(str::to_owned).collect()
-    }
-}
 
 async fn connect(url: &str) -> Arc<dyn Elector> {
     tenure::connect_with(url, Config::new().with_ttl(TTL)).await.unwrap()
@@ -41,6 +17,7 @@ async fn connect(url: &str) -> Arc<dyn Elector> {
 /// Leads at `url`, wipes the store, and leads again: with a lower token, of which the leader and an observer report one.
 async fn assert_reported(url: &str, wipe: impl AsyncFnOnce()) {
     let log = CapturedLog::default();
+    let regressions = || log.lines_with("token_regression");
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     // Each elector logs to the subscriber that is current here.
@@ -57,7 +34,7 @@ async fn assert_reported(url: &str, wipe: impl AsyncFnOnce()) {
         while leaders.next().await.unwrap().unwrap().and_then(|leader| leader.token) != Some(token) {}
     };
     within("the observer to see the leader", sees(highest)).await;
-    assert_eq!(log.lines(), Vec::<String>::new());
+    assert_eq!(regressions(), Vec::<String>::new());
 
     wipe().await;
     within("the loss", first.lost()).await;
@@ -67,8 +44,8 @@ async fn assert_reported(url: &str, wipe: impl AsyncFnOnce()) {
     assert!(second.is_leader() && token < highest, "{token} after {highest}");
     within("the observer to see the leader", sees(token)).await;
 
-    until("both have logged it", async || log.lines().len() == 2).await;
-    for line in log.lines() {
+    until("both have logged it", async || regressions().len() == 2).await;
+    for line in regressions() {
         let fields = format!("election=e token={token} highest={highest} cause=\"token_regression\"");
         assert!(line.contains(" ERROR ") && line.contains(&fields), "{line}");
     }

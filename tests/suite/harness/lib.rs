@@ -22,6 +22,7 @@ mod guides {
 }
 
 mod authority;
+mod captured_log;
 mod etcd;
 mod kubernetes;
 mod local;
@@ -33,6 +34,7 @@ mod zookeeper;
 mod zookeeper_proxy;
 
 pub use authority::{Authority, ClientFiles};
+pub use captured_log::CapturedLog;
 pub use etcd::Etcd;
 pub use kubernetes::{Kubeconfig, Kubernetes, new_namespace};
 pub use local::Local;
