@@ -181,7 +181,6 @@ impl StatusCell {
     }
 
     pub(crate) fn session_opened(&self, id: String) {
-        self.answered();
         self.lock().status.session = Some(id);
     }
 

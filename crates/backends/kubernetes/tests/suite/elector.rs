@@ -3,11 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tenure_core::{CandidateId, Config, Elector as _, ElectorExt as _, StoreElector};
+use tenure_testkit::suite::until;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     api_server::{ApiServer, Gate},
     candidate::within,
+    log::Log,
 };
 
 fn elector(server: &ApiServer, id: &str) -> Arc<StoreElector> {
@@ -107,4 +109,34 @@ async fn a_refusal_that_passes_ends_no_campaign() {
     for elector in [a, b] {
         elector.close().await;
     }
+}
+
+/// Case 31: an outage is logged when it begins, while it lasts, and when it is over. A campaign that begins meanwhile is no answer.
+#[tokio::test]
+async fn an_outage_is_logged_as_one() {
+    let (log, server) = (Log::start(), ApiServer::start());
+    let config =
+        Config::new().with_ttl(Duration::from_secs(1)).with_request_timeout(Duration::from_millis(300));
+    let elector = Arc::new(StoreElector::new(Arc::new(server.backend()), config).unwrap());
+    let campaigns = {
+        let elector = Arc::clone(&elector);
+        tokio::spawn(async move {
+            while let Ok(leadership) = elector.campaign("e").await {
+                leadership.lost().await;
+            }
+        })
+    };
+    server.until("it leads", |server| server.count("update") > 1).await;
+    server.freeze();
+    let logged = async |part: &str| {
+        until(part, async || log.lines_with(part) > 0).await;
+    };
+    logged("requests to the store still fail").await;
+    assert_eq!(log.lines_with("a request to the store failed; trying again"), 1);
+    assert_eq!(log.lines_with("the store answers again"), 0);
+    server.thaw();
+    logged("the store answers again").await;
+    elector.close().await;
+    campaigns.await.unwrap();
+    assert_eq!(log.lines_with("the store answers again"), 1);
 }
