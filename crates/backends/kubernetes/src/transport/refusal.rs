@@ -214,7 +214,7 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
         ),
         // The namespace is being deleted, and may come again.
         StatusCode::FORBIDDEN if status.has_cause("NamespaceTerminating") => {
-            (Unavailable, format!("{failure}: {text}"))
+            return not_executed(failure, text);
         }
         StatusCode::FORBIDDEN => {
             let Request { verb, resource, namespace, .. } = request;
@@ -225,8 +225,8 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
             );
             (Forbidden, format!("{failure}: {text}; {advice}"))
         }
-        StatusCode::NOT_FOUND if request.verb == "create" => {
-            (Unavailable, format!("{failure}: {text}; does the namespace exist?"))
+        StatusCode::NOT_FOUND if request.verb == "create" && status.reason == "NotFound" => {
+            return not_executed(failure, format!("{text}; does the namespace exist?"));
         }
         StatusCode::BAD_REQUEST
         | StatusCode::METHOD_NOT_ALLOWED
@@ -236,6 +236,11 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
         _ => (Unavailable, format!("{failure}: {text}")),
     };
     BackendError::new(kind, text)
+}
+
+/// The error of a request that [is refused](is_refused) and is to be retried.
+fn not_executed(failure: String, reason: String) -> BackendError {
+    BackendError::with_source(Unavailable, failure, BackendError::new(Invalid, reason))
 }
 
 /// How long the server asks to wait: with 429 in any case, as API priority and fairness answers, and with 503 if it says so.

@@ -125,6 +125,13 @@ pub(super) async fn wait_turn(
     request: Arc<EntryRequest>,
     entry: Option<Arc<RegisteredEntry>>,
 ) -> Outcome {
+    if entry.is_none() && session.owner.is_some() && session.shared.status.is_retrying() {
+        // While a candidate waits, nothing else is sent under a session of one election that shows that the outage is over.
+        let entered = enter(Arc::clone(&session), Arc::clone(&request), true).await;
+        if !matches!(entered, Outcome { event: Event::Entered, entry: None, .. }) {
+            return entered;
+        }
+    }
     let position = session.queue_position();
     let _retired = RetireOnDrop(&position);
     let entry = entry.as_ref().map(|registered| &registered.entry);
