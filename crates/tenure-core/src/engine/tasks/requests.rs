@@ -127,9 +127,13 @@ pub(super) async fn wait_turn(
 ) -> Outcome {
     if entry.is_none() && session.owner.is_some() && session.shared.status.is_retrying() {
         // While a candidate waits, nothing else is sent under a session of one election that shows that the outage is over.
-        let entered = enter(Arc::clone(&session), Arc::clone(&request), true).await;
-        if !matches!(entered, Outcome { event: Event::Entered, entry: None, .. }) {
-            return entered;
+        match enter(Arc::clone(&session), Arc::clone(&request), true).await {
+            Outcome { event: Event::Entered, entry: None, .. } => {}
+            // The next wait is for this entry.
+            entered @ Outcome { event: Event::Entered, .. } => {
+                return Outcome { event: Event::Failed, ..entered };
+            }
+            outcome => return outcome,
         }
     }
     let position = session.queue_position();
