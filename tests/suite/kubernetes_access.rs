@@ -2,8 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::Method;
 use tenure::{Config, Elector as _, Level, StoreElector, spi::Backend as _};
 use tenure_containers::Version;
+use tenure_kubernetes::{KubernetesBackend, KubernetesConfig};
 use tenure_testkit::suite::{until, within};
 use tenure_tests::{Authority, Kubeconfig, Kubernetes, wait_for_heartbeats};
 
@@ -51,6 +53,7 @@ async fn the_least_role_suffices_and_a_missing_verb_is_named() {
     let bob = kubernetes.kubeconfig("bob-token").await;
     admin.allow(namespace, "bob", &CANDIDATE).await.unwrap();
     let waiting = self::elector(&bob);
+    assert!(waiting.try_campaign("e").await.unwrap().is_none());
     let campaign = tokio::spawn(async move { waiting.campaign("e").await.unwrap() });
     wait_for_heartbeats(&leadership).await;
     let token = leadership.fencing_token();
@@ -61,6 +64,40 @@ async fn the_least_role_suffices_and_a_missing_verb_is_named() {
     let found = kubernetes.kubeconfig("wrong").await.backend().diagnose().await;
     assert_eq!((found.len(), &*found[0].subject, found[0].level), (1, "API server", Level::Problem));
     assert!(found[0].text.contains("401") && found[0].text.contains("check the token"), "{found:?}");
+}
+
+/// The label of the leader's pod, by which a Service selects it, moves with the leadership.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pod_of_the_leader_has_the_label() {
+    let kubernetes = new().await;
+    let (admin, namespace) = (kubernetes.admin(), kubernetes.namespace());
+    let kubeconfig = kubernetes.kubeconfig("admin-token").await;
+    let pods = format!("/api/v1/namespaces/{namespace}/pods");
+    let mut electors = Vec::new();
+    for pod in ["a", "b"] {
+        let spec = serde_json::json!({ "containers": [{ "name": "main", "image": "none" }] });
+        let manifest = serde_json::json!({ "metadata": { "name": pod }, "spec": spec });
+        admin.request(Method::POST, &pods, Some(&manifest)).await.unwrap();
+        let config = KubernetesConfig::new().kubeconfig(kubeconfig.path()).leader_label(pod);
+        let backend = Arc::new(KubernetesBackend::new(config).unwrap());
+        let config = Config::new().with_ttl(Duration::from_secs(4));
+        electors.push(StoreElector::new(backend, config).unwrap());
+    }
+    let selected = async || {
+        let path = format!("{pods}?labelSelector=tenure%2Fleader%3De");
+        let found = admin.request(Method::GET, &path, None).await.unwrap();
+        let names = found["items"].as_array().unwrap().iter().map(|pod| pod["metadata"]["name"].to_string());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    for (elector, pod) in electors.iter().zip(["\"a\"", "\"b\""]) {
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        until("its pod has the label", async || selected().await == pod).await;
+        leadership.resign().await.unwrap();
+        until("no pod has it", async || selected().await.is_empty()).await;
+    }
+    for elector in electors {
+        elector.close().await;
+    }
 }
 
 /// Hazard G33: a service account's token is accepted no more, and the kubeconfig has another one by then.

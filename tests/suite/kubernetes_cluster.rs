@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tenure::{Config, Elector as _, Leadership, StoreElector};
+use tenure::{Config, Connection, Elector as _, Leadership, StoreElector};
 use tenure_containers::{Fault, KubernetesCluster, Version};
-use tenure_testkit::suite::within;
+use tenure_testkit::suite::{until, within};
 use tenure_tests::{Kubeconfig, new_namespace, wait_for_heartbeats};
 
-const TTL: Duration = Duration::from_secs(4);
+const TTL: Duration = Duration::from_secs(8);
 
 struct Candidate {
     elector: Arc<StoreElector>,
@@ -69,7 +69,7 @@ async fn a_candidate_of_the_other_server_of_the_cluster_takes_over() {
     second.elector.close().await;
 }
 
-/// A failure that is shorter than the TTL costs nobody the leadership; one of the etcd that is longer ends every leadership.
+/// A failure that ends soon after a request has failed costs no leadership; one of the etcd that is longer ends every leadership.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_of_a_cluster_outlasts_short_failures_only() {
     let cluster = KubernetesCluster::start(Version::Kubernetes120).await;
@@ -79,7 +79,10 @@ async fn a_leader_of_a_cluster_outlasts_short_failures_only() {
     let leadership = candidate.lead().await;
     for fault in ["frozen", "etcd frozen"] {
         wait_for_heartbeats(&leadership).await;
-        drop(inject(&cluster, fault).await);
+        let injected = inject(&cluster, fault).await;
+        let is_noticed = async || candidate.elector.status().connection == Connection::Retrying;
+        until("a request fails", is_noticed).await;
+        injected.heal().await.unwrap();
         wait_for_heartbeats(&leadership).await;
     }
     let frozen = inject(&cluster, "etcd frozen").await;

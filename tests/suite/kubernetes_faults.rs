@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use serde_json::json;
 use tenure::{BootClock, BootInstant, Clock as _, Config, Elector, Error, Leadership, StoreElector};
 use tenure_containers::{KubernetesCluster, Version};
@@ -172,4 +173,34 @@ async fn a_holder_that_never_renews_is_taken_over() {
     let lease = admin.lease(&namespace, "e").await.unwrap().unwrap();
     assert_eq!(lease["spec"]["holderIdentity"], "");
     elector.close().await;
+}
+
+/// Electors that are closed at any moment of their campaigns leave no Lease held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn electors_that_are_closed_leave_no_lease_held() {
+    let kubernetes = Kubernetes::new(Version::Kubernetes120).await;
+    let kubeconfig = kubernetes.kubeconfig("admin-token").await;
+    for round in 0..100 {
+        let electors: Vec<_> = (0..5).map(|_| elector(&kubeconfig)).collect();
+        let campaigns: Vec<_> = electors
+            .iter()
+            .flat_map(|elector| ["a", "b", "c"].map(|election| (Arc::clone(elector), election)))
+            .map(|(elector, election)| {
+                tokio::spawn(async move {
+                    while let Ok(leadership) = elector.campaign(election).await {
+                        match fastrand::bool() {
+                            true => drop(leadership),
+                            false => drop(leadership.resign().await),
+                        }
+                    }
+                })
+            })
+            .collect();
+        until("there is a leader", async || !electors[0].candidates("a").await.unwrap().is_empty()).await;
+        join_all(electors.iter().map(|elector| elector.close())).await;
+        join_all(campaigns).await;
+        let leases = kubernetes.admin().leases(kubernetes.namespace()).await.unwrap();
+        let held: Vec<_> = leases.iter().filter(|lease| lease["spec"]["holderIdentity"] != "").collect();
+        assert!(held.is_empty(), "round {round}: {held:#?}");
+    }
 }

@@ -14,11 +14,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tenure::{FencingToken, LeadershipHandle, Lost};
 use thiserror::Error;
+use tokio::time::timeout;
 
 /// The annotation with the highest token that has written the object.
 pub(crate) const TOKEN: &str = "tenure/token";
 
-/// An object was not written.
+/// How long a write may take; the client itself waits without a bound.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An object was not written, or may not have been.
 #[derive(Debug, Error)]
 pub(crate) enum WriteError {
     #[error("a later leader has written {name}: its token is {seen}, and that of this leader {token}")]
@@ -30,6 +34,8 @@ pub(crate) enum WriteError {
     NotRead(String),
     #[error("{0} was changed since it was read")]
     Changed(String),
+    #[error("the API server did not answer the write of {0} within {WRITE_TIMEOUT:?}")]
+    Unanswered(String),
     #[error(transparent)]
     Lost(#[from] Lost),
     #[error(transparent)]
@@ -92,7 +98,9 @@ where
     let name = read.name_any();
     let patch = fenced_patch(read, leadership.fencing_token(), change)?;
     leadership.ensure()?;
-    match api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+    let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+    let patched = timeout(WRITE_TIMEOUT, api.patch(&name, &parameters, &patch)).await;
+    match patched.map_err(|_| WriteError::Unanswered(name.clone()))? {
         Err(kube::Error::Api(refusal)) if refusal.code == 409 => Err(WriteError::Changed(name)),
         result => Ok(result?),
     }

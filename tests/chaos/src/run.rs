@@ -48,6 +48,9 @@ async fn run_and_check(options: &RunOptions) -> Result<Report> {
     if let Cluster::Postgres(supervised) = &cluster {
         report.check_failovers(supervised, options.replication).await;
     }
+    if let Cluster::Kubernetes(servers) = &cluster {
+        report.check_labels(servers.labels_patched());
+    }
     report.check_history(&history, lease_expiries.as_ref(), began.elapsed());
     report.save_history(&history, options)?;
     Ok(report)

@@ -130,7 +130,7 @@ impl ElectionLease {
         let before = self.progress();
         let written = match base {
             Some(_) => self.client.replace(&self.name, lease, patience).await?,
-            None => self.client.create(&self.name, lease).await?,
+            None => self.client.create(&self.name, lease, patience).await?,
         };
         if let Some(record) = &written {
             self.seen(|observed, now| observed.answered(Some(record), before, now));
@@ -415,7 +415,7 @@ impl Candidacy {
         Duration::from_secs(self.seconds.unsigned_abs().into())
     }
 
-    /// For how long a holder's requests wait if the server has too many: until the next renewal is due.
+    /// For how long a holder's requests, and the one that acquires, wait if the server has too many: as long as until the next renewal.
     fn patience(&self) -> Duration {
         self.duration() / 3
     }
@@ -449,7 +449,8 @@ impl Candidacy {
                 None => Record::create(&self.lease.election, Some(&claim), wall),
             };
             let sent = Stamp::now(self.lease.clock());
-            if let Some(record) = self.write(found.as_ref(), &lease, Duration::MAX).await? {
+            // Not for long: the window is counted from before it was sent.
+            if let Some(record) = self.write(found.as_ref(), &lease, self.patience()).await? {
                 let held = Held { claim, token: record.version(), record, sent };
                 lock(&self.state).held = Some(held.clone());
                 return Ok(Attempt::Won(held));

@@ -1,7 +1,7 @@
 //! The label of the leader's pod, by which a Service selects it.
 //!
 //! It is a hint for routing, and no part of the election: a pod may have it for a while after it has lost, and lack it although it leads.
-//! Whatever fails here is said once and tried again, and delays no election.
+//! Whatever fails here is logged once and tried again, and delays no election.
 
 use std::{
     sync::{Arc, Mutex},
@@ -9,7 +9,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tenure_core::{ElectionName, internal::lock, spi::BackendError};
+use tenure_core::{
+    ElectionName,
+    internal::lock,
+    spi::{BackendError, BackendErrorKind::Unavailable},
+};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -25,8 +29,6 @@ const LABEL: &str = "tenure/leader";
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// The pauses after a failure: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
-/// How often the removal of the label is tried.
-const MAX_REMOVALS: u32 = 10;
 /// How long closing waits for the removal.
 const CLOSING_TIME: Duration = Duration::from_secs(2);
 
@@ -136,7 +138,7 @@ impl Labeler {
             }
             let pause = match result {
                 Ok(()) => {
-                    failures = 0;
+                    (failures, is_warned) = (0, false);
                     value.is_some().then_some(CHECK_INTERVAL)
                 }
                 Err(error) => {
@@ -146,8 +148,7 @@ impl Labeler {
                     }
                     failures += 1;
                     let (first, longest) = PAUSES;
-                    let goes_on = value.is_some() || failures < MAX_REMOVALS;
-                    goes_on.then(|| (first * (1 << (failures - 1).min(7))).min(longest))
+                    Some((first * (1 << (failures - 1).min(7))).min(longest))
                 }
             };
             let pausing = async {
@@ -199,9 +200,14 @@ impl Labeler {
     async fn set(&mut self, value: Option<&str>) -> Result<(), BackendError> {
         self.shown = None;
         let metadata: Value = json!({ "uid": self.uid, "labels": { LABEL: value } });
-        if self.client.patch_pod(&self.pod, &metadata).await? {
-            self.shown = Some(value.map(str::to_owned));
+        if !self.client.patch_pod(&self.pod, &metadata).await? {
+            let pod = self.client.pod(&self.pod).await?;
+            if pod.uid == self.uid {
+                return Err(BackendError::new(Unavailable, "the API server refuses a patch of the label"));
+            }
+            // Another pod has this one's name: this one has ended.
         }
+        self.shown = Some(value.map(str::to_owned));
         Ok(())
     }
 }

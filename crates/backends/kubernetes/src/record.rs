@@ -13,6 +13,8 @@ use tenure_core::{
     spi::{BackendError, BackendErrorKind, EntryRequest, mark_resign_requested, replacement_payload},
 };
 
+/// The duration of a Lease that has none, in seconds: client-go's default.
+const DEFAULT_SECONDS: u64 = 15;
 /// The name of the election, if that of the Lease is another.
 pub(crate) const ELECTION: &str = "tenure/election";
 /// The payload of the holder's entry, in base64.
@@ -98,10 +100,10 @@ impl Record {
         (!holder.is_empty()).then_some(holder)
     }
 
-    /// The duration that the holder has written.
+    /// The duration that the holder has written; without one, client-go's default.
     pub(crate) fn duration(&self) -> Duration {
         let seconds = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
-        Duration::from_secs(seconds.and_then(|seconds| seconds.try_into().ok()).unwrap_or(0))
+        Duration::from_secs(seconds.and_then(|seconds| seconds.try_into().ok()).unwrap_or(DEFAULT_SECONDS))
     }
 
     fn annotation(&self, name: &str) -> Option<&str> {

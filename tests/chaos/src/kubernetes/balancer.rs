@@ -15,7 +15,7 @@ pub(super) async fn start(endpoints: &[String]) -> io::Result<String> {
     let endpoints = endpoints.to_vec();
     tokio::spawn(async move {
         loop {
-            // Too many open files pass.
+            // It fails while too many files are open.
             let Ok((client, _)) = listener.accept().await else { continue };
             if let Some(endpoint) = fastrand::choice(&endpoints) {
                 tokio::spawn(relay(client, endpoint.clone()));

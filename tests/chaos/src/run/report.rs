@@ -158,6 +158,13 @@ impl Report {
         }
     }
 
+    /// Checks that the labels of Leases were changed meanwhile.
+    pub(crate) fn check_labels(&mut self, patched: u64) {
+        if patched == 0 {
+            self.add_violation("no label of a Lease was patched".to_owned());
+        }
+    }
+
     /// Checks the history. Violations that etcd caused by early revocations of leases are printed and counted separately.
     pub(crate) fn check_history(
         &mut self,

@@ -25,7 +25,7 @@ use tenure_core::{
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinHandle, spawn_blocking},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -40,6 +40,8 @@ const MAX_CONCURRENT_REQUESTS: usize = 100;
 const MAX_WATCHES: usize = 100;
 /// How often a request is sent again that the server refuses because it has too many.
 const MAX_THROTTLED_ATTEMPTS: usize = 5;
+/// How often at most a credential plugin is run because requests are not answered.
+const PLUGIN_INTERVAL: Duration = Duration::from_secs(5);
 /// The size of a page when Leases are listed, and the largest number of pages.
 const PAGE: usize = 500;
 const MAX_PAGES: usize = 40;
@@ -66,6 +68,8 @@ struct Connected {
     namespace: Arc<str>,
     /// The namespace of the service account, or of the context: that of the pod.
     pod_namespace: Arc<str>,
+    /// When a credential plugin was run, if there is one.
+    plugin_run: Option<Instant>,
 }
 
 /// A request to be sent.
@@ -160,9 +164,15 @@ impl Client {
     }
 
     /// Creates a Lease. `None` if it exists already.
-    pub(crate) async fn create(&self, name: &str, lease: &Lease) -> Result<Option<Record>, BackendError> {
+    pub(crate) async fn create(
+        &self,
+        name: &str,
+        lease: &Lease,
+        patience: Duration,
+    ) -> Result<Option<Record>, BackendError> {
         let body = encode(lease)?;
-        let answer = self.request(Call { body, ..Call::new("create", Resource::Leases, Some(name)) }).await?;
+        let call = Call { body, patience, ..Call::new("create", Resource::Leases, Some(name)) };
+        let answer = self.request(call).await?;
         match answer.code {
             StatusCode::OK | StatusCode::CREATED => answer.record().map(Some),
             StatusCode::CONFLICT => Ok(None),
@@ -369,7 +379,7 @@ impl Client {
                 self.disconnect();
                 continue;
             }
-            self.refusals.answered((call.resource, call.verb), code);
+            self.refusals.answered((call.resource, call.verb), call.name, code);
             return Ok(response);
         }
     }
@@ -396,7 +406,13 @@ impl Client {
         match timeout(limit, connected.kube.send(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(not_sent(error)),
-            Err(_) => Err(no_answer(limit)),
+            Err(_) => {
+                // The time may have gone by in the plugin, whose answer the client throws away then. It is run apart from requests.
+                if connected.plugin_run.is_some_and(|run| run.elapsed() > PLUGIN_INTERVAL) {
+                    self.disconnect();
+                }
+                Err(no_answer(limit))
+            }
         }
     }
 
@@ -404,7 +420,7 @@ impl Client {
     fn refused(&self, answer: &Answer, verb: &'static str, name: Option<&str>) -> BackendError {
         let request = Request { verb, resource: answer.resource, name, namespace: &answer.namespace };
         let error = classify(request, answer.code, &Status::parse(&answer.body));
-        self.refusals.judge((answer.resource, verb), error)
+        self.refusals.judge((answer.resource, verb), name, error)
     }
 
     async fn collect(
@@ -461,7 +477,7 @@ impl Client {
     /// Uses a client that was made, if it is of the same cluster as the one before.
     fn adopt(
         &self,
-        Loaded { kube, cluster_url, default_namespace }: Loaded,
+        Loaded { kube, cluster_url, default_namespace, has_plugin }: Loaded,
     ) -> Result<Connected, BackendError> {
         let namespace = self.config.namespace.as_ref().unwrap_or(&default_namespace);
         let namespace = Arc::from(namespace.as_str());
@@ -471,7 +487,8 @@ impl Client {
             let text = "the kubeconfig names another cluster or namespace than before; restart all candidates at the same time";
             return Err(BackendError::new(Unavailable, text));
         }
-        let connected = Connected { kube, namespace, pod_namespace: default_namespace.into() };
+        let plugin_run = has_plugin.then(Instant::now);
+        let connected = Connected { kube, namespace, pod_namespace: default_namespace.into(), plugin_run };
         self.was_connected.store(true, Ordering::Relaxed);
         *lock(&self.connected) = Some(connected.clone());
         Ok(connected)

@@ -16,6 +16,8 @@ pub(super) struct Loaded {
     pub(super) cluster_url: String,
     /// The namespace of the service account or of the context.
     pub(super) default_namespace: String,
+    /// Whether the credentials come from a program that is run again when they expire.
+    pub(super) has_plugin: bool,
 }
 
 /// Makes a client. Blocks while it reads files and runs a credential plugin; needs a runtime. Errors of the configuration have this kind.
@@ -24,10 +26,11 @@ pub(super) fn load(config: &KubernetesConfig, kind: BackendErrorKind) -> Result<
     // The client waits as the server says, and knows what was sent.
     config.default_retry = false;
     let (cluster_url, default_namespace) = (config.cluster_url.to_string(), config.default_namespace.clone());
+    let has_plugin = config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some();
     let kube = kube::Client::try_from(config).map_err(|error| {
         BackendError::new(kind, format!("connecting to Kubernetes: {}", describe(&error)))
     })?;
-    Ok(Loaded { kube, cluster_url, default_namespace })
+    Ok(Loaded { kube, cluster_url, default_namespace, has_plugin })
 }
 
 fn read(config: &KubernetesConfig, kind: BackendErrorKind) -> Result<Config, BackendError> {

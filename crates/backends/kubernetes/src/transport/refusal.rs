@@ -1,10 +1,6 @@
 //! What a refused request means.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use serde::Deserialize;
@@ -31,47 +27,62 @@ type Verb = (Resource, &'static str);
 /// Stands for the login in the place of a verb: a user that is unknown (401) may use none.
 const LOGIN: Verb = (Resource::Leases, "login");
 
-/// Which verbs were served, and since when they are refused. A verb that never was may be missing in the Role: that is final at once.
+/// Which verbs were served, and since when objects are refused. A verb that never was may be missing in the Role: that is final at once.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals(Mutex<Verbs>);
 
 #[derive(Debug, Default)]
 struct Verbs {
-    served: BTreeSet<Verb>,
-    refused_since: BTreeMap<Verb, Instant>,
+    /// Since when.
+    served: BTreeMap<Verb, Instant>,
+    /// By the object's name, because a Role may name objects.
+    refused: BTreeMap<(Verb, String), Refused>,
+}
+
+/// Refusals in a row.
+#[derive(Debug)]
+struct Refused {
+    first: Instant,
+    last: Instant,
 }
 
 impl Refusals {
     /// Records an answer to a request with this verb.
-    pub(crate) fn answered(&self, verb: Verb, code: StatusCode) {
+    pub(crate) fn answered(&self, verb: Verb, name: Option<&str>, code: StatusCode) {
         let mut verbs = lock(&self.0);
         // These were let through. A server that is overloaded or fails may not have looked at the user.
         let is_served = code.is_success()
             || matches!(code, StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::GONE);
         if is_served || code == StatusCode::FORBIDDEN {
-            verbs.serve(LOGIN);
+            verbs.serve(LOGIN, None);
         }
         if is_served {
-            verbs.serve(verb);
+            verbs.serve(verb, name);
         }
     }
 
     /// The error of a refusal: not permanent while it may pass by itself.
-    pub(crate) fn judge(&self, verb: Verb, error: BackendError) -> BackendError {
-        let refused = match error.kind() {
-            Unauthorized => LOGIN,
-            Forbidden => verb,
+    pub(crate) fn judge(&self, verb: Verb, name: Option<&str>, error: BackendError) -> BackendError {
+        let (verb, name) = match error.kind() {
+            Unauthorized => (LOGIN, None),
+            Forbidden => (verb, name),
             _ => return error,
         };
+        let now = Instant::now();
         let mut verbs = lock(&self.0);
-        if !verbs.served.contains(&refused) {
+        // A candidate that has waited for long may need a verb for the first time while a server starts.
+        let is_long_known = |since: &Instant| now - *since >= REFUSAL_RETRY_TIME;
+        if !verbs.served.contains_key(&verb) && !verbs.served.get(&LOGIN).is_some_and(is_long_known) {
             return error;
         }
-        let since = *verbs.refused_since.entry(refused).or_insert_with(Instant::now);
-        match REFUSAL_RETRY_TIME.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
+        // What was not asked for again in that time was not refused all the time.
+        verbs.refused.retain(|_, refused| now - refused.last < REFUSAL_RETRY_TIME);
+        let key = (verb, name.unwrap_or_default().to_owned());
+        let refused = verbs.refused.entry(key).or_insert(Refused { first: now, last: now });
+        refused.last = now;
+        match REFUSAL_RETRY_TIME.checked_sub(now - refused.first).filter(|left| !left.is_zero()) {
             Some(left) => {
-                let seconds = left.as_secs();
-                let text = format!("retried for {seconds} s more, because it was allowed before");
+                let text = format!("refused, although allowed before; retrying for {} s", left.as_secs());
                 BackendError::with_source(Unavailable, text, error)
             }
             None => error,
@@ -81,14 +92,22 @@ impl Refusals {
 
 /// Whether a request was refused, so that the server has not executed it. Also if it is to be retried.
 pub(crate) fn is_refused(error: &BackendError) -> bool {
-    let cause = error.cause().and_then(|cause| cause.downcast_ref::<BackendError>());
-    error.is_permanent() || cause.is_some_and(BackendError::is_permanent)
+    let Some(cause) = error.cause() else { return error.is_permanent() };
+    let is_permanent = cause.downcast_ref().is_some_and(BackendError::is_permanent);
+    error.is_permanent() || is_permanent || cause.is::<NotExecuted>()
 }
 
+/// What the server says of a request that it has not executed, and may execute later.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotExecuted(String);
+
 impl Verbs {
-    fn serve(&mut self, verb: Verb) {
-        self.served.insert(verb);
-        self.refused_since.remove(&verb);
+    fn serve(&mut self, verb: Verb, name: Option<&str>) {
+        self.served.entry(verb).or_insert_with(Instant::now);
+        if !self.refused.is_empty() {
+            self.refused.remove(&(verb, name.unwrap_or_default().to_owned()));
+        }
     }
 }
 
@@ -205,6 +224,8 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
         "" => code.to_string(),
         message => format!("{}: {message}", code.as_u16()),
     };
+    let not_executed =
+        |text: String| BackendError::with_source(Unavailable, failure.clone(), NotExecuted(text));
     let (kind, text) = match code {
         StatusCode::UNAUTHORIZED => (
             Unauthorized,
@@ -213,9 +234,7 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
             ),
         ),
         // The namespace is being deleted, and may come again.
-        StatusCode::FORBIDDEN if status.has_cause("NamespaceTerminating") => {
-            return not_executed(failure, text);
-        }
+        StatusCode::FORBIDDEN if status.has_cause("NamespaceTerminating") => return not_executed(text),
         StatusCode::FORBIDDEN => {
             let Request { verb, resource, namespace, .. } = request;
             let advice = format!(
@@ -225,9 +244,10 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
             );
             (Forbidden, format!("{failure}: {text}; {advice}"))
         }
-        StatusCode::NOT_FOUND if request.verb == "create" && status.reason == "NotFound" => {
-            return not_executed(failure, format!("{text}; does the namespace exist?"));
+        StatusCode::NOT_FOUND if request.verb == "create" => {
+            return not_executed(format!("{text}; does the namespace exist?"));
         }
+        StatusCode::TOO_MANY_REQUESTS => return not_executed(text),
         StatusCode::BAD_REQUEST
         | StatusCode::METHOD_NOT_ALLOWED
         | StatusCode::PAYLOAD_TOO_LARGE
@@ -236,11 +256,6 @@ pub(crate) fn classify(request: Request<'_>, code: StatusCode, status: &Status) 
         _ => (Unavailable, format!("{failure}: {text}")),
     };
     BackendError::new(kind, text)
-}
-
-/// The error of a request that [is refused](is_refused) and is to be retried.
-fn not_executed(failure: String, reason: String) -> BackendError {
-    BackendError::with_source(Unavailable, failure, BackendError::new(Invalid, reason))
 }
 
 /// How long the server asks to wait: with 429 in any case, as API priority and fairness answers, and with 503 if it says so.
@@ -263,14 +278,20 @@ mod tests {
     use super::*;
 
     fn refuse(refusals: &Refusals, verb: &'static str, code: u16) -> BackendError {
-        let code = StatusCode::from_u16(code).unwrap();
-        let resource = Resource::Leases;
-        refusals.answered((resource, verb), code);
-        let request = Request { verb, resource, name: Some("e"), namespace: "elections" };
-        refusals.judge((resource, verb), classify(request, code, &Status::default()))
+        refuse_object(refusals, verb, "e", code)
     }
 
-    const GET: Verb = (Resource::Leases, "get");
+    fn refuse_object(refusals: &Refusals, verb: &'static str, name: &str, code: u16) -> BackendError {
+        let code = StatusCode::from_u16(code).unwrap();
+        let (resource, name) = (Resource::Leases, Some(name));
+        refusals.answered((resource, verb), name, code);
+        let request = Request { verb, resource, name, namespace: "elections" };
+        refusals.judge((resource, verb), name, classify(request, code, &Status::default()))
+    }
+
+    fn serve(refusals: &Refusals, verb: &'static str, name: &str) {
+        refusals.answered((Resource::Leases, verb), Some(name), StatusCode::OK);
+    }
 
     /// Hazard G33: what was allowed before is retried for two minutes, and what never was, not at all.
     #[tokio::test(start_paused = true)]
@@ -279,18 +300,24 @@ mod tests {
             let refusals = Refusals::default();
             assert_eq!(refuse(&refusals, "get", code).kind(), kind);
             for _ in 0..2 {
-                refusals.answered(GET, StatusCode::OK);
+                serve(&refusals, "get", "e");
                 // Nor does an overloaded server say anything of the user.
-                refusals.answered(GET, StatusCode::TOO_MANY_REQUESTS);
+                let overloaded = refuse(&refusals, "get", 429);
+                assert!(overloaded.kind() == Unavailable && is_refused(&overloaded), "{overloaded}");
                 let passing = refuse(&refusals, "get", code);
                 assert_eq!(passing.kind(), Unavailable, "{passing}");
-                assert!(passing.to_string().contains("retried for 120 s more"), "{passing}");
+                assert!(passing.to_string().contains("retrying for 120 s"), "{passing}");
                 assert!(is_refused(&passing));
-                advance(REFUSAL_RETRY_TIME - Duration::from_secs(1)).await;
-                assert_eq!(refuse(&refusals, "get", code).kind(), Unavailable);
+                for _ in 0..119 {
+                    advance(Duration::from_secs(1)).await;
+                    assert_eq!(refuse(&refusals, "get", code).kind(), Unavailable);
+                }
             }
             advance(Duration::from_secs(1)).await;
             assert_eq!(refuse(&refusals, "get", code).kind(), kind);
+            // One long after that is another one.
+            advance(REFUSAL_RETRY_TIME).await;
+            assert_eq!(refuse(&refusals, "get", code).kind(), Unavailable);
         }
     }
 
@@ -298,9 +325,31 @@ mod tests {
     #[tokio::test]
     async fn a_verb_that_was_never_allowed_is_refused_at_once() {
         let refusals = Refusals::default();
-        refusals.answered(GET, StatusCode::OK);
+        serve(&refusals, "get", "e");
         assert_eq!(refuse(&refusals, "update", 403).kind(), Forbidden);
         // The user is known, and may lose its token.
         assert_eq!(refuse(&refusals, "update", 401).kind(), Unavailable);
+    }
+
+    /// Unless the user was let in for long: a control plane that restarts refuses also what was not needed until then.
+    #[tokio::test(start_paused = true)]
+    async fn a_verb_that_is_needed_late_is_retried() {
+        let refusals = Refusals::default();
+        serve(&refusals, "get", "e");
+        advance(REFUSAL_RETRY_TIME).await;
+        assert_eq!(refuse(&refusals, "update", 403).kind(), Unavailable);
+    }
+
+    /// A Role may name Leases: one that is refused stays so while others are served.
+    #[tokio::test(start_paused = true)]
+    async fn the_refusal_of_one_object_is_final_although_others_are_served() {
+        let refusals = Refusals::default();
+        for _ in 0..120 {
+            serve(&refusals, "update", "a");
+            assert_eq!(refuse_object(&refusals, "update", "b", 403).kind(), Unavailable);
+            advance(Duration::from_secs(1)).await;
+        }
+        serve(&refusals, "update", "a");
+        assert_eq!(refuse_object(&refusals, "update", "b", 403).kind(), Forbidden);
     }
 }

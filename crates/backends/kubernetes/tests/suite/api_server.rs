@@ -568,9 +568,6 @@ fn next_fault(shared: &Shared, verb: &str) -> Option<Fault> {
 
 /// As API priority and fairness answers: no `Status`.
 fn refuse(code: u16, retry_after: Option<u64>) -> Response {
-    if code == 404 {
-        return status(404, "NotFound", "its namespace does not exist", NAMESPACE);
-    }
     let code = StatusCode::from_u16(code).unwrap();
     let mut refused = (code, "Too many requests, please try again later.").into_response();
     if let Some(seconds) = retry_after {

@@ -1,6 +1,6 @@
 //! Requests that are refused, throttled or have no credentials.
 
-use std::{fs, process::Command, sync::Arc, time::Duration};
+use std::{fs, path::Path, process::Command, sync::Arc, time::Duration};
 
 use serde_json::json;
 use tenure_core::spi::{Backend as _, BackendErrorKind};
@@ -181,7 +181,10 @@ async fn a_refusal_that_passes_is_no_permanent_error() {
         let refused = a.session.heartbeat().await.unwrap_err();
         assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
         let text = refused.to_string();
-        assert!(text.contains("s more, because it was allowed before: cannot "), "{text}");
+        assert!(
+            text.contains("although allowed before; retrying for 1") && text.contains(" s: cannot "),
+            "{text}"
+        );
         assert!(text.contains("check the token") || text.contains("grant the verb"), "{text}");
         server.accept_token("secret");
         server.allow(refuses);
@@ -229,6 +232,17 @@ async fn a_throttled_renewal_is_sent_again_in_time() {
     assert!(elapsed >= TTL / 3 / 2 && elapsed < TTL, "{elapsed:?}");
 }
 
+/// A kubeconfig whose credentials are the output of this shell script.
+fn write_plugin_kubeconfig(file: &Path, endpoint: &str, script: &str) {
+    write_kubeconfig(file, endpoint, "unused");
+    let mut kubeconfig: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    kubeconfig["users"][0]["user"] = json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script],
+        "interactiveMode": "Never",
+    } });
+    fs::write(file, kubeconfig.to_string()).unwrap();
+}
+
 /// A credential plugin that hangs blocks nothing but what needs its credentials, and runs once.
 #[tokio::test]
 async fn a_credential_plugin_that_hangs_blocks_no_thread_of_the_runtime() {
@@ -240,13 +254,7 @@ async fn a_credential_plugin_that_hangs_blocks_no_thread_of_the_runtime() {
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let script = "echo x >> runs; test -f answer || { cat pipe > read; mv read answer; }; cat answer";
     let script = format!("cd {}; {script}", folder.path().display());
-    write_kubeconfig(&file, &server.endpoint(), "unused");
-    let mut kubeconfig: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    kubeconfig["users"][0]["user"] = json!({ "exec": {
-        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script],
-        "interactiveMode": "Never",
-    } });
-    fs::write(&file, kubeconfig.to_string()).unwrap();
+    write_plugin_kubeconfig(&file, &server.endpoint(), &script);
     let process = Process::with(backend_by(&file, Duration::from_millis(300)), TTL);
     let a = process.campaign("a").await;
     for _ in 0..2 {
@@ -267,6 +275,35 @@ async fn a_credential_plugin_that_hangs_blocks_no_thread_of_the_runtime() {
     })
     .await;
     assert!(answer.exists());
+}
+
+/// A credential plugin that takes longer than a request may is waited for, also when its credentials expire.
+#[tokio::test]
+async fn a_slow_credential_plugin_renews_its_credentials() {
+    let server = ApiServer::start();
+    server.accept_token("secret");
+    let folder = tempfile::tempdir().unwrap();
+    let [runs, file] = ["runs", "config"].map(|name| folder.path().join(name));
+    // The first credentials are about to expire, so that the client wants others for each request.
+    let script = r#"
+echo x >> runs
+test -e slow && { sleep 1; expires='1 hour'; } || expires='10 seconds'
+echo '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "secret",'
+echo "\"expirationTimestamp\": \"$(date --utc --date="$expires" +%FT%TZ)\"}}""#;
+    let script = format!("cd {}{script}", folder.path().display());
+    write_plugin_kubeconfig(&file, &server.endpoint(), &script);
+    let process = Process::with(backend_by(&file, Duration::from_millis(300)), TTL);
+    let (a, _) = process.leader("a").await;
+    fs::write(folder.path().join("slow"), "").unwrap();
+    within("the renewal", async {
+        while let Err(error) = a.session.heartbeat().await {
+            assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error}");
+        }
+    })
+    .await;
+    a.session.heartbeat().await.unwrap();
+    let count = fs::read_to_string(&runs).unwrap().lines().count();
+    assert!((2..100).contains(&count), "{count}");
 }
 
 /// A write that is refused although it was allowed before was not executed: there is nothing to withdraw, and no Lease is created for that.
