@@ -189,3 +189,24 @@ async fn a_waiting_candidate_says_that_an_outage_is_over() {
     elector.close().await;
     campaign.await.unwrap().unwrap_err();
 }
+
+/// Hazard G30: a leader that has waited for long and is closed at once reports for how long its Lease may stay.
+#[tokio::test]
+async fn an_unconfirmed_shutdown_after_a_long_wait_reports_the_lease() {
+    let server = ApiServer::start();
+    server.edit("e", |lease| {
+        lease["spec"] = json!({
+            "holderIdentity": "somebody", "leaseDurationSeconds": 3, "leaseTransitions": 0,
+            "renewTime": "2020-01-01T00:00:00.000000Z",
+        });
+    });
+    // Longer than the store would keep a Lease of this elector.
+    let config = Config::new().with_ttl(Duration::from_secs(1));
+    let elector = StoreElector::new(Arc::new(server.backend()), config).unwrap();
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    server.freeze();
+    let outcome = elector.close_within(Duration::from_millis(300)).await;
+    assert!(!outcome.confirmed && outcome.expires_in > Duration::from_millis(500), "{outcome:?}");
+    drop(leadership);
+    server.thaw();
+}

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     LossReason,
     engine::{
-        rules::{candidate_state::Event, pending_withdrawals::first_retry_delay},
+        rules::{candidate_state::Event, expiry::HeartbeatInFlight, pending_withdrawals::first_retry_delay},
         runtime::{
             callbacks::catch_panic,
             retry::{Retry, with_timeout},
@@ -87,12 +87,19 @@ impl Drop for Request {
     }
 }
 
+/// For as long as a request is in flight that may create the entry of a session of one election: what the store lets expire begins
+/// with the entry, and not when the session was opened.
+fn creation_in_flight(session: &Session) -> Option<HeartbeatInFlight<'_>> {
+    session.owner.map(|_| session.expiry.heartbeat())
+}
+
 /// Sends a request to enter, once.
 pub(super) async fn enter(
     session: Arc<Session>,
     request: Arc<EntryRequest>,
     waits_for_turn: bool,
 ) -> Outcome {
+    let _in_flight = creation_in_flight(&session);
     let limit = session.shared.config.request_timeout;
     let entered = match with_timeout("entering", limit, session.backend_session.enter(&request)).await {
         Ok(entered) => entered,
@@ -136,6 +143,7 @@ pub(super) async fn wait_turn(
             outcome => return outcome,
         }
     }
+    let _in_flight = creation_in_flight(&session);
     let position = session.queue_position();
     let _retired = RetireOnDrop(&position);
     let entry = entry.as_ref().map(|registered| &registered.entry);
