@@ -26,8 +26,8 @@
 //! - A candidate takes a Lease over once the *spec* has not changed for the Lease's duration and the drift bound, by its own monotonic
 //!   clock, from when it has seen the spec. A Lease without a duration counts as one of 15 s. Other changes of the object, as of a label,
 //!   extend nothing. No time of day is compared.
-//! - It does so by a write that names the `resourceVersion` of a quorum's answer.
-//! - The leader's deadline is counted from before the renewal was sent that was answered.
+//! - It takes the Lease over by a write whose precondition is the `resourceVersion` of a read that a quorum of etcd has answered.
+//! - A leader counts its deadline from before it sent the last renewal that was answered.
 //! - The fencing token is the `resourceVersion` of the write that has acquired the Lease. It is greater than every earlier one, also when
 //!   the Lease was deleted in between, which `leaseTransitions` is not.
 //! - A write that is executed late, after its request was withdrawn, changes nothing.
@@ -64,7 +64,7 @@
 //! # The label of the leader's pod
 //!
 //! With `leader_label=true` in the URL, or [`KubernetesConfig::leader_label`], the pod has the label `tenure/leader` while it leads, with the
-//! election as its value: a Service with that selector sends requests to the leader. The pod that wins removes the label from others, and a pod
+//! election as its value, so that a Service can select the leader. The pod that wins removes the label from others, and a pod
 //! that starts removes what its earlier container has left.
 //!
 //! It is a hint for routing: a pod that is cut off keeps its label until another leads, and a Service follows late. The
@@ -85,7 +85,7 @@
 //!
 //! # Limitations
 //!
-//! - There is no queue: who is first when a Lease is released or expires leads. All candidates that wait try.
+//! - There is no queue. All candidates that wait try when a Lease is released or expires, and the first one leads.
 //! - A process that has just started does not replace a dead leader at once: it takes the Lease over once it has itself seen it unchanged for
 //!   1.1 times its duration (with the default drift bound). So [`Elector::try_campaign`](tenure_core::Elector::try_campaign) in a new process never
 //!   succeeds after a leader that died without a release. Wait for longer than that.
@@ -97,8 +97,8 @@
 //! - Each watch is a connection of its own. Beyond 100 for each elector, Leases are read every two thirds of their duration.
 //! - A token file of a kubeconfig (`tokenFile`) is read on the engine's thread. On a file system that hangs, that thread hangs with it; work is
 //!   stopped by its deadline all the same.
-//! - An elector forgets a Lease that it has not used for ten minutes, or ten durations. For the rule about deleted Leases it is then one that
-//!   has not seen the leader.
+//! - An elector that knows 100 Leases or more forgets those that it has not used for ten minutes or ten durations, whichever is longer. If the
+//!   Lease of a living leader is deleted then, it creates it again at once, as a candidate that has not seen the leader.
 //! - A candidate that starts while a control plane refuses everybody ends with an error: it cannot tell that from a missing right.
 //! - kube's client logs each failed request as an error, with the target `kube_client::client`. tenure reports an outage by itself.
 //! - Leases are never deleted.
