@@ -5,7 +5,7 @@ use std::{path::Path, process::Command, time::Duration};
 use tenure::{Config, Elector as _};
 use tenure_containers::Version;
 use tenure_testkit::suite::{until, within};
-use tenure_tests::{Etcd, Zookeeper};
+use tenure_tests::{Etcd, Kubernetes, Zookeeper};
 
 fn run_promtool(arguments: &[&str]) {
     let folder =
@@ -38,7 +38,11 @@ async fn a_healthy_leader_has_more_than_a_quarter_of_its_ttl_left() {
     };
     let etcd = Etcd::new(Version::Etcd35).await;
     let zookeeper = Zookeeper::new(Version::Zookeeper39).await;
-    for (url, ttl) in [(etcd.url(), 2.0), (zookeeper.url(), 5.0)] {
+    let kubernetes = Kubernetes::new(Version::Kubernetes120).await;
+    let kubeconfig = kubernetes.kubeconfig("admin-token").await;
+    let lease =
+        format!("kubernetes:///{}?kubeconfig={}", kubernetes.namespace(), kubeconfig.path().display());
+    for (url, ttl) in [(etcd.url(), 2.0), (zookeeper.url(), 5.0), (lease, 2.0)] {
         let config = Config::new().with_ttl(Duration::from_secs_f64(ttl));
         let elector = tenure::connect_with(&url, config).await.unwrap();
         let leadership = within("leading", elector.campaign("e")).await.unwrap();

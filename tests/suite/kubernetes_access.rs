@@ -61,8 +61,9 @@ async fn the_least_role_suffices_and_a_missing_verb_is_named() {
     let next = within("the handover", campaign).await.unwrap();
     assert!(next.fencing_token() > token);
     assert_eq!(findings(&kubernetes.kubeconfig("admin-token").await).await, [""; 0]);
-    let unknown = findings(&kubernetes.kubeconfig("wrong").await).await;
-    assert!(unknown.contains(&"verb get".to_owned()), "{unknown:?}");
+    let found = kubernetes.kubeconfig("wrong").await.backend().diagnose().await;
+    assert_eq!((found.len(), &*found[0].subject, found[0].level), (1, "API server", Level::Problem));
+    assert!(found[0].text.contains("401") && found[0].text.contains("check the token"), "{found:?}");
 }
 
 /// The label of the leader's pod, by which a Service selects it, moves with the leadership.

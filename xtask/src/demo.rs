@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    catalog::{ETCD_3_5, POSTGRES_17, ZOOKEEPER_3_9},
+    catalog::{ETCD_3_5, Image, KUBERNETES_1_20, POSTGRES_17, ZOOKEEPER_3_9},
     docker, images,
     servers::{Servers, remove_leftovers},
     shell::{cargo, run, say, target},
@@ -65,6 +65,8 @@ enum Store {
     Zookeeper,
     /// A PostgreSQL in a container, started for the purpose; it has the billing database, too
     Postgres,
+    /// A Kubernetes API server in a container, started for the purpose
+    Kubernetes,
 }
 
 /// Runs the demo for each seed.
@@ -78,6 +80,7 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
         Store::Etcd => ("etcd", Some(&ETCD_3_5)),
         Store::Zookeeper => ("zookeeper", Some(&ZOOKEEPER_3_9)),
         Store::Postgres => ("postgres", Some(&POSTGRES_17)),
+        Store::Kubernetes => ("kubernetes", Some(&KUBERNETES_1_20)),
     };
     let servers = match image {
         None => None,
@@ -94,18 +97,11 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
     let mut reports = Vec::new();
     for seed in options.first_seed..options.first_seed + options.seeds {
         let data = std::path::absolute(target())?.join("demo").join(format!("{name}-{seed}"));
+        fresh(&data)?;
         let store = match (image, &servers) {
-            (Some(image), Some(servers)) if options.store == Store::Postgres => {
-                servers.run_in(
-                    image,
-                    &["createdb", "--host=127.0.0.1", "--username=postgres", &database(seed)],
-                )?;
-                format!("postgres://postgres@{}/{}", servers.address_of(image)?, database(seed))
-            }
-            (Some(image), Some(servers)) => format!("{name}://{}/demo-{seed}", servers.address_of(image)?),
+            (Some(image), Some(servers)) => store_on(options.store, servers, image, seed, &data)?,
             _ => format!("local:{}", data.join("locks").display()),
         };
-        fresh(&data)?;
         say(format!("the demo on {name}, seed {seed}"));
         let start = Instant::now();
         let report = one_run(options, &store, seed, &data)?;
@@ -115,9 +111,43 @@ pub(crate) fn run_seeds(options: &Options) -> Result<()> {
     verdict(&reports)
 }
 
-/// The database of a run on PostgreSQL.
-fn database(seed: u64) -> String {
-    format!("demo_{seed}")
+/// The URL of a run's part of the store on this server: a root, a database, or a namespace.
+fn store_on(store: Store, servers: &Servers, image: &Image, seed: u64, data: &Path) -> Result<String> {
+    let address = servers.address_of(image)?;
+    Ok(match store {
+        Store::Postgres => {
+            let database = format!("demo_{seed}");
+            servers.run_in(image, &["createdb", "--host=127.0.0.1", "--username=postgres", &database])?;
+            format!("postgres://postgres@{address}/{database}")
+        }
+        Store::Kubernetes => {
+            let namespace = format!("demo-{seed}");
+            let kubectl =
+                ["kubectl", "--server=https://127.0.0.1:6443", "--certificate-authority=/data/ca.pem"];
+            let create = ["--token=admin-token", "create", "namespace", &namespace];
+            servers.run_in(image, &[&kubectl[..], &create].concat())?;
+            let kubeconfig = data.join("kubeconfig");
+            let authority = data.join("ca.pem");
+            fs::write(&authority, servers.run_in(image, &["cat", "/data/ca.pem"])?)?;
+            fs::write(&kubeconfig, kubeconfig_of(address, &authority))?;
+            format!("kubernetes:///{namespace}?kubeconfig={}", kubeconfig.display())
+        }
+        Store::Etcd => format!("etcd://{address}/demo-{seed}"),
+        Store::Zookeeper => format!("zookeeper://{address}/demo-{seed}"),
+        Store::Local => bail!("lock files have no server"),
+    })
+}
+
+/// A kubeconfig for the administrator of the API server at this address.
+fn kubeconfig_of(address: &str, authority: &Path) -> String {
+    let cluster = json!({ "server": format!("https://{address}"), "certificate-authority": authority });
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "demo",
+        "clusters": [{ "name": "demo", "cluster": cluster }],
+        "users": [{ "name": "demo", "user": { "token": "admin-token" } }],
+        "contexts": [{ "name": "demo", "context": { "cluster": "demo", "user": "demo" } }],
+    })
+    .to_string()
 }
 
 fn one_run(options: &Options, store: &str, seed: u64, data: &Path) -> Result<Value> {

@@ -80,13 +80,13 @@ impl Servers {
         found.map(|(_, address)| address.as_str()).with_context(|| format!("no {} was started", image.name))
     }
 
-    /// Runs a program in the container of this image's server.
+    /// Runs a program in the container of this image's server, and returns what it printed.
     ///
     /// # Errors
     /// When it fails.
     #[expect(clippy::unused_self, reason = "the server runs while this value lives")]
-    pub(crate) fn run_in(&self, image: &Image, program: &[&str]) -> Result<()> {
-        docker(["exec", &container_name(image)].iter().chain(program)).map(drop)
+    pub(crate) fn run_in(&self, image: &Image, program: &[&str]) -> Result<String> {
+        docker(["exec", &container_name(image)].iter().chain(program))
     }
 }
 

@@ -4,8 +4,8 @@ mod common;
 
 use std::process::{Command, Stdio};
 
-use common::{RunningCommand, Sandbox, code_and_stderr, eventually, stdout, store_url, succeed};
-use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
+use common::{RunningCommand, Sandbox, code_and_stderr, eventually, stdout, succeed};
+use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
 
 /// A candidate of an election, with a value.
 fn candidate(sandbox: &Sandbox, election: &str, id: &str) -> RunningCommand {
@@ -140,11 +140,16 @@ async fn elections_are_printed_on_servers() {
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
-    let endpoints =
-        [("etcd", etcd.endpoint()), ("zookeeper", zookeeper.endpoint()), ("postgres", postgres.endpoint())];
-    for (scheme, endpoint) in endpoints {
-        let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(store_url(scheme, &endpoint, &root, ""));
+    let kubernetes = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+    let root = format!("cli-{:016x}", fastrand::u64(..));
+    kubernetes.admin().create_namespace(&root).await.unwrap();
+    for (scheme, endpoint) in [
+        ("etcd", etcd.endpoint()),
+        ("zookeeper", zookeeper.endpoint()),
+        ("postgres", postgres.endpoint()),
+        ("kubernetes", kubernetes.endpoint()),
+    ] {
+        let sandbox = Sandbox::on_server(scheme, &endpoint, &root, "");
         let mut billing = candidate(&sandbox, "billing", "first");
         let _reports = candidate(&sandbox, "reports", "second");
         let found = lines(&sandbox, &[], 2);

@@ -9,29 +9,38 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_url};
-use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
+use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_name};
+use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// The commands that only ask the store.
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
 /// The stores that have servers.
-const SCHEMES: [&str; 3] = ["etcd", "zookeeper", "postgres"];
+const SCHEMES: [&str; 4] = ["etcd", "zookeeper", "postgres", "kubernetes"];
 
 /// The servers, which may be this test's own and end with it.
-struct Servers(SharedEtcd, SharedZookeeper, SharedPostgres);
+struct Servers(SharedEtcd, SharedZookeeper, SharedPostgres, SharedKubernetes);
 
 impl Servers {
     async fn get() -> Self {
         let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
         let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
-        Self(etcd, zookeeper, SharedPostgres::get(Version::Postgres17).await.unwrap())
+        let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+        Self(etcd, zookeeper, postgres, SharedKubernetes::get(Version::Kubernetes120).await.unwrap())
+    }
+
+    /// The name of a new root, which is a namespace, too.
+    async fn new_root(&self) -> String {
+        let root = format!("cli-{:016x}", fastrand::u64(..));
+        self.3.admin().create_namespace(&root).await.unwrap();
+        root
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 3] {
-        [("etcd", self.0.endpoint()), ("zookeeper", self.1.endpoint()), ("postgres", self.2.endpoint())]
+    fn endpoints(&self) -> [(&'static str, String); 4] {
+        let endpoints = [self.0.endpoint(), self.1.endpoint(), self.2.endpoint(), self.3.endpoint()];
+        std::array::from_fn(|n| (SCHEMES[n], endpoints[n].clone()))
     }
 }
 
@@ -42,15 +51,16 @@ async fn tries_that_find_no_store_run_nothing_when_it_returns() {
     for (scheme, server) in servers.endpoints() {
         let proxy = Proxy::start(&server).await.unwrap();
         proxy.blackhole(Direction::Both);
-        let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
+        let root = servers.new_root().await;
+        let sandbox = Sandbox::on_server(scheme, &proxy.endpoint(), &root, "");
         let start = || sandbox.start(&["--try"], "echo x >> ran");
         let mut tries = vec![start(), start(), start()];
         let (code, stderr) = tries[0].code_and_stderr();
         assert_eq!(code, Some(75), "{scheme}: {stderr}");
         let line = stderr.lines().find(|line| line.starts_with("tenure: not elected: "));
         let line = line.unwrap_or_else(|| panic!("{scheme}: {stderr}"));
-        assert!(line.contains(&proxy.endpoint()) && line.contains("tenure doctor"), "{line}");
+        let name = store_name(scheme, &proxy.endpoint(), &root);
+        assert!(line.contains(&name) && line.contains("tenure doctor"), "{line}");
         assert!(line.contains("does not answer: "), "the reason: {line}");
         // These still run when the store returns, so they may be elected.
         tries.extend([start(), start()]);
@@ -60,7 +70,7 @@ async fn tries_that_find_no_store_run_nothing_when_it_returns() {
         let elected = codes.iter().filter(|code| **code == Some(0)).count();
         let ran = std::fs::read_to_string(sandbox.file("ran")).unwrap_or_default();
         assert_eq!(ran.lines().count(), elected, "{scheme}: {codes:?}");
-        let healthy = Sandbox::on(store_url(scheme, &server, &root, ""));
+        let healthy = Sandbox::on_server(scheme, &server, &root, "");
         eventually("an empty queue", || healthy.candidates().is_empty().then_some(()));
     }
 }
@@ -68,11 +78,15 @@ async fn tries_that_find_no_store_run_nothing_when_it_returns() {
 #[test]
 fn a_try_gives_up_at_once_when_nothing_listens() {
     for scheme in SCHEMES {
-        let sandbox = Sandbox::on(store_url(scheme, "127.0.0.1:1", "x", ""));
+        let sandbox = Sandbox::on_server(scheme, "127.0.0.1:1", "x", "");
         let began = Instant::now();
         let (code, stderr) = code_and_stderr(&mut sandbox.run(&["--try", "--quiet"], "touch ran"));
         assert_eq!(code, Some(75), "{stderr}");
-        assert!(stderr.contains("127.0.0.1:1 does not answer") && stderr.lines().count() == 1, "{stderr}");
+        assert!(
+            stderr.contains(&format!("{} does not answer", store_name(scheme, "127.0.0.1:1", "x")))
+                && stderr.lines().count() == 1,
+            "{stderr}"
+        );
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     }
 }
@@ -87,7 +101,8 @@ fn a_query_names_the_silent_store_and_gives_up() {
     std::thread::scope(|scope| {
         for (scheme, host) in stores {
             scope.spawn(move || {
-                let sandbox = Sandbox::on(store_url(scheme, host, "x", ""));
+                let sandbox = Sandbox::on_server(scheme, host, "x", "");
+                let name = &*store_name(scheme, host, "x");
                 for query in QUERIES {
                     // `observe` asks again after 2 s and waits 2 s for that, but only once it has printed something.
                     let timeout = if query == "observe" { "5s" } else { "3s" };
@@ -101,7 +116,7 @@ fn a_query_names_the_silent_store_and_gives_up() {
                         kill("USR1", running.id());
                     }
                     assert!(
-                        first.contains(host) && first.contains("tenure doctor"),
+                        first.contains(name) && first.contains("tenure doctor"),
                         "{query} {scheme}: {first}"
                     );
                     let rest: Vec<_> = lines.map(Result::unwrap).collect();
@@ -117,7 +132,7 @@ fn a_query_names_the_silent_store_and_gives_up() {
                 let (code, stderr) = code_and_stderr(doctor.env_remove("TENURE_ELECTION"));
                 assert_eq!(code, Some(69), "{scheme}: {stderr}");
                 // It has nothing to wait for where nothing listens.
-                assert_eq!(stderr.contains(host), *host == *silent, "{scheme}: {stderr}");
+                assert_eq!(stderr.contains(name), *host == *silent, "{scheme}: {stderr}");
                 assert!(!stderr.contains("`tenure doctor`"), "advice that is this command: {stderr}");
             });
         }
@@ -130,12 +145,15 @@ async fn a_query_that_the_store_answers_late_says_so_and_succeeds() {
     for (scheme, server) in servers.endpoints() {
         let proxy = Proxy::start(&server).await.unwrap();
         proxy.hold(Direction::Both);
-        let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
+        let root = servers.new_root().await;
+        let sandbox = Sandbox::on_server(scheme, &proxy.endpoint(), &root, "");
         let mut running = RunningCommand::start(sandbox.tenure(&["candidates"]).stderr(Stdio::piped()));
         let mut lines = BufReader::new(running.stderr()).lines();
         let first = lines.next().unwrap().unwrap();
-        assert!(first.contains(&format!("no answer yet from {scheme} {}", proxy.endpoint())), "{first}");
+        assert!(
+            first.contains(&format!("no answer yet from {}", store_name(scheme, &proxy.endpoint(), &root))),
+            "{first}"
+        );
         proxy.heal();
         let rest: Vec<_> = lines.map(Result::unwrap).collect();
         assert_eq!(running.wait().code(), Some(0), "{scheme}: {rest:?}");
@@ -148,15 +166,18 @@ async fn observe_says_that_the_store_is_frozen_and_back() {
     let servers = Servers::get().await;
     for (scheme, server) in servers.endpoints() {
         let proxy = Proxy::start(&server).await.unwrap();
-        let root = format!("cli-{:016x}", fastrand::u64(..));
-        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
+        let root = servers.new_root().await;
+        let sandbox = Sandbox::on_server(scheme, &proxy.endpoint(), &root, "");
         let mut command = sandbox.tenure(&["observe"]);
         let mut running = RunningCommand::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut lines = BufReader::new(running.stderr()).lines();
         assert_eq!(BufReader::new(running.stdout()).lines().next().unwrap().unwrap(), "-");
         proxy.hold(Direction::Both);
         let frozen = lines.next().unwrap().unwrap();
-        assert!(frozen.contains(&format!("{scheme} {} does not answer", proxy.endpoint())), "{frozen}");
+        assert!(
+            frozen.contains(&format!("{} does not answer", store_name(scheme, &proxy.endpoint(), &root))),
+            "{frozen}"
+        );
         assert!(frozen.contains("may be outdated") && frozen.contains("tenure doctor"), "{frozen}");
         proxy.heal();
         let back = lines.next().unwrap().unwrap();
@@ -170,12 +191,12 @@ async fn resign_says_that_the_store_has_stopped_answering() {
     let servers = Servers::get().await;
     for (scheme, server) in servers.endpoints() {
         let proxy = Proxy::start(&server).await.unwrap();
-        let root = format!("cli-{:016x}", fastrand::u64(..));
-        let healthy = Sandbox::on(store_url(scheme, &server, &root, ""));
+        let root = servers.new_root().await;
+        let healthy = Sandbox::on_server(scheme, &server, &root, "");
         let reluctant = "trap 'echo > asked' TERM; echo > leads; until test -e end; do sleep 0.02; done";
         let _leader = healthy.start(&["--ttl", "60s", "--grace-period", "20s"], reluctant);
         healthy.wait_for_line("leads");
-        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
+        let sandbox = Sandbox::on_server(scheme, &proxy.endpoint(), &root, "");
         let resign = |arguments: &[&str]| {
             let mut command = sandbox.tenure(&[&["resign"], arguments].concat());
             RunningCommand::start(command.stdout(Stdio::null()).stderr(Stdio::piped()))
@@ -188,7 +209,10 @@ async fn resign_says_that_the_store_has_stopped_answering() {
         assert!(still.contains("still leads e"), "it answers: {still}");
         proxy.hold(Direction::Both);
         let silent = lines.next().unwrap();
-        assert!(silent.contains("no answer yet from") && silent.contains(&proxy.endpoint()), "{silent}");
+        assert!(
+            silent.contains(&format!("no answer yet from {}", store_name(scheme, &proxy.endpoint(), &root))),
+            "{silent}"
+        );
         std::fs::write(healthy.file("end"), "").unwrap();
         proxy.heal();
         assert_eq!(patient.wait().code(), Some(0), "{scheme}: {:?}", lines.collect::<Vec<_>>());

@@ -18,7 +18,8 @@ use common::{
 };
 use serde_json::{Value, json};
 use tenure_containers::{
-    CreateMode, EtcdServer, Permission, SharedEtcd, SharedPostgres, SharedZookeeper, Version,
+    CreateMode, EtcdServer, Permission, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper,
+    Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -102,6 +103,15 @@ async fn a_client_campaigns_renews_and_resigns_on_zookeeper() {
 async fn a_client_campaigns_renews_and_resigns_on_postgres() {
     let server = SharedPostgres::get(Version::Postgres17).await.unwrap();
     campaigns_renews_and_resigns(&store_url("postgres", &server.endpoint(), "ttl=20s"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_campaigns_renews_and_resigns_on_kubernetes() {
+    let server = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+    let namespace = format!("serve-{:016x}", fastrand::u64(..));
+    server.admin().create_namespace(&namespace).await.unwrap();
+    let sandbox = Sandbox::on_server("kubernetes", &server.endpoint(), &namespace, "ttl=20s");
+    campaigns_renews_and_resigns(&sandbox.url);
 }
 
 /// A client that has gone loses leadership when its grant ends: not before, and soon after.

@@ -13,8 +13,8 @@ use std::{
 
 use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running, store_url};
 use tenure_containers::{
-    EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, SharedEtcd, SharedPostgres, SharedZookeeper,
-    Version,
+    EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, SharedEtcd, SharedKubernetes, SharedPostgres,
+    SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -69,20 +69,34 @@ impl StoreServer {
         }
     }
 
-    /// The program ignores the stop signal.
+    /// A server, and a namespace on it.
+    async fn kubernetes() -> (Self, String) {
+        let server = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+        let namespace = format!("cli-{:016x}", fastrand::u64(..));
+        server.admin().create_namespace(&namespace).await.unwrap();
+        let endpoint = server.endpoint();
+        (Self { endpoint, scheme: "kubernetes", settings: "ttl=4s", _server: Box::new(server) }, namespace)
+    }
+
     async fn is_dead_in_time(&self, fault: FaultKind) {
+        self.is_dead_in_time_below(&format!("cli-{:016x}", fastrand::u64(..)), fault).await;
+    }
+
+    /// The program ignores the stop signal.
+    async fn is_dead_in_time_below(&self, root: &str, fault: FaultKind) {
         let proxy = Proxy::start(&self.endpoint).await.unwrap();
-        let root = format!("cli-{:016x}", fastrand::u64(..));
-        let url = |endpoint: &str| store_url(self.scheme, endpoint, &root, self.settings);
-        let mut sandbox = Sandbox::on(url(&proxy.endpoint()));
+        let healthy = Sandbox::on_server(self.scheme, &self.endpoint, root, self.settings);
+        let mut sandbox = Sandbox::on_server(self.scheme, &proxy.endpoint(), root, self.settings);
         let mut first = sandbox.start(
             &OPTIONS,
             &format!("test -n \"$TENURE_DEADLINE_BOOTTIME_NS\" || exit 1; {STUBBORN_PROGRAM}"),
         );
         let pids = sandbox.wait_for_line("pids");
-        sandbox.url = url(&self.endpoint);
+        sandbox.url.clone_from(&healthy.url);
         let mut second = sandbox.start(&["--quiet"], CHECK_ALONE);
-        eventually("a second candidate", || (sandbox.candidates().len() == 2).then_some(()));
+        // Kubernetes shows the leader only.
+        let shown = if self.scheme == "kubernetes" { 1 } else { 2 };
+        eventually("a second candidate", || (sandbox.candidates().len() == shown).then_some(()));
         match fault {
             FaultKind::Blackhole => proxy.blackhole(Direction::Both),
             FaultKind::Stop => first.signal("STOP"),
@@ -199,6 +213,12 @@ async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_postgres() 
     StoreServer::postgres().await.is_dead_in_time(FaultKind::Kill).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_kubernetes_is_cut_off() {
+    let (server, namespace) = StoreServer::kubernetes().await;
+    server.is_dead_in_time_below(&namespace, FaultKind::Blackhole).await;
+}
+
 /// When the program is killed, the next candidate leads at once, and not after the TTL.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_leads_at_once_when_the_program_is_killed() {
@@ -263,6 +283,47 @@ async fn the_doctor_names_servers_and_what_they_grant_on_zookeeper() {
     let (code, output) = doctor(&format!("zookeeper://{}/doctor?ttl=30m", server.endpoint));
     assert_eq!(code, Some(69), "{output}");
     assert!(output.contains("problem  session: ") && output.contains("min_ttl"), "{output}");
+}
+
+/// Hazard G8: the output names the version, and a verb that is missing, with what it is for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_the_version_and_what_is_not_allowed_on_kubernetes() {
+    let server = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+    let namespace = format!("cli-{:016x}", fastrand::u64(..));
+    server.admin().create_namespace(&namespace).await.unwrap();
+    let sandbox = |token| Sandbox::on_kubernetes(&server.endpoint(), token, &namespace, "ttl=4s");
+    let (code, output) = doctor(&sandbox("admin-token").url);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("ok       API server: v"), "{output}");
+    for subject in ["verb get", "verb create", "verb update", "verb watch", "verb list", "session", "entry"] {
+        assert!(output.contains(&format!("ok       {subject}: ")), "{output}");
+    }
+    server.admin().allow(&namespace, "alice", &["get", "create", "update"]).await.unwrap();
+    let (code, output) = doctor(&sandbox("alice-token").url);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("warning  verb watch: not allowed for leases"), "{output}");
+    assert!(output.contains("to do: grant watch on leases.coordination.k8s.io by a Role"), "{output}");
+    server.admin().allow(&namespace, "alice", &["get", "create"]).await.unwrap();
+    let (code, output) = doctor(&sandbox("alice-token").url);
+    assert_eq!(code, Some(69), "{output}");
+    assert!(output.contains("problem  verb update: not allowed for leases"), "{output}");
+    let (code, output) = doctor(&sandbox("wrong").url);
+    assert_eq!(code, Some(69), "{output}");
+    assert!(output.contains("problem  API server: ") && output.contains("check the token"), "{output}");
+    assert!(!output.contains("verb get"), "{output}");
+}
+
+/// Nothing was created, so that there is nothing to remove: it ends at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_try_in_a_namespace_that_does_not_exist_ends_at_once() {
+    let server = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+    let namespace = format!("cli-{:016x}", fastrand::u64(..));
+    let sandbox = Sandbox::on_kubernetes(&server.endpoint(), "admin-token", &namespace, "");
+    let begun = Instant::now();
+    let (code, stderr) = common::code_and_stderr(&mut sandbox.run(&["--try", "--quiet"], "touch ran"));
+    assert_eq!(code, Some(75), "{stderr}");
+    assert!(stderr.contains("does the namespace exist?") && stderr.lines().count() == 1, "{stderr}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 }
 
 /// A wrong URL, login or database, and missing rights: one line at once, which says what to do, and shows no password.

@@ -6,9 +6,9 @@ mod pty;
 
 use std::process::{Command, Stdio};
 
-use common::{RunningCommand, Sandbox, code_and_stderr, eventually, store_url};
+use common::{RunningCommand, Sandbox, code_and_stderr, eventually, store_name};
 use pty::Terminal;
-use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// `tenure top` on a terminal of this size.
@@ -16,10 +16,14 @@ fn top(sandbox: &Sandbox, arguments: &[&str], columns: u16, rows: u16) -> Termin
     Terminal::start(&sandbox.tenure(&[&["top"], arguments].concat()), columns, rows)
 }
 
+/// A candidate of an election.
+fn start(sandbox: &Sandbox, election: &str, id: &str) -> RunningCommand {
+    sandbox.start(&["--election", election, "--id", id, "--value", "10.0.0.1:80"], "sleep 1000")
+}
+
 /// A candidate of an election. Returns once it has entered.
 fn candidate(sandbox: &Sandbox, election: &str, id: &str) -> RunningCommand {
-    let entered =
-        sandbox.start(&["--election", election, "--id", id, "--value", "10.0.0.1:80"], "sleep 1000");
+    let entered = start(sandbox, election, id);
     eventually("its entry", || {
         let mut command = sandbox.tenure(&["candidates", "--election", election]);
         let listed = common::stdout(&common::succeed(&mut command));
@@ -295,20 +299,29 @@ async fn an_outage_is_shown_in_place() {
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
-    for (scheme, endpoint) in
-        [("etcd", etcd.endpoint()), ("zookeeper", zookeeper.endpoint()), ("postgres", postgres.endpoint())]
-    {
+    let kubernetes = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+    let root = format!("cli-{:016x}", fastrand::u64(..));
+    kubernetes.admin().create_namespace(&root).await.unwrap();
+    for (scheme, endpoint) in [
+        ("etcd", etcd.endpoint()),
+        ("zookeeper", zookeeper.endpoint()),
+        ("postgres", postgres.endpoint()),
+        ("kubernetes", kubernetes.endpoint()),
+    ] {
         let proxy = Proxy::start(&endpoint).await.unwrap();
-        let root = format!("cli-{:016x}", fastrand::u64(..));
-        let healthy = Sandbox::on(store_url(scheme, &endpoint, &root, ""));
+        let healthy = Sandbox::on_server(scheme, &endpoint, &root, "");
         let mut first = candidate(&healthy, "billing", "first");
-        let _second = candidate(&healthy, "billing", "second");
-        let sandbox = Sandbox::on(store_url(scheme, &proxy.endpoint(), &root, ""));
+        let _second = match scheme {
+            // It shows the leader only.
+            "kubernetes" => start(&healthy, "billing", "second"),
+            _ => candidate(&healthy, "billing", "second"),
+        };
+        let sandbox = Sandbox::on_server(scheme, &proxy.endpoint(), &root, "");
         let mut top = top(&sandbox, &[], 100, 24);
         top.wait_for_row("> billing");
         proxy.blackhole(Direction::Both);
         let row = top.wait_for_row("no answer from");
-        assert!(row.contains(&format!("{scheme} {}", proxy.endpoint())), "{row}");
+        assert!(row.contains(&store_name(scheme, &proxy.endpoint(), &root)), "{row}");
         top.wait_until("the outage's length", |rows| {
             let row = rows.iter().find(|row| row.contains("no answer from"))?;
             (row.contains(" for 7s") || row.contains(" for 8s")).then_some(())

@@ -86,6 +86,11 @@ impl StatusCell {
         self.lock().status.clone()
     }
 
+    /// Whether the last request was not answered.
+    pub(crate) fn is_retrying(&self) -> bool {
+        self.lock().status.connection == Connection::Retrying
+    }
+
     /// A request was answered. The first answer ends an outage; while answers and failures alternate, the first one that comes some
     /// seconds after the last failure.
     pub(crate) fn answered(&self) {
@@ -181,7 +186,6 @@ impl StatusCell {
     }
 
     pub(crate) fn session_opened(&self, id: String) {
-        self.answered();
         self.lock().status.session = Some(id);
     }
 

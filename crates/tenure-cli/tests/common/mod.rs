@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::json;
 use tempfile::TempDir;
 
 /// The longest wait for anything, on a busy machine.
@@ -52,6 +53,30 @@ impl Sandbox {
     /// Uses the store with this URL.
     pub(crate) fn on(url: impl Into<String>) -> Self {
         Self { directory: TempDir::new().unwrap(), url: url.into() }
+    }
+
+    /// Uses the store on this server, with elections below `root`: on Kubernetes in a namespace of that name.
+    pub(crate) fn on_server(scheme: &str, endpoint: &str, root: &str, settings: &str) -> Self {
+        match scheme {
+            "kubernetes" => Self::on_kubernetes(endpoint, "admin-token", root, settings),
+            _ => Self::on(store_url(scheme, endpoint, root, settings)),
+        }
+    }
+
+    /// Uses a namespace of the API server at this address, as the user with this token.
+    pub(crate) fn on_kubernetes(endpoint: &str, token: &str, namespace: &str, settings: &str) -> Self {
+        let cluster = json!({ "server": format!("https://{endpoint}"), "insecure-skip-tls-verify": true });
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{ "name": "test", "cluster": cluster }],
+            "users": [{ "name": "test", "user": { "token": token } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+        });
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("kubeconfig");
+        fs::write(&file, kubeconfig.to_string()).unwrap();
+        let url = format!("kubernetes:///{namespace}?kubeconfig={}&{settings}", file.display());
+        Self { directory, url }
     }
 
     /// The path of a file that programs write to.
@@ -98,6 +123,14 @@ pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str
     match scheme {
         "postgres" => format!("postgres://postgres@{endpoint}/postgres?schema={root}&{settings}"),
         _ => format!("{scheme}://{endpoint}/{root}?{settings}"),
+    }
+}
+
+/// The name of the store of [`Sandbox::on_server`] in messages.
+pub(crate) fn store_name(scheme: &str, endpoint: &str, root: &str) -> String {
+    match scheme {
+        "kubernetes" => format!("kubernetes:/{root}"),
+        _ => format!("{scheme} {endpoint}"),
     }
 }
 

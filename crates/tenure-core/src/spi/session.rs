@@ -86,6 +86,8 @@ pub trait BackendSession: Any + Send + Sync + fmt::Debug {
     /// # Behavior
     /// - The entry expires with the session from the instant at which the store creates it. A
     ///   [`heartbeat`](Self::heartbeat) after creation extends the entry even if `enter` was not answered yet.
+    /// - Is called again after a [`wait_turn`](Self::wait_turn) without an entry has failed, if the session serves
+    ///   [one election](super::SessionScope::Election): its answer ends an outage.
     /// - Is idempotent: called again with the same request, it finds the entry that an earlier call created, and creates
     ///   no second one.
     /// - If a session can have only one entry in an election, the entry of an *earlier*, withdrawn request is

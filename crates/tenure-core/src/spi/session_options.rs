@@ -13,7 +13,8 @@ pub enum SessionScope {
     #[default]
     Elector,
     /// One candidacy in one election: what the store lets expire is the entry itself, as with a Kubernetes Lease. The engine opens
-    /// a session for each campaign, and sends heartbeats only once the campaign has won.
+    /// a session for each campaign, and sends heartbeats only once the campaign has won. Opening one may need no request, and does not
+    /// count as an answer of the store.
     Election,
 }
 

@@ -1,13 +1,23 @@
 //! Electors on an API server that fails: what happens to the work.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use tenure_core::{CandidateId, Config, Elector as _, ElectorExt as _, StoreElector};
+use serde_json::json;
+use tenure_core::{CandidateId, Config, Connection, Elector as _, ElectorExt as _, StoreElector};
+use tenure_kubernetes::KubernetesBackend;
+use tenure_testkit::suite::until;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     api_server::{ApiServer, Gate},
     candidate::within,
+    log::Log,
 };
 
 fn elector(server: &ApiServer, id: &str) -> Arc<StoreElector> {
@@ -107,4 +117,75 @@ async fn a_refusal_that_passes_ends_no_campaign() {
     for elector in [a, b] {
         elector.close().await;
     }
+}
+
+/// Case 31: an outage is logged when it begins, while it lasts, and when it is over. A campaign that begins meanwhile is no answer.
+#[tokio::test]
+async fn an_outage_is_logged_as_one() {
+    let (log, server) = (Log::start(), ApiServer::start());
+    let config =
+        Config::new().with_ttl(Duration::from_secs(1)).with_request_timeout(Duration::from_millis(300));
+    let elector = Arc::new(StoreElector::new(Arc::new(server.backend()), config).unwrap());
+    let campaigns = {
+        let elector = Arc::clone(&elector);
+        tokio::spawn(async move {
+            while let Ok(leadership) = elector.campaign("e").await {
+                leadership.lost().await;
+            }
+        })
+    };
+    server.until("it leads", |server| server.count("update") > 1).await;
+    server.freeze();
+    let logged = async |part: &str| {
+        until(part, async || log.lines_with(part) > 0).await;
+    };
+    logged("requests to the store still fail").await;
+    assert_eq!(log.lines_with("a request to the store failed; trying again"), 1);
+    assert_eq!(log.lines_with("the store answers again"), 0);
+    server.thaw();
+    logged("the store answers again").await;
+    elector.close().await;
+    campaigns.await.unwrap();
+    assert_eq!(log.lines_with("the store answers again"), 1);
+}
+
+/// A candidate that waits in an outage says when it is over, and waits on.
+#[tokio::test]
+async fn a_waiting_candidate_says_that_an_outage_is_over() {
+    let (log, server) = (Log::start(), ApiServer::start());
+    let renew = |round: u64| {
+        server.edit("e", |lease| {
+            lease["spec"] = json!({
+                "holderIdentity": "somebody", "leaseDurationSeconds": 3, "leaseTransitions": 0,
+                "renewTime": format!("2020-01-01T00:00:00.{round:06}Z"),
+            });
+        });
+    };
+    renew(0);
+    let config = Config::new().with_request_timeout(Duration::from_millis(300));
+    let backend =
+        KubernetesBackend::new(server.config().attempt_timeout(Duration::from_millis(300))).unwrap();
+    let elector = Arc::new(StoreElector::new(Arc::new(backend), config).unwrap());
+    let campaign = {
+        let elector = Arc::clone(&elector);
+        tokio::spawn(async move { elector.campaign("e").await })
+    };
+    server.until("it watches", |server| server.open_watches() == 1).await;
+    let round = AtomicU64::new(1);
+    let logged = async |part: &str| {
+        until(part, async || {
+            renew(round.fetch_add(1, Ordering::Relaxed));
+            log.lines_with(part) > 0
+        })
+        .await;
+    };
+    server.freeze();
+    server.end_watches();
+    logged("a request to the store failed; trying again").await;
+    server.thaw();
+    logged("the store answers again").await;
+    assert_eq!(elector.status().connection, Connection::Connected);
+    assert!(!campaign.is_finished());
+    elector.close().await;
+    campaign.await.unwrap().unwrap_err();
 }

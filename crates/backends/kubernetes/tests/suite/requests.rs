@@ -69,6 +69,21 @@ async fn a_write_that_a_proxy_refuses_is_withdrawn() {
     }
 }
 
+/// A creation in a namespace that does not exist is not executed: there is nothing to withdraw.
+#[tokio::test]
+async fn a_missing_namespace_needs_no_withdrawal() {
+    let server = ApiServer::start();
+    let b = Process::new(&server).campaign("b").await;
+    server.inject("create", Fault::Refuse(404, None));
+    let refused = b.enter().await.unwrap_err();
+    assert_eq!(refused.kind(), BackendErrorKind::Unavailable, "{refused}");
+    assert!(refused.to_string().contains("does the namespace exist?"), "{refused}");
+    let requests = server.count("get") + server.count("create");
+    b.leave().await.unwrap();
+    b.session.close().await.unwrap();
+    assert_eq!(server.count("get") + server.count("create"), requests);
+}
+
 /// Hazard G34: a kubeconfig that names another cluster later is not followed.
 #[tokio::test]
 async fn another_cluster_is_refused() {

@@ -125,6 +125,17 @@ pub(super) async fn wait_turn(
     request: Arc<EntryRequest>,
     entry: Option<Arc<RegisteredEntry>>,
 ) -> Outcome {
+    if entry.is_none() && session.owner.is_some() && session.shared.status.is_retrying() {
+        // While a candidate waits, nothing else is sent under a session of one election that shows that the outage is over.
+        match enter(Arc::clone(&session), Arc::clone(&request), true).await {
+            Outcome { event: Event::Entered, entry: None, .. } => {}
+            // The next wait is for this entry.
+            entered @ Outcome { event: Event::Entered, .. } => {
+                return Outcome { event: Event::Failed, ..entered };
+            }
+            outcome => return outcome,
+        }
+    }
     let position = session.queue_position();
     let _retired = RetireOnDrop(&position);
     let entry = entry.as_ref().map(|registered| &registered.entry);
@@ -180,7 +191,13 @@ pub(super) async fn remove(
     loop {
         let leaving = session.backend_session.leave(&request, entry);
         match with_timeout("leaving", shared.config.request_timeout, leaving).await {
-            Ok(()) => break shared.status.answered(),
+            Ok(()) => {
+                // Without an entry a session that serves one election may have nothing to ask the store for.
+                if session.owner.is_none() || entry.is_some() {
+                    shared.status.answered();
+                }
+                break;
+            }
             Err(error) if error.kind() == BackendErrorKind::SessionGone => {
                 session.end(LossReason::SessionExpired);
                 return Event::SessionEnded.into();

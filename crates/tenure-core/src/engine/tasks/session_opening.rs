@@ -148,6 +148,10 @@ async fn open_now(shared: &Arc<ElectorContext>, request: SessionRequest) -> Resu
     let session = Session::new(backend_session, Arc::clone(shared), window, number, owner, events);
     let watched: Weak<dyn Watched> = Arc::downgrade(&session) as Weak<dyn Watched>;
     shared.watchdog.watch(watched);
+    // One that serves one election may be opened without a request: what it enters by is answered first.
+    if session.owner.is_none() {
+        shared.status.answered();
+    }
     shared.status.session_opened(session.backend_session.id());
     if session.backend_session.proof() != HeartbeatProof::Process {
         telemetry::session_opened(ttl);
