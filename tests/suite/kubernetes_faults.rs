@@ -76,8 +76,8 @@ fn assert_no_overlap(former: &Leadership, (next, elected_at): &(Leadership, Boot
     assert!(next.fencing_token() > former.fencing_token());
 }
 
-/// The leader's API server is frozen, or cut off from its etcd, for longer than the TTL: the candidate of the other one leads, and only
-/// then. A server whose cache is old misleads nobody afterwards.
+/// The leader's API server is frozen, or cut off from its etcd, for longer than the TTL: the candidate at the other API server leads, and not
+/// before the deadline of the former leader. Afterwards, the server's outdated cache elects no second leader.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_whose_server_is_silent_has_another_leader_after_the_ttl() {
     let servers = TwoServers::start().await;

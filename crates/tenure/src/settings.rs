@@ -59,8 +59,8 @@ use crate::{
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Settings {
-    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT or local:/DIRECTORY. Put passwords into the environment or
-    /// into a file (?password_file=).
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT, postgres://USER@HOSTS/DATABASE, kubernetes:///NAMESPACE or
+    /// local:/DIRECTORY. Put passwords into the environment or into a file (?password_file=).
     #[cfg_attr(
         feature = "clap",
         arg(long, value_name = "URL", env = "TENURE_STORE", hide_env_values = true)
@@ -71,7 +71,8 @@ pub struct Settings {
     #[cfg_attr(feature = "clap", arg(long, value_name = "NAME", env = "TENURE_ELECTION"))]
     pub election: String,
 
-    /// The candidate's id; host name, process id and a random number by default.
+    /// The candidate's id; by default host name, process id and a random number, on Kubernetes the pod's name and uid
+    /// (POD_NAME, POD_UID).
     #[cfg_attr(feature = "clap", arg(long, value_name = "ID"))]
     #[cfg_attr(feature = "serde", serde(default, alias = "id"))]
     pub candidate: Option<String>,

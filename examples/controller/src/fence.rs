@@ -1,8 +1,11 @@
 //! Fenced writes of Kubernetes objects.
 //!
 //! Each object has the highest token that has written it in the annotation `tenure/token`. A leader compares it before it writes, and
-//! writes its own. The write names the `resourceVersion` of the object that was compared: the API server applies it to that version only,
-//! so that no other leader's write comes in between.
+//! writes its own. The write names the `resourceVersion` of the object that was compared: the API server compares no token, but refuses the
+//! write if the object has changed since, so that no other leader's write comes in between.
+//!
+//! This covers merge patches of the main resource of an object that exists, not creations, deletions or subresources such as `status`. All
+//! writers of one object have to use it, with one election.
 
 use std::{fmt::Debug, time::Duration};
 

@@ -11,6 +11,8 @@ mod guides {
     struct ComingFrom;
     #[doc = include_str!("../../../docs/guide/fencing.md")]
     struct Fencing;
+    #[doc = include_str!("../../../docs/guide/kubernetes.md")]
+    struct OnKubernetes;
     #[doc = include_str!("../../../docs/guide/operating.md")]
     struct Operating;
     #[doc = include_str!("../../../docs/guide/restart.md")]

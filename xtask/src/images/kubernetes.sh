@@ -20,7 +20,7 @@ apt download golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev
 for package in golang-*.deb; do dpkg -x "$package" go; done
 tar --extract --gzip --file kubernetes_*.orig.tar.gz --strip-components=1 --directory gopath/src/k8s.io/kubernetes
 
-# Of this library the source package has a version that reads memory at random when it is compiled by Go 1.18 or later.
+# The packaged reflect2 reads invalid memory when compiled with Go 1.18 or later; replace it.
 library=github.com/modern-go/reflect2
 rm -r "gopath/src/k8s.io/kubernetes/vendor/$library"
 cp -r "go/usr/share/gocode/src/$library" "gopath/src/k8s.io/kubernetes/vendor/$library"

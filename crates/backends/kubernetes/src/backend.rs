@@ -156,7 +156,8 @@ impl Backend for KubernetesBackend {
 fn whole_seconds(ttl: Duration) -> Result<i32, BackendError> {
     let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
     i32::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
-        let text = format!("the TTL {ttl:?} is not that of a lease: it must be from 1 s to 2³¹ - 1 s");
+        let text =
+            format!("the TTL {ttl:?} is not allowed: the duration of a lease is from 1 s to 2³¹ - 1 s");
         BackendError::new(BackendErrorKind::Invalid, text)
     })
 }

@@ -50,7 +50,11 @@ async fn check(client: &Client, verb: &str, resource: Resource, purpose: &str, i
                 false => Diagnosis::warning(subject, text, advice),
             }
         }
-        Err(error) => Diagnosis::warning(subject, error.to_string(), "it could not be checked"),
+        Err(error) => Diagnosis::warning(
+            subject,
+            error.to_string(),
+            "check that the API server answers, then run doctor again",
+        ),
     }
 }
 

@@ -113,7 +113,7 @@ impl ElectionLease {
             let (name, version, seen_before) = (&self.name, record.version(), before.version);
             let text = format!(
                 "lease {name:?} has the resourceVersion {version}, and had {seen_before} before: either an API server reads stale data, or \
-                 the cluster was restored from a backup; after that, restart the processes of all candidates"
+                 the cluster was restored from a backup; after a restore, stop all candidates, and then start them again"
             );
             return Err(BackendError::new(Unavailable, text));
         }

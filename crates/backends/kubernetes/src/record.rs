@@ -85,7 +85,7 @@ impl Record {
         &self.uid
     }
 
-    /// The `resourceVersion`. By contract a number that rises with every write since Kubernetes 1.35; etcd's revision before.
+    /// The `resourceVersion`: a number that rises with every write. Kubernetes documents that since 1.35; before, it is etcd's revision.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
