@@ -287,12 +287,12 @@ async fn a_slow_credential_plugin_renews_its_credentials() {
     // The first credentials are about to expire, so that the client wants others for each request.
     let script = r#"
 echo x >> runs
-test -e slow && { sleep 1; expires='1 hour'; } || expires='10 seconds'
+test -e slow && { sleep 3; expires='1 hour'; } || expires='10 seconds'
 echo '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "secret",'
 echo "\"expirationTimestamp\": \"$(date --utc --date="$expires" +%FT%TZ)\"}}""#;
     let script = format!("cd {}{script}", folder.path().display());
     write_plugin_kubeconfig(&file, &server.endpoint(), &script);
-    let process = Process::with(backend_by(&file, Duration::from_millis(300)), TTL);
+    let process = Process::with(backend_by(&file, Duration::from_secs(1)), TTL);
     let (a, _) = process.leader("a").await;
     fs::write(folder.path().join("slow"), "").unwrap();
     within("the renewal", async {
