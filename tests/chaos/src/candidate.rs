@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use tenure::{Config, Elector, Leadership};
 use tenure_testkit::history::EventKind;
 use tokio::signal::unix;
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     message::Message,
@@ -30,7 +31,8 @@ use reporter::{report, report_event};
 /// Takes part in elections until it receives SIGTERM or its parent exits.
 pub(crate) fn run(options: &CandidateOptions) -> Result<ExitCode> {
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        // kube's client logs each request that fails.
+        .with_env_filter(EnvFilter::from_default_env().add_directive("kube_client=off".parse()?))
         .with_writer(std::io::stderr)
         .init();
     exit_with_parent();
