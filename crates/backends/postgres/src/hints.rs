@@ -120,7 +120,7 @@ async fn listen(requests: Arc<Requests>, subscriptions: Arc<Mutex<Subscriptions>
                     Undelivered::ByPooler => unavailable("a notification of its own is late".to_owned()),
                 };
                 failures += 1;
-                // While no request is served either, whoever sends them reports that.
+                // While no request is served either, the requests report the outage.
                 let is_beside_requests = requests.is_connected();
                 failures_beside_requests += u32::from(is_beside_requests);
                 if is_beside_requests && failures_beside_requests == REPORTED_FAILURES {
