@@ -38,7 +38,7 @@ async fn the_least_role_suffices_and_a_missing_verb_is_named() {
         admin.allow(namespace, "alice", &verbs).await.unwrap();
         let election = format!("e{n}");
         if missing == "update" {
-            // Whoever creates the Lease has no need of it until the first renewal.
+            // A candidate that creates the Lease needs the verb only at the first renewal.
             admin.create_lease(namespace, &election, &serde_json::json!({})).await.unwrap();
         }
         let refused = within("a refusal", elector.try_campaign(&election)).await.unwrap_err().to_string();

@@ -210,8 +210,8 @@ impl Observed {
         self.latest().filter(|_| leads).and_then(Record::candidate)
     }
 
-    /// Whether this is kept although nobody has it. A holder that was seen long ago may still lead; whoever forgets it knows no more than a
-    /// candidate that has just started, which would create the Lease at once if it vanished.
+    /// Whether this is kept although nobody has it. A holder that was seen long ago may still lead. An elector that has forgotten it is like
+    /// a candidate that has just started, which would create the Lease at once if it vanished.
     fn is_needed(&self, now: BootInstant) -> bool {
         let duration = self.latest().map_or(Duration::ZERO, |record| self.lifetime(record));
         let kept_until = self.used + (duration * KEPT_FOR_DURATIONS).max(KEPT_FOR);
