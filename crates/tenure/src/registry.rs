@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 5] = ["consul", "nats", "s3", "mysql", "redis"];
+const RESERVED: [&str; 4] = ["nats", "s3", "mysql", "redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, and `kubernetes`.
+    /// `postgresql`, `consul`, and `kubernetes`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -124,6 +124,10 @@ impl Registry {
                 let config = tenure_postgres::PostgresConfig::from_url(url)?;
                 Ok(Arc::new(tenure_postgres::backend(config)?))
             }),
+            built_in!("consul", |url, _| {
+                let config = tenure_consul::ConsulConfig::from_url(url)?;
+                Ok(Arc::new(tenure_consul::backend(config)?))
+            }),
             built_in!("kubernetes", |url, _| {
                 let config = tenure_kubernetes::KubernetesConfig::from_url(url)?;
                 Ok(Arc::new(tenure_kubernetes::KubernetesBackend::new(config)?))
@@ -146,7 +150,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -355,7 +359,7 @@ mod tests {
             let error = refusal(&registry, url).await;
             assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
         }
-        for url in ["consul://h", "x:", "raft://h"] {
+        for url in ["nats://h", "x:", "raft://h"] {
             assert!(!refusal(&registry, url).await.contains("did you mean"), "{url}");
         }
         for url in ["localhost:2379", "localhost:2379/acme", "a:2379,b:2379"] {
@@ -378,9 +382,17 @@ mod tests {
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in
-            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes"]
-        {
+        for taken in [
+            "memory",
+            "local",
+            "etcd",
+            "etcd+srv",
+            "zookeeper",
+            "postgres",
+            "postgresql",
+            "consul",
+            "kubernetes",
+        ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }
@@ -395,7 +407,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(9).collect();
+        let known: Vec<_> = registry.schemes().take(10).collect();
         assert_eq!(
             known,
             [
@@ -406,6 +418,7 @@ mod tests {
                 "zookeeper",
                 "postgres",
                 "postgresql",
+                "consul",
                 "kubernetes",
                 "tiny-2"
             ]
