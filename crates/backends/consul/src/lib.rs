@@ -35,7 +35,8 @@
 //! - Consul 1.8 (tested with 1.8.7) or later (not tested), with its servers' disks intact.
 //! - Nobody changes the keys below the prefix. After `consul snapshot restore` the records are old ones again, and nothing shows that: stop all
 //!   candidates before it, and start them one TTL after it.
-//! - All hosts in the URL are agents of the same datacenter.
+//! - All hosts in the URL are agents of the same datacenter. Before the first request those that answer are compared, and those of two clusters are
+//!   refused.
 //!
 //! # Limitations
 //!
@@ -55,7 +56,7 @@ mod store;
 
 use std::time::Duration;
 
-use tenure_cas::{CasBackend, CasSettings};
+use tenure_cas::CasBackend;
 use tenure_core::Error;
 
 pub use crate::{config::ConsulConfig, store::ConsulStore};
@@ -63,7 +64,7 @@ pub use crate::{config::ConsulConfig, store::ConsulStore};
 /// The key-value store of a Consul cluster as a store for elections.
 pub type ConsulBackend = CasBackend<ConsulStore>;
 
-/// How much longer the recipe waits than a request may take.
+/// How much longer the recipe waits than a request may take, and the comparison of the hosts before the first one.
 const SLACK: Duration = Duration::from_millis(500);
 
 /// A backend for the cluster that `config` describes. Does not connect yet.
@@ -71,8 +72,7 @@ const SLACK: Duration = Duration::from_millis(500);
 /// # Errors
 /// When `config` has no host, or a prefix or a time that is not allowed.
 pub fn backend(config: ConsulConfig) -> Result<ConsulBackend, Error> {
-    let settings = CasSettings::new()
-        .with_poll_interval(config.poll_interval)
-        .with_request_timeout(config.attempt_timeout + SLACK);
+    let limit = 2 * config.settings.request_timeout() + SLACK;
+    let settings = config.settings.clone().with_request_timeout(limit);
     Ok(CasBackend::with_settings(ConsulStore::new(config)?, settings))
 }
