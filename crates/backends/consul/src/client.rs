@@ -1,10 +1,7 @@
 //! Requests to one agent at a time, over HTTP.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -17,8 +14,7 @@ use tenure_core::{
         BackendErrorKind::{self, Forbidden, Invalid, Unauthorized, Unavailable},
     },
 };
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::{sync::watch, time::timeout};
 
 use crate::config::ConsulConfig;
 
@@ -35,7 +31,7 @@ pub(crate) struct Agents {
     pub(crate) config: ConsulConfig,
     addresses: Vec<String>,
     /// The number of the agent that is used.
-    current: AtomicUsize,
+    pub(crate) current: watch::Sender<usize>,
     /// The connections, and the certificates with which they were made.
     client: Mutex<Option<(Option<Arc<TlsPem>>, Client)>>,
 }
@@ -82,19 +78,18 @@ pub(crate) struct Answer {
 impl Agents {
     pub(crate) fn new(config: ConsulConfig) -> Self {
         let addresses = config.addresses();
-        Self { config, addresses, current: AtomicUsize::new(0), client: Mutex::default() }
+        Self { config, addresses, current: watch::Sender::new(0), client: Mutex::default() }
     }
 
     /// Sends a request to the agent that is used. One that does not serve it makes the next request go to the next agent.
     pub(crate) async fn send(&self, request: &Request) -> Result<Answer, BackendError> {
-        let host = self.current.load(Relaxed);
+        let host = *self.current.borrow();
         let answer = self.send_to(host, request).await;
         if answer.as_ref().is_err_and(BackendError::is_retryable) {
             let next = (host + 1) % self.addresses.len();
             // Unless another request has done so.
-            if self.current.compare_exchange(host, next, Relaxed, Relaxed).is_ok() && next != host {
-                debug!(next = self.config.hosts[next], "using the next host of Consul");
-            }
+            self.current
+                .send_if_modified(|current| *current == host && std::mem::replace(current, next) != next);
         }
         answer
     }

@@ -310,8 +310,8 @@ impl CasStore for ConsulStore {
     }
 }
 
-/// Waits until a key has another index than this one, or for a while. `None` when the hints end: after a failure, and when the index goes back,
-/// as after a restored snapshot. Whoever reads the record subscribes again after its next, jittered poll.
+/// Waits until a key has another index than this one, or for a while. `None` when the hints end: after a failure, when another host is used, and
+/// when the index goes back, as after a restored snapshot. Whoever reads the record subscribes again after its next, jittered poll.
 async fn next_index(agents: &Agents, path: &str, index: Option<u64>) -> Option<u64> {
     let what = "waiting for a change";
     let request = match index {
@@ -321,8 +321,12 @@ async fn next_index(agents: &Agents, path: &str, index: Option<u64>) -> Option<u
             ..Request::get(what, format!("{path}?index={index}&wait={}s", WAIT.as_secs()))
         },
     };
-    let begun = Instant::now();
-    let next = agents.send(&request).await.ok()?.index?.max(1);
+    let (begun, mut host) = (Instant::now(), agents.current.subscribe());
+    let next = tokio::select! {
+        answer = agents.send(&request) => answer.ok()?.index?.max(1),
+        // Other requests have found that it does not answer.
+        _ = host.changed() => return None,
+    };
     let goes_back = index.is_some_and(|index| next < index);
     let did_not_block = index == Some(next) && begun.elapsed() < MIN_WAIT;
     (!goes_back && !did_not_block).then_some(next)
