@@ -20,6 +20,7 @@ const PUBLISHED: [&str; 12] = [
     "tenure-zookeeper",
     "tenure-cas",
     "tenure-postgres",
+    "tenure-consul",
     "tenure-kubernetes",
     "tenure-axum",
     "tenure-testkit",
@@ -75,6 +76,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-zookeeper",
         "tenure-cas",
         "tenure-postgres",
+        "tenure-consul",
         "tenure-cli",
     ] {
         let lint = |features: &str| {

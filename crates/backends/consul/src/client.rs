@@ -1,10 +1,7 @@
 //! Requests to one agent at a time, over HTTP.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -17,13 +14,12 @@ use tenure_core::{
         BackendErrorKind::{self, Forbidden, Invalid, Unauthorized, Unavailable},
     },
 };
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::{sync::watch, time::timeout};
 
 use crate::config::ConsulConfig;
 
-/// The largest answer that is read: the sessions of several thousand candidates.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// The largest answer that is read: a value has at most 512 KiB.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// How much of the text of a refusal is repeated in an error.
 const MAX_REFUSAL_CHARS: usize = 300;
 const TOKEN_HEADER: &str = "X-Consul-Token";
@@ -35,7 +31,7 @@ pub(crate) struct Agents {
     pub(crate) config: ConsulConfig,
     addresses: Vec<String>,
     /// The number of the agent that is used.
-    current: AtomicUsize,
+    pub(crate) current: watch::Sender<usize>,
     /// The connections, and the certificates with which they were made.
     client: Mutex<Option<(Option<Arc<TlsPem>>, Client)>>,
 }
@@ -49,15 +45,24 @@ pub(crate) struct Request {
     pub(crate) body: Option<Vec<u8>>,
     /// How much longer than others it may take.
     pub(crate) wait: Duration,
+    /// How large the answer may be.
+    pub(crate) max_bytes: usize,
 }
 
 impl Request {
     pub(crate) fn get(what: &'static str, path: String) -> Self {
-        Self { what, method: Method::GET, path, body: None, wait: Duration::ZERO }
+        Self {
+            what,
+            method: Method::GET,
+            path,
+            body: None,
+            wait: Duration::ZERO,
+            max_bytes: MAX_ANSWER_BYTES,
+        }
     }
 
     pub(crate) fn put(what: &'static str, path: String, body: Vec<u8>) -> Self {
-        Self { what, method: Method::PUT, path, body: Some(body), wait: Duration::ZERO }
+        Self { method: Method::PUT, body: Some(body), ..Self::get(what, path) }
     }
 }
 
@@ -73,19 +78,18 @@ pub(crate) struct Answer {
 impl Agents {
     pub(crate) fn new(config: ConsulConfig) -> Self {
         let addresses = config.addresses();
-        Self { config, addresses, current: AtomicUsize::new(0), client: Mutex::default() }
+        Self { config, addresses, current: watch::Sender::new(0), client: Mutex::default() }
     }
 
     /// Sends a request to the agent that is used. One that does not serve it makes the next request go to the next agent.
     pub(crate) async fn send(&self, request: &Request) -> Result<Answer, BackendError> {
-        let host = self.current.load(Relaxed);
+        let host = *self.current.borrow();
         let answer = self.send_to(host, request).await;
         if answer.as_ref().is_err_and(BackendError::is_retryable) {
             let next = (host + 1) % self.addresses.len();
             // Unless another request has done so.
-            if self.current.compare_exchange(host, next, Relaxed, Relaxed).is_ok() && next != host {
-                debug!(next = self.config.hosts[next], "using the next host of Consul");
-            }
+            self.current
+                .send_if_modified(|current| *current == host && std::mem::replace(current, next) != next);
         }
         answer
     }
@@ -93,7 +97,7 @@ impl Agents {
     /// Sends a request to the agent with this number.
     pub(crate) async fn send_to(&self, host: usize, request: &Request) -> Result<Answer, BackendError> {
         let name = &self.config.hosts[host];
-        let limit = self.config.attempt_timeout + request.wait;
+        let limit = self.config.settings.request_timeout() + request.wait;
         let answer = timeout(limit, self.log_in_and_send(host, request)).await;
         answer.unwrap_or_else(|_| Err(failure(name, request, format!("no answer within {limit:?}"))))
     }
@@ -158,11 +162,11 @@ impl Agents {
         let index = response.headers().get(INDEX_HEADER).and_then(|index| index.to_str().ok()?.parse().ok());
         let (status, mut body) = (response.status(), Vec::new());
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            if body.len() + chunk.len() > request.max_bytes {
                 return Err(failure(
                     name,
                     request,
-                    format!("the answer has more than {MAX_ANSWER_BYTES} bytes"),
+                    format!("the answer has more than {} bytes", request.max_bytes),
                 ));
             }
             body.extend_from_slice(&chunk);

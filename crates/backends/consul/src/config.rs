@@ -4,7 +4,7 @@ use std::{env, time::Duration};
 
 use tenure_cas::CasSettings;
 use tenure_core::{
-    Error, InvalidConfig, Password, Secret, StoreUrl, Tls,
+    Error, Password, Secret, StoreUrl, Tls,
     internal::check_hosts,
     spi::{BackendError, BackendErrorKind},
 };
@@ -12,6 +12,8 @@ use tenure_core::{
 const DEFAULT_PORT: u16 = 8500;
 const DEFAULT_PREFIX: &str = "tenure";
 const MAX_PREFIX_BYTES: usize = 256;
+/// How long a request may take.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a record is read while Consul gives no hints.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -25,8 +27,7 @@ pub struct ConsulConfig {
     pub(crate) datacenter: Option<String>,
     pub(crate) token: Option<Password>,
     pub(crate) tls: Option<Tls>,
-    pub(crate) attempt_timeout: Duration,
-    pub(crate) poll_interval: Duration,
+    pub(crate) settings: CasSettings,
 }
 
 impl ConsulConfig {
@@ -40,8 +41,9 @@ impl ConsulConfig {
             datacenter: None,
             token: None,
             tls: None,
-            attempt_timeout: Duration::from_secs(2),
-            poll_interval: POLL_INTERVAL,
+            settings: CasSettings::new()
+                .with_request_timeout(ATTEMPT_TIMEOUT)
+                .with_poll_interval(POLL_INTERVAL),
         }
     }
 
@@ -72,10 +74,8 @@ impl ConsulConfig {
             let text = "the store URL has a user; Consul knows tokens only: give password_file=/path, or consul://token:TOKEN@host";
             return Err(invalid(text.to_owned()));
         }
-        let settings = CasSettings::from_url(url, POLL_INTERVAL)?;
         let mut config = Self::new(url.hosts().iter().cloned());
-        config.attempt_timeout = settings.request_timeout();
-        config.poll_interval = settings.poll_interval();
+        config.settings = CasSettings::from_url(url, POLL_INTERVAL)?;
         if !url.path().trim_matches('/').is_empty() {
             config = config.prefix(url.path());
         }
@@ -127,16 +127,21 @@ impl ConsulConfig {
     }
 
     /// Sets how long a request may take; 2 s by default. The next request is sent to the next host after that.
+    ///
+    /// At least 100 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
-        self.attempt_timeout = time;
+        let time = time.clamp(Duration::from_millis(100), Duration::from_secs(60));
+        self.settings = self.settings.with_request_timeout(time);
         self
     }
 
     /// Sets how often a record is read while Consul gives no hints; every second by default. A handover takes about half of it then.
+    ///
+    /// At least 10 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
-        self.poll_interval = interval;
+        self.settings = self.settings.with_poll_interval(interval);
         self
     }
 
@@ -156,14 +161,6 @@ impl ConsulConfig {
         if self.tls.is_some() && cfg!(not(feature = "tls")) {
             let text = "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml";
             return Err(invalid(text.to_owned()));
-        }
-        for (setting, given, min_ms, allowed) in [
-            ("attempt_timeout", self.attempt_timeout, 100, "from 100ms to 1m"),
-            ("poll_interval", self.poll_interval, 10, "from 10ms to 1m"),
-        ] {
-            if given < Duration::from_millis(min_ms) || given > Duration::from_secs(60) {
-                return Err(InvalidConfig::Time { setting, given, allowed }.into());
-            }
         }
         Ok(())
     }
@@ -204,7 +201,7 @@ mod tests {
         );
         assert_eq!((config.prefix.as_str(), config.datacenter.as_deref()), ("acme/jobs", Some("dc-2")));
         assert_eq!(config.token.as_ref().unwrap().latest().expose(), "s3cret");
-        let times = [config.attempt_timeout, config.poll_interval];
+        let times = [config.settings.request_timeout(), config.settings.poll_interval()];
         assert_eq!(times.map(|time| time.as_millis()), [4_000, 500]);
         assert!(!format!("{config:?}").contains("s3cret"));
     }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use futures::future::join_all;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tenure_core::{
@@ -22,9 +23,11 @@ const ENOUGH_SERVERS: usize = 3;
 /// Diagnoses each host, and the cluster through the first that answers.
 pub(crate) async fn diagnose(agents: &Agents) -> Vec<Diagnosis> {
     let (mut diagnoses, mut answering) = (Vec::new(), None);
-    for (number, host) in agents.config.hosts.iter().enumerate() {
-        let subject = format!("host {host}");
-        diagnoses.push(match describe(agents, number).await {
+    let hosts = &agents.config.hosts;
+    let descriptions = join_all((0..hosts.len()).map(|host| describe(agents, host))).await;
+    for (number, description) in descriptions.into_iter().enumerate() {
+        let subject = format!("host {}", hosts[number]);
+        diagnoses.push(match description {
             Ok(text) => {
                 answering = answering.or(Some(number));
                 Diagnosis::good(subject, text)

@@ -35,12 +35,13 @@
 //! - Consul 1.8 (tested with 1.8.7) or later (not tested), with its servers' disks intact.
 //! - Nobody changes the keys below the prefix. After `consul snapshot restore` the records are old ones again, and nothing shows that: stop all
 //!   candidates before it, and start them one TTL after it.
-//! - All hosts in the URL are agents of the same datacenter.
+//! - All hosts in the URL are agents of the same datacenter. Before the first request those that answer are compared, and those of two clusters are
+//!   refused.
 //!
 //! # Limitations
 //!
-//! - While the cluster has no leader nothing is answered. An election of Consul's own takes some 10 s with the default `raft_multiplier` of
-//!   5, and some 2 s with 1; use a TTL that is longer, or leaders step down.
+//! - While the cluster has no leader nothing is answered. After the leader of three servers was killed that took 15 to 18 s with the default
+//!   `raft_multiplier` of 5, and 2.4 to 3.9 s with 1 (measured, four times each). Set it to 1, or use a TTL of 40 s, or leaders lose leadership.
 //! - Of up to 32 elections for which an elector waits the changes are known at once; others are read every `poll_interval`. An agent allows
 //!   200 connections from one address (`limits.http_max_conns_per_client`), and each blocking query takes one. An elector has a few more.
 //! - A record has at most 512 KiB (`limits.kv_max_value_size`).
@@ -55,7 +56,7 @@ mod store;
 
 use std::time::Duration;
 
-use tenure_cas::{CasBackend, CasSettings};
+use tenure_cas::CasBackend;
 use tenure_core::Error;
 
 pub use crate::{config::ConsulConfig, store::ConsulStore};
@@ -63,7 +64,7 @@ pub use crate::{config::ConsulConfig, store::ConsulStore};
 /// The key-value store of a Consul cluster as a store for elections.
 pub type ConsulBackend = CasBackend<ConsulStore>;
 
-/// How much longer the recipe waits than a request may take.
+/// How much longer the recipe waits than a request may take, and the comparison of the hosts before the first one.
 const SLACK: Duration = Duration::from_millis(500);
 
 /// A backend for the cluster that `config` describes. Does not connect yet.
@@ -71,8 +72,7 @@ const SLACK: Duration = Duration::from_millis(500);
 /// # Errors
 /// When `config` has no host, or a prefix or a time that is not allowed.
 pub fn backend(config: ConsulConfig) -> Result<ConsulBackend, Error> {
-    let settings = CasSettings::new()
-        .with_poll_interval(config.poll_interval)
-        .with_request_timeout(config.attempt_timeout + SLACK);
+    let limit = 2 * config.settings.request_timeout() + SLACK;
+    let settings = config.settings.clone().with_request_timeout(limit);
     Ok(CasBackend::with_settings(ConsulStore::new(config)?, settings))
 }

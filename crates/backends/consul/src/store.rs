@@ -17,7 +17,10 @@ use tenure_core::{
     Diagnosis, Error, internal,
     spi::{BackendError, BackendErrorKind},
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    time::{Instant, timeout},
+};
 
 use crate::{
     client::{Agents, Answer, Request, text_of},
@@ -35,6 +38,8 @@ const WAIT: Duration = Duration::from_secs(10);
 const MIN_WAIT: Duration = Duration::from_secs(1);
 /// How many blocking queries there are at a time: each has a connection, and an agent allows an address 200.
 const MAX_BLOCKING_QUERIES: usize = 32;
+/// The largest list that is read: 500 sessions with the largest values, or many thousands of usual ones.
+const MAX_LIST_BYTES: usize = 64 << 20;
 /// The largest body of a transaction that Consul accepts by default, less what is beside the value.
 const MAX_TRANSACTION_VALUE_BYTES: usize = 512 * 1024 - 2048;
 
@@ -45,6 +50,7 @@ const MAX_TRANSACTION_VALUE_BYTES: usize = 512 * 1024 - 2048;
 pub struct ConsulStore {
     agents: Arc<Agents>,
     blocking_queries: Arc<Semaphore>,
+    are_of_one_cluster: OnceCell<()>,
 }
 
 /// An entry of the key-value store, in answers to reads and transactions.
@@ -86,7 +92,11 @@ impl ConsulStore {
             internal::warn_of_plain_text("Consul", &config.hosts, config.token.is_some(), "ca");
         }
         let blocking_queries = Arc::new(Semaphore::new(MAX_BLOCKING_QUERIES));
-        Ok(Self { agents: Arc::new(Agents::new(config)), blocking_queries })
+        Ok(Self {
+            agents: Arc::new(Agents::new(config)),
+            blocking_queries,
+            are_of_one_cluster: OnceCell::new(),
+        })
     }
 
     fn path(&self, key: &str) -> String {
@@ -153,29 +163,43 @@ impl ConsulStore {
         })
     }
 
-    /// Checks that all hosts have the same record with the identity of the store (hazard G34). Hosts that do not answer are not checked.
+    /// Checks, once, that all hosts are of one cluster.
     async fn check_hosts(&self) -> Result<(), BackendError> {
+        self.are_of_one_cluster.get_or_try_init(|| self.compare_hosts()).await.copied()
+    }
+
+    /// Compares the hosts' records with the identity of the store (hazard G34). Hosts that do not answer soon are not compared.
+    async fn compare_hosts(&self) -> Result<(), BackendError> {
         let hosts = &self.agents.config.hosts;
         if hosts.len() == 1 {
             return Ok(());
         }
         let request = Request::get("comparing the hosts", format!("{}?consistent", self.path(IDENTITY)));
-        let reads = join_all((0..hosts.len()).map(|host| self.agents.send_to(host, &request))).await;
-        let mut found = hosts.iter().zip(reads).filter_map(|(host, read)| {
-            let entries: Vec<Entry> =
-                read.ok().filter(is_found).and_then(|answer| parsed("", &answer).ok())?;
-            Some((host, entries.into_iter().next()?.value))
-        });
-        let Some((first, identity)) = found.next() else { return Ok(()) };
-        match found.find(|(_, other)| *other != identity) {
-            None => Ok(()),
-            Some((other, _)) => {
-                let text = format!(
-                    "{first} and {other} belong to different clusters of Consul: two candidates could lead; name the agents of one"
-                );
-                Err(BackendError::new(BackendErrorKind::Invalid, text))
+        let limit = self.agents.config.settings.request_timeout() / 2;
+        // Between the reads of the first round somebody may have created the record.
+        for is_last in [false, true] {
+            let reads = (0..hosts.len()).map(|host| timeout(limit, self.agents.send_to(host, &request)));
+            let answers = hosts.iter().zip(join_all(reads).await).filter_map(|(host, read)| {
+                let answer = read.ok()?.ok()?;
+                let entries =
+                    if is_found(&answer) { parsed(request.what, &answer).ok()? } else { Vec::new() };
+                Some((host, entries.into_iter().next().map(|entry: Entry| entry.value)))
+            });
+            let answers: Vec<_> = answers.collect();
+            let other = answers.iter().find(|answer| answer.1 != answers[0].1);
+            match other {
+                None => break,
+                Some((other, _)) if is_last => {
+                    let text = format!(
+                        "{} and {other} belong to different clusters of Consul: two candidates could lead; name the agents of one",
+                        answers[0].0
+                    );
+                    return Err(BackendError::new(BackendErrorKind::Invalid, text));
+                }
+                Some(_) => {}
             }
         }
+        Ok(())
     }
 }
 
@@ -187,6 +211,7 @@ impl CasStore for ConsulStore {
 
     async fn read(&self, key: &str, freshness: Freshness) -> Result<Option<Record>, BackendError> {
         let what = "reading a record";
+        self.check_hosts().await?;
         // The default mode asks the leader too, which need not ask its followers: it may be an earlier leader for a moment. A server that was
         // cut off refuses, unlike with `stale`.
         let mode = if freshness == Freshness::Fresh { "?consistent" } else { "" };
@@ -207,6 +232,7 @@ impl CasStore for ConsulStore {
         body: &[u8],
     ) -> Result<Swap, BackendError> {
         let what = "swapping a record";
+        self.check_hosts().await?;
         // Zero: if there is none.
         let index = expected.map_or(Ok(0), |expected| index_of(what, expected))?;
         let value = BASE64_STANDARD.encode(body);
@@ -218,6 +244,10 @@ impl CasStore for ConsulStore {
         let Some(results) = self.transaction(what, operation).await? else { return Ok(Swap::Conflict) };
         let result = results.into_iter().next().filter(|result| result.entry.key == self.key(key));
         let result = result.ok_or_else(|| garbage(what, "without a result"))?;
+        if key == IDENTITY {
+            // They were compared before one of them had it.
+            self.compare_hosts().await?;
+        }
         Ok(Swap::Done(version(what, result.entry.modify_index)?))
     }
 
@@ -234,8 +264,10 @@ impl CasStore for ConsulStore {
 
     async fn list(&self, prefix: &str) -> Result<Vec<Record>, BackendError> {
         let what = "listing records";
+        self.check_hosts().await?;
         let path = format!("{}?recurse&consistent", self.path(prefix));
-        let answer = self.agents.send(&Request::get(what, path)).await?;
+        let request = Request { max_bytes: MAX_LIST_BYTES, ..Request::get(what, path) };
+        let answer = self.agents.send(&request).await?;
         if !is_found(&answer) {
             return Ok(Vec::new());
         }
@@ -262,14 +294,12 @@ impl CasStore for ConsulStore {
     }
 
     async fn epoch(&self) -> Result<EpochState, BackendError> {
-        // Asked once for each elector, before its first session.
-        self.check_hosts().await?;
         Ok(EpochState::Fixed)
     }
 
     async fn diagnose(&self) -> Vec<Diagnosis> {
         let mut diagnoses = diagnose(&self.agents).await;
-        if let Err(error) = self.check_hosts().await {
+        if let Err(error) = self.compare_hosts().await {
             diagnoses.push(Diagnosis::problem("hosts", error.to_string(), "name the agents of one cluster"));
         }
         diagnoses
@@ -280,8 +310,8 @@ impl CasStore for ConsulStore {
     }
 }
 
-/// Waits until a key has another index than this one, or for a while. `None` when the hints end: after a failure, and when the index goes back,
-/// as after a restored snapshot. Whoever reads the record subscribes again after its next, jittered poll.
+/// Waits until a key has another index than this one, or for a while. `None` when the hints end: after a failure, when another host is used, and
+/// when the index goes back, as after a restored snapshot. Whoever reads the record subscribes again after its next, jittered poll.
 async fn next_index(agents: &Agents, path: &str, index: Option<u64>) -> Option<u64> {
     let what = "waiting for a change";
     let request = match index {
@@ -291,8 +321,12 @@ async fn next_index(agents: &Agents, path: &str, index: Option<u64>) -> Option<u
             ..Request::get(what, format!("{path}?index={index}&wait={}s", WAIT.as_secs()))
         },
     };
-    let begun = Instant::now();
-    let next = agents.send(&request).await.ok()?.index?.max(1);
+    let (begun, mut host) = (Instant::now(), agents.current.subscribe());
+    let next = tokio::select! {
+        answer = agents.send(&request) => answer.ok()?.index?.max(1),
+        // Other requests have found that it does not answer.
+        _ = host.changed() => return None,
+    };
     let goes_back = index.is_some_and(|index| next < index);
     let did_not_block = index == Some(next) && begun.elapsed() < MIN_WAIT;
     (!goes_back && !did_not_block).then_some(next)
