@@ -21,6 +21,8 @@ pub enum Version {
     Postgres17,
     /// A Kubernetes API server 1.20, with its etcd, kubectl, and a candidate of client-go.
     Kubernetes120,
+    /// NATS 2.10.
+    Nats210,
 }
 
 impl Version {
@@ -48,6 +50,7 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
+            Self::Nats210 => "TENURE_TEST_IMAGE_NATS_2_10",
         }
     }
 
@@ -61,6 +64,7 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
+            Self::Nats210 => "TENURE_TEST_NATS_2_10",
         }
     }
 }
@@ -75,6 +79,7 @@ impl fmt::Display for Version {
             Self::Postgres15 => "postgres:15",
             Self::Postgres17 => "postgres:17",
             Self::Kubernetes120 => "kubernetes:1.20",
+            Self::Nats210 => "nats:2.10",
         })
     }
 }
