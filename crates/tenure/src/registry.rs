@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, and `kubernetes`.
+    /// `postgresql`, `kubernetes`, and `nats`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -128,6 +128,10 @@ impl Registry {
                 let config = tenure_kubernetes::KubernetesConfig::from_url(url)?;
                 Ok(Arc::new(tenure_kubernetes::KubernetesBackend::new(config)?))
             }),
+            built_in!("nats", |url, _| {
+                let config = tenure_nats::NatsConfig::from_url(url)?;
+                Ok(Arc::new(tenure_nats::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -146,7 +150,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `consul`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -379,7 +383,7 @@ mod tests {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
         for taken in
-            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes"]
+            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes", "nats"]
         {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
@@ -395,7 +399,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(9).collect();
+        let known: Vec<_> = registry.schemes().take(10).collect();
         assert_eq!(
             known,
             [
@@ -407,6 +411,7 @@ mod tests {
                 "postgres",
                 "postgresql",
                 "kubernetes",
+                "nats",
                 "tiny-2"
             ]
         );
