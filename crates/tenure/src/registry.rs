@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 5] = ["consul", "nats", "s3", "mysql", "redis"];
+const RESERVED: [&str; 4] = ["consul", "s3", "mysql", "redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -382,9 +382,17 @@ mod tests {
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in
-            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes", "nats"]
-        {
+        for taken in [
+            "memory",
+            "local",
+            "etcd",
+            "etcd+srv",
+            "zookeeper",
+            "postgres",
+            "postgresql",
+            "kubernetes",
+            "nats",
+        ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }

@@ -100,6 +100,9 @@ fn frame(length: i32) -> Garbage {
     Garbage::Response([&length.to_be_bytes()[..], &[0]].concat())
 }
 
+/// NATS: what a server says of itself when a client connects.
+const NATS_INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.10.0\",\"max_payload\":1048576,\"headers\":true,\"jetstream\":true}\r\n";
+
 survived! {
     etcd_that_never_answers: "etcd", Garbage::Silence;
     etcd_that_answers_random_bytes: "etcd", Garbage::RandomBytes;
@@ -112,6 +115,14 @@ survived! {
     etcd_that_announces_a_message_of_1_gib: "etcd", Garbage::StreamResponse(HUGE_MESSAGE_PREFIX);
     etcd_that_refuses_with_control_characters: "etcd", Garbage::UnprintableError;
     etcd_that_answers_empty_data_forever: "etcd", Garbage::StreamResponse(NO_DATA);
+
+    nats_that_never_answers: "nats", Garbage::Silence;
+    nats_that_answers_random_bytes: "nats", Garbage::RandomBytes;
+    nats_that_streams_bytes_forever: "nats", Garbage::Stream(b"", b"nats", BUFFERED_RATE);
+    nats_that_hangs_up: "nats", Garbage::Close;
+    nats_that_is_a_web_server: "nats", Garbage::HttpError;
+    nats_that_refuses_with_control_characters: "nats", Garbage::Stream(NATS_INFO, b"-ERR '\x1b[31mred\x07'\r\n", Rate::MebibytesPerSecond(1));
+    nats_that_is_silent_once_connected: "nats", Garbage::Stream(NATS_INFO, b"PONG\r\n", Rate::MebibytesPerSecond(1));
 
     zookeeper_that_never_answers: "zookeeper", Garbage::Silence;
     zookeeper_that_answers_random_bytes: "zookeeper", Garbage::RandomBytes;

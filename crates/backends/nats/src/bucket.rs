@@ -30,8 +30,12 @@ pub(crate) async fn open(connection: &Connection, config: &NatsConfig) -> Result
 }
 
 /// The state of the bucket's stream; `None` if there is none.
-pub(crate) async fn info(connection: &Connection, config: &NatsConfig) -> Result<Option<Value>, BackendError> {
-    let (what, subject) = ("reading the bucket's settings", format!("$JS.API.STREAM.INFO.{}", config.stream()));
+pub(crate) async fn info(
+    connection: &Connection,
+    config: &NatsConfig,
+) -> Result<Option<Value>, BackendError> {
+    let (what, subject) =
+        ("reading the bucket's settings", format!("$JS.API.STREAM.INFO.{}", config.stream()));
     let answer = connection.json(what, &subject, HeaderMap::new(), Vec::new()).await?;
     match answer.get("error") {
         None => Ok(Some(answer)),
@@ -50,7 +54,10 @@ async fn create(connection: &Connection, config: &NatsConfig) -> Result<Value, B
         let answer = answer.map_err(|error| match error.kind() {
             Forbidden => {
                 let command = command(config, wanted[0]);
-                BackendError::new(Forbidden, format!("{error}; or have an administrator create the bucket: {command}"))
+                BackendError::new(
+                    Forbidden,
+                    format!("{error}; or have an administrator create the bucket: {command}"),
+                )
             }
             _ => error,
         })?;
@@ -61,7 +68,9 @@ async fn create(connection: &Connection, config: &NatsConfig) -> Result<Value, B
             // The cluster may be starting.
             Some(error) if error_code(error) == NO_PEERS => {
                 let error = refused(&what, error);
-                let text = format!("{error}; start {replicas} servers with JetStream, or give replicas=1, which survives the loss of no server");
+                let text = format!(
+                    "{error}; start {replicas} servers with JetStream, or give replicas=1, which survives the loss of no server"
+                );
                 return Err(BackendError::new(Unavailable, text));
             }
             Some(error) => return Err(refused(&what, error)),
@@ -117,6 +126,7 @@ fn check(config: &NatsConfig, info: &Value) -> Result<(), BackendError> {
         return Ok(());
     };
     let command = command(config, 3);
-    let text = format!("the bucket {} {problem}; use a bucket of its own for elections: {command}", config.bucket);
+    let text =
+        format!("the bucket {} {problem}; use a bucket of its own for elections: {command}", config.bucket);
     Err(BackendError::new(Invalid, text))
 }

@@ -105,7 +105,10 @@ impl NatsConfig {
         config.login = login(url)?;
         config.replicas = url.parsed("replicas", "a number from 1 to 5")?;
         config.inbox_prefix = url.text("inbox_prefix").unwrap_or(DEFAULT_INBOX_PREFIX).to_owned();
-        config.monitor = url.text("monitor").map(|hosts| hosts.split(',').map(str::to_owned).collect()).unwrap_or_default();
+        config.monitor = url
+            .text("monitor")
+            .map(|hosts| hosts.split(',').map(str::to_owned).collect())
+            .unwrap_or_default();
         config.attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(config.attempt_timeout);
         config.poll_interval = url.duration("poll_interval")?.unwrap_or(config.poll_interval);
         config.check().map_err(|error| match error {
@@ -202,7 +205,8 @@ impl NatsConfig {
                 "the bucket {bucket:?} is not allowed: it has 1 to 200 of A-Z a-z 0-9 _ -"
             )));
         }
-        let is_subject = |part: &str| !part.is_empty() && part.bytes().all(|byte| is_plain(byte) || byte == b'$');
+        let is_subject =
+            |part: &str| !part.is_empty() && part.bytes().all(|byte| is_plain(byte) || byte == b'$');
         if !self.inbox_prefix.split('.').all(is_subject) {
             return Err(invalid(format!(
                 "the inbox_prefix {:?} is not allowed: give parts of A-Z a-z 0-9 _ - with dots between them",
@@ -237,7 +241,8 @@ fn login(url: &StoreUrl) -> Result<Login, Error> {
     }
     if let Some(file) = url.text("token_file") {
         let token = Password::from_file(file);
-        logins.push(Login::Token(token.map_err(|reason| url.invalid(format!("token_file={file} {reason}")))?));
+        logins
+            .push(Login::Token(token.map_err(|reason| url.invalid(format!("token_file={file} {reason}")))?));
     }
     for (setting, login) in
         [("credentials", Login::Credentials as fn(PathBuf) -> Login), ("nkey_file", Login::Nkey)]
@@ -251,9 +256,9 @@ fn login(url: &StoreUrl) -> Result<Login, Error> {
     match logins.len() {
         0 => Ok(Login::None),
         1 => Ok(logins.remove(0)),
-        _ => {
-            Err(url.invalid("it has more than one of a user, a token_file, credentials and a nkey_file; give one").into())
-        }
+        _ => Err(url
+            .invalid("it has more than one of a user, a token_file, credentials and a nkey_file; give one")
+            .into()),
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer, Request, RequestErrorKind};
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer, Request,
+    RequestErrorKind,
+};
 use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use serde_json::Value;
 use tenure_core::{
@@ -26,6 +29,9 @@ use crate::{
     bucket,
     config::{Login, NatsConfig},
 };
+
+/// How many refusals of a connection are remembered.
+const MAX_REFUSALS: usize = 16;
 
 /// Connects when there is something to send, and sends requests.
 #[derive(Debug)]
@@ -50,7 +56,12 @@ pub(crate) struct Connection {
 
 impl Requests {
     pub(crate) fn new(config: NatsConfig) -> Self {
-        Self { config, current: Mutex::default(), connecting: tokio::sync::Mutex::default(), created: Mutex::default() }
+        Self {
+            config,
+            current: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            created: Mutex::default(),
+        }
     }
 
     /// The connection, if there is one.
@@ -61,10 +72,19 @@ impl Requests {
     /// Sends a request, and returns its answer in JSON.
     ///
     /// A connection without an answer is replaced. The request may be carried out later.
-    pub(crate) async fn json(&self, what: &str, subject: &str, headers: HeaderMap, body: Vec<u8>) -> Result<Value, BackendError> {
+    pub(crate) async fn json(
+        &self,
+        what: &str,
+        subject: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Value, BackendError> {
         let connection = self.connection().await?;
         if body.len() + 1024 > connection.client.max_payload() {
-            let text = format!("{what}: the record has {} bytes, which is more than the server's max_payload; raise it", body.len());
+            let text = format!(
+                "{what}: the record has {} bytes, which is more than the server's max_payload; raise it",
+                body.len()
+            );
             return Err(BackendError::new(Invalid, text));
         }
         let answer = connection.json(what, subject, headers, body).await;
@@ -108,7 +128,8 @@ impl Requests {
 
     /// Connects to all servers at once, and uses the one that answers first: others may be frozen.
     async fn connect(&self) -> Result<Connection, BackendError> {
-        let mut attempts: FuturesUnordered<_> = self.config.hosts.iter().map(|host| self.connect_host(host)).collect();
+        let mut attempts: FuturesUnordered<_> =
+            self.config.hosts.iter().map(|host| self.connect_host(host)).collect();
         let mut failures = Vec::new();
         while let Some(outcome) = attempts.next().await {
             match outcome {
@@ -157,13 +178,17 @@ impl Requests {
             .map_err(|reason| BackendError::new(Invalid, format!("{what}: {reason}")))?
             .event_callback(move |event| {
                 if let Event::ServerError(error) = event {
-                    reported.send_modify(|reported| reported.push(error.to_string().to_lowercase()));
+                    reported.send_modify(|reported| {
+                        reported.truncate(MAX_REFUSALS - 1);
+                        reported.insert(0, error.to_string().to_lowercase());
+                    });
                 }
                 std::future::ready(())
             });
         let scheme = if self.config.tls.is_some() { "tls" } else { "nats" };
         // What it logs is in the errors.
-        let connecting = options.connect(format!("{scheme}://{host}")).with_subscriber(NoSubscriber::default());
+        let connecting =
+            options.connect(format!("{scheme}://{host}")).with_subscriber(NoSubscriber::default());
         let client = timeout(self.config.attempt_timeout, connecting)
             .await
             .map_err(|_| late(&what, self.config.attempt_timeout))?
@@ -184,9 +209,13 @@ impl Requests {
             .max_reconnects(1)
             .reconnect_to_server_callback(|servers, _| {
                 let server = servers.into_iter().next();
-                std::future::ready(server.map(|server| ReconnectToServer { addr: server.addr, delay: Some(Duration::ZERO) }))
+                std::future::ready(
+                    server.map(|server| ReconnectToServer { addr: server.addr, delay: Some(Duration::ZERO) }),
+                )
             });
-        let read = |file: &PathBuf| fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()));
+        let read = |file: &PathBuf| {
+            fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
+        };
         let secret = || secret.map(|secret| secret.expose().to_owned()).unwrap_or_default();
         let options = match &self.config.login {
             Login::None => options,
@@ -208,23 +237,31 @@ impl Requests {
             return tls.current().await.client_config();
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let roots = rustls::RootCertStore::empty();
         Ok(config.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth())
     }
 
     fn classify(&self, what: &str, error: &async_nats::ConnectError) -> BackendError {
-        let is_refused = matches!(error.kind(), ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication);
+        let is_refused = matches!(
+            error.kind(),
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication
+        );
         if is_refused {
             let advice = match self.config.login {
-                Login::None => "the server asks for a login; give user:password@, token_file, credentials or nkey_file",
+                Login::None => {
+                    "the server asks for a login; give user:password@, token_file, credentials or nkey_file"
+                }
                 _ => "the server refuses the login; check the user, and the password or the key",
             };
             return BackendError::new(Unauthorized, format!("{what}: {advice}"));
         }
         let text = error.to_string();
         let advice = match text.contains("certificate") {
-            true if self.config.tls.is_none() => "; the server asks for TLS: give ca=/path/to/authorities.pem",
+            true if self.config.tls.is_none() => {
+                "; the server asks for TLS: give ca=/path/to/authorities.pem"
+            }
             true => "; check ca, and the name and the date of the server's certificate",
             false => "",
         };
@@ -246,12 +283,24 @@ impl Connection {
     }
 
     /// As [`Requests::json`].
-    pub(crate) async fn json(&self, what: &str, subject: &str, headers: HeaderMap, body: Vec<u8>) -> Result<Value, BackendError> {
+    pub(crate) async fn json(
+        &self,
+        what: &str,
+        subject: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Value, BackendError> {
         let answer = self.request(what, subject, headers, body).await?;
         serde_json::from_slice(&answer.payload).map_err(|_| unexpected(what))
     }
 
-    async fn request(&self, what: &str, subject: &str, headers: HeaderMap, body: Vec<u8>) -> Result<Message, BackendError> {
+    async fn request(
+        &self,
+        what: &str,
+        subject: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Message, BackendError> {
         let request = Request::new().headers(headers).payload(body.into()).timeout(None);
         let answer = timeout(self.limit, self.client.send_request(subject.to_owned(), request));
         tokio::select! {
@@ -291,11 +340,14 @@ impl Connection {
 
 /// The error in an answer of JetStream, by its kind.
 pub(crate) fn refused(what: &str, error: &Value) -> BackendError {
-    let (code, text) = (error["code"].as_u64(), error["description"].as_str().unwrap_or("refused without a reason"));
+    let (code, text) =
+        (error["code"].as_u64(), error["description"].as_str().unwrap_or("refused without a reason"));
     let (kind, advice) = match error_code(error) {
         NOT_FOUND => (Unavailable, "; it was deleted"),
         // Of the account, or of the server.
-        10_039 | 10_076 => (Unavailable, "; enable JetStream in the servers' configuration, for this account"),
+        10_039 | 10_076 => {
+            (Unavailable, "; enable JetStream in the servers' configuration, for this account")
+        }
         _ if code.is_some_and(|code| (400..500).contains(&code)) => (Invalid, ""),
         _ => (Unavailable, ""),
     };

@@ -24,7 +24,8 @@ const MAX_ANSWER: u64 = 1 << 20;
 
 /// Diagnoses each server, the bucket, and what the user may do.
 pub(crate) async fn diagnose(store: &NatsStore) -> Vec<Diagnosis> {
-    let mut diagnoses = join_all(store.requests.config.hosts.iter().map(|host| diagnose_host(store, host))).await;
+    let mut diagnoses =
+        join_all(store.requests.config.hosts.iter().map(|host| diagnose_host(store, host))).await;
     match state(store).await {
         Ok(state) => diagnoses.extend(diagnose_bucket(store, &state)),
         Err(error) => diagnoses.push(problem("bucket", &error)),
@@ -64,7 +65,9 @@ async fn diagnose_host(store: &NatsStore, host: &str) -> Diagnosis {
 async fn state(store: &NatsStore) -> Result<Value, BackendError> {
     // Opens the bucket, which checks its settings.
     store.read(NO_RECORD, Freshness::MayBeStale).await?;
-    let lost = || BackendError::new(BackendErrorKind::Unavailable, "the connection ended, or the bucket was deleted");
+    let lost = || {
+        BackendError::new(BackendErrorKind::Unavailable, "the connection ended, or the bucket was deleted")
+    };
     let connection = store.requests.current().ok_or_else(lost)?;
     bucket::info(&connection, &store.requests.config).await?.ok_or_else(lost)
 }
@@ -116,8 +119,7 @@ fn diagnose_bucket(store: &NatsStore, state: &Value) -> Vec<Diagnosis> {
 
 /// Whether the servers write to their disks before they acknowledge. Only their monitoring ports tell.
 async fn diagnose_disks(store: &NatsStore) -> Vec<Diagnosis> {
-    const LOSES: &str =
-        "acknowledged writes can be lost when several machines crash at once, and two candidates could lead after it";
+    const LOSES: &str = "acknowledged writes can be lost when several machines crash at once, and two candidates could lead after it";
     const SET: &str = "set `jetstream { sync_interval: always }` in the configuration of each server";
     let config = &store.requests.config;
     if config.monitor.is_empty() {
@@ -135,7 +137,11 @@ async fn diagnose_disks(store: &NatsStore) -> Vec<Diagnosis> {
             }
             Some(settings) => {
                 let interval = Duration::from_nanos(settings["sync_interval"].as_u64().unwrap_or_default());
-                Diagnosis::warning(subject, format!("writes are flushed to the disk every {interval:?}: {LOSES}"), SET)
+                Diagnosis::warning(
+                    subject,
+                    format!("writes are flushed to the disk every {interval:?}: {LOSES}"),
+                    SET,
+                )
             }
             None => {
                 let advice = "see that http_port is set there, and that it can be reached from here";
@@ -165,7 +171,9 @@ async fn diagnose_requests(store: &NatsStore) -> Vec<Diagnosis> {
         store.delete(NO_RECORD, &Version::from(0)).await
     };
     let requests = match done.await {
-        Ok(_) => Diagnosis::good("requests", format!("written, listed and purged in {:.1?}", begun.elapsed())),
+        Ok(_) => {
+            Diagnosis::good("requests", format!("written, listed and purged in {:.1?}", begun.elapsed()))
+        }
         Err(error) => problem("requests", &error),
     };
     let hint = async {
@@ -178,12 +186,19 @@ async fn diagnose_requests(store: &NatsStore) -> Vec<Diagnosis> {
         _ => Diagnosis::warning(
             "hints",
             format!("not delivered: a handover can take {:?}", store.requests.config.poll_interval * 10),
-            format!("allow the user to publish and to subscribe to tenure.{}.>", store.requests.config.bucket),
+            format!(
+                "allow the user to publish and to subscribe to tenure.{}.>",
+                store.requests.config.bucket
+            ),
         ),
     };
     vec![requests, hints]
 }
 
 fn problem(subject: &str, error: &BackendError) -> Diagnosis {
-    Diagnosis::problem(subject, error.to_string(), "see what the text says; otherwise what the servers' logs say")
+    Diagnosis::problem(
+        subject,
+        error.to_string(),
+        "see what the text says; otherwise what the servers' logs say",
+    )
 }

@@ -75,7 +75,13 @@ impl NatsStore {
     }
 
     /// Writes a message, and returns its number in the stream, once a quorum has it. An error in the answer is returned as it is.
-    async fn publish(&self, what: &str, subject: &str, expected: Option<u64>, body: Vec<u8>) -> Result<Result<u64, Value>, BackendError> {
+    async fn publish(
+        &self,
+        what: &str,
+        subject: &str,
+        expected: Option<u64>,
+        body: Vec<u8>,
+    ) -> Result<Result<u64, Value>, BackendError> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", self.requests.config.stream());
         if let Some(expected) = expected {
@@ -130,7 +136,13 @@ impl CasStore for NatsStore {
         self.get(what, key).await
     }
 
-    async fn swap(&self, key: &str, expected: Option<&Version>, _: Epoch, body: &[u8]) -> Result<Swap, BackendError> {
+    async fn swap(
+        &self,
+        key: &str,
+        expected: Option<&Version>,
+        _: Epoch,
+        body: &[u8],
+    ) -> Result<Swap, BackendError> {
         let what = "swapping a record";
         let Ok(expected) = expected.map_or(Ok(0), number) else { return Ok(Swap::Conflict) };
         match self.publish(what, &self.subject_of(key), Some(expected), body.to_vec()).await? {
@@ -176,7 +188,9 @@ impl CasStore for NatsStore {
             if answer["state"]["last_seq"].as_u64() < Some(written) {
                 return Err(unexpected(what));
             }
-            let Some(page) = answer["state"]["subjects"].as_object().filter(|page| !page.is_empty()) else { break };
+            let Some(page) = answer["state"]["subjects"].as_object().filter(|page| !page.is_empty()) else {
+                break;
+            };
             subjects.extend(page.keys().cloned());
             if answer["total"].as_u64().is_none_or(|total| subjects.len() as u64 >= total) {
                 break;
@@ -185,7 +199,11 @@ impl CasStore for NatsStore {
         let keys = subjects.iter().filter_map(|subject| subject.strip_prefix(&start)).map(swap_separators);
         let reads: Vec<_> = keys.map(|key| async move { self.get(what, &key).await }).collect();
         // One that is gone was deleted meanwhile.
-        stream::iter(reads).buffer_unordered(CONCURRENT_READS).try_filter_map(async |found| Ok(found)).try_collect().await
+        stream::iter(reads)
+            .buffer_unordered(CONCURRENT_READS)
+            .try_filter_map(async |found| Ok(found))
+            .try_collect()
+            .await
     }
 
     fn changes(&self, key: &str) -> Option<BoxStream<'static, ()>> {

@@ -41,7 +41,8 @@ impl NatsAdmin {
     /// # Errors
     /// When the server refuses it, or does not answer within 2 s.
     pub async fn request(&self, subject: &str, body: Value) -> Result<Value, ContainerError> {
-        let failed = |error: String| ContainerError::Unexpected(format!("{subject} at {}: {error}", self.endpoint));
+        let failed =
+            |error: String| ContainerError::Unexpected(format!("{subject} at {}: {error}", self.endpoint));
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
         let request = async {
             let options = ConnectOptions::new().user_and_password("admin".to_owned(), "admin".to_owned());
@@ -53,7 +54,8 @@ impl NatsAdmin {
                 .map_err(|error| failed(error.to_string()))?;
             client.request(subject.to_owned(), body.into()).await.map_err(|error| failed(error.to_string()))
         };
-        let answer = timeout(REQUEST_TIMEOUT, request).await.map_err(|_| failed("no answer".to_owned()))??;
+        let answer =
+            timeout(REQUEST_TIMEOUT, request).await.map_err(|_| failed("no answer".to_owned()))??;
         let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
         match answer.get("error") {
             None => Ok(answer),

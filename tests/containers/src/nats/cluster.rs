@@ -90,9 +90,9 @@ impl NatsCluster {
                 let state = member.admin().bucket(bucket).await?;
                 let leader = state["cluster"]["leader"].as_str().unwrap_or_default();
                 let index = leader.strip_prefix('m').and_then(|index| index.parse().ok());
-                let index = index.filter(|index| Some(*index) != former).ok_or_else(|| {
-                    ContainerError::Unexpected(format!("{leader:?} leads {bucket}"))
-                })?;
+                let index = index
+                    .filter(|index| Some(*index) != former)
+                    .ok_or_else(|| ContainerError::Unexpected(format!("{leader:?} leads {bucket}")))?;
                 member.admin().request(&format!("$KV.{bucket}.written"), serde_json::json!("")).await?;
                 Ok(index)
             };

@@ -34,8 +34,11 @@ impl NatsSettings {
     /// Only users with a login may connect: this one, others that are added, and the administrator. `permissions` are as in the configuration
     /// file, such as `publish: ["a.>"], subscribe: "_INBOX.>"`; without any the user may do everything.
     pub fn user(mut self, user: &str, password: &str, permissions: &str) -> Self {
-        let permissions =
-            if permissions.is_empty() { String::new() } else { format!(", permissions: {{ {permissions} }}") };
+        let permissions = if permissions.is_empty() {
+            String::new()
+        } else {
+            format!(", permissions: {{ {permissions} }}")
+        };
         self.users += &format!("    {{ user: \"{user}\", password: \"{password}\"{permissions} }}\n");
         self
     }
@@ -70,7 +73,10 @@ impl NatsSettings {
             self.configuration
         );
         if !self.users.is_empty() {
-            text += &format!("authorization {{ users: [\n    {{ user: admin, password: admin }}\n{}] }}\n", self.users);
+            text += &format!(
+                "authorization {{ users: [\n    {{ user: admin, password: admin }}\n{}] }}\n",
+                self.users
+            );
         }
         if self.tls.is_some() {
             // The administrator speaks none.
