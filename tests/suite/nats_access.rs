@@ -93,7 +93,7 @@ async fn the_permissions_of_the_guide_are_enough() {
 
     // The user may not create the bucket.
     let refused = refusal(&format!("nats://app:{OLD}@{at}/billing")).await;
-    assert!(matches!(refused, Error::Forbidden(_)), "{refused:?}");
+    assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
     let text = refused.to_string();
     assert!(
         text.contains("$js.api.stream.create.kv_billing")
@@ -112,7 +112,7 @@ async fn the_permissions_of_the_guide_are_enough() {
 
     for (user, without) in parts {
         let refused = refusal(&format!("nats://{user}:{OLD}@{at}/billing")).await;
-        assert!(matches!(refused, Error::Forbidden(_)), "{user}: {refused:?}");
+        assert!(matches!(refused, Error::Unauthorized(_)), "{user}: {refused:?}");
         let text = refused.to_string().to_lowercase();
         assert!(
             text.contains(&without.to_lowercase().replace(".>", ""))
@@ -249,7 +249,7 @@ async fn a_bucket_that_was_created_again_is_refused_until_a_restart() {
         async move { elector.campaign("e").await }
     });
     until("it says why", async || {
-        elector.status().last_error.unwrap_or_default().contains("was created again")
+        elector.status().last_error.unwrap_or_default().contains("was deleted or created again")
     })
     .await;
     campaign.abort();

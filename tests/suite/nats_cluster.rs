@@ -74,6 +74,22 @@ async fn a_member_that_fails_ends_no_leadership() {
     }
 }
 
+/// Counts those who work at the same time.
+struct Working<'a>(&'a AtomicUsize);
+
+impl<'a> Working<'a> {
+    fn begin(working: &'a AtomicUsize, most: &AtomicUsize) -> Self {
+        most.fetch_max(working.fetch_add(1, SeqCst) + 1, SeqCst);
+        Self(working)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
 /// Candidates with a short TTL, all of which work, while members fail one after the other: never do two work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn never_do_two_lead_while_members_fail() {
@@ -87,16 +103,15 @@ async fn never_do_two_lead_while_members_fail() {
         electors.push(Arc::clone(&elector));
         let (working, terms, most) = (Arc::clone(&working), Arc::clone(&terms), Arc::clone(&most));
         campaigns.push(tokio::spawn(async move {
-            let mut token = 0;
+            let mut token = None;
             while let Ok(leadership) = elector.campaign("e").await {
-                assert!(leadership.token().get() > token, "the token rises");
-                token = leadership.token().get();
+                let before = token.replace(leadership.fencing_token());
+                assert!(before < token, "the token rises");
                 let work = async {
-                    most.fetch_max(working.fetch_add(1, SeqCst) + 1, SeqCst);
+                    let _working = Working::begin(&working, &most);
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 };
-                let _ = leadership.run(async |_| work.await).await;
-                working.fetch_sub(1, SeqCst);
+                let _ = leadership.run(work).await;
                 terms.fetch_add(1, SeqCst);
                 let _ = leadership.resign_within(Duration::from_secs(1)).await;
             }
@@ -223,7 +238,7 @@ async fn an_operator_is_told_what_is_wrong() {
     assert!(found[2].1.contains("the monitoring port does not tell it"), "{found:?}");
     monitored.close().await;
 
-    let denied = json!({ "deny_purge": true, "max_bytes": 10_000_000 });
+    let denied = json!({ "deny_purge": true, "allow_rollup_hdrs": false, "max_bytes": 10_000_000 });
     server.admin().create_bucket("odd", &denied).await.unwrap();
     let odd = NatsStore::new(NatsConfig::new([server.endpoint()], "odd")).unwrap();
     let found = findings(&odd).await;

@@ -19,14 +19,20 @@ const NO_PEERS: u64 = 10_005;
 /// It has been created with other settings meanwhile.
 const EXISTS: u64 = 10_058;
 
-/// Opens the bucket, and creates it if it does not exist. Returns when it was created, which identifies it.
-pub(crate) async fn open(connection: &Connection, config: &NatsConfig) -> Result<String, BackendError> {
+/// Opens the bucket, and creates it if it does not exist and may be created. Returns when it was created, which identifies it.
+pub(crate) async fn open(
+    connection: &Connection,
+    config: &NatsConfig,
+    may_create: bool,
+) -> Result<Option<String>, BackendError> {
     let info = match info(connection, config).await? {
         Some(info) => info,
-        None => create(connection, config).await?,
+        None if may_create => create(connection, config).await?,
+        None => return Ok(None),
     };
     check(config, &info)?;
-    info["created"].as_str().map(str::to_owned).ok_or_else(|| unexpected("opening the bucket"))
+    let created = info["created"].as_str().ok_or_else(|| unexpected("opening the bucket"))?;
+    Ok(Some(created.to_owned()))
 }
 
 /// The state of the bucket's stream; `None` if there is none.

@@ -49,6 +49,8 @@ pub(crate) struct Requests {
 pub(crate) struct Connection {
     pub(crate) client: Client,
     inbox: String,
+    /// The server's number of the connection. It changes when the client library connects again.
+    number: u64,
     limit: Duration,
     /// The refusals that the server has reported: for what the user may not do there is no other answer.
     refusals: watch::Receiver<Vec<String>>,
@@ -111,17 +113,17 @@ impl Requests {
             return Ok(connection);
         }
         let connection = Arc::new(self.connect().await?);
-        let created = bucket::open(&connection, &self.config).await?;
-        let mut seen = lock(&self.created);
-        if seen.as_ref().is_some_and(|seen| *seen != created) {
+        let known = lock(&self.created).clone();
+        let created = bucket::open(&connection, &self.config, known.is_none()).await?;
+        if known.is_some() && known != created {
             let text = format!(
-                "the bucket {} was created again, or the server belongs to another cluster than before: records were lost; stop all \
+                "the bucket {} was deleted or created again, or the server belongs to another cluster than before: records were lost; stop all \
                  candidates for the longest TTL and start them again",
                 self.config.bucket
             );
             return Err(BackendError::new(Unavailable, text));
         }
-        *seen = Some(created);
+        *lock(&self.created) = created;
         *lock(&self.current) = Some(Arc::clone(&connection));
         Ok(connection)
     }
@@ -194,7 +196,8 @@ impl Requests {
             .map_err(|_| late(&what, self.config.attempt_timeout))?
             .map_err(|error| self.classify(&what, &error))?;
         let inbox = format!("{}.", self.config.inbox_prefix).to_lowercase();
-        Ok(Connection { client, inbox, limit: self.config.attempt_timeout, refusals })
+        let number = client.server_info().client_id;
+        Ok(Connection { client, inbox, number, limit: self.config.attempt_timeout, refusals })
     }
 
     async fn options(&self, secret: Option<&Secret>) -> Result<ConnectOptions, String> {
@@ -280,6 +283,7 @@ impl Requests {
 impl Connection {
     fn is_open(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+            && self.client.server_info().client_id == self.number
     }
 
     /// As [`Requests::json`].
@@ -291,6 +295,10 @@ impl Connection {
         body: Vec<u8>,
     ) -> Result<Value, BackendError> {
         let answer = self.request(what, subject, headers, body).await?;
+        if !self.is_open() {
+            // To which bucket the answer belongs was not checked.
+            return Err(BackendError::new(Unavailable, format!("{what}: the connection was lost")));
+        }
         serde_json::from_slice(&answer.payload).map_err(|_| unexpected(what))
     }
 
