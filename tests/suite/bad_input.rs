@@ -22,8 +22,8 @@ async fn a_url_that_cannot_work() {
         ("etcd", "it has no scheme"),
         (
             "raft://h",
-            "there is no store \"raft\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, consul: or \
-             kubernetes:",
+            "there is no store \"raft\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, consul:, \
+             kubernetes: or nats:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
@@ -78,6 +78,13 @@ async fn a_url_that_cannot_work() {
         ("kubernetes:///Billing", "the namespace \"Billing\" is not allowed: it has 1 to 63 of a-z 0-9 -"),
         ("kubernetes:///a?kubeconfig=/nowhere/config", "kubeconfig=/nowhere/config cannot be read"),
         ("kubernetes:///a?attempt_timeout=2h", "attempt_timeout 2h is not allowed"),
+        ("nats:", "it names no host; give nats://host1,host2/bucket"),
+        ("nats://h", "it names no bucket; give nats://host1,host2/bucket"),
+        ("nats://h/a.b", "the bucket \"a.b\" is not allowed: it has 1 to 200 of A-Z a-z 0-9 _ -"),
+        ("nats://h/a?replicas=7", "replicas=7 is not allowed: give a number from 1 to 5"),
+        ("nats://h/a?inbox_prefix=a.*", "the inbox_prefix \"a.*\" is not allowed"),
+        ("nats://h/a?credentials=/nowhere/app.creds", "credentials=/nowhere/app.creds cannot be read"),
+        ("nats://h/a?attempt_timeout=2h", "attempt_timeout 2h is not allowed"),
         ("kubernetes:///a?ca=/etc/ca.pem", "unknown setting ca; allowed are"),
         ("local:relative/dir", "absolute"),
         ("local://host/dir", "host"),

@@ -7,7 +7,7 @@ use std::{
 
 use tenure::{Elector, Error};
 use tenure_containers::{
-    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedPostgres, SharedZookeeper, Version,
+    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedNats, SharedPostgres, SharedZookeeper, Version,
 };
 use tenure_testkit::suite::within;
 
@@ -36,6 +36,7 @@ async fn a_store_that_can_be_used_is_accepted() {
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
     let consul = SharedConsul::get(Version::Consul18).await.unwrap();
+    let nats = SharedNats::get(Version::Nats210).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let unique = format!("checked-{:016x}", fastrand::u64(..));
     let urls = [
@@ -43,6 +44,7 @@ async fn a_store_that_can_be_used_is_accepted() {
         format!("zookeeper://{}/{unique}?ttl=3s", zookeeper.endpoint()),
         format!("{}?schema={unique}&ttl=3s", postgres.admin().url()),
         format!("consul://{}/{unique}?ttl=3s", consul.endpoint()),
+        format!("nats://{}/{unique}?ttl=3s", nats.endpoint()),
         format!("local:{}", directory.path().display()),
         format!("memory:{unique}"),
     ];
@@ -63,7 +65,7 @@ async fn a_store_that_cannot_be_reached_is_reported() {
     // Nothing listens on the first port. Nobody accepts what arrives on the second.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
-    for store in ["etcd://", "zookeeper://", "postgres://app@", "consul://"] {
+    for store in ["etcd://", "zookeeper://", "postgres://app@", "consul://", "nats://"] {
         for host in ["127.0.0.1:1", &silent] {
             let error = refusal(&format!("{store}{host}/acme?ttl=5s&request_timeout=1s")).await;
             assert!(matches!(error, Error::Unavailable(_)) && error.is_retryable(), "{error}");

@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use tenure::{Candidate, Config, Connection, Elector, Error, Leaders, Leadership};
 use tenure_containers::{
-    ConsulServer, ConsulSettings, EtcdServer, Permission, PostgresServer, PostgresSettings, SharedZookeeper,
-    Version, ZookeeperServer, ZookeeperSettings,
+    ConsulServer, ConsulSettings, EtcdServer, NatsServer, NatsSettings, Permission, PostgresServer,
+    PostgresSettings, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tenure_tests::wait_for_heartbeats;
@@ -255,11 +255,14 @@ async fn a_wrong_password_file_is_read_again() {
     let postgres = postgres(Version::Postgres17, NEW).await;
     let settings = ConsulSettings::default().acl().hcl(format!("acl {{ tokens {{ master = \"{NEW}\" }} }}"));
     let consul = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
+    let settings = NatsSettings::default().user("app", NEW, "");
+    let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
     for store in [
         format!("etcd://app@{}/acme?", server.endpoint()),
         format!("zookeeper://app@{}/acme?auth=sasl&", zookeeper.endpoint()),
         format!("postgres://app@{}/postgres?", postgres.endpoint()),
         format!("consul://{}/acme?", consul.endpoint()),
+        format!("nats://app@{}/billing?", nats.endpoint()),
     ] {
         let file = PasswordFile::new(OLD);
         let url = format!("{store}password_file={}", file.path().display());

@@ -40,11 +40,12 @@ async fn warnings(url: &str) -> Vec<String> {
 }
 
 /// The schemes, the login without a password, the user, and the setting with the authorities.
-const STORES: [(&str, &str, &str, &str); 4] = [
+const STORES: [(&str, &str, &str, &str); 5] = [
     ("etcd", "", "me", "ca"),
     ("zookeeper", "", "me", "ca"),
     ("postgres", "me@", "me", "sslrootcert"),
     ("consul", "", "token", "ca"),
+    ("nats", "", "me", "ca"),
 ];
 
 /// Each elector logs the warning once. It names the first address on another machine, and says whether the password is sent

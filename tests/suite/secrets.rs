@@ -16,12 +16,13 @@ use tenure::{
     Config, Elector, Error, Leadership, Secret, StoreUrl, Tls,
     consul::ConsulConfig,
     etcd::{EtcdBackend, EtcdConfig},
+    nats::NatsConfig,
     postgres::PostgresConfig,
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
 use tenure_containers::{
-    ConsulServer, ConsulSettings, EtcdServer, Permission, PostgresServer, PostgresSettings, TlsFiles,
-    Version, ZookeeperServer, ZookeeperSettings,
+    ConsulServer, ConsulSettings, EtcdServer, NatsServer, NatsSettings, Permission, PostgresServer,
+    PostgresSettings, TlsFiles, Version, ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
@@ -188,9 +189,13 @@ async fn nothing_that_is_printed_holds_a_secret() {
         .file("/data/jaas.conf", users);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
 
+    let settings = NatsSettings::default().user("app", PASSWORD, "");
+    let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
+
     // Leaders that lose the store and reconnect.
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
     let fourth = consul.endpoint();
+    let fifth = nats.endpoint();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("password"), PASSWORD).unwrap();
@@ -209,6 +214,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("consul://{fourth}/file?password_file={}", path("password")),
         format!("consul://{fourth}/variable?password_env={}", VARIABLES[0].0),
         format!("consul://{fourth}/own"),
+        format!("nats://app:{PASSWORD}@{fifth}/acme"),
+        format!("nats://app@{fifth}/file?password_file={}", path("password")),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -224,6 +231,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@{third}/postgres?password_env={}", VARIABLES[1].0),
         format!("consul://token:{WRONG}@{fourth}/acme"),
         format!("consul://{fourth}/acme?password_env={}", VARIABLES[1].0),
+        format!("nats://app:{WRONG}@{fifth}/acme"),
     ] {
         run_refused(&printed, &url).await;
     }
@@ -236,8 +244,12 @@ async fn nothing_that_is_printed_holds_a_secret() {
         run_failing(&printed, &url, "is read again and the login retried").await;
     }
     root.change_password("app", WRONG).await.unwrap();
-    let faults =
-        [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap(), consul.kill().await.unwrap()];
+    let faults = [
+        zookeeper.kill().await.unwrap(),
+        postgres.kill().await.unwrap(),
+        consul.kill().await.unwrap(),
+        nats.kill().await.unwrap(),
+    ];
     for (elector, leadership) in &leaders {
         within("the loss", leadership.lost()).await;
         printed.add_debug(&leadership.loss());
@@ -288,6 +300,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
                 printed.add_debug(&config);
                 printed.add_debug(&tenure::consul::backend(config).unwrap());
             }
+            "nats" => {
+                let config = NatsConfig::from_url(&url).unwrap().tls(tls.clone());
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::nats::backend(config).unwrap());
+            }
             _ => {
                 let config = PostgresConfig::from_url(&url).unwrap();
                 printed.add_debug(&config);
@@ -296,7 +313,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         }
     }
     let (cert, key, broken) = (path("cert"), path("key"), path("broken"));
-    for scheme in ["etcd", "zookeeper"] {
+    for scheme in ["etcd", "zookeeper", "nats"] {
         for url in [
             format!("{scheme}://app:{PASSWORD}@h:port"),
             format!("{scheme}://app:{PASSWORD}@h?password={PASSWORD}"),

@@ -163,6 +163,27 @@ pub(crate) static CONSUL_1_8: Image = Image {
     }),
 };
 
+/// With it comes what breaks its disk and drops its packets.
+pub(crate) static NATS_2_10: Image = Image {
+    name: "nats:2.10",
+    override_variable: "TENURE_TEST_IMAGE_NATS_2_10",
+    suite: "trixie",
+    packages: &["nats-server", "e2fsprogs", "iptables"],
+    build: None,
+    needs: "`nats-server`, `bash`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH",
+    server: Some(Server {
+        shared_variable: "TENURE_TEST_NATS_2_10",
+        port: 4222,
+        user: "root",
+        command: &["nats-server", "--jetstream", "--store_dir=/data/nats", "--http_port=8222"],
+        health: &[
+            "bash",
+            "-ec",
+            "exec 3<>/dev/tcp/127.0.0.1/8222; printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '\"ok\"' <&3",
+        ],
+    }),
+};
+
 /// A system to which the package is installed, with systemd. Its C library must not be older than that of the machine that
 /// builds the package.
 pub(crate) static SYSTEMD: Image = Image {
@@ -186,6 +207,7 @@ pub(crate) static IMAGES: [&Image; 9] = [
     &POSTGRES_15,
     &POSTGRES_17,
     &CONSUL_1_8,
+    &NATS_2_10,
     &SYSTEMD,
 ];
 

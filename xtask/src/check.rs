@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 12] = [
+const PUBLISHED: [&str; 13] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
@@ -22,6 +22,7 @@ const PUBLISHED: [&str; 12] = [
     "tenure-postgres",
     "tenure-consul",
     "tenure-kubernetes",
+    "tenure-nats",
     "tenure-axum",
     "tenure-testkit",
     "tenure",
@@ -77,6 +78,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-cas",
         "tenure-postgres",
         "tenure-consul",
+        "tenure-nats",
         "tenure-cli",
     ] {
         let lint = |features: &str| {

@@ -23,6 +23,7 @@ const CONSUL: &[&str] = &["tenure-consul", "reqwest"];
 /// The recipe of several backends.
 const CAS: &[&str] = &["tenure-cas"];
 const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
+const NATS: &[&str] = &["tenure-nats", "async-nats"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -34,37 +35,37 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 13] = [
+const CHOICES: [Choice; 14] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL, AXUM],
     },
     Choice {
         features: "memory",
         with: &[],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL, AXUM],
     },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, AXUM],
     },
     // tonic has axum for its servers.
     Choice {
         features: "etcd",
         with: &["etcd-client"],
-        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, LOCAL],
+        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL],
     },
     Choice {
         features: "zookeeper",
         with: &["zookeeper-client"],
-        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, CAS, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL, AXUM],
     },
     Choice {
         features: "postgres",
@@ -74,18 +75,24 @@ const CHOICES: [Choice; 13] = [
     Choice {
         features: "consul",
         with: &["reqwest"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, NATS, LOCAL, AXUM],
     },
     // An API server always speaks TLS.
     Choice {
         features: "kubernetes",
         with: &["kube", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, NATS, LOCAL, AXUM],
+    },
+    // Its client cannot be built without rustls.
+    Choice {
+        features: "nats",
+        with: &["async-nats", "rustls", "aws-lc-rs"],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
     },
     Choice {
         features: "axum",
         with: &["axum"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, LOCAL],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL],
     },
     Choice {
         features: "zookeeper,tls",

@@ -190,13 +190,13 @@ fn default_filter(verbose: u8, command: &Command) -> String {
         // One line for each leadership that begins or ends.
         return format!(
             "{level},tenure_core::status={outages},tenure_etcd::transport::members::outage={outages},\
-             tenure_core::engine::tasks::term=info,zookeeper_client=error,kube_client::client=off"
+             tenure_core::engine::tasks::term=info,zookeeper_client=error,kube_client::client=off,async_nats=off"
         );
     }
     // `run` says that it leads, and why no more.
-    // The clients of ZooKeeper and Kubernetes report each request or connection that fails. The outage is logged once.
+    // The clients of ZooKeeper, Kubernetes and NATS report each request or connection that fails. The outage is logged once.
     format!(
         "{level},tenure_core::status={outages},tenure_etcd::transport::members::outage={outages},\
-         tenure_core::engine::tasks::term=error,zookeeper_client=error,kube_client::client=off"
+         tenure_core::engine::tasks::term=error,zookeeper_client=error,kube_client::client=off,async_nats=off"
     )
 }

@@ -11,7 +11,7 @@ use std::{
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_name};
 use tenure_containers::{
-    SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -19,7 +19,7 @@ use tenure_testkit::proxy::{Direction, Proxy};
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
 /// The stores that have servers.
-const SCHEMES: [&str; 5] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes"];
+const SCHEMES: [&str; 6] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes", "nats"];
 
 /// The servers, which may be this test's own and end with it.
 struct Servers {
@@ -28,6 +28,7 @@ struct Servers {
     postgres: SharedPostgres,
     consul: SharedConsul,
     kubernetes: SharedKubernetes,
+    nats: SharedNats,
 }
 
 impl Servers {
@@ -38,6 +39,7 @@ impl Servers {
             postgres: SharedPostgres::get(Version::Postgres17).await.unwrap(),
             consul: SharedConsul::get(Version::Consul18).await.unwrap(),
             kubernetes: SharedKubernetes::get(Version::Kubernetes120).await.unwrap(),
+            nats: SharedNats::get(Version::Nats210).await.unwrap(),
         }
     }
 
@@ -49,13 +51,14 @@ impl Servers {
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 5] {
+    fn endpoints(&self) -> [(&'static str, String); 6] {
         let endpoints = [
             self.etcd.endpoint(),
             self.zookeeper.endpoint(),
             self.postgres.endpoint(),
             self.consul.endpoint(),
             self.kubernetes.endpoint(),
+            self.nats.endpoint(),
         ];
         std::array::from_fn(|n| (SCHEMES[n], endpoints[n].clone()))
     }

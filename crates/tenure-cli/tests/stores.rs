@@ -14,7 +14,7 @@ use std::{
 use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running, store_url};
 use tenure_containers::{
     ConsulServer, ConsulSettings, EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, SharedConsul,
-    SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+    SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -72,6 +72,11 @@ impl StoreServer {
     async fn consul() -> Self {
         let server = SharedConsul::get(Version::Consul18).await.unwrap();
         Self { endpoint: server.endpoint(), scheme: "consul", settings: "ttl=4s", _server: Box::new(server) }
+    }
+
+    async fn nats() -> Self {
+        let server = SharedNats::get(Version::Nats210).await.unwrap();
+        Self { endpoint: server.endpoint(), scheme: "nats", settings: "ttl=4s", _server: Box::new(server) }
     }
 
     /// A server, and a namespace on it.
@@ -227,7 +232,12 @@ async fn a_stubborn_program_is_dead_in_time_when_kubernetes_is_cut_off() {
 /// When the program is killed, the next candidate leads at once, and not after the TTL.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_leads_at_once_when_the_program_is_killed() {
-    for server in [StoreServer::etcd().await, StoreServer::zookeeper().await, StoreServer::postgres().await] {
+    for server in [
+        StoreServer::etcd().await,
+        StoreServer::zookeeper().await,
+        StoreServer::postgres().await,
+        StoreServer::nats().await,
+    ] {
         let root = format!("cli-{:016x}", fastrand::u64(..));
         // The TTL is far longer than any wait in this test.
         let sandbox = Sandbox::on(store_url(server.scheme, &server.endpoint, &root, "ttl=40s"));
@@ -240,6 +250,26 @@ async fn the_next_leads_at_once_when_the_program_is_killed() {
         assert_eq!((first.wait().code(), second.wait().code()), (Some(137), Some(0)));
         assert_eq!(sandbox.candidates(), [] as [&str; 0]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_it_in_time_when_nats_is_cut_off() {
+    StoreServer::nats().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_nats_is_cut_off() {
+    StoreServer::nats().await.is_dead_in_time(FaultKind::Blackhole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_nats() {
+    StoreServer::nats().await.is_dead_in_time(FaultKind::Stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_nats() {
+    StoreServer::nats().await.is_dead_in_time(FaultKind::Kill).await;
 }
 
 /// The exit code and output of `tenure doctor`.

@@ -18,6 +18,7 @@ use crate::registry::Registry;
 /// | `postgres://user@host:5432,host:5432/database` | PostgreSQL; also `postgresql://` | `postgres` |
 /// | `consul://host:8500,host:8500/prefix` | Consul | `consul` |
 /// | `kubernetes:///namespace` | the Leases of a Kubernetes cluster: that of the pod, or of the kubeconfig | `kubernetes` |
+/// | `nats://host:4222,host:4222/bucket` | NATS JetStream | `nats` |
 ///
 /// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
@@ -129,6 +130,23 @@ use crate::registry::Registry;
 /// | `context` | a context of the kubeconfig | its current context |
 /// | `attempt_timeout` | how long the answer to a request may take, before it is sent again | 2 s |
 /// | `leader_label` | whether this pod, which `POD_NAME` names, has the label `tenure/leader` while it leads | `false` |
+///
+/// # NATS
+///
+/// The URL can contain `user:password@` before the hosts. The path is the key-value bucket. It is created if there is none and the user may do that.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `token_file` | a file that contains a token, instead of a user and a password | none |
+/// | `credentials` | a file with a JWT and its key, as `nsc` makes it | none |
+/// | `nkey_file` | a file with the seed of an nkey | none |
+/// | `replicas` | how many replicas the bucket has if it is created here | 3 in a cluster, 1 on a single server |
+/// | `inbox_prefix` | the first part of the subjects at which answers arrive | `_INBOX` |
+/// | `monitor` | the servers' monitoring ports, `host:8222,host:8222`, at which the doctor reads `sync_interval` | none |
+/// | `attempt_timeout` | how long the answer to a request may take, before another connection is made | 2 s |
+/// | `poll_interval` | how often a record is read while hints are not delivered | 1 s |
 ///
 /// # TLS
 ///

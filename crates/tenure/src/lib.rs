@@ -4,7 +4,7 @@
 //! # Highlights
 //!
 //! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, PostgreSQL,
-//!   Consul, Kubernetes, file locks of one machine, or memory.
+//!   Consul, Kubernetes, NATS, file locks of one machine, or memory.
 //! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
 //!   the work when the leadership is lost. Dropping the guard resigns.
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
@@ -72,6 +72,7 @@
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
 //! | Consul 1.8 | `consul://host:8500,host:8500/prefix` | `consul` | yes | a counter per election |
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
+//! | NATS 2.10 | `nats://host:4222,host:4222/bucket` | `nats` | yes | a counter per election |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -91,7 +92,8 @@
 //! | `postgres` | no | elections in PostgreSQL |
 //! | `consul` | no | elections in Consul's key-value store |
 //! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
-//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL and Consul |
+//! | `nats` | no | elections in NATS JetStream |
+//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, Consul and NATS |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |
@@ -173,6 +175,10 @@ pub use tenure_etcd as etcd;
 /// The Kubernetes store.
 #[cfg(feature = "kubernetes")]
 pub use tenure_kubernetes as kubernetes;
+
+/// The NATS store.
+#[cfg(feature = "nats")]
+pub use tenure_nats as nats;
 
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]

@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 4] = ["nats", "s3", "mysql", "redis"];
+const RESERVED: [&str; 3] = ["s3", "mysql", "redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, `consul`, and `kubernetes`.
+    /// `postgresql`, `consul`, `kubernetes`, and `nats`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -132,6 +132,10 @@ impl Registry {
                 let config = tenure_kubernetes::KubernetesConfig::from_url(url)?;
                 Ok(Arc::new(tenure_kubernetes::KubernetesBackend::new(config)?))
             }),
+            built_in!("nats", |url, _| {
+                let config = tenure_nats::NatsConfig::from_url(url)?;
+                Ok(Arc::new(tenure_nats::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -150,7 +154,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -392,6 +396,7 @@ mod tests {
             "postgresql",
             "consul",
             "kubernetes",
+            "nats",
         ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
@@ -407,7 +412,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(10).collect();
+        let known: Vec<_> = registry.schemes().take(11).collect();
         assert_eq!(
             known,
             [
@@ -420,6 +425,7 @@ mod tests {
                 "postgresql",
                 "consul",
                 "kubernetes",
+                "nats",
                 "tiny-2"
             ]
         );

@@ -23,6 +23,8 @@ pub enum Version {
     Kubernetes120,
     /// Consul 1.8. Faults can be injected into its members.
     Consul18,
+    /// NATS 2.10.
+    Nats210,
 }
 
 impl Version {
@@ -51,6 +53,7 @@ impl Version {
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_IMAGE_CONSUL_1_8",
+            Self::Nats210 => "TENURE_TEST_IMAGE_NATS_2_10",
         }
     }
 
@@ -65,6 +68,7 @@ impl Version {
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_CONSUL_1_8",
+            Self::Nats210 => "TENURE_TEST_NATS_2_10",
         }
     }
 }
@@ -80,6 +84,7 @@ impl fmt::Display for Version {
             Self::Postgres17 => "postgres:17",
             Self::Kubernetes120 => "kubernetes:1.20",
             Self::Consul18 => "consul:1.8",
+            Self::Nats210 => "nats:2.10",
         })
     }
 }

@@ -113,6 +113,9 @@ fn http_json(body: &str) -> Vec<u8> {
     http("200 OK", &format!("X-Consul-Index: 7\r\nContent-Length: {}\r\n", body.len()), body)
 }
 
+/// NATS: what a server says of itself when a client connects.
+const NATS_INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.10.0\",\"max_payload\":1048576,\"headers\":true,\"jetstream\":true}\r\n";
+
 survived! {
     etcd_that_never_answers: "etcd", Garbage::Silence;
     etcd_that_answers_random_bytes: "etcd", Garbage::RandomBytes;
@@ -143,6 +146,14 @@ survived! {
     consul_that_refuses_with_control_characters: "consul", Garbage::Response(http(
         "500 Internal Server Error", "Content-Length: 18\r\n", "\u{1b}[31m\r\nERROR xxxx\n",
     ));
+
+    nats_that_never_answers: "nats", Garbage::Silence;
+    nats_that_answers_random_bytes: "nats", Garbage::RandomBytes;
+    nats_that_streams_bytes_forever: "nats", Garbage::Stream(b"", b"nats", BUFFERED_RATE);
+    nats_that_hangs_up: "nats", Garbage::Close;
+    nats_that_is_a_web_server: "nats", Garbage::HttpError;
+    nats_that_refuses_with_control_characters: "nats", Garbage::Stream(NATS_INFO, b"-ERR '\x1b[31mred\x07'\r\n", Rate::MebibytesPerSecond(1));
+    nats_that_is_silent_once_connected: "nats", Garbage::Stream(NATS_INFO, b"PONG\r\n", Rate::MebibytesPerSecond(1));
 
     zookeeper_that_never_answers: "zookeeper", Garbage::Silence;
     zookeeper_that_answers_random_bytes: "zookeeper", Garbage::RandomBytes;

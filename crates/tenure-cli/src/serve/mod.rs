@@ -106,7 +106,7 @@ fn check_store(store: &Store, options: &args::Serve) -> Result<Timing> {
     if matches!(url.scheme(), "local" | "memory") {
         let message = format!(
             "`tenure serve` needs a store of several machines, and {}: elects within one: use --store etcd://HOSTS/PREFIX, \
-             zookeeper://HOSTS/ROOT or kubernetes:///NAMESPACE, or `tenure run`, which needs no sidecar",
+             zookeeper://HOSTS/ROOT, kubernetes:///NAMESPACE or nats://HOSTS/BUCKET, or `tenure run`, which needs no sidecar",
             url.scheme()
         );
         return Err(UsageError(message).into());

@@ -1,0 +1,267 @@
+//! The configuration: hosts, bucket, login and time limits.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tenure_core::{
+    Error, InvalidConfig, Password, StoreUrl, Tls,
+    internal::check_hosts,
+    spi::{BackendError, BackendErrorKind},
+};
+
+const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
+
+/// The servers of a NATS cluster, and the bucket of its elections.
+///
+/// Its `Debug` shows no password.
+#[derive(Clone, Debug)]
+pub struct NatsConfig {
+    pub(crate) hosts: Vec<String>,
+    pub(crate) bucket: String,
+    pub(crate) login: Login,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) replicas: Option<u8>,
+    pub(crate) inbox_prefix: String,
+    /// The monitoring ports of the servers, for the doctor.
+    pub(crate) monitor: Vec<String>,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) poll_interval: Duration,
+}
+
+/// How a client logs in.
+#[derive(Clone, Debug)]
+pub(crate) enum Login {
+    None,
+    User(String, Password),
+    Token(Password),
+    /// A file with a JWT and the seed of its key.
+    Credentials(PathBuf),
+    /// A file with the seed of a key.
+    Nkey(PathBuf),
+}
+
+impl Login {
+    /// The password or token, if there is one.
+    pub(crate) fn password(&self) -> Option<&Password> {
+        match self {
+            Self::User(_, password) | Self::Token(password) => Some(password),
+            _ => None,
+        }
+    }
+}
+
+impl NatsConfig {
+    /// The bucket `bucket` of the cluster with the servers `hosts`, each `host` or `host:port`, without a login.
+    pub fn new<H: Into<String>>(hosts: impl IntoIterator<Item = H>, bucket: impl Into<String>) -> Self {
+        Self {
+            hosts: hosts.into_iter().map(Into::into).collect(),
+            bucket: bucket.into(),
+            login: Login::None,
+            tls: None,
+            replicas: None,
+            inbox_prefix: DEFAULT_INBOX_PREFIX.to_owned(),
+            monitor: Vec::new(),
+            attempt_timeout: Duration::from_secs(2),
+            poll_interval: Duration::from_secs(1),
+        }
+    }
+
+    /// Reads a URL such as `nats://user@10.0.0.1,10.0.0.2:4223/bucket?password_file=/run/secrets/nats`.
+    ///
+    /// A host and a bucket are needed. Hosts have port 4222 unless they name one.
+    ///
+    /// | setting | meaning | default |
+    /// |---|---|---|
+    /// | `password_file`, `password_env` | where the user's password is read from | the URL |
+    /// | `token_file` | a file with a token, instead of a user and a password | |
+    /// | `credentials` | a file with a JWT and its key, as `nsc` makes it | |
+    /// | `nkey_file` | a file with the seed of an nkey | |
+    /// | `replicas` | how many replicas the bucket has if it is created here | 3 in a cluster, otherwise 1 |
+    /// | `inbox_prefix` | the first part of the subjects at which answers arrive | `_INBOX` |
+    /// | `monitor` | the servers' monitoring ports, `host:8222,host:8222`: the doctor reads `sync_interval` there | |
+    /// | `ca` | a PEM file with the authorities that sign the servers' certificates, for TLS | no TLS |
+    /// | `cert`, `key` | PEM files with a client certificate and its key | |
+    /// | `attempt_timeout` | how long the answer to a request may take, before another connection is made | 2 s |
+    /// | `poll_interval` | how often a record is read without hints | 1 s |
+    ///
+    /// # Errors
+    /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], with what is wrong and what is allowed. They never contain the password.
+    pub fn from_url(url: &StoreUrl) -> Result<Self, Error> {
+        const EXAMPLE: &str = "nats://host1,host2/bucket";
+        if url.scheme() != "nats" {
+            return Err(url.invalid("its scheme is not nats").into());
+        }
+        if url.hosts().is_empty() {
+            return Err(url.invalid(format!("it names no host; give {EXAMPLE}")).into());
+        }
+        let bucket = url.path().trim_matches('/');
+        if bucket.is_empty() {
+            return Err(url.invalid(format!("it names no bucket; give {EXAMPLE}")).into());
+        }
+        let mut config = Self::new(url.hosts().iter().cloned(), bucket);
+        config.tls = Tls::from_url(url)?;
+        config.login = login(url)?;
+        config.replicas = url.parsed("replicas", "a number from 1 to 5")?;
+        config.inbox_prefix = url.text("inbox_prefix").unwrap_or(DEFAULT_INBOX_PREFIX).to_owned();
+        config.monitor = url
+            .text("monitor")
+            .map(|hosts| hosts.split(',').map(str::to_owned).collect())
+            .unwrap_or_default();
+        config.attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(config.attempt_timeout);
+        config.poll_interval = url.duration("poll_interval")?.unwrap_or(config.poll_interval);
+        config.check().map_err(|error| match error {
+            Error::Refused(reason) => url.invalid(reason.to_string()).into(),
+            other => other,
+        })?;
+        Ok(config)
+    }
+
+    /// Logs in with a user and a password: a fixed one (a [`Secret`](tenure_core::Secret)) or one from a file, which may rotate.
+    #[must_use]
+    pub fn user(mut self, user: impl Into<String>, password: impl Into<Password>) -> Self {
+        self.login = Login::User(user.into(), password.into());
+        self
+    }
+
+    /// Logs in with a token.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<Password>) -> Self {
+        self.login = Login::Token(token.into());
+        self
+    }
+
+    /// Logs in with a file that has a JWT and the seed of its key, as `nsc` makes it. It is read for each connection.
+    #[must_use]
+    pub fn credentials(mut self, file: impl AsRef<Path>) -> Self {
+        self.login = Login::Credentials(file.as_ref().to_owned());
+        self
+    }
+
+    /// Logs in with a file that has the seed of an nkey. It is read for each connection.
+    #[must_use]
+    pub fn nkey_file(mut self, file: impl AsRef<Path>) -> Self {
+        self.login = Login::Nkey(file.as_ref().to_owned());
+        self
+    }
+
+    /// Uses TLS, and checks the servers' names. Needs the feature `tls`.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Sets how many replicas the bucket has if it is created here, from 1 to 5; by default 3 in a cluster, and 1 on a single server.
+    #[must_use]
+    pub fn replicas(mut self, replicas: u8) -> Self {
+        self.replicas = Some(replicas);
+        self
+    }
+
+    /// Sets the first part of the subjects at which answers arrive; `_INBOX` by default. The user may subscribe to what is below it.
+    #[must_use]
+    pub fn inbox_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.inbox_prefix = prefix.into();
+        self
+    }
+
+    /// Sets the monitoring ports of the servers, each `host:port`: a diagnosis reads there whether writes are flushed to the disk.
+    #[must_use]
+    pub fn monitor<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
+        self.monitor = hosts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets how long the answer to a request may take, from 100 ms to 1 min; 2 s by default. Another connection is made after that.
+    #[must_use]
+    pub fn attempt_timeout(mut self, time: Duration) -> Self {
+        self.attempt_timeout = time;
+        self
+    }
+
+    /// Sets how often a record is read without hints, from 10 ms to 1 min; every second by default.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = interval;
+        self
+    }
+
+    /// The stream that keeps the bucket.
+    pub(crate) fn stream(&self) -> String {
+        format!("KV_{}", self.bucket)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        check_hosts("NATS", &self.hosts)?;
+        if !self.monitor.is_empty() {
+            check_hosts("NATS's monitoring", &self.monitor)?;
+        }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        let bucket = &self.bucket;
+        if bucket.is_empty() || bucket.len() > 200 || !bucket.bytes().all(is_plain) {
+            return Err(invalid(format!(
+                "the bucket {bucket:?} is not allowed: it has 1 to 200 of A-Z a-z 0-9 _ -"
+            )));
+        }
+        let is_subject =
+            |part: &str| !part.is_empty() && part.bytes().all(|byte| is_plain(byte) || byte == b'$');
+        if !self.inbox_prefix.split('.').all(is_subject) {
+            return Err(invalid(format!(
+                "the inbox_prefix {:?} is not allowed: give parts of A-Z a-z 0-9 _ - with dots between them",
+                self.inbox_prefix
+            )));
+        }
+        if let Some(replicas) = self.replicas.filter(|replicas| !(1..=5).contains(replicas)) {
+            return Err(invalid(format!("replicas={replicas} is not allowed: give a number from 1 to 5")));
+        }
+        if self.tls.is_some() && cfg!(not(feature = "tls")) {
+            return Err(invalid(
+                "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml".to_owned(),
+            ));
+        }
+        for (setting, given, min_ms, allowed) in [
+            ("attempt_timeout", self.attempt_timeout, 100, "from 100ms to 1m"),
+            ("poll_interval", self.poll_interval, 10, "from 10ms to 1m"),
+        ] {
+            if given < Duration::from_millis(min_ms) || given > Duration::from_secs(60) {
+                return Err(InvalidConfig::Time { setting, given, allowed }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// At most one kind of login.
+fn login(url: &StoreUrl) -> Result<Login, Error> {
+    let mut logins = Vec::new();
+    if let Some((user, password)) = url.login()? {
+        logins.push(Login::User(user, password));
+    }
+    if let Some(file) = url.text("token_file") {
+        let token = Password::from_file(file);
+        logins
+            .push(Login::Token(token.map_err(|reason| url.invalid(format!("token_file={file} {reason}")))?));
+    }
+    for (setting, login) in
+        [("credentials", Login::Credentials as fn(PathBuf) -> Login), ("nkey_file", Login::Nkey)]
+    {
+        if let Some(file) = url.text(setting) {
+            std::fs::File::open(file)
+                .map_err(|error| url.invalid(format!("{setting}={file} cannot be read: {error}")))?;
+            logins.push(login(file.into()));
+        }
+    }
+    match logins.len() {
+        0 => Ok(Login::None),
+        1 => Ok(logins.remove(0)),
+        _ => Err(url
+            .invalid("it has more than one of a user, a token_file, credentials and a nkey_file; give one")
+            .into()),
+    }
+}
+
+fn invalid(reason: String) -> Error {
+    BackendError::new(BackendErrorKind::Invalid, reason).into()
+}

@@ -1,0 +1,380 @@
+//! Connections, and requests that are bounded in time.
+
+use std::{
+    fs,
+    future::pending,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer, Request,
+    RequestErrorKind,
+};
+use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use serde_json::Value;
+use tenure_core::{
+    Secret,
+    internal::lock,
+    spi::{
+        BackendError,
+        BackendErrorKind::{self, Forbidden, Invalid, Unauthorized, Unavailable},
+    },
+};
+use tokio::{sync::watch, time::timeout};
+use tracing::{debug, instrument::WithSubscriber as _, subscriber::NoSubscriber};
+
+use crate::{
+    bucket,
+    config::{Login, NatsConfig},
+};
+
+/// How many refusals of a connection are remembered.
+const MAX_REFUSALS: usize = 16;
+
+/// Connects when there is something to send, and sends requests.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    pub(crate) config: NatsConfig,
+    current: Mutex<Option<Arc<Connection>>>,
+    /// Held by the one who connects.
+    connecting: tokio::sync::Mutex<()>,
+    /// When the bucket was created, as it was first seen: identifies it.
+    created: Mutex<Option<String>>,
+}
+
+/// A connection to a server.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    inbox: String,
+    /// The server's number of the connection. It changes when the client library connects again.
+    number: u64,
+    limit: Duration,
+    /// The refusals that the server has reported: for what the user may not do there is no other answer.
+    refusals: watch::Receiver<Vec<String>>,
+}
+
+impl Requests {
+    pub(crate) fn new(config: NatsConfig) -> Self {
+        Self {
+            config,
+            current: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            created: Mutex::default(),
+        }
+    }
+
+    /// The connection, if there is one.
+    pub(crate) fn current(&self) -> Option<Arc<Connection>> {
+        lock(&self.current).clone().filter(|connection| connection.is_open())
+    }
+
+    /// Sends a request, and returns its answer in JSON.
+    ///
+    /// A connection without an answer is replaced. The request may be carried out later.
+    pub(crate) async fn json(
+        &self,
+        what: &str,
+        subject: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Value, BackendError> {
+        let connection = self.connection().await?;
+        if body.len() + 1024 > connection.client.max_payload() {
+            let text = format!(
+                "{what}: the record has {} bytes, which is more than the server's max_payload; raise it",
+                body.len()
+            );
+            return Err(BackendError::new(Invalid, text));
+        }
+        let answer = connection.json(what, subject, headers, body).await;
+        if answer.is_err() {
+            self.replace(&connection);
+        }
+        answer
+    }
+
+    /// Makes the next request open another connection.
+    fn replace(&self, connection: &Arc<Connection>) {
+        let mut current = lock(&self.current);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            *current = None;
+        }
+    }
+
+    async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
+        if let Some(connection) = self.current() {
+            return Ok(connection);
+        }
+        let _connecting = self.connecting.lock().await;
+        if let Some(connection) = self.current() {
+            return Ok(connection);
+        }
+        let connection = Arc::new(self.connect().await?);
+        let known = lock(&self.created).clone();
+        let created = bucket::open(&connection, &self.config, known.is_none()).await?;
+        if known.is_some() && known != created {
+            let text = format!(
+                "the bucket {} was deleted or created again, or the server belongs to another cluster than before: records were lost; stop all \
+                 candidates for the longest TTL and start them again",
+                self.config.bucket
+            );
+            return Err(BackendError::new(Unavailable, text));
+        }
+        *lock(&self.created) = created;
+        *lock(&self.current) = Some(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    /// Connects to all servers at once, and uses the one that answers first: others may be frozen.
+    async fn connect(&self) -> Result<Connection, BackendError> {
+        let mut attempts: FuturesUnordered<_> =
+            self.config.hosts.iter().map(|host| self.connect_host(host)).collect();
+        let mut failures = Vec::new();
+        while let Some(outcome) = attempts.next().await {
+            match outcome {
+                Ok(connection) => return Ok(connection),
+                Err(error) => {
+                    debug!(%error, "cannot use a server of NATS");
+                    failures.push(error);
+                }
+            }
+        }
+        // A permanent error only if each is: a server that is down may be the one that would accept.
+        let kind = failures.iter().map(BackendError::kind).find(|kind| *kind == Unavailable);
+        let kind = kind.or(failures.first().map(BackendError::kind)).unwrap_or(Unavailable);
+        let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
+        Err(BackendError::new(kind, texts.join("; ")))
+    }
+
+    /// Connects to a server. A file with a password is read again, and a refused password is retried for a while (hazard G33).
+    pub(crate) async fn connect_host(&self, host: &str) -> Result<Connection, BackendError> {
+        let Some(password) = self.config.login.password() else { return self.log_in(host, None).await };
+        let mut refused = None;
+        for secret in password.candidates().await {
+            match self.log_in(host, Some(&secret)).await {
+                Ok(connection) => {
+                    password.accepted(&secret);
+                    return Ok(connection);
+                }
+                Err(error) if error.kind() == Unauthorized => refused = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let error = refused.unwrap_or_else(|| BackendError::new(Unauthorized, "there is no password"));
+        Err(match password.refused() {
+            Some(retry) => BackendError::new(Unavailable, format!("{error}; {retry}")),
+            None => error,
+        })
+    }
+
+    async fn log_in(&self, host: &str, secret: Option<&Secret>) -> Result<Connection, BackendError> {
+        let what = format!("connecting to NATS at {host}");
+        let (reported, refusals) = watch::channel(Vec::new());
+        let reported = Arc::new(reported);
+        let options = self
+            .options(secret)
+            .await
+            .map_err(|reason| BackendError::new(Invalid, format!("{what}: {reason}")))?
+            .event_callback(move |event| {
+                if let Event::ServerError(error) = event {
+                    reported.send_modify(|reported| {
+                        reported.truncate(MAX_REFUSALS - 1);
+                        reported.insert(0, error.to_string().to_lowercase());
+                    });
+                }
+                std::future::ready(())
+            });
+        let scheme = if self.config.tls.is_some() { "tls" } else { "nats" };
+        // What it logs is in the errors.
+        let connecting =
+            options.connect(format!("{scheme}://{host}")).with_subscriber(NoSubscriber::default());
+        let client = timeout(self.config.attempt_timeout, connecting)
+            .await
+            .map_err(|_| late(&what, self.config.attempt_timeout))?
+            .map_err(|error| self.classify(&what, &error))?;
+        let inbox = format!("{}.", self.config.inbox_prefix).to_lowercase();
+        let number = client.server_info().client_id;
+        Ok(Connection { client, inbox, number, limit: self.config.attempt_timeout, refusals })
+    }
+
+    async fn options(&self, secret: Option<&Secret>) -> Result<ConnectOptions, String> {
+        let options = ConnectOptions::new()
+            .name("tenure")
+            .custom_inbox_prefix(&self.config.inbox_prefix)
+            .connection_timeout(self.config.attempt_timeout)
+            .ping_interval(self.config.attempt_timeout)
+            .ignore_discovered_servers()
+            // A connection that ends is tried again once, to the same server. After that another one is made here, with the current
+            // password and certificates, so that nothing is buffered for longer.
+            .max_reconnects(1)
+            .reconnect_to_server_callback(|servers, _| {
+                let server = servers.into_iter().next();
+                std::future::ready(
+                    server.map(|server| ReconnectToServer { addr: server.addr, delay: Some(Duration::ZERO) }),
+                )
+            });
+        let read = |file: &PathBuf| {
+            fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
+        };
+        let secret = || secret.map(|secret| secret.expose().to_owned()).unwrap_or_default();
+        let options = match &self.config.login {
+            Login::None => options,
+            Login::User(user, _) => options.user_and_password(user.clone(), secret()),
+            Login::Token(_) => options.token(secret()),
+            Login::Credentials(file) => {
+                let invalid = |_| format!("{} has no JWT with the seed of its key", file.display());
+                options.credentials(&read(file)?).map_err(invalid)?
+            }
+            Login::Nkey(file) => options.nkey(read(file)?.trim().to_owned()),
+        };
+        Ok(options.tls_client_config(self.tls_config().await?))
+    }
+
+    /// The configured authorities; none without TLS, so that a server that asks for it is not trusted.
+    async fn tls_config(&self) -> Result<rustls::ClientConfig, String> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.config.tls {
+            return tls.current().await.client_config();
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let roots = rustls::RootCertStore::empty();
+        Ok(config.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth())
+    }
+
+    fn classify(&self, what: &str, error: &async_nats::ConnectError) -> BackendError {
+        let is_refused = matches!(
+            error.kind(),
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication
+        );
+        if is_refused {
+            let advice = match self.config.login {
+                Login::None => {
+                    "the server asks for a login; give user:password@, token_file, credentials or nkey_file"
+                }
+                _ => "the server refuses the login; check the user, and the password or the key",
+            };
+            return BackendError::new(Unauthorized, format!("{what}: {advice}"));
+        }
+        let text = error.to_string();
+        let advice = match text.contains("certificate") {
+            true if self.config.tls.is_none() => {
+                "; the server asks for TLS: give ca=/path/to/authorities.pem"
+            }
+            true => "; check ca, and the name and the date of the server's certificate",
+            false => "",
+        };
+        BackendError::new(Unavailable, format!("{what}: {text}{advice}"))
+    }
+
+    /// Sends what is left to be sent, and disconnects.
+    pub(crate) async fn close(&self) {
+        let connection = lock(&self.current).take();
+        if let Some(connection) = connection {
+            let _ = timeout(self.config.attempt_timeout, connection.client.flush()).await;
+        }
+    }
+}
+
+impl Connection {
+    fn is_open(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+            && self.client.server_info().client_id == self.number
+    }
+
+    /// As [`Requests::json`].
+    pub(crate) async fn json(
+        &self,
+        what: &str,
+        subject: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Value, BackendError> {
+        let answer = self.request(what, subject, headers, body).await?;
+        if !self.is_open() {
+            // To which bucket the answer belongs was not checked.
+            return Err(BackendError::new(Unavailable, format!("{what}: the connection was lost")));
+        }
+        serde_json::from_slice(&answer.payload).map_err(|_| unexpected(what))
+    }
+
+    async fn request(
+        &self,
+        what: &str,
+        subject: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Message, BackendError> {
+        let request = Request::new().headers(headers).payload(body.into()).timeout(None);
+        let answer = timeout(self.limit, self.client.send_request(subject.to_owned(), request));
+        tokio::select! {
+            biased;
+            answer = answer => match answer {
+                Ok(Ok(message)) => Ok(message),
+                Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                    let text = format!("{what}: nobody answers at {subject}: JetStream is not enabled, is starting, or the bucket has no leader");
+                    Err(BackendError::new(Unavailable, text))
+                }
+                Ok(Err(error)) => Err(BackendError::new(Unavailable, format!("{what}: {error}"))),
+                Err(_) => Err(late(what, self.limit)),
+            },
+            refusal = self.refusal(subject) => {
+                Err(BackendError::new(Forbidden, format!("{what}: {refusal}; have an administrator allow it: see the permissions in tenure's guide to NATS")))
+            }
+        }
+    }
+
+    /// Waits until the server has reported that the user may not use `subject`, or may not receive answers.
+    async fn refusal(&self, subject: &str) -> String {
+        let (mut refusals, subject) = (self.refusals.clone(), format!("\"{}\"", subject.to_lowercase()));
+        let inbox = format!("subscription to \"{}", self.inbox);
+        let is_about = |refusal: &&String| refusal.contains(&subject) || refusal.contains(&inbox);
+        let found = refusals.wait_for(|refusals| refusals.iter().any(|refusal| is_about(&refusal))).await;
+        match found.ok().and_then(|refusals| refusals.iter().find(is_about).cloned()) {
+            Some(refusal) => refusal,
+            None => pending().await,
+        }
+    }
+
+    /// Publishes without an answer, or not at all when the connection is busy.
+    pub(crate) fn publish(&self, subject: String) {
+        let _ = self.client.publish(subject, Vec::new().into()).now_or_never();
+    }
+}
+
+/// The error in an answer of JetStream, by its kind.
+pub(crate) fn refused(what: &str, error: &Value) -> BackendError {
+    let (code, text) =
+        (error["code"].as_u64(), error["description"].as_str().unwrap_or("refused without a reason"));
+    let (kind, advice) = match error_code(error) {
+        NOT_FOUND => (Unavailable, "; it was deleted"),
+        // Of the account, or of the server.
+        10_039 | 10_076 => {
+            (Unavailable, "; enable JetStream in the servers' configuration, for this account")
+        }
+        _ if code.is_some_and(|code| (400..500).contains(&code)) => (Invalid, ""),
+        _ => (Unavailable, ""),
+    };
+    BackendError::new(kind, format!("{what}: {text}{advice}"))
+}
+
+/// The stream does not exist.
+pub(crate) const NOT_FOUND: u64 = 10_059;
+
+/// JetStream's number of an error.
+pub(crate) fn error_code(error: &Value) -> u64 {
+    error["err_code"].as_u64().unwrap_or_default()
+}
+
+fn late(what: &str, limit: Duration) -> BackendError {
+    BackendError::new(BackendErrorKind::Unavailable, format!("{what}: no answer within {limit:?}"))
+}
+
+/// The request may have been carried out.
+pub(crate) fn unexpected(what: &str) -> BackendError {
+    BackendError::new(Unavailable, format!("{what}: the server's answer is not what was asked for"))
+}

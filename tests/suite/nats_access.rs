@@ -1,0 +1,259 @@
+//! NATS with authentication: passwords, permissions, certificates, and buckets that are refused.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use tenure::{Config, Connection, Elector, Error, Level};
+use tenure_containers::{NatsServer, NatsSettings, SharedNats, Version};
+use tenure_testkit::{
+    proxy::Proxy,
+    suite::{until, within},
+};
+use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
+
+const GUIDE: &str = include_str!("../../docs/guide/operating/nats.md");
+
+const OLD: &str = "correct-horse-7";
+const NEW: &str = "another-horse-8";
+
+async fn connect(url: &str) -> Arc<dyn Elector> {
+    tenure::connect_with(url, Config::new().with_ttl(Duration::from_secs(4)))
+        .await
+        .unwrap_or_else(|error| panic!("{url}: {error}"))
+}
+
+async fn leads(url: &str) {
+    let elector = connect(url).await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"));
+    leadership.resign().await.unwrap();
+    elector.close().await;
+}
+
+/// A campaign that is refused within seconds. Returns the error, which does not contain a password.
+async fn refusal(url: &str) -> Error {
+    let elector = connect(url).await;
+    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
+    assert_eq!(elector.status().connection, Connection::Refused);
+    let text = format!("{refused} {refused:?} {:?} {elector:?}", elector.status());
+    assert!(!text.contains("horse"), "{text}");
+    elector.close().await;
+    refused
+}
+
+/// The permissions in the guide, for the bucket `billing`. `without` is left out of them.
+fn permissions(without: &str) -> String {
+    let (_, rest) = GUIDE.split_once("permissions: {").expect("the guide has permissions");
+    let (permissions, _) = rest.split_once("\n}").expect("they end");
+    let lines = permissions.lines().filter(|line| without.is_empty() || !line.contains(without));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+async fn server(settings: NatsSettings) -> NatsServer {
+    NatsServer::start_with(Version::Nats210, &settings).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Hazard G8: each refusal is reported within seconds, with what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_login_is_reported() {
+    let server = server(NatsSettings::default().user("app", OLD, "")).await;
+    let at = server.endpoint();
+    leads(&format!("nats://app:{OLD}@{at}/billing")).await;
+    for (url, expected) in [
+        (
+            format!("nats://app:wrong-horse@{at}/billing"),
+            "the server refuses the login; check the user, and the password",
+        ),
+        (format!("nats://nobody:{OLD}@{at}/billing"), "the server refuses the login"),
+        (format!("nats://{at}/billing"), "the server asks for a login; give user:password@"),
+    ] {
+        let refused = refusal(&url).await;
+        assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
+        assert!(refused.to_string().contains(expected), "{refused}");
+    }
+    // One of the servers may be the one that accepts.
+    let elector = connect(&format!("nats://app:wrong-horse@{at},127.0.0.1:1/billing")).await;
+    let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
+    assert!(waiting.await.is_err(), "it waits");
+    let error = elector.status().last_error.unwrap();
+    assert!(error.contains("check the user, and the password") && error.contains("127.0.0.1:1"), "{error}");
+    elector.close().await;
+}
+
+/// Hazard G8: what the guide says is enough, and without a part of it the error names what is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_permissions_of_the_guide_are_enough() {
+    let parts =
+        [("poor", "STREAM.INFO"), ("blind", "STREAM.MSG.GET"), ("mute", "$KV.billing.>"), ("deaf", "_INBOX")];
+    let mut settings = NatsSettings::default().user("app", OLD, &permissions(""));
+    for (user, without) in parts {
+        settings = settings.user(user, OLD, &permissions(without));
+    }
+    let server = server(settings).await;
+    let at = server.endpoint();
+
+    // The user may not create the bucket.
+    let refused = refusal(&format!("nats://app:{OLD}@{at}/billing")).await;
+    assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
+    let text = refused.to_string();
+    assert!(
+        text.contains("$js.api.stream.create.kv_billing")
+            && text.contains("nats kv add billing --history=1 --storage=file --replicas=3"),
+        "{text}"
+    );
+    server.admin().create_bucket("billing", &Value::Null).await.unwrap();
+    let url = format!("nats://app:{OLD}@{at}/billing");
+    leads(&url).await;
+    let elector = connect(&url).await;
+    let found = elector.diagnose().await;
+    let found: Vec<_> = found.iter().filter(|found| found.level != Level::Good).collect();
+    let subjects: Vec<_> = found.iter().map(|found| found.subject.as_str()).collect();
+    assert_eq!(subjects, ["bucket", "sync_interval"], "{found:?}");
+    elector.close().await;
+
+    for (user, without) in parts {
+        let refused = refusal(&format!("nats://{user}:{OLD}@{at}/billing")).await;
+        assert!(matches!(refused, Error::Unauthorized(_)), "{user}: {refused:?}");
+        let text = refused.to_string().to_lowercase();
+        assert!(
+            text.contains(&without.to_lowercase().replace(".>", ""))
+                && text.contains("have an administrator allow it"),
+            "{user}: {text}"
+        );
+    }
+}
+
+/// Hazard G33: a password file that is rotated while a leader leads, before the server or after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_password_file_is_used() {
+    let server = server(NatsSettings::default().user("app", OLD, "")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, next) = (folder.path().join("password"), folder.path().join("next"));
+    let rotate = |password: &str| {
+        fs::write(&next, format!("{password}\n")).unwrap();
+        fs::rename(&next, &file).unwrap();
+    };
+    rotate(OLD);
+    let elector =
+        connect(&format!("nats://app@{}/billing?password_file={}", server.endpoint(), file.display())).await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    rotate(NEW);
+    wait_for_heartbeats(&leadership).await;
+    // The server ends the connection.
+    server.reload(&NatsSettings::default().user("app", NEW, "")).await.unwrap();
+    wait_for_heartbeats(&leadership).await;
+    leadership.resign().await.unwrap();
+    elector.close().await;
+}
+
+/// Nobody can pose as the server, and the server asks for a certificate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_checks_both_sides() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let tls = |name: &str| NatsSettings::default().tls(authority.server_files_for(name, &authority.pem()));
+    let (server, impostor) = (server(tls("127.0.0.1")).await, server(tls("impostor.example")).await);
+    let client = ClientFiles::new(&authority.pem(), &authority.issue("app"));
+    leads(&format!("nats://{}/billing?{}", server.endpoint(), client.settings())).await;
+    let ca_only = format!("ca={}", client.path("ca").display());
+    let distrustful = ClientFiles::new(&other.pem(), &authority.issue("app"));
+    let untrusted = ClientFiles::new(&authority.pem(), &other.issue("app"));
+    // Retried: files and servers may change.
+    for (server, settings, expected) in [
+        (&impostor, client.settings(), "certificate not valid for name \"127.0.0.1\""),
+        (&server, distrustful.settings(), "invalid peer certificate: UnknownIssuer"),
+        (&server, untrusted.settings(), "connecting to NATS at"),
+        (&server, ca_only, "connecting to NATS at"),
+    ] {
+        let elector = connect(&format!("nats://{}/billing?{settings}", server.endpoint())).await;
+        let campaign = tokio::spawn({
+            let elector = Arc::clone(&elector);
+            async move { elector.campaign("e").await }
+        });
+        until(expected, async || {
+            let status = elector.status();
+            status.connection == Connection::Retrying
+                && status.last_error.unwrap_or_default().contains(expected)
+        })
+        .await;
+        assert!(!campaign.is_finished());
+        campaign.abort();
+        elector.close().await;
+    }
+}
+
+/// The next connection uses certificates that were replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_rotate_while_a_leader_leads() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let both = format!("{}{}", old.pem(), new.pem());
+    let server = server(NatsSettings::default().tls(old.server_files_for("127.0.0.1", &new.pem()))).await;
+    let proxy = Proxy::start(server.endpoint()).await.unwrap();
+    let client = ClientFiles::new(&both, &old.issue("app"));
+    let elector = connect(&format!("nats://{}/billing?{}", proxy.endpoint(), client.settings())).await;
+    let campaign = tokio::spawn({
+        let elector = Arc::clone(&elector);
+        async move { elector.campaign("e").await }
+    });
+    until("its certificate is refused", async || elector.status().connection == Connection::Retrying).await;
+    client.replace_identity(&new.issue("app"));
+    let leadership = within("leading", campaign).await.unwrap().unwrap();
+    proxy.reset_connections();
+    wait_for_heartbeats(&leadership).await;
+    leadership.resign().await.unwrap();
+    elector.close().await;
+}
+
+/// Hazard C9: a bucket that removes or loses records by itself is refused, with what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_removes_records_is_refused() {
+    let server = SharedNats::get(Version::Nats210).await.unwrap();
+    for (settings, expected) in [
+        (json!({ "max_age": 60_000_000_000_u64 }), "has a TTL (max_age)"),
+        (
+            json!({ "max_bytes": 100_000, "discard": "old" }),
+            "has a limit of its size, and discards old records",
+        ),
+        (json!({ "max_msgs": 10, "discard": "old" }), "has a limit of its size, and discards old records"),
+        (json!({ "storage": "memory" }), "is kept in memory: a restart of the servers loses it"),
+    ] {
+        let bucket = format!("refused-{:016x}", fastrand::u64(..));
+        server.admin().create_bucket(&bucket, &settings).await.unwrap();
+        let refused = refusal(&format!("nats://{}/{bucket}", server.endpoint())).await;
+        assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
+        let text = refused.to_string();
+        assert!(text.contains(expected) && text.contains("nats kv add"), "{text}");
+        server.admin().delete_bucket(&bucket).await.unwrap();
+    }
+    // One that refuses writes when it is full removes nothing.
+    let bucket = format!("limited-{:016x}", fastrand::u64(..));
+    server.admin().create_bucket(&bucket, &json!({ "max_bytes": 1_000_000 })).await.unwrap();
+    leads(&format!("nats://{}/{bucket}", server.endpoint())).await;
+    server.admin().delete_bucket(&bucket).await.unwrap();
+}
+
+/// Records are lost then. Nobody goes on as if they were not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_was_created_again_is_refused_until_a_restart() {
+    let server = SharedNats::get(Version::Nats210).await.unwrap();
+    let bucket = format!("again-{:016x}", fastrand::u64(..));
+    let proxy = Proxy::start(server.endpoint()).await.unwrap();
+    let url = format!("nats://{}/{bucket}", proxy.endpoint());
+    let elector = connect(&url).await;
+    let leadership = within("leading", elector.campaign("e")).await.unwrap();
+    server.admin().delete_bucket(&bucket).await.unwrap();
+    server.admin().create_bucket(&bucket, &Value::Null).await.unwrap();
+    proxy.reset_connections();
+    within("the loss", leadership.lost()).await;
+    drop(leadership);
+    let campaign = tokio::spawn({
+        let elector = Arc::clone(&elector);
+        async move { elector.campaign("e").await }
+    });
+    until("it says why", async || {
+        elector.status().last_error.unwrap_or_default().contains("was deleted or created again")
+    })
+    .await;
+    campaign.abort();
+    elector.close().await;
+    leads(&url).await;
+    server.admin().delete_bucket(&bucket).await.unwrap();
+}
