@@ -132,7 +132,6 @@ async fn a_password_is_never_repeated() {
         "postgres://u:hunter2@h/db?schema=a.b",
         "postgres://u@h/db?passwd=hunter2",
         "postgres://u@h/db?password_env=hunter2",
-        "consul://hunter2@h",
         "consul://u:hunter2@h",
         "consul://token:hunter2@h?tll=1s",
         "consul://h?token=hunter2",

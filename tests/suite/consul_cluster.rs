@@ -76,7 +76,7 @@ async fn consul_whose_leader_fails_keeps_its_leaderships() {
         let waiting = campaign(&b);
         until("both candidates have entered", async || a.candidates("e").await.unwrap().len() == 2).await;
         let fault = cluster.inject(leader, kind).await.unwrap();
-        cluster.successor_of(leader).await.unwrap();
+        cluster.successor_of(leader).await.unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         for _ in 0..2 {
             let deadline = first.deadline();
             until("a heartbeat was confirmed", async || first.deadline() > deadline || !first.is_leader())

@@ -164,10 +164,10 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let postgres = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
     postgres.admin().add_user("app", PASSWORD).await.unwrap();
     postgres.admin().execute("GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
-    let settings =
-        ConsulSettings::default().acl().hcl(format!("acl {{ tokens {{ master = \"{PASSWORD}\" }} }}"));
+    let settings = ConsulSettings::default().acl();
     let consul = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
-    consul.admin().with_token(PASSWORD).create_token("").await.unwrap();
+    let admin = consul.admin().with_token(ConsulSettings::MANAGEMENT_TOKEN);
+    admin.create_management_token(PASSWORD).await.unwrap();
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()

@@ -30,8 +30,8 @@ use crate::{
 
 /// The prefix of the keys of elections.
 const ELECTIONS: &str = "e/";
-/// The key with the identity of the store.
-const IDENTITY: &str = "store";
+/// The key with a number that identifies the cluster.
+const IDENTITY: &str = "cluster";
 /// How long a blocking query waits for a change. Consul adds up to a sixteenth.
 const WAIT: Duration = Duration::from_secs(10);
 /// A blocking query that ends sooner without a change did not block.
@@ -168,35 +168,41 @@ impl ConsulStore {
         self.are_of_one_cluster.get_or_try_init(|| self.compare_hosts()).await.copied()
     }
 
-    /// Compares the hosts' records with the identity of the store (hazard G34). Hosts that do not answer soon are not compared.
+    /// Compares the identities that the hosts' clusters have (hazard G34), and gives one to a cluster without. Hosts that do not answer soon are
+    /// not compared.
     async fn compare_hosts(&self) -> Result<(), BackendError> {
         let hosts = &self.agents.config.hosts;
         if hosts.len() == 1 {
             return Ok(());
         }
-        let request = Request::get("comparing the hosts", format!("{}?consistent", self.path(IDENTITY)));
-        let limit = self.agents.config.settings.request_timeout() / 2;
-        // Between the reads of the first round somebody may have created the record.
+        let (what, path) = ("comparing the hosts", self.path(IDENTITY));
+        let limit = self.agents.config.settings.request_timeout() / 3;
         for is_last in [false, true] {
-            let reads = (0..hosts.len()).map(|host| timeout(limit, self.agents.send_to(host, &request)));
-            let answers = hosts.iter().zip(join_all(reads).await).filter_map(|(host, read)| {
-                let answer = read.ok()?.ok()?;
-                let entries =
-                    if is_found(&answer) { parsed(request.what, &answer).ok()? } else { Vec::new() };
+            let read = Request::get(what, format!("{path}?consistent"));
+            let reads = (0..hosts.len()).map(|host| timeout(limit, self.agents.send_to(host, &read)));
+            let found = join_all(reads).await.into_iter().enumerate().filter_map(|(host, answer)| {
+                let answer = answer.ok()?.ok()?;
+                let entries = if is_found(&answer) { parsed(what, &answer).ok()? } else { Vec::new() };
                 Some((host, entries.into_iter().next().map(|entry: Entry| entry.value)))
             });
-            let answers: Vec<_> = answers.collect();
-            let other = answers.iter().find(|answer| answer.1 != answers[0].1);
-            match other {
-                None => break,
-                Some((other, _)) if is_last => {
+            let found: Vec<_> = found.collect();
+            let Some((first, identity)) = found.first() else { return Ok(()) };
+            let other = found.iter().find(|(_, other)| other != identity);
+            match (other, identity) {
+                (None, Some(_)) => return Ok(()),
+                (Some((other, _)), _) if is_last => {
+                    let (first, other) = (&hosts[*first], &hosts[*other]);
                     let text = format!(
-                        "{} and {other} belong to different clusters of Consul: two candidates could lead; name the agents of one",
-                        answers[0].0
+                        "{first} and {other} belong to different clusters of Consul: two candidates could lead; name the agents of one"
                     );
                     return Err(BackendError::new(BackendErrorKind::Invalid, text));
                 }
-                Some(_) => {}
+                _ => {
+                    // Unless somebody else creates it.
+                    let body = format!("{:032x}", fastrand::u128(..)).into_bytes();
+                    let create = Request::put(what, format!("{path}?cas=0"), body);
+                    let _ = timeout(limit, self.agents.send_to(*first, &create)).await;
+                }
             }
         }
         Ok(())
@@ -244,10 +250,6 @@ impl CasStore for ConsulStore {
         let Some(results) = self.transaction(what, operation).await? else { return Ok(Swap::Conflict) };
         let result = results.into_iter().next().filter(|result| result.entry.key == self.key(key));
         let result = result.ok_or_else(|| garbage(what, "without a result"))?;
-        if key == IDENTITY {
-            // They were compared before one of them had it.
-            self.compare_hosts().await?;
-        }
         Ok(Swap::Done(version(what, result.entry.modify_index)?))
     }
 

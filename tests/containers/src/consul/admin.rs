@@ -126,6 +126,18 @@ impl ConsulAdmin {
         Ok(ConsulToken { accessor: text("AccessorID"), secret: text("SecretID") })
     }
 
+    /// Creates a token that may do everything and has this secret.
+    ///
+    /// # Errors
+    /// As for [`create_token`](Self::create_token).
+    pub async fn create_management_token(&self, secret: &str) -> Result<(), ContainerError> {
+        // By the older API: in the present one a secret is a UUID.
+        let token = json!({ "ID": secret, "Type": "management" }).to_string().into_bytes();
+        eventually("ACLs to be initialized", || self.json(Method::PUT, "acl/create", token.clone()))
+            .await
+            .map(|_| ())
+    }
+
     /// Deletes a token.
     ///
     /// # Errors

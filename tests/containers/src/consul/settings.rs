@@ -5,8 +5,10 @@ use crate::{spec::ContainerSpec, tls::TlsFiles, version::Version};
 pub(super) const PORT: u16 = 8500;
 const TLS_PORT: u16 = 8501;
 
-/// Servers of a test are on one machine, and so are all its clients. Elections of Raft take a second or two.
-const DEFAULTS: &str = "limits { http_max_conns_per_client = 10000 } performance { raft_multiplier = 1 }";
+/// Servers of a test are on one machine, and so are all its clients. Elections of Raft take some seconds. A server that fails is not removed from
+/// the cluster: one that returns would have no vote for ten seconds, and the next failure would leave no majority.
+const DEFAULTS: &str = "limits { http_max_conns_per_client = 10000 } performance { raft_multiplier = 1 } \
+                        autopilot { cleanup_dead_servers = false }";
 
 /// The settings of a Consul server in tests.
 ///
