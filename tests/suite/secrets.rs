@@ -132,6 +132,9 @@ async fn run_in_child_with_variables(test: &str) -> bool {
     true
 }
 
+/// How a record begins in the answers of NATS: `{"format":"tenure-`. Its client prints them at the level of traces.
+const RECORD: &str = "eyJmb3JtYXQiOiJ0ZW51cmUt";
+
 /// The first word in the form of an etcd login token: sixteen letters, a dot and a number, or the beginning of a JWT.
 fn find_token(line: &str) -> Option<&str> {
     let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
@@ -142,7 +145,7 @@ fn find_token(line: &str) -> Option<&str> {
                 && !number.is_empty()
                 && number.bytes().all(|byte| byte.is_ascii_digit())
         });
-        simple || word.starts_with("eyJ")
+        simple || word.starts_with("eyJ") && !word.starts_with(RECORD)
     })
 }
 

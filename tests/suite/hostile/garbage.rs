@@ -153,7 +153,7 @@ survived! {
     nats_that_hangs_up: "nats", Garbage::Close;
     nats_that_is_a_web_server: "nats", Garbage::HttpError;
     nats_that_refuses_with_control_characters: "nats", Garbage::Stream(NATS_INFO, b"-ERR '\x1b[31mred\x07'\r\n", Rate::MebibytesPerSecond(1));
-    nats_that_is_silent_once_connected: "nats", Garbage::Stream(NATS_INFO, b"PONG\r\n", Rate::MebibytesPerSecond(1));
+    nats_that_repeats_itself_once_connected: "nats", Garbage::Stream(NATS_INFO, NATS_INFO, Rate::MebibytesPerSecond(1));
 
     zookeeper_that_never_answers: "zookeeper", Garbage::Silence;
     zookeeper_that_answers_random_bytes: "zookeeper", Garbage::RandomBytes;

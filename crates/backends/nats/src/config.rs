@@ -265,3 +265,68 @@ fn login(url: &StoreUrl) -> Result<Login, Error> {
 fn invalid(reason: String) -> Error {
     BackendError::new(BackendErrorKind::Invalid, reason).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> Result<NatsConfig, Error> {
+        NatsConfig::from_url(&url.parse().unwrap())
+    }
+
+    #[test]
+    fn a_url_sets_everything() {
+        let config = config(
+            "nats://me:p%40ss@10.0.0.1,[::1]:5433/acme-1?replicas=5&inbox_prefix=_INBOX.me&monitor=10.0.0.1:8222,h:1&attempt_timeout=4s\
+             &poll_interval=500ms",
+        )
+        .unwrap();
+        assert_eq!((&*config.stream(), config.replicas), ("KV_acme-1", Some(5)));
+        assert_eq!(config.hosts, ["10.0.0.1", "[::1]:5433"]);
+        assert_eq!(config.monitor, ["10.0.0.1:8222", "h:1"]);
+        assert_eq!(config.inbox_prefix, "_INBOX.me");
+        assert_eq!(config.login.password().unwrap().latest().expose(), "p@ss");
+        let times = [config.attempt_timeout, config.poll_interval];
+        assert_eq!(times.map(|time| time.as_millis()), [4_000, 500]);
+        assert!(!format!("{config:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn every_login_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "hunter2\n").unwrap();
+        let login =
+            |setting: &str| config(&format!("nats://h/a?{setting}={}", file.display())).unwrap().login;
+        let Login::Token(token) = login("token_file") else { panic!() };
+        assert_eq!(token.latest().expose(), "hunter2");
+        assert!(matches!(login("credentials"), Login::Credentials(found) if found == file));
+        assert!(matches!(login("nkey_file"), Login::Nkey(found) if found == file));
+        let both = format!("nats://a:b@h/a?nkey_file={}", file.display());
+        assert!(
+            config(&both).unwrap_err().to_string().contains("it has more than one of a user, a token_file")
+        );
+    }
+
+    #[test]
+    fn invalid_settings_are_refused_with_a_reason() {
+        for (url, reason) in [
+            ("etcd://h/a", "its scheme is not nats"),
+            ("nats:", "it names no host; give nats://host1,host2/bucket"),
+            ("nats://h", "it names no bucket; give nats://host1,host2/bucket"),
+            ("nats://h/a/b", "the bucket \"a/b\" is not allowed: it has 1 to 200 of A-Z a-z 0-9 _ -"),
+            ("nats://me@h/a", "it has a user but no password"),
+            ("nats://h/a?replicas=0", "replicas=0 is not allowed: give a number from 1 to 5"),
+            ("nats://h/a?replicas=many", "a number from 1 to 5"),
+            ("nats://h/a?inbox_prefix=a..b", "the inbox_prefix \"a..b\" is not allowed"),
+            ("nats://h/a?token_file=/nowhere/token", "token_file=/nowhere/token cannot be read"),
+            ("nats://h/a?credentials=/nowhere/creds", "credentials=/nowhere/creds cannot be read"),
+            ("nats://h/a?monitor=:1", "a host of NATS's monitoring is not allowed"),
+            ("nats://h/a?attempt_timeout=1ms", "attempt_timeout 1ms is not allowed"),
+            ("nats://h/a?poll_interval=2m", "poll_interval 2m is not allowed"),
+        ] {
+            let error = config(url).unwrap_err().to_string();
+            assert!(error.contains(reason), "{url}: {error}");
+        }
+    }
+}

@@ -4,13 +4,16 @@ use std::{
     fs,
     future::pending,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer, Request,
-    RequestErrorKind,
+    RequestErrorKind, ServerAddr,
 };
 use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use serde_json::Value;
@@ -30,6 +33,8 @@ use crate::{
     config::{Login, NatsConfig},
 };
 
+/// Where nothing listens.
+const NOWHERE: &str = "nats://127.0.0.1:0";
 /// How many refusals of a connection are remembered.
 const MAX_REFUSALS: usize = 16;
 
@@ -49,8 +54,6 @@ pub(crate) struct Requests {
 pub(crate) struct Connection {
     pub(crate) client: Client,
     inbox: String,
-    /// The server's number of the connection. It changes when the client library connects again.
-    number: u64,
     limit: Duration,
     /// The refusals that the server has reported: for what the user may not do there is no other answer.
     refusals: watch::Receiver<Vec<String>>,
@@ -188,33 +191,37 @@ impl Requests {
                 std::future::ready(())
             });
         let scheme = if self.config.tls.is_some() { "tls" } else { "nats" };
-        // What it logs is in the errors.
-        let connecting =
-            options.connect(format!("{scheme}://{host}")).with_subscriber(NoSubscriber::default());
+        let addresses = [format!("{scheme}://{host}"), NOWHERE.to_owned()];
+        let addresses =
+            addresses.iter().map(|address| address.parse()).collect::<Result<Vec<ServerAddr>, _>>();
+        let addresses = addresses.map_err(|error| BackendError::new(Invalid, format!("{what}: {error}")))?;
+        // What it logs is in the errors, and at the level of traces it logs the password.
+        let connecting = options.connect(addresses).with_subscriber(NoSubscriber::default());
         let client = timeout(self.config.attempt_timeout, connecting)
             .await
             .map_err(|_| late(&what, self.config.attempt_timeout))?
             .map_err(|error| self.classify(&what, &error))?;
         let inbox = format!("{}.", self.config.inbox_prefix).to_lowercase();
-        let number = client.server_info().client_id;
-        Ok(Connection { client, inbox, number, limit: self.config.attempt_timeout, refusals })
+        Ok(Connection { client, inbox, limit: self.config.attempt_timeout, refusals })
     }
 
     async fn options(&self, secret: Option<&Secret>) -> Result<ConnectOptions, String> {
+        let is_first = AtomicBool::new(true);
         let options = ConnectOptions::new()
             .name("tenure")
             .custom_inbox_prefix(&self.config.inbox_prefix)
             .connection_timeout(self.config.attempt_timeout)
             .ping_interval(self.config.attempt_timeout)
             .ignore_discovered_servers()
-            // A connection that ends is tried again once, to the same server. After that another one is made here, with the current
-            // password and certificates, so that nothing is buffered for longer.
+            // The client library opens a connection again by itself, with the password and the certificates of before, and without looking at
+            // the bucket. It is led to an address where nothing listens, and gives up.
             .max_reconnects(1)
-            .reconnect_to_server_callback(|servers, _| {
-                let server = servers.into_iter().next();
-                std::future::ready(
-                    server.map(|server| ReconnectToServer { addr: server.addr, delay: Some(Duration::ZERO) }),
-                )
+            .reconnect_to_server_callback(move |servers, _| {
+                let is_first = is_first.swap(false, Relaxed);
+                let server = servers.into_iter().find(|server| (server.addr.port() == 0) != is_first);
+                let chosen =
+                    server.map(|server| ReconnectToServer { addr: server.addr, delay: Some(Duration::ZERO) });
+                std::future::ready(chosen)
             });
         let read = |file: &PathBuf| {
             fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
@@ -283,7 +290,6 @@ impl Requests {
 impl Connection {
     fn is_open(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
-            && self.client.server_info().client_id == self.number
     }
 
     /// As [`Requests::json`].
@@ -295,10 +301,6 @@ impl Connection {
         body: Vec<u8>,
     ) -> Result<Value, BackendError> {
         let answer = self.request(what, subject, headers, body).await?;
-        if !self.is_open() {
-            // To which bucket the answer belongs was not checked.
-            return Err(BackendError::new(Unavailable, format!("{what}: the connection was lost")));
-        }
         serde_json::from_slice(&answer.payload).map_err(|_| unexpected(what))
     }
 
