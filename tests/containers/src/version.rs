@@ -2,8 +2,8 @@
 
 use std::{env, fmt};
 
-/// A store and its version. These are the versions in Debian 12 and 13, so that the images can be built on any Debian
-/// machine.
+/// A store and its version. These are the versions in Debian 12 and 13, or, where Debian has none, those in the Python package index, so
+/// that the images can be built on any Debian machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Version {
@@ -21,6 +21,8 @@ pub enum Version {
     Postgres17,
     /// A Kubernetes API server 1.20, with its etcd, kubectl, and a candidate of client-go.
     Kubernetes120,
+    /// SeaweedFS 4.48 with its S3 API, and rclone.
+    Seaweedfs4,
 }
 
 impl Version {
@@ -48,6 +50,7 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
+            Self::Seaweedfs4 => "TENURE_TEST_IMAGE_SEAWEEDFS_4",
         }
     }
 
@@ -61,6 +64,7 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
+            Self::Seaweedfs4 => "TENURE_TEST_SEAWEEDFS_4",
         }
     }
 }
@@ -75,6 +79,7 @@ impl fmt::Display for Version {
             Self::Postgres15 => "postgres:15",
             Self::Postgres17 => "postgres:17",
             Self::Kubernetes120 => "kubernetes:1.20",
+            Self::Seaweedfs4 => "seaweedfs:4",
         })
     }
 }
