@@ -1,11 +1,6 @@
 //! `cargo xtask demo`: the billing demo over several seeds, and a verdict on all of them.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -15,7 +10,7 @@ use crate::{
     catalog::{ETCD_3_5, Image, KUBERNETES_1_20, POSTGRES_17, ZOOKEEPER_3_9},
     docker, images,
     servers::{Servers, remove_leftovers},
-    shell::{cargo, run, say, target},
+    shell::{cargo, run, run_all_for_json, target},
     tools,
 };
 
@@ -35,10 +30,10 @@ const COLUMNS: [&str; 10] = [
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Where the servers elect their leader
-    #[arg(long, value_enum, default_value_t = Store::Local)]
-    store: Store,
-    /// How many runs, each with another seed
+    /// Where the servers elect their leader; each store in turn, three at a time, unless one is named
+    #[arg(long, value_enum)]
+    store: Option<Store>,
+    /// How many runs on each store, each with another seed
     #[arg(long, default_value_t = 2)]
     seeds: u64,
     /// The first seed
@@ -59,60 +54,72 @@ pub(crate) struct Options {
 enum Store {
     /// A lock file
     Local,
-    /// An etcd in a container, started for the purpose
+    /// An etcd in a container, started for the purpose, as are all others
     Etcd,
-    /// A ZooKeeper in a container, started for the purpose
+    /// A ZooKeeper
     Zookeeper,
-    /// A PostgreSQL in a container, started for the purpose; it has the billing database, too
+    /// A PostgreSQL; it has the billing database, too
     Postgres,
-    /// A Kubernetes API server in a container, started for the purpose
+    /// A Kubernetes API server
     Kubernetes,
 }
 
-/// Runs the demo for each seed.
+impl Store {
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    fn image(self) -> Option<&'static Image> {
+        match self {
+            Self::Local => None,
+            Self::Etcd => Some(&ETCD_3_5),
+            Self::Zookeeper => Some(&ZOOKEEPER_3_9),
+            Self::Postgres => Some(&POSTGRES_17),
+            Self::Kubernetes => Some(&KUBERNETES_1_20),
+        }
+    }
+}
+
+/// How many runs there are at a time on different stores. A run mostly waits.
+const AT_A_TIME: usize = 3;
+
+/// Runs the demo for each store and seed.
 ///
 /// # Errors
 /// When a run cannot be made, or one of them shows a violation.
 pub(crate) fn run_seeds(options: &Options) -> Result<()> {
     tools::ensure_for_build()?;
-    let (name, image) = match options.store {
-        Store::Local => ("local", None),
-        Store::Etcd => ("etcd", Some(&ETCD_3_5)),
-        Store::Zookeeper => ("zookeeper", Some(&ZOOKEEPER_3_9)),
-        Store::Postgres => ("postgres", Some(&POSTGRES_17)),
-        Store::Kubernetes => ("kubernetes", Some(&KUBERNETES_1_20)),
-    };
-    let servers = match image {
-        None => None,
-        Some(image) => {
-            docker::ensure()?;
-            images::ensure(&[image])?;
-            remove_leftovers();
-            Some(Servers::start(&[image])?)
-        }
-    };
+    let all = Store::value_variants().iter().copied();
+    let stores: Vec<_> = all.filter(|store| options.store.is_none_or(|only| only == *store)).collect();
+    let images: Vec<_> = stores.iter().filter_map(|store| store.image()).collect();
+    if !images.is_empty() {
+        docker::ensure()?;
+        images::ensure(&images)?;
+        remove_leftovers();
+    }
+    let servers = Servers::start(&images)?;
     // Built as the tests build it, so that what they compiled is used again.
     run(&mut cargo(["build", "--workspace", "--all-features", "--bin", "billing"]))?;
 
-    let mut reports = Vec::new();
+    let (mut names, mut demos) = (Vec::new(), Vec::new());
     for seed in options.first_seed..options.first_seed + options.seeds {
-        let data = std::path::absolute(target())?.join("demo").join(format!("{name}-{seed}"));
-        fresh(&data)?;
-        let store = match (image, &servers) {
-            (Some(image), Some(servers)) => store_on(options.store, servers, image, seed, &data)?,
-            _ => format!("local:{}", data.join("locks").display()),
-        };
-        say(format!("the demo on {name}, seed {seed}"));
-        let start = Instant::now();
-        let report = one_run(options, &store, seed, &data)?;
-        reports.push((seed, start.elapsed().as_secs(), report));
+        for store in &stores {
+            let data = std::path::absolute(target())?.join("demo").join(format!("{}-{seed}", store.name()));
+            fresh(&data)?;
+            let url = url_of(*store, &servers, seed, &data)?;
+            demos.push(demo(options, &url, seed, &data));
+            names.push(format!("{} {seed}", store.name()));
+        }
     }
+    let outcomes = run_all_for_json(demos, if stores.len() > 1 { AT_A_TIME } else { 1 })?;
+    let reports: Vec<_> = names.into_iter().zip(outcomes.into_iter().map(with_success)).collect();
     print_table(&reports);
     verdict(&reports)
 }
 
-/// The URL of a run's part of the store on this server: a root, a database, or a namespace.
-fn store_on(store: Store, servers: &Servers, image: &Image, seed: u64, data: &Path) -> Result<String> {
+/// The URL of a run's part of the store: a prefix, a database, or a namespace, for example.
+fn url_of(store: Store, servers: &Servers, seed: u64, data: &Path) -> Result<String> {
+    let Some(image) = store.image() else { return Ok(format!("local:{}", data.join("locks").display())) };
     let address = servers.address_of(image)?;
     Ok(match store {
         Store::Postgres => {
@@ -134,7 +141,7 @@ fn store_on(store: Store, servers: &Servers, image: &Image, seed: u64, data: &Pa
         }
         Store::Etcd => format!("etcd://{address}/demo-{seed}"),
         Store::Zookeeper => format!("zookeeper://{address}/demo-{seed}"),
-        Store::Local => bail!("lock files have no server"),
+        Store::Local => bail!("a lock file has no server"),
     })
 }
 
@@ -150,39 +157,37 @@ fn kubeconfig_of(address: &str, authority: &Path) -> String {
     .to_string()
 }
 
-fn one_run(options: &Options, store: &str, seed: u64, data: &Path) -> Result<Value> {
+fn demo(options: &Options, store: &str, seed: u64, data: &Path) -> Command {
     let number = |flag: &str, value: u64| format!("--{flag}={value}");
     let mut demo = Command::new(target().join("debug").join("billing"));
     demo.args(["demo", "--json", &format!("--store={store}"), &number("seed", seed)])
         .args([number("kills", options.kills), number("pauses", options.pauses)])
         .arg(number("subscriptions", options.subscriptions))
         .arg("--data")
-        .arg(data)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
-    let output = demo.output().context("cannot run billing")?;
-    let printed = String::from_utf8_lossy(&output.stdout);
-    let last = printed.trim_end().lines().next_back().unwrap_or_default();
-    let mut report: Value = serde_json::from_str(last).with_context(|| {
-        format!("seed {seed}: `billing demo` ({}) did not end with a line of JSON:\n{printed}", output.status)
-    })?;
-    report["success"] = output.status.success().into();
-    Ok(report)
+        .arg(data);
+    demo
 }
 
-/// One line for every seed on which something is wrong.
-fn violations(seed: u64, report: &Value) -> Option<String> {
+/// The report of a run, with whether the demo succeeded.
+fn with_success((report, success): (Option<Value>, bool)) -> Value {
+    let mut report = report.unwrap_or_else(|| json!({}));
+    report["success"] = success.into();
+    report
+}
+
+/// A line about a run in which something is wrong.
+fn violations(name: &str, report: &Value) -> Option<String> {
     let count = |name: &str| report[name].as_u64();
     let wrong = count("double_charged") != Some(0)
         || count("missed") != Some(0)
         || count("charged").is_none()
         || count("charged") != count("due")
         || report["success"] != true;
-    wrong.then(|| format!("seed {seed}: {report}"))
+    wrong.then(|| format!("{name}: {report}"))
 }
 
-fn verdict(reports: &[(u64, u64, Value)]) -> Result<()> {
-    let wrong: Vec<_> = reports.iter().filter_map(|(seed, _, report)| violations(*seed, report)).collect();
+fn verdict(reports: &[(String, Value)]) -> Result<()> {
+    let wrong: Vec<_> = reports.iter().filter_map(|(name, report)| violations(name, report)).collect();
     ensure!(
         wrong.is_empty(),
         "the demo failed; its databases are under {}:\n{}",
@@ -192,14 +197,11 @@ fn verdict(reports: &[(u64, u64, Value)]) -> Result<()> {
     Ok(())
 }
 
-fn print_table(reports: &[(u64, u64, Value)]) {
+fn print_table(reports: &[(String, Value)]) {
     // A `Value` pays no heed to a width; text does.
-    println!("{:>6} {:>8} {}", "seed", "seconds", COLUMNS.map(|name| format!("{name:>18}")).concat());
-    for (seed, seconds, report) in reports {
-        println!(
-            "{seed:>6} {seconds:>8} {}",
-            COLUMNS.map(|name| format!("{:>18}", report[name].to_string())).concat()
-        );
+    println!("{:<14} {}", "store, seed", COLUMNS.map(|name| format!("{name:>18}")).concat());
+    for (name, report) in reports {
+        println!("{name:<14} {}", COLUMNS.map(|name| format!("{:>18}", report[name].to_string())).concat());
     }
 }
 
@@ -222,7 +224,7 @@ mod tests {
     #[test]
     fn a_run_without_a_violation_passes() {
         let report = json!({ "due": 5, "charged": 5, "double_charged": 0, "missed": 0, "success": true });
-        assert_eq!(violations(1, &report), None);
+        assert_eq!(violations("etcd 1", &report), None);
     }
 
     #[test]
@@ -234,7 +236,7 @@ mod tests {
             json!({ "due": 5, "charged": 5, "double_charged": 0, "missed": 0, "success": false }),
             json!({ "success": true }),
         ] {
-            assert!(violations(7, &wrong).is_some_and(|text| text.starts_with("seed 7")), "{wrong}");
+            assert!(violations("etcd 7", &wrong).is_some_and(|text| text.starts_with("etcd 7")), "{wrong}");
         }
     }
 }

@@ -1,5 +1,7 @@
-//! The raw operations of a store, through the client that the backend uses: nothing can be quicker.
+//! The raw operations of a store, through the client that the backend uses: nothing can be quicker. On a store that compares and swaps, single
+//! requests of the adapter.
 
+mod cas;
 mod etcd;
 pub(crate) mod postgres;
 mod zookeeper;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use async_trait::async_trait;
 
+pub(crate) use cas::Cas;
 pub(crate) use etcd::Etcd;
 pub(crate) use postgres::Postgres;
 pub(crate) use zookeeper::Zookeeper;
@@ -24,6 +27,11 @@ pub(crate) trait RawStore: Send {
 
     /// The same from nothing: connects, opens a session, enters.
     async fn enter_from_nothing(&mut self) -> Result<Duration>;
+
+    /// Whether the store tells of changes. Candidates poll otherwise.
+    fn has_events(&self) -> bool {
+        true
+    }
 
     /// From a deletion to the event that tells another of it. The watch was opened `quiet` before.
     async fn handover(&mut self, quiet: Duration) -> Result<Duration>;

@@ -25,6 +25,8 @@ mod guides {
 
 mod authority;
 mod captured_log;
+pub mod cas;
+pub mod cas_contract;
 mod etcd;
 mod kubernetes;
 mod local;
@@ -37,6 +39,7 @@ mod zookeeper_proxy;
 
 pub use authority::{Authority, ClientFiles};
 pub use captured_log::CapturedLog;
+pub use cas::{Cas, CasServer};
 pub use etcd::Etcd;
 pub use kubernetes::{Kubeconfig, Kubernetes, new_namespace};
 pub use local::Local;

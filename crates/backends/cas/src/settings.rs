@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tenure_core::{Error, InvalidConfig, StoreUrl};
+
 /// The settings of a [`CasBackend`](crate::CasBackend).
 #[derive(Clone, Debug)]
 pub struct CasSettings {
@@ -21,6 +23,39 @@ impl CasSettings {
             garbage_interval: Duration::from_secs(600),
             allows_unknown_epochs: false,
         }
+    }
+
+    /// Reads the settings of a URL that adapters of one request per operation have in common; otherwise the defaults of [`new`](Self::new).
+    ///
+    /// | setting | meaning | default | allowed |
+    /// |---|---|---|---|
+    /// | `attempt_timeout` | the time after which a request is given up | 2 s | 100 ms to 1 min |
+    /// | `poll_interval` | how often a record is read while the store gives no hints of changes, on average | `poll_interval` | 10 ms to 1 min |
+    ///
+    /// # Errors
+    /// When a time cannot be read or is not allowed.
+    pub fn from_url(url: &StoreUrl, poll_interval: Duration) -> Result<Self, Error> {
+        let attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(Duration::from_secs(2));
+        let poll_interval = url.duration("poll_interval")?.unwrap_or(poll_interval);
+        for (setting, given, min_ms, allowed) in [
+            ("attempt_timeout", attempt_timeout, 100, "from 100ms to 1m"),
+            ("poll_interval", poll_interval, 10, "from 10ms to 1m"),
+        ] {
+            if given != clamped(given, Duration::from_millis(min_ms), Duration::from_secs(60)) {
+                return Err(InvalidConfig::Time { setting, given, allowed }.into());
+            }
+        }
+        Ok(Self::new().with_request_timeout(attempt_timeout).with_poll_interval(poll_interval))
+    }
+
+    /// The time after which a request is given up.
+    pub const fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    /// How often a record is read while the store gives no hints of changes, on average.
+    pub const fn poll_interval(&self) -> Duration {
+        self.poll_interval
     }
 
     /// Sets how often a waiting candidate, a leader and an observer read an election's record, on average. A handover takes about
@@ -88,5 +123,23 @@ mod tests {
         assert_eq!(with(Duration::ZERO), (Duration::from_millis(10), Duration::from_secs(1)));
         assert_eq!(with(Duration::from_secs(7)), (Duration::from_secs(7), Duration::from_secs(7)));
         assert_eq!(with(Duration::MAX), (Duration::from_secs(60), Duration::from_secs(86_400)));
+    }
+
+    #[test]
+    fn a_url_sets_the_times() {
+        let from = |url: &str| {
+            let settings = CasSettings::from_url(&url.parse().unwrap(), Duration::from_secs(3));
+            settings.map(|it| (it.request_timeout().as_millis(), it.poll_interval().as_millis()))
+        };
+        assert_eq!(from("x:").unwrap(), (2_000, 3_000));
+        assert_eq!(from("x:?attempt_timeout=300ms&poll_interval=20ms").unwrap(), (300, 20));
+        for (url, reason) in [
+            ("x:?attempt_timeout=1ms", "attempt_timeout 1ms is not allowed: it must be from 100ms to 1m"),
+            ("x:?poll_interval=2m", "poll_interval 2m is not allowed: it must be from 10ms to 1m"),
+            ("x:?poll_interval=soon", "poll_interval=soon is not a time"),
+        ] {
+            let error = from(url).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }
