@@ -6,7 +6,9 @@ use std::{
 };
 
 use tenure::{Elector, Error};
-use tenure_containers::{EtcdServer, Permission, SharedEtcd, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{
+    EtcdServer, Permission, SharedEtcd, SharedPostgres, SharedS3, SharedZookeeper, Version,
+};
 use tenure_testkit::suite::within;
 
 /// How long a check of an unreachable store takes at most: two request timeouts, and some time of a busy machine.
@@ -33,12 +35,14 @@ async fn a_store_that_can_be_used_is_accepted() {
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    let s3 = SharedS3::get(Version::Seaweedfs4).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let unique = format!("checked-{:016x}", fastrand::u64(..));
     let urls = [
         format!("etcd://{}/{unique}?ttl=3s", etcd.endpoint()),
         format!("zookeeper://{}/{unique}?ttl=3s", zookeeper.endpoint()),
         format!("{}?schema={unique}&ttl=3s", postgres.admin().url()),
+        format!("{}&ttl=3s", s3.admin().url(&unique)),
         format!("local:{}", directory.path().display()),
         format!("memory:{unique}"),
     ];
@@ -68,6 +72,11 @@ async fn a_store_that_cannot_be_reached_is_reported() {
         }
         let refused = refusal(&format!("{store}127.0.0.1:1/acme?ttl=5s&request_timeout=1s")).await;
         assert!(refused.to_string().contains("127.0.0.1:1"), "{refused}");
+    }
+    for host in ["127.0.0.1:1", &silent] {
+        let error =
+            refusal(&format!("s3://key:secret@b?endpoint=http://{host}&ttl=5s&request_timeout=1s")).await;
+        assert!(matches!(error, Error::Unavailable(_)) && error.to_string().contains(host), "{error}");
     }
 }
 

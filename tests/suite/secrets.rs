@@ -19,8 +19,8 @@ use tenure::{
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
 use tenure_containers::{
-    EtcdServer, Permission, PostgresServer, PostgresSettings, TlsFiles, Version, ZookeeperServer,
-    ZookeeperSettings,
+    EtcdServer, Permission, PostgresServer, PostgresSettings, S3Server, S3Settings, TlsFiles, Version,
+    ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
@@ -179,6 +179,10 @@ async fn nothing_that_is_printed_holds_a_secret() {
         .file("/data/jaas.conf", users);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
 
+    let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
+    let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
+    let bucket = format!("suite/acme?endpoint=http://{}", s3.endpoint());
+
     // Leaders that lose the store and reconnect.
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
     let folder = tempfile::tempdir().unwrap();
@@ -195,6 +199,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@{third}/postgres?schema=file&password_file={}", path("password")),
         format!("postgres://app@{third}/postgres?schema=variable&password_env={}", VARIABLES[0].0),
         format!("postgres://app@{third}/postgres?schema=libpq"),
+        format!("s3://app:{PASSWORD}@{bucket}"),
+        format!("s3://app@{bucket}&password_file={}", path("password")),
+        format!("s3://app@{bucket}&password_env={}", VARIABLES[0].0),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -208,6 +215,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("zookeeper://app:{WRONG}@{other}/sasl?auth=sasl"),
         format!("postgres://app:{WRONG}@{third}/postgres"),
         format!("postgres://app@{third}/postgres?password_env={}", VARIABLES[1].0),
+        format!("s3://app:{WRONG}@{bucket}"),
     ] {
         run_refused(&printed, &url).await;
     }
@@ -216,7 +224,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         run_failing(&printed, &url, "is read again and the login retried").await;
     }
     root.change_password("app", WRONG).await.unwrap();
-    let faults = [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap()];
+    let faults = [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap(), s3.kill().await.unwrap()];
     for (elector, leadership) in &leaders {
         within("the loss", leadership.lost()).await;
         printed.add_debug(&leadership.loss());
@@ -262,6 +270,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
                 printed.add_debug(&config);
                 printed.add_debug(&ZookeeperBackend::new(config).unwrap());
             }
+            "s3" => {
+                let config = tenure::s3::S3Config::from_url(&url).unwrap();
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::s3::backend(config).unwrap());
+            }
             _ => {
                 let config = PostgresConfig::from_url(&url).unwrap();
                 printed.add_debug(&config);
@@ -298,6 +311,14 @@ async fn nothing_that_is_printed_holds_a_secret() {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
     run_failing(&printed, &format!("postgres://app:{PASSWORD}@127.0.0.1:1/x"), "").await;
+    for url in [
+        format!("s3://app:{PASSWORD}@a,b"),
+        format!("s3://app:{PASSWORD}@b?secret={PASSWORD}"),
+        format!("s3://app@b?password_env={PASSWORD}"),
+    ] {
+        printed.add_error(&tenure::connect(&url).await.unwrap_err());
+    }
+    run_failing(&printed, &format!("s3://app:{PASSWORD}@b?endpoint=http://127.0.0.1:1"), "").await;
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
     let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();

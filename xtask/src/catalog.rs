@@ -275,7 +275,11 @@ impl Image {
     pub(crate) fn contents(&self) -> String {
         let packages = self.packages.join(" ");
         let Some(Build { script, files, wheels }) = &self.build else { return packages };
-        let texts = files.iter().flat_map(|(name, text)| [*name, text]).chain([*script]).chain(wheels.iter().copied());
+        let texts = files
+            .iter()
+            .flat_map(|(name, text)| [*name, text])
+            .chain([*script])
+            .chain(wheels.iter().copied());
         let hash = texts.fold(Sha256::new(), |hash, text| hash.chain_update(text));
         let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         format!("{packages} {hash}")

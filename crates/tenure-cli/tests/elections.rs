@@ -5,7 +5,7 @@ mod common;
 use std::process::{Command, Stdio};
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, stdout, succeed};
-use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedS3, SharedZookeeper, Version};
 
 /// A candidate of an election, with a value.
 fn candidate(sandbox: &Sandbox, election: &str, id: &str) -> RunningCommand {
@@ -141,6 +141,7 @@ async fn elections_are_printed_on_servers() {
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
     let kubernetes = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+    let s3 = SharedS3::get(Version::Seaweedfs4).await.unwrap();
     let root = format!("cli-{:016x}", fastrand::u64(..));
     kubernetes.admin().create_namespace(&root).await.unwrap();
     for (scheme, endpoint) in [
@@ -148,6 +149,7 @@ async fn elections_are_printed_on_servers() {
         ("zookeeper", zookeeper.endpoint()),
         ("postgres", postgres.endpoint()),
         ("kubernetes", kubernetes.endpoint()),
+        ("s3", s3.endpoint()),
     ] {
         let sandbox = Sandbox::on_server(scheme, &endpoint, &root, "");
         let mut billing = candidate(&sandbox, "billing", "first");

@@ -10,24 +10,25 @@ use std::{
 };
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_name};
-use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedS3, SharedZookeeper, Version};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// The commands that only ask the store.
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
 /// The stores that have servers.
-const SCHEMES: [&str; 4] = ["etcd", "zookeeper", "postgres", "kubernetes"];
+const SCHEMES: [&str; 5] = ["etcd", "zookeeper", "postgres", "kubernetes", "s3"];
 
 /// The servers, which may be this test's own and end with it.
-struct Servers(SharedEtcd, SharedZookeeper, SharedPostgres, SharedKubernetes);
+struct Servers(SharedEtcd, SharedZookeeper, SharedPostgres, SharedKubernetes, SharedS3);
 
 impl Servers {
     async fn get() -> Self {
         let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
         let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
         let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
-        Self(etcd, zookeeper, postgres, SharedKubernetes::get(Version::Kubernetes120).await.unwrap())
+        let kubernetes = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+        Self(etcd, zookeeper, postgres, kubernetes, SharedS3::get(Version::Seaweedfs4).await.unwrap())
     }
 
     /// The name of a new root, which is a namespace, too.
@@ -38,8 +39,9 @@ impl Servers {
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 4] {
-        let endpoints = [self.0.endpoint(), self.1.endpoint(), self.2.endpoint(), self.3.endpoint()];
+    fn endpoints(&self) -> [(&'static str, String); 5] {
+        let endpoints =
+            [self.0.endpoint(), self.1.endpoint(), self.2.endpoint(), self.3.endpoint(), self.4.endpoint()];
         std::array::from_fn(|n| (SCHEMES[n], endpoints[n].clone()))
     }
 }

@@ -71,6 +71,7 @@
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
+//! | S3 (SeaweedFS 4.48) | `s3://bucket/prefix` | `s3` | yes | a counter per election |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -89,6 +90,7 @@
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `postgres` | no | elections in PostgreSQL |
 //! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
+//! | `s3` | no | elections in Amazon S3 and servers that speak its protocol; it always has TLS |
 //! | `tls` | no | TLS to etcd, ZooKeeper and PostgreSQL |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
@@ -167,6 +169,10 @@ pub use tenure_etcd as etcd;
 /// The Kubernetes store.
 #[cfg(feature = "kubernetes")]
 pub use tenure_kubernetes as kubernetes;
+
+/// The S3 store.
+#[cfg(feature = "s3")]
+pub use tenure_s3 as s3;
 
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]

@@ -8,12 +8,15 @@ use object_store::{
     aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
     path::Path,
 };
+use tenure_cas::CasSettings;
 use tenure_core::{
-    Error, InvalidConfig, Password, StoreUrl, Tls,
+    Error, Password, StoreUrl, Tls,
     spi::{BackendError, BackendErrorKind},
 };
 
 const DEFAULT_PREFIX: &str = "tenure";
+/// Twice the default of other stores, because each read is paid for.
+const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The names of objects have at most 1024 bytes, and those of elections 255.
 const MAX_PREFIX_BYTES: usize = 512;
 
@@ -30,8 +33,7 @@ pub struct S3Config {
     /// The access key, and its secret.
     pub(crate) login: Option<(String, Password)>,
     pub(crate) tls: Option<Tls>,
-    pub(crate) attempt_timeout: Duration,
-    pub(crate) poll_interval: Duration,
+    pub(crate) settings: CasSettings,
 }
 
 impl S3Config {
@@ -44,8 +46,9 @@ impl S3Config {
             region: None,
             login: None,
             tls: None,
-            attempt_timeout: Duration::from_secs(2),
-            poll_interval: Duration::from_secs(2),
+            settings: CasSettings::new()
+                .with_request_timeout(Duration::from_secs(2))
+                .with_poll_interval(DEFAULT_POLL_INTERVAL),
         }
     }
 
@@ -90,8 +93,7 @@ impl S3Config {
         config.endpoint = url.text("endpoint").map(str::to_owned);
         config.login = url.login()?;
         config.tls = Tls::from_url(url)?;
-        config.attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(config.attempt_timeout);
-        config.poll_interval = url.duration("poll_interval")?.unwrap_or(config.poll_interval);
+        config.settings = CasSettings::from_url(url, DEFAULT_POLL_INTERVAL)?;
         config.check().map_err(|error| match error {
             Error::Refused(reason) => url.invalid(reason.to_string()).into(),
             other => other,
@@ -137,14 +139,14 @@ impl S3Config {
     /// Sets how long the answer to a request may take; 2 s by default.
     #[must_use]
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
-        self.attempt_timeout = time;
+        self.settings = self.settings.with_request_timeout(time);
         self
     }
 
     /// Sets how often a record is read; every 2 s by default. A handover takes about half of it, and each read is paid for.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
-        self.poll_interval = interval;
+        self.settings = self.settings.with_poll_interval(interval);
         self
     }
 
@@ -158,19 +160,14 @@ impl S3Config {
             )));
         }
         let prefix = &self.prefix;
-        if prefix.len() > MAX_PREFIX_BYTES || Path::parse(prefix).is_err() || *prefix != *Path::from(prefix.as_str()).as_ref() {
+        if prefix.len() > MAX_PREFIX_BYTES
+            || Path::parse(prefix).is_err()
+            || *prefix != *Path::from(prefix.as_str()).as_ref()
+        {
             return Err(invalid(format!(
                 "the prefix {prefix:?} is not allowed: it has at most {MAX_PREFIX_BYTES} bytes, no empty part, and no character that \
                  the names of objects should avoid"
             )));
-        }
-        for (setting, given, min_ms, allowed) in [
-            ("attempt_timeout", self.attempt_timeout, 100, "from 100ms to 1m"),
-            ("poll_interval", self.poll_interval, 10, "from 10ms to 1m"),
-        ] {
-            if given < Duration::from_millis(min_ms) || given > Duration::from_secs(60) {
-                return Err(InvalidConfig::Time { setting, given, allowed }.into());
-            }
         }
         let mut builder = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
@@ -192,14 +189,17 @@ impl S3Config {
                     Some("https") => false,
                     Some("http") => true,
                     _ => {
-                        let text = format!("endpoint={endpoint} is not https://host:port or http://host:port");
+                        let text =
+                            format!("endpoint={endpoint} is not https://host:port or http://host:port");
                         return Err(invalid(text));
                     }
                 }
             }
         };
         if plain_text && self.tls.is_some() {
-            return Err(invalid("it has a ca, but its endpoint has no TLS; give endpoint=https://".to_owned()));
+            return Err(invalid(
+                "it has a ca, but its endpoint has no TLS; give endpoint=https://".to_owned(),
+            ));
         }
         Ok(builder.with_allow_http(plain_text))
     }
@@ -207,7 +207,8 @@ impl S3Config {
     /// The URL of the server.
     pub(crate) fn server(&self) -> String {
         let builder = self.check().ok();
-        let region = self.region.clone().or_else(|| builder.as_ref()?.get_config_value(&AmazonS3ConfigKey::Region));
+        let region =
+            self.region.clone().or_else(|| builder.as_ref()?.get_config_value(&AmazonS3ConfigKey::Region));
         let amazon = || format!("Amazon S3 in {}", region.as_deref().unwrap_or("us-east-1"));
         builder.as_ref().and_then(endpoint).unwrap_or_else(amazon)
     }
@@ -226,4 +227,61 @@ fn endpoint(builder: &AmazonS3Builder) -> Option<String> {
 
 fn invalid(reason: String) -> Error {
     BackendError::new(BackendErrorKind::Invalid, reason).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> Result<S3Config, Error> {
+        S3Config::from_url(&url.parse().unwrap())
+    }
+
+    #[test]
+    fn a_url_sets_everything() {
+        let url = "s3://KEY:s%2Fcret@acme.elections/a/b?endpoint=https://s3.example:9000/&region=eu-west-1&attempt_timeout=3s\
+                   &poll_interval=5s";
+        let config = config(url).unwrap();
+        assert_eq!((config.bucket.as_str(), config.prefix.as_str()), ("acme.elections", "a/b"));
+        let (key, secret) = config.login.clone().unwrap();
+        assert_eq!((key.as_str(), secret.latest().expose()), ("KEY", "s/cret"));
+        assert_eq!(config.server(), "https://s3.example:9000");
+        assert_eq!(config.settings.request_timeout(), Duration::from_secs(3));
+        assert_eq!(config.settings.poll_interval(), Duration::from_secs(5));
+        assert!(!format!("{config:?}").contains("s/cret"));
+        let default = S3Config::new("b");
+        assert_eq!(
+            (default.prefix.as_str(), default.settings.poll_interval()),
+            ("tenure", DEFAULT_POLL_INTERVAL)
+        );
+    }
+
+    #[test]
+    fn invalid_settings_are_refused_with_a_reason() {
+        for (url, reason) in [
+            ("s3a://b", "its scheme is not s3"),
+            ("s3:", "it names no bucket; give s3://bucket/prefix"),
+            ("s3://a,b", "it names several buckets"),
+            ("s3://b:9000/p", "a bucket has no port; give s3://bucket/prefix?endpoint=https://host:port"),
+            ("s3://b/a//b", "the prefix \"a//b\" is not allowed"),
+            ("s3://b/a%20%7Bb", "is not allowed"),
+            ("s3://b/../a", "the prefix \"../a\" is not allowed"),
+            ("s3://key@b", "it has a user but no password"),
+            (
+                "s3://b?endpoint=s3.example",
+                "endpoint=s3.example is not https://host:port or http://host:port",
+            ),
+            ("s3://b?endpoint=ftp://h", "endpoint=ftp://h is not https://host:port"),
+            ("s3://b?attempt_timeout=1ms", "attempt_timeout 1ms is not allowed: it must be from 100ms to 1m"),
+            ("s3://b?poll_interval=2m", "poll_interval 2m is not allowed"),
+            ("s3://b?ca=/nowhere/ca.pem", "ca=/nowhere/ca.pem cannot be read"),
+        ] {
+            let error = config(url).unwrap_err().to_string();
+            assert!(error.contains(reason), "{url}: {error}");
+        }
+        let long = S3Config::new("b").prefix("p".repeat(513)).check().unwrap_err().to_string();
+        assert!(long.contains("it has at most 512 bytes"), "{long}");
+        let none = S3Config::new("").check().unwrap_err().to_string();
+        assert!(none.contains("the bucket \"\" is not allowed"), "{none}");
+    }
 }

@@ -17,7 +17,8 @@ pub(crate) async fn diagnose(store: &S3Store) -> Vec<Diagnosis> {
     let read = store.read("store", Freshness::Fresh).await;
     let (time, subject) = (begun.elapsed(), format!("server {}", store.config.server()));
     if let Err(error) = read {
-        let advice = "see that endpoint= and region= are those of the bucket, and what the key or the role may do";
+        let advice =
+            "see that endpoint= and region= are those of the bucket, and what the key or the role may do";
         return vec![Diagnosis::problem(subject, error.to_string(), advice)];
     }
     let server = store.http.server().unwrap_or_else(|| "does not say what it is".to_owned());
@@ -48,7 +49,9 @@ pub(crate) async fn diagnose(store: &S3Store) -> Vec<Diagnosis> {
         ),
     });
     diagnoses.push(match store.list("s/").await {
-        Ok(sessions) => Diagnosis::good("list", format!("allowed; {} sessions, dead ones included", sessions.len())),
+        Ok(sessions) => {
+            Diagnosis::good("list", format!("allowed; {} sessions, dead ones included", sessions.len()))
+        }
         Err(error) => Diagnosis::warning(
             "list",
             format!("{error}: dead sessions are not removed, and the doctor cannot list elections"),
@@ -69,9 +72,7 @@ pub(crate) async fn diagnose(store: &S3Store) -> Vec<Diagnosis> {
 /// Which condition the server ignores, if any.
 async fn probe(store: &S3Store, key: &str) -> Result<Option<&'static str>, BackendError> {
     let what = "writing the object of the doctor";
-    let update = |tag: &str| {
-        PutMode::Update(UpdateVersion { e_tag: Some(tag.to_owned()), version: None })
-    };
+    let update = |tag: &str| PutMode::Update(UpdateVersion { e_tag: Some(tag.to_owned()), version: None });
     let Swap::Done(first) = store.put(what, key, PutMode::Create, b"1").await? else {
         return Ok(Some("that there is no object (If-None-Match refuses a new one)"));
     };

@@ -1,7 +1,9 @@
 //! The HTTP client: TLS by our settings, answers of bounded size, and refusals as values.
 
 use std::{
+    error::Error as _,
     fmt, io,
+    iter::successors,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -76,7 +78,9 @@ impl Http {
         };
         let mut client = lock(&self.shared.client);
         match &*client {
-            Some((made_for, client)) if made_for.as_ref().map(Arc::as_ptr) == pem.as_ref().map(Arc::as_ptr) => {
+            Some((made_for, client))
+                if made_for.as_ref().map(Arc::as_ptr) == pem.as_ref().map(Arc::as_ptr) =>
+            {
                 Ok(client.clone())
             }
             _ => Ok(client.insert((pem.clone(), self.build(pem.as_deref())?)).1.clone()),
@@ -104,6 +108,13 @@ impl Http {
     }
 }
 
+/// The innermost cause says most.
+fn no_answer(host: &str, error: &HttpError) -> HttpError {
+    let causes = successors(error.source(), |&cause| cause.source());
+    let cause = causes.last().map_or_else(|| error.to_string(), ToString::to_string);
+    HttpError::new_boxed(error.kind(), format!("{host}: {cause}").into())
+}
+
 fn unusable(error: Box<dyn std::error::Error + Send + Sync>) -> HttpError {
     HttpError::new_boxed(HttpErrorKind::Unknown, error)
 }
@@ -122,7 +133,9 @@ impl HttpService for Http {
         if request.uri().scheme_str() != Some("https") && !self.allows_plain_text {
             return Err(unusable("a request without TLS is not allowed".into()));
         }
-        let response = HttpService::call(&self.client().await?, request).await?;
+        let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let response = HttpService::call(&self.client().await?, request).await;
+        let response = response.map_err(|error| no_answer(&host, &error))?;
         let (parts, body) = response.into_parts();
         if let Some(server) = text(&parts.headers, "server") {
             *lock(&self.shared.server) = Some(server);
@@ -153,7 +166,8 @@ impl Refusal {
             status,
             code: element(body, "Code").unwrap_or(phrase).to_owned(),
             message: element(body, "Message").unwrap_or("the server gave no reason").to_owned(),
-            region: text(headers, "x-amz-bucket-region").or_else(|| element(body, "Region").map(str::to_owned)),
+            region: text(headers, "x-amz-bucket-region")
+                .or_else(|| element(body, "Region").map(str::to_owned)),
         }
     }
 }

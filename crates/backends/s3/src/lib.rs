@@ -66,10 +66,12 @@ mod diagnose;
 mod error;
 mod http;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
-use tenure_cas::{CasBackend, CasSettings};
+use tenure_cas::CasBackend;
 use tenure_core::Error;
 
 pub use crate::{config::S3Config, store::S3Store};
@@ -85,8 +87,7 @@ const SLACK: Duration = Duration::from_secs(1);
 /// # Errors
 /// When `config` has a name, an endpoint or a time that is not allowed.
 pub fn backend(config: S3Config) -> Result<S3Backend, Error> {
-    let settings = CasSettings::new()
-        .with_poll_interval(config.poll_interval)
-        .with_request_timeout(2 * config.attempt_timeout + SLACK);
+    let attempts = 2 * config.settings.request_timeout();
+    let settings = config.settings.clone().with_request_timeout(attempts + SLACK);
     Ok(CasBackend::with_settings(S3Store::new(config)?, settings))
 }

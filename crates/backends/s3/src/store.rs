@@ -59,7 +59,7 @@ impl S3Store {
         if let Some(host) = config.plain_text_host(&builder) {
             internal::warn_of_plain_text("S3", &[host], false, "ca");
         }
-        let http = Http::new(config.tls.clone(), config.attempt_timeout);
+        let http = Http::new(config.tls.clone(), config.settings.request_timeout());
         let secret = config.login.as_ref().map(|(_, password)| password.latest());
         let client = open(&config, &http, secret.as_ref())?;
         Ok(Self { config, http, client: Mutex::new((secret, client)) })
@@ -114,7 +114,13 @@ impl S3Store {
         Path::from(format!("{}/{key}", self.config.prefix))
     }
 
-    pub(crate) async fn put(&self, what: &str, key: &str, mode: PutMode, body: &[u8]) -> Result<Swap, BackendError> {
+    pub(crate) async fn put(
+        &self,
+        what: &str,
+        key: &str,
+        mode: PutMode,
+        body: &[u8],
+    ) -> Result<Swap, BackendError> {
         let (path, body) = (self.path(key), body.to_vec());
         let request = move |client: AmazonS3| {
             let (path, body, mode) = (path.clone(), body.clone(), mode.clone());
@@ -235,11 +241,8 @@ impl CasStore for S3Store {
 fn open(config: &S3Config, http: &Http, secret: Option<&Secret>) -> Result<AmazonS3, Error> {
     let mut builder = config.check()?.with_http_connector(http.clone());
     if let (Some((key, _)), Some(secret)) = (&config.login, secret) {
-        let credential = AwsCredential {
-            key_id: key.clone(),
-            secret_key: secret.expose().to_owned(),
-            token: None,
-        };
+        let credential =
+            AwsCredential { key_id: key.clone(), secret_key: secret.expose().to_owned(), token: None };
         // Instead of what the environment has.
         builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
     }

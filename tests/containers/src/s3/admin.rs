@@ -135,16 +135,22 @@ impl S3Admin {
         request: impl AsyncFnOnce(AmazonS3) -> object_store::Result<T>,
     ) -> Result<object_store::Result<T>, ContainerError> {
         let store = self.store().map_err(|error| self.refused(what, error))?;
-        timeout(REQUEST_TIMEOUT, request(store)).await.map_err(|_| self.no_answer(what, io::ErrorKind::TimedOut.into()))
+        timeout(REQUEST_TIMEOUT, request(store))
+            .await
+            .map_err(|_| self.no_answer(what, io::ErrorKind::TimedOut.into()))
     }
 
     /// Sends a request without a body for the bucket itself.
     async fn request_bucket(&self, method: Method) -> Result<StatusCode, ContainerError> {
         let what = "administering the bucket";
-        let sign = async |store: AmazonS3| store.signed_url(method.clone(), &Path::default(), REQUEST_TIMEOUT).await;
+        let sign =
+            async |store: AmazonS3| store.signed_url(method.clone(), &Path::default(), REQUEST_TIMEOUT).await;
         let url = self.send(what, sign).await?.map_err(|error| self.refused(what, error))?;
         let request = reqwest::Client::new().request(method, url).timeout(REQUEST_TIMEOUT).send();
-        request.await.map(|answer| answer.status()).map_err(|error| self.no_answer(what, io::Error::other(error)))
+        request
+            .await
+            .map(|answer| answer.status())
+            .map_err(|error| self.no_answer(what, io::Error::other(error)))
     }
 
     fn store(&self) -> object_store::Result<AmazonS3> {

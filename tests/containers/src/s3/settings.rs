@@ -65,7 +65,8 @@ impl S3Settings {
                 format!("-s3.key.file={}", TlsFiles::KEY),
             ];
         }
-        let arguments = ["-ec".to_owned(), script + START, "sh".to_owned()].into_iter().chain(flags).collect();
+        let arguments =
+            ["-ec".to_owned(), script + START, "sh".to_owned()].into_iter().chain(flags).collect();
         ContainerSpec {
             second_port: self.tls.as_ref().map(|_| TLS_PORT),
             ..ContainerSpec::new(version, PORT, "sh", arguments)
