@@ -5,7 +5,13 @@ use tenure_tests::S3;
 tenure_testkit::conformance!(S3::harness());
 
 mod contract {
+    use std::time::Duration;
+
     use super::S3;
 
-    tenure_tests::cas_contract!(S3::new());
+    async fn patient() -> S3 {
+        S3::new().await.with_attempt_timeout(Duration::from_secs(20))
+    }
+
+    tenure_tests::cas_contract!(patient());
 }

@@ -15,6 +15,7 @@ use crate::cas::{Cas, CasServer};
 pub struct S3 {
     server: SharedS3,
     prefix: String,
+    attempt_timeout: Duration,
 }
 
 impl S3 {
@@ -24,7 +25,16 @@ impl S3 {
     /// When the server cannot be used; the message names the remedy.
     pub async fn new() -> Self {
         let server = SharedS3::get(Version::Seaweedfs4).await.unwrap_or_else(|error| panic!("{error}"));
-        Self { server, prefix: format!("suite-{:016x}", fastrand::u64(..)) }
+        let prefix = format!("suite-{:016x}", fastrand::u64(..));
+        Self { server, prefix, attempt_timeout: Duration::from_secs(1) }
+    }
+
+    /// The same, with requests that may take this long. In SeaweedFS, a conditional write that meets another one of the same object waits
+    /// for a second, and again if there is yet another.
+    #[must_use]
+    pub fn with_attempt_timeout(mut self, time: Duration) -> Self {
+        self.attempt_timeout = time;
+        self
     }
 
     /// The harness of a new prefix.
@@ -63,7 +73,7 @@ impl CasServer for S3 {
             .prefix(&self.prefix)
             .endpoint(format!("http://{endpoint}"))
             .login("admin", Secret::new("admin-secret"))
-            .attempt_timeout(Duration::from_secs(1))
+            .attempt_timeout(self.attempt_timeout)
             .poll_interval(Duration::from_millis(100));
         tenure::s3::backend(config).unwrap_or_else(|error| panic!("{error}"))
     }

@@ -92,7 +92,7 @@ async fn each_refusal_has_its_kind_and_says_what_to_do() {
         (redirect, Invalid, "the bucket is in another region: set region=eu-west-1"),
         (malformed, Invalid, "the bucket is in another region: set region=eu-west-1"),
         (http("404 Not Found", "", "<html>nothing here</html>"), Invalid, "see that endpoint= and region="),
-        (http("200 OK", "", ""), Unavailable, "no usable answer of the server"),
+        (http("200 OK", "", ""), Unavailable, "ETag"),
         (http("502 Bad Gateway", "", "\u{1b}[31m"), Unavailable, "502 Bad Gateway"),
         ("garbage\r\n\r\n".to_owned(), Unavailable, "no usable answer of the server"),
     ] {
