@@ -22,7 +22,7 @@ const MAX_PREFIX_BYTES: usize = 512;
 
 /// A prefix in a bucket, and how its server is reached.
 ///
-/// What is not set here is read from the environment variables of the AWS tools, such as `AWS_REGION` and `AWS_ENDPOINT_URL`, when the
+/// Other settings are read from the environment variables of the AWS tools, such as `AWS_REGION` and `AWS_ENDPOINT_URL`, when the
 /// backend is made. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
 pub struct S3Config {

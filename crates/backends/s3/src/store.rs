@@ -14,6 +14,7 @@ use tenure_core::{
     Diagnosis, Error, Secret, internal,
     spi::{BackendError, BackendErrorKind},
 };
+use tokio::sync::Semaphore;
 
 use crate::{
     config::S3Config,
@@ -22,8 +23,11 @@ use crate::{
     http::Http,
 };
 
-/// How many records of a list are read at a time.
-const CONCURRENT_READS: usize = 64;
+/// How many requests are sent at a time, besides those for single sessions: each needs a connection of its own, and more at once would not
+/// be answered sooner.
+const CONCURRENT_REQUESTS: usize = 64;
+/// The prefix of the keys of sessions. Their heartbeats do not wait for other requests.
+const SESSIONS: &str = "s/";
 /// The largest list that is read: of a million records without values.
 const MAX_LIST_BYTES: usize = 256 << 20;
 /// What a record costs besides its body.
@@ -38,6 +42,7 @@ pub struct S3Store {
     pub(crate) http: Http,
     /// The client, and the secret for which it was made, if one is configured.
     client: Mutex<(Option<Secret>, AmazonS3)>,
+    permits: Semaphore,
 }
 
 /// What the server has answered.
@@ -62,7 +67,8 @@ impl S3Store {
         let http = Http::new(config.tls.clone(), config.settings.request_timeout());
         let secret = config.login.as_ref().map(|(_, password)| password.latest());
         let client = open(&config, &http, secret.as_ref())?;
-        Ok(Self { config, http, client: Mutex::new((secret, client)) })
+        let (client, permits) = (Mutex::new((secret, client)), Semaphore::new(CONCURRENT_REQUESTS));
+        Ok(Self { config, http, client, permits })
     }
 
     /// A client that signs with this secret; with the credentials of the environment if there is none.
@@ -75,12 +81,17 @@ impl S3Store {
         Ok(client.1.clone())
     }
 
-    /// Sends a request, again if the secret has changed meanwhile.
+    /// Sends a request for this key, again if the secret has changed meanwhile.
     pub(crate) async fn send<T>(
         &self,
         what: &str,
+        key: &str,
         request: impl Fn(AmazonS3) -> BoxFuture<'static, object_store::Result<T>> + Send + Sync,
     ) -> Result<Answer<T>, BackendError> {
+        let _permit = match key.len() > SESSIONS.len() && key.starts_with(SESSIONS) {
+            true => None,
+            false => self.permits.acquire().await.ok(),
+        };
         let Some((_, password)) = &self.config.login else {
             let client = self.client(None)?;
             if let Err(error) = client.credentials().get_credential().await {
@@ -126,7 +137,7 @@ impl S3Store {
             let (path, body, mode) = (path.clone(), body.clone(), mode.clone());
             async move { client.put_opts(&path, body.into(), PutOptions::from(mode)).await }.boxed()
         };
-        match self.send(what, request).await? {
+        match self.send(what, key, request).await? {
             Answer::Done(put) => Ok(Swap::Done(version(what, put.e_tag)?)),
             Answer::Conflict | Answer::Absent => Ok(Swap::Conflict),
         }
@@ -138,7 +149,7 @@ impl S3Store {
             let path = path.clone();
             async move { client.delete(&path).await }.boxed()
         };
-        self.send(what, request).await.map(drop)
+        self.send(what, key, request).await.map(drop)
     }
 }
 
@@ -158,7 +169,7 @@ impl CasStore for S3Store {
             }
             .boxed()
         };
-        let Answer::Done((tag, body)) = self.send(what, request).await? else { return Ok(None) };
+        let Answer::Done((tag, body)) = self.send(what, key, request).await? else { return Ok(None) };
         Ok(Some(Record { key: key.to_owned(), version: version(what, tag)?, body: body.into() }))
     }
 
@@ -199,7 +210,7 @@ impl CasStore for S3Store {
                 .try_collect::<Vec<_>>()
                 .boxed()
         };
-        let Answer::Done(listed) = self.send(what, request).await? else {
+        let Answer::Done(listed) = self.send(what, prefix, request).await? else {
             return Err(unexpected(what, &"a list has no condition"));
         };
         let too_many = || unexpected(what, &"there are too many records; use another prefix");
@@ -210,7 +221,7 @@ impl CasStore for S3Store {
         let mut keys = Vec::with_capacity(listed.len());
         keys.extend(listed.iter().filter_map(|path| Some(path.as_ref().strip_prefix(&own)?.to_owned())));
         let read = |key: String| async move { self.read(&key, Freshness::Fresh).await }.boxed();
-        let mut reads = stream::iter(keys).map(read).buffer_unordered(CONCURRENT_READS);
+        let mut reads = stream::iter(keys).map(read).buffer_unordered(CONCURRENT_REQUESTS);
         let (mut records, mut bytes) = (Vec::new(), 0);
         while let Some(record) = reads.next().await {
             // It may have been deleted meanwhile.
