@@ -181,7 +181,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
 
     let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
     let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
-    let bucket = format!("suite/acme?endpoint=http://{}", s3.endpoint());
+    let fourth = format!("endpoint=http://{}", s3.endpoint());
 
     // Leaders that lose the store and reconnect.
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
@@ -199,9 +199,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@{third}/postgres?schema=file&password_file={}", path("password")),
         format!("postgres://app@{third}/postgres?schema=variable&password_env={}", VARIABLES[0].0),
         format!("postgres://app@{third}/postgres?schema=libpq"),
-        format!("s3://app:{PASSWORD}@{bucket}"),
-        format!("s3://app@{bucket}&password_file={}", path("password")),
-        format!("s3://app@{bucket}&password_env={}", VARIABLES[0].0),
+        format!("s3://app:{PASSWORD}@suite/acme?{fourth}"),
+        format!("s3://app@suite/file?{fourth}&password_file={}", path("password")),
+        format!("s3://app@suite/variable?{fourth}&password_env={}", VARIABLES[0].0),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -215,7 +215,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("zookeeper://app:{WRONG}@{other}/sasl?auth=sasl"),
         format!("postgres://app:{WRONG}@{third}/postgres"),
         format!("postgres://app@{third}/postgres?password_env={}", VARIABLES[1].0),
-        format!("s3://app:{WRONG}@{bucket}"),
+        format!("s3://app:{WRONG}@suite/acme?{fourth}"),
     ] {
         run_refused(&printed, &url).await;
     }
