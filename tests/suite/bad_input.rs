@@ -23,7 +23,7 @@ async fn a_url_that_cannot_work() {
         (
             "raft://h",
             "there is no store \"raft\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, consul:, \
-             kubernetes: or nats:",
+             kubernetes:, nats: or s3:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
@@ -86,6 +86,13 @@ async fn a_url_that_cannot_work() {
         ("nats://h/a?credentials=/nowhere/app.creds", "credentials=/nowhere/app.creds cannot be read"),
         ("nats://h/a?attempt_timeout=2h", "attempt_timeout 2h is not allowed"),
         ("kubernetes:///a?ca=/etc/ca.pem", "unknown setting ca; allowed are"),
+        ("s3a://bucket", "there is no store \"s3a\"; did you mean s3:?"),
+        ("s3:", "it names no bucket; give s3://bucket/prefix"),
+        ("s3://h:9000/bucket", "a bucket has no port; give s3://bucket/prefix?endpoint=https://host:port"),
+        ("s3://b/a//b", "the prefix \"a//b\" is not allowed"),
+        ("s3://b?endpoint=h:9000", "endpoint=h:9000 is not https://host:port"),
+        ("s3://b?endpoint=http://h&hedge=1s", "unknown setting hedge; allowed are"),
+        ("s3://key@b", "it has a user but no password"),
         ("local:relative/dir", "absolute"),
         ("local://host/dir", "host"),
         ("memory://host/x", "no host"),
@@ -138,6 +145,9 @@ async fn a_password_is_never_repeated() {
         "consul://h?password_env=hunter2",
         "kubernetes://u:hunter2@h/a",
         "kubernetes:///a?token=hunter2",
+        "s3://u:hunter2@b?tll=1s",
+        "s3://u:hunter2@b/a//b",
+        "s3://u@b?secret=hunter2",
         "local:/tmp/x?pass=hunter2",
         "memory:?pass=hunter2",
     ] {
@@ -151,6 +161,8 @@ async fn a_password_is_never_repeated() {
         let elector = tenure::connect(&format!("{scheme}://{user}:hunter2@127.0.0.1:1/p")).await.unwrap();
         assert!(!format!("{elector:?}").contains("hunter2"));
     }
+    let elector = tenure::connect("s3://u:hunter2@b?endpoint=http://127.0.0.1:1").await.unwrap();
+    assert!(!format!("{elector:?}").contains("hunter2"));
 }
 
 #[tokio::test]
@@ -186,9 +198,16 @@ async fn a_directory_that_cannot_be_used() {
 /// A campaign waits for a store that cannot be reached, and the status says so meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_cannot_be_reached() {
-    for store in ["etcd://", "zookeeper://", "postgres://u@", "consul://"] {
-        // A reserved port on which nothing listens.
-        let elector = tenure::connect(&format!("{store}127.0.0.1:1/p?ttl=5s")).await.unwrap();
+    // A reserved port on which nothing listens.
+    let urls = [
+        "etcd://127.0.0.1:1/p?",
+        "zookeeper://127.0.0.1:1/p?",
+        "postgres://u@127.0.0.1:1/p?",
+        "consul://127.0.0.1:1/p?",
+        "s3://u:p@b?endpoint=http://127.0.0.1:1&",
+    ];
+    for url in urls {
+        let elector = tenure::connect(&format!("{url}ttl=5s")).await.unwrap();
         let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
         assert!(waiting.await.is_err(), "it waits");
         until("the status says so", async || elector.status().connection == Connection::Retrying).await;

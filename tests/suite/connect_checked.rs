@@ -7,7 +7,8 @@ use std::{
 
 use tenure::{Elector, Error};
 use tenure_containers::{
-    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedNats, SharedPostgres, SharedZookeeper, Version,
+    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedNats, SharedPostgres, SharedS3, SharedZookeeper,
+    Version,
 };
 use tenure_testkit::suite::within;
 
@@ -37,6 +38,7 @@ async fn a_store_that_can_be_used_is_accepted() {
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
     let consul = SharedConsul::get(Version::Consul18).await.unwrap();
     let nats = SharedNats::get(Version::Nats210).await.unwrap();
+    let s3 = SharedS3::get(Version::Seaweedfs4).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let unique = format!("checked-{:016x}", fastrand::u64(..));
     let urls = [
@@ -45,6 +47,7 @@ async fn a_store_that_can_be_used_is_accepted() {
         format!("{}?schema={unique}&ttl=3s", postgres.admin().url()),
         format!("consul://{}/{unique}?ttl=3s", consul.endpoint()),
         format!("nats://{}/{unique}?ttl=3s", nats.endpoint()),
+        format!("{}&ttl=3s", s3.admin().url(&unique)),
         format!("local:{}", directory.path().display()),
         format!("memory:{unique}"),
     ];
@@ -74,6 +77,12 @@ async fn a_store_that_cannot_be_reached_is_reported() {
         }
         let refused = refusal(&format!("{store}127.0.0.1:1/acme?ttl=5s&request_timeout=1s")).await;
         assert!(refused.to_string().contains("127.0.0.1:1"), "{refused}");
+    }
+    for host in ["127.0.0.1:1", &silent] {
+        let error =
+            refusal(&format!("s3://key:secret@b?endpoint=http://{host}&ttl=5s&request_timeout=1s")).await;
+        assert!(matches!(error, Error::Unavailable(_)) && error.is_retryable(), "{error}");
+        assert!(host == silent || error.to_string().contains(host), "{error}");
     }
 }
 

@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use tenure::{Candidate, Config, Connection, Elector, Error, Leaders, Leadership};
 use tenure_containers::{
     ConsulServer, ConsulSettings, EtcdServer, NatsServer, NatsSettings, Permission, PostgresServer,
-    PostgresSettings, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings,
+    PostgresSettings, S3Server, S3Settings, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tenure_tests::wait_for_heartbeats;
@@ -257,12 +257,15 @@ async fn a_wrong_password_file_is_read_again() {
     let consul = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
     let settings = NatsSettings::default().user("app", NEW, "");
     let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
+    let keys = S3Settings::default().identity("app", NEW, &["Read:suite", "Write:suite", "List:suite"]);
+    let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
     for store in [
         format!("etcd://app@{}/acme?", server.endpoint()),
         format!("zookeeper://app@{}/acme?auth=sasl&", zookeeper.endpoint()),
         format!("postgres://app@{}/postgres?", postgres.endpoint()),
         format!("consul://{}/acme?", consul.endpoint()),
         format!("nats://app@{}/billing?", nats.endpoint()),
+        format!("s3://app@suite/acme?endpoint=http://{}&", s3.endpoint()),
     ] {
         let file = PasswordFile::new(OLD);
         let url = format!("{store}password_file={}", file.path().display());

@@ -74,6 +74,21 @@ async fn plain_text_to_another_machine_is_warned_of() {
     }
 }
 
+/// The secret of a key is not sent; what the store answers can be changed.
+#[tokio::test]
+async fn an_s3_endpoint_without_tls_on_another_machine_is_warned_of() {
+    let logged = warnings("s3://key:hunter2@bucket/acme?endpoint=http://store.example:9000").await;
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert!(logged[0].contains("no TLS") && logged[0].contains("host=\"store.example:9000"), "{logged:?}");
+    assert!(!logged[0].contains("password") && !logged[0].contains("hunter2"), "{logged:?}");
+    for endpoint in ["http://127.0.0.1:9000", "https://store.example"] {
+        assert_eq!(
+            warnings(&format!("s3://key:hunter2@bucket/acme?endpoint={endpoint}")).await,
+            [] as [String; 0]
+        );
+    }
+}
+
 /// Loopback traffic does not leave the machine, and TLS is encrypted.
 #[tokio::test]
 async fn loopback_and_tls_cause_no_warning() {

@@ -22,7 +22,7 @@ use tenure::{
 };
 use tenure_containers::{
     ConsulServer, ConsulSettings, EtcdServer, NatsServer, NatsSettings, Permission, PostgresServer,
-    PostgresSettings, TlsFiles, Version, ZookeeperServer, ZookeeperSettings,
+    PostgresSettings, S3Server, S3Settings, TlsFiles, Version, ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
@@ -195,6 +195,10 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let settings = NatsSettings::default().user("app", PASSWORD, "");
     let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
 
+    let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
+    let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
+    let at_s3 = format!("endpoint=http://{}", s3.endpoint());
+
     // Leaders that lose the store and reconnect.
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
     let fourth = consul.endpoint();
@@ -219,6 +223,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("consul://{fourth}/own"),
         format!("nats://app:{PASSWORD}@{fifth}/acme"),
         format!("nats://app@{fifth}/file?password_file={}", path("password")),
+        format!("s3://app:{PASSWORD}@suite/acme?{at_s3}"),
+        format!("s3://app@suite/file?{at_s3}&password_file={}", path("password")),
+        format!("s3://app@suite/variable?{at_s3}&password_env={}", VARIABLES[0].0),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -235,6 +242,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("consul://token:{WRONG}@{fourth}/acme"),
         format!("consul://{fourth}/acme?password_env={}", VARIABLES[1].0),
         format!("nats://app:{WRONG}@{fifth}/acme"),
+        format!("s3://app:{WRONG}@suite/acme?{at_s3}"),
     ] {
         run_refused(&printed, &url).await;
     }
@@ -251,6 +259,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         zookeeper.kill().await.unwrap(),
         postgres.kill().await.unwrap(),
         consul.kill().await.unwrap(),
+        s3.kill().await.unwrap(),
         nats.kill().await.unwrap(),
     ];
     for (elector, leadership) in &leaders {
@@ -308,6 +317,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
                 printed.add_debug(&config);
                 printed.add_debug(&tenure::nats::backend(config).unwrap());
             }
+            "s3" => {
+                let config = tenure::s3::S3Config::from_url(&url).unwrap();
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::s3::backend(config).unwrap());
+            }
             _ => {
                 let config = PostgresConfig::from_url(&url).unwrap();
                 printed.add_debug(&config);
@@ -356,6 +370,14 @@ async fn nothing_that_is_printed_holds_a_secret() {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
     run_failing(&printed, &format!("consul://token:{PASSWORD}@127.0.0.1:1/x"), "").await;
+    for url in [
+        format!("s3://app:{PASSWORD}@a,b"),
+        format!("s3://app:{PASSWORD}@b?secret={PASSWORD}"),
+        format!("s3://app@b?password_env={PASSWORD}"),
+    ] {
+        printed.add_error(&tenure::connect(&url).await.unwrap_err());
+    }
+    run_failing(&printed, &format!("s3://app:{PASSWORD}@b?endpoint=http://127.0.0.1:1"), "").await;
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
     let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();

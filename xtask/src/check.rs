@@ -23,6 +23,7 @@ const PUBLISHED: [&str; 13] = [
     "tenure-consul",
     "tenure-kubernetes",
     "tenure-nats",
+    "tenure-s3",
     "tenure-axum",
     "tenure-testkit",
     "tenure",
@@ -79,6 +80,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-postgres",
         "tenure-consul",
         "tenure-nats",
+        "tenure-s3",
         "tenure-cli",
     ] {
         let lint = |features: &str| {

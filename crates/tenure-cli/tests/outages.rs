@@ -11,7 +11,8 @@ use std::{
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_name};
 use tenure_containers::{
-    SharedConsul, SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedZookeeper, Version,
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedS3, SharedZookeeper,
+    Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -19,7 +20,7 @@ use tenure_testkit::proxy::{Direction, Proxy};
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
 /// The stores that have servers.
-const SCHEMES: [&str; 6] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes", "nats"];
+const SCHEMES: [&str; 7] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes", "nats", "s3"];
 
 /// The servers, which may be this test's own and end with it.
 struct Servers {
@@ -29,6 +30,7 @@ struct Servers {
     consul: SharedConsul,
     kubernetes: SharedKubernetes,
     nats: SharedNats,
+    s3: SharedS3,
 }
 
 impl Servers {
@@ -40,6 +42,7 @@ impl Servers {
             consul: SharedConsul::get(Version::Consul18).await.unwrap(),
             kubernetes: SharedKubernetes::get(Version::Kubernetes120).await.unwrap(),
             nats: SharedNats::get(Version::Nats210).await.unwrap(),
+            s3: SharedS3::get(Version::Seaweedfs4).await.unwrap(),
         }
     }
 
@@ -51,7 +54,7 @@ impl Servers {
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 6] {
+    fn endpoints(&self) -> [(&'static str, String); 7] {
         let endpoints = [
             self.etcd.endpoint(),
             self.zookeeper.endpoint(),
@@ -59,6 +62,7 @@ impl Servers {
             self.consul.endpoint(),
             self.kubernetes.endpoint(),
             self.nats.endpoint(),
+            self.s3.endpoint(),
         ];
         std::array::from_fn(|n| (SCHEMES[n], endpoints[n].clone()))
     }

@@ -14,7 +14,7 @@ use std::{
 use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running, store_url};
 use tenure_containers::{
     ConsulServer, ConsulSettings, EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, SharedConsul,
-    SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedZookeeper, Version,
+    SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedS3, SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -77,6 +77,11 @@ impl StoreServer {
     async fn nats() -> Self {
         let server = SharedNats::get(Version::Nats210).await.unwrap();
         Self { endpoint: server.endpoint(), scheme: "nats", settings: "ttl=4s", _server: Box::new(server) }
+    }
+
+    async fn s3() -> Self {
+        let server = SharedS3::get(Version::Seaweedfs4).await.unwrap();
+        Self { endpoint: server.endpoint(), scheme: "s3", settings: "ttl=4s", _server: Box::new(server) }
     }
 
     /// A server, and a namespace on it.
@@ -173,6 +178,12 @@ async fn a_signal_ends_it_in_time_when_postgres_is_cut_off() {
     StoreServer::postgres().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
 }
 
+/// Hazard G30, case 9.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_it_in_time_when_s3_is_cut_off() {
+    StoreServer::s3().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_etcd_is_cut_off() {
     StoreServer::etcd().await.is_dead_in_time(FaultKind::Blackhole).await;
@@ -224,6 +235,21 @@ async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_postgres() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_s3_is_cut_off() {
+    StoreServer::s3().await.is_dead_in_time(FaultKind::Blackhole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_s3() {
+    StoreServer::s3().await.is_dead_in_time(FaultKind::Stop).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_s3() {
+    StoreServer::s3().await.is_dead_in_time(FaultKind::Kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_program_is_dead_in_time_when_kubernetes_is_cut_off() {
     let (server, namespace) = StoreServer::kubernetes().await;
     server.is_dead_in_time_below(&namespace, FaultKind::Blackhole).await;
@@ -237,6 +263,7 @@ async fn the_next_leads_at_once_when_the_program_is_killed() {
         StoreServer::zookeeper().await,
         StoreServer::postgres().await,
         StoreServer::nats().await,
+        StoreServer::s3().await,
     ] {
         let root = format!("cli-{:016x}", fastrand::u64(..));
         // The TTL is far longer than any wait in this test.
@@ -346,6 +373,36 @@ async fn the_doctor_names_the_version_and_what_is_not_allowed_on_kubernetes() {
     assert_eq!(code, Some(69), "{output}");
     assert!(output.contains("problem  API server: ") && output.contains("check the token"), "{output}");
     assert!(!output.contains("verb get"), "{output}");
+}
+
+/// The credentials are in the environment, and wrong ones are reported without them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_tries_conditional_writes_on_s3() {
+    let server = StoreServer::s3().await;
+    let run = |secret: &str, arguments: &[&str]| {
+        let mut command = common::tenure_command(arguments);
+        command.env("TENURE_STORE", "s3://suite/doctor?ttl=4s");
+        command.env("AWS_ENDPOINT_URL", format!("http://{}", server.endpoint));
+        command.env("AWS_ACCESS_KEY_ID", "admin").env("AWS_SECRET_ACCESS_KEY", secret);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (code, output) = run("admin-secret", &["doctor"]);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains(&format!("ok       server http://{}: ", server.endpoint)), "{output}");
+    for subject in [
+        "conditional writes: honoured",
+        "deletion: ",
+        "list: ",
+        "lifecycle: not checked",
+        "session: ",
+        "entry: ",
+    ] {
+        assert!(output.contains(&format!("ok       {subject}")), "{subject}: {output}");
+    }
+    let (code, output) = run("Quagmire0815", &["doctor"]);
+    assert_eq!(code, Some(69), "{output}");
+    assert!(output.contains("SignatureDoesNotMatch") && !output.contains("Quagmire0815"), "{output}");
 }
 
 /// Nothing was created, so that there is nothing to remove: it ends at once.

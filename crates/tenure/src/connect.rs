@@ -19,6 +19,7 @@ use crate::registry::Registry;
 /// | `consul://host:8500,host:8500/prefix` | Consul | `consul` |
 /// | `kubernetes:///namespace` | the Leases of a Kubernetes cluster: that of the pod, or of the kubeconfig | `kubernetes` |
 /// | `nats://host:4222,host:4222/bucket` | NATS JetStream | `nats` |
+/// | `s3://bucket/prefix` | Amazon S3, or a server that speaks its protocol | `s3` |
 ///
 /// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
@@ -148,12 +149,27 @@ use crate::registry::Registry;
 /// | `attempt_timeout` | how long the answer to a request may take, before another connection is made | 2 s |
 /// | `poll_interval` | how often a record is read while hints are not delivered | 1 s |
 ///
+/// # S3
+///
+/// The host is the bucket, and the path the prefix of the objects; the default is `tenure`. The URL can contain `KEY:SECRET@` before the bucket. Without
+/// a key the credentials are those of the environment: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` (with `AWS_SESSION_TOKEN`), a
+/// web identity, or the role of the task, the pod or the machine. The files of the AWS tools (`~/.aws`) are not read.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `region` | the region of the bucket | `AWS_REGION`, `AWS_DEFAULT_REGION`, or `us-east-1` |
+/// | `endpoint` | the URL of another server than Amazon's, such as `https://s3.example:9000` | `AWS_ENDPOINT_URL_S3`, or `AWS_ENDPOINT_URL` |
+/// | `password_file` | a file that contains the secret of the key, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the secret | none |
+/// | `attempt_timeout` | how long the answer to a request may take | 2 s |
+/// | `poll_interval` | how often a record is read; [each read is paid for](https://docs.rs/tenure-s3) | 2 s |
+///
 /// # TLS
 ///
 /// Stores use TLS if a certificate authority is given (feature `tls`). The servers' names are verified. The
 /// files are read again for new connections, so that certificates can be rotated while a leader leads.
 ///
-/// PostgreSQL has libpq's names for these settings. Kubernetes has none: the service account or the kubeconfig says it.
+/// PostgreSQL has libpq's names for these settings. S3 speaks TLS in any case, and trusts the system's authorities without a `ca`. Kubernetes has none: the service account or the kubeconfig says it.
 ///
 /// | setting | meaning |
 /// |---|---|

@@ -73,6 +73,7 @@
 //! | Consul 1.8 | `consul://host:8500,host:8500/prefix` | `consul` | yes | a counter per election |
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
 //! | NATS 2.10 | `nats://host:4222,host:4222/bucket` | `nats` | yes | a counter per election |
+//! | S3 (SeaweedFS 4.48) | `s3://bucket/prefix` | `s3` | yes | a counter per election |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -93,6 +94,7 @@
 //! | `consul` | no | elections in Consul's key-value store |
 //! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
 //! | `nats` | no | elections in NATS JetStream |
+//! | `s3` | no | elections in Amazon S3 and servers that speak its protocol; it always has TLS |
 //! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, Consul and NATS |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
@@ -179,6 +181,10 @@ pub use tenure_kubernetes as kubernetes;
 /// The NATS store.
 #[cfg(feature = "nats")]
 pub use tenure_nats as nats;
+
+/// The S3 store.
+#[cfg(feature = "s3")]
+pub use tenure_s3 as s3;
 
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]

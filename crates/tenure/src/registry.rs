@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 3] = ["s3", "mysql", "redis"];
+const RESERVED: [&str; 2] = ["mysql", "redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, `consul`, `kubernetes`, and `nats`.
+    /// `postgresql`, `consul`, `kubernetes`, `nats`, and `s3`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -136,6 +136,10 @@ impl Registry {
                 let config = tenure_nats::NatsConfig::from_url(url)?;
                 Ok(Arc::new(tenure_nats::backend(config)?))
             }),
+            built_in!("s3", |url, _| {
+                let config = tenure_s3::S3Config::from_url(url)?;
+                Ok(Arc::new(tenure_s3::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -154,7 +158,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -237,6 +241,7 @@ impl Registry {
             "file" => "local",
             "mem" => "memory",
             "pg" | "pgsql" | "psql" => "postgres",
+            "s3a" | "s3n" | "aws" | "minio" => "s3",
             "k8s" | "kube" | "kubectl" | "lease" | "leases" => "kubernetes",
             other => other,
         };
@@ -359,6 +364,8 @@ mod tests {
             ("kube:///billing", "kubernetes"),
             ("lease:billing", "kubernetes"),
             ("kubernets:///billing", "kubernetes"),
+            ("s3a://bucket", "s3"),
+            ("minio://bucket", "s3"),
         ] {
             let error = refusal(&registry, url).await;
             assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
@@ -397,6 +404,7 @@ mod tests {
             "consul",
             "kubernetes",
             "nats",
+            "s3",
         ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
@@ -412,7 +420,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(11).collect();
+        let known: Vec<_> = registry.schemes().take(12).collect();
         assert_eq!(
             known,
             [
@@ -426,6 +434,7 @@ mod tests {
                 "consul",
                 "kubernetes",
                 "nats",
+                "s3",
                 "tiny-2"
             ]
         );

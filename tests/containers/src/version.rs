@@ -2,8 +2,8 @@
 
 use std::{env, fmt};
 
-/// A store and its version. These are the versions in Debian 11 to 13, so that the images can be built on any Debian
-/// machine.
+/// A store and its version. These are the versions in Debian 11 to 13, or, where Debian has none, those in the Python package index, so
+/// that the images can be built on any Debian machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Version {
@@ -25,6 +25,8 @@ pub enum Version {
     Consul18,
     /// NATS 2.10.
     Nats210,
+    /// SeaweedFS 4.48 with its S3 API, and rclone.
+    Seaweedfs4,
 }
 
 impl Version {
@@ -54,6 +56,7 @@ impl Version {
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_IMAGE_CONSUL_1_8",
             Self::Nats210 => "TENURE_TEST_IMAGE_NATS_2_10",
+            Self::Seaweedfs4 => "TENURE_TEST_IMAGE_SEAWEEDFS_4",
         }
     }
 
@@ -69,6 +72,7 @@ impl Version {
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_CONSUL_1_8",
             Self::Nats210 => "TENURE_TEST_NATS_2_10",
+            Self::Seaweedfs4 => "TENURE_TEST_SEAWEEDFS_4",
         }
     }
 }
@@ -85,6 +89,7 @@ impl fmt::Display for Version {
             Self::Kubernetes120 => "kubernetes:1.20",
             Self::Consul18 => "consul:1.8",
             Self::Nats210 => "nats:2.10",
+            Self::Seaweedfs4 => "seaweedfs:4",
         })
     }
 }

@@ -20,7 +20,10 @@ const BUFFERED_RATE: Rate = Rate::MebibytesPerSecond(32);
 /// printable error. Closing takes seconds, and memory stays bounded.
 async fn assert_survives(scheme: &str, garbage: Garbage) {
     let server = GarbageServer::start(garbage).await;
-    let url = format!("{scheme}://{}/acme", server.endpoint);
+    let url = match scheme {
+        "s3" => format!("s3://key:secret@bucket/acme?endpoint=http://{}", server.endpoint),
+        _ => format!("{scheme}://{}/acme", server.endpoint),
+    };
     let config = || Config::new().with_ttl(Duration::from_secs(3));
     let [candidate, reader] = [config(), config()].map(|config| tenure::connect_with(&url, config));
     let (candidate, reader) = (candidate.await.unwrap(), reader.await.unwrap());
@@ -116,6 +119,10 @@ fn http_json(body: &str) -> Vec<u8> {
 /// NATS: what a server says of itself when a client connects.
 const NATS_INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.10.0\",\"max_payload\":1048576,\"headers\":true,\"jetstream\":true}\r\n";
 
+/// The beginning of an S3 object.
+const OK_WITH_ENTITY: &[u8] =
+    b"HTTP/1.1 200 OK\r\nETag: \"7\"\r\nLast-Modified: Mon, 30 Nov 2026 12:00:00 GMT\r\n\r\n";
+
 survived! {
     etcd_that_never_answers: "etcd", Garbage::Silence;
     etcd_that_answers_random_bytes: "etcd", Garbage::RandomBytes;
@@ -154,6 +161,17 @@ survived! {
     nats_that_is_a_web_server: "nats", Garbage::HttpError;
     nats_that_refuses_with_control_characters: "nats", Garbage::Stream(NATS_INFO, b"-ERR '\x1b[31mred\x07'\r\n", Rate::MebibytesPerSecond(1));
     nats_that_repeats_itself_once_connected: "nats", Garbage::Stream(NATS_INFO, NATS_INFO, Rate::MebibytesPerSecond(1));
+
+    s3_that_never_answers: "s3", Garbage::Silence;
+    s3_that_answers_random_bytes: "s3", Garbage::RandomBytes;
+    s3_that_streams_zeros_forever: "s3", Garbage::Stream(b"", &[0], Rate::Unbounded);
+    s3_that_streams_headers_forever: "s3", Garbage::Stream(b"HTTP/1.1 200 OK\r\n", b"a: b\r\n", Rate::Unbounded);
+    s3_that_streams_an_answer_forever: "s3", Garbage::Stream(OK_WITH_ENTITY, b"x", Rate::Unbounded);
+    s3_that_streams_a_refusal_forever: "s3", Garbage::Stream(b"HTTP/1.1 500 No\r\n\r\n", b"x", Rate::Unbounded);
+    s3_that_hangs_up: "s3", Garbage::Close;
+    s3_that_is_a_web_server: "s3", Garbage::HttpError;
+    s3_that_answers_without_entities: "s3", Garbage::Response(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec());
+    s3_that_redirects: "s3", Garbage::Response(b"HTTP/1.1 301 Moved\r\nLocation: /\r\nContent-Length: 0\r\n\r\n".to_vec());
 
     zookeeper_that_never_answers: "zookeeper", Garbage::Silence;
     zookeeper_that_answers_random_bytes: "zookeeper", Garbage::RandomBytes;

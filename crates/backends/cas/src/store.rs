@@ -43,6 +43,10 @@ pub trait CasStore: Send + Sync + fmt::Debug + 'static {
     ) -> Result<Swap, BackendError>;
 
     /// Deletes the record if it has the version `expected`. Returns whether it did.
+    ///
+    /// Called for the records of sessions that have ended, which nobody swaps any more. So a store without a conditional
+    /// deletion may compare first and then delete. If the deletion is carried out late, and the record was deleted and created again before
+    /// that, it also says that the session has ended.
     async fn delete(&self, key: &str, expected: &Version) -> Result<bool, BackendError>;
 
     /// The records whose keys begin with `prefix`, which is `s/` or `e/`, in any order: with every write that was answered before the request

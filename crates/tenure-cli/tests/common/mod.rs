@@ -118,10 +118,11 @@ impl Sandbox {
     }
 }
 
-/// The URL of a store on this server, with elections below `root`: on PostgreSQL, in a schema with that name.
+/// The URL of a store on this server, with elections below `root`: on PostgreSQL, in a schema with that name; on S3, in the bucket of the tests.
 pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str) -> String {
     match scheme {
         "postgres" => format!("postgres://postgres@{endpoint}/postgres?schema={root}&{settings}"),
+        "s3" => format!("s3://admin:admin-secret@suite/{root}?endpoint=http://{endpoint}&{settings}"),
         _ => format!("{scheme}://{endpoint}/{root}?{settings}"),
     }
 }
@@ -130,6 +131,7 @@ pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str
 pub(crate) fn store_name(scheme: &str, endpoint: &str, root: &str) -> String {
     match scheme {
         "kubernetes" => format!("kubernetes:/{root}"),
+        "s3" => format!("s3 suite/{root}"),
         _ => format!("{scheme} {endpoint}"),
     }
 }
