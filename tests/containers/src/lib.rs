@@ -1,4 +1,4 @@
-//! etcd, ZooKeeper, PostgreSQL and Kubernetes API servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper, PostgreSQL, MariaDB and Kubernetes API servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -31,7 +31,7 @@
 //!
 //! # Layout
 //! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd`, `zookeeper`, `postgres` and `kubernetes` add how their servers are configured, administered, and asked for their leader.
+//! store. `etcd`, `zookeeper`, `postgres`, `mysql` and `kubernetes` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
 mod container;
@@ -42,6 +42,7 @@ mod fault;
 mod fault_kind;
 mod health;
 mod kubernetes;
+mod mysql;
 mod network;
 mod postgres;
 mod program;
@@ -63,6 +64,7 @@ pub use kubernetes::{
     GoCandidate, GoCandidateSettings, GoEvent, KubernetesAdmin, KubernetesCluster, KubernetesServer,
     KubernetesSettings, SharedKubernetes,
 };
+pub use mysql::{MysqlAdmin, MysqlCluster, MysqlServer, MysqlSettings, SharedMysql};
 pub use postgres::{
     PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres,
 };

@@ -19,6 +19,8 @@ pub enum Version {
     Postgres15,
     /// PostgreSQL 17, with PgBouncer. Faults can be injected into its members.
     Postgres17,
+    /// MariaDB 10.11.
+    Mariadb1011,
     /// A Kubernetes API server 1.20, with its etcd, kubectl, and a candidate of client-go.
     Kubernetes120,
 }
@@ -47,6 +49,7 @@ impl Version {
             Self::Zookeeper39 => "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
             Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
+            Self::Mariadb1011 => "TENURE_TEST_IMAGE_MARIADB_10_11",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
         }
     }
@@ -60,6 +63,7 @@ impl Version {
             Self::Zookeeper39 => "TENURE_TEST_ZOOKEEPER_3_9",
             Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
+            Self::Mariadb1011 => "TENURE_TEST_MARIADB_10_11",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
         }
     }
@@ -74,6 +78,7 @@ impl fmt::Display for Version {
             Self::Zookeeper39 => "zookeeper:3.9",
             Self::Postgres15 => "postgres:15",
             Self::Postgres17 => "postgres:17",
+            Self::Mariadb1011 => "mariadb:10.11",
             Self::Kubernetes120 => "kubernetes:1.20",
         })
     }
