@@ -19,7 +19,9 @@ const OTHER_TLS: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls", "bo
 const ETCD: &[&str] = &["tenure-etcd", "etcd-client", "tonic"];
 const ZOOKEEPER: &[&str] = &["tenure-zookeeper", "zookeeper-client"];
 const POSTGRES: &[&str] = &["tenure-postgres", "tenure-cas", "tokio-postgres"];
+const POSTGRES_CLIENT: &[&str] = &["tenure-postgres", "tokio-postgres"];
 const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
+const MYSQL: &[&str] = &["tenure-mysql", "mysql_async"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -31,53 +33,63 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 11] = [
+const CHOICES: [Choice; 13] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, MYSQL, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, MYSQL, LOCAL, AXUM],
     },
     Choice {
         features: "memory",
         with: &[],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, MYSQL, LOCAL, AXUM],
     },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, MYSQL, AXUM],
     },
     // tonic has axum for its servers.
     Choice {
         features: "etcd",
         with: &["etcd-client"],
-        without: &[TLS, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL],
+        without: &[TLS, ZOOKEEPER, POSTGRES, KUBERNETES, MYSQL, LOCAL],
     },
     Choice {
         features: "zookeeper",
         with: &["zookeeper-client"],
-        without: &[PROTOC, TLS, ETCD, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, KUBERNETES, MYSQL, LOCAL, AXUM],
     },
     Choice {
         features: "postgres",
         with: &["tokio-postgres"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, KUBERNETES, MYSQL, LOCAL, AXUM],
     },
     // An API server always speaks TLS.
     Choice {
         features: "kubernetes",
         with: &["kube", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, MYSQL, LOCAL, AXUM],
+    },
+    Choice {
+        features: "mysql",
+        with: &["mysql_async"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES_CLIENT, KUBERNETES, LOCAL, AXUM],
+    },
+    Choice {
+        features: "mysql,tls",
+        with: &["mysql_async", "aws-lc-rs", "rustls"],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES_CLIENT, KUBERNETES, LOCAL, AXUM],
     },
     Choice {
         features: "axum",
         with: &["axum"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, MYSQL, LOCAL],
     },
     Choice {
         features: "zookeeper,tls",

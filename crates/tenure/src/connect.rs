@@ -17,6 +17,7 @@ use crate::registry::Registry;
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 /// | `postgres://user@host:5432,host:5432/database` | PostgreSQL; also `postgresql://` | `postgres` |
 /// | `kubernetes:///namespace` | the Leases of a Kubernetes cluster: that of the pod, or of the kubeconfig | `kubernetes` |
+/// | `mysql://user@host:3306,host:3306/database` | MariaDB, MySQL; also `mariadb://` | `mysql` |
 ///
 /// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
@@ -114,6 +115,19 @@ use crate::registry::Registry;
 /// | `context` | a context of the kubeconfig | its current context |
 /// | `attempt_timeout` | how long the answer to a request may take, before it is sent again | 2 s |
 /// | `leader_label` | whether this pod, which `POD_NAME` names, has the label `tenure/leader` while it leads | `false` |
+///
+/// # MariaDB and MySQL
+///
+/// The URL contains the user, every host that may be the primary, and the database. The tables are created if there are none and the user may
+/// do that. A server may need no password.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `durability` | `unsafe` allows a server that loses acknowledged writes when its machine crashes; two candidates may lead after that, with the same fencing token | refused |
+/// | `attempt_timeout` | the time after which a request is given up, connecting included | 2 s |
+/// | `poll_interval` | how often a record is read | 1 s |
 ///
 /// # TLS
 ///

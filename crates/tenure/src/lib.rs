@@ -4,7 +4,7 @@
 //! # Highlights
 //!
 //! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, PostgreSQL,
-//!   Kubernetes, file locks of one machine, or memory.
+//!   MariaDB, MySQL, Kubernetes, file locks of one machine, or memory.
 //! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
 //!   the work when the leadership is lost. Dropping the guard resigns.
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
@@ -71,6 +71,7 @@
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
+//! | MariaDB 10.11 | `mysql://user@host,host/database` | `mysql` | yes | a counter per election; its upper bits count failovers |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -89,7 +90,8 @@
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `postgres` | no | elections in PostgreSQL |
 //! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
-//! | `tls` | no | TLS to etcd, ZooKeeper and PostgreSQL |
+//! | `mysql` | no | elections in MariaDB and MySQL |
+//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, MariaDB and MySQL |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |
@@ -167,6 +169,10 @@ pub use tenure_etcd as etcd;
 /// The Kubernetes store.
 #[cfg(feature = "kubernetes")]
 pub use tenure_kubernetes as kubernetes;
+
+/// The MariaDB and MySQL store.
+#[cfg(feature = "mysql")]
+pub use tenure_mysql as mysql;
 
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]

@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 5] = ["consul", "nats", "s3", "mysql", "redis"];
+const RESERVED: [&str; 4] = ["consul", "nats", "s3", "redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, and `kubernetes`.
+    /// `postgresql`, `kubernetes`, and `mysql` or `mariadb`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -128,6 +128,14 @@ impl Registry {
                 let config = tenure_kubernetes::KubernetesConfig::from_url(url)?;
                 Ok(Arc::new(tenure_kubernetes::KubernetesBackend::new(config)?))
             }),
+            built_in!("mysql", |url, _| {
+                let config = tenure_mysql::MysqlConfig::from_url(url)?;
+                Ok(Arc::new(tenure_mysql::backend(config)?))
+            }),
+            built_in!("mariadb", "mysql", |url, _| {
+                let config = tenure_mysql::MysqlConfig::from_url(url)?;
+                Ok(Arc::new(tenure_mysql::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -146,7 +154,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `consul`, `nats`, `s3` and `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -229,6 +237,7 @@ impl Registry {
             "file" => "local",
             "mem" => "memory",
             "pg" | "pgsql" | "psql" => "postgres",
+            "maria" => "mariadb",
             "k8s" | "kube" | "kubectl" | "lease" | "leases" => "kubernetes",
             other => other,
         };
@@ -351,6 +360,8 @@ mod tests {
             ("kube:///billing", "kubernetes"),
             ("lease:billing", "kubernetes"),
             ("kubernets:///billing", "kubernetes"),
+            ("mysq://h", "mysql"),
+            ("maria://h", "mariadb"),
         ] {
             let error = refusal(&registry, url).await;
             assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
@@ -378,9 +389,18 @@ mod tests {
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in
-            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes"]
-        {
+        for taken in [
+            "memory",
+            "local",
+            "etcd",
+            "etcd+srv",
+            "zookeeper",
+            "postgres",
+            "postgresql",
+            "kubernetes",
+            "mysql",
+            "mariadb",
+        ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }
@@ -395,7 +415,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(9).collect();
+        let known: Vec<_> = registry.schemes().take(11).collect();
         assert_eq!(
             known,
             [
@@ -407,6 +427,8 @@ mod tests {
                 "postgres",
                 "postgresql",
                 "kubernetes",
+                "mysql",
+                "mariadb",
                 "tiny-2"
             ]
         );
