@@ -22,8 +22,8 @@ async fn a_url_that_cannot_work() {
         ("etcd", "it has no scheme"),
         (
             "consul://h",
-            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql: or \
-             kubernetes:",
+            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, \
+             kubernetes:, mysql: or mariadb:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
@@ -63,6 +63,13 @@ async fn a_url_that_cannot_work() {
         ("postgres://u@h/db?schema=a.b", "the schema \"a.b\" is not allowed"),
         ("postgres://u@h/db?target_session_attrs=any", "is not read-write: candidates write"),
         ("postgres://u@h/db?hedge=1s", "unknown setting hedge; allowed are"),
+        ("mysql://h/db", "it names no user; give mysql://user@host1,host2/database"),
+        ("mariadb://u@h", "it names no database; give mysql://user@host1,host2/database"),
+        ("mysql:", "it names no host; give every server that may be the primary"),
+        ("mysql://u@h/db?durability=safe", "durability=safe is not unsafe; remove it"),
+        ("mysql://u@h/db?attempt_timeout=2h", "attempt_timeout 2h is not allowed"),
+        ("mysql://u@h/db?schema=a", "unknown setting schema; allowed are"),
+        ("mysqld://u@h/db", "there is no store \"mysqld\"; did you mean mysql:?"),
         ("k8s:///billing", "there is no store \"k8s\"; did you mean kubernetes:?"),
         ("lease:billing", "there is no store \"lease\"; did you mean kubernetes:?"),
         (
@@ -120,6 +127,10 @@ async fn a_password_is_never_repeated() {
         "postgres://u:hunter2@h/db?schema=a.b",
         "postgres://u@h/db?passwd=hunter2",
         "postgres://u@h/db?password_env=hunter2",
+        "mysql://u:hunter2@h?tll=1s",
+        "mysql://u:hunter2@h/db?durability=hunter",
+        "mysql://u@h/db?passwd=hunter2",
+        "mysql://u@h/db?password_env=hunter2",
         "kubernetes://u:hunter2@h/a",
         "kubernetes:///a?token=hunter2",
         "local:/tmp/x?pass=hunter2",
@@ -131,7 +142,7 @@ async fn a_password_is_never_repeated() {
         let text = format!("{error} {error:?}");
         assert!(!text.contains("hunter2"), "{text}");
     }
-    for scheme in ["etcd", "zookeeper", "postgres"] {
+    for scheme in ["etcd", "zookeeper", "postgres", "mysql"] {
         let elector = tenure::connect(&format!("{scheme}://u:hunter2@127.0.0.1:1/p")).await.unwrap();
         assert!(!format!("{elector:?}").contains("hunter2"));
     }
@@ -170,7 +181,7 @@ async fn a_directory_that_cannot_be_used() {
 /// A campaign waits for a store that cannot be reached, and the status says so meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_cannot_be_reached() {
-    for store in ["etcd://", "zookeeper://", "postgres://u@"] {
+    for store in ["etcd://", "zookeeper://", "postgres://u@", "mysql://u@"] {
         // A reserved port on which nothing listens.
         let elector = tenure::connect(&format!("{store}127.0.0.1:1/p?ttl=5s")).await.unwrap();
         let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));

@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use tenure::{Candidate, Config, Connection, Elector, Error, Leaders, Leadership};
 use tenure_containers::{
-    EtcdServer, Permission, PostgresServer, PostgresSettings, SharedZookeeper, Version, ZookeeperServer,
-    ZookeeperSettings,
+    EtcdServer, MysqlServer, Permission, PostgresServer, PostgresSettings, SharedZookeeper, Version,
+    ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tenure_tests::wait_for_heartbeats;
@@ -202,6 +202,43 @@ async fn a_rotated_password_file_is_followed_on_postgres() {
     }
 }
 
+/// A MariaDB server whose user `app` has this password, and may use the database `tenure`.
+async fn mysql(password: &str) -> MysqlServer {
+    let server = MysqlServer::start(Version::Mariadb1011).await.unwrap();
+    server.admin().add_user("app", password).await.unwrap();
+    server.admin().grant_all("app").await.unwrap();
+    server
+}
+
+/// Hazard G33: the same for MariaDB, which asks for the password when a connection is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_password_file_is_followed_on_mysql() {
+    for first in ORDERS {
+        let server = mysql(OLD).await;
+        let admin = server.admin();
+        let change = async || {
+            admin.execute(&format!("ALTER USER app@'%' IDENTIFIED BY '{NEW}'")).await.unwrap();
+            admin.execute("KILL USER app@'%'").await.unwrap();
+        };
+        let file = PasswordFile::new(OLD);
+        let url = format!("{}?password_file={}", admin.url_of("app"), file.path().display());
+        let electors = Electors::start(&url, Duration::from_secs(9)).await;
+        match first {
+            ChangedFirst::File => {
+                file.rotate(NEW);
+                wait_for_heartbeats(&electors.leadership).await;
+                change().await;
+            }
+            ChangedFirst::Server => {
+                change().await;
+                until("the refusal is reported", async || electors.reports_refused_password()).await;
+                file.rotate(NEW);
+            }
+        }
+        electors.hand_over_twice().await;
+    }
+}
+
 /// Hazard G33: the same for ZooKeeper's digest scheme, where a new password makes a new user: an operator grants it the
 /// permissions of the old one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,10 +290,12 @@ async fn a_wrong_password_file_is_read_again() {
     let settings = ZookeeperSettings::default().sasl_users(&[("app", NEW)]);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
     let postgres = postgres(Version::Postgres17, NEW).await;
+    let mysql = mysql(NEW).await;
     for store in [
         format!("etcd://app@{}/acme?", server.endpoint()),
         format!("zookeeper://app@{}/acme?auth=sasl&", zookeeper.endpoint()),
         format!("postgres://app@{}/postgres?", postgres.endpoint()),
+        format!("{}?", mysql.admin().url_of("app")),
     ] {
         let file = PasswordFile::new(OLD);
         let url = format!("{store}password_file={}", file.path().display());

@@ -40,8 +40,8 @@ async fn warnings(url: &str) -> Vec<String> {
 }
 
 /// The schemes, the login without a password, and the setting with the authorities.
-const STORES: [(&str, &str, &str); 3] =
-    [("etcd", "", "ca"), ("zookeeper", "", "ca"), ("postgres", "me@", "sslrootcert")];
+const STORES: [(&str, &str, &str); 4] =
+    [("etcd", "", "ca"), ("zookeeper", "", "ca"), ("postgres", "me@", "sslrootcert"), ("mysql", "me@", "ca")];
 
 /// Each elector logs the warning once. It names the first address on another machine, and says whether the password is sent
 /// unencrypted.

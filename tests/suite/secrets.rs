@@ -15,12 +15,13 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tenure::{
     Config, Elector, Error, Leadership, Secret, StoreUrl, Tls,
     etcd::{EtcdBackend, EtcdConfig},
+    mysql::MysqlConfig,
     postgres::PostgresConfig,
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
 use tenure_containers::{
-    EtcdServer, Permission, PostgresServer, PostgresSettings, TlsFiles, Version, ZookeeperServer,
-    ZookeeperSettings,
+    EtcdServer, MysqlServer, Permission, PostgresServer, PostgresSettings, TlsFiles, Version,
+    ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
@@ -158,6 +159,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let postgres = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
     postgres.admin().add_user("app", PASSWORD).await.unwrap();
     postgres.admin().execute("GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
+    let mysql = MysqlServer::start(Version::Mariadb1011).await.unwrap();
+    mysql.admin().add_user("app", PASSWORD).await.unwrap();
+    mysql.admin().grant_all("app").await.unwrap();
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()
@@ -181,6 +185,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
 
     // Leaders that lose the store and reconnect.
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
+    let fourth = mysql.endpoint();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("password"), PASSWORD).unwrap();
@@ -195,6 +200,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@{third}/postgres?schema=file&password_file={}", path("password")),
         format!("postgres://app@{third}/postgres?schema=variable&password_env={}", VARIABLES[0].0),
         format!("postgres://app@{third}/postgres?schema=libpq"),
+        format!("mysql://app:{PASSWORD}@{fourth}/tenure"),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -208,15 +214,21 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("zookeeper://app:{WRONG}@{other}/sasl?auth=sasl"),
         format!("postgres://app:{WRONG}@{third}/postgres"),
         format!("postgres://app@{third}/postgres?password_env={}", VARIABLES[1].0),
+        format!("mysql://app:{WRONG}@{fourth}/tenure"),
     ] {
         run_refused(&printed, &url).await;
     }
-    for store in [format!("etcd://app@{one}/acme"), format!("postgres://app@{third}/postgres")] {
+    for store in [
+        format!("etcd://app@{one}/acme"),
+        format!("postgres://app@{third}/postgres"),
+        format!("mysql://app@{fourth}/tenure"),
+    ] {
         let url = format!("{store}?password_file={}", path("wrong"));
         run_failing(&printed, &url, "is read again and the login retried").await;
     }
     root.change_password("app", WRONG).await.unwrap();
-    let faults = [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap()];
+    let faults =
+        [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap(), mysql.kill().await.unwrap()];
     for (elector, leadership) in &leaders {
         within("the loss", leadership.lost()).await;
         printed.add_debug(&leadership.loss());
@@ -262,6 +274,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
                 printed.add_debug(&config);
                 printed.add_debug(&ZookeeperBackend::new(config).unwrap());
             }
+            "mysql" => {
+                let config = MysqlConfig::from_url(&url).unwrap().tls(tls.clone());
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::mysql::backend(config).unwrap());
+            }
             _ => {
                 let config = PostgresConfig::from_url(&url).unwrap();
                 printed.add_debug(&config);
@@ -294,10 +311,15 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@h/db?password_env={PASSWORD}"),
         format!("postgres://app:{PASSWORD}@h/db?password_file=/nowhere"),
         format!("postgres://app:{PASSWORD}@h"),
+        format!("mysql://app:{PASSWORD}@h:port/db"),
+        format!("mysql://app:{PASSWORD}@h/db?password={PASSWORD}"),
+        format!("mysql://app:{PASSWORD}@h/db?password_file=/nowhere"),
     ] {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
     run_failing(&printed, &format!("postgres://app:{PASSWORD}@127.0.0.1:1/x"), "").await;
+    let closed = format!("mysql://app:{PASSWORD}@127.0.0.1:1/x?ca={cert}&cert={cert}&key={key}");
+    run_failing(&printed, &closed, "").await;
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
     let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
@@ -322,6 +344,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         "invalid peer certificate",
         "the member refused our certificate",
         "password authentication failed for user",
+        "Access denied for user 'app'",
         "tenure_is_leader{",
         "tenure_store_failures_total",
     ] {

@@ -118,10 +118,11 @@ impl Sandbox {
     }
 }
 
-/// The URL of a store on this server, with elections below `root`: on PostgreSQL, in a schema with that name.
+/// The URL of a store on this server, with elections below `root`: on PostgreSQL in a schema with that name, on MySQL in a database.
 pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str) -> String {
     match scheme {
         "postgres" => format!("postgres://postgres@{endpoint}/postgres?schema={root}&{settings}"),
+        "mysql" => format!("mysql://root@{endpoint}/{root}?{settings}"),
         _ => format!("{scheme}://{endpoint}/{root}?{settings}"),
     }
 }
