@@ -81,10 +81,7 @@ async fn a_refused_login_is_reported() {
     for login in ["app:wrong-horse", "nobody:correct-horse-7", "app"] {
         let refused = refusal(&acme.url_of(login)).await;
         assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
-        assert!(
-            refused.to_string().contains("check the user, the password, and from which hosts"),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains("check the user, the password, from which hosts"), "{refused}");
     }
     let refused = refusal(&format!("mysql://root@{at}/nowhere")).await;
     assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
@@ -177,11 +174,11 @@ async fn settings_of_the_server_change_no_session() {
         .set("sql-mode", "ANSI_QUOTES,PAD_CHAR_TO_FULL_LENGTH")
         .set("innodb-lock-wait-timeout", "100")
         .set("query-cache-type", "1")
-        .set("query-cache-size", "1M")
-        .set("transaction-read-only", "1");
+        .set("query-cache-size", "1M");
     let server = MysqlServer::start_with(Version::Mariadb1011, &settings)
         .await
         .unwrap_or_else(|error| panic!("{error}"));
+    server.admin().execute("SET GLOBAL tx_read_only = 1").await.unwrap();
     let url = server.admin().url();
     let (first, second) = (connect(&url).await, connect(&url).await);
     let leadership = within("leading", first.campaign("e")).await.unwrap();
@@ -245,7 +242,7 @@ async fn a_server_that_loses_writes_is_refused() {
 async fn a_leader_outlasts_a_restart_and_not_a_frozen_server() {
     let (server, acme) = server(&MysqlSettings::default()).await;
     let url = acme.url_of(&format!("app:{PASSWORD}"));
-    let elector = tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(30))).await.unwrap();
+    let elector = tenure::connect_with(&url, Config::new().with_ttl(Duration::from_secs(15))).await.unwrap();
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let connections = "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'app'";
     let open = acme.query(connections).await.unwrap();
@@ -305,7 +302,7 @@ async fn tls_checks_both_sides() {
     }
     acme.execute("SET GLOBAL require_secure_transport = 1").await.unwrap();
     let refused = refusal(&acme.url_of(&format!("app:{PASSWORD}"))).await.to_string();
-    assert!(refused.contains("the server asks for TLS: give ca=/path"), "{refused}");
+    assert!(refused.contains("and whether it has to use TLS"), "{refused}");
     // Retried: files and servers may change.
     let distrustful = ClientFiles::new(&other.pem(), &authority.issue("app"));
     for (url, expected) in [

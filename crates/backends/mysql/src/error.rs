@@ -39,9 +39,12 @@ pub(crate) fn unavailable(text: impl Into<String>) -> BackendError {
 /// The kind of an error with this number, and what to do about it.
 fn meaning(code: u16) -> (BackendErrorKind, Option<&'static str>) {
     match code {
-        1045 | 1698 => {
-            (Unauthorized, Some("check the user, the password, and from which hosts the user may log in"))
-        }
+        1045 | 1698 => (
+            Unauthorized,
+            Some(
+                "check the user, the password, from which hosts the user may log in, and whether it has to use TLS",
+            ),
+        ),
         1130 => (Unauthorized, Some("create the user for this host")),
         1820 | 1862 => (Unauthorized, Some("the password has expired: set a new one")),
         3118 | 4151 => (Unauthorized, Some("the account is locked: unlock it")),
