@@ -82,7 +82,7 @@ const ACCEPTED: &[u8] = b"\x07\0\0\x02\0\0\0\x02\0\0\0";
 /// MySQL: a packet of 16 MiB that begins.
 const HUGE_PACKET: &[u8] = b"\xff\xff\xff\x02\x01";
 /// MySQL: a refusal with control characters.
-const REFUSED: &[u8] = b"\x15\0\0\x02\xff\x15\x04#28000\x1b[31m\r\nred\0!";
+const REFUSED: &[u8] = b"\x15\0\0\x02\xff\x19\x04#42000\x1b[31m\r\nred\0!";
 
 macro_rules! survived {
     ($($name:ident: $scheme:literal, $garbage:expr;)*) => {
