@@ -23,7 +23,7 @@ async fn a_url_that_cannot_work() {
         (
             "raft://h",
             "there is no store \"raft\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, consul:, \
-             kubernetes:, nats: or s3:",
+             kubernetes:, nats:, s3:, mysql: or mariadb:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
@@ -68,6 +68,13 @@ async fn a_url_that_cannot_work() {
         ("consul://h/a//b", "the prefix \"a//b\" is not allowed"),
         ("consul://h?dc=a/b", "the datacenter \"a/b\" is not allowed"),
         ("consul://h?hedge=1s", "unknown setting hedge; allowed are"),
+        ("mysql://h/db", "it names no user; give mysql://user@host1,host2/database"),
+        ("mariadb://u@h", "it names no database; give mysql://user@host1,host2/database"),
+        ("mysql:", "it names no host; give every server that may be the primary"),
+        ("mysql://u@h/db?durability=safe", "durability=safe is not unsafe; remove it"),
+        ("mysql://u@h/db?attempt_timeout=2h", "attempt_timeout 2h is not allowed"),
+        ("mysql://u@h/db?schema=a", "unknown setting schema; allowed are"),
+        ("mysqld://u@h/db", "there is no store \"mysqld\"; did you mean mysql:?"),
         ("k8s:///billing", "there is no store \"k8s\"; did you mean kubernetes:?"),
         ("lease:billing", "there is no store \"lease\"; did you mean kubernetes:?"),
         (
@@ -143,6 +150,10 @@ async fn a_password_is_never_repeated() {
         "consul://token:hunter2@h?tll=1s",
         "consul://h?token=hunter2",
         "consul://h?password_env=hunter2",
+        "mysql://u:hunter2@h?tll=1s",
+        "mysql://u:hunter2@h/db?durability=hunter",
+        "mysql://u@h/db?passwd=hunter2",
+        "mysql://u@h/db?password_env=hunter2",
         "kubernetes://u:hunter2@h/a",
         "kubernetes:///a?token=hunter2",
         "s3://u:hunter2@b?tll=1s",
@@ -157,7 +168,9 @@ async fn a_password_is_never_repeated() {
         let text = format!("{error} {error:?}");
         assert!(!text.contains("hunter2"), "{text}");
     }
-    for (scheme, user) in [("etcd", "u"), ("zookeeper", "u"), ("postgres", "u"), ("consul", "token")] {
+    for (scheme, user) in
+        [("etcd", "u"), ("zookeeper", "u"), ("postgres", "u"), ("consul", "token"), ("mysql", "u")]
+    {
         let elector = tenure::connect(&format!("{scheme}://{user}:hunter2@127.0.0.1:1/p")).await.unwrap();
         assert!(!format!("{elector:?}").contains("hunter2"));
     }
@@ -204,6 +217,7 @@ async fn a_store_that_cannot_be_reached() {
         "zookeeper://127.0.0.1:1/p?",
         "postgres://u@127.0.0.1:1/p?",
         "consul://127.0.0.1:1/p?",
+        "mysql://u@127.0.0.1:1/p?",
         "s3://u:p@b?endpoint=http://127.0.0.1:1&",
     ];
     for url in urls {

@@ -7,8 +7,8 @@ use std::{
 
 use tenure::{Elector, Error};
 use tenure_containers::{
-    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedNats, SharedPostgres, SharedS3, SharedZookeeper,
-    Version,
+    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedMysql, SharedNats, SharedPostgres, SharedS3,
+    SharedZookeeper, Version,
 };
 use tenure_testkit::suite::within;
 
@@ -39,8 +39,10 @@ async fn a_store_that_can_be_used_is_accepted() {
     let consul = SharedConsul::get(Version::Consul18).await.unwrap();
     let nats = SharedNats::get(Version::Nats210).await.unwrap();
     let s3 = SharedS3::get(Version::Seaweedfs4).await.unwrap();
+    let mysql = SharedMysql::get(Version::Mariadb1011).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let unique = format!("checked-{:016x}", fastrand::u64(..));
+    let database = mysql.admin().create_database(&unique).await.unwrap();
     let urls = [
         format!("etcd://{}/{unique}?ttl=3s", etcd.endpoint()),
         format!("zookeeper://{}/{unique}?ttl=3s", zookeeper.endpoint()),
@@ -48,6 +50,7 @@ async fn a_store_that_can_be_used_is_accepted() {
         format!("consul://{}/{unique}?ttl=3s", consul.endpoint()),
         format!("nats://{}/{unique}?ttl=3s", nats.endpoint()),
         format!("{}&ttl=3s", s3.admin().url(&unique)),
+        format!("{}?ttl=3s", database.url()),
         format!("local:{}", directory.path().display()),
         format!("memory:{unique}"),
     ];
@@ -68,7 +71,7 @@ async fn a_store_that_cannot_be_reached_is_reported() {
     // Nothing listens on the first port. Nobody accepts what arrives on the second.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
-    for store in ["etcd://", "zookeeper://", "postgres://app@", "consul://", "nats://"] {
+    for store in ["etcd://", "zookeeper://", "postgres://app@", "consul://", "nats://", "mysql://app@"] {
         for host in ["127.0.0.1:1", &silent] {
             let error = refusal(&format!("{store}{host}/acme?ttl=5s&request_timeout=1s")).await;
             assert!(matches!(error, Error::Unavailable(_)) && error.is_retryable(), "{error}");

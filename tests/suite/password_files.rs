@@ -5,8 +5,9 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use tenure::{Candidate, Config, Connection, Elector, Error, Leaders, Leadership};
 use tenure_containers::{
-    ConsulServer, ConsulSettings, EtcdServer, NatsServer, NatsSettings, Permission, PostgresServer,
-    PostgresSettings, S3Server, S3Settings, SharedZookeeper, Version, ZookeeperServer, ZookeeperSettings,
+    ConsulServer, ConsulSettings, EtcdServer, MysqlServer, NatsServer, NatsSettings, Permission,
+    PostgresServer, PostgresSettings, S3Server, S3Settings, SharedZookeeper, Version, ZookeeperServer,
+    ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tenure_tests::wait_for_heartbeats;
@@ -202,6 +203,43 @@ async fn a_rotated_password_file_is_followed_on_postgres() {
     }
 }
 
+/// A MariaDB server whose user `app` has this password, and may use the database `tenure`.
+async fn mysql(password: &str) -> MysqlServer {
+    let server = MysqlServer::start(Version::Mariadb1011).await.unwrap();
+    server.admin().add_user("app", password).await.unwrap();
+    server.admin().grant_all("app").await.unwrap();
+    server
+}
+
+/// Hazard G33: the same for MariaDB, which asks for the password when a connection is made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_password_file_is_followed_on_mysql() {
+    for first in ORDERS {
+        let server = mysql(OLD).await;
+        let admin = server.admin();
+        let change = async || {
+            admin.execute(&format!("ALTER USER app@'%' IDENTIFIED BY '{NEW}'")).await.unwrap();
+            admin.execute("KILL USER app@'%'").await.unwrap();
+        };
+        let file = PasswordFile::new(OLD);
+        let url = format!("{}?password_file={}", admin.url_of("app"), file.path().display());
+        let electors = Electors::start(&url, Duration::from_secs(9)).await;
+        match first {
+            ChangedFirst::File => {
+                file.rotate(NEW);
+                wait_for_heartbeats(&electors.leadership).await;
+                change().await;
+            }
+            ChangedFirst::Server => {
+                change().await;
+                until("the refusal is reported", async || electors.reports_refused_password()).await;
+                file.rotate(NEW);
+            }
+        }
+        electors.hand_over_twice().await;
+    }
+}
+
 /// Hazard G33: the same for ZooKeeper's digest scheme, where a new password makes a new user: an operator grants it the
 /// permissions of the old one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -259,6 +297,7 @@ async fn a_wrong_password_file_is_read_again() {
     let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
     let keys = S3Settings::default().identity("app", NEW, &["Read:suite", "Write:suite", "List:suite"]);
     let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
+    let mysql = mysql(NEW).await;
     for store in [
         format!("etcd://app@{}/acme?", server.endpoint()),
         format!("zookeeper://app@{}/acme?auth=sasl&", zookeeper.endpoint()),
@@ -266,6 +305,7 @@ async fn a_wrong_password_file_is_read_again() {
         format!("consul://{}/acme?", consul.endpoint()),
         format!("nats://app@{}/billing?", nats.endpoint()),
         format!("s3://app@suite/acme?endpoint=http://{}&", s3.endpoint()),
+        format!("{}?", mysql.admin().url_of("app")),
     ] {
         let file = PasswordFile::new(OLD);
         let url = format!("{store}password_file={}", file.path().display());

@@ -40,12 +40,13 @@ async fn warnings(url: &str) -> Vec<String> {
 }
 
 /// The schemes, the login without a password, the user, and the setting with the authorities.
-const STORES: [(&str, &str, &str, &str); 5] = [
+const STORES: [(&str, &str, &str, &str); 6] = [
     ("etcd", "", "me", "ca"),
     ("zookeeper", "", "me", "ca"),
     ("postgres", "me@", "me", "sslrootcert"),
     ("consul", "", "token", "ca"),
     ("nats", "", "me", "ca"),
+    ("mysql", "me@", "me", "ca"),
 ];
 
 /// Each elector logs the warning once. It names the first address on another machine, and says whether the password is sent

@@ -16,13 +16,15 @@ use tenure::{
     Config, Elector, Error, Leadership, Secret, StoreUrl, Tls,
     consul::ConsulConfig,
     etcd::{EtcdBackend, EtcdConfig},
+    mysql::MysqlConfig,
     nats::NatsConfig,
     postgres::PostgresConfig,
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
 use tenure_containers::{
-    ConsulServer, ConsulSettings, EtcdServer, NatsServer, NatsSettings, Permission, PostgresServer,
-    PostgresSettings, S3Server, S3Settings, TlsFiles, Version, ZookeeperServer, ZookeeperSettings,
+    ConsulServer, ConsulSettings, EtcdServer, MysqlServer, NatsServer, NatsSettings, Permission,
+    PostgresServer, PostgresSettings, S3Server, S3Settings, TlsFiles, Version, ZookeeperServer,
+    ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
@@ -171,6 +173,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let consul = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
     let admin = consul.admin().with_token(ConsulSettings::MANAGEMENT_TOKEN);
     admin.create_management_token(PASSWORD).await.unwrap();
+    let mysql = MysqlServer::start(Version::Mariadb1011).await.unwrap();
+    mysql.admin().add_user("app", PASSWORD).await.unwrap();
+    mysql.admin().grant_all("app").await.unwrap();
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()
@@ -203,6 +208,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
     let fourth = consul.endpoint();
     let fifth = nats.endpoint();
+    let at_mysql = mysql.endpoint();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("password"), PASSWORD).unwrap();
@@ -226,6 +232,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("s3://app:{PASSWORD}@suite/acme?{at_s3}"),
         format!("s3://app@suite/file?{at_s3}&password_file={}", path("password")),
         format!("s3://app@suite/variable?{at_s3}&password_env={}", VARIABLES[0].0),
+        format!("mysql://app:{PASSWORD}@{at_mysql}/tenure"),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -243,6 +250,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("consul://{fourth}/acme?password_env={}", VARIABLES[1].0),
         format!("nats://app:{WRONG}@{fifth}/acme"),
         format!("s3://app:{WRONG}@suite/acme?{at_s3}"),
+        format!("mysql://app:{WRONG}@{at_mysql}/tenure"),
     ] {
         run_refused(&printed, &url).await;
     }
@@ -250,6 +258,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("etcd://app@{one}/acme"),
         format!("postgres://app@{third}/postgres"),
         format!("consul://{fourth}/acme"),
+        format!("mysql://app@{at_mysql}/tenure"),
     ] {
         let url = format!("{store}?password_file={}", path("wrong"));
         run_failing(&printed, &url, "is read again and the login retried").await;
@@ -259,6 +268,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         zookeeper.kill().await.unwrap(),
         postgres.kill().await.unwrap(),
         consul.kill().await.unwrap(),
+        mysql.kill().await.unwrap(),
         s3.kill().await.unwrap(),
         nats.kill().await.unwrap(),
     ];
@@ -322,6 +332,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
                 printed.add_debug(&config);
                 printed.add_debug(&tenure::s3::backend(config).unwrap());
             }
+            "mysql" => {
+                let config = MysqlConfig::from_url(&url).unwrap().tls(tls.clone());
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::mysql::backend(config).unwrap());
+            }
             _ => {
                 let config = PostgresConfig::from_url(&url).unwrap();
                 printed.add_debug(&config);
@@ -354,6 +369,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@h/db?password_env={PASSWORD}"),
         format!("postgres://app:{PASSWORD}@h/db?password_file=/nowhere"),
         format!("postgres://app:{PASSWORD}@h"),
+        format!("mysql://app:{PASSWORD}@h:port/db"),
+        format!("mysql://app:{PASSWORD}@h/db?password={PASSWORD}"),
+        format!("mysql://app:{PASSWORD}@h/db?password_file=/nowhere"),
     ] {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
@@ -378,6 +396,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
     run_failing(&printed, &format!("s3://app:{PASSWORD}@b?endpoint=http://127.0.0.1:1"), "").await;
+    let closed = format!("mysql://app:{PASSWORD}@127.0.0.1:1/x?ca={cert}&cert={cert}&key={key}");
+    run_failing(&printed, &closed, "").await;
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
     let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
@@ -403,6 +423,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         "the member refused our certificate",
         "password authentication failed for user",
         "Consul does not know the token",
+        "Access denied for user 'app'",
         "tenure_is_leader{",
         "tenure_store_failures_total",
     ] {

@@ -107,6 +107,22 @@ pub(crate) static POSTGRES_17: Image = Image {
     server: Some(postgres("TENURE_TEST_POSTGRES_17")),
 };
 
+pub(crate) static MARIADB_10_11: Image = Image {
+    name: "mariadb:10.11",
+    override_variable: "TENURE_TEST_IMAGE_MARIADB_10_11",
+    suite: "bookworm",
+    packages: &["mariadb-server"],
+    build: None,
+    needs: MARIADB_NEEDS,
+    server: Some(Server {
+        shared_variable: "TENURE_TEST_MARIADB_10_11",
+        port: 3306,
+        user: "root",
+        command: &["sh", "-ec", MARIADB_SCRIPT],
+        health: &["mariadb-admin", "--no-defaults", "--protocol=tcp", "--user=root", "ping"],
+    }),
+};
+
 /// An API server with an etcd of its own, kubectl, and a candidate of client-go's leader election.
 pub(crate) static KUBERNETES_1_20: Image = Image {
     name: "kubernetes:1.20",
@@ -239,6 +255,7 @@ pub(crate) static IMAGES: [&Image; 9] = [
     &CONSUL_1_8,
     &NATS_2_10,
     &SEAWEEDFS_4,
+    &MARIADB_10_11,
     &SYSTEMD,
 ];
 
@@ -315,6 +332,22 @@ $as_postgres initdb --pgdata=/data/postgres --username=postgres --auth=trust --e
 echo 'host all all all trust' >>/data/postgres/pg_hba.conf
 exec $as_postgres postgres -D /data/postgres -c listen_addresses='*' -c unix_socket_directories=/data -c fsync=off \
   -c max_connections=300 $POSTGRES_OPTIONS
+";
+
+const MARIADB_NEEDS: &str = "a user `mysql`, `mariadbd`, `mariadb-install-db` and `mariadb-admin`";
+
+/// An empty server with the user `root`. It needs no password, because it is published on loopback only and holds nothing that outlives
+/// the tests.
+const MARIADB_SCRIPT: &str = "\
+chown mysql /data
+mariadb-install-db --no-defaults --user=mysql --datadir=/data/mysql --auth-root-authentication-method=normal --skip-test-db >/tmp/install
+cat >/tmp/init.sql <<END
+CREATE USER IF NOT EXISTS root@'%';
+GRANT ALL ON *.* TO root@'%' WITH GRANT OPTION;
+CREATE DATABASE IF NOT EXISTS tenure;
+END
+exec mariadbd --no-defaults --user=mysql --datadir=/data/mysql --socket=/tmp/mariadb.sock --bind-address=0.0.0.0 --skip-name-resolve \
+  --init-file=/tmp/init.sql --max-connections=500 --innodb-buffer-pool-size=32M --innodb-flush-method=nosync
 ";
 
 impl Image {

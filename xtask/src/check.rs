@@ -24,6 +24,7 @@ const PUBLISHED: [&str; 13] = [
     "tenure-kubernetes",
     "tenure-nats",
     "tenure-s3",
+    "tenure-mysql",
     "tenure-axum",
     "tenure-testkit",
     "tenure",
@@ -81,6 +82,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-consul",
         "tenure-nats",
         "tenure-s3",
+        "tenure-mysql",
         "tenure-cli",
     ] {
         let lint = |features: &str| {

@@ -25,6 +25,7 @@ const CAS: &[&str] = &["tenure-cas"];
 const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
 const NATS: &[&str] = &["tenure-nats", "async-nats"];
 const S3: &[&str] = &["tenure-s3", "object_store"];
+const MYSQL: &[&str] = &["tenure-mysql", "mysql_async"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -36,70 +37,83 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 15] = [
+const CHOICES: [Choice; 17] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL, AXUM],
+        without: &[
+            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM,
+        ],
     },
     Choice {
         features: "memory",
         with: &[],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL, AXUM],
+        without: &[
+            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM,
+        ],
     },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, AXUM],
     },
     // tonic has axum for its servers.
     Choice {
         features: "etcd",
         with: &["etcd-client"],
-        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL],
+        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL],
     },
     Choice {
         features: "zookeeper",
         with: &["zookeeper-client"],
-        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
     },
     Choice {
         features: "postgres",
         with: &["tokio-postgres"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, CONSUL, KUBERNETES, S3, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, CONSUL, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
     },
     Choice {
         features: "consul",
         with: &["reqwest"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, NATS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
     },
     // An API server always speaks TLS.
     Choice {
         features: "kubernetes",
         with: &["kube", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, NATS, S3, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, NATS, S3, MYSQL, LOCAL, AXUM],
     },
-    // Its client cannot be built without rustls.
+    // The clients of NATS and of S3 cannot be built without rustls.
     Choice {
         features: "nats",
         with: &["async-nats", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, KUBERNETES, S3, MYSQL, LOCAL, AXUM],
     },
-    // So does Amazon S3.
     Choice {
         features: "s3",
         with: &["object_store", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, NATS, MYSQL, LOCAL, AXUM],
+    },
+    Choice {
+        features: "mysql",
+        with: &["mysql_async"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, KUBERNETES, NATS, S3, LOCAL, AXUM],
+    },
+    Choice {
+        features: "mysql,tls",
+        with: &["mysql_async", "aws-lc-rs", "rustls"],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, KUBERNETES, NATS, S3, LOCAL, AXUM],
     },
     Choice {
         features: "axum",
         with: &["axum"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, LOCAL],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL],
     },
     Choice {
         features: "zookeeper,tls",

@@ -20,7 +20,7 @@ use tenure_testkit::proxy::{Direction, Proxy};
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
 /// The stores that have servers.
-const SCHEMES: [&str; 7] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes", "nats", "s3"];
+const SCHEMES: [&str; 8] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes", "nats", "s3", "mysql"];
 
 /// The servers, which may be this test's own and end with it.
 struct Servers {
@@ -31,6 +31,7 @@ struct Servers {
     kubernetes: SharedKubernetes,
     nats: SharedNats,
     s3: SharedS3,
+    mysql: SharedMysql,
 }
 
 impl Servers {
@@ -43,6 +44,7 @@ impl Servers {
             kubernetes: SharedKubernetes::get(Version::Kubernetes120).await.unwrap(),
             nats: SharedNats::get(Version::Nats210).await.unwrap(),
             s3: SharedS3::get(Version::Seaweedfs4).await.unwrap(),
+            mysql: SharedMysql::get(Version::Mariadb1011).await.unwrap(),
         }
     }
 
@@ -54,7 +56,7 @@ impl Servers {
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 7] {
+    fn endpoints(&self) -> [(&'static str, String); 8] {
         let endpoints = [
             self.etcd.endpoint(),
             self.zookeeper.endpoint(),
@@ -63,6 +65,7 @@ impl Servers {
             self.kubernetes.endpoint(),
             self.nats.endpoint(),
             self.s3.endpoint(),
+            self.mysql.endpoint(),
         ];
         std::array::from_fn(|n| (SCHEMES[n], endpoints[n].clone()))
     }

@@ -14,7 +14,8 @@ use std::{
 use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running, store_url};
 use tenure_containers::{
     ConsulServer, ConsulSettings, EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, SharedConsul,
-    SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedS3, SharedZookeeper, Version,
+    SharedEtcd, SharedKubernetes, SharedMysql, SharedNats, SharedPostgres, SharedS3, SharedZookeeper,
+    Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -91,6 +92,15 @@ impl StoreServer {
         server.admin().create_namespace(&namespace).await.unwrap();
         let endpoint = server.endpoint();
         (Self { endpoint, scheme: "kubernetes", settings: "ttl=4s", _server: Box::new(server) }, namespace)
+    }
+
+    /// A server, and a database on it.
+    async fn mysql() -> (Self, String) {
+        let server = SharedMysql::get(Version::Mariadb1011).await.unwrap();
+        let database = format!("cli-{:016x}", fastrand::u64(..));
+        server.admin().create_database(&database).await.unwrap();
+        let endpoint = server.endpoint();
+        (Self { endpoint, scheme: "mysql", settings: "ttl=4s", _server: Box::new(server) }, database)
     }
 
     async fn is_dead_in_time(&self, fault: FaultKind) {
@@ -253,6 +263,18 @@ async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_s3() {
 async fn a_stubborn_program_is_dead_in_time_when_kubernetes_is_cut_off() {
     let (server, namespace) = StoreServer::kubernetes().await;
     server.is_dead_in_time_below(&namespace, FaultKind::Blackhole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_mysql_is_cut_off() {
+    let (server, database) = StoreServer::mysql().await;
+    server.is_dead_in_time_below(&database, FaultKind::Blackhole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_stopped_on_mysql() {
+    let (server, database) = StoreServer::mysql().await;
+    server.is_dead_in_time_below(&database, FaultKind::Stop).await;
 }
 
 /// When the program is killed, the next candidate leads at once, and not after the TTL.
@@ -692,4 +714,27 @@ async fn a_resign_request_without_space_is_refused_with_the_reason() {
     assert_eq!(code, Some(69), "{stderr}");
     assert_eq!(stderr.matches("NOSPACE").count(), 1, "{stderr}");
     assert!(!stderr.contains("no answer") && !stderr.contains("the store refuses"), "{stderr}");
+}
+
+/// Hazard C5: the output names the host, its version, and what is wrong with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_hosts_and_settings_on_mysql() {
+    let (server, database) = StoreServer::mysql().await;
+    let host = &server.endpoint;
+    let (code, output) = doctor(&format!("mysql://root@{host}/{database}"));
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains(&format!("ok       host {host}: {host} (MariaDB 10.11.")), "{output}");
+    for subject in ["durability", "database", "session", "entry"] {
+        assert!(output.contains(&format!("ok       {subject}: ")), "{output}");
+    }
+    let (code, output) = doctor(&format!("mysql://root@{host},127.0.0.1:1/{database}"));
+    assert_eq!(code, Some(69), "{output}");
+    assert!(output.contains("problem  host 127.0.0.1:1: "), "{output}");
+    let sandbox = Sandbox::on(format!("mysql://root@{host}/{database}"));
+    assert_eq!(sandbox.candidates(), [] as [&str; 0]);
+    let (code, stderr) = common::code_and_stderr(
+        &mut Sandbox::on(format!("mysql://nobody:Quagmire0815@{host}/{database}")).run(&["--quiet"], "true"),
+    );
+    assert!(code == Some(69) && stderr.lines().count() == 1, "{code:?} {stderr}");
+    assert!(stderr.contains("check the user, the password") && !stderr.contains("Quagmire"), "{stderr}");
 }

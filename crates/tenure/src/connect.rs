@@ -20,6 +20,7 @@ use crate::registry::Registry;
 /// | `kubernetes:///namespace` | the Leases of a Kubernetes cluster: that of the pod, or of the kubeconfig | `kubernetes` |
 /// | `nats://host:4222,host:4222/bucket` | NATS JetStream | `nats` |
 /// | `s3://bucket/prefix` | Amazon S3, or a server that speaks its protocol | `s3` |
+/// | `mysql://user@host:3306,host:3306/database` | MariaDB, MySQL; also `mariadb://` | `mysql` |
 ///
 /// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
@@ -163,6 +164,19 @@ use crate::registry::Registry;
 /// | `password_env` | the name of an environment variable that contains the secret | none |
 /// | `attempt_timeout` | how long the answer to a request may take | 2 s |
 /// | `poll_interval` | how often a record is read; [each read is paid for](https://docs.rs/tenure-s3) | 2 s |
+///
+/// # MariaDB and MySQL
+///
+/// The URL contains the user, every host that may be the primary, and the database. The tables are created if there are none and the user may
+/// do that. A server may need no password.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `durability` | `unsafe` allows a server that loses acknowledged writes when its machine crashes; two candidates may lead after that, with the same fencing token | refused |
+/// | `attempt_timeout` | the time after which a request is given up, connecting included | 2 s |
+/// | `poll_interval` | how often a record is read | 1 s |
 ///
 /// # TLS
 ///

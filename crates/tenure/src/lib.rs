@@ -4,7 +4,7 @@
 //! # Highlights
 //!
 //! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, PostgreSQL,
-//!   Consul, Kubernetes, NATS, file locks of one machine, or memory.
+//!   MariaDB, MySQL, Consul, Kubernetes, NATS, S3, file locks of one machine, or memory.
 //! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
 //!   the work when the leadership is lost. Dropping the guard resigns.
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
@@ -74,6 +74,7 @@
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
 //! | NATS 2.10 | `nats://host:4222,host:4222/bucket` | `nats` | yes | a counter per election |
 //! | S3 (SeaweedFS 4.48) | `s3://bucket/prefix` | `s3` | yes | a counter per election |
+//! | MariaDB 10.11 | `mysql://user@host,host/database` | `mysql` | yes | a counter per election; its upper bits count failovers |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -95,7 +96,8 @@
 //! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
 //! | `nats` | no | elections in NATS JetStream |
 //! | `s3` | no | elections in Amazon S3 and servers that speak its protocol; it always has TLS |
-//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, Consul and NATS |
+//! | `mysql` | no | elections in MariaDB and MySQL |
+//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, MariaDB and MySQL, Consul and NATS |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |
@@ -185,6 +187,10 @@ pub use tenure_nats as nats;
 /// The S3 store.
 #[cfg(feature = "s3")]
 pub use tenure_s3 as s3;
+
+/// The MariaDB and MySQL store.
+#[cfg(feature = "mysql")]
+pub use tenure_mysql as mysql;
 
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]

@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 2] = ["mysql", "redis"];
+const RESERVED: [&str; 1] = ["redis"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, `consul`, `kubernetes`, `nats`, and `s3`.
+    /// `postgresql`, `consul`, `kubernetes`, `nats`, `s3`, and `mysql` or `mariadb`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -140,6 +140,14 @@ impl Registry {
                 let config = tenure_s3::S3Config::from_url(url)?;
                 Ok(Arc::new(tenure_s3::backend(config)?))
             }),
+            built_in!("mysql", |url, _| {
+                let config = tenure_mysql::MysqlConfig::from_url(url)?;
+                Ok(Arc::new(tenure_mysql::backend(config)?))
+            }),
+            built_in!("mariadb", "mysql", |url, _| {
+                let config = tenure_mysql::MysqlConfig::from_url(url)?;
+                Ok(Arc::new(tenure_mysql::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -158,7 +166,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `redis`. Prefix such a name, as in `acme-redis`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -242,6 +250,7 @@ impl Registry {
             "mem" => "memory",
             "pg" | "pgsql" | "psql" => "postgres",
             "s3a" | "s3n" | "aws" | "minio" => "s3",
+            "maria" => "mariadb",
             "k8s" | "kube" | "kubectl" | "lease" | "leases" => "kubernetes",
             other => other,
         };
@@ -366,6 +375,8 @@ mod tests {
             ("kubernets:///billing", "kubernetes"),
             ("s3a://bucket", "s3"),
             ("minio://bucket", "s3"),
+            ("mysq://h", "mysql"),
+            ("maria://h", "mariadb"),
         ] {
             let error = refusal(&registry, url).await;
             assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
@@ -405,6 +416,8 @@ mod tests {
             "kubernetes",
             "nats",
             "s3",
+            "mysql",
+            "mariadb",
         ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
@@ -420,7 +433,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(12).collect();
+        let known: Vec<_> = registry.schemes().take(14).collect();
         assert_eq!(
             known,
             [
@@ -435,6 +448,8 @@ mod tests {
                 "kubernetes",
                 "nats",
                 "s3",
+                "mysql",
+                "mariadb",
                 "tiny-2"
             ]
         );

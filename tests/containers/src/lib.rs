@@ -1,4 +1,4 @@
-//! etcd, ZooKeeper, PostgreSQL, Consul, NATS, Kubernetes API and S3 servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper, PostgreSQL, MariaDB, Consul, NATS, Kubernetes API and S3 servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -31,7 +31,7 @@
 //!
 //! # Layout
 //! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd`, `zookeeper`, `postgres`, `consul`, `kubernetes`, `nats` and `s3` add how their servers are configured, administered, and asked for their leader.
+//! store. `etcd`, `zookeeper`, `postgres`, `mysql`, `consul`, `kubernetes`, `nats` and `s3` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
 mod consul;
@@ -43,6 +43,7 @@ mod fault;
 mod fault_kind;
 mod health;
 mod kubernetes;
+mod mysql;
 mod nats;
 mod network;
 mod postgres;
@@ -67,6 +68,7 @@ pub use kubernetes::{
     GoCandidate, GoCandidateSettings, GoEvent, KubernetesAdmin, KubernetesCluster, KubernetesServer,
     KubernetesSettings, SharedKubernetes,
 };
+pub use mysql::{MysqlAdmin, MysqlCluster, MysqlServer, MysqlSettings, SharedMysql};
 pub use nats::{NatsAdmin, NatsCluster, NatsServer, NatsSettings, SharedNats};
 pub use postgres::{
     PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres,

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The administration client of a store, with what is needed to run one of its servers. [`EtcdAdmin`](crate::EtcdAdmin),
-/// [`ZookeeperAdmin`](crate::ZookeeperAdmin) and [`PostgresAdmin`](crate::PostgresAdmin) implement it.
+/// [`ZookeeperAdmin`](crate::ZookeeperAdmin), [`PostgresAdmin`](crate::PostgresAdmin) and [`MysqlAdmin`](crate::MysqlAdmin) implement it.
 pub trait StoreAdmin: Clone + fmt::Debug + Send + Sync + Sized + 'static {
     /// The store's name in error messages.
     const NAME: &'static str;

@@ -19,6 +19,8 @@ pub enum Version {
     Postgres15,
     /// PostgreSQL 17, with PgBouncer. Faults can be injected into its members.
     Postgres17,
+    /// MariaDB 10.11.
+    Mariadb1011,
     /// A Kubernetes API server 1.20, with its etcd, kubectl, and a candidate of client-go.
     Kubernetes120,
     /// Consul 1.8. Faults can be injected into its members.
@@ -53,6 +55,7 @@ impl Version {
             Self::Zookeeper39 => "TENURE_TEST_IMAGE_ZOOKEEPER_3_9",
             Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
+            Self::Mariadb1011 => "TENURE_TEST_IMAGE_MARIADB_10_11",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_IMAGE_CONSUL_1_8",
             Self::Nats210 => "TENURE_TEST_IMAGE_NATS_2_10",
@@ -69,6 +72,7 @@ impl Version {
             Self::Zookeeper39 => "TENURE_TEST_ZOOKEEPER_3_9",
             Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
+            Self::Mariadb1011 => "TENURE_TEST_MARIADB_10_11",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_CONSUL_1_8",
             Self::Nats210 => "TENURE_TEST_NATS_2_10",
@@ -86,6 +90,7 @@ impl fmt::Display for Version {
             Self::Zookeeper39 => "zookeeper:3.9",
             Self::Postgres15 => "postgres:15",
             Self::Postgres17 => "postgres:17",
+            Self::Mariadb1011 => "mariadb:10.11",
             Self::Kubernetes120 => "kubernetes:1.20",
             Self::Consul18 => "consul:1.8",
             Self::Nats210 => "nats:2.10",

@@ -20,9 +20,10 @@ const BUFFERED_RATE: Rate = Rate::MebibytesPerSecond(32);
 /// printable error. Closing takes seconds, and memory stays bounded.
 async fn assert_survives(scheme: &str, garbage: Garbage) {
     let server = GarbageServer::start(garbage).await;
+    let login = if scheme == "mysql" { "app:secret@" } else { "" };
     let url = match scheme {
         "s3" => format!("s3://key:secret@bucket/acme?endpoint=http://{}", server.endpoint),
-        _ => format!("{scheme}://{}/acme", server.endpoint),
+        _ => format!("{scheme}://{login}{}/acme", server.endpoint),
     };
     let config = || Config::new().with_ttl(Duration::from_secs(3));
     let [candidate, reader] = [config(), config()].map(|config| tenure::connect_with(&url, config));
@@ -76,6 +77,16 @@ async fn assert_survives(scheme: &str, garbage: Garbage) {
     assert_peak_memory_mib(256);
 }
 
+/// MySQL: the first packet of a server, which speaks first.
+const GREETING: &[u8] = b"\x59\0\0\0\x0a5.5.5-10.11.6-MariaDB\0\x07\0\0\x0012345678\0\xfe\xf7\x2d\x02\0\xff\x81\x15\0\0\0\0\0\0\x0f\0\0\0\
+123456789012\0mysql_native_password\0";
+/// MySQL: a login that is accepted.
+const ACCEPTED: &[u8] = b"\x07\0\0\x02\0\0\0\x02\0\0\0";
+/// MySQL: a packet of 16 MiB that begins.
+const HUGE_PACKET: &[u8] = b"\xff\xff\xff\x02\x01";
+/// MySQL: a refusal with control characters.
+const REFUSED: &[u8] = b"\x15\0\0\x02\xff\x19\x04#42000\x1b[31m\r\nred\0!";
+
 macro_rules! survived {
     ($($name:ident: $scheme:literal, $garbage:expr;)*) => {
         $(
@@ -124,6 +135,16 @@ const OK_WITH_ENTITY: &[u8] =
     b"HTTP/1.1 200 OK\r\nETag: \"7\"\r\nLast-Modified: Mon, 30 Nov 2026 12:00:00 GMT\r\n\r\n";
 
 survived! {
+    mysql_that_never_answers: "mysql", Garbage::Silence;
+    mysql_that_answers_random_bytes: "mysql", Garbage::RandomBytes;
+    mysql_that_streams_bytes_forever: "mysql", Garbage::StreamAtOnce(b"my");
+    mysql_that_streams_zeros_forever: "mysql", Garbage::StreamAtOnce(&[0]);
+    mysql_that_hangs_up: "mysql", Garbage::Close;
+    mysql_that_streams_a_huge_packet: "mysql", Garbage::StreamAtOnce(&[0xff]);
+    mysql_that_accepts_forever: "mysql", Garbage::Stream(GREETING, ACCEPTED, Rate::Unbounded);
+    mysql_that_sends_a_huge_packet: "mysql", Garbage::Stream(GREETING, HUGE_PACKET, Rate::Unbounded);
+    mysql_that_refuses_with_control_characters: "mysql", Garbage::Stream(GREETING, REFUSED, Rate::Unbounded);
+
     etcd_that_never_answers: "etcd", Garbage::Silence;
     etcd_that_answers_random_bytes: "etcd", Garbage::RandomBytes;
     etcd_that_streams_bytes_forever: "etcd", Garbage::Stream(b"", b"etc", Rate::Unbounded);

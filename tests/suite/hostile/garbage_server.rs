@@ -27,6 +27,8 @@ pub(crate) enum Garbage {
     Close,
     /// Answers the first request with an HTTP/1.1 error.
     HttpError,
+    /// Sends the bytes without end, without waiting for a request.
+    StreamAtOnce(&'static [u8]),
     /// Sends the first bytes, waits for a request, and sends the second bytes without end at this rate.
     Stream(&'static [u8], &'static [u8], Rate),
     /// Sends the bytes without end, after the HTTP/2 headers of a response to the first request.
@@ -122,6 +124,9 @@ impl Garbage {
                 let text = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 12\r\n\r\n\u{1b}[31mBad\r\n";
                 stream.write_all(text.as_bytes()).await?;
                 return Ok(());
+            }
+            Self::StreamAtOnce(repeated) => {
+                return send_forever(stream, repeated, limiter, Rate::Unbounded).await;
             }
             Self::Stream(first, repeated, rate) => {
                 stream.write_all(first).await?;

@@ -118,11 +118,12 @@ impl Sandbox {
     }
 }
 
-/// The URL of a store on this server, with elections below `root`: on PostgreSQL, in a schema with that name; on S3, in the bucket of the tests.
+/// The URL of a store on this server, with elections below `root`: on PostgreSQL in a schema with that name; on S3 in the bucket of the tests; on MySQL in a database.
 pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str) -> String {
     match scheme {
         "postgres" => format!("postgres://postgres@{endpoint}/postgres?schema={root}&{settings}"),
         "s3" => format!("s3://admin:admin-secret@suite/{root}?endpoint=http://{endpoint}&{settings}"),
+        "mysql" => format!("mysql://root@{endpoint}/{root}?{settings}"),
         _ => format!("{scheme}://{endpoint}/{root}?{settings}"),
     }
 }
