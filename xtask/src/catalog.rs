@@ -134,6 +134,26 @@ pub(crate) static KUBERNETES_1_20: Image = Image {
     }),
 };
 
+pub(crate) static REDIS_7_0: Image = Image {
+    name: "redis:7.0",
+    override_variable: "TENURE_TEST_IMAGE_REDIS_7_0",
+    suite: "bookworm",
+    packages: &["redis-server"],
+    build: None,
+    needs: "`redis-server` and `redis-cli` in its PATH",
+    server: Some(redis("TENURE_TEST_REDIS_7_0")),
+};
+
+pub(crate) static VALKEY_8_1: Image = Image {
+    name: "valkey:8.1",
+    override_variable: "TENURE_TEST_IMAGE_VALKEY_8_1",
+    suite: "trixie",
+    packages: &["valkey-server"],
+    build: None,
+    needs: "`valkey-server` and `valkey-cli` in its PATH",
+    server: Some(redis("TENURE_TEST_VALKEY_8_1")),
+};
+
 /// A system to which the package is installed, with systemd. Its C library must not be older than that of the machine that
 /// builds the package.
 pub(crate) static SYSTEMD: Image = Image {
@@ -148,7 +168,7 @@ pub(crate) static SYSTEMD: Image = Image {
 
 /// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores. The one that
 /// takes longest is first.
-pub(crate) static IMAGES: [&Image; 8] = [
+pub(crate) static IMAGES: [&Image; 10] = [
     &KUBERNETES_1_20,
     &ETCD_3_4,
     &ETCD_3_5,
@@ -156,6 +176,8 @@ pub(crate) static IMAGES: [&Image; 8] = [
     &ZOOKEEPER_3_9,
     &POSTGRES_15,
     &POSTGRES_17,
+    &REDIS_7_0,
+    &VALKEY_8_1,
     &SYSTEMD,
 ];
 
@@ -232,6 +254,21 @@ $as_postgres initdb --pgdata=/data/postgres --username=postgres --auth=trust --e
 echo 'host all all all trust' >>/data/postgres/pg_hba.conf
 exec $as_postgres postgres -D /data/postgres -c listen_addresses='*' -c unix_socket_directories=/data -c fsync=off \
   -c max_connections=300 $POSTGRES_OPTIONS
+";
+
+const fn redis(shared_variable: &'static str) -> Server {
+    Server {
+        shared_variable,
+        port: 6379,
+        user: "root",
+        command: &["sh", "-ec", REDIS_SCRIPT],
+        health: &["sh", "-ec", "$(command -v valkey-cli redis-cli | head -n 1) ping"],
+    }
+}
+
+/// It needs no password, because it is published on loopback only and holds nothing that outlives the tests.
+const REDIS_SCRIPT: &str = "\
+exec $(command -v valkey-server redis-server | head -n 1) --bind '*' --protected-mode no --dir /data --save '' --appendonly no
 ";
 
 impl Image {

@@ -17,6 +17,7 @@ use crate::registry::Registry;
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 /// | `postgres://user@host:5432,host:5432/database` | PostgreSQL; also `postgresql://` | `postgres` |
 /// | `kubernetes:///namespace` | the Leases of a Kubernetes cluster: that of the pod, or of the kubeconfig | `kubernetes` |
+/// | `redis://user@host:6379/0` | one Redis or Valkey server; also `valkey://` | `redis` |
 ///
 /// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
@@ -114,6 +115,20 @@ use crate::registry::Registry;
 /// | `context` | a context of the kubeconfig | its current context |
 /// | `attempt_timeout` | how long the answer to a request may take, before it is sent again | 2 s |
 /// | `leader_label` | whether this pod, which `POD_NAME` names, has the label `tenure/leader` while it leads | `false` |
+///
+/// # Redis
+///
+/// **A single node: a failover to a replica loses safety: two candidates can lead, and tokens can repeat.** URLs of Sentinel and Cluster are
+/// refused. The path is the number of the database; the default is 0. The user of `requirepass` is `default`.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `prefix` | the key of the hash with the records, and the channel of the notifications | `tenure` |
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `failover` | `unsafe` allows several hosts, of which the primary is used, and a node of a cluster | one host |
+/// | `attempt_timeout` | how long connecting, and the answer to a request, may take, before another connection is made | 2 s |
+/// | `poll_interval` | how often a record is read while the server delivers no notifications | 1 s |
 ///
 /// # TLS
 ///

@@ -71,6 +71,7 @@
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
+//! | Redis 7.0, Valkey 8.1; one node | `redis://user@host/0` | `redis` | yes | a counter per election; its upper bits count restarts of the server |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -89,7 +90,8 @@
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `postgres` | no | elections in PostgreSQL |
 //! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
-//! | `tls` | no | TLS to etcd, ZooKeeper and PostgreSQL |
+//! | `redis` | no | elections on one Redis or Valkey server |
+//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL and Redis |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |
@@ -171,6 +173,10 @@ pub use tenure_kubernetes as kubernetes;
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]
 pub use tenure_postgres as postgres;
+
+/// The Redis store.
+#[cfg(feature = "redis")]
+pub use tenure_redis as redis;
 
 /// The ZooKeeper store.
 #[cfg(feature = "zookeeper")]

@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 5] = ["consul", "nats", "s3", "mysql", "redis"];
+const RESERVED: [&str; 4] = ["consul", "nats", "s3", "mysql"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, and `kubernetes`.
+    /// `postgresql`, `kubernetes`, and `redis` or `valkey`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -128,6 +128,14 @@ impl Registry {
                 let config = tenure_kubernetes::KubernetesConfig::from_url(url)?;
                 Ok(Arc::new(tenure_kubernetes::KubernetesBackend::new(config)?))
             }),
+            built_in!("redis", |url, _| {
+                let config = tenure_redis::RedisConfig::from_url(url)?;
+                Ok(Arc::new(tenure_redis::backend(config)?))
+            }),
+            built_in!("valkey", "redis", |url, _| {
+                let config = tenure_redis::RedisConfig::from_url(url)?;
+                Ok(Arc::new(tenure_redis::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -146,7 +154,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `consul`, `nats`, `s3`, `mysql` and `redis`. Prefix such a name, as in `acme-redis`.
+    /// `consul`, `nats`, `s3` and `mysql`. Prefix such a name, as in `acme-s3`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -159,7 +167,7 @@ impl Registry {
             return refused("it must be of [a-z0-9+-], and not empty");
         }
         if RESERVED.contains(&scheme) {
-            return refused("it is reserved for tenure; put a prefix before it, as in acme-redis");
+            return refused("it is reserved for tenure; put a prefix before it, as in acme-s3");
         }
         if self.schemes().any(|known| known == scheme) {
             return refused("it is registered already; choose another name");
@@ -196,7 +204,14 @@ impl Registry {
     /// Opens the backend of the URL's scheme.
     fn open_backend(&self, url: &StoreUrl, config: &Config) -> Result<Arc<dyn Backend>, Error> {
         let scheme = url.scheme();
-        match self.schemes.iter().find(|(name, _)| name == scheme) {
+        // Schemes of other clients, which the store accepts or refuses with the reason.
+        let of_store = match scheme {
+            "rediss" | "valkeys" | "redis-sentinel" | "redis+sentinel" | "rediss+sentinel" | "redis-cluster"
+            | "redis+cluster" | "rediss+cluster" => "redis",
+            other => other,
+        };
+        let find = |scheme| self.schemes.iter().find(|(name, _)| name == scheme);
+        match find(scheme).or_else(|| find(of_store)) {
             Some((_, Ok(open))) => open(url, config),
             Some((_, Err(feature))) => {
                 let reason = format!(
@@ -229,6 +244,7 @@ impl Registry {
             "file" => "local",
             "mem" => "memory",
             "pg" | "pgsql" | "psql" => "postgres",
+            "keydb" | "dragonfly" => "redis",
             "k8s" | "kube" | "kubectl" | "lease" | "leases" => "kubernetes",
             other => other,
         };
@@ -378,9 +394,18 @@ mod tests {
     fn a_scheme_is_registered_once_and_has_a_legal_name() {
         let mut registry = Registry::builtin();
         // Also without the feature of the store.
-        for taken in
-            ["memory", "local", "etcd", "etcd+srv", "zookeeper", "postgres", "postgresql", "kubernetes"]
-        {
+        for taken in [
+            "memory",
+            "local",
+            "etcd",
+            "etcd+srv",
+            "zookeeper",
+            "postgres",
+            "postgresql",
+            "kubernetes",
+            "redis",
+            "valkey",
+        ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
         }
@@ -395,7 +420,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(9).collect();
+        let known: Vec<_> = registry.schemes().take(11).collect();
         assert_eq!(
             known,
             [
@@ -407,9 +432,20 @@ mod tests {
                 "postgres",
                 "postgresql",
                 "kubernetes",
+                "redis",
+                "valkey",
                 "tiny-2"
             ]
         );
+    }
+
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn sentinel_and_cluster_are_refused_with_the_reason() {
+        for scheme in ["redis+sentinel", "redis-sentinel", "redis-cluster", "rediss+cluster"] {
+            let error = refusal(&Registry::builtin(), &format!("{scheme}://a:26379,b:26379/mymaster")).await;
+            assert!(error.contains("a failover to a replica loses safety"), "{error}");
+        }
     }
 
     #[cfg(not(feature = "srv"))]

@@ -1,4 +1,4 @@
-//! etcd, ZooKeeper, PostgreSQL and Kubernetes API servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper, PostgreSQL, Redis and Kubernetes API servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -31,7 +31,7 @@
 //!
 //! # Layout
 //! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd`, `zookeeper`, `postgres` and `kubernetes` add how their servers are configured, administered, and asked for their leader.
+//! store. `etcd`, `zookeeper`, `postgres`, `kubernetes` and `redis` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
 mod container;
@@ -45,6 +45,7 @@ mod kubernetes;
 mod network;
 mod postgres;
 mod program;
+mod redis;
 mod server;
 mod spec;
 mod tls;
@@ -67,6 +68,7 @@ pub use postgres::{
     PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres,
 };
 pub use program::Program;
+pub use redis::{RedisAdmin, RedisCluster, RedisServer, RedisSettings, SharedRedis};
 pub use server::{Server, SharedServer, StoreAdmin};
 pub use tls::TlsFiles;
 pub use version::Version;

@@ -21,6 +21,10 @@ pub enum Version {
     Postgres17,
     /// A Kubernetes API server 1.20, with its etcd, kubectl, and a candidate of client-go.
     Kubernetes120,
+    /// Redis 7.0.
+    Redis70,
+    /// Valkey 8.1.
+    Valkey81,
 }
 
 impl Version {
@@ -32,6 +36,9 @@ impl Version {
 
     /// Every version of PostgreSQL.
     pub const POSTGRES: [Self; 2] = [Self::Postgres15, Self::Postgres17];
+
+    /// Every version of Redis and Valkey.
+    pub const REDIS: [Self; 2] = [Self::Redis70, Self::Valkey81];
 
     /// The image's name: `tenure-test/etcd:3.5`, or the value of the [image variable](Self::image_variable).
     pub fn image(self) -> String {
@@ -48,6 +55,8 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
+            Self::Redis70 => "TENURE_TEST_IMAGE_REDIS_7_0",
+            Self::Valkey81 => "TENURE_TEST_IMAGE_VALKEY_8_1",
         }
     }
 
@@ -61,6 +70,8 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
+            Self::Redis70 => "TENURE_TEST_REDIS_7_0",
+            Self::Valkey81 => "TENURE_TEST_VALKEY_8_1",
         }
     }
 }
@@ -75,6 +86,8 @@ impl fmt::Display for Version {
             Self::Postgres15 => "postgres:15",
             Self::Postgres17 => "postgres:17",
             Self::Kubernetes120 => "kubernetes:1.20",
+            Self::Redis70 => "redis:7.0",
+            Self::Valkey81 => "valkey:8.1",
         })
     }
 }

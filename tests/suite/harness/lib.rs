@@ -21,6 +21,8 @@ mod guides {
     struct Start;
     #[doc = include_str!("../../../crates/backends/postgres/README.md")]
     struct Postgres;
+    #[doc = include_str!("../../../crates/backends/redis/README.md")]
+    struct Redis;
 }
 
 mod authority;
@@ -33,6 +35,7 @@ mod local;
 mod memory;
 mod postgres;
 pub mod postgres_store;
+pub mod redis;
 mod wait;
 mod zookeeper;
 mod zookeeper_proxy;
@@ -45,6 +48,7 @@ pub use kubernetes::{Kubeconfig, Kubernetes, new_namespace};
 pub use local::Local;
 pub use memory::Memory;
 pub use postgres::Postgres;
+pub use redis::Redis;
 pub use wait::{promptly, wait_for_heartbeats};
 pub use zookeeper::{Zookeeper, session_id};
 pub use zookeeper_proxy::ZookeeperProxy;
