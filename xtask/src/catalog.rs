@@ -262,13 +262,13 @@ const fn redis(shared_variable: &'static str) -> Server {
         port: 6379,
         user: "root",
         command: &["sh", "-ec", REDIS_SCRIPT],
-        health: &["sh", "-ec", "$(command -v valkey-cli redis-cli | head -n 1) ping"],
+        health: &["sh", "-ec", "$(command -v valkey-cli || command -v redis-cli) ping"],
     }
 }
 
 /// It needs no password, because it is published on loopback only and holds nothing that outlives the tests.
 const REDIS_SCRIPT: &str = "\
-exec $(command -v valkey-server redis-server | head -n 1) --bind '*' --protected-mode no --dir /data --save '' --appendonly no
+exec $(command -v valkey-server || command -v redis-server) --bind '*' --protected-mode no --dir /data --save '' --appendonly no
 ";
 
 impl Image {

@@ -241,7 +241,7 @@ impl Requests {
     /// Whether the server is one that may be used.
     fn check(&self, connection: &Connection) -> Result<(), BackendError> {
         let refused = |reason: String| Err(BackendError::new(Invalid, format!("Redis at {}: {reason}", connection.host)));
-        match (connection.get("redis_mode"), connection.get("role")) {
+        match (connection.mode(), connection.get("role")) {
             ("sentinel", _) => refused(format!("it is a Sentinel, but {SINGLE_NODE}; give the primary's host")),
             ("cluster", _) if !self.config.is_failover_allowed => refused(format!(
                 "it is a node of a cluster, which fails over, but {SINGLE_NODE}; use a server that is not, or \
@@ -295,6 +295,14 @@ impl Requests {
 }
 
 impl Connection {
+    /// `standalone`, `cluster` or `sentinel`.
+    pub(crate) fn mode(&self) -> &str {
+        match self.get("server_mode") {
+            "" => self.get("redis_mode"),
+            mode => mode,
+        }
+    }
+
     /// What the server said of itself; empty if it did not.
     pub(crate) fn get(&self, field: &str) -> &str {
         self.info.get(field).map_or("", String::as_str)

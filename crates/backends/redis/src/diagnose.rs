@@ -39,7 +39,7 @@ fn server(connection: &Connection, has_sentinels: bool) -> Diagnosis {
         "" => ("Redis", connection.get("redis_version")),
         version => ("Valkey", version),
     };
-    let (mode, replicas) = (connection.get("redis_mode"), connection.get("connected_slaves"));
+    let (mode, replicas) = (connection.mode(), connection.get("connected_slaves"));
     let sentinels = if has_sentinels { ", watched by Sentinel" } else { "" };
     let text = format!("{name} {version}, {mode}, a primary with {replicas} replicas{sentinels}; {SINGLE_NODE}");
     let subject = format!("server {}", connection.host);

@@ -19,7 +19,11 @@ pub(crate) fn grant(config: &RedisConfig) -> String {
 /// The error of a request, by its kind, and what to do about it.
 pub(crate) fn classify(config: &RedisConfig, what: &str, error: &RedisError) -> BackendError {
     let text = error.to_string();
-    let code = error.code().unwrap_or_default();
+    let code = match error.code().unwrap_or_default() {
+        // Of a command in the script: first Redis's text, then Valkey's.
+        "ERR" if text.contains("executing the script can't run") || text.contains("ACL failure in script") => "NOPERM",
+        code => code,
+    };
     let (kind, advice): (BackendErrorKind, _) = match code {
         "NOAUTH" => (Unauthorized, "give a user and a password: redis://user@host/0?password_file=/path".to_owned()),
         "WRONGPASS" => (Unauthorized, "check the password, and that the user is on: ACL GETUSER shows it".to_owned()),

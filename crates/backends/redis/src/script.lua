@@ -40,7 +40,7 @@ number = tonumber(number) or 0
 
 if operation == 'epoch' then
   -- An epoch of another process, or one that the caller knows otherwise, is followed by a higher one.
-  local known = tonumber(string.match(ARGV[2], '^%d+')) or 0
+  local known = tonumber(string.match(ARGV[2], '^%d+')) or -1
   if of_run == run and (epoch == ARGV[2] or number > known) then
     return epoch
   end

@@ -8,6 +8,7 @@ use crate::{
 
 pub(super) const PORT: u16 = 6379;
 const TLS_PORT: u16 = 6380;
+const RUN: &str = "exec $(command -v valkey-server || command -v redis-server) /data/server.conf";
 
 /// The settings of a Redis or Valkey server in tests.
 ///
@@ -15,22 +16,31 @@ const TLS_PORT: u16 = 6380;
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
     configuration: Vec<(String, String)>,
+    is_sentinel: bool,
     tls: Option<TlsFiles>,
 }
 
 impl Default for RedisSettings {
     fn default() -> Self {
-        Self { configuration: Vec::new(), tls: None }
+        Self { configuration: Vec::new(), is_sentinel: false, tls: None }
             .set("bind", "*")
             .set("protected-mode", "no")
             .set("dir", "/data")
             .set("save", "\"\"")
             .set("appendonly", "no")
             .set("repl-diskless-sync-delay", "0")
+            .set("repl-ping-replica-period", "1")
+            .set("repl-timeout", "3")
     }
 }
 
 impl RedisSettings {
+    /// A Sentinel that watches nothing, instead of a server.
+    pub fn sentinel() -> Self {
+        let settings = Self { configuration: Vec::new(), is_sentinel: true, tls: None };
+        settings.set("port", PORT.to_string()).set("protected-mode", "no").set("dir", "/data")
+    }
+
     /// Sets a setting of `redis.conf`. The last value counts.
     pub fn set(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         let (key, value) = (key.into(), value.into());
@@ -53,8 +63,8 @@ impl RedisSettings {
             self.configuration.iter().map(|(key, value)| format!("{key} {value}\n")).collect();
         let configuration = write_file_script("/data/server.conf", configuration.as_bytes());
         let tls = self.tls.as_ref().map(TlsFiles::write_script).unwrap_or_default();
-        let run = "exec $(command -v valkey-server redis-server | head -n 1) /data/server.conf";
-        let arguments = vec!["-ec".to_owned(), format!("{configuration}{tls}{run}")];
+        let mode = if self.is_sentinel { " --sentinel" } else { "" };
+        let arguments = vec!["-ec".to_owned(), format!("{configuration}{tls}{RUN}{mode}")];
         ContainerSpec {
             second_port: self.tls.as_ref().map(|_| TLS_PORT),
             ..ContainerSpec::new(version, PORT, "sh", arguments)
