@@ -22,8 +22,8 @@ async fn a_url_that_cannot_work() {
         ("etcd", "it has no scheme"),
         (
             "consul://h",
-            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql: or \
-             kubernetes:",
+            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, \
+             kubernetes:, redis: or valkey:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
@@ -74,6 +74,15 @@ async fn a_url_that_cannot_work() {
         ("kubernetes:///a?kubeconfig=/nowhere/config", "kubeconfig=/nowhere/config cannot be read"),
         ("kubernetes:///a?attempt_timeout=2h", "attempt_timeout 2h is not allowed"),
         ("kubernetes:///a?ca=/etc/ca.pem", "unknown setting ca; allowed are"),
+        ("redis:", "it names no host; give redis://host:6379/0"),
+        (
+            "redis://a,b/0",
+            "several hosts are given, but Redis is a single node here: a failover to a replica loses safety",
+        ),
+        ("redis+sentinel://a:26379/mymaster", "redis+sentinel fails over, but Redis is a single node here"),
+        ("valkey://h/billing", "its path is not the number of a database"),
+        ("rediss://h/0", "it has no authorities for TLS; give ca="),
+        ("redis://h/0?hedge=1s", "unknown setting hedge; allowed are"),
         ("local:relative/dir", "absolute"),
         ("local://host/dir", "host"),
         ("memory://host/x", "no host"),
@@ -120,6 +129,11 @@ async fn a_password_is_never_repeated() {
         "postgres://u:hunter2@h/db?schema=a.b",
         "postgres://u@h/db?passwd=hunter2",
         "postgres://u@h/db?password_env=hunter2",
+        "redis://u:hunter2@h/0?tll=1s",
+        "redis://u:hunter2@h/0?prefix=a*",
+        "redis://u@h/0?passwd=hunter2",
+        "redis://u@h/0?password_env=hunter2",
+        "redis+sentinel://u:hunter2@h/0",
         "kubernetes://u:hunter2@h/a",
         "kubernetes:///a?token=hunter2",
         "local:/tmp/x?pass=hunter2",
@@ -170,9 +184,14 @@ async fn a_directory_that_cannot_be_used() {
 /// A campaign waits for a store that cannot be reached, and the status says so meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_cannot_be_reached() {
-    for store in ["etcd://", "zookeeper://", "postgres://u@"] {
+    for store in [
+        "etcd://127.0.0.1:1/p",
+        "zookeeper://127.0.0.1:1/p",
+        "postgres://u@127.0.0.1:1/p",
+        "redis://127.0.0.1:1/0",
+    ] {
         // A reserved port on which nothing listens.
-        let elector = tenure::connect(&format!("{store}127.0.0.1:1/p?ttl=5s")).await.unwrap();
+        let elector = tenure::connect(&format!("{store}?ttl=5s")).await.unwrap();
         let waiting = tokio::time::timeout(Duration::from_secs(2), elector.campaign("e"));
         assert!(waiting.await.is_err(), "it waits");
         until("the status says so", async || elector.status().connection == Connection::Retrying).await;

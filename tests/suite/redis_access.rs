@@ -8,7 +8,9 @@ use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::{Authority, CapturedLog, ClientFiles, promptly, redis::begin_first_epoch, wait_for_heartbeats};
+use tenure_tests::{
+    Authority, CapturedLog, ClientFiles, promptly, redis::begin_first_epoch, wait_for_heartbeats,
+};
 use tracing_subscriber::filter::LevelFilter;
 
 const README: &str = include_str!("../../crates/backends/redis/README.md");
@@ -143,7 +145,10 @@ async fn a_user_with_the_least_rights_takes_part() {
             leads(&url).await;
             let elector = connect(&url).await;
             let found = format!("{:?}", elector.diagnose().await);
-            assert!(found.contains("app may not use ") && found.contains("ACL SETUSER app ~tenure"), "{found}");
+            assert!(
+                found.contains("app may not use ") && found.contains("ACL SETUSER app ~tenure"),
+                "{found}"
+            );
             elector.close().await;
         }
     }
@@ -215,7 +220,8 @@ async fn certificates_rotate_while_a_leader_leads() {
     let server = server(Version::Valkey81, &RedisSettings::default().tls(files)).await;
     let proxy = Proxy::start(server.tls_endpoint().unwrap()).await.unwrap();
     let client = ClientFiles::new(&old.pem(), &old.issue("app"));
-    let elector = connect(&format!("redis://app:{OLD}@{}/0?ttl=20s&{}", proxy.endpoint(), settings(&client))).await;
+    let elector =
+        connect(&format!("redis://app:{OLD}@{}/0?ttl=20s&{}", proxy.endpoint(), settings(&client))).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     // Certificates are read again after 5 s.
     wait_for_heartbeats(&leadership).await;

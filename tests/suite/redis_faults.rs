@@ -12,7 +12,9 @@ const TTL: Duration = Duration::from_secs(3);
 
 async fn connect(url: &str) -> Arc<dyn Elector> {
     let url = format!("{url}{}attempt_timeout=500ms", if url.contains('?') { '&' } else { '?' });
-    tenure::connect_with(&url, Config::new().with_ttl(TTL)).await.unwrap_or_else(|error| panic!("{url}: {error}"))
+    tenure::connect_with(&url, Config::new().with_ttl(TTL))
+        .await
+        .unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
 fn campaign(elector: &Arc<dyn Elector>) -> JoinHandle<Result<Leadership, tenure::Error>> {
@@ -71,7 +73,11 @@ async fn whatever_the_server_forgets_there_is_one_leader_and_tokens_rise() {
             let next = within("leading", new.campaign("e")).await.unwrap();
             assert!(!leadership.is_leader(), "{version} {loss:?}: two leaders");
             assert!(began.elapsed() >= TTL, "{version} {loss:?}: it has waited for {:?}", began.elapsed());
-            assert!(next.fencing_token() > token, "{version} {loss:?}: {token} is not below {}", next.fencing_token());
+            assert!(
+                next.fencing_token() > token,
+                "{version} {loss:?}: {token} is not below {}",
+                next.fencing_token()
+            );
             next.resign().await.unwrap();
             for elector in [old, new] {
                 elector.close().await;
@@ -199,7 +205,10 @@ async fn a_failover_beside_a_living_primary_has_two_leaders_with_one_token() {
     cluster.member(0).admin().run(&["HSET", "tenure", "epoch", "4100000 0 0"]).await.unwrap();
     let [a, b] = [0, 1].map(|index| format!("redis://{}/0", cluster.member(index).endpoint()));
     let (a, b) = (connect(&a).await, connect(&b).await);
-    let (a, b) = (within("leading", a.campaign("e")).await.unwrap(), within("leading", b.campaign("e")).await.unwrap());
+    let (a, b) = (
+        within("leading", a.campaign("e")).await.unwrap(),
+        within("leading", b.campaign("e")).await.unwrap(),
+    );
     assert!(a.is_leader() && b.is_leader());
     assert_eq!(a.fencing_token(), b.fencing_token());
 }
@@ -211,7 +220,10 @@ async fn a_replica_is_not_used() {
     let elector = connect(&format!("redis://{}/0", cluster.member(1).endpoint())).await;
     let waiting = campaign(&elector);
     until("it says why", async || {
-        elector.status().last_error.is_some_and(|error| error.contains("its role is \"slave\"; name the primary"))
+        elector
+            .status()
+            .last_error
+            .is_some_and(|error| error.contains("its role is \"slave\"; name the primary"))
     })
     .await;
     cluster.promote(1).await.unwrap();
@@ -248,7 +260,10 @@ async fn cluster_and_sentinel_are_refused() {
         let elector = connect(&format!("{url}?failover=unsafe")).await;
         let waiting = campaign(&elector);
         until("it says why", async || {
-            elector.status().last_error.is_some_and(|error| error.contains("name the one that has the slot of tenure"))
+            elector
+                .status()
+                .last_error
+                .is_some_and(|error| error.contains("name the one that has the slot of tenure"))
         })
         .await;
         admin.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await.unwrap();
@@ -283,7 +298,12 @@ async fn an_operator_is_told_what_is_wrong() {
         let elector = connect(&url).await;
         let (wrong, all) = findings(&elector).await;
         assert!(wrong.is_empty(), "{all}");
-        for expected in [name, "a primary with 0 replicas", "a failover to a replica loses safety", "appendfsync everysec"] {
+        for expected in [
+            name,
+            "a primary with 0 replicas",
+            "a failover to a replica loses safety",
+            "appendfsync everysec",
+        ] {
             assert!(all.contains(expected), "{all}");
         }
         elector.close().await;
@@ -296,7 +316,11 @@ async fn an_operator_is_told_what_is_wrong() {
         let app = connect(&format!("redis://app:secret@{}/0", server.endpoint())).await;
         let (wrong, all) = findings(&app).await;
         assert_eq!(wrong, ["persistence", "memory", "rights", "session"], "{all}");
-        for expected in ["appendonly no", "allkeys-lru: the server removes the records", "may not use HSET, HDEL, HSCAN, TIME, PUBLISH, SUBSCRIBE"] {
+        for expected in [
+            "appendonly no",
+            "allkeys-lru: the server removes the records",
+            "may not use HSET, HDEL, HSCAN, TIME, PUBLISH, SUBSCRIBE",
+        ] {
             assert!(all.contains(expected), "{all}");
         }
         app.close().await;

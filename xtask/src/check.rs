@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 12] = [
+const PUBLISHED: [&str; 13] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
@@ -21,6 +21,7 @@ const PUBLISHED: [&str; 12] = [
     "tenure-cas",
     "tenure-postgres",
     "tenure-kubernetes",
+    "tenure-redis",
     "tenure-axum",
     "tenure-testkit",
     "tenure",
@@ -75,6 +76,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-zookeeper",
         "tenure-cas",
         "tenure-postgres",
+        "tenure-redis",
         "tenure-cli",
     ] {
         let lint = |features: &str| {

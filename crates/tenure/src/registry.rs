@@ -206,8 +206,8 @@ impl Registry {
         let scheme = url.scheme();
         // Schemes of other clients, which the store accepts or refuses with the reason.
         let of_store = match scheme {
-            "rediss" | "valkeys" | "redis-sentinel" | "redis+sentinel" | "rediss+sentinel" | "redis-cluster"
-            | "redis+cluster" | "rediss+cluster" => "redis",
+            "rediss" | "valkeys" | "redis-sentinel" | "redis+sentinel" | "rediss+sentinel"
+            | "redis-cluster" | "redis+cluster" | "rediss+cluster" => "redis",
             other => other,
         };
         let find = |scheme| self.schemes.iter().find(|(name, _)| name == scheme);

@@ -155,11 +155,16 @@ impl RedisConfig {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:{}".contains(&byte);
         let prefix = &self.prefix;
         let reason = if self.hosts.len() > 1 && !self.is_failover_allowed {
-            format!("several hosts are given, but {SINGLE_NODE}; give one host, or failover=unsafe if you accept that")
+            format!(
+                "several hosts are given, but {SINGLE_NODE}; give one host, or failover=unsafe if you accept that"
+            )
         } else if self.tls.is_some() && cfg!(not(feature = "tls")) {
-            "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml".to_owned()
+            "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml"
+                .to_owned()
         } else if prefix.is_empty() || prefix.len() > MAX_PREFIX_BYTES || !prefix.bytes().all(is_plain) {
-            format!("the prefix {prefix:?} is not allowed: it has 1 to {MAX_PREFIX_BYTES} of A-Z a-z 0-9 _ - . : {{ }}")
+            format!(
+                "the prefix {prefix:?} is not allowed: it has 1 to {MAX_PREFIX_BYTES} of A-Z a-z 0-9 _ - . : {{ }}"
+            )
         } else {
             return Ok(());
         };
@@ -208,7 +213,10 @@ mod tests {
     fn invalid_settings_are_refused_with_a_reason() {
         for (url, reason) in [
             ("redis:", "it names no host; give redis://host:6379/0"),
-            ("redis+sentinel://a:26379,b/mymaster", "redis+sentinel fails over, but Redis is a single node here"),
+            (
+                "redis+sentinel://a:26379,b/mymaster",
+                "redis+sentinel fails over, but Redis is a single node here",
+            ),
             ("redis-cluster://a,b", "two candidates can lead, and tokens can repeat; give redis://host/0"),
             ("redis://a,b/0", "several hosts are given, but Redis is a single node here"),
             ("redis://a/0?failover=safe", "failover=safe is not unsafe"),

@@ -12,8 +12,8 @@ use std::{
 
 use futures::future::{FutureExt as _, select_ok};
 use redis::{
-    AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, ServerErrorKind, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, ServerErrorKind,
+    Value, aio::MultiplexedConnection,
 };
 use sha1_smol::Sha1;
 use tenure_core::spi::{
@@ -131,7 +131,8 @@ impl Requests {
             None => FIRST_PAUSE,
         };
         let limit = self.config.settings.request_timeout();
-        let late = |_| Err(self.failure(&self.config.hosts.join(", "), format!("no answer within {limit:?}")));
+        let late =
+            |_| Err(self.failure(&self.config.hosts.join(", "), format!("no answer within {limit:?}")));
         match timeout(limit, self.connect()).await.unwrap_or_else(late) {
             Ok(connection) => {
                 let connection = Arc::new(connection);
@@ -160,7 +161,9 @@ impl Requests {
             }
         }
         if attempts.is_empty() {
-            return Err(unresolved.unwrap_or_else(|| self.failure(&self.config.hosts[0], "the name has no address")));
+            return Err(
+                unresolved.unwrap_or_else(|| self.failure(&self.config.hosts[0], "the name has no address"))
+            );
         }
         select_ok(attempts).await.map(|(connection, _)| connection)
     }
@@ -173,7 +176,10 @@ impl Requests {
             .set_lib_name("tenure", env!("CARGO_PKG_VERSION"))
             .set_db(self.config.database.into());
         let Some((user, password)) = &self.config.login else {
-            return self.log_in(host, address, &info).await?.map_err(|error| classify(&self.config, &what, &error));
+            return self
+                .log_in(host, address, &info)
+                .await?
+                .map_err(|error| classify(&self.config, &what, &error));
         };
         let mut refused = None;
         // A file is read again, and a refused password is retried for a while (hazard G33).
@@ -187,7 +193,8 @@ impl Requests {
                 Err(error) => refused = Some(classify(&self.config, &what, &error)),
             }
         }
-        let error = refused.unwrap_or_else(|| BackendError::new(Unauthorized, format!("{what}: there is no password")));
+        let error = refused
+            .unwrap_or_else(|| BackendError::new(Unauthorized, format!("{what}: there is no password")));
         match error.kind() {
             Unauthorized => Err(match password.refused() {
                 Some(retry) => BackendError::new(Unavailable, format!("{error}; {retry}")),
@@ -240,9 +247,13 @@ impl Requests {
 
     /// Whether the server is one that may be used.
     fn check(&self, connection: &Connection) -> Result<(), BackendError> {
-        let refused = |reason: String| Err(BackendError::new(Invalid, format!("Redis at {}: {reason}", connection.host)));
+        let refused = |reason: String| {
+            Err(BackendError::new(Invalid, format!("Redis at {}: {reason}", connection.host)))
+        };
         match (connection.mode(), connection.get("role")) {
-            ("sentinel", _) => refused(format!("it is a Sentinel, but {SINGLE_NODE}; give the primary's host")),
+            ("sentinel", _) => {
+                refused(format!("it is a Sentinel, but {SINGLE_NODE}; give the primary's host"))
+            }
             ("cluster", _) if !self.config.is_failover_allowed => refused(format!(
                 "it is a node of a cluster, which fails over, but {SINGLE_NODE}; use a server that is not, or \
                  failover=unsafe if you accept that"
@@ -251,10 +262,14 @@ impl Requests {
                 let version = connection.get("redis_version");
                 match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
                     Some(7..) => Ok(()),
-                    _ => refused(format!("it has version {version:?}; Redis 7.0, or Valkey, or later is needed")),
+                    _ => refused(format!(
+                        "it has version {version:?}; Redis 7.0, or Valkey, or later is needed"
+                    )),
                 }
             }
-            (_, role) => Err(self.failure(&connection.host, format!("its role is {role:?}; name the primary"))),
+            (_, role) => {
+                Err(self.failure(&connection.host, format!("its role is {role:?}; name the primary")))
+            }
         }
     }
 
@@ -264,7 +279,8 @@ impl Requests {
 
         let stream = self.open_plain(address).await?;
         let Some(tls) = &self.config.tls else { return Ok(Box::new(stream)) };
-        let failed = |error: String| BackendError::new(Invalid, format!("TLS to Redis at {address}: {error}"));
+        let failed =
+            |error: String| BackendError::new(Invalid, format!("TLS to Redis at {address}: {error}"));
         let config = tls.current().await.client_config().map_err(failed)?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(error.to_string()))?;
         let opened = TlsConnector::from(Arc::new(config)).connect(name, stream).await;

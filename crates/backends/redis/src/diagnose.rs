@@ -23,7 +23,9 @@ pub(crate) async fn diagnose(requests: &Requests) -> Vec<Diagnosis> {
     found.push(persistence(requests, &connection).await);
     found.push(memory(&connection));
     found.push(match rights(requests).await {
-        Ok(denied) if denied.is_empty() => Diagnosis::good("rights", format!("{} has all", requests.config.user())),
+        Ok(denied) if denied.is_empty() => {
+            Diagnosis::good("rights", format!("{} has all", requests.config.user()))
+        }
         Ok(denied) => Diagnosis::problem(
             "rights",
             format!("{} may not use {}", requests.config.user(), denied.join(", ")),
@@ -41,7 +43,8 @@ fn server(connection: &Connection, has_sentinels: bool) -> Diagnosis {
     };
     let (mode, replicas) = (connection.mode(), connection.get("connected_slaves"));
     let sentinels = if has_sentinels { ", watched by Sentinel" } else { "" };
-    let text = format!("{name} {version}, {mode}, a primary with {replicas} replicas{sentinels}; {SINGLE_NODE}");
+    let text =
+        format!("{name} {version}, {mode}, a primary with {replicas} replicas{sentinels}; {SINGLE_NODE}");
     let subject = format!("server {}", connection.host);
     if mode == "cluster" || replicas != "0" || has_sentinels {
         let advice = "promote no replica while candidates run, and let nothing do it by itself; or elect where a failover is safe";
@@ -69,7 +72,9 @@ async fn persistence(requests: &Requests, connection: &Connection) -> Diagnosis 
     let fsync = fsync.and_then(|mut found| found.remove("appendfsync"));
     let fsync = fsync.unwrap_or_else(|| "not known without the right +config|get".to_owned());
     match (connection.get("aof_enabled"), connection.get("aof_last_write_status")) {
-        ("1", "ok") => Diagnosis::good("persistence", format!("appendonly yes, appendfsync {fsync}; {PAUSE}")),
+        ("1", "ok") => {
+            Diagnosis::good("persistence", format!("appendonly yes, appendfsync {fsync}; {PAUSE}"))
+        }
         ("1", status) => Diagnosis::problem(
             "persistence",
             format!("the last write to the append-only file: {status}; it refuses writes, or will"),
@@ -88,7 +93,9 @@ fn memory(connection: &Connection) -> Diagnosis {
         ("0", _) => Diagnosis::good("memory", "no limit"),
         (limit, policy) if policy.starts_with("allkeys") => Diagnosis::problem(
             "memory",
-            format!("maxmemory {limit}, {policy}: the server removes the records when its memory is full, which ends all leaderships"),
+            format!(
+                "maxmemory {limit}, {policy}: the server removes the records when its memory is full, which ends all leaderships"
+            ),
             "set maxmemory-policy noeviction or one of volatile-*, or use a server of its own",
         ),
         (limit, policy) => Diagnosis::good("memory", format!("maxmemory {limit}, {policy}")),

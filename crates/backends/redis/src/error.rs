@@ -21,18 +21,27 @@ pub(crate) fn classify(config: &RedisConfig, what: &str, error: &RedisError) -> 
     let text = error.to_string();
     let code = match error.code().unwrap_or_default() {
         // Of a command in the script: first Redis's text, then Valkey's.
-        "ERR" if text.contains("executing the script can't run") || text.contains("ACL failure in script") => "NOPERM",
+        "ERR"
+            if text.contains("executing the script can't run") || text.contains("ACL failure in script") =>
+        {
+            "NOPERM"
+        }
         code => code,
     };
     let (kind, advice): (BackendErrorKind, _) = match code {
-        "NOAUTH" => (Unauthorized, "give a user and a password: redis://user@host/0?password_file=/path".to_owned()),
-        "WRONGPASS" => (Unauthorized, "check the password, and that the user is on: ACL GETUSER shows it".to_owned()),
+        "NOAUTH" => {
+            (Unauthorized, "give a user and a password: redis://user@host/0?password_file=/path".to_owned())
+        }
+        "WRONGPASS" => {
+            (Unauthorized, "check the password, and that the user is on: ACL GETUSER shows it".to_owned())
+        }
         "NOPERM" => (Forbidden, format!("an administrator has to run: {}", grant(config))),
         "READONLY" => (Unavailable, "it is a replica; name the primary".to_owned()),
         "MISCONF" | "OOM" => (Unavailable, "it accepts no writes: see to its disk and its memory".to_owned()),
-        "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" => {
-            (Unavailable, format!("it is a node of a cluster: name the one that has the slot of {}", config.prefix))
-        }
+        "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" => (
+            Unavailable,
+            format!("it is a node of a cluster: name the one that has the slot of {}", config.prefix),
+        ),
         "WRONGTYPE" => (Invalid, "another program uses that key; give another prefix=".to_owned()),
         _ if text.contains("DB index is out of range") => {
             (Invalid, "give a lower number of the database, as in redis://host/0".to_owned())

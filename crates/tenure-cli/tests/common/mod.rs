@@ -122,6 +122,7 @@ impl Sandbox {
 pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str) -> String {
     match scheme {
         "postgres" => format!("postgres://postgres@{endpoint}/postgres?schema={root}&{settings}"),
+        "redis" => format!("redis://{endpoint}/0?prefix={root}&{settings}"),
         _ => format!("{scheme}://{endpoint}/{root}?{settings}"),
     }
 }

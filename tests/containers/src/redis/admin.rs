@@ -75,7 +75,8 @@ impl RedisAdmin {
     /// When a rule is wrong, or the server does not answer.
     pub async fn set_user(&self, user: &str, password: &str, rules: &[&str]) -> Result<(), ContainerError> {
         let password = format!(">{password}");
-        let command = ["ACL", "SETUSER", user, "reset", "on", &password].into_iter().chain(rules.iter().copied());
+        let command =
+            ["ACL", "SETUSER", user, "reset", "on", &password].into_iter().chain(rules.iter().copied());
         self.run(&command.collect::<Vec<_>>()).await.map(drop)
     }
 
