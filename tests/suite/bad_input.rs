@@ -21,8 +21,8 @@ async fn a_url_that_cannot_work() {
         ("", "it has no scheme"),
         ("etcd", "it has no scheme"),
         (
-            "consul://h",
-            "there is no store \"consul\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, \
+            "raft://h",
+            "there is no store \"raft\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, consul:, \
              kubernetes:, redis: or valkey:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
@@ -63,6 +63,11 @@ async fn a_url_that_cannot_work() {
         ("postgres://u@h/db?schema=a.b", "the schema \"a.b\" is not allowed"),
         ("postgres://u@h/db?target_session_attrs=any", "is not read-write: candidates write"),
         ("postgres://u@h/db?hedge=1s", "unknown setting hedge; allowed are"),
+        ("consul:", "it names no host; give consul://host1,host2/prefix"),
+        ("consul://me@h", "the store URL has a user; Consul knows tokens only"),
+        ("consul://h/a//b", "the prefix \"a//b\" is not allowed"),
+        ("consul://h?dc=a/b", "the datacenter \"a/b\" is not allowed"),
+        ("consul://h?hedge=1s", "unknown setting hedge; allowed are"),
         ("k8s:///billing", "there is no store \"k8s\"; did you mean kubernetes:?"),
         ("lease:billing", "there is no store \"lease\"; did you mean kubernetes:?"),
         (
@@ -129,6 +134,11 @@ async fn a_password_is_never_repeated() {
         "postgres://u:hunter2@h/db?schema=a.b",
         "postgres://u@h/db?passwd=hunter2",
         "postgres://u@h/db?password_env=hunter2",
+        "consul://hunter2@h",
+        "consul://u:hunter2@h",
+        "consul://token:hunter2@h?tll=1s",
+        "consul://h?token=hunter2",
+        "consul://h?password_env=hunter2",
         "redis://u:hunter2@h/0?tll=1s",
         "redis://u:hunter2@h/0?prefix=a*",
         "redis://u@h/0?passwd=hunter2",
@@ -145,8 +155,8 @@ async fn a_password_is_never_repeated() {
         let text = format!("{error} {error:?}");
         assert!(!text.contains("hunter2"), "{text}");
     }
-    for scheme in ["etcd", "zookeeper", "postgres"] {
-        let elector = tenure::connect(&format!("{scheme}://u:hunter2@127.0.0.1:1/p")).await.unwrap();
+    for (scheme, user) in [("etcd", "u"), ("zookeeper", "u"), ("postgres", "u"), ("consul", "token")] {
+        let elector = tenure::connect(&format!("{scheme}://{user}:hunter2@127.0.0.1:1/p")).await.unwrap();
         assert!(!format!("{elector:?}").contains("hunter2"));
     }
 }
@@ -188,6 +198,7 @@ async fn a_store_that_cannot_be_reached() {
         "etcd://127.0.0.1:1/p",
         "zookeeper://127.0.0.1:1/p",
         "postgres://u@127.0.0.1:1/p",
+        "consul://127.0.0.1:1/p",
         "redis://127.0.0.1:1/0",
     ] {
         // A reserved port on which nothing listens.

@@ -6,7 +6,9 @@ use std::{
 };
 
 use tenure::{Elector, Error};
-use tenure_containers::{EtcdServer, Permission, SharedEtcd, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{
+    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedPostgres, SharedZookeeper, Version,
+};
 use tenure_testkit::suite::within;
 
 /// How long a check of an unreachable store takes at most: two request timeouts, and some time of a busy machine.
@@ -33,12 +35,14 @@ async fn a_store_that_can_be_used_is_accepted() {
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    let consul = SharedConsul::get(Version::Consul18).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let unique = format!("checked-{:016x}", fastrand::u64(..));
     let urls = [
         format!("etcd://{}/{unique}?ttl=3s", etcd.endpoint()),
         format!("zookeeper://{}/{unique}?ttl=3s", zookeeper.endpoint()),
         format!("{}?schema={unique}&ttl=3s", postgres.admin().url()),
+        format!("consul://{}/{unique}?ttl=3s", consul.endpoint()),
         format!("local:{}", directory.path().display()),
         format!("memory:{unique}"),
     ];
@@ -59,7 +63,7 @@ async fn a_store_that_cannot_be_reached_is_reported() {
     // Nothing listens on the first port. Nobody accepts what arrives on the second.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
-    for store in ["etcd://", "zookeeper://", "postgres://app@"] {
+    for store in ["etcd://", "zookeeper://", "postgres://app@", "consul://"] {
         for host in ["127.0.0.1:1", &silent] {
             let error = refusal(&format!("{store}{host}/acme?ttl=5s&request_timeout=1s")).await;
             assert!(matches!(error, Error::Unavailable(_)) && error.is_retryable(), "{error}");

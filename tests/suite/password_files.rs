@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use tenure::{Candidate, Config, Connection, Elector, Error, Leaders, Leadership};
 use tenure_containers::{
-    EtcdServer, Permission, PostgresServer, PostgresSettings, SharedZookeeper, Version, ZookeeperServer,
-    ZookeeperSettings,
+    ConsulServer, ConsulSettings, EtcdServer, Permission, PostgresServer, PostgresSettings, SharedZookeeper,
+    Version, ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tenure_tests::wait_for_heartbeats;
@@ -253,10 +253,13 @@ async fn a_wrong_password_file_is_read_again() {
     let settings = ZookeeperSettings::default().sasl_users(&[("app", NEW)]);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
     let postgres = postgres(Version::Postgres17, NEW).await;
+    let settings = ConsulSettings::default().acl().hcl(format!("acl {{ tokens {{ master = \"{NEW}\" }} }}"));
+    let consul = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
     for store in [
         format!("etcd://app@{}/acme?", server.endpoint()),
         format!("zookeeper://app@{}/acme?auth=sasl&", zookeeper.endpoint()),
         format!("postgres://app@{}/postgres?", postgres.endpoint()),
+        format!("consul://{}/acme?", consul.endpoint()),
     ] {
         let file = PasswordFile::new(OLD);
         let url = format!("{store}password_file={}", file.path().display());

@@ -39,15 +39,19 @@ async fn warnings(url: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// The schemes, the login without a password, and the setting with the authorities.
-const STORES: [(&str, &str, &str); 3] =
-    [("etcd", "", "ca"), ("zookeeper", "", "ca"), ("postgres", "me@", "sslrootcert")];
+/// The schemes, the login without a password, the user, and the setting with the authorities.
+const STORES: [(&str, &str, &str, &str); 4] = [
+    ("etcd", "", "me", "ca"),
+    ("zookeeper", "", "me", "ca"),
+    ("postgres", "me@", "me", "sslrootcert"),
+    ("consul", "", "token", "ca"),
+];
 
 /// Each elector logs the warning once. It names the first address on another machine, and says whether the password is sent
 /// unencrypted.
 #[tokio::test]
 async fn plain_text_to_another_machine_is_warned_of() {
-    for (scheme, no_password, setting) in STORES {
+    for (scheme, no_password, user, setting) in STORES {
         for (hosts, first) in [
             ("192.0.2.1", "192.0.2.1"),
             ("localhost,192.0.2.1:7,192.0.2.2", "192.0.2.1:7"),
@@ -62,7 +66,7 @@ async fn plain_text_to_another_machine_is_warned_of() {
                 assert!(!logged[0].contains("password"), "{logged:?}");
                 assert!(logged[0].contains(&format!("give {setting}=/path")), "{logged:?}");
             }
-            let logged = warnings(&format!("{scheme}://me:hunter2@{hosts}/acme")).await;
+            let logged = warnings(&format!("{scheme}://{user}:hunter2@{hosts}/acme")).await;
             assert_eq!(logged.len(), 1, "{logged:?}");
             assert!(logged[0].contains("the password") && !logged[0].contains("hunter2"), "{logged:?}");
         }
@@ -89,11 +93,11 @@ async fn loopback_and_tls_cause_no_warning() {
     let folder = tempfile::tempdir().unwrap();
     let ca = folder.path().join("ca");
     fs::write(&ca, certificate).unwrap();
-    for (scheme, _, setting) in STORES {
+    for (scheme, _, user, setting) in STORES {
         for url in [
-            format!("{scheme}://me:hunter2@localhost/acme"),
-            format!("{scheme}://me:hunter2@127.0.0.1:7,[::1]:7/acme"),
-            format!("{scheme}://me:hunter2@192.0.2.1,store.example/acme?{setting}={}", ca.display()),
+            format!("{scheme}://{user}:hunter2@localhost/acme"),
+            format!("{scheme}://{user}:hunter2@127.0.0.1:7,[::1]:7/acme"),
+            format!("{scheme}://{user}:hunter2@192.0.2.1,store.example/acme?{setting}={}", ca.display()),
         ] {
             assert_eq!(warnings(&url).await, [] as [String; 0], "{url}");
         }

@@ -14,13 +14,14 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tenure::{
     Config, Elector, Error, Leadership, Secret, StoreUrl, Tls,
+    consul::ConsulConfig,
     etcd::{EtcdBackend, EtcdConfig},
     postgres::PostgresConfig,
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
 use tenure_containers::{
-    EtcdServer, Permission, PostgresServer, PostgresSettings, TlsFiles, Version, ZookeeperServer,
-    ZookeeperSettings,
+    ConsulServer, ConsulSettings, EtcdServer, Permission, PostgresServer, PostgresSettings, TlsFiles,
+    Version, ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
 use tracing_subscriber::filter::LevelFilter;
@@ -110,9 +111,13 @@ async fn run_failing(printed: &Printed, url: &str, error: &str) {
     elector.close().await;
 }
 
-/// The environment variables with the right and the wrong password, and that of PostgreSQL's own programs.
-const VARIABLES: [(&str, &str); 3] =
-    [("TENURE_TEST_PASSWORD", PASSWORD), ("TENURE_TEST_WRONG", WRONG), ("PGPASSWORD", PASSWORD)];
+/// The environment variables with the right and the wrong password, and those of PostgreSQL's and Consul's own programs.
+const VARIABLES: [(&str, &str); 4] = [
+    ("TENURE_TEST_PASSWORD", PASSWORD),
+    ("TENURE_TEST_WRONG", WRONG),
+    ("PGPASSWORD", PASSWORD),
+    ("CONSUL_HTTP_TOKEN", PASSWORD),
+];
 
 /// Runs this test in a child process with the variables, and returns true; returns false in the child. A process cannot
 /// safely set its own variables.
@@ -158,6 +163,10 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let postgres = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
     postgres.admin().add_user("app", PASSWORD).await.unwrap();
     postgres.admin().execute("GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
+    let settings =
+        ConsulSettings::default().acl().hcl(format!("acl {{ tokens {{ master = \"{PASSWORD}\" }} }}"));
+    let consul = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
+    consul.admin().with_token(PASSWORD).create_token("").await.unwrap();
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()
@@ -181,6 +190,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
 
     // Leaders that lose the store and reconnect.
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
+    let fourth = consul.endpoint();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("password"), PASSWORD).unwrap();
@@ -195,6 +205,10 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@{third}/postgres?schema=file&password_file={}", path("password")),
         format!("postgres://app@{third}/postgres?schema=variable&password_env={}", VARIABLES[0].0),
         format!("postgres://app@{third}/postgres?schema=libpq"),
+        format!("consul://token:{PASSWORD}@{fourth}/acme"),
+        format!("consul://{fourth}/file?password_file={}", path("password")),
+        format!("consul://{fourth}/variable?password_env={}", VARIABLES[0].0),
+        format!("consul://{fourth}/own"),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -208,15 +222,22 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("zookeeper://app:{WRONG}@{other}/sasl?auth=sasl"),
         format!("postgres://app:{WRONG}@{third}/postgres"),
         format!("postgres://app@{third}/postgres?password_env={}", VARIABLES[1].0),
+        format!("consul://token:{WRONG}@{fourth}/acme"),
+        format!("consul://{fourth}/acme?password_env={}", VARIABLES[1].0),
     ] {
         run_refused(&printed, &url).await;
     }
-    for store in [format!("etcd://app@{one}/acme"), format!("postgres://app@{third}/postgres")] {
+    for store in [
+        format!("etcd://app@{one}/acme"),
+        format!("postgres://app@{third}/postgres"),
+        format!("consul://{fourth}/acme"),
+    ] {
         let url = format!("{store}?password_file={}", path("wrong"));
         run_failing(&printed, &url, "is read again and the login retried").await;
     }
     root.change_password("app", WRONG).await.unwrap();
-    let faults = [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap()];
+    let faults =
+        [zookeeper.kill().await.unwrap(), postgres.kill().await.unwrap(), consul.kill().await.unwrap()];
     for (elector, leadership) in &leaders {
         within("the loss", leadership.lost()).await;
         printed.add_debug(&leadership.loss());
@@ -262,6 +283,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
                 printed.add_debug(&config);
                 printed.add_debug(&ZookeeperBackend::new(config).unwrap());
             }
+            "consul" => {
+                let config = ConsulConfig::from_url(&url).unwrap().tls(tls.clone());
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::consul::backend(config).unwrap());
+            }
             _ => {
                 let config = PostgresConfig::from_url(&url).unwrap();
                 printed.add_debug(&config);
@@ -298,6 +324,18 @@ async fn nothing_that_is_printed_holds_a_secret() {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
     run_failing(&printed, &format!("postgres://app:{PASSWORD}@127.0.0.1:1/x"), "").await;
+    for url in [
+        format!("consul://token:{PASSWORD}@h:port"),
+        format!("consul://{PASSWORD}@h"),
+        format!("consul://{PASSWORD}:{PASSWORD}@h"),
+        format!("consul://h?token={PASSWORD}"),
+        format!("consul://h?password_env={PASSWORD}"),
+        format!("consul://token:{PASSWORD}@h?password_file=/nowhere"),
+        format!("consul://token:{PASSWORD}@h/a//b"),
+    ] {
+        printed.add_error(&tenure::connect(&url).await.unwrap_err());
+    }
+    run_failing(&printed, &format!("consul://token:{PASSWORD}@127.0.0.1:1/x"), "").await;
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
     let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
@@ -322,6 +360,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         "invalid peer certificate",
         "the member refused our certificate",
         "password authentication failed for user",
+        "Consul does not know the token",
         "tenure_is_leader{",
         "tenure_store_failures_total",
     ] {

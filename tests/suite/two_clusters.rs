@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tenure::{Config, Elector, Error, Level, LossReason};
-use tenure_containers::{EtcdServer, Version, ZookeeperServer};
+use tenure_containers::{ConsulServer, EtcdServer, Version, ZookeeperServer};
 use tenure_testkit::{
     proxy::{Direction, Proxy},
     suite::{until, within},
@@ -122,6 +122,20 @@ async fn two_zookeeper_ensembles_in_one_url_are_refused() {
         assert_refused("zookeeper", &[servers[0].endpoint(), servers[1].endpoint()]).await;
         for server in &servers {
             assert!(server.admin().children("/acme/e").await.unwrap().is_empty(), "nobody has entered");
+        }
+    }
+}
+
+/// Hazard G34: the same for Consul, whether or not elections were held in them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_consul_clusters_in_one_url_are_refused() {
+    let [one, two, three] = [(); 3].map(|()| ConsulServer::start(Version::Consul18));
+    let servers = [one.await.unwrap(), two.await.unwrap(), three.await.unwrap()];
+    // The first time both are empty, the second time one of them is, and then none.
+    for other in [1, 2, 2] {
+        assert_refused("consul", &[servers[0].endpoint(), servers[other].endpoint()]).await;
+        for server in &servers {
+            assert_eq!(server.admin().keys("acme/e/").await.unwrap(), [""; 0], "nobody has entered");
         }
     }
 }

@@ -154,6 +154,35 @@ pub(crate) static VALKEY_8_1: Image = Image {
     server: Some(redis("TENURE_TEST_VALKEY_8_1")),
 };
 
+/// The last release of Debian that has it.
+pub(crate) static CONSUL_1_8: Image = Image {
+    name: "consul:1.8",
+    override_variable: "TENURE_TEST_IMAGE_CONSUL_1_8",
+    suite: "bullseye",
+    packages: &["consul", "e2fsprogs", "iptables"],
+    build: None,
+    needs: "`consul`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH",
+    server: Some(Server {
+        shared_variable: "TENURE_TEST_CONSUL_1_8",
+        port: 8500,
+        user: "root",
+        command: &[
+            "consul",
+            "agent",
+            "-server",
+            "-bootstrap-expect=1",
+            "-bind=127.0.0.1",
+            "-client=0.0.0.0",
+            "-data-dir=/data/consul",
+            "-disable-host-node-id",
+            "-dns-port=-1",
+            "-grpc-port=-1",
+            "-hcl=limits { http_max_conns_per_client = 10000 } performance { raft_multiplier = 1 }",
+        ],
+        health: &["consul", "kv", "put", "healthy"],
+    }),
+};
+
 /// A system to which the package is installed, with systemd. Its C library must not be older than that of the machine that
 /// builds the package.
 pub(crate) static SYSTEMD: Image = Image {
@@ -168,7 +197,7 @@ pub(crate) static SYSTEMD: Image = Image {
 
 /// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores. The one that
 /// takes longest is first.
-pub(crate) static IMAGES: [&Image; 10] = [
+pub(crate) static IMAGES: [&Image; 11] = [
     &KUBERNETES_1_20,
     &ETCD_3_4,
     &ETCD_3_5,
@@ -176,6 +205,7 @@ pub(crate) static IMAGES: [&Image; 10] = [
     &ZOOKEEPER_3_9,
     &POSTGRES_15,
     &POSTGRES_17,
+    &CONSUL_1_8,
     &REDIS_7_0,
     &VALKEY_8_1,
     &SYSTEMD,

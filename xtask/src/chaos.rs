@@ -14,7 +14,7 @@ use crate::{
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// etcd, zookeeper, postgres or kubernetes; each in turn, two at a time, unless one is named
+    /// etcd, zookeeper, postgres, kubernetes or consul; each in turn, three at a time, unless one is named
     #[arg(long)]
     store: Option<String>,
     /// synchronous or asynchronous, for PostgreSQL
@@ -59,15 +59,16 @@ pub(crate) fn chaos(options: &Options) -> Result<()> {
     outcome
 }
 
-/// A run mostly waits: two at a time take half as long.
+/// A run mostly waits: several at a time take less time.
 fn run_on_all(run_on: impl Fn(&str, Option<&str>) -> Command, json: bool) -> Result<()> {
-    let stores = ALL.iter().map(|store| (*store, None)).chain([("postgres", Some("asynchronous"))]);
+    let others = [("postgres", Some("asynchronous")), ("consul", None)];
+    let stores = ALL.iter().map(|store| (*store, None)).chain(others);
     let runs = stores.map(|(store, replication)| {
         let mut run = run_on(store, replication);
         run.arg("--json");
         run
     });
-    let outcomes = run_all_for_json(runs.collect(), 2)?;
+    let outcomes = run_all_for_json(runs.collect(), 3)?;
     let failed = outcomes.iter().filter(|(_, passed)| !passed).count();
     if json {
         let reports: Vec<_> = outcomes.into_iter().filter_map(|(report, _)| report).collect();
@@ -101,6 +102,7 @@ struct Scenario {
     has_rule: bool,
 }
 
+/// The stores of trials.
 const ALL: &[&str] = &["etcd", "zookeeper", "postgres", "kubernetes"];
 const QUORUM: &[&str] = &["etcd", "zookeeper"];
 

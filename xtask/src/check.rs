@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 13] = [
+const PUBLISHED: [&str; 14] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
@@ -20,6 +20,7 @@ const PUBLISHED: [&str; 13] = [
     "tenure-zookeeper",
     "tenure-cas",
     "tenure-postgres",
+    "tenure-consul",
     "tenure-kubernetes",
     "tenure-redis",
     "tenure-axum",
@@ -76,6 +77,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-zookeeper",
         "tenure-cas",
         "tenure-postgres",
+        "tenure-consul",
         "tenure-redis",
         "tenure-cli",
     ] {

@@ -18,7 +18,10 @@ const OTHER_TLS: &[&str] = &["ring", "openssl", "openssl-sys", "native-tls", "bo
 /// The backends, each with its client.
 const ETCD: &[&str] = &["tenure-etcd", "etcd-client", "tonic"];
 const ZOOKEEPER: &[&str] = &["tenure-zookeeper", "zookeeper-client"];
-const POSTGRES: &[&str] = &["tenure-postgres", "tenure-cas", "tokio-postgres"];
+const POSTGRES: &[&str] = &["tenure-postgres", "tokio-postgres"];
+const CONSUL: &[&str] = &["tenure-consul", "reqwest"];
+/// The recipe of several backends.
+const CAS: &[&str] = &["tenure-cas"];
 const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
 const REDIS: &[&str] = &["tenure-redis", "redis"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
@@ -32,63 +35,73 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 12] = [
+const CHOICES: [Choice; 14] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, REDIS, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, AXUM],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, REDIS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, LOCAL, AXUM],
     },
     Choice {
         features: "memory",
         with: &[],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, REDIS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, LOCAL, AXUM],
     },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, REDIS, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, AXUM],
     },
     // tonic has axum for its servers.
     Choice {
         features: "etcd",
         with: &["etcd-client"],
-        without: &[TLS, ZOOKEEPER, POSTGRES, KUBERNETES, REDIS, LOCAL],
+        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, LOCAL],
     },
     Choice {
         features: "zookeeper",
         with: &["zookeeper-client"],
-        without: &[PROTOC, TLS, ETCD, POSTGRES, KUBERNETES, REDIS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, LOCAL, AXUM],
     },
     Choice {
         features: "postgres",
         with: &["tokio-postgres"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, KUBERNETES, REDIS, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, CONSUL, REDIS, KUBERNETES, LOCAL, AXUM],
     },
     Choice {
         features: "redis",
         with: &["redis"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, KUBERNETES, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, KUBERNETES, LOCAL, AXUM],
+    },
+    Choice {
+        features: "consul",
+        with: &["reqwest"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, REDIS, KUBERNETES, LOCAL, AXUM],
     },
     // An API server always speaks TLS.
     Choice {
         features: "kubernetes",
         with: &["kube", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, REDIS, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, LOCAL, AXUM],
     },
     Choice {
         features: "axum",
         with: &["axum"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, REDIS, LOCAL],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, LOCAL],
     },
     Choice {
         features: "zookeeper,tls",
         with: &["aws-lc-rs", "rustls"],
         without: &[PROTOC, ETCD, LOCAL, AXUM],
+    },
+    Choice {
+        features: "consul,tls",
+        with: &["aws-lc-rs", "rustls", "reqwest"],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, LOCAL, AXUM],
     },
     Choice { features: "etcd,zookeeper,tls", with: &["aws-lc-rs", "rustls"], without: &[LOCAL] },
 ];

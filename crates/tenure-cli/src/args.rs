@@ -150,7 +150,7 @@ Environment: TENURE_STORE (--store), TENURE_LOG, TENURE_LOG_FORMAT, NO_COLOR.";
 /// The store and the election.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Store {
-    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT, postgres://USER@HOSTS/DATABASE,
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT, postgres://USER@HOSTS/DATABASE, consul://HOSTS/PREFIX,
     /// kubernetes:///NAMESPACE or local:/DIRECTORY. The default elects
     /// one leader among the processes that use the directory: /var/lib/tenure for root, else ~/.local/state/tenure. Do not
     /// put passwords here, but into the environment or a file (?password_file=)
@@ -332,7 +332,7 @@ pub(crate) struct Doctor {
 /// The options of `tenure serve`.
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
-    /// The store, as for the other commands; etcd, ZooKeeper, PostgreSQL or Kubernetes
+    /// The store, as for the other commands; etcd, ZooKeeper, PostgreSQL, Consul or Kubernetes
     #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
     pub(crate) url: Option<String>,
     /// Where to listen: IP:PORT, or unix:/PATH for a socket that this user alone can use. Addresses that other machines

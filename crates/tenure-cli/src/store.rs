@@ -78,17 +78,20 @@ pub(crate) fn secret_variables(url: Option<&str>) -> Vec<String> {
     if env_url.as_deref().and_then(parsed).is_some_and(|url| url.password().is_some()) {
         variables.push("TENURE_STORE".to_owned());
     }
-    if urls().any(|url| takes_password_of_libpq(&url)) {
-        variables.push("PGPASSWORD".to_owned());
-    }
+    variables.extend(urls().filter_map(|url| variable_of_store(&url)).map(str::to_owned));
     variables
 }
 
-/// Whether the password of this store is the one that PostgreSQL's own programs use.
-fn takes_password_of_libpq(url: &StoreUrl) -> bool {
-    matches!(url.scheme(), "postgres" | "postgresql")
-        && url.password().is_none()
-        && ["password_file", "password_env", "passfile"].iter().all(|setting| url.text(setting).is_none())
+/// The variable from which this store's own programs take the password, if this store does.
+fn variable_of_store(url: &StoreUrl) -> Option<&'static str> {
+    let variable = match url.scheme() {
+        "postgres" | "postgresql" => "PGPASSWORD",
+        "consul" => "CONSUL_HTTP_TOKEN",
+        _ => return None,
+    };
+    let is_given = url.password().is_some()
+        || ["password_file", "password_env", "passfile"].iter().any(|setting| url.text(setting).is_some());
+    (!is_given).then_some(variable)
 }
 
 /// `/var/lib/tenure` for root, whatever its environment: a shell and cron must find the same store. For others

@@ -5,7 +5,9 @@ mod common;
 use std::process::{Command, Stdio};
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, stdout, succeed};
-use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+};
 
 /// A candidate of an election, with a value.
 fn candidate(sandbox: &Sandbox, election: &str, id: &str) -> RunningCommand {
@@ -140,6 +142,7 @@ async fn elections_are_printed_on_servers() {
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    let consul = SharedConsul::get(Version::Consul18).await.unwrap();
     let kubernetes = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
     let root = format!("cli-{:016x}", fastrand::u64(..));
     kubernetes.admin().create_namespace(&root).await.unwrap();
@@ -147,6 +150,7 @@ async fn elections_are_printed_on_servers() {
         ("etcd", etcd.endpoint()),
         ("zookeeper", zookeeper.endpoint()),
         ("postgres", postgres.endpoint()),
+        ("consul", consul.endpoint()),
         ("kubernetes", kubernetes.endpoint()),
     ] {
         let sandbox = Sandbox::on_server(scheme, &endpoint, &root, "");

@@ -12,7 +12,9 @@ use std::{
 use common::{RunningCommand, Sandbox, eventually, stdout, store_url, succeed, tenure_command};
 use jsonschema::Validator;
 use serde_json::{Value, json};
-use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+};
 
 /// What others can write: control characters, quotes, a line separator, and bytes that are no UTF-8.
 const HOSTILE: &[u8] = b"\xff\xfe\0\x1b[2J\"\\\n\r{}\xe2\x80\xa8\xed\xa0\x80";
@@ -150,6 +152,13 @@ async fn commands_print_what_the_schema_defines_on_postgres() {
     let server = SharedPostgres::get(Version::Postgres17).await.unwrap();
     let schema = format!("json-{:016x}", fastrand::u64(..));
     all_commands_print_what_is_defined(&store_url("postgres", &server.endpoint(), &schema, "ttl=4s"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_print_what_the_schema_defines_on_consul() {
+    let server = SharedConsul::get(Version::Consul18).await.unwrap();
+    let root = format!("json-{:016x}", fastrand::u64(..));
+    all_commands_print_what_is_defined(&store_url("consul", &server.endpoint(), &root, "ttl=4s"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,7 @@ use rustix::{
 };
 use serde_json::json;
 use tenure::{Elector, Leadership, spi::SessionRecord};
-use tenure_containers::{SharedEtcd, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{SharedConsul, SharedEtcd, SharedPostgres, SharedZookeeper, Version};
 
 /// A handover that does not wait for the TTL takes less time, also on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
@@ -54,8 +54,8 @@ while not os.path.exists('release'):
 
 /// A store of its own on each server, with a TTL of 30 s, which is as long as any wait of these tests.
 struct Stores {
-    urls: [String; 3],
-    _servers: (SharedEtcd, SharedZookeeper, SharedPostgres),
+    urls: [String; 4],
+    _servers: (SharedEtcd, SharedZookeeper, SharedPostgres, SharedConsul),
 }
 
 impl Stores {
@@ -63,13 +63,15 @@ impl Stores {
         let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
         let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
         let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+        let consul = SharedConsul::get(Version::Consul18).await.unwrap();
         let root = format!("killed-{:016x}", fastrand::u64(..));
         let urls = [
             store_url("etcd", &etcd.endpoint(), &root, "ttl=30s"),
             store_url("zookeeper", &zookeeper.endpoint(), &root, "ttl=30s"),
             store_url("postgres", &postgres.endpoint(), &root, "ttl=30s"),
+            store_url("consul", &consul.endpoint(), &root, "ttl=30s"),
         ];
-        Self { urls, _servers: (etcd, zookeeper, postgres) }
+        Self { urls, _servers: (etcd, zookeeper, postgres, consul) }
     }
 }
 

@@ -10,36 +10,53 @@ use std::{
 };
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_name};
-use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// The commands that only ask the store.
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
 /// The stores that have servers.
-const SCHEMES: [&str; 4] = ["etcd", "zookeeper", "postgres", "kubernetes"];
+const SCHEMES: [&str; 5] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes"];
 
 /// The servers, which may be this test's own and end with it.
-struct Servers(SharedEtcd, SharedZookeeper, SharedPostgres, SharedKubernetes);
+struct Servers {
+    etcd: SharedEtcd,
+    zookeeper: SharedZookeeper,
+    postgres: SharedPostgres,
+    consul: SharedConsul,
+    kubernetes: SharedKubernetes,
+}
 
 impl Servers {
     async fn get() -> Self {
-        let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
-        let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
-        let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
-        Self(etcd, zookeeper, postgres, SharedKubernetes::get(Version::Kubernetes120).await.unwrap())
+        Self {
+            etcd: SharedEtcd::get(Version::Etcd35).await.unwrap(),
+            zookeeper: SharedZookeeper::get(Version::Zookeeper39).await.unwrap(),
+            postgres: SharedPostgres::get(Version::Postgres17).await.unwrap(),
+            consul: SharedConsul::get(Version::Consul18).await.unwrap(),
+            kubernetes: SharedKubernetes::get(Version::Kubernetes120).await.unwrap(),
+        }
     }
 
     /// The name of a new root, which is a namespace, too.
     async fn new_root(&self) -> String {
         let root = format!("cli-{:016x}", fastrand::u64(..));
-        self.3.admin().create_namespace(&root).await.unwrap();
+        self.kubernetes.admin().create_namespace(&root).await.unwrap();
         root
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 4] {
-        let endpoints = [self.0.endpoint(), self.1.endpoint(), self.2.endpoint(), self.3.endpoint()];
+    fn endpoints(&self) -> [(&'static str, String); 5] {
+        let endpoints = [
+            self.etcd.endpoint(),
+            self.zookeeper.endpoint(),
+            self.postgres.endpoint(),
+            self.consul.endpoint(),
+            self.kubernetes.endpoint(),
+        ];
         std::array::from_fn(|n| (SCHEMES[n], endpoints[n].clone()))
     }
 }

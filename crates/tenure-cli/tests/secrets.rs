@@ -16,8 +16,8 @@ const NO_SERVER: &str = "127.0.0.1:1/acme";
 /// Design rule: passwords never appear in errors, logs or URLs printed, whatever the level.
 #[test]
 fn no_password_is_printed() {
-    for scheme in ["zookeeper", "postgres"] {
-        no_password_of_a_url_is_printed(&format!("{scheme}://app:{PASSWORD}@{NO_SERVER}"));
+    for (scheme, user) in [("zookeeper", "app"), ("postgres", "app"), ("consul", "token")] {
+        no_password_of_a_url_is_printed(&format!("{scheme}://{user}:{PASSWORD}@{NO_SERVER}"));
     }
 }
 
@@ -87,12 +87,15 @@ fn no_password_is_handed_to_the_program() {
         (format!("postgres://app:{PASSWORD}@{NO_SERVER}"), false),
         (format!("postgres://app@{NO_SERVER}?password_env=STORE_PASSWORD"), true),
         (format!("postgres://app@{NO_SERVER}"), true),
+        (format!("consul://token:{PASSWORD}@{NO_SERVER}"), false),
+        (format!("consul://{NO_SERVER}?password_env=STORE_PASSWORD"), true),
+        (format!("consul://{NO_SERVER}"), true),
     ] {
         let sandbox = Sandbox::local();
         // The option's URL is that of a store that exists, and overrides the environment's.
         let mut command = sandbox.run(&["--store", &sandbox.url], "env > environment");
         command.env("TENURE_STORE", &url).env("STORE_PASSWORD", "Quagmire0815").env("HARMLESS", "kept");
-        command.env("PGPASSWORD", "Xylophon4712");
+        command.env("PGPASSWORD", "Xylophon4712").env("CONSUL_HTTP_TOKEN", "Yggdrasil4713");
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let environment = fs::read_to_string(sandbox.file("environment")).unwrap();
@@ -104,6 +107,8 @@ fn no_password_is_handed_to_the_program() {
         // Only where it is the store's.
         let is_own = url.starts_with("postgres://app@") && !named;
         assert_eq!(environment.contains("Xylophon4712"), !is_own, "{url}: {environment}");
+        let is_own = url.starts_with("consul://127") && !named;
+        assert_eq!(environment.contains("Yggdrasil4713"), !is_own, "{url}: {environment}");
     }
 }
 

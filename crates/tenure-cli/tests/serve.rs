@@ -18,8 +18,8 @@ use common::{
 };
 use serde_json::{Value, json};
 use tenure_containers::{
-    CreateMode, EtcdServer, Permission, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper,
-    Version,
+    CreateMode, EtcdServer, Permission, SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres,
+    SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -103,6 +103,12 @@ async fn a_client_campaigns_renews_and_resigns_on_zookeeper() {
 async fn a_client_campaigns_renews_and_resigns_on_postgres() {
     let server = SharedPostgres::get(Version::Postgres17).await.unwrap();
     campaigns_renews_and_resigns(&store_url("postgres", &server.endpoint(), "ttl=20s"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_campaigns_renews_and_resigns_on_consul() {
+    let server = SharedConsul::get(Version::Consul18).await.unwrap();
+    campaigns_renews_and_resigns(&store_url("consul", &server.endpoint(), "ttl=20s"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,8 +13,8 @@ use std::{
 
 use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running, store_url};
 use tenure_containers::{
-    EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, RedisServer, RedisSettings, SharedEtcd,
-    SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+    ConsulServer, ConsulSettings, EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, RedisServer,
+    RedisSettings, SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -67,6 +67,11 @@ impl StoreServer {
             settings: "ttl=4s",
             _server: Box::new(server),
         }
+    }
+
+    async fn consul() -> Self {
+        let server = SharedConsul::get(Version::Consul18).await.unwrap();
+        Self { endpoint: server.endpoint(), scheme: "consul", settings: "ttl=4s", _server: Box::new(server) }
     }
 
     /// A server, and a namespace on it.
@@ -381,6 +386,54 @@ async fn what_postgres_refuses_is_said_in_one_line() {
     let (_, sql) = refused.split_once("has to run: ").unwrap();
     server.admin().execute(sql).await.unwrap();
     common::succeed(&mut Sandbox::on(good).run(&[], "true"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_consul_is_cut_off() {
+    StoreServer::consul().await.is_dead_in_time(FaultKind::Blackhole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stubborn_program_is_dead_in_time_when_tenure_is_killed_on_consul() {
+    StoreServer::consul().await.is_dead_in_time(FaultKind::Kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_it_in_time_when_consul_is_cut_off() {
+    StoreServer::consul().await.ends_in_time_when_cut_off("echo $$ > pids; exec sleep 1000").await;
+}
+
+/// Consul's refusals, each in one line that names the remedy, and what the doctor says.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_consul_refuses_is_said_in_one_line() {
+    const WRONG: &str = "Quagmire0815";
+    let settings = ConsulSettings::default().acl();
+    let server = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
+    let admin = server.admin().with_token(ConsulSettings::MANAGEMENT_TOKEN);
+    let token = admin.create_token("key_prefix \"acme/\" { policy = \"write\" }").await.unwrap().secret;
+    let host = server.endpoint();
+    for (url, code, said) in [
+        ("consul:///acme".to_owned(), 2, "it names no host; give consul://host1,host2/prefix"),
+        (format!("consul://{WRONG}@{host}"), 2, "Consul knows tokens only"),
+        (format!("consul://{host}/a//b"), 2, "the prefix \"a//b\" is not allowed"),
+        (format!("consul://{host}/acme"), 69, "key_prefix \"acme/\" { policy = \"write\" }"),
+        (format!("consul://token:{token}@{host}/other"), 69, "key_prefix \"other/\" { policy = \"write\" }"),
+        (format!("consul://token:{WRONG}@{host}/acme"), 69, "Consul does not know the token"),
+    ] {
+        let sandbox = Sandbox::on(&*url);
+        for mut command in [sandbox.run(&[], "touch ran"), sandbox.tenure(&["leader"])] {
+            let (exited, stderr) = common::code_and_stderr(&mut command);
+            assert_eq!(exited, Some(code), "{url}: {stderr}");
+            assert!(stderr.contains(said) && stderr.lines().count() == 1, "{url}: {stderr}");
+            assert!(!stderr.contains(&token) && !stderr.contains(WRONG), "{stderr}");
+        }
+        assert!(!sandbox.file("ran").exists(), "{url}");
+    }
+    let good = format!("consul://token:{token}@{host}/acme");
+    common::succeed(&mut Sandbox::on(&*good).run(&[], "true"));
+    let (code, output) = doctor(&good);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("use three or five servers") && !output.contains(&token), "{output}");
 }
 
 /// A wrong URL or login, missing rights, and what fails over: one line at once, which says what to do, and shows no password.

@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, store_name};
 use pty::Terminal;
-use tenure_containers::{SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version};
+use tenure_containers::{
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedPostgres, SharedZookeeper, Version,
+};
 use tenure_testkit::proxy::{Direction, Proxy};
 
 /// `tenure top` on a terminal of this size.
@@ -299,6 +301,7 @@ async fn an_outage_is_shown_in_place() {
     let etcd = SharedEtcd::get(Version::Etcd35).await.unwrap();
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
+    let consul = SharedConsul::get(Version::Consul18).await.unwrap();
     let kubernetes = SharedKubernetes::get(Version::Kubernetes120).await.unwrap();
     let root = format!("cli-{:016x}", fastrand::u64(..));
     kubernetes.admin().create_namespace(&root).await.unwrap();
@@ -306,6 +309,7 @@ async fn an_outage_is_shown_in_place() {
         ("etcd", etcd.endpoint()),
         ("zookeeper", zookeeper.endpoint()),
         ("postgres", postgres.endpoint()),
+        ("consul", consul.endpoint()),
         ("kubernetes", kubernetes.endpoint()),
     ] {
         let proxy = Proxy::start(&endpoint).await.unwrap();

@@ -16,6 +16,7 @@ use crate::registry::Registry;
 /// | `etcd+srv://domain/prefix` | etcd, whose members DNS SRV records name | `srv` |
 /// | `zookeeper://host:2181,host:2181/root` | ZooKeeper | `zookeeper` |
 /// | `postgres://user@host:5432,host:5432/database` | PostgreSQL; also `postgresql://` | `postgres` |
+/// | `consul://host:8500,host:8500/prefix` | Consul | `consul` |
 /// | `kubernetes:///namespace` | the Leases of a Kubernetes cluster: that of the pod, or of the kubeconfig | `kubernetes` |
 /// | `redis://user@host:6379/0` | one Redis or Valkey server; also `valkey://` | `redis` |
 ///
@@ -101,6 +102,20 @@ use crate::registry::Registry;
 /// | `connect_timeout` | how long it may take to connect to a host | 2 s |
 /// | `attempt_timeout` | how long the answer to a statement may take, before another connection is made | 2 s |
 /// | `poll_interval` | how often a record is read while the server delivers no notifications | 1 s |
+///
+/// # Consul
+///
+/// The path is the prefix of the keys; the default is `tenure`. The hosts are agents of one datacenter, with port 8500 unless they name one; one
+/// is used at a time. The ACL token is in the URL, as in `consul://token:TOKEN@host`, or where one of the settings says, or else in the
+/// environment variable `CONSUL_HTTP_TOKEN`.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `password_file` | a file that contains the token, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the token | none |
+/// | `dc` | the datacenter | that of the agent |
+/// | `attempt_timeout` | how long the answer to a request may take, before the next one is sent to the next host | 2 s |
+/// | `poll_interval` | how often a record is read while Consul gives no hints of changes | 1 s |
 ///
 /// # Kubernetes
 ///

@@ -4,7 +4,7 @@
 //! # Highlights
 //!
 //! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, PostgreSQL,
-//!   Kubernetes, Redis, file locks of one machine, or memory.
+//!   Consul, Kubernetes, Redis, file locks of one machine, or memory.
 //! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
 //!   the work when the leadership is lost. Dropping the guard resigns.
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
@@ -70,6 +70,7 @@
 //! | etcd 3.4, 3.5 | `etcd://host:2379,host:2379/prefix` | `etcd` | yes | create revision of the entry's key |
 //! | ZooKeeper 3.8, 3.9 | `zookeeper://host:2181,host:2181/root` | `zookeeper` | yes | `czxid` of the entry's znode |
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
+//! | Consul 1.8 | `consul://host:8500,host:8500/prefix` | `consul` | yes | a counter per election |
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
 //! | Redis 7.0, Valkey 8.1; one node | `redis://user@host/0` | `redis` | yes | a counter per election; its upper bits count restarts of the server |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
@@ -89,9 +90,10 @@
 //! | `etcd` | no | elections in etcd; building it needs a protobuf compiler: `cargo install protox --features bin` and `PROTOC=protox`, or `protoc` |
 //! | `zookeeper` | no | elections in ZooKeeper |
 //! | `postgres` | no | elections in PostgreSQL |
+//! | `consul` | no | elections in Consul's key-value store |
 //! | `kubernetes` | no | elections by Leases of Kubernetes; it always has TLS, whose settings are those of the service account or the kubeconfig |
 //! | `redis` | no | elections on one Redis or Valkey server |
-//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL and Redis |
+//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, Consul and Redis |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |
@@ -161,6 +163,10 @@ pub use tenure_core::memory;
 /// The store for the processes of one machine.
 #[cfg(feature = "local")]
 pub use tenure_local as local;
+
+/// The Consul store.
+#[cfg(feature = "consul")]
+pub use tenure_consul as consul;
 
 /// The etcd store.
 #[cfg(feature = "etcd")]

@@ -10,7 +10,7 @@ use crate::connect::apply_url_settings;
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
 /// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 4] = ["consul", "nats", "s3", "mysql"];
+const RESERVED: [&str; 3] = ["nats", "s3", "mysql"];
 
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
@@ -94,7 +94,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, `kubernetes`, and `redis` or `valkey`.
+    /// `postgresql`, `consul`, `kubernetes`, and `redis` or `valkey`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -123,6 +123,10 @@ impl Registry {
             built_in!("postgresql", "postgres", |url, _| {
                 let config = tenure_postgres::PostgresConfig::from_url(url)?;
                 Ok(Arc::new(tenure_postgres::backend(config)?))
+            }),
+            built_in!("consul", |url, _| {
+                let config = tenure_consul::ConsulConfig::from_url(url)?;
+                Ok(Arc::new(tenure_consul::backend(config)?))
             }),
             built_in!("kubernetes", |url, _| {
                 let config = tenure_kubernetes::KubernetesConfig::from_url(url)?;
@@ -154,7 +158,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `consul`, `nats`, `s3` and `mysql`. Prefix such a name, as in `acme-s3`.
+    /// `nats`, `s3` and `mysql`. Prefix such a name, as in `acme-s3`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -371,7 +375,7 @@ mod tests {
             let error = refusal(&registry, url).await;
             assert!(error.contains(&format!("; did you mean {meant}:? use memory:, local:")), "{error}");
         }
-        for url in ["consul://h", "x:", "raft://h"] {
+        for url in ["nats://h", "x:", "raft://h"] {
             assert!(!refusal(&registry, url).await.contains("did you mean"), "{url}");
         }
         for url in ["localhost:2379", "localhost:2379/acme", "a:2379,b:2379"] {
@@ -402,6 +406,7 @@ mod tests {
             "zookeeper",
             "postgres",
             "postgresql",
+            "consul",
             "kubernetes",
             "redis",
             "valkey",
@@ -420,7 +425,7 @@ mod tests {
             assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
             registry.register(&format!("acme-{reserved}"), open).unwrap();
         }
-        let known: Vec<_> = registry.schemes().take(11).collect();
+        let known: Vec<_> = registry.schemes().take(12).collect();
         assert_eq!(
             known,
             [
@@ -431,6 +436,7 @@ mod tests {
                 "zookeeper",
                 "postgres",
                 "postgresql",
+                "consul",
                 "kubernetes",
                 "redis",
                 "valkey",

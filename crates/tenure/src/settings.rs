@@ -59,8 +59,9 @@ use crate::{
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Settings {
-    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT, postgres://USER@HOSTS/DATABASE, kubernetes:///NAMESPACE,
-    /// redis://USER@HOST/0 or local:/DIRECTORY. Put passwords into the environment or into a file (?password_file=).
+    /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT, postgres://USER@HOSTS/DATABASE, consul://HOSTS/PREFIX,
+    /// kubernetes:///NAMESPACE, redis://USER@HOST/0 or local:/DIRECTORY. Put passwords into the environment or into a file
+    /// (?password_file=).
     #[cfg_attr(
         feature = "clap",
         arg(long, value_name = "URL", env = "TENURE_STORE", hide_env_values = true)

@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use tenure::{
+    StoreUrl,
+    consul::{ConsulConfig, ConsulStore},
+};
 use tenure_containers::{
-    EtcdCluster, Fault, FaultKind, LeaseExpiryMonitor, Replication, Version, ZookeeperEnsemble,
-    ZookeeperSettings,
+    ConsulCluster, ConsulSettings, EtcdCluster, Fault, FaultKind, LeaseExpiryMonitor, Replication, Version,
+    ZookeeperEnsemble, ZookeeperSettings,
 };
 
 use crate::{
+    cas,
     kubernetes::{self, ApiServers},
     options::StoreKind,
     postgres::{self, DisruptedMember, SupervisedPostgres},
@@ -17,7 +22,7 @@ use crate::{
 /// The prefix below which candidates keep their entries.
 pub(crate) const PREFIX: &str = "chaos";
 
-/// How many servers etcd and ZooKeeper have.
+/// How many servers etcd, ZooKeeper and Consul have.
 pub(crate) const MEMBERS: usize = 3;
 
 /// Three servers, or two of PostgreSQL. On Kubernetes two API servers and their etcd, which counts as their leader.
@@ -27,6 +32,7 @@ pub(crate) enum Cluster {
     Zookeeper(ZookeeperEnsemble),
     Postgres(SupervisedPostgres),
     Kubernetes(ApiServers),
+    Consul(ConsulCluster),
 }
 
 impl Cluster {
@@ -36,6 +42,10 @@ impl Cluster {
             StoreKind::Zookeeper => Self::zookeeper(&[]).await?,
             StoreKind::Postgres => Self::postgres(Replication::Synchronous).await?,
             StoreKind::Kubernetes => Self::Kubernetes(ApiServers::start().await?),
+            StoreKind::Consul => Self::Consul(
+                ConsulCluster::start_with_fault_injection(Version::Consul18, &ConsulSettings::default())
+                    .await?,
+            ),
         })
     }
 
@@ -47,7 +57,7 @@ impl Cluster {
     /// The number of servers.
     pub(crate) fn members(&self) -> usize {
         match self {
-            Self::Etcd(_) | Self::Zookeeper(_) => MEMBERS,
+            Self::Etcd(_) | Self::Zookeeper(_) | Self::Consul(_) => MEMBERS,
             Self::Postgres(_) => postgres::MEMBERS,
             Self::Kubernetes(_) => kubernetes::MEMBERS,
         }
@@ -75,6 +85,7 @@ impl Cluster {
             Self::Zookeeper(ensemble) => ensemble.endpoints(),
             Self::Postgres(supervised) => supervised.cluster().endpoints(),
             Self::Kubernetes(servers) => servers.endpoints(),
+            Self::Consul(cluster) => cluster.endpoints(),
         }
     }
 
@@ -82,7 +93,7 @@ impl Cluster {
     pub(crate) fn monitor_lease_expiries(&self) -> Option<LeaseExpiryMonitor> {
         match self {
             Self::Etcd(cluster) => Some(LeaseExpiryMonitor::start(cluster)),
-            Self::Zookeeper(_) | Self::Postgres(_) | Self::Kubernetes(_) => None,
+            _ => None,
         }
     }
 
@@ -94,6 +105,7 @@ impl Cluster {
             Self::Zookeeper(_) => format!("zookeeper://{all}/{PREFIX}"),
             Self::Postgres(_) => postgres::url(&all),
             Self::Kubernetes(servers) => servers.url(endpoints).await?,
+            Self::Consul(_) => format!("consul://{all}/{PREFIX}"),
         })
     }
 
@@ -104,6 +116,7 @@ impl Cluster {
             Self::Zookeeper(ensemble) => ensemble.leader().await?,
             Self::Postgres(supervised) => supervised.primary(),
             Self::Kubernetes(_) => kubernetes::ETCD,
+            Self::Consul(cluster) => cluster.leader().await?,
         })
     }
 
@@ -114,6 +127,7 @@ impl Cluster {
             Self::Zookeeper(ensemble) => ServerFault::Plain(ensemble.inject(member, kind).await?),
             Self::Postgres(supervised) => ServerFault::Supervised(supervised.inject(member, kind).await?),
             Self::Kubernetes(servers) => ServerFault::Plain(servers.inject(member, kind).await?),
+            Self::Consul(cluster) => ServerFault::Plain(cluster.inject(member, kind).await?),
         })
     }
 
@@ -144,6 +158,7 @@ impl Cluster {
                 }
                 Self::Postgres(supervised) => supervised.health(member).await,
                 Self::Kubernetes(servers) => servers.health(member).await,
+                Self::Consul(cluster) => cluster.member(member).admin().health().await.map_err(Into::into),
             };
             all.push(health);
         }
@@ -157,6 +172,7 @@ impl Cluster {
             Self::Zookeeper(ensemble) => ensemble.member(member).last_log_lines().await,
             Self::Postgres(supervised) => supervised.cluster().member(member).last_log_lines().await,
             Self::Kubernetes(servers) => servers.last_log_lines(member).await,
+            Self::Consul(cluster) => cluster.member(member).last_log_lines().await,
         }
     }
 
@@ -173,19 +189,20 @@ impl Cluster {
             }
             Self::Postgres(supervised) => supervised.slots(Some(election)).await?,
             Self::Kubernetes(servers) => servers.holders(Some(election)).await?,
+            Self::Consul(_) => cas::slots(&self.consul_store().await?, Some(election)).await?,
         })
     }
 
     /// How long a session of this program may stay in the store when a fault interrupted one of its requests.
     pub(crate) fn admin_session_timeout(&self) -> Duration {
         match self {
-            Self::Etcd(_) | Self::Postgres(_) | Self::Kubernetes(_) => Duration::ZERO,
             Self::Zookeeper(_) => Duration::from_secs(60),
+            _ => Duration::ZERO,
         }
     }
 
-    /// What candidates have left behind: entries, withdrawal marks, leases and sessions. On PostgreSQL the records of sessions
-    /// that have ended stay for a while, and those of killed candidates that were in no election; on Kubernetes Leases stay, without
+    /// What candidates have left behind: entries, withdrawal marks, leases and sessions. In stores that compare and swap the records of
+    /// sessions that have ended stay for a while, and those of killed candidates that were in no election; on Kubernetes Leases stay, without
     /// a holder.
     pub(crate) async fn remaining_state(&self) -> Result<Vec<String>> {
         let leader = self.leader().await?;
@@ -206,7 +223,14 @@ impl Cluster {
             }
             Self::Postgres(supervised) => supervised.slots(None).await,
             Self::Kubernetes(servers) => servers.holders(None).await,
+            Self::Consul(_) => cas::slots(&self.consul_store().await?, None).await,
         }
+    }
+
+    /// The records of the candidates.
+    async fn consul_store(&self) -> Result<ConsulStore> {
+        let url: StoreUrl = self.url(&self.endpoints()).await?.parse()?;
+        Ok(ConsulStore::new(ConsulConfig::from_url(&url)?)?)
     }
 }
 

@@ -5,6 +5,7 @@
 //! trials start.
 
 mod candidate;
+mod cas;
 mod cluster;
 mod history;
 mod kubernetes;

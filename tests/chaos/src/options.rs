@@ -50,6 +50,7 @@ pub(crate) enum StoreKind {
     Zookeeper,
     Postgres,
     Kubernetes,
+    Consul,
 }
 
 /// When a PostgreSQL primary acknowledges a commit.

@@ -1,4 +1,4 @@
-//! etcd, ZooKeeper, PostgreSQL, Redis and Kubernetes API servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper, PostgreSQL, Consul, Redis and Kubernetes API servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -31,9 +31,10 @@
 //!
 //! # Layout
 //! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd`, `zookeeper`, `postgres`, `kubernetes` and `redis` add how their servers are configured, administered, and asked for their leader.
+//! store. `etcd`, `zookeeper`, `postgres`, `consul`, `kubernetes` and `redis` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
+mod consul;
 mod container;
 mod docker;
 mod error;
@@ -53,6 +54,7 @@ mod version;
 mod zookeeper;
 
 pub use cluster::Cluster;
+pub use consul::{ConsulAdmin, ConsulCluster, ConsulServer, ConsulSettings, ConsulToken, SharedConsul};
 pub use error::ContainerError;
 pub use etcd::{
     EtcdAdmin, EtcdCluster, EtcdServer, KeyValue, Lease, LeaseExpiryMonitor, LeaseExpiryStats, Permission,

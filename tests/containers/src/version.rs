@@ -2,7 +2,7 @@
 
 use std::{env, fmt};
 
-/// A store and its version. These are the versions in Debian 12 and 13, so that the images can be built on any Debian
+/// A store and its version. These are the versions in Debian 11 to 13, so that the images can be built on any Debian
 /// machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -21,6 +21,8 @@ pub enum Version {
     Postgres17,
     /// A Kubernetes API server 1.20, with its etcd, kubectl, and a candidate of client-go.
     Kubernetes120,
+    /// Consul 1.8. Faults can be injected into its members.
+    Consul18,
     /// Redis 7.0.
     Redis70,
     /// Valkey 8.1.
@@ -55,6 +57,7 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_IMAGE_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_IMAGE_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
+            Self::Consul18 => "TENURE_TEST_IMAGE_CONSUL_1_8",
             Self::Redis70 => "TENURE_TEST_IMAGE_REDIS_7_0",
             Self::Valkey81 => "TENURE_TEST_IMAGE_VALKEY_8_1",
         }
@@ -70,6 +73,7 @@ impl Version {
             Self::Postgres15 => "TENURE_TEST_POSTGRES_15",
             Self::Postgres17 => "TENURE_TEST_POSTGRES_17",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
+            Self::Consul18 => "TENURE_TEST_CONSUL_1_8",
             Self::Redis70 => "TENURE_TEST_REDIS_7_0",
             Self::Valkey81 => "TENURE_TEST_VALKEY_8_1",
         }
@@ -86,6 +90,7 @@ impl fmt::Display for Version {
             Self::Postgres15 => "postgres:15",
             Self::Postgres17 => "postgres:17",
             Self::Kubernetes120 => "kubernetes:1.20",
+            Self::Consul18 => "consul:1.8",
             Self::Redis70 => "redis:7.0",
             Self::Valkey81 => "valkey:8.1",
         })

@@ -101,6 +101,19 @@ fn frame(length: i32) -> Garbage {
     Garbage::Response([&length.to_be_bytes()[..], &[0]].concat())
 }
 
+/// Consul: the head of an answer that ends with its connection.
+const HTTP_WITHOUT_LENGTH: &[u8] = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\n\r\n";
+
+/// Consul: an answer.
+fn http(status: &str, headers: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\n{headers}\r\n{body}").into_bytes()
+}
+
+/// Consul: an answer with this JSON.
+fn http_json(body: &str) -> Vec<u8> {
+    http("200 OK", &format!("X-Consul-Index: 7\r\nContent-Length: {}\r\n", body.len()), body)
+}
+
 survived! {
     etcd_that_never_answers: "etcd", Garbage::Silence;
     etcd_that_answers_random_bytes: "etcd", Garbage::RandomBytes;
@@ -113,6 +126,24 @@ survived! {
     etcd_that_announces_a_message_of_1_gib: "etcd", Garbage::StreamResponse(HUGE_MESSAGE_PREFIX);
     etcd_that_refuses_with_control_characters: "etcd", Garbage::UnprintableError;
     etcd_that_answers_empty_data_forever: "etcd", Garbage::StreamResponse(NO_DATA);
+
+    consul_that_never_answers: "consul", Garbage::Silence;
+    consul_that_answers_random_bytes: "consul", Garbage::RandomBytes;
+    consul_that_streams_bytes_forever: "consul", Garbage::Stream(b"", b"consul", Rate::Unbounded);
+    consul_that_hangs_up: "consul", Garbage::Close;
+    consul_that_is_a_web_server: "consul", Garbage::HttpError;
+    consul_that_streams_an_answer_forever: "consul", Garbage::Stream(HTTP_WITHOUT_LENGTH, &[b' '; 4096], Rate::Unbounded);
+    consul_that_announces_an_answer_of_1_gib: "consul", Garbage::Response(http("200 OK", "Content-Length: 1073741824\r\n", "["));
+    consul_that_answers_json_of_another_shape: "consul", Garbage::Response(http_json("{\"Results\":[{}],\"Errors\":7}"));
+    consul_that_answers_deep_json: "consul", Garbage::Response(http_json(&"[".repeat(100_000)));
+    consul_that_answers_entries_without_an_index: "consul", Garbage::Response(http_json(
+        "[{\"Key\":\"acme/store\",\"Value\":\"e30=\",\"ModifyIndex\":0}]",
+    ));
+    consul_that_finds_nothing_and_has_no_index: "consul", Garbage::Response(http("404 Not Found", "Content-Length: 0\r\n", ""));
+    consul_that_redirects: "consul", Garbage::Response(http("301 Moved", "Location: http://127.0.0.1:1/\r\nContent-Length: 0\r\n", ""));
+    consul_that_refuses_with_control_characters: "consul", Garbage::Response(http(
+        "500 Internal Server Error", "Content-Length: 18\r\n", "\u{1b}[31m\r\nERROR xxxx\n",
+    ));
 
     zookeeper_that_never_answers: "zookeeper", Garbage::Silence;
     zookeeper_that_answers_random_bytes: "zookeeper", Garbage::RandomBytes;

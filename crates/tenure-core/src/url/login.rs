@@ -15,9 +15,26 @@ impl StoreUrl {
     /// When only one of user and password is given, when the password is given twice, or when its file or variable cannot be
     /// read.
     pub fn login(&self) -> Result<Option<(String, Password)>, InvalidUrl> {
-        let (file, variable) = (self.text("password_file"), self.text("password_env"));
         let scheme = self.scheme();
-        let password = match (self.password(), file, variable) {
+        match (self.user(), self.password_alone()?) {
+            (Some(user), Some(password)) => Ok(Some((user.to_owned(), password))),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(self.invalid(format!(
+                "it has a user but no password; give {scheme}://user:password@host, password_file=/path or password_env=NAME"
+            ))),
+            (None, Some(_)) => {
+                Err(self.invalid(format!("it has a password but no user; give {scheme}://user@host")))
+            }
+        }
+    }
+
+    /// The password of [`login`](Self::login) whether or not there is a user: for stores that know their clients by a token.
+    ///
+    /// # Errors
+    /// When the password is given twice, or when its file or variable cannot be read.
+    pub fn password_alone(&self) -> Result<Option<Password>, InvalidUrl> {
+        let (file, variable) = (self.text("password_file"), self.text("password_env"));
+        Ok(match (self.password(), file, variable) {
             (None, None, None) => None,
             (Some(password), None, None) => Some(password.clone().into()),
             (None, Some(file), None) => {
@@ -38,17 +55,7 @@ impl StoreUrl {
                     "it has more than one of a password, a password_file and a password_env; give one",
                 ));
             }
-        };
-        match (self.user(), password) {
-            (Some(user), Some(password)) => Ok(Some((user.to_owned(), password))),
-            (None, None) => Ok(None),
-            (Some(_), None) => Err(self.invalid(format!(
-                "it has a user but no password; give {scheme}://user:password@host, password_file=/path or password_env=NAME"
-            ))),
-            (None, Some(_)) => {
-                Err(self.invalid(format!("it has a password but no user; give {scheme}://user@host")))
-            }
-        }
+        })
     }
 }
 

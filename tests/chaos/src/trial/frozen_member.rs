@@ -23,7 +23,7 @@ pub(super) async fn run(options: &TrialOptions) -> Result<Outcome> {
         // With these settings the followers notice after a second that their leader is frozen. No session outlasts an
         // ensemble that takes longer than the session's timeout.
         StoreKind::Zookeeper => (Cluster::zookeeper(&[("syncLimit", "2")]).await?, "?tick=500ms"),
-        StoreKind::Postgres | StoreKind::Kubernetes => {
+        _ => {
             bail!("trial frozen-member needs three servers: --store etcd or zookeeper")
         }
     };
