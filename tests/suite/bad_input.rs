@@ -23,7 +23,8 @@ async fn a_url_that_cannot_work() {
         (
             "raft://h",
             "there is no store \"raft\"; use memory:, local:, etcd:, etcd+srv:, zookeeper:, postgres:, postgresql:, consul:, \
-             kubernetes:, nats:, s3:, mysql: or mariadb:",
+             kubernetes:, nats:, s3:, mysql:, mariadb:, redis: or \
+             valkey:",
         ),
         ("etcd+srv://a,b", "it does not name one domain; give etcd+srv://domain/prefix"),
         ("etcd:", "host"),
@@ -100,6 +101,15 @@ async fn a_url_that_cannot_work() {
         ("s3://b?endpoint=h:9000", "endpoint=h:9000 is not https://host:port"),
         ("s3://b?endpoint=http://h&hedge=1s", "unknown setting hedge; allowed are"),
         ("s3://key@b", "it has a user but no password"),
+        ("redis:", "it names no host; give redis://host:6379/0"),
+        (
+            "redis://a,b/0",
+            "several hosts are given, but Redis is a single node here: a failover to a replica loses safety",
+        ),
+        ("redis+sentinel://a:26379/mymaster", "redis+sentinel fails over, but Redis is a single node here"),
+        ("valkey://h/billing", "its path is not the number of a database"),
+        ("rediss://h/0", "it has no authorities for TLS; give ca="),
+        ("redis://h/0?hedge=1s", "unknown setting hedge; allowed are"),
         ("local:relative/dir", "absolute"),
         ("local://host/dir", "host"),
         ("memory://host/x", "no host"),
@@ -154,6 +164,11 @@ async fn a_password_is_never_repeated() {
         "mysql://u:hunter2@h/db?durability=hunter",
         "mysql://u@h/db?passwd=hunter2",
         "mysql://u@h/db?password_env=hunter2",
+        "redis://u:hunter2@h/0?tll=1s",
+        "redis://u:hunter2@h/0?prefix=a*",
+        "redis://u@h/0?passwd=hunter2",
+        "redis://u@h/0?password_env=hunter2",
+        "redis+sentinel://u:hunter2@h/0",
         "kubernetes://u:hunter2@h/a",
         "kubernetes:///a?token=hunter2",
         "s3://u:hunter2@b?tll=1s",
@@ -217,6 +232,7 @@ async fn a_store_that_cannot_be_reached() {
         "zookeeper://127.0.0.1:1/p?",
         "postgres://u@127.0.0.1:1/p?",
         "consul://127.0.0.1:1/p?",
+        "redis://127.0.0.1:1/0?",
         "mysql://u@127.0.0.1:1/p?",
         "s3://u:p@b?endpoint=http://127.0.0.1:1&",
     ];

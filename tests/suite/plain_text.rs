@@ -90,6 +90,18 @@ async fn an_s3_endpoint_without_tls_on_another_machine_is_warned_of() {
     }
 }
 
+/// The same for a store that has one host.
+#[tokio::test]
+async fn plain_text_to_a_redis_server_on_another_machine_is_warned_of() {
+    for (login, says) in [("", "the store's answers"), ("me:hunter2@", "the password")] {
+        let logged = warnings(&format!("redis://{login}192.0.2.1/0")).await;
+        assert_eq!(logged.len(), 1, "{logged:?}");
+        assert!(logged[0].contains("no TLS") && logged[0].contains(says), "{logged:?}");
+        assert!(logged[0].contains("give ca=/path") && !logged[0].contains("hunter2"), "{logged:?}");
+    }
+    assert!(warnings("redis://localhost/0").await.is_empty());
+}
+
 /// Loopback traffic does not leave the machine, and TLS is encrypted.
 #[tokio::test]
 async fn loopback_and_tls_cause_no_warning() {

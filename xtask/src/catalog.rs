@@ -153,6 +153,26 @@ pub(crate) static KUBERNETES_1_20: Image = Image {
     }),
 };
 
+pub(crate) static REDIS_7_0: Image = Image {
+    name: "redis:7.0",
+    override_variable: "TENURE_TEST_IMAGE_REDIS_7_0",
+    suite: "bookworm",
+    packages: &["redis-server"],
+    build: None,
+    needs: "`redis-server` and `redis-cli` in its PATH",
+    server: Some(redis("TENURE_TEST_REDIS_7_0")),
+};
+
+pub(crate) static VALKEY_8_1: Image = Image {
+    name: "valkey:8.1",
+    override_variable: "TENURE_TEST_IMAGE_VALKEY_8_1",
+    suite: "trixie",
+    packages: &["valkey-server"],
+    build: None,
+    needs: "`valkey-server` and `valkey-cli` in its PATH",
+    server: Some(redis("TENURE_TEST_VALKEY_8_1")),
+};
+
 /// The last release of Debian that has it.
 pub(crate) static CONSUL_1_8: Image = Image {
     name: "consul:1.8",
@@ -244,7 +264,7 @@ pub(crate) static SYSTEMD: Image = Image {
 
 /// Every image that the tests use. `Version` in tests/containers uses the same names for those of the stores. The one that
 /// takes longest is first.
-pub(crate) static IMAGES: [&Image; 9] = [
+pub(crate) static IMAGES: [&Image; 14] = [
     &KUBERNETES_1_20,
     &ETCD_3_4,
     &ETCD_3_5,
@@ -256,6 +276,8 @@ pub(crate) static IMAGES: [&Image; 9] = [
     &NATS_2_10,
     &SEAWEEDFS_4,
     &MARIADB_10_11,
+    &REDIS_7_0,
+    &VALKEY_8_1,
     &SYSTEMD,
 ];
 
@@ -348,6 +370,21 @@ CREATE DATABASE IF NOT EXISTS tenure;
 END
 exec mariadbd --no-defaults --user=mysql --datadir=/data/mysql --socket=/tmp/mariadb.sock --bind-address=0.0.0.0 --skip-name-resolve \
   --init-file=/tmp/init.sql --max-connections=500 --innodb-buffer-pool-size=32M --innodb-flush-method=nosync
+";
+
+const fn redis(shared_variable: &'static str) -> Server {
+    Server {
+        shared_variable,
+        port: 6379,
+        user: "root",
+        command: &["sh", "-ec", REDIS_SCRIPT],
+        health: &["sh", "-ec", "$(command -v valkey-cli || command -v redis-cli) ping"],
+    }
+}
+
+/// It needs no password, because it is published on loopback only and holds nothing that outlives the tests.
+const REDIS_SCRIPT: &str = "\
+exec $(command -v valkey-server || command -v redis-server) --bind '*' --protected-mode no --dir /data --save '' --appendonly no
 ";
 
 impl Image {

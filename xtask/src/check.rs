@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The published packages.
-const PUBLISHED: [&str; 13] = [
+const PUBLISHED: [&str; 17] = [
     "tenure-mmap",
     "tenure-core",
     "tenure-etcd",
@@ -25,6 +25,7 @@ const PUBLISHED: [&str; 13] = [
     "tenure-nats",
     "tenure-s3",
     "tenure-mysql",
+    "tenure-redis",
     "tenure-axum",
     "tenure-testkit",
     "tenure",
@@ -83,6 +84,7 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
         "tenure-nats",
         "tenure-s3",
         "tenure-mysql",
+        "tenure-redis",
         "tenure-cli",
     ] {
         let lint = |features: &str| {

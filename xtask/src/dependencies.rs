@@ -26,6 +26,7 @@ const KUBERNETES: &[&str] = &["tenure-kubernetes", "kube", "k8s-openapi"];
 const NATS: &[&str] = &["tenure-nats", "async-nats"];
 const S3: &[&str] = &["tenure-s3", "object_store"];
 const MYSQL: &[&str] = &["tenure-mysql", "mysql_async"];
+const REDIS: &[&str] = &["tenure-redis", "redis"];
 const LOCAL: &[&str] = &["tenure-local", "inotify"];
 const AXUM: &[&str] = &["tenure-axum", "axum"];
 
@@ -37,57 +38,68 @@ struct Choice {
 }
 
 /// Each feature by itself brings its own and nobody else's, and TLS comes when it is asked for.
-const CHOICES: [Choice; 17] = [
+const CHOICES: [Choice; 18] = [
     Choice {
         features: "default",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, AXUM],
+        without: &[
+            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, NATS, S3, MYSQL, AXUM,
+        ],
     },
     Choice {
         features: "",
         with: &["tenure-mmap"],
         without: &[
-            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM,
+            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL,
+            AXUM,
         ],
     },
     Choice {
         features: "memory",
         with: &[],
         without: &[
-            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM,
+            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL,
+            AXUM,
         ],
     },
     Choice {
         features: "local",
         with: &["tenure-local"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, AXUM],
+        without: &[
+            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, NATS, S3, MYSQL, AXUM,
+        ],
     },
     // tonic has axum for its servers.
     Choice {
         features: "etcd",
         with: &["etcd-client"],
-        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL],
+        without: &[TLS, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL],
     },
     Choice {
         features: "zookeeper",
         with: &["zookeeper-client"],
-        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
     },
     Choice {
         features: "postgres",
         with: &["tokio-postgres"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, CONSUL, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, CONSUL, REDIS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
+    },
+    Choice {
+        features: "redis",
+        with: &["redis"],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
     },
     Choice {
         features: "consul",
         with: &["reqwest"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
+        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, REDIS, KUBERNETES, NATS, S3, MYSQL, LOCAL, AXUM],
     },
     // An API server always speaks TLS.
     Choice {
         features: "kubernetes",
         with: &["kube", "rustls", "aws-lc-rs"],
-        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, NATS, S3, MYSQL, LOCAL, AXUM],
+        without: &[PROTOC, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, NATS, S3, MYSQL, LOCAL, AXUM],
     },
     // The clients of NATS and of S3 cannot be built without rustls.
     Choice {
@@ -113,7 +125,9 @@ const CHOICES: [Choice; 17] = [
     Choice {
         features: "axum",
         with: &["axum"],
-        without: &[PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL],
+        without: &[
+            PROTOC, TLS, ETCD, ZOOKEEPER, POSTGRES, CONSUL, REDIS, CAS, KUBERNETES, NATS, S3, MYSQL, LOCAL,
+        ],
     },
     Choice {
         features: "zookeeper,tls",

@@ -13,9 +13,9 @@ use std::{
 
 use common::{CHECK_ALONE, RunningCommand, STUBBORN_PROGRAM, Sandbox, eventually, is_running, store_url};
 use tenure_containers::{
-    ConsulServer, ConsulSettings, EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, SharedConsul,
-    SharedEtcd, SharedKubernetes, SharedMysql, SharedNats, SharedPostgres, SharedS3, SharedZookeeper,
-    Version,
+    ConsulServer, ConsulSettings, EtcdCluster, EtcdServer, PostgresServer, PostgresSettings, RedisServer,
+    RedisSettings, SharedConsul, SharedEtcd, SharedKubernetes, SharedMysql, SharedNats, SharedPostgres,
+    SharedS3, SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -543,6 +543,49 @@ async fn what_consul_refuses_is_said_in_one_line() {
     let (code, output) = doctor(&good);
     assert_eq!(code, Some(0), "{output}");
     assert!(output.contains("use three or five servers") && !output.contains(&token), "{output}");
+}
+
+/// A wrong URL or login, missing rights, and what fails over: one line at once, which says what to do, and shows no password.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_refuses_is_said_in_one_line() {
+    const PASSWORD: &str = "Zanzibar4711";
+    const WRONG: &str = "Quagmire0815";
+    let server = RedisServer::start(Version::Redis70).await.unwrap();
+    let cluster = RedisSettings::default().set("cluster-enabled", "yes");
+    let cluster = RedisServer::start_with(Version::Valkey81, &cluster).await.unwrap();
+    server.admin().set_user("app", PASSWORD, &["+info"]).await.unwrap();
+    let (host, cluster) = (server.endpoint(), cluster.endpoint());
+    let good = format!("redis://app:{PASSWORD}@{host}/0");
+    for (url, code, said) in [
+        (format!("redis://{host},127.0.0.1:1/0"), 2, "a failover to a replica loses safety"),
+        (format!("redis+sentinel://app:{PASSWORD}@{host}/mymaster"), 2, "redis+sentinel fails over"),
+        (format!("redis://app:{PASSWORD}@{host}/billing"), 2, "its path is not the number of a database"),
+        (format!("{good}?passwd={PASSWORD}"), 2, "unknown setting passwd; allowed are"),
+        (format!("redis://app:{WRONG}@{host}/0"), 69, "check the password, and that the user is on"),
+        (format!("redis://{cluster}/0"), 69, "it is a node of a cluster, which fails over"),
+        (good.clone(), 69, "has to run: ACL SETUSER app ~tenure &tenure +evalsha"),
+    ] {
+        let sandbox = Sandbox::on(&*url);
+        for mut command in [sandbox.run(&[], "touch ran"), sandbox.tenure(&["leader"])] {
+            let (exited, stderr) = common::code_and_stderr(&mut command);
+            assert_eq!(exited, Some(code), "{url}: {stderr}");
+            let errors: Vec<_> = stderr.lines().filter(|line| !line.contains("WARN")).collect();
+            assert!(errors.len() == 1 && errors[0].contains(said), "{url}: {stderr}");
+            assert!(!stderr.contains(PASSWORD) && !stderr.contains(WRONG), "{stderr}");
+        }
+        assert!(!sandbox.file("ran").exists(), "{url}");
+    }
+    // An administrator runs what was said.
+    let refused = common::code_and_stderr(&mut Sandbox::on(&*good).tenure(&["leader"])).1;
+    let (_, command) = refused.split_once("has to run: ").unwrap();
+    let command: Vec<_> = command.lines().next().unwrap().split(' ').collect();
+    server.admin().run(&command).await.unwrap();
+    common::succeed(&mut Sandbox::on(&*good).run(&[], "true"));
+    let (code, output) = doctor(&good);
+    assert_eq!(code, Some(0), "{output}");
+    let first = output.lines().next().unwrap();
+    assert!(first.contains(&format!("server {host}: Redis 7.0.")), "{output}");
+    assert!(first.contains("a failover to a replica loses safety"), "{output}");
 }
 
 /// Case 65, hazard G35: after the store was wiped, the check says that a resource refuses the leader, and the next step.

@@ -21,6 +21,7 @@ use crate::registry::Registry;
 /// | `nats://host:4222,host:4222/bucket` | NATS JetStream | `nats` |
 /// | `s3://bucket/prefix` | Amazon S3, or a server that speaks its protocol | `s3` |
 /// | `mysql://user@host:3306,host:3306/database` | MariaDB, MySQL; also `mariadb://` | `mysql` |
+/// | `redis://user@host:6379/0` | one Redis or Valkey server; also `valkey://` | `redis` |
 ///
 /// This function sends no request to a server. If the store cannot be reached, the first campaign waits for it;
 /// [`connect_checked`] fails instead. It works under any executor, and reads certificates and the local store's directory on
@@ -177,6 +178,20 @@ use crate::registry::Registry;
 /// | `durability` | `unsafe` allows a server that loses acknowledged writes when its machine crashes; two candidates may lead after that, with the same fencing token | refused |
 /// | `attempt_timeout` | the time after which a request is given up, connecting included | 2 s |
 /// | `poll_interval` | how often a record is read | 1 s |
+///
+/// # Redis
+///
+/// **A single node: a failover to a replica loses safety: two candidates can lead, and tokens can repeat.** URLs of Sentinel and Cluster are
+/// refused. The path is the number of the database; the default is 0. The user of `requirepass` is `default`.
+///
+/// | setting | meaning | default |
+/// |---|---|---|
+/// | `prefix` | the key of the hash with the records, and the channel of the notifications | `tenure` |
+/// | `password_file` | a file that contains the password, so that the URL does not; it can be rotated | none |
+/// | `password_env` | the name of an environment variable that contains the password | none |
+/// | `failover` | `unsafe` allows several hosts, of which the primary is used, and a node of a cluster | one host |
+/// | `attempt_timeout` | how long connecting, and the answer to a request, may take, before another connection is made | 2 s |
+/// | `poll_interval` | how often a record is read while the server delivers no notifications | 1 s |
 ///
 /// # TLS
 ///

@@ -4,7 +4,7 @@
 //! # Highlights
 //!
 //! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, PostgreSQL,
-//!   MariaDB, MySQL, Consul, Kubernetes, NATS, S3, file locks of one machine, or memory.
+//!   MariaDB, MySQL, Consul, Kubernetes, NATS, S3, Redis, file locks of one machine, or memory.
 //! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
 //!   the work when the leadership is lost. Dropping the guard resigns.
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
@@ -75,6 +75,7 @@
 //! | NATS 2.10 | `nats://host:4222,host:4222/bucket` | `nats` | yes | a counter per election |
 //! | S3 (SeaweedFS 4.48) | `s3://bucket/prefix` | `s3` | yes | a counter per election |
 //! | MariaDB 10.11 | `mysql://user@host,host/database` | `mysql` | yes | a counter per election; its upper bits count failovers |
+//! | Redis 7.0, Valkey 8.1; one node | `redis://user@host/0` | `redis` | yes | a counter per election; its upper bits count restarts of the server |
 //! | one machine | `local:/directory` | `local` (default) | yes | a counter file per election |
 //! | one process, for tests | `memory:NAME` | `memory` (default) | yes | a counter of the store |
 //!
@@ -97,7 +98,8 @@
 //! | `nats` | no | elections in NATS JetStream |
 //! | `s3` | no | elections in Amazon S3 and servers that speak its protocol; it always has TLS |
 //! | `mysql` | no | elections in MariaDB and MySQL |
-//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, MariaDB and MySQL, Consul and NATS |
+//! | `redis` | no | elections on one Redis or Valkey server |
+//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, MariaDB and MySQL, Consul, NATS and Redis |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |
@@ -195,6 +197,10 @@ pub use tenure_mysql as mysql;
 /// The PostgreSQL store.
 #[cfg(feature = "postgres")]
 pub use tenure_postgres as postgres;
+
+/// The Redis store.
+#[cfg(feature = "redis")]
+pub use tenure_redis as redis;
 
 /// The ZooKeeper store.
 #[cfg(feature = "zookeeper")]

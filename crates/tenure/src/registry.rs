@@ -9,9 +9,6 @@ use crate::connect::apply_url_settings;
 /// Opens the backend of one scheme.
 type Open = Arc<dyn Fn(&StoreUrl, &Config) -> Result<Arc<dyn Backend>, Error> + Send + Sync>;
 
-/// Schemes that no other crate may register, so that a store which tenure adds later breaks no program.
-const RESERVED: [&str; 1] = ["redis"];
-
 /// The URL schemes that [`connect`](Self::connect) knows, each with a function that opens its backend.
 ///
 /// A registry is a plain value. [`tenure::connect`](crate::connect()) uses the [built-in](Self::builtin) schemes; a program that
@@ -94,7 +91,7 @@ macro_rules! built_in {
 
 impl Registry {
     /// The schemes of this crate's stores: `memory`, `local`, `etcd`, `etcd+srv`, `zookeeper`, `postgres` or
-    /// `postgresql`, `consul`, `kubernetes`, `nats`, `s3`, and `mysql` or `mariadb`.
+    /// `postgresql`, `consul`, `kubernetes`, `nats`, `s3`, `mysql` or `mariadb`, and `redis` or `valkey`.
     ///
     /// The names are taken even if their features are not enabled, so that enabling a feature breaks no program.
     pub fn builtin() -> Self {
@@ -148,6 +145,14 @@ impl Registry {
                 let config = tenure_mysql::MysqlConfig::from_url(url)?;
                 Ok(Arc::new(tenure_mysql::backend(config)?))
             }),
+            built_in!("redis", |url, _| {
+                let config = tenure_redis::RedisConfig::from_url(url)?;
+                Ok(Arc::new(tenure_redis::backend(config)?))
+            }),
+            built_in!("valkey", "redis", |url, _| {
+                let config = tenure_redis::RedisConfig::from_url(url)?;
+                Ok(Arc::new(tenure_redis::backend(config)?))
+            }),
         ];
         Self { schemes }
     }
@@ -165,8 +170,7 @@ impl Registry {
     /// [`open_session`](Backend::open_session) and the other calls, on the engine's thread.
     ///
     /// # Errors
-    /// If the scheme is registered already, is not of `[a-z0-9+-]`, or is reserved for a store of tenure's own:
-    /// `redis`. Prefix such a name, as in `acme-redis`.
+    /// If the scheme is registered already, or is not of `[a-z0-9+-]`.
     pub fn register(
         &mut self,
         scheme: &str,
@@ -177,9 +181,6 @@ impl Registry {
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'+' | b'-');
         if scheme.is_empty() || !scheme.bytes().all(is_legal) {
             return refused("it must be of [a-z0-9+-], and not empty");
-        }
-        if RESERVED.contains(&scheme) {
-            return refused("it is reserved for tenure; put a prefix before it, as in acme-redis");
         }
         if self.schemes().any(|known| known == scheme) {
             return refused("it is registered already; choose another name");
@@ -216,7 +217,14 @@ impl Registry {
     /// Opens the backend of the URL's scheme.
     fn open_backend(&self, url: &StoreUrl, config: &Config) -> Result<Arc<dyn Backend>, Error> {
         let scheme = url.scheme();
-        match self.schemes.iter().find(|(name, _)| name == scheme) {
+        // Schemes of other clients, which the store accepts or refuses with the reason.
+        let of_store = match scheme {
+            "rediss" | "valkeys" | "redis-sentinel" | "redis+sentinel" | "rediss+sentinel"
+            | "redis-cluster" | "redis+cluster" | "rediss+cluster" => "redis",
+            other => other,
+        };
+        let find = |scheme| self.schemes.iter().find(|(name, _)| name == scheme);
+        match find(scheme).or_else(|| find(of_store)) {
             Some((_, Ok(open))) => open(url, config),
             Some((_, Err(feature))) => {
                 let reason = format!(
@@ -251,6 +259,7 @@ impl Registry {
             "pg" | "pgsql" | "psql" => "postgres",
             "s3a" | "s3n" | "aws" | "minio" => "s3",
             "maria" => "mariadb",
+            "keydb" | "dragonfly" => "redis",
             "k8s" | "kube" | "kubectl" | "lease" | "leases" => "kubernetes",
             other => other,
         };
@@ -418,6 +427,8 @@ mod tests {
             "s3",
             "mysql",
             "mariadb",
+            "redis",
+            "valkey",
         ] {
             let error = registry.register(taken, open).unwrap_err().to_string();
             assert!(error.contains("it is registered already; choose another name"), "{error}");
@@ -428,12 +439,7 @@ mod tests {
             let error = registry.register(illegal, open).unwrap_err().to_string();
             assert!(error.contains("must be of [a-z0-9+-]"), "{error}");
         }
-        for reserved in RESERVED {
-            let error = registry.register(reserved, open).unwrap_err().to_string();
-            assert!(error.contains("it is reserved for tenure; put a prefix before it"), "{error}");
-            registry.register(&format!("acme-{reserved}"), open).unwrap();
-        }
-        let known: Vec<_> = registry.schemes().take(14).collect();
+        let known: Vec<_> = registry.schemes().take(16).collect();
         assert_eq!(
             known,
             [
@@ -450,9 +456,20 @@ mod tests {
                 "s3",
                 "mysql",
                 "mariadb",
+                "redis",
+                "valkey",
                 "tiny-2"
             ]
         );
+    }
+
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn sentinel_and_cluster_are_refused_with_the_reason() {
+        for scheme in ["redis+sentinel", "redis-sentinel", "redis-cluster", "rediss+cluster"] {
+            let error = refusal(&Registry::builtin(), &format!("{scheme}://a:26379,b:26379/mymaster")).await;
+            assert!(error.contains("a failover to a replica loses safety"), "{error}");
+        }
     }
 
     #[cfg(not(feature = "srv"))]

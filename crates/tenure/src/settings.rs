@@ -61,7 +61,9 @@ use crate::{
 pub struct Settings {
     /// The store: etcd://HOSTS/PREFIX, zookeeper://HOSTS/ROOT, postgres://USER@HOSTS/DATABASE, consul://HOSTS/PREFIX,
     /// kubernetes:///NAMESPACE, nats://HOSTS/BUCKET,
-    /// s3://BUCKET/PREFIX, mysql://USER@HOSTS/DATABASE or local:/DIRECTORY. Put passwords into the environment or into a file (?password_file=).
+    /// s3://BUCKET/PREFIX, mysql://USER@HOSTS/DATABASE,
+    /// redis://HOST/0 or local:/DIRECTORY. Put passwords into the environment or into a file
+    /// (?password_file=).
     #[cfg_attr(
         feature = "clap",
         arg(long, value_name = "URL", env = "TENURE_STORE", hide_env_values = true)

@@ -1,4 +1,4 @@
-//! etcd, ZooKeeper, PostgreSQL, MariaDB, Consul, NATS, Kubernetes API and S3 servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper, PostgreSQL, MariaDB, Consul, Redis, NATS, Kubernetes API and S3 servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -31,7 +31,7 @@
 //!
 //! # Layout
 //! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd`, `zookeeper`, `postgres`, `mysql`, `consul`, `kubernetes`, `nats` and `s3` add how their servers are configured, administered, and asked for their leader.
+//! store. `etcd`, `zookeeper`, `postgres`, `mysql`, `consul`, `kubernetes`, `nats`, `s3` and `redis` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
 mod consul;
@@ -48,6 +48,7 @@ mod nats;
 mod network;
 mod postgres;
 mod program;
+mod redis;
 mod s3;
 mod server;
 mod spec;
@@ -74,6 +75,7 @@ pub use postgres::{
     PostgresAdmin, PostgresCluster, PostgresServer, PostgresSettings, Replication, SharedPostgres,
 };
 pub use program::Program;
+pub use redis::{RedisAdmin, RedisCluster, RedisServer, RedisSettings, SharedRedis};
 pub use s3::{S3Admin, S3Server, S3Settings, SharedS3};
 pub use server::{Server, SharedServer, StoreAdmin};
 pub use tls::TlsFiles;

@@ -29,6 +29,10 @@ pub enum Version {
     Nats210,
     /// SeaweedFS 4.48 with its S3 API, and rclone.
     Seaweedfs4,
+    /// Redis 7.0.
+    Redis70,
+    /// Valkey 8.1.
+    Valkey81,
 }
 
 impl Version {
@@ -40,6 +44,9 @@ impl Version {
 
     /// Every version of PostgreSQL.
     pub const POSTGRES: [Self; 2] = [Self::Postgres15, Self::Postgres17];
+
+    /// Every version of Redis and Valkey.
+    pub const REDIS: [Self; 2] = [Self::Redis70, Self::Valkey81];
 
     /// The image's name: `tenure-test/etcd:3.5`, or the value of the [image variable](Self::image_variable).
     pub fn image(self) -> String {
@@ -60,6 +67,8 @@ impl Version {
             Self::Consul18 => "TENURE_TEST_IMAGE_CONSUL_1_8",
             Self::Nats210 => "TENURE_TEST_IMAGE_NATS_2_10",
             Self::Seaweedfs4 => "TENURE_TEST_IMAGE_SEAWEEDFS_4",
+            Self::Redis70 => "TENURE_TEST_IMAGE_REDIS_7_0",
+            Self::Valkey81 => "TENURE_TEST_IMAGE_VALKEY_8_1",
         }
     }
 
@@ -77,6 +86,8 @@ impl Version {
             Self::Consul18 => "TENURE_TEST_CONSUL_1_8",
             Self::Nats210 => "TENURE_TEST_NATS_2_10",
             Self::Seaweedfs4 => "TENURE_TEST_SEAWEEDFS_4",
+            Self::Redis70 => "TENURE_TEST_REDIS_7_0",
+            Self::Valkey81 => "TENURE_TEST_VALKEY_8_1",
         }
     }
 }
@@ -95,6 +106,8 @@ impl fmt::Display for Version {
             Self::Consul18 => "consul:1.8",
             Self::Nats210 => "nats:2.10",
             Self::Seaweedfs4 => "seaweedfs:4",
+            Self::Redis70 => "redis:7.0",
+            Self::Valkey81 => "valkey:8.1",
         })
     }
 }

@@ -21,6 +21,8 @@ mod guides {
     struct Start;
     #[doc = include_str!("../../../crates/backends/postgres/README.md")]
     struct Postgres;
+    #[doc = include_str!("../../../crates/backends/redis/README.md")]
+    struct Redis;
 }
 
 mod authority;
@@ -36,6 +38,7 @@ mod mysql;
 mod nats;
 mod postgres;
 pub mod postgres_store;
+pub mod redis;
 mod s3;
 mod wait;
 mod zookeeper;
@@ -52,6 +55,7 @@ pub use memory::Memory;
 pub use mysql::Mysql;
 pub use nats::Nats;
 pub use postgres::Postgres;
+pub use redis::Redis;
 pub use s3::S3;
 pub use wait::{promptly, wait_for_heartbeats};
 pub use zookeeper::{Zookeeper, session_id};

@@ -21,9 +21,10 @@ const BUFFERED_RATE: Rate = Rate::MebibytesPerSecond(32);
 async fn assert_survives(scheme: &str, garbage: Garbage) {
     let server = GarbageServer::start(garbage).await;
     let login = if scheme == "mysql" { "app:secret@" } else { "" };
+    let path = if scheme == "redis" { "0" } else { "acme" };
     let url = match scheme {
         "s3" => format!("s3://key:secret@bucket/acme?endpoint=http://{}", server.endpoint),
-        _ => format!("{scheme}://{login}{}/acme", server.endpoint),
+        _ => format!("{scheme}://{login}{}/{path}", server.endpoint),
     };
     let config = || Config::new().with_ttl(Duration::from_secs(3));
     let [candidate, reader] = [config(), config()].map(|config| tenure::connect_with(&url, config));
@@ -214,4 +215,16 @@ survived! {
     zookeeper_that_streams_bytes_once_connected: "zookeeper", Garbage::StreamAfterResponse(connect_response(3000, 7, 16), b"zk", BUFFERED_RATE);
     zookeeper_that_streams_zeros_once_connected: "zookeeper", Garbage::StreamAfterResponse(connect_response(3000, 7, 16), &[0], BUFFERED_RATE);
     zookeeper_that_sends_truncated_lists: "zookeeper", session(3000, 7, 16);
+
+    redis_that_never_answers: "redis", Garbage::Silence;
+    redis_that_answers_random_bytes: "redis", Garbage::RandomBytes;
+    redis_that_hangs_up: "redis", Garbage::Close;
+    redis_that_is_a_web_server: "redis", Garbage::HttpError;
+    redis_that_streams_bytes_forever: "redis", Garbage::Stream(b"+", b"redis", Rate::Unbounded);
+    redis_that_streams_numbers_forever: "redis", Garbage::Stream(b"", b":1\r\n", Rate::Unbounded);
+    redis_that_sends_a_text_of_1_gib: "redis", Garbage::Stream(b"$1073741824\r\n", b"redis", Rate::Unbounded);
+    redis_that_sends_a_list_of_a_billion: "redis", Garbage::Stream(b"*1000000000\r\n", b"+redis\r\n", Rate::Unbounded);
+    redis_that_nests_lists_forever: "redis", Garbage::Stream(b"", b"*1\r\n", Rate::Unbounded);
+    redis_that_pushes_messages_forever: "redis", Garbage::Stream(b"", b">3\r\n+message\r\n+tenure\r\n+e/e\r\n", Rate::Unbounded);
+    redis_that_announces_a_list_of_negative_length: "redis", Garbage::Response(b"%-2\r\n".to_vec());
 }

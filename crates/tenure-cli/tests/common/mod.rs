@@ -124,6 +124,7 @@ pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str
         "postgres" => format!("postgres://postgres@{endpoint}/postgres?schema={root}&{settings}"),
         "s3" => format!("s3://admin:admin-secret@suite/{root}?endpoint=http://{endpoint}&{settings}"),
         "mysql" => format!("mysql://root@{endpoint}/{root}?{settings}"),
+        "redis" => format!("redis://{endpoint}/0?prefix={root}&{settings}"),
         _ => format!("{scheme}://{endpoint}/{root}?{settings}"),
     }
 }
