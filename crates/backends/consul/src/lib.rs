@@ -43,7 +43,8 @@
 //! - While the cluster has no leader nothing is answered. After the leader of three servers was killed that took 15 to 18 s with the default
 //!   `raft_multiplier` of 5, and 2.4 to 3.9 s with 1 (measured, four times each). Set it to 1, or use a TTL of 40 s, or leaders lose leadership.
 //! - Of up to 32 elections for which an elector waits the changes are known at once; others are read every `poll_interval`. An agent allows
-//!   200 connections from one address (`limits.http_max_conns_per_client`), and each blocking query takes one. An elector has a few more.
+//!   200 connections from one address (`limits.http_max_conns_per_client`), and each blocking query takes one. An elector
+//!   has up to 32 requests at a time besides, and its heartbeat.
 //! - A record has at most 512 KiB (`limits.kv_max_value_size`).
 //! - One agent is used at a time. After a request without an answer the next one goes to the next host.
 //! - Proxies of the environment (`HTTP_PROXY`) are not used.

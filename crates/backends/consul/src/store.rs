@@ -18,7 +18,7 @@ use tenure_core::{
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::{
-    sync::{OnceCell, Semaphore},
+    sync::{OnceCell, Semaphore, SemaphorePermit},
     time::{Instant, timeout},
 };
 
@@ -38,6 +38,10 @@ const WAIT: Duration = Duration::from_secs(10);
 const MIN_WAIT: Duration = Duration::from_secs(1);
 /// How many blocking queries there are at a time: each has a connection, and an agent allows an address 200.
 const MAX_BLOCKING_QUERIES: usize = 32;
+/// How many requests beside heartbeats there are at a time, each of which has a connection, too.
+const MAX_REQUESTS: usize = 32;
+/// The prefix of the keys of sessions, which heartbeats renew.
+const SESSIONS: &str = "s/";
 /// The largest list that is read: 500 sessions with the largest values, or many thousands of usual ones.
 const MAX_LIST_BYTES: usize = 64 << 20;
 /// The largest body of a transaction that Consul accepts by default, less what is beside the value.
@@ -50,6 +54,8 @@ const MAX_TRANSACTION_VALUE_BYTES: usize = 512 * 1024 - 2048;
 pub struct ConsulStore {
     agents: Arc<Agents>,
     blocking_queries: Arc<Semaphore>,
+    /// Requests beside heartbeats.
+    requests: Semaphore,
     are_of_one_cluster: OnceCell<()>,
 }
 
@@ -95,6 +101,7 @@ impl ConsulStore {
         Ok(Self {
             agents: Arc::new(Agents::new(config)),
             blocking_queries,
+            requests: Semaphore::new(MAX_REQUESTS),
             are_of_one_cluster: OnceCell::new(),
         })
     }
@@ -105,6 +112,11 @@ impl ConsulStore {
 
     fn key(&self, key: &str) -> String {
         format!("{}/{key}", self.agents.config.prefix)
+    }
+
+    /// Waits until there are few enough requests. Heartbeats do not wait.
+    async fn permit(&self, key: &str) -> Option<SemaphorePermit<'_>> {
+        if key.starts_with(SESSIONS) { None } else { self.requests.acquire().await.ok() }
     }
 
     /// The entry of an answer as a record.
@@ -143,6 +155,17 @@ impl ConsulStore {
         }
     }
 
+    async fn read_entry(&self, key: &str, mode: &str) -> Result<Option<Record>, BackendError> {
+        let what = "reading a record";
+        let answer = self.agents.send(&Request::get(what, format!("{}{mode}", self.path(key)))).await?;
+        if !is_found(&answer) {
+            return Ok(None);
+        }
+        let entries: Vec<Entry> = parsed(what, &answer)?;
+        let entry = entries.into_iter().next().filter(|entry| entry.key == self.key(key));
+        self.record(what, entry.ok_or_else(|| garbage(what, "without the entry"))?).map(Some)
+    }
+
     /// Swaps a body that is too large for a transaction. Its answer has no version, which is read after it.
     async fn swap_large(
         &self,
@@ -156,7 +179,7 @@ impl ConsulStore {
         if !parsed::<bool>(what, &answer)? {
             return Ok(Swap::Conflict);
         }
-        Ok(match self.read(key, Freshness::Fresh).await? {
+        Ok(match self.read_entry(key, "?consistent").await? {
             Some(found) if found.body == body => Swap::Done(found.version),
             // Replaced since: as if the answer had been lost.
             _ => Swap::Conflict,
@@ -216,18 +239,11 @@ impl CasStore for ConsulStore {
     }
 
     async fn read(&self, key: &str, freshness: Freshness) -> Result<Option<Record>, BackendError> {
-        let what = "reading a record";
         self.check_hosts().await?;
+        let _permit = self.permit(key).await;
         // The default mode asks the leader too, which need not ask its followers: it may be an earlier leader for a moment. A server that was
         // cut off refuses, unlike with `stale`.
-        let mode = if freshness == Freshness::Fresh { "?consistent" } else { "" };
-        let answer = self.agents.send(&Request::get(what, format!("{}{mode}", self.path(key)))).await?;
-        if !is_found(&answer) {
-            return Ok(None);
-        }
-        let entries: Vec<Entry> = parsed(what, &answer)?;
-        let entry = entries.into_iter().next().filter(|entry| entry.key == self.key(key));
-        self.record(what, entry.ok_or_else(|| garbage(what, "without the entry"))?).map(Some)
+        self.read_entry(key, if freshness == Freshness::Fresh { "?consistent" } else { "" }).await
     }
 
     async fn swap(
@@ -239,6 +255,7 @@ impl CasStore for ConsulStore {
     ) -> Result<Swap, BackendError> {
         let what = "swapping a record";
         self.check_hosts().await?;
+        let _permit = self.permit(key).await;
         // Zero: if there is none.
         let index = expected.map_or(Ok(0), |expected| index_of(what, expected))?;
         let value = BASE64_STANDARD.encode(body);
