@@ -158,6 +158,12 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let postgres = PostgresServer::start_with(Version::Postgres17, &settings).await.unwrap();
     postgres.admin().add_user("app", PASSWORD).await.unwrap();
     postgres.admin().execute("GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
+    // So does the client of Docker, with the command of a server.
+    let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
+    let s3 = S3Server::start(Version::Seaweedfs4).await.unwrap();
+    s3.set_identities(&keys).await.unwrap();
+    let url = format!("s3://app:{PASSWORD}@suite/first?endpoint=http://{}", s3.endpoint());
+    until("the key is known", async || tenure::connect_checked(&url).await.is_ok()).await;
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()
@@ -179,8 +185,6 @@ async fn nothing_that_is_printed_holds_a_secret() {
         .file("/data/jaas.conf", users);
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
 
-    let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
-    let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
     let fourth = format!("endpoint=http://{}", s3.endpoint());
 
     // Leaders that lose the store and reconnect.
