@@ -176,6 +176,12 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let mysql = MysqlServer::start(Version::Mariadb1011).await.unwrap();
     mysql.admin().add_user("app", PASSWORD).await.unwrap();
     mysql.admin().grant_all("app").await.unwrap();
+    // So does the client of Docker, with the command of a server.
+    let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
+    let s3 = S3Server::start(Version::Seaweedfs4).await.unwrap();
+    s3.set_identities(&keys).await.unwrap();
+    let url = format!("s3://app:{PASSWORD}@suite/first?endpoint=http://{}", s3.endpoint());
+    until("the key is known", async || tenure::connect_checked(&url).await.is_ok()).await;
     let printed = Printed::default();
     let writer = printed.clone();
     tracing_subscriber::fmt()
@@ -199,9 +205,6 @@ async fn nothing_that_is_printed_holds_a_secret() {
 
     let settings = NatsSettings::default().user("app", PASSWORD, "");
     let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
-
-    let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
-    let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
     let at_s3 = format!("endpoint=http://{}", s3.endpoint());
 
     // Leaders that lose the store and reconnect.

@@ -11,8 +11,8 @@ use std::{
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_name};
 use tenure_containers::{
-    SharedConsul, SharedEtcd, SharedKubernetes, SharedNats, SharedPostgres, SharedS3, SharedZookeeper,
-    Version,
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedMysql, SharedNats, SharedPostgres, SharedS3,
+    SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 

@@ -1,6 +1,9 @@
 //! The store: reads, conditional writes, a list.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+};
 
 use async_trait::async_trait;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
@@ -36,7 +39,6 @@ const RECORD_BYTES: usize = 256;
 /// A prefix in a bucket as a store of records.
 ///
 /// Used by an [`S3Backend`](crate::S3Backend).
-#[derive(Debug)]
 pub struct S3Store {
     pub(crate) config: S3Config,
     pub(crate) http: Http,
@@ -150,6 +152,13 @@ impl S3Store {
             async move { client.delete(&path).await }.boxed()
         };
         self.send(what, key, request).await.map(drop)
+    }
+}
+
+/// Without the client, which may hold keys for encryption.
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Store").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -282,6 +291,6 @@ fn no_credentials(error: &object_store::Error) -> BackendError {
 }
 
 /// The request may have been carried out.
-fn unexpected(what: &str, reason: &dyn std::fmt::Display) -> BackendError {
+fn unexpected(what: &str, reason: &dyn fmt::Display) -> BackendError {
     BackendError::new(BackendErrorKind::Unavailable, format!("{what}: {reason}"))
 }

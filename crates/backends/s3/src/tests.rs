@@ -103,6 +103,7 @@ async fn each_refusal_has_its_kind_and_says_what_to_do() {
             swap(&store, None).await.unwrap_err(),
             swap(&store, Some(&Version::new("\"1\""))).await.unwrap_err(),
         ];
+        assert!(!format!("{store:?}").contains("horse"));
         assert_eq!(requests.load(Relaxed), 3, "{answer}: each request is sent once");
         for error in refused {
             assert_eq!(error.kind(), kind, "{answer}: {error}");

@@ -53,9 +53,12 @@ impl S3Settings {
             );
             return ContainerSpec::new(version, PORT, "sh", vec!["-ec".to_owned(), script]);
         }
-        // They may have been changed before a restart.
-        let write = write_file_script(IDENTITIES, self.identities_file().as_bytes());
-        let mut script = format!("test -e {IDENTITIES} || {write}");
+        let mut script = String::new();
+        if !self.identities.is_empty() {
+            // They may have been changed before a restart.
+            let write = write_file_script(IDENTITIES, self.identities_file().as_bytes());
+            script = format!("test -e {IDENTITIES} || {write}");
+        }
         let mut flags = Vec::new();
         if let Some(files) = &self.tls {
             script += &files.write_script();
