@@ -14,7 +14,10 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
-    catalog::{ETCD_3_5, Image, POSTGRES_15, ZOOKEEPER_3_9},
+    catalog::{
+        CONSUL_1_8, ETCD_3_5, Image, MARIADB_10_11, NATS_2_10, POSTGRES_15, REDIS_7_0, SEAWEEDFS_4,
+        ZOOKEEPER_3_9,
+    },
     docker, images,
     servers::{Servers, Storage, remove_leftovers},
     shell::{cargo, run, say, target},
@@ -54,6 +57,11 @@ enum Store {
     ZookeeperThree,
     /// With locks that its users write themselves.
     Postgres,
+    Consul,
+    Nats,
+    S3,
+    Mysql,
+    Redis,
     Local,
     Memory,
 }
@@ -64,7 +72,7 @@ impl Store {
         match self {
             Self::Etcd | Self::EtcdThree => &["go"],
             Self::Zookeeper | Self::ZookeeperThree => &["curator", "kazoo"],
-            Self::Postgres | Self::Local | Self::Memory => &[],
+            _ => &[],
         }
     }
 
@@ -73,6 +81,11 @@ impl Store {
             Self::Etcd | Self::EtcdThree => Some(&ETCD_3_5),
             Self::Zookeeper | Self::ZookeeperThree => Some(&ZOOKEEPER_3_9),
             Self::Postgres => Some(&POSTGRES_15),
+            Self::Consul => Some(&CONSUL_1_8),
+            Self::Nats => Some(&NATS_2_10),
+            Self::S3 => Some(&SEAWEEDFS_4),
+            Self::Mysql => Some(&MARIADB_10_11),
+            Self::Redis => Some(&REDIS_7_0),
             Self::Local | Self::Memory => None,
         }
     }
@@ -200,6 +213,14 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
             Store::Zookeeper => format!("zookeeper://{}", address(&ZOOKEEPER_3_9)?),
             Store::ZookeeperThree => format!("zookeeper://{}", start_three("zookeeper")?),
             Store::Postgres => format!("postgres://postgres@{}/postgres", address(&POSTGRES_15)?),
+            Store::Consul => format!("consul://{}", address(&CONSUL_1_8)?),
+            Store::Nats => format!("nats://{}", address(&NATS_2_10)?),
+            Store::S3 => {
+                let address = address(&SEAWEEDFS_4)?;
+                format!("s3://admin:admin-secret@suite/bench?endpoint=http://{address}")
+            }
+            Store::Mysql => format!("mysql://root@{}/tenure", address(&MARIADB_10_11)?),
+            Store::Redis => format!("redis://{}/0?prefix=bench", address(&REDIS_7_0)?),
             Store::Local => format!("local:{}", directory.path().display()),
             Store::Memory => "memory:bench".to_owned(),
         };

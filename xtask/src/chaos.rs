@@ -14,7 +14,7 @@ use crate::{
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// etcd, zookeeper, postgres, kubernetes or consul; each in turn, three at a time, unless one is named
+    /// etcd, zookeeper, postgres, kubernetes, consul or nats; each in turn, three at a time, unless one is named
     #[arg(long)]
     store: Option<String>,
     /// synchronous or asynchronous, for PostgreSQL
@@ -61,7 +61,7 @@ pub(crate) fn chaos(options: &Options) -> Result<()> {
 
 /// A run mostly waits: several at a time take less time.
 fn run_on_all(run_on: impl Fn(&str, Option<&str>) -> Command, json: bool) -> Result<()> {
-    let others = [("postgres", Some("asynchronous")), ("consul", None)];
+    let others = [("postgres", Some("asynchronous")), ("consul", None), ("nats", None)];
     let stores = ALL.iter().map(|store| (*store, None)).chain(others);
     let runs = stores.map(|(store, replication)| {
         let mut run = run_on(store, replication);

@@ -7,7 +7,10 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::{
-    catalog::{ETCD_3_5, Image, KUBERNETES_1_20, POSTGRES_17, ZOOKEEPER_3_9},
+    catalog::{
+        CONSUL_1_8, ETCD_3_5, Image, KUBERNETES_1_20, MARIADB_10_11, NATS_2_10, POSTGRES_17, REDIS_7_0,
+        SEAWEEDFS_4, ZOOKEEPER_3_9,
+    },
     docker, images,
     servers::{Servers, remove_leftovers},
     shell::{cargo, run, run_all_for_json, target},
@@ -62,6 +65,16 @@ enum Store {
     Postgres,
     /// A Kubernetes API server
     Kubernetes,
+    /// A Consul server
+    Consul,
+    /// A NATS server
+    Nats,
+    /// SeaweedFS
+    S3,
+    /// A MariaDB
+    Mysql,
+    /// A Redis
+    Redis,
 }
 
 impl Store {
@@ -76,6 +89,11 @@ impl Store {
             Self::Zookeeper => Some(&ZOOKEEPER_3_9),
             Self::Postgres => Some(&POSTGRES_17),
             Self::Kubernetes => Some(&KUBERNETES_1_20),
+            Self::Consul => Some(&CONSUL_1_8),
+            Self::Nats => Some(&NATS_2_10),
+            Self::S3 => Some(&SEAWEEDFS_4),
+            Self::Mysql => Some(&MARIADB_10_11),
+            Self::Redis => Some(&REDIS_7_0),
         }
     }
 }
@@ -141,6 +159,17 @@ fn url_of(store: Store, servers: &Servers, seed: u64, data: &Path) -> Result<Str
         }
         Store::Etcd => format!("etcd://{address}/demo-{seed}"),
         Store::Zookeeper => format!("zookeeper://{address}/demo-{seed}"),
+        Store::Consul => format!("consul://{address}/demo-{seed}"),
+        Store::Nats => format!("nats://{address}/demo-{seed}"),
+        Store::S3 => format!("s3://admin:admin-secret@suite/demo-{seed}?endpoint=http://{address}"),
+        Store::Mysql => {
+            let database = format!("demo_{seed}");
+            let create = format!("CREATE DATABASE {database}");
+            let client = ["mariadb", "--no-defaults", "--protocol=tcp", "--host=127.0.0.1", "--user=root"];
+            servers.run_in(image, &[&client[..], &["--execute", &create]].concat())?;
+            format!("mysql://root@{address}/{database}")
+        }
+        Store::Redis => format!("redis://{address}/0?prefix=demo-{seed}"),
         Store::Local => bail!("a lock file has no server"),
     })
 }

@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use peak_alloc::PeakAlloc;
 
-use raw::{Etcd, Postgres, RawStore, Zookeeper};
+use raw::{Cas, Etcd, Postgres, RawStore, Zookeeper};
 use row::Row;
 
 /// Counts the memory of elections.
@@ -25,7 +25,7 @@ static MEMORY: PeakAlloc = PeakAlloc;
 #[derive(Debug, Parser)]
 struct Options {
     /// The store: etcd://HOST:PORT, zookeeper://HOST:PORT, postgres://USER@HOST:PORT/DATABASE, local:/DIRECTORY or memory:. With
-    /// several servers only single elections and idle ones are measured
+    /// several servers only single elections and idle ones are measured; on consul:, nats:, s3:, mysql: and redis: only single ones
     #[arg(long)]
     store: String,
     /// Fewer rounds
@@ -68,14 +68,21 @@ async fn measure(options: Options) -> Result<()> {
         "zookeeper" => Some(Box::new(Zookeeper::connect(endpoint).await?)),
         "postgres" => Some(Box::new(Postgres::connect(&options.store).await?)),
         "local" | "memory" => None,
-        other => bail!("unknown store {other:?}; known are etcd, zookeeper, postgres, local and memory"),
+        scheme if single::is_cas(scheme) => None,
+        other => bail!("unknown store {other:?}"),
     };
     let store = single::TestStore::new(scheme, &options.store);
+    if single::is_cas(scheme) {
+        raw = Some(Box::new(Cas::connect(store.url()).await?));
+    }
     let mut report = |row: Row| -> Result<()> {
         println!("{}", serde_json::to_string(&row)?);
         Ok(())
     };
     single::measure(&options, &store, &mut raw, &mut report).await?;
+    if single::is_cas(scheme) {
+        return Ok(());
+    }
     if !store.has_several_servers() {
         many::measure(&options, &store, &mut raw, &mut report).await?;
     }

@@ -33,6 +33,11 @@ pub(crate) fn random_quiet() -> Duration {
     Duration::from_millis(500) + Duration::from_secs(2).mul_f64(fastrand::f64())
 }
 
+/// Whether a store is one that compares and swaps, and that is measured through its adapter.
+pub(crate) fn is_cas(scheme: &str) -> bool {
+    matches!(scheme, "consul" | "nats" | "s3" | "mysql" | "redis")
+}
+
 /// The store under test, with a prefix for this run.
 pub(crate) struct TestStore {
     pub(crate) scheme: String,
@@ -44,6 +49,7 @@ impl TestStore {
         let url = match scheme {
             "etcd" | "zookeeper" => format!("{}/bench-{:x}", store.trim_end_matches('/'), fastrand::u64(..)),
             "postgres" => format!("{store}?schema=bench_{:x}", fastrand::u64(..)),
+            "consul" | "nats" => format!("{}/bench-{:x}", store.trim_end_matches('/'), fastrand::u64(..)),
             _ => store.to_owned(),
         };
         Self { scheme: scheme.to_owned(), url }
@@ -108,7 +114,7 @@ pub(crate) async fn measure(
 }
 
 fn row(store: &TestStore, name: &str, ours: &Samples, floor: (&'static str, &Samples), ratio: f64) -> Row {
-    let ratio = if store.scheme == "postgres" { 1.3 } else { ratio };
+    let ratio = if is_cas(&store.scheme) || store.scheme == "postgres" { 1.3 } else { ratio };
     match floor.1.len() {
         0 => Row::alone((&store.label(), name), ours),
         _ => Row::against_floor((&store.label(), name), ours, floor, ratio),
@@ -133,7 +139,7 @@ async fn with_session(
         }
         tokio::time::sleep(quiet.unwrap_or_default()).await;
         // What an election leaves in these stores is reused.
-        let is_reused = matches!(store.scheme.as_str(), "zookeeper" | "postgres");
+        let is_reused = is_cas(&store.scheme) || matches!(store.scheme.as_str(), "zookeeper" | "postgres");
         let election = format!("held-{}", if is_reused { 0 } else { round });
         let begun = Instant::now();
         let leadership = elector.campaign(&election).await?;
@@ -187,6 +193,7 @@ async fn handover(
     for _ in 0..=candidates {
         electors.push(store.elector().await?);
     }
+    let raw = if raw.as_ref().is_some_and(|raw| raw.has_events()) { raw } else { &mut None };
     let (ours, floor) = handovers(electors, raw, || quiet, rounds).await?;
     Ok(row(store, name, &ours, ("delete, then the watch's event, after the same quiet", &floor), 1.2))
 }

@@ -6,10 +6,11 @@ use anyhow::{Result, bail};
 use tenure::{
     StoreUrl,
     consul::{ConsulConfig, ConsulStore},
+    nats::{NatsConfig, NatsStore},
 };
 use tenure_containers::{
-    ConsulCluster, ConsulSettings, EtcdCluster, Fault, FaultKind, LeaseExpiryMonitor, Replication, Version,
-    ZookeeperEnsemble, ZookeeperSettings,
+    ConsulCluster, ConsulSettings, EtcdCluster, Fault, FaultKind, LeaseExpiryMonitor, NatsCluster,
+    NatsSettings, Replication, Version, ZookeeperEnsemble, ZookeeperSettings,
 };
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
 /// The prefix below which candidates keep their entries.
 pub(crate) const PREFIX: &str = "chaos";
 
-/// How many servers etcd, ZooKeeper and Consul have.
+/// How many servers etcd, ZooKeeper, Consul and NATS have.
 pub(crate) const MEMBERS: usize = 3;
 
 /// Three servers, or two of PostgreSQL. On Kubernetes two API servers and their etcd, which counts as their leader.
@@ -33,6 +34,7 @@ pub(crate) enum Cluster {
     Postgres(SupervisedPostgres),
     Kubernetes(ApiServers),
     Consul(ConsulCluster),
+    Nats(NatsCluster),
 }
 
 impl Cluster {
@@ -46,6 +48,9 @@ impl Cluster {
                 ConsulCluster::start_with_fault_injection(Version::Consul18, &ConsulSettings::default())
                     .await?,
             ),
+            StoreKind::Nats => Self::Nats(
+                NatsCluster::start_with_fault_injection(Version::Nats210, &NatsSettings::default()).await?,
+            ),
         })
     }
 
@@ -57,7 +62,7 @@ impl Cluster {
     /// The number of servers.
     pub(crate) fn members(&self) -> usize {
         match self {
-            Self::Etcd(_) | Self::Zookeeper(_) | Self::Consul(_) => MEMBERS,
+            Self::Etcd(_) | Self::Zookeeper(_) | Self::Consul(_) | Self::Nats(_) => MEMBERS,
             Self::Postgres(_) => postgres::MEMBERS,
             Self::Kubernetes(_) => kubernetes::MEMBERS,
         }
@@ -86,6 +91,7 @@ impl Cluster {
             Self::Postgres(supervised) => supervised.cluster().endpoints(),
             Self::Kubernetes(servers) => servers.endpoints(),
             Self::Consul(cluster) => cluster.endpoints(),
+            Self::Nats(cluster) => cluster.endpoints(),
         }
     }
 
@@ -106,6 +112,7 @@ impl Cluster {
             Self::Postgres(_) => postgres::url(&all),
             Self::Kubernetes(servers) => servers.url(endpoints).await?,
             Self::Consul(_) => format!("consul://{all}/{PREFIX}"),
+            Self::Nats(_) => format!("nats://{all}/{PREFIX}"),
         })
     }
 
@@ -117,6 +124,7 @@ impl Cluster {
             Self::Postgres(supervised) => supervised.primary(),
             Self::Kubernetes(_) => kubernetes::ETCD,
             Self::Consul(cluster) => cluster.leader().await?,
+            Self::Nats(cluster) => cluster.leader(PREFIX).await?,
         })
     }
 
@@ -128,6 +136,7 @@ impl Cluster {
             Self::Postgres(supervised) => ServerFault::Supervised(supervised.inject(member, kind).await?),
             Self::Kubernetes(servers) => ServerFault::Plain(servers.inject(member, kind).await?),
             Self::Consul(cluster) => ServerFault::Plain(cluster.inject(member, kind).await?),
+            Self::Nats(cluster) => ServerFault::Plain(cluster.inject(member, kind).await?),
         })
     }
 
@@ -159,6 +168,7 @@ impl Cluster {
                 Self::Postgres(supervised) => supervised.health(member).await,
                 Self::Kubernetes(servers) => servers.health(member).await,
                 Self::Consul(cluster) => cluster.member(member).admin().health().await.map_err(Into::into),
+                Self::Nats(cluster) => cluster.member(member).admin().health().await.map_err(Into::into),
             };
             all.push(health);
         }
@@ -173,6 +183,7 @@ impl Cluster {
             Self::Postgres(supervised) => supervised.cluster().member(member).last_log_lines().await,
             Self::Kubernetes(servers) => servers.last_log_lines(member).await,
             Self::Consul(cluster) => cluster.member(member).last_log_lines().await,
+            Self::Nats(cluster) => cluster.member(member).last_log_lines().await,
         }
     }
 
@@ -190,6 +201,7 @@ impl Cluster {
             Self::Postgres(supervised) => supervised.slots(Some(election)).await?,
             Self::Kubernetes(servers) => servers.holders(Some(election)).await?,
             Self::Consul(_) => cas::slots(&self.consul_store().await?, Some(election)).await?,
+            Self::Nats(_) => cas::slots(&self.nats_store().await?, Some(election)).await?,
         })
     }
 
@@ -224,6 +236,7 @@ impl Cluster {
             Self::Postgres(supervised) => supervised.slots(None).await,
             Self::Kubernetes(servers) => servers.holders(None).await,
             Self::Consul(_) => cas::slots(&self.consul_store().await?, None).await,
+            Self::Nats(_) => cas::slots(&self.nats_store().await?, None).await,
         }
     }
 
@@ -231,6 +244,11 @@ impl Cluster {
     async fn consul_store(&self) -> Result<ConsulStore> {
         let url: StoreUrl = self.url(&self.endpoints()).await?.parse()?;
         Ok(ConsulStore::new(ConsulConfig::from_url(&url)?)?)
+    }
+
+    async fn nats_store(&self) -> Result<NatsStore> {
+        let url: StoreUrl = self.url(&self.endpoints()).await?.parse()?;
+        Ok(NatsStore::new(NatsConfig::from_url(&url)?)?)
     }
 }
 

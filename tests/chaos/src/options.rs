@@ -51,6 +51,7 @@ pub(crate) enum StoreKind {
     Postgres,
     Kubernetes,
     Consul,
+    Nats,
 }
 
 /// When a PostgreSQL primary acknowledges a commit.

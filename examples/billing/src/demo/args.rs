@@ -7,7 +7,8 @@ use clap::ValueEnum;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The election's store: local:/directory, etcd://host:2379/prefix?ttl=3s, zookeeper://host:2181/root?ttl=4s,
-    /// postgres://user@host/database?ttl=3s, or kubernetes:///namespace?ttl=3s; by default local: in the data directory
+    /// postgres://user@host/database?ttl=3s, kubernetes:///namespace?ttl=3s, or another one of tenure's; by default local: in the
+    /// data directory
     #[arg(long)]
     pub(crate) store: Option<String>,
     /// The billing database: postgres://user@host/database, without subscriptions; by default that of a PostgreSQL store

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream::BoxStream};
+use tenure::{StoreUrl, consul, mysql, nats, redis, s3};
 use tenure_cas::{CasStore, Epoch, EpochState, Freshness, Swap, Version};
 
 use super::RawStore;
@@ -21,11 +22,21 @@ const BODY_BYTES: usize = 300;
 /// How long a subscription may take until it is in the server.
 const SUBSCRIPTION_TIME: Duration = Duration::from_millis(500);
 
-/// Opens another client of the store.
-type Open = Box<dyn Fn() -> Result<Arc<dyn CasStore>> + Send>;
+/// Opens a client of the store.
+fn open(url: &str) -> Result<Arc<dyn CasStore>> {
+    let url: StoreUrl = url.parse()?;
+    Ok(match url.scheme() {
+        "consul" => Arc::new(consul::ConsulStore::new(consul::ConsulConfig::from_url(&url)?)?),
+        "nats" => Arc::new(nats::NatsStore::new(nats::NatsConfig::from_url(&url)?)?),
+        "s3" => Arc::new(s3::S3Store::new(s3::S3Config::from_url(&url)?)?),
+        "mysql" => Arc::new(mysql::MysqlStore::new(mysql::MysqlConfig::from_url(&url)?)?),
+        "redis" => Arc::new(redis::RedisStore::new(redis::RedisConfig::from_url(&url)?)?),
+        other => bail!("{other} is measured in another way"),
+    })
+}
 
 pub(crate) struct Cas {
-    open: Open,
+    url: String,
     store: Arc<dyn CasStore>,
     /// Of another client. `None` where the store gives none.
     hints: Option<BoxStream<'static, ()>>,
@@ -59,15 +70,15 @@ async fn version_of(store: &dyn CasStore, key: &str) -> Result<Option<Version>> 
 }
 
 impl Cas {
-    pub(crate) async fn connect(open: Open) -> Result<Self> {
-        let store = open()?;
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
+        let store = open(url)?;
         let epoch = epoch(&*store).await?;
         let mut versions = Vec::new();
         for key in [ELECTION, WATCHED] {
             let found = version_of(&*store, key).await?;
             versions.push(swap(&*store, key, found.as_ref(), epoch).await?);
         }
-        let watching = open()?;
+        let watching = open(url)?;
         // The first subscription may only begin to connect.
         let _ = watching.changes(WATCHED);
         tokio::time::sleep(SUBSCRIPTION_TIME).await;
@@ -81,7 +92,7 @@ impl Cas {
                 })
                 .boxed()
         });
-        Ok(Self { open, store, hints, watched: versions.remove(1) })
+        Ok(Self { url: url.to_owned(), store, hints, watched: versions.remove(1) })
     }
 }
 
@@ -103,7 +114,7 @@ impl RawStore for Cas {
         let session = format!("s/{:032x}", fastrand::u128(..));
         let epoch = epoch(&*self.store).await?;
         let begun = Instant::now();
-        let store = (self.open)()?;
+        let store = open(&self.url)?;
         let created = swap(&*store, &session, None, epoch).await?;
         let version = version_of(&*store, ELECTION).await?;
         swap(&*store, ELECTION, version.as_ref(), epoch).await?;

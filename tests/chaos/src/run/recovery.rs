@@ -58,7 +58,12 @@ pub(crate) async fn check(
     }
     let since = BootClock.now().as_nanos();
     // After a failover, nobody leads until a TTL has passed.
-    let settles = if let Cluster::Postgres(_) = cluster { options.ttl } else { Duration::ZERO };
+    let settles = match cluster {
+        Cluster::Postgres(_) => options.ttl,
+        // After it has lost its leader, a bucket of NATS has none for up to ten seconds.
+        Cluster::Nats(_) => Duration::from_secs(10),
+        _ => Duration::ZERO,
+    };
     let limit = options.ttl + settles + EXPIRY_DELAY + LOAD_MARGIN;
     for election in elections() {
         match wait_until(limit, || history.last_led_by_any(election) > since).await {
