@@ -95,7 +95,7 @@ async fn an_operator_is_told_of_two_primaries() {
     cluster.replicate_asynchronously(0).await.unwrap();
     until("replication is asynchronous", async || {
         let found = findings(&store).await;
-        matches!(&found[..], [(subject, text)] if subject == "replication" && text.contains("nobody leads for one TTL"))
+        matches!(&found[..], [(subject, text)] if subject == "replication" && text.contains("nobody leads for the TTL and a tenth of it"))
     })
     .await;
     cluster.promote(1).await.unwrap();

@@ -332,7 +332,7 @@ pub(crate) struct Doctor {
 /// The options of `tenure serve`.
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
-    /// The store, as for the other commands; etcd, ZooKeeper, PostgreSQL, MariaDB, MySQL, Consul, Kubernetes, NATS or S3
+    /// The store, as for the other commands; etcd, ZooKeeper, PostgreSQL, Consul, Kubernetes, NATS, S3, MariaDB, MySQL or Redis
     #[arg(long = "store", value_name = "URL", env = "TENURE_STORE", hide_env_values = true)]
     pub(crate) url: Option<String>,
     /// Where to listen: IP:PORT, or unix:/PATH for a socket that this user alone can use. Addresses that other machines

@@ -276,7 +276,7 @@ impl Config {
     /// by the local store, whose lock can be passed on.
     ///
     /// # Requirements
-    /// Linux; etcd, ZooKeeper or the in-memory store. The file is on ext4, XFS, Btrfs or tmpfs, belongs to the
+    /// Linux; any store but Kubernetes and the local one. The file is on ext4, XFS, Btrfs or tmpfs, belongs to the
     /// user of the process and has the mode 0600; it is created if it does not exist. Each elector has a file of its own.
     /// The file is ignored after a restart of the machine, and when it is a copy.
     pub fn with_resume_file(mut self, path: impl Into<PathBuf>) -> Self {

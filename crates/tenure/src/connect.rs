@@ -99,7 +99,7 @@ use crate::registry::Registry;
 /// | `password_env` | the name of an environment variable that contains the password | none |
 /// | `passfile` | a file of libpq's, with a password for each host | that of `PGPASSFILE`, or `~/.pgpass` |
 /// | `target_session_attrs` | `read-write`: only the primary is used, as without it | `read-write` |
-/// | `sslrootcert` | a PEM file with the authorities that sign the server's certificate, for TLS | no TLS |
+/// | `sslrootcert` | a PEM file with the certificate authorities (CAs) that sign the server's certificate, for TLS | no TLS |
 /// | `sslcert`, `sslkey` | PEM files with a client certificate and its key | none |
 /// | `sslmode` | `verify-full`, as with a `sslrootcert`, or `disable`; others do not check which server answers, and are refused | |
 /// | `connect_timeout` | how long it may take to connect to a host | 2 s |
@@ -146,10 +146,10 @@ use crate::registry::Registry;
 /// | `credentials` | a file with a JWT and its key, as `nsc` makes it | none |
 /// | `nkey_file` | a file with the seed of an nkey | none |
 /// | `replicas` | how many replicas the bucket has if it is created here | 3 in a cluster, 1 on a single server |
-/// | `inbox_prefix` | the first part of the subjects at which answers arrive | `_INBOX` |
+/// | `inbox_prefix` | the prefix of the reply subjects | `_INBOX` |
 /// | `monitor` | the servers' monitoring ports, `host:8222,host:8222`, at which the doctor reads `sync_interval` | none |
 /// | `attempt_timeout` | how long the answer to a request may take, before another connection is made | 2 s |
-/// | `poll_interval` | how often a record is read while hints are not delivered | 1 s |
+/// | `poll_interval` | how often an observer reads a record; a waiting candidate and a leader read it ten times less often, because changes are announced, also without permission for the announcements | 1 s |
 ///
 /// # S3
 ///
@@ -164,7 +164,7 @@ use crate::registry::Registry;
 /// | `password_file` | a file that contains the secret of the key, so that the URL does not; it can be rotated | none |
 /// | `password_env` | the name of an environment variable that contains the secret | none |
 /// | `attempt_timeout` | how long the answer to a request may take | 2 s |
-/// | `poll_interval` | how often a record is read; [each read is paid for](https://docs.rs/tenure-s3) | 2 s |
+/// | `poll_interval` | how often a record is read; the provider charges for each read (`docs/guide/operating/s3.md` in the repository has the cost) | 2 s |
 ///
 /// # MariaDB and MySQL
 ///
@@ -198,11 +198,11 @@ use crate::registry::Registry;
 /// Stores use TLS if a certificate authority is given (feature `tls`). The servers' names are verified. The
 /// files are read again for new connections, so that certificates can be rotated while a leader leads.
 ///
-/// PostgreSQL has libpq's names for these settings. S3 speaks TLS in any case, and trusts the system's authorities without a `ca`. Kubernetes has none: the service account or the kubeconfig says it.
+/// PostgreSQL has libpq's names for these settings. S3 speaks TLS in any case, and trusts the system's certificate authorities (CAs) without a `ca`. Kubernetes has none: the service account or the kubeconfig says it.
 ///
 /// | setting | meaning |
 /// |---|---|
-/// | `ca` | a PEM file with the authorities that sign the servers' certificates |
+/// | `ca` | a PEM file with the certificate authorities (CAs) that sign the servers' certificates |
 /// | `cert`, `key` | PEM files with the client's certificate and its key, if the servers require one |
 ///
 /// # Local

@@ -4,7 +4,7 @@
 //! # Highlights
 //!
 //! - **One API for several stores.** [`connect`] takes a URL and returns an [`Elector`]: etcd, ZooKeeper, PostgreSQL,
-//!   MariaDB, MySQL, Consul, Kubernetes, NATS, S3, Redis, file locks of one machine, or memory.
+//!   Consul, Kubernetes, NATS, S3, MariaDB, MySQL, Redis, file locks of one machine, or memory.
 //! - **A guard instead of callbacks.** A campaign returns a [`Leadership`]. [`run`](LeadershipHandle::run) cancels, awaits and drops
 //!   the work when the leadership is lost. Dropping the guard resigns.
 //! - **Deadlines from the local clock.** [`ensure`](LeadershipHandle::ensure) compares the clock and sends no request, so
@@ -99,7 +99,7 @@
 //! | `s3` | no | elections in Amazon S3 and servers that speak its protocol; it always has TLS |
 //! | `mysql` | no | elections in MariaDB and MySQL |
 //! | `redis` | no | elections on one Redis or Valkey server |
-//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, MariaDB and MySQL, Consul, NATS and Redis |
+//! | `tls` | no | TLS to etcd, ZooKeeper, PostgreSQL, Consul, NATS, MariaDB and MySQL, and Redis |
 //! | `sasl` | no | SASL (DIGEST-MD5) to ZooKeeper |
 //! | `metrics` | no | metrics through the `metrics` facade |
 //! | `axum` | no | health endpoints, forwarding of requests to the leader, and the `Fencing-Token` header for axum services |

@@ -1,4 +1,4 @@
-//! etcd, ZooKeeper, PostgreSQL, MariaDB, Consul, Redis, NATS, Kubernetes API and S3 servers in Docker containers, and the faults that tests inject into them.
+//! etcd, ZooKeeper, PostgreSQL, Consul, Kubernetes API, NATS, S3, MariaDB and Redis servers in Docker containers, and the faults that tests inject into them.
 //!
 //! Testcontainers runs the servers. It finds the Docker engine by `DOCKER_HOST` or at the usual sockets. The images have
 //! names of their own (`tenure-test/etcd:3.5`); `cargo xtask images` builds them, and no test pulls an image. Servers
@@ -31,7 +31,7 @@
 //!
 //! # Layout
 //! [`Server`], [`SharedServer`] and [`Cluster`] hold what all stores share; [`StoreAdmin`] is what they need to know of a
-//! store. `etcd`, `zookeeper`, `postgres`, `mysql`, `consul`, `kubernetes`, `nats`, `s3` and `redis` add how their servers are configured, administered, and asked for their leader.
+//! store. `etcd`, `zookeeper`, `postgres`, `consul`, `kubernetes`, `nats`, `s3`, `mysql` and `redis` add how their servers are configured, administered, and asked for their leader.
 
 mod cluster;
 mod consul;

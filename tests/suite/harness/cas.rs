@@ -1,4 +1,4 @@
-//! A store that compares and swaps in the conformance suite: a real server, and a proxy for each client.
+//! The harness with which a store that compares and swaps passes the conformance suite: a real server, and a proxy for each client.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use tenure_testkit::{
     recorder::Recorder,
 };
 
-/// A test's part of a store that compares and swaps.
+/// The part of a store that one test uses. The store compares and swaps.
 pub trait CasServer: fmt::Debug + Send + Sync + 'static {
     /// The adapter.
     type Store: CasStore;
@@ -23,7 +23,7 @@ pub trait CasServer: fmt::Debug + Send + Sync + 'static {
     /// A backend that reaches the server at `endpoint`, with requests that end after about a second, and polls ten times a second.
     fn backend(&self, endpoint: &str) -> CasBackend<Self::Store>;
 
-    /// Keys that tenure would not write, and that the store allows.
+    /// Keys that the store allows, and that tenure would not write.
     fn foreign_keys(&self) -> Vec<&'static str> {
         vec!["e/another", "e/", "s/not-a-session", "e/a/b"]
     }
@@ -34,20 +34,20 @@ pub trait CasServer: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// The harness of such a store.
+/// The harness of a store that compares and swaps.
 #[derive(Debug)]
 pub struct Cas<S: CasServer> {
     server: S,
     recorder: Recorder,
     /// Reads and edits records as an operator would, and ends what dead sessions have left, as any other elector would.
-    direct: CasBackend<S::Store>,
+    operator: CasBackend<S::Store>,
 }
 
 impl<S: CasServer> Cas<S> {
     /// A harness for a part of the store that is empty.
     pub fn new(server: S) -> Self {
-        let direct = server.backend(&server.endpoint());
-        Self { server, recorder: Recorder::default(), direct }
+        let operator = server.backend(&server.endpoint());
+        Self { server, recorder: Recorder::default(), operator }
     }
 
     /// The server.
@@ -57,7 +57,7 @@ impl<S: CasServer> Cas<S> {
 
     /// Changes the fields of a record, as an operator would by hand.
     async fn edit(&self, key: &str, change: impl Fn(&mut Value)) {
-        let store = self.direct.store();
+        let store = self.operator.store();
         loop {
             let found = store.read(key, Freshness::Fresh).await.unwrap_or_else(|error| panic!("{error}"));
             let found = found.unwrap_or_else(|| panic!("there is no {key}"));
@@ -121,7 +121,7 @@ impl<S: CasServer> Harness for Cas<S> {
     }
 
     async fn add_foreign_entries(&self, _election: &str) {
-        let store = self.direct.store();
+        let store = self.operator.store();
         for key in self.server.foreign_keys() {
             let created = store.swap(key, None, epoch_of(store).await, FOREIGN.as_bytes()).await;
             assert!(matches!(created, Ok(Swap::Done(_))), "{key}: {created:?}");
@@ -130,7 +130,7 @@ impl<S: CasServer> Harness for Cas<S> {
 
     async fn foreign_entries_untouched(&self, _election: &str) -> bool {
         for key in self.server.foreign_keys() {
-            let found = self.direct.store().read(key, Freshness::Fresh).await;
+            let found = self.operator.store().read(key, Freshness::Fresh).await;
             let found = found.unwrap_or_else(|error| panic!("{error}"));
             if found.is_none_or(|record| record.body != FOREIGN.as_bytes()) {
                 return false;
@@ -141,18 +141,18 @@ impl<S: CasServer> Harness for Cas<S> {
 
     async fn remaining_state(&self) -> Vec<String> {
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
-        self.direct.collect_garbage(&clock, 0.1).await.unwrap_or_else(|error| panic!("{error}"));
+        self.operator.collect_garbage(&clock, 0.1).await.unwrap_or_else(|error| panic!("{error}"));
         let mut left = Vec::new();
         for prefix in ["s/", "e/"] {
-            let found = self.direct.store().list(prefix).await.unwrap_or_else(|error| panic!("{error}"));
+            let found = self.operator.store().list(prefix).await.unwrap_or_else(|error| panic!("{error}"));
             left.extend(found.into_iter().filter(|record| is_in_use(&record.body)).map(|record| record.key));
         }
-        self.direct.close().await;
+        self.operator.close().await;
         left
     }
 }
 
-/// Whether a record is that of a session that lives, or of an election with candidates.
+/// Whether a record is that of a live session, or of an election with candidates.
 fn is_in_use(body: &[u8]) -> bool {
     let record: Value = serde_json::from_slice(body).unwrap_or_default();
     record["state"] == "live" || record["queue"].as_array().is_some_and(|queue| !queue.is_empty())

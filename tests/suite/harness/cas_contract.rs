@@ -32,12 +32,12 @@ macro_rules! cas_contract {
 }
 
 /// More records than a store lists in one answer.
-const MANY: usize = 1_100;
+const BEYOND_ONE_PAGE: usize = 1_100;
 /// The largest record of an election, with what a resign request adds.
-const LARGEST: usize = 384 * 1024 + 1024;
+const MAX_RECORD_BYTES: usize = 384 * 1024 + 1024;
 
 /// A body that no other record has.
-fn body() -> Vec<u8> {
+fn unique_body() -> Vec<u8> {
     format!("{:032x}", fastrand::u128(..)).into_bytes()
 }
 
@@ -47,7 +47,7 @@ async fn swap(store: &impl CasStore, key: &str, expected: Option<&Version>, body
 }
 
 async fn create(store: &impl CasStore, key: &str) -> Version {
-    match swap(store, key, None, &body()).await {
+    match swap(store, key, None, &unique_body()).await {
         Swap::Done(version) => version,
         other => panic!("{key}: {other:?}"),
     }
@@ -72,7 +72,7 @@ async fn keys(store: &impl CasStore, prefix: &str) -> Vec<String> {
     keys
 }
 
-/// Each outcome of each request.
+/// Each request has each of its outcomes.
 #[allow(missing_docs, clippy::missing_panics_doc)]
 pub async fn a_swap_replaces_one_version(server: &impl CasServer) {
     let backend = server.backend(&server.endpoint());
@@ -99,14 +99,14 @@ pub async fn a_swap_replaces_one_version(server: &impl CasServer) {
     backend.close().await;
 }
 
-/// Of clients that swap at the same time, also to create the record.
+/// Of clients that swap a record at the same time, one succeeds. That holds also for those that create it.
 #[allow(missing_docs, clippy::missing_panics_doc)]
 pub async fn of_many_swaps_one_is_done(server: &impl CasServer) {
     let backends: Vec<_> = (0..8).map(|_| server.backend(&server.endpoint())).collect();
     for key in ["e/a", "e/b", "e/c"] {
         let mut expected = None;
         for _ in 0..10 {
-            let bodies: Vec<_> = backends.iter().map(|_| body()).collect();
+            let bodies: Vec<_> = backends.iter().map(|_| unique_body()).collect();
             let swaps = backends.iter().zip(&bodies);
             let swaps = swaps.map(|(backend, body)| swap(backend.store(), key, expected.as_ref(), body));
             let outcomes = join_all(swaps).await;
@@ -125,7 +125,7 @@ pub async fn of_many_swaps_one_is_done(server: &impl CasServer) {
     join_all(backends.iter().map(|backend| backend.close())).await;
 }
 
-/// Also after the record was deleted.
+/// A version is not used again, also after the record was deleted.
 #[allow(missing_docs, clippy::missing_panics_doc)]
 pub async fn no_version_is_used_twice(server: &impl CasServer) {
     let backend = server.backend(&server.endpoint());
@@ -133,24 +133,24 @@ pub async fn no_version_is_used_twice(server: &impl CasServer) {
     let mut versions = Vec::new();
     for _ in 0..5 {
         let first = create(store, "s/a").await;
-        let Swap::Done(second) = swap(store, "s/a", Some(&first), &body()).await else { panic!() };
+        let Swap::Done(second) = swap(store, "s/a", Some(&first), &unique_body()).await else { panic!() };
         assert!(delete(store, "s/a", &second).await);
         for earlier in [&first, &second].into_iter().chain(&versions) {
-            assert_eq!(swap(store, "s/a", Some(earlier), &body()).await, Swap::Conflict);
+            assert_eq!(swap(store, "s/a", Some(earlier), &unique_body()).await, Swap::Conflict);
             assert!(!delete(store, "s/a", earlier).await);
         }
         versions.extend([first, second]);
     }
     let last = create(store, "s/a").await;
     for earlier in &versions {
-        assert_eq!(swap(store, "s/a", Some(earlier), &body()).await, Swap::Conflict);
+        assert_eq!(swap(store, "s/a", Some(earlier), &unique_body()).await, Swap::Conflict);
         assert!(!delete(store, "s/a", earlier).await);
     }
     assert!(!versions.contains(&last));
     backend.close().await;
 }
 
-/// In however many answers, and with what was written just before.
+/// A list is complete in however many answers it comes, and has what was written just before it.
 #[allow(missing_docs, clippy::missing_panics_doc)]
 pub async fn all_records_with_a_prefix_are_listed(server: &impl CasServer) {
     let backend = server.backend(&server.endpoint());
@@ -160,7 +160,7 @@ pub async fn all_records_with_a_prefix_are_listed(server: &impl CasServer) {
     create(store, "e/s").await;
     let deleted = create(store, "s/deleted").await;
     assert!(delete(store, "s/deleted", &deleted).await);
-    let mut expected: Vec<_> = (0..MANY).map(|number| format!("s/{number:032x}")).collect();
+    let mut expected: Vec<_> = (0..BEYOND_ONE_PAGE).map(|number| format!("s/{number:032x}")).collect();
     let creations = expected.iter().map(|key| create(store, key));
     stream::iter(creations).buffer_unordered(32).collect::<Vec<_>>().await;
     expected.sort();
@@ -171,14 +171,14 @@ pub async fn all_records_with_a_prefix_are_listed(server: &impl CasServer) {
     backend.close().await;
 }
 
-/// And one that is larger than the recipe makes is no reason to hang.
+/// A record as large as the recipe makes, and somewhat larger, is stored and read unchanged.
 #[allow(missing_docs, clippy::missing_panics_doc)]
 pub async fn the_largest_record_is_kept(server: &impl CasServer) {
     let backend = server.backend(&server.endpoint());
     let store = backend.store();
     // Not all of one byte, and with characters of several bytes.
-    let text: String = (0..).map(|number: u32| format!("{number:x} é ")).take(LARGEST).collect();
-    let large = text.chars().take(LARGEST - LARGEST / 8).collect::<String>().into_bytes();
+    let text: String = (0..).map(|number: u32| format!("{number:x} é ")).take(MAX_RECORD_BYTES).collect();
+    let large = text.chars().take(MAX_RECORD_BYTES - MAX_RECORD_BYTES / 8).collect::<String>().into_bytes();
     assert!(large.len() > 384 * 1024, "{}", large.len());
     let Swap::Done(first) = swap(store, "e/a", None, &large).await else { panic!() };
     assert_eq!(read(store, "e/a").await, Some((first.clone(), large.clone())));
@@ -187,7 +187,7 @@ pub async fn the_largest_record_is_kept(server: &impl CasServer) {
     backend.close().await;
 }
 
-/// They differ in nothing but the case of a letter, or have characters that a store gives a meaning.
+/// Names that differ only in the case of a letter, and names with characters that have a meaning for a store, have records of their own.
 #[allow(missing_docs, clippy::missing_panics_doc)]
 pub async fn every_name_of_an_election_is_a_key(server: &impl CasServer) {
     let backend = server.backend(&server.endpoint());
@@ -214,7 +214,7 @@ pub async fn every_name_of_an_election_is_a_key(server: &impl CasServer) {
     backend.close().await;
 }
 
-/// Where the store has hints.
+/// A store with hints gives one after a change. Other stores have nothing to test.
 #[allow(missing_docs, clippy::missing_panics_doc)]
 pub async fn a_change_gives_a_hint(server: &impl CasServer) {
     let (backend, other) = (server.backend(&server.endpoint()), server.backend(&server.endpoint()));
@@ -227,7 +227,8 @@ pub async fn a_change_gives_a_hint(server: &impl CasServer) {
         // Until a hint is seen: the subscription may not have reached the server yet.
         let changing = async {
             loop {
-                let Swap::Done(next) = swap(other.store(), "e/a", Some(&version), &body()).await else {
+                let Swap::Done(next) = swap(other.store(), "e/a", Some(&version), &unique_body()).await
+                else {
                     panic!()
                 };
                 version = next;

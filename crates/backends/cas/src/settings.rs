@@ -25,7 +25,7 @@ impl CasSettings {
         }
     }
 
-    /// Reads the settings of a URL that adapters of one request per operation have in common; otherwise the defaults of [`new`](Self::new).
+    /// Reads the URL settings that most adapters share. `poll_interval` is the adapter's default. Other settings are those of [`new`](Self::new).
     ///
     /// | setting | meaning | default | allowed |
     /// |---|---|---|---|

@@ -108,17 +108,17 @@ impl Agents {
         let name = &self.config.hosts[host];
         let Some(token) = &self.config.token else {
             let answer = self.attempt(host, request, None).await?;
-            return self.judge(name, request, answer);
+            return self.classify_response(name, request, answer);
         };
         let mut refused = None;
         for secret in token.candidates().await {
             let answer = self.attempt(host, request, Some(&secret)).await?;
             if answer.status == StatusCode::FORBIDDEN && is_unknown_token(&text_of(&answer.body)) {
-                refused = Some(self.judge(name, request, answer));
+                refused = Some(self.classify_response(name, request, answer));
                 continue;
             }
             token.accepted(&secret);
-            return self.judge(name, request, answer);
+            return self.classify_response(name, request, answer);
         }
         let refusal = refused.unwrap_or_else(|| Err(failure(name, request, "there is no token".to_owned())));
         refusal.map_err(|error| match token.refused() {
@@ -175,7 +175,12 @@ impl Agents {
     }
 
     /// What an answer means: for some paths 404 and 409 are answers, too.
-    fn judge(&self, name: &str, request: &Request, answer: Answer) -> Result<Answer, BackendError> {
+    fn classify_response(
+        &self,
+        name: &str,
+        request: &Request,
+        answer: Answer,
+    ) -> Result<Answer, BackendError> {
         let text = text_of(&answer.body);
         let (kind, advice) = match answer.status {
             StatusCode::OK | StatusCode::CONFLICT => return Ok(answer),

@@ -41,7 +41,8 @@
 //! # Limitations
 //!
 //! - While the cluster has no leader nothing is answered. After the leader of three servers was killed that took 15 to 18 s with the default
-//!   `raft_multiplier` of 5, and 2.4 to 3.9 s with 1 (measured, four times each). Set it to 1, or use a TTL of 40 s, or leaders lose leadership.
+//!   `raft_multiplier` of 5, and 2.4 to 3.9 s with 1 (measured, four times each). Leaders lose leadership then,
+//!   unless it is set to 1, or the TTL is 40 s or more.
 //! - Of up to 32 elections for which an elector waits the changes are known at once; others are read every `poll_interval`. An agent allows
 //!   200 connections from one address (`limits.http_max_conns_per_client`), and each blocking query takes one. An elector
 //!   has up to 32 requests at a time besides, and its heartbeat.
@@ -66,14 +67,14 @@ pub use crate::{config::ConsulConfig, store::ConsulStore};
 pub type ConsulBackend = CasBackend<ConsulStore>;
 
 /// How much longer the recipe waits than a request may take, and the comparison of the hosts before the first one.
-const SLACK: Duration = Duration::from_millis(500);
+const TIMEOUT_MARGIN: Duration = Duration::from_millis(500);
 
 /// A backend for the cluster that `config` describes. Does not connect yet.
 ///
 /// # Errors
 /// When `config` has no host, or a prefix or a time that is not allowed.
 pub fn backend(config: ConsulConfig) -> Result<ConsulBackend, Error> {
-    let limit = 2 * config.settings.request_timeout() + SLACK;
+    let limit = 2 * config.settings.request_timeout() + TIMEOUT_MARGIN;
     let settings = config.settings.clone().with_request_timeout(limit);
     Ok(CasBackend::with_settings(ConsulStore::new(config)?, settings))
 }

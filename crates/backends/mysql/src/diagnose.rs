@@ -77,7 +77,7 @@ fn diagnose_server(info: &Info) -> Vec<Diagnosis> {
         diagnoses.push(Diagnosis::warning(
             "replication",
             format!(
-                "{} replicas: a promotion may lose the last writes, after which nobody leads for one TTL; a primary that lives on beside the \
+                "{} replicas: a promotion may lose the last writes, after which nobody leads for the TTL and a tenth of it; a primary that lives on beside the \
                  promoted one lets two candidates lead",
                 info.value("Slaves_connected")
             ),

@@ -23,17 +23,18 @@
 //! |---|---|---|
 //! | one, or one whose disk fails over (replicated by the storage, synchronously) | yes | yes |
 //! | a primary and replicas, of which one is promoted: the last writes may be lost | yes, if the former primary no longer answers when the replica is promoted, and all candidates have the same TTL | yes, under the same condition; not if a second replica is promoted that has missed the first promotion, and no candidate has lived through both |
-//! | two primaries, because the former one was not stopped, or a replica is not read-only | no | yes per primary, if the promoted one is used by somebody: its tokens are higher |
-//! | a Galera cluster (not tested) | yes | yes |
+//! | two primaries, because the former one was not stopped, or a replica is not read-only | no | on each primary; those of the promoted one are higher, once a candidate has used it |
+//! | a Galera cluster (not tested) | yes, unless all nodes crash at once without durable writes | under the same condition |
 //! | a Galera cluster that was bootstrapped from a node without the last writes | no | no |
 //!
 //! - Tested with MariaDB 10.11: alone, and with an asynchronous replica. Oracle's MySQL, Galera and group replication are not tested.
 //! - The epoch is a number in `tenure_epoch`, beside the identity of the server that it began on: the `server_id`, host name and port of MariaDB,
 //!   the `server_uuid` and `server_id` of MySQL, and the `wsrep_cluster_name` of Galera. The row is replicated with the others. The first
 //!   candidate that finds it on another server begins the next epoch there, and every statement checks both.
-//!   After that nobody leads for one TTL and the drift bound, once per store: a leader's entry may have been lost.
+//!   After that nobody leads for the TTL and the drift bound, once per store: a leader's entry may have been lost.
 //! - A server is used only if it accepts writes, does not replicate from another one (which MySQL does not show), and keeps what it has acknowledged
-//!   when its machine crashes: `innodb_flush_log_at_trx_commit=1`, and `sync_binlog=1` with a binary log.
+//!   when its machine crashes: `innodb_flush_log_at_trx_commit=1`, and `sync_binlog=1` with a binary log. Nodes of Galera are exempt from
+//!   the last check, because the other nodes have the writes: if all nodes crash at once, writes can be lost.
 //! - A swap is one `UPDATE` or `INSERT` in a transaction of its own. It names the digest of the body that it replaces, so that one which is carried out late, or
 //!   twice, changes nothing that was written since. It also changes a counter in the row: drivers and proxies that count changed rows, and those that
 //!   count matched ones, agree.
@@ -97,7 +98,7 @@ pub use crate::{config::MysqlConfig, store::MysqlStore};
 pub type MysqlBackend = CasBackend<MysqlStore>;
 
 /// How much longer the recipe waits than the adapter, whose error says what did not answer.
-const SLACK: Duration = Duration::from_millis(250);
+const TIMEOUT_MARGIN: Duration = Duration::from_millis(250);
 
 /// A backend for the database that `config` describes. Does not connect yet.
 ///
@@ -105,6 +106,6 @@ const SLACK: Duration = Duration::from_millis(250);
 /// When `config` has no host, or a name that is not allowed.
 pub fn backend(config: MysqlConfig) -> Result<MysqlBackend, Error> {
     let settings = config.settings.clone();
-    let settings = settings.clone().with_request_timeout(settings.request_timeout() + SLACK);
+    let settings = settings.clone().with_request_timeout(settings.request_timeout() + TIMEOUT_MARGIN);
     Ok(CasBackend::with_settings(MysqlStore::new(config)?, settings))
 }

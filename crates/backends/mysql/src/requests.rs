@@ -34,9 +34,9 @@ const CONNECTIONS: usize = 4;
 /// The share of a request's time that connecting may take, so that the error says what did not answer.
 const CONNECT_SHARE: f64 = 0.75;
 /// How much longer to wait for the other hosts once a primary has answered: the first to answer may be a former primary.
-const OTHER_HOSTS: Duration = Duration::from_millis(100);
-/// How long a farewell to the server may take.
-const LAST: Duration = Duration::from_secs(1);
+const OTHER_PRIMARIES_WAIT: Duration = Duration::from_millis(100);
+/// How long closing a connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Connections for one kind of request.
 pub(crate) struct Requests {
@@ -198,7 +198,7 @@ impl Requests {
             match attempt {
                 Ok((_, Ok(server))) => {
                     primaries.push(server);
-                    until = until.min(Instant::now() + OTHER_HOSTS);
+                    until = until.min(Instant::now() + OTHER_PRIMARIES_WAIT);
                 }
                 Ok((_, Err(error))) => failures.push(error),
                 // It panics at some answers.
@@ -273,7 +273,7 @@ impl Requests {
     pub(crate) async fn close(&self) {
         let idle = std::mem::take(&mut *lock(&self.idle));
         self.give_up_primary();
-        let _ = timeout(LAST, join_all(idle.into_iter().map(Server::close))).await;
+        let _ = timeout(CLOSE_TIMEOUT, join_all(idle.into_iter().map(Server::close))).await;
     }
 }
 

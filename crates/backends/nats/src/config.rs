@@ -79,12 +79,12 @@ impl NatsConfig {
     /// | `credentials` | a file with a JWT and its key, as `nsc` makes it | |
     /// | `nkey_file` | a file with the seed of an nkey | |
     /// | `replicas` | how many replicas the bucket has if it is created here | 3 in a cluster, otherwise 1 |
-    /// | `inbox_prefix` | the first part of the subjects at which answers arrive | `_INBOX` |
+    /// | `inbox_prefix` | the prefix of the reply subjects | `_INBOX` |
     /// | `monitor` | the servers' monitoring ports, `host:8222,host:8222`: the doctor reads `sync_interval` there | |
     /// | `ca` | a PEM file with the authorities that sign the servers' certificates, for TLS | no TLS |
     /// | `cert`, `key` | PEM files with a client certificate and its key | |
     /// | `attempt_timeout` | how long the answer to a request may take, before another connection is made | 2 s |
-    /// | `poll_interval` | how often a record is read without hints | 1 s |
+    /// | `poll_interval` | how often an observer reads a record; a waiting candidate and a leader read it ten times less often, because changes are announced, also without permission for the announcements | 1 s |
     ///
     /// # Errors
     /// [`Error::InvalidUrl`] and [`Error::InvalidConfig`], with what is wrong and what is allowed. They never contain the password.

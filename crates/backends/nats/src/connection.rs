@@ -33,8 +33,8 @@ use crate::{
     config::{Login, NatsConfig},
 };
 
-/// Where nothing listens.
-const NOWHERE: &str = "nats://127.0.0.1:0";
+/// An address where nothing listens.
+const UNREACHABLE_ADDRESS: &str = "nats://127.0.0.1:0";
 /// How many refusals of a connection are remembered.
 const MAX_REFUSALS: usize = 16;
 
@@ -191,7 +191,7 @@ impl Requests {
                 std::future::ready(())
             });
         let scheme = if self.config.tls.is_some() { "tls" } else { "nats" };
-        let addresses = [format!("{scheme}://{host}"), NOWHERE.to_owned()];
+        let addresses = [format!("{scheme}://{host}"), UNREACHABLE_ADDRESS.to_owned()];
         let addresses =
             addresses.iter().map(|address| address.parse()).collect::<Result<Vec<ServerAddr>, _>>();
         let addresses = addresses.map_err(|error| BackendError::new(Invalid, format!("{what}: {error}")))?;
@@ -199,7 +199,7 @@ impl Requests {
         let connecting = options.connect(addresses).with_subscriber(NoSubscriber::default());
         let client = timeout(self.config.attempt_timeout, connecting)
             .await
-            .map_err(|_| late(&what, self.config.attempt_timeout))?
+            .map_err(|_| timed_out(&what, self.config.attempt_timeout))?
             .map_err(|error| self.classify(&what, &error))?;
         let inbox = format!("{}.", self.config.inbox_prefix).to_lowercase();
         Ok(Connection { client, inbox, limit: self.config.attempt_timeout, refusals })
@@ -322,7 +322,7 @@ impl Connection {
                     Err(BackendError::new(Unavailable, text))
                 }
                 Ok(Err(error)) => Err(BackendError::new(Unavailable, format!("{what}: {error}"))),
-                Err(_) => Err(late(what, self.limit)),
+                Err(_) => Err(timed_out(what, self.limit)),
             },
             refusal = self.refusal(subject) => {
                 Err(BackendError::new(Forbidden, format!("{what}: {refusal}; have an administrator allow it: see the permissions in tenure's guide to NATS")))
@@ -372,7 +372,7 @@ pub(crate) fn error_code(error: &Value) -> u64 {
     error["err_code"].as_u64().unwrap_or_default()
 }
 
-fn late(what: &str, limit: Duration) -> BackendError {
+fn timed_out(what: &str, limit: Duration) -> BackendError {
     BackendError::new(BackendErrorKind::Unavailable, format!("{what}: no answer within {limit:?}"))
 }
 

@@ -40,10 +40,15 @@
 //! `barrier` first, which a quorum acknowledges, and then asks the leader. A client whose server is cut off gets an error rather than an
 //! old record.
 //!
-//! One case is left: the write was acknowledged by the new leader, and then the former one, which has been frozen and does not know of it yet, answers
-//! the read before the new one does. The record is an earlier one then. Neither promise depends on that: a swap of it fails, a session is
-//! ended only by a swap of the version that was timed, `ended` is for good, and no read concludes a withdrawal. A leader may give up its
-//! leadership without need, and an observer may see the former leader for a moment.
+//! One case is left. The new leader has acknowledged the write. Then the former leader, which was frozen and does not know of the new one yet,
+//! answers the read first. That record is an earlier one. Neither guarantee depends on such a read:
+//!
+//! - A swap of an earlier version fails.
+//! - A session is ended only by a swap of the version that was timed.
+//! - A session that has ended stays ended.
+//! - No read concludes a withdrawal.
+//!
+//! A leader may give up its leadership without need, and an observer may see the former leader for a moment.
 //!
 //! # Assumptions
 //!
@@ -53,11 +58,11 @@
 //!
 //! # Limitations
 //!
-//! - After the stream's leader has failed, nothing is written for 4 to 10 s, which no setting of NATS changes. A leader keeps its leadership with a
-//!   TTL of 15 s or more.
+//! - After the stream's leader has failed, nothing is written for 4 to 10 s, which no setting of NATS changes. A leader keeps its leadership through
+//!   all of that with a TTL of 22 s or more.
 //! - A read that has to be fresh costs a write of a few bytes.
-//! - Changes are announced by messages to `tenure.BUCKET.>` outside of the stream. Without permission for them elections are polled, every ten
-//!   poll intervals.
+//! - Changes are announced by messages to `tenure.BUCKET.>` outside of the stream. Also without permission for them a waiting
+//!   candidate and a leader read an election's record every ten `poll_interval`s only.
 //! - The client library reads an answer of any size into memory; only a server that is not NATS, or is hostile, sends one.
 //! - The servers that the cluster announces are not used: name them all.
 #![doc(test(attr(deny(warnings))))]
@@ -79,7 +84,7 @@ pub use crate::{config::NatsConfig, store::NatsStore};
 pub type NatsBackend = CasBackend<NatsStore>;
 
 /// How much longer the recipe waits than connecting, opening the bucket, and the two requests of a fresh read may take.
-const SLACK: Duration = Duration::from_secs(1);
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 /// A backend for the bucket that `config` describes. Does not connect yet.
 ///
@@ -88,6 +93,6 @@ const SLACK: Duration = Duration::from_secs(1);
 pub fn backend(config: NatsConfig) -> Result<NatsBackend, Error> {
     let settings = CasSettings::new()
         .with_poll_interval(config.poll_interval)
-        .with_request_timeout(config.attempt_timeout * 4 + SLACK);
+        .with_request_timeout(config.attempt_timeout * 4 + TIMEOUT_MARGIN);
     Ok(CasBackend::with_settings(NatsStore::new(config)?, settings))
 }

@@ -110,7 +110,7 @@ fn diagnose_database(requests: &Arc<Requests>, row: &Row) -> Result<Vec<Diagnosi
         ("", _) => Diagnosis::warning(
             "replication",
             format!(
-                "asynchronous, {standbys} connected; {commit}: a promotion loses the last writes, after which nobody leads for one TTL; a \
+                "asynchronous, {standbys} connected; {commit}: a promotion loses the last writes, after which nobody leads for the TTL and a tenth of it; a \
                  primary that lives on beside the promoted one lets two candidates lead"
             ),
             "set synchronous_standby_names, or see that the former primary is stopped before a standby is promoted",

@@ -95,7 +95,7 @@ pub use tokio_postgres;
 pub type PostgresBackend = CasBackend<PostgresStore>;
 
 /// How much longer the recipe waits than an attempt to connect and one statement may take.
-const SLACK: Duration = Duration::from_secs(1);
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 /// A backend for the database that `config` describes. Does not connect yet.
 ///
@@ -104,6 +104,6 @@ const SLACK: Duration = Duration::from_secs(1);
 pub fn backend(config: PostgresConfig) -> Result<PostgresBackend, Error> {
     let settings = CasSettings::new()
         .with_poll_interval(config.poll_interval)
-        .with_request_timeout(config.connect_timeout + config.attempt_timeout + SLACK);
+        .with_request_timeout(config.connect_timeout + config.attempt_timeout + TIMEOUT_MARGIN);
     Ok(CasBackend::with_settings(PostgresStore::new(config)?, settings))
 }

@@ -128,7 +128,7 @@ impl RedisConfig {
         self
     }
 
-    /// Allows a node of a cluster, and, by [`also_at`](Self::also_at), several hosts. A failover can make two leaders, and repeat tokens.
+    /// Allows a node of a cluster, and, by [`add_host`](Self::add_host), several hosts. A failover can make two leaders, and repeat tokens.
     #[must_use]
     pub fn allow_unsafe_failover(mut self) -> Self {
         self.is_failover_allowed = true;
@@ -137,7 +137,7 @@ impl RedisConfig {
 
     /// Adds another host that may be the primary. Needs [`allow_unsafe_failover`](Self::allow_unsafe_failover).
     #[must_use]
-    pub fn also_at(mut self, host: impl Into<String>) -> Self {
+    pub fn add_host(mut self, host: impl Into<String>) -> Self {
         self.hosts.push(host.into());
         self
     }

@@ -63,7 +63,7 @@ async fn has_sentinels(requests: &Requests) -> bool {
 }
 
 async fn persistence(requests: &Requests, connection: &Connection) -> Diagnosis {
-    const PAUSE: &str = "after a restart nobody leads for one TTL, whatever was lost";
+    const PAUSE: &str = "after a restart nobody leads for the TTL and a tenth of it, whatever was lost";
     let asked = cmd("CONFIG").arg("GET").arg("appendfsync").to_owned();
     let fsync = match requests.send("reading the configuration", &asked).await {
         Ok(Ok(answer)) => parsed::<std::collections::HashMap<String, String>>("", answer).ok(),
@@ -83,7 +83,7 @@ async fn persistence(requests: &Requests, connection: &Connection) -> Diagnosis 
         _ => Diagnosis::warning(
             "persistence",
             format!("appendonly no: a restart can lose all records; {PAUSE}"),
-            "set appendonly yes, so that a restart keeps who waits, and the epoch",
+            "set appendonly yes, so that the epoch and the fencing tokens survive a restart",
         ),
     }
 }

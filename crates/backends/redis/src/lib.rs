@@ -25,10 +25,10 @@
 //! | one node, with `appendfsync everysec`: a crash of the machine loses the last second or two | yes, if all candidates have the same TTL | yes |
 //! | one node, with RDB snapshots only or without persistence: a restart loses the last records, or all | yes, under the same condition | yes [^clock] |
 //! | a `maxmemory-policy` of `allkeys-*`, `FLUSHALL`, `DEL`: all records are lost while the server runs | yes, under the same condition | yes [^clock] |
-//! | a replica is promoted after the former primary was stopped for good | yes, under the same condition | yes, unless two replicas are promoted one after the other from the same records |
+//! | a replica is promoted after the former primary was stopped for good | yes, under the same condition | yes; not if two replicas with the same records are promoted one after the other |
 //! | a replica is promoted while the former primary serves some candidates, as Sentinel and Cluster do | **no**, until one TTL after the former primary has stopped | **no** |
 //! | a node of Redis Cluster | as the two rows before | as the two rows before |
-//! | a disk or a virtual machine goes back to a snapshot with its memory; a primary that follows another and is made a primary again, without a restart | **no** | **no** |
+//! | a virtual machine is reset to a snapshot with its memory; or a primary is made a replica and then a primary again, without a restart | **no** | **no** |
 //!
 //! [^clock]: When all records were lost and no candidate that knew them is left, tokens go on above the earlier ones by the server's time of day, in steps of
 //!     five minutes: they repeat if that happens twice within one step, or if that clock was set back.
@@ -36,7 +36,7 @@
 //! - The epoch is a number in the hash, beside the `run_id` of the server's process and a nonce. Every swap checks all three inside the script. When
 //!   one of them is not as a candidate knows it, the number is raised above all that the hash and the candidate have seen. The records are in the
 //!   same hash: who loses records loses the epoch.
-//! - So **every restart of the server ends all sessions, and nobody leads for one TTL and the drift bound after it**, once per prefix: a leader's entry may
+//! - So **every restart of the server ends all sessions, and nobody leads for the TTL and the drift bound after it**, once per prefix: a leader's entry may
 //!   have been lost. That is also so for the very first candidate, since an empty hash may have been a full one.
 //! - The version of a record is the SHA-1 of its body, which the script compares with that of the stored value. No two bodies are equal.
 //! - A replica refuses the script, reads too. A script that is carried out late, on a connection that was given up, changes nothing that was written
@@ -46,7 +46,8 @@
 //! # Assumptions
 //!
 //! - Redis 7.0 or later, or Valkey; tested with Redis 7.0 and Valkey 8.1. Through a proxy only if it passes RESP3 and all connections on to one server.
-//! - `fsync` of the server's disk works, if `appendfsync always` is to keep who waits.
+//! - `fsync` of the server's disk works, if `appendfsync always` is to keep the records. The epoch and the tokens survive a restart then, and do not
+//!   depend on the server's time of day; candidates that wait enter again.
 //! - Nobody but candidates writes to the hash.
 //!
 //! # Limitations
@@ -81,7 +82,7 @@ pub type RedisBackend = CasBackend<RedisStore>;
 const SINGLE_NODE: &str = "Redis is a single node here: a failover to a replica loses safety: two candidates can lead, and tokens can repeat";
 
 /// How much longer the recipe waits than an attempt to connect and one request may take.
-const SLACK: Duration = Duration::from_millis(500);
+const TIMEOUT_MARGIN: Duration = Duration::from_millis(500);
 
 /// A backend for the server that `config` describes. Does not connect yet.
 ///
@@ -89,6 +90,6 @@ const SLACK: Duration = Duration::from_millis(500);
 /// When `config` has a host or a prefix that is not allowed.
 pub fn backend(config: RedisConfig) -> Result<RedisBackend, Error> {
     let settings = config.settings.clone();
-    let limit = 2 * settings.request_timeout() + SLACK;
+    let limit = 2 * settings.request_timeout() + TIMEOUT_MARGIN;
     Ok(CasBackend::with_settings(RedisStore::new(config)?, settings.with_request_timeout(limit)))
 }

@@ -29,9 +29,9 @@ pub(crate) async fn diagnose(store: &S3Store) -> Vec<Diagnosis> {
     let key = format!("doctor/{:032x}", fastrand::u128(..));
     diagnoses.push(match probe(store, &key).await {
         Ok(None) => Diagnosis::good("conditional writes", "honoured (If-None-Match and If-Match)"),
-        Ok(Some(ignored)) => Diagnosis::problem(
+        Ok(Some(fault)) => Diagnosis::problem(
             "conditional writes",
-            format!("the server ignores {ignored}: two candidates could lead"),
+            fault,
             "use another store, or a version of its server and proxies that supports conditional writes",
         ),
         Err(error) => Diagnosis::problem(
@@ -69,24 +69,25 @@ pub(crate) async fn diagnose(store: &S3Store) -> Vec<Diagnosis> {
     diagnoses
 }
 
-/// Which condition the server ignores, if any.
+/// What is wrong with the server's conditional writes, if anything.
 async fn probe(store: &S3Store, key: &str) -> Result<Option<&'static str>, BackendError> {
+    const IGNORES_IF_MATCH: &str = "the server ignores If-Match: two candidates could lead";
     let what = "writing the object of the doctor";
     let update = |tag: &str| PutMode::Update(UpdateVersion { e_tag: Some(tag.to_owned()), version: None });
     let Swap::Done(first) = store.put(what, key, PutMode::Create, b"1").await? else {
-        return Ok(Some("that there is no object (If-None-Match refuses a new one)"));
+        return Ok(Some("the server refuses If-None-Match for a new object: no candidate can enter"));
     };
     if store.put(what, key, PutMode::Create, b"2").await? != Swap::Conflict {
-        return Ok(Some("If-None-Match"));
+        return Ok(Some("the server ignores If-None-Match: two candidates could lead"));
     }
     if store.put(what, key, update(WRONG_TAG), b"3").await? != Swap::Conflict {
-        return Ok(Some("If-Match"));
+        return Ok(Some(IGNORES_IF_MATCH));
     }
     let Swap::Done(_) = store.put(what, key, update(first.as_str()), b"4").await? else {
-        return Ok(Some("that an ETag is the right one (If-Match refuses it)"));
+        return Ok(Some("the server refuses If-Match with the current ETag: no session is renewed"));
     };
     match store.put(what, key, update(first.as_str()), b"5").await? {
         Swap::Conflict => Ok(None),
-        _ => Ok(Some("If-Match")),
+        _ => Ok(Some(IGNORES_IF_MATCH)),
     }
 }

@@ -53,11 +53,10 @@
 //!
 //! # Limitations
 //!
-//! - Elections are polled every 2 s (`poll_interval`), and each request is paid for. The
-//!   [README](https://docs.rs/tenure-s3) has the cost.
+//! - Elections are polled every 2 s (`poll_interval`), and the provider charges for each request. `docs/guide/operating/s3.md` in the
+//!   repository has the cost.
 //! - The doctor cannot see lifecycle rules.
-//! - Other object stores are refused: Google Cloud Storage and Azure Blob Storage have other conditions, with which nothing was tested, and a
-//!   file system has none.
+//! - Google Cloud Storage and Azure Blob Storage are not supported: their conditional requests differ from S3's and were not tested.
 //! - Tested with SeaweedFS 4.48. Not tested: Amazon S3 itself, directory buckets (S3 Express One Zone), MinIO, Ceph, R2.
 #![doc(test(attr(deny(warnings))))]
 
@@ -80,7 +79,7 @@ pub use crate::{config::S3Config, store::S3Store};
 pub type S3Backend = CasBackend<S3Store>;
 
 /// How much longer the recipe waits than an attempt with the current secret and one with the previous secret may take.
-const SLACK: Duration = Duration::from_secs(1);
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 /// A backend for the bucket that `config` describes. Does not connect yet.
 ///
@@ -88,6 +87,6 @@ const SLACK: Duration = Duration::from_secs(1);
 /// When `config` has a name, an endpoint or a time that is not allowed.
 pub fn backend(config: S3Config) -> Result<S3Backend, Error> {
     let attempts = 2 * config.settings.request_timeout();
-    let settings = config.settings.clone().with_request_timeout(attempts + SLACK);
+    let settings = config.settings.clone().with_request_timeout(attempts + TIMEOUT_MARGIN);
     Ok(CasBackend::with_settings(S3Store::new(config)?, settings))
 }
