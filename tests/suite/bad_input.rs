@@ -65,7 +65,7 @@ async fn a_url_that_cannot_work() {
         ("postgres://u@h/db?target_session_attrs=any", "is not read-write: candidates write"),
         ("postgres://u@h/db?hedge=1s", "unknown setting hedge; allowed are"),
         ("consul:", "it names no host; give consul://host1,host2/prefix"),
-        ("consul://me@h", "the store URL has a user; Consul knows tokens only"),
+        ("consul://me@h", "it has a user; Consul knows tokens only"),
         ("consul://h/a//b", "the prefix \"a//b\" is not allowed"),
         ("consul://h?dc=a/b", "the datacenter \"a/b\" is not allowed"),
         ("consul://h?hedge=1s", "unknown setting hedge; allowed are"),

@@ -447,7 +447,7 @@ fn bad_usage_is_refused_at_once() {
     refused(&["run", "--stop-signal", "NOPE", "--", "true"], "allowed are HUP");
     refused(&["run", "--id", "a b", "--", "true"], "a b");
     refused(&["run", "--election", "a/b", "--", "true"], "a/b");
-    refused(&["run", "--store", "redis://x", "--", "true"], "use memory:");
+    refused(&["run", "--store", "raft://x", "--", "true"], "use memory:");
     refused(&["leader", "--store", "etcd:/nowhere"], "etcd");
     let (missing, stderr) = code_and_stderr(&mut tenure_command(&["leader"]));
     assert_eq!(missing, Some(2));

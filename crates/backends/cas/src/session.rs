@@ -21,6 +21,7 @@ use tenure_core::{
     },
 };
 use tokio::task::JoinHandle;
+use tracing::debug;
 
 use crate::{
     challenger::{Advance, NO_HINT, epoch_is_over},
@@ -633,8 +634,13 @@ impl<S: CasStore> BackendSession for CasSession<S> {
             entries.iter().map(|(nonce, pending)| self.withdraw(&pending.election, Nonce(*nonce))).collect();
         let withdrawn: Vec<_> =
             stream::iter(withdrawals).buffer_unordered(CONCURRENT_WITHDRAWALS).collect().await;
-        // The ended record stays until a collection of garbage deletes it (rule 10).
-        ended.and_then(|()| withdrawn.into_iter().collect())
+        ended.and_then(|()| withdrawn.into_iter().collect::<Result<(), _>>())?;
+        // Nobody finds a slot of the session any more. If this fails, a collection of garbage deletes the record later (rule 10).
+        let version = self.own.lock().await.version.clone();
+        if let Err(error) = self.shared.client.delete_session(&self.id, &version).await {
+            debug!(%error, "cannot delete the record of a session that has ended");
+        }
+        Ok(())
     }
 }
 

@@ -71,8 +71,8 @@ impl ConsulConfig {
         }
         // What stands in the place of a user may be a token.
         if url.user().is_some_and(|user| user != "token") {
-            let text = "the store URL has a user; Consul knows tokens only: give password_file=/path, or consul://token:TOKEN@host";
-            return Err(invalid(text.to_owned()));
+            let text = "it has a user; Consul knows tokens only: give password_file=/path, or consul://token:TOKEN@host";
+            return Err(url.invalid_user(text).into());
         }
         let mut config = Self::new(url.hosts().iter().cloned());
         config.settings = CasSettings::from_url(url, POLL_INTERVAL)?;
@@ -220,11 +220,8 @@ mod tests {
         for (url, reason) in [
             ("etcd://h", "its scheme is not consul"),
             ("consul:", "it names no host; give consul://host1,host2/prefix"),
-            (
-                "consul://s3cret@h",
-                "the store URL has a user; Consul knows tokens only: give password_file=/path",
-            ),
-            ("consul://me:s3cret@h", "the store URL has a user; Consul knows tokens only"),
+            ("consul://s3cret@h", "it has a user; Consul knows tokens only: give password_file=/path"),
+            ("consul://me:s3cret@h", "it has a user; Consul knows tokens only"),
             ("consul://h/a b", "the prefix \"a b\" is not allowed"),
             ("consul://h/a//b", "the prefix \"a//b\" is not allowed"),
             ("consul://h/../b", "the prefix \"../b\" is not allowed"),

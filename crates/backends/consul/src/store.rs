@@ -1,6 +1,6 @@
 //! The store: reads, transactions and blocking queries.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -18,7 +18,7 @@ use tenure_core::{
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::{
-    sync::{OnceCell, Semaphore, SemaphorePermit},
+    sync::{Mutex, Semaphore, SemaphorePermit},
     time::{Instant, timeout},
 };
 
@@ -56,7 +56,15 @@ pub struct ConsulStore {
     blocking_queries: Arc<Semaphore>,
     /// Requests beside heartbeats.
     requests: Semaphore,
-    are_of_one_cluster: OnceCell<()>,
+    compared: Mutex<Compared>,
+}
+
+/// The hosts that were seen to be of one cluster.
+#[derive(Debug, Default)]
+struct Compared {
+    /// The cluster's identity, and the host at which it was read first.
+    identity: Option<(usize, String)>,
+    hosts: BTreeSet<usize>,
 }
 
 /// An entry of the key-value store, in answers to reads and transactions.
@@ -102,7 +110,7 @@ impl ConsulStore {
             agents: Arc::new(Agents::new(config)),
             blocking_queries,
             requests: Semaphore::new(MAX_REQUESTS),
-            are_of_one_cluster: OnceCell::new(),
+            compared: Mutex::default(),
         })
     }
 
@@ -141,15 +149,16 @@ impl ConsulStore {
             return Ok(Some(results.unwrap_or_default()));
         }
         let texts: Vec<_> = errors.unwrap_or_default().into_iter().map(|error| error.what).collect();
-        let text = text_of(texts.join("; ").as_bytes());
-        let is_conflict = |text: &str| {
-            ["index is stale", "failed index check", "doesn't exist"].iter().any(|known| text.contains(known))
-        };
-        if text.contains("Permission denied") {
+        // In the whole text: the key stands before the reason, and may be long.
+        let whole = texts.join("; ");
+        let says = |known: &str| whole.contains(known);
+        let is_conflict = ["index is stale", "failed index check", "doesn't exist"].into_iter().any(says);
+        let text = text_of(whole.as_bytes());
+        if says("Permission denied") {
             let text = format!("{what} in Consul: {text}; {}", self.agents.grant());
             return Err(BackendError::new(BackendErrorKind::Forbidden, text));
         }
-        match is_conflict(&text) {
+        match is_conflict {
             true => Ok(None),
             false => Err(garbage(what, &format!("that refuses the transaction: {text}"))),
         }
@@ -186,18 +195,20 @@ impl ConsulStore {
         })
     }
 
-    /// Checks, once, that all hosts are of one cluster.
+    /// Checks that the host that is used is of the same cluster as those that were used before it: before its first request.
     async fn check_hosts(&self) -> Result<(), BackendError> {
-        self.are_of_one_cluster.get_or_try_init(|| self.compare_hosts()).await.copied()
+        if self.agents.config.hosts.len() == 1 {
+            return Ok(());
+        }
+        let mut compared = self.compared.lock().await;
+        let host = *self.agents.current.borrow();
+        if compared.hosts.contains(&host) { Ok(()) } else { self.compare_hosts(&mut compared).await }
     }
 
     /// Compares the identities that the hosts' clusters have (hazard G34), and gives one to a cluster without. Hosts that do not answer soon are
-    /// not compared.
-    async fn compare_hosts(&self) -> Result<(), BackendError> {
+    /// compared before they are used.
+    async fn compare_hosts(&self, compared: &mut Compared) -> Result<(), BackendError> {
         let hosts = &self.agents.config.hosts;
-        if hosts.len() == 1 {
-            return Ok(());
-        }
         let (what, path) = ("comparing the hosts", self.path(IDENTITY));
         let limit = self.agents.config.settings.request_timeout() / 3;
         for is_last in [false, true] {
@@ -206,13 +217,19 @@ impl ConsulStore {
             let found = join_all(reads).await.into_iter().enumerate().filter_map(|(host, answer)| {
                 let answer = answer.ok()?.ok()?;
                 let entries = if is_found(&answer) { parsed(what, &answer).ok()? } else { Vec::new() };
-                Some((host, entries.into_iter().next().map(|entry: Entry| entry.value)))
+                let identity = entries.into_iter().next().map(|entry: Entry| entry.value.unwrap_or_default());
+                Some((host, identity))
             });
-            let found: Vec<_> = found.collect();
+            let before = compared.identity.clone().map(|(host, identity)| (host, Some(identity)));
+            let found: Vec<_> = before.into_iter().chain(found).collect();
             let Some((first, identity)) = found.first() else { return Ok(()) };
             let other = found.iter().find(|(_, other)| other != identity);
             match (other, identity) {
-                (None, Some(_)) => return Ok(()),
+                (None, Some(identity)) => {
+                    compared.identity = Some((*first, identity.clone()));
+                    compared.hosts.extend(found.iter().map(|(host, _)| *host));
+                    return Ok(());
+                }
                 (Some((other, _)), _) if is_last => {
                     let (first, other) = (&hosts[*first], &hosts[*other]);
                     let text = format!(
@@ -318,7 +335,7 @@ impl CasStore for ConsulStore {
 
     async fn diagnose(&self) -> Vec<Diagnosis> {
         let mut diagnoses = diagnose(&self.agents).await;
-        if let Err(error) = self.compare_hosts().await {
+        if let Err(error) = self.compare_hosts(&mut Compared::default()).await {
             diagnoses.push(Diagnosis::problem("hosts", error.to_string(), "name the agents of one cluster"));
         }
         diagnoses

@@ -165,7 +165,7 @@ impl fmt::Debug for S3Store {
 #[async_trait]
 impl CasStore for S3Store {
     fn name(&self) -> String {
-        format!("s3 {}/{}", self.config.bucket, self.config.prefix)
+        format!("s3 {}", self.config.bucket)
     }
 
     async fn read(&self, key: &str, _: Freshness) -> Result<Option<Record>, BackendError> {
@@ -178,7 +178,11 @@ impl CasStore for S3Store {
             }
             .boxed()
         };
-        let Answer::Done((tag, body)) = self.send(what, key, request).await? else { return Ok(None) };
+        let (tag, body) = match self.send(what, key, request).await? {
+            Answer::Done(found) => found,
+            Answer::Absent => return Ok(None),
+            Answer::Conflict => return Err(unexpected(what, &"a read has no condition")),
+        };
         Ok(Some(Record { key: key.to_owned(), version: version(what, tag)?, body: body.into() }))
     }
 

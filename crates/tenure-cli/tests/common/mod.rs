@@ -133,7 +133,7 @@ pub(crate) fn store_url(scheme: &str, endpoint: &str, root: &str, settings: &str
 pub(crate) fn store_name(scheme: &str, endpoint: &str, root: &str) -> String {
     match scheme {
         "kubernetes" => format!("kubernetes:/{root}"),
-        "s3" => format!("s3 suite/{root}"),
+        "s3" => "s3 suite".to_owned(),
         _ => format!("{scheme} {endpoint}"),
     }
 }

@@ -142,6 +142,11 @@ impl StoreUrl {
     pub fn invalid(&self, reason: impl Into<String>) -> InvalidUrl {
         InvalidUrl { url: self.to_string(), reason: reason.into() }
     }
+
+    /// The same without the URL's user, for stores whose clients have none: what stands in its place may be a secret.
+    pub fn invalid_user(&self, reason: impl Into<String>) -> InvalidUrl {
+        Self { user: None, password: None, ..self.clone() }.invalid(reason)
+    }
 }
 
 impl fmt::Debug for StoreUrl {
