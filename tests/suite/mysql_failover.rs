@@ -1,6 +1,9 @@
 //! MariaDB with an asynchronous replica that is promoted.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tenure::{
     Config, Connection, Elector,
@@ -10,10 +13,24 @@ use tenure::{
 use tenure_cas::{CasStore, Epoch, EpochState, Freshness, Swap, Version as RecordVersion};
 use tenure_containers::{MysqlCluster, Version};
 use tenure_testkit::suite::{until, within};
-use tenure_tests::{CasServer as _, Mysql, wait_for_heartbeats};
+use tenure_tests::{CasServer as _, Mysql, mysql::begin_first_epoch, wait_for_heartbeats};
 
 /// The number of terms of an epoch.
 const TERMS: u64 = 1 << 40;
+
+/// A primary in the first epoch, and a replica that has its tables.
+async fn cluster() -> MysqlCluster {
+    let cluster = MysqlCluster::start(Version::Mariadb1011).await.unwrap();
+    begin_first_epoch(cluster.member(0).admin()).await;
+    cluster.wait_for_replica(1, 0).await.unwrap();
+    cluster
+}
+
+/// The five-minute steps since 2026.
+fn steps_since_2026() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    since_1970.as_secs() / 300 - 5_890_752
+}
 
 fn url(cluster: &MysqlCluster) -> String {
     format!("mysql://root@{}/tenure?attempt_timeout=1s", cluster.endpoints().join(","))
@@ -40,7 +57,7 @@ async fn create(store: &MysqlStore, key: &str, epoch: Epoch) -> RecordVersion {
 /// Hazard C5: a takeover that the replica does not have is lost. The next token is higher all the same, and the leader of before has stopped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_raises_the_tokens() {
-    let cluster = MysqlCluster::start(Version::Mariadb1011).await.unwrap();
+    let cluster = cluster().await;
     let (first, second) = (connect(&url(&cluster)).await, connect(&url(&cluster)).await);
     within("leading", first.campaign("e")).await.unwrap().resign().await.unwrap();
     cluster.wait_for_replica(1, 0).await.unwrap();
@@ -68,10 +85,35 @@ async fn a_promotion_raises_the_tokens() {
     }
 }
 
+/// Hazard C5: a replica that lacks the tables is promoted. A candidate that knows of nothing creates them there, and leads when the leader of before
+/// has stopped, with a higher token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_replica_without_the_tables_is_waited_for() {
+    let cluster = MysqlCluster::start(Version::Mariadb1011).await.unwrap();
+    cluster.stop_replication(1).await.unwrap();
+    begin_first_epoch(cluster.member(0).admin()).await;
+    let first = connect(&url(&cluster)).await;
+    let former = within("leading", first.campaign("e")).await.unwrap();
+    let _killed = cluster.member(0).kill().await.unwrap();
+    cluster.promote(1).await.unwrap();
+    let newcomer = connect(&url(&cluster)).await;
+    let leadership = within("leading", newcomer.campaign("e")).await.unwrap();
+    assert!(!former.is_leader(), "it has stopped before");
+    let epoch = leadership.fencing_token().get() / TERMS;
+    assert!((1..=steps_since_2026() + 1).contains(&epoch) && epoch + 2 > steps_since_2026(), "{epoch}");
+    drop(former);
+    leadership.resign().await.unwrap();
+    // Who knew of the former primary takes part again.
+    within("leading", first.campaign("e")).await.unwrap().resign().await.unwrap();
+    for elector in [first, newcomer] {
+        elector.close().await;
+    }
+}
+
 /// The epoch is checked in the statement that swaps, and a former primary that comes back is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_former_primary_is_refused() {
-    let cluster = MysqlCluster::start(Version::Mariadb1011).await.unwrap();
+    let cluster = cluster().await;
     let store_of_both = store(cluster.endpoints());
     assert_eq!(store_of_both.epoch().await.unwrap(), EpochState::Known(Epoch(0)));
     let version = create(&store_of_both, "e/a", Epoch(0)).await;
@@ -111,7 +153,7 @@ async fn a_former_primary_is_refused() {
 /// A replica is no primary before it was promoted, whether or not it is read-only, and whatever the user may do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_is_waited_for() {
-    let cluster = MysqlCluster::start(Version::Mariadb1011).await.unwrap();
+    let cluster = cluster().await;
     let replica = cluster.member(1).admin();
     let elector = connect(&replica.url()).await;
     let campaign = {
@@ -134,7 +176,7 @@ async fn a_replica_is_waited_for() {
 /// A candidate stays connected to a primary that becomes a replica: it neither writes there nor trusts what it reads there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_switchover_is_followed() {
-    let cluster = MysqlCluster::start(Version::Mariadb1011).await.unwrap();
+    let cluster = cluster().await;
     let elector = connect(&url(&cluster)).await;
     let leadership = within("leading", elector.campaign("e")).await.unwrap();
     let former = cluster.member(0).admin();
@@ -193,5 +235,12 @@ async fn an_epoch_is_given_once() {
     let gone = store.epoch().await.unwrap_err().to_string();
     assert!(gone.contains("restart") && gone.contains("candidates"), "{gone}");
     let other = suite.backend(&suite.endpoint());
-    assert_eq!(epoch(other.store()).await, Epoch(0));
+    let begun = epoch(other.store()).await;
+    assert!(begun.0 > steps_since_2026() - 1, "{begun:?}: it waits, and tokens rise");
+    sql("DELETE FROM tenure_epoch").await;
+    let empty = other.store().epoch().await.unwrap_err().to_string();
+    assert!(empty.contains("tenure_epoch is empty; restart all candidates"), "{empty}");
+    let another = suite.backend(&suite.endpoint());
+    assert!(epoch(another.store()).await >= begun);
+    assert_eq!(epoch(other.store()).await, epoch(another.store()).await);
 }

@@ -10,7 +10,7 @@ use tenure_containers::{
     ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
-use tenure_tests::wait_for_heartbeats;
+use tenure_tests::{mysql::begin_first_epoch, wait_for_heartbeats};
 use tokio::task::JoinHandle;
 
 const OLD: &str = "correct-horse-7";
@@ -208,6 +208,7 @@ async fn mysql(password: &str) -> MysqlServer {
     let server = MysqlServer::start(Version::Mariadb1011).await.unwrap();
     server.admin().add_user("app", password).await.unwrap();
     server.admin().grant_all("app").await.unwrap();
+    begin_first_epoch(server.admin()).await;
     server
 }
 

@@ -34,7 +34,7 @@ mod etcd;
 mod kubernetes;
 mod local;
 mod memory;
-mod mysql;
+pub mod mysql;
 mod nats;
 mod postgres;
 pub mod postgres_store;

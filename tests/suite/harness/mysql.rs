@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tenure::mysql::{MysqlBackend, MysqlConfig, MysqlStore};
+use tenure_cas::CasStore as _;
 use tenure_containers::{MysqlAdmin, SharedMysql, Version};
 
 use crate::cas::{Cas, CasServer};
@@ -15,14 +16,16 @@ pub struct Mysql {
 }
 
 impl Mysql {
-    /// A new database on the shared server of this version.
+    /// A new database on the shared server of this version, in the first epoch.
     ///
     /// # Panics
     /// When the server cannot be used; the message names the remedy.
     pub async fn new(version: Version) -> Self {
         let server = SharedMysql::get(version).await.unwrap_or_else(|error| panic!("{error}"));
         let database = server.admin().create_database(&format!("suite-{:016x}", fastrand::u64(..))).await;
-        Self { database: database.unwrap_or_else(|error| panic!("{error}")), server }
+        let database = database.unwrap_or_else(|error| panic!("{error}"));
+        begin_first_epoch(&database).await;
+        Self { server, database }
     }
 
     /// The harness of a new database.
@@ -42,6 +45,20 @@ impl Mysql {
     pub fn url(&self) -> String {
         self.database.url()
     }
+}
+
+/// Creates the tables of the elections, and says that they have never lost a record, so that no candidate waits for a TTL before the first one
+/// leads.
+///
+/// # Panics
+/// When the server cannot be used.
+pub async fn begin_first_epoch(database: &MysqlAdmin) {
+    let config = MysqlConfig::new([database.endpoint()], "root", database.database());
+    let store = MysqlStore::new(config).unwrap_or_else(|error| panic!("{error}"));
+    store.epoch().await.unwrap_or_else(|error| panic!("{error}"));
+    store.close().await;
+    let first = database.execute("UPDATE tenure_epoch SET epoch = 0").await;
+    first.unwrap_or_else(|error| panic!("{error}"));
 }
 
 impl CasServer for Mysql {

@@ -13,7 +13,7 @@ use crate::{
 /// Diagnoses each host, and the primary.
 pub(crate) async fn diagnose(requests: &Requests) -> Vec<Diagnosis> {
     let (mut attempts, mut diagnoses, mut primaries) = (requests.attempts(), Vec::new(), 0);
-    while let Some(attempt) = attempts.join_next().await {
+    while let Some(attempt) = attempts.0.join_next().await {
         let (name, opened) = attempt.unwrap_or_else(|error| {
             ("of the URL".to_owned(), Err(crate::error::unavailable(error.to_string())))
         });

@@ -60,7 +60,8 @@ fn meaning(code: u16) -> (BackendErrorKind, Option<&'static str>) {
         1146 => (
             Unavailable,
             Some(
-                "somebody has dropped it, or the server is another one; restart the candidates, which creates it again",
+                "somebody has dropped it, or the server is another one; restart all candidates, which creates it again; if it is tenure_records, drop \
+                 tenure_epoch, too, before that",
             ),
         ),
         1040 | 1203 | 1226 => (Unavailable, Some("raise max_connections, or the limit of the user")),

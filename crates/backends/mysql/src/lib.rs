@@ -1,7 +1,7 @@
 //! Leader election on MariaDB and MySQL: tenure's backend over InnoDB tables.
 //!
 //! It is the recipe of [`tenure_cas`] over two tables, `tenure_records` and `tenure_epoch`. A heartbeat is one `UPDATE`. The fencing token is a
-//! counter in the election's record, whose upper bits count failovers.
+//! counter in the election's record, whose upper bits are the epoch, which rises at each failover.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), tenure_core::Error> {
@@ -21,17 +21,26 @@
 //!
 //! | Servers | At most one leader | Tokens rise |
 //! |---|---|---|
-//! | one, or one whose disk fails over (replicated by the storage, synchronously) | yes | yes |
-//! | a primary and replicas, of which one is promoted: the last writes may be lost | yes, if the former primary no longer answers when the replica is promoted, and all candidates have the same TTL | yes, under the same condition; not if a second replica is promoted that has missed the first promotion, and no candidate has lived through both |
+//! | one, or one whose disk fails over (replicated by the storage, synchronously) | yes [^visible] | yes [^visible] |
+//! | a primary and replicas, of which one is promoted: the last writes may be lost | yes, if the former primary no longer answers when the replica is promoted, and all candidates have the same TTL | yes, under the same condition; not if a second replica is promoted that has missed the first promotion, and no candidate that has lived through both connects before somebody leads |
 //! | two primaries, because the former one was not stopped, or a replica is not read-only | no | on each primary; those of the promoted one are higher, once a candidate has used it |
+//! | a former primary that comes back with its own rows, while the promoted one does not answer | no; candidates that have seen the promoted one refuse it | no |
+//! | a replica that lacks the tables is promoted; or they are dropped | yes, under the conditions of the second row | yes, if the server's time of day is five minutes after that at which the lost epoch began, or more |
 //! | a Galera cluster (not tested) | yes, unless all nodes crash at once without durable writes | under the same condition |
 //! | a Galera cluster that was bootstrapped from a node without the last writes | no | no |
+//!
+//! [^visible]: With a binary log. Without one, InnoDB shows a commit to others shortly before it is on the disk: if the machine loses power just then, a
+//!     leader that was seen can be forgotten, and its token given again.
 //!
 //! - Tested with MariaDB 10.11: alone, and with an asynchronous replica. Oracle's MySQL, Galera and group replication are not tested.
 //! - The epoch is a number in `tenure_epoch`, beside the identity of the server that it began on: the `server_id`, host name and port of MariaDB,
 //!   the `server_uuid` and `server_id` of MySQL, and the `wsrep_cluster_name` of Galera. The row is replicated with the others. The first
 //!   candidate that finds it on another server begins the next epoch there, and every statement checks both.
 //!   After that nobody leads for the TTL and the drift bound, once per store: a leader's entry may have been lost.
+//! - New tables begin at an epoch from the server's time of day, in steps of five minutes. So the first campaign in a new database waits for the TTL
+//!   and the drift bound, too: the tables may be missing because a replica did not have them.
+//! - A server that comes back with its own rows begins no epoch. Let a former primary come back as a replica of the new one only, or run
+//!   `UPDATE tenure_epoch SET server = ''` on it first.
 //! - A server is used only if it accepts writes, does not replicate from another one (which MySQL does not show), and keeps what it has acknowledged
 //!   when its machine crashes: `innodb_flush_log_at_trx_commit=1`, and `sync_binlog=1` with a binary log. Nodes of Galera are exempt from
 //!   the last check, because the other nodes have the writes: if all nodes crash at once, writes can be lost.
@@ -41,7 +50,7 @@
 //! - A read is a statement of its own on the primary, at `REPEATABLE READ` with autocommit, and sees every commit that was acknowledged before. The server may have
 //!   other defaults: each session sets its own.
 //! - Candidates never go back to an earlier epoch. Among several primaries they choose the one with the highest.
-//! - Server time is not used.
+//! - The server's time counts in no deadline.
 //!
 //! # Replication
 //!

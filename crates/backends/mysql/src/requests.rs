@@ -84,7 +84,7 @@ impl Requests {
         let mut rows = self.run(what, statement, parameters).await?.rows;
         let Some(first) = rows.first_mut() else {
             return Err(unavailable(format!(
-                "{what}: tenure_epoch is empty; restart the candidates, which fills it"
+                "{what}: tenure_epoch is empty; restart all candidates, which begins an epoch there"
             )));
         };
         if first.take_opt::<bool, _>(0).and_then(Result::ok) != Some(true) {
@@ -172,8 +172,8 @@ impl Requests {
         lock(&self.idle).clear();
     }
 
-    /// Connects to each host. An attempt ends within the time limit, and with the set.
-    pub(crate) fn attempts(&self) -> JoinSet<(String, Result<Server, BackendError>)> {
+    /// Connects to each host. An attempt ends within the time limit.
+    pub(crate) fn attempts(&self) -> Attempts {
         let limit = self.config.settings.request_timeout().mul_f64(CONNECT_SHARE);
         let mut attempts = JoinSet::new();
         for (host, port) in self.config.endpoints() {
@@ -185,7 +185,7 @@ impl Requests {
                 (name, opened)
             });
         }
-        attempts
+        Attempts(attempts)
     }
 
     /// Connects to the primary. Every host is tried at once; of several primaries the one with the highest epoch is used.
@@ -194,7 +194,7 @@ impl Requests {
         let (mut attempts, mut primaries, mut failures) = (self.attempts(), Vec::new(), Vec::new());
         // Each attempt ends before that.
         let mut until = Instant::now() + self.config.settings.request_timeout();
-        while let Ok(Some(attempt)) = timeout_at(until, attempts.join_next()).await {
+        while let Ok(Some(attempt)) = timeout_at(until, attempts.0.join_next()).await {
             match attempt {
                 Ok((_, Ok(server))) => {
                     primaries.push(server);
@@ -205,7 +205,7 @@ impl Requests {
                 Err(error) => failures.push(unavailable(format!("the client library has failed: {error}"))),
             }
         }
-        let rank = |server: &Server| server.found.as_ref().map(|it| (it.is_primary, it.epoch));
+        let rank = |server: &Server| server.found.as_ref().map(|it| (it.epoch, it.is_primary));
         let Some(mut server) = primaries.into_iter().max_by_key(rank) else { return Err(summary(failures)) };
         server.generation = generation;
         self.adopt(&mut server).await?;
@@ -231,6 +231,7 @@ impl Requests {
                 created => created.map_err(failed)?,
             }
             server.look().await?;
+            info!(server = name, epoch = ?server.found, "the tables are new: nobody leads for the TTL and a tenth of it");
         }
         let seen = lock(&self.primary.seen).clone();
         let is_given_twice = |found: &Found| {
@@ -274,6 +275,17 @@ impl Requests {
         let idle = std::mem::take(&mut *lock(&self.idle));
         self.give_up_primary();
         let _ = timeout(CLOSE_TIMEOUT, join_all(idle.into_iter().map(Server::close))).await;
+    }
+}
+
+/// Attempts to connect. Those that are not waited for end in the background, and then close their connections: a server counts
+/// handshakes that are cut off, and refuses this client after `max_connect_errors` of them.
+#[derive(Debug)]
+pub(crate) struct Attempts(pub(crate) JoinSet<(String, Result<Server, BackendError>)>);
+
+impl Drop for Attempts {
+    fn drop(&mut self) {
+        self.0.detach_all();
     }
 }
 

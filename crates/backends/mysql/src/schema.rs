@@ -21,6 +21,10 @@ pub(crate) const TABLES: [&str; 2] = [
      epoch INT UNSIGNED NOT NULL) ENGINE=InnoDB",
 ];
 
+/// The first epoch of new tables: the five-minute steps of the server's time since 2026. Never 0, in which nobody waits: a promoted replica may
+/// lack tables that the former primary had.
+const FIRST_EPOCH: &str = "LEAST(GREATEST(UNIX_TIMESTAMP(), 1767225600) DIV 300 - 5890751, 4000000)";
+
 /// The statements for one kind of server. The first column of each that reads is whether the server is the primary of the current epoch.
 #[derive(Debug)]
 pub(crate) struct Statements {
@@ -52,7 +56,7 @@ impl Statements {
         let in_epoch = format!("EXISTS (SELECT 1 FROM tenure_epoch WHERE {primary} AND epoch = ?)");
         Self {
             create_epoch: format!(
-                "INSERT IGNORE INTO tenure_epoch (one, server, epoch) VALUES (1, {identity}, 0)"
+                "INSERT IGNORE INTO tenure_epoch (one, server, epoch) VALUES (1, {identity}, {FIRST_EPOCH})"
             ),
             raise: format!(
                 "UPDATE tenure_epoch SET epoch = GREATEST(epoch, COALESCE(?, 0)) + 1, server = {identity} \

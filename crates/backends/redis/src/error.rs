@@ -16,9 +16,17 @@ pub(crate) fn grant(config: &RedisConfig) -> String {
     format!("ACL SETUSER {} ~{2} &{2} {1}", config.user(), RIGHTS, config.prefix)
 }
 
+/// The text of an error, without what a server repeats of a command that it does not know: `HELLO` has the password.
+fn without_arguments(mut text: String) -> String {
+    if let Some(end) = text.find(", with args") {
+        text.truncate(end);
+    }
+    text
+}
+
 /// The error of a request, by its kind, and what to do about it.
 pub(crate) fn classify(config: &RedisConfig, what: &str, error: &RedisError) -> BackendError {
-    let text = error.to_string();
+    let text = without_arguments(error.to_string());
     let code = match error.code().unwrap_or_default() {
         // Of a command in the script: first Redis's text, then Valkey's.
         "ERR"
@@ -49,4 +57,18 @@ pub(crate) fn classify(config: &RedisConfig, what: &str, error: &RedisError) -> 
         _ => return BackendError::new(Unavailable, format!("{what}: {text}")),
     };
     BackendError::new(kind, format!("{what}: {text}; {advice}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Redis and Valkey answer with `rename-command HELLO ""`.
+    #[test]
+    fn an_error_does_not_repeat_the_login() {
+        let answer = b"-ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'app' 'correct-horse-7' \r\n";
+        let redis::Value::ServerError(error) = redis::parse_redis_value(answer).unwrap() else { panic!() };
+        let error = classify(&RedisConfig::new("h"), "connecting", &error.into()).to_string();
+        assert!(error.ends_with("unknown command 'HELLO'"), "{error}");
+    }
 }

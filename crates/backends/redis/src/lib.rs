@@ -23,15 +23,16 @@
 //! |---|---|---|
 //! | one node, with `appendonly yes` and `appendfsync always`: a restart loses nothing | yes | yes |
 //! | one node, with `appendfsync everysec`: a crash of the machine loses the last second or two | yes, if all candidates have the same TTL | yes |
-//! | one node, with RDB snapshots only or without persistence: a restart loses the last records, or all | yes, under the same condition | yes [^clock] |
-//! | a `maxmemory-policy` of `allkeys-*`, `FLUSHALL`, `DEL`: all records are lost while the server runs | yes, under the same condition | yes [^clock] |
+//! | one node, with RDB snapshots only or without persistence: a restart loses the last records, or all | yes, under the same condition | in most cases [^clock] |
+//! | a `maxmemory-policy` of `allkeys-*`, `FLUSHALL`, `DEL`: all records are lost while the server runs | yes, under the same condition | in most cases [^clock] |
 //! | a replica is promoted after the former primary was stopped for good | yes, under the same condition | yes; not if two replicas with the same records are promoted one after the other |
 //! | a replica is promoted while the former primary serves some candidates, as Sentinel and Cluster do | **no**, until one TTL after the former primary has stopped | **no** |
 //! | a node of Redis Cluster | as the two rows before | as the two rows before |
 //! | a virtual machine is reset to a snapshot with its memory; or a primary is made a replica and then a primary again, without a restart | **no** | **no** |
 //!
-//! [^clock]: When all records were lost and no candidate that knew them is left, tokens go on above the earlier ones by the server's time of day, in steps of
-//!     five minutes: they repeat if that happens twice within one step, or if that clock was set back.
+//! [^clock]: Unless the last epoch is lost, with all records or with those since the last snapshot, and no candidate that still runs knows it. Then the next
+//!     one comes from the server's time of day, in steps of five minutes. Tokens can repeat if the lost epoch began in the same step, if epochs
+//!     began more often than once per step (each restart begins one), or if that clock was set back.
 //!
 //! - The epoch is a number in the hash, beside the `run_id` of the server's process and a nonce. Every swap checks all three inside the script. When
 //!   one of them is not as a candidate knows it, the number is raised above all that the hash and the candidate have seen. The records are in the
