@@ -37,7 +37,7 @@ async fn a_store_that_can_be_used_is_accepted() {
     let zookeeper = SharedZookeeper::get(Version::Zookeeper39).await.unwrap();
     let postgres = SharedPostgres::get(Version::Postgres17).await.unwrap();
     let consul = SharedConsul::get(Version::Consul18).await.unwrap();
-    let nats = SharedNats::get(Version::Nats210).await.unwrap();
+    let nats = SharedNats::get(Version::Nats215).await.unwrap();
     let s3 = SharedS3::get(Version::Seaweedfs4).await.unwrap();
     let mysql = SharedMysql::get(Version::Mariadb1011).await.unwrap();
     let directory = tempfile::tempdir().unwrap();

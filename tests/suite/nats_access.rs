@@ -3,13 +3,22 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use tenure::{Config, Connection, Elector, Error, Level};
+use tenure::{
+    Config, Connection, Elector, Error, Level, Secret,
+    nats::{NatsConfig, NatsStore},
+    spi::BackendErrorKind,
+};
+use tenure_cas::{CasStore as _, Epoch, Freshness, Swap};
 use tenure_containers::{NatsServer, NatsSettings, SharedNats, Version};
 use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
 use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+};
 
 const GUIDE: &str = include_str!("../../docs/guide/operating/nats.md");
 
@@ -49,7 +58,7 @@ fn permissions(without: &str) -> String {
 }
 
 async fn server(settings: NatsSettings) -> NatsServer {
-    NatsServer::start_with(Version::Nats210, &settings).await.unwrap_or_else(|error| panic!("{error}"))
+    NatsServer::start_with(Version::Nats215, &settings).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Hazard G8: each refusal is reported within seconds, with what to do.
@@ -205,7 +214,7 @@ async fn certificates_rotate_while_a_leader_leads() {
 /// Hazard C9: a bucket that removes or loses records by itself is refused, with what to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bucket_that_removes_records_is_refused() {
-    let server = SharedNats::get(Version::Nats210).await.unwrap();
+    let server = SharedNats::get(Version::Nats215).await.unwrap();
     for (settings, expected) in [
         (json!({ "max_age": 60_000_000_000_u64 }), "has a TTL (max_age)"),
         (
@@ -214,6 +223,8 @@ async fn a_bucket_that_removes_records_is_refused() {
         ),
         (json!({ "max_msgs": 10, "discard": "old" }), "has a limit of its size, and discards old records"),
         (json!({ "storage": "memory" }), "is kept in memory: a restart of the servers loses it"),
+        (json!({ "sources": [{ "name": "another" }] }), "has sources: records of other streams"),
+        (json!({ "persist_mode": "async" }), "before they are on a disk (persist_mode: async)"),
     ] {
         let bucket = format!("refused-{:016x}", fastrand::u64(..));
         server.admin().create_bucket(&bucket, &settings).await.unwrap();
@@ -230,30 +241,110 @@ async fn a_bucket_that_removes_records_is_refused() {
     server.admin().delete_bucket(&bucket).await.unwrap();
 }
 
-/// Records are lost then. Nobody goes on as if they were not.
+/// Records are lost then. Nobody goes on as if they were not, whether the connection ends or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bucket_that_was_created_again_is_refused_until_a_restart() {
-    let server = SharedNats::get(Version::Nats210).await.unwrap();
-    let bucket = format!("again-{:016x}", fastrand::u64(..));
+    let server = SharedNats::get(Version::Nats215).await.unwrap();
+    for reset in [true, false] {
+        let bucket = format!("again-{:016x}", fastrand::u64(..));
+        let proxy = Proxy::start(server.endpoint()).await.unwrap();
+        let url = format!("nats://{}/{bucket}", proxy.endpoint());
+        let elector = connect(&url).await;
+        let leadership = within("leading", elector.campaign("e")).await.unwrap();
+        server.admin().delete_bucket(&bucket).await.unwrap();
+        server.admin().create_bucket(&bucket, &Value::Null).await.unwrap();
+        if reset {
+            proxy.reset_connections();
+        }
+        within("the loss", leadership.lost()).await;
+        drop(leadership);
+        let campaign = tokio::spawn({
+            let elector = Arc::clone(&elector);
+            async move { elector.campaign("e").await }
+        });
+        until("it says why", async || {
+            elector.status().last_error.unwrap_or_default().contains("was deleted or created again")
+        })
+        .await;
+        assert!(!campaign.is_finished());
+        campaign.abort();
+        elector.close().await;
+        leads(&url).await;
+        server.admin().delete_bucket(&bucket).await.unwrap();
+    }
+}
+
+/// The versions of a bucket do not begin again when it is created again. The swap of an earlier version fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_do_not_begin_again_with_another_bucket() {
+    let server = SharedNats::get(Version::Nats215).await.unwrap();
+    let bucket = format!("versions-{:016x}", fastrand::u64(..));
+    let mut versions = Vec::new();
+    for _ in 0..2 {
+        let store = NatsStore::new(NatsConfig::new([server.endpoint()], &bucket)).unwrap();
+        let Swap::Done(version) = store.swap("e/a", None, Epoch(0), b"1").await.unwrap() else { panic!() };
+        if let Some(former) = versions.first() {
+            let swap = store.swap("e/a", Some(former), Epoch(0), b"2").await.unwrap();
+            assert!(matches!(swap, Swap::Conflict), "{former:?} {version:?}");
+        }
+        versions.push(version);
+        store.close().await;
+        server.admin().delete_bucket(&bucket).await.unwrap();
+    }
+    assert_ne!(versions[0], versions[1]);
+}
+
+/// A request that the server refuses, or that nobody answers, costs no connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_requests_open_no_other_connection() {
+    let settings = NatsSettings::default().user("app", OLD, &permissions("STREAM.MSG.GET"));
+    let server = server(settings).await;
+    server.admin().create_bucket("billing", &Value::Null).await.unwrap();
     let proxy = Proxy::start(server.endpoint()).await.unwrap();
-    let url = format!("nats://{}/{bucket}", proxy.endpoint());
-    let elector = connect(&url).await;
-    let leadership = within("leading", elector.campaign("e")).await.unwrap();
-    server.admin().delete_bucket(&bucket).await.unwrap();
-    server.admin().create_bucket(&bucket, &Value::Null).await.unwrap();
-    proxy.reset_connections();
-    within("the loss", leadership.lost()).await;
-    drop(leadership);
-    let campaign = tokio::spawn({
-        let elector = Arc::clone(&elector);
-        async move { elector.campaign("e").await }
+    let config = NatsConfig::new([proxy.endpoint()], "billing").user("app", Secret::new(OLD));
+    let store = NatsStore::new(config).unwrap();
+    for _ in 0..3 {
+        let refused = store.read("e/a", Freshness::MayBeStale).await.unwrap_err();
+        assert_eq!(refused.kind(), BackendErrorKind::Forbidden, "{refused}");
+    }
+    assert_eq!(proxy.accepted(), 1);
+    // The connection is usable.
+    assert!(matches!(store.swap("e/a", None, Epoch(0), b"1").await, Ok(Swap::Done(_))));
+    server.reload(&NatsSettings::default().user("app", OLD, &permissions(""))).await.unwrap();
+    until("the permission counts", async || store.read("e/a", Freshness::Fresh).await.is_ok()).await;
+    store.close().await;
+}
+
+/// A server that would lose the condition of a write is refused at once, and the doctor says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_too_old_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let old = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let info = "INFO {\"server_id\":\"x\",\"version\":\"2.10.27\",\"max_payload\":1048576,\"headers\":true,\"jetstream\":true}\r\n";
+                stream.write_all(info.as_bytes()).await?;
+                let mut lines = BufReader::new(stream).lines();
+                while let Some(line) = lines.next_line().await? {
+                    if line == "PING" {
+                        lines.get_mut().write_all(b"PONG\r\n").await?;
+                    }
+                }
+                std::io::Result::Ok(())
+            });
+        }
     });
-    until("it says why", async || {
-        elector.status().last_error.unwrap_or_default().contains("was deleted or created again")
-    })
-    .await;
-    campaign.abort();
+    let url = format!("nats://{at}/billing");
+    let refused = refusal(&url).await;
+    assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
+    let expected = "the server is NATS \"2.10.27\", and a conditional write is safe only from 2.11.0 on";
+    assert!(refused.to_string().contains(expected), "{refused}");
+    let elector = connect(&url).await;
+    let found = elector.diagnose().await;
+    let problem = found.iter().find(|found| found.level == Level::Problem && found.text.contains(expected));
+    assert!(problem.is_some(), "{found:?}");
     elector.close().await;
-    leads(&url).await;
-    server.admin().delete_bucket(&bucket).await.unwrap();
+    old.abort();
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -15,14 +15,17 @@ use tenure::{
 };
 use tenure_cas::{CasStore as _, Epoch, Freshness, Swap};
 use tenure_containers::{NatsCluster, NatsServer, NatsSettings, Version};
-use tenure_testkit::suite::{until, within};
+use tenure_testkit::{
+    proxy::Proxy,
+    suite::{until, within},
+};
 
 const BUCKET: &str = "acme";
 /// No epoch: the store loses no write.
 const FIXED: Epoch = Epoch(0);
 
 async fn cluster() -> NatsCluster {
-    NatsCluster::start(Version::Nats210).await.unwrap_or_else(|error| panic!("{error}"))
+    NatsCluster::start(Version::Nats215).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
 async fn connect(cluster: &NatsCluster, ttl: u64) -> Arc<dyn Elector> {
@@ -179,6 +182,37 @@ async fn a_leader_that_is_cut_off_answers_no_fresh_read() {
     }
 }
 
+/// While the bucket has no leader, a candidate does not connect again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_kept_while_the_bucket_has_no_leader() {
+    let cluster = cluster().await;
+    let store = |endpoint: String| {
+        NatsStore::new(NatsConfig::new([endpoint], BUCKET).attempt_timeout(Duration::from_secs(2))).unwrap()
+    };
+    let first = store(cluster.member(0).endpoint());
+    until("the bucket is there", async || first.read("e/a", Freshness::Fresh).await.is_ok()).await;
+    first.close().await;
+    let leader = cluster.leader(BUCKET).await.unwrap();
+    let proxy = Proxy::start(cluster.member((leader + 1) % 3).endpoint()).await.unwrap();
+    let store = store(proxy.endpoint());
+    store.read("e/a", Freshness::Fresh).await.unwrap();
+    let fault = cluster.member(leader).kill().await.unwrap();
+    let failures = Mutex::new(Vec::new());
+    until("there is another leader", async || match store.read("e/a", Freshness::Fresh).await {
+        Ok(_) => true,
+        Err(error) => {
+            failures.lock().unwrap().push(error.to_string());
+            false
+        }
+    })
+    .await;
+    let failures = failures.into_inner().unwrap();
+    assert!(!failures.is_empty());
+    assert_eq!(proxy.accepted(), 1, "{failures:?}");
+    store.close().await;
+    fault.heal().await.unwrap();
+}
+
 /// The findings that are not good.
 async fn findings(store: &NatsStore) -> Vec<(String, String)> {
     let found = store.diagnose().await.into_iter().filter(|found| found.level != Level::Good);
@@ -190,7 +224,7 @@ async fn findings(store: &NatsStore) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_is_told_what_is_wrong() {
     let settings = NatsSettings::default().sync_always();
-    let cluster = NatsCluster::start_with(Version::Nats210, &settings).await.unwrap();
+    let cluster = NatsCluster::start_with(Version::Nats215, &settings).await.unwrap();
     let monitor: Vec<_> = (0..3).filter_map(|index| cluster.member(index).monitoring_endpoint()).collect();
     let config =
         NatsConfig::new(cluster.endpoints(), BUCKET).attempt_timeout(Duration::from_secs(1)).monitor(monitor);
@@ -198,7 +232,7 @@ async fn an_operator_is_told_what_is_wrong() {
     until("nothing is wrong", async || findings(&store).await.is_empty()).await;
     let all = format!("{:?}", store.diagnose().await);
     for expected in [
-        "NATS 2.10.",
+        "NATS 2.15.",
         "in the cluster",
         "replicas: 3; leader m",
         "are flushed to the disk before",
@@ -218,7 +252,7 @@ async fn an_operator_is_told_what_is_wrong() {
     fault.heal().await.unwrap();
     store.close().await;
 
-    let server = NatsServer::start(Version::Nats210).await.unwrap();
+    let server = NatsServer::start(Version::Nats215).await.unwrap();
     let config = NatsConfig::new([server.endpoint()], BUCKET).attempt_timeout(Duration::from_secs(1));
     let single = NatsStore::new(config.clone()).unwrap();
     let found = findings(&single).await;

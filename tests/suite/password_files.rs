@@ -295,7 +295,7 @@ async fn a_wrong_password_file_is_read_again() {
     let settings = ConsulSettings::default().acl().hcl(format!("acl {{ tokens {{ master = \"{NEW}\" }} }}"));
     let consul = ConsulServer::start_with(Version::Consul18, &settings).await.unwrap();
     let settings = NatsSettings::default().user("app", NEW, "");
-    let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
+    let nats = NatsServer::start_with(Version::Nats215, &settings).await.unwrap();
     let keys = S3Settings::default().identity("app", NEW, &["Read:suite", "Write:suite", "List:suite"]);
     let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
     let mysql = mysql(NEW).await;

@@ -204,7 +204,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let zookeeper = ZookeeperServer::start_with(Version::Zookeeper39, &settings).await.unwrap();
 
     let settings = NatsSettings::default().user("app", PASSWORD, "");
-    let nats = NatsServer::start_with(Version::Nats210, &settings).await.unwrap();
+    let nats = NatsServer::start_with(Version::Nats215, &settings).await.unwrap();
     let at_s3 = format!("endpoint=http://{}", s3.endpoint());
 
     // Leaders that lose the store and reconnect.

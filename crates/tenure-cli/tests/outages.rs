@@ -42,7 +42,7 @@ impl Servers {
             postgres: SharedPostgres::get(Version::Postgres17).await.unwrap(),
             consul: SharedConsul::get(Version::Consul18).await.unwrap(),
             kubernetes: SharedKubernetes::get(Version::Kubernetes120).await.unwrap(),
-            nats: SharedNats::get(Version::Nats210).await.unwrap(),
+            nats: SharedNats::get(Version::Nats215).await.unwrap(),
             s3: SharedS3::get(Version::Seaweedfs4).await.unwrap(),
             mysql: SharedMysql::get(Version::Mariadb1011).await.unwrap(),
         }

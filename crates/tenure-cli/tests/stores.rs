@@ -76,7 +76,7 @@ impl StoreServer {
     }
 
     async fn nats() -> Self {
-        let server = SharedNats::get(Version::Nats210).await.unwrap();
+        let server = SharedNats::get(Version::Nats215).await.unwrap();
         Self { endpoint: server.endpoint(), scheme: "nats", settings: "ttl=4s", _server: Box::new(server) }
     }
 

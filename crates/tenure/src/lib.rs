@@ -72,7 +72,7 @@
 //! | PostgreSQL 15, 17 | `postgres://user@host,host/database` | `postgres` | yes | a counter per election; its upper bits count failovers |
 //! | Consul 1.8 | `consul://host:8500,host:8500/prefix` | `consul` | yes | a counter per election |
 //! | Kubernetes 1.20 | `kubernetes:///namespace` | `kubernetes` | no | `resourceVersion` of the write that acquired the Lease |
-//! | NATS 2.10 | `nats://host:4222,host:4222/bucket` | `nats` | yes | a counter per election |
+//! | NATS 2.11 or later | `nats://host:4222,host:4222/bucket` | `nats` | yes | a counter per election |
 //! | S3 (SeaweedFS 4.48) | `s3://bucket/prefix` | `s3` | yes | a counter per election |
 //! | MariaDB 10.11 | `mysql://user@host,host/database` | `mysql` | yes | a counter per election; its upper bits count failovers |
 //! | Redis 7.0, Valkey 8.1; one node | `redis://user@host/0` | `redis` | yes | a counter per election; its upper bits count restarts of the server |

@@ -49,7 +49,7 @@ impl Cluster {
                     .await?,
             ),
             StoreKind::Nats => Self::Nats(
-                NatsCluster::start_with_fault_injection(Version::Nats210, &NatsSettings::default()).await?,
+                NatsCluster::start_with_fault_injection(Version::Nats215, &NatsSettings::default()).await?,
             ),
         })
     }

@@ -25,8 +25,8 @@ pub enum Version {
     Kubernetes120,
     /// Consul 1.8. Faults can be injected into its members.
     Consul18,
-    /// NATS 2.10.
-    Nats210,
+    /// NATS 2.15.
+    Nats215,
     /// SeaweedFS 4.48 with its S3 API, and rclone.
     Seaweedfs4,
     /// Redis 7.0.
@@ -65,7 +65,7 @@ impl Version {
             Self::Mariadb1011 => "TENURE_TEST_IMAGE_MARIADB_10_11",
             Self::Kubernetes120 => "TENURE_TEST_IMAGE_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_IMAGE_CONSUL_1_8",
-            Self::Nats210 => "TENURE_TEST_IMAGE_NATS_2_10",
+            Self::Nats215 => "TENURE_TEST_IMAGE_NATS_2_15",
             Self::Seaweedfs4 => "TENURE_TEST_IMAGE_SEAWEEDFS_4",
             Self::Redis70 => "TENURE_TEST_IMAGE_REDIS_7_0",
             Self::Valkey81 => "TENURE_TEST_IMAGE_VALKEY_8_1",
@@ -84,7 +84,7 @@ impl Version {
             Self::Mariadb1011 => "TENURE_TEST_MARIADB_10_11",
             Self::Kubernetes120 => "TENURE_TEST_KUBERNETES_1_20",
             Self::Consul18 => "TENURE_TEST_CONSUL_1_8",
-            Self::Nats210 => "TENURE_TEST_NATS_2_10",
+            Self::Nats215 => "TENURE_TEST_NATS_2_15",
             Self::Seaweedfs4 => "TENURE_TEST_SEAWEEDFS_4",
             Self::Redis70 => "TENURE_TEST_REDIS_7_0",
             Self::Valkey81 => "TENURE_TEST_VALKEY_8_1",
@@ -104,7 +104,7 @@ impl fmt::Display for Version {
             Self::Mariadb1011 => "mariadb:10.11",
             Self::Kubernetes120 => "kubernetes:1.20",
             Self::Consul18 => "consul:1.8",
-            Self::Nats210 => "nats:2.10",
+            Self::Nats215 => "nats:2.15",
             Self::Seaweedfs4 => "seaweedfs:4",
             Self::Redis70 => "redis:7.0",
             Self::Valkey81 => "valkey:8.1",

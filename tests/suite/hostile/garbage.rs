@@ -129,7 +129,7 @@ fn http_json(body: &str) -> Vec<u8> {
 }
 
 /// NATS: what a server says of itself when a client connects.
-const NATS_INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.10.0\",\"max_payload\":1048576,\"headers\":true,\"jetstream\":true}\r\n";
+const NATS_INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"version\":\"2.15.0\",\"max_payload\":1048576,\"headers\":true,\"jetstream\":true}\r\n";
 
 /// The beginning of an S3 object.
 const OK_WITH_ENTITY: &[u8] =

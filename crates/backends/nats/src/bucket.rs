@@ -1,5 +1,7 @@
 //! The bucket: opened, created, and checked for what would remove records.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
 use tenure_core::spi::{
@@ -88,6 +90,9 @@ async fn create(connection: &Connection, config: &NatsConfig) -> Result<Value, B
 
 /// The stream of a key-value bucket, as NATS's clients make it.
 fn settings(config: &NatsConfig, replicas: u8) -> Vec<u8> {
+    // Higher than the numbers of an earlier bucket of that name, as long as it had fewer than a thousand writes per second: a swap that was meant
+    // for that one fails.
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let settings = json!({
         "name": config.stream(),
         "description": "Leader election by tenure",
@@ -101,6 +106,7 @@ fn settings(config: &NatsConfig, replicas: u8) -> Vec<u8> {
         "max_consumers": -1,
         "discard": "new",
         "storage": "file",
+        "first_seq": u64::try_from(first).unwrap_or(1),
         "num_replicas": replicas,
         "duplicate_window": 120_000_000_000_u64,
         "allow_rollup_hdrs": true,
@@ -128,6 +134,10 @@ fn check(config: &NatsConfig, info: &Value) -> Result<(), BackendError> {
         "is kept in memory: a restart of the servers loses it, and two candidates could lead with the same fencing token"
     } else if !settings["mirror"].is_null() || settings["retention"] != "limits" {
         "is a mirror or a queue, which keeps no records"
+    } else if settings["sources"].as_array().is_some_and(|sources| !sources.is_empty()) {
+        "has sources: records of other streams would replace its own"
+    } else if settings["persist_mode"] == "async" {
+        "acknowledges writes before they are on a disk (persist_mode: async)"
     } else {
         return Ok(());
     };

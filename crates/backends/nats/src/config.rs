@@ -1,12 +1,9 @@
 //! The configuration: hosts, bucket, login and time limits.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use tenure_core::{
-    Error, InvalidConfig, Password, StoreUrl, Tls,
+    Error, InvalidConfig, Password, Secret, StoreUrl, Tls,
     internal::check_hosts,
     spi::{BackendError, BackendErrorKind},
 };
@@ -36,19 +33,26 @@ pub(crate) enum Login {
     None,
     User(String, Password),
     Token(Password),
-    /// A file with a JWT and the seed of its key.
-    Credentials(PathBuf),
-    /// A file with the seed of a key.
-    Nkey(PathBuf),
+    /// A JWT and the seed of its key.
+    Credentials(Password),
+    /// The seed of a key.
+    Nkey(Password),
 }
 
 impl Login {
-    /// The password or token, if there is one.
-    pub(crate) fn password(&self) -> Option<&Password> {
+    /// What a client logs in with: a file is read again when it has changed.
+    pub(crate) fn secret(&self) -> Option<&Password> {
         match self {
-            Self::User(_, password) | Self::Token(password) => Some(password),
-            _ => None,
+            Self::None => None,
+            Self::User(_, secret) | Self::Token(secret) | Self::Credentials(secret) | Self::Nkey(secret) => {
+                Some(secret)
+            }
         }
+    }
+
+    /// Whether the client sends a secret: with a key it only sends a signature.
+    pub(crate) fn sends_secret(&self) -> bool {
+        matches!(self, Self::User(..) | Self::Token(_))
     }
 }
 
@@ -132,18 +136,22 @@ impl NatsConfig {
         self
     }
 
-    /// Logs in with a file that has a JWT and the seed of its key, as `nsc` makes it. It is read for each connection.
-    #[must_use]
-    pub fn credentials(mut self, file: impl AsRef<Path>) -> Self {
-        self.login = Login::Credentials(file.as_ref().to_owned());
-        self
+    /// Logs in with a file that has a JWT and the seed of its key, as `nsc` makes it. The file may rotate.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or has no JWT with its seed. The text is the reason.
+    pub fn credentials(mut self, file: impl AsRef<Path>) -> Result<Self, String> {
+        self.login = Login::Credentials(key_file(file, "credentials")?);
+        Ok(self)
     }
 
-    /// Logs in with a file that has the seed of an nkey. It is read for each connection.
-    #[must_use]
-    pub fn nkey_file(mut self, file: impl AsRef<Path>) -> Self {
-        self.login = Login::Nkey(file.as_ref().to_owned());
-        self
+    /// Logs in with a file that has the seed of an nkey. The file may rotate.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or has no seed. The text is the reason.
+    pub fn nkey_file(mut self, file: impl AsRef<Path>) -> Result<Self, String> {
+        self.login = Login::Nkey(key_file(file, "nkey_file")?);
+        Ok(self)
     }
 
     /// Uses TLS, and checks the servers' names. Needs the feature `tls`.
@@ -245,12 +253,11 @@ fn login(url: &StoreUrl) -> Result<Login, Error> {
             .push(Login::Token(token.map_err(|reason| url.invalid(format!("token_file={file} {reason}")))?));
     }
     for (setting, login) in
-        [("credentials", Login::Credentials as fn(PathBuf) -> Login), ("nkey_file", Login::Nkey)]
+        [("credentials", Login::Credentials as fn(Password) -> Login), ("nkey_file", Login::Nkey)]
     {
         if let Some(file) = url.text(setting) {
-            std::fs::File::open(file)
-                .map_err(|error| url.invalid(format!("{setting}={file} cannot be read: {error}")))?;
-            logins.push(login(file.into()));
+            let key = key_file(file, setting);
+            logins.push(login(key.map_err(|reason| url.invalid(format!("{setting}={file} {reason}")))?));
         }
     }
     match logins.len() {
@@ -260,6 +267,17 @@ fn login(url: &StoreUrl) -> Result<Login, Error> {
             .invalid("it has more than one of a user, a token_file, credentials and a nkey_file; give one")
             .into()),
     }
+}
+
+/// A file with the seed of a key, and for `credentials` with a JWT. A file that is written in place is not complete at first.
+fn key_file(file: impl AsRef<Path>, setting: &'static str) -> Result<Password, String> {
+    Password::from_file_with(file, setting, move |text| match setting {
+        "credentials" if !(text.contains("USER JWT") && text.contains("END USER NKEY SEED")) => {
+            Err("has no JWT with the seed of its key".to_owned())
+        }
+        "nkey_file" if !text.trim_start().starts_with("SU") => Err("has no seed of a user's key".to_owned()),
+        _ => Ok(Secret::new(text.trim())),
+    })
 }
 
 fn invalid(reason: String) -> Error {
@@ -285,7 +303,7 @@ mod tests {
         assert_eq!(config.hosts, ["10.0.0.1", "[::1]:5433"]);
         assert_eq!(config.monitor, ["10.0.0.1:8222", "h:1"]);
         assert_eq!(config.inbox_prefix, "_INBOX.me");
-        assert_eq!(config.login.password().unwrap().latest().expose(), "p@ss");
+        assert_eq!(config.login.secret().unwrap().latest().expose(), "p@ss");
         let times = [config.attempt_timeout, config.poll_interval];
         assert_eq!(times.map(|time| time.as_millis()), [4_000, 500]);
         assert!(!format!("{config:?}").contains("p@ss"));
@@ -296,12 +314,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("secret");
         std::fs::write(&file, "hunter2\n").unwrap();
-        let login =
-            |setting: &str| config(&format!("nats://h/a?{setting}={}", file.display())).unwrap().login;
-        let Login::Token(token) = login("token_file") else { panic!() };
+        let login = |setting: &str| config(&format!("nats://h/a?{setting}={}", file.display()));
+        let Login::Token(token) = login("token_file").unwrap().login else { panic!() };
         assert_eq!(token.latest().expose(), "hunter2");
-        assert!(matches!(login("credentials"), Login::Credentials(found) if found == file));
-        assert!(matches!(login("nkey_file"), Login::Nkey(found) if found == file));
+        for (setting, reason) in [
+            ("credentials", "has no JWT with the seed of its key"),
+            ("nkey_file", "has no seed of a user's key"),
+        ] {
+            let error = login(setting).unwrap_err().to_string();
+            assert!(error.contains(&format!("{setting}={} {reason}", file.display())), "{error}");
+        }
+        let credentials = "-----BEGIN NATS USER JWT-----\nJ\n------END NATS USER JWT------\n\n\
+                           -----BEGIN USER NKEY SEED-----\nSUA\n------END USER NKEY SEED------\n";
+        std::fs::write(&file, credentials).unwrap();
+        let Login::Credentials(key) = login("credentials").unwrap().login else { panic!() };
+        assert_eq!(key.latest().expose(), credentials.trim());
+        std::fs::write(&file, "SUAhunter\n").unwrap();
+        let Login::Nkey(key) = login("nkey_file").unwrap().login else { panic!() };
+        assert_eq!(key.latest().expose(), "SUAhunter");
         let both = format!("nats://a:b@h/a?nkey_file={}", file.display());
         assert!(
             config(&both).unwrap_err().to_string().contains("it has more than one of a user, a token_file")

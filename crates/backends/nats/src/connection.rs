@@ -1,9 +1,7 @@
 //! Connections, and requests that are bounded in time.
 
 use std::{
-    fs,
     future::pending,
-    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -15,7 +13,7 @@ use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer, Request,
     RequestErrorKind, ServerAddr,
 };
-use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use futures::{FutureExt as _, StreamExt as _, future::join_all, stream::FuturesUnordered};
 use serde_json::Value;
 use tenure_core::{
     Secret,
@@ -38,6 +36,10 @@ const UNREACHABLE_ADDRESS: &str = "nats://127.0.0.1:0";
 /// How many refusals of a connection are remembered.
 const MAX_REFUSALS: usize = 16;
 
+/// In earlier versions two swaps of the same version can both be done when the leader of the stream changes: a new leader serves before it has
+/// applied its log, and does not know of conditional writes in flight (nats-server#6194, #6485, #6518).
+const MIN_VERSION: (u64, u64, u64) = (2, 11, 0);
+
 /// Connects when there is something to send, and sends requests.
 #[derive(Debug)]
 pub(crate) struct Requests {
@@ -56,7 +58,13 @@ pub(crate) struct Connection {
     inbox: String,
     limit: Duration,
     /// The refusals that the server has reported: for what the user may not do there is no other answer.
-    refusals: watch::Receiver<Vec<String>>,
+    refusals: Arc<watch::Sender<Vec<String>>>,
+    /// There was no answer, or a wrong one: another connection is made.
+    is_unusable: AtomicBool,
+    /// Nobody has answered the last request. The bucket is looked at when somebody answers: without a leader there is nothing to see.
+    had_no_responders: AtomicBool,
+    /// The bucket may be another one by now.
+    is_unchecked: AtomicBool,
 }
 
 impl Requests {
@@ -76,7 +84,7 @@ impl Requests {
 
     /// Sends a request, and returns its answer in JSON.
     ///
-    /// A connection without an answer is replaced. The request may be carried out later.
+    /// A connection without an answer is replaced: the request may be carried out later.
     pub(crate) async fn json(
         &self,
         what: &str,
@@ -92,33 +100,31 @@ impl Requests {
             );
             return Err(BackendError::new(Invalid, text));
         }
-        let answer = connection.json(what, subject, headers, body).await;
-        if answer.is_err() {
-            self.replace(&connection);
-        }
-        answer
+        connection.json(what, subject, headers, body).await
     }
 
-    /// Makes the next request open another connection.
-    fn replace(&self, connection: &Arc<Connection>) {
-        let mut current = lock(&self.current);
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
-            *current = None;
+    /// Makes the next request look whether the bucket is the one of before.
+    pub(crate) fn check_bucket(&self) {
+        if let Some(connection) = &*lock(&self.current) {
+            connection.is_unchecked.store(true, Relaxed);
         }
     }
 
     async fn connection(&self) -> Result<Arc<Connection>, BackendError> {
-        if let Some(connection) = self.current() {
+        let is_checked = |connection: &Arc<Connection>| !connection.is_unchecked.load(Relaxed);
+        if let Some(connection) = self.current().filter(is_checked) {
             return Ok(connection);
         }
         let _connecting = self.connecting.lock().await;
-        if let Some(connection) = self.current() {
-            return Ok(connection);
-        }
-        let connection = Arc::new(self.connect().await?);
+        let connection = match self.current() {
+            Some(connection) if is_checked(&connection) => return Ok(connection),
+            Some(connection) => connection,
+            None => Arc::new(self.connect().await?),
+        };
         let known = lock(&self.created).clone();
         let created = bucket::open(&connection, &self.config, known.is_none()).await?;
         if known.is_some() && known != created {
+            *lock(&self.current) = None;
             let text = format!(
                 "the bucket {} was deleted or created again, or the server belongs to another cluster than before: records were lost; stop all \
                  candidates for the longest TTL and start them again",
@@ -126,9 +132,34 @@ impl Requests {
             );
             return Err(BackendError::new(Unavailable, text));
         }
+        if known.is_none() {
+            self.compare_hosts().await?;
+        }
+        connection.is_unchecked.store(false, Relaxed);
         *lock(&self.created) = created;
         *lock(&self.current) = Some(Arc::clone(&connection));
         Ok(connection)
+    }
+
+    /// Refuses hosts of different clusters, each of which has a bucket of its own (hazard G34). Hosts that do not answer soon are not compared.
+    pub(crate) async fn compare_hosts(&self) -> Result<(), BackendError> {
+        let (hosts, config) = (&self.config.hosts, &self.config);
+        if hosts.len() == 1 {
+            return Ok(());
+        }
+        let buckets = hosts.iter().map(|host| async move {
+            let connection = self.connect_host(host).await.ok()?;
+            // A cluster without the bucket gets one.
+            Some((host, bucket::open(&connection, config, true).await.ok()?))
+        });
+        let found = join_all(buckets.map(|bucket| timeout(config.attempt_timeout, bucket))).await;
+        let found: Vec<_> = found.into_iter().filter_map(|found| found.ok().flatten()).collect();
+        let Some((first, created)) = found.first() else { return Ok(()) };
+        let Some((other, _)) = found.iter().find(|(_, other)| other != created) else { return Ok(()) };
+        let text = format!(
+            "{first} and {other} belong to different clusters of NATS: two candidates could lead; name the servers of one"
+        );
+        Err(BackendError::new(Invalid, text))
     }
 
     /// Connects to all servers at once, and uses the one that answers first: others may be frozen.
@@ -154,7 +185,7 @@ impl Requests {
 
     /// Connects to a server. A file with a password is read again, and a refused password is retried for a while (hazard G33).
     pub(crate) async fn connect_host(&self, host: &str) -> Result<Connection, BackendError> {
-        let Some(password) = self.config.login.password() else { return self.log_in(host, None).await };
+        let Some(password) = self.config.login.secret() else { return self.log_in(host, None).await };
         let mut refused = None;
         for secret in password.candidates().await {
             match self.log_in(host, Some(&secret)).await {
@@ -175,8 +206,8 @@ impl Requests {
 
     async fn log_in(&self, host: &str, secret: Option<&Secret>) -> Result<Connection, BackendError> {
         let what = format!("connecting to NATS at {host}");
-        let (reported, refusals) = watch::channel(Vec::new());
-        let reported = Arc::new(reported);
+        let refusals = Arc::new(watch::Sender::new(Vec::<String>::new()));
+        let reported = Arc::clone(&refusals);
         let options = self
             .options(secret)
             .await
@@ -201,8 +232,17 @@ impl Requests {
             .await
             .map_err(|_| timed_out(&what, self.config.attempt_timeout))?
             .map_err(|error| self.classify(&what, &error))?;
-        let inbox = format!("{}.", self.config.inbox_prefix).to_lowercase();
-        Ok(Connection { client, inbox, limit: self.config.attempt_timeout, refusals })
+        let version = client.server_info().version;
+        check_version(&version).map_err(|reason| BackendError::new(Invalid, format!("{what}: {reason}")))?;
+        Ok(Connection {
+            client,
+            inbox: format!("{}.", self.config.inbox_prefix).to_lowercase(),
+            limit: self.config.attempt_timeout,
+            refusals,
+            is_unusable: AtomicBool::new(false),
+            had_no_responders: AtomicBool::new(false),
+            is_unchecked: AtomicBool::new(false),
+        })
     }
 
     async fn options(&self, secret: Option<&Secret>) -> Result<ConnectOptions, String> {
@@ -223,19 +263,15 @@ impl Requests {
                     server.map(|server| ReconnectToServer { addr: server.addr, delay: Some(Duration::ZERO) });
                 std::future::ready(chosen)
             });
-        let read = |file: &PathBuf| {
-            fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
-        };
         let secret = || secret.map(|secret| secret.expose().to_owned()).unwrap_or_default();
         let options = match &self.config.login {
             Login::None => options,
             Login::User(user, _) => options.user_and_password(user.clone(), secret()),
             Login::Token(_) => options.token(secret()),
-            Login::Credentials(file) => {
-                let invalid = |_| format!("{} has no JWT with the seed of its key", file.display());
-                options.credentials(&read(file)?).map_err(invalid)?
-            }
-            Login::Nkey(file) => options.nkey(read(file)?.trim().to_owned()),
+            Login::Credentials(_) => options
+                .credentials(&secret())
+                .map_err(|_| "the file of credentials has no JWT with the seed of its key".to_owned())?,
+            Login::Nkey(_) => options.nkey(secret()),
         };
         Ok(options.tls_client_config(self.tls_config().await?))
     }
@@ -289,7 +325,8 @@ impl Requests {
 
 impl Connection {
     fn is_open(&self) -> bool {
-        self.client.connection_state() == async_nats::connection::State::Connected
+        let is_connected = self.client.connection_state() == async_nats::connection::State::Connected;
+        is_connected && !self.is_unusable.load(Relaxed)
     }
 
     /// As [`Requests::json`].
@@ -301,7 +338,12 @@ impl Connection {
         body: Vec<u8>,
     ) -> Result<Value, BackendError> {
         let answer = self.request(what, subject, headers, body).await?;
-        serde_json::from_slice(&answer.payload).map_err(|_| unexpected(what))
+        let answer: Value =
+            serde_json::from_slice(&answer.payload).map_err(|_| self.unusable(unexpected(what)))?;
+        if self.had_no_responders.swap(false, Relaxed) || error_code(&answer["error"]) == NOT_FOUND {
+            self.is_unchecked.store(true, Relaxed);
+        }
+        Ok(answer)
     }
 
     async fn request(
@@ -318,11 +360,12 @@ impl Connection {
             answer = answer => match answer {
                 Ok(Ok(message)) => Ok(message),
                 Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
-                    let text = format!("{what}: nobody answers at {subject}: JetStream is not enabled, is starting, or the bucket has no leader");
+                    self.had_no_responders.store(true, Relaxed);
+                    let text = format!("{what}: nobody answers at {subject}: JetStream is not enabled, is starting, or the bucket has no leader or was deleted");
                     Err(BackendError::new(Unavailable, text))
                 }
-                Ok(Err(error)) => Err(BackendError::new(Unavailable, format!("{what}: {error}"))),
-                Err(_) => Err(timed_out(what, self.limit)),
+                Ok(Err(error)) => Err(self.unusable(BackendError::new(Unavailable, format!("{what}: {error}")))),
+                Err(_) => Err(self.unusable(timed_out(what, self.limit))),
             },
             refusal = self.refusal(subject) => {
                 Err(BackendError::new(Forbidden, format!("{what}: {refusal}; have an administrator allow it: see the permissions in tenure's guide to NATS")))
@@ -330,22 +373,56 @@ impl Connection {
         }
     }
 
+    /// Makes the next request open another connection.
+    fn unusable(&self, error: BackendError) -> BackendError {
+        self.is_unusable.store(true, Relaxed);
+        error
+    }
+
     /// Waits until the server has reported that the user may not use `subject`, or may not receive answers.
     async fn refusal(&self, subject: &str) -> String {
-        let (mut refusals, subject) = (self.refusals.clone(), format!("\"{}\"", subject.to_lowercase()));
+        let subject = format!("\"{}\"", subject.to_lowercase());
         let inbox = format!("subscription to \"{}", self.inbox);
-        let is_about = |refusal: &&String| refusal.contains(&subject) || refusal.contains(&inbox);
-        let found = refusals.wait_for(|refusals| refusals.iter().any(|refusal| is_about(&refusal))).await;
-        match found.ok().and_then(|refusals| refusals.iter().find(is_about).cloned()) {
-            Some(refusal) => refusal,
-            None => pending().await,
+        let is_about = |refusal: &String| refusal.contains(&subject) || refusal.contains(&inbox);
+        let mut refusals = self.refusals.subscribe();
+        let found = refusals.wait_for(|refusals| refusals.iter().any(is_about)).await;
+        let found =
+            found.ok().and_then(|refusals| refusals.iter().find(|refusal| is_about(refusal)).cloned());
+        let Some(found) = found else { return pending().await };
+        if found.contains(&inbox) {
+            // A connection reports it once.
+            self.is_unusable.store(true, Relaxed);
+        } else {
+            // The next request is reported again, or is allowed by then.
+            self.refusals.send_modify(|refusals| {
+                if let Some(reported) = refusals.iter().position(|refusal| *refusal == found) {
+                    refusals.remove(reported);
+                }
+            });
         }
+        found
     }
 
     /// Publishes without an answer, or not at all when the connection is busy.
     pub(crate) fn publish(&self, subject: String) {
         let _ = self.client.publish(subject, Vec::new().into()).now_or_never();
     }
+}
+
+/// Refuses a server that is too old, or that does not tell its version.
+fn check_version(version: &str) -> Result<(), String> {
+    let (numbers, rest) = version.split_at(version.find(['-', '+']).unwrap_or(version.len()));
+    let is_preview = rest.starts_with('-');
+    let numbers: Vec<_> = numbers.split('.').map(str::parse).collect();
+    if let [Ok(major), Ok(minor), Ok(patch)] = numbers[..]
+        && ((major, minor, patch) > MIN_VERSION || (major, minor, patch) == MIN_VERSION && !is_preview)
+    {
+        return Ok(());
+    }
+    Err(format!(
+        "the server is NATS {version:?}, and a conditional write is safe only from 2.11.0 on: with earlier ones two candidates could lead when the \
+         leader of the bucket changes; update all servers of the cluster"
+    ))
 }
 
 /// The error in an answer of JetStream, by its kind.
@@ -379,4 +456,23 @@ fn timed_out(what: &str, limit: Duration) -> BackendError {
 /// The request may have been carried out.
 pub(crate) fn unexpected(what: &str) -> BackendError {
     BackendError::new(Unavailable, format!("{what}: the server's answer is not what was asked for"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_too_old_is_refused() {
+        for version in ["2.11.0", "2.11.3+build-1", "2.12.0-RC.1", "2.15.1", "3.0.0", "10.1.0"] {
+            assert_eq!(check_version(version), Ok(()), "{version}");
+        }
+        for version in
+            ["2.10.27", "2.9.25", "1.99.0", "2.11.0-RC.1", "v2", "2", "2.15", "", "nats", "-", "9.9.9.9"]
+        {
+            let refused = check_version(version).unwrap_err();
+            let names = refused.contains(&format!("{version:?}")) && refused.contains("2.11.0");
+            assert!(names && refused.contains("update all servers"), "{refused}");
+        }
+    }
 }

@@ -27,7 +27,17 @@ pub(crate) async fn diagnose(store: &NatsStore) -> Vec<Diagnosis> {
     let mut diagnoses =
         join_all(store.requests.config.hosts.iter().map(|host| diagnose_host(store, host))).await;
     match state(store).await {
-        Ok(state) => diagnoses.extend(diagnose_bucket(store, &state)),
+        Ok(state) => {
+            diagnoses.extend(diagnose_bucket(store, &state));
+            // A host may have been down at the first connection.
+            if let Err(error) = store.requests.compare_hosts().await {
+                diagnoses.push(Diagnosis::problem(
+                    "hosts",
+                    error.to_string(),
+                    "name the servers of one cluster",
+                ));
+            }
+        }
         Err(error) => diagnoses.push(problem("bucket", &error)),
     }
     diagnoses.extend(diagnose_disks(store).await);
@@ -54,6 +64,7 @@ async fn diagnose_host(store: &NatsStore, host: &str) -> Diagnosis {
                 ),
             }
         }
+        Err(error) if error.kind() == BackendErrorKind::Invalid => problem(subject, &error),
         Err(error) => Diagnosis::problem(
             subject,
             error.to_string(),
@@ -195,7 +206,7 @@ async fn diagnose_requests(store: &NatsStore) -> Vec<Diagnosis> {
     vec![requests, hints]
 }
 
-fn problem(subject: &str, error: &BackendError) -> Diagnosis {
+fn problem(subject: impl Into<String>, error: &BackendError) -> Diagnosis {
     Diagnosis::problem(
         subject,
         error.to_string(),

@@ -29,8 +29,8 @@
 //! - A swap names the number of the message that it replaces. It counts as done when the stream's leader has acknowledged it, after a quorum of
 //!   the replicas has it. Numbers are never used twice. No deduplication by `Nats-Msg-Id` is used.
 //! - A request that is carried out late changes nothing that was written since.
-//! - A bucket that would remove records by itself is refused: one with a TTL (`max_age`), with a limit beyond which old records are discarded, or
-//!   in memory.
+//! - A bucket that would remove or lose records by itself is refused: one with a TTL (`max_age`), with a limit beyond which old records are
+//!   discarded, in memory, with sources, or with `persist_mode: async`.
 //! - Server time is not used.
 //!
 //! # Fresh reads
@@ -52,9 +52,15 @@
 //!
 //! # Assumptions
 //!
-//! - NATS 2.10 or later, tested with 2.10.
+//! - NATS 2.11 or later on all servers of the cluster, tested with 2.15. A server that is older is refused: two swaps of the same version could
+//!   both be done when the stream's leader changes. Since 2.11 a new leader serves only when it has applied its log, and knows of the conditional
+//!   writes in flight (nats-server [#6194](https://github.com/nats-io/nats-server/pull/6194),
+//!   [#6485](https://github.com/nats-io/nats-server/pull/6485), [#6518](https://github.com/nats-io/nats-server/pull/6518)).
 //! - Nobody changes the records, or adds a TTL to the bucket while candidates use it: its settings are checked for each connection.
-//! - The bucket is not restored from a backup while candidates run. A bucket that was created again is refused until they are restarted.
+//! - The bucket is not restored from a backup, or created again, while candidates run. Candidates notice another bucket when they connect, and
+//!   when a heartbeat fails; then they refuse it until they are restarted. A swap that was meant for the former bucket fails if the bucket was created
+//!   by tenure: its numbers begin with the time in milliseconds.
+//! - The hosts belong to one cluster. Those that answer when a process first connects are compared, by the time at which the bucket was created.
 //!
 //! # Limitations
 //!
@@ -83,7 +89,7 @@ pub use crate::{config::NatsConfig, store::NatsStore};
 /// A bucket of NATS JetStream as a store for elections.
 pub type NatsBackend = CasBackend<NatsStore>;
 
-/// How much longer the recipe waits than connecting, opening the bucket, and the two requests of a fresh read may take.
+/// How much longer the recipe waits than connecting, opening the bucket, comparing the hosts, and the two requests of a fresh read may take.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 /// A backend for the bucket that `config` describes. Does not connect yet.

@@ -47,7 +47,7 @@ impl NatsStore {
     pub fn new(config: NatsConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {
-            internal::warn_of_plain_text("NATS", &config.hosts, config.login.password().is_some(), "ca");
+            internal::warn_of_plain_text("NATS", &config.hosts, config.login.sends_secret(), "ca");
         }
         Ok(Self { requests: Requests::new(config) })
     }
@@ -120,6 +120,25 @@ impl NatsStore {
         }
         Ok(Some(Record { key: key.to_owned(), version: Version::from(number), body }))
     }
+
+    /// The records of these keys, and the keys that have none.
+    async fn get_all(
+        &self,
+        what: &str,
+        keys: Vec<String>,
+    ) -> Result<(Vec<Record>, Vec<String>), BackendError> {
+        let read = async |key: String| self.get(what, &key).await.map(|found| found.ok_or(key));
+        let reads: Vec<_> = keys.into_iter().map(read).collect();
+        let mut found = stream::iter(reads).buffer_unordered(CONCURRENT_READS);
+        let (mut records, mut missing) = (Vec::new(), Vec::new());
+        while let Some(read) = found.try_next().await? {
+            match read {
+                Ok(record) => records.push(record),
+                Err(key) => missing.push(key),
+            }
+        }
+        Ok((records, missing))
+    }
 }
 
 #[async_trait]
@@ -155,7 +174,13 @@ impl CasStore for NatsStore {
                 }
                 Ok(Swap::Done(Version::from(version)))
             }
-            Err(error) if WRONG_VERSION.contains(&error_code(&error)) => Ok(Swap::Conflict),
+            Err(error) if WRONG_VERSION.contains(&error_code(&error)) => {
+                // A heartbeat fails when its session was ended, or when the bucket was created again.
+                if !key.starts_with(ELECTIONS) {
+                    self.requests.check_bucket();
+                }
+                Ok(Swap::Conflict)
+            }
             Err(error) => Err(refused(what, &error)),
         }
     }
@@ -197,13 +222,13 @@ impl CasStore for NatsStore {
             }
         }
         let keys = subjects.iter().filter_map(|subject| subject.strip_prefix(&start)).map(swap_separators);
-        let reads: Vec<_> = keys.map(|key| async move { self.get(what, &key).await }).collect();
-        // One that is gone was deleted meanwhile.
-        stream::iter(reads)
-            .buffer_unordered(CONCURRENT_READS)
-            .try_filter_map(async |found| Ok(found))
-            .try_collect()
-            .await
+        let (mut records, missing) = self.get_all(what, keys.collect()).await?;
+        if !missing.is_empty() {
+            // They were deleted, or an earlier leader has answered, which does not have them.
+            self.barrier(what).await?;
+            records.extend(self.get_all(what, missing).await?.0);
+        }
+        Ok(records)
     }
 
     fn changes(&self, key: &str) -> Option<BoxStream<'static, ()>> {
