@@ -12,7 +12,10 @@ use tenure::{
 };
 use tenure_cas::{CasStore, Epoch, EpochState, Freshness, Swap, Version as RecordVersion};
 use tenure_containers::{MysqlCluster, Version};
-use tenure_testkit::suite::{until, within};
+use tenure_testkit::{
+    proxy::Proxy,
+    suite::{until, within},
+};
 use tenure_tests::{CasServer as _, Mysql, mysql::begin_first_epoch, wait_for_heartbeats};
 
 /// The number of terms of an epoch.
@@ -171,6 +174,25 @@ async fn a_replica_is_waited_for() {
     cluster.promote(1).await.unwrap();
     within("leading", campaign).await.unwrap().unwrap().resign().await.unwrap();
     elector.close().await;
+}
+
+/// An attempt at another host that answers later than the primary is not cut off: a server counts the handshakes that were, and refuses the client
+/// after `max_connect_errors` of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_at_slower_hosts_are_completed() {
+    let cluster = cluster().await;
+    let replica = cluster.member(1).admin();
+    let slow = Proxy::start(replica.endpoint()).await.unwrap();
+    slow.delay(Duration::from_millis(200));
+    let aborted = "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'ABORTED_CONNECTS'";
+    let before = replica.value(aborted).await.unwrap();
+    let hosts = [cluster.member(0).admin().endpoint().to_owned(), slow.endpoint()];
+    let config = MysqlConfig::new(hosts, "root", "tenure").attempt_timeout(Duration::from_secs(4));
+    let store = MysqlStore::new(config).unwrap();
+    store.epoch().await.unwrap();
+    store.close().await;
+    until("the attempt has ended", async || slow.accepted() == 1 && slow.open() == 0).await;
+    assert_eq!(replica.value(aborted).await.unwrap(), before);
 }
 
 /// A candidate stays connected to a primary that becomes a replica: it neither writes there nor trusts what it reads there.
