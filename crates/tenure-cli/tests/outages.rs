@@ -48,10 +48,11 @@ impl Servers {
         }
     }
 
-    /// The name of a new root, which is a namespace, too.
+    /// The name of a new root, which is a namespace and a database, too.
     async fn new_root(&self) -> String {
         let root = format!("cli-{:016x}", fastrand::u64(..));
         self.kubernetes.admin().create_namespace(&root).await.unwrap();
+        self.mysql.admin().create_database(&root).await.unwrap();
         root
     }
 

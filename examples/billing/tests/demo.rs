@@ -130,7 +130,7 @@ fn bad_input_is_refused_with_a_reason() {
         (&["demo", "--servers", "0"], "0 is not in 1..=50"),
         (&["demo", "--subscriptions", "7"], "7 subscriptions are too few for 7 faults: use at least 8"),
         (&["demo", "--store", "memory:"], "use local:, etcd:, zookeeper:, postgres: or kubernetes:"),
-        (&["demo", "--store", "raft://h"], "there is no store \"redis\""),
+        (&["demo", "--store", "raft://h"], "there is no store \"raft\""),
         (&["demo", "--store", "local:/tmp/x?ttl=1parsec"], "ttl=1parsec is not a time"),
         (&["demo", "--store", "local:/tmp/x?ttl=1ms"], "ttl 1ms is not allowed"),
         (&["demo", "--data", users_directory], "which is not from the demo"),
