@@ -197,9 +197,6 @@ impl ConsulStore {
 
     /// Checks that the host that is used is of the same cluster as those that were used before it: before its first request.
     async fn check_hosts(&self) -> Result<(), BackendError> {
-        if self.agents.config.hosts.len() == 1 {
-            return Ok(());
-        }
         let mut compared = self.compared.lock().await;
         let host = *self.agents.current.borrow();
         if compared.hosts.contains(&host) { Ok(()) } else { self.compare_hosts(&mut compared).await }
@@ -209,6 +206,9 @@ impl ConsulStore {
     /// compared before they are used.
     async fn compare_hosts(&self, compared: &mut Compared) -> Result<(), BackendError> {
         let hosts = &self.agents.config.hosts;
+        if hosts.len() == 1 {
+            return Ok(());
+        }
         let (what, path) = ("comparing the hosts", self.path(IDENTITY));
         let limit = self.agents.config.settings.request_timeout() / 3;
         for is_last in [false, true] {
