@@ -88,7 +88,9 @@ async fn a_doctor_finds_nothing_wrong() {
     let url = server.admin().url("acme");
     leads(&url).await;
     let elector = connect(&url).await;
+    let leadership = elector.campaign("other").await.unwrap();
     let found = format!("{:?}", within("the diagnosis", elector.diagnose()).await);
+    leadership.resign().await.unwrap();
     elector.close().await;
     for expected in
         ["has the bucket", "honoured (If-None-Match and If-Match)", "deletion", "1 sessions", "lifecycle"]
