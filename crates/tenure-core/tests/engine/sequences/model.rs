@@ -184,11 +184,13 @@ impl Model {
         }
     }
 
-    /// Takes `time`, in which the first two in the queue send heartbeats.
+    /// Takes `time`, in which the first two in the store send heartbeats. An uncertain candidacy may be one of them.
     fn advance(&mut self, time: Duration) {
         self.now += time;
         if matches!(self.proof, Proof::LaterHeartbeats { .. }) {
-            for waiting in self.queue.iter().skip(2) {
+            let is_uncertain = |host: &usize| self.uncertain.iter().any(|other| other.host == *host);
+            let others = (0..HOSTS).filter(is_uncertain).count();
+            for waiting in self.queue.iter().skip(2_usize.saturating_sub(others)) {
                 self.proven_from[waiting.host] = self.now + TTL;
             }
         }
