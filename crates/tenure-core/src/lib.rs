@@ -71,6 +71,7 @@ mod error_chain;
 pub mod failpoints;
 mod fencing;
 mod hierarchy;
+mod hosts;
 mod leadership;
 mod leadership_handle;
 mod leadership_state;
@@ -100,9 +101,10 @@ pub mod spi;
 #[doc(hidden)]
 pub mod internal {
     pub use crate::{
+        hosts::{check_hosts, check_tls, name_and_port},
         plain_text::{is_loopback, warn_of_plain_text},
         printable::printable,
-        spi::hosts::check_hosts,
+        tls::ClientCache,
     };
 
     /// Locks a mutex. A panic of a thread that held it is no reason to stop.

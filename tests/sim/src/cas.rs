@@ -63,7 +63,7 @@ pub(crate) async fn play(seed: u64, simulated: Duration) -> Outcome {
         epochs: if loses_writes { MemoryEpochs::Known } else { MemoryEpochs::Fixed },
         etags: random.bool(),
         hints: random.bool(),
-        ignores_conditions: false,
+        ..MemoryCasOptions::default()
     });
     let history = History::new(false);
     let profile = Profile::of(seed, MANY_ELECTIONS);

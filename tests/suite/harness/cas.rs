@@ -28,6 +28,11 @@ pub trait CasServer: fmt::Debug + Send + Sync + 'static {
         vec!["e/another", "e/", "s/not-a-session", "e/a/b"]
     }
 
+    /// Whether the store gives hints of changes ([`CasStore::changes`]).
+    fn gives_hints(&self) -> bool {
+        true
+    }
+
     /// The TTL of the candidates' sessions.
     fn ttl(&self) -> Duration {
         Duration::from_secs(2)

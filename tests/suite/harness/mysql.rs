@@ -64,6 +64,10 @@ pub async fn begin_first_epoch(database: &MysqlAdmin) {
 impl CasServer for Mysql {
     type Store = MysqlStore;
 
+    fn gives_hints(&self) -> bool {
+        false
+    }
+
     fn endpoint(&self) -> String {
         self.server.endpoint()
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tenure::redis::{RedisBackend, RedisConfig, RedisStore};
-use tenure_cas::CasSettings;
 use tenure_containers::{RedisAdmin, SharedRedis, Version};
 
 use crate::cas::{Cas, CasServer};
@@ -64,10 +63,10 @@ impl CasServer for Redis {
     }
 
     fn backend(&self, endpoint: &str) -> RedisBackend {
-        let settings = CasSettings::new()
-            .with_request_timeout(Duration::from_millis(500))
-            .with_poll_interval(Duration::from_millis(100));
-        let config = RedisConfig::new(endpoint).prefix(&self.prefix).settings(settings);
+        let config = RedisConfig::new(endpoint)
+            .prefix(&self.prefix)
+            .attempt_timeout(Duration::from_millis(500))
+            .poll_interval(Duration::from_millis(100));
         tenure::redis::backend(config).unwrap_or_else(|error| panic!("{error}"))
     }
 }

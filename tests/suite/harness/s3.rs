@@ -64,6 +64,10 @@ impl S3 {
 impl CasServer for S3 {
     type Store = S3Store;
 
+    fn gives_hints(&self) -> bool {
+        false
+    }
+
     fn endpoint(&self) -> String {
         self.server.endpoint()
     }

@@ -10,8 +10,8 @@ use crate::{
     store::{CasStore, Epoch, Freshness, Swap, Version},
 };
 
-/// Checks that the store refuses a swap with a wrong version, by the record of a new session of beat 1 that nobody knows yet. Returns the
-/// version of beat 2.
+/// Checks that the store refuses a swap with a wrong version: of the record of a new session, of beat 1, that nobody knows yet, and of a record
+/// that does not exist. Returns the version of beat 2.
 ///
 /// Some servers accept the condition and ignore it: all candidates would lead (hazard C3).
 ///
@@ -34,12 +34,16 @@ pub(crate) async fn probe<S: CasStore>(
         },
         Swap::EpochChanged => return Err(failed_over(client, epoch).await),
     };
-    for wrong in [None, Some(&version)] {
-        match client.swap_session(session, wrong, epoch, &Session::ended()).await? {
+    // The last swap names a record that does not exist: a late heartbeat must not create again the record of a session that was ended and deleted.
+    let missing = SessionId::random();
+    for (session, wrong_version) in [(session, None), (session, Some(&version)), (&missing, Some(&done))] {
+        match client.swap_session(session, wrong_version, epoch, &Session::ended()).await? {
             Swap::Conflict => {}
             // Says nothing of the condition: another session has to try.
             Swap::EpochChanged => return Err(failed_over(client, epoch).await),
-            Swap::Done(_) => {
+            Swap::Done(written) => {
+                // As much as can be done: no candidate enters, so that nobody collects garbage.
+                let _ = client.delete_session(session, &written).await;
                 let text = "this store ignores the condition of a write: two candidates could lead; use another store, or a version \
                             of its server and proxies that supports conditional writes";
                 return Err(BackendError::new(BackendErrorKind::Invalid, text));

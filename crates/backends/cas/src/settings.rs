@@ -75,6 +75,12 @@ impl CasSettings {
         self
     }
 
+    /// The same for an adapter's setter `attempt_timeout`: at least 100 ms and at most a minute, as the setting in a URL. The nearest is used.
+    #[must_use]
+    pub const fn with_attempt_timeout(self, timeout: Duration) -> Self {
+        self.with_request_timeout(clamped(timeout, Duration::from_millis(100), Duration::from_secs(60)))
+    }
+
     /// Sets how often each elector looks for the records of dead sessions, on average.
     ///
     /// At least a second and at most a day: the nearest is used.
@@ -123,6 +129,10 @@ mod tests {
         assert_eq!(with(Duration::ZERO), (Duration::from_millis(10), Duration::from_secs(1)));
         assert_eq!(with(Duration::from_secs(7)), (Duration::from_secs(7), Duration::from_secs(7)));
         assert_eq!(with(Duration::MAX), (Duration::from_secs(60), Duration::from_secs(86_400)));
+        for (given, expected) in [(0, 100), (500, 500), (120_000, 60_000)] {
+            let settings = CasSettings::new().with_attempt_timeout(Duration::from_millis(given));
+            assert_eq!(settings.request_timeout().as_millis(), expected);
+        }
     }
 
     #[test]

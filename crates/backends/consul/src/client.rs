@@ -1,14 +1,11 @@
 //! Requests to one agent at a time, over HTTP.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode, redirect::Policy};
 use tenure_core::{
     Secret, TlsPem,
-    internal::lock,
+    internal::ClientCache,
     spi::{
         BackendError,
         BackendErrorKind::{self, Forbidden, Invalid, Unauthorized, Unavailable},
@@ -32,8 +29,7 @@ pub(crate) struct Agents {
     addresses: Vec<String>,
     /// The number of the agent that is used.
     pub(crate) current: watch::Sender<usize>,
-    /// The connections, and the certificates with which they were made.
-    client: Mutex<Option<(Option<Arc<TlsPem>>, Client)>>,
+    client: ClientCache<Client>,
 }
 
 /// What is asked for: a path below `/v1/`, with its parameters.
@@ -78,7 +74,7 @@ pub(crate) struct Answer {
 impl Agents {
     pub(crate) fn new(config: ConsulConfig) -> Self {
         let addresses = config.addresses();
-        Self { config, addresses, current: watch::Sender::new(0), client: Mutex::default() }
+        Self { config, addresses, current: watch::Sender::new(0), client: ClientCache::default() }
     }
 
     /// Sends a request to the agent that is used. One that does not serve it makes the next request go to the next agent.
@@ -110,21 +106,14 @@ impl Agents {
             let answer = self.attempt(host, request, None).await?;
             return self.classify_response(name, request, answer);
         };
-        let mut refused = None;
-        for secret in token.candidates().await {
+        let attempt = async |secret: Secret| {
             let answer = self.attempt(host, request, Some(&secret)).await?;
-            if answer.status == StatusCode::FORBIDDEN && is_unknown_token(&text_of(&answer.body)) {
-                refused = Some(self.classify_response(name, request, answer));
-                continue;
+            match answer.status == StatusCode::FORBIDDEN && is_unknown_token(&text_of(&answer.body)) {
+                true => self.classify_response(name, request, answer),
+                false => Ok(answer),
             }
-            token.accepted(&secret);
-            return self.classify_response(name, request, answer);
-        }
-        let refusal = refused.unwrap_or_else(|| Err(failure(name, request, "there is no token".to_owned())));
-        refusal.map_err(|error| match token.refused() {
-            Some(retry) => BackendError::new(Unavailable, format!("{error}; {retry}")),
-            None => error,
-        })
+        };
+        self.classify_response(name, request, token.try_each(attempt).await?)
     }
 
     async fn attempt(
@@ -223,25 +212,13 @@ impl Agents {
 
     /// The connections, with the current certificates.
     async fn client(&self, name: &str, request: &Request) -> Result<Client, BackendError> {
-        let pem = match &self.config.tls {
-            Some(tls) => Some(tls.current().await),
-            None => None,
-        };
-        let mut cached = lock(&self.client);
-        if let Some((made_with, client)) = &*cached
-            && made_with.as_ref().map(Arc::as_ptr) == pem.as_ref().map(Arc::as_ptr)
-        {
-            return Ok(client.clone());
-        }
-        let client = build(pem.as_deref())
-            .map_err(|reason| BackendError::new(Invalid, format!("{}: {reason}", context(name, request))))?;
-        *cached = Some((pem, client.clone()));
-        Ok(client)
+        let client = self.client.get(self.config.tls.as_ref(), build).await;
+        client.map_err(|reason| BackendError::new(Invalid, format!("{}: {reason}", context(name, request))))
     }
 
     /// Closes the connections that no request uses.
     pub(crate) fn close(&self) {
-        *lock(&self.client) = None;
+        self.client.clear();
     }
 }
 

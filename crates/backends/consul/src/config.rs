@@ -5,7 +5,7 @@ use std::{env, time::Duration};
 use tenure_cas::CasSettings;
 use tenure_core::{
     Error, Password, Secret, StoreUrl, Tls,
-    internal::check_hosts,
+    internal::{check_hosts, check_tls, name_and_port},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -91,10 +91,7 @@ impl ConsulConfig {
                 _ => None,
             },
         };
-        config.check().map_err(|error| match error {
-            Error::Refused(reason) => url.invalid(reason.to_string()).into(),
-            other => other,
-        })?;
+        config.check().map_err(|error| url.invalid(error.to_string()))?;
         Ok(config)
     }
 
@@ -131,12 +128,11 @@ impl ConsulConfig {
     /// At least 100 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
-        let time = time.clamp(Duration::from_millis(100), Duration::from_secs(60));
-        self.settings = self.settings.with_request_timeout(time);
+        self.settings = self.settings.with_attempt_timeout(time);
         self
     }
 
-    /// Sets how often a record is read while Consul gives no hints; every second by default. A handover takes about half of it then.
+    /// Sets how often a record is read while Consul gives no hints of changes; every second by default. A handover takes about half of it then.
     ///
     /// At least 10 ms and at most a minute: the nearest is used.
     #[must_use]
@@ -145,7 +141,7 @@ impl ConsulConfig {
         self
     }
 
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), BackendError> {
         check_hosts("Consul", &self.hosts)?;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         let is_segment = |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_plain);
@@ -158,27 +154,22 @@ impl ConsulConfig {
         if let Some(dc) = self.datacenter.as_ref().filter(|dc| !is_segment(dc)) {
             return Err(invalid(format!("the datacenter {dc:?} is not allowed: it has A-Z a-z 0-9 . _ -")));
         }
-        if self.tls.is_some() && cfg!(not(feature = "tls")) {
-            let text = "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml";
-            return Err(invalid(text.to_owned()));
-        }
-        Ok(())
+        check_tls(self.tls.as_ref(), cfg!(feature = "tls"))
     }
 
     /// The addresses of the API of each host.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let has_port = |host: &str| host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-        let hosts = self.hosts.iter().map(|host| match has_port(host) {
-            true => format!("{scheme}://{host}/v1"),
-            false => format!("{scheme}://{host}:{DEFAULT_PORT}/v1"),
-        });
-        hosts.collect()
+        let address = |host: &String| match name_and_port(host, DEFAULT_PORT) {
+            (name, port) if name.contains(':') => format!("{scheme}://[{name}]:{port}/v1"),
+            (name, port) => format!("{scheme}://{name}:{port}/v1"),
+        };
+        self.hosts.iter().map(address).collect()
     }
 }
 
-fn invalid(reason: String) -> Error {
-    BackendError::new(BackendErrorKind::Invalid, reason).into()
+fn invalid(reason: String) -> BackendError {
+    BackendError::new(BackendErrorKind::Invalid, reason)
 }
 
 #[cfg(test)]

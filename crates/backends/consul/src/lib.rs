@@ -72,7 +72,7 @@ const TIMEOUT_MARGIN: Duration = Duration::from_millis(500);
 /// A backend for the cluster that `config` describes. Does not connect yet.
 ///
 /// # Errors
-/// When `config` has no host, or a prefix or a time that is not allowed.
+/// When `config` has no host, or a prefix that is not allowed.
 pub fn backend(config: ConsulConfig) -> Result<ConsulBackend, Error> {
     let limit = 2 * config.settings.request_timeout() + TIMEOUT_MARGIN;
     let settings = config.settings.clone().with_request_timeout(limit);

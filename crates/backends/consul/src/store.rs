@@ -99,7 +99,7 @@ impl ConsulStore {
     /// A store in the cluster that `config` describes. Does not connect yet.
     ///
     /// # Errors
-    /// When `config` has no host, or a prefix or a time that is not allowed.
+    /// When `config` has no host, or a prefix that is not allowed.
     pub fn new(config: ConsulConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {

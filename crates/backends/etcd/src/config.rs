@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use tenure_core::{
     Error, InvalidConfig, Password, StoreUrl, Tls,
-    internal::check_hosts,
-    spi::{BackendError, BackendErrorKind},
+    internal::{check_hosts, check_tls},
 };
 
 const DEFAULT_PORT: u16 = 2379;
@@ -217,13 +216,7 @@ impl EtcdConfig {
 
     pub(crate) fn check(&self) -> Result<(), Error> {
         check_hosts("etcd", self.hosts())?;
-        if self.tls.is_some() && cfg!(not(feature = "tls")) {
-            return Err(BackendError::new(
-                BackendErrorKind::Invalid,
-                "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml",
-            )
-            .into());
-        }
+        check_tls(self.tls.as_ref(), cfg!(feature = "tls"))?;
         let member_list = self.member_list.unwrap_or(Duration::from_secs(60));
         for (setting, given, min_ms, max_ms, allowed) in [
             ("connect_timeout", self.connect_timeout, 1, 60_000, "from 1ms to 1m"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tenure_cas::CasSettings;
 use tenure_core::{
     Error, Password, StoreUrl, Tls,
-    internal::check_hosts,
+    internal::{check_hosts, check_tls, name_and_port},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -90,10 +90,7 @@ impl MysqlConfig {
             Some("unsafe") => true,
             Some(other) => return invalid(format!("durability={other} is not unsafe; remove it")),
         };
-        config.check().map_err(|error| match error {
-            Error::Refused(reason) => url.invalid(reason.to_string()).into(),
-            other => other,
-        })?;
+        config.check().map_err(|error| url.invalid(error.to_string()))?;
         Ok(config)
     }
 
@@ -111,17 +108,18 @@ impl MysqlConfig {
         self
     }
 
-    /// Sets the time after which a request is given up; 2 s by default. It includes the time to connect. At least 100 ms and at most a
-    /// minute: the nearest is used.
+    /// Sets the time after which a request is given up; 2 s by default. It includes the time to connect.
+    ///
+    /// At least 100 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
-        let time = time.clamp(Duration::from_millis(100), Duration::from_secs(60));
-        self.settings = self.settings.with_request_timeout(time);
+        self.settings = self.settings.with_attempt_timeout(time);
         self
     }
 
-    /// Sets how often a record is read; every second by default. A handover takes about half of it. At least 10 ms and at most a minute:
-    /// the nearest is used.
+    /// Sets how often a record is read; every second by default. A handover takes about half of it.
+    ///
+    /// At least 10 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.settings = self.settings.with_poll_interval(interval);
@@ -136,31 +134,20 @@ impl MysqlConfig {
         self
     }
 
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), BackendError> {
         check_hosts("MySQL", &self.hosts)?;
-        let invalid = |reason| Err(BackendError::new(BackendErrorKind::Invalid, reason).into());
+        let invalid = |reason| Err(BackendError::new(BackendErrorKind::Invalid, reason));
         for (what, name) in [("user", &self.user), ("database", &self.database)] {
             if name.is_empty() || name.contains('\0') {
                 return invalid(format!("the {what} {name:?} is not allowed; give a name"));
             }
         }
-        if self.tls.is_some() && cfg!(not(feature = "tls")) {
-            return invalid(
-                "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml".to_owned(),
-            );
-        }
-        Ok(())
+        check_tls(self.tls.as_ref(), cfg!(feature = "tls"))
     }
 
     /// The name and the port of each host.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&str, u16)> {
-        self.hosts.iter().map(|host| {
-            let (name, port) = match host.rsplit_once(':') {
-                Some((name, port)) if !port.ends_with(']') => (name, port.parse().unwrap_or(DEFAULT_PORT)),
-                _ => (host.as_str(), DEFAULT_PORT),
-            };
-            (name.trim_start_matches('[').trim_end_matches(']'), port)
-        })
+        self.hosts.iter().map(|host| name_and_port(host, DEFAULT_PORT))
     }
 }
 

@@ -206,7 +206,9 @@ impl Requests {
             }
         }
         let rank = |server: &Server| server.found.as_ref().map(|it| (it.epoch, it.is_primary));
-        let Some(mut server) = primaries.into_iter().max_by_key(rank) else { return Err(summary(failures)) };
+        let Some(mut server) = primaries.into_iter().max_by_key(rank) else {
+            return Err(BackendError::of_hosts(failures));
+        };
         server.generation = generation;
         self.adopt(&mut server).await?;
         Ok(server)
@@ -295,17 +297,5 @@ impl fmt::Debug for Requests {
             .field("config", &self.config)
             .field("primary", &self.primary)
             .finish_non_exhaustive()
-    }
-}
-
-/// Why no host could be used: the permanent reasons first, of which one says what to change.
-fn summary(mut failures: Vec<BackendError>) -> BackendError {
-    failures.sort_by_key(|error| error.kind() == BackendErrorKind::Unavailable);
-    let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    // A host that is not reached may be a primary of which nothing is wrong.
-    let is_permanent = failures.iter().all(|error| error.kind() != BackendErrorKind::Unavailable);
-    match failures.first() {
-        Some(error) if is_permanent => BackendError::new(error.kind(), texts.join("; ")),
-        _ => unavailable(texts.join("; ")),
     }
 }

@@ -8,7 +8,7 @@ use mysql_async::{
     prelude::{FromValue, Queryable as _},
 };
 use tenure_core::{
-    TlsPem,
+    Secret, TlsPem,
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::net::lookup_host;
@@ -197,32 +197,15 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Logs in. A file with the password is read again when it may have changed, and a refused password is retried for a while (hazard G33).
+/// Logs in with the password, or with each that a rotated file may have (hazard G33).
 async fn log_in(config: &MysqlConfig, what: &str, options: OptsBuilder) -> Result<Conn, BackendError> {
     let open = |password: Option<&str>| Conn::new(Opts::from(options.clone().pass(password)));
     let Some(password) = &config.password else {
         return open(None).await.map_err(|error| classify(what, &error));
     };
-    let mut refused =
-        BackendError::new(BackendErrorKind::Unauthorized, format!("{what}: there is no password"));
-    for secret in password.candidates().await {
-        match open(Some(secret.expose())).await {
-            Ok(conn) => {
-                password.accepted(&secret);
-                return Ok(conn);
-            }
-            Err(error) => {
-                refused = classify(what, &error);
-                if refused.kind() != BackendErrorKind::Unauthorized {
-                    return Err(refused);
-                }
-            }
-        }
-    }
-    Err(match password.refused() {
-        Some(retry) => unavailable(format!("{refused}; {retry}")),
-        None => refused,
-    })
+    let attempt =
+        async |secret: Secret| open(Some(secret.expose())).await.map_err(|error| classify(what, &error));
+    password.try_each(attempt).await
 }
 
 #[cfg(feature = "tls")]

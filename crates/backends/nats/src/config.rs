@@ -2,9 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
+use tenure_cas::CasSettings;
 use tenure_core::{
-    Error, InvalidConfig, Password, Secret, StoreUrl, Tls,
-    internal::check_hosts,
+    Error, Password, Secret, StoreUrl, Tls,
+    internal::{check_hosts, check_tls},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -23,8 +24,7 @@ pub struct NatsConfig {
     pub(crate) inbox_prefix: String,
     /// The monitoring ports of the servers, for the doctor.
     pub(crate) monitor: Vec<String>,
-    pub(crate) attempt_timeout: Duration,
-    pub(crate) poll_interval: Duration,
+    pub(crate) settings: CasSettings,
 }
 
 /// How a client logs in.
@@ -67,8 +67,7 @@ impl NatsConfig {
             replicas: None,
             inbox_prefix: DEFAULT_INBOX_PREFIX.to_owned(),
             monitor: Vec::new(),
-            attempt_timeout: Duration::from_secs(2),
-            poll_interval: Duration::from_secs(1),
+            settings: CasSettings::new().with_request_timeout(Duration::from_secs(2)),
         }
     }
 
@@ -113,12 +112,8 @@ impl NatsConfig {
             .text("monitor")
             .map(|hosts| hosts.split(',').map(str::to_owned).collect())
             .unwrap_or_default();
-        config.attempt_timeout = url.duration("attempt_timeout")?.unwrap_or(config.attempt_timeout);
-        config.poll_interval = url.duration("poll_interval")?.unwrap_or(config.poll_interval);
-        config.check().map_err(|error| match error {
-            Error::Refused(reason) => url.invalid(reason.to_string()).into(),
-            other => other,
-        })?;
+        config.settings = CasSettings::from_url(url, config.settings.poll_interval())?;
+        config.check().map_err(|error| url.invalid(error.to_string()))?;
         Ok(config)
     }
 
@@ -182,17 +177,21 @@ impl NatsConfig {
         self
     }
 
-    /// Sets how long the answer to a request may take, from 100 ms to 1 min; 2 s by default. Another connection is made after that.
+    /// Sets how long the answer to a request may take; 2 s by default. Another connection is made after that.
+    ///
+    /// At least 100 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
-        self.attempt_timeout = time;
+        self.settings = self.settings.with_attempt_timeout(time);
         self
     }
 
-    /// Sets how often a record is read without hints, from 10 ms to 1 min; every second by default.
+    /// Sets how often a record is read while the store gives no hints of changes; every second by default.
+    ///
+    /// At least 10 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
-        self.poll_interval = interval;
+        self.settings = self.settings.with_poll_interval(interval);
         self
     }
 
@@ -201,7 +200,7 @@ impl NatsConfig {
         format!("KV_{}", self.bucket)
     }
 
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), BackendError> {
         check_hosts("NATS", &self.hosts)?;
         if !self.monitor.is_empty() {
             check_hosts("NATS's monitoring", &self.monitor)?;
@@ -224,20 +223,7 @@ impl NatsConfig {
         if let Some(replicas) = self.replicas.filter(|replicas| !(1..=5).contains(replicas)) {
             return Err(invalid(format!("replicas={replicas} is not allowed: give a number from 1 to 5")));
         }
-        if self.tls.is_some() && cfg!(not(feature = "tls")) {
-            return Err(invalid(
-                "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml".to_owned(),
-            ));
-        }
-        for (setting, given, min_ms, allowed) in [
-            ("attempt_timeout", self.attempt_timeout, 100, "from 100ms to 1m"),
-            ("poll_interval", self.poll_interval, 10, "from 10ms to 1m"),
-        ] {
-            if given < Duration::from_millis(min_ms) || given > Duration::from_secs(60) {
-                return Err(InvalidConfig::Time { setting, given, allowed }.into());
-            }
-        }
-        Ok(())
+        check_tls(self.tls.as_ref(), cfg!(feature = "tls"))
     }
 }
 
@@ -280,8 +266,8 @@ fn key_file(file: impl AsRef<Path>, setting: &'static str) -> Result<Password, S
     })
 }
 
-fn invalid(reason: String) -> Error {
-    BackendError::new(BackendErrorKind::Invalid, reason).into()
+fn invalid(reason: String) -> BackendError {
+    BackendError::new(BackendErrorKind::Invalid, reason)
 }
 
 #[cfg(test)]
@@ -304,7 +290,7 @@ mod tests {
         assert_eq!(config.monitor, ["10.0.0.1:8222", "h:1"]);
         assert_eq!(config.inbox_prefix, "_INBOX.me");
         assert_eq!(config.login.secret().unwrap().latest().expose(), "p@ss");
-        let times = [config.attempt_timeout, config.poll_interval];
+        let times = [config.settings.request_timeout(), config.settings.poll_interval()];
         assert_eq!(times.map(|time| time.as_millis()), [4_000, 500]);
         assert!(!format!("{config:?}").contains("p@ss"));
     }

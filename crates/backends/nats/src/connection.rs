@@ -152,7 +152,7 @@ impl Requests {
             // A cluster without the bucket gets one.
             Some((host, bucket::open(&connection, config, true).await.ok()?))
         });
-        let found = join_all(buckets.map(|bucket| timeout(config.attempt_timeout, bucket))).await;
+        let found = join_all(buckets.map(|bucket| timeout(config.settings.request_timeout(), bucket))).await;
         let found: Vec<_> = found.into_iter().filter_map(|found| found.ok().flatten()).collect();
         let Some((first, created)) = found.first() else { return Ok(()) };
         let Some((other, _)) = found.iter().find(|(_, other)| other != created) else { return Ok(()) };
@@ -176,32 +176,13 @@ impl Requests {
                 }
             }
         }
-        // A permanent error only if each is: a server that is down may be the one that would accept.
-        let kind = failures.iter().map(BackendError::kind).find(|kind| *kind == Unavailable);
-        let kind = kind.or(failures.first().map(BackendError::kind)).unwrap_or(Unavailable);
-        let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
-        Err(BackendError::new(kind, texts.join("; ")))
+        Err(BackendError::of_hosts(failures))
     }
 
-    /// Connects to a server. A file with a password is read again, and a refused password is retried for a while (hazard G33).
+    /// Connects to a server with the secret, or with each that a rotated file may have (hazard G33).
     pub(crate) async fn connect_host(&self, host: &str) -> Result<Connection, BackendError> {
         let Some(password) = self.config.login.secret() else { return self.log_in(host, None).await };
-        let mut refused = None;
-        for secret in password.candidates().await {
-            match self.log_in(host, Some(&secret)).await {
-                Ok(connection) => {
-                    password.accepted(&secret);
-                    return Ok(connection);
-                }
-                Err(error) if error.kind() == Unauthorized => refused = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        let error = refused.unwrap_or_else(|| BackendError::new(Unauthorized, "there is no password"));
-        Err(match password.refused() {
-            Some(retry) => BackendError::new(Unavailable, format!("{error}; {retry}")),
-            None => error,
-        })
+        password.try_each(async |secret: Secret| self.log_in(host, Some(&secret)).await).await
     }
 
     async fn log_in(&self, host: &str, secret: Option<&Secret>) -> Result<Connection, BackendError> {
@@ -228,16 +209,16 @@ impl Requests {
         let addresses = addresses.map_err(|error| BackendError::new(Invalid, format!("{what}: {error}")))?;
         // What it logs is in the errors, and at the level of traces it logs the password.
         let connecting = options.connect(addresses).with_subscriber(NoSubscriber::default());
-        let client = timeout(self.config.attempt_timeout, connecting)
+        let client = timeout(self.config.settings.request_timeout(), connecting)
             .await
-            .map_err(|_| timed_out(&what, self.config.attempt_timeout))?
+            .map_err(|_| timed_out(&what, self.config.settings.request_timeout()))?
             .map_err(|error| self.classify(&what, &error))?;
         let version = client.server_info().version;
         check_version(&version).map_err(|reason| BackendError::new(Invalid, format!("{what}: {reason}")))?;
         Ok(Connection {
             client,
             inbox: format!("{}.", self.config.inbox_prefix).to_lowercase(),
-            limit: self.config.attempt_timeout,
+            limit: self.config.settings.request_timeout(),
             refusals,
             is_unusable: AtomicBool::new(false),
             had_no_responders: AtomicBool::new(false),
@@ -250,8 +231,8 @@ impl Requests {
         let options = ConnectOptions::new()
             .name("tenure")
             .custom_inbox_prefix(&self.config.inbox_prefix)
-            .connection_timeout(self.config.attempt_timeout)
-            .ping_interval(self.config.attempt_timeout)
+            .connection_timeout(self.config.settings.request_timeout())
+            .ping_interval(self.config.settings.request_timeout())
             .ignore_discovered_servers()
             // The client library opens a connection again by itself, with the password and the certificates of before, and without looking at
             // the bucket. It is led to an address where nothing listens, and gives up.
@@ -318,7 +299,7 @@ impl Requests {
     pub(crate) async fn close(&self) {
         let connection = lock(&self.current).take();
         if let Some(connection) = connection {
-            let _ = timeout(self.config.attempt_timeout, connection.client.flush()).await;
+            let _ = timeout(self.config.settings.request_timeout(), connection.client.flush()).await;
         }
     }
 }

@@ -142,7 +142,7 @@ async fn diagnose_disks(store: &NatsStore) -> Vec<Diagnosis> {
     }
     let asked = config.monitor.iter().map(|host| async move {
         let subject = format!("sync_interval at {host}");
-        match timeout(config.attempt_timeout, jetstream_settings(host)).await.unwrap_or(None) {
+        match timeout(config.settings.request_timeout(), jetstream_settings(host)).await.unwrap_or(None) {
             Some(settings) if settings["sync_always"] == true => {
                 Diagnosis::good(subject, "writes are flushed to the disk before they are acknowledged")
             }
@@ -192,11 +192,14 @@ async fn diagnose_requests(store: &NatsStore) -> Vec<Diagnosis> {
         store.requests.current()?.publish(store.hints_of(NO_RECORD));
         hints.next().await
     };
-    let hints = match timeout(store.requests.config.attempt_timeout, hint).await {
+    let hints = match timeout(store.requests.config.settings.request_timeout(), hint).await {
         Ok(Some(())) => Diagnosis::good("hints", "delivered"),
         _ => Diagnosis::warning(
             "hints",
-            format!("not delivered: a handover can take {:?}", store.requests.config.poll_interval * 10),
+            format!(
+                "not delivered: a handover can take {:?}",
+                store.requests.config.settings.poll_interval() * 10
+            ),
             format!(
                 "allow the user to publish and to subscribe to tenure.{}.>",
                 store.requests.config.bucket

@@ -81,7 +81,7 @@ mod store;
 
 use std::time::Duration;
 
-use tenure_cas::{CasBackend, CasSettings};
+use tenure_cas::CasBackend;
 use tenure_core::Error;
 
 pub use crate::{config::NatsConfig, store::NatsStore};
@@ -95,10 +95,9 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 /// A backend for the bucket that `config` describes. Does not connect yet.
 ///
 /// # Errors
-/// When `config` has no host, or a name, a number or a time that is not allowed.
+/// When `config` has no host, or a name or a number that is not allowed.
 pub fn backend(config: NatsConfig) -> Result<NatsBackend, Error> {
-    let settings = CasSettings::new()
-        .with_poll_interval(config.poll_interval)
-        .with_request_timeout(config.attempt_timeout * 4 + TIMEOUT_MARGIN);
+    let limit = 4 * config.settings.request_timeout() + TIMEOUT_MARGIN;
+    let settings = config.settings.clone().with_request_timeout(limit);
     Ok(CasBackend::with_settings(NatsStore::new(config)?, settings))
 }

@@ -43,7 +43,7 @@ impl NatsStore {
     /// A store in the bucket that `config` describes. Does not connect yet.
     ///
     /// # Errors
-    /// When `config` has no host, or a name, a number or a time that is not allowed.
+    /// When `config` has no host, or a name or a number that is not allowed.
     pub fn new(config: NatsConfig) -> Result<Self, Error> {
         config.check()?;
         if config.tls.is_none() {

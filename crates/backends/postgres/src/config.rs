@@ -4,7 +4,7 @@ use std::{env, path::Path, time::Duration};
 
 use tenure_core::{
     Error, InvalidConfig, Password, Secret, StoreUrl, Tls,
-    internal::check_hosts,
+    internal::{check_hosts, check_tls, name_and_port},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -185,11 +185,7 @@ impl PostgresConfig {
                 return Err(invalid(format!("the {what} {name:?} is not allowed; give a name")));
             }
         }
-        if self.tls.is_some() && cfg!(not(feature = "tls")) {
-            return Err(invalid(
-                "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml".to_owned(),
-            ));
-        }
+        check_tls(self.tls.as_ref(), cfg!(feature = "tls"))?;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         let schema = &self.schema;
         if schema.is_empty() || schema.len() > MAX_SCHEMA_BYTES || !schema.bytes().all(is_plain) {
@@ -258,13 +254,7 @@ impl PostgresConfig {
 
     /// The name and the port of each host.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&str, u16)> {
-        self.hosts.iter().map(|host| {
-            let (name, port) = match host.rsplit_once(':') {
-                Some((name, port)) if !port.ends_with(']') => (name, port.parse().unwrap_or(DEFAULT_PORT)),
-                _ => (host.as_str(), DEFAULT_PORT),
-            };
-            (name.trim_start_matches('[').trim_end_matches(']'), port)
-        })
+        self.hosts.iter().map(|host| name_and_port(host, DEFAULT_PORT))
     }
 }
 

@@ -13,7 +13,7 @@ use futures::{
     stream::{self, BoxStream, FuturesUnordered},
 };
 use tenure_core::{
-    TlsPem,
+    Secret, TlsPem,
     spi::{BackendError, BackendErrorKind},
 };
 use tokio::{
@@ -115,7 +115,7 @@ impl Database {
         primaries.sort_by_key(|primary| primary.host.identity.timeline);
         let hosts: Vec<_> = primaries.iter().map(|primary| primary.host.clone()).collect();
         let Some(mut primary) = primaries.pop() else {
-            return Err(summary(failures));
+            return Err(BackendError::of_hosts(failures));
         };
         choose(&hosts, seen)?;
         if hosts.len() > 1 {
@@ -216,30 +216,11 @@ impl Database {
         let Some(password) = config.password_of(endpoint.number) else {
             return open(&options, pem.as_deref(), &what).await?.map_err(|error| classify(&what, &error));
         };
-        let mut refused = None;
-        for secret in password.candidates().await {
-            match open(options.password(secret.expose()), pem.as_deref(), &what).await? {
-                Ok(opened) => {
-                    password.accepted(&secret);
-                    return Ok(opened);
-                }
-                // Of any kind of authentication: LDAP and PAM have another code of this class than passwords of the server.
-                Err(error) if error.code().is_some_and(|code| code.code().starts_with("28")) => {
-                    refused = Some(error);
-                }
-                Err(error) => return Err(classify(&what, &error)),
-            }
-        }
-        let error = match refused {
-            Some(error) => classify(&what, &error),
-            None => {
-                BackendError::new(BackendErrorKind::Unauthorized, format!("{what}: there is no password"))
-            }
+        let attempt = async |secret: Secret| {
+            let opened = open(options.clone().password(secret.expose()), pem.as_deref(), &what).await?;
+            opened.map_err(|error| classify(&what, &error))
         };
-        Err(match password.refused() {
-            Some(retry) => BackendError::new(BackendErrorKind::Unavailable, format!("{error}; {retry}")),
-            None => error,
-        })
+        password.try_each(attempt).await
     }
 }
 
@@ -376,19 +357,6 @@ impl fmt::Display for Host {
 
 fn failure(host: &str, reason: impl fmt::Display) -> BackendError {
     BackendError::new(BackendErrorKind::Unavailable, format!("PostgreSQL at {host}: {reason}"))
-}
-
-/// The error of several attempts: a permanent one only if each is. A host that is down may be the one that would accept.
-fn summary(mut failures: Vec<BackendError>) -> BackendError {
-    let first = failures.iter().position(|error| !error.is_permanent()).unwrap_or_default();
-    if failures.len() < 2 {
-        return failures
-            .pop()
-            .unwrap_or_else(|| BackendError::new(BackendErrorKind::Unavailable, "there is no host"));
-    }
-    let kind = failures[first].kind();
-    let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    BackendError::new(kind, texts.join("; "))
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ fn kind(code: &SqlState) -> BackendErrorKind {
             Invalid
         }
         _ => match code.code().get(..2) {
+            // Of any kind of authentication: LDAP and PAM have other codes of this class than passwords of the server.
             Some("28") => Unauthorized,
             // They were there when the connection was made. A pooler may have gone over to another server.
             _ if *code == SqlState::UNDEFINED_TABLE => Unavailable,

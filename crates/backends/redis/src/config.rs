@@ -1,9 +1,11 @@
 //! The configuration: the server, the login and the time limits.
 
+use std::time::Duration;
+
 use tenure_cas::CasSettings;
 use tenure_core::{
     Error, Password, StoreUrl, Tls,
-    internal::check_hosts,
+    internal::{check_hosts, check_tls, name_and_port},
     spi::{BackendError, BackendErrorKind},
 };
 
@@ -36,7 +38,7 @@ impl RedisConfig {
             login: None,
             tls: None,
             is_failover_allowed: false,
-            settings: CasSettings::new().with_request_timeout(std::time::Duration::from_secs(2)),
+            settings: CasSettings::new().with_request_timeout(Duration::from_secs(2)),
         }
     }
 
@@ -142,25 +144,33 @@ impl RedisConfig {
         self
     }
 
-    /// Sets how long connecting, and a request, may take ([`with_request_timeout`](CasSettings::with_request_timeout); 2 s by default),
-    /// and how often records are polled.
+    /// Sets how long connecting, and a request, may take; 2 s by default.
+    ///
+    /// At least 100 ms and at most a minute: the nearest is used.
     #[must_use]
-    pub fn settings(mut self, settings: CasSettings) -> Self {
-        self.settings = settings;
+    pub fn attempt_timeout(mut self, time: Duration) -> Self {
+        self.settings = self.settings.with_attempt_timeout(time);
+        self
+    }
+
+    /// Sets how often a record is read while the store gives no hints of changes; every second by default.
+    ///
+    /// At least 10 ms and at most a minute: the nearest is used.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.settings = self.settings.with_poll_interval(interval);
         self
     }
 
     pub(crate) fn check(&self) -> Result<(), BackendError> {
         check_hosts("Redis", &self.hosts)?;
+        check_tls(self.tls.as_ref(), cfg!(feature = "tls"))?;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:{}".contains(&byte);
         let prefix = &self.prefix;
         let reason = if self.hosts.len() > 1 && !self.is_failover_allowed {
             format!(
                 "several hosts are given, but {SINGLE_NODE}; give one host, or failover=unsafe if you accept that"
             )
-        } else if self.tls.is_some() && cfg!(not(feature = "tls")) {
-            "TLS is configured, but this program was built without the feature \"tls\"; add it in Cargo.toml"
-                .to_owned()
         } else if prefix.is_empty() || prefix.len() > MAX_PREFIX_BYTES || !prefix.bytes().all(is_plain) {
             format!(
                 "the prefix {prefix:?} is not allowed: it has 1 to {MAX_PREFIX_BYTES} of A-Z a-z 0-9 _ - . : {{ }}"
@@ -178,13 +188,7 @@ impl RedisConfig {
 
     /// The name and the port of each host.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&str, u16)> {
-        self.hosts.iter().map(|host| {
-            let (name, port) = match host.rsplit_once(':') {
-                Some((name, port)) if !port.ends_with(']') => (name, port.parse().unwrap_or(DEFAULT_PORT)),
-                _ => (host.as_str(), DEFAULT_PORT),
-            };
-            (name.trim_start_matches('[').trim_end_matches(']'), port)
-        })
+        self.hosts.iter().map(|host| name_and_port(host, DEFAULT_PORT))
     }
 }
 

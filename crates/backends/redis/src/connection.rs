@@ -16,9 +16,12 @@ use redis::{
     Value, aio::MultiplexedConnection,
 };
 use sha1_smol::Sha1;
-use tenure_core::spi::{
-    BackendError,
-    BackendErrorKind::{Invalid, Unauthorized, Unavailable},
+use tenure_core::{
+    Secret,
+    spi::{
+        BackendError,
+        BackendErrorKind::{Invalid, Unavailable},
+    },
 };
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -181,27 +184,12 @@ impl Requests {
                 .await?
                 .map_err(|error| classify(&self.config, &what, &error));
         };
-        let mut refused = None;
-        // A file is read again, and a refused password is retried for a while (hazard G33).
-        for secret in password.candidates().await {
+        let attempt = async |secret: Secret| {
             let info = info.clone().set_username(user).set_password(secret.expose());
-            match self.log_in(host, address, &info).await? {
-                Ok(connection) => {
-                    password.accepted(&secret);
-                    return Ok(connection);
-                }
-                Err(error) => refused = Some(classify(&self.config, &what, &error)),
-            }
-        }
-        let error = refused
-            .unwrap_or_else(|| BackendError::new(Unauthorized, format!("{what}: there is no password")));
-        match error.kind() {
-            Unauthorized => Err(match password.refused() {
-                Some(retry) => BackendError::new(Unavailable, format!("{error}; {retry}")),
-                None => error,
-            }),
-            _ => Err(error),
-        }
+            let opened = self.log_in(host, address, &info).await?;
+            opened.map_err(|error| classify(&self.config, &what, &error))
+        };
+        password.try_each(attempt).await
     }
 
     /// Opens a connection, and checks what the server is.

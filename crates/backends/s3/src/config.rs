@@ -137,13 +137,17 @@ impl S3Config {
     }
 
     /// Sets how long the answer to a request may take; 2 s by default.
+    ///
+    /// At least 100 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn attempt_timeout(mut self, time: Duration) -> Self {
-        self.settings = self.settings.with_request_timeout(time);
+        self.settings = self.settings.with_attempt_timeout(time);
         self
     }
 
     /// Sets how often a record is read; every 2 s by default. A handover takes about half of it, and each read is paid for.
+    ///
+    /// At least 10 ms and at most a minute: the nearest is used.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.settings = self.settings.with_poll_interval(interval);

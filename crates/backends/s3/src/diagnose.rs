@@ -86,8 +86,15 @@ async fn probe(store: &S3Store, key: &str) -> Result<Option<&'static str>, Backe
     let Swap::Done(_) = store.put(what, key, update(first.as_str()), b"4").await? else {
         return Ok(Some("the server refuses If-Match with the current ETag: no session is renewed"));
     };
-    match store.put(what, key, update(first.as_str()), b"5").await? {
-        Swap::Conflict => Ok(None),
-        _ => Ok(Some(IGNORES_IF_MATCH)),
+    if store.put(what, key, update(first.as_str()), b"5").await? != Swap::Conflict {
+        return Ok(Some(IGNORES_IF_MATCH));
     }
+    let missing = format!("{key}-missing");
+    if store.put(what, &missing, update(first.as_str()), b"6").await? != Swap::Conflict {
+        let _ = store.remove("deleting the object of the doctor", &missing).await;
+        return Ok(Some(
+            "the server ignores If-Match for an object that does not exist: two candidates could lead",
+        ));
+    }
+    Ok(None)
 }

@@ -25,11 +25,6 @@ pub(crate) fn classify(what: &str, error: &object_store::Error) -> BackendError 
     BackendError::new(Unavailable, format!("{what}: no usable answer of the server: {cause}{advice}"))
 }
 
-/// Whether the server does not accept the access key or the signature.
-pub(crate) fn is_login_refused(error: &object_store::Error) -> bool {
-    refusal(error).is_some_and(|refusal| kind(refusal) == Unauthorized)
-}
-
 fn refusal(error: &object_store::Error) -> Option<&Refusal> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }

@@ -19,7 +19,10 @@ use object_store::{
     },
 };
 use reqwest::redirect;
-use tenure_core::{Tls, TlsPem, internal::lock};
+use tenure_core::{
+    Tls, TlsPem,
+    internal::{ClientCache, lock},
+};
 use thiserror::Error;
 
 /// The largest answer that is read, in bytes. A record has at most 512 KiB, and a list of 1000 keys has less than 2 MiB.
@@ -36,8 +39,7 @@ pub(crate) struct Http {
 struct Shared {
     tls: Option<Tls>,
     attempt_timeout: Duration,
-    /// The client, and the certificates for which it was made.
-    client: Mutex<Option<(Option<Arc<TlsPem>>, reqwest::Client)>>,
+    client: ClientCache<reqwest::Client>,
     /// What the server calls itself.
     server: Mutex<Option<String>>,
 }
@@ -56,7 +58,8 @@ pub(crate) struct Refusal {
 
 impl Http {
     pub(crate) fn new(tls: Option<Tls>, attempt_timeout: Duration) -> Self {
-        let shared = Shared { tls, attempt_timeout, client: Mutex::default(), server: Mutex::default() };
+        let shared =
+            Shared { tls, attempt_timeout, client: ClientCache::default(), server: Mutex::default() };
         Self { shared: Arc::new(shared), allows_plain_text: false }
     }
 
@@ -67,24 +70,12 @@ impl Http {
 
     /// Closes the connections that are idle.
     pub(crate) fn close(&self) {
-        *lock(&self.shared.client) = None;
+        self.shared.client.clear();
     }
 
     /// The client; a new one if the certificates have changed.
     async fn client(&self) -> Result<reqwest::Client, HttpError> {
-        let pem = match &self.shared.tls {
-            Some(tls) => Some(tls.current().await),
-            None => None,
-        };
-        let mut client = lock(&self.shared.client);
-        match &*client {
-            Some((made_for, client))
-                if made_for.as_ref().map(Arc::as_ptr) == pem.as_ref().map(Arc::as_ptr) =>
-            {
-                Ok(client.clone())
-            }
-            _ => Ok(client.insert((pem.clone(), self.build(pem.as_deref())?)).1.clone()),
-        }
+        self.shared.client.get(self.shared.tls.as_ref(), |pem| self.build(pem)).await
     }
 
     fn build(&self, pem: Option<&TlsPem>) -> Result<reqwest::Client, HttpError> {

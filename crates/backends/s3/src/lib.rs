@@ -84,7 +84,7 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 /// A backend for the bucket that `config` describes. Does not connect yet.
 ///
 /// # Errors
-/// When `config` has a name, an endpoint or a time that is not allowed.
+/// When `config` has a name or an endpoint that is not allowed.
 pub fn backend(config: S3Config) -> Result<S3Backend, Error> {
     let attempts = 2 * config.settings.request_timeout();
     let settings = config.settings.clone().with_request_timeout(attempts + TIMEOUT_MARGIN);

@@ -19,12 +19,7 @@ use tenure_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{
-    config::S3Config,
-    diagnose::diagnose,
-    error::{classify, is_login_refused},
-    http::Http,
-};
+use crate::{config::S3Config, diagnose::diagnose, error::classify, http::Http};
 
 /// How many requests are sent at a time, besides those for single sessions: each needs a connection of its own, and more at once would not
 /// be answered sooner.
@@ -60,7 +55,7 @@ impl S3Store {
     /// A store in the bucket that `config` describes. Does not connect yet.
     ///
     /// # Errors
-    /// When `config` has a name, an endpoint or a time that is not allowed.
+    /// When `config` has a name or an endpoint that is not allowed.
     pub fn new(config: S3Config) -> Result<Self, Error> {
         let builder = config.check()?;
         if let Some(host) = config.plain_text_host(&builder) {
@@ -101,25 +96,8 @@ impl S3Store {
             }
             return answer(what, request(client).await);
         };
-        let mut refused = None;
-        for secret in password.candidates().await {
-            match request(self.client(Some(&secret))?).await {
-                Err(error) if is_login_refused(&error) => refused = Some(classify(what, &error)),
-                outcome => {
-                    if outcome.is_ok() {
-                        password.accepted(&secret);
-                    }
-                    return answer(what, outcome);
-                }
-            }
-        }
-        let refused = refused.unwrap_or_else(|| unexpected(what, &"there is no secret"));
-        match password.refused() {
-            Some(reason) => {
-                Err(BackendError::new(BackendErrorKind::Unavailable, format!("{refused}; {reason}")))
-            }
-            None => Err(refused),
-        }
+        let attempt = async |secret: Secret| answer(what, request(self.client(Some(&secret))?).await);
+        password.try_each(attempt).await
     }
 
     /// The path of a key.

@@ -59,6 +59,23 @@ impl BackendError {
         Self { kind, message, cause: Some(Arc::from(source)) }
     }
 
+    /// Combines the failures of several hosts into one error. It is permanent only if all are: a host that is down may be the one that would
+    /// accept.
+    ///
+    /// Permanent failures come first in the text, because they say what to change.
+    pub fn of_hosts(mut failures: Vec<Self>) -> Self {
+        failures.sort_by_key(|failure| !failure.is_permanent());
+        match failures.last() {
+            None => Self::new(BackendErrorKind::Unavailable, "there is no host"),
+            Some(only) if failures.len() == 1 => only.clone(),
+            Some(last) => {
+                let kind = if last.is_permanent() { failures[0].kind } else { last.kind };
+                let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
+                Self::new(kind, texts.join("; "))
+            }
+        }
+    }
+
     /// The kind of the failure.
     pub fn kind(&self) -> BackendErrorKind {
         self.kind
@@ -99,6 +116,20 @@ mod tests {
             assert!(text.starts_with("no\\r\\nERROR forged\\u{1b}[2J") && text.len() < 2000, "{text}");
             assert_eq!(BackendError::new(kind, text.as_str()).to_string(), text, "not escaped twice");
         }
+    }
+
+    #[test]
+    fn a_failure_of_hosts_is_permanent_if_each_is() {
+        use BackendErrorKind::{Invalid, Unauthorized, Unavailable};
+        let of = |kinds: &[BackendErrorKind]| {
+            let failures = kinds.iter().map(|kind| BackendError::new(*kind, format!("{kind:?}")));
+            let error = BackendError::of_hosts(failures.collect());
+            (error.kind(), error.to_string())
+        };
+        assert_eq!(of(&[]), (Unavailable, "there is no host".to_owned()));
+        assert_eq!(of(&[Invalid]), (Invalid, "Invalid".to_owned()));
+        assert_eq!(of(&[Unavailable, Invalid]), (Unavailable, "Invalid; Unavailable".to_owned()));
+        assert_eq!(of(&[Unauthorized, Invalid]), (Unauthorized, "Unauthorized; Invalid".to_owned()));
     }
 
     #[test]

@@ -24,7 +24,6 @@
 mod entry;
 mod error;
 mod heartbeat;
-pub(crate) mod hosts;
 mod per_entry_watcher;
 mod session;
 mod session_options;

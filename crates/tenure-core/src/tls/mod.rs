@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{InvalidUrl, Secret, StoreUrl};
+use crate::{InvalidUrl, Secret, StoreUrl, internal::lock};
 use files::TlsFiles;
 pub use pem::TlsPem;
 
@@ -52,6 +52,54 @@ struct State {
     is_reading: bool,
     /// The reason why the current files cannot be used, if so. Their previous content is used then.
     unusable: Option<String>,
+}
+
+/// Caches a client, and makes a new one when the certificates have changed.
+///
+/// For the backends of this project only.
+#[derive(Debug)]
+pub struct ClientCache<C> {
+    cached: Mutex<Option<(Option<Arc<TlsPem>>, C)>>,
+}
+
+impl<C: Clone> ClientCache<C> {
+    /// The client for the current certificates of `tls`. `make` makes one, if there is none or they have changed.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub async fn get<E>(
+        &self,
+        tls: Option<&Tls>,
+        make: impl FnOnce(Option<&TlsPem>) -> Result<C, E> + Send,
+    ) -> Result<C, E> {
+        let pem = match tls {
+            Some(tls) => Some(tls.current().await),
+            None => None,
+        };
+        let mut cached = lock(&self.cached);
+        match &*cached {
+            Some((made_for, client))
+                if made_for.as_ref().map(Arc::as_ptr) == pem.as_ref().map(Arc::as_ptr) =>
+            {
+                Ok(client.clone())
+            }
+            _ => {
+                let client = make(pem.as_deref())?;
+                Ok(cached.insert((pem, client)).1.clone())
+            }
+        }
+    }
+
+    /// Drops the client, which closes the connections that no request uses.
+    pub fn clear(&self) {
+        *lock(&self.cached) = None;
+    }
+}
+
+impl<C> Default for ClientCache<C> {
+    fn default() -> Self {
+        Self { cached: Mutex::default() }
+    }
 }
 
 impl Tls {

@@ -14,6 +14,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::Secret;
+use crate::spi::{
+    BackendError,
+    BackendErrorKind::{Unauthorized, Unavailable},
+};
 
 /// The age after which the file is read again when a connection is made.
 const MAX_AGE: Duration = Duration::from_secs(5);
@@ -109,6 +113,38 @@ impl Password {
         let state = self.state();
         let previous = state.previous.clone().filter(|previous| *previous != state.latest);
         std::iter::once(state.latest.clone()).chain(previous).collect()
+    }
+
+    /// Calls `attempt` with each of the [candidates](Self::candidates) until the store accepts one. Records the accepted one, or that all were
+    /// refused.
+    ///
+    /// `attempt` fails with [`Unauthorized`] when the store refuses the password. After any other error no further password is tried.
+    ///
+    /// # Errors
+    /// The last error of `attempt`. A refusal is [`Unavailable`] while the file of the password is read again (see [`refused`](Self::refused)).
+    ///
+    /// # Cancellation safety
+    /// That of the future of `attempt`. If the future is dropped, nothing is recorded.
+    pub async fn try_each<T, F>(&self, attempt: impl Fn(Secret) -> F + Send) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let mut refusal = None;
+        for secret in self.candidates().await {
+            match attempt(secret.clone()).await {
+                Ok(done) => {
+                    self.accepted(&secret);
+                    return Ok(done);
+                }
+                Err(error) if error.kind() == Unauthorized => refusal = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let refusal = refusal.unwrap_or_else(|| BackendError::new(Unauthorized, "there is no password"));
+        Err(match self.refused() {
+            Some(retry) => BackendError::new(Unavailable, format!("{refusal}; {retry}")),
+            None => refusal,
+        })
     }
 
     /// Records that the store accepted `secret`.
@@ -277,6 +313,34 @@ mod tests {
         assert!(password.refused().is_some());
         assert_eq!(candidates(&password).await, ["four", "three"]);
         assert!(!format!("{password:?}").contains("four"));
+    }
+
+    /// Hazard G33: a login tries the previous password, too, and only a refusal leads to the next one.
+    #[tokio::test]
+    async fn a_login_tries_each_password() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "one").unwrap();
+        let password = Password::from_file(&file).unwrap();
+        let only = |accepted: &'static str, kind| {
+            password.try_each(move |secret| async move {
+                let error = || BackendError::new(kind, "refused");
+                if secret.expose() == accepted { Ok(secret) } else { Err(error()) }
+            })
+        };
+        assert!(only("one", Unauthorized).await.is_ok());
+        fs::write(&file, "two").unwrap();
+        let error = only("neither", Unauthorized).await.unwrap_err();
+        assert_eq!(error.kind(), Unavailable, "the file is read again");
+        assert!(error.to_string().starts_with("refused; password_file="), "{error}");
+        while password.latest().expose() != "two" {
+            password.refused();
+            password.candidates().await;
+        }
+        assert_eq!(only("one", Unauthorized).await.unwrap().expose(), "one");
+        assert_eq!(only("one", Unavailable).await.unwrap_err().to_string(), "refused");
+        let fixed = Password::from(Secret::new("wrong"));
+        let error = fixed.try_each(|_| async { Err::<(), _>(BackendError::new(Unauthorized, "refused")) });
+        assert_eq!(error.await.unwrap_err().kind(), Unauthorized);
     }
 
     /// Hazard G33: the login with a wrong password in a file is retried for two minutes; with a fixed one it is not.

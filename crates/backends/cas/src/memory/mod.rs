@@ -42,6 +42,8 @@ pub struct MemoryCasOptions {
     pub hints: bool,
     /// It accepts the condition of a swap, and ignores it.
     pub ignores_conditions: bool,
+    /// It creates a missing record although the swap expects a version of it.
+    pub creates_missing: bool,
 }
 
 /// What a [`MemoryCas`] says of its epoch.
@@ -211,7 +213,9 @@ impl MemoryCas {
             return Swap::EpochChanged;
         }
         let found = state.records.get(key).map(|record| &record.version);
-        if found != expected && !self.options().ignores_conditions {
+        let options = self.options();
+        let ignores_condition = options.ignores_conditions || found.is_none() && options.creates_missing;
+        if found != expected && !ignores_condition {
             return Swap::Conflict;
         }
         let record = self.record(&mut state, key, body);

@@ -73,7 +73,7 @@ async fn an_ended_session_is_never_renewed() {
     assert_eq!(stored(&store, "e").queue.len(), 1);
 }
 
-/// Hazard C3: a server that accepts the condition of a write, and ignores it.
+/// Hazard C3: a server that accepts the condition of a write, and ignores it: always, or for a record that does not exist.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_ignores_conditions_is_refused() {
     use std::sync::Arc;
@@ -83,12 +83,15 @@ async fn a_store_that_ignores_conditions_is_refused() {
         spi::{Backend as _, SessionOptions},
     };
 
-    let options = MemoryCasOptions { ignores_conditions: true, ..MemoryCasOptions::default() };
-    let backend = crate::CasBackend::new(MemoryCas::with_options(options).client(1));
-    let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
-    let error = backend.open_session(&options).await.unwrap_err();
-    assert!(error.is_permanent() && error.to_string().contains("ignores the condition"), "{error}");
-    assert!(backend.candidates(&election("e")).await.unwrap().is_empty());
+    let always = MemoryCasOptions { ignores_conditions: true, ..MemoryCasOptions::default() };
+    let if_missing = MemoryCasOptions { creates_missing: true, ..MemoryCasOptions::default() };
+    for options in [always, if_missing] {
+        let backend = crate::CasBackend::new(MemoryCas::with_options(options).client(1));
+        let options = SessionOptions::new(TTL, Arc::new(SimClock::new()), DRIFT);
+        let error = backend.open_session(&options).await.unwrap_err();
+        assert!(error.is_permanent() && error.to_string().contains("ignores the condition"), "{error}");
+        assert!(backend.candidates(&election("e")).await.unwrap().is_empty());
+    }
 }
 
 /// Hazard C9: a store that removes a record by itself takes leadership away for good. Until its next heartbeat the leader does not know that,
