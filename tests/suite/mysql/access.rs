@@ -15,7 +15,7 @@ use tenure_testkit::{
 };
 use tenure_tests::{Authority, CasServer as _, ClientFiles, Mysql, promptly, wait_for_heartbeats};
 
-const README: &str = include_str!("../../crates/backends/mysql/README.md");
+const README: &str = include_str!("../../../crates/backends/mysql/README.md");
 
 const PASSWORD: &str = "correct-horse-7";
 const FIRST: Epoch = Epoch(0);

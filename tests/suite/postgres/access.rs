@@ -20,7 +20,7 @@ use tenure_testkit::{
 use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
 use tracing_subscriber::filter::LevelFilter;
 
-const README: &str = include_str!("../../crates/backends/postgres/README.md");
+const README: &str = include_str!("../../../crates/backends/postgres/README.md");
 
 const OLD: &str = "correct-horse-7";
 const NEW: &str = "another-horse-8";
@@ -285,7 +285,9 @@ async fn the_environment_has_the_password() {
         ("HOME", home.path().display().to_string()),
     ] {
         let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "the_environment_has_the_password", "--nocapture"]).kill_on_drop(true);
+        command
+            .args(["--exact", "access::the_environment_has_the_password", "--nocapture"])
+            .kill_on_drop(true);
         command.env_remove("PGPASSWORD").env_remove("PGPASSFILE").env(URL, &url).env(variable, value);
         assert!(command.status().await.unwrap().success(), "{variable}");
     }

@@ -48,7 +48,7 @@ fn campaign(elector: &Arc<dyn Elector>) -> tokio::task::JoinHandle<Result<tenure
 /// What the README names is all that a token needs, also to hand over, to be observed, and to collect garbage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_with_the_least_policy_takes_part() {
-    const README: &str = include_str!("../../crates/backends/consul/README.md");
+    const README: &str = include_str!("../../../crates/backends/consul/README.md");
     let rule = README.split_once("```hcl\n").unwrap().1.split_once("```").unwrap().0;
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(words(rule), words(LEAST));
@@ -156,7 +156,7 @@ async fn the_environment_has_the_token() {
     let admin = server.admin().with_token(ConsulSettings::MANAGEMENT_TOKEN);
     let token = admin.create_token(LEAST).await.unwrap().secret;
     let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "the_environment_has_the_token", "--nocapture"]).kill_on_drop(true);
+    command.args(["--exact", "access::the_environment_has_the_token", "--nocapture"]).kill_on_drop(true);
     command.env(URL, format!("consul://{}/acme", server.endpoint())).env("CONSUL_HTTP_TOKEN", token);
     assert!(command.status().await.unwrap().success());
 }

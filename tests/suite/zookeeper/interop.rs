@@ -6,8 +6,8 @@ use tenure::{Config, Elector};
 use tenure_containers::{Program, Version, ZookeeperServer};
 use tenure_testkit::suite::{until, within};
 
-const KAZOO: &str = include_str!("interop/candidate.py");
-const CURATOR: &str = include_str!("interop/Candidate.java");
+const KAZOO: &str = include_str!("interop_candidates/candidate.py");
+const CURATOR: &str = include_str!("interop_candidates/Candidate.java");
 
 /// A library whose candidates run inside the server's container.
 #[derive(Clone, Copy)]

@@ -23,7 +23,7 @@ use tenure_testkit::{
 };
 use tokio::task::JoinSet;
 
-const README: &str = include_str!("../../crates/backends/postgres/README.md");
+const README: &str = include_str!("../../../crates/backends/postgres/README.md");
 
 const TTL: Duration = Duration::from_secs(2);
 

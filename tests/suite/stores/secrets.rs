@@ -129,7 +129,7 @@ async fn run_in_child_with_variables(test: &str) -> bool {
         return false;
     }
     let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).envs(VARIABLES).kill_on_drop(true);
+    command.args(["--exact", &format!("secrets::{test}"), "--nocapture"]).envs(VARIABLES).kill_on_drop(true);
     assert!(command.status().await.unwrap().success());
     true
 }

@@ -32,7 +32,7 @@ async fn every_address_of_a_name_is_tried() {
         // Root needs no user namespace, which the system may forbid.
         command.args(if rustix::process::geteuid().is_root() { &["-m"][..] } else { &["-m", "-r"] });
         command.args(["sh", "-c", &script]).arg(env::current_exe().unwrap());
-        command.args(["--exact", "every_address_of_a_name_is_tried", "--nocapture"]);
+        command.args(["--exact", "addresses::every_address_of_a_name_is_tried", "--nocapture"]);
         command.env(HAS_OWN_HOSTS, server.endpoint()).output()
     };
     let output =

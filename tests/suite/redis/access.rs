@@ -13,7 +13,7 @@ use tenure_tests::{
 };
 use tracing_subscriber::filter::LevelFilter;
 
-const README: &str = include_str!("../../crates/backends/redis/README.md");
+const README: &str = include_str!("../../../crates/backends/redis/README.md");
 
 const OLD: &str = "correct-horse-7";
 const NEW: &str = "another-horse-8";

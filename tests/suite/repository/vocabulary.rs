@@ -10,7 +10,7 @@ use std::{
 const EXCEPTIONS: [(&str, &str, &str); 8] = [
     ("docs/reference/glossary.md", "", "lists the words"),
     ("CHANGELOG.md", "", "names what was renamed"),
-    ("tests/suite/vocabulary.rs", "", "tests this test"),
+    ("tests/suite/repository/vocabulary.rs", "", "tests this test"),
     ("crates/backends/etcd/", "keeper", "etcd-client's type LeaseKeeper"),
     (
         "crates/backends/postgres/",

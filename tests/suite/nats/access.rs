@@ -20,7 +20,7 @@ use tokio::{
     net::TcpListener,
 };
 
-const GUIDE: &str = include_str!("../../docs/guide/operating/nats.md");
+const GUIDE: &str = include_str!("../../../docs/guide/operating/nats.md");
 
 const OLD: &str = "correct-horse-7";
 const NEW: &str = "another-horse-8";
