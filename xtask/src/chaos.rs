@@ -14,7 +14,7 @@ use crate::{
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// etcd, zookeeper, postgres, kubernetes, consul or nats; each in turn, three at a time, unless one is named
+    /// etcd, zookeeper, postgres, kubernetes, consul or nats; all of them, three at a time, unless one is named
     #[arg(long)]
     store: Option<String>,
     /// synchronous or asynchronous, for PostgreSQL

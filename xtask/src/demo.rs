@@ -33,7 +33,7 @@ const COLUMNS: [&str; 10] = [
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Where the servers elect their leader; each store in turn, three at a time, unless one is named
+    /// Where the servers elect their leader; all stores, three at a time, unless one is named
     #[arg(long, value_enum)]
     store: Option<Store>,
     /// How many runs on each store, each with another seed

@@ -102,9 +102,9 @@ async fn tokens_rise_when_all_is_lost_and_all_candidates_are_new() {
     assert!(tokens[0] < tokens[1] && tokens[0] >> 40 > 1_000, "{tokens:?}");
 }
 
-/// A restart keeps who waits, if the server has written that to its disk.
+/// After a restart of a server whose writes are on its disk, the candidate that waits leads, with a higher token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_with_an_append_only_file_keeps_the_order() {
+async fn tokens_rise_across_a_restart_with_an_append_only_file() {
     for version in Version::REDIS {
         let settings = RedisSettings::default().set("appendonly", "yes").set("appendfsync", "always");
         let server = RedisServer::start_with(version, &settings).await.unwrap();
