@@ -48,15 +48,29 @@ pub(crate) fn run_all() -> Result<()> {
     run(&mut cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
     run(cargo(["doc", "--workspace", "--no-deps", "--all-features"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     let metadata = Metadata::load()?;
-    each_feature_alone(&metadata)?;
     lints::check(&metadata)?;
     dependencies_keep_to_the_rust_version(&metadata)?;
-    packages_are_complete(&metadata)?;
+    manifests_are_complete(&metadata)?;
     dependencies::check()
 }
 
-/// Packs every published package, in the order of their dependencies, and builds each from what was packed.
-fn packages_are_complete(metadata: &Metadata) -> Result<()> {
+/// Checks each feature without the others, packs every published package, in the order of their dependencies, and builds each from what was
+/// packed. It compiles the dependencies many times over, so that it is a command of its own.
+///
+/// # Errors
+/// When a feature or a package does not compile.
+pub(crate) fn publishable() -> Result<()> {
+    tools::ensure_for_build()?;
+    let metadata = Metadata::load()?;
+    each_feature_alone(&metadata)?;
+    manifests_are_complete(&metadata)?;
+    let mut pack = cargo(["package", "--quiet", "--allow-dirty"]);
+    pack.args(PUBLISHED.iter().flat_map(|package| ["--package", package]));
+    run(&mut pack)
+}
+
+/// Checks that every published package is in the list here, and has what publishing needs.
+fn manifests_are_complete(metadata: &Metadata) -> Result<()> {
     let published = metadata.published();
     ensure!(
         published == BTreeSet::from(PUBLISHED),
@@ -66,9 +80,7 @@ fn packages_are_complete(metadata: &Metadata) -> Result<()> {
         let missing = metadata.missing_for_publishing(package)?;
         ensure!(missing.is_empty(), "the manifest or folder of {package} lacks {}", missing.join(", "));
     }
-    let mut pack = cargo(["package", "--quiet", "--allow-dirty"]);
-    pack.args(PUBLISHED.iter().flat_map(|package| ["--package", package]));
-    run(&mut pack)
+    Ok(())
 }
 
 fn each_feature_alone(metadata: &Metadata) -> Result<()> {

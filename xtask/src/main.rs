@@ -40,8 +40,10 @@ enum Task {
     Test(suite::Options),
     /// Builds the missing images of the test servers
     Images,
-    /// Checks formatting, lints, docs, each feature alone, packages, and the rules for dependencies
+    /// Checks formatting, lints, docs, manifests, and the rules for dependencies
     Check,
+    /// Checks each feature without the others, and builds every package from what would be published
+    Publishable,
     /// Makes a Debian package and a container image of the command
     Package(package::Options),
     /// Runs the billing demo over several seeds and fails on any violation
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Task::Test(options) => suite::test(&options),
         Task::Images => images::ensure_with_tools(),
         Task::Check => check::run_all(),
+        Task::Publishable => check::publishable(),
         Task::Package(options) => package::package(&options),
         Task::Demo(options) => demo::run_seeds(&options),
         Task::Transcripts => suite::write_transcripts(),
