@@ -34,20 +34,6 @@ pub(crate) fn build_program(package: &str, name: &str, arguments: &[&str]) -> Re
     Ok(target_dir()?.join("release").join(name))
 }
 
-/// Builds the program `name` as the tests are built, but with failpoints: the dependencies that the tests have compiled are used again. It is
-/// not optimized.
-///
-/// # Errors
-/// When it cannot be built.
-pub(crate) fn build_as_tests(name: &str) -> Result<PathBuf> {
-    tools::ensure_for_build()?;
-    let target = std::path::absolute(target())?;
-    let wrapper = wrapper(&target, &["tenure_mutants".to_owned()])?;
-    let mut build = cargo(["build", "--workspace", "--all-features", "--bin", name]);
-    run(build.env("RUSTC_WORKSPACE_WRAPPER", wrapper))?;
-    Ok(target.join("debug").join(name))
-}
-
 /// Lets a command of cargo's build with failpoints and, if one is named, with a checker of races.
 ///
 /// Only the packages of this workspace are compiled with these settings: their dependencies are built once, whatever is checked.
