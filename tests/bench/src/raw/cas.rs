@@ -79,7 +79,8 @@ impl Cas {
             versions.push(swap(&*store, key, found.as_ref(), epoch).await?);
         }
         let watching = open(url)?;
-        // The first subscription may only begin to connect.
+        // Connects: a subscription alone may wait for that.
+        version_of(&*watching, WATCHED).await?;
         let _ = watching.changes(WATCHED);
         tokio::time::sleep(SUBSCRIPTION_TIME).await;
         let hints = watching.changes(WATCHED);
@@ -112,9 +113,9 @@ impl RawStore for Cas {
 
     async fn enter_from_nothing(&mut self) -> Result<Duration> {
         let session = format!("s/{:032x}", fastrand::u128(..));
-        let epoch = epoch(&*self.store).await?;
         let begun = Instant::now();
         let store = open(&self.url)?;
+        let epoch = epoch(&*store).await?;
         let created = swap(&*store, &session, None, epoch).await?;
         let version = version_of(&*store, ELECTION).await?;
         swap(&*store, ELECTION, version.as_ref(), epoch).await?;
