@@ -34,7 +34,7 @@ pub(crate) async fn probe<S: CasStore>(
         },
         Swap::EpochChanged => return Err(failed_over(client, epoch).await),
     };
-    // The last swap names a record that does not exist: a late heartbeat must not create again the record of a session that was ended and deleted.
+    // The last swap names a record that does not exist: a late heartbeat must not recreate the record of a session that was ended and deleted.
     let missing = SessionId::random();
     for (session, wrong_version) in [(session, None), (session, Some(&version)), (&missing, Some(&done))] {
         match client.swap_session(session, wrong_version, epoch, &Session::ended()).await? {
@@ -42,7 +42,7 @@ pub(crate) async fn probe<S: CasStore>(
             // Says nothing of the condition: another session has to try.
             Swap::EpochChanged => return Err(failed_over(client, epoch).await),
             Swap::Done(written) => {
-                // As much as can be done: no candidate enters, so that nobody collects garbage.
+                // Best effort. No candidate enters here, so nobody would collect it as garbage.
                 let _ = client.delete_session(session, &written).await;
                 let text = "this store ignores the condition of a write: two candidates could lead; use another store, or a version \
                             of its server and proxies that supports conditional writes";
