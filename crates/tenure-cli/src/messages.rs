@@ -7,7 +7,8 @@ use std::{
         Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
         atomic::{AtomicBool, Ordering},
     },
-    time::SystemTime,
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,8 @@ static STATUS_LINE: Mutex<String> = Mutex::new(String::new());
 static HELD: Mutex<Option<HeldLines>> = Mutex::new(None);
 /// How many lines wait at most.
 const MAX_HELD_LINES: usize = 100;
+/// How long a message waits for others that are being written, on a standard error that has room.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Begins the current row of a terminal again.
 const ERASE_ROW: &str = "\r\x1b[K";
 
@@ -76,16 +79,9 @@ fn print_at(level: Level, text: &str) {
 }
 
 fn try_print_at(level: Level, text: &str) -> bool {
-    let status_line = match STATUS_LINE.try_lock() {
-        Ok(status_line) => status_line,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return false,
-    };
-    let has_room = has_room();
-    if has_room {
-        let _ = write_above_status_line(&status_line, line(level, text).as_bytes());
-    }
-    has_room
+    let Some(status_line) = lock_with_room() else { return false };
+    let _ = write_above_status_line(&status_line, line(level, text).as_bytes());
+    true
 }
 
 /// A message on one line, in the format of the log.
@@ -111,9 +107,8 @@ pub(crate) fn set_status_line(text: &str, is_over: &AtomicBool) {
 
 /// Removes the status line, but only if that does not block.
 pub(crate) fn try_remove_status_line() {
-    if let Ok(mut status_line) = STATUS_LINE.try_lock()
+    if let Some(mut status_line) = lock_with_room()
         && !status_line.is_empty()
-        && has_room()
     {
         status_line.clear();
         let _ = stderr().write_all(ERASE_ROW.as_bytes());
@@ -179,6 +174,21 @@ fn lock() -> MutexGuard<'static, String> {
     STATUS_LINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes the lock, unless writing would block on a full pipe. A thread that has the lock and room to write is done at once, so that it is
+/// waited for: a message must not be lost because a log line is being written.
+fn lock_with_room() -> Option<MutexGuard<'static, String>> {
+    let start = Instant::now();
+    while has_room() {
+        match STATUS_LINE.try_lock() {
+            Ok(status_line) => return Some(status_line),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if start.elapsed() > LOCK_TIMEOUT => return None,
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    None
+}
+
 /// Where the log is written. Each write has whole lines.
 #[derive(Debug)]
 pub(crate) struct LogWriter;
@@ -191,5 +201,27 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_message_is_lost_while_the_log_is_written() {
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::SeqCst) {
+                        LogWriter.write_all(b" ").unwrap();
+                    }
+                });
+            }
+            let printed = (0..100).filter(|_| try_print("a message")).count();
+            is_over.store(true, Ordering::SeqCst);
+            assert_eq!(printed, 100);
+        });
     }
 }
