@@ -3,7 +3,7 @@
 mod common;
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read},
     net::TcpListener,
     process::Stdio,
     time::{Duration, Instant},
@@ -11,8 +11,8 @@ use std::{
 
 use common::{RunningCommand, Sandbox, code_and_stderr, eventually, kill, store_name};
 use tenure_containers::{
-    SharedConsul, SharedEtcd, SharedKubernetes, SharedMysql, SharedNats, SharedPostgres, SharedS3,
-    SharedZookeeper, Version,
+    SharedConsul, SharedEtcd, SharedKubernetes, SharedMysql, SharedNats, SharedPostgres, SharedRedis,
+    SharedS3, SharedZookeeper, Version,
 };
 use tenure_testkit::proxy::{Direction, Proxy};
 
@@ -20,7 +20,8 @@ use tenure_testkit::proxy::{Direction, Proxy};
 const QUERIES: [&str; 5] = ["leader", "candidates", "observe", "resign", "elections"];
 
 /// The stores that have servers.
-const SCHEMES: [&str; 8] = ["etcd", "zookeeper", "postgres", "consul", "kubernetes", "nats", "s3", "mysql"];
+const SCHEMES: [&str; 9] =
+    ["etcd", "zookeeper", "postgres", "consul", "kubernetes", "nats", "s3", "mysql", "redis"];
 
 /// The servers, which may be this test's own and end with it.
 struct Servers {
@@ -32,6 +33,7 @@ struct Servers {
     nats: SharedNats,
     s3: SharedS3,
     mysql: SharedMysql,
+    redis: SharedRedis,
 }
 
 impl Servers {
@@ -45,6 +47,7 @@ impl Servers {
             nats: SharedNats::get(Version::Nats215).await.unwrap(),
             s3: SharedS3::get(Version::Seaweedfs4).await.unwrap(),
             mysql: SharedMysql::get(Version::Mariadb1011).await.unwrap(),
+            redis: SharedRedis::get(Version::Redis70).await.unwrap(),
         }
     }
 
@@ -57,7 +60,7 @@ impl Servers {
     }
 
     /// The schemes of their URLs, and their endpoints.
-    fn endpoints(&self) -> [(&'static str, String); 8] {
+    fn endpoints(&self) -> [(&'static str, String); 9] {
         let endpoints = [
             self.etcd.endpoint(),
             self.zookeeper.endpoint(),
@@ -67,9 +70,16 @@ impl Servers {
             self.nats.endpoint(),
             self.s3.endpoint(),
             self.mysql.endpoint(),
+            self.redis.endpoint(),
         ];
         std::array::from_fn(|n| (SCHEMES[n], endpoints[n].clone()))
     }
+}
+
+/// The lines of a standard error, without the warning that Redis is a single node.
+fn messages(stderr: impl Read) -> impl Iterator<Item = String> {
+    let lines = BufReader::new(stderr).lines().map(Result::unwrap);
+    lines.filter(|line| !line.contains("WARN Redis is a single node here"))
 }
 
 /// Case 40. Tries that waited for the store would all run their programs, one after the other, when it answers again.
@@ -198,17 +208,17 @@ async fn observe_says_that_the_store_is_frozen_and_back() {
         let sandbox = Sandbox::on_server(scheme, &proxy.endpoint(), &root, "");
         let mut command = sandbox.tenure(&["observe"]);
         let mut running = RunningCommand::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
-        let mut lines = BufReader::new(running.stderr()).lines();
+        let mut lines = messages(running.stderr());
         assert_eq!(BufReader::new(running.stdout()).lines().next().unwrap().unwrap(), "-");
         proxy.hold(Direction::Both);
-        let frozen = lines.next().unwrap().unwrap();
+        let frozen = lines.next().unwrap();
         assert!(
             frozen.contains(&format!("{} does not answer", store_name(scheme, &proxy.endpoint(), &root))),
             "{frozen}"
         );
         assert!(frozen.contains("may be outdated") && frozen.contains("tenure doctor"), "{frozen}");
         proxy.heal();
-        let back = lines.next().unwrap().unwrap();
+        let back = lines.next().unwrap();
         assert!(back.contains("answers again after"), "{back}");
     }
 }
@@ -235,7 +245,7 @@ async fn resign_says_that_the_store_has_stopped_answering() {
         let (code, stderr) = resign(&["--timeout", "1s"]).code_and_stderr();
         assert!(code == Some(69) && stderr.contains("has not been seen to resign within 1s"), "{stderr}");
         let mut patient = resign(&[]);
-        let mut lines = BufReader::new(patient.stderr()).lines().map(Result::unwrap);
+        let mut lines = messages(patient.stderr());
         let still = lines.next().unwrap();
         assert!(still.contains("still leads e"), "it answers: {still}");
         proxy.hold(Direction::Both);

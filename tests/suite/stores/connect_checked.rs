@@ -7,8 +7,8 @@ use std::{
 
 use tenure::{Elector, Error};
 use tenure_containers::{
-    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedMysql, SharedNats, SharedPostgres, SharedS3,
-    SharedZookeeper, Version,
+    EtcdServer, Permission, SharedConsul, SharedEtcd, SharedMysql, SharedNats, SharedPostgres, SharedRedis,
+    SharedS3, SharedZookeeper, Version,
 };
 use tenure_testkit::suite::within;
 
@@ -40,6 +40,7 @@ async fn a_store_that_can_be_used_is_accepted() {
     let nats = SharedNats::get(Version::Nats215).await.unwrap();
     let s3 = SharedS3::get(Version::Seaweedfs4).await.unwrap();
     let mysql = SharedMysql::get(Version::Mariadb1011).await.unwrap();
+    let redis = SharedRedis::get(Version::Redis70).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let unique = format!("checked-{:016x}", fastrand::u64(..));
     let database = mysql.admin().create_database(&unique).await.unwrap();
@@ -51,6 +52,7 @@ async fn a_store_that_can_be_used_is_accepted() {
         format!("nats://{}/{unique}?ttl=3s", nats.endpoint()),
         format!("{}&ttl=3s", s3.admin().url(&unique)),
         format!("{}?ttl=3s", database.url()),
+        format!("redis://{}/0?prefix={unique}&ttl=3s", redis.endpoint()),
         format!("local:{}", directory.path().display()),
         format!("memory:{unique}"),
     ];
@@ -71,14 +73,22 @@ async fn a_store_that_cannot_be_reached_is_reported() {
     // Nothing listens on the first port. Nobody accepts what arrives on the second.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("127.0.0.1:{}", silent.local_addr().unwrap().port());
-    for store in ["etcd://", "zookeeper://", "postgres://app@", "consul://", "nats://", "mysql://app@"] {
+    for (store, path) in [
+        ("etcd://", "acme"),
+        ("zookeeper://", "acme"),
+        ("postgres://app@", "acme"),
+        ("consul://", "acme"),
+        ("nats://", "acme"),
+        ("mysql://app@", "acme"),
+        ("redis://", "0"),
+    ] {
         for host in ["127.0.0.1:1", &silent] {
-            let error = refusal(&format!("{store}{host}/acme?ttl=5s&request_timeout=1s")).await;
+            let error = refusal(&format!("{store}{host}/{path}?ttl=5s&request_timeout=1s")).await;
             assert!(matches!(error, Error::Unavailable(_)) && error.is_retryable(), "{error}");
             let text = error.to_string();
             assert!(text.starts_with("the store cannot be reached: "), "{text}");
         }
-        let refused = refusal(&format!("{store}127.0.0.1:1/acme?ttl=5s&request_timeout=1s")).await;
+        let refused = refusal(&format!("{store}127.0.0.1:1/{path}?ttl=5s&request_timeout=1s")).await;
         assert!(refused.to_string().contains("127.0.0.1:1"), "{refused}");
     }
     for host in ["127.0.0.1:1", &silent] {

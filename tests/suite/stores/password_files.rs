@@ -6,11 +6,11 @@ use futures::StreamExt as _;
 use tenure::{Candidate, Config, Connection, Elector, Error, Leaders, Leadership};
 use tenure_containers::{
     ConsulServer, ConsulSettings, EtcdServer, MysqlServer, NatsServer, NatsSettings, Permission,
-    PostgresServer, PostgresSettings, S3Server, S3Settings, SharedZookeeper, Version, ZookeeperServer,
-    ZookeeperSettings,
+    PostgresServer, PostgresSettings, RedisServer, S3Server, S3Settings, SharedZookeeper, Version,
+    ZookeeperServer, ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
-use tenure_tests::{mysql::begin_first_epoch, wait_for_heartbeats};
+use tenure_tests::{mysql, redis, wait_for_heartbeats};
 use tokio::task::JoinHandle;
 
 const OLD: &str = "correct-horse-7";
@@ -208,7 +208,7 @@ async fn mysql(password: &str) -> MysqlServer {
     let server = MysqlServer::start(Version::Mariadb1011).await.unwrap();
     server.admin().add_user("app", password).await.unwrap();
     server.admin().grant_all("app").await.unwrap();
-    begin_first_epoch(server.admin()).await;
+    mysql::begin_first_epoch(server.admin()).await;
     server
 }
 
@@ -299,6 +299,9 @@ async fn a_wrong_password_file_is_read_again() {
     let keys = S3Settings::default().identity("app", NEW, &["Read:suite", "Write:suite", "List:suite"]);
     let s3 = S3Server::start_with(Version::Seaweedfs4, &keys).await.unwrap();
     let mysql = mysql(NEW).await;
+    let redis = RedisServer::start(Version::Valkey81).await.unwrap();
+    redis.admin().set_user("app", NEW, &["~tenure", "&tenure", "+@all"]).await.unwrap();
+    redis::begin_first_epoch(redis.admin(), "tenure").await;
     for store in [
         format!("etcd://app@{}/acme?", server.endpoint()),
         format!("zookeeper://app@{}/acme?auth=sasl&", zookeeper.endpoint()),
@@ -307,6 +310,7 @@ async fn a_wrong_password_file_is_read_again() {
         format!("nats://app@{}/billing?", nats.endpoint()),
         format!("s3://app@suite/acme?endpoint=http://{}&", s3.endpoint()),
         format!("{}?", mysql.admin().url_of("app")),
+        format!("redis://app@{}/0?", redis.endpoint()),
     ] {
         let file = PasswordFile::new(OLD);
         let url = format!("{store}password_file={}", file.path().display());

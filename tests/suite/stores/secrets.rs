@@ -19,11 +19,12 @@ use tenure::{
     mysql::MysqlConfig,
     nats::NatsConfig,
     postgres::PostgresConfig,
+    redis::RedisConfig,
     zookeeper::{ZookeeperBackend, ZookeeperConfig},
 };
 use tenure_containers::{
     ConsulServer, ConsulSettings, EtcdServer, MysqlServer, NatsServer, NatsSettings, Permission,
-    PostgresServer, PostgresSettings, S3Server, S3Settings, TlsFiles, Version, ZookeeperServer,
+    PostgresServer, PostgresSettings, RedisServer, S3Server, S3Settings, TlsFiles, Version, ZookeeperServer,
     ZookeeperSettings,
 };
 use tenure_testkit::suite::{until, within};
@@ -176,6 +177,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let mysql = MysqlServer::start(Version::Mariadb1011).await.unwrap();
     mysql.admin().add_user("app", PASSWORD).await.unwrap();
     mysql.admin().grant_all("app").await.unwrap();
+    let redis = RedisServer::start(Version::Redis70).await.unwrap();
+    redis.admin().set_user("app", PASSWORD, &["~*", "&*", "+@all"]).await.unwrap();
     // So does the client of Docker, with the command of a server.
     let keys = S3Settings::default().identity("app", PASSWORD, &["Read:suite", "Write:suite", "List:suite"]);
     let s3 = S3Server::start(Version::Seaweedfs4).await.unwrap();
@@ -211,7 +214,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let (one, other, third) = (etcd.endpoint(), zookeeper.endpoint(), postgres.endpoint());
     let fourth = consul.endpoint();
     let fifth = nats.endpoint();
-    let at_mysql = mysql.endpoint();
+    let (at_mysql, at_redis) = (mysql.endpoint(), redis.endpoint());
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("password"), PASSWORD).unwrap();
@@ -236,6 +239,9 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("s3://app@suite/file?{at_s3}&password_file={}", path("password")),
         format!("s3://app@suite/variable?{at_s3}&password_env={}", VARIABLES[0].0),
         format!("mysql://app:{PASSWORD}@{at_mysql}/tenure"),
+        format!("redis://app:{PASSWORD}@{at_redis}/0"),
+        format!("redis://app@{at_redis}/0?prefix=file&password_file={}", path("password")),
+        format!("redis://app@{at_redis}/0?prefix=variable&password_env={}", VARIABLES[0].0),
     ];
     let mut leaders = Vec::new();
     for url in &urls {
@@ -254,6 +260,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("nats://app:{WRONG}@{fifth}/acme"),
         format!("s3://app:{WRONG}@suite/acme?{at_s3}"),
         format!("mysql://app:{WRONG}@{at_mysql}/tenure"),
+        format!("redis://app:{WRONG}@{at_redis}/0"),
+        format!("redis://app@{at_redis}/0?password_env={}", VARIABLES[1].0),
     ] {
         run_refused(&printed, &url).await;
     }
@@ -262,6 +270,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("postgres://app@{third}/postgres"),
         format!("consul://{fourth}/acme"),
         format!("mysql://app@{at_mysql}/tenure"),
+        format!("redis://app@{at_redis}/0"),
     ] {
         let url = format!("{store}?password_file={}", path("wrong"));
         run_failing(&printed, &url, "is read again and the login retried").await;
@@ -272,6 +281,7 @@ async fn nothing_that_is_printed_holds_a_secret() {
         postgres.kill().await.unwrap(),
         consul.kill().await.unwrap(),
         mysql.kill().await.unwrap(),
+        redis.kill().await.unwrap(),
         s3.kill().await.unwrap(),
         nats.kill().await.unwrap(),
     ];
@@ -340,6 +350,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
                 printed.add_debug(&config);
                 printed.add_debug(&tenure::mysql::backend(config).unwrap());
             }
+            "redis" => {
+                let config = RedisConfig::from_url(&url).unwrap().tls(tls.clone());
+                printed.add_debug(&config);
+                printed.add_debug(&tenure::redis::backend(config).unwrap());
+            }
             _ => {
                 let config = PostgresConfig::from_url(&url).unwrap();
                 printed.add_debug(&config);
@@ -375,6 +390,11 @@ async fn nothing_that_is_printed_holds_a_secret() {
         format!("mysql://app:{PASSWORD}@h:port/db"),
         format!("mysql://app:{PASSWORD}@h/db?password={PASSWORD}"),
         format!("mysql://app:{PASSWORD}@h/db?password_file=/nowhere"),
+        format!("redis://app:{PASSWORD}@h:port/0"),
+        format!("redis://app:{PASSWORD}@h/billing"),
+        format!("redis://app:{PASSWORD}@h/0?password={PASSWORD}"),
+        format!("redis://app:{PASSWORD}@h/0?password_file=/nowhere"),
+        format!("redis+sentinel://app:{PASSWORD}@h/mymaster"),
     ] {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
@@ -399,8 +419,10 @@ async fn nothing_that_is_printed_holds_a_secret() {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
     run_failing(&printed, &format!("s3://app:{PASSWORD}@b?endpoint=http://127.0.0.1:1"), "").await;
-    let closed = format!("mysql://app:{PASSWORD}@127.0.0.1:1/x?ca={cert}&cert={cert}&key={key}");
-    run_failing(&printed, &closed, "").await;
+    for closed in ["mysql://app:PASSWORD@127.0.0.1:1/x", "redis://app:PASSWORD@127.0.0.1:1/0"] {
+        let closed = format!("{}?ca={cert}&cert={cert}&key={key}", closed.replace("PASSWORD", PASSWORD));
+        run_failing(&printed, &closed, "").await;
+    }
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
     let files = TlsFiles { ca: authority.clone(), certificate: server_certificate, key: server_key };
     let strict = EtcdServer::start_tls(Version::Etcd35, &files).await.unwrap();
