@@ -1,48 +1,23 @@
 //! Consul with ACLs and TLS: the token and where it is from, the least policy, certificates, and what is refused.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tenure::{Config, Connection, Elector, Error};
+use tenure::{Config, Connection, Elector};
 use tenure_containers::{ConsulServer, ConsulSettings, Version};
 use tenure_testkit::suite::{until, within};
-use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
+use tenure_tests::{
+    Authority, ClientFiles,
+    campaign::{campaign, connect, leads, refusal},
+    promptly, wait_for_heartbeats,
+};
 
 /// The rule that the README names.
 const LEAST: &str = "key_prefix \"acme/\" { policy = \"write\" }";
 const UNKNOWN: &str = "11111111-2222-3333-4444-555555555555";
 
-async fn connect(url: &str) -> Arc<dyn Elector> {
-    tenure::connect_with(url, Config::new().with_ttl(Duration::from_secs(4)))
-        .await
-        .unwrap_or_else(|error| panic!("{url}: {error}"))
-}
-
 async fn server() -> ConsulServer {
     let started = ConsulServer::start_with(Version::Consul18, &ConsulSettings::default().acl()).await;
     started.unwrap_or_else(|error| panic!("{error}"))
-}
-
-async fn leads(url: &str) {
-    let elector = connect(url).await;
-    let leadership = within("leading", elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"));
-    leadership.resign().await.unwrap();
-    elector.close().await;
-}
-
-/// A campaign that is refused within seconds.
-async fn refusal(url: &str) -> String {
-    let elector = connect(url).await;
-    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
-    assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
-    assert_eq!(elector.status().connection, Connection::Refused);
-    elector.close().await;
-    refused.to_string()
-}
-
-/// Starts to campaign.
-fn campaign(elector: &Arc<dyn Elector>) -> tokio::task::JoinHandle<Result<tenure::Leadership, Error>> {
-    let elector = Arc::clone(elector);
-    tokio::spawn(async move { elector.campaign("e").await })
 }
 
 /// What the README names is all that a token needs, also to hand over, to be observed, and to collect garbage.
@@ -79,17 +54,17 @@ async fn a_refusal_names_the_remedy() {
         ["key_prefix \"acme/\" { policy = \"read\" }", "key_prefix \"other/\" { policy = \"write\" }"]
     {
         let token = admin.create_token(rules).await.unwrap().secret;
-        let refused = refusal(&format!("consul://token:{token}@{at}/acme")).await;
+        let refused = refusal(&format!("consul://token:{token}@{at}/acme")).await.to_string();
         assert!(refused.contains("Permission denied") && !refused.contains(&token), "{refused}");
         let (_, remedy) = refused.split_once("policy with: ").unwrap_or_else(|| panic!("{refused}"));
         let token = admin.create_token(remedy).await.unwrap().secret;
         leads(&format!("consul://token:{token}@{at}/acme")).await;
     }
-    let refused = refusal(&format!("consul://{at}/acme")).await;
+    let refused = refusal(&format!("consul://{at}/acme")).await.to_string();
     assert!(refused.contains("Permission denied"), "no token: {refused}");
-    let refused = refusal(&format!("consul://token:{UNKNOWN}@{at}/acme")).await;
+    let refused = refusal(&format!("consul://token:{UNKNOWN}@{at}/acme")).await.to_string();
     assert!(refused.contains("Consul does not know the token") && !refused.contains(UNKNOWN), "{refused}");
-    let refused = refusal(&format!("consul://token:a%20ä@{at}/acme")).await;
+    let refused = refusal(&format!("consul://token:a%20ä@{at}/acme")).await.to_string();
     assert!(!refused.contains('ä'), "{refused}");
 }
 

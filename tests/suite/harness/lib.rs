@@ -26,6 +26,7 @@ mod guides {
 }
 
 mod authority;
+pub mod campaign;
 mod captured_log;
 pub mod cas;
 pub mod cas_contract;

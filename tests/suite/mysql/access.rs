@@ -1,6 +1,6 @@
 //! MariaDB with authentication: passwords, certificates, rights, and servers that may not hold elections.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tenure::{
     Config, Connection, Elector, Error, Level,
@@ -13,18 +13,16 @@ use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::{Authority, CasServer as _, ClientFiles, Mysql, promptly, wait_for_heartbeats};
+use tenure_tests::{
+    Authority, CasServer as _, ClientFiles, Mysql,
+    campaign::{campaign, connect, is_retried, leads, refusal},
+    wait_for_heartbeats,
+};
 
 const README: &str = include_str!("../../../crates/backends/mysql/README.md");
 
 const PASSWORD: &str = "correct-horse-7";
 const FIRST: Epoch = Epoch(0);
-
-async fn connect(url: &str) -> Arc<dyn Elector> {
-    tenure::connect_with(url, Config::new().with_ttl(Duration::from_secs(4)))
-        .await
-        .unwrap_or_else(|error| panic!("{url}: {error}"))
-}
 
 /// A server with a database `acme`, in which the user `app` may do everything.
 async fn server(settings: &MysqlSettings) -> (MysqlServer, MysqlAdmin) {
@@ -34,41 +32,6 @@ async fn server(settings: &MysqlSettings) -> (MysqlServer, MysqlAdmin) {
     acme.add_user("app", PASSWORD).await.unwrap();
     acme.grant_all("app").await.unwrap();
     (server, acme)
-}
-
-async fn leads(url: &str) {
-    let elector = connect(url).await;
-    let leadership = within("leading", elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"));
-    leadership.resign().await.unwrap();
-    elector.close().await;
-}
-
-/// A campaign that is refused within seconds. Returns the error, which does not contain a password.
-async fn refusal(url: &str) -> Error {
-    let elector = connect(url).await;
-    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
-    assert_eq!(elector.status().connection, Connection::Refused);
-    let text = format!("{refused} {refused:?} {:?} {elector:?}", elector.status());
-    assert!(!text.contains("horse"), "{text}");
-    elector.close().await;
-    refused
-}
-
-/// A campaign that waits, and reports this text.
-async fn waits(url: &str, expected: &str) {
-    let elector = connect(url).await;
-    let campaign = {
-        let elector = Arc::clone(&elector);
-        tokio::spawn(async move { elector.campaign("e").await })
-    };
-    until(expected, async || {
-        let status = elector.status();
-        status.connection == Connection::Retrying && status.last_error.unwrap_or_default().contains(expected)
-    })
-    .await;
-    assert!(!campaign.is_finished());
-    campaign.abort();
-    elector.close().await;
 }
 
 /// Hazard G8: each refusal is reported within seconds, with what to do.
@@ -89,7 +52,7 @@ async fn a_refused_login_is_reported() {
     let refused = refusal(&format!("mysql://app:{PASSWORD}@{at}/tenure")).await;
     assert!(refused.to_string().contains("Access denied for user 'app'"), "{refused}");
     // One of the hosts may be the one that accepts.
-    waits(&format!("mysql://app:wrong-horse@{at},127.0.0.1:1/acme"), "connecting to 127.0.0.1:1").await;
+    is_retried(&format!("mysql://app:wrong-horse@{at},127.0.0.1:1/acme"), "connecting to 127.0.0.1:1").await;
 }
 
 /// The statements of the error are all that an owner has to run.
@@ -123,10 +86,7 @@ async fn a_user_with_the_least_rights_takes_part() {
     let url = acme.url_of(&format!("least:{PASSWORD}"));
     let (first, second) = (connect(&url).await, connect(&url).await);
     let leadership = within("leading", first.campaign("e")).await.unwrap();
-    let next = {
-        let second = Arc::clone(&second);
-        tokio::spawn(async move { second.campaign("e").await })
-    };
+    let next = campaign(&second);
     until("it waits", async || first.candidates("e").await.unwrap().len() == 2).await;
     wait_for_heartbeats(&leadership).await;
     leadership.resign().await.unwrap();
@@ -223,7 +183,7 @@ async fn a_server_that_loses_writes_is_refused() {
         acme.execute(&format!("SET GLOBAL {right}")).await.unwrap();
     }
     acme.execute("SET GLOBAL read_only = 1").await.unwrap();
-    waits(&url, "is read-only, as a replica is").await;
+    is_retried(&url, "is read-only, as a replica is").await;
     acme.execute("SET GLOBAL read_only = 0").await.unwrap();
     // It becomes read-only while a leader leads. The user would be allowed to write.
     let elector = connect(&acme.url()).await;
@@ -315,7 +275,7 @@ async fn tls_checks_both_sides() {
         ),
         (format!("{}?{ca}", plain.url_of(&format!("app:{PASSWORD}"))), "the server does not offer TLS"),
     ] {
-        waits(&url, expected).await;
+        is_retried(&url, expected).await;
     }
 }
 
@@ -332,10 +292,7 @@ async fn certificates_rotate_while_a_leader_leads() {
     let client = ClientFiles::new(&both, &old.issue("app"));
     let elector =
         connect(&format!("mysql://cert:{PASSWORD}@{}/acme?{}", proxy.endpoint(), settings(&client))).await;
-    let campaign = {
-        let elector = Arc::clone(&elector);
-        tokio::spawn(async move { elector.campaign("e").await })
-    };
+    let campaign = campaign(&elector);
     until("its certificate is refused", async || elector.status().connection == Connection::Retrying).await;
     client.replace_identity(&new.issue("app"));
     let leadership = within("leading", campaign).await.unwrap().unwrap();

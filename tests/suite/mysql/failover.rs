@@ -16,7 +16,9 @@ use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::{CasServer as _, Mysql, mysql::begin_first_epoch, wait_for_heartbeats};
+use tenure_tests::{
+    CasServer as _, Mysql, campaign::campaign, mysql::begin_first_epoch, wait_for_heartbeats,
+};
 
 /// The number of terms of an epoch.
 const TERMS: u64 = 1 << 40;
@@ -71,10 +73,7 @@ async fn a_promotion_raises_the_tokens() {
         lost = within("leading", first.campaign("e")).await.unwrap();
     }
     assert!(lost.fencing_token().get() < TERMS);
-    let waiting = {
-        let second = Arc::clone(&second);
-        tokio::spawn(async move { second.campaign("e").await })
-    };
+    let waiting = campaign(&second);
     let _killed = cluster.member(0).kill().await.unwrap();
     cluster.promote(1).await.unwrap();
     let leadership = within("leading", waiting).await.unwrap().unwrap();
@@ -159,10 +158,7 @@ async fn a_replica_is_waited_for() {
     let cluster = cluster().await;
     let replica = cluster.member(1).admin();
     let elector = connect(&replica.url()).await;
-    let campaign = {
-        let elector = Arc::clone(&elector);
-        tokio::spawn(async move { elector.campaign("e").await })
-    };
+    let campaign = campaign(&elector);
     let reports = async |expected: &str| {
         let status = elector.status();
         status.connection == Connection::Retrying && status.last_error.unwrap_or_default().contains(expected)

@@ -1,10 +1,10 @@
 //! NATS with authentication: passwords, permissions, certificates, and buckets that are refused.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, time::Duration};
 
 use serde_json::{Value, json};
 use tenure::{
-    Config, Connection, Elector, Error, Level, Secret,
+    Connection, Elector, Error, Level, Secret,
     nats::{NatsConfig, NatsStore},
     spi::BackendErrorKind,
 };
@@ -14,7 +14,11 @@ use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
+use tenure_tests::{
+    Authority, ClientFiles,
+    campaign::{campaign, connect, leads, refusal},
+    wait_for_heartbeats,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
@@ -24,30 +28,6 @@ const GUIDE: &str = include_str!("../../../docs/guide/operating/nats.md");
 
 const OLD: &str = "correct-horse-7";
 const NEW: &str = "another-horse-8";
-
-async fn connect(url: &str) -> Arc<dyn Elector> {
-    tenure::connect_with(url, Config::new().with_ttl(Duration::from_secs(4)))
-        .await
-        .unwrap_or_else(|error| panic!("{url}: {error}"))
-}
-
-async fn leads(url: &str) {
-    let elector = connect(url).await;
-    let leadership = within("leading", elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"));
-    leadership.resign().await.unwrap();
-    elector.close().await;
-}
-
-/// A campaign that is refused within seconds. Returns the error, which does not contain a password.
-async fn refusal(url: &str) -> Error {
-    let elector = connect(url).await;
-    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
-    assert_eq!(elector.status().connection, Connection::Refused);
-    let text = format!("{refused} {refused:?} {:?} {elector:?}", elector.status());
-    assert!(!text.contains("horse"), "{text}");
-    elector.close().await;
-    refused
-}
 
 /// The permissions in the guide, for the bucket `billing`. `without` is left out of them.
 fn permissions(without: &str) -> String {
@@ -173,10 +153,7 @@ async fn tls_checks_both_sides() {
         (&server, ca_only, "connecting to NATS at"),
     ] {
         let elector = connect(&format!("nats://{}/billing?{settings}", server.endpoint())).await;
-        let campaign = tokio::spawn({
-            let elector = Arc::clone(&elector);
-            async move { elector.campaign("e").await }
-        });
+        let campaign = campaign(&elector);
         until(expected, async || {
             let status = elector.status();
             status.connection == Connection::Retrying
@@ -198,10 +175,7 @@ async fn certificates_rotate_while_a_leader_leads() {
     let proxy = Proxy::start(server.endpoint()).await.unwrap();
     let client = ClientFiles::new(&both, &old.issue("app"));
     let elector = connect(&format!("nats://{}/billing?{}", proxy.endpoint(), client.settings())).await;
-    let campaign = tokio::spawn({
-        let elector = Arc::clone(&elector);
-        async move { elector.campaign("e").await }
-    });
+    let campaign = campaign(&elector);
     until("its certificate is refused", async || elector.status().connection == Connection::Retrying).await;
     client.replace_identity(&new.issue("app"));
     let leadership = within("leading", campaign).await.unwrap().unwrap();
@@ -258,10 +232,7 @@ async fn a_bucket_that_was_created_again_is_refused_until_a_restart() {
         }
         within("the loss", leadership.lost()).await;
         drop(leadership);
-        let campaign = tokio::spawn({
-            let elector = Arc::clone(&elector);
-            async move { elector.campaign("e").await }
-        });
+        let campaign = campaign(&elector);
         until("it says why", async || {
             elector.status().last_error.unwrap_or_default().contains("was deleted or created again")
         })

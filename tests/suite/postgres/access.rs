@@ -17,19 +17,17 @@ use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
-use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
+use tenure_tests::{
+    Authority, ClientFiles,
+    campaign::{campaign, connect, leads, refusal},
+    promptly, wait_for_heartbeats,
+};
 use tracing_subscriber::filter::LevelFilter;
 
 const README: &str = include_str!("../../../crates/backends/postgres/README.md");
 
 const OLD: &str = "correct-horse-7";
 const NEW: &str = "another-horse-8";
-
-async fn connect(url: &str) -> Arc<dyn Elector> {
-    tenure::connect_with(url, Config::new().with_ttl(Duration::from_secs(4)))
-        .await
-        .unwrap_or_else(|error| panic!("{url}: {error}"))
-}
 
 /// A server on which the user `app` needs a password, and owns the schema `tenure`.
 async fn server(version: Version) -> PostgresServer {
@@ -41,24 +39,6 @@ async fn server(version: Version) -> PostgresServer {
     server.admin().add_user("rejected", OLD).await.unwrap();
     server.admin().execute("CREATE SCHEMA tenure AUTHORIZATION app").await.unwrap();
     server
-}
-
-async fn leads(url: &str) {
-    let elector = connect(url).await;
-    let leadership = within("leading", elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"));
-    leadership.resign().await.unwrap();
-    elector.close().await;
-}
-
-/// A campaign that is refused within seconds. Returns the error, which does not contain a password.
-async fn refusal(url: &str) -> Error {
-    let elector = connect(url).await;
-    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
-    assert_eq!(elector.status().connection, Connection::Refused);
-    let text = format!("{refused} {refused:?} {:?} {elector:?}", elector.status());
-    assert!(!text.contains("horse"), "{text}");
-    elector.close().await;
-    refused
 }
 
 /// Hazard G8: each refusal is reported within seconds, with what to do.
@@ -102,10 +82,7 @@ async fn a_refused_login_is_reported() {
 async fn a_standby_is_waited_for() {
     let cluster = PostgresCluster::start(Version::Postgres15, Replication::Asynchronous).await.unwrap();
     let elector = connect(&cluster.member(1).admin().url()).await;
-    let campaign = tokio::spawn({
-        let elector = elector.clone();
-        async move { elector.campaign("e").await }
-    });
+    let campaign = campaign(&elector);
     until("it says why", async || {
         elector.status().last_error.is_some_and(|error| error.contains("it is read-only, as a standby is"))
     })
@@ -158,10 +135,7 @@ async fn a_role_with_the_least_rights_takes_part() {
 
         let (first, second) = (connect(&url).await, connect(&url).await);
         let leadership = within("leading", first.campaign("e")).await.unwrap();
-        let next = tokio::spawn({
-            let second = second.clone();
-            async move { second.campaign("e").await }
-        });
+        let next = campaign(&second);
         until("it waits", async || first.candidates("e").await.unwrap().len() == 2).await;
         wait_for_heartbeats(&leadership).await;
         leadership.resign().await.unwrap();
@@ -348,10 +322,7 @@ async fn tls_checks_both_sides() {
         (format!("postgres://app:{OLD}@{}/postgres?{ca}", plain.endpoint()), "server does not support TLS"),
     ] {
         let elector = connect(&url).await;
-        let campaign = tokio::spawn({
-            let elector = elector.clone();
-            async move { elector.campaign("e").await }
-        });
+        let campaign = campaign(&elector);
         until(expected, async || {
             let status = elector.status();
             status.connection == Connection::Retrying
@@ -378,10 +349,7 @@ async fn certificates_rotate_while_a_leader_leads() {
     let client = ClientFiles::new(&both, &old.issue("app"));
     let elector =
         connect(&format!("postgres://app@{}/postgres?{}", proxy.endpoint(), settings(&client))).await;
-    let campaign = tokio::spawn({
-        let elector = elector.clone();
-        async move { elector.campaign("e").await }
-    });
+    let campaign = campaign(&elector);
     until("its certificate is refused", async || elector.status().connection == Connection::Retrying).await;
     client.replace_identity(&new.issue("app"));
     let leadership = within("leading", campaign).await.unwrap().unwrap();
@@ -437,10 +405,7 @@ async fn nothing_that_is_printed_holds_a_password() {
     refusal(&format!("postgres://app:wrong-horse@{at}/postgres")).await;
     let elector =
         connect(&format!("postgres://app@{at}/postgres?passfile={}", passfile.path().display())).await;
-    let campaign = tokio::spawn({
-        let elector = elector.clone();
-        async move { elector.campaign("e").await }
-    });
+    let campaign = campaign(&elector);
     until("it retries", async || {
         elector.status().last_error.is_some_and(|error| error.contains("the login retried"))
     })

@@ -1,15 +1,19 @@
 //! Redis and Valkey with access control: passwords, rights, certificates, and what is printed.
 
-use std::{fs, io::Write, sync::Arc, time::Duration};
+use std::{fs, io::Write};
 
-use tenure::{Config, Connection, Elector, Error};
+use tenure::{Elector, Error};
 use tenure_containers::{RedisServer, RedisSettings, Version};
 use tenure_testkit::{
     proxy::Proxy,
     suite::{until, within},
 };
 use tenure_tests::{
-    Authority, CapturedLog, ClientFiles, promptly, redis::begin_first_epoch, wait_for_heartbeats,
+    Authority, CapturedLog, ClientFiles,
+    campaign::{campaign, connect, is_retried, leads, refusal},
+    promptly,
+    redis::begin_first_epoch,
+    wait_for_heartbeats,
 };
 use tracing_subscriber::filter::LevelFilter;
 
@@ -30,42 +34,6 @@ async fn server(version: Version, settings: &RedisSettings) -> RedisServer {
     server.admin().set_user("app", OLD, &rules()).await.unwrap();
     begin_first_epoch(server.admin(), "tenure").await;
     server
-}
-
-async fn connect(url: &str) -> Arc<dyn Elector> {
-    let config = Config::new().with_ttl(Duration::from_secs(4));
-    tenure::connect_with(url, config).await.unwrap_or_else(|error| panic!("{url}: {error}"))
-}
-
-async fn leads(url: &str) {
-    let elector = connect(url).await;
-    let leadership = within("leading", elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"));
-    leadership.resign().await.unwrap();
-    elector.close().await;
-}
-
-/// A campaign that is refused within seconds. Returns the error, which does not contain a password.
-async fn refusal(url: &str) -> Error {
-    let elector = connect(url).await;
-    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
-    assert_eq!(elector.status().connection, Connection::Refused);
-    let text = format!("{refused} {refused:?} {:?} {elector:?}", elector.status());
-    assert!(!text.contains("horse"), "{text}");
-    elector.close().await;
-    refused
-}
-
-/// Waits until a campaign is retried for this reason.
-async fn is_retried(url: &str, reason: &str) {
-    let elector = connect(url).await;
-    let campaign = tokio::spawn({
-        let elector = elector.clone();
-        async move { elector.campaign("e").await }
-    });
-    until(reason, async || elector.status().last_error.is_some_and(|error| error.contains(reason))).await;
-    assert!(!campaign.is_finished());
-    campaign.abort();
-    elector.close().await;
 }
 
 /// Hazard G8: each refusal is reported within seconds, with what to do.
@@ -105,10 +73,7 @@ async fn a_user_with_the_least_rights_takes_part() {
         let url = format!("redis://app:{OLD}@{}/0", server.endpoint());
         let (first, second) = (connect(&url).await, connect(&url).await);
         let leadership = within("leading", first.campaign("e")).await.unwrap();
-        let next = tokio::spawn({
-            let second = second.clone();
-            async move { second.campaign("e").await }
-        });
+        let next = campaign(&second);
         until("it waits", async || first.candidates("e").await.unwrap().len() == 2).await;
         assert_eq!(first.elections().await.unwrap().len(), 1);
         wait_for_heartbeats(&leadership).await;

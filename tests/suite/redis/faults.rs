@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tenure::{Config, Elector, Leadership, Level};
+use tenure::{Config, Elector, Level};
 use tenure_containers::{RedisAdmin, RedisCluster, RedisServer, RedisSettings, Version};
 use tenure_testkit::suite::{until, within};
-use tenure_tests::{promptly, redis::begin_first_epoch, wait_for_heartbeats};
-use tokio::{task::JoinHandle, time::Instant};
+use tenure_tests::{campaign::campaign, promptly, redis::begin_first_epoch, wait_for_heartbeats};
+use tokio::time::Instant;
 
 const TTL: Duration = Duration::from_secs(3);
 
@@ -15,11 +15,6 @@ async fn connect(url: &str) -> Arc<dyn Elector> {
     tenure::connect_with(&url, Config::new().with_ttl(TTL))
         .await
         .unwrap_or_else(|error| panic!("{url}: {error}"))
-}
-
-fn campaign(elector: &Arc<dyn Elector>) -> JoinHandle<Result<Leadership, tenure::Error>> {
-    let elector = Arc::clone(elector);
-    tokio::spawn(async move { elector.campaign("e").await })
 }
 
 async fn first_epoch(server: &RedisServer) {

@@ -1,15 +1,18 @@
 //! S3 servers with keys and permissions, TLS, faults, and a server that ignores conditions.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path};
 
 use futures::future::join_all;
-use tenure::{Config, Connection, Elector, Error, Level};
+use tenure::{Elector, Error, Level};
 use tenure_containers::{S3Server, S3Settings, TlsFiles, Version};
 use tenure_testkit::suite::{until, within};
-use tenure_tests::{Authority, ClientFiles, promptly, wait_for_heartbeats};
+use tenure_tests::{
+    Authority, ClientFiles,
+    campaign::{campaign, connect, leads, refusal},
+    wait_for_heartbeats,
+};
 
 const VERSION: Version = Version::Seaweedfs4;
-const TTL: Duration = Duration::from_secs(4);
 
 const OLD: &str = "correct-horse-7";
 const NEW: &str = "another-horse-8";
@@ -18,29 +21,6 @@ const ALL: &[&str] = &["Read:suite", "Write:suite", "List:suite"];
 
 async fn server(settings: &S3Settings) -> S3Server {
     S3Server::start_with(VERSION, settings).await.unwrap_or_else(|error| panic!("{error}"))
-}
-
-async fn connect(url: &str) -> Arc<dyn Elector> {
-    let elector = tenure::connect_with(url, Config::new().with_ttl(TTL)).await;
-    elector.unwrap_or_else(|error| panic!("{url}: {error}"))
-}
-
-async fn leads(url: &str) {
-    let elector = connect(url).await;
-    let leadership = within("leading", elector.campaign("e")).await.unwrap_or_else(|error| panic!("{error}"));
-    within("resigning", leadership.resign()).await.unwrap();
-    elector.close().await;
-}
-
-/// A campaign that is refused within seconds. Returns the error, which does not contain a secret.
-async fn refusal(url: &str) -> Error {
-    let elector = connect(url).await;
-    let refused = promptly("the refusal", elector.campaign("e")).await.unwrap_err();
-    assert_eq!(elector.status().connection, Connection::Refused);
-    let text = format!("{refused} {refused:?} {:?} {elector:?}", elector.status());
-    assert!(!text.contains("horse"), "{text}");
-    elector.close().await;
-    refused
 }
 
 /// The findings of a doctor that are not good, in words.
@@ -170,10 +150,7 @@ async fn the_certificate_of_the_server_is_checked() {
         [url(&mistaken), format!("s3://admin:admin-secret@suite/acme?endpoint=https://{endpoint}")]
     {
         let elector = connect(&untrusted).await;
-        let campaign = tokio::spawn({
-            let elector = Arc::clone(&elector);
-            async move { elector.campaign("e").await }
-        });
+        let campaign = campaign(&elector);
         until("it says why", async || {
             let error = elector.status().last_error.unwrap_or_default();
             error.contains("UnknownIssuer") && error.contains("give ca=/path/to/authorities.pem")
@@ -184,10 +161,7 @@ async fn the_certificate_of_the_server_is_checked() {
     }
     // The files are read again.
     let elector = connect(&url(&mistaken)).await;
-    let campaign = tokio::spawn({
-        let elector = Arc::clone(&elector);
-        async move { elector.campaign("e").await }
-    });
+    let campaign = campaign(&elector);
     until("it is refused", async || elector.status().last_error.is_some()).await;
     mistaken.replace_ca(&authority.pem());
     within("leading", campaign).await.unwrap().unwrap().resign().await.unwrap();
@@ -208,10 +182,7 @@ async fn outage(outage: Outage) {
     let electors = join_all([connect(&url), connect(&url)]).await;
     let leadership = within("leading", electors[0].campaign("e")).await.unwrap();
     let token = leadership.fencing_token();
-    let waiting = tokio::spawn({
-        let elector = Arc::clone(&electors[1]);
-        async move { elector.campaign("e").await }
-    });
+    let waiting = campaign(&electors[1]);
     until("the other waits", async || {
         electors[0].candidates("e").await.is_ok_and(|candidates| candidates.len() == 2)
     })
