@@ -28,11 +28,6 @@ pub(crate) trait RawStore: Send {
     /// The same from nothing: connects, opens a session, enters.
     async fn enter_from_nothing(&mut self) -> Result<Duration>;
 
-    /// Whether the store tells of changes. Candidates poll otherwise.
-    fn has_events(&self) -> bool {
-        true
-    }
-
     /// From a deletion to the event that tells another of it. The watch was opened `quiet` before.
     async fn handover(&mut self, quiet: Duration) -> Result<Duration>;
 

@@ -125,10 +125,6 @@ impl RawStore for Cas {
         Ok(took)
     }
 
-    fn has_events(&self) -> bool {
-        self.hints.is_some()
-    }
-
     async fn handover(&mut self, quiet: Duration) -> Result<Duration> {
         let hints = self.hints.as_mut().context("this store gives no hints of changes")?;
         let epoch = epoch(&*self.store).await?;
