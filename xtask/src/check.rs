@@ -84,21 +84,7 @@ fn manifests_are_complete(metadata: &Metadata) -> Result<()> {
 }
 
 fn each_feature_alone(metadata: &Metadata) -> Result<()> {
-    for package in [
-        "tenure",
-        "tenure-core",
-        "tenure-testkit",
-        "tenure-etcd",
-        "tenure-zookeeper",
-        "tenure-cas",
-        "tenure-postgres",
-        "tenure-consul",
-        "tenure-nats",
-        "tenure-s3",
-        "tenure-mysql",
-        "tenure-redis",
-        "tenure-cli",
-    ] {
+    for package in PUBLISHED {
         let lint = |features: &str| {
             let chosen = ["--package", package, "--no-default-features", "--features", features];
             run(cargo(["clippy", "--quiet"]).args(chosen).args(["--", "-D", "warnings"]))
