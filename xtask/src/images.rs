@@ -1,9 +1,10 @@
 //! The images of the test servers: used when present, else made from Debian's packages.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -27,9 +28,18 @@ const COMPILE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The label that says of what an image was made.
 const CONTENTS: &str = "tenure-test-packages";
 
-/// Where programs are built in an image, and how.
+/// Where programs are built in an image.
 const BUILD_DIR: &str = "/tmp/tenure-build";
-const BUILD_COMMAND: &str = "sh /tmp/tenure-build/script.sh /tmp/tenure-build && rm -r /tmp/tenure-build";
+
+/// What Debian's own images have, too: packages are installed without documentation and without waiting for the disk, and start no service.
+const OF_AN_IMAGE: [(&str, &str, u32); 2] = [
+    (
+        "etc/dpkg/dpkg.cfg.d/tenure-test",
+        "force-unsafe-io\npath-exclude /usr/share/doc/*\npath-exclude /usr/share/locale/*\n",
+        0o644,
+    ),
+    ("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755),
+];
 
 /// Makes sure of Docker, and then of all images.
 ///
@@ -92,74 +102,76 @@ fn make(image: &Image) -> Result<()> {
         say(format!("image {tag} is missing: pulling it"));
         return run(&mut command("docker", ["pull", &tag]));
     }
-    say(format!("image {tag} is missing: trying to build it on Debian's own image"));
-    match build_on_pulled_base(image) {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            say(format!("Debian's image is not available: {error:#}"));
-            say(format!("building {tag} from Debian's packages"));
-            bootstrap(image)
-        }
-    }
-}
-
-fn build_on_pulled_base(image: &Image) -> Result<()> {
-    let base = format!("debian:{}-slim", image.suite);
-    if docker(["image", "inspect", &base]).is_err() {
-        output_within(&mut command("docker", ["pull", "--quiet", &base]), PULL_TIMEOUT)?;
-    }
+    let base = debian(image.suite)?;
+    say(format!("image {tag} is missing: building it on {base}"));
     let folder = tempfile::tempdir()?;
     let packages = image.packages.join(" ");
     let mut recipe = format!(
-        "FROM {base}\nLABEL {CONTENTS}={:?}\nRUN apt-get update && \
-         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {packages} && rm -rf /var/lib/apt/lists\n",
+        "FROM {base} AS packages\nLABEL {CONTENTS}={:?}\nRUN apt-get update && \
+         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {packages} && \
+         rm -rf /var/lib/apt/lists /var/cache/apt/archives /usr/sbin/policy-rc.d\n",
         image.contents()
     );
     let mut limit = BUILD_TIMEOUT;
     if let Some(build) = &image.build {
         build.prepare(&folder.path().join("build"))?;
-        recipe += &format!("COPY build {BUILD_DIR}\nRUN {BUILD_COMMAND}\n");
+        // A volume, because a container's own file system is slow. What is in it is gone after the step.
+        recipe += &format!(
+            "FROM packages AS build\nCOPY build {BUILD_DIR}\nVOLUME {BUILD_DIR}\nRUN sh {BUILD_DIR}/script.sh {BUILD_DIR}\n\
+             FROM packages\nCOPY --from=build /usr/local/bin /usr/local/bin\n"
+        );
         limit = COMPILE_TIMEOUT;
     }
     fs::write(folder.path().join("Dockerfile"), recipe)?;
-    output_within(command("docker", ["build", "--tag", &image.tag()]).arg(folder.path()), limit)?;
+    // In the network of the machine, whose mirror and proxy may not be reached from a container's own.
+    let arguments = ["build", "--quiet", "--network=host", "--force-rm", "--tag", &tag];
+    output_within(command("docker", arguments).arg(folder.path()), limit)?;
     Ok(())
 }
 
-fn bootstrap(image: &Image) -> Result<()> {
-    ensure!(apt::is_root(), "building a system from Debian's packages needs root");
-    {
-        // apt serves one at a time.
-        static INSTALLING: Mutex<()> = Mutex::new(());
-        let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-        if !exists("debootstrap") {
-            apt::install("debootstrap", "debootstrap")?;
+/// An image of this release of Debian: its own one, or one that is made here.
+fn debian(suite: &str) -> Result<String> {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (official, own) = (format!("debian:{suite}-slim"), format!("tenure-test/debian:{suite}"));
+    for tag in [&official, &own] {
+        if docker(["image", "inspect", tag]).is_ok() {
+            return Ok(tag.clone());
         }
+    }
+    match output_within(&mut command("docker", ["pull", "--quiet", &official]), PULL_TIMEOUT) {
+        Ok(_) => Ok(official),
+        Err(error) => {
+            say(format!("Debian's image is not available: {error:#}"));
+            say(format!("building {own} from Debian's packages"));
+            bootstrap(suite, &own)?;
+            Ok(own)
+        }
+    }
+}
+
+/// Makes an image with the packages that every Debian system has.
+fn bootstrap(suite: &str, tag: &str) -> Result<()> {
+    ensure!(apt::is_root(), "building a system from Debian's packages needs root");
+    if !exists("debootstrap") {
+        apt::install("debootstrap", "debootstrap")?;
     }
     let folder = tempfile::Builder::new().prefix("tenure-image-").tempdir_in("/var/tmp")?;
     let root = folder.path().join("root");
-    let mut debootstrap = command("debootstrap", ["--variant=minbase"]);
-    debootstrap.arg(format!("--include={}", image.packages.join(","))).arg(image.suite).arg(&root);
-    debootstrap.args(apt::mirror()).stdout(Stdio::null());
-    run(&mut debootstrap)?;
-    if let Some(build) = &image.build {
-        build.prepare(&root.join(BUILD_DIR.trim_start_matches('/')))?;
-        say(format!("building the programs of {}", image.tag()));
-        output_within(command("chroot", [&root]).args(["sh", "-ec", BUILD_COMMAND]), COMPILE_TIMEOUT)?;
+    let mut debootstrap = command("debootstrap", ["--variant=minbase", suite]);
+    run(debootstrap.arg(&root).args(apt::mirror()).stdout(Stdio::null()))?;
+    for (path, text, mode) in OF_AN_IMAGE {
+        let path = root.join(path);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, Permissions::from_mode(mode))?;
     }
 
     let mut tar = command("tar", ["--create", "--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists"]);
     tar.args(["--exclude=./proc/*", "--exclude=./usr/share/doc", "--exclude=./usr/share/locale"]);
     tar.arg("--directory").arg(&root).arg(".");
-    import(&mut tar, image)
-}
-
-fn import(tar: &mut Command, image: &Image) -> Result<()> {
     let mut tar = tar.stdout(Stdio::piped()).spawn().context("cannot run tar")?;
     let archive = tar.stdout.take().context("tar's output was piped")?;
-    let label = format!("--change=LABEL {CONTENTS}={:?}", image.contents());
-    let mut import = command("docker", ["import", &label, "-", &image.tag()]);
-    let imported = run(import.stdin(archive).stdout(Stdio::null()));
+    let imported = run(command("docker", ["import", "-", tag]).stdin(archive).stdout(Stdio::null()));
     let packed = tar.wait()?;
     imported?;
     ensure!(packed.success(), "tar failed ({packed})");
