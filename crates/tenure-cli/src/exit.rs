@@ -39,8 +39,7 @@ pub(crate) fn exit_code(outcome: anyhow::Result<u8>) -> ExitCode {
     if let Some(hint) = hint.filter(|_| !text.contains("ulimit")) {
         text = format!("{text}; {hint}");
     }
-    // Not `print`: a standard error that nobody reads must not keep the command from ending.
-    messages::try_print(&text);
+    messages::print_last(&text);
     if error.is::<UsageError>() {
         return BAD_USAGE.into();
     }

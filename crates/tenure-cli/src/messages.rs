@@ -24,8 +24,10 @@ static STATUS_LINE: Mutex<String> = Mutex::new(String::new());
 static HELD: Mutex<Option<HeldLines>> = Mutex::new(None);
 /// How many lines wait at most.
 const MAX_HELD_LINES: usize = 100;
-/// How long a message waits for others that are being written, on a standard error that has room.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a message waits for another thread's write: less than any margin before a deadline.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(10);
+/// The same for the last message, after which nothing else is to be done in time; and how long it waits for a reader.
+const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Begins the current row of a terminal again.
 const ERASE_ROW: &str = "\r\x1b[K";
 
@@ -64,7 +66,8 @@ pub(crate) fn inform(text: &str) {
     print_at(Level::INFO, text);
 }
 
-/// Prints like [`print`], but only if that does not block on a full pipe. Returns whether it was printed.
+/// Prints like [`print`], but only if that does not block: it waits for other threads for at most [`LOCK_TIMEOUT`]. Returns whether it was
+/// printed.
 pub(crate) fn try_print(text: &str) -> bool {
     try_print_at(Level::WARN, text)
 }
@@ -74,14 +77,27 @@ pub(crate) fn try_inform(text: &str) -> bool {
     try_print_at(Level::INFO, text)
 }
 
+/// Prints like [`print`], before the command ends: a standard error that nobody reads delays that by a second or two.
+pub(crate) fn print_last(text: &str) {
+    if let Some(status_line) = lock_within(&STATUS_LINE, LAST_TIMEOUT)
+        && has_room_within(LAST_TIMEOUT)
+    {
+        let _ = write_above_status_line(&status_line, line(Level::WARN, text).as_bytes());
+    }
+}
+
 fn print_at(level: Level, text: &str) {
     let _ = write_above_status_line(&lock(), line(level, text).as_bytes());
 }
 
 fn try_print_at(level: Level, text: &str) -> bool {
-    let Some(status_line) = lock_with_room() else { return false };
-    let _ = write_above_status_line(&status_line, line(level, text).as_bytes());
-    true
+    // A log line that is being written is not blocked, as a rule.
+    let Some(status_line) = lock_within(&STATUS_LINE, LOCK_TIMEOUT) else { return false };
+    let has_room = has_room();
+    if has_room {
+        let _ = write_above_status_line(&status_line, line(level, text).as_bytes());
+    }
+    has_room
 }
 
 /// A message on one line, in the format of the log.
@@ -107,8 +123,9 @@ pub(crate) fn set_status_line(text: &str, is_over: &AtomicBool) {
 
 /// Removes the status line, but only if that does not block.
 pub(crate) fn try_remove_status_line() {
-    if let Some(mut status_line) = lock_with_room()
+    if let Some(mut status_line) = lock_within(&STATUS_LINE, LOCK_TIMEOUT)
         && !status_line.is_empty()
+        && has_room()
     {
         status_line.clear();
         let _ = stderr().write_all(ERASE_ROW.as_bytes());
@@ -148,9 +165,14 @@ fn held() -> MutexGuard<'static, Option<HeldLines>> {
 
 /// Whether a line can be written without blocking on a full pipe.
 fn has_room() -> bool {
+    has_room_within(Duration::ZERO)
+}
+
+/// Whether that is so at some time until then. A signal ends the wait.
+fn has_room_within(limit: Duration) -> bool {
     let stderr = stderr();
     let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
-    let ready = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let ready = poll(&mut polled, Timespec::try_from(limit).ok().as_ref());
     ready.is_ok() && polled[0].revents().contains(PollFlags::OUT)
 }
 
@@ -174,19 +196,17 @@ fn lock() -> MutexGuard<'static, String> {
     STATUS_LINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the lock, unless writing would block on a full pipe. A thread that has the lock and room to write is done at once, so that it is
-/// waited for: a message must not be lost because a log line is being written.
-fn lock_with_room() -> Option<MutexGuard<'static, String>> {
+/// Takes the lock, unless it is not free in time.
+fn lock_within<T>(mutex: &Mutex<T>, limit: Duration) -> Option<MutexGuard<'_, T>> {
     let start = Instant::now();
-    while has_room() {
-        match STATUS_LINE.try_lock() {
-            Ok(status_line) => return Some(status_line),
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if start.elapsed() > LOCK_TIMEOUT => return None,
+            Err(TryLockError::WouldBlock) if start.elapsed() >= limit => return None,
             Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
         }
     }
-    None
 }
 
 /// Where the log is written. Each write has whole lines.
@@ -206,22 +226,25 @@ impl Write for LogWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
-    fn no_message_is_lost_while_the_log_is_written() {
-        let is_over = AtomicBool::new(false);
+    fn a_message_waits_for_another_thread_and_not_forever() {
+        let mutex = Mutex::new(());
+        let writing = mutex.lock().unwrap();
+        assert!(lock_within(&mutex, Duration::ZERO).is_none());
+        let (began, waits) = mpsc::channel();
         thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    while !is_over.load(Ordering::SeqCst) {
-                        LogWriter.write_all(b" ").unwrap();
-                    }
-                });
-            }
-            let printed = (0..100).filter(|_| try_print("a message")).count();
-            is_over.store(true, Ordering::SeqCst);
-            assert_eq!(printed, 100);
+            let message = scope.spawn(|| {
+                assert!(lock_within(&mutex, LOCK_TIMEOUT).is_none());
+                began.send(()).unwrap();
+                lock_within(&mutex, Duration::from_secs(60)).is_some()
+            });
+            waits.recv().unwrap();
+            drop(writing);
+            assert!(message.join().unwrap());
         });
     }
 }

@@ -136,7 +136,7 @@ impl StoreServer {
         let (code, stderr) = first.code_and_stderr();
         if fault != FaultKind::Kill {
             assert_eq!(code, Some(76), "{fault:?}: {stderr}");
-            // A process that was frozen can also learn first that the next one has removed its entry.
+            // A process that was frozen can also learn first that its entry was deleted meanwhile.
             let reasons = ["no heartbeat was confirmed in time", "its entry is gone from the store"];
             let allowed = if fault == FaultKind::Blackhole { &reasons[..1] } else { &reasons };
             let lost = |reason| stderr.contains(&format!("leadership of e was lost: {reason}"));
