@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tenure::{Config, Connection, Elector};
+use tenure::{Config, Connection, Elector, Error};
 use tenure_containers::{ConsulServer, ConsulSettings, Version};
 use tenure_testkit::suite::{until, within};
 use tenure_tests::{
     Authority, ClientFiles,
-    campaign::{campaign, connect, leads, refusal},
+    campaign::{campaign, connect, is_retried, leads, refusal},
     promptly, wait_for_heartbeats,
 };
 
@@ -18,6 +18,13 @@ const UNKNOWN: &str = "11111111-2222-3333-4444-555555555555";
 async fn server() -> ConsulServer {
     let started = ConsulServer::start_with(Version::Consul18, &ConsulSettings::default().acl()).await;
     started.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The error of a campaign whose token is refused.
+async fn unauthorized(url: &str) -> String {
+    let refused = refusal(url).await;
+    assert!(matches!(refused, Error::Unauthorized(_)), "{refused:?}");
+    refused.to_string()
 }
 
 /// What the README names is all that a token needs, also to hand over, to be observed, and to collect garbage.
@@ -54,17 +61,17 @@ async fn a_refusal_names_the_remedy() {
         ["key_prefix \"acme/\" { policy = \"read\" }", "key_prefix \"other/\" { policy = \"write\" }"]
     {
         let token = admin.create_token(rules).await.unwrap().secret;
-        let refused = refusal(&format!("consul://token:{token}@{at}/acme")).await.to_string();
+        let refused = unauthorized(&format!("consul://token:{token}@{at}/acme")).await;
         assert!(refused.contains("Permission denied") && !refused.contains(&token), "{refused}");
         let (_, remedy) = refused.split_once("policy with: ").unwrap_or_else(|| panic!("{refused}"));
         let token = admin.create_token(remedy).await.unwrap().secret;
         leads(&format!("consul://token:{token}@{at}/acme")).await;
     }
-    let refused = refusal(&format!("consul://{at}/acme")).await.to_string();
+    let refused = unauthorized(&format!("consul://{at}/acme")).await;
     assert!(refused.contains("Permission denied"), "no token: {refused}");
-    let refused = refusal(&format!("consul://token:{UNKNOWN}@{at}/acme")).await.to_string();
+    let refused = unauthorized(&format!("consul://token:{UNKNOWN}@{at}/acme")).await;
     assert!(refused.contains("Consul does not know the token") && !refused.contains(UNKNOWN), "{refused}");
-    let refused = refusal(&format!("consul://token:a%20ä@{at}/acme")).await.to_string();
+    let refused = unauthorized(&format!("consul://token:a%20ä@{at}/acme")).await;
     assert!(!refused.contains('ä'), "{refused}");
 }
 
@@ -168,17 +175,7 @@ async fn tls_checks_both_sides() {
         (format!("consul://{at}/acme?ca={}", client.path("ca").display()), "received fatal alert"),
         (format!("consul://{}/acme?{}", server.endpoint(), client.settings()), "received corrupt message"),
     ] {
-        let elector = connect(&url).await;
-        let waiting = campaign(&elector);
-        until(expected, async || {
-            let status = elector.status();
-            status.connection == Connection::Retrying
-                && status.last_error.unwrap_or_default().contains(expected)
-        })
-        .await;
-        assert!(!waiting.is_finished());
-        waiting.abort();
-        elector.close().await;
+        is_retried(&url, expected).await;
     }
 }
 

@@ -17,7 +17,7 @@ pub async fn connect(url: &str) -> Arc<dyn Elector> {
     tenure::connect_with(url, config).await.unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
-/// Begins to campaign.
+/// Campaigns in a task of its own.
 pub fn campaign(elector: &Arc<dyn Elector>) -> JoinHandle<Result<Leadership, Error>> {
     let elector = Arc::clone(elector);
     tokio::spawn(async move { elector.campaign("e").await })
@@ -37,7 +37,7 @@ pub async fn leads(url: &str) {
 /// A campaign that is refused within seconds. Returns the error.
 ///
 /// # Panics
-/// When it is not refused, or anything that is printed contains "horse", which all passwords of these tests do.
+/// When it is not refused, or the error, the status or what `Debug` prints of the elector contains "horse", as the passwords of these tests do.
 pub async fn refusal(url: &str) -> Error {
     let elector = connect(url).await;
     let refused = match promptly("the refusal", elector.campaign("e")).await {
@@ -51,10 +51,10 @@ pub async fn refusal(url: &str) -> Error {
     refused
 }
 
-/// A campaign that is retried, for this reason.
+/// A campaign that is retried, until the elector reports an error with `reason`.
 ///
 /// # Panics
-/// When it ends, or gives no such reason.
+/// When it ends, or there is no such error in time.
 pub async fn is_retried(url: &str, reason: &str) {
     let elector = connect(url).await;
     let campaign = campaign(&elector);

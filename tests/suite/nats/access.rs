@@ -16,7 +16,7 @@ use tenure_testkit::{
 };
 use tenure_tests::{
     Authority, ClientFiles,
-    campaign::{campaign, connect, leads, refusal},
+    campaign::{campaign, connect, is_retried, leads, refusal},
     wait_for_heartbeats,
 };
 use tokio::{
@@ -152,17 +152,7 @@ async fn tls_checks_both_sides() {
         (&server, untrusted.settings(), "connecting to NATS at"),
         (&server, ca_only, "connecting to NATS at"),
     ] {
-        let elector = connect(&format!("nats://{}/billing?{settings}", server.endpoint())).await;
-        let campaign = campaign(&elector);
-        until(expected, async || {
-            let status = elector.status();
-            status.connection == Connection::Retrying
-                && status.last_error.unwrap_or_default().contains(expected)
-        })
-        .await;
-        assert!(!campaign.is_finished());
-        campaign.abort();
-        elector.close().await;
+        is_retried(&format!("nats://{}/billing?{settings}", server.endpoint()), expected).await;
     }
 }
 

@@ -19,7 +19,7 @@ use tenure_testkit::{
 };
 use tenure_tests::{
     Authority, ClientFiles,
-    campaign::{campaign, connect, leads, refusal},
+    campaign::{campaign, connect, is_retried, leads, refusal},
     promptly, wait_for_heartbeats,
 };
 use tracing_subscriber::filter::LevelFilter;
@@ -321,17 +321,7 @@ async fn tls_checks_both_sides() {
         (format!("postgres://app:{OLD}@{cert}/postgres?{}", settings(&untrusted)), "received fatal alert"),
         (format!("postgres://app:{OLD}@{}/postgres?{ca}", plain.endpoint()), "server does not support TLS"),
     ] {
-        let elector = connect(&url).await;
-        let campaign = campaign(&elector);
-        until(expected, async || {
-            let status = elector.status();
-            status.connection == Connection::Retrying
-                && status.last_error.unwrap_or_default().contains(expected)
-        })
-        .await;
-        assert!(!campaign.is_finished());
-        campaign.abort();
-        elector.close().await;
+        is_retried(&url, expected).await;
     }
 }
 

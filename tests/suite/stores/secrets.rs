@@ -419,8 +419,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
         printed.add_error(&tenure::connect(&url).await.unwrap_err());
     }
     run_failing(&printed, &format!("s3://app:{PASSWORD}@b?endpoint=http://127.0.0.1:1"), "").await;
-    for closed in ["mysql://app:PASSWORD@127.0.0.1:1/x", "redis://app:PASSWORD@127.0.0.1:1/0"] {
-        let closed = format!("{}?ca={cert}&cert={cert}&key={key}", closed.replace("PASSWORD", PASSWORD));
+    for (scheme, path) in [("mysql", "x"), ("redis", "0")] {
+        let closed = format!("{scheme}://app:{PASSWORD}@127.0.0.1:1/{path}?ca={cert}&cert={cert}&key={key}");
         run_failing(&printed, &closed, "").await;
     }
     // A server that rejects the client's certificate, and one whose certificate the client does not trust.
