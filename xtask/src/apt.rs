@@ -1,6 +1,9 @@
 //! Installs Debian packages, and finds the mirror that they come from.
 
-use std::{fs, sync::Once};
+use std::{
+    fs,
+    sync::{Mutex, Once, PoisonError},
+};
 
 use anyhow::{Result, bail, ensure};
 
@@ -17,6 +20,9 @@ pub(crate) fn install(package: &str, purpose: &str) -> Result<()> {
         );
     }
     ensure!(is_root(), "{purpose} is missing: run this as root, or first `sudo apt-get install {package}`");
+    // apt serves one at a time.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     say(format!("{purpose} is missing: installing Debian's {package}"));
     update();
     let arguments = ["install", "--yes", "--no-install-recommends", package];

@@ -23,7 +23,8 @@ pub(crate) struct Image {
 
 /// Programs of which Debian has no package.
 pub(crate) struct Build {
-    /// A shell script that runs inside the image, as root. Its argument is a folder that is deleted afterwards.
+    /// A shell script that runs as root, with the image's packages. Its argument is a folder, which does not get into the image. What it installs
+    /// into `/usr/local/bin` does.
     pub(crate) script: &'static str,
     /// The files in that folder: their names, and what is in them.
     pub(crate) files: &'static [(&'static str, &'static str)],

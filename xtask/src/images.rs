@@ -1,6 +1,7 @@
 //! The images of the test servers: used when present, else made from Debian's packages.
 
 use std::{
+    env,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -21,18 +22,23 @@ use crate::{
 
 /// The time limit for pulling an image; an unreachable registry fails at once.
 const PULL_TIMEOUT: Duration = Duration::from_secs(60);
-const BUILD_TIMEOUT: Duration = Duration::from_secs(300);
-/// The same, with programs that are compiled.
-const COMPILE_TIMEOUT: Duration = Duration::from_secs(3600);
+const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The label that says of what an image was made.
 const CONTENTS: &str = "tenure-test-packages";
 
+/// Counted up when images of the same packages are made in another way.
+const RECIPE: u32 = 2;
+
+/// Proxies that the build of an image uses as this machine does.
+const PROXIES: [&str; 6] = ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+
 /// Where programs are built in an image.
 const BUILD_DIR: &str = "/tmp/tenure-build";
 
-/// What Debian's own images have, too: packages are installed without waiting for the disk, and start no service.
-const OF_AN_IMAGE: [(&str, &str, u32); 2] = [
+/// Files (path, text, mode) that Debian's official images have, and debootstrap does not write: packages are installed without flushing to the
+/// disk, and start no service.
+const BASE_IMAGE_FILES: [(&str, &str, u32); 2] = [
     ("etc/dpkg/dpkg.cfg.d/tenure-test", "force-unsafe-io\n", 0o644),
     ("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755),
 ];
@@ -73,13 +79,13 @@ pub(crate) fn ensure(images: &[&Image]) -> Result<()> {
 
 fn ensure_one(image: &Image) -> Result<()> {
     let tag = image.tag();
-    match docker(["image", "inspect", &format!("--format={{{{index .Config.Labels {CONTENTS:?}}}}}"), &tag]) {
-        Ok(contents) if image.is_overridden() || contents == image.contents() => {
+    match contents_of(&tag) {
+        Ok(contents) if image.is_overridden() || contents == contents_wanted(image) => {
             say(format!("image {tag} is there"));
             return Ok(());
         }
         Ok(_) => say(format!("image {tag} has other contents: rebuilding it")),
-        Err(_) => {}
+        Err(_) => say(format!("image {tag} is missing")),
     }
     let start = Instant::now();
     make(image).with_context(|| {
@@ -88,67 +94,91 @@ fn ensure_one(image: &Image) -> Result<()> {
             image.override_variable, image.needs
         )
     })?;
-    say(format!("image {tag} was built in {:.0} s", start.elapsed().as_secs_f32()));
+    say(format!("image {tag} was made in {:.0} s", start.elapsed().as_secs_f32()));
     Ok(())
 }
 
+/// Of what an image was made.
+fn contents_of(tag: &str) -> Result<String> {
+    docker(["image", "inspect", &format!("--format={{{{index .Config.Labels {CONTENTS:?}}}}}"), tag])
+}
+
+fn contents_wanted(image: &Image) -> String {
+    format!("{}, recipe {RECIPE}", image.contents())
+}
+
 fn make(image: &Image) -> Result<()> {
-    let tag = image.tag();
     if image.is_overridden() {
-        say(format!("image {tag} is missing: pulling it"));
-        return run(&mut command("docker", ["pull", &tag]));
+        return run(&mut command("docker", ["pull", &image.tag()]));
     }
-    let base = debian(image.suite)?;
-    say(format!("image {tag} is missing: building it on {base}"));
-    let folder = tempfile::tempdir()?;
+    let on_official_base = official_base(image.suite).and_then(|base| build(image, &base));
+    if let Err(error) = on_official_base {
+        say(format!("{} cannot be built on Debian's image: {error:#}", image.tag()));
+        build(image, &bootstrapped_base(image.suite)?)?;
+    }
+    Ok(())
+}
+
+fn build(image: &Image, base: &str) -> Result<()> {
+    say(format!("building {} on {base}", image.tag()));
+    let (folder, log) = (tempfile::tempdir()?, tempfile::NamedTempFile::new()?);
     let packages = image.packages.join(" ");
+    // Packages that a test installs later may start services.
     let mut recipe = format!(
         "FROM {base} AS packages\nLABEL {CONTENTS}={:?}\nRUN apt-get update && \
          DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {packages} && \
-         rm -rf /var/lib/apt/lists /var/cache/apt/archives /usr/sbin/policy-rc.d\n",
-        image.contents()
+         apt-get clean && rm -rf /var/lib/apt/lists /usr/sbin/policy-rc.d\n",
+        contents_wanted(image)
     );
-    let mut limit = BUILD_TIMEOUT;
     if let Some(build) = &image.build {
         build.prepare(&folder.path().join("build"))?;
-        // A volume, because a container's own file system is slow. What is in it is gone after the step.
+        // In a volume, because the layers of a container are a slow file system. Only /usr/local/bin gets into the image.
         recipe += &format!(
             "FROM packages AS build\nCOPY build {BUILD_DIR}\nVOLUME {BUILD_DIR}\nRUN sh {BUILD_DIR}/script.sh {BUILD_DIR}\n\
              FROM packages\nCOPY --from=build /usr/local/bin /usr/local/bin\n"
         );
-        limit = COMPILE_TIMEOUT;
     }
     fs::write(folder.path().join("Dockerfile"), recipe)?;
-    // In the network of the machine, whose mirror and proxy may not be reached from a container's own.
-    let arguments = ["build", "--quiet", "--network=host", "--force-rm", "--tag", &tag];
-    output_within(command("docker", arguments).arg(folder.path()), limit)?;
+    let mut build = command("sh", ["-c", "exec docker build \"$@\" >\"$0\" 2>&1"]);
+    // In the host's network: its mirror or proxy may be out of reach from the network of a container.
+    build.arg(log.path()).args(["--network=host", "--force-rm", "--tag", &image.tag()]);
+    build.args(
+        PROXIES.iter().filter(|name| env::var_os(name).is_some()).map(|name| format!("--build-arg={name}")),
+    );
+    output_within(build.arg(folder.path()), BUILD_TIMEOUT).with_context(|| {
+        let said = fs::read_to_string(log.path()).unwrap_or_default();
+        let lines: Vec<_> = said.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    })?;
     Ok(())
 }
 
-/// An image of this release of Debian: its own one, or one that is made here.
-fn debian(suite: &str) -> Result<String> {
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-    // Not the slim one, which installs no manual pages.
-    let (official, own) = (format!("debian:{suite}"), format!("tenure-test/debian:{suite}"));
-    for tag in [&official, &own] {
-        if docker(["image", "inspect", tag]).is_ok() {
-            return Ok(tag.clone());
-        }
+/// Debian's own image of this release, which is pulled if it is missing. Not the slim one: its dpkg leaves out manual pages and documentation,
+/// which a test of the Debian package reads.
+fn official_base(suite: &str) -> Result<String> {
+    let tag = format!("debian:{suite}");
+    if docker(["image", "inspect", &tag]).is_err() {
+        output_within(&mut command("docker", ["pull", "--quiet", &tag]), PULL_TIMEOUT)?;
     }
-    match output_within(&mut command("docker", ["pull", "--quiet", &official]), PULL_TIMEOUT) {
-        Ok(_) => Ok(official),
-        Err(error) => {
-            say(format!("Debian's image is not available: {error:#}"));
-            say(format!("building {own} from Debian's packages"));
-            bootstrap(suite, &own)?;
-            Ok(own)
-        }
-    }
+    Ok(tag)
 }
 
-/// Makes an image with the packages that every Debian system has.
-fn bootstrap(suite: &str, tag: &str) -> Result<()> {
+/// A base image that is made with debootstrap, if it is missing.
+fn bootstrapped_base(suite: &str) -> Result<String> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let tag = format!("tenure-test/debian:{suite}");
+    let contents = format!("recipe {RECIPE} of {}", apt::mirror().unwrap_or_default());
+    if contents_of(&tag).is_ok_and(|found| found == contents) {
+        return Ok(tag);
+    }
+    say(format!("making {tag} from Debian's packages"));
+    bootstrap(suite, &tag, &contents)?;
+    Ok(tag)
+}
+
+/// Makes a base image with debootstrap: of the essential packages and apt (`minbase`).
+fn bootstrap(suite: &str, tag: &str, contents: &str) -> Result<()> {
     ensure!(apt::is_root(), "building a system from Debian's packages needs root");
     if !exists("debootstrap") {
         apt::install("debootstrap", "debootstrap")?;
@@ -157,7 +187,7 @@ fn bootstrap(suite: &str, tag: &str) -> Result<()> {
     let root = folder.path().join("root");
     let mut debootstrap = command("debootstrap", ["--variant=minbase", suite]);
     run(debootstrap.arg(&root).args(apt::mirror()).stdout(Stdio::null()))?;
-    for (path, text, mode) in OF_AN_IMAGE {
+    for (path, text, mode) in BASE_IMAGE_FILES {
         let path = root.join(path);
         fs::write(&path, text)?;
         fs::set_permissions(&path, Permissions::from_mode(mode))?;
@@ -168,7 +198,9 @@ fn bootstrap(suite: &str, tag: &str) -> Result<()> {
     tar.arg("--directory").arg(&root).arg(".");
     let mut tar = tar.stdout(Stdio::piped()).spawn().context("cannot run tar")?;
     let archive = tar.stdout.take().context("tar's output was piped")?;
-    let imported = run(command("docker", ["import", "-", tag]).stdin(archive).stdout(Stdio::null()));
+    let label = format!("--change=LABEL {CONTENTS}={contents:?}");
+    let mut import = command("docker", ["import", &label, "-", tag]);
+    let imported = run(import.stdin(archive).stdout(Stdio::null()));
     let packed = tar.wait()?;
     imported?;
     ensure!(packed.success(), "tar failed ({packed})");
