@@ -166,5 +166,5 @@ pub(crate) fn trials(options: &TrialOptions) -> Result<()> {
 fn prepare() -> Result<PathBuf> {
     images::ensure_with_tools()?;
     servers::remove_leftovers();
-    failpoint_build::build("tenure-chaos")
+    failpoint_build::build_beside_tests("tenure-chaos")
 }

@@ -33,7 +33,7 @@ const COLUMNS: [&str; 10] = [
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Where the servers elect their leader; all stores, three at a time, unless one is named
+    /// Where the servers elect their leader; all stores, five at a time, unless one is named
     #[arg(long, value_enum)]
     store: Option<Store>,
     /// How many runs on each store, each with another seed
@@ -99,7 +99,7 @@ impl Store {
 }
 
 /// How many runs there are at a time on different stores. A run mostly waits.
-const AT_A_TIME: usize = 3;
+const AT_A_TIME: usize = 5;
 
 /// Runs the demo for each store and seed.
 ///

@@ -14,24 +14,34 @@ use crate::{
     tools,
 };
 
+/// The setting with which a build has failpoints.
+const FAILPOINTS: &str = "tenure_mutants";
+
 /// Builds a program with failpoints in a target directory of its own, and returns its path. With `tokio_unstable`, tokio takes its
 /// random choices from a seed.
 ///
 /// # Errors
 /// When it cannot be built.
 pub(crate) fn build(package: &str) -> Result<PathBuf> {
-    build_program(package, package, &[])
+    tools::ensure_for_build()?;
+    let mut build = cargo(["build", "--release", "--package", package]);
+    run(with_failpoints(&mut build, None)?)?;
+    Ok(target_dir()?.join("release").join(package))
 }
 
-/// Builds the program `name` of a package, as [`build`] does, with further arguments for cargo.
+/// Builds the program `name` with failpoints, of the dependencies that the tests have compiled. Only the packages of this workspace are optimized.
 ///
 /// # Errors
 /// When it cannot be built.
-pub(crate) fn build_program(package: &str, name: &str, arguments: &[&str]) -> Result<PathBuf> {
+pub(crate) fn build_beside_tests(name: &str) -> Result<PathBuf> {
     tools::ensure_for_build()?;
-    let mut build = cargo(["build", "--release", "--package", package]);
-    run(with_failpoints(build.args(arguments), None)?)?;
-    Ok(target_dir()?.join("release").join(name))
+    let mut build = cargo(["build", "--workspace", "--all-features", "--bin", name]);
+    for setting in ["profile.dev.opt-level=2", "profile.dev.package.'*'.opt-level=0"] {
+        build.args(["--config", setting]);
+    }
+    let wrapper = wrapper(&target_dir()?, &[FAILPOINTS.to_owned()])?;
+    run(build.env("RUSTC_WORKSPACE_WRAPPER", wrapper))?;
+    Ok(std::path::absolute(target())?.join("debug").join(name))
 }
 
 /// Lets a command of cargo's build with failpoints and, if one is named, with a checker of races.
@@ -43,7 +53,7 @@ pub(crate) fn build_program(package: &str, name: &str, arguments: &[&str]) -> Re
 pub(crate) fn with_failpoints<'a>(cargo: &'a mut Command, checker: Option<&str>) -> Result<&'a mut Command> {
     let target = target_dir()?;
     let settings: Vec<_> = checker.map(|checker| format!("tenure_{checker}")).into_iter().collect();
-    let wrapper = wrapper(&target, &[settings, vec!["tenure_mutants".to_owned()]].concat())?;
+    let wrapper = wrapper(&target, &[settings, vec![FAILPOINTS.to_owned()]].concat())?;
     Ok(cargo
         .env("RUSTFLAGS", "--cfg tokio_unstable")
         .env("RUSTC_WORKSPACE_WRAPPER", wrapper)

@@ -62,7 +62,7 @@ pub(crate) fn mutants(options: &Options) -> Result<()> {
     let mut sim =
         simulation(&failpoint_build::build("tenure-sim")?, options, options.seeds.or(Some(MUTANT_SEEDS)));
     let sim = run_for_json(sim.args(["--mutants", "--json"]))?;
-    let guard = failpoint_build::build_program("tenure-cli", "tenure", &["--no-default-features"])?;
+    let guard = failpoint_build::build_beside_tests("tenure")?;
     let guard = run_for_json(Command::new(guard).arg("--mutants"))?;
     let all = ["model", "simulation", "guard"].into_iter().zip([model, sim, guard]);
     let parts: Vec<Part> = all.map(|(name, said)| Part::read(name, said)).collect::<Result<_>>()?;
