@@ -98,7 +98,7 @@ pub(crate) async fn end_session() -> Result<u8> {
     let election = &session.election;
     let reason = match timeout_at(deadline, session.end(deadline)).await {
         Ok(Ok(())) => {
-            messages::try_print(&format!(
+            messages::print_last(&format!(
                 "`tenure run` was killed: the program was killed, and leadership of {election} was given back"
             ));
             return Ok(0);
@@ -106,7 +106,7 @@ pub(crate) async fn end_session() -> Result<u8> {
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("the store has not answered within {}", humantime::format_duration(TIMEOUT)),
     };
-    messages::try_print(&format!(
+    messages::print_last(&format!(
         "`tenure run` was killed, and its session was not ended: {reason}; another node leads {election} after the TTL"
     ));
     Ok(exit::STORE_UNAVAILABLE)

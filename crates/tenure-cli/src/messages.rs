@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use serde_json::json;
 use tracing::Level;
 
@@ -168,12 +171,18 @@ fn has_room() -> bool {
     has_room_within(Duration::ZERO)
 }
 
-/// Whether that is so at some time until then. A signal ends the wait.
+/// Whether that is so at some time until then.
 fn has_room_within(limit: Duration) -> bool {
+    let start = Instant::now();
     let stderr = stderr();
-    let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
-    let ready = poll(&mut polled, Timespec::try_from(limit).ok().as_ref());
-    ready.is_ok() && polled[0].revents().contains(PollFlags::OUT)
+    loop {
+        let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
+        let left = Timespec::try_from(limit.saturating_sub(start.elapsed())).ok();
+        match poll(&mut polled, left.as_ref()) {
+            Err(Errno::INTR) if start.elapsed() < limit => {}
+            ready => return ready.is_ok() && polled[0].revents().contains(PollFlags::OUT),
+        }
+    }
 }
 
 /// Writes whole lines, so that a status line stays below them.

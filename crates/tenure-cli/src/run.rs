@@ -127,7 +127,7 @@ async fn run_terms(
             CampaignEnd::Elected(leadership) => leadership,
             CampaignEnd::NotElected { reason, store_failed } => {
                 if store_failed || !options.quiet {
-                    messages::try_print(&format!("not elected: {reason}"));
+                    messages::print_last(&format!("not elected: {reason}"));
                 }
                 return Ok(exit::NOT_ELECTED);
             }
@@ -162,7 +162,11 @@ async fn run_terms(
             }
             TermEnd::ProgramExit(ProgramExit::Signaled(signal)) => (exit::from_signal(signal), true),
             TermEnd::LeadershipLost(reason) => {
-                messages::try_print(&format!("leadership of {} was lost: {reason}", options.store.election));
+                let lost = format!("leadership of {} was lost: {reason}", options.store.election);
+                match options.restart {
+                    Restart::Never => messages::print_last(&lost),
+                    Restart::OnFailure | Restart::Always => drop(messages::try_print(&lost)),
+                }
                 (exit::LEADERSHIP_LOST, true)
             }
         };
