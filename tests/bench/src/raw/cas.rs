@@ -38,6 +38,7 @@ fn open(url: &str) -> Result<Arc<dyn CasStore>> {
 pub(crate) struct Cas {
     url: String,
     store: Arc<dyn CasStore>,
+    epoch: Epoch,
     /// Of another client. `None` where the store gives none.
     hints: Option<BoxStream<'static, ()>>,
     watched: Version,
@@ -93,7 +94,7 @@ impl Cas {
                 })
                 .boxed()
         });
-        Ok(Self { url: url.to_owned(), store, hints, watched: versions.remove(1) })
+        Ok(Self { url: url.to_owned(), store, epoch, hints, watched: versions.remove(1) })
     }
 }
 
@@ -104,10 +105,9 @@ impl RawStore for Cas {
     }
 
     async fn enter(&mut self) -> Result<Duration> {
-        let epoch = epoch(&*self.store).await?;
         let begun = Instant::now();
         let version = version_of(&*self.store, ELECTION).await?;
-        swap(&*self.store, ELECTION, version.as_ref(), epoch).await?;
+        swap(&*self.store, ELECTION, version.as_ref(), self.epoch).await?;
         Ok(begun.elapsed())
     }
 
@@ -127,12 +127,11 @@ impl RawStore for Cas {
 
     async fn handover(&mut self, quiet: Duration) -> Result<Duration> {
         let hints = self.hints.as_mut().context("this store gives no hints of changes")?;
-        let epoch = epoch(&*self.store).await?;
         tokio::time::sleep(quiet).await;
         // Of the previous change, of which there may be several.
         while futures::FutureExt::now_or_never(hints.next()).is_some() {}
         let begun = Instant::now();
-        let swapping = swap(&*self.store, WATCHED, Some(&self.watched), epoch);
+        let swapping = swap(&*self.store, WATCHED, Some(&self.watched), self.epoch);
         let (swapped, hint) = tokio::join!(swapping, async { hints.next().await.map(|()| begun.elapsed()) });
         self.watched = swapped?;
         hint.context("the hints have ended")
