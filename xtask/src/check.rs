@@ -89,7 +89,10 @@ fn each_feature_alone(metadata: &Metadata) -> Result<()> {
             let chosen = ["--package", package, "--no-default-features", "--features", features];
             run(cargo(["clippy", "--quiet"]).args(chosen).args(["--", "-D", "warnings"]))
         };
-        lint("")?;
+        // Without its feature this one leaves the version of Kubernetes' API to the program, and does not compile by itself.
+        if package != "tenure-kubernetes" {
+            lint("")?;
+        }
         for feature in metadata.features(package)? {
             lint(&feature)?;
         }

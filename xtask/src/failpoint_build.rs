@@ -41,7 +41,11 @@ pub(crate) fn build_beside_tests(name: &str) -> Result<PathBuf> {
     }
     let wrapper = wrapper(&target_dir()?, &[FAILPOINTS.to_owned()])?;
     run(build.env("RUSTC_WORKSPACE_WRAPPER", wrapper))?;
-    Ok(std::path::absolute(target())?.join("debug").join(name))
+    // Moved, because an ordinary build would replace it while it runs; and so that nothing else takes it for an ordinary build.
+    let built = target_dir()?.join(name);
+    fs::rename(target().join("debug").join(name), &built)
+        .with_context(|| format!("cannot move {name} to {}", built.display()))?;
+    Ok(built)
 }
 
 /// Lets a command of cargo's build with failpoints and, if one is named, with a checker of races.

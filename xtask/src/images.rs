@@ -1,6 +1,7 @@
 //! The images of the test servers: used when present, else made from Debian's packages.
 
 use std::{
+    collections::BTreeSet,
     env,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
@@ -22,7 +23,9 @@ use crate::{
 
 /// The time limit for pulling an image; an unreachable registry fails at once.
 const PULL_TIMEOUT: Duration = Duration::from_secs(60);
-const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
+const BUILD_TIMEOUT: Duration = Duration::from_secs(900);
+/// The same, with programs that are compiled.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The label that says of what an image was made.
 const CONTENTS: &str = "tenure-test-packages";
@@ -113,8 +116,9 @@ fn make(image: &Image) -> Result<()> {
     }
     let on_official_base = official_base(image.suite).and_then(|base| build(image, &base));
     if let Err(error) = on_official_base {
-        say(format!("{} cannot be built on Debian's image: {error:#}", image.tag()));
-        build(image, &bootstrapped_base(image.suite)?)?;
+        let failed = format!("{} cannot be built on Debian's image: {error:#}", image.tag());
+        say(&failed);
+        bootstrapped_base(image.suite).and_then(|base| build(image, &base)).context(failed)?;
     }
     Ok(())
 }
@@ -145,7 +149,8 @@ fn build(image: &Image, base: &str) -> Result<()> {
     build.args(
         PROXIES.iter().filter(|name| env::var_os(name).is_some()).map(|name| format!("--build-arg={name}")),
     );
-    output_within(build.arg(folder.path()), BUILD_TIMEOUT).with_context(|| {
+    let limit = if image.build.is_some() { COMPILE_TIMEOUT } else { BUILD_TIMEOUT };
+    output_within(build.arg(folder.path()), limit).with_context(|| {
         let said = fs::read_to_string(log.path()).unwrap_or_default();
         let lines: Vec<_> = said.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
@@ -155,10 +160,17 @@ fn build(image: &Image, base: &str) -> Result<()> {
 
 /// Debian's own image of this release, which is pulled if it is missing. Not the slim one: its dpkg leaves out manual pages and documentation,
 /// which a test of the Debian package reads.
-fn official_base(suite: &str) -> Result<String> {
+fn official_base(suite: &'static str) -> Result<String> {
+    /// The releases that could not be pulled. Each is tried once.
+    static UNAVAILABLE: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let mut unavailable = UNAVAILABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let tag = format!("debian:{suite}");
-    if docker(["image", "inspect", &tag]).is_err() {
-        output_within(&mut command("docker", ["pull", "--quiet", &tag]), PULL_TIMEOUT)?;
+    ensure!(!unavailable.contains(suite), "{tag} is not available");
+    if docker(["image", "inspect", &tag]).is_err()
+        && let Err(error) = output_within(&mut command("docker", ["pull", "--quiet", &tag]), PULL_TIMEOUT)
+    {
+        unavailable.insert(suite);
+        return Err(error);
     }
     Ok(tag)
 }
@@ -199,8 +211,8 @@ fn bootstrap(suite: &str, tag: &str, contents: &str) -> Result<()> {
     let mut tar = tar.stdout(Stdio::piped()).spawn().context("cannot run tar")?;
     let archive = tar.stdout.take().context("tar's output was piped")?;
     let label = format!("--change=LABEL {CONTENTS}={contents:?}");
-    let mut import = command("docker", ["import", &label, "-", tag]);
-    let imported = run(import.stdin(archive).stdout(Stdio::null()));
+    // Dropped at once, with its end of the pipe: tar would wait for a reader if the import failed.
+    let imported = run(command("docker", ["import", &label, "-", tag]).stdin(archive).stdout(Stdio::null()));
     let packed = tar.wait()?;
     imported?;
     ensure!(packed.success(), "tar failed ({packed})");
