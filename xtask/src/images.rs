@@ -21,8 +21,9 @@ use crate::{
     shell::{command, exists, output_within, run, say},
 };
 
-/// The time limit for pulling an image; an unreachable registry fails at once.
+/// The time limit for pulling an image. Most unreachable registries fail at once.
 const PULL_TIMEOUT: Duration = Duration::from_secs(60);
+/// The time limit for building one.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(900);
 /// The same, with programs that are compiled.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -30,7 +31,7 @@ const COMPILE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The label that says of what an image was made.
 const CONTENTS: &str = "tenure-test-packages";
 
-/// Counted up when images of the same packages are made in another way.
+/// A version, to be raised when images of the same packages are made in another way: then existing ones are made again.
 const RECIPE: u32 = 2;
 
 /// Proxies that the build of an image uses as this machine does.
@@ -101,7 +102,7 @@ fn ensure_one(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// Of what an image was made.
+/// Reads of what an image was made.
 fn contents_of(tag: &str) -> Result<String> {
     docker(["image", "inspect", &format!("--format={{{{index .Config.Labels {CONTENTS:?}}}}}"), tag])
 }
@@ -127,7 +128,7 @@ fn build(image: &Image, base: &str) -> Result<()> {
     say(format!("building {} on {base}", image.tag()));
     let (folder, log) = (tempfile::tempdir()?, tempfile::NamedTempFile::new()?);
     let packages = image.packages.join(" ");
-    // Packages that a test installs later may start services.
+    // Without policy-rc.d in the end, so that a package that a test installs can start its services.
     let mut recipe = format!(
         "FROM {base} AS packages\nLABEL {CONTENTS}={:?}\nRUN apt-get update && \
          DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {packages} && \

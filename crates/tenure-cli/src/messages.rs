@@ -29,7 +29,7 @@ static HELD: Mutex<Option<HeldLines>> = Mutex::new(None);
 const MAX_HELD_LINES: usize = 100;
 /// How long a message waits for another thread's write: less than any margin before a deadline.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(10);
-/// The same for the last message, after which nothing else is to be done in time; and how long it waits for a reader.
+/// How long the last message of a command waits for another thread's write, and then for a full standard error to be read. No deadline follows.
 const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Begins the current row of a terminal again.
 const ERASE_ROW: &str = "\r\x1b[K";
@@ -80,7 +80,7 @@ pub(crate) fn try_inform(text: &str) -> bool {
     try_print_at(Level::INFO, text)
 }
 
-/// Prints like [`print`], before the command ends: a standard error that nobody reads delays that by a second or two.
+/// Prints like [`print`], just before the command ends. Waits at most twice [`LAST_TIMEOUT`] when it cannot write.
 pub(crate) fn print_last(text: &str) {
     if let Some(status_line) = lock_within(&STATUS_LINE, LAST_TIMEOUT)
         && has_room_within(LAST_TIMEOUT)
@@ -94,7 +94,7 @@ fn print_at(level: Level, text: &str) {
 }
 
 fn try_print_at(level: Level, text: &str) -> bool {
-    // A log line that is being written is not blocked, as a rule.
+    // Another thread's write ends at once, unless standard error is full.
     let Some(status_line) = lock_within(&STATUS_LINE, LOCK_TIMEOUT) else { return false };
     let has_room = has_room();
     if has_room {
@@ -171,7 +171,7 @@ fn has_room() -> bool {
     has_room_within(Duration::ZERO)
 }
 
-/// Whether that is so at some time until then.
+/// Whether a line can be written without blocking, now or at some time within `limit`.
 fn has_room_within(limit: Duration) -> bool {
     let start = Instant::now();
     let stderr = stderr();
@@ -205,7 +205,7 @@ fn lock() -> MutexGuard<'static, String> {
     STATUS_LINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the lock, unless it is not free in time.
+/// Takes the lock. Returns `None` if it is not free within `limit`.
 fn lock_within<T>(mutex: &Mutex<T>, limit: Duration) -> Option<MutexGuard<'_, T>> {
     let start = Instant::now();
     loop {
